@@ -1,0 +1,33 @@
+# Every target works on a machine with Python 3.11 (or newer) and make alone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: test test-slow lint curve curve-llm train-tiny clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tasks]'
+	touch $@
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+curve: .venv/installed
+	$(BIN)/tsi scale --preset curve
+
+curve-llm: .venv/installed
+	$(BIN)/tsi scale --preset curve-llm
+
+train-tiny: .venv/installed
+	$(BIN)/python -m tsi.experiments.train_tiny
+
+clean:
+	rm -rf .venv results build dist *.egg-info

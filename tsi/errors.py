@@ -1,0 +1,48 @@
+"""Errors that tsi raises on purpose: sentences with what, where and what to do."""
+
+
+class TsiError(Exception):
+    """Base of all errors that tsi raises on purpose."""
+
+
+class ConfigurationError(TsiError):
+    """Arguments contradict each other or the method's needs."""
+
+
+class UnknownNameError(TsiError):
+    """A method, task or model name that does not exist; the message lists the known.
+
+    Args:
+        kind: what was looked up, for example ``"method"``.
+        name: the name that was asked for.
+        known: the names that exist.
+    """
+
+    def __init__(self, kind: str, name: str, known: object) -> None:
+        names = ", ".join(sorted(str(k) for k in known))  # type: ignore[attr-defined]
+        super().__init__(f"There is no {kind} named {name!r}. Known: {names}.")
+        self.kind, self.name = kind, name
+
+
+class CheckpointError(TsiError):
+    """A model file that is malformed, truncated or does not fit the architecture."""
+
+
+class CapabilityError(TsiError):
+    """A sampler needs an optional capability that the target does not have."""
+
+
+class PromptTooLongError(TsiError):
+    """A prompt that does not fit the cache or the model's context."""
+
+
+class RewardError(TsiError):
+    """A reward that is not a number, or a reward model that cannot score."""
+
+
+class ResultsError(TsiError):
+    """A results file that cannot be continued or read."""
+
+
+class AnswerError(TsiError):
+    """A grader that failed, or an answer beyond the limits of time or size."""
