@@ -20,13 +20,14 @@ class Segment(NamedTuple):
     one problem share the keys of its prompt without a copy.
 
     Attributes:
-        keys: ``[L, B, S, K, h]``, rotated.
-        values: ``[L, B, S, K, h]``.
+        keys: ``[L, B, K, h, S]``, rotated. Positions are innermost, since that is the
+            layout in which a product with a few queries streams through memory.
+        values: ``[L, B, K, S, h]``.
         mask: ``[B, S]``, True where a position may be attended to.
     """
 
-    keys: Float[Array, "L B S K h"]
-    values: Float[Array, "L B S K h"]
+    keys: Float[Array, "L B K h S"]
+    values: Float[Array, "L B K S h"]
     mask: Bool[Array, "B S"]
 
 
@@ -83,51 +84,80 @@ def rotate(
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
+class Partial(NamedTuple):
+    """A softmax-weighted sum over part of the positions, not yet normalised."""
+
+    peak: Float[Array, "R Q K G"]
+    total: Float[Array, "R Q K G"]
+    mixed: Float[Array, "R Q K G h"]
+
+
+def attend_part(
+    queries: Float[Array, "R Q K G h"],
+    keys: Float[Array, "B K h S"],
+    values: Float[Array, "B K S h"],
+    mask: Bool[Array, "*m S"],
+) -> Partial:
+    """Attention over one stretch of positions, B dividing R (see :class:`Segment`).
+
+    ``mask`` broadcasts against ``[B, K, n, Q, G, S]``.
+    """
+    rows, owners = queries.shape[0], keys.shape[0]
+    shared = queries.reshape(owners, rows // owners, *queries.shape[1:])
+    shared = jnp.transpose(shared, (0, 3, 1, 2, 4, 5)) * queries.shape[-1] ** -0.5
+    scores = jnp.einsum(
+        "bknqgh,bkhs->bknqgs", shared, keys, preferred_element_type=jnp.float32
+    )
+    # A finite floor keeps a query with nothing to attend to free of NaN; its part
+    # vanishes in the merge, or is a padding position that nobody reads.
+    scores = jnp.where(mask, scores, -1e30)
+    peak = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - peak[..., None])
+    mixed = jnp.einsum(
+        "bknqgs,bksh->bknqgh",
+        weights.astype(values.dtype),
+        values,
+        preferred_element_type=jnp.float32,
+    )
+
+    def by_row(x: Array) -> Array:
+        x = jnp.moveaxis(x, 1, 3)
+        return x.reshape(rows, *x.shape[2:])
+
+    return Partial(by_row(peak), by_row(jnp.sum(weights, -1)), by_row(mixed))
+
+
 def attend(
     queries: Float[Array, "R Q H h"],
-    keys: Float[Array, "R Q K h"],
-    values: Float[Array, "R Q K h"],
+    keys: Float[Array, "R K h Q"],
+    values: Float[Array, "R K Q h"],
     valid: Bool[Array, "R Q"],
     context: tuple[tuple[Array, Array, Array], ...],
 ) -> Float[Array, "R Q H h"]:
     """Grouped-query attention to a causal chunk and to any number of segments.
 
+    Each segment is reduced on its own and the parts are merged with one normaliser, so
+    that shared segments are never repeated and scores are never concatenated.
+
     Args:
         queries, keys, values: the chunk's own, rotated.
         valid: False at padding positions of the chunk.
-        context: ``(keys [B, S, K, h], values [B, S, K, h], mask [B, S])`` of one
-            layer, B dividing R (see :class:`Segment`).
-
-    Returns:
-        The attended values; one softmax in float32 runs over all segments together.
+        context: ``(keys, values, mask)`` of one layer of each :class:`Segment`.
     """
     rows, length, heads, width = queries.shape
-    groups = heads // keys.shape[2]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    own_mask = (causal & valid[:, None, :])[:, :, None, None, :]
-
-    grouped = queries.reshape(rows, length, -1, groups, width)
-    scores, sources = [], []
-    for key, value, mask in (*context, (keys, values, None)):
-        owners = key.shape[0]
-        shared = grouped.reshape(owners, -1, *grouped.shape[2:])
-        score = jnp.einsum(
-            "bqkgh,bskh->bqkgs", shared, key, preferred_element_type=jnp.float32
-        ).reshape(rows, length, *grouped.shape[2:4], -1)
-        if mask is None:
-            mask = own_mask
-        else:
-            mask = jnp.repeat(mask, rows // owners, axis=0)[:, None, None, None, :]
-        # A finite floor: a padding query with nothing to attend to stays NaN-free.
-        scores.append(jnp.where(mask, score * width**-0.5, -1e30))
-        sources.append((owners, value))
-
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-    out, start = 0.0, 0
-    for owners, value in sources:
-        stop = start + value.shape[1]
-        part = weights[..., start:stop].astype(value.dtype)
-        part = part.reshape(owners, -1, *part.shape[2:])
-        out += jnp.einsum("bqkgs,bskh->bqkgh", part, value).reshape(grouped.shape)
-        start = stop
-    return out.reshape(queries.shape)
+    grouped = queries.reshape(rows, length, keys.shape[1], -1, width)
+    causal = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, :]
+    parts = [
+        attend_part(grouped, keys, values, causal[:, None, None, :, None, :]),
+        *(
+            attend_part(grouped, k, v, m[:, None, None, None, None, :])
+            for k, v, m in context
+        ),
+    ]
+    peak = jnp.max(jnp.stack([part.peak for part in parts]), axis=0)
+    scales = [jnp.exp(part.peak - peak) for part in parts]
+    total = sum(s * part.total for s, part in zip(scales, parts, strict=True))
+    mixed = sum(
+        s[..., None] * part.mixed for s, part in zip(scales, parts, strict=True)
+    )
+    return (mixed / total[..., None]).astype(queries.dtype).reshape(queries.shape)

@@ -59,10 +59,10 @@ class LlamaConfig:
 
 
 class KeyValues(NamedTuple):
-    """New keys and values of one forward pass, ``[L, R, Q, K, h]`` each."""
+    """New keys and values of one forward pass, in the layout of a Segment."""
 
-    keys: Float[Array, "L R Q K h"]
-    values: Float[Array, "L R Q K h"]
+    keys: Float[Array, "L R K h Q"]
+    values: Float[Array, "L R K Q h"]
 
 
 def inverse_frequencies(config: LlamaConfig) -> Float[Array, " half"]:
@@ -100,7 +100,8 @@ class Attention(nnx.Module):
 
         queries = rotate(heads(self.query(x)), positions, frequencies)
         keys = rotate(heads(self.key(x)), positions, frequencies)
-        values = heads(self.value(x))
+        keys = jnp.transpose(keys, (0, 2, 3, 1))
+        values = jnp.transpose(heads(self.value(x)), (0, 2, 1, 3))
         mixed = attend(queries, keys, values, valid, context)
         return self.out(mixed.reshape(*x.shape[:2], -1)), KeyValues(keys, values)
 
