@@ -1,0 +1,106 @@
+"""What a run on one problem gives back: the same for every sampler."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Ledger(NamedTuple):
+    """What a run cost.
+
+    Args:
+        rollouts: particles N, the budget that papers report.
+        generated_tokens: tokens the policy sampled, including those that resampling
+            threw away later; the prompt's are not among them.
+        reward_tokens: tokens the reward model read.
+        flops: floating-point operations of both models, prompt included.
+        seconds: wall-clock share of this problem in its batch.
+    """
+
+    rollouts: int
+    generated_tokens: int
+    reward_tokens: int
+    flops: float
+    seconds: float
+
+
+class SlotCosts(NamedTuple):
+    """The ledger split by particle slot, so that a run of n < N can be priced exactly.
+
+    Only a sampler that never resamples has slots that are rollouts of their own; then
+    the first n slots of a run of N cost what a run of n alone would have cost.
+
+    Args:
+        generated_tokens: tokens sampled in each slot.
+        reward_tokens: tokens the reward model read for each slot, the prompt excluded.
+        flops: operations spent on each slot, the prompt excluded.
+        prompt_reward_tokens: prompt tokens the reward model read, once for all slots.
+        prompt_flops: operations spent on the prompt, once for all slots.
+    """
+
+    generated_tokens: Int[np.ndarray, "N"]
+    reward_tokens: Int[np.ndarray, "N"]
+    flops: Float[np.ndarray, "N"]
+    prompt_reward_tokens: int
+    prompt_flops: float
+
+
+class Result(NamedTuple):
+    """Weighted particles of one problem with their answers, diagnostics and cost.
+
+    Args:
+        problem_id: the problem's number.
+        texts: what each particle generated.
+        answers: canonical answer of each particle, None where it gave none.
+        rewards: last reward of each particle, in (0, 1).
+        log_weights: log weights with mean weight one.
+        log_evidence: log of the evidence estimate.
+        ess: effective sample size after each step.
+        ancestors: parent of each particle at each step.
+        step_texts: the steps of each surviving particle, or None where not kept.
+        num_recoveries: steps at which every weight of a group was zero.
+        num_invalid: potentials that were not a number (weight zero).
+        num_truncated: particles that ended at a limit instead of by themselves.
+        answer_posterior: probability of each answer given that there is one.
+        selected: the answer that the sampler's rule selects, None if there is none.
+        ledger: what the run cost.
+        slots: the ledger by particle slot, or None where the engine does not keep it.
+    """
+
+    problem_id: int
+    texts: list[str]
+    answers: list[str | None]
+    rewards: Float[np.ndarray, "N"]
+    log_weights: Float[np.ndarray, "N"]
+    log_evidence: float
+    ess: Float[np.ndarray, "T"]
+    ancestors: Int[np.ndarray, "T N"]
+    step_texts: list[list[str]] | None
+    num_recoveries: int
+    num_invalid: int
+    num_truncated: int
+    answer_posterior: dict[str, float]
+    selected: str | None
+    ledger: Ledger
+    slots: SlotCosts | None = None
+    truncated: np.ndarray | None = None  # bool [N], the particles of num_truncated
+
+
+def ledger_of_first(slots: SlotCosts, num_slots: int, seconds: float) -> Ledger:
+    """Ledger of a run of the first `num_slots` particles alone.
+
+    Args:
+        slots: costs by slot of a run that never resampled.
+        num_slots: how many of its particles the smaller run has.
+        seconds: wall-clock time to enter, which cannot be derived.
+    """
+    return Ledger(
+        rollouts=num_slots,
+        generated_tokens=int(slots.generated_tokens[:num_slots].sum()),
+        reward_tokens=int(
+            slots.prompt_reward_tokens + slots.reward_tokens[:num_slots].sum()
+        ),
+        flops=float(slots.prompt_flops + slots.flops[:num_slots].sum()),
+        seconds=seconds,
+    )
