@@ -1,0 +1,132 @@
+"""Chain arithmetic: 3 to 7 operations on single digits, left to right, modulo 100.
+
+    prompt    7*8+5-9:
+    solution  *8=56
+              +5=61
+              -9=52
+
+No precedence: each line applies the next operation to the number before it. Every
+result is taken modulo 100, so 3-9 is 94 and 56*9 is 4. One slip in any line makes the
+answer wrong (but for the rare ones that a later factor takes back modulo 100), hence
+the accuracy of a sample falls with the length of the chain.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.tasks.task import DELIMITER, Split, Task, distinct_problems
+from tsi.problem import Problem
+
+MODULUS = 100
+MIN_STEPS, MAX_STEPS = 3, 7
+PROMPT = re.compile(r"[1-9](?:[-+*][1-9])+:?")
+LINE = re.compile(r"([-+*][1-9])=(0|[1-9]\d?)")
+
+
+def apply(operation: str, value: int) -> int:
+    """One step: ``operation`` is a sign and a digit, such as ``"*8"``."""
+    sign, digit = operation[0], int(operation[1])
+    if sign == "*":
+        return value * digit % MODULUS
+    return (value + digit if sign == "+" else value - digit) % MODULUS
+
+
+def problem(prompt: str) -> Problem:
+    """Read a chain such as ``"7*8+5-9"``; the closing colon may be left out."""
+    text = prompt.replace(" ", "")
+    num_steps = len(text.rstrip(":")) // 2
+    if not PROMPT.fullmatch(text) or not MIN_STEPS <= num_steps <= MAX_STEPS:
+        raise ConfigurationError(
+            f"{prompt!r} is not a chain problem: write {MIN_STEPS} to {MAX_STEPS} "
+            "operations +, - or * on the digits 1 to 9, such as '7*8+5-9'."
+        )
+    text = text.rstrip(":")
+    operations = [text[i : i + 2] for i in range(1, len(text), 2)]
+    value = int(text[0])
+    for operation in operations:
+        value = apply(operation, value)
+    data = {"start": int(text[0]), "operations": operations}
+    return Problem(0, text + ":", str(value), data)
+
+
+def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
+    """An endless stream of problems; the chain itself is a problem's identity."""
+    while True:
+        num_steps = rng.integers(MIN_STEPS, MAX_STEPS + 1)
+        digits = rng.integers(1, 10, num_steps + 1)
+        signs = rng.integers(0, 3, num_steps)
+        chain = str(digits[0]) + "".join(
+            f"{'+-*'[sign]}{digit}"
+            for sign, digit in zip(signs, digits[1:], strict=True)
+        )
+        yield chain, problem(chain)
+
+
+def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
+    """Distinct problems of a split, the shorter list a prefix of the longer."""
+    return distinct_problems(draws(np.random.default_rng(seed)), split, count)
+
+
+def solution(problem: Problem, rng: np.random.Generator) -> str:
+    """The only worked solution; ``rng`` is not used."""
+    value, lines = problem.data["start"], []
+    for operation in problem.data["operations"]:
+        value = apply(operation, value)
+        lines.append(f"{operation}={value}")
+    return DELIMITER.join(lines)
+
+
+def extract(text: str) -> str | None:
+    """The number that the last line of a finished text arrives at."""
+    match = LINE.fullmatch(text.split(DELIMITER)[-1])
+    return match[2] if match else None
+
+
+def correct(problem: Problem, answer: str | None) -> bool:
+    """Whether an extracted answer is the chain's value."""
+    return answer == problem.answer
+
+
+def on_track(problem: Problem, prefix: str) -> bool:
+    """Whether the rest of the chain leads from the prefix's last number to the answer.
+
+    The prefix must have followed the chain's own operations in order; a slip that a
+    later factor takes back modulo 100 counts as on track, because it is.
+    """
+    operations = problem.data["operations"]
+    if prefix and not prefix.endswith(DELIMITER):
+        lines = prefix.split(DELIMITER)
+        if len(lines) != len(operations):
+            return False
+    else:
+        lines = prefix.split(DELIMITER)[:-1]
+        if len(lines) >= len(operations):
+            return False
+    matches = [LINE.fullmatch(line) for line in lines]
+    if any(
+        match is None or match[1] != operation
+        for match, operation in zip(matches, operations, strict=False)
+    ):
+        return False
+    value = int(matches[-1][2]) if matches and matches[-1] else problem.data["start"]
+    for operation in operations[len(lines) :]:
+        value = apply(operation, value)
+    return str(value) == problem.answer
+
+
+CHAIN = Task(
+    name="chain",
+    alphabet="0123456789+-*=:\n",
+    max_prompt_tokens=2 * MAX_STEPS + 2,
+    max_steps=MAX_STEPS,
+    max_step_tokens=len("*9=99\n"),
+    problems=problems,
+    problem=problem,
+    solution=solution,
+    extract=extract,
+    correct=correct,
+    on_track=on_track,
+)

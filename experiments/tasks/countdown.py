@@ -1,0 +1,227 @@
+"""Countdown: combine 3 or 4 given numbers with +, - and * to reach a target.
+
+    prompt    3,5,7,2>24:
+    solution  3*5=15,7,2
+              15+7=22,2
+              22+2=24
+
+Each line combines two of the numbers at hand; what follows its equals sign is what is
+at hand now, the new number first. Every number is used exactly once and every result
+stays within 0 to 99. Most first moves of a hard problem lead nowhere, so a single
+sample often walks into a dead end that only search can leave.
+
+The answer is the expression that the lines build, here ``((3*5)+7)+2``: many different
+expressions are right, and repeating the target proves nothing.
+"""
+
+import ast
+import functools
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.tasks.task import DELIMITER, Split, Task, distinct_problems
+from tsi.problem import Problem
+
+MAX_GIVEN, MAX_NUMBER, MIN_TARGET = 12, 99, 10
+MAX_COUNT = 4
+NUMBER = r"(?:0|[1-9]\d?)"
+PROMPT = re.compile(rf"({NUMBER}(?:,{NUMBER})*)>({NUMBER}):?")
+LINE = re.compile(rf"({NUMBER})([-+*])({NUMBER})=({NUMBER}(?:,{NUMBER})*)")
+EXPRESSION = re.compile(r"[0-9()+*-]{1,40}")
+
+Numbers = tuple[int, ...]
+
+
+def combine(left: int, sign: str, right: int) -> int | None:
+    """The result of one operation, or None where it leaves 0 to 99."""
+    result = {"+": left + right, "-": left - right, "*": left * right}[sign]
+    return result if 0 <= result <= MAX_NUMBER else None
+
+
+def moves(numbers: Numbers) -> Iterator[tuple[int, str, int, Numbers]]:
+    """Every way to combine two numbers, the larger first: operands, sign, what is left.
+
+    What is left starts with the new number and keeps the order of the others.
+    """
+    for i in range(len(numbers)):
+        for j in range(i + 1, len(numbers)):
+            left, right = numbers[i], numbers[j]
+            if left < right:
+                left, right = right, left
+            others = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
+            for sign in "+-*":
+                result = combine(left, sign, right)
+                if result is not None:
+                    yield left, sign, right, (result, *others)
+
+
+@functools.cache
+def reachable_bits(numbers: Numbers) -> int:
+    """All targets of a sorted tuple of numbers: bit t is set if t can be reached."""
+    if len(numbers) == 1:
+        return 1 << numbers[0]
+    bits = 0
+    for *_, left_over in moves(numbers):
+        bits |= reachable_bits(tuple(sorted(left_over)))
+    return bits
+
+
+def solvable(numbers: Numbers, target: int) -> bool:
+    """Whether the target can be reached from the numbers, by exhaustive search."""
+    return bool(reachable_bits(tuple(sorted(numbers))) >> target & 1)
+
+
+def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
+    """An endless stream of solvable problems; order does not make a new problem."""
+    while True:
+        count = rng.integers(3, MAX_COUNT + 1)
+        numbers = tuple(map(int, rng.integers(1, MAX_GIVEN + 1, count)))
+        targets = [t for t in range(MIN_TARGET, MAX_NUMBER + 1) if solvable(numbers, t)]
+        if not targets:
+            continue
+        target = targets[rng.integers(len(targets))]
+        yield f"{sorted(numbers)}>{target}", make_problem(numbers, target)
+
+
+def make_problem(numbers: Numbers, target: int) -> Problem:
+    """The problem with these numbers in this order."""
+    prompt = f"{','.join(map(str, numbers))}>{target}:"
+    return Problem(0, prompt, str(target), {"numbers": numbers, "target": target})
+
+
+def problem(prompt: str) -> Problem:
+    """Read a problem such as ``"3,5,7,2>24"``; the closing colon may be left out."""
+    match = PROMPT.fullmatch(prompt.replace(" ", ""))
+    numbers = tuple(map(int, match[1].split(","))) if match else ()
+    if not match or not 3 <= len(numbers) <= MAX_COUNT or max(numbers) > MAX_GIVEN:
+        raise ConfigurationError(
+            f"{prompt!r} is not a countdown problem: write 3 to {MAX_COUNT} numbers of "
+            f"at most {MAX_GIVEN} and a target below 100, such as '3,5,7,2>24'."
+        )
+    return make_problem(numbers, int(match[2]))
+
+
+def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
+    """Distinct solvable problems of a split, the shorter list a prefix of the longer."""
+    return distinct_problems(draws(np.random.default_rng(seed)), split, count)
+
+
+def solution(problem: Problem, rng: np.random.Generator) -> str:
+    """A random solution: each line drawn evenly from those that can still succeed.
+
+    Raises:
+        ConfigurationError: the problem has no solution.
+    """
+    numbers, target = tuple(problem.data["numbers"]), problem.data["target"]
+    lines = []
+    while len(numbers) > 1:
+        choices = [move for move in moves(numbers) if solvable(move[3], target)]
+        if not choices:
+            raise ConfigurationError(f"{problem.prompt} has no solution.")
+        left, sign, right, numbers = choices[rng.integers(len(choices))]
+        lines.append(f"{left}{sign}{right}={','.join(map(str, numbers))}")
+    return DELIMITER.join(lines)
+
+
+def extract(text: str) -> str | None:
+    """The expression that a finished text's lines build, in canonical form.
+
+    Lines are taken at their word, wrong arithmetic included: an operand stands for the
+    latest line that claimed it as a result and was not used since, or else for a given
+    number. Operands of + and * are sorted, so that 2+3 and 3+2 are one answer.
+    """
+    composites: list[tuple[str, str]] = []
+
+    def operand(number: str) -> str:
+        for index in range(len(composites) - 1, -1, -1):
+            if composites[index][0] == number:
+                return f"({composites.pop(index)[1]})"
+        return number
+
+    for line in text.split(DELIMITER):
+        match = LINE.fullmatch(line)
+        if match is None:
+            return None
+        operands = [operand(match[1]), operand(match[3])]
+        if match[2] != "-":
+            operands.sort()
+        result = match[4].split(",")[0]
+        composites.append((result, match[2].join(operands)))
+    return composites[-1][1]
+
+
+def evaluate(node: ast.expr) -> tuple[int, list[int]] | None:
+    """Value and leaves of a parsed expression; None where a result leaves 0 to 99."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value, [node.value]
+    signs = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
+    if not isinstance(node, ast.BinOp) or type(node.op) not in signs:
+        return None
+    left, right = evaluate(node.left), evaluate(node.right)
+    if left is None or right is None:
+        return None
+    value = combine(left[0], signs[type(node.op)], right[0])
+    return None if value is None else (value, left[1] + right[1])
+
+
+def correct(problem: Problem, answer: str | None) -> bool:
+    """Whether an expression uses each given number once and equals the target.
+
+    The expression is untrusted text: only its length and characters let it through to
+    the parser, and nothing but +, - and * on whole numbers is evaluated.
+    """
+    if answer is None or not EXPRESSION.fullmatch(answer):
+        return False
+    try:
+        found = evaluate(ast.parse(answer, mode="eval").body)
+    except SyntaxError:
+        return False
+    if found is None:
+        return False
+    value, leaves = found
+    return value == problem.data["target"] and sorted(leaves) == sorted(
+        problem.data["numbers"]
+    )
+
+
+def on_track(problem: Problem, prefix: str) -> bool:
+    """Whether every line is legal and true, and the target still within reach."""
+    finished = bool(prefix) and not prefix.endswith(DELIMITER)
+    numbers = sorted(problem.data["numbers"])
+    for line in prefix.removesuffix(DELIMITER).split(DELIMITER) if prefix else []:
+        match = LINE.fullmatch(line)
+        if match is None:
+            return False
+        left, right = int(match[1]), int(match[3])
+        for operand in (left, right):
+            if operand not in numbers:
+                return False
+            numbers.remove(operand)
+        at_hand = list(map(int, match[4].split(",")))
+        if at_hand[0] != combine(left, match[2], right) or sorted(
+            at_hand[1:]
+        ) != sorted(numbers):
+            return False
+        numbers = at_hand
+    if finished:
+        return numbers == [problem.data["target"]]
+    # One number left and the text not ended: only <eos> could follow a whole line.
+    return len(numbers) > 1 and solvable(tuple(numbers), problem.data["target"])
+
+
+COUNTDOWN = Task(
+    name="countdown",
+    alphabet="0123456789+-*=,>:\n",
+    max_prompt_tokens=len("12,12,12,12>99:"),
+    max_steps=MAX_COUNT - 1,
+    max_step_tokens=len("12+12=24,12,12\n"),
+    problems=problems,
+    problem=problem,
+    solution=solution,
+    extract=extract,
+    correct=correct,
+    on_track=on_track,
+)

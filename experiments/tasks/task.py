@@ -1,0 +1,102 @@
+"""What a generated task offers: problems, worked solutions and an exact verifier.
+
+A task is data and pure functions, so that samplers, training and the scaling
+experiment use one definition of what is right. Texts are short on purpose: the
+embedded models read and write characters, and every character costs a forward pass.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from tsi.errors import ConfigurationError
+from tsi.problem import Problem
+
+Split = Literal["train", "validation", "test"]
+
+# Of every 10 distinct problems 8 are for training and one each for the other two.
+SPLIT_OF_TENTH: tuple[Split, ...] = (*("train",) * 8, "validation", "test")
+
+DELIMITER = "\n"
+
+
+class Task(NamedTuple):
+    """A family of problems whose answers are verified exactly.
+
+    A solution is a few lines, one step each, with ``DELIMITER`` between them and the
+    end-of-sequence token after the last: a text that ends with the delimiter is
+    unfinished and has no answer.
+
+    Attributes:
+        name: how the task is asked for.
+        alphabet: every character of prompts and solutions.
+        max_prompt_tokens: the longest prompt, in characters.
+        max_steps: the longest solution, in steps.
+        max_step_tokens: the longest step, in characters, its boundary included.
+        problems: ``(split, count, seed) -> list[Problem]``, distinct, the first ones
+            the same for every count; splits share no problem whatever the seeds.
+        problem: ``(prompt) -> Problem``; raises ConfigurationError on a malformed one.
+        solution: ``(problem, rng) -> str``, a worked text that is right.
+        extract: ``(text) -> str | None``, the canonical answer of a generated text.
+        correct: ``(problem, answer) -> bool``, exact judgement of such an answer.
+        on_track: ``(problem, prefix) -> bool``, whether a flawless continuation of the
+            prefix (whole steps, or a finished text) ends right.
+    """
+
+    name: str
+    alphabet: str
+    max_prompt_tokens: int
+    max_steps: int
+    max_step_tokens: int
+    problems: Callable[[Split, int, int | Sequence[int]], list[Problem]]
+    problem: Callable[[str], Problem]
+    solution: Callable[[Problem, np.random.Generator], str]
+    extract: Callable[[str], str | None]
+    correct: Callable[[Problem, str | None], bool]
+    on_track: Callable[[Problem, str], bool]
+    delimiter: str = DELIMITER
+
+    def verify(self, problem: Problem, text: str) -> bool:
+        """Whether a generated text is finished and its answer right."""
+        return self.correct(problem, self.extract(text))
+
+
+def split_of(identity: str) -> Split:
+    """The one split a problem belongs to: a hash of what makes it this problem."""
+    return SPLIT_OF_TENTH[zlib.crc32(identity.encode()) % 10]
+
+
+def distinct_problems(
+    draws: Iterator[tuple[str, Problem]], split: Split, count: int
+) -> list[Problem]:
+    """The first ``count`` distinct problems of a stream that fall into a split.
+
+    Args:
+        draws: pairs of identity (what makes a problem the same as another) and problem.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        count: how many problems to return, numbered from 0.
+
+    Raises:
+        ConfigurationError: the split's name is unknown, or the task runs out of
+            problems.
+    """
+    if split not in SPLIT_OF_TENTH:
+        raise ConfigurationError(
+            f"There is no split {split!r}; ask for 'train', 'validation' or 'test'."
+        )
+    found: dict[str, Problem] = {}
+    misses = 0
+    while len(found) < count:
+        identity, problem = next(draws)
+        if split_of(identity) != split or identity in found:
+            misses += 1
+            if misses > 1000 * (count + 10):
+                raise ConfigurationError(
+                    f"Only {len(found)} distinct {split} problems were found where "
+                    f"{count} were asked for; ask for fewer."
+                )
+            continue
+        found[identity] = problem._replace(id=len(found))
+    return list(found.values())
