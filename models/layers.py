@@ -144,7 +144,7 @@ def attend(
         valid: False at padding positions of the chunk.
         context: ``(keys, values, mask)`` of one layer of each :class:`Segment`.
     """
-    rows, length, heads, width = queries.shape
+    rows, length, _, width = queries.shape
     grouped = queries.reshape(rows, length, keys.shape[1], -1, width)
     causal = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, :]
     parts = [

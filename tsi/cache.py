@@ -1,0 +1,85 @@
+"""The per-particle half of the key-value cache: write once a step, fork by a gather.
+
+All rows write a step's keys and values into the same slots, so that a write is one
+contiguous update; rows whose step was shorter leave masked holes. When the slots run
+out the holes are squeezed out, which brings every row back to its own length. Whether
+and when that happens cannot change a result: positions are inside the (rotated) keys,
+and attention is a sum over unmasked slots.
+
+Axes: L layers, R rows, K key-value heads, h head width, S slots, C tokens of a step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from tsi.models.layers import Segment
+from tsi.models.llama import KeyValues, LlamaConfig
+
+
+class Suffix(NamedTuple):
+    """Keys and values of what each particle has generated after its prompt.
+
+    Attributes:
+        segment: the slots, ``B`` = R.
+        used: slots written so far, one number for all rows.
+    """
+
+    segment: Segment
+    used: Int[Array, ""]
+
+
+def empty_suffix(
+    config: LlamaConfig, rows: int, capacity: int, dtype=jnp.float32
+) -> Suffix:
+    """No slots used. ``capacity`` must hold the longest row and one more step."""
+    shape = (config.num_layers, rows, config.num_kv_heads)
+    keys = jnp.zeros((*shape, config.head_width, capacity), dtype)
+    values = jnp.zeros((*shape, capacity, config.head_width), dtype)
+    mask = jnp.zeros((rows, capacity), bool)
+    return Suffix(Segment(keys, values, mask), jnp.zeros((), jnp.int32))
+
+
+def append(suffix: Suffix, new: KeyValues, counts: Int[Array, " R"]) -> Suffix:
+    """Store the first ``counts`` positions of each row's new keys and values.
+
+    Args:
+        suffix: what is stored so far.
+        new: one step's keys ``[L, R, K, h, C]`` and values ``[L, R, K, C, h]``.
+        counts: how many of the C positions are real, by row.
+    """
+    width = new.keys.shape[-1]
+    capacity = suffix.segment.mask.shape[-1]
+    suffix = jax.lax.cond(suffix.used + width > capacity, squeeze, lambda s: s, suffix)
+    update = jax.lax.dynamic_update_slice_in_dim
+    (keys, values, mask), used = suffix
+    real = jnp.arange(width) < counts[:, None]
+    segment = Segment(
+        update(keys, new.keys, used, axis=-1),
+        update(values, new.values, used, axis=-2),
+        update(mask, real, used, axis=-1),
+    )
+    return Suffix(segment, used + jnp.max(counts))
+
+
+def squeeze(suffix: Suffix) -> Suffix:
+    """Move every row's unmasked slots to the front, in order."""
+    keys, values, mask = suffix.segment
+    order = jnp.argsort(~mask, axis=-1, stable=True)
+    lengths = jnp.sum(mask, axis=-1)
+    segment = Segment(
+        jnp.take_along_axis(keys, order[None, :, None, None, :], axis=-1),
+        jnp.take_along_axis(values, order[None, :, None, :, None], axis=-2),
+        jnp.arange(mask.shape[-1]) < lengths[:, None],
+    )
+    return Suffix(segment, jnp.max(lengths).astype(jnp.int32))
+
+
+def fork(suffix: Suffix, ancestors: Int[Array, " R"]) -> Suffix:
+    """Give each row its ancestor's slots."""
+    keys, values, mask = suffix.segment
+    return Suffix(
+        Segment(keys[:, ancestors], values[:, ancestors], mask[ancestors]), suffix.used
+    )

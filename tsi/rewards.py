@@ -1,0 +1,227 @@
+"""Rewards: numbers in (0, 1) for prefixes, read incrementally and given as log-odds.
+
+A reward keeps its own state, forked along with the particles, and reads only the new
+tokens of each step; peers score the whole prefix again at every step. Four kinds:
+
+- :class:`ProcessReward`: a token-scoring model with a cache of its own,
+- :class:`SelfJudge`: the policy's one-token judgement, on the policy's own cache,
+- :class:`TextReward`: a Python function of the text, such as an exact verifier,
+- :class:`NoReward`: log-odds 0, for methods that never look.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.cache import Suffix, append, empty_suffix, fork
+from tsi.models.layers import Segment
+from tsi.models.llama import Llama, RewardModel
+
+
+class Prompts(NamedTuple):
+    """P prompts, padded on the right.
+
+    Attributes:
+        tokens: ``[P, S]`` ids.
+        lengths: ``[P]``, at least 1 each.
+    """
+
+    tokens: Int[Array, "P S"]
+    lengths: Int[Array, " P"]
+
+    @property
+    def mask(self) -> Bool[Array, "P S"]:
+        """True at real tokens."""
+        return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+
+class Step(NamedTuple):
+    """What a reward is shown when all rows have ended a step.
+
+    Attributes:
+        tokens: ``[R, C]``, the step's new tokens, of which ``counts`` are real.
+        counts: ``[R]``, zero for rows that had finished before.
+        start: ``[R]``, number of generated tokens before this step.
+        solution: ``[R, T]``, all generated tokens, this step's included.
+        policy: the policy's caches, the step included.
+    """
+
+    tokens: Int[Array, "R C"]
+    counts: Int[Array, " R"]
+    start: Int[Array, " R"]
+    solution: Int[Array, "R T"]
+    policy: "PolicyContext"
+
+
+class PolicyContext(NamedTuple):
+    """The policy's caches after a step: all tokens but the last one, ``pending``."""
+
+    prompt: Segment
+    suffix: Segment
+    pending: Int[Array, " R"]
+    position: Int[Array, " R"]
+
+
+class Reading(NamedTuple):
+    """A reward's answer: log-odds ``[R]`` and the tokens it read for them, ``[R]``."""
+
+    log_odds: Float[Array, " R"]
+    tokens_read: Int[Array, " R"]
+
+
+class Reward(Protocol):
+    """What :class:`tsi.reasoning.ReasoningTarget` asks of a reward."""
+
+    def init(self, prompts: Prompts, rows: int, capacity: int, params: Any) -> Any:
+        """State of R rows before the first step; ``capacity`` slots suffice."""
+
+    def read(self, state: Any, step: Step, params: Any) -> tuple[Any, Reading]:
+        """Read the new tokens of a step and score each row's prefix."""
+
+    def fork(self, state: Any, ancestors: Int[Array, " R"]) -> Any:
+        """Give each row its ancestor's state."""
+
+
+class ProcessRewardState(NamedTuple):
+    """Shared prompt, forked suffix, and the prompts' lengths by row."""
+
+    prompt: Segment
+    suffix: Suffix
+    prompt_lengths: Int[Array, " R"]
+
+
+class ProcessReward:
+    """A reward model with a token head; ``params.reward`` is a :class:`RewardModel`.
+
+    It shares the policy's tokenizer. Its output at the last token of the newest step is
+    the reward of the whole prefix.
+    """
+
+    def init(self, prompts, rows, capacity, params):
+        model: RewardModel = params.reward
+        positions = jnp.broadcast_to(
+            jnp.arange(prompts.tokens.shape[1]), prompts.tokens.shape
+        )
+        _, key_values = model.trunk(prompts.tokens, positions, prompts.mask)
+        return ProcessRewardState(
+            Segment(key_values.keys, key_values.values, prompts.mask),
+            empty_suffix(model.config, rows, capacity, key_values.keys.dtype),
+            jnp.repeat(prompts.lengths, rows // prompts.lengths.shape[0]),
+        )
+
+    def read(self, state, step, params):
+        model: RewardModel = params.reward
+        offsets = jnp.arange(step.tokens.shape[1])
+        positions = (state.prompt_lengths + step.start)[:, None] + offsets
+        hidden, key_values = model.trunk(
+            step.tokens,
+            positions,
+            offsets < step.counts[:, None],
+            (state.prompt, state.suffix.segment),
+        )
+        last = jnp.maximum(step.counts - 1, 0)
+        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        suffix = append(state.suffix, key_values, step.counts)
+        return state._replace(suffix=suffix), Reading(
+            model.log_odds(hidden), step.counts
+        )
+
+    def fork(self, state, ancestors):
+        return state._replace(suffix=fork(state.suffix, ancestors))
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfJudge:
+    """The policy's own one-token judgement of a prefix (arXiv 2410.02725).
+
+    A question is appended to the prefix for the length of one reading, on the policy's
+    own cache, and log p(yes) − log p(no) of the next token is the log-odds. Only the
+    question's tokens are read and nothing is stored.
+
+    Attributes:
+        question: token ids of the question.
+        yes, no: ids of the two answers.
+    """
+
+    question: tuple[int, ...]
+    yes: int
+    no: int
+
+    def init(self, prompts, rows, capacity, params):
+        return ()
+
+    def read(self, state, step, params):
+        policy: Llama = params.policy
+        context = step.policy
+        rows = context.pending.shape[0]
+        question = jnp.broadcast_to(
+            jnp.asarray(self.question, jnp.int32), (rows, len(self.question))
+        )
+        tokens = jnp.concatenate([context.pending[:, None], question], axis=1)
+        positions = context.position[:, None] + jnp.arange(tokens.shape[1])
+        hidden, _ = policy.trunk(
+            tokens, positions, None, (context.prompt, context.suffix)
+        )
+        logits = policy.logits(hidden[:, -1])
+        read = jnp.where(step.counts > 0, tokens.shape[1], 0)
+        return state, Reading(logits[:, self.yes] - logits[:, self.no], read)
+
+    def fork(self, state, ancestors):
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReward:
+    """Log-odds from a Python function of the solution's text so far.
+
+    Attributes:
+        score: maps R texts to R log-odds; runs on the host, must be deterministic, and
+            sees untrusted text.
+        decode: maps a list of token ids to text.
+    """
+
+    score: Callable[[Sequence[str]], np.ndarray]
+    decode: Callable[[list[int]], str]
+
+    def init(self, prompts, rows, capacity, params):
+        return ()
+
+    def read(self, state, step, params):
+        lengths = step.start + step.counts
+
+        def host(solution, lengths):
+            texts = [
+                self.decode(row[:n].tolist())
+                for row, n in zip(
+                    np.asarray(solution), np.asarray(lengths), strict=True
+                )
+            ]
+            return np.asarray(self.score(texts), np.float32)
+
+        shape = jax.ShapeDtypeStruct(lengths.shape, jnp.float32)
+        log_odds = jax.pure_callback(
+            host, shape, step.solution, lengths, vmap_method="sequential"
+        )
+        return state, Reading(log_odds, jnp.zeros_like(step.counts))
+
+    def fork(self, state, ancestors):
+        return state
+
+
+class NoReward:
+    """Log-odds 0 everywhere (reward one half): nothing is read."""
+
+    def init(self, prompts, rows, capacity, params):
+        return ()
+
+    def read(self, state, step, params):
+        zeros = jnp.zeros_like(step.counts)
+        return state, Reading(zeros.astype(jnp.float32), zeros)
+
+    def fork(self, state, ancestors):
+        return state
