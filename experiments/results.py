@@ -1,0 +1,172 @@
+"""Results on disk: one JSON line for each (method, budget, seed, problem).
+
+Rows are appended as they finish and forced to disk, so a killed run loses at most the
+block it was computing. A line that a kill cut in half is dropped, said so, and redone.
+Every row carries the settings that decided it; a file of other settings is refused
+rather than mixed. Everything in a row but `seconds` is a function of those settings,
+so a resumed file equals an undisturbed one.
+"""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tsi.errors import ResultsError
+
+# Recorded, but free to change between a stop and a resume.
+FREE_SETTINGS = frozenset({"commit"})
+
+
+class Cell(NamedTuple):
+    """What one row is about."""
+
+    method: str
+    budget: int
+    seed: int
+    problem: int
+
+
+class ResultsFile:
+    """An append-only file of rows, locked against a second writer.
+
+    Args:
+        path: of the JSONL file; folders are made.
+        settings: what decides a row; JSON types only.
+
+    Raises:
+        ResultsError: the file is malformed, of other settings, or being written.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+        self.rows: dict[Cell, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        try:
+            _lock(self._file, path)
+            self._drop_half_line()
+            self._load()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, rows: Iterable[tuple[Cell, dict[str, Any]]]) -> None:
+        """Write rows and force them to disk.
+
+        Raises:
+            ResultsError: a row is already there.
+        """
+        rows = list(rows)
+        lines = []
+        for cell, outcome in rows:
+            if cell in self.rows:
+                raise ResultsError(f"{self.path} already holds a row for {cell}.")
+            row = {**cell._asdict(), **outcome, "settings": self.settings}
+            # allow_nan=False: NaN is not JSON and other readers would refuse the file.
+            lines.append(json.dumps(row, allow_nan=False) + "\n")
+        self._file.write("".join(lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows.update(rows)
+
+    def missing(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those of the cells that have no row yet, in their order."""
+        return [cell for cell in cells if cell not in self.rows]
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def __enter__(self) -> "ResultsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _drop_half_line(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+            print(
+                f"{self.path}: dropped a half-written last line of "
+                f"{len(content) - whole} bytes; its row will be done again.",
+                file=sys.stderr,
+            )
+
+    def _load(self) -> None:
+        for number, cell, row in _parsed(self.path):
+            settings = row.pop("settings")
+            different = _differences(self.settings, settings)
+            if different:
+                raise ResultsError(
+                    f"{self.path}, line {number}, was made with other settings: "
+                    f"{'; '.join(different)}. Choose another output folder or the "
+                    "same settings."
+                )
+            if cell in self.rows:
+                raise ResultsError(f"{self.path}, line {number}, repeats {cell}.")
+            self.rows[cell] = row
+
+
+def read_rows(path: Path) -> dict[Cell, dict[str, Any]]:
+    """Rows of a finished file, settings included, for reading only.
+
+    Raises:
+        ResultsError: the file is missing or malformed.
+    """
+    if not path.exists():
+        raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
+    return {cell: row for _, cell, row in _parsed(path)}
+
+
+def check_complete(path: Path, rows: dict[Cell, Any], cells: Sequence[Cell]) -> None:
+    """Raise ResultsError unless every cell has a row."""
+    absent = [cell for cell in cells if cell not in rows]
+    if absent:
+        raise ResultsError(
+            f"{path} lacks {len(absent)} of {len(cells)} rows, the first for "
+            f"{absent[0]}; run the same command again to finish them."
+        )
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, Cell, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                cell = Cell(*(row.pop(field) for field in Cell._fields))
+                row["settings"].items()
+                hash(cell)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ResultsError(
+                    f"{path}, line {number}, is not a row of results ({error!r}); "
+                    "repair or remove the line."
+                ) from error
+            yield number, cell, row
+
+
+def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    absent = "absent"
+    names = sorted((wanted.keys() | found.keys()) - FREE_SETTINGS)
+    return [
+        f"{name} is {found.get(name, absent)!r} there, {wanted.get(name, absent)!r} now"
+        for name in names
+        if found.get(name, absent) != wanted.get(name, absent)
+    ]
+
+
+def _lock(file: Any, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ResultsError(
+            f"{path} is being written by another run; wait for it or choose another "
+            "output folder."
+        ) from error

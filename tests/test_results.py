@@ -1,0 +1,145 @@
+"""The results file: kill at any moment, resume, same rows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tsi.errors import ResultsError
+from tsi.experiments.results import Cell, ResultsFile, check_complete, read_rows
+
+SETTINGS = {"task": "chain", "temperature": 1.0, "commit": "abc"}
+CELLS = [Cell("smc", budget, 0, problem) for budget in (1, 2) for problem in range(3)]
+
+
+def _outcome(cell):
+    return {"correct": cell.problem % 2 == 0, "log_evidence": -1.5}
+
+
+def _write(path, cells, settings=SETTINGS):
+    with ResultsFile(path, settings) as results:
+        results.append((cell, _outcome(cell)) for cell in cells)
+
+
+def test_rows_come_back_with_their_settings(tmp_path):
+    path = tmp_path / "deep" / "rows.jsonl"
+    _write(path, CELLS)
+    rows = read_rows(path)
+    assert list(rows) == CELLS
+    assert all(row["settings"] == SETTINGS for row in rows.values())
+    assert rows[CELLS[1]]["correct"] is False
+
+
+def test_resume_skips_present_rows_and_keeps_their_order(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS[:4])
+    with ResultsFile(path, SETTINGS) as results:
+        missing = results.missing(CELLS)
+        assert missing == CELLS[4:]
+        results.append((cell, _outcome(cell)) for cell in missing)
+    assert list(read_rows(path)) == CELLS
+    _write(tmp_path / "undisturbed.jsonl", CELLS)
+    assert path.read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 100])
+def test_half_written_line_is_dropped_said_and_redone(tmp_path, capsys, cut):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    with ResultsFile(path, SETTINGS) as results:
+        assert "dropped a half-written last line" in capsys.readouterr().err
+        assert results.missing(CELLS) == CELLS[-1:]
+        results.append([(CELLS[-1], _outcome(CELLS[-1]))])
+    assert path.read_bytes() == whole
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS)
+    before = path.read_bytes()
+    with pytest.raises(ResultsError, match=r"temperature is 1\.0 there, 0\.8 now"):
+        ResultsFile(path, SETTINGS | {"temperature": 0.8})
+    with pytest.raises(ResultsError, match="policy is 'absent' there, 'p' now"):
+        ResultsFile(path, SETTINGS | {"policy": "p"})
+    assert path.read_bytes() == before
+
+
+def test_another_commit_may_continue(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS[:1])
+    _write(path, CELLS[1:2], SETTINGS | {"commit": "def"})
+    assert len(read_rows(path)) == 2
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[]", "{}", '{"method": []}', ""])
+def test_malformed_line_in_the_middle_is_an_error_with_its_number(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS)
+    lines = path.read_text().splitlines()
+    lines[2] = line
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ResultsError, match="line 3"):
+        ResultsFile(path, SETTINGS)
+
+
+def test_repeated_row_is_an_error(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS)
+    with ResultsFile(path, SETTINGS) as results, pytest.raises(ResultsError):
+        results.append([(CELLS[0], {})])
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ResultsError, match="line 7, repeats"):
+        ResultsFile(path, SETTINGS)
+
+
+def test_second_writer_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with ResultsFile(path, SETTINGS), pytest.raises(ResultsError, match="another run"):
+        ResultsFile(path, SETTINGS)
+
+
+def test_incomplete_and_missing_files_are_errors(tmp_path):
+    with pytest.raises(ResultsError, match="no results file"):
+        read_rows(tmp_path / "none.jsonl")
+    _write(tmp_path / "rows.jsonl", CELLS[:2])
+    rows = read_rows(tmp_path / "rows.jsonl")
+    with pytest.raises(ResultsError, match="lacks 4 of 6"):
+        check_complete(tmp_path / "rows.jsonl", rows, CELLS)
+
+
+_WRITER = """
+import sys, time
+from pathlib import Path
+from tsi.experiments.results import Cell, ResultsFile
+
+cells = [Cell("smc", 1, 0, problem) for problem in range(400)]
+with ResultsFile(Path(sys.argv[1]), {"task": "chain"}) as results:
+    for cell in results.missing(cells):
+        results.append([(cell, {"correct": cell.problem % 3 == 0})])
+        time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_killed_writer_leaves_a_file_that_resumes_to_the_same_rows(tmp_path):
+    path, undisturbed = tmp_path / "rows.jsonl", tmp_path / "undisturbed.jsonl"
+    for sleep in (0.01, 0.002):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path), str(sleep)]
+        )
+        before = path.stat().st_size if path.exists() else 0
+        while not path.exists() or path.stat().st_size < before + 500:
+            time.sleep(0.005)
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert 0 < len(read_rows(path)) < 400
+    for file in (path, undisturbed):
+        subprocess.run([sys.executable, "-c", _WRITER, str(file), "0"], check=True)
+    assert path.read_bytes() == undisturbed.read_bytes()
+    assert json.loads(path.read_text().splitlines()[-1])["problem"] == 399
