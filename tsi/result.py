@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 class Ledger(NamedTuple):
@@ -34,16 +34,20 @@ class SlotCosts(NamedTuple):
     Args:
         generated_tokens: tokens sampled in each slot.
         reward_tokens: tokens the reward model read for each slot, the prompt excluded.
-        flops: operations spent on each slot, the prompt excluded.
+        flops: operations the policy spent on each slot, the prompt excluded.
+        reward_flops: the same of the reward model.
         prompt_reward_tokens: prompt tokens the reward model read, once for all slots.
-        prompt_flops: operations spent on the prompt, once for all slots.
+        prompt_flops: operations the policy spent on the prompt, once for all slots.
+        prompt_reward_flops: the same of the reward model.
     """
 
     generated_tokens: Int[np.ndarray, "N"]
     reward_tokens: Int[np.ndarray, "N"]
     flops: Float[np.ndarray, "N"]
+    reward_flops: Float[np.ndarray, "N"]
     prompt_reward_tokens: int
     prompt_flops: float
+    prompt_reward_flops: float
 
 
 class Result(NamedTuple):
@@ -66,6 +70,7 @@ class Result(NamedTuple):
         selected: the answer that the sampler's rule selects, None if there is none.
         ledger: what the run cost.
         slots: the ledger by particle slot, or None where the engine does not keep it.
+        truncated: which particles are those of `num_truncated`, or None.
     """
 
     problem_id: int
@@ -84,23 +89,27 @@ class Result(NamedTuple):
     selected: str | None
     ledger: Ledger
     slots: SlotCosts | None = None
-    truncated: np.ndarray | None = None  # bool [N], the particles of num_truncated
+    truncated: Bool[np.ndarray, "N"] | None = None
 
 
-def ledger_of_first(slots: SlotCosts, num_slots: int, seconds: float) -> Ledger:
+def ledger_of_first(
+    slots: SlotCosts, num_slots: int, seconds: float, *, with_reward: bool = True
+) -> Ledger:
     """Ledger of a run of the first `num_slots` particles alone.
 
     Args:
         slots: costs by slot of a run that never resampled.
         num_slots: how many of its particles the smaller run has.
         seconds: wall-clock time to enter, which cannot be derived.
+        with_reward: False prices a method that never looks at the reward.
     """
+    flops = slots.prompt_flops + slots.flops[:num_slots].sum()
+    reward_tokens = slots.prompt_reward_tokens + slots.reward_tokens[:num_slots].sum()
+    reward_flops = slots.prompt_reward_flops + slots.reward_flops[:num_slots].sum()
     return Ledger(
         rollouts=num_slots,
         generated_tokens=int(slots.generated_tokens[:num_slots].sum()),
-        reward_tokens=int(
-            slots.prompt_reward_tokens + slots.reward_tokens[:num_slots].sum()
-        ),
-        flops=float(slots.prompt_flops + slots.flops[:num_slots].sum()),
+        reward_tokens=int(reward_tokens) if with_reward else 0,
+        flops=float(flops + reward_flops) if with_reward else float(flops),
         seconds=seconds,
     )
