@@ -28,6 +28,10 @@ class CheckpointError(TsiError):
     """A model file that is malformed, truncated or does not fit the architecture."""
 
 
+class DownloadError(TsiError):
+    """A published file that could not be fetched, or is not the one expected."""
+
+
 class CapabilityError(TsiError):
     """A sampler needs an optional capability that the target does not have."""
 

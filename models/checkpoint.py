@@ -1,0 +1,281 @@
+"""The one loader: a Hugging Face folder or a GGUF file to a Flax module, and back.
+
+A table maps the names of a checkpoint to paths in the module, whose shapes come from
+the module itself, so a port declares its layout once. Names, types and shapes of the
+whole file are compared with the architecture before anything is allocated, and all
+misfits are reported in one error. Only safetensors and GGUF are read: nothing is
+unpickled and nothing from a model's repository runs.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from tsi.errors import CheckpointError
+from tsi.models.gguf_llama import open_gguf
+from tsi.models.llama import (
+    Llama,
+    LlamaConfig,
+    RewardModel,
+    config_from_hf,
+    config_to_hf,
+)
+from tsi.models.safetensors import SINGLE, StoredTensor, open_folder, read_json
+from tsi.models.tokenizer import Tokenizer
+
+ARCHITECTURES: dict[str, type[Llama] | type[RewardModel]] = {
+    "LlamaForCausalLM": Llama,
+    "LlamaForTokenClassification": RewardModel,
+}
+
+# Checkpoint name, with N for the layer, and the module path it fills. Matrices are
+# stored [out, in] and kept as kernels [in, out].
+_BLOCK = "model.layers.N."
+NAMES: dict[str, str] = {
+    "model.embed_tokens.weight": "trunk.embedding",
+    _BLOCK + "input_layernorm.weight": "trunk.blocks.attention_norm.scale",
+    _BLOCK + "self_attn.q_proj.weight": "trunk.blocks.attention.query.kernel",
+    _BLOCK + "self_attn.k_proj.weight": "trunk.blocks.attention.key.kernel",
+    _BLOCK + "self_attn.v_proj.weight": "trunk.blocks.attention.value.kernel",
+    _BLOCK + "self_attn.o_proj.weight": "trunk.blocks.attention.out.kernel",
+    _BLOCK + "post_attention_layernorm.weight": "trunk.blocks.feed_forward_norm.scale",
+    _BLOCK + "mlp.gate_proj.weight": "trunk.blocks.feed_forward.gate.kernel",
+    _BLOCK + "mlp.up_proj.weight": "trunk.blocks.feed_forward.up.kernel",
+    _BLOCK + "mlp.down_proj.weight": "trunk.blocks.feed_forward.down.kernel",
+    "model.norm.weight": "trunk.norm.scale",
+    "lm_head.weight": "head.kernel",
+    "score.weight": "score.kernel",
+    "score.bias": "bias",
+}
+_PATHS = {path: name for name, path in NAMES.items()}
+# Rotary tables that old releases stored; they follow from the configuration.
+_DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def load(
+    path: str | Path, *, dtype: DTypeLike = jnp.float32
+) -> tuple[Llama | RewardModel, LlamaConfig]:
+    """Load a model from a Hugging Face folder or a ``.gguf`` file.
+
+    Args:
+        path: the folder (config.json, model.safetensors or an index of shards) or file.
+        dtype: of the weights in memory, whatever they are on disk.
+
+    Returns:
+        The module, :class:`Llama` or :class:`RewardModel` by the architecture that the
+        checkpoint names, and its configuration.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, of an unknown architecture, asks for
+            a feature that the port lacks, or has missing, extra or wrongly shaped
+            tensors (one error lists all of them).
+    """
+    path = Path(path)
+    if path.is_dir():
+        fields, tensors = read_json(path / "config.json"), open_folder(path)
+    elif path.is_file():
+        fields, tensors = open_gguf(path)
+    else:
+        raise CheckpointError(
+            f"There is no model at {path}; give a Hugging Face folder or a .gguf file."
+        )
+    make, config = _architecture(path, fields)
+    if config.num_layers > len(tensors):
+        raise CheckpointError(
+            f"{path} has {len(tensors)} tensors, too few for the {config.num_layers} "
+            "layers that its configuration states."
+        )
+    abstract = nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), dtype=dtype))
+    graph, state = nnx.split(abstract)
+    leaves = dict(nnx.to_flat_state(state))
+    wanted = {
+        ".".join(map(str, keys)): leaf.get_value().shape
+        for keys, leaf in leaves.items()
+    }
+    tensors = _without_redundant(path, config, tensors)
+    _check(path, config, wanted, tensors)
+    for keys, leaf in leaves.items():
+        name = ".".join(map(str, keys))
+        value = _assemble(path, name, wanted[name], config, tensors, np.dtype(dtype))
+        leaf.set_value(jnp.asarray(value))
+    return nnx.merge(graph, nnx.from_flat_state(list(leaves.items()))), config
+
+
+def save(
+    model: Llama | RewardModel,
+    config: LlamaConfig,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Save a model as a Hugging Face folder that :func:`load` and transformers read.
+
+    Args:
+        model: its class decides the architecture that config.json names.
+        config: its configuration.
+        folder: made if absent; files of the same names are replaced.
+        tokenizer: saved beside the weights, if given.
+        dtype: of the weights on disk; as in memory, if None.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture = next(n for n, made in ARCHITECTURES.items() if type(model) is made)
+    tensors: dict[str, np.ndarray] = {}
+    for keys, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        path = ".".join(map(str, keys))
+        value = np.asarray(leaf[...])
+        value = value.astype(np.dtype(dtype) if dtype is not None else value.dtype)
+        for name, part in zip(
+            _names(_PATHS[path], config.num_layers),
+            value if ".N." in _PATHS[path] else [value],
+            strict=True,
+        ):
+            tensors[name] = np.ascontiguousarray(part.T if _is_kernel(path) else part)
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    fields = config_to_hf(config, architecture)
+    fields["dtype"] = str(next(iter(tensors.values())).dtype)
+    text = json.dumps(fields, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def _architecture(
+    path: Path, fields: dict[str, Any]
+) -> tuple[type[Llama] | type[RewardModel], LlamaConfig]:
+    """The module class and validated configuration that the fields ask for."""
+    names = fields.get("architectures")
+    name = names[0] if isinstance(names, list) and len(names) == 1 else names
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{path} holds the architecture {name!r}. Supported: "
+            f"{', '.join(ARCHITECTURES)}."
+        )
+    if fields.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{path} is quantised (quantization_config in config.json), which is read "
+            "from GGUF only; choose the unquantised checkpoint or a GGUF of it."
+        )
+    try:
+        config = config_from_hf(fields)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path}: the configuration lacks the field {error}."
+        ) from None
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: the configuration is malformed: {error}."
+        ) from None
+    sizes = "vocab_size width hidden num_layers num_heads num_kv_heads head_width"
+    problems = [
+        f"{size} is {value!r}, not a positive whole number under 2^31"
+        for size in (*sizes.split(), "max_length")
+        if type(value := getattr(config, size)) is not int or not 0 < value < 2**31
+    ]
+    if not problems and config.num_heads % config.num_kv_heads:
+        problems.append("the query heads are not a multiple of the key-value heads")
+    if not problems and config.head_width % 2:
+        problems.append(f"the head width {config.head_width} is odd")
+    scalars = (config.rope_theta, config.norm_epsilon, *(config.rope_scaling or ()))
+    if not all(np.isfinite(value) and value > 0 for value in scalars):
+        problems.append(f"one of {scalars} is not a positive number")
+    if not all(type(i) is int and i >= 0 for i in config.eos_ids):
+        problems.append(f"the end-of-sequence ids are {config.eos_ids!r}")
+    if problems:
+        raise CheckpointError(f"{path}: in the configuration {'; '.join(problems)}.")
+    return ARCHITECTURES[name], config
+
+
+def _is_kernel(path: str) -> bool:
+    return path.endswith(".kernel")
+
+
+def _names(pattern: str, num_layers: int) -> Iterator[str]:
+    """The checkpoint names of one table entry: one, or one a layer."""
+    if ".N." not in pattern:
+        yield pattern
+        return
+    for layer in range(num_layers):
+        yield pattern.replace(".N.", f".{layer}.")
+
+
+def _without_redundant(
+    path: Path, config: LlamaConfig, tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Drop tensors that repeat what other fields and tensors say.
+
+    Tied models sometimes store the head too; one that differs from the embedding
+    contradicts the configuration.
+    """
+    kept = {n: t for n, t in tensors.items() if not _DERIVED.fullmatch(n)}
+    head, embedding = kept.get("lm_head.weight"), kept.get("model.embed_tokens.weight")
+    if config.tied and head and embedding and head.shape == embedding.shape:
+        if not np.array_equal(head.read(), embedding.read()):
+            raise CheckpointError(
+                f"{path} says that head and embedding are tied, but lm_head.weight "
+                "differs from model.embed_tokens.weight. Set tie_word_embeddings to "
+                "false in config.json if the head is meant to be its own."
+            )
+        del kept["lm_head.weight"]
+    return kept
+
+
+def _check(
+    path: Path,
+    config: LlamaConfig,
+    wanted: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, StoredTensor],
+) -> None:
+    """Compare all names and shapes; raise one error that lists every misfit."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for module_path, shape in wanted.items():
+        pattern = _PATHS[module_path]
+        part = shape[1:] if ".N." in pattern else shape
+        part = part[::-1] if _is_kernel(module_path) else part
+        expected |= dict.fromkeys(_names(pattern, config.num_layers), part)
+    misfits = [f"missing: {n}" for n in expected if n not in tensors]
+    misfits += [f"extra: {n}" for n in tensors if n not in expected]
+    misfits += [
+        f"shape: {n} is {list(tensors[n].shape)}, the configuration says {list(shape)}"
+        for n, shape in expected.items()
+        if n in tensors and tensors[n].shape != shape
+    ]
+    if misfits:
+        listing = "\n  ".join(misfits)
+        raise CheckpointError(
+            f"{path} does not fit its configuration; {len(misfits)} of its tensors are "
+            f"missing, extra or wrongly shaped:\n  {listing}"
+        )
+
+
+def _assemble(
+    path: Path,
+    module_path: str,
+    shape: tuple[int, ...],
+    config: LlamaConfig,
+    tensors: Mapping[str, StoredTensor],
+    dtype: np.dtype,
+) -> np.ndarray:
+    """Read one parameter of the module, stacked over layers, one tensor at a time."""
+    pattern = _PATHS[module_path]
+    value = np.empty(shape, dtype)
+    parts = value if ".N." in pattern else value[None]
+    for part, name in zip(parts, _names(pattern, config.num_layers), strict=True):
+        stored = tensors[name].read()
+        with np.errstate(over="ignore"):
+            part[...] = stored.T if _is_kernel(module_path) else stored
+        if not np.isfinite(part.astype(np.float32)).all():
+            raise CheckpointError(
+                f"{path}: tensor {name} has values that are not finite in {dtype}. "
+                "Download the file again, or load it in float32."
+            )
+    return value

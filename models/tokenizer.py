@@ -1,0 +1,388 @@
+"""A tokenizer as the engine needs it: ids, exact bytes of each id, chat prompts.
+
+Step boundaries are found on the bytes of tokens, so :meth:`Tokenizer.token_bytes` is
+exact: concatenated over an encoding it gives the text's own UTF-8, even where a token
+ends in the middle of a character. Text is never control: ``<|im_end|>`` in a problem
+is read as characters unless the caller asks otherwise, and in chat prompts only the
+template's own control tokens count.
+"""
+
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
+from tokenizers import models as token_models
+
+from tsi.errors import CheckpointError, ConfigurationError
+from tsi.models.safetensors import read_json
+
+EOS, PAD = "<eos>", "<pad>"
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        backend: a tokenizer of the ``tokenizers`` package.
+        bos_id, pad_id: None where there is none.
+        eos_ids: ids that end a solution, in order of preference.
+        add_bos: whether a prompt without a chat template starts with ``bos_id``.
+        chat_template: Jinja source, or None for models that read bare text.
+
+    Raises:
+        CheckpointError: the bytes of the tokens cannot be known (neither byte-level
+            nor SentencePiece-like nor plain text).
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None = None,
+        eos_ids: Sequence[int] = (),
+        pad_id: int | None = None,
+        add_bos: bool = False,
+        chat_template: str | None = None,
+    ):
+        # A tokenizer.json may carry the truncation of somebody's training run.
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.bos_id, self.eos_ids = bos_id, tuple(dict.fromkeys(eos_ids))
+        self.pad_id = pad_id if pad_id is not None else next(iter(self.eos_ids), None)
+        self.add_bos = add_bos and bos_id is not None
+        self.chat_template = chat_template
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = {t.content: i for i, t in added.items() if t.special}
+        self._literal = {i: t.content for i, t in added.items() if not t.special}
+        self._kind = _kind_of(backend)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Token ids of a text, without a beginning-of-sequence token.
+
+        Args:
+            text: any text.
+            allow_special: read control tokens such as ``<|im_end|>`` in the text as
+                such. Leave it False for text that a user or a model wrote.
+
+        Raises:
+            ConfigurationError: the vocabulary cannot spell the text.
+        """
+        if allow_special and self.special_ids:
+            pieces = self._special.split(text)
+            return [id for piece in pieces for id in self._piece(piece)]
+        return self._text(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids; control tokens have none, broken UTF-8 becomes U+FFFD.
+
+        It is the text that the step boundaries see: the ids' bytes, joined.
+        """
+        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        leading_space = self._kind == "sentencepiece" and text.startswith(" ")
+        return text[1:] if leading_space else text
+
+    def token_bytes(self, id: int) -> bytes:
+        """The exact bytes that a token adds to the text.
+
+        ``b""`` for control tokens and for ids beyond the tokenizer's vocabulary (models
+        pad theirs).
+        """
+        return self._bytes[id] if 0 <= id < len(self._bytes) else b""
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
+    ) -> str:
+        """The chat template's text for some messages (``role``, ``content``).
+
+        Raises:
+            ConfigurationError: there is no template, or it rejects the messages.
+        """
+        if self.chat_template is None:
+            raise ConfigurationError(
+                "This tokenizer has no chat template; encode the prompt as bare text."
+            )
+        try:
+            return self._transformers.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except Exception as error:
+            raise ConfigurationError(
+                f"The chat template rejects these messages: {error}."
+            ) from error
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Token ids of a chat, in which only the template's control tokens are control.
+
+        Equal to encoding the rendered text, except where a message spells a control
+        token: there it stays text.
+        """
+        names = list(self.special_ids)
+        everything = "".join(message["content"] for message in messages)
+        # The template must not see those spellings either, so they travel through it
+        # as marks made of a character that occurs nowhere in the messages.
+        mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in everything)
+        masked = [
+            {**m, "content": self._mask(m["content"], names, mark)} for m in messages
+        ]
+        text = self.render(masked, add_generation_prompt=add_generation_prompt)
+        marks = re.compile(f"{mark}(\\d+){mark}")
+        ids: list[int] = []
+        for piece in self._special.split(text) if names else [text]:
+            restored = marks.sub(lambda found: names[int(found[1])], piece)
+            ids += self._text(restored) if restored != piece else self._piece(piece)
+        return ids
+
+    def encode_prompt(self, prompt: str, *, system: str | None = None) -> list[int]:
+        """Token ids of a question, ready for the policy to continue.
+
+        Args:
+            prompt: the question; its text is never control.
+            system: a system message for chat models; stands before the question on a
+                line of its own where there is no chat template.
+        """
+        if self.chat_template is None:
+            text = prompt if system is None else f"{system}\n{prompt}"
+            bos = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+            return bos + self.encode(text)
+        messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return self.encode_chat(messages)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.encode_special_tokens = False
+        self.backend.save(str(folder / "tokenizer.json"))
+        fields: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": self.add_bos,
+            "clean_up_tokenization_spaces": False,
+            **self._named_specials(),
+        }
+        if self.chat_template is not None:
+            fields["chat_template"] = self.chat_template
+        text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def _named_specials(self) -> dict[str, str]:
+        ids = {
+            "bos_token": self.bos_id,
+            "eos_token": next(iter(self.eos_ids), None),
+            "pad_token": self.pad_id,
+        }
+        names = {
+            k: self.backend.id_to_token(i) for k, i in ids.items() if i is not None
+        }
+        return {k: name for k, name in names.items() if name is not None}
+
+    def _mask(self, content: str, names: list[str], mark: str) -> str:
+        if not names:
+            return content
+        index = {name: i for i, name in enumerate(names)}
+        return self._special.sub(lambda f: f"{mark}{index[f[0]]}{mark}", content)
+
+    def _piece(self, piece: str) -> list[int]:
+        """A control token, or text without any."""
+        id = self.special_ids.get(piece)
+        return self._text(piece) if id is None else [id]
+
+    def _text(self, text: str) -> list[int]:
+        # Set here, not once: the backend is mutable and others may hold it.
+        self.backend.encode_special_tokens = True
+        try:
+            ids = self.backend.encode(text, add_special_tokens=False).ids
+        except Exception:
+            ids = None
+        if ids is not None and self._kind != "sentencepiece":
+            # Byte-pair models drop what they cannot spell without a word.
+            normalizer = self.backend.normalizer
+            kept = normalizer.normalize_str(text) if normalizer else text
+            if b"".join(map(self.token_bytes, ids)) != kept.encode("utf-8"):
+                ids = None
+        if ids is None:
+            raise ConfigurationError(
+                f"The tokenizer's vocabulary cannot spell all of {text[:200]!r}; use "
+                "only characters of its alphabet."
+            )
+        return ids
+
+    @functools.cached_property
+    def _special(self) -> re.Pattern[str]:
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        to_bytes = _BYTES_OF[self._kind]
+        special = set(self.special_ids.values())
+        table = [b""] * self.vocab_size
+        for token, id in self.backend.get_vocab(with_added_tokens=True).items():
+            if id >= len(table):
+                table += [b""] * (id + 1 - len(table))
+            if id in self._literal:
+                table[id] = self._literal[id].encode("utf-8")
+            elif id not in special:
+                table[id] = to_bytes(token)
+        return table
+
+    @functools.cached_property
+    def _transformers(self) -> Any:
+        # The package announces on import that it found no PyTorch, which is no news.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer.from_str(self.backend.to_str()),
+            chat_template=self.chat_template,
+            **self._named_specials(),
+        )
+
+
+def char_tokenizer(alphabet: str) -> Tokenizer:
+    """A tokenizer with one token a character, for tiny models.
+
+    Ids: 0 pads, 1 ends a solution, and the alphabet follows in its order.
+
+    Raises:
+        ConfigurationError: a character occurs twice.
+    """
+    names = [PAD, EOS, *alphabet]
+    if len(set(names)) < len(names):
+        raise ConfigurationError("A character occurs twice in the alphabet.")
+    vocabulary = {name: i for i, name in enumerate(names)}
+    backend = tokenizers.Tokenizer(token_models.WordLevel(vocabulary))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([_control(PAD), _control(EOS)])
+    return Tokenizer(backend, eos_ids=[1], pad_id=0)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load the tokenizer of a Hugging Face folder or a ``.gguf`` file.
+
+    Raises:
+        CheckpointError: it is absent, malformed or of a kind that is not supported.
+    """
+    path = Path(path)
+    if path.is_file():
+        from tsi.models.gguf_tokenizer import tokenizer_from_gguf
+
+        return tokenizer_from_gguf(path)
+    source = path / "tokenizer.json"
+    if not source.is_file():
+        raise CheckpointError(
+            f"There is no tokenizer.json in {path}; tokenizers in other formats are "
+            "not read (transformers converts them: load and save_pretrained)."
+        )
+    backend = guarded(source, lambda: tokenizers.Tokenizer.from_file(str(source)))
+    fields, generation = (
+        read_json(path / name) if (path / name).is_file() else {}
+        for name in ("tokenizer_config.json", "generation_config.json")
+    )
+
+    def id_of(role: str) -> int | None:
+        token = fields.get(role)
+        token = token.get("content") if isinstance(token, dict) else token
+        return backend.token_to_id(token) if isinstance(token, str) else None
+
+    bos, eos = id_of("bos_token"), id_of("eos_token")
+    stops = generation.get("eos_token_id")
+    extra = stops if isinstance(stops, list) else [stops]
+    template = fields.get("chat_template")
+    if (path / "chat_template.jinja").is_file():
+        template = (path / "chat_template.jinja").read_text(encoding="utf-8")
+    # Where the configuration does not say, the post-processor shows it.
+    first = backend.encode("", add_special_tokens=True).ids[:1]
+    return Tokenizer(
+        backend,
+        bos_id=bos,
+        eos_ids=[id for id in (eos, *extra) if type(id) is int],
+        pad_id=id_of("pad_token"),
+        add_bos=bool(fields.get("add_bos_token", first == [bos])),
+        chat_template=template if isinstance(template, str) else None,
+    )
+
+
+def guarded(path: Path, build: Callable[[], Any]) -> Any:
+    """Call into the Rust package; what it raises becomes a CheckpointError.
+
+    Its panics derive from BaseException alone, so that clause is as wide as it is.
+    """
+    try:
+        return build()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise CheckpointError(
+            f"{path} does not hold a usable tokenizer: {error}."
+        ) from None
+
+
+def _control(name: str) -> AddedToken:
+    return AddedToken(name, special=True, normalized=False)
+
+
+def _kind_of(backend: tokenizers.Tokenizer) -> str:
+    """How token strings stand for bytes, by the decoder that would join them."""
+    if backend.decoder is None:
+        return "plain"
+    state = json.loads(backend.decoder.__getstate__())
+    parts = {part["type"] for part in state.get("decoders", [state])}
+    if "ByteLevel" in parts:
+        return "byte_level"
+    if parts & {"ByteFallback", "Metaspace"}:
+        return "sentencepiece"
+    if parts <= {"Fuse"}:
+        return "plain"
+    raise CheckpointError(
+        f"A tokenizer that joins its tokens by {', '.join(sorted(parts))} is not "
+        "supported: byte-level, SentencePiece-like and plain ones are."
+    )
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level BPE's alphabet: printable bytes stand for themselves, others from 256.
+
+    Radford et al. 2019 (GPT-2).
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    table = {chr(b): b for b in printable}
+    return table | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _byte_level(token: str) -> bytes:
+    table = _byte_of_character()
+    if all(character in table for character in token):
+        return bytes(table[character] for character in token)
+    return token.encode("utf-8")
+
+
+def _sentencepiece(token: str) -> bytes:
+    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+
+
+_BYTES_OF: dict[str, Callable[[str], bytes]] = {
+    "byte_level": _byte_level,
+    "sentencepiece": _sentencepiece,
+    "plain": lambda token: token.encode("utf-8"),
+}
