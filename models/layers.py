@@ -155,9 +155,9 @@ def attend(
         ),
     ]
     peak = jnp.max(jnp.stack([part.peak for part in parts]), axis=0)
-    scales = [jnp.exp(part.peak - peak) for part in parts]
-    total = sum(s * part.total for s, part in zip(scales, parts, strict=True))
-    mixed = sum(
-        s[..., None] * part.mixed for s, part in zip(scales, parts, strict=True)
-    )
+    total, mixed = jnp.zeros_like(peak), jnp.zeros(grouped.shape, jnp.float32)
+    for part in parts:
+        scale = jnp.exp(part.peak - peak)
+        total += scale * part.total
+        mixed += scale[..., None] * part.mixed
     return (mixed / total[..., None]).astype(queries.dtype).reshape(queries.shape)

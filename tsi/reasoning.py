@@ -228,14 +228,20 @@ class ReasoningTarget:
     def gather(self, particles: Particles, ancestors) -> Particles:
         """Fork rows: suffixes are copied, prompts are not, costs stay with the slot."""
 
-        def take(particles: Particles) -> Particles:
-            shared = {"prompt": (), "suffix": (), "reward_state": (), "cost": ()}
-            forked = jax.tree.map(lambda x: x[ancestors], particles._replace(**shared))
-            return forked._replace(
-                prompt=particles.prompt,
-                suffix=fork(particles.suffix, ancestors),
-                reward_state=self.reward.fork(particles.reward_state, ancestors),
-                cost=particles.cost,
+        def take(old: Particles) -> Particles:
+            return Particles(
+                tokens=old.tokens[ancestors],
+                lengths=old.lengths[ancestors],
+                step_ends=old.step_ends[ancestors],
+                pending=old.pending[ancestors],
+                finished=old.finished[ancestors],
+                truncated=old.truncated[ancestors],
+                log_prob=old.log_prob[ancestors],
+                log_odds=old.log_odds[ancestors],
+                prompt=old.prompt,
+                suffix=fork(old.suffix, ancestors),
+                reward_state=self.reward.fork(old.reward_state, ancestors),
+                cost=old.cost,
             )
 
         moved = jnp.any(ancestors != jnp.arange(ancestors.shape[0]))

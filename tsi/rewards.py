@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.cache import Suffix, append, empty_suffix, fork
 from tsi.models.layers import Segment
-from tsi.models.llama import Llama, RewardModel
+from tsi.models.llama import Llama, LlamaConfig, RewardModel
 
 
 class Prompts(NamedTuple):
@@ -86,6 +86,13 @@ class Reward(Protocol):
     def fork(self, state: Any, ancestors: Int[Array, " R"]) -> Any:
         """Give each row its ancestor's state."""
 
+    def reader(self, params: Any) -> LlamaConfig | None:
+        """The model that reads tokens, for the cost ledger; None if none does."""
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether prompts are read by a model other than the policy."""
+
 
 class ProcessRewardState(NamedTuple):
     """Shared prompt, forked suffix, and the prompts' lengths by row."""
@@ -134,6 +141,11 @@ class ProcessReward:
     def fork(self, state, ancestors):
         return state._replace(suffix=fork(state.suffix, ancestors))
 
+    def reader(self, params):
+        return params.reward.config
+
+    reads_prompts = True
+
 
 @dataclasses.dataclass(frozen=True)
 class SelfJudge:
@@ -174,6 +186,11 @@ class SelfJudge:
     def fork(self, state, ancestors):
         return state
 
+    def reader(self, params):
+        return params.policy.config
+
+    reads_prompts = False
+
 
 @dataclasses.dataclass(frozen=True)
 class TextReward:
@@ -212,6 +229,11 @@ class TextReward:
     def fork(self, state, ancestors):
         return state
 
+    def reader(self, params):
+        return None
+
+    reads_prompts = False
+
 
 class NoReward:
     """Log-odds 0 everywhere (reward one half): nothing is read."""
@@ -225,3 +247,8 @@ class NoReward:
 
     def fork(self, state, ancestors):
         return state
+
+    def reader(self, params):
+        return None
+
+    reads_prompts = False
