@@ -1,0 +1,39 @@
+"""Beam search over steps: keep the best N / M prefixes and extend each M ways.
+
+A prefix is judged by its latest score. Finished beams compete with their last score,
+and a beam kept M times after finishing holds M slots: the number of particles is
+constant. The first N steps are drawn independently. A search, not a sampler: it has no
+target and its `log_evidence` stays 0.
+
+References:
+    [1] Snell et al. 2024, arXiv 2408.03314, Section 5.2.
+    [2] Beeching, Tunstall and Rush 2024, search-and-learn. Differs: finished beams of
+        the published code leave the search and the width is topped up by copies.
+"""
+
+from tsi.sampler import Sampler
+from tsi.samplers.allocation import top_k_replicate
+from tsi.samplers.potentials import latest
+from tsi.samplers.schedules import every_step
+from tsi.samplers.smc import smc
+
+
+def beam(width: int = 4, *, select: str = "argmax", num_islands: int = 1) -> Sampler:
+    """Beam search with N / width beams of `width` continuations.
+
+    Args:
+        width: M, continuations of each beam; if N is smaller, N.
+        select: how one answer is chosen.
+        num_islands: independent beam searches of N / num_islands particles.
+
+    Returns:
+        A `Sampler` whose `init` raises `ConfigurationError` if the width does not
+        divide the particles of an island.
+    """
+    return smc(
+        resampling=top_k_replicate(width),
+        schedule=every_step,
+        potential=latest("odds"),
+        select=select,
+        num_islands=num_islands,
+    )

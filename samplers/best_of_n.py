@@ -1,0 +1,38 @@
+"""Best-of-N: N independent samples, judged by the score of the whole.
+
+Never resampled and weighted by the last score alone, the samples target
+
+    p(x) r(x),
+
+so weighted best-of-N, which sums rewards per canonical answer, is the self-normalised
+importance sampling estimate of the answer posterior, and best-of-N takes the single
+particle of largest weight.
+
+References:
+    [1] Cobbe et al. 2021, arXiv 2110.14168 (best of N by a verifier).
+    [2] Li et al. 2022, arXiv 2206.02336 (verifier-weighted vote).
+"""
+
+from tsi.sampler import Sampler
+from tsi.samplers.potentials import Transform, terminal
+from tsi.samplers.schedules import never
+from tsi.samplers.smc import smc
+
+
+def best_of_n(weights: str | Transform = "reward") -> Sampler:
+    """The sample with the best last score.
+
+    Args:
+        weights: "reward", "odds", "softmax" or a function of the log potential; a
+            monotone one does not change the answer, only the reported weights.
+    """
+    return smc(schedule=never, potential=terminal(weights), select="argmax")
+
+
+def weighted_best_of_n(weights: str | Transform = "reward") -> Sampler:
+    """The answer with the largest sum of weights over its samples.
+
+    Args:
+        weights: what is summed; "reward" is the published rule.
+    """
+    return smc(schedule=never, potential=terminal(weights), select="weighted_vote")

@@ -1,0 +1,64 @@
+"""REBASE: reward-balanced search.
+
+At every step the W unfinished slots are shared among the unfinished prefixes in
+proportion to softmax(r / 0.2), rounded up and handed out best first while W lasts. A
+finished prefix keeps its slot, so W shrinks. The answer is a vote weighted by rewards.
+
+References:
+    [1] Wu et al. 2024, arXiv 2408.00724, Section 3.2.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.errors import ConfigurationError
+from tsi.sampler import Sampler
+from tsi.samplers.allocation import rebase_counts
+from tsi.samplers.potentials import latest
+from tsi.samplers.schedules import every_step
+from tsi.samplers.smc import smc
+
+
+def rebase(
+    temperature: float = 0.2, *, select: str = "weighted_vote", num_islands: int = 1
+) -> Sampler:
+    """REBASE with balance temperature 0.2.
+
+    Args:
+        temperature: T in softmax(r / T), the published 0.2.
+        select: how one answer is chosen.
+        num_islands: independent searches of N / num_islands particles.
+
+    Raises:
+        ConfigurationError: if the temperature is not positive.
+    """
+    if not temperature > 0.0:
+        raise ConfigurationError(
+            f"REBASE divides rewards by its temperature, and {temperature} is not "
+            "positive. Use the published 0.2 or another positive number."
+        )
+
+    def score(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jax.nn.sigmoid(log_potentials) / temperature
+
+    def choose(
+        key: Key[Array, ""], log_weights: Float[Array, "n"], finished: Bool[Array, "n"]
+    ) -> Int[Array, "n"]:
+        slots = jnp.arange(log_weights.shape[0], dtype=jnp.int32)
+        open_weights = jnp.where(finished, -jnp.inf, log_weights)
+        counts = rebase_counts(open_weights, jnp.sum(~finished))
+        # The k-th open slot gets the k-th child; if no open prefix has weight there
+        # are no children and everything keeps its place.
+        rank = jnp.cumsum(~finished) - 1
+        children = jnp.searchsorted(jnp.cumsum(counts), rank, side="right")
+        keep = finished | (jnp.sum(counts) == 0)
+        return jnp.where(keep, slots, children).astype(jnp.int32)
+
+    return smc(
+        schedule=every_step,
+        potential=latest(score),
+        select=select,
+        num_islands=num_islands,
+        choose=choose,
+    )

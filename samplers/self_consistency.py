@@ -1,0 +1,18 @@
+"""Self-consistency: N independent samples of the policy, and a vote.
+
+No score is looked at; the target is the policy itself (with the proposal's correction,
+if it is not the policy).
+
+References:
+    [1] Wang et al. 2022, arXiv 2203.11171.
+"""
+
+from tsi.sampler import Sampler
+from tsi.samplers.potentials import uniform
+from tsi.samplers.schedules import never
+from tsi.samplers.smc import smc
+
+
+def self_consistency() -> Sampler:
+    """N independent samples; the most frequent answer."""
+    return smc(schedule=never, potential=uniform(), select="vote")

@@ -1,0 +1,144 @@
+"""One driver for every sampler: ask, gather, propose, weigh, tell in a compiled loop.
+
+The loop is a single `lax.while_loop`, so the whole of `run` may be jitted and vmapped
+over keys and over parameters:
+
+    many = jax.jit(jax.vmap(lambda key: tsi.run(sampler, target, key, 16)))
+    runs = many(jax.random.split(key, 20_000))
+
+Keys: `key_init, key_steps = split(key)`; the sampler starts from `fold_in(key_init, 0)`
+and the target from `fold_in(key_init, 1)`; step t uses `key_ask, key_propose, key_tell
+= split(fold_in(key_steps, t), 3)`. A step's randomness is therefore a function of
+(key, t) alone, and an engine that follows the same rule gives the same samples.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from tsi.errors import ConfigurationError
+from tsi.sampler import Sampler
+from tsi.target import Particles
+
+DEFAULT_MAX_STEPS = 64
+
+
+class Run(NamedTuple):
+    """What a run leaves behind.
+
+    Attributes:
+        particles: the target's particles, leading axis N.
+        state: the sampler's state; `state.log_weights` [N], `state.log_evidence` [].
+        infos: the sampler's infos stacked over steps, leading axis `max_steps`;
+            entries from `num_steps` on are zero.
+        num_steps: how many steps were taken.
+    """
+
+    particles: Particles
+    state: Any
+    infos: Any
+    num_steps: Int[Array, ""]
+
+
+class StepKeys(NamedTuple):
+    """The three keys of one step."""
+
+    ask: Key[Array, ""]
+    propose: Key[Array, ""]
+    tell: Key[Array, ""]
+
+
+def step_keys(key_steps: Key[Array, ""], t: Int[Array, ""] | int) -> StepKeys:
+    """The keys of step t: a function of (key_steps, t) alone."""
+    key_ask, key_propose, key_tell = jax.random.split(
+        jax.random.fold_in(key_steps, t), 3
+    )
+    return StepKeys(key_ask, key_propose, key_tell)
+
+
+def step_limit(target: Any, max_steps: int | None) -> int:
+    """The number of steps a run may take: `max_steps`, the target's own, or 64.
+
+    Raises:
+        ConfigurationError: if it is less than one.
+    """
+    limit = getattr(target, "max_steps", None) if max_steps is None else max_steps
+    limit = DEFAULT_MAX_STEPS if limit is None else int(limit)
+    if limit < 1:
+        raise ConfigurationError(
+            f"A run needs at least one step, and max_steps is {limit}. Give max_steps "
+            "a positive number."
+        )
+    return limit
+
+
+def run(
+    sampler: Sampler,
+    target: Any,
+    key: Key[Array, ""],
+    num_particles: int,
+    params: Any = None,
+    *,
+    max_steps: int | None = None,
+) -> Run:
+    """Run a sampler on a target until all particles have finished.
+
+    Args:
+        sampler: what decides.
+        target: what is explored; see `tsi.target.Target`.
+        key: a typed key; the same key gives the same run.
+        num_particles: N, static.
+        params: the target's parameters (weights of models), passed through.
+        max_steps: step limit, static; by default the target's `max_steps`, or 64. At
+            the limit exactly `max_steps` steps have been proposed.
+
+    Returns:
+        A `Run`.
+
+    Raises:
+        ConfigurationError: for a number of particles the sampler cannot use.
+    """
+    limit = step_limit(target, max_steps)
+    if num_particles < 1:
+        raise ConfigurationError(
+            f"A run needs at least one particle, and num_particles is {num_particles}."
+        )
+    key_init, key_steps = jax.random.split(key)
+    state = sampler.init(jax.random.fold_in(key_init, 0), num_particles)
+    particles = target.init(jax.random.fold_in(key_init, 1), num_particles, params)
+
+    def step(t: Array, state: Any, particles: Particles) -> tuple[Any, Particles, Any]:
+        keys = step_keys(key_steps, t)
+        state, ancestors = sampler.ask(keys.ask, state)
+        particles = target.gather(particles, ancestors)
+        particles, log_corrections = target.propose(keys.propose, t, particles, params)
+        log_potentials = target.log_potential(t, particles, params)
+        state, info = sampler.tell(
+            keys.tell,
+            state,
+            log_potentials,
+            log_corrections,
+            target.finished(particles),
+        )
+        return state, particles, info
+
+    start = jnp.zeros((), jnp.int32)
+    _, _, info = jax.eval_shape(step, start, state, particles)
+    infos = jax.tree.map(lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype), info)
+
+    def unfinished(carry: tuple) -> Array:
+        t, _, particles, _ = carry
+        return (t < limit) & ~jnp.all(target.finished(particles))
+
+    def advance(carry: tuple) -> tuple:
+        t, state, particles, infos = carry
+        state, particles, info = step(t, state, particles)
+        infos = jax.tree.map(lambda stack, leaf: stack.at[t].set(leaf), infos, info)
+        return t + 1, state, particles, infos
+
+    t, state, particles, infos = jax.lax.while_loop(
+        unfinished, advance, (start, state, particles, infos)
+    )
+    return Run(particles, state, infos, t)

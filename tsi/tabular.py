@@ -1,0 +1,308 @@
+"""A target whose truth is known: a small Markov language model with a score table.
+
+    p(x_{1:T}) = initial[x_1] prod_t transition[x_{t-1}, x_t],
+    log G_t(x_{1:t}) = log_potentials[t, x_t],
+
+with an end symbol after which a path stops, or none, so that every path has `max_steps`
+symbols. There are few enough paths to list, and so the evidence and the posterior of
+any path weight come from enumeration.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.errors import ConfigurationError
+
+
+class TabularParticles(NamedTuple):
+    """Paths so far.
+
+    Attributes:
+        symbols: [N, T] int32, -1 where nothing has been written.
+        length: steps taken, [N].
+        finished: [N].
+    """
+
+    symbols: Int[Array, "N T"]
+    length: Int[Array, "N"]
+    finished: Bool[Array, "N"]
+
+
+class TabularTruth(NamedTuple):
+    """What enumeration gives, in float64.
+
+    Attributes:
+        symbols: every path of positive probability, [M, T], -1 after its end.
+        log_prob: log p(path), [M].
+        log_evidence: log sum_x p(x) exp(path_log_weight(x)).
+        posterior: p(x) exp(path_log_weight(x)) / evidence, [M]; zero everywhere if the
+            evidence is zero.
+    """
+
+    symbols: np.ndarray
+    log_prob: np.ndarray
+    log_evidence: float
+    posterior: np.ndarray
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(probabilities)
+
+
+class TabularTarget:
+    """A Markov language model over K symbols and at most T steps.
+
+    Args:
+        initial: probabilities of the first symbol, [K].
+        transition: probabilities of the next symbol given the last, [K, K].
+        log_potentials: log potential of a prefix whose last symbol, at step t, is k:
+            [T, K]; T is `max_steps`. -inf makes a prefix impossible.
+        end: the symbol that ends a path, or None.
+        proposal_initial: q of the first symbol, [K]; the policy by default.
+        proposal_transition: q of the next symbol, [K, K]; the policy by default.
+
+    Raises:
+        ConfigurationError: if shapes disagree, a row does not sum to one, or the
+            proposal excludes what the policy allows.
+    """
+
+    def __init__(
+        self,
+        initial: Any,
+        transition: Any,
+        log_potentials: Any,
+        *,
+        end: int | None = None,
+        proposal_initial: Any = None,
+        proposal_transition: Any = None,
+    ) -> None:
+        self.initial = np.asarray(initial, np.float64)
+        self.transition = np.asarray(transition, np.float64)
+        self.log_potentials = np.asarray(log_potentials, np.float64)
+        self.end = end
+        self.max_steps, self.num_symbols = self.log_potentials.shape
+        self.proposal_initial = self._or(proposal_initial, self.initial)
+        self.proposal_transition = self._or(proposal_transition, self.transition)
+        self._check()
+
+    @staticmethod
+    def _or(proposal: Any, policy: np.ndarray) -> np.ndarray:
+        return policy if proposal is None else np.asarray(proposal, np.float64)
+
+    def _check(self) -> None:
+        size = self.num_symbols
+        pairs = (
+            ("initial", self.initial, self.proposal_initial, (size,)),
+            ("transition", self.transition, self.proposal_transition, (size, size)),
+        )
+        for name, policy, proposal, shape in pairs:
+            for table in (policy, proposal):
+                sums_to_one = np.allclose(table.sum(-1), 1.0, atol=1e-6)
+                if table.shape != shape or not sums_to_one or (table < 0).any():
+                    raise ConfigurationError(
+                        f"TabularTarget: `{name}` must be of shape {shape} with rows "
+                        f"of probabilities; got shape {table.shape} and row sums "
+                        f"{table.sum(-1)}."
+                    )
+            if ((policy > 0) & (proposal == 0)).any():
+                raise ConfigurationError(
+                    f"TabularTarget: the proposal of `{name}` is zero where the policy "
+                    "is not, so no weight could correct it. Give every symbol that the "
+                    "policy allows a positive probability."
+                )
+
+    def init(
+        self, key: Key[Array, ""], num_particles: int, params: Any = None
+    ) -> TabularParticles:
+        """N empty paths."""
+        return TabularParticles(
+            jnp.full((num_particles, self.max_steps), -1, jnp.int32),
+            jnp.zeros(num_particles, jnp.int32),
+            jnp.zeros(num_particles, bool),
+        )
+
+    def propose(
+        self,
+        key: Key[Array, ""],
+        t: Int[Array, ""],
+        particles: TabularParticles,
+        params: Any = None,
+    ) -> tuple[TabularParticles, Float[Array, "N"]]:
+        """One more symbol for each unfinished path; particle i uses fold_in(key, i)."""
+        symbols, length, finished = particles
+        log_p = self._rows(self.initial, self.transition, symbols, t)
+        log_q = self._rows(self.proposal_initial, self.proposal_transition, symbols, t)
+        slots = jnp.arange(symbols.shape[0])
+        keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
+        drawn = jax.vmap(jax.random.categorical)(keys, log_q).astype(jnp.int32)
+        correction = (log_p - log_q)[slots, drawn]
+        written = symbols.at[:, t].set(drawn)
+        done = (drawn == self.end) if self.end is not None else jnp.zeros_like(finished)
+        extended = TabularParticles(
+            jnp.where(finished[:, None], symbols, written),
+            jnp.where(finished, length, t + 1),
+            finished | done | (t + 1 >= self.max_steps),
+        )
+        return extended, jnp.where(finished, 0.0, correction)
+
+    def _rows(
+        self, initial: np.ndarray, transition: np.ndarray, symbols: Array, t: Array
+    ) -> Float[Array, "N K"]:
+        """Log probabilities of the next symbol of each particle."""
+        log_initial = jnp.asarray(_log(initial), jnp.float32)
+        log_transition = jnp.asarray(_log(transition), jnp.float32)
+        last = symbols[:, jnp.maximum(t - 1, 0)]
+        return jnp.where(t == 0, log_initial, log_transition[last])
+
+    def log_potential(
+        self, t: Int[Array, ""], particles: TabularParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        """The table's entry for step t and the last symbol written."""
+        table = jnp.asarray(self.log_potentials, jnp.float32)
+        slots = jnp.arange(particles.symbols.shape[0])
+        last = particles.symbols[slots, particles.length - 1]
+        return table[t, last]
+
+    def finished(self, particles: TabularParticles) -> Bool[Array, "N"]:
+        """Paths that reached the end symbol or the step limit."""
+        return particles.finished
+
+    def gather(
+        self, particles: TabularParticles, ancestors: Int[Array, "N"]
+    ) -> TabularParticles:
+        """The paths at `ancestors`."""
+        return jax.tree.map(lambda leaf: leaf[ancestors], particles)
+
+    def path_codes(
+        self, symbols: Int[Array, "*batch T"] | np.ndarray
+    ) -> Int[Array, "*batch"]:
+        """A number for each path, the same for equal paths and different for others."""
+        base = (self.num_symbols + 1) ** np.arange(self.max_steps)
+        return jnp.sum((jnp.asarray(symbols) + 1) * jnp.asarray(base, jnp.int32), -1)
+
+    def paths(self, max_steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Every path of positive probability, [M, T], and its log p, [M].
+
+        Args:
+            max_steps: cut paths there, as a run with that step limit would.
+        """
+        limit = self.max_steps if max_steps is None else min(max_steps, self.max_steps)
+        found: list[tuple[tuple[int, ...], float]] = []
+
+        def extend(path: tuple[int, ...], probability: float) -> None:
+            ended = bool(path) and path[-1] == self.end
+            if len(path) == limit or ended:
+                found.append((path, probability))
+                return
+            row = self.transition[path[-1]] if path else self.initial
+            for symbol in np.flatnonzero(row):
+                extend((*path, int(symbol)), probability * row[symbol])
+
+        extend((), 1.0)
+        symbols = np.full((len(found), self.max_steps), -1, np.int32)
+        for row, (path, _) in enumerate(found):
+            symbols[row, : len(path)] = path
+        return symbols, _log(np.array([probability for _, probability in found]))
+
+    def truth(
+        self, path_log_weight: Callable[..., Any], *, max_steps: int | None = None
+    ) -> TabularTruth:
+        """Evidence and posterior by enumeration.
+
+        Args:
+            path_log_weight: as in `tsi.sampler.Sampler`.
+            max_steps: the step limit of the run to compare with.
+        """
+        symbols, log_prob = self.paths(max_steps)
+        live = symbols >= 0
+        steps = np.arange(self.max_steps)
+        log_potentials = np.where(live, self.log_potentials[steps, symbols], 0.0)
+        log_weights = np.asarray(
+            path_log_weight(
+                jnp.asarray(log_potentials, jnp.float32), jnp.asarray(live)
+            ),
+            np.float64,
+        )
+        log_joint = log_prob + log_weights
+        if np.all(log_joint == -np.inf):
+            return TabularTruth(symbols, log_prob, -np.inf, np.zeros(len(log_joint)))
+        log_evidence = float(np.logaddexp.reduce(log_joint))
+        posterior = np.exp(log_joint - log_evidence)
+        return TabularTruth(symbols, log_prob, log_evidence, posterior)
+
+
+def smooth() -> TabularTarget:
+    """Three symbols, four steps, mild scores: any sampler should do well."""
+    return TabularTarget(
+        initial=[0.5, 0.3, 0.2],
+        transition=[[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]],
+        log_potentials=[
+            [0.2, -0.3, 0.1],
+            [-0.4, 0.3, 0.0],
+            [0.1, 0.2, -0.5],
+            [0.6, -0.2, -0.9],
+        ],
+    )
+
+
+def peaked() -> TabularTarget:
+    """Scores that change their mind, and a proposal that differs from the policy."""
+    return TabularTarget(
+        initial=[0.4, 0.4, 0.2],
+        transition=[[0.5, 0.25, 0.25], [0.2, 0.6, 0.2], [0.1, 0.3, 0.6]],
+        log_potentials=[
+            [1.5, -1.0, 0.0],
+            [-1.0, 1.2, 0.3],
+            [0.8, -1.2, 1.0],
+            [-1.5, 0.5, 1.8],
+        ],
+        proposal_initial=[0.3, 0.3, 0.4],
+        proposal_transition=[[0.4, 0.3, 0.3], [0.3, 0.4, 0.3], [0.3, 0.3, 0.4]],
+    )
+
+
+def impossible_prefixes() -> TabularTarget:
+    """Symbols that some steps forbid, and transitions that the policy forbids."""
+    return TabularTarget(
+        initial=[0.6, 0.4, 0.0],
+        transition=[[0.4, 0.3, 0.3], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]],
+        log_potentials=[
+            [0.3, -0.2, 0.0],
+            [-np.inf, 0.4, -0.1],
+            [0.5, -np.inf, 0.2],
+            [0.7, 0.1, -np.inf],
+        ],
+    )
+
+
+def unequal_lengths() -> TabularTarget:
+    """An end symbol, so that paths stop after one to five steps, and a proposal."""
+    return TabularTarget(
+        initial=[0.5, 0.35, 0.15],
+        transition=[[0.4, 0.3, 0.3], [0.3, 0.35, 0.35], [1.0, 0.0, 0.0]],
+        log_potentials=[
+            [0.2, -0.4, 0.3],
+            [0.4, 0.1, -0.6],
+            [-0.3, 0.5, 0.6],
+            [0.1, -0.5, 0.2],
+            [-0.7, 0.2, 0.8],
+        ],
+        end=2,
+        proposal_initial=[0.4, 0.4, 0.2],
+        proposal_transition=[[0.45, 0.35, 0.2], [0.25, 0.25, 0.5], [1.0, 0.0, 0.0]],
+    )
+
+
+EXAMPLES: dict[str, Callable[[], TabularTarget]] = {
+    "smooth": smooth,
+    "peaked": peaked,
+    "impossible prefixes": impossible_prefixes,
+    "unequal lengths": unequal_lengths,
+}
+"""The examples that `tsi.conformance` judges samplers on, by name."""

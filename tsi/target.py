@@ -1,0 +1,75 @@
+"""The target contract: what is explored.
+
+A target is a Feynman-Kac model in steps: `propose` draws x_t given the particle so far
+(the proposal q; its density ratio to the policy p comes back as log p - log q), and
+`log_potential` is log G_t of the extended prefix.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.errors import CapabilityError
+
+Particles = Any
+"""Any pytree whose leaves have a leading axis N."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What `tsi.run` and the engine need from a target; all methods are pure.
+
+    An attribute `max_steps`, where there is one, is the step limit that drivers use by
+    default. Randomness of particle i comes from `fold_in(key, i)` alone, so that a
+    particle's stream does not depend on how many others there are.
+    """
+
+    def init(self, key: Key[Array, ""], num_particles: int, params: Any) -> Particles:
+        """N particles before their first step."""
+
+    def propose(
+        self, key: Key[Array, ""], t: Int[Array, ""], particles: Particles, params: Any
+    ) -> tuple[Particles, Float[Array, "N"]]:
+        """Extend every unfinished particle by one step; also log p - log q, [N]."""
+
+    def log_potential(
+        self, t: Int[Array, ""], particles: Particles, params: Any
+    ) -> Float[Array, "N"]:
+        """The log potential of each prefix after step t; ignored once finished."""
+
+    def finished(self, particles: Particles) -> Bool[Array, "N"]:
+        """Which particles take no further step; absorbing."""
+
+    def gather(self, particles: Particles, ancestors: Int[Array, "N"]) -> Particles:
+        """The particles at `ancestors`: a fork, cheap where there is a cache."""
+
+
+CAPABILITIES = {
+    "truncate": "cut particles back to an earlier step",
+    "replay": "extend one row by a stored step instead of a new one",
+    "log_prob": "score a stored suffix under another prefix",
+    "lookahead": "score a successor without committing to it",
+}
+"""Optional methods of a target, and what each is for."""
+
+
+def require(target: Any, capability: str, needed_by: str) -> Any:
+    """The target's optional method, or a sentence that says what lacks it.
+
+    Args:
+        target: any target.
+        capability: one of `CAPABILITIES`.
+        needed_by: the sampler that asks, for the message.
+
+    Raises:
+        CapabilityError: if the target does not have the method.
+    """
+    method = getattr(target, capability, None)
+    if method is None:
+        purpose = CAPABILITIES.get(capability, "an optional capability")
+        raise CapabilityError(
+            f"{needed_by} needs a target with `{capability}` ({purpose}), and "
+            f"{type(target).__name__} has none. Add the method to the target or choose "
+            "a sampler that does without."
+        )
+    return method

@@ -1,0 +1,71 @@
+"""Arithmetic of importance weights in log space.
+
+Every function accepts weights that are zero (log weight -inf), even all of them, and
+never returns NaN. A NaN log weight counts as zero: a particle whose weight is unknown
+must not live on.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def sanitise(log_weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Log weights with NaN replaced by -inf."""
+    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+
+
+def all_dead(log_weights: Float[Array, "*batch N"]) -> Bool[Array, "*batch"]:
+    """Whether every weight of the group (the last axis) is zero."""
+    return jnp.all(sanitise(log_weights) == -jnp.inf, axis=-1)
+
+
+def log_sum_exp(log_weights: Float[Array, "*batch N"]) -> Float[Array, "*batch"]:
+    """The logarithm of the sum of the weights over the last axis; -inf if all zero."""
+    log_weights = sanitise(log_weights)
+    largest = jnp.max(log_weights, axis=-1)
+    # -inf - (-inf) is NaN, so an all-dead group is shifted by zero.
+    shift = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    total = jnp.sum(jnp.exp(log_weights - shift[..., None]), axis=-1)
+    return jnp.log(total) + shift
+
+
+def log_mean_exp(log_weights: Float[Array, "*batch N"]) -> Float[Array, "*batch"]:
+    """The logarithm of the mean weight over the last axis; -inf if all zero."""
+    return log_sum_exp(log_weights) - jnp.log(float(log_weights.shape[-1]))
+
+
+def normalise(log_weights: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
+    """Log weights that sum to one over the last axis.
+
+    A group whose weights are all zero gets equal weights, the recovery rule of this
+    package; ask `all_dead` to tell the cases apart.
+    """
+    log_weights = sanitise(log_weights)
+    dead = all_dead(log_weights)[..., None]
+    total = jnp.where(dead, 0.0, log_sum_exp(log_weights)[..., None])
+    uniform = -jnp.log(float(log_weights.shape[-1]))
+    return jnp.where(dead, uniform, log_weights - total)
+
+
+def ess(log_weights: Float[Array, "*batch N"]) -> Float[Array, "*batch"]:
+    """Effective sample size (sum w)^2 / sum w^2, in [1, N]; 0 if all weights are zero.
+
+    Source: Kong, Liu and Wong 1994.
+    """
+    squares = log_sum_exp(2.0 * sanitise(log_weights))
+    dead = all_dead(log_weights)
+    size = jnp.exp(2.0 * log_sum_exp(log_weights) - jnp.where(dead, 0.0, squares))
+    return jnp.where(dead, 0.0, size)
+
+
+def evidence_increment(
+    log_weights: Float[Array, "*batch N"], log_increments: Float[Array, "*batch N"]
+) -> Float[Array, "*batch"]:
+    """log sum_i W_i exp(log_increments_i), with W the normalised weights.
+
+    The factor by which one step multiplies the evidence estimate. A particle of zero
+    weight contributes nothing, even if its increment is infinite or NaN.
+    """
+    log_normalised = normalise(log_weights)
+    alive = log_normalised > -jnp.inf
+    return log_sum_exp(jnp.where(alive, log_normalised + log_increments, -jnp.inf))
