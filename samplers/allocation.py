@@ -7,7 +7,7 @@ zero weight while there is another.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from tsi.errors import ConfigurationError
 from tsi.weights import all_dead, sanitise
 
 
-class Deterministic(NamedTuple):
+@dataclass(frozen=True)
+class Deterministic:
     """A scheme whose expected counts are not proportional to the weights."""
 
     allocate: Callable[..., Array]
@@ -50,7 +51,7 @@ def effective_width(width: int, num_particles: int, method: str) -> int:
 
 
 def _best(log_weights: Float[Array, "N"], num_kept: int) -> Int[Array, "K"]:
-    """The K best, best first; if fewer than K have weight, those again from the best."""
+    """The K best, best first; if fewer have weight, those again from the best."""
     weights = sanitise(log_weights)
     order = jnp.argsort(weights, descending=True, stable=True).astype(jnp.int32)
     num_alive = jnp.sum(weights > -jnp.inf)

@@ -115,7 +115,7 @@ def _count_islands(num_islands: int | Callable[[int], int], num_particles: int) 
 def smc(
     *,
     resampling: Resampling = systematic,
-    schedule: Schedule = ess_below(0.5),
+    schedule: Schedule | None = None,
     potential: Potential | None = None,
     select: str = "posterior",
     num_islands: int | Callable[[int], int] = 1,
@@ -127,7 +127,8 @@ def smc(
 
     Args:
         resampling: a scheme `(key, log_weights, num_samples) -> ancestors`.
-        schedule: `(log_weights, t) -> bool`: every_step, ess_below(fraction), never.
+        schedule: `(log_weights, t) -> bool`: every_step, never, or ess_below(fraction),
+            by default of 0.5.
         potential: product, telescoping, terminal, latest or uniform; by default
             telescoping("odds"), whose target is p(x) times the last potential.
         select: how one answer is chosen.
@@ -146,6 +147,7 @@ def smc(
     Raises:
         ConfigurationError: for a terminal potential with a schedule other than never.
     """
+    schedule = ess_below(0.5) if schedule is None else schedule
     potential = telescoping("odds") if potential is None else potential
     if potential.evidence == "terminal" and schedule is not never:
         raise ConfigurationError(
