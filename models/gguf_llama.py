@@ -36,7 +36,7 @@ _BLOCK_NAMES = {
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
 }
-_BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
+_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(.+)")
 
 
 def unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -65,10 +65,10 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
             continue
         block = _BLOCK.fullmatch(name)
         if block and block[2] in _BLOCK_NAMES:
-            target = f"model.layers.{int(block[1])}.{_BLOCK_NAMES[block[2]]}"
+            target = f"model.layers.{block[1]}.{_BLOCK_NAMES[block[2]]}"
         else:
             # Unknown names go on unchanged and are reported with the other misfits.
-            target = _NAMES.get(name, name)
+            target = _NAMES.get(name, f"{name} (GGUF)")
         read = functools.partial(read_tensor, header, name)
         for part, heads in (("q", "attention"), ("k", "key_value")):
             if target.endswith(f"self_attn.{part}_proj.weight"):
@@ -168,7 +168,9 @@ def _rope(header: Header, base: float, head_width: int) -> dict[str, Any]:
         exponents = np.arange(0, head_width, 2) / head_width
         turns = original * base**-exponents / (2 * np.pi)
         keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        if np.allclose(factors, 1.0 / (keep + (1.0 - keep) / factor), rtol=1e-3):
+        with np.errstate(all="ignore"):
+            expected = 1.0 / (keep + (1.0 - keep) / factor)
+        if np.allclose(factors, expected, rtol=1e-3):
             return plain | {
                 "rope_type": "llama3",
                 "factor": factor,

@@ -1,0 +1,126 @@
+"""A GGUF gives the same model as the safetensors it came from, or a sentence."""
+
+import gguf
+import numpy as np
+import pytest
+from gguf.quants import dequantize, quantize
+from small_checkpoints import logits, parameters, saved, small_config, write_gguf
+
+from tsi.errors import CheckpointError
+from tsi.models.checkpoint import load
+from tsi.models.gguf_llama import unpermute
+from tsi.models.llama import inverse_frequencies
+
+TOKENS = np.arange(14).reshape(2, 7) % 40
+
+
+def make(tmp_path, config, **kwargs):
+    folder = saved(tmp_path / "hf", config)
+    write_gguf(tmp_path / "model.gguf", folder, config, **kwargs)
+    return folder, tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_equals_the_safetensors_of_the_same_weights(tmp_path, tied):
+    folder, file = make(tmp_path, small_config(tied=tied))
+    model, config = load(folder)
+    other, other_config = load(file)
+    # The norm's epsilon went through float32.
+    assert other_config.norm_epsilon == pytest.approx(config.norm_epsilon, rel=1e-6)
+    assert other_config == small_config(
+        tied=tied, norm_epsilon=other_config.norm_epsilon
+    )
+    one, two = parameters(model), parameters(other)
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    np.testing.assert_allclose(logits(model, TOKENS), logits(other, TOKENS), atol=1e-5)
+
+
+def test_unpermuting_makes_interleaved_pairs_half_split():
+    # Row (head, pair, member) of llama.cpp's order, written as its place in ours.
+    stored = np.array([0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11])
+    np.testing.assert_array_equal(unpermute(stored, 2), np.arange(12))
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
+def test_a_quantised_gguf_loads_as_its_dequantised_weights(tmp_path, kind):
+    # Widths are multiples of the quantisation block of 32.
+    kind = gguf.GGMLQuantizationType[kind]
+    config = small_config(hidden=64)
+    folder, file = make(tmp_path, config, quantisation=kind)
+    exact, rounded = parameters(load(folder)[0]), parameters(load(file)[0])
+    for name, value in exact.items():
+        if "norm" in name:
+            np.testing.assert_array_equal(value, rounded[name], err_msg=name)
+            continue
+        rows = value.swapaxes(-1, -2) if name.endswith("kernel") else value
+        expected = dequantize(quantize(np.ascontiguousarray(rows), kind), kind)
+        if name.endswith("kernel"):
+            expected = expected.swapaxes(-1, -2)
+        np.testing.assert_array_equal(expected, rounded[name], err_msg=name)
+
+
+def test_scaled_rotary_frequencies_are_recovered_from_the_stored_factors(tmp_path):
+    plain = small_config(head_width=64, rope_theta=5e5)
+    scaled = small_config(
+        head_width=64, rope_theta=5e5, rope_scaling=(32.0, 1.0, 4.0, 8192.0)
+    )
+    factors = np.asarray(inverse_frequencies(plain) / inverse_frequencies(scaled))
+    _, file = make(tmp_path, scaled, rope_factors=factors)
+    assert load(file)[1].rope_scaling == pytest.approx(scaled.rope_scaling)
+    for odd in (factors[::-1], np.ones(8), np.zeros(32)):
+        write_gguf(file, tmp_path / "hf", scaled, rope_factors=odd)
+        with pytest.raises(CheckpointError, match=r"rope_freqs\.weight"):
+            load(file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"general.alignment": 48}, r"alignment is 48"),
+        ({"llama.expert_count": 8}, "expert_count = 8"),
+        ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
+    ],
+)
+def test_metadata_that_the_port_cannot_do_is_refused_by_name(tmp_path, fields, says):
+    _, file = make(tmp_path, small_config(), fields=fields)
+    with pytest.raises(CheckpointError, match=says):
+        load(file)
+
+
+def test_missing_and_extra_tensors_of_a_gguf_are_listed_together(tmp_path):
+    drop = ("blk.1.ffn_up.weight", "output_norm.weight")
+    _, file = make(tmp_path, small_config(), drop=drop)
+    with pytest.raises(CheckpointError) as caught:
+        load(file)
+    assert "missing: model.layers.1.mlp.up_proj.weight" in str(caught.value)
+    assert "missing: model.norm.weight" in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_another_architecture_is_refused_and_the_supported_are_listed(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "mamba")
+    writer.add_tensor("a", np.zeros((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"'mamba'. Supported in GGUF: llama"):
+        load(tmp_path / "m.gguf")
+
+
+def test_a_file_that_is_not_gguf_or_is_cut_short_is_refused(tmp_path):
+    _, file = make(tmp_path, small_config())
+    whole = file.read_bytes()
+    for content, says in (
+        (b"", "cannot be read"),
+        (b"PK\x03\x04" + bytes(40), "is not a GGUF file"),
+        (b"GGUF\x01" + whole[5:], "version 1"),
+        (whole[:10], "ends inside its header"),
+        (whole[:300], "Download it again"),
+        (whole[:-64], "truncated or damaged"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=says):
+            load(file)
