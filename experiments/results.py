@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,15 +35,23 @@ class ResultsFile:
 
     Args:
         path: of the JSONL file; folders are made.
-        settings: what decides a row; JSON types only.
+        settings: what decides every row; JSON types only.
+        method_settings: what else decides the rows of each method.
 
     Raises:
         ResultsError: the file is malformed, of other settings, or being written.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        method_settings: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
         self.path = path
+        # Through JSON, so that a tuple here equals the list it became in the file.
         self.settings = json.loads(json.dumps(settings))
+        self.method_settings = json.loads(json.dumps(method_settings or {}))
         self.rows: dict[Cell, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
@@ -66,7 +74,7 @@ class ResultsFile:
         for cell, outcome in rows:
             if cell in self.rows:
                 raise ResultsError(f"{self.path} already holds a row for {cell}.")
-            row = {**cell._asdict(), **outcome, "settings": self.settings}
+            row = {**cell._asdict(), **outcome, "settings": self._settings(cell)}
             # allow_nan=False: NaN is not JSON and other readers would refuse the file.
             lines.append(json.dumps(row, allow_nan=False) + "\n")
         self._file.write("".join(lines).encode())
@@ -88,6 +96,9 @@ class ResultsFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _settings(self, cell: Cell) -> dict[str, Any]:
+        return self.settings | self.method_settings.get(cell.method, {})
+
     def _drop_half_line(self) -> None:
         self._file.seek(0)
         content = self._file.read()
@@ -103,7 +114,7 @@ class ResultsFile:
     def _load(self) -> None:
         for number, cell, row in _parsed(self.path):
             settings = row.pop("settings")
-            different = _differences(self.settings, settings)
+            different = _differences(self._settings(cell), settings)
             if different:
                 raise ResultsError(
                     f"{self.path}, line {number}, was made with other settings: "

@@ -70,6 +70,15 @@ def test_other_settings_are_refused_and_named(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_other_settings_of_one_method_are_refused_for_its_rows_only(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with ResultsFile(path, SETTINGS, {"smc": {"width": 4}, "beam": {}}) as results:
+        results.append((cell, _outcome(cell)) for cell in CELLS)
+    ResultsFile(path, SETTINGS, {"smc": {"width": 4}, "beam": {"width": 2}}).close()
+    with pytest.raises(ResultsError, match="width is 4 there, 8 now"):
+        ResultsFile(path, SETTINGS, {"smc": {"width": 8}})
+
+
 def test_another_commit_may_continue(tmp_path):
     path = tmp_path / "rows.jsonl"
     _write(path, CELLS[:1])

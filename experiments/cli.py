@@ -1,0 +1,217 @@
+"""The command line: `tsi scale`, `solve`, `models`, `paper`, `check`.
+
+Nothing heavy is imported before a command needs it, so that help is quick. What tsi
+raises on purpose is printed as its sentence, without a traceback, with exit code 2.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from tsi.errors import ConfigurationError, TsiError, UnknownNameError
+
+
+def scale(
+    task: str = "chain",
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="all|NAME...")] = (
+        "all",
+    ),
+    budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
+    num_problems: int = 400,
+    seeds: int = 1,
+    out: Path | None = None,
+    temperature: float = 1.0,
+    policy: str | None = None,
+    reward: str | None = None,
+    max_rows: int = 2048,
+    progress: bool = True,
+) -> int:
+    """Accuracy of methods against budget, with error bars; resumes where it stopped.
+
+    Args:
+        task: a generated task: chain or countdown.
+        methods: which to compare.
+        budgets: rollouts N of each method.
+        num_problems: held-out problems.
+        seeds: how often each problem is run.
+        out: folder for rows, table and plots; results/TASK by default.
+        temperature: of the policy.
+        policy: name or path of another policy.
+        reward: name or path of another process reward model.
+        max_rows: particles of one batch over all its problems.
+        progress: show the bar with the time left.
+    """
+    from tsi.experiments.scale import checked_plan, run_plan
+    from tsi.experiments.world import embedded_world
+    from tsi.experiments.write_report import write_report
+
+    plan = checked_plan(methods, budgets, seeds, max_rows)
+    _positive(num_problems=num_problems)
+    out = out or Path("results") / task
+    world = embedded_world(
+        task,
+        num_problems,
+        policy=policy,
+        reward=reward,
+        temperature=temperature,
+        max_rows=max_rows,
+    )
+    rows = run_plan(plan, world, out / "rows.jsonl", progress=progress)
+    print(write_report(plan, world, rows, out))
+    return 0
+
+
+def solve(
+    prompt: Positional[str],
+    method: str = "smc",
+    budget: int = 16,
+    task: str = "chain",
+    seed: int = 0,
+    temperature: float = 1.0,
+    policy: str | None = None,
+    reward: str | None = None,
+) -> int:
+    """Solve one problem and show each step's ESS, the genealogy and the answers.
+
+    Args:
+        prompt: the problem, for example "7*8+5-9".
+        method: which sampler.
+        budget: rollouts N.
+        task: what kind of problem it is.
+        seed: of the random numbers.
+        temperature: of the policy.
+        policy: name or path of another policy.
+        reward: name or path of another process reward model.
+    """
+    import jax
+
+    from tsi.experiments.methods import get_method, sampler_of
+    from tsi.experiments.solve import solution_text
+    from tsi.experiments.tasks import get_task
+    from tsi.experiments.world import embedded_world
+
+    chosen = get_method(method)
+    _positive(budget=budget)
+    problem = get_task(task).problem(prompt)
+    world = embedded_world(
+        task, [problem], policy=policy, reward=reward, temperature=temperature
+    )
+    (result,) = world.engine.run(
+        sampler_of(method, world.max_steps),
+        jax.random.key(seed),
+        [problem],
+        budget,
+        extract=world.extract,
+        temperature=chosen.temperature,
+    )
+    print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
+    print(solution_text(result))
+    right = world.correct(problem, result.selected)
+    print(f"\nRight answer: {problem.answer} ({'solved' if right else 'not solved'})")
+    return 0
+
+
+def models(
+    action: Positional[str] = "list", name: Positional[str | None] = None
+) -> int:
+    """List the known models, or fetch one: `tsi models get NAME`.
+
+    Args:
+        action: list or get.
+        name: of the model to get.
+    """
+    from tsi.models import catalogue, download
+
+    if action == "list":
+        for model in catalogue.describe():
+            where = "not here yet" if model.path is None else str(model.path)
+            print(f"{model.name:18} {model.about}\n{'':18} {where}")
+    elif action == "get":
+        if name is None:
+            raise UnknownNameError("model", "", catalogue.MODELS)
+        print(download.get(name))
+    else:
+        raise UnknownNameError("models action", action, ("list", "get"))
+    return 0
+
+
+def paper() -> int:
+    """Scaling rates of the curves of arXiv 2502.01618, figure 2 (MATH500)."""
+    from tsi.experiments.report import markdown
+    from tsi.experiments.scaling_rate import paper_curves, paper_scaling_rate
+
+    lines = [["model", "against", "mean", "least", "most", "top", "accuracies %"]]
+    for model in paper_curves():
+        for against in ("DVTS", "WBoN"):
+            rate = paper_scaling_rate(model, "PF", against)
+            ends = 100 * rate.accuracies[[0, -1]]
+            numbers = (rate.mean, rate.rates.min(), rate.rates.max(), rate.top)
+            lines.append(
+                [
+                    model,
+                    against,
+                    *[f"{float(number):.1f}" for number in numbers],
+                    f"{ends[0]:.1f} to {ends[1]:.1f}",
+                ]
+            )
+    print("How many times the particle filter's budget each needs for equal accuracy:")
+    print(markdown(lines))
+    return 0
+
+
+def check(make_sampler: Positional[str]) -> int:
+    """Judge a sampler by the conformance checks; exit code 1 if it fails.
+
+    Args:
+        make_sampler: "module:function"; the function returns a sampler.
+    """
+    module, _, name = make_sampler.partition(":")
+    sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{make_sampler!r} cannot be imported ({error}); write module:function."
+        ) from error
+    from tsi.conformance import check_sampler
+
+    report = check_sampler(function)
+    print(report)
+    return 0 if report.passed else 1
+
+
+def _positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ConfigurationError(f"{name} must be at least 1, not {value}.")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "scale": scale,
+    "solve": solve,
+    "models": models,
+    "paper": paper,
+    "check": check,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit code is 2 for an error that tsi raised on purpose."""
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="tsi",
+            description="Probabilistic inference-time scaling.",
+            args=arguments,
+        )
+    except TsiError as error:
+        print(f"tsi: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tsi: stopped; the same command continues.", file=sys.stderr)
+        return 130

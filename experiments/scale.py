@@ -1,0 +1,258 @@
+"""The scaling experiment: accuracy of every method at every budget, with error bars.
+
+A plan is cut into batches: (method, budget, seed, block of problems). Blocks are the
+same whatever is already done, so that a resumed run computes the missing rows in the
+very batches in which an undisturbed run computes them. Methods that never resample are
+read off one run at their largest budget (`shared_rollouts.py`).
+
+Keys: every method and budget of a seed runs under `key(seed)`, common random numbers.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.methods import (
+    SHARED_SOURCE,
+    budgets_of,
+    get_method,
+    get_methods,
+    method_settings,
+    sampler_of,
+)
+from tsi.experiments.results import Cell, ResultsFile
+from tsi.experiments.shared_rollouts import first_rollouts
+from tsi.problem import Problem
+from tsi.result import Result
+from tsi.sampler import Sampler
+
+
+class ProblemRunner(Protocol):
+    """What the experiment asks of `tsi.engine.Engine`."""
+
+    def run(
+        self,
+        sampler: Sampler,
+        key: Any,
+        problems: Sequence[Problem],
+        num_particles: int,
+        *,
+        extract: Callable[[str], str | None],
+        temperature: float | None = None,
+    ) -> list[Result]: ...
+
+
+class World(NamedTuple):
+    """A task with the models that work on it.
+
+    Args:
+        engine: runs samplers on problems.
+        problems: what is asked, in order; ids are their numbers.
+        extract: canonical answer of a generated text.
+        correct: whether an answer is right.
+        max_steps: the target's step limit.
+        settings: what decides a row besides method, budget, seed and problem: task,
+            models with their hashes, temperature, limits, versions.
+    """
+
+    engine: ProblemRunner
+    problems: list[Problem]
+    extract: Callable[[str], str | None]
+    correct: Callable[[Problem, str | None], bool]
+    max_steps: int
+    settings: dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """What is compared.
+
+    Args:
+        methods: names.
+        budgets: rollouts N.
+        num_seeds: seeds 0, 1, ...
+        max_rows: particles of one batch over all its problems.
+    """
+
+    methods: tuple[str, ...]
+    budgets: tuple[int, ...]
+    num_seeds: int = 1
+    max_rows: int = 2048
+
+
+class Batch(NamedTuple):
+    """One call of the engine and the rows that come of it."""
+
+    source: str
+    num_particles: int
+    seed: int
+    problems: list[Problem]
+    outcomes: list[tuple[str, int]]
+    size: int
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The rows, in the order in which they are written."""
+        return [
+            Cell(method, budget, self.seed, problem.id)
+            for method, budget in self.outcomes
+            for problem in self.problems
+        ]
+
+
+def checked_plan(
+    methods: Sequence[str], budgets: Sequence[int], num_seeds: int, max_rows: int
+) -> Plan:
+    """A plan with methods in the order of tables and budgets increasing.
+
+    Raises:
+        UnknownNameError: a method does not exist.
+        ConfigurationError: a number is not positive or there is no budget.
+    """
+    numbers = {"seeds": num_seeds, "rows": max_rows}
+    numbers |= {f"budget {i}": budget for i, budget in enumerate(budgets)}
+    wrong = [f"{name} = {value}" for name, value in numbers.items() if value < 1]
+    if wrong or not budgets or not methods:
+        raise ConfigurationError(
+            f"A plan needs methods, budgets and positive numbers: "
+            f"{', '.join(wrong) or 'methods or budgets are missing'}."
+        )
+    names = tuple(get_methods(methods))
+    return Plan(names, tuple(sorted(set(budgets))), num_seeds, max_rows)
+
+
+def batches(plan: Plan, problems: Sequence[Problem]) -> Iterator[Batch]:
+    """The plan's batches in order: seed by seed, method by method, budget by budget."""
+    shared = [name for name in plan.methods if get_method(name).independent]
+    for seed in range(plan.num_seeds):
+        runs: list[tuple[str, int, list[tuple[str, int]]]] = []
+        if shared:
+            outcomes = [(name, n) for name in shared for n in plan.budgets]
+            runs.append((SHARED_SOURCE, max(plan.budgets), outcomes))
+        for name in plan.methods:
+            method = get_method(name)
+            if name in shared or (method.deterministic and seed > 0):
+                continue
+            runs += [(name, n, [(name, n)]) for n in budgets_of(name, plan.budgets)]
+        for source, num_particles, outcomes in runs:
+            size = block_size(len(problems), num_particles, plan.max_rows)
+            for start in range(0, len(problems), size):
+                block = list(problems[start : start + size])
+                yield Batch(source, num_particles, seed, block, outcomes, size)
+
+
+def block_size(num_problems: int, num_particles: int, max_rows: int) -> int:
+    """Problems of one batch: as few batches as fit, of as equal sizes as possible."""
+    most = max(1, max_rows // num_particles)
+    num_blocks = max(1, math.ceil(num_problems / most))
+    return max(1, math.ceil(num_problems / num_blocks))
+
+
+def run_plan(
+    plan: Plan, world: World, path: Path, *, progress: bool = True
+) -> dict[Cell, dict[str, Any]]:
+    """Compute every row that the file lacks.
+
+    Args:
+        plan: what is compared.
+        world: on what.
+        path: of the rows' file; an existing one is continued.
+        progress: show a bar with the time left, measured in rollouts.
+
+    Returns:
+        All rows of the file.
+
+    Raises:
+        ResultsError: the file cannot be continued.
+    """
+    of_method = {n: method_settings(n, world.max_steps) for n in plan.methods}
+    with ResultsFile(path, world.settings, of_method) as results:
+        todo = list(batches(plan, world.problems))
+        sizes = [batch.num_particles * len(batch.problems) for batch in todo]
+        done = [not results.missing(batch.cells) for batch in todo]
+        with tqdm(
+            total=sum(sizes),
+            initial=sum(s for s, d in zip(sizes, done, strict=True) if d),
+            unit=" rollouts",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not progress,
+        ) as bar:
+            for batch, size, is_done in zip(todo, sizes, done, strict=True):
+                if is_done:
+                    continue
+                bar.set_description(
+                    f"{batch.source} N={batch.num_particles} seed {batch.seed}"
+                )
+                missing = set(results.missing(batch.cells))
+                rows = run_batch(batch, world)
+                results.append(row for row in rows if row[0] in missing)
+                bar.update(size)
+        return dict(results.rows)
+
+
+def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
+    """Run one batch and make its rows."""
+    # The last block is filled up to the size of the others: one program for all.
+    filling = [batch.problems[-1]] * (batch.size - len(batch.problems))
+    results = world.engine.run(
+        sampler_of(batch.source, world.max_steps),
+        jax.random.key(batch.seed),
+        [*batch.problems, *filling],
+        batch.num_particles,
+        extract=world.extract,
+        temperature=get_method(batch.source).temperature,
+    )
+    rows = []
+    for name, budget in batch.outcomes:
+        method = get_method(name)
+        rule = sampler_of(name, world.max_steps).select
+        # Without the filling, whose results are dropped here.
+        for problem, result in zip(batch.problems, results, strict=False):
+            if method.independent or method.deterministic:
+                result = first_rollouts(
+                    result, budget, rule, reads_reward=method.reads_reward
+                )
+            cell = Cell(name, budget, batch.seed, problem.id)
+            rows.append((cell, outcome(world, problem, result)))
+    return rows
+
+
+def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
+    """What a row says besides its cell and settings."""
+    answered = [answer for answer in result.answers if answer is not None]
+    distinct = {*answered, result.selected} - {None}
+    right = {answer: world.correct(problem, answer) for answer in distinct}
+    ledger = result.ledger
+    return {
+        "prompt": problem.prompt,
+        "answer": problem.answer,
+        "selected": result.selected,
+        "correct": right.get(result.selected, False),
+        "probability": _rounded(result.answer_posterior.get(result.selected or "", 0)),
+        "num_answered": len(answered),
+        "num_right": sum(right[answer] for answer in answered),
+        "mean_reward": _rounded(np.mean(result.rewards)),
+        "log_evidence": _rounded(result.log_evidence),
+        "min_ess": _rounded(result.ess.min()),
+        "num_steps": len(result.ancestors),
+        "num_recoveries": result.num_recoveries,
+        "num_invalid": result.num_invalid,
+        "num_truncated": result.num_truncated,
+        "generated_tokens": ledger.generated_tokens,
+        "reward_tokens": ledger.reward_tokens,
+        "flops": ledger.flops,
+        "seconds": round(ledger.seconds, 6),
+    }
+
+
+def _rounded(value: Any) -> float | None:
+    """Six digits; what is not finite is null, because JSON has no word for it."""
+    value = float(value)
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,82 @@
+"""Smaller budgets of methods that never resample, read off one large run.
+
+Self-consistency, best-of-N and weighted best-of-N draw the same rollouts, because a
+particle's random stream depends on (seed, problem, particle, step, token) alone. So
+the first n particles of a run of N are exactly the run of n, and one run at the
+largest budget gives every row of all three methods, each with the cost that its own
+run would have had.
+"""
+
+import math
+
+import numpy as np
+
+from tsi.answers import answer_posterior, select
+from tsi.errors import ConfigurationError
+from tsi.result import Result, ledger_of_first
+
+
+def first_rollouts(
+    result: Result, num_rollouts: int, rule: str, *, reads_reward: bool
+) -> Result:
+    """The result that the first n particles alone would have given.
+
+    Args:
+        result: of a sampler that never resamples and weighs by the reward at the end.
+        num_rollouts: n, at most the result's N.
+        rule: selection rule of the method.
+        reads_reward: False for a method whose weights are all one.
+
+    Returns:
+        The result of n particles; its seconds are the share n / N, for time cannot be
+        derived.
+
+    Raises:
+        ConfigurationError: the result is too small or lacks costs by slot.
+    """
+    total = len(result.texts)
+    if result.slots is None or result.truncated is None or num_rollouts > total:
+        raise ConfigurationError(
+            f"{num_rollouts} rollouts cannot be read off a result of {total} "
+            "that keeps costs by slot: run the method itself."
+        )
+    n = num_rollouts
+    log_weights = np.zeros(n)
+    log_evidence = 0.0
+    if reads_reward:
+        # Undo the mean-one normalisation of N, then apply that of n.
+        log_weights = result.log_weights[:n].astype(np.float64) + result.log_evidence
+        log_evidence = _log_mean_exp(log_weights)
+        alive = math.isfinite(log_evidence)
+        log_weights = log_weights - log_evidence if alive else np.zeros(n)
+    answers, rewards = result.answers[:n], result.rewards[:n]
+    share = result.ledger.seconds * n / total
+    ess = np.exp(2 * _log_sum_exp(log_weights) - _log_sum_exp(2 * log_weights))
+    return result._replace(
+        texts=result.texts[:n],
+        answers=answers,
+        rewards=rewards,
+        log_weights=log_weights.astype(np.float32),
+        log_evidence=log_evidence,
+        ess=np.array([ess], np.float32),
+        ancestors=result.ancestors[:, :n],
+        step_texts=None if result.step_texts is None else result.step_texts[:n],
+        num_recoveries=int(math.isinf(log_evidence)),
+        num_truncated=int(result.truncated[:n].sum()),
+        truncated=result.truncated[:n],
+        answer_posterior=answer_posterior(answers, log_weights),
+        selected=select(rule, answers, log_weights, rewards),
+        ledger=ledger_of_first(result.slots, n, share, with_reward=reads_reward),
+        slots=None,
+    )
+
+
+def _log_sum_exp(values: np.ndarray) -> float:
+    top = float(values.max())
+    if math.isinf(top):
+        return top
+    return top + math.log(float(np.exp(values - top).sum()))
+
+
+def _log_mean_exp(values: np.ndarray) -> float:
+    return _log_sum_exp(values) - math.log(values.size)

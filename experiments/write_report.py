@@ -1,0 +1,59 @@
+"""Write what an experiment found: table.md, two plots, scaling_rate.json."""
+
+import json
+from pathlib import Path
+
+from tsi.experiments.plots import save_accuracy_plot
+from tsi.experiments.report import (
+    Rows,
+    accuracy_table,
+    cost_table,
+    curves_of,
+    rate_table,
+    rates_as_json,
+    scaling_rates,
+)
+from tsi.experiments.results import check_complete
+from tsi.experiments.scale import Plan, World, batches
+
+
+def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
+    """Write the report of a finished plan and return its text.
+
+    Args:
+        plan: what was compared; other rows of the file are left out.
+        world: on what.
+        rows: at least those of the plan.
+        folder: where to write.
+
+    Raises:
+        ResultsError: rows of the plan are missing.
+    """
+    cells = [cell for batch in batches(plan, world.problems) for cell in batch.cells]
+    check_complete(folder / "rows.jsonl", dict(rows), cells)
+    curves = curves_of({cell: rows[cell] for cell in cells})
+    rates = scaling_rates(curves)
+    task = world.settings.get("task", "task")
+    title = f"{task}: {len(world.problems)} problems, {plan.num_seeds} seed(s)"
+    for unit in ("rollouts", "flops"):
+        save_accuracy_plot(curves, unit, title, folder / f"accuracy_{unit}.png")
+    written = {
+        unit: rates_as_json(scaling_rates(curves, unit) if unit == "flops" else rates)
+        for unit in ("rollouts", "flops")
+    }
+    (folder / "scaling_rate.json").write_text(json.dumps(written, indent=1) + "\n")
+    head = f"# {title}\n\nAccuracy in percent ± standard error, clustered by problem.\n"
+    rate_text = (
+        "How many times the rollouts each needs for equal accuracy: geometric mean "
+        "over the\ncommon accuracy range, and at its top, with paired bootstrap "
+        f"intervals.\n\n{rate_table(rates)}"
+        if rates
+        else "No scaling rate: it needs two methods with two budgets each."
+    )
+    full = f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
+    (folder / "table.md").write_text(full)
+    largest = cost_table(curves, [max(plan.budgets)])
+    return f"{head}\n{accuracy_table(curves)}\n\n{largest}\n\n{rate_text}\n\n" + (
+        f"Written: {folder}/rows.jsonl, table.md, accuracy_rollouts.png, "
+        "accuracy_flops.png, scaling_rate.json"
+    )

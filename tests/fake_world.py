@@ -1,0 +1,101 @@
+"""A world without models: outcomes are a function of (seed, problem, particle)."""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tsi.answers import answer_posterior, select
+from tsi.experiments.methods import METHODS, sampler_of
+from tsi.experiments.scale import World, checked_plan, run_plan
+from tsi.problem import Problem
+from tsi.result import Result, SlotCosts, ledger_of_first
+
+MAX_STEPS = 5
+SETTINGS = {"task": "fake", "temperature": 1.0}
+
+
+class FakeEngine:
+    """Draws answers and rewards; methods other than independent ones get better."""
+
+    def __init__(self, sleep=0.0):
+        self.calls = []
+        self.sleep = sleep
+
+    def run(self, sampler, key, problems, num_particles, *, extract, temperature=None):
+        time.sleep(self.sleep)
+        seed = int(jax.random.key_data(key)[-1])
+        name = next(n for n in METHODS if sampler_of(n, MAX_STEPS) is sampler)
+        self.calls.append((name, seed, num_particles, [p.id for p in problems]))
+        return [
+            self.result(sampler, name, seed, p, num_particles, temperature)
+            for p in problems
+        ]
+
+    def result(self, sampler, name, seed, problem, num_particles, temperature):
+        draws = np.array(
+            [
+                np.random.default_rng((seed, problem.id, n)).random(4)
+                for n in range(num_particles)
+            ]
+        )
+        if temperature == 0.0:
+            draws[:] = 0.5
+        difficulty = np.random.default_rng((99, problem.id)).random()
+        skill = 0.0 if METHODS[name].independent else 0.1 * np.log2(num_particles)
+        right = draws[:, 0] < 0.1 + 0.5 * (1 - difficulty) + skill
+        answers = [
+            problem.answer if good else str(int(10 * u)) if u > 0.1 else None
+            for good, u in zip(right, draws[:, 1], strict=True)
+        ]
+        rewards = np.clip(0.3 * draws[:, 2] + 0.4 * right, 0.01, 0.99)
+        truncated = np.array([answer is None for answer in answers])
+        raw = np.where(truncated, -np.inf, np.log(rewards))
+        top = raw.max()
+        log_evidence = float(
+            top + np.log(np.exp(raw - top).mean()) if np.isfinite(top) else -np.inf
+        )
+        finite = np.isfinite(log_evidence)
+        log_weights = raw - log_evidence if finite else np.zeros(num_particles)
+        tokens = (5 + 20 * draws[:, 3]).astype(int)
+        slots = SlotCosts(tokens, tokens, tokens * 1e3, tokens * 1e3, 6, 6e3, 6e3)
+        return Result(
+            problem_id=problem.id,
+            texts=[str(answer) for answer in answers],
+            answers=answers,
+            rewards=rewards,
+            log_weights=log_weights.astype(np.float32),
+            log_evidence=log_evidence,
+            ess=np.full(3, num_particles, np.float32),
+            ancestors=np.tile(np.arange(num_particles), (3, 1)),
+            step_texts=[["a\n", "b\n", str(answer)] for answer in answers],
+            num_recoveries=0,
+            num_invalid=0,
+            num_truncated=int(truncated.sum()),
+            answer_posterior=answer_posterior(answers, log_weights),
+            selected=select(sampler.select, answers, log_weights, rewards),
+            ledger=ledger_of_first(slots, num_particles, time.perf_counter()),
+            slots=slots,
+            truncated=truncated,
+        )
+
+
+def fake_world(num_problems=20, sleep=0.0, settings=None):
+    """A world of problems "0+1=", "1+1=", ... whose answer is the sum plus 100."""
+    problems = [Problem(i, f"{i}+1=", str(101 + i)) for i in range(num_problems)]
+    return World(
+        FakeEngine(sleep),
+        problems,
+        str,
+        lambda problem, answer: answer == problem.answer,
+        MAX_STEPS,
+        settings or SETTINGS,
+    )
+
+
+if __name__ == "__main__":
+    plan = checked_plan(["all"], [1, 2, 4], 2, 24)
+    world = fake_world(sleep=float(sys.argv[2]))
+    run_plan(plan, world, Path(sys.argv[1]), progress=False)

@@ -1,0 +1,256 @@
+"""The scaling experiment on a world without models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_world import FakeEngine, fake_world
+
+from tsi.answers import select
+from tsi.errors import ConfigurationError, ResultsError, UnknownNameError
+from tsi.experiments.bootstrap import accuracy
+from tsi.experiments.methods import METHODS, get_methods, sampler_of
+from tsi.experiments.report import curves_of, scaling_rates
+from tsi.experiments.results import Cell, read_rows
+from tsi.experiments.scale import batches, block_size, checked_plan, run_plan
+from tsi.experiments.shared_rollouts import first_rollouts
+from tsi.experiments.write_report import write_report
+
+
+def _plan(methods=("all",), budgets=(1, 2, 4, 8), seeds=2, max_rows=40):
+    return checked_plan(methods, budgets, seeds, max_rows)
+
+
+def _without_seconds(path):
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    for row in rows:
+        row.pop("seconds")
+    return rows
+
+
+def test_every_cell_of_the_plan_gets_one_row(tmp_path):
+    world, plan = fake_world(), _plan()
+    rows = run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
+    expected = {
+        Cell(method, budget, seed, problem)
+        for method in METHODS
+        for budget in ((1,) if method == "greedy" else (1, 2, 4, 8))
+        for seed in range(1 if method == "greedy" else 2)
+        for problem in range(20)
+    }
+    assert set(rows) == expected
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(expected)
+
+
+def test_independent_methods_cost_one_run_at_the_largest_budget(tmp_path):
+    world = fake_world()
+    names = ("self_consistency", "best_of_n", "weighted_best_of_n")
+    run_plan(_plan(names, seeds=1), world, tmp_path / "rows.jsonl", progress=False)
+    assert {(name, n) for name, _, n, _ in world.engine.calls} == {
+        ("weighted_best_of_n", 8)
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["self_consistency", "best_of_n", "weighted_best_of_n"]
+)
+def test_first_particles_of_a_large_run_are_the_small_run(name):
+    world, rule = fake_world(), sampler_of(name, 5).select
+    engine = world.engine
+    reads = METHODS[name].reads_reward
+    for problem in world.problems:
+        large, small = (
+            engine.result(sampler_of(name, 5), name, 0, problem, n, None)
+            for n in (8, 3)
+        )
+        derived = first_rollouts(large, 3, rule, reads_reward=reads)
+        assert derived.answers == small.answers
+        assert derived.truncated.tolist() == small.truncated.tolist()
+        assert derived.num_truncated == small.num_truncated
+        assert derived.ledger.generated_tokens == small.ledger.generated_tokens
+        if reads:
+            assert derived.log_evidence == pytest.approx(small.log_evidence, abs=1e-5)
+            np.testing.assert_allclose(
+                derived.log_weights, small.log_weights, atol=1e-5
+            )
+            assert derived.ledger[:4] == small.ledger[:4]
+            assert derived.selected == small.selected
+        else:
+            assert derived.ledger.reward_tokens == 0
+            assert derived.ledger.flops < small.ledger.flops
+            uniform = np.zeros(3)
+            expected = select("vote", small.answers, uniform, small.rewards)
+            assert derived.selected == expected
+
+
+def test_dead_rollouts_are_a_recovery_not_a_number():
+    world = fake_world()
+    result = world.engine.result(
+        sampler_of("best_of_n", 5), "best_of_n", 0, world.problems[0], 4, None
+    )
+    dead = result._replace(
+        log_weights=np.full(4, -np.inf, np.float32), log_evidence=-np.inf
+    )
+    derived = first_rollouts(dead, 2, "argmax", reads_reward=True)
+    assert derived.log_evidence == -np.inf
+    assert derived.num_recoveries == 1
+    assert np.isfinite(derived.log_weights).all()
+
+
+def test_results_without_slot_costs_are_refused():
+    world = fake_world()
+    result = world.engine.result(
+        sampler_of("best_of_n", 5), "best_of_n", 0, world.problems[0], 4, None
+    )
+    for bad, n in ((result._replace(slots=None), 2), (result, 5)):
+        with pytest.raises(ConfigurationError, match="run the method itself"):
+            first_rollouts(bad, n, "argmax", reads_reward=True)
+
+
+def test_blocks_have_one_size_and_cover_every_problem_once():
+    world = fake_world(17)
+    for batch in batches(_plan(max_rows=24), world.problems):
+        assert len(batch.problems) <= batch.size <= max(1, 24 // batch.num_particles)
+    assert block_size(400, 64, 2048) == 31
+    assert block_size(5, 4096, 2048) == 1
+    for name in ("beam", "weighted_best_of_n"):
+        covered = [
+            problem.id
+            for batch in batches(_plan(budgets=(8,), seeds=1), world.problems)
+            if batch.source == name
+            for problem in batch.problems
+        ]
+        assert covered == list(range(17))
+
+
+def test_engine_sees_full_blocks_only(tmp_path):
+    world = fake_world(17)
+    run_plan(_plan(("beam",), (8,)), world, tmp_path / "rows.jsonl", progress=False)
+    assert len({len(ids) for *_, ids in world.engine.calls}) == 1
+
+
+def test_second_run_computes_nothing_and_more_budgets_only_what_is_new(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    run_plan(_plan(("smc",), (1, 2)), fake_world(), path, progress=False)
+    before = path.read_bytes()
+    world = fake_world()
+    run_plan(_plan(("smc",), (1, 2)), world, path, progress=False)
+    assert world.engine.calls == []
+    assert path.read_bytes() == before
+    run_plan(_plan(("smc",), (1, 2, 4)), world, path, progress=False)
+    assert {n for _, _, n, _ in world.engine.calls} == {4}
+
+
+@pytest.mark.parametrize("cut", [3, 200, 5000, 40000])
+def test_truncated_file_is_completed_to_the_same_rows(tmp_path, cut):
+    path = tmp_path / "rows.jsonl"
+    run_plan(_plan(), fake_world(), path, progress=False)
+    undisturbed = _without_seconds(path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    run_plan(_plan(), fake_world(), path, progress=False)
+    assert _without_seconds(path) == undisturbed
+
+
+def test_run_killed_twice_resumes_to_the_same_rows(tmp_path):
+    path, undisturbed = tmp_path / "rows.jsonl", tmp_path / "undisturbed.jsonl"
+    script = str(Path(__file__).parent / "fake_world.py")
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, script, str(path), "0.05"])
+        before = path.stat().st_size if path.exists() else 0
+        while not path.exists() or path.stat().st_size < before + 20_000:
+            time.sleep(0.01)
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    for file in (path, undisturbed):
+        subprocess.run([sys.executable, script, str(file), "0"], check=True)
+    assert _without_seconds(path) == _without_seconds(undisturbed)
+
+
+def test_other_settings_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    run_plan(_plan(("smc",)), fake_world(), path, progress=False)
+    other = fake_world(settings={"task": "fake", "temperature": 0.5})
+    with pytest.raises(ResultsError, match="temperature"):
+        run_plan(_plan(("smc",)), other, path, progress=False)
+
+
+def test_rows_say_everything_that_decides_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    run_plan(_plan(), fake_world(), path, progress=False)
+    rows = read_rows(path)
+    beam = rows[Cell("beam", 8, 0, 0)]["settings"]
+    assert beam["sampler"] == {"width": 4, "select": "argmax"}
+    assert rows[Cell("greedy", 1, 0, 0)]["settings"]["temperature"] == 0.0
+    assert beam["temperature"] == 1.0
+    assert rows[Cell("entropic", 2, 0, 0)]["settings"]["sampler"]["max_steps"] == 5
+
+
+def test_table_is_what_a_hand_computes_from_the_rows(tmp_path):
+    plan, world = _plan(), fake_world()
+    run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
+    lines = [json.loads(x) for x in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    mine = [line for line in lines if line["method"] == "smc" and line["budget"] == 4]
+    by_problem = np.zeros((20, 2))
+    for line in mine:
+        by_problem[line["problem"], line["seed"]] = line["correct"]
+        assert line["correct"] == (line["selected"] == line["answer"])
+    point = curves_of(read_rows(tmp_path / "rows.jsonl"))["smc"][4]
+    assert point.accuracy == by_problem.mean()
+    assert point.error == accuracy(by_problem)[1]
+    assert point.flops == np.mean([line["flops"] for line in mine])
+    text = write_report(plan, world, read_rows(tmp_path / "rows.jsonl"), tmp_path)
+    cell = f"{100 * point.accuracy:.1f} ± {100 * point.error:.1f}"
+    assert cell in text
+    assert cell in (tmp_path / "table.md").read_text()
+
+
+def test_report_writes_plots_and_rates_of_challengers_against_baselines(tmp_path):
+    plan, world = _plan(), fake_world(60)
+    rows = run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
+    write_report(plan, world, rows, tmp_path)
+    for name in ("accuracy_rollouts.png", "accuracy_flops.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    rates = json.loads((tmp_path / "scaling_rate.json").read_text())["rollouts"]
+    pairs = {(rate["method"], rate["against"]) for rate in rates}
+    assert ("particle_filter", "dvts") in pairs
+    assert len(pairs) == 18
+    estimates = scaling_rates(curves_of(rows), num_replicates=50)
+    estimate = estimates["smc", "weighted_best_of_n"]
+    # The fake searches are better by construction, and the interval says so.
+    assert estimate.rate.mean > 1
+    assert estimate.mean.low <= estimate.rate.mean <= estimate.mean.high
+
+
+def test_incomplete_rows_are_not_reported(tmp_path):
+    plan, world = _plan(("smc",)), fake_world()
+    rows = run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
+    rows.pop(next(iter(rows)))
+    with pytest.raises(ResultsError, match="lacks 1 of"):
+        write_report(plan, world, rows, tmp_path)
+
+
+def test_unknown_method_lists_the_known_and_order_is_that_of_tables():
+    with pytest.raises(UnknownNameError, match="best_of_n, dvts"):
+        get_methods(["smc", "magic"])
+    assert list(get_methods(["smc", "beam"])) == ["beam", "smc"]
+    assert list(get_methods(["all"])) == list(METHODS)
+
+
+@pytest.mark.parametrize(
+    "plan", [((), (1,), 1, 1), (("smc",), (), 1, 1), (("smc",), (0,), 1, 1)]
+)
+def test_empty_or_impossible_plans_are_refused(plan):
+    with pytest.raises(ConfigurationError, match="A plan needs"):
+        checked_plan(*plan)
+
+
+def test_samplers_are_built_once():
+    assert sampler_of("smc", 5) is sampler_of("smc", 5)
+    assert isinstance(fake_world().engine, FakeEngine)

@@ -1,0 +1,70 @@
+"""What `tsi solve` shows of a genealogy."""
+
+import numpy as np
+from fake_world import fake_world
+
+from tsi.experiments.methods import sampler_of
+from tsi.experiments.solve import genealogy, genealogy_text, lineages, solution_text
+
+# Four particles; at step 1 two survive, at step 2 three of the new generation do.
+ANCESTORS = np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]])
+
+
+def _result():
+    world = fake_world()
+    result = world.engine.result(
+        sampler_of("smc", 5), "smc", 0, world.problems[0], 4, None
+    )
+    return result._replace(
+        ancestors=ANCESTORS,
+        answers=["7", "8", "9", None],
+        rewards=np.array([0.9, 0.8, 0.7, 0.6]),
+        log_weights=np.log([2.0, 1.0, 1.0, 1e-9]),
+        step_texts=[
+            ["b\n", "ba\n", "baa"],
+            ["b\n", "ba\n", "bab"],
+            ["d\n", "dc"],
+            ["b\n", "bb\n", "bba\n"],
+        ],
+    )
+
+
+def test_lineages_follow_parents_backwards():
+    np.testing.assert_array_equal(
+        lineages(ANCESTORS), [[1, 1, 3, 1], [0, 0, 2, 1], [0, 1, 2, 3]]
+    )
+
+
+def test_genealogy_keeps_only_what_survived():
+    first, second = genealogy(ANCESTORS)
+    assert (first.particle, first.survivors) == (1, (0, 1, 3))
+    assert [child.survivors for child in first.children] == [(0, 1), (3,)]
+    assert (second.particle, second.survivors) == (3, (2,))
+    assert genealogy(np.zeros((0, 4), int)) == ()
+
+
+def test_tree_tells_descendants_answers_and_weights():
+    lines = genealogy_text(_result()).splitlines()
+    assert lines == [
+        "├─ b   ×3",
+        "│  ├─ ba   ×2",
+        "│  │  ├─ baa   → 7   reward 0.900, weight 0.500",
+        "│  │  └─ bab   → 8   reward 0.800, weight 0.250",
+        "│  └─ bb",
+        "│     └─ bba   → no answer   reward 0.600, weight 0.000",
+        "└─ d",
+        "   └─ dc   → 9   reward 0.700, weight 0.250",
+    ]
+
+
+def test_everything_asked_for_is_printed():
+    text = solution_text(_result())
+    for part in (
+        "Effective sample size of 4 after each step: 4.0 4.0 4.0",
+        "Resampled before step: 1, 2",
+        "Surviving genealogy",
+        "Answer posterior",
+        "Selected answer",
+        "rollouts",
+    ):
+        assert part in text
