@@ -1,4 +1,4 @@
-"""Generated tasks with exact verifiers: ``get_task("chain")``, ``get_task("countdown")``."""
+"""Generated tasks with exact verifiers, by name: ``get_task("chain")``."""
 
 from tsi.errors import UnknownNameError
 from tsi.experiments.tasks.chain import CHAIN

@@ -89,7 +89,7 @@ def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
 def make_problem(numbers: Numbers, target: int) -> Problem:
     """The problem with these numbers in this order."""
     prompt = f"{','.join(map(str, numbers))}>{target}:"
-    return Problem(0, prompt, str(target), {"numbers": numbers, "target": target})
+    return Problem(0, prompt, str(target), {"numbers": list(numbers), "target": target})
 
 
 def problem(prompt: str) -> Problem:
@@ -105,7 +105,7 @@ def problem(prompt: str) -> Problem:
 
 
 def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
-    """Distinct solvable problems of a split, the shorter list a prefix of the longer."""
+    """Distinct solvable problems of a split; a shorter list starts a longer one."""
     return distinct_problems(draws(np.random.default_rng(seed)), split, count)
 
 

@@ -43,6 +43,9 @@ class Task(NamedTuple):
         correct: ``(problem, answer) -> bool``, exact judgement of such an answer.
         on_track: ``(problem, prefix) -> bool``, whether a flawless continuation of the
             prefix (whole steps, or a finished text) ends right.
+        delimiter: what ends a step within a solution.
+        inline: ``correct`` is quick and safe on untrusted text, so that no process of
+            its own has to run it.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Task(NamedTuple):
     correct: Callable[[Problem, str | None], bool]
     on_track: Callable[[Problem, str], bool]
     delimiter: str = DELIMITER
+    inline: bool = True
 
     def verify(self, problem: Problem, text: str) -> bool:
         """Whether a generated text is finished and its answer right."""
