@@ -1,0 +1,246 @@
+"""Monte Carlo labels of reasoning steps: how often does this prefix end right?
+
+The policy writes one solution to each problem. From the end of each of its steps it
+then writes K completions, and the step's label is the fraction of them that are right;
+the last step's label is whether the solution itself is. No human and no solver looks
+at a step, so labels can be had for any task whose answers can be checked.
+
+References:
+    Math-Shepherd, Wang et al. 2023, arXiv 2312.08935, section 3.2 (soft estimation;
+    K = 8 there as well).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.boundary import step_boundary
+from tsi.experiments.tasks import Split, Task
+from tsi.models.llama import Llama
+from tsi.models.tokenizer import Tokenizer
+from tsi.problem import Problem
+from tsi.reasoning import ReasoningParams, ReasoningTarget
+from tsi.rewards import NoReward, Prompts
+
+PREFIXES_A_BATCH = 256
+
+
+class LabelledSteps(NamedTuple):
+    """Solutions with a label at the last token of every step.
+
+    Attributes:
+        tokens: ``[B, T]``, prompt and solution, padded on the right.
+        labels: ``[B, T]``, in [0, 1] at the end of a step and NaN elsewhere.
+        on_track: ``[B, T]``, the exact truth there: could the prefix still end right?
+    """
+
+    tokens: Int[np.ndarray, "B T"]
+    labels: Float[np.ndarray, "B T"]
+    on_track: Bool[np.ndarray, "B T"]
+
+
+class Rollouts(NamedTuple):
+    """K solutions of each of P prefixes, ``[P, K, ...]``."""
+
+    tokens: Int[Array, "P K T"]
+    lengths: Int[Array, "P K"]
+    truncated: Bool[Array, "P K"]
+
+
+def solving_target(task: Task, tokenizer: Tokenizer) -> ReasoningTarget:
+    """The policy alone: no reward is read."""
+    return ReasoningTarget(
+        boundary=step_boundary(
+            [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)],
+            task.delimiter.encode(),
+            tokenizer.eos_ids,
+        ),
+        reward=NoReward(),
+        max_step_tokens=task.max_step_tokens,
+        max_tokens=task.max_steps * task.max_step_tokens,
+        max_steps=task.max_steps,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def roll_out(
+    target: ReasoningTarget,
+    num_samples: int,
+    keys: Key[Array, " P"],
+    prefixes: Prompts,
+    policy: Llama,
+    temperature: Float[Array, ""],
+) -> Rollouts:
+    """Sample solutions of P prefixes to their ends.
+
+    Args:
+        target: see :func:`solving_target`.
+        num_samples: K.
+        keys: one for each prefix.
+        prefixes: prompts, or prompts with the first steps of a solution.
+        policy: writes the rest.
+        temperature: of its tokens.
+    """
+    params = ReasoningParams(policy, None, prefixes, temperature)
+
+    def body(carry):
+        t, particles = carry
+        at_step = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        particles, _ = target.propose(at_step, t, particles, params)
+        return t + 1, particles
+
+    def unfinished(carry):
+        t, particles = carry
+        return (t < target.max_steps) & ~jnp.all(particles.finished)
+
+    start = target.init(keys[0], num_samples, params)
+    _, end = jax.lax.while_loop(unfinished, body, (jnp.int32(0), start))
+    shape = (keys.shape[0], num_samples)
+    return Rollouts(
+        end.tokens.reshape(*shape, -1),
+        end.lengths.reshape(shape),
+        end.truncated.reshape(shape),
+    )
+
+
+def sample_texts(
+    target: ReasoningTarget,
+    policy: Llama,
+    tokenizer: Tokenizer,
+    key: Key[Array, ""],
+    prefixes: list[str],
+    num_samples: int,
+    width: int,
+    temperature: float = 1.0,
+) -> list[list[str | None]]:
+    """K continuations of each prefix, as texts; None where the token limit cut one.
+
+    Args:
+        target: see :func:`solving_target`.
+        policy, tokenizer: who writes.
+        key: prefix i is continued under ``fold_in(key, i)``.
+        prefixes: prompts, or prompts and whole steps.
+        num_samples: K.
+        width: tokens that the longest prefix may have.
+        temperature: of the policy; 0 takes the most likely tokens.
+    """
+    texts: list[list[str | None]] = []
+    for start in range(0, len(prefixes), PREFIXES_A_BATCH):
+        part = prefixes[start : start + PREFIXES_A_BATCH]
+        # Every batch has the same shape, so that one program does them all.
+        tokens = np.zeros((PREFIXES_A_BATCH, width), np.int32)
+        lengths = np.ones(PREFIXES_A_BATCH, np.int32)
+        for row, prefix in enumerate(part):
+            ids = tokenizer.encode_prompt(prefix)
+            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+        indices = jnp.arange(start, start + PREFIXES_A_BATCH)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        found = roll_out(
+            target,
+            num_samples,
+            keys,
+            Prompts(jnp.asarray(tokens), jnp.asarray(lengths)),
+            policy,
+            jnp.float32(temperature),
+        )
+        rows = jax.device_get(found)
+        texts += [
+            [
+                None if cut else tokenizer.decode(ids[:length].tolist())
+                for ids, length, cut in zip(*prefix_rows, strict=True)
+            ]
+            for prefix_rows in zip(
+                rows.tokens[: len(part)], rows.lengths, rows.truncated, strict=False
+            )
+        ]
+    return texts
+
+
+def label_steps(
+    target: ReasoningTarget,
+    policy: Llama,
+    tokenizer: Tokenizer,
+    task: Task,
+    key: Key[Array, ""],
+    problems: list[Problem],
+    num_completions: int,
+    width: int,
+) -> LabelledSteps:
+    """Write one solution to each problem and label its steps by K completions each.
+
+    Solutions cut at the token limit are left out: they end with no answer.
+
+    Args:
+        target: see :func:`solving_target`.
+        policy, tokenizer: who writes.
+        task: judges answers.
+        key: for all random numbers.
+        problems: one solution each.
+        num_completions: K.
+        width: T, tokens of the longest text.
+    """
+    key_solve, key_complete = jax.random.split(key)
+    prompts = [problem.prompt for problem in problems]
+    texts = sample_texts(target, policy, tokenizer, key_solve, prompts, 1, width)
+    solved = [
+        (problem, text)
+        for problem, (text,) in zip(problems, texts, strict=True)
+        if text is not None
+    ]
+    # Prefixes that end a step, without the finished solution.
+    prefixes = [
+        (row, text[: end + 1])
+        for row, (_, text) in enumerate(solved)
+        for end in range(len(text))
+        if text[end] == task.delimiter
+    ]
+    # Those with equally many steps finish together, which wastes the fewest tokens.
+    prefixes.sort(key=lambda item: item[1].count(task.delimiter))
+    completions = sample_texts(
+        target,
+        policy,
+        tokenizer,
+        key_complete,
+        [solved[row][0].prompt + prefix for row, prefix in prefixes],
+        num_completions,
+        width,
+    )
+    tokens = np.full((len(solved), width), tokenizer.pad_id, np.int32)
+    labels = np.full(tokens.shape, np.nan, np.float32)
+    on_track = np.zeros(tokens.shape, bool)
+    for row, (problem, text) in enumerate(solved):
+        ids = [*tokenizer.encode_prompt(problem.prompt + text), tokenizer.eos_ids[0]]
+        tokens[row, : len(ids)] = ids
+        labels[row, len(ids) - 1] = task.verify(problem, text)
+        on_track[row, len(ids) - 1] = task.on_track(problem, text)
+    for (row, prefix), ends in zip(prefixes, completions, strict=True):
+        problem = solved[row][0]
+        right = [end is not None and task.verify(problem, prefix + end) for end in ends]
+        last = len(tokenizer.encode_prompt(problem.prompt + prefix)) - 1
+        labels[row, last] = np.mean(right)
+        on_track[row, last] = task.on_track(problem, prefix)
+    return LabelledSteps(tokens, labels, on_track)
+
+
+def labelled_chunk(
+    target: ReasoningTarget,
+    policy: Llama,
+    tokenizer: Tokenizer,
+    task: Task,
+    split: Split,
+    size: int,
+    num_completions: int,
+    width: int,
+    seed: int,
+    chunk: int,
+) -> LabelledSteps:
+    """Labels of one chunk of problems: a function of weights, seed and chunk alone."""
+    problems = task.problems(split, size, (seed, chunk, 2))
+    key = jax.random.fold_in(jax.random.key(seed), chunk)
+    return label_steps(
+        target, policy, tokenizer, task, key, problems, num_completions, width
+    )
