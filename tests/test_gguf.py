@@ -1,5 +1,7 @@
 """A GGUF gives the same model as the safetensors it came from, or a sentence."""
 
+import struct
+
 import gguf
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from small_checkpoints import logits, parameters, saved, small_config, write_ggu
 
 from tsi.errors import CheckpointError
 from tsi.models.checkpoint import load
+from tsi.models.gguf import read_header
 from tsi.models.gguf_llama import unpermute
 from tsi.models.llama import inverse_frequencies
 
@@ -124,3 +127,67 @@ def test_a_file_that_is_not_gguf_or_is_cut_short_is_refused(tmp_path):
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match=says):
             load(file)
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def crafted(fields=b"", num_fields=0, tensors=b"", num_tensors=0, data=b""):
+    head = b"GGUF" + struct.pack("<IQQ", 3, num_tensors, num_fields) + fields + tensors
+    return head + bytes(-len(head) % 32) + data
+
+
+def tensor(name, shape, kind, offset):
+    dims = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return text(name) + dims + struct.pack("<IQ", kind, offset)
+
+
+ARRAY = 9
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        # The gguf package's own reader never returns from this one.
+        (
+            crafted(text("a") + struct.pack("<IIQ", ARRAY, 4, 2**60), 1),
+            "claims 1152921504606846976 entries",
+        ),
+        (crafted(text("a") + struct.pack("<IIQ", ARRAY, 8, 2**63), 1), "claims"),
+        (crafted(text("a") + struct.pack("<IIQ", ARRAY, ARRAY, 1), 1), "type 9"),
+        (crafted(num_fields=2**64 - 1), "claims 18446744073709551615 entries"),
+        (crafted(num_tensors=2**40), "claims 1099511627776 entries"),
+        (crafted((text("a") + struct.pack("<IB", 0, 1)) * 2, 2), "field a twice"),
+        (
+            crafted(
+                tensors=tensor("a", (8,), 0, 0) + tensor("b", (8,), 0, 0),
+                num_tensors=2,
+                data=bytes(64),
+            ),
+            "tensor b should lie",
+        ),
+        (
+            crafted(
+                tensors=tensor("a", (8,), 0, 0) + tensor("a", (8,), 0, 32),
+                num_tensors=2,
+                data=bytes(64),
+            ),
+            "the tensor a twice",
+        ),
+        (
+            crafted(tensors=tensor("a", (2**32, 2**32), 0, 0), num_tensors=1),
+            "tensor a should lie",
+        ),
+        (crafted(tensors=tensor("a", (8,), 99, 0), num_tensors=1), "unknown type 99"),
+        (crafted(tensors=tensor("a", (), 0, 0), num_tensors=1), "has 0 dimensions"),
+        (crafted(tensors=tensor("a", (8, 0), 0, 0), num_tensors=1), "shape"),
+        (crafted(tensors=tensor("a", (33,), 8, 0), num_tensors=1), "blocks of 32"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_impossible_lengths_offsets_and_types_are_refused(tmp_path, content, says):
+    file = tmp_path / "crafted.gguf"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=says):
+        read_header(file)
