@@ -11,7 +11,7 @@ tokens of each step; peers score the whole prefix again at every step. Four kind
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ class Reading(NamedTuple):
     tokens_read: Int[Array, " R"]
 
 
+@runtime_checkable
 class Reward(Protocol):
     """What :class:`tsi.reasoning.ReasoningTarget` asks of a reward."""
 

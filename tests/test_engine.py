@@ -1,0 +1,169 @@
+"""The engine gives every problem what it would get alone, and prices it."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_language as tiny
+
+from tsi import samplers
+from tsi.engine import Engine
+from tsi.errors import PromptTooLongError
+from tsi.problem import Problem
+from tsi.reasoning import ReasoningParams
+from tsi.result import ledger_of_first
+from tsi.run import run
+
+PROBLEMS = [Problem(i, tiny.ALPHABET[i : i + 3 + i % 4], "") for i in range(5)]
+
+
+def extract(text: str) -> str | None:
+    return text[-1:] or None
+
+
+def engine(max_rows: int = 64, **changes) -> Engine:
+    policy, reward = tiny.models()
+    arguments = {"encode": tiny.encode, "decode": tiny.decode, "max_rows": max_rows}
+    return Engine(tiny.target(), policy, reward, **(arguments | changes))
+
+
+def same(left, right):
+    assert left.texts == right.texts
+    assert left.selected == right.selected
+    np.testing.assert_array_equal(left.ancestors, right.ancestors)
+    np.testing.assert_allclose(left.log_weights, right.log_weights, atol=1e-4)
+    assert left.log_evidence == pytest.approx(right.log_evidence, abs=1e-4)
+    assert left.ledger[:3] == right.ledger[:3]
+
+
+SAMPLER = samplers.particle_filter()
+
+
+def test_a_problem_gets_the_same_whatever_shares_its_batch():
+    key = jax.random.key(7)
+    together = engine(64).run(SAMPLER, key, PROBLEMS, 8, extract=extract)
+    alone = engine(16).run(SAMPLER, key, PROBLEMS[::-1], 8, extract=extract)[::-1]
+    for left, right in zip(together, alone, strict=True):
+        same(left, right)
+
+
+def test_a_problem_gets_what_tsi_run_gives_it():
+    key, policy_and_reward = jax.random.key(7), tiny.models()
+    results = engine().run(SAMPLER, key, PROBLEMS, 8, extract=extract)
+    target = tiny.target()
+    alone = jax.jit(lambda key, params: run(SAMPLER, target, key, 8, params))
+    for problem, result in zip(PROBLEMS, results, strict=True):
+        params = ReasoningParams(
+            *policy_and_reward, tiny.prompts(problem.prompt), jnp.float32(1.0)
+        )
+        final = alone(jax.random.fold_in(key, problem.id), params)
+        rows = zip(final.particles.tokens, final.particles.lengths, strict=True)
+        assert [tiny.decode(row[:n].tolist()) for row, n in rows] == result.texts
+        steps = int(final.num_steps)
+        np.testing.assert_array_equal(final.infos.ancestors[:steps], result.ancestors)
+        np.testing.assert_allclose(
+            final.state.log_weights, result.log_weights, atol=1e-4
+        )
+
+
+def test_without_resampling_a_smaller_budget_is_the_first_particles():
+    key, sampler = jax.random.key(7), samplers.self_consistency()
+    eight = engine().run(sampler, key, PROBLEMS, 8, extract=extract)
+    three = engine().run(sampler, key, PROBLEMS, 3, extract=extract)
+    for large, small in zip(eight, three, strict=True):
+        assert large.texts[:3] == small.texts
+        assert ledger_of_first(large.slots, 3, 0.0)[:3] == small.ledger[:3]
+        assert ledger_of_first(large.slots, 3, 0.0).flops == pytest.approx(
+            small.ledger.flops
+        )
+
+
+def test_the_ledger_counts_every_token_of_every_rollout():
+    result = engine().run(
+        samplers.self_consistency(), jax.random.key(1), PROBLEMS[:1], 4, extract=extract
+    )[0]
+    # Without resampling nothing is thrown away: texts are all that was generated,
+    # and every text that was not cut off has one end token more.
+    written = sum(len(text) for text in result.texts) + 4 - result.num_truncated
+    assert result.ledger.generated_tokens == written
+    assert result.ledger.reward_tokens == written + len(PROBLEMS[0].prompt)
+
+
+def test_greedy_depends_on_no_seed():
+    runs = [
+        engine().run(
+            samplers.greedy(),
+            jax.random.key(s),
+            PROBLEMS,
+            1,
+            extract=extract,
+            temperature=0.0,
+        )
+        for s in (0, 1)
+    ]
+    assert [r.texts for r in runs[0]] == [r.texts for r in runs[1]]
+
+
+def test_the_steps_of_a_text_end_at_boundaries():
+    for result in engine().run(
+        SAMPLER, jax.random.key(2), PROBLEMS, 4, extract=extract
+    ):
+        for text, steps in zip(result.texts, result.step_texts, strict=True):
+            assert "".join(steps) == text
+            for step in steps[:-1]:
+                assert step.endswith("c") or len(step) == 6
+                assert "c" not in step[:-1]
+
+
+def test_a_prompt_that_does_not_fit_is_named_before_anything_runs():
+    long = Problem(41, "a" * 90, "")
+    with pytest.raises(PromptTooLongError, match="problem 41 has 90 tokens"):
+        engine().run(SAMPLER, jax.random.key(0), [long], 2, extract=extract)
+
+
+def test_rewards_that_are_no_numbers_are_counted_and_never_win():
+    e = engine()
+    e.reward.bias[...] = jnp.full_like(e.reward.bias[...], jnp.nan)
+    result = e.run(SAMPLER, jax.random.key(0), PROBLEMS[:1], 4, extract=extract)[0]
+    assert result.num_invalid > 0
+    assert result.num_recoveries > 0
+    assert np.isfinite(result.log_weights).all()
+    assert not np.isnan(result.log_evidence)
+
+
+ON_DEVICES = """
+import jax, sys, json
+sys.path.insert(0, {tests!r})
+import test_engine as t
+count = int(sys.argv[1])
+assert len(jax.devices()) >= count
+mesh = jax.make_mesh(
+    (count,),
+    ("data",),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:count],
+)
+results = t.engine(32, mesh=mesh).run(
+    t.SAMPLER, jax.random.key(7), t.PROBLEMS[:4], 8, extract=t.extract
+)
+print(json.dumps([[r.texts, r.ancestors.tolist(), r.selected] for r in results]))
+"""
+
+
+def test_four_devices_give_the_samples_of_one(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    script = ON_DEVICES.format(tests=str(__file__).rsplit("/", 1)[0])
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(count)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for count in (1, 4)
+    ]
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) > 100

@@ -1,0 +1,181 @@
+"""The reasoning target: cached equals uncached, densities by enumeration."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_language as tiny
+
+from tsi import samplers
+from tsi.reasoning import ReasoningParams, sample_token
+from tsi.rewards import NoReward, SelfJudge, TextReward
+from tsi.run import run
+
+PROMPTS = ("hello", "bad", "gems")
+
+
+def texts_of(particles):
+    rows = zip(np.asarray(particles.tokens), np.asarray(particles.lengths), strict=True)
+    return [row[:length].tolist() for row, length in rows]
+
+
+def test_cached_densities_and_rewards_equal_uncached_ones_after_forks():
+    target, params, count = tiny.target(), tiny.params(*PROMPTS), 4
+    particles = target.init(None, count, params)
+    propose, gather = jax.jit(target.propose), jax.jit(target.gather)
+    for t in range(target.max_steps):
+        keys = jax.random.split(jax.random.key(t), len(PROMPTS))
+        if t in (1, 2, 4):
+            within = jax.random.randint(
+                jax.random.key(50 + t), (len(PROMPTS), count), 0, count
+            )
+            rows = within + count * jnp.arange(len(PROMPTS))[:, None]
+            particles = gather(particles, rows.reshape(-1))
+        particles, _ = propose(keys, t, particles, params)
+        rows = [
+            (PROMPTS[row // count], tokens)
+            for row, tokens in enumerate(texts_of(particles))
+        ]
+        log_prob, log_odds = tiny.uncached(params, rows)
+        np.testing.assert_allclose(particles.log_prob, log_prob, atol=2e-4)
+        np.testing.assert_allclose(particles.log_odds, log_odds, atol=2e-4)
+    assert bool(particles.finished.all())
+
+
+def test_fork_then_step_equals_step_then_index():
+    target, params = tiny.target(), tiny.params("hello")
+    particles, _ = target.propose(
+        jax.random.key(0), 0, target.init(None, 4, params), params
+    )
+    ancestors = jnp.array([2, 2, 2, 2])
+    forked = target.gather(particles, ancestors)
+    # Slot 2 draws the same numbers either way, so it must write the same step.
+    one, _ = target.propose(jax.random.key(1), 1, forked, params)
+    other, _ = target.propose(jax.random.key(1), 1, particles, params)
+    assert texts_of(one)[2] == texts_of(other)[2]
+    assert float(one.log_odds[2]) == pytest.approx(float(other.log_odds[2]), abs=1e-5)
+
+
+def test_costs_stay_with_the_slot_that_spent_them():
+    target, params = tiny.target(), tiny.params("hello")
+    particles, _ = target.propose(
+        jax.random.key(0), 0, target.init(None, 4, params), params
+    )
+    forked = target.gather(particles, jnp.array([1, 1, 1, 1]))
+    np.testing.assert_array_equal(forked.cost.generated, particles.cost.generated)
+    np.testing.assert_array_equal(forked.cost.generated, particles.lengths)
+
+
+def enumerate_texts(target, params, vocabulary):
+    """Every solution of up to max_tokens tokens: text, log p, log-odds, truncated."""
+    texts = []
+    for length in range(1, target.max_tokens + 1):
+        for body in itertools.product(range(1, vocabulary), repeat=length - 1):
+            ends = range(vocabulary) if length == target.max_tokens else [0]
+            texts += [[*body, last] for last in ends]
+    log_prob, log_odds = tiny.uncached(params, [("ab", text) for text in texts])
+    cut = [text[-1] != 0 for text in texts]
+    return list(zip(map(tuple, texts), log_prob, log_odds, cut, strict=True))
+
+
+@pytest.mark.parametrize("log_truncation", [0.0, -np.inf])
+def test_particle_estimates_equal_enumeration_of_a_language_model(log_truncation):
+    vocabulary, tokens = 3, 4
+    policy, reward = tiny.models(vocabulary, sharpness=2.0)
+    target = tiny.target(
+        boundary=tiny.boundary(vocabulary, b"a"),
+        max_step_tokens=2,
+        max_tokens=tokens,
+        max_steps=tokens,
+        log_truncation=log_truncation,
+    )
+    params = ReasoningParams(policy, reward, tiny.prompts("ab"), jnp.float32(1.0))
+    everything = enumerate_texts(target, params, vocabulary)
+    assert sum(np.exp(p) for _, p, _, _ in everything) == pytest.approx(1.0, abs=1e-4)
+    # p(x) r/(1-r) of whole texts: the target of SMC with telescoping weights.
+    masses = {
+        text: np.exp(p + odds + (log_truncation if cut else 0.0))
+        for text, p, odds, cut in everything
+    }
+    evidence = sum(masses.values())
+
+    sampler = samplers.smc()
+    many = jax.jit(
+        jax.vmap(lambda key, params: run(sampler, target, key, 32, params), (0, None))
+    )
+    runs = many(jax.random.split(jax.random.key(0), 2000), params)
+    weights = np.exp(np.asarray(runs.state.log_evidence, np.float64))[:, None] * np.exp(
+        np.asarray(runs.state.log_weights, np.float64)
+    )
+    estimates = weights.mean(axis=1)
+    error = estimates.std() / np.sqrt(len(estimates))
+    assert abs(estimates.mean() - evidence) < 4 * error
+    assert error < 0.02 * evidence
+    likely = max(masses, key=lambda text: masses[text])
+    rows = np.asarray(runs.particles.tokens)
+    padded = np.zeros(tokens, int)
+    padded[: len(likely)] = likely
+    hits = (rows == padded).all(-1) & (
+        np.asarray(runs.particles.lengths) == len(likely)
+    )
+    shares = (weights * hits).mean(axis=1)
+    assert abs(shares.mean() - masses[likely]) < 4 * shares.std() / np.sqrt(len(shares))
+
+
+def test_temperature_zero_takes_the_most_likely_token_with_probability_one():
+    logits = jax.random.normal(jax.random.key(0), (6, 9))
+    keys = jax.random.split(jax.random.key(1), 6)
+    token, log_prob = sample_token(keys, logits, jnp.float32(0.0))
+    np.testing.assert_array_equal(token, jnp.argmax(logits, -1))
+    np.testing.assert_array_equal(log_prob, 0.0)
+
+
+def test_tokens_are_drawn_in_proportion_to_tempered_probabilities():
+    logits = jnp.array([0.0, 1.0, 2.0])
+    keys = jax.random.split(jax.random.key(1), 40_000)
+    token, log_prob = sample_token(
+        keys, jnp.tile(logits, (40_000, 1)), jnp.float32(2.0)
+    )
+    expected = np.asarray(jax.nn.softmax(logits / 2.0))
+    counts = np.bincount(np.asarray(token), minlength=3)
+    chi2 = ((counts - 40_000 * expected) ** 2 / (40_000 * expected)).sum()
+    assert chi2 < 13.8  # p = 1e-3 with two degrees of freedom
+    np.testing.assert_allclose(np.exp(log_prob), expected[np.asarray(token)], rtol=1e-5)
+
+
+def test_the_policys_own_judgement_equals_its_logits_without_a_cache():
+    question, yes, no = (3, 7, 1), 4, 5
+    target = tiny.target(reward=SelfJudge(question, yes, no))
+    params = tiny.params("hello")
+    particles, _ = target.propose(
+        jax.random.key(0), 0, target.init(None, 4, params), params
+    )
+    for row, tokens in enumerate(texts_of(particles)):
+        sequence = jnp.asarray([tiny.encode("hello") + tokens + list(question)])
+        logits = params.policy(sequence)[0, -1]
+        expected = float(logits[yes] - logits[no])
+        assert float(particles.log_odds[row]) == pytest.approx(expected, abs=1e-4)
+    assert particles.cost.reward_read.tolist() == [len(question) + 1] * 4
+
+
+def test_a_python_function_of_the_text_can_be_the_reward():
+    reward = TextReward(
+        lambda texts: np.array([len(text) for text in texts]), tiny.decode
+    )
+    target, params = tiny.target(reward=reward), tiny.params("hello")
+    final = jax.jit(lambda key: run(samplers.smc(), target, key, 4, params))(
+        jax.random.key(0)
+    )
+    lengths = [len(tiny.decode(tokens)) for tokens in texts_of(final.particles)]
+    np.testing.assert_array_equal(final.particles.log_odds, lengths)
+
+
+def test_no_reward_reads_nothing():
+    target, params = tiny.target(reward=NoReward()), tiny.params("hello")
+    particles, _ = target.propose(
+        jax.random.key(0), 0, target.init(None, 4, params), params
+    )
+    assert particles.cost.reward_read.tolist() == [0] * 4
+    assert particles.log_odds.tolist() == [0.0] * 4
