@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling_rate import (
@@ -24,6 +24,9 @@ from tsi.experiments.scaling_rate import (
     log_budget_needed,
     scaling_rate,
 )
+
+# Budget -> 0 or 1 for each problem and seed, [P, S].
+Curve = Mapping[int, np.ndarray] | Mapping[float, np.ndarray]
 
 
 class Interval(NamedTuple):
@@ -51,7 +54,7 @@ class RateEstimate(NamedTuple):
     fraction_shared: float
 
 
-def accuracy(correct: Float[np.ndarray, "P S"]) -> tuple[float, float]:
+def accuracy(correct: Shaped[np.ndarray, "P S"]) -> tuple[float, float]:
     """Mean and its standard error, clustered by problem.
 
     The mean over seeds of each problem is one observation; the error is their standard
@@ -69,7 +72,7 @@ def accuracy(correct: Float[np.ndarray, "P S"]) -> tuple[float, float]:
 
 def cluster_weights(
     seed: int, num_replicates: int, num_problems: int, num_seeds: int
-) -> Float[np.ndarray, "R P*S"]:
+) -> Float[np.ndarray, "R PS"]:
     """Weight of each (problem, seed) in each bootstrap replicate; rows sum to one.
 
     Args:
@@ -91,15 +94,15 @@ def cluster_weights(
 
 
 def bootstrap_accuracies(
-    weights: Float[np.ndarray, "R P*S"], correct: Float[np.ndarray, "P S K"]
+    weights: Float[np.ndarray, "R PS"], correct: Shaped[np.ndarray, "P S K"]
 ) -> Float[np.ndarray, "R K"]:
     """Accuracy at each of K budgets in each replicate."""
     return weights @ correct.reshape(weights.shape[1], -1).astype(np.float64)
 
 
 def bootstrap_scaling_rate(
-    correct_a: Mapping[float, Float[np.ndarray, "P S"]],
-    correct_b: Mapping[float, Float[np.ndarray, "P S"]],
+    correct_a: Curve,
+    correct_b: Curve,
     *,
     num_replicates: int = 1000,
     seed: int = 0,
@@ -143,11 +146,10 @@ def bootstrap_scaling_rate(
     )
 
 
-def _stacked(correct: Mapping[float, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    budgets = sorted(correct)
-    return np.array(budgets, np.float64), np.stack(
-        [np.asarray(correct[budget], np.float64) for budget in budgets], axis=-1
-    )
+def _stacked(correct: Curve) -> tuple[np.ndarray, np.ndarray]:
+    budgets, tables = zip(*sorted(correct.items()), strict=True)
+    stack = np.stack([np.asarray(table, np.float64) for table in tables], axis=-1)
+    return np.array(budgets, np.float64), stack
 
 
 def _rates_at(budgets_a, curves_a, budgets_b, curves_b, accuracies) -> np.ndarray:

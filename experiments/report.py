@@ -13,7 +13,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from tsi.errors import ResultsError
-from tsi.experiments.bootstrap import RateEstimate, accuracy, bootstrap_scaling_rate
+from tsi.experiments.bootstrap import (
+    Curve,
+    RateEstimate,
+    accuracy,
+    bootstrap_scaling_rate,
+)
 from tsi.experiments.methods import METHODS, get_method
 from tsi.experiments.results import Cell
 
@@ -117,13 +122,13 @@ def scaling_rates(
     return rates
 
 
-def _by_cost(curve: dict[int, Point], unit: str) -> dict[float, np.ndarray]:
+def _by_cost(curve: dict[int, Point], unit: str) -> Curve:
     if unit == "rollouts":
         return {budget: point.correct for budget, point in curve.items()}
     return {getattr(point, unit): point.correct for point in curve.values()}
 
 
-def _increasing(curve: Mapping[float, Any]) -> bool:
+def _increasing(curve: Curve) -> bool:
     costs = list(curve)
     return len(costs) > 1 and costs[0] > 0 and costs == sorted(costs)
 

@@ -127,7 +127,12 @@ def checked_plan(
 
 
 def batches(plan: Plan, problems: Sequence[Problem]) -> Iterator[Batch]:
-    """The plan's batches in order: seed by seed, method by method, budget by budget."""
+    """The plan's batches in order: seed by seed, method by method, budget by budget.
+
+    Problems are sorted by the length of their prompts: a batch lasts as long as its
+    longest solution, and long questions tend to have long solutions.
+    """
+    problems = sorted(problems, key=lambda problem: (len(problem.prompt), problem.id))
     shared = [name for name in plan.methods if get_method(name).independent]
     for seed in range(plan.num_seeds):
         runs: list[tuple[str, int, list[tuple[str, int]]]] = []

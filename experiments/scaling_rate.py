@@ -24,7 +24,7 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from tsi.errors import ConfigurationError, UnknownNameError
 
@@ -75,10 +75,10 @@ def log_budget_needed(
 
 
 def scaling_rate(
-    budgets_a: Float[np.ndarray, "K"],
-    accuracies_a: Float[np.ndarray, "... K"],
-    budgets_b: Float[np.ndarray, "J"],
-    accuracies_b: Float[np.ndarray, "... J"],
+    budgets_a: Real[np.ndarray, "K"],
+    accuracies_a: Real[np.ndarray, "*batch K"],
+    budgets_b: Real[np.ndarray, "J"],
+    accuracies_b: Real[np.ndarray, "*batch J"],
     num_points: int = 41,
 ) -> ScalingRate:
     """How many times the budget of A method B needs for equal accuracy.

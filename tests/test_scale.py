@@ -129,6 +129,17 @@ def test_blocks_have_one_size_and_cover_every_problem_once():
         assert covered == list(range(17))
 
 
+def test_problems_of_like_length_share_a_batch():
+    world = fake_world(120)
+    plan = _plan(("beam",), (8,), seeds=1)
+    sizes = [
+        {len(problem.prompt) for problem in batch.problems}
+        for batch in batches(plan, world.problems)
+    ]
+    # Ten prompts of four letters, ninety of five, twenty of six, in blocks of five.
+    assert all(len(lengths) == 1 for lengths in sizes)
+
+
 def test_engine_sees_full_blocks_only(tmp_path):
     world = fake_world(17)
     run_plan(_plan(("beam",), (8,)), world, tmp_path / "rows.jsonl", progress=False)

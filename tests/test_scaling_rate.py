@@ -106,7 +106,9 @@ def test_curves_without_common_accuracy_have_no_rate():
 
 
 def test_single_common_accuracy_is_its_own_mean():
-    rate = scaling_rate(BUDGETS[:3], np.array([0.1, 0.2, 0.3]), BUDGETS[:1], [0.2])
+    rate = scaling_rate(
+        BUDGETS[:3], np.array([0.1, 0.2, 0.3]), BUDGETS[:1], np.array([0.2])
+    )
     assert float(rate.mean) == pytest.approx(0.5)
     assert float(rate.top) == pytest.approx(0.5)
 
@@ -123,8 +125,9 @@ def test_batched_rates_equal_single_ones():
 
 @pytest.mark.parametrize("budgets", [[1, 1], [2, 1], [0, 1], []])
 def test_budgets_that_are_no_axis_are_refused(budgets):
+    budgets = np.array(budgets, np.float64)
     with pytest.raises(ConfigurationError, match="increasing"):
-        scaling_rate(np.array(budgets), np.ones(len(budgets)), BUDGETS, BUDGETS)
+        scaling_rate(budgets, np.ones(budgets.size), BUDGETS, BUDGETS)
 
 
 def test_clustered_error_counts_problems_not_rows():
