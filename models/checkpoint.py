@@ -8,10 +8,8 @@ unpickled and nothing from a model's repository runs.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,44 +18,13 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from tsi.errors import CheckpointError
+from tsi.models.architectures import ARCHITECTURES, DERIVED, NAMES, architecture_of
 from tsi.models.gguf_llama import open_gguf
-from tsi.models.llama import (
-    Llama,
-    LlamaConfig,
-    RewardModel,
-    config_from_hf,
-    config_to_hf,
-)
+from tsi.models.llama import Llama, LlamaConfig, RewardModel, config_to_hf
 from tsi.models.safetensors import SINGLE, StoredTensor, open_folder, read_json
 from tsi.models.tokenizer import Tokenizer
 
-ARCHITECTURES: dict[str, type[Llama] | type[RewardModel]] = {
-    "LlamaForCausalLM": Llama,
-    "LlamaForTokenClassification": RewardModel,
-}
-
-# Checkpoint name, with N for the layer, and the module path it fills. Matrices are
-# stored [out, in] and kept as kernels [in, out].
-_BLOCK = "model.layers.N."
-NAMES: dict[str, str] = {
-    "model.embed_tokens.weight": "trunk.embedding",
-    _BLOCK + "input_layernorm.weight": "trunk.blocks.attention_norm.scale",
-    _BLOCK + "self_attn.q_proj.weight": "trunk.blocks.attention.query.kernel",
-    _BLOCK + "self_attn.k_proj.weight": "trunk.blocks.attention.key.kernel",
-    _BLOCK + "self_attn.v_proj.weight": "trunk.blocks.attention.value.kernel",
-    _BLOCK + "self_attn.o_proj.weight": "trunk.blocks.attention.out.kernel",
-    _BLOCK + "post_attention_layernorm.weight": "trunk.blocks.feed_forward_norm.scale",
-    _BLOCK + "mlp.gate_proj.weight": "trunk.blocks.feed_forward.gate.kernel",
-    _BLOCK + "mlp.up_proj.weight": "trunk.blocks.feed_forward.up.kernel",
-    _BLOCK + "mlp.down_proj.weight": "trunk.blocks.feed_forward.down.kernel",
-    "model.norm.weight": "trunk.norm.scale",
-    "lm_head.weight": "head.kernel",
-    "score.weight": "score.kernel",
-    "score.bias": "bias",
-}
 _PATHS = {path: name for name, path in NAMES.items()}
-# Rotary tables that old releases stored; they follow from the configuration.
-_DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def load(
@@ -87,7 +54,7 @@ def load(
         raise CheckpointError(
             f"There is no model at {path}; give a Hugging Face folder or a .gguf file."
         )
-    make, config = _architecture(path, fields)
+    make, config = architecture_of(path, fields)
     if config.num_layers > len(tensors):
         raise CheckpointError(
             f"{path} has {len(tensors)} tensors, too few for the {config.num_layers} "
@@ -149,52 +116,6 @@ def save(
         tokenizer.save(folder)
 
 
-def _architecture(
-    path: Path, fields: dict[str, Any]
-) -> tuple[type[Llama] | type[RewardModel], LlamaConfig]:
-    """The module class and validated configuration that the fields ask for."""
-    names = fields.get("architectures")
-    name = names[0] if isinstance(names, list) and len(names) == 1 else names
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{path} holds the architecture {name!r}. Supported: "
-            f"{', '.join(ARCHITECTURES)}."
-        )
-    if fields.get("quantization_config") is not None:
-        raise CheckpointError(
-            f"{path} is quantised (quantization_config in config.json), which is read "
-            "from GGUF only; choose the unquantised checkpoint or a GGUF of it."
-        )
-    try:
-        config = config_from_hf(fields)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path}: the configuration lacks the field {error}."
-        ) from None
-    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: the configuration is malformed: {error}."
-        ) from None
-    sizes = "vocab_size width hidden num_layers num_heads num_kv_heads head_width"
-    problems = [
-        f"{size} is {value!r}, not a positive whole number under 2^31"
-        for size in (*sizes.split(), "max_length")
-        if type(value := getattr(config, size)) is not int or not 0 < value < 2**31
-    ]
-    if not problems and config.num_heads % config.num_kv_heads:
-        problems.append("the query heads are not a multiple of the key-value heads")
-    if not problems and config.head_width % 2:
-        problems.append(f"the head width {config.head_width} is odd")
-    scalars = (config.rope_theta, config.norm_epsilon, *(config.rope_scaling or ()))
-    if not all(np.isfinite(value) and value > 0 for value in scalars):
-        problems.append(f"one of {scalars} is not a positive number")
-    if not all(type(i) is int and i >= 0 for i in config.eos_ids):
-        problems.append(f"the end-of-sequence ids are {config.eos_ids!r}")
-    if problems:
-        raise CheckpointError(f"{path}: in the configuration {'; '.join(problems)}.")
-    return ARCHITECTURES[name], config
-
-
 def _is_kernel(path: str) -> bool:
     return path.endswith(".kernel")
 
@@ -216,7 +137,7 @@ def _without_redundant(
     Tied models sometimes store the head too; one that differs from the embedding
     contradicts the configuration.
     """
-    kept = {n: t for n, t in tensors.items() if not _DERIVED.fullmatch(n)}
+    kept = {n: t for n, t in tensors.items() if not DERIVED.fullmatch(n)}
     head, embedding = kept.get("lm_head.weight"), kept.get("model.embed_tokens.weight")
     if config.tied and head and embedding and head.shape == embedding.shape:
         if not np.array_equal(head.read(), embedding.read()):
@@ -273,7 +194,7 @@ def _assemble(
         stored = tensors[name].read()
         with np.errstate(over="ignore"):
             part[...] = stored.T if _is_kernel(module_path) else stored
-        if not np.isfinite(part.astype(np.float32)).all():
+        if not np.isfinite(np.asarray(part, np.float32)).all():
             raise CheckpointError(
                 f"{path}: tensor {name} has values that are not finite in {dtype}. "
                 "Download the file again, or load it in float32."

@@ -179,8 +179,8 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
         CheckpointError: the tensor's type has no dequantisation.
     """
     info = header.tensors[name]
-    data = np.memmap(header.path, np.uint8, "r", info.start, (info.num_bytes,))
-    rows = data.reshape(*info.shape[:-1], -1)
+    mapped = np.memmap(header.path, np.uint8, "r", info.start, (info.num_bytes,))
+    rows = np.asarray(mapped).reshape(*info.shape[:-1], -1)
     try:
         # Damaged blocks can overflow; the loader refuses weights that are not finite.
         with np.errstate(all="ignore"):

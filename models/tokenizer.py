@@ -21,6 +21,7 @@ from tokenizers import models as token_models
 
 from tsi.errors import CheckpointError, ConfigurationError
 from tsi.models.safetensors import read_json
+from tsi.models.token_bytes import bytes_of_tokens, kind_of
 
 EOS, PAD = "<eos>", "<pad>"
 
@@ -61,8 +62,7 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special}
-        self._literal = {i: t.content for i, t in added.items() if not t.special}
-        self._kind = _kind_of(backend)
+        self._kind = kind_of(backend)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token.
@@ -230,17 +230,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
-        to_bytes = _BYTES_OF[self._kind]
-        special = set(self.special_ids.values())
-        table = [b""] * self.vocab_size
-        for token, id in self.backend.get_vocab(with_added_tokens=True).items():
-            if id >= len(table):
-                table += [b""] * (id + 1 - len(table))
-            if id in self._literal:
-                table[id] = self._literal[id].encode("utf-8")
-            elif id not in special:
-                table[id] = to_bytes(token)
-        return table
+        return bytes_of_tokens(self.backend)
 
     @functools.cached_property
     def _transformers(self) -> Any:
@@ -337,52 +327,3 @@ def guarded(path: Path, build: Callable[[], Any]) -> Any:
 
 def _control(name: str) -> AddedToken:
     return AddedToken(name, special=True, normalized=False)
-
-
-def _kind_of(backend: tokenizers.Tokenizer) -> str:
-    """How token strings stand for bytes, by the decoder that would join them."""
-    if backend.decoder is None:
-        return "plain"
-    state = json.loads(backend.decoder.__getstate__())
-    parts = {part["type"] for part in state.get("decoders", [state])}
-    if "ByteLevel" in parts:
-        return "byte_level"
-    if parts & {"ByteFallback", "Metaspace"}:
-        return "sentencepiece"
-    if parts <= {"Fuse"}:
-        return "plain"
-    raise CheckpointError(
-        f"A tokenizer that joins its tokens by {', '.join(sorted(parts))} is not "
-        "supported: byte-level, SentencePiece-like and plain ones are."
-    )
-
-
-@functools.cache
-def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable bytes stand for themselves, others from 256.
-
-    Radford et al. 2019 (GPT-2).
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    table = {chr(b): b for b in printable}
-    return table | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-def _byte_level(token: str) -> bytes:
-    table = _byte_of_character()
-    if all(character in table for character in token):
-        return bytes(table[character] for character in token)
-    return token.encode("utf-8")
-
-
-def _sentencepiece(token: str) -> bytes:
-    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
-    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
-
-
-_BYTES_OF: dict[str, Callable[[str], bytes]] = {
-    "byte_level": _byte_level,
-    "sentencepiece": _sentencepiece,
-    "plain": lambda token: token.encode("utf-8"),
-}
