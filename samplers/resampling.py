@@ -86,10 +86,11 @@ def multinomial(
         Ancestors [M], int32.
     """
     cdf = _integer_cdf(log_weights)
-    total = jnp.maximum(cdf[-1], 1)
-    positions = jax.random.randint(
-        key, (num_samples,), jnp.uint32(0), total, dtype=jnp.uint32
-    )
+    bits = jax.random.bits(key, (num_samples,), jnp.uint32) >> 1
+    # Rounding makes the total miss 2^31 by a little: stretch the draws to it.
+    excess = (cdf[-1] - jnp.uint32(TOTAL)).astype(jnp.int32).astype(jnp.float32)
+    stretch = jnp.floor(bits.astype(jnp.float32) * (excess / TOTAL)).astype(jnp.int32)
+    positions = bits + stretch.astype(jnp.uint32)
     return _stay_if_dead(log_weights, _inverse(cdf, positions))
 
 

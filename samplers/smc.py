@@ -186,6 +186,8 @@ def smc(
         )
 
     def ask(key: Key[Array, ""], state: SMCState) -> tuple[SMCState, Int[Array, "N"]]:
+        if schedule is never:
+            return state, state.ancestors
         islands = state.recovering.shape[0]
         log_w = state.log_weights.reshape(islands, -1)
         size = log_w.shape[1]

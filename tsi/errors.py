@@ -50,3 +50,7 @@ class ResultsError(TsiError):
 
 class AnswerError(TsiError):
     """A grader that failed, or an answer beyond the limits of time or size."""
+
+
+class ConformanceError(TsiError):
+    """A sampler that breaks a promise of the sampler contract."""

@@ -1,0 +1,176 @@
+"""A linear-Gaussian target, whose truth is the Kalman filter's.
+
+    x_1 ~ N(0, initial_scale^2),  x_t = decay x_{t-1} + N(0, transition_scale^2),
+    G_t(x_{1:t}) = N(y_t; x_t, noise_scale^2),
+
+one particle per state path, T = number of observations. With the product potential the
+evidence is p(y_{1:T}) and the last state's posterior the filter's. With the telescoping
+one only the last observation counts, and both are those of a normal prior and a normal
+likelihood.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.errors import ConfigurationError
+
+
+class LinearGaussianParticles(NamedTuple):
+    """The present state x_t of each path, [N], and how many steps it took, [N]."""
+
+    x: Float[Array, "N"]
+    length: Int[Array, "N"]
+
+
+class LinearGaussianTruth(NamedTuple):
+    """Log evidence, and mean and variance of the last state under the posterior."""
+
+    log_evidence: float
+    mean: float
+    variance: float
+
+
+def _log_normal(x: Array, mean: Array, scale: float) -> Array:
+    return jax.scipy.stats.norm.logpdf(x, mean, scale)
+
+
+def _condition(
+    mean: float, variance: float, observation: float, noise: float
+) -> LinearGaussianTruth:
+    """A normal prior after one noisy observation, and that observation's density."""
+    spread = variance + noise
+    error = observation - mean
+    log_evidence = -0.5 * (np.log(2 * np.pi * spread) + error**2 / spread)
+    gain = variance / spread
+    return LinearGaussianTruth(
+        float(log_evidence), mean + gain * error, (1.0 - gain) * variance
+    )
+
+
+class LinearGaussianTarget:
+    """A scalar linear-Gaussian state space model.
+
+    Args:
+        observations: y, [T].
+        decay: the autoregression coefficient.
+        initial_scale: standard deviation of x_1.
+        transition_scale: standard deviation of each step's noise.
+        noise_scale: standard deviation of the observations.
+        proposal_scale: standard deviation that steps (the first too) are proposed with,
+            as a multiple of the model's; 1 proposes from the model itself.
+
+    Raises:
+        ConfigurationError: if there are no observations or a scale is not positive.
+    """
+
+    def __init__(
+        self,
+        observations: Any = (0.4, 1.1, -0.3, 0.8),
+        *,
+        decay: float = 0.8,
+        initial_scale: float = 1.0,
+        transition_scale: float = 0.6,
+        noise_scale: float = 0.9,
+        proposal_scale: float = 1.2,
+    ) -> None:
+        self.observations = np.asarray(observations, np.float64)
+        self.decay = decay
+        self.initial_scale, self.transition_scale = initial_scale, transition_scale
+        self.noise_scale, self.proposal_scale = noise_scale, proposal_scale
+        self.max_steps = len(self.observations)
+        scales = (initial_scale, transition_scale, noise_scale, proposal_scale)
+        if self.max_steps < 1 or min(scales) <= 0:
+            raise ConfigurationError(
+                "LinearGaussianTarget needs at least one observation and positive "
+                f"scales; got {self.max_steps} observations and scales {scales}."
+            )
+
+    def init(
+        self, key: Key[Array, ""], num_particles: int, params: Any = None
+    ) -> LinearGaussianParticles:
+        """N paths that start from zero."""
+        return LinearGaussianParticles(
+            jnp.zeros(num_particles), jnp.zeros(num_particles, jnp.int32)
+        )
+
+    def propose(
+        self,
+        key: Key[Array, ""],
+        t: Int[Array, ""],
+        particles: LinearGaussianParticles,
+        params: Any = None,
+    ) -> tuple[LinearGaussianParticles, Float[Array, "N"]]:
+        """One more state for each path; particle i uses fold_in(key, i)."""
+        slots = jnp.arange(particles.x.shape[0])
+        keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
+        noise = jax.vmap(jax.random.normal)(keys)
+        scale = jnp.where(t == 0, self.initial_scale, self.transition_scale)
+        x = self.decay * particles.x + self.proposal_scale * scale * noise
+        log_p = _log_normal(self.proposal_scale * noise, jnp.zeros(()), 1.0)
+        log_q = _log_normal(noise, jnp.zeros(()), 1.0) - jnp.log(self.proposal_scale)
+        return LinearGaussianParticles(x, particles.length + 1), log_p - log_q
+
+    def log_potential(
+        self, t: Int[Array, ""], particles: LinearGaussianParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        """log N(y_t; x_t, noise_scale^2)."""
+        observation = jnp.asarray(self.observations, jnp.float32)[t]
+        return _log_normal(observation, particles.x, self.noise_scale)
+
+    def finished(self, particles: LinearGaussianParticles) -> Bool[Array, "N"]:
+        """Whether each path has met every observation."""
+        return particles.length >= self.max_steps
+
+    def gather(
+        self, particles: LinearGaussianParticles, ancestors: Int[Array, "N"]
+    ) -> LinearGaussianParticles:
+        """The paths at `ancestors`."""
+        return jax.tree.map(lambda leaf: leaf[ancestors], particles)
+
+    def prior(self) -> tuple[float, float]:
+        """Mean and variance of the last state before any observation."""
+        variance = self.initial_scale**2
+        for _ in range(self.max_steps - 1):
+            variance = self.decay**2 * variance + self.transition_scale**2
+        return 0.0, variance
+
+    def kalman(self) -> LinearGaussianTruth:
+        """The Kalman filter: truth of the product of all potentials."""
+        mean, variance, log_evidence = 0.0, self.initial_scale**2, 0.0
+        for t, observation in enumerate(self.observations):
+            if t > 0:
+                mean = self.decay * mean
+                variance = self.decay**2 * variance + self.transition_scale**2
+            step = _condition(mean, variance, observation, self.noise_scale**2)
+            mean, variance = step.mean, step.variance
+            log_evidence += step.log_evidence
+        return LinearGaussianTruth(log_evidence, mean, variance)
+
+    def truth(self, path_log_weight: Callable[..., Any]) -> LinearGaussianTruth | None:
+        """Truth of a path weight, where it is known in closed form.
+
+        Args:
+            path_log_weight: as in `tsi.sampler.Sampler`.
+
+        Returns:
+            The truth if the path weight is the product of all potentials, the last of
+            them, or one; None for any other.
+        """
+        # What a function computes shows in its values at a few generic points.
+        probe = jax.random.normal(jax.random.key(0), (7, self.max_steps))
+        weight = path_log_weight(probe, jnp.ones(probe.shape, bool))
+        if np.allclose(weight, probe.sum(-1), atol=1e-4):
+            return self.kalman()
+        mean, variance = self.prior()
+        if np.allclose(weight, probe[:, -1], atol=1e-4):
+            return _condition(
+                mean, variance, self.observations[-1], self.noise_scale**2
+            )
+        if np.allclose(weight, 0.0, atol=1e-6):
+            return LinearGaussianTruth(0.0, mean, variance)
+        return None
