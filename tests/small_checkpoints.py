@@ -1,5 +1,6 @@
 """Small random models, tokenizers and GGUF files for the tests of the loader."""
 
+import json
 from pathlib import Path
 
 import gguf
@@ -170,7 +171,6 @@ def write_gguf(
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str) -> None:
-    import json
 
     model = json.loads(tokenizer.backend.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
