@@ -1,0 +1,134 @@
+"""The scaling experiment with a real language model and two rewards.
+
+Claim under test: the ranking of methods seen with large models (Puri et al. 2025,
+arXiv 2502.01618, figure 2) holds for SmolLM2-135M-Instruct on short sums. Nothing is
+published for this model and task, so there is no expected number: the measured table
+stands in the README, whatever it says. With 20 problems a standard error is about 10
+points, and only large differences mean anything.
+
+Rewards: ``judge``, the policy's own one-token judgement of each prefix, and
+``equations``, an exact check of the equations that the text has stated.
+
+Cost: at most 40 minutes on 2 cores, after a download of 93 MB.
+Command: ``make curve-llm`` or ``python -m tsi.experiments.curve_llm``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from tsi.boundary import step_boundary
+from tsi.engine import Engine
+from tsi.experiments import chain_sum
+from tsi.experiments.equations import REWARDS, equation_log_odds
+from tsi.experiments.scale import World, checked_plan, run_plan
+from tsi.experiments.world import sha256_of, versions
+from tsi.experiments.write_report import write_report
+from tsi.models.checkpoint import load
+from tsi.models.download import get
+from tsi.models.tokenizer import Tokenizer, load_tokenizer
+from tsi.problem import Problem
+from tsi.reasoning import ReasoningTarget
+from tsi.rewards import Reward, SelfJudge, TextReward
+
+POLICY = "smollm2-135m"
+METHODS = ("self_consistency", "weighted_best_of_n", "particle_filter", "smc")
+JUDGE_QUESTION = "Is every equation above right? Answer Yes or No."
+
+
+def self_judge(tokenizer: Tokenizer) -> SelfJudge:
+    """Ask the policy about its own text, in a new turn of the chat."""
+    # The question closes the turn in which the text is being written.
+    turns = (
+        f"<|im_end|>\n<|im_start|>user\n{JUDGE_QUESTION}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    (yes,), (no,) = tokenizer.encode("Yes"), tokenizer.encode("No")
+    return SelfJudge(tuple(tokenizer.encode(turns, allow_special=True)), yes, no)
+
+
+def language_worlds(num_problems: int, *, max_rows: int, temperature: float):
+    """The experiment's two worlds, by the name of their reward."""
+    path = get(POLICY)
+    policy, _ = load(path)
+    tokenizer = load_tokenizer(path)
+    token_bytes = [tokenizer.token_bytes(i) for i in range(policy.config.vocab_size)]
+    boundary = step_boundary(token_bytes, b"\n", tokenizer.eos_ids)
+    rewards: dict[str, tuple[Reward, dict[str, Any]]] = {
+        "judge": (self_judge(tokenizer), {"question": JUDGE_QUESTION}),
+        "equations": (TextReward(equation_log_odds, tokenizer.decode), dict(REWARDS)),
+    }
+    problems: list[Problem] = chain_sum.problems(num_problems, seed=0)
+    for name, (reward, reward_settings) in rewards.items():
+        target = ReasoningTarget(
+            boundary,
+            reward,
+            max_step_tokens=chain_sum.MAX_STEP_TOKENS,
+            max_tokens=chain_sum.MAX_TOKENS,
+            max_steps=chain_sum.MAX_STEPS,
+        )
+        engine = Engine(
+            target,
+            policy,
+            None,
+            encode=chain_sum.encoder(tokenizer),
+            decode=tokenizer.decode,
+            temperature=temperature,
+            max_rows=max_rows,
+        )
+        settings = {
+            "task": "chain_sum",
+            "problem_seed": 0,
+            "policy": POLICY,
+            "policy_sha256": sha256_of(path),
+            "reward": name,
+            "reward_settings": reward_settings,
+            "temperature": temperature,
+            "max_steps": target.max_steps,
+            "max_step_tokens": target.max_step_tokens,
+            "max_tokens": target.max_tokens,
+            **versions(),
+        }
+        yield (
+            name,
+            World(
+                engine,
+                problems,
+                chain_sum.extract,
+                chain_sum.correct,
+                target.max_steps,
+                settings,
+            ),
+        )
+
+
+def main(
+    num_problems: int = 20,
+    budgets: tuple[int, ...] = (1, 4, 16),
+    seeds: int = 1,
+    out: Path = Path("results/llm"),
+    max_rows: int = 80,
+    temperature: float = 0.8,
+    progress: bool = True,
+) -> None:
+    """Run the experiment with both rewards; resumes where it stopped.
+
+    Args:
+        num_problems: of chain_sum.
+        budgets: rollouts N.
+        seeds: how often each problem is run.
+        out: folder; each reward has one inside.
+        max_rows: particles of one batch over all its problems.
+        temperature: of the policy.
+        progress: show a bar with the time left.
+    """
+    plan = checked_plan(METHODS, budgets, seeds, max_rows)
+    worlds = language_worlds(num_problems, max_rows=max_rows, temperature=temperature)
+    for name, world in worlds:
+        rows = run_plan(plan, world, out / name / "rows.jsonl", progress=progress)
+        print(f"\nreward: {name}\n\n{write_report(plan, world, rows, out / name)}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
