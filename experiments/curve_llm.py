@@ -23,10 +23,10 @@ from tsi.engine import Engine
 from tsi.experiments import chain_sum
 from tsi.experiments.equations import REWARDS, equation_log_odds
 from tsi.experiments.scale import World, checked_plan, run_plan
-from tsi.experiments.world import sha256_of, versions
+from tsi.experiments.world import load_model, sha256_of, versions
 from tsi.experiments.write_report import write_report
-from tsi.models.checkpoint import load
 from tsi.models.download import get
+from tsi.models.llama import Llama
 from tsi.models.tokenizer import Tokenizer, load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
@@ -51,7 +51,7 @@ def self_judge(tokenizer: Tokenizer) -> SelfJudge:
 def language_worlds(num_problems: int, *, max_rows: int, temperature: float):
     """The experiment's two worlds, by the name of their reward."""
     path = get(POLICY)
-    policy, _ = load(path)
+    policy = load_model(path, Llama, "policy")
     tokenizer = load_tokenizer(path)
     token_bytes = [tokenizer.token_bytes(i) for i in range(policy.config.vocab_size)]
     boundary = step_boundary(token_bytes, b"\n", tokenizer.eos_ids)

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -23,6 +23,8 @@ from tsi.reasoning import ReasoningTarget
 from tsi.rewards import ProcessReward
 
 PROBLEM_SEED = 0
+
+T = TypeVar("T")
 
 
 def embedded_world(
@@ -52,8 +54,8 @@ def embedded_world(
     task = get_task(task_name)
     policy, reward = policy or f"{task_name}-policy", reward or f"{task_name}-reward"
     paths = {"policy": resolve(policy), "reward": resolve(reward)}
-    policy_model = _loaded(paths["policy"], Llama, "policy")
-    reward_model = _loaded(paths["reward"], RewardModel, "reward")
+    policy_model = load_model(paths["policy"], Llama, "policy")
+    reward_model = load_model(paths["reward"], RewardModel, "reward")
     tokenizer = load_tokenizer(paths["policy"])
     token_bytes = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
     target = ReasoningTarget(
@@ -92,7 +94,13 @@ def embedded_world(
     )
 
 
-def _loaded(path: Path, kind: type, role: str) -> Any:
+def load_model(path: Path, kind: type[T], role: str) -> T:
+    """The model in a folder or file, which must be of a kind.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigurationError: it is of another kind.
+    """
     model, _ = load(path)
     if not isinstance(model, kind):
         raise ConfigurationError(
