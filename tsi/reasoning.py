@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import Boundary
 from tsi.cache import Suffix, append, empty_suffix, fork
+from tsi.categorical import categorical
 from tsi.models.layers import Segment
 from tsi.models.llama import KeyValues, Llama
 from tsi.rewards import PolicyContext, Prompts, Reward, Step
@@ -333,8 +334,8 @@ def sample_token(
         Token ids and their log-probabilities under the tempered distribution.
     """
     log_p = jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1.0))
-    noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[-1:]))(keys)
-    noise = jnp.where(temperature > 0, noise, 0.0)
-    token = jnp.argmax(log_p + noise, axis=-1).astype(jnp.int32)
+    token = jnp.where(
+        temperature > 0, categorical(keys, log_p), jnp.argmax(log_p, axis=-1)
+    ).astype(jnp.int32)
     chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
     return token, jnp.where(temperature > 0, chosen, 0.0)

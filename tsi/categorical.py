@@ -1,0 +1,51 @@
+"""Draws from large categorical distributions with one random number a row.
+
+The Gumbel trick needs a random number for every entry of the vocabulary, which costs as
+much as a layer of a small model. Here a uniform number is looked up in the cumulative
+sum instead, in two levels (blocks, then entries of the block), so that no long
+cumulative sum is ever rounded. A sum that ends below the drawn number would return an
+entry of probability zero; the look-up is clipped to entries that have some.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+BLOCK = 256
+
+
+def categorical(keys: Key[Array, " R"], log_p: Float[Array, "R V"]) -> Int[Array, " R"]:
+    """Draw one index a row, each row from a key of its own.
+
+    Args:
+        keys: one key a row.
+        log_p: log-probabilities, normalised or not; -inf entries are never drawn.
+
+    Returns:
+        Indices, int32. A row without any finite entry gives index 0.
+    """
+    rows, size = log_p.shape
+    uniforms = jax.vmap(jax.random.uniform)(keys)
+    p = jnp.exp(log_p - jnp.max(log_p, axis=-1, keepdims=True))
+    p = jnp.where(jnp.isnan(p), 0.0, p)
+    blocks = -(-size // BLOCK)
+    p = jnp.pad(p, ((0, 0), (0, blocks * BLOCK - size))).reshape(rows, blocks, BLOCK)
+    mass = jnp.sum(p, axis=-1)
+    block, fraction = _look_up(mass, uniforms)
+    inside = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
+    index, _ = _look_up(inside, fraction)
+    return block * BLOCK + index
+
+
+def _look_up(
+    weights: Float[Array, "R n"], uniforms: Float[Array, " R"]
+) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
+    """Index in proportion to the weights, and how far into its weight u fell."""
+    ends = jnp.cumsum(weights, axis=-1)
+    place = uniforms * ends[:, -1]
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
+    index = jnp.minimum(jnp.sum(ends <= place[:, None], axis=-1), last)
+    weight = jnp.take_along_axis(weights, index[:, None], axis=-1)[:, 0]
+    start = jnp.take_along_axis(ends, index[:, None], axis=-1)[:, 0] - weight
+    fraction = (place - start) / jnp.where(weight > 0, weight, 1.0)
+    return index.astype(jnp.int32), jnp.clip(fraction, 0.0, 1.0)
