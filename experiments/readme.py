@@ -1,0 +1,48 @@
+"""Put measured tables into README.md, between their markers.
+
+A table stands between ``<!-- table: PATH -->`` and ``<!-- end -->``; PATH is a Markdown
+file that an experiment wrote. Run after an experiment, so that no number in the README
+is typed by hand.
+
+Command: ``python -m tsi.experiments.readme``.
+"""
+
+import re
+from pathlib import Path
+
+from tsi.errors import ResultsError
+
+_BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_tables(text: str, folder: Path) -> str:
+    """The text with every marked table replaced by its file's content.
+
+    Args:
+        text: Markdown with markers.
+        folder: that the markers' paths are relative to.
+
+    Raises:
+        ResultsError: a file is missing.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        path = folder / found[2]
+        if not path.is_file():
+            raise ResultsError(
+                f"The README shows {found[2]}, which does not exist; run the experiment "
+                "that writes it."
+            )
+        return f"{found[1]}\n{_without_title(path.read_text()).strip()}\n\n{found[3]}"
+
+    return _BLOCK.sub(table, text)
+
+
+def _without_title(text: str) -> str:
+    """Without the first heading: the README has its own."""
+    return re.sub(r"\A# .*\n", "", text)
+
+
+if __name__ == "__main__":
+    readme = Path("README.md")
+    readme.write_text(with_tables(readme.read_text(), Path()))
