@@ -30,8 +30,8 @@ def with_tables(text: str, folder: Path) -> str:
         path = folder / found[2]
         if not path.is_file():
             raise ResultsError(
-                f"The README shows {found[2]}, which does not exist; run the experiment "
-                "that writes it."
+                f"The README shows {found[2]}, which does not exist; run the "
+                "experiment that writes it."
             )
         return f"{found[1]}\n{_without_title(path.read_text()).strip()}\n\n{found[3]}"
 
