@@ -18,11 +18,11 @@ from tsi.errors import ConfigurationError, TsiError, UnknownNameError
 
 def scale(
     task: str = "chain",
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="all|NAME...")] = (
-        "all",
-    ),
+    methods: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="standard|all|NAME...")
+    ] = ("standard",),
     budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
-    num_problems: int = 400,
+    num_problems: int = 420,
     seeds: int = 1,
     out: Path | None = None,
     temperature: float = 1.0,
@@ -35,9 +35,9 @@ def scale(
 
     Args:
         task: a generated task: chain or countdown.
-        methods: which to compare.
+        methods: which to compare; standard is all but the entropic particle filter.
         budgets: rollouts N of each method.
-        num_problems: held-out problems.
+        num_problems: held-out problems; 420 keep standard errors below 2.5 points.
         seeds: how often each problem is run.
         out: folder for rows, table and plots; results/TASK by default.
         temperature: of the policy.
@@ -164,11 +164,15 @@ def paper() -> int:
     return 0
 
 
-def check(make_sampler: Positional[str]) -> int:
+def check(
+    make_sampler: Positional[str], num_particles: int = 8, num_runs: int = 20_000
+) -> int:
     """Judge a sampler by the conformance checks; exit code 1 if it fails.
 
     Args:
         make_sampler: "module:function"; the function returns a sampler.
+        num_particles: N, a number that the sampler can use.
+        num_runs: runs on each target; 20,000 notice a bias of about 2 %.
     """
     module, _, name = make_sampler.partition(":")
     sys.path.insert(0, "")
@@ -180,7 +184,8 @@ def check(make_sampler: Positional[str]) -> int:
         ) from error
     from tsi.conformance import check_sampler
 
-    report = check_sampler(function)
+    _positive(num_particles=num_particles, num_runs=num_runs)
+    report = check_sampler(function, num_particles=num_particles, num_runs=num_runs)
     print(report)
     return 0 if report.passed else 1
 

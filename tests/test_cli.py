@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tsi import conformance
 from tsi.experiments.cli import main
 
 
@@ -42,6 +43,21 @@ def test_paper_prints_the_published_factors(capsys):
 def test_models_are_listed(capsys):
     assert main(["models"]) == 0
     assert "smollm2-135m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_check_turns_the_verdict_into_an_exit_code(passed, code, capsys, monkeypatch):
+    asked = []
+
+    def judge(make_sampler, *, num_particles, num_runs):
+        asked.append((make_sampler().select, num_particles, num_runs))
+        return conformance.Report((conformance.Check("evidence", passed, "z = 9"),))
+
+    monkeypatch.setattr(conformance, "check_sampler", judge)
+    maker = "tsi.samplers.self_consistency:self_consistency"
+    assert main(["check", maker, "--num-particles", "4"]) == code
+    assert asked == [("vote", 4, 20_000)]
+    assert "evidence" in capsys.readouterr().out
 
 
 def test_help_imports_nothing_heavy():

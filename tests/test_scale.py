@@ -252,6 +252,7 @@ def test_unknown_method_lists_the_known_and_order_is_that_of_tables():
         get_methods(["smc", "magic"])
     assert list(get_methods(["smc", "beam"])) == ["beam", "smc"]
     assert list(get_methods(["all"])) == list(METHODS)
+    assert set(METHODS) - set(get_methods(["standard"])) == {"entropic"}
 
 
 @pytest.mark.parametrize(
