@@ -239,6 +239,9 @@ def smc(
         log_corrections: Float[Array, "N"],
         finished: Bool[Array, "N"],
     ) -> tuple[SMCState, SMCInfo]:
+        # Models report in bfloat16 and x64 targets in float64; weights are float32.
+        log_potentials = log_potentials.astype(jnp.float32)
+        log_corrections = log_corrections.astype(jnp.float32)
         live = ~state.finished
         scores = potential.transform(log_potentials)
         corrections = jnp.where(live, log_corrections, 0.0)

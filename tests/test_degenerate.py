@@ -5,7 +5,6 @@ of `tsi.run` with the samplers, and no line of their logic.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -171,7 +171,6 @@ def _target_checks(
 
 def _finished_check(programs: _Programs, key: Key[Array, ""]) -> Check:
     quiet, noisy = unequal_lengths(), unequal_lengths()
-    worst = "a finished particle's NaN potential changes nothing"
     expected = programs(quiet, key)
     for idle in (7.0, np.nan):
         noisy.idle = idle
@@ -187,7 +186,7 @@ def _finished_check(programs: _Programs, key: Key[Array, ""]) -> Check:
                 False,
                 f"telling {idle} for particles that had finished changes the run",
             )
-    return Check("finished", True, worst)
+    return Check("finished", True, "what a finished particle is told changes nothing")
 
 
 def _zero_weight_checks(programs: _Programs, key: Key[Array, ""]) -> list[Check]:
@@ -199,7 +198,9 @@ def _zero_weight_checks(programs: _Programs, key: Key[Array, ""]) -> list[Check]
             target.log_potentials[step] = value
             state = programs(target, key).state
             log_evidence = np.asarray(state.log_evidence)
-            bad = _has_nan(state) and "the state holds NaN"
+            bad = ""
+            if _has_nan((state.log_weights, log_evidence)):
+                bad = "log weights or evidence are NaN"
             if not bad and claim is not None and value == -np.inf:
                 truth = target.truth(claim).log_evidence
                 if truth == -np.inf and not np.all(log_evidence == -np.inf):

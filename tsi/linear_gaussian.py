@@ -101,7 +101,7 @@ class LinearGaussianTarget:
     def propose(
         self,
         key: Key[Array, ""],
-        t: Int[Array, ""],
+        t: Int[Array, ""] | int,
         particles: LinearGaussianParticles,
         params: Any = None,
     ) -> tuple[LinearGaussianParticles, Float[Array, "N"]]:
@@ -116,7 +116,10 @@ class LinearGaussianTarget:
         return LinearGaussianParticles(x, particles.length + 1), log_p - log_q
 
     def log_potential(
-        self, t: Int[Array, ""], particles: LinearGaussianParticles, params: Any = None
+        self,
+        t: Int[Array, ""] | int,
+        particles: LinearGaussianParticles,
+        params: Any = None,
     ) -> Float[Array, "N"]:
         """log N(y_t; x_t, noise_scale^2)."""
         observation = jnp.asarray(self.observations, jnp.float32)[t]

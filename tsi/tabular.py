@@ -175,7 +175,7 @@ class TabularTarget:
     def propose(
         self,
         key: Key[Array, ""],
-        t: Int[Array, ""],
+        t: Int[Array, ""] | int,
         particles: TabularParticles,
         params: TabularParams | None = None,
     ) -> tuple[TabularParticles, Float[Array, "N"]]:
@@ -201,7 +201,7 @@ class TabularTarget:
 
     def log_potential(
         self,
-        t: Int[Array, ""],
+        t: Int[Array, ""] | int,
         particles: TabularParticles,
         params: TabularParams | None = None,
     ) -> Float[Array, "N"]:

@@ -28,12 +28,16 @@ class Target(Protocol):
         """N particles before their first step."""
 
     def propose(
-        self, key: Key[Array, ""], t: Int[Array, ""], particles: Particles, params: Any
+        self,
+        key: Key[Array, ""],
+        t: Int[Array, ""] | int,
+        particles: Particles,
+        params: Any,
     ) -> tuple[Particles, Float[Array, "N"]]:
         """Extend every unfinished particle by one step; also log p - log q, [N]."""
 
     def log_potential(
-        self, t: Int[Array, ""], particles: Particles, params: Any
+        self, t: Int[Array, ""] | int, particles: Particles, params: Any
     ) -> Float[Array, "N"]:
         """The log potential of each prefix after step t; ignored once finished."""
 

@@ -52,9 +52,14 @@ def ess(log_weights: Float[Array, "*batch N"]) -> Float[Array, "*batch"]:
 
     Source: Kong, Liu and Wong 1994.
     """
-    squares = log_sum_exp(2.0 * sanitise(log_weights))
-    dead = all_dead(log_weights)
-    size = jnp.exp(2.0 * log_sum_exp(log_weights) - jnp.where(dead, 0.0, squares))
+    log_weights = sanitise(log_weights)
+    largest = jnp.max(log_weights, axis=-1)
+    shift = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    # Scaled to a largest weight of one, so that N equal weights give exactly N.
+    weights = jnp.exp(log_weights - shift[..., None])
+    squares = jnp.sum(weights**2, axis=-1)
+    dead = squares == 0.0
+    size = jnp.sum(weights, axis=-1) ** 2 / jnp.where(dead, 1.0, squares)
     return jnp.where(dead, 0.0, size)
 
 

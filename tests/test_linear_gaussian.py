@@ -1,0 +1,58 @@
+"""The linear-Gaussian target's closed forms against independent computations."""
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from tsi.errors import ConfigurationError
+from tsi.linear_gaussian import LinearGaussianTarget
+from tsi.samplers.potentials import product, telescoping, uniform
+
+
+def joint(target):
+    """Covariance of the states, from the model's definition."""
+    size = target.max_steps
+    operator = np.linalg.inv(np.eye(size) - target.decay * np.eye(size, k=-1))
+    scales = np.full(size, target.transition_scale**2)
+    scales[0] = target.initial_scale**2
+    return operator @ np.diag(scales) @ operator.T
+
+
+def test_the_kalman_filter_equals_the_joint_gaussian():
+    target = LinearGaussianTarget()
+    states = joint(target)
+    observed = states + target.noise_scale**2 * np.eye(target.max_steps)
+    truth = target.truth(product("odds").path_log_weight)
+    log_evidence = stats.multivariate_normal(cov=observed).logpdf(target.observations)
+    np.testing.assert_allclose(truth.log_evidence, log_evidence, rtol=1e-9)
+    gain = states[-1] @ np.linalg.inv(observed)
+    np.testing.assert_allclose(truth.mean, gain @ target.observations, rtol=1e-9)
+    variance = states[-1, -1] - gain @ states[-1]
+    np.testing.assert_allclose(truth.variance, variance, rtol=1e-9)
+
+
+def test_the_telescoping_truth_equals_quadrature():
+    target = LinearGaussianTarget()
+    truth = target.truth(telescoping("odds").path_log_weight)
+    scale = np.sqrt(joint(target)[-1, -1])
+
+    def density(x):
+        observation = target.observations[-1]
+        likelihood = stats.norm.pdf(observation, x, target.noise_scale)
+        return stats.norm.pdf(x, 0.0, scale) * likelihood
+
+    evidence = integrate.quad(density, -10, 10)[0]
+    mean = integrate.quad(lambda x: x * density(x), -10, 10)[0] / evidence
+    np.testing.assert_allclose(np.exp(truth.log_evidence), evidence, rtol=1e-7)
+    np.testing.assert_allclose(truth.mean, mean, rtol=1e-7)
+
+
+def test_the_truth_is_told_only_where_it_is_known():
+    target = LinearGaussianTarget()
+    assert target.truth(uniform().path_log_weight).log_evidence == 0.0
+    assert target.truth(product("reward").path_log_weight) is None
+
+
+def test_scales_must_be_positive():
+    with pytest.raises(ConfigurationError, match="positive"):
+        LinearGaussianTarget(noise_scale=0.0)
