@@ -13,9 +13,8 @@ target. "normalised_entropy" takes the exponent 1 / T = H + (1 - H) t / T_max, w
 the normalised entropy of the weights, from the same source, with correction.
 
 References:
-    [1] The entropic particle filter that follows Puri et al. 2025 (its constants: ESS
-        below half, first half of the run). Differs in the default: the weights are
-        corrected.
+    [1] Giannone et al. 2025, arXiv 2510.05825 (entropic annealing). Differs in the
+        default: the weights are corrected.
 """
 
 import jax.numpy as jnp

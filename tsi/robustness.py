@@ -1,0 +1,202 @@
+"""Promises of the sampler contract that need no truth: inputs made to break it.
+
+The parts of `tsi.conformance.check_sampler` that hold for every sampler, with or
+without a target.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from tsi.batch import batch
+from tsi.linear_gaussian import LinearGaussianTarget
+from tsi.run import Run, run
+from tsi.sampler import Sampler
+from tsi.tabular import TabularTarget, smooth, unequal_lengths
+
+KnownTarget = TabularTarget | LinearGaussianTarget
+
+NUM_PROBLEMS = 3
+NUM_STEPS = 6
+
+
+class Check(NamedTuple):
+    """One promise: its name, whether it is kept (None: skipped), and the evidence."""
+
+    promise: str
+    passed: bool | None
+    detail: str
+
+
+class Programs:
+    """Compiled runs of one sampler; tabular targets of one shape share a program."""
+
+    def __init__(self, sampler: Sampler, num_particles: int, num_runs: int) -> None:
+        self.sampler, self.num_particles = sampler, num_particles
+        self.num_runs = num_runs
+        self.programs: dict[Any, Callable[..., Run]] = {}
+
+    def __call__(self, target: KnownTarget, key: Key[Array, ""]) -> Run:
+        """`num_runs` runs under `split(key, num_runs)`."""
+        params = target.params if isinstance(target, TabularTarget) else None
+        shape = id(target) if params is None else params.log_potentials.shape
+        if shape not in self.programs:
+            self.programs[shape] = jax.jit(
+                jax.vmap(
+                    lambda key, params: run(
+                        self.sampler, target, key, self.num_particles, params
+                    ),
+                    in_axes=(0, None),
+                )
+            )
+        return self.programs[shape](jax.random.split(key, self.num_runs), params)
+
+
+def has_nan(tree: Any) -> bool:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return any(np.isnan(leaf).any() for leaf in leaves if leaf.dtype.kind == "f")
+
+
+def same(first: Any, second: Any, tolerance: float = 0.0) -> bool:
+    """Whether two states agree: integers exactly, floats within a tolerance."""
+
+    def agree(a: Any, b: Any) -> bool:
+        a, b = np.asarray(a), np.asarray(b)
+        if a.dtype.kind != "f":
+            return bool(np.array_equal(a, b))
+        return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance))
+
+    return all(jax.tree.leaves(jax.tree.map(agree, first, second)))
+
+
+def finished_check(programs: Programs, key: Key[Array, ""]) -> Check:
+    """Whether runs stay the same whatever finished particles are told."""
+    quiet, noisy = unequal_lengths(), unequal_lengths()
+    expected = programs(quiet, key)
+    for idle in (7.0, np.nan):
+        noisy.idle = idle
+        result = programs(noisy, key)
+        unchanged = same(
+            (expected.state.log_weights, expected.state.log_evidence),
+            (result.state.log_weights, result.state.log_evidence),
+            1e-6,
+        ) and same(expected.particles, result.particles)
+        if not unchanged:
+            return Check(
+                "finished",
+                False,
+                f"telling {idle} for particles that had finished changes the run",
+            )
+    return Check("finished", True, "what a finished particle is told changes nothing")
+
+
+def zero_weight_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
+    """Whether steps without any weight are survived, and their evidence is zero."""
+    claim = programs.sampler.path_log_weight
+    checks = []
+    for name, value in (("all zero", -np.inf), ("all NaN", np.nan)):
+        for step in (0, 1, 3):
+            target = smooth()
+            target.log_potentials[step] = value
+            state = programs(target, key).state
+            log_evidence = np.asarray(state.log_evidence)
+            bad = ""
+            if has_nan((state.log_weights, log_evidence)):
+                bad = "log weights or evidence are NaN"
+            if not bad and claim is not None and value == -np.inf:
+                truth = target.truth(claim).log_evidence
+                if truth == -np.inf and not np.all(log_evidence == -np.inf):
+                    bad = "the evidence is zero and its estimate is not"
+            if bad:
+                detail = f"potentials {name} at step {step}: {bad}"
+                checks.append(Check("zero weights", False, detail))
+    return checks or [Check("zero weights", True, "all zero and NaN are survived")]
+
+
+def _synthetic(key: Key[Array, ""], shape: tuple[int, ...]) -> tuple[Array, ...]:
+    """Potentials, corrections and finished flags [T, ..., N] that no target gives."""
+    key_potential, key_correction, key_finish, key_zero = jax.random.split(key, 4)
+    log_potentials = 2.0 * jax.random.normal(key_potential, shape)
+    zeros = jax.random.bernoulli(key_zero, 0.25, shape)
+    finished = jnp.cumsum(jax.random.bernoulli(key_finish, 0.1, shape), axis=0) > 0
+    return (
+        jnp.where(zeros, -jnp.inf, log_potentials),
+        0.3 * jax.random.normal(key_correction, shape),
+        finished,
+    )
+
+
+def _drive(
+    sampler: Sampler, keys: Any, num_particles: int, told: tuple[Array, ...]
+) -> tuple[Any, tuple[Any, Array]]:
+    """Ask and tell without a target: the last state; states asked, ancestors, [T]."""
+    fold = jax.random.fold_in
+    fold = jax.vmap(fold, (0, None)) if keys.ndim else fold
+
+    def step(state: Any, row: tuple[Array, ...]) -> tuple[Any, tuple[Any, Array]]:
+        t, *rest = row
+        asked, ancestors = sampler.ask(fold(keys, t), state)
+        told, _ = sampler.tell(fold(keys, t), asked, *rest)
+        return told, (state, ancestors)
+
+    state = sampler.init(keys, num_particles)
+    return jax.lax.scan(step, state, (jnp.arange(len(told[0])), *told))
+
+
+def driven_checks(
+    sampler: Sampler, num_particles: int, key: Key[Array, ""]
+) -> list[Check]:
+    """Ancestors and batching, driven by made-up numbers."""
+    key_told, key_problems = jax.random.split(key)
+    shape = (NUM_STEPS, NUM_PROBLEMS, num_particles)
+    told = _synthetic(key_told, shape)
+    keys = jax.random.split(key_problems, NUM_PROBLEMS)
+    flat = tuple(array.reshape(NUM_STEPS, -1) for array in told)
+    lifted = batch(sampler, NUM_PROBLEMS)
+    together, (_, all_parents) = jax.jit(
+        lambda k, f: _drive(lifted, k, num_particles, f)
+    )(keys, flat)
+    alone = jax.jit(lambda k, f: _drive(sampler, k, num_particles, f))
+    checks, broken, differs = [], "", ""
+    for problem in range(NUM_PROBLEMS):
+        rows = tuple(array[:, problem] for array in told)
+        state, (asked, ancestors) = alone(keys[problem], rows)
+        for t in range(NUM_STEPS):
+            weights = np.asarray(asked.log_weights[t])
+            parents = np.asarray(ancestors[t])
+            moved = parents != np.arange(num_particles)
+            if parents.dtype != np.int32 or parents.shape != (num_particles,):
+                broken = f"ancestors are {parents.dtype} of shape {parents.shape}"
+            elif parents.min() < 0 or parents.max() >= num_particles:
+                broken = f"ancestors outside [0, {num_particles}) at step {t}"
+            elif np.isinf(weights[parents[moved]]).any():
+                broken = f"a particle of zero weight was copied at step {t}"
+            offset = problem * num_particles
+            mine = np.asarray(all_parents[t]).reshape(NUM_PROBLEMS, -1)[problem]
+            if not np.array_equal(mine - offset, parents):
+                differs = f"ancestors of problem {problem} differ at step {t}"
+        mine = jax.tree.map(lambda leaf, p=problem: leaf[p], together)
+        if not differs and not same(mine, state, 1e-5):
+            differs = f"the state of problem {problem} differs from its own run"
+    checks.append(Check("ancestors", not broken, broken or "valid, never of no weight"))
+    checks.append(Check("batched", not differs, differs or "each problem as if alone"))
+    return checks
+
+
+def compiled_check(programs: Programs, key: Key[Array, ""], result: Run) -> Check:
+    """Whether the first of the mapped runs `result` is the run of its key alone."""
+    first = jax.random.split(key, programs.num_runs)[0]
+    # The target's tables are arguments in the mapped program and constants here.
+    alone = run(programs.sampler, smooth(), first, programs.num_particles)
+    mapped = jax.tree.map(lambda leaf: leaf[0], result)
+    unchanged = same(alone.particles, mapped.particles) and same(
+        alone.state, mapped.state, 1e-5
+    )
+    detail = (
+        "jit and vmap change nothing" if unchanged else "jit and vmap change the run"
+    )
+    return Check("compiled", unchanged, detail)
