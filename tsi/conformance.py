@@ -58,12 +58,13 @@ class Report(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether no promise was broken."""
-        return all(check.passed is not False for check in self.checks)
+        return not self.failures
 
     @property
     def failures(self) -> tuple[Check, ...]:
         """The promises that were broken."""
-        return tuple(check for check in self.checks if check.passed is False)
+        judged = (check for check in self.checks if check.passed is not None)
+        return tuple(check for check in judged if not check.passed)
 
     def raise_if_failed(self) -> None:
         """Raise `ConformanceError` with the broken promises, if there are any."""
@@ -115,13 +116,13 @@ def target_checks(
     return [
         Check(
             f"evidence, {name}",
-            abs(measure.z) < MAX_Z,
+            bool(abs(measure.z) < MAX_Z),
             f"mean {measure.evidence:.5g}, truth {measure.truth:.5g}, "
             f"z = {measure.z:+.2f}",
         ),
         Check(
             f"posterior, {name}",
-            measure.p_value > MIN_P,
+            bool(measure.p_value > MIN_P),
             f"p = {measure.p_value:.3g}, {measure.degrees} degrees of freedom",
         ),
     ]
