@@ -34,7 +34,7 @@ class Suffix(NamedTuple):
 def empty_suffix(
     config: LlamaConfig, rows: int, capacity: int, dtype=jnp.float32
 ) -> Suffix:
-    """No slots used. ``capacity`` must hold the longest row and one more step."""
+    """No slots used; see :func:`slots_needed` for the capacity."""
     shape = (config.num_layers, rows, config.num_kv_heads)
     keys = jnp.zeros((*shape, config.head_width, capacity), dtype)
     values = jnp.zeros((*shape, capacity, config.head_width), dtype)
@@ -42,17 +42,32 @@ def empty_suffix(
     return Suffix(Segment(keys, values, mask), jnp.zeros((), jnp.int32))
 
 
-def append(suffix: Suffix, new: KeyValues, counts: Int[Array, " R"]) -> Suffix:
+def slots_needed(max_tokens: int, max_steps: int, step_tokens: int) -> int:
+    """A capacity that always suffices.
+
+    Either every step keeps its full width, or, where that is less, the longest row and
+    room for one more step, with holes squeezed out as needed.
+    """
+    return min(max_steps * step_tokens, max_tokens + step_tokens)
+
+
+def append(
+    suffix: Suffix, new: KeyValues, counts: Int[Array, " R"], max_steps: int
+) -> Suffix:
     """Store the first ``counts`` positions of each row's new keys and values.
 
     Args:
         suffix: what is stored so far.
         new: one step's keys ``[L, R, K, h, C]`` and values ``[L, R, K, C, h]``.
         counts: how many of the C positions are real, by row.
+        max_steps: how often this can happen in a run; static.
     """
     width = new.keys.shape[-1]
     capacity = suffix.segment.mask.shape[-1]
-    suffix = jax.lax.cond(suffix.used + width > capacity, squeeze, lambda s: s, suffix)
+    # A conditional costs a copy of the cache, so it is compiled only where needed.
+    if max_steps * width > capacity:
+        full = suffix.used + width > capacity
+        suffix = jax.lax.cond(full, squeeze, lambda s: s, suffix)
     update = jax.lax.dynamic_update_slice_in_dim
     (keys, values, mask), used = suffix
     real = jnp.arange(width) < counts[:, None]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import Boundary
-from tsi.cache import Suffix, append, empty_suffix, fork
+from tsi.cache import Suffix, append, empty_suffix, fork, slots_needed
 from tsi.categorical import categorical
 from tsi.models.layers import Segment
 from tsi.models.llama import KeyValues, Llama
@@ -135,7 +135,7 @@ class ReasoningTarget:
         last = jnp.take_along_axis(
             prompts.tokens, prompts.lengths[:, None] - 1, axis=1
         )[:, 0]
-        capacity = self.max_tokens + self.max_step_tokens
+        capacity = slots_needed(self.max_tokens, self.max_steps, self.max_step_tokens)
         zeros, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
         return Particles(
             tokens=jnp.zeros((rows, self.max_tokens), jnp.int32),
@@ -176,7 +176,7 @@ class ReasoningTarget:
         out = (lengths >= self.max_tokens) | (t + 1 >= self.max_steps)
         truncated = particles.truncated | (out & ~step.stopped & ~particles.finished)
 
-        suffix = append(particles.suffix, step.new, step.counts)
+        suffix = append(particles.suffix, step.new, step.counts, self.max_steps)
         prompt_rows = jnp.repeat(
             params.prompts.lengths, rows.size // params.prompts.lengths.shape[0]
         )
@@ -185,7 +185,7 @@ class ReasoningTarget:
         )
         state, reading = self.reward.read(
             particles.reward_state,
-            Step(step.tokens, step.counts, start, tokens, context),
+            Step(step.tokens, step.counts, start, tokens, context, self.max_steps),
             params,
         )
         live = step.counts > 0

@@ -49,6 +49,7 @@ class Step(NamedTuple):
         start: ``[R]``, number of generated tokens before this step.
         solution: ``[R, T]``, all generated tokens, this step's included.
         policy: the policy's caches, the step included.
+        max_steps: how many steps a run can have; static.
     """
 
     tokens: Int[Array, "R C"]
@@ -56,6 +57,7 @@ class Step(NamedTuple):
     start: Int[Array, " R"]
     solution: Int[Array, "R T"]
     policy: "PolicyContext"
+    max_steps: int
 
 
 class PolicyContext(NamedTuple):
@@ -134,7 +136,7 @@ class ProcessReward:
         )
         last = jnp.maximum(step.counts - 1, 0)
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        suffix = append(state.suffix, key_values, step.counts)
+        suffix = append(state.suffix, key_values, step.counts, step.max_steps)
         return state._replace(suffix=suffix), Reading(
             model.log_odds(hidden), step.counts
         )
