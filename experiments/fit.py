@@ -37,6 +37,7 @@ class Schedule:
         peak: highest learning rate.
         warmup: steps of linear warm-up before the cosine decay to a twentieth.
         batch: sequences a step.
+        weight_decay: of AdamW; 0 where some weights must stay as they are.
         checkpoint_every: steps between checkpoints.
     """
 
@@ -44,6 +45,7 @@ class Schedule:
     peak: float
     batch: int
     warmup: int = 100
+    weight_decay: float = 0.01
     checkpoint_every: int = 100
 
     def optimiser(self) -> optax.GradientTransformation:
@@ -53,7 +55,7 @@ class Schedule:
         )
         return optax.chain(
             optax.clip_by_global_norm(1.0),
-            optax.adamw(rate, b2=0.98, weight_decay=0.01),
+            optax.adamw(rate, b2=0.98, weight_decay=self.weight_decay),
         )
 
 

@@ -5,6 +5,11 @@ then writes K completions, and the step's label is the fraction of them that are
 the last step's label is whether the solution itself is. No human and no solver looks
 at a step, so labels can be had for any task whose answers can be checked.
 
+The completions are solutions too, already paid for, and are kept as further rows: the
+step they start from has the label above, and the steps after it have the one outcome
+they led to, an unbiased estimate from a single completion. That is where we differ
+from Math-Shepherd, which throws them away.
+
 References:
     Math-Shepherd, Wang et al. 2023, arXiv 2312.08935, section 3.2 (soft estimation;
     K = 8 there as well).
@@ -26,21 +31,29 @@ from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.rewards import NoReward, Prompts
 
-PREFIXES_A_BATCH = 256
+ROWS_A_BATCH = 2048
 
 
 class LabelledSteps(NamedTuple):
-    """Solutions with a label at the last token of every step.
+    """Solutions with labels at the last tokens of steps.
 
     Attributes:
         tokens: ``[B, T]``, prompt and solution, padded on the right.
-        labels: ``[B, T]``, in [0, 1] at the end of a step and NaN elsewhere.
+        labels: ``[B, T]``, in [0, 1] at the end of a labelled step, NaN elsewhere.
         on_track: ``[B, T]``, the exact truth there: could the prefix still end right?
+            For measuring only; training never sees it.
+        completion: ``[B]``, False for the first solution of each problem.
     """
 
     tokens: Int[np.ndarray, "B T"]
     labels: Float[np.ndarray, "B T"]
     on_track: Bool[np.ndarray, "B T"]
+    completion: Bool[np.ndarray, " B"]
+
+    @property
+    def solutions(self) -> "LabelledSteps":
+        """The first solutions alone, every step of which has K completions."""
+        return LabelledSteps(*(field[~self.completion] for field in self))
 
 
 class Rollouts(NamedTuple):
@@ -128,16 +141,17 @@ def sample_texts(
         width: tokens that the longest prefix may have.
         temperature: of the policy; 0 takes the most likely tokens.
     """
+    size = min(max(1, ROWS_A_BATCH // num_samples), len(prefixes))
     texts: list[list[str | None]] = []
-    for start in range(0, len(prefixes), PREFIXES_A_BATCH):
-        part = prefixes[start : start + PREFIXES_A_BATCH]
+    for start in range(0, len(prefixes), max(1, size)):
+        part = prefixes[start : start + size]
         # Every batch has the same shape, so that one program does them all.
-        tokens = np.zeros((PREFIXES_A_BATCH, width), np.int32)
-        lengths = np.ones(PREFIXES_A_BATCH, np.int32)
+        tokens = np.zeros((size, width), np.int32)
+        lengths = np.ones(size, np.int32)
         for row, prefix in enumerate(part):
             ids = tokenizer.encode_prompt(prefix)
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-        indices = jnp.arange(start, start + PREFIXES_A_BATCH)
+        indices = jnp.arange(start, start + size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         found = roll_out(
             target,
@@ -209,21 +223,56 @@ def label_steps(
         num_completions,
         width,
     )
-    tokens = np.full((len(solved), width), tokenizer.pad_id, np.int32)
-    labels = np.full(tokens.shape, np.nan, np.float32)
-    on_track = np.zeros(tokens.shape, bool)
-    for row, (problem, text) in enumerate(solved):
-        ids = [*tokenizer.encode_prompt(problem.prompt + text), tokenizer.eos_ids[0]]
-        tokens[row, : len(ids)] = ids
-        labels[row, len(ids) - 1] = task.verify(problem, text)
-        on_track[row, len(ids) - 1] = task.on_track(problem, text)
+    # Steps of a text and their labels: [(problem, text, {length: label})].
+    rows = [
+        (problem, text, {len(text): float(task.verify(problem, text))})
+        for problem, text in solved
+    ]
     for (row, prefix), ends in zip(prefixes, completions, strict=True):
-        problem = solved[row][0]
+        problem, _, labels_of_solution = rows[row]
         right = [end is not None and task.verify(problem, prefix + end) for end in ends]
-        last = len(tokenizer.encode_prompt(problem.prompt + prefix)) - 1
-        labels[row, last] = np.mean(right)
-        on_track[row, last] = task.on_track(problem, prefix)
-    return LabelledSteps(tokens, labels, on_track)
+        label = float(np.mean(right))
+        labels_of_solution[len(prefix)] = label
+        for end, outcome in zip(ends, right, strict=True):
+            # A completion may use up more steps than a solution from the start can.
+            if end is not None and len(problem.prompt + prefix + end) < width:
+                text = prefix + end
+                later = _step_ends(text, len(prefix), task.delimiter)
+                outcomes = dict.fromkeys(later, float(outcome))
+                rows.append((problem, text, {len(prefix): label} | outcomes))
+    return _as_arrays(task, tokenizer, rows, len(solved), width)
+
+
+def _step_ends(text: str, start: int, delimiter: str) -> list[int]:
+    """Lengths, beyond ``start``, of the text's prefixes that end a step."""
+    ends = [i + 1 for i in range(start, len(text)) if text[i] == delimiter]
+    return [*ends, len(text)]
+
+
+def _as_arrays(
+    task: Task,
+    tokenizer: Tokenizer,
+    rows: list[tuple[Problem, str, dict[int, float]]],
+    num_solutions: int,
+    width: int,
+) -> LabelledSteps:
+    """Arrays of labelled texts, of which the first ones are not completions."""
+    eos = tokenizer.eos_ids[0]
+    tokens = np.full((len(rows), width), tokenizer.pad_id, np.uint8)
+    labels = np.full(tokens.shape, np.nan, np.float16)
+    on_track = np.zeros(tokens.shape, bool)
+    for row, (problem, text, labels_of_text) in enumerate(rows):
+        prompt = tokenizer.encode_prompt(problem.prompt)
+        # One token a character: a prefix's length in the text is its length in tokens.
+        ids = [*prompt, *tokenizer.encode(text), eos]
+        tokens[row, : len(ids)] = ids
+        for length, label in labels_of_text.items():
+            finished = length == len(text)
+            last = len(prompt) + length - (not finished)
+            labels[row, last] = label
+            on_track[row, last] = task.on_track(problem, text[:length])
+    completion = np.arange(len(rows)) >= num_solutions
+    return LabelledSteps(tokens, labels, on_track, completion)
 
 
 def labelled_chunk(

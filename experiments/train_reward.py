@@ -1,14 +1,24 @@
 """Train a process reward model on Monte Carlo step labels.
 
-The model has the policy's trunk with a scalar head and starts from a language model's
-weights, since whoever can solve the next step can often judge it. The loss is the
-binary cross-entropy against the soft label at the last token of each step, so that the
-head's output is the log-odds that the policy gets it right from here.
+The model starts from a language model's weights, since whoever can solve the next step
+can often judge it. What the language model expected next is known only at the end of
+its blocks, so a few new blocks follow them, which can compare it with what was written.
+The old blocks stay as they are: trained along, they forget their arithmetic faster than
+the new ones learn to use it.
+
+Step labels alone teach that comparison slowly, a few noisy bits a solution. So the new
+blocks warm up on a question without labels, for every token of the policy's solutions:
+does the language model find this token likely? Then comes the binary cross-entropy
+against the soft label at the last token of each step, so that the head's output is the
+log-odds that the policy gets it right from here.
 
 References:
-    Math-Shepherd, arXiv 2312.08935, equation 2 with soft labels.
+    Math-Shepherd, arXiv 2312.08935, equation 2 with soft labels; there without the
+    warm-up, the frozen blocks and the new ones. Judging each token of a generator's
+    text as a first task: ELECTRA, arXiv 2003.10555.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -44,13 +54,59 @@ class JudgeMetrics(NamedTuple):
     num_steps: int
 
 
-def reward_from(model: Llama, *, rngs: nnx.Rngs) -> RewardModel:
-    """A reward model with a language model's trunk and a head that knows nothing."""
-    reward = RewardModel(model.config, rngs=rngs)
-    nnx.update(reward.trunk, nnx.state(model.trunk))
-    # From zero the first predictions are even odds rather than noise.
+def reward_from(model: Llama, num_new_blocks: int, *, rngs: nnx.Rngs) -> RewardModel:
+    """A reward model with a language model's blocks, some new ones, and a new head.
+
+    The head starts at even odds, so that the first loss is not noise.
+    """
+    num_layers = model.config.num_layers + num_new_blocks
+    config = dataclasses.replace(model.config, num_layers=num_layers)
+    reward = RewardModel(config, rngs=rngs)
     reward.score.kernel[...] = jnp.zeros_like(reward.score.kernel[...])
+    copied = nnx.state(model.trunk)
+    copied["blocks"] = jax.tree.map(
+        lambda old, new: jnp.concatenate([old, new[len(old) :]]),
+        copied["blocks"],
+        nnx.state(reward.trunk.blocks),
+    )
+    nnx.update(reward.trunk, copied)
     return reward
+
+
+def frozen(reward: RewardModel, num_blocks: int) -> RewardModel:
+    """The same model, with no gradient for the embedding and the first blocks."""
+    graph, weights = nnx.split(reward)
+    trunk = weights["trunk"]
+    trunk["embedding"] = jax.tree.map(jax.lax.stop_gradient, trunk["embedding"])
+    trunk["blocks"] = jax.tree.map(
+        lambda x: jnp.concatenate(
+            [jax.lax.stop_gradient(x[:num_blocks]), x[num_blocks:]]
+        ),
+        trunk["blocks"],
+    )
+    return nnx.merge(graph, weights)
+
+
+def likely_tokens(
+    model: Llama, tokens: Int[Array, "B T"], prompt_end: int, pad_id: int
+) -> Float[Array, "B T"]:
+    """1 where a language model gives a token at least one half, 0 where less.
+
+    Args:
+        model: judges.
+        tokens: prompts and solutions, padded on the right.
+        prompt_end: the token that ends every prompt and occurs nowhere else.
+        pad_id: the padding token.
+
+    Returns:
+        NaN outside the solutions.
+    """
+    log_p = jax.nn.log_softmax(model(tokens)[:, :-1])
+    chosen = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
+    likely = jnp.pad(chosen, ((0, 0), (1, 0))) > jnp.log(0.5)
+    ends = tokens == prompt_end
+    in_solution = (jnp.cumsum(ends, axis=1) > 0) & ~ends & (tokens != pad_id)
+    return jnp.where(in_solution, likely, jnp.nan)
 
 
 def labelled_batch(
@@ -64,7 +120,7 @@ def labelled_batch(
     for epoch in np.unique(epochs):
         order = np.random.default_rng((seed, int(epoch), 3)).permutation(count)
         rows[epochs == epoch] = order[offsets[epochs == epoch]]
-    return data.tokens[rows], data.labels[rows]
+    return data.tokens[rows].astype(np.int32), data.labels[rows].astype(np.float32)
 
 
 def label_loss(
@@ -93,16 +149,19 @@ def auc(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float
 
 
 def judge(model: RewardModel, data: LabelledSteps, eos_id: int) -> JudgeMetrics:
-    """Measure a reward model on labelled solutions."""
+    """Measure a reward model on the steps of labelled solutions."""
+    data = data.solutions
     forward = jax.jit(lambda model, tokens: model(tokens))
     log_odds = np.concatenate(
         [
-            np.asarray(forward(model, data.tokens[start : start + 256]))
+            np.asarray(
+                forward(model, data.tokens[start : start + 256].astype(np.int32))
+            )
             for start in range(0, len(data.tokens), 256)
         ]
     )
     labelled = ~np.isnan(data.labels)
-    scores, labels = log_odds[labelled], data.labels[labelled]
+    scores, labels = log_odds[labelled], data.labels[labelled].astype(np.float32)
     truth = data.on_track[labelled]
     finished = data.tokens[labelled] == eos_id
     losses = np.logaddexp(0.0, scores) - labels * scores

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
@@ -47,7 +48,14 @@ from tsi.experiments.train_policy import (
     tiny_config,
     worked_batch,
 )
-from tsi.experiments.train_reward import judge, label_loss, labelled_batch, reward_from
+from tsi.experiments.train_reward import (
+    frozen,
+    judge,
+    label_loss,
+    labelled_batch,
+    likely_tokens,
+    reward_from,
+)
 from tsi.models.checkpoint import load, save
 from tsi.models.llama import Llama, RewardModel
 from tsi.models.tokenizer import Tokenizer
@@ -60,29 +68,40 @@ class Recipe:
 
     Attributes:
         task: its name.
-        width, hidden, num_layers: the shape of policy and reward model.
+        width, hidden, num_layers: the shape of the language model.
+        new_blocks: so many more has the reward model.
+        freeze: the reward model keeps the language model's blocks as they are.
         language: schedule of the language model.
-        policy_step: the step at which training is stopped for the policy. The language
-            model goes on to the schedule's end and becomes the reward model's start:
+        policy_step: the step at which training is stopped for the policy.
+        judge_step: the later step whose language model the reward model starts from:
             a judge must know more than the one it judges.
-        reward: schedule of the reward model.
+        warm_up, reward: schedules of the reward model's two stages; None where the
+            labels alone suffice.
         label_chunks, chunk_size: so many problems are labelled in so many chunks.
-        num_completions: K of the Monte Carlo labels.
-        held_out: problems that metrics are measured on.
+        num_completions: K of the Monte Carlo labels. For the same cost, two completions
+            on four times as many problems taught more than eight: from few problems
+            the reward model learns the problems by heart.
+        held_out_completions: K of the labels that metrics are measured on.
+        held_out: problems that accuracies are measured on.
         seed: of everything.
     """
 
     task: str
     policy_step: int
+    judge_step: int
     language: Schedule
     reward: Schedule
     label_chunks: int
     chunk_size: int = 1024
-    num_completions: int = 8
+    num_completions: int = 2
+    held_out_completions: int = 8
     width: int = 80
     hidden: int = 224
     num_layers: int = 3
-    held_out: int = 1024
+    new_blocks: int = 1
+    freeze: bool = False
+    warm_up: Schedule | None = None
+    held_out: int = 512
     seed: int = 0
 
 
@@ -90,16 +109,21 @@ RECIPES = {
     "chain": Recipe(
         task="chain",
         policy_step=450,
+        judge_step=1000,
         language=Schedule(steps=1500, peak=3e-3, batch=128),
-        reward=Schedule(steps=1500, peak=1e-3, batch=128),
-        label_chunks=16,
+        warm_up=Schedule(steps=600, peak=4e-3, batch=128, weight_decay=0.0),
+        reward=Schedule(steps=800, peak=2e-3, batch=128, weight_decay=0.0),
+        label_chunks=24,
+        new_blocks=2,
+        freeze=True,
     ),
     "countdown": Recipe(
         task="countdown",
-        policy_step=1000,
-        language=Schedule(steps=2000, peak=3e-3, batch=128),
-        reward=Schedule(steps=1500, peak=1e-3, batch=128),
-        label_chunks=16,
+        policy_step=3000,
+        judge_step=4000,
+        language=Schedule(steps=4000, peak=3e-3, batch=128),
+        reward=Schedule(steps=1000, peak=1e-3, batch=128),
+        label_chunks=48,
     ),
 }
 
@@ -166,7 +190,9 @@ def language_model(shop: Workshop, until: int, name: str) -> Llama:
     return model
 
 
-def labels(shop: Workshop, policy: Llama, split: Split, chunks: int) -> LabelledSteps:
+def labels(
+    shop: Workshop, policy: Llama, split: Split, chunks: int, num_completions: int
+) -> LabelledSteps:
     """Monte Carlo labels of the policy's solutions, kept chunk by chunk."""
     recipe = shop.recipe
     parts = []
@@ -180,7 +206,7 @@ def labels(shop: Workshop, policy: Llama, split: Split, chunks: int) -> Labelled
                 shop.task,
                 split,
                 recipe.chunk_size,
-                recipe.num_completions,
+                num_completions,
                 max_length(shop.task),
                 recipe.seed,
                 chunk,
@@ -194,13 +220,35 @@ def labels(shop: Workshop, policy: Llama, split: Split, chunks: int) -> Labelled
 
 
 def reward_model(shop: Workshop, start: Llama, data: LabelledSteps) -> RewardModel:
-    """The reward model, trained from a language model's trunk."""
+    """The reward model: a language model, new blocks, a warm-up, step labels."""
     recipe = shop.recipe
+    fresh = reward_from(start, recipe.new_blocks, rngs=nnx.Rngs(recipe.seed))
+    likely = jax.jit(likely_tokens)
+    # Every task's prompts end with a colon.
+    ids = (shop.tokenizer.encode(":")[0], shop.tokenizer.pad_id)
+
+    def loss(model: RewardModel, batch: Any) -> jax.Array:
+        if recipe.freeze:
+            model = frozen(model, recipe.num_layers)
+        return label_loss(model, batch)
+
+    def warm_up(model: RewardModel, schedule: Schedule) -> RewardModel:
+        def batch_at(step: int) -> Any:
+            tokens, _ = labelled_batch(data, schedule.batch, recipe.seed + 1, step)
+            return tokens, likely(start, tokens, *ids)
+
+        folder = shop.folder / "checkpoints-warm-up"
+        label = f"{shop.task.name}: warm-up"
+        model = fit(model, loss, batch_at, schedule, folder, label=label)
+        for weight in (model.score.kernel, model.bias):
+            weight[...] = jnp.zeros_like(weight[...])
+        return model
 
     def build(folder: Path) -> None:
+        model = warm_up(fresh, recipe.warm_up) if recipe.warm_up else fresh
         model = fit(
-            reward_from(start, rngs=nnx.Rngs(recipe.seed)),
-            label_loss,
+            model,
+            loss,
             lambda step: labelled_batch(data, recipe.reward.batch, recipe.seed, step),
             recipe.reward,
             shop.folder / "checkpoints-reward",
@@ -251,9 +299,9 @@ def train_task(recipe: Recipe, work: Path, out: Path) -> None:
     """
     shop = workshop(recipe, work)
     policy = language_model(shop, recipe.policy_step, "policy")
-    start = language_model(shop, recipe.language.steps, "language-model")
-    data = labels(shop, policy, "train", recipe.label_chunks)
-    held_out = labels(shop, policy, "validation", 1)
+    start = language_model(shop, recipe.judge_step, "language-model")
+    data = labels(shop, policy, "train", recipe.label_chunks, recipe.num_completions)
+    held_out = labels(shop, policy, "validation", 1, recipe.held_out_completions)
     reward = reward_model(shop, start, data)
 
     facts: dict[str, Any] = {

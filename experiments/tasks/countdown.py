@@ -25,7 +25,7 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.tasks.task import DELIMITER, Split, Task, distinct_problems
 from tsi.problem import Problem
 
-MAX_GIVEN, MAX_NUMBER, MIN_TARGET = 12, 99, 10
+MAX_GIVEN, MAX_NUMBER, MIN_TARGET = 9, 99, 10
 MAX_COUNT = 4
 NUMBER = r"(?:0|[1-9]\d?)"
 PROMPT = re.compile(rf"({NUMBER}(?:,{NUMBER})*)>({NUMBER}):?")
@@ -75,15 +75,20 @@ def solvable(numbers: Numbers, target: int) -> bool:
 
 
 def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
-    """An endless stream of solvable problems; order does not make a new problem."""
+    """An endless stream of solvable problems; order does not make a new problem.
+
+    The target is what random moves arrive at, so targets with more solutions come more
+    often.
+    """
     while True:
         count = rng.integers(3, MAX_COUNT + 1)
-        numbers = tuple(map(int, rng.integers(1, MAX_GIVEN + 1, count)))
-        targets = [t for t in range(MIN_TARGET, MAX_NUMBER + 1) if solvable(numbers, t)]
-        if not targets:
-            continue
-        target = targets[rng.integers(len(targets))]
-        yield f"{sorted(numbers)}>{target}", make_problem(numbers, target)
+        given = tuple(map(int, rng.integers(1, MAX_GIVEN + 1, count)))
+        numbers = given
+        while len(numbers) > 1:
+            choices = list(moves(numbers))
+            numbers = choices[rng.integers(len(choices))][-1]
+        if numbers[0] >= MIN_TARGET:
+            yield f"{sorted(given)}>{numbers[0]}", make_problem(given, numbers[0])
 
 
 def make_problem(numbers: Numbers, target: int) -> Problem:
@@ -215,9 +220,9 @@ def on_track(problem: Problem, prefix: str) -> bool:
 COUNTDOWN = Task(
     name="countdown",
     alphabet="0123456789+-*=,>:\n",
-    max_prompt_tokens=len("12,12,12,12>99:"),
+    max_prompt_tokens=len("9,9,9,9>99:"),
     max_steps=MAX_COUNT - 1,
-    max_step_tokens=len("12+12=24,12,12\n"),
+    max_step_tokens=len("9+9=18,9,9\n"),
     problems=problems,
     problem=problem,
     solution=solution,
