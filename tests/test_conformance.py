@@ -8,7 +8,7 @@ from tsi import samplers
 from tsi.conformance import Report, check_sampler, target_checks
 from tsi.errors import ConformanceError
 from tsi.robustness import Programs
-from tsi.tabular import EXAMPLES, peaked
+from tsi.tabular import EXAMPLES, peaked, smooth
 
 EVERY_STEP = {"schedule": samplers.every_step}
 
@@ -86,7 +86,7 @@ def dropped_correction():
 
 
 def wrong_ancestor():
-    good = samplers.particle_filter()
+    good = samplers.smc(schedule=samplers.every_step)
 
     def ask(key, state):
         state, ancestors = good.ask(key, state)
@@ -200,7 +200,7 @@ def keeps_a_counter_outside_its_state():
     def init(key, num_particles):
         calls.append(1)
         state = good.init(key, num_particles)
-        return state._replace(log_weights=state.log_weights + 0.1 * len(calls))
+        return state._replace(log_evidence=state.log_evidence + 0.1 * len(calls))
 
     return good._replace(init=init)
 
@@ -234,8 +234,8 @@ def test_a_two_percent_bias_of_the_evidence_is_noticed():
         state = good.init(key, num_particles)
         return state._replace(log_evidence=jnp.log(jnp.float32(1.02)))
 
-    report = on_tables(good._replace(init=init), {"peaked": peaked})
-    assert "evidence, peaked" in {check.promise for check in report.failures}
+    report = on_tables(good._replace(init=init), {"smooth": smooth})
+    assert "evidence, smooth" in {check.promise for check in report.failures}
 
 
 def test_two_particles_are_enough_to_be_exact():
