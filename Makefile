@@ -10,7 +10,7 @@ BIN := .venv/bin
 	touch $@
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
@@ -21,10 +21,10 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 curve: .venv/installed
-	$(BIN)/tsi scale --preset curve
+	$(BIN)/tsi scale
 
 curve-llm: .venv/installed
-	$(BIN)/tsi scale --preset curve-llm
+	$(BIN)/python -m tsi.experiments.curve_llm
 
 train-tiny: .venv/installed
 	$(BIN)/python -m tsi.experiments.train_tiny

@@ -223,9 +223,10 @@ def label_steps(
         num_completions,
         width,
     )
-    # Steps of a text and their labels: [(problem, text, {length: label})].
+    # Texts with the labels of their steps by length; the end token counts as one more,
+    # for a text may end in an empty step.
     rows = [
-        (problem, text, {len(text): float(task.verify(problem, text))})
+        (problem, text, {len(text) + 1: float(task.verify(problem, text))})
         for problem, text in solved
     ]
     for (row, prefix), ends in zip(prefixes, completions, strict=True):
@@ -244,9 +245,9 @@ def label_steps(
 
 
 def _step_ends(text: str, start: int, delimiter: str) -> list[int]:
-    """Lengths, beyond ``start``, of the text's prefixes that end a step."""
+    """Lengths, beyond ``start``, at which steps of a finished text end."""
     ends = [i + 1 for i in range(start, len(text)) if text[i] == delimiter]
-    return [*ends, len(text)]
+    return [*ends, len(text) + 1]
 
 
 def _as_arrays(
@@ -263,14 +264,17 @@ def _as_arrays(
     on_track = np.zeros(tokens.shape, bool)
     for row, (problem, text, labels_of_text) in enumerate(rows):
         prompt = tokenizer.encode_prompt(problem.prompt)
-        # One token a character: a prefix's length in the text is its length in tokens.
+        # One token a character: lengths of text are lengths in tokens.
         ids = [*prompt, *tokenizer.encode(text), eos]
         tokens[row, : len(ids)] = ids
         for length, label in labels_of_text.items():
-            finished = length == len(text)
-            last = len(prompt) + length - (not finished)
+            last = len(prompt) + length - 1
             labels[row, last] = label
-            on_track[row, last] = task.on_track(problem, text[:length])
+            on_track[row, last] = (
+                task.verify(problem, text)
+                if length > len(text)
+                else task.on_track(problem, text[:length])
+            )
     completion = np.arange(len(rows)) >= num_solutions
     return LabelledSteps(tokens, labels, on_track, completion)
 

@@ -1,0 +1,311 @@
+"""Training resumes exactly, and step labels are what enumeration says they are."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tsi.errors import CheckpointError
+from tsi.experiments.fit import Schedule, fit
+from tsi.experiments.step_labels import label_steps, solving_target
+from tsi.experiments.tasks import get_task
+from tsi.experiments.train_policy import (
+    max_length,
+    solution_loss,
+    task_tokenizer,
+    tiny_config,
+    worked_batch,
+)
+from tsi.experiments.train_reward import (
+    auc,
+    frozen,
+    judge,
+    labelled_batch,
+    likely_tokens,
+    reward_from,
+)
+from tsi.models.catalogue import resolve
+from tsi.models.checkpoint import load
+from tsi.models.llama import Llama
+from tsi.models.tokenizer import load_tokenizer
+
+SMALL = {"width": 16, "hidden": 16, "num_layers": 1}
+SCHEDULE = Schedule(steps=8, peak=1e-2, batch=4, warmup=2, checkpoint_every=2)
+
+
+def small(task_name="chain", seed=0):
+    task = get_task(task_name)
+    tokenizer = task_tokenizer(task)
+    config = tiny_config(task, tokenizer, **SMALL)
+    return task, tokenizer, Llama(config, rngs=nnx.Rngs(seed))
+
+
+def train(folder, until=None):
+    task, tokenizer, model = small()
+    return fit(
+        model,
+        solution_loss,
+        lambda step: worked_batch(task, tokenizer, 4, 0, step),
+        SCHEDULE,
+        folder,
+        until=until,
+    )
+
+
+def weights(model):
+    return [np.asarray(x) for x in jax.tree.leaves(nnx.state(model))]
+
+
+def same(one, other):
+    return all(
+        np.array_equal(a, b) for a, b in zip(weights(one), weights(other), strict=True)
+    )
+
+
+KILLED = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    from tests.test_train_tiny import *
+
+    def after_step(done):
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    task, tokenizer, model = small()
+    fit(model, solution_loss, lambda step: worked_batch(task, tokenizer, 4, 0, step),
+        SCHEDULE, Path(sys.argv[1]), after_step=after_step)
+    """
+)
+
+
+def test_a_killed_and_resumed_run_ends_with_the_undisturbed_weights(tmp_path):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), root],
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert (tmp_path / "killed" / "4").is_dir()
+    assert not (tmp_path / "killed" / "8").exists()
+    undisturbed = train(tmp_path / "whole")
+    assert same(train(tmp_path / "killed"), undisturbed)
+    # The data's position matters: the same number of steps elsewhere differs.
+    assert not same(train(tmp_path / "short", until=6), undisturbed)
+
+
+def test_a_finished_schedule_trains_no_more_and_an_earlier_end_is_refused(tmp_path):
+    first = train(tmp_path)
+    assert same(train(tmp_path), first)
+    with pytest.raises(CheckpointError, match="beyond the 4 asked for"):
+        train(tmp_path, until=4)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(tmp_path)
+    task, tokenizer, _ = small()
+    wider = Llama(
+        tiny_config(task, tokenizer, width=32, hidden=16, num_layers=1),
+        rngs=nnx.Rngs(0),
+    )
+    with pytest.raises(CheckpointError, match="does not fit"):
+        fit(wider, solution_loss, lambda step: None, SCHEDULE, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["chain", "countdown"])
+def test_only_the_solution_and_its_end_are_learned(name):
+    task = get_task(name)
+    tokenizer = task_tokenizer(task)
+    tokens, learned = worked_batch(task, tokenizer, 20, 0, 3)
+    for row, mask in zip(tokens, learned, strict=True):
+        text = tokenizer.decode(row[~mask].tolist())
+        problem = task.problem(text)
+        assert task.verify(problem, tokenizer.decode(row[mask].tolist()))
+        assert row[mask][-1] == tokenizer.eos_ids[0]
+    again, _ = worked_batch(task, tokenizer, 20, 0, 3)
+    assert np.array_equal(tokens, again)
+    assert not np.array_equal(tokens, worked_batch(task, tokenizer, 20, 0, 4)[0])
+
+
+def toy_task():
+    """Solutions of up to two steps of up to two tokens over 0 and 1."""
+    task = get_task("chain")
+    return task._replace(
+        name="toy",
+        alphabet="01:\n",
+        max_prompt_tokens=2,
+        max_steps=2,
+        max_step_tokens=2,
+        extract=lambda text: text.replace("\n", ""),
+        correct=lambda problem, answer: answer is not None and "1" in answer,
+        on_track=lambda problem, prefix: True,
+    )
+
+
+def chance_of_a_right_end(model, task, tokenizer, prompt, prefix):
+    """Enumerate everything the policy can write after a prefix."""
+    width = max_length(task) + task.max_steps * task.max_step_tokens
+    start = tokenizer.encode_prompt(prompt + prefix)
+    forward = jax.jit(lambda model, tokens: jax.nn.softmax(model(tokens), -1))
+    delimiter = tokenizer.encode(task.delimiter)[0]
+    eos = tokenizer.eos_ids[0]
+
+    def total(written, step, offset):
+        if step == task.max_steps:
+            return 0.0  # truncated
+        tokens = np.zeros((1, width), np.int32)
+        tokens[0, : len(start) + len(written)] = [*start, *written]
+        chances = np.asarray(forward(model, jnp.asarray(tokens)))[
+            0, len(start) + len(written) - 1
+        ]
+        value = 0.0
+        for token, chance in enumerate(chances):
+            if token == eos:
+                text = prefix + tokenizer.decode(list(written))
+                value += chance * task.correct(None, task.extract(text))
+            elif token == delimiter or offset + 1 == task.max_step_tokens:
+                value += chance * total((*written, token), step + 1, 0)
+            else:
+                value += chance * total((*written, token), step, offset + 1)
+        return value
+
+    return total((), 0, 0)
+
+
+def test_step_labels_are_the_chances_that_enumeration_gives():
+    task = toy_task()
+    tokenizer = task_tokenizer(task)
+    model = Llama(tiny_config(task, tokenizer, **SMALL), rngs=nnx.Rngs(3))
+    problems = [get_task("chain").problem("1+2+3+4")._replace(prompt="0:")] * 24
+    completions = 400
+    data = label_steps(
+        solving_target(task, tokenizer),
+        model,
+        tokenizer,
+        task,
+        jax.random.key(1),
+        problems,
+        completions,
+        max_length(task),
+    )
+    unfinished = finished = 0
+    for tokens, labels in zip(data.tokens, data.labels, strict=True):
+        ends = np.flatnonzero(~np.isnan(labels))
+        text = tokenizer.decode(tokens.tolist()).removeprefix("0:")
+        assert tokens[ends[-1]] == tokenizer.eos_ids[0]
+        assert labels[ends[-1]] == ("1" in text)
+        finished += 1
+        for end in ends[:-1]:
+            prefix = tokenizer.decode(tokens[: end + 1].tolist()).removeprefix("0:")
+            assert prefix.endswith("\n")
+            chance = chance_of_a_right_end(model, task, tokenizer, "0:", prefix)
+            error = np.sqrt(chance * (1 - chance) / completions)
+            assert abs(labels[end] - chance) < 4 * error
+            unfinished += 1
+    assert finished > 3
+    assert unfinished > 1
+
+
+def test_reward_batches_show_every_row_once_an_epoch():
+    rows = np.arange(10)[:, None]
+
+    class Data:
+        tokens, labels = rows, rows.astype(float)
+
+    seen = np.concatenate([labelled_batch(Data, 4, 0, s)[0][:, 0] for s in range(5)])
+    assert sorted(seen[:10]) == list(range(10))
+    assert sorted(seen[10:]) == list(range(10))
+    assert list(seen[:10]) != list(seen[10:])
+
+
+def test_a_fresh_reward_model_starts_from_the_language_model_and_even_odds():
+    _, _, model = small(seed=4)
+    reward = reward_from(model, 2, rngs=nnx.Rngs(9))
+    tokens = jnp.arange(12).reshape(2, 6)
+    assert np.all(np.asarray(reward(tokens)) == 0.0)
+    assert reward.config.num_layers == model.config.num_layers + 2
+    old, new = nnx.state(model.trunk), nnx.state(reward.trunk)
+    assert np.array_equal(new["embedding"][...], old["embedding"][...])
+    for one, other in zip(
+        jax.tree.leaves(old["blocks"]), jax.tree.leaves(new["blocks"]), strict=True
+    ):
+        assert np.array_equal(one, other[: len(one)])
+
+
+def test_frozen_blocks_get_no_gradient_and_the_new_ones_do():
+    _, _, model = small(seed=4)
+    reward = reward_from(model, 1, rngs=nnx.Rngs(9))
+    reward.score.kernel[...] = jnp.ones_like(reward.score.kernel[...])
+    tokens = jnp.arange(2, 14).reshape(2, 6)
+    graph, state = nnx.split(reward)
+    slopes = jax.grad(lambda state: frozen(nnx.merge(graph, state), 1)(tokens).sum())(
+        state
+    )
+    assert np.all(np.asarray(slopes["trunk"]["embedding"][...]) == 0)
+    for leaf in jax.tree.leaves(slopes["trunk"]["blocks"]):
+        assert np.all(np.asarray(leaf[:1]) == 0)
+        assert np.any(np.asarray(leaf[1:]) != 0)
+    assert np.array_equal(frozen(reward, 1)(tokens), reward(tokens))
+
+
+def test_likely_tokens_are_those_of_the_solution_above_one_half():
+    task, tokenizer, model = small(seed=4)
+    tokens, learned = worked_batch(task, tokenizer, 6, 0, 0)
+    found = likely_tokens(
+        model, jnp.asarray(tokens), tokenizer.encode(":")[0], tokenizer.pad_id
+    )
+    assert np.array_equal(~np.isnan(found), learned)
+    chances = np.asarray(jax.nn.softmax(model(jnp.asarray(tokens)), axis=-1))
+    for row, column in np.argwhere(learned):
+        chance = chances[row, column - 1, tokens[row, column]]
+        assert found[row, column] == (chance > 0.5)
+
+
+def test_auc_counts_pairs():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 5, 60).astype(float)
+    truth = rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[truth] for b in scores[~truth]]
+    assert auc(scores, truth) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auc(scores, np.ones(60, bool)))
+
+
+@pytest.mark.parametrize("name", ["chain"])
+def test_the_shipped_models_are_as_good_as_their_metrics_say(name):
+    task = get_task(name)
+    policy, config = load(resolve(f"{name}-policy"))
+    reward, _ = load(resolve(f"{name}-reward"))
+    tokenizer = load_tokenizer(resolve(f"{name}-policy"))
+    stated = json.loads((resolve(f"{name}-policy") / "metrics.json").read_text())
+    judged = json.loads((resolve(f"{name}-reward") / "metrics.json").read_text())
+    assert stated["weights"] == sum(x.size for x in weights(policy))
+    assert 200_000 <= stated["weights"] <= 3_000_000
+    assert config.eos_ids == tokenizer.eos_ids
+
+    problems = task.problems("validation", 500, 123)
+    data = label_steps(
+        solving_target(task, tokenizer),
+        policy,
+        tokenizer,
+        task,
+        jax.random.key(7),
+        problems,
+        1,
+        max_length(task),
+    )
+    finals = data.labels[data.tokens == tokenizer.eos_ids[0]]
+    accuracy = finals.sum() / len(problems)
+    claimed = stated["measured"]["temperature 1"]["accuracy"]
+    assert 0.25 <= claimed <= 0.60
+    assert abs(accuracy - claimed) < 4 * np.sqrt(claimed * (1 - claimed) / 500)
+    found = judge(reward, data, tokenizer.eos_ids[0]).auc_on_track
+    assert found == pytest.approx(judged["measured"]["auc_on_track"], abs=0.05)
