@@ -13,6 +13,7 @@ from pathlib import Path
 from tsi.errors import ResultsError
 
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_COST_ROW = re.compile(r"^\|([^|\n]+)\| +(\d+) \|.*\n", re.MULTILINE)
 
 
 def with_tables(text: str, folder: Path) -> str:
@@ -39,8 +40,14 @@ def with_tables(text: str, folder: Path) -> str:
 
 
 def _without_title(text: str) -> str:
-    """Without the first heading: the README has its own."""
-    return re.sub(r"\A# .*\n", "", text)
+    """Without the first heading, and of the costs only those at the largest budget."""
+    text = re.sub(r"\A# .*\n", "", text)
+    costs = [(row, int(row[2])) for row in _COST_ROW.finditer(text)]
+    largest = max((budget for _, budget in costs), default=0)
+    for row, budget in reversed(costs):
+        if budget < largest:
+            text = text[: row.start()] + text[row.end() :]
+    return text
 
 
 if __name__ == "__main__":

@@ -146,15 +146,14 @@ class TabularTarget:
     @property
     def params(self) -> TabularParams:
         """The tables as arrays, in float32: what methods use if given none."""
-        tables = (
-            _log(self.initial),
-            _log(self.transition),
-            _log(self.proposal_initial),
-            _log(self.proposal_transition),
-            self.log_potentials,
-        )
         return TabularParams(
-            *(jnp.asarray(table, jnp.float32) for table in tables),
+            log_initial=jnp.asarray(_log(self.initial), jnp.float32),
+            log_transition=jnp.asarray(_log(self.transition), jnp.float32),
+            log_proposal_initial=jnp.asarray(_log(self.proposal_initial), jnp.float32),
+            log_proposal_transition=jnp.asarray(
+                _log(self.proposal_transition), jnp.float32
+            ),
+            log_potentials=jnp.asarray(self.log_potentials, jnp.float32),
             end=jnp.asarray(-1 if self.end is None else self.end, jnp.int32),
             idle=jnp.asarray(self.idle, jnp.float32),
         )

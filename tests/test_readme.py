@@ -1,0 +1,31 @@
+"""The README's snippets print what they say, and its tables are the measured ones."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+from tsi.errors import ResultsError
+from tsi.experiments.readme import with_tables
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_snippets_print_what_the_readme_says():
+    failed, attempted = doctest.testfile(
+        str(ROOT / "README.md"),
+        module_relative=False,
+        optionflags=doctest.NORMALIZE_WHITESPACE,
+    )
+    assert attempted > 10
+    assert failed == 0
+
+
+def test_the_tables_are_those_that_the_experiments_wrote():
+    text = (ROOT / "README.md").read_text()
+    assert with_tables(text, ROOT) == text
+
+
+def test_a_table_whose_file_is_missing_is_named(tmp_path):
+    with pytest.raises(ResultsError, match=r"gone\.md"):
+        with_tables("<!-- table: gone.md -->\n<!-- end -->", tmp_path)
