@@ -42,7 +42,7 @@ def counts_over_runs(scheme, log_weights, num_samples, num_runs, seed=0):
     return np.bincount(flat, minlength=num_runs * size).reshape(num_runs, size)
 
 
-@pytest.mark.parametrize("num_samples", [8, 5, 19, 1])
+@pytest.mark.parametrize("num_samples", [5, 19, 1])
 @pytest.mark.parametrize("scheme", PROPORTIONAL, ids=name)
 def test_expected_counts_are_num_samples_times_the_weight(scheme, num_samples):
     num_runs = 40_000
@@ -89,9 +89,10 @@ def test_joint_frequencies_agree_with_the_weights(scheme):
 
 
 @pytest.mark.parametrize("scheme", PROPORTIONAL + DETERMINISTIC, ids=name)
-@pytest.mark.parametrize("size", [4, 100, 1000, 100_000])
+@pytest.mark.parametrize("size", [4, 1000, 100_000])
 def test_a_zero_weight_particle_is_never_drawn(scheme, size):
     rng = np.random.default_rng(size)
+    draw = jax.jit(scheme, static_argnums=2)
     for trial in range(3):
         log_weights = rng.normal(scale=3.0, size=size).astype(np.float32)
         log_weights[rng.random(size) < 0.3] = -np.inf
@@ -101,7 +102,6 @@ def test_a_zero_weight_particle_is_never_drawn(scheme, size):
             log_weights[1::4] = 0.0
         else:
             log_weights[1] = 0.0
-        draw = jax.jit(scheme, static_argnums=2)
         for seed in range(10):
             drawn = draw(jax.random.key(seed), jnp.asarray(log_weights), size)
             assert np.isfinite(log_weights[np.asarray(drawn)]).all(), (trial, seed)
@@ -130,7 +130,7 @@ def test_a_nan_weight_is_never_drawn(scheme):
 
 
 @pytest.mark.parametrize("scheme", [systematic, residual, ssp], ids=name)
-@pytest.mark.parametrize("size", [3, 7, 1000, 100_000])
+@pytest.mark.parametrize("size", [3, 1000, 100_000])
 def test_equal_weights_give_every_particle_one_child(scheme, size):
     for seed in range(5):
         drawn = scheme(jax.random.key(seed), jnp.full(size, -2.3), size)

@@ -93,6 +93,8 @@ def test_a_batched_sampler_gives_each_problem_its_own_run(num_islands):
     size, num_problems = 6, 5
     keys = jax.random.split(jax.random.key(2), num_problems)
     lifted = tsi.batch(sampler, num_problems)
+    ask, tell = jax.jit(lifted.ask), jax.jit(lifted.tell)
+    alone = jax.jit(lambda key: tsi.run(sampler, target, key, size))
     splits = jax.vmap(jax.random.split)(keys)
     key_init, key_steps = splits[:, 0], splits[:, 1]
     fold = jax.vmap(jax.random.fold_in, (0, None))
@@ -103,14 +105,14 @@ def test_a_batched_sampler_gives_each_problem_its_own_run(num_islands):
     )
     for t in range(target.max_steps):
         step = jax.vmap(step_keys, (0, None))(key_steps, t)
-        state, ancestors = lifted.ask(step.ask, state)
+        state, ancestors = ask(step.ask, state)
         rows = target.gather(rows, ancestors)
         grouped = jax.tree.map(
             lambda leaf: leaf.reshape(num_problems, size, *leaf.shape[1:]), rows
         )
         grouped, corrections = propose(step.propose, t, grouped)
         rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), grouped)
-        state, info = lifted.tell(
+        state, info = tell(
             step.tell,
             state,
             target.log_potential(t, rows),
@@ -119,14 +121,14 @@ def test_a_batched_sampler_gives_each_problem_its_own_run(num_islands):
         )
         assert info.ess.shape == (num_problems,)
     for problem, key in enumerate(keys):
-        alone = tsi.run(sampler, target, key, size)
+        expected = alone(key)
         mine = np.asarray(rows.symbols).reshape(num_problems, size, -1)[problem]
-        np.testing.assert_array_equal(mine, alone.particles.symbols)
+        np.testing.assert_array_equal(mine, expected.particles.symbols)
         np.testing.assert_allclose(
-            state.log_weights[problem], alone.state.log_weights, atol=1e-6
+            state.log_weights[problem], expected.state.log_weights, atol=1e-6
         )
         np.testing.assert_allclose(
-            state.log_evidence[problem], alone.state.log_evidence, atol=1e-6
+            state.log_evidence[problem], expected.state.log_evidence, atol=1e-6
         )
 
 
