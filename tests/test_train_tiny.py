@@ -15,7 +15,7 @@ from flax import nnx
 
 from tsi.errors import CheckpointError
 from tsi.experiments.fit import Schedule, fit
-from tsi.experiments.step_labels import label_steps, solving_target
+from tsi.experiments.step_labels import LabelledSteps, label_steps, solving_target
 from tsi.experiments.tasks import get_task
 from tsi.experiments.train_policy import (
     max_length,
@@ -217,11 +217,10 @@ def test_step_labels_are_the_chances_that_enumeration_gives():
 
 def test_reward_batches_show_every_row_once_an_epoch():
     rows = np.arange(10)[:, None]
-
-    class Data:
-        tokens, labels = rows, rows.astype(float)
-
-    seen = np.concatenate([labelled_batch(Data, 4, 0, s)[0][:, 0] for s in range(5)])
+    data = LabelledSteps(
+        rows, rows.astype(np.float32), np.zeros((10, 1), bool), np.zeros(10, bool)
+    )
+    seen = np.concatenate([labelled_batch(data, 4, 0, s)[0][:, 0] for s in range(5)])
     assert sorted(seen[:10]) == list(range(10))
     assert sorted(seen[10:]) == list(range(10))
     assert list(seen[:10]) != list(seen[10:])
@@ -302,8 +301,9 @@ def test_the_shipped_models_are_as_good_as_their_metrics_say(name):
         1,
         max_length(task),
     )
-    finals = data.labels[data.tokens == tokenizer.eos_ids[0]]
-    accuracy = finals.sum() / len(problems)
+    solutions = data.solutions
+    finals = solutions.labels[solutions.tokens == tokenizer.eos_ids[0]]
+    accuracy = finals.sum(dtype=np.float64) / len(problems)
     claimed = stated["measured"]["temperature 1"]["accuracy"]
     assert 0.25 <= claimed <= 0.60
     assert abs(accuracy - claimed) < 4 * np.sqrt(claimed * (1 - claimed) / 500)
