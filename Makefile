@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow lint curve curve-llm train-tiny clean
+.PHONY: test test-slow test-parity lint curve curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,11 @@ test: .venv/installed lint
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# Logits beside transformers' on torch: a large download, hence not in `make test`.
+test-parity: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
+	$(BIN)/python -m pytest -m slow tests/test_parity.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from tsi.engine import Engine
 from tsi.experiments import chain_sum
 from tsi.experiments.equations import REWARDS, equation_log_odds
 from tsi.experiments.scale import World, checked_plan, run_plan
-from tsi.experiments.world import load_model, sha256_of, versions
+from tsi.experiments.world import all_devices, load_model, sha256_of, versions
 from tsi.experiments.write_report import write_report
 from tsi.models.download import get
 from tsi.models.llama import Llama
@@ -76,6 +76,7 @@ def language_worlds(num_problems: int, *, max_rows: int, temperature: float):
             decode=tokenizer.decode,
             temperature=temperature,
             max_rows=max_rows,
+            mesh=all_devices(),
         )
         settings = {
             "task": "chain_sum",

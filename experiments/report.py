@@ -45,7 +45,8 @@ class Point(NamedTuple):
         generated_tokens: mean per problem; so are the costs below.
         reward_tokens: read by the reward model.
         flops: of both models.
-        seconds: of the whole batch, shared out evenly.
+        seconds: of the whole batch, compilation included, shared out evenly; NaN
+            where rows were read off a larger run.
     """
 
     correct: Bool[np.ndarray, "P S"]
@@ -92,7 +93,9 @@ def curves_of(rows: Rows) -> Curves:
 
 def _point(grid: list[list[Mapping[str, Any]]]) -> Point:
     def mean(field: str) -> float:
-        return float(np.mean([[row[field] for row in line] for line in grid]))
+        values = [[row[field] for row in line] for line in grid]
+        # A null in the file, None here, is NaN.
+        return float(np.mean(np.array(values, np.float64)))
 
     correct = np.array([[bool(row["correct"]) for row in line] for line in grid])
     costs = ("generated_tokens", "reward_tokens", "flops", "seconds")
@@ -180,6 +183,8 @@ def accuracy_table(curves: Curves) -> str:
 def cost_table(curves: Curves, budgets: Iterable[int] | None = None) -> str:
     """A line for each method and budget: accuracy and cost per problem.
 
+    Time is wall-clock, compilation included; "-" where no run was the method's own.
+
     Args:
         curves: from `curves_of`.
         budgets: which to show; by default all. Greedy decoding is always shown.
@@ -198,7 +203,7 @@ def cost_table(curves: Curves, budgets: Iterable[int] | None = None) -> str:
                         f"{point.generated_tokens:.0f}",
                         f"{point.reward_tokens:.0f}",
                         f"{point.flops / 1e6:.1f}",
-                        f"{1e3 * point.seconds:.1f}",
+                        _milliseconds(point.seconds),
                     ]
                 )
     return markdown(lines)
@@ -226,6 +231,10 @@ def rate_table(rates: Mapping[tuple[str, str], RateEstimate]) -> str:
 
 def _percent(point: Point) -> str:
     return f"{100 * point.accuracy:.1f} ± {100 * point.error:.1f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return "-" if math.isnan(seconds) else f"{1e3 * seconds:.1f}"
 
 
 def _factor(value: Any, interval: tuple[float, float]) -> str:

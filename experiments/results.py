@@ -1,7 +1,8 @@
 """Results on disk: one JSON line for each (method, budget, seed, problem).
 
 Rows are appended as they finish and forced to disk, so a killed run loses at most the
-block it was computing. A line that a kill cut in half is dropped, said so, and redone.
+block it was computing. A last line that a kill left half-written is dropped, said so,
+and redone.
 Every row carries the settings that decided it; a file of other settings is refused
 rather than mixed. Everything in a row but `seconds` is a function of those settings,
 so a resumed file equals an undisturbed one.
@@ -103,6 +104,9 @@ class ResultsFile:
         self._file.seek(0)
         content = self._file.read()
         whole = content.rfind(b"\n") + 1
+        last = content.rfind(b"\n", 0, whole - 1) + 1
+        if whole == len(content) and not _is_json(content[last:]):
+            whole = last
         if whole < len(content):
             self._file.truncate(whole)
             print(
@@ -161,6 +165,14 @@ def _parsed(path: Path) -> Iterator[tuple[int, Cell, dict[str, Any]]]:
                     "repair or remove the line."
                 ) from error
             yield number, cell, row
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.methods import (
+    METHODS,
     SHARED_SOURCE,
     budgets_of,
     get_method,
@@ -126,6 +127,24 @@ def checked_plan(
     return Plan(names, tuple(sorted(set(budgets))), num_seeds, max_rows)
 
 
+def check_budgets(plan: Plan, max_steps: int) -> None:
+    """Refuse before any work what some sampler would refuse in the middle of it.
+
+    Raises:
+        ConfigurationError: a method cannot use one of the plan's budgets.
+    """
+    for name in plan.methods:
+        sampler = sampler_of(name, max_steps)
+        for budget in budgets_of(name, plan.budgets):
+            try:
+                sampler.init(jax.random.key(0), budget)
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"{get_method(name).label} cannot run at N = {budget}: {error} "
+                    "Choose other budgets, or leave the method out."
+                ) from error
+
+
 def batches(plan: Plan, problems: Sequence[Problem]) -> Iterator[Batch]:
     """The plan's batches in order: seed by seed, method by method, budget by budget.
 
@@ -173,9 +192,12 @@ def run_plan(
         All rows of the file.
 
     Raises:
+        ConfigurationError: a method cannot use one of the budgets.
         ResultsError: the file cannot be continued.
     """
-    of_method = {n: method_settings(n, world.max_steps) for n in plan.methods}
+    check_budgets(plan, world.max_steps)
+    # Of all methods: the file may hold rows of others than this plan's.
+    of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
     with ResultsFile(path, world.settings, of_method) as results:
         todo = list(batches(plan, world.problems))
         sizes = [batch.num_particles * len(batch.problems) for batch in todo]
@@ -253,7 +275,7 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "generated_tokens": ledger.generated_tokens,
         "reward_tokens": ledger.reward_tokens,
         "flops": ledger.flops,
-        "seconds": round(ledger.seconds, 6),
+        "seconds": _rounded(ledger.seconds),
     }
 
 

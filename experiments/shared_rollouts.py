@@ -28,18 +28,23 @@ def first_rollouts(
         reads_reward: False for a method whose weights are all one.
 
     Returns:
-        The result of n particles; its seconds are the share n / N, for time cannot be
-        derived.
+        The result of n particles. Weights before the end decide nothing here, so its
+        ESS, recoveries and invalid potentials are those of the last step alone. Its
+        seconds are NaN, for time cannot be derived, unless it is the whole run.
 
     Raises:
         ConfigurationError: the result is too small or lacks costs by slot.
     """
     total = len(result.texts)
-    if result.slots is None or result.truncated is None or num_rollouts > total:
+    kept = (result.slots, result.truncated, result.step_texts)
+    if any(field is None for field in kept) or num_rollouts > total:
         raise ConfigurationError(
             f"{num_rollouts} rollouts cannot be read off a result of {total} "
-            "that keeps costs by slot: run the method itself."
+            "that keeps steps and costs by slot: run the method itself."
         )
+    assert result.slots is not None  # for the type checker; checked above
+    assert result.truncated is not None
+    assert result.step_texts is not None
     n = num_rollouts
     log_weights = np.zeros(n)
     log_evidence = 0.0
@@ -50,7 +55,8 @@ def first_rollouts(
         alive = math.isfinite(log_evidence)
         log_weights = log_weights - log_evidence if alive else np.zeros(n)
     answers, rewards = result.answers[:n], result.rewards[:n]
-    share = result.ledger.seconds * n / total
+    seconds = result.ledger.seconds if reads_reward and n == total else math.nan
+    num_steps = max(map(len, result.step_texts[:n]))
     ess = np.exp(2 * _log_sum_exp(log_weights) - _log_sum_exp(2 * log_weights))
     return result._replace(
         texts=result.texts[:n],
@@ -59,14 +65,15 @@ def first_rollouts(
         log_weights=log_weights.astype(np.float32),
         log_evidence=log_evidence,
         ess=np.array([ess], np.float32),
-        ancestors=result.ancestors[:, :n],
-        step_texts=None if result.step_texts is None else result.step_texts[:n],
+        ancestors=result.ancestors[:num_steps, :n],
+        step_texts=result.step_texts[:n],
         num_recoveries=int(math.isinf(log_evidence)),
+        num_invalid=int(np.isnan(rewards).sum()),
         num_truncated=int(result.truncated[:n].sum()),
         truncated=result.truncated[:n],
         answer_posterior=answer_posterior(answers, log_weights),
         selected=select(rule, answers, log_weights, rewards),
-        ledger=ledger_of_first(result.slots, n, share, with_reward=reads_reward),
+        ledger=ledger_of_first(result.slots, n, seconds, with_reward=reads_reward),
         slots=None,
     )
 

@@ -8,18 +8,22 @@ the new ones learn to use it.
 
 Step labels alone teach that comparison slowly, a few noisy bits a solution. So the new
 blocks warm up on a question without labels, for every token of the policy's solutions:
-does the language model find this token likely? Then comes the binary cross-entropy
+does the language model find this token likely, and at a step's end, were all tokens up
+to here likely? In half of the texts some tokens are replaced by others, for the policy
+alone makes too few mistakes to learn fast from. Then comes the binary cross-entropy
 against the soft label at the last token of each step, so that the head's output is the
 log-odds that the policy gets it right from here.
 
 References:
     Math-Shepherd, arXiv 2312.08935, equation 2 with soft labels; there without the
-    warm-up, the frozen blocks and the new ones. Judging each token of a generator's
-    text as a first task: ELECTRA, arXiv 2003.10555.
+    warm-up, the frozen blocks and the new ones. Judging each token of a text in which
+    some were replaced, as a first task: ELECTRA, arXiv 2003.10555.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,16 +91,57 @@ def frozen(reward: RewardModel, num_blocks: int) -> RewardModel:
     return nnx.merge(graph, weights)
 
 
+class Marks(NamedTuple):
+    """Tokens that tell the parts of a text.
+
+    Attributes:
+        prompt_end: ends every prompt and occurs nowhere else.
+        step_ends: the last tokens of steps.
+        pad_id: padding.
+    """
+
+    prompt_end: int
+    step_ends: tuple[int, ...]
+    pad_id: int
+
+
+def in_solution(tokens: Any, marks: Marks) -> Any:
+    """Which tokens belong to solutions, ``[B, T]``, of numpy or JAX as the tokens."""
+    ends = tokens == marks.prompt_end
+    return (ends.cumsum(1) > 0) & ~ends & (tokens != marks.pad_id)
+
+
+def is_step_end(tokens: Any, marks: Marks) -> Any:
+    """Which tokens end a step."""
+    return functools.reduce(operator.or_, (tokens == end for end in marks.step_ends))
+
+
+def corrupted(
+    tokens: Int[np.ndarray, "B T"], marks: Marks, seed: int, step: int
+) -> Int[np.ndarray, "B T"]:
+    """In half of the texts, 15 % of a solution's tokens give way to random ones.
+
+    The new tokens are drawn from those of all the solutions, steps end where they did,
+    and everything is a pure function of (tokens, seed, step).
+    """
+    rng = np.random.default_rng((seed, step, 4))
+    inner = in_solution(tokens, marks) & ~is_step_end(tokens, marks)
+    struck = rng.random(tokens.shape) < 0.15
+    struck &= inner & (rng.random((len(tokens), 1)) < 0.5)
+    return np.where(struck, rng.choice(tokens[inner], tokens.shape), tokens)
+
+
 def likely_tokens(
-    model: Llama, tokens: Int[Array, "B T"], prompt_end: int, pad_id: int
+    model: Llama, tokens: Int[Array, "B T"], marks: Marks
 ) -> Float[Array, "B T"]:
     """1 where a language model gives a token at least one half, 0 where less.
+
+    At the end of a step, 1 where that holds of every token of the solution so far.
 
     Args:
         model: judges.
         tokens: prompts and solutions, padded on the right.
-        prompt_end: the token that ends every prompt and occurs nowhere else.
-        pad_id: the padding token.
+        marks: tell the parts.
 
     Returns:
         NaN outside the solutions.
@@ -104,9 +149,10 @@ def likely_tokens(
     log_p = jax.nn.log_softmax(model(tokens)[:, :-1])
     chosen = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
     likely = jnp.pad(chosen, ((0, 0), (1, 0))) > jnp.log(0.5)
-    ends = tokens == prompt_end
-    in_solution = (jnp.cumsum(ends, axis=1) > 0) & ~ends & (tokens != pad_id)
-    return jnp.where(in_solution, likely, jnp.nan)
+    inside = in_solution(tokens, marks)
+    so_far = jnp.cumprod(likely | ~inside, axis=1).astype(bool)
+    likely = jnp.where(is_step_end(tokens, marks), so_far, likely)
+    return jnp.where(inside, likely, jnp.nan)
 
 
 def labelled_batch(

@@ -49,6 +49,8 @@ from tsi.experiments.train_policy import (
     worked_batch,
 )
 from tsi.experiments.train_reward import (
+    Marks,
+    corrupted,
     frozen,
     judge,
     label_loss,
@@ -111,9 +113,9 @@ RECIPES = {
         policy_step=450,
         judge_step=1000,
         language=Schedule(steps=1500, peak=3e-3, batch=128),
-        warm_up=Schedule(steps=250, peak=4e-3, batch=128, weight_decay=0.0),
-        reward=Schedule(steps=300, peak=2e-3, batch=128, weight_decay=0.0),
-        label_chunks=4,
+        warm_up=Schedule(steps=2400, peak=4e-3, batch=64, weight_decay=0.0),
+        reward=Schedule(steps=600, peak=1e-3, batch=128, weight_decay=0.0),
+        label_chunks=24,
         new_blocks=2,
         freeze=True,
     ),
@@ -223,9 +225,11 @@ def reward_model(shop: Workshop, start: Llama, data: LabelledSteps) -> RewardMod
     """The reward model: a language model, new blocks, a warm-up, step labels."""
     recipe = shop.recipe
     fresh = reward_from(start, recipe.new_blocks, rngs=nnx.Rngs(recipe.seed))
-    likely = jax.jit(likely_tokens)
-    # Every task's prompts end with a colon.
-    ids = (shop.tokenizer.encode(":")[0], shop.tokenizer.pad_id)
+    likely = jax.jit(likely_tokens, static_argnums=2)
+    (colon,), (delimiter,) = map(shop.tokenizer.encode, (":", shop.task.delimiter))
+    # Every task's prompts end with a colon, and every task's tokenizer can pad.
+    assert shop.tokenizer.pad_id is not None
+    marks = Marks(colon, (delimiter, *shop.tokenizer.eos_ids), shop.tokenizer.pad_id)
 
     def loss(model: RewardModel, batch: Any) -> jax.Array:
         if recipe.freeze:
@@ -235,7 +239,8 @@ def reward_model(shop: Workshop, start: Llama, data: LabelledSteps) -> RewardMod
     def warm_up(model: RewardModel, schedule: Schedule) -> RewardModel:
         def batch_at(step: int) -> Any:
             tokens, _ = labelled_batch(data, schedule.batch, recipe.seed + 1, step)
-            return tokens, likely(start, tokens, *ids)
+            tokens = corrupted(tokens, marks, recipe.seed, step)
+            return tokens, likely(start, tokens, marks)
 
         folder = shop.folder / "checkpoints-warm-up"
         label = f"{shop.task.name}: warm-up"

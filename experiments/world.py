@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from tsi.boundary import step_boundary
 from tsi.engine import Engine
@@ -17,7 +19,7 @@ from tsi.experiments.tasks import get_task
 from tsi.models.catalogue import resolve
 from tsi.models.checkpoint import load
 from tsi.models.llama import Llama, RewardModel
-from tsi.models.tokenizer import load_tokenizer
+from tsi.models.tokenizer import Tokenizer, load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
 from tsi.rewards import ProcessReward
@@ -49,7 +51,8 @@ def embedded_world(
     Raises:
         UnknownNameError: there is no such task or model.
         CheckpointError: a model cannot be read.
-        ConfigurationError: a model is of the wrong kind.
+        ConfigurationError: a model is of the wrong kind, or the reward model reads
+            other tokens than the policy writes.
     """
     task = get_task(task_name)
     policy, reward = policy or f"{task_name}-policy", reward or f"{task_name}-reward"
@@ -57,6 +60,7 @@ def embedded_world(
     policy_model = load_model(paths["policy"], Llama, "policy")
     reward_model = load_model(paths["reward"], RewardModel, "reward")
     tokenizer = load_tokenizer(paths["policy"])
+    check_same_tokens(tokenizer, load_tokenizer(paths["reward"]), policy, reward)
     token_bytes = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
     target = ReasoningTarget(
         step_boundary(token_bytes, task.delimiter.encode(), tokenizer.eos_ids),
@@ -73,6 +77,7 @@ def embedded_world(
         decode=tokenizer.decode,
         temperature=temperature,
         max_rows=max_rows,
+        mesh=all_devices(),
     )
     if isinstance(problems, int):
         problems = task.problems("test", problems, PROBLEM_SEED)
@@ -92,6 +97,30 @@ def embedded_world(
     return World(
         engine, list(problems), task.extract, task.correct, task.max_steps, settings
     )
+
+
+def all_devices() -> Mesh | None:
+    """A mesh of every device along its ``data`` axis; None where there is one."""
+    devices = jax.devices()
+    return Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
+
+
+def check_same_tokens(
+    policy: Tokenizer, reward: Tokenizer, policy_name: str, reward_name: str
+) -> None:
+    """Refuse a reward model that would take the policy's ids for other texts.
+
+    Raises:
+        ConfigurationError: an id stands for different bytes in the two tokenizers.
+    """
+    ids = range(max(policy.vocab_size, reward.vocab_size))
+    if policy.vocab_size != reward.vocab_size or any(
+        policy.token_bytes(i) != reward.token_bytes(i) for i in ids
+    ):
+        raise ConfigurationError(
+            f"{reward_name} has another tokenizer than {policy_name}, whose token ids "
+            "it is to read; choose models of one tokenizer."
+        )
 
 
 def load_model(path: Path, kind: type[T], role: str) -> T:

@@ -55,7 +55,8 @@ def load(
             f"There is no model at {path}; give a Hugging Face folder or a .gguf file."
         )
     make, config = architecture_of(path, fields)
-    if config.num_layers > len(tensors):
+    # Beyond this even a list of what is missing would be absurd.
+    if config.num_layers > max(len(tensors), 1000):
         raise CheckpointError(
             f"{path} has {len(tensors)} tensors, too few for the {config.num_layers} "
             "layers that its configuration states."
@@ -67,8 +68,8 @@ def load(
         ".".join(map(str, keys)): leaf.get_value().shape
         for keys, leaf in leaves.items()
     }
-    tensors = _without_redundant(path, config, tensors)
-    _check(path, config, wanted, tensors)
+    tensors, contradictions = _without_redundant(config, tensors)
+    _check(path, config, wanted, tensors, contradictions)
     for keys, leaf in leaves.items():
         name = ".".join(map(str, keys))
         value = _assemble(path, name, wanted[name], config, tensors, np.dtype(dtype))
@@ -130,24 +131,25 @@ def _names(pattern: str, num_layers: int) -> Iterator[str]:
 
 
 def _without_redundant(
-    path: Path, config: LlamaConfig, tensors: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
+    config: LlamaConfig, tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[str, StoredTensor], list[str]]:
     """Drop tensors that repeat what other fields and tensors say.
 
     Tied models sometimes store the head too; one that differs from the embedding
-    contradicts the configuration.
+    contradicts the configuration, and the second result says so.
     """
+    contradictions = []
     kept = {n: t for n, t in tensors.items() if not DERIVED.fullmatch(n)}
     head, embedding = kept.get("lm_head.weight"), kept.get("model.embed_tokens.weight")
     if config.tied and head and embedding and head.shape == embedding.shape:
         if not np.array_equal(head.read(), embedding.read()):
-            raise CheckpointError(
-                f"{path} says that head and embedding are tied, but lm_head.weight "
-                "differs from model.embed_tokens.weight. Set tie_word_embeddings to "
-                "false in config.json if the head is meant to be its own."
+            contradictions.append(
+                "contradiction: lm_head.weight differs from model.embed_tokens.weight, "
+                "which the configuration says are tied; set tie_word_embeddings to "
+                "false in config.json if the head is meant to be its own"
             )
         del kept["lm_head.weight"]
-    return kept
+    return kept, contradictions
 
 
 def _check(
@@ -155,6 +157,7 @@ def _check(
     config: LlamaConfig,
     wanted: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, StoredTensor],
+    contradictions: list[str],
 ) -> None:
     """Compare all names and shapes; raise one error that lists every misfit."""
     expected: dict[str, tuple[int, ...]] = {}
@@ -170,6 +173,7 @@ def _check(
         for n, shape in expected.items()
         if n in tensors and tensors[n].shape != shape
     ]
+    misfits += contradictions
     if misfits:
         listing = "\n  ".join(misfits)
         raise CheckpointError(

@@ -44,18 +44,22 @@ class LlamaConfig:
     tied: bool = True
     eos_ids: tuple[int, ...] = ()
 
-    def flops_per_token(self, context: float) -> float:
+    def flops_per_token(self, context: float, *, head: bool = True) -> float:
         """Forward FLOPs of one token that attends to ``context`` positions.
 
-        Two per weight of every matrix product (the language-model head counts, the
-        embedding's table look-up does not) and four per head width, query head and
-        attended position.
+        Two per weight of every matrix product (the embedding's table look-up is none)
+        and four per head width, query head and attended position.
+
+        Args:
+            context: how many positions are attended to.
+            head: whether the language-model head runs, as it does where a next token is
+                drawn and not where a prompt or a solution is only read.
         """
         attention = self.head_width * (self.num_heads + self.num_kv_heads) * 2
         block = self.width * (attention + 3 * self.hidden)
         scores = 2 * self.num_heads * self.head_width * context
-        head = self.width * self.vocab_size
-        return 2.0 * (self.num_layers * (block + scores) + head)
+        logits = self.width * self.vocab_size if head else 0
+        return 2.0 * (self.num_layers * (block + scores) + logits)
 
 
 class KeyValues(NamedTuple):

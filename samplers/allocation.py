@@ -90,7 +90,8 @@ def top_k_replicate(width: int) -> Deterministic:
 def island_argmax(island_size: int) -> Deterministic:
     """Within each island of neighbours keep the best and copy it: DVTS.
 
-    An island without weight keeps its own particles, for islands do not mix.
+    An island without weight takes the best particle of all: its own are dead, and no
+    scheme draws those while another has weight.
 
     Args:
         island_size: particles of one island; beyond the number of particles it means
@@ -113,10 +114,10 @@ def island_argmax(island_size: int) -> Deterministic:
         size = effective_width(island_size, num_particles, "island_argmax")
         islands = log_weights.reshape(-1, size)
         best = jnp.argmax(sanitise(islands), axis=1).astype(jnp.int32)
-        starts = jnp.arange(islands.shape[0], dtype=jnp.int32) * size
-        kept = jnp.repeat(best + starts, size)
+        best += jnp.arange(islands.shape[0], dtype=jnp.int32) * size
+        best = jnp.where(all_dead(islands), _best(log_weights, 1), best)
         stay = _stay(num_samples, num_particles)
-        return jnp.where(jnp.repeat(all_dead(islands), size), stay, kept)
+        return jnp.where(all_dead(log_weights), stay, jnp.repeat(best, size))
 
     return Deterministic(allocate)
 

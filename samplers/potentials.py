@@ -41,8 +41,14 @@ def reward(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def softmax(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Weight exp(r)."""
-    return jax.nn.sigmoid(log_potentials)
+    """Weight exp(r), and zero where the log potential is -inf: an impossible prefix.
+
+    Published code has exp(0) there; but a cut solution or a forbidden step is no
+    solution of reward zero, and would survive resampling.
+    """
+    return jnp.where(
+        log_potentials == -jnp.inf, -jnp.inf, jax.nn.sigmoid(log_potentials)
+    )
 
 
 TRANSFORMS: dict[str, Transform] = {"odds": odds, "reward": reward, "softmax": softmax}

@@ -182,6 +182,28 @@ def test_a_missing_configuration_field_is_named(copy):
         load(copy)
 
 
+def test_one_error_lists_all_misfits_whatever_they_are(copy):
+    """Fewer tensors than layers, and a head that contradicts a tied embedding."""
+    edit_config(copy, num_hidden_layers=9, tie_word_embeddings=True)
+
+    def change(tensors):
+        embedding = tensors["model.embed_tokens.weight"]
+        kept = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding + 1}
+        tensors.clear()
+        tensors.update(kept, odd=embedding)
+
+    edit_tensors(copy, change)
+    with pytest.raises(CheckpointError) as caught:
+        load(copy)
+    for part in (
+        "missing: model.norm.weight",
+        "missing: model.layers.8.mlp.up_proj.weight",
+        "extra: odd",
+        "contradiction: lm_head.weight differs",
+    ):
+        assert part in str(caught.value)
+
+
 def test_pickled_weights_are_never_read_and_the_error_says_how_to_convert(copy):
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"\x80\x04.")

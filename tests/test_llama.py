@@ -169,5 +169,7 @@ def test_flops_count_every_matrix_product():
     ]
     weights = sum(x.size for x in kernels)
     assert c.flops_per_token(0.0) == 2 * weights
+    read = c.flops_per_token(0.0, head=False)
+    assert read == 2 * (weights - c.width * c.vocab_size)
     per_position = 4 * c.num_layers * c.num_heads * c.head_width
     assert c.flops_per_token(10.0) - c.flops_per_token(0.0) == 10 * per_position

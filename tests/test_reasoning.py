@@ -58,6 +58,20 @@ def test_fork_then_step_equals_step_then_index():
     assert float(one.log_odds[2]) == pytest.approx(float(other.log_odds[2]), abs=1e-5)
 
 
+def test_a_delimiter_across_the_cut_of_a_long_step_ends_the_next(monkeypatch):
+    def write_c(keys, logits, temperature):
+        token = jnp.full(len(keys), tiny.encode("c")[0], jnp.int32)
+        return token, jnp.zeros(len(keys))
+
+    monkeypatch.setattr("tsi.reasoning.sample_token", write_c)
+    params = tiny.params("hello")
+    target = tiny.target(boundary=tiny.boundary(delimiter=b"ccc"), max_step_tokens=2)
+    particles = target.init(None, 2, params)
+    for t, length in enumerate([2, 3, 5, 6]):
+        particles, _ = target.propose(jax.random.key(0), t, particles, params)
+        np.testing.assert_array_equal(particles.lengths, [length] * 2)
+
+
 def test_costs_stay_with_the_slot_that_spent_them():
     target, params = tiny.target(), tiny.params("hello")
     particles, _ = target.propose(

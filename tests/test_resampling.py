@@ -177,10 +177,12 @@ def test_island_argmax_copies_each_islands_best():
     np.testing.assert_array_equal(drawn, [3, 3, 3, 3, 7, 7, 7, 7])
 
 
-def test_island_argmax_leaves_a_dead_island_alone():
+def test_island_argmax_gives_a_dead_island_the_best_of_all():
     scores = jnp.array([0.1, 0.3, -jnp.inf, -jnp.inf])
     drawn = island_argmax(2)(jax.random.key(0), scores, 4)
-    np.testing.assert_array_equal(drawn, [1, 1, 2, 3])
+    np.testing.assert_array_equal(drawn, [1, 1, 1, 1])
+    drawn = island_argmax(2)(jax.random.key(0), jnp.full(4, -jnp.inf), 4)
+    np.testing.assert_array_equal(drawn, [0, 1, 2, 3])
 
 
 def test_rebase_hands_out_ceilings_best_first_while_they_last():

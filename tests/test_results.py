@@ -59,6 +59,17 @@ def test_half_written_line_is_dropped_said_and_redone(tmp_path, capsys, cut):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("half", [b'{"method": "bea\n', b"\0\0\0\n", b"\n", b"}\n"])
+def test_half_a_line_that_got_its_newline_is_dropped_too(tmp_path, capsys, half):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS)
+    whole = path.read_bytes()
+    path.write_bytes(whole + half)
+    _write(path, [])
+    assert f"last line of {len(half)} bytes" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+
+
 def test_other_settings_are_refused_and_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     _write(path, CELLS)

@@ -80,6 +80,9 @@ def test_first_particles_of_a_large_run_are_the_small_run(name):
                 derived.log_weights, small.log_weights, atol=1e-5
             )
             assert derived.ledger[:4] == small.ledger[:4]
+            assert np.isnan(derived.ledger.seconds)
+            whole = first_rollouts(large, 8, rule, reads_reward=True)
+            assert whole.ledger.seconds == large.ledger.seconds
             assert derived.selected == small.selected
         else:
             assert derived.ledger.reward_tokens == 0
@@ -144,6 +147,26 @@ def test_engine_sees_full_blocks_only(tmp_path):
     world = fake_world(17)
     run_plan(_plan(("beam",), (8,)), world, tmp_path / "rows.jsonl", progress=False)
     assert len({len(ids) for *_, ids in world.engine.calls}) == 1
+
+
+def test_some_methods_are_run_again_or_added_in_the_same_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    run_plan(_plan(("smc", "beam")), fake_world(), path, progress=False)
+    before, world = path.read_bytes(), fake_world()
+    plan = _plan(("beam",), (1, 4))
+    rows = run_plan(plan, world, path, progress=False)
+    assert world.engine.calls == []
+    assert path.read_bytes() == before
+    assert "SMC" not in write_report(plan, world, rows, tmp_path)
+    run_plan(_plan(("entropic",)), world, path, progress=False)
+    assert {name for name, *_ in world.engine.calls} == {"entropic"}
+
+
+def test_a_budget_that_a_method_cannot_use_is_refused_before_any_work(tmp_path):
+    world, plan = fake_world(), _plan(("self_consistency", "beam"), (1, 6))
+    with pytest.raises(ConfigurationError, match="beam search cannot run at N = 6"):
+        run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
+    assert world.engine.calls == []
 
 
 def test_second_run_computes_nothing_and_more_budgets_only_what_is_new(tmp_path):

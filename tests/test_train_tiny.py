@@ -25,7 +25,9 @@ from tsi.experiments.train_policy import (
     worked_batch,
 )
 from tsi.experiments.train_reward import (
+    Marks,
     auc,
+    corrupted,
     frozen,
     judge,
     labelled_batch,
@@ -256,17 +258,45 @@ def test_frozen_blocks_get_no_gradient_and_the_new_ones_do():
     assert np.array_equal(frozen(reward, 1)(tokens), reward(tokens))
 
 
-def test_likely_tokens_are_those_of_the_solution_above_one_half():
+def worked_with_marks():
     task, tokenizer, model = small(seed=4)
-    tokens, learned = worked_batch(task, tokenizer, 6, 0, 0)
-    found = likely_tokens(
-        model, jnp.asarray(tokens), tokenizer.encode(":")[0], tokenizer.pad_id
-    )
+    tokens, learned = worked_batch(task, tokenizer, 40, 0, 0)
+    (colon,), (newline,) = tokenizer.encode(":"), tokenizer.encode("\n")
+    marks = Marks(colon, (newline, *tokenizer.eos_ids), tokenizer.pad_id)
+    return model, tokens, learned, marks
+
+
+def test_likely_tokens_are_above_one_half_and_step_ends_remember_all_before():
+    model, tokens, learned, marks = worked_with_marks()
+    found = np.asarray(likely_tokens(model, jnp.asarray(tokens), marks))
     assert np.array_equal(~np.isnan(found), learned)
     chances = np.asarray(jax.nn.softmax(model(jnp.asarray(tokens)), axis=-1))
-    for row, column in np.argwhere(learned):
-        chance = chances[row, column - 1, tokens[row, column]]
-        assert found[row, column] == (chance > 0.5)
+    ends = 0
+    for row in range(len(tokens)):
+        columns = np.flatnonzero(learned[row])
+        likely = chances[row, columns - 1, tokens[row, columns]] > 0.5
+        for i, column in enumerate(columns):
+            at_end = tokens[row, column] in marks.step_ends
+            expected = likely[: i + 1].all() if at_end else likely[i]
+            assert found[row, column] == expected
+            ends += at_end
+    assert ends > 100
+
+
+def test_corruption_spares_prompts_step_ends_and_half_of_the_texts():
+    _, tokens, learned, marks = worked_with_marks()
+    tokens, learned = np.tile(tokens, (50, 1)), np.tile(learned, (50, 1))
+    changed = corrupted(tokens, marks, 0, 7)
+    struck = changed != tokens
+    inner = learned & ~np.isin(tokens, marks.step_ends)
+    assert not struck[~inner].any()
+    assert np.isin(changed[struck], tokens[inner]).all()
+    rows = struck.any(axis=1)
+    assert 0.45 < rows.mean() < 0.5
+    # One in nine or so of the new tokens is the old one by chance.
+    assert 0.11 < struck[rows].sum() / inner[rows].sum() < 0.15
+    assert np.array_equal(changed, corrupted(tokens, marks, 0, 7))
+    assert not np.array_equal(changed, corrupted(tokens, marks, 0, 8))
 
 
 def test_auc_counts_pairs():

@@ -24,8 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsi.answers import answer_posterior, select
 from tsi.batch import batch
-from tsi.errors import PromptTooLongError
-from tsi.models.llama import Llama, LlamaConfig
+from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.models.llama import Llama, LlamaConfig, RewardModel
 from tsi.problem import Problem
 from tsi.reasoning import Particles, ReasoningParams, ReasoningTarget
 from tsi.result import Result, SlotCosts, ledger_of_first
@@ -49,6 +49,9 @@ class Engine:
         temperature: of the policy; 0 takes the most likely token.
         max_rows: rows of a batch, P·N; a problem with more particles has its own batch.
         mesh: devices to spread rows over, along its ``data`` axis; None for one device.
+
+    Raises:
+        ConfigurationError: the reward model reads token ids of another vocabulary.
     """
 
     def __init__(
@@ -65,6 +68,15 @@ class Engine:
     ) -> None:
         self.target, self.encode, self.decode = target, encode, decode
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
+        readers = [reward.config] if isinstance(reward, RewardModel) else []
+        sizes = {config.vocab_size for config in (policy.config, *readers)}
+        if len(sizes) > 1:
+            raise ConfigurationError(
+                f"The policy has {policy.config.vocab_size} token ids and the reward "
+                f"model {reward.config.vocab_size}; it reads the policy's ids, so both "
+                "must have one vocabulary. Choose a reward model of the policy's."
+            )
+        self._context = min(c.max_length for c in (policy.config, *readers))
         if mesh is not None:
             replicated = NamedSharding(mesh, PartitionSpec())
             policy, reward = jax.device_put((policy, reward), replicated)
@@ -102,8 +114,8 @@ class Engine:
             One result a problem, in order.
 
         Raises:
-            PromptTooLongError: a prompt and the token limit exceed the policy's
-                context; raised before anything is computed.
+            PromptTooLongError: a prompt and the token limit exceed the context of the
+                policy or the reward model; raised before anything is computed.
             ConfigurationError: the sampler cannot use N particles.
         """
         prompts = [self._encode(problem) for problem in problems]
@@ -189,12 +201,12 @@ class Engine:
         return _spread(self.mesh, particles), potentials, corrections, finished
 
     def _encode(self, problem: Problem) -> list[int]:
-        tokens, context = self.encode(problem.prompt), self.policy.config.max_length
+        tokens, context = self.encode(problem.prompt), self._context
         limit = context - self.target.max_tokens
         if not 1 <= len(tokens) <= limit:
             raise PromptTooLongError(
                 f"The prompt of problem {problem.id} has {len(tokens)} tokens; with "
-                f"max_tokens={self.target.max_tokens} the policy's context of "
+                f"max_tokens={self.target.max_tokens} the models' context of "
                 f"{context} leaves room for 1 to {limit}. Shorten the prompt or lower "
                 "max_tokens."
             )
@@ -259,7 +271,7 @@ class Engine:
         return SlotCosts(
             generated_tokens=cost.generated,
             reward_tokens=cost.reward_read,
-            flops=_flops(policy, cost.generated, cost.generated_context),
+            flops=_flops(policy, cost.generated, cost.generated_context, head=True),
             reward_flops=_flops(reader, cost.reward_read, cost.reward_context),
             prompt_reward_tokens=prompt_length if reads_prompt else 0,
             prompt_flops=float(_flops(policy, prompt_length, prompt_context)),
@@ -341,10 +353,14 @@ def _spread(mesh: Mesh | None, particles: Particles) -> Particles:
     return jax.tree.map(place, particles)
 
 
-def _flops(config: LlamaConfig | None, tokens, context):
-    """FLOPs of so many tokens that attended to so many positions in all."""
+def _flops(config: LlamaConfig | None, tokens, context, *, head: bool = False):
+    """FLOPs of so many tokens that attended to so many positions in all.
+
+    Tokens that are only read need no logits: a reward's single number a step is left
+    out as well.
+    """
     if config is None:
         return np.zeros_like(context)
-    dense = config.flops_per_token(0.0)
-    position = config.flops_per_token(1.0) - dense
+    dense = config.flops_per_token(0.0, head=head)
+    position = config.flops_per_token(1.0, head=head) - dense
     return dense * tokens + position * context

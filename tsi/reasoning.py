@@ -63,6 +63,8 @@ class Particles(NamedTuple):
         tokens: ``[R, T]`` generated ids; ``lengths`` of them are real.
         step_ends: ``[R, M]``, length after each step.
         pending: ``[R]``, the newest token, not yet in the policy's cache.
+        boundary_state: ``[R]``, of the boundary's automaton after that token; a
+            delimiter may lie across the cut of a step that grew too long.
         finished: ``[R]``, ended by itself or at the token limit.
         truncated: ``[R]``, ended at the token limit.
         log_prob: ``[R]``, log p(steps | prompt) at the policy's temperature.
@@ -76,6 +78,7 @@ class Particles(NamedTuple):
     lengths: Int[Array, " R"]
     step_ends: Int[Array, "R M"]
     pending: Int[Array, " R"]
+    boundary_state: Int[Array, " R"]
     finished: Bool[Array, " R"]
     truncated: Bool[Array, " R"]
     log_prob: Float[Array, " R"]
@@ -142,6 +145,7 @@ class ReasoningTarget:
             lengths=zeros,
             step_ends=jnp.zeros((rows, self.max_steps), jnp.int32),
             pending=jnp.repeat(last, num_particles),
+            boundary_state=zeros,
             finished=jnp.zeros(rows, bool),
             truncated=jnp.zeros(rows, bool),
             log_prob=floats,
@@ -199,6 +203,7 @@ class ReasoningTarget:
             lengths=lengths,
             step_ends=particles.step_ends.at[:, t].set(lengths, mode="drop"),
             pending=step.token,
+            boundary_state=step.state,
             finished=particles.finished | step.stopped | truncated,
             truncated=truncated,
             log_prob=particles.log_prob + step.log_prob,
@@ -235,6 +240,7 @@ class ReasoningTarget:
                 lengths=old.lengths[ancestors],
                 step_ends=old.step_ends[ancestors],
                 pending=old.pending[ancestors],
+                boundary_state=old.boundary_state[ancestors],
                 finished=old.finished[ancestors],
                 truncated=old.truncated[ancestors],
                 log_prob=old.log_prob[ancestors],
@@ -288,10 +294,12 @@ class ReasoningTarget:
             stopped = c.stopped | (c.active & self.boundary.stops[token])
             ended = self.boundary.ends[c.state, token] | stopped
             full = particles.lengths + counts >= self.max_tokens
+            # Afresh after a boundary, on from here where the step is cut.
+            state = jnp.where(ended, 0, self.boundary.next_state[c.state, token])
             return _Decoding(
                 offset=c.offset + 1,
                 token=token,
-                state=self.boundary.next_state[c.state, token],
+                state=jnp.where(c.active, state, c.state),
                 active=c.active & ~ended & ~full,
                 stopped=stopped,
                 counts=counts,
@@ -309,7 +317,7 @@ class ReasoningTarget:
             _Decoding(
                 offset=jnp.zeros((), jnp.int32),
                 token=particles.pending,
-                state=zeros,
+                state=particles.boundary_state,
                 active=~particles.finished,
                 stopped=jnp.zeros(rows, bool),
                 counts=zeros,

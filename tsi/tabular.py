@@ -223,10 +223,20 @@ class TabularTarget:
 
     def path_codes(
         self, symbols: Int[Array, "*batch T"] | np.ndarray
-    ) -> Int[Array, "*batch"]:
-        """A number for each path, the same for equal paths and different for others."""
-        base = (self.num_symbols + 1) ** np.arange(self.max_steps)
-        return jnp.sum((jnp.asarray(symbols) + 1) * jnp.asarray(base, jnp.int32), -1)
+    ) -> Int[np.ndarray, "*batch"]:
+        """A number for each path, the same for equal paths and different for others.
+
+        Raises:
+            ConfigurationError: there are more words of this length than 64-bit numbers.
+        """
+        base = self.num_symbols + 1
+        if base**self.max_steps >= 2**63:
+            raise ConfigurationError(
+                f"Words of {self.max_steps} steps over {self.num_symbols} symbols "
+                "cannot be numbered in 64 bits. Check samplers on a smaller table."
+            )
+        places = np.int64(base) ** np.arange(self.max_steps, dtype=np.int64)
+        return np.sum((np.asarray(symbols, np.int64) + 1) * places, axis=-1)
 
     def paths(self, max_steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Every path of positive probability, [M, T], and its log p, [M].

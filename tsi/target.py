@@ -25,7 +25,7 @@ class Target(Protocol):
     """
 
     def init(self, key: Key[Array, ""], num_particles: int, params: Any) -> Particles:
-        """N particles before their first step."""
+        """N particles before their first step, none of them finished."""
 
     def propose(
         self,

@@ -113,9 +113,9 @@ def judge_tabular(
         right = not evidence.any()
         return MeasureTest(evidence.mean(), 0.0, 0.0 if right else np.inf, right, 0)
 
-    codes = np.asarray(target.path_codes(truth.symbols))
+    codes = target.path_codes(truth.symbols)
     order = np.argsort(codes)
-    place = np.searchsorted(codes[order], np.asarray(target.path_codes(symbols)))
+    place = np.searchsorted(codes[order], target.path_codes(symbols))
     groups = path_groups(truth)[order][np.minimum(place, len(codes) - 1)]
     num_groups = groups.max() + 1
     runs = np.arange(len(evidence))[:, None]

@@ -25,7 +25,7 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.tasks.task import DELIMITER, Split, Task, distinct_problems
 from tsi.problem import Problem
 
-MAX_GIVEN, MAX_NUMBER, MIN_TARGET = 9, 99, 10
+MAX_GIVEN, MAX_NUMBER, MIN_TARGET = 20, 99, 10
 MAX_COUNT = 4
 NUMBER = r"(?:0|[1-9]\d?)"
 PROMPT = re.compile(rf"({NUMBER}(?:,{NUMBER})*)>({NUMBER}):?")
@@ -220,9 +220,9 @@ def on_track(problem: Problem, prefix: str) -> bool:
 COUNTDOWN = Task(
     name="countdown",
     alphabet="0123456789+-*=,>:\n",
-    max_prompt_tokens=len("9,9,9,9>99:"),
+    max_prompt_tokens=len("20,20,20,20>99:"),
     max_steps=MAX_COUNT - 1,
-    max_step_tokens=len("9+9=18,9,9\n"),
+    max_step_tokens=len("20+20=40,20,20\n"),
     problems=problems,
     problem=problem,
     solution=solution,
