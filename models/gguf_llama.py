@@ -125,7 +125,9 @@ def config_fields(header: Header) -> dict[str, Any]:
                 f"does not do (it does {needed!r}); choose another model."
             )
     embedding = header.tensors.get("token_embd.weight")
-    if embedding is None:
+    words = metadata.get("tokenizer.ggml.tokens")
+    num_words = len(words) if isinstance(words, list) else 0
+    if embedding is None and num_words == 0:
         raise CheckpointError(f"{path} has no tensor token_embd.weight.")
     base = number("rope.freq_base", float, 10_000.0)
     eos = [
@@ -136,7 +138,8 @@ def config_fields(header: Header) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": embedding.shape[0],
+        # Without an embedding the loader lists it with all that is missing.
+        "vocab_size": embedding.shape[0] if embedding else num_words,
         "hidden_size": width,
         "intermediate_size": number("feed_forward_length", int),
         "num_hidden_layers": number("block_count", int),

@@ -19,10 +19,14 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class StoredTensor(NamedTuple):
-    """A tensor on disk: its shape in the Hugging Face layout, and how to read it."""
+    """A tensor on disk: its shape in the Hugging Face layout, and how to read it.
+
+    ``kind`` is its type on disk where that is not a floating-point one: no weight.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    kind: str | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,8 +55,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """List the tensors of one safetensors file.
 
     Raises:
-        CheckpointError: the file is truncated or malformed, or a tensor's type is not
-            a floating-point one.
+        CheckpointError: the file is truncated or malformed.
     """
     try:
         file = safe_open(path, framework="flax")
@@ -67,12 +70,6 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             f"{path} is not a whole safetensors file: {error}. "
             "Copy or download it again."
         ) from None
-    odd = [f"{n} is {t}" for n, (_, t) in headers.items() if t not in FLOAT_TYPES]
-    if odd:
-        raise CheckpointError(
-            f"{path} holds tensors of types that are not weights: {'; '.join(odd)}. "
-            f"Supported: {', '.join(FLOAT_TYPES)}."
-        )
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
@@ -85,7 +82,10 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
         return read
 
-    return {n: StoredTensor(shape, reader(n)) for n, (shape, _) in headers.items()}
+    return {
+        name: StoredTensor(shape, reader(name), None if kind in FLOAT_TYPES else kind)
+        for name, (shape, kind) in headers.items()
+    }
 
 
 def open_folder(folder: Path) -> dict[str, StoredTensor]:

@@ -189,6 +189,8 @@ def test_one_error_lists_all_misfits_whatever_they_are(copy):
     def change(tensors):
         embedding = tensors["model.embed_tokens.weight"]
         kept = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding + 1}
+        norm = "model.layers.0.input_layernorm.weight"
+        kept[norm] = tensors[norm].astype(np.int32)
         tensors.clear()
         tensors.update(kept, odd=embedding)
 
@@ -199,6 +201,7 @@ def test_one_error_lists_all_misfits_whatever_they_are(copy):
         "missing: model.norm.weight",
         "missing: model.layers.8.mlp.up_proj.weight",
         "extra: odd",
+        "type: model.layers.0.input_layernorm.weight is I32",
         "contradiction: lm_head.weight differs",
     ):
         assert part in str(caught.value)

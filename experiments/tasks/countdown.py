@@ -10,6 +10,10 @@ at hand now, the new number first. Every number is used exactly once and every r
 stays within 0 to 99. Most first moves of a hard problem lead nowhere, so a single
 sample often walks into a dead end that only search can leave.
 
+Numbers go up to 20, because up to 9 there are only ten thousand problems: a policy then
+learns those it trains on by heart, and its mistakes on them, which are what a reward
+model is trained on, are not its mistakes on new ones.
+
 The answer is the expression that the lines build, here ``((3*5)+7)+2``: many different
 expressions are right, and repeating the target proves nothing.
 """
