@@ -1,0 +1,89 @@
+"""The variance of the evidence estimate, read off the genealogy of a single run.
+
+Particles that share no ancestor at the start are nearly independent, so the weight that
+pairs of unrelated particles hold tells how much the estimate varies. With Eve indices
+E_i (who the first ancestor of particle i is), normalised weights W_i and R resamplings,
+
+    V = 1 - (N / (N - 1))^(R + 1) sum over i, j with E_i != E_j of W_i W_j,
+
+and Z_hat^2 V is an unbiased estimate of Var(Z_hat) when every resampling is
+multinomial. The theorem does not cover systematic and the other low-variance schemes:
+there the number is a guide, usually too large. One island only.
+
+References:
+    [1] Lee and Whiteley 2018, arXiv 1509.00394, equation 8 and section 4.1 (weighted
+        particles; resampling at some steps only).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.weights import normalise
+
+
+class Genealogy(NamedTuple):
+    """What the ancestors of a run say about its particles.
+
+    Attributes:
+        eves: index of each particle's ancestor in the first step, [N].
+        unique_eves: distinct first ancestors of the particles after each step, [T].
+    """
+
+    eves: Int[Array, "N"]
+    unique_eves: Int[Array, "T"]
+
+
+def genealogy(
+    ancestors: Int[Array, "T N"], num_steps: Int[Array, ""] | int | None = None
+) -> Genealogy:
+    """Trace every particle back to the first step.
+
+    Args:
+        ancestors: parent of each particle at each step, as infos and results hold them.
+        num_steps: how many of the T steps were taken; all of them if None.
+    """
+    limit, size = ancestors.shape
+    taken = jnp.arange(limit) < (limit if num_steps is None else num_steps)
+
+    def back_to_first(
+        eves: Int[Array, "N"], step: tuple[Int[Array, "N"], Bool[Array, ""]]
+    ) -> tuple[Int[Array, "N"], Int[Array, ""]]:
+        parents, real = step
+        eves = jnp.where(real, eves[parents], eves)
+        met = jnp.zeros(size, bool).at[eves].set(True)
+        return eves, jnp.sum(met, dtype=jnp.int32)
+
+    start = jnp.arange(size, dtype=jnp.int32)
+    return Genealogy(*jax.lax.scan(back_to_first, start, (ancestors, taken)))
+
+
+def relative_variance(
+    log_weights: Float[Array, "N"],
+    ancestors: Int[Array, "T N"],
+    resampled: Bool[Array, "T"],
+    num_steps: Int[Array, ""] | int | None = None,
+) -> Float[Array, ""]:
+    """Estimate Var(Z_hat) / Z_hat^2 from one run.
+
+    Args:
+        log_weights: of the particles at the end, [N].
+        ancestors: parent of each particle at each step, [T, N].
+        resampled: whether the step began with a resampling, [T].
+        num_steps: how many of the T steps were taken; all of them if None.
+
+    Returns:
+        V. Single runs may give a negative number; its product with Z_hat^2 is right on
+        average. With N = 1 nothing can be estimated and the result is NaN.
+    """
+    size = log_weights.shape[0]
+    taken = jnp.arange(ancestors.shape[0]) < (
+        ancestors.shape[0] if num_steps is None else num_steps
+    )
+    eves = genealogy(ancestors, num_steps).eves
+    shares = jnp.zeros(size).at[eves].add(jnp.exp(normalise(log_weights)))
+    stages = 1 + jnp.sum(resampled & taken)
+    growth = (size / (size - 1)) ** stages if size > 1 else jnp.nan
+    return 1.0 - growth * (1.0 - jnp.sum(shares**2))
