@@ -28,7 +28,7 @@ def scale(
     temperature: float = 1.0,
     policy: str | None = None,
     reward: str | None = None,
-    max_rows: int = 2048,
+    max_rows: int | None = None,
     progress: bool = True,
 ) -> int:
     """Accuracy of methods against budget, with error bars; resumes where it stopped.
@@ -43,13 +43,15 @@ def scale(
         temperature: of the policy.
         policy: name or path of another policy.
         reward: name or path of another process reward model.
-        max_rows: particles of one batch over all its problems.
+        max_rows: particles of one batch over all its problems; by default what suits
+            the device.
         progress: show the bar with the time left.
     """
     from tsi.experiments.scale import checked_plan, run_plan
-    from tsi.experiments.world import embedded_world
+    from tsi.experiments.world import embedded_world, rows_of_a_batch
     from tsi.experiments.write_report import write_report
 
+    max_rows = rows_of_a_batch() if max_rows is None else max_rows
     plan = checked_plan(methods, budgets, seeds, max_rows)
     _positive(num_problems=num_problems)
     out = out or Path("results") / task
@@ -175,6 +177,11 @@ def check(
         num_runs: runs on each target; 20,000 notice a bias of about 2 %.
     """
     module, _, name = make_sampler.partition(":")
+    if not module or not name:
+        raise ConfigurationError(
+            f"{make_sampler!r} names no function; write module:function, as in "
+            "my_module:make_sampler."
+        )
     sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), name)

@@ -99,6 +99,15 @@ def embedded_world(
     )
 
 
+def rows_of_a_batch() -> int:
+    """How many particles a tiny model should have in a batch on this platform.
+
+    On a CPU few enough that their keys and values stay in its caches: on two cores 128
+    rows take a seventh less time than 2,048. Accelerators want to be filled.
+    """
+    return 128 if jax.default_backend() == "cpu" else 4096
+
+
 def all_devices() -> Mesh | None:
     """A mesh of every device along its ``data`` axis; None where there is one."""
     devices = jax.devices()

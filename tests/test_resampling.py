@@ -177,6 +177,15 @@ def test_island_argmax_copies_each_islands_best():
     np.testing.assert_array_equal(drawn, [3, 3, 3, 3, 7, 7, 7, 7])
 
 
+@pytest.mark.parametrize("scheme", PROPORTIONAL + DETERMINISTIC)
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_what_is_no_weight_is_not_drawn(scheme, odd):
+    log_weights = jnp.array([0.0, odd, 1.0, -jnp.inf])
+    for seed in range(20):
+        drawn = np.asarray(scheme(jax.random.key(seed), log_weights, 4))
+        assert set(drawn.tolist()) <= {0, 2}
+
+
 def test_island_argmax_gives_a_dead_island_the_best_of_all():
     scores = jnp.array([0.1, 0.3, -jnp.inf, -jnp.inf])
     drawn = island_argmax(2)(jax.random.key(0), scores, 4)

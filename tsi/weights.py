@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 
 def sanitise(log_weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Log weights with NaN replaced by -inf."""
-    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+    """Log weights with what is no weight, NaN and +inf, replaced by -inf."""
+    unusable = jnp.isnan(log_weights) | (log_weights == jnp.inf)
+    return jnp.where(unusable, -jnp.inf, log_weights)
 
 
 def all_dead(log_weights: Float[Array, "*batch N"]) -> Bool[Array, "*batch"]:
