@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_language as tiny
+from flax import nnx
 
 from tsi import samplers
 from tsi.engine import Engine
-from tsi.errors import PromptTooLongError
+from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.models.llama import RewardModel
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
 from tsi.result import ledger_of_first
@@ -122,6 +124,20 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_runs():
     long = Problem(41, "a" * 90, "")
     with pytest.raises(PromptTooLongError, match="problem 41 has 90 tokens"):
         engine().run(SAMPLER, jax.random.key(0), [long], 2, extract=extract)
+
+
+def test_a_reward_model_must_read_the_policys_ids_and_as_far():
+    policy, _ = tiny.models()
+    arguments = {"encode": tiny.encode, "decode": tiny.decode}
+    _, other = tiny.models(vocab_size=7)
+    with pytest.raises(ConfigurationError, match="20 token ids and the reward model 7"):
+        Engine(tiny.target(), policy, other, **arguments)
+    short = RewardModel(tiny.config(max_length=30), rngs=nnx.Rngs(0))
+    e = Engine(tiny.target(), policy, short, **arguments)
+    with pytest.raises(
+        PromptTooLongError, match="context of 30 leaves room for 1 to 6"
+    ):
+        e.run(SAMPLER, jax.random.key(0), [Problem(0, "a" * 7, "")], 2, extract=extract)
 
 
 def test_rewards_that_are_no_numbers_are_counted_and_never_win():

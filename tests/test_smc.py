@@ -44,6 +44,8 @@ def test_transforms_are_the_named_weights():
     np.testing.assert_allclose(np.exp(odds(logit)), r / (1 - r), rtol=1e-5)
     np.testing.assert_allclose(np.exp(reward(logit)), r, rtol=1e-5)
     np.testing.assert_allclose(np.exp(softmax(logit)), np.exp(r), rtol=1e-5)
+    for transform in (odds, reward, softmax):
+        assert float(transform(jnp.float32(-np.inf))) == -np.inf
     with pytest.raises(UnknownNameError, match="odds, reward, softmax"):
         samplers.particle_filter("logits")
 

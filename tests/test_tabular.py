@@ -21,6 +21,17 @@ def test_path_probabilities_sum_to_one(make):
     assert len(np.unique(make().path_codes(symbols))) == len(symbols)
 
 
+def test_long_words_have_numbers_of_their_own_or_are_refused():
+    third = np.full((3, 3), 1 / 3)
+    target = tabular.TabularTarget(third[0], third, np.zeros((20, 3)))
+    words = np.zeros((21, 20), np.int32)
+    words[np.arange(20), np.arange(20)] = 1
+    assert len(np.unique(target.path_codes(words))) == 21
+    longer = tabular.TabularTarget(third[0], third, np.zeros((32, 3)))
+    with pytest.raises(ConfigurationError, match="cannot be numbered in 64 bits"):
+        longer.path_codes(np.zeros((1, 32), np.int32))
+
+
 @EXAMPLES
 def test_enumerated_evidence_equals_the_forward_recursion(make):
     # alpha_t(k) = sum_j alpha_{t-1}(j) P(j, k) G_t(k), with ended mass set aside.
