@@ -39,7 +39,8 @@ from tsi.robustness import (
 )
 from tsi.run import Run
 from tsi.sampler import Sampler
-from tsi.tabular import EXAMPLES, TabularTarget, smooth
+from tsi.tabular import TabularTarget
+from tsi.tabular_examples import EXAMPLES, smooth
 from tsi.unbiasedness import MeasureTest, judge_linear_gaussian, judge_tabular
 
 MAX_Z = 4.0
