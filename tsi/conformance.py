@@ -84,16 +84,17 @@ class Report(NamedTuple):
 
 def _measure(target: KnownTarget, sampler: Sampler, result: Run) -> MeasureTest | None:
     state, claim = result.state, sampler.path_log_weight
+    power = getattr(sampler, "power", 1.0)
     assert claim is not None
     if isinstance(target, TabularTarget):
         return judge_tabular(
             target,
-            target.truth(claim),
+            target.truth(claim, power=power),
             result.particles.symbols,
             state.log_weights,
             state.log_evidence,
         )
-    truth = target.truth(claim)
+    truth = target.truth(claim) if power == 1.0 else None
     if truth is None:
         return None
     return judge_linear_gaussian(

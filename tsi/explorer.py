@@ -131,6 +131,7 @@ class Explorer(NamedTuple):
         path_log_weight: as in `Sampler`; None for a search.
         select: how one answer is chosen.
         needs: capabilities that the target must have, see `tsi.target.CAPABILITIES`.
+        power: the target density is p(path)^power exp(path_log_weight).
     """
 
     plan: Callable[[int, int], Plan]
@@ -140,3 +141,4 @@ class Explorer(NamedTuple):
     path_log_weight: Callable[..., Any] | None = None
     select: Select = "posterior"
     needs: tuple[str, ...] = ()
+    power: float = 1.0

@@ -330,12 +330,17 @@ class TabularTarget:
         return symbols, _log(np.array([probability for _, probability in found]))
 
     def truth(
-        self, path_log_weight: Callable[..., Any], *, max_steps: int | None = None
+        self,
+        path_log_weight: Callable[..., Any],
+        *,
+        power: float = 1.0,
+        max_steps: int | None = None,
     ) -> TabularTruth:
         """Evidence and posterior by enumeration.
 
         Args:
             path_log_weight: as in `tsi.sampler.Sampler`.
+            power: of p in the target.
             max_steps: the step limit of the run to compare with.
         """
         symbols, log_prob = self.paths(max_steps)
@@ -348,7 +353,7 @@ class TabularTarget:
             ),
             np.float64,
         )
-        log_joint = log_prob + log_weights
+        log_joint = power * log_prob + log_weights
         if np.all(log_joint == -np.inf):
             return TabularTruth(symbols, log_prob, -np.inf, np.zeros(len(log_joint)))
         log_evidence = float(np.logaddexp.reduce(log_joint))
