@@ -21,6 +21,8 @@ from tsi.samplers.potentials import (
     terminal,
     uniform,
 )
+from tsi.samplers.power_sampling import power_sampling
+from tsi.samplers.quest import quest
 from tsi.samplers.rebase import rebase
 from tsi.samplers.resampling import (
     multinomial,
@@ -32,6 +34,7 @@ from tsi.samplers.resampling import (
 from tsi.samplers.schedules import ess_below, every_step, never
 from tsi.samplers.self_consistency import self_consistency
 from tsi.samplers.smc import SMCInfo, SMCState, smc
+from tsi.samplers.suffix_metropolis import suffix_metropolis
 
 __all__ = [
     "SMCInfo",
@@ -48,7 +51,9 @@ __all__ = [
     "multinomial",
     "never",
     "particle_filter",
+    "power_sampling",
     "product",
+    "quest",
     "rebase",
     "rebase_allocation",
     "residual",
@@ -56,6 +61,7 @@ __all__ = [
     "smc",
     "ssp",
     "stratified",
+    "suffix_metropolis",
     "systematic",
     "telescoping",
     "terminal",
