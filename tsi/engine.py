@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsi.answers import answer_posterior, select
 from tsi.batch import batch
+from tsi.diagnostics import diagnose_run
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.models.llama import Llama, LlamaConfig, RewardModel
 from tsi.problem import Problem
@@ -257,6 +258,7 @@ class Engine:
             ledger=ledger_of_first(slots, num_particles, seconds),
             slots=slots,
             truncated=mine.truncated,
+            **diagnose_run(sampler, state, infos, answers),
         )
 
     def _step_texts(self, tokens, step_ends, length) -> list[str]:
