@@ -89,6 +89,7 @@ class SMCInfo(NamedTuple):
         resampled: whether any island resampled before the step.
         num_recoveries: islands that newly lost all weight in this step.
         num_invalid: unfinished particles told a NaN or infinite weight.
+        log_potentials: each particle's last log potential, as the state has it, [N].
     """
 
     ancestors: Int[Array, "N"]
@@ -96,6 +97,7 @@ class SMCInfo(NamedTuple):
     resampled: Bool[Array, ""]
     num_recoveries: Int[Array, ""]
     num_invalid: Int[Array, ""]
+    log_potentials: Float[Array, "N"]
 
 
 def _unusable(values: Float[Array, "N"]) -> Bool[Array, "N"]:
@@ -288,6 +290,7 @@ def smc(
             resampled=jnp.any(state.resampled),
             num_recoveries=jnp.sum(newly_dead, dtype=jnp.int32),
             num_invalid=jnp.sum(invalid, dtype=jnp.int32),
+            log_potentials=told.log_potentials,
         )
         return told, info
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsi.answers import answer_posterior, select
+from tsi.diagnostics import diagnose_run
 from tsi.engine_programs import (
     explorer_programs,
     on_one_device,
@@ -345,4 +346,5 @@ class Engine:
             ),
             slots=slots,
             truncated=mine.truncated,
+            **diagnose_run(sampler, state, infos, answers),
         )
