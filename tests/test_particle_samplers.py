@@ -133,7 +133,7 @@ def test_whole_islands_are_copied_and_carry_their_part_of_the_weight():
 
 
 def test_equal_islands_are_left_alone():
-    sampler = samplers.island_exchange(4)
+    sampler = samplers.island_exchange(4, resampling=samplers.multinomial)
     state = tell_first(sampler, [0.1, 0.2, 0.2, 0.1, 0.0, 0.3, 0.3, 0.0])
     _, ancestors = sampler.ask(KEY, state)
     np.testing.assert_array_equal(ancestors, np.arange(8))
