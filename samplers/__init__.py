@@ -3,6 +3,7 @@
 Every constructor returns a `tsi.Sampler`; see `docs/samplers.md` for the table.
 """
 
+from tsi.samplers.ab_mcts import ab_mcts
 from tsi.samplers.allocation import (
     island_argmax,
     rebase_allocation,
@@ -13,6 +14,8 @@ from tsi.samplers.best_of_n import best_of_n, weighted_best_of_n
 from tsi.samplers.dvts import dvts
 from tsi.samplers.entropic import entropic_particle_filter
 from tsi.samplers.greedy import greedy
+from tsi.samplers.lookahead_search import lookahead_search
+from tsi.samplers.mcts import mcts, puct, uct
 from tsi.samplers.particle_filter import particle_filter
 from tsi.samplers.potentials import (
     latest,
@@ -32,10 +35,12 @@ from tsi.samplers.resampling import (
 from tsi.samplers.schedules import ess_below, every_step, never
 from tsi.samplers.self_consistency import self_consistency
 from tsi.samplers.smc import SMCInfo, SMCState, smc
+from tsi.samplers.step_beam import step_beam
 
 __all__ = [
     "SMCInfo",
     "SMCState",
+    "ab_mcts",
     "beam",
     "best_of_n",
     "dvts",
@@ -45,21 +50,26 @@ __all__ = [
     "greedy",
     "island_argmax",
     "latest",
+    "lookahead_search",
+    "mcts",
     "multinomial",
     "never",
     "particle_filter",
     "product",
+    "puct",
     "rebase",
     "rebase_allocation",
     "residual",
     "self_consistency",
     "smc",
     "ssp",
+    "step_beam",
     "stratified",
     "systematic",
     "telescoping",
     "terminal",
     "top_k_replicate",
+    "uct",
     "uniform",
     "weighted_best_of_n",
 ]
