@@ -1,0 +1,18 @@
+"""numpyro programs as targets, and explorers of this package as numpyro kernels."""
+
+from tsi.numpyro.program import (
+    ProgramParticles,
+    ProgramStep,
+    ProgramTarget,
+    program_target,
+)
+from tsi.numpyro.token_step import TokenStep, append_step
+
+__all__ = [
+    "ProgramParticles",
+    "ProgramStep",
+    "ProgramTarget",
+    "TokenStep",
+    "append_step",
+    "program_target",
+]
