@@ -14,7 +14,7 @@ from tsi.robustness import (
     finished_check,
     zero_weight_checks,
 )
-from tsi.tabular import EXAMPLES, peaked, smooth
+from tsi.tabular_examples import EXAMPLES, peaked, smooth
 
 EVERY_STEP = {"schedule": samplers.every_step}
 

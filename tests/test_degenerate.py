@@ -10,7 +10,7 @@ import pytest
 
 import tsi
 from tsi import samplers
-from tsi.tabular import EXAMPLES
+from tsi.tabular_examples import EXAMPLES
 
 SEEDS = range(6)
 TARGETS = [make() for make in EXAMPLES.values()]

@@ -9,7 +9,7 @@ from tsi import samplers
 from tsi.evidence_variance import genealogy, relative_variance
 from tsi.run import run
 from tsi.samplers.schedules import ess_below
-from tsi.tabular import impossible_prefixes, peaked, smooth, unequal_lengths
+from tsi.tabular_examples import impossible_prefixes, peaked, smooth, unequal_lengths
 
 NUM_RUNS = 20_000
 

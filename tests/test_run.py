@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tsi
-from tsi import samplers, tabular
+from tsi import samplers, tabular_examples
 from tsi.errors import CapabilityError, ConfigurationError
 from tsi.run import step_keys
 from tsi.target import require
@@ -53,7 +53,7 @@ def test_params_are_arguments_that_may_be_mapped():
 
 
 def test_a_run_stops_when_all_have_finished_and_leaves_later_infos_zero():
-    target = tabular.unequal_lengths()
+    target = tabular_examples.unequal_lengths()
     target.initial = target.proposal_initial = np.array([0.0, 0.0, 1.0])
     run = tsi.run(samplers.smc(), target, jax.random.key(0), 4)
     assert int(run.num_steps) == 1
@@ -63,7 +63,7 @@ def test_a_run_stops_when_all_have_finished_and_leaves_later_infos_zero():
 
 
 def test_twenty_thousand_runs_fit_one_program():
-    target, sampler = tabular.smooth(), samplers.smc()
+    target, sampler = tabular_examples.smooth(), samplers.smc()
     many = jax.jit(jax.vmap(lambda key: tsi.run(sampler, target, key, 16)))
     runs = many(jax.random.split(jax.random.key(0), 20_000))
     assert runs.state.log_weights.shape == (20_000, 16)
@@ -73,7 +73,7 @@ def test_twenty_thousand_runs_fit_one_program():
 
 def test_the_key_rule_is_the_documented_one():
     # One step by hand, under the keys that the driver's documentation states.
-    target, sampler, key = tabular.peaked(), samplers.smc(), jax.random.key(9)
+    target, sampler, key = tabular_examples.peaked(), samplers.smc(), jax.random.key(9)
     key_init, key_steps = jax.random.split(key)
     particles = target.init(jax.random.fold_in(key_init, 1), 5)
     keys = step_keys(key_steps, 0)
@@ -88,7 +88,7 @@ def test_the_key_rule_is_the_documented_one():
 
 @pytest.mark.parametrize("num_islands", [1, 2])
 def test_a_batched_sampler_gives_each_problem_its_own_run(num_islands):
-    target = tabular.peaked()
+    target = tabular_examples.peaked()
     sampler = samplers.smc(num_islands=num_islands, schedule=samplers.every_step)
     size, num_problems = 6, 5
     keys = jax.random.split(jax.random.key(2), num_problems)
@@ -133,7 +133,7 @@ def test_a_batched_sampler_gives_each_problem_its_own_run(num_islands):
 
 
 def test_x64_mode_keeps_weights_in_float32():
-    target = tabular.peaked()
+    target = tabular_examples.peaked()
     with jax.enable_x64(True):
         for sampler in (samplers.smc(num_islands=2), samplers.rebase()):
             run = tsi.run(sampler, target, jax.random.key(0), 8)
@@ -142,7 +142,7 @@ def test_x64_mode_keeps_weights_in_float32():
 
 
 def test_impossible_sizes_are_reported():
-    target, key = tabular.smooth(), jax.random.key(0)
+    target, key = tabular_examples.smooth(), jax.random.key(0)
     with pytest.raises(ConfigurationError, match="at least one particle"):
         tsi.run(samplers.smc(), target, key, 0)
     with pytest.raises(ConfigurationError, match="at least one step"):
@@ -153,5 +153,5 @@ def test_impossible_sizes_are_reported():
 
 def test_a_missing_capability_is_a_sentence():
     with pytest.raises(CapabilityError, match=r"particle Gibbs needs .* `replay`"):
-        require(tabular.smooth(), "replay", "particle Gibbs")
+        require(object(), "replay", "particle Gibbs")
     assert require(Counter(), "gather", "anyone")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tsi
-from tsi import samplers, tabular
+from tsi import samplers, tabular_examples
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.samplers.potentials import odds, reward, softmax
 from tsi.weights import ess, log_mean_exp
@@ -247,9 +247,9 @@ def test_search_methods_claim_no_target_and_others_do():
     "make", [lambda: samplers.beam(2), samplers.rebase, samplers.smc, samplers.dvts]
 )
 def test_recovery_inside_a_run_never_gives_nan(make):
-    sampler, shape = make(), tabular.smooth()
+    sampler, shape = make(), tabular_examples.smooth()
     program = jax.jit(lambda params: tsi.run(sampler, shape, KEY, 4, params))
-    for make_target in tabular.EXAMPLES.values():
+    for make_target in tabular_examples.EXAMPLES.values():
         for step in (0, 2):
             for value in (-np.inf, np.nan):
                 target = make_target()
@@ -288,7 +288,7 @@ def test_an_unknown_variant_lists_the_known_ones():
 
 
 def test_every_method_runs_with_a_single_particle():
-    target = tabular.unequal_lengths()
+    target = tabular_examples.unequal_lengths()
     for make in (
         samplers.smc,
         samplers.beam,

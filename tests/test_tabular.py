@@ -7,11 +7,11 @@ import pytest
 from scipy import stats
 
 import tsi
-from tsi import samplers, tabular
+from tsi import samplers, tabular, tabular_examples
 from tsi.errors import ConfigurationError
 from tsi.samplers.potentials import product, telescoping, uniform
 
-EXAMPLES = pytest.mark.parametrize("make", tabular.EXAMPLES.values())
+EXAMPLES = pytest.mark.parametrize("make", tabular_examples.EXAMPLES.values())
 
 
 @EXAMPLES
@@ -68,7 +68,7 @@ def test_truth_by_hand():
 
 
 def test_a_step_limit_cuts_paths_in_the_truth_and_in_the_run():
-    target = tabular.unequal_lengths()
+    target = tabular_examples.unequal_lengths()
     sampler = samplers.smc()
     truth = target.truth(sampler.path_log_weight, max_steps=2)
     assert (truth.symbols[:, 2:] == -1).all()
@@ -82,7 +82,7 @@ def test_a_step_limit_cuts_paths_in_the_truth_and_in_the_run():
 
 
 def test_particles_follow_the_proposal_and_report_its_correction():
-    target = tabular.peaked()
+    target = tabular_examples.peaked()
     particles = target.init(jax.random.key(0), 20_000)
     extended, correction = target.propose(jax.random.key(1), jnp.asarray(0), particles)
     first = np.asarray(extended.symbols[:, 0])
@@ -93,7 +93,7 @@ def test_particles_follow_the_proposal_and_report_its_correction():
 
 
 def test_a_particles_stream_does_not_depend_on_how_many_there_are():
-    target = tabular.smooth()
+    target = tabular_examples.smooth()
     sampler = samplers.self_consistency()
     few = tsi.run(sampler, target, jax.random.key(4), 3)
     many = tsi.run(sampler, target, jax.random.key(4), 9)
@@ -101,7 +101,7 @@ def test_a_particles_stream_does_not_depend_on_how_many_there_are():
 
 
 def test_finished_paths_stay_as_they_are():
-    target = tabular.unequal_lengths()
+    target = tabular_examples.unequal_lengths()
     run = tsi.run(samplers.self_consistency(), target, jax.random.key(0), 64)
     symbols = np.asarray(run.particles.symbols)
     for path, length in zip(symbols, np.asarray(run.particles.length), strict=True):
@@ -111,7 +111,7 @@ def test_finished_paths_stay_as_they_are():
 
 
 def test_an_impossible_target_has_no_evidence():
-    target = tabular.smooth()
+    target = tabular_examples.smooth()
     target.log_potentials[2] = -np.inf
     truth = target.truth(product("odds").path_log_weight)
     assert truth.log_evidence == -np.inf

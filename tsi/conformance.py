@@ -39,7 +39,8 @@ from tsi.robustness import (
 )
 from tsi.run import Run
 from tsi.sampler import Sampler
-from tsi.tabular import EXAMPLES, TabularTarget, smooth
+from tsi.tabular import TabularTarget
+from tsi.tabular_examples import EXAMPLES, smooth
 from tsi.unbiasedness import MeasureTest, judge_linear_gaussian, judge_tabular
 
 MAX_Z = 4.0
@@ -83,16 +84,17 @@ class Report(NamedTuple):
 
 def _measure(target: KnownTarget, sampler: Sampler, result: Run) -> MeasureTest | None:
     state, claim = result.state, sampler.path_log_weight
+    power = getattr(sampler, "power", 1.0)
     assert claim is not None
     if isinstance(target, TabularTarget):
         return judge_tabular(
             target,
-            target.truth(claim),
+            target.truth(claim, power=power),
             result.particles.symbols,
             state.log_weights,
             state.log_evidence,
         )
-    truth = target.truth(claim)
+    truth = target.truth(claim) if power == 1.0 else None
     if truth is None:
         return None
     return judge_linear_gaussian(

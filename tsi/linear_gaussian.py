@@ -21,10 +21,17 @@ from tsi.errors import ConfigurationError
 
 
 class LinearGaussianParticles(NamedTuple):
-    """The present state x_t of each path, [N], and how many steps it took, [N]."""
+    """State paths so far.
+
+    Attributes:
+        x: the present state x_t, zero before the first step, [N].
+        length: steps taken, [N].
+        path: every state so far, zero where there is none yet, [N, T].
+    """
 
     x: Float[Array, "N"]
     length: Int[Array, "N"]
+    path: Float[Array, "N T"]
 
 
 class LinearGaussianTruth(NamedTuple):
@@ -95,13 +102,15 @@ class LinearGaussianTarget:
     ) -> LinearGaussianParticles:
         """N paths that start from zero."""
         return LinearGaussianParticles(
-            jnp.zeros(num_particles), jnp.zeros(num_particles, jnp.int32)
+            jnp.zeros(num_particles),
+            jnp.zeros(num_particles, jnp.int32),
+            jnp.zeros((num_particles, self.max_steps)),
         )
 
     def propose(
         self,
         key: Key[Array, ""],
-        t: Int[Array, ""] | int,
+        t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: LinearGaussianParticles,
         params: Any = None,
     ) -> tuple[LinearGaussianParticles, Float[Array, "N"]]:
@@ -109,15 +118,72 @@ class LinearGaussianTarget:
         slots = jnp.arange(particles.x.shape[0])
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         noise = jax.vmap(jax.random.normal)(keys)
+        t = jnp.broadcast_to(t, slots.shape)
         scale = jnp.where(t == 0, self.initial_scale, self.transition_scale)
         x = self.decay * particles.x + self.proposal_scale * scale * noise
         log_p = _log_normal(self.proposal_scale * noise, jnp.zeros(()), 1.0)
         log_q = _log_normal(noise, jnp.zeros(()), 1.0) - jnp.log(self.proposal_scale)
-        return LinearGaussianParticles(x, particles.length + 1), log_p - log_q
+        return self._written(particles, t, x), log_p - log_q
+
+    def _written(
+        self, particles: LinearGaussianParticles, t: Int[Array, "N"], x: Array
+    ) -> LinearGaussianParticles:
+        here = jnp.arange(self.max_steps) == t[:, None]
+        path = jnp.where(here, x[:, None], particles.path)
+        return LinearGaussianParticles(x, particles.length + 1, path)
+
+    def log_prob(
+        self, particles: LinearGaussianParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        """The log density of each path so far."""
+        path = particles.path
+        means = self.decay * jnp.pad(path, ((0, 0), (1, 0)))[:, :-1]
+        first = jnp.arange(self.max_steps) == 0
+        scales = jnp.where(first, self.initial_scale, self.transition_scale)
+        log_p = jax.scipy.stats.norm.logpdf(path, means, scales)
+        taken = jnp.arange(self.max_steps) < particles.length[:, None]
+        return jnp.sum(jnp.where(taken, log_p, 0.0), axis=1)
+
+    def truncate(
+        self,
+        particles: LinearGaussianParticles,
+        depths: Int[Array, "N"],
+        params: Any = None,
+    ) -> LinearGaussianParticles:
+        """The first `depths` states of each path."""
+        length = jnp.minimum(particles.length, depths)
+        kept = jnp.arange(self.max_steps) < length[:, None]
+        path = jnp.where(kept, particles.path, 0.0)
+        last = jnp.take_along_axis(path, jnp.maximum(length - 1, 0)[:, None], axis=1)
+        return LinearGaussianParticles(last[:, 0], length, path)
+
+    def replay(
+        self,
+        t: Int[Array, "N"],
+        particles: LinearGaussianParticles,
+        sources: LinearGaussianParticles,
+        params: Any = None,
+    ) -> tuple[LinearGaussianParticles, Float[Array, "N"]]:
+        """Extend each path by state t of its source; also its log density."""
+        t = jnp.broadcast_to(t, particles.length.shape)
+        place = jnp.minimum(t, self.max_steps - 1)[:, None]
+        x = jnp.take_along_axis(sources.path, place, axis=1)[:, 0]
+        took = (particles.length < self.max_steps) & (sources.length > t)
+        scale = jnp.where(t == 0, self.initial_scale, self.transition_scale)
+        log_p = jax.scipy.stats.norm.logpdf(x, self.decay * particles.x, scale)
+        written = self._written(particles, t, x)
+        rows = jax.tree.map(
+            lambda new, old: jnp.where(
+                took.reshape(-1, *[1] * (new.ndim - 1)), new, old
+            ),
+            written,
+            particles,
+        )
+        return rows, jnp.where(took, log_p, 0.0)
 
     def log_potential(
         self,
-        t: Int[Array, ""] | int,
+        t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: LinearGaussianParticles,
         params: Any = None,
     ) -> Float[Array, "N"]:

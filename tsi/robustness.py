@@ -16,7 +16,8 @@ from tsi.batch import batch
 from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.run import Run, run
 from tsi.sampler import Sampler
-from tsi.tabular import TabularTarget, smooth, unequal_lengths
+from tsi.tabular import TabularTarget
+from tsi.tabular_examples import smooth, unequal_lengths
 
 KnownTarget = TabularTarget | LinearGaussianTarget
 

@@ -7,9 +7,7 @@ over keys and over parameters:
     runs = many(jax.random.split(key, 20_000))
 
 Keys: `key_init, key_steps = split(key)`; the sampler starts from `fold_in(key_init, 0)`
-and the target from `fold_in(key_init, 1)`; step t uses `key_ask, key_propose, key_tell
-= split(fold_in(key_steps, t), 3)`. A step's randomness is therefore a function of
-(key, t) alone, and an engine that follows the same rule gives the same samples.
+and the target from `fold_in(key_init, 1)`; steps are keyed as `tsi.step_keys` says.
 """
 
 from typing import Any, NamedTuple
@@ -19,10 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.explore import explore
+from tsi.explorer import Explorer
 from tsi.sampler import Sampler
+from tsi.step_keys import step_keys, step_limit
 from tsi.target import Particles
-
-DEFAULT_MAX_STEPS = 64
 
 
 class Run(NamedTuple):
@@ -42,40 +41,8 @@ class Run(NamedTuple):
     num_steps: Int[Array, ""]
 
 
-class StepKeys(NamedTuple):
-    """The three keys of one step."""
-
-    ask: Key[Array, ""]
-    propose: Key[Array, ""]
-    tell: Key[Array, ""]
-
-
-def step_keys(key_steps: Key[Array, ""], t: Int[Array, ""] | int) -> StepKeys:
-    """The keys of step t: a function of (key_steps, t) alone."""
-    key_ask, key_propose, key_tell = jax.random.split(
-        jax.random.fold_in(key_steps, t), 3
-    )
-    return StepKeys(key_ask, key_propose, key_tell)
-
-
-def step_limit(target: Any, max_steps: int | None) -> int:
-    """The number of steps a run may take: `max_steps`, the target's own, or 64.
-
-    Raises:
-        ConfigurationError: if it is less than one.
-    """
-    limit = getattr(target, "max_steps", None) if max_steps is None else max_steps
-    limit = DEFAULT_MAX_STEPS if limit is None else int(limit)
-    if limit < 1:
-        raise ConfigurationError(
-            f"A run needs at least one step, and max_steps is {limit}. Give max_steps "
-            "a positive number."
-        )
-    return limit
-
-
 def run(
-    sampler: Sampler,
+    sampler: Sampler | Explorer,
     target: Any,
     key: Key[Array, ""],
     num_particles: int,
@@ -105,6 +72,12 @@ def run(
         raise ConfigurationError(
             f"A run needs at least one particle, and num_particles is {num_particles}."
         )
+    if isinstance(sampler, Explorer):
+        exploration, infos = explore(
+            sampler, target, key, num_particles, params, max_steps=limit
+        )
+        stored, _, state, turns = exploration
+        return Run(target.gather(stored, state.members), state, infos, turns)
     key_init, key_steps = jax.random.split(key)
     state = sampler.init(jax.random.fold_in(key_init, 0), num_particles)
     particles = target.init(jax.random.fold_in(key_init, 1), num_particles, params)

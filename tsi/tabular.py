@@ -174,42 +174,109 @@ class TabularTarget:
     def propose(
         self,
         key: Key[Array, ""],
-        t: Int[Array, ""] | int,
+        t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: TabularParticles,
         params: TabularParams | None = None,
     ) -> tuple[TabularParticles, Float[Array, "N"]]:
         """One more symbol for each unfinished path; particle i uses fold_in(key, i)."""
         tables = self.params if params is None else params
-        symbols, length, finished = particles
-        last = symbols[:, jnp.maximum(t - 1, 0)]
-        first = t == 0
+        symbols, _, finished = particles
+        slots = jnp.arange(symbols.shape[0])
+        t = jnp.broadcast_to(t, slots.shape)
+        last = symbols[slots, jnp.maximum(t - 1, 0)]
+        first = (t == 0)[:, None]
         log_p = jnp.where(first, tables.log_initial, tables.log_transition[last])
         log_q = jnp.where(
             first, tables.log_proposal_initial, tables.log_proposal_transition[last]
         )
-        slots = jnp.arange(symbols.shape[0])
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         drawn = jax.vmap(jax.random.categorical)(keys, log_q).astype(jnp.int32)
         correction = (log_p - log_q)[slots, drawn]
-        extended = TabularParticles(
-            jnp.where(finished[:, None], symbols, symbols.at[:, t].set(drawn)),
+        extended = self._written(particles, t, drawn, tables)
+        return extended, jnp.where(finished, tables.idle, correction)
+
+    def _written(
+        self,
+        particles: TabularParticles,
+        t: Int[Array, "N"],
+        drawn: Int[Array, "N"],
+        tables: TabularParams,
+    ) -> TabularParticles:
+        """Unfinished paths with the symbol of step t."""
+        symbols, length, finished = particles
+        here = (jnp.arange(self.max_steps) == t[:, None]) & ~finished[:, None]
+        return TabularParticles(
+            jnp.where(here, drawn[:, None], symbols),
             jnp.where(finished, length, t + 1),
             finished | (drawn == tables.end) | (t + 1 >= self.max_steps),
         )
-        return extended, jnp.where(finished, tables.idle, correction)
 
     def log_potential(
         self,
-        t: Int[Array, ""] | int,
+        t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: TabularParticles,
         params: TabularParams | None = None,
     ) -> Float[Array, "N"]:
         """The table's entry for step t and the symbol just written."""
         tables = self.params if params is None else params
         slots = jnp.arange(particles.symbols.shape[0])
+        t = jnp.broadcast_to(t, slots.shape)
         last = particles.symbols[slots, particles.length - 1]
         took_this_step = particles.length == t + 1
         return jnp.where(took_this_step, tables.log_potentials[t, last], tables.idle)
+
+    def log_prob(
+        self, particles: TabularParticles, params: TabularParams | None = None
+    ) -> Float[Array, "N"]:
+        """log p of each path so far."""
+        symbols = particles.symbols
+        tables = self.params if params is None else params
+        steps = tables.log_transition[symbols[:, :-1], symbols[:, 1:]]
+        first = tables.log_initial[symbols[:, :1]]
+        log_p = jnp.concatenate([first, steps], axis=1)
+        return jnp.sum(jnp.where(symbols >= 0, log_p, 0.0), axis=1)
+
+    def truncate(
+        self,
+        particles: TabularParticles,
+        depths: Int[Array, "N"],
+        params: TabularParams | None = None,
+    ) -> TabularParticles:
+        """The first `depths` symbols of each path."""
+        kept = jnp.arange(self.max_steps) < depths[:, None]
+        shorter = depths < particles.length
+        return TabularParticles(
+            jnp.where(kept, particles.symbols, -1),
+            jnp.minimum(particles.length, depths),
+            particles.finished & ~shorter,
+        )
+
+    def replay(
+        self,
+        t: Int[Array, "N"],
+        particles: TabularParticles,
+        sources: TabularParticles,
+        params: TabularParams | None = None,
+    ) -> tuple[TabularParticles, Float[Array, "N"]]:
+        """Extend each unfinished path by symbol t of its source; also log p of it."""
+        tables = self.params if params is None else params
+        slots = jnp.arange(particles.symbols.shape[0])
+        t = jnp.broadcast_to(t, slots.shape)
+        symbol = sources.symbols[slots, jnp.minimum(t, self.max_steps - 1)]
+        took = ~particles.finished & (sources.length > t)
+        last = particles.symbols[slots, jnp.maximum(t - 1, 0)]
+        log_p = jnp.where(
+            t == 0, tables.log_initial[symbol], tables.log_transition[last, symbol]
+        )
+        written = self._written(particles, t, symbol, tables)
+        rows = jax.tree.map(
+            lambda new, old: jnp.where(
+                took.reshape(-1, *[1] * (new.ndim - 1)), new, old
+            ),
+            written,
+            particles,
+        )
+        return rows, jnp.where(took, log_p, 0.0)
 
     def finished(self, particles: TabularParticles) -> Bool[Array, "N"]:
         """Paths that reached the end symbol or the step limit."""
@@ -263,12 +330,17 @@ class TabularTarget:
         return symbols, _log(np.array([probability for _, probability in found]))
 
     def truth(
-        self, path_log_weight: Callable[..., Any], *, max_steps: int | None = None
+        self,
+        path_log_weight: Callable[..., Any],
+        *,
+        power: float = 1.0,
+        max_steps: int | None = None,
     ) -> TabularTruth:
         """Evidence and posterior by enumeration.
 
         Args:
             path_log_weight: as in `tsi.sampler.Sampler`.
+            power: of p in the target.
             max_steps: the step limit of the run to compare with.
         """
         symbols, log_prob = self.paths(max_steps)
@@ -281,79 +353,9 @@ class TabularTarget:
             ),
             np.float64,
         )
-        log_joint = log_prob + log_weights
+        log_joint = power * log_prob + log_weights
         if np.all(log_joint == -np.inf):
             return TabularTruth(symbols, log_prob, -np.inf, np.zeros(len(log_joint)))
         log_evidence = float(np.logaddexp.reduce(log_joint))
         posterior = np.exp(log_joint - log_evidence)
         return TabularTruth(symbols, log_prob, log_evidence, posterior)
-
-
-def smooth() -> TabularTarget:
-    """Three symbols, four steps, mild scores: any sampler should do well."""
-    return TabularTarget(
-        initial=[0.5, 0.3, 0.2],
-        transition=[[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]],
-        log_potentials=[
-            [0.2, -0.3, 0.1],
-            [-0.4, 0.3, 0.0],
-            [0.1, 0.2, -0.5],
-            [0.6, -0.2, -0.9],
-        ],
-    )
-
-
-def peaked() -> TabularTarget:
-    """Scores that change their mind, and a proposal that differs from the policy."""
-    return TabularTarget(
-        initial=[0.4, 0.4, 0.2],
-        transition=[[0.5, 0.25, 0.25], [0.2, 0.6, 0.2], [0.1, 0.3, 0.6]],
-        log_potentials=[
-            [1.5, -1.0, 0.0],
-            [-1.0, 1.2, 0.3],
-            [0.8, -1.2, 1.0],
-            [-1.5, 0.5, 1.8],
-        ],
-        proposal_initial=[0.3, 0.3, 0.4],
-        proposal_transition=[[0.4, 0.3, 0.3], [0.3, 0.4, 0.3], [0.3, 0.3, 0.4]],
-    )
-
-
-def impossible_prefixes() -> TabularTarget:
-    """Symbols that some steps forbid, and transitions that the policy forbids."""
-    return TabularTarget(
-        initial=[0.6, 0.4, 0.0],
-        transition=[[0.4, 0.3, 0.3], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]],
-        log_potentials=[
-            [0.3, -0.2, 0.0],
-            [-np.inf, 0.4, -0.1],
-            [0.5, -np.inf, 0.2],
-            [0.7, 0.1, -np.inf],
-        ],
-    )
-
-
-def unequal_lengths() -> TabularTarget:
-    """An end symbol, so that paths stop after one to four steps, and a proposal."""
-    return TabularTarget(
-        initial=[0.5, 0.35, 0.15],
-        transition=[[0.4, 0.3, 0.3], [0.3, 0.35, 0.35], [1.0, 0.0, 0.0]],
-        log_potentials=[
-            [0.2, -0.4, 0.3],
-            [0.4, 0.1, -0.6],
-            [-0.3, 0.5, 0.6],
-            [-0.7, 0.2, 0.8],
-        ],
-        end=2,
-        proposal_initial=[0.4, 0.4, 0.2],
-        proposal_transition=[[0.45, 0.35, 0.2], [0.25, 0.25, 0.5], [1.0, 0.0, 0.0]],
-    )
-
-
-EXAMPLES: dict[str, Callable[[], TabularTarget]] = {
-    "smooth": smooth,
-    "peaked": peaked,
-    "impossible prefixes": impossible_prefixes,
-    "unequal lengths": unequal_lengths,
-}
-"""The examples that `tsi.conformance` judges samplers on, by name."""

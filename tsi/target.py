@@ -21,7 +21,8 @@ class Target(Protocol):
 
     An attribute `max_steps`, where there is one, is the step limit that drivers use by
     default. Randomness of particle i comes from `fold_in(key, i)` alone, so that a
-    particle's stream does not depend on how many others there are.
+    particle's stream does not depend on how many others there are. The step t is one
+    number, or [N] where rows have different depths: each row's own number of steps.
     """
 
     def init(self, key: Key[Array, ""], num_particles: int, params: Any) -> Particles:
@@ -30,14 +31,17 @@ class Target(Protocol):
     def propose(
         self,
         key: Key[Array, ""],
-        t: Int[Array, ""] | int,
+        t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: Particles,
         params: Any,
     ) -> tuple[Particles, Float[Array, "N"]]:
         """Extend every unfinished particle by one step; also log p - log q, [N]."""
 
     def log_potential(
-        self, t: Int[Array, ""] | int, particles: Particles, params: Any
+        self,
+        t: Int[Array, ""] | Int[Array, "N"] | int,
+        particles: Particles,
+        params: Any,
     ) -> Float[Array, "N"]:
         """The log potential of each prefix after step t; ignored once finished."""
 
@@ -49,12 +53,21 @@ class Target(Protocol):
 
 
 CAPABILITIES = {
-    "truncate": "cut particles back to an earlier step",
-    "replay": "extend one row by a stored step instead of a new one",
-    "log_prob": "score a stored suffix under another prefix",
-    "lookahead": "score a successor without committing to it",
+    "truncate": "cut prefixes back to an earlier step",
+    "replay": "extend a prefix by another one's step and say how probable that was",
+    "log_prob": "the policy's log-probability of a prefix",
 }
-"""Optional methods of a target, and what each is for."""
+"""Optional methods of a target that explorers may need, and what each is for:
+
+    truncate(particles, depths [N], params) -> particles
+    replay(t, particles, sources, params) -> (particles, log_probs [N])
+    log_prob(particles, params) -> [N]
+
+A row that is cut is unfinished; one with no more than `depths` steps stays as it is.
+`sources` has a row for each particle. Two more methods only save work, and drivers do
+without: `put(stored, slots [W], rows)` writes rows over stored ones, and
+`propose_some(key, t, particles, params, active [N])` proposes for some rows only.
+"""
 
 
 def require(target: Any, capability: str, needed_by: str) -> Any:

@@ -1,0 +1,102 @@
+"""What an explorer remembers of a path: the numbers of each of its steps.
+
+From them follow the path's log density under p^power exp(path_log_weight), its
+proposal's density, and both for any prefix, so that a move pays for new steps only.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.explorer import Reply
+from tsi.weights import sanitise
+
+
+class PathRecord(NamedTuple):
+    """Numbers of paths, each with room for T steps.
+
+    Attributes:
+        length: steps taken.
+        log_potentials: told after each step, NaN as -inf.
+        log_corrections: log p - log q of each step, what is no weight as -inf.
+        log_probs: log p of each step.
+    """
+
+    length: Int[Array, "*batch"]
+    log_potentials: Float[Array, "*batch T"]
+    log_corrections: Float[Array, "*batch T"]
+    log_probs: Float[Array, "*batch T"]
+
+    @property
+    def live(self) -> Bool[Array, "*batch T"]:
+        """Which steps have been taken."""
+        steps = jnp.arange(self.log_potentials.shape[-1])
+        return steps < self.length[..., None]
+
+
+def no_paths(shape: tuple[int, ...], max_steps: int) -> PathRecord:
+    """Records of empty paths."""
+    zeros = jnp.zeros((*shape, max_steps), jnp.float32)
+    return PathRecord(jnp.zeros(shape, jnp.int32), zeros, zeros, zeros)
+
+
+def extended(record: PathRecord, reply: Reply, took: Bool[Array, "W"]) -> PathRecord:
+    """Records after a turn in which the rows `took` made a step.
+
+    Args:
+        record: of W rows.
+        reply: of the turn.
+        took: rows whose numbers count.
+    """
+    steps = jnp.arange(record.log_potentials.shape[-1])
+    here = (steps == record.length[:, None]) & took[:, None]
+    potentials = reply.log_potentials.astype(jnp.float32)
+    potentials = jnp.where(jnp.isnan(potentials), -jnp.inf, potentials)
+    corrections = sanitise(reply.log_corrections.astype(jnp.float32))
+    log_probs = reply.log_probs.astype(jnp.float32)
+    return PathRecord(
+        record.length + took,
+        jnp.where(here, potentials[:, None], record.log_potentials),
+        jnp.where(here, corrections[:, None], record.log_corrections),
+        jnp.where(here, log_probs[:, None], record.log_probs),
+    )
+
+
+def invalid(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
+    """How many rows that took a step were told a number that is no weight."""
+    numbers = jnp.stack([reply.log_potentials, reply.log_corrections])
+    bad = jnp.any(jnp.isnan(numbers) | (numbers == jnp.inf), axis=0)
+    return jnp.sum(bad & took, dtype=jnp.int32)
+
+
+def log_density(
+    record: PathRecord, path_log_weight: Callable[..., Array], power: float = 1.0
+) -> Float[Array, "*batch"]:
+    """log of p(x)^power exp(path_log_weight(x)), -inf where it is no density."""
+    live = record.live
+    score = sanitise(path_log_weight(record.log_potentials, live))
+    if power == 1.0:
+        # A target that never says log p can still be weighed by p itself.
+        return score
+    log_p = jnp.sum(jnp.where(live, record.log_probs, 0.0), axis=-1)
+    return sanitise(score + (power - 1.0) * log_p)
+
+
+def log_importance(
+    record: PathRecord,
+    path_log_weight: Callable[..., Array],
+    power: float = 1.0,
+    start: Int[Array, "*batch"] | int = 0,
+) -> Float[Array, "*batch"]:
+    """log density less log q of the steps from `start` on, up to log p before it.
+
+    With start = 0 this is a path's importance weight p^power exp(score) / q.
+    Differences between two paths that share their first `start` steps are those of
+    log [p^power exp(score)] - log q(steps from start on).
+    """
+    steps = jnp.arange(record.log_potentials.shape[-1])
+    new = record.live & (steps >= jnp.asarray(start)[..., None])
+    corrections = jnp.sum(jnp.where(new, record.log_corrections, 0.0), axis=-1)
+    return sanitise(log_density(record, path_log_weight, power) + corrections)

@@ -1,0 +1,230 @@
+"""The driver of explorers: one turn, and the loop over turns.
+
+A turn is ask, gather, cut back, step, keep, tell. Rows that take no step cost nothing
+where the target can propose for some rows only (`propose_some`); elsewhere they are put
+back as they were.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.explorer import Explorer, Reply, Request
+from tsi.step_keys import StepKeys, step_keys, step_limit
+from tsi.target import Particles, require
+
+
+class Exploration(NamedTuple):
+    """Everything between two turns.
+
+    Attributes:
+        stored: M prefixes.
+        depths: how many steps each of them has, [M].
+        state: the explorer's.
+        turn: turns taken.
+    """
+
+    stored: Particles
+    depths: Int[Array, "M"]
+    state: Any
+    turn: Int[Array, ""]
+
+
+def check_needs(explorer: Explorer, target: Any) -> None:
+    """Refuse a target that lacks what the explorer needs.
+
+    Raises:
+        CapabilityError: naming the first missing method.
+    """
+    for capability in explorer.needs:
+        require(target, capability, "This sampler")
+
+
+def start(
+    explorer: Explorer,
+    target: Any,
+    key: Key[Array, ""],
+    num_particles: int,
+    params: Any = None,
+    *,
+    max_steps: int | None = None,
+) -> Exploration:
+    """Empty prefixes and the explorer's first state.
+
+    Args:
+        explorer: what decides.
+        target: what is explored.
+        key: the run's `key_init`; see `tsi.step_keys`.
+        num_particles: N, static.
+        params: the target's parameters.
+        max_steps: step limit, static; by default the target's.
+
+    Raises:
+        CapabilityError: the target lacks what the explorer needs.
+        ConfigurationError: the explorer cannot use N particles.
+    """
+    check_needs(explorer, target)
+    limit = step_limit(target, max_steps)
+    plan = explorer.plan(num_particles, limit)
+    state = explorer.init(jax.random.fold_in(key, 0), num_particles, limit)
+    stored = target.init(jax.random.fold_in(key, 1), plan.stored, params)
+    zero = jnp.zeros((), jnp.int32)
+    return Exploration(stored, jnp.zeros(plan.stored, jnp.int32), state, zero)
+
+
+def put(target: Any, stored: Particles, slots: Int[Array, "W"], rows: Any) -> Particles:
+    """Write rows over the stored ones at `slots`; those beyond the store are lost."""
+    method = getattr(target, "put", None)
+    if method is not None:
+        return method(stored, slots, rows)
+    return jax.tree.map(
+        lambda old, new: old.at[slots].set(new, mode="drop"), stored, rows
+    )
+
+
+class Stepped(NamedTuple):
+    """Rows after a turn's models have worked: what is kept, and what is told."""
+
+    rows: Particles
+    depths: Int[Array, "W"]
+    reply: Reply
+
+
+def step_rows(
+    target: Any,
+    key: Key[Array, "..."],
+    rows: Particles,
+    depths: Int[Array, "W"],
+    request: Request,
+    sources: Particles | None,
+    params: Any,
+    limit: int,
+) -> Stepped:
+    """Cut rows back and let those that should take one step.
+
+    Args:
+        target: what is explored.
+        key: of this turn's proposals.
+        rows: the parents, gathered.
+        depths: how many steps each has.
+        request: of the explorer.
+        sources: the prefixes whose steps are repeated, gathered, where the request has
+            any.
+        params: the target's parameters.
+        limit: steps after which every row counts as finished.
+    """
+    if request.depths is not None:
+        depths = jnp.minimum(depths, request.depths)
+        rows = target.truncate(rows, depths, params)
+    done = target.finished(rows) | (depths >= limit)
+    active = request.extend & ~done
+    log_prob = getattr(target, "log_prob", None)
+    before = None if log_prob is None else log_prob(rows, params)
+    fresh = active
+    if request.sources is not None:
+        fresh = active & (request.sources < 0)
+    after, corrections = _propose(target, key, depths, rows, fresh, params)
+    if request.sources is not None:
+        repeated = active & (request.sources >= 0)
+        again, _ = target.replay(depths, rows, sources, params)
+        after = put(target, after, _where(repeated), again)
+        corrections = jnp.where(repeated, 0.0, corrections)
+    log_potentials = target.log_potential(depths, after, params)
+    log_probs = jnp.zeros_like(log_potentials)
+    if log_prob is not None:
+        log_probs = jnp.where(active, log_prob(after, params) - before, 0.0)
+    depths = depths + active
+    finished = target.finished(after) | (depths >= limit)
+    reply = Reply(log_potentials, corrections, log_probs, finished)
+    return Stepped(after, depths, reply)
+
+
+def _where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:
+    """Slots that put each row over itself where the mask is set, and nowhere else."""
+    size = mask.shape[0]
+    return jnp.where(mask, jnp.arange(size, dtype=jnp.int32), size)
+
+
+def _propose(
+    target: Any, key: Any, depths: Any, rows: Any, active: Any, params: Any
+) -> tuple[Particles, Float[Array, "W"]]:
+    some = getattr(target, "propose_some", None)
+    if some is not None:
+        return some(key, depths, rows, params, active)
+    after, corrections = target.propose(key, depths, rows, params)
+    return put(target, after, _where(~active), rows), corrections
+
+
+def turn(
+    explorer: Explorer,
+    target: Any,
+    key_steps: Key[Array, ""],
+    exploration: Exploration,
+    params: Any = None,
+    *,
+    max_steps: int | None = None,
+) -> tuple[Exploration, Any]:
+    """One turn; also the explorer's info about it."""
+    stored, depths, state, count = exploration
+    keys: StepKeys = step_keys(key_steps, count)
+    state, request = explorer.ask(keys.ask, state)
+    rows = target.gather(stored, request.parents)
+    sources = None
+    if request.sources is not None:
+        sources = target.gather(stored, jnp.maximum(request.sources, 0))
+    stepped = step_rows(
+        target,
+        keys.propose,
+        rows,
+        depths[request.parents],
+        request,
+        sources,
+        params,
+        step_limit(target, max_steps),
+    )
+    stored = put(target, stored, request.slots, stepped.rows)
+    depths = depths.at[request.slots].set(stepped.depths, mode="drop")
+    state, info = explorer.tell(keys.tell, state, stepped.reply)
+    return Exploration(stored, depths, state, count + 1), info
+
+
+def explore(
+    explorer: Explorer,
+    target: Any,
+    key: Key[Array, ""],
+    num_particles: int,
+    params: Any = None,
+    *,
+    max_steps: int | None = None,
+) -> tuple[Exploration, Any]:
+    """Turns until the explorer is done; also its infos, [turns, ...], zero at the end.
+
+    Arguments as in `start`; `key` is the run's key, as in `tsi.run`.
+    """
+    key_init, key_steps = jax.random.split(key)
+    first = start(
+        explorer, target, key_init, num_particles, params, max_steps=max_steps
+    )
+    limit = explorer.plan(num_particles, step_limit(target, max_steps)).turns
+
+    def advance(carry: tuple[Exploration, Any]) -> tuple[Exploration, Any]:
+        exploration, infos = carry
+        index = exploration.turn
+        exploration, info = turn(
+            explorer, target, key_steps, exploration, params, max_steps=max_steps
+        )
+        infos = jax.tree.map(lambda stack, leaf: stack.at[index].set(leaf), infos, info)
+        return exploration, infos
+
+    def unfinished(carry: tuple[Exploration, Any]) -> Bool[Array, ""]:
+        exploration, _ = carry
+        return (exploration.turn < limit) & ~exploration.state.done
+
+    _, info = jax.eval_shape(
+        lambda e: turn(explorer, target, key_steps, e, params, max_steps=max_steps),
+        first,
+    )
+    infos = jax.tree.map(lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype), info)
+    return jax.lax.while_loop(unfinished, advance, (first, infos))

@@ -1,0 +1,144 @@
+"""The explorer contract: samplers that hold a store of prefixes.
+
+A `Sampler` sees one generation of particles, each of which replaces its parent. Tree
+search, Markov chain Monte Carlo, conditional SMC and lookahead go back to prefixes that
+they saw before. An `Explorer` therefore has a store of M prefixes. At each turn it asks
+for W of them to be extended and says where the children are kept:
+
+    state = init(key, N, max_steps)
+    state, request = ask(key, state)
+    (each row: the stored parent, cut back if the request says so, takes one step)
+    state, info = tell(key, state, reply)
+
+Like a sampler it never sees a token or a model. `tsi.run` and the engine take either.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.sampler import Select
+
+
+class Plan(NamedTuple):
+    """How much room an explorer needs for a budget.
+
+    Attributes:
+        rows: W, prefixes extended in one turn.
+        stored: M, prefixes kept.
+        turns: the most turns a run may take.
+    """
+
+    rows: int
+    stored: int
+    turns: int
+
+
+class Request(NamedTuple):
+    """What is done in one turn.
+
+    Attributes:
+        parents: stored prefixes, [W].
+        slots: where the children are kept, [W]; a number from M on means nowhere.
+        extend: whether the row takes a step, [W]; if not, it is copied as it is.
+        depths: each parent is first cut back to so many steps, [W]; None for no cuts.
+            Needs a target with `truncate`.
+        sources: the stored prefix whose step is repeated in place of a new one, [W], -1
+            for a new one; None if all are new. Needs a target with `replay`.
+    """
+
+    parents: Int[Array, "W"]
+    slots: Int[Array, "W"]
+    extend: Bool[Array, "W"]
+    depths: Int[Array, "W"] | None = None
+    sources: Int[Array, "W"] | None = None
+
+
+class Reply(NamedTuple):
+    """What came of a turn; only rows that took a step have numbers that mean anything.
+
+    Attributes:
+        log_potentials: of the extended prefixes, [W].
+        log_corrections: log p - log q of the step, zero where it was repeated, [W].
+        log_probs: log p of the step, zero if the target has no `log_prob`, [W].
+        finished: prefixes that take no further step, [W].
+    """
+
+    log_potentials: Float[Array, "W"]
+    log_corrections: Float[Array, "W"]
+    log_probs: Float[Array, "W"]
+    finished: Bool[Array, "W"]
+
+
+@runtime_checkable
+class ExplorerState(Protocol):
+    """What every explorer's state shows to the outside, whatever else it holds."""
+
+    @property
+    def done(self) -> Bool[Array, "*batch"]:
+        """Whether the run is over."""
+
+    @property
+    def members(self) -> Int[Array, "*batch K"]:
+        """The stored prefixes that are the result's particles; one may come twice."""
+
+    @property
+    def log_weights(self) -> Float[Array, "*batch K"]:
+        """Log weights of the members with mean weight one."""
+
+    @property
+    def log_evidence(self) -> Float[Array, "*batch"]:
+        """The logarithm of an unbiased estimate of the target's evidence."""
+
+    @property
+    def log_potentials(self) -> Float[Array, "*batch K"]:
+        """The last log potential of each member, before any transform."""
+
+    @property
+    def finished(self) -> Bool[Array, "*batch K"]:
+        """Whether each member is a whole solution."""
+
+
+class ExplorerInfo(NamedTuple):
+    """Diagnostics of one turn.
+
+    Attributes:
+        parents: as requested, [W].
+        slots: as requested, [W].
+        ess: effective sample size of the weights in use, or the number of live members.
+        num_recoveries: populations that newly lost all weight.
+        num_invalid: rows told a NaN or infinite weight.
+    """
+
+    parents: Int[Array, "W"]
+    slots: Int[Array, "W"]
+    ess: Float[Array, ""]
+    num_recoveries: Int[Array, ""]
+    num_invalid: Int[Array, ""]
+
+
+class Explorer(NamedTuple):
+    """Pure functions and facts, as in `tsi.sampler.Sampler`.
+
+    Attributes:
+        plan: `(num_particles, max_steps) -> Plan`. Raises `ConfigurationError` for a
+            budget that the method cannot use.
+        init: `(key, num_particles, max_steps) -> state`. Every stored prefix is empty.
+        ask: `(key, state) -> (state, Request)`.
+        tell: `(key, state, Reply) -> (state, info)`; `info` has the fields of
+            `ExplorerInfo`.
+        path_log_weight: as in `Sampler`; None for a search.
+        select: how one answer is chosen.
+        needs: capabilities that the target must have, see `tsi.target.CAPABILITIES`.
+        power: the target density is p(path)^power exp(path_log_weight).
+    """
+
+    plan: Callable[[int, int], Plan]
+    init: Callable[..., Any]
+    ask: Callable[..., Any]
+    tell: Callable[..., Any]
+    path_log_weight: Callable[..., Any] | None = None
+    select: Select = "posterior"
+    needs: tuple[str, ...] = ()
+    power: float = 1.0
