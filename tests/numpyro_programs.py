@@ -7,9 +7,10 @@ import numpyro
 import numpyro.distributions as dist
 
 import tsi
-from tsi import samplers, tabular
+from tsi import samplers
 from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.numpyro import program_target
+from tsi.tabular_examples import EXAMPLES
 
 RUNS = 20_000
 GAUSSIAN = LinearGaussianTarget()
@@ -32,7 +33,7 @@ def gaussian_step(t, x, params):
 
 
 def optimal_proposal(t, x, params):
-    """p(x_t | x_{t-1}, y_t), so that log G + log p - log q is the predictive density."""
+    """p(x_t | x_{t-1}, y_t)."""
     prior, noise = gaussian_scale(t) ** 2, GAUSSIAN.noise_scale**2
     gain = prior / (prior + noise)
     mean = GAUSSIAN.decay * x + gain * (OBSERVED[t] - GAUSSIAN.decay * x)
@@ -48,7 +49,7 @@ class Table:
     """A `TabularTarget` written as a program."""
 
     def __init__(self, name):
-        self.target = tabular.EXAMPLES[name]()
+        self.target = EXAMPLES[name]()
 
     def start(self, params):
         symbols = jnp.full(self.target.max_steps, -1, jnp.int32)

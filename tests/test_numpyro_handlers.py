@@ -270,6 +270,6 @@ def test_a_proposal_of_a_conditioned_or_fixed_site_is_refused():
     for handler in (handlers.condition, handlers.substitute):
         with pytest.raises(ConfigurationError, match="'b'"):
             one_step(handler(pair, data={"b": 0.7}), proposal=proposal)
+    fixed = handlers.substitute(proposal, data={"b": 0.7})
     with pytest.raises(ConfigurationError, match="only"):
-        fixed = handlers.substitute(proposal, data={"b": 0.7})
         one_step(pair, proposal=fixed)

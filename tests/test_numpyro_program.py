@@ -1,4 +1,4 @@
-"""numpyro programs as targets, judged by a Kalman filter, enumeration and each other."""
+"""numpyro programs as targets, judged by a Kalman filter, a table, each other."""
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,10 @@ from numpyro_programs import (
 )
 
 import tsi
-from tsi import samplers, tabular
+from tsi import samplers
 from tsi.errors import ConfigurationError
 from tsi.numpyro import program_target
+from tsi.tabular_examples import EXAMPLES
 from tsi.target import Target
 from tsi.unbiasedness import judge_linear_gaussian, judge_tabular
 
@@ -41,7 +42,7 @@ def test_a_state_space_program_has_the_kalman_filters_posterior(sampler, proposa
     assert z_score(log_evidence, test.truth) == pytest.approx(test.z)
 
 
-@pytest.mark.parametrize("name", list(tabular.EXAMPLES))
+@pytest.mark.parametrize("name", list(EXAMPLES))
 def test_a_program_of_a_table_is_that_table(name):
     table = Table(name)
     carry, log_weights, log_evidence = many(

@@ -1,5 +1,6 @@
 """numpyro programs as targets, and explorers of this package as numpyro kernels."""
 
+from tsi.numpyro.explorer_kernel import ExplorerKernel, KernelState
 from tsi.numpyro.program import (
     ProgramParticles,
     ProgramStep,
@@ -9,6 +10,8 @@ from tsi.numpyro.program import (
 from tsi.numpyro.token_step import TokenStep, append_step
 
 __all__ = [
+    "ExplorerKernel",
+    "KernelState",
     "ProgramParticles",
     "ProgramStep",
     "ProgramTarget",

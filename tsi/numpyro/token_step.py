@@ -41,7 +41,7 @@ class TokenStep(dist.Distribution):
     A value is int32 [C], its places after the last token filled with -1.
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     pytree_data_fields = ("params", "tokens", "length", "ends")
     pytree_aux_fields = ("next_log_probs", "max_tokens")
 
