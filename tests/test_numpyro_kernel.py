@@ -123,6 +123,15 @@ def test_a_resumed_chain_goes_on_without_a_new_start(method, chains):
     np.testing.assert_array_equal(parts.last_state.exploration.state.iteration, 60)
 
 
+def test_resuming_never_calls_init(monkeypatch):
+    run = mcmc(table_kernel(), 1, 5)
+    run.run(KEY, TABLE.params)
+    run.post_warmup_state = run.last_state
+    monkeypatch.setattr(run.sampler, "init", None)
+    run.run(KEY, TABLE.params)
+    assert int(run.last_state.exploration.state.iteration) == 20
+
+
 def test_warmup_is_kept_and_extra_fields_are_collected():
     run = mcmc(table_kernel(), 2)
     run.warmup(KEY, TABLE.params)
