@@ -256,7 +256,7 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
     answered = [answer for answer in result.answers if answer is not None]
     distinct = {*answered, result.selected} - {None}
     right = {answer: world.correct(problem, answer) for answer in distinct}
-    ledger = result.ledger
+    ledger, unique = result.ledger, result.unique_ancestors
     return {
         "prompt": problem.prompt,
         "answer": problem.answer,
@@ -267,6 +267,9 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "num_right": sum(right[answer] for answer in answered),
         "mean_reward": _rounded(np.mean(result.rewards)),
         "log_evidence": _rounded(result.log_evidence),
+        "log_evidence_variance": _rounded(result.log_evidence_variance),
+        "pareto_k": _rounded(result.pareto_k),
+        "unique_eves": None if unique is None else int(unique[0]),
         "min_ess": _rounded(result.ess.min()),
         "num_steps": len(result.ancestors),
         "num_recoveries": result.num_recoveries,

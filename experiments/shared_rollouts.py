@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from tsi.answers import answer_posterior, select
+from tsi.diagnostics import diagnose
 from tsi.errors import ConfigurationError
 from tsi.result import Result, ledger_of_first
 
@@ -57,6 +58,11 @@ def first_rollouts(
     answers, rewards = result.answers[:n], result.rewards[:n]
     seconds = result.ledger.seconds if reads_reward and n == total else math.nan
     num_steps = max(map(len, result.step_texts[:n]))
+    ancestors = result.ancestors[:num_steps, :n]
+    diagnosis = diagnose(
+        answers, log_weights, log_evidence, ancestors, np.zeros(num_steps, bool)
+    )
+    step_rewards = result.step_rewards
     ess = np.exp(2 * _log_sum_exp(log_weights) - _log_sum_exp(2 * log_weights))
     return result._replace(
         texts=result.texts[:n],
@@ -65,7 +71,7 @@ def first_rollouts(
         log_weights=log_weights.astype(np.float32),
         log_evidence=log_evidence,
         ess=np.array([ess], np.float32),
-        ancestors=result.ancestors[:num_steps, :n],
+        ancestors=ancestors,
         step_texts=result.step_texts[:n],
         num_recoveries=int(math.isinf(log_evidence)),
         num_invalid=int(np.isnan(rewards).sum()),
@@ -75,6 +81,8 @@ def first_rollouts(
         selected=select(rule, answers, log_weights, rewards),
         ledger=ledger_of_first(result.slots, n, seconds, with_reward=reads_reward),
         slots=None,
+        step_rewards=None if step_rewards is None else step_rewards[:num_steps, :n],
+        **diagnosis._asdict(),
     )
 
 

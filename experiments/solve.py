@@ -1,10 +1,14 @@
 """One problem in the open: effective sample sizes, genealogy, answers."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
+from tsi.degeneracy import lineages
+from tsi.diagnostics import normalised
+from tsi.pareto import UNRELIABLE_K
 from tsi.result import Result
 
 
@@ -22,17 +26,6 @@ class Branch(NamedTuple):
     step: int
     survivors: tuple[int, ...]
     children: tuple["Branch", ...]
-
-
-def lineages(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "T N"]:
-    """Slot of each final particle's forebear in each generation."""
-    num_steps, num_particles = ancestors.shape
-    slots = np.empty_like(ancestors)
-    current = np.arange(num_particles)
-    for t in range(num_steps - 1, -1, -1):
-        slots[t] = current
-        current = ancestors[t][current]
-    return slots
 
 
 def genealogy(ancestors: Int[np.ndarray, "T N"]) -> tuple[Branch, ...]:
@@ -62,7 +55,7 @@ def genealogy_text(result: Result) -> str:
     """
     assert result.step_texts is not None
     texts = result.step_texts
-    weights = _normalised(result.log_weights)
+    weights = normalised(result.log_weights)
     lines: list[str] = []
 
     def ended(branch: Branch) -> bool:
@@ -102,10 +95,17 @@ def solution_text(result: Result) -> str:
         for t, row in enumerate(result.ancestors)
         if not np.array_equal(row, np.arange(num_particles))
     ]
+    errors = result.answer_errors or {}
     posterior = [
-        f"  {answer}  {probability:.3f}  {'█' * round(30 * probability)}"
+        f"  {answer}  {probability:.3f} ± {_error(errors.get(answer, math.nan))}"
+        f"  {'█' * round(30 * probability)}"
         for answer, probability in result.answer_posterior.items()
     ]
+    counts = result.unique_ancestors
+    unique = "not kept" if counts is None else " ".join(map(str, counts.tolist()))
+    # The square root of a negative estimate, which a single run may give, is no error.
+    variance = result.log_evidence_variance
+    deviation = math.sqrt(variance) if variance >= 0 else math.nan
     ledger = result.ledger
     notes = [
         f"{count} {what}"
@@ -119,10 +119,12 @@ def solution_text(result: Result) -> str:
     sections = [
         f"Effective sample size of {num_particles} after each step: {' '.join(ess)}",
         f"Resampled before step: {', '.join(resampled) or 'none'} (counted from 0)",
+        f"Unique ancestors of the final particles, by step: {unique}",
         f"Surviving genealogy:\n{genealogy_text(result)}",
         "Answer posterior:\n" + ("\n".join(posterior) or "  no particle has an answer"),
         f"Selected answer: {result.selected}",
-        f"Log evidence: {result.log_evidence:.3f}",
+        f"Log evidence: {result.log_evidence:.3f} ± {_error(deviation)}",
+        _tail_text(result.pareto_k),
         f"Cost: {ledger.rollouts} rollouts, {ledger.generated_tokens} tokens, "
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "
         f"{ledger.seconds:.2f} s",
@@ -130,13 +132,20 @@ def solution_text(result: Result) -> str:
     return "\n\n".join(sections + ([f"Note: {', '.join(notes)}."] if notes else []))
 
 
-def _normalised(log_weights: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    log_weights = np.asarray(log_weights, np.float64)
-    top = log_weights.max()
-    if not np.isfinite(top):
-        return np.full(log_weights.size, 1 / log_weights.size)
-    weights = np.exp(log_weights - top)
-    return weights / weights.sum()
+def _error(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.3f}"
+
+
+def _tail_text(k: float) -> str:
+    if math.isnan(k):
+        return "Pareto k of the weights: not estimated (too few distinct large weights)"
+    text = f"Pareto k of the weights: {k:.2f}"
+    if k > UNRELIABLE_K:
+        text += (
+            f". Above {UNRELIABLE_K} a few particles carry the posterior; it and its "
+            "errors are not to be trusted. Take more particles, or resample earlier."
+        )
+    return text
 
 
 def _one_line(text: str, width: int = 60) -> str:

@@ -13,6 +13,8 @@ from tsi.samplers.best_of_n import best_of_n, weighted_best_of_n
 from tsi.samplers.dvts import dvts
 from tsi.samplers.entropic import entropic_particle_filter
 from tsi.samplers.greedy import greedy
+from tsi.samplers.island_exchange import island_exchange
+from tsi.samplers.optimal_resampling import optimal_resampling
 from tsi.samplers.particle_filter import particle_filter
 from tsi.samplers.potentials import (
     latest,
@@ -21,7 +23,17 @@ from tsi.samplers.potentials import (
     terminal,
     uniform,
 )
+from tsi.samplers.power_sampling import power_sampling
+from tsi.samplers.pruning import pruning
+from tsi.samplers.quest import quest
 from tsi.samplers.rebase import rebase
+from tsi.samplers.reproduction import (
+    Group,
+    Offspring,
+    Reproduction,
+    at_mean_weight,
+    by_priority,
+)
 from tsi.samplers.resampling import (
     multinomial,
     residual,
@@ -32,34 +44,53 @@ from tsi.samplers.resampling import (
 from tsi.samplers.schedules import ess_below, every_step, never
 from tsi.samplers.self_consistency import self_consistency
 from tsi.samplers.smc import SMCInfo, SMCState, smc
+from tsi.samplers.steering import expansion, smc_steering
+from tsi.samplers.suffix_metropolis import suffix_metropolis
+from tsi.samplers.tempered import tempered_smc
+from tsi.samplers.twisted import twisted_smc
 
 __all__ = [
+    "Group",
+    "Offspring",
+    "Reproduction",
     "SMCInfo",
     "SMCState",
+    "at_mean_weight",
     "beam",
     "best_of_n",
+    "by_priority",
     "dvts",
     "entropic_particle_filter",
     "ess_below",
     "every_step",
+    "expansion",
     "greedy",
     "island_argmax",
+    "island_exchange",
     "latest",
     "multinomial",
     "never",
+    "optimal_resampling",
     "particle_filter",
+    "power_sampling",
     "product",
+    "pruning",
+    "quest",
     "rebase",
     "rebase_allocation",
     "residual",
     "self_consistency",
     "smc",
+    "smc_steering",
     "ssp",
     "stratified",
+    "suffix_metropolis",
     "systematic",
     "telescoping",
+    "tempered_smc",
     "terminal",
     "top_k_replicate",
+    "twisted_smc",
     "uniform",
     "weighted_best_of_n",
 ]

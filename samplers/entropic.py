@@ -18,11 +18,12 @@ References:
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import Transform, product
+from tsi.samplers.reproduction import Group, at_mean_weight, by_priority
 from tsi.samplers.resampling import systematic
 from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
@@ -63,9 +64,10 @@ def entropic_particle_filter(
             f"Annealing fades over max_steps, and {max_steps} is less than one step."
         )
 
-    def temper(log_weights: Float[Array, "n"], t: Int[Array, ""]) -> Float[Array, "n"]:
+    def anneal(group: Group) -> Float[Array, "n"]:
+        log_weights = group.log_weights
         num_particles = log_weights.shape[0]
-        progress = t / max_steps
+        progress = group.t / max_steps
         size = ess(log_weights)
         active = (size < ess_fraction * num_particles) & (progress < active_fraction)
         if variant == "normalised_entropy":
@@ -81,12 +83,16 @@ def entropic_particle_filter(
             exponent = 1.0 / jnp.maximum(1.0, heat)
         return log_weights * jnp.where(active, exponent, 1.0)
 
+    def choose(key: Key[Array, ""], group: Group) -> Int[Array, "n"]:
+        return systematic(key, anneal(group), group.log_weights.shape[0])
+
+    published = variant == "published"
     return smc(
-        resampling=systematic,
         schedule=every_step,
         potential=product(weights),
         select=select,
         num_islands=num_islands,
-        temper=temper,
-        reset_weights=variant == "published",
+        reproduction=at_mean_weight(choose)
+        if published
+        else by_priority(systematic, anneal),
     )

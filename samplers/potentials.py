@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tsi.errors import UnknownNameError
+from tsi.errors import ConfigurationError, UnknownNameError
 
 Transform = Callable[[Array], Array]
 
@@ -86,6 +86,21 @@ class Potential(NamedTuple):
     restart: Callable[..., Array]
     path_log_weight: Callable[..., Array] | None
     evidence: Literal["running", "terminal", "none"]
+
+
+def require_running(potential: Potential, method: str) -> Potential:
+    """The potential, if its weights are those of a particle system step by step.
+
+    Raises:
+        ConfigurationError: for a terminal potential or a rank.
+    """
+    if potential.evidence != "running":
+        raise ConfigurationError(
+            f"{method} reweighs particles on the way, and this potential's weights "
+            "mean something at the end only, or are nothing but ranks. Use product, "
+            "telescoping or uniform."
+        )
+    return potential
 
 
 def last_live(

@@ -10,12 +10,13 @@ References:
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.sampler import Sampler
 from tsi.samplers.allocation import rebase_counts
 from tsi.samplers.potentials import latest
+from tsi.samplers.reproduction import Group, at_mean_weight
 from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
 
@@ -42,9 +43,8 @@ def rebase(
     def score(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
         return jax.nn.sigmoid(log_potentials) / temperature
 
-    def choose(
-        key: Key[Array, ""], log_weights: Float[Array, "n"], finished: Bool[Array, "n"]
-    ) -> Int[Array, "n"]:
+    def choose(key: Key[Array, ""], group: Group) -> Int[Array, "n"]:
+        log_weights, finished = group.log_weights, group.finished
         slots = jnp.arange(log_weights.shape[0], dtype=jnp.int32)
         open_weights = jnp.where(finished, -jnp.inf, log_weights)
         counts = rebase_counts(open_weights, jnp.sum(~finished))
@@ -60,5 +60,5 @@ def rebase(
         potential=latest(score),
         select=select,
         num_islands=num_islands,
-        choose=choose,
+        reproduction=at_mean_weight(choose),
     )

@@ -7,10 +7,9 @@ iteration of the particle system is
     x_t^i ~ q(. | x_{1:t-1}^{a_t^i})                         (the target)
     w_t^i = w~_{t-1}^i * p/q * potential                     (tell)
 
-where w~ are the offspring's weights: if ancestors are drawn in proportion to some
-v (by default v = w, or w tempered), an offspring of i carries mean(v) w_i / v_i, so
-that the weighted empirical measure keeps its expectation. Weights are kept with mean
-one and log_evidence collects what is taken out:
+where w~ are the offspring's weights, by default equal; see `samplers/reproduction.py`
+for other rules. Weights are kept with mean one and log_evidence collects what is taken
+out:
 
     E[ exp(log_evidence) * (1/N) sum_i w_t^i phi(x_{1:t}^i) ]
         = sum_x p(x) exp(path_log_weight(x)) phi(x)    for every phi.
@@ -39,17 +38,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.sampler import Sampler
-from tsi.samplers.allocation import Deterministic
 from tsi.samplers.potentials import Potential, telescoping
+from tsi.samplers.reproduction import Group, Reproduction, by_priority
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, ess_below, never
 from tsi.weights import all_dead, ess, log_mean_exp
-
-Temper = Callable[[Array, Array], Array]
-"""`(log_weights [n], t) -> log_resampling_weights [n]` of one island."""
-
-Choose = Callable[[Array, Array, Array], Array]
-"""`(key, log_resampling_weights [n], finished [n]) -> ancestors [n]` of one island."""
 
 
 class SMCState(NamedTuple):
@@ -89,6 +82,7 @@ class SMCInfo(NamedTuple):
         resampled: whether any island resampled before the step.
         num_recoveries: islands that newly lost all weight in this step.
         num_invalid: unfinished particles told a NaN or infinite weight.
+        log_potentials: each particle's last log potential, as the state has it, [N].
     """
 
     ancestors: Int[Array, "N"]
@@ -96,6 +90,7 @@ class SMCInfo(NamedTuple):
     resampled: Bool[Array, ""]
     num_recoveries: Int[Array, ""]
     num_invalid: Int[Array, ""]
+    log_potentials: Float[Array, "N"]
 
 
 def _unusable(values: Float[Array, "N"]) -> Bool[Array, "N"]:
@@ -119,9 +114,7 @@ def smc(
     potential: Potential | None = None,
     select: str = "posterior",
     num_islands: int | Callable[[int], int] = 1,
-    temper: Temper | None = None,
-    reset_weights: bool = False,
-    choose: Choose | None = None,
+    reproduction: Reproduction | None = None,
 ) -> Sampler:
     """Sequential Monte Carlo; by default adaptive, systematic and telescoping.
 
@@ -133,12 +126,8 @@ def smc(
             telescoping("odds"), whose target is p(x) times the last potential.
         select: how one answer is chosen.
         num_islands: I, groups that resample among themselves, or a function of N.
-        temper: the log weights to resample by, where they are not the log weights.
-        reset_weights: give offspring their island's mean weight whatever the ancestors
-            were drawn by. Together with `temper` this is biased and has no target.
-        choose: the whole choice of ancestors of one island, `(key, log_weights,
-            finished) -> ancestors`, in place of `resampling`, for methods that treat
-            finished particles apart. Such a sampler has no target.
+        reproduction: how ancestors are drawn and what offspring weigh, in place of
+            `resampling`. A sampler whose rule is not exact has no target.
 
     Returns:
         A `Sampler`. Island i draws with `split(key, I)[i]`, and with `key` if I = 1.
@@ -154,23 +143,15 @@ def smc(
             "A terminal potential weighs only the last score, so resampling on earlier "
             "ones would aim at nothing. Use schedule=never, or a telescoping potential."
         )
-    biased = choose is not None or isinstance(resampling, Deterministic)
-    biased = biased or (temper is not None and reset_weights)
-    has_target = schedule is never or not biased
-
-    def draw(
-        key: Key[Array, ""], log_a: Float[Array, "n"], finished: Bool[Array, "n"]
-    ) -> Int[Array, "n"]:
-        return resampling(key, log_a, log_a.shape[0])
-
-    choose_ancestors = draw if choose is None else choose
+    rule = by_priority(resampling) if reproduction is None else reproduction
+    has_target = schedule is never or rule.exact
 
     def init(key: Key[Array, ""], num_particles: int) -> SMCState:
         islands = _count_islands(num_islands, num_particles)
-        if isinstance(resampling, Deterministic):
-            # Widths that do not fit are reported here, not in the middle of a run.
-            size = num_particles // islands
-            jax.eval_shape(lambda k, w: resampling(k, w, size), key, jnp.zeros(size))
+        # Widths that do not fit are reported here, not in the middle of a run.
+        equal = jnp.zeros(num_particles // islands)
+        group = Group(equal, equal, equal > 0.0, jnp.ones((), jnp.int32))
+        jax.eval_shape(rule.draw, key, group)
         zeros = jnp.zeros(num_particles, jnp.float32)
         return SMCState(
             log_weights=zeros,
@@ -191,27 +172,20 @@ def smc(
         islands = state.recovering.shape[0]
         log_w = state.log_weights.reshape(islands, -1)
         size = log_w.shape[1]
-        log_a = log_w
-        if temper is not None:
-            log_a = jax.vmap(temper, in_axes=(0, None))(log_w, state.t)
 
         due = jax.vmap(schedule, in_axes=(0, None))(log_w, state.t)
         due = due & ~all_dead(log_w) & ~state.recovering & (state.t > 0)
         keys = key[None] if islands == 1 else jax.random.split(key, islands)
-        drawn = jax.vmap(choose_ancestors)(
-            keys, log_a, state.finished.reshape(islands, -1)
+        groups = Group(
+            log_w,
+            state.log_scores.reshape(islands, -1),
+            state.finished.reshape(islands, -1),
+            jnp.broadcast_to(state.t, islands),
         )
+        offspring = jax.vmap(rule.draw)(keys, groups)
         places = jnp.arange(size, dtype=jnp.int32)
-        local = jnp.where(due[:, None], drawn, places)
-
-        if temper is None or reset_weights:
-            offspring = jnp.broadcast_to(log_mean_exp(log_w)[:, None], log_w.shape)
-        else:
-            # The sign matters: w/v, for what resampling took into account is spent.
-            ratio = jnp.where(log_a > -jnp.inf, log_w - log_a, -jnp.inf)
-            ratio = jnp.take_along_axis(ratio, local, axis=1)
-            offspring = log_mean_exp(log_a)[:, None] + ratio
-        log_weights = jnp.where(due[:, None], offspring, log_w).reshape(-1)
+        local = jnp.where(due[:, None], offspring.ancestors, places)
+        log_weights = jnp.where(due[:, None], offspring.log_weights, log_w).reshape(-1)
 
         starts = jnp.arange(islands, dtype=jnp.int32) * size
         ancestors = (local + starts[:, None]).reshape(-1)
@@ -288,6 +262,7 @@ def smc(
             resampled=jnp.any(state.resampled),
             num_recoveries=jnp.sum(newly_dead, dtype=jnp.int32),
             num_invalid=jnp.sum(invalid, dtype=jnp.int32),
+            log_potentials=told.log_potentials,
         )
         return told, info
 

@@ -13,6 +13,7 @@ from flax import nnx
 from tsi import samplers
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.evidence_variance import genealogy, relative_variance
 from tsi.models.llama import RewardModel
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
@@ -69,6 +70,28 @@ def test_a_problem_gets_what_tsi_run_gives_it():
         np.testing.assert_allclose(
             final.state.log_weights, result.log_weights, atol=1e-4
         )
+        says_of_itself(result, final)
+
+
+def says_of_itself(result, final):
+    """Errors and rewards by step, from a run of the same samples."""
+    infos, steps = final.infos, final.num_steps
+    variance = relative_variance(
+        final.state.log_weights, infos.ancestors, infos.resampled, steps
+    )
+    expected = float(variance) if np.isfinite(result.log_evidence) else np.nan
+    assert result.log_evidence_variance == pytest.approx(
+        expected, abs=1e-3, nan_ok=True
+    )
+    assert result.answer_errors.keys() == result.answer_posterior.keys()
+    eves = genealogy(infos.ancestors, steps).unique_eves[-1]
+    assert result.unique_ancestors[0] == int(eves)
+    odds = np.exp(np.asarray(infos.log_potentials[:steps]))
+    np.testing.assert_allclose(result.step_rewards, odds / (1 + odds), atol=1e-4)
+    whole = ~result.truncated
+    np.testing.assert_allclose(
+        result.step_rewards[-1][whole], result.rewards[whole], atol=1e-6
+    )
 
 
 def test_without_resampling_a_smaller_budget_is_the_first_particles():

@@ -9,7 +9,8 @@ import pytest
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.reasoning import ReasoningParams, sample_token
+from tsi.decoding import Temperatures, sample_token
+from tsi.reasoning import ReasoningParams
 from tsi.rewards import NoReward, SelfJudge, TextReward
 from tsi.run import run
 
@@ -59,11 +60,11 @@ def test_fork_then_step_equals_step_then_index():
 
 
 def test_a_delimiter_across_the_cut_of_a_long_step_ends_the_next(monkeypatch):
-    def write_c(keys, logits, temperature):
+    def write_c(keys, logits, temperatures):
         token = jnp.full(len(keys), tiny.encode("c")[0], jnp.int32)
-        return token, jnp.zeros(len(keys))
+        return token, jnp.zeros(len(keys)), jnp.zeros(len(keys))
 
-    monkeypatch.setattr("tsi.reasoning.sample_token", write_c)
+    monkeypatch.setattr("tsi.decoding.sample_token", write_c)
     params = tiny.params("hello")
     target = tiny.target(boundary=tiny.boundary(delimiter=b"ccc"), max_step_tokens=2)
     particles = target.init(None, 2, params)
@@ -141,7 +142,7 @@ def test_particle_estimates_equal_enumeration_of_a_language_model(log_truncation
 def test_temperature_zero_takes_the_most_likely_token_with_probability_one():
     logits = jax.random.normal(jax.random.key(0), (6, 9))
     keys = jax.random.split(jax.random.key(1), 6)
-    token, log_prob = sample_token(keys, logits, jnp.float32(0.0))
+    token, log_prob, _ = sample_token(keys, logits, Temperatures(jnp.float32(0.0)))
     np.testing.assert_array_equal(token, jnp.argmax(logits, -1))
     np.testing.assert_array_equal(log_prob, 0.0)
 
@@ -149,14 +150,26 @@ def test_temperature_zero_takes_the_most_likely_token_with_probability_one():
 def test_tokens_are_drawn_in_proportion_to_tempered_probabilities():
     logits = jnp.array([0.0, 1.0, 2.0])
     keys = jax.random.split(jax.random.key(1), 40_000)
-    token, log_prob = sample_token(
-        keys, jnp.tile(logits, (40_000, 1)), jnp.float32(2.0)
+    token, log_prob, _ = sample_token(
+        keys, jnp.tile(logits, (40_000, 1)), Temperatures(jnp.float32(2.0))
     )
     expected = np.asarray(jax.nn.softmax(logits / 2.0))
     counts = np.bincount(np.asarray(token), minlength=3)
     chi2 = ((counts - 40_000 * expected) ** 2 / (40_000 * expected)).sum()
     assert chi2 < 13.8  # p = 1e-3 with two degrees of freedom
     np.testing.assert_allclose(np.exp(log_prob), expected[np.asarray(token)], rtol=1e-5)
+
+
+def test_a_proposal_of_another_temperature_reports_its_correction():
+    logits = jax.random.normal(jax.random.key(2), (50, 9))
+    keys = jax.random.split(jax.random.key(1), 50)
+    both = Temperatures(jnp.float32(1.0), jnp.float32(0.25))
+    token, log_p, correction = sample_token(keys, logits, both)
+    alone, log_q, _ = sample_token(keys, logits, Temperatures(jnp.float32(0.25)))
+    np.testing.assert_array_equal(token, alone)
+    expected = jax.nn.log_softmax(logits)[jnp.arange(50), token]
+    np.testing.assert_allclose(log_p, expected, atol=1e-5)
+    np.testing.assert_allclose(correction, log_p - log_q, atol=1e-5)
 
 
 def test_the_policys_own_judgement_equals_its_logits_without_a_cache():

@@ -13,6 +13,7 @@ import pytest
 from fake_world import FakeEngine, fake_world
 
 from tsi.answers import select
+from tsi.diagnostics import diagnose
 from tsi.errors import ConfigurationError, ResultsError, UnknownNameError
 from tsi.experiments.bootstrap import accuracy
 from tsi.experiments.methods import METHODS, get_methods, sampler_of
@@ -80,6 +81,20 @@ def test_first_particles_of_a_large_run_are_the_small_run(name):
                 derived.log_weights, small.log_weights, atol=1e-5
             )
             assert derived.ledger[:4] == small.ledger[:4]
+            own = diagnose(
+                small.answers,
+                small.log_weights,
+                small.log_evidence,
+                small.ancestors,
+                np.zeros(len(small.ancestors), bool),
+            )
+            assert derived.answer_errors == pytest.approx(
+                own.answer_errors, nan_ok=True
+            )
+            assert derived.log_evidence_variance == pytest.approx(
+                own.log_evidence_variance, abs=1e-5
+            )
+            assert derived.unique_ancestors.tolist() == [3, 3, 3]
             assert np.isnan(derived.ledger.seconds)
             whole = first_rollouts(large, 8, rule, reads_reward=True)
             assert whole.ledger.seconds == large.ledger.seconds
@@ -102,6 +117,7 @@ def test_dead_rollouts_are_a_recovery_not_a_number():
     )
     derived = first_rollouts(dead, 2, "argmax", reads_reward=True)
     assert derived.log_evidence == -np.inf
+    assert np.isnan(derived.log_evidence_variance)
     assert derived.num_recoveries == 1
     assert np.isfinite(derived.log_weights).all()
 

@@ -9,6 +9,7 @@ import tsi
 from tsi import samplers, tabular_examples
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.samplers.potentials import odds, reward, softmax
+from tsi.samplers.reproduction import by_priority
 from tsi.weights import ess, log_mean_exp
 
 KEY = jax.random.key(0)
@@ -168,7 +169,9 @@ def test_offspring_drawn_by_tempered_weights_carry_the_rest():
     sampler = samplers.smc(
         potential=samplers.product(),
         schedule=samplers.every_step,
-        temper=lambda log_weights, t: 0.5 * log_weights,
+        reproduction=by_priority(
+            samplers.systematic, lambda group: 0.5 * group.log_weights
+        ),
     )
     raw = np.array([1.0, 4.0, 9.0, 16.0])
     state, _ = drive(sampler, [np.log(raw)])

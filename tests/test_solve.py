@@ -4,7 +4,7 @@ import numpy as np
 from fake_world import fake_world
 
 from tsi.experiments.methods import sampler_of
-from tsi.experiments.solve import genealogy, genealogy_text, lineages, solution_text
+from tsi.experiments.solve import genealogy, genealogy_text, solution_text
 
 # Four particles; at step 1 two survive, at step 2 three of the new generation do.
 ANCESTORS = np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]])
@@ -26,12 +26,6 @@ def _result():
             ["d\n", "dc"],
             ["b\n", "bb\n", "bba\n"],
         ],
-    )
-
-
-def test_lineages_follow_parents_backwards():
-    np.testing.assert_array_equal(
-        lineages(ANCESTORS), [[1, 1, 3, 1], [0, 0, 2, 1], [0, 1, 2, 3]]
     )
 
 

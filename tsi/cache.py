@@ -98,3 +98,27 @@ def fork(suffix: Suffix, ancestors: Int[Array, " R"]) -> Suffix:
     return Suffix(
         Segment(keys[:, ancestors], values[:, ancestors], mask[ancestors]), suffix.used
     )
+
+
+def take(suffix: Suffix, rows: Int[Array, " W"]) -> Suffix:
+    """Rows of a store, in any number, each squeezed to its own length."""
+    keys, values, mask = suffix.segment
+    taken = Segment(keys[:, rows], values[:, rows], mask[rows])
+    return squeeze(Suffix(taken, suffix.used))
+
+
+def keep(stored: Suffix, slots: Int[Array, " W"], rows: Suffix) -> Suffix:
+    """Write rows over the stored ones at ``slots``; slots beyond them are lost."""
+    segment = Segment(
+        stored.segment.keys.at[:, slots].set(rows.segment.keys, mode="drop"),
+        stored.segment.values.at[:, slots].set(rows.segment.values, mode="drop"),
+        stored.segment.mask.at[slots].set(rows.segment.mask, mode="drop"),
+    )
+    return Suffix(segment, jnp.maximum(stored.used, rows.used))
+
+
+def cut(suffix: Suffix, lengths: Int[Array, " R"]) -> Suffix:
+    """Forget all but the first ``lengths`` positions of each row."""
+    keys, values, mask = suffix.segment
+    first = jnp.cumsum(mask, axis=-1) <= lengths[:, None]
+    return Suffix(Segment(keys, values, mask & first), suffix.used)

@@ -11,8 +11,6 @@ problem's samples do not depend on which problems share its batch, on how many r
 batch has, or on how many devices hold them.
 """
 
-import functools
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,15 +21,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsi.answers import answer_posterior, select
-from tsi.batch import batch
+from tsi.diagnostics import diagnose_run
+from tsi.engine_programs import (
+    explorer_programs,
+    on_one_device,
+    sampler_programs,
+    spread,
+)
 from tsi.errors import ConfigurationError, PromptTooLongError
-from tsi.models.llama import Llama, LlamaConfig, RewardModel
+from tsi.explore import check_needs, put, step_rows
+from tsi.explorer import Explorer
+from tsi.models.llama import Llama, RewardModel
+from tsi.outcome import Outcome, on_host, slot_costs, texts_by_step
 from tsi.problem import Problem
-from tsi.reasoning import Particles, ReasoningParams, ReasoningTarget
-from tsi.result import Result, SlotCosts, ledger_of_first
+from tsi.reasoning import Cost, Particles, ReasoningParams, ReasoningTarget
+from tsi.reasoning_store import ReasoningStore
+from tsi.result import Result, ledger_of_first
 from tsi.rewards import Prompts
-from tsi.run import step_keys
 from tsi.sampler import Sampler
+from tsi.step_keys import step_keys
 
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""
@@ -81,34 +89,41 @@ class Engine:
             replicated = NamedSharding(mesh, PartitionSpec())
             policy, reward = jax.device_put((policy, reward), replicated)
         self.policy, self.reward = policy, reward
-        self._shapes: set[tuple[int, int, int]] = set()
+        self._shapes: set[tuple[int, ...]] = set()
         self._start = jax.jit(self._start_rows, static_argnums=0)
         self._advance = jax.jit(self._advance_rows, donate_argnums=2)
+        self._store = ReasoningStore(target)
+        self._start_stored = jax.jit(self._start_store, static_argnums=(0, 1))
+        self._advance_stored = jax.jit(self._advance_store, donate_argnums=2)
 
     @property
     def num_programs(self) -> int:
-        """Model programs so far: two for each (P, N, prompt width)."""
+        """Model programs so far: two for each shape of a batch."""
         return 2 * len(self._shapes)
 
     def run(
         self,
-        sampler: Sampler,
+        sampler: Sampler | Explorer,
         key: jax.Array,
         problems: Sequence[Problem],
         num_particles: int,
         *,
         extract: Callable[[str], str | None],
         temperature: float | None = None,
+        proposal_temperature: float | None = None,
     ) -> list[Result]:
         """Run a sampler on every problem.
 
         Args:
             sampler: what decides.
             key: a typed key; problem i runs under ``fold_in(key, problem.id)``.
-            problems: any number; they are run in batches of ``max_rows // N``.
+            problems: any number; they are run in batches of ``max_rows // M``, M the
+                rows that a problem keeps: N, or an explorer's store.
             num_particles: N, for each problem.
             extract: canonical answer of a solution's text, or None.
             temperature: overrides the engine's.
+            proposal_temperature: draw tokens at this temperature and correct for it;
+                None draws from the policy itself.
 
         Returns:
             One result a problem, in order.
@@ -117,11 +132,16 @@ class Engine:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
             ConfigurationError: the sampler cannot use N particles.
+            CapabilityError: it needs what a reasoning target has not.
         """
+        stored = num_particles
+        if isinstance(sampler, Explorer):
+            check_needs(sampler, self._store)
+            stored = sampler.plan(num_particles, self.target.max_steps).stored
         prompts = [self._encode(problem) for problem in problems]
         longest = max((len(p) for p in prompts), default=1)
         width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-        size = min(max(1, self.max_rows // num_particles), len(problems))
+        size = min(max(1, self.max_rows // stored), len(problems))
         warm = self.temperature if temperature is None else temperature
         results: list[Result] = []
         for start in range(0, len(problems), max(size, 1)):
@@ -133,6 +153,9 @@ class Engine:
                 self.reward,
                 self._pad([prompts[i] for i in filled], width),
                 jnp.float32(warm),
+                None
+                if proposal_temperature is None
+                else jnp.float32(proposal_temperature),
             )
             batch_results = self._run_batch(
                 sampler,
@@ -148,10 +171,23 @@ class Engine:
 
     def _run_batch(self, sampler, key, problems, num_particles, params, extract, real):
         began = time.perf_counter()
-        size = len(problems)
         ids = jnp.asarray([problem.id for problem in problems], jnp.uint32)
+        explores = isinstance(sampler, Explorer)
+        drive = self._run_explorer if explores else self._run_sampler
+        host = drive(sampler, key, ids, num_particles, params)
+        seconds = (time.perf_counter() - began) / real
+        return [
+            self._result(
+                problem, sampler, host, p, num_particles, params, extract, seconds
+            )
+            for p, problem in enumerate(problems[:real])
+        ]
+
+    def _run_sampler(self, sampler, key, ids, num_particles, params):
+        """Generations of N rows a problem."""
+        size = len(ids)
         self._shapes.add((size, num_particles, params.prompts.tokens.shape[1]))
-        begin, turn = _control(sampler, size, num_particles)
+        begin, turn = sampler_programs(sampler, size, num_particles)
         key_steps, state, ancestors = begin(key, ids)
         particles = self._start(num_particles, params)
         infos, running = [], []
@@ -166,39 +202,92 @@ class Engine:
                 step,
                 state,
                 jnp.asarray(live),
-                *_on_one_device((potentials, corrections, finished)),
+                *on_one_device((potentials, corrections, finished)),
             )
             infos.append(info)
             running.append(live)
             live = np.asarray(ongoing)
             if not live.any():
                 break
-        infos = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *infos)
-        seconds = (time.perf_counter() - began) / real
-        host = _Host(
-            jax.device_get(particles._replace(prompt=(), suffix=(), reward_state=())),
-            jax.device_get(state),
-            infos,
-            np.stack(running),
-        )
-        return [
-            self._result(
-                problem, sampler, host, p, num_particles, params, extract, seconds
+        particles = on_host(particles)
+        return Outcome(particles, jax.device_get(state), infos, running, particles.cost)
+
+    def _run_explorer(self, explorer, key, ids, num_particles, params):
+        """Turns of W rows out of a store of M a problem."""
+        size, limit = len(ids), self.target.max_steps
+        plan = explorer.plan(num_particles, limit)
+        self._shapes.add((size, *plan[:2], params.prompts.tokens.shape[1]))
+        begin, turn = explorer_programs(explorer, size, num_particles, limit)
+        key_steps, state, request = begin(key, ids)
+        exploration = self._start_stored(plan.stored, plan.rows, params)
+        infos, running = [], []
+        live = np.ones(size, bool)
+        for count in range(plan.turns):
+            number = jnp.int32(count)
+            exploration, reply = self._advance_stored(
+                key_steps, number, exploration, request, params
             )
-            for p, problem in enumerate(problems[:real])
-        ]
+            state, request, info, ongoing = turn(
+                key_steps, number, state, jnp.asarray(live), on_one_device(reply)
+            )
+            infos.append(info)
+            running.append(live)
+            live = np.asarray(ongoing)
+            if not live.any():
+                break
+        stored, _, spent = exploration
+        state = jax.device_get(state)
+        # Each problem's members, out of rows that stand problem by problem.
+        offsets = np.arange(size)[:, None] * plan.stored
+        members = (np.asarray(state.members) + offsets).reshape(-1)
+        particles = on_host(stored)._replace(cost=None)
+        particles = jax.tree.map(lambda leaf: leaf[members], particles)
+        return Outcome(particles, state, infos, running, jax.device_get(spent))
+
+    def _start_store(self, stored: int, rows: int, params: ReasoningParams):
+        particles = self._store.init(None, stored, params)
+        problems = params.prompts.lengths.shape[0]
+        depths = jnp.zeros(problems * stored, jnp.int32)
+        zeros, floats = (
+            jnp.zeros(problems * rows, dtype) for dtype in (jnp.int32, jnp.float32)
+        )
+        spent = Cost(zeros, floats, zeros, floats)
+        return spread(self.mesh, particles), depths, spent
+
+    def _advance_store(self, key_steps, count, exploration, request, params):
+        stored, depths, spent = exploration
+        keys = jax.vmap(lambda key: step_keys(key, count).propose)(key_steps)
+        store = self._store
+        rows = store.gather(spread(self.mesh, stored), request.parents)
+        sources = None
+        if request.sources is not None:
+            sources = store.gather(stored, jnp.maximum(request.sources, 0))
+        stepped = step_rows(
+            store,
+            keys,
+            rows,
+            depths[request.parents],
+            request,
+            sources,
+            params,
+            self.target.max_steps,
+        )
+        stored = put(store, stored, request.slots, stepped.rows)
+        depths = depths.at[request.slots].set(stepped.depths, mode="drop")
+        spent = jax.tree.map(jnp.add, spent, stepped.rows.cost)
+        return (spread(self.mesh, stored), depths, spent), stepped.reply
 
     def _start_rows(self, num_particles: int, params: ReasoningParams) -> Particles:
         particles = self.target.init(None, num_particles, params)
-        return _spread(self.mesh, particles)
+        return spread(self.mesh, particles)
 
     def _advance_rows(self, key_steps, t, particles, ancestors, params):
         keys = jax.vmap(lambda key: step_keys(key, t).propose)(key_steps)
-        particles = self.target.gather(_spread(self.mesh, particles), ancestors)
+        particles = self.target.gather(spread(self.mesh, particles), ancestors)
         particles, corrections = self.target.propose(keys, t, particles, params)
         potentials = self.target.log_potential(t, particles, params)
         finished = self.target.finished(particles)
-        return _spread(self.mesh, particles), potentials, corrections, finished
+        return spread(self.mesh, particles), potentials, corrections, finished
 
     def _encode(self, problem: Problem) -> list[int]:
         tokens, context = self.encode(problem.prompt), self._context
@@ -222,22 +311,20 @@ class Engine:
     def _result(
         self, problem, sampler, host, p, num_particles, params, extract, seconds
     ) -> Result:
-        rows = slice(p * num_particles, (p + 1) * num_particles)
-        mine = jax.tree.map(lambda x: x[rows], host.particles)
+        mine = host.particles_of(p)
         state = jax.tree.map(lambda x: x[p], host.state)
         steps = np.flatnonzero(host.running[:, p])
+        explores = isinstance(sampler, Explorer)
         infos = jax.tree.map(lambda x: x[steps, p], host.infos)
-        step_texts = [
-            self._step_texts(*row)
-            for row in zip(mine.tokens, mine.step_ends, mine.lengths, strict=True)
-        ]
+        step_texts = texts_by_step(self.decode, mine)
         texts = ["".join(parts) for parts in step_texts]
         answers = [
             None if cut else extract(text)
             for text, cut in zip(texts, mine.truncated, strict=True)
         ]
         rewards = 1.0 / (1.0 + np.exp(-mine.log_odds.astype(np.float64)))
-        slots = self._slot_costs(mine.cost, int(params.prompts.lengths[p]), params)
+        prompt_length = int(params.prompts.lengths[p])
+        slots = slot_costs(host.cost_of(p), prompt_length, self.target, params)
         log_weights = np.asarray(state.log_weights)
         return Result(
             problem_id=problem.id,
@@ -247,120 +334,17 @@ class Engine:
             log_weights=log_weights,
             log_evidence=float(state.log_evidence),
             ess=infos.ess,
-            ancestors=infos.ancestors,
+            ancestors=infos.parents if explores else infos.ancestors,
             step_texts=step_texts,
             num_recoveries=int(infos.num_recoveries.sum()),
             num_invalid=int(infos.num_invalid.sum()),
             num_truncated=int(mine.truncated.sum()),
             answer_posterior=answer_posterior(answers, log_weights),
             selected=select(sampler.select, answers, log_weights, rewards),
-            ledger=ledger_of_first(slots, num_particles, seconds),
+            ledger=ledger_of_first(slots, len(slots.flops), seconds)._replace(
+                rollouts=num_particles
+            ),
             slots=slots,
             truncated=mine.truncated,
+            **diagnose_run(sampler, state, infos, answers),
         )
-
-    def _step_texts(self, tokens, step_ends, length) -> list[str]:
-        ends = step_ends[(step_ends > 0) & (step_ends <= length)]
-        cuts = [0, *sorted(set(ends.tolist()))]
-        return [self.decode(tokens[a:b].tolist()) for a, b in itertools.pairwise(cuts)]
-
-    def _slot_costs(self, cost, prompt_length: int, params) -> SlotCosts:
-        policy, reader = self.policy.config, self.target.reward.reader(params)
-        prompt_context = prompt_length * (prompt_length + 1) / 2
-        reads_prompt = reader is not None and self.target.reward.reads_prompts
-        return SlotCosts(
-            generated_tokens=cost.generated,
-            reward_tokens=cost.reward_read,
-            flops=_flops(policy, cost.generated, cost.generated_context, head=True),
-            reward_flops=_flops(reader, cost.reward_read, cost.reward_context),
-            prompt_reward_tokens=prompt_length if reads_prompt else 0,
-            prompt_flops=float(_flops(policy, prompt_length, prompt_context)),
-            prompt_reward_flops=(
-                float(_flops(reader, prompt_length, prompt_context))
-                if reads_prompt
-                else 0.0
-            ),
-        )
-
-
-class _Host:
-    """A batch's outcome in numpy: particles, sampler state, infos, live problems."""
-
-    def __init__(self, particles, state, infos, running):
-        self.particles, self.state = particles, state
-        self.infos, self.running = infos, running
-
-
-@functools.lru_cache(maxsize=256)
-def _control(sampler: Sampler, problems: int, num_particles: int):
-    """The sampler's two programs for a batch of problems."""
-    lifted = batch(sampler, problems)
-
-    @jax.jit
-    def begin(key, ids):
-        # fold_in and split exactly as tsi.run does, for every problem.
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(ids)
-        key_init, key_steps = keys[:, 0], keys[:, 1]
-        start = jax.vmap(jax.random.fold_in, (0, None))(key_init, 0)
-        state = lifted.init(start, num_particles)
-        asks = jax.vmap(lambda k: step_keys(k, 0).ask)(key_steps)
-        state, ancestors = lifted.ask(asks, state)
-        return key_steps, state, ancestors
-
-    @jax.jit
-    def turn(key_steps, t, state, live, potentials, corrections, finished):
-        def of_live(new, old, still):
-            def keep(a, b):
-                return jnp.where(still.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-            return jax.tree.map(keep, new, old)
-
-        tells = jax.vmap(lambda k: step_keys(k, t).tell)(key_steps)
-        told, info = lifted.tell(tells, state, potentials, corrections, finished)
-        # A problem that has ended is left as it was, as tsi.run would have left it.
-        state = of_live(told, state, live)
-        ongoing = live & ~jnp.all(finished.reshape(problems, -1), axis=1)
-        asks = jax.vmap(lambda k: step_keys(k, t + 1).ask)(key_steps)
-        asked, ancestors = lifted.ask(asks, state)
-        state = of_live(asked, state, ongoing)
-        stay = jnp.arange(problems * num_particles, dtype=ancestors.dtype)
-        ancestors = jnp.where(jnp.repeat(ongoing, num_particles), ancestors, stay)
-        return state, ancestors, info, ongoing
-
-    return begin, turn
-
-
-def _on_one_device(tree: Any) -> Any:
-    """Bring the few numbers a sampler sees together, whatever devices made them."""
-    return jax.tree.map(jnp.asarray, jax.device_get(tree))
-
-
-def _spread(mesh: Mesh | None, particles: Particles) -> Particles:
-    """Lay rows out along the mesh's ``data`` axis."""
-    if mesh is None:
-        return particles
-    rows, devices = particles.lengths.shape[0], mesh.shape["data"]
-
-    def place(x: jax.Array) -> jax.Array:
-        # Rows lead everywhere but in caches, where they follow the layers.
-        axis = next((i for i, n in enumerate(x.shape[:2]) if n == rows), None)
-        spec: list[str | None] = [None] * x.ndim
-        if axis is not None and rows % devices == 0:
-            spec[axis] = "data"
-        sharding = NamedSharding(mesh, PartitionSpec(*spec))
-        return jax.lax.with_sharding_constraint(x, sharding)
-
-    return jax.tree.map(place, particles)
-
-
-def _flops(config: LlamaConfig | None, tokens, context, *, head: bool = False):
-    """FLOPs of so many tokens that attended to so many positions in all.
-
-    Tokens that are only read need no logits: a reward's single number a step is left
-    out as well.
-    """
-    if config is None:
-        return np.zeros_like(context)
-    dense = config.flops_per_token(0.0, head=head)
-    position = config.flops_per_token(1.0, head=head) - dense
-    return dense * tokens + position * context

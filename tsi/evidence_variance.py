@@ -15,7 +15,7 @@ References:
         particles; resampling at some steps only).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,17 @@ def relative_variance(
     )
     eves = genealogy(ancestors, num_steps).eves
     shares = jnp.zeros(size).at[eves].add(jnp.exp(normalise(log_weights)))
-    stages = 1 + jnp.sum(resampled & taken)
-    growth = (size / (size - 1)) ** stages if size > 1 else jnp.nan
-    return 1.0 - growth * (1.0 - jnp.sum(shares**2))
+    return variance_of_families(shares, jnp.sum(resampled & taken))
+
+
+def variance_of_families(shares: Any, num_resamplings: Any) -> Any:
+    """V from the weight of each family, in numpy or in jax.
+
+    Args:
+        shares: sum of the normalised weights of each Eve's descendants, [N], zeros
+            included.
+        num_resamplings: R.
+    """
+    size = shares.shape[0]
+    growth = (size / (size - 1)) ** (num_resamplings + 1) if size > 1 else jnp.nan
+    return 1.0 - growth * (1.0 - (shares**2).sum())

@@ -32,6 +32,12 @@ class Exploration(NamedTuple):
     turn: Int[Array, ""]
 
 
+def as_store(target: Any) -> Any:
+    """The form of a target that keeps prefixes; most targets are that form."""
+    method = getattr(target, "as_store", None)
+    return target if method is None else method()
+
+
 def check_needs(explorer: Explorer, target: Any) -> None:
     """Refuse a target that lacks what the explorer needs.
 
@@ -65,6 +71,7 @@ def start(
         CapabilityError: the target lacks what the explorer needs.
         ConfigurationError: the explorer cannot use N particles.
     """
+    target = as_store(target)
     check_needs(explorer, target)
     limit = step_limit(target, max_steps)
     plan = explorer.plan(num_particles, limit)
@@ -126,15 +133,16 @@ def step_rows(
     if request.sources is not None:
         fresh = active & (request.sources < 0)
     after, corrections = _propose(target, key, depths, rows, fresh, params)
+    log_probs = jnp.zeros_like(corrections)
+    if log_prob is not None:
+        log_probs = jnp.where(fresh, log_prob(after, params) - before, 0.0)
     if request.sources is not None:
-        repeated = active & (request.sources >= 0)
-        again, _ = target.replay(depths, rows, sources, params)
+        repeated = active & ~fresh
+        again, of_repeated = target.replay(depths, rows, sources, params)
         after = put(target, after, _where(repeated), again)
         corrections = jnp.where(repeated, 0.0, corrections)
+        log_probs = jnp.where(repeated, of_repeated, log_probs)
     log_potentials = target.log_potential(depths, after, params)
-    log_probs = jnp.zeros_like(log_potentials)
-    if log_prob is not None:
-        log_probs = jnp.where(active, log_prob(after, params) - before, 0.0)
     depths = depths + active
     finished = target.finished(after) | (depths >= limit)
     reply = Reply(log_potentials, corrections, log_probs, finished)
@@ -167,6 +175,7 @@ def turn(
     max_steps: int | None = None,
 ) -> tuple[Exploration, Any]:
     """One turn; also the explorer's info about it."""
+    target = as_store(target)
     stored, depths, state, count = exploration
     keys: StepKeys = step_keys(key_steps, count)
     state, request = explorer.ask(keys.ask, state)

@@ -6,9 +6,8 @@ every particle, inside one compiled loop over tokens, and has the reward read th
 what weight to make of them. Rows are the particles of P problems at once, N of each,
 problem by problem (R = P·N); with P = 1 this is a plain :class:`tsi.target.Target`.
 
-Random numbers: the token at offset j of the step of the particle in slot i is drawn
-with ``fold_in(fold_in(key, i), j)``, where ``key`` is the problem's key of this step.
-So a row depends on (seed, problem, particle, step, token) alone.
+Tokens are drawn by :mod:`tsi.decoding`, which says with which keys. What explorers
+need besides, to cut, repeat and keep prefixes, is in :mod:`tsi.reasoning_store`.
 """
 
 import dataclasses
@@ -21,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import Boundary
 from tsi.cache import Suffix, append, empty_suffix, fork, slots_needed
-from tsi.categorical import categorical
+from tsi.decoding import Decoding, Temperatures, decode, row_keys
 from tsi.models.layers import Segment
-from tsi.models.llama import KeyValues, Llama
+from tsi.models.llama import Llama
 from tsi.rewards import PolicyContext, Prompts, Reward, Step
 
 
@@ -36,12 +35,15 @@ class ReasoningParams(NamedTuple):
         prompts: the problems' prompts.
         temperature: of the policy's tokens; 0 means the most likely token. The policy
             *at this temperature* is the p of the target.
+        proposal_temperature: tokens are drawn at this temperature instead, and log p -
+            log q is reported; None draws from the policy itself.
     """
 
     policy: Llama
     reward: Any
     prompts: Prompts
     temperature: Float[Array, ""]
+    proposal_temperature: Float[Array, ""] | None = None
 
 
 class Cost(NamedTuple):
@@ -54,6 +56,14 @@ class Cost(NamedTuple):
     generated_context: Float[Array, " R"]
     reward_read: Int[Array, " R"]
     reward_context: Float[Array, " R"]
+
+
+class History(NamedTuple):
+    """What cannot be recomputed when a row is cut back: ``[R, M]``, after each step."""
+
+    boundary_state: Int[Array, "R M"]
+    log_prob: Float[Array, "R M"]
+    log_odds: Float[Array, "R M"]
 
 
 class Particles(NamedTuple):
@@ -69,6 +79,7 @@ class Particles(NamedTuple):
         truncated: ``[R]``, ended at the token limit.
         log_prob: ``[R]``, log p(steps | prompt) at the policy's temperature.
         log_odds: ``[R]``, the reward of the prefix.
+        history: the numbers above after each step, to cut back to.
         prompt, suffix: the policy's two cache segments.
         reward_state: the reward's own.
         cost: see :class:`Cost`.
@@ -83,24 +94,11 @@ class Particles(NamedTuple):
     truncated: Bool[Array, " R"]
     log_prob: Float[Array, " R"]
     log_odds: Float[Array, " R"]
+    history: "History"
     prompt: Segment
     suffix: Suffix
     reward_state: Any
     cost: Cost
-
-
-class _Decoding(NamedTuple):
-    """Carry of the loop over the tokens of one step."""
-
-    offset: Int[Array, ""]
-    token: Int[Array, " R"]
-    state: Int[Array, " R"]
-    active: Bool[Array, " R"]
-    stopped: Bool[Array, " R"]
-    counts: Int[Array, " R"]
-    log_prob: Float[Array, " R"]
-    tokens: Int[Array, "R C"]
-    new: KeyValues
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +123,21 @@ class ReasoningTarget:
     max_steps: int
     log_truncation: float = -math.inf
 
-    def init(self, key, num_particles: int, params: ReasoningParams) -> Particles:
-        """Read the prompts; ``num_particles`` is N per problem."""
+    def init(
+        self,
+        key,
+        num_particles: int,
+        params: ReasoningParams,
+        capacity: int | None = None,
+    ) -> Particles:
+        """Read the prompts.
+
+        Args:
+            key: unused.
+            num_particles: N per problem.
+            params: weights, prompts and temperature.
+            capacity: slots of the caches' suffixes, by default enough for one pass.
+        """
         del key
         policy, prompts = params.policy, params.prompts
         problems, length = prompts.tokens.shape
@@ -138,18 +149,23 @@ class ReasoningTarget:
         last = jnp.take_along_axis(
             prompts.tokens, prompts.lengths[:, None] - 1, axis=1
         )[:, 0]
-        capacity = slots_needed(self.max_tokens, self.max_steps, self.max_step_tokens)
+        if capacity is None:
+            capacity = slots_needed(
+                self.max_tokens, self.max_steps, self.max_step_tokens
+            )
+        by_step = jnp.zeros((rows, self.max_steps), jnp.int32)
         zeros, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
         return Particles(
             tokens=jnp.zeros((rows, self.max_tokens), jnp.int32),
             lengths=zeros,
-            step_ends=jnp.zeros((rows, self.max_steps), jnp.int32),
+            step_ends=by_step,
             pending=jnp.repeat(last, num_particles),
             boundary_state=zeros,
             finished=jnp.zeros(rows, bool),
             truncated=jnp.zeros(rows, bool),
             log_prob=floats,
             log_odds=floats,
+            history=History(by_step, by_step.astype(float), by_step.astype(float)),
             prompt=Segment(key_values.keys, key_values.values, mask),
             suffix=empty_suffix(policy.config, rows, capacity, key_values.keys.dtype),
             reward_state=self.reward.init(prompts, rows, capacity, params),
@@ -161,15 +177,44 @@ class ReasoningTarget:
 
         Args:
             key: a key, or one key for each of P problems.
-            t: the step's index, from 0.
+            t: the step's index, from 0; one number, or each row's own.
             particles: R rows.
             params: weights, prompts and temperature.
 
         Returns:
-            The particles, and zeros (the policy itself proposes: q = p).
+            The particles, and log p - log q.
         """
-        step = self._decode(key, particles, params)
-        rows = jnp.arange(particles.lengths.shape[0])
+        return self.propose_some(key, t, particles, params, ~particles.finished)
+
+    def propose_some(self, key, t, particles: Particles, params, active):
+        """The same for the rows ``active [R]`` only; the others stay as they are."""
+        step = decode(
+            params.policy,
+            self.boundary,
+            row_keys(key, particles.lengths.shape[0]),
+            particles,
+            self.prompt_rows(particles, params) - 1 + particles.lengths,
+            active & ~particles.finished,
+            Temperatures(params.temperature, params.proposal_temperature),
+            self.max_step_tokens,
+        )
+        return self.written(t, particles, step, params), step.log_correction
+
+    def as_store(self):
+        """This target with what explorers need: to cut, repeat and keep prefixes."""
+        from tsi.reasoning_store import ReasoningStore
+
+        return ReasoningStore(self)
+
+    def prompt_rows(self, particles: Particles, params) -> Int[Array, " R"]:
+        """The length of each row's prompt."""
+        lengths = params.prompts.lengths
+        return jnp.repeat(lengths, particles.lengths.shape[0] // lengths.shape[0])
+
+    def written(
+        self, t, particles: Particles, step: Decoding, params: ReasoningParams
+    ) -> Particles:
+        """Rows with a step of theirs stored in the caches and read by the reward."""
         start, lengths = particles.lengths, particles.lengths + step.counts
         slots = jnp.arange(self.max_tokens) - start[:, None]
         written = (slots >= 0) & (slots < step.counts[:, None])
@@ -177,13 +222,13 @@ class ReasoningTarget:
             step.tokens, jnp.clip(slots, 0, self.max_step_tokens - 1), axis=1
         )
         tokens = jnp.where(written, new_tokens, particles.tokens)
-        out = (lengths >= self.max_tokens) | (t + 1 >= self.max_steps)
-        truncated = particles.truncated | (out & ~step.stopped & ~particles.finished)
+        live = step.counts > 0
+        t = jnp.broadcast_to(t, lengths.shape)
+        out = live & ((lengths >= self.max_tokens) | (t + 1 >= self.max_steps))
+        truncated = particles.truncated | (out & ~step.stopped)
 
         suffix = append(particles.suffix, step.new, step.counts, self.max_steps)
-        prompt_rows = jnp.repeat(
-            params.prompts.lengths, rows.size // params.prompts.lengths.shape[0]
-        )
+        prompt_rows = self.prompt_rows(particles, params)
         context = PolicyContext(
             particles.prompt, suffix.segment, step.token, prompt_rows - 1 + lengths
         )
@@ -192,31 +237,38 @@ class ReasoningTarget:
             Step(step.tokens, step.counts, start, tokens, context, self.max_steps),
             params,
         )
-        live = step.counts > 0
-        read = reading.tokens_read.astype(jnp.float32)
-        # Token k of a step attends to what stood before it and k + 1 of its own.
-        before = (prompt_rows + start).astype(jnp.float32)
-        counts = step.counts.astype(jnp.float32)
-        cost = particles.cost
+        here = (jnp.arange(self.max_steps) == t[:, None]) & live[:, None]
+
+        def noted(value, old):
+            return jnp.where(here, value[:, None], old)
+
+        log_prob = particles.log_prob + step.log_prob
+        log_odds = jnp.where(live, reading.log_odds, particles.log_odds)
+        history = particles.history
         return particles._replace(
             tokens=tokens,
             lengths=lengths,
-            step_ends=particles.step_ends.at[:, t].set(lengths, mode="drop"),
+            step_ends=noted(lengths, particles.step_ends),
             pending=step.token,
             boundary_state=step.state,
             finished=particles.finished | step.stopped | truncated,
             truncated=truncated,
-            log_prob=particles.log_prob + step.log_prob,
-            log_odds=jnp.where(live, reading.log_odds, particles.log_odds),
+            log_prob=log_prob,
+            log_odds=log_odds,
+            history=History(
+                noted(step.state, history.boundary_state),
+                noted(log_prob, history.log_prob),
+                noted(log_odds, history.log_odds),
+            ),
             suffix=suffix,
             reward_state=state,
-            cost=Cost(
-                cost.generated + step.counts,
-                cost.generated_context + counts * (before + (counts - 1) / 2),
-                cost.reward_read + reading.tokens_read,
-                cost.reward_context + read * (before + (read + 1) / 2),
+            cost=spent(
+                particles.cost,
+                step.counts,
+                jnp.where(live, reading.tokens_read, 0),
+                (prompt_rows + start).astype(jnp.float32),
             ),
-        ), jnp.zeros_like(particles.log_prob)
+        )
 
     def log_potential(self, t, particles: Particles, params) -> Float[Array, " R"]:
         """Log-odds of the reward of each prefix; see ``log_truncation``."""
@@ -245,6 +297,7 @@ class ReasoningTarget:
                 truncated=old.truncated[ancestors],
                 log_prob=old.log_prob[ancestors],
                 log_odds=old.log_odds[ancestors],
+                history=jax.tree.map(lambda x: x[ancestors], old.history),
                 prompt=old.prompt,
                 suffix=fork(old.suffix, ancestors),
                 reward_state=self.reward.fork(old.reward_state, ancestors),
@@ -254,96 +307,19 @@ class ReasoningTarget:
         moved = jnp.any(ancestors != jnp.arange(ancestors.shape[0]))
         return jax.lax.cond(moved, take, lambda p: p, particles)
 
-    def _decode(self, key, particles: Particles, params: ReasoningParams) -> _Decoding:
-        """Sample tokens until every row has ended its step."""
-        policy, width = params.policy, self.max_step_tokens
-        rows = particles.lengths.shape[0]
-        keys = jnp.atleast_1d(key)
-        slots = jnp.arange(rows // keys.shape[0])
-        row_keys = jax.vmap(
-            lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(slots)
-        )(keys).reshape(rows)
-        prompt_rows = jnp.repeat(
-            params.prompts.lengths, rows // params.prompts.lengths.shape[0]
-        )
-        start = prompt_rows - 1 + particles.lengths
 
-        def body(c: _Decoding) -> _Decoding:
-            mask = jnp.broadcast_to(jnp.arange(width) < c.offset, (rows, width))
-            context = (
-                particles.prompt,
-                particles.suffix.segment,
-                Segment(c.new.keys, c.new.values, mask),
-            )
-            position = (start + c.offset)[:, None]
-            hidden, (keys, values) = policy.trunk(
-                c.token[:, None], position, None, context
-            )
-            update = jax.lax.dynamic_update_slice_in_dim
-            new = KeyValues(
-                update(c.new.keys, keys, c.offset, axis=-1),
-                update(c.new.values, values, c.offset, axis=-2),
-            )
-            token, log_prob = sample_token(
-                jax.vmap(jax.random.fold_in, (0, None))(row_keys, c.offset),
-                policy.logits(hidden[:, 0]),
-                params.temperature,
-            )
-            token = jnp.where(c.active, token, c.token)
-            counts = c.counts + c.active
-            stopped = c.stopped | (c.active & self.boundary.stops[token])
-            ended = self.boundary.ends[c.state, token] | stopped
-            full = particles.lengths + counts >= self.max_tokens
-            # Afresh after a boundary, on from here where the step is cut.
-            state = jnp.where(ended, 0, self.boundary.next_state[c.state, token])
-            return _Decoding(
-                offset=c.offset + 1,
-                token=token,
-                state=jnp.where(c.active, state, c.state),
-                active=c.active & ~ended & ~full,
-                stopped=stopped,
-                counts=counts,
-                log_prob=c.log_prob + jnp.where(c.active, log_prob, 0.0),
-                tokens=update(c.tokens, token[:, None], c.offset, axis=1),
-                new=new,
-            )
-
-        config, dtype = policy.config, particles.suffix.segment.keys.dtype
-        shape = (config.num_layers, rows, config.num_kv_heads)
-        zeros = jnp.zeros(rows, jnp.int32)
-        return jax.lax.while_loop(
-            lambda c: jnp.any(c.active) & (c.offset < width),
-            body,
-            _Decoding(
-                offset=jnp.zeros((), jnp.int32),
-                token=particles.pending,
-                state=particles.boundary_state,
-                active=~particles.finished,
-                stopped=jnp.zeros(rows, bool),
-                counts=zeros,
-                log_prob=jnp.zeros(rows, jnp.float32),
-                tokens=jnp.zeros((rows, width), jnp.int32),
-                new=KeyValues(
-                    jnp.zeros((*shape, config.head_width, width), dtype),
-                    jnp.zeros((*shape, width, config.head_width), dtype),
-                ),
-            ),
-        )
-
-
-def sample_token(
-    keys, logits: Float[Array, "R V"], temperature: Float[Array, ""]
-) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
-    """Draw one token a row at a temperature, each row from a key of its own.
-
-    At temperature 0 the most likely token is taken and its log-probability is 0.
-
-    Returns:
-        Token ids and their log-probabilities under the tempered distribution.
-    """
-    log_p = jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1.0))
-    token = jnp.where(
-        temperature > 0, categorical(keys, log_p), jnp.argmax(log_p, axis=-1)
-    ).astype(jnp.int32)
-    chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
-    return token, jnp.where(temperature > 0, chosen, 0.0)
+def spent(
+    cost: Cost,
+    counts: Int[Array, " R"],
+    read: Int[Array, " R"],
+    before: Float[Array, " R"],
+) -> Cost:
+    """The ledger after a step of so many tokens, written and read after `before`."""
+    # Token k of a step attends to what stood before it and k + 1 of its own.
+    written_f, read_f = counts.astype(jnp.float32), read.astype(jnp.float32)
+    return Cost(
+        cost.generated + counts,
+        cost.generated_context + written_f * (before + (written_f - 1) / 2),
+        cost.reward_read + read,
+        cost.reward_context + read_f * (before + (read_f + 1) / 2),
+    )

@@ -1,5 +1,6 @@
 """What a run on one problem gives back: the same for every sampler."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,17 @@ class Result(NamedTuple):
         ledger: what the run cost.
         slots: the ledger by particle slot, or None where the engine does not keep it.
         truncated: which particles are those of `num_truncated`, or None.
+        log_evidence_variance: estimate of Var(Z_hat) / Z_hat^2, the variance of the log
+            evidence to first order; NaN where the sampler estimates no evidence, where
+            the estimate is zero, and for one particle. Single runs may be negative.
+        answer_errors: standard error of each answer's posterior probability, NaN where
+            it cannot be estimated; None where not kept.
+        pareto_k: tail shape of the final weights; NaN where it cannot be estimated, as
+            for fewer than 25 particles. Above 0.7 the errors are not to be trusted.
+        unique_ancestors: distinct particles of each step with descendants at the end,
+            or None where particles have no genealogy.
+        step_rewards: reward of each particle after each step, in the slots of that
+            step, or None where not kept; 0 where a limit made the weight zero.
     """
 
     problem_id: int
@@ -90,6 +102,11 @@ class Result(NamedTuple):
     ledger: Ledger
     slots: SlotCosts | None = None
     truncated: Bool[np.ndarray, "N"] | None = None
+    log_evidence_variance: float = math.nan
+    answer_errors: dict[str, float] | None = None
+    pareto_k: float = math.nan
+    unique_ancestors: Int[np.ndarray, "T"] | None = None
+    step_rewards: Float[np.ndarray, "T N"] | None = None
 
 
 def ledger_of_first(

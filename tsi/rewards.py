@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tsi.cache import Suffix, append, empty_suffix, fork
+from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
 from tsi.models.layers import Segment
 from tsi.models.llama import Llama, LlamaConfig, RewardModel
 
@@ -89,6 +89,12 @@ class Reward(Protocol):
     def fork(self, state: Any, ancestors: Int[Array, " R"]) -> Any:
         """Give each row its ancestor's state."""
 
+    def keep(self, stored: Any, slots: Int[Array, " W"], rows: Any) -> Any:
+        """Write the state of W rows over the stored ones at ``slots``."""
+
+    def cut(self, state: Any, lengths: Int[Array, " R"]) -> Any:
+        """Forget all but the first ``lengths`` tokens of each row."""
+
     def reader(self, params: Any) -> LlamaConfig | None:
         """The model that reads tokens, for the cost ledger; None if none does."""
 
@@ -142,7 +148,19 @@ class ProcessReward:
         )
 
     def fork(self, state, ancestors):
-        return state._replace(suffix=fork(state.suffix, ancestors))
+        if ancestors.shape == state.prompt_lengths.shape:
+            return state._replace(suffix=fork(state.suffix, ancestors))
+        # Out of a store, whose rows are others in number and in length.
+        return state._replace(
+            suffix=take(state.suffix, ancestors),
+            prompt_lengths=state.prompt_lengths[ancestors],
+        )
+
+    def keep(self, stored, slots, rows):
+        return stored._replace(suffix=keep(stored.suffix, slots, rows.suffix))
+
+    def cut(self, state, lengths):
+        return state._replace(suffix=cut(state.suffix, lengths))
 
     def reader(self, params):
         return params.reward.config
@@ -189,6 +207,12 @@ class SelfJudge:
     def fork(self, state, ancestors):
         return state
 
+    def keep(self, stored, slots, rows):
+        return stored
+
+    def cut(self, state, lengths):
+        return state
+
     def reader(self, params):
         return params.policy.config
 
@@ -232,6 +256,12 @@ class TextReward:
     def fork(self, state, ancestors):
         return state
 
+    def keep(self, stored, slots, rows):
+        return stored
+
+    def cut(self, state, lengths):
+        return state
+
     def reader(self, params):
         return None
 
@@ -249,6 +279,12 @@ class NoReward:
         return state, Reading(zeros.astype(jnp.float32), zeros)
 
     def fork(self, state, ancestors):
+        return state
+
+    def keep(self, stored, slots, rows):
+        return stored
+
+    def cut(self, state, lengths):
         return state
 
     def reader(self, params):

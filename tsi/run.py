@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explore import explore
+from tsi.explore import as_store, explore
 from tsi.explorer import Explorer
 from tsi.sampler import Sampler
 from tsi.step_keys import step_keys, step_limit
@@ -77,7 +77,8 @@ def run(
             sampler, target, key, num_particles, params, max_steps=limit
         )
         stored, _, state, turns = exploration
-        return Run(target.gather(stored, state.members), state, infos, turns)
+        members = as_store(target).gather(stored, state.members)
+        return Run(members, state, infos, turns)
     key_init, key_steps = jax.random.split(key)
     state = sampler.init(jax.random.fold_in(key_init, 0), num_particles)
     particles = target.init(jax.random.fold_in(key_init, 1), num_particles, params)

@@ -40,7 +40,7 @@ class TabularParams(NamedTuple):
         log_initial: [K].
         log_transition: [K, K].
         log_proposal_initial: [K].
-        log_proposal_transition: [K, K].
+        log_proposal_transition: [K, K], or [T, K, K] if it depends on the step.
         log_potentials: [T, K].
         end: the symbol that ends a path, -1 for none.
         idle: see `TabularTarget`.
@@ -49,7 +49,7 @@ class TabularParams(NamedTuple):
     log_initial: Float[Array, "K"]
     log_transition: Float[Array, "K K"]
     log_proposal_initial: Float[Array, "K"]
-    log_proposal_transition: Float[Array, "K K"]
+    log_proposal_transition: Float[Array, "K K"] | Float[Array, "T K K"]
     log_potentials: Float[Array, "T K"]
     end: Int[Array, ""]
     idle: Float[Array, ""]
@@ -87,7 +87,8 @@ class TabularTarget:
             [T, K]; T is `max_steps`. -inf makes a prefix impossible.
         end: the symbol that ends a path, or None.
         proposal_initial: q of the first symbol, [K]; the policy by default.
-        proposal_transition: q of the next symbol, [K, K]; the policy by default.
+        proposal_transition: q of the next symbol, [K, K], or [T, K, K] with a table for
+            each step, the first of them unused; the policy by default.
         idle: what is reported as potential and correction of a particle that had
             finished before the step. A sampler must ignore it.
 
@@ -123,12 +124,20 @@ class TabularTarget:
 
     def _check(self) -> None:
         size = self.num_symbols
+        square = (size, size)
+        by_step = self.proposal_transition.ndim == 3
         pairs = (
-            ("initial", self.initial, self.proposal_initial, (size,)),
-            ("transition", self.transition, self.proposal_transition, (size, size)),
+            ("initial", self.initial, self.proposal_initial, (size,), (size,)),
+            (
+                "transition",
+                self.transition,
+                self.proposal_transition,
+                square,
+                (self.max_steps, *square) if by_step else square,
+            ),
         )
-        for name, policy, proposal, shape in pairs:
-            for table in (policy, proposal):
+        for name, policy, proposal, *shapes in pairs:
+            for table, shape in zip((policy, proposal), shapes, strict=True):
                 sums_to_one = np.allclose(table.sum(-1), 1.0, atol=1e-6)
                 if table.shape != shape or not sums_to_one or (table < 0).any():
                     raise ConfigurationError(
@@ -186,9 +195,11 @@ class TabularTarget:
         last = symbols[slots, jnp.maximum(t - 1, 0)]
         first = (t == 0)[:, None]
         log_p = jnp.where(first, tables.log_initial, tables.log_transition[last])
-        log_q = jnp.where(
-            first, tables.log_proposal_initial, tables.log_proposal_transition[last]
-        )
+        proposal = tables.log_proposal_transition
+        row = proposal[last]
+        if proposal.ndim == 3:
+            row = proposal[jnp.minimum(t, self.max_steps - 1), last]
+        log_q = jnp.where(first, tables.log_proposal_initial, row)
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         drawn = jax.vmap(jax.random.categorical)(keys, log_q).astype(jnp.int32)
         correction = (log_p - log_q)[slots, drawn]

@@ -1,0 +1,123 @@
+"""The island particle filter with exchange: islands resample, and are resampled.
+
+Particles resample within their islands by the usual schedule. When the effective
+sample size over islands, with an island's mean weight W as its weight, falls below a
+fraction of I, the islands themselves are resampled first, in proportion to W: a copy of
+island k takes over all its particles, and each then weighs
+
+    mean(W) w_i / W_k,
+
+which is the rule of `samplers/reproduction.py` with v_i = W_k. Between exchanges the
+islands need not communicate, which is what they are for.
+
+A dead particle of an island that is copied is not copied with it: the row in whose
+place it would go stays where it is, with weight zero.
+
+References:
+    [1] Vergé, Dubarry, Del Moral and Moulines 2015, arXiv 1306.3911 (the double
+        bootstrap).
+    [2] Del Moral, Moulines, Olsson and Vergé 2016, arXiv 1410.4231 (the same with
+        adaptive selection on the island level). Differs: particles, too, are resampled
+        adaptively.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from tsi.sampler import Sampler
+from tsi.samplers.potentials import Potential, require_running, telescoping
+from tsi.samplers.resampling import Resampling, systematic
+from tsi.samplers.schedules import Schedule, ess_below
+from tsi.samplers.smc import SMCState, smc
+from tsi.weights import log_mean_exp
+
+
+def exchange(
+    state: SMCState, islands: Int[Array, "I"]
+) -> tuple[SMCState, Int[Array, "N"]]:
+    """Put a copy of island `islands[k]` in the place of island k.
+
+    Returns:
+        The state, and the row that each row was copied from, [N].
+    """
+    num_islands = islands.shape[0]
+    places = jnp.arange(state.log_weights.shape[0], dtype=jnp.int32)
+    size = places.shape[0] // num_islands
+    sources = (islands[:, None] * size + places[:size]).reshape(-1)
+    alive = state.log_weights[sources] > -jnp.inf
+    sources = jnp.where(alive, sources, places)
+
+    means = log_mean_exp(state.log_weights.reshape(num_islands, size))
+    change = jnp.repeat(log_mean_exp(means) - means[islands], size)
+    moved = jax.tree.map(
+        lambda leaf: leaf[sources],
+        (state.log_potentials, state.log_scores, state.finished),
+    )
+    log_potentials, log_scores, finished = moved
+
+    def rescale(log_values: Float[Array, "N"]) -> Float[Array, "N"]:
+        return jnp.where(alive, log_values[sources] + change, -jnp.inf)
+
+    copied = state._replace(
+        log_weights=rescale(state.log_weights),
+        log_base=rescale(state.log_base),
+        log_potentials=log_potentials,
+        log_scores=log_scores,
+        finished=finished,
+    )
+    return copied, sources
+
+
+def island_exchange(
+    num_islands: int = 4,
+    *,
+    exchange_below: float = 0.5,
+    resampling: Resampling = systematic,
+    schedule: Schedule | None = None,
+    potential: Potential | None = None,
+    select: str = "posterior",
+) -> Sampler:
+    """SMC on islands that are exchanged when their weights become unequal.
+
+    Args:
+        num_islands: I, of N / I particles each.
+        exchange_below: the fraction of I below which the ESS over islands has them
+            resampled; 0 for never, and then this is smc(num_islands=I).
+        resampling: the scheme, for particles and for islands.
+        schedule: when an island resamples its particles; by default ess_below(0.5).
+        potential: product, telescoping or uniform; by default telescoping("odds").
+        select: how one answer is chosen.
+
+    Returns:
+        A `Sampler`. Particles draw with the keys of `smc`, islands with
+        `fold_in(key, I)`. `init` raises `ConfigurationError` if I does not divide N.
+
+    Raises:
+        ConfigurationError: if the fraction is not in [0, 1], or for another potential.
+    """
+    potential = telescoping("odds") if potential is None else potential
+    apart = smc(
+        resampling=resampling,
+        schedule=schedule,
+        potential=require_running(potential, "island_exchange"),
+        select=select,
+        num_islands=num_islands,
+    )
+    too_unequal = ess_below(exchange_below)
+
+    def ask(key: Key[Array, ""], state: SMCState) -> tuple[SMCState, Int[Array, "N"]]:
+        means = log_mean_exp(state.log_weights.reshape(num_islands, -1))
+        due = too_unequal(means, state.t)
+        drawn = resampling(jax.random.fold_in(key, num_islands), means, num_islands)
+        exchanged, copied_from = exchange(state, drawn)
+        places = jnp.arange(copied_from.shape[0], dtype=jnp.int32)
+        state = jax.tree.map(
+            lambda new, old: jnp.where(due, new, old), exchanged, state
+        )
+        asked, ancestors = apart.ask(key, state._replace(ancestors=places))
+        ancestors = jnp.where(due, copied_from, places)[ancestors]
+        asked = asked._replace(ancestors=ancestors, resampled=asked.resampled | due)
+        return asked, ancestors
+
+    return apart._replace(ask=ask)

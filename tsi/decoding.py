@@ -1,0 +1,193 @@
+"""One step of every row, token by token, in one compiled loop.
+
+Random numbers: the token at offset j of the step of the particle in slot i is drawn
+with ``fold_in(fold_in(key, i), j)``, where ``key`` is the problem's key of this step.
+So a row depends on (seed, problem, particle, step, token) alone.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.boundary import Boundary
+from tsi.categorical import categorical
+from tsi.models.layers import Segment
+from tsi.models.llama import KeyValues, Llama, LlamaConfig
+
+
+class Decoding(NamedTuple):
+    """Carry of the loop over the tokens of one step, and what the step came to.
+
+    Attributes:
+        offset: tokens drawn so far by the longest row.
+        token: the newest token, not yet in the cache, ``[R]``.
+        state: of the boundary's automaton, ``[R]``.
+        active: rows still writing, ``[R]``.
+        stopped: rows that wrote an end token in this step, ``[R]``.
+        counts: tokens of each row, ``[R]``.
+        log_prob: log p of them, ``[R]``.
+        log_correction: log p - log q of them, ``[R]``.
+        tokens: ``[R, C]``.
+        new: keys and values of what was read.
+    """
+
+    offset: Int[Array, ""]
+    token: Int[Array, " R"]
+    state: Int[Array, " R"]
+    active: Bool[Array, " R"]
+    stopped: Bool[Array, " R"]
+    counts: Int[Array, " R"]
+    log_prob: Float[Array, " R"]
+    log_correction: Float[Array, " R"]
+    tokens: Int[Array, "R C"]
+    new: KeyValues
+
+
+class Temperatures(NamedTuple):
+    """Of the policy p, and of the proposal q where it is another; 0: most likely."""
+
+    policy: Float[Array, ""]
+    proposal: Float[Array, ""] | None = None
+
+
+def row_keys(keys: Any, rows: int) -> Any:
+    """A key for each of R rows from one key for each of P problems (or one key)."""
+    keys = jnp.atleast_1d(keys)
+    slots = jnp.arange(rows // keys.shape[0])
+    fold = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(slots))
+    return fold(keys).reshape(rows)
+
+
+def empty_key_values(
+    config: LlamaConfig, rows: int, width: int, dtype: Any
+) -> KeyValues:
+    """Room for the keys and values of one step."""
+    shape = (config.num_layers, rows, config.num_kv_heads)
+    return KeyValues(
+        jnp.zeros((*shape, config.head_width, width), dtype),
+        jnp.zeros((*shape, width, config.head_width), dtype),
+    )
+
+
+def decode(
+    policy: Llama,
+    boundary: Boundary,
+    keys: Any,
+    particles: Any,
+    start: Int[Array, " R"],
+    active: Bool[Array, " R"],
+    temperatures: Temperatures,
+    width: int,
+) -> Decoding:
+    """Sample tokens until every active row has ended its step.
+
+    Args:
+        policy: the language model.
+        boundary: where steps and solutions end.
+        keys: one key a row.
+        particles: R rows, see :class:`tsi.reasoning.Particles`.
+        start: position of each row's pending token, ``[R]``.
+        active: rows that write, ``[R]``.
+        temperatures: of policy and proposal.
+        width: C, after which a step is cut.
+    """
+    rows = start.shape[0]
+    max_tokens = particles.tokens.shape[1]
+
+    def body(c: Decoding) -> Decoding:
+        mask = jnp.broadcast_to(jnp.arange(width) < c.offset, (rows, width))
+        context = (
+            particles.prompt,
+            particles.suffix.segment,
+            Segment(c.new.keys, c.new.values, mask),
+        )
+        position = (start + c.offset)[:, None]
+        hidden, (new_keys, new_values) = policy.trunk(
+            c.token[:, None], position, None, context
+        )
+        update = jax.lax.dynamic_update_slice_in_dim
+        new = KeyValues(
+            update(c.new.keys, new_keys, c.offset, axis=-1),
+            update(c.new.values, new_values, c.offset, axis=-2),
+        )
+        token, log_prob, log_correction = sample_token(
+            jax.vmap(jax.random.fold_in, (0, None))(keys, c.offset),
+            policy.logits(hidden[:, 0]),
+            temperatures,
+        )
+        token = jnp.where(c.active, token, c.token)
+        counts = c.counts + c.active
+        stopped = c.stopped | (c.active & boundary.stops[token])
+        ended = boundary.ends[c.state, token] | stopped
+        full = particles.lengths + counts >= max_tokens
+        # Afresh after a boundary, on from here where the step is cut.
+        state = jnp.where(ended, 0, boundary.next_state[c.state, token])
+        return Decoding(
+            offset=c.offset + 1,
+            token=token,
+            state=jnp.where(c.active, state, c.state),
+            active=c.active & ~ended & ~full,
+            stopped=stopped,
+            counts=counts,
+            log_prob=c.log_prob + jnp.where(c.active, log_prob, 0.0),
+            log_correction=c.log_correction + jnp.where(c.active, log_correction, 0.0),
+            tokens=update(c.tokens, token[:, None], c.offset, axis=1),
+            new=new,
+        )
+
+    zeros = jnp.zeros(rows, jnp.float32)
+    return jax.lax.while_loop(
+        lambda c: jnp.any(c.active) & (c.offset < width),
+        body,
+        Decoding(
+            offset=jnp.zeros((), jnp.int32),
+            token=particles.pending,
+            state=particles.boundary_state,
+            active=active,
+            stopped=jnp.zeros(rows, bool),
+            counts=jnp.zeros(rows, jnp.int32),
+            log_prob=zeros,
+            log_correction=zeros,
+            tokens=jnp.zeros((rows, width), jnp.int32),
+            new=empty_key_values(
+                policy.config, rows, width, particles.suffix.segment.keys.dtype
+            ),
+        ),
+    )
+
+
+def tempered(
+    logits: Float[Array, "*b V"], temperature: Float[Array, ""]
+) -> Float[Array, "*b V"]:
+    """Log-probabilities at a temperature; at 0, those at 1, for the argmax."""
+    return jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1.0))
+
+
+def sample_token(
+    keys: Any, logits: Float[Array, "R V"], temperatures: Temperatures
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """Draw one token a row, each row from a key of its own.
+
+    At temperature 0 the most likely token is taken and its log-probability is 0.
+
+    Returns:
+        Token ids, their log p under the policy, and log p - log q.
+    """
+    policy, proposal = temperatures
+    drawing = policy if proposal is None else proposal
+    log_q = tempered(logits, drawing)
+    token = jnp.where(
+        drawing > 0, categorical(keys, log_q), jnp.argmax(log_q, axis=-1)
+    ).astype(jnp.int32)
+
+    def of_token(log_p: Array, temperature: Array) -> Array:
+        chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
+        return jnp.where(temperature > 0, chosen, 0.0)
+
+    chosen_q = of_token(log_q, drawing)
+    if proposal is None:
+        return token, chosen_q, jnp.zeros_like(chosen_q)
+    chosen_p = of_token(tempered(logits, policy), policy)
+    return token, chosen_p, chosen_p - chosen_q

@@ -1,0 +1,111 @@
+"""What a run says about its own error, put together from its weights and genealogy.
+
+On the host, in numpy: it is a few sums for each problem, over arrays whose shapes
+change from run to run.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from tsi.answer_errors import answer_errors
+from tsi.degeneracy import lineages, unique_ancestors
+from tsi.evidence_variance import variance_of_families
+from tsi.pareto import pareto_k
+from tsi.sampler import Sampler
+
+
+def normalised(log_weights: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Weights that sum to one; equal ones if all are zero."""
+    log_weights = np.asarray(log_weights, np.float64)
+    top = log_weights.max()
+    if not np.isfinite(top):
+        return np.full(log_weights.size, 1 / log_weights.size)
+    weights = np.exp(log_weights - top)
+    return weights / weights.sum()
+
+
+class Diagnosis(NamedTuple):
+    """The fields of `tsi.result.Result` that tell of errors; see there."""
+
+    log_evidence_variance: float
+    answer_errors: dict[str, float]
+    pareto_k: float
+    unique_ancestors: Int[np.ndarray, "T"]
+
+
+def diagnose(
+    answers: Sequence[str | None],
+    log_weights: Float[np.ndarray, "N"],
+    log_evidence: float,
+    ancestors: Int[np.ndarray, "T N"],
+    resampled: Bool[np.ndarray, "T"],
+    *,
+    has_evidence: bool = True,
+) -> Diagnosis:
+    """Errors of the evidence and of the answers, tail of the weights, degeneracy.
+
+    Args:
+        answers: canonical answers.
+        log_weights: of the final particles, in any normalisation.
+        log_evidence: of the run; if it is -inf, weights say nothing and errors are NaN.
+        ancestors: parent of each particle at each step.
+        resampled: whether the step began with a resampling.
+        has_evidence: False where the log evidence estimates nothing, or where particles
+            resample in islands, for which its variance is not known.
+    """
+    shares = normalised(log_weights)
+    eves = ancestors[0][lineages(ancestors)[0]]
+    num_resamplings = int(np.sum(resampled))
+    lost = math.isinf(log_evidence)
+    errors = answer_errors(answers, shares, eves, num_resamplings)
+    variance = math.nan
+    if has_evidence and not lost:
+        families = np.bincount(eves, weights=shares, minlength=shares.size)
+        variance = float(variance_of_families(families, num_resamplings))
+    return Diagnosis(
+        log_evidence_variance=variance,
+        answer_errors=dict.fromkeys(errors, math.nan) if lost else errors,
+        pareto_k=math.nan if lost else pareto_k(log_weights),
+        unique_ancestors=unique_ancestors(ancestors),
+    )
+
+
+def diagnose_run(
+    sampler: Sampler, state: Any, infos: Any, answers: Sequence[str | None]
+) -> dict[str, Any]:
+    """The optional fields of a result, as far as a sampler's infos have what they need.
+
+    Args:
+        sampler: what ran.
+        state: its last state.
+        infos: of the steps taken, stacked, in numpy; those without `ancestors` give
+            nothing.
+        answers: canonical answers of the final particles.
+    """
+    ancestors = getattr(infos, "ancestors", None)
+    if ancestors is None:
+        return {}
+    moved = (ancestors != np.arange(ancestors.shape[1])).any(axis=1)
+    islands = np.size(getattr(state, "resampled", False))
+    diagnosis = diagnose(
+        answers,
+        np.asarray(state.log_weights),
+        float(state.log_evidence),
+        ancestors,
+        getattr(infos, "resampled", moved),
+        has_evidence=sampler.path_log_weight is not None and islands == 1,
+    )
+    log_potentials = getattr(infos, "log_potentials", None)
+    return {
+        **diagnosis._asdict(),
+        "step_rewards": None if log_potentials is None else _expit(log_potentials),
+    }
+
+
+def _expit(log_odds: Float[np.ndarray, "T N"]) -> Float[np.ndarray, "T N"]:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-log_odds.astype(np.float64)))

@@ -1,0 +1,90 @@
+"""A batch's outcome on the host: rows by problem, texts by step, costs by slot."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from tsi.models.llama import LlamaConfig
+from tsi.reasoning import Cost, Particles, ReasoningTarget
+from tsi.result import SlotCosts
+
+
+class Outcome:
+    """A batch's outcome in numpy: particles, sampler state, infos, live problems."""
+
+    def __init__(self, particles, state, infos, running, cost):
+        self.particles, self.state, self.cost = particles, state, cost
+        self.infos = jax.tree.map(lambda *x: np.stack(jax.device_get(x)), *infos)
+        self.running = np.stack(running)
+
+    def particles_of(self, p: int) -> Particles:
+        """Rows of the p-th problem."""
+        return self._rows(self.particles._replace(cost=None), p)
+
+    def cost_of(self, p: int) -> Cost:
+        """What each of its slots has spent."""
+        return self._rows(self.cost, p)
+
+    def _rows(self, tree, p: int):
+        problems = self.running.shape[1]
+        return jax.tree.map(lambda x: np.split(x, problems)[p], tree)
+
+
+def on_host(particles: Particles) -> Particles:
+    """Rows without their caches, in numpy."""
+    leaves = particles._asdict()
+    absent: dict[str, Any] = dict.fromkeys(("prompt", "suffix", "reward_state"))
+    return jax.device_get(Particles(**(leaves | absent)))
+
+
+def flops_of(config: LlamaConfig | None, tokens, context, *, head: bool = False):
+    """FLOPs of so many tokens that attended to so many positions in all.
+
+    Tokens that are only read need no logits: a reward's single number a step is left
+    out as well.
+    """
+    if config is None:
+        return np.zeros_like(context)
+    dense = config.flops_per_token(0.0, head=head)
+    position = config.flops_per_token(1.0, head=head) - dense
+    return dense * tokens + position * context
+
+
+def texts_by_step(
+    decode: Callable[[list[int]], str], particles: Particles
+) -> list[list[str]]:
+    """The steps of each row."""
+    texts = []
+    rows = (particles.tokens, particles.step_ends, particles.lengths)
+    for tokens, step_ends, length in zip(*map(np.asarray, rows), strict=True):
+        ends = step_ends[(step_ends > 0) & (step_ends <= length)]
+        cuts = [0, *sorted(set(ends.tolist()))]
+        texts.append(
+            [decode(tokens[a:b].tolist()) for a, b in itertools.pairwise(cuts)]
+        )
+    return texts
+
+
+def slot_costs(
+    cost: Any, prompt_length: int, target: ReasoningTarget, params: Any
+) -> SlotCosts:
+    """What each slot of a problem has spent, and what its prompt cost once."""
+    policy, reader = params.policy.config, target.reward.reader(params)
+    prompt_context = prompt_length * (prompt_length + 1) / 2
+    reads_prompt = reader is not None and target.reward.reads_prompts
+    return SlotCosts(
+        generated_tokens=cost.generated,
+        reward_tokens=cost.reward_read,
+        flops=flops_of(policy, cost.generated, cost.generated_context, head=True),
+        reward_flops=flops_of(reader, cost.reward_read, cost.reward_context),
+        prompt_reward_tokens=prompt_length if reads_prompt else 0,
+        prompt_flops=float(flops_of(policy, prompt_length, prompt_context)),
+        prompt_reward_flops=(
+            float(flops_of(reader, prompt_length, prompt_context))
+            if reads_prompt
+            else 0.0
+        ),
+    )

@@ -1,0 +1,191 @@
+"""The target of reasoning as explorers use it: a store of prefixes.
+
+M rows are stored with their caches, and W of them are taken out, cut back, extended and
+put in again each turn. Only new tokens are ever computed: a cut masks cache positions,
+and a repeated step is read in one pass, not token by token. Costs are those of a turn:
+they start from zero when rows are taken out, and the driver adds them up.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.cache import cut, keep, take
+from tsi.decoding import Decoding, tempered
+from tsi.reasoning import Cost, History, Particles, ReasoningParams, ReasoningTarget
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReasoningStore:
+    """A `ReasoningTarget` with `truncate`, `replay`, `log_prob` and `put`."""
+
+    target: ReasoningTarget
+
+    @property
+    def max_steps(self) -> int:
+        """The target's step limit."""
+        return self.target.max_steps
+
+    def init(self, key, num_particles: int, params: ReasoningParams) -> Particles:
+        """M empty rows per problem, with room for a whole row and one step more."""
+        # Rows of all lengths meet in a turn, so a row may have to start its step after
+        # the slots of the longest.
+        capacity = self.target.max_tokens + self.target.max_step_tokens
+        return self.target.init(key, num_particles, params, capacity)
+
+    def propose(self, key, t, particles: Particles, params: ReasoningParams):
+        """See `ReasoningTarget.propose`."""
+        return self.target.propose(key, t, particles, params)
+
+    def propose_some(self, key, t, particles: Particles, params, active):
+        """See `ReasoningTarget.propose_some`."""
+        return self.target.propose_some(key, t, particles, params, active)
+
+    def log_potential(self, t, particles: Particles, params) -> Float[Array, " R"]:
+        """See `ReasoningTarget.log_potential`."""
+        return self.target.log_potential(t, particles, params)
+
+    def finished(self, particles: Particles) -> Bool[Array, " R"]:
+        """Rows that write no more."""
+        return particles.finished
+
+    def log_prob(self, particles: Particles, params) -> Float[Array, " R"]:
+        """log p of what each row has written."""
+        return particles.log_prob
+
+    def gather(self, particles: Particles, rows: Int[Array, " W"]) -> Particles:
+        """Take W rows out of the store, with costs of zero."""
+        zeros, floats = jnp.zeros(rows.shape, jnp.int32), jnp.zeros(rows.shape)
+        taken = jax.tree.map(lambda leaf: leaf[rows], _without_caches(particles))
+        return taken._replace(
+            prompt=particles.prompt,
+            suffix=take(particles.suffix, rows),
+            reward_state=self.target.reward.fork(particles.reward_state, rows),
+            cost=Cost(zeros, floats, zeros, floats),
+        )
+
+    def put(
+        self, stored: Particles, slots: Int[Array, " W"], rows: Particles
+    ) -> Particles:
+        """Write W rows over the stored ones at `slots`; those beyond are lost."""
+        written = jax.tree.map(
+            lambda old, new: old.at[slots].set(new, mode="drop"),
+            _without_caches(stored),
+            _without_caches(rows),
+        )
+        return written._replace(
+            prompt=stored.prompt,
+            suffix=keep(stored.suffix, slots, rows.suffix),
+            reward_state=self.target.reward.keep(
+                stored.reward_state, slots, rows.reward_state
+            ),
+            cost=stored.cost,
+        )
+
+    def truncate(
+        self, particles: Particles, depths: Int[Array, " R"], params: ReasoningParams
+    ) -> Particles:
+        """Cut rows back to their first `depths` steps."""
+        taken = jnp.sum(particles.step_ends > 0, axis=1)
+        shorter = depths < taken
+        steps = jnp.arange(self.max_steps)
+        last = jnp.maximum(depths - 1, 0)[:, None]
+
+        def after(by_step: Array, now: Array, at_start: Array) -> Array:
+            value = jnp.take_along_axis(by_step, last, axis=1)[:, 0]
+            return jnp.where(shorter, jnp.where(depths > 0, value, at_start), now)
+
+        zero = jnp.zeros((), jnp.int32)
+        lengths = after(particles.step_ends, particles.lengths, zero)
+        prompts = params.prompts
+        of_prompt = jnp.take_along_axis(
+            prompts.tokens, prompts.lengths[:, None] - 1, axis=1
+        )[:, 0]
+        of_prompt = jnp.repeat(of_prompt, depths.shape[0] // of_prompt.shape[0])
+        newest = jnp.maximum(lengths - 1, 0)[:, None]
+        newest = jnp.take_along_axis(particles.tokens, newest, axis=1)[:, 0]
+        newest = jnp.where(lengths > 0, newest, of_prompt)
+        history = particles.history
+        gone = shorter[:, None] & (steps >= depths[:, None])
+        return particles._replace(
+            lengths=lengths,
+            step_ends=jnp.where(gone, 0, particles.step_ends),
+            pending=jnp.where(shorter, newest, particles.pending),
+            boundary_state=after(
+                history.boundary_state, particles.boundary_state, zero
+            ),
+            finished=particles.finished & ~shorter,
+            truncated=particles.truncated & ~shorter,
+            log_prob=after(history.log_prob, particles.log_prob, zero),
+            log_odds=after(history.log_odds, particles.log_odds, zero),
+            history=History(*(jnp.where(gone, 0, leaf) for leaf in history)),
+            suffix=cut(particles.suffix, lengths),
+            reward_state=self.target.reward.cut(particles.reward_state, lengths),
+        )
+
+    def replay(
+        self,
+        t: Int[Array, " R"],
+        particles: Particles,
+        sources: Particles,
+        params: ReasoningParams,
+    ) -> tuple[Particles, Float[Array, " R"]]:
+        """Extend each unfinished row by step t of its source; also log p of it.
+
+        A step that would carry a row over the token limit is impossible there: the row
+        stays as it is and log p is -inf.
+        """
+        target, width = self.target, self.target.max_step_tokens
+        place = jnp.minimum(t, self.max_steps - 1)[:, None]
+        end = jnp.take_along_axis(sources.step_ends, place, axis=1)[:, 0]
+        before = jnp.maximum(place - 1, 0)
+        begin = jnp.take_along_axis(sources.step_ends, before, axis=1)[:, 0]
+        begin = jnp.where(t > 0, begin, 0)
+        counts = jnp.where(
+            particles.finished | (t >= self.max_steps), 0, jnp.maximum(end - begin, 0)
+        )
+        too_long = particles.lengths + counts > target.max_tokens
+        counts = jnp.where(too_long, 0, counts)
+        offsets = jnp.arange(width)
+        real = offsets < counts[:, None]
+        places = jnp.minimum(begin[:, None] + offsets, target.max_tokens - 1)
+        tokens = jnp.take_along_axis(sources.tokens, places, axis=1)
+        tokens = jnp.where(real, tokens, 0)
+
+        policy = params.policy
+        read = jnp.concatenate([particles.pending[:, None], tokens[:, :-1]], axis=1)
+        start = target.prompt_rows(particles, params) - 1 + particles.lengths
+        context = (particles.prompt, particles.suffix.segment)
+        hidden, key_values = policy.trunk(read, start[:, None] + offsets, real, context)
+        log_p = tempered(policy.logits(hidden), params.temperature)
+        log_p = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+        log_p = jnp.sum(jnp.where(real, log_p, 0.0), axis=1)
+        took = counts > 0
+        last = jnp.maximum(counts - 1, 0)[:, None]
+        newest = jnp.take_along_axis(tokens, last, axis=1)[:, 0]
+        state = jnp.take_along_axis(sources.history.boundary_state, place, axis=1)[:, 0]
+        step = Decoding(
+            offset=jnp.max(counts),
+            token=jnp.where(took, newest, particles.pending),
+            state=jnp.where(took, state, particles.boundary_state),
+            active=jnp.zeros_like(took),
+            stopped=took & target.boundary.stops[newest],
+            counts=counts,
+            log_prob=log_p,
+            log_correction=jnp.zeros_like(log_p),
+            tokens=tokens,
+            new=key_values,
+        )
+        rows = target.written(t, particles, step, params)
+        impossible = too_long & ~particles.finished
+        return rows, jnp.where(impossible, -jnp.inf, log_p)
+
+
+def _without_caches(particles: Particles) -> Any:
+    """The leaves that lead with their rows."""
+    leaves = particles._asdict()
+    absent: dict[str, Any] = dict.fromkeys(("prompt", "suffix", "reward_state", "cost"))
+    return Particles(**(leaves | absent))

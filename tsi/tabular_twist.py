@@ -1,0 +1,99 @@
+"""The exact twist of a tabular target, and the proposal that goes with it.
+
+Backwards from the last step, with x' the next symbol,
+
+    psi_t(x) = sum_x' p(x' | x) G_{t+1}(x') psi_{t+1}(x'),    psi = 1 where paths end,
+
+is the expectation of all potentials to come, given the present symbol; if only the last
+potential counts, G stands for it where a path ends and for one elsewhere. Steps drawn
+from q(x' | x) in proportion to p(x' | x) G(x') psi(x') make every weight, and so the
+evidence, free of variance.
+
+References:
+    [1] Guarniero, Johansen and Lee 2017, arXiv 1511.06286, Section 2.3.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from tsi.tabular import TabularParticles, TabularTarget
+
+SAFETY = 1e-12
+"""Share of the policy in a proposal, which must allow all that the policy allows."""
+
+
+def _tables(target: TabularTarget, accumulate: str) -> tuple[np.ndarray, np.ndarray]:
+    """Twist and what a step is worth, G psi, both [T, K]."""
+    ends = np.zeros((target.max_steps, target.num_symbols), bool)
+    ends[-1] = True
+    if target.end is not None:
+        ends[:, target.end] = True
+    potentials = np.exp(target.log_potentials)
+    gains = potentials if accumulate == "product" else np.where(ends, potentials, 1.0)
+    twist, worth = np.ones_like(gains), gains.copy()
+    for t in range(target.max_steps - 2, -1, -1):
+        future = target.transition @ worth[t + 1]
+        twist[t] = np.where(ends[t], 1.0, future)
+        worth[t] = gains[t] * twist[t]
+    return twist, worth
+
+
+def exact_log_twist(
+    target: TabularTarget, accumulate: str = "product"
+) -> Float[np.ndarray, "T K"]:
+    """log psi_t(k), -inf where nothing is left to earn.
+
+    Args:
+        target: the target.
+        accumulate: "product" or "last", as in `tsi.twist.TwistedTarget`.
+    """
+    with np.errstate(divide="ignore"):
+        return np.log(_tables(target, accumulate)[0])
+
+
+def table_twist(log_table: Any) -> Callable[..., Array]:
+    """A twist for `TwistedTarget` that is read off a table, [T, K]."""
+
+    def log_twist(
+        t: Int[Array, "..."] | int, particles: TabularParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        rows = jnp.arange(particles.symbols.shape[0])
+        last = particles.symbols[rows, jnp.maximum(particles.length - 1, 0)]
+        step = jnp.minimum(t, len(log_table) - 1)
+        return jnp.asarray(log_table, jnp.float32)[step, last]
+
+    return log_twist
+
+
+def with_twisted_proposal(
+    target: TabularTarget, accumulate: str = "product"
+) -> TabularTarget:
+    """The same target with steps proposed in proportion to p G psi.
+
+    A proposal is left the policy where no continuation earns anything, and has a share
+    of `SAFETY` of it elsewhere, too little to be drawn.
+    """
+    _, worth = _tables(target, accumulate)
+
+    def twisted(policy: np.ndarray, worth: np.ndarray) -> np.ndarray:
+        q = policy * worth
+        total = q.sum(-1, keepdims=True)
+        q = np.divide(q, total, out=policy.copy(), where=total > 0.0)
+        return (1.0 - SAFETY) * q + SAFETY * policy
+
+    transition = np.broadcast_to(
+        target.transition, (target.max_steps, *target.transition.shape)
+    )
+    return TabularTarget(
+        target.initial,
+        target.transition,
+        target.log_potentials,
+        end=target.end,
+        proposal_initial=twisted(target.initial, worth[0]),
+        proposal_transition=twisted(transition, worth[:, None, :]),
+        idle=target.idle,
+    )
