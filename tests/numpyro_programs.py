@@ -84,7 +84,7 @@ class Table:
         return program_target(self.start, self.step, **(arguments | changes))
 
 
-def many(target, sampler, *, params=None, num_particles=8, seed=0, runs=RUNS):
+def many(target, sampler, *, params=None, num_particles=8, seed=1, runs=RUNS):
     """Results of many runs: carries [R, N, ...], log weights and log evidence."""
 
     def one(key):

@@ -1,12 +1,8 @@
 """numpyro programs as targets, and explorers of this package as numpyro kernels."""
 
 from tsi.numpyro.explorer_kernel import ExplorerKernel, KernelState
-from tsi.numpyro.program import (
-    ProgramParticles,
-    ProgramStep,
-    ProgramTarget,
-    program_target,
-)
+from tsi.numpyro.particles import ProgramParticles, ProgramStep
+from tsi.numpyro.program import ProgramTarget, program_target
 from tsi.numpyro.token_step import TokenStep, append_step
 
 __all__ = [

@@ -24,79 +24,21 @@ number, so that what depends on it or on the carry is written with `jnp.where`,
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.numpyro.particles import (
+    ProgramParticles,
+    ProgramStep,
+    as_arrays,
+    check_carry,
+    where_rows,
+)
 from tsi.numpyro.sites import Sites, run_program, total
-
-
-class ProgramStep(NamedTuple):
-    """One step of one particle; in a history every leaf has leading axes N, T.
-
-    Attributes:
-        key: of all the step's randomness, so that replaying a step repeats what
-            `handlers.block` hides too.
-        latents: value of each latent site of `step_fn`, by name.
-        carry: what `step_fn` returned.
-        log_prob: log p of the step's latent sites.
-        log_potential: log G_t.
-    """
-
-    key: Key[Array, "*batch"]
-    latents: dict[str, Any]
-    carry: Any
-    log_prob: Float[Array, "*batch"]
-    log_potential: Float[Array, "*batch"]
-
-
-class ProgramParticles(NamedTuple):
-    """Runs of a program so far.
-
-    Attributes:
-        carry: present carry, leaves [N, ...]; zeros before the first step of a
-            program whose `init_fn` has sites.
-        initial: value of each latent site of `init_fn`, by name, [N, ...].
-        history: every step taken, leaves [N, T, ...]; what stands at `length` and
-            after means nothing.
-        length: steps taken, [N].
-        finished: [N].
-    """
-
-    carry: Any
-    initial: dict[str, Any]
-    history: ProgramStep
-    length: Int[Array, "N"]
-    finished: Bool[Array, "N"]
-
-
-def _arrays(tree: Any) -> Any:
-    return jax.tree.map(jnp.asarray, tree)
-
-
-def _rows(flags: Array, leaf: Array) -> Array:
-    """Flags [N] shaped to select among rows of a leaf [N, ...]."""
-    return flags.reshape(flags.shape + (1,) * (leaf.ndim - flags.ndim))
-
-
-def _where(flags: Array, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(_rows(flags, a), a, b), yes, no)
-
-
-def _check_carry(before: Any, after: Any) -> None:
-    def describe(tree: Any) -> Any:
-        leaves, structure = jax.tree.flatten(tree)
-        return structure, [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
-
-    if describe(before) != describe(after):
-        raise ConfigurationError(
-            "step_fn must return a carry of the structure, shapes and dtypes that it "
-            f"is given; it is given {before} and returns {after}. Make init_fn return "
-            "a carry like step_fn's; whether a particle has finished is said by `end`."
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +53,7 @@ class ProgramTarget:
 
     def _begin(self, key: Key[Array, ""], values: dict[str, Any], params: Any) -> Sites:
         sites = run_program(self.init_fn, key, values, params)
-        return sites._replace(returned=_arrays(sites.returned))
+        return sites._replace(returned=as_arrays(sites.returned))
 
     def _guide(
         self, key: Key[Array, ""], t: Array, carry: Any, params: Any
@@ -154,8 +96,8 @@ class ProgramTarget:
                 )
             drawn = {n: sites.log_probs[n] - q for n, q in guide.log_draws.items()}
             excess = {**excess, **drawn}
-        after = _arrays(sites.returned)
-        _check_carry(jax.eval_shape(lambda: before), jax.eval_shape(lambda: after))
+        after = as_arrays(sites.returned)
+        check_carry(before, after)
         log_prob = total(sites.log_probs)
         step = ProgramStep(key, sites.latents, after, log_prob, sites.log_likelihood)
         return step, total(excess)
@@ -239,15 +181,12 @@ class ProgramTarget:
             # Under vmap the condition is a selection: then every step pays for it.
             before, begun, log_p, log_g, excess = jax.lax.cond(
                 jnp.any(first),
-                lambda: _where(first, jax.vmap(begin)(keys, initial), nothing),
+                lambda: where_rows(first, jax.vmap(begin)(keys, initial), nothing),
                 lambda: nothing,
             )
         step, step_excess = jax.vmap(
             lambda key, t, carry, stored: self._step(key, t, carry, stored, params)
         )(keys, t, before, stored)
-        if initial is not None:
-            step_excess = zeros
-            excess = zeros
         step = step._replace(
             log_prob=log_p + step.log_prob, log_potential=log_g + step.log_potential
         )
@@ -259,7 +198,7 @@ class ProgramTarget:
                 t, step.carry
             )
         extended = ProgramParticles(
-            carry=_where(live, step.carry, particles.carry),
+            carry=where_rows(live, step.carry, particles.carry),
             initial=begun,
             history=jax.tree.map(
                 lambda stack, new: stack.at[rows, places].set(new, mode="drop"),
@@ -271,7 +210,7 @@ class ProgramTarget:
         )
         return (
             extended,
-            jnp.where(live, excess + step_excess, 0.0),
+            jnp.where(live & (stored is None), excess + step_excess, 0.0),
             jnp.where(live, step.log_prob, 0.0),
         )
 
@@ -330,9 +269,9 @@ class ProgramTarget:
         empty = self._empty_carry(key, depths.shape[0], params)
         last = jnp.maximum(depths - 1, 0)
         earlier = jax.tree.map(lambda leaf: leaf[rows, last], particles.history.carry)
-        carry = _where(depths > 0, earlier, empty)
+        carry = where_rows(depths > 0, earlier, empty)
         return particles._replace(
-            carry=_where(shortened, carry, particles.carry),
+            carry=where_rows(shortened, carry, particles.carry),
             length=jnp.where(shortened, depths, particles.length),
             finished=particles.finished & ~shortened,
         )
