@@ -8,6 +8,7 @@ from tsi.samplers.allocation import (
     rebase_allocation,
     top_k_replicate,
 )
+from tsi.samplers.auxiliary import auxiliary_particle_filter
 from tsi.samplers.beam import beam
 from tsi.samplers.best_of_n import best_of_n, weighted_best_of_n
 from tsi.samplers.dvts import dvts
@@ -48,6 +49,7 @@ from tsi.samplers.steering import expansion, smc_steering
 from tsi.samplers.suffix_metropolis import suffix_metropolis
 from tsi.samplers.tempered import tempered_smc
 from tsi.samplers.twisted import twisted_smc
+from tsi.samplers.waste_free import waste_free_smc
 
 __all__ = [
     "Group",
@@ -56,6 +58,7 @@ __all__ = [
     "SMCInfo",
     "SMCState",
     "at_mean_weight",
+    "auxiliary_particle_filter",
     "beam",
     "best_of_n",
     "by_priority",
@@ -92,5 +95,6 @@ __all__ = [
     "top_k_replicate",
     "twisted_smc",
     "uniform",
+    "waste_free_smc",
     "weighted_best_of_n",
 ]

@@ -30,7 +30,6 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,63 +37,18 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.sampler import Sampler
+from tsi.samplers.population import (
+    SMCInfo,
+    SMCState,
+    forked,
+    new_population,
+    weighed,
+)
 from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.reproduction import Group, Reproduction, by_priority
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, ess_below, never
-from tsi.weights import all_dead, ess, log_mean_exp
-
-
-class SMCState(NamedTuple):
-    """What the next decision needs.
-
-    Attributes:
-        log_weights: log weights with mean weight one, [N].
-        log_evidence: log of the evidence estimate; 0 where weights are only ranks.
-        log_potentials: each particle's last log potential, [N]; NaN is kept as -inf.
-        log_scores: the same after the potential's transform, [N].
-        log_base: the part of the log weight that the next score does not replace, [N].
-        finished: particles that take no further step, [N].
-        ancestors: who was asked for last, [N].
-        resampled: which islands drew those ancestors, [I].
-        recovering: which islands have just lost all weight, [I].
-        t: steps told so far.
-    """
-
-    log_weights: Float[Array, "N"]
-    log_evidence: Float[Array, ""]
-    log_potentials: Float[Array, "N"]
-    log_scores: Float[Array, "N"]
-    log_base: Float[Array, "N"]
-    finished: Bool[Array, "N"]
-    ancestors: Int[Array, "N"]
-    resampled: Bool[Array, "I"]
-    recovering: Bool[Array, "I"]
-    t: Int[Array, ""]
-
-
-class SMCInfo(NamedTuple):
-    """Diagnostics of one step.
-
-    Attributes:
-        ancestors: the parents of this step's particles, [N].
-        ess: effective sample size of all N after the step; 0 if all weights are zero.
-        resampled: whether any island resampled before the step.
-        num_recoveries: islands that newly lost all weight in this step.
-        num_invalid: unfinished particles told a NaN or infinite weight.
-        log_potentials: each particle's last log potential, as the state has it, [N].
-    """
-
-    ancestors: Int[Array, "N"]
-    ess: Float[Array, ""]
-    resampled: Bool[Array, ""]
-    num_recoveries: Int[Array, ""]
-    num_invalid: Int[Array, ""]
-    log_potentials: Float[Array, "N"]
-
-
-def _unusable(values: Float[Array, "N"]) -> Bool[Array, "N"]:
-    return jnp.isnan(values) | (values == jnp.inf)
+from tsi.weights import all_dead
 
 
 def _count_islands(num_islands: int | Callable[[int], int], num_particles: int) -> int:
@@ -152,19 +106,7 @@ def smc(
         equal = jnp.zeros(num_particles // islands)
         group = Group(equal, equal, equal > 0.0, jnp.ones((), jnp.int32))
         jax.eval_shape(rule.draw, key, group)
-        zeros = jnp.zeros(num_particles, jnp.float32)
-        return SMCState(
-            log_weights=zeros,
-            log_evidence=jnp.zeros((), jnp.float32),
-            log_potentials=zeros,
-            log_scores=zeros,
-            log_base=zeros,
-            finished=jnp.zeros(num_particles, bool),
-            ancestors=jnp.arange(num_particles, dtype=jnp.int32),
-            resampled=jnp.zeros(islands, bool),
-            recovering=jnp.zeros(islands, bool),
-            t=jnp.zeros((), jnp.int32),
-        )
+        return new_population(num_particles, islands)
 
     def ask(key: Key[Array, ""], state: SMCState) -> tuple[SMCState, Int[Array, "N"]]:
         if schedule is never:
@@ -189,22 +131,8 @@ def smc(
 
         starts = jnp.arange(islands, dtype=jnp.int32) * size
         ancestors = (local + starts[:, None]).reshape(-1)
-        log_scores = state.log_scores[ancestors]
-        log_base = jnp.where(
-            jnp.repeat(due, size),
-            potential.restart(log_weights, log_scores),
-            state.log_base,
-        )
-        forked = state._replace(
-            log_weights=log_weights,
-            log_potentials=state.log_potentials[ancestors],
-            log_scores=log_scores,
-            log_base=log_base,
-            finished=state.finished[ancestors],
-            ancestors=ancestors,
-            resampled=due,
-        )
-        return forked, ancestors
+        state = forked(state, potential, ancestors, log_weights, due)
+        return state, ancestors
 
     def tell(
         key: Key[Array, ""],
@@ -213,58 +141,7 @@ def smc(
         log_corrections: Float[Array, "N"],
         finished: Bool[Array, "N"],
     ) -> tuple[SMCState, SMCInfo]:
-        # Models report in bfloat16 and x64 targets in float64; weights are float32.
-        log_potentials = log_potentials.astype(jnp.float32)
-        log_corrections = log_corrections.astype(jnp.float32)
-        live = ~state.finished
-        scores = potential.transform(log_potentials)
-        corrections = jnp.where(live, log_corrections, 0.0)
-        invalid = live & (
-            jnp.isnan(log_potentials) | _unusable(scores) | _unusable(corrections)
-        )
-        scores = jnp.where(_unusable(scores), -jnp.inf, scores)
-        scores = jnp.where(live, scores, state.log_scores)
-        corrections = jnp.where(_unusable(corrections), -jnp.inf, corrections)
-        base, log_w = potential.weigh(state.log_base, scores, corrections, live)
-
-        islands = state.recovering.shape[0]
-        dead = all_dead(log_w.reshape(islands, -1))
-        newly_dead = dead & ~all_dead(state.log_weights.reshape(islands, -1))
-        nothing_left = jnp.all(dead)
-        # An island without weight among others that have some keeps weight zero: to
-        # give it any would bias the evidence.
-        recovering = dead & nothing_left
-        increment = log_mean_exp(log_w)
-        shift = jnp.where(nothing_left, 0.0, increment)
-        log_weights = jnp.where(nothing_left, 0.0, log_w - shift)
-        if potential.evidence == "running":
-            base = jnp.where(nothing_left, 0.0, base - shift)
-            log_evidence = state.log_evidence + increment
-        elif potential.evidence == "terminal":
-            log_evidence = increment
-        else:
-            log_evidence = state.log_evidence
-
-        seen = jnp.where(jnp.isnan(log_potentials), -jnp.inf, log_potentials)
-        told = state._replace(
-            log_weights=log_weights,
-            log_evidence=log_evidence,
-            log_potentials=jnp.where(live, seen, state.log_potentials),
-            log_scores=scores,
-            log_base=base,
-            finished=state.finished | finished,
-            recovering=recovering,
-            t=state.t + 1,
-        )
-        info = SMCInfo(
-            ancestors=state.ancestors,
-            ess=ess(log_w),
-            resampled=jnp.any(state.resampled),
-            num_recoveries=jnp.sum(newly_dead, dtype=jnp.int32),
-            num_invalid=jnp.sum(invalid, dtype=jnp.int32),
-            log_potentials=told.log_potentials,
-        )
-        return told, info
+        return weighed(state, potential, log_potentials, log_corrections, finished)
 
     return Sampler(
         init, ask, tell, potential.path_log_weight if has_target else None, select

@@ -1,0 +1,179 @@
+r"""Waste-free SMC: every branch that finishes counts, whatever becomes of the others.
+
+A particle that finishes at step t with weight w leaves the population and is kept with
+the mass Z_t w / N, Z_t the evidence estimate so far. The N rows go on with the
+unfinished ones alone, resampled among themselves. Each mass is unbiased for the
+solutions of its length,
+
+    E[ sum over branches finished at t of mass * phi ] = sum over x of length t of
+        p(x) exp(path_log_weight(x)) phi(x),
+
+so the sum over all of them is for all solutions: no finished branch is thrown away by a
+later resampling, and none competes with prefixes that are still being written. It costs
+up to N rows for all T steps, since finished branches free their places for others.
+
+References:
+    [1] Dau and Chopin 2022, arXiv 2011.02328 (waste-free SMC). Differs: what they keep
+        is every intermediate state of an MCMC move; here it is every finished branch of
+        the particle system, to the same end.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.errors import ConfigurationError
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.samplers.population import SMCState, forked, new_population, weighed
+from tsi.samplers.potentials import Potential, telescoping
+from tsi.samplers.resampling import Resampling, systematic
+from tsi.samplers.schedules import Schedule, ess_below
+from tsi.weights import all_dead, log_mean_exp, log_sum_exp
+
+
+class WasteFreeState(NamedTuple):
+    """A population of unfinished prefixes, and the finished branches.
+
+    Attributes:
+        population: N rows; one that has finished has weight zero from then on.
+        log_mass: log of what each stored branch counts, [M]; -inf if it is none.
+        log_potentials: of the stored branches, [M].
+        finished: which stored prefixes are finished branches, [M].
+        members: all stored prefixes, [M].
+        done: whether no unfinished prefix has weight left.
+    """
+
+    population: SMCState
+    log_mass: Float[Array, "M"]
+    log_potentials: Float[Array, "M"]
+    finished: Bool[Array, "M"]
+    members: Int[Array, "M"]
+    done: Bool[Array, ""]
+
+    @property
+    def log_evidence(self) -> Float[Array, ""]:
+        """The whole mass."""
+        return log_sum_exp(self.log_mass)
+
+    @property
+    def log_weights(self) -> Float[Array, "M"]:
+        """Masses with mean one; equal if there is no mass."""
+        total = log_mean_exp(self.log_mass)
+        dead = (total == -jnp.inf)[..., None]
+        return jnp.where(
+            dead, 0.0, self.log_mass - jnp.where(dead, 0.0, total[..., None])
+        )
+
+
+def waste_free_smc(
+    potential: Potential | None = None,
+    *,
+    resampling: Resampling = systematic,
+    schedule: Schedule | None = None,
+    select: str = "posterior",
+) -> Explorer:
+    """SMC in which every finished branch counts.
+
+    Args:
+        potential: product or telescoping; by default telescoping("odds").
+        resampling: a proportional scheme.
+        schedule: `(log_weights, t) -> bool`, by default ess_below(0.5), where finished
+            rows count as dead.
+        select: how one answer is chosen.
+
+    Returns:
+        An `Explorer` with N rows and N T stored prefixes, all of them members.
+
+    Raises:
+        ConfigurationError: if the potential has no running weights.
+    """
+    potential = telescoping("odds") if potential is None else potential
+    schedule = ess_below(0.5) if schedule is None else schedule
+    if potential.evidence != "running":
+        raise ConfigurationError(
+            "Waste-free SMC weighs branches when they finish, and this potential has "
+            "no running weight. Use product or telescoping."
+        )
+
+    def plan(num_particles: int, max_steps: int) -> Plan:
+        return Plan(num_particles, num_particles * max_steps, max_steps)
+
+    def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> WasteFreeState:
+        stored = num_particles * max_steps
+        return WasteFreeState(
+            population=new_population(num_particles),
+            log_mass=jnp.full(stored, -jnp.inf),
+            log_potentials=jnp.zeros(stored),
+            finished=jnp.zeros(stored, bool),
+            members=jnp.arange(stored, dtype=jnp.int32),
+            done=jnp.zeros((), bool),
+        )
+
+    def ask(
+        key: Key[Array, ""], state: WasteFreeState
+    ) -> tuple[WasteFreeState, Request]:
+        population = state.population
+        log_w, size = population.log_weights, population.log_weights.shape[0]
+        due = schedule(log_w, population.t) & ~all_dead(log_w) & (population.t > 0)
+        drawn = resampling(key, log_w, size)
+        places = jnp.arange(size, dtype=jnp.int32)
+        ancestors = jnp.where(due, drawn, places)
+        equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
+        log_weights = jnp.where(due, equal, log_w)
+        fork = forked(population, potential, ancestors, log_weights, due[None])
+        # Generation t stands in rows t N to t N + N - 1 of the store.
+        last = jnp.maximum(population.t - 1, 0) * size
+        request = Request(
+            parents=ancestors + last,
+            slots=places + population.t * size,
+            extend=log_weights > -jnp.inf,
+        )
+        return state._replace(population=fork), request
+
+    def tell(
+        key: Key[Array, ""], state: WasteFreeState, reply: Reply
+    ) -> tuple[WasteFreeState, ExplorerInfo]:
+        before = state.population
+        size = before.log_weights.shape[0]
+        after, info = weighed(
+            before,
+            potential,
+            reply.log_potentials,
+            reply.log_corrections,
+            reply.finished,
+        )
+        alive = before.log_weights > -jnp.inf
+        ended = alive & reply.finished
+        log_mass = after.log_weights + after.log_evidence - jnp.log(float(size))
+        log_mass = jnp.where(ended, log_mass, -jnp.inf)
+        rows = before.t * size + jnp.arange(size)
+        # Those that ended leave; what is left has mean one again.
+        left = jnp.where(ended | ~alive, -jnp.inf, after.log_weights)
+        share = log_mean_exp(left)
+        shift = jnp.where(share == -jnp.inf, 0.0, share)
+        over = share == -jnp.inf
+        population = after._replace(
+            log_weights=left - shift,
+            log_base=after.log_base - shift,
+            log_evidence=after.log_evidence + share,
+            finished=jnp.zeros_like(after.finished),
+        )
+        told = state._replace(
+            population=population,
+            log_mass=state.log_mass.at[rows].set(log_mass),
+            log_potentials=state.log_potentials.at[rows].set(after.log_potentials),
+            finished=state.finished.at[rows].set(ended),
+            done=over,
+        )
+        last = jnp.maximum(before.t - 1, 0) * size
+        report = ExplorerInfo(
+            parents=before.ancestors + last,
+            slots=rows.astype(jnp.int32),
+            ess=info.ess,
+            num_recoveries=info.num_recoveries,
+            num_invalid=info.num_invalid,
+        )
+        return told, report
+
+    return Explorer(plan, init, ask, tell, potential.path_log_weight, select)
