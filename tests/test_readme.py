@@ -11,9 +11,10 @@ from tsi.experiments.readme import with_tables
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_snippets_print_what_the_readme_says():
+@pytest.mark.parametrize("name", ["README.md", "docs/numpyro.md"])
+def test_the_snippets_print_what_the_text_says(name):
     failed, attempted = doctest.testfile(
-        str(ROOT / "README.md"),
+        str(ROOT / name),
         module_relative=False,
         optionflags=doctest.NORMALIZE_WHITESPACE,
     )

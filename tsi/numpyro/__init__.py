@@ -1,0 +1,17 @@
+"""numpyro programs as targets, and explorers of this package as numpyro kernels."""
+
+from tsi.numpyro.explorer_kernel import ExplorerKernel, KernelState
+from tsi.numpyro.particles import ProgramParticles, ProgramStep
+from tsi.numpyro.program import ProgramTarget, program_target
+from tsi.numpyro.token_step import TokenStep, append_step
+
+__all__ = [
+    "ExplorerKernel",
+    "KernelState",
+    "ProgramParticles",
+    "ProgramStep",
+    "ProgramTarget",
+    "TokenStep",
+    "append_step",
+    "program_target",
+]

@@ -1,0 +1,344 @@
+"""numpyro programs as targets.
+
+    p(x_{1:T}) = prod_t prod_latent p(x_t^site | carry_{t-1}),
+    log G_t    = sum of the log densities of step t's observed sites and factors,
+
+so that with the product potential the target is the posterior of the numpyro program
+that runs the steps one after the other, and the evidence its marginal likelihood:
+
+    def start(params):
+        return jnp.zeros(())
+
+    def step(t, x, params):
+        x = numpyro.sample("x", dist.Normal(0.8 * x, 0.6))
+        numpyro.sample("y", dist.Normal(x, 0.9), obs=params.y[t])
+        return x
+
+    target = program_target(start, step, max_steps=4)
+    tsi.run(samplers.particle_filter("odds"), target, key, 100, params)
+
+A program is written for one particle and traced once for all steps: `t` is a traced
+number, so that what depends on it or on the carry is written with `jnp.where`,
+`jax.lax` (no sites inside) or numpyro's own `scan` and `cond`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.errors import ConfigurationError
+from tsi.numpyro.particles import (
+    ProgramParticles,
+    ProgramStep,
+    as_arrays,
+    check_carry,
+    where_rows,
+)
+from tsi.numpyro.sites import Sites, run_program, total
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProgramTarget:
+    """A `tsi.target.Target` made of numpyro programs; see `program_target`."""
+
+    init_fn: Callable[..., Any]
+    step_fn: Callable[..., Any]
+    max_steps: int
+    end: Callable[..., Any] | None = None
+    proposal: Callable[..., Any] | None = None
+
+    def _begin(self, key: Key[Array, ""], values: dict[str, Any], params: Any) -> Sites:
+        sites = run_program(self.init_fn, key, values, params)
+        return sites._replace(returned=as_arrays(sites.returned))
+
+    def _guide(
+        self, key: Key[Array, ""], t: Array, carry: Any, params: Any
+    ) -> Sites | None:
+        if self.proposal is None:
+            return None
+        guide = run_program(self.proposal, key, {}, t, carry, params)
+        if guide.num_observed or guide.fixed:
+            raise ConfigurationError(
+                "The proposal has observed or fixed sites or factors, but it only "
+                "draws. Move what weighs into step_fn."
+            )
+        return guide
+
+    def _step(
+        self,
+        key: Key[Array, ""],
+        t: Array,
+        before: Any,
+        stored: dict[str, Any] | None,
+        params: Any,
+    ) -> tuple[ProgramStep, Array]:
+        """Step t of one particle, new or with stored latents; also log p - log q."""
+        key_guide, key_step = jax.random.split(jax.random.fold_in(key, 1))
+        guide = None
+        if stored is None:
+            guide = self._guide(key_guide, t, before, params)
+        values = {} if guide is None else guide.latents
+        values = values if stored is None else stored
+        sites = run_program(self.step_fn, key_step, values, t, before, params)
+        excess = sites.log_excess
+        if guide is not None:
+            strangers = set(values) - set(sites.latents) | (set(values) & sites.fixed)
+            if strangers:
+                raise ConfigurationError(
+                    f"The proposal draws {sorted(strangers)}, which are no latent "
+                    f"sites of step_fn (it has {sorted(sites.latents)}). Give both "
+                    "programs the same names; observed and hidden sites need no "
+                    "proposal."
+                )
+            drawn = {n: sites.log_probs[n] - q for n, q in guide.log_draws.items()}
+            excess = {**excess, **drawn}
+        after = as_arrays(sites.returned)
+        check_carry(before, after)
+        log_prob = total(sites.log_probs)
+        step = ProgramStep(key, sites.latents, after, log_prob, sites.log_likelihood)
+        return step, total(excess)
+
+    def _begins_at_random(self, key: Key[Array, ""], params: Any) -> bool:
+        """Whether `init_fn` has sites, which then belong to the first step."""
+        found = []
+
+        def begin() -> Any:
+            sites = self._begin(key, {}, params)
+            found.append(sites.random)
+            return sites.returned
+
+        jax.eval_shape(begin)
+        return found[0]
+
+    def _empty_carry(self, key: Key[Array, ""], num_rows: int, params: Any) -> Any:
+        if self._begins_at_random(key, params):
+            carry = jax.eval_shape(lambda: self._begin(key, {}, params).returned)
+            carry = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), carry)
+        else:
+            carry = self._begin(key, {}, params).returned
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (num_rows, *leaf.shape)), carry
+        )
+
+    def init(
+        self, key: Key[Array, ""], num_particles: int, params: Any = None
+    ) -> ProgramParticles:
+        """N runs that have not begun: sites of `init_fn` are drawn with step one."""
+        carry = self._empty_carry(key, num_particles, params)
+        initial = jax.eval_shape(lambda: self._begin(key, {}, params).latents)
+        t = jnp.zeros((), jnp.int32)
+
+        def first() -> ProgramStep:
+            row = jax.tree.map(lambda leaf: leaf[0], carry)
+            return self._step(key, t, row, None, params)[0]
+
+        shapes = jax.eval_shape(first)._replace(key=None)
+        rows, length = num_particles, self.max_steps
+        history = jax.tree.map(
+            lambda leaf: jnp.zeros((rows, length, *leaf.shape), leaf.dtype), shapes
+        )
+        return ProgramParticles(
+            carry=carry,
+            initial=jax.tree.map(
+                lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), initial
+            ),
+            history=history._replace(key=jnp.broadcast_to(key, (rows, length))),
+            length=jnp.zeros(rows, jnp.int32),
+            finished=jnp.zeros(rows, bool),
+        )
+
+    def _extend(
+        self,
+        keys: Key[Array, "N"],
+        t: Int[Array, "*rows"] | int,
+        particles: ProgramParticles,
+        initial: dict[str, Any] | None,
+        stored: dict[str, Any] | None,
+        params: Any,
+    ) -> tuple[ProgramParticles, Array, Array]:
+        """One step of every unfinished row; log p - log q and log p of it, [N]."""
+        rows = jnp.arange(particles.length.shape[0])
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), rows.shape)
+        live = ~particles.finished
+        zeros = jnp.zeros(rows.shape, jnp.float32)
+        before, begun = particles.carry, particles.initial
+        log_p, log_g, excess = zeros, zeros, zeros
+        if self._begins_at_random(keys[0], params):
+
+            def begin(key: Array, values: dict[str, Any] | None) -> tuple:
+                key = jax.random.fold_in(key, 0)
+                sites = self._begin(key, values or {}, params)
+                log_p = total(sites.log_probs)
+                log_g, excess = sites.log_likelihood, total(sites.log_excess)
+                return sites.returned, sites.latents, log_p, log_g, excess
+
+            first = live & (t == 0)
+            nothing = (before, begun, log_p, log_g, excess)
+            # Under vmap the condition is a selection: then every step pays for it.
+            before, begun, log_p, log_g, excess = jax.lax.cond(
+                jnp.any(first),
+                lambda: where_rows(first, jax.vmap(begin)(keys, initial), nothing),
+                lambda: nothing,
+            )
+        step, step_excess = jax.vmap(
+            lambda key, t, carry, stored: self._step(key, t, carry, stored, params)
+        )(keys, t, before, stored)
+        step = step._replace(
+            log_prob=log_p + step.log_prob, log_potential=log_g + step.log_potential
+        )
+        # Step number T of a finished row is out of range, and so is dropped.
+        places = jnp.where(live, t, self.max_steps)
+        finished = t + 1 >= self.max_steps
+        if self.end is not None:
+            finished |= jax.vmap(lambda t, carry: self._ended(t, carry, params))(
+                t, step.carry
+            )
+        extended = ProgramParticles(
+            carry=where_rows(live, step.carry, particles.carry),
+            initial=begun,
+            history=jax.tree.map(
+                lambda stack, new: stack.at[rows, places].set(new, mode="drop"),
+                particles.history,
+                step,
+            ),
+            length=jnp.where(live, t + 1, particles.length),
+            finished=particles.finished | finished,
+        )
+        return (
+            extended,
+            jnp.where(live & (stored is None), excess + step_excess, 0.0),
+            jnp.where(live, step.log_prob, 0.0),
+        )
+
+    def _ended(self, t: Array, carry: Any, params: Any) -> Bool[Array, ""]:
+        assert self.end is not None
+        ended = jnp.asarray(self.end(t, carry, params))
+        if ended.shape != () or ended.dtype != bool:
+            raise ConfigurationError(
+                "`end` must return one bool, whether the particle has finished; it "
+                f"returns {ended.dtype} of shape {ended.shape}."
+            )
+        return ended
+
+    def propose(
+        self,
+        key: Key[Array, ""],
+        t: Int[Array, "*rows"] | int,
+        particles: ProgramParticles,
+        params: Any = None,
+    ) -> tuple[ProgramParticles, Float[Array, "N"]]:
+        """Run step t of each unfinished particle; particle i uses fold_in(key, i)."""
+        slots = jnp.arange(particles.length.shape[0])
+        keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
+        extended, correction, _ = self._extend(keys, t, particles, None, None, params)
+        return extended, correction
+
+    def log_potential(
+        self,
+        t: Int[Array, "*rows"] | int,
+        particles: ProgramParticles,
+        params: Any = None,
+    ) -> Float[Array, "N"]:
+        """log G of the last step of each row; 0 of one that has taken none."""
+        rows = jnp.arange(particles.length.shape[0])
+        last = jnp.maximum(particles.length - 1, 0)
+        values = particles.history.log_potential[rows, last]
+        return jnp.where(particles.length > 0, values, 0.0)
+
+    def finished(self, particles: ProgramParticles) -> Bool[Array, "N"]:
+        """Which rows take no further step."""
+        return particles.finished
+
+    def gather(
+        self, particles: ProgramParticles, ancestors: Int[Array, "W"]
+    ) -> ProgramParticles:
+        """The rows at `ancestors`, with their histories."""
+        return jax.tree.map(lambda leaf: leaf[ancestors], particles)
+
+    def truncate(
+        self, particles: ProgramParticles, depths: Int[Array, "N"], params: Any = None
+    ) -> ProgramParticles:
+        """Cut rows that are longer than that back to their first `depths` steps."""
+        rows = jnp.arange(depths.shape[0])
+        shortened = particles.length > depths
+        key = particles.history.key[0, 0]
+        empty = self._empty_carry(key, depths.shape[0], params)
+        last = jnp.maximum(depths - 1, 0)
+        earlier = jax.tree.map(lambda leaf: leaf[rows, last], particles.history.carry)
+        carry = where_rows(depths > 0, earlier, empty)
+        return particles._replace(
+            carry=where_rows(shortened, carry, particles.carry),
+            length=jnp.where(shortened, depths, particles.length),
+            finished=particles.finished & ~shortened,
+        )
+
+    def replay(
+        self,
+        t: Int[Array, "*rows"] | int,
+        particles: ProgramParticles,
+        sources: ProgramParticles,
+        params: Any = None,
+    ) -> tuple[ProgramParticles, Float[Array, "N"]]:
+        """Extend each unfinished row by the latents of step t of its source.
+
+        The carry and the potential are computed anew, from the row's own past. A source
+        must have taken step t.
+
+        Returns:
+            The rows, and log p of the step, [N]; 0 of rows that took none.
+        """
+        rows = jnp.arange(particles.length.shape[0])
+        history = sources.history
+        latents = jax.tree.map(lambda leaf: leaf[rows, t], history.latents)
+        extended, _, log_p = self._extend(
+            history.key[rows, t], t, particles, sources.initial, latents, params
+        )
+        return extended, log_p
+
+    def log_prob(
+        self, particles: ProgramParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        """log p of all latent sites of each row so far."""
+        steps = jnp.arange(self.max_steps)
+        taken = steps < particles.length[:, None]
+        return jnp.sum(jnp.where(taken, particles.history.log_prob, 0.0), axis=1)
+
+
+def program_target(
+    init_fn: Callable[..., Any],
+    step_fn: Callable[..., Any],
+    *,
+    max_steps: int,
+    end: Callable[..., Any] | None = None,
+    proposal: Callable[..., Any] | None = None,
+) -> ProgramTarget:
+    """Make a target of numpyro programs, each written for one particle.
+
+    Args:
+        init_fn: `(params) -> carry` before the first step. May have sites: they count
+            as part of the first step.
+        step_fn: `(t, carry, params) -> carry`. Latent sites are the step, observed
+            sites and `numpyro.factor` its potential. `t` is a traced int32 scalar.
+        max_steps: T; a particle finishes after so many steps.
+        end: `(t, carry, params) -> bool`, of the carry that step t returned: whether
+            the particle has finished. None: only at `max_steps`.
+        proposal: `(t, carry, params)`, a program whose latent sites have names of
+            latent sites of `step_fn`; those are drawn from it and corrected by
+            log p - log q, the others from `step_fn`.
+
+    Returns:
+        A target with the capabilities `truncate`, `replay` and `log_prob`. Handlers
+        around the programs mean what they mean in numpyro; see docs/numpyro.md.
+
+    Raises:
+        ConfigurationError: if `max_steps` is less than one.
+    """
+    if max_steps < 1:
+        raise ConfigurationError(
+            f"A program needs at least one step, and max_steps is {max_steps}."
+        )
+    return ProgramTarget(init_fn, step_fn, max_steps, end, proposal)
