@@ -14,6 +14,7 @@ from tsi.samplers.dvts import dvts
 from tsi.samplers.entropic import entropic_particle_filter
 from tsi.samplers.greedy import greedy
 from tsi.samplers.particle_filter import particle_filter
+from tsi.samplers.particle_gibbs import particle_gibbs
 from tsi.samplers.potentials import (
     latest,
     product,
@@ -48,6 +49,7 @@ __all__ = [
     "multinomial",
     "never",
     "particle_filter",
+    "particle_gibbs",
     "product",
     "rebase",
     "rebase_allocation",

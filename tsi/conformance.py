@@ -25,6 +25,7 @@ import jax
 from jaxtyping import Array, Key
 
 from tsi.errors import ConformanceError
+from tsi.explorer import Explorer
 from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.robustness import (
     Check,
@@ -82,7 +83,9 @@ class Report(NamedTuple):
         )
 
 
-def _measure(target: KnownTarget, sampler: Sampler, result: Run) -> MeasureTest | None:
+def _measure(
+    target: KnownTarget, sampler: Sampler | Explorer, result: Run
+) -> MeasureTest | None:
     state, claim = result.state, sampler.path_log_weight
     power = getattr(sampler, "power", 1.0)
     assert claim is not None
@@ -103,7 +106,7 @@ def _measure(target: KnownTarget, sampler: Sampler, result: Run) -> MeasureTest 
 
 
 def target_checks(
-    name: str, target: KnownTarget, sampler: Sampler, result: Run
+    name: str, target: KnownTarget, sampler: Sampler | Explorer, result: Run
 ) -> list[Check]:
     """Whether many runs on a target estimate the measure that the sampler claims."""
     if sampler.path_log_weight is None:
