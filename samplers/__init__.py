@@ -20,6 +20,7 @@ from tsi.samplers.lookahead_search import lookahead_search
 from tsi.samplers.mcts import mcts, puct, uct
 from tsi.samplers.optimal_resampling import optimal_resampling
 from tsi.samplers.particle_filter import particle_filter
+from tsi.samplers.particle_gibbs import particle_gibbs
 from tsi.samplers.potentials import (
     latest,
     product,
@@ -82,6 +83,7 @@ __all__ = [
     "never",
     "optimal_resampling",
     "particle_filter",
+    "particle_gibbs",
     "power_sampling",
     "product",
     "pruning",

@@ -143,10 +143,31 @@ def step_rows(
         corrections = jnp.where(repeated, 0.0, corrections)
         log_probs = jnp.where(repeated, of_repeated, log_probs)
     log_potentials = target.log_potential(depths, after, params)
+    if request.sources is not None:
+        repeated = active & (request.sources >= 0)
+        again, log_p = target.replay(depths, rows, sources, params)
+        after = put(target, after, _where(repeated), again)
+        ratio = _replayed_correction(target, rows, again, log_p, params)
+        corrections = jnp.where(repeated, ratio, corrections)
+        log_probs = jnp.where(repeated, log_p, log_probs)
+    log_potentials = target.log_potential(depths, after, params)
+    if log_prob is not None:
+        told = jnp.where(active, log_prob(after, params) - before, 0.0)
+        log_probs = jnp.where(fresh, told, log_probs)
     depths = depths + active
     finished = target.finished(after) | (depths >= limit)
     reply = Reply(log_potentials, corrections, log_probs, finished)
     return Stepped(after, depths, reply)
+
+
+def _replayed_correction(
+    target: Any, before: Particles, after: Particles, log_p: Any, params: Any
+) -> Float[Array, "W"]:
+    """log p - log q of repeated steps; a target without `log_proposal` has q = p."""
+    log_proposal = getattr(target, "log_proposal", None)
+    if log_proposal is None:
+        return jnp.zeros_like(log_p)
+    return log_p - (log_proposal(after, params) - log_proposal(before, params))
 
 
 def _where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:

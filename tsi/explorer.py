@@ -60,8 +60,10 @@ class Reply(NamedTuple):
 
     Attributes:
         log_potentials: of the extended prefixes, [W].
-        log_corrections: log p - log q of the step, zero where it was repeated, [W].
-        log_probs: log p of the step, zero if the target has no `log_prob`, [W].
+        log_corrections: log p - log q of the step, [W]; of a repeated one zero, if the
+            target has no `log_proposal`.
+        log_probs: log p of the step, [W]; of a new one zero, if the target has no
+            `log_prob`.
         finished: prefixes that take no further step, [W].
     """
 
