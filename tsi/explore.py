@@ -138,22 +138,12 @@ def step_rows(
         log_probs = jnp.where(fresh, log_prob(after, params) - before, 0.0)
     if request.sources is not None:
         repeated = active & ~fresh
-        again, of_repeated = target.replay(depths, rows, sources, params)
-        after = put(target, after, _where(repeated), again)
-        corrections = jnp.where(repeated, 0.0, corrections)
-        log_probs = jnp.where(repeated, of_repeated, log_probs)
-    log_potentials = target.log_potential(depths, after, params)
-    if request.sources is not None:
-        repeated = active & (request.sources >= 0)
         again, log_p = target.replay(depths, rows, sources, params)
         after = put(target, after, _where(repeated), again)
         ratio = _replayed_correction(target, rows, again, log_p, params)
         corrections = jnp.where(repeated, ratio, corrections)
         log_probs = jnp.where(repeated, log_p, log_probs)
     log_potentials = target.log_potential(depths, after, params)
-    if log_prob is not None:
-        told = jnp.where(active, log_prob(after, params) - before, 0.0)
-        log_probs = jnp.where(fresh, told, log_probs)
     depths = depths + active
     finished = target.finished(after) | (depths >= limit)
     reply = Reply(log_potentials, corrections, log_probs, finished)

@@ -80,10 +80,14 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 def _log_chain(
     symbols: Int[Array, "N T"],
     log_initial: Float[Array, "K"],
-    log_transition: Float[Array, "K K"],
+    log_transition: Float[Array, "*T K K"],
 ) -> Float[Array, "N"]:
     """Log probability of paths under a Markov chain; -1 is not yet written."""
-    steps = log_transition[symbols[:, :-1], symbols[:, 1:]]
+    before, now = symbols[:, :-1], symbols[:, 1:]
+    if log_transition.ndim == 3:
+        steps = log_transition[jnp.arange(1, symbols.shape[1]), before, now]
+    else:
+        steps = log_transition[before, now]
     log_p = jnp.concatenate([log_initial[symbols[:, :1]], steps], axis=1)
     return jnp.sum(jnp.where(symbols >= 0, log_p, 0.0), axis=1)
 
