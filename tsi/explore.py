@@ -132,7 +132,7 @@ def step_rows(
     fresh = active
     if request.sources is not None:
         fresh = active & (request.sources < 0)
-    after, corrections = _propose(target, key, depths, rows, fresh, params)
+    after, corrections = propose_some(target, key, depths, rows, fresh, params)
     log_probs = jnp.zeros_like(corrections)
     if log_prob is not None:
         log_probs = jnp.where(fresh, log_prob(after, params) - before, 0.0)
@@ -166,9 +166,10 @@ def _where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:
     return jnp.where(mask, jnp.arange(size, dtype=jnp.int32), size)
 
 
-def _propose(
+def propose_some(
     target: Any, key: Any, depths: Any, rows: Any, active: Any, params: Any
 ) -> tuple[Particles, Float[Array, "W"]]:
+    """One step for the rows `active [W]`; the others stay as they are."""
     some = getattr(target, "propose_some", None)
     if some is not None:
         return some(key, depths, rows, params, active)
