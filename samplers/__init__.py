@@ -15,6 +15,7 @@ from tsi.samplers.entropic import entropic_particle_filter
 from tsi.samplers.greedy import greedy
 from tsi.samplers.particle_filter import particle_filter
 from tsi.samplers.particle_gibbs import particle_gibbs
+from tsi.samplers.pimh import pimh
 from tsi.samplers.potentials import (
     latest,
     product,
@@ -50,6 +51,7 @@ __all__ = [
     "never",
     "particle_filter",
     "particle_gibbs",
+    "pimh",
     "product",
     "rebase",
     "rebase_allocation",

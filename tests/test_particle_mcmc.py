@@ -53,6 +53,10 @@ EXACT = {
     "ancestors, telescoping": lambda: gibbs(
         potential=samplers.telescoping("reward"), num_sweeps=2, ancestor_sampling=True
     ),
+    "pimh": lambda: samplers.pimh(num_iterations=4),
+    "pimh, telescoping": lambda: samplers.pimh(
+        potential=samplers.telescoping(), particles_per_iteration=1
+    ),
 }
 
 
@@ -71,7 +75,7 @@ def test_particle_gibbs_agrees_with_the_kalman_filter(ancestor_sampling):
     assert len(report.checks) == 2
 
 
-@pytest.mark.parametrize("name", ["two sweeps", "ancestors"])
+@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "pimh"])
 def test_the_other_promises_are_kept(name):
     programs, key = Programs(EXACT[name](), 8, 500), jax.random.key(1)
     checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
@@ -96,6 +100,7 @@ def chain(explorer, num_moves):
 ENDLESS = {
     "plain": lambda: gibbs(endless=True),
     "ancestors": lambda: gibbs(endless=True, ancestor_sampling=True),
+    "pimh": lambda: samplers.pimh(endless=True),
 }
 
 
@@ -264,7 +269,7 @@ def test_the_published_variant_targets_nothing():
 def test_budgets_that_cannot_be_used_are_refused():
     run, key = tsi.run, jax.random.key(0)
     for explorer, size in ((gibbs(num_sweeps=8), 8), (gibbs(num_sweeps=3), 8)):
-        with pytest.raises(ConfigurationError, match="two particles or more"):
+        with pytest.raises(ConfigurationError, match="at least 2"):
             run(explorer, smooth(), key, size)
     with pytest.raises(ConfigurationError, match="not latest or terminal"):
         gibbs(potential=samplers.terminal())
