@@ -13,6 +13,7 @@ from tsi.samplers.best_of_n import best_of_n, weighted_best_of_n
 from tsi.samplers.dvts import dvts
 from tsi.samplers.entropic import entropic_particle_filter
 from tsi.samplers.greedy import greedy
+from tsi.samplers.parallel_tempering import parallel_tempering
 from tsi.samplers.particle_filter import particle_filter
 from tsi.samplers.particle_gibbs import particle_gibbs
 from tsi.samplers.pimh import pimh
@@ -49,6 +50,7 @@ __all__ = [
     "latest",
     "multinomial",
     "never",
+    "parallel_tempering",
     "particle_filter",
     "particle_gibbs",
     "pimh",
