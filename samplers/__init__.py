@@ -19,8 +19,10 @@ from tsi.samplers.island_exchange import island_exchange
 from tsi.samplers.lookahead_search import lookahead_search
 from tsi.samplers.mcts import mcts, puct, uct
 from tsi.samplers.optimal_resampling import optimal_resampling
+from tsi.samplers.parallel_tempering import parallel_tempering
 from tsi.samplers.particle_filter import particle_filter
 from tsi.samplers.particle_gibbs import particle_gibbs
+from tsi.samplers.pimh import pimh
 from tsi.samplers.potentials import (
     latest,
     product,
@@ -82,8 +84,10 @@ __all__ = [
     "multinomial",
     "never",
     "optimal_resampling",
+    "parallel_tempering",
     "particle_filter",
     "particle_gibbs",
+    "pimh",
     "power_sampling",
     "product",
     "pruning",

@@ -25,9 +25,18 @@ def path_score(potential: Potential, method: str) -> Callable[..., Array]:
 
 
 def shared_budget(
-    num_particles: int, num_sweeps: int | None, particles_per_sweep: int | None
+    num_particles: int,
+    num_sweeps: int | None,
+    particles_per_sweep: int | None,
+    least: int = 2,
 ) -> tuple[int, int]:
     """Sweeps and particles of each, for a budget of N rollouts.
+
+    Args:
+        num_particles: N.
+        num_sweeps: by default 4.
+        particles_per_sweep: in place of the sweeps.
+        least: particles that a sweep must have.
 
     Raises:
         ConfigurationError: if N cannot be shared so.
@@ -38,11 +47,10 @@ def shared_budget(
     else:
         sweeps = 4 if num_sweeps is None else num_sweeps
         size, rest = num_particles // max(sweeps, 1), num_particles % max(sweeps, 1)
-    if rest or size < 2 or sweeps < 1:
+    if rest or size < least or sweeps < 1:
         raise ConfigurationError(
             f"{num_particles} rollouts cannot be {sweeps} sweeps of {size} particles. "
-            "Sweeps must be equal and have two particles or more: with the reference "
-            "alone a chain would never move. Choose other num_sweeps or "
-            "particles_per_sweep."
+            f"All need as many, and at least {least}: a reference alone would never "
+            "move. Choose another number of sweeps, or of particles for each."
         )
     return sweeps, size

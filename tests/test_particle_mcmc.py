@@ -27,6 +27,7 @@ from tsi.unbiasedness import judge_tabular
 
 NUM_RUNS = 20_000
 module = importlib.import_module("tsi.samplers.particle_gibbs")
+tempering = importlib.import_module("tsi.samplers.parallel_tempering")
 
 
 def judged(explorer, tables=EXAMPLES, num_particles=8, others=()):
@@ -53,6 +54,10 @@ EXACT = {
     "ancestors, telescoping": lambda: gibbs(
         potential=samplers.telescoping("reward"), num_sweeps=2, ancestor_sampling=True
     ),
+    "pimh": lambda: samplers.pimh(num_iterations=4),
+    "pimh, telescoping": lambda: samplers.pimh(
+        potential=samplers.telescoping(), particles_per_iteration=1
+    ),
 }
 
 
@@ -71,7 +76,7 @@ def test_particle_gibbs_agrees_with_the_kalman_filter(ancestor_sampling):
     assert len(report.checks) == 2
 
 
-@pytest.mark.parametrize("name", ["two sweeps", "ancestors"])
+@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "pimh"])
 def test_the_other_promises_are_kept(name):
     programs, key = Programs(EXACT[name](), 8, 500), jax.random.key(1)
     checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
@@ -96,6 +101,7 @@ def chain(explorer, num_moves):
 ENDLESS = {
     "plain": lambda: gibbs(endless=True),
     "ancestors": lambda: gibbs(endless=True, ancestor_sampling=True),
+    "pimh": lambda: samplers.pimh(endless=True),
 }
 
 
@@ -254,6 +260,109 @@ def test_mutants_of_particle_gibbs_are_caught(name, monkeypatch):
     assert not report.passed
 
 
+TEMPERED = {
+    "tempering": lambda: samplers.parallel_tempering(
+        num_temperatures=2, hottest=3.0, num_sweeps=2
+    ),
+    "three, telescoping": lambda: samplers.parallel_tempering(
+        potential=samplers.telescoping(), temperatures=(1, 2, 3.5), num_sweeps=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPERED)
+def test_the_cold_chain_is_exact_by_the_product_of_all_evidences(name):
+    judged(TEMPERED[name](), num_particles=12).raise_if_failed()
+
+
+def test_tempering_keeps_the_other_promises():
+    programs, key = Programs(TEMPERED["tempering"](), 12, 500), jax.random.key(1)
+    checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
+    checks.append(compiled_check(programs, key, programs(smooth(), key)))
+    Report(tuple(checks)).raise_if_failed()
+
+
+def always_swapped(patch):
+    right = tempering.swap
+
+    def mutant(key, scores, log_temperatures, turn):
+        return right(key, jnp.zeros_like(scores), log_temperatures, turn)
+
+    patch.setattr(tempering, "swap", mutant)
+
+
+def swapped_the_wrong_way(patch):
+    right = tempering.swap
+
+    def mutant(key, scores, log_temperatures, turn):
+        return right(key, -scores, log_temperatures, turn)
+
+    patch.setattr(tempering, "swap", mutant)
+
+
+@pytest.mark.parametrize("mutate", [always_swapped, swapped_the_wrong_way])
+def test_wrong_swaps_are_caught(mutate, monkeypatch):
+    mutate(monkeypatch)
+    explorer = samplers.parallel_tempering(
+        num_temperatures=2, hottest=6.0, particles_per_sweep=2
+    )
+    report = judged(explorer, {"peaked": peaked}, num_particles=24)
+    assert "posterior, peaked" in {check.promise for check in report.failures}
+
+
+def test_the_ladder_is_adapted_until_neighbours_swap_equally_often():
+    def rates(**settings):
+        explorer = samplers.parallel_tempering(
+            num_temperatures=4, hottest=8.0, particles_per_sweep=3, **settings
+        )
+        state = Programs(explorer, 480, 100)(peaked(), jax.random.key(0)).state
+        return state, np.asarray(state.swap_rates).mean(0)
+
+    state, adapted = rates(adapt_sweeps=20)
+    _, geometric = rates()
+    assert np.ptp(geometric) > 0.2
+    assert np.ptp(adapted) < 0.5 * np.ptp(geometric)
+    ladder = np.exp(np.asarray(state.log_temperatures))
+    np.testing.assert_allclose(ladder[:, [0, -1]], [[1.0, 8.0]] * 100, rtol=1e-5)
+    # 40 sweeps, of which 20 are burn-in.
+    assert state.log_weights.shape == (100, 60)
+
+
+def test_endless_tempering_runs_on():
+    explorer = chain(samplers.parallel_tempering(endless=True), 7)
+    state = tsi.run(explorer, unequal_lengths(), jax.random.key(0), 6).state
+    assert int(state.iteration) == 7
+    assert state.members.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "message"),
+    [
+        ({"temperatures": (2.0, 4.0)}, 12, "rise from 1"),
+        ({"temperatures": (1.0, 1.0)}, 12, "rise from 1"),
+        ({"hottest": 1.0}, 12, "the hottest above 1"),
+        ({}, 8, "multiple of them"),
+        ({"num_sweeps": 2, "adapt_sweeps": 2}, 12, "none is left"),
+        ({"num_sweeps": 4}, 12, "at least 2"),
+    ],
+)
+def test_ladders_and_budgets_that_cannot_be_used_are_refused(settings, size, message):
+    with pytest.raises(ConfigurationError, match=message):
+        samplers.parallel_tempering(**settings).plan(size, 4)
+
+
+def test_pimh_that_accepts_everything_is_caught():
+    good = samplers.pimh(particles_per_iteration=2)
+
+    def tell(key, state, reply):
+        return good.tell(
+            key, state._replace(log_accepted=jnp.full((), -jnp.inf)), reply
+        )
+
+    report = judged(good._replace(tell=tell), {"peaked": peaked}, num_particles=16)
+    assert {check.promise for check in report.failures} == {"posterior, peaked"}
+
+
 def test_the_published_variant_targets_nothing():
     explorer = gibbs(num_sweeps=2, variant="published")
     assert explorer.path_log_weight is None
@@ -264,7 +373,7 @@ def test_the_published_variant_targets_nothing():
 def test_budgets_that_cannot_be_used_are_refused():
     run, key = tsi.run, jax.random.key(0)
     for explorer, size in ((gibbs(num_sweeps=8), 8), (gibbs(num_sweeps=3), 8)):
-        with pytest.raises(ConfigurationError, match="two particles or more"):
+        with pytest.raises(ConfigurationError, match="at least 2"):
             run(explorer, smooth(), key, size)
     with pytest.raises(ConfigurationError, match="not latest or terminal"):
         gibbs(potential=samplers.terminal())

@@ -130,7 +130,7 @@ def merged(results: Sequence[Result], rule: str) -> Result:
         num_truncated=sum(r.num_truncated for r in results),
         answer_posterior=answer_posterior(answers, log_weights),
         selected=select(rule, answers, log_weights, rewards),
-        ledger=Ledger(*np.sum([r.ledger for r in results], axis=0).tolist()),
+        ledger=Ledger(*map(sum, zip(*(r.ledger for r in results), strict=True))),
         slots=None,
         truncated=np.concatenate(cuts) if len(cuts) == len(results) else None,
         log_evidence_variance=evidence.standard_error**2,

@@ -95,15 +95,18 @@ def _measure(
     state, claim = result.state, sampler.path_log_weight
     power = getattr(sampler, "power", 1.0)
     assert claim is not None
+    auxiliary = getattr(sampler, "auxiliary", ())
     if isinstance(target, TabularTarget):
+        known = target.truth(claim, power=power)
+        others = sum(target.truth(weight).log_evidence for weight in auxiliary)
         return judge_tabular(
             target,
-            target.truth(claim, power=power),
+            known._replace(log_evidence=known.log_evidence + others),
             result.particles.symbols,
             state.log_weights,
             state.log_evidence,
         )
-    truth = target.truth(claim) if power == 1.0 else None
+    truth = target.truth(claim) if power == 1.0 and not auxiliary else None
     if truth is None:
         return None
     return judge_linear_gaussian(

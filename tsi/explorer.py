@@ -139,6 +139,8 @@ class Explorer(NamedTuple):
         select: how one answer is chosen.
         needs: capabilities that the target must have, see `tsi.target.CAPABILITIES`.
         power: the target density is p(path)^power exp(path_log_weight).
+        auxiliary: path weights of further targets that were sampled along; the reported
+            evidence is the product of theirs and the target's own.
     """
 
     plan: Callable[[int, int], Plan]
@@ -149,3 +151,4 @@ class Explorer(NamedTuple):
     select: Select = "posterior"
     needs: tuple[str, ...] = ()
     power: float = 1.0
+    auxiliary: tuple[Callable[..., Any], ...] = ()
