@@ -113,6 +113,11 @@ def solve(
         budget,
         extract=world.extract,
         temperature=chosen.temperature,
+        proposal_temperature=(
+            None
+            if chosen.proposal_temperature is None
+            else temperature * chosen.proposal_temperature
+        ),
     )
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
     print(solution_text(result))

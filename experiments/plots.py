@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tsi.experiments.methods import get_method
+from tsi.experiments.methods import METHODS, get_method
 from tsi.experiments.report import Curves
 
 # Searches are dashed, samplers solid, independent rollouts dotted.
@@ -27,6 +27,10 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "smc": ("#CC79A7", "^", "-"),
     "entropic": ("#882255", "X", "-"),
 }
+
+# Of the others, in turn: no two have colour and marker in common.
+_COLOURS = ("#332288", "#117733", "#44AA99", "#88CCEE", "#999933", "#AA4499", "#661100")
+_MARKERS = ("o", "s", "^", "D")
 
 RC: dict[Any, Any] = {
     "axes.spines.right": False,
@@ -69,8 +73,17 @@ def save_accuracy_plot(curves: Curves, unit: str, title: str, path: Path) -> Non
         figure.savefig(path)
 
 
+def style_of(method: str) -> tuple[str, str, str]:
+    """Colour, marker and line of a method, the same in every figure."""
+    if method in STYLES:
+        return STYLES[method]
+    place = [name for name in METHODS if name not in STYLES].index(method)
+    colour = _COLOURS[place % len(_COLOURS)]
+    return colour, _MARKERS[place // len(_COLOURS)], "-."
+
+
 def _draw(axes: Axes, method: str, curve: dict, unit: str) -> None:
-    colour, marker, line = STYLES[method]
+    colour, marker, line = style_of(method)
     costs = [b if unit == "rollouts" else point.flops for b, point in curve.items()]
     points = list(curve.values())
     axes.errorbar(

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from tsi.adaptive import run_rounds
 from tsi.errors import ConfigurationError
 from tsi.experiments.methods import (
     METHODS,
@@ -25,10 +26,12 @@ from tsi.experiments.methods import (
     get_method,
     get_methods,
     method_settings,
+    most_problems,
     sampler_of,
 )
 from tsi.experiments.results import Cell, ResultsFile
 from tsi.experiments.shared_rollouts import first_rollouts
+from tsi.explorer import Explorer
 from tsi.problem import Problem
 from tsi.result import Result
 from tsi.sampler import Sampler
@@ -39,13 +42,14 @@ class ProblemRunner(Protocol):
 
     def run(
         self,
-        sampler: Sampler,
+        sampler: Sampler | Explorer,
         key: Any,
         problems: Sequence[Problem],
         num_particles: int,
         *,
         extract: Callable[[str], str | None],
         temperature: float | None = None,
+        proposal_temperature: float | None = None,
     ) -> list[Result]: ...
 
 
@@ -78,12 +82,14 @@ class Plan(NamedTuple):
         budgets: rollouts N.
         num_seeds: seeds 0, 1, ...
         max_rows: particles of one batch over all its problems.
+        max_stored: prefixes stored for one batch, by default 16 times that.
     """
 
     methods: tuple[str, ...]
     budgets: tuple[int, ...]
     num_seeds: int = 1
     max_rows: int = 2048
+    max_stored: int | None = None
 
 
 class Batch(NamedTuple):
@@ -137,7 +143,10 @@ def check_budgets(plan: Plan, max_steps: int) -> None:
         sampler = sampler_of(name, max_steps)
         for budget in budgets_of(name, plan.budgets):
             try:
-                sampler.init(jax.random.key(0), budget)
+                if isinstance(sampler, Explorer):
+                    sampler.plan(budget, max_steps)
+                else:
+                    sampler.init(jax.random.key(0), budget)
             except ConfigurationError as error:
                 raise ConfigurationError(
                     f"{get_method(name).label} cannot run at N = {budget}: {error} "
@@ -145,7 +154,7 @@ def check_budgets(plan: Plan, max_steps: int) -> None:
                 ) from error
 
 
-def batches(plan: Plan, problems: Sequence[Problem]) -> Iterator[Batch]:
+def batches(plan: Plan, problems: Sequence[Problem], max_steps: int) -> Iterator[Batch]:
     """The plan's batches in order: seed by seed, method by method, budget by budget.
 
     Problems are sorted by the length of their prompts: a batch lasts as long as its
@@ -164,15 +173,18 @@ def batches(plan: Plan, problems: Sequence[Problem]) -> Iterator[Batch]:
                 continue
             runs += [(name, n, [(name, n)]) for n in budgets_of(name, plan.budgets)]
         for source, num_particles, outcomes in runs:
-            size = block_size(len(problems), num_particles, plan.max_rows)
+            stored = 16 * plan.max_rows if plan.max_stored is None else plan.max_stored
+            most = most_problems(
+                source, num_particles, max_steps, plan.max_rows, stored
+            )
+            size = block_size(len(problems), most)
             for start in range(0, len(problems), size):
                 block = list(problems[start : start + size])
                 yield Batch(source, num_particles, seed, block, outcomes, size)
 
 
-def block_size(num_problems: int, num_particles: int, max_rows: int) -> int:
+def block_size(num_problems: int, most: int) -> int:
     """Problems of one batch: as few batches as fit, of as equal sizes as possible."""
-    most = max(1, max_rows // num_particles)
     num_blocks = max(1, math.ceil(num_problems / most))
     return max(1, math.ceil(num_problems / num_blocks))
 
@@ -199,7 +211,7 @@ def run_plan(
     # Of all methods: the file may hold rows of others than this plan's.
     of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
     with ResultsFile(path, world.settings, of_method) as results:
-        todo = list(batches(plan, world.problems))
+        todo = list(batches(plan, world.problems, world.max_steps))
         sizes = [batch.num_particles * len(batch.problems) for batch in todo]
         done = [not results.missing(batch.cells) for batch in todo]
         with tqdm(
@@ -228,14 +240,25 @@ def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
     """Run one batch and make its rows."""
     # The last block is filled up to the size of the others: one program for all.
     filling = [batch.problems[-1]] * (batch.size - len(batch.problems))
-    results = world.engine.run(
-        sampler_of(batch.source, world.max_steps),
-        jax.random.key(batch.seed),
-        [*batch.problems, *filling],
-        batch.num_particles,
-        extract=world.extract,
-        temperature=get_method(batch.source).temperature,
-    )
+    method = get_method(batch.source)
+    sampler = sampler_of(batch.source, world.max_steps)
+    key, problems = jax.random.key(batch.seed), [*batch.problems, *filling]
+    settings: dict[str, Any] = {
+        "extract": world.extract,
+        "temperature": method.temperature,
+    }
+    if method.rounds is not None:
+        rounds = method.rounds(batch.num_particles)
+        results = run_rounds(
+            world.engine, sampler, key, batch.problems, rounds, **settings
+        )
+    else:
+        if method.proposal_temperature is not None:
+            warm = world.settings["temperature"] * method.proposal_temperature
+            settings["proposal_temperature"] = warm
+        results = world.engine.run(
+            sampler, key, problems, batch.num_particles, **settings
+        )
     rows = []
     for name, budget in batch.outcomes:
         method = get_method(name)
@@ -272,6 +295,7 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "unique_eves": None if unique is None else int(unique[0]),
         "min_ess": _rounded(result.ess.min()),
         "num_steps": len(result.ancestors),
+        "rollouts": ledger.rollouts,
         "num_recoveries": result.num_recoveries,
         "num_invalid": result.num_invalid,
         "num_truncated": result.num_truncated,

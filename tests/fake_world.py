@@ -24,7 +24,17 @@ class FakeEngine:
         self.calls = []
         self.sleep = sleep
 
-    def run(self, sampler, key, problems, num_particles, *, extract, temperature=None):
+    def run(
+        self,
+        sampler,
+        key,
+        problems,
+        num_particles,
+        *,
+        extract,
+        temperature=None,
+        proposal_temperature=None,
+    ):
         time.sleep(self.sleep)
         seed = int(jax.random.key_data(key)[-1])
         name = next(n for n in METHODS if sampler_of(n, MAX_STEPS) is sampler)

@@ -12,7 +12,7 @@ from tsi.experiments.cli import main
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["scale", "--methods", "magic"], "no method named 'magic'. Known: beam"),
+        (["scale", "--methods", "magic"], "no method named 'magic'. Known: ab_mcts"),
         (["scale", "--task", "chess"], "no task named 'chess'. Known: chain"),
         (["scale", "--budgets", "0"], "budget 0 = 0"),
         (["scale", "--num-problems", "0"], "num_problems must be at least 1"),

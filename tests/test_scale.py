@@ -16,15 +16,32 @@ from tsi.answers import select
 from tsi.diagnostics import diagnose
 from tsi.errors import ConfigurationError, ResultsError, UnknownNameError
 from tsi.experiments.bootstrap import accuracy
-from tsi.experiments.methods import METHODS, get_methods, sampler_of
+from tsi.experiments.methods import (
+    METHODS,
+    STANDARD,
+    budgets_of,
+    get_method,
+    get_methods,
+    sampler_of,
+)
+from tsi.experiments.plots import style_of
 from tsi.experiments.report import curves_of, scaling_rates
 from tsi.experiments.results import Cell, read_rows
-from tsi.experiments.scale import batches, block_size, checked_plan, run_plan
+from tsi.experiments.scale import (
+    batches,
+    block_size,
+    check_budgets,
+    checked_plan,
+    run_plan,
+)
 from tsi.experiments.shared_rollouts import first_rollouts
 from tsi.experiments.write_report import write_report
+from tsi.explorer import Explorer
+
+SEVERAL = (*STANDARD, "entropic", "particle_gibbs", "adaptive_consistency")
 
 
-def _plan(methods=("all",), budgets=(1, 2, 4, 8), seeds=2, max_rows=40):
+def _plan(methods=SEVERAL, budgets=(1, 2, 4, 8), seeds=2, max_rows=40):
     return checked_plan(methods, budgets, seeds, max_rows)
 
 
@@ -40,8 +57,8 @@ def test_every_cell_of_the_plan_gets_one_row(tmp_path):
     rows = run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
     expected = {
         Cell(method, budget, seed, problem)
-        for method in METHODS
-        for budget in ((1,) if method == "greedy" else (1, 2, 4, 8))
+        for method in SEVERAL
+        for budget in budgets_of(method, (1, 2, 4, 8))
         for seed in range(1 if method == "greedy" else 2)
         for problem in range(20)
     }
@@ -134,14 +151,22 @@ def test_results_without_slot_costs_are_refused():
 
 def test_blocks_have_one_size_and_cover_every_problem_once():
     world = fake_world(17)
-    for batch in batches(_plan(max_rows=24), world.problems):
-        assert len(batch.problems) <= batch.size <= max(1, 24 // batch.num_particles)
-    assert block_size(400, 64, 2048) == 31
-    assert block_size(5, 4096, 2048) == 1
+    for batch in batches(_plan(max_rows=24), world.problems, world.max_steps):
+        rows, method = batch.num_particles, get_method(batch.source)
+        sampler = sampler_of(batch.source, world.max_steps)
+        if isinstance(sampler, Explorer):
+            rows = sampler.plan(rows, world.max_steps).rows
+        if method.rounds is not None:
+            rows = method.rounds(rows).size
+        assert len(batch.problems) <= batch.size <= max(1, 24 // rows)
+    assert block_size(400, 2048 // 64) == 31
+    assert block_size(5, 1) == 1
     for name in ("beam", "weighted_best_of_n"):
         covered = [
             problem.id
-            for batch in batches(_plan(budgets=(8,), seeds=1), world.problems)
+            for batch in batches(
+                _plan(budgets=(8,), seeds=1), world.problems, world.max_steps
+            )
             if batch.source == name
             for problem in batch.problems
         ]
@@ -153,7 +178,7 @@ def test_problems_of_like_length_share_a_batch():
     plan = _plan(("beam",), (8,), seeds=1)
     sizes = [
         {len(problem.prompt) for problem in batch.problems}
-        for batch in batches(plan, world.problems)
+        for batch in batches(plan, world.problems, world.max_steps)
     ]
     # Ten prompts of four letters, ninety of five, twenty of six, in blocks of five.
     assert all(len(lengths) == 1 for lengths in sizes)
@@ -287,11 +312,24 @@ def test_incomplete_rows_are_not_reported(tmp_path):
 
 
 def test_unknown_method_lists_the_known_and_order_is_that_of_tables():
-    with pytest.raises(UnknownNameError, match="best_of_n, dvts"):
+    with pytest.raises(UnknownNameError, match="best_of_n, dvts, entropic"):
         get_methods(["smc", "magic"])
     assert list(get_methods(["smc", "beam"])) == ["beam", "smc"]
     assert list(get_methods(["all"])) == list(METHODS)
-    assert set(METHODS) - set(get_methods(["standard"])) == {"entropic"}
+    assert tuple(get_methods(["standard"])) == STANDARD
+
+
+def test_every_method_has_a_style_of_its_own():
+    styles = {style_of(method)[:2] for method in METHODS}
+    assert len(styles) == len(METHODS)
+
+
+def test_methods_that_need_more_particles_leave_small_budgets_out():
+    assert budgets_of("particle_gibbs", (1, 4, 8, 64)) == [8, 64]
+    for name in METHODS:
+        (smallest,) = budgets_of(name, [get_method(name).smallest])
+        checked = checked_plan([name], [smallest], 1, 64)
+        check_budgets(checked, 6)
 
 
 @pytest.mark.parametrize(
