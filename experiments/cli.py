@@ -77,6 +77,7 @@ def solve(
     temperature: float = 1.0,
     policy: str | None = None,
     reward: str | None = None,
+    figures: Path | None = None,
 ) -> int:
     """Solve one problem and show each step's ESS, the genealogy and the answers.
 
@@ -89,6 +90,8 @@ def solve(
         temperature: of the policy.
         policy: name or path of another policy.
         reward: name or path of another process reward model.
+        figures: folder for pictures of the genealogy, of effective sample size and
+            rewards by step, and of the weights; none are drawn by default.
     """
     import jax
 
@@ -115,6 +118,11 @@ def solve(
     print(solution_text(result))
     right = world.correct(problem, result.selected)
     print(f"\nRight answer: {problem.answer} ({'solved' if right else 'not solved'})")
+    if figures is not None:
+        from tsi.experiments.diagnostics import save_figures
+
+        paths = save_figures(result, figures)
+        print(f"Figures: {', '.join(map(str, paths))}")
     return 0
 
 

@@ -3,6 +3,7 @@
 Every constructor returns a `tsi.Sampler`; see `docs/samplers.md` for the table.
 """
 
+from tsi.samplers.ab_mcts import ab_mcts
 from tsi.samplers.allocation import (
     island_argmax,
     rebase_allocation,
@@ -15,8 +16,13 @@ from tsi.samplers.dvts import dvts
 from tsi.samplers.entropic import entropic_particle_filter
 from tsi.samplers.greedy import greedy
 from tsi.samplers.island_exchange import island_exchange
+from tsi.samplers.lookahead_search import lookahead_search
+from tsi.samplers.mcts import mcts, puct, uct
 from tsi.samplers.optimal_resampling import optimal_resampling
+from tsi.samplers.parallel_tempering import parallel_tempering
 from tsi.samplers.particle_filter import particle_filter
+from tsi.samplers.particle_gibbs import particle_gibbs
+from tsi.samplers.pimh import pimh
 from tsi.samplers.potentials import (
     latest,
     product,
@@ -46,6 +52,7 @@ from tsi.samplers.schedules import ess_below, every_step, never
 from tsi.samplers.self_consistency import self_consistency
 from tsi.samplers.smc import SMCInfo, SMCState, smc
 from tsi.samplers.steering import expansion, smc_steering
+from tsi.samplers.step_beam import step_beam
 from tsi.samplers.suffix_metropolis import suffix_metropolis
 from tsi.samplers.tempered import tempered_smc
 from tsi.samplers.twisted import twisted_smc
@@ -57,6 +64,7 @@ __all__ = [
     "Reproduction",
     "SMCInfo",
     "SMCState",
+    "ab_mcts",
     "at_mean_weight",
     "auxiliary_particle_filter",
     "beam",
@@ -71,13 +79,19 @@ __all__ = [
     "island_argmax",
     "island_exchange",
     "latest",
+    "lookahead_search",
+    "mcts",
     "multinomial",
     "never",
     "optimal_resampling",
+    "parallel_tempering",
     "particle_filter",
+    "particle_gibbs",
+    "pimh",
     "power_sampling",
     "product",
     "pruning",
+    "puct",
     "quest",
     "rebase",
     "rebase_allocation",
@@ -86,6 +100,7 @@ __all__ = [
     "smc",
     "smc_steering",
     "ssp",
+    "step_beam",
     "stratified",
     "suffix_metropolis",
     "systematic",
@@ -94,6 +109,7 @@ __all__ = [
     "terminal",
     "top_k_replicate",
     "twisted_smc",
+    "uct",
     "uniform",
     "waste_free_smc",
     "weighted_best_of_n",

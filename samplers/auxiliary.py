@@ -132,11 +132,13 @@ def auxiliary_particle_filter(
         key: Key[Array, ""], state: AuxiliaryState, reply: Reply
     ) -> tuple[AuxiliaryState, ExplorerInfo]:
         before = state.population
+        # A row without weight took no step, and its numbers mean nothing.
+        took = before.log_weights > -jnp.inf
         after, info = weighed(
             before,
             potential,
-            reply.log_potentials,
-            reply.log_corrections,
+            jnp.where(took, reply.log_potentials, 0.0),
+            jnp.where(took, reply.log_corrections, 0.0),
             reply.finished,
         )
         # Undo the normalisation: trials are weighed against present weights.
@@ -152,7 +154,9 @@ def auxiliary_particle_filter(
             log_priority=log_v,
             looking=~state.looking,
         )
-        stepped = stepped._replace(done=jnp.all(stepped.population.finished))
+        now = stepped.population
+        over = jnp.all(now.finished | (now.log_weights == -jnp.inf))
+        stepped = stepped._replace(done=over)
         zero = jnp.zeros((), jnp.int32)
         size = state.members.shape[0]
         told = ExplorerInfo(

@@ -15,7 +15,7 @@ whole number of places lies in its interval: at most one does.
 
 References:
     [1] Fearnhead and Clifford 2003, On-line inference for hidden Markov models via
-        particle filters, JRSS B 65, Section 3 and Theorem 1.
+        particle filters, JRSS B 65, 887-899.
 """
 
 import jax

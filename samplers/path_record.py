@@ -92,7 +92,7 @@ def log_importance(
 ) -> Float[Array, "*batch"]:
     """log density less log q of the steps from `start` on, up to log p before it.
 
-    With start = 0 this is a path's importance weight p^power exp(score) / q.
+    With start = 0 this is the importance weight p^power exp(score) / q of whole paths.
     Differences between two paths that share their first `start` steps are those of
     log [p^power exp(score)] - log q(steps from start on).
     """

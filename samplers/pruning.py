@@ -101,4 +101,4 @@ def pruning(
         pruned = state._replace(log_weights=log_weights, log_base=log_base)
         return kept_alive.ask(key_ask, pruned)
 
-    return kept_alive._replace(ask=ask)
+    return kept_alive._replace(ask=ask, prunes=True)

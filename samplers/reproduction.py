@@ -11,8 +11,8 @@ v = w makes all offspring equal, a flatter v keeps more of the particles, a stee
 looks ahead. A rule that breaks this balance has no target.
 
 References:
-    [1] Liu and Chen 1998, Sequential Monte Carlo methods for dynamic systems, Section 3
-        (resampling by a priority score).
+    [1] Liu, Chen and Logvinenko 2001, A theoretical framework for sequential importance
+        sampling with resampling (priority scores).
 """
 
 from collections.abc import Callable

@@ -101,8 +101,14 @@ def systematic(
 
     Counts are within one of M times the weight. Arguments as in `multinomial`.
     """
+    return systematic_from(jax.random.uniform(key), log_weights, num_samples)
+
+
+def systematic_from(
+    offset: Float[Array, ""], log_weights: Float[Array, "N"], num_samples: int
+) -> Int[Array, "M"]:
+    """The systematic sample of a grid shifted by `offset`, in [0, 1)."""
     cdf = _integer_cdf(log_weights)
-    offset = jax.random.uniform(key)
     positions = _grid(cdf[-1], jnp.full(num_samples, offset), num_samples)
     return _stay_if_dead(log_weights, _inverse(cdf, positions))
 

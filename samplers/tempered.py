@@ -15,8 +15,8 @@ the weights v keep an effective sample size,
 which bisection finds (the weights without any score, lambda = 0, if none does).
 
 References:
-    [1] Del Moral, Doucet and Jasra 2006, Sequential Monte Carlo samplers, Section 2.3
-        (annealed targets).
+    [1] Del Moral, Doucet and Jasra 2006, Sequential Monte Carlo samplers (sequences of
+        annealed targets). Differs: annealing acts on what is resampled by alone.
     [2] Jasra, Stephens, Doucet and Tsagaris 2011, Inference for Lévy-driven stochastic
         volatility models via adaptive sequential Monte Carlo (bisection on the ESS).
 """

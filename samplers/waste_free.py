@@ -155,9 +155,10 @@ def waste_free_smc(
         over = share == -jnp.inf
         population = after._replace(
             log_weights=left - shift,
-            log_base=after.log_base - shift,
+            log_base=jnp.where(left == -jnp.inf, -jnp.inf, after.log_base - shift),
             log_evidence=after.log_evidence + share,
-            finished=jnp.zeros_like(after.finished),
+            # Whoever has left is told nothing more.
+            finished=left == -jnp.inf,
         )
         told = state._replace(
             population=population,

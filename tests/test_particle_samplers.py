@@ -8,8 +8,9 @@ from scipy import stats
 
 import tsi
 from tsi import samplers
-from tsi.conformance import check_sampler
+from tsi.conformance import check_sampler, target_checks
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.robustness import Programs
 from tsi.samplers.island_exchange import exchange
 from tsi.samplers.optimal_resampling import (
     inclusion_probabilities,
@@ -18,7 +19,7 @@ from tsi.samplers.optimal_resampling import (
 from tsi.samplers.pruning import russian_roulette
 from tsi.samplers.reproduction import Group
 from tsi.samplers.tempered import largest_exponent, tempered_weights
-from tsi.tabular import peaked, unequal_lengths
+from tsi.tabular import EXAMPLES, peaked, unequal_lengths
 from tsi.weights import ess, log_mean_exp
 
 KEY = jax.random.key(0)
@@ -35,6 +36,32 @@ EXACT = {
 @pytest.mark.parametrize("name", EXACT)
 def test_they_keep_every_promise(name):
     check_sampler(EXACT[name]).raise_if_failed()
+
+
+PRODUCT = samplers.product()
+
+VARIANTS = {
+    "tempered, given": lambda: samplers.tempered_smc((0.3, 0.8), num_islands=2),
+    "exchange, product": lambda: samplers.island_exchange(
+        2, exchange_below=1.0, potential=PRODUCT, resampling=samplers.multinomial
+    ),
+    "steering, islands": lambda: samplers.smc_steering(
+        2, potential=PRODUCT, num_islands=2
+    ),
+    "pruning, islands": lambda: samplers.pruning(
+        1.0, potential=PRODUCT, num_islands=4, schedule=samplers.every_step
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_their_other_settings_are_exact_on_every_table(name):
+    sampler = VARIANTS[name]()
+    programs = Programs(sampler, 8, 20_000)
+    for table, make in EXAMPLES.items():
+        result = programs(make(), jax.random.key(1))
+        for check in target_checks(table, make(), sampler, result):
+            assert check.passed, check
 
 
 def tell_first(sampler, told, finished=None):
@@ -133,7 +160,7 @@ def test_whole_islands_are_copied_and_carry_their_part_of_the_weight():
 
 
 def test_equal_islands_are_left_alone():
-    sampler = samplers.island_exchange(4)
+    sampler = samplers.island_exchange(4, resampling=samplers.multinomial)
     state = tell_first(sampler, [0.1, 0.2, 0.2, 0.1, 0.0, 0.3, 0.3, 0.0])
     _, ancestors = sampler.ask(KEY, state)
     np.testing.assert_array_equal(ancestors, np.arange(8))

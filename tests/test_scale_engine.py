@@ -117,9 +117,12 @@ def test_another_model_does_not_continue_the_file(models, finished, capsys):
     assert "temperature is 1.0 there, 0.5 now" in capsys.readouterr().err
 
 
-def test_solve_prints_ess_genealogy_and_posterior(models, capsys):
-    assert main(["solve", "7*8+5-9", "--budget", "4", *models]) == 0
+def test_solve_prints_ess_genealogy_and_posterior(models, capsys, tmp_path):
+    pictures = ["--figures", str(tmp_path)]
+    assert main(["solve", "7*8+5-9", "--budget", "4", *pictures, *models]) == 0
     out = capsys.readouterr().out
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["ess.png", "genealogy.png", "weights.png"]
     for part in ("Effective sample size of 4", "Surviving genealogy", "Answer post"):
         assert part in out
     assert "Right answer: 52" in out

@@ -51,6 +51,14 @@ def test_transforms_are_the_named_weights():
         samplers.particle_filter("logits")
 
 
+def test_infos_tell_the_log_potentials_of_their_step():
+    told = [[0.1, 0.2, np.nan, 0.4], [1.1, np.nan, 1.3, 1.4]]
+    ended = jnp.array([[False, True, False, False], [True, True, True, True]])
+    _, (first, second) = drive(never(samplers.product()), told, finished=ended)
+    np.testing.assert_allclose(first.log_potentials, [0.1, 0.2, -np.inf, 0.4])
+    np.testing.assert_allclose(second.log_potentials, [1.1, 0.2, 1.3, 1.4])
+
+
 def test_weights_have_mean_one_and_the_evidence_holds_what_was_taken_out():
     told = np.log([[1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 1.0, 3.0]])
     corrections = jnp.log(jnp.array([[1.0, 1.0, 2.0, 1.0], [0.5, 1.0, 1.0, 1.0]]))

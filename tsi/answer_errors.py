@@ -66,10 +66,11 @@ def answer_errors(
         return dict.fromkeys(distinct, math.nan)
     growth = (size / (size - 1)) ** (num_resamplings + 1)
     weights = np.where(answered, shares, 0.0) / mass
-    errors = {}
-    for answer in distinct:
-        chosen = np.array([a == answer for a in answers])
-        residuals = weights * (chosen - weights[chosen].sum())
-        by_family = np.bincount(eves, weights=residuals, minlength=size)
-        errors[answer] = math.sqrt(growth * float(np.sum(by_family**2)))
-    return errors
+    numbers = {answer: k for k, answer in enumerate(distinct)}
+    label = np.array([-1 if a is None else numbers[a] for a in answers])
+    chosen = label[:, None] == np.arange(len(distinct))
+    residuals = weights[:, None] * (chosen - weights @ chosen)
+    by_family = np.zeros_like(residuals)
+    np.add.at(by_family, eves, residuals)
+    errors = np.sqrt(growth * np.sum(by_family**2, axis=0))
+    return dict(zip(distinct, errors.tolist(), strict=True))

@@ -11,6 +11,9 @@ to break it, and reports which promises of the contract it keeps:
   estimate is zero where the evidence is;
 - ancestors: int32, within range, and no particle of zero weight is copied over another
   one while some particle has weight;
+- permutation: told in reverse order, a sampler decides in reverse order;
+- requests, ending (explorers): stored prefixes exist, and runs end in time;
+- keys: no key is used twice, or the line where one is;
 - compiled: jit and vmap change nothing;
 - batched: `tsi.batch` gives each problem what it gets alone;
 - reproducible: the same key gives the same run.
@@ -25,7 +28,11 @@ import jax
 from jaxtyping import Array, Key
 
 from tsi.errors import ConformanceError
+from tsi.explorer import Explorer
+from tsi.explorer_checks import request_checks
+from tsi.key_discipline import key_check
 from tsi.linear_gaussian import LinearGaussianTarget
+from tsi.permutation import permutation_check
 from tsi.robustness import (
     Check,
     KnownTarget,
@@ -82,19 +89,24 @@ class Report(NamedTuple):
         )
 
 
-def _measure(target: KnownTarget, sampler: Sampler, result: Run) -> MeasureTest | None:
+def _measure(
+    target: KnownTarget, sampler: Sampler | Explorer, result: Run
+) -> MeasureTest | None:
     state, claim = result.state, sampler.path_log_weight
     power = getattr(sampler, "power", 1.0)
     assert claim is not None
+    auxiliary = getattr(sampler, "auxiliary", ())
     if isinstance(target, TabularTarget):
+        known = target.truth(claim, power=power)
+        others = sum(target.truth(weight).log_evidence for weight in auxiliary)
         return judge_tabular(
             target,
-            target.truth(claim, power=power),
+            known._replace(log_evidence=known.log_evidence + others),
             result.particles.symbols,
             state.log_weights,
             state.log_evidence,
         )
-    truth = target.truth(claim) if power == 1.0 else None
+    truth = target.truth(claim) if power == 1.0 and not auxiliary else None
     if truth is None:
         return None
     return judge_linear_gaussian(
@@ -103,7 +115,7 @@ def _measure(target: KnownTarget, sampler: Sampler, result: Run) -> MeasureTest 
 
 
 def target_checks(
-    name: str, target: KnownTarget, sampler: Sampler, result: Run
+    name: str, target: KnownTarget, sampler: Sampler | Explorer, result: Run
 ) -> list[Check]:
     """Whether many runs on a target estimate the measure that the sampler claims."""
     if sampler.path_log_weight is None:
@@ -131,7 +143,7 @@ def target_checks(
 
 
 def check_sampler(
-    make_sampler: Callable[[], Sampler],
+    make_sampler: Callable[[], Sampler | Explorer],
     *,
     targets: Mapping[str, KnownTarget] | None = None,
     num_particles: int = 8,
@@ -165,7 +177,12 @@ def check_sampler(
         checks += target_checks(name, target, sampler, result)
     checks.append(finished_check(programs, key_breaking))
     checks += zero_weight_checks(programs, key_breaking)
-    checks += driven_checks(sampler, num_particles, key_driven)
+    if isinstance(sampler, Explorer):
+        checks += request_checks(sampler, num_particles, key_driven)
+    else:
+        checks += driven_checks(sampler, num_particles, key_driven)
+        checks.append(permutation_check(sampler, num_particles, key_driven))
+    checks.append(key_check(sampler, num_particles, key_driven))
 
     once = programs(smooth(), key_breaking)
     again = programs(smooth(), key_breaking)

@@ -30,7 +30,7 @@ from tsi.engine_programs import (
 )
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.explore import check_needs, put, step_rows
-from tsi.explorer import Explorer
+from tsi.explorer import Explorer, problems_of_a_batch
 from tsi.models.llama import Llama, RewardModel
 from tsi.outcome import Outcome, on_host, slot_costs, texts_by_step
 from tsi.problem import Problem
@@ -56,6 +56,7 @@ class Engine:
         decode: token ids to text, end tokens dropped.
         temperature: of the policy; 0 takes the most likely token.
         max_rows: rows of a batch, P·N; a problem with more particles has its own batch.
+        max_stored: prefixes that explorers store for a batch, by default 16 times that.
         mesh: devices to spread rows over, along its ``data`` axis; None for one device.
 
     Raises:
@@ -72,10 +73,12 @@ class Engine:
         decode: Callable[[list[int]], str],
         temperature: float = 1.0,
         max_rows: int = 2048,
+        max_stored: int | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         self.target, self.encode, self.decode = target, encode, decode
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
+        self.max_stored = 16 * max_rows if max_stored is None else max_stored
         readers = [reward.config] if isinstance(reward, RewardModel) else []
         sizes = {config.vocab_size for config in (policy.config, *readers)}
         if len(sizes) > 1:
@@ -117,8 +120,8 @@ class Engine:
         Args:
             sampler: what decides.
             key: a typed key; problem i runs under ``fold_in(key, problem.id)``.
-            problems: any number; they are run in batches of ``max_rows // M``, M the
-                rows that a problem keeps: N, or an explorer's store.
+            problems: any number; they are run in batches of ``max_rows // W``, W the
+                rows of one problem, as long as the prefixes that are stored fit too.
             num_particles: N, for each problem.
             extract: canonical answer of a solution's text, or None.
             temperature: overrides the engine's.
@@ -134,14 +137,15 @@ class Engine:
             ConfigurationError: the sampler cannot use N particles.
             CapabilityError: it needs what a reasoning target has not.
         """
-        stored = num_particles
+        most = self.max_rows // num_particles
         if isinstance(sampler, Explorer):
             check_needs(sampler, self._store)
-            stored = sampler.plan(num_particles, self.target.max_steps).stored
+            plan = sampler.plan(num_particles, self.target.max_steps)
+            most = problems_of_a_batch(plan, self.max_rows, self.max_stored)
         prompts = [self._encode(problem) for problem in problems]
         longest = max((len(p) for p in prompts), default=1)
         width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-        size = min(max(1, self.max_rows // stored), len(problems))
+        size = min(max(1, most), len(problems))
         warm = self.temperature if temperature is None else temperature
         results: list[Result] = []
         for start in range(0, len(problems), max(size, 1)):
@@ -188,16 +192,16 @@ class Engine:
         size = len(ids)
         self._shapes.add((size, num_particles, params.prompts.tokens.shape[1]))
         begin, turn = sampler_programs(sampler, size, num_particles)
-        key_steps, state, ancestors = begin(key, ids)
+        key_steps, state, extended = begin(key, ids)
         particles = self._start(num_particles, params)
         infos, running = [], []
         live = np.ones(size, bool)
         for t in range(self.target.max_steps):
             step = jnp.int32(t)
             particles, potentials, corrections, finished = self._advance(
-                key_steps, step, particles, ancestors, params
+                key_steps, step, particles, *extended, params
             )
-            state, ancestors, info, ongoing = turn(
+            state, extended, info, ongoing = turn(
                 key_steps,
                 step,
                 state,
@@ -281,10 +285,12 @@ class Engine:
         particles = self.target.init(None, num_particles, params)
         return spread(self.mesh, particles)
 
-    def _advance_rows(self, key_steps, t, particles, ancestors, params):
+    def _advance_rows(self, key_steps, t, particles, ancestors, active, params):
         keys = jax.vmap(lambda key: step_keys(key, t).propose)(key_steps)
         particles = self.target.gather(spread(self.mesh, particles), ancestors)
-        particles, corrections = self.target.propose(keys, t, particles, params)
+        particles, corrections = self.target.propose_some(
+            keys, t, particles, params, active
+        )
         potentials = self.target.log_potential(t, particles, params)
         finished = self.target.finished(particles)
         return spread(self.mesh, particles), potentials, corrections, finished
@@ -318,9 +324,10 @@ class Engine:
         infos = jax.tree.map(lambda x: x[steps, p], host.infos)
         step_texts = texts_by_step(self.decode, mine)
         texts = ["".join(parts) for parts in step_texts]
+        whole = mine.finished & ~mine.truncated
         answers = [
-            None if cut else extract(text)
-            for text, cut in zip(texts, mine.truncated, strict=True)
+            extract(text) if ended else None
+            for text, ended in zip(texts, whole, strict=True)
         ]
         rewards = 1.0 / (1.0 + np.exp(-mine.log_odds.astype(np.float64)))
         prompt_length = int(params.prompts.lengths[p])

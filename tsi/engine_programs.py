@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 from tsi.batch import batch
 from tsi.explorer import Explorer, Request
 from tsi.reasoning import Particles
-from tsi.sampler import Sampler
+from tsi.sampler import Sampler, hopeless
 from tsi.step_keys import step_keys
 
 
@@ -30,20 +30,27 @@ def sampler_programs(sampler: Sampler, problems: int, num_particles: int):
         state = lifted.init(start, num_particles)
         asks = jax.vmap(lambda k: step_keys(k, 0).ask)(key_steps)
         state, ancestors = lifted.ask(asks, state)
-        return key_steps, state, ancestors
+        return key_steps, state, (ancestors, jnp.ones(ancestors.shape, bool))
 
     @jax.jit
     def turn(key_steps, t, state, live, potentials, corrections, finished):
         tells = jax.vmap(lambda k: step_keys(k, t).tell)(key_steps)
         told, info = lifted.tell(tells, state, potentials, corrections, finished)
         state = _of_live(told, state, live)
-        ongoing = live & ~jnp.all(finished.reshape(problems, -1), axis=1)
+        rests = jnp.zeros((problems, num_particles), bool)
+        if sampler.prunes:
+            rests = hopeless(state)
+        over = finished.reshape(problems, -1) | rests
+        ongoing = live & ~jnp.all(over, axis=1)
         asks = jax.vmap(lambda k: step_keys(k, t + 1).ask)(key_steps)
         asked, ancestors = lifted.ask(asks, state)
         state = _of_live(asked, state, ongoing)
         stay = jnp.arange(problems * num_particles, dtype=ancestors.dtype)
         ancestors = jnp.where(jnp.repeat(ongoing, num_particles), ancestors, stay)
-        return state, ancestors, info, ongoing
+        if sampler.prunes:
+            rests = hopeless(state)
+        rests |= ~ongoing[:, None]
+        return state, (ancestors, ~rests.reshape(-1)), info, ongoing
 
     return begin, turn
 

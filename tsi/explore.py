@@ -132,21 +132,32 @@ def step_rows(
     fresh = active
     if request.sources is not None:
         fresh = active & (request.sources < 0)
-    after, corrections = _propose(target, key, depths, rows, fresh, params)
+    after, corrections = propose_some(target, key, depths, rows, fresh, params)
     log_probs = jnp.zeros_like(corrections)
     if log_prob is not None:
         log_probs = jnp.where(fresh, log_prob(after, params) - before, 0.0)
     if request.sources is not None:
         repeated = active & ~fresh
-        again, of_repeated = target.replay(depths, rows, sources, params)
+        again, log_p = target.replay(depths, rows, sources, params)
         after = put(target, after, _where(repeated), again)
-        corrections = jnp.where(repeated, 0.0, corrections)
-        log_probs = jnp.where(repeated, of_repeated, log_probs)
+        ratio = _replayed_correction(target, rows, again, log_p, params)
+        corrections = jnp.where(repeated, ratio, corrections)
+        log_probs = jnp.where(repeated, log_p, log_probs)
     log_potentials = target.log_potential(depths, after, params)
     depths = depths + active
     finished = target.finished(after) | (depths >= limit)
     reply = Reply(log_potentials, corrections, log_probs, finished)
     return Stepped(after, depths, reply)
+
+
+def _replayed_correction(
+    target: Any, before: Particles, after: Particles, log_p: Any, params: Any
+) -> Float[Array, "W"]:
+    """log p - log q of repeated steps; a target without `log_proposal` has q = p."""
+    log_proposal = getattr(target, "log_proposal", None)
+    if log_proposal is None:
+        return jnp.zeros_like(log_p)
+    return log_p - (log_proposal(after, params) - log_proposal(before, params))
 
 
 def _where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:
@@ -155,9 +166,10 @@ def _where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:
     return jnp.where(mask, jnp.arange(size, dtype=jnp.int32), size)
 
 
-def _propose(
+def propose_some(
     target: Any, key: Any, depths: Any, rows: Any, active: Any, params: Any
 ) -> tuple[Particles, Float[Array, "W"]]:
+    """One step for the rows `active [W]`; the others stay as they are."""
     some = getattr(target, "propose_some", None)
     if some is not None:
         return some(key, depths, rows, params, active)

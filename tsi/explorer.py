@@ -35,6 +35,11 @@ class Plan(NamedTuple):
     turns: int
 
 
+def problems_of_a_batch(plan: Plan, max_rows: int, max_stored: int) -> int:
+    """How many problems run together: as many as rows and stored prefixes allow."""
+    return max(1, min(max_rows // plan.rows, max_stored // plan.stored))
+
+
 class Request(NamedTuple):
     """What is done in one turn.
 
@@ -60,8 +65,10 @@ class Reply(NamedTuple):
 
     Attributes:
         log_potentials: of the extended prefixes, [W].
-        log_corrections: log p - log q of the step, zero where it was repeated, [W].
-        log_probs: log p of the step, zero if the target has no `log_prob`, [W].
+        log_corrections: log p - log q of the step, [W]; of a repeated one zero, if the
+            target has no `log_proposal`.
+        log_probs: log p of the step, [W]; of a new one zero, if the target has no
+            `log_prob`.
         finished: prefixes that take no further step, [W].
     """
 
@@ -132,6 +139,8 @@ class Explorer(NamedTuple):
         select: how one answer is chosen.
         needs: capabilities that the target must have, see `tsi.target.CAPABILITIES`.
         power: the target density is p(path)^power exp(path_log_weight).
+        auxiliary: path weights of further targets that were sampled along; the reported
+            evidence is the product of theirs and the target's own.
     """
 
     plan: Callable[[int, int], Plan]
@@ -142,3 +151,4 @@ class Explorer(NamedTuple):
     select: Select = "posterior"
     needs: tuple[str, ...] = ()
     power: float = 1.0
+    auxiliary: tuple[Callable[..., Any], ...] = ()

@@ -136,10 +136,22 @@ class LinearGaussianTarget:
         self, particles: LinearGaussianParticles, params: Any = None
     ) -> Float[Array, "N"]:
         """The log density of each path so far."""
+        return self._log_density(particles, 1.0)
+
+    def log_proposal(
+        self, particles: LinearGaussianParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        """The log density of each path so far under the proposal."""
+        return self._log_density(particles, self.proposal_scale)
+
+    def _log_density(
+        self, particles: LinearGaussianParticles, widening: float
+    ) -> Float[Array, "N"]:
         path = particles.path
         means = self.decay * jnp.pad(path, ((0, 0), (1, 0)))[:, :-1]
         first = jnp.arange(self.max_steps) == 0
         scales = jnp.where(first, self.initial_scale, self.transition_scale)
+        scales = widening * scales
         log_p = jax.scipy.stats.norm.logpdf(path, means, scales)
         taken = jnp.arange(self.max_steps) < particles.length[:, None]
         return jnp.sum(jnp.where(taken, log_p, 0.0), axis=1)

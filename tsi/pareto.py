@@ -43,8 +43,7 @@ def pareto_k(log_weights: Float[np.ndarray, "N"]) -> float:
     if tail_length < MIN_TAIL or not np.isfinite(top):
         return math.nan
     weights = np.sort(np.exp(log_weights - top))
-    # Weights below the smallest float32 are zeros that rounding has not yet reached.
-    threshold = max(float(weights[-tail_length - 1]), float(np.finfo(np.float32).tiny))
+    threshold = weights[-tail_length - 1]
     exceedances = weights[weights > threshold] - threshold
     if exceedances.size < MIN_TAIL:
         return math.nan

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from tsi.batch import batch
+from tsi.explorer import Explorer
 from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.run import Run, run
 from tsi.sampler import Sampler
@@ -36,7 +37,9 @@ class Check(NamedTuple):
 class Programs:
     """Compiled runs of one sampler; tabular targets of one shape share a program."""
 
-    def __init__(self, sampler: Sampler, num_particles: int, num_runs: int) -> None:
+    def __init__(
+        self, sampler: Sampler | Explorer, num_particles: int, num_runs: int
+    ) -> None:
         self.sampler, self.num_particles = sampler, num_particles
         self.num_runs = num_runs
         self.programs: dict[Any, Callable[..., Run]] = {}
@@ -109,7 +112,8 @@ def zero_weight_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
             if has_nan((state.log_weights, log_evidence)):
                 bad = "log weights or evidence are NaN"
             if not bad and claim is not None and value == -np.inf:
-                truth = target.truth(claim).log_evidence
+                power = getattr(programs.sampler, "power", 1.0)
+                truth = target.truth(claim, power=power).log_evidence
                 if truth == -np.inf and not np.all(log_evidence == -np.inf):
                     bad = "the evidence is zero and its estimate is not"
             if bad:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explore import as_store, explore
+from tsi.explore import as_store, explore, propose_some
 from tsi.explorer import Explorer
-from tsi.sampler import Sampler
+from tsi.sampler import Sampler, hopeless
 from tsi.step_keys import step_keys, step_limit
 from tsi.target import Particles
 
@@ -87,7 +87,14 @@ def run(
         keys = step_keys(key_steps, t)
         state, ancestors = sampler.ask(keys.ask, state)
         particles = target.gather(particles, ancestors)
-        particles, log_corrections = target.propose(keys.propose, t, particles, params)
+        if sampler.prunes:
+            particles, log_corrections = propose_some(
+                target, keys.propose, t, particles, ~hopeless(state), params
+            )
+        else:
+            particles, log_corrections = target.propose(
+                keys.propose, t, particles, params
+            )
         log_potentials = target.log_potential(t, particles, params)
         state, info = sampler.tell(
             keys.tell,
@@ -103,8 +110,11 @@ def run(
     infos = jax.tree.map(lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype), info)
 
     def unfinished(carry: tuple) -> Array:
-        t, _, particles, _ = carry
-        return (t < limit) & ~jnp.all(target.finished(particles))
+        t, state, particles, _ = carry
+        over = target.finished(particles)
+        if sampler.prunes:
+            over |= hopeless(state)
+        return (t < limit) & ~jnp.all(over)
 
     def advance(carry: tuple) -> tuple:
         t, state, particles, infos = carry

@@ -15,6 +15,7 @@ and why the same sampler runs in `tsi.run` and in an engine that juggles many pr
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 Select = str
@@ -60,6 +61,8 @@ class Sampler(NamedTuple):
             no defined target (beam search, DVTS, REBASE).
         select: how one answer is chosen: "posterior", "argmax", "vote" or
             "weighted_vote".
+        prunes: particles of weight zero are hopeless for good, and drivers need not
+            extend them.
     """
 
     init: Callable[..., Any]
@@ -67,3 +70,9 @@ class Sampler(NamedTuple):
     tell: Callable[..., Any]
     path_log_weight: Callable[..., Any] | None = None
     select: Select = "posterior"
+    prunes: bool = False
+
+
+def hopeless(state: SamplerState) -> Bool[Array, "*batch N"]:
+    """Particles of weight zero, which a sampler that `prunes` will not extend."""
+    return state.log_weights == -jnp.inf

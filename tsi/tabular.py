@@ -77,6 +77,21 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
         return np.log(probabilities)
 
 
+def _log_chain(
+    symbols: Int[Array, "N T"],
+    log_initial: Float[Array, "K"],
+    log_transition: Float[Array, "*T K K"],
+) -> Float[Array, "N"]:
+    """Log probability of paths under a Markov chain; -1 is not yet written."""
+    before, now = symbols[:, :-1], symbols[:, 1:]
+    if log_transition.ndim == 3:
+        steps = log_transition[jnp.arange(1, symbols.shape[1]), before, now]
+    else:
+        steps = log_transition[before, now]
+    log_p = jnp.concatenate([log_initial[symbols[:, :1]], steps], axis=1)
+    return jnp.sum(jnp.where(symbols >= 0, log_p, 0.0), axis=1)
+
+
 class TabularTarget:
     """A Markov language model over K symbols and at most T steps.
 
@@ -240,12 +255,19 @@ class TabularTarget:
         self, particles: TabularParticles, params: TabularParams | None = None
     ) -> Float[Array, "N"]:
         """log p of each path so far."""
-        symbols = particles.symbols
         tables = self.params if params is None else params
-        steps = tables.log_transition[symbols[:, :-1], symbols[:, 1:]]
-        first = tables.log_initial[symbols[:, :1]]
-        log_p = jnp.concatenate([first, steps], axis=1)
-        return jnp.sum(jnp.where(symbols >= 0, log_p, 0.0), axis=1)
+        return _log_chain(particles.symbols, tables.log_initial, tables.log_transition)
+
+    def log_proposal(
+        self, particles: TabularParticles, params: TabularParams | None = None
+    ) -> Float[Array, "N"]:
+        """log q of each path so far."""
+        tables = self.params if params is None else params
+        return _log_chain(
+            particles.symbols,
+            tables.log_proposal_initial,
+            tables.log_proposal_transition,
+        )
 
     def truncate(
         self,

@@ -10,7 +10,7 @@ from q(x' | x) in proportion to p(x' | x) G(x') psi(x') make every weight, and s
 evidence, free of variance.
 
 References:
-    [1] Guarniero, Johansen and Lee 2017, arXiv 1511.06286, Section 2.3.
+    [1] Guarniero, Johansen and Lee 2017, arXiv 1511.06286.
 """
 
 from collections.abc import Callable

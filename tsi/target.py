@@ -56,17 +56,21 @@ CAPABILITIES = {
     "truncate": "cut prefixes back to an earlier step",
     "replay": "extend a prefix by another one's step and say how probable that was",
     "log_prob": "the policy's log-probability of a prefix",
+    "log_proposal": "the proposal's log-probability of a prefix",
 }
 """Optional methods of a target that explorers may need, and what each is for:
 
     truncate(particles, depths [N], params) -> particles
     replay(t, particles, sources, params) -> (particles, log_probs [N])
     log_prob(particles, params) -> [N]
+    log_proposal(particles, params) -> [N]
 
-A row that is cut is unfinished; one with no more than `depths` steps stays as it is.
-`sources` has a row for each particle. Two more methods only save work, and drivers do
-without: `put(stored, slots [W], rows)` writes rows over stored ones, and
-`propose_some(key, t, particles, params, active [N])` proposes for some rows only.
+A target that has `replay`, and whose proposal is not its policy, must have
+`log_proposal`, or repeated steps are weighed wrongly. A row that is cut is unfinished;
+one with no more than `depths` steps stays as it is. `sources` has a row for each
+particle. Two more methods only save work, and drivers do without: `put(stored, slots
+[W], rows)` writes rows over stored ones, and `propose_some(key, t, particles, params,
+active [N])` proposes for some rows only.
 """
 
 

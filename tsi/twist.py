@@ -92,17 +92,20 @@ class TwistedTarget:
         return TwistedParticles(self.target.init(key, num_particles, params), earned)
 
     def _earn(
-        self, t: Int[Array, ""] | int, before: TwistedParticles, now: Any, params: Any
+        self,
+        t: Int[Array, "..."] | int,
+        before: TwistedParticles,
+        now: Any,
+        params: Any,
     ) -> TwistedParticles:
         """Enter the potential of the step that led from `before` to `now`."""
-        live = ~self.target.finished(before.particles)
         log_earned = self.target.log_potential(t, now, params).astype(jnp.float32)
         if self.accumulate == "product":
             previous = self._earned(before, jnp.asarray(t) - 1)
             log_earned = log_earned + jnp.where(jnp.asarray(t) > 0, previous, 0.0)
+        # A row that had finished has no use for the number, whatever it is.
         rows = jnp.arange(log_earned.shape[0])
-        step = jnp.where(live, t, self.max_steps)
-        entered = before.log_earned.at[rows, step].set(log_earned, mode="drop")
+        entered = before.log_earned.at[rows, t].set(log_earned, mode="drop")
         return TwistedParticles(now, entered)
 
     def _earned(
@@ -114,7 +117,7 @@ class TwistedTarget:
     def propose(
         self,
         key: Key[Array, ""],
-        t: Int[Array, ""] | int,
+        t: Int[Array, "..."] | int,
         particles: TwistedParticles,
         params: Any = None,
     ) -> tuple[TwistedParticles, Float[Array, "N"]]:
@@ -123,7 +126,10 @@ class TwistedTarget:
         return self._earn(t, particles, now, params), correction
 
     def log_potential(
-        self, t: Int[Array, ""] | int, particles: TwistedParticles, params: Any = None
+        self,
+        t: Int[Array, "..."] | int,
+        particles: TwistedParticles,
+        params: Any = None,
     ) -> Float[Array, "N"]:
         """What each prefix has earned and, unless it has ended, its twist."""
         earned = self._earned(particles, jnp.asarray(t))
@@ -154,7 +160,7 @@ class TwistedTarget:
 
     def _replay(
         self,
-        t: Int[Array, ""] | int,
+        t: Int[Array, "..."] | int,
         particles: TwistedParticles,
         sources: TwistedParticles,
         params: Any = None,

@@ -1,0 +1,201 @@
+r"""Conditional SMC: a particle system that contains a path it was given.
+
+Particle 0 is the reference path x^0. At each step the reference keeps its place and its
+past, and the other n - 1 particles draw their ancestors among all n, the reference
+included, and extend them:
+
+    a_t^0 = 0,   a_t^i ~ W_{t-1},   x_t^i ~ q(. | x_{<t}^{a_t^i}),   i = 1, ..., n - 1.
+
+Drawing k in proportion to the last weights and returning x^k leaves the target
+invariant [1]. What the weights are is `samplers.smc`'s business: the same `ask` and
+`tell`, with the reference's remembered numbers told for particle 0.
+
+Adaptive resampling is allowed where the schedule sees the weights as a set. Zhat W_T^k
+times the law of the whole system is then
+
+    gamma(x^k) * prod_(times of resampling) 1/n * (law of all but the path of k),
+
+and those factors 1/n, however many there are, are the chances of the place that the
+path takes after each resampling. So the extended target is a law with marginal pi in
+x^k, and as all places are alike, the path may as well stand in place 0.
+
+References:
+    [1] Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods.
+    [2] Chopin and Singh 2015, arXiv 1304.1887, section 5 (conditional systematic
+        resampling).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.explorer import Reply
+from tsi.sampler import Sampler
+from tsi.samplers.path_record import PathRecord, extended, log_density, no_paths
+from tsi.samplers.potentials import Potential
+from tsi.samplers.resampling import multinomial, systematic_from
+from tsi.samplers.schedules import Schedule, every_step
+from tsi.samplers.smc import SMCInfo, SMCState, smc
+from tsi.samplers.suffix_metropolis import ChainSample
+from tsi.weights import normalise
+
+Scheme = Callable[[Array, Array, Array], Array]
+"""`(key, log_weights [n], conditional []) -> ancestors [n]`, 0 of 0 if conditional."""
+
+
+class Sweep(NamedTuple):
+    """n particles on their way.
+
+    Attributes:
+        smc: their weights.
+        records: the numbers of their paths.
+    """
+
+    smc: SMCState
+    records: PathRecord
+
+
+def conditional_multinomial(
+    key: Key[Array, ""], log_weights: Float[Array, "n"], conditional: Bool[Array, ""]
+) -> Int[Array, "n"]:
+    """Independent draws for all but particle 0."""
+    drawn = multinomial(key, log_weights, log_weights.shape[0])
+    return jnp.where(_first(drawn) & conditional, 0, drawn)
+
+
+def conditional_systematic(
+    key: Key[Array, ""], log_weights: Float[Array, "n"], conditional: Bool[Array, ""]
+) -> Int[Array, "n"]:
+    """Systematic draws given that particle 0 descends from particle 0 [2].
+
+    Systematic ancestors in a random rotation have a_0 ~ W. Given a_0 = 0 the shift of
+    the grid has a density proportional to the children that it gives to particle 0,
+    and which of them stands in front is uniform.
+    """
+    size = log_weights.shape[0]
+    key_count, key_offset, key_turn = jax.random.split(key, 3)
+    expected = size * jnp.exp(normalise(log_weights)[0])
+    whole = jnp.floor(expected)
+    rest = expected - whole
+    # A shift below `rest` gives one child more than `whole`.
+    more = jax.random.uniform(key_count) * expected < rest * (whole + 1.0)
+    uniform = jax.random.uniform(key_offset)
+    given = jnp.where(more, rest * uniform, rest + (1.0 - rest) * uniform)
+    offset = jnp.where(conditional, jnp.minimum(given, 1.0 - 2.0**-24), uniform)
+    ordered = systematic_from(offset, log_weights, size)
+    children = jnp.sum(ordered == 0)
+    turn = jnp.floor(jax.random.uniform(key_turn) * children).astype(jnp.int32)
+    rotated = jnp.roll(ordered, -jnp.where(conditional, turn, 0))
+    return jnp.where(_first(rotated) & conditional, 0, rotated)
+
+
+def _first(rows: Array) -> Bool[Array, "n"]:
+    return jnp.arange(rows.shape[0]) == 0
+
+
+def begin(num_particles: int, max_steps: int) -> Sweep:
+    """n empty paths."""
+    sampler = smc(schedule=every_step)
+    # Of SMC's first state only the shapes matter, and its key is never used.
+    state = sampler.init(jax.random.key(0), num_particles)
+    return Sweep(state, no_paths((num_particles,), max_steps))
+
+
+def _sampler(
+    potential: Potential,
+    schedule: Schedule,
+    scheme: Scheme,
+    conditional: Bool[Array, ""],
+    lineage: Int[Array, ""] | int,
+) -> Sampler:
+    def resampling(key: Array, log_weights: Array, num_samples: int) -> Array:
+        drawn = scheme(key, log_weights, conditional)
+        return jnp.where(_first(drawn) & conditional, lineage, drawn)
+
+    return smc(resampling=resampling, schedule=schedule, potential=potential)
+
+
+def fork(
+    key: Key[Array, ""],
+    sweep: Sweep,
+    potential: Potential,
+    conditional: Bool[Array, ""],
+    *,
+    lineage: Int[Array, ""] | int = 0,
+    scheme: Scheme = conditional_multinomial,
+    schedule: Schedule = every_step,
+) -> Sweep:
+    """Particles that have drawn their ancestors, found in `.smc.ancestors`.
+
+    Args:
+        key: of the draws.
+        sweep: n particles.
+        potential: their weights.
+        conditional: whether particle 0 is a reference.
+        lineage: whom the reference descends from, other than 0 where ancestor sampling
+            chose it.
+        scheme: how the others draw.
+        schedule: whether they draw.
+    """
+    sampler = _sampler(potential, schedule, scheme, conditional, lineage)
+    state, ancestors = sampler.ask(key, sweep.smc)
+    return Sweep(state, jax.tree.map(lambda leaf: leaf[ancestors], sweep.records))
+
+
+def weigh(
+    sweep: Sweep,
+    reply: Reply,
+    potential: Potential,
+    conditional: Bool[Array, ""],
+    reference: PathRecord,
+) -> tuple[Sweep, SMCInfo]:
+    """Particles one step longer; also SMC's diagnostics.
+
+    Args:
+        sweep: after `fork`.
+        reply: of the turn; what it says of particle 0 is replaced.
+        potential: their weights.
+        conditional: whether particle 0 is a reference.
+        reference: the numbers of its whole path.
+    """
+    step = jnp.minimum(sweep.smc.t, reference.log_potentials.shape[-1] - 1)
+    remembered = Reply(
+        reference.log_potentials[step],
+        reference.log_corrections[step],
+        reference.log_probs[step],
+        sweep.smc.t + 1 >= reference.length,
+    )
+    kept = _first(reply.finished) & conditional
+    told = jax.tree.map(lambda old, new: jnp.where(kept, old, new), remembered, reply)
+    records = extended(sweep.records, told, ~sweep.smc.finished)
+    sampler = smc(schedule=every_step, potential=potential)
+    state, info = sampler.tell(
+        jax.random.key(0),
+        sweep.smc,
+        told.log_potentials,
+        told.log_corrections,
+        told.finished,
+    )
+    return Sweep(state, records), info
+
+
+def draw(key: Key[Array, ""], log_weights: Float[Array, "n"]) -> Int[Array, ""]:
+    """One particle in proportion to its weight; the first if all weights are zero."""
+    return multinomial(key, log_weights, 1)[0]
+
+
+def summary(record: PathRecord, score: Callable[..., Array]) -> ChainSample:
+    """Numbers of a path.
+
+    Args:
+        record: of one path, or a batch of them.
+        score: the target's path weight.
+    """
+    log_p = jnp.sum(jnp.where(record.live, record.log_probs, 0.0), axis=-1)
+    last = jnp.maximum(record.length - 1, 0)[..., None]
+    potential = jnp.take_along_axis(record.log_potentials, last, axis=-1)[..., 0]
+    density = log_density(record, score) + log_p
+    return ChainSample(density, potential, log_p, record.length)

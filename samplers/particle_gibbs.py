@@ -1,0 +1,315 @@
+r"""Particle Gibbs: a Markov chain of whole solutions, moved by conditional SMC.
+
+The target is pi(x) \propto p(x) exp(s(x)). The first of J sweeps is plain SMC with n
+particles, whose evidence estimate Z0 starts the chain; every later one is a conditional
+SMC (`samplers.conditional_smc`) given the reference. Each sweep draws the reference of
+the next from its n particles in proportion to their weights W.
+
+A kernel that leaves pi invariant keeps what is properly weighted so, and the mean over
+that draw is the sweep's weighted particles. Hence for every number of sweeps
+
+    E[ Z0 (1/J) sum_j sum_i W_j^i phi(x_j^i) ] = sum_x p(x) exp(s(x)) phi(x).
+
+With ancestor sampling [2] the reference's past is drawn afresh at each step, which the
+prefixes pay for by repeating its future (`samplers.suffix_scoring`): it moves where
+without it all particles have long descended from the reference.
+
+References:
+    [1] Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods.
+    [2] Lindsten, Jordan and Schoen 2014, arXiv 1401.0604, Algorithm 2.
+    [3] Puri et al. 2025, arXiv 2502.01618, Algorithm 2: variant="published".
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.errors import ConfigurationError
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.samplers import conditional_smc as csmc
+from tsi.samplers.path_record import PathRecord, invalid, no_paths
+from tsi.samplers.potentials import Potential, product, softmax
+from tsi.samplers.schedules import Schedule, every_step
+from tsi.samplers.suffix_metropolis import ChainSample
+from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
+from tsi.samplers.sweep_budget import path_score, shared_budget
+from tsi.weights import ess
+
+WHOLE = jnp.iinfo(jnp.int32).max
+"""A depth that cuts nothing."""
+
+
+class GibbsState(NamedTuple):
+    """Sweeps done, the reference, and the sweep in the making.
+
+    Attributes:
+        done: whether the budget is spent.
+        members: stored particles that are the result, [K].
+        log_weights, log_potentials, finished: of the members, [K].
+        log_evidence: of the first sweep.
+        iteration: sweeps completed.
+        sample: numbers of the reference.
+        sweep: the n particles of the present sweep.
+        reference: numbers of the path that it is conditioned on.
+        place: where that path is stored.
+        pasts: candidates for the reference's past, with ancestor sampling.
+        parents, slots: as last requested, [n].
+    """
+
+    done: Bool[Array, ""]
+    members: Int[Array, "K"]
+    log_weights: Float[Array, "K"]
+    log_potentials: Float[Array, "K"]
+    finished: Bool[Array, "K"]
+    log_evidence: Float[Array, ""]
+    iteration: Int[Array, ""]
+    sample: ChainSample
+    sweep: csmc.Sweep
+    reference: PathRecord
+    place: Int[Array, ""]
+    pasts: Scoring
+    parents: Int[Array, "n"]
+    slots: Int[Array, "n"]
+
+
+def particle_gibbs(
+    weights: str = "odds",
+    *,
+    potential: Potential | None = None,
+    num_sweeps: int | None = None,
+    particles_per_sweep: int | None = None,
+    ancestor_sampling: bool = False,
+    scheme: csmc.Scheme = csmc.conditional_multinomial,
+    schedule: Schedule = every_step,
+    variant: Literal["corrected", "published"] = "corrected",
+    endless: bool = False,
+    select: str = "posterior",
+) -> Explorer:
+    """Particle Gibbs, with ancestor sampling if asked for.
+
+    N rollouts are J sweeps of n = N / J particles, and all N particles are the result;
+    those of later sweeps include the reference, a copy that costs no new step.
+
+    Args:
+        weights: transform of the product potential, if no potential is given.
+        potential: product, telescoping or uniform.
+        num_sweeps: J, by default 4.
+        particles_per_sweep: n, in place of J.
+        ancestor_sampling: also draw the reference's past; needs a target with `replay`,
+            and up to T turns for each of T steps.
+        scheme: how ancestors are drawn given the reference's.
+        schedule: when; a symmetric function of the weights.
+        variant: "published" draws the reference in proportion to exp(r), r the last
+            reward, as [3] does (whose released code then never replaces it); this
+            targets nothing.
+        endless: never done; each sweep has all N particles and overwrites the last,
+            and between two sweeps the members are those of the latest.
+        select: how one answer is chosen.
+
+    Raises:
+        ConfigurationError: for a potential without weights of prefixes, both num_sweeps
+            and particles_per_sweep, or ancestor sampling with a scheme or schedule for
+            which it is not known to be right.
+    """
+    potential = product(weights) if potential is None else potential
+    score = path_score(potential, "particle_gibbs")
+    if num_sweeps is not None and particles_per_sweep is not None:
+        raise ConfigurationError(
+            "particle_gibbs takes num_sweeps or particles_per_sweep: the budget N is "
+            "their product, so one gives the other."
+        )
+    plain = scheme is csmc.conditional_multinomial and schedule is every_step
+    if ancestor_sampling and not plain:
+        raise ConfigurationError(
+            "Ancestor sampling draws the reference's ancestor apart from the others', "
+            "which is right if all are independent and drawn at every step. Leave "
+            "scheme and schedule as they are."
+        )
+
+    def budget(num_particles: int) -> tuple[int, int]:
+        if endless:
+            return 1, shared_budget(num_particles, 1, None)[1]
+        return shared_budget(num_particles, num_sweeps, particles_per_sweep)
+
+    def plan(num_particles: int, max_steps: int) -> Plan:
+        sweeps, size = budget(num_particles)
+        scratch = size if ancestor_sampling else 0
+        turns = max_steps
+        if ancestor_sampling:
+            turns += max_steps * (max_steps - 1) // 2
+        return Plan(size, num_particles + scratch, sweeps * turns)
+
+    def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> GibbsState:
+        _, size = budget(num_particles)
+        zero = jnp.zeros((), jnp.int32)
+        nobody = no_paths((size,), max_steps)
+        rows = jnp.arange(size, dtype=jnp.int32)
+        none = jnp.zeros(size, bool)
+        return GibbsState(
+            done=jnp.zeros((), bool),
+            members=jnp.arange(num_particles, dtype=jnp.int32),
+            log_weights=jnp.zeros(num_particles),
+            log_potentials=jnp.zeros(num_particles),
+            finished=jnp.zeros(num_particles, bool),
+            log_evidence=jnp.zeros(()),
+            iteration=zero,
+            sample=csmc.summary(no_paths((), max_steps), score),
+            sweep=csmc.begin(size, max_steps),
+            reference=no_paths((), max_steps),
+            place=zero,
+            pasts=Scoring(nobody, none, zero),
+            parents=rows,
+            slots=rows,
+        )
+
+    def home(state: GibbsState) -> Int[Array, "n"]:
+        """Where this sweep's particles are stored."""
+        size = state.parents.shape[0]
+        bank = 0 if endless else state.iteration * size
+        return bank + jnp.arange(size, dtype=jnp.int32)
+
+    def scores(state: GibbsState) -> Bool[Array, ""]:
+        """Whether this turn repeats the reference's steps."""
+        due = (state.iteration > 0) & (state.sweep.smc.t > 0)
+        return ancestor_sampling & due & (state.pasts.step < state.reference.length)
+
+    def ask(key: Key[Array, ""], state: GibbsState) -> tuple[GibbsState, Request]:
+        key_past, key_fork = jax.random.split(key)
+        forked, request = _forked(key_past, key_fork, state)
+        if not ancestor_sampling:
+            kept = forked
+        else:
+            now = scores(state)
+            repeating = _repeating(state)
+            kept, request = jax.tree.map(
+                lambda a, b: jnp.where(now, a, b),
+                (state, repeating),
+                (forked, request),
+            )
+        return kept._replace(parents=request.parents, slots=request.slots), request
+
+    def _forked(
+        key_past: Key[Array, ""], key_fork: Key[Array, ""], state: GibbsState
+    ) -> tuple[GibbsState, Request]:
+        """Ancestors are drawn and the particles but the reference take a step."""
+        sweep, own = state.sweep, home(state)
+        t, conditional = sweep.smc.t, state.iteration > 0
+        reference, lineage = state.reference, jnp.zeros((), jnp.int32)
+        kept_at, keeps = state.place, t == 0
+        if ancestor_sampling:
+            log_w = log_past_weights(
+                state.pasts, sweep.records, sweep.smc.log_weights, t, score
+            )
+            due = conditional & (t > 0)
+            lineage = jnp.where(due, csmc.draw(key_past, log_w), 0)
+            joined = jax.tree.map(lambda leaf: leaf[lineage], state.pasts.joined)
+            reference = jax.tree.map(
+                lambda new, old: jnp.where(due, new, old), joined, reference
+            )
+            # Nothing was repeated of a reference that has no steps left.
+            bank = jnp.where(state.reference.length > t, scratch(state), own)
+            past_at = jnp.where(lineage > 0, bank[lineage], own[0])
+            kept_at = jnp.where(due, past_at, kept_at)
+            keeps = keeps | (lineage > 0)
+        sweep = csmc.fork(
+            key_fork,
+            sweep,
+            potential,
+            conditional,
+            lineage=lineage,
+            scheme=scheme,
+            schedule=schedule,
+        )
+        first = (jnp.arange(own.shape[0]) == 0) & conditional
+        request = Request(
+            parents=jnp.where(first, kept_at, own[sweep.smc.ancestors]),
+            slots=jnp.where(first & ~keeps, WHOLE, own),
+            extend=~first & ~sweep.smc.finished,
+            depths=jnp.where(first, WHOLE, t),
+            sources=jnp.full_like(own, -1) if ancestor_sampling else None,
+        )
+        return state._replace(sweep=sweep, reference=reference), request
+
+    def scratch(state: GibbsState) -> Int[Array, "n"]:
+        return state.members.shape[0] + jnp.arange(
+            state.parents.shape[0], dtype=jnp.int32
+        )
+
+    def _repeating(state: GibbsState) -> Request:
+        """Every past is extended by the reference's next step."""
+        own, t = home(state), state.sweep.smc.t
+        starts = state.pasts.step == t
+        return Request(
+            parents=jnp.where(starts, own, scratch(state)),
+            slots=scratch(state),
+            extend=state.pasts.possible,
+            depths=jnp.where(starts, t, WHOLE) + jnp.zeros_like(own),
+            sources=jnp.broadcast_to(own[0], own.shape),
+        )
+
+    def tell(
+        key: Key[Array, ""], state: GibbsState, reply: Reply
+    ) -> tuple[GibbsState, ExplorerInfo]:
+        conditional = state.iteration > 0
+        sweep, info = csmc.weigh(
+            state.sweep, reply, potential, conditional, state.reference
+        )
+        told = _ended(key, state._replace(sweep=sweep))
+        size, recoveries, bad = info.ess, info.num_recoveries, info.num_invalid
+        if ancestor_sampling:
+            now = scores(state)
+            pasts = repeated(state.pasts, reply, state.reference.length)
+            fresh = scoring(
+                told.sweep.records,
+                told.sweep.smc.finished,
+                told.reference.length,
+                told.sweep.smc.t,
+            )
+            told = jax.tree.map(
+                lambda a, b: jnp.where(now, a, b),
+                state._replace(pasts=pasts),
+                told._replace(pasts=fresh),
+            )
+            size = jnp.where(now, ess(state.sweep.smc.log_weights), size)
+            recoveries = jnp.where(now, 0, recoveries)
+            bad = jnp.where(now, invalid(reply, state.pasts.possible), bad)
+        parents, slots = state.parents, state.slots
+        return told, ExplorerInfo(parents, slots, size, recoveries, bad)
+
+    def _ended(key: Key[Array, ""], state: GibbsState) -> GibbsState:
+        """If all particles are whole: keep them, draw the reference, begin again."""
+        smc, records = state.sweep.smc, state.sweep.records
+        size, kept = state.parents.shape[0], state.members.shape[0]
+        over = jnp.all(smc.finished)
+        log_w = smc.log_weights
+        if variant == "published":
+            log_w = softmax(smc.log_potentials)
+        chosen = csmc.draw(key, log_w)
+        reference = jax.tree.map(lambda leaf: leaf[chosen], records)
+        mine = home(state)
+
+        def stored(old: Array, new: Array) -> Array:
+            return old.at[mine].set(new)
+
+        done = jnp.asarray(not endless) & ((state.iteration + 1) * size >= kept)
+        ended = state._replace(
+            done=done,
+            log_weights=stored(state.log_weights, smc.log_weights),
+            log_potentials=stored(state.log_potentials, smc.log_potentials),
+            finished=stored(state.finished, smc.finished),
+            log_evidence=jnp.where(
+                state.iteration == 0, smc.log_evidence, state.log_evidence
+            ),
+            iteration=state.iteration + 1,
+            sample=csmc.summary(reference, score),
+            sweep=csmc.begin(size, records.log_potentials.shape[-1]),
+            reference=reference,
+            place=mine[chosen],
+        )
+        return jax.tree.map(lambda a, b: jnp.where(over, a, b), ended, state)
+
+    needs = ("truncate", "replay") if ancestor_sampling else ("truncate",)
+    claim = None if variant == "published" else score
+    return Explorer(plan, init, ask, tell, claim, select, needs=needs)

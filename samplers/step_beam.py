@@ -1,0 +1,169 @@
+"""Step-level beam search: finished solutions leave the beam and are collected.
+
+Each of B1 = N / width beams samples `width` = B2 next steps; of these N candidates the
+finished ones are put aside and the B1 best unfinished ones are the next beams. The
+answer is the finished solution of the highest value. The value head's scale does not
+matter, only ranks do: AlphaMath's value in [-1, 1] is 2 r - 1 of a reward r, and a log
+potential ranks as either does.
+
+In the language of particles it is `beam(width)` with the finished kept apart: where all
+solutions have the same number of steps the two are equal, particle for particle.
+
+References:
+    [1] Chen et al. 2024, AlphaMath, arXiv 2405.03553, Section 3.3 and the code,
+        MARIO-Math-Reasoning/Super_MARIO, agents/step_beam.py. Differs: the first step
+        is sampled N times (by the code B2 times), as in the paper's algorithm.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.samplers.allocation import effective_width
+from tsi.samplers.solutions import (
+    best_first,
+    best_solutions,
+    no_solutions,
+    not_numbers,
+    told,
+)
+from tsi.weights import ess
+
+
+class StepBeamState(NamedTuple):
+    """Beams, and the solutions put aside.
+
+    Attributes:
+        done: whether no beam is left.
+        members, log_weights, log_potentials, finished: the result, [N].
+        log_evidence: 0; nothing is targeted.
+        beams: slots of the prefixes to extend, [B1].
+        num_beams: how many of them there are.
+        max_beams: how many there may be.
+        collected: slots of solutions put aside, [M].
+        told: log potentials by slot, [M].
+        ended: whether it is a whole solution, by slot, [M].
+        dead: whether no beam and no solution put aside has a reward above zero.
+        parents, slots: of the turn under way, [N].
+        took: rows that take a step in it, [N].
+    """
+
+    done: Bool[Array, ""]
+    members: Int[Array, "N"]
+    log_weights: Float[Array, "N"]
+    log_potentials: Float[Array, "N"]
+    finished: Bool[Array, "N"]
+    log_evidence: Float[Array, ""]
+    beams: Int[Array, "B1"]
+    num_beams: Int[Array, ""]
+    max_beams: Int[Array, ""]
+    collected: Bool[Array, "M"]
+    told: Float[Array, "M"]
+    ended: Bool[Array, "M"]
+    dead: Bool[Array, ""]
+    parents: Int[Array, "N"]
+    slots: Int[Array, "N"]
+    took: Bool[Array, "N"]
+
+
+def step_beam(
+    width: int = 4, *, shrink: bool = False, select: str = "argmax"
+) -> Explorer:
+    """N / width beams of `width` samples, at the cost of at most N rollouts.
+
+    Args:
+        width: B2, samples of each beam; if N is smaller, N. Must divide N.
+        shrink: as the published code has it: candidates compete finished or not, and a
+            finished one among the best is put aside and takes its beam with it; others
+            that finished are lost. By default all that finish are put aside and B1
+            beams go on.
+        select: how one answer is chosen.
+    """
+
+    def plan(num_particles: int, max_steps: int) -> Plan:
+        effective_width(width, num_particles, "step_beam")
+        # N solutions put aside and N candidates: one's parent may be overwritten, for
+        # parents are read before children are written.
+        return Plan(num_particles, 2 * num_particles, max_steps)
+
+    def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> StepBeamState:
+        copies = effective_width(width, num_particles, "step_beam")
+        num_beams = num_particles // copies
+        places = jnp.arange(num_particles, dtype=jnp.int32)
+        none = jnp.zeros(2 * num_particles, bool)
+        return StepBeamState(
+            done=jnp.zeros((), bool),
+            **no_solutions(num_particles)._asdict(),
+            log_evidence=jnp.zeros((), jnp.float32),
+            beams=places[:num_beams],
+            num_beams=jnp.asarray(num_beams, jnp.int32),
+            max_beams=jnp.asarray(num_beams, jnp.int32),
+            collected=none,
+            told=jnp.zeros(2 * num_particles, jnp.float32),
+            ended=none,
+            dead=jnp.zeros((), bool),
+            parents=places,
+            slots=places,
+            took=jnp.ones(num_particles, bool),
+        )
+
+    def ask(key: Key[Array, ""], state: StepBeamState) -> tuple[StepBeamState, Request]:
+        size, stored = state.members.shape[0], state.collected.shape[0]
+        copies = size // state.beams.shape[0]
+        took = jnp.repeat(jnp.arange(state.beams.shape[0]) < state.num_beams, copies)
+        parents = jnp.repeat(state.beams, copies)
+        free = jnp.argsort(state.collected, stable=True)[:size].astype(jnp.int32)
+        slots = jnp.where(took, free, stored)
+        state = state._replace(parents=parents, slots=slots, took=took)
+        return state, Request(parents, slots, took)
+
+    def tell(
+        key: Key[Array, ""], state: StepBeamState, reply: Reply
+    ) -> tuple[StepBeamState, ExplorerInfo]:
+        size, was_dead = state.members.shape[0], state.dead
+        numbers = state.told.at[state.slots].set(told(reply), mode="drop")
+        ended = state.ended.at[state.slots].set(reply.finished, mode="drop")
+        fresh = jnp.zeros_like(ended).at[state.slots].set(True, mode="drop")
+        chosen = _best(fresh, numbers, state.max_beams) if shrink else fresh
+        collected = state.collected | (chosen & ended)
+        collected = _best(collected, numbers, size)
+        alive = numbers > -jnp.inf
+        # A prefix that cannot be is extended only where nothing else is left.
+        hope = jnp.any(alive & (collected | (chosen & ~ended)))
+        going_on = chosen & ~ended & (alive | ~hope)
+        max_beams = state.max_beams - shrink * jnp.sum(chosen & ended, dtype=jnp.int32)
+        ranked = best_first(numbers, going_on.astype(jnp.int32))
+        num_beams = jnp.minimum(jnp.sum(going_on, dtype=jnp.int32), max_beams)
+        result = best_solutions(numbers, ended, collected | (fresh & ~ended), size)
+        state = state._replace(
+            **result._asdict(),
+            done=num_beams == 0,
+            beams=ranked[: state.beams.shape[0]],
+            num_beams=num_beams,
+            max_beams=max_beams,
+            collected=collected,
+            told=numbers,
+            ended=ended,
+            dead=~hope,
+        )
+        info = ExplorerInfo(
+            parents=state.parents,
+            slots=state.slots,
+            ess=ess(state.log_weights),
+            num_recoveries=(~hope & ~was_dead).astype(jnp.int32),
+            num_invalid=not_numbers(reply, state.took),
+        )
+        return state, info
+
+    return Explorer(plan, init, ask, tell, None, select)
+
+
+def _best(
+    among: Bool[Array, "M"], log_potentials: Float[Array, "M"], most: Array | int
+) -> Bool[Array, "M"]:
+    """The best `most` of those marked, by log potential."""
+    order = best_first(log_potentials, among.astype(jnp.int32))
+    places = jnp.arange(among.shape[0])
+    return among & jnp.zeros_like(among).at[order].set(places < most)

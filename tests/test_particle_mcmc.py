@@ -1,0 +1,396 @@
+"""Particle MCMC is exact after any number of sweeps, and its mutants are not."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tsi
+from tsi import samplers
+from tsi.conformance import Report, target_checks
+from tsi.errors import CapabilityError, ConfigurationError
+from tsi.linear_gaussian import LinearGaussianTarget
+from tsi.robustness import (
+    Programs,
+    compiled_check,
+    finished_check,
+    has_nan,
+    zero_weight_checks,
+)
+from tsi.samplers import conditional_smc
+from tsi.samplers import particle_gibbs as gibbs
+from tsi.tabular import TabularTarget
+from tsi.tabular_examples import EXAMPLES, peaked, smooth, unequal_lengths
+from tsi.unbiasedness import judge_tabular
+
+NUM_RUNS = 20_000
+module = importlib.import_module("tsi.samplers.particle_gibbs")
+tempering = importlib.import_module("tsi.samplers.parallel_tempering")
+
+
+def judged(explorer, tables=EXAMPLES, num_particles=8, others=()):
+    """Evidence and posterior of many runs; the tables share one program."""
+    programs = Programs(explorer, num_particles, NUM_RUNS)
+    targets = {name: make() for name, make in tables.items()} | dict(others)
+    checks = []
+    for index, (name, target) in enumerate(targets.items()):
+        result = programs(target, jax.random.key(index))
+        checks += target_checks(name, target, explorer, result)
+    return Report(tuple(checks))
+
+
+EXACT = {
+    "two sweeps": lambda: gibbs(num_sweeps=2),
+    "two particles": lambda: gibbs(particles_per_sweep=2),
+    "telescoping": lambda: gibbs(potential=samplers.telescoping(), num_sweeps=2),
+    "uniform": lambda: gibbs(potential=samplers.uniform(), num_sweeps=2),
+    "systematic": lambda: gibbs(
+        particles_per_sweep=4, scheme=conditional_smc.conditional_systematic
+    ),
+    "adaptive": lambda: gibbs(num_sweeps=2, schedule=samplers.ess_below(0.6)),
+    "ancestors": lambda: gibbs(num_sweeps=4, ancestor_sampling=True),
+    "ancestors, telescoping": lambda: gibbs(
+        potential=samplers.telescoping("reward"), num_sweeps=2, ancestor_sampling=True
+    ),
+    "pimh": lambda: samplers.pimh(num_iterations=4),
+    "pimh, telescoping": lambda: samplers.pimh(
+        potential=samplers.telescoping(), particles_per_iteration=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_every_finite_chain_is_exact(name):
+    report = judged(EXACT[name]())
+    report.raise_if_failed()
+    assert sum(check.passed is True for check in report.checks) == 8
+
+
+@pytest.mark.parametrize("ancestor_sampling", [False, True])
+def test_particle_gibbs_agrees_with_the_kalman_filter(ancestor_sampling):
+    explorer = gibbs(num_sweeps=2, ancestor_sampling=ancestor_sampling)
+    report = judged(explorer, {}, others={"linear-Gaussian": LinearGaussianTarget()})
+    report.raise_if_failed()
+    assert len(report.checks) == 2
+
+
+@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "pimh"])
+def test_the_other_promises_are_kept(name):
+    programs, key = Programs(EXACT[name](), 8, 500), jax.random.key(1)
+    checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
+    checks.append(compiled_check(programs, key, programs(smooth(), key)))
+    Report(tuple(checks)).raise_if_failed()
+
+
+def chain(explorer, num_moves):
+    """An endless explorer that stops after so many moves."""
+
+    def tell(key, state, reply):
+        state, info = explorer.tell(key, state, reply)
+        return state._replace(done=state.iteration >= num_moves), info
+
+    def plan(num_particles, max_steps):
+        plan = explorer.plan(num_particles, max_steps)
+        return plan._replace(turns=plan.turns * num_moves)
+
+    return explorer._replace(plan=plan, tell=tell)
+
+
+ENDLESS = {
+    "plain": lambda: gibbs(endless=True),
+    "ancestors": lambda: gibbs(endless=True, ancestor_sampling=True),
+    "pimh": lambda: samplers.pimh(endless=True),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_endless_chains_overwrite_their_store_and_stay_exact(name):
+    explorer = chain(ENDLESS[name](), 6)
+    judged(explorer, num_particles=2).raise_if_failed()
+    run = tsi.run(explorer, smooth(), jax.random.key(0), 2)
+    assert run.particles.symbols.shape == (2, 4)
+    assert int(run.state.iteration) == 6
+
+
+def test_the_sample_describes_the_reference():
+    target = unequal_lengths()
+    explorer = chain(gibbs(endless=True), 5)
+    state = tsi.run(explorer, target, jax.random.key(3), 4).state
+    sample = state.sample
+    score = samplers.product().path_log_weight(
+        state.reference.log_potentials, state.reference.live
+    )
+    assert float(sample.log_density) == pytest.approx(
+        float(score + sample.log_prob), abs=1e-5
+    )
+    assert int(sample.length) == int(state.reference.length) > 0
+    codes, log_p = target.paths()
+    lengths = (codes >= 0).sum(1)
+    known = log_p[lengths == int(sample.length)]
+    assert np.abs(known - float(sample.log_prob)).min() < 1e-5
+
+
+def test_a_long_chain_forgets_its_start_and_is_stationary():
+    """Plain time averages, without the evidence of the start."""
+    target, sweeps, size, burn = peaked(), 40, 3, 10
+    explorer = gibbs(num_sweeps=sweeps)
+    run = Programs(explorer, sweeps * size, 2000)(target, jax.random.key(0))
+    truth = target.truth(explorer.path_log_weight)._replace(log_evidence=0.0)
+    kept = slice(burn * size, None)
+    measure = judge_tabular(
+        target,
+        truth,
+        run.particles.symbols[:, kept],
+        run.state.log_weights[:, kept],
+        np.zeros(2000),
+    )
+    assert measure.p_value > 1e-3
+
+
+# Mutants: each is one mistake that an author could make.
+
+
+def independent_sweeps():
+    """Every sweep is plain SMC: the reference is not kept."""
+    good, zero = gibbs(endless=True), jnp.zeros((), jnp.int32)
+
+    def ask(key, state):
+        asked, request = good.ask(key, state._replace(iteration=zero))
+        return asked._replace(iteration=state.iteration), request
+
+    def tell(key, state, reply):
+        told, info = good.tell(key, state._replace(iteration=zero), reply)
+        first = state.iteration == 0
+        evidence = jnp.where(first, told.log_evidence, state.log_evidence)
+        iteration = state.iteration + told.iteration
+        return told._replace(iteration=iteration, log_evidence=evidence), info
+
+    return chain(good._replace(ask=ask, tell=tell), 6)
+
+
+def test_a_reference_that_is_not_kept_is_caught():
+    report = judged(independent_sweeps(), {"peaked": peaked}, num_particles=2)
+    assert {check.promise for check in report.failures} == {"posterior, peaked"}
+
+
+def _mutated_reference(change):
+    weigh = conditional_smc.weigh
+
+    def mutant(sweep, reply, potential, conditional, reference):
+        told = reference._replace(log_potentials=change(reference))
+        return weigh(sweep, reply, potential, conditional, told)
+
+    return lambda patch: patch.setattr(conditional_smc, "weigh", mutant)
+
+
+def _last(reference):
+    end = reference.log_potentials[jnp.maximum(reference.length - 1, 0)]
+    return jnp.full_like(reference.log_potentials, end)
+
+
+def weights_not_reset(patch):
+    fork = conditional_smc.fork
+
+    def mutant(key, sweep, *rest, **named):
+        forked = fork(key, sweep, *rest, **named)
+        weights = sweep.smc.log_weights[forked.smc.ancestors]
+        smc = forked.smc._replace(log_weights=weights, log_base=weights)
+        return forked._replace(smc=smc)
+
+    patch.setattr(conditional_smc, "fork", mutant)
+
+
+def ancestor_of_the_reference_by_weight_alone(patch):
+    def mutant(state, pasts, log_weights, step, score):
+        return jnp.where(state.possible, log_weights, -jnp.inf)
+
+    patch.setattr(module, "log_past_weights", mutant)
+
+
+def ancestor_of_the_reference_without_its_probability(patch):
+    right = module.log_past_weights
+
+    def mutant(state, *rest):
+        zeros = jnp.zeros_like(state.joined.log_probs)
+        joined = state.joined._replace(log_probs=zeros)
+        return right(state._replace(joined=joined), *rest)
+
+    patch.setattr(module, "log_past_weights", mutant)
+
+
+def repeated_steps_without_a_correction(patch):
+    patch.delattr(TabularTarget, "log_proposal")
+
+
+def systematic_without_its_condition(patch):
+    def mutant(key, log_weights, conditional):
+        drawn = samplers.systematic(key, log_weights, log_weights.shape[0])
+        return drawn.at[0].set(jnp.where(conditional, 0, drawn[0]))
+
+    patch.setattr(conditional_smc, "conditional_systematic", mutant)
+
+
+MUTANTS = {
+    "one step ahead": (
+        _mutated_reference(lambda r: jnp.roll(r.log_potentials, -1)),
+        "two particles",
+    ),
+    "final reward at every step": (_mutated_reference(_last), "two particles"),
+    "weights not reset": (weights_not_reset, "two particles"),
+    "ancestor by weight alone": (
+        ancestor_of_the_reference_by_weight_alone,
+        "ancestors",
+    ),
+    "ancestor without its probability": (
+        ancestor_of_the_reference_without_its_probability,
+        "ancestors",
+    ),
+    "repeated without correction": (repeated_steps_without_a_correction, "ancestors"),
+    "systematic without condition": (systematic_without_its_condition, "systematic"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_of_particle_gibbs_are_caught(name, monkeypatch):
+    mutate, method = MUTANTS[name]
+    mutate(monkeypatch)
+    report = judged(EXACT[method](), {"peaked": peaked}, num_particles=16)
+    assert not report.passed
+
+
+TEMPERED = {
+    "tempering": lambda: samplers.parallel_tempering(
+        num_temperatures=2, hottest=3.0, num_sweeps=2
+    ),
+    "three, telescoping": lambda: samplers.parallel_tempering(
+        potential=samplers.telescoping(), temperatures=(1, 2, 3.5), num_sweeps=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPERED)
+def test_the_cold_chain_is_exact_by_the_product_of_all_evidences(name):
+    judged(TEMPERED[name](), num_particles=12).raise_if_failed()
+
+
+def test_tempering_keeps_the_other_promises():
+    programs, key = Programs(TEMPERED["tempering"](), 12, 500), jax.random.key(1)
+    checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
+    checks.append(compiled_check(programs, key, programs(smooth(), key)))
+    Report(tuple(checks)).raise_if_failed()
+
+
+def always_swapped(patch):
+    right = tempering.swap
+
+    def mutant(key, scores, log_temperatures, turn):
+        return right(key, jnp.zeros_like(scores), log_temperatures, turn)
+
+    patch.setattr(tempering, "swap", mutant)
+
+
+def swapped_the_wrong_way(patch):
+    right = tempering.swap
+
+    def mutant(key, scores, log_temperatures, turn):
+        return right(key, -scores, log_temperatures, turn)
+
+    patch.setattr(tempering, "swap", mutant)
+
+
+@pytest.mark.parametrize("mutate", [always_swapped, swapped_the_wrong_way])
+def test_wrong_swaps_are_caught(mutate, monkeypatch):
+    mutate(monkeypatch)
+    explorer = samplers.parallel_tempering(
+        num_temperatures=2, hottest=6.0, particles_per_sweep=2
+    )
+    report = judged(explorer, {"peaked": peaked}, num_particles=24)
+    assert "posterior, peaked" in {check.promise for check in report.failures}
+
+
+def test_the_ladder_is_adapted_until_neighbours_swap_equally_often():
+    def rates(**settings):
+        explorer = samplers.parallel_tempering(
+            num_temperatures=4, hottest=8.0, particles_per_sweep=3, **settings
+        )
+        state = Programs(explorer, 480, 100)(peaked(), jax.random.key(0)).state
+        return state, np.asarray(state.swap_rates).mean(0)
+
+    state, adapted = rates(adapt_sweeps=20)
+    _, geometric = rates()
+    assert np.ptp(geometric) > 0.2
+    assert np.ptp(adapted) < 0.5 * np.ptp(geometric)
+    ladder = np.exp(np.asarray(state.log_temperatures))
+    np.testing.assert_allclose(ladder[:, [0, -1]], [[1.0, 8.0]] * 100, rtol=1e-5)
+    # 40 sweeps, of which 20 are burn-in.
+    assert state.log_weights.shape == (100, 60)
+
+
+def test_endless_tempering_runs_on():
+    explorer = chain(samplers.parallel_tempering(endless=True), 7)
+    state = tsi.run(explorer, unequal_lengths(), jax.random.key(0), 6).state
+    assert int(state.iteration) == 7
+    assert state.members.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "message"),
+    [
+        ({"temperatures": (2.0, 4.0)}, 12, "rise from 1"),
+        ({"temperatures": (1.0, 1.0)}, 12, "rise from 1"),
+        ({"hottest": 1.0}, 12, "the hottest above 1"),
+        ({}, 8, "multiple of them"),
+        ({"num_sweeps": 2, "adapt_sweeps": 2}, 12, "none is left"),
+        ({"num_sweeps": 4}, 12, "at least 2"),
+    ],
+)
+def test_ladders_and_budgets_that_cannot_be_used_are_refused(settings, size, message):
+    with pytest.raises(ConfigurationError, match=message):
+        samplers.parallel_tempering(**settings).plan(size, 4)
+
+
+def test_pimh_that_accepts_everything_is_caught():
+    good = samplers.pimh(particles_per_iteration=2)
+
+    def tell(key, state, reply):
+        return good.tell(
+            key, state._replace(log_accepted=jnp.full((), -jnp.inf)), reply
+        )
+
+    report = judged(good._replace(tell=tell), {"peaked": peaked}, num_particles=16)
+    assert {check.promise for check in report.failures} == {"posterior, peaked"}
+
+
+def test_the_published_variant_targets_nothing():
+    explorer = gibbs(num_sweeps=2, variant="published")
+    assert explorer.path_log_weight is None
+    claims = explorer._replace(path_log_weight=samplers.product().path_log_weight)
+    assert not judged(claims, {"peaked": peaked}).passed
+
+
+def test_budgets_that_cannot_be_used_are_refused():
+    run, key = tsi.run, jax.random.key(0)
+    for explorer, size in ((gibbs(num_sweeps=8), 8), (gibbs(num_sweeps=3), 8)):
+        with pytest.raises(ConfigurationError, match="at least 2"):
+            run(explorer, smooth(), key, size)
+    with pytest.raises(ConfigurationError, match="not latest or terminal"):
+        gibbs(potential=samplers.terminal())
+    with pytest.raises(ConfigurationError, match="num_sweeps or particles_per_sweep"):
+        gibbs(num_sweeps=2, particles_per_sweep=2)
+    with pytest.raises(ConfigurationError, match="Leave scheme and schedule"):
+        gibbs(ancestor_sampling=True, schedule=samplers.never)
+    target = smooth()
+    target.replay = None
+    with pytest.raises(CapabilityError, match="replay"):
+        run(gibbs(ancestor_sampling=True), target, key, 8)
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_chain_survives_a_dead_start(name):
+    target = smooth()
+    target.log_potentials[1] = -np.inf
+    run = tsi.run(chain(ENDLESS[name](), 3), target, jax.random.key(0), 4)
+    assert float(run.state.log_evidence) == -np.inf
+    assert not has_nan((run.state.log_weights, run.state.sample.log_prob))

@@ -1,0 +1,156 @@
+"""Budgets that adapt: rounds of a sampler on each problem until a rule says stop.
+
+Rounds are independent runs, islands that never mix, so that their mean evidence stays
+unbiased and their particles together are weighted by each round's evidence:
+self-consistency that adds votes until the majority is sure, or SMC that adds particles
+until its error is small. Easy problems stop early and leave the batch; what a problem
+has cost stands in its ledger.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from tsi.answers import answer_posterior, select
+from tsi.errors import ConfigurationError
+from tsi.explorer import Explorer
+from tsi.pareto import pareto_k
+from tsi.problem import Problem
+from tsi.replicates import evidence_from_replicates
+from tsi.result import Ledger, Result
+from tsi.sampler import Sampler
+from tsi.stopping import Stop, answer_errors_between
+
+
+class Rounds(NamedTuple):
+    """How a budget is spent.
+
+    Attributes:
+        size: rollouts of one round.
+        most: rounds after which a problem stops in any case.
+        stop: the rule.
+    """
+
+    size: int
+    most: int
+    stop: Stop
+
+
+def run_rounds(
+    runner: Any,
+    sampler: Sampler | Explorer,
+    key: jax.Array,
+    problems: Sequence[Problem],
+    rounds: Rounds,
+    *,
+    extract: Callable[[str], str | None],
+    temperature: float | None = None,
+) -> list[Result]:
+    """Run a sampler on every problem, round by round, until its rule says stop.
+
+    Args:
+        runner: an engine; see `tsi.engine.Engine.run`.
+        sampler: what decides in a round.
+        key: a typed key; round r runs under ``fold_in(key, r)``.
+        problems: any number.
+        rounds: how the budget is spent.
+        extract: canonical answer of a solution's text, or None.
+        temperature: overrides the engine's.
+
+    Returns:
+        One result a problem, in order, with the particles of all its rounds.
+
+    Raises:
+        ConfigurationError: if a number of the rounds is not positive.
+    """
+    if rounds.size < 1 or rounds.most < 1:
+        raise ConfigurationError(
+            f"Rounds need rollouts and at least one of them; got size={rounds.size}, "
+            f"most={rounds.most}."
+        )
+    done: list[list[Result]] = [[] for _ in problems]
+    running = list(range(len(problems)))
+    for number in range(rounds.most):
+        if not running:
+            break
+        # Filled up to a power of two: few sizes, hence few compiled programs.
+        size = min(1 << (len(running) - 1).bit_length(), len(problems))
+        asked = running + [running[-1]] * (size - len(running))
+        results = runner.run(
+            sampler,
+            jax.random.fold_in(key, number),
+            [problems[i] for i in asked],
+            rounds.size,
+            extract=extract,
+            temperature=temperature,
+        )
+        for i, result in zip(running, results, strict=False):
+            done[i].append(result)
+        running = [i for i in running if not rounds.stop(done[i])]
+    return [merged(results, sampler.select) for results in done]
+
+
+def merged(results: Sequence[Result], rule: str) -> Result:
+    """One result of several independent runs on one problem.
+
+    Args:
+        results: of runs with as many particles each.
+        rule: how one answer is chosen; see `tsi.answers.select`.
+    """
+    evidence = evidence_from_replicates(np.array([r.log_evidence for r in results]))
+    answers = [answer for r in results for answer in r.answers]
+    rewards = np.concatenate([r.rewards for r in results])
+    log_weights = np.concatenate(
+        [np.asarray(r.log_weights, np.float64) + r.log_evidence for r in results]
+    )
+    lost = math.isinf(evidence.log_mean)
+    log_weights = np.zeros_like(log_weights) if lost else log_weights
+    log_weights -= 0.0 if lost else evidence.log_mean
+    squares = np.exp(2 * log_weights).sum()
+    ess = np.exp(log_weights).sum() ** 2 / squares if squares else 0.0
+    steps = [r.step_texts for r in results]
+    cuts = [r.truncated for r in results if r.truncated is not None]
+    return results[-1]._replace(
+        texts=[text for r in results for text in r.texts],
+        answers=answers,
+        rewards=rewards,
+        log_weights=log_weights.astype(np.float32),
+        log_evidence=evidence.log_mean,
+        ess=np.array([ess], np.float32),
+        ancestors=_side_by_side([r.ancestors for r in results]),
+        step_texts=(
+            None if None in steps else [text for texts in steps for text in texts or []]
+        ),
+        num_recoveries=sum(r.num_recoveries for r in results),
+        num_invalid=sum(r.num_invalid for r in results),
+        num_truncated=sum(r.num_truncated for r in results),
+        answer_posterior=answer_posterior(answers, log_weights),
+        selected=select(rule, answers, log_weights, rewards),
+        ledger=Ledger(*map(sum, zip(*(r.ledger for r in results), strict=True))),
+        slots=None,
+        truncated=np.concatenate(cuts) if len(cuts) == len(results) else None,
+        log_evidence_variance=evidence.standard_error**2,
+        answer_errors=answer_errors_between(results),
+        pareto_k=math.nan if lost else pareto_k(log_weights),
+        unique_ancestors=None,
+        step_rewards=None,
+    )
+
+
+def _side_by_side(genealogies: list[Int[np.ndarray, "T n"]]) -> Int[np.ndarray, "T N"]:
+    """Ancestors of runs that never mixed, as those of one run."""
+    longest = max(len(ancestors) for ancestors in genealogies)
+    columns, start = [], 0
+    for ancestors in genealogies:
+        width = ancestors.shape[1]
+        stay = np.arange(width)
+        rest = np.tile(stay, (longest - len(ancestors), 1))
+        columns.append(
+            np.concatenate([ancestors, rest.astype(ancestors.dtype)]) + start
+        )
+        start += width
+    return np.concatenate(columns, axis=1)
