@@ -105,8 +105,9 @@ def mcts(
     """Monte Carlo tree search at the cost of N rollouts.
 
     There are at most N T / width expansions, hence N T steps, and the run ends as soon
-    as N solutions are finished, or nothing is left to expand. A simulation that arrives at a finished node backs its
-    value up again; that costs no step, and is done at most as often as expansions.
+    as N solutions are finished or nothing is left to expand. A simulation that arrives
+    at a finished node backs its value up again. That costs no step, and a run has at
+    most twice as many turns as expansions.
 
     Args:
         width: children of an expansion; if N is smaller, N.
