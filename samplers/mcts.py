@@ -73,7 +73,7 @@ class MCTSState(NamedTuple):
     """A tree and where the present simulation stands in it.
 
     Attributes:
-        done: whether the budget is spent or N solutions are finished.
+        done: whether the budget is spent, N solutions are finished or all leaves are.
         members, log_weights, log_potentials, finished: the result, [N].
         log_evidence: 0; nothing is targeted.
         tree: what has been proposed so far.
@@ -105,8 +105,9 @@ def mcts(
     """Monte Carlo tree search at the cost of N rollouts.
 
     There are at most N T / width expansions, hence N T steps, and the run ends as soon
-    as N solutions are finished. A simulation that arrives at a finished node backs its
-    value up again; that costs no step, and is done at most as often as expansions.
+    as N solutions are finished or nothing is left to expand. A simulation that arrives
+    at a finished node backs its value up again. That costs no step, and a run has at
+    most twice as many turns as expansions.
 
     Args:
         width: children of an expansion; if N is smaller, N.
@@ -187,7 +188,7 @@ def mcts(
         tree = backed_up(tree, node, tree.rewards[node], ends)
         size = state.members.shape[0]
         left = state.expansions_left - expanded
-        enough = (tree.num_finished >= size) | (left <= 0)
+        enough = (tree.num_finished >= size) | (left <= 0) | tree.exhausted
         state = state._replace(
             **solutions(tree, size)._asdict(),
             done=enough,

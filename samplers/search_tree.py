@@ -50,6 +50,14 @@ class SearchTree(NamedTuple):
         """How many whole solutions there are."""
         return jnp.sum(self.finished)
 
+    @property
+    def exhausted(self) -> Bool[Array, ""]:
+        """Whether every node has children or is a whole solution."""
+        slots = jnp.arange(self.parent.shape[0])
+        above = jnp.where(self.parent >= 0, self.parent, slots.size)
+        childless = jnp.ones(slots.size, bool).at[above].set(False, mode="drop")
+        return ~jnp.any(childless & ~self.finished & (slots < self.size))
+
 
 def new_tree(stored: int) -> SearchTree:
     """A root and room for `stored` - 1 more."""

@@ -23,9 +23,19 @@ import tsi
 from tsi import samplers
 from tsi.explorer import Reply
 from tsi.samplers.thompson import Observations, beta, gaussian
+from tsi.tabular import TabularTarget
 from tsi.tabular_examples import EXAMPLES, smooth
 
-TABLES = [make() for make in EXAMPLES.values()]
+
+def mostly_dead():
+    """One symbol of three is possible, at every step but the last."""
+    plain = smooth()
+    scores = plain.log_potentials.copy()
+    scores[:3, :2] = -np.inf
+    return TabularTarget(plain.initial, plain.transition, scores)
+
+
+TABLES = [*(make() for make in EXAMPLES.values()), mostly_dead()]
 # All examples have one shape, so one program serves them with their own tables.
 SHAPE = TABLES[0]
 KEYS = jax.random.split(jax.random.key(7), 12)
@@ -120,6 +130,21 @@ def test_step_beam_is_the_textbook(shrink):
         textbook = textbook_step_beam(recorded, 6, 3, shrink)
         aside = assert_asked(textbook, recorded)
         assert set(np.flatnonzero(state.collected)) == set(aside)
+
+
+def test_bonuses_are_the_published_formulas():
+    parent, visits = jnp.array(30), jnp.array([0, 1, 7])
+    c = np.log((30 + 19652 + 1) / 19652) + 1.25
+    np.testing.assert_allclose(
+        samplers.puct()(parent, visits, jnp.array(3)),
+        c / 3 * np.sqrt(30) / np.array([1, 2, 8]),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        samplers.uct()(parent, visits, jnp.array(3)),
+        [np.inf, np.sqrt(2 * np.log(30)), np.sqrt(2 * np.log(30) / 7)],
+        rtol=1e-5,
+    )
 
 
 def test_the_gaussian_posterior_is_a_scaled_student_t():
