@@ -27,6 +27,7 @@ from tsi.unbiasedness import judge_tabular
 
 NUM_RUNS = 20_000
 module = importlib.import_module("tsi.samplers.particle_gibbs")
+backward = importlib.import_module("tsi.samplers.backward_sampling")
 tempering = importlib.import_module("tsi.samplers.parallel_tempering")
 
 
@@ -54,6 +55,10 @@ EXACT = {
     "ancestors, telescoping": lambda: gibbs(
         potential=samplers.telescoping("reward"), num_sweeps=2, ancestor_sampling=True
     ),
+    "backward": lambda: gibbs(num_sweeps=4, backward_sampling=True),
+    "backward, telescoping": lambda: gibbs(
+        potential=samplers.telescoping(), num_sweeps=2, backward_sampling=True
+    ),
     "pimh": lambda: samplers.pimh(num_iterations=4),
     "pimh, telescoping": lambda: samplers.pimh(
         potential=samplers.telescoping(), particles_per_iteration=1
@@ -68,15 +73,16 @@ def test_every_finite_chain_is_exact(name):
     assert sum(check.passed is True for check in report.checks) == 8
 
 
-@pytest.mark.parametrize("ancestor_sampling", [False, True])
-def test_particle_gibbs_agrees_with_the_kalman_filter(ancestor_sampling):
-    explorer = gibbs(num_sweeps=2, ancestor_sampling=ancestor_sampling)
-    report = judged(explorer, {}, others={"linear-Gaussian": LinearGaussianTarget()})
+@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "backward", "pimh"])
+def test_continuous_steps_agree_with_the_kalman_filter(name):
+    report = judged(
+        EXACT[name](), {}, others={"linear-Gaussian": LinearGaussianTarget()}
+    )
     report.raise_if_failed()
     assert len(report.checks) == 2
 
 
-@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "pimh"])
+@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "backward", "pimh"])
 def test_the_other_promises_are_kept(name):
     programs, key = Programs(EXACT[name](), 8, 500), jax.random.key(1)
     checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
@@ -101,6 +107,7 @@ def chain(explorer, num_moves):
 ENDLESS = {
     "plain": lambda: gibbs(endless=True),
     "ancestors": lambda: gibbs(endless=True, ancestor_sampling=True),
+    "backward": lambda: gibbs(endless=True, backward_sampling=True),
     "pimh": lambda: samplers.pimh(endless=True),
 }
 
@@ -147,6 +154,23 @@ def test_a_long_chain_forgets_its_start_and_is_stationary():
         np.zeros(2000),
     )
     assert measure.p_value > 1e-3
+
+
+def renewed(**settings):
+    """How often the first symbol of the reference is another one a sweep later."""
+    sweeps = 12
+    explorer = gibbs(num_sweeps=sweeps, **settings)
+    symbols = Programs(explorer, 2 * sweeps, 1000)(
+        smooth(), jax.random.key(0)
+    ).particles.symbols
+    references = np.asarray(symbols)[:, 2::2, 0]
+    return np.mean(references[:, 1:] != references[:, :-1])
+
+
+def test_ancestor_and_backward_sampling_renew_what_plain_particle_gibbs_cannot():
+    plain = renewed()
+    assert renewed(ancestor_sampling=True) > 1.3 * plain
+    assert renewed(backward_sampling=True) > 1.3 * plain
 
 
 # Mutants: each is one mistake that an author could make.
@@ -202,14 +226,15 @@ def weights_not_reset(patch):
     patch.setattr(conditional_smc, "fork", mutant)
 
 
-def ancestor_of_the_reference_by_weight_alone(patch):
+def past_by_weight_alone(patch):
     def mutant(state, pasts, log_weights, step, score):
         return jnp.where(state.possible, log_weights, -jnp.inf)
 
-    patch.setattr(module, "log_past_weights", mutant)
+    for place in (module, backward):
+        patch.setattr(place, "log_past_weights", mutant)
 
 
-def ancestor_of_the_reference_without_its_probability(patch):
+def past_without_the_probability_of_the_future(patch):
     right = module.log_past_weights
 
     def mutant(state, *rest):
@@ -217,7 +242,17 @@ def ancestor_of_the_reference_without_its_probability(patch):
         joined = state.joined._replace(log_probs=zeros)
         return right(state._replace(joined=joined), *rest)
 
-    patch.setattr(module, "log_past_weights", mutant)
+    for place in (module, backward):
+        patch.setattr(place, "log_past_weights", mutant)
+
+
+def past_weighed_twice(patch):
+    right = module.log_past_weights
+
+    def mutant(state, pasts, log_weights, step, score):
+        return right(state, pasts, 2.0 * log_weights, step, score)
+
+    patch.setattr(backward, "log_past_weights", mutant)
 
 
 def repeated_steps_without_a_correction(patch):
@@ -239,14 +274,17 @@ MUTANTS = {
     ),
     "final reward at every step": (_mutated_reference(_last), "two particles"),
     "weights not reset": (weights_not_reset, "two particles"),
-    "ancestor by weight alone": (
-        ancestor_of_the_reference_by_weight_alone,
+    "ancestor by weight alone": (past_by_weight_alone, "ancestors"),
+    "ancestor without its future": (
+        past_without_the_probability_of_the_future,
         "ancestors",
     ),
-    "ancestor without its probability": (
-        ancestor_of_the_reference_without_its_probability,
-        "ancestors",
+    "backward by weight alone": (past_by_weight_alone, "backward"),
+    "backward without its future": (
+        past_without_the_probability_of_the_future,
+        "backward",
     ),
+    "backward weighed twice": (past_weighed_twice, "backward"),
     "repeated without correction": (repeated_steps_without_a_correction, "ancestors"),
     "systematic without condition": (systematic_without_its_condition, "systematic"),
 }
@@ -379,6 +417,8 @@ def test_budgets_that_cannot_be_used_are_refused():
         gibbs(potential=samplers.terminal())
     with pytest.raises(ConfigurationError, match="num_sweeps or particles_per_sweep"):
         gibbs(num_sweeps=2, particles_per_sweep=2)
+    with pytest.raises(ConfigurationError, match="by itself"):
+        gibbs(ancestor_sampling=True, backward_sampling=True)
     with pytest.raises(ConfigurationError, match="Leave scheme and schedule"):
         gibbs(ancestor_sampling=True, schedule=samplers.never)
     target = smooth()
