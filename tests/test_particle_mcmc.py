@@ -6,40 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chains import chain, judged, other_promises
 
 import tsi
 from tsi import samplers
-from tsi.conformance import Report, target_checks
 from tsi.errors import CapabilityError, ConfigurationError
 from tsi.linear_gaussian import LinearGaussianTarget
-from tsi.robustness import (
-    Programs,
-    compiled_check,
-    finished_check,
-    has_nan,
-    zero_weight_checks,
-)
+from tsi.robustness import Programs, has_nan
 from tsi.samplers import conditional_smc
 from tsi.samplers import particle_gibbs as gibbs
 from tsi.tabular import TabularTarget
-from tsi.tabular_examples import EXAMPLES, peaked, smooth, unequal_lengths
+from tsi.tabular_examples import peaked, smooth, unequal_lengths
 from tsi.unbiasedness import judge_tabular
 
-NUM_RUNS = 20_000
 module = importlib.import_module("tsi.samplers.particle_gibbs")
 backward = importlib.import_module("tsi.samplers.backward_sampling")
-tempering = importlib.import_module("tsi.samplers.parallel_tempering")
-
-
-def judged(explorer, tables=EXAMPLES, num_particles=8, others=()):
-    """Evidence and posterior of many runs; the tables share one program."""
-    programs = Programs(explorer, num_particles, NUM_RUNS)
-    targets = {name: make() for name, make in tables.items()} | dict(others)
-    checks = []
-    for index, (name, target) in enumerate(targets.items()):
-        result = programs(target, jax.random.key(index))
-        checks += target_checks(name, target, explorer, result)
-    return Report(tuple(checks))
 
 
 EXACT = {
@@ -75,33 +56,14 @@ def test_every_finite_chain_is_exact(name):
 
 @pytest.mark.parametrize("name", ["two sweeps", "ancestors", "backward", "pimh"])
 def test_continuous_steps_agree_with_the_kalman_filter(name):
-    report = judged(
-        EXACT[name](), {}, others={"linear-Gaussian": LinearGaussianTarget()}
-    )
+    report = judged(EXACT[name](), {"linear-Gaussian": LinearGaussianTarget})
     report.raise_if_failed()
     assert len(report.checks) == 2
 
 
 @pytest.mark.parametrize("name", ["two sweeps", "ancestors", "backward", "pimh"])
 def test_the_other_promises_are_kept(name):
-    programs, key = Programs(EXACT[name](), 8, 500), jax.random.key(1)
-    checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
-    checks.append(compiled_check(programs, key, programs(smooth(), key)))
-    Report(tuple(checks)).raise_if_failed()
-
-
-def chain(explorer, num_moves):
-    """An endless explorer that stops after so many moves."""
-
-    def tell(key, state, reply):
-        state, info = explorer.tell(key, state, reply)
-        return state._replace(done=state.iteration >= num_moves), info
-
-    def plan(num_particles, max_steps):
-        plan = explorer.plan(num_particles, max_steps)
-        return plan._replace(turns=plan.turns * num_moves)
-
-    return explorer._replace(plan=plan, tell=tell)
+    other_promises(EXACT[name](), 8).raise_if_failed()
 
 
 ENDLESS = {
@@ -115,7 +77,8 @@ ENDLESS = {
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_chains_overwrite_their_store_and_stay_exact(name):
     explorer = chain(ENDLESS[name](), 6)
-    judged(explorer, num_particles=2).raise_if_failed()
+    tables = {"peaked": peaked, "unequal lengths": unequal_lengths}
+    judged(explorer, tables, num_particles=2).raise_if_failed()
     run = tsi.run(explorer, smooth(), jax.random.key(0), 2)
     assert run.particles.symbols.shape == (2, 4)
     assert int(run.state.iteration) == 6
@@ -296,97 +259,6 @@ def test_mutants_of_particle_gibbs_are_caught(name, monkeypatch):
     mutate(monkeypatch)
     report = judged(EXACT[method](), {"peaked": peaked}, num_particles=16)
     assert not report.passed
-
-
-TEMPERED = {
-    "tempering": lambda: samplers.parallel_tempering(
-        num_temperatures=2, hottest=3.0, num_sweeps=2
-    ),
-    "three, telescoping": lambda: samplers.parallel_tempering(
-        potential=samplers.telescoping(), temperatures=(1, 2, 3.5), num_sweeps=2
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TEMPERED)
-def test_the_cold_chain_is_exact_by_the_product_of_all_evidences(name):
-    judged(TEMPERED[name](), num_particles=12).raise_if_failed()
-
-
-def test_tempering_keeps_the_other_promises():
-    programs, key = Programs(TEMPERED["tempering"](), 12, 500), jax.random.key(1)
-    checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
-    checks.append(compiled_check(programs, key, programs(smooth(), key)))
-    Report(tuple(checks)).raise_if_failed()
-
-
-def always_swapped(patch):
-    right = tempering.swap
-
-    def mutant(key, scores, log_temperatures, turn):
-        return right(key, jnp.zeros_like(scores), log_temperatures, turn)
-
-    patch.setattr(tempering, "swap", mutant)
-
-
-def swapped_the_wrong_way(patch):
-    right = tempering.swap
-
-    def mutant(key, scores, log_temperatures, turn):
-        return right(key, -scores, log_temperatures, turn)
-
-    patch.setattr(tempering, "swap", mutant)
-
-
-@pytest.mark.parametrize("mutate", [always_swapped, swapped_the_wrong_way])
-def test_wrong_swaps_are_caught(mutate, monkeypatch):
-    mutate(monkeypatch)
-    explorer = samplers.parallel_tempering(
-        num_temperatures=2, hottest=6.0, particles_per_sweep=2
-    )
-    report = judged(explorer, {"peaked": peaked}, num_particles=24)
-    assert "posterior, peaked" in {check.promise for check in report.failures}
-
-
-def test_the_ladder_is_adapted_until_neighbours_swap_equally_often():
-    def rates(**settings):
-        explorer = samplers.parallel_tempering(
-            num_temperatures=4, hottest=8.0, particles_per_sweep=3, **settings
-        )
-        state = Programs(explorer, 480, 100)(peaked(), jax.random.key(0)).state
-        return state, np.asarray(state.swap_rates).mean(0)
-
-    state, adapted = rates(adapt_sweeps=20)
-    _, geometric = rates()
-    assert np.ptp(geometric) > 0.2
-    assert np.ptp(adapted) < 0.5 * np.ptp(geometric)
-    ladder = np.exp(np.asarray(state.log_temperatures))
-    np.testing.assert_allclose(ladder[:, [0, -1]], [[1.0, 8.0]] * 100, rtol=1e-5)
-    # 40 sweeps, of which 20 are burn-in.
-    assert state.log_weights.shape == (100, 60)
-
-
-def test_endless_tempering_runs_on():
-    explorer = chain(samplers.parallel_tempering(endless=True), 7)
-    state = tsi.run(explorer, unequal_lengths(), jax.random.key(0), 6).state
-    assert int(state.iteration) == 7
-    assert state.members.shape == (2,)
-
-
-@pytest.mark.parametrize(
-    ("settings", "size", "message"),
-    [
-        ({"temperatures": (2.0, 4.0)}, 12, "rise from 1"),
-        ({"temperatures": (1.0, 1.0)}, 12, "rise from 1"),
-        ({"hottest": 1.0}, 12, "the hottest above 1"),
-        ({}, 8, "multiple of them"),
-        ({"num_sweeps": 2, "adapt_sweeps": 2}, 12, "none is left"),
-        ({"num_sweeps": 4}, 12, "at least 2"),
-    ],
-)
-def test_ladders_and_budgets_that_cannot_be_used_are_refused(settings, size, message):
-    with pytest.raises(ConfigurationError, match=message):
-        samplers.parallel_tempering(**settings).plan(size, 4)
 
 
 def test_pimh_that_accepts_everything_is_caught():
