@@ -12,7 +12,8 @@ that draw is the sweep's weighted particles. Hence for every number of sweeps
 
 With ancestor sampling [2] the reference's past is drawn afresh at each step, which the
 prefixes pay for by repeating its future (`samplers.suffix_scoring`): it moves where
-without it all particles have long descended from the reference.
+without it all particles have long descended from the reference. Backward sampling does
+the same after the sweep (`samplers.backward_sampling`).
 
 References:
     [1] Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods.
@@ -29,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
+from tsi.samplers.backward_sampling import backward_gibbs
 from tsi.samplers.path_record import PathRecord, invalid, no_paths
 from tsi.samplers.potentials import Potential, product, softmax
 from tsi.samplers.schedules import Schedule, every_step
@@ -81,6 +83,7 @@ def particle_gibbs(
     num_sweeps: int | None = None,
     particles_per_sweep: int | None = None,
     ancestor_sampling: bool = False,
+    backward_sampling: bool = False,
     scheme: csmc.Scheme = csmc.conditional_multinomial,
     schedule: Schedule = every_step,
     variant: Literal["corrected", "published"] = "corrected",
@@ -99,6 +102,9 @@ def particle_gibbs(
         particles_per_sweep: n, in place of J.
         ancestor_sampling: also draw the reference's past; needs a target with `replay`,
             and up to T turns for each of T steps.
+        backward_sampling: draw the next reference backwards through all generations,
+            which are kept; needs what ancestor sampling needs, and (T + 2) n more
+            stored prefixes.
         scheme: how ancestors are drawn given the reference's.
         schedule: when; a symmetric function of the weights.
         variant: "published" draws the reference in proportion to exp(r), r the last
@@ -110,8 +116,7 @@ def particle_gibbs(
 
     Raises:
         ConfigurationError: for a potential without weights of prefixes, both num_sweeps
-            and particles_per_sweep, or ancestor sampling with a scheme or schedule for
-            which it is not known to be right.
+            and particles_per_sweep, or settings that contradict each other.
     """
     potential = product(weights) if potential is None else potential
     score = path_score(potential, "particle_gibbs")
@@ -121,17 +126,25 @@ def particle_gibbs(
             "their product, so one gives the other."
         )
     plain = scheme is csmc.conditional_multinomial and schedule is every_step
-    if ancestor_sampling and not plain:
+    if (ancestor_sampling or backward_sampling) and not plain:
         raise ConfigurationError(
-            "Ancestor sampling draws the reference's ancestor apart from the others', "
-            "which is right if all are independent and drawn at every step. Leave "
-            "scheme and schedule as they are."
+            "Ancestor and backward sampling draw the reference's ancestors apart from "
+            "the others', which is right if all are independent and drawn at every "
+            "step. Leave scheme and schedule as they are."
+        )
+    if backward_sampling and (ancestor_sampling or variant == "published"):
+        raise ConfigurationError(
+            "Backward sampling draws the reference's whole past by itself. Leave out "
+            "ancestor_sampling and variant."
         )
 
     def budget(num_particles: int) -> tuple[int, int]:
         if endless:
             return 1, shared_budget(num_particles, 1, None)[1]
         return shared_budget(num_particles, num_sweeps, particles_per_sweep)
+
+    if backward_sampling:
+        return backward_gibbs(potential, score, budget, endless=endless, select=select)
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         sweeps, size = budget(num_particles)

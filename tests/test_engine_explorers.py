@@ -75,3 +75,22 @@ def test_a_proposal_temperature_is_corrected_for():
     weights = np.exp(result.log_weights.astype(np.float64) + result.log_evidence)
     assert weights.std() > 0.1
     assert abs(weights.mean() - 1.0) < 4 * weights.std() / np.sqrt(512)
+
+
+def test_steps_repeated_to_be_scored_cost_flops_and_reward_tokens():
+    plain, ancestor = (
+        engine()
+        .run(
+            samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=sampled),
+            jax.random.key(1),
+            PROBLEMS[:1],
+            8,
+            extract=extract,
+        )[0]
+        .ledger
+        for sampled in (False, True)
+    )
+    # The same number of tokens is drawn, more or less; scoring pasts is extra.
+    assert ancestor.reward_tokens > 1.5 * plain.reward_tokens
+    assert ancestor.flops > 1.3 * plain.flops
+    assert ancestor.reward_tokens > 1.5 * ancestor.generated_tokens

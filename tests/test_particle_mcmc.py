@@ -6,39 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chains import chain, judged, other_promises
 
 import tsi
 from tsi import samplers
-from tsi.conformance import Report, target_checks
 from tsi.errors import CapabilityError, ConfigurationError
 from tsi.linear_gaussian import LinearGaussianTarget
-from tsi.robustness import (
-    Programs,
-    compiled_check,
-    finished_check,
-    has_nan,
-    zero_weight_checks,
-)
+from tsi.robustness import Programs, has_nan
 from tsi.samplers import conditional_smc
 from tsi.samplers import particle_gibbs as gibbs
 from tsi.tabular import TabularTarget
-from tsi.tabular_examples import EXAMPLES, peaked, smooth, unequal_lengths
+from tsi.tabular_examples import peaked, smooth, unequal_lengths
 from tsi.unbiasedness import judge_tabular
 
-NUM_RUNS = 20_000
 module = importlib.import_module("tsi.samplers.particle_gibbs")
-tempering = importlib.import_module("tsi.samplers.parallel_tempering")
-
-
-def judged(explorer, tables=EXAMPLES, num_particles=8, others=()):
-    """Evidence and posterior of many runs; the tables share one program."""
-    programs = Programs(explorer, num_particles, NUM_RUNS)
-    targets = {name: make() for name, make in tables.items()} | dict(others)
-    checks = []
-    for index, (name, target) in enumerate(targets.items()):
-        result = programs(target, jax.random.key(index))
-        checks += target_checks(name, target, explorer, result)
-    return Report(tuple(checks))
+backward = importlib.import_module("tsi.samplers.backward_sampling")
 
 
 EXACT = {
@@ -54,6 +36,10 @@ EXACT = {
     "ancestors, telescoping": lambda: gibbs(
         potential=samplers.telescoping("reward"), num_sweeps=2, ancestor_sampling=True
     ),
+    "backward": lambda: gibbs(num_sweeps=4, backward_sampling=True),
+    "backward, telescoping": lambda: gibbs(
+        potential=samplers.telescoping(), num_sweeps=2, backward_sampling=True
+    ),
     "pimh": lambda: samplers.pimh(num_iterations=4),
     "pimh, telescoping": lambda: samplers.pimh(
         potential=samplers.telescoping(), particles_per_iteration=1
@@ -68,39 +54,22 @@ def test_every_finite_chain_is_exact(name):
     assert sum(check.passed is True for check in report.checks) == 8
 
 
-@pytest.mark.parametrize("ancestor_sampling", [False, True])
-def test_particle_gibbs_agrees_with_the_kalman_filter(ancestor_sampling):
-    explorer = gibbs(num_sweeps=2, ancestor_sampling=ancestor_sampling)
-    report = judged(explorer, {}, others={"linear-Gaussian": LinearGaussianTarget()})
+@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "backward", "pimh"])
+def test_continuous_steps_agree_with_the_kalman_filter(name):
+    report = judged(EXACT[name](), {"linear-Gaussian": LinearGaussianTarget})
     report.raise_if_failed()
     assert len(report.checks) == 2
 
 
-@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "pimh"])
+@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "backward", "pimh"])
 def test_the_other_promises_are_kept(name):
-    programs, key = Programs(EXACT[name](), 8, 500), jax.random.key(1)
-    checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
-    checks.append(compiled_check(programs, key, programs(smooth(), key)))
-    Report(tuple(checks)).raise_if_failed()
-
-
-def chain(explorer, num_moves):
-    """An endless explorer that stops after so many moves."""
-
-    def tell(key, state, reply):
-        state, info = explorer.tell(key, state, reply)
-        return state._replace(done=state.iteration >= num_moves), info
-
-    def plan(num_particles, max_steps):
-        plan = explorer.plan(num_particles, max_steps)
-        return plan._replace(turns=plan.turns * num_moves)
-
-    return explorer._replace(plan=plan, tell=tell)
+    other_promises(EXACT[name](), 8).raise_if_failed()
 
 
 ENDLESS = {
     "plain": lambda: gibbs(endless=True),
     "ancestors": lambda: gibbs(endless=True, ancestor_sampling=True),
+    "backward": lambda: gibbs(endless=True, backward_sampling=True),
     "pimh": lambda: samplers.pimh(endless=True),
 }
 
@@ -108,7 +77,8 @@ ENDLESS = {
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_chains_overwrite_their_store_and_stay_exact(name):
     explorer = chain(ENDLESS[name](), 6)
-    judged(explorer, num_particles=2).raise_if_failed()
+    tables = {"peaked": peaked, "unequal lengths": unequal_lengths}
+    judged(explorer, tables, num_particles=2).raise_if_failed()
     run = tsi.run(explorer, smooth(), jax.random.key(0), 2)
     assert run.particles.symbols.shape == (2, 4)
     assert int(run.state.iteration) == 6
@@ -147,6 +117,23 @@ def test_a_long_chain_forgets_its_start_and_is_stationary():
         np.zeros(2000),
     )
     assert measure.p_value > 1e-3
+
+
+def renewed(**settings):
+    """How often the first symbol of the reference is another one a sweep later."""
+    sweeps = 12
+    explorer = gibbs(num_sweeps=sweeps, **settings)
+    symbols = Programs(explorer, 2 * sweeps, 1000)(
+        smooth(), jax.random.key(0)
+    ).particles.symbols
+    references = np.asarray(symbols)[:, 2::2, 0]
+    return np.mean(references[:, 1:] != references[:, :-1])
+
+
+def test_ancestor_and_backward_sampling_renew_what_plain_particle_gibbs_cannot():
+    plain = renewed()
+    assert renewed(ancestor_sampling=True) > 1.3 * plain
+    assert renewed(backward_sampling=True) > 1.3 * plain
 
 
 # Mutants: each is one mistake that an author could make.
@@ -202,14 +189,15 @@ def weights_not_reset(patch):
     patch.setattr(conditional_smc, "fork", mutant)
 
 
-def ancestor_of_the_reference_by_weight_alone(patch):
+def past_by_weight_alone(patch):
     def mutant(state, pasts, log_weights, step, score):
         return jnp.where(state.possible, log_weights, -jnp.inf)
 
-    patch.setattr(module, "log_past_weights", mutant)
+    for place in (module, backward):
+        patch.setattr(place, "log_past_weights", mutant)
 
 
-def ancestor_of_the_reference_without_its_probability(patch):
+def past_without_the_probability_of_the_future(patch):
     right = module.log_past_weights
 
     def mutant(state, *rest):
@@ -217,7 +205,17 @@ def ancestor_of_the_reference_without_its_probability(patch):
         joined = state.joined._replace(log_probs=zeros)
         return right(state._replace(joined=joined), *rest)
 
-    patch.setattr(module, "log_past_weights", mutant)
+    for place in (module, backward):
+        patch.setattr(place, "log_past_weights", mutant)
+
+
+def past_weighed_twice(patch):
+    right = module.log_past_weights
+
+    def mutant(state, pasts, log_weights, step, score):
+        return right(state, pasts, 2.0 * log_weights, step, score)
+
+    patch.setattr(backward, "log_past_weights", mutant)
 
 
 def repeated_steps_without_a_correction(patch):
@@ -239,14 +237,17 @@ MUTANTS = {
     ),
     "final reward at every step": (_mutated_reference(_last), "two particles"),
     "weights not reset": (weights_not_reset, "two particles"),
-    "ancestor by weight alone": (
-        ancestor_of_the_reference_by_weight_alone,
+    "ancestor by weight alone": (past_by_weight_alone, "ancestors"),
+    "ancestor without its future": (
+        past_without_the_probability_of_the_future,
         "ancestors",
     ),
-    "ancestor without its probability": (
-        ancestor_of_the_reference_without_its_probability,
-        "ancestors",
+    "backward by weight alone": (past_by_weight_alone, "backward"),
+    "backward without its future": (
+        past_without_the_probability_of_the_future,
+        "backward",
     ),
+    "backward weighed twice": (past_weighed_twice, "backward"),
     "repeated without correction": (repeated_steps_without_a_correction, "ancestors"),
     "systematic without condition": (systematic_without_its_condition, "systematic"),
 }
@@ -258,97 +259,6 @@ def test_mutants_of_particle_gibbs_are_caught(name, monkeypatch):
     mutate(monkeypatch)
     report = judged(EXACT[method](), {"peaked": peaked}, num_particles=16)
     assert not report.passed
-
-
-TEMPERED = {
-    "tempering": lambda: samplers.parallel_tempering(
-        num_temperatures=2, hottest=3.0, num_sweeps=2
-    ),
-    "three, telescoping": lambda: samplers.parallel_tempering(
-        potential=samplers.telescoping(), temperatures=(1, 2, 3.5), num_sweeps=2
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TEMPERED)
-def test_the_cold_chain_is_exact_by_the_product_of_all_evidences(name):
-    judged(TEMPERED[name](), num_particles=12).raise_if_failed()
-
-
-def test_tempering_keeps_the_other_promises():
-    programs, key = Programs(TEMPERED["tempering"](), 12, 500), jax.random.key(1)
-    checks = [finished_check(programs, key), *zero_weight_checks(programs, key)]
-    checks.append(compiled_check(programs, key, programs(smooth(), key)))
-    Report(tuple(checks)).raise_if_failed()
-
-
-def always_swapped(patch):
-    right = tempering.swap
-
-    def mutant(key, scores, log_temperatures, turn):
-        return right(key, jnp.zeros_like(scores), log_temperatures, turn)
-
-    patch.setattr(tempering, "swap", mutant)
-
-
-def swapped_the_wrong_way(patch):
-    right = tempering.swap
-
-    def mutant(key, scores, log_temperatures, turn):
-        return right(key, -scores, log_temperatures, turn)
-
-    patch.setattr(tempering, "swap", mutant)
-
-
-@pytest.mark.parametrize("mutate", [always_swapped, swapped_the_wrong_way])
-def test_wrong_swaps_are_caught(mutate, monkeypatch):
-    mutate(monkeypatch)
-    explorer = samplers.parallel_tempering(
-        num_temperatures=2, hottest=6.0, particles_per_sweep=2
-    )
-    report = judged(explorer, {"peaked": peaked}, num_particles=24)
-    assert "posterior, peaked" in {check.promise for check in report.failures}
-
-
-def test_the_ladder_is_adapted_until_neighbours_swap_equally_often():
-    def rates(**settings):
-        explorer = samplers.parallel_tempering(
-            num_temperatures=4, hottest=8.0, particles_per_sweep=3, **settings
-        )
-        state = Programs(explorer, 480, 100)(peaked(), jax.random.key(0)).state
-        return state, np.asarray(state.swap_rates).mean(0)
-
-    state, adapted = rates(adapt_sweeps=20)
-    _, geometric = rates()
-    assert np.ptp(geometric) > 0.2
-    assert np.ptp(adapted) < 0.5 * np.ptp(geometric)
-    ladder = np.exp(np.asarray(state.log_temperatures))
-    np.testing.assert_allclose(ladder[:, [0, -1]], [[1.0, 8.0]] * 100, rtol=1e-5)
-    # 40 sweeps, of which 20 are burn-in.
-    assert state.log_weights.shape == (100, 60)
-
-
-def test_endless_tempering_runs_on():
-    explorer = chain(samplers.parallel_tempering(endless=True), 7)
-    state = tsi.run(explorer, unequal_lengths(), jax.random.key(0), 6).state
-    assert int(state.iteration) == 7
-    assert state.members.shape == (2,)
-
-
-@pytest.mark.parametrize(
-    ("settings", "size", "message"),
-    [
-        ({"temperatures": (2.0, 4.0)}, 12, "rise from 1"),
-        ({"temperatures": (1.0, 1.0)}, 12, "rise from 1"),
-        ({"hottest": 1.0}, 12, "the hottest above 1"),
-        ({}, 8, "multiple of them"),
-        ({"num_sweeps": 2, "adapt_sweeps": 2}, 12, "none is left"),
-        ({"num_sweeps": 4}, 12, "at least 2"),
-    ],
-)
-def test_ladders_and_budgets_that_cannot_be_used_are_refused(settings, size, message):
-    with pytest.raises(ConfigurationError, match=message):
-        samplers.parallel_tempering(**settings).plan(size, 4)
 
 
 def test_pimh_that_accepts_everything_is_caught():
@@ -379,6 +289,8 @@ def test_budgets_that_cannot_be_used_are_refused():
         gibbs(potential=samplers.terminal())
     with pytest.raises(ConfigurationError, match="num_sweeps or particles_per_sweep"):
         gibbs(num_sweeps=2, particles_per_sweep=2)
+    with pytest.raises(ConfigurationError, match="by itself"):
+        gibbs(ancestor_sampling=True, backward_sampling=True)
     with pytest.raises(ConfigurationError, match="Leave scheme and schedule"):
         gibbs(ancestor_sampling=True, schedule=samplers.never)
     target = smooth()

@@ -74,6 +74,36 @@ def diagnose(
     )
 
 
+def diagnose_store(
+    answers: Sequence[str | None],
+    log_weights: Float[np.ndarray, "K"],
+    members: Int[np.ndarray, "K"],
+    step_texts: Sequence[Sequence[str]],
+) -> dict[str, Any]:
+    """The same of an explorer's members, whose common past is their common text.
+
+    A stored solution that is a member many times, as the state of a chain that rejects
+    its moves is, counts as one family. Between different states of a chain nothing is
+    known: errors of answers are then too small.
+
+    Args:
+        answers: canonical answers.
+        log_weights: of the members, in any normalisation.
+        members: which stored prefix each of them is.
+        step_texts: the steps of each member.
+    """
+    shares = normalised(log_weights)
+    _, families = np.unique(members, return_inverse=True)
+    longest = max(map(len, step_texts))
+    alive = [steps for steps, share in zip(step_texts, shares, strict=True) if share]
+    distinct = [len({tuple(steps[: t + 1]) for steps in alive}) for t in range(longest)]
+    return {
+        "answer_errors": answer_errors(answers, shares, families, 0),
+        "pareto_k": pareto_k(log_weights),
+        "unique_ancestors": np.array(distinct),
+    }
+
+
 def diagnose_run(
     sampler: Sampler, state: Any, infos: Any, answers: Sequence[str | None]
 ) -> dict[str, Any]:

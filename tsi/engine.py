@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsi.answers import answer_posterior, select
-from tsi.diagnostics import diagnose_run
+from tsi.diagnostics import diagnose_run, diagnose_store
 from tsi.engine_programs import (
     explorer_programs,
     on_one_device,
@@ -34,7 +34,7 @@ from tsi.explorer import Explorer, problems_of_a_batch
 from tsi.models.llama import Llama, RewardModel
 from tsi.outcome import Outcome, on_host, slot_costs, texts_by_step
 from tsi.problem import Problem
-from tsi.reasoning import Cost, Particles, ReasoningParams, ReasoningTarget
+from tsi.reasoning import Particles, ReasoningParams, ReasoningTarget, no_cost
 from tsi.reasoning_store import ReasoningStore
 from tsi.result import Result, ledger_of_first
 from tsi.rewards import Prompts
@@ -252,10 +252,7 @@ class Engine:
         particles = self._store.init(None, stored, params)
         problems = params.prompts.lengths.shape[0]
         depths = jnp.zeros(problems * stored, jnp.int32)
-        zeros, floats = (
-            jnp.zeros(problems * rows, dtype) for dtype in (jnp.int32, jnp.float32)
-        )
-        spent = Cost(zeros, floats, zeros, floats)
+        spent = no_cost(problems * rows)
         return spread(self.mesh, particles), depths, spent
 
     def _advance_store(self, key_steps, count, exploration, request, params):
@@ -353,5 +350,9 @@ class Engine:
             ),
             slots=slots,
             truncated=mine.truncated,
-            **diagnose_run(sampler, state, infos, answers),
+            **(
+                diagnose_store(answers, log_weights, state.members, step_texts)
+                if explores
+                else diagnose_run(sampler, state, infos, answers)
+            ),
         )

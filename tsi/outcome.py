@@ -78,7 +78,10 @@ def slot_costs(
     return SlotCosts(
         generated_tokens=cost.generated,
         reward_tokens=cost.reward_read,
-        flops=flops_of(policy, cost.generated, cost.generated_context, head=True),
+        flops=(
+            flops_of(policy, cost.generated, cost.generated_context, head=True)
+            + flops_of(policy, cost.repeated, cost.repeated_context, head=True)
+        ),
         reward_flops=flops_of(reader, cost.reward_read, cost.reward_context),
         prompt_reward_tokens=prompt_length if reads_prompt else 0,
         prompt_flops=float(flops_of(policy, prompt_length, prompt_context)),

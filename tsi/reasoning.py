@@ -49,13 +49,22 @@ class ReasoningParams(NamedTuple):
 class Cost(NamedTuple):
     """What each slot has spent, ``[R]`` each; stays with the slot when rows fork.
 
-    ``*_context`` sums the number of positions that each token attended to.
+    ``repeated`` tokens were read by the policy to be scored, not drawn. ``*_context``
+    sums the number of positions that each token attended to.
     """
 
     generated: Int[Array, " R"]
     generated_context: Float[Array, " R"]
     reward_read: Int[Array, " R"]
     reward_context: Float[Array, " R"]
+    repeated: Int[Array, " R"]
+    repeated_context: Float[Array, " R"]
+
+
+def no_cost(rows: int) -> Cost:
+    """Of rows that have spent nothing."""
+    zeros, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
+    return Cost(zeros, floats, zeros, floats, zeros, floats)
 
 
 class History(NamedTuple):
@@ -169,7 +178,7 @@ class ReasoningTarget:
             prompt=Segment(key_values.keys, key_values.values, mask),
             suffix=empty_suffix(policy.config, rows, capacity, key_values.keys.dtype),
             reward_state=self.reward.init(prompts, rows, capacity, params),
-            cost=Cost(zeros, floats, zeros, floats),
+            cost=no_cost(rows),
         )
 
     def propose(self, key, t, particles: Particles, params: ReasoningParams):
@@ -212,9 +221,23 @@ class ReasoningTarget:
         return jnp.repeat(lengths, particles.lengths.shape[0] // lengths.shape[0])
 
     def written(
-        self, t, particles: Particles, step: Decoding, params: ReasoningParams
+        self,
+        t,
+        particles: Particles,
+        step: Decoding,
+        params: ReasoningParams,
+        *,
+        drawn: bool = True,
     ) -> Particles:
-        """Rows with a step of theirs stored in the caches and read by the reward."""
+        """Rows with a step of theirs stored in the caches and read by the reward.
+
+        Args:
+            t: the step's index, one number or each row's own.
+            particles: R rows.
+            step: what they wrote.
+            params: weights, prompts and temperature.
+            drawn: whether the policy drew the step, or read it to score it.
+        """
         start, lengths = particles.lengths, particles.lengths + step.counts
         slots = jnp.arange(self.max_tokens) - start[:, None]
         written = (slots >= 0) & (slots < step.counts[:, None])
@@ -267,6 +290,7 @@ class ReasoningTarget:
                 step.counts,
                 jnp.where(live, reading.tokens_read, 0),
                 (prompt_rows + start).astype(jnp.float32),
+                drawn,
             ),
         )
 
@@ -313,13 +337,22 @@ def spent(
     counts: Int[Array, " R"],
     read: Int[Array, " R"],
     before: Float[Array, " R"],
+    drawn: bool,
 ) -> Cost:
     """The ledger after a step of so many tokens, written and read after `before`."""
     # Token k of a step attends to what stood before it and k + 1 of its own.
     written_f, read_f = counts.astype(jnp.float32), read.astype(jnp.float32)
-    return Cost(
-        cost.generated + counts,
-        cost.generated_context + written_f * (before + (written_f - 1) / 2),
-        cost.reward_read + read,
-        cost.reward_context + read_f * (before + (read_f + 1) / 2),
+    context = written_f * (before + (written_f - 1) / 2)
+    cost = cost._replace(
+        reward_read=cost.reward_read + read,
+        reward_context=cost.reward_context + read_f * (before + (read_f + 1) / 2),
+    )
+    if drawn:
+        return cost._replace(
+            generated=cost.generated + counts,
+            generated_context=cost.generated_context + context,
+        )
+    return cost._replace(
+        repeated=cost.repeated + counts,
+        repeated_context=cost.repeated_context + context,
     )

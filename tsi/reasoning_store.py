@@ -15,7 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.cache import cut, keep, take
 from tsi.decoding import Decoding, tempered
-from tsi.reasoning import Cost, History, Particles, ReasoningParams, ReasoningTarget
+from tsi.errors import ConfigurationError
+from tsi.reasoning import (
+    History,
+    Particles,
+    ReasoningParams,
+    ReasoningTarget,
+    no_cost,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,13 +65,12 @@ class ReasoningStore:
 
     def gather(self, particles: Particles, rows: Int[Array, " W"]) -> Particles:
         """Take W rows out of the store, with costs of zero."""
-        zeros, floats = jnp.zeros(rows.shape, jnp.int32), jnp.zeros(rows.shape)
         taken = jax.tree.map(lambda leaf: leaf[rows], _without_caches(particles))
         return taken._replace(
             prompt=particles.prompt,
             suffix=take(particles.suffix, rows),
             reward_state=self.target.reward.fork(particles.reward_state, rows),
-            cost=Cost(zeros, floats, zeros, floats),
+            cost=no_cost(rows.shape[0]),
         )
 
     def put(
@@ -82,7 +88,12 @@ class ReasoningStore:
             reward_state=self.target.reward.keep(
                 stored.reward_state, slots, rows.reward_state
             ),
-            cost=stored.cost,
+            # Whatever becomes of a row, what it cost has been spent.
+            cost=jax.tree.map(
+                lambda old, new: old.at[slots].add(new, mode="drop"),
+                stored.cost,
+                rows.cost,
+            ),
         )
 
     def truncate(
@@ -137,7 +148,16 @@ class ReasoningStore:
 
         A step that would carry a row over the token limit is impossible there: the row
         stays as it is and log p is -inf.
+
+        Raises:
+            ConfigurationError: with a proposal of another temperature, whose density
+                repeated steps do not know.
         """
+        if params.proposal_temperature is not None:
+            raise ConfigurationError(
+                "Repeated steps are weighed by the policy that proposed them; ancestor "
+                "and backward sampling need proposal_temperature=None."
+            )
         target, width = self.target, self.target.max_step_tokens
         place = jnp.minimum(t, self.max_steps - 1)[:, None]
         end = jnp.take_along_axis(sources.step_ends, place, axis=1)[:, 0]
@@ -179,7 +199,7 @@ class ReasoningStore:
             tokens=tokens,
             new=key_values,
         )
-        rows = target.written(t, particles, step, params)
+        rows = target.written(t, particles, step, params, drawn=False)
         impossible = too_long & ~particles.finished
         return rows, jnp.where(impossible, -jnp.inf, log_p)
 
