@@ -267,7 +267,6 @@ def test_a_search_in_its_limit_is_a_particle_system(search, limit, size):
         samplers.mcts(),
         samplers.mcts(to_end=False),
         samplers.ab_mcts(),
-        samplers.ab_mcts(to_end=False),
         samplers.lookahead_search(k=0),
         samplers.step_beam(),
     ],
