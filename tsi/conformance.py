@@ -21,7 +21,7 @@ to break it, and reports which promises of the contract it keeps:
 Samplers without a defined target (`path_log_weight=None`) skip the first two.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -163,33 +163,55 @@ def check_sampler(
     Returns:
         A `Report`: print it, read `passed`, or call `raise_if_failed()`.
     """
-    sampler = make_sampler()
+    checks = checks_of(
+        make_sampler(),
+        targets=targets,
+        num_particles=num_particles,
+        num_runs=num_runs,
+        key=key,
+    )
+    return Report(tuple(checks))
+
+
+def known_targets() -> dict[str, KnownTarget]:
+    """Four tables and a linear-Gaussian model, by name."""
+    targets: dict[str, KnownTarget] = {name: make() for name, make in EXAMPLES.items()}
+    return targets | {"linear-Gaussian": LinearGaussianTarget()}
+
+
+def checks_of(
+    sampler: Sampler | Explorer,
+    *,
+    targets: Mapping[str, KnownTarget] | None = None,
+    num_particles: int = 8,
+    num_runs: int = 20_000,
+    key: Key[Array, ""] | None = None,
+) -> Iterator[Check]:
+    """The promises one by one, each looked at when it is asked for.
+
+    Arguments as in `check_sampler`.
+    """
     key = jax.random.key(0) if key is None else key
     key_targets, key_breaking, key_driven = jax.random.split(key, 3)
-    if targets is None:
-        targets = {name: make() for name, make in EXAMPLES.items()}
-        targets["linear-Gaussian"] = LinearGaussianTarget()
     programs = Programs(sampler, num_particles, num_runs)
-
-    checks: list[Check] = []
+    yield key_check(sampler, num_particles, key_driven)
+    targets = known_targets() if targets is None else targets
     for index, (name, target) in enumerate(targets.items()):
         result = programs(target, jax.random.fold_in(key_targets, index))
-        checks += target_checks(name, target, sampler, result)
-    checks.append(finished_check(programs, key_breaking))
-    checks += zero_weight_checks(programs, key_breaking)
+        yield from target_checks(name, target, sampler, result)
+    yield finished_check(programs, key_breaking)
+    yield from zero_weight_checks(programs, key_breaking)
     if isinstance(sampler, Explorer):
-        checks += request_checks(sampler, num_particles, key_driven)
+        yield from request_checks(sampler, num_particles, key_driven)
     else:
-        checks += driven_checks(sampler, num_particles, key_driven)
-        checks.append(permutation_check(sampler, num_particles, key_driven))
-    checks.append(key_check(sampler, num_particles, key_driven))
+        yield from driven_checks(sampler, num_particles, key_driven)
+        yield permutation_check(sampler, num_particles, key_driven)
 
     once = programs(smooth(), key_breaking)
     again = programs(smooth(), key_breaking)
-    checks.append(compiled_check(programs, key_breaking, once))
+    yield compiled_check(programs, key_breaking, once)
     unchanged = same((once.particles, once.state), (again.particles, again.state))
     detail = (
         "same key, same run" if unchanged else "the same key gave two different runs"
     )
-    checks.append(Check("reproducible", unchanged, detail))
-    return Report(tuple(checks))
+    yield Check("reproducible", unchanged, detail)

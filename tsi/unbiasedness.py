@@ -115,9 +115,12 @@ def judge_tabular(
 
     codes = target.path_codes(truth.symbols)
     order = np.argsort(codes)
-    place = np.searchsorted(codes[order], target.path_codes(symbols))
-    groups = path_groups(truth)[order][np.minimum(place, len(codes) - 1)]
-    num_groups = groups.max() + 1
+    group_of_path = path_groups(truth)
+    num_groups = group_of_path.max() + 1
+    found = target.path_codes(symbols)
+    place = order[np.minimum(np.searchsorted(codes[order], found), len(codes) - 1)]
+    # An unfinished path, or one the policy cannot write, is none of the listed ones.
+    groups = np.where(codes[place] == found, group_of_path[place], -1)
     runs = np.arange(len(evidence))[:, None]
     possible = groups >= 0
     flat = (runs * num_groups + groups)[possible]
@@ -125,7 +128,6 @@ def judge_tabular(
         flat, weights=mass[possible], minlength=len(evidence) * num_groups
     ).reshape(-1, num_groups)
 
-    group_of_path = path_groups(truth)
     expected = np.bincount(
         group_of_path[group_of_path >= 0],
         weights=truth.posterior[group_of_path >= 0],

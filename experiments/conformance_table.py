@@ -1,0 +1,116 @@
+"""The proof of every sampler, as a table: the bench run on each, with its numbers.
+
+Claim: every sampler that claims a target passes on four tables and a linear-Gaussian
+model. Expected: |z| < 4 and p > 0.001 everywhere. Cost: 5 to 10 minutes on 2 cores.
+Command: ``python -m tsi.experiments.conformance_table``. Rows are kept as they finish;
+the command goes on where it stopped.
+"""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from tsi.conformance import check_sampler
+from tsi.experiments.claims import CLAIMS, Claim
+from tsi.experiments.report import markdown
+from tsi.robustness import Check
+
+SHORT = {
+    "smooth": "smooth",
+    "peaked": "peaked",
+    "impossible prefixes": "impossible",
+    "unequal lengths": "lengths",
+    "linear-Gaussian": "Gaussian",
+}
+
+
+def judged(name: str, claim: Claim, num_runs: int) -> dict[str, Any]:
+    """One sampler's row: z and p on each target, and what else it kept."""
+    began = time.perf_counter()
+    report = check_sampler(
+        claim.make, num_particles=claim.num_particles, num_runs=num_runs
+    )
+    numbers = {check.promise: _number(check) for check in report.checks}
+    others = [
+        check
+        for check in report.checks
+        if not check.promise.startswith(("evidence", "posterior", "target"))
+    ]
+    return {
+        "sampler": name,
+        "target": claim.target,
+        "num_particles": claim.num_particles,
+        "runs": num_runs,
+        "numbers": {k: v for k, v in numbers.items() if v is not None},
+        "others_kept": sum(check.passed is True for check in others),
+        "others": len(others),
+        "passed": report.passed,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _number(check: Check) -> float | None:
+    """The z score or p value that a check states."""
+    found = re.search(r"(?:z|p) = ([-+.\deinf]+)", check.detail)
+    return float(found.group(1)) if found and check.passed is not None else None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line for each sampler; "-" where it claims nothing or nothing is known."""
+    head = ["sampler", "target", "exact"]
+    head += [f"z, {short}" for short in SHORT.values()]
+    head += ["least p", "others kept", "runs", "s"]
+    lines = [head]
+    for row in rows:
+        numbers = row["numbers"]
+        scores = [numbers.get(f"evidence, {name}") for name in SHORT]
+        p_values = [v for k, v in numbers.items() if k.startswith("posterior")]
+        claims = row["target"] != "none"
+        verdict = "yes" if row["passed"] else "NO"
+        lines.append(
+            [
+                row["sampler"],
+                row["target"],
+                verdict if claims else "-" if row["passed"] else "BROKEN",
+                *["-" if z is None else f"{z:+.2f}" for z in scores],
+                f"{min(p_values):.3g}" if p_values else "-",
+                f"{row['others_kept']}/{row['others']}",
+                str(row["runs"]),
+                f"{row['seconds']:.0f}",
+            ]
+        )
+    return markdown(lines)
+
+
+def main(out: Path = Path("docs/results/conformance"), num_runs: int = 20_000) -> None:
+    """Judge every sampler and write the table.
+
+    Args:
+        out: folder of rows.jsonl and table.md.
+        num_runs: runs on each target.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "rows.jsonl"
+    done: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        rows = map(json.loads, path.read_text().splitlines())
+        done = {row["sampler"]: row for row in rows if row["runs"] == num_runs}
+    with path.open("a") as file:
+        for name, claim in CLAIMS.items():
+            if name in done:
+                continue
+            done[name] = judged(name, claim, num_runs)
+            file.write(json.dumps(done[name]) + "\n")
+            file.flush()
+            print(f"{name}: {'passed' if done[name]['passed'] else 'BROKEN'}")
+    text = table([done[name] for name in CLAIMS])
+    (out / "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
