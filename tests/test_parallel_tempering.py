@@ -21,7 +21,7 @@ TEMPERED = {
         num_temperatures=2, hottest=3.0, num_sweeps=2
     ),
     "three, telescoping": lambda: samplers.parallel_tempering(
-        potential=samplers.telescoping(), temperatures=(1, 2, 3.5), num_sweeps=2
+        potential=samplers.telescoping(), temperatures=(1.0, 2.0, 3.5), num_sweeps=2
     ),
 }
 
