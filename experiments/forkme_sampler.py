@@ -1,8 +1,8 @@
 """A new sampler, its proof and its curve: copy this file and change it.
 
-The sampler draws ancestors by the square root of the weights, which keeps twice as many
-of the doubtful prefixes, and corrects for it: an offspring of i weighs mean(v) w_i / v_i
-with v = sqrt(w). Run ``python -m tsi.experiments.forkme_sampler``, or prove it alone:
+Ancestors are drawn by the square root of the weights, so that doubtful prefixes live
+longer, and that is made up for: an offspring of i weighs mean(v) w_i / v_i, v = sqrt(w).
+Run ``python -m tsi.experiments.forkme_sampler``, or prove it alone:
 ``tsi check tsi.experiments.forkme_sampler:make_sampler``.
 """
 
@@ -42,21 +42,19 @@ def make_sampler() -> Sampler:
         gain = weights.sanitise(log_potentials + log_corrections)
         log_w = state.log_weights + jnp.where(state.finished, 0.0, gain)
         mean = weights.log_mean_exp(log_w)
-        told = State(
-            jnp.where(mean > -jnp.inf, log_w - mean, 0.0),
-            state.log_evidence + mean,
-            jnp.where(state.finished, state.log_potentials, log_potentials),
-            state.finished | finished,
-        )
-        return told, samplers.step_info(told)
+        log_w = jnp.where(mean > -jnp.inf, log_w - mean, 0.0)
+        last = jnp.where(state.finished, state.log_potentials, log_potentials)
+        finished = state.finished | finished
+        return State(log_w, state.log_evidence + mean, last, finished), {}
 
     return Sampler(init, ask, tell, samplers.product().path_log_weight)
 
 
 if __name__ == "__main__":
     print(check_sampler(make_sampler))
-    world, mine = embedded_world("chain", 60), make_sampler()
+    world, mine, key = embedded_world("chain", 60), make_sampler(), jax.random.key(0)
     for n in (1, 4, 16):
-        run = world.engine.run(mine, jax.random.key(0), world.problems, n, extract=world.extract)
-        right = [world.correct(p, r.selected) for p, r in zip(world.problems, run, strict=True)]
-        print(f"N = {n}: {100 * np.mean(right):.0f} % ± {100 * np.std(right) / 60**0.5:.0f}")
+        run = world.engine.run(mine, key, world.problems, n, extract=world.extract)
+        right = [*map(world.correct, world.problems, (r.selected for r in run))]
+        error = np.std(right) / len(right) ** 0.5
+        print(f"N = {n}: {100 * np.mean(right):.0f} ± {100 * error:.0f} % right")

@@ -206,6 +206,7 @@ class Engine:
                 step,
                 state,
                 jnp.asarray(live),
+                extended[0],
                 *on_one_device((potentials, corrections, finished)),
             )
             infos.append(info)

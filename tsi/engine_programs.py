@@ -5,18 +5,55 @@ is left as it was, as `tsi.run` would have left it.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.batch import batch
 from tsi.explorer import Explorer, Request
 from tsi.reasoning import Particles
 from tsi.sampler import Sampler, hopeless
 from tsi.step_keys import step_keys
+from tsi.weights import ess
+
+
+class Noted(NamedTuple):
+    """What a result says of a step, whatever the sampler's own info has.
+
+    Attributes:
+        ancestors: within each problem, [P, N].
+        ess: effective sample size, [P].
+        resampled: whether any particle moved, [P].
+        num_recoveries, num_invalid: as in `SMCInfo`; zero if the info has none, [P].
+        log_potentials: each particle's last, [P, N].
+    """
+
+    ancestors: Int[Array, "P N"]
+    ess: Float[Array, "P"]
+    resampled: Bool[Array, "P"]
+    num_recoveries: Int[Array, "P"]
+    num_invalid: Int[Array, "P"]
+    log_potentials: Float[Array, "P N"]
+
+
+def noted(info: Any, parents: Int[Array, "P N"], state: Any) -> Noted:
+    """A step's numbers: those of the info, or else what the driver itself has seen."""
+    problems, size = parents.shape
+    ancestors = parents - jnp.arange(problems, dtype=parents.dtype)[:, None] * size
+    zeros = jnp.zeros(problems, jnp.int32)
+    seen = Noted(
+        ancestors,
+        ess(state.log_weights),
+        jnp.any(ancestors != jnp.arange(size), axis=1),
+        zeros,
+        zeros,
+        state.log_potentials,
+    )
+    own = info if isinstance(info, dict) else getattr(info, "_asdict", dict)()
+    return seen._replace(**{k: v for k, v in own.items() if k in Noted._fields})
 
 
 @functools.lru_cache(maxsize=256)
@@ -33,9 +70,10 @@ def sampler_programs(sampler: Sampler, problems: int, num_particles: int):
         return key_steps, state, (ancestors, jnp.ones(ancestors.shape, bool))
 
     @jax.jit
-    def turn(key_steps, t, state, live, potentials, corrections, finished):
+    def turn(key_steps, t, state, live, parents, potentials, corrections, finished):
         tells = jax.vmap(lambda k: step_keys(k, t).tell)(key_steps)
         told, info = lifted.tell(tells, state, potentials, corrections, finished)
+        info = noted(info, parents.reshape(problems, -1), told)
         state = _of_live(told, state, live)
         rests = jnp.zeros((problems, num_particles), bool)
         if sampler.prunes:
