@@ -1,7 +1,7 @@
 """A new sampler, its proof and its curve: copy this file and change it.
 
 Ancestors are drawn by the square root of the weights, so that doubtful prefixes live
-longer, and that is made up for: an offspring of i weighs mean(v) w_i / v_i, v = sqrt(w).
+longer, and are made up for: an offspring of i weighs mean(v) w_i / v_i, v = sqrt(w).
 Run ``python -m tsi.experiments.forkme_sampler``, or prove it alone:
 ``tsi check tsi.experiments.forkme_sampler:make_sampler``.
 """

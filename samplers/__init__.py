@@ -14,6 +14,7 @@ from tsi.samplers.beam import beam
 from tsi.samplers.best_of_n import best_of_n, weighted_best_of_n
 from tsi.samplers.dvts import dvts
 from tsi.samplers.entropic import entropic_particle_filter
+from tsi.samplers.evidence_bounds import EvidenceBounds, evidence_bounds
 from tsi.samplers.greedy import greedy
 from tsi.samplers.island_exchange import island_exchange
 from tsi.samplers.lookahead_search import lookahead_search
@@ -59,6 +60,7 @@ from tsi.samplers.twisted import twisted_smc
 from tsi.samplers.waste_free import waste_free_smc
 
 __all__ = [
+    "EvidenceBounds",
     "Group",
     "Offspring",
     "Reproduction",
@@ -74,6 +76,7 @@ __all__ = [
     "entropic_particle_filter",
     "ess_below",
     "every_step",
+    "evidence_bounds",
     "expansion",
     "greedy",
     "island_argmax",

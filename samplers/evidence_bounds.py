@@ -1,0 +1,172 @@
+r"""Two-sided bounds on the log evidence, where one exact posterior sample is known.
+
+By Jensen's inequality E[log Z_hat] <= log Z for a particle filter's unbiased Z_hat. If
+an exact sample of the posterior is one of the particles and keeps its place
+(conditional SMC), Z_hat has the law of the filter's tilted by Z_hat / Z, and then
+
+    E[log Z_hat] >= log Z,    E[1 / Z_hat] = 1 / Z.
+
+The gap between the bounds is the sum of two Kullback-Leibler divergences: it says how
+far the filter is from exact, and what a twist is worth. Exact samples come from
+enumeration, from rejection sampling, or from problems simulated by the model itself.
+
+References:
+    [1] Grosse, Ghahramani and Adams 2015, arXiv 1511.02543 (sandwiching).
+    [2] Zhao et al. 2024, arXiv 2404.17546, Section 5 (bounds of twisted SMC).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.explore import as_store, put, start, turn
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.run import run
+from tsi.samplers.conditional_smc import conditional_multinomial
+from tsi.samplers.population import SMCState, forked, new_population, weighed
+from tsi.samplers.potentials import Potential, product
+from tsi.samplers.resampling import multinomial
+from tsi.samplers.schedules import every_step
+from tsi.samplers.smc import smc
+from tsi.step_keys import step_limit
+from tsi.weights import all_dead, log_mean_exp
+
+
+class EvidenceBounds(NamedTuple):
+    """Whose means over keys are below and above the log evidence."""
+
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+
+
+class SandwichState(NamedTuple):
+    """A population whose particle 0 repeats the exact sample.
+
+    Attributes:
+        population: as in SMC.
+        members: the particles, [N].
+        done: whether all have finished.
+    """
+
+    population: SMCState
+    members: Int[Array, "N"]
+    done: Bool[Array, ""]
+
+    @property
+    def log_evidence(self) -> Float[Array, ""]:
+        """Of the population."""
+        return self.population.log_evidence
+
+    @property
+    def log_weights(self) -> Float[Array, "N"]:
+        """Of the particles."""
+        return self.population.log_weights
+
+    @property
+    def log_potentials(self) -> Float[Array, "N"]:
+        """Of the particles."""
+        return self.population.log_potentials
+
+    @property
+    def finished(self) -> Bool[Array, "N"]:
+        """Of the particles."""
+        return self.population.finished
+
+
+def sandwich(potential: Potential) -> Explorer:
+    """Conditional SMC on the path stored in row N, which particle 0 repeats.
+
+    Args:
+        potential: product, telescoping or uniform.
+    """
+
+    def plan(num_particles: int, max_steps: int) -> Plan:
+        return Plan(num_particles, num_particles + 1, max_steps)
+
+    def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> SandwichState:
+        places = jnp.arange(num_particles, dtype=jnp.int32)
+        return SandwichState(new_population(num_particles), places, jnp.zeros((), bool))
+
+    def ask(key: Key[Array, ""], state: SandwichState) -> tuple[SandwichState, Request]:
+        population, places = state.population, state.members
+        log_w = population.log_weights
+        due = (population.t > 0) & ~all_dead(log_w) & ~population.recovering[0]
+        drawn = conditional_multinomial(key, log_w, jnp.ones((), bool))
+        ancestors = jnp.where(due, drawn, places)
+        equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
+        log_weights = jnp.where(due, equal, log_w)
+        fork = forked(population, potential, ancestors, log_weights, due[None])
+        request = Request(
+            parents=ancestors,
+            slots=places,
+            extend=~fork.finished,
+            sources=jnp.where(places == 0, places.shape[0], -1).astype(jnp.int32),
+        )
+        return state._replace(population=fork), request
+
+    def tell(
+        key: Key[Array, ""], state: SandwichState, reply: Reply
+    ) -> tuple[SandwichState, ExplorerInfo]:
+        population, info = weighed(
+            state.population,
+            potential,
+            reply.log_potentials,
+            reply.log_corrections,
+            reply.finished,
+        )
+        over = jnp.all(population.finished)
+        told = ExplorerInfo(
+            state.population.ancestors,
+            state.members,
+            info.ess,
+            info.num_recoveries,
+            info.num_invalid,
+        )
+        return state._replace(population=population, done=over), told
+
+    return Explorer(plan, init, ask, tell, needs=("replay",))
+
+
+def evidence_bounds(
+    target: Any,
+    key: Key[Array, ""],
+    exact: Any,
+    num_particles: int,
+    params: Any = None,
+    *,
+    potential: Potential | None = None,
+) -> EvidenceBounds:
+    """One draw of both bounds.
+
+    Args:
+        target: with `replay`, and `log_proposal` if it does not propose from p.
+        key: a typed key.
+        exact: one finished particle of the target, a sample of its posterior, with a
+            leading axis of one.
+        num_particles: N, the exact sample included.
+        params: the target's parameters.
+        potential: product("odds") by default.
+
+    Raises:
+        CapabilityError: the target has no `replay`.
+    """
+    potential = product("odds") if potential is None else potential
+    key_lower, key_upper = jax.random.split(key)
+    plain = smc(resampling=multinomial, schedule=every_step, potential=potential)
+    below = run(plain, target, key_lower, num_particles, params).state.log_evidence
+
+    key_init, key_steps = jax.random.split(key_upper)
+    explorer = sandwich(potential)
+    exploration = start(explorer, target, key_init, num_particles, params)
+    row = jnp.array([num_particles], jnp.int32)
+    stored = put(as_store(target), exploration.stored, row, exact)
+    first = exploration._replace(stored=stored)
+    last = jax.lax.fori_loop(
+        0,
+        step_limit(target, None),
+        lambda _, e: turn(explorer, target, key_steps, e, params)[0],
+        first,
+    )
+    return EvidenceBounds(below, last.state.log_evidence)
