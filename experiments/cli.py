@@ -48,11 +48,16 @@ def scale(
         progress: show the bar with the time left.
     """
     from tsi.experiments.scale import checked_plan, run_plan
-    from tsi.experiments.world import embedded_world, rows_of_a_batch
+    from tsi.experiments.world import (
+        embedded_world,
+        rows_of_a_batch,
+        stored_in_a_batch,
+    )
     from tsi.experiments.write_report import write_report
 
     max_rows = rows_of_a_batch() if max_rows is None else max_rows
-    plan = checked_plan(methods, budgets, seeds, max_rows)
+    stored = max(stored_in_a_batch(), max_rows)
+    plan = checked_plan(methods, budgets, seeds, max_rows)._replace(max_stored=stored)
     _positive(num_problems=num_problems)
     out = out or Path("results") / task
     world = embedded_world(
@@ -62,6 +67,7 @@ def scale(
         reward=reward,
         temperature=temperature,
         max_rows=max_rows,
+        max_stored=stored,
     )
     rows = run_plan(plan, world, out / "rows.jsonl", progress=progress)
     print(write_report(plan, world, rows, out))

@@ -48,7 +48,13 @@ def self_judge(tokenizer: Tokenizer) -> SelfJudge:
     return SelfJudge(tuple(tokenizer.encode(turns, allow_special=True)), yes, no)
 
 
-def language_worlds(num_problems: int, *, max_rows: int, temperature: float):
+def language_worlds(
+    num_problems: int,
+    *,
+    max_rows: int,
+    temperature: float,
+    max_stored: int | None = None,
+):
     """The experiment's two worlds, by the name of their reward."""
     path = get(POLICY)
     policy = load_model(path, Llama, "policy")
@@ -76,6 +82,7 @@ def language_worlds(num_problems: int, *, max_rows: int, temperature: float):
             decode=tokenizer.decode,
             temperature=temperature,
             max_rows=max_rows,
+            max_stored=max_stored,
             mesh=all_devices(),
         )
         settings = {
@@ -111,9 +118,12 @@ def main(
     out: Path = Path("results/llm"),
     max_rows: int = 80,
     temperature: float = 0.8,
+    methods: tuple[str, ...] = METHODS,
+    rewards: tuple[str, ...] = ("judge", "equations"),
+    max_stored: int = 800,
     progress: bool = True,
 ) -> None:
-    """Run the experiment with both rewards; resumes where it stopped.
+    """Run the experiment with each reward; resumes where it stopped.
 
     Args:
         num_problems: of chain_sum.
@@ -122,11 +132,24 @@ def main(
         out: folder; each reward has one inside.
         max_rows: particles of one batch over all its problems.
         temperature: of the policy.
+        methods: which samplers; "all" alone is every one.
+        rewards: which of the two.
+        max_stored: prefixes with caches that explorers keep for one batch; a thousand
+            take about 5 GB.
         progress: show a bar with the time left.
     """
-    plan = checked_plan(METHODS, budgets, seeds, max_rows)
-    worlds = language_worlds(num_problems, max_rows=max_rows, temperature=temperature)
+    plan = checked_plan(methods, budgets, seeds, max_rows)._replace(
+        max_stored=max_stored
+    )
+    worlds = language_worlds(
+        num_problems,
+        max_rows=max_rows,
+        temperature=temperature,
+        max_stored=max_stored,
+    )
     for name, world in worlds:
+        if name not in rewards:
+            continue
         rows = run_plan(plan, world, out / name / "rows.jsonl", progress=progress)
         print(f"\nreward: {name}\n\n{write_report(plan, world, rows, out / name)}")
 

@@ -37,6 +37,7 @@ def embedded_world(
     reward: str | None = None,
     temperature: float = 1.0,
     max_rows: int = 2048,
+    max_stored: int | None = None,
 ) -> World:
     """A generated task with the tiny models that ship for it, or with others.
 
@@ -47,6 +48,7 @@ def embedded_world(
         reward: name or path of the process reward model; the task's own by default.
         temperature: of the policy.
         max_rows: particles of one batch over all its problems.
+        max_stored: prefixes that explorers keep for one batch, by default 16 times that.
 
     Raises:
         UnknownNameError: there is no such task or model.
@@ -77,6 +79,7 @@ def embedded_world(
         decode=tokenizer.decode,
         temperature=temperature,
         max_rows=max_rows,
+        max_stored=max_stored,
         mesh=all_devices(),
     )
     if isinstance(problems, int):
@@ -106,6 +109,11 @@ def rows_of_a_batch() -> int:
     rows take a seventh less time than 2,048. Accelerators want to be filled.
     """
     return 128 if jax.default_backend() == "cpu" else 4096
+
+
+def stored_in_a_batch() -> int:
+    """How many prefixes of a tiny model explorers may keep, at about 0.1 MB each."""
+    return 16_384 if jax.default_backend() == "cpu" else 65_536
 
 
 def all_devices() -> Mesh | None:
