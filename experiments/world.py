@@ -48,7 +48,7 @@ def embedded_world(
         reward: name or path of the process reward model; the task's own by default.
         temperature: of the policy.
         max_rows: particles of one batch over all its problems.
-        max_stored: prefixes that explorers keep for one batch, by default 16 times that.
+        max_stored: prefixes that explorers keep for a batch, by default 16 times that.
 
     Raises:
         UnknownNameError: there is no such task or model.

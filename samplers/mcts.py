@@ -73,13 +73,15 @@ class MCTSState(NamedTuple):
     """A tree and where the present simulation stands in it.
 
     Attributes:
-        done: whether the budget is spent, N solutions are finished or all leaves are.
+        done: whether steps or turns are spent, N solutions are finished or all leaves
+            are.
         members, log_weights, log_potentials, finished: the result, [N].
         log_evidence: 0; nothing is targeted.
         tree: what has been proposed so far.
         node: where the simulation stands.
         parents, slots: of the turn under way, [W].
         expansions_left: how many more nodes may be given children.
+        turns_left: of the plan.
     """
 
     done: Bool[Array, ""]
@@ -93,6 +95,7 @@ class MCTSState(NamedTuple):
     parents: Int[Array, "W"]
     slots: Int[Array, "W"]
     expansions_left: Int[Array, ""]
+    turns_left: Int[Array, ""]
 
 
 def mcts(
@@ -136,7 +139,7 @@ def mcts(
         return Plan(rows, 1 + rows * most, 2 * most)
 
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> MCTSState:
-        rows, stored, _ = plan(num_particles, max_steps)
+        rows, stored, turns = plan(num_particles, max_steps)
         zero = jnp.zeros((), jnp.int32)
         return MCTSState(
             done=jnp.zeros((), bool),
@@ -147,6 +150,7 @@ def mcts(
             parents=jnp.zeros(rows, jnp.int32),
             slots=jnp.zeros(rows, jnp.int32),
             expansions_left=zero + expansions(num_particles, max_steps),
+            turns_left=zero + turns,
         )
 
     def best_child(tree: SearchTree, node: Int[Array, ""]) -> Int[Array, ""]:
@@ -188,13 +192,16 @@ def mcts(
         tree = backed_up(tree, node, tree.rewards[node], ends)
         size = state.members.shape[0]
         left = state.expansions_left - expanded
-        enough = (tree.num_finished >= size) | (left <= 0) | tree.exhausted
+        turns_left = state.turns_left - 1
+        spent = (left <= 0) | (turns_left <= 0)
+        enough = (tree.num_finished >= size) | spent | tree.exhausted
         state = state._replace(
             **solutions(tree, size)._asdict(),
             done=enough,
             tree=tree,
             node=jnp.where(expanded & to_end, node, 0),
             expansions_left=left,
+            turns_left=turns_left,
         )
         info = ExplorerInfo(
             parents=state.parents,

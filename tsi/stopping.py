@@ -88,7 +88,7 @@ def answer_shares(
     """
     evidences = np.array([r.log_evidence for r in rounds], np.float64)
     top = evidences.max()
-    scale = np.exp(evidences - top) if np.isfinite(top) else np.ones(len(rounds))
+    scale = np.exp(evidences - top) if np.isfinite(top) else np.zeros(len(rounds))
     answers = sorted({a for r in rounds for a in r.answers if a is not None})
     masses = np.zeros((len(rounds), len(answers)))
     for row, result, z in zip(masses, rounds, scale, strict=True):

@@ -1,0 +1,171 @@
+"""Rounds stop when their rule says so, and what they merge to is one honest result."""
+
+import jax
+import numpy as np
+import pytest
+from fake_world import fake_world
+
+from tsi import samplers
+from tsi.adaptive import Rounds, merged, run_rounds
+from tsi.answers import answer_posterior
+from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.experiments.methods import sampler_of
+from tsi.stopping import (
+    answer_error_below,
+    answer_errors_between,
+    beta_confidence,
+    dirichlet_confidence,
+    evidence_error_below,
+    sure_majority,
+)
+
+SAMPLER = sampler_of("self_consistency", 5)
+
+
+def never(rounds):
+    return False
+
+
+def results_of(masses, size=4):
+    """Rounds whose particles answer "a" or "b" with the given masses, [R, 2]."""
+    world = fake_world(1)
+    base = world.engine.result(SAMPLER, "self_consistency", 0, world.problems[0], 2, 1)
+    rounds = []
+    for a, b in masses:
+        mean = (a + b) / 2
+        rounds.append(
+            base._replace(
+                answers=["a", "b"],
+                log_weights=np.log([a / mean, b / mean]),
+                log_evidence=float(np.log(mean)),
+            )
+        )
+    return rounds
+
+
+def test_beta_confidence_is_that_of_a_beta_posterior():
+    # Beta(2, 1) has the distribution function x^2.
+    assert beta_confidence(1, 0) == pytest.approx(0.75)
+    assert beta_confidence(3, 3) == pytest.approx(0.5)
+
+
+def test_dirichlet_confidence_agrees_with_beta_symmetry_and_simulation():
+    assert dirichlet_confidence([5, 2]) == pytest.approx(
+        beta_confidence(5, 2), abs=1e-6
+    )
+    assert dirichlet_confidence([2, 2, 2]) == pytest.approx(1 / 3, abs=1e-6)
+    draws = np.random.default_rng(0).dirichlet([7, 5, 2, 2], 200_000)
+    best = (draws.argmax(1) == 0).mean()
+    error = np.sqrt(best * (1 - best) / 200_000)
+    assert abs(dirichlet_confidence([6, 4, 1, 1]) - best) < 4 * error
+
+
+def test_each_problem_stops_by_itself_and_pays_for_its_own_rounds():
+    world = fake_world(12)
+
+    def stop(rounds):
+        return len(rounds) > rounds[0].problem_id % 4
+
+    rounds = Rounds(2, 3, stop)
+    results = run_rounds(
+        world.engine, SAMPLER, jax.random.key(0), world.problems, rounds, extract=str
+    )
+    for problem, result in zip(world.problems, results, strict=True):
+        taken = min(problem.id % 4 + 1, 3)
+        assert result.problem_id == problem.id
+        assert len(result.answers) == result.ledger.rollouts == 2 * taken
+    asked = [ids for _, _, _, ids in world.engine.calls]
+    # 12, then 9 problems in a batch of 12 (the next power of two does not fit), then 6.
+    assert [len(set(ids)) for ids in asked] == [12, 9, 6]
+    assert [len(ids) for ids in asked] == [12, 12, 8]
+
+
+def test_rounds_have_keys_of_their_own():
+    world = fake_world(1)
+    rounds = Rounds(2, 4, never)
+    run_rounds(
+        world.engine, SAMPLER, jax.random.key(0), world.problems, rounds, extract=str
+    )
+    assert len({seed for _, seed, _, _ in world.engine.calls}) == 4
+
+
+def test_merged_rounds_are_weighted_by_their_evidence():
+    rounds = results_of([(1.0, 1.0), (3.0, 1.0), (0.5, 2.5)])
+    result = merged(rounds, "posterior")
+    assert result.answer_posterior["a"] == pytest.approx(4.5 / 9.0)
+    assert result.log_evidence == pytest.approx(np.log(9.0 / 6.0))
+    weights = np.exp(result.log_weights.astype(float))
+    assert weights.mean() == pytest.approx(1.0, abs=1e-6)
+    assert answer_posterior(result.answers, result.log_weights) == pytest.approx(
+        result.answer_posterior
+    )
+
+
+def test_rounds_of_no_evidence_leave_equal_weights_and_no_nan():
+    rounds = [r._replace(log_evidence=-np.inf) for r in results_of([(1, 1)] * 3)]
+    result = merged(rounds, "posterior")
+    assert result.log_evidence == -np.inf
+    assert not np.isnan(result.log_weights).any()
+    assert not answer_error_below(0.1, 2)(rounds)
+    assert not evidence_error_below(0.1, 2)(rounds)
+
+
+def test_errors_between_rounds_are_those_of_repeated_experiments():
+    rng = np.random.default_rng(1)
+    shares, errors = [], []
+    for _ in range(400):
+        masses = rng.gamma(2.0, size=(60, 2)) * [1.0, 0.6]
+        rounds = results_of(masses)
+        shares.append(merged(rounds, "posterior").answer_posterior["a"])
+        errors.append(answer_errors_between(rounds)["a"])
+    # 400 experiments know their spread to 3.5 %.
+    assert np.mean(errors) == pytest.approx(np.std(shares), rel=0.12)
+
+
+def test_rules_stop_where_they_say():
+    rounds = results_of([(1.0, 1.0)] * 5)
+    assert evidence_error_below(0.01)(rounds)
+    assert not evidence_error_below(0.01)(rounds[:3])
+    spread = results_of([(1.0, 2.0), (2.0, 1.0), (0.2, 2.0), (3.0, 0.4)])
+    error = answer_errors_between(spread)["a"]
+    assert answer_error_below(1.01 * error)(spread)
+    assert not answer_error_below(0.99 * error)(spread)
+
+
+def test_a_sure_majority_is_usually_the_right_one_and_cheaper():
+    rng = np.random.default_rng(0)
+    stop, wrong, spent = sure_majority(0.95), 0, 0
+    (base,) = results_of([(1.0, 1.0)])
+    for _ in range(300):
+        rounds = []
+        while len(rounds) < 16 and not stop(rounds):
+            votes = rng.choice(["a", "b", "c"], 4, p=[0.6, 0.25, 0.15]).tolist()
+            rounds.append(base._replace(answers=votes))
+        votes = [vote for r in rounds for vote in r.answers]
+        wrong += max(sorted(set(votes)), key=votes.count) != "a"
+        spent += len(votes)
+    # Looking again and again errs more often than 5 %, and less than a tenth.
+    assert wrong / 300 < 0.1
+    assert spent / 300 < 24
+
+
+def test_impossible_rules_are_refused():
+    for make in (answer_error_below, evidence_error_below):
+        with pytest.raises(ConfigurationError, match="positive bound"):
+            make(0.0)
+        with pytest.raises(ConfigurationError, match="two rounds"):
+            make(0.1, 1)
+    with pytest.raises(ConfigurationError, match=r"in \(0.5, 1\)"):
+        sure_majority(1.0)
+    with pytest.raises(UnknownNameError, match="stopping rule"):
+        sure_majority(0.9, "magic")
+    world = fake_world(1)
+    with pytest.raises(ConfigurationError, match="size=0"):
+        run_rounds(
+            world.engine,
+            samplers.smc(),
+            jax.random.key(0),
+            world.problems,
+            Rounds(0, 1, never),
+            extract=str,
+        )
