@@ -288,4 +288,5 @@ def backward_gibbs(
         )
         return _select(last | (state.level < 1), over, state)
 
-    return Explorer(plan, init, ask, tell, score, select, needs=("truncate", "replay"))
+    needs = ("truncate", "replay")
+    return Explorer(plan, init, ask, tell, score, select, needs=needs, endless=endless)

@@ -309,4 +309,5 @@ def parallel_tempering(
         select,
         needs=("truncate",),
         auxiliary=tuple(at(temperature) for temperature in ladder[1:]),
+        endless=endless,
     )

@@ -325,4 +325,4 @@ def particle_gibbs(
 
     needs = ("truncate", "replay") if ancestor_sampling else ("truncate",)
     claim = None if variant == "published" else score
-    return Explorer(plan, init, ask, tell, claim, select, needs=needs)
+    return Explorer(plan, init, ask, tell, claim, select, needs=needs, endless=endless)

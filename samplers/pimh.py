@@ -39,7 +39,8 @@ class PIMHState(NamedTuple):
         log_weights, log_potentials, finished: of the members, [K].
         log_evidence: of the first system.
         iteration: systems completed.
-        sample: numbers of one particle of the accepted system.
+        sample: numbers of one particle of the accepted system, the chain's state.
+        place: where that particle is stored.
         sweep: the system in the making.
         log_accepted: log evidence of the accepted system.
         bank: which of two banks of slots holds it, in an endless chain.
@@ -55,6 +56,7 @@ class PIMHState(NamedTuple):
     log_evidence: Float[Array, ""]
     iteration: Int[Array, ""]
     sample: ChainSample
+    place: Int[Array, ""]
     sweep: csmc.Sweep
     log_accepted: Float[Array, ""]
     bank: Int[Array, ""]
@@ -120,6 +122,7 @@ def pimh(
             log_evidence=jnp.zeros(()),
             iteration=zero,
             sample=csmc.summary(no_paths((), max_steps), score),
+            place=zero,
             sweep=csmc.begin(size, max_steps),
             log_accepted=jnp.full((), -jnp.inf),
             bank=zero,
@@ -194,6 +197,7 @@ def pimh(
             sample=jax.tree.map(
                 lambda new, old: jnp.where(accept, new, old), sample, state.sample
             ),
+            place=jnp.where(accept, own[chosen], state.place),
             sweep=csmc.begin(size, state.sweep.records.log_potentials.shape[-1]),
             log_accepted=jnp.where(accept, smc.log_evidence, state.log_accepted),
             bank=jnp.where(accept, 1 - state.bank, state.bank),
@@ -202,4 +206,4 @@ def pimh(
         return jax.tree.map(lambda a, b: jnp.where(over, a, b), over_now, state)
 
     needs = ("truncate",) if endless else ()
-    return Explorer(plan, init, ask, tell, score, select, needs=needs)
+    return Explorer(plan, init, ask, tell, score, select, needs=needs, endless=endless)

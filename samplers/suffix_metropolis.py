@@ -353,4 +353,5 @@ def suffix_metropolis(
         select,
         needs=("truncate",) if power == 1.0 else ("truncate", "log_prob"),
         power=power,
+        endless=endless,
     )

@@ -36,11 +36,22 @@ def test_a_problem_gets_what_tsi_run_gives_it(results):
         final = alone(jax.random.fold_in(jax.random.key(7), problem.id), params)
         rows = zip(final.particles.tokens, final.particles.lengths, strict=True)
         assert [tiny.decode(row[:n].tolist()) for row, n in rows] == result.texts
-        turns = int(final.num_steps)
-        np.testing.assert_array_equal(final.infos.parents[:turns], result.ancestors)
+        assert len(result.log_weights) == len(result.texts) == 6
         assert float(final.state.log_evidence) == pytest.approx(
             result.log_evidence, abs=1e-3
         )
+
+
+def test_solutions_part_in_the_genealogy_where_their_texts_do(results):
+    for result in results:
+        ancestors = result.ancestors
+        assert ancestors.shape == (max(map(len, result.step_texts)), 6)
+        for t in range(1, len(ancestors)):
+            pasts = [tuple(steps[:t]) for steps in result.step_texts]
+            for k, past in enumerate(pasts):
+                assert ancestors[t, k] == pasts.index(past)
+        assert np.isnan(result.pareto_k)
+        assert set(result.answer_errors) == {a for a in result.answers if a}
 
 
 def test_only_new_steps_are_paid_for(results):

@@ -136,7 +136,7 @@ def merged(results: Sequence[Result], rule: str) -> Result:
         log_evidence_variance=evidence.standard_error**2,
         answer_errors=answer_errors_between(results),
         pareto_k=math.nan if lost else pareto_k(log_weights),
-        unique_ancestors=None,
+        unique_ancestors=_added([r.unique_ancestors for r in results]),
         step_rewards=None,
     )
 
@@ -154,3 +154,14 @@ def _side_by_side(genealogies: list[Int[np.ndarray, "T n"]]) -> Int[np.ndarray, 
         )
         start += width
     return np.concatenate(columns, axis=1)
+
+
+def _added(
+    counts: Sequence[Int[np.ndarray, "t"] | None],
+) -> Int[np.ndarray, "T"] | None:
+    """Distinct ancestors of runs that never mixed; a run that ended keeps its last."""
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    longest = max(map(len, known))
+    return np.sum([np.pad(c, (0, longest - len(c)), "edge") for c in known], axis=0)

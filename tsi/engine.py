@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsi.answers import answer_posterior, select
+from tsi.degeneracy import common_past
 from tsi.diagnostics import diagnose_run, diagnose_store
 from tsi.engine_programs import (
     explorer_programs,
@@ -339,7 +340,7 @@ class Engine:
             log_weights=log_weights,
             log_evidence=float(state.log_evidence),
             ess=infos.ess,
-            ancestors=infos.parents if explores else infos.ancestors,
+            ancestors=common_past(step_texts) if explores else infos.ancestors,
             step_texts=step_texts,
             num_recoveries=int(infos.num_recoveries.sum()),
             num_invalid=int(infos.num_invalid.sum()),

@@ -139,6 +139,8 @@ class Explorer(NamedTuple):
         select: how one answer is chosen.
         needs: capabilities that the target must have, see `tsi.target.CAPABILITIES`.
         power: the target density is p(path)^power exp(path_log_weight).
+        endless: it is never done and its store does not fill up, so that it can be run
+            move by move, for instance by numpyro's MCMC.
         auxiliary: path weights of further targets that were sampled along; the reported
             evidence is the product of theirs and the target's own.
     """
@@ -152,3 +154,4 @@ class Explorer(NamedTuple):
     needs: tuple[str, ...] = ()
     power: float = 1.0
     auxiliary: tuple[Callable[..., Any], ...] = ()
+    endless: bool = False

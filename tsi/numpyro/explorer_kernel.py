@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 from numpyro.infer.mcmc import MCMCKernel
 
 from tsi.errors import ConfigurationError
 from tsi.explore import Exploration, start, turn
 from tsi.explorer import Explorer
-from tsi.step_keys import step_limit
 
 
 class KernelState(NamedTuple):
@@ -52,8 +52,7 @@ class ExplorerKernel(MCMCKernel):
         max_steps: step limit; by default the target's.
 
     Raises:
-        ConfigurationError: the explorer's store grows with its budget, so that it
-            ends.
+        ConfigurationError: the explorer is one that ends.
 
     The numbers collected are `sample`; whatever else the state holds may be asked for
     by `extra_fields`, for instance "exploration.state.accepted".
@@ -72,14 +71,10 @@ class ExplorerKernel(MCMCKernel):
         collect: Callable[[Any], dict[str, Any]] | None = None,
         max_steps: int | None = None,
     ) -> None:
-        limit = step_limit(target, max_steps)
-        stored = [explorer.plan(n * num_particles, limit).stored for n in (1, 2)]
-        if stored[0] != stored[1]:
+        if not explorer.endless:
             raise ConfigurationError(
                 "ExplorerKernel needs an explorer that may run for ever in a store of "
-                f"fixed size, and this one stores {stored[0]} prefixes for "
-                f"{num_particles} rollouts and {stored[1]} for twice as many. Make it "
-                "with endless=True."
+                "fixed size. Make it with endless=True."
             )
         self.explorer, self.target = explorer, target
         self.num_particles, self.collect = num_particles, collect
@@ -164,7 +159,11 @@ class ExplorerKernel(MCMCKernel):
                 "several. Make it with num_chains=1: the chains are MCMC's."
             )
         if self.collect is not None:
-            present = exploration.state.members[:1]
+            state = exploration.state
+            # A sweep has many members, and the state of its chain is one of them; with
+            # several temperatures it is the first chain's.
+            place = getattr(state, "place", state.members)
+            present = jnp.ravel(place)[:1]
             row = self.collect(self.target.gather(exploration.stored, present))
             sample |= jax.tree.map(lambda leaf: leaf[0], row)
         return sample
