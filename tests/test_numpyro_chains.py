@@ -21,7 +21,16 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("name", CHAINS)
+QUICK = ("particle_gibbs", "parallel_tempering")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in CHAINS
+    ],
+)
 def test_the_chains_present_state_has_the_posterior(name):
     target, kernel_chains, num_samples = unequal_lengths(), 100, 150
     kernel = ExplorerKernel(

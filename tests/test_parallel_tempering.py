@@ -53,6 +53,7 @@ def swapped_the_wrong_way(patch):
     patch.setattr(tempering, "swap", mutant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutate", [always_swapped, swapped_the_wrong_way])
 def test_wrong_swaps_are_caught(mutate, monkeypatch):
     mutate(monkeypatch)
@@ -63,6 +64,7 @@ def test_wrong_swaps_are_caught(mutate, monkeypatch):
     assert "posterior, peaked" in {check.promise for check in report.failures}
 
 
+@pytest.mark.slow
 def test_the_ladder_is_adapted_until_neighbours_swap_equally_often():
     def rates(**settings):
         explorer = samplers.parallel_tempering(

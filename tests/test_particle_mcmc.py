@@ -61,7 +61,7 @@ def test_continuous_steps_agree_with_the_kalman_filter(name):
     assert len(report.checks) == 2
 
 
-@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "backward", "pimh"])
+@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "pimh"])
 def test_the_other_promises_are_kept(name):
     other_promises(EXACT[name](), 8).raise_if_failed()
 
@@ -74,6 +74,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_chains_overwrite_their_store_and_stay_exact(name):
     explorer = chain(ENDLESS[name](), 6)
@@ -102,6 +103,7 @@ def test_the_sample_describes_the_reference():
     assert np.abs(known - float(sample.log_prob)).min() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_long_chain_forgets_its_start_and_is_stationary():
     """Plain time averages, without the evidence of the start."""
     target, sweeps, size, burn = peaked(), 40, 3, 10
@@ -130,6 +132,7 @@ def renewed(**settings):
     return np.mean(references[:, 1:] != references[:, :-1])
 
 
+@pytest.mark.slow
 def test_ancestor_and_backward_sampling_renew_what_plain_particle_gibbs_cannot():
     plain = renewed()
     assert renewed(ancestor_sampling=True) > 1.3 * plain
@@ -253,6 +256,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_of_particle_gibbs_are_caught(name, monkeypatch):
     mutate, method = MUTANTS[name]

@@ -19,7 +19,7 @@ from tsi.samplers.optimal_resampling import (
 from tsi.samplers.pruning import russian_roulette
 from tsi.samplers.reproduction import Group
 from tsi.samplers.tempered import largest_exponent, tempered_weights
-from tsi.tabular import EXAMPLES, peaked, unequal_lengths
+from tsi.tabular_examples import EXAMPLES, peaked, unequal_lengths
 from tsi.weights import ess, log_mean_exp
 
 KEY = jax.random.key(0)

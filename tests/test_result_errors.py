@@ -13,7 +13,7 @@ from tsi.answer_errors import answer_errors
 from tsi.diagnostics import diagnose, diagnose_run, normalised
 from tsi.replicates import evidence_from_replicates
 from tsi.run import run
-from tsi.tabular import EXAMPLES
+from tsi.tabular_examples import EXAMPLES
 
 NUM_RUNS = 20_000
 NUM_ESTIMATES = 500

@@ -126,6 +126,7 @@ def test_a_thousand_keys_and_a_limit_below_the_target_s_own(make):
     np.testing.assert_array_equal(run.state.finished, run.particles.length == limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_selected_reward_grows_with_the_budget(name):
     target, rewards = peaked(), []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tsi
-from tsi import samplers, tabular
+from tsi import samplers, tabular, tabular_examples
 from tsi.errors import CapabilityError, ConfigurationError, UnknownNameError
 from tsi.linear_gaussian import LinearGaussianParticles
 from tsi.samplers.potentials import product, terminal
@@ -67,9 +67,9 @@ def by_backward_enumeration(target, t, symbol, accumulate):
 
 
 @pytest.mark.parametrize("accumulate", ["product", "last"])
-@pytest.mark.parametrize("name", tabular.EXAMPLES)
+@pytest.mark.parametrize("name", tabular_examples.EXAMPLES)
 def test_the_exact_twist_is_the_expected_future(name, accumulate):
-    target = tabular.EXAMPLES[name]()
+    target = tabular_examples.EXAMPLES[name]()
     table = np.exp(exact_log_twist(target, accumulate))
     for t in range(target.max_steps):
         for k in range(target.num_symbols):
@@ -80,15 +80,15 @@ def test_the_exact_twist_is_the_expected_future(name, accumulate):
 @functools.cache
 def at_random(accumulate):
     """Runs under a random twist; all examples have one shape, hence one program."""
-    shape = tabular.smooth()
+    shape = tabular_examples.smooth()
     twist = table_twist(random_log_twist(shape))
     return compile_runs(TwistedTarget(shape, twist, accumulate))
 
 
 @pytest.mark.parametrize("accumulate", ["product", "last"])
-@pytest.mark.parametrize("name", tabular.EXAMPLES)
+@pytest.mark.parametrize("name", tabular_examples.EXAMPLES)
 def test_any_positive_twist_leaves_evidence_and_posterior_alone(name, accumulate):
-    target = tabular.EXAMPLES[name]()
+    target = tabular_examples.EXAMPLES[name]()
     runs = at_random(accumulate)(jax.random.split(KEY, 20_000), target.params)
     measure = judge(target, runs, accumulate)
     assert abs(measure.z) < 4
@@ -98,7 +98,7 @@ def test_any_positive_twist_leaves_evidence_and_posterior_alone(name, accumulate
 @pytest.mark.parametrize("accumulate", ["product", "last"])
 @pytest.mark.parametrize("name", ["peaked", "impossible prefixes", "unequal lengths"])
 def test_exact_twist_and_proposal_have_no_variance(name, accumulate):
-    target = with_twisted_proposal(tabular.EXAMPLES[name](), accumulate)
+    target = with_twisted_proposal(tabular_examples.EXAMPLES[name](), accumulate)
     twist = table_twist(exact_log_twist(target, accumulate))
     sampler = samplers.smc(schedule=samplers.every_step)
     state = runs_of(TwistedTarget(target, twist, accumulate), sampler, 2_000).state
@@ -144,7 +144,7 @@ def test_a_twist_of_zero_ends_prefixes_without_a_future():
 
 
 def test_an_impossible_prefix_stays_so_under_an_infinite_twist():
-    target = tabular.smooth()
+    target = tabular_examples.smooth()
     target.log_potentials[0, 1] = -np.inf
     twisted = TwistedTarget(
         target, lambda t, rows, _: jnp.inf / (1.0 + 0 * rows.length)
@@ -156,7 +156,7 @@ def test_an_impossible_prefix_stays_so_under_an_infinite_twist():
 
 
 def test_a_twist_can_bring_its_own_proposal():
-    target = tabular.peaked()
+    target = tabular_examples.peaked()
     drawn_from = with_twisted_proposal(target)
     tables = drawn_from.params
 
@@ -177,8 +177,8 @@ def test_a_twist_can_bring_its_own_proposal():
 
 
 def test_parameters_reach_the_target_and_the_twist():
-    target = tabular.smooth()
-    changed = tabular.peaked()
+    target = tabular_examples.smooth()
+    changed = tabular_examples.peaked()
 
     def twist(t, particles, params):
         return params.log_potentials[t, 0] * jnp.ones(particles.symbols.shape[0])
@@ -273,7 +273,7 @@ class Capable(tabular.TabularTarget):
 
 @pytest.mark.parametrize("accumulate", ["product", "last"])
 def test_cut_and_replayed_particles_earn_what_they_did(accumulate):
-    smooth = tabular.smooth()
+    smooth = tabular_examples.smooth()
     target = Capable(smooth.initial, smooth.transition, smooth.log_potentials)
     twisted = TwistedTarget(target, table_twist(random_log_twist(target)), accumulate)
     rows, told = twisted.init(KEY, 5), []
@@ -315,7 +315,7 @@ def test_what_the_target_lacks_the_twisted_one_lacks(capability):
 
 
 def test_settings_that_cannot_work_are_sentences():
-    target = tabular.smooth()
+    target = tabular_examples.smooth()
     twist = table_twist(np.zeros((4, 3)))
     with pytest.raises(UnknownNameError, match="last, product"):
         TwistedTarget(target, twist, "sum")
@@ -328,7 +328,7 @@ def test_settings_that_cannot_work_are_sentences():
 
 
 def test_proposals_of_each_step_follow_their_own_table():
-    smooth = tabular.smooth()
+    smooth = tabular_examples.smooth()
     tables = np.stack([smooth.transition, np.eye(3)[[1, 2, 0]] * 0.97 + 0.01])
     target = tabular.TabularTarget(
         smooth.initial,
