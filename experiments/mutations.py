@@ -158,7 +158,7 @@ def weights_not_reset(sampler: Sampler | Explorer) -> Sampler | Explorer:
 def _with_old_weights(before: Any, after: Any) -> Any:
     """The state after a draw, with every population's weights as they were."""
     if isinstance(after, SMCState):
-        kept = before.log_weights[after.ancestors]
+        kept = jnp.take_along_axis(before.log_weights, after.ancestors, axis=-1)
         alive = jnp.isfinite(kept) & jnp.isfinite(after.log_weights)
         change = jnp.where(alive, kept - after.log_weights, 0.0)
         return after._replace(

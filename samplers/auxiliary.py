@@ -11,6 +11,10 @@ keeps prefixes alive whose one trial was hopeless; without it the estimate would
 biased where eta is zero and w is not. A step costs two rows of the policy, one of which
 is looked at only.
 
+It helps where a prefix decides what can follow. Where successors differ, one trial is
+noise, and v worse than w: on the table `peaked` with 16 particles the evidence has four
+times the variance of the plain filter's.
+
 References:
     [1] Pitt and Shephard 1999, Filtering via simulation: auxiliary particle filters.
         Differs: eta is one random successor's weight, not the weight at its mean, which
@@ -48,22 +52,22 @@ class AuxiliaryState(NamedTuple):
     members: Int[Array, "N"]
 
     @property
-    def log_weights(self) -> Float[Array, "N"]:
+    def log_weights(self) -> Float[Array, "*batch N"]:
         """Of the particles."""
         return self.population.log_weights
 
     @property
-    def log_evidence(self) -> Float[Array, ""]:
+    def log_evidence(self) -> Float[Array, "*batch"]:
         """Of the population."""
         return self.population.log_evidence
 
     @property
-    def log_potentials(self) -> Float[Array, "N"]:
+    def log_potentials(self) -> Float[Array, "*batch N"]:
         """Of the particles."""
         return self.population.log_potentials
 
     @property
-    def finished(self) -> Bool[Array, "N"]:
+    def finished(self) -> Bool[Array, "*batch N"]:
         """Of the particles."""
         return self.population.finished
 

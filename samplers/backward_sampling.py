@@ -207,8 +207,9 @@ def backward_gibbs(
     def tell(
         key: Key[Array, ""], state: BackwardState, reply: Reply
     ) -> tuple[BackwardState, ExplorerInfo]:
-        forward, info = _forward(key, state, reply)
-        backward = _backward(key, state, reply)
+        key_forward, key_backward = jax.random.split(key)
+        forward, info = _forward(key_forward, state, reply)
+        backward = _backward(key_backward, state, reply)
         level = state.reference.length - 1
         keep = _over(_offering(state._replace(phase=jnp.full_like(level, 2)), level))
         told = _select(state.phase == KEEP, keep, backward)

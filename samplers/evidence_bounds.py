@@ -55,22 +55,22 @@ class SandwichState(NamedTuple):
     done: Bool[Array, ""]
 
     @property
-    def log_evidence(self) -> Float[Array, ""]:
+    def log_evidence(self) -> Float[Array, "*batch"]:
         """Of the population."""
         return self.population.log_evidence
 
     @property
-    def log_weights(self) -> Float[Array, "N"]:
+    def log_weights(self) -> Float[Array, "*batch N"]:
         """Of the particles."""
         return self.population.log_weights
 
     @property
-    def log_potentials(self) -> Float[Array, "N"]:
+    def log_potentials(self) -> Float[Array, "*batch N"]:
         """Of the particles."""
         return self.population.log_potentials
 
     @property
-    def finished(self) -> Bool[Array, "N"]:
+    def finished(self) -> Bool[Array, "*batch N"]:
         """Of the particles."""
         return self.population.finished
 

@@ -52,12 +52,12 @@ class WasteFreeState(NamedTuple):
     done: Bool[Array, ""]
 
     @property
-    def log_evidence(self) -> Float[Array, ""]:
+    def log_evidence(self) -> Float[Array, "*batch"]:
         """The whole mass."""
         return log_sum_exp(self.log_mass)
 
     @property
-    def log_weights(self) -> Float[Array, "M"]:
+    def log_weights(self) -> Float[Array, "*batch M"]:
         """Masses with mean one; equal if there is no mass."""
         total = log_mean_exp(self.log_mass)
         dead = (total == -jnp.inf)[..., None]

@@ -1,6 +1,7 @@
 """Twisted targets: any twist is exact, the exact one has no variance."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import pytest
 import tsi
 from tsi import samplers, tabular, tabular_examples
 from tsi.errors import CapabilityError, ConfigurationError, UnknownNameError
-from tsi.linear_gaussian import LinearGaussianParticles
 from tsi.samplers.potentials import product, terminal
 from tsi.tabular_twist import exact_log_twist, table_twist, with_twisted_proposal
 from tsi.target import require
@@ -191,6 +191,11 @@ def test_parameters_reach_the_target_and_the_twist():
     np.testing.assert_allclose(told, changed.log_potentials[0, first] + 1.5, rtol=1e-5)
 
 
+class Walked(NamedTuple):
+    x: jax.Array
+    length: jax.Array
+
+
 class Walk:
     """Rows x that grow by t + 1 in step t, each row at a depth of its own."""
 
@@ -198,12 +203,12 @@ class Walk:
 
     def init(self, key, num_particles, params=None):
         zeros = jnp.zeros(num_particles)
-        return LinearGaussianParticles(zeros, zeros.astype(jnp.int32))
+        return Walked(zeros, zeros.astype(jnp.int32))
 
     def propose(self, key, t, particles, params=None):
         x, length = particles
         live = length < self.max_steps
-        return LinearGaussianParticles(x + (t + 1) * live, length + live), 0.0 * x
+        return Walked(x + (t + 1) * live, length + live), 0.0 * x
 
     def log_potential(self, t, particles, params=None):
         return 0.5 * particles.x - 0.1 * t
@@ -239,42 +244,9 @@ def test_rows_at_different_depths_are_what_they_are_alone(accumulate):
     np.testing.assert_array_equal(gathered.log_earned[1], stepped.log_earned[2])
 
 
-class Capable(tabular.TabularTarget):
-    """A table with the optional methods, for steps at a common depth."""
-
-    def truncate(self, particles, depths, params=None):
-        cut = jnp.arange(self.max_steps) >= depths[:, None]
-        shorter = depths < particles.length
-        return tabular.TabularParticles(
-            jnp.where(cut, -1, particles.symbols),
-            jnp.minimum(particles.length, depths),
-            particles.finished & ~shorter,
-        )
-
-    def replay(self, t, particles, sources, params=None):
-        again = sources.symbols[:, t]
-        return (
-            tabular.TabularParticles(
-                particles.symbols.at[:, t].set(again),
-                particles.length + 1,
-                jnp.full(again.shape, t + 1 >= self.max_steps),
-            ),
-            jnp.zeros(again.shape),
-        )
-
-    def log_prob(self, particles):
-        return -1.0 * particles.length
-
-    def put(self, stored, slots, rows):
-        return jax.tree.map(
-            lambda leaf, row: leaf.at[slots].set(row, mode="drop"), stored, rows
-        )
-
-
 @pytest.mark.parametrize("accumulate", ["product", "last"])
 def test_cut_and_replayed_particles_earn_what_they_did(accumulate):
-    smooth = tabular_examples.smooth()
-    target = Capable(smooth.initial, smooth.transition, smooth.log_potentials)
+    smooth = target = tabular_examples.smooth()
     twisted = TwistedTarget(target, table_twist(random_log_twist(target)), accumulate)
     rows, told = twisted.init(KEY, 5), []
     for t in range(4):
@@ -296,18 +268,35 @@ def test_cut_and_replayed_particles_earn_what_they_did(accumulate):
     expected = lp[2, symbols[:, 2]] + (before if accumulate == "product" else 0.0)
     np.testing.assert_allclose(other.log_earned[:, 2], expected, rtol=1e-5)
 
-    np.testing.assert_array_equal(require(twisted, "log_prob", "a test")(rows), -4.0)
-    stored = twisted.put(twisted.init(KEY, 5), jnp.array([3, 9, 0, 9, 9]), rows)
-    np.testing.assert_array_equal(stored.log_earned[3], rows.log_earned[0])
-    np.testing.assert_array_equal(stored.particles.symbols[0], symbols_of(rows)[2])
-    np.testing.assert_array_equal(stored.particles.length, [4, 0, 0, 4, 0])
+    log_prob = require(twisted, "log_prob", "a test")(rows)
+    np.testing.assert_array_equal(log_prob, target.log_prob(rows.particles))
 
 
-def symbols_of(rows):
-    return np.asarray(rows.particles.symbols)
+@pytest.mark.parametrize("accumulate", ["product", "last"])
+def test_chains_run_on_a_twisted_target_and_keep_its_posterior(accumulate):
+    table = tabular_examples.unequal_lengths()
+    twisted = TwistedTarget(table, table_twist(random_log_twist(table)), accumulate)
+    chain = samplers.particle_gibbs(
+        potential=samplers.telescoping(), num_sweeps=2, ancestor_sampling=True
+    )
+    runs = jax.jit(jax.vmap(lambda key: tsi.run(chain, twisted, key, 8)))(
+        jax.random.split(KEY, 20_000)
+    )
+    plain = samplers.product() if accumulate == "product" else samplers.telescoping()
+    judged = judge_tabular(
+        table,
+        table.truth(plain.path_log_weight),
+        runs.particles.particles.symbols,
+        runs.state.log_weights,
+        runs.state.log_evidence,
+    )
+    assert abs(judged.z) < 4
+    assert judged.p_value > 1e-3
 
 
-@pytest.mark.parametrize("capability", ["truncate", "replay", "log_prob"])
+@pytest.mark.parametrize(
+    "capability", ["truncate", "replay", "log_prob", "log_proposal"]
+)
 def test_what_the_target_lacks_the_twisted_one_lacks(capability):
     twisted = TwistedTarget(Walk(), lambda t, particles, params: 0.0 * particles.x)
     with pytest.raises(CapabilityError, match="TwistedTarget has none"):

@@ -77,4 +77,9 @@ def _line_of(error: BaseException) -> str:
     if not outside:
         return str(error).splitlines()[0]
     frame = outside[-1]
-    return f"at {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+    where = f"at {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+    # The draw itself may stand in a resampling scheme; who passed the key matters.
+    callers = [f for f in outside if f.filename != frame.filename]
+    if callers:
+        where += f", called from {callers[-1].filename}:{callers[-1].lineno}"
+    return where

@@ -171,7 +171,7 @@ class LinearGaussianTarget:
 
     def replay(
         self,
-        t: Int[Array, "N"],
+        t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: LinearGaussianParticles,
         sources: LinearGaussianParticles,
         params: Any = None,

@@ -286,7 +286,7 @@ class TabularTarget:
 
     def replay(
         self,
-        t: Int[Array, "N"],
+        t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: TabularParticles,
         sources: TabularParticles,
         params: TabularParams | None = None,

@@ -80,8 +80,10 @@ class TwistedTarget:
         self.max_steps: int = target.max_steps
         self._propose = target.propose if propose is None else propose
         # `tsi.target.require` takes None for a capability that is not there.
-        for name in ("truncate", "replay", "log_prob", "put"):
+        for name in ("truncate", "replay", "log_prob", "log_proposal", "put"):
             has_it = getattr(target, name, None) is not None
+            # The target does not know the density of another's proposal.
+            has_it &= name != "log_proposal" or propose is None
             setattr(self, name, getattr(self, f"_{name}") if has_it else None)
 
     def init(
@@ -169,8 +171,17 @@ class TwistedTarget:
         now, log_probs = replay(t, particles.particles, sources.particles, params)
         return self._earn(t, particles, now, params), log_probs
 
-    def _log_prob(self, particles: TwistedParticles) -> Float[Array, "N"]:
-        return require(self.target, "log_prob", "a twisted target")(particles.particles)
+    def _log_prob(
+        self, particles: TwistedParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        log_prob = require(self.target, "log_prob", "a twisted target")
+        return log_prob(particles.particles, params)
+
+    def _log_proposal(
+        self, particles: TwistedParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        log_proposal = require(self.target, "log_proposal", "a twisted target")
+        return log_proposal(particles.particles, params)
 
     def _put(
         self,
