@@ -71,7 +71,8 @@ def _votes(budget: int) -> Rounds:
 
 
 def _islands(budget: int) -> Rounds:
-    size = min(4, budget)
+    # Eight rounds or more: an error is judged from the fourth on.
+    size = max(1, min(4, budget // 8))
     return Rounds(size, budget // size, answer_error_below(0.1))
 
 

@@ -33,7 +33,7 @@ from tsi.experiments.results import Cell, ResultsFile
 from tsi.experiments.shared_rollouts import first_rollouts
 from tsi.explorer import Explorer
 from tsi.problem import Problem
-from tsi.result import Result
+from tsi.result import Result, without_reward
 from tsi.sampler import Sampler
 
 
@@ -249,6 +249,7 @@ def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
     }
     if method.rounds is not None:
         rounds = method.rounds(batch.num_particles)
+        settings["reads_reward"] = method.reads_reward
         results = run_rounds(
             world.engine, sampler, key, batch.problems, rounds, **settings
         )
@@ -269,6 +270,8 @@ def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
                 result = first_rollouts(
                     result, budget, rule, reads_reward=method.reads_reward
                 )
+            elif not method.reads_reward and method.rounds is None:
+                result = without_reward(result)
             cell = Cell(name, budget, batch.seed, problem.id)
             rows.append((cell, outcome(world, problem, result)))
     return rows

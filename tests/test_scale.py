@@ -343,3 +343,14 @@ def test_empty_or_impossible_plans_are_refused(plan):
 def test_samplers_are_built_once():
     assert sampler_of("smc", 5) is sampler_of("smc", 5)
     assert isinstance(fake_world().engine, FakeEngine)
+
+
+def test_methods_that_never_look_at_the_reward_are_not_charged_for_it(tmp_path):
+    names = ("power", "adaptive_consistency", "quest")
+    world = fake_world(6)
+    rows = run_plan(_plan(names, (8,), 1), world, tmp_path / "r.jsonl", progress=False)
+    for cell, row in rows.items():
+        charged = row["reward_tokens"] > 0
+        assert charged == (cell.method == "quest")
+        assert (row["seconds"] is None) == (cell.method != "quest")
+        assert row["generated_tokens"] > 0

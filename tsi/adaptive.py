@@ -21,7 +21,7 @@ from tsi.explorer import Explorer
 from tsi.pareto import pareto_k
 from tsi.problem import Problem
 from tsi.replicates import evidence_from_replicates
-from tsi.result import Ledger, Result
+from tsi.result import Ledger, Result, without_reward
 from tsi.sampler import Sampler
 from tsi.stopping import Stop, answer_errors_between
 
@@ -49,6 +49,7 @@ def run_rounds(
     *,
     extract: Callable[[str], str | None],
     temperature: float | None = None,
+    reads_reward: bool = True,
 ) -> list[Result]:
     """Run a sampler on every problem, round by round, until its rule says stop.
 
@@ -60,6 +61,7 @@ def run_rounds(
         rounds: how the budget is spent.
         extract: canonical answer of a solution's text, or None.
         temperature: overrides the engine's.
+        reads_reward: False prices a sampler and a rule that never look at the reward.
 
     Returns:
         One result a problem, in order, with the particles of all its rounds.
@@ -89,7 +91,7 @@ def run_rounds(
             temperature=temperature,
         )
         for i, result in zip(running, results, strict=False):
-            done[i].append(result)
+            done[i].append(result if reads_reward else without_reward(result))
         running = [i for i in running if not rounds.stop(done[i])]
     return [merged(results, sampler.select) for results in done]
 

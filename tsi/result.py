@@ -130,3 +130,14 @@ def ledger_of_first(
         flops=float(flops + reward_flops) if with_reward else float(flops),
         seconds=seconds,
     )
+
+
+def without_reward(result: Result) -> Result:
+    """The result of a method that never looks at the reward, priced as such.
+
+    Its seconds are NaN: the engine has read the reward all the same.
+    """
+    assert result.slots is not None
+    rows = len(result.slots.flops)
+    ledger = ledger_of_first(result.slots, rows, float("nan"), with_reward=False)
+    return result._replace(ledger=ledger._replace(rollouts=result.ledger.rollouts))
