@@ -5,6 +5,7 @@ output need show it. Two turns in one program, so that a key kept in the state f
 turn to the next is seen as well.
 """
 
+import inspect
 import traceback
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def key_check(
         with jax.debug_key_reuse(True):
             jax.block_until_ready(jax.jit(two_turns)(key))
     except jax.errors.KeyReuseError as error:
-        return Check("keys", False, f"a key is used twice, {_line_of(error)}")
+        return Check("keys", False, f"a key is used twice, {_line_of(error, sampler)}")
     return Check("keys", True, "no key is used twice")
 
 
@@ -60,9 +61,8 @@ def _explored(explorer: Explorer, num_particles: int, key: Any) -> Any:
     return jax.tree.leaves(state.log_weights)
 
 
-def _line_of(error: BaseException) -> str:
-    """The innermost line outside of JAX that the error came from."""
-    here = {Path(__file__).name}
+def _line_of(error: BaseException, sampler: Sampler | Explorer) -> str:
+    """Where the error came from: the sampler's own line, and the draw it led to."""
     frames: list[traceback.FrameSummary] = []
     for source in (error, error.__cause__):
         if source is not None:
@@ -70,16 +70,19 @@ def _line_of(error: BaseException) -> str:
     outside = [
         frame
         for frame in frames
-        if "jax" not in Path(frame.filename).parts
-        and "jaxlib" not in Path(frame.filename).parts
-        and Path(frame.filename).name not in here
+        if {"jax", "jaxlib"}.isdisjoint(Path(frame.filename).parts)
+        and Path(frame.filename).name != Path(__file__).name
     ]
     if not outside:
         return str(error).splitlines()[0]
-    frame = outside[-1]
-    where = f"at {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
-    # The draw itself may stand in a resampling scheme; who passed the key matters.
-    callers = [f for f in outside if f.filename != frame.filename]
-    if callers:
-        where += f", called from {callers[-1].filename}:{callers[-1].lineno}"
+    parts = (sampler.init, sampler.ask, sampler.tell)
+    files = {inspect.unwrap(part).__code__.co_filename for part in parts}
+    deepest = {frame.filename: frame for frame in outside}
+    own = [frame for name, frame in deepest.items() if name in files]
+    if not own:
+        own = outside[-1:]
+    lines = [f"{frame.filename}:{frame.lineno}: {frame.line}" for frame in own]
+    where = f"at {', there at '.join(lines)}"
+    if outside[-1] not in own:
+        where += f" (the second draw: {outside[-1].filename}:{outside[-1].lineno})"
     return where

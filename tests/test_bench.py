@@ -1,0 +1,176 @@
+"""The bench for new samplers: what it catches, and that it names the place."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsi import samplers
+from tsi.conformance import checks_of
+from tsi.experiments import forkme_sampler
+from tsi.experiments.claims import CLAIMS
+from tsi.experiments.conformance_table import table
+from tsi.experiments.mutations import MISTAKES, judged
+from tsi.explorer_checks import request_checks
+from tsi.key_discipline import key_check
+from tsi.permutation import permutation_check
+from tsi.tabular import TabularTarget
+from tsi.tabular_examples import smooth
+from tsi.unbiasedness import judge_tabular
+
+KEY = jax.random.key(0)
+
+
+def test_a_key_used_twice_is_named_with_its_line():
+    plain = samplers.smc()
+
+    def ask(key, state):
+        jitter = jax.random.normal(key, ())  # this line spends the key
+        state, ancestors = plain.ask(key, state)
+        return state._replace(log_evidence=state.log_evidence + 0.0 * jitter), ancestors
+
+    check = key_check(plain._replace(ask=ask), 8, KEY)
+    assert check.passed is False
+    assert Path(__file__).name in check.detail
+    assert key_check(plain, 8, KEY).passed
+
+
+def test_a_key_kept_for_the_next_turn_is_seen():
+    claim = CLAIMS["smc"]
+    assert key_check(MISTAKES["reused key"](claim.make()), 8, KEY).passed is False
+
+
+def test_choosing_by_place_is_seen_and_islands_are_not_mistaken_for_it():
+    def first_half_twice(key, log_weights, num_samples):
+        return jnp.arange(num_samples, dtype=jnp.int32) // 2
+
+    by_place = samplers.smc(resampling=first_half_twice, schedule=samplers.every_step)
+    assert permutation_check(by_place, 8, KEY).passed is False
+    for fair in (
+        samplers.smc(num_islands=2),
+        samplers.dvts(2),
+        samplers.rebase(),
+        samplers.smc_steering(),
+    ):
+        assert permutation_check(fair, 8, KEY).passed
+
+
+def test_explorers_that_never_end_or_call_prefixes_solutions_are_seen():
+    plain = samplers.quest(0.5)
+
+    def forever(key, state, reply):
+        state, info = plain.tell(key, state, reply)
+        return state._replace(done=jnp.zeros((), bool)), info
+
+    def hasty(key, state, reply):
+        state, info = plain.tell(key, state, reply)
+        every = jnp.ones_like(state.finished)
+        return state._replace(done=jnp.ones((), bool), finished=every), info
+
+    def short(num_particles, max_steps):
+        plan = samplers.quest(0.5, num_chains=2).plan(num_particles, max_steps)
+        return plan._replace(turns=plan.turns // 2)
+
+    def outside(key, state):
+        state, request = plain.ask(key, state)
+        return state._replace(members=state.members + 100), request
+
+    for broken, promises in (
+        (plain._replace(tell=hasty), ["ending"]),
+        (plain._replace(ask=outside), ["requests"]),
+        # It runs on into slots that there are not.
+        (plain._replace(tell=forever), ["requests"]),
+        (samplers.quest(0.5, num_chains=2)._replace(plan=short), ["ending"]),
+    ):
+        checks = request_checks(broken, 8, KEY)
+        assert [check.promise for check in checks if not check.passed] == promises
+    assert all(check.passed for check in request_checks(plain, 8, KEY))
+
+
+def test_weight_on_paths_that_are_not_solutions_breaks_the_posterior():
+    target = smooth()
+    truth = target.truth(samplers.uniform().path_log_weight)
+    rows = np.tile(truth.symbols, (50, 1))[: 50 * 32].reshape(50, -1, target.max_steps)
+    cut = rows.copy()
+    cut[:, 0, -1] = -1
+    weights = np.zeros(cut.shape[:2])
+    judged_cut = judge_tabular(target, truth, cut, weights, np.zeros(50))
+    assert judged_cut.p_value == 0.0
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_each_typical_mistake_is_caught_in_a_particle_filter(mistake):
+    verdict = judged("particle_filter", mistake)
+    assert verdict.reason is None
+    assert verdict.caught_by is not None
+
+
+def test_what_cannot_be_got_wrong_is_said_with_its_reason():
+    assert judged("beam", "reused key").reason == "draws nothing"
+    assert judged("greedy", "wrong ancestor").reason == "one particle"
+    assert judged("mcts", "late reward").reason == "no target"
+    assert judged("quest", "weights not reset").reason == "no weights to reset"
+
+
+def test_the_sampler_to_copy_is_short_and_right():
+    source = Path(forkme_sampler.__file__).read_text()
+    assert len(source.splitlines()) <= 60
+    assert "check_sampler(make_sampler)" in source
+    checks = list(checks_of(forkme_sampler.make_sampler(), num_runs=5_000))
+    assert [check for check in checks if check.passed is False] == []
+
+
+def test_the_table_says_no_where_a_claim_is_broken():
+    row = {
+        "sampler": "a",
+        "target": "p(x)",
+        "numbers": {"evidence, smooth": 9.0, "posterior, smooth": 1e-9},
+        "others_kept": 6,
+        "others": 7,
+        "passed": False,
+        "runs": 100,
+        "seconds": 1.0,
+    }
+    lines = table([row, row | {"target": "none", "numbers": {}}]).splitlines()
+    assert "NO" in lines[2]
+    assert "+9.00" in lines[2]
+    assert "1e-09" in lines[2]
+    assert "BROKEN" in lines[3]
+
+
+def test_every_constructor_is_judged():
+    made = {name.split(",")[0] for name in CLAIMS}
+    not_samplers = {
+        "expansion",
+        "ess_below",
+        "every_step",
+        "never",
+        "by_priority",
+        "uct",
+        "puct",
+        "at_mean_weight",
+        "evidence_bounds",
+        "optimal_resampling",
+        "island_argmax",
+        "rebase_allocation",
+        "top_k_replicate",
+        "multinomial",
+        "residual",
+        "ssp",
+        "stratified",
+        "systematic",
+        "latest",
+        "product",
+        "telescoping",
+        "terminal",
+        "uniform",
+        "geometric",
+        "conditional_multinomial",
+        "conditional_systematic",
+        "systematic_from",
+    }
+    constructors = {n for n in samplers.__all__ if n[0].islower()} - not_samplers
+    assert constructors == made
+    assert isinstance(smooth(), TabularTarget)
