@@ -12,7 +12,10 @@ from numpyro_programs import GAUSSIAN, SMC, Table, gaussian, gaussian_step
 from scipy import stats
 
 import tsi
+from tsi import samplers
+from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.numpyro import program_target
+from tsi.unbiasedness import judge_linear_gaussian
 
 KEY = jax.random.key(0)
 
@@ -163,3 +166,31 @@ def test_a_whole_paths_densities_are_numpyros():
     log_g = jnp.sum(paths.history.log_potential, axis=1)
     log_joint = TARGETS["random start"].log_prob(paths) + log_g
     np.testing.assert_allclose(log_joint, expected, rtol=1e-4)
+
+
+def test_repeated_steps_of_a_guided_program_are_weighed_by_the_guide():
+    def start(params):
+        return jnp.zeros(())
+
+    def step(t, x, params):
+        x = numpyro.sample("x", dist.Normal(0.8 * x, 0.6))
+        numpyro.sample("y", dist.Normal(x, 0.9), obs=params[t])
+        return x
+
+    def guide(t, x, params):
+        numpyro.sample("x", dist.Normal(0.5 * x + 0.4 * params[t], 0.7))
+
+    y = jnp.array([0.4, 1.1, -0.3])
+    target = program_target(start, step, max_steps=3, proposal=guide)
+    chain = samplers.particle_gibbs(num_sweeps=3, ancestor_sampling=True)
+    runs = jax.jit(jax.vmap(lambda key: tsi.run(chain, target, key, 6, y)))(
+        jax.random.split(jax.random.key(0), 20_000)
+    )
+    known = LinearGaussianTarget(
+        y, initial_scale=0.6, decay=0.8, transition_scale=0.6, noise_scale=0.9
+    ).kalman()
+    judged = judge_linear_gaussian(
+        known, runs.particles.carry, runs.state.log_weights, runs.state.log_evidence
+    )
+    assert abs(judged.z) < 4
+    assert judged.p_value > 1e-3

@@ -19,6 +19,7 @@ class ProgramStep(NamedTuple):
         carry: what `step_fn` returned.
         log_prob: log p of the step's latent sites.
         log_potential: log G_t.
+        log_correction: log p - log q, had the step been drawn by the proposal.
     """
 
     key: Key[Array, "*batch"]
@@ -26,6 +27,7 @@ class ProgramStep(NamedTuple):
     carry: Any
     log_prob: Float[Array, "*batch"]
     log_potential: Float[Array, "*batch"]
+    log_correction: Float[Array, "*batch"]
 
 
 class ProgramParticles(NamedTuple):

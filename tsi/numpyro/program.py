@@ -56,11 +56,17 @@ class ProgramTarget:
         return sites._replace(returned=as_arrays(sites.returned))
 
     def _guide(
-        self, key: Key[Array, ""], t: Array, carry: Any, params: Any
+        self,
+        key: Key[Array, ""],
+        t: Array,
+        carry: Any,
+        stored: dict[str, Any] | None,
+        params: Any,
     ) -> Sites | None:
+        """The proposal's draws, or its densities of stored ones."""
         if self.proposal is None:
             return None
-        guide = run_program(self.proposal, key, {}, t, carry, params)
+        guide = run_program(self.proposal, key, stored or {}, t, carry, params)
         if guide.num_observed or guide.fixed:
             raise ConfigurationError(
                 "The proposal has observed or fixed sites or factors, but it only "
@@ -75,12 +81,10 @@ class ProgramTarget:
         before: Any,
         stored: dict[str, Any] | None,
         params: Any,
-    ) -> tuple[ProgramStep, Array]:
-        """Step t of one particle, new or with stored latents; also log p - log q."""
+    ) -> ProgramStep:
+        """Step t of one particle, new or with stored latents."""
         key_guide, key_step = jax.random.split(jax.random.fold_in(key, 1))
-        guide = None
-        if stored is None:
-            guide = self._guide(key_guide, t, before, params)
+        guide = self._guide(key_guide, t, before, stored, params)
         values = {} if guide is None else guide.latents
         values = values if stored is None else stored
         sites = run_program(self.step_fn, key_step, values, t, before, params)
@@ -99,8 +103,9 @@ class ProgramTarget:
         after = as_arrays(sites.returned)
         check_carry(before, after)
         log_prob = total(sites.log_probs)
-        step = ProgramStep(key, sites.latents, after, log_prob, sites.log_likelihood)
-        return step, total(excess)
+        return ProgramStep(
+            key, sites.latents, after, log_prob, sites.log_likelihood, total(excess)
+        )
 
     def _begins_at_random(self, key: Key[Array, ""], params: Any) -> bool:
         """Whether `init_fn` has sites, which then belong to the first step."""
@@ -134,7 +139,7 @@ class ProgramTarget:
 
         def first() -> ProgramStep:
             row = jax.tree.map(lambda leaf: leaf[0], carry)
-            return self._step(key, t, row, None, params)[0]
+            return self._step(key, t, row, None, params)
 
         shapes = jax.eval_shape(first)._replace(key=None)
         rows, length = num_particles, self.max_steps
@@ -184,11 +189,13 @@ class ProgramTarget:
                 lambda: where_rows(first, jax.vmap(begin)(keys, initial), nothing),
                 lambda: nothing,
             )
-        step, step_excess = jax.vmap(
+        step = jax.vmap(
             lambda key, t, carry, stored: self._step(key, t, carry, stored, params)
         )(keys, t, before, stored)
         step = step._replace(
-            log_prob=log_p + step.log_prob, log_potential=log_g + step.log_potential
+            log_prob=log_p + step.log_prob,
+            log_potential=log_g + step.log_potential,
+            log_correction=excess + step.log_correction,
         )
         # Step number T of a finished row is out of range, and so is dropped.
         places = jnp.where(live, t, self.max_steps)
@@ -210,7 +217,7 @@ class ProgramTarget:
         )
         return (
             extended,
-            jnp.where(live & (stored is None), excess + step_excess, 0.0),
+            jnp.where(live, step.log_correction, 0.0),
             jnp.where(live, step.log_prob, 0.0),
         )
 
@@ -303,9 +310,20 @@ class ProgramTarget:
         self, particles: ProgramParticles, params: Any = None
     ) -> Float[Array, "N"]:
         """log p of all latent sites of each row so far."""
-        steps = jnp.arange(self.max_steps)
-        taken = steps < particles.length[:, None]
-        return jnp.sum(jnp.where(taken, particles.history.log_prob, 0.0), axis=1)
+        return self._summed(particles, particles.history.log_prob)
+
+    def log_proposal(
+        self, particles: ProgramParticles, params: Any = None
+    ) -> Float[Array, "N"]:
+        """log density of each row so far under what draws it."""
+        history = particles.history
+        return self._summed(particles, history.log_prob - history.log_correction)
+
+    def _summed(
+        self, particles: ProgramParticles, by_step: Float[Array, "N T"]
+    ) -> Float[Array, "N"]:
+        taken = jnp.arange(self.max_steps) < particles.length[:, None]
+        return jnp.sum(jnp.where(taken, by_step, 0.0), axis=1)
 
 
 def program_target(
