@@ -97,8 +97,8 @@ def main(out: Path = Path("docs/results/conformance"), num_runs: int = 20_000) -
     path = out / "rows.jsonl"
     done: dict[str, dict[str, Any]] = {}
     if path.exists():
-        rows = map(json.loads, path.read_text().splitlines())
-        done = {row["sampler"]: row for row in rows if row["runs"] == num_runs}
+        lines = map(json.loads, path.read_text().splitlines())
+        done = {row["sampler"]: row for row in lines if row["runs"] == num_runs}
     with path.open("a") as file:
         for name, claim in CLAIMS.items():
             if name in done:
