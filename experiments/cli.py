@@ -101,7 +101,8 @@ def solve(
     """
     import jax
 
-    from tsi.experiments.methods import get_method, sampler_of
+    from tsi.experiments.methods import get_method
+    from tsi.experiments.scale import run_method
     from tsi.experiments.solve import solution_text
     from tsi.experiments.tasks import get_task
     from tsi.experiments.world import embedded_world
@@ -112,19 +113,7 @@ def solve(
     world = embedded_world(
         task, [problem], policy=policy, reward=reward, temperature=temperature
     )
-    (result,) = world.engine.run(
-        sampler_of(method, world.max_steps),
-        jax.random.key(seed),
-        [problem],
-        budget,
-        extract=world.extract,
-        temperature=chosen.temperature,
-        proposal_temperature=(
-            None
-            if chosen.proposal_temperature is None
-            else temperature * chosen.proposal_temperature
-        ),
-    )
+    (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
     print(solution_text(result))
     right = world.correct(problem, result.selected)

@@ -236,30 +236,50 @@ def run_plan(
         return dict(results.rows)
 
 
-def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
-    """Run one batch and make its rows."""
-    # The last block is filled up to the size of the others: one program for all.
-    filling = [batch.problems[-1]] * (batch.size - len(batch.problems))
-    method = get_method(batch.source)
-    sampler = sampler_of(batch.source, world.max_steps)
-    key, problems = jax.random.key(batch.seed), [*batch.problems, *filling]
+def run_method(
+    world: World, name: str, key: Any, problems: Sequence[Problem], num_particles: int
+) -> list[Result]:
+    """Run a method as it wants to be run: temperatures, rounds, what it is charged.
+
+    Args:
+        world: on what.
+        name: of the method.
+        key: a typed key.
+        problems: any number.
+        num_particles: N, for a method that stops early the most it spends.
+    """
+    method, sampler = get_method(name), sampler_of(name, world.max_steps)
     settings: dict[str, Any] = {
         "extract": world.extract,
         "temperature": method.temperature,
     }
     if method.rounds is not None:
-        rounds = method.rounds(batch.num_particles)
+        rounds = method.rounds(num_particles)
         settings["reads_reward"] = method.reads_reward
-        results = run_rounds(
-            world.engine, sampler, key, batch.problems, rounds, **settings
-        )
-    else:
-        if method.proposal_temperature is not None:
-            warm = world.settings["temperature"] * method.proposal_temperature
-            settings["proposal_temperature"] = warm
-        results = world.engine.run(
-            sampler, key, problems, batch.num_particles, **settings
-        )
+        return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
+    if method.proposal_temperature is not None:
+        warm = world.settings["temperature"] * method.proposal_temperature
+        settings["proposal_temperature"] = warm
+    results = world.engine.run(sampler, key, problems, num_particles, **settings)
+    if method.reads_reward or method.independent or method.deterministic:
+        return results
+    return [without_reward(result) for result in results]
+
+
+def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
+    """Run one batch and make its rows."""
+    # The last block is filled up to the size of the others: one program for all.
+    # Rounds fill their batches themselves.
+    filling = [batch.problems[-1]] * (batch.size - len(batch.problems))
+    if get_method(batch.source).rounds is not None:
+        filling = []
+    results = run_method(
+        world,
+        batch.source,
+        jax.random.key(batch.seed),
+        [*batch.problems, *filling],
+        batch.num_particles,
+    )
     rows = []
     for name, budget in batch.outcomes:
         method = get_method(name)
@@ -270,8 +290,6 @@ def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
                 result = first_rollouts(
                     result, budget, rule, reads_reward=method.reads_reward
                 )
-            elif not method.reads_reward and method.rounds is None:
-                result = without_reward(result)
             cell = Cell(name, budget, batch.seed, problem.id)
             rows.append((cell, outcome(world, problem, result)))
     return rows

@@ -152,7 +152,10 @@ def auxiliary_particle_filter(
             ahead + jnp.log1p(-epsilon) if epsilon < 1.0 else -jnp.inf,
             log_w + jnp.log(epsilon),
         )
-        log_v = jnp.where(before.finished | (log_w == -jnp.inf), log_w, log_v)
+        blind = before.finished | (log_w == -jnp.inf)
+        # Without evidence left there is nothing to look at, and -inf - -inf is NaN.
+        blind |= before.log_evidence == -jnp.inf
+        log_v = jnp.where(blind, log_w, log_v)
         stepped = state._replace(
             population=_choose(state.looking, before, after),
             log_priority=log_v,

@@ -139,7 +139,7 @@ def parallel_tempering(
         if endless:
             return shared_budget(each, 1, None)
         sweeps, size = shared_budget(each, num_sweeps, particles_per_sweep)
-        if adapt_sweeps >= sweeps:
+        if not 0 <= adapt_sweeps < sweeps:
             raise ConfigurationError(
                 f"{adapt_sweeps} of {sweeps} sweeps adapt the ladder, and none is left "
                 "for the result. Choose fewer adapt_sweeps or more rollouts."

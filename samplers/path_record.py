@@ -66,8 +66,10 @@ def extended(record: PathRecord, reply: Reply, took: Bool[Array, "W"]) -> PathRe
 
 def invalid(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
     """How many rows that took a step were told a number that is no weight."""
-    numbers = jnp.stack([reply.log_potentials, reply.log_corrections])
-    bad = jnp.any(jnp.isnan(numbers) | (numbers == jnp.inf), axis=0)
+    # A log potential of +inf is a reward of one, which most transforms can weigh.
+    corrections = reply.log_corrections
+    bad = jnp.isnan(corrections) | (corrections == jnp.inf)
+    bad |= jnp.isnan(reply.log_potentials)
     return jnp.sum(bad & took, dtype=jnp.int32)
 
 

@@ -70,6 +70,7 @@ class MetropolisState(NamedTuple):
         ended: whether it is a whole solution, [C].
         cut: steps that the proposal keeps, [C].
         proposal: its numbers so far.
+        ending: whether the proposal is a whole solution, [C].
         waiting: proposals that are complete, [C].
         accepted: moves accepted so far, of all chains.
         sample: numbers of the present states, without the axis C if there is one chain.
@@ -90,6 +91,7 @@ class MetropolisState(NamedTuple):
     ended: Bool[Array, "C"]
     cut: Int[Array, "C"]
     proposal: PathRecord
+    ending: Bool[Array, "C"]
     waiting: Bool[Array, "C"]
     accepted: Int[Array, ""]
     sample: ChainSample
@@ -145,7 +147,7 @@ def suffix_metropolis(
     def moves_of_stage(num_particles: int, max_steps: int) -> int:
         moves = num_particles // num_chains - 1
         stages = num_stages(max_steps)
-        return moves if stages == 1 else max(moves // stages, 1)
+        return moves // stages
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         if num_particles % num_chains:
@@ -180,6 +182,7 @@ def suffix_metropolis(
             ended=none,
             cut=jnp.zeros(num_chains, jnp.int32),
             proposal=empty,
+            ending=none,
             waiting=none,
             accepted=jnp.zeros((), jnp.int32),
             sample=_summary(empty),
@@ -193,7 +196,9 @@ def suffix_metropolis(
         """Where the proposals of this move are stored."""
         chains = jnp.arange(num_chains, dtype=jnp.int32)
         if pair:
-            return chains + jnp.where(state.slots >= num_chains, 0, num_chains)
+            # Chains that start from one rollout share its place.
+            taken = jnp.zeros(2 * num_chains, bool).at[state.slots].set(True)
+            return jnp.argsort(taken, stable=True)[:num_chains].astype(jnp.int32)
         return chains + num_chains * (state.iteration + 1)
 
     def ask(
@@ -236,7 +241,8 @@ def suffix_metropolis(
             lambda a, b: jnp.where(state.growing, a, b), state.current, state.proposal
         )
         rows = extended(rows, reply, took)
-        ended_now = jnp.where(took, reply.finished, state.ended)
+        before = jnp.where(state.growing, state.ended, state.ending)
+        ended_now = jnp.where(took, reply.finished, before)
         complete = state.waiting | ended_now | (rows.length >= goal(state))
         all_complete = jnp.all(complete)
 
@@ -257,13 +263,14 @@ def suffix_metropolis(
 
     def _grown(state, rows, ended, all_complete, key) -> MetropolisState:
         """Rollouts one step longer; complete for the first time, they are resampled."""
-        first = all_complete & (state.stage == 0)
+        # Blocks are published without a weighted start, and rows must stay apart to
+        # grow on.
+        first = all_complete & (state.stage == 0) & (block_steps is None)
         log_w = log_importance(rows, score, power)
         starts = systematic(key, log_w, num_chains)
         starts = jnp.where(first, starts, jnp.arange(num_chains, dtype=jnp.int32))
         rows = jax.tree.map(lambda leaf: leaf[starts], rows)
-        claims = block_steps is None and lengths
-        evidence = jnp.where(first & claims, log_mean_exp(log_w), state.log_evidence)
+        evidence = jnp.where(first & lengths, log_mean_exp(log_w), state.log_evidence)
         return state._replace(
             current=rows,
             ended=ended[starts],
@@ -295,6 +302,7 @@ def suffix_metropolis(
             ended=chosen(ended, state.ended),
             slots=chosen(free(state), state.slots),
             proposal=emptied,
+            ending=ended & ~all_complete,
             waiting=complete & ~all_complete,
             accepted=state.accepted + jnp.sum(accept, dtype=jnp.int32),
             iteration=state.iteration + all_complete,

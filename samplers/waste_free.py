@@ -124,10 +124,13 @@ def waste_free_smc(
         fork = forked(population, potential, ancestors, log_weights, due[None])
         # Generation t stands in rows t N to t N + N - 1 of the store.
         last = jnp.maximum(population.t - 1, 0) * size
+        extend = log_weights > -jnp.inf
+        nowhere = state.members.shape[0]
         request = Request(
             parents=ancestors + last,
-            slots=places + population.t * size,
-            extend=log_weights > -jnp.inf,
+            # A branch that has ended is kept once, where it ended.
+            slots=jnp.where(extend, places + population.t * size, nowhere),
+            extend=extend,
         )
         return state._replace(population=fork), request
 
@@ -152,7 +155,9 @@ def waste_free_smc(
         left = jnp.where(ended | ~alive, -jnp.inf, after.log_weights)
         share = log_mean_exp(left)
         shift = jnp.where(share == -jnp.inf, 0.0, share)
-        over = share == -jnp.inf
+        # Rows that start again after all have died carry no mass.
+        lost = (after.log_evidence == -jnp.inf) & jnp.any(state.log_mass > -jnp.inf)
+        over = (share == -jnp.inf) | lost
         population = after._replace(
             log_weights=left - shift,
             log_base=jnp.where(left == -jnp.inf, -jnp.inf, after.log_base - shift),

@@ -85,6 +85,8 @@ def test_every_branch_that_finished_counts_with_its_mass():
     assert ended.sum() > 8
     total = float(np.exp(run.state.log_evidence))
     assert mass.sum() == pytest.approx(total, rel=1e-5)
+    # Nothing is kept twice: what did not step again stands where it ended.
+    assert not np.asarray(finished)[~ended].any()
     assert np.exp(run.state.log_weights).mean() == pytest.approx(1.0, abs=1e-5)
     # A branch's mass is the evidence when it finished times its weight, over N: the
     # first step weighs by f / q alone.
@@ -109,6 +111,8 @@ def test_weights_of_zero_everywhere_leave_no_evidence_and_no_nan(maker):
         target.log_potentials[2] = value
         run = tsi.run(MAKERS[maker](), target, jax.random.key(0), 4)
         assert float(run.state.log_evidence) == -np.inf
+        # They go on to the end all the same, at equal weights.
+        assert bool(np.asarray(run.particles.finished).any())
         assert not np.isnan(np.asarray(run.state.log_weights)).any()
 
 

@@ -172,6 +172,18 @@ def test_a_proposal_of_another_temperature_reports_its_correction():
     np.testing.assert_allclose(correction, log_p - log_q, atol=1e-5)
 
 
+def test_a_policy_of_temperature_zero_gives_other_tokens_no_probability():
+    logits = jax.random.normal(jax.random.key(2), (50, 9))
+    keys = jax.random.split(jax.random.key(1), 50)
+    token, log_p, correction = sample_token(
+        keys, logits, Temperatures(jnp.float32(0.0), jnp.float32(1.0))
+    )
+    likely = np.asarray(token) == np.asarray(jnp.argmax(logits, -1))
+    assert 0 < likely.sum() < 50
+    np.testing.assert_array_equal(np.asarray(log_p), np.where(likely, 0.0, -np.inf))
+    assert np.isneginf(np.asarray(correction)[~likely]).all()
+
+
 def test_the_policys_own_judgement_equals_its_logits_without_a_cache():
     question, yes, no = (3, 7, 1), 4, 5
     target = tiny.target(reward=SelfJudge(question, yes, no))

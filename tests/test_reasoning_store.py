@@ -151,6 +151,34 @@ def test_markov_chains_run_on_a_language_model():
     np.testing.assert_allclose(kept[~truncated], log_odds[~truncated], atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    "explorer",
+    [
+        samplers.auxiliary_particle_filter(),
+        samplers.waste_free_smc(),
+        samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=True),
+    ],
+    ids=["auxiliary", "waste-free", "particle Gibbs"],
+)
+def test_stores_of_every_size_keep_both_caches_whole(explorer):
+    # Room for one pass only, so that a cache with holes would overflow.
+    target = tiny.target(max_steps=4, max_tokens=24, log_truncation=0.0)
+    params = tiny.params("hello")
+    run = jax.jit(lambda key: tsi.run(explorer, target, key, 4, params))(
+        jax.random.key(5)
+    )
+    texts = texts_of(run.particles)
+    written = [row for row, text in enumerate(texts) if text]
+    log_prob, log_odds = tiny.uncached(params, [("hello", t) for t in texts])
+    assert len(written) >= 4
+    np.testing.assert_allclose(
+        np.asarray(run.particles.log_prob)[written], log_prob[written], atol=3e-4
+    )
+    np.testing.assert_allclose(
+        np.asarray(run.particles.log_odds)[written], log_odds[written], atol=3e-4
+    )
+
+
 def test_a_reward_without_a_cache_follows_cuts_too():
     target = tiny.target(reward=SelfJudge((3, 7, 1), 4, 5))
     params = tiny.params("hello")

@@ -13,6 +13,7 @@ import tsi
 from tsi import samplers
 from tsi.conformance import target_checks
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.explore import explore, start, turn
 from tsi.robustness import Programs
 from tsi.samplers.potentials import latest, product, telescoping, uniform
 from tsi.tabular_examples import peaked, unequal_lengths
@@ -112,11 +113,49 @@ def test_a_move_extends_from_its_cut_only():
     assert turns > 4 + 39 * 1.8
 
 
+@pytest.mark.parametrize(
+    "settings", [{"block_steps": 2}, {"endless": True}], ids=["blocks", "endless"]
+)
+def test_chains_that_share_a_start_keep_their_paths_apart(settings):
+    chain = samplers.suffix_metropolis(product(), num_chains=4, **settings)
+    target = unequal_lengths()
+
+    @jax.jit
+    @jax.vmap
+    def explored(key):
+        if not chain.endless:
+            return explore(chain, target, key, 16)[0]
+        key_init, key_steps = jax.random.split(key)
+        first = start(chain, target, key_init, 16)
+        return jax.lax.fori_loop(
+            0, 30, lambda _, e: turn(chain, target, key_steps, e)[0], first
+        )
+
+    last = explored(jax.random.split(jax.random.key(0), 200))
+    state = last.state
+    # What is stored where a chain says its path is has the length of its record.
+    lengths = np.take_along_axis(
+        np.asarray(last.stored.length), np.asarray(state.slots), axis=1
+    )
+    np.testing.assert_array_equal(lengths, state.current.length)
+    last_step = np.maximum(lengths - 1, 0)[..., None]
+    symbols = np.take_along_axis(
+        np.asarray(last.stored.symbols), np.asarray(state.slots)[..., None], axis=1
+    )
+    ends = np.take_along_axis(symbols, last_step, axis=2)[..., 0]
+    noted = np.take_along_axis(
+        np.asarray(state.current.log_potentials), last_step, axis=2
+    )[..., 0]
+    expected = target.log_potentials[last_step[..., 0], ends]
+    np.testing.assert_allclose(noted, expected, rtol=1e-5)
+
+
 def test_one_rollout_makes_no_move():
-    run = tsi.run(samplers.quest(0.5), peaked(), jax.random.key(0), 1)
-    assert int(run.state.iteration) == 0
-    assert bool(run.state.done)
-    assert bool(run.state.finished.all())
+    for chain in (samplers.quest(0.5), samplers.power_sampling(variant="published")):
+        run = tsi.run(chain, peaked(), jax.random.key(0), 1)
+        assert int(run.state.iteration) == 0
+        assert bool(run.state.done)
+        assert bool(run.state.finished.all())
 
 
 def test_a_start_of_density_zero_accepts_every_move_and_has_no_evidence():

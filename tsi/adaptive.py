@@ -93,15 +93,19 @@ def run_rounds(
         for i, result in zip(running, results, strict=False):
             done[i].append(result if reads_reward else without_reward(result))
         running = [i for i in running if not rounds.stop(done[i])]
-    return [merged(results, sampler.select) for results in done]
+    targets = sampler.path_log_weight is not None
+    return [merged(r, sampler.select, has_evidence=targets) for r in done]
 
 
-def merged(results: Sequence[Result], rule: str) -> Result:
+def merged(
+    results: Sequence[Result], rule: str, *, has_evidence: bool = True
+) -> Result:
     """One result of several independent runs on one problem.
 
     Args:
         results: of runs with as many particles each.
         rule: how one answer is chosen; see `tsi.answers.select`.
+        has_evidence: False where the log evidence estimates nothing.
     """
     evidence = evidence_from_replicates(np.array([r.log_evidence for r in results]))
     answers = [answer for r in results for answer in r.answers]
@@ -135,7 +139,7 @@ def merged(results: Sequence[Result], rule: str) -> Result:
         ledger=Ledger(*map(sum, zip(*(r.ledger for r in results), strict=True))),
         slots=None,
         truncated=np.concatenate(cuts) if len(cuts) == len(results) else None,
-        log_evidence_variance=evidence.standard_error**2,
+        log_evidence_variance=evidence.standard_error**2 if has_evidence else math.nan,
         answer_errors=answer_errors_between(results),
         pareto_k=math.nan if lost else pareto_k(log_weights),
         unique_ancestors=_added([r.unique_ancestors for r in results]),

@@ -165,6 +165,16 @@ def tempered(
     return jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1.0))
 
 
+def log_prob_of(
+    logits: Float[Array, "*b V"], token: Int[Array, "*b"], temperature: Float[Array, ""]
+) -> Float[Array, "*b"]:
+    """log p of tokens; at temperature 0 it is 0 for the most likely, else -inf."""
+    log_p = tempered(logits, temperature)
+    chosen = jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
+    sure = jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf)
+    return jnp.where(temperature > 0, chosen, sure)
+
+
 def sample_token(
     keys: Any, logits: Float[Array, "R V"], temperatures: Temperatures
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
@@ -181,13 +191,8 @@ def sample_token(
     token = jnp.where(
         drawing > 0, categorical(keys, log_q), jnp.argmax(log_q, axis=-1)
     ).astype(jnp.int32)
-
-    def of_token(log_p: Array, temperature: Array) -> Array:
-        chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
-        return jnp.where(temperature > 0, chosen, 0.0)
-
-    chosen_q = of_token(log_q, drawing)
+    chosen_q = log_prob_of(logits, token, drawing)
     if proposal is None:
         return token, chosen_q, jnp.zeros_like(chosen_q)
-    chosen_p = of_token(tempered(logits, policy), policy)
+    chosen_p = log_prob_of(logits, token, policy)
     return token, chosen_p, chosen_p - chosen_q

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from tsi.answer_errors import answer_errors
-from tsi.degeneracy import lineages, unique_ancestors
+from tsi.degeneracy import common_past, lineages, unique_ancestors
 from tsi.evidence_variance import variance_of_families
 from tsi.pareto import pareto_k
 from tsi.sampler import Sampler
@@ -75,32 +75,28 @@ def diagnose(
 
 
 def diagnose_store(
-    answers: Sequence[str | None],
-    log_weights: Float[np.ndarray, "K"],
-    members: Int[np.ndarray, "K"],
-    step_texts: Sequence[Sequence[str]],
+    answers: Sequence[str | None], state: Any, step_texts: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
     """The same of an explorer's members, whose common past is their common text.
 
-    A stored solution that is a member many times, as the state of a chain that rejects
-    its moves is, counts as one family. Between different states of a chain nothing is
-    known: errors of answers are then too small.
+    Members with one first step are one family, and so are copies of one solution, as
+    the state of a chain that rejects its moves is. Between the states of a chain
+    nothing more is known: errors of answers may still be too small.
 
     Args:
         answers: canonical answers.
-        log_weights: of the members, in any normalisation.
-        members: which stored prefix each of them is.
+        state: the explorer's last.
         step_texts: the steps of each member.
     """
-    shares = normalised(log_weights)
-    _, families = np.unique(members, return_inverse=True)
-    longest = max(map(len, step_texts))
-    alive = [steps for steps, share in zip(step_texts, shares, strict=True) if share]
-    distinct = [len({tuple(steps[: t + 1]) for steps in alive}) for t in range(longest)]
+    log_weights = np.asarray(state.log_weights)
+    past = common_past(step_texts)
+    families = past[min(1, len(past) - 1)]
+    errors = answer_errors(answers, normalised(log_weights), families, 0)
+    lost = math.isinf(float(state.log_evidence))
     return {
-        "answer_errors": answer_errors(answers, shares, families, 0),
-        "pareto_k": pareto_k(log_weights),
-        "unique_ancestors": np.array(distinct),
+        "answer_errors": dict.fromkeys(errors, math.nan) if lost else errors,
+        "pareto_k": math.nan if lost else pareto_k(log_weights),
+        "unique_ancestors": unique_ancestors(past),
     }
 
 

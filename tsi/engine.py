@@ -143,11 +143,17 @@ class Engine:
             check_needs(sampler, self._store)
             plan = sampler.plan(num_particles, self.target.max_steps)
             most = problems_of_a_batch(plan, self.max_rows, self.max_stored)
+        warm = self.temperature if temperature is None else temperature
+        if proposal_temperature == 0.0 and warm > 0.0:
+            raise ConfigurationError(
+                "A proposal of temperature 0 draws one token where the policy at "
+                f"temperature {warm} may draw any, so no weight could correct it. Give "
+                "a positive proposal_temperature."
+            )
         prompts = [self._encode(problem) for problem in problems]
         longest = max((len(p) for p in prompts), default=1)
         width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
         size = min(max(1, most), len(problems))
-        warm = self.temperature if temperature is None else temperature
         results: list[Result] = []
         for start in range(0, len(problems), max(size, 1)):
             chosen = list(range(start, min(start + size, len(problems))))
@@ -328,10 +334,20 @@ class Engine:
             extract(text) if ended else None
             for text, ended in zip(texts, whole, strict=True)
         ]
+        log_weights = np.asarray(state.log_weights)
+        cut = mine.truncated
+        if explores:
+            # Padding, and what a search has dismissed, is no answer.
+            dismissed = np.isneginf(log_weights) & ~np.isneginf(log_weights).all()
+            answers = [
+                None if out else answer
+                for answer, out in zip(answers, dismissed, strict=True)
+            ]
+            # One stored solution may be a member many times.
+            cut = mine.truncated[np.unique(state.members, return_index=True)[1]]
         rewards = 1.0 / (1.0 + np.exp(-mine.log_odds.astype(np.float64)))
         prompt_length = int(params.prompts.lengths[p])
         slots = slot_costs(host.cost_of(p), prompt_length, self.target, params)
-        log_weights = np.asarray(state.log_weights)
         return Result(
             problem_id=problem.id,
             texts=texts,
@@ -344,7 +360,7 @@ class Engine:
             step_texts=step_texts,
             num_recoveries=int(infos.num_recoveries.sum()),
             num_invalid=int(infos.num_invalid.sum()),
-            num_truncated=int(mine.truncated.sum()),
+            num_truncated=int(cut.sum()),
             answer_posterior=answer_posterior(answers, log_weights),
             selected=select(sampler.select, answers, log_weights, rewards),
             ledger=ledger_of_first(slots, len(slots.flops), seconds)._replace(
@@ -353,7 +369,7 @@ class Engine:
             slots=slots,
             truncated=mine.truncated,
             **(
-                diagnose_store(answers, log_weights, state.members, step_texts)
+                diagnose_store(answers, state, step_texts)
                 if explores
                 else diagnose_run(sampler, state, infos, answers)
             ),

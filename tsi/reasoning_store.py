@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.cache import cut, keep, take
-from tsi.decoding import Decoding, tempered
+from tsi.decoding import Decoding, log_prob_of
 from tsi.errors import ConfigurationError
 from tsi.reasoning import (
     History,
@@ -69,7 +69,7 @@ class ReasoningStore:
         return taken._replace(
             prompt=particles.prompt,
             suffix=take(particles.suffix, rows),
-            reward_state=self.target.reward.fork(particles.reward_state, rows),
+            reward_state=self.target.reward.take(particles.reward_state, rows),
             cost=no_cost(rows.shape[0]),
         )
 
@@ -180,8 +180,7 @@ class ReasoningStore:
         start = target.prompt_rows(particles, params) - 1 + particles.lengths
         context = (particles.prompt, particles.suffix.segment)
         hidden, key_values = policy.trunk(read, start[:, None] + offsets, real, context)
-        log_p = tempered(policy.logits(hidden), params.temperature)
-        log_p = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+        log_p = log_prob_of(policy.logits(hidden), tokens, params.temperature)
         log_p = jnp.sum(jnp.where(real, log_p, 0.0), axis=1)
         took = counts > 0
         last = jnp.maximum(counts - 1, 0)[:, None]

@@ -89,6 +89,9 @@ class Reward(Protocol):
     def fork(self, state: Any, ancestors: Int[Array, " R"]) -> Any:
         """Give each row its ancestor's state."""
 
+    def take(self, state: Any, rows: Int[Array, " W"]) -> Any:
+        """The state of W rows out of a store, in any number, without holes."""
+
     def keep(self, stored: Any, slots: Int[Array, " W"], rows: Any) -> Any:
         """Write the state of W rows over the stored ones at ``slots``."""
 
@@ -148,12 +151,12 @@ class ProcessReward:
         )
 
     def fork(self, state, ancestors):
-        if ancestors.shape == state.prompt_lengths.shape:
-            return state._replace(suffix=fork(state.suffix, ancestors))
-        # Out of a store, whose rows are others in number and in length.
+        return state._replace(suffix=fork(state.suffix, ancestors))
+
+    def take(self, state, rows):
         return state._replace(
-            suffix=take(state.suffix, ancestors),
-            prompt_lengths=state.prompt_lengths[ancestors],
+            suffix=take(state.suffix, rows),
+            prompt_lengths=state.prompt_lengths[rows],
         )
 
     def keep(self, stored, slots, rows):
@@ -207,6 +210,9 @@ class SelfJudge:
     def fork(self, state, ancestors):
         return state
 
+    def take(self, state, rows):
+        return state
+
     def keep(self, stored, slots, rows):
         return stored
 
@@ -256,6 +262,9 @@ class TextReward:
     def fork(self, state, ancestors):
         return state
 
+    def take(self, state, rows):
+        return state
+
     def keep(self, stored, slots, rows):
         return stored
 
@@ -279,6 +288,9 @@ class NoReward:
         return state, Reading(zeros.astype(jnp.float32), zeros)
 
     def fork(self, state, ancestors):
+        return state
+
+    def take(self, state, rows):
         return state
 
     def keep(self, stored, slots, rows):

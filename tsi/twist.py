@@ -82,8 +82,9 @@ class TwistedTarget:
         # `tsi.target.require` takes None for a capability that is not there.
         for name in ("truncate", "replay", "log_prob", "log_proposal", "put"):
             has_it = getattr(target, name, None) is not None
-            # The target does not know the density of another's proposal.
-            has_it &= name != "log_proposal" or propose is None
+            # The target does not know the density of another's proposal, without which
+            # repeated steps would be weighed wrongly.
+            has_it &= name not in ("replay", "log_proposal") or propose is None
             setattr(self, name, getattr(self, f"_{name}") if has_it else None)
 
     def init(
