@@ -24,9 +24,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
-from tsi.samplers.path_record import PathRecord, invalid, no_paths
+from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
 from tsi.samplers.potentials import Potential
-from tsi.samplers.suffix_metropolis import ChainSample
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
 from tsi.weights import all_dead, ess
 
@@ -135,7 +134,7 @@ def backward_gibbs(
             finished=jnp.zeros(num_particles, bool),
             log_evidence=jnp.zeros(()),
             iteration=zero,
-            sample=csmc.summary(no_paths((), max_steps), score),
+            sample=summary(no_paths((), max_steps), score),
             phase=zero,
             sweep=csmc.begin(size, max_steps),
             generations=Generations(
@@ -283,7 +282,7 @@ def backward_gibbs(
         over = state._replace(
             done=last,
             iteration=state.iteration + 1,
-            sample=csmc.summary(state.reference, score),
+            sample=summary(state.reference, score),
             phase=jnp.full_like(state.phase, FORWARD),
             sweep=csmc.begin(size, max_steps),
         )

@@ -34,12 +34,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Reply
 from tsi.sampler import Sampler
-from tsi.samplers.path_record import PathRecord, extended, log_density, no_paths
+from tsi.samplers.path_record import PathRecord, extended, no_paths
 from tsi.samplers.potentials import Potential
 from tsi.samplers.resampling import multinomial, systematic_from
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.smc import SMCInfo, SMCState, smc
-from tsi.samplers.suffix_metropolis import ChainSample
 from tsi.weights import normalise
 
 Scheme = Callable[[Array, Array, Array], Array]
@@ -185,17 +184,3 @@ def weigh(
 def draw(key: Key[Array, ""], log_weights: Float[Array, "n"]) -> Int[Array, ""]:
     """One particle in proportion to its weight; the first if all weights are zero."""
     return multinomial(key, log_weights, 1)[0]
-
-
-def summary(record: PathRecord, score: Callable[..., Array]) -> ChainSample:
-    """Numbers of a path.
-
-    Args:
-        record: of one path, or a batch of them.
-        score: the target's path weight.
-    """
-    log_p = jnp.sum(jnp.where(record.live, record.log_probs, 0.0), axis=-1)
-    last = jnp.maximum(record.length - 1, 0)[..., None]
-    potential = jnp.take_along_axis(record.log_potentials, last, axis=-1)[..., 0]
-    density = log_density(record, score) + log_p
-    return ChainSample(density, potential, log_p, record.length)

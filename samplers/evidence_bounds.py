@@ -54,26 +54,6 @@ class SandwichState(NamedTuple):
     members: Int[Array, "N"]
     done: Bool[Array, ""]
 
-    @property
-    def log_evidence(self) -> Float[Array, "*batch"]:
-        """Of the population."""
-        return self.population.log_evidence
-
-    @property
-    def log_weights(self) -> Float[Array, "*batch N"]:
-        """Of the particles."""
-        return self.population.log_weights
-
-    @property
-    def log_potentials(self) -> Float[Array, "*batch N"]:
-        """Of the particles."""
-        return self.population.log_potentials
-
-    @property
-    def finished(self) -> Bool[Array, "*batch N"]:
-        """Of the particles."""
-        return self.population.finished
-
 
 def sandwich(potential: Potential) -> Explorer:
     """Conditional SMC on the path stored in row N, which particle 0 repeats.
@@ -169,4 +149,4 @@ def evidence_bounds(
         lambda _, e: turn(explorer, target, key_steps, e, params)[0],
         first,
     )
-    return EvidenceBounds(below, last.state.log_evidence)
+    return EvidenceBounds(below, last.state.population.log_evidence)

@@ -27,9 +27,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
-from tsi.samplers.path_record import PathRecord, log_density, no_paths
+from tsi.samplers.path_record import (
+    ChainSample,
+    PathRecord,
+    log_density,
+    no_paths,
+    summary,
+)
 from tsi.samplers.potentials import Potential, product
-from tsi.samplers.suffix_metropolis import ChainSample
 from tsi.samplers.sweep_budget import path_score, shared_budget
 from tsi.samplers.temperature_ladder import (
     adapted,
@@ -173,7 +178,7 @@ def parallel_tempering(
             finished=jnp.zeros(members, bool),
             log_evidence=jnp.zeros(()),
             iteration=jnp.zeros((), jnp.int32),
-            sample=csmc.summary(no_paths((), max_steps), score),
+            sample=summary(no_paths((), max_steps), score),
             sweep=begin(size, max_steps),
             reference=no_paths((num_chains,), max_steps),
             place=jnp.zeros(num_chains, jnp.int32),
@@ -286,7 +291,7 @@ def parallel_tempering(
                 state.iteration == 0, jnp.sum(smc.log_evidence), state.log_evidence
             ),
             iteration=state.iteration + 1,
-            sample=csmc.summary(jax.tree.map(lambda leaf: leaf[0], reference), score),
+            sample=summary(jax.tree.map(lambda leaf: leaf[0], reference), score),
             sweep=begin(size, reference.log_potentials.shape[-1]),
             reference=reference,
             place=own[chains, chosen][origins],

@@ -31,10 +31,9 @@ from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.backward_sampling import backward_gibbs
-from tsi.samplers.path_record import PathRecord, invalid, no_paths
+from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
 from tsi.samplers.potentials import Potential, product, softmax
 from tsi.samplers.schedules import Schedule, every_step
-from tsi.samplers.suffix_metropolis import ChainSample
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
 from tsi.samplers.sweep_budget import path_score, shared_budget
 from tsi.weights import ess
@@ -168,7 +167,7 @@ def particle_gibbs(
             finished=jnp.zeros(num_particles, bool),
             log_evidence=jnp.zeros(()),
             iteration=zero,
-            sample=csmc.summary(no_paths((), max_steps), score),
+            sample=summary(no_paths((), max_steps), score),
             sweep=csmc.begin(size, max_steps),
             reference=no_paths((), max_steps),
             place=zero,
@@ -316,7 +315,7 @@ def particle_gibbs(
                 state.iteration == 0, smc.log_evidence, state.log_evidence
             ),
             iteration=state.iteration + 1,
-            sample=csmc.summary(reference, score),
+            sample=summary(reference, score),
             sweep=csmc.begin(size, records.log_potentials.shape[-1]),
             reference=reference,
             place=mine[chosen],

@@ -36,6 +36,22 @@ class PathRecord(NamedTuple):
         return steps < self.length[..., None]
 
 
+class ChainSample(NamedTuple):
+    """Numbers of a chain's present path, to be traced and summarised.
+
+    Attributes:
+        log_density: of the target, not normalised.
+        log_potential: the last.
+        log_prob: log p of the path.
+        length: steps.
+    """
+
+    log_density: Float[Array, "*batch"]
+    log_potential: Float[Array, "*batch"]
+    log_prob: Float[Array, "*batch"]
+    length: Int[Array, "*batch"]
+
+
 def no_paths(shape: tuple[int, ...], max_steps: int) -> PathRecord:
     """Records of empty paths."""
     zeros = jnp.zeros((*shape, max_steps), jnp.float32)
@@ -102,3 +118,14 @@ def log_importance(
     new = record.live & (steps >= jnp.asarray(start)[..., None])
     corrections = jnp.sum(jnp.where(new, record.log_corrections, 0.0), axis=-1)
     return sanitise(log_density(record, path_log_weight, power) + corrections)
+
+
+def summary(
+    record: PathRecord, path_log_weight: Callable[..., Array], power: float = 1.0
+) -> ChainSample:
+    """Numbers of paths under p(x)^power exp(path_log_weight(x))."""
+    log_p = jnp.sum(jnp.where(record.live, record.log_probs, 0.0), axis=-1)
+    last = jnp.maximum(record.length - 1, 0)[..., None]
+    potential = jnp.take_along_axis(record.log_potentials, last, axis=-1)[..., 0]
+    density = log_density(record, path_log_weight, power) + log_p
+    return ChainSample(density, potential, log_p, record.length)

@@ -23,9 +23,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
-from tsi.samplers.path_record import PathRecord, no_paths
+from tsi.samplers.path_record import ChainSample, PathRecord, no_paths, summary
 from tsi.samplers.potentials import Potential, product
-from tsi.samplers.suffix_metropolis import ChainSample
 from tsi.samplers.sweep_budget import path_score, shared_budget
 
 
@@ -121,7 +120,7 @@ def pimh(
             finished=jnp.zeros(num_particles, bool),
             log_evidence=jnp.zeros(()),
             iteration=zero,
-            sample=csmc.summary(no_paths((), max_steps), score),
+            sample=summary(no_paths((), max_steps), score),
             place=zero,
             sweep=csmc.begin(size, max_steps),
             log_accepted=jnp.full((), -jnp.inf),
@@ -185,7 +184,7 @@ def pimh(
 
         chosen = csmc.draw(key_draw, smc.log_weights)
         drawn: PathRecord = jax.tree.map(lambda leaf: leaf[chosen], state.sweep.records)
-        sample = csmc.summary(drawn, score)
+        sample = summary(drawn, score)
         over_now = state._replace(
             done=jnp.asarray(not endless) & ((state.iteration + 1) * size >= kept),
             members=stored(state.members, own),

@@ -32,25 +32,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.path_record import (
+    ChainSample,
     PathRecord,
     extended,
     invalid,
-    log_density,
     log_importance,
     no_paths,
+    summary,
 )
 from tsi.samplers.potentials import Potential
 from tsi.samplers.resampling import systematic
 from tsi.weights import log_mean_exp
-
-
-class ChainSample(NamedTuple):
-    """Numbers of the present state of each chain, to be traced and summarised."""
-
-    log_density: Float[Array, "*C"]
-    log_potential: Float[Array, "*C"]
-    log_prob: Float[Array, "*C"]
-    length: Int[Array, "*C"]
 
 
 class MetropolisState(NamedTuple):
@@ -311,7 +303,7 @@ def suffix_metropolis(
     def _scheduled(told, state, all_complete) -> MetropolisState:
         """Keep a completed state as a sample, and see whether it was the last."""
         kept = told.members.shape[0]
-        sample = _last_potential(told.current)
+        now = summary(told.current, score, power).log_potential
         # From this iteration on: later ones are overwritten when their turn comes.
         group = jnp.arange(kept) // num_chains
         since = all_complete & ((group >= told.iteration) | pair)
@@ -322,7 +314,7 @@ def suffix_metropolis(
 
         told = told._replace(
             members=spread(told.slots, told.members),
-            log_potentials=spread(sample, told.log_potentials),
+            log_potentials=spread(now, told.log_potentials),
             finished=spread(told.ended, told.finished),
             sample=_summary(told.current),
         )
@@ -338,18 +330,8 @@ def suffix_metropolis(
             stage=told.stage + (stage_over & ~last_stage),
         )
 
-    def _last_potential(paths: PathRecord) -> Float[Array, "C"]:
-        last = jnp.maximum(paths.length - 1, 0)[:, None]
-        return jnp.take_along_axis(paths.log_potentials, last, axis=1)[:, 0]
-
     def _summary(paths: PathRecord) -> ChainSample:
-        log_p = jnp.sum(jnp.where(paths.live, paths.log_probs, 0.0), axis=-1)
-        sample = ChainSample(
-            log_density(paths, score, power) + log_p,
-            _last_potential(paths),
-            log_p,
-            paths.length,
-        )
+        sample = summary(paths, score, power)
         return jax.tree.map(lambda leaf: leaf[0] if num_chains == 1 else leaf, sample)
 
     return Explorer(

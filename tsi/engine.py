@@ -30,7 +30,7 @@ from tsi.engine_programs import (
     spread,
 )
 from tsi.errors import ConfigurationError, PromptTooLongError
-from tsi.explore import check_needs, put, step_rows
+from tsi.explore import check_needs, extend_stored
 from tsi.explorer import Explorer, problems_of_a_batch
 from tsi.models.llama import Llama, RewardModel
 from tsi.outcome import Outcome, on_host, slot_costs, texts_by_step
@@ -266,23 +266,15 @@ class Engine:
     def _advance_store(self, key_steps, count, exploration, request, params):
         stored, depths, spent = exploration
         keys = jax.vmap(lambda key: step_keys(key, count).propose)(key_steps)
-        store = self._store
-        rows = store.gather(spread(self.mesh, stored), request.parents)
-        sources = None
-        if request.sources is not None:
-            sources = store.gather(stored, jnp.maximum(request.sources, 0))
-        stepped = step_rows(
-            store,
+        stored, depths, stepped = extend_stored(
+            self._store,
             keys,
-            rows,
-            depths[request.parents],
+            spread(self.mesh, stored),
+            depths,
             request,
-            sources,
             params,
             self.target.max_steps,
         )
-        stored = put(store, stored, request.slots, stepped.rows)
-        depths = depths.at[request.slots].set(stepped.depths, mode="drop")
         spent = jax.tree.map(jnp.add, spent, stepped.rows.cost)
         return (spread(self.mesh, stored), depths, spent), stepped.reply
 

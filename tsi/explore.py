@@ -150,6 +150,31 @@ def step_rows(
     return Stepped(after, depths, reply)
 
 
+def extend_stored(
+    target: Any,
+    key: Key[Array, "..."],
+    stored: Particles,
+    depths: Int[Array, "M"],
+    request: Request,
+    params: Any,
+    limit: int,
+) -> tuple[Particles, Int[Array, "M"], Stepped]:
+    """Take the requested rows out of the store, step them and keep what they became.
+
+    Arguments as in `step_rows`, with the whole store in place of its rows.
+    """
+    rows = target.gather(stored, request.parents)
+    sources = None
+    if request.sources is not None:
+        sources = target.gather(stored, jnp.maximum(request.sources, 0))
+    stepped = step_rows(
+        target, key, rows, depths[request.parents], request, sources, params, limit
+    )
+    stored = put(target, stored, request.slots, stepped.rows)
+    depths = depths.at[request.slots].set(stepped.depths, mode="drop")
+    return stored, depths, stepped
+
+
 def _replayed_correction(
     target: Any, before: Particles, after: Particles, log_p: Any, params: Any
 ) -> Float[Array, "W"]:
@@ -191,22 +216,10 @@ def turn(
     stored, depths, state, count = exploration
     keys: StepKeys = step_keys(key_steps, count)
     state, request = explorer.ask(keys.ask, state)
-    rows = target.gather(stored, request.parents)
-    sources = None
-    if request.sources is not None:
-        sources = target.gather(stored, jnp.maximum(request.sources, 0))
-    stepped = step_rows(
-        target,
-        keys.propose,
-        rows,
-        depths[request.parents],
-        request,
-        sources,
-        params,
-        step_limit(target, max_steps),
+    limit = step_limit(target, max_steps)
+    stored, depths, stepped = extend_stored(
+        target, keys.propose, stored, depths, request, params, limit
     )
-    stored = put(target, stored, request.slots, stepped.rows)
-    depths = depths.at[request.slots].set(stepped.depths, mode="drop")
     state, info = explorer.tell(keys.tell, state, stepped.reply)
     return Exploration(stored, depths, state, count + 1), info
 
