@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.target import where_rows
 
 
 class LinearGaussianParticles(NamedTuple):
@@ -184,13 +185,7 @@ class LinearGaussianTarget:
         scale = jnp.where(t == 0, self.initial_scale, self.transition_scale)
         log_p = jax.scipy.stats.norm.logpdf(x, self.decay * particles.x, scale)
         written = self._written(particles, t, x)
-        rows = jax.tree.map(
-            lambda new, old: jnp.where(
-                took.reshape(-1, *[1] * (new.ndim - 1)), new, old
-            ),
-            written,
-            particles,
-        )
+        rows = where_rows(took, written, particles)
         return rows, jnp.where(took, log_p, 0.0)
 
     def log_potential(

@@ -171,8 +171,29 @@ class ProcessReward:
     reads_prompts = True
 
 
+class Stateless:
+    """A reward that remembers nothing of what it has read, and reads no prompt."""
+
+    def init(self, prompts, rows, capacity, params):
+        return ()
+
+    def fork(self, state, ancestors):
+        return state
+
+    def take(self, state, rows):
+        return state
+
+    def keep(self, stored, slots, rows):
+        return stored
+
+    def cut(self, state, lengths):
+        return state
+
+    reads_prompts = False
+
+
 @dataclasses.dataclass(frozen=True)
-class SelfJudge:
+class SelfJudge(Stateless):
     """The policy's own one-token judgement of a prefix (arXiv 2410.02725).
 
     A question is appended to the prefix for the length of one reading, on the policy's
@@ -187,9 +208,6 @@ class SelfJudge:
     question: tuple[int, ...]
     yes: int
     no: int
-
-    def init(self, prompts, rows, capacity, params):
-        return ()
 
     def read(self, state, step, params):
         policy: Llama = params.policy
@@ -207,26 +225,12 @@ class SelfJudge:
         read = jnp.where(step.counts > 0, tokens.shape[1], 0)
         return state, Reading(logits[:, self.yes] - logits[:, self.no], read)
 
-    def fork(self, state, ancestors):
-        return state
-
-    def take(self, state, rows):
-        return state
-
-    def keep(self, stored, slots, rows):
-        return stored
-
-    def cut(self, state, lengths):
-        return state
-
     def reader(self, params):
         return params.policy.config
 
-    reads_prompts = False
-
 
 @dataclasses.dataclass(frozen=True)
-class TextReward:
+class TextReward(Stateless):
     """Log-odds from a Python function of the solution's text so far.
 
     Attributes:
@@ -237,9 +241,6 @@ class TextReward:
 
     score: Callable[[Sequence[str]], np.ndarray]
     decode: Callable[[list[int]], str]
-
-    def init(self, prompts, rows, capacity, params):
-        return ()
 
     def read(self, state, step, params):
         lengths = step.start + step.counts
@@ -259,47 +260,16 @@ class TextReward:
         )
         return state, Reading(log_odds, jnp.zeros_like(step.counts))
 
-    def fork(self, state, ancestors):
-        return state
-
-    def take(self, state, rows):
-        return state
-
-    def keep(self, stored, slots, rows):
-        return stored
-
-    def cut(self, state, lengths):
-        return state
-
     def reader(self, params):
         return None
 
-    reads_prompts = False
 
-
-class NoReward:
+class NoReward(Stateless):
     """Log-odds 0 everywhere (reward one half): nothing is read."""
-
-    def init(self, prompts, rows, capacity, params):
-        return ()
 
     def read(self, state, step, params):
         zeros = jnp.zeros_like(step.counts)
         return state, Reading(zeros.astype(jnp.float32), zeros)
 
-    def fork(self, state, ancestors):
-        return state
-
-    def take(self, state, rows):
-        return state
-
-    def keep(self, stored, slots, rows):
-        return stored
-
-    def cut(self, state, lengths):
-        return state
-
     def reader(self, params):
         return None
-
-    reads_prompts = False

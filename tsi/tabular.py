@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.target import where_rows
 
 
 class TabularParticles(NamedTuple):
@@ -302,13 +303,7 @@ class TabularTarget:
             t == 0, tables.log_initial[symbol], tables.log_transition[last, symbol]
         )
         written = self._written(particles, t, symbol, tables)
-        rows = jax.tree.map(
-            lambda new, old: jnp.where(
-                took.reshape(-1, *[1] * (new.ndim - 1)), new, old
-            ),
-            written,
-            particles,
-        )
+        rows = where_rows(took, written, particles)
         return rows, jnp.where(took, log_p, 0.0)
 
     def finished(self, particles: TabularParticles) -> Bool[Array, "N"]:

@@ -7,6 +7,8 @@ A target is a Feynman-Kac model in steps: `propose` draws x_t given the particle
 
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import CapabilityError
@@ -94,3 +96,12 @@ def require(target: Any, capability: str, needed_by: str) -> Any:
             "a sampler that does without."
         )
     return method
+
+
+def where_rows(flags: Bool[Array, "N"], yes: Particles, no: Particles) -> Particles:
+    """Rows of one tree where the flags are set, of the other elsewhere."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(flags.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, yes, no)

@@ -55,16 +55,6 @@ def as_arrays(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, tree)
 
 
-def _flags_like(flags: Array, leaf: Array) -> Array:
-    """Flags [N] shaped to select among rows of a leaf [N, ...]."""
-    return flags.reshape(flags.shape + (1,) * (leaf.ndim - flags.ndim))
-
-
-def where_rows(flags: Bool[Array, "N"], yes: Any, no: Any) -> Any:
-    """Rows of one tree where the flags are set, of the other elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(_flags_like(flags, a), a, b), yes, no)
-
-
 def check_carry(before: Any, after: Any) -> None:
     """Refuse a step whose carry could not be the next step's.
 

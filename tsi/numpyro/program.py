@@ -36,9 +36,9 @@ from tsi.numpyro.particles import (
     ProgramStep,
     as_arrays,
     check_carry,
-    where_rows,
 )
 from tsi.numpyro.sites import Sites, run_program, total
+from tsi.target import where_rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
