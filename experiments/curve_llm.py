@@ -135,7 +135,7 @@ def main(
         methods: which samplers; "all" alone is every one.
         rewards: which of the two.
         max_stored: prefixes with caches that explorers keep for one batch; a thousand
-            take about 5 GB.
+            are 3 GB of keys and values.
         progress: show a bar with the time left.
     """
     plan = checked_plan(methods, budgets, seeds, max_rows)._replace(

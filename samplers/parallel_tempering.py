@@ -146,8 +146,9 @@ def parallel_tempering(
         sweeps, size = shared_budget(each, num_sweeps, particles_per_sweep)
         if not 0 <= adapt_sweeps < sweeps:
             raise ConfigurationError(
-                f"{adapt_sweeps} of {sweeps} sweeps adapt the ladder, and none is left "
-                "for the result. Choose fewer adapt_sweeps or more rollouts."
+                f"adapt_sweeps is {adapt_sweeps} of {sweeps} sweeps: it cannot be less "
+                "than none, and if all adapt the ladder none is left for the result. "
+                "Choose fewer adapt_sweeps or more rollouts."
             )
         return sweeps, size
 

@@ -101,6 +101,13 @@ def test_merged_rounds_are_weighted_by_their_evidence():
     )
 
 
+def test_a_search_has_no_evidence_to_be_uncertain_about():
+    rounds = results_of([(1.0, 1.0)] * 3)
+    assert merged(rounds, "vote").log_evidence_variance == 0.0
+    searched = merged(rounds, "vote", has_evidence=False)
+    assert np.isnan(searched.log_evidence_variance)
+
+
 def test_rounds_of_no_evidence_leave_equal_weights_and_no_nan():
     rounds = [r._replace(log_evidence=-np.inf) for r in results_of([(1, 1)] * 3)]
     result = merged(rounds, "posterior")

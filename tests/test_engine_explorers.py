@@ -1,5 +1,7 @@
 """The engine gives explorers what `tsi.run` gives them, problem by problem."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,10 @@ import tiny_language as tiny
 from test_engine import PROBLEMS, engine, extract, same
 
 from tsi import samplers
+from tsi.diagnostics import diagnose_store
 from tsi.engine import Engine
+from tsi.errors import ConfigurationError
+from tsi.outcome import distinct, weighed_answers
 from tsi.reasoning import ReasoningParams
 from tsi.run import run
 
@@ -105,3 +110,68 @@ def test_steps_repeated_to_be_scored_cost_flops_and_reward_tokens():
     assert ancestor.reward_tokens > 1.5 * plain.reward_tokens
     assert ancestor.flops > 1.3 * plain.flops
     assert ancestor.reward_tokens > 1.5 * ancestor.generated_tokens
+
+
+def test_what_has_no_weight_is_no_answer_beside_what_has():
+    weights = np.array([0.0, -np.inf, 0.5])
+    assert weighed_answers(["7", "8", None], weights) == ["7", None, None]
+    assert weighed_answers(["7", "8", None], np.full(3, -np.inf)) == ["7", "8", None]
+
+
+def test_a_solution_that_a_chain_stays_at_is_counted_once():
+    assert distinct(np.array([4, 4, 2, 4]), np.array([True, True, True, False])) == 2
+    policy, reward = tiny.models(sharpness=4.0)
+    runner = Engine(
+        tiny.target(log_truncation=0.0),
+        policy,
+        reward,
+        encode=tiny.encode,
+        decode=tiny.decode,
+    )
+    runs = runner.run(
+        samplers.quest(0.05), jax.random.key(2), PROBLEMS, 8, extract=extract
+    )
+    # A chain that rejects a move has its state among the members once more.
+    assert any(r.truncated.sum() > r.num_truncated > 0 for r in runs)
+
+
+def test_a_run_without_evidence_knows_no_errors():
+    state = SimpleNamespace(log_weights=np.zeros(30), log_evidence=-np.inf)
+    steps = [[str(k), "end"] for k in range(30)]
+    lost = diagnose_store(["7"] * 20 + ["8"] * 10, state, steps)
+    assert np.isnan(lost["pareto_k"])
+    assert all(np.isnan(error) for error in lost["answer_errors"].values())
+    state.log_evidence = 0.0
+    known = diagnose_store(["7"] * 20 + ["8"] * 10, state, steps)
+    assert all(error > 0 for error in known["answer_errors"].values())
+    # Solutions with one first step are one family, and their luck is shared.
+    shared = diagnose_store(
+        ["7"] * 20 + ["8"] * 10, state, [["a", "end"]] * 15 + steps[15:]
+    )
+    assert shared["answer_errors"]["7"] > known["answer_errors"]["7"]
+
+
+def test_at_temperature_zero_every_move_is_accepted():
+    results = engine().run(
+        samplers.quest(0.5),
+        jax.random.key(0),
+        PROBLEMS[:2],
+        4,
+        extract=extract,
+        temperature=0.0,
+    )
+    for result in results:
+        assert len(set(result.texts)) == 1
+        assert not np.isnan(result.log_weights).any()
+
+
+def test_a_proposal_that_cannot_draw_what_the_policy_may_is_refused():
+    with pytest.raises(ConfigurationError, match="no weight could correct"):
+        engine().run(
+            samplers.smc(),
+            jax.random.key(0),
+            PROBLEMS[:1],
+            2,
+            extract=extract,
+            proposal_temperature=0.0,
+        )

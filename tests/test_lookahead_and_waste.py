@@ -116,6 +116,16 @@ def test_weights_of_zero_everywhere_leave_no_evidence_and_no_nan(maker):
         assert not np.isnan(np.asarray(run.state.log_weights)).any()
 
 
+def test_waste_free_ends_when_only_dead_prefixes_are_left():
+    target = unequal_lengths()
+    target.log_potentials[1] = -np.inf
+    run = tsi.run(samplers.waste_free_smc(), target, jax.random.key(3), 8)
+    assert int(run.num_steps) == 2
+    assert bool(run.state.done)
+    # What finished in the first step is all the evidence there is.
+    assert np.isfinite(run.state.log_evidence)
+
+
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_limit_below_the_targets_own_ends_the_run(maker):
     run = tsi.run(MAKERS[maker](), smooth(), jax.random.key(0), 4, max_steps=2)

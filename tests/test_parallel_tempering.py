@@ -98,6 +98,7 @@ def test_endless_tempering_runs_on():
         ({"hottest": 1.0}, 12, "the hottest above 1"),
         ({}, 8, "multiple of them"),
         ({"num_sweeps": 2, "adapt_sweeps": 2}, 12, "none is left"),
+        ({"num_sweeps": 2, "adapt_sweeps": -1}, 12, "none is left"),
         ({"num_sweeps": 4}, 12, "at least 2"),
     ],
 )

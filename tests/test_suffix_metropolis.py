@@ -177,6 +177,14 @@ def test_rewards_that_are_no_number_have_no_weight_and_are_counted():
     assert int(run.infos.num_invalid.sum()) >= 2
 
 
+def test_a_reward_of_exactly_one_is_a_reward_like_any_other():
+    target = peaked()
+    target.log_potentials[3] = np.inf
+    run = tsi.run(samplers.quest(0.5), target, jax.random.key(0), 8)
+    assert float(run.state.log_evidence) == pytest.approx(2.0, abs=1.0)
+    assert int(run.infos.num_invalid.sum()) == 0
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigurationError, match="multiple of the chains"):
         samplers.quest(0.5, num_chains=3).plan(8, 4)

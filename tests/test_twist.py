@@ -303,6 +303,15 @@ def test_what_the_target_lacks_the_twisted_one_lacks(capability):
         require(twisted, capability, "a test")
 
 
+def test_steps_of_a_foreign_proposal_cannot_be_repeated():
+    table = tabular_examples.smooth()
+    twisted = TwistedTarget(table, table_twist(np.zeros((4, 3))), propose=table.propose)
+    for capability in ("replay", "log_proposal"):
+        with pytest.raises(CapabilityError, match=f"`{capability}`"):
+            require(twisted, capability, "ancestor sampling")
+    assert require(twisted, "truncate", "a chain")
+
+
 def test_settings_that_cannot_work_are_sentences():
     target = tabular_examples.smooth()
     twist = table_twist(np.zeros((4, 3)))

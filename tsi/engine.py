@@ -33,7 +33,14 @@ from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.explore import check_needs, extend_stored
 from tsi.explorer import Explorer, problems_of_a_batch
 from tsi.models.llama import Llama, RewardModel
-from tsi.outcome import Outcome, on_host, slot_costs, texts_by_step
+from tsi.outcome import (
+    Outcome,
+    distinct,
+    on_host,
+    slot_costs,
+    texts_by_step,
+    weighed_answers,
+)
 from tsi.problem import Problem
 from tsi.reasoning import Particles, ReasoningParams, ReasoningTarget, no_cost
 from tsi.reasoning_store import ReasoningStore
@@ -327,16 +334,10 @@ class Engine:
             for text, ended in zip(texts, whole, strict=True)
         ]
         log_weights = np.asarray(state.log_weights)
-        cut = mine.truncated
+        num_truncated = int(mine.truncated.sum())
         if explores:
-            # Padding, and what a search has dismissed, is no answer.
-            dismissed = np.isneginf(log_weights) & ~np.isneginf(log_weights).all()
-            answers = [
-                None if out else answer
-                for answer, out in zip(answers, dismissed, strict=True)
-            ]
-            # One stored solution may be a member many times.
-            cut = mine.truncated[np.unique(state.members, return_index=True)[1]]
+            answers = weighed_answers(answers, log_weights)
+            num_truncated = distinct(state.members, mine.truncated)
         rewards = 1.0 / (1.0 + np.exp(-mine.log_odds.astype(np.float64)))
         prompt_length = int(params.prompts.lengths[p])
         slots = slot_costs(host.cost_of(p), prompt_length, self.target, params)
@@ -352,7 +353,7 @@ class Engine:
             step_texts=step_texts,
             num_recoveries=int(infos.num_recoveries.sum()),
             num_invalid=int(infos.num_invalid.sum()),
-            num_truncated=int(cut.sum()),
+            num_truncated=num_truncated,
             answer_posterior=answer_posterior(answers, log_weights),
             selected=select(sampler.select, answers, log_weights, rewards),
             ledger=ledger_of_first(slots, len(slots.flops), seconds)._replace(

@@ -1,11 +1,12 @@
 """A batch's outcome on the host: rows by problem, texts by step, costs by slot."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from tsi.models.llama import LlamaConfig
 from tsi.reasoning import Cost, Particles, ReasoningTarget
@@ -91,3 +92,21 @@ def slot_costs(
             else 0.0
         ),
     )
+
+
+def weighed_answers(
+    answers: Sequence[str | None], log_weights: Float[np.ndarray, "K"]
+) -> list[str | None]:
+    """Answers of an explorer's members, without those of no weight beside others.
+
+    Such are padding and what a search has dismissed; a vote must not count them.
+    """
+    none = np.isneginf(log_weights)
+    if none.all():
+        return list(answers)
+    return [None if out else a for a, out in zip(answers, none, strict=True)]
+
+
+def distinct(members: Int[np.ndarray, "K"], flags: Bool[np.ndarray, "K"]) -> int:
+    """How many stored prefixes the flagged members are; one may be a member twice."""
+    return len(set(np.asarray(members)[np.asarray(flags)].tolist()))
