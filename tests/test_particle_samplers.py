@@ -19,7 +19,7 @@ from tsi.samplers.optimal_resampling import (
 from tsi.samplers.pruning import russian_roulette
 from tsi.samplers.reproduction import Group
 from tsi.samplers.tempered import largest_exponent, tempered_weights
-from tsi.tabular_examples import EXAMPLES, peaked, unequal_lengths
+from tsi.tabular_examples import EXAMPLES, peaked, smooth, unequal_lengths
 from tsi.weights import ess, log_mean_exp
 
 KEY = jax.random.key(0)
@@ -364,3 +364,12 @@ def test_weights_that_mean_nothing_on_the_way_are_refused(make):
 def test_an_unknown_tempering_schedule_lists_the_known_one():
     with pytest.raises(UnknownNameError, match="Known: ess"):
         samplers.tempered_smc("linear")
+
+
+def test_killed_particles_take_no_further_step():
+    run = jax.jit(lambda key: tsi.run(samplers.pruning(0.9), smooth(), key, 32))(KEY)
+    dead = np.isneginf(np.asarray(run.state.log_weights))
+    lengths = np.asarray(run.particles.length)
+    assert dead.any()
+    assert (lengths[dead] < 4).all()
+    assert (lengths[~dead] == 4).all()

@@ -67,8 +67,10 @@ def prompts(*texts: str, width: int = 16) -> Prompts:
     return Prompts(jnp.asarray(rows), jnp.asarray([len(text) for text in texts]))
 
 
-def params(*texts: str, temperature: float = 1.0) -> ReasoningParams:
-    policy, reward = models()
+def params(
+    *texts: str, temperature: float = 1.0, sharpness: float = 8.0
+) -> ReasoningParams:
+    policy, reward = models(sharpness=sharpness)
     return ReasoningParams(policy, reward, prompts(*texts), jnp.float32(temperature))
 
 
