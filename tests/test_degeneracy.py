@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from tsi.degeneracy import lineages, unique_ancestors
+from tsi.degeneracy import common_past, lineages, unique_ancestors
 from tsi.evidence_variance import genealogy
 
 ANCESTORS = np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]])
@@ -25,3 +25,11 @@ def test_the_first_count_is_that_of_the_eves():
     for _ in range(50):
         ancestors = np.vstack([np.arange(9), rng.integers(0, 9, (6, 9))])
         assert unique_ancestors(ancestors)[0] == int(eves_of(ancestors))
+
+
+def test_texts_part_where_their_steps_do():
+    texts = [["a", "b", "c"], ["a", "x"], ["a", "b", "d"], ["z"]]
+    expected = [[0, 1, 2, 3], [0, 0, 0, 3], [0, 1, 0, 3]]
+    past = common_past(texts)
+    np.testing.assert_array_equal(past, expected)
+    np.testing.assert_array_equal(unique_ancestors(past), [2, 3, 4])

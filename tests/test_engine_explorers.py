@@ -136,13 +136,15 @@ def test_a_solution_that_a_chain_stays_at_is_counted_once():
 
 
 def test_a_run_without_evidence_knows_no_errors():
-    state = SimpleNamespace(log_weights=np.zeros(30), log_evidence=-np.inf)
+    log_weights = np.log(np.random.default_rng(0).pareto(2.0, 30) + 1.0)
+    state = SimpleNamespace(log_weights=log_weights, log_evidence=-np.inf)
     steps = [[str(k), "end"] for k in range(30)]
     lost = diagnose_store(["7"] * 20 + ["8"] * 10, state, steps)
     assert np.isnan(lost["pareto_k"])
     assert all(np.isnan(error) for error in lost["answer_errors"].values())
     state.log_evidence = 0.0
     known = diagnose_store(["7"] * 20 + ["8"] * 10, state, steps)
+    assert np.isfinite(known["pareto_k"])
     assert all(error > 0 for error in known["answer_errors"].values())
     # Solutions with one first step are one family, and their luck is shared.
     shared = diagnose_store(
