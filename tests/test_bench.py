@@ -89,15 +89,19 @@ def test_explorers_that_never_end_or_call_prefixes_solutions_are_seen():
     assert all(check.passed for check in request_checks(plain, 8, KEY))
 
 
-def test_weight_on_paths_that_are_not_solutions_breaks_the_posterior():
+def test_weight_on_a_path_that_is_no_solution_breaks_the_posterior():
     target = smooth()
     truth = target.truth(samplers.uniform().path_log_weight)
-    rows = np.tile(truth.symbols, (50, 1))[: 50 * 32].reshape(50, -1, target.max_steps)
-    cut = rows.copy()
-    cut[:, 0, -1] = -1
-    weights = np.zeros(cut.shape[:2])
-    judged_cut = judge_tabular(target, truth, cut, weights, np.zeros(50))
-    assert judged_cut.p_value == 0.0
+    rows = np.random.default_rng(0).choice(
+        len(truth.posterior), 5_000, p=truth.posterior
+    )
+    symbols, weights = truth.symbols[rows][:, None], np.zeros((5_000, 1))
+    whole = judge_tabular(target, truth, symbols, weights, np.zeros(5_000))
+    assert whole.p_value > 1e-3
+    cut = symbols.copy()
+    cut[17, 0, -1] = -1
+    one_cut = judge_tabular(target, truth, cut, weights, np.zeros(5_000))
+    assert one_cut.p_value == 0.0
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
