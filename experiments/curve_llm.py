@@ -25,8 +25,8 @@ from tsi.experiments.equations import REWARDS, equation_log_odds
 from tsi.experiments.scale import World, checked_plan, run_plan
 from tsi.experiments.world import all_devices, load_model, sha256_of, versions
 from tsi.experiments.write_report import write_report
+from tsi.models.decoder import LanguageModel
 from tsi.models.download import get
-from tsi.models.llama import Llama
 from tsi.models.tokenizer import Tokenizer, load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
@@ -57,7 +57,7 @@ def language_worlds(
 ):
     """The experiment's two worlds, by the name of their reward."""
     path = get(POLICY)
-    policy = load_model(path, Llama, "policy")
+    policy = load_model(path, LanguageModel, "policy")
     tokenizer = load_tokenizer(path)
     token_bytes = [tokenizer.token_bytes(i) for i in range(policy.config.vocab_size)]
     boundary = step_boundary(token_bytes, b"\n", tokenizer.eos_ids)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.boundary import step_boundary
 from tsi.experiments.tasks import Split, Task
-from tsi.models.llama import Llama
+from tsi.models.decoder import LanguageModel
 from tsi.models.tokenizer import Tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams, ReasoningTarget
@@ -85,7 +85,7 @@ def roll_out(
     num_samples: int,
     keys: Key[Array, " P"],
     prefixes: Prompts,
-    policy: Llama,
+    policy: LanguageModel,
     temperature: Float[Array, ""],
 ) -> Rollouts:
     """Sample solutions of P prefixes to their ends.
@@ -122,7 +122,7 @@ def roll_out(
 
 def sample_texts(
     target: ReasoningTarget,
-    policy: Llama,
+    policy: LanguageModel,
     tokenizer: Tokenizer,
     key: Key[Array, ""],
     prefixes: list[str],
@@ -176,7 +176,7 @@ def sample_texts(
 
 def label_steps(
     target: ReasoningTarget,
-    policy: Llama,
+    policy: LanguageModel,
     tokenizer: Tokenizer,
     task: Task,
     key: Key[Array, ""],
@@ -281,7 +281,7 @@ def _as_arrays(
 
 def labelled_chunk(
     target: ReasoningTarget,
-    policy: Llama,
+    policy: LanguageModel,
     tokenizer: Tokenizer,
     task: Task,
     split: Split,

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.experiments.tasks import Task
-from tsi.models.llama import Llama, LlamaConfig
+from tsi.models.decoder import DecoderConfig, LanguageModel
 from tsi.models.tokenizer import Tokenizer, char_tokenizer
 
 
@@ -47,7 +47,7 @@ def worked_batch(
 
 
 def solution_loss(
-    model: Llama, batch: tuple[Int[Array, "B T"], Bool[Array, "B T"]]
+    model: LanguageModel, batch: tuple[Int[Array, "B T"], Bool[Array, "B T"]]
 ) -> Float[Array, ""]:
     """Mean negative log-likelihood of the learned tokens."""
     tokens, learned = batch
@@ -59,9 +59,9 @@ def solution_loss(
 
 def tiny_config(
     task: Task, tokenizer: Tokenizer, *, width: int, hidden: int, num_layers: int
-) -> LlamaConfig:
+) -> DecoderConfig:
     """Four query heads on two key-value heads, tied embeddings."""
-    return LlamaConfig(
+    return DecoderConfig(
         vocab_size=tokenizer.vocab_size,
         width=width,
         hidden=hidden,

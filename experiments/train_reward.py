@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.stats import rankdata
 
 from tsi.experiments.step_labels import LabelledSteps
-from tsi.models.llama import Llama, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
 
 
 class JudgeMetrics(NamedTuple):
@@ -58,7 +58,9 @@ class JudgeMetrics(NamedTuple):
     num_steps: int
 
 
-def reward_from(model: Llama, num_new_blocks: int, *, rngs: nnx.Rngs) -> RewardModel:
+def reward_from(
+    model: LanguageModel, num_new_blocks: int, *, rngs: nnx.Rngs
+) -> RewardModel:
     """A reward model with a language model's blocks, some new ones, and a new head.
 
     The head starts at even odds, so that the first loss is not noise.
@@ -132,7 +134,7 @@ def corrupted(
 
 
 def likely_tokens(
-    model: Llama, tokens: Int[Array, "B T"], marks: Marks
+    model: LanguageModel, tokens: Int[Array, "B T"], marks: Marks
 ) -> Float[Array, "B T"]:
     """1 where a language model gives a token at least one half, 0 where less.
 

@@ -59,7 +59,7 @@ from tsi.experiments.train_reward import (
     reward_from,
 )
 from tsi.models.checkpoint import load, save
-from tsi.models.llama import Llama, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.tokenizer import Tokenizer
 from tsi.reasoning import ReasoningTarget
 
@@ -162,7 +162,7 @@ def kept(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def language_model(shop: Workshop, until: int, name: str) -> Llama:
+def language_model(shop: Workshop, until: int, name: str) -> LanguageModel:
     """The language model after so many steps; training goes on where it stopped."""
     recipe, task, tokenizer = shop.recipe, shop.task, shop.tokenizer
     config = tiny_config(
@@ -175,7 +175,7 @@ def language_model(shop: Workshop, until: int, name: str) -> Llama:
 
     def build(folder: Path) -> None:
         model = fit(
-            Llama(config, rngs=nnx.Rngs(recipe.seed)),
+            LanguageModel(config, rngs=nnx.Rngs(recipe.seed)),
             solution_loss,
             lambda step: worked_batch(
                 task, tokenizer, recipe.language.batch, recipe.seed, step
@@ -188,12 +188,16 @@ def language_model(shop: Workshop, until: int, name: str) -> Llama:
         save(model, config, folder, tokenizer=tokenizer)
 
     model, _ = load(kept(shop.folder / name, build))
-    assert isinstance(model, Llama)
+    assert isinstance(model, LanguageModel)
     return model
 
 
 def labels(
-    shop: Workshop, policy: Llama, split: Split, chunks: int, num_completions: int
+    shop: Workshop,
+    policy: LanguageModel,
+    split: Split,
+    chunks: int,
+    num_completions: int,
 ) -> LabelledSteps:
     """Monte Carlo labels of the policy's solutions, kept chunk by chunk."""
     recipe = shop.recipe
@@ -221,7 +225,9 @@ def labels(
     return LabelledSteps(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def reward_model(shop: Workshop, start: Llama, data: LabelledSteps) -> RewardModel:
+def reward_model(
+    shop: Workshop, start: LanguageModel, data: LabelledSteps
+) -> RewardModel:
     """The reward model: a language model, new blocks, a warm-up, step labels."""
     recipe = shop.recipe
     fresh = reward_from(start, recipe.new_blocks, rngs=nnx.Rngs(recipe.seed))
@@ -267,7 +273,7 @@ def reward_model(shop: Workshop, start: Llama, data: LabelledSteps) -> RewardMod
 
 
 def accuracy(
-    shop: Workshop, policy: Llama, temperature: float, num_samples: int
+    shop: Workshop, policy: LanguageModel, temperature: float, num_samples: int
 ) -> dict[str, float]:
     """Single-sample accuracy on held-out problems, and its standard error."""
     problems = shop.task.problems("validation", shop.recipe.held_out, 0)

@@ -18,7 +18,7 @@ from tsi.experiments.scale import World
 from tsi.experiments.tasks import get_task
 from tsi.models.catalogue import resolve
 from tsi.models.checkpoint import load
-from tsi.models.llama import Llama, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.tokenizer import Tokenizer, load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
@@ -59,7 +59,7 @@ def embedded_world(
     task = get_task(task_name)
     policy, reward = policy or f"{task_name}-policy", reward or f"{task_name}-reward"
     paths = {"policy": resolve(policy), "reward": resolve(reward)}
-    policy_model = load_model(paths["policy"], Llama, "policy")
+    policy_model = load_model(paths["policy"], LanguageModel, "policy")
     reward_model = load_model(paths["reward"], RewardModel, "reward")
     tokenizer = load_tokenizer(paths["policy"])
     check_same_tokens(tokenizer, load_tokenizer(paths["reward"]), policy, reward)

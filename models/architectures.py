@@ -1,9 +1,10 @@
-"""What is known of each architecture: its module, and the names of its tensors.
+"""Which family and which head the name of an architecture stands for.
 
-A port for another family adds its class, its names and its configuration reader here;
-the loader and the saver need nothing else.
+A port for another family adds its file to the list here; the loader and the saver need
+nothing else.
 """
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -11,32 +12,25 @@ from typing import Any
 import numpy as np
 
 from tsi.errors import CheckpointError
-from tsi.models.llama import Llama, LlamaConfig, RewardModel, config_from_hf
+from tsi.models import gemma3, llama, mistral, phi3, qwen2, qwen3
+from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.family import Family
+from tsi.models.rotary import Rope
 
-ARCHITECTURES: dict[str, type[Llama] | type[RewardModel]] = {
-    "LlamaForCausalLM": Llama,
-    "LlamaForTokenClassification": RewardModel,
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY
+    for module in (llama, mistral, qwen2, qwen3, gemma3, phi3)
+}
+HEADS: dict[str, type[LanguageModel] | type[RewardModel]] = {
+    "ForCausalLM": LanguageModel,
+    "ForTokenClassification": RewardModel,
+}
+ARCHITECTURES: dict[str, tuple[Family, type[LanguageModel] | type[RewardModel]]] = {
+    family.prefix + suffix: (family, head)
+    for family in FAMILIES.values()
+    for suffix, head in HEADS.items()
 }
 
-# Checkpoint name, with N for the layer, and the module path it fills. Matrices are
-# stored [out, in] and kept as kernels [in, out].
-_BLOCK = "model.layers.N."
-NAMES: dict[str, str] = {
-    "model.embed_tokens.weight": "trunk.embedding",
-    _BLOCK + "input_layernorm.weight": "trunk.blocks.attention_norm.scale",
-    _BLOCK + "self_attn.q_proj.weight": "trunk.blocks.attention.query.kernel",
-    _BLOCK + "self_attn.k_proj.weight": "trunk.blocks.attention.key.kernel",
-    _BLOCK + "self_attn.v_proj.weight": "trunk.blocks.attention.value.kernel",
-    _BLOCK + "self_attn.o_proj.weight": "trunk.blocks.attention.out.kernel",
-    _BLOCK + "post_attention_layernorm.weight": "trunk.blocks.feed_forward_norm.scale",
-    _BLOCK + "mlp.gate_proj.weight": "trunk.blocks.feed_forward.gate.kernel",
-    _BLOCK + "mlp.up_proj.weight": "trunk.blocks.feed_forward.up.kernel",
-    _BLOCK + "mlp.down_proj.weight": "trunk.blocks.feed_forward.down.kernel",
-    "model.norm.weight": "trunk.norm.scale",
-    "lm_head.weight": "head.kernel",
-    "score.weight": "score.kernel",
-    "score.bias": "bias",
-}
 # Rotary tables that old releases stored; they follow from the configuration.
 DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -54,7 +48,7 @@ SIZES = (
 
 def architecture_of(
     path: Path, fields: dict[str, Any]
-) -> tuple[type[Llama] | type[RewardModel], LlamaConfig]:
+) -> tuple[type[LanguageModel] | type[RewardModel], DecoderConfig]:
     """The module class and the validated configuration that a checkpoint asks for.
 
     Args:
@@ -88,16 +82,17 @@ def architecture_of(
     ):
         problems.append(f"eos_token_id is {eos!r}, not one token id or a list of them")
     if not problems:
-        config = _read_config(path, fields)
+        family, head = ARCHITECTURES[name]
+        config = _read_config(path, fields, family)
         problems += _contradictions(config)
     if problems:
         raise CheckpointError(f"{path}: in the configuration, {'; '.join(problems)}.")
-    return ARCHITECTURES[name], config
+    return head, config
 
 
-def _read_config(path: Path, fields: dict[str, Any]) -> LlamaConfig:
+def _read_config(path: Path, fields: dict[str, Any], family: Family) -> DecoderConfig:
     try:
-        return config_from_hf(fields)
+        return family.read(fields)
     except KeyError as error:
         raise CheckpointError(
             f"{path}: the configuration lacks the field {error}."
@@ -108,13 +103,36 @@ def _read_config(path: Path, fields: dict[str, Any]) -> LlamaConfig:
         ) from None
 
 
-def _contradictions(config: LlamaConfig) -> list[str]:
+def _contradictions(config: DecoderConfig) -> list[str]:
     problems = []
     if config.num_heads % config.num_kv_heads:
         problems.append("the query heads are not a multiple of the key-value heads")
     if config.head_width < 2 or config.head_width % 2:
         problems.append(f"the head width {config.head_width} is not even")
-    scalars = (config.rope_theta, config.norm_epsilon, *(config.rope_scaling or ()))
+    ropes = [config.rope, *([config.local.rope] if config.local else [])]
+    scalars = [config.norm_epsilon, *itertools.chain(*map(_numbers, ropes))]
     if not all(np.isfinite(value) and value > 0 for value in scalars):
         problems.append(f"one of {scalars} is not a positive number")
+    for rope in ropes:
+        pairs = int(config.head_width * rope.fraction)
+        if not 0 < rope.fraction <= 1 or pairs < 2 or pairs % 2:
+            problems.append(
+                f"rotary embeddings turn {pairs} of {config.head_width} entries of a "
+                "head, not an even number of them"
+            )
+        divisors = getattr(rope.scaling, "divisors", None)
+        if divisors is not None and len(divisors) != pairs // 2:
+            problems.append(
+                f"LongRoPE has {len(divisors)} short factors for {pairs // 2} pairs"
+            )
+    window = config.local.window if config.local else 1
+    if type(window) is not int or window < 1:
+        problems.append(f"the sliding window is {window!r}, not a positive number")
     return problems
+
+
+def _numbers(rope: Rope) -> list[float]:
+    numbers = [rope.theta]
+    for value in rope.scaling or ():
+        numbers += value if isinstance(value, tuple) else [value]
+    return [float(number) for number in numbers]

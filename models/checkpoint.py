@@ -18,9 +18,9 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from tsi.errors import CheckpointError
-from tsi.models.architectures import ARCHITECTURES, DERIVED, NAMES, architecture_of
+from tsi.models.architectures import DERIVED, FAMILIES, HEADS, architecture_of
+from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.gguf_llama import open_gguf
-from tsi.models.llama import Llama, LlamaConfig, RewardModel, config_to_hf
 from tsi.models.safetensors import (
     FLOAT_TYPES,
     SINGLE,
@@ -30,12 +30,10 @@ from tsi.models.safetensors import (
 )
 from tsi.models.tokenizer import Tokenizer
 
-_PATHS = {path: name for name, path in NAMES.items()}
-
 
 def load(
     path: str | Path, *, dtype: DTypeLike = jnp.float32
-) -> tuple[Llama | RewardModel, LlamaConfig]:
+) -> tuple[LanguageModel | RewardModel, DecoderConfig]:
     """Load a model from a Hugging Face folder or a ``.gguf`` file.
 
     Args:
@@ -43,8 +41,8 @@ def load(
         dtype: of the weights in memory, whatever they are on disk.
 
     Returns:
-        The module, :class:`Llama` or :class:`RewardModel` by the architecture that the
-        checkpoint names, and its configuration.
+        The module, :class:`LanguageModel` or :class:`RewardModel` by the architecture
+        that the checkpoint names, and its configuration.
 
     Raises:
         CheckpointError: the checkpoint is damaged, of an unknown architecture, asks for
@@ -74,7 +72,8 @@ def load(
         ".".join(map(str, keys)): leaf.get_value().shape
         for keys, leaf in leaves.items()
     }
-    tensors, contradictions = _without_redundant(config, tensors)
+    named = FAMILIES[config.family].unfuse(config, tensors)
+    tensors, contradictions = _without_redundant(config, named)
     _check(path, config, wanted, tensors, contradictions)
     for keys, leaf in leaves.items():
         name = ".".join(map(str, keys))
@@ -84,8 +83,8 @@ def load(
 
 
 def save(
-    model: Llama | RewardModel,
-    config: LlamaConfig,
+    model: LanguageModel | RewardModel,
+    config: DecoderConfig,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -102,25 +101,35 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    architecture = next(n for n, made in ARCHITECTURES.items() if type(model) is made)
+    family = FAMILIES[config.family]
+    suffix = next(n for n, made in HEADS.items() if type(model) is made)
+    patterns = _patterns(config)
     tensors: dict[str, np.ndarray] = {}
     for keys, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         path = ".".join(map(str, keys))
         value = np.asarray(leaf[...])
         value = value.astype(np.dtype(dtype) if dtype is not None else value.dtype)
         for name, part in zip(
-            _names(_PATHS[path], config.num_layers),
-            value if ".N." in _PATHS[path] else [value],
+            _names(patterns[path], config.num_layers),
+            value if ".N." in patterns[path] else [value],
             strict=True,
         ):
             tensors[name] = np.ascontiguousarray(part.T if _is_kernel(path) else part)
+    tensors = family.fuse(tensors)
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-    fields = config_to_hf(config, architecture)
+    fields = {"architectures": [family.prefix + suffix], **family.write(config)}
+    if type(model) is RewardModel:
+        fields["num_labels"] = config.num_labels
     fields["dtype"] = str(next(iter(tensors.values())).dtype)
     text = json.dumps(fields, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _patterns(config: DecoderConfig) -> dict[str, str]:
+    """The name in a checkpoint, with N for the layer, of each path in the module."""
+    return {path: name for name, path in FAMILIES[config.family].names.items()}
 
 
 def _is_kernel(path: str) -> bool:
@@ -137,7 +146,7 @@ def _names(pattern: str, num_layers: int) -> Iterator[str]:
 
 
 def _without_redundant(
-    config: LlamaConfig, tensors: Mapping[str, StoredTensor]
+    config: DecoderConfig, tensors: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
     """Drop tensors that repeat what other fields and tensors say.
 
@@ -160,15 +169,16 @@ def _without_redundant(
 
 def _check(
     path: Path,
-    config: LlamaConfig,
+    config: DecoderConfig,
     wanted: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, StoredTensor],
     contradictions: list[str],
 ) -> None:
     """Compare all names and shapes; raise one error that lists every misfit."""
     expected: dict[str, tuple[int, ...]] = {}
+    patterns = _patterns(config)
     for module_path, shape in wanted.items():
-        pattern = _PATHS[module_path]
+        pattern = patterns[module_path]
         part = shape[1:] if ".N." in pattern else shape
         part = part[::-1] if _is_kernel(module_path) else part
         expected |= dict.fromkeys(_names(pattern, config.num_layers), part)
@@ -197,12 +207,12 @@ def _assemble(
     path: Path,
     module_path: str,
     shape: tuple[int, ...],
-    config: LlamaConfig,
+    config: DecoderConfig,
     tensors: Mapping[str, StoredTensor],
     dtype: np.dtype,
 ) -> np.ndarray:
     """Read one parameter of the module, stacked over layers, one tensor at a time."""
-    pattern = _PATHS[module_path]
+    pattern = _patterns(config)[module_path]
     value = np.empty(shape, dtype)
     parts = value if ".N." in pattern else value[None]
     for part, name in zip(parts, _names(pattern, config.num_layers), strict=True):

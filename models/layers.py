@@ -23,65 +23,69 @@ class Segment(NamedTuple):
         keys: ``[L, B, K, h, S]``, rotated. Positions are innermost, since that is the
             layout in which a product with a few queries streams through memory.
         values: ``[L, B, K, S, h]``.
+        positions: ``[B, S]``, where each one stands, counted from the prompt's start.
         mask: ``[B, S]``, True where a position may be attended to.
     """
 
     keys: Float[Array, "L B K h S"]
     values: Float[Array, "L B K S h"]
+    positions: Int[Array, "B S"]
     mask: Bool[Array, "B S"]
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation, computed in float32 (arXiv 1910.07467)."""
+    """Root-mean-square normalisation, computed in float32 (arXiv 1910.07467).
 
-    def __init__(self, width: int, epsilon: float, *, dtype=jnp.float32):
-        self.scale = nnx.Param(jnp.ones((width,), dtype))
-        self.epsilon = epsilon
+    ``offset`` is added to the stored scale: 0, or 1 where the scale is kept as its
+    difference from one, as Gemma does.
+    """
+
+    def __init__(
+        self, width: int, epsilon: float, *, offset: float = 0.0, dtype=jnp.float32
+    ):
+        self.scale = nnx.Param(jnp.full((width,), 1.0 - offset, dtype))
+        self.epsilon, self.offset = epsilon, offset
 
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
         y = x.astype(jnp.float32)
         y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        return (y * (self.scale[...].astype(jnp.float32) + self.offset)).astype(x.dtype)
 
 
 class Linear(nnx.Module):
-    """A matrix product without bias, kernel ``[in, out]``."""
+    """A matrix product, kernel ``[in, out]``, with a bias where asked for."""
 
-    def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs, dtype):
+    def __init__(
+        self, width_in: int, width_out: int, *, rngs: nnx.Rngs, dtype, bias=False
+    ):
         kernel = jax.random.normal(rngs.params(), (width_in, width_out), jnp.float32)
         self.kernel = nnx.Param((kernel * width_in**-0.5).astype(dtype))
+        self.bias = nnx.Param(jnp.zeros((width_out,), dtype)) if bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        return x @ self.kernel[...]
+        y = x @ self.kernel[...]
+        return y if self.bias is None else y + self.bias[...]
 
 
-class SwiGLU(nnx.Module):
-    """Gated feed-forward layer ``down(silu(gate(x)) * up(x))`` (arXiv 2002.05202)."""
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, dtype):
+
+class GatedFeedForward(nnx.Module):
+    """``down(activation(gate(x)) * up(x))``: SwiGLU, GeGLU (arXiv 2002.05202)."""
+
+    def __init__(
+        self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs, dtype
+    ):
         self.gate = Linear(width, hidden, rngs=rngs, dtype=dtype)
         self.up = Linear(width, hidden, rngs=rngs, dtype=dtype)
         self.down = Linear(hidden, width, rngs=rngs, dtype=dtype)
+        self.activation = activation
 
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-def rotate(
-    x: Float[Array, "R Q H h"],
-    positions: Int[Array, "R Q"],
-    inverse_frequencies: Float[Array, " half"],
-) -> Float[Array, "R Q H h"]:
-    """Rotary position embedding in the half-split layout (arXiv 2104.09864).
-
-    Pairs are (i, i + h/2), as in the Hugging Face checkpoints; llama.cpp pairs
-    (2i, 2i + 1) and permutes its query and key rows to match.
-    """
-    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies
-    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
 class Partial(NamedTuple):
@@ -97,17 +101,20 @@ def attend_part(
     keys: Float[Array, "B K h S"],
     values: Float[Array, "B K S h"],
     mask: Bool[Array, "*m S"],
+    softcap: float | None = None,
 ) -> Partial:
     """Attention over one stretch of positions, B dividing R (see :class:`Segment`).
 
-    ``mask`` broadcasts against ``[B, K, n, Q, G, S]``.
+    ``mask`` broadcasts against ``[B, K, n, Q, G, S]``; queries are scaled already.
     """
     rows, owners = queries.shape[0], keys.shape[0]
     shared = queries.reshape(owners, rows // owners, *queries.shape[1:])
-    shared = jnp.transpose(shared, (0, 3, 1, 2, 4, 5)) * queries.shape[-1] ** -0.5
+    shared = jnp.transpose(shared, (0, 3, 1, 2, 4, 5))
     scores = jnp.einsum(
         "bknqgh,bkhs->bknqgs", shared, keys, preferred_element_type=jnp.float32
     )
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     # A finite floor keeps a query with nothing to attend to free of NaN; its part
     # vanishes in the merge, or is a padding position that nobody reads.
     scores = jnp.where(mask, scores, -1e30)
@@ -127,12 +134,36 @@ def attend_part(
     return Partial(by_row(peak), by_row(jnp.sum(weights, -1)), by_row(mixed))
 
 
+def visible(
+    segment: Segment,
+    positions: Int[Array, "R Q"],
+    window: Int[Array, ""] | int | None,
+) -> Bool[Array, "B 1 _n _Q 1 S"]:
+    """Which cached positions each query may attend to.
+
+    Args:
+        segment: positions ``[B, S]`` and mask; its keys are not looked at.
+        positions: of the queries.
+        window: how many positions a query sees, its own included; None for all.
+    """
+    mask = segment.mask[:, None, None, None, None, :]
+    if window is None:
+        return mask
+    owners = segment.mask.shape[0]
+    queries = positions.reshape(owners, -1, 1, positions.shape[-1], 1, 1)
+    queries = jnp.swapaxes(queries, 1, 2)
+    return mask & (queries - segment.positions[:, None, None, None, None, :] < window)
+
+
 def attend(
     queries: Float[Array, "R Q H h"],
     keys: Float[Array, "R K h Q"],
     values: Float[Array, "R K Q h"],
+    positions: Int[Array, "R Q"],
     valid: Bool[Array, "R Q"],
     context: tuple[tuple[Array, Array, Array], ...],
+    window: Int[Array, ""] | int | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "R Q H h"]:
     """Grouped-query attention to a causal chunk and to any number of segments.
 
@@ -140,19 +171,22 @@ def attend(
     that shared segments are never repeated and scores are never concatenated.
 
     Args:
-        queries, keys, values: the chunk's own, rotated.
+        queries, keys, values: the chunk's own, rotated, the queries scaled.
+        positions: of the chunk.
         valid: False at padding positions of the chunk.
-        context: ``(keys, values, mask)`` of one layer of each :class:`Segment`.
+        context: ``(keys, values, mask)`` of one layer of each :class:`Segment`, the
+            mask from :func:`visible`.
+        window: how many positions a query sees, its own included; None for all.
+        softcap: scores s become ``softcap · tanh(s / softcap)``; None for as they are.
     """
     rows, length, _, width = queries.shape
     grouped = queries.reshape(rows, length, keys.shape[1], -1, width)
     causal = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, :]
+    if window is not None:
+        causal &= positions[:, :, None] - positions[:, None, :] < window
     parts = [
-        attend_part(grouped, keys, values, causal[:, None, None, :, None, :]),
-        *(
-            attend_part(grouped, k, v, m[:, None, None, None, None, :])
-            for k, v, m in context
-        ),
+        attend_part(grouped, keys, values, causal[:, None, None, :, None, :], softcap),
+        *(attend_part(grouped, k, v, m, softcap) for k, v, m in context),
     ]
     peak = jnp.max(jnp.stack([part.peak for part in parts]), axis=0)
     total, mixed = jnp.zeros_like(peak), jnp.zeros(grouped.shape, jnp.float32)

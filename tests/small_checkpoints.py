@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
 from tsi.models import checkpoint
-from tsi.models.llama import Llama, LlamaConfig, RewardModel
+from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.tokenizer import Tokenizer
 
 # Combining marks, joiners, surrogate-pair emoji, right-to-left, odd spaces, controls.
@@ -37,7 +37,7 @@ TEMPLATE = (
 )
 
 
-def small_config(**changes) -> LlamaConfig:
+def small_config(**changes) -> DecoderConfig:
     fields = {
         "vocab_size": 40,
         "width": 32,
@@ -49,12 +49,12 @@ def small_config(**changes) -> LlamaConfig:
         "max_length": 64,
         "eos_ids": (1,),
     }
-    return LlamaConfig(**(fields | changes))
+    return DecoderConfig(**(fields | changes))
 
 
-def small_model(config: LlamaConfig, *, reward: bool = False, seed: int = 0):
+def small_model(config: DecoderConfig, *, reward: bool = False, seed: int = 0):
     """A model whose norms and bias are random too, so that a mix-up of two shows."""
-    kind = RewardModel if reward else Llama
+    kind = RewardModel if reward else LanguageModel
     model = kind(config, rngs=nnx.Rngs(seed))
     graph, state = nnx.split(model)
     leaves, tree = jax.tree.flatten(state)
@@ -103,7 +103,7 @@ def permute(rows: np.ndarray, num_heads: int) -> np.ndarray:
 def write_gguf(
     path: Path,
     folder: Path,
-    config: LlamaConfig,
+    config: DecoderConfig,
     *,
     quantisation: gguf.GGMLQuantizationType | None = None,
     tokenizer: Tokenizer | None = None,
@@ -123,7 +123,7 @@ def write_gguf(
     writer.add_key_length(config.head_width)
     writer.add_value_length(config.head_width)
     writer.add_rope_dimension_count(config.head_width)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(config.rope.theta)
     writer.add_layer_norm_rms_eps(config.norm_epsilon)
     for key, value in (fields or {}).items():
         add = writer.add_string if isinstance(value, str) else writer.add_uint32
@@ -185,7 +185,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str) -> N
     writer.add_chat_template(TEMPLATE)
 
 
-def saved(folder: Path, config: LlamaConfig, **kwargs) -> Path:
+def saved(folder: Path, config: DecoderConfig, **kwargs) -> Path:
     """A folder with a small model, and the model's parameters in it."""
     checkpoint.save(small_model(config, **kwargs), config, folder)
     return folder

@@ -6,7 +6,7 @@ import numpy as np
 from tiny_language import config
 
 from tsi.cache import append, empty_suffix, fork
-from tsi.models.llama import KeyValues
+from tsi.models.decoder import KeyValues
 
 
 def test_append_fork_and_squeeze_keep_every_rows_own_tokens():
@@ -23,8 +23,9 @@ def test_append_fork_and_squeeze_keep_every_rows_own_tokens():
         marks = draw.normal(size=(rows, width)).astype(np.float32)
         keys = jnp.asarray(marks)[None, :, None, None, :]
         values = jnp.asarray(marks)[None, :, None, :, None]
+        places = jnp.asarray([len(row) for row in truth])[:, None] + jnp.arange(width)
         before = int(suffix.used)
-        suffix = store(suffix, KeyValues(keys, values), jnp.asarray(counts), 12)
+        suffix = store(suffix, KeyValues(keys, values, places), jnp.asarray(counts), 12)
         squeezed |= int(suffix.used) < before + max(counts)
         for row, count, mark in zip(truth, counts, marks, strict=True):
             row.extend(mark[:count].tolist())
@@ -35,6 +36,8 @@ def test_append_fork_and_squeeze_keep_every_rows_own_tokens():
         for i, row in enumerate(truth):
             mask = np.asarray(suffix.segment.mask[i])
             np.testing.assert_array_equal(suffix.segment.keys[0, i, 0, 0][mask], row)
+            places = np.asarray(suffix.segment.positions[i])[mask]
+            np.testing.assert_array_equal(places, np.arange(len(row)))
             np.testing.assert_array_equal(
                 suffix.segment.values[0, i, 0, :, 0][mask], row
             )

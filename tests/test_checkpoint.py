@@ -19,7 +19,7 @@ from small_checkpoints import (
 
 from tsi.errors import CheckpointError
 from tsi.models.checkpoint import load, save
-from tsi.models.llama import Llama, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.tokenizer import char_tokenizer, load_tokenizer
 
 TOKENS = np.arange(14).reshape(2, 7) % 40
@@ -56,7 +56,7 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit(tmp_path, tied, reward):
     save(model, config, tmp_path)
     loaded, read_config = load(tmp_path)
     assert read_config == config
-    assert type(loaded) is (RewardModel if reward else Llama)
+    assert type(loaded) is (RewardModel if reward else LanguageModel)
     before, after = parameters(model), parameters(loaded)
     assert before.keys() == after.keys()
     for name in before:

@@ -14,7 +14,7 @@ from tsi import samplers
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.evidence_variance import genealogy, relative_variance
-from tsi.models.llama import RewardModel
+from tsi.models.decoder import RewardModel
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
 from tsi.result import ledger_of_first

@@ -12,7 +12,7 @@ from tsi.errors import CheckpointError
 from tsi.models.checkpoint import load
 from tsi.models.gguf import read_header
 from tsi.models.gguf_llama import unpermute
-from tsi.models.llama import inverse_frequencies
+from tsi.models.rotary import Llama3Scaling, Rope, inverse_frequencies
 
 TOKENS = np.arange(14).reshape(2, 7) % 40
 
@@ -65,13 +65,12 @@ def test_a_quantised_gguf_loads_as_its_dequantised_weights(tmp_path, kind):
 
 
 def test_scaled_rotary_frequencies_are_recovered_from_the_stored_factors(tmp_path):
-    plain = small_config(head_width=64, rope_theta=5e5)
-    scaled = small_config(
-        head_width=64, rope_theta=5e5, rope_scaling=(32.0, 1.0, 4.0, 8192.0)
-    )
-    factors = np.asarray(inverse_frequencies(plain) / inverse_frequencies(scaled))
+    plain = Rope(5e5)
+    rope = plain._replace(scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192.0))
+    scaled = small_config(head_width=64, rope=rope)
+    factors = inverse_frequencies(plain, 64) / inverse_frequencies(rope, 64)
     _, file = make(tmp_path, scaled, rope_factors=factors)
-    assert load(file)[1].rope_scaling == pytest.approx(scaled.rope_scaling)
+    assert load(file)[1].rope.scaling == pytest.approx(rope.scaling)
     for odd in (factors[::-1], np.ones(8), np.zeros(32)):
         write_gguf(file, tmp_path / "hf", scaled, rope_factors=odd)
         with pytest.raises(CheckpointError, match=r"rope_freqs\.weight"):

@@ -95,7 +95,7 @@ def test_a_wrong_arrow_is_caught(module, line):
     [
         ("tsi.models.llama", "from tsi.errors import CheckpointError"),
         ("tsi.models.llama", "from tsi.models.layers import RMSNorm"),
-        ("tsi.reasoning", "from tsi.models.llama import Llama"),
+        ("tsi.reasoning", "from tsi.models.decoder import LanguageModel"),
         ("tsi.samplers.smc", "import tsi\nfrom tsi.weights import ess"),
         ("tsi.experiments.cli", "from tsi.samplers import smc\nimport jax"),
     ],

@@ -1,7 +1,5 @@
 """The Llama port against a plain numpy forward pass, and cached against uncached."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,27 +8,22 @@ from flax import nnx
 from tiny_language import config
 
 from tsi.errors import CheckpointError
+from tsi.models.decoder import LanguageModel, RewardModel, positions_of
 from tsi.models.layers import Segment
-from tsi.models.llama import (
-    Llama,
-    RewardModel,
-    config_from_hf,
-    config_to_hf,
-    inverse_frequencies,
-    positions_of,
-)
+from tsi.models.llama import config_from_hf, config_to_hf
+from tsi.models.rotary import Llama3Scaling, Rope, inverse_frequencies
 
-LLAMA3 = (8.0, 1.0, 4.0, 8192.0)
+LLAMA3 = Llama3Scaling(8.0, 1.0, 4.0, 8192.0)
 
 
 def tokens(rows: int, length: int):
     return jax.random.randint(jax.random.key(3), (rows, length), 0, 20)
 
 
-def numpy_logits(model: Llama, sequence: np.ndarray) -> np.ndarray:
+def numpy_logits(model: LanguageModel, sequence: np.ndarray) -> np.ndarray:
     """One sequence, written out position by position from the papers."""
     c = model.config
-    frequencies = np.asarray(inverse_frequencies(c), np.float64)
+    frequencies = np.asarray(inverse_frequencies(c.rope, c.head_width), np.float64)
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_epsilon) * scale
@@ -78,22 +71,22 @@ def numpy_logits(model: Llama, sequence: np.ndarray) -> np.ndarray:
         {"tied": False},
         {"num_kv_heads": 1},
         {"num_kv_heads": 4},
-        {"rope_scaling": LLAMA3},
+        {"rope": Rope(scaling=LLAMA3)},
     ],
 )
 def test_logits_equal_a_plain_numpy_forward(changes):
-    model = Llama(config(**changes), rngs=nnx.Rngs(0))
+    model = LanguageModel(config(**changes), rngs=nnx.Rngs(0))
     sequence = tokens(1, 9)
     expected = numpy_logits(model, np.asarray(sequence[0]))
     np.testing.assert_allclose(model(sequence)[0], expected, atol=2e-5)
 
 
 def test_scaled_frequencies_equal_the_published_piecewise_rule():
-    base = config(head_width=64, rope_theta=500_000.0)
-    plain = np.asarray(inverse_frequencies(base), np.float64)
-    scaled = inverse_frequencies(dataclasses.replace(base, rope_scaling=LLAMA3))
+    rope = Rope(theta=500_000.0)
+    plain = inverse_frequencies(rope, 64).astype(np.float64)
+    scaled = inverse_frequencies(rope._replace(scaling=LLAMA3), 64)
     factor, low, high, original = LLAMA3
-    for frequency, found in zip(plain, np.asarray(scaled), strict=True):
+    for frequency, found in zip(plain, scaled, strict=True):
         wavelength = 2 * np.pi / frequency
         if wavelength < original / high:
             expected = frequency
@@ -106,7 +99,7 @@ def test_scaled_frequencies_equal_the_published_piecewise_rule():
 
 
 def test_reading_in_pieces_equals_reading_at_once():
-    model = Llama(config(), rngs=nnx.Rngs(0))
+    model = LanguageModel(config(), rngs=nnx.Rngs(0))
     sequence = tokens(4, 12)
     # Rows 0, 1 and rows 2, 3 share a prompt of six tokens, stored once for each pair.
     sequence = sequence.at[1, :6].set(sequence[0, :6]).at[3, :6].set(sequence[2, :6])
@@ -140,9 +133,13 @@ def test_padding_does_not_change_the_real_tokens(side):
 
 
 def test_configuration_survives_the_round_trip_to_hugging_face():
-    for changes in ({}, {"tied": False}, {"rope_scaling": LLAMA3, "eos_ids": (2, 3)}):
+    for changes in (
+        {},
+        {"tied": False},
+        {"rope": Rope(scaling=LLAMA3), "eos_ids": (2, 3)},
+    ):
         shape = config(**changes)
-        assert config_from_hf(config_to_hf(shape, "LlamaForCausalLM")) == shape
+        assert config_from_hf(config_to_hf(shape)) == shape
 
 
 @pytest.mark.parametrize(
@@ -150,18 +147,18 @@ def test_configuration_survives_the_round_trip_to_hugging_face():
     [
         ("attention_bias", True, "attention_bias=True"),
         ("hidden_act", "gelu", "hidden_act='gelu'"),
-        ("rope_scaling", {"type": "yarn"}, "rotary scaling 'yarn'"),
+        ("rope_scaling", {"type": "ntk"}, "rotary scaling 'ntk'"),
     ],
 )
 def test_features_the_port_lacks_are_refused_by_name(field, value, named):
-    fields = config_to_hf(config(), "LlamaForCausalLM") | {"rope_parameters": None}
+    fields = config_to_hf(config()) | {"rope_parameters": None}
     with pytest.raises(CheckpointError, match=named):
         config_from_hf(fields | {field: value})
 
 
 def test_flops_count_every_matrix_product():
     c = config()
-    model = Llama(c, rngs=nnx.Rngs(0))
+    model = LanguageModel(c, rngs=nnx.Rngs(0))
     kernels = [
         x
         for path, x in jax.tree_util.tree_leaves_with_path(nnx.state(model))

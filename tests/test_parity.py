@@ -10,6 +10,7 @@ import pytest
 from small_checkpoints import logits, small_config, small_model
 
 from tsi.models.checkpoint import load, save
+from tsi.models.rotary import Llama3Scaling, Rope
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -37,7 +38,7 @@ CONFIGURATIONS = {
 
 
 def their_config(**changes):
-    return transformers.LlamaConfig(
+    return transformers.DecoderConfig(
         **{
             "vocab_size": 97,
             "hidden_size": 64,
@@ -89,7 +90,9 @@ def test_what_transformers_saves_gives_the_same_logits(tmp_path, name, kind):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("reward", [True, False])
 def test_transformers_reads_what_the_loader_saves(tmp_path, tied, reward):
-    config = small_config(tied=tied, rope_scaling=(8.0, 1.0, 4.0, 32.0))
+    config = small_config(
+        tied=tied, rope=Rope(scaling=Llama3Scaling(8.0, 1.0, 4.0, 32.0))
+    )
     model = small_model(config, reward=reward)
     save(model, config, tmp_path)
     kind = "TokenClassification" if reward else "CausalLM"

@@ -16,7 +16,7 @@ from tsi.experiments.tasks import get_task
 from tsi.experiments.train_policy import task_tokenizer, tiny_config
 from tsi.experiments.world import embedded_world, sha256_of
 from tsi.models.checkpoint import save
-from tsi.models.llama import Llama, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.result import ledger_of_first
 
 COMMAND = ["scale", "--no-progress", "--num-problems", "5", "--budgets", "2", "4"]
@@ -29,7 +29,7 @@ def models(tmp_path_factory):
     task = get_task("chain")
     tokenizer = task_tokenizer(task)
     config = tiny_config(task, tokenizer, width=16, hidden=16, num_layers=1)
-    for seed, (name, kind) in enumerate({"p": Llama, "r": RewardModel}.items()):
+    for seed, (name, kind) in enumerate({"p": LanguageModel, "r": RewardModel}.items()):
         model = kind(config, rngs=nnx.Rngs(seed))
         save(model, config, folder / name, tokenizer=tokenizer)
     return ["--policy", str(folder / "p"), "--reward", str(folder / "r")]

@@ -36,7 +36,7 @@ from tsi.experiments.train_reward import (
 )
 from tsi.models.catalogue import resolve
 from tsi.models.checkpoint import load
-from tsi.models.llama import Llama
+from tsi.models.decoder import LanguageModel
 from tsi.models.tokenizer import load_tokenizer
 
 SMALL = {"width": 16, "hidden": 16, "num_layers": 1}
@@ -47,7 +47,7 @@ def small(task_name="chain", seed=0):
     task = get_task(task_name)
     tokenizer = task_tokenizer(task)
     config = tiny_config(task, tokenizer, **SMALL)
-    return task, tokenizer, Llama(config, rngs=nnx.Rngs(seed))
+    return task, tokenizer, LanguageModel(config, rngs=nnx.Rngs(seed))
 
 
 def train(folder, until=None):
@@ -115,7 +115,7 @@ def test_a_finished_schedule_trains_no_more_and_an_earlier_end_is_refused(tmp_pa
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(tmp_path)
     task, tokenizer, _ = small()
-    wider = Llama(
+    wider = LanguageModel(
         tiny_config(task, tokenizer, width=32, hidden=16, num_layers=1),
         rngs=nnx.Rngs(0),
     )
@@ -186,7 +186,7 @@ def chance_of_a_right_end(model, task, tokenizer, prompt, prefix):
 def test_step_labels_are_the_chances_that_enumeration_gives():
     task = toy_task()
     tokenizer = task_tokenizer(task)
-    model = Llama(tiny_config(task, tokenizer, **SMALL), rngs=nnx.Rngs(3))
+    model = LanguageModel(tiny_config(task, tokenizer, **SMALL), rngs=nnx.Rngs(3))
     problems = [get_task("chain").problem("1+2+3+4")._replace(prompt="0:")] * 24
     completions = 400
     data = label_steps(
@@ -274,7 +274,7 @@ def test_likely_tokens_are_above_one_half_and_step_ends_remember_all_before(
     expects = np.random.default_rng(0).random(tokens.shape) < 0.9
     following = jax.nn.one_hot(np.roll(tokens, -1, axis=1), model.config.vocab_size)
     logits = 10.0 * following * np.roll(expects, -1, axis=1)[..., None]
-    monkeypatch.setattr(Llama, "__call__", lambda self, tokens: logits)
+    monkeypatch.setattr(LanguageModel, "__call__", lambda self, tokens: logits)
 
     found = np.asarray(likely_tokens(model, jnp.asarray(tokens), marks))
     assert np.array_equal(~np.isnan(found), learned)

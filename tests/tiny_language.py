@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from tsi.boundary import step_boundary
-from tsi.models.llama import Llama, LlamaConfig, RewardModel
+from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.rewards import ProcessReward, Prompts
 
@@ -21,7 +21,7 @@ def decode(tokens: list[int]) -> str:
     return "".join(ALPHABET[token - 1] for token in tokens if token)
 
 
-def config(vocab_size: int = len(ALPHABET) + 1, **changes) -> LlamaConfig:
+def config(vocab_size: int = len(ALPHABET) + 1, **changes) -> DecoderConfig:
     shape = {
         "vocab_size": vocab_size,
         "width": 32,
@@ -32,12 +32,12 @@ def config(vocab_size: int = len(ALPHABET) + 1, **changes) -> LlamaConfig:
         "head_width": 8,
         "max_length": 96,
     }
-    return LlamaConfig(**(shape | changes))
+    return DecoderConfig(**(shape | changes))
 
 
 def models(vocab_size: int = len(ALPHABET) + 1, sharpness: float = 8.0):
     """A policy and a reward model with random weights; 0 is the end token."""
-    policy = Llama(config(vocab_size), rngs=nnx.Rngs(0))
+    policy = LanguageModel(config(vocab_size), rngs=nnx.Rngs(0))
     # A random network's logits are nearly flat; sharpen them to make texts differ.
     embedding = policy.trunk.embedding
     embedding[...] = embedding[...] * sharpness

@@ -4,7 +4,8 @@ All rows write a step's keys and values into the same slots, so that a write is 
 contiguous update; rows whose step was shorter leave masked holes. When the slots run
 out the holes are squeezed out, which brings every row back to its own length. Whether
 and when that happens cannot change a result: positions are inside the (rotated) keys,
-and attention is a sum over unmasked slots.
+those of slots are stored beside them for attention to a window, and attention is a sum
+over unmasked slots.
 
 Axes: L layers, R rows, K key-value heads, h head width, S slots, C tokens of a step.
 """
@@ -15,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from tsi.models.decoder import DecoderConfig, KeyValues
 from tsi.models.layers import Segment
-from tsi.models.llama import KeyValues, LlamaConfig
 
 
 class Suffix(NamedTuple):
@@ -32,14 +33,15 @@ class Suffix(NamedTuple):
 
 
 def empty_suffix(
-    config: LlamaConfig, rows: int, capacity: int, dtype=jnp.float32
+    config: DecoderConfig, rows: int, capacity: int, dtype=jnp.float32
 ) -> Suffix:
     """No slots used; see :func:`slots_needed` for the capacity."""
     shape = (config.num_layers, rows, config.num_kv_heads)
     keys = jnp.zeros((*shape, config.head_width, capacity), dtype)
     values = jnp.zeros((*shape, capacity, config.head_width), dtype)
     mask = jnp.zeros((rows, capacity), bool)
-    return Suffix(Segment(keys, values, mask), jnp.zeros((), jnp.int32))
+    segment = Segment(keys, values, jnp.zeros((rows, capacity), jnp.int32), mask)
+    return Suffix(segment, jnp.zeros((), jnp.int32))
 
 
 def slots_needed(max_tokens: int, max_steps: int, step_tokens: int) -> int:
@@ -58,7 +60,8 @@ def append(
 
     Args:
         suffix: what is stored so far.
-        new: one step's keys ``[L, R, K, h, C]`` and values ``[L, R, K, C, h]``.
+        new: one step's keys ``[L, R, K, h, C]``, values ``[L, R, K, C, h]`` and
+            positions ``[R, C]``.
         counts: how many of the C positions are real, by row.
         max_steps: how often this can happen in a run; static.
     """
@@ -69,11 +72,12 @@ def append(
         full = suffix.used + width > capacity
         suffix = jax.lax.cond(full, squeeze, lambda s: s, suffix)
     update = jax.lax.dynamic_update_slice_in_dim
-    (keys, values, mask), used = suffix
+    (keys, values, positions, mask), used = suffix
     real = jnp.arange(width) < counts[:, None]
     segment = Segment(
         update(keys, new.keys, used, axis=-1),
         update(values, new.values, used, axis=-2),
+        update(positions, new.positions, used, axis=-1),
         update(mask, real, used, axis=-1),
     )
     return Suffix(segment, used + jnp.max(counts))
@@ -81,12 +85,13 @@ def append(
 
 def squeeze(suffix: Suffix) -> Suffix:
     """Move every row's unmasked slots to the front, in order."""
-    keys, values, mask = suffix.segment
+    keys, values, positions, mask = suffix.segment
     order = jnp.argsort(~mask, axis=-1, stable=True)
     lengths = jnp.sum(mask, axis=-1)
     segment = Segment(
         jnp.take_along_axis(keys, order[None, :, None, None, :], axis=-1),
         jnp.take_along_axis(values, order[None, :, None, :, None], axis=-2),
+        jnp.take_along_axis(positions, order, axis=-1),
         jnp.arange(mask.shape[-1]) < lengths[:, None],
     )
     return Suffix(segment, jnp.max(lengths).astype(jnp.int32))
@@ -94,17 +99,17 @@ def squeeze(suffix: Suffix) -> Suffix:
 
 def fork(suffix: Suffix, ancestors: Int[Array, " R"]) -> Suffix:
     """Give each row its ancestor's slots."""
-    keys, values, mask = suffix.segment
-    return Suffix(
-        Segment(keys[:, ancestors], values[:, ancestors], mask[ancestors]), suffix.used
-    )
+    return Suffix(_rows(suffix.segment, ancestors), suffix.used)
 
 
 def take(suffix: Suffix, rows: Int[Array, " W"]) -> Suffix:
     """Rows of a store, in any number, each squeezed to its own length."""
-    keys, values, mask = suffix.segment
-    taken = Segment(keys[:, rows], values[:, rows], mask[rows])
-    return squeeze(Suffix(taken, suffix.used))
+    return squeeze(Suffix(_rows(suffix.segment, rows), suffix.used))
+
+
+def _rows(segment: Segment, rows: Int[Array, " W"]) -> Segment:
+    keys, values, positions, mask = segment
+    return Segment(keys[:, rows], values[:, rows], positions[rows], mask[rows])
 
 
 def keep(stored: Suffix, slots: Int[Array, " W"], rows: Suffix) -> Suffix:
@@ -112,6 +117,7 @@ def keep(stored: Suffix, slots: Int[Array, " W"], rows: Suffix) -> Suffix:
     segment = Segment(
         stored.segment.keys.at[:, slots].set(rows.segment.keys, mode="drop"),
         stored.segment.values.at[:, slots].set(rows.segment.values, mode="drop"),
+        stored.segment.positions.at[slots].set(rows.segment.positions, mode="drop"),
         stored.segment.mask.at[slots].set(rows.segment.mask, mode="drop"),
     )
     return Suffix(segment, jnp.maximum(stored.used, rows.used))
@@ -119,6 +125,6 @@ def keep(stored: Suffix, slots: Int[Array, " W"], rows: Suffix) -> Suffix:
 
 def cut(suffix: Suffix, lengths: Int[Array, " R"]) -> Suffix:
     """Forget all but the first ``lengths`` positions of each row."""
-    keys, values, mask = suffix.segment
+    mask = suffix.segment.mask
     first = jnp.cumsum(mask, axis=-1) <= lengths[:, None]
-    return Suffix(Segment(keys, values, mask & first), suffix.used)
+    return Suffix(suffix.segment._replace(mask=mask & first), suffix.used)

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import Boundary
 from tsi.categorical import categorical
+from tsi.models.decoder import DecoderConfig, KeyValues, LanguageModel
 from tsi.models.layers import Segment
-from tsi.models.llama import KeyValues, Llama, LlamaConfig
 
 
 class Decoding(NamedTuple):
@@ -61,18 +61,19 @@ def row_keys(keys: Any, rows: int) -> Any:
 
 
 def empty_key_values(
-    config: LlamaConfig, rows: int, width: int, dtype: Any
+    config: DecoderConfig, rows: int, width: int, dtype: Any
 ) -> KeyValues:
     """Room for the keys and values of one step."""
     shape = (config.num_layers, rows, config.num_kv_heads)
     return KeyValues(
         jnp.zeros((*shape, config.head_width, width), dtype),
         jnp.zeros((*shape, width, config.head_width), dtype),
+        jnp.zeros((rows, width), jnp.int32),
     )
 
 
 def decode(
-    policy: Llama,
+    policy: LanguageModel,
     boundary: Boundary,
     keys: Any,
     particles: Any,
@@ -101,16 +102,15 @@ def decode(
         context = (
             particles.prompt,
             particles.suffix.segment,
-            Segment(c.new.keys, c.new.values, mask),
+            Segment(*c.new, mask),
         )
         position = (start + c.offset)[:, None]
-        hidden, (new_keys, new_values) = policy.trunk(
-            c.token[:, None], position, None, context
-        )
+        hidden, read = policy.trunk(c.token[:, None], position, None, context)
         update = jax.lax.dynamic_update_slice_in_dim
         new = KeyValues(
-            update(c.new.keys, new_keys, c.offset, axis=-1),
-            update(c.new.values, new_values, c.offset, axis=-2),
+            update(c.new.keys, read.keys, c.offset, axis=-1),
+            update(c.new.values, read.values, c.offset, axis=-2),
+            update(c.new.positions, read.positions, c.offset, axis=-1),
         )
         token, log_prob, log_correction = sample_token(
             jax.vmap(jax.random.fold_in, (0, None))(keys, c.offset),

@@ -32,7 +32,7 @@ from tsi.engine_programs import (
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.explore import check_needs, extend_stored
 from tsi.explorer import Explorer, problems_of_a_batch
-from tsi.models.llama import Llama, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.outcome import (
     Outcome,
     distinct,
@@ -74,7 +74,7 @@ class Engine:
     def __init__(
         self,
         target: ReasoningTarget,
-        policy: Llama,
+        policy: LanguageModel,
         reward: Any,
         *,
         encode: Callable[[str], list[int]],

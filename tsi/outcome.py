@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tsi.models.llama import LlamaConfig
+from tsi.models.decoder import DecoderConfig
 from tsi.reasoning import Cost, Particles, ReasoningTarget
 from tsi.result import SlotCosts
 
@@ -41,7 +41,7 @@ def on_host(particles: Particles) -> Particles:
     return jax.device_get(Particles(**(leaves | absent)))
 
 
-def flops_of(config: LlamaConfig | None, tokens, context, *, head: bool = False):
+def flops_of(config: DecoderConfig | None, tokens, context, *, head: bool = False):
     """FLOPs of so many tokens that attended to so many positions in all.
 
     Tokens that are only read need no logits: a reward's single number a step is left

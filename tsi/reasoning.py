@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.boundary import Boundary
 from tsi.cache import Suffix, append, empty_suffix, fork, slots_needed
 from tsi.decoding import Decoding, Temperatures, decode, row_keys
+from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
-from tsi.models.llama import Llama
 from tsi.rewards import PolicyContext, Prompts, Reward, Step
 
 
@@ -39,7 +39,7 @@ class ReasoningParams(NamedTuple):
             log q is reported; None draws from the policy itself.
     """
 
-    policy: Llama
+    policy: LanguageModel
     reward: Any
     prompts: Prompts
     temperature: Float[Array, ""]
@@ -175,7 +175,7 @@ class ReasoningTarget:
             log_prob=floats,
             log_odds=floats,
             history=History(by_step, by_step.astype(float), by_step.astype(float)),
-            prompt=Segment(key_values.keys, key_values.values, mask),
+            prompt=Segment(*key_values, mask),
             suffix=empty_suffix(policy.config, rows, capacity, key_values.keys.dtype),
             reward_state=self.reward.init(prompts, rows, capacity, params),
             cost=no_cost(rows),

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
+from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.layers import Segment
-from tsi.models.llama import Llama, LlamaConfig, RewardModel
 
 
 class Prompts(NamedTuple):
@@ -98,7 +98,7 @@ class Reward(Protocol):
     def cut(self, state: Any, lengths: Int[Array, " R"]) -> Any:
         """Forget all but the first ``lengths`` tokens of each row."""
 
-    def reader(self, params: Any) -> LlamaConfig | None:
+    def reader(self, params: Any) -> DecoderConfig | None:
         """The model that reads tokens, for the cost ledger; None if none does."""
 
     @property
@@ -128,7 +128,7 @@ class ProcessReward:
         )
         _, key_values = model.trunk(prompts.tokens, positions, prompts.mask)
         return ProcessRewardState(
-            Segment(key_values.keys, key_values.values, prompts.mask),
+            Segment(*key_values, prompts.mask),
             empty_suffix(model.config, rows, capacity, key_values.keys.dtype),
             jnp.repeat(prompts.lengths, rows // prompts.lengths.shape[0]),
         )
@@ -210,7 +210,7 @@ class SelfJudge(Stateless):
     no: int
 
     def read(self, state, step, params):
-        policy: Llama = params.policy
+        policy: LanguageModel = params.policy
         context = step.policy
         rows = context.pending.shape[0]
         question = jnp.broadcast_to(

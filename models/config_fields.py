@@ -1,0 +1,273 @@
+"""From the fields of a ``config.json`` to a :class:`DecoderConfig`, and back.
+
+What the families share. A feature that any family here has, or is known for, is refused
+by name where the family that reads the fields does not do it: a model that ignores what
+its configuration asks for gives fluent nonsense and no error.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tsi.errors import CheckpointError
+from tsi.models.decoder import DecoderConfig
+from tsi.models.layers import ACTIVATIONS
+from tsi.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    Scaling,
+    YarnScaling,
+)
+
+# What each feature is when it is off.
+OFF: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "lm_head_bias": (False, None),
+    "pretraining_tp": (1, None),
+    "sliding_window": (None, 0),
+    "use_sliding_window": (False, None),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "query_pre_attn_scalar": (None,),
+    "partial_rotary_factor": (1.0, None),
+    "use_bidirectional_attention": (False, None),
+    "use_qk_norm": (False, None),
+    "qk_layernorm": (False, None),
+    "clip_qkv": (None,),
+    "alibi": (False, None),
+    "parallel_residual": (False, None),
+    "use_parallel_residual": (False, None),
+    "num_experts": (None, 0, 1),
+    "num_local_experts": (None, 0, 1),
+    "embedding_multiplier": (1.0, None),
+    "residual_multiplier": (1.0, None),
+    "attention_multiplier": (None,),
+    "logits_scaling": (1.0, None),
+    "llama_4_scaling_beta": (None,),
+    "no_rope_layers": (None,),
+    "is_encoder_decoder": (False, None),
+}
+
+
+def refuse(fields: Mapping[str, Any], family: str, does: tuple[str, ...] = ()) -> None:
+    """Refuse by name the features that are on and that a family's port does not do.
+
+    Args:
+        fields: of config.json.
+        family: its name, for the message.
+        does: features that the family reads itself.
+
+    Raises:
+        CheckpointError: one is on.
+    """
+    for name, off in OFF.items():
+        value = fields.get(name)
+        if name not in does and value not in off:
+            raise CheckpointError(
+                f"config.json asks for {name}={value!r}, which the {family} port does "
+                f"not do (it does {off[0]!r}); choose another checkpoint."
+            )
+    kinds = fields.get("layer_types")
+    if "layer_types" not in does and set(kinds or ()) - {"full_attention"}:
+        raise CheckpointError(
+            f"config.json asks for layer_types={sorted(set(kinds))}, of which the "  # type: ignore[arg-type]
+            f"{family} port does 'full_attention' only; choose another checkpoint."
+        )
+
+
+def common(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The arguments of :class:`DecoderConfig` that every family reads alike.
+
+    Raises:
+        CheckpointError: an activation that no port has.
+        KeyError, TypeError: a field is missing or of the wrong type.
+    """
+    heads = fields["num_attention_heads"]
+    eos = fields.get("eos_token_id")
+    named = "hidden_activation" if fields.get("hidden_activation") else "hidden_act"
+    activation = fields.get(named) or "silu"
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"config.json asks for {named}={activation!r}; the ports do "
+            f"{', '.join(ACTIVATIONS)}. Choose another checkpoint."
+        )
+    return {
+        "vocab_size": fields["vocab_size"],
+        "width": fields["hidden_size"],
+        "hidden": fields["intermediate_size"],
+        "num_layers": fields["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": fields.get("num_key_value_heads") or heads,
+        "head_width": fields.get("head_dim") or fields["hidden_size"] // heads,
+        "max_length": fields.get("max_position_embeddings", 2048),
+        "norm_epsilon": float(fields.get("rms_norm_eps", 1e-6)),
+        "tied": bool(fields.get("tie_word_embeddings", False)),
+        "eos_ids": (
+            tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+        ),
+        "activation": activation,
+        "family": family,
+        "num_labels": _num_labels(fields),
+    }
+
+
+def _num_labels(fields: Mapping[str, Any]) -> int:
+    labels = fields.get("id2label")
+    return fields.get("num_labels") or (len(labels) if labels else 1)
+
+
+def rope_of(
+    fields: Mapping[str, Any],
+    family: str,
+    kinds: tuple[str, ...],
+    theta: float = 10_000.0,
+    parameters: Mapping[str, Any] | None = None,
+) -> Rope:
+    """Read the rotary embedding, refusing the kinds of scaling that are not named.
+
+    Args:
+        fields: of config.json. transformers 5 writes ``rope_parameters``; earlier
+            releases ``rope_theta`` and ``rope_scaling``.
+        family: for the message.
+        kinds: of scaling that the family's released models use.
+        theta: the base, where the fields name none.
+        parameters: read instead of the fields' own, for layers that differ.
+
+    Raises:
+        CheckpointError: another kind.
+    """
+    if parameters is None:
+        parameters = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "su":  # LongRoPE's first name, in early Phi-3 checkpoints
+        kind = "longrope"
+    if kind not in ("default", *kinds):
+        raise CheckpointError(
+            f"config.json asks for rotary scaling {kind!r}, which the {family} port "
+            f"does not do (it does {', '.join(map(repr, ('default', *kinds)))}); "
+            "choose another checkpoint."
+        )
+    fraction = parameters.get("partial_rotary_factor")
+    fraction = fraction or fields.get("partial_rotary_factor") or 1.0
+    base = parameters.get("rope_theta") or fields.get("rope_theta") or theta
+    return Rope(float(base), float(fraction), _scaling(kind, parameters, fields))
+
+
+def _scaling(
+    kind: str, rope: Mapping[str, Any], fields: Mapping[str, Any]
+) -> Scaling | None:
+    if kind == "linear":
+        return LinearScaling(float(rope["factor"]))
+    if kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        factor, low, high = (float(rope[name]) for name in names)
+        original = float(rope["original_max_position_embeddings"])
+        return Llama3Scaling(factor, low, high, original)
+    if kind == "yarn":
+        length = fields.get("max_position_embeddings")
+        before = float(rope.get("original_max_position_embeddings") or length)  # type: ignore[arg-type]
+        factor = float(rope.get("factor") or length / before)  # type: ignore[operator]
+        attention = rope.get("attention_factor")
+        if attention is None:
+            above, below = rope.get("mscale"), rope.get("mscale_all_dim")
+            attention = (
+                _temperature(factor, above) / _temperature(factor, below)
+                if above and below
+                else _temperature(factor, 1.0)
+            )
+        return YarnScaling(
+            factor,
+            before,
+            float(rope.get("beta_fast") or 32),
+            float(rope.get("beta_slow") or 1),
+            float(attention),
+            bool(rope.get("truncate", True)),
+        )
+    if kind == "longrope":
+        # The long divisors apply to contexts beyond the original length only, and
+        # would have every cached key turned anew: the family's file bounds the length.
+        original = original_length(rope, fields)
+        attention = rope.get("attention_factor")
+        if attention is None:
+            factor = fields["max_position_embeddings"] / original
+            attention = (
+                math.sqrt(1 + math.log(factor) / math.log(original))
+                if factor > 1
+                else 1.0
+            )
+        return LongRopeScaling(
+            tuple(float(d) for d in rope["short_factor"]), float(attention)
+        )
+    return None
+
+
+def _temperature(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def original_length(rope: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
+    """The context that a LongRoPE model had before it was stretched."""
+    name = "original_max_position_embeddings"
+    return rope.get(name) or fields.get(name) or fields["max_position_embeddings"]
+
+
+def common_to_hf(config: DecoderConfig, model_type: str) -> dict[str, Any]:
+    """The fields of a ``config.json`` that every family writes alike."""
+    return {
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.hidden,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_width,
+        "max_position_embeddings": config.max_length,
+        "rope_parameters": rope_to_hf(config.rope),
+        "rope_theta": config.rope.theta,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tied,
+        "hidden_act": config.activation,
+        "eos_token_id": list(config.eos_ids) or None,
+    }
+
+
+def rope_to_hf(rope: Rope) -> dict[str, Any]:
+    """The ``rope_parameters`` of a rotary embedding.
+
+    Raises:
+        CheckpointError: LongRoPE, of which the long half is not kept.
+    """
+    fields: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
+    if rope.fraction != 1.0:
+        fields["partial_rotary_factor"] = rope.fraction
+    scaling = rope.scaling
+    if isinstance(scaling, LinearScaling):
+        fields |= {"rope_type": "linear", "factor": scaling.factor}
+    elif isinstance(scaling, Llama3Scaling):
+        fields |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low,
+            "high_freq_factor": scaling.high,
+            "original_max_position_embeddings": int(scaling.original),
+        }
+    elif isinstance(scaling, YarnScaling):
+        fields |= {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": int(scaling.original),
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "attention_factor": scaling.attention,
+            "truncate": scaling.truncate,
+        }
+    elif isinstance(scaling, LongRopeScaling):
+        raise CheckpointError(
+            "A model with LongRoPE is read but not written: the divisors of long "
+            "contexts are not kept. Keep its own config.json."
+        )
+    return fields

@@ -1,0 +1,345 @@
+"""The decoder that every family here is a configuration of.
+
+RMSNorm, rotary positions, grouped-query attention, a gated feed-forward layer. All
+blocks are stored as one stack with a leading axis L and run under ``jax.lax.scan``, so
+that compile time does not grow with depth; what differs between layers of one model
+(attention to a window or to everything) is scanned along. A family's file says which
+configuration it is, how its checkpoints are named, and what it does not do.
+
+Axes are those of :mod:`tsi.models.layers`.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.models.layers import (
+    GatedFeedForward,
+    Linear,
+    RMSNorm,
+    Segment,
+    attend,
+    visible,
+)
+from tsi.models.rotary import Rope, inverse_frequencies, rotate
+
+PLAIN = Rope()
+
+
+class Local(NamedTuple):
+    """Attention to a window, in some of the layers.
+
+    Attributes:
+        window: how many positions a query sees, its own included.
+        layers: which of the L layers do so.
+        rope: their rotary embedding.
+    """
+
+    window: int
+    layers: tuple[bool, ...]
+    rope: Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a model, in this project's words; the defaults are Llama's.
+
+    Attributes:
+        family: whose checkpoints it is read from and written to.
+        num_labels: outputs of the scalar or class head, for models that score.
+        attention_bias: whether queries, keys and values have a bias.
+        query_key_norm: whether each head of queries and keys is normalised.
+        post_norms: whether a branch is normalised before it is added, too.
+        norm_offset: added to stored norm scales.
+        embedding_scale: multiplies embedded tokens.
+        query_scale: multiplies attention scores; None for h^-1/2.
+        attention_softcap, logit_softcap: bounds by tanh; None for none.
+        local: layers that attend to a window; None if there are none.
+    """
+
+    vocab_size: int
+    width: int
+    hidden: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    max_length: int
+    rope: Rope = PLAIN
+    norm_epsilon: float = 1e-5
+    tied: bool = True
+    eos_ids: tuple[int, ...] = ()
+    family: str = "llama"
+    num_labels: int = 1
+    activation: str = "silu"
+    attention_bias: bool = False
+    query_key_norm: bool = False
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    embedding_scale: float = 1.0
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    local: Local | None = None
+
+    def flops_per_token(self, context: float, *, head: bool = True) -> float:
+        """Forward FLOPs of one token that attends to ``context`` positions.
+
+        Two per weight of every matrix product (the embedding's table look-up is none)
+        and four per head width, query head and attended position.
+
+        Args:
+            context: how many positions are attended to; fewer in a window.
+            head: whether the language-model head runs, as it does where a next token is
+                drawn and not where a prompt or a solution is only read.
+        """
+        attention = self.head_width * (self.num_heads + self.num_kv_heads) * 2
+        block = self.width * (attention + 3 * self.hidden)
+        attended = self.num_layers * context
+        if self.local is not None:
+            hidden = max(context - self.local.window, 0.0)
+            attended -= sum(self.local.layers) * hidden
+        scores = 2 * self.num_heads * self.head_width * attended
+        logits = self.width * self.vocab_size if head else 0
+        return 2.0 * (self.num_layers * block + scores + logits)
+
+
+class KeyValues(NamedTuple):
+    """New keys and values of one forward pass, in the layout of a Segment."""
+
+    keys: Float[Array, "L R K h Q"]
+    values: Float[Array, "L R K Q h"]
+    positions: Int[Array, "R Q"]
+
+
+class Geometry(NamedTuple):
+    """What one layer needs to know of positions.
+
+    Attributes:
+        positions: of the chunk's tokens.
+        frequencies: rotary, of this layer.
+        valid: False at padding of the chunk.
+        window: positions seen by a query, or None.
+        masks: :func:`tsi.models.layers.visible` of each segment.
+    """
+
+    positions: Int[Array, "R Q"]
+    frequencies: Float[Array, " half"]
+    valid: Bool[Array, "R Q"]
+    window: Int[Array, ""] | None
+    masks: tuple[Array, ...]
+
+
+class Attention(nnx.Module):
+    """Projections around :func:`tsi.models.layers.attend`."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
+        d, h = config.width, config.head_width
+        kv_width, bias = config.num_kv_heads * h, config.attention_bias
+        self.query = Linear(d, config.num_heads * h, rngs=rngs, dtype=dtype, bias=bias)
+        self.key = Linear(d, kv_width, rngs=rngs, dtype=dtype, bias=bias)
+        self.value = Linear(d, kv_width, rngs=rngs, dtype=dtype, bias=bias)
+        self.out = Linear(config.num_heads * h, d, rngs=rngs, dtype=dtype)
+        self.query_norm = self.key_norm = None
+        if config.query_key_norm:
+            self.query_norm = norm_of(config, h, dtype)
+            self.key_norm = norm_of(config, h, dtype)
+        self.config = config
+
+    def __call__(self, x, geometry: Geometry, cached):
+        config = self.config
+
+        def heads(y, norm):
+            y = y.reshape(*y.shape[:2], -1, config.head_width)
+            return y if norm is None else norm(y)
+
+        def turned(y):
+            rope = (geometry.frequencies, config.rope.attention)
+            return rotate(y, geometry.positions, *rope)
+
+        scale = config.query_scale
+        scale = config.head_width**-0.5 if scale is None else scale
+        queries = turned(heads(self.query(x), self.query_norm)) * scale
+        keys = turned(heads(self.key(x), self.key_norm))
+        keys = jnp.transpose(keys, (0, 2, 3, 1))
+        values = jnp.transpose(heads(self.value(x), None), (0, 2, 1, 3))
+        context = tuple(
+            (k, v, mask) for (k, v), mask in zip(cached, geometry.masks, strict=True)
+        )
+        mixed = attend(
+            queries,
+            keys,
+            values,
+            geometry.positions,
+            geometry.valid,
+            context,
+            geometry.window,
+            config.attention_softcap,
+        )
+        return self.out(mixed.reshape(*x.shape[:2], -1)), (keys, values)
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer block, with norms after its branches where asked for."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype):
+        d = config.width
+        self.attention_norm = norm_of(config, d, dtype)
+        self.attention = Attention(config, rngs=rngs, dtype=dtype)
+        self.feed_forward_norm = norm_of(config, d, dtype)
+        self.feed_forward = GatedFeedForward(
+            d, config.hidden, config.activation, rngs=rngs, dtype=dtype
+        )
+        self.attention_post_norm = self.feed_forward_post_norm = None
+        if config.post_norms:
+            self.attention_post_norm = norm_of(config, d, dtype)
+            self.feed_forward_post_norm = norm_of(config, d, dtype)
+
+    def __call__(self, x, geometry: Geometry, cached):
+        mixed, key_values = self.attention(self.attention_norm(x), geometry, cached)
+        if self.attention_post_norm is not None:
+            mixed = self.attention_post_norm(mixed)
+        x = x + mixed
+        branch = self.feed_forward(self.feed_forward_norm(x))
+        if self.feed_forward_post_norm is not None:
+            branch = self.feed_forward_post_norm(branch)
+        return x + branch, key_values
+
+
+def norm_of(config: DecoderConfig, width: int, dtype) -> RMSNorm:
+    """A norm as this configuration's model has them."""
+    return RMSNorm(width, config.norm_epsilon, offset=config.norm_offset, dtype=dtype)
+
+
+class Trunk(nnx.Module):
+    """Embedding, the stack of blocks and the final norm: tokens to hidden states."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        shape = (config.vocab_size, config.width)
+        embedding = jax.random.normal(rngs.params(), shape, jnp.float32)
+        self.embedding = nnx.Param((embedding * config.width**-0.5).astype(dtype))
+        keys = jax.random.split(rngs.params(), config.num_layers)
+        make = nnx.vmap(lambda key: Block(config, nnx.Rngs(params=key), dtype))
+        self.blocks = make(keys)
+        self.norm = norm_of(config, config.width, dtype)
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: Int[Array, "R Q"],
+        positions: Int[Array, "R Q"],
+        valid: Bool[Array, "R Q"] | None = None,
+        context: tuple[Segment, ...] = (),
+    ) -> tuple[Float[Array, "R Q D"], KeyValues]:
+        """Read a chunk of tokens after what the context segments hold.
+
+        Args:
+            tokens: token ids; padding may stand anywhere that ``valid`` is False.
+            positions: rotary position of each token, counted from the prompt's start.
+            valid: True at real tokens; all, if None.
+            context: cached segments, in any order.
+
+        Returns:
+            Hidden states after the final norm, and the chunk's keys and values for the
+            caller to store.
+        """
+        if valid is None:
+            valid = jnp.ones(tokens.shape, bool)
+        stacks = tuple((segment.keys, segment.values) for segment in context)
+
+        def geometry(rope: Rope, window: int | None) -> Geometry:
+            return Geometry(
+                positions,
+                jnp.asarray(inverse_frequencies(rope, self.config.head_width)),
+                valid,
+                None if window is None else jnp.asarray(window),
+                tuple(visible(segment, positions, window) for segment in context),
+            )
+
+        everywhere = geometry(self.config.rope, None)
+        local = self.config.local
+        if local is not None:
+            unlimited = geometry(self.config.rope, 2**30)
+            windowed = geometry(local.rope, local.window)
+
+        def layer(x, block_and_cache):
+            block, cached, is_local = block_and_cache
+            here = everywhere
+            if local is not None:
+                here = jax.tree.map(
+                    lambda a, b: jnp.where(is_local, a, b), windowed, unlimited
+                )
+            return block(x, here, cached)
+
+        x = self.embedding[...][tokens]
+        if self.config.embedding_scale != 1.0:
+            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        flags = jnp.asarray(local.layers) if local is not None else None
+        x, (keys, values) = jax.lax.scan(layer, x, (self.blocks, stacks, flags))
+        return self.norm(x), KeyValues(keys, values, positions)
+
+
+class LanguageModel(nnx.Module):
+    """A causal language model: trunk and vocabulary head.
+
+    Args:
+        config: the model's shape.
+        rngs: NNX random streams for the initial weights.
+        dtype: of the weights and the matrix products; norms and softmax are float32.
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
+        self.head = (
+            None
+            if config.tied
+            else Linear(config.width, config.vocab_size, rngs=rngs, dtype=dtype)
+        )
+        self.config = config
+
+    def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
+        """Next-token logits, float32, of the trunk's hidden states."""
+        if self.head is None:
+            out = hidden @ self.trunk.embedding[...].T
+        else:
+            out = self.head(hidden)
+        out = out.astype(jnp.float32)
+        cap = self.config.logit_softcap
+        return out if cap is None else cap * jnp.tanh(out / cap)
+
+    def __call__(self, tokens: Int[Array, "R Q"]) -> Float[Array, "R Q V"]:
+        """Logits at every position of whole sequences, without a cache."""
+        hidden, _ = self.trunk(tokens, positions_of(tokens))
+        return self.logits(hidden)
+
+
+class RewardModel(nnx.Module):
+    """A process reward model: trunk and a scalar head on every token.
+
+    The head's output at a step's last token is the log-odds that the solution, so far,
+    leads to a right answer.
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
+        self.score = Linear(config.width, 1, rngs=rngs, dtype=dtype)
+        self.bias = nnx.Param(jnp.zeros((1,), dtype))
+        self.config = config
+
+    def log_odds(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:
+        """Log-odds, float32, at each of the trunk's hidden states."""
+        return (self.score(hidden) + self.bias[...])[..., 0].astype(jnp.float32)
+
+    def __call__(self, tokens: Int[Array, "R Q"]) -> Float[Array, "R Q"]:
+        """Log-odds at every position of whole sequences, without a cache."""
+        hidden, _ = self.trunk(tokens, positions_of(tokens))
+        return self.log_odds(hidden)
+
+
+def positions_of(tokens: Int[Array, "R Q"]) -> Int[Array, "R Q"]:
+    """Positions 0, 1, … of sequences that start at their row's first token."""
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

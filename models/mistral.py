@@ -1,0 +1,38 @@
+"""The Mistral family: Llama's blocks, every layer attending to a window (or to all).
+
+Reference: Jiang et al. 2023, arXiv 2310.06825.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tsi.models.config_fields import common, common_to_hf, refuse, rope_of
+from tsi.models.decoder import DecoderConfig, Local
+from tsi.models.family import Family
+
+NAME = "Mistral"
+WINDOW = 4096
+"""Of a configuration that does not mention the window; null there means none."""
+
+
+def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
+    """Read the fields of a ``config.json``.
+
+    Raises:
+        CheckpointError: one asks for a feature that the port does not have.
+    """
+    refuse(fields, NAME, ("sliding_window",))
+    rope = rope_of(fields, NAME, ("llama3", "linear", "yarn"))
+    shape = common(fields, "mistral")
+    window = fields.get("sliding_window", WINDOW)
+    local = Local(window, (True,) * shape["num_layers"], rope) if window else None
+    return DecoderConfig(**shape, rope=rope, local=local)
+
+
+def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The fields of a ``config.json``, which transformers reads too."""
+    window = config.local.window if config.local is not None else None
+    return common_to_hf(config, "mistral") | {"sliding_window": window}
+
+
+FAMILY = Family("mistral", NAME, config_from_hf, config_to_hf)

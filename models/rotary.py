@@ -1,0 +1,145 @@
+"""Rotary position embeddings, and the published ways of stretching their wavelengths.
+
+Frequencies are computed once, in float32 on the host, from numbers in the
+configuration; a kind of scaling is a NamedTuple of the constants that it needs.
+
+References:
+    Su et al. 2021, arXiv 2104.09864; YaRN, arXiv 2309.00071; LongRoPE, arXiv
+    2402.13753; Llama 3, arXiv 2407.21783.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class LinearScaling(NamedTuple):
+    """All positions divided by ``factor``."""
+
+    factor: float
+
+
+class Llama3Scaling(NamedTuple):
+    """Long wavelengths stretched, short ones kept, blended between (Llama 3.1).
+
+    Wavelengths longer than ``original / low`` are stretched by ``factor``, those
+    shorter than ``original / high`` are kept, and those between are blended linearly in
+    ``original / wavelength``.
+    """
+
+    factor: float
+    low: float
+    high: float
+    original: float
+
+
+class YarnScaling(NamedTuple):
+    """NTK by parts with a temperature on attention (arXiv 2309.00071)."""
+
+    factor: float
+    original: float
+    beta_fast: float
+    beta_slow: float
+    attention: float
+    truncate: bool
+
+
+class LongRopeScaling(NamedTuple):
+    """One divisor a frequency, and a temperature on attention (arXiv 2402.13753)."""
+
+    divisors: tuple[float, ...]
+    attention: float
+
+
+Scaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+
+
+class Rope(NamedTuple):
+    """How positions turn queries and keys.
+
+    Attributes:
+        theta: the base of the wavelengths.
+        fraction: the leading part of each head that is turned; the rest is left.
+        scaling: how wavelengths are stretched; None for not at all.
+    """
+
+    theta: float = 10_000.0
+    fraction: float = 1.0
+    scaling: Scaling | None = None
+
+    @property
+    def attention(self) -> float:
+        """What turned queries and keys are multiplied by, each."""
+        return getattr(self.scaling, "attention", 1.0)
+
+
+def inverse_frequencies(rope: Rope, head_width: int) -> Float[np.ndarray, " half"]:
+    """The angle by which one position turns each pair, float32.
+
+    Args:
+        rope: the base and its scaling.
+        head_width: h; the number of pairs is half of ``fraction`` of it.
+    """
+    turned = int(head_width * rope.fraction)
+    exponents = np.arange(0, turned, 2, dtype=np.float32) / np.float32(turned)
+    plain: np.ndarray = 1.0 / np.float32(rope.theta) ** exponents
+    scaling = rope.scaling
+    if isinstance(scaling, LinearScaling):
+        plain = plain / scaling.factor
+    elif isinstance(scaling, Llama3Scaling):
+        turns = scaling.original * plain / (2 * math.pi)
+        keep = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        plain = plain * (keep + (1 - keep) / scaling.factor)
+    elif isinstance(scaling, YarnScaling):
+        keep = 1 - _yarn_ramp(scaling, rope.theta, turned)
+        plain = plain * (keep + (1 - keep) / scaling.factor)
+    elif isinstance(scaling, LongRopeScaling):
+        plain = plain / np.asarray(scaling.divisors, np.float32)
+    return plain.astype(np.float32)
+
+
+def _yarn_ramp(scaling: YarnScaling, theta: float, turned: int) -> np.ndarray:
+    """0 for pairs that turn more than beta_fast times in the original context, to 1."""
+
+    def pair_that_turns(times: float) -> float:
+        ratio = math.log(scaling.original / (times * 2 * math.pi))
+        return turned * ratio / (2 * math.log(theta))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, turned - 1)
+    # Equal ends would divide by zero; the published code parts them by this much.
+    span = high - low or 0.001
+    return np.clip((np.arange(turned // 2) - low) / span, 0, 1)
+
+
+def rotate(
+    x: Float[Array, "R Q H h"],
+    positions: Int[Array, "R Q"],
+    frequencies: Float[Array, " half"],
+    attention: float = 1.0,
+) -> Float[Array, "R Q H h"]:
+    """Turn each head's leading ``2 half`` entries in the half-split layout.
+
+    Pairs are (i, i + half), as in the Hugging Face checkpoints; llama.cpp pairs
+    (2i, 2i + 1) for some families and permutes their query and key rows to match.
+
+    Args:
+        x: queries or keys.
+        positions: of each, counted from the start of the prompt.
+        frequencies: see :func:`inverse_frequencies`.
+        attention: multiplies what is turned (see :attr:`Rope.attention`).
+    """
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    if attention != 1.0:
+        cos, sin = cos * attention, sin * attention
+    half = frequencies.shape[-1]
+    first, second = jnp.split(x[..., : 2 * half].astype(jnp.float32), 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    rest = (x[..., 2 * half :],) if 2 * half < x.shape[-1] else ()
+    return jnp.concatenate([*(t.astype(x.dtype) for t in turned), *rest], axis=-1)
