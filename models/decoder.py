@@ -144,10 +144,9 @@ class Attention(nnx.Module):
         self.key = Linear(d, kv_width, rngs=rngs, dtype=dtype, bias=bias)
         self.value = Linear(d, kv_width, rngs=rngs, dtype=dtype, bias=bias)
         self.out = Linear(config.num_heads * h, d, rngs=rngs, dtype=dtype)
-        self.query_norm = self.key_norm = None
-        if config.query_key_norm:
-            self.query_norm = norm_of(config, h, dtype)
-            self.key_norm = norm_of(config, h, dtype)
+        normed = config.query_key_norm
+        self.query_norm = norm_of(config, h, dtype) if normed else None
+        self.key_norm = norm_of(config, h, dtype) if normed else None
         self.config = config
 
     def __call__(self, x, geometry: Geometry, cached):
@@ -194,10 +193,9 @@ class Block(nnx.Module):
         self.feed_forward = GatedFeedForward(
             d, config.hidden, config.activation, rngs=rngs, dtype=dtype
         )
-        self.attention_post_norm = self.feed_forward_post_norm = None
-        if config.post_norms:
-            self.attention_post_norm = norm_of(config, d, dtype)
-            self.feed_forward_post_norm = norm_of(config, d, dtype)
+        post = config.post_norms
+        self.attention_post_norm = norm_of(config, d, dtype) if post else None
+        self.feed_forward_post_norm = norm_of(config, d, dtype) if post else None
 
     def __call__(self, x, geometry: Geometry, cached):
         mixed, key_values = self.attention(self.attention_norm(x), geometry, cached)

@@ -2,7 +2,8 @@
 
 Scales are stored as their difference from one, embeddings are multiplied by the root of
 the width, queries and keys are normalised, and layers with a window have a rotary base
-of their own. Scores and logits are capped where the configuration asks for it.
+of their own. Scores and logits are capped where the configuration asks for it; released
+configurations do not, and transformers 5 reads the cap of scores and does not apply it.
 
 Reference: Gemma Team 2025, arXiv 2503.19786.
 """

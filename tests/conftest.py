@@ -1,5 +1,20 @@
-"""Under pytest every shape annotation of tsi is checked, at no cost elsewhere."""
+"""Under pytest every shape annotation of tsi is checked, at no cost elsewhere.
+
+Most of the suite's time is XLA compiling programs that run for milliseconds, many of
+them twice: so they are compiled without LLVM's optimisations, and kept for the length
+of the run. ``XLA_FLAGS`` set outside wins.
+"""
+
+import os
+import tempfile
 
 from jaxtyping import install_import_hook
+
+# Before jax is imported; one folder a process, since writes to it are not atomic.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+_programs = tempfile.TemporaryDirectory(prefix="tsi-programs-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 install_import_hook("tsi", "beartype.beartype")

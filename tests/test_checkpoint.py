@@ -20,6 +20,7 @@ from small_checkpoints import (
 from tsi.errors import CheckpointError
 from tsi.models.checkpoint import load, save
 from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.rotary import Llama3Scaling, Rope
 from tsi.models.tokenizer import char_tokenizer, load_tokenizer
 
 TOKENS = np.arange(14).reshape(2, 7) % 40
@@ -50,7 +51,10 @@ def edit_tensors(folder, change):
 @pytest.mark.parametrize("reward", [False, True])
 def test_a_loaded_model_is_the_saved_one_bit_for_bit(tmp_path, tied, reward):
     config = small_config(
-        tied=tied, rope_scaling=(8.0, 1.0, 4.0, 32.0), head_width=6, eos_ids=(1, 3)
+        tied=tied,
+        rope=Rope(scaling=Llama3Scaling(8.0, 1.0, 4.0, 32.0)),
+        head_width=6,
+        eos_ids=(1, 3),
     )
     model = small_model(config, reward=reward)
     save(model, config, tmp_path)
@@ -148,7 +152,7 @@ def test_one_error_lists_all_missing_extra_and_wrongly_shaped_tensors(copy):
         ({"attention_bias": True}, "attention_bias=True"),
         ({"mlp_bias": True}, "mlp_bias=True"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "ntk"}}, "rotary scaling 'ntk'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "32"}, "hidden_size is '32'"),
         ({"hidden_size": 2**40}, "under 2\\^31"),
