@@ -1,5 +1,6 @@
 """The reasoning target: cached equals uncached, densities by enumeration."""
 
+import functools
 import itertools
 
 import jax
@@ -10,9 +11,11 @@ import tiny_language as tiny
 
 from tsi import samplers
 from tsi.decoding import Temperatures, sample_token
+from tsi.learned_twist import LearnedTwist
 from tsi.reasoning import ReasoningParams
 from tsi.rewards import NoReward, SelfJudge, TextReward
-from tsi.run import run
+from tsi.run import run, turn
+from tsi.twist import TwistedParams, TwistedTarget
 
 PROMPTS = ("hello", "bad", "gems")
 
@@ -209,6 +212,34 @@ def test_a_python_function_of_the_text_can_be_the_reward():
     )
     lengths = [len(tiny.decode(tokens)) for tokens in texts_of(final.particles)]
     np.testing.assert_array_equal(final.particles.log_odds, lengths)
+
+
+def test_a_reward_that_smc_reads_on_the_way_is_a_twist():
+    target, params = tiny.target(), tiny.params("hello")
+    twist = LearnedTwist(
+        apply=lambda theta, t, features: theta * features[:, 0],
+        features=lambda t, rows, params: rows.log_odds[:, None],
+    )
+    key, sampler = jax.random.key(3), samplers.twisted_smc(ess_fraction=1.0)
+    twisted = TwistedTarget(target, twist.log_twist, "last")
+    step = jax.jit(functools.partial(turn, sampler, twisted, key))
+    both = TwistedParams(params, jnp.float32(1.0))
+    half = TwistedParams(params, jnp.float32(0.5))
+    state, rows = sampler.init(key, 6), twisted.init(key, 6, both)
+    differs = 0
+    for t in range(target.max_steps):
+        _, _, other = step(t, state, rows, half)
+        state, rows, info = step(t, state, rows, both)
+        # Told the same after every step, any sampler does the same.
+        told = target.log_potential(t, rows.particles, params)
+        np.testing.assert_array_equal(info.log_potentials, told)
+        unfinished = ~np.asarray(target.finished(rows.particles))
+        # A twist of one's own choice counts on the way, and not at the end.
+        chosen = np.where(unfinished, 0.5 * told, told)
+        np.testing.assert_allclose(other.log_potentials, chosen, rtol=1e-5)
+        differs += unfinished.sum()
+    assert differs > 10
+    assert bool(target.finished(rows.particles).all())
 
 
 def test_no_reward_reads_nothing():

@@ -41,6 +41,45 @@ class Run(NamedTuple):
     num_steps: Int[Array, ""]
 
 
+def turn(
+    sampler: Sampler,
+    target: Any,
+    key_steps: Key[Array, ""],
+    t: Int[Array, ""] | int,
+    state: Any,
+    particles: Particles,
+    params: Any = None,
+) -> tuple[Any, Particles, Any]:
+    """Step t of a run: ask, gather, propose, weigh, tell.
+
+    Args:
+        sampler: what decides.
+        target: what is explored.
+        key_steps: the run's second key, from which `tsi.step_keys` makes the step's.
+        t: the step.
+        state: the sampler's.
+        particles: the target's, before the step.
+        params: the target's parameters.
+
+    Returns:
+        The sampler's state, the particles, and the sampler's info, after the step.
+    """
+    keys = step_keys(key_steps, t)
+    state, ancestors = sampler.ask(keys.ask, state)
+    particles = target.gather(particles, ancestors)
+    if sampler.prunes:
+        particles, log_corrections = propose_some(
+            target, keys.propose, t, particles, ~hopeless(state), params
+        )
+    else:
+        particles, log_corrections = target.propose(keys.propose, t, particles, params)
+    log_potentials = target.log_potential(t, particles, params)
+    state, info = sampler.tell(
+        keys.tell, state, log_potentials, log_corrections, target.finished(particles)
+    )
+    return state, particles, info
+
+
 def run(
     sampler: Sampler | Explorer,
     target: Any,
@@ -84,26 +123,7 @@ def run(
     particles = target.init(jax.random.fold_in(key_init, 1), num_particles, params)
 
     def step(t: Array, state: Any, particles: Particles) -> tuple[Any, Particles, Any]:
-        keys = step_keys(key_steps, t)
-        state, ancestors = sampler.ask(keys.ask, state)
-        particles = target.gather(particles, ancestors)
-        if sampler.prunes:
-            particles, log_corrections = propose_some(
-                target, keys.propose, t, particles, ~hopeless(state), params
-            )
-        else:
-            particles, log_corrections = target.propose(
-                keys.propose, t, particles, params
-            )
-        log_potentials = target.log_potential(t, particles, params)
-        state, info = sampler.tell(
-            keys.tell,
-            state,
-            log_potentials,
-            log_corrections,
-            target.finished(particles),
-        )
-        return state, particles, info
+        return turn(sampler, target, key_steps, t, state, particles, params)
 
     start = jnp.zeros((), jnp.int32)
     _, _, info = jax.eval_shape(step, start, state, particles)

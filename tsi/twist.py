@@ -42,11 +42,29 @@ class TwistedParticles(NamedTuple):
     log_earned: Float[Array, "N T"]
 
 
+class TwistedParams(NamedTuple):
+    """Parameters of a twisted target whose twist has some of its own.
+
+    Attributes:
+        target: what the target within is given.
+        theta: the twist's, a pytree.
+    """
+
+    target: Any
+    theta: Any
+
+
+def _own(params: Any) -> Any:
+    """What of the parameters is the target's."""
+    return params.target if isinstance(params, TwistedParams) else params
+
+
 class TwistedTarget:
     """A target with a twist, for samplers with telescoping("odds") potentials.
 
     It has the capabilities truncate, replay, log_prob and put if the target has.
-    `params` are handed to the target, the twist and the proposal alike.
+    `params` are handed to the target, the twist and the proposal alike, except that of
+    `TwistedParams` the target is given its own part.
 
     Args:
         target: the target within; it must have `max_steps`.
@@ -78,7 +96,7 @@ class TwistedTarget:
             )
         self.target, self.log_twist, self.accumulate = target, log_twist, accumulate
         self.max_steps: int = target.max_steps
-        self._propose = target.propose if propose is None else propose
+        self._foreign_proposal = propose
         # `tsi.target.require` takes None for a capability that is not there.
         for name in ("truncate", "replay", "log_prob", "log_proposal", "put"):
             has_it = getattr(target, name, None) is not None
@@ -92,7 +110,8 @@ class TwistedTarget:
     ) -> TwistedParticles:
         """N particles that have earned nothing yet."""
         earned = jnp.zeros((num_particles, self.max_steps), jnp.float32)
-        return TwistedParticles(self.target.init(key, num_particles, params), earned)
+        inner = self.target.init(key, num_particles, _own(params))
+        return TwistedParticles(inner, earned)
 
     def _earn(
         self,
@@ -102,7 +121,8 @@ class TwistedTarget:
         params: Any,
     ) -> TwistedParticles:
         """Enter the potential of the step that led from `before` to `now`."""
-        log_earned = self.target.log_potential(t, now, params).astype(jnp.float32)
+        log_earned = self.target.log_potential(t, now, _own(params))
+        log_earned = log_earned.astype(jnp.float32)
         if self.accumulate == "product":
             previous = self._earned(before, jnp.asarray(t) - 1)
             log_earned = log_earned + jnp.where(jnp.asarray(t) > 0, previous, 0.0)
@@ -125,7 +145,11 @@ class TwistedTarget:
         params: Any = None,
     ) -> tuple[TwistedParticles, Float[Array, "N"]]:
         """A step of the target's proposal, or of the one given; also log p - log q."""
-        now, correction = self._propose(key, t, particles.particles, params)
+        inner, foreign = particles.particles, self._foreign_proposal
+        if foreign is None:
+            now, correction = self.target.propose(key, t, inner, _own(params))
+        else:
+            now, correction = foreign(key, t, inner, params)
         return self._earn(t, particles, now, params), correction
 
     def log_potential(
@@ -158,7 +182,7 @@ class TwistedTarget:
     ) -> TwistedParticles:
         # Later steps write over what is cut off here, before it is read.
         truncate = require(self.target, "truncate", "a twisted target")
-        inner = truncate(particles.particles, depths, params)
+        inner = truncate(particles.particles, depths, _own(params))
         return particles._replace(particles=inner)
 
     def _replay(
@@ -169,20 +193,20 @@ class TwistedTarget:
         params: Any = None,
     ) -> tuple[TwistedParticles, Float[Array, "N"]]:
         replay = require(self.target, "replay", "a twisted target")
-        now, log_probs = replay(t, particles.particles, sources.particles, params)
+        now, log_probs = replay(t, particles.particles, sources.particles, _own(params))
         return self._earn(t, particles, now, params), log_probs
 
     def _log_prob(
         self, particles: TwistedParticles, params: Any = None
     ) -> Float[Array, "N"]:
         log_prob = require(self.target, "log_prob", "a twisted target")
-        return log_prob(particles.particles, params)
+        return log_prob(particles.particles, _own(params))
 
     def _log_proposal(
         self, particles: TwistedParticles, params: Any = None
     ) -> Float[Array, "N"]:
         log_proposal = require(self.target, "log_proposal", "a twisted target")
-        return log_proposal(particles.particles, params)
+        return log_proposal(particles.particles, _own(params))
 
     def _put(
         self,
