@@ -101,7 +101,7 @@ def solve(
     """
     import jax
 
-    from tsi.experiments.methods import get_method
+    from tsi.experiments.methods import get_method, sampler_of
     from tsi.experiments.scale import run_method
     from tsi.experiments.solve import solution_text
     from tsi.experiments.tasks import get_task
@@ -115,7 +115,8 @@ def solve(
     )
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
-    print(solution_text(result))
+    auxiliary = getattr(sampler_of(method, world.max_steps), "auxiliary", ())
+    print(solution_text(result, len(auxiliary)))
     right = world.correct(problem, result.selected)
     print(f"\nRight answer: {problem.answer} ({'solved' if right else 'not solved'})")
     if figures is not None:

@@ -65,15 +65,24 @@ def _ess_triggered(ess_fraction: float, weights: str) -> Sampler:
     )
 
 
+def _divisor(budget: int, most: int) -> int:
+    """The largest size of equal rounds, `most` at most, that spend the whole budget."""
+    return next(size for size in range(max(most, 1), 0, -1) if budget % size == 0)
+
+
 def _votes(budget: int) -> Rounds:
-    size = min(4, budget)
+    size = _divisor(budget, 4)
     return Rounds(size, budget // size, sure_majority(0.95))
 
 
 def _islands(budget: int) -> Rounds:
     # Eight rounds or more: an error is judged from the fourth on.
-    size = max(1, min(4, budget // 8))
+    size = _divisor(budget, min(4, budget // 8))
     return Rounds(size, budget // size, answer_error_below(0.1))
+
+
+def _uct(width: int, c: float) -> Explorer:
+    return samplers.mcts(width, bonus=samplers.uct(c))
 
 
 ODDS = {"weights": "odds"}
@@ -106,6 +115,7 @@ METHODS: dict[str, Method] = {
         samplers.lookahead_search, {"width": 4, "k": 1}, "lookahead search"
     ),
     "mcts": Method(samplers.mcts, {"width": 4}, "MCTS (PUCT)"),
+    "mcts_uct": Method(_uct, {"width": 4, "c": 1.0}, "MCTS (UCT)"),
     "ab_mcts": Method(samplers.ab_mcts, {"posterior": "gaussian"}, "AB-MCTS"),
     "particle_filter": Method(
         samplers.particle_filter,
@@ -117,6 +127,12 @@ METHODS: dict[str, Method] = {
         samplers.entropic_particle_filter,
         {"weights": "odds", "variant": "corrected"},
         "entropic particle filter",
+        annealed=True,
+    ),
+    "entropic_published": Method(
+        samplers.entropic_particle_filter,
+        {"weights": "odds", "variant": "published"},
+        "entropic particle filter, published",
         annealed=True,
     ),
     "tempered": Method(
@@ -152,6 +168,18 @@ METHODS: dict[str, Method] = {
         _with_telescoping(samplers.particle_gibbs),
         {"num_sweeps": 4, "ancestor_sampling": True, **ODDS},
         "particle Gibbs, ancestor sampling",
+        smallest=8,
+    ),
+    "particle_gibbs_backward": Method(
+        _with_telescoping(samplers.particle_gibbs),
+        {"num_sweeps": 4, "backward_sampling": True, **ODDS},
+        "particle Gibbs, backward sampling",
+        smallest=8,
+    ),
+    "particle_gibbs_published": Method(
+        samplers.particle_gibbs,
+        {"num_sweeps": 4, "variant": "published", **ODDS},
+        "particle Gibbs, published",
         smallest=8,
     ),
     "pimh": Method(

@@ -86,8 +86,14 @@ def genealogy_text(result: Result) -> str:
     return "\n".join(lines)
 
 
-def solution_text(result: Result) -> str:
-    """Everything that `tsi solve` prints about a result."""
+def solution_text(result: Result, other_targets: int = 0) -> str:
+    """Everything that `tsi solve` prints about a result.
+
+    Args:
+        result: of one problem.
+        other_targets: how many more the sampler sampled along, whose evidences are
+            factors of the reported one; see `tsi.explorer.Explorer.auxiliary`.
+    """
     num_particles = len(result.texts)
     ess = [f"{value:.1f}" for value in result.ess]
     resampled = [
@@ -116,6 +122,7 @@ def solution_text(result: Result) -> str:
         )
         if count
     ]
+    product = f", times those of {other_targets} other temperatures"
     sections = [
         f"Effective sample size of {num_particles} after each step: {' '.join(ess)}",
         f"Resampled before step: {', '.join(resampled) or 'none'} (counted from 0)",
@@ -123,7 +130,8 @@ def solution_text(result: Result) -> str:
         f"Surviving genealogy:\n{genealogy_text(result)}",
         "Answer posterior:\n" + ("\n".join(posterior) or "  no particle has an answer"),
         f"Selected answer: {result.selected}",
-        f"Log evidence: {result.log_evidence:.3f} ± {_error(deviation)}",
+        f"Log evidence{product if other_targets else ''}: "
+        f"{result.log_evidence:.3f} ± {_error(deviation)}",
         _tail_text(result.pareto_k),
         f"Cost: {ledger.rollouts} rollouts, {ledger.generated_tokens} tokens, "
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "

@@ -9,6 +9,7 @@ from tsi import samplers
 from tsi.adaptive import Rounds, merged, run_rounds
 from tsi.answers import answer_posterior
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.experiments.method_list import METHODS
 from tsi.experiments.methods import sampler_of
 from tsi.stopping import (
     answer_error_below,
@@ -78,6 +79,18 @@ def test_each_problem_stops_by_itself_and_pays_for_its_own_rounds():
     # 12, then 9 problems in a batch of 12 (the next power of two does not fit), then 6.
     assert [len(set(ids)) for ids in asked] == [12, 9, 6]
     assert [len(ids) for ids in asked] == [12, 12, 8]
+    # A batch takes as long as all of it, whoever fills it up.
+    alone = world.engine.run(SAMPLER, jax.random.key(0), world.problems, 2, extract=str)
+    spent = sum(result.ledger.seconds for result in results)
+    assert spent == pytest.approx((12 + 12 + 8) * alone[0].ledger.seconds, rel=0.01)
+
+
+def test_rounds_spend_the_whole_budget():
+    for method in (METHODS["adaptive_consistency"], METHODS["adaptive_smc"]):
+        for budget in range(1, 40):
+            rounds = method.rounds(budget)
+            assert rounds.size * rounds.most == budget
+            assert rounds.size <= 4
 
 
 def test_rounds_have_keys_of_their_own():

@@ -190,3 +190,38 @@ def test_a_reward_without_a_cache_follows_cuts_too():
         logits = params.policy(sequence)[0, -1]
         expected = float(logits[4] - logits[5])
         assert float(run.particles.log_odds[row]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_step_cannot_follow_a_past_where_it_would_have_ended_elsewhere(monkeypatch):
+    def write_c(keys, logits, temperatures):
+        token = jnp.full(len(keys), tiny.encode("c")[0], jnp.int32)
+        return token, jnp.zeros(len(keys)), jnp.zeros(len(keys))
+
+    monkeypatch.setattr("tsi.decoding.sample_token", write_c)
+    # Steps of "ccc…": cc, cut for its length; c, which completes the delimiter; cc; c.
+    boundary = tiny.boundary(delimiter=b"ccc")
+    store = ReasoningStore(tiny.target(boundary=boundary, max_step_tokens=2))
+    params = tiny.params("hello")
+    empty = store.gather(store.init(None, 2, params), jnp.arange(2))
+    written = [empty]
+    for t in range(4):
+        rows, _ = store.propose(jax.random.key(0), jnp.full(2, t), written[-1], params)
+        written.append(rows)
+    source = written[4]
+    lengths = [int(rows.lengths[0]) for rows in written]
+    assert lengths == [0, 2, 3, 5, 6]
+
+    def replayed(step, past):
+        rows, log_prob = store.replay(jnp.full(2, step), written[past], source, params)
+        return rows, float(log_prob[0]), int(rows.lengths[0]) - lengths[past]
+
+    for step, past in ((0, 0), (1, 1), (2, 2), (3, 3), (2, 0), (3, 1)):
+        rows, log_prob, added = replayed(step, past)
+        assert np.isfinite(log_prob)
+        assert added == (2 if step % 2 == 0 else 1)
+        assert int(rows.boundary_state[0]) == (2 if step % 2 == 0 else 0)
+    # cc after cc would have ended at its first c; c after nothing would have gone on.
+    for step, past in ((0, 1), (2, 3), (1, 0), (3, 2)):
+        rows, log_prob, added = replayed(step, past)
+        assert (log_prob, added) == (-np.inf, 0)
+        assert int(rows.boundary_state[0]) == int(written[past].boundary_state[0])

@@ -62,3 +62,9 @@ def test_everything_asked_for_is_printed():
         "rollouts",
     ):
         assert part in text
+
+
+def test_an_evidence_that_is_a_product_says_so():
+    assert "Log evidence: " in solution_text(_result())
+    said = "Log evidence, times those of 3 other temperatures: "
+    assert said in solution_text(_result(), 3)

@@ -91,6 +91,9 @@ def run_rounds(
             temperature=temperature,
         )
         for i, result in zip(running, results, strict=False):
+            # The whole batch took this long, what fills it up included.
+            seconds = result.ledger.seconds * len(asked) / len(running)
+            result = result._replace(ledger=result.ledger._replace(seconds=seconds))
             done[i].append(result if reads_reward else without_reward(result))
         running = [i for i in running if not rounds.stop(done[i])]
     targets = sampler.path_log_weight is not None

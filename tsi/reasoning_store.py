@@ -146,8 +146,9 @@ class ReasoningStore:
     ) -> tuple[Particles, Float[Array, " R"]]:
         """Extend each unfinished row by step t of its source; also log p of it.
 
-        A step that would carry a row over the token limit is impossible there: the row
-        stays as it is and log p is -inf.
+        A step is impossible under a past where it would have ended elsewhere, as it may
+        where a delimiter began in a step that was cut, and where it would carry the row
+        over the token limit: the row stays as it is and log p is -inf.
 
         Raises:
             ConfigurationError: with a proposal of another temperature, whose density
@@ -167,12 +168,14 @@ class ReasoningStore:
         counts = jnp.where(
             particles.finished | (t >= self.max_steps), 0, jnp.maximum(end - begin, 0)
         )
-        too_long = particles.lengths + counts > target.max_tokens
-        counts = jnp.where(too_long, 0, counts)
         offsets = jnp.arange(width)
-        real = offsets < counts[:, None]
         places = jnp.minimum(begin[:, None] + offsets, target.max_tokens - 1)
         tokens = jnp.take_along_axis(sources.tokens, places, axis=1)
+        state, ends_here = self._ends_where_it_ends(tokens, counts, particles)
+        too_long = particles.lengths + counts > target.max_tokens
+        impossible = (counts > 0) & (too_long | ~ends_here)
+        counts = jnp.where(impossible, 0, counts)
+        real = offsets < counts[:, None]
         tokens = jnp.where(real, tokens, 0)
 
         policy = params.policy
@@ -185,7 +188,6 @@ class ReasoningStore:
         took = counts > 0
         last = jnp.maximum(counts - 1, 0)[:, None]
         newest = jnp.take_along_axis(tokens, last, axis=1)[:, 0]
-        state = jnp.take_along_axis(sources.history.boundary_state, place, axis=1)[:, 0]
         step = Decoding(
             offset=jnp.max(counts),
             token=jnp.where(took, newest, particles.pending),
@@ -199,8 +201,42 @@ class ReasoningStore:
             new=key_values,
         )
         rows = target.written(t, particles, step, params, drawn=False)
-        impossible = too_long & ~particles.finished
         return rows, jnp.where(impossible, -jnp.inf, log_p)
+
+    def _ends_where_it_ends(
+        self,
+        tokens: Int[Array, "R C"],
+        counts: Int[Array, " R"],
+        particles: Particles,
+    ) -> tuple[Int[Array, " R"], Bool[Array, " R"]]:
+        """The boundary's state after a step, and whether decoding ends the step there.
+
+        It does if no token but the last completes the delimiter or the solution, and
+        the last does so or has no room behind it.
+        """
+        boundary, target = self.target.boundary, self.target
+
+        def read(carry, column):
+            state, early, ended = carry
+            offset, token = column
+            real = offset < counts
+            early = early | (real & ended)
+            now = boundary.ends[state, token] | boundary.stops[token]
+            following = jnp.where(now, 0, boundary.next_state[state, token])
+            state, ended = (
+                jnp.where(real, new, old)
+                for new, old in ((following, state), (now, ended))
+            )
+            return (state, early, ended), None
+
+        no = jnp.zeros(counts.shape, bool)
+        columns = (jnp.arange(tokens.shape[1]), tokens.T)
+        (state, early, ended), _ = jax.lax.scan(
+            read, (particles.boundary_state, no, no), columns
+        )
+        full = particles.lengths + counts >= target.max_tokens
+        cut_off = (counts >= target.max_step_tokens) | full
+        return state, ~early & (ended | cut_off)
 
 
 def _without_caches(particles: Particles) -> Any:
