@@ -262,15 +262,20 @@ def test_lines_are_those_of_what_somebody_wrote():
     assert blamed(seen, "init", "ask", "tell") == f"init at {init} or ask at {call}"
 
 
-def test_a_batch_of_a_plain_sampler_names_its_function_too():
+@pytest.mark.parametrize("what", ["state", "ancestors"])
+def test_a_batch_of_a_plain_sampler_names_its_function_too(what):
     good = samplers.self_consistency()
     calls = []
 
     def ask(key, state):
         calls.append(1)
         state, ancestors = good.ask(key, state)
-        return state, jnp.roll(ancestors, len(calls))
+        if what == "ancestors":
+            return state, jnp.roll(ancestors, len(calls))
+        shifted = state.log_evidence + 0.1 * len(calls)
+        return state._replace(log_evidence=shifted), ancestors
 
     found = {c.promise: c for c in driven_checks(good._replace(ask=ask), 4, KEY)}
     assert found["batched"].where == f"ask at {first_line(ask)}"
+    assert what in found["batched"].detail
     assert found["ancestors"].passed
