@@ -39,6 +39,7 @@ def judged(name: str, claim: Claim, num_runs: int) -> dict[str, Any]:
         check
         for check in report.checks
         if not check.promise.startswith(("evidence", "posterior", "target"))
+        and check.passed is not None
     ]
     return {
         "sampler": name,

@@ -11,28 +11,35 @@ to break it, and reports which promises of the contract it keeps:
   estimate is zero where the evidence is;
 - ancestors: int32, within range, and no particle of zero weight is copied over another
   one while some particle has weight;
-- permutation: told in reverse order, a sampler decides in reverse order;
+- permutation: told in reverse order, a sampler decides in reverse order; so does an
+  explorer in whose first turn several rows are alike;
 - requests, ending (explorers): stored prefixes exist, and runs end in time;
 - keys: no key is used twice, or the line where one is;
 - compiled: jit and vmap change nothing;
-- batched: `tsi.batch` gives each problem what it gets alone;
+- batched: `tsi.batch`, or vmap over an explorer, gives each problem what it gets alone;
 - reproducible: the same key gives the same run.
 
 Samplers without a defined target (`path_log_weight=None`) skip the first two.
+
+A broken promise comes with the line of the function that broke it, or of those whose
+promise it is where one alone cannot be told; an error of the sampler's own with the
+line that it passed through.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Key
 
-from tsi.errors import ConformanceError
+from tsi.errors import ConformanceError, TsiError
 from tsi.explorer import Explorer
+from tsi.explorer_batch import batched_explorer_check
 from tsi.explorer_checks import request_checks
 from tsi.key_discipline import key_check
 from tsi.linear_gaussian import LinearGaussianTarget
-from tsi.permutation import permutation_check
+from tsi.permutation import permutation_check, row_permutation_check
 from tsi.robustness import (
     Check,
     KnownTarget,
@@ -46,12 +53,28 @@ from tsi.robustness import (
 )
 from tsi.run import Run
 from tsi.sampler import Sampler
+from tsi.source_lines import blamed, raised_in
 from tsi.tabular import TabularTarget
 from tsi.tabular_examples import EXAMPLES, smooth
 from tsi.unbiasedness import MeasureTest, judge_linear_gaussian, judge_tabular
 
 MAX_Z = 4.0
 MIN_P = 1e-3
+
+KEEPERS = {
+    "evidence": ("tell", "ask"),
+    "posterior": ("tell", "ask"),
+    "finished": ("tell", "ask"),
+    "zero weights": ("tell", "ask"),
+    "compiled": ("init", "ask", "tell"),
+    "reproducible": ("init", "ask", "tell"),
+}
+"""Whose promise it is, where a check cannot tell which function broke it.
+
+Weights are made in `tell` and divided among offspring in `ask`.
+"""
+
+Look = Callable[[], list[Check]]
 
 
 class Report(NamedTuple):
@@ -77,16 +100,20 @@ class Report(NamedTuple):
     def raise_if_failed(self) -> None:
         """Raise `ConformanceError` with the broken promises, if there are any."""
         if not self.passed:
-            lines = "; ".join(f"{c.promise}: {c.detail}" for c in self.failures)
+            lines = "; ".join(f"{c.promise}: {_told(c)}" for c in self.failures)
             raise ConformanceError(f"The sampler breaks its contract. {lines}.")
 
     def __str__(self) -> str:
         words = {True: "kept", False: "BROKEN", None: "skipped"}
         width = max(len(check.promise) for check in self.checks)
         return "\n".join(
-            f"{words[check.passed]:8}{check.promise:{width + 2}}{check.detail}"
+            f"{words[check.passed]:8}{check.promise:{width + 2}}{_told(check)}"
             for check in self.checks
         )
+
+
+def _told(check: Check) -> str:
+    return f"{check.detail} [{check.where}]" if check.where else check.detail
 
 
 def _measure(
@@ -192,26 +219,78 @@ def checks_of(
     Arguments as in `check_sampler`.
     """
     key = jax.random.key(0) if key is None else key
+    targets = known_targets() if targets is None else targets
+    raised: set[str] = set()
+    for promise, look in _looks(sampler, targets, num_particles, num_runs, key):
+        try:
+            found = look()
+        except TsiError:
+            # A sentence to whoever chose the numbers, not a broken promise.
+            raise
+        except Exception as error:
+            line = raised_in(sampler, error)
+            if line is None:
+                raise
+            found = [_error_check(promise, error, line, again=line in raised)]
+            raised.add(line)
+        yield from (_located(check, sampler) for check in found)
+
+
+def _looks(
+    sampler: Sampler | Explorer,
+    targets: Mapping[str, KnownTarget],
+    num_particles: int,
+    num_runs: int,
+    key: Key[Array, ""],
+) -> Iterator[tuple[str, Look]]:
+    """Names of promises, and how to look at them."""
     key_targets, key_breaking, key_driven = jax.random.split(key, 3)
     programs = Programs(sampler, num_particles, num_runs)
-    yield key_check(sampler, num_particles, key_driven)
-    targets = known_targets() if targets is None else targets
-    for index, (name, target) in enumerate(targets.items()):
-        result = programs(target, jax.random.fold_in(key_targets, index))
-        yield from target_checks(name, target, sampler, result)
-    yield finished_check(programs, key_breaking)
-    yield from zero_weight_checks(programs, key_breaking)
-    if isinstance(sampler, Explorer):
-        yield from request_checks(sampler, num_particles, key_driven)
-    else:
-        yield from driven_checks(sampler, num_particles, key_driven)
-        yield permutation_check(sampler, num_particles, key_driven)
 
-    once = programs(smooth(), key_breaking)
-    again = programs(smooth(), key_breaking)
-    yield compiled_check(programs, key_breaking, once)
+    def on_target(index: int, name: str, target: KnownTarget) -> list[Check]:
+        result = programs(target, jax.random.fold_in(key_targets, index))
+        return target_checks(name, target, sampler, result)
+
+    yield "keys", lambda: [key_check(sampler, num_particles, key_driven)]
+    for index, (name, target) in enumerate(targets.items()):
+        yield f"target, {name}", partial(on_target, index, name, target)
+    yield "finished", lambda: [finished_check(programs, key_breaking)]
+    yield "zero weights", lambda: zero_weight_checks(programs, key_breaking)
+    if isinstance(sampler, Explorer):
+        explores = (sampler, num_particles, key_driven)
+        yield "requests", lambda: request_checks(*explores)
+        yield "batched", lambda: [batched_explorer_check(*explores)]
+        yield "permutation", lambda: [row_permutation_check(*explores)]
+    else:
+        driven = (sampler, num_particles, key_driven)
+        yield "batched", lambda: driven_checks(*driven)
+        yield "permutation", lambda: [permutation_check(*driven)]
+    yield "reproducible", lambda: _repeated(programs, key_breaking)
+
+
+def _repeated(programs: Programs, key: Key[Array, ""]) -> list[Check]:
+    """Whether a run is the same alone, and the same again."""
+    once, again = programs(smooth(), key), programs(smooth(), key)
     unchanged = same((once.particles, once.state), (again.particles, again.state))
     detail = (
         "same key, same run" if unchanged else "the same key gave two different runs"
     )
-    yield Check("reproducible", unchanged, detail)
+    return [
+        compiled_check(programs, key, once),
+        Check("reproducible", unchanged, detail),
+    ]
+
+
+def _error_check(promise: str, error: Exception, line: str, *, again: bool) -> Check:
+    said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if again:
+        return Check(promise, None, f"the same line raised again: {said}")
+    return Check(promise, False, said, line)
+
+
+def _located(check: Check, sampler: Sampler | Explorer) -> Check:
+    """A broken promise with its place, if it has none yet."""
+    parts = KEEPERS.get(check.promise.partition(",")[0], ())
+    if check.passed is not False or check.where or not parts:
+        return check
+    return check._replace(where=blamed(sampler, *parts))

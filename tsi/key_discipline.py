@@ -5,7 +5,6 @@ output need show it. Two turns in one program, so that a key kept in the state f
 turn to the next is seen as well.
 """
 
-import inspect
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from jaxtyping import Array, Key
 from tsi.explorer import Explorer, Reply
 from tsi.robustness import Check
 from tsi.sampler import Sampler
+from tsi.source_lines import own_files, shown
 
 
 def key_check(
@@ -75,14 +75,14 @@ def _line_of(error: BaseException, sampler: Sampler | Explorer) -> str:
     ]
     if not outside:
         return str(error).splitlines()[0]
-    parts = (sampler.init, sampler.ask, sampler.tell)
-    files = {inspect.unwrap(part).__code__.co_filename for part in parts}
+    files = own_files(sampler)
     deepest = {frame.filename: frame for frame in outside}
     own = [frame for name, frame in deepest.items() if name in files]
     if not own:
         own = outside[-1:]
-    lines = [f"{frame.filename}:{frame.lineno}: {frame.line}" for frame in own]
+    lines = [f"{shown(frame.filename)}:{frame.lineno}: {frame.line}" for frame in own]
     where = f"at {', there at '.join(lines)}"
     if outside[-1] not in own:
-        where += f" (the second draw: {outside[-1].filename}:{outside[-1].lineno})"
+        draw = f"{shown(outside[-1].filename)}:{outside[-1].lineno}"
+        where += f" (the second draw: {draw})"
     return where

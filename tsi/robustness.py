@@ -17,6 +17,7 @@ from tsi.explorer import Explorer
 from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.run import Run, run
 from tsi.sampler import Sampler
+from tsi.source_lines import blamed
 from tsi.tabular import TabularTarget
 from tsi.tabular_examples import smooth, unequal_lengths
 
@@ -27,11 +28,19 @@ NUM_STEPS = 6
 
 
 class Check(NamedTuple):
-    """One promise: its name, whether it is kept (None: skipped), and the evidence."""
+    """One promise of the contract.
+
+    Attributes:
+        promise: its name.
+        passed: whether it is kept; None if it was skipped.
+        detail: the evidence, or why it was skipped.
+        where: the function, file and line that broke it, where they are known.
+    """
 
     promise: str
     passed: bool | None
     detail: str
+    where: str = ""
 
 
 class Programs:
@@ -65,14 +74,22 @@ def has_nan(tree: Any) -> bool:
     return any(np.isnan(leaf).any() for leaf in leaves if leaf.dtype.kind == "f")
 
 
-def same(first: Any, second: Any, tolerance: float = 0.0) -> bool:
+def same(
+    first: Any, second: Any, tolerance: float = 0.0, *, equal_nan: bool = False
+) -> bool:
     """Whether two states agree: integers exactly, floats within a tolerance."""
 
+    def numbers(leaf: Any) -> np.ndarray:
+        is_key = jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
     def agree(a: Any, b: Any) -> bool:
-        a, b = np.asarray(a), np.asarray(b)
+        a, b = numbers(a), numbers(b)
         if a.dtype.kind != "f":
             return bool(np.array_equal(a, b))
-        return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance))
+        return bool(
+            np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=equal_nan)
+        )
 
     return all(jax.tree.leaves(jax.tree.map(agree, first, second)))
 
@@ -137,16 +154,19 @@ def _synthetic(key: Key[Array, ""], shape: tuple[int, ...]) -> tuple[Array, ...]
 
 def _drive(
     sampler: Sampler, keys: Any, num_particles: int, told: tuple[Array, ...]
-) -> tuple[Any, tuple[Any, Array]]:
-    """Ask and tell without a target: the last state; states asked, ancestors, [T]."""
+) -> tuple[Any, tuple[Any, Any, Array]]:
+    """Ask and tell without a target: the last state, and what each step made of it.
+
+    Of each step, [T]: the state before it, the state after ask, the ancestors.
+    """
     fold = jax.random.fold_in
     fold = jax.vmap(fold, (0, None)) if keys.ndim else fold
 
-    def step(state: Any, row: tuple[Array, ...]) -> tuple[Any, tuple[Any, Array]]:
+    def step(state: Any, row: tuple[Array, ...]) -> tuple[Any, tuple[Any, Any, Array]]:
         t, *rest = row
         asked, ancestors = sampler.ask(fold(keys, t), state)
         told, _ = sampler.tell(fold(keys, t), asked, *rest)
-        return told, (state, ancestors)
+        return told, (state, asked, ancestors)
 
     state = sampler.init(keys, num_particles)
     return jax.lax.scan(step, state, (jnp.arange(len(told[0])), *told))
@@ -162,16 +182,14 @@ def driven_checks(
     keys = jax.random.split(key_problems, NUM_PROBLEMS)
     flat = tuple(array.reshape(NUM_STEPS, -1) for array in told)
     lifted = batch(sampler, NUM_PROBLEMS)
-    together, (_, all_parents) = jax.jit(
-        lambda k, f: _drive(lifted, k, num_particles, f)
-    )(keys, flat)
-    alone = jax.jit(lambda k, f: _drive(sampler, k, num_particles, f))
-    checks, broken, differs = [], "", ""
+    together = jax.jit(lambda k, f: _drive(lifted, k, num_particles, f))(keys, flat)
+    drive = jax.jit(lambda k, f: _drive(sampler, k, num_particles, f))
+    broken, differs = "", ("", "")
     for problem in range(NUM_PROBLEMS):
-        rows = tuple(array[:, problem] for array in told)
-        state, (asked, ancestors) = alone(keys[problem], rows)
+        alone = drive(keys[problem], tuple(array[:, problem] for array in told))
+        _, (befores, _, ancestors) = alone
         for t in range(NUM_STEPS):
-            weights = np.asarray(asked.log_weights[t])
+            weights = np.asarray(befores.log_weights[t])
             parents = np.asarray(ancestors[t])
             moved = parents != np.arange(num_particles)
             if parents.dtype != np.int32 or parents.shape != (num_particles,):
@@ -180,16 +198,48 @@ def driven_checks(
                 broken = f"ancestors outside [0, {num_particles}) at step {t}"
             elif np.isinf(weights[parents[moved]]).any():
                 broken = f"a particle of zero weight was copied at step {t}"
-            offset = problem * num_particles
-            mine = np.asarray(all_parents[t]).reshape(NUM_PROBLEMS, -1)[problem]
-            if not np.array_equal(mine - offset, parents):
-                differs = f"ancestors of problem {problem} differ at step {t}"
-        mine = jax.tree.map(lambda leaf, p=problem: leaf[p], together)
-        if not differs and not same(mine, state, 1e-5):
-            differs = f"the state of problem {problem} differs from its own run"
-    checks.append(Check("ancestors", not broken, broken or "valid, never of no weight"))
-    checks.append(Check("batched", not differs, differs or "each problem as if alone"))
-    return checks
+        if not differs[0]:
+            differs = _difference(alone, together, problem, num_particles)
+    detail, part = differs
+    return [
+        Check(
+            "ancestors",
+            not broken,
+            broken or "valid, never of no weight",
+            blamed(sampler, "ask") if broken else "",
+        ),
+        Check(
+            "batched",
+            not detail,
+            detail or "each problem as if alone",
+            blamed(sampler, part) if part else "",
+        ),
+    ]
+
+
+def _difference(
+    alone: tuple[Any, Any], together: tuple[Any, Any], problem: int, size: int
+) -> tuple[str, str]:
+    """The first thing that differs in a batch, and the function that made it."""
+    last, (befores, askeds, ancestors) = alone
+    last_of_all, (all_befores, all_askeds, all_ancestors) = together
+    mine = all_ancestors.reshape(NUM_STEPS, NUM_PROBLEMS, -1)[:, problem]
+    mine -= problem * size
+    for t in range(NUM_STEPS):
+        for part, own, batched in (
+            ("tell" if t else "init", befores, all_befores),
+            ("ask", askeds, all_askeds),
+        ):
+            there = jax.tree.map(lambda leaf, t=t: leaf[t, problem], batched)
+            here = jax.tree.map(lambda leaf, t=t: leaf[t], own)
+            if not same(here, there, 1e-5, equal_nan=True):
+                return f"the state of problem {problem} differs at step {t}", part
+        if not np.array_equal(mine[t], ancestors[t]):
+            return f"ancestors of problem {problem} differ at step {t}", "ask"
+    there = jax.tree.map(lambda leaf: leaf[problem], last_of_all)
+    if not same(last, there, 1e-5, equal_nan=True):
+        return f"the last state of problem {problem} differs from its own run", "tell"
+    return "", ""
 
 
 def compiled_check(programs: Programs, key: Key[Array, ""], result: Run) -> Check:
