@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.samplers.allocation import Deterministic
 from tsi.samplers.population import SMCState, forked, new_population, weighed
 from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.resampling import Resampling, systematic
@@ -84,7 +85,7 @@ def auxiliary_particle_filter(
     Args:
         potential: product or telescoping; by default telescoping("odds").
         epsilon: share of the priority that does not look ahead, in (0, 1].
-        resampling: a proportional scheme.
+        resampling: the scheme; a deterministic one targets nothing.
         select: how one answer is chosen.
 
     Raises:
@@ -175,7 +176,9 @@ def auxiliary_particle_filter(
         )
         return stepped, told
 
-    return Explorer(plan, init, ask, tell, potential.path_log_weight, select)
+    exact = not isinstance(resampling, Deterministic)
+    claim = potential.path_log_weight if exact else None
+    return Explorer(plan, init, ask, tell, claim, select)
 
 
 def _choose(looking: Bool[Array, ""], before: SMCState, after: SMCState) -> SMCState:

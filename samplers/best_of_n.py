@@ -35,4 +35,4 @@ def weighted_best_of_n(weights: str | Transform = "reward") -> Sampler:
     Args:
         weights: what is summed; "reward" is the published rule.
     """
-    return smc(schedule=never, potential=terminal(weights), select="weighted_vote")
+    return smc(schedule=never, potential=terminal(weights), select="posterior")

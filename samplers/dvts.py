@@ -4,9 +4,8 @@ Each island of M particles keeps its best prefix, by the latest score, and exten
 ways; islands keep the diversity that one beam search loses.
 
 References:
-    [1] Beeching, Tunstall and Rush 2024, search-and-learn. Differs: the published code
-        stops a tree when its chosen prefix ends; here the M siblings that have not
-        ended go on with it, as particles do.
+    [1] Beeching, Tunstall and Rush 2024, search-and-learn. A tree stops when
+        its chosen prefix ends, as in the published code.
 """
 
 from tsi.sampler import Sampler

@@ -54,7 +54,7 @@ def entropic_particle_filter(
         num_islands: independent filters of N / num_islands particles.
 
     Raises:
-        ConfigurationError: if max_steps is less than one.
+        ConfigurationError: if max_steps is less than one or a fraction not in [0, 1].
         UnknownNameError: for an unknown variant or name of weights.
     """
     if variant not in VARIANTS:
@@ -63,6 +63,12 @@ def entropic_particle_filter(
         raise ConfigurationError(
             f"Annealing fades over max_steps, and {max_steps} is less than one step."
         )
+    for name, fraction in (
+        ("ess_fraction", ess_fraction),
+        ("active_fraction", active_fraction),
+    ):
+        if not 0.0 <= fraction <= 1.0:
+            raise ConfigurationError(f"{name} is {fraction}, not a number in [0, 1].")
 
     def anneal(group: Group) -> Float[Array, "n"]:
         log_weights = group.log_weights

@@ -4,8 +4,9 @@ By Jensen's inequality E[log Z_hat] <= log Z for a particle filter's unbiased Z_
 an exact sample of the posterior is one of the particles and keeps its place
 (conditional SMC), Z_hat has the law of the filter's tilted by Z_hat / Z, and then
 
-    E[log Z_hat] >= log Z,    E[1 / Z_hat] = 1 / Z.
+    E[log Z_hat] >= log Z,    E[1 / Z_hat] = P(Z_hat > 0) / Z,
 
+the probability being the plain filter's, one where no filter loses all its weight.
 The gap between the bounds is the sum of two Kullback-Leibler divergences: it says how
 far the filter is from exact, and what a twist is worth. Exact samples come from
 enumeration, from rejection sampling, or from problems simulated by the model itself.

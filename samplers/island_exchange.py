@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from tsi.sampler import Sampler
+from tsi.samplers.allocation import Deterministic
 from tsi.samplers.potentials import Potential, require_running, telescoping
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, ess_below
@@ -120,4 +121,7 @@ def island_exchange(
         asked = asked._replace(ancestors=ancestors, resampled=asked.resampled | due)
         return asked, ancestors
 
-    return apart._replace(ask=ask)
+    # Islands are drawn by the scheme whatever the schedule of their particles.
+    exact = not isinstance(resampling, Deterministic) or exchange_below == 0.0
+    claim = apart.path_log_weight if exact else None
+    return apart._replace(ask=ask, path_log_weight=claim)

@@ -12,7 +12,8 @@ produced the published numbers.
 References:
     [1] Puri et al. 2025, arXiv 2502.01618, Algorithm 1. Differs: a finished particle
         keeps its weight and takes part in resampling, which the stated target needs;
-        the released code leaves this to an option.
+        the released code leaves this to an option. It also clips a reward of exactly 1,
+        whose odds are infinite; here such a particle weighs nothing and is counted.
 """
 
 from tsi.sampler import Sampler

@@ -21,13 +21,13 @@ References:
     [3] Puri et al. 2025, arXiv 2502.01618, Algorithm 2: variant="published".
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.backward_sampling import backward_gibbs
@@ -75,6 +75,9 @@ class GibbsState(NamedTuple):
     slots: Int[Array, "n"]
 
 
+VARIANTS = ("corrected", "published")
+
+
 def particle_gibbs(
     weights: str = "odds",
     *,
@@ -85,7 +88,7 @@ def particle_gibbs(
     backward_sampling: bool = False,
     scheme: csmc.Scheme = csmc.conditional_multinomial,
     schedule: Schedule = every_step,
-    variant: Literal["corrected", "published"] = "corrected",
+    variant: str = "corrected",
     endless: bool = False,
     select: str = "posterior",
 ) -> Explorer:
@@ -116,7 +119,10 @@ def particle_gibbs(
     Raises:
         ConfigurationError: for a potential without weights of prefixes, both num_sweeps
             and particles_per_sweep, or settings that contradict each other.
+        UnknownNameError: for an unknown variant.
     """
+    if variant not in VARIANTS:
+        raise UnknownNameError("particle Gibbs variant", variant, VARIANTS)
     potential = product(weights) if potential is None else potential
     score = path_score(potential, "particle_gibbs")
     if num_sweeps is not None and particles_per_sweep is not None:

@@ -134,8 +134,11 @@ def weighed(
     live = ~state.finished
     scores = potential.transform(log_potentials)
     corrections = jnp.where(live, log_corrections, 0.0)
-    invalid = live & (
-        jnp.isnan(log_potentials) | _unusable(scores) | _unusable(corrections)
+    # What has no weight may rest, and nobody looks at what is told of it.
+    invalid = (
+        live
+        & (state.log_weights > -jnp.inf)
+        & (jnp.isnan(log_potentials) | _unusable(scores) | _unusable(corrections))
     )
     scores = jnp.where(_unusable(scores), -jnp.inf, scores)
     scores = jnp.where(live, scores, state.log_scores)

@@ -23,6 +23,7 @@ References:
     [2] Karan and Du 2025, arXiv 2510.14901, Algorithm 1 (power targets, block-wise).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -120,7 +121,8 @@ def suffix_metropolis(
     Raises:
         ConfigurationError: for numbers that are not positive.
     """
-    if num_chains < 1 or power <= 0 or (block_steps is not None and block_steps < 1):
+    positive = 0.0 < power < math.inf
+    if num_chains < 1 or not positive or (block_steps is not None and block_steps < 1):
         raise ConfigurationError(
             f"suffix_metropolis needs a positive number of chains, power and block; "
             f"got num_chains={num_chains}, power={power}, block_steps={block_steps}."

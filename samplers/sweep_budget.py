@@ -50,7 +50,7 @@ def shared_budget(
     if rest or size < least or sweeps < 1:
         raise ConfigurationError(
             f"{num_particles} rollouts cannot be {sweeps} sweeps of {size} particles. "
-            f"All need as many, and at least {least}: a reference alone would never "
-            "move. Choose another number of sweeps, or of particles for each."
+            f"All need as many, and at least {least}: fewer could never move. "
+            "Choose another number of sweeps, or of particles for each."
         )
     return sweeps, size

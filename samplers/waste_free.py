@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.samplers.allocation import Deterministic
 from tsi.samplers.population import SMCState, forked, new_population, weighed
 from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.resampling import Resampling, systematic
@@ -77,7 +78,7 @@ def waste_free_smc(
 
     Args:
         potential: product or telescoping; by default telescoping("odds").
-        resampling: a proportional scheme.
+        resampling: the scheme; a deterministic one targets nothing.
         schedule: `(log_weights, t) -> bool`, by default ess_below(0.5), where finished
             rows count as dead.
         select: how one answer is chosen.
@@ -182,4 +183,6 @@ def waste_free_smc(
         )
         return told, report
 
-    return Explorer(plan, init, ask, tell, potential.path_log_weight, select)
+    exact = not isinstance(resampling, Deterministic)
+    claim = potential.path_log_weight if exact else None
+    return Explorer(plan, init, ask, tell, claim, select)

@@ -1,5 +1,7 @@
 """The engine gives every problem what it would get alone, and prices it."""
 
+import math
+import os
 import subprocess
 import sys
 
@@ -192,8 +194,27 @@ print(json.dumps([[r.texts, r.ancestors.tolist(), r.selected] for r in results])
 """
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"num_particles": 0}, "num_particles is 0"),
+        ({"num_particles": -2}, "num_particles is -2"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"proposal_temperature": -1.0}, "proposal_temperature is -1.0"),
+        ({"proposal_temperature": math.inf}, "proposal_temperature is inf"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(arguments, says):
+    settings = {"num_particles": 2, "extract": extract} | arguments
+    with pytest.raises(ConfigurationError, match=says):
+        engine().run(SAMPLER, jax.random.key(0), PROBLEMS, **settings)
+
+
 def test_four_devices_give_the_samples_of_one(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    flags = os.environ.get("XLA_FLAGS", "")
+    four = "--xla_force_host_platform_device_count=4"
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} {four}")
     script = ON_DEVICES.format(tests=str(__file__).rsplit("/", 1)[0])
     outputs = [
         subprocess.run(

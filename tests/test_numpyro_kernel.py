@@ -178,7 +178,8 @@ print("same")
 def test_chains_on_two_devices_are_the_same():
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parent), str(here)])
-    flags = "--xla_force_host_platform_device_count=2"
+    two = "--xla_force_host_platform_device_count=2"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {two}"
     result = subprocess.run(
         [sys.executable, "-c", PARALLEL],
         env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths},

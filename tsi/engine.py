@@ -11,6 +11,7 @@ problem's samples do not depend on which problems share its batch, on how many r
 batch has, or on how many devices hold them.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -142,15 +143,29 @@ class Engine:
         Raises:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
-            ConfigurationError: the sampler cannot use N particles.
+            ConfigurationError: the sampler cannot use N particles, or a temperature
+                that is none.
             CapabilityError: it needs what a reasoning target has not.
         """
+        if num_particles < 1:
+            raise ConfigurationError(
+                f"A run needs at least one particle, and num_particles is "
+                f"{num_particles}."
+            )
         most = self.max_rows // num_particles
         if isinstance(sampler, Explorer):
             check_needs(sampler, self._store)
             plan = sampler.plan(num_particles, self.target.max_steps)
             most = problems_of_a_batch(plan, self.max_rows, self.max_stored)
         warm = self.temperature if temperature is None else temperature
+        for name, value in (
+            ("temperature", warm),
+            ("proposal_temperature", proposal_temperature),
+        ):
+            if value is not None and not 0.0 <= value < math.inf:
+                raise ConfigurationError(
+                    f"{name} is {value}; give a finite number, 0 for greedy or above."
+                )
         if proposal_temperature == 0.0 and warm > 0.0:
             raise ConfigurationError(
                 "A proposal of temperature 0 draws one token where the policy at "

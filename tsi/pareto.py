@@ -64,6 +64,8 @@ def generalized_pareto_k(exceedances: Float[np.ndarray, "M"]) -> float:
     grid_size = 30 + math.floor(size**0.5)
     places = np.arange(1, grid_size + 1) - 0.5
     grid = 1 / x[-1] + (1 - np.sqrt(grid_size / places)) / (3 * quartile)
+    # At zero the law is exponential and what follows 0 / 0; beside it, its limit.
+    grid = np.where(grid == 0.0, np.finfo(float).eps / x[-1], grid)
     k = np.log1p(-grid[:, None] * x).mean(axis=1)
     log_likelihood = size * (np.log(-grid / k) - k - 1)
     likelihood = np.exp(log_likelihood - log_likelihood.max())

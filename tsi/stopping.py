@@ -156,7 +156,7 @@ def evidence_error_below(bound: float, min_rounds: int = 4) -> Stop:
 
 
 def _check_bound(bound: float, min_rounds: int) -> None:
-    if bound <= 0.0 or min_rounds < 2:
+    if not bound > 0.0 or min_rounds < 2:
         raise ConfigurationError(
             "Stopping at a standard error needs a positive bound and at least two "
             f"rounds to estimate it from; got bound={bound}, min_rounds={min_rounds}."
