@@ -1,7 +1,7 @@
 """The proof of every sampler, as a table: the bench run on each, with its numbers.
 
 Claim: every sampler that claims a target passes on four tables and a linear-Gaussian
-model. Expected: |z| < 4 and p > 0.001 everywhere. Cost: 5 to 10 minutes on 2 cores.
+model. Expected: |z| < 4 and p > 0.001 everywhere. Cost: up to 25 minutes on a core that is shared.
 Command: ``python -m tsi.experiments.conformance_table``. Rows are kept as they finish;
 the command goes on where it stopped.
 """
@@ -87,7 +87,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown(lines)
 
 
-def main(out: Path = Path("docs/results/conformance"), num_runs: int = 20_000) -> None:
+def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> None:
     """Judge every sampler and write the table.
 
     Args:

@@ -264,7 +264,7 @@ def judged(name: str, mistake: str, num_runs: int = 20_000) -> Verdict:
     return Verdict(next((c.promise for c in checks if c.passed is False), None))
 
 
-def main(out: Path = Path("docs/results/conformance"), num_runs: int = 20_000) -> None:
+def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> None:
     """Make every mistake in every sampler; exit code 1 if one is missed.
 
     Args:
