@@ -10,7 +10,7 @@ import tokenizers
 from flax import nnx
 from gguf.quants import quantize
 from safetensors.numpy import load_file
-from tokenizers import AddedToken, decoders, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
 from tsi.models import checkpoint
@@ -30,6 +30,7 @@ NASTY = (
     "\x00\x01\x7f\u0085\ufeff\uffff\U0010ffff",
     "",
 )
+CORPUS = [*NASTY, "the sum of 12 and 30 is 42", "What is 3 + 4? user assistant"] * 5
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] "
@@ -90,8 +91,7 @@ def bpe_tokenizer(*, vocab_size: int = 400) -> Tokenizer:
             AddedToken(s, special=True, normalized=False) for s in SPECIALS
         ],
     )
-    text = [*NASTY, "the sum of 12 and 30 is 42", "What is 3 + 4? user assistant"] * 5
-    backend.train_from_iterator(text, trainer)
+    backend.train_from_iterator(CORPUS, trainer)
     return Tokenizer(backend, bos_id=0, eos_ids=[2], chat_template=TEMPLATE)
 
 
@@ -227,18 +227,73 @@ def _fused(tensors: dict[str, np.ndarray], num_layers: int) -> dict[str, np.ndar
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str) -> None:
-
     model = json.loads(tokenizer.backend.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     special = set(tokenizer.special_ids)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if t in special else 1 for t in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
+    _add_vocabulary(
+        writer,
+        {
+            "model": "gpt2",
+            "pre": pre,
+            "tokens": tokens,
+            "token_type": [3 if t in special else 1 for t in tokens],
+            "merges": [" ".join(pair) for pair in model["merges"]],
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+        },
+    )
     writer.add_chat_template(TEMPLATE)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, fields: dict[str, object]) -> None:
+    for name, value in fields.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        kind = gguf.GGUFValueType.UINT32 if type(value) is int else kind
+        writer.add_key_value(f"tokenizer.ggml.{name}", value, kind)
+
+
+def write_vocabulary(path: Path, architecture: str, fields: dict[str, object]) -> Path:
+    """A GGUF file that has a tokenizer and no weights; the fields of tokenizer.ggml."""
+    writer = gguf.GGUFWriter(path, architecture)
+    _add_vocabulary(writer, fields)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def sentencepiece_fields(extra: dict[str, int] | None = None) -> dict[str, object]:
+    """A SentencePiece vocabulary trained on the spot, as Llama 2's is laid out.
+
+    Control tokens, bytes, pieces in the order they were merged, characters.
+
+    Args:
+        extra: further tokens and their kinds, after the control tokens.
+    """
+    backend = tokenizers.Tokenizer(token_models.BPE())
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    words = pre_tokenizers.Split("▁", "merged_with_next")
+    backend.pre_tokenizer = words
+    trainer = trainers.BpeTrainer(vocab_size=500, show_progress=False)
+    backend.train_from_iterator([f" {text}" for text in CORPUS], trainer)
+    vocabulary = backend.get_vocab()
+    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
+    pieces.sort(key=lambda piece: len(piece) == 1)
+    named = {"<unk>": 2, "<s>": 3, "</s>": 3} | (extra or {})
+    pieces = [p for p in pieces if not {p, p.replace("▁", " ")} & named.keys()]
+    octets = [f"<0x{byte:02X}>" for byte in range(256)]
+    first = len(named) + len(octets)
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [*named, *octets, *pieces],
+        "token_type": [*named.values()] + [6] * 256 + [1] * len(pieces),
+        "scores": [0.0] * first + [-float(i) for i in range(len(pieces))],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+    }
 
 
 def saved(folder: Path, config: DecoderConfig, **kwargs) -> Path:
