@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tsi.errors import CheckpointError
 from tsi.models.gguf import Header, read_header, read_tensor
 from tsi.models.gguf_config import config_fields
 from tsi.models.gguf_rope import FACTOR_TENSORS
@@ -73,10 +74,16 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Read a GGUF file as the fields of a ``config.json`` and named tensors.
 
     Raises:
-        CheckpointError: the file is damaged, of another architecture, or asks for a
-            feature that the port does not have.
+        CheckpointError: the file is damaged, a part of a model, of another
+            architecture, or asks for a feature that the port does not have.
     """
     header = read_header(path)
+    parts = header.metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        raise CheckpointError(
+            f"{path} is one of {parts} parts of a model; parts are not read. Join them "
+            "with llama.cpp's llama-gguf-split --merge."
+        )
     fields = config_fields(header)
     return fields, dict(_tensors(header, fields))
 

@@ -282,6 +282,8 @@ def sentencepiece_fields(extra: dict[str, int] | None = None) -> dict[str, objec
     pieces.sort(key=lambda piece: len(piece) == 1)
     named = {"<unk>": 2, "<s>": 3, "</s>": 3} | (extra or {})
     pieces = [p for p in pieces if not {p, p.replace("▁", " ")} & named.keys()]
+    # llama.cpp's text ends at a zero byte.
+    pieces = [piece for piece in pieces if "\0" not in piece]
     octets = [f"<0x{byte:02X}>" for byte in range(256)]
     first = len(named) + len(octets)
     return {

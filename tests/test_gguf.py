@@ -81,6 +81,7 @@ def test_scaled_rotary_frequencies_are_recovered_from_the_stored_factors(tmp_pat
     ("fields", "says"),
     [
         ({"general.alignment": 48}, r"alignment is 48"),
+        ({"split.count": 3}, "one of 3 parts"),
         ({"llama.expert_count": 8}, "expert_count = 8"),
     ],
 )
