@@ -58,6 +58,19 @@ def kind_of(backend: tokenizers.Tokenizer) -> str:
     )
 
 
+def puts_space_first(backend: tokenizers.Tokenizer) -> bool:
+    """Whether a text gets a space before its first word, which its decoder removes."""
+    for stage in (backend.normalizer, backend.pre_tokenizer):
+        state = json.loads(stage.__getstate__()) if stage is not None else {}
+        parts = state.get("normalizers") or state.get("pretokenizers") or [state]
+        for part in parts:
+            if part.get("type") == "Prepend":
+                return True
+            if part.get("type") == "Metaspace":
+                return part.get("prepend_scheme") != "never"
+    return False
+
+
 @functools.cache
 def _byte_of_character() -> dict[str, int]:
     """Byte-level BPE's alphabet: printable bytes as they are, others from 256."""

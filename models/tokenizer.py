@@ -21,7 +21,7 @@ from tokenizers import models as token_models
 
 from tsi.errors import CheckpointError, ConfigurationError
 from tsi.models.safetensors import read_json
-from tsi.models.token_bytes import bytes_of_tokens, kind_of
+from tsi.models.token_bytes import bytes_of_tokens, kind_of, puts_space_first
 
 EOS, PAD = "<eos>", "<pad>"
 
@@ -62,7 +62,9 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special}
+        self._strips = {t.content for t in added.values() if t.special and t.rstrip}
         self._kind = kind_of(backend)
+        self._space_first = self._kind == "sentencepiece" and puts_space_first(backend)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token.
@@ -76,8 +78,7 @@ class Tokenizer:
             ConfigurationError: the vocabulary cannot spell the text.
         """
         if allow_special and self.special_ids:
-            pieces = self._special.split(text)
-            return [id for piece in pieces for id in self._piece(piece)]
+            return [id for piece in self._split(text) for id in self._piece(piece)]
         return self._text(text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -86,8 +87,7 @@ class Tokenizer:
         It is the text that the step boundaries see: the ids' bytes, joined.
         """
         text = b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
-        leading_space = self._kind == "sentencepiece" and text.startswith(" ")
-        return text[1:] if leading_space else text
+        return text[1:] if self._space_first and text.startswith(" ") else text
 
     def token_bytes(self, id: int) -> bytes:
         """The exact bytes that a token adds to the text.
@@ -142,7 +142,7 @@ class Tokenizer:
         text = self.render(masked, add_generation_prompt=add_generation_prompt)
         marks = re.compile(f"{mark}(\\d+){mark}")
         ids: list[int] = []
-        for piece in self._special.split(text) if names else [text]:
+        for piece in self._split(text) if names else [text]:
             restored = marks.sub(lambda found: names[int(found[1])], piece)
             ids += self._text(restored) if restored != piece else self._piece(piece)
         return ids
@@ -192,6 +192,14 @@ class Tokenizer:
         }
         return {k: name for k, name in names.items() if name is not None}
 
+    def _split(self, text: str) -> list[str]:
+        """Text and control tokens in turn; some of these swallow white space (Phi-3)."""
+        pieces = self._special.split(text)
+        for i in range(2, len(pieces), 2):
+            if pieces[i - 1] in self._strips:
+                pieces[i] = pieces[i].lstrip()
+        return pieces
+
     def _mask(self, content: str, names: list[str], mark: str) -> str:
         if not names:
             return content
@@ -210,7 +218,11 @@ class Tokenizer:
             ids = self.backend.encode(text, add_special_tokens=False).ids
         except Exception:
             ids = None
-        if ids is not None and self._kind != "sentencepiece":
+        if ids is not None and self._kind == "sentencepiece":
+            # What has no bytes is control, or stands for what is unknown.
+            if not all(map(self.token_bytes, ids)):
+                ids = None
+        elif ids is not None:
             # Byte-pair models drop what they cannot spell without a word.
             normalizer = self.backend.normalizer
             kept = normalizer.normalize_str(text) if normalizer else text

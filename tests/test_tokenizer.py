@@ -211,7 +211,7 @@ def test_the_name_of_the_pre_tokenizer_decides_how_digits_split(folder, tmp_path
 def test_an_unknown_pre_tokenizer_is_refused_and_the_known_are_listed(
     bpe, folder, tmp_path
 ):
-    with pytest.raises(CheckpointError, match=r"'mystery'. Known: codeshell, gpt-2"):
+    with pytest.raises(CheckpointError, match=r"'mystery'. Known: codeshell, dbrx"):
         load_tokenizer(write(tmp_path, folder, bpe, pre="mystery"))
 
 

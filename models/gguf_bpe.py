@@ -1,0 +1,140 @@
+"""Byte-level BPE from a GGUF file (the tokenizer model ``gpt2``).
+
+A GGUF names how text is split before byte-pair merging (``tokenizer.ggml.pre``) and
+leaves the rule to the reader. The rules here are those that llama.cpp gives the names,
+in the form that the models' own tokenizer.json has them; an unknown name is refused,
+because a wrong split still encodes every text, only not as the model was trained.
+
+Source: llama.cpp's src/llama-vocab.cpp.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+from tokenizers import models as token_models
+
+from tsi.errors import CheckpointError
+from tsi.models.gguf_vocabulary import Vocabulary, add_named
+
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}" + _TAIL.replace(r"[\r\n]*", r"[\r\n/]*", 1)
+)
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = (
+    _TEKKEN.replace(rf"{_LOWER}+|", rf"{_LOWER}+{_SUFFIX}|")
+    .replace(rf"{_LOWER}*|", rf"{_LOWER}*{_SUFFIX}|")
+    .replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+)
+_DEFAULT = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
+
+
+class Rule(NamedTuple):
+    """How text is prepared for merging, and what goes with it.
+
+    Attributes:
+        split: makes the pre-tokenizer.
+        normalizer: makes the normaliser, where there is one.
+        ignore_merges: whether a word of the vocabulary is a token whatever the merges.
+        add_bos: whether bare text begins with the beginning-of-sequence token, where
+            the file does not say.
+    """
+
+    split: Callable[[], Any]
+    normalizer: Callable[[], Any] | None = None
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+def _gpt2() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _single_digits() -> Any:
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return pre_tokenizers.Sequence([digits, _gpt2()])
+
+
+def _patterns(*patterns: str) -> Callable[[], Any]:
+    def split() -> Any:
+        words = [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns]
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([*words, plain])
+
+    return split
+
+
+_NAMES: list[tuple[str, Rule]] = [
+    ("gpt-2 phi-2 olmo granite-docling", Rule(_gpt2)),
+    ("smollm starcoder refact codeshell minerva-7b", Rule(_single_digits)),
+    (
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 lfm2 midm-2.0 pixtral",
+        Rule(_patterns(_LLAMA3), ignore_merges=True, add_bos=True),
+    ),
+    ("dbrx smaug-bpe", Rule(_patterns(_LLAMA3))),
+    (
+        "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez",
+        Rule(_patterns(_QWEN2), normalizers.NFC),
+    ),
+    ("stablelm2", Rule(_patterns(_QWEN2))),
+    ("tekken", Rule(_patterns(_TEKKEN), ignore_merges=True, add_bos=True)),
+    ("gpt-4o llama4 kanana2", Rule(_patterns(_GPT4O))),
+    ("default", Rule(_patterns(*_DEFAULT))),
+]
+RULES = {name: rule for names, rule in _NAMES for name in names.split()}
+
+
+def rule_of(vocabulary: Vocabulary, name: Any) -> Rule:
+    """The rule that a pre-tokenizer's name stands for.
+
+    Raises:
+        CheckpointError: the name is unknown or absent.
+    """
+    rule = RULES.get(name) if isinstance(name, str) else None
+    if rule is None:
+        raise CheckpointError(
+            f"{vocabulary.path} names the pre-tokenizer {name!r}. Known: "
+            f"{', '.join(sorted(RULES))}."
+        )
+    return rule
+
+
+def byte_level_bpe(vocabulary: Vocabulary, rule: Rule) -> tokenizers.Tokenizer:
+    """Build the tokenizer.
+
+    Raises:
+        CheckpointError: there are no merges, or one of unknown tokens.
+    """
+    ids = vocabulary.ids
+    pairs = [merge.partition(" ")[::2] for merge in vocabulary.merges]
+    wrong = [
+        " ".join(pair) for pair in pairs if not ids.keys() >= {*pair, "".join(pair)}
+    ]
+    if wrong or not pairs:
+        raise CheckpointError(
+            f"{vocabulary.path} has an inconsistent vocabulary: {len(ids)} tokens, "
+            f"{len(pairs)} merges, {len(wrong)} of them of unknown tokens {wrong[:5]}. "
+            "Convert or download the model again."
+        )
+    backend = tokenizers.Tokenizer(
+        token_models.BPE(ids, pairs, ignore_merges=rule.ignore_merges)
+    )
+    backend.pre_tokenizer = rule.split()
+    if rule.normalizer is not None:
+        backend.normalizer = rule.normalizer()
+    backend.decoder = decoders.ByteLevel()
+    add_named(backend, vocabulary)
+    return backend
