@@ -25,7 +25,7 @@ published examples. Text is never control: a step that spells ``<extra_0>`` has 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from tsi.errors import ConfigurationError
 from tsi.models.tokenizer import Tokenizer
@@ -45,6 +45,7 @@ class Rendering(NamedTuple):
     marks: list[int]
 
 
+@runtime_checkable
 class Format(Protocol):
     """How a reward model is shown a solution."""
 
