@@ -13,11 +13,13 @@ from tsi.errors import PromptTooLongError
 from tsi.problem import Problem
 from tsi.rewards import SelfJudge
 
+# Flat enough that texts differ.
+SHARPNESS = 2.0
 PROBLEMS = [Problem(i, text, "") for i, text in enumerate(kinds.QUESTIONS)]
 
 
 def engine(name: str, **changes) -> Engine:
-    policy, _ = tiny.models(sharpness=3.0)
+    policy, _ = tiny.models(sharpness=SHARPNESS)
     target = tiny.target(
         reward=kinds.reward_of(name, **({"width": 32} | changes)),
         max_step_tokens=kinds.STEP_TOKENS,
@@ -66,10 +68,24 @@ def test_an_explorers_rewards_are_those_of_its_texts_read_at_once():
         np.testing.assert_allclose(result.rewards, expected, atol=2e-4)
 
 
-def test_a_likelihood_ratio_moves_with_the_policys_log_probability():
-    for result in solve("likelihood", samplers.particle_filter()):
-        assert np.isfinite(result.log_weights).all()
-        assert np.ptp(result.rewards) > 1e-3
+def test_a_likelihood_ratio_is_that_of_two_uncached_models():
+    params = tiny.params(*kinds.QUESTIONS, sharpness=SHARPNESS)
+    for result in solve("likelihood", samplers.self_consistency()):
+        question = PROBLEMS[result.problem_id].prompt
+        ended = [bool(end) for end in ~result.truncated]
+        written = [
+            (question, tiny.encode(text) + [0] * end)
+            for text, end in zip(result.texts, ended, strict=True)
+        ]
+        log_p, _ = tiny.uncached(params, written)
+        rows = [
+            (question, steps, *rest)
+            for steps, *rest in zip(result.step_texts, ended, log_p, strict=True)
+        ]
+        log_odds = kinds.at_once("likelihood", rows)
+        found = np.log(result.rewards) - np.log1p(-result.rewards)
+        np.testing.assert_allclose(found, log_odds, rtol=1e-3, atol=1e-3)
+        assert np.ptp(found) > 0.1
 
 
 def test_the_ledger_charges_the_rewards_own_prompt():

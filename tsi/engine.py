@@ -166,12 +166,12 @@ class Engine:
         for start in range(0, len(problems), max(size, 1)):
             chosen = list(range(start, min(start + size, len(problems))))
             # The last batch is filled up, so that it needs no program of its own.
-            filled = chosen + [chosen[-1]] * (size - len(chosen))
+            filled = np.array(chosen + [chosen[-1]] * (size - len(chosen)))
             params = ReasoningParams(
                 self.policy,
                 self.reward,
                 self._pad([prompts[i] for i in filled], width)._replace(
-                    reward=jax.tree.map(lambda leaf, i=filled: leaf[i], questions)
+                    reward=jax.tree.map(lambda x, rows=filled: x[rows], questions)
                 ),
                 jnp.float32(warm),
                 None
