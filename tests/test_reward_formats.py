@@ -2,7 +2,7 @@
 
 import pytest
 import tokenizers
-from small_checkpoints import SPECIALS, TEMPLATE
+from small_checkpoints import SPECIALS, TEMPLATE, bpe_tokenizer
 from tokenizers import AddedToken, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
@@ -96,6 +96,11 @@ def test_math_shepherd_reads_the_tag_after_each_step():
     assert len(before) < len(one) < len(first)
     assert last == both
     assert read_at(format.render(QUESTION, STEPS[:1], False)) == [SPECIALS[0] + one]
+    # One that parts at white space reads each at the tag's own end.
+    plain = bpe_tokenizer()
+    words = MathShepherdFormat(plain).render(QUESTION, STEPS, False)
+    ends = [plain.decode(words.tokens[: mark + 1]) for mark in words.marks]
+    assert ends == [one, both]
     assert [READER.token_bytes(i).strip() for i in format.answers] == [b"+", b"-"]
 
 
