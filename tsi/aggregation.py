@@ -2,7 +2,7 @@
 
 With step rewards r_k = sigmoid(l_k) of a prefix of K steps:
 
-    last     r_K                 Qwen2.5-Math-PRM in arXiv 2502.01618
+    last     r_K                 arXiv 2408.03314 (Snell et al.)
     min      min_k r_k           arXiv 2312.08935 (Math-Shepherd), 2305.20050
     product  prod_k r_k          arXiv 2305.20050 (Lightman et al.)
     mean     mean_k r_k          RLHFlow's prm_evaluate.py
