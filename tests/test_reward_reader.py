@@ -165,6 +165,7 @@ def test_tokens_that_merge_across_a_boundary_are_read_again():
 
 def test_forked_rows_keep_what_was_read():
     rows, _ = grown("qwen", TEXTS[:2])
+    assert (np.abs(rows.state.values) > 0).any(axis=1).all()
     forked = rows.reward.fork(rows.state, jnp.array([0, 0]))
     np.testing.assert_array_equal(forked.tokens[1], rows.state.tokens[0])
     np.testing.assert_array_equal(forked.values[1], rows.state.values[0])
