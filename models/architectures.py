@@ -4,6 +4,7 @@ A port for another family adds its file to the list here; the loader and the sav
 nothing else.
 """
 
+import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from tsi.errors import CheckpointError
 from tsi.models import gemma3, llama, mistral, phi3, qwen2, qwen3
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
-from tsi.models.family import Family
+from tsi.models.family import Family, Tensors
+from tsi.models.heads import OutcomeScorer, ProcessScorer, SequenceScorer, ValueScorer
 from tsi.models.rotary import Rope
 
 FAMILIES: dict[str, Family] = {
@@ -24,7 +26,13 @@ FAMILIES: dict[str, Family] = {
 HEADS: dict[str, type[LanguageModel] | type[RewardModel]] = {
     "ForCausalLM": LanguageModel,
     "ForTokenClassification": RewardModel,
+    "ForSequenceClassification": SequenceScorer,
+    "ForProcessRewardModel": ProcessScorer,
+    "ForRewardModel": OutcomeScorer,
+    "ForPrmModel": ValueScorer,
 }
+# What the released code says of its heads, whatever config.json says.
+LABELS: dict[Any, int] = {ProcessScorer: 2, OutcomeScorer: 1, ValueScorer: 1}
 ARCHITECTURES: dict[str, tuple[Family, type[LanguageModel] | type[RewardModel]]] = {
     family.prefix + suffix: (family, head)
     for family in FAMILIES.values()
@@ -84,10 +92,34 @@ def architecture_of(
     if not problems:
         family, head = ARCHITECTURES[name]
         config = _read_config(path, fields, family)
+        config = dataclasses.replace(config, num_labels=_num_labels(head, fields))
         problems += _contradictions(config)
+        if config.num_labels not in (1, 2):
+            problems.append(f"{name} has {config.num_labels} labels, not 1 or 2")
     if problems:
         raise CheckpointError(f"{path}: in the configuration, {'; '.join(problems)}.")
     return head, config
+
+
+def used_by(head: type, tensors: Tensors) -> Tensors:
+    """The tensors without a vocabulary head that is stored beside a head that scores.
+
+    Skywork's checkpoints keep the one of the model that they were trained from.
+    """
+    if head is LanguageModel:
+        return tensors
+    return {name: t for name, t in tensors.items() if name != "lm_head.weight"}
+
+
+def _num_labels(head: Any, fields: dict[str, Any]) -> int:
+    if head is LanguageModel:
+        return DecoderConfig.num_labels
+    if head in LABELS:
+        return LABELS[head]
+    # transformers leaves its default of two labels out of config.json.
+    names = fields.get("id2label")
+    count = len(names) if isinstance(names, dict) else 0
+    return fields.get("num_labels") or count or 2
 
 
 def _read_config(path: Path, fields: dict[str, Any], family: Family) -> DecoderConfig:

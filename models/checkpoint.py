@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from tsi.errors import CheckpointError
-from tsi.models.architectures import DERIVED, FAMILIES, HEADS, architecture_of
+from tsi.models.architectures import DERIVED, FAMILIES, HEADS, architecture_of, used_by
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.gguf_names import open_gguf
 from tsi.models.safetensors import (
@@ -72,7 +72,7 @@ def load(
         ".".join(map(str, keys)): leaf.get_value().shape
         for keys, leaf in leaves.items()
     }
-    named = FAMILIES[config.family].unfuse(config, tensors)
+    named = FAMILIES[config.family].unfuse(config, used_by(make, tensors))
     tensors, contradictions = _without_redundant(config, named)
     _check(path, config, wanted, tensors, contradictions)
     for keys, leaf in leaves.items():
@@ -118,7 +118,7 @@ def save(
     tensors = family.fuse(tensors)
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     fields = {"architectures": [family.prefix + suffix], **family.write(config)}
-    if type(model) is RewardModel:
+    if isinstance(model, RewardModel):
         fields["num_labels"] = config.num_labels
     fields["dtype"] = str(next(iter(tensors.values())).dtype)
     text = json.dumps(fields, indent=2) + "\n"

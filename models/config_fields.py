@@ -110,13 +110,7 @@ def common(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
         ),
         "activation": activation,
         "family": family,
-        "num_labels": _num_labels(fields),
     }
-
-
-def _num_labels(fields: Mapping[str, Any]) -> int:
-    labels = fields.get("id2label")
-    return fields.get("num_labels") or (len(labels) if labels else 1)
 
 
 def rope_of(

@@ -316,21 +316,28 @@ class LanguageModel(nnx.Module):
 
 
 class RewardModel(nnx.Module):
-    """A process reward model: trunk and a scalar head on every token.
+    """A process reward model: trunk and a head of one or two labels on every token.
 
-    The head's output at a step's last token is the log-odds that the solution, so far,
-    leads to a right answer.
+    The log-odds at a step's last token are that the solution, so far, leads to a right
+    answer. Other heads, in :mod:`tsi.models.heads`, differ in ``labels``.
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
-        self.score = Linear(config.width, 1, rngs=rngs, dtype=dtype)
-        self.bias = nnx.Param(jnp.zeros((1,), dtype))
+        self.score = Linear(config.width, config.num_labels, rngs=rngs, dtype=dtype)
+        self.bias = nnx.Param(jnp.zeros((config.num_labels,), dtype))
         self.config = config
+
+    def labels(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b labels"]:
+        """One output, or the logits of two classes, bad and good."""
+        return self.score(hidden) + self.bias[...]
 
     def log_odds(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:
         """Log-odds, float32, at each of the trunk's hidden states."""
-        return (self.score(hidden) + self.bias[...])[..., 0].astype(jnp.float32)
+        labels = self.labels(hidden).astype(jnp.float32)
+        if labels.shape[-1] == 1:
+            return labels[..., 0]
+        return labels[..., 1] - labels[..., 0]
 
     def __call__(self, tokens: Int[Array, "R Q"]) -> Float[Array, "R Q"]:
         """Log-odds at every position of whole sequences, without a cache."""

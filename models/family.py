@@ -32,6 +32,12 @@ NAMES: dict[str, str] = {
     "lm_head.weight": "head.kernel",
     "score.weight": "score.kernel",
     "score.bias": "bias",
+    "score.0.weight": "inner.kernel",
+    "score.0.bias": "inner.bias",
+    "score.2.weight": "outer.kernel",
+    "score.2.bias": "outer.bias",
+    "v_head.summary.weight": "value.summary.kernel",
+    "v_head.summary.bias": "value.summary.bias",
 }
 
 Tensors = Mapping[str, StoredTensor]

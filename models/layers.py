@@ -24,13 +24,14 @@ class Segment(NamedTuple):
             layout in which a product with a few queries streams through memory.
         values: ``[L, B, K, S, h]``.
         positions: ``[B, S]``, where each one stands, counted from the prompt's start.
-        mask: ``[B, S]``, True where a position may be attended to.
+        mask: ``[B, S]``, True where a position may be attended to; or ``[R, S]``, where
+            rows that share a segment may not attend to all of it.
     """
 
     keys: Float[Array, "L B K h S"]
     values: Float[Array, "L B K S h"]
     positions: Int[Array, "B S"]
-    mask: Bool[Array, "B S"]
+    mask: Bool[Array, "M S"]
 
 
 class RMSNorm(nnx.Module):
@@ -146,10 +147,10 @@ def visible(
         positions: of the queries.
         window: how many positions a query sees, its own included; None for all.
     """
-    mask = segment.mask[:, None, None, None, None, :]
+    owners = segment.positions.shape[0]
+    mask = segment.mask.reshape(owners, 1, -1, 1, 1, segment.mask.shape[-1])
     if window is None:
         return mask
-    owners = segment.mask.shape[0]
     queries = positions.reshape(owners, -1, 1, positions.shape[-1], 1, 1)
     queries = jnp.swapaxes(queries, 1, 2)
     return mask & (queries - segment.positions[:, None, None, None, None, :] < window)

@@ -131,6 +131,27 @@ class Tokenizer:
         Equal to encoding the rendered text, except where a message spells a control
         token: there it stays text.
         """
+        return self.encode_tagged(
+            messages, {}, add_generation_prompt=add_generation_prompt
+        )[0]
+
+    def encode_tagged(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        tags: Mapping[str, int],
+        *,
+        add_generation_prompt: bool = False,
+    ) -> tuple[list[int], list[int]]:
+        """The same where some characters of the messages stand for a token each.
+
+        Args:
+            messages: ``role`` and ``content`` of each.
+            tags: the token of each such character, which the texts have nowhere else.
+            add_generation_prompt: whether the assistant's turn is begun.
+
+        Returns:
+            The ids, and at which places the tags' tokens stand.
+        """
         names = list(self.special_ids)
         everything = "".join(message["content"] for message in messages)
         # The template must not see those spellings either, so they travel through it
@@ -141,11 +162,22 @@ class Tokenizer:
         ]
         text = self.render(masked, add_generation_prompt=add_generation_prompt)
         marks = re.compile(f"{mark}(\\d+){mark}")
+        split = re.compile("|".join(map(re.escape, tags)) or r"(?!)")
         ids: list[int] = []
+        places: list[int] = []
         for piece in self._split(text) if names else [text]:
             restored = marks.sub(lambda found: names[int(found[1])], piece)
-            ids += self._text(restored) if restored != piece else self._piece(piece)
-        return ids
+            if restored == piece and piece in self.special_ids:
+                ids.append(self.special_ids[piece])
+                continue
+            begin = 0
+            for found in split.finditer(restored):
+                ids += self._text(restored[begin : found.start()])
+                places.append(len(ids))
+                ids.append(tags[found[0]])
+                begin = found.end()
+            ids += self._text(restored[begin:])
+        return ids, places
 
     def encode_prompt(self, prompt: str, *, system: str | None = None) -> list[int]:
         """Token ids of a question, ready for the policy to continue.

@@ -33,7 +33,7 @@ from tsi.engine_programs import (
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.explore import check_needs, extend_stored
 from tsi.explorer import Explorer, problems_of_a_batch
-from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder import LanguageModel
 from tsi.outcome import (
     Outcome,
     distinct,
@@ -88,7 +88,7 @@ class Engine:
         self.target, self.encode, self.decode = target, encode, decode
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
         self.max_stored = 16 * max_rows if max_stored is None else max_stored
-        readers = [reward.config] if isinstance(reward, RewardModel) else []
+        readers = [reward.config] if target.reward.reads_ids else []
         sizes = {config.vocab_size for config in (policy.config, *readers)}
         if len(sizes) > 1:
             raise ConfigurationError(
@@ -173,6 +173,7 @@ class Engine:
                 "a positive proposal_temperature."
             )
         prompts = [self._encode(problem) for problem in problems]
+        questions = self.target.reward.prepare([problem.prompt for problem in problems])
         longest = max((len(p) for p in prompts), default=1)
         width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
         size = min(max(1, most), len(problems))
@@ -180,11 +181,13 @@ class Engine:
         for start in range(0, len(problems), max(size, 1)):
             chosen = list(range(start, min(start + size, len(problems))))
             # The last batch is filled up, so that it needs no program of its own.
-            filled = chosen + [chosen[-1]] * (size - len(chosen))
+            filled = np.array(chosen + [chosen[-1]] * (size - len(chosen)))
             params = ReasoningParams(
                 self.policy,
                 self.reward,
-                self._pad([prompts[i] for i in filled], width),
+                self._pad([prompts[i] for i in filled], width)._replace(
+                    reward=jax.tree.map(lambda x, rows=filled: x[rows], questions)
+                ),
                 jnp.float32(warm),
                 None
                 if proposal_temperature is None
@@ -354,8 +357,7 @@ class Engine:
             answers = weighed_answers(answers, log_weights)
             num_truncated = distinct(state.members, mine.truncated)
         rewards = 1.0 / (1.0 + np.exp(-mine.log_odds.astype(np.float64)))
-        prompt_length = int(params.prompts.lengths[p])
-        slots = slot_costs(host.cost_of(p), prompt_length, self.target, params)
+        slots = slot_costs(host.cost_of(p), p, self.target, params)
         return Result(
             problem_id=problem.id,
             texts=texts,

@@ -70,11 +70,16 @@ def texts_by_step(
 
 
 def slot_costs(
-    cost: Any, prompt_length: int, target: ReasoningTarget, params: Any
+    cost: Any, problem: int, target: ReasoningTarget, params: Any
 ) -> SlotCosts:
     """What each slot of a problem has spent, and what its prompt cost once."""
+    prompts = params.prompts
+    prompt_length = int(prompts.lengths[problem])
+    prepared = prompts if prompts.reward is None else prompts.reward
+    read_length = int(prepared.lengths[problem])
     policy, reader = params.policy.config, target.reward.reader(params)
     prompt_context = prompt_length * (prompt_length + 1) / 2
+    read_context = read_length * (read_length + 1) / 2
     reads_prompt = reader is not None and target.reward.reads_prompts
     return SlotCosts(
         generated_tokens=cost.generated,
@@ -84,12 +89,10 @@ def slot_costs(
             + flops_of(policy, cost.repeated, cost.repeated_context, head=True)
         ),
         reward_flops=flops_of(reader, cost.reward_read, cost.reward_context),
-        prompt_reward_tokens=prompt_length if reads_prompt else 0,
+        prompt_reward_tokens=read_length if reads_prompt else 0,
         prompt_flops=float(flops_of(policy, prompt_length, prompt_context)),
         prompt_reward_flops=(
-            float(flops_of(reader, prompt_length, prompt_context))
-            if reads_prompt
-            else 0.0
+            float(flops_of(reader, read_length, read_context)) if reads_prompt else 0.0
         ),
     )
 

@@ -23,7 +23,7 @@ from tsi.cache import Suffix, append, empty_suffix, fork, slots_needed
 from tsi.decoding import Decoding, Temperatures, decode, row_keys
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
-from tsi.rewards import PolicyContext, Prompts, Reward, Step
+from tsi.rewards import PolicyContext, Prompts, Reading, Reward, Step
 
 
 class ReasoningParams(NamedTuple):
@@ -257,7 +257,16 @@ class ReasoningTarget:
         )
         state, reading = self.reward.read(
             particles.reward_state,
-            Step(step.tokens, step.counts, start, tokens, context, self.max_steps),
+            Step(
+                tokens=step.tokens,
+                counts=step.counts,
+                start=start,
+                solution=tokens,
+                stopped=step.stopped,
+                log_prob=particles.log_prob + step.log_prob,
+                policy=context,
+                max_steps=self.max_steps,
+            ),
             params,
         )
         here = (jnp.arange(self.max_steps) == t[:, None]) & live[:, None]
@@ -288,7 +297,7 @@ class ReasoningTarget:
             cost=spent(
                 particles.cost,
                 step.counts,
-                jnp.where(live, reading.tokens_read, 0),
+                reading._replace(tokens_read=jnp.where(live, reading.tokens_read, 0)),
                 (prompt_rows + start).astype(jnp.float32),
                 drawn,
             ),
@@ -335,17 +344,21 @@ class ReasoningTarget:
 def spent(
     cost: Cost,
     counts: Int[Array, " R"],
-    read: Int[Array, " R"],
+    reading: Reading,
     before: Float[Array, " R"],
     drawn: bool,
 ) -> Cost:
     """The ledger after a step of so many tokens, written and read after `before`."""
     # Token k of a step attends to what stood before it and k + 1 of its own.
+    read = reading.tokens_read
     written_f, read_f = counts.astype(jnp.float32), read.astype(jnp.float32)
     context = written_f * (before + (written_f - 1) / 2)
+    attended = reading.attended
+    if attended is None:
+        attended = read_f * (before + (read_f + 1) / 2)
     cost = cost._replace(
         reward_read=cost.reward_read + read,
-        reward_context=cost.reward_context + read_f * (before + (read_f + 1) / 2),
+        reward_context=cost.reward_context + attended,
     )
     if drawn:
         return cost._replace(

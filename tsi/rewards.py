@@ -1,12 +1,18 @@
 """Rewards: numbers in (0, 1) for prefixes, read incrementally and given as log-odds.
 
 A reward keeps its own state, forked along with the particles, and reads only the new
-tokens of each step; peers score the whole prefix again at every step. Four kinds:
+tokens of each step; peers score the whole prefix again at every step. The kinds:
 
-- :class:`ProcessReward`: a token-scoring model with a cache of its own,
+- :class:`ProcessReward`: a token-scoring model that reads the policy's own token ids,
 - :class:`SelfJudge`: the policy's one-token judgement, on the policy's own cache,
+- :class:`PolicyValue`: a value head on the policy's hidden states, on its cache, too,
 - :class:`TextReward`: a Python function of the text, such as an exact verifier,
-- :class:`NoReward`: log-odds 0, for methods that never look.
+- :class:`NoReward`: log-odds 0, for methods that never look,
+- :class:`tsi.formatted_reward.FormattedReward`: a published reward model, with its own
+  tokenizer and prompt format,
+- :class:`tsi.likelihood_ratio.LikelihoodRatio`: a larger model against the policy.
+
+:class:`tsi.aggregation.Aggregated` makes one number of the scores of all steps.
 """
 
 import dataclasses
@@ -29,10 +35,12 @@ class Prompts(NamedTuple):
     Attributes:
         tokens: ``[P, S]`` ids.
         lengths: ``[P]``, at least 1 each.
+        reward: what the reward's ``prepare`` made of the problems' questions.
     """
 
     tokens: Int[Array, "P S"]
     lengths: Int[Array, " P"]
+    reward: Any = None
 
     @property
     def mask(self) -> Bool[Array, "P S"]:
@@ -48,6 +56,8 @@ class Step(NamedTuple):
         counts: ``[R]``, zero for rows that had finished before.
         start: ``[R]``, number of generated tokens before this step.
         solution: ``[R, T]``, all generated tokens, this step's included.
+        stopped: ``[R]``, whether the step's last token ends the solution.
+        log_prob: ``[R]``, the policy's log p of the solution, at its temperature.
         policy: the policy's caches, the step included.
         max_steps: how many steps a run can have; static.
     """
@@ -56,6 +66,8 @@ class Step(NamedTuple):
     counts: Int[Array, " R"]
     start: Int[Array, " R"]
     solution: Int[Array, "R T"]
+    stopped: Bool[Array, " R"]
+    log_prob: Float[Array, " R"]
     policy: "PolicyContext"
     max_steps: int
 
@@ -70,15 +82,30 @@ class PolicyContext(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A reward's answer: log-odds ``[R]`` and the tokens it read for them, ``[R]``."""
+    """A reward's answer and what it took.
+
+    Attributes:
+        log_odds: ``[R]``.
+        tokens_read: ``[R]``.
+        attended: ``[R]``, positions that these tokens attended to, summed; None if they
+            stand where the policy's own new tokens do.
+    """
 
     log_odds: Float[Array, " R"]
     tokens_read: Int[Array, " R"]
+    attended: Float[Array, " R"] | None = None
 
 
 @runtime_checkable
 class Reward(Protocol):
     """What :class:`tsi.reasoning.ReasoningTarget` asks of a reward."""
+
+    def prepare(self, questions: Sequence[str]) -> Any:
+        """What ``init`` needs to know of P questions' texts: arrays ``[P, ...]``.
+
+        None if nothing. It has attributes ``lengths [P]``, the tokens that are read of
+        each prompt, where they are not the policy's.
+        """
 
     def init(self, prompts: Prompts, rows: int, capacity: int, params: Any) -> Any:
         """State of R rows before the first step; ``capacity`` slots suffice."""
@@ -105,6 +132,10 @@ class Reward(Protocol):
     def reads_prompts(self) -> bool:
         """Whether prompts are read by a model other than the policy."""
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether another model reads the policy's token ids, and must have them."""
+
 
 class ProcessRewardState(NamedTuple):
     """Shared prompt, forked suffix, and the prompts' lengths by row."""
@@ -114,12 +145,23 @@ class ProcessRewardState(NamedTuple):
     prompt_lengths: Int[Array, " R"]
 
 
-class ProcessReward:
+class PolicyTokens:
+    """A reward that looks at the policy's tokens alone and needs no question."""
+
+    reads_ids = False
+
+    def prepare(self, questions):
+        return None
+
+
+class ProcessReward(PolicyTokens):
     """A reward model with a token head; ``params.reward`` is a :class:`RewardModel`.
 
     It shares the policy's tokenizer. Its output at the last token of the newest step is
     the reward of the whole prefix.
     """
+
+    reads_ids = True
 
     def init(self, prompts, rows, capacity, params):
         model: RewardModel = params.reward
@@ -171,7 +213,7 @@ class ProcessReward:
     reads_prompts = True
 
 
-class Stateless:
+class Stateless(PolicyTokens):
     """A reward that remembers nothing of what it has read, and reads no prompt."""
 
     def init(self, prompts, rows, capacity, params):
@@ -224,6 +266,28 @@ class SelfJudge(Stateless):
         logits = policy.logits(hidden[:, -1])
         read = jnp.where(step.counts > 0, tokens.shape[1], 0)
         return state, Reading(logits[:, self.yes] - logits[:, self.no], read)
+
+    def reader(self, params):
+        return params.policy.config
+
+
+class PolicyValue(Stateless):
+    """A value head on the policy's hidden state at the newest step's last token.
+
+    ``params.reward`` is a :class:`tsi.models.heads.ValueHead`. The policy has not read
+    that token yet, so one token is read for it, on the policy's cache.
+    """
+
+    def read(self, state, step, params):
+        context = step.policy
+        hidden, _ = params.policy.trunk(
+            context.pending[:, None],
+            context.position[:, None],
+            None,
+            (context.prompt, context.suffix),
+        )
+        read = jnp.where(step.counts > 0, 1, 0)
+        return state, Reading(params.reward.log_odds(hidden[:, 0]), read)
 
     def reader(self, params):
         return params.policy.config

@@ -1,0 +1,103 @@
+"""The heads of published reward models, on the trunk that all families share.
+
+Each gives log-odds at every token; where they are to be read is the format's business
+(:mod:`tsi.formats`). A head of two classes gives log p(good) − log p(bad), the
+difference of its logits; a head of one gives its only output.
+
+===================  ===========================  =================================
+architecture         tensors                      as released in
+===================  ===========================  =================================
+TokenClassification  score.weight, score.bias     TRL's process reward models
+ProcessRewardModel   score.0.*, score.2.*         Qwen2.5-Math-PRM (two classes)
+RewardModel          score.0.*, score.2.*         Qwen2.5-Math-RM (one)
+SequenceClassif.     score.weight                 outcome reward models
+PrmModel             v_head.summary.*             Skywork-o1-Open-PRM (one)
+===================  ===========================  =================================
+
+References: modeling_qwen2_rm.py of Qwen/Qwen2.5-Math-PRM-7B (arXiv 2501.07301);
+transformers' ForSequenceClassification; prm_model.py of
+github.com/SkyworkAI/skywork-o1-prm-inference.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel, Trunk
+from tsi.models.layers import Linear
+
+
+class SequenceScorer(RewardModel):
+    """A linear head without a bias, meant to be read at the last token."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
+        self.score = Linear(config.width, config.num_labels, rngs=rngs, dtype=dtype)
+        self.config = config
+
+    def labels(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b labels"]:
+        """One output, or the logits of two classes."""
+        return self.score(hidden)
+
+
+class OutcomeScorer(RewardModel):
+    """Two layers with a ReLU between them and as many outputs as there are labels."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        d = config.width
+        self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
+        self.inner = Linear(d, d, rngs=rngs, dtype=dtype, bias=True)
+        self.outer = Linear(d, config.num_labels, rngs=rngs, dtype=dtype, bias=True)
+        self.config = config
+
+    def labels(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b labels"]:
+        """One output, or the logits of two classes."""
+        return self.outer(jax.nn.relu(self.inner(hidden)))
+
+
+class ProcessScorer(OutcomeScorer):
+    """The same with two classes, bad and good, at every step's separator."""
+
+
+class ValueScorer(RewardModel):
+    """A value head, whose output is the logit of the reward."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
+        self.value = ValueHead(config.width, rngs=rngs, dtype=dtype)
+        self.config = config
+
+    def labels(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b 1"]:
+        """The logit."""
+        return self.value.summary(hidden)
+
+
+class ValueHead(nnx.Module):
+    """A value head alone, for the hidden states of a model that is there anyway."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.summary = Linear(width, 1, rngs=rngs, dtype=dtype, bias=True)
+
+    def log_odds(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:
+        """The logit of the reward, float32."""
+        return self.summary(hidden)[..., 0].astype(jnp.float32)
+
+
+def token_log_odds(
+    model: LanguageModel, hidden: Float[Array, "*b D"], good: int, bad: int
+) -> Float[Array, "*b"]:
+    """log p(good) − log p(bad) of the next token, without the rest of the vocabulary.
+
+    Args:
+        model: whose head is used.
+        hidden: of its trunk.
+        good, bad: token ids.
+    """
+    ids = jnp.asarray([good, bad])
+    head = model.head
+    columns = model.trunk.embedding[...][ids].T if head is None else head.kernel[:, ids]
+    logits = (hidden @ columns).astype(jnp.float32)
+    cap = model.config.logit_softcap
+    logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+    return logits[..., 0] - logits[..., 1]

@@ -1,0 +1,89 @@
+"""Published reward models: a format, a tokenizer of their own, and step scores.
+
+``params.reward`` is a :class:`tsi.models.decoder.RewardModel` for formats that read a
+head, or a :class:`tsi.models.decoder.LanguageModel` for formats that compare two
+tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tsi.aggregation import AGGREGATIONS, aggregate, checked
+from tsi.errors import ConfigurationError
+from tsi.formats import Format
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.heads import token_log_odds
+from tsi.rewards import Reading
+from tsi.text_reader import TextReader
+
+WAYS = (*AGGREGATIONS, "model")
+"""Of :mod:`tsi.aggregation`; "model" shows all steps as one and has one score."""
+
+
+class FormattedReward(TextReader):
+    """The aggregated step scores of the solution so far; see :class:`TextReader`.
+
+    Scores are those of the rendering that holds the newest step: exactly what the
+    published code computes from that text, at once.
+
+    Args:
+        format: of :mod:`tsi.formats`.
+        decode: the policy's token ids to text.
+        aggregation: one of :data:`WAYS`.
+        max_steps, max_tokens, width: see :class:`TextReader`.
+
+    Raises:
+        UnknownNameError: there is no such way to aggregate.
+        ConfigurationError: a number is not positive.
+    """
+
+    def __init__(
+        self,
+        format: Format,
+        decode: Callable[[list[int]], str],
+        *,
+        max_steps: int,
+        max_tokens: int,
+        width: int = 64,
+        aggregation: str = "last",
+    ) -> None:
+        checked(aggregation, WAYS)
+        super().__init__(
+            format,
+            decode,
+            max_steps=max_steps,
+            max_tokens=max_tokens,
+            width=width,
+            one_block=aggregation == "model",
+        )
+        self.aggregation = "last" if self.one_block else aggregation
+
+    def values(
+        self, model: Any, hidden: Float[Array, "R W D"], following: Int[Array, "R W"]
+    ) -> Float[Array, "R W"]:
+        """Log-odds at each id.
+
+        Raises:
+            ConfigurationError: the model is of another kind than the format reads.
+        """
+        answers = self.format.answers
+        if answers is None and isinstance(model, RewardModel):
+            return model.log_odds(hidden)
+        if answers is not None and isinstance(model, LanguageModel):
+            return token_log_odds(model, hidden, *answers)
+        wanted = "head that scores" if answers is None else "language model"
+        raise ConfigurationError(
+            f"{type(self.format).__name__} reads a {wanted}, and the reward model is a "
+            f"{type(model).__name__}; choose the format of this model."
+        )
+
+    def read(self, state, step, params):
+        """See :class:`tsi.rewards.Reward`."""
+        state, found = self.advance(state, step, params)
+        scores = jnp.take_along_axis(found.values, found.marks, axis=1)
+        log_odds = aggregate(scores, found.num_marks, self.aggregation)
+        log_odds = jnp.where(found.num_marks < 0, jnp.nan, log_odds)
+        return state, Reading(log_odds, found.tokens_read, found.attended)

@@ -1,0 +1,374 @@
+"""A model that reads a solution in tokens of its own, and only what is new of it.
+
+The solution so far is rendered and tokenised anew on the host at every step, whole, as
+if for the first time; the ids are compared with those that the model has read already,
+its cache is cut back to the common prefix, and the rest is read. So what a step's last
+token becomes, once text follows it, is right by construction, and so is a row that an
+explorer has cut back. Nothing is assumed of the tokenizer.
+
+The prompt is read once a problem and shared by its rows. A row whose rendering parts
+from the prompt's tokens before their end (the first step may merge with the prompt)
+attends to fewer of them, and reads the rest by itself.
+
+Beside the ids each row keeps what the model said at each of them, so that scores of
+earlier steps survive forks and cuts without a book of their own.
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from tsi.aggregation import with_step, within
+from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
+from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.formats import Format, Rendering
+from tsi.models.layers import Segment
+from tsi.rewards import Prompts, Step
+
+TEXT_BUCKET, TOKEN_BUCKET = 64, 16
+"""Questions are padded to multiples of these, so that few shapes are compiled."""
+
+
+class Questions(NamedTuple):
+    """P questions, and the tokens that the model reads of them.
+
+    Attributes:
+        text: ``[P, B]`` bytes of UTF-8, of which ``sizes`` are real.
+        tokens: ``[P, S]`` ids that renderings begin with; ``lengths`` are real.
+    """
+
+    text: Int[Array, "P B"]
+    sizes: Int[Array, " P"]
+    tokens: Int[Array, "P S"]
+    lengths: Int[Array, " P"]
+
+
+class ReaderState(NamedTuple):
+    """What each row has read.
+
+    Attributes:
+        questions, prompt: of the problems, shared by their rows.
+        shared: ``[R]``, how many of the prompt's tokens the row attends to.
+        suffix: keys and values of what stands after them.
+        tokens: ``[R, L]``, all ids that have been read, of which ``lengths`` are real.
+        values: ``[R, L]``, what the model said at each.
+        ends: ``[R, M]``, the length of the policy's solution after each step.
+    """
+
+    questions: Questions
+    prompt: Segment
+    shared: Int[Array, " R"]
+    suffix: Suffix
+    tokens: Int[Array, "R L"]
+    lengths: Int[Array, " R"]
+    values: Float[Array, "R L"]
+    ends: Int[Array, "R M"]
+
+
+class Rendered(NamedTuple):
+    """Rows as rendered: ``common`` of their ids stand in the cache already.
+
+    ``num_marks`` of the ``marks`` are real; -1 for a rendering that has no room.
+    """
+
+    tokens: Int[Array, "R L"]
+    lengths: Int[Array, " R"]
+    common: Int[Array, " R"]
+    marks: Int[Array, "R K"]
+    num_marks: Int[Array, " R"]
+
+
+class Found(NamedTuple):
+    """What reading a step came to: values at the marks, and the ledger's numbers."""
+
+    values: Float[Array, "R L"]
+    marks: Int[Array, "R K"]
+    num_marks: Int[Array, " R"]
+    tokens_read: Int[Array, " R"]
+    attended: Float[Array, " R"]
+
+
+class TextReader:
+    """What rewards with a tokenizer of their own share; see the module's text.
+
+    Args:
+        format: how the model is shown a solution.
+        decode: the policy's token ids to text.
+        max_steps: M, the target's.
+        max_tokens: L, the longest rendering that is read. A longer one has no score:
+            its log-odds are NaN, which samplers count and give no weight.
+        width: ids read in one pass of the model; longer texts take several.
+        one_block: show the model all steps as one, lines joined (the "model"
+            aggregation of arXiv 2502.01618's code), which gives one mark.
+
+    Raises:
+        ConfigurationError: a number is not positive.
+    """
+
+    reads_prompts = True
+    reads_ids = False
+    looks_ahead = False
+    """Whether the value at an id depends on the next id, too."""
+
+    def __init__(
+        self,
+        format: Format,
+        decode: Callable[[list[int]], str],
+        *,
+        max_steps: int,
+        max_tokens: int,
+        width: int = 64,
+        one_block: bool = False,
+    ) -> None:
+        if min(max_steps, max_tokens, width) < 1:
+            raise ConfigurationError(
+                f"A reward that reads text has max_steps={max_steps}, "
+                f"max_tokens={max_tokens} and width={width}; all must be at least 1."
+            )
+        self.format, self.decode, self.one_block = format, decode, one_block
+        self.max_steps, self.max_tokens = max_steps, max_tokens
+        self.width = min(width, max_tokens)
+        self.num_marks = max(max_steps, 2)
+
+    def values(
+        self, model: Any, hidden: Float[Array, "R W D"], following: Int[Array, "R W"]
+    ) -> Float[Array, "R W"]:
+        """What the model says at each id.
+
+        Args:
+            model: ``params.reward``.
+            hidden: of its trunk.
+            following: the next id of each.
+        """
+        raise NotImplementedError
+
+    def prepare(self, questions: Sequence[str]) -> Questions:
+        """Encode the questions.
+
+        Raises:
+            PromptTooLongError: one leaves no room for a solution.
+        """
+        heads = [self._head(question) for question in questions]
+        for question, head in zip(questions, heads, strict=True):
+            if len(head) >= self.max_tokens:
+                raise PromptTooLongError(
+                    f"The question {question[:60]!r} has {len(head)} of the reward "
+                    f"model's tokens, and max_tokens={self.max_tokens} leaves no room "
+                    "for a solution. Shorten it or raise max_tokens."
+                )
+        texts = [list(question.encode("utf-8")) for question in questions]
+        text, sizes = _padded(texts, TEXT_BUCKET, np.uint8)
+        tokens, lengths = _padded(heads, TOKEN_BUCKET, np.int32)
+        return Questions(*map(jnp.asarray, (text, sizes, tokens, lengths)))
+
+    def init(self, prompts: Prompts, rows: int, capacity: int, params) -> ReaderState:
+        """Read the prompts; ``capacity`` counts the policy's tokens and is not used.
+
+        Raises:
+            ConfigurationError: the prompts were not prepared, or the model cannot read
+                that far.
+        """
+        del capacity
+        questions, config = prompts.reward, params.reward.config
+        if questions is None:
+            raise ConfigurationError(
+                "This reward reads the questions' text: give Prompts the result of its "
+                "`prepare`, as tsi.engine.Engine does."
+            )
+        if self.max_tokens > config.max_length:
+            raise ConfigurationError(
+                f"The reward is to read up to max_tokens={self.max_tokens}, and its "
+                f"model's context is {config.max_length}; lower max_tokens."
+            )
+        problems, width = questions.tokens.shape
+        each = rows // problems
+        mask = jnp.arange(width) < questions.lengths[:, None]
+        places = jnp.broadcast_to(jnp.arange(width), (problems, width))
+        _, key_values = params.reward.trunk(questions.tokens, places, mask)
+        room = ((0, 0), (0, max(self.max_tokens - width, 0)))
+        read = jnp.pad(questions.tokens, room)[:, : self.max_tokens]
+        lengths = jnp.repeat(questions.lengths, each)
+        # One pass may have to start after the slots of the longest row.
+        slots = self.max_tokens + self.width
+        return ReaderState(
+            questions=questions,
+            prompt=Segment(
+                key_values.keys, key_values.values, key_values.positions, mask
+            ),
+            shared=lengths,
+            suffix=empty_suffix(config, rows, slots, key_values.keys.dtype),
+            tokens=jnp.repeat(read, each, axis=0),
+            lengths=lengths,
+            values=jnp.zeros((rows, self.max_tokens), jnp.float32),
+            ends=jnp.zeros((rows, self.max_steps), jnp.int32),
+        )
+
+    def advance(self, state: ReaderState, step: Step, params) -> tuple[Any, Found]:
+        """Read what a step has changed of each row that took it."""
+        _, ends = with_step(state.ends, step)
+        rendered = self._rendered(state, step, ends)
+        end, common = rendered.lengths, rendered.common
+        shared = jnp.minimum(state.shared, common)
+        prompt = self._visible(state.prompt, shared)
+        model, last, offsets = (
+            params.reward,
+            self.max_tokens - 1,
+            jnp.arange(self.width),
+        )
+
+        def chunk(carry):
+            done, suffix, values = carry
+            places = done[:, None] + offsets
+            real = places < end[:, None]
+            ids, following = (
+                jnp.take_along_axis(rendered.tokens, jnp.minimum(at, last), axis=1)
+                for at in (places, places + 1)
+            )
+            context = (prompt, suffix.segment)
+            hidden, new = model.trunk(jnp.where(real, ids, 0), places, real, context)
+            said = self.values(model, hidden, following)
+            counts = jnp.clip(end - done, 0, self.width)
+            # In slots up to the row's end; more steps than a cache has slots.
+            suffix = append(suffix, new, counts, suffix.segment.mask.shape[-1] + 1)
+            slots = jnp.arange(self.max_tokens) - done[:, None]
+            said = jnp.take_along_axis(said, jnp.clip(slots, 0, self.width - 1), axis=1)
+            fresh = (slots >= 0) & (slots < counts[:, None])
+            return done + counts, suffix, jnp.where(fresh, said, values)
+
+        suffix = cut(state.suffix, common - shared)
+        _, suffix, values = jax.lax.while_loop(
+            lambda carry: jnp.any(carry[0] < end), chunk, (common, suffix, state.values)
+        )
+        read = end - common
+        attended = read * (common + (read + 1) / 2)
+        state = state._replace(
+            shared=shared,
+            suffix=suffix,
+            tokens=rendered.tokens,
+            lengths=end,
+            values=values,
+            ends=ends,
+        )
+        return state, Found(values, rendered.marks, rendered.num_marks, read, attended)
+
+    def fork(self, state: ReaderState, ancestors) -> ReaderState:
+        """Give each row its ancestor's state."""
+        return self._rows(state, ancestors, fork(state.suffix, ancestors))
+
+    def take(self, state: ReaderState, rows) -> ReaderState:
+        """The state of W rows out of a store."""
+        return self._rows(state, rows, take(state.suffix, rows))
+
+    def keep(self, stored: ReaderState, slots, rows: ReaderState) -> ReaderState:
+        """Write the state of W rows over the stored ones at ``slots``."""
+        written = {
+            name: getattr(stored, name).at[slots].set(getattr(rows, name), mode="drop")
+            for name in BY_ROW
+        }
+        return stored._replace(
+            suffix=keep(stored.suffix, slots, rows.suffix), **written
+        )
+
+    def cut(self, state: ReaderState, lengths) -> ReaderState:
+        """Forget steps; the cache is cut back when the next one is read."""
+        return state._replace(ends=within(state.ends, lengths))
+
+    def reader(self, params):
+        """The model that reads."""
+        return params.reward.config
+
+    def _rows(self, state: ReaderState, rows, suffix: Suffix) -> ReaderState:
+        taken = {name: getattr(state, name)[rows] for name in BY_ROW}
+        return state._replace(suffix=suffix, **taken)
+
+    def _visible(self, prompt: Segment, shared: Int[Array, " R"]) -> Segment:
+        places = jnp.arange(prompt.mask.shape[1])
+        return prompt._replace(mask=places < shared[:, None])
+
+    def _head(self, question: str) -> list[int]:
+        """Ids that renderings of a question begin with; a guess that reading checks."""
+        empty, full = (
+            self.format.render(question, [step], False).tokens
+            for step in ("", question)
+        )
+        return empty[: _common(empty, full)]
+
+    def _rendered(self, state: ReaderState, step: Step, ends) -> Rendered:
+        rows, marks = state.tokens.shape[0], self.num_marks
+        like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+        shapes = ((rows,), (rows,), (rows, marks), (rows,))
+        rendered = jax.pure_callback(
+            self._render_on_host,
+            (like(state.tokens.shape), *map(like, shapes)),
+            state.questions.text,
+            state.questions.sizes,
+            state.tokens,
+            state.lengths,
+            step.solution,
+            ends,
+            step.counts > 0,
+            step.stopped,
+            vmap_method="sequential",
+        )
+        return Rendered(*rendered)
+
+    def _render_on_host(self, *arrays) -> tuple[np.ndarray, ...]:
+        text, sizes, read, lengths, solution, ends, live, stopped = map(
+            np.asarray, arrays
+        )
+        tokens, end, common = read.copy(), lengths.copy(), lengths.copy()
+        marks = np.zeros((len(read), self.num_marks), np.int32)
+        num_marks = np.zeros(len(read), np.int32)
+        for row in np.flatnonzero(live):
+            problem = row * len(text) // len(read)
+            question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
+            steps = self._steps(solution[row], ends[row])
+            found: Rendering = self.format.render(question, steps, bool(stopped[row]))
+            size = len(found.tokens)
+            if size > self.max_tokens:
+                num_marks[row] = -1
+                continue
+            same = _common(found.tokens, read[row, : lengths[row]].tolist())
+            # The last score must come from this pass, whatever was read before.
+            same = min(same - self.looks_ahead, *found.marks[-1:], size)
+            tokens[row, :size] = found.tokens
+            end[row], common[row] = size, max(same, 0)
+            marks[row, : len(found.marks)] = found.marks
+            num_marks[row] = len(found.marks)
+        return tokens, end, common, marks, num_marks
+
+    def _steps(self, solution: np.ndarray, ends: np.ndarray) -> list[str]:
+        """Texts of the steps; a character cut by a step's end goes to the next one."""
+        cuts = [int(end) for end in ends if end > 0]
+        whole = self.decode(solution[: cuts[-1]].tolist())
+        if self.one_block:
+            return [re.sub(r"\n+", "\n", whole)]
+        before = [self.decode(solution[:end].tolist()) for end in cuts[:-1]]
+        places = [0, *(_common(text, whole) for text in before), len(whole)]
+        return [whole[a:b] for a, b in itertools.pairwise(places)]
+
+
+BY_ROW = ("shared", "tokens", "lengths", "values", "ends")
+
+
+def _common(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """How many items two sequences have in common at their start."""
+    pairs = zip(left, right, strict=False)
+    shorter = min(len(left), len(right))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+
+
+def _padded(rows: Sequence[list[int]], bucket: int, dtype: Any):
+    longest = max((len(row) for row in rows), default=1)
+    width = max(-(-longest // bucket), 1) * bucket
+    padded = np.zeros((len(rows), width), dtype)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded, np.asarray([len(row) for row in rows], np.int32)
