@@ -2,8 +2,8 @@
 
 Claim: every sampler that claims a target passes on four tables and a linear-Gaussian
 model. Expected: |z| < 4 and p > 0.001 everywhere. Cost: up to 25 minutes on
-a core that is shared. Command: ``python -m tsi.experiments.conformance_table``. Rows are kept as they finish;
-the command goes on where it stopped.
+a core that is shared. Command: ``python -m tsi.experiments.conformance_table``. Rows
+are kept as they finish; the command goes on where it stopped.
 """
 
 import json
