@@ -193,7 +193,7 @@ class Tokenizer:
         return {k: name for k, name in names.items() if name is not None}
 
     def _split(self, text: str) -> list[str]:
-        """Text and control tokens in turn; some of these swallow white space (Phi-3)."""
+        """Text and control tokens in turn; some swallow white space (Phi-3)."""
         pieces = self._special.split(text)
         for i in range(2, len(pieces), 2):
             if pieces[i - 1] in self._strips:
