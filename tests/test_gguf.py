@@ -71,7 +71,7 @@ def test_scaled_rotary_frequencies_are_recovered_from_the_stored_factors(tmp_pat
     factors = inverse_frequencies(plain, 64) / inverse_frequencies(rope, 64)
     _, file = make(tmp_path, scaled, rope_factors=factors)
     assert load(file)[1].rope.scaling == pytest.approx(rope.scaling)
-    for odd in (factors[::-1], np.ones(8), np.zeros(32)):
+    for odd in (factors[::-1], factors**0.5, np.ones(8), np.zeros(32)):
         write_gguf(file, tmp_path / "hf", scaled, rope_factors=odd)
         with pytest.raises(CheckpointError, match=r"rope_freqs\.weight"):
             load(file)
