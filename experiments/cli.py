@@ -8,12 +8,15 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
 from tsi.errors import ConfigurationError, TsiError, UnknownNameError
+
+if TYPE_CHECKING:
+    from tsi.models.catalogue import Description
 
 
 def scale(
@@ -129,18 +132,16 @@ def solve(
 def models(
     action: Positional[str] = "list", name: Positional[str | None] = None
 ) -> int:
-    """List the known models, or fetch one: `tsi models get NAME`.
+    """List families and named models, or fetch one: `tsi models get NAME_OR_ID`.
 
     Args:
         action: list or get.
-        name: of the model to get.
+        name: of the model to get, or its id on the Hugging Face hub.
     """
     from tsi.models import catalogue, download
 
     if action == "list":
-        for model in catalogue.describe():
-            where = "not here yet" if model.path is None else str(model.path)
-            print(f"{model.name:18} {model.about}\n{'':18} {where}")
+        print(_listing(catalogue.describe()))
     elif action == "get":
         if name is None:
             raise UnknownNameError("model", "", catalogue.MODELS)
@@ -148,6 +149,27 @@ def models(
     else:
         raise UnknownNameError("models action", action, ("list", "get"))
     return 0
+
+
+def _listing(models: "list[Description]") -> str:
+    """The named models family by family, with their sizes and where they lie."""
+    from tsi.models.architectures import FAMILIES
+
+    lines = []
+    for family in FAMILIES:
+        lines.append(f"{family}:")
+        for name, model, path in models:
+            if model.family == family:
+                size = model.weights
+                text = f"{size / 1000:.1f} B" if size >= 1000 else f"{size:g} M"
+                lines.append(f"  {name:18} {text:>7}  {model.about}")
+                where = path or f"not here yet: tsi models get {name}"
+                lines.append(f"  {'':27} {where}")
+    lines.append(
+        "Other models of these families: their hub id (organisation/name), a folder "
+        "or a .gguf file."
+    )
+    return "\n".join(lines)
 
 
 def paper() -> int:

@@ -68,13 +68,14 @@ def load(
         raise CheckpointError(
             f"There is no model at {path}; give a Hugging Face folder or a .gguf file."
         )
-    make, config = architecture_of(path, fields)
-    # Beyond this even a list of what is missing would be absurd.
-    if config.num_layers > max(len(tensors), 1000):
+    # Beyond this even a list of the layers, or of what is missing, would be absurd.
+    layers = fields.get("num_hidden_layers")
+    if type(layers) is int and layers > max(len(tensors), 1000):
         raise CheckpointError(
-            f"{path} has {len(tensors)} tensors, too few for the {config.num_layers} "
+            f"{path} has {len(tensors)} tensors, too few for the {layers} "
             "layers that its configuration states."
         )
+    make, config = architecture_of(path, fields)
     abstract = nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), dtype=dtype))
     graph, state = nnx.split(abstract)
     leaves = dict(nnx.to_flat_state(state))
