@@ -120,8 +120,9 @@ def _contradictions(config: DecoderConfig) -> list[str]:
     if not all(_is_positive(value) for value in scalars):
         problems.append(f"one of {scalars} is not a positive number")
     for rope in ropes:
-        pairs = int(config.head_width * rope.fraction)
-        if not 0 < rope.fraction <= 1 or pairs < 2 or pairs % 2:
+        sound = 0 < rope.fraction <= 1
+        pairs = int(config.head_width * rope.fraction) if sound else 0
+        if pairs < 2 or pairs % 2:
             problems.append(
                 f"rotary embeddings turn {pairs} of {config.head_width} entries of a "
                 "head, not an even number of them"

@@ -116,9 +116,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         "gemma-3-1b": Model(
             "chat, licence to accept", "gemma3", 1000, "google/gemma-3-1b-it"
         ),
-        "phi-4-mini": Model(
-            "chat, MIT", "phi3", 3836, "microsoft/Phi-4-mini-instruct"
-        ),
+        "phi-4-mini": Model("chat, MIT", "phi3", 3836, "microsoft/Phi-4-mini-instruct"),
         "phi-4": Model("chat, MIT", "phi3", 14_660, "microsoft/phi-4"),
     }
 )

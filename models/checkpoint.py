@@ -228,4 +228,3 @@ def _check(
             f"{path} does not fit its configuration; {len(misfits)} of its tensors are "
             f"missing, extra, wrongly shaped or of a wrong type:\n  {listing}"
         )
-

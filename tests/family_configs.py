@@ -1,4 +1,4 @@
-"""One small configuration of every family, with the features of the family turned on."""
+"""One small configuration of every family, with its features turned on."""
 
 from small_checkpoints import small_config
 

@@ -113,6 +113,16 @@ class Engine:
         """Model programs so far: two for each shape of a batch."""
         return 2 * len(self._shapes)
 
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Refuse, before anything is computed, what does not fit the models.
+
+        Raises:
+            PromptTooLongError: a prompt and the token limit exceed the context of the
+                policy or the reward model.
+        """
+        for problem in problems:
+            self._encode(problem)
+
     def run(
         self,
         sampler: Sampler | Explorer,
