@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from tsi.errors import CheckpointError
 from tsi.models.architectures import DERIVED, FAMILIES, HEADS, architecture_of
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
-from tsi.models.gguf_llama import open_gguf
+from tsi.models.gguf_names import open_gguf
 from tsi.models.partition import sharding_of
 from tsi.models.placement import equal, place
 from tsi.models.safetensors import (

@@ -7,7 +7,7 @@ block, is in memory.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from tsi.errors import CheckpointError
-from tsi.models.safetensors import StoredTensor
+from tsi.models.safetensors import ReadsRows, StoredTensor
 
 BLOCK = 1 << 20
 """Entries that are converted and checked at a time: few enough for a cache."""
@@ -55,22 +55,20 @@ def place(
         for bounds in {_bounds(index, shape) for index in indices.values()}
     }
     for layer, (name, tensor) in enumerate(tensors):
-        stored = tensor.read()
+        targets = []
         for bounds, shard in shards.items():
-            target, region = shard, bounds
+            region, target = bounds, shard
             if stacked:
-                (first, last), *region = bounds  # type: ignore[assignment]
+                (first, last), *rest = bounds
                 if not first <= layer < last:
                     continue
-                target = shard[layer - first]
-            if transposed:
-                target, region = target.T, region[::-1]
-            source = stored[tuple(slice(*ends) for ends in region)]
-            if not _copy(source, target, tensor.release):
-                raise CheckpointError(
-                    f"{path}: tensor {name} has values that are not finite in {dtype}. "
-                    "Download the file again, or load it in float32."
-                )
+                region, target = tuple(rest), shard[layer - first]
+            targets.append((region[::-1], target.T) if transposed else (region, target))
+        if not _fill(targets, tensor):
+            raise CheckpointError(
+                f"{path}: tensor {name} has values that are not finite in {dtype}. "
+                "Download the file again, or load it in float32."
+            )
     return jax.make_array_from_callback(
         shape, sharding, lambda index: shards[_bounds(index, shape)]
     )
@@ -78,29 +76,39 @@ def place(
 
 def equal(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether two stored tensors of one shape have the same values."""
-    first, second = a.read(), b.read()
-    for rows in _blocks(first):
-        if not np.array_equal(first[rows], second[rows]):
-            return False
-        a.release()
-        b.release()
+    pairs = zip(_blocks(a), _blocks(b), strict=True)
+    return all(np.array_equal(left, right) for (_, left), (_, right) in pairs)
+
+
+def _fill(targets: list[tuple[Bounds, np.ndarray]], tensor: StoredTensor) -> bool:
+    """Copy each region of a tensor to its target; False if a value is not finite."""
+    for start, block in _blocks(tensor):
+        stop = start + len(block)
+        for ((first, last), *rest), target in targets:
+            begin, end = max(start, first), min(stop, last)
+            if begin >= end:
+                continue
+            columns = tuple(slice(*ends) for ends in rest)
+            part = target[begin - first : end - first]
+            with np.errstate(over="ignore", invalid="ignore"):
+                part[...] = block[(slice(begin - start, end - start), *columns)]
+            if not np.isfinite(part).all():
+                return False
     return True
 
 
-def _copy(source: np.ndarray, target: np.ndarray, release: Callable[[], None]) -> bool:
-    """Fill the target; False if a value is not finite in its type."""
-    for rows in _blocks(source):
-        with np.errstate(over="ignore", invalid="ignore"):
-            target[rows] = source[rows]
-        if not np.isfinite(target[rows]).all():
-            return False
-        release()
-    return True
-
-
-def _blocks(array: np.ndarray) -> list[slice]:
-    rows = max(1, BLOCK // max(1, math.prod(array.shape[1:])))
-    return [slice(i, i + rows) for i in range(0, len(array), rows)]
+def _blocks(tensor: StoredTensor) -> Iterator[tuple[int, np.ndarray]]:
+    """A tensor's rows, some at a time, with the number of the first of them."""
+    rows = max(1, BLOCK // max(1, math.prod(tensor.shape[1:])))
+    in_parts = isinstance(tensor.read, ReadsRows) and len(tensor.shape) > 1
+    whole = None if in_parts else tensor.read()
+    for start in range(0, tensor.shape[0], rows):
+        stop = min(start + rows, tensor.shape[0])
+        if whole is None:
+            yield start, tensor.read.rows(start, stop)  # type: ignore[attr-defined]
+        else:
+            yield start, whole[start:stop]
+        tensor.release()
 
 
 def _bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Bounds:

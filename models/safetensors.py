@@ -10,7 +10,7 @@ import math
 import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +27,14 @@ FLOAT_TYPES: Mapping[str, Any] = {
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+@runtime_checkable
+class ReadsRows(Protocol):
+    """A ``read`` of a tensor that has to be decoded, which can decode a part of it."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The values of rows ``start`` to ``stop`` (exclusive)."""
+
+
 def nothing() -> None:
     """What a tensor that holds no pages gives back."""
 
@@ -36,7 +44,8 @@ class StoredTensor(NamedTuple):
 
     Attributes:
         shape: as the file states it.
-        read: gives the values; a view of the file where they lie there as they are.
+        read: gives the values; a view of the file where they lie there as they are. It
+            may be a :class:`ReadsRows`.
         kind: its type on disk where that is not a floating-point one: no weight.
         release: gives the pages that a view has brought in back to the system, which
             reads them again where they are wanted again.

@@ -15,6 +15,7 @@ from tokenizers import models as token_models
 
 from tsi.models import checkpoint
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.rotary import LinearScaling, LongRopeScaling, YarnScaling
 from tsi.models.tokenizer import Tokenizer
 
 # Combining marks, joiners, surrogate-pair emoji, right-to-left, odd spaces, controls.
@@ -100,60 +101,44 @@ def permute(rows: np.ndarray, num_heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(rows.shape)
 
 
+ARCHITECTURES = {"mistral": "llama"}
+"""GGUF architecture of a family, where it has another name."""
+
+
 def write_gguf(
     path: Path,
     folder: Path,
     config: DecoderConfig,
     *,
+    architecture: str | None = None,
     quantisation: gguf.GGMLQuantizationType | None = None,
     tokenizer: Tokenizer | None = None,
     pre: str = "smollm",
     drop: tuple[str, ...] = (),
     fields: dict[str, object] | None = None,
     rope_factors: np.ndarray | None = None,
+    fuse: bool = False,
 ) -> None:
-    """Convert a saved folder to GGUF as llama.cpp's converter would."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_length)
-    writer.add_embedding_length(config.width)
-    writer.add_feed_forward_length(config.hidden)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_width)
-    writer.add_value_length(config.head_width)
-    writer.add_rope_dimension_count(config.head_width)
-    writer.add_rope_freq_base(config.rope.theta)
-    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    """Convert a saved folder to GGUF as llama.cpp's converter would.
+
+    Args:
+        fuse: whether queries, keys and values are joined (its ``--fuse-qkv``).
+    """
+    name = architecture or ARCHITECTURES.get(config.family, config.family)
+    writer = gguf.GGUFWriter(path, name)
+    _add_sizes(writer, config)
     for key, value in (fields or {}).items():
-        add = writer.add_string if isinstance(value, str) else writer.add_uint32
-        add(key, value)
+        kind = gguf.GGUFValueType.get_type(value)
+        kind = gguf.GGUFValueType.UINT32 if type(value) is int else kind
+        writer.add_key_value(key, value, kind)
     if tokenizer is None:
         writer.add_eos_token_id(config.eos_ids[0])
     else:
         _add_tokenizer(writer, tokenizer, pre)
-    kinds = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-    }
-    for name, value in load_file(folder / "model.safetensors").items():
-        target = name.replace("model.layers.", "blk.")
-        for old, new in kinds.items():
-            target = target.replace(old, new)
-        if "attn_q" in target:
-            value = permute(value, config.num_heads)
-        if "attn_k" in target:
-            value = permute(value, config.num_kv_heads)
+    tensors = _converted(folder, config, name)
+    if fuse:
+        tensors = _fused(tensors, config.num_layers)
+    for target, value in tensors.items():
         if target in drop:
             continue
         value = np.ascontiguousarray(value, np.float32)
@@ -164,10 +149,81 @@ def write_gguf(
             writer.add_tensor(target, value)
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
+    if isinstance(config.rope.scaling, LongRopeScaling):
+        short = np.array(config.rope.scaling.divisors, np.float32)
+        writer.add_tensor("rope_factors_long.weight", 2 * short)
+        writer.add_tensor("rope_factors_short.weight", short)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_sizes(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
+    family, rope = config.family, config.rope
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_length)
+    writer.add_embedding_length(config.width)
+    writer.add_feed_forward_length(config.hidden)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_rope_freq_base(rope.theta)
+    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    if family != "phi3":
+        writer.add_key_length(config.head_width)
+        writer.add_value_length(config.head_width)
+    if family in ("llama", "mistral"):
+        writer.add_vocab_size(config.vocab_size)
+    if family in ("llama", "mistral", "phi3"):
+        writer.add_rope_dimension_count(int(rope.fraction * config.head_width))
+    if family == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(config.max_length)
+        writer.add_sliding_window(config.local.window if config.local else 0)
+    if family == "gemma3" and config.local:
+        writer.add_sliding_window(config.local.window)
+        writer.add_rope_freq_base_swa(config.local.rope.theta)
+    if config.logit_softcap is not None:
+        writer.add_final_logit_softcapping(config.logit_softcap)
+    if isinstance(rope.scaling, LinearScaling):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope.scaling.factor)
+    if isinstance(rope.scaling, YarnScaling):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope.scaling.factor)
+        writer.add_rope_scaling_orig_ctx_len(int(rope.scaling.original))
+        writer.add_rope_scaling_yarn_attn_factor(rope.scaling.attention)
+        writer.add_rope_scaling_yarn_beta_fast(rope.scaling.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(rope.scaling.beta_slow)
+    if isinstance(rope.scaling, LongRopeScaling):
+        writer.add_rope_scaling_attn_factors(rope.scaling.attention)
+
+
+def _converted(
+    folder: Path, config: DecoderConfig, architecture: str
+) -> dict[str, np.ndarray]:
+    kind = next(k for k, n in gguf.MODEL_ARCH_NAMES.items() if n == architecture)
+    names = gguf.get_tensor_name_map(kind, config.num_layers)
+    tensors = {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        target = names.get_name(name, (".weight", ".bias"))
+        if architecture in ("llama", "mistral3") and "attn_q." in target:
+            value = permute(value, config.num_heads)
+        if architecture in ("llama", "mistral3") and "attn_k." in target:
+            value = permute(value, config.num_kv_heads)
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            value = value + 1
+        tensors[target] = value
+    return tensors
+
+
+def _fused(tensors: dict[str, np.ndarray], num_layers: int) -> dict[str, np.ndarray]:
+    for layer in range(num_layers):
+        for kind in ("weight", "bias"):
+            parts = [f"blk.{layer}.attn_{part}.{kind}" for part in "qkv"]
+            if parts[0] in tensors:
+                joined = np.concatenate([tensors.pop(part) for part in parts])
+                tensors[f"blk.{layer}.attn_qkv.{kind}"] = joined
+    return tensors
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str) -> None:
