@@ -28,8 +28,8 @@ CONFIG = small_config(
     num_kv_heads=8,
     head_width=64,
 )
-SLACK = 96 << 20
-"""For what compiles and imports during the loading, and for blocks in flight."""
+SLACK = 32 << 20
+"""For what is imported during the loading, and blocks in flight; not a parameter."""
 
 MEASURE = """
 import json, sys
@@ -98,10 +98,10 @@ def files(tmp_path_factory):
 def test_the_peak_is_the_weights(files, kind, dtype, devices, monkeypatch):
     flags = f"--xla_force_host_platform_device_count={max(devices, 1)}"
     monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     command = [sys.executable, "-c", MEASURE, str(files[kind]), dtype, str(devices)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    print(done.stdout)
     weights, by_device, peak = json.loads(done.stdout)
     assert weights > 2 * SLACK
     assert peak < weights * 1.1 + SLACK

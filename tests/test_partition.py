@@ -91,6 +91,7 @@ def eight(folder):
     with pytest.MonkeyPatch.context() as patch:
         flags = "--xla_force_host_platform_device_count=8"
         patch.setenv("XLA_FLAGS", flags + " --xla_backend_optimization_level=0")
+        patch.setenv("JAX_PLATFORMS", "cpu")
         script = ON_EIGHT_DEVICES.format(
             tests=str(Path(__file__).parent), folder=str(folder)
         )
