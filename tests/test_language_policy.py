@@ -46,8 +46,14 @@ def policies(tmp_path_factory):
     folder = folder_of(root / "folder")
     file = root / "model.gguf"
     write_gguf(file, folder, language_config(), tokenizer=bpe_tokenizer())
+
+    def snapshot_download(repo, *, local_files_only=False, **patterns):
+        if local_files_only:
+            raise FileNotFoundError("not here yet")
+        return str(folder)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(folder))
+        patch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         yield {"folder": str(folder), "file": str(file), "hub": "Somebody/Model"}
 
 
