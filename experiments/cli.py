@@ -8,12 +8,15 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from tsi.errors import ConfigurationError, TsiError, UnknownNameError
+
+if TYPE_CHECKING:
+    from tsi.models.catalogue import Description
 
 
 def scale(
@@ -28,6 +31,7 @@ def scale(
     temperature: float = 1.0,
     policy: str | None = None,
     reward: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     max_rows: int | None = None,
     progress: bool = True,
 ) -> int:
@@ -41,23 +45,20 @@ def scale(
         seeds: how often each problem is run.
         out: folder for rows, table and plots; results/TASK by default.
         temperature: of the policy.
-        policy: name or path of another policy.
-        reward: name or path of another process reward model.
+        policy: another policy: a name, a hub id (organisation/name), a folder or a
+            GGUF file.
+        reward: another process reward model, of the policy's tokenizer; without one, a
+            policy that reads other tokens than the task's models judges itself.
+        dtype: of the models' weights.
         max_rows: particles of one batch over all its problems; by default what suits
             the device.
         progress: show the bar with the time left.
     """
     from tsi.experiments.scale import checked_plan, run_plan
-    from tsi.experiments.world import (
-        embedded_world,
-        rows_of_a_batch,
-        stored_in_a_batch,
-    )
+    from tsi.experiments.world import embedded_world
     from tsi.experiments.write_report import write_report
 
-    max_rows = rows_of_a_batch() if max_rows is None else max_rows
-    stored = max(stored_in_a_batch(), max_rows)
-    plan = checked_plan(methods, budgets, seeds, max_rows)._replace(max_stored=stored)
+    plan = checked_plan(methods, budgets, seeds, 1 if max_rows is None else max_rows)
     _positive(num_problems=num_problems)
     out = out or Path("results") / task
     world = embedded_world(
@@ -67,8 +68,9 @@ def scale(
         reward=reward,
         temperature=temperature,
         max_rows=max_rows,
-        max_stored=stored,
+        dtype=dtype,
     )
+    plan = plan._replace(max_rows=world.max_rows, max_stored=world.max_stored)
     rows = run_plan(plan, world, out / "rows.jsonl", progress=progress)
     print(write_report(plan, world, rows, out))
     return 0
@@ -83,6 +85,7 @@ def solve(
     temperature: float = 1.0,
     policy: str | None = None,
     reward: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     figures: Path | None = None,
 ) -> int:
     """Solve one problem and show each step's ESS, the genealogy and the answers.
@@ -94,8 +97,11 @@ def solve(
         task: what kind of problem it is.
         seed: of the random numbers.
         temperature: of the policy.
-        policy: name or path of another policy.
-        reward: name or path of another process reward model.
+        policy: another policy: a name, a hub id (organisation/name), a folder or a
+            GGUF file.
+        reward: another process reward model, of the policy's tokenizer; without one, a
+            policy that reads other tokens than the task's models judges itself.
+        dtype: of the models' weights.
         figures: folder for pictures of the genealogy, of effective sample size and
             rewards by step, and of the weights; none are drawn by default.
     """
@@ -111,7 +117,12 @@ def solve(
     _positive(budget=budget)
     problem = get_task(task).problem(prompt)
     world = embedded_world(
-        task, [problem], policy=policy, reward=reward, temperature=temperature
+        task,
+        [problem],
+        policy=policy,
+        reward=reward,
+        temperature=temperature,
+        dtype=dtype,
     )
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
@@ -130,18 +141,16 @@ def solve(
 def models(
     action: Positional[str] = "list", name: Positional[str | None] = None
 ) -> int:
-    """List the known models, or fetch one: `tsi models get NAME`.
+    """List families and named models, or fetch one: `tsi models get NAME_OR_ID`.
 
     Args:
         action: list or get.
-        name: of the model to get.
+        name: of the model to get, or its id on the Hugging Face hub.
     """
     from tsi.models import catalogue, download
 
     if action == "list":
-        for model in catalogue.describe():
-            where = "not here yet" if model.path is None else str(model.path)
-            print(f"{model.name:18} {model.about}\n{'':18} {where}")
+        print(_listing(catalogue.describe()))
     elif action == "get":
         if name is None:
             raise UnknownNameError("model", "", catalogue.MODELS)
@@ -149,6 +158,27 @@ def models(
     else:
         raise UnknownNameError("models action", action, ("list", "get"))
     return 0
+
+
+def _listing(models: "list[Description]") -> str:
+    """The named models family by family, with their sizes and where they lie."""
+    from tsi.models.architectures import FAMILIES
+
+    lines = []
+    for family in FAMILIES:
+        lines.append(f"{family}:")
+        for name, model, path in models:
+            if model.family == family:
+                size = model.weights
+                text = f"{size / 1000:.1f} B" if size >= 1000 else f"{size:g} M"
+                lines.append(f"  {name:18} {text:>7}  {model.about}")
+                where = path or f"not here yet: tsi models get {name}"
+                lines.append(f"  {'':27} {where}")
+    lines.append(
+        "Other models of these families: their hub id (organisation/name), a folder "
+        "or a .gguf file."
+    )
+    return "\n".join(lines)
 
 
 def paper() -> int:

@@ -64,6 +64,8 @@ class World(NamedTuple):
         max_steps: the target's step limit.
         settings: what decides a row besides method, budget, seed and problem: task,
             models with their hashes, temperature, limits, versions.
+        max_rows, max_stored: particles and stored prefixes of one batch that suit the
+            models and the device.
     """
 
     engine: ProblemRunner
@@ -72,6 +74,8 @@ class World(NamedTuple):
     correct: Callable[[Problem, str | None], bool]
     max_steps: int
     settings: dict[str, Any]
+    max_rows: int = 2048
+    max_stored: int | None = None
 
 
 class Plan(NamedTuple):

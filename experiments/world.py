@@ -14,17 +14,21 @@ from jax.sharding import Mesh
 from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError
+from tsi.experiments.language_policy import STEP_SLACK, encoder, self_judge
 from tsi.experiments.scale import World
 from tsi.experiments.tasks import get_task
 from tsi.models.catalogue import resolve
 from tsi.models.checkpoint import load
-from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.download import get
 from tsi.models.tokenizer import Tokenizer, load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
 from tsi.rewards import ProcessReward
 
 PROBLEM_SEED = 0
+TINY_PREFIX = 100_000
+"""Bytes of keys and values of a prefix of the tiny models, at most about."""
 
 T = TypeVar("T")
 
@@ -36,61 +40,84 @@ def embedded_world(
     policy: str | None = None,
     reward: str | None = None,
     temperature: float = 1.0,
-    max_rows: int = 2048,
-    max_stored: int | None = None,
+    max_rows: int | None = None,
+    dtype: str = "float32",
 ) -> World:
     """A generated task with the tiny models that ship for it, or with others.
 
     Args:
         task_name: of a task in `experiments/tasks`.
         problems: how many held-out problems, or the problems themselves.
-        policy: name or path of the policy; the task's own by default.
-        reward: name or path of the process reward model; the task's own by default.
+        policy: name, hub id or path of the policy; the task's own by default. One that
+            was not trained on the task is shown examples.
+        reward: name, hub id or path of the process reward model. By default the task's
+            own where it reads the policy's tokens, and the policy's own judgement
+            where it does not.
         temperature: of the policy.
-        max_rows: particles of one batch over all its problems.
-        max_stored: prefixes that explorers keep for a batch, by default 16 times that.
+        max_rows: particles of one batch over all its problems; what suits the models
+            and the device, if None.
+        dtype: of the models' weights.
 
     Raises:
         UnknownNameError: there is no such task or model.
         CheckpointError: a model cannot be read.
+        DownloadError: a model cannot be fetched.
         ConfigurationError: a model is of the wrong kind, or the reward model reads
             other tokens than the policy writes.
+        PromptTooLongError: a problem does not fit the models' context.
     """
     task = get_task(task_name)
-    policy, reward = policy or f"{task_name}-policy", reward or f"{task_name}-reward"
-    paths = {"policy": resolve(policy), "reward": resolve(reward)}
-    policy_model = load_model(paths["policy"], LanguageModel, "policy")
-    reward_model = load_model(paths["reward"], RewardModel, "reward")
-    tokenizer = load_tokenizer(paths["policy"])
-    check_same_tokens(tokenizer, load_tokenizer(paths["reward"]), policy, reward)
-    token_bytes = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    policy, own_reward = policy or f"{task_name}-policy", f"{task_name}-reward"
+    policy_path = get(policy)
+    tokenizer = load_tokenizer(policy_path)
+    trained = same_tokens(tokenizer, load_tokenizer(resolve(own_reward)))
+    if reward is None and trained:
+        reward = own_reward
+    mesh = all_devices()
+    policy_model = load_model(policy_path, LanguageModel, "policy", dtype, mesh)
+    reward_model, reward_path, kind = None, None, None
+    if reward is None:
+        kind = self_judge(tokenizer)
+    else:
+        reward_path = get(reward)
+        check_same_tokens(tokenizer, load_tokenizer(reward_path), policy, reward)
+        reward_model = load_model(reward_path, RewardModel, "reward", dtype, mesh)
+    config = policy_model.config
+    token_bytes = [tokenizer.token_bytes(i) for i in range(config.vocab_size)]
+    ends = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
+    step_tokens = task.max_step_tokens + (0 if trained else STEP_SLACK)
     target = ReasoningTarget(
-        step_boundary(token_bytes, task.delimiter.encode(), tokenizer.eos_ids),
-        ProcessReward(),
-        max_step_tokens=task.max_step_tokens,
-        max_tokens=task.max_steps * task.max_step_tokens,
+        step_boundary(token_bytes, task.delimiter.encode(), ends),
+        ProcessReward() if kind is None else kind,
+        max_step_tokens=step_tokens,
+        max_tokens=task.max_steps * step_tokens,
         max_steps=task.max_steps,
     )
+    rows, stored = batch_limits(config, target.max_tokens, np.dtype(dtype).itemsize)
+    rows = rows if max_rows is None else max_rows
+    stored = max(stored, rows)
     engine = Engine(
         target,
         policy_model,
         reward_model,
-        encode=tokenizer.encode_prompt,
+        encode=tokenizer.encode_prompt if trained else encoder(task, tokenizer),
         decode=tokenizer.decode,
         temperature=temperature,
-        max_rows=max_rows,
-        max_stored=max_stored,
-        mesh=all_devices(),
+        max_rows=rows,
+        max_stored=stored,
+        mesh=mesh,
     )
     if isinstance(problems, int):
         problems = task.problems("test", problems, PROBLEM_SEED)
+    engine.check(problems)
     settings = {
         "task": task_name,
         "problem_seed": PROBLEM_SEED,
         "policy": policy,
-        "policy_sha256": sha256_of(paths["policy"]),
-        "reward": reward,
-        "reward_sha256": sha256_of(paths["reward"]),
+        "policy_sha256": sha256_of(policy_path),
+        "reward": reward or "the policy's own judgement",
+        "reward_sha256": None if reward_path is None else sha256_of(reward_path),
+        "dtype": dtype,
         "temperature": temperature,
         "max_steps": target.max_steps,
         "max_step_tokens": target.max_step_tokens,
@@ -98,28 +125,50 @@ def embedded_world(
         **versions(),
     }
     return World(
-        engine, list(problems), task.extract, task.correct, task.max_steps, settings
+        engine,
+        list(problems),
+        task.extract,
+        task.correct,
+        task.max_steps,
+        settings,
+        rows,
+        stored,
     )
 
 
-def rows_of_a_batch() -> int:
-    """How many particles a tiny model should have in a batch on this platform.
+def batch_limits(
+    config: DecoderConfig, num_tokens: int, itemsize: int
+) -> tuple[int, int]:
+    """How many particles and stored prefixes a batch should have on this platform.
 
-    On a CPU few enough that their keys and values stay in its caches: on two cores 128
-    rows take a seventh less time than 2,048. Accelerators want to be filled.
+    On a CPU few enough that the tiny models' keys and values stay in its caches: on two
+    cores 128 rows take a seventh less time than 2,048. Accelerators want to be filled.
+    Larger models have fewer, so that what is stored takes about the same memory: 1.6 GB
+    on a CPU and 6.5 GB elsewhere.
+
+    Args:
+        config: of the policy.
+        num_tokens: that a prefix can have.
+        itemsize: bytes of a key's or value's entry.
     """
-    return 128 if jax.default_backend() == "cpu" else 4096
-
-
-def stored_in_a_batch() -> int:
-    """How many prefixes of a tiny model explorers may keep, at about 0.1 MB each."""
-    return 16_384 if jax.default_backend() == "cpu" else 65_536
+    rows, stored = (128, 16_384) if jax.default_backend() == "cpu" else (4096, 65_536)
+    entries = 2 * config.num_layers * config.num_kv_heads * config.head_width
+    prefix = entries * num_tokens * itemsize
+    stored = max(1, min(stored, stored * TINY_PREFIX // prefix))
+    return min(rows, stored), stored
 
 
 def all_devices() -> Mesh | None:
     """A mesh of every device along its ``data`` axis; None where there is one."""
     devices = jax.devices()
     return Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
+
+
+def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:
+    """Whether every id stands for the same bytes in two tokenizers."""
+    return left.vocab_size == right.vocab_size and all(
+        left.token_bytes(i) == right.token_bytes(i) for i in range(left.vocab_size)
+    )
 
 
 def check_same_tokens(
@@ -130,24 +179,27 @@ def check_same_tokens(
     Raises:
         ConfigurationError: an id stands for different bytes in the two tokenizers.
     """
-    ids = range(max(policy.vocab_size, reward.vocab_size))
-    if policy.vocab_size != reward.vocab_size or any(
-        policy.token_bytes(i) != reward.token_bytes(i) for i in ids
-    ):
+    if not same_tokens(policy, reward):
         raise ConfigurationError(
             f"{reward_name} has another tokenizer than {policy_name}, whose token ids "
             "it is to read; choose models of one tokenizer."
         )
 
 
-def load_model(path: Path, kind: type[T], role: str) -> T:
+def load_model(
+    path: Path,
+    kind: type[T],
+    role: str,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+) -> T:
     """The model in a folder or file, which must be of a kind.
 
     Raises:
         CheckpointError: it cannot be read.
         ConfigurationError: it is of another kind.
     """
-    model, _ = load(path)
+    model, _ = load(path, dtype=dtype, mesh=mesh)
     if not isinstance(model, kind):
         raise ConfigurationError(
             f"{path} is a {type(model).__name__}, and the {role} must be a "

@@ -48,10 +48,9 @@ SIZES = (
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
     "max_position_embeddings",
 )
+OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")
 
 
 def architecture_of(
@@ -78,11 +77,16 @@ def architecture_of(
             f"{path} is quantised (quantization_config in config.json), which is read "
             "from GGUF only; choose the unquantised checkpoint or a GGUF of it."
         )
+    # Null is no size, except where it stands for what follows from the others.
+    sizes = {
+        size: fields[size]
+        for size in (*SIZES, *OPTIONAL_SIZES)
+        if size in fields and not (size in OPTIONAL_SIZES and fields[size] is None)
+    }
     problems = [
         f"{size} is {value!r}, not a positive whole number under 2^31"
-        for size in SIZES
-        if (value := fields.get(size)) is not None
-        and (type(value) is not int or not 0 < value < 2**31)
+        for size, value in sizes.items()
+        if type(value) is not int or not 0 < value < 2**31
     ]
     eos = fields.get("eos_token_id")
     if not all(
@@ -129,7 +133,7 @@ def _read_config(path: Path, fields: dict[str, Any], family: Family) -> DecoderC
         raise CheckpointError(
             f"{path}: the configuration lacks the field {error}."
         ) from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: the configuration is malformed: {error}."
         ) from None
@@ -143,11 +147,14 @@ def _contradictions(config: DecoderConfig) -> list[str]:
         problems.append(f"the head width {config.head_width} is not even")
     ropes = [config.rope, *([config.local.rope] if config.local else [])]
     scalars = [config.norm_epsilon, *itertools.chain(*map(_numbers, ropes))]
-    if not all(np.isfinite(value) and value > 0 for value in scalars):
+    factors = (config.query_scale, config.attention_softcap, config.logit_softcap)
+    scalars += [factor for factor in factors if factor is not None]
+    if not all(_is_positive(value) for value in scalars):
         problems.append(f"one of {scalars} is not a positive number")
     for rope in ropes:
-        pairs = int(config.head_width * rope.fraction)
-        if not 0 < rope.fraction <= 1 or pairs < 2 or pairs % 2:
+        sound = 0 < rope.fraction <= 1
+        pairs = int(config.head_width * rope.fraction) if sound else 0
+        if pairs < 2 or pairs % 2:
             problems.append(
                 f"rotary embeddings turn {pairs} of {config.head_width} entries of a "
                 "head, not an even number of them"
@@ -161,6 +168,10 @@ def _contradictions(config: DecoderConfig) -> list[str]:
     if type(window) is not int or window < 1:
         problems.append(f"the sliding window is {window!r}, not a positive number")
     return problems
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value)) and value > 0
 
 
 def _numbers(rope: Rope) -> list[float]:

@@ -3,17 +3,20 @@
 A table maps the names of a checkpoint to paths in the module, whose shapes come from
 the module itself, so a port declares its layout once. Names, types and shapes of the
 whole file are compared with the architecture before anything is allocated, and all
-misfits are reported in one error. Only safetensors and GGUF are read: nothing is
-unpickled and nothing from a model's repository runs.
+misfits are reported in one error. Then each tensor goes from the file straight to the
+devices that hold it. Only safetensors and GGUF are read: nothing is unpickled and
+nothing from a model's repository runs.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
@@ -21,6 +24,8 @@ from tsi.errors import CheckpointError
 from tsi.models.architectures import DERIVED, FAMILIES, HEADS, architecture_of, used_by
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.gguf_names import open_gguf
+from tsi.models.partition import sharding_of
+from tsi.models.placement import equal, place
 from tsi.models.safetensors import (
     FLOAT_TYPES,
     SINGLE,
@@ -32,13 +37,18 @@ from tsi.models.tokenizer import Tokenizer
 
 
 def load(
-    path: str | Path, *, dtype: DTypeLike = jnp.float32
+    path: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> tuple[LanguageModel | RewardModel, DecoderConfig]:
     """Load a model from a Hugging Face folder or a ``.gguf`` file.
 
     Args:
         path: the folder (config.json, model.safetensors or an index of shards) or file.
         dtype: of the weights in memory, whatever they are on disk.
+        mesh: devices to place the weights on, by the rules of
+            :mod:`tsi.models.partition`; the default device, if None.
 
     Returns:
         The module, :class:`LanguageModel` or :class:`RewardModel` by the architecture
@@ -58,13 +68,14 @@ def load(
         raise CheckpointError(
             f"There is no model at {path}; give a Hugging Face folder or a .gguf file."
         )
-    make, config = architecture_of(path, fields)
-    # Beyond this even a list of what is missing would be absurd.
-    if config.num_layers > max(len(tensors), 1000):
+    # Beyond this even a list of the layers, or of what is missing, would be absurd.
+    layers = fields.get("num_hidden_layers")
+    if type(layers) is int and layers > max(len(tensors), 1000):
         raise CheckpointError(
-            f"{path} has {len(tensors)} tensors, too few for the {config.num_layers} "
+            f"{path} has {len(tensors)} tensors, too few for the {layers} "
             "layers that its configuration states."
         )
+    make, config = architecture_of(path, fields)
     abstract = nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), dtype=dtype))
     graph, state = nnx.split(abstract)
     leaves = dict(nnx.to_flat_state(state))
@@ -75,10 +86,26 @@ def load(
     named = FAMILIES[config.family].unfuse(config, used_by(make, tensors))
     tensors, contradictions = _without_redundant(config, named)
     _check(path, config, wanted, tensors, contradictions)
+    (device,) = jnp.zeros(()).devices()
+    patterns = _patterns(config)
     for keys, leaf in leaves.items():
         name = ".".join(map(str, keys))
-        value = _assemble(path, name, wanted[name], config, tensors, np.dtype(dtype))
-        leaf.set_value(jnp.asarray(value))
+        pattern, shape = patterns[name], wanted[name]
+        sharding = (
+            jax.sharding.SingleDeviceSharding(device)
+            if mesh is None
+            else sharding_of(name, shape, config, mesh)
+        )
+        value = place(
+            path,
+            shape,
+            [(n, tensors[n]) for n in _names(pattern, config.num_layers)],
+            np.dtype(dtype),
+            sharding,
+            stacked=".N." in pattern,
+            transposed=_is_kernel(name),
+        )
+        leaf.set_value(value)
     return nnx.merge(graph, nnx.from_flat_state(list(leaves.items()))), config
 
 
@@ -157,7 +184,7 @@ def _without_redundant(
     kept = {n: t for n, t in tensors.items() if not DERIVED.fullmatch(n)}
     head, embedding = kept.get("lm_head.weight"), kept.get("model.embed_tokens.weight")
     if config.tied and head and embedding and head.shape == embedding.shape:
-        if not np.array_equal(head.read(), embedding.read()):
+        if not equal(head, embedding):
             contradictions.append(
                 "contradiction: lm_head.weight differs from model.embed_tokens.weight, "
                 "which the configuration says are tied; set tie_word_embeddings to "
@@ -201,27 +228,3 @@ def _check(
             f"{path} does not fit its configuration; {len(misfits)} of its tensors are "
             f"missing, extra, wrongly shaped or of a wrong type:\n  {listing}"
         )
-
-
-def _assemble(
-    path: Path,
-    module_path: str,
-    shape: tuple[int, ...],
-    config: DecoderConfig,
-    tensors: Mapping[str, StoredTensor],
-    dtype: np.dtype,
-) -> np.ndarray:
-    """Read one parameter of the module, stacked over layers, one tensor at a time."""
-    pattern = _patterns(config)[module_path]
-    value = np.empty(shape, dtype)
-    parts = value if ".N." in pattern else value[None]
-    for part, name in zip(parts, _names(pattern, config.num_layers), strict=True):
-        stored = tensors[name].read()
-        with np.errstate(over="ignore"):
-            part[...] = stored.T if _is_kernel(module_path) else stored
-        if not np.isfinite(np.asarray(part, np.float32)).all():
-            raise CheckpointError(
-                f"{path}: tensor {name} has values that are not finite in {dtype}. "
-                "Download the file again, or load it in float32."
-            )
-    return value

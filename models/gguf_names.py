@@ -11,7 +11,6 @@ Source: llama.cpp's converter (conversion/llama.py, gemma.py) and its table of r
 types in src/llama-model.cpp.
 """
 
-import functools
 import operator
 import re
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tsi.errors import CheckpointError
-from tsi.models.gguf import Header, read_header, read_tensor
+from tsi.models.gguf import Header, TensorReader, read_header
 from tsi.models.gguf_config import config_fields
 from tsi.models.gguf_rope import FACTOR_TENSORS
 from tsi.models.safetensors import StoredTensor
@@ -127,7 +126,7 @@ def _parts(
     for name, info in header.tensors.items():
         if name in FACTOR_TENSORS:
             continue
-        read = functools.partial(read_tensor, header, name)
+        read = TensorReader(header, name)
         if fused or ".attn_qkv." not in name or info.shape[0] != sum(rows):
             yield name, StoredTensor(info.shape, read)
             continue

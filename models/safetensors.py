@@ -1,32 +1,60 @@
 """Tensors as they lie in a Hugging Face folder: one safetensors file or shards of it.
 
-Names, types and shapes are read and checked first; nothing is allocated until the
-caller, who has compared the shapes with the architecture, reads a tensor.
+Names, types and shapes are read and checked first. A tensor is then a view of the
+memory-mapped file: what is read of it are the pages that somebody looks at.
 """
 
+import functools
 import json
-from collections.abc import Callable
+import math
+import mmap
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tsi.errors import CheckpointError
 
-FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+FLOAT_TYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@runtime_checkable
+class ReadsRows(Protocol):
+    """A ``read`` of a tensor that has to be decoded, which can decode a part of it."""
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The values of rows ``start`` to ``stop`` (exclusive)."""
+
+
+def nothing() -> None:
+    """What a tensor that holds no pages gives back."""
 
 
 class StoredTensor(NamedTuple):
     """A tensor on disk: its shape in the Hugging Face layout, and how to read it.
 
-    ``kind`` is its type on disk where that is not a floating-point one: no weight.
+    Attributes:
+        shape: as the file states it.
+        read: gives the values; a view of the file where they lie there as they are. It
+            may be a :class:`ReadsRows`.
+        kind: its type on disk where that is not a floating-point one: no weight.
+        release: gives the pages that a view has brought in back to the system, which
+            reads them again where they are wanted again.
     """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
     kind: str | None = None
+    release: Callable[[], None] = nothing
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -58,34 +86,77 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file is truncated or malformed.
     """
     try:
-        file = safe_open(path, framework="flax")
-        names = list(file.keys())
-        slices = {name: file.get_slice(name) for name in names}
-        headers = {
-            name: (tuple(part.get_shape()), str(part.get_dtype()))
-            for name, part in slices.items()
-        }
-    except (SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+        with path.open("rb") as raw:
+            mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        start = 8 + int.from_bytes(mapped[:8], "little")
+        header = json.loads(mapped[8:start])
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}. "
             "Copy or download it again."
         ) from None
-
-    def reader(name: str) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            try:
-                return np.asarray(file.get_tensor(name))
-            except (SafetensorError, OSError, ValueError, TypeError) as error:
-                raise CheckpointError(
-                    f"{path}: tensor {name} cannot be read: {error}."
-                ) from None
-
-        return read
-
+    header.pop("__metadata__", None)
+    if header.keys() != names:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file: its header reads in two ways. "
+            "Copy or download it again."
+        )
     return {
-        name: StoredTensor(shape, reader(name), None if kind in FLOAT_TYPES else kind)
-        for name, (shape, kind) in headers.items()
+        name: _mapped_tensor(path, name, entry, mapped, start)
+        for name, entry in header.items()
     }
+
+
+def _mapped_tensor(
+    path: Path, name: str, entry: dict[str, Any], mapped: mmap.mmap, base: int
+) -> StoredTensor:
+    """A view of the file; the header has been checked, its offsets are again here."""
+    kind, shape = entry["dtype"], tuple(entry["shape"])
+    start, stop = (base + offset for offset in entry["data_offsets"])
+    if kind not in FLOAT_TYPES:
+        return StoredTensor(shape, functools.partial(_no_weight, path, name), kind)
+    dtype = np.dtype(FLOAT_TYPES[kind])
+    size = math.prod(shape) * dtype.itemsize
+    if not (base <= start <= stop <= len(mapped) and stop - start == size):
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file: tensor {name} should lie at "
+            f"bytes {start} to {stop} of {len(mapped)}. Copy or download it again."
+        )
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    return StoredTensor(
+        shape,
+        functools.partial(_view, mapped, shape, dtype, start),
+        None,
+        functools.partial(_give_back, mapped, first, stop - first),
+    )
+
+
+def _view(
+    mapped: mmap.mmap, shape: tuple[int, ...], dtype: np.dtype, start: int
+) -> np.ndarray:
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, mapped, start)
+
+
+def _give_back(mapped: mmap.mmap, start: int, size: int) -> None:
+    # Pages of a file that nobody has written to are dropped at no cost; where the
+    # system cannot be told so (Windows), it takes them back under pressure.
+    if size and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED, start, size)
+
+
+def _no_weight(path: Path, name: str) -> np.ndarray:
+    raise CheckpointError(f"{path}: tensor {name} is not of a floating-point type.")
 
 
 def open_folder(folder: Path) -> dict[str, StoredTensor]:

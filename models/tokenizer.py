@@ -35,6 +35,7 @@ class Tokenizer:
         eos_ids: ids that end a solution, in order of preference.
         add_bos: whether a prompt without a chat template starts with ``bos_id``.
         chat_template: Jinja source, or None for models that read bare text.
+        name: of the model, for messages.
 
     Raises:
         CheckpointError: the bytes of the tokens cannot be known (neither byte-level
@@ -50,6 +51,7 @@ class Tokenizer:
         pad_id: int | None = None,
         add_bos: bool = False,
         chat_template: str | None = None,
+        name: str = "this model",
     ):
         # A tokenizer.json may carry the truncation of somebody's training run.
         backend.no_truncation()
@@ -58,7 +60,7 @@ class Tokenizer:
         self.bos_id, self.eos_ids = bos_id, tuple(dict.fromkeys(eos_ids))
         self.pad_id = pad_id if pad_id is not None else next(iter(self.eos_ids), None)
         self.add_bos = add_bos and bos_id is not None
-        self.chat_template = chat_template
+        self.chat_template, self.name = chat_template, name
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special}
@@ -107,7 +109,8 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise ConfigurationError(
-                "This tokenizer has no chat template; encode the prompt as bare text."
+                f"The tokenizer of {self.name} has no chat template; encode the prompt "
+                "as bare text."
             )
         try:
             return self._transformers.apply_chat_template(
@@ -117,7 +120,8 @@ class Tokenizer:
             )
         except Exception as error:
             raise ConfigurationError(
-                f"The chat template rejects these messages: {error}."
+                f"The chat template of {self.name} fails on these messages: "
+                f"{type(error).__name__}: {error}."
             ) from error
 
     def encode_chat(
@@ -318,7 +322,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.is_file():
         from tsi.models.gguf_tokenizer import tokenizer_from_gguf
 
-        return tokenizer_from_gguf(path)
+        tokenizer = tokenizer_from_gguf(path)
+        tokenizer.name = str(path)
+        return tokenizer
     source = path / "tokenizer.json"
     if not source.is_file():
         raise CheckpointError(
@@ -351,6 +357,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         pad_id=id_of("pad_token"),
         add_bos=bool(fields.get("add_bos_token", first == [bos])),
         chat_template=template if isinstance(template, str) else None,
+        name=str(path),
     )
 
 

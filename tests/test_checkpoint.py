@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from pathlib import Path
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -18,6 +19,7 @@ from small_checkpoints import (
 )
 
 from tsi.errors import CheckpointError
+from tsi.models import safetensors
 from tsi.models.checkpoint import load, save
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.rotary import Llama3Scaling, Rope
@@ -272,6 +274,34 @@ def safetensors_bytes(header, data=b""):
 def test_a_malformed_safetensors_file_is_refused(copy, content):
     (copy / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"not a whole safetensors file"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 4096], [0, 100], [-128, 0], [10**9, 10**9 + 128]], ids=str
+)
+def test_offsets_are_checked_again_before_the_file_is_viewed(
+    copy, offsets, monkeypatch
+):
+    """Even if the package's own check of the header let them through."""
+
+    class Trusting:
+        def __init__(self, path, framework):
+            content = Path(path).read_bytes()
+            (size,) = struct.unpack("<Q", content[:8])
+            self.keys = json.loads(content[8 : 8 + size]).keys
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    entry = {"dtype": "F32", "shape": [32], "data_offsets": offsets}
+    content = safetensors_bytes({"model.norm.weight": entry}, b"\0" * 128)
+    (copy / "model.safetensors").write_bytes(content)
+    monkeypatch.setattr(safetensors, "safe_open", Trusting)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight should lie at"):
         load(copy)
 
 

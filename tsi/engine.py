@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from tsi.answers import answer_posterior, select
 from tsi.degeneracy import common_past
@@ -34,6 +34,7 @@ from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.explore import check_needs, extend_stored
 from tsi.explorer import Explorer, problems_of_a_batch
 from tsi.models.decoder import LanguageModel
+from tsi.models.partition import keep_or_replicate
 from tsi.outcome import (
     Outcome,
     distinct,
@@ -67,6 +68,7 @@ class Engine:
         max_rows: rows of a batch, P·N; a problem with more particles has its own batch.
         max_stored: prefixes that explorers store for a batch, by default 16 times that.
         mesh: devices to spread rows over, along its ``data`` axis; None for one device.
+            Weights that lie on them already, divided or not, stay as they lie.
 
     Raises:
         ConfigurationError: the reward model reads token ids of another vocabulary.
@@ -98,8 +100,7 @@ class Engine:
             )
         self._context = min(c.max_length for c in (policy.config, *readers))
         if mesh is not None:
-            replicated = NamedSharding(mesh, PartitionSpec())
-            policy, reward = jax.device_put((policy, reward), replicated)
+            policy, reward = keep_or_replicate((policy, reward), mesh)
         self.policy, self.reward = policy, reward
         self._shapes: set[tuple[int, ...]] = set()
         self._start = jax.jit(self._start_rows, static_argnums=0)
@@ -112,6 +113,16 @@ class Engine:
     def num_programs(self) -> int:
         """Model programs so far: two for each shape of a batch."""
         return 2 * len(self._shapes)
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Refuse, before anything is computed, what does not fit the models.
+
+        Raises:
+            PromptTooLongError: a prompt and the token limit exceed the context of the
+                policy or the reward model.
+        """
+        for problem in problems:
+            self._encode(problem)
 
     def run(
         self,

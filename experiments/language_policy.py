@@ -1,0 +1,90 @@
+"""Any language model on a generated task: shown examples, judged by itself.
+
+The models that ship were trained on their task and read a bare problem. Others are
+shown worked problems first, as earlier turns of the chat or, without a chat template,
+as text, for a small model follows a form better than an instruction. Where no reward
+model reads its tokens, the policy judges its own prefixes
+(:class:`tsi.rewards.SelfJudge`).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.tasks import Task
+from tsi.models.tokenizer import Tokenizer
+from tsi.rewards import SelfJudge
+
+EXAMPLES = 3
+EXAMPLE_SEED = 1
+STEP_SLACK = 4
+"""Tokens of a step beyond its characters: spaces that a language model may add."""
+INSTRUCTION = "Solve each problem in the same form, one step on a line.\n\n"
+JUDGE_QUESTION = "Is every line above right? Answer Yes or No."
+
+
+def worked_problems(task: Task) -> list[tuple[str, str]]:
+    """Problems of the training split, with their solutions."""
+    rng = np.random.default_rng(EXAMPLE_SEED)
+    return [
+        (problem.prompt, task.solution(problem, rng))
+        for problem in task.problems("train", EXAMPLES, EXAMPLE_SEED)
+    ]
+
+
+def encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """From a problem to the token ids of examples and problem."""
+    worked = worked_problems(task)
+    if tokenizer.chat_template is None:
+        # The end token after each example shows a base model where to stop.
+        end = list(tokenizer.eos_ids[:1])
+        start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id else []
+        shown = start + tokenizer.encode(INSTRUCTION)
+        for prompt, solution in worked:
+            shown += tokenizer.encode(f"{prompt}\n{solution}") + end
+        return lambda prompt: shown + tokenizer.encode(f"{prompt}\n")
+    turns = []
+    for prompt, solution in worked:
+        turns += [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": solution},
+        ]
+    # Not every template has a place for a system message.
+    turns[0]["content"] = INSTRUCTION + turns[0]["content"]
+    return lambda prompt: tokenizer.encode_chat(
+        [*turns, {"role": "user", "content": prompt}]
+    )
+
+
+def self_judge(tokenizer: Tokenizer) -> SelfJudge:
+    """The policy's one-token judgement of its own text, asked in its own format.
+
+    Raises:
+        ConfigurationError: yes and no begin with the same token, or the chat template
+            drops what was said.
+    """
+    if tokenizer.chat_template is None:
+        question = tokenizer.encode(f"\n{JUDGE_QUESTION}\nAnswer:")
+    else:
+        said = "7 plus 8 is 15"
+        turns = [
+            {"role": "user", "content": "7+8"},
+            {"role": "assistant", "content": said},
+            {"role": "user", "content": JUDGE_QUESTION},
+        ]
+        text = tokenizer.render(turns, add_generation_prompt=True)
+        _, found, rest = text.rpartition(said)
+        if not found:
+            raise ConfigurationError(
+                f"The chat template of {tokenizer.name} drops what the assistant has "
+                "said, so that the model cannot judge it; name a reward model."
+            )
+        question = tokenizer.encode(rest, allow_special=True)
+    yes, no = tokenizer.encode("Yes")[0], tokenizer.encode("No")[0]
+    if yes == no:
+        raise ConfigurationError(
+            f"In the tokenizer of {tokenizer.name} Yes and No begin with the same "
+            "token, so that the model cannot judge itself; name a reward model."
+        )
+    return SelfJudge(tuple(question), yes, no)

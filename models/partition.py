@@ -1,0 +1,131 @@
+"""How weights are divided over a mesh: rows along ``data``, weights along ``model``.
+
+What a layer computes apart is stored apart: attention heads, the feed-forward width,
+the vocabulary. The other side of each such product is summed over the axis ``model`` by
+the compiler (tensor parallelism, Shoeybi et al. 2019, arXiv 1909.08053). A weight whose
+heads, width or words do not divide evenly is kept whole on every device, as all are
+along ``data``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tsi.errors import ConfigurationError
+from tsi.models.decoder import DecoderConfig
+
+DATA, MODEL = "data", "model"
+
+# By the end of a parameter's path: which axis is divided, and by the number of what.
+RULES: dict[str, tuple[int, str]] = {
+    "trunk.embedding": (-2, "vocab_size"),
+    "attention.query.kernel": (-1, "num_heads"),
+    "attention.query.bias": (-1, "num_heads"),
+    "attention.key.kernel": (-1, "num_kv_heads"),
+    "attention.key.bias": (-1, "num_kv_heads"),
+    "attention.value.kernel": (-1, "num_kv_heads"),
+    "attention.value.bias": (-1, "num_kv_heads"),
+    "attention.out.kernel": (-2, "num_heads"),
+    "feed_forward.gate.kernel": (-1, "hidden"),
+    "feed_forward.up.kernel": (-1, "hidden"),
+    "feed_forward.down.kernel": (-2, "hidden"),
+    "head.kernel": (-1, "vocab_size"),
+}
+
+
+class Memory(NamedTuple):
+    """Bytes of a model's weights: one copy of all, and what lies on each device."""
+
+    weights: int
+    by_device: dict[str, int]
+
+    def __str__(self) -> str:
+        lines = [f"{self.weights / 1e6:.1f} MB of weights"]
+        for device, size in self.by_device.items():
+            share = size / max(self.weights, 1)
+            lines.append(f"{device}: {size / 1e6:.1f} MB ({share:.0%})")
+        return "\n".join(lines)
+
+
+def make_mesh(
+    data: int, model: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of ``data`` times ``model`` devices.
+
+    Args:
+        data: along how many the rows of a batch are spread.
+        model: over how many one copy of the weights is divided.
+        devices: which; the first of all there are, if None.
+
+    Raises:
+        ConfigurationError: there are not so many devices.
+    """
+    chosen = list(jax.devices() if devices is None else devices)
+    if min(data, model) < 1 or data * model > len(chosen):
+        raise ConfigurationError(
+            f"A mesh of {data} times {model} devices was asked for, and there are "
+            f"{len(chosen)}; choose numbers whose product is at most that."
+        )
+    grid = np.array(chosen[: data * model]).reshape(data, model)
+    return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def sharding_of(
+    path: str, shape: tuple[int, ...], config: DecoderConfig, mesh: Mesh
+) -> NamedSharding:
+    """Where one parameter lies.
+
+    Args:
+        path: in the module, such as ``trunk.blocks.attention.query.kernel``.
+        shape: of the whole parameter.
+        config: of the model, for the numbers of heads.
+        mesh: with an axis ``model``, or without, and then weights are not divided. The
+            compiler is to choose how to divide what lies between, so axes that the
+            mesh has as explicit ones are taken as automatic.
+    """
+    automatic = (AxisType.Auto,) * len(mesh.axis_names)
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
+    spec: list[str | None] = [None] * len(shape)
+    parts = mesh.shape.get(MODEL, 1)
+    rule = next((rule for end, rule in RULES.items() if _ends(path, end)), None)
+    if parts > 1 and rule is not None:
+        axis, unit = rule
+        if getattr(config, unit) % parts == 0:
+            spec[axis] = MODEL
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _ends(path: str, end: str) -> bool:
+    return path == end or path.endswith("." + end)
+
+
+def keep_or_replicate(tree: Any, mesh: Mesh) -> Any:
+    """Leave arrays that lie on a mesh's devices where they are, and copy the others.
+
+    Args:
+        tree: of arrays; those from elsewhere go to every device whole.
+        mesh: the devices.
+    """
+    devices = set(mesh.devices.flat)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf: Any) -> Any:
+        here = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+        return leaf if here else jax.device_put(leaf, replicated)
+
+    return jax.tree.map(place, tree)
+
+
+def memory(model: nnx.Module) -> Memory:
+    """How many bytes of a model's weights lie on each device."""
+    total, by_device = 0, dict[str, int]()
+    for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
+        total += leaf.nbytes
+        for shard in leaf.addressable_shards:
+            name = str(shard.device)
+            by_device[name] = by_device.get(name, 0) + shard.data.nbytes
+    return Memory(total, by_device)

@@ -1,0 +1,169 @@
+"""Any model as the policy: files, folders and hub ids, examples, its own judgement."""
+
+import huggingface_hub
+import pytest
+from small_checkpoints import (
+    TEMPLATE,
+    bpe_tokenizer,
+    small_config,
+    small_model,
+    write_gguf,
+)
+
+from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.experiments.cli import main
+from tsi.experiments.language_policy import (
+    INSTRUCTION,
+    JUDGE_QUESTION,
+    encoder,
+    self_judge,
+    worked_problems,
+)
+from tsi.experiments.tasks import TASKS, get_task
+from tsi.experiments.world import batch_limits, embedded_world
+from tsi.models.checkpoint import save
+from tsi.models.tokenizer import load_tokenizer
+from tsi.rewards import SelfJudge
+
+VOCABULARY = 400
+
+
+def language_config(**changes):
+    sizes = {"num_layers": 1, "vocab_size": VOCABULARY, "max_length": 640}
+    return small_config(**(sizes | changes), eos_ids=(2,))
+
+
+def folder_of(path, **changes):
+    config = language_config(**changes)
+    save(small_model(config), config, path, tokenizer=bpe_tokenizer())
+    return path
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    """The same kind of model in three places: a folder, a GGUF file and the hub."""
+    root = tmp_path_factory.mktemp("policies")
+    folder = folder_of(root / "folder")
+    file = root / "model.gguf"
+    write_gguf(file, folder, language_config(), tokenizer=bpe_tokenizer())
+
+    def snapshot_download(repo, *, local_files_only=False, **patterns):
+        if local_files_only:
+            raise FileNotFoundError("not here yet")
+        return str(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        yield {"folder": str(folder), "file": str(file), "hub": "Somebody/Model"}
+
+
+@pytest.mark.parametrize("place", ["folder", "file", "hub"])
+def test_solve_takes_a_policy_from_anywhere(policies, place, capsys):
+    arguments = ["solve", "7*8+5-9", "--budget", "2", "--dtype", "bfloat16"]
+    assert main([*arguments, "--policy", policies[place]]) == 0
+    out = capsys.readouterr().out
+    assert "Right answer: 52" in out
+    assert "reward tokens" in out
+
+
+def test_scale_takes_a_policy_from_anywhere(policies, tmp_path, capsys):
+    arguments = ["scale", "--num-problems", "2", "--budgets", "2", "--no-progress"]
+    arguments += ["--methods", "smc", "--out", str(tmp_path)]
+    assert main([*arguments, "--policy", policies["file"]]) == 0
+    assert "SMC" in capsys.readouterr().out
+
+
+def test_a_policy_of_other_tokens_is_shown_examples_and_judges_itself(policies):
+    world = embedded_world("chain", 1, policy=policies["folder"])
+    target = world.engine.target
+    assert isinstance(target.reward, SelfJudge)
+    assert world.settings["reward_sha256"] is None
+    ids = world.engine.encode(world.problems[0].prompt)
+    tokenizer = load_tokenizer(policies["folder"])
+    assert INSTRUCTION in tokenizer.decode(ids)
+    with pytest.raises(ConfigurationError, match="another tokenizer"):
+        embedded_world("chain", 1, policy=policies["folder"], reward="chain-reward")
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_examples_are_right_and_are_none_of_the_problems_asked(task):
+    task = get_task(task)
+    asked = {problem.prompt for problem in task.problems("test", 400, 0)}
+    worked = worked_problems(task)
+    assert len(worked) == 3
+    for prompt, solution in worked:
+        assert prompt not in asked
+        assert task.verify(task.problem(prompt), solution)
+
+
+def test_a_chat_model_sees_examples_as_turns():
+    tokenizer, task = bpe_tokenizer(), get_task("chain")
+    turns = []
+    for prompt, solution in worked_problems(task):
+        turns += [("user", prompt), ("assistant", solution)]
+    turns[0] = ("user", INSTRUCTION + turns[0][1])
+    text = "".join(
+        f"<|im_start|>{role}\n{content}<|im_end|>\n"
+        for role, content in [*turns, ("user", "1+2+3+4:")]
+    )
+    expected = tokenizer.encode(text + "<|im_start|>assistant\n", allow_special=True)
+    assert encoder(task, tokenizer)("1+2+3+4:") == expected
+
+
+def test_a_base_model_sees_examples_that_end():
+    tokenizer, task = bpe_tokenizer(), get_task("chain")
+    tokenizer.chat_template = None
+    ids = encoder(task, tokenizer)("1+2+3+4:")
+    assert ids.count(2) == 3
+    worked = "".join(f"{p}\n{s}" for p, s in worked_problems(task))
+    assert tokenizer.decode(ids) == INSTRUCTION + worked + "1+2+3+4:\n"
+
+
+def test_the_judge_closes_the_turn_and_asks():
+    tokenizer = bpe_tokenizer()
+    judge = self_judge(tokenizer)
+    turns = f"<|im_end|>\n<|im_start|>user\n{JUDGE_QUESTION}<|im_end|>\n"
+    expected = tokenizer.encode(turns + "<|im_start|>assistant\n", allow_special=True)
+    assert list(judge.question) == expected
+    assert (judge.yes, judge.no) == (
+        tokenizer.encode("Yes")[0],
+        tokenizer.encode("No")[0],
+    )
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['role']")
+    with pytest.raises(ConfigurationError, match="drops what the assistant"):
+        self_judge(tokenizer)
+    tokenizer.chat_template = None
+    assert tokenizer.decode(self_judge(tokenizer).question).endswith("\nAnswer:")
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_anything_runs(tmp_path, capsys):
+    folder = str(folder_of(tmp_path / "short", max_length=100))
+    with pytest.raises(PromptTooLongError, match="context of 100"):
+        embedded_world("chain", 40, policy=folder)
+    assert main(["solve", "7*8+5-9", "--policy", folder]) == 2
+    error = capsys.readouterr().err
+    assert "max_tokens=70" in error
+    assert error.count("\n") == 1
+
+
+def test_a_chat_template_that_fails_is_named_with_its_model(tmp_path, capsys):
+    folder = folder_of(tmp_path / "odd-template")
+    (folder / "chat_template.jinja").write_text(
+        "{{ raise_exception('only one user turn, please') }}"
+    )
+    assert main(["solve", "7*8+5-9", "--policy", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "only one user turn, please" in error
+    assert "odd-template" in error
+
+
+def test_larger_models_have_fewer_rows_in_a_batch():
+    tiny = language_config()
+    large = small_config(num_layers=32, num_kv_heads=8, head_width=128)
+    assert batch_limits(tiny, 40, 4) == (128, 16_384)
+    rows, stored = batch_limits(large, 100, 4)
+    per_prefix = 2 * 32 * 8 * 128 * 100 * 4
+    assert stored * per_prefix <= 16_384 * 100_000 < (stored + 1) * per_prefix
+    assert rows == min(128, stored)
+    assert batch_limits(large, 10**6, 4) == (1, 1)

@@ -1,0 +1,158 @@
+"""Weights divided over simulated devices, and the numbers of one device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import test_engine
+import tiny_language as tiny
+from family_configs import family_configs
+from jax.sharding import AxisType, PartitionSpec
+from small_checkpoints import logits, saved, small_config
+
+from tsi.engine import Engine
+from tsi.errors import ConfigurationError
+from tsi.models.architectures import FAMILIES
+from tsi.models.checkpoint import load, save
+from tsi.models.partition import make_mesh, memory, sharding_of
+
+TOKENS = np.arange(18).reshape(2, 9) % 40
+NAMES = sorted(family_configs())
+
+ON_EIGHT_DEVICES = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_partition as t
+print(json.dumps(t.on_eight_devices(Path({folder!r}))))
+"""
+
+
+def on_eight_devices(folder: Path):
+    """What the checkpoints give on a mesh of 2 times 4 devices."""
+    mesh = make_mesh(2, 4)
+    explicit = jax.make_mesh((2, 4), ("data", "model"))
+    assert explicit.axis_types == (AxisType.Explicit,) * 2
+    families = {}
+    for name in NAMES:
+        model, _ = load(folder / name, mesh=explicit if name == "llama" else mesh)
+        where = memory(model)
+        families[name] = {
+            "logits": logits(model, TOKENS).tolist(),
+            "weights": where.weights,
+            "devices": list(where.by_device.values()),
+            "text": str(where),
+        }
+    return {"families": families, "samples": samples(folder, mesh)}
+
+
+def samples(folder: Path, mesh=None):
+    """What the engine draws with weights loaded onto a mesh, and where they stay."""
+    policy, reward = (
+        load(folder / name, mesh=mesh)[0] for name in ("policy", "reward")
+    )
+    engine = Engine(
+        tiny.target(),
+        policy,
+        reward,
+        encode=tiny.encode,
+        decode=tiny.decode,
+        max_rows=32,
+        mesh=mesh,
+    )
+    assert memory(engine.policy) == memory(policy)
+    results = engine.run(
+        test_engine.SAMPLER,
+        jax.random.key(7),
+        test_engine.PROBLEMS[:4],
+        8,
+        extract=test_engine.extract,
+    )
+    return [[r.texts, r.ancestors.tolist(), r.selected] for r in results]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    for name, config in family_configs().items():
+        saved(folder / name, config)
+    for name, model in zip(("policy", "reward"), tiny.models(), strict=True):
+        save(model, model.config, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def eight(folder):
+    """The answers of a process of its own, that simulates eight devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        flags = "--xla_force_host_platform_device_count=8"
+        patch.setenv("XLA_FLAGS", flags + " --xla_backend_optimization_level=0")
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        script = ON_EIGHT_DEVICES.format(
+            tests=str(Path(__file__).parent), folder=str(folder)
+        )
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_every_family_has_a_configuration_here():
+    assert set(NAMES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eight_devices_give_the_logits_of_one(folder, eight, name):
+    alone = logits(load(folder / name)[0], TOKENS)
+    np.testing.assert_allclose(
+        np.asarray(eight["families"][name]["logits"]), alone, atol=2e-5
+    )
+
+
+def test_an_engine_draws_the_same_from_divided_weights(folder, eight):
+    assert eight["samples"] == json.loads(json.dumps(samples(folder)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_device_holds_a_quarter_of_what_four_divide(folder, eight, name):
+    config, answer = family_configs()[name], eight["families"][name]
+    whole = memory(load(folder / name)[0])
+    assert list(whole.by_device.values()) == [whole.weights] == [answer["weights"]]
+    on_each = whole.weights - 3 * _divided(config) // 4
+    assert answer["devices"] == [on_each] * 8
+    assert f"{answer['devices'][0] / 1e6:.1f} MB" in answer["text"]
+
+
+def _divided(config) -> int:
+    """Bytes of the parameters that four devices divide, counted by hand."""
+    d, layers = config.width, config.num_layers
+    entries = 0
+    if config.num_heads % 4 == 0:
+        entries += layers * 2 * d * config.num_heads * config.head_width
+        entries += layers * config.attention_bias * config.num_heads * config.head_width
+    if config.num_kv_heads % 4 == 0:
+        kv = config.num_kv_heads * config.head_width
+        entries += layers * 2 * kv * (d + config.attention_bias)
+    if config.hidden % 4 == 0:
+        entries += layers * 3 * d * config.hidden
+    if config.vocab_size % 4 == 0:
+        entries += (1 if config.tied else 2) * config.vocab_size * d
+    return 4 * entries
+
+
+def test_a_mesh_without_a_model_axis_keeps_weights_whole():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    path, config = "trunk.blocks.attention.query.kernel", small_config()
+    assert sharding_of(path, (3, 32, 32), config, mesh).spec == PartitionSpec(
+        None, None, None
+    )
+
+
+@pytest.mark.parametrize(("data", "model"), [(1, 2), (0, 1), (2, 1)])
+def test_a_mesh_of_more_devices_than_there_are_is_refused(data, model):
+    with pytest.raises(ConfigurationError, match="there are 1"):
+        make_mesh(data, model, devices=jax.devices()[:1])
