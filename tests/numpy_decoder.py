@@ -79,7 +79,7 @@ def activated(x: np.ndarray, name: str) -> np.ndarray:
 def numpy_logits(
     model: LanguageModel, sequence: np.ndarray, config: DecoderConfig | None = None
 ) -> np.ndarray:
-    """``[T, V]`` of a sequence ``[T]``; under another configuration, if one is given."""
+    """``[T, V]`` of a sequence ``[T]``; under another configuration if given."""
     c = model.config if config is None else config
     weights = jax.tree.map(
         lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(nnx.state(model))
