@@ -38,8 +38,8 @@ def model_of(name: str) -> LanguageModel:
     return model
 
 
-def texts(seed: int, rows: int = 4) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 40, (rows, LENGTH))
+def texts(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 40, (4, LENGTH))
 
 
 @jax.jit
@@ -49,9 +49,9 @@ def whole(model: LanguageModel, tokens):
 
 @WITH_LONGROPE
 def test_logits_equal_a_plain_numpy_forward(name):
-    model, tokens = model_of(name), texts(0, rows=2)
+    model, tokens = model_of(name), texts(0)
     found = whole(model, tokens)
-    for sequence, logits in zip(tokens, found, strict=True):
+    for sequence, logits in zip(tokens[:2], found[:2], strict=True):
         np.testing.assert_allclose(logits, numpy_logits(model, sequence), atol=ATOL)
 
 
