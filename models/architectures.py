@@ -134,5 +134,6 @@ def _contradictions(config: DecoderConfig) -> list[str]:
 def _numbers(rope: Rope) -> list[float]:
     numbers = [rope.theta]
     for value in rope.scaling or ():
-        numbers += value if isinstance(value, tuple) else [value]
+        if not isinstance(value, bool):
+            numbers += value if isinstance(value, tuple) else [value]
     return [float(number) for number in numbers]

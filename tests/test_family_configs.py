@@ -226,6 +226,13 @@ def test_a_list_of_layers_that_contradicts_its_configuration_is_refused():
         FAMILIES["qwen3"].read(fields | {"use_sliding_window": False})
 
 
+@EVERY
+def test_what_a_family_writes_has_no_contradiction(name):
+    fields = fields_of(name)
+    fields["architectures"] = [f"{FAMILIES[name].prefix}ForCausalLM"]
+    assert architecture_of(Path(name), fields) == (LanguageModel, WRITTEN[name])
+
+
 def test_longrope_is_not_written():
     family = FAMILIES["phi3"]
     with pytest.raises(CheckpointError, match="LongRoPE is read but not written"):
