@@ -25,6 +25,7 @@ def alone(monkeypatch, tmp_path):
 def measured(folder, out):
     models.main(
         models=(str(folder),),
+        load_only=(f"{folder}/.",),
         out=out,
         batches=(1, 2),
         prompt=8,
@@ -45,14 +46,15 @@ def test_a_run_leaves_a_row_for_each_measurement_and_a_table_of_the_last_run(alo
         ("load", None),
         ("speed", 1),
         ("speed", 2),
+        ("load", None),
     ]
     text = (alone / "out" / "table.md").read_text()
-    assert text.count(f"| {folder} ") == 3
+    assert text.count(f"| {folder}") == 4
     (alone / "out" / "table.md").unlink()
     again = measured(folder, alone / "out")
-    assert again[:4] == rows
-    assert len(again) == 8
-    assert (alone / "out" / "table.md").read_text().count(f"| {folder} ") == 3
+    assert again[:5] == rows
+    assert len(again) == 10
+    assert (alone / "out" / "table.md").read_text().count(f"| {folder}") == 4
 
 
 def test_loading_counts_the_weights_in_their_final_type(tmp_path):

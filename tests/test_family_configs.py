@@ -88,6 +88,10 @@ def test_published_configurations_say_what_differs_between_families():
     assert gemma.embedding_scale == pytest.approx(1152**0.5)
     assert (gemma.query_scale, gemma.tied) == (1 / 16, True)
     assert (gemma.activation, gemma.norm_offset) == ("gelu_pytorch_tanh", 1.0)
+    fields = dict(PUBLISHED["gemma-3-1b-it"][1])
+    for left_out in ("rope_local_base_freq", "rope_theta", "sliding_window_pattern"):
+        del fields[left_out]
+    assert architecture_of(Path("gemma"), fields)[1] == gemma
     phi3 = read_published("Phi-3-mini-4k-instruct")
     assert phi3.local == Local(2047, (True,) * 32, Rope(1e4))
     phi4 = read_published("Phi-4-mini-instruct")

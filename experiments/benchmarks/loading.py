@@ -1,8 +1,8 @@
 """Load one model in a fresh process: how long, and how much host memory at the peak.
 
 ``python -m tsi.experiments.benchmarks.loading PATH --dtype float32`` prints one line of
-JSON. The peak is of the whole process; ``base_bytes`` is what it was before loading,
-with everything imported and the device started.
+JSON. The peak is of the whole process, mapped pages of files included; ``base_bytes``
+is what it was before loading, with everything imported and the device started.
 """
 
 import json
