@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow test-parity lint curve curve-llm train-tiny clean
+.PHONY: test test-slow test-parity lint benchmark curve curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Loading, reading and writing beside transformers' on torch, on this machine.
+benchmark: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
+	$(BIN)/python -m tsi.experiments.benchmarks.models
 
 curve: .venv/installed
 	$(BIN)/tsi scale

@@ -177,5 +177,6 @@ def _is_positive(value: Any) -> bool:
 def _numbers(rope: Rope) -> list[float]:
     numbers = [rope.theta]
     for value in rope.scaling or ():
-        numbers += value if isinstance(value, tuple) else [value]
+        if not isinstance(value, bool):
+            numbers += value if isinstance(value, tuple) else [value]
     return [float(number) for number in numbers]

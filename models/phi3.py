@@ -62,6 +62,8 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     return common_to_hf(config, "phi3") | {
         "sliding_window": window,
         "partial_rotary_factor": config.rope.fraction,
+        # Left out, it is 32000, which a smaller vocabulary does not have.
+        "pad_token_id": None,
     }
 
 

@@ -1,0 +1,1 @@
+"""What models cost on a machine: loading, reading, writing, beside its ceilings."""

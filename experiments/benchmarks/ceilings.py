@@ -1,0 +1,59 @@
+"""What the default device can do at best, measured by two simple kernels.
+
+A product of two square matrices for arithmetic, a sum and a copy of a long array for
+memory. Fractions of published peaks would say less: frequencies, libraries and
+neighbours differ between machines of one name.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class Ceilings(NamedTuple):
+    """Of one device and type: FLOPs a second, and bytes a second."""
+
+    flops: float
+    bandwidth: float
+
+
+def seconds_of(call: Callable[[], object], repeats: int) -> list[float]:
+    """Wall times of a call that waits for its result, after one that is not timed."""
+    call()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def measure_ceilings(dtype: DTypeLike, sizes: list[int], num_bytes: int) -> Ceilings:
+    """The best of a few runs of each kernel.
+
+    Args:
+        dtype: of matrices and arrays.
+        sizes: of the square matrices; the fastest counts.
+        num_bytes: of the array, well above any cache.
+    """
+    product = jax.jit(jnp.matmul)
+    flops = 0.0
+    for size in sizes:
+        a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        best = min(seconds_of(partial(_wait, product, a, a), 5))
+        flops = max(flops, 2 * size**3 / best)
+    x = jnp.ones(num_bytes // jnp.dtype(dtype).itemsize, dtype)
+    total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
+    copy = jax.jit(lambda x: x + 1)
+    read = min(seconds_of(partial(_wait, total, x), 5))
+    both = min(seconds_of(partial(_wait, copy, x), 5))
+    return Ceilings(flops, max(x.nbytes / read, 2 * x.nbytes / both))
+
+
+def _wait(program: Callable[..., Any], *args: Any) -> None:
+    jax.block_until_ready(program(*args))

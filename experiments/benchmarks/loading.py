@@ -1,0 +1,86 @@
+"""Load one model in a fresh process: how long, and how much host memory at the peak.
+
+``python -m tsi.experiments.benchmarks.loading PATH --dtype float32`` prints one line of
+JSON. The peak is of the whole process, mapped pages of files included; ``base_bytes``
+is what it was before loading, with everything imported and the device started.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+By = Literal["tsi", "transformers"]
+
+
+def peak_bytes() -> int:
+    """The most host memory that this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux carries ru_maxrss over from the parent, however large that was.
+        lines = status.read_text().splitlines()
+        line = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def load_here(path: Path, dtype: str, by: By) -> dict[str, Any]:
+    """Load a model in this process and say what it took."""
+    if by == "transformers":
+        import torch
+        import transformers
+
+        base, began = peak_bytes(), time.perf_counter()
+        make = transformers.AutoModelForCausalLM
+        theirs = make.from_pretrained(path, dtype=getattr(torch, dtype))
+        seconds = time.perf_counter() - began
+        num_bytes = sum(p.numel() * p.element_size() for p in theirs.parameters())
+    else:
+        import jax
+        from flax import nnx
+
+        from tsi.models.checkpoint import load
+
+        jax.block_until_ready(jax.numpy.zeros(1) + 1)
+        base, began = peak_bytes(), time.perf_counter()
+        model, _ = load(path, dtype=dtype)
+        weights = jax.block_until_ready(jax.tree.leaves(nnx.state(model, nnx.Param)))
+        seconds = time.perf_counter() - began
+        num_bytes = sum(leaf.nbytes for leaf in weights)
+    return {
+        "by": by,
+        "dtype": dtype,
+        "seconds": seconds,
+        "weight_bytes": num_bytes,
+        "base_bytes": base,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def load_apart(path: Path, dtype: str, by: By) -> dict[str, Any]:
+    """The same in a process of its own."""
+    module = "tsi.experiments.benchmarks.loading"
+    command = [sys.executable, "-m", module, str(path), "--dtype", dtype, "--by", by]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(path: tyro.conf.Positional[Path], dtype: str = "float32", by: By = "tsi"):
+    """Load a model and print what it took.
+
+    Args:
+        path: a Hugging Face folder or a GGUF file.
+        dtype: of the weights in memory.
+        by: whose loader.
+    """
+    print(json.dumps(load_here(path, dtype, by)))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,197 @@
+"""What models cost here: loading, reading and writing, beside transformers on torch.
+
+Claim: loading takes at most 1.1 times the weights plus 1 GiB of host memory, and
+reading and writing come near the machine's ceilings. Cost: about 20 minutes on 2 cores
+with the defaults; on a GPU take ``--prompt 1024 --new 128``. Command:
+``python -m tsi.experiments.benchmarks.models``. transformers' numbers need the extra
+``parity``; without it their columns stay empty. Rows are kept as they finish; a table
+is made of one run's, since only those are of one machine in one state.
+"""
+
+import datetime
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+
+from tsi.experiments.benchmarks.beside_torch import (
+    load_theirs,
+    measure_theirs,
+    torch_is_here,
+)
+from tsi.experiments.benchmarks.ceilings import Ceilings, measure_ceilings
+from tsi.experiments.benchmarks.loading import load_apart
+from tsi.experiments.benchmarks.model_table import table
+from tsi.experiments.benchmarks.throughput import (
+    Speed,
+    Work,
+    fractions,
+    measure_speed,
+    prompts_of,
+)
+from tsi.models.catalogue import location, resolve
+from tsi.models.checkpoint import load, save
+from tsi.models.decoder import DecoderConfig, LanguageModel
+from tsi.models.rotary import Rope
+
+RANDOM: dict[str, DecoderConfig] = {
+    "random-llama-135m": DecoderConfig(  # SmolLM2-135M's shape
+        vocab_size=49_152,
+        width=576,
+        hidden=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_width=64,
+        max_length=8192,
+        rope=Rope(100_000.0),
+    ),
+    "random-qwen2-494m": DecoderConfig(  # Qwen2.5-0.5B's shape
+        vocab_size=151_936,
+        width=896,
+        hidden=4864,
+        num_layers=24,
+        num_heads=14,
+        num_kv_heads=2,
+        head_width=64,
+        max_length=32_768,
+        rope=Rope(1_000_000.0),
+        family="qwen2",
+        attention_bias=True,
+    ),
+}
+"""Models of random weights, for machines that can download none."""
+
+
+class Rows:
+    """Rows of one run, appended to a file as they finish."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, kind: str, **row: Any) -> None:
+        """Write a row, with this run's settings."""
+        self.rows.append({"kind": kind, **row, **self.settings})
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
+        print(json.dumps({"kind": kind, **row}), flush=True)
+
+
+def folder_of(name: str, scratch: Path) -> tuple[Path, Path]:
+    """A model's own file or folder, and a folder that transformers reads too."""
+    if name not in RANDOM:
+        path = resolve(name)
+        if path.is_dir():
+            return path, path
+        model, config = load(path, dtype=jnp.bfloat16)
+    else:
+        config = RANDOM[name]
+        model = LanguageModel(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    folder = scratch / Path(name).stem
+    save(model, config, folder)
+    return (folder if name in RANDOM else resolve(name)), folder
+
+
+def measure_model(
+    rows: Rows, name: str, scratch: Path, dtype: str, works: list[Work], best: Ceilings
+) -> None:
+    """Add the rows of one model."""
+    own, folder = folder_of(name, scratch)
+    rows.add("load", model=name, form=_form(own), **load_apart(own, dtype, "tsi"))
+    if own != folder:
+        row = load_apart(folder, dtype, "tsi")
+        rows.add("load", model=name, form=_form(folder), **row)
+    if torch_is_here():
+        row = load_apart(folder, dtype, "transformers")
+        rows.add("load", model=name, form=_form(folder), **row)
+    if not works:
+        return
+    model, config = load(folder, dtype=dtype)
+    assert isinstance(model, LanguageModel)
+
+    def add(by: str, work: Work, speed: Speed) -> None:
+        numbers = fractions(model, work, speed, best)
+        row = work._asdict() | speed._asdict() | numbers
+        rows.add("speed", model=name, by=by, dtype=dtype, **row)
+
+    for work in works:
+        add("tsi", work, measure_speed(model, work))
+    if torch_is_here():
+        theirs = load_theirs(folder, dtype)
+        for work in works:
+            add(
+                "transformers",
+                work,
+                measure_theirs(theirs, prompts_of(config, work), work),
+            )
+
+
+def _form(path: Path) -> str:
+    return "safetensors" if path.is_dir() else "GGUF"
+
+
+def main(
+    models: tuple[str, ...] = ("random-llama-135m",),
+    load_only: tuple[str, ...] = ("random-qwen2-494m",),
+    out: Path = Path("docs/results/models"),
+    batches: tuple[int, ...] = (1, 16, 64),
+    prompt: int = 128,
+    new: int = 32,
+    repeats: int = 3,
+    dtype: Literal["float32", "bfloat16", "auto"] = "auto",
+    matrix_sizes: tuple[int, ...] = (1024, 2048, 4096),
+    array_bytes: int = 2**28,
+) -> None:
+    """Measure models and write the table.
+
+    Args:
+        models: names from `tsi models`, paths, or random-llama-135m and
+            random-qwen2-494m; smollm2-135m is added where it has been fetched.
+        load_only: models that are loaded and not timed further; beside a small one
+            the bound's 1 GiB would hide weights that are held twice.
+        out: folder of rows.jsonl and table.md.
+        batches: rows at once.
+        prompt: tokens of each prompt.
+        new: tokens written after it; at least 2.
+        repeats: timed runs of each, of which the median counts.
+        dtype: of weights; auto is float32 on a CPU and bfloat16 elsewhere.
+        matrix_sizes: of the products that measure the ceiling of arithmetic.
+        array_bytes: of the array that measures that of memory.
+    """
+    # One device holds the weights of two frameworks and of the processes that load.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    device = jax.devices()[0]
+    if dtype == "auto":
+        dtype = "float32" if device.platform == "cpu" else "bfloat16"
+    fetched = location("smollm2-135m")
+    if "smollm2-135m" not in models and fetched is not None and fetched.exists():
+        models = (*models, "smollm2-135m")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "run": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device.device_kind,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    rows = Rows(out / "rows.jsonl", settings)
+    best = measure_ceilings(dtype, list(matrix_sizes), array_bytes)
+    rows.add("ceilings", dtype=dtype, **best._asdict())
+    works = [Work(batch, prompt, new, repeats) for batch in batches]
+    for name in (*models, *load_only):
+        with tempfile.TemporaryDirectory() as scratch:
+            chosen = works if name in models else []
+            measure_model(rows, name, Path(scratch), dtype, chosen, best)
+    text = table(rows.rows)
+    (out / "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,103 @@
+"""How fast a policy reads prompts and writes tokens, as the engine has it do so.
+
+Every row of a batch has a prompt of its own. Reading is the target's ``init``; writing
+is one step of ``propose`` that no boundary ends. The last token of a prompt is read
+with the first that is written.
+"""
+
+import statistics
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tsi.boundary import Boundary
+from tsi.experiments.benchmarks.ceilings import Ceilings, seconds_of
+from tsi.models.decoder import DecoderConfig, LanguageModel
+from tsi.reasoning import ReasoningParams, ReasoningTarget
+from tsi.rewards import NoReward, Prompts
+
+
+class Work(NamedTuple):
+    """Rows of a batch, tokens of a prompt, tokens written, timed runs."""
+
+    batch: int
+    prompt: int
+    new: int
+    repeats: int
+
+
+class Speed(NamedTuple):
+    """Median seconds to read all prompts, and to write all tokens."""
+
+    prefill: float
+    decode: float
+
+
+def prompts_of(config: DecoderConfig, work: Work) -> np.ndarray:
+    """Random prompts ``[batch, prompt]``, the same for every implementation."""
+    shape = (work.batch, work.prompt)
+    return np.random.default_rng(0).integers(0, config.vocab_size, shape, np.int32)
+
+
+def measure_speed(model: LanguageModel, work: Work) -> Speed:
+    """Time the policy on the default device."""
+    config = model.config
+    never = jnp.zeros((1, config.vocab_size), bool)
+    target = ReasoningTarget(
+        Boundary(never.astype(jnp.int32), never, never[0]),
+        NoReward(),
+        max_step_tokens=work.new,
+        max_tokens=work.new + 1,
+        max_steps=1,
+    )
+    lengths = jnp.full(work.batch, work.prompt)
+    prompts = Prompts(jnp.asarray(prompts_of(config, work)), lengths)
+    params = ReasoningParams(model, None, prompts, jnp.float32(1.0))
+    keys = jax.random.split(jax.random.key(0), work.batch)
+    read = jax.jit(lambda params: target.init(None, 1, params))
+    write = jax.jit(lambda keys, rows, params: target.propose(keys, 0, rows, params)[0])
+    rows = read(params)
+    written = int(jnp.sum(write(keys, rows, params).lengths))
+    if written != work.batch * work.new:
+        raise AssertionError(f"{written} tokens were written, not all of {work}")
+    return Speed(
+        _median(lambda: jax.block_until_ready(read(params)), work),
+        _median(lambda: jax.block_until_ready(write(keys, rows, params)), work),
+    )
+
+
+def _median(call: Any, work: Work) -> float:
+    return statistics.median(seconds_of(call, work.repeats))
+
+
+def fractions(
+    model: LanguageModel, work: Work, speed: Speed, ceilings: Ceilings
+) -> dict[str, float]:
+    """Tokens a second, and which part of the ceilings the work comes to.
+
+    Writing a token reads each weight once for the whole batch, and each row's keys and
+    values; an embedding that is no head is looked up, not read.
+    """
+    config = model.config
+    read, written = work.batch * work.prompt, work.batch * work.new
+    context = work.prompt + work.new / 2
+    flops_read = read * config.flops_per_token(work.prompt / 2, head=False)
+    flops_written = written * config.flops_per_token(context)
+    weights = jax.tree.leaves(nnx.state(model, nnx.Param))
+    num_bytes = sum(leaf.nbytes for leaf in weights)
+    embedding = model.trunk.embedding[...]
+    if not config.tied:
+        num_bytes -= embedding.nbytes
+    per_position = 2 * config.num_layers * config.num_kv_heads * config.head_width
+    cache = work.batch * context * per_position * embedding.dtype.itemsize
+    moved = work.new * (num_bytes + cache)
+    return {
+        "prefill_tokens_per_s": read / speed.prefill,
+        "decode_tokens_per_s": written / speed.decode,
+        "prefill_of_flops": flops_read / speed.prefill / ceilings.flops,
+        "decode_of_flops": flops_written / speed.decode / ceilings.flops,
+        "decode_of_bandwidth": moved / speed.decode / ceilings.bandwidth,
+    }
