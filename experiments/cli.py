@@ -47,7 +47,8 @@ def scale(
         temperature: of the policy.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
-        reward: another process reward model, of the policy's tokenizer; without one, a
+        reward: another process reward model of the policy's tokenizer, or FORMAT:MODEL
+            of any (qwen, math-shepherd, rlhflow, skywork, outcome); without one, a
             policy that reads other tokens than the task's models judges itself.
         dtype: of the models' weights.
         max_rows: particles of one batch over all its problems; by default what suits
@@ -99,7 +100,8 @@ def solve(
         temperature: of the policy.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
-        reward: another process reward model, of the policy's tokenizer; without one, a
+        reward: another process reward model of the policy's tokenizer, or FORMAT:MODEL
+            of any (qwen, math-shepherd, rlhflow, skywork, outcome); without one, a
             policy that reads other tokens than the task's models judges itself.
         dtype: of the models' weights.
         figures: folder for pictures of the genealogy, of effective sample size and

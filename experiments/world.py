@@ -15,6 +15,7 @@ from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError
 from tsi.experiments.language_policy import STEP_SLACK, encoder, self_judge
+from tsi.experiments.language_reward import format_and_path, formatted_reward
 from tsi.experiments.scale import World
 from tsi.experiments.tasks import get_task
 from tsi.models.catalogue import resolve
@@ -24,7 +25,7 @@ from tsi.models.download import get
 from tsi.models.tokenizer import Tokenizer, load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
-from tsi.rewards import ProcessReward
+from tsi.rewards import ProcessReward, Reward
 
 PROBLEM_SEED = 0
 TINY_PREFIX = 100_000
@@ -50,9 +51,10 @@ def embedded_world(
         problems: how many held-out problems, or the problems themselves.
         policy: name, hub id or path of the policy; the task's own by default. One that
             was not trained on the task is shown examples.
-        reward: name, hub id or path of the process reward model. By default the task's
-            own where it reads the policy's tokens, and the policy's own judgement
-            where it does not.
+        reward: name, hub id or path of a process reward model that reads the policy's
+            tokens, or ``FORMAT:`` and one of any tokenizer, the format being one of
+            `tsi.formats.FORMATS`. By default the task's own where it reads the
+            policy's tokens, and the policy's own judgement where it does not.
         temperature: of the policy.
         max_rows: particles of one batch over all its problems; what suits the models
             and the device, if None.
@@ -75,22 +77,36 @@ def embedded_world(
         reward = own_reward
     mesh = all_devices()
     policy_model = load_model(policy_path, LanguageModel, "policy", dtype, mesh)
-    reward_model, reward_path, kind = None, None, None
+    config = policy_model.config
+    step_tokens = task.max_step_tokens + (0 if trained else STEP_SLACK)
+    max_tokens = task.max_steps * step_tokens
+    reward_model: LanguageModel | RewardModel | None = None
+    reward_path = None
+    kind: Reward = ProcessReward()
     if reward is None:
         kind = self_judge(tokenizer)
+    elif (formatted := format_and_path(reward)) is not None:
+        format_name, reward_path = formatted[0], get(formatted[1])
+        reward_model, reward_config = load(reward_path, dtype=dtype, mesh=mesh)
+        kind = formatted_reward(
+            format_name,
+            load_tokenizer(reward_path),
+            reward_config,
+            tokenizer.decode,
+            max_steps=task.max_steps,
+            max_tokens=max_tokens,
+        )
     else:
         reward_path = get(reward)
         check_same_tokens(tokenizer, load_tokenizer(reward_path), policy, reward)
         reward_model = load_model(reward_path, RewardModel, "reward", dtype, mesh)
-    config = policy_model.config
     token_bytes = [tokenizer.token_bytes(i) for i in range(config.vocab_size)]
     ends = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
-    step_tokens = task.max_step_tokens + (0 if trained else STEP_SLACK)
     target = ReasoningTarget(
         step_boundary(token_bytes, task.delimiter.encode(), ends),
-        ProcessReward() if kind is None else kind,
+        kind,
         max_step_tokens=step_tokens,
-        max_tokens=task.max_steps * step_tokens,
+        max_tokens=max_tokens,
         max_steps=task.max_steps,
     )
     rows, stored = batch_limits(config, target.max_tokens, np.dtype(dtype).itemsize)
@@ -182,7 +198,8 @@ def check_same_tokens(
     if not same_tokens(policy, reward):
         raise ConfigurationError(
             f"{reward_name} has another tokenizer than {policy_name}, whose token ids "
-            "it is to read; choose models of one tokenizer."
+            "it is to read; choose models of one tokenizer, or name the format that it "
+            "was trained with, as in qwen:PATH."
         )
 
 

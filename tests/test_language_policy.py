@@ -1,5 +1,7 @@
 """Any model as the policy: files, folders and hub ids, examples, its own judgement."""
 
+import re
+
 import huggingface_hub
 import pytest
 from small_checkpoints import (
@@ -167,3 +169,18 @@ def test_larger_models_have_fewer_rows_in_a_batch():
     assert stored * per_prefix <= 16_384 * 100_000 < (stored + 1) * per_prefix
     assert rows == min(128, stored)
     assert batch_limits(large, 10**6, 4) == (1, 1)
+
+
+def test_a_reward_model_of_another_tokenizer_is_named_with_its_format(tmp_path, capsys):
+    folder = folder_of(tmp_path / "reward", max_length=1024)
+    arguments = ["solve", "3+4*2-1", "--budget", "2"]
+    assert main([*arguments, "--reward", f"rlhflow:{folder}"]) == 0
+    said = capsys.readouterr().out
+    read = int(re.search(r"(\d+) reward tokens", said)[1])
+    written = int(re.search(r"(\d+) tokens, ", said)[1])
+    # Every character is read in a chat turn of its own step, hence more than written.
+    assert read > 2 * written > 0
+    assert main([*arguments, "--reward", str(folder)]) != 0
+    assert "qwen:PATH" in capsys.readouterr().err
+    assert main([*arguments, "--reward", f"skywork:{folder}"]) != 0
+    assert "choose the format of this model" in capsys.readouterr().err
