@@ -119,6 +119,8 @@ def rope_of(
     kinds: tuple[str, ...],
     theta: float = 10_000.0,
     parameters: Mapping[str, Any] | None = None,
+    *,
+    partial: bool = False,
 ) -> Rope:
     """Read the rotary embedding, refusing the kinds of scaling that are not named.
 
@@ -129,9 +131,10 @@ def rope_of(
         kinds: of scaling that the family's released models use.
         theta: the base, where the fields name none.
         parameters: read instead of the fields' own, for layers that differ.
+        partial: whether the family can turn a part of each head only.
 
     Raises:
-        CheckpointError: another kind.
+        CheckpointError: another kind, or a part where the family turns all.
     """
     if parameters is None:
         parameters = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
@@ -146,6 +149,11 @@ def rope_of(
         )
     fraction = parameters.get("partial_rotary_factor")
     fraction = fraction or fields.get("partial_rotary_factor") or 1.0
+    if fraction != 1.0 and not partial:
+        raise CheckpointError(
+            f"config.json asks for partial_rotary_factor={fraction!r}, and the {family} "
+            "port turns whole heads; choose another checkpoint."
+        )
     base = parameters.get("rope_theta") or fields.get("rope_theta") or theta
     return Rope(float(base), float(fraction), _scaling(kind, parameters, fields))
 

@@ -42,7 +42,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         CheckpointError: one asks for a feature that the port does not have.
     """
     refuse(fields, NAME, ("sliding_window", "partial_rotary_factor"))
-    rope = rope_of(fields, NAME, ("longrope",))
+    rope = rope_of(fields, NAME, ("longrope",), partial=True)
     shape = common(fields, "phi3")
     if isinstance(rope.scaling, LongRopeScaling):
         parameters = fields.get("rope_parameters") or fields.get("rope_scaling") or {}

@@ -177,6 +177,19 @@ def test_a_feature_that_a_family_does_not_do_is_refused_by_name(name, feature):
         FAMILIES[name].read(fields)
 
 
+@EVERY
+def test_a_part_of_a_head_is_turned_where_the_family_does_so(name):
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    if name == "gemma3":
+        rope = {"full_attention": rope}
+    fields = fields_of(name) | {"rope_parameters": rope}
+    if name == "phi3":
+        assert FAMILIES[name].read(fields).rope.fraction == 0.5
+        return
+    with pytest.raises(CheckpointError, match="turns whole heads"):
+        FAMILIES[name].read(fields)
+
+
 STRETCHED = {
     "rope_theta": 1e4,
     "factor": 4.0,
