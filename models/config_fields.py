@@ -151,8 +151,8 @@ def rope_of(
     fraction = fraction or fields.get("partial_rotary_factor") or 1.0
     if fraction != 1.0 and not partial:
         raise CheckpointError(
-            f"config.json asks for partial_rotary_factor={fraction!r}, and the {family} "
-            "port turns whole heads; choose another checkpoint."
+            f"config.json asks for partial_rotary_factor={fraction!r}, and the "
+            f"{family} port turns whole heads; choose another checkpoint."
         )
     base = parameters.get("rope_theta") or fields.get("rope_theta") or theta
     return Rope(float(base), float(fraction), _scaling(kind, parameters, fields))
