@@ -141,4 +141,4 @@ def test_a_reward_model_of_another_alphabet_is_refused(models, tmp_path, capsys)
 def test_reward_in_the_place_of_the_policy_is_refused(models, capsys):
     wrong = ["--policy", models[3], "--reward", models[3]]
     assert main(["solve", "7*8+5-9", *wrong]) == 2
-    assert "must be a Llama" in capsys.readouterr().err
+    assert "must be a LanguageModel" in capsys.readouterr().err
