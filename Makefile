@@ -18,7 +18,7 @@ test-slow: .venv/installed
 # Logits beside transformers' on torch: a large download, hence not in `make test`.
 test-parity: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
-	$(BIN)/python -m pytest -m slow tests/test_parity.py
+	$(BIN)/python -m pytest -m slow tests/test_parity.py tests/test_parity_heads.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
