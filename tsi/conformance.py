@@ -133,11 +133,16 @@ def _measure(
             state.log_weights,
             state.log_evidence,
         )
-    truth = target.truth(claim) if power == 1.0 and not auxiliary else None
-    if truth is None:
+    truths = [target.truth(claim, power=power), *map(target.truth, auxiliary)]
+    known_truths = [truth for truth in truths if truth is not None]
+    if len(known_truths) < len(truths):
         return None
+    total = sum(truth.log_evidence for truth in known_truths)
     return judge_linear_gaussian(
-        truth, result.particles.x, state.log_weights, state.log_evidence
+        known_truths[0]._replace(log_evidence=total),
+        result.particles.x,
+        state.log_weights,
+        state.log_evidence,
     )
 
 

@@ -20,6 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.target import where_rows
 
+NODES, MOST_DIMENSIONS = 24, 4
+"""Of the quadrature: nodes for each of so many noises, 330,000 together."""
+
 
 class LinearGaussianParticles(NamedTuple):
     """State paths so far.
@@ -227,16 +230,21 @@ class LinearGaussianTarget:
             log_evidence += step.log_evidence
         return LinearGaussianTruth(log_evidence, mean, variance)
 
-    def truth(self, path_log_weight: Callable[..., Any]) -> LinearGaussianTruth | None:
-        """Truth of a path weight, where it is known in closed form.
+    def truth(
+        self, path_log_weight: Callable[..., Any], *, power: float = 1.0
+    ) -> LinearGaussianTruth | None:
+        """Truth of a path weight, in closed form or by quadrature.
 
         Args:
             path_log_weight: as in `tsi.sampler.Sampler`.
+            power: of p in the target.
 
         Returns:
-            The truth if the path weight is the product of all potentials, the last of
-            them, or one; None for any other.
+            The closed form if the target is p times all potentials, the last of them,
+            or one; else the quadrature, or None with more observations than it can do.
         """
+        if power != 1.0:
+            return self.quadrature(path_log_weight, power)
         # What a function computes shows in its values at a few generic points.
         probe = jax.random.normal(jax.random.key(0), (7, self.max_steps))
         weight = path_log_weight(probe, jnp.ones(probe.shape, bool))
@@ -249,4 +257,45 @@ class LinearGaussianTarget:
             )
         if np.allclose(weight, 0.0, atol=1e-6):
             return LinearGaussianTruth(0.0, mean, variance)
-        return None
+        return self.quadrature(path_log_weight)
+
+    def quadrature(
+        self, path_log_weight: Callable[..., Any], power: float = 1.0
+    ) -> LinearGaussianTruth | None:
+        """Truth of any smooth path weight by Gauss-Hermite quadrature over all noises.
+
+        p^power is p with narrower noise, times a constant.
+
+        Args:
+            path_log_weight: as in `tsi.sampler.Sampler`.
+            power: of p in the target.
+
+        Returns:
+            The truth, or None for more observations than nodes can be afforded for.
+        """
+        if self.max_steps > MOST_DIMENSIONS:
+            return None
+        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+        grids = np.meshgrid(*[nodes] * self.max_steps, indexing="ij")
+        noise = np.stack([grid.ravel() for grid in grids], axis=-1)
+        shares = np.meshgrid(*[weights] * self.max_steps, indexing="ij")
+        log_share = np.log(np.stack([s.ravel() for s in shares], axis=-1)).sum(-1)
+        log_share -= self.max_steps / 2 * np.log(2 * np.pi)
+        x, log_potentials = np.zeros(len(noise)), []
+        for t, observation in enumerate(self.observations):
+            scale = self.transition_scale if t else self.initial_scale
+            x = self.decay * x + scale / np.sqrt(power) * noise[:, t]
+            log_share += (1 - power) / 2 * np.log(2 * np.pi * scale**2)
+            log_share -= np.log(power) / 2
+            error = (observation - x) / self.noise_scale
+            constant = np.log(np.sqrt(2 * np.pi) * self.noise_scale)
+            log_potentials.append(-0.5 * error**2 - constant)
+        told = jnp.asarray(np.stack(log_potentials, axis=-1), jnp.float32)
+        log_weight = path_log_weight(told, jnp.ones(told.shape, bool))
+        log_joint = log_share + np.asarray(log_weight, np.float64)
+        log_evidence = float(np.logaddexp.reduce(log_joint))
+        posterior = np.exp(log_joint - log_evidence)
+        mean = float(posterior @ x)
+        return LinearGaussianTruth(
+            log_evidence, mean, float(posterior @ (x - mean) ** 2)
+        )
