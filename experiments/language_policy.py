@@ -39,7 +39,11 @@ def encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     if tokenizer.chat_template is None:
         # The end token after each example shows a base model where to stop.
         end = list(tokenizer.eos_ids[:1])
-        start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id else []
+        start = (
+            [tokenizer.bos_id]
+            if tokenizer.add_bos and tokenizer.bos_id is not None
+            else []
+        )
         shown = start + tokenizer.encode(INSTRUCTION)
         for prompt, solution in worked:
             shown += tokenizer.encode(f"{prompt}\n{solution}") + end

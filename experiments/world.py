@@ -217,10 +217,11 @@ def load_model(
         ConfigurationError: it is of another kind.
     """
     model, _ = load(path, dtype=dtype, mesh=mesh)
-    if not isinstance(model, kind):
+    # A head of another kind is a subclass, and is read by its own format.
+    if type(model) is not kind:
         raise ConfigurationError(
             f"{path} is a {type(model).__name__}, and the {role} must be a "
-            f"{kind.__name__}; name another model."
+            f"{kind.__name__}; name another model, or the format of this one."
         )
     return model
 

@@ -39,6 +39,10 @@ ARCHITECTURES: dict[str, tuple[Family, type[LanguageModel] | type[RewardModel]]]
     for suffix, head in HEADS.items()
 }
 
+# transformers' text models of a family whose other models see pictures.
+TEXT_ONLY = {"Gemma3ForSequenceClassification": "Gemma3TextForSequenceClassification"}
+ARCHITECTURES |= {text: ARCHITECTURES[name] for name, text in TEXT_ONLY.items()}
+
 # Rotary tables that old releases stored; they follow from the configuration.
 DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 

@@ -21,7 +21,14 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from tsi.errors import CheckpointError
-from tsi.models.architectures import DERIVED, FAMILIES, HEADS, architecture_of, used_by
+from tsi.models.architectures import (
+    DERIVED,
+    FAMILIES,
+    HEADS,
+    TEXT_ONLY,
+    architecture_of,
+    used_by,
+)
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.gguf_names import open_gguf
 from tsi.models.partition import sharding_of
@@ -144,7 +151,8 @@ def save(
             tensors[name] = np.ascontiguousarray(part.T if _is_kernel(path) else part)
     tensors = family.fuse(tensors)
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-    fields = {"architectures": [family.prefix + suffix], **family.write(config)}
+    name = TEXT_ONLY.get(family.prefix + suffix, family.prefix + suffix)
+    fields = {"architectures": [name], **family.write(config)}
     if isinstance(model, RewardModel):
         fields["num_labels"] = config.num_labels
     fields["dtype"] = str(next(iter(tensors.values())).dtype)

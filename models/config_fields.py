@@ -194,7 +194,8 @@ def _scaling(
         original = original_length(rope, fields)
         attention = rope.get("attention_factor")
         if attention is None:
-            factor = fields["max_position_embeddings"] / original
+            stretched = fields["max_position_embeddings"] / original
+            factor = float(rope.get("factor") or stretched)
             attention = (
                 math.sqrt(1 + math.log(factor) / math.log(original))
                 if factor > 1
@@ -213,7 +214,7 @@ def _temperature(factor: float, scale: float) -> float:
 def original_length(rope: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
     """The context that a LongRoPE model had before it was stretched."""
     name = "original_max_position_embeddings"
-    return rope.get(name) or fields.get(name) or fields["max_position_embeddings"]
+    return fields.get(name) or rope.get(name) or fields["max_position_embeddings"]
 
 
 def common_to_hf(config: DecoderConfig, model_type: str) -> dict[str, Any]:

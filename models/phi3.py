@@ -28,6 +28,8 @@ from tsi.models.rotary import LongRopeScaling
 from tsi.models.safetensors import StoredTensor
 
 NAME = "Phi3"
+EPSILON = 1e-5
+"""Of norms, in a configuration that does not say."""
 PARTS = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -43,7 +45,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     """
     refuse(fields, NAME, ("sliding_window", "partial_rotary_factor"))
     rope = rope_of(fields, NAME, ("longrope",), partial=True)
-    shape = common(fields, "phi3")
+    shape = common({"rms_norm_eps": EPSILON, **fields}, "phi3")
     if isinstance(rope.scaling, LongRopeScaling):
         parameters = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
         shape["max_length"] = original_length(parameters, fields)

@@ -32,7 +32,10 @@ def bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
         if id not in added:
             table[id] = to_bytes(token)
         elif not added[id].special:
-            table[id] = added[id].content.encode("utf-8")
+            # Gemma's runs of spaces are added tokens, spelt like any other.
+            content = added[id].content
+            spaced = kind_of(backend) == "sentencepiece"
+            table[id] = (content.replace("▁", " ") if spaced else content).encode()
     return table
 
 

@@ -64,7 +64,9 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special}
-        self._strips = {t.content for t in added.values() if t.special and t.rstrip}
+        special = [token for token in added.values() if token.special]
+        self._strips_before = {token.content for token in special if token.lstrip}
+        self._strips_behind = {token.content for token in special if token.rstrip}
         self._kind = kind_of(backend)
         self._space_first = self._kind == "sentencepiece" and puts_space_first(backend)
 
@@ -80,7 +82,8 @@ class Tokenizer:
             ConfigurationError: the vocabulary cannot spell the text.
         """
         if allow_special and self.special_ids:
-            return [id for piece in self._split(text) for id in self._piece(piece)]
+            pieces = enumerate(self._split(text))
+            return [id for i, piece in pieces for id in self._piece(piece, i == 0)]
         return self._text(text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -169,18 +172,19 @@ class Tokenizer:
         split = re.compile("|".join(map(re.escape, tags)) or r"(?!)")
         ids: list[int] = []
         places: list[int] = []
-        for piece in self._split(text) if names else [text]:
+        for i, piece in enumerate(self._split(text) if names else [text]):
             restored = marks.sub(lambda found: names[int(found[1])], piece)
             if restored == piece and piece in self.special_ids:
                 ids.append(self.special_ids[piece])
                 continue
             begin = 0
             for found in split.finditer(restored):
-                ids += self._text(restored[begin : found.start()])
+                between = restored[begin : found.start()]
+                ids += self._text(between, i + begin == 0)
                 places.append(len(ids))
                 ids.append(tags[found[0]])
                 begin = found.end()
-            ids += self._text(restored[begin:])
+            ids += self._text(restored[begin:], i + begin == 0)
         return ids, places
 
     def encode_prompt(self, prompt: str, *, system: str | None = None) -> list[int]:
@@ -229,11 +233,13 @@ class Tokenizer:
         return {k: name for k, name in names.items() if name is not None}
 
     def _split(self, text: str) -> list[str]:
-        """Text and control tokens in turn; some swallow white space (Phi-3)."""
+        """Text and control tokens in turn; some swallow white space (Phi-3, Phi-4)."""
         pieces = self._special.split(text)
-        for i in range(2, len(pieces), 2):
-            if pieces[i - 1] in self._strips:
-                pieces[i] = pieces[i].lstrip()
+        for i in range(1, len(pieces), 2):
+            if pieces[i] in self._strips_before:
+                pieces[i - 1] = pieces[i - 1].rstrip()
+            if pieces[i] in self._strips_behind:
+                pieces[i + 1] = pieces[i + 1].lstrip()
         return pieces
 
     def _mask(self, content: str, names: list[str], mark: str) -> str:
@@ -242,16 +248,18 @@ class Tokenizer:
         index = {name: i for i, name in enumerate(names)}
         return self._special.sub(lambda f: f"{mark}{index[f[0]]}{mark}", content)
 
-    def _piece(self, piece: str) -> list[int]:
+    def _piece(self, piece: str, first: bool) -> list[int]:
         """A control token, or text without any."""
         id = self.special_ids.get(piece)
-        return self._text(piece) if id is None else [id]
+        return self._text(piece, first) if id is None else [id]
 
-    def _text(self, text: str) -> list[int]:
+    def _text(self, text: str, first: bool = True) -> list[int]:
+        """Ids of a text without control tokens, ``first`` if none stands before it."""
+        backend = self.backend if first else self._later
         # Set here, not once: the backend is mutable and others may hold it.
-        self.backend.encode_special_tokens = True
+        backend.encode_special_tokens = True
         try:
-            ids = self.backend.encode(text, add_special_tokens=False).ids
+            ids = backend.encode(text, add_special_tokens=False).ids
         except Exception:
             ids = None
         if ids is not None and self._kind == "sentencepiece":
@@ -275,6 +283,22 @@ class Tokenizer:
     def _special(self) -> re.Pattern[str]:
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    @functools.cached_property
+    def _later(self) -> tokenizers.Tokenizer:
+        """The tokenizer of what does not begin a text: some put a space there only."""
+        state = json.loads(self.backend.to_str())
+        before = state.get("pre_tokenizer") or {}
+        parts = [
+            part
+            for part in before.get("pretokenizers", [before])
+            if part.get("prepend_scheme") == "first"
+        ]
+        for part in parts:
+            part["prepend_scheme"] = "never"
+        if not parts:
+            return self.backend
+        return tokenizers.Tokenizer.from_str(json.dumps(state))
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
@@ -345,7 +369,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     bos, eos = id_of("bos_token"), id_of("eos_token")
     stops = generation.get("eos_token_id")
     extra = stops if isinstance(stops, list) else [stops]
-    template = fields.get("chat_template")
+    template = _template(path, fields.get("chat_template"))
     if (path / "chat_template.jinja").is_file():
         template = (path / "chat_template.jinja").read_text(encoding="utf-8")
     # Where the configuration does not say, the post-processor shows it.
@@ -356,8 +380,21 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         eos_ids=[id for id in (eos, *extra) if type(id) is int],
         pad_id=id_of("pad_token"),
         add_bos=bool(fields.get("add_bos_token", first == [bos])),
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=template,
         name=str(path),
+    )
+
+
+def _template(path: Path, stored: Any) -> str | None:
+    """The chat template, of several the one named default."""
+    if isinstance(stored, list):
+        named = {t.get("name"): t.get("template") for t in stored if type(t) is dict}
+        stored = named.get("default", named)
+    if stored is None or isinstance(stored, str):
+        return stored
+    raise CheckpointError(
+        f"{path / 'tokenizer_config.json'} has a chat_template that is neither a text "
+        "nor a list with one named default."
     )
 
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from published_configs import PUBLISHED
@@ -188,6 +189,29 @@ def test_a_part_of_a_head_is_turned_where_the_family_does_so(name):
         return
     with pytest.raises(CheckpointError, match="turns whole heads"):
         FAMILIES[name].read(fields)
+
+
+def test_numbers_of_longrope_are_taken_from_where_transformers_takes_them():
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 16,
+    }
+    fields = fields_of("phi3") | {
+        "max_position_embeddings": 128,
+        "original_max_position_embeddings": 32,
+    }
+    plain = FAMILIES["phi3"].read(fields | {"rope_parameters": rope})
+    assert plain.max_length == 32
+    assert plain.rope.attention == pytest.approx((1 + np.log(4) / np.log(32)) ** 0.5)
+    stated = FAMILIES["phi3"].read(fields | {"rope_parameters": rope | {"factor": 8.0}})
+    assert stated.rope.attention == pytest.approx((1 + np.log(8) / np.log(32)) ** 0.5)
+
+
+def test_phi3_has_an_epsilon_of_its_own():
+    fields = {k: v for k, v in fields_of("phi3").items() if k != "rms_norm_eps"}
+    assert FAMILIES["phi3"].read(fields).norm_epsilon == 1e-5
 
 
 STRETCHED = {

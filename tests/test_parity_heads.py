@@ -21,6 +21,7 @@ from tsi.models.checkpoint import load  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3Text", "Phi3")
 ATOL, LENGTH = 1e-4, 60
 TOKENS = np.random.default_rng(0).integers(1, 97, (2, LENGTH))
 
@@ -35,6 +36,7 @@ def randomised(model):
 
 def config_of(family: str, **fields):
     make = getattr(transformers, f"{family}Config")
+    family = family.removesuffix("Text")
     features = THEIRS[family].get("all", {})
     return make(**(COMMON | CHANGES.get(family, {}) | features | fields))
 
@@ -48,7 +50,9 @@ def log_odds(outputs: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("labels", [1, 2])
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3"])
+@pytest.mark.parametrize(
+    "family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3Text", "Phi3"]
+)
 def test_scores_of_sequences_are_those_of_transformers(tmp_path, family, labels):
     make = getattr(transformers, f"{family}ForSequenceClassification")
     config = config_of(family, num_labels=labels, pad_token_id=0)
