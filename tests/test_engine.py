@@ -20,6 +20,7 @@ from tsi.models.decoder import RewardModel
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
 from tsi.result import ledger_of_first
+from tsi.rewards import SelfJudge
 from tsi.run import run
 
 PROBLEMS = [Problem(i, tiny.ALPHABET[i : i + 3 + i % 4], "") for i in range(5)]
@@ -149,6 +150,16 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_runs():
     long = Problem(41, "a" * 90, "")
     with pytest.raises(PromptTooLongError, match="problem 41 has 90 tokens"):
         engine().run(SAMPLER, jax.random.key(0), [long], 2, extract=extract)
+
+
+def test_the_judges_question_needs_room_in_the_context():
+    policy, _ = tiny.models()
+    target = tiny.target(reward=SelfJudge((3,) * 5, yes=2, no=4))
+    e = Engine(target, policy, None, encode=tiny.encode, decode=tiny.decode)
+    most = policy.config.max_length - target.max_tokens - 5
+    e.check([Problem(0, "a" * most, "")])
+    with pytest.raises(PromptTooLongError, match=f"question of 5 .* 1 to {most}"):
+        e.check([Problem(0, "a" * (most + 1), "")])
 
 
 def test_a_reward_model_must_read_the_policys_ids_and_as_far():

@@ -1,6 +1,7 @@
 """The engine with rewards that have a tokenizer of their own, filters and explorers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reading_rewards as kinds
@@ -9,7 +10,7 @@ import tiny_language as tiny
 from tsi import samplers
 from tsi.aggregation import Aggregated
 from tsi.engine import Engine
-from tsi.errors import PromptTooLongError
+from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.problem import Problem
 from tsi.rewards import SelfJudge
 
@@ -123,3 +124,11 @@ def test_step_scores_of_the_policys_own_judgement_can_be_aggregated():
     # A minimum over more steps is no larger.
     assert (np.diff(result.step_rewards, axis=0) <= 1e-6).all()
     assert result.ledger.reward_tokens % 3 == 0
+
+
+def test_a_format_refuses_a_head_that_was_trained_on_another():
+    reward = kinds.reward_of("qwen")
+    hidden, ids = jnp.zeros((1, 2, 32)), jnp.zeros((1, 2), jnp.int32)
+    for other in ("outcome", "skywork", "rlhflow"):
+        with pytest.raises(ConfigurationError, match="QwenFormat reads a ProcessSco"):
+            reward.values(kinds.model_of(other), hidden, ids)

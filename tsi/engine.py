@@ -330,11 +330,13 @@ class Engine:
 
     def _encode(self, problem: Problem) -> list[int]:
         tokens, context = self.encode(problem.prompt), self._context
-        limit = context - self.target.max_tokens
+        beyond = getattr(self.target.reward, "positions_beyond", 0)
+        limit = context - self.target.max_tokens - beyond
         if not 1 <= len(tokens) <= limit:
+            question = f" and a question of {beyond} to the judge" if beyond else ""
             raise PromptTooLongError(
                 f"The prompt of problem {problem.id} has {len(tokens)} tokens; with "
-                f"max_tokens={self.target.max_tokens} the models' context of "
+                f"max_tokens={self.target.max_tokens}{question} the models' context of "
                 f"{context} leaves room for 1 to {limit}. Shorten the prompt or lower "
                 "max_tokens."
             )

@@ -28,6 +28,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from tsi.errors import ConfigurationError
+from tsi.models.decoder import LanguageModel
+from tsi.models.heads import OutcomeScorer, ProcessScorer, SequenceScorer, ValueScorer
 from tsi.models.tokenizer import Tokenizer
 
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -50,6 +52,10 @@ class Format(Protocol):
     """How a reward model is shown a solution."""
 
     @property
+    def heads(self) -> tuple[type, ...]:
+        """Classes of the models that read it."""
+
+    @property
     def answers(self) -> tuple[int, int] | None:
         """Ids whose log-probabilities are compared; None for a head that scores."""
 
@@ -70,6 +76,7 @@ class QwenFormat:
     tokenizer: Tokenizer
     system: str = QWEN_SYSTEM
     separator: str = "<extra_0>"
+    heads = (ProcessScorer,)
     answers = None
 
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:
@@ -96,6 +103,8 @@ class MathShepherdFormat:
 
     tokenizer: Tokenizer
     tag: str = "ки"
+
+    heads = (LanguageModel,)
 
     @property
     def answers(self) -> tuple[int, int]:
@@ -134,6 +143,8 @@ class RLHFlowFormat:
 
     tokenizer: Tokenizer
 
+    heads = (LanguageModel,)
+
     @property
     def answers(self) -> tuple[int, int]:
         """Ids of "+" and "-"."""
@@ -163,6 +174,7 @@ class SkyworkFormat:
     """
 
     tokenizer: Tokenizer
+    heads = (ValueScorer,)
     answers = None
 
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:
@@ -192,6 +204,7 @@ class OutcomeFormat:
 
     tokenizer: Tokenizer
     system: str | None = None
+    heads = (SequenceScorer, OutcomeScorer)
     answers = None
 
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:
@@ -221,6 +234,7 @@ class ContinuationFormat:
 
     tokenizer: Tokenizer
     system: str | None = None
+    heads = (LanguageModel,)
     answers = None
 
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 from tsi.aggregation import AGGREGATIONS, aggregate, checked
 from tsi.errors import ConfigurationError
 from tsi.formats import Format
-from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.heads import token_log_odds
 from tsi.rewards import Reading
 from tsi.text_reader import TextReader
@@ -69,16 +68,16 @@ class FormattedReward(TextReader):
         Raises:
             ConfigurationError: the model is of another kind than the format reads.
         """
+        if type(model) not in self.format.heads:
+            wanted = " or ".join(head.__name__ for head in self.format.heads)
+            raise ConfigurationError(
+                f"{type(self.format).__name__} reads a {wanted}, and the reward model "
+                f"is a {type(model).__name__}; choose the format of this model."
+            )
         answers = self.format.answers
-        if answers is None and isinstance(model, RewardModel):
+        if answers is None:
             return model.log_odds(hidden)
-        if answers is not None and isinstance(model, LanguageModel):
-            return token_log_odds(model, hidden, *answers)
-        wanted = "head that scores" if answers is None else "language model"
-        raise ConfigurationError(
-            f"{type(self.format).__name__} reads a {wanted}, and the reward model is a "
-            f"{type(model).__name__}; choose the format of this model."
-        )
+        return token_log_odds(model, hidden, *answers)
 
     def read(self, state, step, params):
         """See :class:`tsi.rewards.Reward`."""

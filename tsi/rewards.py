@@ -251,6 +251,11 @@ class SelfJudge(Stateless):
     yes: int
     no: int
 
+    @property
+    def positions_beyond(self) -> int:
+        """Positions that are read behind the longest solution, which need room too."""
+        return len(self.question)
+
     def read(self, state, step, params):
         policy: LanguageModel = params.policy
         context = step.policy
