@@ -4,6 +4,7 @@ import re
 
 import huggingface_hub
 import pytest
+from flax import nnx
 from small_checkpoints import (
     TEMPLATE,
     bpe_tokenizer,
@@ -22,8 +23,10 @@ from tsi.experiments.language_policy import (
     worked_problems,
 )
 from tsi.experiments.tasks import TASKS, get_task
-from tsi.experiments.world import batch_limits, embedded_world
+from tsi.experiments.world import batch_limits, embedded_world, load_model
 from tsi.models.checkpoint import save
+from tsi.models.decoder import RewardModel
+from tsi.models.heads import SequenceScorer
 from tsi.models.tokenizer import load_tokenizer
 from tsi.rewards import SelfJudge
 
@@ -184,3 +187,10 @@ def test_a_reward_model_of_another_tokenizer_is_named_with_its_format(tmp_path, 
     assert "qwen:PATH" in capsys.readouterr().err
     assert main([*arguments, "--reward", f"skywork:{folder}"]) != 0
     assert "choose the format of this model" in capsys.readouterr().err
+
+
+def test_a_head_of_another_kind_is_not_read_as_a_token_head(tmp_path):
+    config = language_config()
+    save(SequenceScorer(config, rngs=nnx.Rngs(0)), config, tmp_path)
+    with pytest.raises(ConfigurationError, match="SequenceScorer.*the format of this"):
+        load_model(tmp_path, RewardModel, "reward")
