@@ -128,8 +128,11 @@ def solve(
     )
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
-    auxiliary = getattr(sampler_of(method, world.max_steps), "auxiliary", ())
-    print(solution_text(result, len(auxiliary)))
+    sampler = sampler_of(method, world.max_steps)
+    others, has_target = getattr(sampler, "auxiliary", ()), sampler.path_log_weight
+    print(
+        solution_text(result, len(others), has_target=has_target is not None),
+    )
     right = world.correct(problem, result.selected)
     print(f"\nRight answer: {problem.answer} ({'solved' if right else 'not solved'})")
     if figures is not None:

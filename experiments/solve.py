@@ -86,13 +86,16 @@ def genealogy_text(result: Result) -> str:
     return "\n".join(lines)
 
 
-def solution_text(result: Result, other_targets: int = 0) -> str:
+def solution_text(
+    result: Result, other_targets: int = 0, *, has_target: bool = True
+) -> str:
     """Everything that `tsi solve` prints about a result.
 
     Args:
         result: of one problem.
         other_targets: how many more the sampler sampled along, whose evidences are
             factors of the reported one; see `tsi.explorer.Explorer.auxiliary`.
+        has_target: False for a search, whose number estimates no evidence.
     """
     num_particles = len(result.texts)
     ess = [f"{value:.1f}" for value in result.ess]
@@ -122,6 +125,7 @@ def solution_text(result: Result, other_targets: int = 0) -> str:
         )
         if count
     ]
+    known = f"{result.log_evidence:.3f} ± {_error(deviation)}"
     product = f", times those of {other_targets} other temperatures"
     sections = [
         f"Effective sample size of {num_particles} after each step: {' '.join(ess)}",
@@ -131,7 +135,7 @@ def solution_text(result: Result, other_targets: int = 0) -> str:
         "Answer posterior:\n" + ("\n".join(posterior) or "  no particle has an answer"),
         f"Selected answer: {result.selected}",
         f"Log evidence{product if other_targets else ''}: "
-        f"{result.log_evidence:.3f} ± {_error(deviation)}",
+        f"{known if has_target else 'none, for the method has no target'}",
         _tail_text(result.pareto_k),
         f"Cost: {ledger.rollouts} rollouts, {ledger.generated_tokens} tokens, "
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "

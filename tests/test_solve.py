@@ -68,3 +68,8 @@ def test_an_evidence_that_is_a_product_says_so():
     assert "Log evidence: " in solution_text(_result())
     said = "Log evidence, times those of 3 other temperatures: "
     assert said in solution_text(_result(), 3)
+
+
+def test_a_search_has_no_evidence():
+    text = solution_text(_result(), has_target=False)
+    assert "Log evidence: none, for the method has no target" in text
