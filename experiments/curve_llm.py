@@ -27,7 +27,8 @@ from tsi.experiments.world import all_devices, load_model, sha256_of, versions
 from tsi.experiments.write_report import write_report
 from tsi.models.decoder import LanguageModel
 from tsi.models.download import get
-from tsi.models.tokenizer import Tokenizer, load_tokenizer
+from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
 from tsi.rewards import Reward, SelfJudge, TextReward

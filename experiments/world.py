@@ -22,7 +22,8 @@ from tsi.models.catalogue import resolve
 from tsi.models.checkpoint import load
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.download import get
-from tsi.models.tokenizer import Tokenizer, load_tokenizer
+from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
 from tsi.rewards import ProcessReward, Reward

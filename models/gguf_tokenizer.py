@@ -9,7 +9,8 @@ from tsi.models.gguf_bpe import byte_level_bpe, rule_of
 from tsi.models.gguf_config import end_ids
 from tsi.models.gguf_sentencepiece import as_gemma_has_it, sentencepiece_bpe
 from tsi.models.gguf_vocabulary import read_vocabulary
-from tsi.models.tokenizer import Tokenizer, guarded
+from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokenizer_files import guarded
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 # Options that are off in the tokenizers of every family here.

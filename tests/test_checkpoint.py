@@ -23,7 +23,8 @@ from tsi.models import safetensors
 from tsi.models.checkpoint import load, save
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.rotary import Llama3Scaling, Rope
-from tsi.models.tokenizer import char_tokenizer, load_tokenizer
+from tsi.models.tokenizer import char_tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 
 TOKENS = np.arange(14).reshape(2, 7) % 40
 

@@ -24,7 +24,7 @@ from tsi.errors import CheckpointError
 from tsi.models.architectures import FAMILIES
 from tsi.models.checkpoint import load
 from tsi.models.gguf import read_header
-from tsi.models.tokenizer import load_tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 
 MUTATIONS = 100
 MAX_PEAK = 32 << 20

@@ -16,7 +16,8 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import (
 )
 
 from tsi.errors import CheckpointError, ConfigurationError
-from tsi.models.tokenizer import Tokenizer, load_tokenizer
+from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 
 TEXTS = (
     *NASTY,

@@ -27,7 +27,7 @@ from tsi.experiments.world import batch_limits, embedded_world, load_model
 from tsi.models.checkpoint import save
 from tsi.models.decoder import RewardModel
 from tsi.models.heads import SequenceScorer
-from tsi.models.tokenizer import load_tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 from tsi.rewards import SelfJudge
 
 VOCABULARY = 400

@@ -30,7 +30,7 @@ from test_gguf_tokenizer import SPM_TURN, TEXTS, bpe_fields
 from tsi.models import catalogue
 from tsi.models.checkpoint import load
 from tsi.models.rotary import Llama3Scaling, Rope, inverse_frequencies
-from tsi.models.tokenizer import load_tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from tsi.models import catalogue
 from tsi.models.checkpoint import load
-from tsi.models.tokenizer import load_tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 
 PATH = catalogue.location("smollm2-135m")
 pytestmark = [

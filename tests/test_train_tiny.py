@@ -37,7 +37,7 @@ from tsi.experiments.train_reward import (
 from tsi.models.catalogue import resolve
 from tsi.models.checkpoint import load
 from tsi.models.decoder import LanguageModel
-from tsi.models.tokenizer import load_tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
 
 SMALL = {"width": 16, "hidden": 16, "num_layers": 1}
 SCHEDULE = Schedule(steps=8, peak=1e-2, batch=4, warmup=2, checkpoint_every=2)
