@@ -176,9 +176,9 @@ def _listing(models: "list[Description]") -> str:
             if model.family == family:
                 size = model.weights
                 text = f"{size / 1000:.1f} B" if size >= 1000 else f"{size:g} M"
-                lines.append(f"  {name:18} {text:>7}  {model.about}")
+                lines.append(f"  {name:19} {text:>7}  {model.about}")
                 where = path or f"not here yet: tsi models get {name}"
-                lines.append(f"  {'':27} {where}")
+                lines.append(f"  {'':28} {where}")
     lines.append(
         "Other models of these families: their hub id (organisation/name), a folder "
         "or a .gguf file."

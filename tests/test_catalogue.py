@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tsi.errors import CheckpointError, DownloadError, UnknownNameError
+from tsi.formats import FORMATS
 from tsi.models import catalogue, download
 
 CONTENT = b"GGUF" + bytes(5000)
@@ -107,3 +108,8 @@ def test_the_description_says_what_is_here(pip):
 def test_the_cache_is_under_home_unless_the_environment_says_otherwise(monkeypatch):
     monkeypatch.delenv("TSI_CACHE", raising=False)
     assert catalogue.cache_directory() == Path.home() / ".cache" / "tsi"
+
+
+def test_the_formats_of_named_reward_models_exist():
+    formats = {model.format for model in catalogue.MODELS.values()} - {None}
+    assert formats == {"qwen", "rlhflow", "skywork"} <= FORMATS.keys()
