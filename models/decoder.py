@@ -10,7 +10,7 @@ Axes are those of :mod:`tsi.models.layers`.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,29 @@ class DecoderConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     local: Local | None = None
+
+    def attended(self, begin: Any, count: Any) -> Any:
+        """Positions that tokens following each other attend to, summed over them.
+
+        Each attends to itself and to all before it, in layers of a window to no more
+        than that; the sum is the mean over layers.
+
+        Args:
+            begin: the first token's position, counted from 0; a number or an array.
+            count: how many tokens.
+        """
+        everywhere = count * (begin + (count + 1) / 2)
+        if self.local is None:
+            return everywhere
+
+        def positive(x):
+            return (x + abs(x)) / 2
+
+        # Positions out of sight rise by one a token: from ``first`` on, or from zero.
+        first = begin + 1 - self.local.window
+        some = positive(count - positive(-first))
+        hidden = some * (positive(first) + positive(first + count - 1)) / 2
+        return everywhere - hidden * sum(self.local.layers) / self.num_layers
 
     def flops_per_token(self, context: float, *, head: bool = True) -> float:
         """Forward FLOPs of one token that attends to ``context`` positions.

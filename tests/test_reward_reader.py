@@ -134,15 +134,17 @@ def grown(name: str, texts: list[str], **changes):
 TEXTS = ["abc", "dabc", "eeh", "abqr"]
 
 
-def test_every_token_is_read_once_and_attends_to_what_stood_before():
+def test_every_token_is_read_once_and_where_it_stands():
     rows, readings = grown("qwen", TEXTS)
     read = sum(np.asarray(r.tokens_read) for r in readings)
-    attended = sum(np.asarray(r.attended) for r in readings)
     heads = np.asarray(rows.state.questions.lengths)
     for row, question in enumerate(kinds.QUESTIONS):
         size = len(rows.reward.format.render(question, TEXTS, False).tokens)
         assert read[row] == size - heads[row]
-        assert attended[row] == sum(range(heads[row] + 1, size + 1))
+        # What is read begins where the last reading ended.
+        ends = heads[row] + np.cumsum([r.tokens_read[row] for r in readings])
+        begins = [int(r.begin[row]) for r in readings]
+        assert begins == [heads[row], *ends[:-1]]
         assert heads[row] > size / 4
 
 

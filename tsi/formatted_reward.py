@@ -85,4 +85,4 @@ class FormattedReward(TextReader):
         scores = jnp.take_along_axis(found.values, found.marks, axis=1)
         log_odds = aggregate(scores, found.num_marks, self.aggregation)
         log_odds = jnp.where(found.num_marks < 0, jnp.nan, log_odds)
-        return state, Reading(log_odds, found.tokens_read, found.attended)
+        return state, Reading(log_odds, found.tokens_read, found.begin)

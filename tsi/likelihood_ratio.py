@@ -83,4 +83,4 @@ class LikelihoodRatio(TextReader):
         log_p = jnp.sum(jnp.where(inside, found.values, 0.0), axis=1)
         log_odds = self.beta * (log_p - step.log_prob)
         log_odds = jnp.where(found.num_marks < 0, jnp.nan, log_odds)
-        return state, Reading(log_odds, found.tokens_read, found.attended)
+        return state, Reading(log_odds, found.tokens_read, found.begin)

@@ -44,8 +44,8 @@ def on_host(particles: Particles) -> Particles:
 def flops_of(config: DecoderConfig | None, tokens, context, *, head: bool = False):
     """FLOPs of so many tokens that attended to so many positions in all.
 
-    Tokens that are only read need no logits: a reward's single number a step is left
-    out as well.
+    Positions are counted by ``config.attended``, which knows of windows. Tokens that
+    are only read need no logits: a reward's single number a step is left out as well.
     """
     if config is None:
         return np.zeros_like(context)
@@ -78,9 +78,12 @@ def slot_costs(
     prepared = prompts if prompts.reward is None else prompts.reward
     read_length = int(prepared.lengths[problem])
     policy, reader = params.policy.config, target.reward.reader(params)
-    prompt_context = prompt_length * (prompt_length + 1) / 2
-    read_context = read_length * (read_length + 1) / 2
-    reads_prompt = reader is not None and target.reward.reads_prompts
+    prompt_context = policy.attended(0, prompt_length)
+    reward_prompt, reward_flops = 0, 0.0
+    if reader is not None and target.reward.reads_prompts:
+        reward_prompt = read_length
+        attended = reader.attended(0, read_length)
+        reward_flops = float(flops_of(reader, read_length, attended))
     return SlotCosts(
         generated_tokens=cost.generated,
         reward_tokens=cost.reward_read,
@@ -89,11 +92,9 @@ def slot_costs(
             + flops_of(policy, cost.repeated, cost.repeated_context, head=True)
         ),
         reward_flops=flops_of(reader, cost.reward_read, cost.reward_context),
-        prompt_reward_tokens=read_length if reads_prompt else 0,
+        prompt_reward_tokens=reward_prompt,
         prompt_flops=float(flops_of(policy, prompt_length, prompt_context)),
-        prompt_reward_flops=(
-            float(flops_of(reader, read_length, read_context)) if reads_prompt else 0.0
-        ),
+        prompt_reward_flops=reward_flops,
     )
 
 

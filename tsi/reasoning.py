@@ -50,7 +50,8 @@ class Cost(NamedTuple):
     """What each slot has spent, ``[R]`` each; stays with the slot when rows fork.
 
     ``repeated`` tokens were read by the policy to be scored, not drawn. ``*_context``
-    sums the number of positions that each token attended to.
+    sums the positions that each token attended to, as
+    :meth:`tsi.models.decoder.DecoderConfig.attended` counts them.
     """
 
     generated: Int[Array, " R"]
@@ -294,13 +295,43 @@ class ReasoningTarget:
             ),
             suffix=suffix,
             reward_state=state,
-            cost=spent(
+            cost=self._spent(
                 particles.cost,
                 step.counts,
                 reading._replace(tokens_read=jnp.where(live, reading.tokens_read, 0)),
-                (prompt_rows + start).astype(jnp.float32),
+                prompt_rows + start,
+                params,
                 drawn,
             ),
+        )
+
+    def _spent(
+        self,
+        cost: Cost,
+        counts: Int[Array, " R"],
+        reading: Reading,
+        before: Int[Array, " R"],
+        params: ReasoningParams,
+        drawn: bool,
+    ) -> Cost:
+        """The ledger after a step of so many tokens, which stands after `before`."""
+        reader, read = self.reward.reader(params), reading.tokens_read
+        if reader is not None:
+            begin = before if reading.begin is None else reading.begin
+            cost = cost._replace(
+                reward_read=cost.reward_read + read,
+                reward_context=cost.reward_context + reader.attended(begin, read),
+            )
+        # The token before each is the one that the policy reads to write it.
+        context = params.policy.config.attended(before - 1, counts)
+        if drawn:
+            return cost._replace(
+                generated=cost.generated + counts,
+                generated_context=cost.generated_context + context,
+            )
+        return cost._replace(
+            repeated=cost.repeated + counts,
+            repeated_context=cost.repeated_context + context,
         )
 
     def log_potential(self, t, particles: Particles, params) -> Float[Array, " R"]:
@@ -339,33 +370,3 @@ class ReasoningTarget:
 
         moved = jnp.any(ancestors != jnp.arange(ancestors.shape[0]))
         return jax.lax.cond(moved, take, lambda p: p, particles)
-
-
-def spent(
-    cost: Cost,
-    counts: Int[Array, " R"],
-    reading: Reading,
-    before: Float[Array, " R"],
-    drawn: bool,
-) -> Cost:
-    """The ledger after a step of so many tokens, written and read after `before`."""
-    # Token k of a step attends to what stood before it and k + 1 of its own.
-    read = reading.tokens_read
-    written_f, read_f = counts.astype(jnp.float32), read.astype(jnp.float32)
-    context = written_f * (before + (written_f - 1) / 2)
-    attended = reading.attended
-    if attended is None:
-        attended = read_f * (before + (read_f + 1) / 2)
-    cost = cost._replace(
-        reward_read=cost.reward_read + read,
-        reward_context=cost.reward_context + attended,
-    )
-    if drawn:
-        return cost._replace(
-            generated=cost.generated + counts,
-            generated_context=cost.generated_context + context,
-        )
-    return cost._replace(
-        repeated=cost.repeated + counts,
-        repeated_context=cost.repeated_context + context,
-    )

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
+from tsi.errors import ConfigurationError
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.layers import Segment
 
@@ -86,14 +87,14 @@ class Reading(NamedTuple):
 
     Attributes:
         log_odds: ``[R]``.
-        tokens_read: ``[R]``.
-        attended: ``[R]``, positions that these tokens attended to, summed; None if they
-            stand where the policy's own new tokens do.
+        tokens_read: ``[R]``, tokens that followed each other.
+        begin: ``[R]``, the position of the first of them, each of which attends to what
+            stands before it and to itself; None if they are the policy's own new ones.
     """
 
     log_odds: Float[Array, " R"]
     tokens_read: Int[Array, " R"]
-    attended: Float[Array, " R"] | None = None
+    begin: Int[Array, " R"] | None = None
 
 
 @runtime_checkable
@@ -240,16 +241,28 @@ class SelfJudge(Stateless):
 
     A question is appended to the prefix for the length of one reading, on the policy's
     own cache, and log p(yes) − log p(no) of the next token is the log-odds. Only the
-    question's tokens are read and nothing is stored.
+    prefix's last token and the question's are read, and nothing is stored.
 
     Attributes:
-        question: token ids of the question.
+        question: token ids of the question, at least one. The first may be the end of
+            the policy's turn: a solution that has ended with this token is not shown it
+            twice.
         yes, no: ids of the two answers.
+
+    Raises:
+        ConfigurationError: the question is empty.
     """
 
     question: tuple[int, ...]
     yes: int
     no: int
+
+    def __post_init__(self) -> None:
+        if not self.question:
+            raise ConfigurationError(
+                "The question of a SelfJudge has no tokens; give the ids of what the "
+                "policy is asked about its own text."
+            )
 
     @property
     def positions_beyond(self) -> int:
@@ -259,18 +272,28 @@ class SelfJudge(Stateless):
     def read(self, state, step, params):
         policy: LanguageModel = params.policy
         context = step.policy
-        rows = context.pending.shape[0]
-        question = jnp.broadcast_to(
-            jnp.asarray(self.question, jnp.int32), (rows, len(self.question))
-        )
-        tokens = jnp.concatenate([context.pending[:, None], question], axis=1)
-        positions = context.position[:, None] + jnp.arange(tokens.shape[1])
+        question = jnp.asarray(self.question, jnp.int32)
+        size = len(self.question)
+        ended = step.stopped & (context.pending == question[0])
+        length = jnp.where(ended, size, size + 1)
+        places = jnp.arange(size + 1)
+        # After a row that has ended so the question goes on with its second token.
+        asked = question[jnp.minimum(places - 1 + ended[:, None], size - 1)]
+        tokens = jnp.where(places == 0, context.pending[:, None], asked)
+        # Their last place is read for nothing, and nothing before it attends to it.
         hidden, _ = policy.trunk(
-            tokens, positions, None, (context.prompt, context.suffix)
+            tokens,
+            context.position[:, None] + places,
+            None,
+            (context.prompt, context.suffix),
         )
-        logits = policy.logits(hidden[:, -1])
-        read = jnp.where(step.counts > 0, tokens.shape[1], 0)
-        return state, Reading(logits[:, self.yes] - logits[:, self.no], read)
+        last = (length - 1)[:, None, None]
+        logits = policy.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
+        return state, Reading(
+            logits[:, self.yes] - logits[:, self.no],
+            jnp.where(step.counts > 0, length, 0),
+            context.position,
+        )
 
     def reader(self, params):
         return params.policy.config
@@ -291,8 +314,11 @@ class PolicyValue(Stateless):
             None,
             (context.prompt, context.suffix),
         )
-        read = jnp.where(step.counts > 0, 1, 0)
-        return state, Reading(params.reward.log_odds(hidden[:, 0]), read)
+        return state, Reading(
+            params.reward.log_odds(hidden[:, 0]),
+            jnp.where(step.counts > 0, 1, 0),
+            context.position,
+        )
 
     def reader(self, params):
         return params.policy.config

@@ -92,7 +92,7 @@ class Found(NamedTuple):
     marks: Int[Array, "R K"]
     num_marks: Int[Array, " R"]
     tokens_read: Int[Array, " R"]
-    attended: Float[Array, " R"]
+    begin: Int[Array, " R"]
 
 
 class TextReader:
@@ -246,8 +246,6 @@ class TextReader:
         _, suffix, values = jax.lax.while_loop(
             lambda carry: jnp.any(carry[0] < end), chunk, (common, suffix, state.values)
         )
-        read = end - common
-        attended = read * (common + (read + 1) / 2)
         state = state._replace(
             shared=shared,
             suffix=suffix,
@@ -256,7 +254,9 @@ class TextReader:
             values=values,
             ends=ends,
         )
-        return state, Found(values, rendered.marks, rendered.num_marks, read, attended)
+        return state, Found(
+            values, rendered.marks, rendered.num_marks, end - common, common
+        )
 
     def fork(self, state: ReaderState, ancestors) -> ReaderState:
         """Give each row its ancestor's state."""
