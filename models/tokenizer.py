@@ -23,6 +23,8 @@ from tsi.errors import ConfigurationError
 from tsi.models.token_bytes import bytes_of_tokens, kind_of, puts_space_first
 
 EOS, PAD = "<eos>", "<pad>"
+ASKED, SAID = "\uf8fd", "\uf8fe"
+"""Stand for what user and assistant say, to find what a chat template adds."""
 
 
 class Tokenizer:
@@ -203,6 +205,33 @@ class Tokenizer:
             messages.insert(0, {"role": "system", "content": system})
         return self.encode_chat(messages)
 
+    @functools.cached_property
+    def turn_end(self) -> int | None:
+        """The id that ends an assistant's turn.
+
+        That is the first control token that the chat template writes after one (Gemma
+        ends turns with another token than texts, and so does Phi), or else the first of
+        ``eos_ids``; None if there is neither.
+        """
+        if self.chat_template is not None:
+            turns = [
+                {"role": "user", "content": ASKED},
+                {"role": "assistant", "content": SAID},
+            ]
+            ids, _ = self.encode_tagged(turns, {ASKED: -1, SAID: -2})
+            control = set(self.special_ids.values())
+            said = ids.index(-2) if -2 in ids else len(ids)
+            for id in ids[said + 1 :]:
+                if id in control:
+                    return id
+        return next(iter(self.eos_ids), None)
+
+    def normalised(self, text: str) -> str:
+        """The text as its tokens spell it: normalised, with spaces as spaces."""
+        normalizer = self.backend.normalizer
+        text = normalizer.normalize_str(text) if normalizer else text
+        return text.replace("▁", " ") if self._kind == "sentencepiece" else text
+
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
         folder = Path(folder)
@@ -267,9 +296,8 @@ class Tokenizer:
                 ids = None
         elif ids is not None:
             # Byte-pair models drop what they cannot spell without a word.
-            normalizer = self.backend.normalizer
-            kept = normalizer.normalize_str(text) if normalizer else text
-            if b"".join(map(self.token_bytes, ids)) != kept.encode("utf-8"):
+            kept = self.normalised(text).encode("utf-8")
+            if b"".join(map(self.token_bytes, ids)) != kept:
                 ids = None
         if ids is None:
             raise ConfigurationError(

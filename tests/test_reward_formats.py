@@ -1,9 +1,11 @@
 """Formats against strings written out by hand after the published examples."""
 
+import unicodedata
+
 import pytest
 import tokenizers
 from small_checkpoints import SPECIALS, TEMPLATE, bpe_tokenizer
-from tokenizers import AddedToken, decoders, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError
@@ -142,6 +144,63 @@ def test_an_outcome_is_read_at_the_last_token_of_the_chat():
     plain = Tokenizer(READER.backend, eos_ids=[2])
     found = OutcomeFormat(plain).render("Q: ", ["a", "b"], True)
     assert read_at(found) == ["Q: ab"]
+
+
+TURNS = (
+    "{{% for m in messages %}}{{{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + "
+    "'{}' }}}}{{% endfor %}}{{% if add_generation_prompt %}}"
+    "{{{{ '<|im_start|>assistant\n' }}}}{{% endif %}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (TURNS.format("<end_of_turn>\n"), "<end_of_turn>"),  # Gemma
+        (TURNS.format("<|im_end|>\n<|im_start|>"), "<|im_end|>"),
+        (TURNS.format(" <|endoftext|>"), "<|endoftext|>"),  # Llama 2
+        (TURNS.format("\n\n"), "<|im_end|>"),
+        (TURNS.replace("m['content']", "m['role']").format("<end_of_turn>"), None),
+        (None, None),
+    ],
+)
+def test_a_continuation_ends_as_a_turn_of_its_models_chats(template, end):
+    # The texts of this tokenizer end with <|im_end|>, whatever its turns end with.
+    plain = tokenizer(extra=("<end_of_turn>",))
+    reader = Tokenizer(plain.backend, eos_ids=[2, 0], chat_template=template)
+    ended = ContinuationFormat(reader).render(QUESTION, STEPS, True)
+    ongoing = ContinuationFormat(reader).render(QUESTION, STEPS, False)
+    assert ended.tokens == [*ongoing.tokens, reader.special_ids[end or "<|im_end|>"]]
+    assert [m + i for i, m in enumerate(ongoing.marks)] == ended.marks
+
+
+def test_a_continuation_without_any_end_is_left_open():
+    reader = Tokenizer(READER.backend)
+    found = ContinuationFormat(reader).render(QUESTION, STEPS, True)
+    assert found == ContinuationFormat(reader).render(QUESTION, STEPS, False)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC"])
+def test_tags_are_found_in_text_that_the_tokenizer_changes(form):
+    reader = tokenizer()
+    reader.backend.normalizer = getattr(normalizers, form)()
+    question, steps = (
+        "Cafe\u0301 \ufb01ve \u1e69?",
+        ["cafe\u0301s e\u0301", "\u00e9\u2460"],
+    )
+    found = MathShepherdFormat(reader).render(question, steps, False)
+    one = f"{question} {steps[0]} ки"
+    both = f"{one}\n{steps[1]} ки"
+    shown = [unicodedata.normalize(form, text) for text in (one, both)]
+    assert shown != [one, both]
+    # Each tag's last byte is in the token that is read, and in none before it.
+    for mark, text in zip(found.marks, shown, strict=True):
+        upto, before = (
+            b"".join(map(reader.token_bytes, found.tokens[1:end]))
+            for end in (mark + 1, mark)
+        )
+        assert len(before) < len(text.encode()) <= len(upto)
+        assert upto.startswith(text.encode())
 
 
 @pytest.mark.parametrize("ended", [False, True])

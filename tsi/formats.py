@@ -120,12 +120,12 @@ class MathShepherdFormat:
         text, ends = f"{question} ", []
         for number, step in enumerate(steps):
             text += ("\n" if number else "") + f"{step.strip()} {self.tag}"
-            ends.append(len(text.encode("utf-8")))
+            ends.append(self._size(text))
         tokenizer = self.tokenizer
         tokens = tokenizer.encode(text)
         sizes = [len(tokenizer.token_bytes(id)) for id in tokens]
         # A tokenizer may put a space before the text, so places count from its end.
-        at = sum(sizes) - len(text.encode("utf-8"))
+        at = sum(sizes) - self._size(text)
         first = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
         begins, begin = [], -at
         for size in sizes:
@@ -135,6 +135,10 @@ class MathShepherdFormat:
             len(first) + max(i for i, b in enumerate(begins) if b < end) for end in ends
         ]
         return _up_to_the_last([*first, *tokens], marks)
+
+    def _size(self, text: str) -> int:
+        """Bytes of a text, which a tokenizer may have composed or otherwise changed."""
+        return len(self.tokenizer.normalised(text).encode("utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +233,8 @@ class ContinuationFormat:
     """A language model that is to continue a prompt with the solution.
 
     Marks: the place that predicts the solution's first token, and the last token. The
-    solution is encoded by itself, as a policy writes it: after the prompt's tokens.
+    solution is encoded by itself, as a policy writes it: after the prompt's tokens, and
+    if it has ended, before the token that ends a turn of this model's chats.
     """
 
     tokenizer: Tokenizer
@@ -241,8 +246,9 @@ class ContinuationFormat:
         """See :class:`Format`."""
         prompt = self.tokenizer.encode_prompt(question, system=self.system)
         tokens = [*prompt, *self.tokenizer.encode("".join(steps))]
-        if ended:
-            tokens += self.tokenizer.eos_ids[:1]
+        end = self.tokenizer.turn_end
+        if ended and end is not None:
+            tokens.append(end)
         return Rendering(tokens, [len(prompt) - 1, len(tokens) - 1])
 
 
