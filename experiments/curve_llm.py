@@ -22,31 +22,20 @@ from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.experiments import chain_sum
 from tsi.experiments.equations import REWARDS, equation_log_odds
+from tsi.experiments.language_policy import self_judge
 from tsi.experiments.scale import World, checked_plan, run_plan
 from tsi.experiments.world import all_devices, load_model, sha256_of, versions
 from tsi.experiments.write_report import write_report
 from tsi.models.decoder import LanguageModel
 from tsi.models.download import get
-from tsi.models.tokenizer import Tokenizer
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
-from tsi.rewards import Reward, SelfJudge, TextReward
+from tsi.rewards import Reward, TextReward
 
 POLICY = "smollm2-135m"
 METHODS = ("self_consistency", "weighted_best_of_n", "particle_filter", "smc")
 JUDGE_QUESTION = "Is every equation above right? Answer Yes or No."
-
-
-def self_judge(tokenizer: Tokenizer) -> SelfJudge:
-    """Ask the policy about its own text, in a new turn of the chat."""
-    # The question closes the turn in which the text is being written.
-    turns = (
-        f"<|im_end|>\n<|im_start|>user\n{JUDGE_QUESTION}<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-    (yes,), (no,) = tokenizer.encode("Yes"), tokenizer.encode("No")
-    return SelfJudge(tuple(tokenizer.encode(turns, allow_special=True)), yes, no)
 
 
 def language_worlds(
@@ -63,7 +52,7 @@ def language_worlds(
     token_bytes = [tokenizer.token_bytes(i) for i in range(policy.config.vocab_size)]
     boundary = step_boundary(token_bytes, b"\n", tokenizer.eos_ids)
     rewards: dict[str, tuple[Reward, dict[str, Any]]] = {
-        "judge": (self_judge(tokenizer), {"question": JUDGE_QUESTION}),
+        "judge": (self_judge(tokenizer, JUDGE_QUESTION), {"question": JUDGE_QUESTION}),
         "equations": (TextReward(equation_log_odds, tokenizer.decode), dict(REWARDS)),
     }
     problems: list[Problem] = chain_sum.problems(num_problems, seed=0)

@@ -15,6 +15,7 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.tasks import Task
 from tsi.models.tokenizer import Tokenizer
 from tsi.rewards import SelfJudge
+from tsi.text_reader import num_common
 
 EXAMPLES = 3
 EXAMPLE_SEED = 1
@@ -22,6 +23,7 @@ STEP_SLACK = 4
 """Tokens of a step beyond its characters: spaces that a language model may add."""
 INSTRUCTION = "Solve each problem in the same form, one step on a line.\n\n"
 JUDGE_QUESTION = "Is every line above right? Answer Yes or No."
+ANSWERS = ("Yes", "No")
 
 
 def worked_problems(task: Task) -> list[tuple[str, str]]:
@@ -61,34 +63,46 @@ def encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     )
 
 
-def self_judge(tokenizer: Tokenizer) -> SelfJudge:
+def self_judge(tokenizer: Tokenizer, question: str = JUDGE_QUESTION) -> SelfJudge:
     """The policy's one-token judgement of its own text, asked in its own format.
 
+    The ids are those of a solution, the question and an answer, encoded together, since
+    a space before the answer is part of its token for most tokenizers, and not for all.
+    What the two answers have in common belongs to the question.
+
+    Args:
+        tokenizer: of the policy.
+        question: to be answered by Yes or No.
+
     Raises:
-        ConfigurationError: yes and no begin with the same token, or the chat template
-            drops what was said.
+        ConfigurationError: the chat template drops what was said or answered.
     """
+    said = "7 plus 8 is 15"
     if tokenizer.chat_template is None:
-        question = tokenizer.encode(f"\n{JUDGE_QUESTION}\nAnswer:")
+        rests = [f"\n{question}\nAnswer: {answer}" for answer in ANSWERS]
     else:
-        said = "7 plus 8 is 15"
         turns = [
             {"role": "user", "content": "7+8"},
             {"role": "assistant", "content": said},
-            {"role": "user", "content": JUDGE_QUESTION},
+            {"role": "user", "content": question},
         ]
-        text = tokenizer.render(turns, add_generation_prompt=True)
-        _, found, rest = text.rpartition(said)
-        if not found:
-            raise ConfigurationError(
-                f"The chat template of {tokenizer.name} drops what the assistant has "
-                "said, so that the model cannot judge it; name a reward model."
-            )
-        question = tokenizer.encode(rest, allow_special=True)
-    yes, no = tokenizer.encode("Yes")[0], tokenizer.encode("No")[0]
-    if yes == no:
+        rests = []
+        for answer in ANSWERS:
+            answered = [*turns, {"role": "assistant", "content": answer}]
+            text = tokenizer.render(answered, add_generation_prompt=False)
+            _, found, rest = text.rpartition(said)
+            if not found:
+                raise ConfigurationError(
+                    f"The chat template of {tokenizer.name} drops what the assistant "
+                    "has said, so that the model cannot judge it; name a reward model."
+                )
+            rests.append(rest)
+    yes, no = (tokenizer.encode(said + rest, allow_special=True) for rest in rests)
+    begin, end = num_common(tokenizer.encode(said), yes), num_common(yes, no)
+    if end == min(len(yes), len(no)):
         raise ConfigurationError(
-            f"In the tokenizer of {tokenizer.name} Yes and No begin with the same "
-            "token, so that the model cannot judge itself; name a reward model."
+            f"The tokenizer of {tokenizer.name} or its chat template makes no "
+            "difference between the answers Yes and No, so that the model cannot judge "
+            "itself; name a reward model."
         )
-    return SelfJudge(tuple(question), yes, no)
+    return SelfJudge(tuple(yes[begin:end]), yes[end], no[end])

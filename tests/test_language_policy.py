@@ -4,6 +4,7 @@ import re
 
 import huggingface_hub
 import pytest
+import tokenizers
 from flax import nnx
 from small_checkpoints import (
     TEMPLATE,
@@ -12,10 +13,13 @@ from small_checkpoints import (
     small_model,
     write_gguf,
 )
+from tokenizers import decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.experiments.cli import main
 from tsi.experiments.language_policy import (
+    ANSWERS,
     INSTRUCTION,
     JUDGE_QUESTION,
     encoder,
@@ -27,6 +31,7 @@ from tsi.experiments.world import batch_limits, embedded_world, load_model
 from tsi.models.checkpoint import save
 from tsi.models.decoder import RewardModel
 from tsi.models.heads import SequenceScorer
+from tsi.models.tokenizer import Tokenizer, char_tokenizer
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.rewards import SelfJudge
 
@@ -139,7 +144,68 @@ def test_the_judge_closes_the_turn_and_asks():
     with pytest.raises(ConfigurationError, match="drops what the assistant"):
         self_judge(tokenizer)
     tokenizer.chat_template = None
-    assert tokenizer.decode(self_judge(tokenizer).question).endswith("\nAnswer:")
+    assert JUDGE_QUESTION in tokenizer.decode(self_judge(tokenizer).question)
+
+
+def tokenizer_of_words(kind: str) -> Tokenizer:
+    """Without a chat template; a space is part of the word that it stands before."""
+    backend = tokenizers.Tokenizer(token_models.BPE(byte_fallback=True))
+    text = [f"7*8=56\n56+5=61\n{JUDGE_QUESTION}\nAnswer: {a}" for a in ANSWERS]
+    if kind == "byte level":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+    else:
+        first = [normalizers.Prepend("▁")] if kind == "space first" else []
+        backend.normalizer = normalizers.Sequence(
+            [*first, normalizers.Replace(" ", "▁")]
+        )
+        backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        show_progress=False,
+        initial_alphabet=[*map(str, range(10)), *"+-*=() plus is"],
+    )
+    backend.train_from_iterator([*text * 4, "7 " * 99], trainer)
+    return Tokenizer(backend)
+
+
+@pytest.mark.parametrize("kind", ["byte level", "space first", "spaces"])
+def test_the_judge_compares_what_really_follows_a_question(kind):
+    tokenizer = tokenizer_of_words(kind)
+    judge = self_judge(tokenizer)
+    solution = "7*8=56\n56+5=61\n"
+    for id, answer in zip((judge.yes, judge.no), ANSWERS, strict=True):
+        whole = f"{solution}\n{JUDGE_QUESTION}\nAnswer: {answer}"
+        shown = [*tokenizer.encode(solution), *judge.question, id]
+        assert shown == tokenizer.encode(whole)
+        assert tokenizer.token_bytes(id) == f" {answer}".encode()
+
+
+def test_what_both_answers_begin_with_belongs_to_the_question():
+    # Without merges a space is a token, and so is each letter of the answers.
+    alphabet = "".join(sorted({*JUDGE_QUESTION, *"\n:Answer 7plus8is15YesNo"}))
+    tokenizer = char_tokenizer(alphabet)
+    judge = self_judge(tokenizer)
+    assert tokenizer.decode(judge.question) == f"\n{JUDGE_QUESTION}\nAnswer: "
+    assert (judge.yes, judge.no) == tuple(tokenizer.encode("YN"))
+
+
+def test_a_chat_template_may_open_the_answer_itself():
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace(
+        "m['content']", "('> ' if m['role'] == 'assistant' else '') + m['content']"
+    )
+    judge = self_judge(tokenizer)
+    assert tokenizer.decode(judge.question).endswith("\nassistant\n> ")
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace(
+        "m['content']", "('' if m['content'] in ('Yes', 'No') else m['content'])"
+    )
+    with pytest.raises(ConfigurationError, match="makes no difference"):
+        self_judge(tokenizer)
 
 
 def test_a_prompt_beyond_the_context_is_refused_before_anything_runs(tmp_path, capsys):

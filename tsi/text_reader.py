@@ -298,7 +298,7 @@ class TextReader:
             self.format.render(question, [step], False).tokens
             for step in ("", question)
         )
-        return empty[: _common(empty, full)]
+        return empty[: num_common(empty, full)]
 
     def _rendered(self, state: ReaderState, step: Step, ends) -> Rendered:
         rows, marks = state.tokens.shape[0], self.num_marks
@@ -335,7 +335,7 @@ class TextReader:
             if size > self.max_tokens:
                 num_marks[row] = -1
                 continue
-            same = _common(found.tokens, read[row, : lengths[row]].tolist())
+            same = num_common(found.tokens, read[row, : lengths[row]].tolist())
             # The last score must come from this pass, whatever was read before.
             same = min(same - self.looks_ahead, *found.marks[-1:], size)
             tokens[row, :size] = found.tokens
@@ -351,14 +351,14 @@ class TextReader:
         if self.one_block:
             return [re.sub(r"\n+", "\n", whole)]
         before = [self.decode(solution[:end].tolist()) for end in cuts[:-1]]
-        places = [0, *(_common(text, whole) for text in before), len(whole)]
+        places = [0, *(num_common(text, whole) for text in before), len(whole)]
         return [whole[a:b] for a, b in itertools.pairwise(places)]
 
 
 BY_ROW = ("shared", "tokens", "lengths", "values", "ends")
 
 
-def _common(left: Sequence[Any], right: Sequence[Any]) -> int:
+def num_common(left: Sequence[Any], right: Sequence[Any]) -> int:
     """How many items two sequences have in common at their start."""
     pairs = zip(left, right, strict=False)
     shorter = min(len(left), len(right))
