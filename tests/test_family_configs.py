@@ -124,7 +124,6 @@ ON: dict[str, object] = {
     "attention_bias": True,
     "mlp_bias": True,
     "lm_head_bias": True,
-    "pretraining_tp": 2,
     "sliding_window": 16,
     "use_sliding_window": True,
     "attn_logit_softcapping": 50.0,
@@ -149,11 +148,12 @@ ON: dict[str, object] = {
     "is_encoder_decoder": True,
 }
 DOES: dict[str, set[str]] = {
-    "llama": set(),
+    "llama": {"attention_bias", "mlp_bias"},
     "mistral": {"sliding_window"},
     "qwen2": {"sliding_window", "use_sliding_window"},
-    "qwen3": {"sliding_window", "use_sliding_window"},
+    "qwen3": {"attention_bias", "sliding_window", "use_sliding_window"},
     "gemma3": {
+        "attention_bias",
         "sliding_window",
         "attn_logit_softcapping",
         "final_logit_softcapping",
@@ -252,8 +252,8 @@ def test_rotary_scaling_is_done_or_refused_by_name(name, kind):
 @EVERY
 def test_other_activations_and_kinds_of_layers_are_refused_by_name(name):
     which = "hidden_activation" if name == "gemma3" else "hidden_act"
-    with pytest.raises(CheckpointError, match=f"{which}='relu'"):
-        FAMILIES[name].read(fields_of(name) | {which: "relu"})
+    with pytest.raises(CheckpointError, match=f"{which}='relu2'"):
+        FAMILIES[name].read(fields_of(name) | {which: "relu2"})
     kinds = ["full_attention", "chunked_attention", "full_attention"]
     with pytest.raises(CheckpointError, match=r"layer_types.*chunked_attention"):
         FAMILIES[name].read(fields_of(name) | {"layer_types": kinds})
@@ -272,6 +272,13 @@ def test_what_a_family_writes_has_no_contradiction(name):
     fields = fields_of(name)
     fields["architectures"] = [f"{FAMILIES[name].prefix}ForCausalLM"]
     assert architecture_of(Path(name), fields) == (LanguageModel, WRITTEN[name])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_a_bias_in_a_part_of_the_attention_is_not_written(name):
+    config = dataclasses.replace(WRITTEN[name], output_bias=False)
+    with pytest.raises(CheckpointError, match="Give the other a bias of zeros"):
+        FAMILIES[name].write(config)
 
 
 def test_longrope_is_not_written():
