@@ -1,4 +1,4 @@
-"""The text half of Gemma 3: windows in five layers of six, norms on both sides.
+"""The text model of Gemma 3: windows in five layers of six, norms on both sides.
 
 Scales are stored as their difference from one, embeddings are multiplied by the root of
 the width, queries and keys are normalised, and layers with a window have a rotary base

@@ -15,7 +15,14 @@ from tsi.errors import CheckpointError
 from tsi.models.architectures import FAMILIES, architecture_of
 from tsi.models.config_fields import OFF
 from tsi.models.decoder import LanguageModel, Local
-from tsi.models.rotary import Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from tsi.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    YarnScaling,
+)
+from tsi.models.text_half import text_fields
 
 EVERY = pytest.mark.parametrize("name", WRITTEN)
 
@@ -25,7 +32,7 @@ def fields_of(name: str) -> dict:
 
 
 def read_published(name: str, **changes):
-    fields = PUBLISHED[name][1] | changes
+    fields = text_fields(Path(name), PUBLISHED[name][1] | changes)
     return architecture_of(Path(name), fields)[1]
 
 
@@ -93,6 +100,10 @@ def test_published_configurations_say_what_differs_between_families():
     for left_out in ("rope_local_base_freq", "rope_theta", "sliding_window_pattern"):
         del fields[left_out]
     assert architecture_of(Path("gemma"), fields)[1] == gemma
+    seeing = read_published("gemma-3-4b-it")
+    assert seeing.rope == Rope(1e6, scaling=LinearScaling(8.0))
+    assert (seeing.local.window, seeing.local.rope) == (1024, Rope(1e4))
+    assert (seeing.eos_ids, seeing.tied) == ((1, 106), True)
     phi3 = read_published("Phi-3-mini-4k-instruct")
     assert phi3.local == Local(2047, (True,) * 32, Rope(1e4))
     phi4 = read_published("Phi-4-mini-instruct")
