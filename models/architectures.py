@@ -18,6 +18,7 @@ from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.family import Family, Tensors
 from tsi.models.heads import OutcomeScorer, ProcessScorer, SequenceScorer, ValueScorer
 from tsi.models.rotary import Rope
+from tsi.models.text_half import WHOLE
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
@@ -39,7 +40,8 @@ ARCHITECTURES: dict[str, tuple[Family, type[LanguageModel] | type[RewardModel]]]
     for suffix, head in HEADS.items()
 }
 
-# transformers' text models of a family whose other models see pictures.
+# transformers' text models of a family whose other models see pictures; of the latter,
+# :mod:`tsi.models.text_half` makes the former.
 TEXT_ONLY = {"Gemma3ForSequenceClassification": "Gemma3TextForSequenceClassification"}
 ARCHITECTURES |= {text: ARCHITECTURES[name] for name, text in TEXT_ONLY.items()}
 
@@ -74,7 +76,7 @@ def architecture_of(
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(
             f"{path} holds the architecture {name!r}. Supported: "
-            f"{', '.join(ARCHITECTURES)}."
+            f"{', '.join(ARCHITECTURES)}; and the text half of {', '.join(WHOLE)}."
         )
     if fields.get("quantization_config") is not None:
         raise CheckpointError(

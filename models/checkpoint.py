@@ -40,6 +40,7 @@ from tsi.models.safetensors import (
     open_folder,
     read_json,
 )
+from tsi.models.text_half import text_fields, text_tensors
 from tsi.models.tokenizer import Tokenizer
 
 
@@ -53,6 +54,7 @@ def load(
 
     Args:
         path: the folder (config.json, model.safetensors or an index of shards) or file.
+            Of a model that sees pictures too the text half is loaded.
         dtype: of the weights in memory, whatever they are on disk.
         mesh: devices to place the weights on, by the rules of
             :mod:`tsi.models.partition`; the default device, if None.
@@ -68,7 +70,9 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        fields, tensors = read_json(path / "config.json"), open_folder(path)
+        whole = read_json(path / "config.json")
+        fields = text_fields(path, whole)
+        tensors = text_tensors(whole, open_folder(path))
     elif path.is_file():
         fields, tensors = open_gguf(path)
     else:

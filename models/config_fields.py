@@ -26,7 +26,6 @@ OFF: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "lm_head_bias": (False, None),
-    "pretraining_tp": (1, None),
     "sliding_window": (None, 0),
     "use_sliding_window": (False, None),
     "attn_logit_softcapping": (None,),
@@ -111,6 +110,28 @@ def common(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
         "activation": activation,
         "family": family,
     }
+
+
+def biases(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that ``attention_bias`` sets: all four projections have one."""
+    bias = bool(fields.get("attention_bias", False))
+    return {"attention_bias": bias, "output_bias": bias}
+
+
+def biases_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The other way.
+
+    Raises:
+        CheckpointError: some of the four projections have a bias and some have none.
+    """
+    if config.attention_bias != config.output_bias:
+        raise CheckpointError(
+            f"A {config.family} model is written with a bias on queries, keys, values "
+            "and the attention's output, or on none of them; this one has "
+            f"attention_bias={config.attention_bias} and "
+            f"output_bias={config.output_bias}. Give the other a bias of zeros."
+        )
+    return {"attention_bias": config.attention_bias}
 
 
 def rope_of(

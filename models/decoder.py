@@ -52,6 +52,8 @@ class DecoderConfig:
         family: whose checkpoints it is read from and written to.
         num_labels: outputs of the scalar or class head, for models that score.
         attention_bias: whether queries, keys and values have a bias.
+        output_bias: whether the projection of what attention mixed has one.
+        mlp_bias: whether the three products of the feed-forward layer have one.
         query_key_norm: whether each head of queries and keys is normalised.
         post_norms: whether a branch is normalised before it is added, too.
         norm_offset: added to stored norm scales.
@@ -77,6 +79,8 @@ class DecoderConfig:
     num_labels: int = 1
     activation: str = "silu"
     attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     query_key_norm: bool = False
     post_norms: bool = False
     norm_offset: float = 0.0
@@ -166,7 +170,8 @@ class Attention(nnx.Module):
         self.query = Linear(d, config.num_heads * h, rngs=rngs, dtype=dtype, bias=bias)
         self.key = Linear(d, kv_width, rngs=rngs, dtype=dtype, bias=bias)
         self.value = Linear(d, kv_width, rngs=rngs, dtype=dtype, bias=bias)
-        self.out = Linear(config.num_heads * h, d, rngs=rngs, dtype=dtype)
+        mixed, bias = config.num_heads * h, config.output_bias
+        self.out = Linear(mixed, d, rngs=rngs, dtype=dtype, bias=bias)
         normed = config.query_key_norm
         self.query_norm = norm_of(config, h, dtype) if normed else None
         self.key_norm = norm_of(config, h, dtype) if normed else None
@@ -214,7 +219,12 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs=rngs, dtype=dtype)
         self.feed_forward_norm = norm_of(config, d, dtype)
         self.feed_forward = GatedFeedForward(
-            d, config.hidden, config.activation, rngs=rngs, dtype=dtype
+            d,
+            config.hidden,
+            config.activation,
+            rngs=rngs,
+            dtype=dtype,
+            bias=config.mlp_bias,
         )
         post = config.post_norms
         self.attention_post_norm = norm_of(config, d, dtype) if post else None

@@ -1,4 +1,4 @@
-"""The text half of Gemma 3: windows in five layers of six, norms on both sides.
+"""The text model of Gemma 3: windows in five layers of six, norms on both sides.
 
 Scales are stored as their difference from one, embeddings are multiplied by the root of
 the width, queries and keys are normalised, and layers with a window have a rotary base
@@ -11,7 +11,15 @@ Reference: Gemma Team 2025, arXiv 2503.19786.
 from collections.abc import Mapping
 from typing import Any
 
-from tsi.models.config_fields import common, common_to_hf, refuse, rope_of, rope_to_hf
+from tsi.models.config_fields import (
+    biases,
+    biases_to_hf,
+    common,
+    common_to_hf,
+    refuse,
+    rope_of,
+    rope_to_hf,
+)
 from tsi.models.decoder import DecoderConfig, Local
 from tsi.models.family import BLOCK, NAMES, Family
 from tsi.models.rotary import Rope
@@ -35,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """Released configurations leave out what equals these."""
 DOES = (
+    "attention_bias",
     "sliding_window",
     "layer_types",
     "query_pre_attn_scalar",
@@ -68,6 +77,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     local = Local(fields["sliding_window"], layers, local_rope)
     return DecoderConfig(
         **shape,
+        **biases(fields),
         rope=everywhere,
         query_key_norm=True,
         post_norms=True,
@@ -97,8 +107,12 @@ def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
-    """The fields of a text model's ``config.json``, which transformers reads too."""
-    fields = common_to_hf(config, "gemma3_text")
+    """The fields of a text model's ``config.json``, which transformers reads too.
+
+    Raises:
+        CheckpointError: a bias in a part of the attention only.
+    """
+    fields = common_to_hf(config, "gemma3_text") | biases_to_hf(config)
     local = config.local
     scale = config.query_scale or config.head_width**-0.5
     return fields | {

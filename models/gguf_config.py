@@ -103,21 +103,35 @@ def _window(metadata: Metadata) -> int | None:
 
 def _llama(metadata: Metadata) -> dict[str, Any]:
     window = _window(metadata)
-    rope = {"rope_parameters": rope_fields(metadata)}
+    fields = {"rope_parameters": rope_fields(metadata)} | _biases(metadata)
+    fields["mlp_bias"] = "blk.0.ffn_down.bias" in metadata.header.tensors
     if window is None and metadata.architecture == "llama":
-        return rope
-    return rope | {"prefix": "Mistral", "sliding_window": window}
+        return fields
+    return fields | {"prefix": "Mistral", "sliding_window": window}
 
 
-def _qwen(metadata: Metadata) -> dict[str, Any]:
+def _biases(metadata: Metadata) -> dict[str, Any]:
+    """Of attention: no field says so, a block has their tensors or it does not."""
+    names = ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias", "blk.0.attn_output.bias")
+    return {"attention_bias": any(n in metadata.header.tensors for n in names)}
+
+
+def _qwen2(metadata: Metadata) -> dict[str, Any]:
     return {"rope_parameters": rope_fields(metadata)}
+
+
+def _qwen3(metadata: Metadata) -> dict[str, Any]:
+    return {"rope_parameters": rope_fields(metadata)} | _biases(metadata)
 
 
 def _phi3(metadata: Metadata) -> dict[str, Any]:
     # llama.cpp reads a Phi-3 window and does not apply it; transformers does, so the
     # port does.
+    rope = rope_fields(metadata)
+    original = rope.get("original_max_position_embeddings")
     return {
-        "rope_parameters": rope_fields(metadata),
+        "rope_parameters": rope,
+        "original_max_position_embeddings": original,
         "sliding_window": _window(metadata),
     }
 
@@ -133,7 +147,7 @@ def _gemma3(metadata: Metadata) -> dict[str, Any]:
     if not isinstance(pattern, list) or len(pattern) != layers:
         metadata.refuse("attention.sliding_window_pattern", pattern)
     scale = width // heads if layers == GEMMA_27B_LAYERS else None
-    return {
+    return _biases(metadata) | {
         "query_pre_attn_scalar": scale
         or metadata.get("attention.key_length", int, width // heads),
         "final_logit_softcapping": metadata.get("final_logit_softcapping", float, 0.0)
@@ -150,8 +164,8 @@ def _gemma3(metadata: Metadata) -> dict[str, Any]:
 _OF_FAMILY = {
     "llama": _llama,
     "mistral3": _llama,
-    "qwen2": _qwen,
-    "qwen3": _qwen,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
     "gemma3": _gemma3,
     "phi3": _phi3,
 }

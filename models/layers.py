@@ -70,7 +70,9 @@ class Linear(nnx.Module):
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
 }
 
 
@@ -78,11 +80,18 @@ class GatedFeedForward(nnx.Module):
     """``down(activation(gate(x)) * up(x))``: SwiGLU, GeGLU (arXiv 2002.05202)."""
 
     def __init__(
-        self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs, dtype
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        *,
+        rngs: nnx.Rngs,
+        dtype,
+        bias: bool = False,
     ):
-        self.gate = Linear(width, hidden, rngs=rngs, dtype=dtype)
-        self.up = Linear(width, hidden, rngs=rngs, dtype=dtype)
-        self.down = Linear(hidden, width, rngs=rngs, dtype=dtype)
+        self.gate = Linear(width, hidden, rngs=rngs, dtype=dtype, bias=bias)
+        self.up = Linear(width, hidden, rngs=rngs, dtype=dtype, bias=bias)
+        self.down = Linear(hidden, width, rngs=rngs, dtype=dtype, bias=bias)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:

@@ -8,11 +8,21 @@ References:
 from collections.abc import Mapping
 from typing import Any
 
-from tsi.models.config_fields import common, common_to_hf, refuse, rope_of
+from tsi.models.config_fields import (
+    biases,
+    biases_to_hf,
+    common,
+    common_to_hf,
+    refuse,
+    rope_of,
+)
 from tsi.models.decoder import DecoderConfig
 from tsi.models.family import Family
 
 NAME = "Llama"
+DEFAULTS: dict[str, Any] = {"eos_token_id": 2}
+"""Of a configuration that does not say, where they are not those of every family."""
+DOES = ("attention_bias", "mlp_bias")
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
@@ -21,15 +31,25 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         CheckpointError: one asks for a feature that the port does not have.
     """
-    refuse(fields, NAME)
+    refuse(fields, NAME, DOES)
+    fields = DEFAULTS | dict(fields)
     rope = rope_of(fields, NAME, ("llama3", "linear", "yarn"))
-    return DecoderConfig(**common(fields, "llama"), rope=rope)
+    return DecoderConfig(
+        **common(fields, "llama"),
+        **biases(fields),
+        mlp_bias=bool(fields.get("mlp_bias", False)),
+        rope=rope,
+    )
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
-    """The fields of a ``config.json``, which transformers reads too."""
-    off = {"attention_bias": False, "mlp_bias": False}
-    return common_to_hf(config, "llama") | off
+    """The fields of a ``config.json``, which transformers reads too.
+
+    Raises:
+        CheckpointError: a bias in a part of the attention only.
+    """
+    with_bias = biases_to_hf(config) | {"mlp_bias": config.mlp_bias}
+    return common_to_hf(config, "llama") | with_bias
 
 
 FAMILY = Family("llama", NAME, config_from_hf, config_to_hf)

@@ -11,8 +11,13 @@ from tsi.models.decoder import DecoderConfig, Local
 from tsi.models.family import Family
 
 NAME = "Mistral"
-WINDOW = 4096
-"""Of a configuration that does not mention the window; null there means none."""
+DEFAULTS: dict[str, Any] = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+    "sliding_window": 4096,
+    "eos_token_id": 2,
+}
+"""Of a configuration that does not say; null for the window means none."""
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
@@ -22,9 +27,10 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         CheckpointError: one asks for a feature that the port does not have.
     """
     refuse(fields, NAME, ("sliding_window",))
+    fields = DEFAULTS | dict(fields)
     rope = rope_of(fields, NAME, ("llama3", "linear", "yarn"))
     shape = common(fields, "mistral")
-    window = fields.get("sliding_window", WINDOW)
+    window = fields["sliding_window"]
     local = Local(window, (True,) * shape["num_layers"], rope) if window else None
     return DecoderConfig(**shape, rope=rope, local=local)
 

@@ -4,7 +4,8 @@ What a layer computes apart is stored apart: attention heads, the feed-forward w
 the vocabulary. The other side of each such product is summed over the axis ``model`` by
 the compiler (tensor parallelism, Shoeybi et al. 2019, arXiv 1909.08053). A weight whose
 heads, width or words do not divide evenly is kept whole on every device, as all are
-along ``data``.
+along ``data``. So is the bias that is added once such a sum is whole: that of the
+attention's output and of the feed-forward layer's.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ RULES: dict[str, tuple[int, str]] = {
     "attention.value.bias": (-1, "num_kv_heads"),
     "attention.out.kernel": (-2, "num_heads"),
     "feed_forward.gate.kernel": (-1, "hidden"),
+    "feed_forward.gate.bias": (-1, "hidden"),
     "feed_forward.up.kernel": (-1, "hidden"),
+    "feed_forward.up.bias": (-1, "hidden"),
     "feed_forward.down.kernel": (-2, "hidden"),
     "head.kernel": (-1, "vocab_size"),
 }

@@ -28,8 +28,13 @@ from tsi.models.rotary import LongRopeScaling
 from tsi.models.safetensors import StoredTensor
 
 NAME = "Phi3"
-EPSILON = 1e-5
-"""Of norms, in a configuration that does not say."""
+DEFAULTS: dict[str, Any] = {
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 32_000,
+}
+"""Of a configuration that does not say."""
 PARTS = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -44,8 +49,9 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         CheckpointError: one asks for a feature that the port does not have.
     """
     refuse(fields, NAME, ("sliding_window", "partial_rotary_factor"))
+    fields = DEFAULTS | dict(fields)
     rope = rope_of(fields, NAME, ("longrope",), partial=True)
-    shape = common({"rms_norm_eps": EPSILON, **fields}, "phi3")
+    shape = common(fields, "phi3")
     if isinstance(rope.scaling, LongRopeScaling):
         parameters = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
         shape["max_length"] = original_length(parameters, fields)

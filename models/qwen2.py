@@ -14,6 +14,11 @@ from tsi.models.family import Family
 from tsi.models.windows import FIELDS, windows_from_hf, windows_to_hf
 
 NAME = "Qwen2"
+DEFAULTS: dict[str, Any] = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+}
+"""Of a configuration that does not say."""
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
@@ -23,6 +28,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         CheckpointError: one asks for a feature that the port does not have.
     """
     refuse(fields, NAME, FIELDS)
+    fields = DEFAULTS | dict(fields)
     rope = rope_of(fields, NAME, ("yarn", "linear", "llama3"))
     shape = common(fields, "qwen2")
     local = windows_from_hf(fields, NAME, shape["num_layers"], rope)

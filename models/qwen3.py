@@ -8,14 +8,25 @@ Reference: Yang et al. 2025, arXiv 2505.09388.
 from collections.abc import Mapping
 from typing import Any
 
-from tsi.models.config_fields import common, common_to_hf, refuse, rope_of
+from tsi.models.config_fields import (
+    biases,
+    biases_to_hf,
+    common,
+    common_to_hf,
+    refuse,
+    rope_of,
+)
 from tsi.models.decoder import DecoderConfig
 from tsi.models.family import Family
 from tsi.models.windows import FIELDS, windows_from_hf, windows_to_hf
 
 NAME = "Qwen3"
-HEAD_WIDTH = 128
-"""Of a configuration that does not say; not the width divided by the heads."""
+DEFAULTS: dict[str, Any] = {
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "max_position_embeddings": 32_768,
+}
+"""Of a configuration that does not say; heads are not the width divided by them."""
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
@@ -24,16 +35,24 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         CheckpointError: one asks for a feature that the port does not have.
     """
-    refuse(fields, NAME, FIELDS)
+    refuse(fields, NAME, ("attention_bias", *FIELDS))
+    fields = DEFAULTS | dict(fields)
     rope = rope_of(fields, NAME, ("yarn", "linear", "llama3"))
-    shape = common({"head_dim": HEAD_WIDTH, **fields}, "qwen3")
+    shape = common(fields, "qwen3")
     local = windows_from_hf(fields, NAME, shape["num_layers"], rope)
-    return DecoderConfig(**shape, rope=rope, query_key_norm=True, local=local)
+    return DecoderConfig(
+        **shape, **biases(fields), rope=rope, query_key_norm=True, local=local
+    )
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
-    """The fields of a ``config.json``, which transformers reads too."""
-    return common_to_hf(config, "qwen3") | windows_to_hf(config)
+    """The fields of a ``config.json``, which transformers reads too.
+
+    Raises:
+        CheckpointError: a bias in a part of the attention only.
+    """
+    fields = common_to_hf(config, "qwen3")
+    return fields | windows_to_hf(config) | biases_to_hf(config)
 
 
 FAMILY = Family("qwen3", NAME, config_from_hf, config_to_hf)

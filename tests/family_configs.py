@@ -13,6 +13,9 @@ def family_configs() -> dict[str, DecoderConfig]:
         "llama": small_config(
             num_kv_heads=4,
             tied=False,
+            attention_bias=True,
+            output_bias=True,
+            mlp_bias=True,
             rope=Rope(scaling=Llama3Scaling(8.0, 1.0, 4.0, 32.0)),
         ),
         "mistral": small_config(

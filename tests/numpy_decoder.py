@@ -72,6 +72,10 @@ def turn(vector: np.ndarray, position: int, rope: Rope) -> np.ndarray:
 def activated(x: np.ndarray, name: str) -> np.ndarray:
     if name == "silu":
         return x / (1 + np.exp(-x))
+    if name == "relu":
+        return np.maximum(x, 0)
+    if name == "gelu":
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     return 0.5 * x * (1 + np.tanh(inner))
 
@@ -117,11 +121,16 @@ def numpy_logits(
                     scores = cap * np.tanh(scores / cap)
                 p = np.exp(scores - scores.max())
                 mixed[t, head] = p / p.sum() @ v[seen, group]
-        return mixed.reshape(len(x), -1) @ w["out"]["kernel"]
+        mixed = mixed.reshape(len(x), -1) @ w["out"]["kernel"]
+        return mixed + w["out"]["bias"] if c.output_bias else mixed
 
     def feed_forward(x, w):
-        gate = activated(x @ w["gate"]["kernel"], c.activation)
-        return gate * (x @ w["up"]["kernel"]) @ w["down"]["kernel"]
+        def product(x, name):
+            y = x @ w[name]["kernel"]
+            return y + w[name]["bias"] if c.mlp_bias else y
+
+        gate = activated(product(x, "gate"), c.activation)
+        return product(gate * product(x, "up"), "down")
 
     x = weights["trunk"]["embedding"][sequence] * c.embedding_scale
     for layer in range(c.num_layers):

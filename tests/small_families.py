@@ -18,7 +18,15 @@ UNROUNDED = Rope(1000.0, scaling=YarnScaling(4.0, 16.0, 4.0, 0.5, 1.14, False))
 LINEAR = Rope(1000.0, scaling=LinearScaling(3.0))
 
 WRITTEN: dict[str, DecoderConfig] = {
-    "llama": small_config(rope=LLAMA3, tied=False, eos_ids=(1, 3), norm_epsilon=1e-3),
+    "llama": small_config(
+        rope=LLAMA3,
+        tied=False,
+        eos_ids=(1, 3),
+        norm_epsilon=1e-3,
+        attention_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+    ),
     "mistral": small_config(
         family="mistral",
         head_width=12,
@@ -28,12 +36,15 @@ WRITTEN: dict[str, DecoderConfig] = {
     ),
     "qwen2": small_config(
         family="qwen2",
+        activation="gelu",
         attention_bias=True,
         rope=UNROUNDED,
         local=Local(4, (False, True, True), UNROUNDED),
     ),
     "qwen3": small_config(
         family="qwen3",
+        attention_bias=True,
+        output_bias=True,
         head_width=16,
         query_key_norm=True,
         rope=LINEAR,
@@ -41,6 +52,8 @@ WRITTEN: dict[str, DecoderConfig] = {
     ),
     "gemma3": small_config(
         family="gemma3",
+        attention_bias=True,
+        output_bias=True,
         head_width=6,
         activation="gelu_pytorch_tanh",
         query_key_norm=True,
@@ -55,6 +68,7 @@ WRITTEN: dict[str, DecoderConfig] = {
     ),
     "phi3": small_config(
         family="phi3",
+        activation="relu",
         tied=False,
         rope=Rope(100.0, fraction=0.5),
         local=Local(7, (True, True, True), Rope(100.0, fraction=0.5)),

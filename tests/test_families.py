@@ -76,18 +76,21 @@ OFF: dict[str, Callable[[DecoderConfig], dict[str, Any]]] = {
     "activation": lambda c: {"activation": "silu"},
     "norm_epsilon": lambda c: {"norm_epsilon": 1e-6},
     "attention_bias": lambda c: {"attention_bias": False},
+    "output_bias": lambda c: {"output_bias": False},
+    "mlp_bias": lambda c: {"mlp_bias": False},
     "query_key_norm": lambda c: {"query_key_norm": False},
     "post_norms": lambda c: {"post_norms": False},
     "norm_offset": lambda c: {"norm_offset": 0.0},
     "embedding_scale": lambda c: {"embedding_scale": 1.0},
 }
+BIASES = ("attention_bias", "output_bias", "mlp_bias")
 SHOWS = {
-    "llama": {"scaling", "norm_epsilon"},
+    "llama": {"scaling", "norm_epsilon", *BIASES},
     "mistral": {"scaling", "local", "window"},
-    "qwen2": {"scaling", "local", "window", "attention_bias"},
-    "qwen3": {"scaling", "local", "window", "query_key_norm"},
-    "gemma3": set(OFF) - {"fraction", "norm_epsilon", "attention_bias"},
-    "phi3": {"local", "window", "fraction"},
+    "qwen2": {"scaling", "local", "window", "attention_bias", "activation"},
+    "qwen3": {"scaling", "local", "window", "query_key_norm", *BIASES[:2]},
+    "gemma3": set(OFF) - {"fraction", "norm_epsilon", "mlp_bias"},
+    "phi3": {"local", "window", "fraction", "activation"},
     "phi3 with LongRoPE": {"scaling", "local", "window"},
 }
 

@@ -15,7 +15,14 @@ from tsi.errors import CheckpointError
 from tsi.models.architectures import FAMILIES, architecture_of
 from tsi.models.config_fields import OFF
 from tsi.models.decoder import LanguageModel, Local
-from tsi.models.rotary import Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from tsi.models.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    YarnScaling,
+)
+from tsi.models.text_half import text_fields
 
 EVERY = pytest.mark.parametrize("name", WRITTEN)
 
@@ -25,7 +32,7 @@ def fields_of(name: str) -> dict:
 
 
 def read_published(name: str, **changes):
-    fields = PUBLISHED[name][1] | changes
+    fields = text_fields(Path(name), PUBLISHED[name][1] | changes)
     return architecture_of(Path(name), fields)[1]
 
 
@@ -93,6 +100,10 @@ def test_published_configurations_say_what_differs_between_families():
     for left_out in ("rope_local_base_freq", "rope_theta", "sliding_window_pattern"):
         del fields[left_out]
     assert architecture_of(Path("gemma"), fields)[1] == gemma
+    seeing = read_published("gemma-3-4b-it")
+    assert seeing.rope == Rope(1e6, scaling=LinearScaling(8.0))
+    assert (seeing.local.window, seeing.local.rope) == (1024, Rope(1e4))
+    assert (seeing.eos_ids, seeing.tied) == ((1, 106), True)
     phi3 = read_published("Phi-3-mini-4k-instruct")
     assert phi3.local == Local(2047, (True,) * 32, Rope(1e4))
     phi4 = read_published("Phi-4-mini-instruct")
@@ -124,7 +135,6 @@ ON: dict[str, object] = {
     "attention_bias": True,
     "mlp_bias": True,
     "lm_head_bias": True,
-    "pretraining_tp": 2,
     "sliding_window": 16,
     "use_sliding_window": True,
     "attn_logit_softcapping": 50.0,
@@ -149,11 +159,12 @@ ON: dict[str, object] = {
     "is_encoder_decoder": True,
 }
 DOES: dict[str, set[str]] = {
-    "llama": set(),
+    "llama": {"attention_bias", "mlp_bias"},
     "mistral": {"sliding_window"},
     "qwen2": {"sliding_window", "use_sliding_window"},
-    "qwen3": {"sliding_window", "use_sliding_window"},
+    "qwen3": {"attention_bias", "sliding_window", "use_sliding_window"},
     "gemma3": {
+        "attention_bias",
         "sliding_window",
         "attn_logit_softcapping",
         "final_logit_softcapping",
@@ -252,8 +263,8 @@ def test_rotary_scaling_is_done_or_refused_by_name(name, kind):
 @EVERY
 def test_other_activations_and_kinds_of_layers_are_refused_by_name(name):
     which = "hidden_activation" if name == "gemma3" else "hidden_act"
-    with pytest.raises(CheckpointError, match=f"{which}='relu'"):
-        FAMILIES[name].read(fields_of(name) | {which: "relu"})
+    with pytest.raises(CheckpointError, match=f"{which}='relu2'"):
+        FAMILIES[name].read(fields_of(name) | {which: "relu2"})
     kinds = ["full_attention", "chunked_attention", "full_attention"]
     with pytest.raises(CheckpointError, match=r"layer_types.*chunked_attention"):
         FAMILIES[name].read(fields_of(name) | {"layer_types": kinds})
@@ -272,6 +283,13 @@ def test_what_a_family_writes_has_no_contradiction(name):
     fields = fields_of(name)
     fields["architectures"] = [f"{FAMILIES[name].prefix}ForCausalLM"]
     assert architecture_of(Path(name), fields) == (LanguageModel, WRITTEN[name])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_a_bias_in_a_part_of_the_attention_is_not_written(name):
+    config = dataclasses.replace(WRITTEN[name], output_bias=False)
+    with pytest.raises(CheckpointError, match="Give the other a bias of zeros"):
+        FAMILIES[name].write(config)
 
 
 def test_longrope_is_not_written():

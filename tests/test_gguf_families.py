@@ -46,6 +46,9 @@ def gemma(**changes):
 YARN = YarnScaling(4.0, 16.0, 24.0, 2.0, 0.1 * np.log(4.0) + 1.0, True)
 CASES = {
     "llama": small_config(tied=False),
+    "llama with biases": small_config(
+        attention_bias=True, output_bias=True, mlp_bias=True
+    ),
     "llama linear": small_config(rope=Rope(5e4, scaling=LinearScaling(2.0))),
     "llama wide heads": small_config(head_width=12),
     "mistral": small_config(family="mistral"),
@@ -54,7 +57,11 @@ CASES = {
         family="qwen2", attention_bias=True, rope=Rope(scaling=YARN)
     ),
     "qwen3": small_config(family="qwen3", query_key_norm=True, head_width=12),
+    "qwen3 with biases": small_config(
+        family="qwen3", query_key_norm=True, attention_bias=True, output_bias=True
+    ),
     "gemma3": gemma(),
+    "gemma3 with biases": gemma(attention_bias=True, output_bias=True),
     "gemma3 everywhere": gemma(local=None, logit_softcap=None),
     "phi3": small_config(
         family="phi3", tied=False, local=Local(7, (True,) * 3, Rope())

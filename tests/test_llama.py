@@ -145,8 +145,8 @@ def test_configuration_survives_the_round_trip_to_hugging_face():
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("attention_bias", True, "attention_bias=True"),
-        ("hidden_act", "gelu", "hidden_act='gelu'"),
+        ("clip_qkv", 8.0, "clip_qkv=8.0"),
+        ("hidden_act", "relu2", "hidden_act='relu2'"),
         ("rope_scaling", {"type": "ntk"}, "rotary scaling 'ntk'"),
     ],
 )

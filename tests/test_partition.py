@@ -138,7 +138,7 @@ def _divided(config) -> int:
         kv = config.num_kv_heads * config.head_width
         entries += layers * 2 * kv * (d + config.attention_bias)
     if config.hidden % 4 == 0:
-        entries += layers * 3 * d * config.hidden
+        entries += layers * config.hidden * (3 * d + 2 * config.mlp_bias)
     if config.vocab_size % 4 == 0:
         entries += (1 if config.tied else 2) * config.vocab_size * d
     return 4 * entries

@@ -83,6 +83,18 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {},
         "deep": {"num_hidden_layers": 9},
         "another epsilon": {"rms_norm_eps": 0.1},
+        "biases of attention": {"attention_bias": True},
+        "biases of the rest": {"mlp_bias": True},
+        "all": {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-3,
+            "pretraining_tp": 2,
+            **rope(LLAMA3),
+        },
         **TIED,
         **HEADS,
         **ROTARY,
@@ -104,6 +116,7 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
     "Qwen2": {
         "no windows": {"use_sliding_window": False, "sliding_window": 8},
         "windows later": WINDOWS | {"max_window_layers": 2},
+        "gelu": {"hidden_act": "gelu"},
         "windows everywhere": WINDOWS | {"max_window_layers": 0},
         "windows by type": WINDOWS | {"layer_types": MIXED},
         "all": {
@@ -117,10 +130,12 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "Qwen3": {
         "default heads": {},
+        "biases": {"attention_bias": True},
         "windows later": WINDOWS | {"max_window_layers": 2},
         "windows by type": WINDOWS | {"layer_types": MIXED},
         "all": {
             **WINDOWS,
+            "attention_bias": True,
             "layer_types": MIXED,
             "num_key_value_heads": 1,
             "head_dim": 24,
@@ -140,6 +155,7 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
             "sliding_window": 12,
             "layer_types": MIXED,
             "query_pre_attn_scalar": 20,
+            "attention_bias": True,
             "final_logit_softcapping": 3.0,
             **gemma_ropes(LINEAR, DEFAULT),
         },
@@ -149,6 +165,7 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
     "Phi3": {
         "plain": {},
         "window": {"sliding_window": 24},
+        "relu": {"hidden_act": "relu"},
         "partial rotary": rope(DEFAULT | {"partial_rotary_factor": 0.5}),
         "longrope": {"original_max_position_embeddings": 200, **rope(LONGROPE)},
         "all": {
