@@ -108,7 +108,6 @@ def load(
             else sharding_of(name, shape, config, mesh)
         )
         value = place(
-            path,
             shape,
             [(n, tensors[n]) for n in _names(pattern, config.num_layers)],
             np.dtype(dtype),
@@ -198,9 +197,10 @@ def _without_redundant(
     if config.tied and head and embedding and head.shape == embedding.shape:
         if not equal(head, embedding):
             contradictions.append(
-                "contradiction: lm_head.weight differs from model.embed_tokens.weight, "
-                "which the configuration says are tied; set tie_word_embeddings to "
-                "false in config.json if the head is meant to be its own"
+                f"contradiction: lm_head.weight in {head.file.name} differs from "
+                f"model.embed_tokens.weight in {embedding.file.name}, which the "
+                "configuration says are tied; set tie_word_embeddings to false in "
+                "config.json if the head is meant to be its own"
             )
         del kept["lm_head.weight"]
     return kept, contradictions
@@ -222,14 +222,20 @@ def _check(
         part = part[::-1] if _is_kernel(module_path) else part
         expected |= dict.fromkeys(_names(pattern, config.num_layers), part)
     misfits = [f"missing: {n}" for n in expected if n not in tensors]
-    misfits += [f"extra: {n}" for n in tensors if n not in expected]
     misfits += [
-        f"shape: {n} is {list(tensors[n].shape)}, the configuration says {list(shape)}"
+        f"extra: {n} in {tensor.file.name}"
+        for n, tensor in tensors.items()
+        if n not in expected
+    ]
+    misfits += [
+        f"shape: {n} in {tensors[n].file.name} is {list(tensors[n].shape)}, "
+        f"the configuration says {list(shape)}"
         for n, shape in expected.items()
         if n in tensors and tensors[n].shape != shape
     ]
     misfits += [
-        f"type: {n} is {tensor.kind}, supported are {', '.join(FLOAT_TYPES)}"
+        f"type: {n} in {tensor.file.name} is {tensor.kind}, "
+        f"supported are {', '.join(FLOAT_TYPES)}"
         for n, tensor in tensors.items()
         if tensor.kind is not None
     ]

@@ -128,7 +128,7 @@ def _parts(
             continue
         read = TensorReader(header, name)
         if fused or ".attn_qkv." not in name or info.shape[0] != sum(rows):
-            yield name, StoredTensor(info.shape, read)
+            yield name, StoredTensor(info.shape, header.path, read)
             continue
         start = 0
         for part, count in zip("qkv", rows, strict=True):
@@ -136,7 +136,9 @@ def _parts(
             yield (
                 name.replace("attn_qkv", f"attn_{part}"),
                 StoredTensor(
-                    (count, *info.shape[1:]), _then(read, operator.getitem, inside)
+                    (count, *info.shape[1:]),
+                    header.path,
+                    _then(read, operator.getitem, inside),
                 ),
             )
             start += count

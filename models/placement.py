@@ -8,7 +8,6 @@ block, is in memory.
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,7 +25,6 @@ Bounds = tuple[tuple[int, int], ...]
 
 
 def place(
-    path: Path,
     shape: tuple[int, ...],
     tensors: Sequence[tuple[str, StoredTensor]],
     dtype: np.dtype,
@@ -38,7 +36,6 @@ def place(
     """Read one parameter straight into its shards.
 
     Args:
-        path: of the checkpoint, for messages.
         shape: of the whole parameter.
         tensors: names and tensors, one a layer if stacked.
         dtype: in memory.
@@ -66,8 +63,8 @@ def place(
             targets.append((region[::-1], target.T) if transposed else (region, target))
         if not _fill(targets, tensor):
             raise CheckpointError(
-                f"{path}: tensor {name} has values that are not finite in {dtype}. "
-                "Download the file again, or load it in float32."
+                f"{tensor.file}: tensor {name} has values that are not finite in "
+                f"{dtype}. Download the file again, or load it in float32."
             )
     return jax.make_array_from_callback(
         shape, sharding, lambda index: shards[_bounds(index, shape)]

@@ -44,6 +44,7 @@ class StoredTensor(NamedTuple):
 
     Attributes:
         shape: as the file states it.
+        file: it lies in, for messages.
         read: gives the values; a view of the file where they lie there as they are. It
             may be a :class:`ReadsRows`.
         kind: its type on disk where that is not a floating-point one: no weight.
@@ -52,6 +53,7 @@ class StoredTensor(NamedTuple):
     """
 
     shape: tuple[int, ...]
+    file: Path
     read: Callable[[], np.ndarray]
     kind: str | None = None
     release: Callable[[], None] = nothing
@@ -123,7 +125,8 @@ def _mapped_tensor(
     kind, shape = entry["dtype"], tuple(entry["shape"])
     start, stop = (base + offset for offset in entry["data_offsets"])
     if kind not in FLOAT_TYPES:
-        return StoredTensor(shape, functools.partial(_no_weight, path, name), kind)
+        read = functools.partial(_no_weight, path, name)
+        return StoredTensor(shape, path, read, kind)
     dtype = np.dtype(FLOAT_TYPES[kind])
     size = math.prod(shape) * dtype.itemsize
     if not (base <= start <= stop <= len(mapped) and stop - start == size):
@@ -134,6 +137,7 @@ def _mapped_tensor(
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
     return StoredTensor(
         shape,
+        path,
         functools.partial(_view, mapped, shape, dtype, start),
         None,
         functools.partial(_give_back, mapped, first, stop - first),
@@ -200,7 +204,8 @@ def open_folder(folder: Path) -> dict[str, StoredTensor]:
         for name, stored in open_safetensors(folder / shard).items():
             if name in tensors:
                 raise CheckpointError(
-                    f"{folder / shard} holds {name}, which another shard holds too."
+                    f"{folder / shard} holds the tensor {name}, which "
+                    f"{tensors[name].file.name} holds too. Download both again."
                 )
             tensors[name] = stored
     return tensors

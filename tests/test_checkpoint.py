@@ -34,6 +34,21 @@ def folder(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("model"), small_config())
 
 
+FIRST = ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight")
+
+
+def write_shards(folder, tensors, first):
+    """Two shards in the place of one file; ``first`` says what lies in a."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    where = {n: f"{'a' if first[n] else 'b'}.safetensors" for n in tensors}
+    for file in set(where.values()):
+        own = {name: t for name, t in tensors.items() if where[name] == file}
+        save_file(own, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    return index
+
+
 @pytest.fixture
 def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
@@ -100,14 +115,7 @@ def test_half_precision_on_disk_loads_in_any_precision(tmp_path, dtype):
 
 def test_shards_load_like_one_file(folder, copy):
     tensors = load_file(copy / "model.safetensors")
-    (copy / "model.safetensors").unlink()
-    names = sorted(tensors)
-    parts = {"a.safetensors": names[:7], "b.safetensors": names[7:]}
-    for file, own in parts.items():
-        save_file({name: tensors[name] for name in own}, copy / file)
-    where = {name: file for file, own in parts.items() for name in own}
-    index = copy / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": where}))
+    index = write_shards(copy, tensors, {name: name in FIRST for name in tensors})
     one, shards = parameters(load(folder)[0]), parameters(load(copy)[0])
     assert all(np.array_equal(one[name], shards[name]) for name in one)
 
@@ -119,6 +127,40 @@ def test_shards_load_like_one_file(folder, copy):
         load(copy)
     index.write_text(json.dumps({"weight_map": [1]}))
     with pytest.raises(CheckpointError, match="no weight_map"):
+        load(copy)
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t[NORM].__setitem__(3, np.nan), f"{NORM} has values .* not finite"),
+        (lambda t: t.update({NORM: np.ones(7, "f4")}), f"shape: {NORM} in {{}} is"),
+        (lambda t: t.update({NORM: np.ones(32, "i4")}), f"type: {NORM} in {{}} is I32"),
+        (lambda t: t.update(odd=np.ones(3, "f4")), "extra: odd in {}"),
+    ],
+    ids=["value", "shape", "type", "extra"],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_wrong_with_a_tensor_is_said_with_its_shard(copy, change, says, first):
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    write_shards(copy, tensors, {n: (n in (NORM, "odd")) == first for n in tensors})
+    right, other = ("a", "b") if first else ("b", "a")
+    with pytest.raises(CheckpointError, match=says.format(f"{right}.safetensors")) as e:
+        load(copy)
+    assert f"{right}.safetensors" in str(e.value)
+    assert f"{other}.safetensors" not in str(e.value)
+
+
+def test_a_tensor_in_two_shards_is_said_with_both(copy):
+    tensors = load_file(copy / "model.safetensors")
+    write_shards(copy, tensors, dict.fromkeys(tensors, True) | {NORM: False})
+    save_file(tensors, copy / "a.safetensors")
+    says = r"b\.safetensors holds the tensor model\.norm\.weight, which a\.safetensors"
+    with pytest.raises(CheckpointError, match=says):
         load(copy)
 
 
@@ -141,8 +183,8 @@ def test_one_error_lists_all_missing_extra_and_wrongly_shaped_tensors(copy):
     assert "extra: model.layers.7.mlp.up_proj.weight" in text
     assert "extra: visual.patch" in text
     assert (
-        "shape: model.layers.0.self_attn.k_proj.weight is [32, 16], "
-        "the configuration says [16, 32]" in text
+        "shape: model.layers.0.self_attn.k_proj.weight in model.safetensors is "
+        "[32, 16], the configuration says [16, 32]" in text
     )
 
 
@@ -209,8 +251,8 @@ def test_one_error_lists_all_misfits_whatever_they_are(copy):
         "missing: model.norm.weight",
         "missing: model.layers.8.mlp.up_proj.weight",
         "extra: odd",
-        "type: model.layers.0.input_layernorm.weight is I32",
-        "contradiction: lm_head.weight differs",
+        "type: model.layers.0.input_layernorm.weight in model.safetensors is I32",
+        "contradiction: lm_head.weight in model.safetensors differs",
     ):
         assert part in str(caught.value)
 
@@ -309,7 +351,7 @@ def test_offsets_are_checked_again_before_the_file_is_viewed(
 
 def test_integer_tensors_are_not_weights(copy):
     edit_tensors(copy, lambda t: t.update(qweight=np.zeros((4, 4), np.int32)))
-    with pytest.raises(CheckpointError, match="qweight is I32"):
+    with pytest.raises(CheckpointError, match=r"qweight in model\.safetensors is I32"):
         load(copy)
 
 

@@ -1,5 +1,6 @@
 """A GGUF gives the same model as the safetensors it came from, or a sentence."""
 
+import re
 import struct
 
 import gguf
@@ -99,6 +100,23 @@ def test_missing_and_extra_tensors_of_a_gguf_are_listed_together(tmp_path):
     assert "missing: model.layers.1.mlp.up_proj.weight" in str(caught.value)
     assert "missing: model.norm.weight" in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_what_is_wrong_with_a_tensor_of_a_gguf_is_said_with_its_file(tmp_path):
+    config = small_config()
+    folder, file = make(tmp_path, config)
+    narrow = small_config(num_kv_heads=1)
+    write_gguf(tmp_path / "narrow.gguf", folder, narrow)
+    says = r"shape: .*k_proj\.weight in narrow\.gguf is \[16, 32\]"
+    with pytest.raises(CheckpointError, match=says):
+        load(tmp_path / "narrow.gguf")
+    info = read_header(file).tensors["output_norm.weight"]
+    content = bytearray(file.read_bytes())
+    content[info.start : info.start + 4] = np.float32(np.nan).tobytes()
+    file.write_bytes(content)
+    says = re.escape(f"{file}: tensor model.norm.weight has values that are not finite")
+    with pytest.raises(CheckpointError, match=says):
+        load(file)
 
 
 def test_another_architecture_is_refused_and_the_supported_are_listed(tmp_path):
