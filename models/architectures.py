@@ -17,7 +17,7 @@ from tsi.models import gemma3, llama, mistral, phi3, qwen2, qwen3
 from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
 from tsi.models.family import Family, Tensors
 from tsi.models.heads import OutcomeScorer, ProcessScorer, SequenceScorer, ValueScorer
-from tsi.models.rotary import Rope
+from tsi.models.rotary import LongRopeScaling, Rope
 from tsi.models.text_half import WHOLE
 
 FAMILIES: dict[str, Family] = {
@@ -165,11 +165,13 @@ def _contradictions(config: DecoderConfig) -> list[str]:
                 f"rotary embeddings turn {pairs} of {config.head_width} entries of a "
                 "head, not an even number of them"
             )
-        divisors = getattr(rope.scaling, "divisors", None)
-        if divisors is not None and len(divisors) != pairs // 2:
-            problems.append(
-                f"LongRoPE has {len(divisors)} short factors for {pairs // 2} pairs"
-            )
+        if isinstance(rope.scaling, LongRopeScaling):
+            halves = {"short": rope.scaling.short, "long": rope.scaling.long}
+            problems += [
+                f"LongRoPE has {len(half)} {name} factors for {pairs // 2} pairs"
+                for name, half in halves.items()
+                if len(half) != pairs // 2
+            ]
     window = config.local.window if config.local else 1
     if type(window) is not int or window < 1:
         problems.append(f"the sliding window is {window!r}, not a positive number")

@@ -8,6 +8,7 @@ devices that hold it. Only safetensors and GGUF are read: nothing is unpickled a
 nothing from a model's repository runs.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from tsi.errors import CheckpointError
+from tsi.errors import CheckpointError, ConfigurationError
 from tsi.models.architectures import (
     DERIVED,
     FAMILIES,
@@ -49,6 +50,7 @@ def load(
     *,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
+    max_length: int | None = None,
 ) -> tuple[LanguageModel | RewardModel, DecoderConfig]:
     """Load a model from a Hugging Face folder or a ``.gguf`` file.
 
@@ -58,12 +60,18 @@ def load(
         dtype: of the weights in memory, whatever they are on disk.
         mesh: devices to place the weights on, by the rules of
             :mod:`tsi.models.partition`; the default device, if None.
+        max_length: the context in tokens, at most the configuration's; that, if None.
+            With LongRoPE the default is the original length and not the stretched one:
+            beyond it all angles are others, for short texts too, and texts that fit the
+            original length are what its angles were trained on. Asking for more gives
+            the long angles, and what transformers computes of texts beyond it.
 
     Returns:
         The module, :class:`LanguageModel` or :class:`RewardModel` by the architecture
         that the checkpoint names, and its configuration.
 
     Raises:
+        ConfigurationError: ``max_length`` is more than the configuration allows.
         CheckpointError: the checkpoint is damaged, of an unknown architecture, asks for
             a feature that the port lacks, or has missing, extra or wrongly shaped
             tensors (one error lists all of them).
@@ -87,6 +95,8 @@ def load(
             "layers that its configuration states."
         )
     make, config = architecture_of(path, fields)
+    if max_length is not None:
+        config = _used_at(path, config, max_length)
     abstract = nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), dtype=dtype))
     graph, state = nnx.split(abstract)
     leaves = dict(nnx.to_flat_state(state))
@@ -131,7 +141,8 @@ def save(
 
     Args:
         model: its class decides the architecture that config.json names.
-        config: its configuration.
+        config: its configuration. With LongRoPE the stretched context is written, and
+            :func:`load` asks anew for how much of it is used.
         folder: made if absent; files of the same names are replaced.
         tokenizer: saved beside the weights, if given.
         dtype: of the weights on disk; as in memory, if None.
@@ -163,6 +174,15 @@ def save(
     (folder / "config.json").write_text(text, encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _used_at(path: Path, config: DecoderConfig, max_length: int) -> DecoderConfig:
+    if not 1 <= max_length <= config.longest:
+        raise ConfigurationError(
+            f"max_length is {max_length}, and the model at {path} is for contexts of "
+            f"up to {config.longest} tokens; choose a number from 1 to that."
+        )
+    return dataclasses.replace(config, max_length=max_length)
 
 
 def _patterns(config: DecoderConfig) -> dict[str, str]:

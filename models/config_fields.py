@@ -13,6 +13,7 @@ from tsi.errors import CheckpointError
 from tsi.models.decoder import DecoderConfig
 from tsi.models.layers import ACTIVATIONS
 from tsi.models.rotary import (
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -20,6 +21,9 @@ from tsi.models.rotary import (
     Scaling,
     YarnScaling,
 )
+
+LENGTH = 2048
+"""The context of a configuration that does not say."""
 
 # What each feature is when it is off.
 OFF: dict[str, tuple[Any, ...]] = {
@@ -51,6 +55,10 @@ OFF: dict[str, tuple[Any, ...]] = {
 }
 
 
+SHARED_KINDS = ("llama3", "linear", "yarn", "longrope", "dynamic")
+"""Of rotary scaling, in the families that leave it to transformers' shared code."""
+
+
 def refuse(fields: Mapping[str, Any], family: str, does: tuple[str, ...] = ()) -> None:
     """Refuse by name the features that are on and that a family's port does not do.
 
@@ -77,8 +85,11 @@ def refuse(fields: Mapping[str, Any], family: str, does: tuple[str, ...] = ()) -
         )
 
 
-def common(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
+def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]:
     """The arguments of :class:`DecoderConfig` that every family reads alike.
+
+    The context is the configuration's; with LongRoPE it is the original one, until a
+    longer one is asked for.
 
     Raises:
         CheckpointError: an activation that no port has.
@@ -93,6 +104,9 @@ def common(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
             f"config.json asks for {named}={activation!r}; the ports do "
             f"{', '.join(ACTIVATIONS)}. Choose another checkpoint."
         )
+    length = fields.get("max_position_embeddings", LENGTH)
+    if isinstance(rope.scaling, LongRopeScaling):
+        length = min(length, rope.scaling.original)
     return {
         "vocab_size": fields["vocab_size"],
         "width": fields["hidden_size"],
@@ -101,7 +115,8 @@ def common(fields: Mapping[str, Any], family: str) -> dict[str, Any]:
         "num_heads": heads,
         "num_kv_heads": fields.get("num_key_value_heads") or heads,
         "head_width": fields.get("head_dim") or fields["hidden_size"] // heads,
-        "max_length": fields.get("max_position_embeddings", 2048),
+        "max_length": length,
+        "rope": rope,
         "norm_epsilon": float(fields.get("rms_norm_eps", 1e-6)),
         "tied": bool(fields.get("tie_word_embeddings", False)),
         "eos_ids": (
@@ -184,6 +199,8 @@ def _scaling(
 ) -> Scaling | None:
     if kind == "linear":
         return LinearScaling(float(rope["factor"]))
+    if kind == "dynamic":
+        return DynamicScaling(float(rope["factor"]))
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         factor, low, high = (float(rope[name]) for name in names)
@@ -210,32 +227,28 @@ def _scaling(
             bool(rope.get("truncate", True)),
         )
     if kind == "longrope":
-        # The long divisors apply to contexts beyond the original length only, and
-        # would have every cached key turned anew: the family's file bounds the length.
-        original = original_length(rope, fields)
+        stretched = fields.get("max_position_embeddings", LENGTH)
+        # transformers prefers the field that stands beside the parameters.
+        name = "original_max_position_embeddings"
+        original = int(fields.get(name) or rope.get(name) or stretched)
         attention = rope.get("attention_factor")
         if attention is None:
-            stretched = fields["max_position_embeddings"] / original
-            factor = float(rope.get("factor") or stretched)
+            factor = float(rope.get("factor") or stretched / original)
             attention = (
                 math.sqrt(1 + math.log(factor) / math.log(original))
                 if factor > 1
                 else 1.0
             )
-        return LongRopeScaling(
-            tuple(float(d) for d in rope["short_factor"]), float(attention)
+        short, long = (
+            tuple(float(divisor) for divisor in rope[half])
+            for half in ("short_factor", "long_factor")
         )
+        return LongRopeScaling(short, long, original, stretched, float(attention))
     return None
 
 
 def _temperature(factor: float, scale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-
-def original_length(rope: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
-    """The context that a LongRoPE model had before it was stretched."""
-    name = "original_max_position_embeddings"
-    return fields.get(name) or rope.get(name) or fields["max_position_embeddings"]
 
 
 def common_to_hf(config: DecoderConfig, model_type: str) -> dict[str, Any]:
@@ -249,7 +262,7 @@ def common_to_hf(config: DecoderConfig, model_type: str) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_width,
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": config.longest,
         "rope_parameters": rope_to_hf(config.rope),
         "rope_theta": config.rope.theta,
         "rms_norm_eps": config.norm_epsilon,
@@ -260,11 +273,7 @@ def common_to_hf(config: DecoderConfig, model_type: str) -> dict[str, Any]:
 
 
 def rope_to_hf(rope: Rope) -> dict[str, Any]:
-    """The ``rope_parameters`` of a rotary embedding.
-
-    Raises:
-        CheckpointError: LongRoPE, of which the long half is not kept.
-    """
+    """The ``rope_parameters`` of a rotary embedding."""
     fields: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
     if rope.fraction != 1.0:
         fields["partial_rotary_factor"] = rope.fraction
@@ -290,8 +299,13 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
             "truncate": scaling.truncate,
         }
     elif isinstance(scaling, LongRopeScaling):
-        raise CheckpointError(
-            "A model with LongRoPE is read but not written: the divisors of long "
-            "contexts are not kept. Keep its own config.json."
-        )
+        fields |= {
+            "rope_type": "longrope",
+            "short_factor": list(scaling.short),
+            "long_factor": list(scaling.long),
+            "original_max_position_embeddings": scaling.original,
+            "attention_factor": scaling.attention,
+        }
+    elif isinstance(scaling, DynamicScaling):
+        fields |= {"rope_type": "dynamic", "factor": scaling.factor}
     return fields

@@ -25,7 +25,7 @@ from tsi.models.layers import (
     attend,
     visible,
 )
-from tsi.models.rotary import Rope, inverse_frequencies, rotate
+from tsi.models.rotary import LongRopeScaling, Rope, inverse_frequencies, rotate
 
 PLAIN = Rope()
 
@@ -51,6 +51,7 @@ class DecoderConfig:
     Attributes:
         family: whose checkpoints it is read from and written to.
         num_labels: outputs of the scalar or class head, for models that score.
+        max_length: the context in tokens, positions beyond which are not to be read.
         attention_bias: whether queries, keys and values have a bias.
         output_bias: whether the projection of what attention mixed has one.
         mlp_bias: whether the three products of the feed-forward layer have one.
@@ -112,6 +113,14 @@ class DecoderConfig:
         some = positive(count - positive(-first))
         hidden = some * (positive(first) + positive(first + count - 1)) / 2
         return everywhere - hidden * sum(self.local.layers) / self.num_layers
+
+    @property
+    def longest(self) -> int:
+        """The longest context that the weights were trained for, in tokens."""
+        scaling = self.rope.scaling
+        if isinstance(scaling, LongRopeScaling):
+            return scaling.stretched
+        return self.max_length
 
     def flops_per_token(self, context: float, *, head: bool = True) -> float:
         """Forward FLOPs of one token that attends to ``context`` positions.
@@ -285,7 +294,11 @@ class Trunk(nnx.Module):
         def geometry(rope: Rope, window: int | None) -> Geometry:
             return Geometry(
                 positions,
-                jnp.asarray(inverse_frequencies(rope, self.config.head_width)),
+                jnp.asarray(
+                    inverse_frequencies(
+                        rope, self.config.head_width, self.config.max_length
+                    )
+                ),
                 valid,
                 None if window is None else jnp.asarray(window),
                 tuple(visible(segment, positions, window) for segment in context),

@@ -66,8 +66,8 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     """
     refuse(fields, NAME, DOES)
     fields = DEFAULTS | dict(fields)
-    shape = common(fields, "gemma3")
     everywhere, local_rope = _ropes(fields)
+    shape = common(fields, "gemma3", everywhere)
     kinds = fields.get("layer_types")
     if kinds is None:
         period = fields["sliding_window_pattern"]
@@ -78,7 +78,6 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(
         **shape,
         **biases(fields),
-        rope=everywhere,
         query_key_norm=True,
         post_norms=True,
         norm_offset=1.0,
@@ -99,7 +98,7 @@ def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
     else:
         everywhere = both or fields.get("rope_scaling") or {}
         local = {"rope_theta": fields.get("rope_local_base_freq", LOCAL_THETA)}
-    kinds = ("linear",)
+    kinds = ("linear", "dynamic")
     return (
         rope_of(fields, NAME, kinds, THETA, everywhere),
         rope_of({}, NAME, kinds, LOCAL_THETA, local),

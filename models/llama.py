@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsi.models.config_fields import (
+    SHARED_KINDS,
     biases,
     biases_to_hf,
     common,
@@ -33,12 +34,11 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     """
     refuse(fields, NAME, DOES)
     fields = DEFAULTS | dict(fields)
-    rope = rope_of(fields, NAME, ("llama3", "linear", "yarn"))
+    rope = rope_of(fields, NAME, SHARED_KINDS)
     return DecoderConfig(
-        **common(fields, "llama"),
+        **common(fields, "llama", rope),
         **biases(fields),
         mlp_bias=bool(fields.get("mlp_bias", False)),
-        rope=rope,
     )
 
 

@@ -6,7 +6,13 @@ Reference: Jiang et al. 2023, arXiv 2310.06825.
 from collections.abc import Mapping
 from typing import Any
 
-from tsi.models.config_fields import common, common_to_hf, refuse, rope_of
+from tsi.models.config_fields import (
+    SHARED_KINDS,
+    common,
+    common_to_hf,
+    refuse,
+    rope_of,
+)
 from tsi.models.decoder import DecoderConfig, Local
 from tsi.models.family import Family
 
@@ -28,11 +34,11 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     """
     refuse(fields, NAME, ("sliding_window",))
     fields = DEFAULTS | dict(fields)
-    rope = rope_of(fields, NAME, ("llama3", "linear", "yarn"))
-    shape = common(fields, "mistral")
+    rope = rope_of(fields, NAME, SHARED_KINDS)
+    shape = common(fields, "mistral", rope)
     window = fields["sliding_window"]
     local = Local(window, (True,) * shape["num_layers"], rope) if window else None
-    return DecoderConfig(**shape, rope=rope, local=local)
+    return DecoderConfig(**shape, local=local)
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """The Phi-3 family, which Phi-4 and Phi-4-mini are of: Llama's blocks, fused on disk.
 
 Queries, keys and values are one tensor in the checkpoint, gate and up another; part of
-each head may be left unturned. Long contexts are another matter: beyond the original
-length LongRoPE turns every key by other angles, the cached ones too, so the port stops
-at the original length.
+each head may be left unturned. A model with LongRoPE has two sets of angles, and is
+used at its original length unless a longer context is asked for when it is loaded.
 
 References: Abdin et al. 2024, arXiv 2404.14219; LongRoPE, arXiv 2402.13753.
 """
@@ -18,7 +17,6 @@ import numpy as np
 from tsi.models.config_fields import (
     common,
     common_to_hf,
-    original_length,
     refuse,
     rope_of,
 )
@@ -43,7 +41,7 @@ _FUSED = re.compile(r"(.*)\.(self_attn\.qkv_proj|mlp\.gate_up_proj)\.weight")
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
-    """Read the fields of a ``config.json``; ``max_length`` is the unstretched one.
+    """Read the fields of a ``config.json``.
 
     Raises:
         CheckpointError: one asks for a feature that the port does not have.
@@ -51,25 +49,24 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     refuse(fields, NAME, ("sliding_window", "partial_rotary_factor"))
     fields = DEFAULTS | dict(fields)
     rope = rope_of(fields, NAME, ("longrope",), partial=True)
-    shape = common(fields, "phi3")
-    if isinstance(rope.scaling, LongRopeScaling):
-        parameters = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-        shape["max_length"] = original_length(parameters, fields)
+    shape = common(fields, "phi3", rope)
     window = fields.get("sliding_window")
     local = Local(window, (True,) * shape["num_layers"], rope) if window else None
-    return DecoderConfig(**shape, rope=rope, local=local)
+    return DecoderConfig(**shape, local=local)
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
-    """The fields of a ``config.json``, which transformers reads too.
-
-    Raises:
-        CheckpointError: a model with LongRoPE.
-    """
+    """The fields of a ``config.json``, which transformers reads too."""
     window = config.local.window if config.local is not None else None
+    scaling = config.rope.scaling
+    original = config.max_length
+    if isinstance(scaling, LongRopeScaling):
+        original = scaling.original
     return common_to_hf(config, "phi3") | {
         "sliding_window": window,
         "partial_rotary_factor": config.rope.fraction,
+        # Left out, it is 4096 to transformers, whatever the rotary parameters say.
+        "original_max_position_embeddings": original,
         # Left out, it is 32000, which a smaller vocabulary does not have.
         "pad_token_id": None,
     }

@@ -8,7 +8,13 @@ Reference: Yang et al. 2024, arXiv 2407.10671 and 2412.15115.
 from collections.abc import Mapping
 from typing import Any
 
-from tsi.models.config_fields import common, common_to_hf, refuse, rope_of
+from tsi.models.config_fields import (
+    SHARED_KINDS,
+    common,
+    common_to_hf,
+    refuse,
+    rope_of,
+)
 from tsi.models.decoder import DecoderConfig
 from tsi.models.family import Family
 from tsi.models.windows import FIELDS, windows_from_hf, windows_to_hf
@@ -29,10 +35,10 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     """
     refuse(fields, NAME, FIELDS)
     fields = DEFAULTS | dict(fields)
-    rope = rope_of(fields, NAME, ("yarn", "linear", "llama3"))
-    shape = common(fields, "qwen2")
+    rope = rope_of(fields, NAME, SHARED_KINDS)
+    shape = common(fields, "qwen2", rope)
     local = windows_from_hf(fields, NAME, shape["num_layers"], rope)
-    return DecoderConfig(**shape, rope=rope, attention_bias=True, local=local)
+    return DecoderConfig(**shape, attention_bias=True, local=local)
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:

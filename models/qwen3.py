@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsi.models.config_fields import (
+    SHARED_KINDS,
     biases,
     biases_to_hf,
     common,
@@ -37,12 +38,10 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     """
     refuse(fields, NAME, ("attention_bias", *FIELDS))
     fields = DEFAULTS | dict(fields)
-    rope = rope_of(fields, NAME, ("yarn", "linear", "llama3"))
-    shape = common(fields, "qwen3")
+    rope = rope_of(fields, NAME, SHARED_KINDS)
+    shape = common(fields, "qwen3", rope)
     local = windows_from_hf(fields, NAME, shape["num_layers"], rope)
-    return DecoderConfig(
-        **shape, **biases(fields), rope=rope, query_key_norm=True, local=local
-    )
+    return DecoderConfig(**shape, **biases(fields), query_key_norm=True, local=local)
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:

@@ -48,13 +48,38 @@ class YarnScaling(NamedTuple):
 
 
 class LongRopeScaling(NamedTuple):
-    """One divisor a frequency, and a temperature on attention (arXiv 2402.13753)."""
+    """One divisor a frequency, and a temperature on attention (arXiv 2402.13753).
 
-    divisors: tuple[float, ...]
+    Which divisors apply is a matter of the context that a model is used at, and not of
+    the text at hand: keys that are cached already cannot be turned anew once a text
+    grows beyond the original length. llama.cpp chooses so too; transformers goes by the
+    text, and while it generates leaves cached keys as they were.
+
+    Attributes:
+        short, long: divisors of contexts up to the original length, and beyond it.
+        original, stretched: the longest context before and after the stretching.
+        attention: multiplies turned queries and keys, in short contexts too.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int
+    stretched: int
     attention: float
 
 
-Scaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+class DynamicScaling(NamedTuple):
+    """The base grows with the text, once that is longer than the model's context.
+
+    Within the context, where a model stops here, wavelengths are the plain ones. Beyond
+    it every cached key would have to be turned anew with each token; the factor is kept
+    for the configuration that is saved.
+    """
+
+    factor: float
+
+
+Scaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling | DynamicScaling
 
 
 class Rope(NamedTuple):
@@ -76,12 +101,16 @@ class Rope(NamedTuple):
         return getattr(self.scaling, "attention", 1.0)
 
 
-def inverse_frequencies(rope: Rope, head_width: int) -> Float[np.ndarray, " half"]:
+def inverse_frequencies(
+    rope: Rope, head_width: int, context: int = 0
+) -> Float[np.ndarray, " half"]:
     """The angle by which one position turns each pair, float32.
 
     Args:
         rope: the base and its scaling.
         head_width: h; the number of pairs is half of ``fraction`` of it.
+        context: the length, in tokens, that the model is used at; LongRoPE has other
+            divisors beyond its original one.
     """
     turned = int(head_width * rope.fraction)
     exponents = np.arange(0, turned, 2, dtype=np.float32) / np.float32(turned)
@@ -97,7 +126,9 @@ def inverse_frequencies(rope: Rope, head_width: int) -> Float[np.ndarray, " half
         keep = 1 - _yarn_ramp(scaling, rope.theta, turned)
         plain = plain * (keep + (1 - keep) / scaling.factor)
     elif isinstance(scaling, LongRopeScaling):
-        plain = plain / np.asarray(scaling.divisors, np.float32)
+        beyond = context > scaling.original
+        divisors = scaling.long if beyond else scaling.short
+        plain = plain / np.asarray(divisors, np.float32)
     return plain.astype(np.float32)
 
 

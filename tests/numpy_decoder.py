@@ -13,6 +13,7 @@ from flax import nnx
 
 from tsi.models.decoder import DecoderConfig, LanguageModel
 from tsi.models.rotary import (
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -21,12 +22,12 @@ from tsi.models.rotary import (
 )
 
 
-def frequency(rope: Rope, pair: int, turned: int) -> float:
+def frequency(rope: Rope, pair: int, turned: int, context: int) -> float:
     """The angle by which one position turns a pair of entries."""
     plain = rope.theta ** (-2 * pair / turned)
     wavelength = 2 * math.pi / plain
     match rope.scaling:
-        case None:
+        case None | DynamicScaling():
             return plain
         case LinearScaling(factor):
             return plain / factor
@@ -50,19 +51,19 @@ def frequency(rope: Rope, pair: int, turned: int) -> float:
             low, high = max(low, 0), min(high, turned - 1)
             ramp = min(max((pair - low) / (high - low), 0.0), 1.0)
             return ramp * plain / factor + (1 - ramp) * plain
-        case LongRopeScaling(divisors, _):
-            return plain / divisors[pair]
+        case LongRopeScaling(short, long, original):
+            return plain / (short if context <= original else long)[pair]
     raise AssertionError(rope)
 
 
-def turn(vector: np.ndarray, position: int, rope: Rope) -> np.ndarray:
+def turn(vector: np.ndarray, position: int, rope: Rope, context: int) -> np.ndarray:
     """A head's leading entries turned, pair (i, i + half) by pair."""
     turned = round(len(vector) * rope.fraction)
     half = turned // 2
     scale = getattr(rope.scaling, "attention", 1.0)
     out = vector.copy()
     for i in range(half):
-        angle = position * frequency(rope, i, turned)
+        angle = position * frequency(rope, i, turned, context)
         a, b = vector[i], vector[i + half]
         out[i] = scale * (a * math.cos(angle) - b * math.sin(angle))
         out[i + half] = scale * (a * math.sin(angle) + b * math.cos(angle))
@@ -107,8 +108,8 @@ def numpy_logits(
         rope = c.local.rope if local else c.rope
         q, k, v = (heads(x, w, name) for name in ("query", "key", "value"))
         for t in range(len(x)):
-            q[t] = [turn(head, t, rope) for head in q[t]]
-            k[t] = [turn(head, t, rope) for head in k[t]]
+            q[t] = [turn(head, t, rope, c.max_length) for head in q[t]]
+            k[t] = [turn(head, t, rope, c.max_length) for head in k[t]]
         scale = c.head_width**-0.5 if c.query_scale is None else c.query_scale
         mixed = np.zeros_like(q)
         for t in range(len(x)):

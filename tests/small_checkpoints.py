@@ -150,9 +150,9 @@ def write_gguf(
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
     if isinstance(config.rope.scaling, LongRopeScaling):
-        short = np.array(config.rope.scaling.divisors, np.float32)
-        writer.add_tensor("rope_factors_long.weight", 2 * short)
-        writer.add_tensor("rope_factors_short.weight", short)
+        for half in ("long", "short"):
+            divisors = np.array(getattr(config.rope.scaling, half), np.float32)
+            writer.add_tensor(f"rope_factors_{half}.weight", divisors)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -162,7 +162,7 @@ def write_gguf(
 def _add_sizes(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
     family, rope = config.family, config.rope
     writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_length)
+    writer.add_context_length(config.longest)
     writer.add_embedding_length(config.width)
     writer.add_feed_forward_length(config.hidden)
     writer.add_head_count(config.num_heads)
@@ -177,7 +177,10 @@ def _add_sizes(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
     if family in ("llama", "mistral", "phi3"):
         writer.add_rope_dimension_count(int(rope.fraction * config.head_width))
     if family == "phi3":
-        writer.add_rope_scaling_orig_ctx_len(config.max_length)
+        scaling = rope.scaling
+        stretched = isinstance(scaling, LongRopeScaling)
+        original = scaling.original if stretched else config.max_length
+        writer.add_rope_scaling_orig_ctx_len(original)
         writer.add_sliding_window(config.local.window if config.local else 0)
     if family == "gemma3" and config.local:
         writer.add_sliding_window(config.local.window)

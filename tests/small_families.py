@@ -1,5 +1,7 @@
 """A small configuration of every family, with all that the family does turned on."""
 
+import dataclasses
+
 from small_checkpoints import small_config
 
 from tsi.models.decoder import DecoderConfig, Local
@@ -76,10 +78,15 @@ WRITTEN: dict[str, DecoderConfig] = {
 }
 """By family, of what the saver writes."""
 
-LONG = Rope(100.0, 0.5, LongRopeScaling((1.5, 3.0), 1.2))
+LONG = Rope(100.0, 0.5, LongRopeScaling((1.5, 3.0), (2.5, 9.0), 16, 64, 1.2))
+STRETCHED = small_config(
+    family="phi3",
+    max_length=64,
+    rope=LONG,
+    local=Local(7, (True, True, True), LONG),
+)
 READ: dict[str, DecoderConfig] = WRITTEN | {
-    "phi3 with LongRoPE": small_config(
-        family="phi3", rope=LONG, local=Local(7, (True, True, True), LONG)
-    )
+    "phi3 with LongRoPE": dataclasses.replace(STRETCHED, max_length=16),
+    "phi3 beyond its original length": STRETCHED,
 }
-"""All of these, and what is read only."""
+"""All of these, and two ways to use a model with LongRoPE."""

@@ -67,6 +67,7 @@ OFF: dict[str, Callable[[DecoderConfig], dict[str, Any]]] = {
     "rope": lambda c: {"rope": c.rope._replace(theta=7.0)},
     "fraction": lambda c: turned_as(c, fraction=1.0),
     "scaling": lambda c: turned_as(c, scaling=None),
+    "length": lambda c: {"max_length": 80 - c.max_length},
     "local": lambda c: {"local": None},
     "window": lambda c: {"local": c.local._replace(window=c.local.window + 1)},
     "local rope": lambda c: {"local": c.local._replace(rope=c.rope)},
@@ -89,9 +90,10 @@ SHOWS = {
     "mistral": {"scaling", "local", "window"},
     "qwen2": {"scaling", "local", "window", "attention_bias", "activation"},
     "qwen3": {"scaling", "local", "window", "query_key_norm", *BIASES[:2]},
-    "gemma3": set(OFF) - {"fraction", "norm_epsilon", "mlp_bias"},
+    "gemma3": set(OFF) - {"fraction", "norm_epsilon", "mlp_bias", "length"},
     "phi3": {"local", "window", "fraction", "activation"},
-    "phi3 with LongRoPE": {"scaling", "local", "window"},
+    "phi3 with LongRoPE": {"scaling", "local", "window", "length"},
+    "phi3 beyond its original length": {"scaling", "local", "window", "length"},
 }
 
 

@@ -107,10 +107,13 @@ def test_published_configurations_say_what_differs_between_families():
     phi3 = read_published("Phi-3-mini-4k-instruct")
     assert phi3.local == Local(2047, (True,) * 32, Rope(1e4))
     phi4 = read_published("Phi-4-mini-instruct")
-    # Longer texts turn by other angles, so the model is held to the shorter length.
+    # Longer contexts turn by other angles, and are used where they are asked for.
     assert phi4.max_length == 4096
     attention = pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
-    assert phi4.rope == Rope(1e4, 0.75, LongRopeScaling((1.0,) * 48, attention))
+    halves = phi4.rope.scaling[:2]
+    scaling = LongRopeScaling(*halves, 4096, 131_072, attention)
+    assert phi4.rope == Rope(1e4, 0.75, scaling)
+    assert (halves[0], len(halves[1])) == ((1.0,) * 48, 48)
 
 
 @EVERY
@@ -236,11 +239,11 @@ STRETCHED = {
 }
 KINDS = ("linear", "llama3", "yarn", "longrope", "dynamic", "proportional", "ntk")
 STRETCHES = {
-    "llama": {"linear", "llama3", "yarn"},
-    "mistral": {"linear", "llama3", "yarn"},
-    "qwen2": {"linear", "llama3", "yarn"},
-    "qwen3": {"linear", "llama3", "yarn"},
-    "gemma3": {"linear"},
+    "llama": {"linear", "llama3", "yarn", "longrope", "dynamic"},
+    "mistral": {"linear", "llama3", "yarn", "longrope", "dynamic"},
+    "qwen2": {"linear", "llama3", "yarn", "longrope", "dynamic"},
+    "qwen3": {"linear", "llama3", "yarn", "longrope", "dynamic"},
+    "gemma3": {"linear", "dynamic"},
     "phi3": {"longrope"},
 }
 
@@ -256,8 +259,9 @@ def test_rotary_scaling_is_done_or_refused_by_name(name, kind):
         with pytest.raises(CheckpointError, match=f"rotary scaling '{kind}'"):
             FAMILIES[name].read(fields)
         return
-    scaling = FAMILIES[name].read(fields).rope.scaling
-    assert type(scaling).__name__.lower() == f"{kind}scaling"
+    config = FAMILIES[name].read(fields)
+    assert type(config.rope.scaling).__name__.lower() == f"{kind}scaling"
+    assert FAMILIES[name].read(FAMILIES[name].write(config)) == config
 
 
 @EVERY
@@ -292,7 +296,9 @@ def test_a_bias_in_a_part_of_the_attention_is_not_written(name):
         FAMILIES[name].write(config)
 
 
-def test_longrope_is_not_written():
+def test_longrope_is_written_with_its_stretched_context():
     family = FAMILIES["phi3"]
-    with pytest.raises(CheckpointError, match="LongRoPE is read but not written"):
-        family.write(READ["phi3 with LongRoPE"])
+    used = READ["phi3 beyond its original length"]
+    fields = family.write(used)
+    assert fields["max_position_embeddings"] == 64
+    assert family.read(fields) == dataclasses.replace(used, max_length=16)

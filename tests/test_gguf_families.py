@@ -1,7 +1,6 @@
 """Of every family, a GGUF gives the same model as the safetensors that it came from."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -14,13 +13,14 @@ from tsi.models.gguf_rope import llama3_constants
 from tsi.models.rotary import (
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     Rope,
     YarnScaling,
     inverse_frequencies,
 )
 
 TOKENS = np.arange(60).reshape(2, 30) % 40
-LONG = (1.0, 1.5, 4.0)
+LONG, LONGER = (1.0, 1.5, 4.0), (2.0, 3.5, 8.0)
 # Layers of Gemma 3 that have a window: five of six.
 SOME = (True,) * 5 + (False,)
 
@@ -79,8 +79,8 @@ def test_a_gguf_of_every_family_equals_the_safetensors(tmp_path, name, fuse):
     check_same(folder, file)
 
 
-def check_same(folder, file):
-    (model, config), (other, other_config) = load(folder), load(file)
+def check_same(folder, file, **how):
+    (model, config), (other, other_config) = load(folder, **how), load(file, **how)
     # Llama and Mistral without a window are the same architecture in GGUF.
     family = "llama" if config.family == "mistral" else config.family
     assert other_config.family == family
@@ -152,23 +152,13 @@ def test_the_query_scale_of_the_largest_gemma_is_its_width_by_heads(tmp_path):
     assert load(file)[1].query_scale == pytest.approx(8**-0.5)
 
 
-def test_longrope_is_read_from_its_tensors(tmp_path):
-    config = small_config(family="phi3", rope=Rope(1e4, 0.75))
+@pytest.mark.parametrize("max_length", [None, 64, 200])
+def test_longrope_is_read_from_its_tensors(tmp_path, max_length):
+    scaling = LongRopeScaling(LONG, LONGER, 64, 256, 1.2)
+    config = small_config(family="phi3", rope=Rope(1e4, 0.75, scaling))
     folder, file = saved(tmp_path / "hf", config), tmp_path / "model.gguf"
-    fields = json.loads((folder / "config.json").read_text())
-    fields["max_position_embeddings"] = 256
-    fields["original_max_position_embeddings"] = 64
-    fields["rope_parameters"] |= {
-        "rope_type": "longrope",
-        "short_factor": LONG,
-        "long_factor": [2 * divisor for divisor in LONG],
-    }
-    (folder / "config.json").write_text(json.dumps(fields))
-    long = load(folder)[1]
-    assert long.rope.scaling.divisors == LONG
-    stretched = {"phi3.context_length": 256}
-    write_gguf(file, folder, long, fields=stretched)
-    check_same(folder, file)
+    write_gguf(file, folder, config)
+    check_same(folder, file, max_length=max_length)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from layer_report import layer_report  # noqa: E402
-from their_configs import CHANGES, COMMON, THEIRS  # noqa: E402
+from their_configs import CHANGES, COMMON, ORIGINAL, THEIRS  # noqa: E402
 
 from tsi.models.architectures import FAMILIES  # noqa: E402
 from tsi.models.checkpoint import load, save  # noqa: E402
@@ -76,6 +76,25 @@ def test_what_transformers_saves_gives_the_same_logits(tmp_path, family, name, k
     assert_equal(ours, theirs, tokens, f"{family}, {name}, {kind}")
 
 
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3"])
+def test_longrope_beyond_the_original_length_gives_the_same_logits(tmp_path, family):
+    theirs = their_model(family, "longrope", "CausalLM")
+    theirs.save_pretrained(tmp_path)
+    ours, config = load(tmp_path, max_length=256)
+    assert (config.max_length, load(tmp_path)[1].max_length) == (256, ORIGINAL)
+    tokens = np.random.default_rng(0).integers(0, 97, (2, ORIGINAL + 30))
+    assert_equal(ours, theirs, tokens, f"{family}, beyond the original length")
+
+
+def longrope(original: int):
+    """A configuration used at a context of 64, from an original one."""
+    config = READ["phi3 beyond its original length"]
+    scaling = config.rope.scaling._replace(original=original)
+    rope = config.rope._replace(scaling=scaling)
+    local = config.local._replace(rope=rope)
+    return dataclasses.replace(config, rope=rope, local=local)
+
+
 PLAIN = {
     f"{name}, plain": dataclasses.replace(
         config, local=None, tied=not config.tied, attention_softcap=None
@@ -85,6 +104,11 @@ PLAIN = {
 SAVED = PLAIN | {
     name: dataclasses.replace(config, attention_softcap=None)
     for name, config in WRITTEN.items()
+}
+# transformers goes by the text, whose length is between the two originals.
+SAVED |= {
+    "LongRoPE, short": longrope(original=64),
+    "LongRoPE, long": longrope(original=16),
 }
 
 

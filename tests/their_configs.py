@@ -19,6 +19,8 @@ COMMON: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+ORIGINAL = 200
+"""The length of LongRoPE's short contexts."""
 # Original contexts short enough that all ranges of wavelengths occur.
 DEFAULT = {"rope_type": "default", "rope_theta": 500.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
@@ -30,6 +32,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10_000.0,
@@ -47,8 +50,8 @@ LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10_000.0,
     "short_factor": [1.0 + 0.2 * i for i in range(8)],
-    "long_factor": [9.0] * 8,
-    "original_max_position_embeddings": 200,
+    "long_factor": [9.0 - i for i in range(8)],
+    "original_max_position_embeddings": ORIGINAL,
 }
 MIXED = ["sliding_attention", "full_attention"] * 2
 
@@ -72,6 +75,8 @@ TIED = {"tied": {"tie_word_embeddings": True}}
 ROTARY = {
     "linear": rope(LINEAR),
     "llama3": rope(LLAMA3),
+    "dynamic": rope(DYNAMIC),
+    "longrope": rope(LONGROPE),
     "yarn": rope(YARN),
     "yarn, tuned": rope(YARN_TUNED),
     "yarn, two scales": rope(YARN_DEEPSEEK),
@@ -144,6 +149,7 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
         },
         **HEADS,
         **ROTARY,
+        "longrope": {"head_dim": 16, **rope(LONGROPE)},
     },
     "Gemma3": {
         "by period": {"num_hidden_layers": 7, "sliding_window": 12},
@@ -160,6 +166,7 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
             **gemma_ropes(LINEAR, DEFAULT),
         },
         "untied": {"tie_word_embeddings": False, "layer_types": MIXED, "head_dim": 16},
+        "dynamic": {"layer_types": MIXED, **gemma_ropes(DYNAMIC, DYNAMIC)},
         "linear in windows": {"layer_types": MIXED, **gemma_ropes(DEFAULT, LINEAR)},
     },
     "Phi3": {
@@ -167,19 +174,19 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
         "window": {"sliding_window": 24},
         "relu": {"hidden_act": "relu"},
         "partial rotary": rope(DEFAULT | {"partial_rotary_factor": 0.5}),
-        "longrope": {"original_max_position_embeddings": 200, **rope(LONGROPE)},
+        "longrope": {"original_max_position_embeddings": ORIGINAL, **rope(LONGROPE)},
         "all": {
             "num_attention_heads": 4,
             "num_key_value_heads": 1,
             "tie_word_embeddings": True,
             "sliding_window": 10,
-            "original_max_position_embeddings": 200,
+            "original_max_position_embeddings": ORIGINAL,
             **rope(
                 LONGROPE
                 | {
                     "partial_rotary_factor": 0.75,
                     "short_factor": [1.0 + 0.2 * i for i in range(6)],
-                    "long_factor": [9.0] * 6,
+                    "long_factor": [9.0 - i for i in range(6)],
                 }
             ),
         },
