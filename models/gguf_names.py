@@ -11,7 +11,6 @@ Source: llama.cpp's converter (conversion/llama.py, gemma.py) and its table of r
 types in src/llama-model.cpp.
 """
 
-import operator
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from tsi.errors import CheckpointError
 from tsi.models.gguf import Header, TensorReader, read_header
 from tsi.models.gguf_config import config_fields
 from tsi.models.gguf_rope import FACTOR_TENSORS
-from tsi.models.safetensors import StoredTensor
+from tsi.models.safetensors import StoredTensor, rows_of
 
 PERMUTED = ("llama", "mistral3")
 
@@ -126,21 +125,14 @@ def _parts(
     for name, info in header.tensors.items():
         if name in FACTOR_TENSORS:
             continue
-        read = TensorReader(header, name)
+        tensor = StoredTensor(info.shape, header.path, TensorReader(header, name))
         if fused or ".attn_qkv." not in name or info.shape[0] != sum(rows):
-            yield name, StoredTensor(info.shape, header.path, read)
+            yield name, tensor
             continue
         start = 0
         for part, count in zip("qkv", rows, strict=True):
-            inside = slice(start, start + count)
-            yield (
-                name.replace("attn_qkv", f"attn_{part}"),
-                StoredTensor(
-                    (count, *info.shape[1:]),
-                    header.path,
-                    _then(read, operator.getitem, inside),
-                ),
-            )
+            target = name.replace("attn_qkv", f"attn_{part}")
+            yield target, rows_of(tensor, start, start + count)
             start += count
 
 

@@ -21,6 +21,8 @@ FILES = (
     INDEX,
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
 )
 # Folders hold the same weights in other layouts, and adapters are not whole models.

@@ -7,7 +7,6 @@ used at its original length unless a longer context is asked for when it is load
 References: Abdin et al. 2024, arXiv 2404.14219; LongRoPE, arXiv 2402.13753.
 """
 
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +22,7 @@ from tsi.models.config_fields import (
 from tsi.models.decoder import DecoderConfig, Local
 from tsi.models.family import Arrays, Family, Tensors
 from tsi.models.rotary import LongRopeScaling
-from tsi.models.safetensors import StoredTensor
+from tsi.models.safetensors import StoredTensor, rows_of
 
 NAME = "Phi3"
 DEFAULTS: dict[str, Any] = {
@@ -92,15 +91,9 @@ def unfuse(config: DecoderConfig, tensors: Tensors) -> Tensors:
             continue
         start = 0
         for part, count in zip(PARTS[fused[2]], rows, strict=True):
-            read = functools.partial(_rows, tensor, start, start + count)
-            shape = (count, *tensor.shape[1:])
-            split[f"{fused[1]}.{part}.weight"] = tensor._replace(shape=shape, read=read)
+            split[f"{fused[1]}.{part}.weight"] = rows_of(tensor, start, start + count)
             start += count
     return split
-
-
-def _rows(tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
-    return tensor.read()[start:stop]
 
 
 def fuse(arrays: Arrays) -> Arrays:

@@ -4,6 +4,7 @@ Names, types and shapes are read and checked first. A tensor is then a view of t
 memory-mapped file: what is read of it are the pages that somebody looks at.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -29,7 +30,10 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @runtime_checkable
 class ReadsRows(Protocol):
-    """A ``read`` of a tensor that has to be decoded, which can decode a part of it."""
+    """A ``read`` of a tensor that has to be decoded, which can decode a part of it.
+
+    Of a tensor with one dimension it cannot: that has no rows.
+    """
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """The values of rows ``start`` to ``stop`` (exclusive)."""
@@ -57,6 +61,31 @@ class StoredTensor(NamedTuple):
     read: Callable[[], np.ndarray]
     kind: str | None = None
     release: Callable[[], None] = nothing
+
+
+def rows_of(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
+    """A part of a tensor: its rows ``start`` to ``stop`` (exclusive).
+
+    It is read alone where the tensor can be read in parts, and is a view of the file
+    where the tensor is one.
+    """
+    shape, whole = (stop - start, *tensor.shape[1:]), tensor.read
+    if isinstance(whole, ReadsRows) and len(shape) > 1:
+        return tensor._replace(shape=shape, read=_Rows(whole, start, stop))
+    return tensor._replace(shape=shape, read=lambda: whole()[start:stop])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    source: ReadsRows
+    first: int
+    last: int
+
+    def __call__(self) -> np.ndarray:
+        return self.source.rows(self.first, self.last)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.source.rows(self.first + start, self.first + stop)
 
 
 def read_json(path: Path) -> dict[str, Any]:

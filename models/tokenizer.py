@@ -13,10 +13,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError
@@ -37,6 +38,7 @@ class Tokenizer:
         add_bos: whether a prompt without a chat template starts with ``bos_id``.
         chat_template: Jinja source, or None for models that read bare text.
         name: of the model, for messages.
+        roles: tokens that the template may name besides: ``unk_token`` and others.
 
     Raises:
         CheckpointError: the bytes of the tokens cannot be known (neither byte-level
@@ -53,6 +55,7 @@ class Tokenizer:
         add_bos: bool = False,
         chat_template: str | None = None,
         name: str = "this model",
+        roles: Mapping[str, str] = MappingProxyType({}),
     ):
         # A tokenizer.json may carry the truncation of somebody's training run.
         backend.no_truncation()
@@ -61,7 +64,7 @@ class Tokenizer:
         self.bos_id, self.eos_ids = bos_id, tuple(dict.fromkeys(eos_ids))
         self.pad_id = pad_id if pad_id is not None else next(iter(self.eos_ids), None)
         self.add_bos = add_bos and bos_id is not None
-        self.chat_template, self.name = chat_template, name
+        self.chat_template, self.name, self.roles = chat_template, name, roles
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special}
@@ -236,8 +239,14 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.backend.encode_special_tokens = False
-        self.backend.save(str(folder / "tokenizer.json"))
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        if self.add_bos and self.bos_id is not None:
+            # Neither transformers nor the loader here reads it in another place.
+            bos = backend.id_to_token(self.bos_id)
+            backend.post_processor = processors.TemplateProcessing(
+                single=[bos, "$A"], special_tokens=[(bos, self.bos_id)]
+            )
+        backend.save(str(folder / "tokenizer.json"))
         fields: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_bos_token": self.add_bos,
@@ -258,7 +267,10 @@ class Tokenizer:
         names = {
             k: self.backend.id_to_token(i) for k, i in ids.items() if i is not None
         }
-        return {k: name for k, name in names.items() if name is not None}
+        return {
+            **self.roles,
+            **{role: name for role, name in names.items() if name is not None},
+        }
 
     def _split(self, text: str) -> list[str]:
         """Text and control tokens in turn; some swallow white space (Phi-3, Phi-4)."""

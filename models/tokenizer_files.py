@@ -7,6 +7,8 @@ from typing import Any
 import tokenizers
 
 from tsi.errors import CheckpointError
+from tsi.models import llama_tokenizer
+from tsi.models.control_tokens import add_tokens, roles_of, tokenizer_fields
 from tsi.models.safetensors import read_json
 from tsi.models.tokenizer import Tokenizer
 
@@ -30,32 +32,41 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"There is no tokenizer.json in {path}; tokenizers in other formats are "
             "not read (transformers converts them: load and save_pretrained)."
         )
-    backend = guarded(source, lambda: tokenizers.Tokenizer.from_file(str(source)))
-    fields, generation = (
+    fields = tokenizer_fields(path)
+    model, generation = (
         read_json(path / name) if (path / name).is_file() else {}
-        for name in ("tokenizer_config.json", "generation_config.json")
+        for name in ("config.json", "generation_config.json")
     )
 
-    def id_of(role: str) -> int | None:
-        token = fields.get(role)
-        token = token.get("content") if isinstance(token, dict) else token
-        return backend.token_to_id(token) if isinstance(token, str) else None
+    def build() -> tokenizers.Tokenizer:
+        text = source.read_text(encoding="utf-8")
+        if llama_tokenizer.is_rebuilt(model, fields, text):
+            text = llama_tokenizer.rebuilt(fields, text)
+            for role, token in llama_tokenizer.DEFAULTS.items():
+                fields.setdefault(role, token)
+        backend = tokenizers.Tokenizer.from_str(text)
+        add_tokens(path, fields, backend)
+        return backend
 
-    bos, eos = id_of("bos_token"), id_of("eos_token")
+    backend = guarded(source, build)
+    roles = roles_of(fields)
+    ids = {role: backend.token_to_id(token) for role, token in roles.items()}
+    bos, eos = ids.get("bos_token"), ids.get("eos_token")
     stops = generation.get("eos_token_id")
     extra = stops if isinstance(stops, list) else [stops]
     template = _template(path, fields.get("chat_template"))
     if (path / "chat_template.jinja").is_file():
         template = (path / "chat_template.jinja").read_text(encoding="utf-8")
-    # Where the configuration does not say, the post-processor shows it.
+    # As transformers does, which takes no notice of add_bos_token beside this file.
     first = backend.encode("", add_special_tokens=True).ids[:1]
     return Tokenizer(
         backend,
         bos_id=bos,
         eos_ids=[id for id in (eos, *extra) if type(id) is int],
-        pad_id=id_of("pad_token"),
-        add_bos=bool(fields.get("add_bos_token", first == [bos])),
+        pad_id=ids.get("pad_token"),
+        add_bos=first == [bos],
         chat_template=template,
+        roles=roles,
         name=str(path),
     )
 
@@ -80,7 +91,7 @@ def guarded(path: Path, build: Callable[[], Any]) -> Any:
     """
     try:
         return build()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, CheckpointError):
         raise
     except BaseException as error:
         raise CheckpointError(

@@ -59,7 +59,8 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "list_repo_files", fake.list_repo_files)
     monkeypatch.setenv("TSI_CACHE", str(tmp_path / "tsi"))
     saved(fake.files, small_config())
-    for name in ("tokenizer.json", "modeling_evil.py", "pytorch_model.bin"):
+    older = ("added_tokens.json", "special_tokens_map.json")
+    for name in ("tokenizer.json", *older, "modeling_evil.py", "pytorch_model.bin"):
         (fake.files / name).write_text("{}")
     for name in ("consolidated.safetensors", "adapter_model.safetensors"):
         (fake.files / name).write_bytes(b"x")
@@ -77,8 +78,10 @@ def unanswered(kind):
 def test_a_model_comes_from_the_hub_without_code_and_pickles(fake):
     folder = download.get(REPO)
     assert sorted(p.name for p in folder.iterdir()) == [
+        "added_tokens.json",
         "config.json",
         "model.safetensors",
+        "special_tokens_map.json",
         "tokenizer.json",
     ]
     got, sent = parameters(load(folder)[0]), parameters(load(fake.files)[0])
