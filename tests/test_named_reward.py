@@ -15,6 +15,7 @@ from tsi.experiments.language_policy import encoder
 from tsi.experiments.language_reward import ShownContinuation
 from tsi.experiments.methods import sampler_of
 from tsi.experiments.named_reward import KINDS, forms, parse_reward
+from tsi.experiments.task_verifier import outcome_check, prefix_check
 from tsi.experiments.tasks import get_task
 from tsi.experiments.train_policy import task_tokenizer, tiny_config
 from tsi.experiments.world import embedded_world
@@ -26,6 +27,7 @@ from tsi.models.heads import ValueHead
 from tsi.models.value_head import save_value_head
 
 WIDTH = 16
+CHECKS = (prefix_check, outcome_check)
 SOLVE = ["solve", "3+4*2-1", "--budget", "2", "--method", "best_of_n"]
 
 
@@ -128,6 +130,23 @@ def test_a_value_head_of_another_policy_or_damaged_is_refused(places, tmp_path, 
         damaged.write_bytes(file.read()[:-1])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         embedded_world("chain", 1, policy=places["p"], reward=f"value:{damaged}")
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "prefix", "outcome"),
+    [
+        ("+2=3\n", False, 1, 0),
+        ("+2=4\n", False, -1, 0),
+        # Nothing wrong so far, and yet no answer.
+        ("+2=3\n", True, -1, -1),
+        ("+2=3\n+3=6\n-4=2", True, 1, 1),
+        ("+2=3\n+3=6\n-4=3", True, -1, -1),
+    ],
+)
+def test_an_end_is_judged_by_its_answer(text, ended, prefix, outcome):
+    task, sure = get_task("chain"), math.log(99)
+    found = [check(task)("1+2+3-4:", text, ended) for check in CHECKS]
+    assert found == pytest.approx([prefix * sure, outcome * sure])
 
 
 def right_so_far(prompt: str, text: str) -> bool:
