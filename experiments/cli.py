@@ -30,7 +30,8 @@ def scale(
     out: Path | None = None,
     temperature: float = 1.0,
     policy: str | None = None,
-    reward: str | None = None,
+    reward: Annotated[str | None, tyro.conf.arg(metavar="KIND[:MODEL]")] = None,
+    aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     max_rows: int | None = None,
     progress: bool = True,
@@ -47,9 +48,19 @@ def scale(
         temperature: of the policy.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
-        reward: another process reward model of the policy's tokenizer, or FORMAT:MODEL
-            of any (qwen, math-shepherd, rlhflow, skywork, outcome); without one, a
-            policy that reads other tokens than the task's models judges itself.
+        reward: what scores solutions; by default the task's own model, or
+            judge for a policy of other tokens. One of:
+            MODEL: a token head, on the policy's own tokens;
+            qwen:MODEL, and math-shepherd, rlhflow, skywork,
+            outcome: a reward model in its format;
+            likelihood:MODEL: a larger model against the policy;
+            value:FILE: a value head on the policy's states;
+            judge: the policy's own judgement;
+            verifier: the task's exact check of each prefix;
+            outcome-verifier: the same of answers alone;
+            none.
+        aggregation: from the scores of steps to one; model shows a
+            format all steps as one.
         dtype: of the models' weights.
         max_rows: particles of one batch over all its problems; by default what suits
             the device.
@@ -67,6 +78,7 @@ def scale(
         num_problems,
         policy=policy,
         reward=reward,
+        aggregation=aggregation,
         temperature=temperature,
         max_rows=max_rows,
         dtype=dtype,
@@ -85,7 +97,8 @@ def solve(
     seed: int = 0,
     temperature: float = 1.0,
     policy: str | None = None,
-    reward: str | None = None,
+    reward: Annotated[str | None, tyro.conf.arg(metavar="KIND[:MODEL]")] = None,
+    aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     figures: Path | None = None,
 ) -> int:
@@ -100,9 +113,19 @@ def solve(
         temperature: of the policy.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
-        reward: another process reward model of the policy's tokenizer, or FORMAT:MODEL
-            of any (qwen, math-shepherd, rlhflow, skywork, outcome); without one, a
-            policy that reads other tokens than the task's models judges itself.
+        reward: what scores solutions; by default the task's own model, or
+            judge for a policy of other tokens. One of:
+            MODEL: a token head, on the policy's own tokens;
+            qwen:MODEL, and math-shepherd, rlhflow, skywork,
+            outcome: a reward model in its format;
+            likelihood:MODEL: a larger model against the policy;
+            value:FILE: a value head on the policy's states;
+            judge: the policy's own judgement;
+            verifier: the task's exact check of each prefix;
+            outcome-verifier: the same of answers alone;
+            none.
+        aggregation: from the scores of steps to one; model shows a
+            format all steps as one.
         dtype: of the models' weights.
         figures: folder for pictures of the genealogy, of effective sample size and
             rewards by step, and of the weights; none are drawn by default.
@@ -123,6 +146,7 @@ def solve(
         [problem],
         policy=policy,
         reward=reward,
+        aggregation=aggregation,
         temperature=temperature,
         dtype=dtype,
     )

@@ -23,8 +23,9 @@ from tsi.engine import Engine
 from tsi.experiments import chain_sum
 from tsi.experiments.equations import REWARDS, equation_log_odds
 from tsi.experiments.language_policy import self_judge
+from tsi.experiments.model_checks import load_model
 from tsi.experiments.scale import World, checked_plan, run_plan
-from tsi.experiments.world import all_devices, load_model, sha256_of, versions
+from tsi.experiments.world import all_devices, sha256_of, versions
 from tsi.experiments.write_report import write_report
 from tsi.models.decoder import LanguageModel
 from tsi.models.download import get

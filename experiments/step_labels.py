@@ -57,11 +57,15 @@ class LabelledSteps(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """K solutions of each of P prefixes, ``[P, K, ...]``."""
+    """K solutions of each of P prefixes, ``[P, K, ...]``.
+
+    ``step_ends`` are lengths after each step, 0 beyond the last.
+    """
 
     tokens: Int[Array, "P K T"]
     lengths: Int[Array, "P K"]
     truncated: Bool[Array, "P K"]
+    step_ends: Int[Array, "P K M"]
 
 
 def solving_target(task: Task, tokenizer: Tokenizer) -> ReasoningTarget:
@@ -117,6 +121,7 @@ def roll_out(
         end.tokens.reshape(*shape, -1),
         end.lengths.reshape(shape),
         end.truncated.reshape(shape),
+        end.step_ends.reshape(*shape, -1),
     )
 
 

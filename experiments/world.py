@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,26 +13,20 @@ from jax.sharding import Mesh
 
 from tsi.boundary import step_boundary
 from tsi.engine import Engine
-from tsi.errors import ConfigurationError
-from tsi.experiments.language_policy import STEP_SLACK, encoder, self_judge
-from tsi.experiments.language_reward import format_and_path, formatted_reward
+from tsi.experiments.language_policy import STEP_SLACK
+from tsi.experiments.model_checks import load_model, prompt_encoder, trained_on
+from tsi.experiments.named_reward import Writer, load_reward, parse_reward
 from tsi.experiments.scale import World
 from tsi.experiments.tasks import get_task
-from tsi.models.catalogue import resolve
-from tsi.models.checkpoint import load
-from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.decoder import DecoderConfig, LanguageModel
 from tsi.models.download import get
-from tsi.models.tokenizer import Tokenizer
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
-from tsi.rewards import ProcessReward, Reward
 
 PROBLEM_SEED = 0
 TINY_PREFIX = 100_000
 """Bytes of keys and values of a prefix of the tiny models, at most about."""
-
-T = TypeVar("T")
 
 
 def embedded_world(
@@ -41,6 +35,7 @@ def embedded_world(
     *,
     policy: str | None = None,
     reward: str | None = None,
+    aggregation: str = "last",
     temperature: float = 1.0,
     max_rows: int | None = None,
     dtype: str = "float32",
@@ -52,60 +47,51 @@ def embedded_world(
         problems: how many held-out problems, or the problems themselves.
         policy: name, hub id or path of the policy; the task's own by default. One that
             was not trained on the task is shown examples.
-        reward: name, hub id or path of a process reward model that reads the policy's
-            tokens, or ``FORMAT:`` and one of any tokenizer, the format being one of
-            `tsi.formats.FORMATS`. By default the task's own where it reads the
-            policy's tokens, and the policy's own judgement where it does not.
+        reward: as `tsi.experiments.named_reward.parse_reward` reads it. By default the
+            task's own reward model where it reads the policy's tokens, and the
+            policy's own judgement where it does not.
+        aggregation: of the scores of steps, one of `tsi.formatted_reward.WAYS`.
         temperature: of the policy.
         max_rows: particles of one batch over all its problems; what suits the models
             and the device, if None.
         dtype: of the models' weights.
 
     Raises:
-        UnknownNameError: there is no such task or model.
+        UnknownNameError: there is no such task, model or kind of reward.
         CheckpointError: a model cannot be read.
         DownloadError: a model cannot be fetched.
-        ConfigurationError: a model is of the wrong kind, or the reward model reads
-            other tokens than the policy writes.
+        ConfigurationError: a model is of the wrong kind or width, the reward model
+            reads other tokens than the policy writes, or its scores cannot be
+            aggregated so.
         PromptTooLongError: a problem does not fit the models' context.
     """
     task = get_task(task_name)
-    policy, own_reward = policy or f"{task_name}-policy", f"{task_name}-reward"
+    named = None if reward is None else parse_reward(reward, aggregation)
+    policy = policy or f"{task_name}-policy"
     policy_path = get(policy)
     tokenizer = load_tokenizer(policy_path)
-    trained = same_tokens(tokenizer, load_tokenizer(resolve(own_reward)))
-    if reward is None and trained:
-        reward = own_reward
+    trained = trained_on(task, tokenizer)
+    if named is None:
+        own = f"{task_name}-reward" if trained else "judge"
+        named = parse_reward(own, aggregation)
     mesh = all_devices()
     policy_model = load_model(policy_path, LanguageModel, "policy", dtype, mesh)
     config = policy_model.config
     step_tokens = task.max_step_tokens + (0 if trained else STEP_SLACK)
     max_tokens = task.max_steps * step_tokens
-    reward_model: LanguageModel | RewardModel | None = None
-    reward_path = None
-    kind: Reward = ProcessReward()
-    if reward is None:
-        kind = self_judge(tokenizer)
-    elif (formatted := format_and_path(reward)) is not None:
-        format_name, reward_path = formatted[0], get(formatted[1])
-        reward_model, reward_config = load(reward_path, dtype=dtype, mesh=mesh)
-        kind = formatted_reward(
-            format_name,
-            load_tokenizer(reward_path),
-            reward_config,
-            tokenizer.decode,
-            max_steps=task.max_steps,
-            max_tokens=max_tokens,
-        )
-    else:
-        reward_path = get(reward)
-        check_same_tokens(tokenizer, load_tokenizer(reward_path), policy, reward)
-        reward_model = load_model(reward_path, RewardModel, "reward", dtype, mesh)
+    chosen = load_reward(
+        named,
+        task,
+        Writer(policy, tokenizer, config.width),
+        max_tokens=max_tokens,
+        dtype=dtype,
+        mesh=mesh,
+    )
     token_bytes = [tokenizer.token_bytes(i) for i in range(config.vocab_size)]
     ends = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
     target = ReasoningTarget(
         step_boundary(token_bytes, task.delimiter.encode(), ends),
-        kind,
+        chosen.reward,
         max_step_tokens=step_tokens,
         max_tokens=max_tokens,
         max_steps=task.max_steps,
@@ -116,8 +102,8 @@ def embedded_world(
     engine = Engine(
         target,
         policy_model,
-        reward_model,
-        encode=tokenizer.encode_prompt if trained else encoder(task, tokenizer),
+        chosen.model,
+        encode=prompt_encoder(task, tokenizer),
         decode=tokenizer.decode,
         temperature=temperature,
         max_rows=rows,
@@ -132,8 +118,9 @@ def embedded_world(
         "problem_seed": PROBLEM_SEED,
         "policy": policy,
         "policy_sha256": sha256_of(policy_path),
-        "reward": reward or "the policy's own judgement",
-        "reward_sha256": None if reward_path is None else sha256_of(reward_path),
+        "reward": str(named),
+        "reward_sha256": None if chosen.path is None else sha256_of(chosen.path),
+        "aggregation": named.aggregation,
         "dtype": dtype,
         "temperature": temperature,
         "max_steps": target.max_steps,
@@ -179,52 +166,6 @@ def all_devices() -> Mesh | None:
     """A mesh of every device along its ``data`` axis; None where there is one."""
     devices = jax.devices()
     return Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
-
-
-def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:
-    """Whether every id stands for the same bytes in two tokenizers."""
-    return left.vocab_size == right.vocab_size and all(
-        left.token_bytes(i) == right.token_bytes(i) for i in range(left.vocab_size)
-    )
-
-
-def check_same_tokens(
-    policy: Tokenizer, reward: Tokenizer, policy_name: str, reward_name: str
-) -> None:
-    """Refuse a reward model that would take the policy's ids for other texts.
-
-    Raises:
-        ConfigurationError: an id stands for different bytes in the two tokenizers.
-    """
-    if not same_tokens(policy, reward):
-        raise ConfigurationError(
-            f"{reward_name} has another tokenizer than {policy_name}, whose token ids "
-            "it is to read; choose models of one tokenizer, or name the format that it "
-            "was trained with, as in qwen:PATH."
-        )
-
-
-def load_model(
-    path: Path,
-    kind: type[T],
-    role: str,
-    dtype: str = "float32",
-    mesh: Mesh | None = None,
-) -> T:
-    """The model in a folder or file, which must be of a kind.
-
-    Raises:
-        CheckpointError: it cannot be read.
-        ConfigurationError: it is of another kind.
-    """
-    model, _ = load(path, dtype=dtype, mesh=mesh)
-    # A head of another kind is a subclass, and is read by its own format.
-    if type(model) is not kind:
-        raise ConfigurationError(
-            f"{path} is a {type(model).__name__}, and the {role} must be a "
-            f"{kind.__name__}; name another model, or the format of this one."
-        )
-    return model
 
 
 def versions() -> dict[str, Any]:

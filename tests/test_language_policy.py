@@ -26,8 +26,9 @@ from tsi.experiments.language_policy import (
     self_judge,
     worked_problems,
 )
+from tsi.experiments.model_checks import load_model
 from tsi.experiments.tasks import TASKS, get_task
-from tsi.experiments.world import batch_limits, embedded_world, load_model
+from tsi.experiments.world import batch_limits, embedded_world
 from tsi.models.checkpoint import save
 from tsi.models.decoder import RewardModel
 from tsi.models.heads import SequenceScorer

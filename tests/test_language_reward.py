@@ -1,19 +1,10 @@
-"""A reward model named by its format and its path."""
+"""A reward model of another tokenizer has room for what a policy can write."""
 
 import pytest
 import reading_rewards as kinds
 import tiny_language as tiny
 
-from tsi.errors import UnknownNameError
-from tsi.experiments.language_reward import format_and_path, formatted_reward
-
-
-def test_a_name_before_a_colon_is_a_format():
-    assert format_and_path("qwen:some/folder") == ("qwen", "some/folder")
-    assert format_and_path("chain-reward") is None
-    assert format_and_path("/models/a:b") is None
-    with pytest.raises(UnknownNameError, match="math-shepherd, outcome, qwen, rlhflow"):
-        format_and_path("gpt:folder")
+from tsi.experiments.language_reward import formatted_reward
 
 
 @pytest.mark.parametrize("length", [96, 4096])

@@ -132,6 +132,11 @@ class Aggregated:
         return self.reward.reader(params)
 
     @property
+    def positions_beyond(self) -> int:
+        """See :class:`tsi.rewards.SelfJudge`."""
+        return getattr(self.reward, "positions_beyond", 0)
+
+    @property
     def reads_prompts(self) -> bool:
         """See :class:`tsi.rewards.Reward`."""
         return self.reward.reads_prompts

@@ -1,0 +1,65 @@
+"""Logistic regression by Newton's method (iteratively reweighted least squares).
+
+Minimises, over weights w of standardised features z and an intercept b,
+
+    sum_i log(1 + exp(-s_i)) (for soft labels y_i the cross-entropy)  +  ridge/2 |w|²
+
+which is strictly convex for a positive ridge, so that there is one answer and no
+learning rate. Float64 throughout; exact Newton steps suit a few thousand features.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+MOST_STEPS = 100
+
+
+def log_loss(
+    log_odds: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]
+) -> float:
+    """Mean cross-entropy of labels in [0, 1], in nats."""
+    return float(np.mean(np.logaddexp(0.0, log_odds) - labels * log_odds))
+
+
+def fit_logistic(
+    features: Float[np.ndarray, "n D"], labels: Float[np.ndarray, " n"], ridge: float
+) -> tuple[Float[np.ndarray, " D"], float]:
+    """Weights and intercept of the log-odds, for the features as they are given.
+
+    Args:
+        features: one row an example.
+        labels: in [0, 1].
+        ridge: weight of |w|², for features of unit variance; above 0. The intercept is
+            free.
+    """
+    mean, deviation = features.mean(0), features.std(0)
+    # A feature that never changes says nothing and keeps the weight 0.
+    scale = np.where(deviation > 1e-9 * (1.0 + np.abs(mean)), deviation, np.inf)
+    ones = np.ones((len(features), 1))
+    design = np.concatenate([(features - mean) / scale, ones], axis=1)
+    penalty = np.full(design.shape[1], float(ridge))
+    penalty[-1] = 0.0
+    weights = np.zeros(design.shape[1])
+
+    def objective(w: np.ndarray) -> float:
+        loss = log_loss(design @ w, labels) * len(labels)
+        return loss + float(penalty @ w**2) / 2
+
+    value = objective(weights)
+    for _ in range(MOST_STEPS):
+        p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -500.0, 500.0)))
+        gradient = design.T @ (p - labels) + penalty * weights
+        # Where all labels agree the curvature in the intercept's direction fades.
+        curvature = (design * (p * (1.0 - p))[:, None]).T @ design
+        curvature += np.diag(penalty + 1e-12)
+        step = np.linalg.solve(curvature, gradient)
+        size = 1.0
+        while objective(weights - size * step) > value and size > 1e-6:
+            size /= 2
+        weights = weights - size * step
+        value = objective(weights)
+        # Convergence is quadratic: the step after a small one changes nothing.
+        if gradient @ step < 1e-10 * len(labels):
+            break
+    slopes = weights[:-1] / scale
+    return slopes, float(weights[-1] - slopes @ mean)

@@ -1,0 +1,83 @@
+"""Models that must fit a task or each other: of one kind, with one tokenizer."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from jax.sharding import Mesh
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.language_policy import encoder
+from tsi.experiments.tasks import Task
+from tsi.models.catalogue import resolve
+from tsi.models.checkpoint import load
+from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
+
+T = TypeVar("T")
+
+
+def trained_on(task: Task, tokenizer: Tokenizer) -> bool:
+    """Whether a model reads the tokens of the task's own models, and needs no examples.
+
+    Raises:
+        CheckpointError: the task's own models are not there.
+    """
+    return same_tokens(tokenizer, load_tokenizer(resolve(f"{task.name}-reward")))
+
+
+def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """From a problem to token ids: bare for the task's own models, else with examples.
+
+    Raises:
+        CheckpointError: the task's own models are not there.
+    """
+    if trained_on(task, tokenizer):
+        return tokenizer.encode_prompt
+    return encoder(task, tokenizer)
+
+
+def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:
+    """Whether every id stands for the same bytes in two tokenizers."""
+    return left.vocab_size == right.vocab_size and all(
+        left.token_bytes(i) == right.token_bytes(i) for i in range(left.vocab_size)
+    )
+
+
+def check_same_tokens(
+    policy: Tokenizer, reward: Tokenizer, policy_name: str, reward_name: str
+) -> None:
+    """Refuse a reward model that would take the policy's ids for other texts.
+
+    Raises:
+        ConfigurationError: an id stands for different bytes in the two tokenizers.
+    """
+    if not same_tokens(policy, reward):
+        raise ConfigurationError(
+            f"{reward_name} has another tokenizer than {policy_name}, whose token ids "
+            "it is to read; choose models of one tokenizer, or name the format that it "
+            "was trained with, as in qwen:PATH."
+        )
+
+
+def load_model(
+    path: Path,
+    kind: type[T],
+    role: str,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+) -> T:
+    """The model in a folder or file, which must be of a kind.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigurationError: it is of another kind.
+    """
+    model, _ = load(path, dtype=dtype, mesh=mesh)
+    # A head of another kind is a subclass, and is read by its own format.
+    if type(model) is not kind:
+        raise ConfigurationError(
+            f"{path} is a {type(model).__name__}, and the {role} must be a "
+            f"{kind.__name__}; name another model, or the format of this one."
+        )
+    return model
