@@ -162,7 +162,8 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, TensorInfo]:
         block, block_bytes = gguf.GGML_QUANT_SIZES[quantisation]
     except (ValueError, KeyError):
         raise CheckpointError(
-            f"{cursor.path}: tensor {name} has the unknown type {kind}."
+            f"{cursor.path}: tensor {name} has the unknown type {kind}; install a "
+            "newer gguf package, or convert the model to F16 or Q8_0 with llama.cpp."
         ) from None
     if min(shape) < 1 or shape[-1] % block:
         raise CheckpointError(
