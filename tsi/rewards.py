@@ -82,6 +82,17 @@ class PolicyContext(NamedTuple):
     position: Int[Array, " R"]
 
 
+def newest_hidden(policy: LanguageModel, context: PolicyContext) -> Float[Array, "R D"]:
+    """The policy's hidden state at each row's newest token, read on its caches."""
+    hidden, _ = policy.trunk(
+        context.pending[:, None],
+        context.position[:, None],
+        None,
+        (context.prompt, context.suffix),
+    )
+    return hidden[:, 0]
+
+
 class Reading(NamedTuple):
     """A reward's answer and what it took.
 
@@ -307,17 +318,11 @@ class PolicyValue(Stateless):
     """
 
     def read(self, state, step, params):
-        context = step.policy
-        hidden, _ = params.policy.trunk(
-            context.pending[:, None],
-            context.position[:, None],
-            None,
-            (context.prompt, context.suffix),
-        )
+        hidden = newest_hidden(params.policy, step.policy)
         return state, Reading(
-            params.reward.log_odds(hidden[:, 0]),
+            params.reward.log_odds(hidden),
             jnp.where(step.counts > 0, 1, 0),
-            context.position,
+            step.policy.position,
         )
 
     def reader(self, params):
