@@ -48,9 +48,10 @@ def scale(
         temperature: of the policy.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
-        reward: what scores solutions; by default the task's own model, or
-            judge for a policy of other tokens. One of:
-            MODEL: a token head, on the policy's own tokens;
+        reward: what scores solutions; by default the task's own
+            model, or judge for a policy of other tokens. One of:
+            MODEL: a token head, on the policy's own tokens, or
+            the name of a published reward model;
             qwen:MODEL, and math-shepherd, rlhflow, skywork,
             outcome: a reward model in its format;
             likelihood:MODEL: a larger model against the policy;
@@ -113,9 +114,10 @@ def solve(
         temperature: of the policy.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
-        reward: what scores solutions; by default the task's own model, or
-            judge for a policy of other tokens. One of:
-            MODEL: a token head, on the policy's own tokens;
+        reward: what scores solutions; by default the task's own
+            model, or judge for a policy of other tokens. One of:
+            MODEL: a token head, on the policy's own tokens, or
+            the name of a published reward model;
             qwen:MODEL, and math-shepherd, rlhflow, skywork,
             outcome: a reward model in its format;
             likelihood:MODEL: a larger model against the policy;

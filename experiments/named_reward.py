@@ -8,7 +8,8 @@
     verifier, outcome-verifier   the task's exact check, of prefixes or of answers
     none                      nothing
 
-A bare model is short for ``head:MODEL``. A folder that is called as a kind is written
+A bare model is short for ``head:MODEL``; the name of a published reward model that
+`tsi models` lists, for its format and it. A folder that is called as a kind is written
 with its path, ``./judge``.
 """
 
@@ -23,7 +24,7 @@ from tsi.experiments.language_policy import self_judge
 from tsi.experiments.language_reward import formatted_reward, likelihood_reward
 from tsi.experiments.model_checks import check_same_tokens, load_model, prompt_encoder
 from tsi.experiments.task_verifier import outcome_check, prefix_check
-from tsi.experiments.tasks import Task
+from tsi.experiments.tasks import TASKS, Task
 from tsi.formats import FORMATS
 from tsi.formatted_reward import WAYS
 from tsi.models.catalogue import MODELS
@@ -121,7 +122,8 @@ def parse_reward(reward: str, aggregation: str = "last") -> NamedReward:
     if kind not in KINDS:
         if colon and "/" not in kind:
             raise UnknownNameError("kind of reward", kind, forms())
-        kind, argument = "head", reward
+        published = MODELS[reward].format if reward in MODELS else None
+        kind, argument = published or "head", reward
     elif bool(argument) != bool(KINDS[kind].argument) or bool(argument) != bool(colon):
         raise ConfigurationError(
             f"The reward {kind} is written {written(kind)}, not {reward!r}."
@@ -211,9 +213,11 @@ def load_reward(
     )
 
 
-def _found(model: str) -> Path:
+def _found(name: str) -> Path:
     try:
-        return get(model)
+        return get(name)
     except UnknownNameError:
         # Whoever misspells a kind without a colon asks for a model of that name.
-        raise UnknownNameError("reward", model, (*forms(), *MODELS)) from None
+        published = [known for known, model in MODELS.items() if model.format]
+        own = [f"{task}-reward" for task in TASKS]
+        raise UnknownNameError("reward", name, (*forms(), *own, *published)) from None

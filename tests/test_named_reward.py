@@ -69,6 +69,10 @@ def test_a_name_is_a_kind_with_a_model_or_a_model():
         assert parse_reward(model) == ("head", model, "last")
         assert str(parse_reward(f"head:{model}")) == model
     assert str(parse_reward("qwen:a/b")) == "qwen:a/b"
+    # A published one is read in its format, whether or not that is said.
+    published = parse_reward("skywork-prm-1.5b", "min")
+    assert published == parse_reward("skywork:skywork-prm-1.5b", "min")
+    assert published.kind == "skywork"
     assert set(FORMATS) < set(KINDS)
 
 
@@ -105,7 +109,7 @@ def test_only_what_scores_steps_is_aggregated():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--reward", "jugde"], "no reward named 'jugde'. Known: chain-policy"),
+        (["--reward", "jugde"], "no reward named 'jugde'. Known: chain-reward"),
         (["--reward", "jugde"], "outcome-verifier, outcome:MODEL"),
         (["--reward", "qwem:x"], "no kind of reward named 'qwem'. Known: head:MODEL"),
         (["--reward", "value"], "is written value:FILE"),
@@ -161,7 +165,7 @@ def right_so_far(prompt: str, text: str) -> bool:
     return bool(rest) == text.endswith("\n")
 
 
-@pytest.mark.parametrize("method", ["particle_filter", "mcts"])
+@pytest.mark.parametrize("method", ["particle_filter", "quest"])
 def test_a_verifier_knows_which_prefixes_are_right(method):
     world, results = run(method, num_particles=8, reward="verifier")
     seen = set()
