@@ -197,6 +197,7 @@ def rope_of(
 def _scaling(
     kind: str, rope: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> Scaling | None:
+    length = fields.get("max_position_embeddings")
     if kind == "linear":
         return LinearScaling(float(rope["factor"]))
     if kind == "dynamic":
@@ -204,10 +205,9 @@ def _scaling(
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
         factor, low, high = (float(rope[name]) for name in names)
-        original = float(rope["original_max_position_embeddings"])
+        original = float(rope.get("original_max_position_embeddings") or length)  # type: ignore[arg-type]
         return Llama3Scaling(factor, low, high, original)
     if kind == "yarn":
-        length = fields.get("max_position_embeddings")
         before = float(rope.get("original_max_position_embeddings") or length)  # type: ignore[arg-type]
         factor = float(rope.get("factor") or length / before)  # type: ignore[operator]
         attention = rope.get("attention_factor")

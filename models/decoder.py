@@ -158,6 +158,8 @@ class Geometry(NamedTuple):
     Attributes:
         positions: of the chunk's tokens.
         frequencies: rotary, of this layer.
+        temperature: multiplies what is turned in this layer; None if nothing does in
+            any (see :attr:`tsi.models.rotary.Rope.attention`).
         valid: False at padding of the chunk.
         window: positions seen by a query, or None.
         masks: :func:`tsi.models.layers.visible` of each segment.
@@ -165,6 +167,7 @@ class Geometry(NamedTuple):
 
     positions: Int[Array, "R Q"]
     frequencies: Float[Array, " half"]
+    temperature: Float[Array, ""] | None
     valid: Bool[Array, "R Q"]
     window: Int[Array, ""] | None
     masks: tuple[Array, ...]
@@ -194,7 +197,7 @@ class Attention(nnx.Module):
             return y if norm is None else norm(y)
 
         def turned(y):
-            rope = (geometry.frequencies, config.rope.attention)
+            rope = (geometry.frequencies, geometry.temperature)
             return rotate(y, geometry.positions, *rope)
 
         scale = config.query_scale
@@ -291,23 +294,25 @@ class Trunk(nnx.Module):
             valid = jnp.ones(tokens.shape, bool)
         stacks = tuple((segment.keys, segment.values) for segment in context)
 
+        config, local = self.config, self.config.local
+        ropes = (config.rope,) if local is None else (config.rope, local.rope)
+        plain = all(rope.attention == 1.0 for rope in ropes)
+
         def geometry(rope: Rope, window: int | None) -> Geometry:
             return Geometry(
                 positions,
                 jnp.asarray(
-                    inverse_frequencies(
-                        rope, self.config.head_width, self.config.max_length
-                    )
+                    inverse_frequencies(rope, config.head_width, config.max_length)
                 ),
+                None if plain else jnp.asarray(rope.attention, jnp.float32),
                 valid,
                 None if window is None else jnp.asarray(window),
                 tuple(visible(segment, positions, window) for segment in context),
             )
 
-        everywhere = geometry(self.config.rope, None)
-        local = self.config.local
+        everywhere = geometry(config.rope, None)
         if local is not None:
-            unlimited = geometry(self.config.rope, 2**30)
+            unlimited = geometry(config.rope, 2**30)
             windowed = geometry(local.rope, local.window)
 
         def layer(x, block_and_cache):
@@ -320,8 +325,8 @@ class Trunk(nnx.Module):
             return block(x, here, cached)
 
         x = self.embedding[...][tokens]
-        if self.config.embedding_scale != 1.0:
-            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        if config.embedding_scale != 1.0:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
         flags = jnp.asarray(local.layers) if local is not None else None
         x, (keys, values) = jax.lax.scan(layer, x, (self.blocks, stacks, flags))
         return self.norm(x), KeyValues(keys, values, positions)

@@ -27,6 +27,7 @@ from tsi.models.windows import layer_types, layers_from_types
 
 NAME = "Gemma3"
 THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
+KINDS = ("linear", "llama3", "yarn", "dynamic")
 DEFAULTS: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -98,10 +99,10 @@ def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
     else:
         everywhere = both or fields.get("rope_scaling") or {}
         local = {"rope_theta": fields.get("rope_local_base_freq", LOCAL_THETA)}
-    kinds = ("linear", "dynamic")
+    length = {"max_position_embeddings": fields["max_position_embeddings"]}
     return (
-        rope_of(fields, NAME, kinds, THETA, everywhere),
-        rope_of({}, NAME, kinds, LOCAL_THETA, local),
+        rope_of(fields, NAME, KINDS, THETA, everywhere),
+        rope_of(length, NAME, KINDS, LOCAL_THETA, local),
     )
 
 

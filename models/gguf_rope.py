@@ -55,6 +55,9 @@ def gemma_rope(metadata: Metadata) -> dict[str, Any]:
     Layers with a window have a base of their own and are never scaled.
     """
     everywhere = {"rope_theta": metadata.get("rope.freq_base", float)}
+    # llama.cpp would multiply attention in the layers with a window too.
+    if metadata.value("rope.scaling.type") == "yarn":
+        metadata.refuse("rope.scaling.type", "yarn")
     base = metadata.get("rope.freq_base_swa", float, LOCAL_BASE)
     return {
         "full_attention": everywhere | _scaling(metadata),
@@ -68,6 +71,8 @@ def _scaling(metadata: Metadata) -> dict[str, Any]:
     factor = factor or metadata.get("rope.scale_linear", float, 0.0) or 1.0
     kind = metadata.value("rope.scaling.type", "linear" if factor != 1.0 else "none")
     if LONG_FACTORS in metadata.header.tensors:
+        if metadata.architecture != "phi3":  # where llama.cpp may leave them unread
+            metadata.refuse("rope.scaling.type", "longrope")
         return _longrope(metadata)
     metadata.must_be("rope.scaling.attn_factor", 1.0)
     if metadata.architecture == "phi3":

@@ -152,7 +152,7 @@ def rotate(
     x: Float[Array, "R Q H h"],
     positions: Int[Array, "R Q"],
     frequencies: Float[Array, " half"],
-    attention: float = 1.0,
+    attention: Float[Array, ""] | None = None,
 ) -> Float[Array, "R Q H h"]:
     """Turn each head's leading ``2 half`` entries in the half-split layout.
 
@@ -163,11 +163,11 @@ def rotate(
         x: queries or keys.
         positions: of each, counted from the start of the prompt.
         frequencies: see :func:`inverse_frequencies`.
-        attention: multiplies what is turned (see :attr:`Rope.attention`).
+        attention: multiplies what is turned (see :attr:`Rope.attention`); None for 1.
     """
     angles = positions[..., None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-    if attention != 1.0:
+    if attention is not None:
         cos, sin = cos * attention, sin * attention
     half = frequencies.shape[-1]
     first, second = jnp.split(x[..., : 2 * half].astype(jnp.float32), 2, axis=-1)

@@ -65,7 +65,7 @@ WRITTEN: dict[str, DecoderConfig] = {
         query_scale=5**-0.5,
         attention_softcap=2.0,
         logit_softcap=1.5,
-        rope=LINEAR,
+        rope=YARN,
         local=Local(4, (True, False, True), Rope(50.0)),
     ),
     "phi3": small_config(

@@ -243,7 +243,7 @@ STRETCHES = {
     "mistral": {"linear", "llama3", "yarn", "longrope", "dynamic"},
     "qwen2": {"linear", "llama3", "yarn", "longrope", "dynamic"},
     "qwen3": {"linear", "llama3", "yarn", "longrope", "dynamic"},
-    "gemma3": {"linear", "dynamic"},
+    "gemma3": {"linear", "llama3", "yarn", "dynamic"},
     "phi3": {"longrope"},
 }
 

@@ -224,6 +224,23 @@ def test_a_feature_that_nobody_does_is_refused_by_name(tmp_path, name, fields, s
         load(file)
 
 
+@pytest.mark.parametrize(
+    ("name", "scaling"),
+    [
+        ("gemma3", YARN),
+        ("qwen2", LongRopeScaling((1.0,) * 4, (2.0,) * 4, 16, 64, 1.0)),
+    ],
+)
+def test_scaling_that_llama_cpp_does_in_another_way_is_refused(tmp_path, name, scaling):
+    rope = Rope(1e4, scaling=scaling)
+    config = dataclasses.replace(CASES[name], rope=rope)
+    folder, file = saved(tmp_path / "hf", config), tmp_path / "model.gguf"
+    write_gguf(file, folder, config)
+    kind = "yarn" if scaling is YARN else "longrope"
+    with pytest.raises(CheckpointError, match=rf"rope\.scaling\.type = {kind}"):
+        load(file)
+
+
 def test_fields_that_are_off_or_say_nothing_of_the_numbers_pass(tmp_path):
     config = CASES["llama"]
     folder, file = saved(tmp_path / "hf", config), tmp_path / "model.gguf"
