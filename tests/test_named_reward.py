@@ -167,7 +167,7 @@ def right_so_far(prompt: str, text: str) -> bool:
 
 @pytest.mark.parametrize("method", ["particle_filter", "quest"])
 def test_a_verifier_knows_which_prefixes_are_right(method):
-    world, results = run(method, num_particles=8, reward="verifier")
+    world, results = run(method, problems=6, num_particles=8, reward="verifier")
     seen = set()
     for problem, result in zip(world.problems, results, strict=True):
         for n, steps in enumerate(result.step_texts):
