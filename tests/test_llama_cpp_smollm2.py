@@ -142,12 +142,18 @@ def check_equal(their, paths):
         np.testing.assert_array_equal(path.ids[path.start :], greedy)
 
 
-def test_greedy_tokens_and_logits_equal_those_of_llama_cpp_on_the_same_file(paths):
+@pytest.fixture(scope="module")
+def blas():
     library = llama_cpp.llama_cpp._lib
     library.ggml_backend_load_all()
     library.ggml_backend_reg_by_name.restype = ctypes.c_void_p
     if not library.ggml_backend_reg_by_name(b"BLAS"):
         pytest.skip("llama.cpp has no BLAS; the docstring of this file says how to add")
+
+
+def test_greedy_tokens_and_logits_equal_those_of_llama_cpp_on_the_same_file(
+    blas, paths
+):
     check_equal(theirs(SMOLLM2), paths)
 
 
