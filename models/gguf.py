@@ -20,6 +20,9 @@ from gguf.quants import dequantize
 from tsi.errors import CheckpointError
 
 MAX_DIMENSIONS = 4
+MAX_ENTRIES = 1 << 22
+"""Fields, tensors and elements of arrays, together: several times what the largest
+vocabularies have. In memory each takes up to sixteen times its size in the file."""
 
 # struct formats of the scalar value types; 8 is a string and 9 an array.
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -48,6 +51,7 @@ class _Cursor:
 
     def __init__(self, path: Path, data: np.ndarray):
         self.path, self.data, self.at = path, memoryview(data), 0  # type: ignore
+        self.entries = 0
 
     def take(self, num_bytes: int) -> memoryview:
         if num_bytes > len(self.data) - self.at:
@@ -93,6 +97,13 @@ class _Cursor:
             raise CheckpointError(
                 f"{self.path} claims {count} entries at byte {self.at}, more than the "
                 f"file of {len(self.data)} bytes can hold. Download it again."
+            )
+        self.entries += count
+        if self.entries > MAX_ENTRIES:
+            raise CheckpointError(
+                f"{self.path} claims {count} entries at byte {self.at}, which makes "
+                f"{self.entries} in its header; up to {MAX_ENTRIES} are read. Download "
+                "it again."
             )
 
 

@@ -173,6 +173,19 @@ ARRAY = 9
         ),
         (crafted(text("a") + struct.pack("<IIQ", ARRAY, 8, 2**63), 1), "claims"),
         (crafted(text("a") + struct.pack("<IIQ", ARRAY, ARRAY, 1), 1), "type 9"),
+        # There, and yet sixteen times as large as Python's numbers.
+        (
+            crafted(
+                text("a")
+                + struct.pack("<IIQ", ARRAY, 0, 2**21)
+                + bytes(2**21)
+                + text("b")
+                + struct.pack("<IIQ", ARRAY, 0, 2**21)
+                + bytes(2**21),
+                2,
+            ),
+            "makes 4194306 in its header",
+        ),
         (crafted(num_fields=2**64 - 1), "claims 18446744073709551615 entries"),
         (crafted(num_tensors=2**40), "claims 1099511627776 entries"),
         (crafted((text("a") + struct.pack("<IB", 0, 1)) * 2, 2), "field a twice"),
