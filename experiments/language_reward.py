@@ -10,7 +10,7 @@ from tsi.errors import UnknownNameError
 from tsi.formats import FORMATS, ContinuationFormat, Rendering
 from tsi.formatted_reward import FormattedReward
 from tsi.likelihood_ratio import LikelihoodRatio
-from tsi.models.decoder import DecoderConfig
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.tokenizer import Tokenizer
 
 TOKENS_A_STEP = 32

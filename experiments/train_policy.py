@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.experiments.tasks import Task
-from tsi.models.decoder import DecoderConfig, LanguageModel
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.tokenizer import Tokenizer, char_tokenizer
 
 

@@ -18,7 +18,8 @@ from tsi.experiments.model_checks import load_model, prompt_encoder, trained_on
 from tsi.experiments.named_reward import Writer, load_reward, parse_reward
 from tsi.experiments.scale import World
 from tsi.experiments.tasks import get_task
-from tsi.models.decoder import DecoderConfig, LanguageModel
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.download import get
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem

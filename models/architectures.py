@@ -14,7 +14,8 @@ import numpy as np
 
 from tsi.errors import CheckpointError
 from tsi.models import gemma3, llama, mistral, phi3, qwen2, qwen3
-from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.family import Family, Tensors
 from tsi.models.heads import OutcomeScorer, ProcessScorer, SequenceScorer, ValueScorer
 from tsi.models.rotary import LongRopeScaling, Rope

@@ -30,7 +30,8 @@ from tsi.models.architectures import (
     architecture_of,
     used_by,
 )
-from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.gguf_names import open_gguf
 from tsi.models.partition import sharding_of
 from tsi.models.placement import equal, place

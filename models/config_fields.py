@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsi.errors import CheckpointError
-from tsi.models.decoder import DecoderConfig
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import ACTIVATIONS
 from tsi.models.rotary import (
     DynamicScaling,

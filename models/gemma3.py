@@ -20,7 +20,7 @@ from tsi.models.config_fields import (
     rope_of,
     rope_to_hf,
 )
-from tsi.models.decoder import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.family import BLOCK, NAMES, Family
 from tsi.models.rotary import Rope
 from tsi.models.windows import layer_types, layers_from_types

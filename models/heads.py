@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel, Trunk
+from tsi.models.decoder import LanguageModel, RewardModel, Trunk
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Linear
 
 

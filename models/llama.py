@@ -17,7 +17,7 @@ from tsi.models.config_fields import (
     refuse,
     rope_of,
 )
-from tsi.models.decoder import DecoderConfig
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.family import Family
 
 NAME = "Llama"

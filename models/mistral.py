@@ -13,7 +13,7 @@ from tsi.models.config_fields import (
     refuse,
     rope_of,
 )
-from tsi.models.decoder import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.family import Family
 
 NAME = "Mistral"

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tsi.errors import ConfigurationError
-from tsi.models.decoder import DecoderConfig
+from tsi.models.decoder_config import DecoderConfig
 
 DATA, MODEL = "data", "model"
 

@@ -19,7 +19,7 @@ from tsi.models.config_fields import (
     refuse,
     rope_of,
 )
-from tsi.models.decoder import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.family import Arrays, Family, Tensors
 from tsi.models.rotary import LongRopeScaling
 from tsi.models.safetensors import StoredTensor, rows_of

@@ -15,7 +15,7 @@ from tsi.models.config_fields import (
     refuse,
     rope_of,
 )
-from tsi.models.decoder import DecoderConfig
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.family import Family
 from tsi.models.windows import FIELDS, windows_from_hf, windows_to_hf
 

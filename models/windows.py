@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsi.errors import CheckpointError
-from tsi.models.decoder import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.rotary import Rope
 
 FIELDS = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")

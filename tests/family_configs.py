@@ -2,7 +2,7 @@
 
 from small_checkpoints import small_config
 
-from tsi.models.decoder import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.rotary import Llama3Scaling, Rope
 
 

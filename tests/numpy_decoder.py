@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tsi.models.decoder import DecoderConfig, LanguageModel
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.rotary import (
     DynamicScaling,
     LinearScaling,

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, traine
 from tokenizers import models as token_models
 
 from tsi.models import checkpoint
-from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.rotary import LinearScaling, LongRopeScaling, YarnScaling
 from tsi.models.tokenizer import Tokenizer
 

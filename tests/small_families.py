@@ -4,7 +4,7 @@ import dataclasses
 
 from small_checkpoints import small_config
 
-from tsi.models.decoder import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.rotary import (
     LinearScaling,
     Llama3Scaling,

@@ -18,7 +18,8 @@ from small_checkpoints import small_model
 from small_families import READ, WRITTEN
 
 from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
-from tsi.models.decoder import DecoderConfig, LanguageModel
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 
 LENGTH, STEP = 24, 3

@@ -14,7 +14,8 @@ from small_families import READ, WRITTEN
 from tsi.errors import CheckpointError
 from tsi.models.architectures import FAMILIES, architecture_of
 from tsi.models.config_fields import OFF
-from tsi.models.decoder import LanguageModel, Local
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import Local
 from tsi.models.rotary import (
     LinearScaling,
     Llama3Scaling,

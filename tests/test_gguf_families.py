@@ -8,7 +8,7 @@ from small_checkpoints import logits, parameters, saved, small_config, write_ggu
 
 from tsi.errors import CheckpointError
 from tsi.models.checkpoint import load
-from tsi.models.decoder import Local
+from tsi.models.decoder_config import Local
 from tsi.models.gguf_rope import llama3_constants
 from tsi.models.rotary import (
     LinearScaling,

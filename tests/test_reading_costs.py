@@ -15,7 +15,8 @@ import tiny_language as tiny
 from flax import nnx
 
 from tsi.errors import ConfigurationError
-from tsi.models.decoder import LanguageModel, Local, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder_config import Local
 from tsi.models.heads import ValueHead
 from tsi.models.rotary import Rope
 from tsi.outcome import slot_costs

@@ -10,7 +10,8 @@ import numpy as np
 import tiny_language as tiny
 from flax import nnx
 
-from tsi.models.decoder import LanguageModel, Local, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder_config import Local
 from tsi.models.rotary import Rope
 from tsi.reasoning import ReasoningParams
 from tsi.reasoning_store import ReasoningStore

@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 
 from tsi.boundary import step_boundary
-from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.rewards import ProcessReward, Prompts
 

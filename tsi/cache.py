@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from tsi.models.decoder import DecoderConfig, KeyValues
+from tsi.models.decoder import KeyValues
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 
 

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import Boundary
 from tsi.categorical import categorical
-from tsi.models.decoder import DecoderConfig, KeyValues, LanguageModel
+from tsi.models.decoder import KeyValues, LanguageModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tsi.models.decoder import DecoderConfig
+from tsi.models.decoder_config import DecoderConfig
 from tsi.reasoning import Cost, Particles, ReasoningTarget
 from tsi.result import SlotCosts
 

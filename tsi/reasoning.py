@@ -51,7 +51,7 @@ class Cost(NamedTuple):
 
     ``repeated`` tokens were read by the policy to be scored, not drawn. ``*_context``
     sums the positions that each token attended to, as
-    :meth:`tsi.models.decoder.DecoderConfig.attended` counts them.
+    :meth:`tsi.models.decoder_config.DecoderConfig.attended` counts them.
     """
 
     generated: Int[Array, " R"]

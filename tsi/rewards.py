@@ -26,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
 from tsi.errors import ConfigurationError
-from tsi.models.decoder import DecoderConfig, LanguageModel, RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 
 

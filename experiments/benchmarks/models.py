@@ -38,7 +38,8 @@ from tsi.experiments.benchmarks.throughput import (
 )
 from tsi.models.catalogue import location, resolve
 from tsi.models.checkpoint import load, save
-from tsi.models.decoder import DecoderConfig, LanguageModel
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.rotary import Rope
 
 RANDOM: dict[str, DecoderConfig] = {

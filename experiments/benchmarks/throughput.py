@@ -15,7 +15,8 @@ from flax import nnx
 
 from tsi.boundary import Boundary
 from tsi.experiments.benchmarks.ceilings import Ceilings, seconds_of
-from tsi.models.decoder import DecoderConfig, LanguageModel
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.rewards import NoReward, Prompts
 
