@@ -34,6 +34,7 @@ def scale(
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     max_rows: int | None = None,
+    model_parallel: int = 1,
     progress: bool = True,
 ) -> int:
     """Accuracy of methods against budget, with error bars; resumes where it stopped.
@@ -65,6 +66,8 @@ def scale(
         dtype: of the models' weights.
         max_rows: particles of one batch over all its problems; by default what suits
             the device.
+        model_parallel: over how many devices each model is divided; rows are
+            spread over what that leaves of all devices.
         progress: show the bar with the time left.
     """
     from tsi.experiments.scale import checked_plan, run_plan
@@ -83,6 +86,7 @@ def scale(
         temperature=temperature,
         max_rows=max_rows,
         dtype=dtype,
+        model_parallel=model_parallel,
     )
     plan = plan._replace(max_rows=world.max_rows, max_stored=world.max_stored)
     rows = run_plan(plan, world, out / "rows.jsonl", progress=progress)
@@ -101,6 +105,7 @@ def solve(
     reward: Annotated[str | None, tyro.conf.arg(metavar="KIND[:MODEL]")] = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    model_parallel: int = 1,
     figures: Path | None = None,
 ) -> int:
     """Solve one problem and show each step's ESS, the genealogy and the answers.
@@ -129,6 +134,8 @@ def solve(
         aggregation: from the scores of steps to one; model shows a
             format all steps as one.
         dtype: of the models' weights.
+        model_parallel: over how many devices each model is divided; rows are
+            spread over what that leaves of all devices.
         figures: folder for pictures of the genealogy, of effective sample size and
             rewards by step, and of the weights; none are drawn by default.
     """
@@ -151,6 +158,7 @@ def solve(
         aggregation=aggregation,
         temperature=temperature,
         dtype=dtype,
+        model_parallel=model_parallel,
     )
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from tsi.boundary import step_boundary
 from tsi.engine import Engine
+from tsi.errors import ConfigurationError
 from tsi.experiments.language_policy import STEP_SLACK
 from tsi.experiments.model_checks import load_model, prompt_encoder, trained_on
 from tsi.experiments.named_reward import Writer, load_reward, parse_reward
@@ -21,6 +22,7 @@ from tsi.experiments.tasks import get_task
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.download import get
+from tsi.models.partition import make_mesh
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
@@ -40,6 +42,7 @@ def embedded_world(
     temperature: float = 1.0,
     max_rows: int | None = None,
     dtype: str = "float32",
+    model_parallel: int = 1,
 ) -> World:
     """A generated task with the tiny models that ship for it, or with others.
 
@@ -56,14 +59,16 @@ def embedded_world(
         max_rows: particles of one batch over all its problems; what suits the models
             and the device, if None.
         dtype: of the models' weights.
+        model_parallel: over how many devices each model is divided; rows are spread
+            over what that leaves of all devices.
 
     Raises:
         UnknownNameError: there is no such task, model or kind of reward.
         CheckpointError: a model cannot be read.
         DownloadError: a model cannot be fetched.
         ConfigurationError: a model is of the wrong kind or width, the reward model
-            reads other tokens than the policy writes, or its scores cannot be
-            aggregated so.
+            reads other tokens than the policy writes, its scores cannot be
+            aggregated so, or the devices cannot be divided so.
         PromptTooLongError: a problem does not fit the models' context.
     """
     task = get_task(task_name)
@@ -75,7 +80,7 @@ def embedded_world(
     if named is None:
         own = f"{task_name}-reward" if trained else "judge"
         named = parse_reward(own, aggregation)
-    mesh = all_devices()
+    mesh = all_devices(model_parallel)
     policy_model = load_model(policy_path, LanguageModel, "policy", dtype, mesh)
     config = policy_model.config
     step_tokens = task.max_step_tokens + (0 if trained else STEP_SLACK)
@@ -163,10 +168,22 @@ def batch_limits(
     return min(rows, stored), stored
 
 
-def all_devices() -> Mesh | None:
-    """A mesh of every device along its ``data`` axis; None where there is one."""
-    devices = jax.devices()
-    return Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
+def all_devices(model_parallel: int = 1) -> Mesh | None:
+    """A mesh of every device; None where there is one.
+
+    Args:
+        model_parallel: how many lie along its ``model`` axis.
+
+    Raises:
+        ConfigurationError: the number of devices is no multiple of it.
+    """
+    number = len(jax.devices())
+    if model_parallel < 1 or number % model_parallel:
+        raise ConfigurationError(
+            f"{model_parallel} devices were asked for along the axis model, and of "
+            f"{number} they leave a part; choose a divisor of {number}."
+        )
+    return make_mesh(number // model_parallel, model_parallel) if number > 1 else None
 
 
 def versions() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How weights are divided over a mesh: rows along ``data``, weights along ``model``.
+"""How a mesh divides memory: rows along ``data``, weights and heads along ``model``.
 
 What a layer computes apart is stored apart: attention heads, the feed-forward width,
 the vocabulary. The other side of each such product is summed over the axis ``model`` by
@@ -41,15 +41,15 @@ RULES: dict[str, tuple[int, str]] = {
 
 
 class Memory(NamedTuple):
-    """Bytes of a model's weights: one copy of all, and what lies on each device."""
+    """Bytes of some arrays: one copy of all, and what lies on each device."""
 
-    weights: int
+    total: int
     by_device: dict[str, int]
 
     def __str__(self) -> str:
-        lines = [f"{self.weights / 1e6:.1f} MB of weights"]
+        lines = [f"{self.total / 1e6:.1f} MB"]
         for device, size in self.by_device.items():
-            share = size / max(self.weights, 1)
+            share = size / max(self.total, 1)
             lines.append(f"{device}: {size / 1e6:.1f} MB ({share:.0%})")
         return "\n".join(lines)
 
@@ -123,10 +123,16 @@ def keep_or_replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def memory(model: nnx.Module) -> Memory:
-    """How many bytes of a model's weights lie on each device."""
+def memory(held: Any) -> Memory:
+    """How many bytes lie on each device.
+
+    Args:
+        held: a model, of which its weights count, or any tree of arrays, such as the
+            caches of :class:`tsi.reasoning.Particles`.
+    """
+    arrays = nnx.state(held, nnx.Param) if isinstance(held, nnx.Module) else held
     total, by_device = 0, dict[str, int]()
-    for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
+    for leaf in jax.tree.leaves(arrays):
         total += leaf.nbytes
         for shard in leaf.addressable_shards:
             name = str(shard.device)

@@ -46,7 +46,7 @@ def peak():
 before = peak()
 model, _ = load(path, dtype=dtype, mesh=mesh)
 where = memory(model)
-print(json.dumps([where.weights, list(where.by_device.values()), peak() - before]))
+print(json.dumps([where.total, list(where.by_device.values()), peak() - before]))
 """
 
 

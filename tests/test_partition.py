@@ -1,6 +1,9 @@
 """Weights divided over simulated devices, and the numbers of one device."""
 
+import contextlib
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +17,16 @@ from family_configs import family_configs
 from jax.sharding import AxisType, PartitionSpec
 from small_checkpoints import logits, saved, small_config
 
+from tsi import samplers
 from tsi.engine import Engine
+from tsi.engine_programs import spread
 from tsi.errors import ConfigurationError
+from tsi.experiments.cli import main
 from tsi.models.architectures import FAMILIES
 from tsi.models.checkpoint import load, save
 from tsi.models.partition import make_mesh, memory, sharding_of
 
+EXPLORER = samplers.particle_gibbs()
 TOKENS = np.arange(18).reshape(2, 9) % 40
 NAMES = sorted(family_configs())
 
@@ -43,14 +50,49 @@ def on_eight_devices(folder: Path):
         where = memory(model)
         families[name] = {
             "logits": logits(model, TOKENS).tolist(),
-            "weights": where.weights,
+            "weights": where.total,
             "devices": list(where.by_device.values()),
             "text": str(where),
         }
-    return {"families": families, "samples": samples(folder, mesh)}
+    halves = make_mesh(4, 2)
+    return {
+        "families": families,
+        "samples": samples(folder, halves),
+        "explored": samples(folder, halves, EXPLORER),
+        "caches": {
+            f"{data} times {model}": cache_memory(make_mesh(data, model))
+            for data, model in ((8, 1), (4, 2), (2, 4))
+        },
+        "solved": solved("--model-parallel", "2"),
+        "refused": solved("--model-parallel", "3"),
+    }
 
 
-def samples(folder: Path, mesh=None):
+def solved(*options: str) -> str:
+    """What the command line says of a problem, without the time that it took."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        main(["solve", "7*8+5-9", "--budget", "8", *options])
+    return re.sub(r"[\d.]+ s$", "", text.getvalue(), flags=re.MULTILINE)
+
+
+def cache_memory(mesh=None):
+    """Bytes of the caches of 8 particles, of all and on each device."""
+    params = tiny.params("abc")
+
+    def start(params):
+        return spread(mesh, tiny.target().init(None, 8, params))
+
+    particles = jax.jit(start)(params)
+    suffixes = (particles.suffix, particles.reward_state.suffix)
+    prompts = (particles.prompt, particles.reward_state.prompt)
+    return [
+        [where.total, list(where.by_device.values())]
+        for where in map(memory, (suffixes, prompts))
+    ]
+
+
+def samples(folder: Path, mesh=None, sampler=test_engine.SAMPLER):
     """What the engine draws with weights loaded onto a mesh, and where they stay."""
     policy, reward = (
         load(folder / name, mesh=mesh)[0] for name in ("policy", "reward")
@@ -66,7 +108,7 @@ def samples(folder: Path, mesh=None):
     )
     assert memory(engine.policy) == memory(policy)
     results = engine.run(
-        test_engine.SAMPLER,
+        sampler,
         jax.random.key(7),
         test_engine.PROBLEMS[:4],
         8,
@@ -115,14 +157,39 @@ def test_eight_devices_give_the_logits_of_one(folder, eight, name):
 
 def test_an_engine_draws_the_same_from_divided_weights(folder, eight):
     assert eight["samples"] == json.loads(json.dumps(samples(folder)))
+    assert eight["explored"] == samples(folder, sampler=EXPLORER)
+
+
+def test_the_command_line_divides_models_and_solves_the_same(eight):
+    assert eight["solved"] == solved() != ""
+    assert "choose a divisor of 8" in eight["refused"]
+
+
+def test_keys_and_values_are_divided_by_their_heads(eight):
+    """Of 2 heads: by two devices, and by four not at all; rows by ``data``."""
+    (suffixes, on_one), (prompts, _) = cache_memory()
+    assert on_one == [suffixes]
+    config = tiny.config()
+    keys_and_values = 2 * config.num_layers * 2 * config.head_width * 4
+    # Positions, masks of both models, and one counter each, which nothing divides.
+    slots = suffixes // (2 * 8 * (keys_and_values + 4 + 1))
+    assert suffixes == 2 * (8 * slots * (keys_and_values + 4 + 1) + 4)
+    for shape, data, heads in (("8 times 1", 8, 1), ("4 times 2", 4, 2)):
+        each = 2 * (8 // data * slots * (keys_and_values // heads + 4 + 1) + 4)
+        assert eight["caches"][shape][0] == [suffixes, [each] * 8]
+    each = 2 * (8 // 2 * slots * (keys_and_values + 4 + 1) + 4)
+    assert eight["caches"]["2 times 4"][0] == [suffixes, [each] * 8]
+    width = prompts // (2 * (keys_and_values + 4 + 1))
+    each = 2 * width * (keys_and_values // 2 + 4 + 1)
+    assert eight["caches"]["4 times 2"][1] == [prompts, [each] * 8]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_device_holds_a_quarter_of_what_four_divide(folder, eight, name):
     config, answer = family_configs()[name], eight["families"][name]
     whole = memory(load(folder / name)[0])
-    assert list(whole.by_device.values()) == [whole.weights] == [answer["weights"]]
-    on_each = whole.weights - 3 * _divided(config) // 4
+    assert list(whole.by_device.values()) == [whole.total] == [answer["weights"]]
+    on_each = whole.total - 3 * _divided(config) // 4
     assert answer["devices"] == [on_each] * 8
     assert f"{answer['devices'][0] / 1e6:.1f} MB" in answer["text"]
 

@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.batch import batch
 from tsi.explorer import Explorer, Request
+from tsi.models.layers import Segment
+from tsi.models.partition import DATA, MODEL
 from tsi.reasoning import Particles
 from tsi.sampler import Sampler, hopeless
 from tsi.step_keys import step_keys
@@ -157,18 +159,33 @@ def on_one_device(tree: Any) -> Any:
 
 
 def spread(mesh: Mesh | None, particles: Particles) -> Particles:
-    """Lay rows out along the mesh's ``data`` axis."""
+    """Lay rows out along the mesh's ``data`` axis, cached heads along ``model``.
+
+    Keys and values then lie where the weights do that make them. Heads, like weights,
+    stay whole on every device where they do not divide evenly.
+    """
     if mesh is None:
         return particles
-    rows, devices = particles.lengths.shape[0], mesh.shape["data"]
+    rows, devices = particles.lengths.shape[0], mesh.shape[DATA]
+    parts = mesh.shape.get(MODEL, 1)
 
-    def place(x: jax.Array) -> jax.Array:
-        # Rows lead everywhere but in caches, where they follow the layers.
-        axis = next((i for i, n in enumerate(x.shape[:2]) if n == rows), None)
-        spec: list[str | None] = [None] * x.ndim
-        if axis is not None and rows % devices == 0:
-            spec[axis] = "data"
-        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    def lay(x: jax.Array, *axes: str | None) -> jax.Array:
+        named = [
+            axis if axis != DATA or (size == rows and rows % devices == 0) else None
+            for axis, size in zip(axes, x.shape, strict=False)
+        ]
+        sharding = NamedSharding(mesh, PartitionSpec(*named))
         return jax.lax.with_sharding_constraint(x, sharding)
 
-    return jax.tree.map(place, particles)
+    def place(x: Any) -> Any:
+        if not isinstance(x, Segment):
+            return lay(x, DATA)
+        heads = MODEL if parts > 1 and x.keys.shape[2] % parts == 0 else None
+        return Segment(
+            lay(x.keys, None, DATA, heads),
+            lay(x.values, None, DATA, heads),
+            lay(x.positions, DATA),
+            lay(x.mask, DATA),
+        )
+
+    return jax.tree.map(place, particles, is_leaf=lambda x: isinstance(x, Segment))
