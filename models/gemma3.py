@@ -11,6 +11,7 @@ Reference: Gemma Team 2025, arXiv 2503.19786.
 from collections.abc import Mapping
 from typing import Any
 
+from tsi.errors import CheckpointError
 from tsi.models.config_fields import (
     biases,
     biases_to_hf,
@@ -91,7 +92,11 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
-    """Of layers that see everything, and of those with a window."""
+    """Of layers that see everything, and of those with a window.
+
+    Raises:
+        CheckpointError: another kind of scaling, or YaRN without its rounding.
+    """
     both = fields.get("rope_parameters") or {}
     if "full_attention" in both or "sliding_attention" in both:
         everywhere = both.get("full_attention") or {}
@@ -99,6 +104,13 @@ def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
     else:
         everywhere = both or fields.get("rope_scaling") or {}
         local = {"rope_theta": fields.get("rope_local_base_freq", LOCAL_THETA)}
+    if not all(rope.get("truncate", True) for rope in (everywhere, local)):
+        # transformers reads it beside the kinds of layers and not among theirs.
+        raise CheckpointError(
+            "config.json asks for truncate=false in YaRN's parameters of a kind of "
+            f"layers, which transformers passes over and the {NAME} port does not do; "
+            "leave it out, or choose another checkpoint."
+        )
     length = {"max_position_embeddings": fields["max_position_embeddings"]}
     return (
         rope_of(fields, NAME, KINDS, THETA, everywhere),

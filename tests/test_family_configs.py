@@ -265,6 +265,15 @@ def test_rotary_scaling_is_done_or_refused_by_name(name, kind):
     assert FAMILIES[name].read(FAMILIES[name].write(config)) == config
 
 
+def test_gemma_does_not_do_a_yarn_that_transformers_passes_over():
+    yarn = STRETCHED | {"rope_type": "yarn", "truncate": False}
+    plain = {"rope_type": "default"}
+    for everywhere, local in ((plain, yarn), (yarn, plain)):
+        ropes = {"full_attention": everywhere, "sliding_attention": local}
+        with pytest.raises(CheckpointError, match="truncate=false"):
+            FAMILIES["gemma3"].read(fields_of("gemma3") | {"rope_parameters": ropes})
+
+
 @EVERY
 def test_other_activations_and_kinds_of_layers_are_refused_by_name(name):
     which = "hidden_activation" if name == "gemma3" else "hidden_act"

@@ -168,7 +168,11 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
         "untied": {"tie_word_embeddings": False, "layer_types": MIXED, "head_dim": 16},
         "dynamic": {"layer_types": MIXED, **gemma_ropes(DYNAMIC, DYNAMIC)},
         "llama3": {"layer_types": MIXED, **gemma_ropes(LLAMA3, DEFAULT)},
-        "yarn in windows": {"layer_types": MIXED, **gemma_ropes(LLAMA3, YARN_TUNED)},
+        # Unrounded, transformers would pass over it here.
+        "yarn in windows": {
+            "layer_types": MIXED,
+            **gemma_ropes(LLAMA3, YARN_TUNED | {"truncate": True}),
+        },
         "yarn elsewhere": {"layer_types": MIXED, **gemma_ropes(YARN, DEFAULT)},
         "linear in windows": {"layer_types": MIXED, **gemma_ropes(DEFAULT, LINEAR)},
     },
