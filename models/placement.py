@@ -62,9 +62,10 @@ def place(
                 region, target = tuple(rest), shard[layer - first]
             targets.append((region[::-1], target.T) if transposed else (region, target))
         if not _fill(targets, tensor):
+            or_wider = "" if dtype == np.float32 else ", or load it in float32"
             raise CheckpointError(
                 f"{tensor.file}: tensor {name} has values that are not finite in "
-                f"{dtype}. Download the file again, or load it in float32."
+                f"{dtype}. Download the file again{or_wider}."
             )
     return jax.make_array_from_callback(
         shape, sharding, lambda index: shards[_bounds(index, shape)]

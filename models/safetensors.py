@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import mmap
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -132,7 +133,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         RecursionError,
     ) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}. "
+            f"{path} is not a whole safetensors file: {error}{_first_cut(path)}. "
             "Copy or download it again."
         ) from None
     header.pop("__metadata__", None)
@@ -145,6 +146,27 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         name: _mapped_tensor(path, name, entry, mapped, start)
         for name, entry in header.items()
     }
+
+
+def _first_cut(path: Path) -> str:
+    """Which tensor the end of a file cuts off first, for messages; "" for none.
+
+    Most damaged files are downloads that stopped, and their header is whole.
+    """
+    try:
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8)) if start <= length else {}
+        header.pop("__metadata__", None)
+        stops = {n: start + entry["data_offsets"][1] for n, entry in header.items()}
+        cut = {name: stop for name, stop in stops.items() if stop > length}
+        first = min(cut, key=cut.__getitem__, default=None)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError):
+        return ""
+    if first is None:
+        return ""
+    return f"; tensor {first} should end at byte {cut[first]} of {length}"
 
 
 def _mapped_tensor(

@@ -7,6 +7,7 @@ is well-formed and says something else.
 
 import copy
 import json
+import re
 import shutil
 import struct
 import time
@@ -312,3 +313,18 @@ def test_fields_that_crashed_once_are_refused(name, value, tmp_path):
         load(folder)
 
     assert outcomes(attempt, [folder], [str(folder)]) == (0, 1)
+
+
+def test_the_tensor_that_a_stopped_download_cuts_off_is_named(tmp_path):
+    path = saved(tmp_path, small_config()) / "model.safetensors"
+    content = path.read_bytes()
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:start])
+    name = "model.layers.1.self_attn.k_proj.weight"
+    begin, end = header[name]["data_offsets"]
+    length = start + (begin + end) // 2
+    path.write_bytes(content[:length])
+    # Of all that is lost the first is named, though not the first in the header.
+    says = f"tensor {name} should end at byte {start + end} of {length}"
+    with pytest.raises(CheckpointError, match=re.escape(says)):
+        load(tmp_path)
