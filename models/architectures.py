@@ -58,6 +58,7 @@ SIZES = (
     "max_position_embeddings",
 )
 OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def architecture_of(
@@ -174,18 +175,21 @@ def _contradictions(config: DecoderConfig) -> list[str]:
                 if len(half) != pairs // 2
             ]
     window = config.local.window if config.local else 1
-    if type(window) is not int or window < 1:
-        problems.append(f"the sliding window is {window!r}, not a positive number")
+    if type(window) is not int or not 0 < window < 2**31:
+        problems.append(
+            f"the sliding window is {window!r}, not a positive whole number under 2^31"
+        )
     return problems
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value)) and value > 0
+    # A whole number in JSON may be beyond what any floating-point number can be.
+    return type(value) in (int, float) and 0 < value <= LARGEST
 
 
-def _numbers(rope: Rope) -> list[float]:
-    numbers = [rope.theta]
+def _numbers(rope: Rope) -> list[int | float]:
+    numbers: list[int | float] = [rope.theta]
     for value in rope.scaling or ():
         if not isinstance(value, bool):
             numbers += value if isinstance(value, tuple) else [value]
-    return [float(number) for number in numbers]
+    return numbers

@@ -85,10 +85,15 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         norm_offset=1.0,
         embedding_scale=shape["width"] ** 0.5,
         query_scale=fields["query_pre_attn_scalar"] ** -0.5,
-        attention_softcap=fields.get("attn_logit_softcapping"),
-        logit_softcap=fields.get("final_logit_softcapping"),
+        attention_softcap=_cap(fields, "attn_logit_softcapping"),
+        logit_softcap=_cap(fields, "final_logit_softcapping"),
         local=local if any(layers) else None,
     )
+
+
+def _cap(fields: Mapping[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    return None if value is None else float(value)
 
 
 def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:

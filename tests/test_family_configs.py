@@ -312,3 +312,20 @@ def test_longrope_is_written_with_its_stretched_context():
     fields = family.write(used)
     assert fields["max_position_embeddings"] == 64
     assert family.read(fields) == dataclasses.replace(used, max_length=16)
+
+
+@pytest.mark.parametrize("number", [10**40, 10**400], ids=["float64", "no float"])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("gemma3", "final_logit_softcapping"),
+        ("gemma3", "attn_logit_softcapping"),
+        ("gemma3", "rms_norm_eps"),
+        ("mistral", "sliding_window"),
+    ],
+)
+def test_numbers_beyond_float32_are_refused(name, field, number):
+    fields = fields_of(name) | {field: number}
+    fields["architectures"] = [f"{FAMILIES[name].prefix}ForCausalLM"]
+    with pytest.raises(CheckpointError, match=r"positive|malformed"):
+        architecture_of(Path(name), fields)
