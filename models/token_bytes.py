@@ -62,7 +62,10 @@ def kind_of(backend: tokenizers.Tokenizer) -> str:
 
 
 def puts_space_first(backend: tokenizers.Tokenizer) -> bool:
-    """Whether a text gets a space before its first word, which its decoder removes."""
+    """Whether a text gets a space before its first word.
+
+    The decoder removes it again, but for that of a byte-level tokenizer.
+    """
     for stage in (backend.normalizer, backend.pre_tokenizer):
         state = json.loads(stage.__getstate__()) if stage is not None else {}
         parts = state.get("normalizers") or state.get("pretokenizers") or [state]
@@ -71,6 +74,8 @@ def puts_space_first(backend: tokenizers.Tokenizer) -> bool:
                 return True
             if part.get("type") == "Metaspace":
                 return part.get("prepend_scheme") != "never"
+            if part.get("type") == "ByteLevel" and part.get("add_prefix_space"):
+                return True
     return False
 
 

@@ -72,6 +72,12 @@ class Tokenizer:
         self._strips_before = {token.content for token in special if token.lstrip}
         self._strips_behind = {token.content for token in special if token.rstrip}
         self._kind = kind_of(backend)
+        # Some swallow white space in any text, and some put a space before it.
+        plain = [token for token in added.values() if not token.special]
+        self._keeps_spaces = not (
+            any(token.lstrip or token.rstrip for token in plain)
+            or (self._kind == "byte_level" and puts_space_first(backend))
+        )
         self._space_first = self._kind == "sentencepiece" and puts_space_first(backend)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -308,8 +314,8 @@ class Tokenizer:
                 ids = None
         elif ids is not None:
             # Byte-pair models drop what they cannot spell without a word.
-            kept = self.normalised(text).encode("utf-8")
-            if b"".join(map(self.token_bytes, ids)) != kept:
+            spelt = b"".join(map(self.token_bytes, ids))
+            if not self._spells(spelt, self.normalised(text)):
                 ids = None
         if ids is None:
             raise ConfigurationError(
@@ -317,6 +323,13 @@ class Tokenizer:
                 "only characters of its alphabet."
             )
         return ids
+
+    def _spells(self, spelt: bytes, text: str) -> bool:
+        """Whether some bytes are a text, but for spaces that the tokenizer changes."""
+        if self._keeps_spaces:
+            return spelt == text.encode("utf-8")
+        written = spelt.decode("utf-8", errors="replace")
+        return "".join(written.split()) == "".join(text.split())
 
     @functools.cached_property
     def _special(self) -> re.Pattern[str]:

@@ -104,6 +104,23 @@ SHAPES = {
             }
         }
     },
+    "text tokens that swallow white space": {
+        "tokenizer_config": {
+            "added_tokens_decoder": {
+                "400": {"content": "<tool>", "rstrip": True, "special": False}
+            }
+        }
+    },
+    "a space before every text": {
+        "tokenizer": {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            }
+        }
+    },
     "a role that nothing lists": {"tokenizer_config": {"pad_token": "<tool>"}},
     "a role of the model's own": {"tokenizer_config": {"image_token": "<tool>"}},
     "a beginning that nobody put": {"tokenizer_config": {"add_bos_token": True}},
