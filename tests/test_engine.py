@@ -174,6 +174,10 @@ def test_a_reward_model_must_read_the_policys_ids_and_as_far():
         PromptTooLongError, match="context of 30 leaves room for 1 to 6"
     ):
         e.run(SAMPLER, jax.random.key(0), [Problem(0, "a" * 7, "")], 2, extract=extract)
+    shorter = RewardModel(tiny.config(max_length=20), rngs=nnx.Rngs(0))
+    e = Engine(tiny.target(), policy, shorter, **arguments)
+    with pytest.raises(PromptTooLongError, match="20 leaves no room for a prompt"):
+        e.check([Problem(0, "a", "")])
 
 
 def test_rewards_that_are_no_numbers_are_counted_and_never_win():

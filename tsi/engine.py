@@ -334,11 +334,11 @@ class Engine:
         limit = context - self.target.max_tokens - beyond
         if not 1 <= len(tokens) <= limit:
             question = f" and a question of {beyond} to the judge" if beyond else ""
+            room = f"room for 1 to {limit}" if limit > 0 else "no room for a prompt"
             raise PromptTooLongError(
                 f"The prompt of problem {problem.id} has {len(tokens)} tokens; with "
                 f"max_tokens={self.target.max_tokens}{question} the models' context of "
-                f"{context} leaves room for 1 to {limit}. Shorten the prompt or lower "
-                "max_tokens."
+                f"{context} leaves {room}. Shorten the prompt or lower max_tokens."
             )
         return tokens
 
