@@ -25,7 +25,7 @@ from tsi.models.layers import (
     attend,
     visible,
 )
-from tsi.models.rotary import Rope, inverse_frequencies, rotate
+from tsi.models.rotary import Rope, check_length, inverse_frequencies, rotate
 
 
 class KeyValues(NamedTuple):
@@ -245,7 +245,12 @@ class LanguageModel(nnx.Module):
         return out if cap is None else cap * jnp.tanh(out / cap)
 
     def __call__(self, tokens: Int[Array, "R Q"]) -> Float[Array, "R Q V"]:
-        """Logits at every position of whole sequences, without a cache."""
+        """Logits at every position of whole sequences, without a cache.
+
+        Raises:
+            PromptTooLongError: see :func:`tsi.models.rotary.check_length`.
+        """
+        check_length(self.config.rope, tokens.shape[1], self.config.max_length)
         hidden, _ = self.trunk(tokens, positions_of(tokens))
         return self.logits(hidden)
 
@@ -275,7 +280,12 @@ class RewardModel(nnx.Module):
         return labels[..., 1] - labels[..., 0]
 
     def __call__(self, tokens: Int[Array, "R Q"]) -> Float[Array, "R Q"]:
-        """Log-odds at every position of whole sequences, without a cache."""
+        """Log-odds at every position of whole sequences, without a cache.
+
+        Raises:
+            PromptTooLongError: see :func:`tsi.models.rotary.check_length`.
+        """
+        check_length(self.config.rope, tokens.shape[1], self.config.max_length)
         hidden, _ = self.trunk(tokens, positions_of(tokens))
         return self.log_odds(hidden)
 

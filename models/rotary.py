@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tsi.errors import PromptTooLongError
+
 
 class LinearScaling(NamedTuple):
     """All positions divided by ``factor``."""
@@ -130,6 +132,27 @@ def inverse_frequencies(
         divisors = scaling.long if beyond else scaling.short
         plain = plain / np.asarray(divisors, np.float32)
     return plain.astype(np.float32)
+
+
+def check_length(rope: Rope, length: int, max_length: int) -> None:
+    """Refuse texts that would be turned by other angles than the model was loaded with.
+
+    Args:
+        rope: with LongRoPE and dynamic scaling, longer texts have other angles.
+        length: of the text, in tokens.
+        max_length: at which the model is used, in tokens.
+
+    Raises:
+        PromptTooLongError: the text is longer, and its angles would be others.
+    """
+    changes = isinstance(rope.scaling, DynamicScaling | LongRopeScaling)
+    if changes and length > max_length:
+        raise PromptTooLongError(
+            f"The text has {length} tokens, and the model is used at {max_length}, "
+            "beyond which its rotary scaling has other angles. Shorten the text, or, "
+            "where the configuration has a longer context, load the model with "
+            f"max_length={length}."
+        )
 
 
 def _yarn_ramp(scaling: YarnScaling, theta: float, turned: int) -> np.ndarray:

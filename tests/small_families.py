@@ -78,7 +78,7 @@ WRITTEN: dict[str, DecoderConfig] = {
 }
 """By family, of what the saver writes."""
 
-LONG = Rope(100.0, 0.5, LongRopeScaling((1.5, 3.0), (2.5, 9.0), 16, 64, 1.2))
+LONG = Rope(100.0, 0.5, LongRopeScaling((1.5, 3.0), (2.5, 9.0), 24, 64, 1.2))
 STRETCHED = small_config(
     family="phi3",
     max_length=64,
@@ -86,7 +86,7 @@ STRETCHED = small_config(
     local=Local(7, (True, True, True), LONG),
 )
 READ: dict[str, DecoderConfig] = WRITTEN | {
-    "phi3 with LongRoPE": dataclasses.replace(STRETCHED, max_length=16),
+    "phi3 with LongRoPE": dataclasses.replace(STRETCHED, max_length=24),
     "phi3 beyond its original length": STRETCHED,
 }
 """All of these, and two ways to use a model with LongRoPE."""
