@@ -85,6 +85,20 @@ def refuse(fields: Mapping[str, Any], family: str, does: tuple[str, ...] = ()) -
         )
 
 
+def flag(fields: Mapping[str, Any], name: str) -> bool:
+    """A field that is on or off, and off if it is absent or null.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    value = fields.get(name)
+    if value not in (True, False, None):
+        raise CheckpointError(
+            f"config.json has {name}={value!r}, which is neither true nor false."
+        )
+    return bool(value)
+
+
 def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]:
     """The arguments of :class:`DecoderConfig` that every family reads alike.
 
@@ -92,17 +106,22 @@ def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]
     longer one is asked for.
 
     Raises:
-        CheckpointError: an activation that no port has.
+        CheckpointError: an activation that no port has, or a value of a wrong type.
         KeyError, TypeError: a field is missing or of the wrong type.
     """
     heads = fields["num_attention_heads"]
     eos = fields.get("eos_token_id")
-    named = "hidden_activation" if fields.get("hidden_activation") else "hidden_act"
-    activation = fields.get(named) or "silu"
-    if activation not in ACTIVATIONS:
+    named = "hidden_activation" if "hidden_activation" in fields else "hidden_act"
+    activation = fields.get(named, "silu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise CheckpointError(
             f"config.json asks for {named}={activation!r}; the ports do "
             f"{', '.join(ACTIVATIONS)}. Choose another checkpoint."
+        )
+    epsilon = fields.get("rms_norm_eps", 1e-6)
+    if type(epsilon) not in (int, float):
+        raise CheckpointError(
+            f"config.json has rms_norm_eps={epsilon!r}, which is no number."
         )
     length = fields.get("max_position_embeddings", LENGTH)
     if isinstance(rope.scaling, LongRopeScaling):
@@ -117,8 +136,8 @@ def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]
         "head_width": fields.get("head_dim") or fields["hidden_size"] // heads,
         "max_length": length,
         "rope": rope,
-        "norm_epsilon": float(fields.get("rms_norm_eps", 1e-6)),
-        "tied": bool(fields.get("tie_word_embeddings", False)),
+        "norm_epsilon": float(epsilon),
+        "tied": flag(fields, "tie_word_embeddings"),
         "eos_ids": (
             tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
         ),
@@ -129,7 +148,7 @@ def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]
 
 def biases(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that ``attention_bias`` sets: all four projections have one."""
-    bias = bool(fields.get("attention_bias", False))
+    bias = flag(fields, "attention_bias")
     return {"attention_bias": bias, "output_bias": bias}
 
 

@@ -14,6 +14,7 @@ from tsi.models.config_fields import (
     biases_to_hf,
     common,
     common_to_hf,
+    flag,
     refuse,
     rope_of,
 )
@@ -38,7 +39,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(
         **common(fields, "llama", rope),
         **biases(fields),
-        mlp_bias=bool(fields.get("mlp_bias", False)),
+        mlp_bias=flag(fields, "mlp_bias"),
     )
 
 

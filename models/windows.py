@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsi.errors import CheckpointError
+from tsi.models.config_fields import flag
 from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.rotary import Rope
 
@@ -22,7 +23,7 @@ def windows_from_hf(
         CheckpointError: a layer type that is neither a window nor everything, or
             windows in ``layer_types`` alone.
     """
-    used = bool(fields.get("use_sliding_window", False))
+    used = flag(fields, "use_sliding_window")
     window = fields.get("sliding_window", WINDOW) if used else None
     kinds = fields.get("layer_types")
     if kinds is None:

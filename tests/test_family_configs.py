@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -279,9 +280,27 @@ def test_other_activations_and_kinds_of_layers_are_refused_by_name(name):
     which = "hidden_activation" if name == "gemma3" else "hidden_act"
     with pytest.raises(CheckpointError, match=f"{which}='relu2'"):
         FAMILIES[name].read(fields_of(name) | {which: "relu2"})
+    with pytest.raises(CheckpointError, match=f"{which}=None"):
+        FAMILIES[name].read(fields_of(name) | {which: None})
     kinds = ["full_attention", "chunked_attention", "full_attention"]
     with pytest.raises(CheckpointError, match=r"layer_types.*chunked_attention"):
         FAMILIES[name].read(fields_of(name) | {"layer_types": kinds})
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("qwen3", "use_sliding_window", "abc"),
+        ("llama", "mlp_bias", "false"),
+        ("llama", "attention_bias", []),
+        ("gemma3", "tie_word_embeddings", 2),
+        ("mistral", "rms_norm_eps", "8"),
+        ("mistral", "rms_norm_eps", True),
+    ],
+)
+def test_values_of_another_type_are_refused_by_name(name, field, value):
+    with pytest.raises(CheckpointError, match=re.escape(f"{field}={value!r}")):
+        FAMILIES[name].read(fields_of(name) | {field: value})
 
 
 def test_a_list_of_layers_that_contradicts_its_configuration_is_refused():
@@ -311,7 +330,7 @@ def test_longrope_is_written_with_its_stretched_context():
     used = READ["phi3 beyond its original length"]
     fields = family.write(used)
     assert fields["max_position_embeddings"] == 64
-    assert family.read(fields) == dataclasses.replace(used, max_length=16)
+    assert family.read(fields) == dataclasses.replace(used, max_length=24)
 
 
 @pytest.mark.parametrize("number", [10**40, 10**400], ids=["float64", "no float"])
