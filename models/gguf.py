@@ -120,7 +120,10 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     cursor = _Cursor(path, data)
     if bytes(data[:4]) != b"GGUF":
-        raise CheckpointError(f"{path} is not a GGUF file: it does not begin so.")
+        raise CheckpointError(
+            f"{path} is not a GGUF file: it does not begin so. Give a .gguf file, or "
+            "the folder that holds config.json and model.safetensors."
+        )
     _, version, num_tensors, num_fields = cursor.unpack("IIQQ")
     if version not in (2, 3):
         raise CheckpointError(
