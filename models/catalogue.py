@@ -119,6 +119,12 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         "gemma-3-1b": Model(
             "chat, licence to accept", "gemma3", 1000, "google/gemma-3-1b-it"
         ),
+        "gemma-3-4b": Model(
+            "chat, its text half; licence to accept",
+            "gemma3",
+            3880,
+            "google/gemma-3-4b-it",
+        ),
         "phi-4-mini": Model("chat, MIT", "phi3", 3836, "microsoft/Phi-4-mini-instruct"),
         "phi-4": Model("chat, MIT", "phi3", 14_660, "microsoft/phi-4"),
         "qwen2.5-math-prm-7b": Model(
