@@ -19,6 +19,25 @@ if TYPE_CHECKING:
     from tsi.models.catalogue import Description
 
 
+RewardName = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="KIND[:MODEL]",
+        help=(
+            "what scores solutions; by default the task's own model, or judge for "
+            "a policy of other tokens. One of: MODEL: a token head, on the "
+            "policy's own tokens, or the name of a published reward model; "
+            "qwen:MODEL, and math-shepherd, rlhflow, skywork, outcome: a reward "
+            "model in its format; likelihood:MODEL: a larger model against the "
+            "policy; value:FILE: a value head on the policy's states; judge: the "
+            "policy's own judgement; verifier: the task's exact check of each "
+            "prefix; outcome-verifier: the same of answers alone; none."
+        ),
+    ),
+]
+"""What scores solutions, as :mod:`tsi.experiments.named_reward` reads it."""
+
+
 def scale(
     task: str = "chain",
     methods: Annotated[
@@ -30,7 +49,7 @@ def scale(
     out: Path | None = None,
     temperature: float = 1.0,
     policy: str | None = None,
-    reward: Annotated[str | None, tyro.conf.arg(metavar="KIND[:MODEL]")] = None,
+    reward: RewardName = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     max_rows: int | None = None,
@@ -49,18 +68,7 @@ def scale(
         temperature: of the policy.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
-        reward: what scores solutions; by default the task's own
-            model, or judge for a policy of other tokens. One of:
-            MODEL: a token head, on the policy's own tokens, or
-            the name of a published reward model;
-            qwen:MODEL, and math-shepherd, rlhflow, skywork,
-            outcome: a reward model in its format;
-            likelihood:MODEL: a larger model against the policy;
-            value:FILE: a value head on the policy's states;
-            judge: the policy's own judgement;
-            verifier: the task's exact check of each prefix;
-            outcome-verifier: the same of answers alone;
-            none.
+        reward: what scores solutions; see :data:`RewardName`.
         aggregation: from the scores of steps to one; model shows a
             format all steps as one.
         dtype: of the models' weights.
@@ -102,7 +110,7 @@ def solve(
     seed: int = 0,
     temperature: float = 1.0,
     policy: str | None = None,
-    reward: Annotated[str | None, tyro.conf.arg(metavar="KIND[:MODEL]")] = None,
+    reward: RewardName = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     model_parallel: int = 1,
@@ -119,18 +127,7 @@ def solve(
         temperature: of the policy.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
-        reward: what scores solutions; by default the task's own
-            model, or judge for a policy of other tokens. One of:
-            MODEL: a token head, on the policy's own tokens, or
-            the name of a published reward model;
-            qwen:MODEL, and math-shepherd, rlhflow, skywork,
-            outcome: a reward model in its format;
-            likelihood:MODEL: a larger model against the policy;
-            value:FILE: a value head on the policy's states;
-            judge: the policy's own judgement;
-            verifier: the task's exact check of each prefix;
-            outcome-verifier: the same of answers alone;
-            none.
+        reward: what scores solutions; see :data:`RewardName`.
         aggregation: from the scores of steps to one; model shows a
             format all steps as one.
         dtype: of the models' weights.
