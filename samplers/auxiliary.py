@@ -3,13 +3,14 @@ r"""The auxiliary particle filter: look one step ahead, then choose whom to exte
 Before step t every particle is extended by one trial step, whose weight eta_i tells how
 promising the prefix is. Ancestors are drawn in proportion to
 
-    v_i = (1 - epsilon) w_i eta_i + epsilon w_i,
+    v_i = (1 - epsilon) w_i eta_i / mean(w eta) + epsilon w_i / mean(w),
 
-an offspring of i carries mean(v) w_i / v_i, and the trial steps are thrown away: the
-next step is drawn afresh, so that eta is independent of it and any v is exact. epsilon
-keeps prefixes alive whose one trial was hopeless; without it the estimate would be
-biased where eta is zero and w is not. A step costs two rows of the policy, one of which
-is looked at only.
+both parts relative to their means, because eta may have any scale (that of a finished
+particle is 1). An offspring of i carries mean(v) w_i / v_i, and the trial steps are
+thrown away: the next step is drawn afresh, so that eta is independent of it and any v
+is exact. epsilon keeps prefixes alive whose one trial was hopeless; without it the
+estimate would be biased where eta is zero and w is not. A step costs two rows of the
+policy, and only one of them is kept.
 
 It helps where a prefix decides what can follow. Where successors differ, one trial is
 noise, and v worse than w: on the table `peaked` with 16 particles the evidence has four
@@ -32,7 +33,7 @@ from tsi.samplers.allocation import Deterministic
 from tsi.samplers.population import SMCState, forked, new_population, weighed
 from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.resampling import Resampling, systematic
-from tsi.weights import all_dead, log_mean_exp, sanitise
+from tsi.weights import all_dead, log_mean_exp
 
 
 class AuxiliaryState(NamedTuple):
@@ -125,7 +126,7 @@ def auxiliary_particle_filter(
         ratio = jnp.where(log_v > -jnp.inf, log_w - log_v, -jnp.inf)[drawn]
         ancestors = jnp.where(due, drawn, state.members)
         log_weights = jnp.where(due, log_mean_exp(log_v) + ratio, log_w)
-        fork = forked(population, potential, ancestors, log_weights, due[None])
+        fork = forked(population, ancestors, log_weights, due[None])
         request = Request(
             parents=ancestors,
             slots=jnp.where(state.looking, size, state.members),
@@ -146,17 +147,14 @@ def auxiliary_particle_filter(
             jnp.where(took, reply.log_corrections, 0.0),
             reply.finished,
         )
-        # Undo the normalisation: trials are weighed against present weights.
-        ahead = after.log_weights + after.log_evidence - before.log_evidence
-        log_w = sanitise(before.log_weights)
-        log_v = jnp.logaddexp(
-            ahead + jnp.log1p(-epsilon) if epsilon < 1.0 else -jnp.inf,
-            log_w + jnp.log(epsilon),
-        )
-        blind = before.finished | (log_w == -jnp.inf)
-        # Without evidence left there is nothing to look at, and -inf - -inf is NaN.
-        blind |= before.log_evidence == -jnp.inf
-        log_v = jnp.where(blind, log_w, log_v)
+        log_w = before.log_weights - log_mean_exp(before.log_weights)
+        log_v = log_w
+        if epsilon < 1.0:
+            log_v = jnp.logaddexp(
+                jnp.log1p(-epsilon) + after.log_weights, jnp.log(epsilon) + log_w
+            )
+        # Where no trial has weight there is nothing to look at.
+        log_v = jnp.where(after.recovering[0], log_w, log_v)
         stepped = state._replace(
             population=_choose(state.looking, before, after),
             log_priority=log_v,

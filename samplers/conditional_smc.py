@@ -36,10 +36,17 @@ from tsi.explorer import Reply
 from tsi.sampler import Sampler
 from tsi.samplers.path_record import PathRecord, extended, no_paths
 from tsi.samplers.potentials import Potential
-from tsi.samplers.resampling import multinomial, systematic_from
+from tsi.samplers.resampling import (
+    below,
+    cumulate,
+    grid,
+    holder,
+    in_units,
+    multinomial,
+    stay_if_dead,
+)
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.smc import SMCInfo, SMCState, smc
-from tsi.weights import normalise
 
 Scheme = Callable[[Array, Array, Array], Array]
 """`(key, log_weights [n], conditional []) -> ancestors [n]`, 0 of 0 if conditional."""
@@ -70,25 +77,23 @@ def conditional_systematic(
 ) -> Int[Array, "n"]:
     """Systematic draws given that particle 0 descends from particle 0 [2].
 
-    Systematic ancestors in a random rotation have a_0 ~ W. Given a_0 = 0 the shift of
-    the grid has a density proportional to the children that it gives to particle 0,
-    and which of them stands in front is uniform.
+    Systematic ancestors in a random rotation have a_0 ~ W, and their positions are a
+    grid on a circle whose first point is uniform. Given a_0 = 0 that point is uniform
+    in the interval of particle 0, and the others follow it around the circle.
     """
     size = log_weights.shape[0]
-    key_count, key_offset, key_turn = jax.random.split(key, 3)
-    expected = size * jnp.exp(normalise(log_weights)[0])
-    whole = jnp.floor(expected)
-    rest = expected - whole
-    # A shift below `rest` gives one child more than `whole`.
-    more = jax.random.uniform(key_count) * expected < rest * (whole + 1.0)
-    uniform = jax.random.uniform(key_offset)
-    given = jnp.where(more, rest * uniform, rest + (1.0 - rest) * uniform)
-    offset = jnp.where(conditional, jnp.minimum(given, 1.0 - 2.0**-24), uniform)
-    ordered = systematic_from(offset, log_weights, size)
-    children = jnp.sum(ordered == 0)
-    turn = jnp.floor(jax.random.uniform(key_turn) * children).astype(jnp.int32)
-    rotated = jnp.roll(ordered, -jnp.where(conditional, turn, 0))
-    return jnp.where(_first(rotated) & conditional, 0, rotated)
+    key_unit, key_offset = jax.random.split(key)
+    units = in_units(log_weights)
+    cdf = cumulate(units)
+    total = cdf[-1]
+    # A reference whose weight is below the resolution is taken to have one unit.
+    interval = jnp.where(conditional, jnp.maximum(units[0], 1), total)
+    start = below(jax.random.bits(key_unit, (), jnp.uint32), interval)
+    part = below(jax.random.bits(key_offset, (), jnp.uint32), jnp.uint32(size))
+    around = start + grid(total, jnp.broadcast_to(part, size), size)
+    drawn = holder(cdf, jnp.where(around >= total, around - total, around))
+    drawn = stay_if_dead(log_weights, drawn)
+    return jnp.where(_first(drawn) & conditional, 0, drawn)
 
 
 def _first(rows: Array) -> Bool[Array, "n"]:

@@ -78,7 +78,7 @@ def sandwich(potential: Potential) -> Explorer:
         ancestors = jnp.where(due, drawn, places)
         equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
         log_weights = jnp.where(due, equal, log_w)
-        fork = forked(population, potential, ancestors, log_weights, due[None])
+        fork = forked(population, ancestors, log_weights, due[None])
         request = Request(
             parents=ancestors,
             slots=places,

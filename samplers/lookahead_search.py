@@ -105,9 +105,7 @@ def lookahead_search(
     ) -> tuple[LookaheadState, Request]:
         size = state.members.shape[0]
         begins = state.ahead == 0
-        # A reward of exactly one is the best, where weights call infinity no weight.
-        ranks = jnp.minimum(state.ranks, jnp.finfo(jnp.float32).max)
-        kept = allocate(key, ranks, size)
+        kept = allocate(key, state.ranks, size)
         scrap = state.members + size
         parents = jnp.where(state.ahead == 1, state.members, scrap)
         parents = jnp.where(begins, kept, parents)

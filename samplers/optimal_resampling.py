@@ -9,43 +9,53 @@ others by systematic sampling, with weight 1/c. So
 which has expectation w_i, and the total weight stays as it is. Among unbiased ways to
 keep at most K particles it minimises sum_i E (new w_i - w_i)^2.
 
-Sampling is done on integers that are units of 2^-30 of a place. Ends of intervals are
-sums modulo 2^32, so that no sum is too large to be exact, and a particle is kept if a
-whole number of places lies in its interval: at most one does.
+The threshold is found in log space, because those that are kept for sure may outweigh
+the others by any factor. The others share the places that are left in units of 2^-30
+of their own total, as in `samplers/resampling.py`.
 
 References:
     [1] Fearnhead and Clifford 2003, On-line inference for hidden Markov models via
         particle filters, JRSS B 65, 887-899.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from tsi.weights import normalise, sanitise
-
-PLACE = 30
-"""Bits of the units of one place."""
+from tsi.samplers.resampling import below, cumulate, grid, holder, in_units
+from tsi.weights import sanitise
 
 
-def inclusion_probabilities(
-    log_weights: Float[Array, "N"], num_kept: int
-) -> Float[Array, "N"]:
-    """min(1, c w_i), which sum to K; 1 for every positive weight if K or fewer are."""
-    num_kept = min(num_kept, log_weights.shape[0])
-    weights = jnp.where(
-        sanitise(log_weights) > -jnp.inf, jnp.exp(normalise(log_weights)), 0.0
-    )
-    ordered = jnp.sort(weights, descending=True)
-    # With the a largest kept for sure, c = (K - a) / (sum of the others); the first a
-    # for which the next one is not sure as well is the right one.
-    tails = jnp.cumsum(ordered[::-1])[::-1][:num_kept]
-    places = num_kept - jnp.arange(num_kept)
-    right = places * ordered[:num_kept] <= tails
-    first = jnp.argmax(right)
-    scale = places[first] / tails[first]
-    too_few = jnp.sum(weights > 0.0) <= num_kept
-    return jnp.where(too_few, 1.0 * (weights > 0.0), jnp.minimum(scale * weights, 1.0))
+class Threshold(NamedTuple):
+    """Which particles are kept for sure, and what becomes of the others.
+
+    Attributes:
+        sure: [N].
+        num_sure: how many; fewer than K.
+        log_scale: log c, of the others.
+    """
+
+    sure: Bool[Array, "N"]
+    num_sure: Int[Array, ""]
+    log_scale: Float[Array, ""]
+
+
+def threshold(log_weights: Float[Array, "N"], num_kept: int) -> Threshold:
+    """The split into sure and other particles for K places, K less than N.
+
+    With the a largest kept for sure, c = (K - a) / (sum of the others); the first a for
+    which the next one is not sure as well is the right one.
+    """
+    order = jnp.argsort(log_weights, descending=True, stable=True)
+    ordered = log_weights[order]
+    log_tails = jax.lax.cumlogsumexp(ordered, reverse=True)[:num_kept]
+    log_places = jnp.log(num_kept - jnp.arange(num_kept, dtype=ordered.dtype))
+    num_sure = jnp.argmax(log_places + ordered[:num_kept] <= log_tails)
+    ranks = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
+    log_scale = log_places[num_sure] - log_tails[num_sure]
+    return Threshold(ranks < num_sure, num_sure, log_scale)
 
 
 def optimal_resampling(
@@ -62,12 +72,21 @@ def optimal_resampling(
         Which particles are kept, [N]: K of them, or all that have weight if those are
         fewer. And their new log weights, [N], -inf for those not kept.
     """
-    probabilities = inclusion_probabilities(log_weights, num_kept)
-    units = jnp.round(probabilities * 2.0**PLACE).astype(jnp.uint32)
-    start = jax.random.bits(key, (), jnp.uint32)
-    ends = start + jnp.cumsum(units, dtype=jnp.uint32)
-    kept = (ends >> PLACE) != ((ends - units) >> PLACE)
-    # Rounding makes the units' sum miss K places by a few, which may let in one more.
-    kept = kept & (jnp.cumsum(kept) <= num_kept)
-    new = sanitise(log_weights) - jnp.log(probabilities)
+    log_weights = sanitise(log_weights)
+    alive = log_weights > -jnp.inf
+    num_kept = min(num_kept, log_weights.shape[0])
+    sure, num_sure, log_scale = threshold(log_weights, num_kept)
+
+    others = jnp.where(sure, -jnp.inf, log_weights)
+    cdf = cumulate(in_units(others))
+    places_left = num_kept - num_sure
+    offset = below(jax.random.bits(key, (), jnp.uint32), cdf[-1])
+    positions = grid(cdf[-1], jnp.broadcast_to(offset, num_kept), places_left)
+    drawn = holder(cdf, positions)
+    drawn = jnp.where(jnp.arange(num_kept) < places_left, drawn, alive.shape[0])
+    chosen = jnp.zeros_like(alive).at[drawn].set(True, mode="drop")
+
+    enough = jnp.sum(alive) <= num_kept
+    kept = jnp.where(enough, alive, sure | (chosen & alive))
+    new = jnp.where(enough | sure, log_weights, -log_scale)
     return kept, jnp.where(kept, new, -jnp.inf)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
-from tsi.weights import sanitise
+from tsi.weights import centre, sanitise, unusable
 
 
 class PathRecord(NamedTuple):
@@ -19,7 +19,7 @@ class PathRecord(NamedTuple):
 
     Attributes:
         length: steps taken.
-        log_potentials: told after each step, NaN as -inf.
+        log_potentials: told after each step; NaN and +inf as -inf.
         log_corrections: log p - log q of each step, what is no weight as -inf.
         log_probs: log p of each step.
     """
@@ -68,8 +68,7 @@ def extended(record: PathRecord, reply: Reply, took: Bool[Array, "W"]) -> PathRe
     """
     steps = jnp.arange(record.log_potentials.shape[-1])
     here = (steps == record.length[:, None]) & took[:, None]
-    potentials = reply.log_potentials.astype(jnp.float32)
-    potentials = jnp.where(jnp.isnan(potentials), -jnp.inf, potentials)
+    potentials = sanitise(reply.log_potentials.astype(jnp.float32))
     corrections = sanitise(reply.log_corrections.astype(jnp.float32))
     log_probs = reply.log_probs.astype(jnp.float32)
     return PathRecord(
@@ -82,10 +81,7 @@ def extended(record: PathRecord, reply: Reply, took: Bool[Array, "W"]) -> PathRe
 
 def invalid(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
     """How many rows that took a step were told a number that is no weight."""
-    # A log potential of +inf is a reward of one, which most transforms can weigh.
-    corrections = reply.log_corrections
-    bad = jnp.isnan(corrections) | (corrections == jnp.inf)
-    bad |= jnp.isnan(reply.log_potentials)
+    bad = unusable(reply.log_corrections) | unusable(reply.log_potentials)
     return jnp.sum(bad & took, dtype=jnp.int32)
 
 
@@ -103,21 +99,63 @@ def log_density(
 
 
 def log_importance(
-    record: PathRecord,
-    path_log_weight: Callable[..., Array],
-    power: float = 1.0,
-    start: Int[Array, "*batch"] | int = 0,
-) -> Float[Array, "*batch"]:
-    """log density less log q of the steps from `start` on, up to log p before it.
+    record: PathRecord, path_log_weight: Callable[..., Array], power: float = 1.0
+) -> tuple[Float[Array, "C"], Float[Array, ""]]:
+    """Importance weights p^power exp(score) / q of whole paths, in two parts.
 
-    With start = 0 this is the importance weight p^power exp(score) / q of whole paths.
-    Differences between two paths that share their first `start` steps are those of
-    log [p^power exp(score)] - log q(steps from start on).
+    Returns:
+        Log weights less a number common to all, [C], and that number.
     """
+    relative, largest = centre(path_log_weight(record.log_potentials, record.live))
+    rest = _log_p_over_q(record, power, jnp.zeros_like(record.length))
+    return sanitise(relative + rest), largest
+
+
+def log_ratio(
+    new: PathRecord,
+    old: PathRecord,
+    path_log_weight: Callable[..., Array],
+    power: float,
+    start: Int[Array, "C"],
+) -> Float[Array, "C"]:
+    """log of pi(new) q(old from start on) / (pi(old) q(new from start on)).
+
+    Args:
+        new, old: paths that share their first `start` steps.
+        path_log_weight: the score s in pi = p^power exp(s).
+        power: of p.
+        start: [C].
+
+    Returns:
+        [C]; +inf where pi(old) is zero, so that every move from there is accepted.
+    """
+    score_new, score_old = (
+        sanitise(path_log_weight(path.log_potentials, path.live)) for path in (new, old)
+    )
+    rest_new, rest_old = (_log_p_over_q(path, power, start) for path in (new, old))
+    # Scores may be thousands, and their difference is exact where the sum of a score
+    # and a log probability is not.
+    ratio = (score_new - score_old) + (rest_new - rest_old)
+    dead_new, dead_old = (
+        (score == -jnp.inf) | (rest == -jnp.inf)
+        for score, rest in ((score_new, rest_new), (score_old, rest_old))
+    )
+    ratio = jnp.where(dead_new | jnp.isnan(ratio), -jnp.inf, ratio)
+    return jnp.where(dead_old, jnp.inf, ratio)
+
+
+def _log_p_over_q(
+    record: PathRecord, power: float, start: Int[Array, "C"]
+) -> Float[Array, "C"]:
+    """log p^power - log q of steps from `start` on, and (power - 1) log p before."""
     steps = jnp.arange(record.log_potentials.shape[-1])
-    new = record.live & (steps >= jnp.asarray(start)[..., None])
+    new = record.live & (steps >= start[..., None])
     corrections = jnp.sum(jnp.where(new, record.log_corrections, 0.0), axis=-1)
-    return sanitise(log_density(record, path_log_weight, power) + corrections)
+    if power == 1.0:
+        # A target that never says log p can still be weighed by p itself.
+        return sanitise(corrections)
+    log_p = jnp.sum(jnp.where(record.live, record.log_probs, 0.0), axis=-1)
+    return sanitise(corrections + (power - 1.0) * log_p)
 
 
 def summary(

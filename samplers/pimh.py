@@ -26,6 +26,7 @@ from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import ChainSample, PathRecord, no_paths, summary
 from tsi.samplers.potentials import Potential, product
 from tsi.samplers.sweep_budget import path_score, shared_budget
+from tsi.weights import CompensatedSum
 
 
 class PIMHState(NamedTuple):
@@ -41,7 +42,7 @@ class PIMHState(NamedTuple):
         sample: numbers of one particle of the accepted system, the chain's state.
         place: where that particle is stored.
         sweep: the system in the making.
-        log_accepted: log evidence of the accepted system.
+        log_accepted: log evidence of the accepted system, with its rest.
         bank: which of two banks of slots holds it, in an endless chain.
         accepted: proposals accepted so far, the first system not counted.
         parents: as last requested, [n].
@@ -57,7 +58,7 @@ class PIMHState(NamedTuple):
     sample: ChainSample
     place: Int[Array, ""]
     sweep: csmc.Sweep
-    log_accepted: Float[Array, ""]
+    log_accepted: CompensatedSum
     bank: Int[Array, ""]
     accepted: Int[Array, ""]
     parents: Int[Array, "n"]
@@ -123,7 +124,7 @@ def pimh(
             sample=summary(no_paths((), max_steps), score),
             place=zero,
             sweep=csmc.begin(size, max_steps),
-            log_accepted=jnp.full((), -jnp.inf),
+            log_accepted=CompensatedSum(jnp.full((), -jnp.inf), jnp.zeros(())),
             bank=zero,
             accepted=zero,
             parents=jnp.arange(size, dtype=jnp.int32),
@@ -170,8 +171,9 @@ def pimh(
         over = jnp.all(smc.finished)
         first = state.iteration == 0
         # From a system without evidence every move is accepted, as -inf - -inf is NaN.
-        dead = state.log_accepted == -jnp.inf
-        log_ratio = jnp.where(dead, jnp.inf, smc.log_evidence - state.log_accepted)
+        dead = state.log_accepted.value == -jnp.inf
+        evidence = smc.evidence_sum
+        log_ratio = jnp.where(dead, jnp.inf, evidence.minus(state.log_accepted))
         accept = jnp.log(jax.random.uniform(key_accept)) < log_ratio
 
         # The members of the last iteration, where there was one.
@@ -198,7 +200,11 @@ def pimh(
             ),
             place=jnp.where(accept, own[chosen], state.place),
             sweep=csmc.begin(size, state.sweep.records.log_potentials.shape[-1]),
-            log_accepted=jnp.where(accept, smc.log_evidence, state.log_accepted),
+            log_accepted=jax.tree.map(
+                lambda new, old: jnp.where(accept, new, old),
+                evidence,
+                state.log_accepted,
+            ),
             bank=jnp.where(accept, 1 - state.bank, state.bank),
             accepted=state.accepted + (accept & ~first),
         )

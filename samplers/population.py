@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.samplers.potentials import Potential
-from tsi.weights import all_dead, ess, log_mean_exp
+from tsi.weights import (
+    CompensatedSum,
+    all_dead,
+    centre,
+    ess,
+    log_mean_exp,
+    sanitise,
+    unusable,
+)
 
 
 class SMCState(NamedTuple):
@@ -20,9 +28,10 @@ class SMCState(NamedTuple):
     Attributes:
         log_weights: log weights with mean weight one, [N].
         log_evidence: log of the evidence estimate; 0 where weights are only ranks.
+        log_evidence_rest: what rounding has cut off from it.
         log_potentials: each particle's last log potential, [N]; NaN is kept as -inf.
         log_scores: the same after the potential's transform, [N].
-        log_base: the part of the log weight that the next score does not replace, [N].
+        log_base: the part of the log weight that the next factor multiplies, [N].
         finished: particles that take no further step, [N].
         ancestors: who was asked for last, [N].
         resampled: which islands drew those ancestors, [I].
@@ -32,6 +41,7 @@ class SMCState(NamedTuple):
 
     log_weights: Float[Array, "N"]
     log_evidence: Float[Array, ""]
+    log_evidence_rest: Float[Array, ""]
     log_potentials: Float[Array, "N"]
     log_scores: Float[Array, "N"]
     log_base: Float[Array, "N"]
@@ -40,6 +50,11 @@ class SMCState(NamedTuple):
     resampled: Bool[Array, "I"]
     recovering: Bool[Array, "I"]
     t: Int[Array, ""]
+
+    @property
+    def evidence_sum(self) -> CompensatedSum:
+        """The log evidence with what rounding has cut off from it."""
+        return CompensatedSum(self.log_evidence, self.log_evidence_rest)
 
 
 class SMCInfo(NamedTuple):
@@ -50,7 +65,8 @@ class SMCInfo(NamedTuple):
         ess: effective sample size of all N after the step; 0 if all weights are zero.
         resampled: whether any island resampled before the step.
         num_recoveries: islands that newly lost all weight in this step.
-        num_invalid: unfinished particles told a NaN or infinite weight.
+        num_invalid: unfinished particles told a log potential or correction that is
+            NaN or +inf, or whose score is.
         log_potentials: each particle's last log potential, as the state has it, [N].
     """
 
@@ -62,16 +78,13 @@ class SMCInfo(NamedTuple):
     log_potentials: Float[Array, "N"]
 
 
-def _unusable(values: Float[Array, "N"]) -> Bool[Array, "N"]:
-    return jnp.isnan(values) | (values == jnp.inf)
-
-
 def new_population(num_particles: int, num_islands: int = 1) -> SMCState:
     """N equal particles before their first step."""
     zeros = jnp.zeros(num_particles, jnp.float32)
     return SMCState(
         log_weights=zeros,
         log_evidence=jnp.zeros((), jnp.float32),
+        log_evidence_rest=jnp.zeros((), jnp.float32),
         log_potentials=zeros,
         log_scores=zeros,
         log_base=zeros,
@@ -85,7 +98,6 @@ def new_population(num_particles: int, num_islands: int = 1) -> SMCState:
 
 def forked(
     state: SMCState,
-    potential: Potential,
     ancestors: Int[Array, "N"],
     log_weights: Float[Array, "N"],
     due: Bool[Array, "I"],
@@ -94,22 +106,16 @@ def forked(
 
     Args:
         state: before.
-        potential: how log scores become log weights.
         ancestors: of all particles; themselves in islands that drew none.
         log_weights: of the offspring; as before in islands that drew none.
         due: which islands drew.
     """
     size = ancestors.shape[0] // due.shape[0]
-    log_scores = state.log_scores[ancestors]
-    log_base = jnp.where(
-        jnp.repeat(due, size),
-        potential.restart(log_weights, log_scores),
-        state.log_base,
-    )
+    log_base = jnp.where(jnp.repeat(due, size), log_weights, state.log_base)
     return state._replace(
         log_weights=log_weights,
         log_potentials=state.log_potentials[ancestors],
-        log_scores=log_scores,
+        log_scores=state.log_scores[ancestors],
         log_base=log_base,
         finished=state.finished[ancestors],
         ancestors=ancestors,
@@ -132,18 +138,24 @@ def weighed(
     log_potentials = log_potentials.astype(jnp.float32)
     log_corrections = log_corrections.astype(jnp.float32)
     live = ~state.finished
-    scores = potential.transform(log_potentials)
     corrections = jnp.where(live, log_corrections, 0.0)
+    raw_scores = potential.transform(sanitise(log_potentials))
     # What has no weight may rest, and nobody looks at what is told of it.
     invalid = (
         live
         & (state.log_weights > -jnp.inf)
-        & (jnp.isnan(log_potentials) | _unusable(scores) | _unusable(corrections))
+        & (unusable(log_potentials) | unusable(raw_scores) | unusable(corrections))
     )
-    scores = jnp.where(_unusable(scores), -jnp.inf, scores)
-    scores = jnp.where(live, scores, state.log_scores)
-    corrections = jnp.where(_unusable(corrections), -jnp.inf, corrections)
-    base, log_w = potential.weigh(state.log_base, scores, corrections, live)
+    scores = jnp.where(live, sanitise(raw_scores), state.log_scores)
+    corrections = sanitise(corrections)
+    # Ratios restart where all weights have been reset.
+    before = jnp.where(jnp.any(state.recovering), 0.0, state.log_scores)
+    log_factors = potential.log_factor(scores, before, live)
+    base = state.log_base + corrections
+    if potential.evidence == "none":
+        base = jnp.zeros_like(base)
+    relative, largest = centre(log_factors, among=base > -jnp.inf)
+    log_w = base + potential.power * relative
 
     islands = state.recovering.shape[0]
     dead = all_dead(log_w.reshape(islands, -1))
@@ -156,18 +168,18 @@ def weighed(
     shift = jnp.where(nothing_left, 0.0, increment)
     log_weights = jnp.where(nothing_left, 0.0, log_w - shift)
     if potential.evidence == "running":
-        base = jnp.where(nothing_left, 0.0, base - shift)
-        log_evidence = state.log_evidence + increment
-    elif potential.evidence == "terminal":
-        log_evidence = increment
+        base = log_weights
+        evidence = state.evidence_sum
     else:
-        log_evidence = state.log_evidence
+        evidence = CompensatedSum(*map(jnp.zeros_like, state.evidence_sum))
+    if potential.evidence != "none":
+        evidence = evidence.add(potential.power * largest).add(increment)
 
-    seen = jnp.where(jnp.isnan(log_potentials), -jnp.inf, log_potentials)
     told = state._replace(
         log_weights=log_weights,
-        log_evidence=log_evidence,
-        log_potentials=jnp.where(live, seen, state.log_potentials),
+        log_evidence=evidence.value,
+        log_evidence_rest=evidence.rest,
+        log_potentials=jnp.where(live, sanitise(log_potentials), state.log_potentials),
         log_scores=scores,
         log_base=base,
         finished=state.finished | finished,

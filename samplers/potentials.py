@@ -14,8 +14,8 @@ how log scores become log weights:
 the same thing except at zeros: a prefix of score zero is dead for good under
 telescoping, which may resample, and may revive under terminal, which may not.
 
-Each potential is built from one quantity, the log base: the log weight without the
-present score where that score will be replaced, with it where it stays.
+A log potential of NaN or +inf is no weight. It counts as -inf, an impossible prefix,
+wherever it is read: in the weights of particles and in the path weight alike.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.weights import sanitise
 
 Transform = Callable[[Array], Array]
 
@@ -72,20 +73,28 @@ class Potential(NamedTuple):
 
     Attributes:
         transform: log potentials to log scores.
-        weigh: `(log_base, log_scores, log_corrections, live)` to `(log_base,
-            log_weights)`; `live` marks the particles that took this step, and the
-            scores of the others are their last ones.
-        restart: `(log_weights, log_scores)` to the log base of offspring.
+        log_factor: `(log_scores, log_scores_before, live)` to the log factor of this
+            step, [N]. `live` marks the particles that took it; the scores of the others
+            are their last ones, before as after.
         path_log_weight: the target, as in `tsi.sampler.Sampler`; None for a rank.
-        evidence: "running" multiplies the increments, "terminal" is the mean of the
-            present weights, "none" leaves it at one.
+        evidence: "running": factors multiply the weights and the evidence. "terminal":
+            the factor replaces the one before, and the evidence is the mean of the
+            present weights. "none": the factor is a rank, which replaces everything.
+        power: the exponent of all factors, positive; the path weight includes it.
     """
 
     transform: Transform
-    weigh: Callable[..., tuple[Array, Array]]
-    restart: Callable[..., Array]
+    log_factor: Callable[..., Array]
     path_log_weight: Callable[..., Array] | None
     evidence: Literal["running", "terminal", "none"]
+    power: Float[Array, ""] | float = 1.0
+
+
+def log_scores(
+    transform: Transform, log_potentials: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Scores of log potentials; what is no weight, before or after f, is -inf."""
+    return sanitise(transform(sanitise(log_potentials)))
 
 
 def require_running(potential: Potential, method: str) -> Potential:
@@ -115,16 +124,14 @@ def product(transform: str | Transform = "odds") -> Potential:
     """Every prefix's score counts: path weight prod_t f(lp_t)."""
     f = transform_named(transform)
 
-    def weigh(
-        base: Array, scores: Array, corrections: Array, live: Array
-    ) -> tuple[Array, Array]:
-        base = base + corrections + jnp.where(live, scores, 0.0)
-        return base, base
+    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+        return jnp.where(live, scores, 0.0)
 
     def path_log_weight(log_potentials: Array, live: Array) -> Array:
-        return jnp.sum(jnp.where(live, f(log_potentials), 0.0), axis=-1)
+        scores = log_scores(f, log_potentials)
+        return jnp.sum(jnp.where(live, scores, 0.0), axis=-1)
 
-    return Potential(f, weigh, lambda w, _: w, path_log_weight, "running")
+    return Potential(f, log_factor, path_log_weight, "running")
 
 
 def telescoping(transform: str | Transform = "odds") -> Potential:
@@ -134,41 +141,34 @@ def telescoping(transform: str | Transform = "odds") -> Potential:
     """
     f = transform_named(transform)
 
-    def weigh(
-        base: Array, scores: Array, corrections: Array, live: Array
-    ) -> tuple[Array, Array]:
-        base = base + corrections
-        # Death must be for good, or the target would depend on whether a resampling
-        # happened to fall between a zero and the score that follows it.
-        base = jnp.where(live & (scores == -jnp.inf), -jnp.inf, base)
-        return base, base + scores
-
-    def restart(log_weights: Array, scores: Array) -> Array:
+    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+        # Scores may be thousands where their ratios are near one: ratios come first,
+        # so that weights never hold a score, whose rounding would be theirs.
         # After recovery from zero weights everywhere the ratio restarts from f(lp_t).
-        return log_weights - jnp.where(scores == -jnp.inf, 0.0, scores)
+        ratios = scores - jnp.where(before == -jnp.inf, 0.0, before)
+        return jnp.where(scores == -jnp.inf, -jnp.inf, ratios)
 
     def path_log_weight(log_potentials: Array, live: Array) -> Array:
-        scores = f(log_potentials)
+        scores = log_scores(f, log_potentials)
+        # Death must be for good, or the target would depend on whether a resampling
+        # happened to fall between a zero and the score that follows it.
         dead = jnp.any(live & (scores == -jnp.inf), axis=-1)
         return jnp.where(dead, -jnp.inf, last_live(scores, live))
 
-    return Potential(f, weigh, restart, path_log_weight, "running")
+    return Potential(f, log_factor, path_log_weight, "running")
 
 
 def terminal(transform: str | Transform = "reward") -> Potential:
     """Only the last score counts, and nothing is resampled: best-of-N."""
     f = transform_named(transform)
 
-    def weigh(
-        base: Array, scores: Array, corrections: Array, live: Array
-    ) -> tuple[Array, Array]:
-        base = base + corrections
-        return base, base + scores
+    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+        return scores
 
     def path_log_weight(log_potentials: Array, live: Array) -> Array:
-        return last_live(f(log_potentials), live)
+        return last_live(log_scores(f, log_potentials), live)
 
-    return Potential(f, weigh, lambda w, _: w, path_log_weight, "terminal")
+    return Potential(f, log_factor, path_log_weight, "terminal")
 
 
 def latest(transform: str | Transform = "odds") -> Potential:
@@ -178,24 +178,19 @@ def latest(transform: str | Transform = "odds") -> Potential:
     """
     f = transform_named(transform)
 
-    def weigh(
-        base: Array, scores: Array, corrections: Array, live: Array
-    ) -> tuple[Array, Array]:
-        return jnp.zeros_like(scores), scores
+    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+        return scores
 
-    return Potential(f, weigh, lambda w, _: jnp.zeros_like(w), None, "none")
+    return Potential(f, log_factor, None, "none")
 
 
 def uniform() -> Potential:
     """No score counts: the target is the policy itself."""
 
-    def weigh(
-        base: Array, scores: Array, corrections: Array, live: Array
-    ) -> tuple[Array, Array]:
-        base = base + corrections
-        return base, base
+    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+        return jnp.zeros_like(scores)
 
     def path_log_weight(log_potentials: Array, live: Array) -> Array:
         return jnp.zeros(log_potentials.shape[:-1])
 
-    return Potential(jnp.zeros_like, weigh, lambda w, _: w, path_log_weight, "running")
+    return Potential(jnp.zeros_like, log_factor, path_log_weight, "running")

@@ -21,7 +21,7 @@ class SearchTree(NamedTuple):
     Attributes:
         size: slots in use.
         parent: slot of the parent, -1 for the root and for slots not in use, [M].
-        log_potentials: as told, NaN as -inf, [M].
+        log_potentials: as told; NaN and +inf as -inf, [M].
         finished: whole solutions, [M].
         visits: how often a visit went through or ended here, [M].
         total: sum of the values that those visits found, [M].
@@ -36,7 +36,7 @@ class SearchTree(NamedTuple):
 
     @property
     def rewards(self) -> Float[Array, "M"]:
-        """sigmoid(log potential): zero for what cannot be, one for +inf."""
+        """sigmoid(log potential): zero for what cannot be."""
         return jax.nn.sigmoid(self.log_potentials)
 
     @property

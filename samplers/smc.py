@@ -131,7 +131,7 @@ def smc(
 
         starts = jnp.arange(islands, dtype=jnp.int32) * size
         ancestors = (local + starts[:, None]).reshape(-1)
-        state = forked(state, potential, ancestors, log_weights, due)
+        state = forked(state, ancestors, log_weights, due)
         return state, ancestors
 
     def tell(

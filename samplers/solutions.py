@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
+from tsi.weights import sanitise, unusable
 
 
 class Solutions(NamedTuple):
@@ -29,17 +30,13 @@ class Solutions(NamedTuple):
 
 
 def told(reply: Reply) -> Float[Array, "W"]:
-    """Log potentials to rank by, in float32; one that is not a number is -inf.
-
-    +inf stays: it is a reward of exactly one, and the best there is.
-    """
-    log_potentials = reply.log_potentials.astype(jnp.float32)
-    return jnp.where(jnp.isnan(log_potentials), -jnp.inf, log_potentials)
+    """Log potentials to rank by, in float32; NaN and +inf, no weights, are -inf."""
+    return sanitise(reply.log_potentials.astype(jnp.float32))
 
 
 def not_numbers(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
-    """How many rows that took a step were told a log potential that is no number."""
-    return jnp.sum(jnp.isnan(reply.log_potentials) & took, dtype=jnp.int32)
+    """How many rows that took a step were told a log potential that is no weight."""
+    return jnp.sum(unusable(reply.log_potentials) & took, dtype=jnp.int32)
 
 
 def rank_classes(
@@ -76,7 +73,7 @@ def best_solutions(
     """The K best prefixes of the best class, padded by repeating the first of them.
 
     Args:
-        log_potentials: of each stored prefix, none NaN.
+        log_potentials: of each stored prefix, none NaN or +inf.
         finished: which are whole solutions.
         exists: which may be handed over.
         size: K.

@@ -38,6 +38,7 @@ from tsi.samplers.path_record import (
     extended,
     invalid,
     log_importance,
+    log_ratio,
     no_paths,
     summary,
 )
@@ -260,11 +261,12 @@ def suffix_metropolis(
         # Blocks are published without a weighted start, and rows must stay apart to
         # grow on.
         first = all_complete & (state.stage == 0) & (block_steps is None)
-        log_w = log_importance(rows, score, power)
+        log_w, largest = log_importance(rows, score, power)
         starts = systematic(key, log_w, num_chains)
         starts = jnp.where(first, starts, jnp.arange(num_chains, dtype=jnp.int32))
         rows = jax.tree.map(lambda leaf: leaf[starts], rows)
-        evidence = jnp.where(first & lengths, log_mean_exp(log_w), state.log_evidence)
+        evidence = log_mean_exp(log_w) + largest
+        evidence = jnp.where(first & lengths, evidence, state.log_evidence)
         return state._replace(
             current=rows,
             ended=ended[starts],
@@ -276,14 +278,11 @@ def suffix_metropolis(
 
     def _moved(state, rows, ended, complete, all_complete, key) -> MetropolisState:
         """Proposals one step longer; once all are complete, they are judged."""
-        here = log_importance(state.current, score, power, state.cut)
-        there = log_importance(rows, score, power, state.cut)
-        # From a state of density zero every move is accepted, and -inf - -inf is NaN.
-        log_ratio = jnp.where(here == -jnp.inf, jnp.inf, there - here)
+        log_accept = log_ratio(rows, state.current, score, power, state.cut)
         if lengths:
-            log_ratio += jnp.log(state.current.length) - jnp.log(rows.length)
+            log_accept += jnp.log(state.current.length) - jnp.log(rows.length)
         uniform = jax.random.uniform(key, (num_chains,))
-        accept = all_complete & (jnp.log(uniform) < log_ratio)
+        accept = all_complete & (jnp.log(uniform) < log_accept)
 
         def chosen(new: Array, old: Array) -> Array:
             return jnp.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
 from tsi.samplers.path_record import PathRecord, extended, log_density
-from tsi.weights import sanitise
+from tsi.weights import centre, sanitise
 
 
 class Scoring(NamedTuple):
@@ -84,4 +84,5 @@ def log_past_weights(
     log_p = jnp.sum(jnp.where(future, state.joined.log_probs, 0.0), axis=-1)
     gain = log_density(state.joined, score) - log_density(pasts, score)
     alive = state.possible & (log_weights > -jnp.inf)
+    gain, _ = centre(gain, among=alive)
     return jnp.where(alive, sanitise(log_weights + log_p + gain), -jnp.inf)

@@ -79,8 +79,7 @@ def heated(potential: Potential, beta: Float[Array, ""] | float) -> Potential:
         return beta * score(log_potentials, live)
 
     return potential._replace(
-        transform=lambda log_potentials: beta * potential.transform(log_potentials),
-        path_log_weight=path_log_weight,
+        power=beta * potential.power, path_log_weight=path_log_weight
     )
 
 

@@ -34,7 +34,7 @@ from tsi.samplers.reproduction import Group, by_priority
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.smc import smc
-from tsi.weights import ess
+from tsi.weights import centre, ess
 
 NUM_BISECTIONS = 20
 
@@ -44,9 +44,10 @@ def tempered_weights(
     log_scores: Float[Array, "n"],
     exponent: Float[Array, ""] | float,
 ) -> Float[Array, "n"]:
-    """log w + (lambda - 1) log f; dead particles stay dead."""
+    """log w + (lambda - 1) log f, up to a constant; dead particles stay dead."""
     alive = log_weights > -jnp.inf
-    rest = jnp.where(alive, log_scores, 0.0)
+    relative, _ = centre(log_scores, among=alive)
+    rest = jnp.where(alive, relative, 0.0)
     return jnp.where(alive, log_weights + (exponent - 1.0) * rest, -jnp.inf)
 
 

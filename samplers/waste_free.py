@@ -20,6 +20,7 @@ References:
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -30,7 +31,7 @@ from tsi.samplers.population import SMCState, forked, new_population, weighed
 from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, ess_below
-from tsi.weights import all_dead, log_mean_exp, log_sum_exp
+from tsi.weights import CompensatedSum, all_dead, log_mean_exp, log_sum_exp
 
 
 class WasteFreeState(NamedTuple):
@@ -38,7 +39,9 @@ class WasteFreeState(NamedTuple):
 
     Attributes:
         population: N rows; one that has finished has weight zero from then on.
-        log_mass: log of what each stored branch counts, [M]; -inf if it is none.
+        log_mass: log of what each stored branch counts, [M], relative to `reference`;
+            -inf if it is none.
+        reference: a log evidence of the population.
         log_potentials: of the stored branches, [M].
         finished: which stored prefixes are finished branches, [M].
         members: all stored prefixes, [M].
@@ -47,6 +50,7 @@ class WasteFreeState(NamedTuple):
 
     population: SMCState
     log_mass: Float[Array, "M"]
+    reference: CompensatedSum
     log_potentials: Float[Array, "M"]
     finished: Bool[Array, "M"]
     members: Int[Array, "M"]
@@ -55,7 +59,7 @@ class WasteFreeState(NamedTuple):
     @property
     def log_evidence(self) -> Float[Array, "*batch"]:
         """The whole mass."""
-        return log_sum_exp(self.log_mass)
+        return log_sum_exp(self.log_mass) + self.reference.value
 
     @property
     def log_weights(self) -> Float[Array, "*batch M"]:
@@ -105,6 +109,7 @@ def waste_free_smc(
         return WasteFreeState(
             population=new_population(num_particles),
             log_mass=jnp.full(stored, -jnp.inf),
+            reference=CompensatedSum(jnp.zeros(()), jnp.zeros(())),
             log_potentials=jnp.zeros(stored),
             finished=jnp.zeros(stored, bool),
             members=jnp.arange(stored, dtype=jnp.int32),
@@ -122,7 +127,7 @@ def waste_free_smc(
         ancestors = jnp.where(due, drawn, places)
         equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
         log_weights = jnp.where(due, equal, log_w)
-        fork = forked(population, potential, ancestors, log_weights, due[None])
+        fork = forked(population, ancestors, log_weights, due[None])
         # Generation t stands in rows t N to t N + N - 1 of the store.
         last = jnp.maximum(population.t - 1, 0) * size
         extend = log_weights > -jnp.inf
@@ -149,26 +154,37 @@ def waste_free_smc(
         )
         alive = before.log_weights > -jnp.inf
         ended = alive & reply.finished
-        log_mass = after.log_weights + after.log_evidence - jnp.log(float(size))
-        log_mass = jnp.where(ended, log_mass, -jnp.inf)
+        # All masses are relative to the present evidence, so that the scale of the
+        # potentials is not in them; a population without any leaves them as they are.
+        evidence = after.evidence_sum
+        nothing = evidence.value == -jnp.inf
+        change = jnp.where(nothing, 0.0, evidence.minus(state.reference))
+        reference = jax.tree.map(
+            lambda new, old: jnp.where(nothing, old, new), evidence, state.reference
+        )
+        fresh = ended & ~nothing
+        log_mass = jnp.where(fresh, after.log_weights - jnp.log(float(size)), -jnp.inf)
         rows = before.t * size + jnp.arange(size)
         # Those that ended leave; what is left has mean one again.
         left = jnp.where(ended | ~alive, -jnp.inf, after.log_weights)
         share = log_mean_exp(left)
         shift = jnp.where(share == -jnp.inf, 0.0, share)
+        remaining = evidence.add(share)
         # Rows that start again after all have died carry no mass.
         lost = (after.log_evidence == -jnp.inf) & jnp.any(state.log_mass > -jnp.inf)
         over = (share == -jnp.inf) | lost
         population = after._replace(
             log_weights=left - shift,
-            log_base=jnp.where(left == -jnp.inf, -jnp.inf, after.log_base - shift),
-            log_evidence=after.log_evidence + share,
+            log_base=left - shift,
+            log_evidence=remaining.value,
+            log_evidence_rest=remaining.rest,
             # Whoever has left is told nothing more.
             finished=left == -jnp.inf,
         )
         told = state._replace(
             population=population,
-            log_mass=state.log_mass.at[rows].set(log_mass),
+            log_mass=(state.log_mass - change).at[rows].set(log_mass),
+            reference=reference,
             log_potentials=state.log_potentials.at[rows].set(after.log_potentials),
             finished=state.finished.at[rows].set(ended),
             done=over,

@@ -26,19 +26,24 @@ SAFETY = 1e-12
 """Share of the policy in a proposal, which must allow all that the policy allows."""
 
 
-def _tables(target: TabularTarget, accumulate: str) -> tuple[np.ndarray, np.ndarray]:
-    """Twist and what a step is worth, G psi, both [T, K]."""
+def _log_tables(
+    target: TabularTarget, accumulate: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms of the twist and of what a step is worth, G psi, both [T, K]."""
     ends = np.zeros((target.max_steps, target.num_symbols), bool)
     ends[-1] = True
     if target.end is not None:
         ends[:, target.end] = True
-    potentials = np.exp(target.log_potentials)
-    gains = potentials if accumulate == "product" else np.where(ends, potentials, 1.0)
-    twist, worth = np.ones_like(gains), gains.copy()
+    gains = target.log_potentials
+    if accumulate != "product":
+        gains = np.where(ends, gains, 0.0)
+    twist, worth = np.zeros_like(gains), gains.copy()
+    with np.errstate(divide="ignore"):
+        log_transition = np.log(target.transition)
     for t in range(target.max_steps - 2, -1, -1):
-        future = target.transition @ worth[t + 1]
-        twist[t] = np.where(ends[t], 1.0, future)
-        worth[t] = gains[t] * twist[t]
+        future = np.logaddexp.reduce(log_transition + worth[t + 1], axis=-1)
+        twist[t] = np.where(ends[t], 0.0, future)
+        worth[t] = gains[t] + twist[t]
     return twist, worth
 
 
@@ -51,8 +56,7 @@ def exact_log_twist(
         target: the target.
         accumulate: "product" or "last", as in `tsi.twist.TwistedTarget`.
     """
-    with np.errstate(divide="ignore"):
-        return np.log(_tables(target, accumulate)[0])
+    return _log_tables(target, accumulate)[0]
 
 
 def table_twist(log_table: Any) -> Callable[..., Array]:
@@ -77,10 +81,13 @@ def with_twisted_proposal(
     A proposal is left the policy where no continuation earns anything, and has a share
     of `SAFETY` of it elsewhere, too little to be drawn.
     """
-    _, worth = _tables(target, accumulate)
+    _, log_worth = _log_tables(target, accumulate)
 
-    def twisted(policy: np.ndarray, worth: np.ndarray) -> np.ndarray:
-        q = policy * worth
+    def twisted(policy: np.ndarray, log_worth: np.ndarray) -> np.ndarray:
+        # Relative to the best symbol that the policy allows: worth has any scale.
+        best = np.where(policy > 0.0, log_worth, -np.inf).max(-1, keepdims=True)
+        relative = log_worth - np.where(np.isfinite(best), best, 0.0)
+        q = policy * np.exp(np.minimum(relative, 0.0))
         total = q.sum(-1, keepdims=True)
         q = np.divide(q, total, out=policy.copy(), where=total > 0.0)
         return (1.0 - SAFETY) * q + SAFETY * policy
@@ -93,7 +100,7 @@ def with_twisted_proposal(
         target.transition,
         target.log_potentials,
         end=target.end,
-        proposal_initial=twisted(target.initial, worth[0]),
-        proposal_transition=twisted(transition, worth[:, None, :]),
+        proposal_initial=twisted(target.initial, log_worth[0]),
+        proposal_transition=twisted(transition, log_worth[:, None, :]),
         idle=target.idle,
     )
