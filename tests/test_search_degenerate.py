@@ -34,9 +34,9 @@ def tables():
     return {
         "all dead": filled(-jnp.inf),
         "all not a number": filled(jnp.nan),
-        "all of reward one": filled(jnp.inf),
+        "all infinite, not a number": filled(jnp.inf),
         "zero or one": plain._replace(
-            log_potentials=jnp.where(scores > 0, jnp.inf, -jnp.inf)
+            log_potentials=jnp.where(scores > 0, 16.64, -jnp.inf)
         ),
         "some not a number": ending._replace(
             log_potentials=ending.log_potentials.at[:, 0].set(jnp.nan)
@@ -95,9 +95,12 @@ def test_nothing_of_reward_zero_is_handed_over_beside_something_better(runs):
         assert (alive | ~weighted | ~better).all()
 
 
-def test_invalid_numbers_are_counted_and_rewards_of_one_are_not(runs):
+def test_nan_and_infinite_potentials_are_counted_alike(runs):
     invalid = {table: run.infos.num_invalid.sum(-1) for table, run in runs.items()}
     assert (invalid["all not a number"] > 0).all()
+    np.testing.assert_array_equal(
+        invalid["all infinite, not a number"], invalid["all not a number"]
+    )
     assert invalid["some not a number"].sum() > 0
     for table in TABLES:
         if "not a number" not in table:

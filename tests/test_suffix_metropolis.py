@@ -177,12 +177,17 @@ def test_rewards_that_are_no_number_have_no_weight_and_are_counted():
     assert int(run.infos.num_invalid.sum()) >= 2
 
 
-def test_a_reward_of_exactly_one_is_a_reward_like_any_other():
-    target = peaked()
-    target.log_potentials[3] = np.inf
-    run = tsi.run(samplers.quest(0.5), target, jax.random.key(0), 8)
-    assert float(run.state.log_evidence) == pytest.approx(2.0, abs=1.0)
-    assert int(run.infos.num_invalid.sum()) == 0
+def test_an_infinite_log_potential_is_no_weight_in_a_chain_either():
+    runs = {}
+    for value in (np.nan, np.inf):
+        target = peaked()
+        target.log_potentials[1] = value
+        runs[value] = tsi.run(samplers.quest(0.5), target, jax.random.key(0), 8)
+    infinite, not_a_number = runs[np.inf], runs[np.nan]
+    assert float(infinite.state.log_evidence) == -np.inf
+    np.testing.assert_array_equal(
+        infinite.infos.num_invalid, not_a_number.infos.num_invalid
+    )
 
 
 def test_impossible_settings_are_refused():

@@ -128,10 +128,12 @@ def diagnose_run(
     log_potentials = getattr(infos, "log_potentials", None)
     return {
         **diagnosis._asdict(),
-        "step_rewards": None if log_potentials is None else _expit(log_potentials),
+        "step_rewards": None if log_potentials is None else rewards_of(log_potentials),
     }
 
 
-def _expit(log_odds: Float[np.ndarray, "T N"]) -> Float[np.ndarray, "T N"]:
+def rewards_of(log_odds: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Rewards r of log-odds; NaN for log-odds of NaN or +inf, which are no weight."""
+    log_odds = np.where(log_odds == np.inf, np.nan, log_odds.astype(np.float64))
     with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-log_odds.astype(np.float64)))
+        return 1 / (1 + np.exp(-log_odds))

@@ -23,14 +23,14 @@ from jax.sharding import Mesh
 
 from tsi.answers import answer_posterior, select
 from tsi.degeneracy import common_past
-from tsi.diagnostics import diagnose_run, diagnose_store
+from tsi.diagnostics import diagnose_run, diagnose_store, rewards_of
 from tsi.engine_programs import (
     explorer_programs,
     on_one_device,
     sampler_programs,
     spread,
 )
-from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.errors import ConfigurationError, PromptTooLongError, warn_of_invalid
 from tsi.explore import check_needs, extend_stored
 from tsi.explorer import Explorer, problems_of_a_batch
 from tsi.models.decoder import LanguageModel
@@ -214,6 +214,11 @@ class Engine:
                 len(chosen),
             )
             results += batch_results
+        invalid = [result for result in results if result.num_invalid]
+        names = ", ".join(str(result.problem_id) for result in invalid[:5])
+        more = ", ..." if len(invalid) > 5 else ""
+        count = sum(result.num_invalid for result in invalid)
+        warn_of_invalid(count, f"{len(invalid)} problems of this run ({names}{more})")
         return results
 
     def _run_batch(self, sampler, key, problems, num_particles, params, extract, real):
@@ -369,7 +374,7 @@ class Engine:
         if explores:
             answers = weighed_answers(answers, log_weights)
             num_truncated = distinct(state.members, mine.truncated)
-        rewards = 1.0 / (1.0 + np.exp(-mine.log_odds.astype(np.float64)))
+        rewards = rewards_of(mine.log_odds)
         slots = slot_costs(host.cost_of(p), p, self.target, params)
         return Result(
             problem_id=problem.id,

@@ -1,5 +1,7 @@
 """Errors that tsi raises on purpose: sentences with what, where and what to do."""
 
+import warnings
+
 
 class TsiError(Exception):
     """Base of all errors that tsi raises on purpose."""
@@ -42,6 +44,27 @@ class PromptTooLongError(TsiError):
 
 class RewardError(TsiError):
     """A reward that is not a number, or a reward model that cannot score."""
+
+
+class InvalidWeightWarning(UserWarning):
+    """Log potentials or corrections were NaN or +inf, and have no weight."""
+
+
+def warn_of_invalid(count: int, subject: str) -> None:
+    """Say once for a run how much of it had no weight because it was no number.
+
+    Args:
+        count: how many numbers; nothing is said of none.
+        subject: what they were told of, the start of the sentence.
+    """
+    if count:
+        warnings.warn(
+            f"{subject} had {count} log potentials or corrections of NaN or +inf. Such "
+            "a prefix has weight zero. If a reward hands out probabilities, which may "
+            'be 1, give it scale="probability"; otherwise look for what is not finite.',
+            InvalidWeightWarning,
+            stacklevel=3,
+        )
 
 
 class ResultsError(TsiError):

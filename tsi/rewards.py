@@ -29,6 +29,7 @@ from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
+from tsi.reward_scale import Scale, check_scale, log_odds_of
 
 
 class Prompts(NamedTuple):
@@ -332,16 +333,28 @@ class PolicyValue(Stateless):
 
 @dataclasses.dataclass(frozen=True)
 class TextReward(Stateless):
-    """Log-odds from a Python function of the solution's text so far.
+    """A Python function of the solution's text so far.
 
     Attributes:
-        score: maps R texts to R log-odds; runs on the host, must be deterministic, and
+        score: maps R texts to R numbers; runs on the host, must be deterministic, and
             sees untrusted text.
         decode: maps a list of token ids to text.
+        scale: what `score` hands out, "log-odds" or a "probability", of which 1 is the
+            log-odds 16.64 and 0 is -inf (:mod:`tsi.reward_scale`).
+        floor: the least probability that counts, in place of -inf for 0.
+
+    Raises:
+        UnknownNameError: for another scale.
+        ConfigurationError: for a floor that is no probability, or one of log-odds.
     """
 
     score: Callable[[Sequence[str]], np.ndarray]
     decode: Callable[[list[int]], str]
+    scale: Scale = "log-odds"
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale, self.floor)
 
     def read(self, state, step, params):
         lengths = step.start + step.counts
@@ -353,7 +366,7 @@ class TextReward(Stateless):
                     np.asarray(solution), np.asarray(lengths), strict=True
                 )
             ]
-            return np.asarray(self.score(texts), np.float32)
+            return log_odds_of(self.score(texts), self.scale, self.floor)
 
         shape = jax.ShapeDtypeStruct(lengths.shape, jnp.float32)
         log_odds = jax.pure_callback(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, warn_of_invalid
 from tsi.explore import as_store, explore, propose_some
 from tsi.explorer import Explorer
 from tsi.sampler import Sampler, hopeless
@@ -117,7 +117,7 @@ def run(
         )
         stored, _, state, turns = exploration
         members = as_store(target).gather(stored, state.members)
-        return Run(members, state, infos, turns)
+        return _seen(Run(members, state, infos, turns))
     key_init, key_steps = jax.random.split(key)
     state = sampler.init(jax.random.fold_in(key_init, 0), num_particles)
     particles = target.init(jax.random.fold_in(key_init, 1), num_particles, params)
@@ -145,4 +145,12 @@ def run(
     t, state, particles, infos = jax.lax.while_loop(
         unfinished, advance, (start, state, particles, infos)
     )
-    return Run(particles, state, infos, t)
+    return _seen(Run(particles, state, infos, t))
+
+
+def _seen(result: Run) -> Run:
+    """The result; outside of jit and vmap it is looked at for what has no weight."""
+    num_invalid = getattr(result.infos, "num_invalid", None)
+    if num_invalid is not None and not isinstance(num_invalid, jax.core.Tracer):
+        warn_of_invalid(int(num_invalid.sum()), "This run")
+    return result

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from tsi.errors import ConfigurationError
+from tsi.reward_scale import Scale, check_scale, log_odds_of
 from tsi.rewards import Reading, Stateless
 
 QUESTION_BUCKET = 64
@@ -36,17 +37,27 @@ class AskedQuestions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Verifier(Stateless):
-    """Log-odds from a function of the question and the solution so far.
+    """A function of the question and the solution so far.
 
     Attributes:
-        check: ``(question, text, ended) -> log-odds``, where ``ended`` says that the
+        check: ``(question, text, ended) -> number``, where ``ended`` says that the
             policy has ended the solution; runs on the host, must be deterministic, and
             sees untrusted text.
         decode: maps a list of token ids to text.
+        scale, floor: what ``check`` hands out, as in :class:`tsi.rewards.TextReward`.
+
+    Raises:
+        UnknownNameError: for another scale.
+        ConfigurationError: for a floor that is no probability, or one of log-odds.
     """
 
     check: Callable[[str, str, bool], float]
     decode: Callable[[list[int]], str]
+    scale: Scale = "log-odds"
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale, self.floor)
 
     def prepare(self, questions: Sequence[str]) -> AskedQuestions:
         """The questions' bytes."""
@@ -90,14 +101,14 @@ class Verifier(Stateless):
 
     def _on_host(self, *arrays) -> np.ndarray:
         text, sizes, solution, lengths, live, ended = map(np.asarray, arrays)
-        log_odds = np.zeros(len(lengths), np.float32)
+        told = np.zeros(len(lengths), np.float64)
         for row in np.flatnonzero(live):
             # Rows stand problem by problem.
             problem = row * len(text) // len(lengths)
             question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
             written = self.decode(solution[row, : lengths[row]].tolist())
-            log_odds[row] = self.check(question, written, bool(ended[row]))
-        return log_odds
+            told[row] = self.check(question, written, bool(ended[row]))
+        return log_odds_of(told, self.scale, self.floor)
 
     def reader(self, params) -> None:
         """No model reads."""
