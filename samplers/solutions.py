@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
+from tsi.weights import weight_dtype
 
 
 class Solutions(NamedTuple):
@@ -29,11 +30,11 @@ class Solutions(NamedTuple):
 
 
 def told(reply: Reply) -> Float[Array, "W"]:
-    """Log potentials to rank by, in float32; one that is not a number is -inf.
+    """Log potentials to rank by; one that is not a number is -inf.
 
     +inf stays: it is a reward of exactly one, and the best there is.
     """
-    log_potentials = reply.log_potentials.astype(jnp.float32)
+    log_potentials = reply.log_potentials.astype(weight_dtype())
     return jnp.where(jnp.isnan(log_potentials), -jnp.inf, log_potentials)
 
 
@@ -64,7 +65,7 @@ def equal_weights(chosen: Bool[Array, "K"]) -> Float[Array, "K"]:
     """
     chosen = chosen | ~jnp.any(chosen)
     share = jnp.log(chosen.shape[0] / jnp.sum(chosen))
-    return jnp.where(chosen, share, -jnp.inf).astype(jnp.float32)
+    return jnp.where(chosen, share, -jnp.inf).astype(weight_dtype())
 
 
 def best_solutions(
@@ -96,5 +97,5 @@ def best_solutions(
 
 def no_solutions(size: int) -> Solutions:
     """K empty prefixes at equal weights: before the first step."""
-    zeros = jnp.zeros(size, jnp.float32)
+    zeros = jnp.zeros(size, weight_dtype())
     return Solutions(jnp.zeros(size, jnp.int32), zeros, zeros, jnp.zeros(size, bool))
