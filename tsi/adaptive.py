@@ -24,6 +24,7 @@ from tsi.replicates import evidence_from_replicates
 from tsi.result import Ledger, Result, without_reward
 from tsi.sampler import Sampler
 from tsi.stopping import Stop, answer_errors_between
+from tsi.weights import weight_dtype
 
 
 class Rounds(NamedTuple):
@@ -127,9 +128,9 @@ def merged(
         texts=[text for r in results for text in r.texts],
         answers=answers,
         rewards=rewards,
-        log_weights=log_weights.astype(np.float32),
+        log_weights=log_weights.astype(weight_dtype()),
         log_evidence=evidence.log_mean,
-        ess=np.array([ess], np.float32),
+        ess=np.array([ess], weight_dtype()),
         ancestors=_side_by_side([r.ancestors for r in results]),
         step_texts=(
             None if None in steps else [text for texts in steps for text in texts or []]

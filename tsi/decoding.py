@@ -16,6 +16,7 @@ from tsi.categorical import categorical
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
+from tsi.weights import weight_dtype
 
 
 class Decoding(NamedTuple):
@@ -138,7 +139,7 @@ def decode(
             new=new,
         )
 
-    zeros = jnp.zeros(rows, jnp.float32)
+    zeros = jnp.zeros(rows, weight_dtype())
     return jax.lax.while_loop(
         lambda c: jnp.any(c.active) & (c.offset < width),
         body,

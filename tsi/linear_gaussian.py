@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.target import where_rows
+from tsi.weights import weight_dtype
 
 NODES, MOST_DIMENSIONS = 24, 4
 """Of the quadrature: nodes for each of so many noises, 330,000 together."""
@@ -198,7 +199,7 @@ class LinearGaussianTarget:
         params: Any = None,
     ) -> Float[Array, "N"]:
         """log N(y_t; x_t, noise_scale^2)."""
-        observation = jnp.asarray(self.observations, jnp.float32)[t]
+        observation = jnp.asarray(self.observations, weight_dtype())[t]
         return _log_normal(observation, particles.x, self.noise_scale)
 
     def finished(self, particles: LinearGaussianParticles) -> Bool[Array, "N"]:
@@ -290,7 +291,7 @@ class LinearGaussianTarget:
             error = (observation - x) / self.noise_scale
             constant = np.log(np.sqrt(2 * np.pi) * self.noise_scale)
             log_potentials.append(-0.5 * error**2 - constant)
-        told = jnp.asarray(np.stack(log_potentials, axis=-1), jnp.float32)
+        told = jnp.asarray(np.stack(log_potentials, axis=-1), weight_dtype())
         log_weight = path_log_weight(told, jnp.ones(told.shape, bool))
         log_joint = log_share + np.asarray(log_weight, np.float64)
         log_evidence = float(np.logaddexp.reduce(log_joint))

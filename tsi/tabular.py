@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.target import where_rows
+from tsi.weights import weight_dtype
 
 
 class TabularParticles(NamedTuple):
@@ -170,17 +171,16 @@ class TabularTarget:
 
     @property
     def params(self) -> TabularParams:
-        """The tables as arrays, in float32: what methods use if given none."""
+        """The tables as arrays: what methods use if given none."""
+        dtype = weight_dtype()
         return TabularParams(
-            log_initial=jnp.asarray(_log(self.initial), jnp.float32),
-            log_transition=jnp.asarray(_log(self.transition), jnp.float32),
-            log_proposal_initial=jnp.asarray(_log(self.proposal_initial), jnp.float32),
-            log_proposal_transition=jnp.asarray(
-                _log(self.proposal_transition), jnp.float32
-            ),
-            log_potentials=jnp.asarray(self.log_potentials, jnp.float32),
+            log_initial=jnp.asarray(_log(self.initial), dtype),
+            log_transition=jnp.asarray(_log(self.transition), dtype),
+            log_proposal_initial=jnp.asarray(_log(self.proposal_initial), dtype),
+            log_proposal_transition=jnp.asarray(_log(self.proposal_transition), dtype),
+            log_potentials=jnp.asarray(self.log_potentials, dtype),
             end=jnp.asarray(-1 if self.end is None else self.end, jnp.int32),
-            idle=jnp.asarray(self.idle, jnp.float32),
+            idle=jnp.asarray(self.idle, dtype),
         )
 
     def init(
@@ -377,7 +377,7 @@ class TabularTarget:
         log_potentials = np.where(live, self.log_potentials[steps, symbols], 0.0)
         log_weights = np.asarray(
             path_log_weight(
-                jnp.asarray(log_potentials, jnp.float32), jnp.asarray(live)
+                jnp.asarray(log_potentials, weight_dtype()), jnp.asarray(live)
             ),
             np.float64,
         )

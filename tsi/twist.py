@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.target import Particles, require
+from tsi.weights import weight_dtype
 
 ACCUMULATE = ("product", "last")
 
@@ -109,7 +110,7 @@ class TwistedTarget:
         self, key: Key[Array, ""], num_particles: int, params: Any = None
     ) -> TwistedParticles:
         """N particles that have earned nothing yet."""
-        earned = jnp.zeros((num_particles, self.max_steps), jnp.float32)
+        earned = jnp.zeros((num_particles, self.max_steps), weight_dtype())
         inner = self.target.init(key, num_particles, _own(params))
         return TwistedParticles(inner, earned)
 
@@ -122,7 +123,7 @@ class TwistedTarget:
     ) -> TwistedParticles:
         """Enter the potential of the step that led from `before` to `now`."""
         log_earned = self.target.log_potential(t, now, _own(params))
-        log_earned = log_earned.astype(jnp.float32)
+        log_earned = log_earned.astype(weight_dtype())
         if self.accumulate == "product":
             previous = self._earned(before, jnp.asarray(t) - 1)
             log_earned = log_earned + jnp.where(jnp.asarray(t) > 0, previous, 0.0)

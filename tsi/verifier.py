@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 
 from tsi.errors import ConfigurationError
 from tsi.rewards import Reading, Stateless
+from tsi.weights import weight_dtype
 
 QUESTION_BUCKET = 64
 """Questions are padded to multiples of so many bytes, for few compiled shapes."""
@@ -77,7 +78,7 @@ class Verifier(Stateless):
         """See :class:`tsi.rewards.Reward`; rows that took no step are not checked."""
         log_odds = jax.pure_callback(
             self._on_host,
-            jax.ShapeDtypeStruct(step.counts.shape, jnp.float32),
+            jax.ShapeDtypeStruct(step.counts.shape, weight_dtype()),
             state.text,
             state.sizes,
             step.solution,
@@ -90,7 +91,7 @@ class Verifier(Stateless):
 
     def _on_host(self, *arrays) -> np.ndarray:
         text, sizes, solution, lengths, live, ended = map(np.asarray, arrays)
-        log_odds = np.zeros(len(lengths), np.float32)
+        log_odds = np.zeros(len(lengths), weight_dtype())
         for row in np.flatnonzero(live):
             # Rows stand problem by problem.
             problem = row * len(text) // len(lengths)

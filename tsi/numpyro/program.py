@@ -39,6 +39,7 @@ from tsi.numpyro.particles import (
 )
 from tsi.numpyro.sites import Sites, run_program, total
 from tsi.target import where_rows
+from tsi.weights import weight_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,7 +170,7 @@ class ProgramTarget:
         rows = jnp.arange(particles.length.shape[0])
         t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), rows.shape)
         live = ~particles.finished
-        zeros = jnp.zeros(rows.shape, jnp.float32)
+        zeros = jnp.zeros(rows.shape, weight_dtype())
         before, begun = particles.carry, particles.initial
         log_p, log_g, excess = zeros, zeros, zeros
         if self._begins_at_random(keys[0], params):
