@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import ConfigurationError
+from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
 from tsi.weights import weight_dtype
 
@@ -103,7 +104,7 @@ class LinearGaussianTarget:
             )
 
     def init(
-        self, key: Key[Array, ""], num_particles: int, params: Any = None
+        self, key: AnyKey, num_particles: int, params: Any = None
     ) -> LinearGaussianParticles:
         """N paths that start from zero."""
         return LinearGaussianParticles(
@@ -114,13 +115,13 @@ class LinearGaussianTarget:
 
     def propose(
         self,
-        key: Key[Array, ""],
+        key: AnyKey,
         t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: LinearGaussianParticles,
         params: Any = None,
     ) -> tuple[LinearGaussianParticles, Float[Array, "N"]]:
         """One more state for each path; particle i uses fold_in(key, i)."""
-        slots = jnp.arange(particles.x.shape[0])
+        key, slots = single_key(key), jnp.arange(particles.x.shape[0])
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         noise = jax.vmap(jax.random.normal)(keys)
         t = jnp.broadcast_to(t, slots.shape)

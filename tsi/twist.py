@@ -22,9 +22,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.step_keys import AnyKey
 from tsi.target import Particles, require
 from tsi.weights import weight_dtype
 
@@ -107,7 +108,7 @@ class TwistedTarget:
             setattr(self, name, getattr(self, f"_{name}") if has_it else None)
 
     def init(
-        self, key: Key[Array, ""], num_particles: int, params: Any = None
+        self, key: AnyKey, num_particles: int, params: Any = None
     ) -> TwistedParticles:
         """N particles that have earned nothing yet."""
         earned = jnp.zeros((num_particles, self.max_steps), weight_dtype())
@@ -140,7 +141,7 @@ class TwistedTarget:
 
     def propose(
         self,
-        key: Key[Array, ""],
+        key: AnyKey,
         t: Int[Array, "..."] | int,
         particles: TwistedParticles,
         params: Any = None,
