@@ -87,9 +87,14 @@ def put(target: Any, stored: Particles, slots: Int[Array, "W"], rows: Any) -> Pa
     method = getattr(target, "put", None)
     if method is not None:
         return method(stored, slots, rows)
-    return jax.tree.map(
-        lambda old, new: old.at[slots].set(new, mode="drop"), stored, rows
-    )
+
+    def write(old: Array, new: Array) -> Array:
+        # What is made of lists is int64 under x64; the store keeps its types. Keys
+        # have no other, and cannot be cast.
+        new = new if new.dtype == old.dtype else new.astype(old.dtype)
+        return old.at[slots].set(new, mode="drop")
+
+    return jax.tree.map(write, stored, rows)
 
 
 class Stepped(NamedTuple):
