@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import step_boundary
 from tsi.experiments.tasks import Split, Task
@@ -30,6 +30,7 @@ from tsi.models.tokenizer import Tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.rewards import NoReward, Prompts
+from tsi.step_keys import AnyKey, single_key, typed_key
 
 ROWS_A_BATCH = 2048
 
@@ -87,7 +88,7 @@ def solving_target(task: Task, tokenizer: Tokenizer) -> ReasoningTarget:
 def roll_out(
     target: ReasoningTarget,
     num_samples: int,
-    keys: Key[Array, " P"],
+    keys: AnyKey,
     prefixes: Prompts,
     policy: LanguageModel,
     temperature: Float[Array, ""],
@@ -102,6 +103,7 @@ def roll_out(
         policy: writes the rest.
         temperature: of its tokens.
     """
+    keys = typed_key(keys)
     params = ReasoningParams(policy, None, prefixes, temperature)
 
     def body(carry):
@@ -129,7 +131,7 @@ def sample_texts(
     target: ReasoningTarget,
     policy: LanguageModel,
     tokenizer: Tokenizer,
-    key: Key[Array, ""],
+    key: AnyKey,
     prefixes: list[str],
     num_samples: int,
     width: int,
@@ -146,6 +148,7 @@ def sample_texts(
         width: tokens that the longest prefix may have.
         temperature: of the policy; 0 takes the most likely tokens.
     """
+    key = single_key(key)
     size = min(max(1, ROWS_A_BATCH // num_samples), len(prefixes))
     texts: list[list[str | None]] = []
     for start in range(0, len(prefixes), max(1, size)):
@@ -184,7 +187,7 @@ def label_steps(
     policy: LanguageModel,
     tokenizer: Tokenizer,
     task: Task,
-    key: Key[Array, ""],
+    key: AnyKey,
     problems: list[Problem],
     num_completions: int,
     width: int,
@@ -202,7 +205,7 @@ def label_steps(
         num_completions: K.
         width: T, tokens of the longest text.
     """
-    key_solve, key_complete = jax.random.split(key)
+    key_solve, key_complete = jax.random.split(single_key(key))
     prompts = [problem.prompt for problem in problems]
     texts = sample_texts(target, policy, tokenizer, key_solve, prompts, 1, width)
     solved = [

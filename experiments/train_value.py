@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from tsi.engine import Engine
@@ -41,6 +41,7 @@ from tsi.models.heads import ValueHead
 from tsi.models.value_head import save_value_head
 from tsi.problem import Problem
 from tsi.rewards import Prompts
+from tsi.step_keys import AnyKey, single_key
 
 
 class Prefixes(NamedTuple):
@@ -109,7 +110,7 @@ def prefixes_of(
     task: Task,
     problems: list[Problem],
     num_rollouts: int,
-    key: Key[Array, ""],
+    key: AnyKey,
     *,
     progress: bool = False,
 ) -> Prefixes:
@@ -125,6 +126,7 @@ def prefixes_of(
         key: problem i is solved under ``fold_in(key, i)``.
         progress: show a bar.
     """
+    key = single_key(key)
     prompts = [engine.encode(problem.prompt) for problem in problems]
     width, target = max(map(len, prompts)), engine.target
     size = min(max(1, engine.max_rows // num_rollouts), len(problems))

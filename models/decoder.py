@@ -176,6 +176,8 @@ class Trunk(nnx.Module):
         """
         if valid is None:
             valid = jnp.ones(tokens.shape, bool)
+        # Under x64 what counts positions is int64, and caches hold int32.
+        positions = positions.astype(jnp.int32)
         stacks = tuple((segment.keys, segment.values) for segment in context)
 
         config, local = self.config, self.config.local

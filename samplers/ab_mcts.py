@@ -48,7 +48,7 @@ from tsi.samplers.thompson import (
     observed,
     posterior_named,
 )
-from tsi.weights import ess
+from tsi.weights import ess, weight_dtype
 
 
 class Evidence(NamedTuple):
@@ -169,7 +169,7 @@ def ab_mcts(
         return ABMCTSState(
             done=jnp.zeros((), bool),
             **no_solutions(num_particles)._asdict(),
-            log_evidence=jnp.zeros((), jnp.float32),
+            log_evidence=jnp.zeros((), weight_dtype()),
             tree=new_tree(stored),
             evidence=Evidence(nothing, nothing, nothing),
             nodes=jnp.zeros(rows, jnp.int32),

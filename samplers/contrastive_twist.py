@@ -32,11 +32,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from tsi.learned_twist import LearnedTwist
 from tsi.run import turn
 from tsi.samplers.twisted import twisted_smc
+from tsi.step_keys import AnyKey, single_key
 from tsi.twist import TwistedParams, TwistedTarget
 
 
@@ -68,7 +69,7 @@ class TwistFit(NamedTuple):
 
 
 def contrast(
-    key: Key[Array, ""],
+    key: AnyKey,
     target: Any,
     twist: LearnedTwist,
     theta: Any,
@@ -82,7 +83,7 @@ def contrast(
     A run that lost all weight shows nothing: its weights are zero.
 
     Args:
-        key: a typed key.
+        key: of either style.
         target: the target within.
         twist: the family.
         theta: parameters of the twist to run with.
@@ -93,7 +94,7 @@ def contrast(
     sampler = twisted_smc()
     twisted = TwistedTarget(target, twist.log_twist, accumulate)
     both = TwistedParams(params, theta)
-    key_init, key_steps = jax.random.split(key)
+    key_init, key_steps = jax.random.split(single_key(key))
     state = sampler.init(jax.random.fold_in(key_init, 0), num_particles)
     particles = twisted.init(jax.random.fold_in(key_init, 1), num_particles, both)
 
@@ -113,7 +114,7 @@ def contrast(
         return jnp.zeros_like(weights).at[ancestors].add(weights), weights
 
     (state, _), (features, present, live, ancestors) = jax.lax.scan(
-        forwards, (state, particles), jnp.arange(twisted.max_steps)
+        forwards, (state, particles), jnp.arange(twisted.max_steps, dtype=jnp.int32)
     )
     _, in_the_end = jax.lax.scan(backwards, present[-1], ancestors, reverse=True)
     counts = live & (state.log_evidence > -jnp.inf)
@@ -137,7 +138,7 @@ def contrastive_loss(
 
 
 def fit_twist(
-    key: Key[Array, ""],
+    key: AnyKey,
     target: Any,
     twist: LearnedTwist,
     theta: Any,
@@ -153,7 +154,7 @@ def fit_twist(
     Pure, so that it may be jitted and vmapped over keys or parameters.
 
     Args:
-        key: a typed key; update u runs under `fold_in(key, u)`.
+        key: of either style; update u runs under `fold_in(key, u)`.
         target: any target that has `max_steps`.
         twist: the family.
         theta: where to start, a pytree of float arrays.
@@ -163,6 +164,7 @@ def fit_twist(
         params: the target's.
         accumulate: "product" or "last", as in `tsi.twist.TwistedTarget`.
     """
+    key = single_key(key)
 
     def update(carry: tuple, u: Array) -> tuple[tuple, Array]:
         theta, moments = carry

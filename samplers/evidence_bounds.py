@@ -31,7 +31,7 @@ from tsi.samplers.potentials import Potential, product
 from tsi.samplers.resampling import multinomial
 from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
-from tsi.step_keys import step_limit
+from tsi.step_keys import AnyKey, single_key, step_limit
 from tsi.weights import all_dead, log_mean_exp
 
 
@@ -112,7 +112,7 @@ def sandwich(potential: Potential) -> Explorer:
 
 def evidence_bounds(
     target: Any,
-    key: Key[Array, ""],
+    key: AnyKey,
     exact: Any,
     num_particles: int,
     params: Any = None,
@@ -123,7 +123,7 @@ def evidence_bounds(
 
     Args:
         target: with `replay`, and `log_proposal` if it does not propose from p.
-        key: a typed key.
+        key: of either style.
         exact: one finished particle of the target, a sample of its posterior, with a
             leading axis of one.
         num_particles: N, the exact sample included.
@@ -134,7 +134,7 @@ def evidence_bounds(
         CapabilityError: the target has no `replay`.
     """
     potential = product("odds") if potential is None else potential
-    key_lower, key_upper = jax.random.split(key)
+    key_lower, key_upper = jax.random.split(single_key(key))
     plain = smc(resampling=multinomial, schedule=every_step, potential=potential)
     below = run(plain, target, key_lower, num_particles, params).state.log_evidence
 

@@ -22,7 +22,7 @@ from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.allocation import effective_width, top_k_replicate
 from tsi.samplers.solutions import equal_weights, not_numbers, rank_classes, told
-from tsi.weights import ess
+from tsi.weights import ess, weight_dtype
 
 
 class LookaheadState(NamedTuple):
@@ -81,7 +81,7 @@ def lookahead_search(
         return Plan(num_particles, stored, (k + 1) * max_steps)
 
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> LookaheadState:
-        zeros = jnp.zeros(num_particles, jnp.float32)
+        zeros = jnp.zeros(num_particles, weight_dtype())
         places = jnp.arange(num_particles, dtype=jnp.int32)
         none = jnp.zeros(num_particles, bool)
         return LookaheadState(
@@ -90,7 +90,7 @@ def lookahead_search(
             log_weights=zeros,
             log_potentials=zeros,
             finished=none,
-            log_evidence=jnp.zeros((), jnp.float32),
+            log_evidence=jnp.zeros((), weight_dtype()),
             ahead=jnp.zeros((), jnp.int32),
             # Without ranks candidates keep their places: all are empty to begin with.
             ranks=jnp.full(num_particles, -jnp.inf),

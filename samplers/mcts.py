@@ -43,7 +43,7 @@ from tsi.samplers.search_tree import (
     solutions,
 )
 from tsi.samplers.solutions import no_solutions, not_numbers
-from tsi.weights import ess
+from tsi.weights import ess, weight_dtype
 
 Bonus = Callable[[Array, Array, Array], Array]
 """`(parent's visits [], visits [M], number of siblings []) -> bonus [M]`."""
@@ -144,7 +144,7 @@ def mcts(
         return MCTSState(
             done=jnp.zeros((), bool),
             **no_solutions(num_particles)._asdict(),
-            log_evidence=jnp.zeros((), jnp.float32),
+            log_evidence=jnp.zeros((), weight_dtype()),
             tree=new_tree(stored),
             node=zero,
             parents=jnp.zeros(rows, jnp.int32),

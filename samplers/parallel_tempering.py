@@ -43,6 +43,7 @@ from tsi.samplers.temperature_ladder import (
     heated,
     swap,
 )
+from tsi.weights import weight_dtype
 
 WHOLE = jnp.iinfo(jnp.int32).max
 """A depth that cuts nothing, and a slot that is nowhere."""
@@ -183,7 +184,7 @@ def parallel_tempering(
             sweep=begin(size, max_steps),
             reference=no_paths((num_chains,), max_steps),
             place=jnp.zeros(num_chains, jnp.int32),
-            log_temperatures=jnp.asarray(np.log(ladder), jnp.float32),
+            log_temperatures=jnp.asarray(np.log(ladder), weight_dtype()),
             swap_rates=jnp.zeros(num_chains - 1),
             parents=rows,
             slots=rows,
@@ -252,8 +253,8 @@ def parallel_tempering(
             state.parents,
             state.slots,
             info.ess[0],
-            jnp.sum(info.num_recoveries),
-            jnp.sum(info.num_invalid),
+            jnp.sum(info.num_recoveries, dtype=jnp.int32),
+            jnp.sum(info.num_invalid, dtype=jnp.int32),
         )
 
     def _swept(key: Key[Array, ""], state: TemperingState) -> TemperingState:

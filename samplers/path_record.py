@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
-from tsi.weights import centre, sanitise, unusable
+from tsi.weights import centre, sanitise, unusable, weight_dtype
 
 
 class PathRecord(NamedTuple):
@@ -54,7 +54,7 @@ class ChainSample(NamedTuple):
 
 def no_paths(shape: tuple[int, ...], max_steps: int) -> PathRecord:
     """Records of empty paths."""
-    zeros = jnp.zeros((*shape, max_steps), jnp.float32)
+    zeros = jnp.zeros((*shape, max_steps), weight_dtype())
     return PathRecord(jnp.zeros(shape, jnp.int32), zeros, zeros, zeros)
 
 
@@ -68,9 +68,9 @@ def extended(record: PathRecord, reply: Reply, took: Bool[Array, "W"]) -> PathRe
     """
     steps = jnp.arange(record.log_potentials.shape[-1])
     here = (steps == record.length[:, None]) & took[:, None]
-    potentials = sanitise(reply.log_potentials.astype(jnp.float32))
-    corrections = sanitise(reply.log_corrections.astype(jnp.float32))
-    log_probs = reply.log_probs.astype(jnp.float32)
+    potentials = sanitise(reply.log_potentials.astype(weight_dtype()))
+    corrections = sanitise(reply.log_corrections.astype(weight_dtype()))
+    log_probs = reply.log_probs.astype(weight_dtype())
     return PathRecord(
         record.length + took,
         jnp.where(here, potentials[:, None], record.log_potentials),

@@ -19,6 +19,7 @@ from tsi.weights import (
     log_mean_exp,
     sanitise,
     unusable,
+    weight_dtype,
 )
 
 
@@ -80,11 +81,11 @@ class SMCInfo(NamedTuple):
 
 def new_population(num_particles: int, num_islands: int = 1) -> SMCState:
     """N equal particles before their first step."""
-    zeros = jnp.zeros(num_particles, jnp.float32)
+    zeros = jnp.zeros(num_particles, weight_dtype())
     return SMCState(
         log_weights=zeros,
-        log_evidence=jnp.zeros((), jnp.float32),
-        log_evidence_rest=jnp.zeros((), jnp.float32),
+        log_evidence=jnp.zeros((), weight_dtype()),
+        log_evidence_rest=jnp.zeros((), weight_dtype()),
         log_potentials=zeros,
         log_scores=zeros,
         log_base=zeros,
@@ -134,9 +135,9 @@ def weighed(
 
     Arguments as those of a sampler's `tell`.
     """
-    # Models report in bfloat16 and x64 targets in float64; weights are float32.
-    log_potentials = log_potentials.astype(jnp.float32)
-    log_corrections = log_corrections.astype(jnp.float32)
+    # Models report in bfloat16, and under x64 in float32 still.
+    log_potentials = log_potentials.astype(weight_dtype())
+    log_corrections = log_corrections.astype(weight_dtype())
     live = ~state.finished
     corrections = jnp.where(live, log_corrections, 0.0)
     raw_scores = potential.transform(sanitise(log_potentials))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
 from tsi.samplers.solutions import Solutions, best_solutions, told
+from tsi.weights import weight_dtype
 
 
 class SearchTree(NamedTuple):
@@ -61,7 +62,7 @@ class SearchTree(NamedTuple):
 
 def new_tree(stored: int) -> SearchTree:
     """A root and room for `stored` - 1 more."""
-    zeros = jnp.zeros(stored, jnp.float32)
+    zeros = jnp.zeros(stored, weight_dtype())
     return SearchTree(
         jnp.ones((), jnp.int32),
         jnp.full(stored, -1, jnp.int32),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
-from tsi.weights import sanitise, unusable
+from tsi.weights import sanitise, unusable, weight_dtype
 
 
 class Solutions(NamedTuple):
@@ -30,8 +30,8 @@ class Solutions(NamedTuple):
 
 
 def told(reply: Reply) -> Float[Array, "W"]:
-    """Log potentials to rank by, in float32; NaN and +inf, no weights, are -inf."""
-    return sanitise(reply.log_potentials.astype(jnp.float32))
+    """Log potentials to rank by; NaN and +inf, which are no weights, are -inf."""
+    return sanitise(reply.log_potentials.astype(weight_dtype()))
 
 
 def not_numbers(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
@@ -61,7 +61,7 @@ def equal_weights(chosen: Bool[Array, "K"]) -> Float[Array, "K"]:
     """
     chosen = chosen | ~jnp.any(chosen)
     share = jnp.log(chosen.shape[0] / jnp.sum(chosen))
-    return jnp.where(chosen, share, -jnp.inf).astype(jnp.float32)
+    return jnp.where(chosen, share, -jnp.inf).astype(weight_dtype())
 
 
 def best_solutions(
@@ -93,5 +93,5 @@ def best_solutions(
 
 def no_solutions(size: int) -> Solutions:
     """K empty prefixes at equal weights: before the first step."""
-    zeros = jnp.zeros(size, jnp.float32)
+    zeros = jnp.zeros(size, weight_dtype())
     return Solutions(jnp.zeros(size, jnp.int32), zeros, zeros, jnp.zeros(size, bool))

@@ -29,7 +29,7 @@ from tsi.samplers.solutions import (
     not_numbers,
     told,
 )
-from tsi.weights import ess
+from tsi.weights import ess, weight_dtype
 
 
 class StepBeamState(NamedTuple):
@@ -96,12 +96,12 @@ def step_beam(
         return StepBeamState(
             done=jnp.zeros((), bool),
             **no_solutions(num_particles)._asdict(),
-            log_evidence=jnp.zeros((), jnp.float32),
+            log_evidence=jnp.zeros((), weight_dtype()),
             beams=places[:num_beams],
             num_beams=jnp.asarray(num_beams, jnp.int32),
             max_beams=jnp.asarray(num_beams, jnp.int32),
             collected=none,
-            told=jnp.zeros(2 * num_particles, jnp.float32),
+            told=jnp.zeros(2 * num_particles, weight_dtype()),
             ended=none,
             dead=jnp.zeros((), bool),
             parents=places,

@@ -44,7 +44,7 @@ from tsi.samplers.path_record import (
 )
 from tsi.samplers.potentials import Potential
 from tsi.samplers.resampling import systematic
-from tsi.weights import log_mean_exp
+from tsi.weights import log_mean_exp, weight_dtype
 
 
 class MetropolisState(NamedTuple):
@@ -250,7 +250,7 @@ def suffix_metropolis(
         info = ExplorerInfo(
             parents=parents,
             slots=parents,
-            ess=jnp.asarray(num_chains, jnp.float32),
+            ess=jnp.asarray(num_chains, weight_dtype()),
             num_recoveries=lost.astype(jnp.int32),
             num_invalid=invalid(reply, took),
         )

@@ -34,7 +34,7 @@ from tsi.samplers.reproduction import Group, by_priority
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.smc import smc
-from tsi.weights import centre, ess
+from tsi.weights import centre, ess, weight_dtype
 
 NUM_BISECTIONS = 20
 
@@ -69,7 +69,7 @@ def largest_exponent(
         good = enough(middle)
         return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
-    one = jnp.ones((), jnp.float32)
+    one = jnp.ones((), weight_dtype())
     low, _ = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (jnp.zeros_like(one), one))
     return jnp.where(enough(one), one, low)
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.weights import weight_dtype
 
 
 class Observations(NamedTuple):
@@ -36,7 +37,7 @@ Posterior = Callable[[Key[Array, ""], Observations], Array]
 
 def no_observations(shape: tuple[int, ...]) -> Observations:
     """Nothing seen anywhere."""
-    zeros = jnp.zeros(shape, jnp.float32)
+    zeros = jnp.zeros(shape, weight_dtype())
     return Observations(jnp.zeros(shape, jnp.int32), zeros, zeros)
 
 

@@ -132,12 +132,12 @@ def test_a_batched_sampler_gives_each_problem_its_own_run(num_islands):
         )
 
 
-def test_x64_mode_keeps_weights_in_float32():
+def test_x64_mode_has_weights_in_float64_and_ancestors_in_int32():
     target = tabular_examples.peaked()
     with jax.enable_x64(True):
         for sampler in (samplers.smc(num_islands=2), samplers.rebase()):
             run = tsi.run(sampler, target, jax.random.key(0), 8)
-            assert run.state.log_weights.dtype == jnp.float32
+            assert run.state.log_weights.dtype == jnp.float64
             assert run.infos.ancestors.dtype == jnp.int32
 
 

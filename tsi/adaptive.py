@@ -23,7 +23,9 @@ from tsi.problem import Problem
 from tsi.replicates import evidence_from_replicates
 from tsi.result import Ledger, Result, without_reward
 from tsi.sampler import Sampler
+from tsi.step_keys import AnyKey, single_key
 from tsi.stopping import Stop, answer_errors_between
+from tsi.weights import weight_dtype
 
 
 class Rounds(NamedTuple):
@@ -43,7 +45,7 @@ class Rounds(NamedTuple):
 def run_rounds(
     runner: Any,
     sampler: Sampler | Explorer,
-    key: jax.Array,
+    key: AnyKey,
     problems: Sequence[Problem],
     rounds: Rounds,
     *,
@@ -56,7 +58,7 @@ def run_rounds(
     Args:
         runner: an engine; see `tsi.engine.Engine.run`.
         sampler: what decides in a round.
-        key: a typed key; round r runs under ``fold_in(key, r)``.
+        key: of either style; round r runs under ``fold_in(key, r)``.
         problems: any number.
         rounds: how the budget is spent.
         extract: canonical answer of a solution's text, or None.
@@ -67,8 +69,9 @@ def run_rounds(
         One result a problem, in order, with the particles of all its rounds.
 
     Raises:
-        ConfigurationError: if a number of the rounds is not positive.
+        ConfigurationError: if a number of the rounds is not positive, or a key is none.
     """
+    key = single_key(key)
     if rounds.size < 1 or rounds.most < 1:
         raise ConfigurationError(
             f"Rounds need rollouts and at least one of them; got size={rounds.size}, "
@@ -127,9 +130,9 @@ def merged(
         texts=[text for r in results for text in r.texts],
         answers=answers,
         rewards=rewards,
-        log_weights=log_weights.astype(np.float32),
+        log_weights=log_weights.astype(weight_dtype()),
         log_evidence=evidence.log_mean,
-        ess=np.array([ess], np.float32),
+        ess=np.array([ess], weight_dtype()),
         ancestors=_side_by_side([r.ancestors for r in results]),
         step_texts=(
             None if None in steps else [text for texts in steps for text in texts or []]

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from tsi.errors import UnknownNameError
 from tsi.rewards import Reading, Reward, Step
+from tsi.weights import weight_dtype
 
 AGGREGATIONS = ("last", "min", "product", "mean")
 
@@ -99,7 +100,7 @@ class Aggregated:
     def init(self, prompts, rows, capacity, params):
         inner = self.reward.init(prompts, rows, capacity, params)
         ends = jnp.zeros((rows, self.max_steps), jnp.int32)
-        return ScoredSteps(inner, ends, ends.astype(jnp.float32))
+        return ScoredSteps(inner, ends, ends.astype(weight_dtype()))
 
     def read(self, state, step: Step, params):
         inner, reading = self.reward.read(state.inner, step, params)

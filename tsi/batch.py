@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import ConfigurationError
 from tsi.sampler import Sampler
+from tsi.step_keys import AnyKey, typed_key
 
 
 def batch(sampler: Sampler, num_problems: int) -> Sampler:
@@ -38,17 +39,18 @@ def batch(sampler: Sampler, num_problems: int) -> Sampler:
             f"batch needs at least one problem, and num_problems is {num_problems}."
         )
 
-    def init(keys: Key[Array, "P"], num_particles: int) -> Any:
+    def init(keys: AnyKey, num_particles: int) -> Any:
+        keys = typed_key(keys)
         return jax.vmap(lambda key: sampler.init(key, num_particles))(keys)
 
-    def ask(keys: Key[Array, "P"], state: Any) -> tuple[Any, Int[Array, "PN"]]:
-        state, ancestors = jax.vmap(sampler.ask)(keys, state)
+    def ask(keys: AnyKey, state: Any) -> tuple[Any, Int[Array, "PN"]]:
+        state, ancestors = jax.vmap(sampler.ask)(typed_key(keys), state)
         num_particles = ancestors.shape[1]
         offsets = jnp.arange(num_problems, dtype=ancestors.dtype) * num_particles
         return state, (ancestors + offsets[:, None]).reshape(-1)
 
     def tell(
-        keys: Key[Array, "P"],
+        keys: AnyKey,
         state: Any,
         log_potentials: Float[Array, "PN"],
         log_corrections: Float[Array, "PN"],
@@ -58,6 +60,6 @@ def batch(sampler: Sampler, num_problems: int) -> Sampler:
             array.reshape(num_problems, -1)
             for array in (log_potentials, log_corrections, finished)
         ]
-        return jax.vmap(sampler.tell)(keys, state, *rows)
+        return jax.vmap(sampler.tell)(typed_key(keys), state, *rows)
 
     return sampler._replace(init=init, ask=ask, tell=tell)

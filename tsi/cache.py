@@ -78,10 +78,10 @@ def append(
     segment = Segment(
         update(keys, new.keys, used, axis=-1),
         update(values, new.values, used, axis=-2),
-        update(positions, new.positions, used, axis=-1),
+        update(positions, new.positions.astype(positions.dtype), used, axis=-1),
         update(mask, real, used, axis=-1),
     )
-    return Suffix(segment, used + jnp.max(counts))
+    return Suffix(segment, used + jnp.max(counts).astype(used.dtype))
 
 
 def squeeze(suffix: Suffix) -> Suffix:

@@ -25,7 +25,9 @@ def categorical(keys: Key[Array, " R"], log_p: Float[Array, "R V"]) -> Int[Array
         Indices, int32. A row without any finite entry gives index 0.
     """
     rows, size = log_p.shape
-    uniforms = jax.vmap(jax.random.uniform)(keys)
+    # In the type of the probabilities, so that x64 draws the same tokens.
+    dtype = jnp.promote_types(jnp.float32, log_p.dtype)
+    uniforms = jax.vmap(lambda key: jax.random.uniform(key, dtype=dtype))(keys)
     p = jnp.exp(log_p - jnp.max(log_p, axis=-1, keepdims=True))
     p = jnp.where(jnp.isnan(p), 0.0, p)
     blocks = -(-size // BLOCK)

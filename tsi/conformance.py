@@ -54,6 +54,7 @@ from tsi.robustness import (
 from tsi.run import Run
 from tsi.sampler import Sampler
 from tsi.source_lines import blamed, raised_in
+from tsi.step_keys import AnyKey, single_key
 from tsi.tabular import TabularTarget
 from tsi.tabular_examples import EXAMPLES, smooth
 from tsi.unbiasedness import MeasureTest, judge_linear_gaussian, judge_tabular
@@ -180,7 +181,7 @@ def check_sampler(
     targets: Mapping[str, KnownTarget] | None = None,
     num_particles: int = 8,
     num_runs: int = 20_000,
-    key: Key[Array, ""] | None = None,
+    key: AnyKey = None,
 ) -> Report:
     """Judge a sampler by the promises of the contract.
 
@@ -190,7 +191,8 @@ def check_sampler(
             peaked, impossible prefixes, unequal lengths) and a linear-Gaussian one.
         num_particles: N, a number that the sampler can use.
         num_runs: runs on each target; 20,000 notice a bias of about 2 %.
-        key: a typed key; the same key gives the same report.
+        key: of either style (see `tsi.step_keys`), by default that of seed 0; the same
+            key gives the same report.
 
     Returns:
         A `Report`: print it, read `passed`, or call `raise_if_failed()`.
@@ -217,13 +219,13 @@ def checks_of(
     targets: Mapping[str, KnownTarget] | None = None,
     num_particles: int = 8,
     num_runs: int = 20_000,
-    key: Key[Array, ""] | None = None,
+    key: AnyKey = None,
 ) -> Iterator[Check]:
     """The promises one by one, each looked at when it is asked for.
 
     Arguments as in `check_sampler`.
     """
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.key(0) if key is None else single_key(key)
     targets = known_targets() if targets is None else targets
     raised: set[str] = set()
     for promise, look in _looks(sampler, targets, num_particles, num_runs, key):

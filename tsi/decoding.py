@@ -16,6 +16,8 @@ from tsi.categorical import categorical
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
+from tsi.step_keys import AnyKey, typed_key
+from tsi.weights import weight_dtype
 
 
 class Decoding(NamedTuple):
@@ -53,9 +55,9 @@ class Temperatures(NamedTuple):
     proposal: Float[Array, ""] | None = None
 
 
-def row_keys(keys: Any, rows: int) -> Any:
+def row_keys(keys: AnyKey, rows: int) -> Any:
     """A key for each of R rows from one key for each of P problems (or one key)."""
-    keys = jnp.atleast_1d(keys)
+    keys = jnp.atleast_1d(typed_key(keys))
     slots = jnp.arange(rows // keys.shape[0])
     fold = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(slots))
     return fold(keys).reshape(rows)
@@ -138,7 +140,7 @@ def decode(
             new=new,
         )
 
-    zeros = jnp.zeros(rows, jnp.float32)
+    zeros = jnp.zeros(rows, weight_dtype())
     return jax.lax.while_loop(
         lambda c: jnp.any(c.active) & (c.offset < width),
         body,

@@ -49,7 +49,7 @@ from tsi.reasoning_store import ReasoningStore
 from tsi.result import Result, ledger_of_first
 from tsi.rewards import Prompts
 from tsi.sampler import Sampler
-from tsi.step_keys import step_keys
+from tsi.step_keys import AnyKey, single_key, step_keys
 
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""
@@ -127,7 +127,7 @@ class Engine:
     def run(
         self,
         sampler: Sampler | Explorer,
-        key: jax.Array,
+        key: AnyKey,
         problems: Sequence[Problem],
         num_particles: int,
         *,
@@ -139,7 +139,7 @@ class Engine:
 
         Args:
             sampler: what decides.
-            key: a typed key; problem i runs under ``fold_in(key, problem.id)``.
+            key: of either style; problem i runs under ``fold_in(key, problem.id)``.
             problems: any number; they are run in batches of ``max_rows // W``, W the
                 rows of one problem, as long as the prefixes that are stored fit too.
             num_particles: N, for each problem.
@@ -155,9 +155,10 @@ class Engine:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
             ConfigurationError: the sampler cannot use N particles, or a temperature
-                that is none.
+                or key that is none.
             CapabilityError: it needs what a reasoning target has not.
         """
+        key = single_key(key)
         if num_particles < 1:
             raise ConfigurationError(
                 f"A run needs at least one particle, and num_particles is "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Explorer, Reply, Request
-from tsi.step_keys import StepKeys, step_keys, step_limit
+from tsi.step_keys import AnyKey, StepKeys, single_key, step_keys, step_limit
 from tsi.target import Particles, require
 
 
@@ -51,7 +51,7 @@ def check_needs(explorer: Explorer, target: Any) -> None:
 def start(
     explorer: Explorer,
     target: Any,
-    key: Key[Array, ""],
+    key: AnyKey,
     num_particles: int,
     params: Any = None,
     *,
@@ -71,6 +71,7 @@ def start(
         CapabilityError: the target lacks what the explorer needs.
         ConfigurationError: the explorer cannot use N particles.
     """
+    key = single_key(key)
     target = as_store(target)
     check_needs(explorer, target)
     limit = step_limit(target, max_steps)
@@ -86,9 +87,14 @@ def put(target: Any, stored: Particles, slots: Int[Array, "W"], rows: Any) -> Pa
     method = getattr(target, "put", None)
     if method is not None:
         return method(stored, slots, rows)
-    return jax.tree.map(
-        lambda old, new: old.at[slots].set(new, mode="drop"), stored, rows
-    )
+
+    def write(old: Array, new: Array) -> Array:
+        # What is made of lists is int64 under x64; the store keeps its types. Keys
+        # have no other, and cannot be cast.
+        new = new if new.dtype == old.dtype else new.astype(old.dtype)
+        return old.at[slots].set(new, mode="drop")
+
+    return jax.tree.map(write, stored, rows)
 
 
 class Stepped(NamedTuple):
@@ -205,7 +211,7 @@ def propose_some(
 def turn(
     explorer: Explorer,
     target: Any,
-    key_steps: Key[Array, ""],
+    key_steps: AnyKey,
     exploration: Exploration,
     params: Any = None,
     *,
@@ -227,7 +233,7 @@ def turn(
 def explore(
     explorer: Explorer,
     target: Any,
-    key: Key[Array, ""],
+    key: AnyKey,
     num_particles: int,
     params: Any = None,
     *,
@@ -237,7 +243,7 @@ def explore(
 
     Arguments as in `start`; `key` is the run's key, as in `tsi.run`.
     """
-    key_init, key_steps = jax.random.split(key)
+    key_init, key_steps = jax.random.split(single_key(key))
     first = start(
         explorer, target, key_init, num_particles, params, max_steps=max_steps
     )

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import ConfigurationError
+from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
+from tsi.weights import weight_dtype
 
 NODES, MOST_DIMENSIONS = 24, 4
 """Of the quadrature: nodes for each of so many noises, 330,000 together."""
@@ -102,7 +104,7 @@ class LinearGaussianTarget:
             )
 
     def init(
-        self, key: Key[Array, ""], num_particles: int, params: Any = None
+        self, key: AnyKey, num_particles: int, params: Any = None
     ) -> LinearGaussianParticles:
         """N paths that start from zero."""
         return LinearGaussianParticles(
@@ -113,13 +115,13 @@ class LinearGaussianTarget:
 
     def propose(
         self,
-        key: Key[Array, ""],
+        key: AnyKey,
         t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: LinearGaussianParticles,
         params: Any = None,
     ) -> tuple[LinearGaussianParticles, Float[Array, "N"]]:
         """One more state for each path; particle i uses fold_in(key, i)."""
-        slots = jnp.arange(particles.x.shape[0])
+        key, slots = single_key(key), jnp.arange(particles.x.shape[0])
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         noise = jax.vmap(jax.random.normal)(keys)
         t = jnp.broadcast_to(t, slots.shape)
@@ -198,7 +200,7 @@ class LinearGaussianTarget:
         params: Any = None,
     ) -> Float[Array, "N"]:
         """log N(y_t; x_t, noise_scale^2)."""
-        observation = jnp.asarray(self.observations, jnp.float32)[t]
+        observation = jnp.asarray(self.observations, weight_dtype())[t]
         return _log_normal(observation, particles.x, self.noise_scale)
 
     def finished(self, particles: LinearGaussianParticles) -> Bool[Array, "N"]:
@@ -290,7 +292,7 @@ class LinearGaussianTarget:
             error = (observation - x) / self.noise_scale
             constant = np.log(np.sqrt(2 * np.pi) * self.noise_scale)
             log_potentials.append(-0.5 * error**2 - constant)
-        told = jnp.asarray(np.stack(log_potentials, axis=-1), jnp.float32)
+        told = jnp.asarray(np.stack(log_potentials, axis=-1), weight_dtype())
         log_weight = path_log_weight(told, jnp.ones(told.shape, bool))
         log_joint = log_share + np.asarray(log_weight, np.float64)
         log_evidence = float(np.logaddexp.reduce(log_joint))

@@ -23,7 +23,8 @@ from tsi.cache import Suffix, append, empty_suffix, fork, slots_needed
 from tsi.decoding import Decoding, Temperatures, decode, row_keys
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
-from tsi.rewards import PolicyContext, Prompts, Reading, Reward, Step
+from tsi.rewards import PolicyContext, Prompts, Reading, Reward, Step, as_int32
+from tsi.weights import weight_dtype
 
 
 class ReasoningParams(NamedTuple):
@@ -149,7 +150,7 @@ class ReasoningTarget:
             capacity: slots of the caches' suffixes, by default enough for one pass.
         """
         del key
-        policy, prompts = params.policy, params.prompts
+        policy, prompts = params.policy, as_int32(params.prompts)
         problems, length = prompts.tokens.shape
         rows = problems * num_particles
         # The last prompt token stays pending: reading it gives the first logits.
@@ -164,7 +165,8 @@ class ReasoningTarget:
                 self.max_tokens, self.max_steps, self.max_step_tokens
             )
         by_step = jnp.zeros((rows, self.max_steps), jnp.int32)
-        zeros, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
+        zeros, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, weight_dtype())
+        nothing = by_step.astype(weight_dtype())
         return Particles(
             tokens=jnp.zeros((rows, self.max_tokens), jnp.int32),
             lengths=zeros,
@@ -175,7 +177,7 @@ class ReasoningTarget:
             truncated=jnp.zeros(rows, bool),
             log_prob=floats,
             log_odds=floats,
-            history=History(by_step, by_step.astype(float), by_step.astype(float)),
+            history=History(by_step, nothing, nothing),
             prompt=Segment(*key_values, mask),
             suffix=empty_suffix(policy.config, rows, capacity, key_values.keys.dtype),
             reward_state=self.reward.init(prompts, rows, capacity, params),
@@ -218,7 +220,7 @@ class ReasoningTarget:
 
     def prompt_rows(self, particles: Particles, params) -> Int[Array, " R"]:
         """The length of each row's prompt."""
-        lengths = params.prompts.lengths
+        lengths = as_int32(params.prompts).lengths
         return jnp.repeat(lengths, particles.lengths.shape[0] // lengths.shape[0])
 
     def written(
@@ -276,7 +278,8 @@ class ReasoningTarget:
             return jnp.where(here, value[:, None], old)
 
         log_prob = particles.log_prob + step.log_prob
-        log_odds = jnp.where(live, reading.log_odds, particles.log_odds)
+        log_odds = reading.log_odds.astype(weight_dtype())
+        log_odds = jnp.where(live, log_odds, particles.log_odds)
         history = particles.history
         return particles._replace(
             tokens=tokens,
@@ -315,7 +318,8 @@ class ReasoningTarget:
         drawn: bool,
     ) -> Cost:
         """The ledger after a step of so many tokens, which stands after `before`."""
-        reader, read = self.reward.reader(params), reading.tokens_read
+        reader = self.reward.reader(params)
+        read = reading.tokens_read.astype(jnp.int32)
         if reader is not None:
             begin = before if reading.begin is None else reading.begin
             cost = cost._replace(

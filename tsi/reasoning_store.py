@@ -23,6 +23,7 @@ from tsi.reasoning import (
     ReasoningTarget,
     no_cost,
 )
+from tsi.rewards import as_int32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ class ReasoningStore:
 
         zero = jnp.zeros((), jnp.int32)
         lengths = after(particles.step_ends, particles.lengths, zero)
-        prompts = params.prompts
+        prompts = as_int32(params.prompts)
         of_prompt = jnp.take_along_axis(
             prompts.tokens, prompts.lengths[:, None] - 1, axis=1
         )[:, 0]

@@ -10,7 +10,7 @@ weight. So a reward says which of the two it hands out, and of probabilities
 What is no probability becomes NaN, which has no weight and is counted.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -50,20 +50,22 @@ def log_odds_of(
     values: Float[np.ndarray, "*shape"],
     scale: Scale = "probability",
     floor: float | None = None,
+    dtype: Any = np.float32,
 ) -> Float[np.ndarray, "*shape"]:
-    """Log-odds in float32 of what a reward handed out.
+    """Log-odds of what a reward handed out.
 
     Args:
         values: probabilities, or log-odds, which stay as they are.
         scale: which of the two.
         floor: the least probability that counts; None keeps 0 impossible.
+        dtype: of the log-odds.
     """
     values = np.asarray(values, np.float64)
-    # A log-odds beyond float32 is an infinite one.
+    # Log-odds beyond the type are infinite.
     with np.errstate(over="ignore", divide="ignore"):
         if scale == "log-odds":
-            return values.astype(np.float32)
+            return values.astype(dtype)
         valid = (values >= 0.0) & (values <= 1.0)
         p = np.clip(np.where(valid, values, 0.5), floor or 0.0, CERTAIN)
         log_odds = np.log(p) - np.log1p(-p)
-        return np.where(valid, log_odds, np.nan).astype(np.float32)
+        return np.where(valid, log_odds, np.nan).astype(dtype)

@@ -30,6 +30,7 @@ from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.reward_scale import Scale, check_scale, log_odds_of
+from tsi.weights import weight_dtype
 
 
 class Prompts(NamedTuple):
@@ -49,6 +50,14 @@ class Prompts(NamedTuple):
     def mask(self) -> Bool[Array, "P S"]:
         """True at real tokens."""
         return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+
+def as_int32(prompts: Prompts) -> Prompts:
+    """Prompts whose numbers are int32; a list makes an int64 array under x64."""
+    tokens, lengths = prompts.tokens, prompts.lengths
+    return prompts._replace(
+        tokens=tokens.astype(jnp.int32), lengths=lengths.astype(jnp.int32)
+    )
 
 
 class Step(NamedTuple):
@@ -357,7 +366,7 @@ class TextReward(Stateless):
         check_scale(self.scale, self.floor)
 
     def read(self, state, step, params):
-        lengths = step.start + step.counts
+        lengths, dtype = step.start + step.counts, weight_dtype()
 
         def host(solution, lengths):
             texts = [
@@ -366,9 +375,9 @@ class TextReward(Stateless):
                     np.asarray(solution), np.asarray(lengths), strict=True
                 )
             ]
-            return log_odds_of(self.score(texts), self.scale, self.floor)
+            return log_odds_of(self.score(texts), self.scale, self.floor, dtype)
 
-        shape = jax.ShapeDtypeStruct(lengths.shape, jnp.float32)
+        shape = jax.ShapeDtypeStruct(lengths.shape, dtype)
         log_odds = jax.pure_callback(
             host, shape, step.solution, lengths, vmap_method="sequential"
         )
@@ -383,7 +392,7 @@ class NoReward(Stateless):
 
     def read(self, state, step, params):
         zeros = jnp.zeros_like(step.counts)
-        return state, Reading(zeros.astype(jnp.float32), zeros)
+        return state, Reading(zeros.astype(weight_dtype()), zeros)
 
     def reader(self, params):
         return None

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
 from tsi.errors import ConfigurationError, warn_of_invalid
 from tsi.explore import as_store, explore, propose_some
 from tsi.explorer import Explorer
 from tsi.sampler import Sampler, hopeless
-from tsi.step_keys import step_keys, step_limit
+from tsi.step_keys import AnyKey, single_key, step_keys, step_limit
 from tsi.target import Particles
 
 
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 def turn(
     sampler: Sampler,
     target: Any,
-    key_steps: Key[Array, ""],
+    key_steps: AnyKey,
     t: Int[Array, ""] | int,
     state: Any,
     particles: Particles,
@@ -83,7 +83,7 @@ def turn(
 def run(
     sampler: Sampler | Explorer,
     target: Any,
-    key: Key[Array, ""],
+    key: AnyKey,
     num_particles: int,
     params: Any = None,
     *,
@@ -94,7 +94,7 @@ def run(
     Args:
         sampler: what decides.
         target: what is explored; see `tsi.target.Target`.
-        key: a typed key; the same key gives the same run.
+        key: of either style (see `tsi.step_keys`); the same key gives the same run.
         num_particles: N, static.
         params: the target's parameters (weights of models), passed through.
         max_steps: step limit, static; by default the target's `max_steps`, or 64. At
@@ -104,8 +104,10 @@ def run(
         A `Run`.
 
     Raises:
-        ConfigurationError: for a number of particles the sampler cannot use.
+        ConfigurationError: for a number of particles the sampler cannot use, or a key
+            that is none.
     """
+    key = single_key(key)
     limit = step_limit(target, max_steps)
     if num_particles < 1:
         raise ConfigurationError(

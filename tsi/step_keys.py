@@ -1,18 +1,72 @@
-"""The keys of a run's steps, and how many steps it may take.
+"""The keys of a run and of its steps, and how many steps it may take.
 
 `key_init, key_steps = split(key)`; step t uses `key_ask, key_propose, key_tell =
 split(fold_in(key_steps, t), 3)`. A step's randomness is therefore a function of
 (key, t) alone, and every driver that follows the rule gives the same samples.
+
+JAX has keys of two styles: arrays of a type of their own (`jax.random.key`), and bare
+numbers (`jax.random.PRNGKey`). Public functions take either and go on with the first.
 """
 
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from tsi.errors import ConfigurationError
 
 DEFAULT_MAX_STEPS = 64
+
+AnyKey = Any
+"""A key of either style. Not checked by its annotation, since `typed_key` says more."""
+
+
+def typed_key(keys: AnyKey) -> Key[Array, "*batch"]:
+    """Keys as arrays of JAX's own type, from keys of either style, in any number.
+
+    Args:
+        keys: typed, [...]; or uint32 [..., 2] (threefry) or [..., 4] (rbg).
+
+    Raises:
+        ConfigurationError: for anything else, such as a seed.
+    """
+    is_array = isinstance(keys, jax.Array | np.ndarray)
+    if is_array and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        return keys
+    words = keys.shape[-1] if is_array and keys.ndim else 0
+    if not is_array or keys.dtype != jnp.uint32 or words not in (2, 4):
+        found = f"{keys.dtype}{list(keys.shape)}" if is_array else repr(keys)[:60]
+        raise ConfigurationError(
+            "Random numbers need one of JAX's keys, and what was given as one is "
+            f"{found}. Give jax.random.key(seed), or an old-style "
+            "jax.random.PRNGKey(seed)."
+        )
+    kind = {2: "threefry2x32", 4: "rbg"}[words]
+    # Two kinds have four words, and of a bare key only the default can tell which.
+    default = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+    if words == 4 and default == "unsafe_rbg":
+        kind = default
+    return jax.random.wrap_key_data(jnp.asarray(keys), impl=kind)
+
+
+def single_key(key: AnyKey) -> Key[Array, ""]:
+    """One key as JAX's own type, from a key of either style.
+
+    Args:
+        key: typed, or uint32 [2] or [4].
+
+    Raises:
+        ConfigurationError: for anything else, such as a seed or several keys.
+    """
+    one = typed_key(key)
+    if one.ndim:
+        raise ConfigurationError(
+            f"This takes one key and was given an array of {one.shape} of them. Map "
+            "over keys with jax.vmap, or give one of them."
+        )
+    return one
 
 
 class StepKeys(NamedTuple):
@@ -23,10 +77,10 @@ class StepKeys(NamedTuple):
     tell: Key[Array, ""]
 
 
-def step_keys(key_steps: Key[Array, ""], t: Int[Array, ""] | int) -> StepKeys:
+def step_keys(key_steps: AnyKey, t: Int[Array, ""] | int) -> StepKeys:
     """The keys of step t: a function of (key_steps, t) alone."""
     key_ask, key_propose, key_tell = jax.random.split(
-        jax.random.fold_in(key_steps, t), 3
+        jax.random.fold_in(single_key(key_steps), t), 3
     )
     return StepKeys(key_ask, key_propose, key_tell)
 

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import ConfigurationError
+from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
+from tsi.weights import weight_dtype
 
 
 class TabularParticles(NamedTuple):
@@ -170,22 +172,21 @@ class TabularTarget:
 
     @property
     def params(self) -> TabularParams:
-        """The tables as arrays, in float32: what methods use if given none."""
+        """The tables as arrays: what methods use if given none."""
+        dtype = weight_dtype()
         return TabularParams(
-            log_initial=jnp.asarray(_log(self.initial), jnp.float32),
-            log_transition=jnp.asarray(_log(self.transition), jnp.float32),
-            log_proposal_initial=jnp.asarray(_log(self.proposal_initial), jnp.float32),
-            log_proposal_transition=jnp.asarray(
-                _log(self.proposal_transition), jnp.float32
-            ),
-            log_potentials=jnp.asarray(self.log_potentials, jnp.float32),
+            log_initial=jnp.asarray(_log(self.initial), dtype),
+            log_transition=jnp.asarray(_log(self.transition), dtype),
+            log_proposal_initial=jnp.asarray(_log(self.proposal_initial), dtype),
+            log_proposal_transition=jnp.asarray(_log(self.proposal_transition), dtype),
+            log_potentials=jnp.asarray(self.log_potentials, dtype),
             end=jnp.asarray(-1 if self.end is None else self.end, jnp.int32),
-            idle=jnp.asarray(self.idle, jnp.float32),
+            idle=jnp.asarray(self.idle, dtype),
         )
 
     def init(
         self,
-        key: Key[Array, ""],
+        key: AnyKey,
         num_particles: int,
         params: TabularParams | None = None,
     ) -> TabularParticles:
@@ -198,16 +199,17 @@ class TabularTarget:
 
     def propose(
         self,
-        key: Key[Array, ""],
+        key: AnyKey,
         t: Int[Array, ""] | Int[Array, "N"] | int,
         particles: TabularParticles,
         params: TabularParams | None = None,
     ) -> tuple[TabularParticles, Float[Array, "N"]]:
         """One more symbol for each unfinished path; particle i uses fold_in(key, i)."""
         tables = self.params if params is None else params
+        key = single_key(key)
         symbols, _, finished = particles
         slots = jnp.arange(symbols.shape[0])
-        t = jnp.broadcast_to(t, slots.shape)
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), slots.shape)
         last = symbols[slots, jnp.maximum(t - 1, 0)]
         first = (t == 0)[:, None]
         log_p = jnp.where(first, tables.log_initial, tables.log_transition[last])
@@ -247,7 +249,7 @@ class TabularTarget:
         """The table's entry for step t and the symbol just written."""
         tables = self.params if params is None else params
         slots = jnp.arange(particles.symbols.shape[0])
-        t = jnp.broadcast_to(t, slots.shape)
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), slots.shape)
         last = particles.symbols[slots, particles.length - 1]
         took_this_step = particles.length == t + 1
         return jnp.where(took_this_step, tables.log_potentials[t, last], tables.idle)
@@ -295,7 +297,7 @@ class TabularTarget:
         """Extend each unfinished path by symbol t of its source; also log p of it."""
         tables = self.params if params is None else params
         slots = jnp.arange(particles.symbols.shape[0])
-        t = jnp.broadcast_to(t, slots.shape)
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), slots.shape)
         symbol = sources.symbols[slots, jnp.minimum(t, self.max_steps - 1)]
         took = ~particles.finished & (sources.length > t)
         last = particles.symbols[slots, jnp.maximum(t - 1, 0)]
@@ -377,7 +379,7 @@ class TabularTarget:
         log_potentials = np.where(live, self.log_potentials[steps, symbols], 0.0)
         log_weights = np.asarray(
             path_log_weight(
-                jnp.asarray(log_potentials, jnp.float32), jnp.asarray(live)
+                jnp.asarray(log_potentials, weight_dtype()), jnp.asarray(live)
             ),
             np.float64,
         )

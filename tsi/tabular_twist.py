@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tsi.tabular import TabularParticles, TabularTarget
+from tsi.weights import weight_dtype
 
 SAFETY = 1e-12
 """Share of the policy in a proposal, which must allow all that the policy allows."""
@@ -68,7 +69,7 @@ def table_twist(log_table: Any) -> Callable[..., Array]:
         rows = jnp.arange(particles.symbols.shape[0])
         last = particles.symbols[rows, jnp.maximum(particles.length - 1, 0)]
         step = jnp.minimum(t, len(log_table) - 1)
-        return jnp.asarray(log_table, jnp.float32)[step, last]
+        return jnp.asarray(log_table, weight_dtype())[step, last]
 
     return log_twist
 

@@ -22,10 +22,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.step_keys import AnyKey
 from tsi.target import Particles, require
+from tsi.weights import weight_dtype
 
 ACCUMULATE = ("product", "last")
 
@@ -106,10 +108,10 @@ class TwistedTarget:
             setattr(self, name, getattr(self, f"_{name}") if has_it else None)
 
     def init(
-        self, key: Key[Array, ""], num_particles: int, params: Any = None
+        self, key: AnyKey, num_particles: int, params: Any = None
     ) -> TwistedParticles:
         """N particles that have earned nothing yet."""
-        earned = jnp.zeros((num_particles, self.max_steps), jnp.float32)
+        earned = jnp.zeros((num_particles, self.max_steps), weight_dtype())
         inner = self.target.init(key, num_particles, _own(params))
         return TwistedParticles(inner, earned)
 
@@ -122,7 +124,7 @@ class TwistedTarget:
     ) -> TwistedParticles:
         """Enter the potential of the step that led from `before` to `now`."""
         log_earned = self.target.log_potential(t, now, _own(params))
-        log_earned = log_earned.astype(jnp.float32)
+        log_earned = log_earned.astype(weight_dtype())
         if self.accumulate == "product":
             previous = self._earned(before, jnp.asarray(t) - 1)
             log_earned = log_earned + jnp.where(jnp.asarray(t) > 0, previous, 0.0)
@@ -139,7 +141,7 @@ class TwistedTarget:
 
     def propose(
         self,
-        key: Key[Array, ""],
+        key: AnyKey,
         t: Int[Array, "..."] | int,
         particles: TwistedParticles,
         params: Any = None,

@@ -6,6 +6,7 @@ that one compiled program serves all problems.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Int
 from tsi.errors import ConfigurationError
 from tsi.reward_scale import Scale, check_scale, log_odds_of
 from tsi.rewards import Reading, Stateless
+from tsi.weights import weight_dtype
 
 QUESTION_BUCKET = 64
 """Questions are padded to multiples of so many bytes, for few compiled shapes."""
@@ -87,8 +89,8 @@ class Verifier(Stateless):
     def read(self, state: AskedQuestions, step, params) -> tuple[Any, Reading]:
         """See :class:`tsi.rewards.Reward`; rows that took no step are not checked."""
         log_odds = jax.pure_callback(
-            self._on_host,
-            jax.ShapeDtypeStruct(step.counts.shape, jnp.float32),
+            functools.partial(self._on_host, weight_dtype()),
+            jax.ShapeDtypeStruct(step.counts.shape, weight_dtype()),
             state.text,
             state.sizes,
             step.solution,
@@ -99,7 +101,7 @@ class Verifier(Stateless):
         )
         return state, Reading(log_odds, jnp.zeros_like(step.counts))
 
-    def _on_host(self, *arrays) -> np.ndarray:
+    def _on_host(self, dtype: Any, *arrays) -> np.ndarray:
         text, sizes, solution, lengths, live, ended = map(np.asarray, arrays)
         told = np.zeros(len(lengths), np.float64)
         for row in np.flatnonzero(live):
@@ -108,7 +110,7 @@ class Verifier(Stateless):
             question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
             written = self.decode(solution[row, : lengths[row]].tolist())
             told[row] = self.check(question, written, bool(ended[row]))
-        return log_odds_of(told, self.scale, self.floor)
+        return log_odds_of(told, self.scale, self.floor, dtype)
 
     def reader(self, params) -> None:
         """No model reads."""

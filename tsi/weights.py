@@ -5,10 +5,19 @@ never returns NaN. A NaN log weight counts as zero: a particle whose weight is u
 must not live on.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+
+def weight_dtype() -> Any:
+    """The type of log weights and log evidence: float32, float64 under x64.
+
+    Whatever type a target reports in, weights are kept in this one: bfloat16 loses
+    them, and a state must not change its type from one step to the next.
+    """
+    return jnp.promote_types(jnp.float32, jnp.zeros(()).dtype)
 
 
 def unusable(log_weights: Float[Array, "..."]) -> Bool[Array, "..."]:

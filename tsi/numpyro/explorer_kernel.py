@@ -20,6 +20,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from tsi.errors import ConfigurationError
 from tsi.explore import Exploration, start, turn
 from tsi.explorer import Explorer
+from tsi.step_keys import AnyKey, typed_key
 
 
 class KernelState(NamedTuple):
@@ -32,7 +33,7 @@ class KernelState(NamedTuple):
         sample: the numbers that are collected, by name.
     """
 
-    rng_key: Key[Array, "*chains"]
+    rng_key: AnyKey
     exploration: Exploration
     sample: dict[str, Any]
 
@@ -82,7 +83,7 @@ class ExplorerKernel(MCMCKernel):
 
     def init(
         self,
-        rng_key: Key[Array, "*chains"],
+        rng_key: AnyKey,
         num_warmup: int,
         init_params: Any,
         model_args: tuple,
@@ -100,6 +101,7 @@ class ExplorerKernel(MCMCKernel):
                 "init_params. To go on from a state, set mcmc.post_warmup_state."
             )
         params = _params(model_args, model_kwargs)
+        rng_key = typed_key(rng_key)
         if rng_key.ndim:
             return jax.vmap(lambda key: self._start(key, params))(rng_key)
         return self._start(rng_key, params)
@@ -109,7 +111,7 @@ class ExplorerKernel(MCMCKernel):
     ) -> KernelState:
         """Turns until one more move is complete."""
         params = _params(model_args, model_kwargs)
-        if state.rng_key.ndim:
+        if typed_key(state.rng_key).ndim:
             return jax.vmap(lambda chain: self._move(chain, params))(state)
         return self._move(state, params)
 

@@ -38,7 +38,9 @@ from tsi.numpyro.particles import (
     check_carry,
 )
 from tsi.numpyro.sites import Sites, run_program, total
+from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
+from tsi.weights import weight_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,9 +132,10 @@ class ProgramTarget:
         )
 
     def init(
-        self, key: Key[Array, ""], num_particles: int, params: Any = None
+        self, key: AnyKey, num_particles: int, params: Any = None
     ) -> ProgramParticles:
         """N runs that have not begun: sites of `init_fn` are drawn with step one."""
+        key = single_key(key)
         carry = self._empty_carry(key, num_particles, params)
         initial = jax.eval_shape(lambda: self._begin(key, {}, params).latents)
         t = jnp.zeros((), jnp.int32)
@@ -169,7 +172,7 @@ class ProgramTarget:
         rows = jnp.arange(particles.length.shape[0])
         t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), rows.shape)
         live = ~particles.finished
-        zeros = jnp.zeros(rows.shape, jnp.float32)
+        zeros = jnp.zeros(rows.shape, weight_dtype())
         before, begun = particles.carry, particles.initial
         log_p, log_g, excess = zeros, zeros, zeros
         if self._begins_at_random(keys[0], params):
@@ -233,13 +236,13 @@ class ProgramTarget:
 
     def propose(
         self,
-        key: Key[Array, ""],
+        key: AnyKey,
         t: Int[Array, "*rows"] | int,
         particles: ProgramParticles,
         params: Any = None,
     ) -> tuple[ProgramParticles, Float[Array, "N"]]:
         """Run step t of each unfinished particle; particle i uses fold_in(key, i)."""
-        slots = jnp.arange(particles.length.shape[0])
+        key, slots = single_key(key), jnp.arange(particles.length.shape[0])
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         extended, correction, _ = self._extend(keys, t, particles, None, None, params)
         return extended, correction

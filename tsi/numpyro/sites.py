@@ -14,6 +14,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from tsi.errors import ConfigurationError
+from tsi.weights import weight_dtype
 
 
 class Sites(NamedTuple):
@@ -82,7 +83,7 @@ def _log_density(site: dict[str, Any], *, scaled: bool) -> Float[Array, ""]:
     log_p = site["fn"].log_prob(site["value"])
     if scaled and site["scale"] is not None:
         log_p = site["scale"] * log_p
-    return jnp.sum(log_p).astype(jnp.float32)
+    return jnp.sum(log_p).astype(weight_dtype())
 
 
 def run_program(
@@ -117,7 +118,7 @@ def run_program(
     ):
         returned = program(*arguments)
 
-    zero = jnp.zeros((), jnp.float32)
+    zero = jnp.zeros((), weight_dtype())
     latents, log_probs, log_draws, log_excess = {}, {}, {}, {}
     log_likelihood, num_observed = zero, 0
     for name, site in trace.items():
@@ -147,4 +148,4 @@ def run_program(
 
 def total(log_densities: dict[str, Float[Array, ""]]) -> Float[Array, ""]:
     """The sum over sites."""
-    return sum(log_densities.values(), jnp.zeros((), jnp.float32))
+    return sum(log_densities.values(), jnp.zeros((), weight_dtype()))

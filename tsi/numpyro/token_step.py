@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int, Key
 from numpyro.distributions import constraints
-from numpyro.util import is_prng_key
+
+from tsi.step_keys import AnyKey, single_key
 
 NOTHING = -1
 """What stands in a step after its last token."""
@@ -70,10 +71,10 @@ class TokenStep(dist.Distribution):
         return constraints.independent(constraints.integer_interval(-1, size - 1), 1)
 
     def sample(
-        self, key: Key[Array, ""], sample_shape: tuple[int, ...] = ()
+        self, key: AnyKey, sample_shape: tuple[int, ...] = ()
     ) -> Int[Array, "*batch C"]:
         """Draw steps; token j of a step is drawn with fold_in(key, j)."""
-        assert is_prng_key(key)
+        key = single_key(key)
         if sample_shape:
             keys = jax.random.split(key, sample_shape).reshape(-1)
             return jax.vmap(self._draw)(keys).reshape(*sample_shape, -1)
