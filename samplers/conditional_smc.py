@@ -146,6 +146,12 @@ def fork(
     """
     sampler = _sampler(potential, schedule, scheme, conditional, lineage)
     state, ancestors = sampler.ask(key, sweep.smc)
+    # A reference of density zero is its own ancestor all the same, and stays dead.
+    dead = sweep.smc.log_weights[ancestors] == -jnp.inf
+    state = state._replace(
+        log_weights=jnp.where(dead, -jnp.inf, state.log_weights),
+        log_base=jnp.where(dead, -jnp.inf, state.log_base),
+    )
     return Sweep(state, jax.tree.map(lambda leaf: leaf[ancestors], sweep.records))
 
 

@@ -39,8 +39,8 @@ class WasteFreeState(NamedTuple):
 
     Attributes:
         population: N rows; one that has finished has weight zero from then on.
-        log_mass: log of what each stored branch counts, [M], relative to `reference`;
-            -inf if it is none.
+        log_shares: log of what each stored branch counts, less `reference`, [M]; -inf
+            if it is none.
         reference: a log evidence of the population.
         log_potentials: of the stored branches, [M].
         finished: which stored prefixes are finished branches, [M].
@@ -49,7 +49,7 @@ class WasteFreeState(NamedTuple):
     """
 
     population: SMCState
-    log_mass: Float[Array, "M"]
+    log_shares: Float[Array, "M"]
     reference: CompensatedSum
     log_potentials: Float[Array, "M"]
     finished: Bool[Array, "M"]
@@ -57,17 +57,22 @@ class WasteFreeState(NamedTuple):
     done: Bool[Array, ""]
 
     @property
+    def log_mass(self) -> Float[Array, "*batch M"]:
+        """Log of what each stored branch counts; -inf if it is none."""
+        return self.log_shares + self.reference.value[..., None]
+
+    @property
     def log_evidence(self) -> Float[Array, "*batch"]:
         """The whole mass."""
-        return log_sum_exp(self.log_mass) + self.reference.value
+        return log_sum_exp(self.log_shares) + self.reference.value
 
     @property
     def log_weights(self) -> Float[Array, "*batch M"]:
         """Masses with mean one; equal if there is no mass."""
-        total = log_mean_exp(self.log_mass)
+        total = log_mean_exp(self.log_shares)
         dead = (total == -jnp.inf)[..., None]
         return jnp.where(
-            dead, 0.0, self.log_mass - jnp.where(dead, 0.0, total[..., None])
+            dead, 0.0, self.log_shares - jnp.where(dead, 0.0, total[..., None])
         )
 
 
@@ -108,7 +113,7 @@ def waste_free_smc(
         stored = num_particles * max_steps
         return WasteFreeState(
             population=new_population(num_particles),
-            log_mass=jnp.full(stored, -jnp.inf),
+            log_shares=jnp.full(stored, -jnp.inf),
             reference=CompensatedSum(jnp.zeros(()), jnp.zeros(())),
             log_potentials=jnp.zeros(stored),
             finished=jnp.zeros(stored, bool),
@@ -163,7 +168,9 @@ def waste_free_smc(
             lambda new, old: jnp.where(nothing, old, new), evidence, state.reference
         )
         fresh = ended & ~nothing
-        log_mass = jnp.where(fresh, after.log_weights - jnp.log(float(size)), -jnp.inf)
+        log_shares = jnp.where(
+            fresh, after.log_weights - jnp.log(float(size)), -jnp.inf
+        )
         rows = before.t * size + jnp.arange(size)
         # Those that ended leave; what is left has mean one again.
         left = jnp.where(ended | ~alive, -jnp.inf, after.log_weights)
@@ -171,7 +178,7 @@ def waste_free_smc(
         shift = jnp.where(share == -jnp.inf, 0.0, share)
         remaining = evidence.add(share)
         # Rows that start again after all have died carry no mass.
-        lost = (after.log_evidence == -jnp.inf) & jnp.any(state.log_mass > -jnp.inf)
+        lost = (after.log_evidence == -jnp.inf) & jnp.any(state.log_shares > -jnp.inf)
         over = (share == -jnp.inf) | lost
         population = after._replace(
             log_weights=left - shift,
@@ -183,7 +190,7 @@ def waste_free_smc(
         )
         told = state._replace(
             population=population,
-            log_mass=(state.log_mass - change).at[rows].set(log_mass),
+            log_shares=(state.log_shares - change).at[rows].set(log_shares),
             reference=reference,
             log_potentials=state.log_potentials.at[rows].set(after.log_potentials),
             finished=state.finished.at[rows].set(ended),
