@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Integer, Key, UInt32
 
 from tsi.errors import ConfigurationError
 from tsi.weights import all_dead, normalise
@@ -97,7 +97,7 @@ def _from_counts(counts: Int[Array, "N"], num_samples: int) -> Int[Array, "M"]:
 def grid(
     total: UInt32[Array, ""],
     offsets: UInt32[Array, "M"],
-    num_places: UInt32[Array, ""] | int,
+    num_places: Integer[Array, ""] | int,
 ) -> UInt32[Array, "M"]:
     """Positions floor((k total + offset_k) / K), k = 0, ..., M - 1.
 

@@ -14,6 +14,9 @@ from tsi.samplers.allocation import (
     top_k_replicate,
 )
 from tsi.samplers.resampling import (
+    _floor_counts,
+    below,
+    grid,
     multinomial,
     residual,
     ssp,
@@ -225,3 +228,71 @@ def test_widths_that_do_not_fit_are_reported():
         island_argmax(4)(jax.random.key(0), jnp.zeros(6), 6)
     with pytest.raises(ConfigurationError, match="at least one"):
         top_k_replicate(0)(jax.random.key(0), jnp.zeros(6), 6)
+
+
+def test_integers_of_32_bits_multiply_and_divide_as_those_of_python_do():
+    rng = np.random.default_rng(0)
+    bits, bounds = rng.integers(0, 2**32, (2, 10_000), np.uint32)
+    products = (bits.astype(object) * bounds.astype(object)) >> 32
+    assert (
+        np.asarray(below(jnp.asarray(bits), jnp.asarray(bounds))).astype(object)
+        == products
+    ).all()
+    for size in (1, 3, 64, 1025, 2**16 + 1, 2**20):
+        places = np.arange(size).astype(object)
+        for total in (2**30, 2**30 - 17, 2**30 + 2**19, 5):
+            offsets = rng.integers(0, total, size, np.uint32)
+            exact = (places * total + offsets.astype(object)) // size
+            found = np.asarray(grid(jnp.uint32(total), jnp.asarray(offsets), size))
+            assert (found.astype(object) == exact).all(), (size, total)
+            units = rng.integers(0, total + 1, 50, np.uint32)
+            counts, rest = _floor_counts(jnp.asarray(units), jnp.uint32(total), size)
+            whole = units.astype(object) * size
+            assert (np.asarray(counts).astype(object) == whole // total).all()
+            assert (np.asarray(rest).astype(object) == whole % total).all()
+
+
+@pytest.mark.parametrize("scheme", PROPORTIONAL, ids=name)
+@pytest.mark.parametrize("small", [5e-8, 2e-9])
+def test_the_least_and_the_largest_draw_belong_to_particles_with_weight(
+    scheme, small, monkeypatch
+):
+    log_weights = jnp.log(jnp.asarray([0.0, small, 1.0 - 2 * small, small, 0.0]))
+    for fill, first, last in ((0, 1, 1), (2**32 - 1, 3, 3)):
+
+        def bits(key, shape=(), dtype=jnp.uint32, fill=fill):
+            return jnp.full(shape, fill, dtype)
+
+        monkeypatch.setattr(jax.random, "bits", bits)
+        drawn = np.asarray(scheme(jax.random.key(0), log_weights, 1))
+        if scheme in (multinomial, systematic, stratified):
+            assert drawn.tolist() == [first] == [last]
+        else:
+            assert set(drawn.tolist()) <= {1, 2, 3}
+
+
+@pytest.mark.parametrize("scheme", [residual, ssp, systematic], ids=name)
+def test_two_in_a_million_are_drawn_two_times_in_a_million(scheme):
+    log_weights = jnp.log(jnp.asarray([1.0 - 2e-6, 2e-6], jnp.float32))
+    draws = jax.jit(
+        jax.vmap(lambda key: jnp.sum(scheme(key, log_weights, 1) == 1)),
+    )
+    count = sum(
+        int(draws(jax.random.split(jax.random.key(seed), 1_000_000)).sum())
+        for seed in range(6)
+    )
+    # Poisson of mean 12: outside of [2, 27] with probability 1e-4.
+    assert 2 <= count <= 27
+
+
+def test_residual_does_not_send_what_is_sure_to_the_lottery():
+    # In float32 these are off from multiples of a quarter by rounding.
+    log_weights = jnp.log(jnp.asarray([0.5, 0.25, 0.25], jnp.float32)) - 11.7
+    counts = counts_over_runs(residual, log_weights, 4, 1_000)
+    assert (counts == [2, 1, 1]).all()
+
+
+@pytest.mark.parametrize("scheme", PROPORTIONAL, ids=name)
+def test_systems_beyond_the_integers_are_refused_by_number(scheme):
+    with pytest.raises(ConfigurationError, match="1048577"):
+        scheme(jax.random.key(0), jnp.zeros(2**20 + 1), 2**20 + 1)

@@ -10,14 +10,15 @@ weight. So a reward says which of the two it hands out, and of probabilities
 What is no probability becomes NaN, which has no weight and is counted.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from tsi.errors import ConfigurationError, UnknownNameError
 
-Scale = Literal["log-odds", "probability"]
+SCALES = ("log-odds", "probability")
 
 CERTAIN = 1.0 - 2.0**-24
 """The largest float32 below 1."""
@@ -30,8 +31,8 @@ def check_scale(scale: str, floor: float | None) -> None:
         UnknownNameError: for another scale.
         ConfigurationError: for a floor outside (0, 1), or one of log-odds.
     """
-    if scale not in get_args(Scale):
-        raise UnknownNameError("scale of rewards", scale, get_args(Scale))
+    if scale not in SCALES:
+        raise UnknownNameError("scale of rewards", scale, SCALES)
     if floor is None:
         return
     if scale == "log-odds":
@@ -47,11 +48,11 @@ def check_scale(scale: str, floor: float | None) -> None:
 
 
 def log_odds_of(
-    values: Float[np.ndarray, "*shape"],
-    scale: Scale = "probability",
+    values: ArrayLike,
+    scale: str = "probability",
     floor: float | None = None,
     dtype: Any = np.float32,
-) -> Float[np.ndarray, "*shape"]:
+) -> Float[np.ndarray, "..."]:
     """Log-odds of what a reward handed out.
 
     Args:

@@ -29,7 +29,7 @@ from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
-from tsi.reward_scale import Scale, check_scale, log_odds_of
+from tsi.reward_scale import check_scale, log_odds_of
 from tsi.weights import weight_dtype
 
 
@@ -359,7 +359,7 @@ class TextReward(Stateless):
 
     score: Callable[[Sequence[str]], np.ndarray]
     decode: Callable[[list[int]], str]
-    scale: Scale = "log-odds"
+    scale: str = "log-odds"
     floor: float | None = None
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from tsi.errors import ConfigurationError
-from tsi.reward_scale import Scale, check_scale, log_odds_of
+from tsi.reward_scale import check_scale, log_odds_of
 from tsi.rewards import Reading, Stateless
 from tsi.weights import weight_dtype
 
@@ -55,7 +55,7 @@ class Verifier(Stateless):
 
     check: Callable[[str, str, bool], float]
     decode: Callable[[list[int]], str]
-    scale: Scale = "log-odds"
+    scale: str = "log-odds"
     floor: float | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,185 @@
+"""Nothing that has weight is lost for lying far below the largest; nothing has two
+meanings for what is no weight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tsi
+from tsi import samplers
+from tsi.errors import ConfigurationError, InvalidWeightWarning, UnknownNameError
+from tsi.reward_scale import CERTAIN, log_odds_of
+from tsi.samplers.conditional_smc import conditional_systematic
+from tsi.samplers.optimal_resampling import optimal_resampling
+from tsi.tabular import TabularTarget
+from tsi.tabular_examples import smooth
+from tsi.tabular_twist import exact_log_twist, with_twisted_proposal
+from tsi.weights import CompensatedSum
+
+KEYS = jax.random.split(jax.random.key(0), 20_000)
+
+
+@pytest.mark.parametrize("gap", [20.0, 120.0, 5_000.0])
+def test_optimal_resampling_keeps_all_that_have_weight_if_there_is_room(gap):
+    log_weights = jnp.array([0.0, -gap, -jnp.inf, -jnp.inf])
+    kept, new = optimal_resampling(jax.random.key(0), log_weights, 2)
+    assert kept.tolist() == [True, True, False, False]
+    np.testing.assert_array_equal(new, log_weights)
+
+
+@pytest.mark.parametrize("gap", [0.0, 20.0, 120.0, 5_000.0])
+def test_places_left_by_one_giant_are_shared_by_the_others_weights(gap):
+    small = np.array([0.5, 0.3, 0.15, 0.05, 0.0])
+    with np.errstate(divide="ignore"):
+        log_weights = jnp.asarray([gap + 3.0, *np.log(small)], jnp.float32)
+    draw = jax.jit(jax.vmap(lambda key: optimal_resampling(key, log_weights, 3)))
+    kept, new = map(np.asarray, draw(KEYS))
+    assert (kept.sum(1) == 3).all()
+    assert kept[:, 0].all()
+    assert not kept[:, 5].any()
+    # The mean new weight of each is its old one.
+    mean = np.exp(new[:, 1:].astype(np.float64)).mean(0)
+    error = np.exp(new[:, 1:].astype(np.float64)).std(0) / np.sqrt(len(KEYS))
+    assert (np.abs(mean - small) <= 4.0 * error + 1e-5).all()
+
+
+def recovering(height):
+    """Two prefixes, one at log-odds -h that ends at 2, and one at h that ends at 1."""
+    return TabularTarget(
+        initial=[0.5, 0.5],
+        transition=[[0.5, 0.5], [0.5, 0.5]],
+        log_potentials=[[-height, height], [np.log(2.0), 0.0]],
+    )
+
+
+@pytest.mark.parametrize("height", [5.0, 70.0, 500.0])
+@pytest.mark.parametrize("width", [1, 2])
+def test_steering_keeps_a_prefix_that_is_hopeless_now_and_recovers_later(height, width):
+    target = recovering(height)
+    sampler = samplers.smc_steering(width)
+    size = 2 * width
+    runs = jax.jit(jax.vmap(lambda key: tsi.run(sampler, target, key, size)))(KEYS)
+    truth = target.truth(sampler.path_log_weight)
+    estimates = np.exp(np.asarray(runs.state.log_evidence, np.float64))
+    error = estimates.std() / np.sqrt(len(estimates))
+    if width == 1:
+        # Nothing is resampled: half of the mass is on the prefix that recovers.
+        assert abs(estimates.mean() - np.exp(truth.log_evidence)) < 4.0 * error
+    low = np.asarray(runs.particles.symbols)[..., 0] == 0
+    share = (np.exp(np.asarray(runs.state.log_weights, np.float64)) * low).mean(1)
+    assert share.max() > 0.0
+
+
+def test_a_reference_of_hardly_any_weight_keeps_the_law_of_the_others():
+    log_weights = jnp.log(jnp.asarray([1e-30, 0.45, 0.35, 0.2]))
+    yes = jnp.ones((), bool)
+    draw = jax.vmap(lambda key: conditional_systematic(key, log_weights, yes))
+    drawn = np.asarray(jax.jit(draw)(KEYS))
+    assert (drawn[:, 0] == 0).all()
+    counts = np.stack([(drawn == i).sum(1) for i in range(4)], 1)
+    # The grid starts at the reference: 0, 1/4, 1/2, 3/4 of the circle.
+    np.testing.assert_array_equal(np.unique(counts, axis=0), [[1, 1, 2, 0]])
+
+
+@pytest.mark.parametrize("shift", [-20_000.0, 300.0, 20_000.0])
+def test_exact_twists_have_any_scale(shift):
+    plain, shifted = smooth(), smooth()
+    shifted.log_potentials = shifted.log_potentials + shift
+    left = plain.max_steps - 1 - np.arange(plain.max_steps)[:, None]
+    np.testing.assert_allclose(
+        exact_log_twist(shifted), exact_log_twist(plain) + shift * left, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        with_twisted_proposal(shifted).proposal_transition,
+        with_twisted_proposal(plain).proposal_transition,
+        atol=1e-9,
+    )
+
+
+def test_long_sums_keep_what_float32_cuts_off():
+    terms = np.random.default_rng(0).normal(300.0, 7.0, 400).astype(np.float32)
+    add = jax.jit(lambda total, term: total.add(term))
+    total = CompensatedSum(jnp.float32(0.0), jnp.float32(0.0))
+    for term in terms:
+        total = add(total, term)
+    exact = terms.astype(np.float64).sum()
+    assert float(total.value) == pytest.approx(exact, abs=0.02)
+    assert float(total.value) + float(total.rest) == pytest.approx(exact, abs=1e-3)
+    dead = total.add(jnp.float32(-jnp.inf)).add(jnp.float32(3.0))
+    assert float(dead.value) == -np.inf
+    assert float(dead.rest) == 0.0
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "make", [samplers.product, samplers.telescoping, samplers.terminal]
+)
+@pytest.mark.parametrize("transform", ["odds", "reward", "softmax"])
+def test_what_is_no_weight_makes_a_path_impossible_in_the_target(make, transform, odd):
+    log_potentials = jnp.array([[0.3, 0.1, odd], [0.3, odd, 0.1], [0.3, 0.1, 0.2]])
+    live = jnp.array([[True] * 3, [True, True, False], [True] * 3])
+    weights = np.asarray(make(transform).path_log_weight(log_potentials, live))
+    assert (weights[:2] == -np.inf).all()
+    assert np.isfinite(weights[2])
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "make",
+    [
+        samplers.smc,
+        samplers.particle_filter,
+        samplers.best_of_n,
+        samplers.particle_gibbs,
+        samplers.auxiliary_particle_filter,
+    ],
+)
+def test_samplers_agree_with_their_targets_on_what_is_no_weight(make, odd):
+    target = smooth()
+    target.log_potentials[1, 0] = odd
+    target.log_potentials[3, 1] = odd
+    sampler = make()
+    runs = jax.jit(jax.vmap(lambda key: tsi.run(sampler, target, key, 8)))(KEYS)
+    truth = np.exp(target.truth(sampler.path_log_weight).log_evidence)
+    estimates = np.exp(np.asarray(runs.state.log_evidence, np.float64))
+    error = estimates.std() / np.sqrt(len(estimates))
+    assert abs(estimates.mean() - truth) < 4.0 * error < 0.1 * truth
+    assert np.asarray(runs.infos.num_invalid).sum() > 0
+
+
+def test_a_run_warns_once_of_what_is_no_weight():
+    target = smooth()
+    target.log_potentials[:, 0] = np.inf
+    with pytest.warns(InvalidWeightWarning, match='scale="probability"') as caught:
+        tsi.run(samplers.smc(), target, jax.random.key(0), 8)
+    assert len(caught) == 1
+
+
+def test_probabilities_of_one_are_certain_and_of_zero_impossible():
+    handed_out = [1.0, 1.0 - 1e-12, 0.5, 1e-50, 0.0, -0.1, 1.1, np.nan]
+    log_odds = log_odds_of(handed_out)
+    assert log_odds.dtype == np.float32
+    certain = np.log(CERTAIN / (1.0 - CERTAIN))
+    assert certain == pytest.approx(16.64, abs=0.01)
+    np.testing.assert_allclose(
+        log_odds[:4], [certain, certain, 0.0, np.log(1e-50)], atol=1e-5
+    )
+    assert log_odds[4] == -np.inf
+    assert np.isnan(log_odds[5:]).all()
+    floored = log_odds_of(handed_out, floor=1e-3)
+    np.testing.assert_allclose(floored[3:5], np.log(1e-3 / (1 - 1e-3)), rtol=1e-5)
+    kept = np.array([1e5, -np.inf, np.inf, 0.25])
+    np.testing.assert_array_equal(log_odds_of(kept, "log-odds"), kept)
+    with pytest.raises(UnknownNameError, match="probability"):
+        log_odds_of_reward("percent", None)
+    with pytest.raises(ConfigurationError, match="log-odds"):
+        log_odds_of_reward("log-odds", 0.1)
+    with pytest.raises(ConfigurationError, match="above 0"):
+        log_odds_of_reward("probability", 0.0)
+
+
+def log_odds_of_reward(scale, floor):
+    from tsi.rewards import TextReward
+
+    return TextReward(len, str, scale=scale, floor=floor)
