@@ -60,9 +60,9 @@ def genealogy_figure(result: Result) -> Figure:
     """
     if not _has_tree(result):
         raise ConfigurationError(
-            f"The result of problem {result.problem_id} keeps no genealogy with texts "
-            "of steps, so its tree cannot be drawn. Use a sampler of particles that "
-            "are all extended together."
+            f"The result of problem {result.problem_id!r} keeps no genealogy with "
+            "texts of steps, so its tree cannot be drawn. Use a sampler of particles "
+            "that are all extended together."
         )
     assert result.step_texts is not None  # for the type checker; checked above
     ancestors = result.ancestors

@@ -21,6 +21,7 @@ from tsi.experiments.bootstrap import (
 )
 from tsi.experiments.methods import METHODS, get_method
 from tsi.experiments.results import Cell
+from tsi.problem_ids import id_order
 
 Rows = Mapping[Cell, Mapping[str, Any]]
 
@@ -68,12 +69,11 @@ def curves_of(rows: Rows) -> Curves:
         ResultsError: a method at a budget lacks problems or seeds that others of its
             budgets have.
     """
-    cells = sorted(rows)
     curves: Curves = {}
     for method in METHODS:
-        mine = [cell for cell in cells if cell.method == method]
+        mine = [cell for cell in rows if cell.method == method]
         seeds = sorted({cell.seed for cell in mine})
-        problems = sorted({cell.problem for cell in mine})
+        problems = sorted({cell.problem for cell in mine}, key=id_order)
         for budget in sorted({cell.budget for cell in mine}):
             grid = [
                 [Cell(method, budget, seed, problem) for seed in seeds]

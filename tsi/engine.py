@@ -6,9 +6,10 @@ work, and ``tell`` weighs. Only ``advance`` is large, and it does not know the s
 its program is compiled once for each (P, N), whatever methods run. Sampler programs
 are small; ``tell`` of one step and ``ask`` of the next are compiled as one.
 
-The keys are those of :func:`tsi.run.run` under ``fold_in(key, problem.id)``, so that a
-problem's samples do not depend on which problems share its batch, on how many rows a
-batch has, or on how many devices hold them.
+The keys are those of :func:`tsi.run.run` under ``problem_key(key, problem.id)``, which
+for integers is ``fold_in(key, problem.id)``, so that a problem's samples do not depend
+on which problems share its batch, on how many rows a batch has, or on how many devices
+hold them.
 """
 
 import math
@@ -44,6 +45,7 @@ from tsi.outcome import (
     weighed_answers,
 )
 from tsi.problem import Problem
+from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning import Particles, ReasoningParams, ReasoningTarget, no_cost
 from tsi.reasoning_store import ReasoningStore
 from tsi.result import Result, ledger_of_first
@@ -115,12 +117,14 @@ class Engine:
         return 2 * len(self._shapes)
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Refuse, before anything is computed, what does not fit the models.
+        """Refuse, before anything is computed, what cannot be run.
 
         Raises:
+            ConfigurationError: problems share an id, or have none.
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model.
         """
+        check_ids(problems)
         for problem in problems:
             self._encode(problem)
 
@@ -139,7 +143,7 @@ class Engine:
 
         Args:
             sampler: what decides.
-            key: of either style; problem i runs under ``fold_in(key, problem.id)``.
+            key: of either style; a problem runs under ``problem_key(key, problem.id)``.
             problems: any number; they are run in batches of ``max_rows // W``, W the
                 rows of one problem, as long as the prefixes that are stored fit too.
             num_particles: N, for each problem.
@@ -154,8 +158,8 @@ class Engine:
         Raises:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
-            ConfigurationError: the sampler cannot use N particles, or a temperature
-                or key that is none.
+            ConfigurationError: the sampler cannot use N particles, a temperature or key
+                is none, or problems share an id or have none.
             CapabilityError: it needs what a reasoning target has not.
         """
         key = single_key(key)
@@ -184,6 +188,7 @@ class Engine:
                 f"temperature {warm} may draw any, so no weight could correct it. Give "
                 "a positive proposal_temperature."
             )
+        check_ids(problems)
         prompts = [self._encode(problem) for problem in problems]
         questions = self.target.reward.prepare([problem.prompt for problem in problems])
         longest = max((len(p) for p in prompts), default=1)
@@ -224,7 +229,7 @@ class Engine:
 
     def _run_batch(self, sampler, key, problems, num_particles, params, extract, real):
         began = time.perf_counter()
-        ids = jnp.asarray([problem.id for problem in problems], jnp.uint32)
+        ids = id_words(problem.id for problem in problems)
         explores = isinstance(sampler, Explorer)
         drive = self._run_explorer if explores else self._run_sampler
         host = drive(sampler, key, ids, num_particles, params)
@@ -238,7 +243,7 @@ class Engine:
 
     def _run_sampler(self, sampler, key, ids, num_particles, params):
         """Generations of N rows a problem."""
-        size = len(ids)
+        size = len(ids.words)
         self._shapes.add((size, num_particles, params.prompts.tokens.shape[1]))
         begin, turn = sampler_programs(sampler, size, num_particles)
         key_steps, state, extended = begin(key, ids)
@@ -268,7 +273,7 @@ class Engine:
 
     def _run_explorer(self, explorer, key, ids, num_particles, params):
         """Turns of W rows out of a store of M a problem."""
-        size, limit = len(ids), self.target.max_steps
+        size, limit = len(ids.words), self.target.max_steps
         plan = explorer.plan(num_particles, limit)
         self._shapes.add((size, *plan[:2], params.prompts.tokens.shape[1]))
         begin, turn = explorer_programs(explorer, size, num_particles, limit)
@@ -342,7 +347,7 @@ class Engine:
             question = f" and a question of {beyond} to the judge" if beyond else ""
             room = f"room for 1 to {limit}" if limit > 0 else "no room for a prompt"
             raise PromptTooLongError(
-                f"The prompt of problem {problem.id} has {len(tokens)} tokens; with "
+                f"The prompt of problem {problem.id!r} has {len(tokens)} tokens; with "
                 f"max_tokens={self.target.max_tokens}{question} the models' context of "
                 f"{context} leaves {room}. Shorten the prompt or lower max_tokens."
             )

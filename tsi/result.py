@@ -55,7 +55,7 @@ class Result(NamedTuple):
     """Weighted particles of one problem with their answers, diagnostics and cost.
 
     Args:
-        problem_id: the problem's number.
+        problem_id: the problem's.
         texts: what each particle generated.
         answers: canonical answer of each particle, None where it gave none.
         rewards: last reward of each particle, in (0, 1).
@@ -85,7 +85,7 @@ class Result(NamedTuple):
             step, or None where not kept; 0 where a limit made the weight zero.
     """
 
-    problem_id: int
+    problem_id: int | str
     texts: list[str]
     answers: list[str | None]
     rewards: Float[np.ndarray, "N"]
