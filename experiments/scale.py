@@ -35,6 +35,7 @@ from tsi.explorer import Explorer
 from tsi.problem import Filler, Problem
 from tsi.problem_ids import check_ids, id_order, plain_id
 from tsi.result import Result, without_reward
+from tsi.result_notes import reward_spread
 from tsi.sampler import Sampler
 
 
@@ -315,9 +316,11 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "selected": result.selected,
         "correct": right.get(result.selected, False),
         "probability": _rounded(result.answer_posterior.get(result.selected or "", 0)),
+        "unanswered": _rounded(result.unanswered),
         "num_answered": len(answered),
         "num_right": sum(right[answer] for answer in answered),
         "mean_reward": _rounded(np.mean(result.rewards)),
+        "reward_spread": _rounded(reward_spread(result)),
         "log_evidence": _rounded(result.log_evidence),
         "log_evidence_variance": _rounded(result.log_evidence_variance),
         "pareto_k": _rounded(result.pareto_k),

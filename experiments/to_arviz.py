@@ -43,7 +43,8 @@ def to_datatree(
         sample_stats [chain, problem, ...]: log_weight by particle; ess,
         unique_ancestors by step; ancestors by step and particle; log_evidence,
         log_evidence_variance, pareto_k, num_recoveries, num_invalid, num_truncated;
-        answer_posterior, answer_error by answer. Steps that a run did not take are NaN,
+        answer_posterior, answer_error by answer, given that there is one; unanswered,
+        the share of the weight that has none. Steps that a run did not take are NaN,
         its ancestors -1.
 
     Raises:
@@ -115,6 +116,7 @@ def to_datatree(
         "num_recoveries",
         "num_invalid",
         "num_truncated",
+        "unanswered",
     ):
         stats[name] = of_runs(operator.attrgetter(name))
     dims = {

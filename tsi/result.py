@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from tsi.answers import unanswered_weight
+from tsi.result_notes import notes
+
 
 class Ledger(NamedTuple):
     """What a run cost.
@@ -67,7 +70,8 @@ class Result(NamedTuple):
         num_recoveries: steps at which every weight of a group was zero.
         num_invalid: potentials that were not a number (weight zero).
         num_truncated: particles that ended at a limit instead of by themselves.
-        answer_posterior: probability of each answer given that there is one.
+        answer_posterior: probability of each answer given that there is one; the weight
+            that has none is `unanswered`.
         selected: the answer that the sampler's rule selects, None if there is none.
         ledger: what the run cost.
         slots: the ledger by particle slot, or None where the engine does not keep it.
@@ -107,6 +111,16 @@ class Result(NamedTuple):
     pareto_k: float = math.nan
     unique_ancestors: Int[np.ndarray, "T"] | None = None
     step_rewards: Float[np.ndarray, "T N"] | None = None
+
+    @property
+    def unanswered(self) -> float:
+        """Share of the weight that has no answer, which the posterior leaves out."""
+        return unanswered_weight(self.answers, self.log_weights)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before believing it, as sentences; see `tsi.result_notes`."""
+        return notes(self)
 
 
 def ledger_of_first(
