@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tsi.boundary import step_boundary
 from tsi.experiments.tasks import Split, Task
 from tsi.models.decoder import LanguageModel
 from tsi.models.tokenizer import Tokenizer
@@ -32,6 +31,7 @@ from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.rewards import NoReward, Prompts
 from tsi.step_keys import AnyKey, single_key, typed_key
 from tsi.step_texts import text_after
+from tsi.vocabularies import boundary_of
 
 ROWS_A_BATCH = 2048
 
@@ -73,10 +73,8 @@ class Rollouts(NamedTuple):
 def solving_target(task: Task, tokenizer: Tokenizer) -> ReasoningTarget:
     """The policy alone: no reward is read."""
     return ReasoningTarget(
-        boundary=step_boundary(
-            [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)],
-            task.delimiter.encode(),
-            tokenizer.eos_ids,
+        boundary=boundary_of(
+            tokenizer, tokenizer.num_ids, task.delimiter.encode(), tokenizer.eos_ids
         ),
         reward=NoReward(),
         max_step_tokens=task.max_step_tokens,

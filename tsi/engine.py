@@ -52,6 +52,7 @@ from tsi.result import Result, ledger_of_first
 from tsi.rewards import Prompts
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key, step_keys
+from tsi.vocabularies import check_rows
 
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""
@@ -73,7 +74,9 @@ class Engine:
             Weights that lie on them already, divided or not, stay as they lie.
 
     Raises:
-        ConfigurationError: the reward model reads token ids of another vocabulary.
+        ConfigurationError: the reward model has no row for a token that the policy may
+            write. Whether it takes tokens for the same text, only tokenizers can tell:
+            see :func:`tsi.vocabularies.first_difference`.
     """
 
     def __init__(
@@ -93,13 +96,7 @@ class Engine:
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
         self.max_stored = 16 * max_rows if max_stored is None else max_stored
         readers = [reward.config] if target.reward.reads_ids else []
-        sizes = {config.vocab_size for config in (policy.config, *readers)}
-        if len(sizes) > 1:
-            raise ConfigurationError(
-                f"The policy has {policy.config.vocab_size} token ids and the reward "
-                f"model {reward.config.vocab_size}; it reads the policy's ids, so both "
-                "must have one vocabulary. Choose a reward model of the policy's."
-            )
+        check_rows(target.boundary, policy.config, readers)
         self._context = min(c.max_length for c in (policy.config, *readers))
         if mesh is not None:
             policy, reward = keep_or_replicate((policy, reward), mesh)
