@@ -162,7 +162,12 @@ def solve(
     sampler = sampler_of(method, world.max_steps)
     others, has_target = getattr(sampler, "auxiliary", ()), sampler.path_log_weight
     print(
-        solution_text(result, len(others), has_target=has_target is not None),
+        solution_text(
+            result,
+            len(others),
+            has_target=has_target is not None,
+            reads_reward=chosen.reads_reward,
+        ),
     )
     right = world.correct(problem, result.selected)
     print(f"\nRight answer: {problem.answer} ({'solved' if right else 'not solved'})")

@@ -18,7 +18,6 @@ from typing import Any
 
 import tyro
 
-from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.experiments import chain_sum
 from tsi.experiments.equations import REWARDS, equation_log_odds
@@ -33,6 +32,7 @@ from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
 from tsi.rewards import Reward, TextReward
+from tsi.vocabularies import boundary_of
 
 POLICY = "smollm2-135m"
 METHODS = ("self_consistency", "weighted_best_of_n", "particle_filter", "smc")
@@ -50,8 +50,8 @@ def language_worlds(
     path = get(POLICY)
     policy = load_model(path, LanguageModel, "policy")
     tokenizer = load_tokenizer(path)
-    token_bytes = [tokenizer.token_bytes(i) for i in range(policy.config.vocab_size)]
-    boundary = step_boundary(token_bytes, b"\n", tokenizer.eos_ids)
+    vocab_size = policy.config.vocab_size
+    boundary = boundary_of(tokenizer, vocab_size, b"\n", tokenizer.eos_ids)
     rewards: dict[str, tuple[Reward, dict[str, Any]]] = {
         "judge": (self_judge(tokenizer, JUDGE_QUESTION), {"question": JUDGE_QUESTION}),
         "equations": (TextReward(equation_log_odds, tokenizer.decode), dict(REWARDS)),

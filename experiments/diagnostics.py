@@ -60,9 +60,9 @@ def genealogy_figure(result: Result) -> Figure:
     """
     if not _has_tree(result):
         raise ConfigurationError(
-            f"The result of problem {result.problem_id} keeps no genealogy with texts "
-            "of steps, so its tree cannot be drawn. Use a sampler of particles that "
-            "are all extended together."
+            f"The result of problem {result.problem_id!r} keeps no genealogy with "
+            "texts of steps, so its tree cannot be drawn. Use a sampler of particles "
+            "that are all extended together."
         )
     assert result.step_texts is not None  # for the type checker; checked above
     ancestors = result.ancestors
@@ -95,7 +95,7 @@ def genealogy_figure(result: Result) -> Figure:
         axes.grid(False)
         axes.set_title(
             f"{len(np.unique(ancestors[0][slots[0]]))} of {size} first steps survive; "
-            f"selected answer: {result.selected}",
+            f"selected answer: {result.selected}{_unanswered(result)}",
             loc="left",
         )
     return figure
@@ -156,8 +156,15 @@ def weights_figure(result: Result) -> Figure:
         )
         axes.set_xlabel("normalised weight")
         axes.set_ylabel("particles")
-        axes.set_title(f"{tail}; ESS {1 / np.sum(weights**2):.1f}", loc="left")
+        axes.set_title(
+            f"{tail}; ESS {1 / np.sum(weights**2):.1f}{_unanswered(result)}", loc="left"
+        )
     return figure
+
+
+def _unanswered(result: Result) -> str:
+    share = result.unanswered
+    return f"; no answer: {share:.3f} of the weight" if share > 0 else ""
 
 
 def _has_tree(result: Result) -> bool:

@@ -15,7 +15,7 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.tasks import Task
 from tsi.models.tokenizer import Tokenizer
 from tsi.rewards import SelfJudge
-from tsi.text_reader import num_common
+from tsi.step_texts import num_common
 
 EXAMPLES = 3
 EXAMPLE_SEED = 1

@@ -13,6 +13,7 @@ from tsi.models.catalogue import resolve
 from tsi.models.checkpoint import load
 from tsi.models.tokenizer import Tokenizer
 from tsi.models.tokenizer_files import load_tokenizer
+from tsi.vocabularies import first_difference
 
 T = TypeVar("T")
 
@@ -38,10 +39,8 @@ def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int
 
 
 def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:
-    """Whether every id stands for the same bytes in two tokenizers."""
-    return left.vocab_size == right.vocab_size and all(
-        left.token_bytes(i) == right.token_bytes(i) for i in range(left.vocab_size)
-    )
+    """Whether every id stands for the same in two tokenizers."""
+    return first_difference(left, right) is first_difference(right, left) is None
 
 
 def check_same_tokens(
@@ -49,14 +48,20 @@ def check_same_tokens(
 ) -> None:
     """Refuse a reward model that would take the policy's ids for other texts.
 
+    It may know more tokens than the policy, and either may pad its vocabulary.
+
     Raises:
-        ConfigurationError: an id stands for different bytes in the two tokenizers.
+        ConfigurationError: an id of the policy's tokenizer stands for something else in
+            the reward model's.
     """
-    if not same_tokens(policy, reward):
+    id = first_difference(policy, reward)
+    if id is not None:
+        found = reward.meaning(id)
         raise ConfigurationError(
             f"{reward_name} has another tokenizer than {policy_name}, whose token ids "
-            "it is to read; choose models of one tokenizer, or name the format that it "
-            "was trained with, as in qwen:PATH."
+            f"it is to read: {id} is {policy.meaning(id)!r} there and "
+            f"{'nothing' if found is None else repr(found)} here. Choose models of one "
+            "tokenizer, or name the format that it was trained with, as in qwen:PATH."
         )
 
 

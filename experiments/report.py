@@ -5,7 +5,7 @@ JSONL file by anyone.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from tsi.experiments.bootstrap import (
 )
 from tsi.experiments.methods import METHODS, get_method
 from tsi.experiments.results import Cell
+from tsi.problem_ids import id_order
+from tsi.result_notes import INDISTINCT, NOTEWORTHY
 
 Rows = Mapping[Cell, Mapping[str, Any]]
 
@@ -68,12 +70,11 @@ def curves_of(rows: Rows) -> Curves:
         ResultsError: a method at a budget lacks problems or seeds that others of its
             budgets have.
     """
-    cells = sorted(rows)
     curves: Curves = {}
     for method in METHODS:
-        mine = [cell for cell in cells if cell.method == method]
+        mine = [cell for cell in rows if cell.method == method]
         seeds = sorted({cell.seed for cell in mine})
-        problems = sorted({cell.problem for cell in mine})
+        problems = sorted({cell.problem for cell in mine}, key=id_order)
         for budget in sorted({cell.budget for cell in mine}):
             grid = [
                 [Cell(method, budget, seed, problem) for seed in seeds]
@@ -100,6 +101,46 @@ def _point(grid: list[list[Mapping[str, Any]]]) -> Point:
     correct = np.array([[bool(row["correct"]) for row in line] for line in grid])
     costs = ("generated_tokens", "reward_tokens", "flops", "seconds")
     return Point(correct, *accuracy(correct), *map(mean, costs))
+
+
+def row_notes(rows: Rows) -> list[str]:
+    """What to know before believing the table, each thing once; see `result_notes`.
+
+    Args:
+        rows: of any methods; what older rows do not tell is left out.
+    """
+    lost = [
+        row["num_answered"] == 0 and row["num_truncated"] > 0 for row in rows.values()
+    ]
+    unanswered = [
+        row["unanswered"] for row in rows.values() if row.get("unanswered") is not None
+    ]
+    alike = [
+        row["reward_spread"] <= INDISTINCT
+        for cell, row in rows.items()
+        if get_method(cell.method).reads_reward and row.get("reward_spread") is not None
+    ]
+    notes = []
+    if _share(lost) >= NOTEWORTHY:
+        notes.append(
+            f"In {sum(lost)} of {len(lost)} runs the token or step limit left no "
+            "particle with an answer; raise the limit, or have the policy write less."
+        )
+    if _share(unanswered) >= NOTEWORTHY:
+        notes.append(
+            f"On average {100 * _share(unanswered):.0f} % of the weight is on "
+            "particles without an answer, which answer posteriors leave out."
+        )
+    if _share(alike) >= NOTEWORTHY:
+        notes.append(
+            f"In {sum(alike)} of {len(alike)} runs all rewards lie within {INDISTINCT} "
+            "of each other: there the reward does not discriminate between particles."
+        )
+    return notes
+
+
+def _share(values: Sequence[float] | Sequence[bool]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def scaling_rates(

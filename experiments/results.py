@@ -28,7 +28,7 @@ class Cell(NamedTuple):
     method: str
     budget: int
     seed: int
-    problem: int
+    problem: int | str
 
 
 class ResultsFile:

@@ -32,8 +32,10 @@ from tsi.experiments.methods import (
 from tsi.experiments.results import Cell, ResultsFile
 from tsi.experiments.shared_rollouts import first_rollouts
 from tsi.explorer import Explorer
-from tsi.problem import Problem
+from tsi.problem import Filler, Problem
+from tsi.problem_ids import check_ids, id_order, plain_id
 from tsi.result import Result, without_reward
+from tsi.result_notes import reward_spread
 from tsi.sampler import Sampler
 
 
@@ -58,7 +60,7 @@ class World(NamedTuple):
 
     Args:
         engine: runs samplers on problems.
-        problems: what is asked, in order; ids are their numbers.
+        problems: what is asked, in order, each with an id of its own.
         extract: canonical answer of a generated text.
         correct: whether an answer is right.
         max_steps: the target's step limit.
@@ -164,7 +166,8 @@ def batches(plan: Plan, problems: Sequence[Problem], max_steps: int) -> Iterator
     Problems are sorted by the length of their prompts: a batch lasts as long as its
     longest solution, and long questions tend to have long solutions.
     """
-    problems = sorted(problems, key=lambda problem: (len(problem.prompt), problem.id))
+    problems = [problem._replace(id=plain_id(problem.id)) for problem in problems]
+    problems.sort(key=lambda problem: (len(problem.prompt), id_order(problem.id)))
     shared = [name for name in plan.methods if get_method(name).independent]
     for seed in range(plan.num_seeds):
         runs: list[tuple[str, int, list[tuple[str, int]]]] = []
@@ -208,9 +211,11 @@ def run_plan(
         All rows of the file.
 
     Raises:
-        ConfigurationError: a method cannot use one of the budgets.
+        ConfigurationError: a method cannot use one of the budgets, or problems share an
+            id or have none.
         ResultsError: the file cannot be continued.
     """
+    check_ids(world.problems)
     check_budgets(plan, world.max_steps)
     # Of all methods: the file may hold rows of others than this plan's.
     of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
@@ -274,7 +279,7 @@ def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
     """Run one batch and make its rows."""
     # The last block is filled up to the size of the others: one program for all.
     # Rounds fill their batches themselves.
-    filling = [batch.problems[-1]] * (batch.size - len(batch.problems))
+    filling = [Filler(*batch.problems[-1])] * (batch.size - len(batch.problems))
     if get_method(batch.source).rounds is not None:
         filling = []
     results = run_method(
@@ -311,9 +316,11 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "selected": result.selected,
         "correct": right.get(result.selected, False),
         "probability": _rounded(result.answer_posterior.get(result.selected or "", 0)),
+        "unanswered": _rounded(result.unanswered),
         "num_answered": len(answered),
         "num_right": sum(right[answer] for answer in answered),
         "mean_reward": _rounded(np.mean(result.rewards)),
+        "reward_spread": _rounded(reward_spread(result)),
         "log_evidence": _rounded(result.log_evidence),
         "log_evidence_variance": _rounded(result.log_evidence_variance),
         "pareto_k": _rounded(result.pareto_k),

@@ -10,6 +10,7 @@ from tsi.degeneracy import lineages
 from tsi.diagnostics import normalised
 from tsi.pareto import UNRELIABLE_K
 from tsi.result import Result
+from tsi.result_notes import notes as result_notes
 
 
 class Branch(NamedTuple):
@@ -87,7 +88,11 @@ def genealogy_text(result: Result) -> str:
 
 
 def solution_text(
-    result: Result, other_targets: int = 0, *, has_target: bool = True
+    result: Result,
+    other_targets: int = 0,
+    *,
+    has_target: bool = True,
+    reads_reward: bool = True,
 ) -> str:
     """Everything that `tsi solve` prints about a result.
 
@@ -96,6 +101,7 @@ def solution_text(
         other_targets: how many more the sampler sampled along, whose evidences are
             factors of the reported one; see `tsi.explorer.Explorer.auxiliary`.
         has_target: False for a search, whose number estimates no evidence.
+        reads_reward: False for a method whose answer depends on no reward.
     """
     num_particles = len(result.texts)
     ess = [f"{value:.1f}" for value in result.ess]
@@ -110,6 +116,11 @@ def solution_text(
         f"  {'█' * round(30 * probability)}"
         for answer, probability in result.answer_posterior.items()
     ]
+    if result.unanswered > 0:
+        posterior.append(
+            f"  no answer  {result.unanswered:.3f} of the weight, which the posterior "
+            "leaves out"
+        )
     counts = result.unique_ancestors
     unique = "not kept" if counts is None else " ".join(map(str, counts.tolist()))
     # The square root of a negative estimate, which a single run may give, is no error.
@@ -141,7 +152,12 @@ def solution_text(
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "
         f"{ledger.seconds:.2f} s",
     ]
-    return "\n\n".join(sections + ([f"Note: {', '.join(notes)}."] if notes else []))
+    if notes:
+        sections.append(f"Note: {', '.join(notes)}.")
+    sections += [
+        f"Note: {note}" for note in result_notes(result, reads_reward=reads_reward)
+    ]
+    return "\n\n".join(sections)
 
 
 def _error(value: float) -> str:

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from tsi.boundary import step_boundary
 from tsi.experiments.tasks import Split, Task
 from tsi.models.decoder import LanguageModel
 from tsi.models.tokenizer import Tokenizer
@@ -31,6 +30,8 @@ from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.rewards import NoReward, Prompts
 from tsi.step_keys import AnyKey, single_key, typed_key
+from tsi.step_texts import text_after
+from tsi.vocabularies import boundary_of
 
 ROWS_A_BATCH = 2048
 
@@ -72,10 +73,8 @@ class Rollouts(NamedTuple):
 def solving_target(task: Task, tokenizer: Tokenizer) -> ReasoningTarget:
     """The policy alone: no reward is read."""
     return ReasoningTarget(
-        boundary=step_boundary(
-            [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)],
-            task.delimiter.encode(),
-            tokenizer.eos_ids,
+        boundary=boundary_of(
+            tokenizer, tokenizer.num_ids, task.delimiter.encode(), tokenizer.eos_ids
         ),
         reward=NoReward(),
         max_step_tokens=task.max_step_tokens,
@@ -156,8 +155,8 @@ def sample_texts(
         # Every batch has the same shape, so that one program does them all.
         tokens = np.zeros((size, width), np.int32)
         lengths = np.ones(size, np.int32)
-        for row, prefix in enumerate(part):
-            ids = tokenizer.encode_prompt(prefix)
+        starts = [tokenizer.encode_prompt(prefix) for prefix in part]
+        for row, ids in enumerate(starts):
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
         indices = jnp.arange(start, start + size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
@@ -172,11 +171,13 @@ def sample_texts(
         rows = jax.device_get(found)
         texts += [
             [
-                None if cut else tokenizer.decode(ids[:length].tolist())
+                None
+                if cut
+                else text_after(tokenizer.decode, before, ids[:length].tolist())
                 for ids, length, cut in zip(*prefix_rows, strict=True)
             ]
-            for prefix_rows in zip(
-                rows.tokens[: len(part)], rows.lengths, rows.truncated, strict=False
+            for before, *prefix_rows in zip(
+                starts, rows.tokens, rows.lengths, rows.truncated, strict=False
             )
         ]
     return texts

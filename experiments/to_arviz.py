@@ -43,7 +43,8 @@ def to_datatree(
         sample_stats [chain, problem, ...]: log_weight by particle; ess,
         unique_ancestors by step; ancestors by step and particle; log_evidence,
         log_evidence_variance, pareto_k, num_recoveries, num_invalid, num_truncated;
-        answer_posterior, answer_error by answer. Steps that a run did not take are NaN,
+        answer_posterior, answer_error by answer, given that there is one; unanswered,
+        the share of the weight that has none. Steps that a run did not take are NaN,
         its ancestors -1.
 
     Raises:
@@ -69,7 +70,11 @@ def to_datatree(
         by_particle = np.moveaxis(of_runs(value), 1, 2)
         return np.take_along_axis(by_particle, draws, axis=1)
 
-    coords = {"problem": problems, "answer": answers, "step": np.arange(num_steps)}
+    coords = {
+        "problem": _labels(problems),
+        "answer": answers,
+        "step": np.arange(num_steps),
+    }
     posterior = {
         "reward": of_draws(lambda result: result.rewards),
         "num_steps": of_draws(_lengths),
@@ -111,6 +116,7 @@ def to_datatree(
         "num_recoveries",
         "num_invalid",
         "num_truncated",
+        "unanswered",
     ):
         stats[name] = of_runs(operator.attrgetter(name))
     dims = {
@@ -138,9 +144,17 @@ def to_datatree(
     )
 
 
-def _by_problem(results: Sequence[Result]) -> tuple[list[list[Result]], list[int]]:
+def _labels(ids: list[int | str]) -> Any:
+    """Ids as a coordinate; as objects where kinds mix, since 7 and "7" are two ids."""
+    mixed = len({isinstance(id, str) for id in ids}) > 1
+    return np.asarray(ids, object) if mixed else ids
+
+
+def _by_problem(
+    results: Sequence[Result],
+) -> tuple[list[list[Result]], list[int | str]]:
     """Results as [chain][problem], and the problems in order of appearance."""
-    groups: dict[int, list[Result]] = {}
+    groups: dict[int | str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.problem_id, []).append(result)
     sizes = {len(result.log_weights) for result in results}

@@ -42,6 +42,7 @@ from tsi.models.value_head import save_value_head
 from tsi.problem import Problem
 from tsi.rewards import Prompts
 from tsi.step_keys import AnyKey, single_key
+from tsi.step_texts import text_so_far
 
 
 class Prefixes(NamedTuple):
@@ -169,9 +170,13 @@ def _prefixes(
     engine, task, problem, group, tokens, length, truncated, step_ends, states
 ):
     ends = step_ends[step_ends > 0]
-    texts = [engine.decode(tokens[:end].tolist()) for end in ends]
+    last = ends == length
+    texts = [
+        text_so_far(engine.decode, tokens[:end].tolist(), finished=bool(over))
+        for end, over in zip(ends, last, strict=True)
+    ]
     right = not truncated and task.verify(problem, texts[-1])
-    ended = (ends == length) & ~truncated
+    ended = last & ~truncated
     on_track = [
         task.verify(problem, text) if over else task.on_track(problem, text)
         for text, over in zip(texts, ended, strict=True)

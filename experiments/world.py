@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError
 from tsi.experiments.language_policy import STEP_SLACK
@@ -26,6 +25,7 @@ from tsi.models.partition import make_mesh
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
+from tsi.vocabularies import boundary_of
 
 PROBLEM_SEED = 0
 TINY_PREFIX = 100_000
@@ -93,10 +93,9 @@ def embedded_world(
         dtype=dtype,
         mesh=mesh,
     )
-    token_bytes = [tokenizer.token_bytes(i) for i in range(config.vocab_size)]
     ends = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
     target = ReasoningTarget(
-        step_boundary(token_bytes, task.delimiter.encode(), ends),
+        boundary_of(tokenizer, config.vocab_size, task.delimiter.encode(), ends),
         chosen.reward,
         max_step_tokens=step_tokens,
         max_tokens=max_tokens,

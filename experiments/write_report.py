@@ -11,6 +11,7 @@ from tsi.experiments.report import (
     curves_of,
     rate_table,
     rates_as_json,
+    row_notes,
     scaling_rates,
 )
 from tsi.experiments.results import check_complete
@@ -54,6 +55,8 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
         if rates
         else "No scaling rate: it needs two methods with two budgets each."
     )
+    notes = row_notes({cell: rows[cell] for cell in cells})
+    rate_text = "\n\n".join([rate_text, *(f"Note: {note}" for note in notes)])
     full = f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
     (folder / "table.md").write_text(full)
     largest = cost_table(curves, [max(plan.budgets)])

@@ -112,6 +112,19 @@ class Tokenizer:
         """
         return self._bytes[id] if 0 <= id < len(self._bytes) else b""
 
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id; some below it may stand for nothing."""
+        return len(self._bytes)
+
+    def meaning(self, id: int) -> bytes | str | None:
+        """What an id stands for: bytes, a control token's name, or None for nothing."""
+        if id in self._control_names:
+            return self._control_names[id]
+        if not 0 <= id < self.num_ids or self.backend.id_to_token(id) is None:
+            return None
+        return self.token_bytes(id)
+
     def render(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
     ) -> str:
@@ -351,6 +364,10 @@ class Tokenizer:
         if not parts:
             return self.backend
         return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+    @functools.cached_property
+    def _control_names(self) -> dict[int, str]:
+        return {id: name for name, id in self.special_ids.items()}
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:

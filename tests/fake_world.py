@@ -2,6 +2,7 @@
 
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -15,6 +16,10 @@ from tsi.result import Result, SlotCosts, ledger_of_first
 
 MAX_STEPS = 5
 SETTINGS = {"task": "fake", "temperature": 1.0}
+
+
+def number_of(id):
+    return id if isinstance(id, int) else zlib.crc32(id.encode())
 
 
 class FakeEngine:
@@ -47,13 +52,13 @@ class FakeEngine:
     def result(self, sampler, name, seed, problem, num_particles, temperature):
         draws = np.array(
             [
-                np.random.default_rng((seed, problem.id, n)).random(4)
+                np.random.default_rng((seed, number_of(problem.id), n)).random(4)
                 for n in range(num_particles)
             ]
         )
         if temperature == 0.0:
             draws[:] = 0.5
-        difficulty = np.random.default_rng((99, problem.id)).random()
+        difficulty = np.random.default_rng((99, number_of(problem.id))).random()
         skill = 0.0 if METHODS[name].independent else 0.1 * np.log2(num_particles)
         right = draws[:, 0] < 0.1 + 0.5 * (1 - difficulty) + skill
         answers = [

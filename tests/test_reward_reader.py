@@ -49,7 +49,7 @@ class Rows:
         start = np.asarray([sum(map(len, s)) for s in steps]) - counts
         stopped = np.asarray([bool(n) and n[-1] == 0 for n in new])
         return steps, Step(
-            *map(jnp.asarray, (tokens, counts, start, solution, stopped)),
+            *map(jnp.asarray, (tokens, counts, start, solution, stopped, stopped)),
             log_prob=-1.5 * jnp.asarray(start + counts, jnp.float32),
             policy=None,
             max_steps=kinds.MAX_STEPS,
@@ -202,8 +202,11 @@ def test_a_character_cut_by_a_step_goes_to_the_next():
     reward = FormattedReward(
         QwenFormat(kinds.tokenizer()), decode, max_steps=3, max_tokens=90
     )
-    steps = reward._steps(np.arange(4), np.array([2, 4, 0]))
-    assert steps == ["a", "éb"]
+    half, whole = np.array([2, 0, 0]), np.array([2, 4, 0])
+    assert reward._steps(np.arange(4), whole, True) == ["a", "éb"]
+    # While the other half may follow, no mark is shown in its place.
+    assert reward._steps(np.arange(4), half, False) == ["a"]
+    assert reward._steps(np.arange(4), half, True) == ["a\ufffd"]
 
 
 def test_what_cannot_work_is_named():

@@ -27,6 +27,7 @@ def test_a_checker_sees_the_question_the_text_so_far_and_whether_it_has_ended():
         start=jnp.asarray([1, 4, 0, 2]),
         counts=jnp.asarray([2, 0, 3, 4]),
         stopped=jnp.asarray([False, False, True, False]),
+        finished=jnp.asarray([False, True, True, True]),
     )
     _, reading = verifier.read(state, step, None)
     expected = {

@@ -19,7 +19,8 @@ from tsi.answers import answer_posterior, select
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer
 from tsi.pareto import pareto_k
-from tsi.problem import Problem
+from tsi.problem import Filler, Problem
+from tsi.problem_ids import check_ids
 from tsi.replicates import evidence_from_replicates
 from tsi.result import Ledger, Result, without_reward
 from tsi.sampler import Sampler
@@ -69,9 +70,11 @@ def run_rounds(
         One result a problem, in order, with the particles of all its rounds.
 
     Raises:
-        ConfigurationError: if a number of the rounds is not positive, or a key is none.
+        ConfigurationError: if a number of the rounds is not positive, a key is none, or
+            problems share an id or have none.
     """
     key = single_key(key)
+    check_ids(problems)
     if rounds.size < 1 or rounds.most < 1:
         raise ConfigurationError(
             f"Rounds need rollouts and at least one of them; got size={rounds.size}, "
@@ -84,11 +87,12 @@ def run_rounds(
             break
         # Filled up to a power of two: few sizes, hence few compiled programs.
         size = min(1 << (len(running) - 1).bit_length(), len(problems))
-        asked = running + [running[-1]] * (size - len(running))
+        asked = [problems[i] for i in running]
+        asked += [Filler(*asked[-1])] * (size - len(asked))
         results = runner.run(
             sampler,
             jax.random.fold_in(key, number),
-            [problems[i] for i in asked],
+            asked,
             rounds.size,
             extract=extract,
             temperature=temperature,

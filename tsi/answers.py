@@ -24,6 +24,8 @@ from tsi.errors import UnknownNameError
 MAX_TEXT = 65_536
 MAX_ANSWER = 512
 MAX_DIGITS = 100
+UNANSWERED = "\ud800"
+"""In place of no answer: half a character, which no decoded text has."""
 
 # Every quantifier below is bounded and no two adjacent ones can match the same
 # characters, so matching is linear in the text.
@@ -111,6 +113,8 @@ def answer_posterior(
 ) -> dict[str, float]:
     """Probability of each answer given that there is one, most probable first.
 
+    What this leaves out is :func:`unanswered_weight`.
+
     If every particle with an answer has weight zero, they count equally.
 
     Args:
@@ -134,6 +138,21 @@ def answer_posterior(
     # sorted() is stable: equal masses stay in the order of first appearance.
     ranked = sorted(totals.items(), key=lambda item: -item[1])
     return {answer: total / mass for answer, total in ranked}
+
+
+def unanswered_weight(
+    answers: Sequence[str | None], log_weights: Float[np.ndarray, "N"]
+) -> float:
+    """Share of the weight that is on particles without an answer.
+
+    If every weight is zero, particles count equally.
+
+    Args:
+        answers: canonical answers.
+        log_weights: in any normalisation; a NaN counts as weight zero.
+    """
+    named = [UNANSWERED if answer is None else answer for answer in answers]
+    return answer_posterior(named, log_weights).get(UNANSWERED, 0.0)
 
 
 def select(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import ConfigurationError
 
@@ -24,15 +24,30 @@ class Boundary(NamedTuple):
         next_state: ``[A, V]``, the automaton's next state.
         ends: ``[A, V]``, whether the token completes the delimiter.
         stops: ``[V]``, whether the token ends the whole solution.
+        padding: ``[V]``, ids that stand for nothing and are never drawn; None if there
+            are none.
     """
 
     next_state: Int[Array, "A V"]
     ends: Bool[Array, "A V"]
     stops: Bool[Array, " V"]
+    padding: Bool[Array, " V"] | None = None
+
+    def among_tokens(self, logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
+        """A policy's logits without what only pads its vocabulary."""
+        return (
+            logits
+            if self.padding is None
+            else jnp.where(self.padding, -jnp.inf, logits)
+        )
 
 
 def step_boundary(
-    token_bytes: Sequence[bytes], delimiter: bytes, eos_ids: Sequence[int]
+    token_bytes: Sequence[bytes],
+    delimiter: bytes,
+    eos_ids: Sequence[int],
+    *,
+    padding: Sequence[int] = (),
 ) -> Boundary:
     """Build the tables for a vocabulary and a delimiter.
 
@@ -41,9 +56,11 @@ def step_boundary(
             tokens.
         delimiter: the bytes that end a step, for example ``b"\\n\\n"``.
         eos_ids: tokens that end the solution (and its last step).
+        padding: ids that no token has, which the policy is not to write.
 
     Raises:
-        ConfigurationError: the delimiter is empty, or an end token is out of range.
+        ConfigurationError: the delimiter is empty, or an end token or padding is out of
+            range, or one is both.
     """
     if not delimiter:
         raise ConfigurationError(
@@ -55,6 +72,12 @@ def step_boundary(
         raise ConfigurationError(
             f"End tokens {list(eos_ids)} do not name entries of a vocabulary of {size}"
             "; give the tokenizer's own end-of-sequence ids."
+        )
+    wrong = [i for i in padding if not 0 <= i < size or i in eos_ids]
+    if wrong:
+        raise ConfigurationError(
+            f"The ids {wrong} cannot be padding of a vocabulary of {size} whose end "
+            f"tokens are {list(eos_ids)}; name ids that stand for no token."
         )
     automaton = _byte_automaton(delimiter)
     next_state = np.zeros((len(delimiter), size), np.int32)
@@ -70,7 +93,14 @@ def step_boundary(
             next_state[start, token] = state
     stops = np.zeros(size, bool)
     stops[list(eos_ids)] = True
-    return Boundary(jnp.asarray(next_state), jnp.asarray(ends), jnp.asarray(stops))
+    padded = np.zeros(size, bool)
+    padded[list(padding)] = True
+    return Boundary(
+        jnp.asarray(next_state),
+        jnp.asarray(ends),
+        jnp.asarray(stops),
+        jnp.asarray(padded) if len(padding) else None,
+    )
 
 
 def _byte_automaton(pattern: bytes) -> np.ndarray:

@@ -117,7 +117,7 @@ def decode(
         )
         token, log_prob, log_correction = sample_token(
             jax.vmap(jax.random.fold_in, (0, None))(keys, c.offset),
-            policy.logits(hidden[:, 0]),
+            boundary.among_tokens(policy.logits(hidden[:, 0])),
             temperatures,
         )
         token = jnp.where(c.active, token, c.token)

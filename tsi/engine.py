@@ -6,9 +6,10 @@ work, and ``tell`` weighs. Only ``advance`` is large, and it does not know the s
 its program is compiled once for each (P, N), whatever methods run. Sampler programs
 are small; ``tell`` of one step and ``ask`` of the next are compiled as one.
 
-The keys are those of :func:`tsi.run.run` under ``fold_in(key, problem.id)``, so that a
-problem's samples do not depend on which problems share its batch, on how many rows a
-batch has, or on how many devices hold them.
+The keys are those of :func:`tsi.run.run` under ``problem_key(key, problem.id)``, which
+for integers is ``fold_in(key, problem.id)``, so that a problem's samples do not depend
+on which problems share its batch, on how many rows a batch has, or on how many devices
+hold them.
 """
 
 import math
@@ -44,12 +45,14 @@ from tsi.outcome import (
     weighed_answers,
 )
 from tsi.problem import Problem
+from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning import Particles, ReasoningParams, ReasoningTarget, no_cost
 from tsi.reasoning_store import ReasoningStore
 from tsi.result import Result, ledger_of_first
 from tsi.rewards import Prompts
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key, step_keys
+from tsi.vocabularies import check_rows
 
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""
@@ -71,7 +74,9 @@ class Engine:
             Weights that lie on them already, divided or not, stay as they lie.
 
     Raises:
-        ConfigurationError: the reward model reads token ids of another vocabulary.
+        ConfigurationError: the reward model has no row for a token that the policy may
+            write. Whether it takes tokens for the same text, only tokenizers can tell:
+            see :func:`tsi.vocabularies.first_difference`.
     """
 
     def __init__(
@@ -91,13 +96,7 @@ class Engine:
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
         self.max_stored = 16 * max_rows if max_stored is None else max_stored
         readers = [reward.config] if target.reward.reads_ids else []
-        sizes = {config.vocab_size for config in (policy.config, *readers)}
-        if len(sizes) > 1:
-            raise ConfigurationError(
-                f"The policy has {policy.config.vocab_size} token ids and the reward "
-                f"model {reward.config.vocab_size}; it reads the policy's ids, so both "
-                "must have one vocabulary. Choose a reward model of the policy's."
-            )
+        check_rows(target.boundary, policy.config, readers)
         self._context = min(c.max_length for c in (policy.config, *readers))
         if mesh is not None:
             policy, reward = keep_or_replicate((policy, reward), mesh)
@@ -115,12 +114,14 @@ class Engine:
         return 2 * len(self._shapes)
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Refuse, before anything is computed, what does not fit the models.
+        """Refuse, before anything is computed, what cannot be run.
 
         Raises:
+            ConfigurationError: problems share an id, or have none.
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model.
         """
+        check_ids(problems)
         for problem in problems:
             self._encode(problem)
 
@@ -139,7 +140,7 @@ class Engine:
 
         Args:
             sampler: what decides.
-            key: of either style; problem i runs under ``fold_in(key, problem.id)``.
+            key: of either style; a problem runs under ``problem_key(key, problem.id)``.
             problems: any number; they are run in batches of ``max_rows // W``, W the
                 rows of one problem, as long as the prefixes that are stored fit too.
             num_particles: N, for each problem.
@@ -154,8 +155,8 @@ class Engine:
         Raises:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
-            ConfigurationError: the sampler cannot use N particles, or a temperature
-                or key that is none.
+            ConfigurationError: the sampler cannot use N particles, a temperature or key
+                is none, or problems share an id or have none.
             CapabilityError: it needs what a reasoning target has not.
         """
         key = single_key(key)
@@ -184,6 +185,7 @@ class Engine:
                 f"temperature {warm} may draw any, so no weight could correct it. Give "
                 "a positive proposal_temperature."
             )
+        check_ids(problems)
         prompts = [self._encode(problem) for problem in problems]
         questions = self.target.reward.prepare([problem.prompt for problem in problems])
         longest = max((len(p) for p in prompts), default=1)
@@ -224,7 +226,7 @@ class Engine:
 
     def _run_batch(self, sampler, key, problems, num_particles, params, extract, real):
         began = time.perf_counter()
-        ids = jnp.asarray([problem.id for problem in problems], jnp.uint32)
+        ids = id_words(problem.id for problem in problems)
         explores = isinstance(sampler, Explorer)
         drive = self._run_explorer if explores else self._run_sampler
         host = drive(sampler, key, ids, num_particles, params)
@@ -238,7 +240,7 @@ class Engine:
 
     def _run_sampler(self, sampler, key, ids, num_particles, params):
         """Generations of N rows a problem."""
-        size = len(ids)
+        size = len(ids.words)
         self._shapes.add((size, num_particles, params.prompts.tokens.shape[1]))
         begin, turn = sampler_programs(sampler, size, num_particles)
         key_steps, state, extended = begin(key, ids)
@@ -268,7 +270,7 @@ class Engine:
 
     def _run_explorer(self, explorer, key, ids, num_particles, params):
         """Turns of W rows out of a store of M a problem."""
-        size, limit = len(ids), self.target.max_steps
+        size, limit = len(ids.words), self.target.max_steps
         plan = explorer.plan(num_particles, limit)
         self._shapes.add((size, *plan[:2], params.prompts.tokens.shape[1]))
         begin, turn = explorer_programs(explorer, size, num_particles, limit)
@@ -342,7 +344,7 @@ class Engine:
             question = f" and a question of {beyond} to the judge" if beyond else ""
             room = f"room for 1 to {limit}" if limit > 0 else "no room for a prompt"
             raise PromptTooLongError(
-                f"The prompt of problem {problem.id} has {len(tokens)} tokens; with "
+                f"The prompt of problem {problem.id!r} has {len(tokens)} tokens; with "
                 f"max_tokens={self.target.max_tokens}{question} the models' context of "
                 f"{context} leaves {room}. Shorten the prompt or lower max_tokens."
             )

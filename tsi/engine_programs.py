@@ -16,6 +16,7 @@ from tsi.batch import batch
 from tsi.explorer import Explorer, Request
 from tsi.models.layers import Segment
 from tsi.models.partition import DATA, MODEL
+from tsi.problem_ids import problem_keys
 from tsi.reasoning import Particles
 from tsi.sampler import Sampler, hopeless
 from tsi.step_keys import step_keys
@@ -141,7 +142,7 @@ def explorer_programs(
 
 def _run_keys(key, ids):
     """Keys of steps and of the sampler's start, for every problem, as `tsi.run` has."""
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(ids)
+    keys = jax.vmap(jax.random.split)(problem_keys(key, ids))
     key_init, key_steps = keys[:, 0], keys[:, 1]
     return key_steps, jax.vmap(jax.random.fold_in, (0, None))(key_init, 0)
 

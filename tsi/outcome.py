@@ -1,6 +1,5 @@
 """A batch's outcome on the host: rows by problem, texts by step, costs by slot."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from tsi.models.decoder_config import DecoderConfig
 from tsi.reasoning import Cost, Particles, ReasoningTarget
 from tsi.result import SlotCosts
+from tsi.step_texts import texts_of_steps
 
 
 class Outcome:
@@ -57,14 +57,23 @@ def flops_of(config: DecoderConfig | None, tokens, context, *, head: bool = Fals
 def texts_by_step(
     decode: Callable[[list[int]], str], particles: Particles
 ) -> list[list[str]]:
-    """The steps of each row."""
+    """The steps of each row; joined, they are the text that the reward has read."""
     texts = []
-    rows = (particles.tokens, particles.step_ends, particles.lengths)
-    for tokens, step_ends, length in zip(*map(np.asarray, rows), strict=True):
+    rows = (
+        particles.tokens,
+        particles.step_ends,
+        particles.lengths,
+        particles.finished,
+    )
+    for tokens, step_ends, length, finished in zip(*map(np.asarray, rows), strict=True):
         ends = step_ends[(step_ends > 0) & (step_ends <= length)]
-        cuts = [0, *sorted(set(ends.tolist()))]
         texts.append(
-            [decode(tokens[a:b].tolist()) for a, b in itertools.pairwise(cuts)]
+            texts_of_steps(
+                decode,
+                tokens[:length].tolist(),
+                sorted(set(ends.tolist())),
+                finished=bool(finished),
+            )
         )
     return texts
 

@@ -1,4 +1,4 @@
-"""A problem: what is asked, what is right, and the number that seeds it."""
+"""A problem: what is asked, what is right, and the id that seeds it."""
 
 from typing import Any, NamedTuple
 
@@ -6,17 +6,28 @@ from typing import Any, NamedTuple
 class Problem(NamedTuple):
     """One question of a task.
 
-    The random stream of a problem is ``fold_in(key, problem.id)``, so its result does
-    not depend on which problems share a batch.
+    The random stream of a problem is a function of the run's key and its id alone, see
+    :mod:`tsi.problem_ids`, so its result does not depend on which problems share a
+    batch.
 
     Args:
-        id: a non-negative number below 2^32, unique within the task.
+        id: an integer from 0 to 2^32 - 1 or a string; no two problems of a run share
+            one.
         prompt: the question as the policy reads it, before any chat template.
         answer: the canonical right answer, or one of them if the task has a verifier.
         data: what the task's verifier needs besides the answer; JSON types only.
     """
 
-    id: int
+    id: int | str
     prompt: str
     answer: str
     data: dict[str, Any] = {}  # noqa: RUF012  (a field default that nobody mutates)
+
+
+class Filler(Problem):
+    """A problem once more, to fill a batch up to a size that is compiled already.
+
+    It has another's id, and its result is dropped.
+    """
+
+    __slots__ = ()

@@ -252,6 +252,7 @@ class ReasoningTarget:
         t = jnp.broadcast_to(t, lengths.shape)
         out = live & ((lengths >= self.max_tokens) | (t + 1 >= self.max_steps))
         truncated = particles.truncated | (out & ~step.stopped)
+        finished = particles.finished | step.stopped | truncated
 
         suffix = append(particles.suffix, step.new, step.counts, self.max_steps)
         prompt_rows = self.prompt_rows(particles, params)
@@ -266,6 +267,7 @@ class ReasoningTarget:
                 start=start,
                 solution=tokens,
                 stopped=step.stopped,
+                finished=finished,
                 log_prob=particles.log_prob + step.log_prob,
                 policy=context,
                 max_steps=self.max_steps,
@@ -287,7 +289,7 @@ class ReasoningTarget:
             step_ends=noted(lengths, particles.step_ends),
             pending=step.token,
             boundary_state=step.state,
-            finished=particles.finished | step.stopped | truncated,
+            finished=finished,
             truncated=truncated,
             log_prob=log_prob,
             log_odds=log_odds,

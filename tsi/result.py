@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from tsi.answers import unanswered_weight
+from tsi.result_notes import notes
+
 
 class Ledger(NamedTuple):
     """What a run cost.
@@ -55,7 +58,7 @@ class Result(NamedTuple):
     """Weighted particles of one problem with their answers, diagnostics and cost.
 
     Args:
-        problem_id: the problem's number.
+        problem_id: the problem's.
         texts: what each particle generated.
         answers: canonical answer of each particle, None where it gave none.
         rewards: last reward of each particle, in (0, 1).
@@ -67,7 +70,8 @@ class Result(NamedTuple):
         num_recoveries: steps at which every weight of a group was zero.
         num_invalid: potentials that were not a number (weight zero).
         num_truncated: particles that ended at a limit instead of by themselves.
-        answer_posterior: probability of each answer given that there is one.
+        answer_posterior: probability of each answer given that there is one; the weight
+            that has none is `unanswered`.
         selected: the answer that the sampler's rule selects, None if there is none.
         ledger: what the run cost.
         slots: the ledger by particle slot, or None where the engine does not keep it.
@@ -85,7 +89,7 @@ class Result(NamedTuple):
             step, or None where not kept; 0 where a limit made the weight zero.
     """
 
-    problem_id: int
+    problem_id: int | str
     texts: list[str]
     answers: list[str | None]
     rewards: Float[np.ndarray, "N"]
@@ -107,6 +111,16 @@ class Result(NamedTuple):
     pareto_k: float = math.nan
     unique_ancestors: Int[np.ndarray, "T"] | None = None
     step_rewards: Float[np.ndarray, "T N"] | None = None
+
+    @property
+    def unanswered(self) -> float:
+        """Share of the weight that has no answer, which the posterior leaves out."""
+        return unanswered_weight(self.answers, self.log_weights)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before believing it, as sentences; see `tsi.result_notes`."""
+        return notes(self)
 
 
 def ledger_of_first(

@@ -30,6 +30,7 @@ from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.reward_scale import check_scale, log_odds_of
+from tsi.step_texts import text_so_far
 from tsi.weights import weight_dtype
 
 
@@ -69,6 +70,7 @@ class Step(NamedTuple):
         start: ``[R]``, number of generated tokens before this step.
         solution: ``[R, T]``, all generated tokens, this step's included.
         stopped: ``[R]``, whether the step's last token ends the solution.
+        finished: ``[R]``, whether nothing follows: it has ended, or reached a limit.
         log_prob: ``[R]``, the policy's log p of the solution, at its temperature.
         policy: the policy's caches, the step included.
         max_steps: how many steps a run can have; static.
@@ -79,6 +81,7 @@ class Step(NamedTuple):
     start: Int[Array, " R"]
     solution: Int[Array, "R T"]
     stopped: Bool[Array, " R"]
+    finished: Bool[Array, " R"]
     log_prob: Float[Array, " R"]
     policy: "PolicyContext"
     max_steps: int
@@ -368,18 +371,21 @@ class TextReward(Stateless):
     def read(self, state, step, params):
         lengths, dtype = step.start + step.counts, weight_dtype()
 
-        def host(solution, lengths):
+        def host(*arrays):
             texts = [
-                self.decode(row[:n].tolist())
-                for row, n in zip(
-                    np.asarray(solution), np.asarray(lengths), strict=True
-                )
+                text_so_far(self.decode, row[:n].tolist(), finished=bool(over))
+                for row, n, over in zip(*map(np.asarray, arrays), strict=True)
             ]
             return log_odds_of(self.score(texts), self.scale, self.floor, dtype)
 
         shape = jax.ShapeDtypeStruct(lengths.shape, dtype)
         log_odds = jax.pure_callback(
-            host, shape, step.solution, lengths, vmap_method="sequential"
+            host,
+            shape,
+            step.solution,
+            lengths,
+            step.finished,
+            vmap_method="sequential",
         )
         return state, Reading(log_odds, jnp.zeros_like(step.counts))
 

@@ -15,7 +15,6 @@ earlier steps survive forks and cuts without a book of their own.
 """
 
 import functools
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.formats import Format, Rendering
 from tsi.models.layers import Segment
 from tsi.rewards import Prompts, Step
+from tsi.step_texts import num_common, text_so_far, texts_of_steps
 
 TEXT_BUCKET, TOKEN_BUCKET = 64, 16
 """Questions are padded to multiples of these, so that few shapes are compiled."""
@@ -315,12 +315,13 @@ class TextReader:
             ends,
             step.counts > 0,
             step.stopped,
+            step.finished,
             vmap_method="sequential",
         )
         return Rendered(*rendered)
 
     def _render_on_host(self, *arrays) -> tuple[np.ndarray, ...]:
-        text, sizes, read, lengths, solution, ends, live, stopped = map(
+        text, sizes, read, lengths, solution, ends, live, stopped, finished = map(
             np.asarray, arrays
         )
         tokens, end, common = read.copy(), lengths.copy(), lengths.copy()
@@ -329,7 +330,7 @@ class TextReader:
         for row in np.flatnonzero(live):
             problem = row * len(text) // len(read)
             question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
-            steps = self._steps(solution[row], ends[row])
+            steps = self._steps(solution[row], ends[row], bool(finished[row]))
             found: Rendering = self.format.render(question, steps, bool(stopped[row]))
             size = len(found.tokens)
             if size > self.max_tokens:
@@ -344,25 +345,19 @@ class TextReader:
             num_marks[row] = len(found.marks)
         return tokens, end, common, marks, num_marks
 
-    def _steps(self, solution: np.ndarray, ends: np.ndarray) -> list[str]:
+    def _steps(
+        self, solution: np.ndarray, ends: np.ndarray, finished: bool
+    ) -> list[str]:
         """Texts of the steps; a character cut by a step's end goes to the next one."""
         cuts = [int(end) for end in ends if end > 0]
-        whole = self.decode(solution[: cuts[-1]].tolist())
+        tokens = solution[: cuts[-1]].tolist()
         if self.one_block:
+            whole = text_so_far(self.decode, tokens, finished=finished)
             return [re.sub(r"\n+", "\n", whole)]
-        before = [self.decode(solution[:end].tolist()) for end in cuts[:-1]]
-        places = [0, *(num_common(text, whole) for text in before), len(whole)]
-        return [whole[a:b] for a, b in itertools.pairwise(places)]
+        return texts_of_steps(self.decode, tokens, cuts, finished=finished)
 
 
 BY_ROW = ("shared", "tokens", "lengths", "values", "ends")
-
-
-def num_common(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How many items two sequences have in common at their start."""
-    pairs = zip(left, right, strict=False)
-    shorter = min(len(left), len(right))
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
 def _padded(rows: Sequence[list[int]], bucket: int, dtype: Any):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 from tsi.errors import ConfigurationError
 from tsi.reward_scale import check_scale, log_odds_of
 from tsi.rewards import Reading, Stateless
+from tsi.step_texts import text_so_far
 from tsi.weights import weight_dtype
 
 QUESTION_BUCKET = 64
@@ -97,18 +98,20 @@ class Verifier(Stateless):
             step.start + step.counts,
             step.counts > 0,
             step.stopped,
+            step.finished,
             vmap_method="sequential",
         )
         return state, Reading(log_odds, jnp.zeros_like(step.counts))
 
     def _on_host(self, dtype: Any, *arrays) -> np.ndarray:
-        text, sizes, solution, lengths, live, ended = map(np.asarray, arrays)
+        text, sizes, solution, lengths, live, ended, finished = map(np.asarray, arrays)
         told = np.zeros(len(lengths), np.float64)
         for row in np.flatnonzero(live):
             # Rows stand problem by problem.
             problem = row * len(text) // len(lengths)
             question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
-            written = self.decode(solution[row, : lengths[row]].tolist())
+            tokens = solution[row, : lengths[row]].tolist()
+            written = text_so_far(self.decode, tokens, finished=bool(finished[row]))
             told[row] = self.check(question, written, bool(ended[row]))
         return log_odds_of(told, self.scale, self.floor, dtype)
 

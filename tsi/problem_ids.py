@@ -1,0 +1,148 @@
+"""Ids of problems, and the random streams that they seed.
+
+An id is an integer or a string. The stream of problem i is
+
+    fold_in(key, i)                                    for an integer i in [0, 2^32),
+    fold_in(fold_in(fold_in(key, TAG), w_1), w_2)      for a string,
+
+with w_1 w_2 the first 64 bits of the SHA-256 of its UTF-8. Python's own hash of strings
+changes from process to process; this one is the same everywhere and for ever. "7" and 7
+are different ids. Problems of one id would have one stream, so that their results would
+look independent and not be: they are refused.
+"""
+
+import hashlib
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Key, UInt32
+
+from tsi.errors import ConfigurationError
+from tsi.problem import Filler, Problem
+from tsi.step_keys import AnyKey, single_key
+
+LIMIT = 2**32
+STRING_TAG = 0x6E616D65
+"""Sets the streams of strings apart from those of integers."""
+MAX_NAMED = 5
+"""More faults than this are counted in a message, and not listed."""
+
+
+class IdWords(NamedTuple):
+    """Ids as a compiled program can carry them.
+
+    Attributes:
+        words: ``[P, 2]``, of a string's hash, or an integer and 0.
+        is_string: ``[P]``.
+    """
+
+    words: UInt32[Array, "P 2"]
+    is_string: Bool[Array, " P"]
+
+
+def plain_id(id: Any) -> int | str:
+    """An id as JSON has it: integers of numpy as Python's.
+
+    Raises:
+        ConfigurationError: it is no id.
+    """
+    if isinstance(id, str):
+        try:
+            id.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"The id {id!r} has a surrogate, which is half a character; give a "
+                "string that UTF-8 can write."
+            ) from error
+        return str(id)
+    try:
+        number = operator.index(id)
+    except TypeError:
+        number = -1
+    if isinstance(id, bool) or not 0 <= number < LIMIT:
+        raise ConfigurationError(
+            f"The id {id!r} is neither a string nor an integer from 0 to {LIMIT - 1}; "
+            "give one of these, such as str(id)."
+        )
+    return number
+
+
+def id_order(id: int | str) -> tuple[bool, Any]:
+    """A sort key: integers by size, then strings by alphabet."""
+    return isinstance(id, str), id
+
+
+def check_ids(problems: Sequence[Problem]) -> None:
+    """Refuse problems that have no id, or share one; fillers may.
+
+    Raises:
+        ConfigurationError: an id is no id, several problems have one id, or two strings
+            have one hash.
+    """
+    places: dict[int | str, list[int]] = {}
+    for place, problem in enumerate(problems):
+        if not isinstance(problem, Filler):
+            places.setdefault(plain_id(problem.id), []).append(place)
+    shared = {id: found for id, found in places.items() if len(found) > 1}
+    if shared:
+        listed = "; ".join(
+            f"{id!r} at {', '.join(map(str, found))}"
+            for id, found in list(shared.items())[:MAX_NAMED]
+        )
+        more = f"; and {len(shared) - MAX_NAMED} more" * (len(shared) > MAX_NAMED)
+        raise ConfigurationError(
+            "Problems of one id would get the same random numbers, and these ids are "
+            f"given twice or more (places counted from 0): {listed}{more}. Give every "
+            "problem an id of its own, an integer or a string."
+        )
+    hashes: dict[tuple[int, int], str] = {}
+    for id in places:
+        if isinstance(id, str):
+            other = hashes.setdefault(hash_words(id), id)
+            if other != id:
+                raise ConfigurationError(
+                    f"The ids {other!r} and {id!r} have one hash of 64 bits, so that "
+                    "their problems would get the same random numbers; rename one."
+                )
+
+
+def hash_words(id: str) -> tuple[int, int]:
+    """The two words that stand for a string."""
+    digest = hashlib.sha256(id.encode("utf-8")).digest()
+    return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
+
+
+def id_words(ids: Iterable[Any]) -> IdWords:
+    """P ids, integers or strings, as arrays.
+
+    Raises:
+        ConfigurationError: one is no id.
+    """
+    plain = [plain_id(id) for id in ids]
+    words = [hash_words(id) if isinstance(id, str) else (id, 0) for id in plain]
+    return IdWords(
+        jnp.asarray(np.asarray(words, np.uint32).reshape(-1, 2)),
+        jnp.asarray([isinstance(id, str) for id in plain], bool),
+    )
+
+
+def problem_keys(key: Key[Array, ""], ids: IdWords) -> Key[Array, " P"]:
+    """The key of each problem; a typed key folds in its id as the module says."""
+    fold, (first, second) = jax.vmap(jax.random.fold_in), ids.words.T
+    of_integers = jax.vmap(jax.random.fold_in, (None, 0))(key, first)
+    tagged = jax.random.fold_in(key, STRING_TAG)
+    of_strings = jax.vmap(jax.random.fold_in, (None, 0))(tagged, first)
+    return jnp.where(ids.is_string, fold(of_strings, second), of_integers)
+
+
+def problem_key(key: AnyKey, id: Any) -> Key[Array, ""]:
+    """The key under which an engine runs the problem of an id, integer or string.
+
+    Raises:
+        ConfigurationError: it is no id, or the key is none.
+    """
+    return problem_keys(single_key(key), id_words([id]))[0]

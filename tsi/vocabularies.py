@@ -1,0 +1,82 @@
+"""Token ids: which a policy may write, and whether its readers have rows for them.
+
+Models pad their vocabularies: Qwen2.5 of 1.5 billion weights has 151,936 rows and that
+of 7 billion 152,064, for one tokenizer of 151,665 tokens. So neither number says
+whether two models read the same text; their tokenizers do, and the rows that no token
+has are never drawn (:class:`tsi.boundary.Boundary`). JAX reads beyond the end of a
+table without a word, so a missing row must be found here.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from tsi.boundary import Boundary, step_boundary
+from tsi.errors import ConfigurationError
+from tsi.models.decoder_config import DecoderConfig
+from tsi.models.tokenizer import Tokenizer
+
+
+def boundary_of(
+    tokenizer: Tokenizer, vocab_size: int, delimiter: bytes, eos_ids: Sequence[int]
+) -> Boundary:
+    """Where steps of a policy end; what its tokenizer does not know is never drawn.
+
+    Args:
+        tokenizer: of the policy.
+        vocab_size: its rows, padding included.
+        delimiter: the bytes that end a step.
+        eos_ids: tokens that end the solution; may be drawn in any case.
+
+    Raises:
+        ConfigurationError: the delimiter is empty, or an end token is out of range.
+    """
+    unknown = [id for id in range(vocab_size) if tokenizer.meaning(id) is None]
+    return step_boundary(
+        [tokenizer.token_bytes(id) for id in range(vocab_size)],
+        delimiter,
+        eos_ids,
+        padding=sorted({*unknown} - {*eos_ids}),
+    )
+
+
+def check_rows(
+    boundary: Boundary, policy: DecoderConfig, readers: Iterable[DecoderConfig]
+) -> None:
+    """Refuse models that lack rows for what the policy may write.
+
+    Raises:
+        ConfigurationError: a reward model has no row for a token that may be drawn, or
+            the boundary does not know one.
+    """
+    known, size = len(boundary.stops), policy.vocab_size
+    if known < size:
+        raise ConfigurationError(
+            f"The boundary knows {known} token ids and the policy has {size}; give "
+            "step_boundary the bytes of every id, padding included."
+        )
+    drawn = np.ones(size, bool)
+    if boundary.padding is not None:
+        drawn = ~np.asarray(boundary.padding)[:size]
+    last = int(np.flatnonzero(drawn)[-1])
+    for reader in readers:
+        if last >= reader.vocab_size:
+            raise ConfigurationError(
+                f"The policy has {size} token ids and the reward model "
+                f"{reader.vocab_size}; it reads the policy's ids, which go up to "
+                f"{last}, and lacks rows for the last of them. Choose a reward model "
+                "of the policy's tokenizer; if the ids beyond are padding, name them "
+                "to step_boundary, so that they are never drawn."
+            )
+
+
+def first_difference(policy: Tokenizer, reader: Tokenizer) -> int | None:
+    """The first id of the policy's tokenizer that another takes for something else.
+
+    What the other knows besides does not matter: the policy does not write it.
+    """
+    for id in range(policy.num_ids):
+        meaning = policy.meaning(id)
+        if meaning is not None and meaning != reader.meaning(id):
+            return id
+    return None
