@@ -80,7 +80,7 @@ def pimh(
     Args:
         weights: transform of the product potential, if no potential is given.
         potential: product, telescoping or uniform.
-        num_iterations: J, by default 4.
+        num_iterations: J, by default 4; at least 2, for one is SMC.
         particles_per_iteration: n, in place of J.
         endless: never done; each system has all N particles, and between iterations the
             members are those of the accepted one. Needs a target with `truncate`.

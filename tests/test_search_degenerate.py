@@ -17,7 +17,7 @@ SEARCHES = {
     "ab_mcts": samplers.ab_mcts,
     "lookahead": samplers.lookahead_search,
     "step_beam": samplers.step_beam,
-    "step_beam, shrinking": lambda: samplers.step_beam(shrink=True),
+    "step_beam, released": lambda: samplers.step_beam(variant="released"),
 }
 SHAPE = smooth()
 KEYS = jax.random.split(jax.random.key(1), 50)
