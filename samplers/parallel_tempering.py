@@ -364,4 +364,5 @@ def parallel_tempering(
         needs=("truncate",),
         auxiliary=tuple(at(temperature) for temperature in ladder[1:]),
         endless=endless,
+        chain=True,
     )

@@ -363,4 +363,14 @@ def particle_gibbs(
 
     needs = ("truncate", "replay") if ancestor_sampling else ("truncate",)
     claim = None if published else score
-    return Explorer(plan, init, ask, tell, claim, select, needs=needs, endless=endless)
+    return Explorer(
+        plan,
+        init,
+        ask,
+        tell,
+        claim,
+        select,
+        needs=needs,
+        endless=endless,
+        chain=True,
+    )

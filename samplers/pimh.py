@@ -205,4 +205,15 @@ def pimh(
         return jax.tree.map(lambda a, b: jnp.where(over, a, b), over_now, state)
 
     needs = ("truncate",) if endless else ()
-    return Explorer(plan, init, ask, tell, score, select, needs=needs, endless=endless)
+    return Explorer(
+        plan,
+        init,
+        ask,
+        tell,
+        score,
+        select,
+        needs=needs,
+        endless=endless,
+        chain=True,
+        acceptance=lambda state: state.accepted / (state.iteration - 1),
+    )

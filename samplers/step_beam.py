@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import UnknownNameError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.allocation import effective_width
 from tsi.samplers.solutions import (
     best_first,
@@ -36,7 +36,6 @@ from tsi.samplers.solutions import (
     not_numbers,
     told,
 )
-from tsi.weights import ess
 
 VARIANTS = ("full_width", "released")
 
@@ -165,7 +164,7 @@ def step_beam(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=ess(state.log_weights),
+            ess=NO_SIZE,
             num_recoveries=(~hope & ~was_dead).astype(jnp.int32),
             num_invalid=not_numbers(reply, state.took),
         )

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.path_record import (
     ChainSample,
     PathRecord,
@@ -87,7 +87,8 @@ class MetropolisState(NamedTuple):
         proposal: its numbers so far.
         ending: whether the proposal is a whole solution, [C].
         waiting: proposals that are complete, [C].
-        accepted: moves accepted so far, of all chains.
+        accepted: moves accepted so far, of all chains; those that change nothing, by a
+            cut beyond the end, are among them.
         sample: numbers of the present states, without the axis C if there is one chain.
     """
 
@@ -297,7 +298,7 @@ def suffix_metropolis(
         info = ExplorerInfo(
             parents=parents,
             slots=parents,
-            ess=jnp.asarray(num_chains, jnp.float32),
+            ess=NO_SIZE,
             num_recoveries=lost.astype(jnp.int32),
             num_invalid=invalid(reply, took),
         )
@@ -409,4 +410,6 @@ def suffix_metropolis(
         needs=("truncate",) if power == 1.0 else ("truncate", "log_prob"),
         power=power,
         endless=endless,
+        chain=True,
+        acceptance=lambda state: state.accepted / (state.iteration * num_chains),
     )
