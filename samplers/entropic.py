@@ -47,7 +47,7 @@ def entropic_particle_filter(
     max_steps: int = 40,
     ess_fraction: float = 0.5,
     active_fraction: float = 0.5,
-    select: str = "posterior",
+    select: str | None = None,
     num_islands: int = 1,
 ) -> Sampler:
     """The particle filter with annealed, systematic resampling.
@@ -59,7 +59,8 @@ def entropic_particle_filter(
         max_steps: T_max, over which annealing fades.
         ess_fraction: anneal while ESS / N is below it.
         active_fraction: anneal while t / T_max is below it.
-        select: how one answer is chosen.
+        select: how one answer is chosen; by default "posterior", and "argmax" of the
+            last reward if released.
         num_islands: independent filters of N / num_islands particles.
 
     Raises:
@@ -70,6 +71,8 @@ def entropic_particle_filter(
     if variant not in VARIANTS:
         raise UnknownNameError("entropic particle filter variant", variant, VARIANTS)
     released = variant == "released"
+    if select is None:
+        select = "argmax" if released else "posterior"
     weights = "odds" if weights is None else weights
     if released and weights != "odds":
         raise ConfigurationError(

@@ -96,6 +96,7 @@ def test_the_released_entropic_filter_anneals_the_odds_of_last_rewards():
             particles.step(drawn)
         assert_same_particles(particles, run)
     assert annealed > 5
+    assert sampler.select == "argmax"
     assert limit == 4
 
 
