@@ -73,14 +73,36 @@ CLAIMS: dict[str, Claim] = {
     "lookahead_search": Claim(samplers.lookahead_search, "none"),
     "mcts": Claim(samplers.mcts, "none"),
     "ab_mcts": Claim(samplers.ab_mcts, "none"),
-    "entropic_particle_filter, published": Claim(
-        lambda: samplers.entropic_particle_filter(variant="published"), "none"
+    "particle_filter, released": Claim(
+        lambda: samplers.particle_filter(variant="released"), "none"
     ),
-    "particle_gibbs, published": Claim(
-        lambda: samplers.particle_gibbs(variant="published"), "none"
+    "particle_filter, printed": Claim(
+        lambda: samplers.particle_filter(variant="printed"), "none"
     ),
-    "power_sampling, published": Claim(
-        lambda: samplers.power_sampling(2.0, variant="published", block_steps=2), "none"
+    "entropic_particle_filter, released": Claim(
+        lambda: samplers.entropic_particle_filter(variant="released"), "none"
+    ),
+    "particle_gibbs, released": Claim(
+        lambda: samplers.particle_gibbs(variant="released"), "none"
+    ),
+    "particle_gibbs, printed": Claim(
+        lambda: samplers.particle_gibbs(variant="printed"), "none"
+    ),
+    "parallel_tempering, printed": Claim(
+        lambda: samplers.parallel_tempering(
+            variant="printed", num_temperatures=2, num_sweeps=2
+        ),
+        "none",
+    ),
+    "power_sampling, released": Claim(
+        lambda: samplers.power_sampling(2.0, variant="released", block_steps=2), "none"
+    ),
+    "power_sampling, printed": Claim(
+        lambda: samplers.power_sampling(2.0, variant="printed", block_steps=2), "none"
+    ),
+    "rebase, released": Claim(lambda: samplers.rebase(variant="released"), "none"),
+    "step_beam, released": Claim(
+        lambda: samplers.step_beam(variant="released"), "none"
     ),
 }
 """Every constructor, in the order of the tables."""

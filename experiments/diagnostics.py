@@ -110,15 +110,17 @@ def ess_figure(result: Result) -> Figure:
         panels = 1 if rewards is None else 2
         figure = Figure(figsize=(7, 2.6 * panels + 0.4), layout="constrained")
         axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
-        stay = np.arange(size)
-        for t, parents in enumerate(result.ancestors):
-            if not np.array_equal(parents, stay):
+        known = not np.isnan(result.ess).all()
+        title = f"N = {size}" if known else f"N = {size}, no weighted sample"
+        if result.resampled is not None:
+            title += "; dotted: resampled before the step"
+            for t in np.flatnonzero(result.resampled):
                 axes[0].axvline(t - 0.5, color="#999999", linestyle=":", zorder=0)
         axes[0].plot(steps, result.ess, color=ALIVE, marker="o")
         axes[0].axhline(size, color="#999999", linewidth=0.8)
         axes[0].set_ylim(0, 1.08 * size)
         axes[0].set_ylabel("effective sample size")
-        axes[0].set_title(f"N = {size}; dotted: resampled before the step", loc="left")
+        axes[0].set_title(title, loc="left")
         if rewards is not None:
             times = np.repeat(np.arange(len(rewards)), size)
             axes[1].scatter(times, rewards.ravel(), s=12, color=ALIVE, alpha=0.3)
@@ -128,7 +130,7 @@ def ess_figure(result: Result) -> Figure:
             axes[1].set_ylabel("reward")
             axes[1].legend(loc="best")
         axes[-1].set_xticks(steps)
-        axes[-1].set_xlabel("step")
+        axes[-1].set_xlabel("turn" if result.resampled is None else "step")
     return figure
 
 
@@ -156,9 +158,8 @@ def weights_figure(result: Result) -> Figure:
         )
         axes.set_xlabel("normalised weight")
         axes.set_ylabel("particles")
-        axes.set_title(
-            f"{tail}; ESS {1 / np.sum(weights**2):.1f}{_unanswered(result)}", loc="left"
-        )
+        size = "–" if np.isnan(result.ess).all() else f"{1 / np.sum(weights**2):.1f}"
+        axes.set_title(f"{tail}; ESS {size}{_unanswered(result)}", loc="left")
     return figure
 
 

@@ -85,6 +85,11 @@ def _uct(width: int, c: float) -> Explorer:
     return samplers.mcts(width, bonus=samplers.uct(c))
 
 
+def _power_in_blocks(num_blocks: int, max_steps: int, **settings: Any) -> Explorer:
+    # The code has 16 blocks of a text, whatever its length; budgets here are small.
+    return samplers.power_sampling(block_steps=-(-max_steps // num_blocks), **settings)
+
+
 ODDS = {"weights": "odds"}
 
 METHODS: dict[str, Method] = {
@@ -110,7 +115,15 @@ METHODS: dict[str, Method] = {
     "beam": Method(samplers.beam, {"width": 4, "select": "argmax"}, "beam search"),
     "dvts": Method(samplers.dvts, {"width": 4, "select": "weighted_vote"}, "DVTS"),
     "rebase": Method(samplers.rebase, {"temperature": 0.2}, "REBASE"),
+    "rebase_released": Method(
+        samplers.rebase, {"temperature": 0.2, "variant": "released"}, "REBASE, released"
+    ),
     "step_beam": Method(samplers.step_beam, {"width": 4}, "step-level beam search"),
+    "step_beam_released": Method(
+        samplers.step_beam,
+        {"width": 4, "variant": "released"},
+        "step-level beam search, released",
+    ),
     "lookahead_search": Method(
         samplers.lookahead_search, {"width": 4, "k": 1}, "lookahead search"
     ),
@@ -122,6 +135,12 @@ METHODS: dict[str, Method] = {
         {"weights": "odds", "select": "argmax"},
         "particle filter",
     ),
+    "particle_filter_released": Method(
+        samplers.particle_filter, {"variant": "released"}, "particle filter, released"
+    ),
+    "particle_filter_printed": Method(
+        samplers.particle_filter, {"variant": "printed"}, "particle filter, printed"
+    ),
     "smc": Method(_ess_triggered, {"ess_fraction": 0.5, "weights": "odds"}, "SMC"),
     "entropic": Method(
         samplers.entropic_particle_filter,
@@ -129,10 +148,10 @@ METHODS: dict[str, Method] = {
         "entropic particle filter",
         annealed=True,
     ),
-    "entropic_published": Method(
+    "entropic_released": Method(
         samplers.entropic_particle_filter,
-        {"weights": "odds", "variant": "published"},
-        "entropic particle filter, published",
+        {"variant": "released"},
+        "entropic particle filter, released",
         annealed=True,
     ),
     "tempered": Method(
@@ -176,10 +195,16 @@ METHODS: dict[str, Method] = {
         "particle Gibbs, backward sampling",
         smallest=8,
     ),
-    "particle_gibbs_published": Method(
+    "particle_gibbs_released": Method(
         samplers.particle_gibbs,
-        {"num_sweeps": 4, "variant": "published", **ODDS},
-        "particle Gibbs, published",
+        {"num_sweeps": 4, "variant": "released"},
+        "particle Gibbs, released",
+        smallest=8,
+    ),
+    "particle_gibbs_printed": Method(
+        samplers.particle_gibbs,
+        {"num_sweeps": 4, "variant": "printed"},
+        "particle Gibbs, printed",
         smallest=8,
     ),
     "pimh": Method(
@@ -194,6 +219,12 @@ METHODS: dict[str, Method] = {
         "parallel tempering",
         smallest=8,
     ),
+    "parallel_tempering_printed": Method(
+        samplers.parallel_tempering,
+        {"num_temperatures": 2, "num_sweeps": 2, "variant": "printed"},
+        "parallel tempering, printed",
+        smallest=8,
+    ),
     "quest": Method(samplers.quest, {"beta": 0.1}, "QUEST"),
     "power": Method(
         samplers.power_sampling,
@@ -202,12 +233,23 @@ METHODS: dict[str, Method] = {
         proposal_temperature=0.25,
         reads_reward=False,
     ),
-    "power_published": Method(
-        samplers.power_sampling,
-        {"alpha": 4.0, "variant": "published", "block_steps": 2},
-        "power sampling, published",
+    "power_released": Method(
+        _power_in_blocks,
+        {"alpha": 4.0, "variant": "released", "num_blocks": 4},
+        "power sampling, released",
         proposal_temperature=0.25,
         reads_reward=False,
+        annealed=True,
+        smallest=8,
+    ),
+    "power_printed": Method(
+        _power_in_blocks,
+        {"alpha": 4.0, "variant": "printed", "num_blocks": 4},
+        "power sampling, printed",
+        proposal_temperature=0.25,
+        reads_reward=False,
+        annealed=True,
+        smallest=8,
     ),
     "adaptive_consistency": Method(
         samplers.self_consistency,

@@ -200,7 +200,8 @@ NO_REWARD = (
     "greedy",
     "self_consistency",
     "power_sampling",
-    "power_sampling, published",
+    "power_sampling, released",
+    "power_sampling, printed",
 )
 NEVER_RESAMPLE = ("greedy", "self_consistency", "best_of_n", "weighted_best_of_n")
 

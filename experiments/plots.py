@@ -30,7 +30,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
 
 # Of the others, in turn: no two have colour and marker in common.
 _COLOURS = ("#332288", "#117733", "#44AA99", "#88CCEE", "#999933", "#AA4499", "#661100")
-_MARKERS = ("o", "s", "^", "D")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 RC: dict[Any, Any] = {
     "axes.spines.right": False,

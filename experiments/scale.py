@@ -326,6 +326,8 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "pareto_k": _rounded(result.pareto_k),
         "unique_eves": None if unique is None else int(unique[0]),
         "min_ess": _rounded(result.ess.min()),
+        "num_distinct": len(set(result.texts)),
+        "acceptance_rate": _rounded(result.acceptance_rate),
         "num_steps": len(result.ancestors),
         "rollouts": ledger.rollouts,
         "num_recoveries": result.num_recoveries,

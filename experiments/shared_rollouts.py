@@ -82,6 +82,7 @@ def first_rollouts(
         ledger=ledger_of_first(result.slots, n, seconds, with_reward=reads_reward),
         slots=None,
         step_rewards=None if step_rewards is None else step_rewards[:num_steps, :n],
+        resampled=np.zeros(num_steps, bool),
         **diagnosis._asdict(),
     )
 

@@ -87,6 +87,26 @@ def genealogy_text(result: Result) -> str:
     return "\n".join(lines)
 
 
+def _sampling_text(result: Result) -> list[str]:
+    """Effective sizes, resampling and moves, as far as the method has them."""
+    num_particles, resampled = len(result.texts), result.resampled
+    sizes = " ".join("–" if np.isnan(x) else f"{x:.1f}" for x in result.ess)
+    whose = f"of {num_particles} after each step"
+    if resampled is None:
+        whose = "of the particles in use, by turn"
+    if np.isnan(result.ess).all():
+        lines = ["Effective sample size: –, for its particles are no weighted sample"]
+    else:
+        lines = [f"Effective sample size {whose}: {sizes}"]
+    if resampled is not None:
+        steps = ", ".join(map(str, np.flatnonzero(resampled))) or "none"
+        lines.append(f"Resampled before step: {steps} (counted from 0)")
+    distinct = f"Distinct solutions of {num_particles}: {len(set(result.texts))}"
+    if not math.isnan(result.acceptance_rate):
+        distinct += f"; share of moves accepted: {result.acceptance_rate:.2f}"
+    return [*lines, distinct]
+
+
 def solution_text(
     result: Result,
     other_targets: int = 0,
@@ -103,13 +123,6 @@ def solution_text(
         has_target: False for a search, whose number estimates no evidence.
         reads_reward: False for a method whose answer depends on no reward.
     """
-    num_particles = len(result.texts)
-    ess = [f"{value:.1f}" for value in result.ess]
-    resampled = [
-        str(t)
-        for t, row in enumerate(result.ancestors)
-        if not np.array_equal(row, np.arange(num_particles))
-    ]
     errors = result.answer_errors or {}
     posterior = [
         f"  {answer}  {probability:.3f} ± {_error(errors.get(answer, math.nan))}"
@@ -138,12 +151,14 @@ def solution_text(
     ]
     known = f"{result.log_evidence:.3f} ± {_error(deviation)}"
     product = f", times those of {other_targets} other temperatures"
+    heading = "Answer posterior"
+    if not has_target:
+        heading = "Answers by weight, no posterior, for the method has no target"
     sections = [
-        f"Effective sample size of {num_particles} after each step: {' '.join(ess)}",
-        f"Resampled before step: {', '.join(resampled) or 'none'} (counted from 0)",
+        *_sampling_text(result),
         f"Unique ancestors of the final particles, by step: {unique}",
         f"Surviving genealogy:\n{genealogy_text(result)}",
-        "Answer posterior:\n" + ("\n".join(posterior) or "  no particle has an answer"),
+        f"{heading}:\n" + ("\n".join(posterior) or "  no particle has an answer"),
         f"Selected answer: {result.selected}",
         f"Log evidence{product if other_targets else ''}: "
         f"{known if has_target else 'none, for the method has no target'}",

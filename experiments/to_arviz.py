@@ -42,10 +42,10 @@ def to_datatree(
         the draw is) and log_weight (of the draw: 0 after resampling).
         sample_stats [chain, problem, ...]: log_weight by particle; ess,
         unique_ancestors by step; ancestors by step and particle; log_evidence,
-        log_evidence_variance, pareto_k, num_recoveries, num_invalid, num_truncated;
-        answer_posterior, answer_error by answer, given that there is one; unanswered,
-        the share of the weight that has none. Steps that a run did not take are NaN,
-        its ancestors -1.
+        log_evidence_variance, pareto_k, acceptance_rate, num_recoveries, num_invalid,
+        num_truncated; answer_posterior, answer_error by answer, given that there is
+        one; unanswered, the share of the weight that has none. Steps that a run did not
+        take are NaN, its ancestors -1.
 
     Raises:
         ConfigurationError: ArviZ is not installed, there is no result, or numbers of
@@ -113,6 +113,7 @@ def to_datatree(
         "log_evidence",
         "log_evidence_variance",
         "pareto_k",
+        "acceptance_rate",
         "num_recoveries",
         "num_invalid",
         "num_truncated",

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.search_tree import (
     SearchTree,
     children,
@@ -48,7 +48,7 @@ from tsi.samplers.thompson import (
     observed,
     posterior_named,
 )
-from tsi.weights import ess, weight_dtype
+from tsi.weights import weight_dtype
 
 
 class Evidence(NamedTuple):
@@ -226,7 +226,7 @@ def ab_mcts(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=ess(state.log_weights),
+            ess=NO_SIZE,
             num_recoveries=jnp.zeros((), jnp.int32),
             num_invalid=not_numbers(reply, took),
         )

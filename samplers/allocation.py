@@ -148,6 +148,37 @@ def rebase_counts(
     return jnp.zeros_like(counts).at[order].set(counts)
 
 
+def rebase_counts_in_turn(
+    log_weights: Float[Array, "N"], num_children: Int[Array, ""] | int
+) -> Int[Array, "N"]:
+    """REBASE's shares as its code counts them: ceil(what is left * share of the rest).
+
+    Best first, i gets ceil(W' w_i / sum_{j not served} w_j) of the W' that are left.
+
+    Args:
+        log_weights: unnormalised log weights, [N].
+        num_children: W, how many children there are to hand out; may be traced.
+
+    Returns:
+        Counts [N] that sum to W; zero everywhere if no particle has weight.
+
+    Source: Wu et al. 2024, arXiv 2408.00724, the code's `select_softmax`.
+    """
+    weights = sanitise(log_weights)
+    order = jnp.argsort(weights, descending=True, stable=True)
+    shares = jnp.where(weights > -jnp.inf, jax.nn.softmax(weights), 0.0)[order]
+    # Summed from the smallest up: differences of sums would lose the last shares.
+    rest = jnp.cumsum(shares[::-1])[::-1]
+    of_rest = jnp.where(shares > 0.0, shares / rest, 0.0)
+
+    def serve(left: Array, share: Array) -> tuple[Array, Array]:
+        wanted = jnp.ceil(share * left * (1.0 - 1e-6)).astype(jnp.int32)
+        return left - wanted, wanted
+
+    _, counts = jax.lax.scan(serve, jnp.asarray(num_children, jnp.int32), of_rest)
+    return jnp.zeros_like(counts).at[order].set(counts)
+
+
 def _rebase_allocation(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
 ) -> Int[Array, "M"]:

@@ -289,4 +289,14 @@ def backward_gibbs(
         return _select(last | (state.level < 1), over, state)
 
     needs = ("truncate", "replay")
-    return Explorer(plan, init, ask, tell, score, select, needs=needs, endless=endless)
+    return Explorer(
+        plan,
+        init,
+        ask,
+        tell,
+        score,
+        select,
+        needs=needs,
+        endless=endless,
+        chain=True,
+    )

@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.explorer import Reply
 from tsi.sampler import Sampler
 from tsi.samplers.path_record import PathRecord, extended, no_paths
-from tsi.samplers.potentials import Potential
+from tsi.samplers.potentials import Potential, log_scores
 from tsi.samplers.resampling import (
     below,
     cumulate,
@@ -47,6 +47,7 @@ from tsi.samplers.resampling import (
 )
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.smc import SMCInfo, SMCState, smc
+from tsi.weights import all_dead, log_mean_exp
 
 Scheme = Callable[[Array, Array, Array], Array]
 """`(key, log_weights [n], conditional []) -> ancestors [n]`, 0 of 0 if conditional."""
@@ -161,6 +162,8 @@ def weigh(
     potential: Potential,
     conditional: Bool[Array, ""],
     reference: PathRecord,
+    *,
+    ahead: bool = False,
 ) -> tuple[Sweep, SMCInfo]:
     """Particles one step longer; also SMC's diagnostics.
 
@@ -170,6 +173,8 @@ def weigh(
         potential: their weights.
         conditional: whether particle 0 is a reference.
         reference: the numbers of its whole path.
+        ahead: weigh the reference by its reward after the next step, as the released
+            code of arXiv 2502.01618 does; what is recorded of it stays true.
     """
     step = jnp.minimum(sweep.smc.t, reference.log_potentials.shape[-1] - 1)
     remembered = Reply(
@@ -182,14 +187,65 @@ def weigh(
     told = jax.tree.map(lambda old, new: jnp.where(kept, old, new), remembered, reply)
     records = extended(sweep.records, told, ~sweep.smc.finished)
     sampler = smc(schedule=every_step, potential=potential)
+    log_potentials = told.log_potentials
+    if ahead:
+        following = jnp.minimum(step + 1, jnp.maximum(reference.length - 1, 0))
+        log_potentials = jnp.where(
+            kept, reference.log_potentials[following], log_potentials
+        )
     state, info = sampler.tell(
         jax.random.key(0),
         sweep.smc,
-        told.log_potentials,
+        log_potentials,
         told.log_corrections,
         told.finished,
     )
     return Sweep(state, records), info
+
+
+def is_over(
+    sweep: Sweep, conditional: Bool[Array, ""], *, published: bool = False
+) -> Bool[Array, ""]:
+    """Whether all particles are whole.
+
+    Args:
+        sweep: after `weigh`.
+        conditional: whether particle 0 is a reference.
+        published: the sweep ends with its fresh particles, however long the reference.
+    """
+    finished = sweep.smc.finished
+    return jnp.all(finished | (_first(finished) & conditional & published))
+
+
+def with_whole_reference(
+    sweep: Sweep,
+    potential: Potential,
+    conditional: Bool[Array, ""],
+    reference: PathRecord,
+) -> Sweep:
+    """The end of a published sweep: all weigh by their last reward.
+
+    Args:
+        sweep: of which at least the fresh particles are whole.
+        potential: a rank, whose weights are functions of the last log potential.
+        conditional: whether particle 0 is a reference.
+        reference: the numbers of its whole path.
+    """
+    kept = _first(sweep.smc.finished) & conditional
+
+    def whole(new: Array, old: Array) -> Array:
+        return jnp.where(kept.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    last = jnp.take(reference.log_potentials, jnp.maximum(reference.length - 1, 0))
+    log_potentials = whole(last, sweep.smc.log_potentials)
+    scores = potential.power * log_scores(potential.transform, log_potentials)
+    mean = jnp.where(all_dead(scores), 0.0, log_mean_exp(scores))
+    state = sweep.smc._replace(
+        log_weights=jnp.where(all_dead(scores), 0.0, scores - mean),
+        log_potentials=log_potentials,
+        finished=sweep.smc.finished | kept,
+    )
+    return Sweep(state, jax.tree.map(whole, reference, sweep.records))
 
 
 def draw(key: Key[Array, ""], log_weights: Float[Array, "n"]) -> Int[Array, ""]:

@@ -6,15 +6,19 @@ drawn by w^(1/T) with
 
     T = max(1, (N / ESS) (1 - t / T_max)).
 
-"corrected": an offspring of i carries mean(v) w_i / v_i, v = w^(1/T), so the target is
-that of the particle filter, p(x) prod_t f(r_t), whatever the annealing. "published":
-weights are reset to equal after resampling, and what is sampled is not defined by any
-target. "normalised_entropy" takes the exponent 1 / T = H + (1 - H) t / T_max, with H
-the normalised entropy of the weights, from the same source, with correction.
+"corrected", the default: an offspring of i carries mean(v) w_i / v_i, v = w^(1/T), so
+the target is that of the particle filter, p(x) prod_t f(r_t), whatever the annealing.
+"normalised_entropy" takes the exponent 1 / T = H + (1 - H) t / T_max, with H the
+normalised entropy of the weights, from the same source, also corrected. "released":
+w are the odds of the last reward alone, clipped to [1e-7, 1 - 1e-7], those of finished
+particles in every later step again, and what annealing leaves out is forgotten; no
+target defines what is sampled.
 
 References:
-    [1] Giannone et al. 2025, arXiv 2510.05825 (entropic annealing). Differs in the
-        default: the weights are corrected.
+    [1] Giannone et al. 2025, arXiv 2510.05825 (entropic annealing), and its code,
+        its_hub 1.2.0, core/algorithms/particle_gibbs.py. "released" differs in the end:
+        that code resamples once more after the last step, and here the final particles
+        carry the weights by which it would.
 """
 
 import jax.numpy as jnp
@@ -22,43 +26,59 @@ from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import Transform, product
+from tsi.samplers.potentials import Transform, latest, product
+from tsi.samplers.published import clipped_odds
 from tsi.samplers.reproduction import Group, at_mean_weight, by_priority
 from tsi.samplers.resampling import systematic
 from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
 from tsi.weights import ess, normalise
 
-VARIANTS = ("corrected", "published", "normalised_entropy")
+VARIANTS = ("corrected", "released", "normalised_entropy")
+
+EPSILON = 1e-7
+"""Rewards of the released variant are clipped to [EPSILON, 1 - EPSILON]."""
 
 
 def entropic_particle_filter(
-    weights: str | Transform = "odds",
+    weights: str | Transform | None = None,
     *,
     variant: str = "corrected",
     max_steps: int = 40,
     ess_fraction: float = 0.5,
     active_fraction: float = 0.5,
-    select: str = "posterior",
+    select: str | None = None,
     num_islands: int = 1,
 ) -> Sampler:
     """The particle filter with annealed, systematic resampling.
 
     Args:
-        weights: "odds", "reward", "softmax", or a function of the log potential.
-        variant: "corrected", "published" or "normalised_entropy".
+        weights: "odds", the default, "reward", "softmax", or a function of the log
+            potential; "released" has odds.
+        variant: "corrected", "released" or "normalised_entropy".
         max_steps: T_max, over which annealing fades.
         ess_fraction: anneal while ESS / N is below it.
         active_fraction: anneal while t / T_max is below it.
-        select: how one answer is chosen.
+        select: how one answer is chosen; by default "posterior", and "argmax" of the
+            last reward if released.
         num_islands: independent filters of N / num_islands particles.
 
     Raises:
-        ConfigurationError: if max_steps is less than one or a fraction not in [0, 1].
+        ConfigurationError: if max_steps is less than one, a fraction not in [0, 1], or
+            "released" is given weights other than odds.
         UnknownNameError: for an unknown variant or name of weights.
     """
     if variant not in VARIANTS:
         raise UnknownNameError("entropic particle filter variant", variant, VARIANTS)
+    released = variant == "released"
+    if select is None:
+        select = "argmax" if released else "posterior"
+    weights = "odds" if weights is None else weights
+    if released and weights != "odds":
+        raise ConfigurationError(
+            'entropic_particle_filter(variant="released") weighs by odds, as its code '
+            'does. Leave weights out, or use variant="corrected".'
+        )
     if max_steps < 1:
         raise ConfigurationError(
             f"Annealing fades over max_steps, and {max_steps} is less than one step."
@@ -92,13 +112,12 @@ def entropic_particle_filter(
     def choose(key: Key[Array, ""], group: Group) -> Int[Array, "n"]:
         return systematic(key, anneal(group), group.log_weights.shape[0])
 
-    published = variant == "published"
     return smc(
         schedule=every_step,
-        potential=product(weights),
+        potential=latest(clipped_odds(EPSILON)) if released else product(weights),
         select=select,
         num_islands=num_islands,
         reproduction=at_mean_weight(choose)
-        if published
+        if released
         else by_priority(systematic, anneal),
     )

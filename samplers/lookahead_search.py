@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.allocation import effective_width, top_k_replicate
 from tsi.samplers.solutions import equal_weights, not_numbers, rank_classes, told
-from tsi.weights import ess, weight_dtype
+from tsi.weights import weight_dtype
 
 
 class LookaheadState(NamedTuple):
@@ -148,7 +148,7 @@ def lookahead_search(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=ess(state.log_weights),
+            ess=NO_SIZE,
             num_recoveries=(dead & ~was_dead).astype(jnp.int32),
             num_invalid=not_numbers(reply, took),
         )

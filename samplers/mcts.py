@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.search_tree import (
     SearchTree,
     backed_up,
@@ -43,7 +43,7 @@ from tsi.samplers.search_tree import (
     solutions,
 )
 from tsi.samplers.solutions import no_solutions, not_numbers
-from tsi.weights import ess, weight_dtype
+from tsi.weights import weight_dtype
 
 Bonus = Callable[[Array, Array, Array], Array]
 """`(parent's visits [], visits [M], number of siblings []) -> bonus [M]`."""
@@ -206,7 +206,7 @@ def mcts(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=ess(state.log_weights),
+            ess=NO_SIZE,
             num_recoveries=jnp.zeros((), jnp.int32),
             num_invalid=not_numbers(reply, took),
         )

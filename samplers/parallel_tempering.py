@@ -11,9 +11,15 @@ chain's particles, weighted as in particle Gibbs, keep for every number J of swe
 and log_evidence is the sum of all chains' evidences: `auxiliary` has the path weights
 of the others.
 
+"corrected", the default, is all of the above. "printed" is what [1] prints: its own
+sweeps (`samplers.particle_gibbs`) with weights exp(r / T_k), and the last one of the
+cold chain as the result; it targets nothing. The probability of a swap is the same in
+both, with r_T in place of s in the latter. The released code of [1] has no tempering;
+its experiments ran chains beside each other without swaps, which is
+particle_filter(variant="released", num_islands=C).
+
 References:
-    [1] Puri et al. 2025, arXiv 2502.01618, Algorithm 3. Differs: states are swapped
-        with the probability that leaves the joint target invariant.
+    [1] Puri et al. 2025, arXiv 2502.01618, Algorithm 3.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import (
@@ -34,7 +40,8 @@ from tsi.samplers.path_record import (
     no_paths,
     summary,
 )
-from tsi.samplers.potentials import Potential, product
+from tsi.samplers.potentials import Potential, telescoping
+from tsi.samplers.published import potential_of
 from tsi.samplers.sweep_budget import path_score, shared_budget
 from tsi.samplers.temperature_ladder import (
     adapted,
@@ -48,6 +55,8 @@ from tsi.weights import weight_dtype
 WHOLE = jnp.iinfo(jnp.int32).max
 """A depth that cuts nothing, and a slot that is nowhere."""
 
+VARIANTS = ("corrected", "printed")
+
 
 class TemperingState(NamedTuple):
     """Chains at C temperatures, the cold one first.
@@ -58,6 +67,7 @@ class TemperingState(NamedTuple):
         log_weights, log_potentials, finished: of the members, [K].
         log_evidence: the sum of the chains' first estimates.
         iteration: sweeps completed.
+        sweeps: that the budget has.
         sample: numbers of the cold chain's reference.
         sweep: the particles of each chain, [C, n].
         reference: numbers of each chain's reference.
@@ -75,6 +85,7 @@ class TemperingState(NamedTuple):
     finished: Bool[Array, "K"]
     log_evidence: Float[Array, ""]
     iteration: Int[Array, ""]
+    sweeps: Int[Array, ""]
     sample: ChainSample
     sweep: csmc.Sweep
     reference: PathRecord
@@ -86,9 +97,10 @@ class TemperingState(NamedTuple):
 
 
 def parallel_tempering(
-    weights: str = "odds",
+    weights: str | None = None,
     *,
     potential: Potential | None = None,
+    variant: str = "corrected",
     num_temperatures: int = 3,
     hottest: float = 4.0,
     temperatures: Sequence[float] | None = None,
@@ -96,7 +108,7 @@ def parallel_tempering(
     particles_per_sweep: int | None = None,
     adapt_sweeps: int = 0,
     endless: bool = False,
-    select: str = "posterior",
+    select: str | None = None,
 ) -> Explorer:
     """Parallel tempering of particle Gibbs.
 
@@ -104,12 +116,14 @@ def parallel_tempering(
     are the cold chain's particles.
 
     Args:
-        weights: transform of the product potential, if no potential is given.
+        weights: transform of the product potential, if no potential is given; odds but
+            for the variant "printed", which has exp(r).
         potential: product, telescoping or uniform.
+        variant: "corrected" or "printed".
         num_temperatures: C.
         hottest: temperature; those between are geometric.
         temperatures: in place of both, rising from 1.
-        num_sweeps: J, by default 4.
+        num_sweeps: J, by default 4; at least 2, for references of one move nothing.
         particles_per_sweep: n, in place of J.
         adapt_sweeps: during so many first sweeps the ladder is adapted until neighbours
             swap equally often. They are burn-in: their particles are no part of the
@@ -117,14 +131,30 @@ def parallel_tempering(
             is exact only in the limit.
         endless: never done; a sweep has N / C particles in each chain, which overwrite
             the last, and between two sweeps the members are the cold ones.
-        select: how one answer is chosen.
+        select: how one answer is chosen; by default "posterior", and "argmax" of the
+            last reward if printed.
 
     Raises:
         ConfigurationError: for a potential without weights of prefixes, a ladder that
-            does not rise from 1, or both num_sweeps and particles_per_sweep.
+            does not rise from 1, both num_sweeps and particles_per_sweep, or a
+            potential or adapt_sweeps that were not printed.
+        UnknownNameError: for an unknown variant.
     """
-    potential = product(weights) if potential is None else potential
-    score = path_score(potential, "parallel_tempering")
+    if variant not in VARIANTS:
+        raise UnknownNameError("parallel_tempering variant", variant, VARIANTS)
+    printed = variant == "printed"
+    if printed and (potential is not None or adapt_sweeps):
+        raise ConfigurationError(
+            'parallel_tempering(variant="printed") has weights of its own and a ladder '
+            "that stays. Leave out potential and adapt_sweeps."
+        )
+    potential = potential or potential_of(variant, weights, "parallel_tempering")
+    # What printed chains draw and swap by; it is no target.
+    ranked = telescoping(potential.transform) if printed else potential
+    score = path_score(ranked, "parallel_tempering")
+    if select is None:
+        select = "argmax" if printed else "posterior"
+    overwrites = endless or printed
     if temperatures is None:
         temperatures = geometric(num_temperatures, hottest)
     ladder = check_ladder(temperatures)
@@ -143,7 +173,7 @@ def parallel_tempering(
                 "temperatures. Choose a number that is a multiple of them."
             )
         if endless:
-            return shared_budget(each, 1, None)
+            return shared_budget(each, 1, None, fewest=1)
         sweeps, size = shared_budget(each, num_sweeps, particles_per_sweep)
         if not 0 <= adapt_sweeps < sweeps:
             raise ConfigurationError(
@@ -155,7 +185,7 @@ def parallel_tempering(
 
     def kept(num_particles: int) -> int:
         sweeps, size = budget(num_particles)
-        return size if endless else (sweeps - adapt_sweeps) * size
+        return size if overwrites else (sweeps - adapt_sweeps) * size
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         sweeps, size = budget(num_particles)
@@ -169,7 +199,7 @@ def parallel_tempering(
         )
 
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> TemperingState:
-        _, size = budget(num_particles)
+        sweeps, size = budget(num_particles)
         members = kept(num_particles)
         rows = jnp.arange(num_chains * size, dtype=jnp.int32)
         return TemperingState(
@@ -180,6 +210,7 @@ def parallel_tempering(
             finished=jnp.zeros(members, bool),
             log_evidence=jnp.zeros(()),
             iteration=jnp.zeros((), jnp.int32),
+            sweeps=jnp.asarray(sweeps, jnp.int32),
             sample=summary(no_paths((), max_steps), score),
             sweep=begin(size, max_steps),
             reference=no_paths((num_chains,), max_steps),
@@ -195,7 +226,7 @@ def parallel_tempering(
         size = state.parents.shape[0] // num_chains
         # Burn-in is overwritten by the first sweep after it.
         after = jnp.maximum(state.iteration - adapt_sweeps, 0)
-        cold = jnp.where(endless, 0, after * size)
+        cold = jnp.where(overwrites, 0, after * size)
         hot = state.members.shape[0] + size * jnp.arange(num_chains - 1)
         starts = jnp.concatenate([cold[None], hot]).astype(jnp.int32)
         return starts[:, None] + jnp.arange(size, dtype=jnp.int32)
@@ -207,7 +238,7 @@ def parallel_tempering(
 
         def fork(key: Array, sweep: csmc.Sweep, beta: Array) -> csmc.Sweep:
             # A chain that waits for others has nothing to gain from resampling.
-            unfinished = ~jnp.all(sweep.smc.finished)
+            unfinished = ~csmc.is_over(sweep, conditional, published=printed)
             return csmc.fork(
                 key,
                 sweep,
@@ -257,16 +288,33 @@ def parallel_tempering(
             jnp.sum(info.num_invalid, dtype=jnp.int32),
         )
 
+    def whole(sweep, beta, conditional, reference) -> csmc.Sweep:
+        return csmc.with_whole_reference(
+            sweep, heated(potential, beta), conditional, reference
+        )
+
     def _swept(key: Key[Array, ""], state: TemperingState) -> TemperingState:
         """If all chains are through: keep the cold particles, draw and swap."""
         key_draw, key_swap = jax.random.split(key)
-        smc, own = state.sweep.smc, home(state)
-        size, members = own.shape[1], state.members.shape[0]
-        over = jnp.all(smc.finished)
+        own, conditional, sweep = home(state), state.iteration > 0, state.sweep
+        size = own.shape[1]
+
+        def over_alone(sweep: csmc.Sweep) -> Bool[Array, ""]:
+            return csmc.is_over(sweep, conditional, published=printed)
+
+        over = jnp.all(jax.vmap(over_alone)(sweep))
+        if printed:
+            sweep = jax.vmap(whole)(
+                sweep,
+                jnp.exp(-state.log_temperatures),
+                jnp.broadcast_to(conditional, num_chains),
+                state.reference,
+            )
+        smc = sweep.smc
         keys = jax.random.split(key_draw, num_chains)
         chosen = jax.vmap(csmc.draw)(keys, smc.log_weights)
         chains = jnp.arange(num_chains)
-        drawn = jax.tree.map(lambda leaf: leaf[chains, chosen], state.sweep.records)
+        drawn = jax.tree.map(lambda leaf: leaf[chains, chosen], sweep.records)
         origins, rates = swap(
             key_swap,
             log_density(drawn, score),
@@ -285,7 +333,7 @@ def parallel_tempering(
             return old.at[own[0]].set(new[0])
 
         swept = state._replace(
-            done=jnp.asarray(not endless) & (fixed_for * size >= members),
+            done=jnp.asarray(not endless) & (state.iteration + 1 >= state.sweeps),
             log_weights=stored(state.log_weights, smc.log_weights),
             log_potentials=stored(state.log_potentials, smc.log_potentials),
             finished=stored(state.finished, smc.finished),
@@ -303,7 +351,7 @@ def parallel_tempering(
         return jax.tree.map(lambda a, b: jnp.where(over, a, b), swept, state)
 
     def at(temperature: float) -> Callable[..., Array]:
-        tempered = heated(potential, 1.0 / temperature).path_log_weight
+        tempered = heated(ranked, 1.0 / temperature).path_log_weight
         assert tempered is not None
         return tempered
 
@@ -312,9 +360,10 @@ def parallel_tempering(
         init,
         ask,
         tell,
-        None if adapt_sweeps else score,
+        None if adapt_sweeps or printed else score,
         select,
         needs=("truncate",),
         auxiliary=tuple(at(temperature) for temperature in ladder[1:]),
         endless=endless,
+        chain=True,
     )

@@ -4,28 +4,31 @@ Multinomial resampling before every step, by the score of the prefix, so that
 
     target(x_{1:T}) = p(x_{1:T}) prod_t f(r_t),    r_t = r(c, x_{1:t}).
 
-f is the odds r / (1 - r) in the released code, exp(r) in the printed Algorithm 1
-(theta = softmax(r)) and r in the model that motivates it (every step was judged right).
-They are different targets, offered under their names; the default follows the code that
-produced the published numbers.
+f is the odds r / (1 - r) by default, which the released code weighs by; exp(r), which
+Algorithm 1 prints (theta = softmax(r)); or r, the model that motivates it (every step
+was judged right). They are different targets, offered under their names.
+
+"corrected", the default: a finished particle takes part in resampling with the weight
+it has, and its last score counts once, which the stated target needs. "released" and
+"printed" draw by the last reward alone, finished particles again in every step
+(`samplers.published`), and target nothing.
 
 References:
-    [1] Puri et al. 2025, arXiv 2502.01618, Algorithm 1. Differs: a finished particle
-        keeps its weight and takes part in resampling, which the stated target needs;
-        the released code leaves this to an option. It also clips a reward of exactly 1,
-        whose odds are infinite; here such a particle weighs nothing and is counted.
+    [1] Puri et al. 2025, arXiv 2502.01618, Algorithm 1.
 """
 
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import Transform, product
+from tsi.samplers.potentials import Transform
+from tsi.samplers.published import potential_of
 from tsi.samplers.resampling import Resampling, multinomial
 from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
 
 
 def particle_filter(
-    weights: str | Transform = "odds",
+    weights: str | Transform | None = None,
     *,
+    variant: str = "corrected",
     resampling: Resampling = multinomial,
     select: str = "argmax",
     num_islands: int = 1,
@@ -33,19 +36,24 @@ def particle_filter(
     """The paper's particle filter.
 
     Args:
-        weights: "odds", "reward", "softmax", or a function of the log potential.
-        resampling: the scheme; multinomial as published.
-        select: "argmax" of the last reward as published, or "posterior".
+        weights: "odds", "reward", "softmax", or a function of the log potential; by
+            default the variant's, which is odds but for "printed".
+        variant: "corrected"; "released" as the paper's code runs it; or "printed", as
+            its Algorithm 1 says.
+        resampling: the scheme; multinomial in code and print.
+        select: "argmax" of the last reward as in the code, or "posterior".
         num_islands: independent filters of N / num_islands particles, weighed by their
-            evidence.
+            evidence; alike if the variant has none. "released" with M of them is the
+            paper's M parallel chains.
 
     Raises:
-        UnknownNameError: for an unknown name of weights.
+        UnknownNameError: for an unknown variant or name of weights.
+        ConfigurationError: for weights that are not those of a published variant.
     """
     return smc(
         resampling=resampling,
         schedule=every_step,
-        potential=product(weights),
+        potential=potential_of(variant, weights, "particle_filter"),
         select=select,
         num_islands=num_islands,
     )

@@ -15,10 +15,16 @@ prefixes pay for by repeating its future (`samplers.suffix_scoring`): it moves w
 without it all particles have long descended from the reference. Backward sampling does
 the same after the sweep (`samplers.backward_sampling`).
 
+"corrected", the default, is all of the above. "printed" and "released" are what [3]
+printed and ran: sweeps that draw by the last reward alone (`samplers.published`), whose
+next reference is drawn in the same way among the n, and end with their n - 1 fresh
+particles; the last sweep is the result. They target nothing. In the code, moreover, the
+reference is weighed at each step by its reward after the next one.
+
 References:
     [1] Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods.
     [2] Lindsten, Jordan and Schoen 2014, arXiv 1401.0604, Algorithm 2.
-    [3] Puri et al. 2025, arXiv 2502.01618, Algorithm 2: variant="published".
+    [3] Puri et al. 2025, arXiv 2502.01618, Algorithm 2, and its code.
 """
 
 from typing import NamedTuple
@@ -27,12 +33,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.backward_sampling import backward_gibbs
 from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
-from tsi.samplers.potentials import Potential, product, softmax
+from tsi.samplers.potentials import Potential, telescoping
+from tsi.samplers.published import potential_of
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
 from tsi.samplers.sweep_budget import path_score, shared_budget
@@ -51,6 +58,7 @@ class GibbsState(NamedTuple):
         log_weights, log_potentials, finished: of the members, [K].
         log_evidence: of the first sweep.
         iteration: sweeps completed.
+        sweeps: that the budget has.
         sample: numbers of the reference.
         sweep: the n particles of the present sweep.
         reference: numbers of the path that it is conditioned on.
@@ -66,6 +74,7 @@ class GibbsState(NamedTuple):
     finished: Bool[Array, "K"]
     log_evidence: Float[Array, ""]
     iteration: Int[Array, ""]
+    sweeps: Int[Array, ""]
     sample: ChainSample
     sweep: csmc.Sweep
     reference: PathRecord
@@ -75,11 +84,8 @@ class GibbsState(NamedTuple):
     slots: Int[Array, "n"]
 
 
-VARIANTS = ("corrected", "published")
-
-
 def particle_gibbs(
-    weights: str = "odds",
+    weights: str | None = None,
     *,
     potential: Potential | None = None,
     num_sweeps: int | None = None,
@@ -90,7 +96,7 @@ def particle_gibbs(
     schedule: Schedule = every_step,
     variant: str = "corrected",
     endless: bool = False,
-    select: str = "posterior",
+    select: str | None = None,
 ) -> Explorer:
     """Particle Gibbs, with ancestor sampling if asked for.
 
@@ -98,9 +104,10 @@ def particle_gibbs(
     those of later sweeps include the reference, a copy that costs no new step.
 
     Args:
-        weights: transform of the product potential, if no potential is given.
+        weights: transform of the product potential, if no potential is given; odds but
+            for the variant "printed", which has exp(r).
         potential: product, telescoping or uniform.
-        num_sweeps: J, by default 4.
+        num_sweeps: J, by default 4; at least 2, for one sweep is SMC.
         particles_per_sweep: n, in place of J.
         ancestor_sampling: also draw the reference's past; needs a target with `replay`,
             and up to T turns for each of T steps.
@@ -109,43 +116,57 @@ def particle_gibbs(
             stored prefixes.
         scheme: how ancestors are drawn given the reference's.
         schedule: when; a symmetric function of the weights.
-        variant: "published" draws the reference in proportion to exp(r), r the last
-            reward, as [3] does (whose released code then never replaces it); this
-            targets nothing.
+        variant: "corrected"; "released" as the code of [3] runs it; or "printed", as
+            its Algorithm 2 says.
         endless: never done; each sweep has all N particles and overwrites the last,
             and between two sweeps the members are those of the latest.
-        select: how one answer is chosen.
+        select: how one answer is chosen; by default "posterior", and "argmax" of the
+            last reward in the published variants.
 
     Raises:
         ConfigurationError: for a potential without weights of prefixes, both num_sweeps
             and particles_per_sweep, or settings that contradict each other.
         UnknownNameError: for an unknown variant.
     """
-    if variant not in VARIANTS:
-        raise UnknownNameError("particle Gibbs variant", variant, VARIANTS)
-    potential = product(weights) if potential is None else potential
-    score = path_score(potential, "particle_gibbs")
+    published = variant in ("released", "printed")
+    if published and (potential is not None or ancestor_sampling or backward_sampling):
+        raise ConfigurationError(
+            f"particle_gibbs(variant={variant!r}) has weights and moves of its own. "
+            "Leave out potential, ancestor_sampling and backward_sampling."
+        )
+    potential = potential or potential_of(variant, weights, "particle_gibbs")
+    # What a published sweep draws its next reference by; it is no target.
+    ranked = telescoping(potential.transform) if published else potential
+    score = path_score(ranked, "particle_gibbs")
+    if select is None:
+        select = "argmax" if published else "posterior"
     if num_sweeps is not None and particles_per_sweep is not None:
         raise ConfigurationError(
             "particle_gibbs takes num_sweeps or particles_per_sweep: the budget N is "
             "their product, so one gives the other."
         )
     plain = scheme is csmc.conditional_multinomial and schedule is every_step
+    if published and not plain:
+        raise ConfigurationError(
+            f"particle_gibbs(variant={variant!r}) draws independently at every step. "
+            "Leave out scheme and schedule."
+        )
     if (ancestor_sampling or backward_sampling) and not plain:
         raise ConfigurationError(
             "Ancestor and backward sampling draw the reference's ancestors apart from "
             "the others', which is right if all are independent and drawn at every "
             "step. Leave scheme and schedule as they are."
         )
-    if backward_sampling and (ancestor_sampling or variant == "published"):
+    if backward_sampling and ancestor_sampling:
         raise ConfigurationError(
             "Backward sampling draws the reference's whole past by itself. Leave out "
-            "ancestor_sampling and variant."
+            "ancestor_sampling."
         )
+    overwrites = endless or published
 
     def budget(num_particles: int) -> tuple[int, int]:
         if endless:
-            return 1, shared_budget(num_particles, 1, None)[1]
+            return 1, shared_budget(num_particles, 1, None, fewest=1)[1]
         return shared_budget(num_particles, num_sweeps, particles_per_sweep)
 
     if backward_sampling:
@@ -157,22 +178,27 @@ def particle_gibbs(
         turns = max_steps
         if ancestor_sampling:
             turns += max_steps * (max_steps - 1) // 2
-        return Plan(size, num_particles + scratch, sweeps * turns)
+        return Plan(size, kept(num_particles) + scratch, sweeps * turns)
+
+    def kept(num_particles: int) -> int:
+        return budget(num_particles)[1] if overwrites else num_particles
 
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> GibbsState:
-        _, size = budget(num_particles)
+        sweeps, size = budget(num_particles)
+        members = kept(num_particles)
         zero = jnp.zeros((), jnp.int32)
         nobody = no_paths((size,), max_steps)
         rows = jnp.arange(size, dtype=jnp.int32)
         none = jnp.zeros(size, bool)
         return GibbsState(
             done=jnp.zeros((), bool),
-            members=jnp.arange(num_particles, dtype=jnp.int32),
-            log_weights=jnp.zeros(num_particles),
-            log_potentials=jnp.zeros(num_particles),
-            finished=jnp.zeros(num_particles, bool),
+            members=jnp.arange(members, dtype=jnp.int32),
+            log_weights=jnp.zeros(members),
+            log_potentials=jnp.zeros(members),
+            finished=jnp.zeros(members, bool),
             log_evidence=jnp.zeros(()),
             iteration=zero,
+            sweeps=jnp.asarray(sweeps, jnp.int32),
             sample=summary(no_paths((), max_steps), score),
             sweep=csmc.begin(size, max_steps),
             reference=no_paths((), max_steps),
@@ -185,7 +211,7 @@ def particle_gibbs(
     def home(state: GibbsState) -> Int[Array, "n"]:
         """Where this sweep's particles are stored."""
         size = state.parents.shape[0]
-        bank = 0 if endless else state.iteration * size
+        bank = 0 if overwrites else state.iteration * size
         return bank + jnp.arange(size, dtype=jnp.int32)
 
     def scores(state: GibbsState) -> Bool[Array, ""]:
@@ -272,7 +298,12 @@ def particle_gibbs(
     ) -> tuple[GibbsState, ExplorerInfo]:
         conditional = state.iteration > 0
         sweep, info = csmc.weigh(
-            state.sweep, reply, potential, conditional, state.reference
+            state.sweep,
+            reply,
+            potential,
+            conditional,
+            state.reference,
+            ahead=variant == "released",
         )
         told = _ended(key, state._replace(sweep=sweep))
         size, recoveries, bad = info.ess, info.num_recoveries, info.num_invalid
@@ -298,20 +329,22 @@ def particle_gibbs(
 
     def _ended(key: Key[Array, ""], state: GibbsState) -> GibbsState:
         """If all particles are whole: keep them, draw the reference, begin again."""
-        smc, records = state.sweep.smc, state.sweep.records
-        size, kept = state.parents.shape[0], state.members.shape[0]
-        over = jnp.all(smc.finished)
-        log_w = smc.log_weights
-        if variant == "published":
-            log_w = softmax(smc.log_potentials)
-        chosen = csmc.draw(key, log_w)
+        conditional, size = state.iteration > 0, state.parents.shape[0]
+        over = csmc.is_over(state.sweep, conditional, published=published)
+        sweep = state.sweep
+        if published:
+            sweep = csmc.with_whole_reference(
+                sweep, potential, conditional, state.reference
+            )
+        smc, records = sweep
+        chosen = csmc.draw(key, smc.log_weights)
         reference = jax.tree.map(lambda leaf: leaf[chosen], records)
         mine = home(state)
 
         def stored(old: Array, new: Array) -> Array:
             return old.at[mine].set(new)
 
-        done = jnp.asarray(not endless) & ((state.iteration + 1) * size >= kept)
+        done = jnp.asarray(not endless) & (state.iteration + 1 >= state.sweeps)
         ended = state._replace(
             done=done,
             log_weights=stored(state.log_weights, smc.log_weights),
@@ -329,5 +362,15 @@ def particle_gibbs(
         return jax.tree.map(lambda a, b: jnp.where(over, a, b), ended, state)
 
     needs = ("truncate", "replay") if ancestor_sampling else ("truncate",)
-    claim = None if variant == "published" else score
-    return Explorer(plan, init, ask, tell, claim, select, needs=needs, endless=endless)
+    claim = None if published else score
+    return Explorer(
+        plan,
+        init,
+        ask,
+        tell,
+        claim,
+        select,
+        needs=needs,
+        endless=endless,
+        chain=True,
+    )

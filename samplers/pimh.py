@@ -81,7 +81,7 @@ def pimh(
     Args:
         weights: transform of the product potential, if no potential is given.
         potential: product, telescoping or uniform.
-        num_iterations: J, by default 4.
+        num_iterations: J, by default 4; at least 2, for one is SMC.
         particles_per_iteration: n, in place of J.
         endless: never done; each system has all N particles, and between iterations the
             members are those of the accepted one. Needs a target with `truncate`.
@@ -211,4 +211,15 @@ def pimh(
         return jax.tree.map(lambda a, b: jnp.where(over, a, b), over_now, state)
 
     needs = ("truncate",) if endless else ()
-    return Explorer(plan, init, ask, tell, score, select, needs=needs, endless=endless)
+    return Explorer(
+        plan,
+        init,
+        ask,
+        tell,
+        score,
+        select,
+        needs=needs,
+        endless=endless,
+        chain=True,
+        acceptance=lambda state: state.accepted / (state.iteration - 1),
+    )

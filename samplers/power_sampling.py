@@ -4,22 +4,26 @@ Sharpening whole solutions is not sampling tokens at a low temperature: p^alpha 
 what can follow. Metropolis-Hastings draws the end of a solution afresh from a proposal,
 best the policy at temperature 1 / alpha, and accepts by both probabilities.
 
-"exact": moves on whole solutions, with the ratio of lengths that the acceptance needs.
-"published": prefixes of one, two, ... blocks are sampled in turn, a share of the moves
-each; only the last state is kept; and the ratio of lengths is dropped, so that what the
-chain leaves invariant favours solutions of few steps.
+"exact", the default: moves on whole solutions, with the ratio of lengths that the
+acceptance needs. "printed": prefixes of one, two, ... blocks are sampled in turn, all
+as sequences of one length, a share of the moves each, and the last state is kept; exact
+in the limit of many moves, but nothing is weighted, so no target is claimed.
+"released": the same as the code runs it (`samplers.suffix_metropolis`), without a ratio
+of lengths and with a comparison cut off where the proposal ends.
 
 References:
-    [1] Karan and Du 2025, arXiv 2510.14901, Algorithm 1: alpha = 4, blocks of 192
-        tokens, 10 moves a block. Differs: texts are cut between steps, not tokens.
+    [1] Karan and Du 2025, arXiv 2510.14901, Algorithm 1, and its code,
+        aakaran/reasoning-with-sampling, `mcmc_power_samp`: alpha = 4, 16 blocks of 192
+        tokens, 10 moves for each block. Differs: texts are cut between steps, not
+        tokens, and N rollouts are N - 1 moves in all.
 """
 
 from tsi.errors import UnknownNameError
 from tsi.explorer import Explorer
 from tsi.samplers.potentials import uniform
-from tsi.samplers.suffix_metropolis import suffix_metropolis
+from tsi.samplers.suffix_metropolis import Blocks, suffix_metropolis
 
-VARIANTS = ("exact", "published")
+VARIANTS = ("exact", "printed", "released")
 
 
 def power_sampling(
@@ -34,23 +38,23 @@ def power_sampling(
 
     Args:
         alpha: the power.
-        variant: "exact" or "published".
-        block_steps: steps of one block of the published variant.
+        variant: "exact", "printed" or "released".
+        block_steps: steps of one block of the two latter.
         num_chains: chains that share the N rollouts.
         select: how one answer is chosen.
 
     Raises:
-        ConfigurationError: if a number is not positive.
+        ConfigurationError: if a number is not positive, and by `plan` if the blocks
+            are more than the moves.
         UnknownNameError: for an unknown variant.
     """
     if variant not in VARIANTS:
         raise UnknownNameError("power sampling variant", variant, VARIANTS)
-    published = variant == "published"
+    blocks = None if variant == "exact" else Blocks(block_steps, variant == "released")
     return suffix_metropolis(
         uniform(),
         power=alpha,
         num_chains=num_chains,
-        lengths=not published,
-        block_steps=block_steps if published else None,
+        blocks=blocks,
         select=select,
     )

@@ -99,6 +99,7 @@ def smc(
         )
     rule = by_priority(resampling) if reproduction is None else reproduction
     has_target = schedule is never or rule.exact
+    target = potential.path_log_weight if has_target else None
 
     def init(key: Key[Array, ""], num_particles: int) -> SMCState:
         islands = _count_islands(num_islands, num_particles)
@@ -141,8 +142,12 @@ def smc(
         log_corrections: Float[Array, "N"],
         finished: Bool[Array, "N"],
     ) -> tuple[SMCState, SMCInfo]:
-        return weighed(state, potential, log_potentials, log_corrections, finished)
+        state, info = weighed(
+            state, potential, log_potentials, log_corrections, finished
+        )
+        if target is None:
+            # Ranks, and weights of what was chosen by rank, have no such size.
+            info = info._replace(ess=jnp.full_like(info.ess, jnp.nan))
+        return state, info
 
-    return Sampler(
-        init, ask, tell, potential.path_log_weight if has_target else None, select
-    )
+    return Sampler(init, ask, tell, target, select)

@@ -9,10 +9,16 @@ potential ranks as either does.
 In the language of particles it is `beam(width)` with the finished kept apart: where all
 solutions have the same number of steps the two are equal, particle for particle.
 
+"full_width", the default: all that finish are put aside, B1 beams go on, and the first
+step is sampled N times. "released": candidates compete finished or not, a finished one
+among the best is put aside and takes its beam with it, others that finished are lost,
+and the first step is sampled B2 times.
+
 References:
-    [1] Chen et al. 2024, AlphaMath, arXiv 2405.03553, Section 3.3 and the code,
-        MARIO-Math-Reasoning/Super_MARIO, agents/step_beam.py. Differs: the first step
-        is sampled N times (by the code B2 times), as in the paper's algorithm.
+    [1] Chen et al. 2024, AlphaMath, arXiv 2405.03553, Section 3.3, and its code,
+        MARIO-Math-Reasoning/Super_MARIO, agents/step_beam.py. There a solution that is
+        cut at the depth limit, or has no answer, takes its beam with it and is not put
+        aside; here it is, with a reward of zero.
 """
 
 from typing import NamedTuple
@@ -20,7 +26,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.errors import UnknownNameError
+from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.allocation import effective_width
 from tsi.samplers.solutions import (
     best_first,
@@ -29,7 +36,9 @@ from tsi.samplers.solutions import (
     not_numbers,
     told,
 )
-from tsi.weights import ess, weight_dtype
+from tsi.weights import weight_dtype
+
+VARIANTS = ("full_width", "released")
 
 
 class StepBeamState(NamedTuple):
@@ -69,18 +78,21 @@ class StepBeamState(NamedTuple):
 
 
 def step_beam(
-    width: int = 4, *, shrink: bool = False, select: str = "argmax"
+    width: int = 4, *, variant: str = "full_width", select: str = "argmax"
 ) -> Explorer:
     """N / width beams of `width` samples, at the cost of at most N rollouts.
 
     Args:
         width: B2, samples of each beam; if N is smaller, N. Must divide N.
-        shrink: as the published code has it: candidates compete finished or not, and a
-            finished one among the best is put aside and takes its beam with it; others
-            that finished are lost. By default all that finish are put aside and B1
-            beams go on.
+        variant: "full_width" or "released".
         select: how one answer is chosen.
+
+    Raises:
+        UnknownNameError: for an unknown variant.
     """
+    if variant not in VARIANTS:
+        raise UnknownNameError("step_beam variant", variant, VARIANTS)
+    released = variant == "released"
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         effective_width(width, num_particles, "step_beam")
@@ -98,7 +110,8 @@ def step_beam(
             **no_solutions(num_particles)._asdict(),
             log_evidence=jnp.zeros((), weight_dtype()),
             beams=places[:num_beams],
-            num_beams=jnp.asarray(num_beams, jnp.int32),
+            # The code expands the question once, as a beam of its own.
+            num_beams=jnp.asarray(1 if released else num_beams, jnp.int32),
             max_beams=jnp.asarray(num_beams, jnp.int32),
             collected=none,
             told=jnp.zeros(2 * num_particles, weight_dtype()),
@@ -106,7 +119,7 @@ def step_beam(
             dead=jnp.zeros((), bool),
             parents=places,
             slots=places,
-            took=jnp.ones(num_particles, bool),
+            took=places < (copies if released else num_particles),
         )
 
     def ask(key: Key[Array, ""], state: StepBeamState) -> tuple[StepBeamState, Request]:
@@ -126,14 +139,15 @@ def step_beam(
         numbers = state.told.at[state.slots].set(told(reply), mode="drop")
         ended = state.ended.at[state.slots].set(reply.finished, mode="drop")
         fresh = jnp.zeros_like(ended).at[state.slots].set(True, mode="drop")
-        chosen = _best(fresh, numbers, state.max_beams) if shrink else fresh
+        chosen = _best(fresh, numbers, state.max_beams) if released else fresh
         collected = state.collected | (chosen & ended)
         collected = _best(collected, numbers, size)
         alive = numbers > -jnp.inf
         # A prefix that cannot be is extended only where nothing else is left.
         hope = jnp.any(alive & (collected | (chosen & ~ended)))
         going_on = chosen & ~ended & (alive | ~hope)
-        max_beams = state.max_beams - shrink * jnp.sum(chosen & ended, dtype=jnp.int32)
+        ended_now = jnp.sum(chosen & ended, dtype=jnp.int32)
+        max_beams = state.max_beams - (ended_now if released else 0)
         ranked = best_first(numbers, going_on.astype(jnp.int32))
         num_beams = jnp.minimum(jnp.sum(going_on, dtype=jnp.int32), max_beams)
         result = best_solutions(numbers, ended, collected | (fresh & ~ended), size)
@@ -151,7 +165,7 @@ def step_beam(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=ess(state.log_weights),
+            ess=NO_SIZE,
             num_recoveries=(~hope & ~was_dead).astype(jnp.int32),
             num_invalid=not_numbers(reply, state.took),
         )

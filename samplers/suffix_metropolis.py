@@ -10,6 +10,14 @@ The last factor is the ratio of the chances to cut there: dropping it (`lengths=
 favours short paths. Numbers of the kept steps are remembered, so a move costs its new
 steps only.
 
+Power sampling was published in blocks: prefixes of B, 2B, ... steps, sampled in turn.
+As printed, texts are sequences of one length, the block's, in which nothing follows the
+end: c is uniform over all of it, a cut beyond the end moves nothing, and A has no ratio
+of lengths because there is none. As run by the released code, c is uniform over the
+present length, a proposal may not be longer than that and is compared with as much of
+the present path as it is long itself, and the chain stops after the first block at
+whose end it has ended.
+
 Start: C rollouts are weighed by pi / q, resampled, and begin C chains. A kernel that
 leaves pi invariant keeps what is properly weighted properly weighted, so for every
 number of moves
@@ -31,7 +39,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.path_record import (
     ChainSample,
     PathRecord,
@@ -44,7 +52,19 @@ from tsi.samplers.path_record import (
 )
 from tsi.samplers.potentials import Potential
 from tsi.samplers.resampling import systematic
-from tsi.weights import log_mean_exp, weight_dtype
+from tsi.weights import log_mean_exp
+
+
+class Blocks(NamedTuple):
+    """Power sampling as published: prefixes in turn, an equal share of moves each.
+
+    Attributes:
+        steps: B, of one block.
+        released: as the code runs it, not as printed.
+    """
+
+    steps: int
+    released: bool = False
 
 
 class MetropolisState(NamedTuple):
@@ -59,6 +79,8 @@ class MetropolisState(NamedTuple):
         moves: that a stage has.
         stage: which block of the path is being sampled.
         growing: the present paths are being extended to the stage's length.
+        limits: steps to which they are, [C].
+        over: chains that have stopped before the others, [C].
         slots: where each chain's present path is stored, [C].
         current: its numbers.
         ended: whether it is a whole solution, [C].
@@ -66,7 +88,8 @@ class MetropolisState(NamedTuple):
         proposal: its numbers so far.
         ending: whether the proposal is a whole solution, [C].
         waiting: proposals that are complete, [C].
-        accepted: moves accepted so far, of all chains.
+        accepted: moves accepted so far, of all chains; those that change nothing, by a
+            cut beyond the end, are among them.
         sample: numbers of the present states, without the axis C if there is one chain.
     """
 
@@ -80,6 +103,8 @@ class MetropolisState(NamedTuple):
     moves: Int[Array, ""]
     stage: Int[Array, ""]
     growing: Bool[Array, ""]
+    limits: Int[Array, "C"]
+    over: Bool[Array, "C"]
     slots: Int[Array, "C"]
     current: PathRecord
     ended: Bool[Array, "C"]
@@ -97,7 +122,7 @@ def suffix_metropolis(
     power: float = 1.0,
     num_chains: int = 1,
     lengths: bool = True,
-    block_steps: int | None = None,
+    blocks: Blocks | None = None,
     endless: bool = False,
     select: str = "posterior",
 ) -> Explorer:
@@ -110,9 +135,9 @@ def suffix_metropolis(
         potential: its path weight is exp(s(x)).
         power: of the policy in the target.
         num_chains: C; must divide N.
-        lengths: False drops L(x) / L(x') from the acceptance, as published code does.
-        block_steps: B; sample prefixes of B, 2B, ... steps in turn, with an equal share
-            of the moves each, and keep the last state only. None for whole paths.
+        lengths: False drops L(x) / L(x') from the acceptance; blocks never have it.
+        blocks: sample prefixes of B, 2B, ... steps in turn, and keep the last state
+            only. None for whole paths.
         endless: never done, and only the present states are kept: for numpyro's MCMC.
         select: how one answer is chosen.
 
@@ -120,13 +145,14 @@ def suffix_metropolis(
         An `Explorer`; it claims a target unless lengths are dropped or blocks used.
 
     Raises:
-        ConfigurationError: for numbers that are not positive.
+        ConfigurationError: for numbers that are not positive, and by `plan` where the
+            moves are fewer than the blocks.
     """
     positive = 0.0 < power < math.inf
-    if num_chains < 1 or not positive or (block_steps is not None and block_steps < 1):
+    if num_chains < 1 or not positive or (blocks is not None and blocks.steps < 1):
         raise ConfigurationError(
             f"suffix_metropolis needs a positive number of chains, power and block; "
-            f"got num_chains={num_chains}, power={power}, block_steps={block_steps}."
+            f"got num_chains={num_chains}, power={power}, blocks={blocks}."
         )
     score = potential.path_log_weight
     if score is None:
@@ -134,10 +160,15 @@ def suffix_metropolis(
             "suffix_metropolis needs a potential with a path weight; `latest` is a "
             "rank. Use product, telescoping, terminal or uniform."
         )
-    pair = endless or block_steps is not None
+    pair = endless or blocks is not None
+    released = blocks is not None and blocks.released
+    printed = blocks is not None and not blocks.released
 
     def num_stages(max_steps: int) -> int:
-        return 1 if block_steps is None else -(-max_steps // block_steps)
+        return 1 if blocks is None else -(-max_steps // blocks.steps)
+
+    def first_limit(max_steps: int) -> int:
+        return max_steps if blocks is None else min(blocks.steps, max_steps)
 
     def moves_of_stage(num_particles: int, max_steps: int) -> int:
         moves = num_particles // num_chains - 1
@@ -150,7 +181,17 @@ def suffix_metropolis(
                 f"{num_particles} rollouts cannot be shared by {num_chains} chains. "
                 "Choose a number that is a multiple of the chains."
             )
-        moves = moves_of_stage(num_particles, max_steps) * num_stages(max_steps)
+        stages, each = num_stages(max_steps), num_particles // num_chains
+        if stages > each - 1 > 0:
+            assert blocks is not None  # for the type checker: else there is one stage
+            raise ConfigurationError(
+                f"{num_particles} rollouts give each of {num_chains} chains {each - 1} "
+                f"moves, and {max_steps} steps are {stages} blocks of {blocks.steps}: "
+                "not one move for each block. Use at least "
+                f"{num_chains * (stages + 1)} rollouts, or blocks of at least "
+                f"{-(-max_steps // (each - 1))} steps."
+            )
+        moves = moves_of_stage(num_particles, max_steps) * stages
         stored = 2 * num_chains if pair else num_particles
         return Plan(num_chains, stored, (moves + 1) * max_steps)
 
@@ -172,6 +213,8 @@ def suffix_metropolis(
             moves=jnp.asarray(moves_of_stage(num_particles, max_steps), jnp.int32),
             stage=jnp.zeros((), jnp.int32),
             growing=jnp.ones((), bool),
+            limits=jnp.full(num_chains, first_limit(max_steps), jnp.int32),
+            over=none,
             slots=chains,
             current=empty,
             ended=none,
@@ -183,9 +226,11 @@ def suffix_metropolis(
             sample=_summary(empty),
         )
 
-    def goal(state: MetropolisState) -> Int[Array, ""] | int:
-        limit = state.current.log_potentials.shape[-1]
-        return limit if block_steps is None else block_steps * (state.stage + 1)
+    def goal(state: MetropolisState) -> Int[Array, "C"]:
+        """Steps to which paths are written."""
+        if released:
+            return jnp.where(state.growing, state.limits, state.current.length)
+        return state.limits
 
     def free(state: MetropolisState) -> Int[Array, "C"]:
         """Where the proposals of this move are stored."""
@@ -201,9 +246,11 @@ def suffix_metropolis(
     ) -> tuple[MetropolisState, Request]:
         begins = ~state.growing & jnp.all(state.proposal.length == 0)
         uniform = jax.random.uniform(key, (num_chains,))
-        drawn = jnp.floor(uniform * state.current.length).astype(jnp.int32)
-        drawn = jnp.minimum(drawn, state.current.length - 1)
-        cut = jnp.where(begins, drawn, state.cut)
+        span = state.limits if printed else state.current.length
+        drawn = jnp.floor(uniform * span).astype(jnp.int32)
+        drawn = jnp.minimum(drawn, span - 1)
+        beyond = begins & (drawn >= state.current.length)
+        cut = jnp.where(begins, jnp.minimum(drawn, state.current.length), state.cut)
         shared = jnp.arange(state.current.log_potentials.shape[-1]) < cut[:, None]
         kept = jax.tree.map(
             lambda leaf: jnp.where(shared, leaf, 0.0) if leaf.ndim == 2 else cut,
@@ -218,14 +265,16 @@ def suffix_metropolis(
         depths = jnp.where(begins, cut, jnp.iinfo(jnp.int32).max)
         reached = state.current.length >= goal(state)
         resting = jnp.where(state.growing, state.ended | reached, state.waiting)
-        resting = jnp.where(begins, False, resting)
+        resting = jnp.where(begins, beyond | state.over, resting)
         request = Request(
             parents=parents,
             slots=jnp.where(state.growing, state.slots, own),
             extend=~resting,
             depths=depths,
         )
-        return state._replace(cut=cut, proposal=proposal, waiting=resting), request
+        ending = jnp.where(beyond, state.ended, state.ending)
+        state = state._replace(cut=cut, proposal=proposal, ending=ending)
+        return state._replace(waiting=resting), request
 
     def tell(
         key: Key[Array, ""], state: MetropolisState, reply: Reply
@@ -250,7 +299,7 @@ def suffix_metropolis(
         info = ExplorerInfo(
             parents=parents,
             slots=parents,
-            ess=jnp.asarray(num_chains, weight_dtype()),
+            ess=NO_SIZE,
             num_recoveries=lost.astype(jnp.int32),
             num_invalid=invalid(reply, took),
         )
@@ -260,7 +309,7 @@ def suffix_metropolis(
         """Rollouts one step longer; complete for the first time, they are resampled."""
         # Blocks are published without a weighted start, and rows must stay apart to
         # grow on.
-        first = all_complete & (state.stage == 0) & (block_steps is None)
+        first = all_complete & (state.stage == 0) & (blocks is None)
         log_w, largest = log_importance(rows, score, power)
         starts = systematic(key, log_w, num_chains)
         starts = jnp.where(first, starts, jnp.arange(num_chains, dtype=jnp.int32))
@@ -278,11 +327,15 @@ def suffix_metropolis(
 
     def _moved(state, rows, ended, complete, all_complete, key) -> MetropolisState:
         """Proposals one step longer; once all are complete, they are judged."""
-        log_accept = log_ratio(rows, state.current, score, power, state.cut)
-        if lengths:
+        compared = state.current
+        if released:
+            shorter = jnp.minimum(compared.length, rows.length)
+            compared = compared._replace(length=shorter)
+        log_accept = log_ratio(rows, compared, score, power, state.cut)
+        if lengths and blocks is None:
             log_accept += jnp.log(state.current.length) - jnp.log(rows.length)
         uniform = jax.random.uniform(key, (num_chains,))
-        accept = all_complete & (jnp.log(uniform) < log_accept)
+        accept = all_complete & ~state.over & (jnp.log(uniform) < log_accept)
 
         def chosen(new: Array, old: Array) -> Array:
             return jnp.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -324,8 +377,19 @@ def suffix_metropolis(
         stages = num_stages(told.current.log_potentials.shape[-1])
         stage_over = told.iteration >= (told.stage + 1) * told.moves
         stage_over = all_complete & stage_over
-        last_stage = told.stage + 1 >= stages
+        over = told.over
+        limits = told.limits
+        if blocks is not None:
+            length = told.current.length if released else limits
+            longest = told.current.log_potentials.shape[-1]
+            wider = jnp.minimum(length + blocks.steps, longest)
+            limits = jnp.where(stage_over, wider, limits)
+        if released:
+            over = over | (stage_over & told.ended)
+        last_stage = (told.stage + 1 >= stages) | jnp.all(over)
         return told._replace(
+            limits=limits,
+            over=over,
             done=stage_over & last_stage,
             growing=told.growing | (stage_over & ~last_stage),
             stage=told.stage + (stage_over & ~last_stage),
@@ -340,9 +404,11 @@ def suffix_metropolis(
         init,
         ask,
         tell,
-        score if lengths and block_steps is None else None,
+        score if lengths and blocks is None else None,
         select,
         needs=("truncate",) if power == 1.0 else ("truncate", "log_prob"),
         power=power,
         endless=endless,
+        chain=True,
+        acceptance=lambda state: state.accepted / (state.iteration * num_chains),
     )

@@ -29,6 +29,7 @@ def shared_budget(
     num_sweeps: int | None,
     particles_per_sweep: int | None,
     least: int = 2,
+    fewest: int = 2,
 ) -> tuple[int, int]:
     """Sweeps and particles of each, for a budget of N rollouts.
 
@@ -37,6 +38,7 @@ def shared_budget(
         num_sweeps: by default 4.
         particles_per_sweep: in place of the sweeps.
         least: particles that a sweep must have.
+        fewest: sweeps that there must be.
 
     Raises:
         ConfigurationError: if N cannot be shared so.
@@ -52,5 +54,11 @@ def shared_budget(
             f"{num_particles} rollouts cannot be {sweeps} sweeps of {size} particles. "
             f"All need as many, and at least {least}: fewer could never move. "
             "Choose another number of sweeps, or of particles for each."
+        )
+    if sweeps < fewest:
+        raise ConfigurationError(
+            f"{num_particles} rollouts in {sweeps} sweep are plain SMC, and the chain "
+            f"makes no move. Ask for {fewest} sweeps or more, by more rollouts or "
+            "fewer particles for each, or use smc()."
         )
     return sweeps, size

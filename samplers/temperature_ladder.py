@@ -71,15 +71,19 @@ def check_ladder(temperatures: Sequence[float]) -> tuple[float, ...]:
 
 
 def heated(potential: Potential, beta: Float[Array, ""] | float) -> Potential:
-    """The potential whose path weight is that of `potential` to the power beta > 0."""
+    """The potential whose path weight is that of `potential` to the power beta > 0.
+
+    Of a rank, that whose rank is.
+    """
     score = potential.path_log_weight
-    assert score is not None
 
     def path_log_weight(log_potentials: Array, live: Array) -> Array:
+        assert score is not None  # for the type checker
         return beta * score(log_potentials, live)
 
     return potential._replace(
-        power=beta * potential.power, path_log_weight=path_log_weight
+        power=beta * potential.power,
+        path_log_weight=None if score is None else path_log_weight,
     )
 
 

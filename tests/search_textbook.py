@@ -210,9 +210,9 @@ def textbook_lookahead(recorded, size, width, k):
         ranks = [log_potential for log_potential, _ in ahead]
 
 
-def textbook_step_beam(recorded, size, width, shrink):
+def textbook_step_beam(recorded, size, width, released):
     num_beams = size // width
-    beams, aside = list(range(num_beams)), {}
+    beams, aside = list(range(1 if released else num_beams)), {}
     for _, replies in recorded:
         free = [slot for slot in range(2 * size) if slot not in aside]
         parents = [beam for beam in beams for _ in range(width)]
@@ -220,13 +220,13 @@ def textbook_step_beam(recorded, size, width, shrink):
         yield asked
         fresh = {slot: told for (_, slot), told in zip(asked, replies, strict=True)}
         ranked = sorted(fresh, key=lambda slot: (-fresh[slot][0], slot))
-        if shrink:
+        if released:
             ranked = ranked[:num_beams]
         ended = [slot for slot in ranked if fresh[slot][1]]
         aside.update({slot: fresh[slot][0] for slot in ended})
         best = sorted(aside, key=lambda slot: (-aside[slot], slot))[:size]
         aside = {slot: aside[slot] for slot in best}
-        num_beams -= len(ended) if shrink else 0
+        num_beams -= len(ended) if released else 0
         unfinished = [slot for slot in ranked if slot not in ended]
         hopeful = [slot for slot in unfinished if fresh[slot][0] > -math.inf]
         if hopeful or any(value > -math.inf for value in aside.values()):

@@ -119,6 +119,16 @@ def test_a_search_has_no_evidence_to_be_uncertain_about():
     assert merged(rounds, "vote").log_evidence_variance == 0.0
     searched = merged(rounds, "vote", has_evidence=False)
     assert np.isnan(searched.log_evidence_variance)
+    assert np.isnan(searched.log_evidence)
+    assert np.isnan(searched.ess).all()
+    # Independent runs do tell how far off their mean is.
+    assert searched.answer_errors.keys() == merged(rounds, "vote").answer_errors.keys()
+    unknown = [r._replace(log_evidence=np.nan) for r in rounds]
+    again = merged(unknown, "vote", has_evidence=False)
+    np.testing.assert_array_equal(again.log_weights, searched.log_weights)
+    chained = merged(rounds, "vote", weighted=False)
+    assert np.isnan(chained.ess).all()
+    assert chained.log_evidence == pytest.approx(0.0)
 
 
 def test_rounds_of_no_evidence_leave_equal_weights_and_no_nan():

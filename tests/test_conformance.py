@@ -127,9 +127,16 @@ def weights_not_reset():
 
 
 def tempered_without_correction():
-    wrong = samplers.entropic_particle_filter(variant="published", max_steps=8)
-    right = samplers.entropic_particle_filter(max_steps=8)
-    return wrong._replace(path_log_weight=right.path_log_weight)
+    wrong = samplers.smc(
+        potential=samplers.product(),
+        schedule=samplers.every_step,
+        reproduction=samplers.at_mean_weight(
+            lambda key, group: samplers.systematic(
+                key, 0.5 * group.log_weights, group.log_weights.shape[0]
+            )
+        ),
+    )
+    return wrong._replace(path_log_weight=samplers.product().path_log_weight)
 
 
 def deterministic_resampling_that_claims_a_target():

@@ -139,6 +139,15 @@ def test_weights_figure_tells_pareto_k(k, part):
     assert part in figure.axes[0].get_title(loc="left")
 
 
+def test_figures_of_what_has_no_effective_size_say_so():
+    result = make_result()._replace(ess=np.full(9, np.nan), resampled=None)
+    axes = diagnostics.ess_figure(result).axes
+    assert "no weighted sample" in axes[0].get_title(loc="left")
+    assert axes[-1].get_xlabel() == "turn"
+    title = diagnostics.weights_figure(result).axes[0].get_title(loc="left")
+    assert title.endswith("ESS –")
+
+
 def test_a_result_without_genealogy_cannot_be_drawn():
     with pytest.raises(ConfigurationError, match="keeps no genealogy"):
         diagnostics.genealogy_figure(make_result()._replace(unique_ancestors=None))

@@ -139,18 +139,60 @@ def test_a_run_without_evidence_knows_no_errors():
     log_weights = np.log(np.random.default_rng(0).pareto(2.0, 30) + 1.0)
     state = SimpleNamespace(log_weights=log_weights, log_evidence=-np.inf)
     steps = [[str(k), "end"] for k in range(30)]
-    lost = diagnose_store(["7"] * 20 + ["8"] * 10, state, steps)
+    answers = ["7"] * 20 + ["8"] * 10
+    explorer = samplers.waste_free_smc()
+    lost = diagnose_store(explorer, answers, state, steps)
     assert np.isnan(lost["pareto_k"])
     assert all(np.isnan(error) for error in lost["answer_errors"].values())
     state.log_evidence = 0.0
-    known = diagnose_store(["7"] * 20 + ["8"] * 10, state, steps)
+    known = diagnose_store(explorer, answers, state, steps)
     assert np.isfinite(known["pareto_k"])
     assert all(error > 0 for error in known["answer_errors"].values())
     # Solutions with one first step are one family, and their luck is shared.
-    shared = diagnose_store(
-        ["7"] * 20 + ["8"] * 10, state, [["a", "end"]] * 15 + steps[15:]
-    )
+    one_start = [["a", "end"]] * 15 + steps[15:]
+    shared = diagnose_store(explorer, answers, state, one_start)
     assert shared["answer_errors"]["7"] > known["answer_errors"]["7"]
+
+
+@pytest.mark.parametrize(
+    "explorer",
+    [
+        samplers.mcts(),
+        samplers.step_beam(),
+        samplers.quest(0.5),
+        samplers.particle_gibbs(),
+        samplers.particle_gibbs(backward_sampling=True),
+        samplers.pimh(),
+        samplers.parallel_tempering(),
+    ],
+)
+def test_searches_and_chains_state_no_errors(explorer):
+    rng = np.random.default_rng(0)
+    log_weights = np.log(rng.pareto(2.0, 30) + 1.0)
+    state = SimpleNamespace(
+        log_weights=log_weights, log_evidence=0.0, accepted=6, iteration=np.int32(9)
+    )
+    steps = [[str(k), "end"] for k in range(30)]
+    found = diagnose_store(explorer, ["7"] * 20 + ["8"] * 10, state, steps)
+    assert np.isnan(found["pareto_k"])
+    assert all(np.isnan(error) for error in found["answer_errors"].values())
+    if explorer.acceptance is None:
+        assert np.isnan(found["acceptance_rate"])
+    else:
+        # Nine moves, or nine systems of which the first is no move.
+        assert found["acceptance_rate"] in (6 / 9, 6 / 8)
+
+
+def test_a_result_of_a_chain_tells_moves_and_no_sizes(results):
+    for result in results:
+        assert np.isnan(result.ess).all()
+        assert 0.0 <= result.acceptance_rate <= 1.0
+        # Five moves of one chain.
+        assert result.acceptance_rate * 5 == pytest.approx(
+            round(result.acceptance_rate * 5)
+        )
+        assert all(np.isnan(e) for e in result.answer_errors.values())
+        assert result.resampled is None
 
 
 def test_at_temperature_zero_every_move_is_accepted():

@@ -277,13 +277,6 @@ def test_pimh_that_accepts_everything_is_caught():
     assert {check.promise for check in report.failures} == {"posterior, peaked"}
 
 
-def test_the_published_variant_targets_nothing():
-    explorer = gibbs(num_sweeps=2, variant="published")
-    assert explorer.path_log_weight is None
-    claims = explorer._replace(path_log_weight=samplers.product().path_log_weight)
-    assert not judged(claims, {"peaked": peaked}).passed
-
-
 def test_budgets_that_cannot_be_used_are_refused():
     run, key = tsi.run, jax.random.key(0)
     for explorer, size in ((gibbs(num_sweeps=8), 8), (gibbs(num_sweeps=3), 8)):

@@ -157,7 +157,35 @@ def test_what_a_sampler_does_not_tell_is_not_made_up():
             assert diagnose_run(sampler, state, (), answers) == {}
     assert math.isfinite(found["filter"]["log_evidence_variance"])
     assert math.isnan(found["islands"]["log_evidence_variance"])
+    assert all(error >= 0 for error in found["filter"]["answer_errors"].values())
     assert math.isnan(found["beam"]["log_evidence_variance"])
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        samplers.beam(2),
+        samplers.dvts(2),
+        samplers.rebase(),
+        samplers.particle_filter(variant="released"),
+        samplers.entropic_particle_filter(variant="released"),
+        samplers.smc(
+            resampling=samplers.top_k_replicate(2),
+            schedule=samplers.every_step,
+            potential=samplers.product(),
+        ),
+    ],
+)
+def test_what_is_chosen_by_rank_states_no_errors_and_no_sizes(sampler):
+    once = run(sampler, EXAMPLES["smooth"](), jax.random.key(0), 32)
+    state, infos = jax.tree.map(np.asarray, (once.state, once.infos))
+    assert np.isnan(infos.ess).all()
+    answers = [str(row[-1]) for row in np.asarray(once.particles.symbols)]
+    found = diagnose_run(sampler, state, infos, answers)
+    assert math.isnan(found["log_evidence_variance"])
+    assert math.isnan(found["pareto_k"])
+    assert all(math.isnan(error) for error in found["answer_errors"].values())
+    assert found["resampled"].tolist() == [False, True, True, True]
 
 
 def test_dead_particles_share_weight_equally_and_others_sum_to_one():

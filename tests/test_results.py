@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tsi.errors import ResultsError
+from tsi.experiments.report import curves_of
 from tsi.experiments.results import Cell, ResultsFile, check_complete, read_rows
 
 SETTINGS = {"task": "chain", "temperature": 1.0, "commit": "abc"}
@@ -163,3 +164,29 @@ def test_killed_writer_leaves_a_file_that_resumes_to_the_same_rows(tmp_path):
         subprocess.run([sys.executable, "-c", _WRITER, str(file), "0"], check=True)
     assert path.read_bytes() == undisturbed.read_bytes()
     assert json.loads(path.read_text().splitlines()[-1])["problem"] == 399
+
+
+def test_rows_of_earlier_versions_load_and_are_reported(tmp_path):
+    """Without what rows say today, with sizes of searches, of methods renamed since."""
+    row = {
+        "budget": 4,
+        "seed": 0,
+        "problem": 0,
+        "correct": True,
+        "min_ess": 2.5,
+        "log_evidence": 0.0,
+        "generated_tokens": 9,
+        "reward_tokens": 8,
+        "flops": 7.0,
+        "seconds": None,
+        "settings": {"task": "chain"},
+    }
+    path = tmp_path / "rows.jsonl"
+    methods = ("beam", "quest", "entropic_published")
+    lines = [json.dumps({"method": method, **row}) for method in methods]
+    path.write_text("\n".join(lines) + "\n")
+    rows = read_rows(path)
+    assert len(rows) == 3
+    assert set(curves_of(rows)) == {"beam", "quest"}
+    with ResultsFile(path, {"task": "chain"}) as results:
+        assert set(results.rows) == set(rows)

@@ -124,10 +124,10 @@ def test_lookahead_search_is_the_textbook(k):
         assert_asked(textbook_lookahead(recorded, 6, 3, k), recorded)
 
 
-@pytest.mark.parametrize("shrink", [False, True])
-def test_step_beam_is_the_textbook(shrink):
-    for _, state, recorded in recordings(samplers.step_beam(3, shrink=shrink), 6):
-        textbook = textbook_step_beam(recorded, 6, 3, shrink)
+@pytest.mark.parametrize("variant", ["full_width", "released"])
+def test_step_beam_is_the_textbook(variant):
+    for _, state, recorded in recordings(samplers.step_beam(3, variant=variant), 6):
+        textbook = textbook_step_beam(recorded, 6, 3, variant == "released")
         aside = assert_asked(textbook, recorded)
         assert set(np.flatnonzero(state.collected)) == set(aside)
 

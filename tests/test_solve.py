@@ -17,6 +17,7 @@ def _result():
     )
     return result._replace(
         ancestors=ANCESTORS,
+        resampled=np.array([False, True, True]),
         answers=["7", "8", "9", None],
         rewards=np.array([0.9, 0.8, 0.7, 0.6]),
         log_weights=np.log([2.0, 1.0, 1.0, 1e-9]),
@@ -56,6 +57,7 @@ def test_everything_asked_for_is_printed():
     for part in (
         "Effective sample size of 4 after each step: 4.0 4.0 4.0",
         "Resampled before step: 1, 2",
+        "Distinct solutions of 4: ",
         "Surviving genealogy",
         "Answer posterior",
         "Selected answer",
@@ -73,3 +75,21 @@ def test_an_evidence_that_is_a_product_says_so():
 def test_a_search_has_no_evidence():
     text = solution_text(_result(), has_target=False)
     assert "Log evidence: none, for the method has no target" in text
+    assert "Answers by weight, no posterior" in text
+    assert "Answer posterior" not in text
+
+
+def test_what_has_no_effective_size_shows_a_dash():
+    chain = _result()._replace(
+        ess=np.full(7, np.nan), resampled=None, acceptance_rate=0.25
+    )
+    text = solution_text(chain)
+    assert "Effective sample size: –" in text
+    assert "nan" not in text
+    # Common texts are no resampling.
+    assert "Resampled" not in text
+    assert "share of moves accepted: 0.25" in text
+    sweep = chain._replace(ess=np.array([2.0, np.nan]), acceptance_rate=np.nan)
+    text = solution_text(sweep)
+    assert "Effective sample size of the particles in use, by turn: 2.0 –" in text
+    assert "accepted" not in text

@@ -104,24 +104,38 @@ def run_rounds(
             done[i].append(result if reads_reward else without_reward(result))
         running = [i for i in running if not rounds.stop(done[i])]
     targets = sampler.path_log_weight is not None
-    return [merged(r, sampler.select, has_evidence=targets) for r in done]
+    weighted = targets and not getattr(sampler, "chain", False)
+    return [
+        merged(r, sampler.select, has_evidence=targets, weighted=weighted) for r in done
+    ]
 
 
 def merged(
-    results: Sequence[Result], rule: str, *, has_evidence: bool = True
+    results: Sequence[Result],
+    rule: str,
+    *,
+    has_evidence: bool = True,
+    weighted: bool = True,
 ) -> Result:
     """One result of several independent runs on one problem.
 
     Args:
         results: of runs with as many particles each.
         rule: how one answer is chosen; see `tsi.answers.select`.
-        has_evidence: False where the log evidence estimates nothing.
+        has_evidence: False where the log evidence estimates nothing; runs count alike.
+        weighted: False where the particles of a run are no weighted sample, so that
+            their weights have no effective size and no tail.
     """
-    evidence = evidence_from_replicates(np.array([r.log_evidence for r in results]))
+    weighted = weighted and has_evidence
+    log_evidences = [r.log_evidence if has_evidence else 0.0 for r in results]
+    evidence = evidence_from_replicates(np.array(log_evidences))
     answers = [answer for r in results for answer in r.answers]
     rewards = np.concatenate([r.rewards for r in results])
     log_weights = np.concatenate(
-        [np.asarray(r.log_weights, np.float64) + r.log_evidence for r in results]
+        [
+            np.asarray(r.log_weights, np.float64) + log_evidence
+            for r, log_evidence in zip(results, log_evidences, strict=True)
+        ]
     )
     lost = math.isinf(evidence.log_mean)
     log_weights = np.zeros_like(log_weights) if lost else log_weights
@@ -135,8 +149,8 @@ def merged(
         answers=answers,
         rewards=rewards,
         log_weights=log_weights.astype(weight_dtype()),
-        log_evidence=evidence.log_mean,
-        ess=np.array([ess], weight_dtype()),
+        log_evidence=evidence.log_mean if has_evidence else math.nan,
+        ess=np.array([ess if weighted else math.nan], weight_dtype()),
         ancestors=_side_by_side([r.ancestors for r in results]),
         step_texts=(
             None if None in steps else [text for texts in steps for text in texts or []]
@@ -151,9 +165,11 @@ def merged(
         truncated=np.concatenate(cuts) if len(cuts) == len(results) else None,
         log_evidence_variance=evidence.standard_error**2 if has_evidence else math.nan,
         answer_errors=answer_errors_between(results),
-        pareto_k=math.nan if lost else pareto_k(log_weights),
+        pareto_k=pareto_k(log_weights) if weighted and not lost else math.nan,
         unique_ancestors=_added([r.unique_ancestors for r in results]),
         step_rewards=None,
+        resampled=None,
+        acceptance_rate=float(np.mean([r.acceptance_rate for r in results])),
     )
 
 

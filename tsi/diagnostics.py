@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from tsi.answer_errors import answer_errors
 from tsi.degeneracy import common_past, lineages, unique_ancestors
 from tsi.evidence_variance import variance_of_families
+from tsi.explorer import Explorer
 from tsi.pareto import pareto_k
 from tsi.sampler import Sampler
 
@@ -45,6 +46,7 @@ def diagnose(
     resampled: Bool[np.ndarray, "T"],
     *,
     has_evidence: bool = True,
+    has_errors: bool = True,
 ) -> Diagnosis:
     """Errors of the evidence and of the answers, tail of the weights, degeneracy.
 
@@ -56,34 +58,40 @@ def diagnose(
         resampled: whether the step began with a resampling.
         has_evidence: False where the log evidence estimates nothing, or where particles
             resample in islands, for which its variance is not known.
+        has_errors: False for a method without a target: its particles were chosen by
+            rank, and how they spread says nothing of how far off their shares are.
     """
     shares = normalised(log_weights)
     eves = ancestors[0][lineages(ancestors)[0]]
     num_resamplings = int(np.sum(resampled))
-    lost = math.isinf(log_evidence)
+    unknown = math.isinf(log_evidence) or not has_errors
     errors = answer_errors(answers, shares, eves, num_resamplings)
     variance = math.nan
-    if has_evidence and not lost:
+    if has_evidence and not unknown:
         families = np.bincount(eves, weights=shares, minlength=shares.size)
         variance = float(variance_of_families(families, num_resamplings))
     return Diagnosis(
         log_evidence_variance=variance,
-        answer_errors=dict.fromkeys(errors, math.nan) if lost else errors,
-        pareto_k=math.nan if lost else pareto_k(log_weights),
+        answer_errors=dict.fromkeys(errors, math.nan) if unknown else errors,
+        pareto_k=math.nan if unknown else pareto_k(log_weights),
         unique_ancestors=unique_ancestors(ancestors),
     )
 
 
 def diagnose_store(
-    answers: Sequence[str | None], state: Any, step_texts: Sequence[Sequence[str]]
+    explorer: Explorer,
+    answers: Sequence[str | None],
+    state: Any,
+    step_texts: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
     """The same of an explorer's members, whose common past is their common text.
 
-    Members with one first step are one family, and so are copies of one solution, as
-    the state of a chain that rejects its moves is. Between the states of a chain
-    nothing more is known: errors of answers may still be too small.
+    Members with one first step are one family, and so are copies of one solution.
+    Searches and chains have no errors: ranks are no sample, and how much the states of
+    a chain depend on each other their weights do not tell.
 
     Args:
+        explorer: what ran.
         answers: canonical answers.
         state: the explorer's last.
         step_texts: the steps of each member.
@@ -92,11 +100,16 @@ def diagnose_store(
     past = common_past(step_texts)
     families = past[min(1, len(past) - 1)]
     errors = answer_errors(answers, normalised(log_weights), families, 0)
-    lost = math.isinf(float(state.log_evidence))
+    unknown = math.isinf(float(state.log_evidence))
+    unknown = unknown or explorer.chain or explorer.path_log_weight is None
+    with np.errstate(invalid="ignore"):  # 0 of 0 moves is NaN, as it should be
+        accepts = explorer.acceptance
+        acceptance_rate = math.nan if accepts is None else float(accepts(state))
     return {
-        "answer_errors": dict.fromkeys(errors, math.nan) if lost else errors,
-        "pareto_k": math.nan if lost else pareto_k(log_weights),
+        "answer_errors": dict.fromkeys(errors, math.nan) if unknown else errors,
+        "pareto_k": math.nan if unknown else pareto_k(log_weights),
         "unique_ancestors": unique_ancestors(past),
+        "acceptance_rate": acceptance_rate,
     }
 
 
@@ -117,17 +130,20 @@ def diagnose_run(
         return {}
     moved = (ancestors != np.arange(ancestors.shape[1])).any(axis=1)
     islands = np.size(getattr(state, "resampled", False))
+    resampled = getattr(infos, "resampled", moved)
     diagnosis = diagnose(
         answers,
         np.asarray(state.log_weights),
         float(state.log_evidence),
         ancestors,
-        getattr(infos, "resampled", moved),
-        has_evidence=sampler.path_log_weight is not None and islands == 1,
+        resampled,
+        has_evidence=islands == 1,
+        has_errors=sampler.path_log_weight is not None,
     )
     log_potentials = getattr(infos, "log_potentials", None)
     return {
         **diagnosis._asdict(),
+        "resampled": resampled,
         "step_rewards": None if log_potentials is None else rewards_of(log_potentials),
     }
 

@@ -364,6 +364,7 @@ class Engine:
         state = jax.tree.map(lambda x: x[p], host.state)
         steps = np.flatnonzero(host.running[:, p])
         explores = isinstance(sampler, Explorer)
+        no_target = sampler.path_log_weight is None
         infos = jax.tree.map(lambda x: x[steps, p], host.infos)
         step_texts = texts_by_step(self.decode, mine)
         texts = ["".join(parts) for parts in step_texts]
@@ -385,7 +386,7 @@ class Engine:
             answers=answers,
             rewards=rewards,
             log_weights=log_weights,
-            log_evidence=float(state.log_evidence),
+            log_evidence=(math.nan if no_target else float(state.log_evidence)),
             ess=infos.ess,
             ancestors=common_past(step_texts) if explores else infos.ancestors,
             step_texts=step_texts,
@@ -400,7 +401,7 @@ class Engine:
             slots=slots,
             truncated=mine.truncated,
             **(
-                diagnose_store(answers, state, step_texts)
+                diagnose_store(sampler, answers, state, step_texts)
                 if explores
                 else diagnose_run(sampler, state, infos, answers)
             ),

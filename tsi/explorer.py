@@ -16,9 +16,13 @@ Like a sampler it never sees a token or a model. `tsi.run` and the engine take e
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.sampler import Select
+
+NO_SIZE = np.float32(np.nan)
+"""The effective sample size of what has no weights."""
 
 
 class Plan(NamedTuple):
@@ -113,14 +117,16 @@ class ExplorerInfo(NamedTuple):
     Attributes:
         parents: as requested, [W].
         slots: as requested, [W].
-        ess: effective sample size of the weights in use, or the number of live members.
+        ess: effective sample size of the weights of the particle system in use, which
+            may be smaller than N; NaN for searches and chains of single states, which
+            have no such weights.
         num_recoveries: populations that newly lost all weight.
         num_invalid: rows told a NaN or infinite weight.
     """
 
     parents: Int[Array, "W"]
     slots: Int[Array, "W"]
-    ess: Float[Array, ""]
+    ess: Float[Array, ""] | np.float32
     num_recoveries: Int[Array, ""]
     num_invalid: Int[Array, ""]
 
@@ -143,6 +149,10 @@ class Explorer(NamedTuple):
             move by move, for instance by numpyro's MCMC.
         auxiliary: path weights of further targets that were sampled along; the reported
             evidence is the product of theirs and the target's own.
+        chain: its particles are states of Markov chains, which depend on each other:
+            their weights alone tell no error.
+        acceptance: `state -> fraction` of moves accepted so far, NaN before the first;
+            None for a method that accepts none.
     """
 
     plan: Callable[[int, int], Plan]
@@ -155,3 +165,5 @@ class Explorer(NamedTuple):
     power: float = 1.0
     auxiliary: tuple[Callable[..., Any], ...] = ()
     endless: bool = False
+    chain: bool = False
+    acceptance: Callable[..., Any] | None = None

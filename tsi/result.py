@@ -63,9 +63,12 @@ class Result(NamedTuple):
         answers: canonical answer of each particle, None where it gave none.
         rewards: last reward of each particle, in (0, 1).
         log_weights: log weights with mean weight one.
-        log_evidence: log of the evidence estimate.
-        ess: effective sample size after each step.
-        ancestors: parent of each particle at each step.
+        log_evidence: log of the evidence estimate; NaN for a method without a target.
+        ess: effective sample size after each step, or each turn of an explorer, where
+            it is that of the particle system in use; NaN where there is none, as of the
+            ranks of a search or the states of a chain.
+        ancestors: parent of each particle at each step; of explorers, the first
+            particle with the same steps before.
         step_texts: the steps of each surviving particle, or None where not kept.
         num_recoveries: steps at which every weight of a group was zero.
         num_invalid: potentials that were not a number (weight zero).
@@ -80,13 +83,17 @@ class Result(NamedTuple):
             evidence to first order; NaN where the sampler estimates no evidence, where
             the estimate is zero, and for one particle. Single runs may be negative.
         answer_errors: standard error of each answer's posterior probability, NaN where
-            it cannot be estimated; None where not kept.
+            it cannot be estimated, as for searches and chains; None where not kept.
         pareto_k: tail shape of the final weights; NaN where it cannot be estimated, as
             for fewer than 25 particles. Above 0.7 the errors are not to be trusted.
         unique_ancestors: distinct particles of each step with descendants at the end,
             or None where particles have no genealogy.
         step_rewards: reward of each particle after each step, in the slots of that
             step, or None where not kept; 0 where a limit made the weight zero.
+        resampled: whether particles were resampled before each step, or None where
+            they are not extended together.
+        acceptance_rate: fraction of a chain's moves that were accepted; NaN where none
+            was made or the method accepts none.
     """
 
     problem_id: int | str
@@ -111,6 +118,8 @@ class Result(NamedTuple):
     pareto_k: float = math.nan
     unique_ancestors: Int[np.ndarray, "T"] | None = None
     step_rewards: Float[np.ndarray, "T N"] | None = None
+    resampled: Bool[np.ndarray, "T"] | None = None
+    acceptance_rate: float = math.nan
 
     @property
     def unanswered(self) -> float:
