@@ -40,7 +40,17 @@ ON_TABLES = {
 }
 
 
-@pytest.mark.parametrize("name", FULLY_CHECKED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smc",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in FULLY_CHECKED
+            if name != "smc"
+        ),
+    ],
+)
 def test_samplers_with_a_target_keep_every_promise(name):
     report = check_sampler(FULLY_CHECKED[name])
     report.raise_if_failed()
@@ -69,8 +79,8 @@ def test_variants_are_exact_on_every_table(name):
 def test_search_methods_keep_the_other_promises_and_say_what_was_skipped(make):
     report = check_sampler(make, targets={"peaked": peaked()}, num_runs=500)
     report.raise_if_failed()
-    skipped = [check for check in report.checks if check.passed is None]
-    assert len(skipped) == 1
+    skipped = {c.promise for c in report.checks if c.passed is None}
+    assert skipped == {"target, peaked", "pooled", "shift"}
     assert "claims no target" in str(report)
 
 

@@ -37,7 +37,7 @@ def batched_explorer_check(
     alone, batched = (
         _programs(explorer, num_particles, lift) for lift in (jax.jit, _lifted)
     )
-    worlds = [_World(plan, kind, seed) for seed, kind in enumerate(KINDS)]
+    worlds = [World(plan, kind, seed) for seed, kind in enumerate(KINDS)]
 
     def unequal(problem: int, mine: Any, theirs: Any) -> bool:
         own = jax.tree.map(lambda leaf: leaf[problem], theirs)
@@ -106,7 +106,7 @@ def _programs(
     return lift(init), lift(ask), lift(tell)
 
 
-class _World:
+class World:
     """Made-up replies of one problem, and which of its prefixes have finished."""
 
     def __init__(self, plan: Plan, kind: str, seed: int) -> None:

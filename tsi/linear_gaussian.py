@@ -129,7 +129,9 @@ class LinearGaussianTarget:
         x = self.decay * particles.x + self.proposal_scale * scale * noise
         log_p = _log_normal(self.proposal_scale * noise, jnp.zeros(()), 1.0)
         log_q = _log_normal(noise, jnp.zeros(()), 1.0) - jnp.log(self.proposal_scale)
-        return self._written(particles, t, x), log_p - log_q
+        done = self.finished(particles)
+        rows = where_rows(done, particles, self._written(particles, t, x))
+        return rows, jnp.where(done, 0.0, log_p - log_q)
 
     def _written(
         self, particles: LinearGaussianParticles, t: Int[Array, "N"], x: Array

@@ -1,7 +1,8 @@
 """The order of particles means nothing: told backwards, a sampler decides backwards.
 
-Particles are told in two orders, one the reverse of the other. Over many keys the
-offspring of each must on average carry the same weight in both. A reversal maps islands
+Particles are told in two orders, one the reverse of the other; some have finished, or
+none. Over many keys the offspring of each must on average carry the same weight in
+both. A reversal maps islands
 of neighbours onto islands, so that methods with islands are judged as well, and it is
 what systematic resampling does not notice.
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from tsi.bench.offspring import NUM_KEYS, Draws
 from tsi.explore import start, turn
 from tsi.explorer import Explorer, Request
 from tsi.robustness import Check
@@ -27,48 +29,44 @@ from tsi.sampler import Sampler
 from tsi.source_lines import blamed
 from tsi.tabular import TabularParticles, TabularTarget
 
-NUM_KEYS = 4_000
 MAX_Z = 5.0
 """Of the largest of N scores, hence more than for one."""
 
 
 def permutation_check(
-    sampler: Sampler, num_particles: int, key: Key[Array, ""]
+    sampler: Sampler,
+    num_particles: int,
+    key: Key[Array, ""],
+    draws: Draws | None = None,
 ) -> Check:
-    """Whether offspring weights follow the particles and not their places."""
-    key_told, *keys = jax.random.split(key, 3)
+    """Whether offspring weights follow the particles and not their places.
+
+    Looked at twice: while all of them go on, and with some that have finished.
+    """
+    key_told, *keys = jax.random.split(key, 5)
+    draws = Draws(sampler, num_particles) if draws is None else draws
     # Not sorted, so that their reverse is another order of the same kind.
-    told = 1.5 * jax.random.normal(key_told, (num_particles,))
-
-    @jax.jit
-    @jax.vmap
-    def shares(key: Key[Array, ""], numbers: Float[Array, "N"]) -> Float[Array, "N"]:
-        key_init, key_first, key_tell, key_ask = jax.random.split(key, 4)
-        state = sampler.init(key_init, num_particles)
-        state, _ = sampler.ask(key_first, state)
-        nobody = jnp.zeros(num_particles, bool)
-        state, _ = sampler.tell(key_tell, state, numbers, 0.0 * numbers, nobody)
-        state, ancestors = sampler.ask(key_ask, state)
-        weights = jnp.exp(state.log_weights)
-        return jnp.zeros(num_particles).at[ancestors].add(weights / num_particles)
-
-    def many(key: Key[Array, ""], numbers: Float[Array, "N"]) -> np.ndarray:
-        tiled = jnp.tile(numbers, (NUM_KEYS, 1))
-        return np.asarray(shares(jax.random.split(key, NUM_KEYS), tiled), np.float64)
-
-    forward = many(keys[0], told)
-    backward = many(keys[1], told[::-1])[:, ::-1]
-    scores = _scores(forward, backward)
-    worst = int(np.argmax(scores))
-    kept = bool(scores[worst] < MAX_Z)
-    detail = (
-        "offspring follow the particles, not their places"
-        if kept
-        else f"particle {worst} has offspring of weight {forward.mean(0)[worst]:.4g}, "
-        f"and {backward.mean(0)[worst]:.4g} when all stand in reverse order "
-        f"(z = {scores[worst]:.1f})"
-    )
-    return Check("permutation", kept, detail, "" if kept else blamed(sampler, "ask"))
+    told = np.asarray(1.5 * jax.random.normal(key_told, (num_particles,)))
+    ended = np.arange(num_particles) % 3 == 1
+    for index, done in enumerate((np.zeros(num_particles, bool), ended)):
+        shares = [
+            draws(keys[2 * index + back], told[::step], done[::step]).weights[:, ::step]
+            for back, step in enumerate((1, -1))
+        ]
+        forward, backward = (share / num_particles for share in shares)
+        scores = _scores(forward, backward)
+        worst = int(np.argmax(scores))
+        if scores[worst] >= MAX_Z:
+            kind = "finished particle" if done[worst] else "particle"
+            others = ", some of them finished," if done.any() else ""
+            detail = (
+                f"{kind} {worst} has offspring of weight "
+                f"{forward.mean(0)[worst]:.4g}, and {backward.mean(0)[worst]:.4g} when "
+                f"all{others} stand in reverse order (z = {scores[worst]:.1f})"
+            )
+            return Check("permutation", False, detail, blamed(sampler, "ask"))
+    detail = "offspring follow the particles, not their places"
+    return Check("permutation", True, detail)
 
 
 class _Labelled(TabularTarget):
@@ -81,7 +79,9 @@ class _Labelled(TabularTarget):
         numbers = np.random.default_rng(0)
         chances = numbers.dirichlet(np.full(size, 2.0), size)
         scores = numbers.normal(0.0, 1.0, (self.max_steps, size))
-        super().__init__(np.full(size, 1.0 / size), chances, scores)
+        # One label is an end, so that some of the prefixes are solutions at once.
+        end = 1 if size > 2 else None
+        super().__init__(np.full(size, 1.0 / size), chances, scores, end=end)
         self.offsets = jnp.asarray(numbers.normal(0.0, 0.3, size), jnp.float32)
         self.order, self.dealing = order, dealing
 

@@ -140,7 +140,7 @@ class ReasoningStore:
 
     def replay(
         self,
-        t: Int[Array, " R"],
+        t: Int[Array, ""] | Int[Array, " R"] | int,
         particles: Particles,
         sources: Particles,
         params: ReasoningParams,
@@ -161,6 +161,7 @@ class ReasoningStore:
                 "and backward sampling need proposal_temperature=None."
             )
         target, width = self.target, self.target.max_step_tokens
+        t = jnp.broadcast_to(t, particles.lengths.shape)
         place = jnp.minimum(t, self.max_steps - 1)[:, None]
         end = jnp.take_along_axis(sources.step_ends, place, axis=1)[:, 0]
         before = jnp.maximum(place - 1, 0)

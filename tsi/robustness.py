@@ -13,18 +13,19 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from tsi.batch import batch
+from tsi.bench.known_truth import KnownTarget
 from tsi.explorer import Explorer
-from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.run import Run, run
 from tsi.sampler import Sampler
 from tsi.source_lines import blamed
 from tsi.tabular import TabularTarget
 from tsi.tabular_examples import smooth, unequal_lengths
 
-KnownTarget = TabularTarget | LinearGaussianTarget
-
 NUM_PROBLEMS = 3
 NUM_STEPS = 6
+MOST_AT_ONCE = 2_000
+"""Runs of one call of a compiled program: what fits a cache, and is enough where runs
+are compared with runs."""
 
 
 class Check(NamedTuple):
@@ -44,21 +45,55 @@ class Check(NamedTuple):
 
 
 class Programs:
-    """Compiled runs of one sampler; tabular targets of one shape share a program."""
+    """Compiled runs of one sampler; tabular targets of one shape share a program.
+
+    Args:
+        sampler: the sampler.
+        num_particles: N.
+        num_runs: of a call; they are run some at a time.
+    """
 
     def __init__(
         self, sampler: Sampler | Explorer, num_particles: int, num_runs: int
     ) -> None:
         self.sampler, self.num_particles = sampler, num_particles
         self.num_runs = num_runs
+        calls = -(-num_runs // MOST_AT_ONCE)
+        self.at_once = -(-num_runs // calls)
         self.programs: dict[Any, Callable[..., Run]] = {}
+        self.kept: list[Any] = []
 
     def __call__(self, target: KnownTarget, key: Key[Array, ""]) -> Run:
-        """`num_runs` runs under `split(key, num_runs)`."""
-        params = target.params if isinstance(target, TabularTarget) else None
-        shape = id(target) if params is None else params.log_potentials.shape
-        if shape not in self.programs:
-            self.programs[shape] = jax.jit(
+        """`num_runs` runs under `split(key, num_runs)`, as NumPy arrays."""
+        keys = jax.random.split(key, self.num_runs)
+        # A last call that is not full takes some keys again.
+        places = np.arange(self.at_once)
+        starts = range(0, self.num_runs, self.at_once)
+        parts = [
+            self._some(target, keys[(places + start) % self.num_runs])
+            for start in starts
+        ]
+        if len(parts) == 1:
+            return parts[0]
+
+        def join(*leaves: Any) -> Any:
+            whole = np.concatenate([_numbers(leaf) for leaf in leaves])
+            return whole[: self.num_runs]
+
+        return jax.tree.map(join, *parts)
+
+    def few(self, target: KnownTarget, key: Key[Array, ""]) -> Run:
+        """The runs of one call: the first of those that `num_runs` would be."""
+        return self._some(target, jax.random.split(key, self.num_runs)[: self.at_once])
+
+    def _some(self, target: KnownTarget, keys: Key[Array, "R"]) -> Run:
+        params = getattr(target, "params", None)
+        plain = type(target) is TabularTarget
+        kind = params.log_potentials.shape if plain else id(target)
+        if kind not in self.programs:
+            # An address is a name only as long as its object lives.
+            self.kept.append(target)
+            self.programs[kind] = jax.jit(
                 jax.vmap(
                     lambda key, params: run(
                         self.sampler, target, key, self.num_particles, params
@@ -66,7 +101,13 @@ class Programs:
                     in_axes=(0, None),
                 )
             )
-        return self.programs[shape](jax.random.split(key, self.num_runs), params)
+        return self.programs[kind](keys, params)
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    """An array in NumPy; of keys, their data."""
+    is_key = jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def has_nan(tree: Any) -> bool:
@@ -79,12 +120,8 @@ def same(
 ) -> bool:
     """Whether two states agree: integers exactly, floats within a tolerance."""
 
-    def numbers(leaf: Any) -> np.ndarray:
-        is_key = jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
     def agree(a: Any, b: Any) -> bool:
-        a, b = numbers(a), numbers(b)
+        a, b = _numbers(a), _numbers(b)
         if a.dtype.kind != "f":
             return bool(np.array_equal(a, b))
         return bool(
@@ -97,10 +134,10 @@ def same(
 def finished_check(programs: Programs, key: Key[Array, ""]) -> Check:
     """Whether runs stay the same whatever finished particles are told."""
     quiet, noisy = unequal_lengths(), unequal_lengths()
-    expected = programs(quiet, key)
+    expected = programs.few(quiet, key)
     for idle in (7.0, np.nan):
         noisy.idle = idle
-        result = programs(noisy, key)
+        result = programs.few(noisy, key)
         unchanged = same(
             (expected.state.log_weights, expected.state.log_evidence),
             (result.state.log_weights, result.state.log_evidence),
@@ -115,28 +152,35 @@ def finished_check(programs: Programs, key: Key[Array, ""]) -> Check:
     return Check("finished", True, "what a finished particle is told changes nothing")
 
 
+NO_WEIGHT = {"-inf": -np.inf, "NaN": np.nan, "+inf": np.inf}
+"""Log potentials that make a weight zero; the last two are no weights at all."""
+
+
 def zero_weight_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
     """Whether steps without any weight are survived, and their evidence is zero."""
     claim = programs.sampler.path_log_weight
     checks = []
-    for name, value in (("all zero", -np.inf), ("all NaN", np.nan)):
+    for name, value in NO_WEIGHT.items():
         for step in (0, 1, 3):
             target = smooth()
             target.log_potentials[step] = value
-            state = programs(target, key).state
-            log_evidence = np.asarray(state.log_evidence)
+            result = programs.few(target, key)
+            log_evidence = np.asarray(result.state.log_evidence)
             bad = ""
-            if has_nan((state.log_weights, log_evidence)):
+            if has_nan((result.state.log_weights, log_evidence)):
                 bad = "log weights or evidence are NaN"
-            if not bad and claim is not None and value == -np.inf:
+            if not bad and claim is not None:
                 power = getattr(programs.sampler, "power", 1.0)
                 truth = target.truth(claim, power=power).log_evidence
                 if truth == -np.inf and not np.all(log_evidence == -np.inf):
                     bad = "the evidence is zero and its estimate is not"
+                if truth == np.inf or np.isnan(truth):
+                    bad = f"path_log_weight of such a path is {truth}, and not -inf"
             if bad:
-                detail = f"potentials {name} at step {step}: {bad}"
+                detail = f"potentials all {name} at step {step}: {bad}"
                 checks.append(Check("zero weights", False, detail))
-    return checks or [Check("zero weights", True, "all zero and NaN are survived")]
+    survived = "potentials of -inf, NaN and +inf are survived"
+    return checks or [Check("zero weights", True, survived)]
 
 
 def _synthetic(key: Key[Array, ""], shape: tuple[int, ...]) -> tuple[Array, ...]:

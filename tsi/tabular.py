@@ -386,6 +386,8 @@ class TabularTarget:
         log_joint = power * log_prob + log_weights
         if np.all(log_joint == -np.inf):
             return TabularTruth(symbols, log_prob, -np.inf, np.zeros(len(log_joint)))
-        log_evidence = float(np.logaddexp.reduce(log_joint))
-        posterior = np.exp(log_joint - log_evidence)
+        # A path weight may be no number; whoever judges by the truth says so.
+        with np.errstate(invalid="ignore"):
+            log_evidence = float(np.logaddexp.reduce(log_joint))
+            posterior = np.exp(log_joint - log_evidence)
         return TabularTruth(symbols, log_prob, log_evidence, posterior)

@@ -128,9 +128,11 @@ class TwistedTarget:
         if self.accumulate == "product":
             previous = self._earned(before, jnp.asarray(t) - 1)
             log_earned = log_earned + jnp.where(jnp.asarray(t) > 0, previous, 0.0)
-        # A row that had finished has no use for the number, whatever it is.
+        # A row that had finished stays as it is: its number goes nowhere.
         rows = jnp.arange(log_earned.shape[0])
-        entered = before.log_earned.at[rows, t].set(log_earned, mode="drop")
+        done = self.target.finished(before.particles)
+        places = jnp.where(done, self.max_steps, t)
+        entered = before.log_earned.at[rows, places].set(log_earned, mode="drop")
         return TwistedParticles(now, entered)
 
     def _earned(

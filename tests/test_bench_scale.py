@@ -1,0 +1,289 @@
+"""The bench at other scales: long and wide tables, shifts, light particles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsi import samplers
+from tsi.bench.far_below import range_check, resolution_check
+from tsi.bench.long_tables import LONG_EXAMPLES, wide
+from tsi.bench.offspring import Draws
+from tsi.bench.pooled import pooled_p, pooled_z
+from tsi.bench.shift_law import (
+    difference,
+    ending_in_64ths,
+    gain_of_paths,
+    in_64ths,
+    shift_checks,
+    shift_table,
+    total_gain,
+)
+from tsi.bench.suite import default_trials
+from tsi.conformance import pooled_check, target_checks
+from tsi.experiments import quiet_mistakes
+from tsi.experiments.mistakes import Remembering
+from tsi.permutation import permutation_check
+from tsi.robustness import Programs
+from tsi.samplers.reproduction import Offspring, Reproduction, by_priority
+from tsi.unbiasedness import MeasureTest
+from tsi.weights import ess
+
+KEY = jax.random.key(0)
+ODDS = samplers.product().path_log_weight
+
+
+def test_the_long_tables_are_long_and_wide_and_not_ruled_by_rare_paths():
+    for make in LONG_EXAMPLES.values():
+        target = make()
+        assert target.max_steps >= 9
+        for potential in (samplers.product(), samplers.telescoping()):
+            truth = target.truth(potential.path_log_weight)
+            prior = np.exp(truth.log_prob)
+            # Paths that outweigh the policy's own share of them.
+            dominate = truth.posterior > prior
+            assert prior[dominate].sum() > 0.05
+            # One rollout is no worse than this, and a mean of thousands is normal.
+            assert np.sum(truth.posterior**2 / prior) < 15.0
+    scores = wide().log_potentials
+    assert scores.max() > 55.0
+    assert scores.min() == -60.0
+
+
+def test_several_numbers_of_particles_are_tried_where_a_sampler_takes_them():
+    def sizes(sampler, num_particles):
+        trials = default_trials(sampler, num_particles)
+        return {trial.num_particles for trial in trials}
+
+    assert sizes(samplers.smc(), 8) == {2, 8, 16}
+    assert sizes(samplers.smc(num_islands=4), 8) == {4, 8, 16}
+    assert sizes(samplers.greedy(), 1) == {1}
+    # A sweep of one particle moves nothing, so eight is the least.
+    assert sizes(samplers.particle_gibbs(), 8) == {8, 16}
+
+
+def test_what_paths_gain_is_read_off_the_path_weight():
+    equal, unequal = in_64ths(), ending_in_64ths()
+    assert gain_of_paths(ODDS, equal) == pytest.approx(4.0)
+    assert gain_of_paths(ODDS, unequal) is None
+    for potential, gain in ((samplers.telescoping(), 1.0), (samplers.uniform(), 0.0)):
+        for table in (equal, unequal):
+            found = gain_of_paths(potential.path_log_weight, table)
+            assert found == pytest.approx(gain, abs=1e-6)
+    for transform in ("reward", "softmax"):
+        weight = samplers.product(transform).path_log_weight
+        assert gain_of_paths(weight, equal) is None
+    tempered = samplers.parallel_tempering(
+        num_temperatures=2, num_sweeps=2, hottest=4.0
+    )
+    assert total_gain(tempered, equal) == pytest.approx(4.0 * (1 + 1 / 4))
+
+
+def few_runs(sampler):
+    return Programs(sampler, 8, 400)
+
+
+@pytest.mark.parametrize("make", [samplers.smc, samplers.particle_filter])
+def test_adding_a_number_changes_no_decision(make):
+    [check] = shift_checks(few_runs(make()), KEY)
+    assert check.passed, check.detail
+
+
+def looks_ahead_from_zero():
+    """Weighs offspring by a floor that means something at one scale only."""
+    rule = by_priority(
+        samplers.systematic, lambda group: jnp.logaddexp(group.log_scores, 0.0)
+    )
+    return samplers.smc(
+        reproduction=rule, potential=samplers.product(), schedule=samplers.every_step
+    )
+
+
+def adds_a_constant_to_the_evidence():
+    good = samplers.smc()
+
+    def tell(key, state, potentials, *told):
+        after, info = good.tell(key, state, potentials, *told)
+        rounded = jnp.round(after.log_evidence * 256.0) / 256.0
+        return after._replace(log_evidence=rounded), info
+
+    return good._replace(tell=tell)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (looks_ahead_from_zero, "decide"),
+        (adds_a_constant_to_the_evidence, "log evidence"),
+        (lambda: quiet_mistakes.potentials_in_bfloat16(samplers.smc()), "decide"),
+        (lambda: quiet_mistakes.clipped_potentials(samplers.smc()), ""),
+    ],
+)
+def test_a_sampler_that_knows_a_scale_breaks_the_law_of_shifts(make, said):
+    [check] = shift_checks(few_runs(make()), KEY)
+    assert check.passed is False
+    assert said in check.detail
+
+
+@pytest.mark.parametrize("make", [samplers.best_of_n, samplers.beam])
+def test_where_the_law_is_void_it_says_why(make):
+    [check] = shift_checks(few_runs(make()), KEY)
+    assert check.passed is None
+    assert "no target" in check.detail or "gain" in check.detail
+
+
+def test_a_difference_of_runs_counts_decisions_weights_and_ulps():
+    runs = few_runs(samplers.particle_filter())
+    before, after = (
+        runs.few(t, KEY) for t in (in_64ths(), shift_table(in_64ths(), 64.0))
+    )
+    same = difference(before, after, 4 * 64.0)
+    assert same.runs == 0.0
+    assert same.weight < 1e-4
+    assert same.ulps <= 4.0
+    assert difference(before, after, 4 * 64.0 + 0.01).ulps > 100.0
+    moved = after.state._replace(log_weights=after.state.log_weights + 0.1)
+    assert difference(before, after._replace(state=moved), 256.0).weight > 0.1
+    other = after._replace(particles=runs.few(in_64ths(), jax.random.key(1)).particles)
+    assert difference(before, other, 256.0).runs > 0.5
+
+
+def test_weights_that_are_wrong_late_show_on_a_long_table():
+    good = samplers.particle_filter()
+    late = quiet_mistakes.weights_not_reset_from_step_5(good)
+    for sampler, passed in ((good, True), (late, False)):
+        target = LONG_EXAMPLES["long"]()
+        result = Programs(sampler, 16, 8_000)(target, KEY)
+        checks = target_checks("long", target, sampler, result)
+        assert all(check.passed for check in checks) is passed
+
+
+def dropping(gap):
+    """Keeps all particles, except those that lie further below the largest."""
+
+    def draw(key, group):
+        weights = group.log_weights
+        places = jnp.arange(weights.size, dtype=jnp.int32)
+        lost = weights < weights.max() - gap
+        best = jnp.argmax(weights).astype(jnp.int32)
+        return Offspring(
+            jnp.where(lost, best, places), jnp.where(lost, -jnp.inf, weights)
+        )
+
+    return samplers.smc(
+        reproduction=Reproduction(draw, exact=True), schedule=samplers.every_step
+    )
+
+
+def test_a_particle_may_not_be_lost_for_lying_far_below():
+    for sampler, passed in (
+        (dropping(60.0), False),
+        (dropping(300.0), True),
+        (samplers.particle_filter(), True),
+    ):
+        check = range_check(sampler, Draws(sampler, 8, 500), 8, KEY)
+        assert check.passed is passed
+
+
+def keeps_light_particles(sampler):
+    return resolution_check(sampler, KEY).passed
+
+
+def test_light_particles_keep_their_weight_and_each_has_its_chance():
+    good = samplers.smc()
+    assert keeps_light_particles(good)
+    naive = samplers.smc(resampling=quiet_mistakes.naive_sum)
+    assert keeps_light_particles(naive) is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["multinomial", "stratified", "residual", "ssp"])
+def test_every_scheme_resolves_light_particles(name):
+    sampler = samplers.smc(resampling=getattr(samplers, name))
+    assert keeps_light_particles(sampler)
+
+
+def test_finished_particles_are_not_chosen_by_their_places():
+    good = samplers.particle_filter()
+
+    def ask(key, state):
+        # Whoever draws a finished particle gets the first of them.
+        after, ancestors = good.ask(key, state)
+        first = jnp.argmax(state.finished).astype(jnp.int32)
+        return after, jnp.where(state.finished[ancestors], first, ancestors)
+
+    assert permutation_check(good, 8, KEY).passed
+    check = permutation_check(good._replace(ask=ask), 8, KEY)
+    assert check.passed is False
+    assert "finished" in check.detail
+
+
+def measure_test(error, standard_error=0.004, p_value=0.5):
+    z = error / standard_error
+    return MeasureTest(1.0 + error, 0.0, standard_error, z, p_value, 10)
+
+
+def test_a_bias_of_one_percent_is_seen_on_all_targets_together():
+    biased = [measure_test(0.01, s) for s in (0.003, 0.004, 0.005, 0.006)]
+    assert all(abs(test.z) < 4.0 for test in biased)
+    error, z = pooled_z(biased)
+    assert error == pytest.approx(0.01)
+    assert z > 4.0
+    assert pooled_check(biased).passed is False
+    assert pooled_check(
+        [measure_test(0.0), measure_test(0.003), measure_test(-0.002)]
+    ).passed
+    # Errors of either sign cancel in the mean, and not in the chi-square.
+    either = [measure_test(0.013 * sign) for sign in (1, -1, 1, -1)]
+    assert abs(pooled_z(either)[1]) < 1.0
+    assert pooled_p(either) < 1e-4
+    assert pooled_p([measure_test(0.001, p_value=2e-3)] * 4) < 1e-4
+    exact = MeasureTest(1.0, 0.0, 0.0, 0.0, 1.0, 0)
+    assert pooled_z([exact, exact]) == (0.0, 0.0)
+    assert pooled_p([exact, exact]) == 1.0
+
+
+def decides_by_stale_weights():
+    """Whether to draw is decided by the weights of the step before: legal."""
+    good = samplers.particle_filter()
+
+    def init(key, num_particles):
+        return Remembering(good.init(key, num_particles), jnp.zeros((), bool))
+
+    def ask(key, state):
+        places = jnp.arange(state.log_weights.size, dtype=jnp.int32)
+        stay = state.inner._replace(ancestors=places, resampled=jnp.zeros(1, bool))
+        inner, ancestors = jax.tree.map(
+            lambda a, b: jnp.where(state.memory, a, b),
+            good.ask(key, state.inner),
+            (stay, places),
+        )
+        return Remembering(inner, state.memory), ancestors
+
+    def tell(key, state, *told):
+        due = ess(state.log_weights) < 0.9 * state.log_weights.size
+        inner, info = good.tell(key, state.inner, *told)
+        return Remembering(inner, due), info
+
+    return good._replace(init=init, ask=ask, tell=tell)
+
+
+def flatter_for_more_particles():
+    """Draws by a power of the weights that depends on N, which is legal."""
+    rule = by_priority(
+        samplers.systematic,
+        lambda group: group.log_weights / jnp.log(1.0 + group.log_weights.size),
+    )
+    return samplers.smc(
+        reproduction=rule, potential=samplers.product(), schedule=samplers.every_step
+    )
+
+
+@pytest.mark.parametrize("make", [decides_by_stale_weights, flatter_for_more_particles])
+def test_what_is_legal_is_no_mistake(make):
+    sampler = make()
+    programs = Programs(sampler, 8, 2_000)
+    checks = shift_checks(programs, KEY)
+    checks.append(range_check(sampler, Draws(sampler, 8, 500), 8, KEY))
+    checks += target_checks("wide", wide(), sampler, programs(wide(), KEY))
+    assert [check for check in checks if check.passed is not True] == []

@@ -1,0 +1,1 @@
+"""The bench: checks of samplers and targets that `tsi.conformance` puts together."""

@@ -1,0 +1,98 @@
+"""Targets whose truth is known, and how runs on them are judged.
+
+A target is one of them if it has
+
+    truth(path_log_weight, *, power=1.0) -> object, or None if it does not know
+
+where the object has `log_evidence`, the logarithm of
+
+    Z = sum_x p(x)^power exp(path_log_weight(x)),
+
+and, if there is more to say, `features` and `means`: functions of a particle and what
+they are on average under p(x)^power exp(path_log_weight(x)) / Z. `features(particles)`
+gives [..., N, G] for particles with leading axes [..., N], and `means` are [G], none of
+them zero. `path_log_weight` maps log potentials [..., T] and the mask of live steps
+[..., T] to [...], as in `tsi.sampler.Sampler`. An attribute `params`, where a target
+has one, is handed to its methods.
+
+`TabularTarget` and `LinearGaussianTarget` are two of them; they say what their features
+are in ways of their own.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from tsi.errors import ConfigurationError
+from tsi.explorer import Explorer
+from tsi.linear_gaussian import LinearGaussianTarget
+from tsi.sampler import Sampler
+from tsi.tabular import TabularTarget
+from tsi.unbiasedness import (
+    MeasureTest,
+    judge_features,
+    judge_linear_gaussian,
+    judge_tabular,
+)
+
+
+@runtime_checkable
+class KnownTarget(Protocol):
+    """A `tsi.target.Target` that has a `truth`; see the text of the module."""
+
+    def truth(self, path_log_weight: Callable[..., Any]) -> Any:
+        """What is known of p(x)^power exp(path_log_weight(x)), or None."""
+
+
+def truth_of(
+    target: Any, path_log_weight: Callable[..., Any], power: float = 1.0
+) -> Any:
+    """The target's truth; None where it does not know it.
+
+    Raises:
+        ConfigurationError: the target has no `truth`.
+    """
+    method = getattr(target, "truth", None)
+    if method is None:
+        raise ConfigurationError(
+            f"check_sampler compares runs with what is known of a target, and "
+            f"{type(target).__name__} has no truth(path_log_weight, power=...). Give "
+            "it the method; see tsi.bench.known_truth."
+        )
+    if power == 1.0:
+        return method(path_log_weight)
+    if "power" not in inspect.signature(method).parameters:
+        return None
+    return method(path_log_weight, power=power)
+
+
+def measure(
+    target: KnownTarget, sampler: Sampler | Explorer, particles: Any, state: Any
+) -> MeasureTest | None:
+    """Judge many runs on a target by its truth; None where that is not known.
+
+    Args:
+        target: the target.
+        sampler: a sampler that claims a target.
+        particles: of all runs, leading axes [R, N].
+        state: the sampler's state after each run, leading axis [R].
+    """
+    claim = sampler.path_log_weight
+    assert claim is not None
+    known = truth_of(target, claim, getattr(sampler, "power", 1.0))
+    others = [truth_of(target, w) for w in getattr(sampler, "auxiliary", ())]
+    if known is None or any(other is None for other in others):
+        return None
+    # The reported evidence is the product of all that were sampled along.
+    log_truth = float(known.log_evidence + sum(o.log_evidence for o in others))
+    weights = state.log_weights, state.log_evidence
+    if isinstance(target, TabularTarget):
+        known = known._replace(log_evidence=log_truth)
+        return judge_tabular(target, known, particles.symbols, *weights)
+    if isinstance(target, LinearGaussianTarget):
+        known = known._replace(log_evidence=log_truth)
+        return judge_linear_gaussian(known, particles.x, *weights)
+    features = getattr(known, "features", None)
+    if features is None:
+        return judge_features(log_truth, None, None, *weights)
+    return judge_features(log_truth, features(particles), known.means, *weights)

@@ -1,0 +1,73 @@
+"""Three tables of ten steps, for what goes wrong late or at another scale.
+
+Each is hard where the four small ones of `tsi.tabular_examples` are easy:
+
+- long: scores change sign from step to step, so that a filter resamples at every one of
+  them and weights that are wrong from some step on have steps left to show it;
+- wide: log potentials between -60 and +60. What all prefixes of a step have in common
+  spans the whole range, and a sink that takes a tenth of the policy at each step lies
+  60 below. It is never left, so that the paths that dominate have 0.39 of the policy's
+  mass: a mean over runs is blind to paths that matter and are hardly ever drawn;
+- long, unequal lengths: paths end after one to ten steps, with scores above and below
+  those of the paths that go on.
+
+Scores on the way must not outweigh those at the end by much: with weights as heavy as
+exp of a normal of standard deviation 3, no number of runs that one can wait for gives a
+mean that is nearly normal.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tsi.tabular import TabularTarget
+
+NUM_STEPS = 10
+
+
+def long() -> TabularTarget:
+    """Symbols that mostly stay, and scores that change sign from step to step."""
+    signs = (-1.0) ** np.arange(NUM_STEPS)[:, None]
+    scores = signs * np.array([0.9, -0.3, -1.0])
+    scores += 0.15 * np.cos(np.arange(3 * NUM_STEPS).reshape(NUM_STEPS, 3))
+    return TabularTarget(
+        initial=[0.4, 0.3, 0.3],
+        transition=[[0.8, 0.2, 0.0], [0.0, 0.75, 0.25], [0.3, 0.0, 0.7]],
+        log_potentials=scores,
+    )
+
+
+def wide() -> TabularTarget:
+    """Log potentials up to 60 either way, and a sink 60 below the others."""
+    common = np.array([41.0, -60.0, 60.0, 13.0, -47.0, 60.0, -60.0, 2.0, -29.0, 55.0])
+    differences = np.where(np.arange(NUM_STEPS)[:, None] % 2, [-0.4, 0.4], [0.5, -0.6])
+    scores = np.clip(common, -59.0, 59.0)[:, None] + differences
+    sink = np.maximum(scores.min(1, keepdims=True) - 60.0, -60.0)
+    return TabularTarget(
+        initial=[0.5, 0.4, 0.1],
+        transition=[[0.6, 0.3, 0.1], [0.25, 0.65, 0.1], [0.0, 0.0, 1.0]],
+        log_potentials=np.concatenate([scores, sink], axis=1),
+    )
+
+
+def long_unequal_lengths() -> TabularTarget:
+    """An end symbol, a proposal, and ends that score above or below going on."""
+    steps = np.arange(NUM_STEPS)
+    return TabularTarget(
+        initial=[0.55, 0.35, 0.1],
+        transition=[[0.55, 0.3, 0.15], [0.3, 0.5, 0.2], [1.0, 0.0, 0.0]],
+        log_potentials=np.stack(
+            [0.3 * np.cos(steps), -0.3 * np.sin(steps), 0.9 * np.cos(1.0 + steps)], -1
+        ),
+        end=2,
+        proposal_initial=[0.45, 0.4, 0.15],
+        proposal_transition=[[0.5, 0.3, 0.2], [0.35, 0.45, 0.2], [1.0, 0.0, 0.0]],
+    )
+
+
+LONG_EXAMPLES: dict[str, Callable[[], TabularTarget]] = {
+    "long": long,
+    "wide": wide,
+    "long, unequal lengths": long_unequal_lengths,
+}
+"""The long tables by name; all are of one shape and share a compiled program."""

@@ -1,0 +1,103 @@
+"""What a sampler is judged on unless told otherwise: targets, and numbers of particles.
+
+| targets | particles |
+|---|---|
+| four small tables, one with invalid potentials, a linear-Gaussian model | N |
+| three long tables (`tsi.bench.long_tables`) | 2 N, or N |
+| two of the small tables | 2, or 4 |
+
+A number that the sampler cannot use (`ConfigurationError`) is left out; the long tables
+are then run with N. Tables of one shape and one number share a compiled program.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from tsi.bench.known_truth import KnownTarget
+from tsi.bench.long_tables import LONG_EXAMPLES
+from tsi.errors import ConfigurationError
+from tsi.explorer import Explorer
+from tsi.linear_gaussian import LinearGaussianTarget
+from tsi.sampler import Sampler
+from tsi.tabular import TabularTarget
+from tsi.tabular_examples import EXAMPLES, peaked, unequal_lengths
+
+
+class Trial(NamedTuple):
+    """A target, and the number of particles that it is run with."""
+
+    name: str
+    target: KnownTarget
+    num_particles: int
+
+
+def known_targets() -> dict[str, KnownTarget]:
+    """The small tables and a linear-Gaussian model, by name."""
+    targets: dict[str, KnownTarget] = {name: make() for name, make in EXAMPLES.items()}
+    return targets | {"linear-Gaussian": LinearGaussianTarget()}
+
+
+def invalid_potentials() -> TabularTarget:
+    """A table in which prefixes are worth NaN and +inf, which means nothing.
+
+    What it means all the same, `path_log_weight` says; a path that has another score at
+    every step goes by those.
+    """
+    return TabularTarget(
+        initial=[0.5, 0.4, 0.1],
+        transition=[[0.6, 0.3, 0.1], [0.3, 0.5, 0.2], [0.4, 0.4, 0.2]],
+        log_potentials=[
+            [0.2, -0.3, np.nan],
+            [-0.4, 0.3, np.inf],
+            [0.1, 0.2, -np.inf],
+            [0.6, -0.2, np.inf],
+        ],
+    )
+
+
+def trials_of(
+    targets: Mapping[str, KnownTarget], num_particles: int
+) -> tuple[Trial, ...]:
+    """The targets, each with N particles."""
+    return tuple(Trial(name, t, num_particles) for name, t in targets.items())
+
+
+def default_trials(
+    sampler: Sampler | Explorer, num_particles: int
+) -> tuple[Trial, ...]:
+    """The targets of the table above, as far as the sampler can use the numbers."""
+    targets = known_targets() | {"invalid potentials": invalid_potentials()}
+    trials = [*trials_of(targets, num_particles)]
+    more = _usable(sampler, (2 * num_particles,), 10) or num_particles
+    long = {name: make() for name, make in LONG_EXAMPLES.items()}
+    trials += trials_of(long, more)
+    fewer = _usable(sampler, (2, 4), 4)
+    if fewer is not None and fewer < num_particles:
+        small = {
+            f"peaked, N = {fewer}": peaked(),
+            f"unequal lengths, N = {fewer}": unequal_lengths(),
+        }
+        trials += trials_of(small, fewer)
+    return tuple(trials)
+
+
+def _usable(
+    sampler: Sampler | Explorer, numbers: Sequence[int], max_steps: int
+) -> int | None:
+    """The first of the numbers of particles that the sampler can use."""
+    for number in numbers:
+        limit = (max_steps,) if isinstance(sampler, Explorer) else ()
+        try:
+            if isinstance(sampler, Explorer):
+                sampler.plan(number, *limit)
+            jax.eval_shape(
+                lambda key, n=number, limit=limit: sampler.init(key, n, *limit),
+                jax.random.key(0),
+            )
+        except ConfigurationError:
+            continue
+        return number
+    return None

@@ -1,0 +1,129 @@
+"""Promises of a target's optional methods: each agrees with what `propose` did."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from tsi.bench.target_walk import Walk, Walker, agree, rows_of
+from tsi.robustness import Check
+
+
+def _live(walk: Walk, t: int) -> np.ndarray:
+    """Who took step t."""
+    if t == 0:
+        return np.ones(len(walk.said[0].finished), bool)
+    return ~np.asarray(walk.said[t - 1].finished)
+
+
+def densities_check(walker: Walker, walk: Walk) -> Check:
+    """Whether corrections are what the densities of the prefixes gain."""
+    if not walker.has("log_prob"):
+        if not walker.why_no_replay:
+            return _as_policy(walk)
+        return Check("densities", None, "the target has no log_prob")
+    empty = walker.target.log_prob(walk.particles[0], walker.params)
+    if not agree(empty, np.zeros(len(walk.said[0].finished))):
+        return Check("densities", False, "log_prob of an empty prefix is not zero")
+    if not walker.has("log_proposal"):
+        if not walker.why_no_replay:
+            return _as_policy(walk)
+        return Check("densities", None, "the target has no log_proposal")
+    excess = np.zeros(len(walk.said[0].finished))
+    for t, said in enumerate(walk.said):
+        now = np.asarray(said.log_probs) - np.asarray(said.log_proposals)
+        live = _live(walk, t)
+        if not agree((now - excess)[live], np.asarray(said.log_corrections)[live]):
+            worst = np.abs(np.where(live, now - excess - said.log_corrections, 0.0))
+            detail = (
+                f"step {t} reports log p - log q and log_prob - log_proposal gains "
+                f"something else, by up to {worst.max():.3g}"
+            )
+            return Check("densities", False, detail)
+        excess = now
+    return Check("densities", True, "log p - log q is what the densities gain")
+
+
+def _as_policy(walk: Walk) -> Check:
+    """Without `log_proposal`, a repeated step is weighed as if q were p."""
+    largest = max(
+        np.abs(np.asarray(said.log_corrections)[_live(walk, t)]).max(initial=0.0)
+        for t, said in enumerate(walk.said)
+    )
+    if largest > 1e-4:
+        detail = (
+            f"the proposal is not the policy (log p - log q of {largest:.3g}), and "
+            "without log_proposal repeated steps would be weighed wrongly"
+        )
+        return Check("densities", False, detail)
+    return Check("densities", True, "the proposal is the policy")
+
+
+def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
+    """Whether a prefix that is cut back is what it was, and goes on as it did."""
+    if not walker.has("truncate"):
+        return Check("truncate", None, "the target has no truncate")
+    target, params = walker.target, walker.params
+    truncate = jax.jit(target.truncate)
+    steps = len(walk.said)
+    whole = walk.particles[-1]
+    long_enough = np.full(size, steps, np.int32)
+    kept = truncate(whole, jnp.asarray(long_enough), params)
+    pairs = zip(
+        rows_of(whole, size, slice(None)), rows_of(kept, size, slice(None)), strict=True
+    )
+    if not all(agree(a, b, 0.0) for a, b in pairs):
+        detail = "a prefix with no more steps than asked for is changed all the same"
+        return Check("truncate", False, detail)
+    for depth in range(steps):
+        cut = truncate(whole, jnp.full(size, depth, jnp.int32), params)
+        live = _live(walk, depth)
+        if np.asarray(target.finished(cut))[live].any():
+            detail = f"a prefix that was cut back to {depth} steps is finished"
+            return Check("truncate", False, detail)
+        if depth:
+            here = walk.said[depth - 1]
+            there = walker.say(depth - 1, cut, jnp.zeros(size))
+            for name in ("log_potentials", "log_probs", "log_proposals"):
+                now, then = np.asarray(getattr(there, name)), getattr(here, name)
+                if not agree(now[live], np.asarray(then)[live]):
+                    detail = f"{name} of a prefix cut back to {depth} steps"
+                    return Check("truncate", False, f"{detail} are not what they were")
+        _, again = walker.step(walker.key_of(key, depth), depth, cut)
+        for name, values in again._asdict().items():
+            then = np.asarray(getattr(walk.said[depth], name))
+            if not agree(np.asarray(values)[live], then[live]):
+                detail = f"a prefix cut back to {depth} steps goes on otherwise: {name}"
+                return Check("truncate", False, f"{detail} differ under the same key")
+    return Check("truncate", True, "a prefix that is cut back is what it was")
+
+
+def replay_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
+    """Whether repeated steps make the prefixes that they were."""
+    if walker.why_no_replay:
+        return Check("replay", None, walker.why_no_replay)
+    target, params = walker.target, walker.params
+    replay = jax.jit(target.replay)
+    # Each row repeats another one's steps, from an empty prefix of its own.
+    others = jnp.roll(jnp.arange(size, dtype=jnp.int32), 1)
+    sources = walker.gather(walk.particles[-1], others)
+    rows = walk.particles[0]
+    for t, said in enumerate(walk.said):
+        before = rows
+        rows, log_probs = replay(t, rows, sources, params)
+        live = np.roll(_live(walk, t), 1)
+        there = walker.say(t, rows, jnp.zeros(size))
+        for name in ("log_potentials", "log_probs", "log_proposals", "finished"):
+            now = np.asarray(getattr(there, name))
+            then = np.roll(np.asarray(getattr(said, name)), 1)
+            if not agree(now[live], then[live], 1e-3):
+                detail = f"{name} after step {t} is repeated"
+                return Check("replay", False, f"{detail} are not the source's")
+        if walker.has("log_prob"):
+            gained = np.asarray(there.log_probs) - np.asarray(
+                target.log_prob(before, params)
+            )
+            if not agree(gained[live], np.asarray(log_probs)[live], 1e-3):
+                detail = f"replay's log p of step {t} is not what log_prob gains by it"
+                return Check("replay", False, detail)
+    return Check("replay", True, "repeated steps make the prefixes that they were")

@@ -1,0 +1,204 @@
+"""Promises of every target: shapes, particles on their own, finished for good."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from tsi.bench.target_walk import Said, Walk, Walker, agree, first_row, rows_of
+from tsi.robustness import Check
+
+
+def _shapes(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def shapes_check(walker: Walker, key: Key[Array, ""], size: int) -> Check:
+    """Whether a step changes no shape or dtype, and numbers are one per particle."""
+    target, params = walker.target, walker.params
+    before = walker.start(key, size)
+    places = jnp.arange(size, dtype=jnp.int32)
+    changes = {
+        "propose": lambda p: target.propose(key, 0, p, params)[0],
+        "gather": lambda p: target.gather(p, places),
+    }
+    if walker.has("truncate"):
+        changes["truncate"] = lambda p: target.truncate(p, places, params)
+    if not walker.why_no_replay:
+        changes["replay"] = lambda p: target.replay(0, p, p, params)[0]
+    for name, change in changes.items():
+        after = jax.eval_shape(change, before)
+        if _shapes(before) != _shapes(after):
+            differ = [
+                f"{jax.tree_util.keystr(path)} from {a.dtype}{list(a.shape)} to "
+                f"{b.dtype}{list(b.shape)}"
+                for (path, a), b in zip(
+                    jax.tree_util.tree_leaves_with_path(before),
+                    jax.tree.leaves(after),
+                    strict=False,
+                )
+                if (a.shape, a.dtype) != (b.shape, b.dtype)
+            ]
+            what = "; ".join(differ) or "the structure of the particles"
+            return Check("shapes", False, f"{name} changes {what}")
+    said = jax.eval_shape(lambda p: walker.eager_step(key, 0, p)[1], before)
+    for name, numbers in said._asdict().items():
+        kind = "b" if name == "finished" else "f"
+        if numbers.shape != (size,) or np.dtype(numbers.dtype).kind not in (kind, "V"):
+            wanted = "bool" if kind == "b" else "floating-point"
+            detail = f"{name} must be {wanted} [{size}], and are {numbers.dtype}"
+            return Check("shapes", False, f"{detail}{list(numbers.shape)}")
+    return Check("shapes", True, "the same before and after each method")
+
+
+def numbers_check(walk: Walk) -> Check:
+    """Whether no number is NaN or +inf of a particle that took the step."""
+    before = np.zeros(len(walk.said[0].finished), bool)
+    for t, said in enumerate(walk.said):
+        for name in ("log_corrections", "log_potentials"):
+            values = np.asarray(getattr(said, name), np.float64)[~before]
+            if np.isnan(values).any() or (values == np.inf).any():
+                bad = values[np.isnan(values) | (values == np.inf)][0]
+                detail = f"{name} of step {t} are {bad} for some particle"
+                return Check("numbers", False, detail)
+        before = np.asarray(said.finished)
+    return Check("numbers", True, "log potentials and corrections are numbers")
+
+
+def finished_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
+    """Whether nobody is finished at first, and who is stays so and as it is."""
+    target = walker.target
+    if np.asarray(target.finished(walk.particles[0])).any():
+        return Check(
+            "finished", False, "particles are finished before their first step"
+        )
+    for t, (particles, said) in enumerate(
+        zip(walk.particles[1:], walk.said, strict=True)
+    ):
+        done = np.flatnonzero(said.finished)
+        if not len(done):
+            continue
+        after, later = walker.step(jax.random.fold_in(key, t), t + 1, particles)
+        if not np.asarray(later.finished)[done].all():
+            detail = (
+                f"a particle that finished in step {t} is unfinished after the next"
+            )
+            return Check("finished", False, detail)
+        for name in ("log_probs", "log_proposals"):
+            if not agree(getattr(said, name)[done], getattr(later, name)[done]):
+                detail = f"{name} of a finished particle change with the next step"
+                return Check("finished", False, detail)
+        if walker.has("put"):
+            # It has caches, in which a masked slot may hold anything.
+            continue
+        pairs = zip(
+            rows_of(particles, size, done), rows_of(after, size, done), strict=True
+        )
+        if not all(agree(a, b, 0.0) for a, b in pairs):
+            detail = "a finished particle is changed by the next step"
+            return Check("finished", False, detail)
+    if not np.asarray(walk.said[-1].finished).any():
+        return Check("finished", None, "no particle finished within the walk")
+    return Check("finished", True, "finished for good, and left as they are")
+
+
+def _first_difference(said: Said, other: Said, rows: Any) -> str:
+    """The first thing that is said otherwise of particles `rows`; empty if nothing."""
+    for name, values in said._asdict().items():
+        if not agree(np.asarray(values)[rows], np.asarray(getattr(other, name))[rows]):
+            return name
+    return ""
+
+
+def own_numbers_check(
+    walker: Walker, walk: Walk, key: Key[Array, ""], size: int
+) -> Check:
+    """Whether particle i draws by its own number, however many there are."""
+    few = size // 2
+    fewer = walker.walk(key, few)
+    first = np.arange(few)
+    for t, (said, other) in enumerate(zip(walk.said, fewer.said, strict=False)):
+        live = first
+        if t:
+            live = first[~np.asarray(walk.said[t - 1].finished)[:few]]
+        name = _first_difference(said, other, live)
+        if name:
+            detail = (
+                f"{name} of step {t} depend on whether there are {few} particles or "
+                f"{size}; draw the numbers of particle i from fold_in(key, i)"
+            )
+            return Check("own numbers", False, detail)
+    for t, said in enumerate(walk.said):
+        before = walk.particles[t]
+        live = np.ones(size, bool)
+        if t:
+            live = ~np.asarray(walk.said[t - 1].finished)
+        for place in np.flatnonzero(live)[:2]:
+            # Everybody is a copy of this one, which must go on as it would alone.
+            forked = walker.gather(before, jnp.full(size, place, jnp.int32))
+            _, other = walker.step(walker.key_of(key, t), t, forked)
+            name = _first_difference(said, jax.device_get(other), [place])
+            if name:
+                detail = (
+                    f"{name} of particle {place} in step {t} depend on who stands "
+                    "beside it"
+                )
+                return Check("own numbers", False, detail)
+    return Check("own numbers", True, "particle i draws by its own number")
+
+
+def gather_check(walker: Walker, walk: Walk, size: int) -> Check:
+    """Whether a particle is at its new place what it was at its old one."""
+    backwards = jnp.arange(size - 1, -1, -1, dtype=jnp.int32)
+    for t, said in enumerate(walk.said):
+        moved = walker.gather(walk.particles[t + 1], backwards)
+        there = walker.say(t, moved, jnp.zeros(size))
+        here = jax.tree.map(lambda values: np.asarray(values)[::-1], said)
+        live = np.ones(size, bool)
+        if t:
+            live = ~np.asarray(walk.said[t - 1].finished)[::-1]
+        here = here._replace(log_corrections=np.zeros(size))
+        name = _first_difference(here, jax.device_get(there), live)
+        if name:
+            row = first_row(getattr(here, name), getattr(there, name))
+            detail = f"{name} after step {t} are not particle {size - 1 - row}'s"
+            return Check("gather", False, f"{detail} once it stands at place {row}")
+    return Check("gather", True, "a particle is the same at every place")
+
+
+def rows_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
+    """Whether t may be a number for each row."""
+    step = jax.jit(walker.eager_step)
+    for t, said in enumerate(walk.said):
+        each = jnp.full(size, t, jnp.int32)
+        _, other = step(walker.key_of(key, t), each, walk.particles[t])
+        live = np.ones(size, bool)
+        if t:
+            live = ~np.asarray(walk.said[t - 1].finished)
+        name = _first_difference(said, jax.device_get(other), live)
+        if name:
+            detail = f"{name} of step {t} are others where t is given for each row"
+            return Check("rows", False, detail)
+    return Check("rows", True, "t may be one number or one per row")
+
+
+def compiled_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
+    """Whether a step is the same as it is written and mapped over problems."""
+    key_first = walker.key_of(key, 0)
+    before, said = walk.particles[0], walk.said[0]
+    every = np.arange(size)
+    _, plain = walker.eager_step(key_first, 0, before)
+    name = _first_difference(said, jax.device_get(plain), every)
+    if name:
+        return Check("compiled", False, f"jit changes {name} of the first step")
+    two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), before)
+    keys = jnp.stack([key_first, jax.random.fold_in(key_first, 1)])
+    _, mapped = jax.jit(jax.vmap(walker.eager_step, in_axes=(0, None, 0)))(keys, 0, two)
+    here = jax.tree.map(lambda values: np.asarray(values)[0], mapped)
+    name = _first_difference(said, here, every)
+    if name:
+        return Check("compiled", False, f"vmap changes {name} of the first step")
+    return Check("compiled", True, "jit and vmap change nothing")
