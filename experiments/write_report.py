@@ -15,6 +15,7 @@ from tsi.experiments.report import (
 )
 from tsi.experiments.results import check_complete
 from tsi.experiments.scale import Plan, World, batches
+from tsi.models.files import write_text
 
 
 def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
@@ -45,7 +46,7 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
         unit: rates_as_json(scaling_rates(curves, unit) if unit == "flops" else rates)
         for unit in ("rollouts", "flops")
     }
-    (folder / "scaling_rate.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_text(folder / "scaling_rate.json", json.dumps(written, indent=1) + "\n")
     head = f"# {title}\n\nAccuracy in percent ± standard error, clustered by problem.\n"
     rate_text = (
         "How many times the rollouts each needs for equal accuracy: geometric mean "
@@ -55,7 +56,7 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
         else "No scaling rate: it needs two methods with two budgets each."
     )
     full = f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
-    (folder / "table.md").write_text(full)
+    write_text(folder / "table.md", full)
     largest = cost_table(curves, [max(plan.budgets)])
     return f"{head}\n{accuracy_table(curves)}\n\n{largest}\n\n{rate_text}\n\n" + (
         f"Written: {folder}/rows.jsonl, table.md, accuracy_rollouts.png, "
