@@ -44,7 +44,7 @@ def exit_code(command: Callable[[], Any]) -> int:
         found = system_error(error)
         if found is None:
             raise
-        return _told(sentence(found, _refused_stream()), REFUSED)
+        return _told(sentence(found), REFUSED)
     return code if isinstance(code, int) else 0
 
 
@@ -61,18 +61,15 @@ def _flushed(command: Callable[[], Any]) -> Any:
 
 
 def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
-def _refused_stream() -> str | None:
-    """Standard output, if it is what cannot be written."""
+    if sys.stdout is None:
+        return
     try:
-        _flush()
-    except OSError:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
         _discard(sys.stdout)
-        return "standard output"
-    return None
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _told(text: str, code: int) -> int:

@@ -117,7 +117,7 @@ def sentence(error: OSError, path: str | os.PathLike[str] | None = None) -> str:
     named = None if known is None else os.fsdecode(known)
     if named is None and error.errno == errno.ENOENT and _is_lost():
         return "The working folder no longer exists; change to one that does."
-    where = "A file or folder" if named is None else shown(named)
+    where = "A file or the output" if named is None else shown(named)
     if isinstance(error, NotRegularFileError):
         return f"{where} is no regular file but {error.strerror}; {CHOOSE}."
     if named is not None and error.errno == errno.EEXIST and os.path.islink(named):
