@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow test-parity lint benchmark curve curve-llm train-tiny clean
+.PHONY: test test-slow test-lowest test-newest test-parity lint benchmark curve curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,44 @@ test: .venv/installed lint
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# A part of the suite at the lowest versions that pyproject.toml promises: it uses each
+# of the packages. Types and style are judged by the pinned versions alone.
+LOWEST := $(patsubst %,tests/test_%.py,cli system_errors results tokenizer gguf hub \
+	checkpoint tasks numpyro_kernel solve) \
+	tests/test_train_tiny.py::test_a_checkpoint_of_another_model_is_refused
+LOWEST_PYTHON ?= 3.11
+
+# Another part on the newest Python that is installed, with the newest of everything.
+NEWEST := $(patsubst %,tests/test_%.py,cli system_errors run resampling cache engine \
+	value_head numpyro_program checkpoint) \
+	tests/test_train_tiny.py::test_a_checkpoint_of_another_model_is_refused
+
+.venv/uv-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	touch $@
+
+.venv-lowest/installed: pyproject.toml .venv/uv-installed
+	$(BIN)/uv venv --quiet --clear --python $(LOWEST_PYTHON) .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python \
+		--resolution lowest-direct --editable '.[test,tasks]'
+	touch $@
+
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -n 2 $(LOWEST)
+
+test-newest: .venv/uv-installed
+	@newest="$$(.ci/newest_python)"; if [ -z "$$newest" ]; then \
+		echo "test-newest is skipped: no Python above 3.11 is installed."; \
+	else \
+		set -e; \
+		$(BIN)/uv venv --quiet --clear --python "$$newest" .venv-newest; \
+		$(BIN)/uv pip install --quiet --python .venv-newest/bin/python \
+			--editable '.[test,tasks]'; \
+		.venv-newest/bin/python -c 'import sys, jax; \
+			print("Python", sys.version.split()[0], "with jax", jax.__version__)'; \
+		.venv-newest/bin/python -m pytest -n 2 $(NEWEST); \
+	fi
 
 # Logits beside transformers' on torch: a large download, hence not in `make test`.
 test-parity: .venv/installed
@@ -40,4 +78,4 @@ train-tiny: .venv/installed
 	$(BIN)/python -m tsi.experiments.train_tiny
 
 clean:
-	rm -rf .venv results build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest results build dist *.egg-info

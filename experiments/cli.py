@@ -1,10 +1,9 @@
 """The command line: `tsi scale`, `solve`, `models`, `paper`, `check`.
 
-Nothing heavy is imported before a command needs it, so that help is quick. What tsi
-raises on purpose is printed as its sentence, without a traceback, with exit code 2.
+Nothing heavy is imported before a command needs it, so that help is quick. How commands
+end, and with which exit codes, stands in `command.py`.
 """
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from tsi.errors import ConfigurationError, TsiError, UnknownNameError
+from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.experiments.command import exit_code
+from tsi.models.files import check_writable
 
 if TYPE_CHECKING:
     from tsi.models.catalogue import Description
@@ -146,6 +147,9 @@ def solve(
 
     chosen = get_method(method)
     _positive(budget=budget)
+    if figures is not None:
+        # Refused before the work, not after it.
+        check_writable(figures / "ess.png")
     problem = get_task(task).problem(prompt)
     world = embedded_world(
         task,
@@ -256,24 +260,13 @@ def check(
         num_particles: N, a number that the sampler can use.
         num_runs: runs on each target; 20,000 notice a bias of about 2 %.
     """
-    module, _, name = make_sampler.partition(":")
-    if not module or not name:
-        raise ConfigurationError(
-            f"{make_sampler!r} names no function; write module:function, as in "
-            "my_module:make_sampler."
-        )
-    sys.path.insert(0, "")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{make_sampler!r} cannot be imported ({error}); write module:function."
-        ) from error
-    from tsi.conformance import check_sampler
+    from tsi.experiments.judged_sampler import report_on, verdict
 
     _positive(num_particles=num_particles, num_runs=num_runs)
-    report = check_sampler(function, num_particles=num_particles, num_runs=num_runs)
-    print(report)
+    # Where `python -m` looks too: the working folder.
+    sys.path.insert(0, "")
+    report = report_on(make_sampler, num_particles, num_runs)
+    print(f"{report}\n\n{verdict(report, num_particles, num_runs)}")
     return 0 if report.passed else 1
 
 
@@ -293,17 +286,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit code is 2 for an error that tsi raised on purpose."""
-    try:
-        return tyro.extras.subcommand_cli_from_dict(
+    """Run a command and return its exit code, as `exit_code` does."""
+    return exit_code(
+        lambda: tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="tsi",
             description="Probabilistic inference-time scaling.",
             args=arguments,
         )
-    except TsiError as error:
-        print(f"tsi: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tsi: stopped; the same command continues.", file=sys.stderr)
-        return 130
+    )

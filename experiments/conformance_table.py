@@ -8,6 +8,7 @@ are kept as they finish; the command goes on where it stopped.
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import tyro
 
 from tsi.conformance import check_sampler
+from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.claims import CLAIMS, Claim
+from tsi.experiments.command import exit_code
 from tsi.experiments.report import markdown
+from tsi.models.files import check_writable, write_text
 from tsi.robustness import Check
 
 SHORT = {
@@ -99,24 +103,20 @@ def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> Non
         out: folder of rows.jsonl and table.md.
         num_runs: runs on each target.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "rows.jsonl"
-    done: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        lines = map(json.loads, path.read_text().splitlines())
+    check_writable(out / "table.md")
+    with AppendOnlyFile(out / "rows.jsonl") as file:
+        lines = map(json.loads, file.read().splitlines())
         done = {row["sampler"]: row for row in lines if row["runs"] == num_runs}
-    with path.open("a") as file:
         for name, claim in CLAIMS.items():
             if name in done:
                 continue
             done[name] = judged(name, claim, num_runs)
-            file.write(json.dumps(done[name]) + "\n")
-            file.flush()
+            file.append(json.dumps(done[name]).encode() + b"\n")
             print(f"{name}: {'passed' if done[name]['passed'] else 'BROKEN'}")
     text = table([done[name] for name in CLAIMS])
-    (out / "table.md").write_text(text + "\n")
+    write_text(out / "table.md", text + "\n")
     print(text)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(exit_code(lambda: tyro.cli(main)))

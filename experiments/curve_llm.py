@@ -13,6 +13,7 @@ Cost: at most 40 minutes on 2 cores, after a download of 93 MB.
 Command: ``make curve-llm`` or ``python -m tsi.experiments.curve_llm``.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import tyro
 
 from tsi.engine import Engine
 from tsi.experiments import chain_sum
+from tsi.experiments.command import exit_code
 from tsi.experiments.equations import REWARDS, equation_log_odds
 from tsi.experiments.language_policy import self_judge
 from tsi.experiments.model_checks import load_model
@@ -146,4 +148,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(exit_code(lambda: tyro.cli(main)))

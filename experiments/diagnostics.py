@@ -18,6 +18,7 @@ from tsi.degeneracy import lineages
 from tsi.diagnostics import normalised
 from tsi.errors import ConfigurationError
 from tsi.experiments.plots import RC
+from tsi.models.files import replaced
 from tsi.pareto import UNRELIABLE_K
 from tsi.result import Result
 
@@ -38,14 +39,14 @@ def save_figures(result: Result, folder: Path) -> list[Path]:
     Returns:
         The files: ess.png, weights.png, and genealogy.png where there is one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {"ess": ess_figure, "weights": weights_figure}
     if _has_tree(result):
         figures["genealogy"] = genealogy_figure
     paths = []
     for name, draw in figures.items():
         paths.append(folder / f"{name}.png")
-        draw(result).savefig(paths[-1], dpi=RC["savefig.dpi"])
+        with replaced(paths[-1]) as place:
+            draw(result).savefig(place, dpi=RC["savefig.dpi"])
     return paths
 
 

@@ -26,6 +26,7 @@ resamples resets no weight, one particle has no neighbour, and a search without 
 is not wrong about it. Those are named in the table, with the reason.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +40,10 @@ from tsi import samplers
 from tsi.conformance import checks_of
 from tsi.experiments import mistakes, quiet_mistakes
 from tsi.experiments.claims import CLAIMS, Claim
+from tsi.experiments.command import exit_code
 from tsi.experiments.report import markdown
 from tsi.explorer import Explorer, Reply
+from tsi.models.files import check_writable, write_text
 from tsi.sampler import Sampler
 from tsi.samplers.population import SMCState
 
@@ -198,13 +201,14 @@ def judged(name: str, mistake: str, num_runs: int = 20_000) -> Verdict:
     return Verdict(next((c.promise for c in checks if c.passed is False), None))
 
 
-def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> None:
+def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> int:
     """Make every mistake in every sampler; exit code 1 if one is missed.
 
     Args:
         out: folder of mutations.md.
         num_runs: runs on each target.
     """
+    check_writable(out / "mutations.md")
     every = (*MISTAKES, NAIVE_SUM)
     lines = [["sampler", *every]]
     missed = []
@@ -222,11 +226,10 @@ def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> Non
                 cells.append(verdict.caught_by)
         lines.append([name, *cells])
         print(f"{time.perf_counter() - began:5.0f} s  {name}: {', '.join(cells)}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "mutations.md").write_text(markdown(lines) + "\n")
+    write_text(out / "mutations.md", markdown(lines) + "\n")
     print(f"{len(missed)} missed{': ' if missed else ''}{'; '.join(missed)}")
-    raise SystemExit(bool(missed))
+    return int(bool(missed))
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(exit_code(lambda: tyro.cli(main)))

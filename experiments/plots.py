@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from tsi.experiments.methods import METHODS, get_method
 from tsi.experiments.report import Curves
+from tsi.models.files import replaced
 
 # Searches are dashed, samplers solid, independent rollouts dotted.
 STYLES: dict[str, tuple[str, str, str]] = {
@@ -69,8 +70,8 @@ def save_accuracy_plot(curves: Curves, unit: str, title: str, path: Path) -> Non
         axes.set_ylabel("accuracy (%)")
         axes.set_title(title, loc="left")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with replaced(path) as place:
+            figure.savefig(place)
 
 
 def style_of(method: str) -> tuple[str, str, str]:

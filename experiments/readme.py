@@ -8,9 +8,12 @@ Command: ``python -m tsi.experiments.readme``.
 """
 
 import re
+import sys
 from pathlib import Path
 
 from tsi.errors import ResultsError
+from tsi.experiments.command import exit_code
+from tsi.models.files import write_text
 
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _COST_ROW = re.compile(r"^\|([^|\n]+)\| +(\d+) \|.*\n", re.MULTILINE)
@@ -50,6 +53,11 @@ def _without_title(text: str) -> str:
     return text
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Rewrite README.md of the working folder."""
     readme = Path("README.md")
-    readme.write_text(with_tables(readme.read_text(), Path()))
+    write_text(readme, with_tables(readme.read_text(), Path()))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

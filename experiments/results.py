@@ -1,22 +1,22 @@
 """Results on disk: one JSON line for each (method, budget, seed, problem).
 
 Rows are appended as they finish and forced to disk, so a killed run loses at most the
-block it was computing. A last line that a kill left half-written is dropped, said so,
-and redone.
+block it was computing, and so does one whose disk is full (see `append_only.py`). A
+last line that a kill left half-written is dropped, said so, and redone.
 Every row carries the settings that decided it; a file of other settings is refused
 rather than mixed. Everything in a row but `seconds` is a function of those settings,
 so a resumed file equals an undisturbed one.
 """
 
-import fcntl
+import io
 import json
-import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tsi.errors import ResultsError
+from tsi.experiments.append_only import AppendOnlyFile
+from tsi.models.files import check_regular, sentence
 
 # Recorded, but free to change between a stop and a resume.
 FREE_SETTINGS = frozenset({"commit"})
@@ -40,7 +40,8 @@ class ResultsFile:
         method_settings: what else decides the rows of each method.
 
     Raises:
-        ResultsError: the file is malformed, of other settings, or being written.
+        ResultsError: the file is malformed, of other settings or being written, or the
+            system refuses it.
     """
 
     def __init__(
@@ -54,11 +55,8 @@ class ResultsFile:
         self.settings = json.loads(json.dumps(settings))
         self.method_settings = json.loads(json.dumps(method_settings or {}))
         self.rows: dict[Cell, dict[str, Any]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self._file = AppendOnlyFile(path)
         try:
-            _lock(self._file, path)
-            self._drop_half_line()
             self._load()
         except BaseException:
             self._file.close()
@@ -68,7 +66,8 @@ class ResultsFile:
         """Write rows and force them to disk.
 
         Raises:
-            ResultsError: a row is already there.
+            ResultsError: a row is already there, or the system refuses to write: then
+                none of the rows is.
         """
         rows = list(rows)
         lines = []
@@ -78,9 +77,7 @@ class ResultsFile:
             row = {**cell._asdict(), **outcome, "settings": self._settings(cell)}
             # allow_nan=False: NaN is not JSON and other readers would refuse the file.
             lines.append(json.dumps(row, allow_nan=False) + "\n")
-        self._file.write("".join(lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.append("".join(lines).encode())
         self.rows.update(rows)
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
@@ -100,23 +97,8 @@ class ResultsFile:
     def _settings(self, cell: Cell) -> dict[str, Any]:
         return self.settings | self.method_settings.get(cell.method, {})
 
-    def _drop_half_line(self) -> None:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        last = content.rfind(b"\n", 0, whole - 1) + 1
-        if whole == len(content) and not _is_json(content[last:]):
-            whole = last
-        if whole < len(content):
-            self._file.truncate(whole)
-            print(
-                f"{self.path}: dropped a half-written last line of "
-                f"{len(content) - whole} bytes; its row will be done again.",
-                file=sys.stderr,
-            )
-
     def _load(self) -> None:
-        for number, cell, row in _parsed(self.path):
+        for number, cell, row in _parsed(self.path, self._file.read()):
             settings = row.pop("settings")
             different = _differences(self._settings(cell), settings)
             if different:
@@ -134,11 +116,18 @@ def read_rows(path: Path) -> dict[Cell, dict[str, Any]]:
     """Rows of a finished file, settings included, for reading only.
 
     Raises:
-        ResultsError: the file is missing or malformed.
+        ResultsError: the file is missing or malformed, or cannot be read.
     """
-    if not path.exists():
-        raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
-    return {cell: row for _, cell, row in _parsed(path)}
+    try:
+        check_regular(path)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ResultsError(
+            f"There is no results file {path}; run `tsi scale` first."
+        ) from None
+    except OSError as error:
+        raise ResultsError(sentence(error, path)) from error
+    return {cell: row for _, cell, row in _parsed(path, content)}
 
 
 def check_complete(path: Path, rows: dict[Cell, Any], cells: Sequence[Cell]) -> None:
@@ -151,28 +140,19 @@ def check_complete(path: Path, rows: dict[Cell, Any], cells: Sequence[Cell]) -> 
         )
 
 
-def _parsed(path: Path) -> Iterator[tuple[int, Cell, dict[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                cell = Cell(*(row.pop(field) for field in Cell._fields))
-                row["settings"].items()
-                hash(cell)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ResultsError(
-                    f"{path}, line {number}, is not a row of results ({error!r}); "
-                    "repair or remove the line."
-                ) from error
-            yield number, cell, row
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+def _parsed(path: Path, content: bytes) -> Iterator[tuple[int, Cell, dict[str, Any]]]:
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        try:
+            row = json.loads(line)
+            cell = Cell(*(row.pop(field) for field in Cell._fields))
+            row["settings"].items()
+            hash(cell)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResultsError(
+                f"{path}, line {number}, is not a row of results ({error!r}); "
+                "repair or remove the line."
+            ) from error
+        yield number, cell, row
 
 
 def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
@@ -183,13 +163,3 @@ def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
         for name in names
         if found.get(name, absent) != wanted.get(name, absent)
     ]
-
-
-def _lock(file: Any, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ResultsError(
-            f"{path} is being written by another run; wait for it or choose another "
-            "output folder."
-        ) from error

@@ -20,6 +20,7 @@ after a kill; ``--work`` removed, everything starts from nothing with the same s
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from tsi.errors import UnknownNameError
+from tsi.experiments.command import exit_code
 from tsi.experiments.fit import Schedule, fit
 from tsi.experiments.step_labels import (
     LabelledSteps,
@@ -60,6 +62,7 @@ from tsi.experiments.train_reward import (
 )
 from tsi.models.checkpoint import load, save
 from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.files import check_writable, write_text
 from tsi.models.tokenizer import Tokenizer
 from tsi.reasoning import ReasoningTarget
 
@@ -340,7 +343,7 @@ def train_task(recipe: Recipe, work: Path, out: Path) -> None:
             ignore=shutil.ignore_patterns("seconds.json"),
         )
         text = json.dumps({"measured": metrics, **facts}, indent=2) + "\n"
-        (folder / "metrics.json").write_text(text)
+        write_text(folder / "metrics.json", text)
         print(f"{folder}: {json.dumps(metrics)}")
 
 
@@ -360,8 +363,11 @@ def main(
     if unknown:
         raise UnknownNameError("task", unknown[0], RECIPES)
     for name in tasks:
+        for role in ("policy", "reward"):
+            check_writable(out / f"{name}-{role}" / "metrics.json")
+    for name in tasks:
         train_task(RECIPES[name], work, out)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(exit_code(lambda: tyro.cli(main)))

@@ -18,6 +18,7 @@ Cost: 2,000 problems of chain with 4 rollouts each take about a minute on one co
 """
 
 import functools
+import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -31,12 +32,14 @@ from tqdm import tqdm
 
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError
+from tsi.experiments.command import exit_code
 from tsi.experiments.logistic import fit_logistic, log_loss
 from tsi.experiments.step_labels import roll_out
 from tsi.experiments.tasks import Task, get_task
 from tsi.experiments.train_reward import auc
 from tsi.experiments.world import embedded_world
 from tsi.models.decoder import LanguageModel
+from tsi.models.files import check_writable
 from tsi.models.heads import ValueHead
 from tsi.models.value_head import save_value_head
 from tsi.problem import Problem
@@ -284,6 +287,7 @@ def train_value(
         if value <= 0:
             raise ConfigurationError(f"{name} must be above 0, not {value}.")
     chosen = get_task(task)
+    check_writable(out)
     learnt = chosen.problems("train", num_problems, seed)
     fresh = chosen.problems("validation", held_out, seed)
     engine = embedded_world(
@@ -310,4 +314,4 @@ def train_value(
 
 
 if __name__ == "__main__":
-    tyro.cli(train_value)
+    sys.exit(exit_code(lambda: tyro.cli(train_value)))

@@ -16,6 +16,7 @@ from tsi.experiments.report import (
 )
 from tsi.experiments.results import check_complete
 from tsi.experiments.scale import Plan, World, batches
+from tsi.models.files import write_text
 
 
 def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
@@ -46,7 +47,7 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
         unit: rates_as_json(scaling_rates(curves, unit) if unit == "flops" else rates)
         for unit in ("rollouts", "flops")
     }
-    (folder / "scaling_rate.json").write_text(json.dumps(written, indent=1) + "\n")
+    write_text(folder / "scaling_rate.json", json.dumps(written, indent=1) + "\n")
     head = f"# {title}\n\nAccuracy in percent ± standard error, clustered by problem.\n"
     rate_text = (
         "How many times the rollouts each needs for equal accuracy: geometric mean "
@@ -58,7 +59,7 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
     notes = row_notes({cell: rows[cell] for cell in cells})
     rate_text = "\n\n".join([rate_text, *(f"Note: {note}" for note in notes)])
     full = f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
-    (folder / "table.md").write_text(full)
+    write_text(folder / "table.md", full)
     largest = cost_table(curves, [max(plan.budgets)])
     return f"{head}\n{accuracy_table(curves)}\n\n{largest}\n\n{rate_text}\n\n" + (
         f"Written: {folder}/rows.jsonl, table.md, accuracy_rollouts.png, "

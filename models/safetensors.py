@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tsi.errors import CheckpointError
+from tsi.models.files import check_regular, sentence
 
 FLOAT_TYPES: Mapping[str, Any] = {
     "F64": np.float64,
@@ -96,13 +97,16 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is absent, is not JSON or is not an object.
     """
     try:
+        check_regular(path)
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"There is no {path.name} in {path.parent}; give a folder as "
             "save_pretrained writes it, with config.json and model.safetensors."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(sentence(error, path)) from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(fields, dict):
         raise CheckpointError(
@@ -124,9 +128,10 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
         start = 8 + int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8:start])
+    except OSError as error:
+        raise CheckpointError(sentence(error, path)) from None
     except (
         SafetensorError,
-        OSError,
         ValueError,
         TypeError,
         OverflowError,

@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError
+from tsi.models.files import write_text
 from tsi.models.token_bytes import bytes_of_tokens, kind_of, puts_space_first
 
 EOS, PAD = "<eos>", "<pad>"
@@ -257,7 +258,6 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json as transformers reads them."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         if self.add_bos and self.bos_id is not None:
             # Neither transformers nor the loader here reads it in another place.
@@ -265,7 +265,7 @@ class Tokenizer:
             backend.post_processor = processors.TemplateProcessing(
                 single=[bos, "$A"], special_tokens=[(bos, self.bos_id)]
             )
-        backend.save(str(folder / "tokenizer.json"))
+        write_text(folder / "tokenizer.json", backend.to_str(pretty=True))
         fields: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_bos_token": self.add_bos,
@@ -275,7 +275,7 @@ class Tokenizer:
         if self.chat_template is not None:
             fields["chat_template"] = self.chat_template
         text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        write_text(folder / "tokenizer_config.json", text)
 
     def _named_specials(self) -> dict[str, str]:
         ids = {

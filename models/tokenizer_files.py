@@ -9,6 +9,7 @@ import tokenizers
 from tsi.errors import CheckpointError
 from tsi.models import llama_tokenizer
 from tsi.models.control_tokens import add_tokens, roles_of, tokenizer_fields
+from tsi.models.files import sentence
 from tsi.models.safetensors import read_json
 from tsi.models.tokenizer import Tokenizer
 
@@ -93,6 +94,8 @@ def guarded(path: Path, build: Callable[[], Any]) -> Any:
         return build()
     except (KeyboardInterrupt, SystemExit, CheckpointError):
         raise
+    except OSError as error:
+        raise CheckpointError(sentence(error, path)) from None
     except BaseException as error:
         raise CheckpointError(
             f"{path} does not hold a usable tokenizer: {error}."

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tsi.errors import CheckpointError, ConfigurationError
+from tsi.models.files import replaced
 from tsi.models.heads import ValueHead
 from tsi.models.safetensors import FLOAT_TYPES, StoredTensor, open_safetensors
 
@@ -26,9 +27,10 @@ def save_value_head(head: ValueHead, path: str | Path) -> None:
     Args:
         head: its weights are stored in float32.
         path: of the file; one that is there is replaced.
+
+    Raises:
+        OSError: the file cannot be written; one that was there is as it was.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     assert head.summary.bias is not None
     kernel, bias = (
         np.asarray(leaf[...], np.float32)
@@ -36,7 +38,8 @@ def save_value_head(head: ValueHead, path: str | Path) -> None:
     )
     metadata = {"format": "pt", "width": str(len(kernel))}
     tensors = {WEIGHT: np.ascontiguousarray(kernel.T), BIAS: bias}
-    save_file(tensors, path, metadata=metadata)
+    with replaced(path) as place:
+        save_file(tensors, place, metadata=metadata)
 
 
 def load_value_head(path: str | Path, width: int) -> ValueHead:

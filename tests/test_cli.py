@@ -60,6 +60,92 @@ def test_check_turns_the_verdict_into_an_exit_code(passed, code, capsys, monkeyp
     assert "evidence" in capsys.readouterr().out
 
 
+MODULE = """
+from tsi import Sampler, samplers
+
+
+def needs(num_islands): ...
+def raises(): return 1 / 0
+def nothing(): ...
+def leaves(): raise SystemExit(3)
+def hollow(): return Sampler(None, None, None, None)
+def other(): return samplers.smc()._replace(ask=lambda: 1)
+
+
+instance = samplers.smc()
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Modules of a user, in the working folder."""
+    (tmp_path / "their_sampler.py").write_text(MODULE)
+    (tmp_path / "their_needs.py").write_text("import a_package_that_is_absent\n")
+    (tmp_path / "their_exit.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "their_error.py").write_text("open('absent.json')\n")
+    (tmp_path / "their_syntax.py").write_text("def f(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "their_sampler", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, "names no function") for name in ("", ":", "a:", ":b", "a:b:c", "a")),
+        ("nowhere_at_all:f", "There is no module nowhere_at_all"),
+        ("os.path.deeper:f", "There is no module os.path.deeper"),
+        ("their_sampler.py:f", "a path; its module may be their_sampler"),
+        ("./their_sampler:f", "'./their_sampler' is not the name of a module"),
+        (".their_sampler:f", "'.their_sampler' is not the name of a module"),
+        ("their_needs:f", "No module named 'a_package_that_is_absent' (at their_needs"),
+        ("their_exit:f", "their_exit cannot be imported: SystemExit: 0"),
+        ("their_error:f", "cannot be imported: FileNotFoundError"),
+        ("their_syntax:f", "cannot be imported: SyntaxError"),
+        ("os:path", "is of type module, not a function"),
+        ("os:nothing", "os has no 'nothing'"),
+        ("os:getcwd", "'os:getcwd' returned is of type str"),
+        ("their_sampler:instance", "is of type Sampler, not a function"),
+        ("their_sampler:needs", "needs arguments (num_islands)"),
+        ("their_sampler:raises", "ZeroDivisionError: division by zero (at their_sam"),
+        ("their_sampler:leaves", "raised SystemExit: 3"),
+        ("their_sampler:nothing", "returned is None"),
+        ("their_sampler:hollow", "a sampler whose init is None"),
+        ("their_sampler:other", "cannot be judged: TypeError"),
+    ],
+)
+def test_a_name_that_makes_no_sampler_is_a_sentence(name, words, module, capsys):
+    assert main(["check", name, "--num-runs", "20"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("checks", "start", "end"),
+    [
+        ([("evidence, smooth", True)], "PASSED: keeps all 1 promises.", "target."),
+        (
+            [("evidence, smooth", False), ("posterior, smooth", True), ("keys", None)],
+            "FAILED: breaks 1 of 2 promises (evidence, smooth), 1 skipped.",
+            "target.",
+        ),
+        ([("target, smooth", None), ("keys", True)], "PASSED: keeps all 1", "judged."),
+    ],
+)
+def test_check_ends_with_a_verdict_and_its_thresholds(
+    checks, start, end, capsys, monkeypatch
+):
+    made = tuple(conformance.Check(name, passed, "") for name, passed in checks)
+    report = conformance.Report(made)
+    monkeypatch.setattr(conformance, "check_sampler", lambda *_, **__: report)
+    main(["check", "tsi.samplers:smc", "--num-particles", "4", "--num-runs", "5000"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(start)
+    assert "evidence |z| < 4, posterior p > 0.001; N = 4, 5,000 runs" in last
+    assert last.endswith(end)
+
+
 def test_help_imports_nothing_heavy():
     script = (
         "import sys, tsi.experiments.cli as cli\n"

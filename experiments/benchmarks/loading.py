@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import tyro
 
+from tsi.experiments.command import exit_code
+
 By = Literal["tsi", "transformers"]
 
 
@@ -83,4 +85,4 @@ def main(path: tyro.conf.Positional[Path], dtype: str = "float32", by: By = "tsi
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(exit_code(lambda: tyro.cli(main)))

@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
+from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks.beside_torch import (
     load_theirs,
     measure_theirs,
@@ -36,10 +38,12 @@ from tsi.experiments.benchmarks.throughput import (
     measure_speed,
     prompts_of,
 )
+from tsi.experiments.command import exit_code
 from tsi.models.catalogue import location, resolve
 from tsi.models.checkpoint import load, save
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
+from tsi.models.files import check_writable, write_text
 from tsi.models.rotary import Rope
 
 RANDOM: dict[str, DecoderConfig] = {
@@ -74,15 +78,14 @@ RANDOM: dict[str, DecoderConfig] = {
 class Rows:
     """Rows of one run, appended to a file as they finish."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path, self.settings = path, settings
+    def __init__(self, file: AppendOnlyFile, settings: dict[str, Any]):
+        self.file, self.settings = file, settings
         self.rows: list[dict[str, Any]] = []
 
     def add(self, kind: str, **row: Any) -> None:
         """Write a row, with this run's settings."""
         self.rows.append({"kind": kind, **row, **self.settings})
-        with self.path.open("a") as file:
-            file.write(json.dumps(self.rows[-1]) + "\n")
+        self.file.append(json.dumps(self.rows[-1]).encode() + b"\n")
         print(json.dumps({"kind": kind, **row}), flush=True)
 
 
@@ -175,24 +178,25 @@ def main(
     fetched = location("smollm2-135m")
     if "smollm2-135m" not in models and fetched is not None and fetched.exists():
         models = (*models, "smollm2-135m")
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / "table.md")
     settings = {
         "run": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device.device_kind,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
-    rows = Rows(out / "rows.jsonl", settings)
-    best = measure_ceilings(dtype, list(matrix_sizes), array_bytes)
-    rows.add("ceilings", dtype=dtype, **best._asdict())
-    works = [Work(batch, prompt, new, repeats) for batch in batches]
-    for name in (*models, *load_only):
-        with tempfile.TemporaryDirectory() as scratch:
-            chosen = works if name in models else []
-            measure_model(rows, name, Path(scratch), dtype, chosen, best)
+    with AppendOnlyFile(out / "rows.jsonl") as file:
+        rows = Rows(file, settings)
+        best = measure_ceilings(dtype, list(matrix_sizes), array_bytes)
+        rows.add("ceilings", dtype=dtype, **best._asdict())
+        works = [Work(batch, prompt, new, repeats) for batch in batches]
+        for name in (*models, *load_only):
+            with tempfile.TemporaryDirectory() as scratch:
+                chosen = works if name in models else []
+                measure_model(rows, name, Path(scratch), dtype, chosen, best)
     text = table(rows.rows)
-    (out / "table.md").write_text(text + "\n")
+    write_text(out / "table.md", text + "\n")
     print(text)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(exit_code(lambda: tyro.cli(main)))

@@ -1,0 +1,195 @@
+"""A file of lines that only grows: whole lines on disk, or none of them.
+
+Lines are forced to disk as they come. What a kill left half-written is dropped when the
+file is opened again; where the disk is full the file is cut back to its whole lines, so
+that it stays valid; and a file that is removed while it is written is put back. One
+process writes at a time, where the file system knows locks.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tsi.errors import ResultsError
+from tsi.models.files import check_regular, sentence
+
+LOCKED = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
+"""What POSIX lets a lock that another process holds be refused with."""
+
+NO_LOCKS = frozenset(
+    {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+)
+"""What file systems without locks answer: some network and user-space ones."""
+
+
+class AppendOnlyFile:
+    """Lines of JSON, locked against a second writer.
+
+    Args:
+        path: of the file; folders are made.
+
+    Raises:
+        ResultsError: another run writes it, or the system refuses it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        with self._refusals():
+            check_regular(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = self._opened()
+        try:
+            with self._refusals():
+                self._drop_half_line()
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, lines: bytes) -> None:
+        """Write whole lines and force them to disk; where that fails, write none.
+
+        Raises:
+            ResultsError: the system refuses it.
+        """
+        with self._refusals(" What was written before is kept."):
+            if self._is_removed():
+                self._put_back()
+            size = os.fstat(self._descriptor).st_size
+            try:
+                _write(self._descriptor, lines)
+                os.fsync(self._descriptor)
+            except BaseException:
+                # Also upon a signal between two parts of a write.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, size)
+                raise
+
+    def read(self) -> bytes:
+        """All that the file holds.
+
+        Raises:
+            ResultsError: the system refuses it.
+        """
+        with self._refusals():
+            return _content(self._descriptor)
+
+    def close(self) -> None:
+        """Release the file."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> "AppendOnlyFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _refusals(self, kept: str = "") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResultsError(f"{sentence(error, self.path)}{kept}") from error
+
+    def _opened(self, new: int = 0) -> int:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | new
+        descriptor = os.open(self.path, flags, 0o666)
+        try:
+            _lock(descriptor, self.path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _is_removed(self) -> bool:
+        mine = os.fstat(self._descriptor)
+        if mine.st_nlink:
+            return False
+        try:
+            # Some file systems count no links at all.
+            return not os.path.samestat(mine, os.stat(self.path))
+        except FileNotFoundError:
+            return True
+
+    def _put_back(self) -> None:
+        """Write a file that was removed meanwhile again, at its place."""
+        content = _content(self._descriptor)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = self._opened(os.O_EXCL)
+        except FileExistsError as error:
+            raise ResultsError(
+                f"{self.path} was replaced by another file while this run wrote to it; "
+                "choose an output folder that no other program uses."
+            ) from error
+        _write(descriptor, content)
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+        print(
+            f"{self.path}: was removed while this run wrote to it, and is put back.",
+            file=sys.stderr,
+        )
+
+    def _drop_half_line(self) -> None:
+        content = _content(self._descriptor)
+        whole = content.rfind(b"\n") + 1
+        last = content.rfind(b"\n", 0, whole - 1) + 1
+        if whole == len(content) and not _is_json(content[last:]):
+            whole = last
+        if whole < len(content):
+            os.ftruncate(self._descriptor, whole)
+            print(
+                f"{self.path}: dropped a half-written last line of "
+                f"{len(content) - whole} bytes; its row will be done again.",
+                file=sys.stderr,
+            )
+
+
+def _content(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    parts, start = [], 0
+    while start < size:
+        parts.append(os.pread(descriptor, size - start, start))
+        start += len(parts[-1])
+        if not parts[-1]:
+            break
+    return b"".join(parts)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in LOCKED:
+            raise ResultsError(
+                f"{path} is being written by another run; wait for it or choose "
+                "another output folder."
+            ) from error
+        if error.errno not in NO_LOCKS:
+            raise
+        print(
+            f"{path}: its file system has no locks ({os.strerror(error.errno)}); see "
+            "to it that no other run writes to this file.",
+            file=sys.stderr,
+        )

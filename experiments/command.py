@@ -1,0 +1,96 @@
+"""How every command ends: what went wrong is one sentence, and an exit code.
+
+0: done. 1: judged and found wanting. 2: what tsi refused on purpose, or the system
+refused to open, read or write. 130: stopped by Ctrl-C. 141: nobody reads the output any
+more, as in ``tsi paper | head -1``; nothing is said then. Any other error is a mistake
+in tsi and shows its traceback.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tsi.errors import TsiError
+from tsi.models.files import sentence, system_error
+
+REFUSED, STOPPED = 2, 128 + signal.SIGINT
+UNREAD = 128 + signal.SIGPIPE
+
+
+def exit_code(command: Callable[[], Any]) -> int:
+    """Run a command and say in one sentence on standard error what stopped it.
+
+    Args:
+        command: takes no arguments; a whole number that it returns is the exit code.
+
+    Returns:
+        The exit code, as the module's docstring lists them.
+    """
+    _escape_what_has_no_letters()
+    try:
+        code = _flushed(command)
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return UNREAD
+    except TsiError as error:
+        return _told(str(error), REFUSED)
+    except KeyboardInterrupt:
+        kept = "what was written is kept, and the same command goes on from there"
+        return _told(f"stopped; {kept}.", STOPPED)
+    except Exception as error:
+        found = system_error(error)
+        if found is None:
+            raise
+        return _told(sentence(found), REFUSED)
+    return code if isinstance(code, int) else 0
+
+
+def _flushed(command: Callable[[], Any]) -> Any:
+    """Run a command; it is done when what it printed is out."""
+    try:
+        code = command()
+    except SystemExit:
+        # Help, or wrong arguments, which tyro has told by now.
+        _flush()
+        raise
+    _flush()
+    return code
+
+
+def _flush() -> None:
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _told(text: str, code: int) -> int:
+    try:
+        print(f"tsi: {text}", file=sys.stderr)
+    except OSError:
+        # Nowhere left to say it; the code still does.
+        _discard(sys.stderr)
+    return code
+
+
+def _discard(stream: Any) -> None:
+    """Let Python's own last flush succeed, which would complain and exit with 120."""
+    # A stream that is no file has none to exchange.
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _escape_what_has_no_letters() -> None:
+    """Print names of files that are no text as escapes, not as a UnicodeEncodeError."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
