@@ -8,11 +8,23 @@ split(fold_in(key_steps, t), 3)`. A step's randomness is therefore a function of
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from tsi.errors import ConfigurationError
 
 DEFAULT_MAX_STEPS = 64
+
+
+def typed_key(key: Any) -> Key[Array, "*batch"]:
+    """The key as a typed one; old-style keys, uint32 [..., 2], are wrapped.
+
+    Both styles draw the same numbers, so `jax.random.PRNGKey(0)` and
+    `jax.random.key(0)` give the same run.
+    """
+    if jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(jnp.asarray(key))
 
 
 class StepKeys(NamedTuple):
