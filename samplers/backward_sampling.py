@@ -27,6 +27,7 @@ from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
 from tsi.samplers.potentials import Potential
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
+from tsi.samplers.sweep_budget import SWEEP
 from tsi.weights import all_dead, ess
 
 WHOLE = jnp.iinfo(jnp.int32).max
@@ -289,4 +290,14 @@ def backward_gibbs(
         return _select(last | (state.level < 1), over, state)
 
     needs = ("truncate", "replay")
-    return Explorer(plan, init, ask, tell, score, select, needs=needs, endless=endless)
+    return Explorer(
+        plan,
+        init,
+        ask,
+        tell,
+        score,
+        select,
+        needs=needs,
+        endless=endless,
+        default_particles=SWEEP,
+    )

@@ -35,7 +35,7 @@ from tsi.samplers.path_record import (
     summary,
 )
 from tsi.samplers.potentials import Potential, product
-from tsi.samplers.sweep_budget import path_score, shared_budget
+from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
 from tsi.samplers.temperature_ladder import (
     adapted,
     check_ladder,
@@ -316,4 +316,5 @@ def parallel_tempering(
         needs=("truncate",),
         auxiliary=tuple(at(temperature) for temperature in ladder[1:]),
         endless=endless,
+        default_particles=SWEEP * num_chains,
     )

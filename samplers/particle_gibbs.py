@@ -35,7 +35,7 @@ from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths,
 from tsi.samplers.potentials import Potential, product, softmax
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
-from tsi.samplers.sweep_budget import path_score, shared_budget
+from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
 from tsi.weights import ess
 
 WHOLE = jnp.iinfo(jnp.int32).max
@@ -330,4 +330,14 @@ def particle_gibbs(
 
     needs = ("truncate", "replay") if ancestor_sampling else ("truncate",)
     claim = None if variant == "published" else score
-    return Explorer(plan, init, ask, tell, claim, select, needs=needs, endless=endless)
+    return Explorer(
+        plan,
+        init,
+        ask,
+        tell,
+        claim,
+        select,
+        needs=needs,
+        endless=endless,
+        default_particles=SWEEP,
+    )

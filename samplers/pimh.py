@@ -25,7 +25,7 @@ from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import ChainSample, PathRecord, no_paths, summary
 from tsi.samplers.potentials import Potential, product
-from tsi.samplers.sweep_budget import path_score, shared_budget
+from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
 
 
 class PIMHState(NamedTuple):
@@ -205,4 +205,14 @@ def pimh(
         return jax.tree.map(lambda a, b: jnp.where(over, a, b), over_now, state)
 
     needs = ("truncate",) if endless else ()
-    return Explorer(plan, init, ask, tell, score, select, needs=needs, endless=endless)
+    return Explorer(
+        plan,
+        init,
+        ask,
+        tell,
+        score,
+        select,
+        needs=needs,
+        endless=endless,
+        default_particles=SWEEP,
+    )

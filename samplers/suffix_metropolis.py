@@ -346,4 +346,5 @@ def suffix_metropolis(
         needs=("truncate",) if power == 1.0 else ("truncate", "log_prob"),
         power=power,
         endless=endless,
+        default_particles=num_chains,
     )

@@ -143,6 +143,8 @@ class Explorer(NamedTuple):
             move by move, for instance by numpyro's MCMC.
         auxiliary: path weights of further targets that were sampled along; the reported
             evidence is the product of theirs and the target's own.
+        default_particles: the N that an endless explorer is run with where none is
+            given.
     """
 
     plan: Callable[[int, int], Plan]
@@ -155,3 +157,4 @@ class Explorer(NamedTuple):
     power: float = 1.0
     auxiliary: tuple[Callable[..., Any], ...] = ()
     endless: bool = False
+    default_particles: int = 1
