@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import Transform, product
 from tsi.samplers.reproduction import Group, at_mean_weight, by_priority
@@ -32,6 +33,7 @@ from tsi.weights import ess, normalise
 VARIANTS = ("corrected", "published", "normalised_entropy")
 
 
+@picklable
 def entropic_particle_filter(
     weights: str | Transform = "odds",
     *,

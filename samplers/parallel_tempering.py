@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import (
     ChainSample,
@@ -84,6 +85,7 @@ class TemperingState(NamedTuple):
     slots: Int[Array, "W"]
 
 
+@picklable
 def parallel_tempering(
     weights: str = "odds",
     *,

@@ -16,6 +16,7 @@ References:
         whose odds are infinite; here such a particle weighs nothing and is counted.
 """
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import Transform, product
 from tsi.samplers.resampling import Resampling, multinomial
@@ -23,6 +24,7 @@ from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
 
 
+@picklable
 def particle_filter(
     weights: str | Transform = "odds",
     *,

@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.backward_sampling import backward_gibbs
 from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
@@ -78,6 +79,7 @@ class GibbsState(NamedTuple):
 VARIANTS = ("corrected", "published")
 
 
+@picklable
 def particle_gibbs(
     weights: str = "odds",
     *,

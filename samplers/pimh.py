@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import ChainSample, PathRecord, no_paths, summary
 from tsi.samplers.potentials import Potential, product
@@ -63,6 +64,7 @@ class PIMHState(NamedTuple):
     parents: Int[Array, "n"]
 
 
+@picklable
 def pimh(
     weights: str = "odds",
     *,

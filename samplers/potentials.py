@@ -19,13 +19,14 @@ present score where that score will be replaced, with it where it stays.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.picklable import Recipe, picklable, reduced
 
 Transform = Callable[[Array], Array]
 
@@ -79,6 +80,7 @@ class Potential(NamedTuple):
         path_log_weight: the target, as in `tsi.sampler.Sampler`; None for a rank.
         evidence: "running" multiplies the increments, "terminal" is the mean of the
             present weights, "none" leaves it at one.
+        recipe: how it was made, see `tsi.picklable`.
     """
 
     transform: Transform
@@ -86,6 +88,10 @@ class Potential(NamedTuple):
     restart: Callable[..., Array]
     path_log_weight: Callable[..., Array] | None
     evidence: Literal["running", "terminal", "none"]
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        return reduced(self)
 
 
 def require_running(potential: Potential, method: str) -> Potential:
@@ -111,6 +117,7 @@ def last_live(
     return jnp.take_along_axis(values, last[..., None], axis=-1)[..., 0]
 
 
+@picklable
 def product(transform: str | Transform = "odds") -> Potential:
     """Every prefix's score counts: path weight prod_t f(lp_t)."""
     f = transform_named(transform)
@@ -127,6 +134,7 @@ def product(transform: str | Transform = "odds") -> Potential:
     return Potential(f, weigh, lambda w, _: w, path_log_weight, "running")
 
 
+@picklable
 def telescoping(transform: str | Transform = "odds") -> Potential:
     """Each score replaces the one before: path weight f(lp_T).
 
@@ -155,6 +163,7 @@ def telescoping(transform: str | Transform = "odds") -> Potential:
     return Potential(f, weigh, restart, path_log_weight, "running")
 
 
+@picklable
 def terminal(transform: str | Transform = "reward") -> Potential:
     """Only the last score counts, and nothing is resampled: best-of-N."""
     f = transform_named(transform)
@@ -171,6 +180,7 @@ def terminal(transform: str | Transform = "reward") -> Potential:
     return Potential(f, weigh, lambda w, _: w, path_log_weight, "terminal")
 
 
+@picklable
 def latest(transform: str | Transform = "odds") -> Potential:
     """The present score is a rank: beam search, DVTS, REBASE.
 
@@ -186,6 +196,7 @@ def latest(transform: str | Transform = "odds") -> Potential:
     return Potential(f, weigh, lambda w, _: jnp.zeros_like(w), None, "none")
 
 
+@picklable
 def uniform() -> Potential:
     """No score counts: the target is the policy itself."""
 

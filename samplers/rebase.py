@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.allocation import rebase_counts
 from tsi.samplers.potentials import latest
@@ -21,6 +22,7 @@ from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
 
 
+@picklable
 def rebase(
     temperature: float = 0.2, *, select: str = "weighted_vote", num_islands: int = 1
 ) -> Sampler:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.allocation import effective_width
 from tsi.samplers.solutions import (
     best_first,
@@ -68,6 +69,7 @@ class StepBeamState(NamedTuple):
     took: Bool[Array, "N"]
 
 
+@picklable
 def step_beam(
     width: int = 4, *, shrink: bool = False, select: str = "argmax"
 ) -> Explorer:

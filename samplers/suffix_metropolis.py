@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.path_record import (
     ChainSample,
     PathRecord,
@@ -90,6 +91,7 @@ class MetropolisState(NamedTuple):
     sample: ChainSample
 
 
+@picklable
 def suffix_metropolis(
     potential: Potential,
     *,

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int
 
+from tsi.picklable import Recipe, reduced
 from tsi.sampler import Select
 
 
@@ -145,6 +146,7 @@ class Explorer(NamedTuple):
             evidence is the product of theirs and the target's own.
         default_particles: the N that an endless explorer is run with where none is
             given.
+        recipe: how it was made, see `tsi.picklable`.
     """
 
     plan: Callable[[int, int], Plan]
@@ -158,3 +160,7 @@ class Explorer(NamedTuple):
     auxiliary: tuple[Callable[..., Any], ...] = ()
     endless: bool = False
     default_particles: int = 1
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        return reduced(self)
