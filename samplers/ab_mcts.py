@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.search_tree import (
     SearchTree,
     children,
@@ -129,6 +130,7 @@ def told_ancestors(
     return Evidence(generated, continued, subtree)
 
 
+@picklable
 def ab_mcts(
     posterior: str | Posterior = "gaussian",
     *,

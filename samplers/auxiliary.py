@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.allocation import Deterministic
 from tsi.samplers.population import SMCState, forked, new_population, weighed
 from tsi.samplers.potentials import Potential, telescoping
@@ -74,6 +75,7 @@ class AuxiliaryState(NamedTuple):
         return self.population.finished
 
 
+@picklable
 def auxiliary_particle_filter(
     potential: Potential | None = None,
     *,

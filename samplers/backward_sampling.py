@@ -27,6 +27,7 @@ from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
 from tsi.samplers.potentials import Potential
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
+from tsi.samplers.sweep_budget import SWEEP
 from tsi.weights import all_dead, ess
 
 WHOLE = jnp.iinfo(jnp.int32).max
@@ -299,4 +300,5 @@ def backward_gibbs(
         needs=needs,
         endless=endless,
         chain=True,
+        default_particles=SWEEP,
     )

@@ -11,6 +11,7 @@ References:
         the published code leave the search and the width is topped up by copies.
 """
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.allocation import top_k_replicate
 from tsi.samplers.potentials import latest
@@ -18,6 +19,7 @@ from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
 
 
+@picklable
 def beam(width: int = 4, *, select: str = "argmax", num_islands: int = 1) -> Sampler:
     """Beam search with N / width beams of `width` continuations.
 

@@ -13,12 +13,14 @@ References:
     [2] Li et al. 2022, arXiv 2206.02336 (verifier-weighted vote).
 """
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import Transform, terminal
 from tsi.samplers.schedules import never
 from tsi.samplers.smc import smc
 
 
+@picklable
 def best_of_n(weights: str | Transform = "reward") -> Sampler:
     """The sample with the best last score.
 
@@ -29,6 +31,7 @@ def best_of_n(weights: str | Transform = "reward") -> Sampler:
     return smc(schedule=never, potential=terminal(weights), select="argmax")
 
 
+@picklable
 def weighted_best_of_n(weights: str | Transform = "reward") -> Sampler:
     """The answer with the largest sum of weights over its samples.
 

@@ -8,6 +8,7 @@ References:
         its chosen prefix ends, as in the published code.
 """
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.allocation import effective_width, island_argmax
 from tsi.samplers.potentials import latest
@@ -15,6 +16,7 @@ from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
 
 
+@picklable
 def dvts(width: int = 4, *, select: str = "weighted_vote") -> Sampler:
     """N / width independent trees, each keeping its best of `width`.
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import Transform, latest, product
 from tsi.samplers.published import clipped_odds
@@ -40,6 +41,7 @@ EPSILON = 1e-7
 """Rewards of the released variant are clipped to [EPSILON, 1 - EPSILON]."""
 
 
+@picklable
 def entropic_particle_filter(
     weights: str | Transform | None = None,
     *,

@@ -10,12 +10,14 @@ from typing import Any
 from jaxtyping import Array, Key
 
 from tsi.errors import ConfigurationError
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import uniform
 from tsi.samplers.schedules import never
 from tsi.samplers.smc import smc
 
 
+@picklable
 def greedy() -> Sampler:
     """One particle of a policy at temperature zero.
 

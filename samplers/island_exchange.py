@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.allocation import Deterministic
 from tsi.samplers.potentials import Potential, require_running, telescoping
@@ -70,6 +71,7 @@ def exchange(
     return copied, sources
 
 
+@picklable
 def island_exchange(
     num_islands: int = 4,
     *,

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.allocation import effective_width, top_k_replicate
 from tsi.samplers.solutions import equal_weights, not_numbers, rank_classes, told
 from tsi.weights import weight_dtype
@@ -54,6 +55,7 @@ class LookaheadState(NamedTuple):
     slots: Int[Array, "N"]
 
 
+@picklable
 def lookahead_search(
     width: int = 4, k: int = 1, *, select: str = "weighted_vote"
 ) -> Explorer:

@@ -24,6 +24,7 @@ References:
         counts steps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.search_tree import (
     SearchTree,
     backed_up,
@@ -51,22 +53,24 @@ Bonus = Callable[[Array, Array, Array], Array]
 
 def puct(c_init: float = 1.25, c_base: float = 19652.0) -> Bonus:
     """AlphaZero's bonus with uniform priors."""
+    return functools.partial(_puct, c_init, c_base)
 
-    def bonus(parent: Array, visits: Array, siblings: Array) -> Array:
-        c = jnp.log((parent + c_base + 1.0) / c_base) + c_init
-        return c * jnp.sqrt(parent) / (1.0 + visits) / siblings
 
-    return bonus
+def _puct(
+    c_init: float, c_base: float, parent: Array, visits: Array, siblings: Array
+) -> Array:
+    c = jnp.log((parent + c_base + 1.0) / c_base) + c_init
+    return c * jnp.sqrt(parent) / (1.0 + visits) / siblings
 
 
 def uct(c: float = 2.0**0.5) -> Bonus:
     """UCB1's bonus; children without a visit come first, the best reward before all."""
+    return functools.partial(_uct, c)
 
-    def bonus(parent: Array, visits: Array, siblings: Array) -> Array:
-        spread = jnp.log(jnp.maximum(parent, 1.0)) / jnp.maximum(visits, 1)
-        return jnp.where(visits > 0, c * jnp.sqrt(spread), jnp.inf)
 
-    return bonus
+def _uct(c: float, parent: Array, visits: Array, siblings: Array) -> Array:
+    spread = jnp.log(jnp.maximum(parent, 1.0)) / jnp.maximum(visits, 1)
+    return jnp.where(visits > 0, c * jnp.sqrt(spread), jnp.inf)
 
 
 class MCTSState(NamedTuple):
@@ -98,6 +102,7 @@ class MCTSState(NamedTuple):
     turns_left: Int[Array, ""]
 
 
+@picklable
 def mcts(
     width: int = 4,
     *,

@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import (
     ChainSample,
@@ -42,7 +43,7 @@ from tsi.samplers.path_record import (
 )
 from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.published import potential_of
-from tsi.samplers.sweep_budget import path_score, shared_budget
+from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
 from tsi.samplers.temperature_ladder import (
     adapted,
     check_ladder,
@@ -96,6 +97,7 @@ class TemperingState(NamedTuple):
     slots: Int[Array, "W"]
 
 
+@picklable
 def parallel_tempering(
     weights: str | None = None,
     *,
@@ -366,4 +368,5 @@ def parallel_tempering(
         auxiliary=tuple(at(temperature) for temperature in ladder[1:]),
         endless=endless,
         chain=True,
+        default_particles=SWEEP * num_chains,
     )

@@ -17,6 +17,7 @@ References:
     [1] Puri et al. 2025, arXiv 2502.01618, Algorithm 1.
 """
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import Transform
 from tsi.samplers.published import potential_of
@@ -25,6 +26,7 @@ from tsi.samplers.schedules import every_step
 from tsi.samplers.smc import smc
 
 
+@picklable
 def particle_filter(
     weights: str | Transform | None = None,
     *,

@@ -35,6 +35,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.backward_sampling import backward_gibbs
 from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
@@ -42,7 +43,7 @@ from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.published import potential_of
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
-from tsi.samplers.sweep_budget import path_score, shared_budget
+from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
 from tsi.weights import ess
 
 WHOLE = jnp.iinfo(jnp.int32).max
@@ -84,6 +85,7 @@ class GibbsState(NamedTuple):
     slots: Int[Array, "n"]
 
 
+@picklable
 def particle_gibbs(
     weights: str | None = None,
     *,
@@ -373,4 +375,5 @@ def particle_gibbs(
         needs=needs,
         endless=endless,
         chain=True,
+        default_particles=SWEEP,
     )

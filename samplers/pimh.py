@@ -22,10 +22,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import ChainSample, PathRecord, no_paths, summary
 from tsi.samplers.potentials import Potential, product
-from tsi.samplers.sweep_budget import path_score, shared_budget
+from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
 from tsi.weights import CompensatedSum
 
 
@@ -64,6 +65,7 @@ class PIMHState(NamedTuple):
     parents: Int[Array, "n"]
 
 
+@picklable
 def pimh(
     weights: str = "odds",
     *,
@@ -222,4 +224,5 @@ def pimh(
         endless=endless,
         chain=True,
         acceptance=lambda state: state.accepted / (state.iteration - 1),
+        default_particles=SWEEP,
     )

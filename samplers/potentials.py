@@ -19,13 +19,14 @@ wherever it is read: in the weights of particles and in the path weight alike.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.picklable import Recipe, picklable, reduced
 from tsi.weights import sanitise
 
 Transform = Callable[[Array], Array]
@@ -81,6 +82,7 @@ class Potential(NamedTuple):
             the factor replaces the one before, and the evidence is the mean of the
             present weights. "none": the factor is a rank, which replaces everything.
         power: the exponent of all factors, positive; the path weight includes it.
+        recipe: how it was made, see `tsi.picklable`.
     """
 
     transform: Transform
@@ -88,6 +90,10 @@ class Potential(NamedTuple):
     path_log_weight: Callable[..., Array] | None
     evidence: Literal["running", "terminal", "none"]
     power: Float[Array, ""] | float = 1.0
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        return reduced(self)
 
 
 def log_scores(
@@ -120,6 +126,7 @@ def last_live(
     return jnp.take_along_axis(values, last[..., None], axis=-1)[..., 0]
 
 
+@picklable
 def product(transform: str | Transform = "odds") -> Potential:
     """Every prefix's score counts: path weight prod_t f(lp_t)."""
     f = transform_named(transform)
@@ -134,6 +141,7 @@ def product(transform: str | Transform = "odds") -> Potential:
     return Potential(f, log_factor, path_log_weight, "running")
 
 
+@picklable
 def telescoping(transform: str | Transform = "odds") -> Potential:
     """Each score replaces the one before: path weight f(lp_T).
 
@@ -158,6 +166,7 @@ def telescoping(transform: str | Transform = "odds") -> Potential:
     return Potential(f, log_factor, path_log_weight, "running")
 
 
+@picklable
 def terminal(transform: str | Transform = "reward") -> Potential:
     """Only the last score counts, and nothing is resampled: best-of-N."""
     f = transform_named(transform)
@@ -171,6 +180,7 @@ def terminal(transform: str | Transform = "reward") -> Potential:
     return Potential(f, log_factor, path_log_weight, "terminal")
 
 
+@picklable
 def latest(transform: str | Transform = "odds") -> Potential:
     """The present score is a rank: beam search, DVTS, REBASE.
 
@@ -184,6 +194,7 @@ def latest(transform: str | Transform = "odds") -> Potential:
     return Potential(f, log_factor, None, "none")
 
 
+@picklable
 def uniform() -> Potential:
     """No score counts: the target is the policy itself."""
 

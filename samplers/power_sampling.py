@@ -20,12 +20,14 @@ References:
 
 from tsi.errors import UnknownNameError
 from tsi.explorer import Explorer
+from tsi.picklable import picklable
 from tsi.samplers.potentials import uniform
 from tsi.samplers.suffix_metropolis import Blocks, suffix_metropolis
 
 VARIANTS = ("exact", "printed", "released")
 
 
+@picklable
 def power_sampling(
     alpha: float = 4.0,
     *,

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import Potential, require_running, telescoping
 from tsi.samplers.resampling import Resampling, systematic
@@ -50,6 +51,7 @@ def russian_roulette(
     return jnp.where(plays, played, log_weights)
 
 
+@picklable
 def pruning(
     epsilon: float = 0.1,
     *,

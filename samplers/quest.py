@@ -16,10 +16,12 @@ from jaxtyping import Array, Float
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer
+from tsi.picklable import picklable
 from tsi.samplers.potentials import telescoping
 from tsi.samplers.suffix_metropolis import suffix_metropolis
 
 
+@picklable
 def quest(
     beta: float = 0.1, *, num_chains: int = 1, select: str = "posterior"
 ) -> Explorer:

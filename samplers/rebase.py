@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.allocation import rebase_counts, rebase_counts_in_turn
 from tsi.samplers.potentials import latest
@@ -29,6 +30,7 @@ VARIANTS = {"printed": rebase_counts, "released": rebase_counts_in_turn}
 """How children are counted."""
 
 
+@picklable
 def rebase(
     temperature: float = 0.2,
     *,

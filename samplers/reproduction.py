@@ -16,12 +16,12 @@ References:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from tsi.picklable import Recipe, picklable, reduced
 from tsi.samplers.allocation import Deterministic
 from tsi.samplers.resampling import Resampling
 from tsi.weights import log_mean_exp
@@ -50,19 +50,24 @@ class Offspring(NamedTuple):
     log_weights: Float[Array, "n"]
 
 
-@dataclass(frozen=True)
-class Reproduction:
+class Reproduction(NamedTuple):
     """A rule `(key, group) -> offspring`.
 
-    Args:
+    Attributes:
         draw: the rule. A dead particle is an ancestor of none but itself.
         exact: whether the weighted measure keeps its expectation.
+        recipe: how it was made, see `tsi.picklable`.
     """
 
     draw: Callable[..., Offspring]
     exact: bool
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        return reduced(self)
 
 
+@picklable
 def by_priority(
     resampling: Resampling, log_priority: Callable[..., Array] | None = None
 ) -> Reproduction:
@@ -89,6 +94,7 @@ def by_priority(
     return Reproduction(draw, exact=not isinstance(resampling, Deterministic))
 
 
+@picklable
 def at_mean_weight(choose: Callable[..., Array]) -> Reproduction:
     """Every offspring at the island's mean weight, however chosen: a search rule.
 

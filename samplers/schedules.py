@@ -4,6 +4,7 @@ Whatever the schedule says, nothing is resampled before the first step, when all
 particles are equal, nor in a group whose weights are all zero.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -35,8 +36,11 @@ def ess_below(fraction: float) -> Schedule:
         raise ConfigurationError(
             f"ess_below takes a fraction of the particles in [0, 1], not {fraction}."
         )
+    # A function within this one would not pickle.
+    return functools.partial(_ess_below, fraction)
 
-    def schedule(log_weights: Float[Array, "N"], t: Int[Array, ""]) -> Bool[Array, ""]:
-        return ess(log_weights) < fraction * log_weights.shape[-1]
 
-    return schedule
+def _ess_below(
+    fraction: float, log_weights: Float[Array, "N"], t: Int[Array, ""]
+) -> Bool[Array, ""]:
+    return ess(log_weights) < fraction * log_weights.shape[-1]

@@ -7,12 +7,14 @@ References:
     [1] Wang et al. 2022, arXiv 2203.11171.
 """
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import uniform
 from tsi.samplers.schedules import never
 from tsi.samplers.smc import smc
 
 
+@picklable
 def self_consistency() -> Sampler:
     """N independent samples; the most frequent answer."""
     return smc(schedule=never, potential=uniform(), select="vote")

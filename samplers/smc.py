@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.population import (
     SMCInfo,
@@ -61,6 +62,7 @@ def _count_islands(num_islands: int | Callable[[int], int], num_particles: int) 
     return islands
 
 
+@picklable
 def smc(
     *,
     resampling: Resampling = systematic,

@@ -23,6 +23,7 @@ References:
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.allocation import effective_width
 from tsi.samplers.optimal_resampling import optimal_resampling
@@ -32,6 +33,7 @@ from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.smc import smc
 
 
+@picklable
 def expansion(width: int) -> Reproduction:
     """Keep n / width particles of an island, none twice, and expand them.
 
@@ -62,6 +64,7 @@ def expansion(width: int) -> Reproduction:
     return Reproduction(draw, exact=True)
 
 
+@picklable
 def smc_steering(
     width: int = 4,
     *,

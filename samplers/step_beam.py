@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import UnknownNameError
 from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.allocation import effective_width
 from tsi.samplers.solutions import (
     best_first,
@@ -77,6 +78,7 @@ class StepBeamState(NamedTuple):
     took: Bool[Array, "N"]
 
 
+@picklable
 def step_beam(
     width: int = 4, *, variant: str = "full_width", select: str = "argmax"
 ) -> Explorer:

@@ -40,6 +40,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.path_record import (
     ChainSample,
     PathRecord,
@@ -116,6 +117,7 @@ class MetropolisState(NamedTuple):
     sample: ChainSample
 
 
+@picklable
 def suffix_metropolis(
     potential: Potential,
     *,
@@ -411,4 +413,5 @@ def suffix_metropolis(
         endless=endless,
         chain=True,
         acceptance=lambda state: state.accepted / (state.iteration * num_chains),
+        default_particles=num_chains,
     )

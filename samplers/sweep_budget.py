@@ -7,6 +7,9 @@ from jaxtyping import Array
 from tsi.errors import ConfigurationError
 from tsi.samplers.potentials import Potential
 
+SWEEP = 16
+"""Particles of a sweep of an endless chain, where none are asked for."""
+
 
 def path_score(potential: Potential, method: str) -> Callable[..., Array]:
     """The path weight of a potential that weighs every prefix.

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import Transform, telescoping
 from tsi.samplers.reproduction import Group, by_priority
@@ -92,6 +93,7 @@ def _given_exponent(
     return exponent
 
 
+@picklable
 def tempered_smc(
     schedule: str | Sequence[float] | Callable[[Array], Array] = "ess",
     *,

@@ -19,6 +19,7 @@ References:
     [3] Whiteley and Lee 2014, arXiv 1210.0220 (twisted particle filters).
 """
 
+from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.potentials import telescoping
 from tsi.samplers.resampling import Resampling, systematic
@@ -26,6 +27,7 @@ from tsi.samplers.schedules import ess_below
 from tsi.samplers.smc import smc
 
 
+@picklable
 def twisted_smc(
     *,
     ess_fraction: float = 0.5,

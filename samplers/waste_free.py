@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
 from tsi.samplers.allocation import Deterministic
 from tsi.samplers.population import SMCState, forked, new_population, weighed
 from tsi.samplers.potentials import Potential, telescoping
@@ -76,6 +77,7 @@ class WasteFreeState(NamedTuple):
         )
 
 
+@picklable
 def waste_free_smc(
     potential: Potential | None = None,
     *,

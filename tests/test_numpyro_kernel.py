@@ -199,7 +199,9 @@ def test_what_does_not_fit_is_refused():
         kernel.init(KEY, 0, None, (), {})
     with pytest.raises(ConfigurationError, match="init_params"):
         gaussian_kernel().init(KEY, 0, jnp.zeros(3), (), {})
-    with pytest.raises(ConfigurationError, match="one argument"):
-        gaussian_kernel().init(KEY, 0, None, (1, 2), {})
-    with pytest.raises(ConfigurationError, match="weights"):
+    with pytest.raises(ConfigurationError, match=r"one argument.*2 positional"):
+        table_kernel().init(KEY, 0, None, (1, 2), {})
+    with pytest.raises(ConfigurationError, match=r"one argument.*weights"):
+        table_kernel().init(KEY, 0, None, (), {"weights": 1})
+    with pytest.raises(ConfigurationError, match=r"gaussian_start.*weights"):
         gaussian_kernel().init(KEY, 0, None, (), {"weights": 1})

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import pytest
 import tiny_language
+from numpyro.infer.util import log_density
 from numpyro_programs import SMC, many, z_score
 from scipy import stats
 
@@ -129,6 +130,23 @@ def test_a_program_over_a_language_models_steps_has_the_enumerated_evidence():
         evidence += p * weight(first) * weight(second)
     _, _, log_evidence = many(target, SMC, params=TABLE)
     assert abs(z_score(log_evidence, evidence)) < 4
+
+
+def test_the_whole_model_scores_steps_that_numpyro_has_stacked():
+    target = program_target(
+        lambda params: (jnp.zeros(4, jnp.int32), jnp.zeros((), jnp.int32)),
+        write,
+        max_steps=3,
+        end=lambda t, carry, params: carry[1] >= 3,
+    )
+    particles = tsi.run(SMC, target, KEY, 16, TABLE).particles
+    assert len(set(np.asarray(particles.length))) > 1
+    sites = target.sites(particles, TABLE)
+    found = jax.vmap(lambda v: log_density(target.model, (TABLE,), {}, v)[0])(sites)
+    taken = np.arange(3) < np.asarray(particles.length)[:, None]
+    log_g = np.where(taken, particles.history.log_potential, 0.0).sum(1)
+    log_p = np.asarray(target.log_prob(particles))
+    np.testing.assert_allclose(found, log_p + log_g, rtol=1e-4)
 
 
 def llama_next(policy, tokens, length):

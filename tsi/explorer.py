@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tsi.picklable import Recipe, reduced
 from tsi.sampler import Select
 
 NO_SIZE = np.float32(np.nan)
@@ -153,6 +154,9 @@ class Explorer(NamedTuple):
             their weights alone tell no error.
         acceptance: `state -> fraction` of moves accepted so far, NaN before the first;
             None for a method that accepts none.
+        default_particles: the N that an endless explorer is run with where none is
+            given.
+        recipe: how it was made, see `tsi.picklable`.
     """
 
     plan: Callable[[int, int], Plan]
@@ -167,3 +171,8 @@ class Explorer(NamedTuple):
     endless: bool = False
     chain: bool = False
     acceptance: Callable[..., Any] | None = None
+    default_particles: int = 1
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        return reduced(self)

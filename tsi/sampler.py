@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from tsi.picklable import Recipe, reduced
+
 Select = str
 """How one answer is chosen: posterior, argmax, vote or weighted_vote."""
 
@@ -63,6 +65,7 @@ class Sampler(NamedTuple):
             "weighted_vote".
         prunes: particles of weight zero are hopeless for good, and drivers need not
             extend them.
+        recipe: how it was made, see `tsi.picklable`.
     """
 
     init: Callable[..., Any]
@@ -71,6 +74,10 @@ class Sampler(NamedTuple):
     path_log_weight: Callable[..., Any] | None = None
     select: Select = "posterior"
     prunes: bool = False
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        return reduced(self)
 
 
 def hopeless(state: SamplerState) -> Bool[Array, "*batch N"]:

@@ -17,9 +17,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 from numpyro.infer.mcmc import MCMCKernel
 
-from tsi.errors import ConfigurationError
-from tsi.explore import Exploration, start, turn
+from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.explore import Exploration, as_store, start, turn
 from tsi.explorer import Explorer
+from tsi.numpyro.arguments import params_of
+from tsi.numpyro.hosting import (
+    check_target,
+    collected,
+    warn_of_another_posterior,
+)
+from tsi.numpyro.named_fields import NamedValues, with_names, without_names
+from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, typed_key
 
 
@@ -37,26 +45,43 @@ class KernelState(NamedTuple):
     exploration: Exploration
     sample: dict[str, Any]
 
+    def __getitem__(self, index: Any) -> Any:
+        # MCMC looks for extra fields here last.
+        if isinstance(index, str):
+            below = getattr(self.exploration.state, "_fields", ())
+            known = [f"exploration.state.{name}" for name in below]
+            raise UnknownNameError(
+                "extra field", index, ["exploration.turn", "sample", *known]
+            )
+        return tuple.__getitem__(self, index)
+
 
 class ExplorerKernel(MCMCKernel):
-    """An explorer on a target as a numpyro kernel; the model's argument is `params`.
+    """An explorer on a target as a numpyro kernel.
+
+    `mcmc.run(key, *args, **kwargs)` hands its arguments to the target: a program's as
+    they are, any other's as its one argument `params`.
 
     Args:
         explorer: of one chain and without end (`endless=True`): its state must show
             `iteration`, the number of complete moves, and `sample`, a NamedTuple of
             numbers of the chain's present state.
         target: what is explored.
-        num_particles: N, as the explorer understands it.
+        num_particles: N, as the explorer understands it; by default what it is made
+            for (`Explorer.default_particles`).
         collect: `(particles) -> dict` of arrays with a leading axis, called with the
             chain's present state alone; collected beside the explorer's own numbers.
-            Caches are not for collecting: every sample is kept.
+            By default the sites of a program, and nothing of other targets. Caches are
+            not for collecting: every sample is kept.
         max_steps: step limit; by default the target's.
 
     Raises:
-        ConfigurationError: the explorer is one that ends.
+        ConfigurationError: the explorer is one that ends, or none; or the target is
+            none.
 
     The numbers collected are `sample`; whatever else the state holds may be asked for
-    by `extra_fields`, for instance "exploration.state.accepted".
+    by `extra_fields`, for instance "exploration.state.accepted". The kernel pickles if
+    the explorer's constructor is `picklable`, and target and `collect` pickle.
     """
 
     sample_field = "sample"
@@ -65,21 +90,26 @@ class ExplorerKernel(MCMCKernel):
 
     def __init__(
         self,
-        explorer: Explorer,
+        explorer: Any,
         target: Any,
         *,
-        num_particles: int = 1,
+        num_particles: int | None = None,
         collect: Callable[[Any], dict[str, Any]] | None = None,
         max_steps: int | None = None,
     ) -> None:
-        if not explorer.endless:
-            raise ConfigurationError(
-                "ExplorerKernel needs an explorer that may run for ever in a store of "
-                "fixed size. Make it with endless=True."
-            )
+        _check(explorer)
+        check_target(target, "ExplorerKernel")
+        warn_of_another_posterior(target, explorer.path_log_weight, explorer.power)
         self.explorer, self.target = explorer, target
+        if num_particles is None:
+            num_particles = explorer.default_particles
         self.num_particles, self.collect = num_particles, collect
         self.max_steps = max_steps
+
+    @property
+    def model(self) -> Callable[..., Any] | None:
+        """The whole model of a program, for `Predictive` and ArviZ; else None."""
+        return getattr(self.target, "model", None)
 
     def init(
         self,
@@ -93,24 +123,25 @@ class ExplorerKernel(MCMCKernel):
 
         Raises:
             ConfigurationError: for `init_params`, which a rollout takes the place of,
-                for arguments other than `params`, or an explorer of several chains.
+                for arguments that the target does not take, or an explorer of several
+                chains.
         """
         if init_params is not None:
             raise ConfigurationError(
                 "ExplorerKernel starts from rollouts of its target, and takes no "
                 "init_params. To go on from a state, set mcmc.post_warmup_state."
             )
-        params = _params(model_args, model_kwargs)
-        rng_key = typed_key(rng_key)
-        if rng_key.ndim:
-            return jax.vmap(lambda key: self._start(key, params))(rng_key)
-        return self._start(rng_key, params)
+        params = params_of(self.target, model_args, model_kwargs)
+        key = typed_key(rng_key)
+        if key.ndim:
+            return jax.vmap(lambda key: self._start(key, params))(key)
+        return self._start(key, params)
 
     def sample(
         self, state: KernelState, model_args: tuple, model_kwargs: dict[str, Any]
     ) -> KernelState:
         """Turns until one more move is complete."""
-        params = _params(model_args, model_kwargs)
+        params = params_of(self.target, model_args, model_kwargs)
         if typed_key(state.rng_key).ndim:
             return jax.vmap(lambda chain: self._move(chain, params))(state)
         return self._move(state, params)
@@ -132,10 +163,12 @@ class ExplorerKernel(MCMCKernel):
             params,
             max_steps=self.max_steps,
         )
-        return KernelState(key_steps, exploration, self._numbers(exploration))
+        return self._shown(key_steps, exploration, params)
 
     def _move(self, state: KernelState, params: Any) -> KernelState:
-        before = state.exploration.state.iteration
+        # A resumed chain may bring an old-style key, and MCMC wants it back as it was.
+        key, exploration = typed_key(state.rng_key), without_names(state.exploration)
+        before = exploration.state.iteration
 
         def waits(exploration: Exploration) -> Array:
             return exploration.state.iteration == before
@@ -144,38 +177,59 @@ class ExplorerKernel(MCMCKernel):
             return turn(
                 self.explorer,
                 self.target,
-                state.rng_key,
+                key,
                 exploration,
                 params,
                 max_steps=self.max_steps,
             )[0]
 
-        exploration = jax.lax.while_loop(waits, advance, state.exploration)
-        return KernelState(state.rng_key, exploration, self._numbers(exploration))
+        exploration = jax.lax.while_loop(waits, advance, exploration)
+        return self._shown(state.rng_key, exploration, params)
 
-    def _numbers(self, exploration: Exploration) -> dict[str, Any]:
-        sample = exploration.state.sample._asdict()
-        if any(leaf.ndim for leaf in jax.tree.leaves(sample)):
+    def _shown(self, key: Any, exploration: Exploration, params: Any) -> KernelState:
+        sample = self._numbers(exploration, params)
+        return KernelState(key, with_names(exploration), sample)
+
+    def _numbers(self, exploration: Exploration, params: Any) -> NamedValues:
+        numbers = exploration.state.sample._asdict()
+        if any(leaf.ndim for leaf in jax.tree.leaves(numbers)):
             raise ConfigurationError(
                 "ExplorerKernel needs an explorer of one chain, and this one runs "
                 "several. Make it with num_chains=1: the chains are MCMC's."
             )
-        if self.collect is not None:
-            state = exploration.state
-            # A sweep has many members, and the state of its chain is one of them; with
-            # several temperatures it is the first chain's.
-            place = getattr(state, "place", state.members)
-            present = jnp.ravel(place)[:1]
-            row = self.collect(self.target.gather(exploration.stored, present))
-            sample |= jax.tree.map(lambda leaf: leaf[0], row)
-        return sample
+        state = exploration.state
+        # A sweep has many members, and the state of its chain is one of them; with
+        # several temperatures it is the first chain's.
+        present = jnp.ravel(getattr(state, "place", state.members))[:1]
+        row = as_store(self.target).gather(exploration.stored, present)
+        values = collected(self.target, self.collect, row, params)
+        both = sorted(set(numbers) & set(values))
+        if both:
+            raise ConfigurationError(
+                f"The explorer and what is collected both have {both}. Rename the "
+                "sites, or give ExplorerKernel a function `collect` that does."
+            )
+        return NamedValues({**numbers, **values})
 
 
-def _params(model_args: tuple, model_kwargs: dict[str, Any]) -> Any:
-    given = (*model_args, *model_kwargs.values())
-    if len(given) > 1 or set(model_kwargs) - {"params"}:
+def _check(explorer: Any) -> None:
+    if isinstance(explorer, Sampler):
         raise ConfigurationError(
-            "ExplorerKernel passes one argument on to its target, `params`; "
-            f"mcmc.run was given {len(model_args)} and {sorted(model_kwargs)}."
+            "ExplorerKernel moves one Markov chain, and a sampler such as smc gives "
+            "independent systems of particles. PMMH(sampler, target) makes a chain of "
+            "whole systems (particle independent Metropolis-Hastings); "
+            "particle_gibbs(endless=True) and pimh(endless=True) are explorers that "
+            "move by SMC."
         )
-    return given[0] if given else None
+    if not isinstance(explorer, Explorer):
+        raise ConfigurationError(
+            f"ExplorerKernel needs an explorer, for instance particle_gibbs("
+            f"endless=True), and was given {explorer!r}."
+        )
+    if not explorer.endless:
+        raise ConfigurationError(
+            "ExplorerKernel needs an explorer that may run for ever in a store of "
+            "fixed size: a Markov chain made with endless=True (suffix_metropolis, "
+            "particle_gibbs, pimh, parallel_tempering). A search has no posterior to "
+            "sample from."
+        )

@@ -16,6 +16,7 @@ class ProgramStep(NamedTuple):
         key: of all the step's randomness, so that replaying a step repeats what
             `handlers.block` hides too.
         latents: value of each latent site of `step_fn`, by name.
+        deterministics: value of each of its `numpyro.deterministic` sites, by name.
         carry: what `step_fn` returned.
         log_prob: log p of the step's latent sites.
         log_potential: log G_t.
@@ -24,6 +25,7 @@ class ProgramStep(NamedTuple):
 
     key: Key[Array, "*batch"]
     latents: dict[str, Any]
+    deterministics: dict[str, Any]
     carry: Any
     log_prob: Float[Array, "*batch"]
     log_potential: Float[Array, "*batch"]
@@ -37,6 +39,7 @@ class ProgramParticles(NamedTuple):
         carry: present carry, leaves [N, ...]; zeros before the first step of a
             program whose `init_fn` has sites.
         initial: value of each latent site of `init_fn`, by name, [N, ...].
+        initial_deterministics: and of each `numpyro.deterministic` site.
         history: every step taken, leaves [N, T, ...]; what stands at `length` and
             after means nothing.
         length: steps taken, [N].
@@ -45,6 +48,7 @@ class ProgramParticles(NamedTuple):
 
     carry: Any
     initial: dict[str, Any]
+    initial_deterministics: dict[str, Any]
     history: ProgramStep
     length: Int[Array, "N"]
     finished: Bool[Array, "N"]

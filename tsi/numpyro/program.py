@@ -24,13 +24,14 @@ number, so that what depends on it or on the carry is written with `jnp.where`,
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.numpyro.arguments import call, model_arguments
 from tsi.numpyro.particles import (
     ProgramParticles,
     ProgramStep,
@@ -38,6 +39,7 @@ from tsi.numpyro.particles import (
     check_carry,
 )
 from tsi.numpyro.sites import Sites, run_program, total
+from tsi.numpyro.whole_model import model_sites, run_model
 from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
 from tsi.weights import weight_dtype
@@ -53,8 +55,58 @@ class ProgramTarget:
     end: Callable[..., Any] | None = None
     proposal: Callable[..., Any] | None = None
 
+    takes_arguments: ClassVar[bool] = True
+    """Its programs take several or named arguments: see `tsi.numpyro.arguments`."""
+
+    def model(self, *args: Any, **kwargs: Any) -> Any:
+        """The whole model, a numpyro program of the arguments of `init_fn`.
+
+        A site of a step is one site with T in front of its shape. A site of `init_fn`
+        that a step has too is called "initial/" and its name. The proposal has no part
+        in it, and steps behind a particle's end are masked.
+
+        Returns:
+            The last carry.
+        """
+        params = model_arguments(*args, **kwargs)
+        return run_model(self, params, unconditioned=False)
+
+    def unconditioned_model(self, *args: Any, **kwargs: Any) -> Any:
+        """`model` with observed sites drawn instead, for `Predictive`."""
+        params = model_arguments(*args, **kwargs)
+        return run_model(self, params, unconditioned=True)
+
+    def sites(self, particles: ProgramParticles, params: Any = None) -> dict[str, Any]:
+        """Latent and deterministic values by their names in `model`.
+
+        Args:
+            particles: N of them.
+            params: the target's parameters.
+
+        Returns:
+            Leaves [N, ...] for sites of `init_fn` and [N, T, ...] for those of steps,
+            zero behind a particle's end.
+        """
+        return model_sites(particles, self.step_names(params))
+
+    def step_names(self, params: Any = None) -> frozenset[str]:
+        """Names of all sites of a step."""
+        key = jax.random.key(0)
+        found = []
+
+        def look() -> Any:
+            carry = self._empty_carry(key, 1, params)
+            row = jax.tree.map(lambda leaf: leaf[0], carry)
+            t = jnp.zeros((), jnp.int32)
+            sites = run_program(self.step_fn, key, {}, t, row, params=params)
+            found.append(sites.names)
+            return sites.log_likelihood
+
+        jax.eval_shape(look)
+        return found[0]
+
     def _begin(self, key: Key[Array, ""], values: dict[str, Any], params: Any) -> Sites:
-        sites = run_program(self.init_fn, key, values, params)
+        sites = run_program(self.init_fn, key, values, params=params)
         return sites._replace(returned=as_arrays(sites.returned))
 
     def _guide(
@@ -68,7 +120,7 @@ class ProgramTarget:
         """The proposal's draws, or its densities of stored ones."""
         if self.proposal is None:
             return None
-        guide = run_program(self.proposal, key, stored or {}, t, carry, params)
+        guide = run_program(self.proposal, key, stored or {}, t, carry, params=params)
         if guide.num_observed or guide.fixed:
             raise ConfigurationError(
                 "The proposal has observed or fixed sites or factors, but it only "
@@ -89,7 +141,7 @@ class ProgramTarget:
         guide = self._guide(key_guide, t, before, stored, params)
         values = {} if guide is None else guide.latents
         values = values if stored is None else stored
-        sites = run_program(self.step_fn, key_step, values, t, before, params)
+        sites = run_program(self.step_fn, key_step, values, t, before, params=params)
         excess = sites.log_excess
         if guide is not None:
             strangers = set(values) - set(sites.latents) | (set(values) & sites.fixed)
@@ -106,7 +158,13 @@ class ProgramTarget:
         check_carry(before, after)
         log_prob = total(sites.log_probs)
         return ProgramStep(
-            key, sites.latents, after, log_prob, sites.log_likelihood, total(excess)
+            key,
+            sites.latents,
+            sites.deterministics,
+            after,
+            log_prob,
+            sites.log_likelihood,
+            total(excess),
         )
 
     def _begins_at_random(self, key: Key[Array, ""], params: Any) -> bool:
@@ -131,13 +189,31 @@ class ProgramTarget:
             lambda leaf: jnp.broadcast_to(leaf, (num_rows, *leaf.shape)), carry
         )
 
+    def _empty_start(
+        self, key: Key[Array, ""], num_rows: int, params: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Latent and deterministic values of `init_fn`, zero if not yet drawn."""
+
+        def begin() -> tuple[dict[str, Any], dict[str, Any]]:
+            sites = self._begin(key, {}, params)
+            return sites.latents, sites.deterministics
+
+        if self._begins_at_random(key, params):
+            shapes = jax.eval_shape(begin)
+            begun = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        else:
+            begun = begin()
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (num_rows, *leaf.shape)), begun
+        )
+
     def init(
         self, key: AnyKey, num_particles: int, params: Any = None
     ) -> ProgramParticles:
         """N runs that have not begun: sites of `init_fn` are drawn with step one."""
         key = single_key(key)
         carry = self._empty_carry(key, num_particles, params)
-        initial = jax.eval_shape(lambda: self._begin(key, {}, params).latents)
+        initial, deterministics = self._empty_start(key, num_particles, params)
         t = jnp.zeros((), jnp.int32)
 
         def first() -> ProgramStep:
@@ -151,9 +227,8 @@ class ProgramTarget:
         )
         return ProgramParticles(
             carry=carry,
-            initial=jax.tree.map(
-                lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), initial
-            ),
+            initial=initial,
+            initial_deterministics=deterministics,
             history=history._replace(key=jnp.broadcast_to(key, (rows, length))),
             length=jnp.zeros(rows, jnp.int32),
             finished=jnp.zeros(rows, bool),
@@ -173,7 +248,8 @@ class ProgramTarget:
         t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), rows.shape)
         live = ~particles.finished
         zeros = jnp.zeros(rows.shape, weight_dtype())
-        before, begun = particles.carry, particles.initial
+        before = particles.carry
+        begun = (particles.initial, particles.initial_deterministics)
         log_p, log_g, excess = zeros, zeros, zeros
         if self._begins_at_random(keys[0], params):
 
@@ -182,7 +258,8 @@ class ProgramTarget:
                 sites = self._begin(key, values or {}, params)
                 log_p = total(sites.log_probs)
                 log_g, excess = sites.log_likelihood, total(sites.log_excess)
-                return sites.returned, sites.latents, log_p, log_g, excess
+                drawn = (sites.latents, sites.deterministics)
+                return sites.returned, drawn, log_p, log_g, excess
 
             first = live & (t == 0)
             nothing = (before, begun, log_p, log_g, excess)
@@ -209,7 +286,8 @@ class ProgramTarget:
             )
         extended = ProgramParticles(
             carry=where_rows(live, step.carry, particles.carry),
-            initial=begun,
+            initial=begun[0],
+            initial_deterministics=begun[1],
             history=jax.tree.map(
                 lambda stack, new: stack.at[rows, places].set(new, mode="drop"),
                 particles.history,
@@ -226,7 +304,7 @@ class ProgramTarget:
 
     def _ended(self, t: Array, carry: Any, params: Any) -> Bool[Array, ""]:
         assert self.end is not None
-        ended = jnp.asarray(self.end(t, carry, params))
+        ended = jnp.asarray(call(self.end, t, carry, params=params))
         if ended.shape != () or ended.dtype != bool:
             raise ConfigurationError(
                 "`end` must return one bool, whether the particle has finished; it "

@@ -14,7 +14,10 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from tsi.errors import ConfigurationError
+from tsi.numpyro.arguments import call
 from tsi.weights import weight_dtype
+
+NAMED = ("sample", "deterministic")
 
 
 class Sites(NamedTuple):
@@ -23,6 +26,7 @@ class Sites(NamedTuple):
     Attributes:
         returned: what the program returned.
         latents: value of each latent site.
+        deterministics: value of each `numpyro.deterministic` site.
         log_probs: log p of each latent site.
         log_draws: log density that each was drawn with, if drawn from the program;
             0 where a handler had fixed it (`handlers.substitute`).
@@ -31,10 +35,12 @@ class Sites(NamedTuple):
         num_observed: how many of those there are.
         fixed: names of the latent sites that a handler had fixed.
         random: whether the program has any site at all, hidden ones included.
+        names: of all sites that are not hidden, observed and deterministic ones too.
     """
 
     returned: Any
     latents: dict[str, Any]
+    deterministics: dict[str, Any]
     log_probs: dict[str, Float[Array, ""]]
     log_draws: dict[str, Float[Array, ""]]
     log_excess: dict[str, Float[Array, ""]]
@@ -42,6 +48,7 @@ class Sites(NamedTuple):
     num_observed: int
     fixed: frozenset[str]
     random: bool
+    names: frozenset[str]
 
 
 class _Watch(Messenger):
@@ -89,8 +96,9 @@ def _log_density(site: dict[str, Any], *, scaled: bool) -> Float[Array, ""]:
 def run_program(
     program: Callable[..., Any],
     key: Key[Array, ""],
-    values: dict[str, Any],
-    *arguments: Any,
+    values: dict[str, Any] | Callable[[dict[str, Any]], Any],
+    *leading: Any,
+    params: Any = None,
 ) -> Sites:
     """Run a program once, with some of its latent sites given.
 
@@ -99,29 +107,34 @@ def run_program(
         key: all its randomness, that of hidden sites included. A site draws with the
             same key whether or not others are given, so that the same key and all
             latent values repeat a run.
-        values: values of latent sites, by name.
-        arguments: the program's.
+        values: values of latent sites, by name, or a function of the site that gives
+            one or None, as `handlers.substitute` takes.
+        leading: the program's first arguments.
+        params: what stands for the others; see `tsi.numpyro.arguments`.
 
     Raises:
         ConfigurationError: a site comes with a key of its own, or is fixed from outside
-            a numpyro scan.
+            a numpyro scan; or the program does not take these arguments.
     """
+    given = {"substitute_fn": values} if callable(values) else {"data": values}
     watch = _Watch()
     # Innermost first: the seed splits its key for a site before `substitute` gives it a
     # value, and `block` keeps handlers around the whole run from seeing traced values.
     with (
         handlers.block(),
         handlers.trace() as trace,
-        handlers.substitute(data=values),
+        handlers.substitute(**given),
         handlers.seed(rng_seed=key),
         watch,
     ):
-        returned = program(*arguments)
+        returned = call(program, *leading, params=params)
 
     zero = jnp.zeros((), weight_dtype())
-    latents, log_probs, log_draws, log_excess = {}, {}, {}, {}
+    latents, deterministics, log_probs, log_draws, log_excess = {}, {}, {}, {}, {}
     log_likelihood, num_observed = zero, 0
     for name, site in trace.items():
+        if site["type"] == "deterministic":
+            deterministics[name] = jnp.asarray(site["value"])
         if site["type"] != "sample":
             continue
         log_p = _log_density(site, scaled=True)
@@ -136,6 +149,7 @@ def run_program(
     return Sites(
         returned,
         latents,
+        deterministics,
         log_probs,
         log_draws,
         log_excess,
@@ -143,6 +157,7 @@ def run_program(
         num_observed,
         frozenset(watch.fixed),
         watch.random,
+        frozenset(n for n, site in trace.items() if site["type"] in NAMED),
     )
 
 

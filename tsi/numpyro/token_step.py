@@ -42,7 +42,10 @@ class TokenStep(dist.Distribution):
     A value is int32 [C], its places after the last token filled with -1.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    # By the length numpyro's scan sees how many steps it has stacked.
+    arg_constraints: dict[str, Any] = {  # noqa: RUF012
+        "length": constraints.nonnegative_integer
+    }
     pytree_data_fields = ("params", "tokens", "length", "ends")
     pytree_aux_fields = ("next_log_probs", "max_tokens")
 
@@ -93,6 +96,8 @@ class TokenStep(dist.Distribution):
 
     def log_prob(self, value: Int[Array, "*batch C"]) -> Float[Array, "*batch"]:
         """log p of steps; -inf for what is no step."""
+        if jnp.ndim(self.length):
+            return jax.vmap(lambda one, steps: one.log_prob(steps))(self, value)
         flat = jnp.reshape(value, (-1, self.max_tokens))
         return jax.vmap(self._score)(flat).reshape(jnp.shape(value)[:-1])
 
