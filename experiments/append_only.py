@@ -18,8 +18,8 @@ from pathlib import Path
 from tsi.errors import ResultsError
 from tsi.models.files import check_regular, sentence
 
-LOCKED = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
-"""What POSIX lets a lock that another process holds be refused with."""
+LOCKED = errno.EWOULDBLOCK
+"""What flock answers if another process holds the lock; all else is another reason."""
 
 NO_LOCKS = frozenset(
     {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
@@ -181,7 +181,7 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in LOCKED:
+        if error.errno == LOCKED:
             raise ResultsError(
                 f"{path} is being written by another run; wait for it or choose "
                 "another output folder."

@@ -301,9 +301,8 @@ def _refused_lock(monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
-@pytest.mark.parametrize("number", sorted(append_only.LOCKED))
-def test_a_lock_that_is_held_is_another_run(tmp_path, monkeypatch, number):
-    _refused_lock(monkeypatch, number)
+def test_a_lock_that_is_held_is_another_run(tmp_path, monkeypatch):
+    _refused_lock(monkeypatch, errno.EWOULDBLOCK)
     with pytest.raises(ResultsError, match="another run"):
         AppendOnlyFile(tmp_path / "rows.jsonl")
 
@@ -321,7 +320,7 @@ def test_without_locks_the_run_goes_on_with_a_warning(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.EBADF, errno.ENOMEM])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOMEM])
 def test_a_lock_that_fails_otherwise_is_not_called_another_run(
     tmp_path, monkeypatch, number
 ):
