@@ -10,7 +10,7 @@ BIN := .venv/bin
 	touch $@
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -5,10 +5,12 @@ them twice: so they are compiled without LLVM's optimisations, and kept for the 
 of the run. ``XLA_FLAGS`` set outside wins.
 """
 
+import gc
 import os
 import tempfile
 from importlib.metadata import version
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Before jax is imported. XLA aborts on a flag that it does not know, and the second,
@@ -24,3 +26,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 install_import_hook("tsi", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Compiled programs are a file's own: kept, they pile up to gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
