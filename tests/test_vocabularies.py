@@ -1,12 +1,14 @@
 """Vocabularies that are padded: what is drawn, who reads it, whose tokens agree."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_language as tiny
+import tokenizers
 from flax import nnx
 from small_checkpoints import bpe_tokenizer
 from test_engine import extract
@@ -51,7 +53,7 @@ def test_padding_is_never_drawn_and_has_no_share_of_p():
     sequences = np.zeros((64, 40), np.int32)
     sequences[:, : len(prompt)] = prompt
     sequences[:, len(prompt) : len(prompt) + tokens.shape[1]] = tokens
-    logits = np.asarray(policy(sequences), np.float64)[..., :REAL]
+    logits = np.asarray(policy(jnp.asarray(sequences)), np.float64)[..., :REAL]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     for row, length in enumerate(lengths):
         places = np.arange(length) + len(prompt)
@@ -87,30 +89,25 @@ def test_a_reward_model_needs_rows_for_what_may_be_drawn_and_no_more():
 def test_a_smaller_reward_model_scores_what_a_padded_policy_writes():
     policy, reward = tiny.models()
     smaller = RewardModel(tiny.config(REAL), rngs=nnx.Rngs(1))
-    smaller.score.kernel[...] = reward.score.kernel[...]
-    of_all = nnx.state(reward.trunk)
     cut = jax.tree.map(
-        lambda leaf: leaf[:REAL] if leaf.shape[:1] == (ROWS,) else leaf, of_all
+        lambda leaf: leaf[:REAL] if leaf.shape[:1] == (ROWS,) else leaf,
+        nnx.state(reward),
     )
-    nnx.update(smaller.trunk, cut)
-    results = [
-        Engine(
-            tiny.target(boundary=PADDED),
-            policy,
-            model,
-            encode=tiny.encode,
-            decode=tiny.decode,
-        ).run(
-            samplers.smc(),
-            jax.random.key(4),
-            [Problem(0, "hello", "")],
-            8,
-            extract=extract,
-        )[0]
-        for model in (reward, smaller)
-    ]
+    nnx.update(smaller, cut)
+    assert smaller.trunk.embedding[...].shape[0] == REAL
+    models = {"encode": tiny.encode, "decode": tiny.decode}
+    target, sampler = tiny.target(boundary=PADDED), samplers.smc()
+    engines = [Engine(target, policy, model, **models) for model in (reward, smaller)]
+    key, problems = jax.random.key(4), [Problem(0, "bad", "")]
+    settings = {"extract": extract, "temperature": 30.0}
+    results = [e.run(sampler, key, problems, 8, **settings)[0] for e in engines]
     assert results[0].texts == results[1].texts
+    assert len(set(results[0].texts)) > 4
     np.testing.assert_allclose(results[0].rewards, results[1].rewards, atol=1e-5)
+    # A prompt, too, must be of tokens that both have: "o" is 15.
+    with pytest.raises(ConfigurationError, match="'x' has the token ids 15, and a"):
+        engines[1].check([Problem("x", "hello", "")])
+    engines[0].check([Problem("x", "hello", "")])
 
 
 @pytest.mark.parametrize("padding", [[0], [20], [-1]])
@@ -142,15 +139,21 @@ def test_a_reward_model_may_know_more_tokens_but_none_otherwise():
         check_same_tokens(more, plain, "large", "small")
 
 
+def exchanged(left: str, right: str) -> Tokenizer:
+    """The tokenizer with the ids of two tokens exchanged."""
+    state = json.loads(bpe_tokenizer().backend.to_str())
+    ids = state["model"]["vocab"]
+    ids[left], ids[right] = ids[right], ids[left]
+    for token in state["added_tokens"]:
+        token["id"] = ids[token["content"]]
+    backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+    return Tokenizer(backend, eos_ids=[2])
+
+
 def test_tokens_of_other_bytes_or_control_tokens_of_other_names_are_refused():
     plain = bpe_tokenizer()
     for names in (("a", "b"), ("<|im_start|>", "<|im_end|>")):
-        turned = bpe_tokenizer()
-        state = turned.backend.to_str()
-        first, second = (f'"{name}"' for name in names)
-        state = state.replace(first, '"??"').replace(second, first)
-        state = state.replace('"??"', second)
-        other = Tokenizer(type(turned.backend).from_str(state), eos_ids=[2])
+        other = exchanged(*names)
         with pytest.raises(ConfigurationError, match="has another tokenizer than"):
             check_same_tokens(plain, other, "policy", "reward")
         assert not same_tokens(plain, other)

@@ -52,7 +52,7 @@ from tsi.result import Result, ledger_of_first
 from tsi.rewards import Prompts
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key, step_keys
-from tsi.vocabularies import check_rows
+from tsi.vocabularies import check_prompt, check_rows
 
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""
@@ -97,6 +97,7 @@ class Engine:
         self.max_stored = 16 * max_rows if max_stored is None else max_stored
         readers = [reward.config] if target.reward.reads_ids else []
         check_rows(target.boundary, policy.config, readers)
+        self._num_rows = min(c.vocab_size for c in (policy.config, *readers))
         self._context = min(c.max_length for c in (policy.config, *readers))
         if mesh is not None:
             policy, reward = keep_or_replicate((policy, reward), mesh)
@@ -117,7 +118,8 @@ class Engine:
         """Refuse, before anything is computed, what cannot be run.
 
         Raises:
-            ConfigurationError: problems share an id, or have none.
+            ConfigurationError: problems share an id or have none, or a prompt has
+                tokens that a model has not.
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model.
         """
@@ -156,7 +158,8 @@ class Engine:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
             ConfigurationError: the sampler cannot use N particles, a temperature or key
-                is none, or problems share an id or have none.
+                is none, problems share an id or have none, or a prompt has tokens that
+                a model has not.
             CapabilityError: it needs what a reasoning target has not.
         """
         key = single_key(key)
@@ -338,6 +341,7 @@ class Engine:
 
     def _encode(self, problem: Problem) -> list[int]:
         tokens, context = self.encode(problem.prompt), self._context
+        check_prompt(problem.id, tokens, self._num_rows)
         beyond = getattr(self.target.reward, "positions_beyond", 0)
         limit = context - self.target.max_tokens - beyond
         if not 1 <= len(tokens) <= limit:

@@ -70,6 +70,26 @@ def check_rows(
             )
 
 
+def check_prompt(id: int | str, tokens: Sequence[int], num_rows: int) -> None:
+    """Refuse a prompt with token ids that a model has no row for.
+
+    Args:
+        id: the problem's, for the message.
+        tokens: of the prompt.
+        num_rows: the fewest of the models that read it.
+
+    Raises:
+        ConfigurationError: an id is out of range.
+    """
+    beyond = sorted({token for token in tokens if not 0 <= token < num_rows})
+    if beyond:
+        raise ConfigurationError(
+            f"The prompt of problem {id!r} has the token ids "
+            f"{', '.join(map(str, beyond[:5]))}, and a model that reads it has rows "
+            f"for 0 to {num_rows - 1}. Give the models' own tokenizer."
+        )
+
+
 def first_difference(policy: Tokenizer, reader: Tokenizer) -> int | None:
     """The first id of the policy's tokenizer that another takes for something else.
 
