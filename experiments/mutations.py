@@ -77,8 +77,7 @@ FIRST: dict[str, tuple[str, ...]] = {
     "light dropped": ("draws",),
     NAIVE_SUM: ("draws",),
     "mean of the living": ("target, impossible prefixes", "target, wide"),
-    # What is seen on all targets together needs all of them first.
-    "one percent": (),
+    "one percent": ("target, mild",),
 }
 """Promises to look at first, which save time and decide nothing; else `SMALL`."""
 

@@ -19,7 +19,7 @@ from tsi.bench.shift_law import (
     shift_table,
     total_gain,
 )
-from tsi.bench.suite import default_trials
+from tsi.bench.suite import default_trials, mild
 from tsi.conformance import pooled_check, target_checks
 from tsi.experiments import quiet_mistakes
 from tsi.experiments.mistakes import Remembering
@@ -241,6 +241,15 @@ def test_a_bias_of_one_percent_is_seen_on_all_targets_together():
     exact = MeasureTest(1.0, 0.0, 0.0, 0.0, 1.0, 0)
     assert pooled_z([exact, exact]) == (0.0, 0.0)
     assert pooled_p([exact, exact]) == 1.0
+
+
+def test_one_percent_is_seen_where_the_evidence_is_that_of_one_rollout():
+    good = samplers.suffix_metropolis(samplers.product())
+    wrong = quiet_mistakes.evidence_one_percent_off(good)
+    for explorer, passed in ((good, True), (wrong, False)):
+        result = Programs(explorer, 4, 20_000)(mild(), KEY)
+        checks = target_checks("mild", mild(), explorer, result)
+        assert all(check.passed for check in checks) is passed
 
 
 def decides_by_stale_weights():

@@ -26,7 +26,7 @@ to break it, and reports which promises of the contract it keeps:
 - batched: `tsi.batch`, or vmap over an explorer, gives each problem what it gets alone;
 - reproducible: the same key gives the same run.
 
-By default there are nine targets and up to three numbers of particles (see
+By default there are ten targets and up to three numbers of particles (see
 `tsi.bench.suite`). A sampler that keeps all promises fails one by chance with
 probability below 0.003.
 
