@@ -75,26 +75,31 @@ def same(a, b):
 # Arguments
 
 
+def samples_of(*args, jit_model_args=False, **kwargs):
+    run = mcmc(explorer_kernel(), jit_model_args=jit_model_args)
+    run.run(KEY, *args, **kwargs)
+    return dict(run.get_samples())
+
+
+@pytest.fixture(scope="module")
+def samples_of_one_argument():
+    return samples_of(OBSERVED)
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [
         ((), {"y": OBSERVED}),
         ((OBSERVED, 0.6), {}),
-        ((OBSERVED,), {"scale": 0.6}),
-        ((), {"y": OBSERVED, "scale": 0.6}),
+        ((OBSERVED,), {"scale": 0.6, "jit_model_args": True}),
+        ((), {"y": OBSERVED, "scale": 0.6, "jit_model_args": True}),
     ],
 )
-@pytest.mark.parametrize("jit_model_args", [False, True])
 def test_arguments_reach_the_programs_as_numpyro_passes_them(
-    args, kwargs, jit_model_args
+    args, kwargs, samples_of_one_argument
 ):
-    def samples(*args, **kwargs):
-        run = mcmc(explorer_kernel(), jit_model_args=jit_model_args)
-        run.run(KEY, *args, **kwargs)
-        return dict(run.get_samples())
-
-    for name, values in samples(*args, **kwargs).items():
-        np.testing.assert_allclose(values, samples(OBSERVED)[name], rtol=1e-5)
+    for name, values in samples_of(*args, **kwargs).items():
+        np.testing.assert_allclose(values, samples_of_one_argument[name], rtol=1e-5)
 
 
 def test_an_argument_matters_and_may_be_called_params():
@@ -157,8 +162,10 @@ def test_old_style_keys_give_the_same_chains(make):
 # Pickles
 
 
-@both
-@pytest.mark.parametrize("chains", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "chains"),
+    [(explorer_kernel, 1), (explorer_kernel, 2), (pmmh_kernel, 2)],
+)
 def test_a_kernel_and_its_mcmc_pickle_before_and_after_a_run(make, chains):
     whole = mcmc(pickle.loads(pickle.dumps(make())), chains)
     fresh = pickle.loads(pickle.dumps(mcmc(make(), chains)))

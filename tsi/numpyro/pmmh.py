@@ -208,12 +208,13 @@ class PMMH(MCMCKernel):
                 "init_params must be a dict of unconstrained values by the names of "
                 f"the prior's sites, not {type(init_params).__name__}."
             )
+        given = jax.tree.map(jnp.asarray, init_params)
         key = typed_key(rng_key)
         if key.ndim:
             return jax.vmap(
                 lambda key, given: self._start(key, num_warmup, given, arguments)
-            )(key, init_params)
-        return self._start(key, num_warmup, init_params, arguments)
+            )(key, given)
+        return self._start(key, num_warmup, given, arguments)
 
     def sample(
         self, state: PMMHState, model_args: tuple, model_kwargs: dict[str, Any]
