@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
 from tsi.samplers.allocation import effective_width, top_k_replicate
 from tsi.samplers.solutions import equal_weights, not_numbers, rank_classes, told
@@ -150,7 +150,7 @@ def lookahead_search(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=NO_SIZE,
+            ess=no_size(),
             num_recoveries=(dead & ~was_dead).astype(jnp.int32),
             num_invalid=not_numbers(reply, took),
         )

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
 from tsi.samplers.search_tree import (
     SearchTree,
@@ -211,7 +211,7 @@ def mcts(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=NO_SIZE,
+            ess=no_size(),
             num_recoveries=jnp.zeros((), jnp.int32),
             num_invalid=not_numbers(reply, took),
         )

@@ -58,6 +58,19 @@ def threshold(log_weights: Float[Array, "N"], num_kept: int) -> Threshold:
     return Threshold(ranks < num_sure, num_sure, log_scale)
 
 
+def inclusion_probabilities(
+    log_weights: Float[Array, "N"], num_kept: int
+) -> Float[Array, "N"]:
+    """min(1, c w_i), which sum to K; 1 for every positive weight if K or fewer are."""
+    log_weights = sanitise(log_weights)
+    alive = log_weights > -jnp.inf
+    num_kept = min(num_kept, log_weights.shape[0])
+    sure, _, log_scale = threshold(log_weights, num_kept)
+    probabilities = jnp.where(sure, 1.0, jnp.exp(log_weights + log_scale))
+    enough = jnp.sum(alive) <= num_kept
+    return jnp.where(enough, 1.0 * alive, jnp.minimum(probabilities, 1.0))
+
+
 def optimal_resampling(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_kept: int
 ) -> tuple[Bool[Array, "N"], Float[Array, "N"]]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import UnknownNameError
-from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
 from tsi.samplers.allocation import effective_width
 from tsi.samplers.solutions import (
@@ -167,7 +167,7 @@ def step_beam(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=NO_SIZE,
+            ess=no_size(),
             num_recoveries=(~hope & ~was_dead).astype(jnp.int32),
             num_invalid=not_numbers(reply, state.took),
         )

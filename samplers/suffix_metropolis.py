@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import NO_SIZE, Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
 from tsi.samplers.path_record import (
     ChainSample,
@@ -301,7 +301,7 @@ def suffix_metropolis(
         info = ExplorerInfo(
             parents=parents,
             slots=parents,
-            ess=NO_SIZE,
+            ess=no_size(),
             num_recoveries=lost.astype(jnp.int32),
             num_invalid=invalid(reply, took),
         )

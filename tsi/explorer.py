@@ -16,14 +16,17 @@ Like a sampler it never sees a token or a model. `tsi.run` and the engine take e
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.picklable import Recipe, reduced
 from tsi.sampler import Select
+from tsi.weights import weight_dtype
 
-NO_SIZE = np.float32(np.nan)
-"""The effective sample size of what has no weights."""
+
+def no_size() -> Float[Array, ""]:
+    """The effective sample size of what has no weights: NaN."""
+    return jnp.full((), jnp.nan, weight_dtype())
 
 
 class Plan(NamedTuple):
@@ -127,7 +130,7 @@ class ExplorerInfo(NamedTuple):
 
     parents: Int[Array, "W"]
     slots: Int[Array, "W"]
-    ess: Float[Array, ""] | np.float32
+    ess: Float[Array, ""]
     num_recoveries: Int[Array, ""]
     num_invalid: Int[Array, ""]
 

@@ -72,8 +72,11 @@ class CompensatedSum(NamedTuple):
         lost = jnp.where(
             larger, (self.value - value) + term, (term - value) + self.value
         )
+        rest = jnp.where(jnp.isfinite(value), self.rest + lost, 0.0)
+        # The value is the sum's float32, and the rest less than half its ulp.
+        whole = value + rest
         return CompensatedSum(
-            value, jnp.where(jnp.isfinite(value), self.rest + lost, 0.0)
+            whole, jnp.where(jnp.isfinite(whole), rest - (whole - value), 0.0)
         )
 
     def minus(self, other: "CompensatedSum") -> Float[Array, "*batch"]:
