@@ -153,7 +153,7 @@ def test_samplers_agree_with_their_targets_on_what_is_no_weight(make):
         truth = np.exp(target.truth(sampler.path_log_weight).log_evidence)
         estimates = np.exp(np.asarray(runs.state.log_evidence, np.float64))
         error = estimates.std() / np.sqrt(len(estimates))
-        assert abs(estimates.mean() - truth) < 4.0 * error < 0.1 * truth
+        assert abs(estimates.mean() - truth) < 4.0 * error < 0.15 * truth
         assert np.asarray(runs.infos.num_invalid).sum() > 0
 
 
