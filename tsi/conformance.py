@@ -254,9 +254,7 @@ def _looks(
 
     looks: list[tuple[str, Look]] = [("keys", lambda: [key_check(*driven)])]
     for index, trial in enumerate(trials):
-        looks.append(
-            (f"target, {trial.name}", lambda i=index, t=trial: on_target(i, t))
-        )
+        looks.append((f"target, {trial.name}", partial(on_target, index, trial)))
     looks += [
         ("pooled", lambda: [pooled_check(measures)]),
         ("shift", lambda: shift_checks(usual, key_breaking)),

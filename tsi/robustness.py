@@ -87,7 +87,7 @@ class Programs:
         return self._some(target, jax.random.split(key, self.num_runs)[: self.at_once])
 
     def _some(self, target: KnownTarget, keys: Key[Array, "R"]) -> Run:
-        params = getattr(target, "params", None)
+        params: Any = getattr(target, "params", None)
         plain = type(target) is TabularTarget
         kind = params.log_potentials.shape if plain else id(target)
         if kind not in self.programs:

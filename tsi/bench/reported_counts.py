@@ -135,8 +135,8 @@ def _first_turn(explorer: Any, num_particles: int, key: Key[Array, ""]) -> str:
         (usual, 0),
         _with_invalid(usual, extended, np.zeros(rows, bool)),
     ):
-        nothing = np.zeros(rows, np.float32)
-        reply = Reply(told, nothing, nothing - 1.0, np.zeros(rows, bool))
+        nothing = jnp.zeros(rows, jnp.float32)
+        reply = Reply(jnp.asarray(told), nothing, nothing - 1.0, jnp.zeros(rows, bool))
         _, info = jax.jit(explorer.tell)(key_tell, state, reply)
         invalid = _count(info, "num_invalid")
         if invalid != expected:

@@ -242,9 +242,9 @@ class PMMH(MCMCKernel):
     ) -> System:
         """Parameters at z, and a new particle system there."""
         key_prior, key_system = jax.random.split(key)
-        if self.prior is None:
-            log_prior, values, params = jnp.zeros(()), {}, arguments
-        else:
+        log_prior, params = jnp.zeros(()), arguments
+        values: dict[str, Array] = {}
+        if self.prior is not None:
             there = parameters_at(self.prior, key_prior, z, arguments)
             log_prior, values, params = there
         setting = Setting(
