@@ -38,6 +38,7 @@ line that it passed through.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import jax
 from jaxtyping import Array, Key
