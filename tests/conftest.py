@@ -5,10 +5,13 @@ them twice: so they are compiled without LLVM's optimisations, and kept for the 
 of the run. ``XLA_FLAGS`` set outside wins.
 """
 
+import contextlib
+import ctypes
 import gc
 import os
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -28,11 +31,31 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 install_import_hook("tsi", "beartype.beartype")
 
 
-@pytest.fixture(autouse=True, scope="module")
+MOST_RESIDENT = 1.5 * 2**30
+"""Bytes of a process from which on programs are forgotten after every test."""
+
+
 def _forget_programs():
     """Compiled programs are a file's own: kept, they pile up to gigabytes."""
-    yield
     import jax
 
     jax.clear_caches()
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        # The C library keeps what is freed unless it is asked for it.
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_file():
+    yield
+    _forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def _bounded_memory():
+    yield
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
+            _forget_programs()
