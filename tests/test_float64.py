@@ -147,7 +147,7 @@ VALUE = ValueHead(32, rngs=nnx.Rngs(2))
 
 def counted(texts) -> np.ndarray:
     """A number that float32 has to round."""
-    return np.array([text.count("b") / 3 for text in texts])
+    return np.array([len(text) / 3 for text in texts])
 
 
 def checked(question: str, text: str, ended: bool) -> float:
@@ -181,7 +181,9 @@ def posed(name: str, dtype=jnp.float32):
     target = tiny.target(reward=make_reward())
     prompts = tiny.prompts(*kinds.QUESTIONS)
     prompts = prompts._replace(reward=target.reward.prepare(kinds.QUESTIONS))
-    policy = jax.tree.map(lambda leaf: leaf.astype(dtype), tiny.models()[0])
+    # Flat enough that texts differ.
+    policy = tiny.models(sharpness=2.0)[0]
+    policy = jax.tree.map(lambda leaf: leaf.astype(dtype), policy)
     params = ReasoningParams(policy, make_model(), prompts, jnp.float32(1.0))
     return target, params
 
@@ -257,5 +259,6 @@ def test_tokens_are_those_of_float32():
     jax.config.update("jax_enable_x64", False)
     narrow = solve("none", samplers.self_consistency())
     assert [r.texts for r in wide] == [r.texts for r in narrow]
+    assert len(set(wide[0].texts)) == 4
     assert narrow[0].log_weights.dtype == np.float32
     assert weight_dtype() == jnp.float32
