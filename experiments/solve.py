@@ -141,7 +141,20 @@ def solution_text(
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "
         f"{ledger.seconds:.2f} s",
     ]
-    return "\n\n".join(sections + ([f"Note: {', '.join(notes)}."] if notes else []))
+    sections += [f"Note: {', '.join(notes)}."] if notes else []
+    thinking = 0 if result.thinking is None else int(result.thinking.sum())
+    sections += [thinking_text(thinking, num_particles)] if thinking else []
+    return "\n\n".join(sections)
+
+
+def thinking_text(number: int, total: int) -> str:
+    """What to say of a model that has thought until it was cut."""
+    who = "The model was" if number == total else f"{number} of {total} particles were"
+    return (
+        f"{who} still thinking when the limit was reached; raise the limit (the task's "
+        "steps and tokens per step), or, where the model's chat template has such a "
+        "switch, pass --template-switch enable_thinking=false."
+    )
 
 
 def _error(value: float) -> str:

@@ -46,9 +46,7 @@ def limited(limits: Limits, extra_bytes: int = 0) -> Iterator[None]:
     signal.signal(signal.SIGPROF, _stop)
     resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
     # The default action of the second timer's signal ends the process.
-    signal.setitimer(
-        signal.ITIMER_VIRTUAL, KILL_FACTOR * limits.seconds + KILL_SECONDS
-    )
+    signal.setitimer(signal.ITIMER_VIRTUAL, KILL_FACTOR * limits.seconds + KILL_SECONDS)
     signal.setitimer(signal.ITIMER_PROF, limits.seconds)
     try:
         yield
@@ -69,3 +67,7 @@ def mapped_bytes() -> int:
 
 def _stop(signum: int, frame: object) -> None:
     raise TimeLimit
+
+
+class LimitExceeded(Exception):
+    """Work was stopped; the message ends the sentence "it …"."""

@@ -35,6 +35,7 @@ from tsi.explore import check_needs, extend_stored
 from tsi.explorer import Explorer, problems_of_a_batch
 from tsi.models.decoder import LanguageModel
 from tsi.models.partition import keep_or_replicate
+from tsi.models.thinking import is_thinking
 from tsi.outcome import (
     Outcome,
     distinct,
@@ -120,6 +121,7 @@ class Engine:
         Raises:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model.
+            ConfigurationError: a prompt has a token that the policy has not.
         """
         for problem in problems:
             self._encode(problem)
@@ -330,6 +332,14 @@ class Engine:
 
     def _encode(self, problem: Problem) -> list[int]:
         tokens, context = self.encode(problem.prompt), self._context
+        # JAX would read the last row of the embedding for an id beyond it.
+        largest, known = max(tokens, default=0), self.policy.config.vocab_size
+        if largest >= known:
+            raise ConfigurationError(
+                f"The prompt of problem {problem.id} has the token id {largest}, and "
+                f"the policy's vocabulary has {known}; its tokenizer or chat template "
+                "belongs to another model."
+            )
         beyond = getattr(self.target.reward, "positions_beyond", 0)
         limit = context - self.target.max_tokens - beyond
         if not 1 <= len(tokens) <= limit:
@@ -391,9 +401,19 @@ class Engine:
             ),
             slots=slots,
             truncated=mine.truncated,
+            thinking=self._thinking(problem, mine.truncated, texts),
             **(
                 diagnose_store(answers, state, step_texts)
                 if explores
                 else diagnose_run(sampler, state, infos, answers)
             ),
         )
+
+    def _thinking(self, problem, truncated, texts) -> np.ndarray:
+        """Which particles were cut at a limit before their thinking ended."""
+        thinking = np.zeros(len(texts), bool)
+        if truncated.any():
+            prompt = self.decode(self.encode(problem.prompt))
+            for row in np.flatnonzero(truncated):
+                thinking[row] = is_thinking(texts[row], prompt)
+        return thinking

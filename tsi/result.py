@@ -83,6 +83,8 @@ class Result(NamedTuple):
             or None where particles have no genealogy.
         step_rewards: reward of each particle after each step, in the slots of that
             step, or None where not kept; 0 where a limit made the weight zero.
+        thinking: which of the `truncated` particles had not ended their thinking (see
+            `tsi.models.thinking`), or None where not kept.
     """
 
     problem_id: int
@@ -107,6 +109,7 @@ class Result(NamedTuple):
     pareto_k: float = math.nan
     unique_ancestors: Int[np.ndarray, "T"] | None = None
     step_rewards: Float[np.ndarray, "T N"] | None = None
+    thinking: Bool[np.ndarray, "N"] | None = None
 
 
 def ledger_of_first(
