@@ -22,7 +22,7 @@ import jinja2.utils
 
 from tsi.models.process_limits import LimitExceeded
 
-MAX_GROWTH, MAX_EXTRA = 8, 2**20
+MAX_GROWTH, MAX_EXTRA = 8, 2**17
 """A rendering has at most so many times the characters of its messages, and so many
 more for what the template itself says."""
 

@@ -22,7 +22,7 @@ EDGE = "\x0b\x0c"
 """White space that no template writes: whether it is still there tells whether the
 template trims messages."""
 MARKS = range(0xF0000, 0xFFFFD)
-_INSIDE = ": Aa\n <&> '1' "
+_INSIDE = ": aB\n <&>  '1' "
 """Part of a mark; a template that changes letters, spaces or quotes changes this."""
 OURS = frozenset({"messages", "add_generation_prompt"})
 """Variables that are no switches."""

@@ -107,7 +107,9 @@ def flag(fields: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def positive(fields: Mapping[str, Any], name: str, default: float | None) -> float:
+def positive(
+    fields: Mapping[str, Any], name: str, default: float | int | None
+) -> float:
     """A number of the fields, and the default if it is absent or null.
 
     Whatever else is there counts: zero is no wish for the default.
@@ -120,7 +122,7 @@ def positive(fields: Mapping[str, Any], name: str, default: float | None) -> flo
     if value is None:
         if default is None:
             raise KeyError(name)
-        return default
+        return float(default)
     if type(value) not in (int, float) or not LEAST <= value <= MOST:
         raise CheckpointError(
             f"config.json has {name}={str(value)[:50]}, which is no number from "
