@@ -38,6 +38,20 @@ RewardName = Annotated[
 ]
 """What scores solutions, as :mod:`tsi.experiments.named_reward` reads it."""
 
+TemplateSwitch = tyro.conf.UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="NAME=JSON",
+            help=(
+                "a variable of the policy's chat template, as in "
+                "enable_thinking=false; may be given several times."
+            ),
+        ),
+    ]
+]
+"""See :func:`tsi.experiments.language_policy.parse_switches`."""
+
 
 def scale(
     task: str = "chain",
@@ -55,6 +69,7 @@ def scale(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     max_rows: int | None = None,
     model_parallel: int = 1,
+    template_switch: TemplateSwitch = (),
     progress: bool = True,
 ) -> int:
     """Accuracy of methods against budget, with error bars; resumes where it stopped.
@@ -77,8 +92,10 @@ def scale(
             the device.
         model_parallel: over how many devices each model is divided; rows are
             spread over what that leaves of all devices.
+        template_switch: see :data:`TemplateSwitch`.
         progress: show the bar with the time left.
     """
+    from tsi.experiments.language_policy import parse_switches
     from tsi.experiments.scale import checked_plan, run_plan
     from tsi.experiments.world import embedded_world
     from tsi.experiments.write_report import write_report
@@ -96,6 +113,7 @@ def scale(
         max_rows=max_rows,
         dtype=dtype,
         model_parallel=model_parallel,
+        template_switches=parse_switches(template_switch),
     )
     plan = plan._replace(max_rows=world.max_rows, max_stored=world.max_stored)
     rows = run_plan(plan, world, out / "rows.jsonl", progress=progress)
@@ -115,6 +133,7 @@ def solve(
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     model_parallel: int = 1,
+    template_switch: TemplateSwitch = (),
     figures: Path | None = None,
 ) -> int:
     """Solve one problem and show each step's ESS, the genealogy and the answers.
@@ -134,11 +153,13 @@ def solve(
         dtype: of the models' weights.
         model_parallel: over how many devices each model is divided; rows are
             spread over what that leaves of all devices.
+        template_switch: see :data:`TemplateSwitch`.
         figures: folder for pictures of the genealogy, of effective sample size and
             rewards by step, and of the weights; none are drawn by default.
     """
     import jax
 
+    from tsi.experiments.language_policy import parse_switches
     from tsi.experiments.methods import get_method, sampler_of
     from tsi.experiments.scale import run_method
     from tsi.experiments.solve import solution_text
@@ -160,6 +181,7 @@ def solve(
         temperature=temperature,
         dtype=dtype,
         model_parallel=model_parallel,
+        template_switches=parse_switches(template_switch),
     )
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")

@@ -9,24 +9,25 @@ A grader is named "module:function" and takes a `Problem` and an answer; the wor
 imports it by name, so nothing is pickled.
 """
 
-import contextlib
 import importlib
 import json
 import os
 import resource
-import select
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tsi.answers import MAX_ANSWER
 from tsi.errors import AnswerError
+from tsi.models.limited_process import (
+    READY,
+    LimitedProcess,
+    ProcessEndedError,
+    ProcessLateError,
+    ProcessNotReadyError,
+)
+from tsi.models.process_limits import mapped_bytes
 from tsi.problem import Problem
-
-START_SECONDS = 120.0
 
 
 class Grade(NamedTuple):
@@ -62,7 +63,8 @@ class GradingWorker:
     ) -> None:
         self.grader, self.seconds, self.megabytes = grader, seconds, megabytes
         self.num_timeouts = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        command = [sys.executable, "-m", __name__, grader, str(megabytes)]
+        self._process = LimitedProcess(command)
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
         """Grade one answer; never raises for anything the answer does."""
@@ -70,86 +72,28 @@ class GradingWorker:
             return Grade(False)
         if len(answer) > MAX_ANSWER:
             return Grade(False, "too long")
-        request = json.dumps([*problem, answer]).encode() + b"\n"
-        for _ in range(2):
-            process = self._started()
-            if self._send(process, request):
-                break
-            # The worker died idle, say for lack of memory elsewhere: once more.
-            self.close()
-        else:
+        try:
+            return Grade(*self._process.ask([*problem, answer], self.seconds))
+        except ProcessLateError:
+            self.num_timeouts += 1
+            return Grade(False, "timeout")
+        except ProcessEndedError:
             return Grade(False, "crash")
-        reply = self._receive(process, self.seconds)
-        if reply is None:
-            timed_out = process.poll() is None
-            self.close()
-            self.num_timeouts += timed_out
-            return Grade(False, "timeout" if timed_out else "crash")
-        return Grade(*reply)
+        except ProcessNotReadyError as error:
+            raise AnswerError(
+                f"The grader {self.grader!r} did not start: {error}. It must name a "
+                "function as module:function."
+            ) from None
 
     def close(self) -> None:
         """Kill the process, if there is one; the next grade starts another."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        # The whole group: a grader may have children of its own.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._process.close()
 
     def __enter__(self) -> "GradingWorker":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _started(self) -> "subprocess.Popen[bytes]":
-        if self._process is not None and self._process.poll() is None:
-            return self._process
-        self.close()
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-m", __name__, self.grader, str(self.megabytes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            bufsize=0,
-        )
-        ready = self._receive(process, START_SECONDS)
-        if ready != "ready":
-            self.close()
-            raise AnswerError(
-                f"The grader {self.grader!r} did not start: {ready or 'no reply'}. It "
-                "must name a function as module:function."
-            )
-        return process
-
-    @staticmethod
-    def _send(process: "subprocess.Popen[bytes]", request: bytes) -> bool:
-        assert process.stdin is not None
-        try:
-            process.stdin.write(request)
-        except BrokenPipeError:
-            return False
-        return True
-
-    @staticmethod
-    def _receive(process: "subprocess.Popen[bytes]", seconds: float) -> Any:
-        """One line of JSON, or None if it does not come in time."""
-        assert process.stdout is not None
-        deadline, line = time.monotonic() + seconds, b""
-        while not line.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-                return None
-            part = os.read(process.stdout.fileno(), 4096)
-            if not part:
-                process.wait()
-                return None
-            line += part
-        return json.loads(line)
 
 
 def serve(grader: str, megabytes: int) -> None:
@@ -168,9 +112,9 @@ def serve(grader: str, megabytes: int) -> None:
         reply(repr(error))
         return
     # After the imports: libraries map far more than they use.
-    limit = megabytes * 2**20 + _mapped_bytes()
+    limit = megabytes * 2**20 + mapped_bytes()
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    reply("ready")
+    reply(READY)
     for line in sys.stdin:
         *fields, answer = json.loads(line)
         try:
@@ -185,14 +129,6 @@ def _imported(grader: str) -> Callable[[Problem, str], bool]:
     for part in name.split("."):
         function = getattr(function, part)
     return function  # type: ignore[return-value]
-
-
-def _mapped_bytes() -> int:
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 2**32
 
 
 if __name__ == "__main__":

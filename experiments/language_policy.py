@@ -7,7 +7,9 @@ model reads its tokens, the policy judges its own prefixes
 (:class:`tsi.rewards.SelfJudge`).
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,40 @@ STEP_SLACK = 4
 INSTRUCTION = "Solve each problem in the same form, one step on a line.\n\n"
 JUDGE_QUESTION = "Is every line above right? Answer Yes or No."
 ANSWERS = ("Yes", "No")
+PYTHON = {"true": "true", "false": "false", "none": "null", "off": "false"}
+"""Words for what is off or on, and how JSON has them."""
+
+
+def parse_switches(switches: Sequence[str]) -> dict[str, Any]:
+    """Variables of a chat template as a command line has them: ``NAME=JSON``.
+
+    A value that is no JSON is a text: ``reasoning_effort=high``.
+
+    Raises:
+        ConfigurationError: one has no name or value, is there twice, or is written as
+            in Python.
+    """
+    found: dict[str, Any] = {}
+    for switch in switches:
+        name, equals, value = switch.partition("=")
+        if not name.isidentifier() or not equals or not value:
+            raise ConfigurationError(
+                f"The template switch {switch!r} is not written NAME=VALUE, as in "
+                "enable_thinking=false."
+            )
+        if name in found:
+            raise ConfigurationError(f"The template switch {name} is there twice.")
+        # As a text each of them would be true in a template.
+        if value.lower() in PYTHON and value not in PYTHON.values():
+            raise ConfigurationError(
+                f"The template switch {name} is {value}; write it as JSON does, "
+                f"{name}={PYTHON[value.lower()]}."
+            )
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
 
 
 def worked_problems(task: Task) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from tsi.experiments.language_policy import encoder
 from tsi.experiments.tasks import Task
 from tsi.models.catalogue import resolve
 from tsi.models.checkpoint import load
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.tokenizer import Tokenizer
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.vocabularies import first_difference
@@ -62,6 +63,24 @@ def check_same_tokens(
             f"it is to read: {id} is {policy.meaning(id)!r} there and "
             f"{'nothing' if found is None else repr(found)} here. Choose models of one "
             "tokenizer, or name the format that it was trained with, as in qwen:PATH."
+        )
+
+
+def check_has_rows(tokenizer: Tokenizer, config: DecoderConfig) -> None:
+    """Refuse a tokenizer whose texts have ids that the model has no embedding of.
+
+    Control tokens may lie beyond, as Gemma 3's for pictures does in its text model.
+
+    Raises:
+        ConfigurationError: a text may have such an id.
+    """
+    largest = max(tokenizer.backend.get_vocab().values(), default=0)
+    beyond = range(config.vocab_size, largest + 1)
+    if any(tokenizer.token_bytes(id) for id in beyond):
+        raise ConfigurationError(
+            f"The tokenizer of {tokenizer.name} has ids up to {largest}, and the model "
+            f"ids below {config.vocab_size}; one belongs to another model. Download it "
+            "again, or choose another."
         )
 
 

@@ -22,7 +22,12 @@ from tsi.aggregation import AGGREGATIONS, Aggregated, checked
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.language_policy import self_judge
 from tsi.experiments.language_reward import formatted_reward, likelihood_reward
-from tsi.experiments.model_checks import check_same_tokens, load_model, prompt_encoder
+from tsi.experiments.model_checks import (
+    check_has_rows,
+    check_same_tokens,
+    load_model,
+    prompt_encoder,
+)
 from tsi.experiments.task_verifier import outcome_check, prefix_check
 from tsi.experiments.tasks import TASKS, Task
 from tsi.formats import FORMATS
@@ -181,6 +186,7 @@ def load_reward(
         path = get(argument)
         model, config = load(path, dtype=dtype, mesh=mesh)
         tokenizer = load_tokenizer(path)
+        check_has_rows(tokenizer, config)
         reward: Reward
         if kind == "likelihood":
             encode = prompt_encoder(task, tokenizer)

@@ -333,6 +333,7 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "num_recoveries": result.num_recoveries,
         "num_invalid": result.num_invalid,
         "num_truncated": result.num_truncated,
+        "num_thinking": 0 if result.thinking is None else int(result.thinking.sum()),
         "generated_tokens": ledger.generated_tokens,
         "reward_tokens": ledger.reward_tokens,
         "flops": ledger.flops,

@@ -77,6 +77,7 @@ def first_rollouts(
         num_invalid=int(np.isnan(rewards).sum()),
         num_truncated=int(result.truncated[:n].sum()),
         truncated=result.truncated[:n],
+        thinking=None if result.thinking is None else result.thinking[:n],
         answer_posterior=answer_posterior(answers, log_weights),
         selected=select(rule, answers, log_weights, rewards),
         ledger=ledger_of_first(result.slots, n, seconds, with_reward=reads_reward),

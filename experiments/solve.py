@@ -172,7 +172,19 @@ def solution_text(
     sections += [
         f"Note: {note}" for note in result_notes(result, reads_reward=reads_reward)
     ]
+    thinking = 0 if result.thinking is None else int(result.thinking.sum())
+    sections += [thinking_text(thinking, num_particles)] if thinking else []
     return "\n\n".join(sections)
+
+
+def thinking_text(number: int, total: int) -> str:
+    """What to say of a model that has thought until it was cut."""
+    who = "The model was" if number == total else f"{number} of {total} particles were"
+    return (
+        f"{who} still thinking when the limit was reached; raise the limit (the task's "
+        "steps and tokens per step), or, where the model's chat template has such a "
+        "switch, pass --template-switch enable_thinking=false."
+    )
 
 
 def _error(value: float) -> str:

@@ -2,9 +2,10 @@
 
 import hashlib
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,7 +15,12 @@ from jax.sharding import Mesh
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError
 from tsi.experiments.language_policy import STEP_SLACK
-from tsi.experiments.model_checks import load_model, prompt_encoder, trained_on
+from tsi.experiments.model_checks import (
+    check_has_rows,
+    load_model,
+    prompt_encoder,
+    trained_on,
+)
 from tsi.experiments.named_reward import Writer, load_reward, parse_reward
 from tsi.experiments.scale import World
 from tsi.experiments.tasks import get_task
@@ -43,6 +49,7 @@ def embedded_world(
     max_rows: int | None = None,
     dtype: str = "float32",
     model_parallel: int = 1,
+    template_switches: Mapping[str, Any] = MappingProxyType({}),
 ) -> World:
     """A generated task with the tiny models that ship for it, or with others.
 
@@ -61,6 +68,8 @@ def embedded_world(
         dtype: of the models' weights.
         model_parallel: over how many devices each model is divided; rows are spread
             over what that leaves of all devices.
+        template_switches: variables of the policy's chat template, of JSON types, such
+            as ``enable_thinking``.
 
     Raises:
         UnknownNameError: there is no such task, model or kind of reward.
@@ -68,14 +77,15 @@ def embedded_world(
         DownloadError: a model cannot be fetched.
         ConfigurationError: a model is of the wrong kind or width, the reward model
             reads other tokens than the policy writes, its scores cannot be
-            aggregated so, or the devices cannot be divided so.
+            aggregated so, the devices cannot be divided so, or the chat template
+            reads no switch of a name or cannot be used.
         PromptTooLongError: a problem does not fit the models' context.
     """
     task = get_task(task_name)
     named = None if reward is None else parse_reward(reward, aggregation)
     policy = policy or f"{task_name}-policy"
     policy_path = get(policy)
-    tokenizer = load_tokenizer(policy_path)
+    tokenizer = load_tokenizer(policy_path, switches=template_switches)
     trained = trained_on(task, tokenizer)
     if named is None:
         own = f"{task_name}-reward" if trained else "judge"
@@ -83,6 +93,7 @@ def embedded_world(
     mesh = all_devices(model_parallel)
     policy_model = load_model(policy_path, LanguageModel, "policy", dtype, mesh)
     config = policy_model.config
+    check_has_rows(tokenizer, config)
     step_tokens = task.max_step_tokens + (0 if trained else STEP_SLACK)
     max_tokens = task.max_steps * step_tokens
     chosen = load_reward(
@@ -133,6 +144,8 @@ def embedded_world(
         "max_tokens": target.max_tokens,
         **versions(),
     }
+    if template_switches:
+        settings["template_switches"] = dict(template_switches)
     return World(
         engine,
         list(problems),

@@ -58,6 +58,14 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
     )
     notes = row_notes({cell: rows[cell] for cell in cells})
     rate_text = "\n\n".join([rate_text, *(f"Note: {note}" for note in notes)])
+    # Rows of earlier releases do not say.
+    thinking = [bool(rows[cell].get("num_thinking")) for cell in cells]
+    if any(thinking):
+        rate_text += (
+            f"\n\nIn {sum(thinking)} of {len(cells)} runs the model was still thinking "
+            "when a limit was reached: raise the limit, or, where its chat template "
+            "has such a switch, pass --template-switch enable_thinking=false."
+        )
     full = f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
     write_text(folder / "table.md", full)
     largest = cost_table(curves, [max(plan.budgets)])

@@ -97,9 +97,9 @@ def architecture_of(
         if type(value) is not int or not 0 < value < 2**31
     ]
     eos = fields.get("eos_token_id")
-    if not all(
-        type(id) is int for id in (eos if isinstance(eos, list) else [eos or 0])
-    ):
+    ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    # Token ids are 32-bit numbers wherever they are drawn and compared.
+    if not all(type(id) is int and 0 <= id < 2**31 for id in ends):
         problems.append(f"eos_token_id is {eos!r}, not one token id or a list of them")
     if not problems:
         family, head = ARCHITECTURES[name]
@@ -129,9 +129,9 @@ def _num_labels(head: Any, fields: dict[str, Any]) -> int:
     if head in LABELS:
         return LABELS[head]
     # transformers leaves its default of two labels out of config.json.
-    names = fields.get("id2label")
-    count = len(names) if isinstance(names, dict) else 0
-    return fields.get("num_labels") or count or 2
+    names, stated = fields.get("id2label"), fields.get("num_labels")
+    count = len(names) if isinstance(names, dict) else 2
+    return count if stated is None else stated
 
 
 def _read_config(path: Path, fields: dict[str, Any], family: Family) -> DecoderConfig:

@@ -24,6 +24,9 @@ from tsi.models.rotary import (
 
 LENGTH = 2048
 """The context of a configuration that does not say."""
+LEAST, MOST = 1e-12, 1e15
+"""Of numbers that are no sizes; what is beyond is damage, or zero in float32."""
+MOST_EPSILON = 0.1
 
 # What each feature is when it is off.
 OFF: dict[str, tuple[Any, ...]] = {
@@ -78,6 +81,11 @@ def refuse(fields: Mapping[str, Any], family: str, does: tuple[str, ...] = ()) -
                 f"not do (it does {off[0]!r}); choose another checkpoint."
             )
     kinds = fields.get("layer_types")
+    if kinds is not None and not isinstance(kinds, list):
+        raise CheckpointError(
+            f"config.json has layer_types={str(kinds)[:50]}, which is no list. Correct "
+            "it, or choose another checkpoint."
+        )
     if "layer_types" not in does and set(kinds or ()) - {"full_attention"}:
         raise CheckpointError(
             f"config.json asks for layer_types={sorted(set(kinds))}, of which the "  # type: ignore[arg-type]
@@ -99,6 +107,64 @@ def flag(fields: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
+def positive(
+    fields: Mapping[str, Any], name: str, default: float | int | None
+) -> float:
+    """A number of the fields, and the default if it is absent or null.
+
+    Whatever else is there counts: zero is no wish for the default.
+
+    Raises:
+        KeyError: it is absent and has no default.
+        CheckpointError: it is no positive number of ordinary size.
+    """
+    value = fields.get(name)
+    if value is None:
+        if default is None:
+            raise KeyError(name)
+        return float(default)
+    if type(value) not in (int, float) or not LEAST <= value <= MOST:
+        raise CheckpointError(
+            f"config.json has {name}={str(value)[:50]}, which is no number from "
+            f"{LEAST:g} to {MOST:g}. Correct it, or choose another checkpoint."
+        )
+    return float(value)
+
+
+def window_of(fields: Mapping[str, Any], name: str = "sliding_window") -> int | None:
+    """How many positions are seen; None where the field is absent, null or zero.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    value = fields.get(name)
+    if value is None or (type(value) is int and value == 0):
+        return None
+    if type(value) is not int or not 0 < value < 2**31:
+        raise CheckpointError(
+            f"config.json has {name}={str(value)[:50]}, which is no number of "
+            "positions under 2^31. Correct it, or choose another checkpoint."
+        )
+    return value
+
+
+def table(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A field that is a table itself, empty if it is absent or null.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    value = fields.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"config.json has {name}={str(value)[:50]}, which is no table of fields. "
+            "Correct it, or choose another checkpoint."
+        )
+    return value
+
+
 def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]:
     """The arguments of :class:`DecoderConfig` that every family reads alike.
 
@@ -118,11 +184,6 @@ def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]
             f"config.json asks for {named}={activation!r}; the ports do "
             f"{', '.join(ACTIVATIONS)}. Choose another checkpoint."
         )
-    epsilon = fields.get("rms_norm_eps", 1e-6)
-    if type(epsilon) not in (int, float):
-        raise CheckpointError(
-            f"config.json has rms_norm_eps={epsilon!r}, which is no number."
-        )
     length = fields.get("max_position_embeddings", LENGTH)
     if isinstance(rope.scaling, LongRopeScaling):
         length = min(length, rope.scaling.original)
@@ -132,11 +193,11 @@ def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]
         "hidden": fields["intermediate_size"],
         "num_layers": fields["num_hidden_layers"],
         "num_heads": heads,
-        "num_kv_heads": fields.get("num_key_value_heads") or heads,
-        "head_width": fields.get("head_dim") or fields["hidden_size"] // heads,
+        "num_kv_heads": _size(fields, "num_key_value_heads", heads),
+        "head_width": _size(fields, "head_dim", fields["hidden_size"] // heads),
         "max_length": length,
         "rope": rope,
-        "norm_epsilon": float(epsilon),
+        "norm_epsilon": _epsilon(fields),
         "tied": flag(fields, "tie_word_embeddings"),
         "eos_ids": (
             tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
@@ -144,6 +205,21 @@ def common(fields: Mapping[str, Any], family: str, rope: Rope) -> dict[str, Any]
         "activation": activation,
         "family": family,
     }
+
+
+def _size(fields: Mapping[str, Any], name: str, default: int) -> int:
+    value = fields.get(name)
+    return default if value is None else value
+
+
+def _epsilon(fields: Mapping[str, Any]) -> float:
+    epsilon = positive(fields, "rms_norm_eps", 1e-6)
+    if epsilon > MOST_EPSILON:
+        raise CheckpointError(
+            f"config.json has rms_norm_eps={epsilon:g}, which would stand for the norm "
+            "itself. Correct it, or choose another checkpoint."
+        )
+    return epsilon
 
 
 def biases(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +268,7 @@ def rope_of(
         CheckpointError: another kind, or a part where the family turns all.
     """
     if parameters is None:
-        parameters = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+        parameters = table(fields, "rope_parameters") or table(fields, "rope_scaling")
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "su":  # LongRoPE's first name, in early Phi-3 checkpoints
         kind = "longrope"
@@ -202,68 +278,79 @@ def rope_of(
             f"does not do (it does {', '.join(map(repr, ('default', *kinds)))}); "
             "choose another checkpoint."
         )
-    fraction = parameters.get("partial_rotary_factor")
-    fraction = fraction or fields.get("partial_rotary_factor") or 1.0
+    name = "partial_rotary_factor"
+    fraction = positive(parameters, name, positive(fields, name, 1.0))
     if fraction != 1.0 and not partial:
         raise CheckpointError(
             f"config.json asks for partial_rotary_factor={fraction!r}, and the "
             f"{family} port turns whole heads; choose another checkpoint."
         )
-    base = parameters.get("rope_theta") or fields.get("rope_theta") or theta
-    return Rope(float(base), float(fraction), _scaling(kind, parameters, fields))
+    base = positive(parameters, "rope_theta", positive(fields, "rope_theta", theta))
+    if base <= 1:
+        raise CheckpointError(
+            f"config.json has rope_theta={base:g}; the base of rotary wavelengths is "
+            "above 1. Correct it, or choose another checkpoint."
+        )
+    return Rope(base, fraction, _scaling(kind, parameters, fields))
 
 
 def _scaling(
     kind: str, rope: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> Scaling | None:
     length = fields.get("max_position_embeddings")
+    before = "original_max_position_embeddings"
     if kind == "linear":
-        return LinearScaling(float(rope["factor"]))
+        return LinearScaling(positive(rope, "factor", None))
     if kind == "dynamic":
-        return DynamicScaling(float(rope["factor"]))
+        return DynamicScaling(positive(rope, "factor", None))
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
-        factor, low, high = (float(rope[name]) for name in names)
-        original = float(rope.get("original_max_position_embeddings") or length)  # type: ignore[arg-type]
-        return Llama3Scaling(factor, low, high, original)
-    if kind == "yarn":
-        before = float(rope.get("original_max_position_embeddings") or length)  # type: ignore[arg-type]
-        factor = float(rope.get("factor") or length / before)  # type: ignore[operator]
-        attention = rope.get("attention_factor")
-        if attention is None:
-            above, below = rope.get("mscale"), rope.get("mscale_all_dim")
-            attention = (
-                _temperature(factor, above) / _temperature(factor, below)
-                if above and below
-                else _temperature(factor, 1.0)
+        factor, low, high = (positive(rope, name, None) for name in names)
+        if low >= high:
+            raise CheckpointError(
+                f"config.json has low_freq_factor={low:g} and high_freq_factor="
+                f"{high:g}, between which frequencies are blended: the second must be "
+                "larger. Correct it, or choose another checkpoint."
             )
+        return Llama3Scaling(factor, low, high, positive(rope, before, length))
+    if kind == "yarn":
+        original = positive(rope, before, length)
+        factor = positive(rope, "factor", (length or original) / original)
         return YarnScaling(
             factor,
-            before,
-            float(rope.get("beta_fast") or 32),
-            float(rope.get("beta_slow") or 1),
-            float(attention),
-            bool(rope.get("truncate", True)),
+            original,
+            positive(rope, "beta_fast", 32.0),
+            positive(rope, "beta_slow", 1.0),
+            positive(rope, "attention_factor", _yarn_attention(rope, factor)),
+            rope.get("truncate") is None or flag(rope, "truncate"),
         )
     if kind == "longrope":
         stretched = fields.get("max_position_embeddings", LENGTH)
         # transformers prefers the field that stands beside the parameters.
-        name = "original_max_position_embeddings"
-        original = int(fields.get(name) or rope.get(name) or stretched)
-        attention = rope.get("attention_factor")
-        if attention is None:
-            factor = float(rope.get("factor") or stretched / original)
-            attention = (
-                math.sqrt(1 + math.log(factor) / math.log(original))
-                if factor > 1
-                else 1.0
-            )
+        original = positive(fields, before, positive(rope, before, stretched))
+        factor = positive(rope, "factor", stretched / original)
+        attention = (
+            math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        )
         short, long = (
-            tuple(float(divisor) for divisor in rope[half])
+            tuple(positive({half: divisor}, half, None) for divisor in rope[half])
             for half in ("short_factor", "long_factor")
         )
-        return LongRopeScaling(short, long, original, stretched, float(attention))
+        attention = positive(rope, "attention_factor", attention)
+        return LongRopeScaling(short, long, int(original), stretched, attention)
     return None
+
+
+def _yarn_attention(rope: Mapping[str, Any], factor: float) -> float:
+    """What YaRN multiplies by where ``attention_factor`` does not say.
+
+    A scale of zero is as none, in the code that was published.
+    """
+    names = ("mscale", "mscale_all_dim")
+    if any(rope.get(name) in (None, 0) for name in names):
+        return _temperature(factor, 1.0)
+    above, below = (positive(rope, name, None) for name in names)
+    return _temperature(factor, above) / _temperature(factor, below)
 
 
 def _temperature(factor: float, scale: float) -> float:

@@ -17,9 +17,11 @@ from tsi.models.config_fields import (
     biases_to_hf,
     common,
     common_to_hf,
+    positive,
     refuse,
     rope_of,
     rope_to_hf,
+    table,
 )
 from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.family import BLOCK, NAMES, Family
@@ -73,6 +75,11 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     kinds = fields.get("layer_types")
     if kinds is None:
         period = fields["sliding_window_pattern"]
+        if type(period) is not int or period < 1:
+            raise CheckpointError(
+                f"config.json has sliding_window_pattern={period!r}, which is no "
+                "number of layers. Correct it, or choose another checkpoint."
+            )
         layers = tuple((i + 1) % period != 0 for i in range(shape["num_layers"]))
     else:
         layers = layers_from_types(kinds, NAME, shape["num_layers"])
@@ -84,7 +91,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         post_norms=True,
         norm_offset=1.0,
         embedding_scale=shape["width"] ** 0.5,
-        query_scale=fields["query_pre_attn_scalar"] ** -0.5,
+        query_scale=positive(fields, "query_pre_attn_scalar", None) ** -0.5,
         attention_softcap=_cap(fields, "attn_logit_softcapping"),
         logit_softcap=_cap(fields, "final_logit_softcapping"),
         local=local if any(layers) else None,
@@ -92,8 +99,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _cap(fields: Mapping[str, Any], name: str) -> float | None:
-    value = fields.get(name)
-    return None if value is None else float(value)
+    return None if fields.get(name) is None else positive(fields, name, None)
 
 
 def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
@@ -102,12 +108,12 @@ def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
     Raises:
         CheckpointError: another kind of scaling, or YaRN without its rounding.
     """
-    both = fields.get("rope_parameters") or {}
+    both = table(fields, "rope_parameters")
     if "full_attention" in both or "sliding_attention" in both:
-        everywhere = both.get("full_attention") or {}
-        local = both.get("sliding_attention") or {}
+        everywhere = table(both, "full_attention")
+        local = table(both, "sliding_attention")
     else:
-        everywhere = both or fields.get("rope_scaling") or {}
+        everywhere = both or table(fields, "rope_scaling")
         local = {"rope_theta": fields.get("rope_local_base_freq", LOCAL_THETA)}
     if not all(rope.get("truncate", True) for rope in (everywhere, local)):
         # transformers reads it beside the kinds of layers and not among theirs.

@@ -17,27 +17,7 @@ from tokenizers import models as token_models
 
 from tsi.errors import CheckpointError
 from tsi.models.gguf_vocabulary import Vocabulary, add_named
-
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    r"|\p{N}" + _TAIL.replace(r"[\r\n]*", r"[\r\n/]*", 1)
-)
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_GPT4O = (
-    _TEKKEN.replace(rf"{_LOWER}+|", rf"{_LOWER}+{_SUFFIX}|")
-    .replace(rf"{_LOWER}*|", rf"{_LOWER}*{_SUFFIX}|")
-    .replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-)
-_DEFAULT = (
-    r"[\p{P}\$\+<=>\^~\|]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    r"\p{N}+",
-    r"[0-9][0-9][0-9]",
-)
+from tsi.models.split_patterns import DEFAULT, GPT4O, LLAMA3, QWEN2, TEKKEN
 
 
 class Rule(NamedTuple):
@@ -80,17 +60,17 @@ _NAMES: list[tuple[str, Rule]] = [
     ("smollm starcoder refact codeshell minerva-7b", Rule(_single_digits)),
     (
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 lfm2 midm-2.0 pixtral",
-        Rule(_patterns(_LLAMA3), ignore_merges=True, add_bos=True),
+        Rule(_patterns(LLAMA3), ignore_merges=True, add_bos=True),
     ),
-    ("dbrx smaug-bpe", Rule(_patterns(_LLAMA3))),
+    ("dbrx smaug-bpe", Rule(_patterns(LLAMA3))),
     (
         "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez",
-        Rule(_patterns(_QWEN2), normalizers.NFC),
+        Rule(_patterns(QWEN2), normalizers.NFC),
     ),
-    ("stablelm2", Rule(_patterns(_QWEN2))),
-    ("tekken", Rule(_patterns(_TEKKEN), ignore_merges=True, add_bos=True)),
-    ("gpt-4o llama4 kanana2", Rule(_patterns(_GPT4O))),
-    ("default", Rule(_patterns(*_DEFAULT))),
+    ("stablelm2", Rule(_patterns(QWEN2))),
+    ("tekken", Rule(_patterns(TEKKEN), ignore_merges=True, add_bos=True)),
+    ("gpt-4o llama4 kanana2", Rule(_patterns(GPT4O))),
+    ("default", Rule(_patterns(*DEFAULT))),
 ]
 RULES = {name: rule for names, rule in _NAMES for name in names.split()}
 

@@ -22,6 +22,7 @@ SHORT_FACTORS = "rope_factors_short.weight"
 FACTOR_TENSORS = (LLAMA3_FACTORS, LONG_FACTORS, SHORT_FACTORS)
 LOCAL_BASE = 10_000.0
 PLAIN = {"rope_type": "default"}
+LARGEST_FACTOR, LARGEST_BASE = 1e6, 1e15
 
 
 def rope_fields(metadata: Metadata) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def rope_fields(metadata: Metadata) -> dict[str, Any]:
         CheckpointError: a kind of scaling that nobody does, or divisors that are not
             Llama 3's.
     """
-    base = metadata.get("rope.freq_base", float, 10_000.0)
+    base = _base(metadata, "rope.freq_base", 10_000.0)
     fields = {"rope_theta": base} | _scaling(metadata)
     head_width, turned = _widths(metadata)
     if turned != head_width:
@@ -54,21 +55,31 @@ def gemma_rope(metadata: Metadata) -> dict[str, Any]:
 
     Layers with a window have a base of their own and are never scaled.
     """
-    everywhere = {"rope_theta": metadata.get("rope.freq_base", float)}
+    everywhere = {"rope_theta": _base(metadata, "rope.freq_base")}
     # llama.cpp would multiply attention in the layers with a window too.
     if metadata.value("rope.scaling.type") == "yarn":
         metadata.refuse("rope.scaling.type", "yarn")
-    base = metadata.get("rope.freq_base_swa", float, LOCAL_BASE)
+    base = _base(metadata, "rope.freq_base_swa", LOCAL_BASE)
     return {
         "full_attention": everywhere | _scaling(metadata),
         "sliding_attention": {"rope_type": "default", "rope_theta": base},
     }
 
 
+def _base(metadata: Metadata, name: str, default: float | None = None) -> float:
+    """The base of wavelengths, which the search for Llama 3's constants divides by."""
+    base = metadata.get(name, float, default)
+    if not 1.0 < base <= LARGEST_BASE:
+        metadata.refuse(name, base, f" (a base is from 1 to {LARGEST_BASE:g})")
+    return base
+
+
 def _scaling(metadata: Metadata) -> dict[str, Any]:
     # llama.cpp takes a factor without a type, and one of the old name, as linear.
-    factor = metadata.get("rope.scaling.factor", float, 0.0)
-    factor = factor or metadata.get("rope.scale_linear", float, 0.0) or 1.0
+    factor = metadata.get("rope.scale_linear", float, 1.0)
+    factor = metadata.get("rope.scaling.factor", float, factor)
+    if not 0.0 < factor <= LARGEST_FACTOR:
+        metadata.refuse("rope.scaling.factor", factor, " (it divides positions)")
     kind = metadata.value("rope.scaling.type", "linear" if factor != 1.0 else "none")
     if LONG_FACTORS in metadata.header.tensors:
         if metadata.architecture != "phi3":  # where llama.cpp may leave them unread

@@ -1,6 +1,8 @@
 """The tokenizer of a GGUF file, rebuilt from its vocabulary and the rules it names."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tsi.errors import CheckpointError
@@ -11,8 +13,11 @@ from tsi.models.gguf_sentencepiece import as_gemma_has_it, sentencepiece_bpe
 from tsi.models.gguf_vocabulary import read_vocabulary
 from tsi.models.tokenizer import Tokenizer
 from tsi.models.tokenizer_files import guarded
+from tsi.models.tokenizer_parts import check_vocabulary
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
+NO_ID = 2**32 - 1
+"""How llama.cpp writes that there is no such token."""
 # Options that are off in the tokenizers of every family here.
 OFF = (
     "remove_extra_whitespaces",
@@ -22,10 +27,17 @@ OFF = (
 )
 
 
-def tokenizer_from_gguf(path: Path) -> Tokenizer:
+def tokenizer_from_gguf(
+    path: Path, *, switches: Mapping[str, Any] = MappingProxyType({})
+) -> Tokenizer:
     """Rebuild the tokenizer that a GGUF file describes.
 
+    Args:
+        path: of the file.
+        switches: variables of the chat template.
+
     Raises:
+        ConfigurationError: the chat template does not read one of the switches.
         CheckpointError: the vocabulary is missing or inconsistent, or the tokenizer is
             of a kind, or has a pre-tokenizer or an option, that is not known.
     """
@@ -33,6 +45,15 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
 
     def field(name: str, default: Any = None) -> Any:
         return metadata.get(f"tokenizer.ggml.{name}", default)
+
+    def flag(name: str, default: bool) -> bool:
+        value = field(name, default)
+        if type(value) is not bool:
+            raise CheckpointError(
+                f"{path} has tokenizer.ggml.{name} = {str(value)[:50]}, which is "
+                "neither true nor false. Convert or download the model again."
+            )
+        return value
 
     model = field("model")
     if model not in (BYTE_LEVEL, SENTENCEPIECE):
@@ -62,7 +83,7 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
         # Phi-3's control tokens swallow the white space after them, of which a GGUF
         # says nothing; llama.cpp knows it by the model's name, too.
         rstrip = architecture == "phi3"
-        space_prefix = bool(field("add_space_prefix", True))
+        space_prefix = flag("add_space_prefix", True)
         backend = guarded(
             path,
             lambda: sentencepiece_bpe(
@@ -73,14 +94,35 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
 
     def id_of(role: str) -> int | None:
         id = field(f"{role}_token_id")
-        return id if type(id) is int and 0 <= id < len(vocabulary.tokens) else None
+        if id is None or id == NO_ID:
+            return None
+        if type(id) is not int or not 0 <= id < len(vocabulary.tokens):
+            raise CheckpointError(
+                f"{path} has tokenizer.ggml.{role}_token_id = {str(id)[:50]}, and its "
+                f"vocabulary has {len(vocabulary.tokens)} tokens. Convert or download "
+                "the model again."
+            )
+        return id
 
+    for role in ("eos", "eot", "unknown"):
+        id_of(role)
     template = metadata.get("tokenizer.chat_template")
-    return Tokenizer(
-        backend,
-        bos_id=id_of("bos"),
-        eos_ids=end_ids(metadata),
-        pad_id=id_of("padding"),
-        add_bos=bool(field("add_bos_token", add_bos)),
-        chat_template=template if isinstance(template, str) else None,
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(
+            f"{path} has a tokenizer.chat_template that is no text. Convert or "
+            "download the model again."
+        )
+    check_vocabulary(path, backend)
+    return guarded(
+        path,
+        lambda: Tokenizer(
+            backend,
+            bos_id=id_of("bos"),
+            eos_ids=end_ids(metadata),
+            pad_id=id_of("padding"),
+            add_bos=flag("add_bos_token", add_bos),
+            chat_template=template,
+            name=str(path),
+            switches=switches,
+        ),
     )

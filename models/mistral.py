@@ -12,6 +12,7 @@ from tsi.models.config_fields import (
     common_to_hf,
     refuse,
     rope_of,
+    window_of,
 )
 from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.family import Family
@@ -36,7 +37,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     fields = DEFAULTS | dict(fields)
     rope = rope_of(fields, NAME, SHARED_KINDS)
     shape = common(fields, "mistral", rope)
-    window = fields["sliding_window"]
+    window = window_of(fields)
     local = Local(window, (True,) * shape["num_layers"], rope) if window else None
     return DecoderConfig(**shape, local=local)
 

@@ -18,6 +18,7 @@ from tsi.models.config_fields import (
     common_to_hf,
     refuse,
     rope_of,
+    window_of,
 )
 from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.family import Arrays, Family, Tensors
@@ -49,7 +50,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     fields = DEFAULTS | dict(fields)
     rope = rope_of(fields, NAME, ("longrope",), partial=True)
     shape = common(fields, "phi3", rope)
-    window = fields.get("sliding_window")
+    window = window_of(fields)
     local = Local(window, (True,) * shape["num_layers"], rope) if window else None
     return DecoderConfig(**shape, local=local)
 

@@ -16,10 +16,14 @@ from collections.abc import Callable
 import tokenizers
 
 from tsi.errors import CheckpointError
+from tsi.models.thinking import SHOWN
 
 
 def bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
     """The bytes of every id; ``b""`` for control tokens and for ids that are not used.
+
+    Tags around what is thought are text, be they control tokens or not: whoever reads a
+    solution must see where its thinking ends.
 
     Raises:
         CheckpointError: as :func:`kind_of`.
@@ -31,7 +35,7 @@ def bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
     for token, id in vocabulary.items():
         if id not in added:
             table[id] = to_bytes(token)
-        elif not added[id].special:
+        elif not added[id].special or token in SHOWN:
             # Gemma's runs of spaces are added tokens, spelt like any other.
             content = added[id].content
             spaced = kind_of(backend) == "sentencepiece"

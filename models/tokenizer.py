@@ -8,8 +8,8 @@ template's own control tokens count.
 """
 
 import functools
+import itertools
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +21,17 @@ from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError
+from tsi.models import untrusted
+from tsi.models.chat_template import ChatTemplate, is_shown
 from tsi.models.files import write_text
+from tsi.models.process_limits import LimitExceeded
 from tsi.models.token_bytes import bytes_of_tokens, kind_of, puts_space_first
+from tsi.models.tokenizer_parts import is_bounded, without_training_options
 
 EOS, PAD = "<eos>", "<pad>"
 ASKED, SAID = "\uf8fd", "\uf8fe"
 """Stand for what user and assistant say, to find what a chat template adds."""
+_counter = itertools.count()
 
 
 class Tokenizer:
@@ -40,10 +45,15 @@ class Tokenizer:
         chat_template: Jinja source, or None for models that read bare text.
         name: of the model, for messages.
         roles: tokens that the template may name besides: ``unk_token`` and others.
+        switches: further variables of the template, of JSON types, such as
+            ``enable_thinking``.
+        num_ids: rows of the model's embedding, where known: a prompt with a larger id
+            is refused.
 
     Raises:
         CheckpointError: the bytes of the tokens cannot be known (neither byte-level
             nor SentencePiece-like nor plain text).
+        ConfigurationError: the template does not read one of the switches.
     """
 
     def __init__(
@@ -57,15 +67,15 @@ class Tokenizer:
         chat_template: str | None = None,
         name: str = "this model",
         roles: Mapping[str, str] = MappingProxyType({}),
+        switches: Mapping[str, Any] = MappingProxyType({}),
+        num_ids: int | None = None,
     ):
-        # A tokenizer.json may carry the truncation of somebody's training run.
-        backend.no_truncation()
-        backend.no_padding()
-        self.backend = backend
+        self.backend = without_training_options(backend)
         self.bos_id, self.eos_ids = bos_id, tuple(dict.fromkeys(eos_ids))
         self.pad_id = pad_id if pad_id is not None else next(iter(self.eos_ids), None)
         self.add_bos = add_bos and bos_id is not None
         self.chat_template, self.name, self.roles = chat_template, name, roles
+        self.switches, self.num_ids = dict(switches), num_ids
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special}
@@ -80,6 +90,20 @@ class Tokenizer:
             or (self._kind == "byte_level" and puts_space_first(backend))
         )
         self._space_first = self._kind == "sentencepiece" and puts_space_first(backend)
+        self._bounded = is_bounded(backend)
+        self._made_template: ChatTemplate | None = None
+        self._states: dict[bool, tuple[str, str]] = {}
+        if self.switches and chat_template is None:
+            raise ConfigurationError(
+                f"The tokenizer of {name} has no chat template, which would read "
+                f"{', '.join(self.switches)}; leave the switches out."
+            )
+        if self.switches:
+            _ = self._template  # refuses what it does not read
+
+    def prepare(self) -> None:
+        """Make the tables that are made when they are first needed otherwise."""
+        _ = self._bytes, self._special, self._later
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token.
@@ -94,7 +118,9 @@ class Tokenizer:
         """
         if allow_special and self.special_ids:
             pieces = enumerate(self._split(text))
-            return [id for i, piece in pieces for id in self._piece(piece, i == 0)]
+            return self._checked(
+                [id for i, piece in pieces for id in self._piece(piece, i == 0)]
+            )
         return self._text(text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -132,24 +158,17 @@ class Tokenizer:
         """The chat template's text for some messages (``role``, ``content``).
 
         Raises:
-            ConfigurationError: there is no template, or it rejects the messages.
+            ConfigurationError: there is no template, or it rejects the messages, drops
+                or changes what a user says, or takes too much time or memory.
         """
         if self.chat_template is None:
             raise ConfigurationError(
                 f"The tokenizer of {self.name} has no chat template; encode the prompt "
                 "as bare text."
             )
-        try:
-            return self._transformers.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except Exception as error:
-            raise ConfigurationError(
-                f"The chat template of {self.name} fails on these messages: "
-                f"{type(error).__name__}: {error}."
-            ) from error
+        return self._template.render(
+            messages, add_generation_prompt=add_generation_prompt
+        )
 
     def encode_chat(
         self,
@@ -182,22 +201,52 @@ class Tokenizer:
 
         Returns:
             The ids, and at which places the tags' tokens stand.
+
+        Raises:
+            ConfigurationError: as :meth:`render`; or the template drops or repeats a
+                tag, or drops what somebody says.
         """
+        text, ids, places = self._encode_tagged(messages, tags, add_generation_prompt)
+        expected = sum(
+            message["content"].count(tag) for message in messages for tag in tags
+        )
+        shown = all(is_shown(message["content"], text) for message in messages)
+        if len(places) != expected or not shown:
+            raise ConfigurationError(
+                f"The chat template of {self.name} drops or repeats a part of these "
+                "messages: what the system, the user or the assistant says. Choose "
+                "another model, leave the system message out, or give the model "
+                "another template."
+            )
+        return ids, places
+
+    def _encode_tagged(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        tags: Mapping[str, int],
+        begins: bool,
+    ) -> tuple[str, list[int], list[int]]:
+        """The rendered text, the ids, and the places of tags among them."""
         names = list(self.special_ids)
-        everything = "".join(message["content"] for message in messages)
+        everything = "".join([*(m["content"] for m in messages), *names])
         # The template must not see those spellings either, so they travel through it
         # as marks made of a character that occurs nowhere in the messages.
         mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in everything)
         masked = [
             {**m, "content": self._mask(m["content"], names, mark)} for m in messages
         ]
-        text = self.render(masked, add_generation_prompt=add_generation_prompt)
-        marks = re.compile(f"{mark}(\\d+){mark}")
+        text = self.render(masked, add_generation_prompt=begins)
+        spelling = {f"{mark}{i}{mark}": name for i, name in enumerate(names)}
+        marks = re.compile(f"{mark}\\d+{mark}")
+
+        def unmask(text: str) -> str:
+            return marks.sub(lambda found: spelling.get(found[0], ""), text)
+
         split = re.compile("|".join(map(re.escape, tags)) or r"(?!)")
         ids: list[int] = []
         places: list[int] = []
         for i, piece in enumerate(self._split(text) if names else [text]):
-            restored = marks.sub(lambda found: names[int(found[1])], piece)
+            restored = unmask(piece)
             if restored == piece and piece in self.special_ids:
                 ids.append(self.special_ids[piece])
                 continue
@@ -209,7 +258,7 @@ class Tokenizer:
                 ids.append(tags[found[0]])
                 begin = found.end()
             ids += self._text(restored[begin:], i + begin == 0)
-        return ids, places
+        return unmask(text), self._checked(ids), places
 
     def encode_prompt(self, prompt: str, *, system: str | None = None) -> list[int]:
         """Token ids of a question, ready for the policy to continue.
@@ -222,7 +271,7 @@ class Tokenizer:
         if self.chat_template is None:
             text = prompt if system is None else f"{system}\n{prompt}"
             bos = [self.bos_id] if self.add_bos and self.bos_id is not None else []
-            return bos + self.encode(text)
+            return self._checked(bos + self.encode(text))
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
@@ -241,7 +290,7 @@ class Tokenizer:
                 {"role": "user", "content": ASKED},
                 {"role": "assistant", "content": SAID},
             ]
-            ids, _ = self.encode_tagged(turns, {ASKED: -1, SAID: -2})
+            _, ids, _ = self._encode_tagged(turns, {ASKED: -1, SAID: -2}, False)
             control = set(self.special_ids.values())
             said = ids.index(-2) if -2 in ids else len(ids)
             for id in ids[said + 1 :]:
@@ -251,8 +300,12 @@ class Tokenizer:
 
     def normalised(self, text: str) -> str:
         """The text as its tokens spell it: normalised, with spaces as spaces."""
+        if not self._bounded:
+            return self._backend_ids(text, True)[1]
         normalizer = self.backend.normalizer
-        text = normalizer.normalize_str(text) if normalizer else text
+        return self._with_spaces(normalizer.normalize_str(text) if normalizer else text)
+
+    def _with_spaces(self, text: str) -> str:
         return text.replace("▁", " ") if self._kind == "sentencepiece" else text
 
     def save(self, folder: str | Path) -> None:
@@ -291,6 +344,16 @@ class Tokenizer:
             **{role: name for role, name in names.items() if name is not None},
         }
 
+    def _checked(self, ids: list[int]) -> list[int]:
+        """The ids, all of which the model must have."""
+        if self.num_ids is not None and max(ids, default=0) >= self.num_ids:
+            raise ConfigurationError(
+                f"A prompt of {self.name} has the token id {max(ids)}, and the model's "
+                f"vocabulary has {self.num_ids}. Its tokenizer or chat template "
+                "belongs to another model; download it again, or choose another."
+            )
+        return ids
+
     def _split(self, text: str) -> list[str]:
         """Text and control tokens in turn; some swallow white space (Phi-3, Phi-4)."""
         pieces = self._special.split(text)
@@ -314,13 +377,7 @@ class Tokenizer:
 
     def _text(self, text: str, first: bool = True) -> list[int]:
         """Ids of a text without control tokens, ``first`` if none stands before it."""
-        backend = self.backend if first else self._later
-        # Set here, not once: the backend is mutable and others may hold it.
-        backend.encode_special_tokens = True
-        try:
-            ids = backend.encode(text, add_special_tokens=False).ids
-        except Exception:
-            ids = None
+        ids, normalised = self._backend_ids(text, first)
         if ids is not None and self._kind == "sentencepiece":
             # What has no bytes is control, or stands for what is unknown.
             if not all(map(self.token_bytes, ids)):
@@ -328,7 +385,7 @@ class Tokenizer:
         elif ids is not None:
             # Byte-pair models drop what they cannot spell without a word.
             spelt = b"".join(map(self.token_bytes, ids))
-            if not self._spells(spelt, self.normalised(text)):
+            if not self._spells(spelt, normalised):
                 ids = None
         if ids is None:
             raise ConfigurationError(
@@ -336,6 +393,40 @@ class Tokenizer:
                 "only characters of its alphabet."
             )
         return ids
+
+    def _backend_ids(self, text: str, first: bool) -> tuple[list[int] | None, str]:
+        """What the backend makes of a text, None if it fails, and the text normalised.
+
+        Within limits of time and memory, where it is not known to need little.
+        """
+        backend = self.backend if first else self._later
+        if not self._bounded:
+            try:
+                ids, text = untrusted.encode(*self._sent(first), text)
+            except untrusted.RefusedError:
+                return None, text
+            except LimitExceeded as error:
+                raise ConfigurationError(
+                    f"The tokenizer of {self.name} was stopped: for a text of "
+                    f"{len(text)} characters it {error}. Choose another model."
+                ) from None
+            return ids, self._with_spaces(text)
+        # Set here, not once: the backend is mutable and others may hold it.
+        backend.encode_special_tokens = True
+        try:
+            ids = backend.encode(text, add_special_tokens=False).ids
+            return ids, self.normalised(text)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # the panics of the Rust package derive from it alone
+            return None, text
+
+    def _sent(self, first: bool) -> tuple[str, str]:
+        """The tokenizer as text, and a name that no other has."""
+        if first not in self._states:
+            backend = self.backend if first else self._later
+            self._states[first] = backend.to_str(), f"{next(_counter)}"
+        return self._states[first]
 
     def _spells(self, spelt: bytes, text: str) -> bool:
         """Whether some bytes are a text, but for spaces that the tokenizer changes."""
@@ -373,17 +464,17 @@ class Tokenizer:
     def _bytes(self) -> list[bytes]:
         return bytes_of_tokens(self.backend)
 
-    @functools.cached_property
-    def _transformers(self) -> Any:
-        # The package announces on import that it found no PyTorch, which is no news.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer.from_str(self.backend.to_str()),
-            chat_template=self.chat_template,
-            **self._named_specials(),
-        )
+    @property
+    def _template(self) -> ChatTemplate:
+        """The chat template, which callers may set to another one."""
+        assert self.chat_template is not None
+        made = self._made_template
+        if made is None or (made.source, made.name) != (self.chat_template, self.name):
+            made = ChatTemplate(
+                self.chat_template, self.name, self._named_specials(), self.switches
+            )
+            self._made_template = made
+        return made
 
 
 def char_tokenizer(alphabet: str) -> Tokenizer:

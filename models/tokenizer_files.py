@@ -1,32 +1,60 @@
 """From the files of a model to its tokenizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
 
-from tsi.errors import CheckpointError
-from tsi.models import llama_tokenizer
+from tsi.errors import CheckpointError, TsiError
+from tsi.models import llama_tokenizer, untrusted
 from tsi.models.control_tokens import add_tokens, roles_of, tokenizer_fields
 from tsi.models.files import sentence
+from tsi.models.process_limits import TimeLimit
 from tsi.models.safetensors import read_json
 from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokenizer_parts import (
+    MAX_IDS,
+    check_added,
+    check_vocabulary,
+    read_text,
+    tokens_around,
+    without_training_options,
+)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(
+    path: str | Path, *, switches: Mapping[str, Any] = MappingProxyType({})
+) -> Tokenizer:
     """Load the tokenizer of a Hugging Face folder or a ``.gguf`` file.
 
+    Its files are not trusted: they are read in a process with limits of time and memory
+    first (:mod:`tsi.models.untrusted`).
+
+    Args:
+        path: the folder or file.
+        switches: variables of the chat template, of JSON types, such as
+            ``enable_thinking``.
+
     Raises:
-        CheckpointError: it is absent, malformed or of a kind that is not supported.
+        CheckpointError: it is absent, malformed or of a kind that is not supported, or
+            takes too much time or memory.
+        ConfigurationError: the chat template does not read one of the switches.
     """
+    untrusted.build(Path(path))
+    return read_tokenizer(path, switches=switches)
+
+
+def read_tokenizer(
+    path: str | Path, *, switches: Mapping[str, Any] = MappingProxyType({})
+) -> Tokenizer:
+    """The same without limits, for files that are known."""
     path = Path(path)
     if path.is_file():
         from tsi.models.gguf_tokenizer import tokenizer_from_gguf
 
-        tokenizer = tokenizer_from_gguf(path)
-        tokenizer.name = str(path)
-        return tokenizer
+        return tokenizer_from_gguf(path, switches=switches)
     source = path / "tokenizer.json"
     if not source.is_file():
         raise CheckpointError(
@@ -38,38 +66,70 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         read_json(path / name) if (path / name).is_file() else {}
         for name in ("config.json", "generation_config.json")
     )
+    num_ids = _vocabulary_size(model)
 
     def build() -> tokenizers.Tokenizer:
-        text = source.read_text(encoding="utf-8")
+        text = stored = read_text(source)
         if llama_tokenizer.is_rebuilt(model, fields, text):
             text = llama_tokenizer.rebuilt(fields, text)
             for role, token in llama_tokenizer.DEFAULTS.items():
                 fields.setdefault(role, token)
-        backend = tokenizers.Tokenizer.from_str(text)
+        backend = without_training_options(tokenizers.Tokenizer.from_str(text))
         add_tokens(path, fields, backend)
+        check_added(source, stored, backend)
+        check_vocabulary(source, backend, num_ids)
         return backend
 
     backend = guarded(source, build)
     roles = roles_of(fields)
     ids = {role: backend.token_to_id(token) for role, token in roles.items()}
     bos, eos = ids.get("bos_token"), ids.get("eos_token")
-    stops = generation.get("eos_token_id")
-    extra = stops if isinstance(stops, list) else [stops]
     template = _template(path, fields.get("chat_template"))
     if (path / "chat_template.jinja").is_file():
         template = (path / "chat_template.jinja").read_text(encoding="utf-8")
     # As transformers does, which takes no notice of add_bos_token beside this file.
-    first = backend.encode("", add_special_tokens=True).ids[:1]
-    return Tokenizer(
-        backend,
-        bos_id=bos,
-        eos_ids=[id for id in (eos, *extra) if type(id) is int],
-        pad_id=ids.get("pad_token"),
-        add_bos=first == [bos],
-        chat_template=template,
-        roles=roles,
-        name=str(path),
+    first = guarded(source, lambda: tokens_around(source, backend))[:1]
+    extra = end_ids(path / "generation_config.json", generation, num_ids)
+    return guarded(
+        source,
+        lambda: Tokenizer(
+            backend,
+            bos_id=bos,
+            eos_ids=[id for id in (eos, *extra) if id is not None],
+            pad_id=ids.get("pad_token"),
+            add_bos=first == [bos],
+            chat_template=template,
+            roles=roles,
+            name=str(path),
+            switches=switches,
+            num_ids=num_ids,
+        ),
     )
+
+
+def end_ids(path: Path, fields: Mapping[str, Any], num_ids: int | None) -> list[int]:
+    """The ids that a generation_config.json ends solutions with.
+
+    Raises:
+        CheckpointError: one is no id, or beyond the vocabulary.
+    """
+    stored = fields.get("eos_token_id")
+    ids = stored if isinstance(stored, list) else [] if stored is None else [stored]
+    for id in ids:
+        if type(id) is not int or not 0 <= id < (num_ids or MAX_IDS):
+            raise CheckpointError(
+                f"{path} has eos_token_id={stored!r}, which is not one id of the "
+                "vocabulary or a list of them. Correct it, or take the field out."
+            )
+    return ids
+
+
+def _vocabulary_size(model: Mapping[str, Any]) -> int | None:
+    """Rows of the embedding, as config.json says; the loader checks that it is so."""
+    text = model.get("text_config")
+    sizes = [model, text if isinstance(text, dict) else {}]
+    found = [s["vocab_size"] for s in sizes if type(s.get("vocab_size")) is int]
+    return found[0] if found else None
 
 
 def _template(path: Path, stored: Any) -> str | None:
@@ -92,7 +152,7 @@ def guarded(path: Path, build: Callable[[], Any]) -> Any:
     """
     try:
         return build()
-    except (KeyboardInterrupt, SystemExit, CheckpointError):
+    except (KeyboardInterrupt, SystemExit, TimeLimit, MemoryError, TsiError):
         raise
     except OSError as error:
         raise CheckpointError(sentence(error, path)) from None

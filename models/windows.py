@@ -28,6 +28,11 @@ def windows_from_hf(
     kinds = fields.get("layer_types")
     if kinds is None:
         full = fields.get("max_window_layers", FULL_LAYERS)
+        if window is not None and (type(full) is not int or full < 0):
+            raise CheckpointError(
+                f"config.json has max_window_layers={full!r}, which is no number of "
+                "layers. Correct it, or choose another checkpoint."
+            )
         layers = tuple(window is not None and i >= full for i in range(num_layers))
     else:
         layers = layers_from_types(kinds, family, num_layers)

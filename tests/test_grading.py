@@ -55,7 +55,7 @@ def test_bad_answer_is_wrong_and_the_next_grade_is_right(answer, failure):
 def test_hanging_worker_is_killed():
     worker = GradingWorker("grader_samples:misbehave", seconds=0.2)
     worker.grade(PROBLEM, "2")
-    process = worker._process
+    process = worker._process.process
     assert worker.grade(PROBLEM, "hang").failure == "timeout"
     assert process.returncode is not None
 

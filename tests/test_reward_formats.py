@@ -152,6 +152,9 @@ TURNS = (
     "{{{{ '<|im_start|>assistant\n' }}}}{{% endif %}}"
 )
 
+# Without what the assistant says, an end cannot be found.
+HIDDEN = "(m['content'] if m['role'] == 'user' else '')"
+
 
 @pytest.mark.parametrize(
     ("template", "end"),
@@ -160,7 +163,7 @@ TURNS = (
         (TURNS.format("<|im_end|>\n<|im_start|>"), "<|im_end|>"),
         (TURNS.format(" <|endoftext|>"), "<|endoftext|>"),  # Llama 2
         (TURNS.format("\n\n"), "<|im_end|>"),
-        (TURNS.replace("m['content']", "m['role']").format("<end_of_turn>"), None),
+        (TURNS.replace("m['content']", HIDDEN).format("<end_of_turn>"), None),
         (None, None),
     ],
 )

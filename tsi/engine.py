@@ -36,6 +36,7 @@ from tsi.explore import check_needs, extend_stored
 from tsi.explorer import Explorer, problems_of_a_batch
 from tsi.models.decoder import LanguageModel
 from tsi.models.partition import keep_or_replicate
+from tsi.models.thinking import is_thinking
 from tsi.outcome import (
     Outcome,
     distinct,
@@ -122,6 +123,7 @@ class Engine:
                 tokens that a model has not.
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model.
+            ConfigurationError: a prompt has a token that the policy has not.
         """
         check_ids(problems)
         for problem in problems:
@@ -404,9 +406,19 @@ class Engine:
             ),
             slots=slots,
             truncated=mine.truncated,
+            thinking=self._thinking(problem, mine.truncated, texts),
             **(
                 diagnose_store(sampler, answers, state, step_texts)
                 if explores
                 else diagnose_run(sampler, state, infos, answers)
             ),
         )
+
+    def _thinking(self, problem, truncated, texts) -> np.ndarray:
+        """Which particles were cut at a limit before their thinking ended."""
+        thinking = np.zeros(len(texts), bool)
+        if truncated.any():
+            prompt = self.decode(self.encode(problem.prompt))
+            for row in np.flatnonzero(truncated):
+                thinking[row] = is_thinking(texts[row], prompt)
+        return thinking

@@ -94,6 +94,8 @@ class Result(NamedTuple):
             they are not extended together.
         acceptance_rate: fraction of a chain's moves that were accepted; NaN where none
             was made or the method accepts none.
+        thinking: which of the `truncated` particles had not ended their thinking (see
+            `tsi.models.thinking`), or None where not kept.
     """
 
     problem_id: int | str
@@ -120,6 +122,7 @@ class Result(NamedTuple):
     step_rewards: Float[np.ndarray, "T N"] | None = None
     resampled: Bool[np.ndarray, "T"] | None = None
     acceptance_rate: float = math.nan
+    thinking: Bool[np.ndarray, "N"] | None = None
 
     @property
     def unanswered(self) -> float:
