@@ -137,6 +137,8 @@ def _num_labels(head: Any, fields: dict[str, Any]) -> int:
 def _read_config(path: Path, fields: dict[str, Any], family: Family) -> DecoderConfig:
     try:
         return family.read(fields)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except KeyError as error:
         raise CheckpointError(
             f"{path}: the configuration lacks the field {error}."

@@ -123,10 +123,12 @@ def positive(
         if default is None:
             raise KeyError(name)
         return float(default)
-    if type(value) not in (int, float) or not LEAST <= value <= MOST:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not LEAST <= value <= MOST:
         raise CheckpointError(
-            f"config.json has {name}={str(value)[:50]}, which is no number from "
-            f"{LEAST:g} to {MOST:g}. Correct it, or choose another checkpoint."
+            f"config.json has {name}={repr(value)[:50]}, which is not a positive "
+            f"number from {LEAST:g} to {MOST:g}. Correct it, or choose another "
+            "checkpoint."
         )
     return float(value)
 
@@ -142,8 +144,8 @@ def window_of(fields: Mapping[str, Any], name: str = "sliding_window") -> int | 
         return None
     if type(value) is not int or not 0 < value < 2**31:
         raise CheckpointError(
-            f"config.json has {name}={str(value)[:50]}, which is no number of "
-            "positions under 2^31. Correct it, or choose another checkpoint."
+            f"config.json has {name}={repr(value)[:50]}, which is not a positive whole "
+            "number under 2^31. Correct it, or choose another checkpoint."
         )
     return value
 

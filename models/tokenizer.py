@@ -403,6 +403,11 @@ class Tokenizer:
         if not self._bounded:
             try:
                 ids, text = untrusted.encode(*self._sent(first), text)
+            except untrusted.PanickedError as error:
+                raise ConfigurationError(
+                    f"The tokenizer of {self.name} fails on a text of {len(text)} "
+                    f"characters: {error}. Choose another model."
+                ) from None
             except untrusted.RefusedError:
                 return None, text
             except LimitExceeded as error:

@@ -47,6 +47,10 @@ class RefusedError(Exception):
     """The work failed; the message says why."""
 
 
+class PanickedError(RefusedError):
+    """The same, in a way that the library does not foresee."""
+
+
 def build(path: Path) -> None:
     """Read the tokenizer of a folder or file, and throw it away.
 
@@ -140,6 +144,10 @@ def _ask(limits: Limits, kind: str, *arguments: Any) -> Any:
         ) from None
     if state == "exceeded":
         raise LimitExceeded(value)
+    if state == "panicked":
+        # Locks of the package that panicked may be taken for ever.
+        _process().close()
+        raise PanickedError(value)
     if state == "refused":
         raise RefusedError(value)
     return value

@@ -81,7 +81,6 @@ def serve() -> None:
     for line in sys.stdin.buffer:
         limits, kind, arguments = json.loads(line)
         limits = Limits(*limits)
-        panicked = False
         try:
             extra = _size(arguments[0]) if kind == "build" else 0
             with limited(limits, extra):
@@ -97,14 +96,11 @@ def serve() -> None:
         except TsiError as error:
             found = json.dumps(["refused", str(error)])
         except BaseException as error:
-            # A panic of the Rust package derives from BaseException alone, and may
-            # leave its locks taken.
-            panicked = not isinstance(error, Exception)
+            # A panic of the Rust package derives from BaseException alone.
+            state = "refused" if isinstance(error, Exception) else "panicked"
             text = f"{type(error).__name__}: {str(error)[:500]}"
-            found = json.dumps(["refused", text])
+            found = json.dumps([state, text])
         reply(found)
-        if panicked:
-            return
 
 
 def _size(path: str) -> int:
