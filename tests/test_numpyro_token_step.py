@@ -9,7 +9,7 @@ import numpyro
 import pytest
 import tiny_language
 from numpyro.infer.util import log_density
-from numpyro_programs import SMC, many, z_score
+from numpyro_programs import SMC, likelihood_weighting, many, z_score
 from scipy import stats
 
 import tsi
@@ -137,9 +137,9 @@ def test_the_whole_model_scores_steps_that_numpyro_has_stacked():
         lambda params: (jnp.zeros(4, jnp.int32), jnp.zeros((), jnp.int32)),
         write,
         max_steps=3,
-        end=lambda t, carry, params: carry[1] >= 3,
+        end=lambda t, carry, params: carry[1] >= 2,
     )
-    particles = tsi.run(SMC, target, KEY, 16, TABLE).particles
+    particles = tsi.run(likelihood_weighting(), target, KEY, 64, TABLE).particles
     assert len(set(np.asarray(particles.length))) > 1
     sites = target.sites(particles, TABLE)
     found = jax.vmap(lambda v: log_density(target.model, (TABLE,), {}, v)[0])(sites)

@@ -113,7 +113,7 @@ class ExplorerKernel(MCMCKernel):
 
     def init(
         self,
-        rng_key: Key[Array, "*chains"],
+        rng_key: Any,
         num_warmup: int,
         init_params: Any,
         model_args: tuple,
