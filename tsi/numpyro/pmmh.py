@@ -243,7 +243,7 @@ class PMMH(MCMCKernel):
         """Parameters at z, and a new particle system there."""
         key_prior, key_system = jax.random.split(key)
         log_prior, params = jnp.zeros(()), arguments
-        values: dict[str, Array] = {}
+        values: dict[str, Any] = {}
         if self.prior is not None:
             there = parameters_at(self.prior, key_prior, z, arguments)
             log_prior, values, params = there
