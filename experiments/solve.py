@@ -173,7 +173,7 @@ def solution_text(
         f"Note: {note}" for note in result_notes(result, reads_reward=reads_reward)
     ]
     thinking = 0 if result.thinking is None else int(result.thinking.sum())
-    sections += [thinking_text(thinking, num_particles)] if thinking else []
+    sections += [thinking_text(thinking, len(result.texts))] if thinking else []
     return "\n\n".join(sections)
 
 

@@ -47,7 +47,7 @@ class Tokenizer:
         roles: tokens that the template may name besides: ``unk_token`` and others.
         switches: further variables of the template, of JSON types, such as
             ``enable_thinking``.
-        num_ids: rows of the model's embedding, where known: a prompt with a larger id
+        num_rows: rows of the model's embedding, where known: a prompt with a larger id
             is refused.
 
     Raises:
@@ -68,14 +68,14 @@ class Tokenizer:
         name: str = "this model",
         roles: Mapping[str, str] = MappingProxyType({}),
         switches: Mapping[str, Any] = MappingProxyType({}),
-        num_ids: int | None = None,
+        num_rows: int | None = None,
     ):
         self.backend = without_training_options(backend)
         self.bos_id, self.eos_ids = bos_id, tuple(dict.fromkeys(eos_ids))
         self.pad_id = pad_id if pad_id is not None else next(iter(self.eos_ids), None)
         self.add_bos = add_bos and bos_id is not None
         self.chat_template, self.name, self.roles = chat_template, name, roles
-        self.switches, self.num_ids = dict(switches), num_ids
+        self.switches, self.num_rows = dict(switches), num_rows
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special}
@@ -346,10 +346,10 @@ class Tokenizer:
 
     def _checked(self, ids: list[int]) -> list[int]:
         """The ids, all of which the model must have."""
-        if self.num_ids is not None and max(ids, default=0) >= self.num_ids:
+        if self.num_rows is not None and max(ids, default=0) >= self.num_rows:
             raise ConfigurationError(
                 f"A prompt of {self.name} has the token id {max(ids)}, and the model's "
-                f"vocabulary has {self.num_ids}. Its tokenizer or chat template "
+                f"vocabulary has {self.num_rows}. Its tokenizer or chat template "
                 "belongs to another model; download it again, or choose another."
             )
         return ids

@@ -102,7 +102,7 @@ def read_tokenizer(
             roles=roles,
             name=str(path),
             switches=switches,
-            num_ids=num_ids,
+            num_rows=num_ids,
         ),
     )
 
