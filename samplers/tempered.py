@@ -45,10 +45,9 @@ def tempered_weights(
     log_scores: Float[Array, "n"],
     exponent: Float[Array, ""] | float,
 ) -> Float[Array, "n"]:
-    """log w + (lambda - 1) log f, up to a constant; dead particles stay dead."""
+    """log w + (lambda - 1) log f; dead particles stay dead."""
     alive = log_weights > -jnp.inf
-    relative, _ = centre(log_scores, among=alive)
-    rest = jnp.where(alive, relative, 0.0)
+    rest = jnp.where(alive, log_scores, 0.0)
     return jnp.where(alive, log_weights + (exponent - 1.0) * rest, -jnp.inf)
 
 
@@ -134,6 +133,8 @@ def tempered_smc(
 
     def log_priority(group: Group) -> Float[Array, "n"]:
         log_w, log_scores, _, t = group
+        # A power of the scale of all scores is common to all, and rounding is not.
+        log_scores, _ = centre(log_scores, among=log_w > -jnp.inf)
         if given is None:
             exponent = largest_exponent(log_w, log_scores, ess_fraction)
         else:

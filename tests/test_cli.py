@@ -142,7 +142,7 @@ def test_check_ends_with_a_verdict_and_its_thresholds(
     main(["check", "tsi.samplers:smc", "--num-particles", "4", "--num-runs", "5000"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(start)
-    assert "evidence |z| < 4, posterior p > 0.001; N = 4, 5,000 runs" in last
+    assert "evidence |z| < 4, posterior p > 0.0001; N = 4, 5,000 runs" in last
     assert last.endswith(end)
 
 
