@@ -52,7 +52,7 @@ ON_TABLES = {
     ],
 )
 def test_samplers_with_a_target_keep_every_promise(name):
-    report = check_sampler(FULLY_CHECKED[name])
+    report = check_sampler(FULLY_CHECKED[name], num_runs=5_000)
     report.raise_if_failed()
     assert report.passed
     assert "posterior, impossible prefixes" in str(report)
@@ -68,7 +68,17 @@ def on_tables(sampler, tables=EXAMPLES, num_particles=8):
     return Report(tuple(checks))
 
 
-@pytest.mark.parametrize("name", ON_TABLES)
+# Islands and one scheme in the quick suite; the bench of a release runs all.
+QUICK = ("best of n", "islands", "ssp")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in ON_TABLES
+    ],
+)
 def test_variants_are_exact_on_every_table(name):
     report = on_tables(ON_TABLES[name]())
     report.raise_if_failed()

@@ -135,6 +135,7 @@ def test_chains_run_as_numpyro_kernels():
     assert types(mcmc.get_samples()) == {"float64", "int32"}
 
 
+@pytest.mark.slow
 def test_the_bench_passes_what_it_passes_in_float32():
     check_sampler(
         samplers.smc, targets={"peaked": peaked()}, num_runs=2000

@@ -47,21 +47,37 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
+QUICK = ("two sweeps", "telescoping", "pimh")
+"""One of each kind; the others compile for half a minute each."""
+
+
+def quick(names, kept=QUICK):
+    """The names, the slower ones marked."""
+    return [
+        pytest.param(name, marks=[] if name in kept else [pytest.mark.slow])
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", quick(EXACT))
 def test_every_finite_chain_is_exact(name):
     report = judged(EXACT[name]())
     report.raise_if_failed()
     assert sum(check.passed is True for check in report.checks) == 8
 
 
-@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "backward", "pimh"])
+@pytest.mark.parametrize(
+    "name", quick(["two sweeps", "ancestors", "backward", "pimh"], ["ancestors"])
+)
 def test_continuous_steps_agree_with_the_kalman_filter(name):
     report = judged(EXACT[name](), {"linear-Gaussian": LinearGaussianTarget})
     report.raise_if_failed()
     assert len(report.checks) == 2
 
 
-@pytest.mark.parametrize("name", ["two sweeps", "ancestors", "pimh"])
+@pytest.mark.parametrize(
+    "name", quick(["two sweeps", "ancestors", "pimh"], ["two sweeps"])
+)
 def test_the_other_promises_are_kept(name):
     other_promises(EXACT[name](), 8).raise_if_failed()
 
