@@ -38,6 +38,7 @@ import tyro
 
 from tsi import samplers
 from tsi.conformance import checks_of
+from tsi.errors import UnknownNameError
 from tsi.experiments import mistakes, quiet_mistakes
 from tsi.experiments.claims import CLAIMS, Claim
 from tsi.experiments.command import exit_code
@@ -200,19 +201,27 @@ def judged(name: str, mistake: str, num_runs: int = 20_000) -> Verdict:
     return Verdict(next((c.promise for c in checks if c.passed is False), None))
 
 
-def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> int:
+def main(
+    out: Path = Path("results/conformance"),
+    num_runs: int = 20_000,
+    names: tuple[str, ...] = tuple(CLAIMS),
+) -> int:
     """Make every mistake in every sampler; exit code 1 if one is missed.
 
     Args:
         out: folder of mutations.md.
         num_runs: runs on each target.
+        names: samplers of `tsi.experiments.claims.CLAIMS`; all of them by default.
     """
+    for name in names:
+        if name not in CLAIMS:
+            raise UnknownNameError("sampler", name, CLAIMS)
     check_writable(out / "mutations.md")
     every = (*MISTAKES, NAIVE_SUM)
     lines = [["sampler", *every]]
     missed = []
     began = time.perf_counter()
-    for name in CLAIMS:
+    for name in names:
         cells = []
         for mistake in every:
             verdict = judged(name, mistake, num_runs)
@@ -224,7 +233,8 @@ def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> int
             else:
                 cells.append(verdict.caught_by)
         lines.append([name, *cells])
-        print(f"{time.perf_counter() - began:5.0f} s  {name}: {', '.join(cells)}")
+        seconds = time.perf_counter() - began
+        print(f"{seconds:5.0f} s  {name}: {', '.join(cells)}", flush=True)
     write_text(out / "mutations.md", markdown(lines) + "\n")
     print(f"{len(missed)} missed{': ' if missed else ''}{'; '.join(missed)}")
     return int(bool(missed))
