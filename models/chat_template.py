@@ -66,7 +66,8 @@ class ChatTemplate:
         """
         everything = "".join(message["content"] for message in messages)
         mark = next(c for c in map(chr, MARKS) if c not in everything)
-        marked, contents = [], []
+        marked: list[dict[str, str]] = []
+        contents: list[str] = []
         for message in messages:
             content = message["content"]
             # An empty message may be left out, with what would stand around it.

@@ -8,7 +8,9 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -57,7 +59,7 @@ def encode(name: str, text: str) -> tuple[list[int], str] | None:
     return ids, normalised
 
 
-WORK = {
+WORK: dict[str, Callable[..., Any]] = {
     "build": build,
     "keep": keep,
     "encode": encode,
