@@ -1,5 +1,6 @@
 """Any model as the policy: files, folders and hub ids, examples, its own judgement."""
 
+import json
 import re
 
 import huggingface_hub
@@ -23,6 +24,7 @@ from tsi.experiments.language_policy import (
     INSTRUCTION,
     JUDGE_QUESTION,
     encoder,
+    parse_switches,
     self_judge,
     worked_problems,
 )
@@ -94,6 +96,69 @@ def test_a_policy_of_other_tokens_is_shown_examples_and_judges_itself(policies):
     assert INSTRUCTION in tokenizer.decode(ids)
     with pytest.raises(ConfigurationError, match="another tokenizer"):
         embedded_world("chain", 1, policy=policies["folder"], reward="chain-reward")
+
+
+THINKS = TEMPLATE.replace(
+    "assistant\n'", "assistant\n' + ('' if enable_thinking == false else '<think>')"
+)
+
+
+def test_switches_of_a_template_are_given_on_the_command_line(tmp_path, capsys):
+    folder, tokenizer = folder_of(tmp_path / "thinker"), bpe_tokenizer()
+    tokenizer.chat_template = THINKS
+    tokenizer.save(folder)
+    solve = ["solve", "7*8+5-9", "--budget", "2", "--reward", "none"]
+    solve += ["--policy", str(folder), "--method", "self_consistency"]
+    assert main(solve) == 0
+    # A model of random weights ends neither its thinking nor its solution.
+    said = "The model was still thinking when the limit was reached; raise the limit"
+    assert said in capsys.readouterr().out
+    assert main([*solve, "--template-switch", "enable_thinking=false"]) == 0
+    assert "still thinking" not in capsys.readouterr().out
+    for switch, sentence in [
+        ("thinking=false", "reads no switch 'thinking'. It reads: enable_thinking"),
+        ("enable_thinking=False", "write it as JSON does, enable_thinking=false"),
+        ("enable_thinking", "is not written NAME=VALUE"),
+    ]:
+        assert main([*solve, "--template-switch", switch]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert error.count("\n") == 1
+    out = tmp_path / "out"
+    scale = ["scale", "--num-problems", "1", "--budgets", "1", "--no-progress"]
+    scale += ["--policy", str(folder), "--methods", "self_consistency"]
+    scale += ["--reward", "none", "--out", str(out)]
+    assert main(scale) == 0
+    assert "In 1 of 1 runs the model was still thinking" in capsys.readouterr().out
+    (row,) = map(json.loads, (out / "rows.jsonl").read_text().splitlines())
+    assert row["num_thinking"] == 1
+    assert "template_switches" not in row["settings"]
+    # Rows of another prompt are not mixed with these.
+    assert main([*scale, "--template-switch", "enable_thinking=false"]) == 2
+    assert "template_switches" in capsys.readouterr().err
+
+
+def test_switches_are_read_as_json_or_text():
+    written = ["a=false", "b=1.5", 'c={"d": [null]}', "e=high", "f=2024-07-26", "g==1"]
+    assert parse_switches(written) == {
+        "a": False,
+        "b": 1.5,
+        "c": {"d": [None]},
+        "e": "high",
+        "f": "2024-07-26",
+        "g": "=1",
+    }
+    for odd in (
+        ["a"],
+        ["=1"],
+        ["a="],
+        ["a b=1"],
+        ["a=1", "a=1"],
+        ["a=None"],
+        ["a=off"],
+    ):
+        with pytest.raises(ConfigurationError, match="template switch"):
+            parse_switches(odd)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
