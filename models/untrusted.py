@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tsi
+import tsi.errors as errors
 from tsi.errors import CheckpointError
 from tsi.models.limited_process import (
     LimitedProcess,
@@ -120,7 +120,7 @@ def close() -> None:
 @functools.cache
 def _process() -> LimitedProcess:
     process = LimitedProcess(
-        [sys.executable, "-P", "-c", _START, tsi.__path__[0]],
+        [sys.executable, "-P", "-c", _START, os.path.dirname(errors.__file__)],
         {"TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"},
         quiet=True,
     )

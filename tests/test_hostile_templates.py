@@ -240,6 +240,20 @@ def test_a_template_cannot_forge_the_marks_of_control_tokens():
     assert 1 not in tokenizer.encode_prompt("1")
 
 
+def test_time_and_memory_are_limits_of_each_question():
+    hundred = "{% set x = 'a' * (100 * 10**6) %}" + ASKED
+    with pytest.raises(ConfigurationError, match="more than 64 MB of memory"):
+        reader(hundred).encode_prompt("1")
+    ten = "{% set x = 'a' * (10 * 10**6) %}" + ASKED
+    assert reader(ten).encode_prompt("1")
+    process = untrusted._process().process
+    with pytest.raises(ConfigurationError, match=r"more than 0\.2 s of processor"):
+        reader(STOPPED["nested loops"] + ASKED).encode_prompt("1")
+    # What is written in Python is stopped without an end of the process.
+    assert untrusted._process().process is process
+    assert process.poll() is None
+
+
 def test_a_process_that_ends_is_started_again():
     tokenizer = reader("a" + ASKED)
     untrusted._process().ask([[1.0, 64], "render", [ASKED, CHATS[0], {}]], 60.0)
