@@ -292,12 +292,14 @@ def train_value(
     fresh = chosen.problems("validation", held_out, seed)
     engine = embedded_world(
         task,
-        [*learnt, *fresh],
+        learnt,
         policy=policy,
         reward="none",
         temperature=temperature,
         dtype=dtype,
     ).engine
+    # Splits number their problems alike, and are run one after the other.
+    engine.check(fresh)
     assert isinstance(engine, Engine)
     take = functools.partial(
         prefixes_of, engine, chosen, num_rollouts=num_rollouts, progress=progress

@@ -233,7 +233,10 @@ def test_an_error_is_reported_once_with_its_line():
     assert failure.where.startswith(f"ask at {HERE}:{line}: raise ValueError")
     again = [check for check in report.checks if check.passed is None]
     assert len(again) == len(report.checks) - 1
-    assert all("the same line raised again" in check.detail for check in again)
+    # Without a measure on any target there is nothing to pool.
+    others = [check for check in again if check.promise != "pooled"]
+    assert len(others) == len(again) - 1
+    assert all("the same line raised again" in check.detail for check in others)
 
 
 def test_errors_of_others_are_not_put_down_to_the_sampler():
