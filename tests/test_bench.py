@@ -137,6 +137,7 @@ def test_what_cannot_be_got_wrong_is_said_with_its_reason():
     assert judged("self_consistency", "counts of 0").reason == "no reward"
 
 
+@pytest.mark.slow
 def test_the_sampler_to_copy_is_short_and_right():
     source = Path(forkme_sampler.__file__).read_text()
     assert len(source.splitlines()) <= 60

@@ -189,6 +189,7 @@ def keeps_light_particles(sampler):
     return resolution_check(sampler, KEY).passed
 
 
+@pytest.mark.slow
 def test_light_particles_keep_their_weight_and_each_has_its_chance():
     good = samplers.smc()
     assert keeps_light_particles(good)

@@ -58,6 +58,7 @@ def test_the_targets_of_the_package_keep_every_promise(name):
     assert skipped <= {"truth"}
 
 
+@pytest.mark.slow
 def test_a_language_model_as_a_target_keeps_every_promise():
     target = tiny.target(max_steps=2, max_tokens=8, max_step_tokens=4)
     report = check_target(target, tiny.params("hello"), num_draws=0)

@@ -204,8 +204,11 @@ def test_one_error_lists_all_missing_extra_and_wrongly_shaped_tensors(copy):
         ({"hidden_size": 2**40}, "under 2\\^31"),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
-        ({"rms_norm_eps": "small"}, "rms_norm_eps='small', which is no number"),
-        ({"rope_parameters": [1]}, "malformed"),
+        (
+            {"rms_norm_eps": "small"},
+            "='small', which is not a positive number",
+        ),
+        ({"rope_parameters": [1]}, "no table of fields"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"head_dim": 7}, "is not even"),
         ({"rms_norm_eps": -1.0}, "not a positive number"),

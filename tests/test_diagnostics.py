@@ -145,7 +145,7 @@ def test_figures_of_what_has_no_effective_size_say_so():
     assert "no weighted sample" in axes[0].get_title(loc="left")
     assert axes[-1].get_xlabel() == "turn"
     title = diagnostics.weights_figure(result).axes[0].get_title(loc="left")
-    assert title.endswith("ESS –")
+    assert "ESS –" in title
 
 
 def test_a_result_without_genealogy_cannot_be_drawn():

@@ -70,7 +70,25 @@ def steady() -> TabularTarget:
     )
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+QUICK = (
+    "smc",
+    "particle_filter",
+    "tempered_smc",
+    "waste_free_smc",
+    "particle_gibbs",
+    "pimh",
+    "suffix_metropolis",
+    "mcts",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in CLAIMS
+    ],
+)
 def test_every_method_runs_and_is_exact_where_its_estimate_does_not_vary(name):
     claim, table = CLAIMS[name], steady()
     sampler = claim.make()

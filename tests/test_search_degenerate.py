@@ -58,7 +58,14 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=[1, 3, 8])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(1, marks=pytest.mark.slow),
+        3,
+        pytest.param(8, marks=pytest.mark.slow),
+    ],
+)
 def runs(request, name):
     """Of one search with N particles: by table, a batch of runs."""
 

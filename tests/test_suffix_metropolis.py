@@ -59,6 +59,7 @@ def as_exact(explorer, potential):
     return explorer._replace(tell=tell, path_log_weight=potential.path_log_weight)
 
 
+@pytest.mark.slow
 def test_without_the_ratio_of_lengths_a_chain_favours_short_solutions():
     dropped = samplers.suffix_metropolis(uniform(), power=2.0, lengths=False)
     assert dropped.path_log_weight is None
@@ -84,6 +85,7 @@ def total_variation(symbols, target, truth):
     return 0.5 * np.abs(share - truth.posterior).sum()
 
 
+@pytest.mark.slow
 def test_released_blocks_end_elsewhere_than_the_power_target_and_printed_ones_there():
     target = unequal_lengths()
     truth = target.truth(uniform().path_log_weight, power=3.0)

@@ -64,7 +64,7 @@ class Programs:
         self.kept: list[Any] = []
 
     def __call__(self, target: KnownTarget, key: Key[Array, ""]) -> Run:
-        """`num_runs` runs under `split(key, num_runs)`, as NumPy arrays."""
+        """`num_runs` runs under `split(key, num_runs)`."""
         keys = jax.random.split(key, self.num_runs)
         # A last call that is not full takes some keys again.
         places = np.arange(self.at_once)
@@ -78,7 +78,7 @@ class Programs:
 
         def join(*leaves: Any) -> Any:
             whole = np.concatenate([_numbers(leaf) for leaf in leaves])
-            return whole[: self.num_runs]
+            return jnp.asarray(whole[: self.num_runs])
 
         return jax.tree.map(join, *parts)
 

@@ -48,6 +48,11 @@ class MeasureTest(NamedTuple):
     p_value: float
     degrees: int
 
+    @property
+    def truth(self) -> float:
+        """Z; zero or infinite where it is beyond float64."""
+        return float(np.exp(self.log_truth))
+
 
 def exact_z(error: float, standard_error: float) -> float:
     """Standard errors from zero, of a relative error that may be exact.
