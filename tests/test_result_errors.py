@@ -43,7 +43,13 @@ def systematic_filter():
 
 # Measured ratios stand in the docstring of tsi.answer_errors; these are its bounds with
 # room for the noise of 500 estimates (standard error up to 0.04).
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "peaked" else [pytest.mark.slow])
+        for name in sorted(EXAMPLES)
+    ],
+)
 @pytest.mark.parametrize(
     ("make_sampler", "low", "high"),
     [
