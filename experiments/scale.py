@@ -40,7 +40,9 @@ from tsi.sampler import Sampler
 
 
 class ProblemRunner(Protocol):
-    """What the experiment asks of `tsi.engine.Engine`."""
+    """What experiments ask of `tsi.engine.Engine`."""
+
+    def check(self, problems: Sequence[Problem]) -> None: ...
 
     def run(
         self,
