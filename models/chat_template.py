@@ -25,7 +25,7 @@ MARKS = range(0xF0000, 0xFFFFD)
 _INSIDE = ": aB\n <&>  '1' "
 """Part of a mark; a template that changes letters, spaces or quotes changes this."""
 OURS = frozenset({"messages", "add_generation_prompt"})
-"""Variables that are no switches."""
+"""Variables that this package sets, which are not switches."""
 ROLE = "_token"
 
 

@@ -85,7 +85,7 @@ def variables_of(source: str) -> list[str]:
     """The names that a chat template reads and does not set itself.
 
     Raises:
-        RefusedError: it is no template.
+        RefusedError: the source is not a valid template.
         LimitExceeded: reading it takes too much time or memory.
     """
     return _ask(RENDER, "variables_of", source)

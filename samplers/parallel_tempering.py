@@ -151,7 +151,7 @@ def parallel_tempering(
             "that stays. Leave out potential and adapt_sweeps."
         )
     potential = potential or potential_of(variant, weights, "parallel_tempering")
-    # What printed chains draw and swap by; it is no target.
+    # What printed chains draw and swap by; it does not define a target.
     ranked = telescoping(potential.transform) if printed else potential
     score = path_score(ranked, "parallel_tempering")
     if select is None:

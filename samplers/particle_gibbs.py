@@ -137,7 +137,7 @@ def particle_gibbs(
             "Leave out potential, ancestor_sampling and backward_sampling."
         )
     potential = potential or potential_of(variant, weights, "particle_gibbs")
-    # What a published sweep draws its next reference by; it is no target.
+    # What a published sweep draws its next reference by; it does not define a target.
     ranked = telescoping(potential.transform) if published else potential
     score = path_score(ranked, "particle_gibbs")
     if select is None:
