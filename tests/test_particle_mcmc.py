@@ -18,6 +18,7 @@ from tsi.samplers import particle_gibbs as gibbs
 from tsi.tabular import TabularTarget
 from tsi.tabular_examples import peaked, smooth, unequal_lengths
 from tsi.unbiasedness import judge_tabular
+from tsi.weights import CompensatedSum
 
 module = importlib.import_module("tsi.samplers.particle_gibbs")
 backward = importlib.import_module("tsi.samplers.backward_sampling")
@@ -285,9 +286,8 @@ def test_pimh_that_accepts_everything_is_caught():
     good = samplers.pimh(particles_per_iteration=2)
 
     def tell(key, state, reply):
-        return good.tell(
-            key, state._replace(log_accepted=jnp.full((), -jnp.inf)), reply
-        )
+        nothing = CompensatedSum(jnp.full((), -jnp.inf), jnp.zeros(()))
+        return good.tell(key, state._replace(log_accepted=nothing), reply)
 
     report = judged(good._replace(tell=tell), {"peaked": peaked}, num_particles=16)
     assert {check.promise for check in report.failures} == {"posterior, peaked"}
