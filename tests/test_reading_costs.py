@@ -92,8 +92,8 @@ def test_a_judge_without_a_question_is_refused():
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_ledger_is_the_sum_of_every_tokens_flops(name):
     turns, target, params = written(name)
-    found = slot_costs(turns[-1].cost, 0, target, params)
     prompt = len(PROMPT)
+    found = slot_costs(turns[-1].cost, prompt, prompt, target, params)
 
     def flops(positions, *, head: bool) -> float:
         # A token attends to itself and to all before it.

@@ -115,29 +115,13 @@ def decode(
             update(c.new.values, read.values, c.offset, axis=-2),
             update(c.new.positions, read.positions, c.offset, axis=-1),
         )
-        token, log_prob, log_correction = sample_token(
-            jax.vmap(jax.random.fold_in, (0, None))(keys, c.offset),
-            boundary.among_tokens(policy.logits(hidden[:, 0])),
+        return write_token(
+            c._replace(new=new, offset=c.offset + 1),
+            policy.logits(hidden[:, 0]),
+            keys,
+            max_tokens - particles.lengths,
+            boundary,
             temperatures,
-        )
-        token = jnp.where(c.active, token, c.token)
-        counts = c.counts + c.active
-        stopped = c.stopped | (c.active & boundary.stops[token])
-        ended = boundary.ends[c.state, token] | stopped
-        full = particles.lengths + counts >= max_tokens
-        # Afresh after a boundary, on from here where the step is cut.
-        state = jnp.where(ended, 0, boundary.next_state[c.state, token])
-        return Decoding(
-            offset=c.offset + 1,
-            token=token,
-            state=jnp.where(c.active, state, c.state),
-            active=c.active & ~ended & ~full,
-            stopped=stopped,
-            counts=counts,
-            log_prob=c.log_prob + jnp.where(c.active, log_prob, 0.0),
-            log_correction=c.log_correction + jnp.where(c.active, log_correction, 0.0),
-            tokens=update(c.tokens, token[:, None], c.offset, axis=1),
-            new=new,
         )
 
     zeros = jnp.zeros(rows, weight_dtype())
@@ -161,6 +145,54 @@ def decode(
     )
 
 
+def write_token(
+    rows: Any,
+    logits: Float[Array, "R V"],
+    keys: Any,
+    room: Int[Array, " R"],
+    boundary: Boundary,
+    temperatures: Temperatures,
+) -> Any:
+    """The next token of every active row, and what becomes of the row by it.
+
+    Args:
+        rows: a :class:`Decoding`, or another tuple with its fields ``token`` to
+            ``tokens``.
+        logits: of the next token.
+        keys: one key a row, of its step.
+        room: tokens that each solution may have more than before the step.
+        boundary: where steps and solutions end.
+        temperatures: of policy and proposal.
+
+    Returns:
+        The same tuple, these fields brought up to date.
+    """
+    token, log_prob, log_correction = sample_token(
+        # Of an active row so many tokens have been drawn in this step.
+        jax.vmap(jax.random.fold_in)(keys, rows.counts),
+        boundary.among_tokens(logits),
+        temperatures,
+    )
+    active, place = rows.active, rows.counts[:, None]
+    token = jnp.where(active, token, rows.token)
+    counts = rows.counts + active
+    stopped = rows.stopped | (active & boundary.stops[token])
+    ended = boundary.ends[rows.state, token] | stopped
+    # Afresh after a boundary, on from here where the step is cut.
+    state = jnp.where(ended, 0, boundary.next_state[rows.state, token])
+    here = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
+    return rows._replace(
+        token=token,
+        state=jnp.where(active, state, rows.state),
+        active=active & ~ended & (counts < room),
+        stopped=stopped,
+        counts=counts,
+        log_prob=rows.log_prob + jnp.where(active, log_prob, 0.0),
+        log_correction=rows.log_correction + jnp.where(active, log_correction, 0.0),
+        tokens=jnp.where(here, token[:, None], rows.tokens),
+    )
+
+
 def tempered(
     logits: Float[Array, "*b V"], temperature: Float[Array, ""]
 ) -> Float[Array, "*b V"]:
@@ -172,10 +204,18 @@ def log_prob_of(
     logits: Float[Array, "*b V"], token: Int[Array, "*b"], temperature: Float[Array, ""]
 ) -> Float[Array, "*b"]:
     """log p of tokens; at temperature 0 it is 0 for the most likely, else -inf."""
-    log_p = tempered(logits, temperature)
-    chosen = jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
-    sure = jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf)
-    return jnp.where(temperature > 0, chosen, sure)
+
+    def warm() -> Float[Array, "*b"]:
+        log_p = tempered(logits, temperature)
+        return jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
+
+    def cold() -> Float[Array, "*b"]:
+        return jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(
+            logits.dtype
+        )
+
+    # On a CPU the most likely of 50,000 tokens takes as long as their softmax.
+    return jax.lax.cond(temperature > 0, warm, cold)
 
 
 def sample_token(
@@ -191,9 +231,11 @@ def sample_token(
     policy, proposal = temperatures
     drawing = policy if proposal is None else proposal
     log_q = tempered(logits, drawing)
-    token = jnp.where(
-        drawing > 0, categorical(keys, log_q), jnp.argmax(log_q, axis=-1)
-    ).astype(jnp.int32)
+    token = jax.lax.cond(
+        drawing > 0,
+        lambda: categorical(keys, log_q).astype(jnp.int32),
+        lambda: jnp.argmax(log_q, axis=-1).astype(jnp.int32),
+    )
     chosen_q = log_prob_of(logits, token, drawing)
     if proposal is None:
         return token, chosen_q, jnp.zeros_like(chosen_q)

@@ -1,44 +1,15 @@
-"""A batch's outcome on the host: rows by problem, texts by step, costs by slot."""
+"""What has come of a problem, from tokens: texts by step, costs by slot, answers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from tsi.models.decoder_config import DecoderConfig
-from tsi.reasoning import Cost, Particles, ReasoningTarget
+from tsi.reasoning import Particles, ReasoningTarget
 from tsi.result import SlotCosts
 from tsi.step_texts import texts_of_steps
-
-
-class Outcome:
-    """A batch's outcome in numpy: particles, sampler state, infos, live problems."""
-
-    def __init__(self, particles, state, infos, running, cost):
-        self.particles, self.state, self.cost = particles, state, cost
-        self.infos = jax.tree.map(lambda *x: np.stack(jax.device_get(x)), *infos)
-        self.running = np.stack(running)
-
-    def particles_of(self, p: int) -> Particles:
-        """Rows of the p-th problem."""
-        return self._rows(self.particles._replace(cost=None), p)
-
-    def cost_of(self, p: int) -> Cost:
-        """What each of its slots has spent."""
-        return self._rows(self.cost, p)
-
-    def _rows(self, tree, p: int):
-        problems = self.running.shape[1]
-        return jax.tree.map(lambda x: np.split(x, problems)[p], tree)
-
-
-def on_host(particles: Particles) -> Particles:
-    """Rows without their caches, in numpy."""
-    leaves = particles._asdict()
-    absent: dict[str, Any] = dict.fromkeys(("prompt", "suffix", "reward_state"))
-    return jax.device_get(Particles(**(leaves | absent)))
 
 
 def flops_of(config: DecoderConfig | None, tokens, context, *, head: bool = False):
@@ -79,13 +50,21 @@ def texts_by_step(
 
 
 def slot_costs(
-    cost: Any, problem: int, target: ReasoningTarget, params: Any
+    cost: Any,
+    prompt_length: int,
+    read_length: int,
+    target: ReasoningTarget,
+    params: Any,
 ) -> SlotCosts:
-    """What each slot of a problem has spent, and what its prompt cost once."""
-    prompts = params.prompts
-    prompt_length = int(prompts.lengths[problem])
-    prepared = prompts if prompts.reward is None else prompts.reward
-    read_length = int(prepared.lengths[problem])
+    """What each slot of a problem has spent, and what its prompt cost once.
+
+    Args:
+        cost: of the slots.
+        prompt_length: tokens of the prompt, as the policy reads it.
+        read_length: as the reward reads it.
+        target: what was explored.
+        params: weights.
+    """
     policy, reader = params.policy.config, target.reward.reader(params)
     prompt_context = policy.attended(0, prompt_length)
     reward_prompt, reward_flops = 0, 0.0

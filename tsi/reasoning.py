@@ -232,20 +232,41 @@ class ReasoningTarget:
         *,
         drawn: bool = True,
     ) -> Particles:
-        """Rows with a step of theirs stored in the caches and read by the reward.
+        """Rows with a step of theirs stored in the cache and read by the reward.
+
+        Arguments as in `read_step`.
+        """
+        suffix = append(particles.suffix, step.new, step.counts, self.max_steps)
+        segments = (particles.prompt, suffix.segment)
+        particles = particles._replace(suffix=suffix)
+        return self.read_step(t, particles, step, params, segments, drawn=drawn)
+
+    def read_step(
+        self,
+        t,
+        particles: Particles,
+        step: Any,
+        params: ReasoningParams,
+        segments: tuple[Segment, ...],
+        *,
+        drawn: bool = True,
+    ) -> Particles:
+        """Rows with a step of theirs read by the reward, the policy having cached it.
 
         Args:
             t: the step's index, one number or each row's own.
-            particles: R rows.
-            step: what they wrote.
+            particles: R rows; their own caches of the policy are not looked at.
+            step: what they wrote: a `Decoding`, or another tuple with its fields.
             params: weights, prompts and temperature.
+            segments: the policy's caches, the step included.
             drawn: whether the policy drew the step, or read it to score it.
         """
         start, lengths = particles.lengths, particles.lengths + step.counts
+        width = step.tokens.shape[1]
         slots = jnp.arange(self.max_tokens) - start[:, None]
         written = (slots >= 0) & (slots < step.counts[:, None])
         new_tokens = jnp.take_along_axis(
-            step.tokens, jnp.clip(slots, 0, self.max_step_tokens - 1), axis=1
+            step.tokens, jnp.clip(slots, 0, width - 1), axis=1
         )
         tokens = jnp.where(written, new_tokens, particles.tokens)
         live = step.counts > 0
@@ -254,11 +275,8 @@ class ReasoningTarget:
         truncated = particles.truncated | (out & ~step.stopped)
         finished = particles.finished | step.stopped | truncated
 
-        suffix = append(particles.suffix, step.new, step.counts, self.max_steps)
         prompt_rows = self.prompt_rows(particles, params)
-        context = PolicyContext(
-            particles.prompt, suffix.segment, step.token, prompt_rows - 1 + lengths
-        )
+        context = PolicyContext(segments, step.token, prompt_rows - 1 + lengths)
         state, reading = self.reward.read(
             particles.reward_state,
             Step(
@@ -298,7 +316,6 @@ class ReasoningTarget:
                 noted(log_prob, history.log_prob),
                 noted(log_odds, history.log_odds),
             ),
-            suffix=suffix,
             reward_state=state,
             cost=self._spent(
                 particles.cost,

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.cache import cut, keep, take
 from tsi.decoding import Decoding, log_prob_of
 from tsi.errors import ConfigurationError
+from tsi.models.layers import Segment
 from tsi.reasoning import (
     History,
     Particles,
@@ -101,6 +102,16 @@ class ReasoningStore:
         self, particles: Particles, depths: Int[Array, " R"], params: ReasoningParams
     ) -> Particles:
         """Cut rows back to their first `depths` steps."""
+        rows = self.shorten(particles, depths, params)
+        return rows._replace(
+            suffix=cut(particles.suffix, rows.lengths),
+            reward_state=self.target.reward.cut(particles.reward_state, rows.lengths),
+        )
+
+    def shorten(
+        self, particles: Particles, depths: Int[Array, " R"], params: ReasoningParams
+    ) -> Particles:
+        """The same for all but the caches and the reward's state."""
         taken = jnp.sum(particles.step_ends > 0, axis=1)
         shorter = depths < taken
         steps = jnp.arange(self.max_steps)
@@ -134,8 +145,6 @@ class ReasoningStore:
             log_prob=after(history.log_prob, particles.log_prob, zero),
             log_odds=after(history.log_odds, particles.log_odds, zero),
             history=History(*(jnp.where(gone, 0, leaf) for leaf in history)),
-            suffix=cut(particles.suffix, lengths),
-            reward_state=self.target.reward.cut(particles.reward_state, lengths),
         )
 
     def replay(
@@ -146,6 +155,24 @@ class ReasoningStore:
         params: ReasoningParams,
     ) -> tuple[Particles, Float[Array, " R"]]:
         """Extend each unfinished row by step t of its source; also log p of it.
+
+        See `repeat_step`.
+        """
+        context = (particles.prompt, particles.suffix.segment)
+        step, impossible = self.repeat_step(t, particles, sources, params, context)
+        rows = self.target.written(t, particles, step, params, drawn=False)
+        return rows, jnp.where(impossible, -jnp.inf, step.log_prob)
+
+    def repeat_step(
+        self,
+        t: Int[Array, ""] | Int[Array, " R"] | int,
+        particles: Particles,
+        sources: Particles,
+        params: ReasoningParams,
+        context: tuple[Segment, ...],
+        width: int | None = None,
+    ) -> tuple[Decoding, Bool[Array, " R"]]:
+        """What each row writes if it takes step t of its source, and where it cannot.
 
         A step is impossible under a past where it would have ended elsewhere, as it may
         where a delimiter began in a step that was cut, and where it would carry the row
@@ -160,7 +187,8 @@ class ReasoningStore:
                 "Repeated steps are weighed by the policy that proposed them; ancestor "
                 "and backward sampling need proposal_temperature=None."
             )
-        target, width = self.target, self.target.max_step_tokens
+        target = self.target
+        width = target.max_step_tokens if width is None else width
         t = jnp.broadcast_to(t, particles.lengths.shape)
         place = jnp.minimum(t, self.max_steps - 1)[:, None]
         end = jnp.take_along_axis(sources.step_ends, place, axis=1)[:, 0]
@@ -183,7 +211,6 @@ class ReasoningStore:
         policy = params.policy
         read = jnp.concatenate([particles.pending[:, None], tokens[:, :-1]], axis=1)
         start = target.prompt_rows(particles, params) - 1 + particles.lengths
-        context = (particles.prompt, particles.suffix.segment)
         hidden, key_values = policy.trunk(read, start[:, None] + offsets, real, context)
         logits = target.boundary.among_tokens(policy.logits(hidden))
         log_p = log_prob_of(logits, tokens, params.temperature)
@@ -203,8 +230,7 @@ class ReasoningStore:
             tokens=tokens,
             new=key_values,
         )
-        rows = target.written(t, particles, step, params, drawn=False)
-        return rows, jnp.where(impossible, -jnp.inf, log_p)
+        return step, impossible
 
     def _ends_where_it_ends(
         self,

@@ -90,8 +90,7 @@ class Step(NamedTuple):
 class PolicyContext(NamedTuple):
     """The policy's caches after a step: all tokens but the last one, ``pending``."""
 
-    prompt: Segment
-    suffix: Segment
+    segments: tuple[Segment, ...]
     pending: Int[Array, " R"]
     position: Int[Array, " R"]
 
@@ -102,7 +101,7 @@ def newest_hidden(policy: LanguageModel, context: PolicyContext) -> Float[Array,
         context.pending[:, None],
         context.position[:, None],
         None,
-        (context.prompt, context.suffix),
+        context.segments,
     )
     return hidden[:, 0]
 
@@ -310,7 +309,7 @@ class SelfJudge(Stateless):
             tokens,
             context.position[:, None] + places,
             None,
-            (context.prompt, context.suffix),
+            context.segments,
         )
         last = (length - 1)[:, None, None]
         logits = policy.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])

@@ -29,8 +29,7 @@ def hidden_states(t: Any, particles: Any, params: Any) -> Float[Array, "R D"]:
     prompts = params.prompts.lengths
     before = jnp.repeat(prompts, particles.lengths.shape[0] // prompts.shape[0]) - 1
     context = PolicyContext(
-        particles.prompt,
-        particles.suffix.segment,
+        (particles.prompt, particles.suffix.segment),
         particles.pending,
         before + particles.lengths,
     )

@@ -1,10 +1,8 @@
-"""The engine: one sampler on many problems at once, with few compiled programs.
+"""The engine: one sampler on many problems, each at its own pace.
 
-Rows are the particles of P problems, N of each. A turn has three parts: the sampler's
-``ask`` says whom to extend, ``advance`` (gather, propose, reward) does the models'
-work, and ``tell`` weighs. Only ``advance`` is large, and it does not know the sampler:
-its program is compiled once for each (P, N), whatever methods run. Sampler programs
-are small; ``tell`` of one step and ``ask`` of the next are compiled as one.
+A :class:`tsi.engine.lane.Lane` does the work on one group of devices, and the problems
+are divided among the lanes. The programs that hold models are compiled for numbers of
+rows and positions, whatever methods run; those of samplers are small.
 
 The keys are those of :func:`tsi.run.run` under ``problem_key(key, problem.id)``, which
 for integers is ``fold_in(key, problem.id)``, so that a problem's samples do not depend
@@ -25,38 +23,40 @@ from jax.sharding import Mesh
 from tsi.answers import answer_posterior, select
 from tsi.degeneracy import common_past
 from tsi.diagnostics import diagnose_run, diagnose_store, rewards_of
-from tsi.engine_programs import (
-    explorer_programs,
-    on_one_device,
-    sampler_programs,
-    spread,
-)
+from tsi.engine.lane import Ended, Lane
+from tsi.engine.lanes import divide, part_of
+from tsi.engine.methods import method_of
+from tsi.engine.programs import Programs
+from tsi.engine.sizes import Sizes
 from tsi.errors import ConfigurationError, PromptTooLongError, warn_of_invalid
-from tsi.explore import check_needs, extend_stored
-from tsi.explorer import Explorer, problems_of_a_batch
+from tsi.explore import check_needs
+from tsi.explorer import Explorer
 from tsi.models.decoder import LanguageModel
 from tsi.models.partition import keep_or_replicate
 from tsi.models.thinking import is_thinking
-from tsi.outcome import (
-    Outcome,
-    distinct,
-    on_host,
-    slot_costs,
-    texts_by_step,
-    weighed_answers,
-)
-from tsi.problem import Problem
+from tsi.outcome import distinct, slot_costs, texts_by_step, weighed_answers
+from tsi.problem import Filler, Problem
 from tsi.problem_ids import check_ids, id_words
-from tsi.reasoning import Particles, ReasoningParams, ReasoningTarget, no_cost
+from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.reasoning_store import ReasoningStore
 from tsi.result import Result, ledger_of_first
 from tsi.rewards import Prompts
 from tsi.sampler import Sampler
-from tsi.step_keys import AnyKey, single_key, step_keys
+from tsi.step_keys import AnyKey, single_key
 from tsi.vocabularies import check_prompt, check_rows
 
-PROMPT_BUCKET = 16
-"""Prompts are padded to a multiple of this, so that few shapes are compiled."""
+BLOCK = 16
+"""Positions of a block; prompts are padded to a multiple of it."""
+BURST = 16
+"""The most tokens that are written before the host looks."""
+PART = 0.125
+"""The share of the slots that must have ended their steps for the host to look."""
+IN_FLIGHT = 2
+"""Rows in work for every slot, so that a slot does not wait for a problem's slowest."""
+CHEAP = 2e9
+"""FLOPs of a token of all slots below which the host is the slower of the two."""
+PREFILL = 16384
+"""Tokens of prompts that are read together."""
 
 
 class Engine:
@@ -69,10 +69,11 @@ class Engine:
         encode: a problem's prompt to token ids, chat template included.
         decode: token ids to text, end tokens dropped.
         temperature: of the policy; 0 takes the most likely token.
-        max_rows: rows of a batch, P·N; a problem with more particles has its own batch.
-        max_stored: prefixes that explorers store for a batch, by default 16 times that.
-        mesh: devices to spread rows over, along its ``data`` axis; None for one device.
-            Weights that lie on them already, divided or not, stay as they lie.
+        max_rows: rows that write tokens together on one device, or group of devices.
+        max_stored: prefixes that explorers store at once, by default 16 times that.
+        mesh: devices: problems are divided along its ``data`` axis, weights and heads
+            along ``model``; None for one device. Weights that lie on them already,
+            divided or not, stay as they lie.
 
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
@@ -103,17 +104,14 @@ class Engine:
         if mesh is not None:
             policy, reward = keep_or_replicate((policy, reward), mesh)
         self.policy, self.reward = policy, reward
-        self._shapes: set[tuple[int, ...]] = set()
-        self._start = jax.jit(self._start_rows, static_argnums=0)
-        self._advance = jax.jit(self._advance_rows, donate_argnums=2)
-        self._store = ReasoningStore(target)
-        self._start_stored = jax.jit(self._start_store, static_argnums=(0, 1))
-        self._advance_stored = jax.jit(self._advance_store, donate_argnums=2)
+        self._parts = divide(mesh)
+        self._programs = [Programs(target, part) for part in self._parts]
+        self.work: list[Any] = []
 
     @property
     def num_programs(self) -> int:
-        """Model programs so far: two for each shape of a batch."""
-        return 2 * len(self._shapes)
+        """Model programs so far: those that read prompts, write, and read steps."""
+        return sum(programs.count() for programs in self._programs)
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Refuse, before anything is computed, what cannot be run.
@@ -170,11 +168,9 @@ class Engine:
                 f"A run needs at least one particle, and num_particles is "
                 f"{num_particles}."
             )
-        most = self.max_rows // num_particles
         if isinstance(sampler, Explorer):
-            check_needs(sampler, self._store)
-            plan = sampler.plan(num_particles, self.target.max_steps)
-            most = problems_of_a_batch(plan, self.max_rows, self.max_stored)
+            check_needs(sampler, ReasoningStore(self.target))
+        method = method_of(sampler, num_particles, self.target.max_steps)
         warm = self.temperature if temperature is None else temperature
         for name, value in (
             ("temperature", warm),
@@ -193,35 +189,49 @@ class Engine:
         check_ids(problems)
         prompts = [self._encode(problem) for problem in problems]
         questions = self.target.reward.prepare([problem.prompt for problem in problems])
-        longest = max((len(p) for p in prompts), default=1)
-        width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-        size = min(max(1, most), len(problems))
-        results: list[Result] = []
-        for start in range(0, len(problems), max(size, 1)):
-            chosen = list(range(start, min(start + size, len(problems))))
-            # The last batch is filled up, so that it needs no program of its own.
-            filled = np.array(chosen + [chosen[-1]] * (size - len(chosen)))
-            params = ReasoningParams(
-                self.policy,
-                self.reward,
-                self._pad([prompts[i] for i in filled], width)._replace(
-                    reward=jax.tree.map(lambda x, rows=filled: x[rows], questions)
-                ),
-                jnp.float32(warm),
-                None
-                if proposal_temperature is None
-                else jnp.float32(proposal_temperature),
-            )
-            batch_results = self._run_batch(
-                sampler,
+        if not problems:
+            return []
+        unread: Any = None
+        params = ReasoningParams(
+            self.policy,
+            self.reward,
+            unread,
+            jnp.float32(warm),
+            None if proposal_temperature is None else jnp.float32(proposal_temperature),
+        )
+        batch = self._pad(prompts)
+        lanes = [
+            Lane(
+                programs,
+                method,
                 key,
-                [problems[i] for i in filled],
-                num_particles,
-                params,
-                extract,
-                len(chosen),
+                params._replace(
+                    policy=part_of(self.policy, part), reward=part_of(self.reward, part)
+                ),
+                batch,
+                jax.tree.map(np.asarray, questions),
+                id_words(problem.id for problem in problems),
+                self._sizes(method.plan, -(-len(problems) // len(self._parts))),
             )
-            results += batch_results
+            for programs, part in zip(self._programs, self._parts, strict=True)
+        ]
+        found: list[Any] = [None] * len(problems)
+        began = time.perf_counter()
+        ended: list[Ended] = []
+        chosen = [i for i, x in enumerate(problems) if not isinstance(x, Filler)]
+        for i, lane in enumerate(lanes):
+            ended += lane.run(chosen[i :: len(lanes)])
+        seconds = (time.perf_counter() - began) / max(1, len(chosen))
+        read = batch if questions is None else questions
+        for each in ended:
+            problem = problems[each.problem]
+            lengths = [int(np.asarray(x.lengths)[each.problem]) for x in (batch, read)]
+            found[each.problem] = self._result(
+                problem, sampler, each, num_particles, params, extract, seconds, lengths
+            )
+        by_id = {result.problem_id: result for result in found if result is not None}
+        results: list[Result] = [by_id[problem.id] for problem in problems]
+        self.work = [lane.work() for lane in lanes]
         invalid = [result for result in results if result.num_invalid]
         names = ", ".join(str(result.problem_id) for result in invalid[:5])
         more = ", ..." if len(invalid) > 5 else ""
@@ -229,117 +239,25 @@ class Engine:
         warn_of_invalid(count, f"{len(invalid)} problems of this run ({names}{more})")
         return results
 
-    def _run_batch(self, sampler, key, problems, num_particles, params, extract, real):
-        began = time.perf_counter()
-        ids = id_words(problem.id for problem in problems)
-        explores = isinstance(sampler, Explorer)
-        drive = self._run_explorer if explores else self._run_sampler
-        host = drive(sampler, key, ids, num_particles, params)
-        seconds = (time.perf_counter() - began) / real
-        return [
-            self._result(
-                problem, sampler, host, p, num_particles, params, extract, seconds
-            )
-            for p, problem in enumerate(problems[:real])
-        ]
-
-    def _run_sampler(self, sampler, key, ids, num_particles, params):
-        """Generations of N rows a problem."""
-        size = len(ids.words)
-        self._shapes.add((size, num_particles, params.prompts.tokens.shape[1]))
-        begin, turn = sampler_programs(sampler, size, num_particles)
-        key_steps, state, extended = begin(key, ids)
-        particles = self._start(num_particles, params)
-        infos, running = [], []
-        live = np.ones(size, bool)
-        for t in range(self.target.max_steps):
-            step = jnp.int32(t)
-            particles, potentials, corrections, finished = self._advance(
-                key_steps, step, particles, *extended, params
-            )
-            state, extended, info, ongoing = turn(
-                key_steps,
-                step,
-                state,
-                jnp.asarray(live),
-                extended[0],
-                *on_one_device((potentials, corrections, finished)),
-            )
-            infos.append(info)
-            running.append(live)
-            live = np.asarray(ongoing)
-            if not live.any():
-                break
-        particles = on_host(particles)
-        return Outcome(particles, jax.device_get(state), infos, running, particles.cost)
-
-    def _run_explorer(self, explorer, key, ids, num_particles, params):
-        """Turns of W rows out of a store of M a problem."""
-        size, limit = len(ids.words), self.target.max_steps
-        plan = explorer.plan(num_particles, limit)
-        self._shapes.add((size, *plan[:2], params.prompts.tokens.shape[1]))
-        begin, turn = explorer_programs(explorer, size, num_particles, limit)
-        key_steps, state, request = begin(key, ids)
-        exploration = self._start_stored(plan.stored, plan.rows, params)
-        infos, running = [], []
-        live = np.ones(size, bool)
-        for count in range(plan.turns):
-            number = jnp.int32(count)
-            exploration, reply = self._advance_stored(
-                key_steps, number, exploration, request, params
-            )
-            state, request, info, ongoing = turn(
-                key_steps, number, state, jnp.asarray(live), on_one_device(reply)
-            )
-            infos.append(info)
-            running.append(live)
-            live = np.asarray(ongoing)
-            if not live.any():
-                break
-        stored, _, spent = exploration
-        state = jax.device_get(state)
-        # Each problem's members, out of rows that stand problem by problem.
-        offsets = np.arange(size)[:, None] * plan.stored
-        members = (np.asarray(state.members) + offsets).reshape(-1)
-        particles = on_host(stored)._replace(cost=None)
-        particles = jax.tree.map(lambda leaf: leaf[members], particles)
-        return Outcome(particles, state, infos, running, jax.device_get(spent))
-
-    def _start_store(self, stored: int, rows: int, params: ReasoningParams):
-        particles = self._store.init(None, stored, params)
-        problems = params.prompts.lengths.shape[0]
-        depths = jnp.zeros(problems * stored, jnp.int32)
-        spent = no_cost(problems * rows)
-        return spread(self.mesh, particles), depths, spent
-
-    def _advance_store(self, key_steps, count, exploration, request, params):
-        stored, depths, spent = exploration
-        keys = jax.vmap(lambda key: step_keys(key, count).propose)(key_steps)
-        stored, depths, stepped = extend_stored(
-            self._store,
-            keys,
-            spread(self.mesh, stored),
-            depths,
-            request,
-            params,
-            self.target.max_steps,
-        )
-        spent = jax.tree.map(jnp.add, spent, stepped.rows.cost)
-        return (spread(self.mesh, stored), depths, spent), stepped.reply
-
-    def _start_rows(self, num_particles: int, params: ReasoningParams) -> Particles:
-        particles = self.target.init(None, num_particles, params)
-        return spread(self.mesh, particles)
-
-    def _advance_rows(self, key_steps, t, particles, ancestors, active, params):
-        keys = jax.vmap(lambda key: step_keys(key, t).propose)(key_steps)
-        particles = self.target.gather(spread(self.mesh, particles), ancestors)
-        particles, corrections = self.target.propose_some(
-            keys, t, particles, params, active
-        )
-        potentials = self.target.log_potential(t, particles, params)
-        finished = self.target.finished(particles)
-        return spread(self.mesh, particles), potentials, corrections, finished
+    def _sizes(self, plan: Any, problems: int) -> Sizes:
+        """How much a lane should have in work for a method's plan."""
+        most = max(1, IN_FLIGHT * self.max_rows // plan.rows)
+        if plan.stored:
+            most = max(1, min(most, self.max_stored // plan.stored))
+        places = 1
+        while places < min(problems, most):
+            places *= 2
+        places = min(places, most)
+        rows = min(problems, most) * plan.rows
+        flops = self.policy.config.flops_per_token(0.0) * min(self.max_rows, rows)
+        if flops < CHEAP:
+            slots, part = rows, 1.0
+        else:
+            # Half of the rows wait for a slot, so that no slot waits for a row.
+            slots, part = max(rows // 2, min(rows, 16)), PART
+        burst = min(self.target.max_step_tokens, BURST)
+        slots = min(slots, self.max_rows)
+        return Sizes(slots, places, BLOCK, burst, part, PREFILL)
 
     def _encode(self, problem: Problem) -> list[int]:
         tokens, context = self.encode(problem.prompt), self._context
@@ -356,22 +274,21 @@ class Engine:
             )
         return tokens
 
-    def _pad(self, prompts: list[list[int]], width: int) -> Prompts:
+    def _pad(self, prompts: list[list[int]]) -> Any:
+        width = -(-max(map(len, prompts)) // BLOCK) * BLOCK
         tokens = np.zeros((len(prompts), width), np.int32)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = prompt
-        lengths = np.asarray([len(p) for p in prompts], np.int32)
-        return Prompts(jnp.asarray(tokens), jnp.asarray(lengths))
+        lengths: Any = np.asarray([len(p) for p in prompts], np.int32)
+        padded: Any = tokens
+        return Prompts(padded, lengths)
 
     def _result(
-        self, problem, sampler, host, p, num_particles, params, extract, seconds
+        self, problem, sampler, ended, num_particles, params, extract, seconds, lengths
     ) -> Result:
-        mine = host.particles_of(p)
-        state = jax.tree.map(lambda x: x[p], host.state)
-        steps = np.flatnonzero(host.running[:, p])
+        _, mine, state, infos, cost = ended
         explores = isinstance(sampler, Explorer)
         no_target = sampler.path_log_weight is None
-        infos = jax.tree.map(lambda x: x[steps, p], host.infos)
         step_texts = texts_by_step(self.decode, mine)
         texts = ["".join(parts) for parts in step_texts]
         whole = mine.finished & ~mine.truncated
@@ -385,7 +302,7 @@ class Engine:
             answers = weighed_answers(answers, log_weights)
             num_truncated = distinct(state.members, mine.truncated)
         rewards = rewards_of(mine.log_odds)
-        slots = slot_costs(host.cost_of(p), p, self.target, params)
+        slots = slot_costs(cost, lengths[0], lengths[1], self.target, params)
         return Result(
             problem_id=problem.id,
             texts=texts,

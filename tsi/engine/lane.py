@@ -1,0 +1,512 @@
+"""One group of devices at work: problems enter, write and are read, and leave.
+
+Every problem goes at its own pace. Its rows wait in a queue until slots are free; rows
+that end a step are read by the reward at once and leave their slots to others; when all
+rows of a problem have been read, its sampler decides and they queue again. What shares
+the slots changes no sample, since random numbers know nothing of it.
+"""
+
+import collections
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from tsi.engine.methods import Method, enter
+from tsi.engine.pool import Pool
+from tsi.engine.programs import Programs, Told
+from tsi.engine.rows import RewardCaches, Stored
+from tsi.engine.sizes import Sizes, room_of, width_of
+from tsi.engine.writers import Writers
+from tsi.explorer import Reply, Request
+from tsi.problem_ids import IdWords
+from tsi.reasoning import Particles, ReasoningParams, no_cost
+from tsi.rewards import Prompts
+from tsi.weights import weight_dtype
+
+
+class Ended(NamedTuple):
+    """A problem that has left: its number, and what came of it, on the host."""
+
+    problem: int
+    particles: Particles
+    state: Any
+    infos: Any
+    cost: Any
+
+
+class Work(NamedTuple):
+    """How much of what was computed was of use, and where the time went.
+
+    Attributes:
+        useful, computed: row-tokens written, and those of all slots.
+        bursts: how often the host looked.
+        seconds: by phase.
+    """
+
+    useful: int
+    computed: int
+    bursts: int
+    seconds: dict[str, float]
+
+
+class Lane:
+    """Runs one method on problems, on one group of devices.
+
+    Args:
+        programs: compiled ones.
+        method: what decides.
+        key: of the run.
+        params: weights and temperatures; its prompts are not looked at.
+        prompts: token ids of all problems, on the host.
+        questions: what the reward has prepared, one row a problem, or None.
+        ids: of all problems.
+        sizes: how much is worked on at once.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        method: Method,
+        key: Any,
+        params: ReasoningParams,
+        prompts: Prompts,
+        questions: Any,
+        ids: IdWords,
+        sizes: Sizes,
+    ) -> None:
+        self.programs, self.method, self.key = programs, method, key
+        self.params, self.sizes, self.ids = params, sizes, ids
+        self.prompts, self.questions = prompts, questions
+        self.target = programs.target
+        rows, stored, _ = method.plan
+        count = sizes.problems
+        self.working = count * rows
+        self.total = count * (rows + stored)
+        self.width = prompts.tokens.shape[1]
+        # By place: which problem, how many turns, rows that are not yet read.
+        self.index = np.full(count, -1)
+        self.turns = np.zeros(count, np.int32)
+        self.waiting = np.zeros(count, np.int64)
+        # By row.
+        self.depths = np.zeros(self.total, np.int32)
+        zeros = [np.zeros(self.working, weight_dtype()) for _ in range(3)]
+        self.reply: Any = Reply(*zeros, np.zeros(self.working, bool))  # type: ignore
+        self.lengths = np.zeros(self.working, np.int32)
+        self.request: Any = None
+        self.state: Any = None
+        self.key_steps: Any = None
+        self.infos: list[list[Any]] = [[] for _ in range(count)]
+        self.queue: collections.deque[int] = collections.deque()
+        self.stored: Stored | None = None
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+
+    def work(self) -> Work:
+        """What has been done so far."""
+        writers = self.writers
+        return Work(
+            writers.useful, writers.computed, writers.bursts, dict(self.seconds)
+        )
+
+    def run(self, problems: Sequence[int]) -> Iterator[Ended]:
+        """Run problems, given by index; each comes out as soon as it has ended."""
+        left = collections.deque(problems)
+        while left or (self.index >= 0).any():
+            free = np.flatnonzero(self.index < 0)
+            if left and len(free):
+                count = min(len(free), len(left))
+                self._enter([left.popleft() for _ in range(count)], free[:count])
+            while (ready := (self.index >= 0) & (self.waiting == 0)).any():
+                yield from self._decide(ready)
+            if self.queue or self.writers.active.any():
+                self._write()
+
+    # Problems
+
+    def _enter(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
+        began = time.perf_counter()
+        for start in range(0, len(problems), self._entering):
+            stop = start + self._entering
+            self._read_prompts(problems[start:stop], places[start:stop])
+        self.index[places], self.turns[places] = problems, 0
+        self.depths.reshape(-1)[self._rows_of(places)] = 0
+        words = jax.tree.map(
+            lambda leaf: np.asarray(leaf)[np.maximum(self.index, 0)], self.ids
+        )
+        fresh = self.method.begin(self.key, words)
+        if self.state is None:
+            self.key_steps, self.state = fresh[:2]
+        else:
+            entered = np.isin(np.arange(self.sizes.problems), places)
+            self.key_steps, self.state = enter(
+                fresh[:2], (self.key_steps, self.state), entered
+            )
+        request = jax.device_get(fresh[2])
+        self._ask(request, np.isin(np.arange(self.sizes.problems), places))
+        self.seconds["prefill"] += time.perf_counter() - began
+
+    @property
+    def _entering(self) -> int:
+        """How many problems' prompts are read together."""
+        return max(1, min(self.sizes.problems, self.sizes.prefill // self.width))
+
+    def _rows_of(self, places: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
+        """All rows of the problems at these places, working ones and stored ones."""
+        rows, stored, _ = self.method.plan
+        working = places[:, None] * rows + np.arange(rows)
+        kept = self.working + places[:, None] * stored + np.arange(stored)
+        return np.concatenate([working, kept], axis=1).reshape(-1)
+
+    def _read_prompts(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
+        count, size = len(problems), self._entering
+        while size >= 4 * count:
+            size //= 4
+        # Filled up with the last, so that few sizes are compiled.
+        padded = np.asarray(problems + [problems[-1]] * (size - count))
+        at = np.concatenate([places, np.full(size - count, self.sizes.problems)])
+        prompts = Prompts(
+            self.prompts.tokens[padded],
+            self.prompts.lengths[padded],
+            jax.tree.map(lambda leaf: leaf[padded], self.questions),
+        )
+        read = self.programs.prefill(self.params._replace(prompts=prompts))
+        dense, particles, reward, shared, like = read
+        if self.stored is None:
+            self._allocate(dense, particles, reward, shared, like, prompts)
+        rows = self._rows_of(places)
+        each = len(rows) // count
+        origin = np.repeat(np.arange(count), each)
+        full = size * each
+        rows_padded = np.pad(rows, (0, full - len(rows)), constant_values=self.total)
+        origin = np.pad(origin, (0, full - len(origin)))
+        self.stored = self.programs.enter(
+            self.stored, (prompts, particles, reward, shared), rows_padded, origin, at
+        )
+        first = self._rows_of(places).reshape(count, each)[:, 0]
+        self.policy.store(
+            dense,
+            first,
+            np.zeros(count, np.int32),
+            np.asarray(prompts.lengths)[:count] - 1,
+        )
+        self.policy.tables.fork(rows, np.repeat(first, each))
+        self.writers.forget(rows)
+
+    def _allocate(self, dense, particles, reward, shared, like, prompts) -> None:
+        count, block = self.sizes.problems, self.sizes.block
+
+        def room(rows: int):
+            return lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype)
+
+        def prompt_room(leaf):
+            shape = (leaf.shape[0], count, *leaf.shape[2:])
+            return jnp.zeros(shape, leaf.dtype)
+
+        segments = [
+            segment._replace(
+                keys=prompt_room(segment.keys),
+                values=prompt_room(segment.values),
+                positions=room(count)(segment.positions),
+                mask=room(count)(segment.mask),
+            )
+            for segment in shared
+        ]
+        self.stored = Stored(
+            jax.tree.map(room(self.total), particles),
+            [room(self.total)(leaf) for leaf in reward],
+            jax.tree.map(jnp.copy, no_cost(self.working)),
+            segments,
+            jax.tree.map(room(count), prompts),
+        )
+        longest = self.width + self.target.max_tokens
+        self.policy = Pool(self.programs, self.total, longest, block, dense)
+        positions = self.programs.positions(self.stored)
+        self.readers = [
+            Pool(self.programs, self.total, place.shape[1], block, cache)
+            for place, cache in zip(positions, like, strict=True)
+        ]
+        most = -(-(longest + self.sizes.burst) // 64) * 64
+        self.writers = Writers(self.programs, self.policy, self.sizes, most)
+
+    def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[Ended]:
+        """Tell the samplers of problems that are ready, and ask what is next."""
+        began = time.perf_counter()
+        explores = self.method.plan.stored > 0
+        if explores:
+            self._keep(ready)
+        shape = (self.sizes.problems, -1)
+        reply = jax.tree.map(lambda leaf: leaf.reshape(shape), self.reply)
+        parents = np.asarray(self.request.parents)
+        state, request, info, going_on = self.method.turn(
+            self.key_steps, self.turns, self.state, ready, parents, reply
+        )
+        self.state = state
+        request, info, going_on = jax.device_get((request, info, going_on))
+        for place in np.flatnonzero(ready):
+            self.infos[place].append(jax.tree.map(lambda leaf, p=place: leaf[p], info))
+        self.turns += ready
+        ended = np.flatnonzero(ready & ~going_on)
+        self._ask(request, ready & going_on)
+        leaving = list(self._leave(ended)) if len(ended) else []
+        self.seconds["decide"] += time.perf_counter() - began
+        yield from leaving
+
+    def _leave(self, places: Int[np.ndarray, " n"]) -> Iterator[Ended]:
+        assert self.stored is not None
+        rows, stored, _ = self.method.plan
+        host = jax.device_get(self.stored.rows)
+        state, cost = jax.device_get((self.state, self.stored.cost))
+        for place in places:
+            mine = jax.tree.map(lambda leaf, p=place: leaf[p], state)
+            members = place * rows + np.arange(rows)
+            if stored:
+                members = self.working + place * stored + np.asarray(mine.members)
+            spent = place * rows + np.arange(rows)
+            infos = jax.tree.map(lambda *leaves: np.stack(leaves), *self.infos[place])
+            yield Ended(
+                int(self.index[place]),
+                jax.tree.map(lambda leaf, m=members: leaf[m], host),
+                mine,
+                infos,
+                jax.tree.map(lambda leaf, s=spent: leaf[s], cost),
+            )
+            self.infos[place] = []
+        gone = self._rows_of(places)
+        for pool in (self.policy, *self.readers):
+            pool.tables.release(gone)
+        self.writers.forget(gone)
+        self.index[places] = -1
+
+    def _keep(self, ready: Bool[np.ndarray, " P"]) -> None:
+        """Store the rows of an explorer's turn where it wants them."""
+        stored = self.method.plan.stored
+        slots = np.asarray(self.request.slots)
+        kept = ready[:, None] & (slots < stored)
+        places = np.arange(self.sizes.problems)[:, None]
+        to = np.where(kept, self.working + places * stored + slots, self.total)
+        to = to.reshape(-1)
+        self.stored = self.programs.keep(self.stored, to, np.arange(self.working))
+        kept_rows = np.flatnonzero(to < self.total)
+        for pool in (self.policy, *self.readers):
+            pool.tables.fork(to[kept_rows], kept_rows)
+        self.depths[to[kept_rows]] = self.depths[kept_rows]
+
+    def _ask(self, request: Request, asked: Bool[np.ndarray, " P"]) -> None:
+        """Give the working rows of problems what their samplers have asked for."""
+        rows, stored, _ = self.method.plan
+        if self.request is None:
+            self.request = jax.tree.map(np.array, request)
+        else:
+            for old, new in zip(
+                jax.tree.leaves(self.request), jax.tree.leaves(request), strict=True
+            ):
+                old[asked] = new[asked]
+        if not asked.any():
+            return
+        places = np.arange(self.sizes.problems)[:, None]
+        parents = np.asarray(request.parents)
+        origin = self.working + places * stored if stored else places * rows
+        parents = (parents + origin).reshape(-1)
+        mine = np.repeat(asked, rows)
+        own = np.arange(self.working)
+        to = np.where(mine, own, self.total).astype(np.int32)
+        parents = np.where(mine, parents, own).astype(np.int32)
+        moved = own[mine]
+        depths = self.depths[parents[mine]]
+        limit = None
+        if request.depths is not None:
+            limit = np.asarray(request.depths).reshape(-1).astype(np.int32)
+            depths = np.minimum(depths, limit[mine])
+        lengths = [pool.tables.lengths[parents] for pool in self.readers]
+        self.stored, told, lengths = self.programs.arrange(
+            self.stored, to, parents, limit, lengths, own // rows, self.params
+        )
+        told, lengths = jax.device_get((told, lengths))
+        self.depths[moved] = depths
+        self._note(moved, jax.tree.map(lambda leaf: leaf[moved], told))
+        before = self.prompts.lengths[self.index[moved // rows]] - 1
+        changed = moved[parents[mine] != moved]
+        for pool, new in zip(
+            (self.policy, *self.readers),
+            (before + self.lengths[moved], *lengths),
+            strict=True,
+        ):
+            pool.tables.fork(moved, parents[mine])
+            if limit is not None:
+                pool.tables.cut(moved, new if pool is self.policy else new[moved])
+        self.writers.forget(changed if limit is None else moved)
+        extend = np.asarray(request.extend).reshape(-1)[moved]
+        active = extend & ~self.reply.finished[moved]
+        active &= depths < self.target.max_steps
+        if stored:
+            over = depths >= self.target.max_steps
+            self.reply.finished[moved] |= over
+        self.waiting[asked] = active.reshape(-1, rows).sum(1)
+        writers = moved[active]
+        if request.sources is not None:
+            sources = np.asarray(request.sources).reshape(-1)[moved]
+            self._repeat(moved[active & (sources >= 0)])
+            writers = moved[active & (sources < 0)]
+        self.queue.extend(writers.tolist())
+
+    def _note(self, rows: Int[np.ndarray, " A"], told: Told) -> None:
+        """Keep what is known of working rows for the next decision."""
+        for old, new in zip(self.reply, told, strict=False):
+            old[rows] = new
+        self.lengths[rows] = told.lengths
+
+    # Rows
+
+    def _write(self) -> None:
+        """Fill the slots, write tokens, and let the reward read what has ended."""
+        began = time.perf_counter()
+        each, writers = self.method.plan.rows, self.writers
+        rows = writers.fill(self.queue)
+        if len(rows):
+            padded = np.pad(rows, (0, width_of(len(rows), writers.number) - len(rows)))
+            problems = padded // each
+            writers.admit(
+                rows,
+                self.stored,
+                padded,
+                self.key_steps[problems],
+                self.turns[problems],
+                padded % each,
+            )
+        self.seconds["move"] += time.perf_counter() - began
+        began = time.perf_counter()
+        at, counts = writers.write(self.params, self._enough())
+        self.seconds["decode"] += time.perf_counter() - began
+        if len(at):
+            self._read(at, counts)
+
+    def _enough(self) -> int:
+        """How many rows must have ended their steps for the host to look."""
+        writers, part = self.writers, int(self.sizes.part * self.writers.number)
+        active = int(writers.active.sum())
+        if self.queue:
+            enough = part
+        elif (self.index >= 0).sum() > 1:
+            problems = writers.row_of[writers.active] // self.method.plan.rows
+            counts = np.bincount(problems, minlength=self.sizes.problems)
+            enough = max(int(counts[counts > 0].min()), part)
+        else:
+            # Half of the slots is another, cheaper program.
+            enough = active - writers.number // 2
+        return min(max(enough, 1), active) if self.sizes.part < 1 else active
+
+    def _read(self, at: Int[np.ndarray, " A"], counts: Int[np.ndarray, " R"]) -> None:
+        """Let the reward read the steps that have ended in some slots."""
+        began = time.perf_counter()
+        writers = self.writers
+        rows = writers.leave(at).astype(np.int32)
+        lengths = counts[at]
+        size = width_of(len(at), writers.number)
+        pad = (0, size - len(at))
+        padded = np.pad(rows, pad, constant_values=self.total)
+        problems = np.pad(rows // self.method.plan.rows, pad)
+        width = self._step_width(int(lengths.max()))
+        caches = self._reward_caches(rows, size, width)
+        self.stored, told, caches, change = self.programs.end_step(
+            self.stored,
+            writers.slots,
+            np.pad(at, pad).astype(np.int32),
+            padded,
+            problems,
+            np.pad(self.depths[rows], pad),
+            caches,
+            width,
+            self.params,
+        )
+        kept, filled = self.policy.tables.lengths[rows], writers.filled[at]
+        self.policy.store(writers.slots.cache, rows, kept, filled, at)
+        told, change = jax.device_get((told, change))
+        for pool, dense, kept, new in zip(
+            self.readers, caches.dense, *change, strict=True
+        ):
+            pool.store(dense, rows, kept[: len(at)], new[: len(at)])
+        self._end(rows, jax.tree.map(lambda leaf: leaf[: len(at)], told))
+        self.seconds["reward"] += time.perf_counter() - began
+
+    def _reward_caches(
+        self, rows: Int[np.ndarray, " n"], size: int, width: int
+    ) -> RewardCaches:
+        """The reward's caches of some rows, with room for a step, padded to a size."""
+        dense, lengths = [], []
+        for pool in self.readers:
+            held = pool.tables.lengths[rows]
+            room = self._reward_room(pool, int(held.max(initial=0)) + width)
+            dense.append(pool.fresh(rows, size, room))
+            lengths.append(np.pad(held, (0, size - len(rows))))
+        return RewardCaches(dense, lengths)
+
+    def _reward_room(self, pool: Pool, needed: int) -> int:
+        full = -(-pool.tables.table.shape[1] * pool.block)
+        if not self.target.reward.reads_ids:
+            return full
+        return min(room_of(needed), full)
+
+    def _step_width(self, longest: int) -> int:
+        """Places of a step that are read, so that few widths are compiled."""
+        most = self.target.max_step_tokens
+        width = 32
+        while width < longest:
+            width *= 4
+        return min(width, most)
+
+    def _repeat(self, rows: Int[np.ndarray, " n"]) -> None:
+        """Let rows take steps of other rows."""
+        if not len(rows):
+            return
+        began = time.perf_counter()
+        each, stored, _ = self.method.plan
+        places = rows // each
+        flat = np.asarray(self.request.sources).reshape(-1)[rows]
+        sources = self.working + places * stored + flat
+        for start in range(0, len(rows), self.sizes.slots):
+            chosen = slice(start, start + self.sizes.slots)
+            self._repeat_some(rows[chosen].astype(np.int32), sources[chosen])
+        self.seconds["repeat"] += time.perf_counter() - began
+
+    def _repeat_some(self, rows: Int[np.ndarray, " n"], sources: Any) -> None:
+        count = len(rows)
+        size = width_of(count, self.sizes.slots)
+        pad = (0, size - count)
+        width = self.target.max_step_tokens
+        filled = self.policy.tables.lengths[rows]
+        room = room_of(int(filled.max()) + width)
+        cache = self.policy.fresh(rows, size, room)
+        self.stored, told, caches, change, cache = self.programs.repeat(
+            self.stored,
+            cache,
+            np.pad(filled, pad),
+            np.pad(rows, pad, constant_values=self.total),
+            np.pad(sources, pad).astype(np.int32),
+            np.pad(rows // self.method.plan.rows, pad),
+            np.pad(self.depths[rows], pad),
+            self._reward_caches(rows, size, width),
+            self.params,
+            width,
+        )
+        told, change = jax.device_get((told, change))
+        told = jax.tree.map(lambda leaf: leaf[:count], told)
+        taken = told.lengths - self.lengths[rows]
+        self.policy.store(cache, rows, filled, filled + taken)
+        for pool, dense, kept, new in zip(
+            self.readers, caches.dense, *change, strict=True
+        ):
+            pool.store(dense, rows, kept[:count], new[:count])
+        self.writers.forget(rows)
+        self._end(rows, told)
+
+    def _end(self, rows: Int[np.ndarray, " n"], told: Told) -> None:
+        """Rows that have ended a step."""
+        self._note(rows, told)
+        self.depths[rows] += 1
+        if self.method.plan.stored:
+            self.reply.finished[rows] |= self.depths[rows] >= self.target.max_steps
+        np.subtract.at(self.waiting, rows // self.method.plan.rows, 1)

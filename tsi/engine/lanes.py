@@ -1,0 +1,53 @@
+"""The groups of devices that work side by side, each on problems of its own.
+
+Along a mesh's axis ``data`` nothing is shared but the weights' values, so that no byte
+of a cache ever crosses from one group to another. Along ``model`` a group divides
+weights and heads (:mod:`tsi.models.partition`).
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tsi.models.partition import DATA, MODEL
+
+
+def divide(mesh: Mesh | None) -> list[Mesh | None]:
+    """One mesh with an axis ``model`` for each place along ``data``."""
+    if mesh is None:
+        return [None]
+    names = list(mesh.axis_names)
+    grid = mesh.devices
+    if DATA not in names:
+        grid, names = grid[None], [DATA, *names]
+    grid = np.moveaxis(grid, names.index(DATA), 0)
+    automatic = (AxisType.Auto,)
+    rows = [np.reshape(row, -1) for row in grid]
+    return [Mesh(row, (MODEL,), axis_types=automatic) for row in rows]
+
+
+def part_of(tree: Any, part: Mesh | None) -> Any:
+    """Weights as they lie on one group of devices, without a copy.
+
+    Args:
+        tree: of arrays that lie on a whole mesh, each group having all of them.
+        part: the group; None for wherever they are.
+    """
+    if part is None:
+        return tree
+    devices = set(part.devices.flat)
+
+    def here(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        shards = [s for s in leaf.addressable_shards if s.device in devices]
+        pieces = [shard.data for shard in shards]
+        if part.size == 1:
+            return pieces[0]
+        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
+        sharding = NamedSharding(part, PartitionSpec(*spec))
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces)
+
+    return jax.tree.map(here, tree)

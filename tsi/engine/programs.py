@@ -1,0 +1,339 @@
+"""The compiled programs of a lane; none of them knows the sampler.
+
+Models see dense rows in few shapes: R slots of S positions when tokens are written, A
+rows when steps are read. What is copied between them and the blocks is compiled apart,
+so that a pool that grows makes no model compile again.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.decoding import Temperatures
+from tsi.engine import pages as paging
+from tsi.engine.pages import Dense
+from tsi.engine.rows import (
+    RewardCaches,
+    Stored,
+    of_rows,
+    parts_of,
+    put,
+    small,
+    take,
+)
+from tsi.engine.slots import Seen, Slots, burst, empty_slots, segment_of
+from tsi.models.partition import MODEL
+from tsi.reasoning import ReasoningParams, ReasoningTarget
+from tsi.reasoning_store import ReasoningStore
+from tsi.step_keys import step_keys
+from tsi.weights import weight_dtype
+
+
+class Told(NamedTuple):
+    """What a sampler is told of rows, and what the host keeps of them, ``[A]`` each."""
+
+    log_potentials: Float[Array, " A"]
+    log_corrections: Float[Array, " A"]
+    log_probs: Float[Array, " A"]
+    finished: Bool[Array, " A"]
+    lengths: Int[Array, " A"]
+
+
+class Programs:
+    """Programs of one target on one group of devices.
+
+    Args:
+        target: what is explored.
+        mesh: with an axis ``model`` over which heads are divided; None for one device.
+    """
+
+    def __init__(self, target: ReasoningTarget, mesh: Mesh | None) -> None:
+        self.target, self.store, self.mesh = target, ReasoningStore(target), mesh
+        self.structure: Any = None
+        self.shapes: set[tuple] = set()
+        donate = functools.partial(jax.jit, donate_argnums=0)
+        self.page_out = donate(paging.page_out)
+        self.page_in = donate(paging.page_in)
+        self.prefill = jax.jit(self._prefill)
+        self.enter = donate(self._enter)
+        self.arrange = donate(self._arrange)
+        self.keep = donate(self._keep)
+        self.admit = donate(self._admit)
+        self.burst = jax.jit(self._burst, static_argnums=3, donate_argnums=1)
+        self.end_step = jax.jit(self._end_step, static_argnums=7, donate_argnums=0)
+        self.repeat = jax.jit(self._repeat, static_argnums=9, donate_argnums=0)
+        self.resize = jax.jit(self._resize, static_argnums=2)
+
+    def count(self) -> int:
+        """Programs with models in them that have been compiled."""
+        models: list[Any] = [self.prefill, self.burst, self.end_step, self.repeat]
+        return sum(program._cache_size() for program in models)
+
+    def empty(self, like: Dense, rows: int, size: int) -> Dense:
+        """Dense rows of zeros, laid out as the devices want them."""
+        layers, _, heads, width, _ = like.keys.shape
+        shape = (layers, rows, heads)
+        dense = Dense(
+            jnp.zeros((*shape, width, size), like.keys.dtype),
+            jnp.zeros((*shape, size, width), like.values.dtype),
+        )
+        return dense
+
+    def slots(self, like: Dense, rows: int, size: int) -> Slots:
+        """R slots without rows."""
+        keys = jax.random.split(jax.random.key(0), rows)
+        cache = self.empty(like, rows, size)
+        # What is donated must not be one buffer under several names.
+        empty = empty_slots(cache, self.target.max_step_tokens, keys)
+        rest = jax.tree.map(jnp.copy, empty._replace(cache=()))
+        return rest._replace(cache=cache)
+
+    def _divide(self, dense: Dense) -> Dense:
+        """Heads along the axis ``model``, as the weights that make them."""
+        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
+        if parts == 1 or dense.keys.shape[2] % parts:
+            return dense
+        assert self.mesh is not None
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, None, MODEL))
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, sharding), dense
+        )
+
+    def _prefill(self, params: ReasoningParams):
+        """Read E prompts: their caches, and the first rows of their problems."""
+        particles = self.target.init(None, 1, params)
+        rows, shared, caches, structure = parts_of(particles.reward_state)
+        self.structure = structure
+        prompt = Dense(particles.prompt.keys, particles.prompt.values)
+        like = [
+            Dense(x.segment.keys[:, :, :, :, :0], x.segment.values[:, :, :, :0])
+            for x in caches
+        ]
+        return self._divide(prompt), small(particles), rows, shared, like
+
+    def _enter(self, stored: Stored, fresh, rows, origin, problems) -> Stored:
+        """Give problems their first rows.
+
+        Args:
+            stored: of P problems.
+            fresh: prompts, and what `prefill` has made of them.
+            rows: to be written, beyond the store for none.
+            origin: which of the fresh rows each becomes.
+            problems: the place of each of the fresh ones.
+        """
+        prompts, particles, reward, shared = fresh
+
+        def write(old: Array, new: Array) -> Array:
+            return old.at[rows].set(new[origin], mode="drop")
+
+        def by_problem(old: Array, new: Array) -> Array:
+            return old.at[problems].set(new, mode="drop")
+
+        def segment(old: Any, new: Any) -> Any:
+            return old._replace(
+                keys=old.keys.at[:, problems].set(new.keys, mode="drop"),
+                values=old.values.at[:, problems].set(new.values, mode="drop"),
+                positions=by_problem(old.positions, new.positions),
+                mask=by_problem(old.mask, new.mask),
+            )
+
+        return stored._replace(
+            rows=jax.tree.map(write, stored.rows, particles),
+            reward=[write(a, b) for a, b in zip(stored.reward, reward, strict=True)],
+            cost=jax.tree.map(
+                lambda old: old.at[rows].set(0, mode="drop"), stored.cost
+            ),
+            shared=[segment(a, b) for a, b in zip(stored.shared, shared, strict=True)],
+            prompts=jax.tree.map(by_problem, stored.prompts, prompts),
+        )
+
+    def _arrange(
+        self, stored: Stored, rows, parents, depths, lengths, problems, params
+    ):
+        """Give working rows their prefixes, cut back.
+
+        Args:
+            stored: of P problems.
+            rows: all working rows, beyond the store for those that stay.
+            parents: the prefix of each.
+            depths: steps that are left of it; None for all.
+            lengths: of the parents' reward caches.
+            problems: of each row.
+            params: weights and temperatures.
+
+        Returns:
+            The store, what is known of the rows, and their reward caches' lengths.
+        """
+        sizes = [positions.shape[1] for positions in self.positions(stored)]
+        count = rows.shape[0]
+        # Cutting looks at masks alone.
+        nothing = [
+            Dense(jnp.zeros((0, count, 0, 0, size)), jnp.zeros((0, count, 0, size, 0)))
+            for size in sizes
+        ]
+        caches = RewardCaches(nothing, lengths)
+        working = jnp.arange(count)
+        taken = take(stored, parents, working, problems, caches, self.structure)
+        mine = of_rows(params, stored, problems)
+        if depths is not None:
+            taken = self.store.shorten(taken, depths, mine)
+            cut = self.target.reward.cut(taken.reward_state, taken.lengths)
+            taken = taken._replace(reward_state=cut)
+        stored, _, change = put(stored, rows, taken, caches)
+        return stored, self._told(taken, None, mine), change.lengths
+
+    def positions(self, stored: Stored) -> list[Array]:
+        _, kinds = self.structure
+        # Small leaves in order, those of caches among them.
+        names = [kind for kind in kinds if kind is None or kind.__name__ == "Suffix"]
+        return [x for x, kind in zip(stored.reward, names, strict=True) if kind]
+
+    def _keep(self, stored: Stored, rows, sources) -> Stored:
+        """Copy rows over others; those beyond the store are lost."""
+
+        def write(leaf: Array) -> Array:
+            return leaf.at[rows].set(leaf[sources], mode="drop")
+
+        return stored._replace(
+            rows=jax.tree.map(write, stored.rows),
+            reward=[write(leaf) for leaf in stored.reward],
+        )
+
+    def _admit(self, slots: Slots, at, stored, rows, filled, key_steps, turns, places):
+        """Rows into slots, ready to write a step; their caches are there already.
+
+        Args:
+            slots: R of them.
+            at: slot of each row, R for none.
+            stored: all rows.
+            rows: A working rows.
+            filled: positions in their caches.
+            key_steps: of the problem of each.
+            turns: of the problem of each.
+            places: of the row in its problem.
+        """
+        particles = jax.tree.map(lambda leaf: leaf[rows], stored.rows)
+        keys = jax.vmap(
+            lambda key, turn, place: jax.random.fold_in(
+                step_keys(key, turn).propose, place
+            )
+        )(key_steps, turns, places)
+        room = self.target.max_tokens - particles.lengths
+        zeros = jnp.zeros(rows.shape, jnp.int32)
+        floats = jnp.zeros(rows.shape, weight_dtype())
+        new = slots._replace(
+            cache=(),
+            filled=filled,
+            keys=keys,
+            room=jnp.minimum(room, self.target.max_step_tokens),
+            token=particles.pending,
+            state=particles.boundary_state,
+            active=jnp.ones(rows.shape, bool),
+            stopped=jnp.zeros(rows.shape, bool),
+            counts=zeros,
+            log_prob=floats,
+            log_correction=floats,
+            tokens=jnp.zeros((*rows.shape, slots.tokens.shape[1]), jnp.int32),
+        )
+        placed = jax.tree.map(
+            lambda old, values: old.at[at].set(values, mode="drop"),
+            slots._replace(cache=()),
+            new,
+        )
+        return placed._replace(cache=slots.cache)
+
+    def _burst(self, params, slots: Slots, enough, width: int) -> tuple[Slots, Seen]:
+        temperatures = Temperatures(params.temperature, params.proposal_temperature)
+        slots = slots._replace(cache=self._divide(slots.cache))
+        slots, seen = burst(
+            params.policy, self.target.boundary, slots, temperatures, enough, width
+        )
+        return slots._replace(cache=self._divide(slots.cache)), seen
+
+    def _end_step(
+        self, stored: Stored, slots, at, rows, problems, depths, caches, width, params
+    ):
+        """Let the reward read the steps that rows in slots have ended."""
+        mine = of_rows(params, stored, problems)
+        taken = take(stored, rows, rows, problems, caches, self.structure)
+        step = jax.tree.map(lambda leaf: leaf[at], slots._replace(cache=()))
+        real = rows < stored.rows.lengths.shape[0]
+        step = step._replace(
+            counts=jnp.where(real, step.counts, 0), tokens=step.tokens[:, :width]
+        )
+        cache = Dense(slots.cache.keys[:, at], slots.cache.values[:, at])
+        segments = (segment_of(cache, step.filled),)
+        read = self.target.read_step(depths, taken, step, mine, segments)
+        stored, caches, change = put(stored, rows, read, caches)
+        return stored, self._told(read, step, mine), caches, change
+
+    def _repeat(
+        self,
+        stored: Stored,
+        cache: Dense,
+        filled,
+        rows,
+        sources,
+        problems,
+        depths,
+        caches,
+        params,
+        width: int,
+    ):
+        """Let rows take steps of others, and the reward read them."""
+        mine = of_rows(params, stored, problems)
+        taken = take(stored, rows, rows, problems, caches, self.structure)
+        others = jax.tree.map(lambda leaf: leaf[sources], stored.rows)
+        context = (segment_of(cache, filled),)
+        step, impossible = self.store.repeat_step(
+            depths, taken, others, mine, context, width
+        )
+        real = rows < stored.rows.lengths.shape[0]
+        step = step._replace(counts=jnp.where(real, step.counts, 0))
+        count = rows.shape[0]
+        cache = paging.merge(
+            cache,
+            Dense(step.new.keys, step.new.values),
+            filled,
+            jnp.arange(count),
+            jnp.int32(count),
+        )
+        segments = (segment_of(cache, filled + step.counts),)
+        read = self.target.read_step(depths, taken, step, mine, segments, drawn=False)
+        stored, caches, change = put(stored, rows, read, caches)
+        told = self._told(read, step, mine)
+        log_prob = jnp.where(impossible, -jnp.inf, step.log_prob)
+        told = told._replace(
+            log_probs=log_prob, log_corrections=jnp.zeros_like(log_prob)
+        )
+        return stored, told, caches, change, cache
+
+    def _told(self, particles, step, params) -> Told:
+        zeros = jnp.zeros(particles.lengths.shape, weight_dtype())
+        return Told(
+            self.target.log_potential(0, particles, params).astype(weight_dtype()),
+            zeros if step is None else step.log_correction,
+            zeros if step is None else step.log_prob,
+            particles.finished,
+            particles.lengths,
+        )
+
+    def _resize(self, slots: Slots, order: Int[Array, " r"], size: int) -> Slots:
+        """Some slots alone, with room for another number of positions."""
+        keys, values = slots.cache
+        old = keys.shape[-1]
+        keep = min(old, size)
+        pad = [(0, 0)] * 5
+        keys = keys[:, order, :, :, :keep]
+        values = values[:, order, :, :keep]
+        grow = size - keep
+        cache = Dense(
+            jnp.pad(keys, [*pad[:4], (0, grow)]),
+            jnp.pad(values, [*pad[:3], (0, grow), (0, 0)]),
+        )
+        rest = jax.tree.map(lambda leaf: leaf[order], slots._replace(cache=()))
+        return rest._replace(cache=cache)

@@ -1,0 +1,40 @@
+"""How much is worked on at once, and the few sizes that programs are compiled for."""
+
+from typing import NamedTuple
+
+
+class Sizes(NamedTuple):
+    """How much a lane works on at once.
+
+    Attributes:
+        slots: R, rows that write tokens together.
+        problems: P, in the lane at once.
+        block: positions of a block.
+        burst: the most tokens that are written before the host looks.
+        part: the share of the slots that must have ended for the host to look, while
+            other rows wait for them; 1 where looking costs more than writing.
+        prefill: tokens of prompts that are read together.
+    """
+
+    slots: int
+    problems: int
+    block: int
+    burst: int
+    part: float
+    prefill: int
+
+
+def room_of(needed: int) -> int:
+    """Positions of dense rows: 64, 128, 192, 256, 384, 512, 768 and so on."""
+    size = 64
+    while size < needed:
+        size = size * 4 // 3 if size % 3 == 0 else max(128, size * 3 // 2)
+    return size
+
+
+def width_of(count: int, most: int, *, factor: int = 4) -> int:
+    """Rows of a program: `most`, or that divided by a power of `factor`."""
+    size = most
+    while size >= factor * count and size % factor == 0 and size > 4:
+        size //= factor
+    return size
