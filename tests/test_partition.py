@@ -19,12 +19,13 @@ from small_checkpoints import logits, saved, small_config
 
 from tsi import samplers
 from tsi.engine import Engine
-from tsi.engine_programs import spread
+from tsi.engine.writers import Writers
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
 from tsi.models.architectures import FAMILIES
 from tsi.models.checkpoint import load, save
 from tsi.models.partition import make_mesh, memory, sharding_of
+from tsi.problem import Problem
 
 EXPLORER = samplers.particle_gibbs()
 TOKENS = np.arange(18).reshape(2, 9) % 40
@@ -76,20 +77,22 @@ def solved(*options: str) -> str:
     return re.sub(r"[\d.]+ s$", "", text.getvalue(), flags=re.MULTILINE)
 
 
-def cache_memory(mesh=None):
-    """Bytes of the caches of 8 particles, of all and on each device."""
-    params = tiny.params("abc")
+def cache_memory(mesh):
+    """Bytes of each lane's slots: of all, and on each device that has some."""
+    seen, write = {}, Writers.write
 
-    def start(params):
-        return spread(mesh, tiny.target().init(None, 8, params))
+    def watched(self, params, enough):
+        ended = write(self, params, enough)
+        seen[id(self)] = memory(self.slots.cache)
+        return ended
 
-    particles = jax.jit(start)(params)
-    suffixes = (particles.suffix, particles.reward_state.suffix)
-    prompts = (particles.prompt, particles.reward_state.prompt)
-    return [
-        [where.total, list(where.by_device.values())]
-        for where in map(memory, (suffixes, prompts))
-    ]
+    problems = [Problem(i, "abc", "") for i in range(8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writers, "write", watched)
+        engine = test_engine.engine(32, mesh=mesh)
+        key, extract = jax.random.key(0), test_engine.extract
+        engine.run(test_engine.SAMPLER, key, problems, 4, extract=extract)
+    return [[where.total, where.by_device] for where in seen.values()]
 
 
 def samples(folder: Path, mesh=None, sampler=test_engine.SAMPLER):
@@ -165,23 +168,20 @@ def test_the_command_line_divides_models_and_solves_the_same(eight):
     assert "choose a divisor of 8" in eight["refused"]
 
 
-def test_keys_and_values_are_divided_by_their_heads(eight):
-    """Of 2 heads: by two devices, and by four not at all; rows by ``data``."""
-    (suffixes, on_one), (prompts, _) = cache_memory()
-    assert on_one == [suffixes]
-    config = tiny.config()
-    keys_and_values = 2 * config.num_layers * 2 * config.head_width * 4
-    # Positions, masks of both models, and one counter each, which nothing divides.
-    slots = suffixes // (2 * 8 * (keys_and_values + 4 + 1))
-    assert suffixes == 2 * (8 * slots * (keys_and_values + 4 + 1) + 4)
-    for shape, data, heads in (("8 times 1", 8, 1), ("4 times 2", 4, 2)):
-        each = 2 * (8 // data * slots * (keys_and_values // heads + 4 + 1) + 4)
-        assert eight["caches"][shape][0] == [suffixes, [each] * 8]
-    each = 2 * (8 // 2 * slots * (keys_and_values + 4 + 1) + 4)
-    assert eight["caches"]["2 times 4"][0] == [suffixes, [each] * 8]
-    width = prompts // (2 * (keys_and_values + 4 + 1))
-    each = 2 * width * (keys_and_values // 2 + 4 + 1)
-    assert eight["caches"]["4 times 2"][1] == [prompts, [each] * 8]
+def test_keys_and_values_lie_with_their_problems_divided_by_their_heads(eight):
+    """Of 2 heads: by two devices, and by four not at all; problems by ``data``."""
+    for shape, lanes, model, heads in (
+        ("8 times 1", 8, 1, 1),
+        ("4 times 2", 4, 2, 2),
+        ("2 times 4", 2, 4, 1),
+    ):
+        found = eight["caches"][shape]
+        assert len(found) == lanes
+        devices = [device for _, where in found for device in where]
+        assert len(devices) == len(set(devices)) == lanes * model
+        for total, where in found:
+            assert total > 0
+            assert list(where.values()) == [total // heads] * model
 
 
 @pytest.mark.parametrize("name", NAMES)

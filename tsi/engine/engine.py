@@ -13,6 +13,7 @@ hold them.
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from jax.sharding import Mesh
 from tsi.answers import answer_posterior, select
 from tsi.degeneracy import common_past
 from tsi.diagnostics import diagnose_run, diagnose_store, rewards_of
-from tsi.engine.lane import Ended, Lane
+from tsi.engine.lane import Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.methods import method_of
 from tsi.engine.programs import Programs
@@ -200,39 +201,44 @@ class Engine:
             None if proposal_temperature is None else jnp.float32(proposal_temperature),
         )
         batch = self._pad(prompts)
-        lanes = [
-            Lane(
-                programs,
-                method,
-                key,
-                params._replace(
-                    policy=part_of(self.policy, part), reward=part_of(self.reward, part)
-                ),
-                batch,
-                jax.tree.map(np.asarray, questions),
-                id_words(problem.id for problem in problems),
-                self._sizes(method.plan, -(-len(problems) // len(self._parts))),
-            )
-            for programs, part in zip(self._programs, self._parts, strict=True)
-        ]
-        found: list[Any] = [None] * len(problems)
-        began = time.perf_counter()
-        ended: list[Ended] = []
+        ids = id_words(problem.id for problem in problems)
+        asked = jax.tree.map(np.asarray, questions)
+        # Fillers have another's id and want its result.
         chosen = [i for i, x in enumerate(problems) if not isinstance(x, Filler)]
-        for i, lane in enumerate(lanes):
-            ended += lane.run(chosen[i :: len(lanes)])
-        seconds = (time.perf_counter() - began) / max(1, len(chosen))
+        count = len(self._parts)
+        sizes = self._sizes(method.plan, -(-len(chosen) // count))
+
+        def lane_of(i: int) -> Lane:
+            part, programs = self._parts[i], self._programs[i]
+            weights = (part_of(self.policy, part), part_of(self.reward, part))
+            mine = params._replace(policy=weights[0], reward=weights[1])
+            return Lane(programs, method, key, mine, batch, asked, ids, sizes)
+
+        began = time.perf_counter()
+        lanes = [lane_of(i) for i in range(min(count, len(chosen)))]
+        work = [(lane, chosen[i::count]) for i, lane in enumerate(lanes)]
+        ended = _side_by_side(lambda lane, mine: list(lane.run(mine)), work)
+        self.work = [lane.work() for lane in lanes]
+        seconds = (time.perf_counter() - began) / len(chosen)
+        found: list[Any] = []
         read = batch if questions is None else questions
         for each in ended:
-            problem = problems[each.problem]
             lengths = [int(np.asarray(x.lengths)[each.problem]) for x in (batch, read)]
-            found[each.problem] = self._result(
-                problem, sampler, each, num_particles, params, extract, seconds, lengths
+            found.append(
+                self._result(
+                    problems[each.problem],
+                    sampler,
+                    each,
+                    num_particles,
+                    params,
+                    extract,
+                    seconds,
+                    lengths,
+                )
             )
-        by_id = {result.problem_id: result for result in found if result is not None}
+        by_id = {result.problem_id: result for result in found}
         results: list[Result] = [by_id[problem.id] for problem in problems]
-        self.work = [lane.work() for lane in lanes]
-        invalid = [result for result in results if result.num_invalid]
+        invalid = [result for result in found if result.num_invalid]
         names = ", ".join(str(result.problem_id) for result in invalid[:5])
         more = ", ..." if len(invalid) > 5 else ""
         count = sum(result.num_invalid for result in invalid)
@@ -339,3 +345,12 @@ class Engine:
             for row in np.flatnonzero(truncated):
                 thinking[row] = is_thinking(texts[row], prompt)
         return thinking
+
+
+def _side_by_side(run: Callable[..., list], work: list[tuple]) -> list:
+    """What `run` gives for each, at once, in order and in one list."""
+    if len(work) == 1:
+        return run(*work[0])
+    with ThreadPoolExecutor(len(work)) as threads:
+        found = threads.map(lambda arguments: run(*arguments), work)
+        return [item for items in found for item in items]
