@@ -47,7 +47,9 @@ from tsi.step_keys import AnyKey, single_key
 from tsi.vocabularies import check_prompt, check_rows
 
 BLOCK = 16
-"""Positions of a block; prompts are padded to a multiple of it."""
+"""Positions of a block, of models whose caches are large."""
+PROMPT_BUCKET = 16
+"""Prompts are padded to a multiple of this, so that few shapes are compiled."""
 BURST = 16
 """The most tokens that are written before the host looks."""
 PART = 0.125
@@ -256,14 +258,21 @@ class Engine:
         places = min(places, most)
         rows = min(problems, most) * plan.rows
         flops = self.policy.config.flops_per_token(0.0) * min(self.max_rows, rows)
-        if flops < CHEAP:
-            slots, part = rows, 1.0
-        else:
-            # Half of the rows wait for a slot, so that no slot waits for a row.
-            slots, part = max(rows // 2, min(rows, 16)), PART
-        burst = min(self.target.max_step_tokens, BURST)
-        slots = min(slots, self.max_rows)
-        return Sizes(slots, places, BLOCK, burst, part, PREFILL)
+        shrinks = flops >= CHEAP
+        # Half of the rows wait for a slot, so that no slot waits for a row.
+        wanted = max(rows // 2, min(rows, 16)) if shrinks else rows
+        slots = 1
+        while slots < wanted:
+            slots *= 2
+        return Sizes(
+            min(slots, self.max_rows),
+            places,
+            BLOCK if shrinks else 4 * BLOCK,
+            min(self.target.max_step_tokens, BURST),
+            PART if shrinks else 1.0,
+            PREFILL,
+            shrinks,
+        )
 
     def _encode(self, problem: Problem) -> list[int]:
         tokens, context = self.encode(problem.prompt), self._context
@@ -281,7 +290,7 @@ class Engine:
         return tokens
 
     def _pad(self, prompts: list[list[int]]) -> Any:
-        width = -(-max(map(len, prompts)) // BLOCK) * BLOCK
+        width = -(-max(map(len, prompts)) // PROMPT_BUCKET) * PROMPT_BUCKET
         tokens = np.zeros((len(prompts), width), np.int32)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = prompt

@@ -29,6 +29,10 @@ from tsi.rewards import Prompts
 from tsi.weights import weight_dtype
 
 
+POOL = 2**28
+"""Bytes of blocks that are allocated at once; more come when they are needed."""
+
+
 class Ended(NamedTuple):
     """A problem that has left: its number, and what came of it, on the host."""
 
@@ -117,7 +121,8 @@ class Lane:
         left = collections.deque(problems)
         while left or (self.index >= 0).any():
             free = np.flatnonzero(self.index < 0)
-            if left and len(free):
+            # Several at once, since each time costs as much as a turn of all.
+            if left and len(free) >= min(len(left), -(-self.sizes.problems // 4)):
                 count = min(len(free), len(left))
                 self._enter([left.popleft() for _ in range(count)], free[:count])
             while (ready := (self.index >= 0) & (self.waiting == 0)).any():
@@ -163,8 +168,7 @@ class Lane:
 
     def _read_prompts(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
         count, size = len(problems), self._entering
-        while size >= 4 * count:
-            size //= 4
+        size = width_of(count, size, self.sizes.shrinks)
         # Filled up with the last, so that few sizes are compiled.
         padded = np.asarray(problems + [problems[-1]] * (size - count))
         at = np.concatenate([places, np.full(size - count, self.sizes.problems)])
@@ -173,7 +177,8 @@ class Lane:
             self.prompts.lengths[padded],
             jax.tree.map(lambda leaf: leaf[padded], self.questions),
         )
-        read = self.programs.prefill(self.params._replace(prompts=prompts))
+        params = self.params._replace(prompts=prompts)
+        read = self.programs.prefill(params, self.sizes.block)
         dense, particles, reward, shared, like = read
         if self.stored is None:
             self._allocate(dense, particles, reward, shared, like, prompts)
@@ -223,13 +228,14 @@ class Lane:
             jax.tree.map(room(count), prompts),
         )
         longest = self.width + self.target.max_tokens
-        self.policy = Pool(self.programs, self.total, longest, block, dense)
+        most = POOL // (1 + len(like))
+        self.policy = Pool(self.programs, self.total, longest, block, dense, most)
         positions = self.programs.positions(self.stored)
         self.readers = [
-            Pool(self.programs, self.total, place.shape[1], block, cache)
+            Pool(self.programs, self.total, place.shape[1], block, cache, most)
             for place, cache in zip(positions, like, strict=True)
         ]
-        most = -(-(longest + self.sizes.burst) // 64) * 64
+        most = room_of(longest + self.sizes.burst)
         self.writers = Writers(self.programs, self.policy, self.sizes, most)
 
     def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[Ended]:
@@ -367,7 +373,8 @@ class Lane:
         each, writers = self.method.plan.rows, self.writers
         rows = writers.fill(self.queue)
         if len(rows):
-            padded = np.pad(rows, (0, width_of(len(rows), writers.number) - len(rows)))
+            size = width_of(len(rows), writers.number, self.sizes.shrinks)
+            padded = np.pad(rows, (0, size - len(rows)))
             problems = padded // each
             writers.admit(
                 rows,
@@ -405,7 +412,7 @@ class Lane:
         writers = self.writers
         rows = writers.leave(at).astype(np.int32)
         lengths = counts[at]
-        size = width_of(len(at), writers.number)
+        size = width_of(len(at), writers.number, self.sizes.shrinks)
         pad = (0, size - len(at))
         padded = np.pad(rows, pad, constant_values=self.total)
         problems = np.pad(rows // self.method.plan.rows, pad)
@@ -474,7 +481,7 @@ class Lane:
 
     def _repeat_some(self, rows: Int[np.ndarray, " n"], sources: Any) -> None:
         count = len(rows)
-        size = width_of(count, self.sizes.slots)
+        size = width_of(count, self.sizes.slots, self.sizes.shrinks)
         pad = (0, size - count)
         width = self.target.max_step_tokens
         filled = self.policy.tables.lengths[rows]

@@ -21,14 +21,24 @@ class Pool:
         length: the most positions that a row can have.
         block: positions of a block.
         like: dense rows of this kind.
+        most: bytes that are allocated at once.
     """
 
     def __init__(
-        self, programs: Programs, rows: int, length: int, block: int, like: Dense
+        self,
+        programs: Programs,
+        rows: int,
+        length: int,
+        block: int,
+        like: Dense,
+        most: int,
     ) -> None:
         self.programs, self.block, self.like = programs, block, like
         self.tables = BlockTables(rows, length, block)
-        self.pages: Pages = no_pages(like, block)
+        position = 2 * like.keys[:1, :1, :, :, :1].nbytes * like.keys.shape[0]
+        count = min(self.tables.table.size, most // max(1, position * block))
+        self.pages: Pages = no_pages(like, block, count)
+        self.tables.grow(count)
 
     def store(
         self,

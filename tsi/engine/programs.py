@@ -58,7 +58,7 @@ class Programs:
         donate = functools.partial(jax.jit, donate_argnums=0)
         self.page_out = donate(paging.page_out)
         self.page_in = donate(paging.page_in)
-        self.prefill = jax.jit(self._prefill)
+        self.prefill = jax.jit(self._prefill, static_argnums=1)
         self.enter = donate(self._enter)
         self.arrange = donate(self._arrange)
         self.keep = donate(self._keep)
@@ -103,12 +103,16 @@ class Programs:
             lambda x: jax.lax.with_sharding_constraint(x, sharding), dense
         )
 
-    def _prefill(self, params: ReasoningParams):
+    def _prefill(self, params: ReasoningParams, block: int):
         """Read E prompts: their caches, and the first rows of their problems."""
         particles = self.target.init(None, 1, params)
         rows, shared, caches, structure = parts_of(particles.reward_state)
         self.structure = structure
-        prompt = Dense(particles.prompt.keys, particles.prompt.values)
+        beyond, none = (0, -particles.prompt.mask.shape[1] % block), (0, 0)
+        prompt = Dense(
+            jnp.pad(particles.prompt.keys, [none] * 4 + [beyond]),
+            jnp.pad(particles.prompt.values, [none] * 3 + [beyond, none]),
+        )
         like = [
             Dense(x.segment.keys[:, :, :, :, :0], x.segment.values[:, :, :, :0])
             for x in caches

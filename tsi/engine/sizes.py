@@ -14,6 +14,7 @@ class Sizes(NamedTuple):
         part: the share of the slots that must have ended for the host to look, while
             other rows wait for them; 1 where looking costs more than writing.
         prefill: tokens of prompts that are read together.
+        shrinks: whether programs of fewer rows are worth compiling.
     """
 
     slots: int
@@ -22,6 +23,7 @@ class Sizes(NamedTuple):
     burst: int
     part: float
     prefill: int
+    shrinks: bool
 
 
 def room_of(needed: int) -> int:
@@ -32,9 +34,9 @@ def room_of(needed: int) -> int:
     return size
 
 
-def width_of(count: int, most: int, *, factor: int = 4) -> int:
-    """Rows of a program: `most`, or that divided by a power of `factor`."""
+def width_of(count: int, most: int, shrinks: bool, *, factor: int = 4) -> int:
+    """Rows of a program: `most`, or if it shrinks that by a power of `factor`."""
     size = most
-    while size >= factor * count and size % factor == 0 and size > 4:
+    while shrinks and size >= factor * count and size % factor == 0 and size > 4:
         size //= factor
     return size

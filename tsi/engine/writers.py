@@ -116,7 +116,8 @@ class Writers:
         longest = max(longest, self.pool.tables.lengths[waiting].max(initial=0))
         size = min(room_of(int(longest) + self.sizes.burst), self.most)
         wanted = min(int(self.active.sum()) + len(queue), self.sizes.slots)
-        number = width_of(wanted, self.sizes.slots, factor=2)
+        shrinks = self.sizes.shrinks
+        number = width_of(wanted, self.sizes.slots, shrinks, factor=2)
         if self.slots is None:
             self.slots = self.programs.slots(self.pool.like, number, size)
             self.row_of = np.full(number, -1)
