@@ -28,7 +28,6 @@ from tsi.reasoning import Particles, ReasoningParams, no_cost
 from tsi.rewards import Prompts
 from tsi.weights import weight_dtype
 
-
 POOL = 2**28
 """Bytes of blocks that are allocated at once; more come when they are needed."""
 

@@ -1,0 +1,193 @@
+"""Caches in blocks: a fork copies nothing, nobody's past is written over, none leaks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_engine
+
+from tsi import samplers
+from tsi.engine import engine as engine_module
+from tsi.engine.blocks import BlockTables
+from tsi.engine.lane import Lane
+from tsi.engine.pages import Dense, merge, moves_of, no_pages, page_in, page_out
+from tsi.engine.sizes import room_of, width_of
+
+ROWS, LENGTH, BLOCK = 6, 40, 4
+
+
+class Mirror:
+    """Rows whose positions are numbers, in blocks and, to compare, one by one."""
+
+    def __init__(self):
+        self.tables = BlockTables(ROWS, LENGTH, BLOCK)
+        self.tables.grow(200)
+        self.contents = np.full((200, BLOCK), -1)
+        self.rows = [[] for _ in range(ROWS)]
+        self.counter = 0
+
+    def extend(self, rows, kept, added):
+        dense = np.full((len(rows), LENGTH + BLOCK), -2)
+        lengths = []
+        for i, row in enumerate(rows):
+            fresh = list(range(self.counter, self.counter + added[i]))
+            self.counter += added[i]
+            self.rows[row] = self.rows[row][: kept[i]] + fresh
+            dense[i, : len(self.rows[row])] = self.rows[row]
+            lengths.append(len(self.rows[row]))
+        copies = self.tables.extend(rows, kept, np.asarray(lengths))
+        for i, position, block in zip(*copies, strict=True):
+            self.contents[block] = dense[i, position : position + BLOCK]
+
+    def check(self):
+        for row, expected in enumerate(self.rows):
+            copies = self.tables.contents([row])
+            held = [self.contents[block] for block in copies.blocks]
+            found = np.concatenate([*held, []])[: len(expected)]
+            np.testing.assert_array_equal(found, expected)
+            assert self.tables.lengths[row] == len(expected)
+        uses = np.bincount(
+            self.tables.table[self.tables.table >= 0], minlength=self.tables.uses.size
+        )
+        np.testing.assert_array_equal(uses, self.tables.uses)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_keep_their_past_whatever_others_do(seed):
+    random, mirror = np.random.default_rng(seed), Mirror()
+    for _ in range(60):
+        count = random.integers(1, ROWS + 1)
+        rows = random.permutation(ROWS)[:count]
+        lengths = mirror.tables.lengths[rows]
+        match random.integers(4):
+            case 0:
+                parents = random.integers(0, ROWS, count)
+                mirror.tables.fork(rows, parents)
+                past = [list(mirror.rows[parent]) for parent in parents]
+                for row, mine in zip(rows, past, strict=True):
+                    mirror.rows[row] = mine
+            case 1:
+                left = random.integers(0, lengths + 1)
+                mirror.tables.cut(rows, left)
+                for row, length in zip(rows, left, strict=True):
+                    del mirror.rows[row][length:]
+            case 2:
+                mirror.tables.release(rows[:1])
+                mirror.rows[rows[0]] = []
+            case _:
+                kept = random.integers(0, lengths + 1)
+                room = np.minimum(LENGTH - kept, 9)
+                mirror.extend(rows, kept, random.integers(0, room + 1))
+        mirror.check()
+    mirror.tables.release(np.arange(ROWS))
+    assert mirror.tables.num_used == 0
+
+
+def test_memory_follows_the_genealogy():
+    """64 rows that forked at position 30 hold its blocks once, and one more each."""
+    tables = BlockTables(64, 64, 4)
+    tables.grow(200)
+    tables.extend([0], [0], [30])
+    assert tables.num_used == 8
+    rows = np.arange(64)
+    tables.fork(rows, np.zeros(64, int))
+    assert tables.num_used == 8
+    # Two positions more: only the last block, which is half full, is copied.
+    copies = tables.extend(rows, np.full(64, 30), np.full(64, 32))
+    assert len(copies.rows) == 64
+    assert tables.num_used == 7 + 64
+
+
+def test_a_pool_says_how_many_blocks_it_lacks():
+    tables = BlockTables(2, 16, 4)
+    tables.grow(3)
+    assert tables.missing([0, 1], [0, 0], [8, 8]) == 1
+    tables.grow(1)
+    assert tables.missing([0, 1], [0, 0], [8, 8]) == 0
+    tables.extend([0, 1], [0, 0], [8, 8])
+    assert tables.missing([0], [8], [9]) == 1
+
+
+def dense(seed: int, rows: int, size: int) -> Dense:
+    keys = jax.random.split(jax.random.key(seed))
+    return Dense(
+        jax.random.normal(keys[0], (2, rows, 3, 5, size)),
+        jax.random.normal(keys[1], (2, rows, 3, size, 5)),
+    )
+
+
+def test_blocks_come_back_as_they_went():
+    tables = BlockTables(3, 24, 8)
+    tables.grow(9)
+    rows = dense(0, 3, 24)
+    copies = tables.extend([0, 1, 2], [0, 0, 0], [24, 9, 16])
+    pages = page_out(no_pages(rows, 8, 9), rows, moves_of(copies))
+    back = page_in(
+        jax.tree.map(jnp.zeros_like, dense(1, 4, 32)),
+        pages,
+        moves_of(tables.contents([2, 0, 1])),
+    )
+    for at, (row, length) in enumerate([(2, 16), (0, 24), (1, 16)]):
+        for axis, old, new in (
+            (3, rows.keys, back.keys),
+            (2, rows.values, back.values),
+        ):
+            old, new = (
+                jnp.moveaxis(x[:, i], axis, 0) for x, i in ((old, row), (new, at))
+            )
+            np.testing.assert_array_equal(new[:length], old[:length])
+            assert not np.any(new[24:])
+
+
+def test_new_positions_go_behind_each_rows_own():
+    rows, new = dense(0, 3, 12), dense(1, 3, 4)
+    lengths = jnp.asarray([8, 2, 5])
+    after = merge(rows, new, lengths, jnp.asarray([2, 0, 1]), jnp.int32(2))
+    np.testing.assert_array_equal(after.keys[:, 1], rows.keys[:, 1])
+    for row, length in ((0, 8), (2, 5)):
+        np.testing.assert_array_equal(
+            after.values[:, row, :, length : length + 4], new.values[:, row]
+        )
+        np.testing.assert_array_equal(
+            after.keys[:, row, :, :, :length], rows.keys[:, row, :, :, :length]
+        )
+
+
+def test_sizes_are_few_and_hold_what_is_asked():
+    assert all(room_of(n) >= n for n in range(1, 5000))
+    assert len({room_of(n) for n in range(1, 8193)}) <= 14
+    for most in (1, 24, 64, 128):
+        for count in range(1, most + 1):
+            assert count <= width_of(count, most, True) <= most
+            assert width_of(count, most, False) == most
+
+
+CHEAP_OR_NOT = [0, 10**18]
+
+
+@pytest.mark.parametrize("name", ["particle_filter", "mcts"])
+@pytest.mark.parametrize("cheap", CHEAP_OR_NOT)
+def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, cheap):
+    """Queues, few slots that shrink, small blocks, and bursts cut inside steps."""
+    sampler, key = getattr(samplers, name)(), jax.random.key(3)
+    run = {"extract": test_engine.extract}
+    plain = test_engine.engine(64).run(sampler, key, test_engine.PROBLEMS, 8, **run)
+    monkeypatch.setattr(engine_module, "CHEAP", cheap)
+    monkeypatch.setattr(engine_module, "BURST", 2)
+    monkeypatch.setattr(engine_module, "BLOCK", 1 if cheap else 16)
+    lanes, leave = [], Lane._leave
+
+    def watched(self, places):
+        lanes.append(self)
+        yield from leave(self, places)
+
+    monkeypatch.setattr(Lane, "_leave", watched)
+    engine = test_engine.engine(16)
+    other = engine.run(sampler, key, test_engine.PROBLEMS, 8, **run)
+    for left, right in zip(plain, other, strict=True):
+        test_engine.same(left, right)
+    assert engine.work[0].computed >= engine.work[0].useful > 0
+    # Who leaves gives back every block.
+    for lane in lanes:
+        assert lane.policy.tables.num_used == 0
+        assert [pool.tables.num_used for pool in lane.readers] == [0]
