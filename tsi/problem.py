@@ -25,9 +25,9 @@ class Problem(NamedTuple):
 
 
 class Filler(Problem):
-    """A problem once more, to fill a batch up to a size that is compiled already.
+    """A problem once more, to fill a batch up to a size.
 
-    It has another's id, and its result is dropped.
+    It has another's id and gets its result; nothing is computed for it.
     """
 
     __slots__ = ()

@@ -25,7 +25,14 @@ from tsi.engine.rows import (
     small,
     take,
 )
-from tsi.engine.slots import Seen, Slots, burst, empty_slots, segment_of
+from tsi.engine.slots import (
+    Seen,
+    Slots,
+    behind,
+    burst,
+    empty_slots,
+    segment_of,
+)
 from tsi.models.partition import MODEL
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.reasoning_store import ReasoningStore
@@ -63,7 +70,8 @@ class Programs:
         self.arrange = donate(self._arrange)
         self.keep = donate(self._keep)
         self.admit = donate(self._admit)
-        self.burst = jax.jit(self._burst, static_argnums=3, donate_argnums=1)
+        self.burst = jax.jit(self._burst, static_argnums=3)
+        self.behind = donate(self._behind)
         self.end_step = jax.jit(self._end_step, static_argnums=7, donate_argnums=0)
         self.repeat = jax.jit(self._repeat, static_argnums=9, donate_argnums=0)
         self.resize = jax.jit(self._resize, static_argnums=2)
@@ -250,13 +258,17 @@ class Programs:
         )
         return placed._replace(cache=slots.cache)
 
-    def _burst(self, params, slots: Slots, enough, width: int) -> tuple[Slots, Seen]:
+    def _burst(
+        self, params, slots: Slots, enough, width: int
+    ) -> tuple[Slots, Dense, Seen]:
         temperatures = Temperatures(params.temperature, params.proposal_temperature)
         slots = slots._replace(cache=self._divide(slots.cache))
-        slots, seen = burst(
+        return burst(
             params.policy, self.target.boundary, slots, temperatures, enough, width
         )
-        return slots._replace(cache=self._divide(slots.cache)), seen
+
+    def _behind(self, cache: Dense, new: Dense, filled, began) -> Dense:
+        return self._divide(behind(self._divide(cache), new, filled, began))
 
     def _end_step(
         self, stored: Stored, slots, at, rows, problems, depths, caches, width, params

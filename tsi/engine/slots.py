@@ -79,8 +79,11 @@ def burst(
     temperatures: Temperatures,
     enough: Int[Array, ""],
     width: int,
-) -> tuple[Slots, Seen]:
+) -> tuple[Slots, Dense, Seen]:
     """Write tokens until `enough` rows have ended their steps, at most `width` each.
+
+    The cache is only read. What is new is put behind each row by a program of its own
+    (`behind`), for a program that reads a cache and writes it copies it as well.
 
     Args:
         policy: the language model.
@@ -89,6 +92,9 @@ def burst(
         temperatures: of policy and proposal.
         enough: rows.
         width: static.
+
+    Returns:
+        The slots, their cache left out; the new keys and values; what the host sees.
     """
     rows, began = slots.filled.shape[0], slots.active
     context = segment_of(slots.cache, slots.filled)
@@ -122,15 +128,25 @@ def burst(
     small = slots._replace(cache=(), keys=())
     start = (small, jnp.zeros((), jnp.int32), new)
     small, offset, new = jax.lax.while_loop(unfinished, body, start)
+    filled = slots.filled + small.counts - slots.counts
+    after = small._replace(keys=slots.keys, filled=filled)
+    seen = Seen(after.active, after.counts, filled, offset)
+    return after, Dense(new.keys, new.values), seen
+
+
+def behind(
+    cache: Dense,
+    new: Dense,
+    filled: Int[Array, " R"],
+    began: Bool[Array, " R"],
+) -> Dense:
+    """The cache with what a burst has written behind each row that took part.
+
+    Args:
+        cache: of R rows.
+        new: of the burst.
+        filled: positions that rows had before.
+        began: who took part.
+    """
     order = jnp.argsort(~began, stable=True)
-    added = small.counts - slots.counts
-    cache = merge(
-        slots.cache,
-        Dense(new.keys, new.values),
-        slots.filled,
-        order,
-        jnp.sum(began),
-    )
-    filled = slots.filled + added
-    after = small._replace(cache=cache, keys=slots.keys, filled=filled)
-    return after, Seen(after.active, after.counts, filled, offset)
+    return merge(cache, new, filled, order, jnp.sum(began))

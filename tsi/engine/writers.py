@@ -91,9 +91,12 @@ class Writers:
             The slots whose rows have ended their steps, and all slots' tokens.
         """
         was = self.filled
-        self.slots, seen = self.programs.burst(
+        cache = self.slots.cache
+        small, new, seen = self.programs.burst(
             params, self.slots, np.int32(enough), self.sizes.burst
         )
+        cache = self.programs.behind(cache, new, was, self.active)
+        self.slots = small._replace(cache=cache)
         seen = jax.device_get(seen)
         self.filled = np.where(self.active, seen.filled, was).astype(np.int32)
         self.bursts += 1
