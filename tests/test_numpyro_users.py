@@ -286,10 +286,12 @@ def test_deterministic_sites_follow_cuts_and_repeats():
 
 
 def test_a_site_called_as_a_number_of_the_chain_is_refused():
-    def crowded(t, x, params):
+    def step_with_own_length(t, x, params):
         return numpyro.sample("length", dist.Normal(x, 1.0))
 
-    target = program_target(lambda params: jnp.zeros(()), crowded, max_steps=2)
+    target = program_target(
+        lambda params: jnp.zeros(()), step_with_own_length, max_steps=2
+    )
     with pytest.raises(ConfigurationError, match="length"):
         ExplorerKernel(samplers.pimh("odds", endless=True), target).init(
             KEY, 0, None, (), {}
