@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from tsi import samplers
-from tsi.bench.far_below import range_check, resolution_check
+from tsi.bench.far_below import (
+    judge_light_particles,
+    range_check,
+    resolution_check,
+)
 from tsi.bench.long_tables import LONG_EXAMPLES, wide
 from tsi.bench.offspring import Draws
 from tsi.bench.pooled import pooled_p, pooled_z
@@ -183,6 +187,24 @@ def test_a_particle_may_not_be_lost_for_lying_far_below():
     ):
         check = range_check(sampler, Draws(sampler, 8, 500), 8, KEY)
         assert check.passed is passed
+
+
+def test_what_light_particles_keep_and_who_of_them_is_drawn_is_judged():
+    numbers, sampler = np.random.default_rng(0), samplers.smc()
+    drawn = numbers.random((256, 2**14)) < 2**-14
+    weight = drawn.sum(1).astype(float)
+    assert judge_light_particles(sampler, weight, drawn).passed
+    # Half of the weight is lost, by chance and then for certain.
+    for halved in (numbers.binomial(drawn.sum(1), 0.5), np.full(256, 0.5)):
+        check = judge_light_particles(sampler, halved.astype(float), drawn)
+        assert check.passed is False
+        assert "of what they weigh" in check.detail
+    # As many draws, but of the same 64.
+    few = np.zeros_like(drawn)
+    few[np.arange(256), numbers.integers(0, 64, 256)] = True
+    check = judge_light_particles(sampler, np.ones(256), few)
+    assert check.passed is False
+    assert "the same few are drawn again" in check.detail
 
 
 def keeps_light_particles(sampler):
