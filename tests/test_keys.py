@@ -275,7 +275,7 @@ KERNEL = ExplorerKernel(
 )
 
 
-@pytest.mark.parametrize("num_chains", [1, 3])
+@pytest.mark.parametrize("num_chains", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_chains_take_old_keys_and_go_on_with_them(num_chains):
     def chain(make):
         mcmc = MCMC(

@@ -89,9 +89,13 @@ def samples_of_one_argument():
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [
-        ((), {"y": OBSERVED}),
+        pytest.param((), {"y": OBSERVED}, marks=pytest.mark.slow),
         ((OBSERVED, 0.6), {}),
-        ((OBSERVED,), {"scale": 0.6, "jit_model_args": True}),
+        pytest.param(
+            (OBSERVED,),
+            {"scale": 0.6, "jit_model_args": True},
+            marks=pytest.mark.slow,
+        ),
         ((), {"y": OBSERVED, "scale": 0.6, "jit_model_args": True}),
     ],
 )
@@ -145,7 +149,10 @@ def test_a_guided_program_and_one_with_an_end_take_them_too():
 # Keys
 
 
-@both
+# Explorers' chains take them in test_keys.
+@pytest.mark.parametrize(
+    "make", [pytest.param(explorer_kernel, marks=pytest.mark.slow), pmmh_kernel]
+)
 def test_old_style_keys_give_the_same_chains(make):
     typed, old = mcmc(make(), chains=2), mcmc(make(), chains=2)
     typed.run(jax.random.key(3), OBSERVED)
@@ -163,7 +170,11 @@ def test_old_style_keys_give_the_same_chains(make):
 
 @pytest.mark.parametrize(
     ("make", "chains"),
-    [(explorer_kernel, 1), (explorer_kernel, 2), (pmmh_kernel, 2)],
+    [
+        pytest.param(explorer_kernel, 1, marks=pytest.mark.slow),
+        (explorer_kernel, 2),
+        pytest.param(pmmh_kernel, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_kernel_and_its_mcmc_pickle_before_and_after_a_run(make, chains):
     whole = mcmc(pickle.loads(pickle.dumps(make())), chains)
