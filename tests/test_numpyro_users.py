@@ -149,10 +149,21 @@ def test_a_guided_program_and_one_with_an_end_take_them_too():
 # Keys
 
 
-# Explorers' chains take them in test_keys.
-@pytest.mark.parametrize(
-    "make", [pytest.param(explorer_kernel, marks=pytest.mark.slow), pmmh_kernel]
-)
+def test_an_old_style_key_starts_the_same_chain_and_goes_on():
+    """Of PMMH; explorers' chains are in test_keys."""
+    kernel, arguments = pmmh_kernel(), ((OBSERVED,), {})
+    typed, old = (
+        kernel.init(make(3), 0, None, *arguments)
+        for make in (jax.random.key, jax.random.PRNGKey)
+    )
+    same(typed._replace(rng_key=None), old._replace(rng_key=None))
+    resumed = old._replace(rng_key=jax.random.PRNGKey(4))
+    after = jax.eval_shape(lambda state: kernel.sample(state, *arguments), resumed)
+    assert after.z.keys() == old.z.keys()
+
+
+@pytest.mark.slow
+@both
 def test_old_style_keys_give_the_same_chains(make):
     typed, old = mcmc(make(), chains=2), mcmc(make(), chains=2)
     typed.run(jax.random.key(3), OBSERVED)
