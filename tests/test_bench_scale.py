@@ -1,5 +1,7 @@
 """The bench at other scales: long and wide tables, shifts, light particles."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,10 +116,55 @@ def adds_a_constant_to_the_evidence():
     return good._replace(tell=tell)
 
 
+class Tilted(NamedTuple):
+    """A state that shows other weights where potentials are large."""
+
+    inner: Any
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    @property
+    def log_weights(self):
+        tilt = 0.01 * jnp.arange(self.inner.log_weights.shape[-1])
+        large = self.inner.log_potentials > 5.0
+        return self.inner.log_weights + jnp.where(large, tilt, 0.0)
+
+
+def shows_other_weights_where_potentials_are_large():
+    good = samplers.smc()
+
+    def ask(key, state):
+        inner, ancestors = good.ask(key, state.inner)
+        return Tilted(inner), ancestors
+
+    def tell(key, state, *told):
+        inner, info = good.tell(key, state.inner, *told)
+        return Tilted(inner), info
+
+    return good._replace(
+        init=lambda key, size: Tilted(good.init(key, size)), ask=ask, tell=tell
+    )
+
+
+def weighs_the_finished_again():
+    """Which nobody is before the end where all paths have one length."""
+    good = samplers.smc()
+
+    def tell(key, state, *told):
+        after, info = good.tell(key, state, *told)
+        again = jnp.sum(jnp.where(state.finished, state.log_potentials, 0.0))
+        return after._replace(log_evidence=after.log_evidence + 0.01 * again), info
+
+    return good._replace(tell=tell)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (looks_ahead_from_zero, "decide"),
+        (shows_other_weights_where_potentials_are_large, "changes a weight by"),
+        (weighs_the_finished_again, "unequal lengths: +10 on all log potentials moves"),
         (adds_a_constant_to_the_evidence, "log evidence"),
         (lambda: quiet_mistakes.potentials_in_bfloat16(samplers.smc()), "decide"),
         (lambda: quiet_mistakes.clipped_potentials(samplers.smc()), ""),
