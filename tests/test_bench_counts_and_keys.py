@@ -163,7 +163,10 @@ def test_draws_are_watched_in_loops_branches_and_maps():
             return i + 1, total + jax.random.normal(jax.random.fold_in(key, i))
 
         _, total = jax.lax.while_loop(lambda carry: carry[0] < 3, body, (0, 0.0))
-        rows = jax.lax.map(jax.random.normal, jax.random.split(key, 2))
+        # Not of the key itself, whose splits are what is folded in above.
+        rows = jax.lax.map(
+            jax.random.normal, jax.random.split(jax.random.fold_in(key, 8))
+        )
         one = jax.lax.cond(
             flag,
             lambda k: jax.random.uniform(jax.random.fold_in(k, 10)),
@@ -183,11 +186,11 @@ def test_draws_are_watched_in_loops_branches_and_maps():
     drawn = {data for data, is_draw in found if is_draw}
     assert drawn == {
         *(data_of(fold(KEY, i)) for i in (0, 1, 2, 10)),
-        *map(data_of, jax.random.split(KEY, 2)),
+        *map(data_of, jax.random.split(fold(KEY, 8))),
         *map(data_of, jax.random.split(fold(KEY, 9))),
     }
     split = {data for data, is_draw in found if not is_draw}
-    assert split == {data_of(KEY), data_of(fold(KEY, 9))}
+    assert split == {data_of(fold(KEY, 8)), data_of(fold(KEY, 9))}
 
 
 class Coins(NamedTuple):

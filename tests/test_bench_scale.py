@@ -117,34 +117,37 @@ def adds_a_constant_to_the_evidence():
 
 
 class Tilted(NamedTuple):
-    """A state that shows other weights where potentials are large."""
+    """A state that shows other weights where potentials exceed a threshold."""
 
     inner: Any
+    threshold: Any
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
 
     @property
     def log_weights(self):
-        tilt = 0.01 * jnp.arange(self.inner.log_weights.shape[-1])
-        large = self.inner.log_potentials > 5.0
+        tilt = 0.05 * jnp.arange(self.inner.log_weights.shape[-1])
+        threshold = jnp.expand_dims(jnp.asarray(self.threshold), -1)
+        large = self.inner.log_potentials > threshold
         return self.inner.log_weights + jnp.where(large, tilt, 0.0)
 
 
-def shows_other_weights_where_potentials_are_large():
+def shows_other_weights_above(threshold):
     good = samplers.smc()
 
     def ask(key, state):
         inner, ancestors = good.ask(key, state.inner)
-        return Tilted(inner), ancestors
+        return Tilted(inner, threshold), ancestors
 
     def tell(key, state, *told):
         inner, info = good.tell(key, state.inner, *told)
-        return Tilted(inner), info
+        return Tilted(inner, threshold), info
 
-    return good._replace(
-        init=lambda key, size: Tilted(good.init(key, size)), ask=ask, tell=tell
-    )
+    def init(key, size):
+        return Tilted(good.init(key, size), threshold)
+
+    return good._replace(init=init, ask=ask, tell=tell)
 
 
 def weighs_the_finished_again():
@@ -163,7 +166,11 @@ def weighs_the_finished_again():
     ("make", "said"),
     [
         (looks_ahead_from_zero, "decide"),
-        (shows_other_weights_where_potentials_are_large, "changes a weight by"),
+        (lambda: shows_other_weights_above(5.0), "+10 on all log potentials changes"),
+        (
+            lambda: shows_other_weights_above(1e3),
+            "+20000 on all log potentials changes a weight by",
+        ),
         (weighs_the_finished_again, "unequal lengths: +10 on all log potentials moves"),
         (adds_a_constant_to_the_evidence, "log evidence"),
         (lambda: quiet_mistakes.potentials_in_bfloat16(samplers.smc()), "decide"),
@@ -195,6 +202,16 @@ def test_a_difference_of_runs_counts_decisions_weights_and_ulps():
     assert difference(before, after, 4 * 64.0 + 0.01).ulps > 100.0
     moved = after.state._replace(log_weights=after.state.log_weights + 0.1)
     assert difference(before, after._replace(state=moved), 256.0).weight > 0.1
+    lost = after.state._replace(log_weights=jnp.nan * after.state.log_weights)
+    assert difference(before, after._replace(state=lost), 256.0).weight > 1e6
+    lost = after.state._replace(log_evidence=jnp.nan * after.state.log_evidence)
+    assert difference(before, after._replace(state=lost), 256.0).ulps == np.inf
+    # What cancels was as large as the gain on the way.
+    low, none = (
+        run._replace(state=run.state._replace(log_evidence=jnp.full(400, number)))
+        for run, number in ((before, -256.0), (after, 1e-5))
+    )
+    assert difference(low, none, 256.0).ulps < 1.0
     other = after._replace(particles=runs.few(in_64ths(), jax.random.key(1)).particles)
     assert difference(before, other, 256.0).runs > 0.5
 
