@@ -43,7 +43,7 @@ class AppendOnlyFile:
         with self._refusals():
             check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = self._opened()
+            self._descriptor = self._open()
         try:
             with self._refusals():
                 self._drop_half_line()
@@ -98,7 +98,7 @@ class AppendOnlyFile:
         except OSError as error:
             raise ResultsError(f"{sentence(error, self.path)}{kept}") from error
 
-    def _opened(self, new: int = 0) -> int:
+    def _open(self, new: int = 0) -> int:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | new
         descriptor = os.open(self.path, flags, 0o666)
         try:
@@ -123,7 +123,7 @@ class AppendOnlyFile:
         content = _content(self._descriptor)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = self._opened(os.O_EXCL)
+            descriptor = self._open(os.O_EXCL)
         except FileExistsError as error:
             raise ResultsError(
                 f"{self.path} was replaced by another file while this run wrote to it; "

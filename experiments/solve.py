@@ -95,7 +95,9 @@ def _sampling_text(result: Result) -> list[str]:
     if resampled is None:
         whose = "of the particles in use, by turn"
     if np.isnan(result.ess).all():
-        lines = ["Effective sample size: –, for its particles are no weighted sample"]
+        lines = [
+            "Effective sample size: –, for its particles are not a weighted sample"
+        ]
     else:
         lines = [f"Effective sample size {whose}: {sizes}"]
     if resampled is not None:

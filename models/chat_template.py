@@ -96,12 +96,12 @@ class ChatTemplate:
                 "in its tokenizer_config.json or chat_template.jinja."
             )
 
-        def restored(match: re.Match[str]) -> str:
+        def message_of(match: re.Match[str]) -> str:
             content = contents[int(match[2])]
             content = content if match[1] else content.lstrip()
             return content if match[3] else content.rstrip()
 
-        return re.sub(body, restored, frame)
+        return re.sub(body, message_of, frame)
 
     def _frame(self, messages: list[dict[str, str]], begins: bool) -> str:
         """The text with marks for what users say."""
@@ -118,7 +118,7 @@ class ChatTemplate:
                     f"{error}."
                 ) from None
             except LimitExceeded as error:
-                raise self._stopped(error) from None
+                raise self._limit_error(error) from None
             self._frames[key] = found
         return self._frames[key]
 
@@ -130,7 +130,7 @@ class ChatTemplate:
                 f"The chat template of {self.name} cannot be read: {error}."
             ) from None
         except LimitExceeded as error:
-            raise self._stopped(error) from None
+            raise self._limit_error(error) from None
         known = [n for n in read if n not in OURS and not n.endswith(ROLE)]
         for name in switches:
             if name not in known:
@@ -139,7 +139,7 @@ class ChatTemplate:
                     + (f"It reads: {', '.join(known)}." if known else "It reads none.")
                 )
 
-    def _stopped(self, error: LimitExceeded) -> ConfigurationError:
+    def _limit_error(self, error: LimitExceeded) -> ConfigurationError:
         return ConfigurationError(
             f"The chat template of {self.name} was stopped: to render it {error}. "
             "Choose another model, or another template in its tokenizer_config.json "

@@ -25,7 +25,7 @@ from tsi.models.rotary import (
 LENGTH = 2048
 """The context of a configuration that does not say."""
 LEAST, MOST = 1e-12, 1e15
-"""Of numbers that are no sizes; what is beyond is damage, or zero in float32."""
+"""Of numbers that are not sizes; what is beyond is damage, or zero in float32."""
 MOST_EPSILON = 0.1
 
 # What each feature is when it is off.
@@ -83,8 +83,8 @@ def refuse(fields: Mapping[str, Any], family: str, does: tuple[str, ...] = ()) -
     kinds = fields.get("layer_types")
     if kinds is not None and not isinstance(kinds, list):
         raise CheckpointError(
-            f"config.json has layer_types={str(kinds)[:50]}, which is no list. Correct "
-            "it, or choose another checkpoint."
+            f"config.json has layer_types={str(kinds)[:50]}, which is not a list. "
+            "Correct it, or choose another checkpoint."
         )
     if "layer_types" not in does and set(kinds or ()) - {"full_attention"}:
         raise CheckpointError(
@@ -112,11 +112,11 @@ def positive(
 ) -> float:
     """A number of the fields, and the default if it is absent or null.
 
-    Whatever else is there counts: zero is no wish for the default.
+    Whatever else is there counts: zero does not ask for the default.
 
     Raises:
         KeyError: it is absent and has no default.
-        CheckpointError: it is no positive number of ordinary size.
+        CheckpointError: it is not a positive number of ordinary size.
     """
     value = fields.get(name)
     if value is None:
@@ -161,8 +161,8 @@ def table(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"config.json has {name}={str(value)[:50]}, which is no table of fields. "
-            "Correct it, or choose another checkpoint."
+            f"config.json has {name}={str(value)[:50]}, which is not a table of "
+            "fields. Correct it, or choose another checkpoint."
         )
     return value
 

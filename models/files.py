@@ -119,10 +119,10 @@ def sentence(error: OSError, path: str | os.PathLike[str] | None = None) -> str:
         return "The working folder no longer exists; change to one that does."
     where = "A file or the output" if named is None else shown(named)
     if isinstance(error, NotRegularFileError):
-        return f"{where} is no regular file but {error.strerror}; {CHOOSE}."
+        return f"{where} is not a regular file but {error.strerror}; {CHOOSE}."
     if named is not None and error.errno == errno.EEXIST and os.path.islink(named):
         target = shown(os.readlink(named))
-        return f"{where} is a symbolic link to {target}, which is no folder; " + (
+        return f"{where} is a symbolic link to {target}, which is not a folder; " + (
             f"remove it, or {CHOOSE}."
         )
     reason, remedy = REASONS.get(

@@ -77,8 +77,8 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         period = fields["sliding_window_pattern"]
         if type(period) is not int or period < 1:
             raise CheckpointError(
-                f"config.json has sliding_window_pattern={period!r}, which is no "
-                "number of layers. Correct it, or choose another checkpoint."
+                f"config.json has sliding_window_pattern={period!r}, which is not "
+                "a number of layers. Correct it, or choose another checkpoint."
             )
         layers = tuple((i + 1) % period != 0 for i in range(shape["num_layers"]))
     else:

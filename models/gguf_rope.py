@@ -161,7 +161,9 @@ def _divisors(header: Header, name: str, pairs: int) -> np.ndarray:
         )
     divisors = read_tensor(header, name)
     if not (np.isfinite(divisors).all() and (divisors > 0).all()):
-        raise CheckpointError(f"{header.path}: {name} has entries that are no divisor.")
+        raise CheckpointError(
+            f"{header.path}: {name} has entries that are not divisors."
+        )
     return divisors
 
 

@@ -109,7 +109,7 @@ def tokenizer_from_gguf(
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise CheckpointError(
-            f"{path} has a tokenizer.chat_template that is no text. Convert or "
+            f"{path} has a tokenizer.chat_template that is not text. Convert or "
             "download the model again."
         )
     check_vocabulary(path, backend)

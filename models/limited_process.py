@@ -69,7 +69,7 @@ class LimitedProcess:
         request = json.dumps(question).encode() + b"\n"
         with self._lock:
             for _ in range(2):
-                process = self._started()
+                process = self._running_process()
                 if _send(process, request):
                     break
                 # It ended while idle, say for lack of memory elsewhere: once more.
@@ -101,7 +101,7 @@ class LimitedProcess:
             if pipe is not None:
                 pipe.close()
 
-    def _started(self) -> "subprocess.Popen[bytes]":
+    def _running_process(self) -> "subprocess.Popen[bytes]":
         mine = self._owner == os.getpid()
         if mine and self.process is not None and self.process.poll() is None:
             return self.process

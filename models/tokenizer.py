@@ -118,7 +118,7 @@ class Tokenizer:
         """
         if allow_special and self.special_ids:
             pieces = enumerate(self._split(text))
-            return self._checked(
+            return self._require_rows(
                 [id for i, piece in pieces for id in self._piece(piece, i == 0)]
             )
         return self._text(text)
@@ -206,7 +206,9 @@ class Tokenizer:
             ConfigurationError: as :meth:`render`; or the template drops or repeats a
                 tag, or drops what somebody says.
         """
-        text, ids, places = self._encode_tagged(messages, tags, add_generation_prompt)
+        text, ids, places = self._encode_with_places(
+            messages, tags, add_generation_prompt
+        )
         expected = sum(
             message["content"].count(tag) for message in messages for tag in tags
         )
@@ -220,7 +222,7 @@ class Tokenizer:
             )
         return ids, places
 
-    def _encode_tagged(
+    def _encode_with_places(
         self,
         messages: Sequence[Mapping[str, str]],
         tags: Mapping[str, int],
@@ -246,19 +248,19 @@ class Tokenizer:
         ids: list[int] = []
         places: list[int] = []
         for i, piece in enumerate(self._split(text) if names else [text]):
-            restored = unmask(piece)
-            if restored == piece and piece in self.special_ids:
+            unmasked = unmask(piece)
+            if unmasked == piece and piece in self.special_ids:
                 ids.append(self.special_ids[piece])
                 continue
             begin = 0
-            for found in split.finditer(restored):
-                between = restored[begin : found.start()]
+            for found in split.finditer(unmasked):
+                between = unmasked[begin : found.start()]
                 ids += self._text(between, i + begin == 0)
                 places.append(len(ids))
                 ids.append(tags[found[0]])
                 begin = found.end()
-            ids += self._text(restored[begin:], i + begin == 0)
-        return unmask(text), self._checked(ids), places
+            ids += self._text(unmasked[begin:], i + begin == 0)
+        return unmask(text), self._require_rows(ids), places
 
     def encode_prompt(self, prompt: str, *, system: str | None = None) -> list[int]:
         """Token ids of a question, ready for the policy to continue.
@@ -271,7 +273,7 @@ class Tokenizer:
         if self.chat_template is None:
             text = prompt if system is None else f"{system}\n{prompt}"
             bos = [self.bos_id] if self.add_bos and self.bos_id is not None else []
-            return self._checked(bos + self.encode(text))
+            return self._require_rows(bos + self.encode(text))
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
@@ -290,7 +292,7 @@ class Tokenizer:
                 {"role": "user", "content": ASKED},
                 {"role": "assistant", "content": SAID},
             ]
-            _, ids, _ = self._encode_tagged(turns, {ASKED: -1, SAID: -2}, False)
+            _, ids, _ = self._encode_with_places(turns, {ASKED: -1, SAID: -2}, False)
             control = set(self.special_ids.values())
             said = ids.index(-2) if -2 in ids else len(ids)
             for id in ids[said + 1 :]:
@@ -344,7 +346,7 @@ class Tokenizer:
             **{role: name for role, name in names.items() if name is not None},
         }
 
-    def _checked(self, ids: list[int]) -> list[int]:
+    def _require_rows(self, ids: list[int]) -> list[int]:
         """The ids, all of which the model must have."""
         if self.num_rows is not None and max(ids, default=0) >= self.num_rows:
             raise ConfigurationError(

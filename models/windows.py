@@ -30,8 +30,8 @@ def windows_from_hf(
         full = fields.get("max_window_layers", FULL_LAYERS)
         if window is not None and (type(full) is not int or full < 0):
             raise CheckpointError(
-                f"config.json has max_window_layers={full!r}, which is no number of "
-                "layers. Correct it, or choose another checkpoint."
+                f"config.json has max_window_layers={full!r}, which is not a "
+                "number of layers. Correct it, or choose another checkpoint."
             )
         layers = tuple(window is not None and i >= full for i in range(num_layers))
     else:

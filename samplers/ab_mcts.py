@@ -49,6 +49,7 @@ from tsi.samplers.thompson import (
     observed,
     posterior_named,
 )
+from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
 
@@ -165,6 +166,7 @@ def ab_mcts(
         turns = num_particles * max_steps // rows
         return Plan(rows, 1 + rows * turns, turns)
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> ABMCTSState:
         rows, stored, turns = plan(num_particles, max_steps)
         nothing = no_observations((stored,))
@@ -198,6 +200,7 @@ def ab_mcts(
 
         return jax.lax.while_loop(deeper, descend, jnp.zeros((), jnp.int32))
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: ABMCTSState) -> tuple[ABMCTSState, Request]:
         rows = state.parents.shape[0]
         keys = jax.random.split(key, rows)
@@ -209,6 +212,7 @@ def ab_mcts(
         state = state._replace(parents=parents, slots=slots)
         return state, Request(parents, slots, jnp.ones(rows, bool))
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: ABMCTSState, reply: Reply
     ) -> tuple[ABMCTSState, ExplorerInfo]:

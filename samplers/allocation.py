@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.step_keys import AnyKey, single_key
 from tsi.weights import all_dead, sanitise
 
 
@@ -24,10 +25,10 @@ class Deterministic:
     allocate: Callable[..., Array]
 
     def __call__(
-        self, key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
+        self, key: AnyKey, log_weights: Float[Array, "N"], num_samples: int
     ) -> Int[Array, "M"]:
         """Ancestors [num_samples], int32."""
-        return self.allocate(key, log_weights, num_samples)
+        return self.allocate(single_key(key), log_weights, num_samples)
 
 
 def effective_width(width: int, num_particles: int, method: str) -> int:

@@ -34,6 +34,7 @@ from tsi.samplers.allocation import Deterministic
 from tsi.samplers.population import SMCState, forked, new_population, weighed
 from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.resampling import Resampling, systematic
+from tsi.step_keys import with_typed_key
 from tsi.weights import all_dead, log_mean_exp
 
 
@@ -111,12 +112,14 @@ def auxiliary_particle_filter(
         # No look before the first step, when all prefixes are the same.
         return Plan(num_particles, num_particles, 2 * max_steps - 1)
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> AuxiliaryState:
         none = jnp.zeros((), bool)
         places = jnp.arange(num_particles, dtype=jnp.int32)
         equal = jnp.zeros(num_particles)
         return AuxiliaryState(new_population(num_particles), none, equal, none, places)
 
+    @with_typed_key
     def ask(
         key: Key[Array, ""], state: AuxiliaryState
     ) -> tuple[AuxiliaryState, Request]:
@@ -136,6 +139,7 @@ def auxiliary_particle_filter(
         )
         return state._replace(population=fork), request
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: AuxiliaryState, reply: Reply
     ) -> tuple[AuxiliaryState, ExplorerInfo]:

@@ -28,6 +28,7 @@ from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths,
 from tsi.samplers.potentials import Potential
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
 from tsi.samplers.sweep_budget import SWEEP
+from tsi.step_keys import with_typed_key
 from tsi.weights import all_dead, ess
 
 WHOLE = jnp.iinfo(jnp.int32).max
@@ -122,6 +123,7 @@ def backward_gibbs(
         turns = max_steps + 1 + max_steps * (max_steps - 1) // 2
         return Plan(size, num_particles + (max_steps + 2) * size, sweeps * turns)
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> BackwardState:
         _, size = budget(num_particles)
         zero = jnp.zeros((), jnp.int32)
@@ -169,6 +171,7 @@ def backward_gibbs(
         start = 0 if endless else state.iteration * state.parents.shape[0]
         return start + rows(state)
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: BackwardState) -> tuple[BackwardState, Request]:
         t, conditional = state.sweep.smc.t, state.iteration > 0
         forked = csmc.fork(key, state.sweep, potential, conditional)
@@ -204,6 +207,7 @@ def backward_gibbs(
         parents, slots = request.parents, request.slots
         return state._replace(sweep=sweep, parents=parents, slots=slots), request
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: BackwardState, reply: Reply
     ) -> tuple[BackwardState, ExplorerInfo]:

@@ -15,6 +15,7 @@ from tsi.sampler import Sampler
 from tsi.samplers.potentials import uniform
 from tsi.samplers.schedules import never
 from tsi.samplers.smc import smc
+from tsi.step_keys import with_typed_key
 
 
 @picklable
@@ -26,6 +27,7 @@ def greedy() -> Sampler:
     """
     one = smc(schedule=never, potential=uniform(), select="argmax")
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int) -> Any:
         if num_particles != 1:
             raise ConfigurationError(

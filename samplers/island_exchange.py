@@ -32,6 +32,7 @@ from tsi.samplers.potentials import Potential, require_running, telescoping
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, ess_below
 from tsi.samplers.smc import SMCState, smc
+from tsi.step_keys import with_typed_key
 from tsi.weights import log_mean_exp
 
 
@@ -109,6 +110,7 @@ def island_exchange(
     )
     too_unequal = ess_below(exchange_below)
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: SMCState) -> tuple[SMCState, Int[Array, "N"]]:
         means = log_mean_exp(state.log_weights.reshape(num_islands, -1))
         due = too_unequal(means, state.t)

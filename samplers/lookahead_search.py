@@ -23,6 +23,7 @@ from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
 from tsi.samplers.allocation import effective_width, top_k_replicate
 from tsi.samplers.solutions import equal_weights, not_numbers, rank_classes, told
+from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
 
@@ -82,6 +83,7 @@ def lookahead_search(
         stored = num_particles if k == 0 else 2 * num_particles
         return Plan(num_particles, stored, (k + 1) * max_steps)
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> LookaheadState:
         zeros = jnp.zeros(num_particles, weight_dtype())
         places = jnp.arange(num_particles, dtype=jnp.int32)
@@ -102,6 +104,7 @@ def lookahead_search(
             slots=places,
         )
 
+    @with_typed_key
     def ask(
         key: Key[Array, ""], state: LookaheadState
     ) -> tuple[LookaheadState, Request]:
@@ -124,6 +127,7 @@ def lookahead_search(
         )
         return state, Request(parents, slots, ~ended)
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: LookaheadState, reply: Reply
     ) -> tuple[LookaheadState, ExplorerInfo]:

@@ -45,6 +45,7 @@ from tsi.samplers.search_tree import (
     solutions,
 )
 from tsi.samplers.solutions import no_solutions, not_numbers
+from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
 Bonus = Callable[[Array, Array, Array], Array]
@@ -143,6 +144,7 @@ def mcts(
         most = expansions(num_particles, max_steps)
         return Plan(rows, 1 + rows * most, 2 * most)
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> MCTSState:
         rows, stored, turns = plan(num_particles, max_steps)
         zero = jnp.zeros((), jnp.int32)
@@ -170,6 +172,7 @@ def mcts(
         candidates = jnp.where(jnp.any(first), first, candidates)
         return jnp.argmax(jnp.where(candidates, score, -jnp.inf)).astype(jnp.int32)
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: MCTSState) -> tuple[MCTSState, Request]:
         tree = state.tree
         node = jax.lax.while_loop(
@@ -185,6 +188,7 @@ def mcts(
         state = state._replace(node=node, parents=parents, slots=slots)
         return state, Request(parents, slots, extend)
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: MCTSState, reply: Reply
     ) -> tuple[MCTSState, ExplorerInfo]:

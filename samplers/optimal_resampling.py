@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.samplers.resampling import below, cumulate, grid, holder, in_units
+from tsi.step_keys import with_typed_key
 from tsi.weights import sanitise
 
 
@@ -71,6 +72,7 @@ def inclusion_probabilities(
     return jnp.where(enough, 1.0 * alive, jnp.minimum(probabilities, 1.0))
 
 
+@with_typed_key
 def optimal_resampling(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_kept: int
 ) -> tuple[Bool[Array, "N"], Float[Array, "N"]]:

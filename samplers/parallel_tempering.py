@@ -51,6 +51,7 @@ from tsi.samplers.temperature_ladder import (
     heated,
     swap,
 )
+from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
 WHOLE = jnp.iinfo(jnp.int32).max
@@ -200,6 +201,7 @@ def parallel_tempering(
             lambda leaf: jnp.broadcast_to(leaf, (num_chains, *leaf.shape)), one
         )
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> TemperingState:
         sweeps, size = budget(num_particles)
         members = kept(num_particles)
@@ -233,6 +235,7 @@ def parallel_tempering(
         starts = jnp.concatenate([cold[None], hot]).astype(jnp.int32)
         return starts[:, None] + jnp.arange(size, dtype=jnp.int32)
 
+    @with_typed_key
     def ask(
         key: Key[Array, ""], state: TemperingState
     ) -> tuple[TemperingState, Request]:
@@ -267,6 +270,7 @@ def parallel_tempering(
         )
         return state, request
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: TemperingState, reply: Reply
     ) -> tuple[TemperingState, ExplorerInfo]:

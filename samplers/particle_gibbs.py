@@ -44,6 +44,7 @@ from tsi.samplers.published import potential_of
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
 from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
+from tsi.step_keys import with_typed_key
 from tsi.weights import ess
 
 WHOLE = jnp.iinfo(jnp.int32).max
@@ -185,6 +186,7 @@ def particle_gibbs(
     def kept(num_particles: int) -> int:
         return budget(num_particles)[1] if overwrites else num_particles
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> GibbsState:
         sweeps, size = budget(num_particles)
         members = kept(num_particles)
@@ -221,6 +223,7 @@ def particle_gibbs(
         due = (state.iteration > 0) & (state.sweep.smc.t > 0)
         return ancestor_sampling & due & (state.pasts.step < state.reference.length)
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: GibbsState) -> tuple[GibbsState, Request]:
         key_past, key_fork = jax.random.split(key)
         forked, request = _forked(key_past, key_fork, state)
@@ -295,6 +298,7 @@ def particle_gibbs(
             sources=jnp.broadcast_to(own[0], own.shape),
         )
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: GibbsState, reply: Reply
     ) -> tuple[GibbsState, ExplorerInfo]:

@@ -27,6 +27,7 @@ from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.path_record import ChainSample, PathRecord, no_paths, summary
 from tsi.samplers.potentials import Potential, product
 from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
+from tsi.step_keys import with_typed_key
 from tsi.weights import CompensatedSum
 
 
@@ -112,6 +113,7 @@ def pimh(
         stored = 2 * num_particles if endless else num_particles
         return Plan(size, stored, iterations * max_steps)
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> PIMHState:
         _, size = budget(num_particles)
         zero = jnp.zeros((), jnp.int32)
@@ -138,6 +140,7 @@ def pimh(
         bank = 1 - state.bank if endless else state.iteration
         return bank * size + jnp.arange(size, dtype=jnp.int32)
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: PIMHState) -> tuple[PIMHState, Request]:
         t = state.sweep.smc.t
         sweep = csmc.fork(key, state.sweep, potential, never)
@@ -151,6 +154,7 @@ def pimh(
         )
         return state._replace(sweep=sweep, parents=parents), request
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: PIMHState, reply: Reply
     ) -> tuple[PIMHState, ExplorerInfo]:

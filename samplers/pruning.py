@@ -26,6 +26,7 @@ from tsi.samplers.potentials import Potential, require_running, telescoping
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule
 from tsi.samplers.smc import SMCState, smc
+from tsi.step_keys import with_typed_key
 from tsi.weights import log_mean_exp
 
 
@@ -92,6 +93,7 @@ def pruning(
         num_islands=num_islands,
     )
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: SMCState) -> tuple[SMCState, Int[Array, "N"]]:
         key_roulette, key_ask = jax.random.split(key)
         log_weights = russian_roulette(

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.picklable import Recipe, picklable, reduced
 from tsi.samplers.allocation import Deterministic
 from tsi.samplers.resampling import Resampling
+from tsi.step_keys import with_typed_key
 from tsi.weights import log_mean_exp
 
 
@@ -79,6 +80,7 @@ def by_priority(
             where it is zero; v = w if None.
     """
 
+    @with_typed_key
     def draw(key: Key[Array, ""], group: Group) -> Offspring:
         log_w = group.log_weights
         size = log_w.shape[0]
@@ -102,6 +104,7 @@ def at_mean_weight(choose: Callable[..., Array]) -> Reproduction:
         choose: `(key, group) -> ancestors [n]`.
     """
 
+    @with_typed_key
     def draw(key: Key[Array, ""], group: Group) -> Offspring:
         log_w = group.log_weights
         mean = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)

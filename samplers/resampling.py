@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, Key, UInt32
 
 from tsi.errors import ConfigurationError
+from tsi.step_keys import with_typed_key
 from tsi.weights import all_dead, normalise
 
 Resampling = Callable[..., Array]
@@ -124,6 +125,7 @@ def grid(
     return places * whole + block * block_whole + offsets // size + parts // size
 
 
+@with_typed_key
 def multinomial(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
 ) -> Int[Array, "M"]:
@@ -142,6 +144,7 @@ def multinomial(
     return stay_if_dead(log_weights, holder(cdf, positions))
 
 
+@with_typed_key
 def systematic(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
 ) -> Int[Array, "M"]:
@@ -155,6 +158,7 @@ def systematic(
     return stay_if_dead(log_weights, holder(cdf, positions))
 
 
+@with_typed_key
 def stratified(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
 ) -> Int[Array, "M"]:
@@ -186,6 +190,7 @@ def _floor_counts(
     return counts, remainders
 
 
+@with_typed_key
 def residual(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
 ) -> Int[Array, "M"]:
@@ -216,6 +221,7 @@ def residual(
     return stay_if_dead(log_weights, ancestors)
 
 
+@with_typed_key
 def ssp(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
 ) -> Int[Array, "M"]:

@@ -49,6 +49,7 @@ from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.reproduction import Group, Reproduction, by_priority
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, ess_below, never
+from tsi.step_keys import with_typed_key
 from tsi.weights import all_dead
 
 
@@ -103,6 +104,7 @@ def smc(
     has_target = schedule is never or rule.exact
     target = potential.path_log_weight if has_target else None
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int) -> SMCState:
         islands = _count_islands(num_islands, num_particles)
         # Widths that do not fit are reported here, not in the middle of a run.
@@ -111,6 +113,7 @@ def smc(
         jax.eval_shape(rule.draw, key, group)
         return new_population(num_particles, islands)
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: SMCState) -> tuple[SMCState, Int[Array, "N"]]:
         if schedule is never:
             return state, state.ancestors
@@ -137,6 +140,7 @@ def smc(
         state = forked(state, ancestors, log_weights, due)
         return state, ancestors
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""],
         state: SMCState,

@@ -31,6 +31,7 @@ from tsi.samplers.potentials import Potential, require_running, telescoping
 from tsi.samplers.reproduction import Group, Offspring, Reproduction
 from tsi.samplers.schedules import Schedule, every_step
 from tsi.samplers.smc import smc
+from tsi.step_keys import with_typed_key
 
 
 @picklable
@@ -42,6 +43,7 @@ def expansion(width: int) -> Reproduction:
             `ConfigurationError` if it is less than one or does not divide n.
     """
 
+    @with_typed_key
     def draw(key: Key[Array, ""], group: Group) -> Offspring:
         size = group.log_weights.shape[0]
         copies = effective_width(width, size, "smc_steering")

@@ -37,6 +37,7 @@ from tsi.samplers.solutions import (
     not_numbers,
     told,
 )
+from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
 VARIANTS = ("full_width", "released")
@@ -102,6 +103,7 @@ def step_beam(
         # parents are read before children are written.
         return Plan(num_particles, 2 * num_particles, max_steps)
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> StepBeamState:
         copies = effective_width(width, num_particles, "step_beam")
         num_beams = num_particles // copies
@@ -124,6 +126,7 @@ def step_beam(
             took=places < (copies if released else num_particles),
         )
 
+    @with_typed_key
     def ask(key: Key[Array, ""], state: StepBeamState) -> tuple[StepBeamState, Request]:
         size, stored = state.members.shape[0], state.collected.shape[0]
         copies = size // state.beams.shape[0]
@@ -134,6 +137,7 @@ def step_beam(
         state = state._replace(parents=parents, slots=slots, took=took)
         return state, Request(parents, slots, took)
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: StepBeamState, reply: Reply
     ) -> tuple[StepBeamState, ExplorerInfo]:

@@ -53,6 +53,7 @@ from tsi.samplers.path_record import (
 )
 from tsi.samplers.potentials import Potential
 from tsi.samplers.resampling import systematic
+from tsi.step_keys import with_typed_key
 from tsi.weights import log_mean_exp
 
 
@@ -197,6 +198,7 @@ def suffix_metropolis(
         stored = 2 * num_chains if pair else num_particles
         return Plan(num_chains, stored, (moves + 1) * max_steps)
 
+    @with_typed_key
     def init(
         key: Key[Array, ""], num_particles: int, max_steps: int
     ) -> MetropolisState:
@@ -243,6 +245,7 @@ def suffix_metropolis(
             return jnp.argsort(taken, stable=True)[:num_chains].astype(jnp.int32)
         return chains + num_chains * (state.iteration + 1)
 
+    @with_typed_key
     def ask(
         key: Key[Array, ""], state: MetropolisState
     ) -> tuple[MetropolisState, Request]:
@@ -278,6 +281,7 @@ def suffix_metropolis(
         state = state._replace(cut=cut, proposal=proposal, ending=ending)
         return state._replace(waiting=resting), request
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: MetropolisState, reply: Reply
     ) -> tuple[MetropolisState, ExplorerInfo]:

@@ -32,6 +32,7 @@ from tsi.samplers.population import SMCState, forked, new_population, weighed
 from tsi.samplers.potentials import Potential, telescoping
 from tsi.samplers.resampling import Resampling, systematic
 from tsi.samplers.schedules import Schedule, ess_below
+from tsi.step_keys import with_typed_key
 from tsi.weights import CompensatedSum, all_dead, log_mean_exp, log_sum_exp
 
 
@@ -111,6 +112,7 @@ def waste_free_smc(
     def plan(num_particles: int, max_steps: int) -> Plan:
         return Plan(num_particles, num_particles * max_steps, max_steps)
 
+    @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> WasteFreeState:
         stored = num_particles * max_steps
         return WasteFreeState(
@@ -123,6 +125,7 @@ def waste_free_smc(
             done=jnp.zeros((), bool),
         )
 
+    @with_typed_key
     def ask(
         key: Key[Array, ""], state: WasteFreeState
     ) -> tuple[WasteFreeState, Request]:
@@ -147,6 +150,7 @@ def waste_free_smc(
         )
         return state._replace(population=fork), request
 
+    @with_typed_key
     def tell(
         key: Key[Array, ""], state: WasteFreeState, reply: Reply
     ) -> tuple[WasteFreeState, ExplorerInfo]:

@@ -86,7 +86,12 @@ def test_explorers_that_never_end_or_call_prefixes_solutions_are_seen():
     ):
         checks = request_checks(broken, 8, KEY)
         assert [check.promise for check in checks if not check.passed] == promises
-    assert all(check.passed for check in request_checks(plain, 8, KEY))
+
+
+@pytest.mark.slow
+def test_an_explorer_that_ends_in_time_passes():
+    checks = request_checks(samplers.quest(0.5), 8, KEY)
+    assert all(check.passed for check in checks)
 
 
 def test_weight_on_a_path_that_is_no_solution_breaks_the_posterior():

@@ -56,6 +56,38 @@ def test_who_counts_too_much_is_seen_as_well():
     assert counts_check(good._replace(tell=tell), 8, KEY).passed is False
 
 
+def reporting(**counts):
+    """A filter whose counts are functions of its own and of what it is told."""
+    good = samplers.particle_filter()
+
+    def tell(key, state, potentials, *told):
+        after, info = good.tell(key, state, potentials, *told)
+        made = {n: f(getattr(info, n), potentials) for n, f in counts.items()}
+        return after, info._replace(**made)
+
+    return good._replace(tell=tell)
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"num_recoveries": lambda own, told: own + 1}, "num_recoveries is 1 where"),
+        (
+            {"num_invalid": lambda own, told: jnp.sum(jnp.isnan(told))},
+            "num_invalid is 2 where 4 particles",
+        ),
+        (
+            {"num_invalid": lambda own, told: jnp.sum(jnp.isposinf(told))},
+            "num_invalid is 2 where 4 particles",
+        ),
+    ],
+)
+def test_recoveries_from_nothing_and_half_of_the_invalid_are_seen(counts, said):
+    check = counts_check(reporting(**counts), 8, KEY)
+    assert check.passed is False
+    assert said in check.detail
+
+
 def test_counts_are_not_asked_for_where_there_are_none():
     good = samplers.particle_filter()
 
@@ -74,6 +106,36 @@ def test_keys_that_are_equal_by_value_are_found(make):
     assert equal_keys(make(), 8, KEY) == ""
     said = equal_keys(quiet_mistakes.equal_keys(make()), 8, KEY)
     assert "quiet_mistakes.py" in said
+
+
+def draw(key):
+    return 0.0 * jax.random.normal(key, ())
+
+
+def halve(key):
+    return 0.0 * jax.random.key_data(jax.random.split(key))[0, 0].astype(float)
+
+
+@pytest.mark.parametrize(
+    ("uses", "found"),
+    [
+        # split(key)[1] and fold_in(key, 1) are equal.
+        (lambda key, one: draw(one) + halve(jax.random.fold_in(key, 1)), True),
+        (lambda key, one: halve(one) + draw(jax.random.fold_in(key, 1)), True),
+        (lambda key, one: halve(one) + halve(jax.random.fold_in(key, 1)), False),
+        # One key in all turns.
+        (lambda key, one: draw(jax.random.key(7)), True),
+    ],
+)
+def test_equal_keys_are_found_if_one_of_them_is_drawn_from(uses, found):
+    plain = samplers.self_consistency()
+
+    def ask(key, state):
+        state, ancestors = plain.ask(key, state)
+        used = uses(key, jax.random.split(key)[1])
+        return state._replace(log_evidence=state.log_evidence + used), ancestors
+
+    assert bool(equal_keys(plain._replace(ask=ask), 4, KEY)) is found
 
 
 def spend(function, *arguments):
@@ -101,7 +163,10 @@ def test_draws_are_watched_in_loops_branches_and_maps():
             return i + 1, total + jax.random.normal(jax.random.fold_in(key, i))
 
         _, total = jax.lax.while_loop(lambda carry: carry[0] < 3, body, (0, 0.0))
-        rows = jax.lax.map(jax.random.normal, jax.random.split(key, 2))
+        # Not of the key itself, whose splits are what is folded in above.
+        rows = jax.lax.map(
+            jax.random.normal, jax.random.split(jax.random.fold_in(key, 8))
+        )
         one = jax.lax.cond(
             flag,
             lambda k: jax.random.uniform(jax.random.fold_in(k, 10)),
@@ -121,11 +186,11 @@ def test_draws_are_watched_in_loops_branches_and_maps():
     drawn = {data for data, is_draw in found if is_draw}
     assert drawn == {
         *(data_of(fold(KEY, i)) for i in (0, 1, 2, 10)),
-        *map(data_of, jax.random.split(KEY, 2)),
+        *map(data_of, jax.random.split(fold(KEY, 8))),
         *map(data_of, jax.random.split(fold(KEY, 9))),
     }
     split = {data for data, is_draw in found if not is_draw}
-    assert split == {data_of(KEY), data_of(fold(KEY, 9))}
+    assert split == {data_of(fold(KEY, 8)), data_of(fold(KEY, 9))}
 
 
 class Coins(NamedTuple):

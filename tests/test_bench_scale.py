@@ -1,12 +1,18 @@
 """The bench at other scales: long and wide tables, shifts, light particles."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tsi import samplers
-from tsi.bench.far_below import range_check, resolution_check
+from tsi.bench.far_below import (
+    judge_light_particles,
+    range_check,
+    resolution_check,
+)
 from tsi.bench.long_tables import LONG_EXAMPLES, wide
 from tsi.bench.offspring import Draws
 from tsi.bench.pooled import pooled_p, pooled_z
@@ -110,10 +116,62 @@ def adds_a_constant_to_the_evidence():
     return good._replace(tell=tell)
 
 
+class Tilted(NamedTuple):
+    """A state that shows other weights where potentials exceed a threshold."""
+
+    inner: Any
+    threshold: Any
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    @property
+    def log_weights(self):
+        tilt = 0.05 * jnp.arange(self.inner.log_weights.shape[-1])
+        threshold = jnp.expand_dims(jnp.asarray(self.threshold), -1)
+        large = self.inner.log_potentials > threshold
+        return self.inner.log_weights + jnp.where(large, tilt, 0.0)
+
+
+def shows_other_weights_above(threshold):
+    good = samplers.smc()
+
+    def ask(key, state):
+        inner, ancestors = good.ask(key, state.inner)
+        return Tilted(inner, threshold), ancestors
+
+    def tell(key, state, *told):
+        inner, info = good.tell(key, state.inner, *told)
+        return Tilted(inner, threshold), info
+
+    def init(key, size):
+        return Tilted(good.init(key, size), threshold)
+
+    return good._replace(init=init, ask=ask, tell=tell)
+
+
+def weighs_the_finished_again():
+    """Which nobody is before the end where all paths have one length."""
+    good = samplers.smc()
+
+    def tell(key, state, *told):
+        after, info = good.tell(key, state, *told)
+        again = jnp.sum(jnp.where(state.finished, state.log_potentials, 0.0))
+        return after._replace(log_evidence=after.log_evidence + 0.01 * again), info
+
+    return good._replace(tell=tell)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (looks_ahead_from_zero, "decide"),
+        (lambda: shows_other_weights_above(5.0), "+10 on all log potentials changes"),
+        (
+            lambda: shows_other_weights_above(1e3),
+            "+20000 on all log potentials changes a weight by",
+        ),
+        (weighs_the_finished_again, "unequal lengths: +10 on all log potentials moves"),
         (adds_a_constant_to_the_evidence, "log evidence"),
         (lambda: quiet_mistakes.potentials_in_bfloat16(samplers.smc()), "decide"),
         (lambda: quiet_mistakes.clipped_potentials(samplers.smc()), ""),
@@ -144,6 +202,16 @@ def test_a_difference_of_runs_counts_decisions_weights_and_ulps():
     assert difference(before, after, 4 * 64.0 + 0.01).ulps > 100.0
     moved = after.state._replace(log_weights=after.state.log_weights + 0.1)
     assert difference(before, after._replace(state=moved), 256.0).weight > 0.1
+    lost = after.state._replace(log_weights=jnp.nan * after.state.log_weights)
+    assert difference(before, after._replace(state=lost), 256.0).weight > 1e6
+    lost = after.state._replace(log_evidence=jnp.nan * after.state.log_evidence)
+    assert difference(before, after._replace(state=lost), 256.0).ulps == np.inf
+    # What cancels was as large as the gain on the way.
+    low, none = (
+        run._replace(state=run.state._replace(log_evidence=jnp.full(400, number)))
+        for run, number in ((before, -256.0), (after, 1e-5))
+    )
+    assert difference(low, none, 256.0).ulps < 1.0
     other = after._replace(particles=runs.few(in_64ths(), jax.random.key(1)).particles)
     assert difference(before, other, 256.0).runs > 0.5
 
@@ -183,6 +251,24 @@ def test_a_particle_may_not_be_lost_for_lying_far_below():
     ):
         check = range_check(sampler, Draws(sampler, 8, 500), 8, KEY)
         assert check.passed is passed
+
+
+def test_what_light_particles_keep_and_who_of_them_is_drawn_is_judged():
+    numbers, sampler = np.random.default_rng(0), samplers.smc()
+    drawn = numbers.random((256, 2**14)) < 2**-14
+    weight = drawn.sum(1).astype(float)
+    assert judge_light_particles(sampler, weight, drawn).passed
+    # Half of the weight is lost, by chance and then for certain.
+    for halved in (numbers.binomial(drawn.sum(1), 0.5), np.full(256, 0.5)):
+        check = judge_light_particles(sampler, halved.astype(float), drawn)
+        assert check.passed is False
+        assert "of what they weigh" in check.detail
+    # As many draws, but of the same 64.
+    few = np.zeros_like(drawn)
+    few[np.arange(256), numbers.integers(0, 64, 256)] = True
+    check = judge_light_particles(sampler, np.ones(256), few)
+    assert check.passed is False
+    assert "the same few are drawn again" in check.detail
 
 
 def keeps_light_particles(sampler):

@@ -1,5 +1,6 @@
 """The engine gives every problem what it would get alone, and prices it."""
 
+import json
 import math
 import os
 import subprocess
@@ -191,23 +192,27 @@ def test_rewards_that_are_no_numbers_are_counted_and_never_win():
     assert not np.isnan(result.log_evidence)
 
 
-ON_DEVICES = """
-import jax, sys, json
+ON_FOUR_DEVICES = """
+import sys
 sys.path.insert(0, {tests!r})
 import test_engine as t
-count = int(sys.argv[1])
-assert len(jax.devices()) >= count
-mesh = jax.make_mesh(
-    (count,),
-    ("data",),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.devices()[:count],
-)
-results = t.engine(32, mesh=mesh).run(
-    t.SAMPLER, jax.random.key(7), t.PROBLEMS[:4], 8, extract=t.extract
-)
-print(json.dumps([[r.texts, r.ancestors.tolist(), r.selected] for r in results]))
+print(t.samples_on(4))
 """
+
+
+def samples_on(count: int) -> str:
+    """What some devices draw, as JSON."""
+    assert len(jax.devices()) >= count
+    mesh = jax.make_mesh(
+        (count,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:count],
+    )
+    results = engine(32, mesh=mesh).run(
+        SAMPLER, jax.random.key(7), PROBLEMS[:4], 8, extract=extract
+    )
+    return json.dumps([[r.texts, r.ancestors.tolist(), r.selected] for r in results])
 
 
 @pytest.mark.parametrize(
@@ -229,17 +234,11 @@ def test_numbers_that_no_run_can_have_are_refused(arguments, says):
 
 def test_four_devices_give_the_samples_of_one(monkeypatch):
     flags = os.environ.get("XLA_FLAGS", "")
-    four = "--xla_force_host_platform_device_count=4"
-    monkeypatch.setenv("XLA_FLAGS", f"{flags} {four}")
-    script = ON_DEVICES.format(tests=str(__file__).rsplit("/", 1)[0])
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", script, str(count)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for count in (1, 4)
-    ]
-    assert outputs[0] == outputs[1]
-    assert len(outputs[0]) > 100
+    count = "--xla_force_host_platform_device_count=4"
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} {count}")
+    script = ON_FOUR_DEVICES.format(tests=str(__file__).rsplit("/", 1)[0])
+    command = [sys.executable, "-c", script]
+    four = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    one = samples_on(1)
+    assert four.strip() == one
+    assert len(one) > 100

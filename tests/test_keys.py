@@ -17,12 +17,14 @@ from tsi.adaptive import Rounds, run_rounds
 from tsi.conformance import check_sampler, checks_of
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError
+from tsi.experiments.claims import CLAIMS
 from tsi.experiments.step_labels import label_steps, sample_texts
 from tsi.experiments.tasks import get_task
 from tsi.experiments.train_value import prefixes_of
 from tsi.experiments.world import embedded_world
 from tsi.explore import explore, start
 from tsi.explore import turn as explorer_turn
+from tsi.explorer import Explorer, Reply
 from tsi.learned_twist import LearnedTwist, last_symbol, log_linear
 from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.models.catalogue import resolve
@@ -112,6 +114,10 @@ def stepped(target):
     return step
 
 
+def drawn_by(scheme):
+    return lambda key: scheme(key, jnp.log(jnp.array([0.5, 0.2, 0.3])), 2)
+
+
 ENTRIES = {
     "run, sampler": lambda key: tsi.run(SMC, TABLE, key, 4),
     "run, explorer": lambda key: tsi.run(CHAIN, TABLE, key, 4),
@@ -127,6 +133,13 @@ ENTRIES = {
     "fit_twist": lambda key: fit_twist(
         key, TABLE, TWIST, THETA, optax.sgd(0.1), 4, num_updates=2
     ),
+    "multinomial": drawn_by(samplers.multinomial),
+    "systematic": drawn_by(samplers.systematic),
+    "stratified": drawn_by(samplers.stratified),
+    "residual": drawn_by(samplers.residual),
+    "ssp": drawn_by(samplers.ssp),
+    "optimal_resampling": drawn_by(samplers.optimal_resampling),
+    "top_k_replicate": drawn_by(samplers.top_k_replicate(2)),
     "table": stepped(TABLE),
     "linear-Gaussian": stepped(LinearGaussianTarget()),
     "program": stepped(gaussian()),
@@ -161,6 +174,32 @@ def test_an_old_key_gives_what_the_new_one_of_its_seed_gives(name):
 def test_a_seed_in_place_of_a_key_is_refused_at_every_entry(name):
     with pytest.raises(ConfigurationError, match="one of JAX's keys"):
         ENTRIES[name](SEED)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_functions_of_every_sampler_take_old_keys_and_refuse_seeds(name):
+    sampler, size, key = (
+        CLAIMS[name].make(),
+        CLAIMS[name].num_particles,
+        jax.random.PRNGKey(SEED),
+    )
+    explores = isinstance(sampler, Explorer)
+    limit = (4,) if explores else ()
+
+    def begin(key):
+        return sampler.init(key, size, *limit)
+
+    state = jax.eval_shape(begin, key)
+    state, asked = jax.eval_shape(sampler.ask, key, state)
+    numbers = jnp.zeros(asked.parents.shape if explores else size)
+    reply = (numbers, numbers, numbers, numbers > 1.0)
+    told = (Reply(*reply),) if explores else reply[1:]
+    jax.eval_shape(sampler.tell, key, state, *told)
+    for function, rest in ((begin, ()), (sampler.ask, (state,))):
+        with pytest.raises(ConfigurationError, match="one of JAX's keys"):
+            function(SEED, *rest)
+    with pytest.raises(ConfigurationError, match="one of JAX's keys"):
+        sampler.tell(SEED, state, *told)
 
 
 def test_a_batch_of_problems_takes_old_keys():
@@ -236,7 +275,7 @@ KERNEL = ExplorerKernel(
 )
 
 
-@pytest.mark.parametrize("num_chains", [1, 3])
+@pytest.mark.parametrize("num_chains", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_chains_take_old_keys_and_go_on_with_them(num_chains):
     def chain(make):
         mcmc = MCMC(

@@ -40,6 +40,7 @@ def narrow():
 
 
 TABLES = EXAMPLES | {"narrow": narrow}
+QUICK = ("narrow", "unequal lengths")
 
 
 @functools.cache
@@ -48,6 +49,12 @@ def fitting():
     return jax.jit(
         lambda params: fit_twist(KEY, SHAPE, TWIST, NONE, OPTIMISER, 1000, 800, params)
     )
+
+
+@functools.cache
+def fitted(name):
+    """What is learned on a table."""
+    return fitting()(TABLES[name]().params).theta
 
 
 @functools.cache
@@ -75,7 +82,13 @@ def possible(target):
     return found
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in TABLES
+    ],
+)
 def test_the_fit_is_the_exact_twist_up_to_constants(name):
     target = TABLES[name]()
 
@@ -88,17 +101,22 @@ def test_the_fit_is_the_exact_twist_up_to_constants(name):
             worst = max(worst, np.abs(error - free).max())
         return worst
 
-    assert off(fitting()(target.params).theta) < 0.03
+    assert off(fitted(name)) < 0.03
     assert off(NONE) > 0.15
 
 
 @pytest.mark.parametrize(
-    ("name", "scale"), [("peaked", 1.0), ("unequal lengths", 2.0), ("narrow", None)]
+    ("name", "scale"),
+    [
+        pytest.param("peaked", 1.0, marks=pytest.mark.slow),
+        ("unequal lengths", 2.0),
+        ("narrow", None),
+    ],
 )
 def test_any_theta_leaves_evidence_and_posterior_alone(name, scale):
     target = TABLES[name]()
     theta = np.random.default_rng(5).normal(size=(4, 3))
-    theta = fitting()(target.params).theta if scale is None else scale * theta
+    theta = fitted(name) if scale is None else scale * theta
     runs = runs_of(target, theta)
     measure = judge_tabular(
         target,
@@ -115,7 +133,7 @@ def test_a_learned_twist_lowers_the_variance_as_the_exact_one_does():
     target = narrow()
     thetas = {
         "none": NONE,
-        "learned": fitting()(target.params).theta,
+        "learned": fitted("narrow"),
         "exact": exact_log_twist(target),
     }
     variance = {

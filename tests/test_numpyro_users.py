@@ -89,9 +89,13 @@ def samples_of_one_argument():
 @pytest.mark.parametrize(
     ("args", "kwargs"),
     [
-        ((), {"y": OBSERVED}),
+        pytest.param((), {"y": OBSERVED}, marks=pytest.mark.slow),
         ((OBSERVED, 0.6), {}),
-        ((OBSERVED,), {"scale": 0.6, "jit_model_args": True}),
+        pytest.param(
+            (OBSERVED,),
+            {"scale": 0.6, "jit_model_args": True},
+            marks=pytest.mark.slow,
+        ),
         ((), {"y": OBSERVED, "scale": 0.6, "jit_model_args": True}),
     ],
 )
@@ -145,6 +149,20 @@ def test_a_guided_program_and_one_with_an_end_take_them_too():
 # Keys
 
 
+def test_an_old_style_key_starts_the_same_chain_and_goes_on():
+    """Of PMMH; explorers' chains are in test_keys."""
+    kernel, arguments = pmmh_kernel(), ((OBSERVED,), {})
+    typed, old = (
+        kernel.init(make(3), 0, None, *arguments)
+        for make in (jax.random.key, jax.random.PRNGKey)
+    )
+    same(typed._replace(rng_key=None), old._replace(rng_key=None))
+    resumed = old._replace(rng_key=jax.random.PRNGKey(4))
+    after = jax.eval_shape(lambda state: kernel.sample(state, *arguments), resumed)
+    assert after.z.keys() == old.z.keys()
+
+
+@pytest.mark.slow
 @both
 def test_old_style_keys_give_the_same_chains(make):
     typed, old = mcmc(make(), chains=2), mcmc(make(), chains=2)
@@ -163,7 +181,11 @@ def test_old_style_keys_give_the_same_chains(make):
 
 @pytest.mark.parametrize(
     ("make", "chains"),
-    [(explorer_kernel, 1), (explorer_kernel, 2), (pmmh_kernel, 2)],
+    [
+        pytest.param(explorer_kernel, 1, marks=pytest.mark.slow),
+        (explorer_kernel, 2),
+        pytest.param(pmmh_kernel, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_kernel_and_its_mcmc_pickle_before_and_after_a_run(make, chains):
     whole = mcmc(pickle.loads(pickle.dumps(make())), chains)
@@ -286,10 +308,12 @@ def test_deterministic_sites_follow_cuts_and_repeats():
 
 
 def test_a_site_called_as_a_number_of_the_chain_is_refused():
-    def crowded(t, x, params):
+    def step_with_own_length(t, x, params):
         return numpyro.sample("length", dist.Normal(x, 1.0))
 
-    target = program_target(lambda params: jnp.zeros(()), crowded, max_steps=2)
+    target = program_target(
+        lambda params: jnp.zeros(()), step_with_own_length, max_steps=2
+    )
     with pytest.raises(ConfigurationError, match="length"):
         ExplorerKernel(samplers.pimh("odds", endless=True), target).init(
             KEY, 0, None, (), {}

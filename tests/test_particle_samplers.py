@@ -55,7 +55,17 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", [*EXACT, *VARIANTS])
+# The ladder of temperatures that is chosen on the way, and each other in islands.
+QUICK = ("tempered", "exchange, product", "steering, islands", "pruning, islands")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in (*EXACT, *VARIANTS)
+    ],
+)
 def test_they_are_exact_on_every_table(name):
     sampler = (EXACT | VARIANTS)[name]()
     programs = Programs(sampler, 8, 20_000)

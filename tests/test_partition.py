@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -30,23 +31,34 @@ from tsi.problem import Problem
 EXPLORER = samplers.particle_gibbs()
 TOKENS = np.arange(18).reshape(2, 9) % 40
 NAMES = sorted(family_configs())
+# Heads that four devices divide, with windows, and heads that they do not.
+QUICK = ("gemma3", "llama", "phi3")
+FAMILY = [
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+    for name in NAMES
+]
 
 ON_EIGHT_DEVICES = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_partition as t
-print(json.dumps(t.on_eight_devices(Path({folder!r}))))
+print(json.dumps(t.{function}(Path({folder!r}))))
 """
 
 
-def on_eight_devices(folder: Path):
-    """What the checkpoints give on a mesh of 2 times 4 devices."""
+def all_families(folder: Path):
+    """What the checkpoints of all families give on a mesh of 2 times 4 devices."""
+    return divided(folder, NAMES)
+
+
+def divided(folder: Path, names):
+    """What some checkpoints give on a mesh of 2 times 4 devices."""
     mesh = make_mesh(2, 4)
     explicit = jax.make_mesh((2, 4), ("data", "model"))
     assert explicit.axis_types == (AxisType.Explicit,) * 2
     families = {}
-    for name in NAMES:
+    for name in names:
         model, _ = load(folder / name, mesh=explicit if name == "llama" else mesh)
         where = memory(model)
         families[name] = {
@@ -55,9 +67,14 @@ def on_eight_devices(folder: Path):
             "devices": list(where.by_device.values()),
             "text": str(where),
         }
+    return families
+
+
+def on_eight_devices(folder: Path):
+    """What an engine and the command line give on eight devices."""
     halves = make_mesh(4, 2)
     return {
-        "families": families,
+        "families": divided(folder, QUICK),
         "samples": samples(folder, halves),
         "explored": samples(folder, halves, EXPLORER),
         "caches": {
@@ -130,15 +147,14 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def eight(folder):
-    """The answers of a process of its own, that simulates eight devices."""
+def answer(folder: Path, function: str):
+    """What a function says in a process of its own, that simulates eight devices."""
     with pytest.MonkeyPatch.context() as patch:
         flags = "--xla_force_host_platform_device_count=8"
-        patch.setenv("XLA_FLAGS", flags + " --xla_backend_optimization_level=0")
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {flags}")
         patch.setenv("JAX_PLATFORMS", "cpu")
         script = ON_EIGHT_DEVICES.format(
-            tests=str(Path(__file__).parent), folder=str(folder)
+            tests=str(Path(__file__).parent), folder=str(folder), function=function
         )
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -146,16 +162,32 @@ def eight(folder):
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def eight(folder):
+    return answer(folder, "on_eight_devices")
+
+
+@pytest.fixture(scope="module")
+def others(folder):
+    return answer(folder, "all_families")
+
+
+@pytest.fixture
+def family(name, request):
+    """What eight devices say of one family."""
+    if name in QUICK:
+        return request.getfixturevalue("eight")["families"][name]
+    return request.getfixturevalue("others")[name]
+
+
 def test_every_family_has_a_configuration_here():
     assert set(NAMES) == set(FAMILIES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_eight_devices_give_the_logits_of_one(folder, eight, name):
+@pytest.mark.parametrize("name", FAMILY)
+def test_eight_devices_give_the_logits_of_one(folder, family, name):
     alone = logits(load(folder / name)[0], TOKENS)
-    np.testing.assert_allclose(
-        np.asarray(eight["families"][name]["logits"]), alone, atol=2e-5
-    )
+    np.testing.assert_allclose(np.asarray(family["logits"]), alone, atol=2e-5)
 
 
 def test_an_engine_draws_the_same_from_divided_weights(folder, eight):
@@ -184,14 +216,14 @@ def test_keys_and_values_lie_with_their_problems_divided_by_their_heads(eight):
             assert list(where.values()) == [total // heads] * model
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_device_holds_a_quarter_of_what_four_divide(folder, eight, name):
-    config, answer = family_configs()[name], eight["families"][name]
+@pytest.mark.parametrize("name", FAMILY)
+def test_each_device_holds_a_quarter_of_what_four_divide(folder, family, name):
+    config = family_configs()[name]
     whole = memory(load(folder / name)[0])
-    assert list(whole.by_device.values()) == [whole.total] == [answer["weights"]]
+    assert list(whole.by_device.values()) == [whole.total] == [family["weights"]]
     on_each = whole.total - 3 * _divided(config) // 4
-    assert answer["devices"] == [on_each] * 8
-    assert f"{answer['devices'][0] / 1e6:.1f} MB" in answer["text"]
+    assert family["devices"] == [on_each] * 8
+    assert f"{family['devices'][0] / 1e6:.1f} MB" in family["text"]
 
 
 def _divided(config) -> int:

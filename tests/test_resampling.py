@@ -1,5 +1,7 @@
 """Resampling: unbiased, never a particle of zero weight, any number of samples."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,12 @@ WEIGHTS = np.array([0.0, 0.07, 0.31, 0.02, 0.0, 0.2, 0.4, 0.0])
 
 def name(scheme):
     return getattr(scheme, "__name__", None) or type(scheme).__name__
+
+
+@functools.cache
+def compiled(scheme):
+    """The scheme as one program for each size, which the tests share."""
+    return jax.jit(scheme, static_argnums=2)
 
 
 def counts_over_runs(scheme, log_weights, num_samples, num_runs, seed=0):
@@ -95,7 +103,7 @@ def test_joint_frequencies_agree_with_the_weights(scheme):
 @pytest.mark.parametrize("size", [4, 1000, 100_000])
 def test_a_zero_weight_particle_is_never_drawn(scheme, size):
     rng = np.random.default_rng(size)
-    draw = jax.jit(scheme, static_argnums=2)
+    draw = compiled(scheme)
     for trial in range(3):
         log_weights = rng.normal(scale=3.0, size=size).astype(np.float32)
         log_weights[rng.random(size) < 0.3] = -np.inf
@@ -114,14 +122,14 @@ def test_a_zero_weight_particle_is_never_drawn(scheme, size):
 def test_a_single_survivor_gets_every_place(scheme):
     for place in (0, 3, 6):
         log_weights = jnp.full(7, -jnp.inf).at[place].set(-500.0)
-        drawn = scheme(jax.random.key(1), log_weights, 9)
+        drawn = compiled(scheme)(jax.random.key(1), log_weights, 9)
         np.testing.assert_array_equal(drawn, np.full(9, place))
 
 
 @pytest.mark.parametrize("scheme", [*PROPORTIONAL, *DETERMINISTIC], ids=name)
 def test_without_any_weight_particles_keep_their_places(scheme):
     for value in (-jnp.inf, jnp.nan):
-        drawn = scheme(jax.random.key(1), jnp.full(8, value), 8)
+        drawn = compiled(scheme)(jax.random.key(1), jnp.full(8, value), 8)
         np.testing.assert_array_equal(drawn, np.arange(8))
 
 
@@ -136,7 +144,7 @@ def test_a_nan_weight_is_never_drawn(scheme):
 @pytest.mark.parametrize("size", [3, 1000, 100_000])
 def test_equal_weights_give_every_particle_one_child(scheme, size):
     for seed in range(5):
-        drawn = scheme(jax.random.key(seed), jnp.full(size, -2.3), size)
+        drawn = compiled(scheme)(jax.random.key(seed), jnp.full(size, -2.3), size)
         np.testing.assert_array_equal(np.sort(np.asarray(drawn)), np.arange(size))
 
 
@@ -147,7 +155,7 @@ def test_large_systems_stay_unbiased(scheme):
     log_weights = rng.normal(size=size).astype(np.float32)
     weights = np.exp(log_weights.astype(np.float64))
     weights /= weights.sum()
-    draw = jax.jit(scheme, static_argnums=2)
+    draw = compiled(scheme)
     keys = jax.random.split(jax.random.key(2), num_runs)
     total = np.zeros(size)
     for key in keys:
@@ -185,7 +193,7 @@ def test_island_argmax_copies_each_islands_best():
 def test_what_is_no_weight_is_not_drawn(scheme, odd):
     log_weights = jnp.array([0.0, odd, 1.0, -jnp.inf])
     for seed in range(20):
-        drawn = np.asarray(scheme(jax.random.key(seed), log_weights, 4))
+        drawn = np.asarray(compiled(scheme)(jax.random.key(seed), log_weights, 4))
         assert set(drawn.tolist()) <= {0, 2}
 
 

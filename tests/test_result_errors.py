@@ -15,6 +15,10 @@ from tsi.replicates import evidence_from_replicates
 from tsi.run import run
 from tsi.tabular_examples import EXAMPLES
 
+ONE_QUICK = [
+    pytest.param(name, marks=[] if name == "peaked" else [pytest.mark.slow])
+    for name in sorted(EXAMPLES)
+]
 NUM_RUNS = 20_000
 NUM_ESTIMATES = 500
 
@@ -43,17 +47,16 @@ def systematic_filter():
 
 # Measured ratios stand in the docstring of tsi.answer_errors; these are its bounds with
 # room for the noise of 500 estimates (standard error up to 0.04).
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "peaked" else [pytest.mark.slow])
-        for name in sorted(EXAMPLES)
-    ],
-)
+@pytest.mark.parametrize("name", ONE_QUICK)
 @pytest.mark.parametrize(
     ("make_sampler", "low", "high"),
     [
-        (lambda: samplers.weighted_best_of_n("odds"), 0.88, 1.06),
+        pytest.param(
+            lambda: samplers.weighted_best_of_n("odds"),
+            0.88,
+            1.06,
+            marks=pytest.mark.slow,
+        ),
         (samplers.particle_filter, 0.80, 1.06),
         (systematic_filter, 0.90, 1.12),
     ],
@@ -199,7 +202,7 @@ def test_dead_particles_share_weight_equally_and_others_sum_to_one():
     np.testing.assert_allclose(normalised(np.log([3.0, 1.0]) - 800), [0.75, 0.25])
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@pytest.mark.parametrize("name", ONE_QUICK)
 def test_replicates_know_their_error(name):
     """z-scores of 400 means of 50 runs: centred, and of variance one."""
     sampler = samplers.particle_filter()

@@ -170,6 +170,16 @@ def test_a_limit_that_cuts_everything_is_said_and_nothing_else_is(
     assert f"Note: {note}" in solution_text(result)
 
 
+def test_a_solution_that_lost_its_weight_is_whole_all_the_same():
+    result = make(
+        answers=(None, None, "7", "8"),
+        truncated=np.array([True, True, False, False]),
+        num_truncated=2,
+        log_weights=np.array([0.0, 0.0, DEAD, DEAD]),
+    )
+    assert not all_truncated(result)
+
+
 class Blind(FakeEngine):
     """Rewards that tell nothing apart; a limit cuts a part of the problems."""
 

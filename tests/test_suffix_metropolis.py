@@ -35,9 +35,12 @@ def failures(explorer, num_particles=8, num_runs=20_000):
     "explorer",
     [
         samplers.quest(0.5),
-        samplers.power_sampling(2.0),
+        pytest.param(samplers.power_sampling(2.0), marks=pytest.mark.slow),
         samplers.power_sampling(0.5, num_chains=4),
-        samplers.suffix_metropolis(product(), power=1.5, num_chains=2),
+        pytest.param(
+            samplers.suffix_metropolis(product(), power=1.5, num_chains=2),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["quest", "power", "flat power, four chains", "power and product"],
 )

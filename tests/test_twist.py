@@ -272,7 +272,9 @@ def test_cut_and_replayed_particles_earn_what_they_did(accumulate):
     np.testing.assert_array_equal(log_prob, target.log_prob(rows.particles))
 
 
-@pytest.mark.parametrize("accumulate", ["product", "last"])
+@pytest.mark.parametrize(
+    "accumulate", ["product", pytest.param("last", marks=pytest.mark.slow)]
+)
 def test_chains_run_on_a_twisted_target_and_keep_its_posterior(accumulate):
     table = tabular_examples.unequal_lengths()
     twisted = TwistedTarget(table, table_twist(random_log_twist(table)), accumulate)

@@ -8,7 +8,9 @@ JAX has keys of two styles: arrays of a type of their own (`jax.random.key`), an
 numbers (`jax.random.PRNGKey`). Public functions take either and go on with the first.
 """
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,9 @@ from jaxtyping import Array, Int, Key
 from tsi.errors import ConfigurationError
 
 DEFAULT_MAX_STEPS = 64
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 AnyKey = Any
 """A key of either style. Not checked by its annotation, since `typed_key` says more."""
@@ -67,6 +72,20 @@ def single_key(key: AnyKey) -> Key[Array, ""]:
             "over keys with jax.vmap, or give one of them."
         )
     return one
+
+
+def with_typed_key(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose first argument `key` may be of either style.
+
+    Raises:
+        ConfigurationError: when called, for anything but one key.
+    """
+
+    @functools.wraps(function)
+    def convert(key: AnyKey, *args: Any, **kwargs: Any) -> R:
+        return function(single_key(key), *args, **kwargs)  # type: ignore[arg-type]
+
+    return convert  # type: ignore[return-value]
 
 
 class StepKeys(NamedTuple):

@@ -86,11 +86,19 @@ def resolution_check(sampler: Sampler, key: Key[Array, ""]) -> Check:
         reason = "not applicable: its weights do not span what log potentials do"
         return Check("resolution", None, reason)
     ratios = found.weights[:, light].sum(1) / before
-    return _verdict(sampler, ratios, found.counts[:, light] > 0)
+    return judge_light_particles(sampler, ratios, found.counts[:, light] > 0)
 
 
-def _verdict(sampler: Sampler, ratios: np.ndarray, drawn: np.ndarray) -> Check:
-    """Judge the light particles' weight, [K], and who of them was drawn, [K, L]."""
+def judge_light_particles(
+    sampler: Sampler, ratios: np.ndarray, drawn: np.ndarray
+) -> Check:
+    """Judge what light particles keep of their weight, and who of them is drawn.
+
+    Args:
+        sampler: the sampler, for its place in the source.
+        ratios: their weight after each of K draws, over that before, [K].
+        drawn: whether each was drawn, [K, L].
+    """
     where = blamed(sampler, "ask")
     spread = float(ratios.std(ddof=1)) / np.sqrt(len(ratios))
     error = float(ratios.mean()) - 1.0
