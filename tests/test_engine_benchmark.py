@@ -1,0 +1,163 @@
+"""The engine's benchmark without its models: what is planned, kept and tabulated."""
+
+import json
+
+import pytest
+
+from tsi.experiments.benchmarks import engine
+from tsi.experiments.benchmarks.engine import Cell, Options, key_of, plan
+from tsi.experiments.benchmarks.engine_table import table
+from tsi.experiments.benchmarks.peer_its_hub import sigmoid
+from tsi.experiments.benchmarks.peer_transformers import num_written
+from tsi.experiments.benchmarks.questions import QUESTIONS, extract, problems
+
+SMALL = Options(particles=(4, 16), repeats=2, rows=(1, 8))
+FACTS = {
+    "processor": "abacus",
+    "machine": "wood",
+    "cores": 2,
+    "memory_bytes": 2**33,
+    "jax": "0.1",
+}
+
+
+def row(cell: Cell, seconds: float, **more) -> dict:
+    work = SMALL.work(cell)
+    tokens = {"generated_tokens": 1000, "reward_tokens": 500, "peak_bytes": 2**30}
+    return {
+        **cell._asdict(),
+        "work": work,
+        "load": 0.5,
+        "seconds": seconds,
+        **tokens,
+        **more,
+    }
+
+
+def cells_of(text: str, program: str) -> list[list[str]]:
+    """The lines of a table that begin with a program."""
+    lines = [line.strip("| ").split("|") for line in text.splitlines()]
+    stripped = [[cell.strip() for cell in line] for line in lines]
+    return [line for line in stripped if line[0] == program]
+
+
+def test_a_plan_has_each_repeat_cold_and_then_warm_and_peers_once():
+    cells = plan(SMALL, ("its_hub",))
+    assert len(cells) == len(set(cells)) == 2 + 2 + 8
+    ours = [cell for cell in cells if cell.size == 16 and cell.by in ("cold", "warm")]
+    assert [(cell.by, cell.repeat) for cell in ours] == [
+        ("cold", 0),
+        ("warm", 0),
+        ("cold", 1),
+        ("warm", 1),
+    ]
+    assert not [cell for cell in plan(SMALL, ()) if cell.by in engine.PEERS]
+
+
+def test_a_row_counts_for_its_own_cell_work_and_label_alone():
+    cell, other = Cell("filter", "cold", 4), Cell("filter", "warm", 4)
+    work = SMALL.work(cell)
+    key = key_of(cell, work, "a")
+    assert key == key_of(Cell(*cell), json.loads(json.dumps(work)), "a")
+    assert key != key_of(other, work, "a")
+    assert key != key_of(cell, work | {"max_rows": 1}, "a")
+    assert key != key_of(cell, work, "b")
+
+
+def test_peers_have_fewer_problems_and_the_same_limits():
+    ours, theirs = (SMALL.work(Cell("filter", by, 4)) for by in ("cold", "its_hub"))
+    assert theirs == ours | {"problems": SMALL.peer_problems}
+    assert SMALL.work(Cell("filter", "transformers", 4))["problems"] == 1
+
+
+def test_the_table_has_medians_and_ratios_to_the_peer_at_the_same_size():
+    cold, peer = Cell("filter", "cold", 4), Cell("filter", "its_hub", 4)
+    rows = [
+        row(cold._replace(repeat=i), seconds) for i, seconds in enumerate([5, 2, 4])
+    ]
+    rows += [row(peer, 8, reward_tokens=0), row(Cell("filter", "cold", 16), 10)]
+    rows.append(row(Cell("rows", "busy", 8), 0.5))
+    text = table(rows, FACTS, "abc")
+    four, sixteen = cells_of(text, "tsi, cold")
+    assert four[1:9] == ["4", "8", "3", "4.0", "1,000", "250.0", "2.00", "0.50"]
+    assert four[9:] == ["1.00", "–", "–", "–", "0.5"]
+    assert sixteen[7] == "–"
+    (theirs,) = cells_of(text, "its_hub over llama.cpp")
+    assert theirs[6:9] == ["125.0", "1.00", "–"]
+    assert cells_of(text, "8") == [["8", "2,000", "1.00"]]
+
+
+def test_a_run_keeps_its_rows_and_measures_none_twice(tmp_path, monkeypatch):
+    measured, broken = [], [16]
+
+    def measure(self, cell):
+        measured.append(cell)
+        if cell.size in broken:
+            raise engine.BenchmarkFailed("killed.")
+        return {"seconds": 2.0, "generated_tokens": 10, "reward_tokens": 5}
+
+    def lines() -> list[list[str]]:
+        return cells_of((tmp_path / "table.md").read_text(), "tsi, cold")
+
+    monkeypatch.setattr(engine.Bench, "measure", measure)
+    assert engine.main(SMALL, tmp_path, "a") == 1
+    assert measured == plan(SMALL, ())
+    assert [line[1] for line in lines()] == ["4"]
+    measured.clear()
+    broken.clear()
+    assert engine.main(SMALL, tmp_path, "a") == 0
+    assert measured == [cell for cell in plan(SMALL, ()) if cell.size == 16]
+    assert [line[1] for line in lines()] == ["4", "16"]
+    measured.clear()
+    assert engine.main(SMALL, tmp_path, "a") == 0
+    assert not measured
+    assert json.loads((tmp_path / "machine.json").read_text())["cores"]
+    engine.main(SMALL, tmp_path, "b")
+    assert measured == plan(SMALL, ())
+
+
+def test_a_process_that_fails_is_named():
+    with pytest.raises(engine.BenchmarkFailed, match="code 3"):
+        engine.answer(["sh", "-c", "exit 3"], "", {})
+    assert engine.answer(["sh", "-c", "echo noise; cat"], "[1]", {"PATH": "/bin"}) == [
+        1
+    ]
+
+
+def test_peers_that_are_not_installed_are_skipped_with_a_sentence(capsys, tmp_path):
+    assert engine.peers_of(None) == ()
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    assert engine.peers_of(bare) == ()
+    said = capsys.readouterr().out
+    assert "names no interpreter" in said
+    assert all(f"{peer} is skipped" in said for peer in engine.PEERS)
+
+
+def test_arguments_of_a_process_give_the_same_work():
+    work = SMALL.work(Cell("filter", "cold", 16))
+    assert engine.arguments({"max_rows": 3, "model": "a b"}) == [
+        "--max-rows",
+        "3",
+        "--model",
+        "a b",
+    ]
+    assert set(work) == set(engine.filter_run.Work._fields)
+
+
+def test_questions_have_answers_that_a_text_can_give():
+    assert len(problems(8)) == len(QUESTIONS) == 8
+    for _, answer in QUESTIONS:
+        assert extract(f"First 3 and then\n\nThe answer is ${answer}.") == answer
+    assert extract("It costs 1,234.00 dollars") == "1234"
+    assert extract("none") is None
+
+
+def test_counts_and_scores_of_the_peers():
+    assert num_written([5, 6, 2, 2, 2], [2]) == 3
+    assert num_written([5, 6], [2, 7]) == 2
+    assert sigmoid(0.0) == 0.5
+    assert sigmoid(1000.0) == 1.0
+    assert sigmoid(-1000.0) == 0.0
+    assert sigmoid(2.0) == pytest.approx(1 / (1 + 2.718281828459045**-2))
