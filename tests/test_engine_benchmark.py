@@ -2,14 +2,24 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from tsi.experiments.benchmarks import engine
+from tsi.experiments.benchmarks import engine, step_law
 from tsi.experiments.benchmarks.engine import Cell, Options, key_of, plan
 from tsi.experiments.benchmarks.engine_table import table
 from tsi.experiments.benchmarks.peer_its_hub import sigmoid
 from tsi.experiments.benchmarks.peer_transformers import num_written
 from tsi.experiments.benchmarks.questions import QUESTIONS, extract, problems
+from tsi.experiments.benchmarks.step_law import (
+    VOCABULARY,
+    Law,
+    counting_boundary,
+    hazards,
+    indifferent_policy,
+    length_probabilities,
+)
 
 SMALL = Options(particles=(4, 16), repeats=2, rows=(1, 8))
 FACTS = {
@@ -43,7 +53,7 @@ def cells_of(text: str, program: str) -> list[list[str]]:
 
 def test_a_plan_has_each_repeat_cold_and_then_warm_and_peers_once():
     cells = plan(SMALL, ("its_hub",))
-    assert len(cells) == len(set(cells)) == 2 + 2 + 8
+    assert len(cells) == len(set(cells)) == 2 + 1 + 2 + 8
     ours = [cell for cell in cells if cell.size == 16 and cell.by in ("cold", "warm")]
     assert [(cell.by, cell.repeat) for cell in ours] == [
         ("cold", 0),
@@ -76,7 +86,7 @@ def test_the_table_has_medians_and_ratios_to_the_peer_at_the_same_size():
         row(cold._replace(repeat=i), seconds) for i, seconds in enumerate([5, 2, 4])
     ]
     rows += [row(peer, 8, reward_tokens=0), row(Cell("filter", "cold", 16), 10)]
-    rows.append(row(Cell("rows", "busy", 8), 0.5))
+    rows.append(row(Cell("rows", "tsi", 8), 0.5))
     text = table(rows, FACTS, "abc")
     four, sixteen = cells_of(text, "tsi, cold")
     assert four[1:9] == ["4", "8", "3", "4.0", "1,000", "250.0", "2.00", "0.50"]
@@ -96,8 +106,11 @@ def test_a_run_keeps_its_rows_and_measures_none_twice(tmp_path, monkeypatch):
             raise engine.BenchmarkFailed("killed.")
         return {"seconds": 2.0, "generated_tokens": 10, "reward_tokens": 5}
 
+    def table_text(folder) -> str:
+        return (folder / "table.md").read_text()
+
     def lines() -> list[list[str]]:
-        return cells_of((tmp_path / "table.md").read_text(), "tsi, cold")
+        return cells_of(table_text(tmp_path), "tsi, cold")
 
     monkeypatch.setattr(engine.Bench, "measure", measure)
     assert engine.main(SMALL, tmp_path, "a") == 1
@@ -107,6 +120,7 @@ def test_a_run_keeps_its_rows_and_measures_none_twice(tmp_path, monkeypatch):
     broken.clear()
     assert engine.main(SMALL, tmp_path, "a") == 0
     assert measured == [cell for cell in plan(SMALL, ()) if cell.size == 16]
+    assert "10 tokens, of the computed rows – of use" in table_text(tmp_path)
     assert [line[1] for line in lines()] == ["4", "16"]
     measured.clear()
     assert engine.main(SMALL, tmp_path, "a") == 0
@@ -144,6 +158,39 @@ def test_arguments_of_a_process_give_the_same_work():
         "a b",
     ]
     assert set(work) == set(engine.filter_run.Work._fields)
+
+
+def test_steps_follow_the_law_that_the_boundary_counts():
+    law = Law()
+    wanted = length_probabilities(hazards(law))
+    assert wanted.sum() == pytest.approx(1.0)
+    boundary = counting_boundary(hazards(law), VOCABULARY)
+    ends = np.asarray(boundary.ends)
+    assert ends[-1].all()
+    found = length_probabilities(ends.mean(axis=1))
+    assert np.abs(np.cumsum(found) - np.cumsum(wanted)).max() < 2e-4
+    lengths = np.arange(1, law.cut + 1)
+    drawn = np.ceil(np.random.default_rng(0).lognormal(np.log(60) - 0.5, 1.0, 10**6))
+    assert (found * lengths).sum() == pytest.approx(
+        np.minimum(drawn, law.cut).mean(), rel=0.005
+    )
+    state = np.asarray(boundary.next_state)
+    assert (state[:-1] == np.arange(1, law.cut)[:, None]).all()
+
+
+def test_all_tokens_are_alike_to_the_policy_of_the_law():
+    policy = indifferent_policy(32, 64)
+    logits = np.asarray(policy(jnp.asarray([[1, 2, 3]])))
+    assert (logits == logits[..., :1]).all()
+
+
+def test_a_run_by_the_law_draws_its_mean():
+    law = Law(problems=2, particles=16, steps=2, mean=4.0, sigma=0.5, cut=12)
+    found = step_law.run(law)
+    lengths = length_probabilities(hazards(law)) * np.arange(1, law.cut + 1)
+    assert found["mean_steps"] == 2
+    # 64 steps with a standard deviation of 2.2.
+    assert found["mean_step_tokens"] == pytest.approx(lengths.sum(), abs=1.0)
 
 
 def test_questions_have_answers_that_a_text_can_give():

@@ -28,7 +28,7 @@ import tyro
 
 from tsi.errors import TsiError
 from tsi.experiments.append_only import AppendOnlyFile
-from tsi.experiments.benchmarks import busy_rows, filter_run
+from tsi.experiments.benchmarks import busy_rows, filter_run, step_law
 from tsi.experiments.benchmarks.engine_table import table
 from tsi.experiments.command import exit_code
 from tsi.experiments.world import commit
@@ -50,8 +50,9 @@ class Cell(NamedTuple):
     """One measurement.
 
     Attributes:
-        what: "filter", or "rows" for decoding with all rows busy.
-        by: "cold", "warm" or "busy" for this package, or a key of PEERS.
+        what: "filter", "rows" for decoding with all rows busy, or "law" for steps of a
+            known law.
+        by: "tsi", "cold" or "warm" for this package, or a key of PEERS.
         size: particles of a problem, or rows.
         repeat: which of several.
     """
@@ -70,6 +71,7 @@ class Options(NamedTuple):
         particles: budgets N of the filter.
         problems: of the filter, at most 8.
         repeats: measurements of each cell of this package, of which the median counts.
+        law_problems: of the run on steps of a known law, 16 particles each; 0 skips it.
         rows: at once, where all are busy.
         cache: filled slots of each of those rows.
         max_rows: of a batch of the filter.
@@ -82,6 +84,7 @@ class Options(NamedTuple):
     particles: tuple[int, ...] = (4, 16, 64)
     problems: int = 8
     repeats: int = 5
+    law_problems: int = 64
     rows: tuple[int, ...] = (1, 16, 64, 256)
     cache: int = 256
     max_rows: int = 64
@@ -92,8 +95,9 @@ class Options(NamedTuple):
     def work(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell's row."""
         if cell.what == "rows":
-            busy = busy_rows.Busy(self.model, cell.size, self.cache)
-            return busy._asdict()
+            return busy_rows.Busy(self.model, cell.size, self.cache)._asdict()
+        if cell.what == "law":
+            return step_law.Law(self.law_problems, cell.size)._asdict()
         number = {"its_hub": self.peer_problems, "transformers": 1}
         work = filter_run.Work(
             self.model,
@@ -106,7 +110,9 @@ class Options(NamedTuple):
 
 def plan(options: Options, peers: tuple[str, ...]) -> list[Cell]:
     """All measurements, in their order; a warm one follows its cold one."""
-    cells = [Cell("rows", "busy", size) for size in options.rows]
+    cells = [Cell("rows", "tsi", size) for size in options.rows]
+    if options.law_problems:
+        cells.append(Cell("law", "tsi", step_law.Law().particles))
     if "llama.cpp" in peers:
         cells += [Cell("rows", "llama.cpp", size) for size in options.rows]
     for by in ("its_hub", "transformers"):
@@ -171,7 +177,7 @@ class Bench:
         return answer([self.options.peers, HERE / script], request, dict(os.environ))
 
     def _ours(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
-        module = busy_rows if cell.what == "rows" else filter_run
+        module = {"rows": busy_rows, "law": step_law, "filter": filter_run}[cell.what]
         command = [sys.executable, "-m", module.__name__, *arguments(work)]
         filled = self.scratch / f"compiled-{cell.size}"
         if cell.by == "warm" and not filled.exists():

@@ -10,7 +10,6 @@ GIB = 2**30
 NAMES = {
     "cold": "tsi, cold",
     "warm": "tsi, warm",
-    "busy": "tsi",
     "its_hub": "its_hub over llama.cpp",
     "transformers": "transformers' generate alone",
 }
@@ -18,7 +17,7 @@ Row = dict[str, Any]
 
 
 def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
-    """The filter beside its peers, then decoding with all rows busy."""
+    """The filter beside its peers, decoding with all rows busy, and steps by a law."""
     busy = [row for row in rows if row["what"] == "rows"]
     runs = [row for row in rows if row["what"] == "filter"]
     versions = ("jax", "its_hub", "llama_cpp_python", "torch", "transformers")
@@ -41,6 +40,17 @@ def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
             "each row's cache filled.",
             busy_table(busy),
         ]
+    for row in rows:
+        if row["what"] == "law":
+            law = row["work"]
+            parts.append(
+                f"Steps of a known law (log-normal, mean {law['mean']:.0f}, sigma "
+                f"{law['sigma']:.0f}, cut at {law['cut']}), {law['problems']} problems "
+                f"of {law['particles']} particles and {law['steps']} steps, with a "
+                f"model of no size: {number(row['seconds'], 1)} s for "
+                f"{number(row['generated_tokens'], 0)} tokens, of the computed rows "
+                f"{number(row.get('utilisation'), 2)} of use."
+            )
     return "\n\n".join(parts)
 
 
@@ -120,6 +130,6 @@ def busy_table(rows: Sequence[Row]) -> str:
     return markdown(lines)
 
 
-def number(value: float | None, digits: int) -> str:
+def number(value: float | int | None, digits: int) -> str:
     """A number, or a dash where there is none."""
     return "–" if value is None else f"{value:,.{digits}f}"

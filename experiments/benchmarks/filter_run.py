@@ -55,10 +55,10 @@ class Compilation:
         self.programs, self.seconds = 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_: Any) -> None:
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILED:
             self.programs += 1
-            self.seconds += seconds
+            self.seconds += duration_secs
 
 
 def run(work: Work) -> dict[str, Any]:
