@@ -19,7 +19,7 @@ from tsi.engine import Engine
 from tsi.experiments.benchmarks.loading import peak_bytes
 from tsi.experiments.benchmarks.questions import extract, problems
 from tsi.experiments.command import exit_code
-from tsi.experiments.language_policy import JUDGE_QUESTION, self_judge
+from tsi.experiments.language_policy import self_judge
 from tsi.experiments.model_checks import load_model
 from tsi.models.decoder import LanguageModel
 from tsi.models.download import get
@@ -31,6 +31,7 @@ from tsi.samplers.particle_filter import particle_filter
 from tsi.vocabularies import boundary_of
 
 DELIMITER = "\n\n"
+JUDGE_QUESTION = "Is the solution above right so far? Answer Yes or No."
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event that JAX sends when a program is compiled, or read from the cache."""
 
@@ -69,7 +70,7 @@ def run(work: Work) -> dict[str, Any]:
     vocab_size = policy.config.vocab_size
     target = ReasoningTarget(
         boundary_of(tokenizer, vocab_size, DELIMITER.encode(), tokenizer.eos_ids),
-        self_judge(tokenizer),
+        self_judge(tokenizer, JUDGE_QUESTION),
         max_step_tokens=work.max_step_tokens,
         max_tokens=work.max_tokens,
         max_steps=work.max_steps,
@@ -117,7 +118,7 @@ def costs(results: list[Result]) -> dict[str, Any]:
 
 def request(work: Work, tokenizer: Tokenizer, path: str) -> dict[str, Any]:
     """The same work for a program that has no part of this package; JSON types only."""
-    judge, said = self_judge(tokenizer), "7 plus 8 is 15"
+    judge, said = self_judge(tokenizer, JUDGE_QUESTION), "7 plus 8 is 15"
     turns = [
         {"role": "user", "content": "7+8"},
         {"role": "assistant", "content": said},

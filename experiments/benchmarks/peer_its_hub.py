@@ -50,6 +50,7 @@ class Model:
                     yield token
 
         self.request = request
+        self.version = llama_cpp.__version__
         self.logits_of = llama_cpp.llama_get_logits_ith
         self.llama = Counting(
             request["path"],
@@ -150,7 +151,10 @@ def run(request: dict[str, Any], threads: int = 2) -> dict[str, Any]:
         "judge_texts_tokens": model.judge_texts,
         "mean_steps": sum(lengths) / len(lengths),
         "peak_bytes": peak_bytes(),
-        "versions": {p: version(p) for p in ("its_hub", "llama_cpp_python")},
+        "versions": {
+            "its_hub": version("its_hub"),
+            "llama_cpp_python": model.version,
+        },
     }
 
 

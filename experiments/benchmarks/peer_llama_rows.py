@@ -10,7 +10,6 @@ looking at them, so that drawing costs nothing here.
 import json
 import sys
 import time
-from importlib.metadata import version
 from typing import Any
 
 
@@ -59,7 +58,7 @@ def run(request: dict[str, Any], threads: int = 2) -> dict[str, Any]:
     return {
         "seconds": min(seconds[1:]),
         "generated_tokens": rows * tokens,
-        "versions": {"llama_cpp_python": version("llama_cpp_python")},
+        "versions": {"llama_cpp_python": api.__version__},
     }
 
 

@@ -1,4 +1,8 @@
-"""Eight short word problems, written for this benchmark, with their answers."""
+"""Eight short word problems, written for this benchmark, with their answers.
+
+Asked for blank lines, SmolLM2-135M writes about 200 tokens in 2 to 12 steps of very
+unequal length; it is seldom right.
+"""
 
 import re
 
@@ -47,12 +51,15 @@ QUESTIONS = (
     ),
 )
 
+INSTRUCTION = " Solve it step by step, with a blank line between the steps."
+
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def problems(count: int) -> list[Problem]:
     """The first of the questions, numbered from 0."""
-    return [Problem(i, *pair) for i, pair in enumerate(QUESTIONS[:count])]
+    asked = enumerate(QUESTIONS[:count])
+    return [Problem(i, text + INSTRUCTION, answer) for i, (text, answer) in asked]
 
 
 def extract(text: str) -> str | None:
