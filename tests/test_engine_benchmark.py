@@ -20,6 +20,9 @@ from tsi.experiments.benchmarks.step_law import (
     indifferent_policy,
     length_probabilities,
 )
+from tsi.experiments.language_policy import self_judge
+from tsi.models import catalogue
+from tsi.models.tokenizer_files import load_tokenizer
 
 SMALL = Options(particles=(4, 16), repeats=2, rows=(1, 8))
 FACTS = {
@@ -80,21 +83,27 @@ def test_peers_have_fewer_problems_and_the_same_limits():
     assert SMALL.work(Cell("filter", "transformers", 4))["problems"] == 1
 
 
-def test_the_table_has_medians_and_ratios_to_the_peer_at_the_same_size():
+def test_the_table_has_medians_and_ratios_at_the_largest_size_measured_below():
     cold, peer = Cell("filter", "cold", 4), Cell("filter", "its_hub", 4)
-    rows = [
-        row(cold._replace(repeat=i), seconds) for i, seconds in enumerate([5, 2, 4])
-    ]
+    rows = [row(cold._replace(repeat=i), s) for i, s in enumerate([5, 2, 4])]
     rows += [row(peer, 8, reward_tokens=0), row(Cell("filter", "cold", 16), 10)]
-    rows.append(row(Cell("rows", "tsi", 8), 0.5))
+    rows += [row(Cell("filter", "its_hub", 32), 1), row(Cell("rows", "tsi", 8), 0.5)]
+    rows += [row(Cell("rows", "tsi", 33), 0.1), row(Cell("rows", "llama.cpp", 8), 0.2)]
     text = table(rows, FACTS, "abc")
     four, sixteen = cells_of(text, "tsi, cold")
-    assert four[1:9] == ["4", "8", "3", "4.0", "1,000", "250.0", "2.00", "0.50"]
-    assert four[9:] == ["1.00", "–", "–", "–", "0.5"]
-    assert sixteen[7] == "–"
-    (theirs,) = cells_of(text, "its_hub over llama.cpp")
-    assert theirs[6:9] == ["125.0", "1.00", "–"]
-    assert cells_of(text, "8") == [["8", "2,000", "1.00"]]
+    assert four[1:8] == ["4", "8", "3", "4.0", "1,000", "250.0", "2.00"]
+    assert four[8:] == ["0.12", "0.50", "1.00", "–", "–", "–", "0.5"]
+    assert sixteen[6:9] == ["100.0", "0.80", "0.01"]
+    assert cells_of(text, "its_hub over llama.cpp")[0][6:10] == [
+        "125.0",
+        "1.00",
+        "–",
+        "–",
+    ]
+    assert cells_of(text, "8") == [["8", "2,000", "5,000", "1.00", "1.00"]]
+    assert cells_of(text, "33") == [["33", "10,000", "–", "1.00", "–"]]
+    alone = table([row(cold, 1)], FACTS, "abc")
+    assert cells_of(alone, "tsi, cold")[0][7:9] == ["–", "–"]
 
 
 def test_a_run_keeps_its_rows_and_measures_none_twice(tmp_path, monkeypatch):
@@ -191,6 +200,28 @@ def test_a_run_by_the_law_draws_its_mean():
     assert found["mean_steps"] == 2
     # 64 steps with a standard deviation of 2.2.
     assert found["mean_step_tokens"] == pytest.approx(lengths.sum(), abs=1.0)
+
+
+SMOLLM2 = catalogue.location("smollm2-135m")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="smollm2-135m is not in the cache")
+def test_a_request_to_a_peer_reads_as_what_the_engine_reads():
+    work = engine.filter_run.Work(particles=2, problems=2)
+    tokenizer = load_tokenizer(SMOLLM2)
+    request = engine.filter_run.request(work, tokenizer, str(SMOLLM2))
+    judge = self_judge(tokenizer, engine.filter_run.JUDGE_QUESTION)
+    asked = tokenizer.encode(request["question"], allow_special=True)
+    assert asked == [*judge.question]
+    assert request["end"] == "<|im_end|>"
+    for problem, text in zip(problems(2), request["prompts"].values(), strict=True):
+        prompt = tokenizer.encode_prompt(problem.prompt)
+        assert tokenizer.encode(text, allow_special=True) == prompt
+    small = work._replace(max_steps=2, max_step_tokens=4, max_tokens=8)
+    found = engine.filter_run.run(small)
+    assert 4 < found["generated_tokens"] <= 32
+    assert found["compile_seconds"] > 0
 
 
 def test_questions_have_answers_that_a_text_can_give():

@@ -31,8 +31,10 @@ def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
         parts += [
             "The paper's particle filter. Generated tokens count those that resampling "
             "threw away; reward tokens are those evaluated to judge. Medians of the "
-            "runs; the load is that of the machine before the first of them.",
-            filter_table(runs),
+            "runs; the load is that of the machine before the first of them. Ratios "
+            "are to its_hub, and to this package's rate with all rows busy, at the "
+            "largest size measured that is no larger: N, and N times the problems.",
+            filter_table(runs, busy),
         ]
     if busy:
         parts += [
@@ -78,27 +80,44 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
     return groups
 
 
-def filter_table(rows: Sequence[Row]) -> str:
+def rate_below(rows: Sequence[Row], by: str, size: int) -> float | None:
+    """Median rate of a program at the largest size that is no larger."""
+    groups = grouped([row for row in rows if row["by"] == by and row["size"] <= size])
+    return statistics.median(map(rate, [*groups.values()][-1])) if groups else None
+
+
+def filter_table(rows: Sequence[Row], busy: Sequence[Row]) -> str:
     """One line for each N and program."""
     head = ["program", "N", "problems", "runs", "s", "tokens", "tokens/s", "x its_hub"]
-    head += ["reward per token", "peak GiB", "utilisation", "compile s", "programs"]
-    lines, groups = [[*head, "load"]], grouped(rows)
-    for (size, by), group in groups.items():
-        speed = statistics.median(map(rate, group))
-        peer = groups.get((size, "its_hub"))
-        ratio = speed / statistics.median(map(rate, peer)) if peer else None
+    head += [
+        "of busy",
+        "reward per token",
+        "peak GiB",
+        "utilisation",
+        "compile s",
+        "programs",
+    ]
+    lines = [[*head, "load"]]
+    for (size, by), group in grouped(rows).items():
+        speed, problems = (
+            statistics.median(map(rate, group)),
+            group[0]["work"]["problems"],
+        )
+        peer = rate_below(rows, "its_hub", size)
+        ours = rate_below(busy, "tsi", size * problems)
         read = median([_per_token(row) for row in group], "read")
         peak = median(group, "peak_bytes")
         lines.append(
             [
                 NAMES.get(by, by),
                 str(size),
-                str(group[0]["work"]["problems"]),
+                str(problems),
                 str(len(group)),
                 number(median(group, "seconds"), 1),
                 number(median(group, "generated_tokens"), 0),
                 number(speed, 1),
-                number(ratio, 2),
+                number(speed / peer if peer else None, 2),
+                number(speed / ours if ours and by in ("cold", "warm") else None, 2),
                 number(read, 2),
                 number(peak / GIB if peak else None, 2),
                 number(median(group, "utilisation"), 2),
