@@ -1,6 +1,7 @@
 """The engine's benchmark without its models: what is planned, kept and tabulated."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +138,31 @@ def test_a_run_keeps_its_rows_and_measures_none_twice(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "machine.json").read_text())["cores"]
     engine.main(SMALL, tmp_path, "b")
     assert measured == plan(SMALL, ())
+
+
+def test_cold_starts_without_programs_and_warm_with_those_of_a_cold_one(
+    tmp_path, monkeypatch
+):
+    started_with = []
+
+    def answer(command, request, environment):
+        folder = Path(environment["JAX_COMPILATION_CACHE_DIR"])
+        folder.mkdir(exist_ok=True)
+        started_with.append(len(list(folder.iterdir())))
+        (folder / f"program-{started_with[-1]}").touch()
+        return {}
+
+    monkeypatch.setattr(engine, "answer", answer)
+    bench = engine.Bench(SMALL, tmp_path)
+    for by in ("cold", "warm", "cold", "warm"):
+        bench.measure(Cell("filter", by, 4))
+    assert started_with == [0, 1, 0, 2]
+    started_with.clear()
+    bench.measure(Cell("filter", "warm", 16))
+    assert started_with == [0, 1]
+    bench.measure(Cell("rows", "tsi", 4))
+    bench.measure(Cell("law", "tsi", 16))
+    assert started_with == [0, 1, 0, 0]
 
 
 def test_a_process_that_fails_is_named():
