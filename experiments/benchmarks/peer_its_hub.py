@@ -15,6 +15,7 @@ have one step more than its ``max_steps``.
 
 import json
 import math
+import os
 import sys
 import time
 from importlib.metadata import version
@@ -30,7 +31,7 @@ class Model:
         judged: tokens that judgements evaluated, of ``judge_texts`` in all.
     """
 
-    def __init__(self, request: dict[str, Any], threads: int) -> None:
+    def __init__(self, request: dict[str, Any]) -> None:
         import llama_cpp
 
         class Counting(llama_cpp.Llama):
@@ -50,6 +51,7 @@ class Model:
                     yield token
 
         self.request = request
+        threads = request.get("threads") or os.cpu_count()
         self.version = llama_cpp.__version__
         self.logits_of = llama_cpp.llama_get_logits_ith
         self.llama = Counting(
@@ -104,13 +106,13 @@ def sigmoid(x: float) -> float:
     return 0.5 * (1 + math.tanh(x / 2))
 
 
-def run(request: dict[str, Any], threads: int = 2) -> dict[str, Any]:
+def run(request: dict[str, Any]) -> dict[str, Any]:
     """The filter on every problem, one after the other."""
     from its_hub.api import AbstractLanguageModel, AbstractProcessRewardModel
     from its_hub.core.algorithms.particle_gibbs import ParticleFiltering
     from its_hub.core.lms.step_generation import StepGeneration
 
-    model = Model(request, threads)
+    model = Model(request)
 
     class Writer(AbstractLanguageModel):
         async def agenerate(self, messages, stop=None, **options):

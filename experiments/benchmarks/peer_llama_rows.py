@@ -8,15 +8,17 @@ looking at them, so that drawing costs nothing here.
 """
 
 import json
+import os
 import sys
 import time
 from typing import Any
 
 
-def run(request: dict[str, Any], threads: int = 2) -> dict[str, Any]:
+def run(request: dict[str, Any]) -> dict[str, Any]:
     """Fill the caches and time the decoding, the best of a few runs."""
     import llama_cpp as api
 
+    threads = request.get("threads") or os.cpu_count()
     rows, cache, tokens = request["rows"], request["cache"], request["tokens"]
     room = -(-(cache + tokens) // 256) * 256
     api.llama_backend_init()
