@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow test-lowest test-newest test-parity lint benchmark curve curve-llm train-tiny clean
+.PHONY: test test-slow test-lowest test-newest test-parity lint benchmark bench curve curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -67,6 +67,11 @@ lint: .venv/installed
 benchmark: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
 	$(BIN)/python -m tsi.experiments.benchmarks.models
+
+# Particles over a language model, beside its_hub, llama.cpp and transformers if PEERS
+# is an interpreter that has them.
+bench: .venv/installed
+	$(BIN)/python -m tsi.experiments.benchmarks.engine $(if $(PEERS),--peers $(PEERS))
 
 curve: .venv/installed
 	$(BIN)/tsi scale

@@ -1,0 +1,107 @@
+"""Tokens a second of a policy if every row is busy: what no scheduler can exceed.
+
+``python -m tsi.experiments.benchmarks.busy_rows --rows 64`` prints one line of JSON.
+Rows have caches of their own, all of one length, and draw tokens in one compiled loop;
+nothing is resampled, judged or waited for.
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from tsi.categorical import categorical
+from tsi.experiments.benchmarks.loading import peak_bytes
+from tsi.experiments.command import exit_code
+from tsi.experiments.model_checks import load_model
+from tsi.models.decoder import KeyValues, LanguageModel
+from tsi.models.download import get
+from tsi.models.layers import Segment
+
+
+class Busy(NamedTuple):
+    """Rows, filled slots of each row's cache, and tokens of a loop."""
+
+    model: str = "smollm2-135m"
+    rows: int = 64
+    cache: int = 256
+    tokens: int = 16
+    runs: int = 3
+
+
+def filled(policy: LanguageModel, busy: Busy) -> Segment:
+    """A cache whose content does not matter."""
+    keys, values, _ = room(policy, busy.rows, busy.cache)
+    places = jnp.broadcast_to(jnp.arange(busy.cache), (busy.rows, busy.cache))
+    return Segment(keys + 0.01, values + 0.01, places, jnp.ones(places.shape, bool))
+
+
+def room(policy: LanguageModel, rows: int, width: int) -> KeyValues:
+    """Zeros in the layout of keys and values."""
+    config, dtype = policy.config, policy.trunk.embedding[...].dtype
+    shape = (config.num_layers, rows, config.num_kv_heads)
+    return KeyValues(
+        jnp.zeros((*shape, config.head_width, width), dtype),
+        jnp.zeros((*shape, width, config.head_width), dtype),
+        jnp.zeros((rows, width), jnp.int32),
+    )
+
+
+@partial(jax.jit, static_argnames="busy")
+def draw(policy: LanguageModel, context: Segment, key, busy: Busy):
+    """The newest token of each row after a loop over ``busy.tokens``."""
+    new = room(policy, busy.rows, busy.tokens)
+
+    def body(i, carry):
+        token, new = carry
+        known = jnp.arange(busy.tokens) < i
+        mask = jnp.broadcast_to(known, (busy.rows, busy.tokens))
+        place = jnp.full((busy.rows, 1), busy.cache + i)
+        hidden, read = policy.trunk(
+            token[:, None], place, None, (context, Segment(*new, mask))
+        )
+        put = jax.lax.dynamic_update_slice_in_dim
+        new = KeyValues(
+            put(new.keys, read.keys, i, axis=-1),
+            put(new.values, read.values, i, axis=-2),
+            put(new.positions, read.positions, i, axis=-1),
+        )
+        keys = jax.random.split(jax.random.fold_in(key, i), busy.rows)
+        return categorical(keys, policy.logits(hidden[:, 0])).astype(jnp.int32), new
+
+    start = (jnp.zeros(busy.rows, jnp.int32), new)
+    return jax.lax.fori_loop(0, busy.tokens, body, start)[0]
+
+
+def run(busy: Busy) -> dict[str, Any]:
+    """Load the model and time the loop."""
+    policy = load_model(get(busy.model), LanguageModel, "policy")
+    assert isinstance(policy, LanguageModel)
+    context, key = filled(policy, busy), jax.random.key(0)
+    jax.block_until_ready(draw(policy, context, key, busy))
+    seconds = []
+    for _ in range(busy.runs):
+        began = time.perf_counter()
+        jax.block_until_ready(draw(policy, context, key, busy))
+        seconds.append(time.perf_counter() - began)
+    best = min(seconds)
+    generated = busy.rows * busy.tokens
+    return {"seconds": best, "generated_tokens": generated, "peak_bytes": peak_bytes()}
+
+
+def main(busy: tyro.conf.OmitArgPrefixes[Busy] = Busy()) -> None:  # noqa: B008
+    """Time the loop and print what it took, the best of a few runs.
+
+    Args:
+        busy: model, rows and lengths.
+    """
+    print(json.dumps(run(busy)))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: tyro.cli(main)))

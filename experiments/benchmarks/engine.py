@@ -1,0 +1,309 @@
+"""Particles over a language model at full length, beside what people use for it.
+
+The paper's particle filter on SmolLM2-135M, which judges its own prefixes by one token:
+8 word problems, up to 12 steps of up to 100 tokens, steps ending in a blank line.
+Claims: at least 5 times its_hub's tokens a second over llama.cpp at N = 16 and 8 times
+at N = 64, and 0.7 of the engine's own rate with all rows busy.
+
+Each measurement is a process of its own, so that memory and compilation are its own:
+``cold`` starts with an empty compilation cache, ``warm`` with the one that it filled.
+Peers are measured once, on fewer problems, by an interpreter of their own, if one is
+named (``--peers``; ``peer_its_hub.py`` says how to install them). Command:
+``make bench`` or ``python -m tsi.experiments.benchmarks.engine``. Rows are kept as they
+finish, and the same command goes on where it stopped; rows of another commit are kept
+and measured again, since ratios are those of one state of program and machine.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from tsi.errors import TsiError
+from tsi.experiments.append_only import AppendOnlyFile
+from tsi.experiments.benchmarks import busy_rows, filter_run, step_law
+from tsi.experiments.benchmarks.engine_table import table
+from tsi.experiments.command import exit_code
+from tsi.experiments.world import commit
+from tsi.models.checkpoint import load, save
+from tsi.models.download import get
+from tsi.models.files import check_writable, write_text
+from tsi.models.tokenizer_files import load_tokenizer
+
+HERE = Path(__file__).resolve().parent
+PEERS = {
+    "its_hub": ("its_hub", "llama_cpp"),
+    "transformers": ("transformers", "torch"),
+    "llama.cpp": ("llama_cpp",),
+}
+"""What each peer needs of its interpreter."""
+
+
+class Cell(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        what: "filter", "rows" for decoding with all rows busy, or "law" for steps of a
+            known law.
+        by: "tsi", "cold" or "warm" for this package, or a key of PEERS.
+        size: particles of a problem, or rows.
+        repeat: which of several.
+    """
+
+    what: str
+    by: str
+    size: int
+    repeat: int = 0
+
+
+class Options(NamedTuple):
+    """What to measure.
+
+    Attributes:
+        model: a name from `tsi models`, of a GGUF file for the peers.
+        particles: budgets N of the filter.
+        problems: of the filter, at most 8.
+        repeats: measurements of each cell of this package, of which the median counts.
+        law_problems: of the run on steps of a known law, 16 particles each; 0 skips it.
+        rows: at once, where all are busy.
+        cache: filled slots of each of those rows.
+        max_rows: of a batch of the filter.
+        peers: an interpreter that has them, such as peers/bin/python.
+        peer_particles: budgets N of its_hub and transformers.
+        peer_problems: of its_hub; transformers has one.
+    """
+
+    model: str = "smollm2-135m"
+    particles: tuple[int, ...] = (4, 16, 64)
+    problems: int = 8
+    repeats: int = 5
+    law_problems: int = 64
+    rows: tuple[int, ...] = (1, 16, 64, 256)
+    cache: int = 256
+    max_rows: int = 64
+    peers: Path | None = None
+    peer_particles: tuple[int, ...] = (4, 16)
+    peer_problems: int = 3
+
+    def work(self, cell: Cell) -> dict[str, Any]:
+        """What decides a cell's row."""
+        if cell.what == "rows":
+            return busy_rows.Busy(self.model, cell.size, self.cache)._asdict()
+        if cell.what == "law":
+            return step_law.Law(self.law_problems, cell.size)._asdict()
+        number = {"its_hub": self.peer_problems, "transformers": 1}
+        work = filter_run.Work(
+            self.model,
+            cell.size,
+            number.get(cell.by, self.problems),
+            max_rows=self.max_rows,
+        )
+        return work._asdict()
+
+
+def plan(options: Options, peers: tuple[str, ...]) -> list[Cell]:
+    """All measurements, in their order; a warm one follows its cold one."""
+    cells = [Cell("rows", "tsi", size) for size in options.rows]
+    if options.law_problems:
+        cells.append(Cell("law", "tsi", step_law.Law().particles))
+    if "llama.cpp" in peers:
+        cells += [Cell("rows", "llama.cpp", size) for size in options.rows]
+    for by in ("its_hub", "transformers"):
+        if by in peers:
+            cells += [Cell("filter", by, size) for size in options.peer_particles]
+    return cells + [
+        Cell("filter", by, size, repeat)
+        for size in options.particles
+        for repeat in range(options.repeats)
+        for by in ("cold", "warm")
+    ]
+
+
+def key_of(cell: Cell, work: dict[str, Any], label: str) -> str:
+    """What a row must agree in to count for a cell."""
+    return json.dumps([label, *cell, work], sort_keys=True)
+
+
+def peers_of(interpreter: Path | None) -> tuple[str, ...]:
+    """Those of the peers that an interpreter has; the others are named and skipped."""
+    if interpreter is None:
+        print("Peers are skipped, for --peers names no interpreter that has them.")
+        return ()
+    found = []
+    for peer, modules in PEERS.items():
+        code = "import importlib.util as u, sys; "
+        code += f"sys.exit(not all(map(u.find_spec, {list(modules)})))"
+        if subprocess.run([interpreter, "-c", code]).returncode:
+            print(f"{peer} is skipped: {interpreter} lacks {' or '.join(modules)}.")
+        else:
+            found.append(peer)
+    return tuple(found)
+
+
+class Bench:
+    """Runs cells in processes of their own.
+
+    Args:
+        options: what to measure.
+        scratch: folder of compilation caches and converted models.
+    """
+
+    def __init__(self, options: Options, scratch: Path) -> None:
+        self.options, self.scratch = options, scratch
+        self._folders = 0
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """One cell's numbers.
+
+        Raises:
+            BenchmarkFailed: its process ended with an error, or was killed.
+        """
+        work = self.options.work(cell)
+        if cell.by not in PEERS:
+            return self._ours(cell, work)
+        script = {
+            "its_hub": "peer_its_hub.py",
+            "transformers": "peer_transformers.py",
+            "llama.cpp": "peer_llama_rows.py",
+        }[cell.by]
+        request = json.dumps(self._request(cell, work))
+        return answer([self.options.peers, HERE / script], request, dict(os.environ))
+
+    def _ours(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
+        module = {"rows": busy_rows, "law": step_law, "filter": filter_run}[cell.what]
+        command = [sys.executable, "-m", module.__name__, *arguments(work)]
+        filled = self.scratch / f"compiled-{cell.size}"
+        if cell.by == "warm" and not filled.exists():
+            # The cold one was measured by a command before this one.
+            answer(command, "", compiling_into(filled))
+        if cell.by != "warm":
+            self._folders += 1
+            fresh = self.scratch / f"fresh-{self._folders}"
+            found = answer(command, "", compiling_into(fresh))
+            if cell.by == "cold" and not filled.exists():
+                fresh.rename(filled)
+            return found
+        return answer(command, "", compiling_into(filled))
+
+    def _request(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
+        path = get(self.options.model)
+        if cell.what == "rows":
+            return {**work, "path": str(path)}
+        tokenizer = load_tokenizer(path)
+        request = filter_run.request(filter_run.Work(**work), tokenizer, str(path))
+        if cell.by == "transformers":
+            folder = self.scratch / "model"
+            if not folder.exists():
+                save(*load(path), folder)
+            prompts = [tokenizer.encode_prompt(p) for p in request["prompts"]]
+            request |= {"path": str(folder), "prompt_ids": prompts}
+        return request
+
+
+class BenchmarkFailed(TsiError):
+    """A measurement's process did not end well."""
+
+
+def arguments(work: dict[str, Any]) -> list[str]:
+    """Command line of a process that measures."""
+    pairs = ((f"--{name.replace('_', '-')}", str(work[name])) for name in work)
+    return [part for pair in pairs for part in pair]
+
+
+def compiling_into(folder: Path) -> dict[str, str]:
+    """The environment of a process that keeps all its programs in a folder."""
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def answer(command: list[Any], request: str, environment: dict[str, str]) -> Any:
+    """The JSON of the last line that a process prints."""
+    done = subprocess.run(
+        command, input=request, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    if done.returncode:
+        shown = " ".join(map(str, command[:4]))
+        raise BenchmarkFailed(f"{shown} ... ended with code {done.returncode}.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine() -> dict[str, Any]:
+    """Facts about the machine and this package's programs."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return {
+        "machine": platform.machine(),
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "tsi")},
+    }
+
+
+def main(
+    options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008
+    out: Path = Path("docs/results/engine"),
+    label: str | None = None,
+) -> int:
+    """Measure and write the table; resumes where it stopped.
+
+    Args:
+        options: what to measure.
+        out: folder of rows.jsonl, machine.json and table.md.
+        label: of the rows, by default the commit; rows of another count for nothing.
+    """
+    check_writable(out / "table.md")
+    label = label or commit() or metadata.version("tsi")
+    cells = plan(options, peers_of(options.peers))
+    facts, failed = machine(), 0
+    with (
+        AppendOnlyFile(out / "rows.jsonl") as file,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        rows = {row["key"]: row for row in map(json.loads, file.read().splitlines())}
+        bench, chosen = Bench(options, Path(scratch)), []
+        for cell in cells:
+            work = options.work(cell)
+            key = key_of(cell, work, label)
+            if key not in rows:
+                load_before = os.getloadavg()[0]
+                try:
+                    found = bench.measure(cell)
+                except BenchmarkFailed as error:
+                    print(error, file=sys.stderr)
+                    failed += 1
+                    continue
+                rows[key] = {
+                    "key": key,
+                    "label": label,
+                    **cell._asdict(),
+                    "work": work,
+                    "load": load_before,
+                    **found,
+                }
+                file.append(json.dumps(rows[key]).encode() + b"\n")
+                print(json.dumps({**cell._asdict(), **found}), flush=True)
+            chosen.append(rows[key])
+            facts |= rows[key].get("versions", {})
+            text = table(chosen, facts, label)
+            write_text(out / "machine.json", json.dumps(facts, indent=1) + "\n")
+            write_text(out / "table.md", text + "\n")
+    if chosen:
+        print(text)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: tyro.cli(main)))

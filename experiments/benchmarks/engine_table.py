@@ -1,0 +1,154 @@
+"""Rows of :mod:`tsi.experiments.benchmarks.engine` as tables."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from tsi.experiments.report import markdown
+
+GIB = 2**30
+NAMES = {
+    "cold": "tsi, cold",
+    "warm": "tsi, warm",
+    "its_hub": "its_hub over llama.cpp",
+    "transformers": "transformers' generate alone",
+}
+Row = dict[str, Any]
+
+
+def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
+    """The filter beside its peers, decoding with all rows busy, and steps by a law."""
+    busy = [row for row in rows if row["what"] == "rows"]
+    runs = [row for row in rows if row["what"] == "filter"]
+    versions = ("jax", "its_hub", "llama_cpp_python", "torch", "transformers")
+    parts = [
+        f"{facts['processor']} ({facts['machine']}, {facts['cores']} cores, "
+        f"{facts['memory_bytes'] / GIB:.0f} GiB), {label}: "
+        + ", ".join(f"{name} {facts[name]}" for name in versions if name in facts)
+        + "."
+    ]
+    if runs:
+        parts += [
+            "The paper's particle filter. Generated tokens count those that resampling "
+            "threw away; reward tokens are those evaluated to judge. Medians of the "
+            "runs; the load is that of the machine before the first of them. Ratios "
+            "are to its_hub, and to this package's rate with all rows busy, at the "
+            "largest size measured that is no larger: N, and N times the problems.",
+            filter_table(runs, busy),
+        ]
+    if busy:
+        parts += [
+            f"Tokens a second with all rows busy, {busy[0]['work']['cache']} slots of "
+            "each row's cache filled.",
+            busy_table(busy),
+        ]
+    for row in rows:
+        if row["what"] == "law":
+            law = row["work"]
+            parts.append(
+                f"Steps of a known law (log-normal, mean {law['mean']:.0f}, sigma "
+                f"{law['sigma']:.0f}, cut at {law['cut']}), {law['problems']} problems "
+                f"of {law['particles']} particles and {law['steps']} steps, with a "
+                f"model of no size: {number(row['seconds'], 1)} s for "
+                f"{number(row['generated_tokens'], 0)} tokens, of the computed rows "
+                f"{number(row.get('utilisation'), 2)} of use."
+            )
+    return "\n\n".join(parts)
+
+
+def rate(row: Row) -> float:
+    """Generated tokens a second, end to end."""
+    return row["generated_tokens"] / row["seconds"]
+
+
+def median(rows: Sequence[Row], name: str) -> float | None:
+    """Of a number that rows may lack."""
+    found = [row[name] for row in rows if row.get(name) is not None]
+    return float(statistics.median(found)) if found else None
+
+
+def _per_token(row: Row) -> Row:
+    read = row["reward_tokens"] / row["generated_tokens"]
+    return {"read": read or None}
+
+
+def grouped(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
+    """Repeats of one measurement together, by size and then as they came."""
+    groups: dict[tuple[int, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["size"]):
+        groups.setdefault((row["size"], row["by"]), []).append(row)
+    return groups
+
+
+def rate_below(rows: Sequence[Row], by: str, size: int) -> float | None:
+    """Median rate of a program at the largest size that is no larger."""
+    groups = grouped([row for row in rows if row["by"] == by and row["size"] <= size])
+    return statistics.median(map(rate, [*groups.values()][-1])) if groups else None
+
+
+def filter_table(rows: Sequence[Row], busy: Sequence[Row]) -> str:
+    """One line for each N and program."""
+    head = ["program", "N", "problems", "runs", "s", "tokens", "tokens/s", "x its_hub"]
+    head += [
+        "of busy",
+        "reward per token",
+        "peak GiB",
+        "utilisation",
+        "compile s",
+        "programs",
+    ]
+    lines = [[*head, "load"]]
+    for (size, by), group in grouped(rows).items():
+        speed, problems = (
+            statistics.median(map(rate, group)),
+            group[0]["work"]["problems"],
+        )
+        peer = rate_below(rows, "its_hub", size)
+        ours = rate_below(busy, "tsi", size * problems)
+        read = median([_per_token(row) for row in group], "read")
+        peak = median(group, "peak_bytes")
+        lines.append(
+            [
+                NAMES.get(by, by),
+                str(size),
+                str(problems),
+                str(len(group)),
+                number(median(group, "seconds"), 1),
+                number(median(group, "generated_tokens"), 0),
+                number(speed, 1),
+                number(speed / peer if peer else None, 2),
+                number(speed / ours if ours and by in ("cold", "warm") else None, 2),
+                number(read, 2),
+                number(peak / GIB if peak else None, 2),
+                number(median(group, "utilisation"), 2),
+                number(median(group, "compile_seconds"), 1),
+                number(median(group, "programs"), 0),
+                number(group[0]["load"], 1),
+            ]
+        )
+    return markdown(lines)
+
+
+def busy_table(rows: Sequence[Row]) -> str:
+    """One line for each number of rows, programs side by side."""
+    groups = grouped(rows)
+    programs = list(dict.fromkeys(by for _, by in groups))
+    lines = [["rows", *(f"{NAMES.get(by, by)} tokens/s" for by in programs)]]
+    lines[0] += [f"{NAMES.get(by, by)} GiB" for by in programs]
+    for size in dict.fromkeys(size for size, _ in groups):
+        found = [groups.get((size, by), []) for by in programs]
+        speeds = [statistics.median(map(rate, g)) if g else None for g in found]
+        peaks = [median(g, "peak_bytes") for g in found]
+        lines.append(
+            [
+                str(size),
+                *(number(speed, 0) for speed in speeds),
+                *(number(p / GIB if p else None, 2) for p in peaks),
+            ]
+        )
+    return markdown(lines)
+
+
+def number(value: float | int | None, digits: int) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:,.{digits}f}"

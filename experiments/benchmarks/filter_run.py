@@ -1,0 +1,157 @@
+"""One run of the paper's particle filter over a language model, in its own process.
+
+``python -m tsi.experiments.benchmarks.filter_run --particles 16`` prints one line of
+JSON. Potentials are products of odds, and the policy judges its own prefixes by one
+token. Seconds are those of :meth:`tsi.engine.Engine.run`, compilation included and
+loading not; where nothing shall be compiled twice, JAX_COMPILATION_CACHE_DIR says where
+programs are kept. The same key each time, so that each repetition is the same work.
+"""
+
+import json
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import tyro
+
+from tsi.engine import Engine
+from tsi.experiments.benchmarks.loading import peak_bytes
+from tsi.experiments.benchmarks.questions import extract, problems
+from tsi.experiments.command import exit_code
+from tsi.experiments.language_policy import self_judge
+from tsi.experiments.model_checks import load_model
+from tsi.models.decoder import LanguageModel
+from tsi.models.download import get
+from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokenizer_files import load_tokenizer
+from tsi.reasoning import ReasoningTarget
+from tsi.result import Result
+from tsi.samplers.particle_filter import particle_filter
+from tsi.vocabularies import boundary_of
+
+DELIMITER = "\n\n"
+JUDGE_QUESTION = "Is the solution above right so far? Answer Yes or No."
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""The event that JAX sends when a program is compiled, or read from the cache."""
+
+
+class Work(NamedTuple):
+    """What is run; the limits are those of every program that is compared."""
+
+    model: str = "smollm2-135m"
+    particles: int = 4
+    problems: int = 8
+    max_steps: int = 12
+    max_step_tokens: int = 100
+    max_tokens: int = 1200
+    temperature: float = 0.8
+    max_rows: int = 64
+
+
+class Compilation:
+    """Counts programs and their seconds from now on."""
+
+    def __init__(self) -> None:
+        self.programs, self.seconds = 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILED:
+            self.programs += 1
+            self.seconds += duration_secs
+
+
+def run(work: Work) -> dict[str, Any]:
+    """Load the model, run the filter and say what it took."""
+    path = get(work.model)
+    policy = load_model(path, LanguageModel, "policy")
+    tokenizer = load_tokenizer(path)
+    vocab_size = policy.config.vocab_size
+    target = ReasoningTarget(
+        boundary_of(tokenizer, vocab_size, DELIMITER.encode(), tokenizer.eos_ids),
+        self_judge(tokenizer, JUDGE_QUESTION),
+        max_step_tokens=work.max_step_tokens,
+        max_tokens=work.max_tokens,
+        max_steps=work.max_steps,
+    )
+    engine = Engine(
+        target,
+        policy,
+        None,
+        encode=tokenizer.encode_prompt,
+        decode=tokenizer.decode,
+        temperature=work.temperature,
+        max_rows=work.max_rows,
+    )
+    compilation = Compilation()
+    began, used = time.perf_counter(), time.process_time()
+    results = engine.run(
+        particle_filter(),
+        jax.random.key(0),
+        problems(work.problems),
+        work.particles,
+        extract=extract,
+    )
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - used,
+        **costs(results),
+        "utilisation": getattr(getattr(engine, "report", None), "utilisation", None),
+        "programs": compilation.programs,
+        "compile_seconds": compilation.seconds,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def costs(results: list[Result]) -> dict[str, Any]:
+    """Tokens of all problems, and how long the solutions were."""
+    steps = [len(steps) for result in results for steps in result.step_texts or ()]
+    return {
+        "generated_tokens": sum(r.ledger.generated_tokens for r in results),
+        "reward_tokens": sum(r.ledger.reward_tokens for r in results),
+        "mean_steps": sum(steps) / len(steps) if steps else None,
+        "truncated": sum(r.num_truncated for r in results),
+    }
+
+
+def request(work: Work, tokenizer: Tokenizer, path: str) -> dict[str, Any]:
+    """The same work for a program that has no part of this package; JSON types only."""
+    judge, said = self_judge(tokenizer, JUDGE_QUESTION), "7 plus 8 is 15"
+    turns = [
+        {"role": "user", "content": "7+8"},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": JUDGE_QUESTION},
+    ]
+    asked = tokenizer.render(turns, add_generation_prompt=True)
+    chosen = [problem.prompt for problem in problems(work.problems)]
+    return {
+        **work._asdict(),
+        "path": path,
+        "prompts": {
+            prompt: tokenizer.render(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True
+            )
+            for prompt in chosen
+        },
+        "delimiter": DELIMITER,
+        "end": tokenizer.meaning(tokenizer.eos_ids[0]),
+        "eos_ids": list(tokenizer.eos_ids),
+        "question": asked.rpartition(said)[2],
+        "yes": judge.yes,
+        "no": judge.no,
+    }
+
+
+def main(work: tyro.conf.OmitArgPrefixes[Work] = Work()) -> None:  # noqa: B008
+    """Run the filter once and print what it took.
+
+    Args:
+        work: model, particles and limits.
+    """
+    print(json.dumps(run(work)))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: tyro.cli(main)))

@@ -1,0 +1,156 @@
+"""Steps of very unequal length, by a law that is known, through the engine.
+
+``python -m tsi.experiments.benchmarks.step_law`` prints one line of JSON: how many of
+the computed rows were of use, where the engine reports it, the drain at the end
+included. The policy is a tiny model whose last norm is zero, so that all tokens are
+alike to it; a boundary whose states count the step's tokens lets as many tokens end the
+step as the law's hazard says. Nothing in the engine knows of it.
+
+The law: a log-normal variable of mean 60 and sigma 1, rounded up and cut at 512. A
+solution has eight such steps, and every step is followed by multinomial resampling.
+"""
+
+import json
+import sys
+import time
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from jaxtyping import Float
+
+from tsi.boundary import Boundary
+from tsi.engine import Engine
+from tsi.experiments.benchmarks.filter_run import costs
+from tsi.experiments.benchmarks.loading import peak_bytes
+from tsi.experiments.command import exit_code
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import DecoderConfig
+from tsi.problem import Problem
+from tsi.reasoning import ReasoningTarget
+from tsi.rewards import NoReward
+from tsi.samplers.particle_filter import particle_filter
+
+VOCABULARY = 4096
+"""So many tokens of equal probability: a hazard is right to half of one of them."""
+
+
+class Law(NamedTuple):
+    """Problems, particles, steps, and the law of a step's length."""
+
+    problems: int = 64
+    particles: int = 16
+    steps: int = 8
+    mean: float = 60.0
+    sigma: float = 1.0
+    cut: int = 512
+    max_rows: int = 1024
+
+
+def hazards(law: Law) -> Float[np.ndarray, "C"]:
+    """P(length = n | length >= n) for n = 1 ... cut; the last is 1."""
+    normal = NormalDist(np.log(law.mean) - law.sigma**2 / 2, law.sigma)
+    known = [normal.cdf(np.log(n)) if n else 0.0 for n in range(law.cut + 1)]
+    known[-1] = 1.0
+    ended = np.array(known)
+    return np.diff(ended) / (1 - ended[:-1])
+
+
+def length_probabilities(hazard: Float[np.ndarray, "C"]) -> Float[np.ndarray, "C"]:
+    """P(length = n) for n = 1 ... cut."""
+    going_on = np.concatenate([[1.0], np.cumprod(1 - hazard)[:-1]])
+    return going_on * hazard
+
+
+def counting_boundary(hazard: Float[np.ndarray, "C"], size: int) -> Boundary:
+    """Ends a step of n tokens with probability ``hazard[n - 1]`` if tokens are alike.
+
+    Whole tokens only: what rounding takes from one length it gives to the next.
+    """
+    going_on, owed = 1.0, 0.0
+    ends = np.zeros((len(hazard), size), bool)
+    for n, p in enumerate(length_probabilities(hazard)):
+        owed += p
+        count = min(size, round(size * owed / going_on))
+        ends[n, :count] = True
+        owed -= going_on * count / size
+        going_on *= 1 - count / size
+        if going_on == 0.0:
+            ends[n:] = True
+            break
+    states = np.minimum(np.arange(len(hazard)) + 1, len(hazard) - 1)
+    return Boundary(
+        jnp.asarray(np.broadcast_to(states[:, None], ends.shape).astype(np.int32)),
+        jnp.asarray(ends),
+        jnp.zeros(size, bool),
+    )
+
+
+def indifferent_policy(size: int, length: int) -> LanguageModel:
+    """A tiny language model to which all tokens are alike."""
+    config = DecoderConfig(
+        vocab_size=size,
+        width=16,
+        hidden=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_width=8,
+        max_length=length,
+    )
+    policy = LanguageModel(config, rngs=nnx.Rngs(0))
+    norm = policy.trunk.norm
+    norm.scale[...] = jnp.zeros_like(norm.scale[...])
+    return policy
+
+
+def run(law: Law) -> dict[str, Any]:
+    """Run the filter on steps of the law."""
+    max_tokens = law.steps * law.cut
+    target = ReasoningTarget(
+        counting_boundary(hazards(law), VOCABULARY),
+        NoReward(),
+        max_step_tokens=law.cut,
+        max_tokens=max_tokens,
+        max_steps=law.steps,
+        log_truncation=0.0,
+    )
+    engine = Engine(
+        target,
+        indifferent_policy(VOCABULARY, max_tokens + 64),
+        None,
+        encode=lambda prompt: [1] * 16,
+        decode=lambda tokens: "",
+        max_rows=law.max_rows,
+    )
+    chosen = [Problem(i, "", "") for i in range(law.problems)]
+    key, began = jax.random.key(0), time.perf_counter()
+    results = engine.run(
+        particle_filter(), key, chosen, law.particles, extract=lambda text: None
+    )
+    seconds, found = time.perf_counter() - began, costs(results)
+    steps = law.problems * law.particles * law.steps
+    return {
+        "seconds": seconds,
+        **found,
+        "mean_step_tokens": found["generated_tokens"] / steps,
+        "utilisation": getattr(getattr(engine, "report", None), "utilisation", None),
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def main(law: tyro.conf.OmitArgPrefixes[Law] = Law()) -> None:  # noqa: B008
+    """Run the filter on steps of the law and print what it took.
+
+    Args:
+        law: problems, particles and lengths.
+    """
+    print(json.dumps(run(law)))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: tyro.cli(main)))
