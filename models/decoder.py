@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import (
+    ByLayer,
     GatedFeedForward,
     Linear,
     RMSNorm,
@@ -90,9 +91,7 @@ class Attention(nnx.Module):
         keys = turned(heads(self.key(x), self.key_norm))
         keys = jnp.transpose(keys, (0, 2, 3, 1))
         values = jnp.transpose(heads(self.value(x), None), (0, 2, 1, 3))
-        context = tuple(
-            (k, v, mask) for (k, v), mask in zip(cached, geometry.masks, strict=True)
-        )
+        context = tuple(zip(cached, geometry.masks, strict=True))
         mixed = attend(
             queries,
             keys,
@@ -178,7 +177,12 @@ class Trunk(nnx.Module):
             valid = jnp.ones(tokens.shape, bool)
         # Under x64 what counts positions is int64, and caches hold int32.
         positions = positions.astype(jnp.int32)
-        stacks = tuple((segment.keys, segment.values) for segment in context)
+        # Scanned along, but for what has its layers apart.
+        apart = [isinstance(segment.keys, tuple) for segment in context]
+        stacks = tuple(
+            None if alone else (segment.keys, segment.values)
+            for segment, alone in zip(context, apart, strict=True)
+        )
 
         config, local = self.config, self.config.local
         ropes = (config.rope,) if local is None else (config.rope, local.rope)
@@ -202,7 +206,11 @@ class Trunk(nnx.Module):
             windowed = geometry(local.rope, local.window)
 
         def layer(x, block_and_cache):
-            block, cached, is_local = block_and_cache
+            block, stacked, is_local, number = block_and_cache
+            cached = tuple(
+                ByLayer(segment.keys, segment.values, number) if alone else layers
+                for segment, layers, alone in zip(context, stacked, apart, strict=True)
+            )
             here = everywhere
             if local is not None:
                 here = jax.tree.map(
@@ -214,7 +222,9 @@ class Trunk(nnx.Module):
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         flags = jnp.asarray(local.layers) if local is not None else None
-        x, (keys, values) = jax.lax.scan(layer, x, (self.blocks, stacks, flags))
+        numbers = jnp.arange(config.num_layers, dtype=jnp.int32)
+        scanned = (self.blocks, stacks, flags, numbers)
+        x, (keys, values) = jax.lax.scan(layer, x, scanned)
         return self.norm(x), KeyValues(keys, values, positions)
 
 

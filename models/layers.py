@@ -4,7 +4,8 @@ Axes: R rows, Q query positions, S cache positions, L layers, D model width,
 F feed-forward width, H query heads, K key-value heads, h head width, V vocabulary.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +22,27 @@ class Segment(NamedTuple):
 
     Attributes:
         keys: ``[L, B, K, h, S]``, rotated. Positions are innermost, since that is the
-            layout in which a product with a few queries streams through memory.
-        values: ``[L, B, K, S, h]``.
+            layout in which a product with a few queries streams through memory. Or L
+            arrays ``[B, K, h, S]``: a scan over layers copies a layer of one array
+            before it reads it, which takes longer than the attention itself.
+        values: ``[L, B, K, S, h]``, or L arrays ``[B, K, S, h]``.
         positions: ``[B, S]``, where each one stands, counted from the prompt's start.
         mask: ``[B, S]``, True where a position may be attended to; or ``[R, S]``, where
             rows that share a segment may not attend to all of it.
     """
 
-    keys: Float[Array, "L B K h S"]
-    values: Float[Array, "L B K S h"]
+    keys: Any
+    values: Any
     positions: Int[Array, "B S"]
     mask: Bool[Array, "M S"]
+
+
+class ByLayer(NamedTuple):
+    """One layer, by its number, of a segment whose layers are arrays of their own."""
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    layer: Int[Array, ""]
 
 
 class RMSNorm(nnx.Module):
@@ -144,6 +155,21 @@ def attend_part(
     return Partial(by_row(peak), by_row(jnp.sum(weights, -1)), by_row(mixed))
 
 
+def attend_cached(
+    queries: Float[Array, "R Q K G h"], cached: Any, mask: Array, softcap: float | None
+) -> Partial:
+    """`attend_part` on one layer of a segment: its keys and values, or `ByLayer`."""
+    part = functools.partial(attend_part, mask=mask, softcap=softcap)
+    if not isinstance(cached, ByLayer):
+        return part(queries, *cached)
+
+    def reader(keys: Array, values: Array):
+        return lambda x: part(x, keys, values)
+
+    readers = [reader(*pair) for pair in zip(*cached[:2], strict=True)]
+    return jax.lax.switch(cached.layer, readers, queries)
+
+
 def visible(
     segment: Segment,
     positions: Int[Array, "R Q"],
@@ -171,7 +197,7 @@ def attend(
     values: Float[Array, "R K Q h"],
     positions: Int[Array, "R Q"],
     valid: Bool[Array, "R Q"],
-    context: tuple[tuple[Array, Array, Array], ...],
+    context: tuple[tuple[Any, Array], ...],
     window: Int[Array, ""] | int | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "R Q H h"]:
@@ -184,8 +210,8 @@ def attend(
         queries, keys, values: the chunk's own, rotated, the queries scaled.
         positions: of the chunk.
         valid: False at padding positions of the chunk.
-        context: ``(keys, values, mask)`` of one layer of each :class:`Segment`, the
-            mask from :func:`visible`.
+        context: one layer of each :class:`Segment`, ``(keys, values)`` or a
+            :class:`ByLayer`, and its mask from :func:`visible`.
         window: how many positions a query sees, its own included; None for all.
         softcap: scores s become ``softcap · tanh(s / softcap)``; None for as they are.
     """
@@ -196,7 +222,7 @@ def attend(
         causal &= positions[:, :, None] - positions[:, None, :] < window
     parts = [
         attend_part(grouped, keys, values, causal[:, None, None, :, None, :], softcap),
-        *(attend_part(grouped, k, v, m, softcap) for k, v, m in context),
+        *(attend_cached(grouped, cached, mask, softcap) for cached, mask in context),
     ]
     peak = jnp.max(jnp.stack([part.peak for part in parts]), axis=0)
     total, mixed = jnp.zeros_like(peak), jnp.zeros(grouped.shape, jnp.float32)

@@ -10,7 +10,15 @@ from tsi import samplers
 from tsi.engine import engine as engine_module
 from tsi.engine.blocks import BlockTables
 from tsi.engine.lane import Lane
-from tsi.engine.pages import Dense, merge, moves_of, no_pages, page_in, page_out
+from tsi.engine.pages import (
+    Dense,
+    layers_of,
+    merge,
+    moves_of,
+    no_pages,
+    page_in,
+    page_out,
+)
 from tsi.engine.sizes import room_of, width_of
 
 ROWS, LENGTH, BLOCK = 6, 40, 4
@@ -110,7 +118,7 @@ def test_a_pool_says_how_many_blocks_it_lacks():
 
 def dense(seed: int, rows: int, size: int) -> Dense:
     keys = jax.random.split(jax.random.key(seed))
-    return Dense(
+    return layers_of(
         jax.random.normal(keys[0], (2, rows, 3, 5, size)),
         jax.random.normal(keys[1], (2, rows, 3, size, 5)),
     )
@@ -128,27 +136,30 @@ def test_blocks_come_back_as_they_went():
         moves_of(tables.contents([2, 0, 1])),
     )
     for at, (row, length) in enumerate([(2, 16), (0, 24), (1, 16)]):
-        np.testing.assert_array_equal(
-            back.keys[:, at, ..., :length], rows.keys[:, row, ..., :length]
-        )
-        np.testing.assert_array_equal(
-            back.values[:, at, :, :length], rows.values[:, row, :, :length]
-        )
-        assert not np.any(back.values[:, at, :, 24:])
+        for old, new in zip(rows.keys, back.keys, strict=True):
+            np.testing.assert_array_equal(new[at, ..., :length], old[row, ..., :length])
+        for old, new in zip(rows.values, back.values, strict=True):
+            np.testing.assert_array_equal(new[at, :, :length], old[row, :, :length])
+            assert not np.any(new[at, :, 24:])
 
 
 def test_new_positions_go_behind_each_rows_own():
     rows, new = dense(0, 3, 12), dense(1, 3, 4)
     lengths = jnp.asarray([8, 2, 5])
     after = merge(rows, new, lengths, jnp.asarray([2, 0, 1]), jnp.int32(2))
-    np.testing.assert_array_equal(after.keys[:, 1], rows.keys[:, 1])
-    for row, length in ((0, 8), (2, 5)):
-        np.testing.assert_array_equal(
-            after.values[:, row, :, length : length + 4], new.values[:, row]
-        )
-        np.testing.assert_array_equal(
-            after.keys[:, row, :, :, :length], rows.keys[:, row, :, :, :length]
-        )
+    for old, added, found in zip(rows.keys, new.keys, after.keys, strict=True):
+        np.testing.assert_array_equal(found[1], old[1])
+        for row, length in ((0, 8), (2, 5)):
+            end = length + 4
+            np.testing.assert_array_equal(found[row, ..., length:end], added[row])
+            np.testing.assert_array_equal(
+                found[row, ..., :length], old[row, ..., :length]
+            )
+    for added, found in zip(new.values, after.values, strict=True):
+        for row, length in ((0, 8), (2, 5)):
+            np.testing.assert_array_equal(
+                found[row, :, length : length + 4], added[row]
+            )
 
 
 def test_sizes_are_few_and_hold_what_is_asked():

@@ -28,10 +28,20 @@ class Pages(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """Rows in one piece, in the layout of :class:`tsi.models.layers.Segment`."""
+    """Rows in one piece, in the layout of :class:`tsi.models.layers.Segment`.
 
-    keys: Float[Array, "L R K h S"]
-    values: Float[Array, "L R K S h"]
+    Attributes:
+        keys: of each layer, ``[R, K, h, S]``.
+        values: of each layer, ``[R, K, S, h]``.
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+
+
+def layers_of(keys: Any, values: Any) -> Dense:
+    """Dense rows of arrays with a leading axis of layers."""
+    return Dense(*(tuple(x[i] for i in range(x.shape[0])) for x in (keys, values)))
 
 
 class Moves(NamedTuple):
@@ -57,11 +67,11 @@ def moves_of(copies: Copies) -> Moves:
 
 def no_pages(like: Dense, block: int, count: int = 0) -> Pages:
     """Blocks for rows such as these."""
-    layers, _, heads, width, _ = like.keys.shape
-    shape = (count, layers, heads)
+    _, heads, width, _ = like.keys[0].shape
+    shape = (count, len(like.keys), heads)
     return Pages(
-        jnp.zeros((*shape, width, block), like.keys.dtype),
-        jnp.zeros((*shape, block, width), like.values.dtype),
+        jnp.zeros((*shape, width, block), like.keys[0].dtype),
+        jnp.zeros((*shape, block, width), like.values[0].dtype),
     )
 
 
@@ -77,12 +87,12 @@ def page_out(pages: Pages, rows: Dense, moves: Moves) -> Pages:
 
     def copy(i: Any, pages: Pages) -> Pages:
         row, position, to = moves.rows[i], moves.positions[i], moves.blocks[i]
-        keys = _piece(rows.keys, row, position, block, axis=4)
-        values = _piece(rows.values, row, position, block, axis=3)
+        keys = [_piece(x, row, position, block, axis=3) for x in rows.keys]
+        values = [_piece(x, row, position, block, axis=2) for x in rows.values]
         update = jax.lax.dynamic_update_slice_in_dim
         return Pages(
-            update(pages.keys, jnp.moveaxis(keys, 1, 0), to, axis=0),
-            update(pages.values, jnp.moveaxis(values, 1, 0), to, axis=0),
+            update(pages.keys, jnp.stack(keys, axis=1), to, axis=0),
+            update(pages.values, jnp.stack(values, axis=1), to, axis=0),
         )
 
     return jax.lax.fori_loop(0, moves.number, copy, pages)
@@ -94,12 +104,13 @@ def page_in(rows: Dense, pages: Pages, moves: Moves) -> Dense:
     def copy(i: Any, rows: Dense) -> Dense:
         row, position, source = moves.rows[i], moves.positions[i], moves.blocks[i]
         keys, values = (
-            jnp.moveaxis(jax.lax.dynamic_slice_in_dim(x, source, 1, axis=0), 0, 1)
-            for x in pages
+            jax.lax.dynamic_slice_in_dim(x, source, 1, axis=0) for x in pages
         )
-        return Dense(
-            _put(rows.keys, keys, row, position, axis=4),
-            _put(rows.values, values, row, position, axis=3),
+        return _put_all(
+            rows,
+            layers_of(*(jnp.moveaxis(x, 1, 0) for x in (keys, values))),
+            row,
+            position,
         )
 
     return jax.lax.fori_loop(0, moves.number, copy, rows)
@@ -123,29 +134,37 @@ def merge(
 
     def copy(i: Any, rows: Dense) -> Dense:
         row = some[i]
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1) for x in new)
-        return Dense(
-            _put(rows.keys, keys, row, lengths[row], axis=4),
-            _put(rows.values, values, row, lengths[row], axis=3),
+        piece = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), new
         )
+        return _put_all(rows, piece, row, lengths[row])
 
     return jax.lax.fori_loop(0, count, copy, rows)
 
 
 def _piece(x: Array, row: Any, position: Any, size: int, axis: int) -> Array:
-    start = _start(row, position, axis)
     sizes = list(x.shape)
-    sizes[1], sizes[axis] = 1, size
-    return jax.lax.dynamic_slice(x, start, sizes)
+    sizes[0], sizes[axis] = 1, size
+    return jax.lax.dynamic_slice(x, _start(row, position, axis), sizes)
 
 
-def _put(x: Array, piece: Array, row: Any, position: Any, axis: int) -> Array:
-    start = _start(row, position, axis)
-    return jax.lax.dynamic_update_slice(x, piece, start)
+def _put_all(rows: Dense, piece: Dense, row: Any, position: Any) -> Dense:
+    """Rows with a piece of one row at a position of it, in every layer."""
+    put = jax.lax.dynamic_update_slice
+    return Dense(
+        tuple(
+            put(x, new, _start(row, position, 3))
+            for x, new in zip(rows.keys, piece.keys, strict=True)
+        ),
+        tuple(
+            put(x, new, _start(row, position, 2))
+            for x, new in zip(rows.values, piece.values, strict=True)
+        ),
+    )
 
 
 def _start(row: Any, position: Any, axis: int) -> list[Array]:
-    start = [jnp.int32(0)] * 5
+    start = [jnp.int32(0)] * 4
     # Under x64 some indices are int64, and all must be alike.
-    start[1], start[axis] = (jnp.asarray(x, jnp.int32) for x in (row, position))
+    start[0], start[axis] = (jnp.asarray(x, jnp.int32) for x in (row, position))
     return start

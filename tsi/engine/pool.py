@@ -35,7 +35,8 @@ class Pool:
     ) -> None:
         self.programs, self.block, self.like = programs, block, like
         self.tables = BlockTables(rows, length, block)
-        position = 2 * like.keys[:1, :1, :, :, :1].nbytes * like.keys.shape[0]
+        _, heads, width, _ = like.keys[0].shape
+        position = 2 * len(like.keys) * heads * width * like.keys[0].dtype.itemsize
         count = min(self.tables.table.size, most // max(1, position * block))
         self.pages: Pages = no_pages(like, block, count)
         self.tables.grow(count)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding import Temperatures
 from tsi.engine import pages as paging
-from tsi.engine.pages import Dense
+from tsi.engine.pages import Dense, layers_of
 from tsi.engine.rows import (
     RewardCaches,
     Stored,
@@ -83,13 +83,13 @@ class Programs:
 
     def empty(self, like: Dense, rows: int, size: int) -> Dense:
         """Dense rows of zeros, laid out as the devices want them."""
-        layers, _, heads, width, _ = like.keys.shape
-        shape = (layers, rows, heads)
-        dense = Dense(
-            jnp.zeros((*shape, width, size), like.keys.dtype),
-            jnp.zeros((*shape, size, width), like.values.dtype),
+        return Dense(
+            tuple(jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys),
+            tuple(
+                jnp.zeros((rows, x.shape[1], size, x.shape[3]), x.dtype)
+                for x in like.values
+            ),
         )
-        return dense
 
     def slots(self, like: Dense, rows: int, size: int) -> Slots:
         """R slots without rows."""
@@ -103,10 +103,10 @@ class Programs:
     def _divide(self, dense: Dense) -> Dense:
         """Heads along the axis ``model``, as the weights that make them."""
         parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
-        if parts == 1 or dense.keys.shape[2] % parts:
+        if parts == 1 or dense.keys[0].shape[1] % parts:
             return dense
         assert self.mesh is not None
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, None, MODEL))
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, MODEL))
         return jax.tree.map(
             lambda x: jax.lax.with_sharding_constraint(x, sharding), dense
         )
@@ -117,12 +117,12 @@ class Programs:
         rows, shared, caches, structure = parts_of(particles.reward_state)
         self.structure = structure
         beyond, none = (0, -particles.prompt.mask.shape[1] % block), (0, 0)
-        prompt = Dense(
+        prompt = layers_of(
             jnp.pad(particles.prompt.keys, [none] * 4 + [beyond]),
             jnp.pad(particles.prompt.values, [none] * 3 + [beyond, none]),
         )
         like = [
-            Dense(x.segment.keys[:, :, :, :, :0], x.segment.values[:, :, :, :0])
+            layers_of(x.segment.keys[..., :0], x.segment.values[..., :0, :])
             for x in caches
         ]
         return self._divide(prompt), small(particles), rows, shared, like
@@ -184,8 +184,8 @@ class Programs:
         count = rows.shape[0]
         # Cutting looks at masks alone.
         nothing = [
-            Dense(jnp.zeros((0, count, 0, 0, size)), jnp.zeros((0, count, 0, size, 0)))
-            for size in sizes
+            Dense((jnp.zeros((count, 0, 0, n)),), (jnp.zeros((count, 0, n, 0)),))
+            for n in sizes
         ]
         caches = RewardCaches(nothing, lengths)
         working = jnp.arange(count)
@@ -281,7 +281,7 @@ class Programs:
         step = step._replace(
             counts=jnp.where(real, step.counts, 0), tokens=step.tokens[:, :width]
         )
-        cache = Dense(slots.cache.keys[:, at], slots.cache.values[:, at])
+        cache = jax.tree.map(lambda leaf: leaf[at], slots.cache)
         segments = (segment_of(cache, step.filled),)
         read = self.target.read_step(depths, taken, step, mine, segments)
         stored, caches, change = put(stored, rows, read, caches)
@@ -313,7 +313,7 @@ class Programs:
         count = rows.shape[0]
         cache = paging.merge(
             cache,
-            Dense(step.new.keys, step.new.values),
+            layers_of(step.new.keys, step.new.values),
             filled,
             jnp.arange(count),
             jnp.int32(count),
@@ -340,16 +340,17 @@ class Programs:
 
     def _resize(self, slots: Slots, order: Int[Array, " r"], size: int) -> Slots:
         """Some slots alone, with room for another number of positions."""
-        keys, values = slots.cache
-        old = keys.shape[-1]
-        keep = min(old, size)
-        pad = [(0, 0)] * 5
-        keys = keys[:, order, :, :, :keep]
-        values = values[:, order, :, :keep]
-        grow = size - keep
+        keep = min(slots.cache.keys[0].shape[-1], size)
+        grow, none = (0, size - keep), (0, 0)
         cache = Dense(
-            jnp.pad(keys, [*pad[:4], (0, grow)]),
-            jnp.pad(values, [*pad[:3], (0, grow), (0, 0)]),
+            tuple(
+                jnp.pad(x[order, ..., :keep], [none, none, none, grow])
+                for x in slots.cache.keys
+            ),
+            tuple(
+                jnp.pad(x[order, :, :keep], [none, none, grow, none])
+                for x in slots.cache.values
+            ),
         )
         rest = jax.tree.map(lambda leaf: leaf[order], slots._replace(cache=()))
         return rest._replace(cache=cache)

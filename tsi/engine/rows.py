@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from tsi.cache import Suffix, squeeze
-from tsi.engine.pages import Dense
+from tsi.engine.pages import Dense, layers_of
 from tsi.models.layers import Segment
 from tsi.reasoning import Cost, Particles, ReasoningParams
 from tsi.rewards import Prompts
@@ -94,12 +94,13 @@ def state_of(
 
     def suffix() -> Suffix:
         dense, lengths = next(grown)
-        size = dense.keys.shape[-1]
+        size = dense.keys[0].shape[-1]
         mask = jnp.arange(size) < lengths[:, None]
         # Dense rows are a whole number of blocks.
         positions = next(small_leaves)[:, :size]
         positions = jnp.pad(positions, ((0, 0), (0, size - positions.shape[1])))
-        segment = Segment(*dense, positions, mask)
+        keys, values = map(jnp.stack, dense)
+        segment = Segment(keys, values, positions, mask)
         return Suffix(segment, jnp.max(lengths).astype(jnp.int32))
 
     leaves = [
@@ -161,11 +162,11 @@ def put(
     kept, lengths, dense, squeezed = [], [], [], []
     for suffix, before, count in zip(grown, *caches, strict=True):
         mask = suffix.segment.mask
-        old = jnp.arange(before.keys.shape[-1]) < count[:, None]
+        old = jnp.arange(before.keys[0].shape[-1]) < count[:, None]
         kept.append(jnp.sum(jnp.cumprod(mask & old, axis=1), axis=1))
         lengths.append(jnp.sum(mask, axis=1))
         whole = squeeze(suffix)
-        dense.append(Dense(whole.segment.keys, whole.segment.values))
+        dense.append(layers_of(whole.segment.keys, whole.segment.values))
         squeezed.append(whole)
     whole_caches = iter(squeezed)
     state = jax.tree.map(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import Boundary
 from tsi.decoding import Temperatures, empty_key_values, write_token
-from tsi.engine.pages import Dense, merge
+from tsi.engine.pages import Dense, layers_of, merge
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.layers import Segment
 from tsi.weights import weight_dtype
@@ -56,7 +56,7 @@ class Seen(NamedTuple):
 
 def empty_slots(cache: Dense, step_tokens: int, keys: Any) -> Slots:
     """Slots without rows."""
-    rows = cache.keys.shape[1]
+    rows = cache.keys[0].shape[0]
     zeros, no = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
     floats = jnp.zeros(rows, weight_dtype())
     tokens = jnp.zeros((rows, step_tokens), jnp.int32)
@@ -67,7 +67,7 @@ def empty_slots(cache: Dense, step_tokens: int, keys: Any) -> Slots:
 
 def segment_of(cache: Dense, filled: Int[Array, " R"]) -> Segment:
     """A row's cache as attention reads it: position p stands in place p."""
-    places = jnp.arange(cache.keys.shape[-1], dtype=jnp.int32)
+    places = jnp.arange(cache.keys[0].shape[-1], dtype=jnp.int32)
     mask = places < filled[:, None]
     return Segment(*cache, jnp.broadcast_to(places, mask.shape), mask)
 
@@ -123,7 +123,7 @@ def burst(
         ended = jnp.sum(began & ~c.active)
         return jnp.any(c.active) & (ended < enough) & (offset < width)
 
-    new = empty_key_values(policy.config, rows, width, slots.cache.keys.dtype)
+    new = empty_key_values(policy.config, rows, width, slots.cache.keys[0].dtype)
     # The cache is no part of the carry: it is read in the loop and written after it.
     small = slots._replace(cache=(), keys=())
     start = (small, jnp.zeros((), jnp.int32), new)
@@ -131,7 +131,7 @@ def burst(
     filled = slots.filled + small.counts - slots.counts
     after = small._replace(keys=slots.keys, filled=filled)
     seen = Seen(after.active, after.counts, filled, offset)
-    return after, Dense(new.keys, new.values), seen
+    return after, layers_of(new.keys, new.values), seen
 
 
 def behind(

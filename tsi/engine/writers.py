@@ -127,7 +127,7 @@ class Writers:
             self.active = np.zeros(number, bool)
             self.filled = np.zeros(number, np.int32)
             return
-        old, room = self.number, self.slots.cache.keys.shape[-1]
+        old, room = self.number, self.slots.cache.keys[0].shape[-1]
         if number == old and size <= room < 4 * size:
             return
         order = np.concatenate(
