@@ -28,6 +28,7 @@ from tsi.engine.lane import Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.methods import method_of
 from tsi.engine.programs import Programs
+from tsi.engine.report import Report, total
 from tsi.engine.sizes import Sizes
 from tsi.errors import ConfigurationError, PromptTooLongError, warn_of_invalid
 from tsi.explore import check_needs
@@ -64,6 +65,9 @@ PREFILL = 16384
 
 class Engine:
     """Runs samplers on problems of one policy and one reward.
+
+    Attributes:
+        report: of the last run; None before the first.
 
     Args:
         target: what is explored.
@@ -109,7 +113,7 @@ class Engine:
         self.policy, self.reward = policy, reward
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
-        self.work: list[Any] = []
+        self.report: Report | None = None
 
     @property
     def num_programs(self) -> int:
@@ -220,7 +224,7 @@ class Engine:
         lanes = [lane_of(i) for i in range(min(count, len(chosen)))]
         work = [(lane, chosen[i::count]) for i, lane in enumerate(lanes)]
         ended = _side_by_side(lambda lane, mine: list(lane.run(mine)), work)
-        self.work = [lane.work() for lane in lanes]
+        self.report = total(lane.report() for lane in lanes)
         seconds = (time.perf_counter() - began) / len(chosen)
         found: list[Any] = []
         read = batch if questions is None else questions

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int
 from tsi.engine.methods import Method, enter
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs, Told
+from tsi.engine.report import Report
 from tsi.engine.rows import RewardCaches, Stored
 from tsi.engine.sizes import Sizes, room_of, width_of
 from tsi.engine.writers import Writers
@@ -40,21 +41,6 @@ class Ended(NamedTuple):
     state: Any
     infos: Any
     cost: Any
-
-
-class Work(NamedTuple):
-    """How much of what was computed was of use, and where the time went.
-
-    Attributes:
-        useful, computed: row-tokens written, and those of all slots.
-        bursts: how often the host looked.
-        seconds: by phase.
-    """
-
-    useful: int
-    computed: int
-    bursts: int
-    seconds: dict[str, float]
 
 
 class Lane:
@@ -108,10 +94,10 @@ class Lane:
         self.stored: Stored | None = None
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
-    def work(self) -> Work:
+    def report(self) -> Report:
         """What has been done so far."""
         writers = self.writers
-        return Work(
+        return Report(
             writers.useful, writers.computed, writers.bursts, dict(self.seconds)
         )
 

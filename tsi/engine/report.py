@@ -1,0 +1,41 @@
+"""How much of what a run computed was of use, and where its time went."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+
+class Report(NamedTuple):
+    """Of one run of the engine.
+
+    Attributes:
+        useful: tokens that rows have written.
+        computed: tokens that were computed for all slots, in use or not.
+        bursts: how often the host looked at the slots.
+        seconds: of the host's phases, summed over groups of devices that work side by
+            side: ``prefill``, ``move`` (rows into slots), ``decode``, ``reward``,
+            ``repeat`` and ``decide``. Each contains what it compiled.
+    """
+
+    useful: int
+    computed: int
+    bursts: int
+    seconds: Mapping[str, float]
+
+    @property
+    def utilisation(self) -> float:
+        """The share of the computed tokens that were of use; NaN if there are none."""
+        return self.useful / self.computed if self.computed else math.nan
+
+
+def total(reports: Iterable[Report]) -> Report:
+    """One report of several groups of devices."""
+    useful, computed, bursts = 0, 0, 0
+    seconds: Counter[str] = Counter()
+    for report in reports:
+        useful += report.useful
+        computed += report.computed
+        bursts += report.bursts
+        seconds.update(report.seconds)
+    return Report(useful, computed, bursts, dict(seconds))
