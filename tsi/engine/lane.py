@@ -72,6 +72,7 @@ class Lane:
         self.params, self.sizes, self.ids = params, sizes, ids
         self.prompts, self.questions = prompts, questions
         self.target = programs.target
+        programs.at_home_with(params.policy)
         rows, stored, _ = method.plan
         count = sizes.problems
         self.working = count * rows
@@ -205,13 +206,14 @@ class Lane:
             )
             for segment in shared
         ]
-        self.stored = Stored(
+        stored = Stored(
             jax.tree.map(room(self.total), particles),
             [room(self.total)(leaf) for leaf in reward],
             jax.tree.map(jnp.copy, no_cost(self.working)),
             segments,
             jax.tree.map(room(count), prompts),
         )
+        self.stored = self.programs.place(stored)
         longest = self.width + self.target.max_tokens
         most = POOL // (1 + len(like))
         self.policy = Pool(self.programs, self.total, longest, block, dense, most)

@@ -38,7 +38,7 @@ class Pool:
         _, heads, width, _ = like.keys[0].shape
         position = 2 * len(like.keys) * heads * width * like.keys[0].dtype.itemsize
         count = min(self.tables.table.size, most // max(1, position * block))
-        self.pages: Pages = no_pages(like, block, count)
+        self.pages: Pages = programs.place(no_pages(like, block, count))
         self.tables.grow(count)
 
     def store(
@@ -62,7 +62,7 @@ class Pool:
         if missing:
             # By half, so that few sizes are compiled.
             more = max(missing, self.tables.uses.size // 2, LEAST)
-            new = no_pages(self.like, self.block, more)
+            new = self.programs.place(no_pages(self.like, self.block, more))
             self.pages = more_pages(self.pages, new)
             self.tables.grow(more)
         copies = self.tables.extend(rows, kept, lengths)

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding import Temperatures
@@ -61,6 +67,7 @@ class Programs:
     def __init__(self, target: ReasoningTarget, mesh: Mesh | None) -> None:
         self.target, self.store, self.mesh = target, ReasoningStore(target), mesh
         self.structure: Any = None
+        self.home: Sharding | None = None
         self.shapes: set[tuple] = set()
         donate = functools.partial(jax.jit, donate_argnums=0)
         self.page_out = donate(paging.page_out)
@@ -91,6 +98,24 @@ class Programs:
             ),
         )
 
+    def place(self, tree: Any) -> Any:
+        """Arrays where the weights lie, if these are bound to devices.
+
+        What comes out of programs is bound to them as well, and a program compiles
+        once more for what is not.
+        """
+        return tree if self.home is None else jax.device_put(tree, self.home)
+
+    def at_home_with(self, weights: Any) -> None:
+        """Note where weights lie, for `place`."""
+        leaf = next(x for x in jax.tree.leaves(weights) if isinstance(x, jax.Array))
+        whole = self.mesh is not None and self.mesh.size > 1
+        if whole:
+            assert self.mesh is not None
+            self.home = NamedSharding(self.mesh, PartitionSpec())
+        elif leaf.committed:
+            self.home = SingleDeviceSharding(next(iter(leaf.devices())))
+
     def slots(self, like: Dense, rows: int, size: int) -> Slots:
         """R slots without rows."""
         keys = jax.random.split(jax.random.key(0), rows)
@@ -98,7 +123,7 @@ class Programs:
         # What is donated must not be one buffer under several names.
         empty = empty_slots(cache, self.target.max_step_tokens, keys)
         rest = jax.tree.map(jnp.copy, empty._replace(cache=()))
-        return rest._replace(cache=cache)
+        return self.place(rest._replace(cache=cache))
 
     def _divide(self, dense: Dense) -> Dense:
         """Heads along the axis ``model``, as the weights that make them."""
