@@ -89,6 +89,18 @@ def counts_its_calls():
     return good._replace(init=init), init
 
 
+def rolls_its_requests():
+    """The same mistake where only the request shows it."""
+    good, calls = filter_with_store(), []
+
+    def ask(key, state):
+        calls.append(1)
+        state, request = good.ask(key, state)
+        return state, request._replace(parents=jnp.roll(request.parents, len(calls)))
+
+    return good._replace(ask=ask), ask
+
+
 def hands_the_request_on_in_a_closure():
     good, memory = filter_with_store(), {}
 
@@ -134,7 +146,12 @@ def first_line(function):
 
 @pytest.mark.parametrize(
     "broken",
-    [counts_its_calls, normalises_over_the_whole_batch, goes_astray_beside_nan],
+    [
+        counts_its_calls,
+        rolls_its_requests,
+        normalises_over_the_whole_batch,
+        goes_astray_beside_nan,
+    ],
 )
 def test_what_depends_on_the_batch_is_seen_and_its_function_named(broken):
     explorer, guilty = broken()
