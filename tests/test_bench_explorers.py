@@ -89,6 +89,18 @@ def counts_its_calls():
     return good._replace(init=init), init
 
 
+def rolls_its_requests():
+    """The same mistake where only the request shows it."""
+    good, calls = filter_with_store(), []
+
+    def ask(key, state):
+        calls.append(1)
+        state, request = good.ask(key, state)
+        return state, request._replace(parents=jnp.roll(request.parents, len(calls)))
+
+    return good._replace(ask=ask), ask
+
+
 def hands_the_request_on_in_a_closure():
     good, memory = filter_with_store(), {}
 
@@ -103,27 +115,44 @@ def hands_the_request_on_in_a_closure():
     return good._replace(ask=ask, tell=tell), tell
 
 
-def normalises_over_the_whole_batch():
+def on_the_host(change):
     """Python on the host, which is handed all problems at once."""
     good = filter_with_store()
-
-    def shifted(log_weights):
-        return log_weights - log_weights.max().astype(np.float32)
 
     def tell(key, state, reply):
         numbers = reply.log_potentials
         like = jax.ShapeDtypeStruct(numbers.shape, numbers.dtype)
-        numbers = jax.pure_callback(shifted, like, numbers, vmap_method="expand_dims")
+        numbers = jax.pure_callback(change, like, numbers, vmap_method="expand_dims")
         return good.tell(key, state, reply._replace(log_potentials=numbers))
 
     return good._replace(tell=tell), tell
+
+
+def normalises_over_the_whole_batch():
+    return on_the_host(lambda numbers: numbers - numbers.max().astype(np.float32))
+
+
+def goes_astray_beside_nan():
+    def change(numbers):
+        lost = np.isnan(numbers).all(-1).any()
+        return numbers + np.where(lost, np.arange(4), 0).astype(np.float32)
+
+    return on_the_host(change)
 
 
 def first_line(function):
     return f"{HERE}:{inspect.getsourcelines(function)[1]}"
 
 
-@pytest.mark.parametrize("broken", [counts_its_calls, normalises_over_the_whole_batch])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        counts_its_calls,
+        rolls_its_requests,
+        normalises_over_the_whole_batch,
+        goes_astray_beside_nan,
+    ],
+)
 def test_what_depends_on_the_batch_is_seen_and_its_function_named(broken):
     explorer, guilty = broken()
     check = batched_explorer_check(explorer, 4, KEY)

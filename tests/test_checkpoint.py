@@ -208,7 +208,7 @@ def test_one_error_lists_all_missing_extra_and_wrongly_shaped_tensors(copy):
             {"rms_norm_eps": "small"},
             "='small', which is not a positive number",
         ),
-        ({"rope_parameters": [1]}, "no table of fields"),
+        ({"rope_parameters": [1]}, "not a table of fields"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"head_dim": 7}, "is not even"),
         ({"rms_norm_eps": -1.0}, "not a positive number"),

@@ -347,8 +347,8 @@ class TextReward(Stateless):
     """A Python function of the solution's text so far.
 
     Attributes:
-        score: maps R texts to R numbers; runs on the host, must be deterministic, and
-            sees untrusted text.
+        score: maps texts to as many numbers; runs on the host, must be deterministic,
+            and sees untrusted text: that of the rows that have taken a step.
         decode: maps a list of token ids to text.
         scale: what `score` hands out, "log-odds" or a "probability", of which 1 is the
             log-odds 16.64 and 0 is -inf (:mod:`tsi.reward_scale`).
@@ -371,11 +371,26 @@ class TextReward(Stateless):
         lengths, dtype = step.start + step.counts, weight_dtype()
 
         def host(*arrays):
+            solution, lengths, finished, live = map(np.asarray, arrays)
+            told = np.zeros(lengths.shape, dtype)
+            rows = np.flatnonzero(live)
             texts = [
-                text_so_far(self.decode, row[:n].tolist(), finished=bool(over))
-                for row, n, over in zip(*map(np.asarray, arrays), strict=True)
+                text_so_far(
+                    self.decode,
+                    solution[row, : lengths[row]].tolist(),
+                    finished=bool(finished[row]),
+                )
+                for row in rows
             ]
-            return log_odds_of(self.score(texts), self.scale, self.floor, dtype)
+            if texts:
+                scores = self.score(texts)
+                if np.shape(scores) != rows.shape:
+                    raise ConfigurationError(
+                        f"A reward's function was given {len(texts)} texts and gave "
+                        f"numbers of shape {np.shape(scores)}; it must give one each."
+                    )
+                told[rows] = log_odds_of(scores, self.scale, self.floor, dtype)
+            return told
 
         shape = jax.ShapeDtypeStruct(lengths.shape, dtype)
         log_odds = jax.pure_callback(
@@ -384,6 +399,7 @@ class TextReward(Stateless):
             step.solution,
             lengths,
             step.finished,
+            step.counts > 0,
             vmap_method="sequential",
         )
         return state, Reading(log_odds, jnp.zeros_like(step.counts))
