@@ -20,7 +20,7 @@ def test_draws_are_in_proportion(size):
     keys = jax.random.split(jax.random.key(1), DRAWS)
     draw = jax.jit(
         lambda keys: jax.lax.map(
-            lambda key: categorical(key[None], log_p[None])[0], keys, batch_size=5000
+            lambda key: categorical(key[None], log_p[None])[0][0], keys, batch_size=5000
         )
     )
     counts = np.bincount(draw(keys), minlength=size)
@@ -44,15 +44,18 @@ def test_draws_are_in_proportion(size):
 
 def test_an_impossible_entry_is_never_drawn_even_at_the_end():
     log_p = jnp.full((DRAWS, 300), -jnp.inf).at[:, 7].set(0.0).at[:, 290].set(-17.0)
-    drawn = categorical(jax.random.split(jax.random.key(2), DRAWS), log_p)
+    drawn, told = categorical(jax.random.split(jax.random.key(2), DRAWS), log_p)
     assert set(np.unique(drawn).tolist()) <= {7, 290}
+    expected = jax.nn.log_softmax(log_p[0])[drawn]
+    np.testing.assert_allclose(told, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_rows_draw_depends_on_its_own_key_alone():
     keys = jax.random.split(jax.random.key(3), 8)
     log_p = jax.random.normal(jax.random.key(4), (8, 40))
-    together = categorical(keys, log_p)
+    together, told = categorical(keys, log_p)
+    expected = jax.nn.log_softmax(log_p)[jnp.arange(8), together]
+    np.testing.assert_allclose(told, expected, rtol=1e-6)
     for row in range(8):
-        assert int(categorical(keys[row : row + 1], log_p[row : row + 1])[0]) == int(
-            together[row]
-        )
+        alone, _ = categorical(keys[row : row + 1], log_p[row : row + 1])
+        assert int(alone[0]) == int(together[row])

@@ -14,21 +14,26 @@ from jaxtyping import Array, Float, Int, Key
 BLOCK = 256
 
 
-def categorical(keys: Key[Array, " R"], log_p: Float[Array, "R V"]) -> Int[Array, " R"]:
-    """Draw one index a row, each row from a key of its own.
+def categorical(
+    keys: Key[Array, " R"], logits: Float[Array, "R V"]
+) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
+    """Draw one index per row, each row from a key of its own.
 
     Args:
-        keys: one key a row.
-        log_p: log-probabilities, normalised or not; -inf entries are never drawn.
+        keys: one key per row.
+        logits: log-probabilities, normalised or not; -inf entries are never drawn.
 
     Returns:
-        Indices, int32. A row without any finite entry gives index 0.
+        Indices, int32, and their normalised log-probabilities. A row without any finite
+        entry gives index 0 and NaN.
     """
-    rows, size = log_p.shape
+    rows, size = logits.shape
     # In the type of the probabilities, so that x64 draws the same tokens.
-    dtype = jnp.promote_types(jnp.float32, log_p.dtype)
+    dtype = jnp.promote_types(jnp.float32, logits.dtype)
     uniforms = jax.vmap(lambda key: jax.random.uniform(key, dtype=dtype))(keys)
-    p = jnp.exp(log_p - jnp.max(log_p, axis=-1, keepdims=True))
+    # One pass for the exponentials: on a CPU each costs as much as a layer.
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    p = jnp.exp(logits - peak)
     p = jnp.where(jnp.isnan(p), 0.0, p)
     blocks = -(-size // BLOCK)
     p = jnp.pad(p, ((0, 0), (0, blocks * BLOCK - size))).reshape(rows, blocks, BLOCK)
@@ -36,7 +41,9 @@ def categorical(keys: Key[Array, " R"], log_p: Float[Array, "R V"]) -> Int[Array
     block, fraction = _look_up(mass, uniforms)
     inside = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
     index, _ = _look_up(inside, fraction)
-    return block * BLOCK + index
+    index = block * BLOCK + index
+    chosen = jnp.take_along_axis(logits, index[:, None], axis=-1) - peak
+    return index, chosen[:, 0] - jnp.log(jnp.sum(mass, axis=-1))
 
 
 def _look_up(

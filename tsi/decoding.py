@@ -196,8 +196,8 @@ def write_token(
 def tempered(
     logits: Float[Array, "*b V"], temperature: Float[Array, ""]
 ) -> Float[Array, "*b V"]:
-    """Log-probabilities at a temperature; at 0, those at 1, for the argmax."""
-    return jax.nn.log_softmax(logits / jnp.where(temperature > 0, temperature, 1.0))
+    """Logits at a temperature; at 0, those at 1, for the argmax."""
+    return logits / jnp.where(temperature > 0, temperature, 1.0)
 
 
 def log_prob_of(
@@ -206,8 +206,9 @@ def log_prob_of(
     """log p of tokens; at temperature 0 it is 0 for the most likely, else -inf."""
 
     def warm() -> Float[Array, "*b"]:
-        log_p = tempered(logits, temperature)
-        return jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
+        warmer = tempered(logits, temperature)
+        chosen = jnp.take_along_axis(warmer, token[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(warmer, axis=-1)
 
     def cold() -> Float[Array, "*b"]:
         return jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(
@@ -229,15 +230,14 @@ def sample_token(
         Token ids, their log p under the policy, and log p - log q.
     """
     policy, proposal = temperatures
+    zeros = jnp.zeros(logits.shape[0], logits.dtype)
     drawing = policy if proposal is None else proposal
-    log_q = tempered(logits, drawing)
-    token = jax.lax.cond(
+    token, log_q = jax.lax.cond(
         drawing > 0,
-        lambda: categorical(keys, log_q).astype(jnp.int32),
-        lambda: jnp.argmax(log_q, axis=-1).astype(jnp.int32),
+        lambda: categorical(keys, tempered(logits, drawing)),
+        lambda: (jnp.argmax(logits, axis=-1).astype(jnp.int32), zeros),
     )
-    chosen_q = log_prob_of(logits, token, drawing)
     if proposal is None:
-        return token, chosen_q, jnp.zeros_like(chosen_q)
-    chosen_p = log_prob_of(logits, token, policy)
-    return token, chosen_p, chosen_p - chosen_q
+        return token, log_q, zeros
+    log_p = log_prob_of(logits, token, policy)
+    return token, log_p, log_p - log_q

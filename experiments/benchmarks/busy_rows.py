@@ -72,7 +72,7 @@ def draw(policy: LanguageModel, context: Segment, key, busy: Busy):
             put(new.positions, read.positions, i, axis=-1),
         )
         keys = jax.random.split(jax.random.fold_in(key, i), busy.rows)
-        return categorical(keys, policy.logits(hidden[:, 0])).astype(jnp.int32), new
+        return categorical(keys, policy.logits(hidden[:, 0]))[0], new
 
     start = (jnp.zeros(busy.rows, jnp.int32), new)
     return jax.lax.fori_loop(0, busy.tokens, body, start)[0]

@@ -32,8 +32,6 @@ from tsi.vocabularies import boundary_of
 
 DELIMITER = "\n\n"
 JUDGE_QUESTION = "Is the solution above right so far? Answer Yes or No."
-COMPILED = "/jax/core/compile/backend_compile_duration"
-"""The event that JAX sends when a program is compiled, or read from the cache."""
 
 
 class Work(NamedTuple):
@@ -47,19 +45,6 @@ class Work(NamedTuple):
     max_tokens: int = 1200
     temperature: float = 0.8
     max_rows: int = 64
-
-
-class Compilation:
-    """Counts programs and their seconds from now on."""
-
-    def __init__(self) -> None:
-        self.programs, self.seconds = 0, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-
-    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event == COMPILED:
-            self.programs += 1
-            self.seconds += duration_secs
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -84,7 +69,6 @@ def run(work: Work) -> dict[str, Any]:
         temperature=work.temperature,
         max_rows=work.max_rows,
     )
-    compilation = Compilation()
     began, used = time.perf_counter(), time.process_time()
     results = engine.run(
         particle_filter(),
@@ -93,14 +77,15 @@ def run(work: Work) -> dict[str, Any]:
         work.particles,
         extract=extract,
     )
-    seconds = time.perf_counter() - began
+    seconds, report = time.perf_counter() - began, engine.report
+    assert report is not None
     return {
         "seconds": seconds,
         "cpu_seconds": time.process_time() - used,
         **costs(results),
-        "utilisation": getattr(getattr(engine, "report", None), "utilisation", None),
-        "programs": compilation.programs,
-        "compile_seconds": compilation.seconds,
+        "utilisation": report.utilisation,
+        "programs": report.programs,
+        "compile_seconds": report.compile_seconds,
         "peak_bytes": peak_bytes(),
     }
 

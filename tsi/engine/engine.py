@@ -4,6 +4,9 @@ A :class:`tsi.engine.lane.Lane` does the work on one group of devices, and the p
 are divided among the lanes. The programs that hold models are compiled for numbers of
 rows and positions, whatever methods run; those of samplers are small.
 
+Compiled programs are kept between processes: see
+:func:`tsi.engine.compilation.keep_programs`.
+
 The keys are those of :func:`tsi.run.run` under ``problem_key(key, problem.id)``, which
 for integers is ``fold_in(key, problem.id)``, so that a problem's samples do not depend
 on which problems share its batch, on how many rows a batch has, or on how many devices
@@ -24,6 +27,7 @@ from jax.sharding import Mesh
 from tsi.answers import answer_posterior, select
 from tsi.degeneracy import common_past
 from tsi.diagnostics import diagnose_run, diagnose_store, rewards_of
+from tsi.engine.compilation import compilations, keep_programs
 from tsi.engine.lane import Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.methods import method_of
@@ -59,6 +63,9 @@ IN_FLIGHT = 2
 """Rows in work for every slot, so that a slot does not wait for a problem's slowest."""
 CHEAP = 2e9
 """FLOPs of a token of all slots below which the host is the slower of the two."""
+READS = 8
+"""Rows whose steps are read together: with a question of 30 tokens that is a matrix
+large enough for two cores, and few of its rows are padding."""
 PREFILL = 16384
 """Tokens of prompts that are read together."""
 
@@ -111,6 +118,7 @@ class Engine:
         if mesh is not None:
             policy, reward = keep_or_replicate((policy, reward), mesh)
         self.policy, self.reward = policy, reward
+        keep_programs()
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
         self.report: Report | None = None
@@ -220,11 +228,14 @@ class Engine:
             mine = params._replace(policy=weights[0], reward=weights[1])
             return Lane(programs, method, key, mine, batch, asked, ids, sizes)
 
-        began = time.perf_counter()
+        began, before = time.perf_counter(), compilations()
         lanes = [lane_of(i) for i in range(min(count, len(chosen)))]
         work = [(lane, chosen[i::count]) for i, lane in enumerate(lanes)]
         ended = _side_by_side(lambda lane, mine: list(lane.run(mine)), work)
-        self.report = total(lane.report() for lane in lanes)
+        compiled = compilations().since(before)
+        self.report = total(lane.report() for lane in lanes)._replace(
+            programs=compiled.programs, compile_seconds=compiled.seconds
+        )
         seconds = (time.perf_counter() - began) / len(chosen)
         found: list[Any] = []
         read = batch if questions is None else questions
@@ -274,6 +285,7 @@ class Engine:
             BLOCK if shrinks else 4 * BLOCK,
             min(self.target.max_step_tokens, BURST),
             PART if shrinks else 1.0,
+            min(slots, READS, self.max_rows) if shrinks else min(slots, self.max_rows),
             PREFILL,
             shrinks,
         )

@@ -396,10 +396,17 @@ class Lane:
     def _read(self, at: Int[np.ndarray, " A"], counts: Int[np.ndarray, " R"]) -> None:
         """Let the reward read the steps that have ended in some slots."""
         began = time.perf_counter()
+        # Those of like lengths together, since all are padded to the longest.
+        at = at[np.argsort(counts[at], kind="stable")]
+        for start in range(0, len(at), self.sizes.reads):
+            self._read_some(at[start : start + self.sizes.reads], counts)
+        self.seconds["reward"] += time.perf_counter() - began
+
+    def _read_some(self, at: Any, counts: Int[np.ndarray, " R"]) -> None:
         writers = self.writers
         rows = writers.leave(at).astype(np.int32)
         lengths = counts[at]
-        size = width_of(len(at), writers.number, self.sizes.shrinks)
+        size = width_of(len(at), self.sizes.reads, self.sizes.shrinks)
         pad = (0, size - len(at))
         padded = np.pad(rows, pad, constant_values=self.total)
         problems = np.pad(rows // self.method.plan.rows, pad)
@@ -424,7 +431,6 @@ class Lane:
         ):
             pool.store(dense, rows, kept[: len(at)], new[: len(at)])
         self._end(rows, jax.tree.map(lambda leaf: leaf[: len(at)], told))
-        self.seconds["reward"] += time.perf_counter() - began
 
     def _reward_caches(
         self, rows: Int[np.ndarray, " n"], size: int, width: int
@@ -447,6 +453,8 @@ class Lane:
     def _step_width(self, longest: int) -> int:
         """Places of a step that are read, so that few widths are compiled."""
         most = self.target.max_step_tokens
+        if not self.target.reward.reads_ids:
+            return most
         width = 32
         while width < longest:
             width *= 4
@@ -461,14 +469,14 @@ class Lane:
         places = rows // each
         flat = np.asarray(self.request.sources).reshape(-1)[rows]
         sources = self.working + places * stored + flat
-        for start in range(0, len(rows), self.sizes.slots):
-            chosen = slice(start, start + self.sizes.slots)
+        for start in range(0, len(rows), self.sizes.reads):
+            chosen = slice(start, start + self.sizes.reads)
             self._repeat_some(rows[chosen].astype(np.int32), sources[chosen])
         self.seconds["repeat"] += time.perf_counter() - began
 
     def _repeat_some(self, rows: Int[np.ndarray, " n"], sources: Any) -> None:
         count = len(rows)
-        size = width_of(count, self.sizes.slots, self.sizes.shrinks)
+        size = width_of(count, self.sizes.reads, self.sizes.shrinks)
         pad = (0, size - count)
         width = self.target.max_step_tokens
         filled = self.policy.tables.lengths[rows]

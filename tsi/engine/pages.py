@@ -5,6 +5,7 @@ when it starts a step and back into new ones when it ends it. Block after block 
 copied in a loop with a dynamic count, so that it is no part of a program's shape.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -53,16 +54,16 @@ class Moves(NamedTuple):
     number: Any
 
 
-def moves_of(copies: Copies) -> Moves:
-    """Copies as arguments of a program, in one of few widths."""
-    count = len(copies.rows)
-    width = 64
-    while width < count:
-        width *= 4
-    rows, positions, blocks = (
-        np.pad(x.astype(np.int32), (0, width - count)) for x in copies
-    )
-    return Moves(rows, positions, blocks, np.int32(count))
+MOVES = 1024
+"""Blocks that are moved by one call at most; one number, so that one is compiled."""
+
+
+def moves_of(copies: Copies) -> Iterator[Moves]:
+    """Copies as arguments of programs."""
+    for start in range(0, len(copies.rows), MOVES):
+        some = [x[start : start + MOVES].astype(np.int32) for x in copies]
+        count = len(some[0])
+        yield Moves(*(np.pad(x, (0, MOVES - count)) for x in some), np.int32(count))
 
 
 def no_pages(like: Dense, block: int, count: int = 0) -> Pages:
@@ -73,12 +74,6 @@ def no_pages(like: Dense, block: int, count: int = 0) -> Pages:
         jnp.zeros((*shape, width, block), like.keys[0].dtype),
         jnp.zeros((*shape, block, width), like.values[0].dtype),
     )
-
-
-@jax.jit
-def more_pages(pages: Pages, more: Pages) -> Pages:
-    """Pages with more behind them."""
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pages, more)
 
 
 def page_out(pages: Pages, rows: Dense, moves: Moves) -> Pages:

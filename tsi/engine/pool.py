@@ -1,19 +1,24 @@
-"""One kind of cache in blocks: tables on the host, bytes on the device."""
+"""One kind of cache in blocks: tables on the host, bytes on the device.
 
+Bytes lie in extents, arrays of one size. A pool that grows gets one more: nothing is
+copied, and no program that moves blocks is compiled again.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from tsi.engine.blocks import BlockTables, Indices
-from tsi.engine.pages import Dense, Pages, more_pages, moves_of, no_pages
+from tsi.engine.blocks import BlockTables, Copies, Indices
+from tsi.engine.pages import Dense, Moves, Pages, moves_of, no_pages
 from tsi.engine.programs import Programs
-
-LEAST = 64
-"""Blocks by which a pool grows at least."""
 
 
 class Pool:
     """Blocks of the caches of many rows.
+
+    Attributes:
+        tables: which blocks each row has.
 
     Args:
         programs: compiled ones.
@@ -21,7 +26,7 @@ class Pool:
         length: the most positions that a row can have.
         block: positions of a block.
         like: dense rows of this kind.
-        most: bytes that are allocated at once.
+        most: bytes of an extent.
     """
 
     def __init__(
@@ -35,11 +40,9 @@ class Pool:
     ) -> None:
         self.programs, self.block, self.like = programs, block, like
         self.tables = BlockTables(rows, length, block)
-        _, heads, width, _ = like.keys[0].shape
-        position = 2 * len(like.keys) * heads * width * like.keys[0].dtype.itemsize
-        count = min(self.tables.table.size, most // max(1, position * block))
-        self.pages: Pages = programs.place(no_pages(like, block, count))
-        self.tables.grow(count)
+        bytes_of_block = max(1, block * bytes_of_position(like))
+        self._extent = max(1, min(self.tables.table.size, most // bytes_of_block))
+        self._extents: list[Pages] = []
 
     def store(
         self,
@@ -58,28 +61,42 @@ class Pool:
             lengths: how many positions they have now.
             at: the dense row of each; the first ones, if None.
         """
-        missing = self.tables.missing(rows, kept, lengths)
-        if missing:
-            # By half, so that few sizes are compiled.
-            more = max(missing, self.tables.uses.size // 2, LEAST)
-            new = self.programs.place(no_pages(self.like, self.block, more))
-            self.pages = more_pages(self.pages, new)
-            self.tables.grow(more)
+        while self.tables.missing(rows, kept, lengths):
+            pages = no_pages(self.like, self.block, self._extent)
+            self._extents.append(self.programs.place(pages))
+            self.tables.grow(self._extent)
         copies = self.tables.extend(rows, kept, lengths)
-        if at is not None:
-            copies = copies._replace(rows=np.asarray(at)[copies.rows])
-        if len(copies.rows):
-            self.pages = self.programs.page_out(self.pages, dense, moves_of(copies))
+        for i, moves in self._moves(copies, at):
+            pages = self._extents[i]
+            self._extents[i] = self.programs.page_out(pages, dense, moves)
 
     def load(self, dense: Dense, rows: Indices, at: Indices | None = None) -> Dense:
         """Copy whole rows out of blocks into dense rows, `at` which, or the first."""
-        copies = self.tables.contents(rows)
-        if at is not None:
-            copies = copies._replace(rows=np.asarray(at)[copies.rows])
-        if not len(copies.rows):
-            return dense
-        return self.programs.page_in(dense, self.pages, moves_of(copies))
+        for i, moves in self._moves(self.tables.contents(rows), at):
+            dense = self.programs.page_in(dense, self._extents[i], moves)
+        return dense
 
     def fresh(self, rows: Indices, number: int, size: int) -> Any:
         """New dense rows of `size` positions, `number` of them, with these in front."""
         return self.load(self.programs.empty(self.like, number, size), rows)
+
+    def _moves(self, copies: Copies, at: Indices | None) -> Iterator[tuple[int, Moves]]:
+        """The copies of each extent, with blocks counted from its first."""
+        if at is not None:
+            copies = copies._replace(rows=np.asarray(at)[copies.rows])
+        extents = copies.blocks // self._extent
+        for i in np.unique(extents).tolist():
+            some = Copies(*(x[extents == i] for x in copies))
+            some = some._replace(blocks=some.blocks - i * self._extent)
+            yield from ((i, moves) for moves in moves_of(some))
+
+
+def bytes_of_position(like: Dense) -> int:
+    """Bytes of the keys and values of one position in all layers."""
+    return sum(
+        x.shape[1] * width * x.dtype.itemsize
+        for x, width in (
+            *((x, x.shape[2]) for x in like.keys),
+            *((x, x.shape[3]) for x in like.values),
+        )
+    )

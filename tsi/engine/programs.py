@@ -241,10 +241,10 @@ class Programs:
         )
 
     def _admit(self, slots: Slots, at, stored, rows, filled, key_steps, turns, places):
-        """Rows into slots, ready to write a step; their caches are there already.
+        """Rows into slots, ready to write a step.
 
         Args:
-            slots: R of them.
+            slots: R of them, their cache left out: it has the rows' past already.
             at: slot of each row, R for none.
             stored: all rows.
             rows: A working rows.
@@ -276,12 +276,9 @@ class Programs:
             log_correction=floats,
             tokens=jnp.zeros((*rows.shape, slots.tokens.shape[1]), jnp.int32),
         )
-        placed = jax.tree.map(
-            lambda old, values: old.at[at].set(values, mode="drop"),
-            slots._replace(cache=()),
-            new,
+        return jax.tree.map(
+            lambda old, values: old.at[at].set(values, mode="drop"), slots, new
         )
-        return placed._replace(cache=slots.cache)
 
     def _burst(
         self, params, slots: Slots, enough, width: int

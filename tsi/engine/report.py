@@ -16,12 +16,16 @@ class Report(NamedTuple):
         seconds: of the host's phases, summed over groups of devices that work side by
             side: ``prefill``, ``move`` (rows into slots), ``decode``, ``reward``,
             ``repeat`` and ``decide``. Each contains what it compiled.
+        programs: that were compiled, or read from disk, while the run went on.
+        compile_seconds: what that took.
     """
 
     useful: int
     computed: int
     bursts: int
     seconds: Mapping[str, float]
+    programs: int = 0
+    compile_seconds: float = 0.0
 
     @property
     def utilisation(self) -> float:

@@ -13,6 +13,7 @@ class Sizes(NamedTuple):
         burst: the most tokens that are written before the host looks.
         part: the share of the slots that must have ended for the host to look, while
             other rows wait for them; 1 where looking costs more than writing.
+        reads: rows whose steps are read together, by the reward or by the policy.
         prefill: tokens of prompts that are read together.
         shrinks: whether programs of fewer rows are worth compiling.
     """
@@ -22,6 +23,7 @@ class Sizes(NamedTuple):
     block: int
     burst: int
     part: float
+    reads: int
     prefill: int
     shrinks: bool
 

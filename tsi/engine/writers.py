@@ -75,14 +75,16 @@ class Writers:
     def admit(self, rows: Any, stored: Any, padded: Any, *keys: Any) -> None:
         """Let the rows that `fill` has placed write; arguments of `Programs.admit`."""
         pad = (0, len(padded) - len(rows))
-        self.slots = self.programs.admit(
-            self.slots,
+        cache = self.slots.cache
+        small = self.programs.admit(
+            self.slots._replace(cache=()),
             np.pad(self.at, pad, constant_values=self.number),
             stored,
             padded,
             np.pad(self.filled[self.at], pad),
             *keys,
         )
+        self.slots = small._replace(cache=cache)
 
     def write(self, params: Any, enough: int) -> tuple[Any, Any]:
         """One burst.
