@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tsi.adaptive import run_rounds
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, ProblemError
 from tsi.experiments.methods import (
     METHODS,
     SHARED_SOURCE,
@@ -215,8 +215,10 @@ def run_plan(
     Raises:
         ConfigurationError: a method cannot use one of the budgets, or problems share an
             id or have none.
+        ProblemError: some problems failed; raised when all other rows are written.
         ResultsError: the file cannot be continued.
     """
+    failures: dict[Any, Exception] = {}
     check_ids(world.problems)
     check_budgets(plan, world.max_steps)
     # Of all methods: the file may hold rows of others than this plan's.
@@ -241,9 +243,12 @@ def run_plan(
                     f"{batch.source} N={batch.num_particles} seed {batch.seed}"
                 )
                 missing = set(results.missing(batch.cells))
-                rows = run_batch(batch, world)
+                rows, failed = run_batch(batch, world)
+                failures |= failed
                 results.append(row for row in rows if row[0] in missing)
                 bar.update(size)
+        if failures:
+            raise ProblemError(failures)
         return dict(results.rows)
 
 
@@ -271,39 +276,53 @@ def run_method(
     if method.proposal_temperature is not None:
         warm = world.settings["temperature"] * method.proposal_temperature
         settings["proposal_temperature"] = warm
-    results = world.engine.run(sampler, key, problems, num_particles, **settings)
-    if method.reads_reward or method.independent or method.deterministic:
-        return results
-    return [without_reward(result) for result in results]
+    free = not (method.reads_reward or method.independent or method.deterministic)
+    charged = without_reward if free else lambda result: result
+    try:
+        results = world.engine.run(sampler, key, problems, num_particles, **settings)
+    except ProblemError as error:
+        error.results = tuple(map(charged, error.results))
+        raise
+    return [charged(result) for result in results]
 
 
-def run_batch(batch: Batch, world: World) -> list[tuple[Cell, dict[str, Any]]]:
-    """Run one batch and make its rows."""
+def run_batch(
+    batch: Batch, world: World
+) -> tuple[list[tuple[Cell, dict[str, Any]]], dict[Any, Exception]]:
+    """Run one batch and make its rows; problems that failed have none."""
     # The last block is filled up to the size of the others: one program for all.
     # Rounds fill their batches themselves.
     filling = [Filler(*batch.problems[-1])] * (batch.size - len(batch.problems))
     if get_method(batch.source).rounds is not None:
         filling = []
-    results = run_method(
-        world,
-        batch.source,
-        jax.random.key(batch.seed),
-        [*batch.problems, *filling],
-        batch.num_particles,
-    )
+    failures: dict[Any, Exception] = {}
+    found: Sequence[Result]
+    try:
+        found = run_method(
+            world,
+            batch.source,
+            jax.random.key(batch.seed),
+            [*batch.problems, *filling],
+            batch.num_particles,
+        )
+    except ProblemError as error:
+        found, failures = error.results, error.failures
+    results = {result.problem_id: result for result in found}
     rows = []
     for name, budget in batch.outcomes:
         method = get_method(name)
         rule = sampler_of(name, world.max_steps).select
-        # Without the filling, whose results are dropped here.
-        for problem, result in zip(batch.problems, results, strict=False):
+        for problem in batch.problems:
+            result = results.get(problem.id)
+            if result is None:
+                continue
             if method.independent or method.deterministic:
                 result = first_rollouts(
                     result, budget, rule, reads_reward=method.reads_reward
                 )
             cell = Cell(name, budget, batch.seed, problem.id)
             rows.append((cell, outcome(world, problem, result)))
-    return rows
+    return rows, failures
 
 
 def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from fake_world import FakeEngine, fake_world
 
 from tsi.answers import select
 from tsi.diagnostics import diagnose
-from tsi.errors import ConfigurationError, ResultsError, UnknownNameError
+from tsi.errors import (
+    ConfigurationError,
+    ProblemError,
+    ResultsError,
+    UnknownNameError,
+)
 from tsi.experiments.bootstrap import accuracy
 from tsi.experiments.methods import (
     METHODS,
@@ -354,3 +359,31 @@ def test_methods_that_never_look_at_the_reward_are_not_charged_for_it(tmp_path):
         assert charged == (cell.method == "quest")
         assert (row["seconds"] is None) == (cell.method != "quest")
         assert row["generated_tokens"] > 0
+
+
+@pytest.mark.parametrize("methods", [("smc", "beam"), ("self_consistency",)])
+def test_a_problem_that_fails_costs_its_rows_alone(tmp_path, methods):
+    class Failing(FakeEngine):
+        def run(self, *arguments, **settings):
+            results = super().run(*arguments, **settings)
+            left = [result for result in results if result.problem_id != 3]
+            if len(left) == len(results):
+                return results
+            error = ProblemError({3: ValueError("no answer")})
+            error.results = tuple(left)
+            raise error
+
+    plan, path, whole = _plan(methods), tmp_path / "rows", tmp_path / "whole"
+    world = fake_world()
+    expected = run_plan(plan, world, whole, progress=False)
+    failing = world._replace(engine=Failing(0.0))
+    with pytest.raises(ProblemError, match=r"1 problems failed .* 3 .*no answer"):
+        run_plan(plan, failing, path, progress=False)
+    # The same command goes on with what is missing, once it is mended.
+    assert len(path.read_bytes().splitlines()) > 1
+    before = set(path.read_bytes().splitlines())
+    rows = run_plan(plan, world, path, progress=False)
+    assert before <= set(path.read_bytes().splitlines())
+    assert rows.keys() == expected.keys()
+    lost = sum(cell.problem == 3 for cell in rows)
+    assert len(path.read_bytes().splitlines()) - len(before) == lost

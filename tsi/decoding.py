@@ -5,14 +5,17 @@ with ``fold_in(fold_in(key, i), j)``, where ``key`` is the problem's key of this
 So a row depends on (seed, problem, particle, step, token) alone.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import Boundary
 from tsi.categorical import categorical
+from tsi.errors import ConfigurationError
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
@@ -53,6 +56,28 @@ class Temperatures(NamedTuple):
 
     policy: Float[Array, ""]
     proposal: Float[Array, ""] | None = None
+
+
+def check_temperatures(policy: Any, proposal: Any = None) -> None:
+    """Refuse what is no temperature, and a proposal that cannot draw what p may.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    for name, value in (("temperature", policy), ("proposal_temperature", proposal)):
+        if value is None and name != "temperature":
+            continue
+        number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+        if not number or not 0.0 <= value < math.inf:
+            raise ConfigurationError(
+                f"{name} is {value!r}; give a finite number, 0 for greedy or above."
+            )
+    if proposal == 0.0 and policy > 0.0:
+        raise ConfigurationError(
+            f"A proposal of temperature 0 draws one token where the policy at "
+            f"temperature {policy} may draw any, so no weight could correct it. Give "
+            "a positive proposal_temperature."
+        )
 
 
 def row_keys(keys: AnyKey, rows: int) -> Any:
@@ -196,8 +221,10 @@ def write_token(
 def tempered(
     logits: Float[Array, "*b V"], temperature: Float[Array, ""]
 ) -> Float[Array, "*b V"]:
-    """Logits at a temperature; at 0, those at 1, for the argmax."""
-    return logits / jnp.where(temperature > 0, temperature, 1.0)
+    """Logits at a temperature, the largest 0; at temperature 0, those at 1."""
+    # Near temperature 0 what is not shifted first would overflow.
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    return shifted / jnp.where(temperature > 0, temperature, 1.0)
 
 
 def log_prob_of(

@@ -1,6 +1,8 @@
 """Errors that tsi raises on purpose: sentences with what, where and what to do."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 
 class TsiError(Exception):
@@ -40,6 +42,29 @@ class CapabilityError(TsiError):
 
 class PromptTooLongError(TsiError):
     """A prompt that does not fit the cache or the model's context."""
+
+
+class ProblemError(TsiError):
+    """Some problems of a run failed; all others have ended well.
+
+    Args:
+        failures: the error of each problem, by its id.
+
+    Attributes:
+        failures: as above.
+        results: of the other problems, in order, where a list was asked for.
+    """
+
+    def __init__(self, failures: Mapping[Any, Exception]) -> None:
+        shown = [f"{name!r} ({error!r})" for name, error in failures.items()]
+        more = ", ..." if len(shown) > 3 else ""
+        super().__init__(
+            f"{len(shown)} problems failed after they had been computed: "
+            f"{', '.join(shown[:3])}{more}. The results of the others are kept; mend "
+            "what failed and run these again."
+        )
+        self.failures = dict(failures)
+        self.results: tuple[Any, ...] = ()
 
 
 class RewardError(TsiError):

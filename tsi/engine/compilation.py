@@ -9,7 +9,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -33,10 +33,12 @@ def keep_programs() -> Path | None:
     Returns:
         Where they are kept; None where they are not.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config
+    if not config.jax_enable_compilation_cache:
         return None
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    chosen = config.jax_compilation_cache_dir
+    if chosen:
+        return Path(chosen)
     directory = cache_directory() / "programs" / _machine()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,9 @@ class Compilations(NamedTuple):
 
     def since(self, before: "Compilations") -> "Compilations":
         """Those that came after others were counted."""
-        return Compilations(*(a - b for a, b in zip(self, before, strict=True)))
+        return Compilations(
+            self.programs - before.programs, self.seconds - before.seconds
+        )
 
 
 _so_far = Compilations(0, 0.0)

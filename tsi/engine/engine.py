@@ -13,10 +13,9 @@ on which problems share its batch, on how many rows a batch has, or on how many 
 hold them.
 """
 
-import math
+import functools
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,28 +23,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tsi.answers import answer_posterior, select
-from tsi.degeneracy import common_past
-from tsi.diagnostics import diagnose_run, diagnose_store, rewards_of
+from tsi.decoding import check_temperatures
+from tsi.engine.abreast import abreast
 from tsi.engine.compilation import compilations, keep_programs
 from tsi.engine.lane import Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.methods import method_of
+from tsi.engine.outcomes import Outcomes
 from tsi.engine.programs import Programs
-from tsi.engine.report import Report, total
+from tsi.engine.report import Progress, Report, total
 from tsi.engine.sizes import Sizes
-from tsi.errors import ConfigurationError, PromptTooLongError, warn_of_invalid
+from tsi.errors import (
+    ConfigurationError,
+    ProblemError,
+    PromptTooLongError,
+    warn_of_invalid,
+)
 from tsi.explore import check_needs
 from tsi.explorer import Explorer
 from tsi.models.decoder import LanguageModel
 from tsi.models.partition import keep_or_replicate
-from tsi.models.thinking import is_thinking
-from tsi.outcome import distinct, slot_costs, texts_by_step, weighed_answers
 from tsi.problem import Filler, Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.reasoning_store import ReasoningStore
-from tsi.result import Result, ledger_of_first
+from tsi.result import Result
 from tsi.rewards import Prompts
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key
@@ -152,22 +154,78 @@ class Engine:
         extract: Callable[[str], str | None],
         temperature: float | None = None,
         proposal_temperature: float | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> list[Result]:
-        """Run a sampler on every problem.
+        """Run a sampler on every problem; arguments and errors are those of `stream`.
+
+        Returns:
+            One result per problem, in order.
+
+        Raises:
+            ProblemError: as `stream` does; the other problems' results are in it.
+        """
+        began, failed = time.perf_counter(), None
+        found: list[Result] = []
+        stream = self.stream(
+            sampler,
+            key,
+            problems,
+            num_particles,
+            extract=extract,
+            temperature=temperature,
+            proposal_temperature=proposal_temperature,
+            progress=progress,
+        )
+        try:
+            found.extend(stream)
+        except ProblemError as error:
+            failed = error
+        # All problems shared the time, whichever ended first.
+        share = (time.perf_counter() - began) / max(1, len(found))
+        by_id = {
+            result.problem_id: result._replace(
+                ledger=result.ledger._replace(seconds=share)
+            )
+            for result in found
+        }
+        if failed is not None:
+            order = [problem.id for problem in problems if problem.id in by_id]
+            failed.results = tuple(by_id[name] for name in order)
+            raise failed
+        return [by_id[problem.id] for problem in problems]
+
+    def stream(
+        self,
+        sampler: Sampler | Explorer,
+        key: AnyKey,
+        problems: Sequence[Problem],
+        num_particles: int,
+        *,
+        extract: Callable[[str], str | None],
+        temperature: float | None = None,
+        proposal_temperature: float | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[Result]:
+        """Run a sampler on problems and hand out each result as its problem ends.
+
+        Arguments are checked here, and work begins with the first result that is asked
+        for. A stream that is left early, or stopped by Ctrl-C, gives up what is under
+        way; what it has handed out stands.
 
         Args:
             sampler: what decides.
             key: of either style; a problem runs under ``problem_key(key, problem.id)``.
-            problems: any number; they are run in batches of ``max_rows // W``, W the
-                rows of one problem, as long as the prefixes that are stored fit too.
+            problems: any number; each enters when there is room for its rows.
             num_particles: N, for each problem.
             extract: canonical answer of a solution's text, or None.
             temperature: overrides the engine's.
             proposal_temperature: draw tokens at this temperature and correct for it;
                 None draws from the policy itself.
+            progress: called each time the host looks at what is being written.
 
         Returns:
-            One result a problem, in order.
+            Results in the order in which their problems end, which no one should rely
+            on. Their seconds are those since the result before.
 
         Raises:
             PromptTooLongError: a prompt and the token limit exceed the context of the
@@ -176,36 +234,32 @@ class Engine:
                 is none, problems share an id or have none, or a prompt has tokens that
                 a model has not.
             CapabilityError: it needs what a reasoning target has not.
+            ProblemError: `extract` failed on solutions of some problems; raised after
+                all others have ended.
         """
+        if not isinstance(sampler, Sampler | Explorer):
+            called = getattr(sampler, "__name__", None)
+            hint = f"; call it: {called}()" if callable(sampler) and called else ""
+            raise ConfigurationError(
+                f"The engine runs a Sampler or an Explorer, and was given "
+                f"{called or repr(sampler)}{hint}."
+            )
         key = single_key(key)
-        if num_particles < 1:
+        if not isinstance(num_particles, int | np.integer) or num_particles < 1:
             raise ConfigurationError(
                 f"A run needs at least one particle, and num_particles is "
-                f"{num_particles}."
+                f"{num_particles!r}."
             )
         if isinstance(sampler, Explorer):
             check_needs(sampler, ReasoningStore(self.target))
         method = method_of(sampler, num_particles, self.target.max_steps)
         warm = self.temperature if temperature is None else temperature
-        for name, value in (
-            ("temperature", warm),
-            ("proposal_temperature", proposal_temperature),
-        ):
-            if value is not None and not 0.0 <= value < math.inf:
-                raise ConfigurationError(
-                    f"{name} is {value}; give a finite number, 0 for greedy or above."
-                )
-        if proposal_temperature == 0.0 and warm > 0.0:
-            raise ConfigurationError(
-                "A proposal of temperature 0 draws one token where the policy at "
-                f"temperature {warm} may draw any, so no weight could correct it. Give "
-                "a positive proposal_temperature."
-            )
+        check_temperatures(warm, proposal_temperature)
         check_ids(problems)
         prompts = [self._encode(problem) for problem in problems]
         questions = self.target.reward.prepare([problem.prompt for problem in problems])
         if not problems:
-            return []
+            return iter(())
         unread: Any = None
         params = ReasoningParams(
             self.policy,
@@ -228,39 +282,65 @@ class Engine:
             mine = params._replace(policy=weights[0], reward=weights[1])
             return Lane(programs, method, key, mine, batch, asked, ids, sizes)
 
-        began, before = time.perf_counter(), compilations()
-        lanes = [lane_of(i) for i in range(min(count, len(chosen)))]
-        work = [(lane, chosen[i::count]) for i, lane in enumerate(lanes)]
-        ended = _side_by_side(lambda lane, mine: list(lane.run(mine)), work)
-        compiled = compilations().since(before)
-        self.report = total(lane.report() for lane in lanes)._replace(
-            programs=compiled.programs, compile_seconds=compiled.seconds
-        )
-        seconds = (time.perf_counter() - began) / len(chosen)
-        found: list[Any] = []
-        read = batch if questions is None else questions
-        for each in ended:
-            lengths = [int(np.asarray(x.lengths)[each.problem]) for x in (batch, read)]
-            found.append(
-                self._result(
-                    problems[each.problem],
-                    sampler,
-                    each,
-                    num_particles,
-                    params,
-                    extract,
-                    seconds,
-                    lengths,
-                )
+        def results() -> Iterator[Result]:
+            began, before = time.perf_counter(), compilations()
+            lanes = [lane_of(i) for i in range(min(count, len(chosen)))]
+            outcomes = Outcomes(
+                sampler,
+                self.target,
+                params,
+                num_particles,
+                self.encode,
+                self.decode,
+                extract,
             )
-        by_id = {result.problem_id: result for result in found}
-        results: list[Result] = [by_id[problem.id] for problem in problems]
-        invalid = [result for result in found if result.num_invalid]
-        names = ", ".join(str(result.problem_id) for result in invalid[:5])
-        more = ", ..." if len(invalid) > 5 else ""
-        count = sum(result.num_invalid for result in invalid)
-        warn_of_invalid(count, f"{len(invalid)} problems of this run ({names}{more})")
-        return results
+            told = Progress(0, len(chosen), 0, 0.0)
+
+            def tell() -> None:
+                if progress is not None:
+                    written = sum(lane.num_written for lane in lanes)
+                    seconds = time.perf_counter() - began
+                    now = told._replace(generated_tokens=written, seconds=seconds)
+                    progress(now)
+
+            starts = [
+                functools.partial(lane.run, chosen[i::count], tell=tell)
+                for i, lane in enumerate(lanes)
+            ]
+            read = batch if questions is None else questions
+            failures: dict[Any, Exception] = {}
+            invalid: list[Result] = []
+            last = began
+            for ended in abreast(starts):
+                told = told._replace(ended=told.ended + 1)
+                problem = problems[ended.problem]
+                at = ended.problem
+                lengths = int(batch.lengths[at]), int(read.lengths[at])
+                now = time.perf_counter()
+                seconds, last = now - last, now
+                compiled = compilations().since(before)
+                self.report = total(lane.report() for lane in lanes)._replace(
+                    programs=compiled.programs, compile_seconds=compiled.seconds
+                )
+                try:
+                    solutions = outcomes.read(ended.particles)
+                except Exception as error:
+                    # Of the user's own functions, on texts that nobody has foreseen.
+                    failures[problem.id] = error
+                    continue
+                result = outcomes.result(problem, ended, solutions, seconds, lengths)
+                if result.num_invalid:
+                    invalid.append(result)
+                yield result
+            names = ", ".join(str(result.problem_id) for result in invalid[:5])
+            more = ", ..." if len(invalid) > 5 else ""
+            number = sum(result.num_invalid for result in invalid)
+            subject = f"{len(invalid)} problems of this run ({names}{more})"
+            warn_of_invalid(number, subject)
+            if failures:
+                raise ProblemError(failures)
+
+        return results()
 
     def _sizes(self, plan: Any, problems: int) -> Sizes:
         """How much a lane should have in work for a method's plan."""
@@ -295,7 +375,12 @@ class Engine:
         check_prompt(problem.id, tokens, self._num_rows)
         beyond = getattr(self.target.reward, "positions_beyond", 0)
         limit = context - self.target.max_tokens - beyond
-        if not 1 <= len(tokens) <= limit:
+        if not tokens:
+            raise ConfigurationError(
+                f"The prompt of problem {problem.id!r} has no tokens, and a policy "
+                "needs one to begin with. Give the problem a prompt."
+            )
+        if len(tokens) > limit:
             question = f" and a question of {beyond} to the judge" if beyond else ""
             room = f"room for 1 to {limit}" if limit > 0 else "no room for a prompt"
             raise PromptTooLongError(
@@ -313,69 +398,3 @@ class Engine:
         lengths: Any = np.asarray([len(p) for p in prompts], np.int32)
         padded: Any = tokens
         return Prompts(padded, lengths)
-
-    def _result(
-        self, problem, sampler, ended, num_particles, params, extract, seconds, lengths
-    ) -> Result:
-        _, mine, state, infos, cost = ended
-        explores = isinstance(sampler, Explorer)
-        no_target = sampler.path_log_weight is None
-        step_texts = texts_by_step(self.decode, mine)
-        texts = ["".join(parts) for parts in step_texts]
-        whole = mine.finished & ~mine.truncated
-        answers = [
-            extract(text) if ended else None
-            for text, ended in zip(texts, whole, strict=True)
-        ]
-        log_weights = np.asarray(state.log_weights)
-        num_truncated = int(mine.truncated.sum())
-        if explores:
-            answers = weighed_answers(answers, log_weights)
-            num_truncated = distinct(state.members, mine.truncated)
-        rewards = rewards_of(mine.log_odds)
-        slots = slot_costs(cost, lengths[0], lengths[1], self.target, params)
-        return Result(
-            problem_id=problem.id,
-            texts=texts,
-            answers=answers,
-            rewards=rewards,
-            log_weights=log_weights,
-            log_evidence=(math.nan if no_target else float(state.log_evidence)),
-            ess=infos.ess,
-            ancestors=common_past(step_texts) if explores else infos.ancestors,
-            step_texts=step_texts,
-            num_recoveries=int(infos.num_recoveries.sum()),
-            num_invalid=int(infos.num_invalid.sum()),
-            num_truncated=num_truncated,
-            answer_posterior=answer_posterior(answers, log_weights),
-            selected=select(sampler.select, answers, log_weights, rewards),
-            ledger=ledger_of_first(slots, len(slots.flops), seconds)._replace(
-                rollouts=num_particles
-            ),
-            slots=slots,
-            truncated=mine.truncated,
-            thinking=self._thinking(problem, mine.truncated, texts),
-            **(
-                diagnose_store(sampler, answers, state, step_texts)
-                if explores
-                else diagnose_run(sampler, state, infos, answers)
-            ),
-        )
-
-    def _thinking(self, problem, truncated, texts) -> np.ndarray:
-        """Which particles were cut at a limit before their thinking ended."""
-        thinking = np.zeros(len(texts), bool)
-        if truncated.any():
-            prompt = self.decode(self.encode(problem.prompt))
-            for row in np.flatnonzero(truncated):
-                thinking[row] = is_thinking(texts[row], prompt)
-        return thinking
-
-
-def _side_by_side(run: Callable[..., list], work: list[tuple]) -> list:
-    """What `run` gives for each, at once, in order and in one list."""
-    if len(work) == 1:
-        return run(*work[0])
-    with ThreadPoolExecutor(len(work)) as threads:
-        found = threads.map(lambda arguments: run(*arguments), work)
-        return [item for items in found for item in items]

@@ -7,8 +7,9 @@ the slots changes no sample, since random numbers know nothing of it.
 """
 
 import collections
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,15 +98,33 @@ class Lane:
 
     def report(self) -> Report:
         """What has been done so far."""
+        if self.stored is None:
+            return Report(0, 0, 0, {})
         writers = self.writers
         return Report(
             writers.useful, writers.computed, writers.bursts, dict(self.seconds)
         )
 
-    def run(self, problems: Sequence[int]) -> Iterator[Ended]:
-        """Run problems, given by index; each comes out as soon as it has ended."""
+    @property
+    def num_written(self) -> int:
+        """Tokens that have been written so far."""
+        return 0 if self.stored is None else self.writers.useful
+
+    def run(
+        self,
+        problems: Sequence[int],
+        stop: threading.Event,
+        tell: Callable[[], None] = lambda: None,
+    ) -> Iterator[Ended]:
+        """Run problems, given by index; each comes out as soon as it has ended.
+
+        Args:
+            problems: which.
+            stop: when it is set, what is under way is given up.
+            tell: called after each look at the slots.
+        """
         left = collections.deque(problems)
-        while left or (self.index >= 0).any():
+        while (left or (self.index >= 0).any()) and not stop.is_set():
             free = np.flatnonzero(self.index < 0)
             # Several at once, since each time costs as much as a turn of all.
             if left and len(free) >= min(len(left), -(-self.sizes.problems // 4)):
@@ -115,6 +134,7 @@ class Lane:
                 yield from self._decide(ready)
             if self.queue or self.writers.active.any():
                 self._write()
+                tell()
 
     # Problems
 

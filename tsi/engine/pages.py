@@ -61,9 +61,10 @@ MOVES = 1024
 def moves_of(copies: Copies) -> Iterator[Moves]:
     """Copies as arguments of programs."""
     for start in range(0, len(copies.rows), MOVES):
-        some = [x[start : start + MOVES].astype(np.int32) for x in copies]
-        count = len(some[0])
-        yield Moves(*(np.pad(x, (0, MOVES - count)) for x in some), np.int32(count))
+        some = (x[start : start + MOVES].astype(np.int32) for x in copies)
+        count = min(MOVES, len(copies.rows) - start)
+        rows, positions, blocks = (np.pad(x, (0, MOVES - count)) for x in some)
+        yield Moves(rows, positions, blocks, np.int32(count))
 
 
 def no_pages(like: Dense, block: int, count: int = 0) -> Pages:

@@ -33,6 +33,22 @@ class Report(NamedTuple):
         return self.useful / self.computed if self.computed else math.nan
 
 
+class Progress(NamedTuple):
+    """How far a run of the engine is.
+
+    Attributes:
+        ended: problems.
+        problems: in all.
+        generated_tokens: so far, of all problems.
+        seconds: since the run began.
+    """
+
+    ended: int
+    problems: int
+    generated_tokens: int
+    seconds: float
+
+
 def total(reports: Iterable[Report]) -> Report:
     """One report of several groups of devices."""
     useful, computed, bursts = 0, 0, 0

@@ -1,0 +1,69 @@
+"""Lanes side by side: one group of devices per thread, results as they come."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tsi.engine.interruption import deferred_interrupts
+from tsi.engine.lane import Ended
+
+
+def abreast(
+    runs: Sequence[Callable[[threading.Event], Iterator[Ended]]],
+) -> Iterator[Ended]:
+    """What several lanes hand out, in the order in which it is there.
+
+    Args:
+        runs: each starts one lane, which stops soon after its event is set.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was typed; all lanes have stopped.
+    """
+    stop = threading.Event()
+    merged = runs[0](stop) if len(runs) == 1 else _merged(runs, stop)
+    try:
+        while True:
+            with deferred_interrupts(stop):
+                ended = next(merged, None)
+            if ended is None:
+                break
+            yield ended
+            if stop.is_set():
+                break
+        if stop.is_set():
+            raise KeyboardInterrupt
+    finally:
+        stop.set()
+        merged.close()  # type: ignore[attr-defined]
+
+
+def _merged(runs: Sequence[Any], stop: threading.Event) -> Iterator[Ended]:
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def work(run: Callable[[threading.Event], Iterator[Ended]]) -> None:
+        try:
+            for ended in run(stop):
+                found.put(ended)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+    threads = [threading.Thread(target=work, args=(run,), daemon=True) for run in runs]
+    for thread in threads:
+        thread.start()
+    try:
+        left = len(threads)
+        while left:
+            item = found.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        # After a failure the others stop at their next look.
+        stop.set()
+        for thread in threads:
+            thread.join()
