@@ -63,6 +63,9 @@ def scale(
     seeds: int = 1,
     out: Path | None = None,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     policy: str | None = None,
     reward: RewardName = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
@@ -82,6 +85,9 @@ def scale(
         seeds: how often each problem is run.
         out: folder for rows, table and plots; results/TASK by default.
         temperature: of the policy.
+        top_k: the policy writes its so many most likely tokens alone.
+        top_p: the policy writes the fewest most likely tokens of this mass alone.
+        min_p: the policy writes no token below this share of the likeliest.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
         reward: what scores solutions; see :data:`RewardName`.
@@ -99,6 +105,7 @@ def scale(
     from tsi.experiments.scale import checked_plan, run_plan
     from tsi.experiments.world import embedded_world
     from tsi.experiments.write_report import write_report
+    from tsi.truncation import Truncation
 
     plan = checked_plan(methods, budgets, seeds, 1 if max_rows is None else max_rows)
     _positive(num_problems=num_problems)
@@ -110,6 +117,7 @@ def scale(
         reward=reward,
         aggregation=aggregation,
         temperature=temperature,
+        truncation=Truncation(top_k, top_p, min_p),
         max_rows=max_rows,
         dtype=dtype,
         model_parallel=model_parallel,
@@ -128,6 +136,9 @@ def solve(
     task: str = "chain",
     seed: int = 0,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     policy: str | None = None,
     reward: RewardName = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
@@ -145,6 +156,9 @@ def solve(
         task: what kind of problem it is.
         seed: of the random numbers.
         temperature: of the policy.
+        top_k: the policy writes its so many most likely tokens alone.
+        top_p: the policy writes the fewest most likely tokens of this mass alone.
+        min_p: the policy writes no token below this share of the likeliest.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
         reward: what scores solutions; see :data:`RewardName`.
@@ -165,6 +179,7 @@ def solve(
     from tsi.experiments.solve import solution_text
     from tsi.experiments.tasks import get_task
     from tsi.experiments.world import embedded_world
+    from tsi.truncation import Truncation
 
     chosen = get_method(method)
     _positive(budget=budget)
@@ -179,6 +194,7 @@ def solve(
         reward=reward,
         aggregation=aggregation,
         temperature=temperature,
+        truncation=Truncation(top_k, top_p, min_p),
         dtype=dtype,
         model_parallel=model_parallel,
         template_switches=parse_switches(template_switch),

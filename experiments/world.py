@@ -31,6 +31,7 @@ from tsi.models.partition import make_mesh
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
+from tsi.truncation import Truncation
 from tsi.vocabularies import boundary_of
 
 PROBLEM_SEED = 0
@@ -46,6 +47,7 @@ def embedded_world(
     reward: str | None = None,
     aggregation: str = "last",
     temperature: float = 1.0,
+    truncation: Truncation | None = None,
     max_rows: int | None = None,
     dtype: str = "float32",
     model_parallel: int = 1,
@@ -63,6 +65,8 @@ def embedded_world(
             policy's own judgement where it does not.
         aggregation: of the scores of steps, one of `tsi.formatted_reward.WAYS`.
         temperature: of the policy.
+        truncation: tokens that the policy may write; the truncated policy is what all
+            methods sample from and weigh by.
         max_rows: particles of one batch over all its problems; what suits the models
             and the device, if None.
         dtype: of the models' weights.
@@ -82,6 +86,8 @@ def embedded_world(
         PromptTooLongError: a problem does not fit the models' context.
     """
     task = get_task(task_name)
+    if truncation is not None:
+        truncation.check()
     named = None if reward is None else parse_reward(reward, aggregation)
     policy = policy or f"{task_name}-policy"
     policy_path = get(policy)
@@ -122,6 +128,7 @@ def embedded_world(
         encode=prompt_encoder(task, tokenizer),
         decode=tokenizer.decode,
         temperature=temperature,
+        truncation=truncation,
         max_rows=rows,
         max_stored=stored,
         mesh=mesh,
@@ -144,6 +151,9 @@ def embedded_world(
         "max_tokens": target.max_tokens,
         **versions(),
     }
+    if truncation is not None:
+        chosen_parts = truncation._asdict().items()
+        settings |= {name: part for name, part in chosen_parts if part is not None}
     if template_switches:
         settings["template_switches"] = dict(template_switches)
     return World(

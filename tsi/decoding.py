@@ -20,6 +20,7 @@ from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.step_keys import AnyKey, typed_key
+from tsi.truncation import Truncation, truncate
 from tsi.weights import weight_dtype
 
 
@@ -52,10 +53,14 @@ class Decoding(NamedTuple):
 
 
 class Temperatures(NamedTuple):
-    """Of the policy p, and of the proposal q where it is another; 0: most likely."""
+    """Of the policy p, and of the proposal q where it is another; 0: most likely.
+
+    Both write only what the policy's truncation keeps.
+    """
 
     policy: Float[Array, ""]
     proposal: Float[Array, ""] | None = None
+    truncation: Truncation | None = None
 
 
 def check_temperatures(policy: Any, proposal: Any = None) -> None:
@@ -228,9 +233,14 @@ def tempered(
 
 
 def log_prob_of(
-    logits: Float[Array, "*b V"], token: Int[Array, "*b"], temperature: Float[Array, ""]
+    logits: Float[Array, "*b V"],
+    token: Int[Array, "*b"],
+    temperature: Float[Array, ""],
+    truncation: Truncation | None = None,
 ) -> Float[Array, "*b"]:
     """log p of tokens; at temperature 0 it is 0 for the most likely, else -inf."""
+    if truncation is not None:
+        logits = truncate(logits, temperature, truncation)
 
     def warm() -> Float[Array, "*b"]:
         warmer = tempered(logits, temperature)
@@ -256,7 +266,9 @@ def sample_token(
     Returns:
         Token ids, their log p under the policy, and log p - log q.
     """
-    policy, proposal = temperatures
+    policy, proposal, truncation = temperatures
+    if truncation is not None:
+        logits = truncate(logits, policy, truncation)
     zeros = jnp.zeros(logits.shape[0], logits.dtype)
     drawing = policy if proposal is None else proposal
     token, log_q = jax.lax.cond(

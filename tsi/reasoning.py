@@ -24,6 +24,7 @@ from tsi.decoding import Decoding, Temperatures, decode, row_keys
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
 from tsi.rewards import PolicyContext, Prompts, Reading, Reward, Step, as_int32
+from tsi.truncation import Truncation
 from tsi.weights import weight_dtype
 
 
@@ -38,6 +39,7 @@ class ReasoningParams(NamedTuple):
             *at this temperature* is the p of the target.
         proposal_temperature: tokens are drawn at this temperature instead, and log p -
             log q is reported; None draws from the policy itself.
+        truncation: tokens that the policy may write; it is this policy that p means.
     """
 
     policy: LanguageModel
@@ -45,6 +47,14 @@ class ReasoningParams(NamedTuple):
     prompts: Prompts
     temperature: Float[Array, ""]
     proposal_temperature: Float[Array, ""] | None = None
+    truncation: Truncation | None = None
+
+    @property
+    def temperatures(self) -> Temperatures:
+        """What tokens are drawn by."""
+        return Temperatures(
+            self.temperature, self.proposal_temperature, self.truncation
+        )
 
 
 class Cost(NamedTuple):
@@ -207,7 +217,7 @@ class ReasoningTarget:
             particles,
             self.prompt_rows(particles, params) - 1 + particles.lengths,
             active & ~particles.finished,
-            Temperatures(params.temperature, params.proposal_temperature),
+            params.temperatures,
             self.max_step_tokens,
         )
         return self.written(t, particles, step, params), step.log_correction

@@ -213,7 +213,7 @@ class ReasoningStore:
         start = target.prompt_rows(particles, params) - 1 + particles.lengths
         hidden, key_values = policy.trunk(read, start[:, None] + offsets, real, context)
         logits = target.boundary.among_tokens(policy.logits(hidden))
-        log_p = log_prob_of(logits, tokens, params.temperature)
+        log_p = log_prob_of(logits, tokens, params.temperature, params.truncation)
         log_p = jnp.sum(jnp.where(real, log_p, 0.0), axis=1)
         took = counts > 0
         last = jnp.maximum(counts - 1, 0)[:, None]

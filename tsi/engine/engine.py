@@ -51,6 +51,7 @@ from tsi.result import Result
 from tsi.rewards import Prompts
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key
+from tsi.truncation import Truncation
 from tsi.vocabularies import check_prompt, check_rows
 
 BLOCK = 16
@@ -85,6 +86,8 @@ class Engine:
         encode: a problem's prompt to token ids, chat template included.
         decode: token ids to text, end tokens dropped.
         temperature: of the policy; 0 takes the most likely token.
+        truncation: what the policy may write. The truncated policy is the p of the
+            target, and of every weight; None for the whole policy.
         max_rows: rows that write tokens together on one device, or group of devices.
         max_stored: prefixes that explorers store at once, by default 16 times that.
         mesh: devices: problems are divided along its ``data`` axis, weights and heads
@@ -106,12 +109,14 @@ class Engine:
         encode: Callable[[str], list[int]],
         decode: Callable[[list[int]], str],
         temperature: float = 1.0,
+        truncation: Truncation | None = None,
         max_rows: int = 2048,
         max_stored: int | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         self.target, self.encode, self.decode = target, encode, decode
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
+        self.truncation = truncation
         self.max_stored = 16 * max_rows if max_stored is None else max_stored
         readers = [reward.config] if target.reward.reads_ids else []
         check_rows(target.boundary, policy.config, readers)
@@ -154,6 +159,7 @@ class Engine:
         extract: Callable[[str], str | None],
         temperature: float | None = None,
         proposal_temperature: float | None = None,
+        truncation: Truncation | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> list[Result]:
         """Run a sampler on every problem; arguments and errors are those of `stream`.
@@ -174,6 +180,7 @@ class Engine:
             extract=extract,
             temperature=temperature,
             proposal_temperature=proposal_temperature,
+            truncation=truncation,
             progress=progress,
         )
         try:
@@ -204,6 +211,7 @@ class Engine:
         extract: Callable[[str], str | None],
         temperature: float | None = None,
         proposal_temperature: float | None = None,
+        truncation: Truncation | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Result]:
         """Run a sampler on problems and hand out each result as its problem ends.
@@ -221,6 +229,7 @@ class Engine:
             temperature: overrides the engine's.
             proposal_temperature: draw tokens at this temperature and correct for it;
                 None draws from the policy itself.
+            truncation: overrides the engine's.
             progress: called each time the host looks at what is being written.
 
         Returns:
@@ -230,9 +239,9 @@ class Engine:
         Raises:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
-            ConfigurationError: the sampler cannot use N particles, a temperature or key
-                is none, problems share an id or have none, or a prompt has tokens that
-                a model has not.
+            ConfigurationError: the sampler cannot use N particles, a temperature,
+                truncation or key is none, problems share an id or have none, or a
+                prompt has tokens that a model has not.
             CapabilityError: it needs what a reasoning target has not.
             ProblemError: `extract` failed on solutions of some problems; raised after
                 all others have ended.
@@ -255,6 +264,10 @@ class Engine:
         method = method_of(sampler, num_particles, self.target.max_steps)
         warm = self.temperature if temperature is None else temperature
         check_temperatures(warm, proposal_temperature)
+        truncation = self.truncation if truncation is None else truncation
+        if truncation is not None:
+            truncation.check()
+            truncation = truncation.settled()
         check_ids(problems)
         prompts = [self._encode(problem) for problem in problems]
         questions = self.target.reward.prepare([problem.prompt for problem in problems])
@@ -267,6 +280,7 @@ class Engine:
             unread,
             jnp.float32(warm),
             None if proposal_temperature is None else jnp.float32(proposal_temperature),
+            truncation,
         )
         batch = self._pad(prompts)
         ids = id_words(problem.id for problem in problems)

@@ -19,7 +19,6 @@ from jax.sharding import (
 )
 from jaxtyping import Array, Bool, Float, Int
 
-from tsi.decoding import Temperatures
 from tsi.engine import pages as paging
 from tsi.engine.pages import Dense, layers_of
 from tsi.engine.rows import (
@@ -283,7 +282,7 @@ class Programs:
     def _burst(
         self, params, slots: Slots, enough, width: int
     ) -> tuple[Slots, Dense, Seen]:
-        temperatures = Temperatures(params.temperature, params.proposal_temperature)
+        temperatures = params.temperatures
         slots = slots._replace(cache=self._divide(slots.cache))
         return burst(
             params.policy, self.target.boundary, slots, temperatures, enough, width
