@@ -10,6 +10,7 @@ from test_engine import PROBLEMS, SAMPLER, engine, extract, same
 
 from tsi import samplers
 from tsi.engine import Engine
+from tsi.engine.abreast import abreast
 from tsi.errors import ConfigurationError, ProblemError
 from tsi.problem import Problem
 
@@ -124,3 +125,44 @@ def test_misuse_is_a_sentence_before_work_begins(runner, changes, sentence):
     stream = inspect.unwrap(Engine.stream)
     with pytest.raises(ConfigurationError, match=sentence):
         stream(runner, **(arguments | changes))
+
+
+def numbers(start, more):
+    """A lane that hands out numbers until it is stopped."""
+
+    def run(stop):
+        for number in range(start, start + more):
+            if stop.is_set():
+                return
+            yield number
+
+    return run
+
+
+def test_lanes_abreast_hand_out_all_they_have():
+    assert sorted(abreast([numbers(0, 5), numbers(5, 0), numbers(5, 7)])) == list(
+        range(12)
+    )
+    assert list(abreast([numbers(0, 5)])) == list(range(5))
+
+
+def test_a_lane_that_fails_stops_the_others():
+    stopped = []
+
+    def fails(stop):
+        yield 0
+        raise ZeroDivisionError
+
+    def endless(stop):
+        while not stop.is_set():
+            yield 1
+            stop.wait(0.01)
+        stopped.append(True)
+
+    with pytest.raises(ZeroDivisionError):
+        list(abreast([endless, fails]))
+    assert stopped == [True]
+    stream = abreast([endless, endless])
+    assert next(stream) == 1
+    stream.close()
+    assert stopped == [True] * 3

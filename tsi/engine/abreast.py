@@ -62,8 +62,10 @@ def _merged(runs: Sequence[Any], stop: threading.Event) -> Iterator[Ended]:
                 left -= 1
             else:
                 yield item
-    finally:
+    except BaseException:
         # After a failure the others stop at their next look.
         stop.set()
+        raise
+    finally:
         for thread in threads:
             thread.join()
