@@ -5,7 +5,7 @@ end, and with which exit codes, stands in `command.py`.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,10 +62,11 @@ def scale(
     num_problems: int = 420,
     seeds: int = 1,
     out: Path | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    model_sampling: bool = False,
     policy: str | None = None,
     reward: RewardName = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
@@ -84,10 +85,12 @@ def scale(
         num_problems: held-out problems; 420 keep standard errors below 2.5 points.
         seeds: how often each problem is run.
         out: folder for rows, table and plots; results/TASK by default.
-        temperature: of the policy.
+        temperature: of the policy, 1 by default.
         top_k: the policy writes its so many most likely tokens alone.
         top_p: the policy writes the fewest most likely tokens of this mass alone.
         min_p: the policy writes no token below this share of the likeliest.
+        model_sampling: let the policy's generation_config.json say what of these four
+            is not given.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
         reward: what scores solutions; see :data:`RewardName`.
@@ -118,11 +121,13 @@ def scale(
         aggregation=aggregation,
         temperature=temperature,
         truncation=Truncation(top_k, top_p, min_p),
+        model_sampling=model_sampling,
         max_rows=max_rows,
         dtype=dtype,
         model_parallel=model_parallel,
         template_switches=parse_switches(template_switch),
     )
+    _tell(world.notes)
     plan = plan._replace(max_rows=world.max_rows, max_stored=world.max_stored)
     rows = run_plan(plan, world, out / "rows.jsonl", progress=progress)
     print(write_report(plan, world, rows, out))
@@ -135,10 +140,11 @@ def solve(
     budget: int = 16,
     task: str = "chain",
     seed: int = 0,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    model_sampling: bool = False,
     policy: str | None = None,
     reward: RewardName = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
@@ -155,10 +161,12 @@ def solve(
         budget: rollouts N.
         task: what kind of problem it is.
         seed: of the random numbers.
-        temperature: of the policy.
+        temperature: of the policy, 1 by default.
         top_k: the policy writes its so many most likely tokens alone.
         top_p: the policy writes the fewest most likely tokens of this mass alone.
         min_p: the policy writes no token below this share of the likeliest.
+        model_sampling: let the policy's generation_config.json say what of these four
+            is not given.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
         reward: what scores solutions; see :data:`RewardName`.
@@ -195,10 +203,12 @@ def solve(
         aggregation=aggregation,
         temperature=temperature,
         truncation=Truncation(top_k, top_p, min_p),
+        model_sampling=model_sampling,
         dtype=dtype,
         model_parallel=model_parallel,
         template_switches=parse_switches(template_switch),
     )
+    _tell(world.notes)
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
     sampler = sampler_of(method, world.max_steps)
@@ -321,6 +331,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "paper": paper,
     "check": check,
 }
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"tsi: {note}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:

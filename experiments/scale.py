@@ -70,6 +70,7 @@ class World(NamedTuple):
             models with their hashes, temperature, limits, versions.
         max_rows, max_stored: particles and stored prefixes of one batch that suit the
             models and the device.
+        notes: what a user should know of how the policy is used, a sentence each.
     """
 
     engine: ProblemRunner
@@ -80,6 +81,7 @@ class World(NamedTuple):
     settings: dict[str, Any]
     max_rows: int = 2048
     max_stored: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Plan(NamedTuple):

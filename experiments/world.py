@@ -21,6 +21,7 @@ from tsi.experiments.model_checks import (
     prompt_encoder,
     trained_on,
 )
+from tsi.experiments.model_sampling import drawing_of
 from tsi.experiments.named_reward import Writer, load_reward, parse_reward
 from tsi.experiments.scale import World
 from tsi.experiments.tasks import get_task
@@ -46,8 +47,9 @@ def embedded_world(
     policy: str | None = None,
     reward: str | None = None,
     aggregation: str = "last",
-    temperature: float = 1.0,
-    truncation: Truncation | None = None,
+    temperature: float | None = None,
+    truncation: Truncation = Truncation(),  # noqa: B008
+    model_sampling: bool = False,
     max_rows: int | None = None,
     dtype: str = "float32",
     model_parallel: int = 1,
@@ -64,9 +66,10 @@ def embedded_world(
             task's own reward model where it reads the policy's tokens, and the
             policy's own judgement where it does not.
         aggregation: of the scores of steps, one of `tsi.formatted_reward.WAYS`.
-        temperature: of the policy.
+        temperature: of the policy; 1 if None.
         truncation: tokens that the policy may write; the truncated policy is what all
             methods sample from and weigh by.
+        model_sampling: whether the policy's own files say what of these is None.
         max_rows: particles of one batch over all its problems; what suits the models
             and the device, if None.
         dtype: of the models' weights.
@@ -86,11 +89,13 @@ def embedded_world(
         PromptTooLongError: a problem does not fit the models' context.
     """
     task = get_task(task_name)
-    if truncation is not None:
-        truncation.check()
+    truncation.check()
     named = None if reward is None else parse_reward(reward, aggregation)
     policy = policy or f"{task_name}-policy"
     policy_path = get(policy)
+    drawing = drawing_of(
+        policy_path, temperature, truncation, as_the_model_says=model_sampling
+    )
     tokenizer = load_tokenizer(policy_path, switches=template_switches)
     trained = trained_on(task, tokenizer)
     if named is None:
@@ -127,8 +132,8 @@ def embedded_world(
         chosen.model,
         encode=prompt_encoder(task, tokenizer),
         decode=tokenizer.decode,
-        temperature=temperature,
-        truncation=truncation,
+        temperature=drawing.temperature,
+        truncation=drawing.truncation,
         max_rows=rows,
         max_stored=stored,
         mesh=mesh,
@@ -145,15 +150,14 @@ def embedded_world(
         "reward_sha256": None if chosen.path is None else sha256_of(chosen.path),
         "aggregation": named.aggregation,
         "dtype": dtype,
-        "temperature": temperature,
+        "temperature": drawing.temperature,
         "max_steps": target.max_steps,
         "max_step_tokens": target.max_step_tokens,
         "max_tokens": target.max_tokens,
         **versions(),
     }
-    if truncation is not None:
-        chosen_parts = truncation._asdict().items()
-        settings |= {name: part for name, part in chosen_parts if part is not None}
+    parts = drawing.truncation._asdict().items()
+    settings |= {name: part for name, part in parts if part is not None}
     if template_switches:
         settings["template_switches"] = dict(template_switches)
     return World(
@@ -165,6 +169,7 @@ def embedded_world(
         settings,
         rows,
         stored,
+        drawing.notes,
     )
 
 

@@ -26,7 +26,9 @@ TEMPERED = {
 }
 
 
-@pytest.mark.parametrize("name", TEMPERED)
+@pytest.mark.parametrize(
+    "name", ["tempering", pytest.param("three, telescoping", marks=pytest.mark.slow)]
+)
 def test_the_cold_chain_is_exact_by_the_product_of_all_evidences(name):
     judged(TEMPERED[name](), num_particles=12).raise_if_failed()
 

@@ -98,7 +98,9 @@ def enumerate_texts(target, params, vocabulary):
     return list(zip(map(tuple, texts), log_prob, log_odds, cut, strict=True))
 
 
-@pytest.mark.parametrize("log_truncation", [0.0, -np.inf])
+@pytest.mark.parametrize(
+    "log_truncation", [0.0, pytest.param(-np.inf, marks=pytest.mark.slow)]
+)
 def test_particle_estimates_equal_enumeration_of_a_language_model(log_truncation):
     vocabulary, tokens = 3, 4
     policy, reward = tiny.models(vocabulary, sharpness=2.0)

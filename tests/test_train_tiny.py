@@ -315,7 +315,9 @@ def test_auc_counts_pairs():
     assert np.isnan(auc(scores, np.ones(60, bool)))
 
 
-@pytest.mark.parametrize("name", ["chain", "countdown"])
+@pytest.mark.parametrize(
+    "name", ["chain", pytest.param("countdown", marks=pytest.mark.slow)]
+)
 def test_the_shipped_models_are_as_good_as_their_metrics_say(name):
     task = get_task(name)
     policy, config = load(resolve(f"{name}-policy"))

@@ -268,6 +268,7 @@ class Engine:
         if truncation is not None:
             truncation.check()
             truncation = truncation.settled()
+            truncation = None if truncation == Truncation() else truncation
         check_ids(problems)
         prompts = [self._encode(problem) for problem in problems]
         questions = self.target.reward.prepare([problem.prompt for problem in problems])

@@ -1,0 +1,90 @@
+"""A model's own way of sampling: used when asked for, mentioned when not."""
+
+import json
+
+import pytest
+
+from tsi.errors import CheckpointError
+from tsi.experiments.model_sampling import drawing_of
+from tsi.truncation import Truncation
+
+NONE = Truncation()
+QWEN = {
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_p": 0.8,
+    "top_k": 20,
+    "repetition_penalty": 1.05,
+    "eos_token_id": [1, 2],
+}
+
+
+def folder(tmp_path, fields):
+    (tmp_path / "generation_config.json").write_text(json.dumps(fields))
+    return tmp_path
+
+
+def test_what_the_model_says_is_used_when_asked_for(tmp_path):
+    path = folder(tmp_path, QWEN)
+    drawing = drawing_of(path, None, NONE, as_the_model_says=True)
+    assert drawing[:2] == (0.7, Truncation(20, 0.8))
+    assert drawing.notes == (
+        "the policy's generation_config.json has repetition_penalty 1.05, which is not "
+        "done here.",
+    )
+
+
+def test_what_the_user_says_goes_before(tmp_path):
+    path = folder(tmp_path, QWEN)
+    said = Truncation(top_p=0.95)
+    drawing = drawing_of(path, 1.0, said, as_the_model_says=True)
+    assert drawing[:2] == (1.0, Truncation(20, 0.95))
+    cold = drawing_of(path, 0.0, NONE, as_the_model_says=True)
+    assert cold.temperature == 0.0
+
+
+def test_what_is_not_used_is_mentioned(tmp_path):
+    path = folder(tmp_path, QWEN)
+    drawing = drawing_of(path, None, Truncation(20), as_the_model_says=False)
+    assert drawing[:2] == (1.0, Truncation(20))
+    (note,) = drawing.notes
+    assert "temperature 0.7, top_p 0.8, repetition_penalty 1.05" in note
+    assert "top_k" not in note
+    assert "--model-sampling" in note
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 0.6, "top_p": 0.9},
+        {"do_sample": False, "top_k": 5},
+        {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0},
+        {"do_sample": True, "min_p": None},
+    ],
+)
+def test_a_model_that_wishes_nothing_changes_nothing(tmp_path, fields):
+    for asked in (True, False):
+        drawing = drawing_of(
+            folder(tmp_path, fields), None, NONE, as_the_model_says=asked
+        )
+        assert drawing == (1.0, NONE, ())
+        file = tmp_path / "model.gguf"
+        assert drawing_of(file, None, NONE, as_the_model_says=asked) == (1.0, NONE, ())
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"temperature": "hot"}, "temperature='hot'"),
+        ({"temperature": -1}, "temperature=-1"),
+        ({"top_p": True}, "top_p=True"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"min_p": float("nan")}, "min_p=nan"),
+    ],
+)
+def test_wishes_that_are_no_numbers_are_refused(tmp_path, fields, sentence):
+    path = folder(tmp_path, {"do_sample": True, **fields})
+    with pytest.raises(CheckpointError, match=sentence):
+        drawing_of(path, None, NONE, as_the_model_says=True)
