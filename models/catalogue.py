@@ -160,7 +160,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 
 
 def cache_directory() -> Path:
-    """Where fetched models are kept: ``TSI_CACHE``, or ``~/.cache/tsi``."""
+    """Where models and programs are kept: ``TSI_CACHE``, or ``~/.cache/tsi``."""
     chosen = os.environ.get("TSI_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "tsi"
 

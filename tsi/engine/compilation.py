@@ -5,6 +5,7 @@ process, or the same run resumed, therefore finds the programs of the one before
 """
 
 import hashlib
+import importlib.util
 import os
 import platform
 from importlib import metadata
@@ -47,10 +48,13 @@ def keep_programs() -> Path | None:
         # A read-only home: programs are compiled anew, as they would be without this.
         return None
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    for name, value in (
-        ("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING),
-        ("jax_compilation_cache_max_size", MOST_BYTES),
-    ):
+    settings: dict[str, float] = {
+        "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING
+    }
+    # JAX counts bytes only with this package, and fails without it.
+    if importlib.util.find_spec("filelock"):
+        settings["jax_compilation_cache_max_size"] = MOST_BYTES
+    for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
     return directory
