@@ -22,8 +22,8 @@ LOGITS[1] *= 20
 
 
 def kept_of(logits, temperature=1.0, **truncation):
-    settled = Truncation(**truncation).settled()
-    return np.isfinite(truncate(jnp.asarray(logits), jnp.float32(temperature), settled))
+    arrays = Truncation(**truncation).as_arrays()
+    return np.isfinite(truncate(jnp.asarray(logits), jnp.float32(temperature), arrays))
 
 
 def probabilities(logits):
@@ -99,7 +99,7 @@ def test_nothing_is_cut_where_everything_is_kept():
         {},
     ):
         np.testing.assert_array_equal(kept_of(LOGITS, **whole), np.isfinite(LOGITS))
-    assert Truncation(top_p=1.0, min_p=0).settled() == Truncation()
+    assert Truncation(top_p=1.0, min_p=0).as_arrays() == Truncation()
 
 
 def test_the_most_likely_token_is_always_kept():
@@ -110,7 +110,7 @@ def test_the_most_likely_token_is_always_kept():
 
 
 def test_draws_and_their_log_p_are_those_of_the_truncated_policy():
-    draws, truncation = 40_000, Truncation(top_k=6, top_p=0.9).settled()
+    draws, truncation = 40_000, Truncation(top_k=6, top_p=0.9).as_arrays()
     logits = jnp.asarray(RANDOM.standard_normal((1, 12)), jnp.float32) * 2
     warm = jnp.float32(1.3)
     kept = truncate(logits, warm, truncation)
@@ -129,7 +129,7 @@ def test_draws_and_their_log_p_are_those_of_the_truncated_policy():
 
 
 def test_a_warmer_proposal_draws_what_the_policy_may_write_and_is_corrected():
-    draws, truncation = 40_000, Truncation(top_k=5).settled()
+    draws, truncation = 40_000, Truncation(top_k=5).as_arrays()
     logits = jnp.asarray(RANDOM.standard_normal((1, 12)), jnp.float32) * 2
     both = Temperatures(jnp.float32(0.7), jnp.float32(1.5), truncation)
     keys = jax.random.split(jax.random.key(4), draws)
@@ -181,7 +181,7 @@ def test_the_engine_writes_and_weighs_by_the_truncated_policy():
             reward,
             tiny.prompts(problem.prompt),
             jnp.float32(20.0),
-            truncation=truncation.settled(),
+            truncation=truncation.as_arrays(),
         )
         final = alone(jax.random.fold_in(key, problem.id), params).particles
         rows = list(zip(final.tokens, final.lengths, final.log_prob, strict=True))
@@ -190,7 +190,7 @@ def test_the_engine_writes_and_weighs_by_the_truncated_policy():
         for row, n, log_prob in rows:
             tokens = jnp.asarray(prompt + row[:n].tolist())
             logits = policy(tokens[None])[0, len(prompt) - 1 : -1]
-            kept = truncate(logits, jnp.float32(20.0), truncation.settled()) / 20.0
+            kept = truncate(logits, jnp.float32(20.0), truncation.as_arrays()) / 20.0
             log_p = jax.nn.log_softmax(kept)[jnp.arange(n), row[:n]]
             assert jnp.all(jnp.isfinite(log_p))
             assert float(log_prob) == pytest.approx(float(log_p.sum()), abs=1e-4)

@@ -37,7 +37,7 @@ class Truncation(NamedTuple):
     min_p: Float[Array, ""] | float | None = None
 
     def check(self) -> None:
-        """Refuse what truncates to nothing, or is no number.
+        """Refuse what is not a number, and what would leave no token.
 
         Raises:
             ConfigurationError: see above.
@@ -58,7 +58,7 @@ class Truncation(NamedTuple):
                 "to 1, or None."
             )
 
-    def settled(self) -> "Truncation":
+    def as_arrays(self) -> "Truncation":
         """Without what keeps everything, and as arrays, so that one program serves."""
         k, p, share = self
         return Truncation(

@@ -21,7 +21,7 @@ def abreast(
         KeyboardInterrupt: Ctrl-C was typed; all lanes have stopped.
     """
     stop = threading.Event()
-    merged = runs[0](stop) if len(runs) == 1 else _merged(runs, stop)
+    merged = runs[0](stop) if len(runs) == 1 else _merge(runs, stop)
     try:
         while True:
             with deferred_interrupts(stop):
@@ -38,7 +38,7 @@ def abreast(
         merged.close()  # type: ignore[attr-defined]
 
 
-def _merged(runs: Sequence[Any], stop: threading.Event) -> Iterator[Ended]:
+def _merge(runs: Sequence[Any], stop: threading.Event) -> Iterator[Ended]:
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def work(run: Callable[[threading.Event], Iterator[Ended]]) -> None:

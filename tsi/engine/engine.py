@@ -139,11 +139,10 @@ class Engine:
         """Refuse, before anything is computed, what cannot be run.
 
         Raises:
-            ConfigurationError: problems share an id or have none, or a prompt has
-                tokens that a model has not.
+            ConfigurationError: problems share an id or have none, or a prompt is empty
+                or has tokens that a model has not.
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model.
-            ConfigurationError: a prompt has a token that the policy has not.
         """
         check_ids(problems)
         for problem in problems:
@@ -267,7 +266,7 @@ class Engine:
         truncation = self.truncation if truncation is None else truncation
         if truncation is not None:
             truncation.check()
-            truncation = truncation.settled()
+            truncation = truncation.as_arrays()
             truncation = None if truncation == Truncation() else truncation
         check_ids(problems)
         prompts = [self._encode(problem) for problem in problems]
