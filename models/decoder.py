@@ -23,6 +23,7 @@ from tsi.models.layers import (
     Linear,
     RMSNorm,
     Segment,
+    View,
     attend,
     visible,
 )
@@ -47,7 +48,7 @@ class Geometry(NamedTuple):
             any (see :attr:`tsi.models.rotary.Rope.attention`).
         valid: False at padding of the chunk.
         window: positions seen by a query, or None.
-        masks: :func:`tsi.models.layers.visible` of each segment.
+        views: :func:`tsi.models.layers.visible` of each segment.
     """
 
     positions: Int[Array, "R Q"]
@@ -55,7 +56,7 @@ class Geometry(NamedTuple):
     temperature: Float[Array, ""] | None
     valid: Bool[Array, "R Q"]
     window: Int[Array, ""] | None
-    masks: tuple[Array, ...]
+    views: tuple[View, ...]
 
 
 class Attention(nnx.Module):
@@ -91,7 +92,7 @@ class Attention(nnx.Module):
         keys = turned(heads(self.key(x), self.key_norm))
         keys = jnp.transpose(keys, (0, 2, 3, 1))
         values = jnp.transpose(heads(self.value(x), None), (0, 2, 1, 3))
-        context = tuple(zip(cached, geometry.masks, strict=True))
+        context = tuple(zip(cached, geometry.views, strict=True))
         mixed = attend(
             queries,
             keys,

@@ -13,12 +13,26 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 
+class Routes(NamedTuple):
+    """Which rows of queries read which row of a segment, n at most each.
+
+    Attributes:
+        readers: ``[B, n]``, rows of queries; any where a place is empty.
+        places: ``[R]``, where each row stands in ``readers``, flattened.
+    """
+
+    readers: Int[Array, "B n"]
+    places: Int[Array, " R"]
+
+
 class Segment(NamedTuple):
     """A stretch of cached keys and values that queries may attend to.
 
     A segment may hold fewer rows than there are queries: with B rows for R = B·n
     queries, each row is shared by n consecutive queries. That is how the particles of
-    one problem share the keys of its prompt without a copy.
+    one problem share the keys of its prompt without a copy. Where rows stand in
+    another order, :class:`Routes` say who reads what; queries are then moved to the
+    segment's rows, and what they have found is moved back.
 
     Attributes:
         keys: ``[L, B, K, h, S]``, rotated. Positions are innermost, since that is the
@@ -29,12 +43,26 @@ class Segment(NamedTuple):
         positions: ``[B, S]``, where each one stands, counted from the prompt's start.
         mask: ``[B, S]``, True where a position may be attended to; or ``[R, S]``, where
             rows that share a segment may not attend to all of it.
+        routes: which rows read which; None for n consecutive rows each.
     """
 
     keys: Any
     values: Any
     positions: Int[Array, "B S"]
     mask: Bool[Array, "M S"]
+    routes: Routes | None = None
+
+
+class View(NamedTuple):
+    """What the queries of one forward pass see of a segment.
+
+    Attributes:
+        mask: which positions; broadcasts against ``[B, K, n, Q, G, S]``.
+        routes: of the segment.
+    """
+
+    mask: Bool[Array, "B 1 _n _Q 1 S"]
+    routes: Routes | None = None
 
 
 class ByLayer(NamedTuple):
@@ -121,13 +149,16 @@ def attend_part(
     queries: Float[Array, "R Q K G h"],
     keys: Float[Array, "B K h S"],
     values: Float[Array, "B K S h"],
-    mask: Bool[Array, "*m S"],
+    view: View,
     softcap: float | None = None,
 ) -> Partial:
-    """Attention over one stretch of positions, B dividing R (see :class:`Segment`).
+    """Attention over one stretch of positions; queries are scaled already.
 
-    ``mask`` broadcasts against ``[B, K, n, Q, G, S]``; queries are scaled already.
+    Without routes B divides R (see :class:`Segment`).
     """
+    mask, routes = view
+    if routes is not None:
+        queries = queries[routes.readers.reshape(-1)]
     rows, owners = queries.shape[0], keys.shape[0]
     shared = queries.reshape(owners, rows // owners, *queries.shape[1:])
     shared = jnp.transpose(shared, (0, 3, 1, 2, 4, 5))
@@ -150,16 +181,17 @@ def attend_part(
 
     def by_row(x: Array) -> Array:
         x = jnp.moveaxis(x, 1, 3)
-        return x.reshape(rows, *x.shape[2:])
+        x = x.reshape(rows, *x.shape[2:])
+        return x if routes is None else x[routes.places]
 
     return Partial(by_row(peak), by_row(jnp.sum(weights, -1)), by_row(mixed))
 
 
 def attend_cached(
-    queries: Float[Array, "R Q K G h"], cached: Any, mask: Array, softcap: float | None
+    queries: Float[Array, "R Q K G h"], cached: Any, view: View, softcap: float | None
 ) -> Partial:
     """`attend_part` on one layer of a segment: its keys and values, or `ByLayer`."""
-    part = functools.partial(attend_part, mask=mask, softcap=softcap)
+    part = functools.partial(attend_part, view=view, softcap=softcap)
     if not isinstance(cached, ByLayer):
         return part(queries, *cached)
 
@@ -174,7 +206,7 @@ def visible(
     segment: Segment,
     positions: Int[Array, "R Q"],
     window: Int[Array, ""] | int | None,
-) -> Bool[Array, "B 1 _n _Q 1 S"]:
+) -> View:
     """Which cached positions each query may attend to.
 
     Args:
@@ -182,13 +214,17 @@ def visible(
         positions: of the queries.
         window: how many positions a query sees, its own included; None for all.
     """
-    owners = segment.positions.shape[0]
-    mask = segment.mask.reshape(owners, 1, -1, 1, 1, segment.mask.shape[-1])
+    owners, routes = segment.positions.shape[0], segment.routes
+    mask = segment.mask
+    if routes is not None:
+        readers = routes.readers.reshape(-1)
+        mask, positions = mask[readers], positions[readers]
+    mask = mask.reshape(owners, 1, -1, 1, 1, mask.shape[-1])
     if window is None:
-        return mask
-    queries = positions.reshape(owners, -1, 1, positions.shape[-1], 1, 1)
-    queries = jnp.swapaxes(queries, 1, 2)
-    return mask & (queries - segment.positions[:, None, None, None, None, :] < window)
+        return View(mask, routes)
+    queries = positions.reshape(owners, 1, -1, positions.shape[-1], 1, 1)
+    places = segment.positions[:, None, None, None, None, :]
+    return View(mask & (queries - places < window), routes)
 
 
 def attend(
@@ -197,7 +233,7 @@ def attend(
     values: Float[Array, "R K Q h"],
     positions: Int[Array, "R Q"],
     valid: Bool[Array, "R Q"],
-    context: tuple[tuple[Any, Array], ...],
+    context: tuple[tuple[Any, View], ...],
     window: Int[Array, ""] | int | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "R Q H h"]:
@@ -211,7 +247,7 @@ def attend(
         positions: of the chunk.
         valid: False at padding positions of the chunk.
         context: one layer of each :class:`Segment`, ``(keys, values)`` or a
-            :class:`ByLayer`, and its mask from :func:`visible`.
+            :class:`ByLayer`, and what is seen of it, from :func:`visible`.
         window: how many positions a query sees, its own included; None for all.
         softcap: scores s become ``softcap · tanh(s / softcap)``; None for as they are.
     """
@@ -220,9 +256,10 @@ def attend(
     causal = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, :]
     if window is not None:
         causal &= positions[:, :, None] - positions[:, None, :] < window
+    own = View(causal[:, None, None, :, None, :])
     parts = [
-        attend_part(grouped, keys, values, causal[:, None, None, :, None, :], softcap),
-        *(attend_cached(grouped, cached, mask, softcap) for cached, mask in context),
+        attend_part(grouped, keys, values, own, softcap),
+        *(attend_cached(grouped, cached, view, softcap) for cached, view in context),
     ]
     peak = jnp.max(jnp.stack([part.peak for part in parts]), axis=0)
     total, mixed = jnp.zeros_like(peak), jnp.zeros(grouped.shape, jnp.float32)

@@ -1,14 +1,20 @@
 """Caches in blocks: forks copy nothing, no past is written over, no block leaks."""
 
+import collections
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_engine
+import tiny_language as tiny
 
 from tsi import samplers
 from tsi.engine import engine as engine_module
+from tsi.engine import writers as writers_module
 from tsi.engine.blocks import BlockTables
+from tsi.engine.common import Common
 from tsi.engine.lane import Lane
 from tsi.engine.pages import (
     Dense,
@@ -19,7 +25,10 @@ from tsi.engine.pages import (
     page_in,
     page_out,
 )
-from tsi.engine.sizes import room_of, width_of
+from tsi.engine.pool import Pool
+from tsi.engine.programs import Programs
+from tsi.engine.sizes import chosen_below, chosen_of, room_of, width_of
+from tsi.engine.writers import Writers
 
 ROWS, LENGTH, BLOCK = 6, 40, 4
 
@@ -145,7 +154,8 @@ def test_blocks_come_back_as_they_went():
 def test_new_positions_go_behind_each_rows_own():
     rows, new = dense(0, 3, 12), dense(1, 3, 4)
     lengths = jnp.asarray([8, 2, 5])
-    after = merge(rows, new, lengths, jnp.asarray([2, 0, 1]), jnp.int32(2))
+    at, order = jnp.arange(3), jnp.asarray([2, 0, 1])
+    after = merge(rows, new, at, lengths, order, jnp.int32(2))
     for old, added, found in zip(rows.keys, new.keys, after.keys, strict=True):
         np.testing.assert_array_equal(found[1], old[1])
         for row, length in ((0, 8), (2, 5)):
@@ -170,34 +180,116 @@ def test_sizes_are_few_and_hold_what_is_asked():
             assert width_of(count, most, False) == most
 
 
-CHEAP_OR_NOT = [0, 10**18]
+def test_a_common_past_is_loaded_as_it_grows_and_falls_back():
+    """Against the rows' own blocks, after forks that leave more or less in common."""
+    rows = dense(0, 4, 40)
+    programs = Programs(tiny.target(), None)
+    pool = Pool(programs, 4 + 2, 40, 8, rows, 2**20)
+    common = Common(programs, pool, 2, 128)
+    pool.store(rows, np.arange(4), np.zeros(4, int), np.asarray([40, 40, 20, 33]))
+
+    def check(members, length):
+        members = np.asarray(members)
+        common.update([members], np.asarray([1]))
+        starts = common.starts(members, np.ones_like(members))
+        assert starts.min() == length
+        alone = programs.empty(rows, 1, 40)
+        own = pool.load(alone, members[:1])
+        for ours, theirs in zip(
+            jax.tree.leaves(common.cache), jax.tree.leaves(own), strict=True
+        ):
+            axis, some = ours.shape.index(128), jnp.arange(length)
+            np.testing.assert_array_equal(
+                jnp.take(ours[1:2], some, axis), jnp.take(theirs, some, axis)
+            )
+
+    check([0, 1], 0)
+    pool.tables.fork([1], [0])
+    check([0, 1], 40)
+    check([0, 1], 40)
+    # A row goes on from another's first 16 positions, with the rest its own.
+    pool.tables.cut([1], [16])
+    pool.store(rows, np.asarray([1]), np.asarray([16]), np.asarray([40]))
+    check([0, 1], 16)
+    assert common.starts(np.asarray([2]), np.asarray([1])).tolist() == [0]
+    check([2], 16)
+    pool.tables.release([0, 1, 2, 3])
+    common.release(np.asarray([0, 1]))
+    assert pool.tables.num_used == 0
+
+
+def test_slots_that_are_computed_hold_all_that_write():
+    for most in (1, 6, 16, 64, 100):
+        sizes = [chosen_of(n, most, True) for n in range(1, most + 1)]
+        assert all(n <= size <= most for n, size in enumerate(sizes, 1))
+        assert sizes == sorted(sizes)
+        assert len(set(sizes)) <= 7
+        for n in range(1, most + 1):
+            fewer = chosen_below(n, most)
+            assert 0 <= fewer < n
+            if fewer:
+                assert sizes[fewer - 1] < sizes[n - 1] == sizes[fewer]
+
+
+class Scale(NamedTuple):
+    """Constants of the engine as they are for models of some size."""
+
+    CHEAP: float
+    BURST: int = 2
+    BLOCK: int = 16
+    SHARED: float = 10**9
+    SHARED_ROWS: int = 1
+
+
+SCALES = {
+    "host the slower": Scale(CHEAP=10**18, BLOCK=1),
+    "device the slower": Scale(CHEAP=0),
+    "long prompts": Scale(CHEAP=0, BLOCK=1, SHARED=0),
+}
 
 
 @pytest.mark.parametrize("name", ["particle_filter", "mcts"])
-@pytest.mark.parametrize("cheap", CHEAP_OR_NOT)
-def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, cheap):
+@pytest.mark.parametrize("scale", SCALES)
+def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale):
     """Queues, few slots that shrink, small blocks, and bursts cut inside steps."""
     sampler, key = getattr(samplers, name)(), jax.random.key(3)
     run = {"extract": test_engine.extract}
-    plain = test_engine.engine(64).run(sampler, key, test_engine.PROBLEMS, 8, **run)
-    monkeypatch.setattr(engine_module, "CHEAP", cheap)
-    monkeypatch.setattr(engine_module, "BURST", 2)
-    monkeypatch.setattr(engine_module, "BLOCK", 1 if cheap else 16)
-    lanes, leave = [], Lane._leave
+    lanes, starts, log_probs = [], [], collections.defaultdict(list)
+    leave, write = Lane._leave, Writers.write
 
     def watched(self, places):
         lanes.append(self)
-        yield from leave(self, places)
+        for ended in leave(self, places):
+            log_probs[ended.problem].append(ended.particles.log_prob)
+            yield ended
+
+    def looked_at(self, *arguments):
+        starts.append(self.start[self.active].max())
+        write(self, *arguments)
 
     monkeypatch.setattr(Lane, "_leave", watched)
+    plain = test_engine.engine(64).run(sampler, key, test_engine.PROBLEMS, 8, **run)
+    monkeypatch.setattr(Writers, "write", looked_at)
+    for constant, value in SCALES[scale]._asdict().items():
+        monkeypatch.setattr(engine_module, constant, value)
+    monkeypatch.setattr(writers_module, "LAG", 3)
     engine = test_engine.engine(16)
     other = engine.run(sampler, key, test_engine.PROBLEMS, 8, **run)
     for left, right in zip(plain, other, strict=True):
         test_engine.same(left, right)
+    # Texts may be the same where attention is wrong: the models are tiny.
+    for left, right in log_probs.values():
+        np.testing.assert_allclose(left, right, atol=1e-4)
     report = engine.report
     spent = sum(result.slots.generated_tokens.sum() for result in other)
     assert report.computed >= report.useful == spent
     assert 0 < report.utilisation <= 1
+    if scale == "long prompts":
+        # The few rows of a search have more than the prompt in common.
+        longest = max(len(p.prompt) for p in test_engine.PROBLEMS)
+        assert max(starts) > (longest if name == "mcts" else 0)
+    else:
+        assert max(starts) == 0
     # Who leaves gives back every block.
     for lane in lanes:
         assert lane.policy.tables.num_used == 0

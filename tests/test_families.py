@@ -20,7 +20,7 @@ from small_families import READ, WRITTEN
 from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import Segment
+from tsi.models.layers import Routes, Segment
 
 LENGTH, STEP = 24, 3
 CAPACITY = LENGTH - 5 + 2 * STEP
@@ -272,4 +272,35 @@ def test_a_window_goes_by_positions_and_not_by_slots():
         return model.logits(hidden)[:, 0]
 
     expected = whole(model, tokens)[:, -1]
+    np.testing.assert_allclose(last_logits(model, tokens), expected, atol=ATOL)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_rows_in_any_order_read_a_past_that_others_read_too(family):
+    """Two pasts, five readers of them in no order, one that may not read all of it."""
+    model = model_of(family)
+    tokens = jnp.asarray(np.concatenate([texts(5), texts(6)])[:5])
+    owner, known = np.asarray([1, 0, 1, 1, 0]), np.asarray([9, 11, 11, 11, 11])
+    pasts = tokens[:2, :11]
+    tokens = jnp.concatenate([pasts[owner], tokens[:, 11:]], axis=1)
+    expected = whole(model, tokens)[:, 11:]
+    readers, places = np.zeros((2, 4), np.int32), np.zeros(5, np.int32)
+    for row, place in enumerate([2, 3, 0, 1, 1]):
+        readers[owner[row], place] = row
+        places[row] = owner[row] * 4 + place
+
+    @jax.jit
+    def last_logits(model, tokens):
+        whole = jnp.broadcast_to(jnp.arange(11), (2, 11))
+        _, new = model.trunk(pasts, whole)
+        common = Segment(
+            *new, whole[0] < known[:, None], Routes(jnp.asarray(readers), places)
+        )
+        # The first row has the last of its past by itself.
+        ends = tokens[:, 9:]
+        at = jnp.broadcast_to(jnp.arange(9, LENGTH), ends.shape)
+        valid = (at >= 11) | (jnp.arange(5) == 0)[:, None]
+        hidden, _ = model.trunk(ends, at, valid, (common,))
+        return model.logits(hidden)[:, 2:]
+
     np.testing.assert_allclose(last_logits(model, tokens), expected, atol=ATOL)

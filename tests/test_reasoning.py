@@ -227,7 +227,7 @@ def test_a_reward_that_smc_reads_on_the_way_is_a_twist():
     step = jax.jit(functools.partial(turn, sampler, twisted, key))
     both = TwistedParams(params, jnp.float32(1.0))
     half = TwistedParams(params, jnp.float32(0.5))
-    state, rows = sampler.init(key, 6), twisted.init(key, 6, both)
+    state, rows = sampler.init(key, 12), twisted.init(key, 12, both)
     differs = 0
     for t in range(target.max_steps):
         _, _, other = step(t, state, rows, half)

@@ -36,10 +36,10 @@ def config(vocab_size: int = len(ALPHABET) + 1, **changes) -> DecoderConfig:
     return DecoderConfig(**(shape | changes))
 
 
-def models(vocab_size: int = len(ALPHABET) + 1, sharpness: float = 8.0):
+def models(vocab_size: int = len(ALPHABET) + 1, sharpness: float = 1.0):
     """A policy and a reward model with random weights; 0 is the end token."""
     policy = LanguageModel(config(vocab_size), rngs=nnx.Rngs(0))
-    # A random network's logits are nearly flat; sharpen them to make texts differ.
+    # Above 4 every particle writes the same: what is sharp can hide what is wrong.
     embedding = policy.trunk.embedding
     embedding[...] = embedding[...] * sharpness
     reward = RewardModel(config(vocab_size), rngs=nnx.Rngs(1))
@@ -69,7 +69,7 @@ def prompts(*texts: str, width: int = 16) -> Prompts:
 
 
 def params(
-    *texts: str, temperature: float = 1.0, sharpness: float = 8.0
+    *texts: str, temperature: float = 1.0, sharpness: float = 1.0
 ) -> ReasoningParams:
     policy, reward = models(sharpness=sharpness)
     return ReasoningParams(policy, reward, prompts(*texts), jnp.float32(temperature))

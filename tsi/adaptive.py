@@ -175,7 +175,9 @@ def merged(
     )
 
 
-def _side_by_side(genealogies: list[Int[np.ndarray, "T n"]]) -> Int[np.ndarray, "T N"]:
+def _side_by_side(
+    genealogies: list[Int[np.ndarray, "_t _n"]],
+) -> Int[np.ndarray, "T N"]:
     """Ancestors of runs that never mixed, as those of one run."""
     longest = max(len(ancestors) for ancestors in genealogies)
     columns, start = [], 0
@@ -191,7 +193,7 @@ def _side_by_side(genealogies: list[Int[np.ndarray, "T n"]]) -> Int[np.ndarray, 
 
 
 def _added(
-    counts: Sequence[Int[np.ndarray, "t"] | None],
+    counts: Sequence[Int[np.ndarray, "_t"] | None],
 ) -> Int[np.ndarray, "T"] | None:
     """Distinct ancestors of runs that never mixed; a run that ended keeps its last."""
     known = [count for count in counts if count is not None]

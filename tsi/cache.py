@@ -73,7 +73,7 @@ def append(
         full = suffix.used + width > capacity
         suffix = jax.lax.cond(full, squeeze, lambda s: s, suffix)
     update = jax.lax.dynamic_update_slice_in_dim
-    (keys, values, positions, mask), used = suffix
+    (keys, values, positions, mask, _), used = suffix
     real = jnp.arange(width) < counts[:, None]
     segment = Segment(
         update(keys, new.keys, used, axis=-1),
@@ -86,7 +86,7 @@ def append(
 
 def squeeze(suffix: Suffix) -> Suffix:
     """Move every row's unmasked slots to the front, in order."""
-    keys, values, positions, mask = suffix.segment
+    keys, values, positions, mask, _ = suffix.segment
     order = jnp.argsort(~mask, axis=-1, stable=True)
     lengths = jnp.sum(mask, axis=-1)
     segment = Segment(
@@ -109,7 +109,7 @@ def take(suffix: Suffix, rows: Int[Array, " W"]) -> Suffix:
 
 
 def _rows(segment: Segment, rows: Int[Array, " W"]) -> Segment:
-    keys, values, positions, mask = segment
+    keys, values, positions, mask, _ = segment
     return Segment(keys[:, rows], values[:, rows], positions[rows], mask[rows])
 
 

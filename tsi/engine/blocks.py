@@ -109,11 +109,27 @@ class BlockTables:
         at, columns = np.nonzero(needed)
         return Copies(at, columns * self.block, held[at, columns])
 
-    def contents(self, rows: Indices) -> Copies:
-        """The blocks of whole rows, to be copied into dense ones."""
+    def contents(self, rows: Indices, starts: Indices | None = None) -> Copies:
+        """The blocks of rows, to be copied into dense ones.
+
+        Args:
+            rows: which.
+            starts: from which position on, whole blocks each; the first, if None.
+        """
         held = self.table[np.asarray(rows)]
-        at, columns = np.nonzero(held >= 0)
+        wanted = held >= 0
+        if starts is not None:
+            wanted &= self._columns * self.block >= np.asarray(starts)[:, None]
+        at, columns = np.nonzero(wanted)
         return Copies(at, columns * self.block, held[at, columns])
+
+    def in_common(self, rows: Indices, others: Indices) -> Int[np.ndarray, " n"]:
+        """How many positions each row has in the same full blocks as another row."""
+        rows, others = np.asarray(rows), np.asarray(others)
+        full = np.minimum(self.lengths[rows], self.lengths[others]) // self.block
+        same = self.table[rows] == self.table[others]
+        alike = np.cumprod(same, axis=1).sum(axis=1)
+        return np.minimum(alike, full) * self.block
 
     @property
     def _columns(self) -> Int[np.ndarray, "1 b"]:

@@ -69,6 +69,11 @@ CHEAP = 2e9
 READS = 8
 """Rows whose steps are read together: with a question of 30 tokens that is a matrix
 large enough for two cores, and few of its rows are padding."""
+SHARED = 512
+"""Positions of prompts from which on a problem's common past is read once for all of
+its rows: with less of it, what that takes is more than what it saves."""
+SHARED_ROWS = 4
+"""Rows of a problem from which on the same pays."""
 PREFILL = 16384
 """Tokens of prompts that are read together."""
 
@@ -288,7 +293,8 @@ class Engine:
         # Fillers have another's id and want its result.
         chosen = [i for i, x in enumerate(problems) if not isinstance(x, Filler)]
         count = len(self._parts)
-        sizes = self._sizes(method.plan, -(-len(chosen) // count))
+        width = batch.tokens.shape[1]
+        sizes = self._sizes(method.plan, -(-len(chosen) // count), width)
 
         def lane_of(i: int) -> Lane:
             part, programs = self._parts[i], self._programs[i]
@@ -356,8 +362,8 @@ class Engine:
 
         return results()
 
-    def _sizes(self, plan: Any, problems: int) -> Sizes:
-        """How much a lane should have in work for a method's plan."""
+    def _sizes(self, plan: Any, problems: int, width: int) -> Sizes:
+        """How much a lane should have in work for a plan and prompts so wide."""
         most = max(1, IN_FLIGHT * self.max_rows // plan.rows)
         if plan.stored:
             most = max(1, min(most, self.max_stored // plan.stored))
@@ -382,6 +388,7 @@ class Engine:
             min(slots, READS, self.max_rows) if shrinks else min(slots, self.max_rows),
             PREFILL,
             shrinks,
+            shrinks and plan.rows >= SHARED_ROWS and width >= SHARED,
         )
 
     def _encode(self, problem: Problem) -> list[int]:

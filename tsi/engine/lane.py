@@ -22,7 +22,7 @@ from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs, Told
 from tsi.engine.report import Report
 from tsi.engine.rows import RewardCaches, Stored
-from tsi.engine.sizes import Sizes, room_of, width_of
+from tsi.engine.sizes import Sizes, chosen_below, room_of, width_of
 from tsi.engine.writers import Writers
 from tsi.explorer import Reply, Request
 from tsi.problem_ids import IdWords
@@ -93,6 +93,7 @@ class Lane:
         self.key_steps: Any = None
         self.infos: list[list[Any]] = [[] for _ in range(count)]
         self.queue: collections.deque[int] = collections.deque()
+        self.left: collections.deque[int] = collections.deque()
         self.stored: Stored | None = None
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
@@ -123,7 +124,7 @@ class Lane:
             stop: when it is set, what is under way is given up.
             tell: called after each look at the slots.
         """
-        left = collections.deque(problems)
+        self.left = left = collections.deque(problems)
         while (left or (self.index >= 0).any()) and not stop.is_set():
             free = np.flatnonzero(self.index < 0)
             # Several at once, since each time costs as much as a turn of all.
@@ -132,7 +133,7 @@ class Lane:
                 self._enter([left.popleft() for _ in range(count)], free[:count])
             while (ready := (self.index >= 0) & (self.waiting == 0)).any():
                 yield from self._decide(ready)
-            if self.queue or self.writers.active.any():
+            if self.queue or (self.writers.active | self.writers.ended).any():
                 self._write()
                 tell()
 
@@ -236,14 +237,17 @@ class Lane:
         self.stored = self.programs.place(stored)
         longest = self.width + self.target.max_tokens
         most = POOL // (1 + len(like))
-        self.policy = Pool(self.programs, self.total, longest, block, dense, most)
+        lines = count if self.sizes.shares else 0
+        rows = self.total + lines
+        self.policy = Pool(self.programs, rows, longest, block, dense, most)
         positions = self.programs.positions(self.stored)
         self.readers = [
             Pool(self.programs, self.total, place.shape[1], block, cache, most)
             for place, cache in zip(positions, like, strict=True)
         ]
         most = room_of(longest + self.sizes.burst)
-        self.writers = Writers(self.programs, self.policy, self.sizes, most)
+        each = self.method.plan.rows
+        self.writers = Writers(self.programs, self.policy, self.sizes, each, most)
 
     def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[Ended]:
         """Tell the samplers of problems that are ready, and ask what is next."""
@@ -292,6 +296,7 @@ class Lane:
         for pool in (self.policy, *self.readers):
             pool.tables.release(gone)
         self.writers.forget(gone)
+        self.writers.release(places)
         self.index[places] = -1
 
     def _keep(self, ready: Bool[np.ndarray, " P"]) -> None:
@@ -364,6 +369,7 @@ class Lane:
             sources = np.asarray(request.sources).reshape(-1)[moved]
             self._repeat(moved[active & (sources >= 0)])
             writers = moved[active & (sources < 0)]
+        self.writers.share(writers)
         self.queue.extend(writers.tolist())
 
     def _note(self, rows: Int[np.ndarray, " A"], told: Told) -> None:
@@ -378,7 +384,9 @@ class Lane:
         """Fill the slots, write tokens, and let the reward read what has ended."""
         began = time.perf_counter()
         each, writers = self.method.plan.rows, self.writers
-        rows = writers.fill(self.queue)
+        # Problems that have not entered yet take the places of those that leave.
+        here = self.sizes.problems if self.left else int((self.index >= 0).sum())
+        rows = writers.fill(self.queue, here * each)
         if len(rows):
             size = width_of(len(rows), writers.number, self.sizes.shrinks)
             padded = np.pad(rows, (0, size - len(rows)))
@@ -393,40 +401,52 @@ class Lane:
             )
         self.seconds["move"] += time.perf_counter() - began
         began = time.perf_counter()
-        at, counts = writers.write(self.params, self._enough())
+        if writers.active.any():
+            writers.write(self.params, self._enough())
         self.seconds["decode"] += time.perf_counter() - began
-        if len(at):
-            self._read(at, counts)
+        began = time.perf_counter()
+        at = self._due()
+        for start in range(0, len(at), self.sizes.reads):
+            self._read(at[start : start + self.sizes.reads])
+        self.seconds["reward"] += time.perf_counter() - began
 
     def _enough(self) -> int:
         """How many rows must have ended their steps for the host to look."""
         writers, part = self.writers, int(self.sizes.part * self.writers.number)
         active = int(writers.active.sum())
+        if self.sizes.part == 1:
+            return active
         if self.queue:
-            enough = part
-        elif (self.index >= 0).sum() > 1:
-            problems = writers.row_of[writers.active] // self.method.plan.rows
-            counts = np.bincount(problems, minlength=self.sizes.problems)
-            enough = max(int(counts[counts > 0].min()), part)
-        else:
-            # Half of the slots is another, cheaper program.
-            enough = active - writers.number // 2
-        return min(max(enough, 1), active) if self.sizes.part < 1 else active
+            return min(max(part, 1), active)
+        problems = writers.row_of[writers.active] // self.method.plan.rows
+        counts = np.bincount(problems, minlength=self.sizes.problems)
+        enough = max(int(counts[counts > 0].min()), part)
+        # Fewer rows than these are computed by a cheaper program.
+        fewer = chosen_below(active, writers.number)
+        return min(enough, active - fewer) if fewer else min(enough, active)
 
-    def _read(self, at: Int[np.ndarray, " A"], counts: Int[np.ndarray, " R"]) -> None:
+    def _due(self) -> Int[np.ndarray, " A"]:
+        """Slots whose steps are read now.
+
+        Those of like lengths stand together, since all are padded to the longest. A
+        step that nobody waits for is read with others, if nobody waits for its slot.
+        """
+        writers, reads = self.writers, self.sizes.reads
+        ended = np.flatnonzero(writers.ended)
+        if not (self.queue or self.sizes.part == 1):
+            problems = writers.row_of // self.method.plan.rows
+            later = np.isin(problems[ended], problems[writers.active])
+            needed = int((~later).sum())
+            whole = max(-(-needed // reads), len(ended) // reads) * reads
+            ended = ended[np.argsort(later, kind="stable")][:whole]
+        return ended[np.argsort(writers.counts[ended], kind="stable")]
+
+    def _read(self, at: Int[np.ndarray, " A"]) -> None:
         """Let the reward read the steps that have ended in some slots."""
-        began = time.perf_counter()
-        # Those of like lengths together, since all are padded to the longest.
-        at = at[np.argsort(counts[at], kind="stable")]
-        for start in range(0, len(at), self.sizes.reads):
-            self._read_some(at[start : start + self.sizes.reads], counts)
-        self.seconds["reward"] += time.perf_counter() - began
-
-    def _read_some(self, at: Any, counts: Int[np.ndarray, " R"]) -> None:
         writers = self.writers
         rows = writers.leave(at).astype(np.int32)
-        lengths = counts[at]
-        size = width_of(len(at), self.sizes.reads, self.sizes.shrinks)
+        lengths = writers.counts[at]
+        size = width_of(len(at), self.sizes.reads, self.sizes.shrinks, factor=2)
         pad = (0, size - len(at))
         padded = np.pad(rows, pad, constant_values=self.total)
         problems = np.pad(rows // self.method.plan.rows, pad)
@@ -435,6 +455,7 @@ class Lane:
         self.stored, told, caches, change = self.programs.end_step(
             self.stored,
             writers.slots,
+            writers.past,
             np.pad(at, pad).astype(np.int32),
             padded,
             problems,
@@ -444,7 +465,8 @@ class Lane:
             self.params,
         )
         kept, filled = self.policy.tables.lengths[rows], writers.filled[at]
-        self.policy.store(writers.slots.cache, rows, kept, filled, at)
+        start = writers.start[at]
+        self.policy.store(writers.slots.cache, rows, kept, filled, at, start)
         told, change = jax.device_get((told, change))
         for pool, dense, kept, new in zip(
             self.readers, caches.dense, *change, strict=True

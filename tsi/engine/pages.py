@@ -115,17 +115,19 @@ def page_in(rows: Dense, pages: Pages, moves: Moves) -> Dense:
 def merge(
     rows: Dense,
     new: Dense,
-    lengths: Int[Array, " R"],
-    some: Int[Array, " R"],
+    at: Int[Array, " r"],
+    positions: Int[Array, " r"],
+    some: Int[Array, " r"],
     count: Int[Array, ""],
 ) -> Dense:
-    """Put new keys and values behind what rows have, each at its own length.
+    """Put new keys and values into rows, each at a position of its own.
 
     Args:
         rows: S positions; there must be room for all of the new ones.
-        new: W positions.
-        lengths: where the new ones go.
-        some: rows, of which the first `count` get something.
+        new: W positions of r rows.
+        at: the row that each of the new ones belongs to.
+        positions: where they go there.
+        some: of the new ones; the first `count` of these are taken.
     """
 
     def copy(i: Any, rows: Dense) -> Dense:
@@ -133,7 +135,7 @@ def merge(
         piece = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), new
         )
-        return _put_all(rows, piece, row, lengths[row])
+        return _put_all(rows, piece, at[row], positions[row])
 
     return jax.lax.fori_loop(0, count, copy, rows)
 

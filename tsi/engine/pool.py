@@ -51,6 +51,7 @@ class Pool:
         kept: Indices,
         lengths: Indices,
         at: Indices | None = None,
+        starts: Indices | None = None,
     ) -> None:
         """Put what is new of rows into blocks.
 
@@ -60,19 +61,36 @@ class Pool:
             kept: how many of their first positions are as they were.
             lengths: how many positions they have now.
             at: the dense row of each; the first ones, if None.
+            starts: the position at which each dense row begins; 0, if None.
         """
         while self.tables.missing(rows, kept, lengths):
             pages = no_pages(self.like, self.block, self._extent)
             self._extents.append(self.programs.place(pages))
             self.tables.grow(self._extent)
         copies = self.tables.extend(rows, kept, lengths)
-        for i, moves in self._moves(copies, at):
+        for i, moves in self._moves(copies, at, starts):
             pages = self._extents[i]
             self._extents[i] = self.programs.page_out(pages, dense, moves)
 
-    def load(self, dense: Dense, rows: Indices, at: Indices | None = None) -> Dense:
-        """Copy whole rows out of blocks into dense rows, `at` which, or the first."""
-        for i, moves in self._moves(self.tables.contents(rows), at):
+    def load(
+        self,
+        dense: Dense,
+        rows: Indices,
+        at: Indices | None = None,
+        starts: Indices | None = None,
+        since: Indices | None = None,
+    ) -> Dense:
+        """Copy rows out of blocks into dense rows.
+
+        Args:
+            dense: rows that are written.
+            rows: which.
+            at: the dense row of each; the first ones, if None.
+            starts: the position at which each dense row begins; 0, if None.
+            since: the position from which on each is copied; where it begins, if None.
+        """
+        copies = self.tables.contents(rows, starts if since is None else since)
+        for i, moves in self._moves(copies, at, starts):
             dense = self.programs.page_in(dense, self._extents[i], moves)
         return dense
 
@@ -80,8 +98,13 @@ class Pool:
         """New dense rows of `size` positions, `number` of them, with these in front."""
         return self.load(self.programs.empty(self.like, number, size), rows)
 
-    def _moves(self, copies: Copies, at: Indices | None) -> Iterator[tuple[int, Moves]]:
+    def _moves(
+        self, copies: Copies, at: Indices | None, starts: Indices | None
+    ) -> Iterator[tuple[int, Moves]]:
         """The copies of each extent, with blocks counted from its first."""
+        if starts is not None:
+            before = np.asarray(starts)[copies.rows]
+            copies = copies._replace(positions=copies.positions - before)
         if at is not None:
             copies = copies._replace(rows=np.asarray(at)[copies.rows])
         extents = copies.blocks // self._extent

@@ -31,13 +31,16 @@ from tsi.engine.rows import (
     take,
 )
 from tsi.engine.slots import (
+    Chosen,
     Seen,
     Slots,
     behind,
     burst,
+    common_segment,
     empty_slots,
-    segment_of,
+    own_segment,
 )
+from tsi.models.layers import Segment
 from tsi.models.partition import MODEL
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.reasoning_store import ReasoningStore
@@ -76,11 +79,12 @@ class Programs:
         self.arrange = donate(self._arrange)
         self.keep = donate(self._keep)
         self.admit = donate(self._admit)
-        self.burst = jax.jit(self._burst, static_argnums=3)
+        self.burst = jax.jit(self._burst, static_argnums=5)
         self.behind = donate(self._behind)
-        self.end_step = jax.jit(self._end_step, static_argnums=7, donate_argnums=0)
+        self.end_step = jax.jit(self._end_step, static_argnums=8, donate_argnums=0)
         self.repeat = jax.jit(self._repeat, static_argnums=9, donate_argnums=0)
         self.resize = jax.jit(self._resize, static_argnums=2)
+        self.widen = jax.jit(self._widen, static_argnums=1)
 
     def count(self) -> int:
         """Programs with models in them that have been compiled."""
@@ -239,7 +243,9 @@ class Programs:
             reward=[write(leaf) for leaf in stored.reward],
         )
 
-    def _admit(self, slots: Slots, at, stored, rows, filled, key_steps, turns, places):
+    def _admit(
+        self, slots: Slots, at, stored, rows, start, filled, key_steps, turns, places
+    ):
         """Rows into slots, ready to write a step.
 
         Args:
@@ -247,7 +253,8 @@ class Programs:
             at: slot of each row, R for none.
             stored: all rows.
             rows: A working rows.
-            filled: positions in their caches.
+            start: the position at which their slots' caches begin.
+            filled: positions of their past.
             key_steps: of the problem of each.
             turns: of the problem of each.
             places: of the row in its problem.
@@ -263,6 +270,7 @@ class Programs:
         floats = jnp.zeros(rows.shape, weight_dtype())
         new = slots._replace(
             cache=(),
+            start=start,
             filled=filled,
             keys=keys,
             room=jnp.minimum(room, self.target.max_step_tokens),
@@ -280,19 +288,41 @@ class Programs:
         )
 
     def _burst(
-        self, params, slots: Slots, enough, width: int
+        self,
+        params,
+        slots: Slots,
+        common: Dense | None,
+        chosen: Chosen | None,
+        enough,
+        width: int,
     ) -> tuple[Slots, Dense, Seen]:
-        temperatures = params.temperatures
         slots = slots._replace(cache=self._divide(slots.cache))
         return burst(
-            params.policy, self.target.boundary, slots, temperatures, enough, width
+            params.policy,
+            self.target.boundary,
+            slots,
+            None if common is None else self._divide(common),
+            chosen,
+            params.temperatures,
+            enough,
+            width,
         )
 
-    def _behind(self, cache: Dense, new: Dense, filled, began) -> Dense:
-        return self._divide(behind(self._divide(cache), new, filled, began))
+    def _behind(self, cache: Dense, new: Dense, rows, places, began) -> Dense:
+        return self._divide(behind(self._divide(cache), new, rows, places, began))
 
     def _end_step(
-        self, stored: Stored, slots, at, rows, problems, depths, caches, width, params
+        self,
+        stored: Stored,
+        slots,
+        common: Dense | None,
+        at,
+        rows,
+        problems,
+        depths,
+        caches,
+        width,
+        params,
     ):
         """Let the reward read the steps that rows in slots have ended."""
         mine = of_rows(params, stored, problems)
@@ -303,7 +333,11 @@ class Programs:
             counts=jnp.where(real, step.counts, 0), tokens=step.tokens[:, :width]
         )
         cache = jax.tree.map(lambda leaf: leaf[at], slots.cache)
-        segments = (segment_of(cache, step.filled),)
+        own = own_segment(cache, step.start, step.filled)
+        segments: tuple[Segment, ...] = (own,)
+        if common is not None:
+            past = jax.tree.map(lambda leaf: leaf[problems], common)
+            segments = (common_segment(past, step.start), own)
         read = self.target.read_step(depths, taken, step, mine, segments)
         stored, caches, change = put(stored, rows, read, caches)
         return stored, self._told(read, step, mine), caches, change
@@ -325,7 +359,8 @@ class Programs:
         mine = of_rows(params, stored, problems)
         taken = take(stored, rows, rows, problems, caches, self.structure)
         others = jax.tree.map(lambda leaf: leaf[sources], stored.rows)
-        context = (segment_of(cache, filled),)
+        zeros = jnp.zeros_like(filled)
+        context = (own_segment(cache, zeros, filled),)
         step, impossible = self.store.repeat_step(
             depths, taken, others, mine, context, width
         )
@@ -335,11 +370,12 @@ class Programs:
         cache = paging.merge(
             cache,
             layers_of(step.new.keys, step.new.values),
+            jnp.arange(count),
             filled,
             jnp.arange(count),
             jnp.int32(count),
         )
-        segments = (segment_of(cache, filled + step.counts),)
+        segments = (own_segment(cache, zeros, filled + step.counts),)
         read = self.target.read_step(depths, taken, step, mine, segments, drawn=False)
         stored, caches, change = put(stored, rows, read, caches)
         told = self._told(read, step, mine)
@@ -361,17 +397,16 @@ class Programs:
 
     def _resize(self, slots: Slots, order: Int[Array, " r"], size: int) -> Slots:
         """Some slots alone, with room for another number of positions."""
-        keep = min(slots.cache.keys[0].shape[-1], size)
+        some = jax.tree.map(lambda leaf: leaf[order], slots)
+        return some._replace(cache=self._widen(some.cache, size))
+
+    def _widen(self, cache: Dense, size: int) -> Dense:
+        """The same rows with room for another number of positions."""
+        keep = min(cache.keys[0].shape[-1], size)
         grow, none = (0, size - keep), (0, 0)
-        cache = Dense(
+        return Dense(
+            tuple(jnp.pad(x[..., :keep], [none, none, none, grow]) for x in cache.keys),
             tuple(
-                jnp.pad(x[order, ..., :keep], [none, none, none, grow])
-                for x in slots.cache.keys
-            ),
-            tuple(
-                jnp.pad(x[order, :, :keep], [none, none, grow, none])
-                for x in slots.cache.values
+                jnp.pad(x[:, :, :keep], [none, none, grow, none]) for x in cache.values
             ),
         )
-        rest = jax.tree.map(lambda leaf: leaf[order], slots._replace(cache=()))
-        return rest._replace(cache=cache)

@@ -16,6 +16,7 @@ class Sizes(NamedTuple):
         reads: rows whose steps are read together, by the reward or by the policy.
         prefill: tokens of prompts that are read together.
         shrinks: whether programs of fewer rows are worth compiling.
+        shares: whether what a problem's rows have in common is read once for all.
     """
 
     slots: int
@@ -26,6 +27,7 @@ class Sizes(NamedTuple):
     reads: int
     prefill: int
     shrinks: bool
+    shares: bool
 
 
 def room_of(needed: int) -> int:
@@ -36,9 +38,32 @@ def room_of(needed: int) -> int:
     return size
 
 
+def doubled(needed: int) -> int:
+    """Positions of a common past: 128, 256, 512 and so on."""
+    return max(128, 1 << (needed - 1).bit_length())
+
+
 def width_of(count: int, most: int, shrinks: bool, *, factor: int = 4) -> int:
     """Rows of a program: `most`, or if it shrinks that by a power of `factor`."""
     size = most
     while shrinks and size >= factor * count and size % factor == 0 and size > 4:
         size //= factor
     return size
+
+
+def chosen_of(count: int, most: int, shrinks: bool) -> int:
+    """Slots that are computed, of `most`: all, three quarters, half, a quarter, ..."""
+    if not shrinks or 4 * count > 3 * most or most % 4:
+        return most
+    if 2 * count > most:
+        return 3 * most // 4
+    return width_of(count, most // 2, shrinks, factor=2)
+
+
+def chosen_below(count: int, most: int) -> int:
+    """How many rows must be left for fewer slots to be computed; 0 if there is none."""
+    size = chosen_of(count, most, True)
+    for fewer in range(count - 1, 0, -1):
+        if chosen_of(fewer, most, True) < size:
+            return fewer
+    return 0

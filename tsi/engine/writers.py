@@ -11,51 +11,110 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from tsi.engine.common import Common
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs
-from tsi.engine.sizes import Sizes, room_of, width_of
+from tsi.engine.sizes import Sizes, chosen_of, room_of, width_of
+from tsi.engine.slots import Chosen
+
+LAG = 64
+"""Positions of the common past that a row may have of its own before it is loaded anew,
+which takes longer than to read so many once more."""
+
+ARRAYS = ("row_of", "active", "ended", "counts", "filled", "start")
+"""What the host knows of each slot."""
 
 
 class Writers:
     """Slots of one lane.
 
+    Attributes:
+        row_of: the row in each slot, which may have left it.
+        active: whether it writes.
+        ended: whether it has ended its step, which nobody has read yet.
+        counts: the tokens of its step.
+        filled: the positions of its past.
+        start: those that it has in the common past alone.
+
     Args:
         programs: compiled ones.
         pool: the policy's caches.
         sizes: how much is worked on at once.
+        each: rows of a problem.
         most: the most positions that a slot may need.
     """
 
-    def __init__(self, programs: Programs, pool: Pool, sizes: Sizes, most: int) -> None:
+    def __init__(
+        self, programs: Programs, pool: Pool, sizes: Sizes, each: int, most: int
+    ) -> None:
         self.programs, self.pool = programs, pool
-        self.sizes, self.most = sizes, most
+        self.sizes, self.each, self.most = sizes, each, most
+        self.common: Common | None = None
+        if sizes.shares:
+            self.common = Common(programs, pool, sizes.problems, most)
         self.slots: Any = None
-        self.row_of: Int[np.ndarray, " R"] = np.full(0, -1)
-        self.active: Bool[np.ndarray, " R"] = np.zeros(0, bool)
-        self.filled: Int[np.ndarray, " R"] = np.zeros(0, np.int32)
+        self._arrays(0)
         self.resident: dict[int, int] = {}
         self.useful = self.computed = self.bursts = 0
+
+    def _arrays(self, number: int) -> None:
+        self.row_of: Int[np.ndarray, " R"] = np.full(number, -1)
+        self.active: Bool[np.ndarray, " R"] = np.zeros(number, bool)
+        self.ended: Bool[np.ndarray, " R"] = np.zeros(number, bool)
+        self.counts: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
+        self.filled: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
+        self.start: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
 
     @property
     def number(self) -> int:
         """R, which changes with what there is to do."""
         return len(self.row_of)
 
+    @property
+    def past(self) -> Any:
+        """The cache of what problems have in common, or None."""
+        return None if self.common is None else self.common.cache
+
     def forget(self, rows: Int[np.ndarray, " n"]) -> None:
         """What slots hold of these rows is theirs no more."""
         for row in rows.tolist():
             self.resident.pop(row, None)
 
-    def fill(self, queue: collections.deque[int]) -> Int[np.ndarray, " n"]:
-        """Give rows of the queue the slots that are free, and their caches."""
-        self._resize(queue)
-        free = set(np.flatnonzero(~self.active).tolist())
+    def release(self, problems: Int[np.ndarray, " n"]) -> None:
+        """Problems have left."""
+        if self.common is not None:
+            self.common.release(problems)
+
+    def share(self, rows: Int[np.ndarray, " n"]) -> None:
+        """Find what the rows of each problem have in common, of those that will write.
+
+        Args:
+            rows: in order.
+        """
+        if self.common is None or not len(rows):
+            return
+        problems, firsts = np.unique(rows // self.each, return_index=True)
+        self.common.update(np.split(rows, firsts[1:]), problems)
+
+    def fill(
+        self, queue: collections.deque[int], expected: int
+    ) -> Int[np.ndarray, " n"]:
+        """Give rows of the queue the slots that are free, and their caches.
+
+        Args:
+            queue: rows.
+            expected: rows that there may be for slots, those that write among them.
+        """
+        self._resize(queue, expected)
+        free = set(np.flatnonzero(~self.active & ~self.ended).tolist())
         count = min(len(free), len(queue))
         rows = np.asarray([queue.popleft() for _ in range(count)], np.int32)
+        start = self._starts(rows)
         at = np.full(count, -1, np.int32)
         for i, row in enumerate(rows.tolist()):
             slot = self.resident.get(row)
-            if slot is not None and slot in free:
+            # What it counts on must be in the common past still.
+            if slot in free and 0 <= start[i] - self.start[slot] < LAG:
                 at[i] = slot
                 free.discard(slot)
         loaded = at < 0
@@ -65,10 +124,13 @@ class Writers:
         at[loaded] = order[: int(loaded.sum())]
         taken = set(at[loaded].tolist())
         self.resident = {r: s for r, s in self.resident.items() if s not in taken}
-        cache = self.pool.load(self.slots.cache, rows[loaded], at[loaded])
+        cache = self.pool.load(
+            self.slots.cache, rows[loaded], at[loaded], starts=start[loaded]
+        )
         self.slots = self.slots._replace(cache=cache)
         self.row_of[at], self.active[at] = rows, True
         self.filled[at] = self.pool.tables.lengths[rows]
+        self.start[at[loaded]] = start[loaded]
         self.at = at
         return rows
 
@@ -81,66 +143,97 @@ class Writers:
             np.pad(self.at, pad, constant_values=self.number),
             stored,
             padded,
+            np.pad(self.start[self.at], pad),
             np.pad(self.filled[self.at], pad),
             *keys,
         )
         self.slots = small._replace(cache=cache)
 
-    def write(self, params: Any, enough: int) -> tuple[Any, Any]:
-        """One burst.
-
-        Returns:
-            The slots whose rows have ended their steps, and all slots' tokens.
-        """
-        was = self.filled
-        cache = self.slots.cache
+    def write(self, params: Any, enough: int) -> None:
+        """One burst."""
+        was, cache, chosen = self.filled, self.slots.cache, self._choose()
         small, new, seen = self.programs.burst(
-            params, self.slots, np.int32(enough), self.sizes.burst
+            params, self.slots, self.past, chosen, np.int32(enough), self.sizes.burst
         )
-        cache = self.programs.behind(cache, new, was, self.active)
+        rows = np.arange(self.number) if chosen is None else chosen.rows
+        cache = self.programs.behind(
+            cache,
+            new,
+            rows.astype(np.int32),
+            (was - self.start)[rows],
+            self.active[rows],
+        )
         self.slots = small._replace(cache=cache)
         seen = jax.device_get(seen)
         self.filled = np.where(self.active, seen.filled, was).astype(np.int32)
         self.bursts += 1
-        self.computed += int(seen.turns) * self.number
+        self.computed += int(seen.turns) * len(rows)
         self.useful += int((self.filled - was).sum())
-        ended = np.flatnonzero(self.active & ~seen.active)
-        self.active = self.active & seen.active
-        return ended, seen.counts
+        self.ended |= self.active & ~seen.active
+        self.active, self.counts = self.active & seen.active, seen.counts
 
     def leave(self, at: Int[np.ndarray, " A"]) -> Int[np.ndarray, " A"]:
         """Rows leave their slots, which keep what they hold until somebody comes."""
         rows = self.row_of[at]
+        self.ended[at] = False
         self.resident |= zip(rows.tolist(), at.tolist(), strict=True)
         return rows
 
-    def _resize(self, queue: collections.deque[int]) -> None:
+    def _starts(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        if self.common is None:
+            return np.zeros(len(rows), np.int32)
+        return self.common.starts(rows, rows // self.each).astype(np.int32)
+
+    def _choose(self) -> Any:
+        """The slots that a burst computes: those that write, and few others."""
+        number, each = self.number, self.each
+        size = chosen_of(int(self.active.sum()), number, self.sizes.shrinks)
+        if size == number and self.common is None:
+            return None
+        first = np.argsort(~self.active, kind="stable")[:size]
+        rows: Any = np.sort(first).astype(np.int32)
+        if self.common is None:
+            return Chosen(rows, None, None)
+        # Where each active row stands among those of its problem.
+        active = np.flatnonzero(self.active[rows])
+        problems = self.row_of[rows[active]] // each
+        order = np.argsort(problems, kind="stable")
+        active, problems = active[order], problems[order]
+        rank = np.arange(len(active)) - np.searchsorted(problems, problems)
+        width = width_of(int(rank.max(initial=0)) + 1, each, True, factor=2)
+        readers: Any = np.zeros((self.sizes.problems, width), np.int32)
+        places: Any = np.zeros(size, np.int32)
+        readers[problems, rank] = active
+        places[active] = problems * width + rank
+        return Chosen(rows, readers, places)
+
+    def _resize(self, queue: collections.deque[int], expected: int) -> None:
         """As many slots as there are rows for, with room for what they may become."""
-        longest = int(self.filled[self.active].max(initial=0))
-        waiting = list(queue)[: self.sizes.slots]
-        longest = max(longest, self.pool.tables.lengths[waiting].max(initial=0))
-        size = min(room_of(int(longest) + self.sizes.burst), self.most)
-        wanted = min(int(self.active.sum()) + len(queue), self.sizes.slots)
+        busy = self.active | self.ended
+        longest = int((self.filled - self.start)[busy].max(initial=0))
+        waiting = np.asarray(list(queue)[: self.sizes.slots], np.int32)
+        lengths = self.pool.tables.lengths[waiting] - self._starts(waiting)
+        longest = max(longest, int(lengths.max(initial=0)))
+        if self.common is not None:
+            longest += LAG
+        size = min(room_of(longest + self.sizes.burst), self.most)
         shrinks = self.sizes.shrinks
+        wanted = min(expected, self.sizes.slots)
         number = width_of(wanted, self.sizes.slots, shrinks, factor=2)
         if self.slots is None:
             self.slots = self.programs.slots(self.pool.like, number, size)
-            self.row_of = np.full(number, -1)
-            self.active = np.zeros(number, bool)
-            self.filled = np.zeros(number, np.int32)
+            self._arrays(number)
             return
         old, room = self.number, self.slots.cache.keys[0].shape[-1]
         if number == old and size <= room < 4 * size:
             return
-        order = np.concatenate(
-            [
-                np.flatnonzero(self.active),
-                np.flatnonzero(~self.active),
-                np.zeros(max(0, number - old), int),
-            ]
-        )[:number].astype(np.int32)
+        number = max(number, width_of(int(busy.sum()), self.sizes.slots, shrinks))
+        order = np.argsort(~busy, kind="stable")
+        order = np.pad(order, (0, max(0, number - old)))[:number].astype(np.int32)
         self.slots = self.programs.resize(self.slots, order, size)
-        writing = np.arange(number) < self.active.sum()
-        self.row_of = np.where(writing, self.row_of[order], -1)
-        self.filled = np.where(writing, self.filled[order], 0).astype(np.int32)
-        self.active, self.resident = writing, {}
+        held = np.arange(number) < busy.sum()
+        kept = {name: getattr(self, name)[order][held] for name in ARRAYS}
+        self._arrays(number)
+        for name, values in kept.items():
+            getattr(self, name)[held] = values
+        self.resident = {}
