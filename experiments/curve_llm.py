@@ -33,7 +33,8 @@ from tsi.models.download import get
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
-from tsi.rewards import Reward, TextReward
+from tsi.rewards import Reward
+from tsi.text_reward import TextReward
 from tsi.vocabularies import boundary_of
 
 POLICY = "smollm2-135m"

@@ -29,12 +29,13 @@ from tsi.numpyro import ExplorerKernel
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
 from tsi.reasoning_store import ReasoningStore
-from tsi.rewards import NoReward, PolicyValue, ProcessReward, SelfJudge, TextReward
+from tsi.rewards import NoReward, PolicyValue, ProcessReward, SelfJudge
 from tsi.samplers.contrastive_twist import fit_twist
 from tsi.samplers.potentials import product
 from tsi.tabular import TabularParticles, TabularTarget
 from tsi.tabular_examples import peaked, smooth
 from tsi.tabular_twist import exact_log_twist, table_twist, with_twisted_proposal
+from tsi.text_reward import TextReward
 from tsi.twist import TwistedTarget
 from tsi.value_twist import TwistedVerifier
 from tsi.verifier import Verifier

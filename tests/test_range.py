@@ -189,6 +189,6 @@ def test_probabilities_of_one_are_certain_and_of_zero_impossible():
 
 
 def log_odds_of_reward(scale, floor):
-    from tsi.rewards import TextReward
+    from tsi.text_reward import TextReward
 
     return TextReward(len, str, scale=scale, floor=floor)

@@ -13,8 +13,9 @@ from tsi import samplers
 from tsi.decoding import Temperatures, sample_token
 from tsi.learned_twist import LearnedTwist
 from tsi.reasoning import ReasoningParams
-from tsi.rewards import NoReward, SelfJudge, TextReward
+from tsi.rewards import NoReward, SelfJudge
 from tsi.run import run, turn
+from tsi.text_reward import TextReward
 from tsi.twist import TwistedParams, TwistedTarget
 
 PROMPTS = ("hello", "bad", "gems")

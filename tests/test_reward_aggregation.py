@@ -15,8 +15,9 @@ from tsi.errors import UnknownNameError
 from tsi.models.heads import ValueHead
 from tsi.reasoning import ReasoningParams
 from tsi.reasoning_store import ReasoningStore
-from tsi.rewards import PolicyValue, TextReward
+from tsi.rewards import PolicyValue
 from tsi.run import run
+from tsi.text_reward import TextReward
 
 LOG_ODDS = (-30.0, -2.0, -0.1, 0.0, 0.7, 3.0, 25.0)
 

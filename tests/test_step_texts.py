@@ -18,8 +18,8 @@ from tsi.formats import OutcomeFormat
 from tsi.formatted_reward import FormattedReward
 from tsi.models.tokenizer import Tokenizer
 from tsi.problem import Problem
-from tsi.rewards import TextReward
 from tsi.step_texts import text_after, text_so_far, texts_of_steps
+from tsi.text_reward import TextReward
 from tsi.verifier import Verifier
 
 

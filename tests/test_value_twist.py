@@ -17,8 +17,9 @@ from tsi.models.decoder import positions_of
 from tsi.models.heads import ValueHead
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
-from tsi.rewards import NoReward, TextReward
+from tsi.rewards import NoReward
 from tsi.samplers.contrastive_twist import fit_twist
+from tsi.text_reward import TextReward
 from tsi.value_twist import VALUE_TWIST, TwistedVerifier, hidden_states
 
 VOCABULARY, TOKENS, PROMPT = 3, 4, "ab"

@@ -59,9 +59,8 @@ class ProblemError(TsiError):
         shown = [f"{name!r} ({error!r})" for name, error in failures.items()]
         more = ", ..." if len(shown) > 3 else ""
         super().__init__(
-            f"{len(shown)} problems failed after they had been computed: "
-            f"{', '.join(shown[:3])}{more}. The results of the others are kept; mend "
-            "what failed and run these again."
+            f"{len(shown)} problems failed: {', '.join(shown[:3])}{more}. The results "
+            "of the others are kept; mend what failed and run these again."
         )
         self.failures = dict(failures)
         self.results: tuple[Any, ...] = ()

@@ -6,7 +6,8 @@ tokens of each step; peers score the whole prefix again at every step. The kinds
 - :class:`ProcessReward`: a token-scoring model that reads the policy's own token ids,
 - :class:`SelfJudge`: the policy's one-token judgement, on the policy's own cache,
 - :class:`PolicyValue`: a value head on the policy's hidden states, on its cache, too,
-- :class:`TextReward`: a Python function of the text, such as an exact verifier,
+- :class:`tsi.text_reward.TextReward`: a Python function of the text,
+- :class:`tsi.verifier.Verifier`: a Python function of question and text,
 - :class:`NoReward`: log-odds 0, for methods that never look,
 - :class:`tsi.formatted_reward.FormattedReward`: a published reward model, with its own
   tokenizer and prompt format,
@@ -16,12 +17,10 @@ tokens of each step; peers score the whole prefix again at every step. The kinds
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
@@ -29,8 +28,6 @@ from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
-from tsi.reward_scale import check_scale, log_odds_of
-from tsi.step_texts import text_so_far
 from tsi.weights import weight_dtype
 
 
@@ -340,72 +337,6 @@ class PolicyValue(Stateless):
 
     def reader(self, params):
         return params.policy.config
-
-
-@dataclasses.dataclass(frozen=True)
-class TextReward(Stateless):
-    """A Python function of the solution's text so far.
-
-    Attributes:
-        score: maps texts to as many numbers; runs on the host, must be deterministic,
-            and sees untrusted text: that of the rows that have taken a step.
-        decode: maps a list of token ids to text.
-        scale: what `score` hands out, "log-odds" or a "probability", of which 1 is the
-            log-odds 16.64 and 0 is -inf (:mod:`tsi.reward_scale`).
-        floor: the least probability that counts, in place of -inf for 0.
-
-    Raises:
-        UnknownNameError: for another scale.
-        ConfigurationError: for a floor that is no probability, or one of log-odds.
-    """
-
-    score: Callable[[Sequence[str]], np.ndarray]
-    decode: Callable[[list[int]], str]
-    scale: str = "log-odds"
-    floor: float | None = None
-
-    def __post_init__(self) -> None:
-        check_scale(self.scale, self.floor)
-
-    def read(self, state, step, params):
-        lengths, dtype = step.start + step.counts, weight_dtype()
-
-        def host(*arrays):
-            solution, lengths, finished, live = map(np.asarray, arrays)
-            told = np.zeros(lengths.shape, dtype)
-            rows = np.flatnonzero(live)
-            texts = [
-                text_so_far(
-                    self.decode,
-                    solution[row, : lengths[row]].tolist(),
-                    finished=bool(finished[row]),
-                )
-                for row in rows
-            ]
-            if texts:
-                scores = self.score(texts)
-                if np.shape(scores) != rows.shape:
-                    raise ConfigurationError(
-                        f"A reward's function was given {len(texts)} texts and gave "
-                        f"numbers of shape {np.shape(scores)}; it must give one each."
-                    )
-                told[rows] = log_odds_of(scores, self.scale, self.floor, dtype)
-            return told
-
-        shape = jax.ShapeDtypeStruct(lengths.shape, dtype)
-        log_odds = jax.pure_callback(
-            host,
-            shape,
-            step.solution,
-            lengths,
-            step.finished,
-            step.counts > 0,
-            vmap_method="sequential",
-        )
-        return state, Reading(log_odds, jnp.zeros_like(step.counts))
-
-    def reader(self, params):
-        return None
 
 
 class NoReward(Stateless):

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 
 from tsi.learned_twist import LearnedTwist
 from tsi.models.heads import ValueHead
-from tsi.rewards import PolicyContext, PolicyValue, TextReward, newest_hidden
+from tsi.rewards import PolicyContext, PolicyValue, newest_hidden
+from tsi.text_reward import TextReward
 
 
 def hidden_states(t: Any, particles: Any, params: Any) -> Float[Array, "R D"]:

@@ -1,23 +1,21 @@
 """An exact checker as a reward: it is told the question, and runs on the host.
 
-:class:`tsi.rewards.TextReward` scores a text alone; what a checker knows, whether the
-steps follow from this question, needs both. Questions travel as bytes in the state, so
-that one compiled program serves all problems.
+:class:`tsi.text_reward.TextReward` scores a text alone; what a checker knows, whether
+the steps follow from this question, needs both. Questions travel as bytes in the state,
+so that one compiled program serves all problems.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from tsi.errors import ConfigurationError
+from tsi.host_reward import HostReward, Written, numbers_of
 from tsi.reward_scale import check_scale, log_odds_of
-from tsi.rewards import Reading, Stateless
 from tsi.step_texts import text_so_far
 from tsi.weights import weight_dtype
 
@@ -39,7 +37,7 @@ class AskedQuestions(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Verifier(Stateless):
+class Verifier(HostReward):
     """A function of the question and the solution so far.
 
     Attributes:
@@ -47,7 +45,7 @@ class Verifier(Stateless):
             policy has ended the solution; runs on the host, must be deterministic, and
             sees untrusted text.
         decode: maps a list of token ids to text.
-        scale, floor: what ``check`` hands out, as in :class:`tsi.rewards.TextReward`.
+        scale, floor: what ``check`` hands out, as in `TextReward`.
 
     Raises:
         UnknownNameError: for another scale.
@@ -87,34 +85,12 @@ class Verifier(Stateless):
             )
         return prompts.reward
 
-    def read(self, state: AskedQuestions, step, params) -> tuple[Any, Reading]:
-        """See :class:`tsi.rewards.Reward`; rows that took no step are not checked."""
-        log_odds = jax.pure_callback(
-            functools.partial(self._on_host, weight_dtype()),
-            jax.ShapeDtypeStruct(step.counts.shape, weight_dtype()),
-            state.text,
-            state.sizes,
-            step.solution,
-            step.start + step.counts,
-            step.counts > 0,
-            step.stopped,
-            step.finished,
-            vmap_method="sequential",
-        )
-        return state, Reading(log_odds, jnp.zeros_like(step.counts))
-
-    def _on_host(self, dtype: Any, *arrays) -> np.ndarray:
-        text, sizes, solution, lengths, live, ended, finished = map(np.asarray, arrays)
-        told = np.zeros(len(lengths), np.float64)
-        for row in np.flatnonzero(live):
-            # Rows stand problem by problem.
-            problem = row * len(text) // len(lengths)
-            question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
-            tokens = solution[row, : lengths[row]].tolist()
-            written = text_so_far(self.decode, tokens, finished=bool(finished[row]))
-            told[row] = self.check(question, written, bool(ended[row]))
-        return log_odds_of(told, self.scale, self.floor, dtype)
-
-    def reader(self, params) -> None:
-        """No model reads."""
-        return None
+    def score_rows(self, rows: Sequence[Written]) -> Float[np.ndarray, " R"]:
+        """See :class:`tsi.host_reward.HostReward`."""
+        told = []
+        for row in rows:
+            question = bytes(row.asked.text[: row.asked.sizes]).decode("utf-8")
+            text = text_so_far(self.decode, row.tokens, finished=row.finished)
+            told.append(self.check(question, text, row.stopped))
+        numbers = numbers_of(told, len(told))
+        return log_odds_of(numbers, self.scale, self.floor, weight_dtype())

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tsi.engine.interruption import deferred_interrupts
-from tsi.engine.lane import Ended
+from tsi.engine.lane import Ended, Failed
 
 
 def abreast(
-    runs: Sequence[Callable[[threading.Event], Iterator[Ended]]],
-) -> Iterator[Ended]:
+    runs: Sequence[Callable[[threading.Event], Iterator[Ended | Failed]]],
+) -> Iterator[Ended | Failed]:
     """What several lanes hand out, in the order in which it is there.
 
     Args:
@@ -38,10 +38,10 @@ def abreast(
         merged.close()  # type: ignore[attr-defined]
 
 
-def _merge(runs: Sequence[Any], stop: threading.Event) -> Iterator[Ended]:
+def _merge(runs: Sequence[Any], stop: threading.Event) -> Iterator[Ended | Failed]:
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def work(run: Callable[[threading.Event], Iterator[Ended]]) -> None:
+    def work(run: Callable[[threading.Event], Iterator[Ended | Failed]]) -> None:
         try:
             for ended in run(stop):
                 found.put(ended)

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from tsi.decoding import check_temperatures
 from tsi.engine.abreast import abreast
 from tsi.engine.compilation import compilations, keep_programs
-from tsi.engine.lane import Lane
+from tsi.engine.lane import Failed, Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.methods import method_of
 from tsi.engine.outcomes import Outcomes
@@ -334,6 +334,9 @@ class Engine:
             for ended in abreast(starts):
                 told = told._replace(ended=told.ended + 1)
                 problem = problems[ended.problem]
+                if isinstance(ended, Failed):
+                    failures[problem.id] = ended.error
+                    continue
                 at = ended.problem
                 lengths = int(batch.lengths[at]), int(read.lengths[at])
                 now = time.perf_counter()

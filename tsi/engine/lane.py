@@ -25,6 +25,7 @@ from tsi.engine.rows import RewardCaches, Stored
 from tsi.engine.sizes import Sizes, chosen_below, room_of, width_of
 from tsi.engine.writers import Writers
 from tsi.explorer import Reply, Request
+from tsi.host_reward import Written, scores_of
 from tsi.problem_ids import IdWords
 from tsi.reasoning import Particles, ReasoningParams, no_cost
 from tsi.rewards import Prompts
@@ -42,6 +43,13 @@ class Ended(NamedTuple):
     state: Any
     infos: Any
     cost: Any
+
+
+class Failed(NamedTuple):
+    """A problem that was given up: its number, and why."""
+
+    problem: int
+    error: Exception
 
 
 class Lane:
@@ -94,6 +102,7 @@ class Lane:
         self.infos: list[list[Any]] = [[] for _ in range(count)]
         self.queue: collections.deque[int] = collections.deque()
         self.left: collections.deque[int] = collections.deque()
+        self.failed: list[Failed] = []
         self.stored: Stored | None = None
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
@@ -116,7 +125,7 @@ class Lane:
         problems: Sequence[int],
         stop: threading.Event,
         tell: Callable[[], None] = lambda: None,
-    ) -> Iterator[Ended]:
+    ) -> Iterator[Ended | Failed]:
         """Run problems, given by index; each comes out as soon as it has ended.
 
         Args:
@@ -136,6 +145,8 @@ class Lane:
             if self.queue or (self.writers.active | self.writers.ended).any():
                 self._write()
                 tell()
+            yield from self.failed
+            self.failed.clear()
 
     # Problems
 
@@ -292,12 +303,15 @@ class Lane:
                 jax.tree.map(lambda leaf, s=spent: leaf[s], cost),
             )
             self.infos[place] = []
+        self._release(places)
+
+    def _release(self, places: Int[np.ndarray, " n"]) -> None:
         gone = self._rows_of(places)
         for pool in (self.policy, *self.readers):
             pool.tables.release(gone)
         self.writers.forget(gone)
         self.writers.release(places)
-        self.index[places] = -1
+        self.index[places], self.waiting[places] = -1, 0
 
     def _keep(self, ready: Bool[np.ndarray, " P"]) -> None:
         """Store the rows of an explorer's turn where it wants them."""
@@ -369,6 +383,7 @@ class Lane:
             sources = np.asarray(request.sources).reshape(-1)[moved]
             self._repeat(moved[active & (sources >= 0)])
             writers = moved[active & (sources < 0)]
+            writers = writers[self.index[writers // rows] >= 0]
         self.writers.share(writers)
         self.queue.extend(writers.tolist())
 
@@ -407,7 +422,10 @@ class Lane:
         began = time.perf_counter()
         at = self._due()
         for start in range(0, len(at), self.sizes.reads):
-            self._read(at[start : start + self.sizes.reads])
+            chosen = at[start : start + self.sizes.reads]
+            # A problem that has just been given up waits for nothing.
+            if len(chosen := chosen[writers.ended[chosen]]):
+                self._read(chosen)
         self.seconds["reward"] += time.perf_counter() - began
 
     def _enough(self) -> int:
@@ -472,7 +490,54 @@ class Lane:
             self.readers, caches.dense, *change, strict=True
         ):
             pool.store(dense, rows, kept[: len(at)], new[: len(at)])
-        self._end(rows, jax.tree.map(lambda leaf: leaf[: len(at)], told))
+        told = jax.tree.map(lambda leaf: leaf[: len(at)], told)
+        self._end(rows, self._score(rows, told))
+
+    def _score(self, rows: Int[np.ndarray, " n"], told: Told) -> Told:
+        """Ask a reward on the host for its numbers, if it is one that is.
+
+        A problem on which the function fails is given up; the others go on.
+        """
+        reward = self.programs.host_reward
+        if reward is None:
+            return told
+        each, pad = self.method.plan.rows, (0, self.sizes.reads - len(rows))
+        padded = np.pad(rows, pad, constant_values=self.total)
+        depths = np.pad(self.depths[rows], pad)
+        tokens, cut = jax.device_get(self.programs.written(self.stored, padded))
+        written = [
+            Written(
+                jax.tree.map(
+                    lambda leaf, p=self.index[row // each]: leaf[p], self.questions
+                ),
+                tokens[i, : told.lengths[i]].tolist(),
+                bool(told.finished[i] & ~cut[i]),
+                bool(told.finished[i]),
+            )
+            for i, row in enumerate(rows)
+        ]
+        log_odds, errors = scores_of(reward, written)
+        for i, error in errors.items():
+            row = int(rows[i])
+            self._give_up(row // each, int(self.depths[row]) + 1, error)
+        self.stored, potentials = self.programs.score(
+            self.stored, padded, depths, np.pad(log_odds, pad), self.params
+        )
+        potentials = jax.device_get(potentials)
+        return told._replace(log_potentials=potentials[: len(rows)])
+
+    def _give_up(self, place: int, step: int, error: Exception) -> None:
+        """Let a problem go that cannot be ended."""
+        if self.index[place] < 0:
+            return
+        error.add_note(f"This was at step {step} of the problem.")
+        self.failed.append(Failed(int(self.index[place]), error))
+        places = np.asarray([place])
+        rows = self._rows_of(places)
+        self.queue = collections.deque(row for row in self.queue if row not in rows)
+        self.writers.drop(rows)
+        self.infos[place] = []
+        self._release(places)
 
     def _reward_caches(
         self, rows: Int[np.ndarray, " n"], size: int, width: int
@@ -512,8 +577,10 @@ class Lane:
         flat = np.asarray(self.request.sources).reshape(-1)[rows]
         sources = self.working + places * stored + flat
         for start in range(0, len(rows), self.sizes.reads):
-            chosen = slice(start, start + self.sizes.reads)
-            self._repeat_some(rows[chosen].astype(np.int32), sources[chosen])
+            chosen = np.arange(start, min(start + self.sizes.reads, len(rows)))
+            chosen = chosen[self.index[places[chosen]] >= 0]
+            if len(chosen):
+                self._repeat_some(rows[chosen].astype(np.int32), sources[chosen])
         self.seconds["repeat"] += time.perf_counter() - began
 
     def _repeat_some(self, rows: Int[np.ndarray, " n"], sources: Any) -> None:
@@ -545,7 +612,7 @@ class Lane:
         ):
             pool.store(dense, rows, kept[:count], new[:count])
         self.writers.forget(rows)
-        self._end(rows, told)
+        self._end(rows, self._score(rows, told))
 
     def _end(self, rows: Int[np.ndarray, " n"], told: Told) -> None:
         """Rows that have ended a step."""
@@ -553,4 +620,5 @@ class Lane:
         self.depths[rows] += 1
         if self.method.plan.stored:
             self.reply.finished[rows] |= self.depths[rows] >= self.target.max_steps
-        np.subtract.at(self.waiting, rows // self.method.plan.rows, 1)
+        places = rows // self.method.plan.rows
+        np.subtract.at(self.waiting, places[self.index[places] >= 0], 1)

@@ -5,6 +5,7 @@ rows when steps are read. What is copied between them and the blocks is compiled
 so that a pool that grows makes no model compile again.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ from tsi.engine.slots import (
     empty_slots,
     own_segment,
 )
+from tsi.host_reward import Deferred, HostReward
 from tsi.models.layers import Segment
 from tsi.models.partition import MODEL
 from tsi.reasoning import ReasoningParams, ReasoningTarget
@@ -67,6 +69,10 @@ class Programs:
     """
 
     def __init__(self, target: ReasoningTarget, mesh: Mesh | None) -> None:
+        self.host_reward: HostReward | None = None
+        if isinstance(target.reward, HostReward):
+            self.host_reward = target.reward
+            target = dataclasses.replace(target, reward=Deferred(target.reward))
         self.target, self.store, self.mesh = target, ReasoningStore(target), mesh
         self.structure: Any = None
         self.home: Sharding | None = None
@@ -83,6 +89,8 @@ class Programs:
         self.behind = donate(self._behind)
         self.end_step = jax.jit(self._end_step, static_argnums=8, donate_argnums=0)
         self.repeat = jax.jit(self._repeat, static_argnums=9, donate_argnums=0)
+        self.written = jax.jit(self._written)
+        self.score = donate(self._score)
         self.resize = jax.jit(self._resize, static_argnums=2)
         self.widen = jax.jit(self._widen, static_argnums=1)
 
@@ -384,6 +392,34 @@ class Programs:
             log_probs=log_prob, log_corrections=jnp.zeros_like(log_prob)
         )
         return stored, told, caches, change, cache
+
+    def _written(self, stored: Stored, rows) -> tuple[Array, Array]:
+        """Tokens of rows, and which of these were cut at a limit."""
+        return stored.rows.tokens[rows], stored.rows.truncated[rows]
+
+    def _score(self, stored: Stored, rows, depths, log_odds, params):
+        """Give rows the log-odds of a step that the host has looked at.
+
+        Args:
+            stored: all rows.
+            rows: which; those beyond the store are lost.
+            depths: of the step.
+            log_odds: numbers.
+            params: weights and temperatures.
+
+        Returns:
+            The store, and the log potentials of the rows.
+        """
+        old = stored.rows
+        history = old.history._replace(
+            log_odds=old.history.log_odds.at[rows, depths].set(log_odds, mode="drop")
+        )
+        new = old._replace(
+            log_odds=old.log_odds.at[rows].set(log_odds, mode="drop"), history=history
+        )
+        some = jax.tree.map(lambda leaf: leaf[rows], new)
+        potentials = self.target.log_potential(0, some, params)
+        return stored._replace(rows=new), potentials.astype(weight_dtype())
 
     def _told(self, particles, step, params) -> Told:
         zeros = jnp.zeros(particles.lengths.shape, weight_dtype())

@@ -85,6 +85,12 @@ class Writers:
         if self.common is not None:
             self.common.release(problems)
 
+    def drop(self, rows: Int[np.ndarray, " n"]) -> None:
+        """Rows leave their slots before their steps have ended."""
+        gone = np.isin(self.row_of, rows)
+        self.active &= ~gone
+        self.ended &= ~gone
+
     def share(self, rows: Int[np.ndarray, " n"]) -> None:
         """Find what the rows of each problem have in common, of those that will write.
 

@@ -1,0 +1,185 @@
+"""Rewards on the host: the numbers of a callback without one, failures by problem."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_engine
+import tiny_language as tiny
+
+from tsi import samplers
+from tsi.engine import Engine
+from tsi.engine import engine as engine_module
+from tsi.engine.lane import Lane
+from tsi.errors import ProblemError, RewardError
+from tsi.host_reward import Written, numbers_of, scores_of
+from tsi.problem import Problem
+from tsi.reasoning import ReasoningParams
+from tsi.result import Result
+from tsi.run import run
+from tsi.text_reward import TextReward
+from tsi.verifier import Verifier
+
+KEY = jax.random.key(5)
+WORDS = ("hello", "bad", "scale", "fin", "ode")
+PROBLEMS = [Problem(i, word, "") for i, word in enumerate(WORDS)]
+SAMPLERS = {
+    "filter": samplers.particle_filter(),
+    "repeats": samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=True),
+}
+
+
+def count(texts):
+    """Log-odds of texts: the more different letters, the better."""
+    return [0.3 * len(set(text)) - 0.1 * len(text) for text in texts]
+
+
+def check(question, text, ended):
+    return 0.2 * len(set(text) & set(question)) + (1.0 if ended else -0.5)
+
+
+TEXT = TextReward(count, tiny.decode)
+
+
+def engine(reward) -> Engine:
+    policy, _ = tiny.models()
+    target = tiny.target(reward=reward, log_truncation=-1.0)
+    return Engine(target, policy, None, encode=tiny.encode, decode=tiny.decode)
+
+
+def results(reward, sampler, problems=PROBLEMS) -> list[Result]:
+    found = engine(reward).run(sampler, KEY, problems, 8, extract=test_engine.extract)
+    assert all(len(set(result.texts)) > 1 for result in found)
+    return found
+
+
+@pytest.mark.parametrize("reward", [TEXT, Verifier(check, tiny.decode)])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_engine_gets_the_numbers_of_a_callback_without_one(
+    monkeypatch, reward, name
+):
+    problem, alone = PROBLEMS[0], None
+    policy, _ = tiny.models()
+    target = tiny.target(reward=reward, log_truncation=-1.0)
+    if name == "filter":
+        asked = reward.prepare([problem.prompt])
+        prompts = tiny.prompts(problem.prompt)._replace(reward=asked)
+        params = ReasoningParams(policy, None, prompts, jnp.float32(1.0))
+        once = jax.jit(lambda key: run(SAMPLERS[name], target, key, 8, params))
+        alone = once(jax.random.fold_in(KEY, problem.id))
+    called = []
+    monkeypatch.setattr(jax, "pure_callback", lambda *a, **k: called.append(a))
+    together = results(reward, SAMPLERS[name])
+    assert not called
+    if alone is not None:
+        np.testing.assert_allclose(
+            together[0].log_weights, alone.state.log_weights, atol=1e-4
+        )
+    # In other company, too, and in other batches.
+    for constant, value in {"CHEAP": 0, "READS": 2, "BURST": 3}.items():
+        monkeypatch.setattr(engine_module, constant, value)
+    for left, right in zip(
+        together[::-1], results(reward, SAMPLERS[name], PROBLEMS[::-1]), strict=True
+    ):
+        test_engine.same(left, right)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("reads", [1, 3, 8])
+def test_a_function_that_fails_costs_its_problem(monkeypatch, name, reads):
+    whole = results(TEXT, SAMPLERS[name])
+    monkeypatch.setattr(engine_module, "READS", reads)
+    monkeypatch.setattr(engine_module, "CHEAP", 0)
+    lanes, release = [], Lane._release
+
+    def watched(self, places):
+        release(self, places)
+        lanes.append(self)
+
+    monkeypatch.setattr(Lane, "_release", watched)
+    last = {text[:9] for text in whole[3].texts if len(text) > 8}
+    others = {text[:9] for i in (0, 1, 2, 4) for text in whole[i].texts}
+    assert last - others
+
+    def fails(texts):
+        if any(text[:9] in last - others for text in texts):
+            raise ZeroDivisionError("not these letters")
+        return count(texts)
+
+    with pytest.raises(ProblemError, match=r"1 problems .*3 \(ZeroD") as caught:
+        results(TextReward(fails, tiny.decode), SAMPLERS[name])
+    (error,) = caught.value.failures.values()
+    assert error.__notes__[0].startswith("This was at step ")
+    kept = [result for result in whole if result.problem_id != 3]
+    assert len(caught.value.results) == len(kept)
+    for left, right in zip(caught.value.results, kept, strict=True):
+        test_engine.same(left, right)
+    for lane in lanes:
+        assert lane.policy.tables.num_used == 0
+
+
+def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeypatch):
+    sampler, repeating = SAMPLERS["repeats"], []
+    repeat, decide = Lane._repeat_some, Lane._decide
+
+    def watched(self, rows, sources):
+        repeating.append(rows)
+        repeat(self, rows, sources)
+        repeating.pop()
+
+    def seen(self, ready):
+        yield from decide(self, ready)
+        places = np.asarray(self.queue, int) // self.method.plan.rows
+        assert (self.index[places] >= 0).all()
+
+    def fails(question, text, ended):
+        if repeating and question == "fin":
+            raise ZeroDivisionError("not this problem")
+        return check(question, text, ended)
+
+    whole = results(Verifier(check, tiny.decode), sampler)
+    monkeypatch.setattr(Lane, "_repeat_some", watched)
+    monkeypatch.setattr(Lane, "_decide", seen)
+    with pytest.raises(ProblemError, match=r"1 problems .*3 \(ZeroD") as caught:
+        results(Verifier(fails, tiny.decode), sampler)
+    kept = [result for result in whole if result.problem_id != 3]
+    for left, right in zip(caught.value.results, kept, strict=True):
+        test_engine.same(left, right)
+
+
+@pytest.mark.parametrize(
+    ("gives", "says"),
+    [
+        (None, "gave None"),
+        (0.5, r"numbers of shape \(\)"),
+        ([0.5], r"numbers of shape \(1,\)"),
+        ([0.5, None], "None"),
+        (["0.5", "0.1"], "0.5"),
+        ([[0.5], [0.1]], r"shape \(2, 1\)"),
+        ([[0.5], [0.1, 0.2]], "gave"),
+        ({}, "gave"),
+    ],
+)
+def test_what_is_not_a_number_for_each_text_is_a_sentence(gives, says):
+    with pytest.raises(RewardError, match=rf"given 2 texts and .*{says}.*\.$"):
+        numbers_of(gives, 2)
+
+
+@pytest.mark.parametrize(
+    "gives", [[1, 2], (1.0, 2.0), np.asarray([1, 2]), jnp.asarray([1, 2], jnp.bfloat16)]
+)
+def test_numbers_of_every_kind_are_numbers(gives):
+    assert numbers_of(gives, 2).tolist() == [1.0, 2.0]
+
+
+def test_who_is_to_blame_is_found_among_many():
+    def fails_on_odd(texts):
+        if any(len(text) % 2 for text in texts):
+            raise RewardError("odd")
+        return [len(text) for text in texts]
+
+    reward = TextReward(fails_on_odd, tiny.decode)
+    rows = [Written(None, [1] * n, False, False) for n in (2, 3, 4, 5)]
+    found, errors = scores_of(reward, rows)
+    assert found.tolist() == [2.0, 0.0, 4.0, 0.0]
+    assert sorted(errors) == [1, 3]
