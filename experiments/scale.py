@@ -44,6 +44,8 @@ class ProblemRunner(Protocol):
 
     def check(self, problems: Sequence[Problem]) -> None: ...
 
+    def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None: ...
+
     def run(
         self,
         sampler: Sampler | Explorer,
@@ -223,6 +225,9 @@ def run_plan(
     failures: dict[Any, Exception] = {}
     check_ids(world.problems)
     check_budgets(plan, world.max_steps)
+    for batch in batches(plan, world.problems[:1], world.max_steps):
+        method = sampler_of(batch.source, world.max_steps)
+        world.engine.check_fits(method, batch.num_particles)
     # Of all methods: the file may hold rows of others than this plan's.
     of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
     with ResultsFile(path, world.settings, of_method) as results:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tsi.engine import Engine
+from tsi.engine.memory import free_bytes
 from tsi.errors import ConfigurationError
 from tsi.experiments.language_policy import STEP_SLACK
 from tsi.experiments.model_checks import (
@@ -36,6 +37,8 @@ from tsi.truncation import Truncation
 from tsi.vocabularies import boundary_of
 
 PROBLEM_SEED = 0
+PROBLEM_BYTES = 550
+"""What a problem takes in memory, of the shorter of the two tasks' questions."""
 TINY_PREFIX = 100_000
 """Bytes of keys and values of a prefix of the tiny models, at most about."""
 
@@ -89,6 +92,8 @@ def embedded_world(
         PromptTooLongError: a problem does not fit the models' context.
     """
     task = get_task(task_name)
+    if isinstance(problems, int):
+        check_number(problems)
     truncation.check()
     named = None if reward is None else parse_reward(reward, aggregation)
     policy = policy or f"{task_name}-policy"
@@ -171,6 +176,21 @@ def embedded_world(
         stored,
         drawing.notes,
     )
+
+
+def check_number(problems: int) -> None:
+    """Refuse more problems than memory can hold, before the first is made.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    needed, free = problems * PROBLEM_BYTES, free_bytes()
+    if needed > free:
+        raise ConfigurationError(
+            f"{problems:,} problems take {needed / 1e9:,.0f} GB or more, and "
+            f"{free / 1e9:,.0f} GB are free: no more than about "
+            f"{free // PROBLEM_BYTES:,} fit. Ask for fewer."
+        )
 
 
 def batch_limits(

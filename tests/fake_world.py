@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tsi.answers import answer_posterior, select
+from tsi.errors import ConfigurationError
 from tsi.experiments.methods import METHODS, sampler_of
 from tsi.experiments.scale import World, checked_plan, run_plan
 from tsi.problem import Problem
@@ -28,6 +29,10 @@ class FakeEngine:
     def __init__(self, sleep=0.0):
         self.calls = []
         self.sleep = sleep
+
+    def check_fits(self, sampler, num_particles):
+        if num_particles > 2**18:
+            raise ConfigurationError("This does not fit.")
 
     def run(
         self,

@@ -377,7 +377,7 @@ def test_a_problem_that_fails_costs_its_rows_alone(tmp_path, methods):
     world = fake_world()
     expected = run_plan(plan, world, whole, progress=False)
     failing = world._replace(engine=Failing(0.0))
-    with pytest.raises(ProblemError, match=r"1 problems failed .* 3 .*no answer"):
+    with pytest.raises(ProblemError, match=r"1 problems failed: 3 .*no answer"):
         run_plan(plan, failing, path, progress=False)
     # The same command goes on with what is missing, once it is mended.
     assert len(path.read_bytes().splitlines()) > 1
@@ -387,3 +387,13 @@ def test_a_problem_that_fails_costs_its_rows_alone(tmp_path, methods):
     assert rows.keys() == expected.keys()
     lost = sum(cell.problem == 3 for cell in rows)
     assert len(path.read_bytes().splitlines()) - len(before) == lost
+
+
+@pytest.mark.parametrize("method", ["smc", "self_consistency", "mcts"])
+def test_a_budget_that_cannot_fit_is_refused_before_the_first_row(tmp_path, method):
+    plan = checked_plan(("smc", method), (1, 2**20), 1, 8)
+    world, path = fake_world(), tmp_path / "rows"
+    with pytest.raises(ConfigurationError, match="does not fit"):
+        run_plan(plan, world, path, progress=False)
+    assert not world.engine.calls
+    assert not path.exists()

@@ -66,6 +66,14 @@ class ProblemError(TsiError):
         self.results: tuple[Any, ...] = ()
 
 
+class OutOfMemoryError(TsiError):
+    """What is to be computed does not fit into memory, however little is at once."""
+
+
+class MemoryWarning(UserWarning):
+    """Memory has run out, and a run goes on with less at once."""
+
+
 class RewardError(TsiError):
     """A reward that is not a number, or a reward model that cannot score."""
 

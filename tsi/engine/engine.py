@@ -26,9 +26,16 @@ from jax.sharding import Mesh
 from tsi.decoding import check_temperatures
 from tsi.engine.abreast import abreast
 from tsi.engine.compilation import compilations, keep_programs
+from tsi.engine.endurance import Endurance
 from tsi.engine.lane import Failed, Lane
 from tsi.engine.lanes import divide, part_of
-from tsi.engine.methods import method_of
+from tsi.engine.memory import (
+    bytes_of_row,
+    bytes_per_position,
+    check_fits,
+    free_bytes,
+)
+from tsi.engine.methods import method_of, plan_of
 from tsi.engine.outcomes import Outcomes
 from tsi.engine.programs import Programs
 from tsi.engine.report import Progress, Report, total
@@ -153,6 +160,23 @@ class Engine:
         for problem in problems:
             self._encode(problem)
 
+    def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None:
+        """Refuse a number of particles that memory cannot hold, before work begins.
+
+        Raises:
+            ConfigurationError: the rows of one problem take more than is free.
+        """
+        models = [self.policy]
+        if self.target.reward.reads_prompts:
+            models.append(self.reward)
+        caches = [
+            bytes_per_position(model.config, model.trunk.embedding[...].dtype.itemsize)
+            for model in models
+        ]
+        plan = plan_of(sampler, num_particles, self.target.max_steps)
+        row = bytes_of_row(self.target, caches, BLOCK)
+        check_fits(row, plan, num_particles, free_bytes())
+
     def run(
         self,
         sampler: Sampler | Explorer,
@@ -265,6 +289,7 @@ class Engine:
             )
         if isinstance(sampler, Explorer):
             check_needs(sampler, ReasoningStore(self.target))
+        self.check_fits(sampler, int(num_particles))
         method = method_of(sampler, num_particles, self.target.max_steps)
         warm = self.temperature if temperature is None else temperature
         check_temperatures(warm, proposal_temperature)
@@ -296,7 +321,7 @@ class Engine:
         width = batch.tokens.shape[1]
         sizes = self._sizes(method.plan, -(-len(chosen) // count), width)
 
-        def lane_of(i: int) -> Lane:
+        def lane_of(i: int, sizes: Sizes) -> Lane:
             part, programs = self._parts[i], self._programs[i]
             weights = (part_of(self.policy, part), part_of(self.reward, part))
             mine = params._replace(policy=weights[0], reward=weights[1])
@@ -304,7 +329,6 @@ class Engine:
 
         def results() -> Iterator[Result]:
             began, before = time.perf_counter(), compilations()
-            lanes = [lane_of(i) for i in range(min(count, len(chosen)))]
             outcomes = Outcomes(
                 sampler,
                 self.target,
@@ -323,15 +347,15 @@ class Engine:
                     now = told._replace(generated_tokens=written, seconds=seconds)
                     progress(now)
 
-            starts = [
-                functools.partial(lane.run, chosen[i::count], tell=tell)
-                for i, lane in enumerate(lanes)
+            lanes = [
+                Endurance(functools.partial(lane_of, i), sizes, chosen[i::count], tell)
+                for i in range(min(count, len(chosen)))
             ]
             read = batch if questions is None else questions
             failures: dict[Any, Exception] = {}
             invalid: list[Result] = []
             last = began
-            for ended in abreast(starts):
+            for ended in abreast([lane.run for lane in lanes]):
                 told = told._replace(ended=told.ended + 1)
                 problem = problems[ended.problem]
                 if isinstance(ended, Failed):
@@ -342,7 +366,8 @@ class Engine:
                 now = time.perf_counter()
                 seconds, last = now - last, now
                 compiled = compilations().since(before)
-                self.report = total(lane.report() for lane in lanes)._replace(
+                reports = [report for lane in lanes for report in lane.reports()]
+                self.report = total(reports)._replace(
                     programs=compiled.programs, compile_seconds=compiled.seconds
                 )
                 try:

@@ -69,6 +69,13 @@ def step_info(info: Any, ancestors: Int[Array, "P N"], state: Any) -> StepInfo:
     return seen._replace(**{k: v for k, v in own.items() if k in StepInfo._fields})
 
 
+def plan_of(sampler: Sampler | Explorer, num_particles: int, max_steps: int) -> Plan:
+    """Working rows, stored rows and turns of a problem."""
+    if isinstance(sampler, Explorer):
+        return sampler.plan(num_particles, max_steps)
+    return Plan(num_particles, 0, max_steps)
+
+
 def method_of(
     sampler: Sampler | Explorer, num_particles: int, max_steps: int
 ) -> Method:
@@ -79,8 +86,6 @@ def method_of(
 
 @functools.lru_cache(maxsize=256)
 def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Method:
-    places = jnp.arange(num_particles, dtype=jnp.int32)
-
     def request_of(ancestors: Int[Array, "P N"], extend: Bool[Array, "P N"]) -> Request:
         return Request(ancestors, ancestors, extend)
 
@@ -112,17 +117,18 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
         asks = jax.vmap(lambda k, t: step_keys(k, t + 1).ask)(key_steps, turns)
         asked, ancestors = jax.vmap(sampler.ask)(asks, state)
         state = _of_ready(asked, state, going_on)
+        places = jnp.arange(num_particles, dtype=jnp.int32)
         ancestors = jnp.where(going_on[:, None], ancestors, places)
         if sampler.prunes:
             rests = hopeless(state)
         return state, request_of(ancestors, ~rests), info, going_on
 
-    return Method(Plan(num_particles, 0, max_steps), begin, turn)
+    return Method(plan_of(sampler, num_particles, max_steps), begin, turn)
 
 
 @functools.lru_cache(maxsize=256)
 def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> Method:
-    plan = explorer.plan(num_particles, max_steps)
+    plan = plan_of(explorer, num_particles, max_steps)
 
     @jax.jit
     def begin(key, ids):

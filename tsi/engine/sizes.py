@@ -30,6 +30,20 @@ class Sizes(NamedTuple):
     shares: bool
 
 
+def halved(sizes: Sizes) -> Sizes:
+    """Half as much at once, one at least of everything."""
+
+    def half(count: int) -> int:
+        return max(1, count // 2)
+
+    return sizes._replace(
+        slots=half(sizes.slots),
+        problems=half(sizes.problems),
+        reads=min(sizes.reads, half(sizes.slots)),
+        prefill=half(sizes.prefill),
+    )
+
+
 def room_of(needed: int) -> int:
     """Positions of dense rows: 64, 128, 192, 256, 384, 512, 768 and so on."""
     size = 64

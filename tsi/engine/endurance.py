@@ -1,0 +1,93 @@
+"""A lane that goes on with less at once where memory has run out."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+from tsi.engine.lane import Ended, Failed, Lane
+from tsi.engine.report import Report
+from tsi.engine.sizes import Sizes, halved
+from tsi.errors import MemoryWarning, OutOfMemoryError
+
+
+class Endurance:
+    """Problems of one group of devices, with as many in work at once as fit.
+
+    A program that runs out of memory has given its arrays away already, so what is
+    under way cannot go on. Its problems begin again with half as many slots and
+    problems at once; random numbers know neither, so the samples are the same.
+
+    Args:
+        lane_of: a lane of some sizes.
+        sizes: the first ones.
+        problems: which.
+        tell: called after each look at the slots.
+    """
+
+    def __init__(
+        self,
+        lane_of: Callable[[Sizes], Lane],
+        sizes: Sizes,
+        problems: Sequence[int],
+        tell: Callable[[], None],
+    ) -> None:
+        self._lane_of, self.sizes, self._tell = lane_of, sizes, tell
+        self._left = list(problems)
+        self._lane: Lane | None = None
+        self._reports: list[Report] = []
+
+    def reports(self) -> list[Report]:
+        """Of all lanes so far."""
+        now = [] if self._lane is None else [self._lane.report()]
+        return [*self._reports, *now]
+
+    @property
+    def num_written(self) -> int:
+        """Tokens that have been written so far, those that were lost among them."""
+        return sum(report.useful for report in self.reports())
+
+    def run(self, stop: threading.Event) -> Iterator[Ended | Failed]:
+        """All problems, each as soon as it has ended.
+
+        Raises:
+            OutOfMemoryError: one slot and one problem at once do not fit either.
+        """
+        while self._left and not stop.is_set():
+            failure = ""
+            try:
+                self._lane = lane = self._lane_of(self.sizes)
+                for ended in lane.run(list(self._left), stop, self._tell):
+                    self._left.remove(ended.problem)
+                    yield ended
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = str(error).splitlines()[0]
+            if not failure:
+                return
+            # Out of the handler, whose traceback holds the arrays of the lane.
+            self._reports, self._lane = self.reports(), None
+            lane = None  # type: ignore[assignment]
+            fewer = halved(self.sizes)
+            if fewer == self.sizes:
+                raise OutOfMemoryError(
+                    "Memory ran out with one problem and one slot at once "
+                    f"({failure}). Lower N, max_tokens or the models' size."
+                )
+            warnings.warn(
+                f"Memory ran out with {self.sizes.slots} slots and "
+                f"{self.sizes.problems} problems at once ({failure}); going on with "
+                f"{fewer.slots} and {fewer.problems}. No result is lost or changed. "
+                "Give the engine fewer max_rows to begin with.",
+                MemoryWarning,
+                stacklevel=2,
+            )
+            self.sizes = fewer
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device or the host has no memory left."""
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+        and "RESOURCE_EXHAUSTED" in str(error)
+    )

@@ -1,0 +1,89 @@
+"""Whether a run can fit into memory at all, which is asked before it begins.
+
+The bound counts what every row has for itself, however much rows share: its tokens and
+numbers, its line of block numbers, and one block in each cache, for a row that has
+written has a last block of its own. A run that passes may still run out of memory later
+(see :meth:`tsi.engine.Engine.stream`); one that does not pass never ends.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import psutil
+
+from tsi.errors import ConfigurationError
+from tsi.explorer import Plan
+from tsi.models.decoder_config import DecoderConfig
+
+
+class RowBytes(NamedTuple):
+    """What one row takes at least, in bytes.
+
+    Attributes:
+        numbers: tokens, step ends and rewards by step.
+        tables: numbers of its blocks.
+        blocks: one in each cache.
+    """
+
+    numbers: int
+    tables: int
+    blocks: int
+
+
+def bytes_of_row(target: Any, caches: list[int], block: int) -> RowBytes:
+    """What one row takes at least.
+
+    Args:
+        target: a :class:`tsi.reasoning.ReasoningTarget`.
+        caches: bytes of a position in each cache that grows with the row.
+        block: positions of a block.
+    """
+    # Ends, states, log p and log-odds of each step, and half a dozen of its own.
+    numbers = 4 * target.max_tokens + 4 * 4 * target.max_steps + 32
+    columns = -(-target.max_tokens // block)
+    return RowBytes(numbers, 4 * columns * len(caches), block * sum(caches))
+
+
+def bytes_per_position(config: DecoderConfig, itemsize: int) -> int:
+    """Keys and values of one position in all layers."""
+    entries = 2 * config.num_layers * config.num_kv_heads * config.head_width
+    return entries * itemsize
+
+
+def free_bytes() -> int:
+    """What the device has left, or the host, whose memory a CPU device uses."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    return int(psutil.virtual_memory().available)
+
+
+def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None:
+    """Refuse a number of particles that cannot fit.
+
+    Args:
+        row: of one row.
+        plan: working and stored rows of a problem.
+        num_particles: N, for the message.
+        free: bytes.
+
+    Raises:
+        ConfigurationError: the rows of one problem take more than is free.
+    """
+    rows = plan.rows + plan.stored
+    needed = rows * sum(row)
+    if needed <= free:
+        return
+    numbers, tables, blocks = (_gigabytes(rows * part) for part in row)
+    raise ConfigurationError(
+        f"One problem with N = {num_particles:,} has {rows:,} rows, which take "
+        f"{_gigabytes(needed)} or more ({numbers} of tokens and numbers, {tables} of "
+        f"tables, {blocks} of keys and values, one block each), and {_gigabytes(free)} "
+        f"are free: no more than about N = {int(num_particles * (free / needed)):,} "
+        "fits. Lower N, or max_tokens and max_steps of the target."
+    )
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:,.1f} GB"
