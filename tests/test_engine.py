@@ -1,5 +1,6 @@
 """The engine gives every problem what it would get alone, and prices it."""
 
+import collections
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import tiny_language as tiny
 from flax import nnx
 
 from tsi import samplers
+from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.evidence_variance import genealogy, relative_variance
@@ -242,3 +244,81 @@ def test_four_devices_give_the_samples_of_one(monkeypatch):
     one = samples_on(1)
     assert four.strip() == one
     assert len(one) > 100
+
+
+def steps_as_read(text: str, delimiters, stops, least: int, most: int):
+    """A text of letters, cut into steps by search, and whether a string stops it."""
+    steps, begin, behind = [], 0, 0
+    for end in range(1, len(text) + 1):
+        # The search goes on where a step is cut, and begins anew behind what it found.
+        found = any(text[behind:end].endswith(mark) for mark in delimiters)
+        behind = end if found else behind
+        stopped = any(text[:end].endswith(stop) for stop in stops)
+        length = end - begin
+        if stopped or (found and length >= least) or length == most:
+            steps.append(text[begin:end])
+            begin = end
+        if stopped:
+            return steps, True, text[end:]
+    return ([*steps, text[begin:]] if begin < len(text) else steps), False, ""
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_steps_and_solutions_end_at_strings_of_one_s_own(least):
+    size, delimiters, stops = 6, ["cc", "ab"], ["dd", "ccd"]
+    letters = [b"", *(letter.encode() for letter in tiny.ALPHABET[: size - 1])]
+    boundary = step_boundary(
+        letters,
+        [mark.encode() for mark in delimiters],
+        [0],
+        stop_strings=[stop.encode() for stop in stops],
+        min_step_tokens=least,
+    )
+    policy, reward = tiny.models(size, sharpness=0.5)
+    target = tiny.target(boundary=boundary)
+    models = {"encode": tiny.encode, "decode": tiny.decode}
+    runner = Engine(target, policy, reward, **models)
+    key, problems = jax.random.key(2), [Problem(0, "abc", ""), Problem(1, "dec", "")]
+    seen = collections.Counter()
+    for sampler in (
+        samplers.self_consistency(),
+        samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=True),
+    ):
+        results = runner.run(sampler, key, problems, 32, extract=extract)
+        for result in results:
+            for text, steps, cut in zip(
+                result.texts, result.step_texts, result.truncated, strict=True
+            ):
+                expected, stopped, beyond = steps_as_read(
+                    text, delimiters, stops, least, target.max_step_tokens
+                )
+                # The end token alone is a step without a letter.
+                assert [step for step in steps if step] == expected
+                assert not beyond
+                assert not (stopped and cut)
+                assert all(len(step) >= least for step in steps[:-1])
+                seen[stopped, bool(cut)] += 1
+    assert min(seen[True, False], seen[False, False]) > 10
+
+
+def test_log_p_of_solutions_that_strings_end_is_the_policys_own():
+    boundary = step_boundary(
+        [b"", *(x.encode() for x in tiny.ALPHABET[:5])], b"c", [0], stop_strings=[b"dd"]
+    )
+    target = tiny.target(boundary=boundary)
+    policy, reward = tiny.models(6, sharpness=0.5)
+    params = ReasoningParams(policy, reward, tiny.prompts("abc"), jnp.float32(1.0))
+    sampler, key = samplers.self_consistency(), jax.random.key(3)
+    final = jax.jit(lambda key: run(sampler, target, key, 64, params))(key)
+    rows = final.particles
+    prompt, stopped = tiny.encode("abc"), 0
+    for row, length in enumerate(np.asarray(rows.lengths)):
+        tokens = np.asarray(rows.tokens)[row, :length].tolist()
+        sequence = jnp.asarray([prompt + tokens])
+        log_p = jax.nn.log_softmax(policy(sequence)[0])[len(prompt) - 1 : -1]
+        total = float(log_p[np.arange(length), np.asarray(tokens)].sum())
+        assert float(rows.log_prob[row]) == pytest.approx(total, abs=1e-3)
+        ends = tiny.decode(tokens).endswith("dd")
+        assert bool(rows.truncated[row]) == (not ends and tokens[-1] != 0)
+        stopped += ends
+    assert stopped > 5

@@ -8,6 +8,8 @@ import tiny_language as tiny
 
 import tsi
 from tsi import samplers
+from tsi.boundary import step_boundary
+from tsi.reasoning import ReasoningParams
 from tsi.reasoning_store import ReasoningStore
 from tsi.rewards import SelfJudge
 
@@ -225,3 +227,33 @@ def test_a_step_cannot_follow_a_past_where_it_would_have_ended_elsewhere(monkeyp
         rows, log_prob, added = replayed(step, past)
         assert (log_prob, added) == (-np.inf, 0)
         assert int(rows.boundary_state[0]) == int(written[past].boundary_state[0])
+
+
+def test_steps_that_strings_end_are_repeated_as_they_were_written():
+    """Every row's own steps, from the beginning, with a least number of tokens."""
+    letters = [b"", *(letter.encode() for letter in tiny.ALPHABET[:5])]
+    boundary = step_boundary(
+        letters,
+        [b"cc", b"a"],
+        [0],
+        stop_strings=[b"dd", b"ccb", b"ae"],
+        min_step_tokens=3,
+    )
+    store = ReasoningStore(tiny.target(boundary=boundary))
+    policy, reward = tiny.models(6, sharpness=0.5)
+    params = ReasoningParams(policy, reward, tiny.prompts("abc"), jnp.float32(1.0))
+    size = 64
+    empty = store.gather(store.init(None, size, params), jnp.arange(size))
+    propose, replay = jax.jit(store.propose), jax.jit(store.replay)
+    rows, again = empty, empty
+    for t in range(store.max_steps):
+        depths = jnp.full(size, t)
+        rows, _ = propose(jax.random.key(t), depths, rows, params)
+    for t in range(store.max_steps):
+        again, log_probs = replay(jnp.full(size, t), again, rows, params)
+        assert np.isfinite(log_probs).all()
+    for name in ("tokens", "step_ends", "finished", "truncated", "boundary_state"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(rows, name))
+    np.testing.assert_allclose(again.log_prob, rows.log_prob, atol=1e-4)
+    texts = [tiny.decode(tokens) for tokens in texts_of(rows)]
+    assert sum(text.endswith(("dd", "ccb", "ae")) for text in texts) > 20

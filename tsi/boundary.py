@@ -1,10 +1,14 @@
 """Where a reasoning step ends, decided on token ids inside a compiled loop.
 
 A delimiter such as a blank line may be one token, the tail of a token, or span several
-tokens. The search for it is the Knuth–Morris–Pratt automaton over bytes, lifted to
+tokens. The search for it is an automaton over bytes (:mod:`tsi.byte_search`) lifted to
 tokens: ``next_state[a, v]`` is the automaton's state after reading all bytes of token v
-from state a, and ``ends[a, v]`` says whether the delimiter was completed on the way.
-The delimiter's tokens stay in the step and in its density.
+from state a, and ``ends[a, v]`` says whether a delimiter was completed on the way. The
+delimiter's tokens stay in the step and in its density.
+
+Strings that stop the whole solution are searched for by an automaton of their own,
+since a step that ends is no reason to forget the beginning of one of them. A solution
+ends with the token that completes a string, and keeps all of that token.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tsi.byte_search import search_tables
 from tsi.errors import ConfigurationError
+
+
+class Advance(NamedTuple):
+    """What a token makes of rows: their state, and whether step and solution end."""
+
+    state: Int[Array, "*b"]
+    ended: Bool[Array, "*b"]
+    stopped: Bool[Array, "*b"]
 
 
 class Boundary(NamedTuple):
@@ -22,16 +35,21 @@ class Boundary(NamedTuple):
 
     Attributes:
         next_state: ``[A, V]``, the automaton's next state.
-        ends: ``[A, V]``, whether the token completes the delimiter.
+        ends: ``[A, V]``, whether the token completes a delimiter.
         stops: ``[V]``, whether the token ends the whole solution.
         padding: ``[V]``, ids that stand for nothing and are never drawn; None if there
             are none.
+        strings: ``[S, V]``, the next state of the search for strings that end the whole
+            solution, -1 where the token completes one; None if there are none.
+        least: tokens that a step has at least, unless the solution ends; None for one.
     """
 
     next_state: Int[Array, "A V"]
     ends: Bool[Array, "A V"]
     stops: Bool[Array, " V"]
     padding: Bool[Array, " V"] | None = None
+    strings: Int[Array, "S V"] | None = None
+    least: int | None = None
 
     def among_tokens(self, logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
         """A policy's logits without what only pads its vocabulary."""
@@ -41,30 +59,72 @@ class Boundary(NamedTuple):
             else jnp.where(self.padding, -jnp.inf, logits)
         )
 
+    def advance(
+        self, state: Int[Array, "*b"], token: Int[Array, "*b"], count: Int[Array, "..."]
+    ) -> Advance:
+        """Read a token.
+
+        Args:
+            state: before it; 0 at the beginning of a solution. One number for both
+                automata.
+            token: ids.
+            count: of the step's tokens, this one included; broadcasts.
+        """
+        stopped = self.stops[token]
+        searched, searching = 1, jnp.zeros_like(state)
+        if self.strings is not None:
+            searched = self.strings.shape[0]
+            state, searching = state // searched, state % searched
+            searching = self.strings[searching, token].astype(state.dtype)
+            stopped |= searching < 0
+            searching = jnp.maximum(searching, 0)
+        ended = self.ends[state, token]
+        if self.least is not None:
+            ended &= count >= self.least
+        ended |= stopped
+        # Afresh after a boundary, on from here where the step is cut.
+        state = jnp.where(ended, 0, self.next_state[state, token])
+        return Advance(state * searched + searching, ended, stopped)
+
 
 def step_boundary(
     token_bytes: Sequence[bytes],
-    delimiter: bytes,
+    delimiter: bytes | Sequence[bytes],
     eos_ids: Sequence[int],
     *,
     padding: Sequence[int] = (),
+    stop_strings: Sequence[bytes] = (),
+    min_step_tokens: int = 1,
 ) -> Boundary:
     """Build the tables for a vocabulary and a delimiter.
 
     Args:
         token_bytes: the bytes that each token id decodes to, ``b""`` for control
             tokens.
-        delimiter: the bytes that end a step, for example ``b"\\n\\n"``.
+        delimiter: the bytes that end a step, for example ``b"\\n\\n"``; or several,
+            each of which does.
         eos_ids: tokens that end the solution (and its last step).
         padding: ids that no token has, which the policy is not to write.
+        stop_strings: bytes that end the solution as well.
+        min_step_tokens: a delimiter that comes sooner does not end the step.
 
     Raises:
-        ConfigurationError: the delimiter is empty, or an end token or padding is out of
-            range, or one is both.
+        ConfigurationError: a delimiter or stop string is empty, an end token or padding
+            is out of range, or one is both, or steps have less than one token.
     """
-    if not delimiter:
+    delimiters = [delimiter] if isinstance(delimiter, bytes) else list(delimiter)
+    if not delimiters or not all(delimiters):
         raise ConfigurationError(
             "The step delimiter is empty; give at least one byte, such as b'\\n'."
+        )
+    if isinstance(stop_strings, bytes | str) or not all(stop_strings):
+        raise ConfigurationError(
+            f"The stop strings are {stop_strings!r}; give a list of byte strings, none "
+            "of which is empty."
+        )
+    if min_step_tokens < 1:
+        raise ConfigurationError(
+            f"A step has at least one token, and min_step_tokens is {min_step_tokens}."
         )
     size = len(token_bytes)
     outside = [i for i in eos_ids if not 0 <= i < size]
@@ -79,18 +139,13 @@ def step_boundary(
             f"The ids {wrong} cannot be padding of a vocabulary of {size} whose end "
             f"tokens are {list(eos_ids)}; name ids that stand for no token."
         )
-    automaton = _byte_automaton(delimiter)
-    next_state = np.zeros((len(delimiter), size), np.int32)
-    ends = np.zeros((len(delimiter), size), bool)
-    for start in range(len(delimiter)):
-        for token, text in enumerate(token_bytes):
-            state = start
-            for byte in text:
-                state = automaton[state, byte]
-                if state == len(delimiter):
-                    ends[start, token] = True
-                    state = 0
-            next_state[start, token] = state
+    next_state, ends = search_tables(token_bytes, delimiters)
+    strings = None
+    if len(stop_strings):
+        following, halts = search_tables(token_bytes, stop_strings)
+        # Programs hold the table, and few states fit into a byte.
+        small = np.int8 if len(following) < 128 else np.int32
+        strings = jnp.asarray(np.where(halts, -1, following).astype(small))
     stops = np.zeros(size, bool)
     stops[list(eos_ids)] = True
     padded = np.zeros(size, bool)
@@ -100,16 +155,6 @@ def step_boundary(
         jnp.asarray(ends),
         jnp.asarray(stops),
         jnp.asarray(padded) if len(padding) else None,
+        strings,
+        min_step_tokens if min_step_tokens > 1 else None,
     )
-
-
-def _byte_automaton(pattern: bytes) -> np.ndarray:
-    """Transitions ``[len(pattern), 256]``; state = bytes of the pattern matched."""
-    table = np.zeros((len(pattern), 256), np.int32)
-    for state in range(len(pattern)):
-        for byte in range(256):
-            seen = pattern[:state] + bytes([byte])
-            table[state, byte] = next(
-                n for n in range(len(seen), -1, -1) if seen.endswith(pattern[:n])
-            )
-    return table

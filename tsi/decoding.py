@@ -206,16 +206,13 @@ def write_token(
     active, place = rows.active, rows.counts[:, None]
     token = jnp.where(active, token, rows.token)
     counts = rows.counts + active
-    stopped = rows.stopped | (active & boundary.stops[token])
-    ended = boundary.ends[rows.state, token] | stopped
-    # Afresh after a boundary, on from here where the step is cut.
-    state = jnp.where(ended, 0, boundary.next_state[rows.state, token])
+    state, ended, stopped = boundary.advance(rows.state, token, counts)
     here = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
     return rows._replace(
         token=token,
         state=jnp.where(active, state, rows.state),
         active=active & ~ended & (counts < room),
-        stopped=stopped,
+        stopped=rows.stopped | (active & stopped),
         counts=counts,
         log_prob=rows.log_prob + jnp.where(active, log_prob, 0.0),
         log_correction=rows.log_correction + jnp.where(active, log_correction, 0.0),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tsi.boundary import Advance
 from tsi.cache import cut, keep, take
 from tsi.decoding import Decoding, log_prob_of
 from tsi.errors import ConfigurationError
@@ -201,7 +202,7 @@ class ReasoningStore:
         offsets = jnp.arange(width)
         places = jnp.minimum(begin[:, None] + offsets, target.max_tokens - 1)
         tokens = jnp.take_along_axis(sources.tokens, places, axis=1)
-        state, ends_here = self._ends_where_it_ends(tokens, counts, particles)
+        state, ends_here, stopped = self._ends_where_it_ends(tokens, counts, particles)
         too_long = particles.lengths + counts > target.max_tokens
         impossible = (counts > 0) & (too_long | ~ends_here)
         counts = jnp.where(impossible, 0, counts)
@@ -223,7 +224,7 @@ class ReasoningStore:
             token=jnp.where(took, newest, particles.pending),
             state=jnp.where(took, state, particles.boundary_state),
             active=jnp.zeros_like(took),
-            stopped=took & target.boundary.stops[newest],
+            stopped=took & stopped,
             counts=counts,
             log_prob=log_p,
             log_correction=jnp.zeros_like(log_p),
@@ -237,35 +238,30 @@ class ReasoningStore:
         tokens: Int[Array, "R C"],
         counts: Int[Array, " R"],
         particles: Particles,
-    ) -> tuple[Int[Array, " R"], Bool[Array, " R"]]:
-        """The boundary's state after a step, and whether decoding ends the step there.
+    ) -> tuple[Int[Array, " R"], Bool[Array, " R"], Bool[Array, " R"]]:
+        """The boundary's state after a step, and whether step and solution end there.
 
-        It does if no token but the last completes the delimiter or the solution, and
+        A step does if no token but the last completes a delimiter or the solution, and
         the last does so or has no room behind it.
         """
         boundary, target = self.target.boundary, self.target
 
         def read(carry, column):
-            state, early, ended = carry
+            early, last = carry
             offset, token = column
             real = offset < counts
-            early = early | (real & ended)
-            now = boundary.ends[state, token] | boundary.stops[token]
-            following = jnp.where(now, 0, boundary.next_state[state, token])
-            state, ended = (
-                jnp.where(real, new, old)
-                for new, old in ((following, state), (now, ended))
-            )
-            return (state, early, ended), None
+            early = early | (real & last.ended)
+            now = boundary.advance(last.state, token, offset + 1)
+            last = jax.tree.map(lambda new, old: jnp.where(real, new, old), now, last)
+            return (early, last), None
 
         no = jnp.zeros(counts.shape, bool)
         columns = (jnp.arange(tokens.shape[1]), tokens.T)
-        (state, early, ended), _ = jax.lax.scan(
-            read, (particles.boundary_state, no, no), columns
-        )
+        start = (no, Advance(particles.boundary_state, no, no))
+        (early, last), _ = jax.lax.scan(read, start, columns)
         full = particles.lengths + counts >= target.max_tokens
         cut_off = (counts >= target.max_step_tokens) | full
-        return state, ~early & (ended | cut_off)
+        return last.state, ~early & (last.ended | cut_off), last.stopped
 
 
 def _without_caches(particles: Particles) -> Any:

@@ -18,18 +18,25 @@ from tsi.models.tokenizer import Tokenizer
 
 
 def boundary_of(
-    tokenizer: Tokenizer, vocab_size: int, delimiter: bytes, eos_ids: Sequence[int]
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    delimiter: bytes | Sequence[bytes],
+    eos_ids: Sequence[int],
+    *,
+    stop_strings: Sequence[bytes] = (),
+    min_step_tokens: int = 1,
 ) -> Boundary:
     """Where steps of a policy end; what its tokenizer does not know is never drawn.
 
     Args:
         tokenizer: of the policy.
         vocab_size: its rows, padding included.
-        delimiter: the bytes that end a step.
+        delimiter: the bytes that end a step, or several, each of which does.
         eos_ids: tokens that end the solution; may be drawn in any case.
+        stop_strings, min_step_tokens: see :func:`tsi.boundary.step_boundary`.
 
     Raises:
-        ConfigurationError: the delimiter is empty, or an end token is out of range.
+        ConfigurationError: see :func:`tsi.boundary.step_boundary`.
     """
     unknown = [id for id in range(vocab_size) if tokenizer.meaning(id) is None]
     return step_boundary(
@@ -37,6 +44,8 @@ def boundary_of(
         delimiter,
         eos_ids,
         padding=sorted({*unknown} - {*eos_ids}),
+        stop_strings=stop_strings,
+        min_step_tokens=min_step_tokens,
     )
 
 

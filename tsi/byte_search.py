@@ -1,0 +1,81 @@
+"""The search for byte strings in a text that comes token by token.
+
+The automaton of Aho and Corasick (Communications of the ACM 18, 1975) over bytes; with
+one string it is that of Knuth, Morris and Pratt. A match leads back to the start, so
+that matches do not overlap.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+
+def search_tables(
+    token_bytes: Sequence[bytes], patterns: Sequence[bytes]
+) -> tuple[Int[np.ndarray, "A V"], Bool[np.ndarray, "A V"]]:
+    """The next state from each state by each token, and whether a pattern was found.
+
+    Args:
+        token_bytes: of each token; those of length zero change nothing.
+        patterns: none of them empty.
+    """
+    table, found = byte_automaton(patterns)
+    order = np.argsort([-len(text) for text in token_bytes], kind="stable")
+    longest = len(token_bytes[order[0]]) if len(order) else 0
+    padded = np.zeros((len(order), longest), np.uint8)
+    for row, token in enumerate(order):
+        padded[row, : len(token_bytes[token])] = list(token_bytes[token])
+    lengths = np.asarray([len(token_bytes[token]) for token in order])
+    states = np.arange(len(table))[:, None]
+    state = np.broadcast_to(states, (len(table), len(order))).copy()
+    matched = np.zeros(state.shape, bool)
+    for place in range(longest):
+        # Longer tokens stand in front.
+        count = int(np.searchsorted(-lengths, -place))
+        here = (state[:, :count], padded[:count, place][None])
+        matched[:, :count] |= found[here]
+        state[:, :count] = table[here]
+    next_state, ends = np.zeros(state.shape, np.int32), np.zeros(state.shape, bool)
+    next_state[:, order], ends[:, order] = state, matched
+    return next_state, ends
+
+
+def byte_automaton(
+    patterns: Sequence[bytes],
+) -> tuple[Int[np.ndarray, "A 256"], Bool[np.ndarray, "A 256"]]:
+    """Transitions by byte, and which of them complete a pattern.
+
+    A state is the longest part of the text's end with which some pattern begins; the
+    states of one pattern are numbered by how much of it that is.
+    """
+    children: list[dict[int, int]] = [{}]
+    whole = [False]
+    for pattern in patterns:
+        node = 0
+        for byte in pattern:
+            if byte not in children[node]:
+                children[node][byte] = len(children)
+                children.append({})
+                whole.append(False)
+            node = children[node][byte]
+        whole[node] = True
+    table = np.zeros((len(children), 256), np.int32)
+    shorter = np.zeros(len(children), np.int32)
+    queue = deque([0])
+    while queue:
+        node = queue.popleft()
+        back = shorter[node]
+        whole[node] |= whole[back]
+        if node:
+            table[node] = table[back]
+        for byte, child in children[node].items():
+            shorter[child] = table[back, byte] if node else 0
+            table[node, byte] = child
+            queue.append(child)
+    # Nobody stays in a state where a pattern is complete.
+    complete = np.asarray(whole)
+    numbers = np.where(complete, 0, np.cumsum(~complete) - 1)
+    kept = table[~complete]
+    return numbers[kept].astype(np.int32), complete[kept]
