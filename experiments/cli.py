@@ -67,6 +67,9 @@ def scale(
     top_p: float | None = None,
     min_p: float | None = None,
     model_sampling: bool = False,
+    delimiter: tuple[str, ...] = (),
+    stop_string: tuple[str, ...] = (),
+    min_step_tokens: int = 1,
     policy: str | None = None,
     reward: RewardName = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
@@ -91,6 +94,9 @@ def scale(
         min_p: the policy writes no token below this share of the likeliest.
         model_sampling: let the policy's generation_config.json say what of these four
             is not given.
+        delimiter: strings each of which ends a step, in place of the task's own.
+        stop_string: strings each of which ends the solution.
+        min_step_tokens: a delimiter that comes sooner does not end the step.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
         reward: what scores solutions; see :data:`RewardName`.
@@ -106,6 +112,7 @@ def scale(
     """
     from tsi.experiments.language_policy import parse_switches
     from tsi.experiments.scale import checked_plan, run_plan
+    from tsi.experiments.step_ends import step_ends
     from tsi.experiments.world import embedded_world
     from tsi.experiments.write_report import write_report
     from tsi.truncation import Truncation
@@ -122,6 +129,7 @@ def scale(
         temperature=temperature,
         truncation=Truncation(top_k, top_p, min_p),
         model_sampling=model_sampling,
+        ends=step_ends(delimiter, stop_string, min_step_tokens),
         max_rows=max_rows,
         dtype=dtype,
         model_parallel=model_parallel,
@@ -145,6 +153,9 @@ def solve(
     top_p: float | None = None,
     min_p: float | None = None,
     model_sampling: bool = False,
+    delimiter: tuple[str, ...] = (),
+    stop_string: tuple[str, ...] = (),
+    min_step_tokens: int = 1,
     policy: str | None = None,
     reward: RewardName = None,
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
@@ -167,6 +178,9 @@ def solve(
         min_p: the policy writes no token below this share of the likeliest.
         model_sampling: let the policy's generation_config.json say what of these four
             is not given.
+        delimiter: strings each of which ends a step, in place of the task's own.
+        stop_string: strings each of which ends the solution.
+        min_step_tokens: a delimiter that comes sooner does not end the step.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
         reward: what scores solutions; see :data:`RewardName`.
@@ -185,6 +199,7 @@ def solve(
     from tsi.experiments.methods import get_method, sampler_of
     from tsi.experiments.scale import run_method
     from tsi.experiments.solve import solution_text
+    from tsi.experiments.step_ends import step_ends
     from tsi.experiments.tasks import get_task
     from tsi.experiments.world import embedded_world
     from tsi.truncation import Truncation
@@ -204,6 +219,7 @@ def solve(
         temperature=temperature,
         truncation=Truncation(top_k, top_p, min_p),
         model_sampling=model_sampling,
+        ends=step_ends(delimiter, stop_string, min_step_tokens),
         dtype=dtype,
         model_parallel=model_parallel,
         template_switches=parse_switches(template_switch),

@@ -25,6 +25,7 @@ from tsi.experiments.model_checks import (
 from tsi.experiments.model_sampling import drawing_of
 from tsi.experiments.named_reward import Writer, load_reward, parse_reward
 from tsi.experiments.scale import World
+from tsi.experiments.step_ends import StepEnds
 from tsi.experiments.tasks import get_task
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
@@ -53,6 +54,7 @@ def embedded_world(
     temperature: float | None = None,
     truncation: Truncation = Truncation(),  # noqa: B008
     model_sampling: bool = False,
+    ends: StepEnds = StepEnds(),  # noqa: B008
     max_rows: int | None = None,
     dtype: str = "float32",
     model_parallel: int = 1,
@@ -73,6 +75,7 @@ def embedded_world(
         truncation: tokens that the policy may write; the truncated policy is what all
             methods sample from and weigh by.
         model_sampling: whether the policy's own files say what of these is None.
+        ends: of steps and solutions, beside those of the task and the policy.
         max_rows: particles of one batch over all its problems; what suits the models
             and the device, if None.
         dtype: of the models' weights.
@@ -120,9 +123,17 @@ def embedded_world(
         dtype=dtype,
         mesh=mesh,
     )
-    ends = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
+    eos_ids = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
+    delimiters = ends.delimiters or (task.delimiter,)
     target = ReasoningTarget(
-        boundary_of(tokenizer, config.vocab_size, task.delimiter.encode(), ends),
+        boundary_of(
+            tokenizer,
+            config.vocab_size,
+            [delimiter.encode() for delimiter in delimiters],
+            eos_ids,
+            stop_strings=[string.encode() for string in ends.stop_strings],
+            min_step_tokens=ends.min_tokens,
+        ),
         chosen.reward,
         max_step_tokens=step_tokens,
         max_tokens=max_tokens,
@@ -163,6 +174,7 @@ def embedded_world(
     }
     parts = drawing.truncation._asdict().items()
     settings |= {name: part for name, part in parts if part is not None}
+    settings |= ends.settings()
     if template_switches:
         settings["template_switches"] = dict(template_switches)
     return World(

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.boundary import Boundary
 from tsi.cache import Suffix, append, empty_suffix, fork, slots_needed
 from tsi.decoding import Decoding, Temperatures, decode, row_keys
+from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
 from tsi.rewards import PolicyContext, Prompts, Reading, Reward, Step, as_int32
@@ -135,6 +136,9 @@ class ReasoningTarget:
         log_truncation: added to the log potential of a truncated solution. The default
             gives it weight zero, so that the target is p conditioned on finishing;
             0 lets it count by its reward.
+
+    Raises:
+        ConfigurationError: the boundary wants more tokens of a step than it may have.
     """
 
     boundary: Boundary
@@ -143,6 +147,15 @@ class ReasoningTarget:
     max_tokens: int
     max_steps: int
     log_truncation: float = -math.inf
+
+    def __post_init__(self) -> None:
+        least = self.boundary.least
+        if least is not None and least > self.max_step_tokens:
+            raise ConfigurationError(
+                f"Steps have at least {least} tokens by the boundary and at most "
+                f"{self.max_step_tokens} by the target, so no delimiter could end one. "
+                "Lower min_step_tokens or raise max_step_tokens."
+            )
 
     def init(
         self,

@@ -1,0 +1,53 @@
+"""Where steps and solutions end, from the command line to the texts."""
+
+import doctest
+
+import jax
+import pytest
+
+from tsi.errors import ConfigurationError
+from tsi.experiments import step_ends as module
+from tsi.experiments.scale import run_method
+from tsi.experiments.step_ends import StepEnds, step_ends
+from tsi.experiments.world import embedded_world
+
+
+def test_the_examples_of_the_docstrings_are_true():
+    assert doctest.testmod(module).failed == 0
+
+
+def test_what_a_shell_hands_over_is_read():
+    ends = step_ends([r"\n\n", "## Step"], [r"\tEnd", "ä"], 3)
+    assert ends == StepEnds(("\n\n", "## Step"), ("\tEnd", "ä"), 3)
+
+
+def test_a_world_ends_steps_and_solutions_as_asked():
+    ends = StepEnds(("=", "+"), ("2",), 2)
+    world = embedded_world("chain", 2, ends=ends)
+    assert world.settings["delimiters"] == ["=", "+"]
+    assert world.settings["stop_strings"] == ["2"]
+    assert world.settings["min_step_tokens"] == 2
+    key = jax.random.key(0)
+    results = run_method(world, "self_consistency", key, world.problems, 32)
+    stopped = 0
+    for result in results:
+        for text, steps in zip(result.texts, result.step_texts, strict=True):
+            assert "2" not in text[:-1]
+            stopped += text.endswith("2")
+            assert all(len(step) >= 2 for step in steps[:-1])
+            cut = world.settings["max_step_tokens"]
+            assert all(step[-1] in "=+" or len(step) == cut for step in steps[:-1])
+    assert stopped > 5
+
+
+def test_a_world_that_is_asked_for_nothing_keeps_its_settings():
+    assert (
+        embedded_world("chain", 1)
+        .settings.keys()
+        .isdisjoint({"delimiters", "stop_strings", "min_step_tokens"})
+    )
+
+
+def test_steps_that_cannot_end_are_refused():
+    with pytest.raises(ConfigurationError, match=r"at least 500 tokens .*\.$"):
+        embedded_world("chain", 1, ends=StepEnds(min_tokens=500))
