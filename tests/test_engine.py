@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.evidence_variance import genealogy, relative_variance
+from tsi.explorer import ExplorerInfo
 from tsi.models.decoder import RewardModel
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
@@ -322,3 +324,58 @@ def test_log_p_of_solutions_that_strings_end_is_the_policys_own():
         assert bool(rows.truncated[row]) == (not ends and tokens[-1] != 0)
         stopped += ends
     assert stopped > 5
+
+
+class Talkative(NamedTuple):
+    """An info with fields of its own, one of them for each particle."""
+
+    ancestors: jax.Array
+    spread: jax.Array
+    squares: dict
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_what_a_sampler_of_ones_own_says_of_its_steps_is_in_the_result(as_dict):
+    inner = samplers.particle_filter()
+
+    def tell(key, state, *told):
+        state, info = inner.tell(key, state, *told)
+        own = Talkative(
+            info.ancestors,
+            jnp.std(state.log_potentials),
+            {"of potentials": state.log_potentials**2},
+        )
+        return state, own._asdict() if as_dict else own
+
+    key = jax.random.key(7)
+    runner, own = engine(16), inner._replace(tell=tell)
+    plain = runner.run(inner, key, PROBLEMS, 8, extract=extract)
+    results = runner.run(own, key, PROBLEMS, 8, extract=extract)
+    for left, right in zip(plain, results, strict=True):
+        same(left, right)
+        assert not left.infos
+        assert right.infos.keys() == {"spread", "squares"}
+        steps = len(right.ess)
+        assert right.infos["spread"].shape == (steps,)
+        squares = right.infos["squares"]["of potentials"]
+        assert squares.shape == (steps, 8)
+        rewards = np.asarray(right.step_rewards, np.float64)
+        log_odds = np.log(rewards) - np.log1p(-rewards)
+        seen = rewards > 0
+        np.testing.assert_allclose(squares[seen], log_odds[seen] ** 2, rtol=1e-3)
+        assert (right.infos["spread"] > 0).any()
+
+
+def test_what_an_explorer_of_ones_own_says_of_its_turns_is_in_the_result():
+    inner = samplers.mcts()
+    more = collections.namedtuple("more", (*ExplorerInfo._fields, "best"))
+
+    def tell(key, state, reply):
+        state, info = inner.tell(key, state, reply)
+        return state, more(*info, jnp.max(reply.log_potentials))
+
+    runner = engine(16)
+    own = inner._replace(tell=tell)
+    (result,) = runner.run(own, jax.random.key(7), PROBLEMS[:1], 4, extract=extract)
+    assert result.infos.keys() == {"best"}
+    assert np.isfinite(result.infos["best"]).any()

@@ -1,7 +1,7 @@
 """What a run on one problem gives back: the same for every sampler."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -96,6 +96,8 @@ class Result(NamedTuple):
             was made or the method accepts none.
         thinking: which of the `truncated` particles had not ended their thinking (see
             `tsi.models.thinking`), or None where not kept.
+        infos: what the infos of a sampler of one's own have beside the fields above,
+            by field, stacked over steps or turns; None where not kept.
     """
 
     problem_id: int | str
@@ -123,6 +125,7 @@ class Result(NamedTuple):
     resampled: Bool[np.ndarray, "T"] | None = None
     acceptance_rate: float = math.nan
     thinking: Bool[np.ndarray, "N"] | None = None
+    infos: dict[str, Any] | None = None
 
     @property
     def unanswered(self) -> float:

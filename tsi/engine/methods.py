@@ -7,6 +7,7 @@ are ready and leaves the others as they are.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ class StepInfo(NamedTuple):
         resampled: whether any particle moved, [P].
         num_recoveries, num_invalid: as in `SMCInfo`; zero if the info has none, [P].
         log_potentials: each particle's last, [P, N].
+        own: what else the info has, by field.
     """
 
     ancestors: Int[Array, "P N"]
@@ -37,6 +39,7 @@ class StepInfo(NamedTuple):
     num_recoveries: Int[Array, "P"]
     num_invalid: Int[Array, "P"]
     log_potentials: Float[Array, "P N"]
+    own: dict[str, Any]
 
 
 class Method(NamedTuple):
@@ -64,9 +67,21 @@ def step_info(info: Any, ancestors: Int[Array, "P N"], state: Any) -> StepInfo:
         zeros,
         zeros,
         state.log_potentials,
+        {},
     )
-    own = info if isinstance(info, dict) else getattr(info, "_asdict", dict)()
-    return seen._replace(**{k: v for k, v in own.items() if k in StepInfo._fields})
+    known = {*StepInfo._fields} - {"own"}
+    of_steps = {k: v for k, v in fields_of(info).items() if k in known}
+    return seen._replace(**of_steps, own=own_fields(info, known))
+
+
+def fields_of(info: Any) -> dict[str, Any]:
+    """The fields of an info, which is a dictionary, a NamedTuple or something else."""
+    return info if isinstance(info, dict) else getattr(info, "_asdict", dict)()
+
+
+def own_fields(info: Any, known: Iterable[str]) -> dict[str, Any]:
+    """Those that are not known: what a sampler of one's own says of its steps."""
+    return {k: v for k, v in fields_of(info).items() if k not in known}
 
 
 def plan_of(sampler: Sampler | Explorer, num_particles: int, max_steps: int) -> Plan:

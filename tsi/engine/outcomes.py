@@ -10,7 +10,8 @@ from tsi.answers import answer_posterior, select
 from tsi.degeneracy import common_past
 from tsi.diagnostics import diagnose_run, diagnose_store, rewards_of
 from tsi.engine.lane import Ended
-from tsi.explorer import Explorer
+from tsi.engine.methods import own_fields
+from tsi.explorer import Explorer, ExplorerInfo
 from tsi.models.thinking import is_thinking
 from tsi.outcome import distinct, slot_costs, texts_by_step, weighed_answers
 from tsi.problem import Problem
@@ -108,6 +109,7 @@ class Outcomes(NamedTuple):
             slots=slots,
             truncated=truncated,
             thinking=self._thinking(problem, truncated, texts),
+            infos=own_fields(infos, ExplorerInfo._fields) if explores else infos.own,
             **(
                 diagnose_store(self.sampler, answers, state, step_texts)
                 if isinstance(self.sampler, Explorer)
