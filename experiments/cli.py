@@ -66,6 +66,7 @@ def scale(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    repetition_penalty: float | None = None,
     model_sampling: bool = False,
     delimiter: tuple[str, ...] = (),
     stop_string: tuple[str, ...] = (),
@@ -92,7 +93,8 @@ def scale(
         top_k: the policy writes its so many most likely tokens alone.
         top_p: the policy writes the fewest most likely tokens of this mass alone.
         min_p: the policy writes no token below this share of the likeliest.
-        model_sampling: let the policy's generation_config.json say what of these four
+        repetition_penalty: divides the logits of tokens that were read before.
+        model_sampling: let the policy's generation_config.json say what of these five
             is not given.
         delimiter: strings each of which ends a step, in place of the task's own.
         stop_string: strings each of which ends the solution.
@@ -128,6 +130,7 @@ def scale(
         aggregation=aggregation,
         temperature=temperature,
         truncation=Truncation(top_k, top_p, min_p),
+        repetition_penalty=repetition_penalty,
         model_sampling=model_sampling,
         ends=step_ends(delimiter, stop_string, min_step_tokens),
         max_rows=max_rows,
@@ -152,6 +155,7 @@ def solve(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    repetition_penalty: float | None = None,
     model_sampling: bool = False,
     delimiter: tuple[str, ...] = (),
     stop_string: tuple[str, ...] = (),
@@ -176,7 +180,8 @@ def solve(
         top_k: the policy writes its so many most likely tokens alone.
         top_p: the policy writes the fewest most likely tokens of this mass alone.
         min_p: the policy writes no token below this share of the likeliest.
-        model_sampling: let the policy's generation_config.json say what of these four
+        repetition_penalty: divides the logits of tokens that were read before.
+        model_sampling: let the policy's generation_config.json say what of these five
             is not given.
         delimiter: strings each of which ends a step, in place of the task's own.
         stop_string: strings each of which ends the solution.
@@ -218,6 +223,7 @@ def solve(
         aggregation=aggregation,
         temperature=temperature,
         truncation=Truncation(top_k, top_p, min_p),
+        repetition_penalty=repetition_penalty,
         model_sampling=model_sampling,
         ends=step_ends(delimiter, stop_string, min_step_tokens),
         dtype=dtype,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tsi.errors import CheckpointError, ConfigurationError
 from tsi.models.files import shown
 from tsi.models.safetensors import read_json
+from tsi.repetition import check_penalty
 from tsi.truncation import Truncation
 
 NEUTRAL: Mapping[str, Any] = MappingProxyType(
@@ -31,7 +32,7 @@ NEUTRAL: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Fields that change what is drawn, each with the value that changes nothing."""
-DONE = ("temperature", "top_k", "top_p", "min_p")
+DONE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Those of them that are done here."""
 
 
@@ -41,11 +42,13 @@ class Drawing(NamedTuple):
     Attributes:
         temperature: of the policy.
         truncation: what it may write.
+        repetition_penalty: the price of what it has read before; None for none.
         notes: what a user should know of it, a sentence each.
     """
 
     temperature: float
     truncation: Truncation
+    repetition_penalty: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -53,6 +56,7 @@ def drawing_of(
     path: Path,
     temperature: float | None,
     truncation: Truncation,
+    repetition_penalty: float | None = None,
     *,
     as_the_model_says: bool,
 ) -> Drawing:
@@ -62,6 +66,7 @@ def drawing_of(
         path: of the policy, a folder or a file; only a folder has wishes.
         temperature: what the user says; None for nothing.
         truncation: what the user says of each part; None for nothing.
+        repetition_penalty: what the user says; None for nothing.
         as_the_model_says: whether the model decides what the user does not.
 
     Raises:
@@ -69,7 +74,8 @@ def drawing_of(
     """
     wishes = _wishes(path)
     undone = {name: wishes[name] for name in wishes if name not in DONE}
-    said = Drawing(1.0 if temperature is None else temperature, truncation)
+    warm = 1.0 if temperature is None else temperature
+    said = Drawing(warm, truncation, repetition_penalty)
     if as_the_model_says:
         parts = {
             # Zero is how some files say that nothing is truncated.
@@ -77,13 +83,19 @@ def drawing_of(
             for name, value in truncation._asdict().items()
         }
         warm = wishes.get("temperature", 1.0) if temperature is None else temperature
-        used = Drawing(float(warm), Truncation(**parts))
+        penalty = repetition_penalty
+        if penalty is None:
+            penalty = wishes.get("repetition_penalty")
+        used = Drawing(float(warm), Truncation(**parts), penalty)
         try:
             used.truncation.check()
+            if penalty is not None:
+                check_penalty(penalty)
         except ConfigurationError as error:
             raise CheckpointError(f"{shown(_file(path))}: {error}") from error
         return used._replace(notes=_notes(undone, "is not done here"))
-    now = dict(zip(DONE, (said.temperature, *truncation), strict=True))
+    told = (said.temperature, *truncation, repetition_penalty)
+    now = dict(zip(DONE, told, strict=True))
     unused = {
         name: value
         for name, value in wishes.items()

@@ -53,6 +53,7 @@ def embedded_world(
     aggregation: str = "last",
     temperature: float | None = None,
     truncation: Truncation = Truncation(),  # noqa: B008
+    repetition_penalty: float | None = None,
     model_sampling: bool = False,
     ends: StepEnds = StepEnds(),  # noqa: B008
     max_rows: int | None = None,
@@ -74,6 +75,7 @@ def embedded_world(
         temperature: of the policy; 1 if None.
         truncation: tokens that the policy may write; the truncated policy is what all
             methods sample from and weigh by.
+        repetition_penalty: of that policy; None for none.
         model_sampling: whether the policy's own files say what of these is None.
         ends: of steps and solutions, beside those of the task and the policy.
         max_rows: particles of one batch over all its problems; what suits the models
@@ -102,7 +104,11 @@ def embedded_world(
     policy = policy or f"{task_name}-policy"
     policy_path = get(policy)
     drawing = drawing_of(
-        policy_path, temperature, truncation, as_the_model_says=model_sampling
+        policy_path,
+        temperature,
+        truncation,
+        repetition_penalty,
+        as_the_model_says=model_sampling,
     )
     tokenizer = load_tokenizer(policy_path, switches=template_switches)
     trained = trained_on(task, tokenizer)
@@ -150,6 +156,7 @@ def embedded_world(
         decode=tokenizer.decode,
         temperature=drawing.temperature,
         truncation=drawing.truncation,
+        repetition_penalty=drawing.repetition_penalty,
         max_rows=rows,
         max_stored=stored,
         mesh=mesh,
@@ -174,6 +181,8 @@ def embedded_world(
     }
     parts = drawing.truncation._asdict().items()
     settings |= {name: part for name, part in parts if part is not None}
+    if drawing.repetition_penalty is not None:
+        settings["repetition_penalty"] = drawing.repetition_penalty
     settings |= ends.settings()
     if template_switches:
         settings["template_switches"] = dict(template_switches)

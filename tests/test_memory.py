@@ -32,13 +32,13 @@ def runs_out(monkeypatch, calls):
     """Memory that runs out when slots are written, after they were given away."""
     seen, write = [], Writers.write
 
-    def full(self, params, enough):
+    def full(self, enough):
         seen.append(self.number)
         if len(seen) in calls:
             for leaf in jax.tree.leaves(self.slots):
                 leaf.delete()
             raise JaxRuntimeError(FULL)
-        write(self, params, enough)
+        write(self, enough)
 
     monkeypatch.setattr(Writers, "write", full)
     return seen
@@ -73,7 +73,7 @@ def test_a_run_that_never_fits_says_so(monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
-    def broken(self, params, enough):
+    def broken(self, enough):
         raise JaxRuntimeError("INTERNAL: something else")
 
     monkeypatch.setattr(Writers, "write", broken)

@@ -15,6 +15,7 @@ QWEN = {
     "top_p": 0.8,
     "top_k": 20,
     "repetition_penalty": 1.05,
+    "typical_p": 0.9,
     "eos_token_id": [1, 2],
 }
 
@@ -27,18 +28,18 @@ def folder(tmp_path, fields):
 def test_what_the_model_says_is_used_when_asked_for(tmp_path):
     path = folder(tmp_path, QWEN)
     drawing = drawing_of(path, None, NONE, as_the_model_says=True)
-    assert drawing[:2] == (0.7, Truncation(20, 0.8))
-    assert drawing.notes == (
-        "the policy's generation_config.json has repetition_penalty 1.05, which is not "
-        "done here.",
+    assert drawing[:3] == (0.7, Truncation(20, 0.8), 1.05)
+    sentence = (
+        "policy's generation_config.json has typical_p 0.9, which is not done here."
     )
+    assert drawing.notes == (f"the {sentence}",)
 
 
 def test_what_the_user_says_goes_before(tmp_path):
     path = folder(tmp_path, QWEN)
     said = Truncation(top_p=0.95)
-    drawing = drawing_of(path, 1.0, said, as_the_model_says=True)
-    assert drawing[:2] == (1.0, Truncation(20, 0.95))
+    drawing = drawing_of(path, 1.0, said, 1.0, as_the_model_says=True)
+    assert drawing[:3] == (1.0, Truncation(20, 0.95), 1.0)
     cold = drawing_of(path, 0.0, NONE, as_the_model_says=True)
     assert cold.temperature == 0.0
 
@@ -46,9 +47,11 @@ def test_what_the_user_says_goes_before(tmp_path):
 def test_what_is_not_used_is_mentioned(tmp_path):
     path = folder(tmp_path, QWEN)
     drawing = drawing_of(path, None, Truncation(20), as_the_model_says=False)
-    assert drawing[:2] == (1.0, Truncation(20))
+    assert drawing[:3] == (1.0, Truncation(20), None)
     (note,) = drawing.notes
     assert "temperature 0.7, top_p 0.8, repetition_penalty 1.05" in note
+    said = drawing_of(path, None, NONE, 1.05, as_the_model_says=False)
+    assert "repetition_penalty" not in said.notes[0]
     assert "top_k" not in note
     assert "--model-sampling" in note
 
@@ -68,9 +71,9 @@ def test_a_model_that_wishes_nothing_changes_nothing(tmp_path, fields):
         drawing = drawing_of(
             folder(tmp_path, fields), None, NONE, as_the_model_says=asked
         )
-        assert drawing == (1.0, NONE, ())
+        assert drawing == (1.0, NONE, None, ())
         file = tmp_path / "model.gguf"
-        assert drawing_of(file, None, NONE, as_the_model_says=asked) == (1.0, NONE, ())
+        assert drawing_of(file, None, NONE, as_the_model_says=asked) == drawing
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,7 @@ def test_a_model_that_wishes_nothing_changes_nothing(tmp_path, fields):
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": 2.5}, "top_k is 2.5"),
         ({"min_p": float("nan")}, "min_p=nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
     ],
 )
 def test_wishes_that_are_no_numbers_are_refused(tmp_path, fields, sentence):

@@ -19,6 +19,7 @@ from tsi.errors import ConfigurationError
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
+from tsi.repetition import penalise
 from tsi.step_keys import AnyKey, typed_key
 from tsi.truncation import Truncation, truncate
 from tsi.weights import weight_dtype
@@ -38,6 +39,7 @@ class Decoding(NamedTuple):
         log_correction: log p - log q of them, ``[R]``.
         tokens: ``[R, C]``.
         new: keys and values of what was read.
+        seen: tokens of prompt and solution, ``[R, V]``, where repetition has a price.
     """
 
     offset: Int[Array, ""]
@@ -50,17 +52,20 @@ class Decoding(NamedTuple):
     log_correction: Float[Array, " R"]
     tokens: Int[Array, "R C"]
     new: KeyValues
+    seen: Bool[Array, "R V"] | None = None
 
 
 class Temperatures(NamedTuple):
     """Of the policy p, and of the proposal q where it is another; 0: most likely.
 
-    Both write only what the policy's truncation keeps.
+    Both write only what the policy's truncation keeps, and pay its penalty for what
+    has been written before.
     """
 
     policy: Float[Array, ""]
     proposal: Float[Array, ""] | None = None
     truncation: Truncation | None = None
+    repetition: Float[Array, ""] | None = None
 
 
 def check_temperatures(policy: Any, proposal: Any = None) -> None:
@@ -114,6 +119,7 @@ def decode(
     active: Bool[Array, " R"],
     temperatures: Temperatures,
     width: int,
+    seen: Bool[Array, "R V"] | None = None,
 ) -> Decoding:
     """Sample tokens until every active row has ended its step.
 
@@ -126,6 +132,7 @@ def decode(
         active: rows that write, ``[R]``.
         temperatures: of policy and proposal.
         width: C, after which a step is cut.
+        seen: tokens of prompt and solution, where repetition has a price.
     """
     rows = start.shape[0]
     max_tokens = particles.tokens.shape[1]
@@ -171,6 +178,7 @@ def decode(
             new=empty_key_values(
                 policy.config, rows, width, particles.suffix.segment.keys.dtype
             ),
+            seen=seen,
         ),
     )
 
@@ -187,7 +195,7 @@ def write_token(
 
     Args:
         rows: a :class:`Decoding`, or another tuple with its fields ``token`` to
-            ``tokens``.
+            ``tokens`` and ``seen``.
         logits: of the next token.
         keys: one key a row, of its step.
         room: tokens that each solution may have more than before the step.
@@ -197,16 +205,22 @@ def write_token(
     Returns:
         The same tuple, these fields brought up to date.
     """
+    logits, seen = boundary.among_tokens(logits), rows.seen
+    if temperatures.repetition is not None:
+        logits = penalise(logits, seen, temperatures.repetition)
     token, log_prob, log_correction = sample_token(
         # Of an active row so many tokens have been drawn in this step.
         jax.vmap(jax.random.fold_in)(keys, rows.counts),
-        boundary.among_tokens(logits),
+        logits,
         temperatures,
     )
     active, place = rows.active, rows.counts[:, None]
     token = jnp.where(active, token, rows.token)
     counts = rows.counts + active
     state, ended, stopped = boundary.advance(rows.state, token, counts)
+    if seen is not None:
+        # A row that writes no more has its newest token already.
+        seen = seen.at[jnp.arange(seen.shape[0]), token].set(True)
     here = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
     return rows._replace(
         token=token,
@@ -217,6 +231,7 @@ def write_token(
         log_prob=rows.log_prob + jnp.where(active, log_prob, 0.0),
         log_correction=rows.log_correction + jnp.where(active, log_correction, 0.0),
         tokens=jnp.where(here, token[:, None], rows.tokens),
+        seen=seen,
     )
 
 
@@ -263,7 +278,7 @@ def sample_token(
     Returns:
         Token ids, their log p under the policy, and log p - log q.
     """
-    policy, proposal, truncation = temperatures
+    policy, proposal, truncation, _ = temperatures
     if truncation is not None:
         logits = truncate(logits, policy, truncation)
     zeros = jnp.zeros(logits.shape[0], logits.dtype)

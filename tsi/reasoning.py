@@ -24,6 +24,7 @@ from tsi.decoding import Decoding, Temperatures, decode, row_keys
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
+from tsi.repetition import seen_tokens
 from tsi.rewards import PolicyContext, Prompts, Reading, Reward, Step, as_int32
 from tsi.truncation import Truncation
 from tsi.weights import weight_dtype
@@ -41,6 +42,8 @@ class ReasoningParams(NamedTuple):
         proposal_temperature: tokens are drawn at this temperature instead, and log p -
             log q is reported; None draws from the policy itself.
         truncation: tokens that the policy may write; it is this policy that p means.
+        repetition_penalty: the price of tokens that were read before, which belongs to
+            that policy as well (:mod:`tsi.repetition`).
     """
 
     policy: LanguageModel
@@ -49,13 +52,26 @@ class ReasoningParams(NamedTuple):
     temperature: Float[Array, ""]
     proposal_temperature: Float[Array, ""] | None = None
     truncation: Truncation | None = None
+    repetition_penalty: Float[Array, ""] | None = None
 
     @property
     def temperatures(self) -> Temperatures:
         """What tokens are drawn by."""
         return Temperatures(
-            self.temperature, self.proposal_temperature, self.truncation
+            self.temperature,
+            self.proposal_temperature,
+            self.truncation,
+            self.repetition_penalty,
         )
+
+    def seen(
+        self, tokens: Int[Array, "R T"], lengths: Int[Array, " R"]
+    ) -> Bool[Array, "R V"] | None:
+        """Tokens of each row's prompt and solution; None where they have no price."""
+        if self.repetition_penalty is None:
+            return None
+        prompts, size = self.prompts, self.policy.config.vocab_size
+        return seen_tokens(prompts.tokens, prompts.lengths, tokens, lengths, size)
 
 
 class Cost(NamedTuple):
@@ -232,6 +248,7 @@ class ReasoningTarget:
             active & ~particles.finished,
             params.temperatures,
             self.max_step_tokens,
+            params.seen(particles.tokens, particles.lengths),
         )
         return self.written(t, particles, step, params), step.log_correction
 

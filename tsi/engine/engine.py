@@ -54,6 +54,7 @@ from tsi.problem import Filler, Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.reasoning_store import ReasoningStore
+from tsi.repetition import check_penalty
 from tsi.result import Result
 from tsi.rewards import Prompts
 from tsi.sampler import Sampler
@@ -100,6 +101,8 @@ class Engine:
         temperature: of the policy; 0 takes the most likely token.
         truncation: what the policy may write. The truncated policy is the p of the
             target, and of every weight; None for the whole policy.
+        repetition_penalty: the price of tokens that were read before, which belongs to
+            the policy likewise (:mod:`tsi.repetition`); None for none.
         max_rows: rows that write tokens together on one device, or group of devices.
         max_stored: prefixes that explorers store at once, by default 16 times that.
         mesh: devices: problems are divided along its ``data`` axis, weights and heads
@@ -109,7 +112,7 @@ class Engine:
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
             write. Whether it takes tokens for the same text, only tokenizers can tell:
-            see :func:`tsi.vocabularies.first_difference`.
+            see :func:`tsi.vocabularies.first_difference`. Or the penalty is none.
     """
 
     def __init__(
@@ -122,13 +125,16 @@ class Engine:
         decode: Callable[[list[int]], str],
         temperature: float = 1.0,
         truncation: Truncation | None = None,
+        repetition_penalty: float | None = None,
         max_rows: int = 2048,
         max_stored: int | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         self.target, self.encode, self.decode = target, encode, decode
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
-        self.truncation = truncation
+        self.truncation, self.repetition_penalty = truncation, repetition_penalty
+        if repetition_penalty is not None:
+            check_penalty(repetition_penalty)
         self.max_stored = 16 * max_rows if max_stored is None else max_stored
         readers = [reward.config] if target.reward.reads_ids else []
         check_rows(target.boundary, policy.config, readers)
@@ -304,6 +310,7 @@ class Engine:
         if not problems:
             return iter(())
         unread: Any = None
+        penalty = self.repetition_penalty
         params = ReasoningParams(
             self.policy,
             self.reward,
@@ -311,6 +318,7 @@ class Engine:
             jnp.float32(warm),
             None if proposal_temperature is None else jnp.float32(proposal_temperature),
             truncation,
+            None if penalty in (None, 1) else jnp.float32(penalty),
         )
         batch = self._pad(prompts)
         ids = id_words(problem.id for problem in problems)

@@ -258,7 +258,9 @@ class Lane:
         ]
         most = room_of(longest + self.sizes.burst)
         each = self.method.plan.rows
-        self.writers = Writers(self.programs, self.policy, self.sizes, each, most)
+        self.writers = Writers(
+            self.programs, self.policy, self.sizes, each, most, self.params
+        )
 
     def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[Ended]:
         """Tell the samplers of problems that are ready, and ask what is next."""
@@ -410,6 +412,7 @@ class Lane:
                 rows,
                 self.stored,
                 padded,
+                problems,
                 self.key_steps[problems],
                 self.turns[problems],
                 padded % each,
@@ -417,7 +420,7 @@ class Lane:
         self.seconds["move"] += time.perf_counter() - began
         began = time.perf_counter()
         if writers.active.any():
-            writers.write(self.params, self._enough())
+            writers.write(self._enough())
         self.seconds["decode"] += time.perf_counter() - began
         began = time.perf_counter()
         at = self._due()

@@ -127,12 +127,12 @@ class Programs:
         elif leaf.committed:
             self.home = SingleDeviceSharding(next(iter(leaf.devices())))
 
-    def slots(self, like: Dense, rows: int, size: int) -> Slots:
-        """R slots without rows."""
+    def slots(self, like: Dense, rows: int, size: int, vocab_size: int | None) -> Slots:
+        """R slots without rows, see `empty_slots`."""
         keys = jax.random.split(jax.random.key(0), rows)
         cache = self.empty(like, rows, size)
         # What is donated must not be one buffer under several names.
-        empty = empty_slots(cache, self.target.max_step_tokens, keys)
+        empty = empty_slots(cache, self.target.max_step_tokens, keys, vocab_size)
         rest = jax.tree.map(jnp.copy, empty._replace(cache=()))
         return self.place(rest._replace(cache=cache))
 
@@ -252,7 +252,18 @@ class Programs:
         )
 
     def _admit(
-        self, slots: Slots, at, stored, rows, start, filled, key_steps, turns, places
+        self,
+        slots: Slots,
+        at,
+        stored,
+        rows,
+        start,
+        filled,
+        problems,
+        key_steps,
+        turns,
+        places,
+        params,
     ):
         """Rows into slots, ready to write a step.
 
@@ -263,9 +274,11 @@ class Programs:
             rows: A working rows.
             start: the position at which their slots' caches begin.
             filled: positions of their past.
+            problems: of each row.
             key_steps: of the problem of each.
             turns: of the problem of each.
             places: of the row in its problem.
+            params: weights and temperatures.
         """
         particles = jax.tree.map(lambda leaf: leaf[rows], stored.rows)
         keys = jax.vmap(
@@ -290,6 +303,9 @@ class Programs:
             log_prob=floats,
             log_correction=floats,
             tokens=jnp.zeros((*rows.shape, slots.tokens.shape[1]), jnp.int32),
+            seen=of_rows(params, stored, problems).seen(
+                particles.tokens, particles.lengths
+            ),
         )
         return jax.tree.map(
             lambda old, values: old.at[at].set(values, mode="drop"), slots, new

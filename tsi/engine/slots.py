@@ -48,6 +48,7 @@ class Slots(NamedTuple):
     log_prob: Float[Array, " R"]
     log_correction: Float[Array, " R"]
     tokens: Int[Array, "R C"]
+    seen: Bool[Array, "R V"] | None = None
 
 
 class Chosen(NamedTuple):
@@ -74,8 +75,10 @@ class Seen(NamedTuple):
     turns: Int[Array, ""]
 
 
-def empty_slots(cache: Dense, step_tokens: int, keys: Any) -> Slots:
-    """Slots without rows."""
+def empty_slots(
+    cache: Dense, step_tokens: int, keys: Any, vocab_size: int | None = None
+) -> Slots:
+    """Slots without rows; with a vocabulary's size, they note what has been seen."""
     rows = cache.keys[0].shape[0]
     zeros, no = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
     floats = jnp.zeros(rows, weight_dtype())
@@ -93,6 +96,7 @@ def empty_slots(cache: Dense, step_tokens: int, keys: Any) -> Slots:
         log_prob=floats,
         log_correction=floats,
         tokens=jnp.zeros((rows, step_tokens), jnp.int32),
+        seen=None if vocab_size is None else jnp.zeros((rows, vocab_size), bool),
     )
 
 

@@ -16,6 +16,7 @@ from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs
 from tsi.engine.sizes import Sizes, chosen_of, room_of, width_of
 from tsi.engine.slots import Chosen
+from tsi.reasoning import ReasoningParams
 
 LAG = 64
 """Positions of the common past that a row may have of its own before it is loaded anew,
@@ -42,13 +43,21 @@ class Writers:
         sizes: how much is worked on at once.
         each: rows of a problem.
         most: the most positions that a slot may need.
+        params: weights and temperatures.
     """
 
     def __init__(
-        self, programs: Programs, pool: Pool, sizes: Sizes, each: int, most: int
+        self,
+        programs: Programs,
+        pool: Pool,
+        sizes: Sizes,
+        each: int,
+        most: int,
+        params: ReasoningParams,
     ) -> None:
         self.programs, self.pool = programs, pool
         self.sizes, self.each, self.most = sizes, each, most
+        self.params = params
         self.common: Common | None = None
         if sizes.shares:
             self.common = Common(programs, pool, sizes.problems, most)
@@ -152,14 +161,20 @@ class Writers:
             np.pad(self.start[self.at], pad),
             np.pad(self.filled[self.at], pad),
             *keys,
+            self.params,
         )
         self.slots = small._replace(cache=cache)
 
-    def write(self, params: Any, enough: int) -> None:
+    def write(self, enough: int) -> None:
         """One burst."""
         was, cache, chosen = self.filled, self.slots.cache, self._choose()
         small, new, seen = self.programs.burst(
-            params, self.slots, self.past, chosen, np.int32(enough), self.sizes.burst
+            self.params,
+            self.slots,
+            self.past,
+            chosen,
+            np.int32(enough),
+            self.sizes.burst,
         )
         rows = np.arange(self.number) if chosen is None else chosen.rows
         cache = self.programs.behind(
@@ -227,7 +242,9 @@ class Writers:
         wanted = min(expected, self.sizes.slots)
         number = width_of(wanted, self.sizes.slots, shrinks, factor=2)
         if self.slots is None:
-            self.slots = self.programs.slots(self.pool.like, number, size)
+            priced = self.params.repetition_penalty is not None
+            vocab_size = self.params.policy.config.vocab_size if priced else None
+            self.slots = self.programs.slots(self.pool.like, number, size, vocab_size)
             self._arrays(number)
             return
         old, room = self.number, self.slots.cache.keys[0].shape[-1]

@@ -1,0 +1,74 @@
+"""The repetition penalty: tokens that have been read are made less likely.
+
+Logits of every token that stands in the prompt or the solution so far are divided by
+the penalty where they are positive and multiplied by it where they are negative, before
+temperature and truncation (arXiv 1909.05858, section 4.1, which divides all of them;
+the two cases are those of transformers' generation). A policy with a penalty is a
+policy: what it gives is the p of the target, in draws, replays and proposals alike.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.errors import ConfigurationError
+
+
+def check_penalty(penalty: Any) -> None:
+    """Refuse what is no penalty.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    number = np.ndim(penalty) == 0 and np.asarray(penalty).dtype.kind in "fiu"
+    if not number or not 0.0 < penalty < math.inf:
+        raise ConfigurationError(
+            f"repetition_penalty is {penalty!r}; give a finite number above 0, where 1 "
+            "changes nothing, or None."
+        )
+
+
+def penalise(
+    logits: Float[Array, "*b V"], seen: Bool[Array, "*b V"], penalty: Float[Array, ""]
+) -> Float[Array, "*b V"]:
+    """Logits, less likely where a token has been seen."""
+    less = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(seen, less, logits)
+
+
+def seen_tokens(
+    prompts: Int[Array, "P W"],
+    prompt_lengths: Int[Array, " P"],
+    tokens: Int[Array, "R T"],
+    lengths: Int[Array, " R"],
+    vocab_size: int,
+) -> Bool[Array, "R V"]:
+    """Which tokens stand in the prompt or the solution of each row, R = P n."""
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    each = tokens.shape[0] // prompts.shape[0]
+    prompts, prompt_lengths = (
+        jnp.repeat(x, each, axis=0) for x in (prompts, prompt_lengths)
+    )
+    seen = jnp.zeros((tokens.shape[0], vocab_size), bool)
+    for ids, count in ((prompts, prompt_lengths), (tokens, lengths)):
+        real = jnp.arange(ids.shape[1]) < count[:, None]
+        # What is not real goes beyond the vocabulary and is lost.
+        seen = seen.at[rows, jnp.where(real, ids, vocab_size)].set(True, mode="drop")
+    return seen
+
+
+def seen_within(
+    seen: Bool[Array, "R V"], tokens: Int[Array, "R C"], counts: Int[Array, " R"]
+) -> Bool[Array, "R C V"]:
+    """What has been seen before each token of a step that is read at once."""
+    places = jnp.arange(tokens.shape[1])
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    first = jnp.where(seen, -1, tokens.shape[1])
+    at = jnp.where(places < counts[:, None], tokens, seen.shape[1])
+    first = first.at[rows, at].min(
+        jnp.broadcast_to(places, tokens.shape).astype(first.dtype), mode="drop"
+    )
+    return first[:, None, :] < places[:, None]
