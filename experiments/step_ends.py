@@ -1,10 +1,13 @@
 """Where steps and solutions end, as the command line says it."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r"}
-"""What a shell hands over as it was typed."""
+from tsi.errors import ConfigurationError
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+"""What stands behind a backslash that a shell hands over as it was typed."""
 
 
 class StepEnds(NamedTuple):
@@ -37,7 +40,10 @@ class StepEnds(NamedTuple):
 def step_ends(
     delimiters: Sequence[str], stop_strings: Sequence[str], min_tokens: int
 ) -> StepEnds:
-    r"""Strings as they were typed, with ``\n``, ``\t`` and ``\r`` read.
+    r"""Strings as they were typed, with ``\n``, ``\t``, ``\r`` and ``\\`` read.
+
+    Raises:
+        ConfigurationError: it cannot be known what is meant, or a string is no text.
 
     >>> step_ends([r"\n\n", "## Step"], [], 1).delimiters
     ('\n\n', '## Step')
@@ -48,6 +54,20 @@ def step_ends(
 
 
 def _read(text: str) -> str:
-    for typed, meant in ESCAPES.items():
-        text = text.replace(typed, meant)
-    return text
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"The string {text!r} is no text in UTF-8; give another delimiter or stop "
+            "string."
+        ) from error
+    # As in \neq and \times, which are no new line and no tab.
+    unclear = re.sub(r"\\\\", "|", text)
+    if found := re.search(r"\\[ntr][A-Za-z]\w*", unclear):
+        word = found.group()
+        raise ConfigurationError(
+            f"The string {text!r} has {word}, which may be a command that begins with "
+            f"a backslash or {word[:2]} with a word behind it. Write \\{word} for the "
+            f"first; for the second let the shell make the character, as in $'{word}'."
+        )
+    return re.sub(r"\\([ntr\\])", lambda match: ESCAPES[match.group(1)], text)

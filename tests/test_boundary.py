@@ -116,6 +116,11 @@ def test_end_tokens_are_marked():
         (b"\n", [0], {"stop_strings": [b"a", b""]}),
         (b"\n", [0], {"stop_strings": b"ab"}),
         (b"\n", [0], {"min_step_tokens": 0}),
+        (b"\n", [0], {"min_step_tokens": 2.5}),
+        ("\n", [0], {}),
+        ([b"a", "b"], [0], {}),
+        (bytearray(b"a"), [0], {}),
+        (b"\n", [0], {"stop_strings": ["d"]}),
     ],
 )
 def test_nonsense_is_refused_with_a_sentence(delimiter, eos, more):

@@ -8,6 +8,7 @@ import test_engine
 import tiny_language as tiny
 
 from tsi import samplers
+from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.engine import engine as engine_module
 from tsi.engine.lane import Lane
@@ -15,6 +16,7 @@ from tsi.errors import ProblemError, RewardError
 from tsi.host_reward import Written, numbers_of, scores_of
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
+from tsi.reasoning_store import ReasoningStore
 from tsi.result import Result
 from tsi.run import run
 from tsi.text_reward import TextReward
@@ -108,14 +110,84 @@ def test_a_function_that_fails_costs_its_problem(monkeypatch, name, reads):
 
     with pytest.raises(ProblemError, match=r"1 problems .*3 \(ZeroD") as caught:
         results(TextReward(fails, tiny.decode), SAMPLERS[name])
+    assert caught.value.steps[3] >= 1
+    assert f"at step {caught.value.steps[3]})" in str(caught.value)
+    assert "not these letters" in caught.value.tracebacks[3]
+    assert "in fails" in caught.value.tracebacks[3]
+    # Nothing that is kept holds what the run had in memory.
     (error,) = caught.value.failures.values()
-    assert error.__notes__[0].startswith("This was at step ")
+    assert error.__traceback__ is None
     kept = [result for result in whole if result.problem_id != 3]
     assert len(caught.value.results) == len(kept)
     for left, right in zip(caught.value.results, kept, strict=True):
         test_engine.same(left, right)
     for lane in lanes:
         assert lane.policy.tables.num_used == 0
+
+
+def test_only_rows_that_took_a_step_are_shown_to_a_function(monkeypatch):
+    """Steps that cannot be repeated under another prefix are none."""
+    boundary = step_boundary(
+        [b"", *(letter.encode() for letter in tiny.ALPHABET[:5])],
+        [b"cc", b"a"],
+        [0],
+        min_step_tokens=2,
+    )
+    shown, took, rows_read, score = [], [], [], Lane._score
+
+    def seen(self, rows, told):
+        took.append(int((told.lengths > self.lengths[rows]).sum()))
+        rows_read.append(len(rows))
+        return score(self, rows, told)
+
+    monkeypatch.setattr(Lane, "_score", seen)
+
+    class Watched(TextReward):
+        def score_rows(self, rows):
+            shown.extend(tuple(row.tokens) for row in rows)
+            return super().score_rows(rows)
+
+    reward = Watched(count, tiny.decode)
+    target = tiny.target(boundary=boundary, reward=reward, log_truncation=-1.0)
+    impossible, repeat = [], ReasoningStore.repeat_step
+
+    class Store(ReasoningStore):
+        def repeat_step(self, *arguments):
+            step, never = repeat(self, *arguments)
+            jax.debug.callback(lambda n: impossible.append(int(n)), never.sum())
+            return step, never
+
+    policy, _ = tiny.models(6, sharpness=0.5)
+    runner = Engine(target, policy, None, encode=tiny.encode, decode=tiny.decode)
+    for programs in runner._programs:
+        programs.store = Store(programs.target)
+    sampler = samplers.particle_gibbs(num_sweeps=3, ancestor_sampling=True)
+    problems = [Problem(i, word, "") for i, word in enumerate(("abc", "dec", "bad"))]
+    results = runner.run(sampler, KEY, problems, 24, extract=test_engine.extract)
+    assert len(results) == 3
+    assert sum(impossible) > 0
+    assert len(shown) == sum(took) < sum(rows_read)
+
+
+def test_an_error_that_is_raised_again_and_again_names_each_step():
+    whole = results(TEXT, SAMPLERS["filter"])
+    once = ZeroDivisionError("always the same")
+
+    def fails(texts):
+        raise once
+
+    with pytest.raises(ProblemError, match="5 problems failed") as caught:
+        results(TextReward(fails, tiny.decode), SAMPLERS["filter"])
+    assert caught.value.steps == dict.fromkeys(range(len(whole)), 1)
+
+
+def test_an_error_that_cannot_be_shown_loses_no_result():
+    class Odd(Exception):
+        def __repr__(self):
+            raise RuntimeError("no words")
+
+    error = ProblemError({1: Odd(), 2: ValueError("two")}, {1: 3})
+    assert "1 (Odd at step 3), 2 (ValueError('two'))" in str(error)
 
 
 def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeypatch):

@@ -10,8 +10,11 @@ from jax.errors import JaxRuntimeError
 
 from tsi import samplers
 from tsi.engine import engine as engine_module
+from tsi.engine.common import Common
 from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
+from tsi.engine.methods import plan_of
+from tsi.engine.pool import Pool
 from tsi.engine.writers import Writers
 from tsi.errors import ConfigurationError, MemoryWarning, OutOfMemoryError
 from tsi.experiments.world import check_number
@@ -67,9 +70,84 @@ def test_a_run_that_runs_out_of_memory_goes_on_with_less(monkeypatch, sampler, c
 
 def test_a_run_that_never_fits_says_so(monkeypatch):
     seen = runs_out(monkeypatch, range(100))
-    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match="Lower N"):
+    with (
+        pytest.warns(MemoryWarning) as told,
+        pytest.raises(OutOfMemoryError, match="Lower N"),
+    ):
         run()
-    assert seen[-1] == 1
+    # Each attempt has half as many; the last is not said to go on.
+    assert seen == [16, 8, 4, 2, 1]
+    assert len([w for w in told if w.category is MemoryWarning]) == 4
+
+
+def test_memory_that_runs_out_for_a_common_past_is_no_other_error(monkeypatch):
+    whole, seen, init = run(), [], Common.__init__
+
+    def full(self, *arguments):
+        seen.append(arguments)
+        if len(seen) == 1:
+            raise JaxRuntimeError(FULL)
+        init(self, *arguments)
+
+    monkeypatch.setattr(Common, "__init__", full)
+    for constant, value in {"CHEAP": 0, "SHARED": 0}.items():
+        monkeypatch.setattr(engine_module, constant, value)
+    with pytest.warns(MemoryWarning, match="12345 bytes"):
+        results = run()
+    for left, right in zip(whole, results, strict=True):
+        test_engine.same(left, right)
+
+
+def test_a_callers_lack_of_memory_is_not_the_engines():
+    def progress(_):
+        raise MemoryError("the caller's")
+
+    engine, sampler = test_engine.engine(16), samplers.particle_filter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(MemoryError, match="the caller's"):
+            engine.run(
+                sampler,
+                KEY,
+                PROBLEMS,
+                8,
+                extract=test_engine.extract,
+                progress=progress,
+            )
+
+
+@pytest.mark.parametrize("name", ["particle_filter", "mcts", "particle_gibbs"])
+def test_the_bound_is_below_what_a_run_takes(monkeypatch, name):
+    """Blocks in use at the most, of the policy's cache, against those that count."""
+    most, store = [0], Pool.store
+
+    def watched(self, *arguments):
+        store(self, *arguments)
+        most[0] = max(most[0], self.tables.num_used)
+
+    monkeypatch.setattr(Pool, "store", watched)
+    for constant, value in {"CHEAP": 0, "BLOCK": 4}.items():
+        monkeypatch.setattr(engine_module, constant, value)
+    engine, sampler = test_engine.engine(64), getattr(samplers, name)()
+    engine.run(sampler, KEY, PROBLEMS[:1], 32, extract=test_engine.extract)
+    plan = plan_of(sampler, 32, engine.target.max_steps)
+    assert plan.rows <= most[0]
+
+
+def test_a_reward_of_ones_own_need_not_be_a_model():
+    class Own(NoReward):
+        reads_prompts = True
+
+        def reader(self, params):
+            assert params.reward == {"weights": 1}
+            return tiny.config()
+
+    policy, _ = tiny.models()
+    models = {"encode": tiny.encode, "decode": tiny.decode}
+    engine = Engine(tiny.target(reward=Own()), policy, {"weights": 1}, **models)
+    engine.check_fits(samplers.particle_filter(), 100)
+    with pytest.raises(ConfigurationError, match="no more than"):
+        engine.check_fits(samplers.particle_filter(), 10**10)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
@@ -98,7 +176,7 @@ def test_particles_that_cannot_fit_are_refused_before_work(
 
 def test_the_number_that_is_said_to_fit_is_not_refused(monkeypatch):
     engine, sampler = test_engine.engine(), samplers.particle_filter()
-    monkeypatch.setattr(engine_module, "free_bytes", lambda: 10**7)
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10**7)
     with pytest.raises(ConfigurationError, match="no more than about") as caught:
         engine.check_fits(sampler, 10**6)
     said = str(caught.value).split("no more than about N = ")[1].split(" ")[0]
@@ -111,7 +189,7 @@ def test_the_number_that_is_said_to_fit_is_not_refused(monkeypatch):
 
 def test_a_row_of_a_reward_model_with_a_cache_takes_more(monkeypatch):
     policy, reward = tiny.models()
-    monkeypatch.setattr(engine_module, "free_bytes", lambda: 10**7)
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10**7)
     fits = []
     for target in (tiny.target(), tiny.target(reward=NoReward())):
         models = {"encode": tiny.encode, "decode": tiny.decode}

@@ -17,8 +17,16 @@ def test_the_examples_of_the_docstrings_are_true():
 
 
 def test_what_a_shell_hands_over_is_read():
-    ends = step_ends([r"\n\n", "## Step"], [r"\tEnd", "ä"], 3)
-    assert ends == StepEnds(("\n\n", "## Step"), ("\tEnd", "ä"), 3)
+    ends = step_ends([r"\n\n", "## Step", r"\n\\times"], [r"\\neq", "ä", r"\t1"], 3)
+    delimiters = ("\n\n", "## Step", "\n\\times")
+    assert ends == StepEnds(delimiters, ("\\neq", "ä", "\t1"), 3)
+
+
+@pytest.mark.parametrize("text", [r"\neq", r"a \times b", r"\n\nEnd", "\udcff"])
+def test_what_may_be_meant_in_two_ways_is_refused(text):
+    for said in (([text], []), ([], [text])):
+        with pytest.raises(ConfigurationError, match=r"^The string .*\.$"):
+            step_ends(*said, 1)
 
 
 def test_a_world_ends_steps_and_solutions_as_asked():

@@ -112,19 +112,22 @@ def step_boundary(
         ConfigurationError: a delimiter or stop string is empty, an end token or padding
             is out of range, or one is both, or steps have less than one token.
     """
-    delimiters = [delimiter] if isinstance(delimiter, bytes) else list(delimiter)
-    if not delimiters or not all(delimiters):
+    delimiters = [delimiter] if isinstance(delimiter, bytes | str) else delimiter
+    if not len(delimiters) or not all(map(_is_string, delimiters)):
         raise ConfigurationError(
-            "The step delimiter is empty; give at least one byte, such as b'\\n'."
+            f"The step delimiter is {delimiter!r}; give at least one byte, such as "
+            "b'\\n', or a list of such byte strings."
         )
-    if isinstance(stop_strings, bytes | str) or not all(stop_strings):
+    alone = isinstance(stop_strings, bytes | str)
+    if alone or not all(map(_is_string, stop_strings)):
         raise ConfigurationError(
             f"The stop strings are {stop_strings!r}; give a list of byte strings, none "
             "of which is empty."
         )
-    if min_step_tokens < 1:
+    if not isinstance(min_step_tokens, int | np.integer) or min_step_tokens < 1:
         raise ConfigurationError(
-            f"A step has at least one token, and min_step_tokens is {min_step_tokens}."
+            f"A step has at least one token, and min_step_tokens is "
+            f"{min_step_tokens!r}."
         )
     size = len(token_bytes)
     outside = [i for i in eos_ids if not 0 <= i < size]
@@ -158,3 +161,7 @@ def step_boundary(
         strings,
         min_step_tokens if min_step_tokens > 1 else None,
     )
+
+
+def _is_string(text: object) -> bool:
+    return isinstance(text, bytes) and len(text) > 0

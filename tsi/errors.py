@@ -1,5 +1,6 @@
 """Errors that tsi raises on purpose: sentences with what, where and what to do."""
 
+import traceback
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -49,21 +50,64 @@ class ProblemError(TsiError):
 
     Args:
         failures: the error of each problem, by its id.
+        steps: at which step it came, from 1, where it did at a step.
+        tracebacks: where each came from. They are text, since the errors' own
+            tracebacks would keep all that the run had in memory.
 
     Attributes:
-        failures: as above.
+        failures, steps, tracebacks: as above.
         results: of the other problems, in order, where a list was asked for.
     """
 
-    def __init__(self, failures: Mapping[Any, Exception]) -> None:
-        shown = [f"{name!r} ({error!r})" for name, error in failures.items()]
-        more = ", ..." if len(shown) > 3 else ""
+    def __init__(
+        self,
+        failures: Mapping[Any, Exception],
+        steps: Mapping[Any, int] | None = None,
+        tracebacks: Mapping[Any, str] | None = None,
+    ) -> None:
+        self.failures, self.steps = dict(failures), dict(steps or {})
+        self.tracebacks = dict(tracebacks or {})
+        self.results: tuple[Any, ...] = ()
+        shown = [
+            f"{name!r} ({_shown(error)}{self._step(name)})"
+            for name, error in list(failures.items())[:3]
+        ]
+        more = ", ..." if len(failures) > 3 else ""
         super().__init__(
-            f"{len(shown)} problems failed: {', '.join(shown[:3])}{more}. The results "
+            f"{len(failures)} problems failed: {', '.join(shown)}{more}. The results "
             "of the others are kept; mend what failed and run these again."
         )
-        self.failures = dict(failures)
-        self.results: tuple[Any, ...] = ()
+
+    def _step(self, name: Any) -> str:
+        return f" at step {self.steps[name]}" if name in self.steps else ""
+
+
+def _shown(error: Exception) -> str:
+    try:
+        return repr(error)
+    except Exception:
+        # Of a class that nobody has foreseen; the others' results count more.
+        return type(error).__name__
+
+
+def detach(error: BaseException) -> str:
+    """Take an error's traceback off, and those of its causes, and return it as text.
+
+    The frames in it hold whatever was in memory.
+    """
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:
+        text = type(error).__name__
+    left, seen = [error], set()
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        left += [x for x in (one.__cause__, one.__context__) if x is not None]
+    return text
 
 
 class OutOfMemoryError(TsiError):

@@ -31,7 +31,8 @@ class Endurance:
         problems: Sequence[int],
         tell: Callable[[], None],
     ) -> None:
-        self._lane_of, self.sizes, self._tell = lane_of, sizes, tell
+        self._lane_of, self.sizes, self._call = lane_of, sizes, tell
+        self._callers: Exception | None = None
         self._left = list(problems)
         self._lane: Lane | None = None
         self._reports: list[Report] = []
@@ -60,7 +61,7 @@ class Endurance:
                     self._left.remove(ended.problem)
                     yield ended
             except Exception as error:
-                if not is_out_of_memory(error):
+                if error is self._callers or not is_out_of_memory(error):
                     raise
                 failure = str(error).splitlines()[0]
             if not failure:
@@ -69,7 +70,7 @@ class Endurance:
             self._reports, self._lane = self.reports(), None
             lane = None  # type: ignore[assignment]
             fewer = halved(self.sizes)
-            if fewer == self.sizes:
+            if self.sizes.slots == self.sizes.problems == 1:
                 raise OutOfMemoryError(
                     "Memory ran out with one problem and one slot at once "
                     f"({failure}). Lower N, max_tokens or the models' size."
@@ -83,6 +84,14 @@ class Endurance:
                 stacklevel=2,
             )
             self.sizes = fewer
+
+    def _tell(self) -> None:
+        """Call the caller's function, whose lack of memory is not ours."""
+        try:
+            self._call()
+        except Exception as error:
+            self._callers = error
+            raise
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -44,12 +44,13 @@ from tsi.errors import (
     ConfigurationError,
     ProblemError,
     PromptTooLongError,
+    detach,
     warn_of_invalid,
 )
 from tsi.explore import check_needs
 from tsi.explorer import Explorer
 from tsi.models.decoder import LanguageModel
-from tsi.models.partition import keep_or_replicate
+from tsi.models.partition import MODEL, keep_or_replicate
 from tsi.problem import Filler, Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning import ReasoningParams, ReasoningTarget
@@ -172,16 +173,23 @@ class Engine:
         Raises:
             ConfigurationError: the rows of one problem take more than is free.
         """
-        models = [self.policy]
+        unread: Any = None
+        params = ReasoningParams(self.policy, self.reward, unread, unread)
+        models: list[tuple[Any, Any]] = [(self.policy, self.policy.config)]
         if self.target.reward.reads_prompts:
-            models.append(self.reward)
+            models.append((self.reward, self.target.reward.reader(params)))
+        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
         caches = [
-            bytes_per_position(model.config, model.trunk.embedding[...].dtype.itemsize)
-            for model in models
+            bytes_per_position(config, model.trunk.embedding[...].dtype.itemsize)
+            // parts
+            for model, config in models
+            # A reward of the user's own may keep what it likes.
+            if config is not None and hasattr(model, "trunk")
         ]
         plan = plan_of(sampler, num_particles, self.target.max_steps)
         row = bytes_of_row(self.target, caches, BLOCK)
-        check_fits(row, plan, num_particles, free_bytes())
+        device = None if self.mesh is None else self.mesh.local_devices[0]
+        check_fits(row, plan, num_particles, free_bytes(device))
 
     def run(
         self,
@@ -361,6 +369,8 @@ class Engine:
             ]
             read = batch if questions is None else questions
             failures: dict[Any, Exception] = {}
+            steps: dict[Any, int] = {}
+            tracebacks: dict[Any, str] = {}
             invalid: list[Result] = []
             last = began
             for ended in abreast([lane.run for lane in lanes]):
@@ -368,6 +378,8 @@ class Engine:
                 problem = problems[ended.problem]
                 if isinstance(ended, Failed):
                     failures[problem.id] = ended.error
+                    steps[problem.id] = ended.step
+                    tracebacks[problem.id] = detach(ended.error)
                     continue
                 at = ended.problem
                 lengths = int(batch.lengths[at]), int(read.lengths[at])
@@ -383,6 +395,7 @@ class Engine:
                 except Exception as error:
                     # Of the user's own functions, on texts that nobody has foreseen.
                     failures[problem.id] = error
+                    tracebacks[problem.id] = detach(error)
                     continue
                 result = outcomes.result(problem, ended, solutions, seconds, lengths)
                 if result.num_invalid:
@@ -394,7 +407,7 @@ class Engine:
             subject = f"{len(invalid)} problems of this run ({names}{more})"
             warn_of_invalid(number, subject)
             if failures:
-                raise ProblemError(failures)
+                raise ProblemError(failures, steps, tracebacks)
 
         return results()
 

@@ -46,10 +46,11 @@ class Ended(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A problem that was given up: its number, and why."""
+    """A problem that was given up: its number, why, and at which step, from 1."""
 
     problem: int
     error: Exception
+    step: int
 
 
 class Lane:
@@ -104,13 +105,14 @@ class Lane:
         self.left: collections.deque[int] = collections.deque()
         self.failed: list[Failed] = []
         self.stored: Stored | None = None
+        self.writers: Any = None
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
     def report(self) -> Report:
         """What has been done so far."""
-        if self.stored is None:
-            return Report(0, 0, 0, {})
         writers = self.writers
+        if writers is None:
+            return Report(0, 0, 0, {})
         return Report(
             writers.useful, writers.computed, writers.bursts, dict(self.seconds)
         )
@@ -118,7 +120,7 @@ class Lane:
     @property
     def num_written(self) -> int:
         """Tokens that have been written so far."""
-        return 0 if self.stored is None else self.writers.useful
+        return 0 if self.writers is None else self.writers.useful
 
     def run(
         self,
@@ -505,36 +507,45 @@ class Lane:
         if reward is None:
             return told
         each, pad = self.method.plan.rows, (0, self.sizes.reads - len(rows))
-        padded = np.pad(rows, pad, constant_values=self.total)
+        # A step that cannot be repeated is none, and its row stays as it was.
+        took = told.lengths > self.lengths[rows]
+        padded = np.pad(
+            np.where(took, rows, self.total), pad, constant_values=self.total
+        )
         depths = np.pad(self.depths[rows], pad)
         tokens, cut = jax.device_get(self.programs.written(self.stored, padded))
+        at = np.flatnonzero(took)
+        if not len(at):
+            return told
         written = [
             Written(
                 jax.tree.map(
-                    lambda leaf, p=self.index[row // each]: leaf[p], self.questions
+                    lambda leaf, p=self.index[rows[i] // each]: leaf[p], self.questions
                 ),
                 tokens[i, : told.lengths[i]].tolist(),
                 bool(told.finished[i] & ~cut[i]),
                 bool(told.finished[i]),
             )
-            for i, row in enumerate(rows)
+            for i in at
         ]
-        log_odds, errors = scores_of(reward, written)
+        log_odds = np.zeros(self.sizes.reads, weight_dtype())
+        log_odds[at], errors = scores_of(reward, written)
         for i, error in errors.items():
-            row = int(rows[i])
+            row = int(rows[at[i]])
             self._give_up(row // each, int(self.depths[row]) + 1, error)
         self.stored, potentials = self.programs.score(
-            self.stored, padded, depths, np.pad(log_odds, pad), self.params
+            self.stored, padded, depths, log_odds, self.params
         )
-        potentials = jax.device_get(potentials)
-        return told._replace(log_potentials=potentials[: len(rows)])
+        scored: Any = np.where(
+            took, jax.device_get(potentials)[: len(rows)], told.log_potentials
+        )
+        return told._replace(log_potentials=scored)
 
     def _give_up(self, place: int, step: int, error: Exception) -> None:
         """Let a problem go that cannot be ended."""
         if self.index[place] < 0:
             return
-        error.add_note(f"This was at step {step} of the problem.")
-        self.failed.append(Failed(int(self.index[place]), error))
+        self.failed.append(Failed(int(self.index[place]), error, step))
         places = np.asarray([place])
         rows = self._rows_of(places)
         self.queue = collections.deque(row for row in self.queue if row not in rows)

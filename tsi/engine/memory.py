@@ -1,9 +1,10 @@
 """Whether a run can fit into memory at all, which is asked before it begins.
 
 The bound counts what every row has for itself, however much rows share: its tokens and
-numbers, its line of block numbers, and one block in each cache, for a row that has
-written has a last block of its own. A run that passes may still run out of memory later
-(see :meth:`tsi.engine.Engine.stream`); one that does not pass never ends.
+numbers, its line of block numbers, and, if it is one that works, one block in each
+cache, for a row that has written has a last block of its own. A run that passes may
+still run out of memory later (see :mod:`tsi.engine.endurance`); one that does not pass
+never ends.
 """
 
 from typing import Any, NamedTuple
@@ -50,9 +51,9 @@ def bytes_per_position(config: DecoderConfig, itemsize: int) -> int:
     return entries * itemsize
 
 
-def free_bytes() -> int:
-    """What the device has left, or the host, whose memory a CPU device uses."""
-    device = jax.local_devices()[0]
+def free_bytes(device: jax.Device | None = None) -> int:
+    """What a device has left, or the host, whose memory a CPU device uses."""
+    device = jax.local_devices()[0] if device is None else device
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
@@ -72,14 +73,15 @@ def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None
         ConfigurationError: the rows of one problem take more than is free.
     """
     rows = plan.rows + plan.stored
-    needed = rows * sum(row)
+    parts = rows * row.numbers, rows * row.tables, plan.rows * row.blocks
+    needed = sum(parts)
     if needed <= free:
         return
-    numbers, tables, blocks = (_gigabytes(rows * part) for part in row)
+    numbers, tables, blocks = map(_gigabytes, parts)
     raise ConfigurationError(
         f"One problem with N = {num_particles:,} has {rows:,} rows, which take "
         f"{_gigabytes(needed)} or more ({numbers} of tokens and numbers, {tables} of "
-        f"tables, {blocks} of keys and values, one block each), and {_gigabytes(free)} "
+        f"tables, {blocks} of keys and values), and {_gigabytes(free)} "
         f"are free: no more than about N = {int(num_particles * (free / needed)):,} "
         "fits. Lower N, or max_tokens and max_steps of the target."
     )

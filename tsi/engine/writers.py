@@ -168,6 +168,8 @@ class Writers:
     def write(self, enough: int) -> None:
         """One burst."""
         was, cache, chosen = self.filled, self.slots.cache, self._choose()
+        # Rows that were given up are active in the slots still.
+        self.slots = self.slots._replace(active=self.active)
         small, new, seen = self.programs.burst(
             self.params,
             self.slots,
