@@ -98,8 +98,8 @@ def cache_memory(mesh):
     """Bytes of each lane's slots: of all, and on each device that has some."""
     seen, write = {}, Writers.write
 
-    def watched(self, params, enough):
-        ended = write(self, params, enough)
+    def watched(self, *arguments):
+        ended = write(self, *arguments)
         seen[id(self)] = memory(self.slots.cache)
         return ended
 
