@@ -43,7 +43,7 @@ def step_ends(
     r"""Strings as they were typed, with ``\n``, ``\t``, ``\r`` and ``\\`` read.
 
     Raises:
-        ConfigurationError: it cannot be known what is meant, or a string is no text.
+        ConfigurationError: a string can be read in two ways, or is not UTF-8.
 
     >>> step_ends([r"\n\n", "## Step"], [], 1).delimiters
     ('\n\n', '## Step')

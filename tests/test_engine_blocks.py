@@ -257,19 +257,19 @@ def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale)
     lanes, starts, log_probs = [], [], collections.defaultdict(list)
     leave, write = Lane._leave, Writers.write
 
-    def watched(self, places):
+    def watch(self, places):
         lanes.append(self)
         for ended in leave(self, places):
             log_probs[ended.problem].append(ended.particles.log_prob)
             yield ended
 
-    def looked_at(self, *arguments):
+    def note_starts(self, *arguments):
         starts.append(self.start[self.active].max())
         write(self, *arguments)
 
-    monkeypatch.setattr(Lane, "_leave", watched)
+    monkeypatch.setattr(Lane, "_leave", watch)
     plain = test_engine.engine(64).run(sampler, key, test_engine.PROBLEMS, 8, **run)
-    monkeypatch.setattr(Writers, "write", looked_at)
+    monkeypatch.setattr(Writers, "write", note_starts)
     for constant, value in SCALES[scale]._asdict().items():
         monkeypatch.setattr(engine_module, constant, value)
     monkeypatch.setattr(writers_module, "LAG", 3)

@@ -190,7 +190,7 @@ def test_a_result_of_a_chain_tells_moves_and_no_sizes(results):
     for result in results:
         assert np.isnan(result.ess).all()
         assert 0.0 <= result.acceptance_rate <= 1.0
-        # Two chains of three solutions, the first of which are no moves.
+        # Two chains, each of a first solution and two moves.
         moves = result.acceptance_rate * 4
         assert moves == pytest.approx(round(moves))
         assert all(np.isnan(e) for e in result.answer_errors.values())

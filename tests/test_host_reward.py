@@ -94,11 +94,11 @@ def test_a_function_that_fails_costs_its_problem(monkeypatch, name, reads):
     monkeypatch.setattr(engine_module, "CHEAP", 0)
     lanes, release = [], Lane._release
 
-    def watched(self, places):
+    def watch(self, places):
         release(self, places)
         lanes.append(self)
 
-    monkeypatch.setattr(Lane, "_release", watched)
+    monkeypatch.setattr(Lane, "_release", watch)
     last = {text[:9] for text in whole[3].texts if len(text) > 8}
     others = {text[:9] for i in (0, 1, 2, 4) for text in whole[i].texts}
     assert last - others
@@ -135,12 +135,12 @@ def test_only_rows_that_took_a_step_are_shown_to_a_function(monkeypatch):
     )
     shown, took, rows_read, score = [], [], [], Lane._score
 
-    def seen(self, rows, told):
+    def count_rows(self, rows, told):
         took.append(int((told.lengths > self.lengths[rows]).sum()))
         rows_read.append(len(rows))
         return score(self, rows, told)
 
-    monkeypatch.setattr(Lane, "_score", seen)
+    monkeypatch.setattr(Lane, "_score", count_rows)
 
     class Watched(TextReward):
         def score_rows(self, rows):
@@ -194,12 +194,12 @@ def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeyp
     sampler, repeating = SAMPLERS["repeats"], []
     repeat, decide = Lane._repeat_some, Lane._decide
 
-    def watched(self, rows, sources):
+    def watch(self, rows, sources):
         repeating.append(rows)
         repeat(self, rows, sources)
         repeating.pop()
 
-    def seen(self, ready):
+    def check_queue(self, ready):
         yield from decide(self, ready)
         places = np.asarray(self.queue, int) // self.method.plan.rows
         assert (self.index[places] >= 0).all()
@@ -210,8 +210,8 @@ def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeyp
         return check(question, text, ended)
 
     whole = results(Verifier(check, tiny.decode), sampler)
-    monkeypatch.setattr(Lane, "_repeat_some", watched)
-    monkeypatch.setattr(Lane, "_decide", seen)
+    monkeypatch.setattr(Lane, "_repeat_some", watch)
+    monkeypatch.setattr(Lane, "_decide", check_queue)
     with pytest.raises(ProblemError, match=r"1 problems .*3 \(ZeroD") as caught:
         results(Verifier(fails, tiny.decode), sampler)
     kept = [result for result in whole if result.problem_id != 3]

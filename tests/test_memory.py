@@ -121,11 +121,11 @@ def test_the_bound_is_below_what_a_run_takes(monkeypatch, name):
     """Blocks in use at the most, of the policy's cache, against those that count."""
     most, store = [0], Pool.store
 
-    def watched(self, *arguments):
+    def watch(self, *arguments):
         store(self, *arguments)
         most[0] = max(most[0], self.tables.num_used)
 
-    monkeypatch.setattr(Pool, "store", watched)
+    monkeypatch.setattr(Pool, "store", watch)
     for constant, value in {"CHEAP": 0, "BLOCK": 4}.items():
         monkeypatch.setattr(engine_module, constant, value)
     engine, sampler = test_engine.engine(64), getattr(samplers, name)()
@@ -174,7 +174,7 @@ def test_particles_that_cannot_fit_are_refused_before_work(
         run(sampler, number)
 
 
-def test_the_number_that_is_said_to_fit_is_not_refused(monkeypatch):
+def test_the_number_in_the_error_fits(monkeypatch):
     engine, sampler = test_engine.engine(), samplers.particle_filter()
     monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10**7)
     with pytest.raises(ConfigurationError, match="no more than about") as caught:

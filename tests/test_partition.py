@@ -98,14 +98,14 @@ def cache_memory(mesh):
     """Bytes of each lane's slots: of all, and on each device that has some."""
     seen, write = {}, Writers.write
 
-    def watched(self, *arguments):
+    def watch(self, *arguments):
         ended = write(self, *arguments)
         seen[id(self)] = memory(self.slots.cache)
         return ended
 
     problems = [Problem(i, "abc", "") for i in range(8)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Writers, "write", watched)
+        patch.setattr(Writers, "write", watch)
         engine = test_engine.engine(32, mesh=mesh)
         key, extract = jax.random.key(0), test_engine.extract
         engine.run(test_engine.SAMPLER, key, problems, 4, extract=extract)

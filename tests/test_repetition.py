@@ -13,7 +13,7 @@ from tsi.engine import engine as engine_module
 from tsi.errors import ConfigurationError
 from tsi.reasoning import ReasoningParams
 from tsi.reasoning_store import ReasoningStore
-from tsi.repetition import penalise, seen_tokens, seen_within
+from tsi.repetition import mark_seen, mark_seen_within, penalise
 from tsi.run import run
 from tsi.truncation import Truncation
 
@@ -59,10 +59,10 @@ def test_logits_of_either_sign_become_smaller():
 def test_what_has_been_seen_is_what_was_read():
     prompts, lengths = jnp.asarray([[3, 1, 9], [2, 2, 5]]), jnp.asarray([2, 3])
     tokens = jnp.asarray([[4, 4, 0], [6, 1, 0], [0, 0, 0], [7, 0, 1]])
-    seen = seen_tokens(prompts, lengths, tokens, jnp.asarray([1, 2, 0, 3]), 8)
+    seen = mark_seen(prompts, lengths, tokens, jnp.asarray([1, 2, 0, 3]), 8)
     found = [np.flatnonzero(row).tolist() for row in seen]
     assert found == [[1, 3, 4], [1, 3, 6], [2, 5], [0, 1, 2, 5, 7]]
-    later = seen_within(
+    later = mark_seen_within(
         seen[:2], jnp.asarray([[6, 4, 6], [0, 7, 5]]), jnp.asarray([3, 1])
     )
     found = [[np.flatnonzero(at).tolist() for at in row] for row in later]
@@ -140,7 +140,7 @@ def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, sampler):
 
 
 @pytest.mark.parametrize("penalty", [0, -1.0, float("inf"), float("nan"), "1.1"])
-def test_what_is_no_penalty_is_refused(penalty):
+def test_a_penalty_must_be_a_positive_number(penalty):
     policy, reward = tiny.models()
     models = {"encode": tiny.encode, "decode": tiny.decode}
     unchecked = Engine.__init__.__wrapped__

@@ -29,7 +29,7 @@ def test_what_may_be_meant_in_two_ways_is_refused(text):
             step_ends(*said, 1)
 
 
-def test_a_world_ends_steps_and_solutions_as_asked():
+def test_a_world_takes_its_strings_from_the_user():
     ends = StepEnds(("=", "+"), ("2",), 2)
     world = embedded_world("chain", 2, ends=ends)
     assert world.settings["delimiters"] == ["=", "+"]
@@ -56,6 +56,6 @@ def test_a_world_that_is_asked_for_nothing_keeps_its_settings():
     )
 
 
-def test_steps_that_cannot_end_are_refused():
+def test_a_least_length_above_the_greatest_is_an_error():
     with pytest.raises(ConfigurationError, match=r"at least 500 tokens .*\.$"):
         embedded_world("chain", 1, ends=StepEnds(min_tokens=500))

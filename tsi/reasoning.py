@@ -24,7 +24,7 @@ from tsi.decoding import Decoding, Temperatures, decode, row_keys
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
-from tsi.repetition import seen_tokens
+from tsi.repetition import mark_seen
 from tsi.rewards import PolicyContext, Prompts, Reading, Reward, Step, as_int32
 from tsi.truncation import Truncation
 from tsi.weights import weight_dtype
@@ -64,14 +64,14 @@ class ReasoningParams(NamedTuple):
             self.repetition_penalty,
         )
 
-    def seen(
+    def mark_seen(
         self, tokens: Int[Array, "R T"], lengths: Int[Array, " R"]
     ) -> Bool[Array, "R V"] | None:
-        """Tokens of each row's prompt and solution; None where they have no price."""
+        """Mark tokens of each row's prompt and solution; None without a penalty."""
         if self.repetition_penalty is None:
             return None
         prompts, size = self.prompts, self.policy.config.vocab_size
-        return seen_tokens(prompts.tokens, prompts.lengths, tokens, lengths, size)
+        return mark_seen(prompts.tokens, prompts.lengths, tokens, lengths, size)
 
 
 class Cost(NamedTuple):
@@ -248,7 +248,7 @@ class ReasoningTarget:
             active & ~particles.finished,
             params.temperatures,
             self.max_step_tokens,
-            params.seen(particles.tokens, particles.lengths),
+            params.mark_seen(particles.tokens, particles.lengths),
         )
         return self.written(t, particles, step, params), step.log_correction
 

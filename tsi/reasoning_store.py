@@ -25,7 +25,7 @@ from tsi.reasoning import (
     ReasoningTarget,
     no_cost,
 )
-from tsi.repetition import penalise, seen_within
+from tsi.repetition import mark_seen_within, penalise
 from tsi.rewards import as_int32
 
 
@@ -215,10 +215,10 @@ class ReasoningStore:
         start = target.prompt_rows(particles, params) - 1 + particles.lengths
         hidden, key_values = policy.trunk(read, start[:, None] + offsets, real, context)
         logits = target.boundary.among_tokens(policy.logits(hidden))
-        seen = params.seen(particles.tokens, particles.lengths)
+        seen = params.mark_seen(particles.tokens, particles.lengths)
         penalty = params.repetition_penalty
         if seen is not None and penalty is not None:
-            logits = penalise(logits, seen_within(seen, tokens, counts), penalty)
+            logits = penalise(logits, mark_seen_within(seen, tokens, counts), penalty)
         log_p = log_prob_of(logits, tokens, params.temperature, params.truncation)
         log_p = jnp.sum(jnp.where(real, log_p, 0.0), axis=1)
         took = counts > 0

@@ -18,7 +18,7 @@ from tsi.errors import ConfigurationError
 
 
 def check_penalty(penalty: Any) -> None:
-    """Refuse what is no penalty.
+    """Refuse a penalty that is not a positive number.
 
     Raises:
         ConfigurationError: see above.
@@ -39,14 +39,14 @@ def penalise(
     return jnp.where(seen, less, logits)
 
 
-def seen_tokens(
+def mark_seen(
     prompts: Int[Array, "P W"],
     prompt_lengths: Int[Array, " P"],
     tokens: Int[Array, "R T"],
     lengths: Int[Array, " R"],
     vocab_size: int,
 ) -> Bool[Array, "R V"]:
-    """Which tokens stand in the prompt or the solution of each row, R = P n."""
+    """Mark the tokens in the prompt and the solution of each row, R = P n."""
     rows = jnp.arange(tokens.shape[0])[:, None]
     each = tokens.shape[0] // prompts.shape[0]
     prompts, prompt_lengths = (
@@ -60,10 +60,10 @@ def seen_tokens(
     return seen
 
 
-def seen_within(
+def mark_seen_within(
     seen: Bool[Array, "R V"], tokens: Int[Array, "R C"], counts: Int[Array, " R"]
 ) -> Bool[Array, "R C V"]:
-    """What has been seen before each token of a step that is read at once."""
+    """Mark what stands before each token of a step that is read at once."""
     places = jnp.arange(tokens.shape[1])
     rows = jnp.arange(tokens.shape[0])[:, None]
     first = jnp.where(seen, -1, tokens.shape[1])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tsi.engine.lane import Ended, Failed, Lane
 from tsi.engine.report import Report
-from tsi.engine.sizes import Sizes, halved
+from tsi.engine.sizes import Sizes, half_of
 from tsi.errors import MemoryWarning, OutOfMemoryError
 
 
@@ -69,7 +69,7 @@ class Endurance:
             # Out of the handler, whose traceback holds the arrays of the lane.
             self._reports, self._lane = self.reports(), None
             lane = None  # type: ignore[assignment]
-            fewer = halved(self.sizes)
+            fewer = half_of(self.sizes)
             if self.sizes.slots == self.sizes.problems == 1:
                 raise OutOfMemoryError(
                     "Memory ran out with one problem and one slot at once "

@@ -113,7 +113,8 @@ class Engine:
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
             write. Whether it takes tokens for the same text, only tokenizers can tell:
-            see :func:`tsi.vocabularies.first_difference`. Or the penalty is none.
+            see :func:`tsi.vocabularies.first_difference`. Or the penalty is not a
+            positive number.
     """
 
     def __init__(

@@ -303,7 +303,7 @@ class Programs:
             log_prob=floats,
             log_correction=floats,
             tokens=jnp.zeros((*rows.shape, slots.tokens.shape[1]), jnp.int32),
-            seen=of_rows(params, stored, problems).seen(
+            seen=of_rows(params, stored, problems).mark_seen(
                 particles.tokens, particles.lengths
             ),
         )

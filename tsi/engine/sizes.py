@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     shares: bool
 
 
-def halved(sizes: Sizes) -> Sizes:
+def half_of(sizes: Sizes) -> Sizes:
     """Half as much at once, one at least of everything."""
 
     def half(count: int) -> int:
@@ -52,7 +52,7 @@ def room_of(needed: int) -> int:
     return size
 
 
-def doubled(needed: int) -> int:
+def common_room_of(needed: int) -> int:
     """Positions of a common past: 128, 256, 512 and so on."""
     return max(128, 1 << (needed - 1).bit_length())
 
