@@ -13,21 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from tsi.engine.host_scores import score_on_host
 from tsi.engine.methods import Method, enter
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs, Told
 from tsi.engine.report import Report
-from tsi.engine.rows import RewardCaches, Stored
+from tsi.engine.reward_pools import RewardPools
+from tsi.engine.rows import Stored, empty_stored
 from tsi.engine.sizes import Sizes, chosen_below, room_of, width_of
 from tsi.engine.writers import Writers
 from tsi.explorer import Reply, Request
-from tsi.host_reward import Written, scores_of
 from tsi.problem_ids import IdWords
-from tsi.reasoning import Particles, ReasoningParams, no_cost
+from tsi.reasoning import Particles, ReasoningParams
 from tsi.rewards import Prompts
 from tsi.weights import weight_dtype
 
@@ -223,29 +223,14 @@ class Lane:
 
     def _allocate(self, dense, particles, reward, shared, like, prompts) -> None:
         count, block = self.sizes.problems, self.sizes.block
-
-        def room(rows: int):
-            return lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype)
-
-        def prompt_room(leaf):
-            shape = (leaf.shape[0], count, *leaf.shape[2:])
-            return jnp.zeros(shape, leaf.dtype)
-
-        segments = [
-            segment._replace(
-                keys=prompt_room(segment.keys),
-                values=prompt_room(segment.values),
-                positions=room(count)(segment.positions),
-                mask=room(count)(segment.mask),
-            )
-            for segment in shared
-        ]
-        stored = Stored(
-            jax.tree.map(room(self.total), particles),
-            [room(self.total)(leaf) for leaf in reward],
-            jax.tree.map(jnp.copy, no_cost(self.working)),
-            segments,
-            jax.tree.map(room(count), prompts),
+        stored = empty_stored(
+            particles,
+            reward,
+            shared,
+            prompts,
+            rows=self.total,
+            working=self.working,
+            problems=count,
         )
         self.stored = self.programs.place(stored)
         longest = self.width + self.target.max_tokens
@@ -253,11 +238,10 @@ class Lane:
         lines = count if self.sizes.shares else 0
         rows = self.total + lines
         self.policy = Pool(self.programs, rows, longest, block, dense, most)
-        positions = self.programs.positions(self.stored)
-        self.readers = [
-            Pool(self.programs, self.total, place.shape[1], block, cache, most)
-            for place, cache in zip(positions, like, strict=True)
-        ]
+        lengths = [x.shape[1] for x in self.programs.positions(self.stored)]
+        self.readers = RewardPools(
+            self.programs, self.total, lengths, block, like, most
+        )
         most = room_of(longest + self.sizes.burst)
         each = self.method.plan.rows
         self.writers = Writers(
@@ -357,7 +341,7 @@ class Lane:
         if request.depths is not None:
             limit = np.asarray(request.depths).reshape(-1).astype(np.int32)
             depths = np.minimum(depths, limit[mine])
-        lengths = [pool.tables.lengths[parents] for pool in self.readers]
+        lengths = self.readers.lengths(parents)
         self.stored, told, lengths = self.programs.arrange(
             self.stored, to, parents, limit, lengths, own // rows, self.params
         )
@@ -474,7 +458,7 @@ class Lane:
         padded = np.pad(rows, pad, constant_values=self.total)
         problems = np.pad(rows // self.method.plan.rows, pad)
         width = self._step_width(int(lengths.max()))
-        caches = self._reward_caches(rows, size, width)
+        caches = self.readers.fresh(rows, size, width)
         self.stored, told, caches, change = self.programs.end_step(
             self.stored,
             writers.slots,
@@ -491,10 +475,7 @@ class Lane:
         start = writers.start[at]
         self.policy.store(writers.slots.cache, rows, kept, filled, at, start)
         told, change = jax.device_get((told, change))
-        for pool, dense, kept, new in zip(
-            self.readers, caches.dense, *change, strict=True
-        ):
-            pool.store(dense, rows, kept[: len(at)], new[: len(at)])
+        self.readers.store(caches, rows, change)
         told = jax.tree.map(lambda leaf: leaf[: len(at)], told)
         self._end(rows, self._score(rows, told))
 
@@ -506,40 +487,27 @@ class Lane:
         reward = self.programs.host_reward
         if reward is None:
             return told
-        each, pad = self.method.plan.rows, (0, self.sizes.reads - len(rows))
-        # A step that cannot be repeated is none, and its row stays as it was.
-        took = told.lengths > self.lengths[rows]
-        padded = np.pad(
-            np.where(took, rows, self.total), pad, constant_values=self.total
-        )
-        depths = np.pad(self.depths[rows], pad)
-        tokens, cut = jax.device_get(self.programs.written(self.stored, padded))
-        at = np.flatnonzero(took)
-        if not len(at):
-            return told
-        written = [
-            Written(
-                jax.tree.map(
-                    lambda leaf, p=self.index[rows[i] // each]: leaf[p], self.questions
-                ),
-                tokens[i, : told.lengths[i]].tolist(),
-                bool(told.finished[i] & ~cut[i]),
-                bool(told.finished[i]),
-            )
-            for i in at
+        assert self.stored is not None
+        places = rows // self.method.plan.rows
+        asked = [
+            jax.tree.map(lambda leaf, p=problem: leaf[p], self.questions)
+            for problem in self.index[places]
         ]
-        log_odds = np.zeros(self.sizes.reads, weight_dtype())
-        log_odds[at], errors = scores_of(reward, written)
+        self.stored, told, errors = score_on_host(
+            self.programs,
+            reward,
+            self.stored,
+            rows,
+            told,
+            self.lengths[rows],
+            self.depths[rows],
+            asked,
+            self.params,
+            self.sizes.reads,
+        )
         for i, error in errors.items():
-            row = int(rows[at[i]])
-            self._give_up(row // each, int(self.depths[row]) + 1, error)
-        self.stored, potentials = self.programs.score(
-            self.stored, padded, depths, log_odds, self.params
-        )
-        scored: Any = np.where(
-            took, jax.device_get(potentials)[: len(rows)], told.log_potentials
-        )
-        return told._replace(log_potentials=scored)
+            self._give_up(int(places[i]), int(self.depths[rows[i]]) + 1, error)
+        return told
 
     def _give_up(self, place: int, step: int, error: Exception) -> None:
         """Let a problem go that cannot be ended."""
@@ -552,24 +520,6 @@ class Lane:
         self.writers.drop(rows)
         self.infos[place] = []
         self._release(places)
-
-    def _reward_caches(
-        self, rows: Int[np.ndarray, " n"], size: int, width: int
-    ) -> RewardCaches:
-        """The reward's caches of some rows, with room for a step, padded to a size."""
-        dense, lengths = [], []
-        for pool in self.readers:
-            held = pool.tables.lengths[rows]
-            room = self._reward_room(pool, int(held.max(initial=0)) + width)
-            dense.append(pool.fresh(rows, size, room))
-            lengths.append(np.pad(held, (0, size - len(rows))))
-        return RewardCaches(dense, lengths)
-
-    def _reward_room(self, pool: Pool, needed: int) -> int:
-        full = -(-pool.tables.table.shape[1] * pool.block)
-        if not self.target.reward.reads_ids:
-            return full
-        return min(room_of(needed), full)
 
     def _step_width(self, longest: int) -> int:
         """Places of a step that are read, so that few widths are compiled."""
@@ -613,7 +563,7 @@ class Lane:
             np.pad(sources, pad).astype(np.int32),
             np.pad(rows // self.method.plan.rows, pad),
             np.pad(self.depths[rows], pad),
-            self._reward_caches(rows, size, width),
+            self.readers.fresh(rows, size, width),
             self.params,
             width,
         )
@@ -621,10 +571,7 @@ class Lane:
         told = jax.tree.map(lambda leaf: leaf[:count], told)
         taken = told.lengths - self.lengths[rows]
         self.policy.store(cache, rows, filled, filled + taken)
-        for pool, dense, kept, new in zip(
-            self.readers, caches.dense, *change, strict=True
-        ):
-            pool.store(dense, rows, kept[:count], new[:count])
+        self.readers.store(caches, rows, change)
         self.writers.forget(rows)
         self._end(rows, self._score(rows, told))
 

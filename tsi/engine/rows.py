@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from tsi.cache import Suffix, squeeze
 from tsi.engine.pages import Dense, layers_of
 from tsi.models.layers import Segment
-from tsi.reasoning import Cost, Particles, ReasoningParams
+from tsi.reasoning import Cost, Particles, ReasoningParams, no_cost
 from tsi.rewards import Prompts
 
 
@@ -35,6 +35,52 @@ class Stored(NamedTuple):
     cost: Cost
     shared: list[Segment]
     prompts: Prompts
+
+
+def empty_stored(
+    particles: Particles,
+    reward: list[Array],
+    shared: list[Segment],
+    prompts: Prompts,
+    *,
+    rows: int,
+    working: int,
+    problems: int,
+) -> Stored:
+    """Room for rows and problems such as these.
+
+    Args:
+        particles: without caches.
+        reward: small leaves.
+        shared: caches of the reward's prompts.
+        prompts: of problems.
+        rows: how many there will be.
+        working: how many of them work.
+        problems: how many there will be.
+    """
+
+    def room(count: int):
+        return lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype)
+
+    def by_layer(leaf: Array) -> Array:
+        return jnp.zeros((leaf.shape[0], problems, *leaf.shape[2:]), leaf.dtype)
+
+    return Stored(
+        jax.tree.map(room(rows), particles),
+        [room(rows)(leaf) for leaf in reward],
+        # What is donated must not be one buffer under several names.
+        jax.tree.map(jnp.copy, no_cost(working)),
+        [
+            segment._replace(
+                keys=by_layer(segment.keys),
+                values=by_layer(segment.values),
+                positions=room(problems)(segment.positions),
+                mask=room(problems)(segment.mask),
+            )
+            for segment in shared
+        ],
+        jax.tree.map(room(problems), prompts),
+    )
 
 
 class RewardCaches(NamedTuple):

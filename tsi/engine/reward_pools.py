@@ -1,0 +1,77 @@
+"""The reward's growing caches in blocks, and the dense rows that reading wants."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from tsi.engine.blocks import Indices
+from tsi.engine.pages import Dense
+from tsi.engine.pool import Pool
+from tsi.engine.programs import Programs
+from tsi.engine.rows import RewardCaches, RewardChange
+from tsi.engine.sizes import room_of
+
+
+class RewardPools:
+    """One pool for each cache of a reward; none, if it keeps none that grows.
+
+    Args:
+        programs: compiled ones.
+        rows: how many.
+        lengths: the most positions that a row can have in each cache.
+        block: positions of a block.
+        like: dense rows of each kind.
+        most: bytes of an extent.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        rows: int,
+        lengths: list[int],
+        block: int,
+        like: list[Dense],
+        most: int,
+    ) -> None:
+        self._fixed = not programs.target.reward.reads_ids
+        self._pools = [
+            Pool(programs, rows, length, block, cache, most)
+            for length, cache in zip(lengths, like, strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self._pools)
+
+    def lengths(self, rows: Indices) -> list[Any]:
+        """Positions of rows in each cache."""
+        return [pool.tables.lengths[rows] for pool in self]
+
+    def fresh(self, rows: Int[np.ndarray, " n"], size: int, width: int) -> RewardCaches:
+        """Dense rows with room for a step, padded to a number of rows.
+
+        Args:
+            rows: which.
+            size: the number.
+            width: positions of the step.
+        """
+        dense, lengths = [], []
+        for pool, held in zip(self, self.lengths(rows), strict=True):
+            room = self._room(pool, int(held.max(initial=0)) + width)
+            dense.append(pool.fresh(rows, size, room))
+            lengths.append(np.pad(held, (0, size - len(rows))))
+        return RewardCaches(dense, lengths)
+
+    def store(
+        self, caches: RewardCaches, rows: Int[np.ndarray, " n"], change: RewardChange
+    ) -> None:
+        """Put what reading has made of the first dense rows into blocks."""
+        count = len(rows)
+        for pool, dense, *lengths in zip(self, caches.dense, *change, strict=True):
+            kept, new = (np.asarray(length)[:count] for length in lengths)
+            pool.store(dense, rows, kept, new)
+
+    def _room(self, pool: Pool, needed: int) -> int:
+        full = pool.tables.table.shape[1] * pool.block
+        return full if self._fixed else min(room_of(needed), full)
