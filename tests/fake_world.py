@@ -31,7 +31,7 @@ class FakeEngine:
         self.sleep = sleep
 
     def check_fits(self, sampler, num_particles):
-        if num_particles > 2**18:
+        if num_particles > 4096:
             raise ConfigurationError("This does not fit.")
 
     def run(

@@ -391,7 +391,7 @@ def test_a_problem_that_fails_costs_its_rows_alone(tmp_path, methods):
 
 @pytest.mark.parametrize("method", ["smc", "self_consistency", "mcts"])
 def test_a_budget_that_cannot_fit_is_refused_before_the_first_row(tmp_path, method):
-    plan = checked_plan(("smc", method), (1, 2**20), 1, 8)
+    plan = checked_plan(("smc", method), (1, 8192), 1, 8)
     world, path = fake_world(), tmp_path / "rows"
     with pytest.raises(ConfigurationError, match="does not fit"):
         run_plan(plan, world, path, progress=False)
