@@ -133,8 +133,8 @@ def burst(
 
     The caches are only read. What is new is put behind each row by a program of its own
     (`behind`), for a program that reads a cache and writes it copies it as well. Where
-    fewer slots are chosen than there are, their caches are copied out once for all of
-    the tokens, which takes a twentieth of the time that they are read in.
+    fewer slots are chosen than there are, their caches are copied out once per burst,
+    which costs less than to read all of them for every token.
 
     Args:
         policy: the language model.
