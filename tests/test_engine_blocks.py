@@ -27,7 +27,8 @@ from tsi.engine.pages import (
 )
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs
-from tsi.engine.sizes import chosen_below, chosen_of, room_of, width_of
+from tsi.engine.shapes import Shapes
+from tsi.engine.sizes import chosen_of, coarse_room_of, room_of, width_of
 from tsi.engine.writers import Writers
 
 ROWS, LENGTH, BLOCK = 6, 40, 4
@@ -174,6 +175,8 @@ def test_new_positions_go_behind_each_rows_own():
 def test_sizes_are_few_and_hold_what_is_asked():
     assert all(room_of(n) >= n for n in range(1, 5000))
     assert len({room_of(n) for n in range(1, 8193)}) <= 14
+    assert all(coarse_room_of(n) >= n for n in range(1, 5000))
+    assert {coarse_room_of(n) for n in range(1, 8193)} < set(map(room_of, range(8193)))
     for most in (1, 24, 64, 128):
         for count in range(1, most + 1):
             assert count <= width_of(count, most, True) <= most
@@ -224,11 +227,49 @@ def test_slots_that_are_computed_hold_all_that_write():
         assert all(n <= size <= most for n, size in enumerate(sizes, 1))
         assert sizes == sorted(sizes)
         assert len(set(sizes)) <= 7
-        for n in range(1, most + 1):
-            fewer = chosen_below(n, most)
-            assert 0 <= fewer < n
-            if fewer:
-                assert sizes[fewer - 1] < sizes[n - 1] == sizes[fewer]
+
+
+def area(shape):
+    return float(np.prod(shape))
+
+
+def test_a_shape_is_compiled_once_it_would_have_saved_its_price():
+    shapes = Shapes(area, 100.0, exact=1)
+    assert shapes.choose((4, 8), (4, 64)) == (4, 64)
+    for _ in range(2):
+        assert shapes.choose((4, 48), (4, 64)) == (4, 64)
+        shapes.note((4, 48), (4, 64), turns=1)
+    # Twice 4 * 16 has been wasted, which is more than the price.
+    assert shapes.choose((4, 48), (4, 64)) == (4, 48)
+    assert shapes.choose((4, 8), (4, 64)) == (4, 48)
+    # Another room is another matter, whatever else is there.
+    assert shapes.choose((2, 8), (2, 16)) == (2, 16)
+    assert shapes.known == {(4, 64), (4, 48), (2, 16)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shapes_take_at_most_twice_what_the_best_choice_in_hindsight_takes(seed):
+    """Two sizes, a large one and its half: with the half from the start, or never."""
+    rng = np.random.default_rng(seed)
+    price, shapes, spent = 300.0, Shapes(area, 300.0), 0.0
+    shapes.choose((16,), (16,))
+    calls = rng.integers(1, 17, rng.integers(1, 120))
+    for rows in calls:
+        wanted = (8,) if rows <= 8 else (16,)
+        before = len(shapes.known)
+        used = shapes.choose(wanted, (16,))
+        shapes.note(wanted, used)
+        spent += used[0] + price * (len(shapes.known) - before)
+    needed = np.where(calls <= 8, 8, 16).sum()
+    assert spent <= needed + 2 * min(price, 16 * len(calls) - needed) + 16
+
+
+def test_the_number_of_shapes_is_bounded_but_for_what_nothing_else_can_do():
+    shapes = Shapes(area, 0.0, most=3)
+    for rows in (64, 48, 32, 16, 8, 4):
+        shapes.choose((rows,), (64,))
+    assert shapes.known == {(64,), (48,), (32,)}
+    assert shapes.choose((65,), (128,)) == (128,)
 
 
 class Scale(NamedTuple):
@@ -239,11 +280,13 @@ class Scale(NamedTuple):
     BLOCK: int = 16
     SHARED: float = 10**9
     SHARED_ROWS: int = 1
+    COMPILATION: float = 0.0
 
 
 SCALES = {
     "host the slower": Scale(CHEAP=10**18, BLOCK=1),
     "device the slower": Scale(CHEAP=0),
+    "programs dear": Scale(CHEAP=0, COMPILATION=2.0e5),
     "long prompts": Scale(CHEAP=0, BLOCK=1, SHARED=0),
 }
 
@@ -290,7 +333,8 @@ def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale)
         assert max(starts) > (longest if name == "mcts" else 0)
     else:
         assert max(starts) == 0
-    # Who leaves gives back every block.
     for lane in lanes:
+        assert len(lane.writers.shapes.known) <= 12
+        # Who leaves gives back every block.
         assert lane.policy.tables.num_used == 0
         assert [pool.tables.num_used for pool in lane.readers] == [0]

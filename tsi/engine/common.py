@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs
-from tsi.engine.sizes import common_room_of
+from tsi.engine.sizes import coarse_room_of
 
 
 class Common:
@@ -35,7 +35,7 @@ class Common:
     ) -> None:
         self.programs, self.pool, self.most = programs, pool, most
         self._first = pool.tables.lengths.size - problems
-        self.size = min(common_room_of(1), most)
+        self.size = min(coarse_room_of(1), most)
         cache = programs.empty(pool.like, problems, self.size)
         self.cache: Any = programs.place(cache)
 
@@ -72,5 +72,5 @@ class Common:
 
     def _make_room(self, needed: int) -> None:
         if needed > self.size:
-            self.size = min(common_room_of(needed), self.most)
+            self.size = min(coarse_room_of(needed), self.most)
             self.cache = self.programs.widen(self.cache, self.size)

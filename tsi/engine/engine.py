@@ -78,6 +78,9 @@ CHEAP = 2e9
 READS = 8
 """Rows whose steps are read together: with a question of 30 tokens that is a matrix
 large enough for two cores, and few of its rows are padding."""
+COMPILATION = 1.5e11
+"""FLOPs that take as long as the compilation of a program, on a CPU of two cores; where
+much more is computed in a second, compilation takes longer as well."""
 SHARED = 512
 """Positions of prompts from which on a problem's common past is read once for all of
 its rows: with less of it, what that takes is more than what it saves."""
@@ -422,8 +425,8 @@ class Engine:
             places *= 2
         places = min(places, most)
         rows = min(problems, most) * plan.rows
-        flops = self.policy.config.flops_per_token(0.0) * min(self.max_rows, rows)
-        shrinks = flops >= CHEAP
+        flops = self.policy.config.flops_per_token(0.0)
+        shrinks = flops * min(self.max_rows, rows) >= CHEAP
         # Half of the rows wait for a slot, so that no slot waits for a row.
         wanted = max(rows // 2, min(rows, 16)) if shrinks else rows
         slots = 1
@@ -439,6 +442,7 @@ class Engine:
             PREFILL,
             shrinks,
             shrinks and plan.rows >= SHARED_ROWS and width >= SHARED,
+            COMPILATION / flops if shrinks else 0.0,
         )
 
     def _encode(self, problem: Problem) -> list[int]:

@@ -23,8 +23,9 @@ from tsi.engine.programs import Programs, Told
 from tsi.engine.report import Report
 from tsi.engine.reward_pools import RewardPools
 from tsi.engine.rows import Stored, empty_stored
-from tsi.engine.sizes import Sizes, chosen_below, room_of, width_of
-from tsi.engine.writers import Writers
+from tsi.engine.shapes import Shapes
+from tsi.engine.sizes import Sizes, room_of, width_of
+from tsi.engine.writers import ATTENDED, Writers
 from tsi.explorer import Reply, Request
 from tsi.problem_ids import IdWords
 from tsi.reasoning import Particles, ReasoningParams
@@ -106,6 +107,7 @@ class Lane:
         self.failed: list[Failed] = []
         self.stored: Stored | None = None
         self.writers: Any = None
+        self.reads = Shapes(_cost, sizes.price, exact=1)
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
     def report(self) -> Report:
@@ -387,9 +389,7 @@ class Lane:
         """Fill the slots, write tokens, and let the reward read what has ended."""
         began = time.perf_counter()
         each, writers = self.method.plan.rows, self.writers
-        # Problems that have not entered yet take the places of those that leave.
-        here = self.sizes.problems if self.left else int((self.index >= 0).sum())
-        rows = writers.fill(self.queue, here * each)
+        rows = writers.fill(self.queue)
         if len(rows):
             size = width_of(len(rows), writers.number, self.sizes.shrinks)
             padded = np.pad(rows, (0, size - len(rows)))
@@ -429,7 +429,7 @@ class Lane:
         counts = np.bincount(problems, minlength=self.sizes.problems)
         enough = max(int(counts[counts > 0].min()), part)
         # Fewer rows than these are computed by a cheaper program.
-        fewer = chosen_below(active, writers.number)
+        fewer = writers.below(active)
         return min(enough, active - fewer) if fewer else min(enough, active)
 
     def _due(self) -> Int[np.ndarray, " A"]:
@@ -453,11 +453,15 @@ class Lane:
         writers = self.writers
         rows = writers.leave(at).astype(np.int32)
         lengths = writers.counts[at]
-        size = width_of(len(at), self.sizes.reads, self.sizes.shrinks, factor=2)
+        most = self.sizes.reads
+        width = self._step_width(int(lengths.max()))
+        fine = width_of(len(at), most, self.sizes.shrinks, factor=2)
+        coarse, wanted = (writers.room, width, most), (writers.room, width, fine)
+        _, width, size = used = self.reads.choose(wanted, coarse)
+        self.reads.note(wanted, used)
         pad = (0, size - len(at))
         padded = np.pad(rows, pad, constant_values=self.total)
         problems = np.pad(rows // self.method.plan.rows, pad)
-        width = self._step_width(int(lengths.max()))
         caches = self.readers.fresh(rows, size, width)
         self.stored, told, caches, change = self.programs.end_step(
             self.stored,
@@ -583,3 +587,9 @@ class Lane:
             self.reply.finished[rows] |= self.depths[rows] >= self.target.max_steps
         places = rows // self.method.plan.rows
         np.subtract.at(self.waiting, places[self.index[places] >= 0], 1)
+
+
+def _cost(shape: tuple[int, ...]) -> float:
+    """What it takes to read steps so wide, behind such a past, of so many rows."""
+    room, width, rows = shape
+    return (1 + room / ATTENDED) * width * rows

@@ -76,7 +76,6 @@ class Programs:
         self.target, self.store, self.mesh = target, ReasoningStore(target), mesh
         self.structure: Any = None
         self.home: Sharding | None = None
-        self.shapes: set[tuple] = set()
         donate = functools.partial(jax.jit, donate_argnums=0)
         self.page_out = donate(paging.page_out)
         self.page_in = donate(paging.page_in)
@@ -91,7 +90,6 @@ class Programs:
         self.repeat = jax.jit(self._repeat, static_argnums=9, donate_argnums=0)
         self.written = jax.jit(self._written)
         self.score = donate(self._score)
-        self.resize = jax.jit(self._resize, static_argnums=2)
         self.widen = jax.jit(self._widen, static_argnums=1)
 
     def count(self) -> int:
@@ -446,11 +444,6 @@ class Programs:
             particles.finished,
             particles.lengths,
         )
-
-    def _resize(self, slots: Slots, order: Int[Array, " r"], size: int) -> Slots:
-        """Some slots alone, with room for another number of positions."""
-        some = jax.tree.map(lambda leaf: leaf[order], slots)
-        return some._replace(cache=self._widen(some.cache, size))
 
     def _widen(self, cache: Dense, size: int) -> Dense:
         """The same rows with room for another number of positions."""

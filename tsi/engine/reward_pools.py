@@ -11,7 +11,7 @@ from tsi.engine.pages import Dense
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs
 from tsi.engine.rows import RewardCaches, RewardChange
-from tsi.engine.sizes import room_of
+from tsi.engine.sizes import coarse_room_of
 
 
 class RewardPools:
@@ -74,4 +74,4 @@ class RewardPools:
 
     def _room(self, pool: Pool, needed: int) -> int:
         full = pool.tables.table.shape[1] * pool.block
-        return full if self._fixed else min(room_of(needed), full)
+        return full if self._fixed else min(coarse_room_of(needed), full)

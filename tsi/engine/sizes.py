@@ -17,6 +17,7 @@ class Sizes(NamedTuple):
         prefill: tokens of prompts that are read together.
         shrinks: whether programs of fewer rows are worth compiling.
         shares: whether what a problem's rows have in common is read once for all.
+        price: of compiling a program, in tokens of one row.
     """
 
     slots: int
@@ -28,6 +29,7 @@ class Sizes(NamedTuple):
     prefill: int
     shrinks: bool
     shares: bool
+    price: float = 0.0
 
 
 def half_of(sizes: Sizes) -> Sizes:
@@ -52,8 +54,8 @@ def room_of(needed: int) -> int:
     return size
 
 
-def common_room_of(needed: int) -> int:
-    """Positions of a common past: 128, 256, 512 and so on."""
+def coarse_room_of(needed: int) -> int:
+    """Of these the powers of two from 128 on."""
     return max(128, 1 << (needed - 1).bit_length())
 
 
@@ -72,12 +74,3 @@ def chosen_of(count: int, most: int, shrinks: bool) -> int:
     if 2 * count > most:
         return 3 * most // 4
     return width_of(count, most // 2, shrinks, factor=2)
-
-
-def chosen_below(count: int, most: int) -> int:
-    """How many rows must be left for fewer slots to be computed; 0 if there is none."""
-    size = chosen_of(count, most, True)
-    for fewer in range(count - 1, 0, -1):
-        if chosen_of(fewer, most, True) < size:
-            return fewer
-    return 0

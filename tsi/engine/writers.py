@@ -14,7 +14,8 @@ from jaxtyping import Bool, Int
 from tsi.engine.common import Common
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs
-from tsi.engine.sizes import Sizes, chosen_of, room_of, width_of
+from tsi.engine.shapes import Shapes
+from tsi.engine.sizes import Sizes, chosen_of, coarse_room_of, room_of, width_of
 from tsi.engine.slots import Chosen
 from tsi.reasoning import ReasoningParams
 
@@ -22,8 +23,12 @@ LAG = 64
 """Positions of the common past that a row may have of its own before it is loaded anew,
 which takes longer than to read so many once more."""
 
-ARRAYS = ("row_of", "active", "ended", "counts", "filled", "start")
-"""What the host knows of each slot."""
+ATTENDED, OWN = 512, 16
+"""Positions to attend to, and rows, that take as long as what a token of a row takes
+besides, and a turn of all rows besides: as measured with 135M weights on two cores."""
+COPIES = 3
+"""Programs that are compiled for a new room, in bursts: a burst, one that reads steps,
+and several that copy."""
 
 
 class Writers:
@@ -62,21 +67,22 @@ class Writers:
         if sizes.shares:
             self.common = Common(programs, pool, sizes.problems, most)
         self.slots: Any = None
-        self._arrays(0)
-        self.resident: dict[int, int] = {}
-        self.useful = self.computed = self.bursts = 0
-
-    def _arrays(self, number: int) -> None:
+        number = sizes.slots
         self.row_of: Int[np.ndarray, " R"] = np.full(number, -1)
         self.active: Bool[np.ndarray, " R"] = np.zeros(number, bool)
         self.ended: Bool[np.ndarray, " R"] = np.zeros(number, bool)
         self.counts: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
         self.filled: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
         self.start: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
+        self.shapes = Shapes(_cost, sizes.price, exact=1)
+        self.rooms = Shapes(lambda x: 1 + x[0] / ATTENDED, COPIES * sizes.price)
+        self.wanted, self.fine, self.idle = 0, 0, 0.0
+        self.resident: dict[int, int] = {}
+        self.useful = self.computed = self.bursts = 0
 
     @property
     def number(self) -> int:
-        """R, which changes with what there is to do."""
+        """R."""
         return len(self.row_of)
 
     @property
@@ -111,16 +117,9 @@ class Writers:
         problems, firsts = np.unique(rows // self.each, return_index=True)
         self.common.update(np.split(rows, firsts[1:]), problems)
 
-    def fill(
-        self, queue: collections.deque[int], expected: int
-    ) -> Int[np.ndarray, " n"]:
-        """Give rows of the queue the slots that are free, and their caches.
-
-        Args:
-            queue: rows.
-            expected: rows that there may be for slots, those that write among them.
-        """
-        self._resize(queue, expected)
+    def fill(self, queue: collections.deque[int]) -> Int[np.ndarray, " n"]:
+        """Give rows of the queue the slots that are free, and their caches."""
+        self._resize(queue)
         free = set(np.flatnonzero(~self.active & ~self.ended).tolist())
         count = min(len(free), len(queue))
         rows = np.asarray([queue.popleft() for _ in range(count)], np.int32)
@@ -190,7 +189,9 @@ class Writers:
         seen = jax.device_get(seen)
         self.filled = np.where(self.active, seen.filled, was).astype(np.int32)
         self.bursts += 1
-        self.computed += int(seen.turns) * len(rows)
+        turns = int(seen.turns)
+        self.computed += turns * len(rows)
+        self._note(turns, len(rows))
         self.useful += int((self.filled - was).sum())
         self.ended |= self.active & ~seen.active
         self.active, self.counts = self.active & seen.active, seen.counts
@@ -209,8 +210,10 @@ class Writers:
 
     def _choose(self) -> Any:
         """The slots that a burst computes: those that write, and few others."""
-        number, each = self.number, self.each
-        size = chosen_of(int(self.active.sum()), number, self.sizes.shrinks)
+        number, each, shrinks = self.number, self.each, self.sizes.shrinks
+        self.wanted = chosen_of(int(self.active.sum()), number, shrinks)
+        coarse = width_of(self.wanted, number, shrinks)
+        _, size = self.shapes.choose((self.room, self.wanted), (self.room, coarse))
         if size == number and self.common is None:
             return None
         first = np.argsort(~self.active, kind="stable")[:size]
@@ -230,8 +233,26 @@ class Writers:
         places[active] = problems * width + rank
         return Chosen(rows, readers, places)
 
-    def _resize(self, queue: collections.deque[int], expected: int) -> None:
-        """As many slots as there are rows for, with room for what they may become."""
+    @property
+    def room(self) -> int:
+        """S, the positions of a slot."""
+        return self.slots.cache.keys[0].shape[-1]
+
+    def below(self, count: int) -> int:
+        """How few rows must write for a smaller program to do; 0 if there is none."""
+        sizes = [size for room, size in self.shapes.known if room == self.room]
+        return max((size for size in sizes if size < count), default=0)
+
+    def _note(self, turns: int, rows: int) -> None:
+        """Remember how much of a burst smaller programs would have saved."""
+        if not self.sizes.shrinks:
+            return
+        self.shapes.note((self.room, self.wanted), (self.room, rows), turns)
+        waste = self.rooms.note((self.fine,), (self.room,), turns * rows)
+        self.idle += waste
+
+    def _resize(self, queue: collections.deque[int]) -> None:
+        """Room in the slots for what their rows may become."""
         busy = self.active | self.ended
         longest = int((self.filled - self.start)[busy].max(initial=0))
         waiting = np.asarray(list(queue)[: self.sizes.slots], np.int32)
@@ -239,26 +260,29 @@ class Writers:
         longest = max(longest, int(lengths.max(initial=0)))
         if self.common is not None:
             longest += LAG
-        size = min(room_of(longest + self.sizes.burst), self.most)
-        shrinks = self.sizes.shrinks
-        wanted = min(expected, self.sizes.slots)
-        number = width_of(wanted, self.sizes.slots, shrinks, factor=2)
+        needed = longest + self.sizes.burst
+        self.fine = min(room_of(needed), self.most)
+        if self.slots is not None:
+            # A smaller room is worth a move only after it has cost as much.
+            kept = self.idle <= self.sizes.price and self.room < 4 * self.fine
+            if kept and self.room >= self.fine:
+                return
+        coarse = coarse_room_of(needed) if self.sizes.shrinks else self.fine
+        (size,) = self.rooms.choose((self.fine,), (min(coarse, self.most),))
+        self.idle = 0.0
         if self.slots is None:
             priced = self.params.repetition_penalty is not None
             vocab_size = self.params.policy.config.vocab_size if priced else None
-            self.slots = self.programs.slots(self.pool.like, number, size, vocab_size)
-            self._arrays(number)
-            return
-        old, room = self.number, self.slots.cache.keys[0].shape[-1]
-        if number == old and size <= room < 4 * size:
-            return
-        number = max(number, width_of(int(busy.sum()), self.sizes.slots, shrinks))
-        order = np.argsort(~busy, kind="stable")
-        order = np.pad(order, (0, max(0, number - old)))[:number].astype(np.int32)
-        self.slots = self.programs.resize(self.slots, order, size)
-        held = np.arange(number) < busy.sum()
-        kept = {name: getattr(self, name)[order][held] for name in ARRAYS}
-        self._arrays(number)
-        for name, values in kept.items():
-            getattr(self, name)[held] = values
-        self.resident = {}
+            like, number = self.pool.like, self.number
+            self.slots = self.programs.slots(like, number, size, vocab_size)
+        elif size != self.room:
+            if size < self.room:
+                # Rows that may come back to their slots may have more than that.
+                self.resident = {}
+            cache = self.programs.widen(self.slots.cache, size)
+            self.slots = self.slots._replace(cache=cache)
+
+
+def _cost(shape: tuple[int, ...]) -> float:
+    room, rows = shape
+    return (1 + room / ATTENDED) * (rows + OWN)

@@ -1,0 +1,78 @@
+"""Which shapes a program is compiled for: those that pay for it.
+
+A program of a larger shape can do the work of a smaller one, only slower. What that
+wastes is added up, and a shape is compiled once it would have saved what compiling
+takes. That costs at most twice what the best choice in hindsight does, as with skis
+that are rented until the rent has reached their price (Karlin et al., Algorithmica 3,
+1988). Work is counted and not timed, so that a run that is repeated computes in the
+same shapes, and rounds as it did.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+Shape = tuple[int, ...]
+
+
+class Shapes:
+    """Shapes of one program in one run.
+
+    Attributes:
+        known: those that it is called with.
+
+    Args:
+        cost: of one turn of a program of some shape, in tokens of one row.
+        price: of a new shape, in the same.
+        exact: how many axes, the first ones, must be as they are wanted.
+        most: shapes, but for work that none of these can do.
+    """
+
+    def __init__(
+        self,
+        cost: Callable[[Shape], float],
+        price: float,
+        *,
+        exact: int = 0,
+        most: int = 12,
+    ) -> None:
+        self.cost, self.price, self.exact, self.most = cost, price, exact, most
+        self.known: set[Shape] = set()
+        self.waste: defaultdict[Shape, float] = defaultdict(float)
+
+    def fitting(self, wanted: Shape) -> list[Shape]:
+        """Known shapes that can do the work of another, the cheapest first."""
+        fits = [
+            shape
+            for shape in self.known
+            if shape[: self.exact] == wanted[: self.exact]
+            and all(a >= b for a, b in zip(shape, wanted, strict=True))
+        ]
+        return sorted(fits, key=self.cost)
+
+    def choose(self, wanted: Shape, coarse: Shape) -> Shape:
+        """The shape to call the program with.
+
+        Args:
+            wanted: the smallest that can do the work.
+            coarse: what is compiled if no known shape can.
+        """
+        fits = self.fitting(wanted)
+        if not fits:
+            chosen = coarse
+        elif self.waste[wanted] >= self.price and len(self.known) < self.most:
+            chosen = wanted
+        else:
+            chosen = fits[0]
+        self.known.add(chosen)
+        return chosen
+
+    def note(self, wanted: Shape, used: Shape, turns: int = 1) -> float:
+        """Remember what a call has wasted, and tell it.
+
+        Args:
+            wanted, used: as `choose` was asked and has answered.
+            turns: how often the call has gone through its work.
+        """
+        waste = turns * (self.cost(used) - self.cost(wanted))
+        self.waste[wanted] += waste
+        return waste
