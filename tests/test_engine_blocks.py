@@ -338,3 +338,44 @@ def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale)
         # Who leaves gives back every block.
         assert lane.policy.tables.num_used == 0
         assert [pool.tables.num_used for pool in lane.readers] == [0]
+
+
+def test_slots_become_shorter_when_their_rows_do(monkeypatch):
+    """Long rows leave, short ones enter; what a row's slot held of it may be cut."""
+    rooms, write = [], Writers.write
+
+    def note_room(self, *arguments):
+        rooms.append(self.room)
+        write(self, *arguments)
+
+    policy, reward = tiny.models()
+    target = tiny.target(max_tokens=72, max_steps=24)
+    problems = test_engine.PROBLEMS
+
+    def run(max_rows):
+        engine = engine_module.Engine(
+            target,
+            policy,
+            reward,
+            encode=tiny.encode,
+            decode=tiny.decode,
+            max_rows=max_rows,
+        )
+        return engine.run(
+            samplers.particle_filter(),
+            jax.random.key(5),
+            problems,
+            8,
+            extract=test_engine.extract,
+        )
+
+    plain = run(64)
+    constants = Scale(CHEAP=0, BLOCK=1, COMPILATION=1.0e5)
+    for constant, value in constants._asdict().items():
+        monkeypatch.setattr(engine_module, constant, value)
+    monkeypatch.setattr(engine_module, "IN_FLIGHT", 1)
+    monkeypatch.setattr(Writers, "write", note_room)
+    for left, right in zip(plain, run(8), strict=True):
+        test_engine.same(left, right)
+    longest = rooms.index(max(rooms))
+    assert min(rooms[longest:]) < max(rooms)
