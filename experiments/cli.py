@@ -7,54 +7,22 @@ end, and with which exit codes, stands in `command.py`.
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
-from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.errors import UnknownNameError
 from tsi.experiments.command import exit_code
+from tsi.experiments.model_options import ModelOptions, Models, check_positive
 from tsi.models.files import check_writable
 
 if TYPE_CHECKING:
     from tsi.models.catalogue import Description
 
 
-RewardName = Annotated[
-    str | None,
-    tyro.conf.arg(
-        metavar="KIND[:MODEL]",
-        help=(
-            "what scores solutions; by default the task's own model, or judge for "
-            "a policy of other tokens. One of: MODEL: a token head, on the "
-            "policy's own tokens, or the name of a published reward model; "
-            "qwen:MODEL, and math-shepherd, rlhflow, skywork, outcome: a reward "
-            "model in its format; likelihood:MODEL: a larger model against the "
-            "policy; value:FILE: a value head on the policy's states; judge: the "
-            "policy's own judgement; verifier: the task's exact check of each "
-            "prefix; outcome-verifier: the same of answers alone; none."
-        ),
-    ),
-]
-"""What scores solutions, as :mod:`tsi.experiments.named_reward` reads it."""
-
-TemplateSwitch = tyro.conf.UseAppendAction[
-    Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(
-            metavar="NAME=JSON",
-            help=(
-                "a variable of the policy's chat template, as in "
-                "enable_thinking=false; may be given several times."
-            ),
-        ),
-    ]
-]
-"""See :func:`tsi.experiments.language_policy.parse_switches`."""
-
-
 def scale(
-    task: str = "chain",
+    options: Models = ModelOptions(),  # noqa: B008
     methods: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="standard|all|NAME...")
     ] = ("standard",),
@@ -62,84 +30,27 @@ def scale(
     num_problems: int = 420,
     seeds: int = 1,
     out: Path | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    model_sampling: bool = False,
-    delimiter: tuple[str, ...] = (),
-    stop_string: tuple[str, ...] = (),
-    min_step_tokens: int = 1,
-    policy: str | None = None,
-    reward: RewardName = None,
-    aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    max_rows: int | None = None,
-    model_parallel: int = 1,
-    template_switch: TemplateSwitch = (),
     progress: bool = True,
 ) -> int:
     """Accuracy of methods against budget, with error bars; resumes where it stopped.
 
     Args:
-        task: chain or countdown; models ship for both.
+        options: task and models.
         methods: which to compare; standard is all but the entropic particle filter.
         budgets: rollouts N of each method.
         num_problems: held-out problems; 420 keep standard errors below 2.5 points.
         seeds: how often each problem is run.
         out: folder for rows, table and plots; results/TASK by default.
-        temperature: of the policy, 1 by default.
-        top_k: the policy writes its so many most likely tokens alone.
-        top_p: the policy writes the fewest most likely tokens of this mass alone.
-        min_p: the policy writes no token below this share of the likeliest.
-        repetition_penalty: divides the logits of tokens that were read before.
-        model_sampling: let the policy's generation_config.json say what of these five
-            is not given.
-        delimiter: strings each of which ends a step, in place of the task's own.
-        stop_string: strings each of which ends the solution.
-        min_step_tokens: a delimiter that comes sooner does not end the step.
-        policy: another policy: a name, a hub id (organisation/name), a folder or a
-            GGUF file.
-        reward: what scores solutions; see :data:`RewardName`.
-        aggregation: from the scores of steps to one; model shows a
-            format all steps as one.
-        dtype: of the models' weights.
-        max_rows: particles of one batch over all its problems; by default what suits
-            the device.
-        model_parallel: over how many devices each model is divided; rows are
-            spread over what that leaves of all devices.
-        template_switch: see :data:`TemplateSwitch`.
         progress: show the bar with the time left.
     """
-    from tsi.experiments.language_policy import parse_switches
     from tsi.experiments.scale import checked_plan, run_plan
-    from tsi.experiments.step_ends import step_ends
-    from tsi.experiments.world import embedded_world
     from tsi.experiments.write_report import write_report
-    from tsi.truncation import Truncation
 
-    plan = checked_plan(methods, budgets, seeds, 1 if max_rows is None else max_rows)
-    _positive(num_problems=num_problems)
-    out = out or Path("results") / task
-    world = embedded_world(
-        task,
-        num_problems,
-        policy=policy,
-        reward=reward,
-        aggregation=aggregation,
-        temperature=temperature,
-        truncation=Truncation(top_k, top_p, min_p),
-        repetition_penalty=repetition_penalty,
-        model_sampling=model_sampling,
-        ends=step_ends(delimiter, stop_string, min_step_tokens),
-        max_rows=max_rows,
-        dtype=dtype,
-        model_parallel=model_parallel,
-        template_switches=parse_switches(template_switch),
-    )
+    plan = checked_plan(methods, budgets, seeds)
+    check_positive(num_problems=num_problems)
+    out = out or Path("results") / options.task
+    world = options.world(num_problems)
     _tell(world.notes)
-    plan = plan._replace(max_rows=world.max_rows, max_stored=world.max_stored)
     rows = run_plan(plan, world, out / "rows.jsonl", progress=progress)
     print(write_report(plan, world, rows, out))
     return 0
@@ -147,89 +58,37 @@ def scale(
 
 def solve(
     prompt: Positional[str],
+    options: Models = ModelOptions(),  # noqa: B008
     method: str = "smc",
     budget: int = 16,
-    task: str = "chain",
     seed: int = 0,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    model_sampling: bool = False,
-    delimiter: tuple[str, ...] = (),
-    stop_string: tuple[str, ...] = (),
-    min_step_tokens: int = 1,
-    policy: str | None = None,
-    reward: RewardName = None,
-    aggregation: Literal["last", "min", "product", "mean", "model"] = "last",
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    model_parallel: int = 1,
-    template_switch: TemplateSwitch = (),
     figures: Path | None = None,
 ) -> int:
     """Solve one problem and show each step's ESS, the genealogy and the answers.
 
     Args:
         prompt: the problem, for example "7*8+5-9".
+        options: task and models.
         method: which sampler.
         budget: rollouts N.
-        task: what kind of problem it is.
         seed: of the random numbers.
-        temperature: of the policy, 1 by default.
-        top_k: the policy writes its so many most likely tokens alone.
-        top_p: the policy writes the fewest most likely tokens of this mass alone.
-        min_p: the policy writes no token below this share of the likeliest.
-        repetition_penalty: divides the logits of tokens that were read before.
-        model_sampling: let the policy's generation_config.json say what of these five
-            is not given.
-        delimiter: strings each of which ends a step, in place of the task's own.
-        stop_string: strings each of which ends the solution.
-        min_step_tokens: a delimiter that comes sooner does not end the step.
-        policy: another policy: a name, a hub id (organisation/name), a folder or a
-            GGUF file.
-        reward: what scores solutions; see :data:`RewardName`.
-        aggregation: from the scores of steps to one; model shows a
-            format all steps as one.
-        dtype: of the models' weights.
-        model_parallel: over how many devices each model is divided; rows are
-            spread over what that leaves of all devices.
-        template_switch: see :data:`TemplateSwitch`.
         figures: folder for pictures of the genealogy, of effective sample size and
             rewards by step, and of the weights; none are drawn by default.
     """
     import jax
 
-    from tsi.experiments.language_policy import parse_switches
     from tsi.experiments.methods import get_method, sampler_of
     from tsi.experiments.scale import run_method
     from tsi.experiments.solve import solution_text
-    from tsi.experiments.step_ends import step_ends
     from tsi.experiments.tasks import get_task
-    from tsi.experiments.world import embedded_world
-    from tsi.truncation import Truncation
 
     chosen = get_method(method)
-    _positive(budget=budget)
+    check_positive(budget=budget)
     if figures is not None:
         # Refused before the work, not after it.
         check_writable(figures / "ess.png")
-    problem = get_task(task).problem(prompt)
-    world = embedded_world(
-        task,
-        [problem],
-        policy=policy,
-        reward=reward,
-        aggregation=aggregation,
-        temperature=temperature,
-        truncation=Truncation(top_k, top_p, min_p),
-        repetition_penalty=repetition_penalty,
-        model_sampling=model_sampling,
-        ends=step_ends(delimiter, stop_string, min_step_tokens),
-        dtype=dtype,
-        model_parallel=model_parallel,
-        template_switches=parse_switches(template_switch),
-    )
+    problem = get_task(options.task).problem(prompt)
+    world = options.world([problem])
     _tell(world.notes)
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
@@ -332,18 +191,12 @@ def check(
     """
     from tsi.experiments.judged_sampler import report_on, verdict
 
-    _positive(num_particles=num_particles, num_runs=num_runs)
+    check_positive(num_particles=num_particles, num_runs=num_runs)
     # Where `python -m` looks too: the working folder.
     sys.path.insert(0, "")
     report = report_on(make_sampler, num_particles, num_runs)
     print(f"{report}\n\n{verdict(report, num_particles, num_runs)}")
     return 0 if report.passed else 1
-
-
-def _positive(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ConfigurationError(f"{name} must be at least 1, not {value}.")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -124,17 +124,15 @@ def main(
         budgets: rollouts N.
         seeds: how often each problem is run.
         out: folder; each reward has one inside.
-        max_rows: particles of one batch over all its problems.
+        max_rows: rows that write tokens together on a device.
         temperature: of the policy.
         methods: which samplers; "all" alone is every one.
         rewards: which of the two.
-        max_stored: prefixes with caches that explorers keep for one batch; a thousand
+        max_stored: prefixes with caches that explorers keep at once; a thousand
             are 3 GB of keys and values.
         progress: show a bar with the time left.
     """
-    plan = checked_plan(methods, budgets, seeds, max_rows)._replace(
-        max_stored=max_stored
-    )
+    plan = checked_plan(methods, budgets, seeds)
     worlds = language_worlds(
         num_problems,
         max_rows=max_rows,

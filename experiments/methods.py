@@ -9,7 +9,7 @@ from typing import Any
 
 from tsi.errors import UnknownNameError
 from tsi.experiments.method_list import METHODS, SHARED_SOURCE, STANDARD, Method
-from tsi.explorer import Explorer, problems_of_a_batch
+from tsi.explorer import Explorer
 from tsi.sampler import Sampler
 
 __all__ = ["METHODS", "SHARED_SOURCE", "STANDARD", "Method"]
@@ -82,24 +82,3 @@ def budgets_of(name: str, budgets: Iterable[int]) -> list[int]:
     if method.deterministic:
         return [1]
     return sorted({budget for budget in budgets if budget >= method.smallest})
-
-
-def most_problems(
-    name: str, num_particles: int, max_steps: int, max_rows: int, max_stored: int
-) -> int:
-    """Problems of one batch of a method.
-
-    Args:
-        name: of the method.
-        num_particles: N.
-        max_steps: the target's step limit.
-        max_rows: particles that are extended together.
-        max_stored: prefixes that explorers store for all problems of a batch.
-    """
-    method, sampler = get_method(name), sampler_of(name, max_steps)
-    if isinstance(sampler, Explorer):
-        plan = sampler.plan(num_particles, max_steps)
-        return problems_of_a_batch(plan, max_rows, max_stored)
-    if method.rounds is not None:
-        num_particles = method.rounds(num_particles).size
-    return max(1, max_rows // num_particles)

@@ -26,13 +26,12 @@ from tsi.experiments.methods import (
     get_method,
     get_methods,
     method_settings,
-    most_problems,
     sampler_of,
 )
 from tsi.experiments.results import Cell, ResultsFile
 from tsi.experiments.shared_rollouts import first_rollouts
 from tsi.explorer import Explorer
-from tsi.problem import Filler, Problem
+from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_order, plain_id
 from tsi.result import Result, without_reward
 from tsi.result_notes import reward_spread
@@ -45,6 +44,10 @@ class ProblemRunner(Protocol):
     def check(self, problems: Sequence[Problem]) -> None: ...
 
     def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None: ...
+
+    def problems_at_once(
+        self, sampler: Sampler | Explorer, num_particles: int
+    ) -> int: ...
 
     def run(
         self,
@@ -70,8 +73,6 @@ class World(NamedTuple):
         max_steps: the target's step limit.
         settings: what decides a row besides method, budget, seed and problem: task,
             models with their hashes, temperature, limits, versions.
-        max_rows, max_stored: particles and stored prefixes of one batch that suit the
-            models and the device.
         notes: what a user should know of how the policy is used, a sentence each.
     """
 
@@ -81,8 +82,6 @@ class World(NamedTuple):
     correct: Callable[[Problem, str | None], bool]
     max_steps: int
     settings: dict[str, Any]
-    max_rows: int = 2048
-    max_stored: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -93,15 +92,11 @@ class Plan(NamedTuple):
         methods: names.
         budgets: rollouts N.
         num_seeds: seeds 0, 1, ...
-        max_rows: particles of one batch over all its problems.
-        max_stored: prefixes stored for one batch, by default 16 times that.
     """
 
     methods: tuple[str, ...]
     budgets: tuple[int, ...]
     num_seeds: int = 1
-    max_rows: int = 2048
-    max_stored: int | None = None
 
 
 class Batch(NamedTuple):
@@ -112,7 +107,6 @@ class Batch(NamedTuple):
     seed: int
     problems: list[Problem]
     outcomes: list[tuple[str, int]]
-    size: int
 
     @property
     def cells(self) -> list[Cell]:
@@ -125,7 +119,7 @@ class Batch(NamedTuple):
 
 
 def checked_plan(
-    methods: Sequence[str], budgets: Sequence[int], num_seeds: int, max_rows: int
+    methods: Sequence[str], budgets: Sequence[int], num_seeds: int
 ) -> Plan:
     """A plan with methods in the order of tables and budgets increasing.
 
@@ -133,7 +127,7 @@ def checked_plan(
         UnknownNameError: a method does not exist.
         ConfigurationError: a number is not positive or there is no budget.
     """
-    numbers = {"seeds": num_seeds, "rows": max_rows}
+    numbers = {"seeds": num_seeds}
     numbers |= {f"budget {i}": budget for i, budget in enumerate(budgets)}
     wrong = [f"{name} = {value}" for name, value in numbers.items() if value < 1]
     if wrong or not budgets or not methods:
@@ -142,7 +136,7 @@ def checked_plan(
             f"{', '.join(wrong) or 'methods or budgets are missing'}."
         )
     names = tuple(get_methods(methods))
-    return Plan(names, tuple(sorted(set(budgets))), num_seeds, max_rows)
+    return Plan(names, tuple(sorted(set(budgets))), num_seeds)
 
 
 def check_budgets(plan: Plan, max_steps: int) -> None:
@@ -166,13 +160,14 @@ def check_budgets(plan: Plan, max_steps: int) -> None:
                 ) from error
 
 
-def batches(plan: Plan, problems: Sequence[Problem], max_steps: int) -> Iterator[Batch]:
+def batches(plan: Plan, world: World) -> Iterator[Batch]:
     """The plan's batches in order: seed by seed, method by method, budget by budget.
 
-    Problems are sorted by the length of their prompts: a batch lasts as long as its
-    longest solution, and long questions tend to have long solutions.
+    A batch has as many problems as the engine works on at once. They are sorted by the
+    length of their prompts: a batch lasts as long as its longest solution, and long
+    questions tend to have long solutions.
     """
-    problems = [problem._replace(id=plain_id(problem.id)) for problem in problems]
+    problems = [problem._replace(id=plain_id(problem.id)) for problem in world.problems]
     problems.sort(key=lambda problem: (len(problem.prompt), id_order(problem.id)))
     shared = [name for name in plan.methods if get_method(name).independent]
     for seed in range(plan.num_seeds):
@@ -186,14 +181,21 @@ def batches(plan: Plan, problems: Sequence[Problem], max_steps: int) -> Iterator
                 continue
             runs += [(name, n, [(name, n)]) for n in budgets_of(name, plan.budgets)]
         for source, num_particles, outcomes in runs:
-            stored = 16 * plan.max_rows if plan.max_stored is None else plan.max_stored
-            most = most_problems(
-                source, num_particles, max_steps, plan.max_rows, stored
+            size = block_size(
+                len(problems), most_problems(world, source, num_particles)
             )
-            size = block_size(len(problems), most)
             for start in range(0, len(problems), size):
                 block = list(problems[start : start + size])
-                yield Batch(source, num_particles, seed, block, outcomes, size)
+                yield Batch(source, num_particles, seed, block, outcomes)
+
+
+def most_problems(world: World, name: str, num_particles: int) -> int:
+    """Problems of one batch of a method: as many as the engine works on at once."""
+    rounds = get_method(name).rounds
+    if rounds is not None:
+        num_particles = rounds(num_particles).size
+    sampler = sampler_of(name, world.max_steps)
+    return world.engine.problems_at_once(sampler, num_particles)
 
 
 def block_size(num_problems: int, most: int) -> int:
@@ -225,13 +227,13 @@ def run_plan(
     failures: dict[Any, Exception] = {}
     check_ids(world.problems)
     check_budgets(plan, world.max_steps)
-    for batch in batches(plan, world.problems[:1], world.max_steps):
+    for batch in batches(plan, world._replace(problems=world.problems[:1])):
         method = sampler_of(batch.source, world.max_steps)
         world.engine.check_fits(method, batch.num_particles)
     # Of all methods: the file may hold rows of others than this plan's.
     of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
     with ResultsFile(path, world.settings, of_method) as results:
-        todo = list(batches(plan, world.problems, world.max_steps))
+        todo = list(batches(plan, world))
         sizes = [batch.num_particles * len(batch.problems) for batch in todo]
         done = [not results.missing(batch.cells) for batch in todo]
         with tqdm(
@@ -297,11 +299,6 @@ def run_batch(
     batch: Batch, world: World
 ) -> tuple[list[tuple[Cell, dict[str, Any]]], dict[Any, Exception]]:
     """Run one batch and make its rows; problems that failed have none."""
-    # The last block is filled up to the size of the others: one program for all.
-    # Rounds fill their batches themselves.
-    filling = [Filler(*batch.problems[-1])] * (batch.size - len(batch.problems))
-    if get_method(batch.source).rounds is not None:
-        filling = []
     failures: dict[Any, Exception] = {}
     found: Sequence[Result]
     try:
@@ -309,7 +306,7 @@ def run_batch(
             world,
             batch.source,
             jax.random.key(batch.seed),
-            [*batch.problems, *filling],
+            batch.problems,
             batch.num_particles,
         )
     except ProblemError as error:

@@ -78,7 +78,7 @@ def embedded_world(
         repetition_penalty: of that policy; None for none.
         model_sampling: whether the policy's own files say what of these is None.
         ends: of steps and solutions, beside those of the task and the policy.
-        max_rows: particles of one batch over all its problems; what suits the models
+        max_rows: rows that write tokens together on a device; what suits the models
             and the device, if None.
         dtype: of the models' weights.
         model_parallel: over how many devices each model is divided; rows are spread
@@ -193,8 +193,6 @@ def embedded_world(
         task.correct,
         task.max_steps,
         settings,
-        rows,
-        stored,
         drawing.notes,
     )
 

@@ -31,11 +31,7 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
     Raises:
         ResultsError: rows of the plan are missing.
     """
-    cells = [
-        cell
-        for batch in batches(plan, world.problems, world.max_steps)
-        for cell in batch.cells
-    ]
+    cells = [cell for batch in batches(plan, world) for cell in batch.cells]
     check_complete(folder / "rows.jsonl", dict(rows), cells)
     curves = curves_of({cell: rows[cell] for cell in cells})
     rates = scaling_rates(curves)

@@ -12,6 +12,7 @@ from tsi.answers import answer_posterior, select
 from tsi.errors import ConfigurationError
 from tsi.experiments.methods import METHODS, sampler_of
 from tsi.experiments.scale import World, checked_plan, run_plan
+from tsi.explorer import Explorer
 from tsi.problem import Problem
 from tsi.result import Result, SlotCosts, ledger_of_first
 
@@ -26,13 +27,19 @@ def number_of(id):
 class FakeEngine:
     """Draws answers and rewards; methods other than independent ones get better."""
 
-    def __init__(self, sleep=0.0):
+    def __init__(self, sleep=0.0, rows=40):
         self.calls = []
-        self.sleep = sleep
+        self.sleep, self.rows = sleep, rows
 
     def check_fits(self, sampler, num_particles):
         if num_particles > 4096:
             raise ConfigurationError("This does not fit.")
+
+    def problems_at_once(self, sampler, num_particles):
+        if isinstance(sampler, Explorer):
+            plan = sampler.plan(num_particles, MAX_STEPS)
+            return max(1, min(self.rows // plan.rows, 16 * self.rows // plan.stored))
+        return max(1, self.rows // num_particles)
 
     def run(
         self,
@@ -102,11 +109,11 @@ class FakeEngine:
         )
 
 
-def fake_world(num_problems=20, sleep=0.0, settings=None):
+def fake_world(num_problems=20, sleep=0.0, settings=None, rows=40):
     """A world of problems "0+1=", "1+1=", ... whose answer is the sum plus 100."""
     problems = [Problem(i, f"{i}+1=", str(101 + i)) for i in range(num_problems)]
     return World(
-        FakeEngine(sleep),
+        FakeEngine(sleep, rows),
         problems,
         str,
         lambda problem, answer: answer == problem.answer,
@@ -116,6 +123,6 @@ def fake_world(num_problems=20, sleep=0.0, settings=None):
 
 
 if __name__ == "__main__":
-    plan = checked_plan(["all"], [1, 2, 4], 2, 24)
-    world = fake_world(sleep=float(sys.argv[2]))
+    plan = checked_plan(["all"], [1, 2, 4], 2)
+    world = fake_world(sleep=float(sys.argv[2]), rows=24)
     run_plan(plan, world, Path(sys.argv[1]), progress=False)

@@ -18,7 +18,7 @@ from tsi.experiments.results import read_rows
 from tsi.experiments.scale import checked_plan, run_plan
 from tsi.experiments.to_arviz import to_datatree
 from tsi.experiments.write_report import write_report
-from tsi.problem import Filler, Problem
+from tsi.problem import Problem
 from tsi.problem_ids import check_ids, hash_words, id_words, problem_key, problem_keys
 
 KEY = jax.random.key(3)
@@ -75,10 +75,9 @@ def test_ids_given_twice_are_named_with_their_places():
     many = problems_of([*range(9), *range(9)])
     with pytest.raises(ConfigurationError, match="4 at 4, 13; and 4 more"):
         check_ids(many)
-    # Nor may one problem be asked twice, but to fill a batch up.
+    # Nor may one problem be asked twice.
     with pytest.raises(ConfigurationError, match="3 at 0, 1"):
         check_ids([shared[0], shared[0]])
-    check_ids([shared[0], Filler(*shared[0])])
 
 
 def test_two_strings_of_one_hash_are_refused(monkeypatch):
@@ -92,7 +91,7 @@ def test_the_engine_runs_strings_and_refuses_ids_given_twice():
     e, sampler = engine(8), samplers.particle_filter()
     problems = [Problem(id, tiny.ALPHABET[:4], "") for id in (7, "7", "x")]
     key, settings = jax.random.key(7), {"extract": extract, "temperature": 30.0}
-    # Two batches, of which the second is filled up.
+    # Two problems at once, and then the third.
     results = e.run(sampler, key, problems, 4, **settings)
     assert [result.problem_id for result in results] == [7, "7", "x"]
     assert len({tuple(result.texts) for result in results}) == 3
@@ -112,7 +111,7 @@ def named_world(ids):
 
 
 def test_rows_resume_and_reports_know_strings_and_numbers(tmp_path):
-    plan, path = checked_plan(["smc", "beam"], [2, 4], 2, 24), tmp_path / "rows.jsonl"
+    plan, path = checked_plan(["smc", "beam"], [2, 4], 2), tmp_path / "rows.jsonl"
     rows = run_plan(plan, named_world(MIXED), path, progress=False)
     assert {cell.problem for cell in rows} == set(MIXED)
     assert set(read_rows(path)) == set(rows)
@@ -139,7 +138,7 @@ def test_ids_given_twice_are_refused_before_any_work(tmp_path):
     world = named_world(["a", "b", "a"])
     with pytest.raises(ConfigurationError, match="'a' at 0, 2"):
         run_plan(
-            checked_plan(["smc"], [2], 1, 24),
+            checked_plan(["smc"], [2], 1),
             world,
             tmp_path / "rows.jsonl",
             progress=False,
@@ -151,7 +150,7 @@ def test_ids_given_twice_are_refused_before_any_work(tmp_path):
     assert world.engine.calls == []
 
 
-def test_rounds_fill_their_batches_with_fillers():
+def test_rounds_ask_each_problem_that_goes_on_once():
     def stop(done):
         return done[0].problem_id in ("a", 5)
 
@@ -167,8 +166,7 @@ def test_rounds_fill_their_batches_with_fillers():
     sampler, rounds = sampler_of("self_consistency", 5), Rounds(2, 3, stop)
     results = run_rounds(Strict(), sampler, KEY, world.problems, rounds, extract=str)
     assert [len(result.answers) for result in results] == [2, 6, 6, 6, 2]
-    # Three go on, in batches of four.
-    assert sizes == [5, 4, 4]
+    assert sizes == [5, 3, 3]
 
 
 @pytest.mark.parametrize("ids", [(4, 2), ("four", "2"), (7, "7")])

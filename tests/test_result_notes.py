@@ -198,7 +198,7 @@ class Blind(FakeEngine):
 
 
 def test_a_run_says_each_thing_once_and_old_rows_have_nothing_to_say(tmp_path):
-    plan = checked_plan(["smc", "self_consistency"], [2, 4], 1, 40)
+    plan = checked_plan(["smc", "self_consistency"], [2, 4], 1)
     sound = fake_world()
     rows = run_plan(plan, sound, tmp_path / "a" / "rows.jsonl", progress=False)
     clean = write_report(plan, sound, rows, tmp_path / "a")

@@ -46,8 +46,8 @@ from tsi.explorer import Explorer
 SEVERAL = (*STANDARD, "entropic", "particle_gibbs", "adaptive_consistency")
 
 
-def _plan(methods=SEVERAL, budgets=(1, 2, 4, 8), seeds=2, max_rows=40):
-    return checked_plan(methods, budgets, seeds, max_rows)
+def _plan(methods=SEVERAL, budgets=(1, 2, 4, 8), seeds=2):
+    return checked_plan(methods, budgets, seeds)
 
 
 def _without_seconds(path):
@@ -154,24 +154,22 @@ def test_results_without_slot_costs_are_refused():
             first_rollouts(bad, n, "argmax", reads_reward=True)
 
 
-def test_blocks_have_one_size_and_cover_every_problem_once():
-    world = fake_world(17)
-    for batch in batches(_plan(max_rows=24), world.problems, world.max_steps):
+def test_blocks_are_what_the_engine_takes_at_once_and_cover_every_problem_once():
+    world = fake_world(17, rows=24)
+    for batch in batches(_plan(), world):
         rows, method = batch.num_particles, get_method(batch.source)
         sampler = sampler_of(batch.source, world.max_steps)
         if isinstance(sampler, Explorer):
             rows = sampler.plan(rows, world.max_steps).rows
         if method.rounds is not None:
             rows = method.rounds(rows).size
-        assert len(batch.problems) <= batch.size <= max(1, 24 // rows)
+        assert len(batch.problems) <= max(1, 24 // rows)
     assert block_size(400, 2048 // 64) == 31
     assert block_size(5, 1) == 1
     for name in ("beam", "weighted_best_of_n"):
         covered = [
             problem.id
-            for batch in batches(
-                _plan(budgets=(8,), seeds=1), world.problems, world.max_steps
-            )
+            for batch in batches(_plan(budgets=(8,), seeds=1), world)
             if batch.source == name
             for problem in batch.problems
         ]
@@ -183,16 +181,16 @@ def test_problems_of_like_length_share_a_batch():
     plan = _plan(("beam",), (8,), seeds=1)
     sizes = [
         {len(problem.prompt) for problem in batch.problems}
-        for batch in batches(plan, world.problems, world.max_steps)
+        for batch in batches(plan, world)
     ]
     # Ten prompts of four letters, ninety of five, twenty of six, in blocks of five.
     assert all(len(lengths) == 1 for lengths in sizes)
 
 
-def test_engine_sees_full_blocks_only(tmp_path):
+def test_blocks_have_sizes_as_equal_as_can_be(tmp_path):
     world = fake_world(17)
     run_plan(_plan(("beam",), (8,)), world, tmp_path / "rows.jsonl", progress=False)
-    assert len({len(ids) for *_, ids in world.engine.calls}) == 1
+    assert [len(ids) for *_, ids in world.engine.calls] == [5, 5, 5, 2] * 2
 
 
 def test_some_methods_are_run_again_or_added_in_the_same_file(tmp_path):
@@ -333,12 +331,12 @@ def test_methods_that_need_more_particles_leave_small_budgets_out():
     assert budgets_of("particle_gibbs", (1, 4, 8, 64)) == [8, 64]
     for name in METHODS:
         (smallest,) = budgets_of(name, [get_method(name).smallest])
-        checked = checked_plan([name], [smallest], 1, 64)
+        checked = checked_plan([name], [smallest], 1)
         check_budgets(checked, 6)
 
 
 @pytest.mark.parametrize(
-    "plan", [((), (1,), 1, 1), (("smc",), (), 1, 1), (("smc",), (0,), 1, 1)]
+    "plan", [((), (1,), 1), (("smc",), (), 1), (("smc",), (0,), 1)]
 )
 def test_empty_or_impossible_plans_are_refused(plan):
     with pytest.raises(ConfigurationError, match="A plan needs"):
@@ -391,7 +389,7 @@ def test_a_problem_that_fails_costs_its_rows_alone(tmp_path, methods):
 
 @pytest.mark.parametrize("method", ["smc", "self_consistency", "mcts"])
 def test_a_budget_that_cannot_fit_is_refused_before_the_first_row(tmp_path, method):
-    plan = checked_plan(("smc", method), (1, 8192), 1, 8)
+    plan = checked_plan(("smc", method), (1, 8192), 1)
     world, path = fake_world(), tmp_path / "rows"
     with pytest.raises(ConfigurationError, match="does not fit"):
         run_plan(plan, world, path, progress=False)

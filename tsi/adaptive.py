@@ -19,7 +19,7 @@ from tsi.answers import answer_posterior, select
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer
 from tsi.pareto import pareto_k
-from tsi.problem import Filler, Problem
+from tsi.problem import Problem
 from tsi.problem_ids import check_ids
 from tsi.replicates import evidence_from_replicates
 from tsi.result import Ledger, Result, without_reward
@@ -85,22 +85,15 @@ def run_rounds(
     for number in range(rounds.most):
         if not running:
             break
-        # Filled up to a power of two: few sizes, hence few compiled programs.
-        size = min(1 << (len(running) - 1).bit_length(), len(problems))
-        asked = [problems[i] for i in running]
-        asked += [Filler(*asked[-1])] * (size - len(asked))
         results = runner.run(
             sampler,
             jax.random.fold_in(key, number),
-            asked,
+            [problems[i] for i in running],
             rounds.size,
             extract=extract,
             temperature=temperature,
         )
-        for i, result in zip(running, results, strict=False):
-            # The whole batch took this long, what fills it up included.
-            seconds = result.ledger.seconds * len(asked) / len(running)
-            result = result._replace(ledger=result.ledger._replace(seconds=seconds))
+        for i, result in zip(running, results, strict=True):
             done[i].append(result if reads_reward else without_reward(result))
         running = [i for i in running if not rounds.stop(done[i])]
     targets = sampler.path_log_weight is not None

@@ -43,11 +43,6 @@ class Plan(NamedTuple):
     turns: int
 
 
-def problems_of_a_batch(plan: Plan, max_rows: int, max_stored: int) -> int:
-    """How many problems run together: as many as rows and stored prefixes allow."""
-    return max(1, min(max_rows // plan.rows, max_stored // plan.stored))
-
-
 class Request(NamedTuple):
     """What is done in one turn.
 

@@ -22,12 +22,3 @@ class Problem(NamedTuple):
     prompt: str
     answer: str
     data: dict[str, Any] = {}  # noqa: RUF012  (a field default that nobody mutates)
-
-
-class Filler(Problem):
-    """A problem once more, to fill a batch up to a size.
-
-    It has another's id and gets its result; nothing is computed for it.
-    """
-
-    __slots__ = ()

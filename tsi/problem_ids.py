@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Key, UInt32
 
 from tsi.errors import ConfigurationError
-from tsi.problem import Filler, Problem
+from tsi.problem import Problem
 from tsi.step_keys import AnyKey, single_key
 
 LIMIT = 2**32
@@ -77,7 +77,7 @@ def id_order(id: int | str) -> tuple[bool, Any]:
 
 
 def check_ids(problems: Sequence[Problem]) -> None:
-    """Refuse problems that have no id, or share one; fillers may.
+    """Refuse problems that have no id, or share one.
 
     Raises:
         ConfigurationError: an id is no id, several problems have one id, or two strings
@@ -85,8 +85,7 @@ def check_ids(problems: Sequence[Problem]) -> None:
     """
     places: dict[int | str, list[int]] = {}
     for place, problem in enumerate(problems):
-        if not isinstance(problem, Filler):
-            places.setdefault(plain_id(problem.id), []).append(place)
+        places.setdefault(plain_id(problem.id), []).append(place)
     shared = {id: found for id, found in places.items() if len(found) > 1}
     if shared:
         listed = "; ".join(

@@ -48,10 +48,10 @@ from tsi.errors import (
     warn_of_invalid,
 )
 from tsi.explore import check_needs
-from tsi.explorer import Explorer
+from tsi.explorer import Explorer, Plan
 from tsi.models.decoder import LanguageModel
 from tsi.models.partition import MODEL, keep_or_replicate
-from tsi.problem import Filler, Problem
+from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.reasoning_store import ReasoningStore
@@ -117,7 +117,7 @@ class Engine:
         ConfigurationError: the reward model has no row for a token that the policy may
             write. Whether it takes tokens for the same text, only tokenizers can tell:
             see :func:`tsi.vocabularies.first_difference`. Or the penalty is not a
-            positive number.
+            positive number, or a limit of rows is below 1.
     """
 
     def __init__(
@@ -141,6 +141,12 @@ class Engine:
         if repetition_penalty is not None:
             check_penalty(repetition_penalty)
         self.max_stored = 16 * max_rows if max_stored is None else max_stored
+        for name, limit in {
+            "max_rows": max_rows,
+            "max_stored": self.max_stored,
+        }.items():
+            if limit < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {limit}.")
         readers = [reward.config] if target.reward.reads_ids else []
         check_rows(target.boundary, policy.config, readers)
         self._num_rows = min(c.vocab_size for c in (policy.config, *readers))
@@ -170,6 +176,11 @@ class Engine:
         check_ids(problems)
         for problem in problems:
             self._encode(problem)
+
+    def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
+        """How many problems are in work at once, over all groups of devices."""
+        plan = plan_of(sampler, num_particles, self.target.max_steps)
+        return len(self._parts) * self._problems_of_a_lane(plan)
 
     def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None:
         """Refuse a number of particles that memory cannot hold, before work begins.
@@ -335,8 +346,7 @@ class Engine:
         batch = self._pad(prompts)
         ids = id_words(problem.id for problem in problems)
         asked = jax.tree.map(np.asarray, questions)
-        # Fillers have another's id and want its result.
-        chosen = [i for i, x in enumerate(problems) if not isinstance(x, Filler)]
+        chosen = range(len(problems))
         count = len(self._parts)
         width = batch.tokens.shape[1]
         sizes = self._sizes(method.plan, -(-len(chosen) // count), width)
@@ -415,11 +425,16 @@ class Engine:
 
         return results()
 
-    def _sizes(self, plan: Any, problems: int, width: int) -> Sizes:
-        """How much a lane should have in work for a plan and prompts so wide."""
-        most = max(1, IN_FLIGHT * self.max_rows // plan.rows)
+    def _problems_of_a_lane(self, plan: Plan) -> int:
+        """How many problems of a plan one group of devices has in work."""
+        most = IN_FLIGHT * self.max_rows // plan.rows
         if plan.stored:
-            most = max(1, min(most, self.max_stored // plan.stored))
+            most = min(most, self.max_stored // plan.stored)
+        return max(1, most)
+
+    def _sizes(self, plan: Plan, problems: int, width: int) -> Sizes:
+        """How much a lane should have in work for a plan and prompts so wide."""
+        most = self._problems_of_a_lane(plan)
         places = 1
         while places < min(problems, most):
             places *= 2

@@ -1,0 +1,139 @@
+"""The command line's options of models, which several commands share."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import tyro
+
+from tsi.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tsi.experiments.scale import World
+    from tsi.problem import Problem
+
+
+RewardName = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="KIND[:MODEL]",
+        help=(
+            "what scores solutions; by default the task's own model, or judge for "
+            "a policy of other tokens. One of: MODEL: a token head, on the "
+            "policy's own tokens, or the name of a published reward model; "
+            "qwen:MODEL, and math-shepherd, rlhflow, skywork, outcome: a reward "
+            "model in its format; likelihood:MODEL: a larger model against the "
+            "policy; value:FILE: a value head on the policy's states; judge: the "
+            "policy's own judgement; verifier: the task's exact check of each "
+            "prefix; outcome-verifier: the same of answers alone; none."
+        ),
+    ),
+]
+"""What scores solutions, as :mod:`tsi.experiments.named_reward` reads it."""
+
+TemplateSwitch = tyro.conf.UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="NAME=JSON",
+            help=(
+                "a variable of the policy's chat template, as in "
+                "enable_thinking=false; may be given several times."
+            ),
+        ),
+    ]
+]
+"""See :func:`tsi.experiments.language_policy.parse_switches`."""
+
+
+class ModelOptions(NamedTuple):
+    """A task, the models that work on it, and how they are used.
+
+    Attributes:
+        task: chain or countdown; models ship for both.
+        temperature: of the policy, 1 by default.
+        top_k: the policy writes its so many most likely tokens alone.
+        top_p: the policy writes the fewest most likely tokens of this mass alone.
+        min_p: the policy writes no token below this share of the likeliest.
+        repetition_penalty: divides the logits of tokens that were read before.
+        model_sampling: let the policy's generation_config.json say what of these five
+            is not given.
+        delimiter: strings each of which ends a step, in place of the task's own.
+        stop_string: strings each of which ends the solution.
+        min_step_tokens: a delimiter that comes sooner does not end the step.
+        policy: another policy: a name, a hub id (organisation/name), a folder or a
+            GGUF file.
+        reward: what scores solutions; see :data:`RewardName`.
+        aggregation: from the scores of steps to one; model shows a
+            format all steps as one.
+        dtype: of the models' weights.
+        max_rows: rows that write tokens together on a device; by default what suits
+            the device.
+        model_parallel: over how many devices each model is divided; rows are
+            spread over what that leaves of all devices.
+        template_switch: see :data:`TemplateSwitch`.
+    """
+
+    task: str = "chain"
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    model_sampling: bool = False
+    delimiter: tuple[str, ...] = ()
+    stop_string: tuple[str, ...] = ()
+    min_step_tokens: int = 1
+    policy: str | None = None
+    reward: RewardName = None
+    aggregation: Literal["last", "min", "product", "mean", "model"] = "last"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_rows: int | None = None
+    model_parallel: int = 1
+    template_switch: TemplateSwitch = ()
+
+    def world(self, problems: "int | Sequence[Problem]") -> "World":
+        """The task with these models.
+
+        Args:
+            problems: how many held-out problems, or the problems themselves.
+
+        Raises:
+            TsiError: as :func:`tsi.experiments.world.embedded_world` does.
+        """
+        check_positive(max_rows=1 if self.max_rows is None else self.max_rows)
+        from tsi.experiments.language_policy import parse_switches
+        from tsi.experiments.step_ends import step_ends
+        from tsi.experiments.world import embedded_world
+        from tsi.truncation import Truncation
+
+        return embedded_world(
+            self.task,
+            problems,
+            policy=self.policy,
+            reward=self.reward,
+            aggregation=self.aggregation,
+            temperature=self.temperature,
+            truncation=Truncation(self.top_k, self.top_p, self.min_p),
+            repetition_penalty=self.repetition_penalty,
+            model_sampling=self.model_sampling,
+            ends=step_ends(self.delimiter, self.stop_string, self.min_step_tokens),
+            max_rows=self.max_rows,
+            dtype=self.dtype,
+            model_parallel=self.model_parallel,
+            template_switches=parse_switches(self.template_switch),
+        )
+
+
+Models = Annotated[ModelOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model")]
+"""The type of an argument whose fields are options of the command itself."""
+
+
+def check_positive(**numbers: int) -> None:
+    """Refuse numbers below 1, by name.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    for name, value in numbers.items():
+        if value < 1:
+            raise ConfigurationError(f"{name} must be at least 1, not {value}.")
