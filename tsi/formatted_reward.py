@@ -15,8 +15,7 @@ from tsi.aggregation import AGGREGATIONS, aggregate, checked
 from tsi.errors import ConfigurationError
 from tsi.formats import Format
 from tsi.models.heads import token_log_odds
-from tsi.rewards import Reading
-from tsi.text_reader import TextReader
+from tsi.text_reader import Rendered, TextReader
 
 WAYS = (*AGGREGATIONS, "model")
 """Of :mod:`tsi.aggregation`; "model" shows all steps as one and has one score."""
@@ -79,10 +78,14 @@ class FormattedReward(TextReader):
             return model.log_odds(hidden)
         return token_log_odds(model, hidden, *answers)
 
-    def read(self, state, step, params):
-        """See :class:`tsi.rewards.Reward`."""
-        state, found = self.advance(state, step, params)
-        scores = jnp.take_along_axis(found.values, found.marks, axis=1)
-        log_odds = aggregate(scores, found.num_marks, self.aggregation)
-        log_odds = jnp.where(found.num_marks < 0, jnp.nan, log_odds)
-        return state, Reading(log_odds, found.tokens_read, found.begin)
+    def log_odds(
+        self,
+        values: Float[Array, "R L"],
+        rendered: Rendered,
+        log_prob: Float[Array, " R"],
+    ) -> Float[Array, " R"]:
+        """See :class:`TextReader`."""
+        del log_prob
+        scores = jnp.take_along_axis(values, rendered.marks, axis=1)
+        log_odds = aggregate(scores, rendered.num_marks, self.aggregation)
+        return jnp.where(rendered.num_marks < 0, jnp.nan, log_odds)

@@ -20,8 +20,7 @@ from tsi.decoding import log_prob_of
 from tsi.errors import ConfigurationError
 from tsi.formats import ContinuationFormat
 from tsi.models.decoder import LanguageModel
-from tsi.rewards import Reading
-from tsi.text_reader import TextReader
+from tsi.text_reader import Rendered, TextReader
 
 
 class LikelihoodRatio(TextReader):
@@ -74,13 +73,16 @@ class LikelihoodRatio(TextReader):
 
         return jax.lax.map(one, (jnp.swapaxes(hidden, 0, 1), following.T)).T
 
-    def read(self, state, step, params):
-        """See :class:`tsi.rewards.Reward`."""
-        state, found = self.advance(state, step, params)
-        places = jnp.arange(self.max_tokens)
-        first, last = found.marks[:, :1], found.marks[:, 1:2]
+    def log_odds(
+        self,
+        values: Float[Array, "R L"],
+        rendered: Rendered,
+        log_prob: Float[Array, " R"],
+    ) -> Float[Array, " R"]:
+        """See :class:`tsi.text_reader.TextReader`."""
+        places = jnp.arange(values.shape[1])
+        first, last = rendered.marks[:, :1], rendered.marks[:, 1:2]
         inside = (places >= first) & (places < last)
-        log_p = jnp.sum(jnp.where(inside, found.values, 0.0), axis=1)
-        log_odds = self.beta * (log_p - step.log_prob)
-        log_odds = jnp.where(found.num_marks < 0, jnp.nan, log_odds)
-        return state, Reading(log_odds, found.tokens_read, found.begin)
+        log_p = jnp.sum(jnp.where(inside, values, 0.0), axis=1)
+        log_odds = self.beta * (log_p - log_prob)
+        return jnp.where(rendered.num_marks < 0, jnp.nan, log_odds)

@@ -1,10 +1,15 @@
 """A model that reads a solution in tokens of its own, and only what is new of it.
 
-The solution so far is rendered and tokenised anew on the host at every step, whole, as
-if for the first time; the ids are compared with those that the model has read already,
-its cache is cut back to the common prefix, and the rest is read. So what a step's last
-token becomes, once text follows it, is right by construction, and so is a row that an
-explorer has cut back. Nothing is assumed of the tokenizer.
+The solution so far is rendered and tokenised on the host at every step, as if for the
+first time; the ids are compared with those that the model has read already, its cache
+is cut back to the common prefix, and the rest is read. So what a step's last token
+becomes, once text follows it, is right by construction, and so is a row that an
+explorer has cut back.
+
+Within one compiled program, as in :func:`tsi.run.run`, the host is asked by a callback,
+and encodes every text whole. The engine asks it between two programs
+(:mod:`tsi.engine.text_readings`), and texts that have grown are encoded from a word's
+end on, where the tokenizer allows it (:mod:`tsi.transcripts`).
 
 The prompt is read once a problem and shared by its rows. A row whose rendering parts
 from the prompt's tokens before their end (the first step may merge with the prompt)
@@ -28,8 +33,9 @@ from tsi.aggregation import with_step, within
 from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.formats import Format, Rendering
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
-from tsi.rewards import Prompts, Step
+from tsi.rewards import Prompts, Reading, Step
 from tsi.step_texts import num_common, text_so_far, texts_of_steps
 
 TEXT_BUCKET, TOKEN_BUCKET = 64, 16
@@ -83,16 +89,6 @@ class Rendered(NamedTuple):
     common: Int[Array, " R"]
     marks: Int[Array, "R K"]
     num_marks: Int[Array, " R"]
-
-
-class Found(NamedTuple):
-    """What reading a step came to: values at the marks, and the ledger's numbers."""
-
-    values: Float[Array, "R L"]
-    marks: Int[Array, "R K"]
-    num_marks: Int[Array, " R"]
-    tokens_read: Int[Array, " R"]
-    begin: Int[Array, " R"]
 
 
 class TextReader:
@@ -168,15 +164,12 @@ class TextReader:
         tokens, lengths = _padded(heads, TOKEN_BUCKET, np.int32)
         return Questions(*map(jnp.asarray, (text, sizes, tokens, lengths)))
 
-    def init(self, prompts: Prompts, rows: int, capacity: int, params) -> ReaderState:
-        """Read the prompts; ``capacity`` counts the policy's tokens and is not used.
+    def check(self, questions: Questions | None, config: DecoderConfig) -> None:
+        """Refuse questions that were not prepared, and a model that cannot read so far.
 
         Raises:
-            ConfigurationError: the prompts were not prepared, or the model cannot read
-                that far.
+            ConfigurationError: so it is.
         """
-        del capacity
-        questions, config = prompts.reward, params.reward.config
         if questions is None:
             raise ConfigurationError(
                 "This reward reads the questions' text: give Prompts the result of its "
@@ -187,11 +180,20 @@ class TextReader:
                 f"The reward is to read up to max_tokens={self.max_tokens}, and its "
                 f"model's context is {config.max_length}; lower max_tokens."
             )
+
+    def init(self, prompts: Prompts, rows: int, capacity: int, params) -> ReaderState:
+        """Read the prompts; ``capacity`` counts the policy's tokens and is not used.
+
+        Raises:
+            ConfigurationError: the prompts were not prepared, or the model cannot read
+                that far.
+        """
+        del capacity
+        questions, config = prompts.reward, params.reward.config
+        self.check(questions, config)
         problems, width = questions.tokens.shape
         each = rows // problems
-        mask = jnp.arange(width) < questions.lengths[:, None]
-        places = jnp.broadcast_to(jnp.arange(width), (problems, width))
-        _, key_values = params.reward.trunk(questions.tokens, places, mask)
+        prompt = self.read_prompts(params.reward, questions)
         room = ((0, 0), (0, max(self.max_tokens - width, 0)))
         read = jnp.pad(questions.tokens, room)[:, : self.max_tokens]
         lengths = jnp.repeat(questions.lengths, each)
@@ -199,29 +201,69 @@ class TextReader:
         slots = self.max_tokens + self.width
         return ReaderState(
             questions=questions,
-            prompt=Segment(
-                key_values.keys, key_values.values, key_values.positions, mask
-            ),
+            prompt=prompt,
             shared=lengths,
-            suffix=empty_suffix(config, rows, slots, key_values.keys.dtype),
+            suffix=empty_suffix(config, rows, slots, prompt.keys.dtype),
             tokens=jnp.repeat(read, each, axis=0),
             lengths=lengths,
             values=jnp.zeros((rows, self.max_tokens), jnp.float32),
             ends=jnp.zeros((rows, self.max_steps), jnp.int32),
         )
 
-    def advance(self, state: ReaderState, step: Step, params) -> tuple[Any, Found]:
-        """Read what a step has changed of each row that took it."""
+    def read(self, state: ReaderState, step: Step, params) -> tuple[Any, Reading]:
+        """See :class:`tsi.rewards.Reward`."""
         _, ends = with_step(state.ends, step)
         rendered = self._rendered(state, step, ends)
-        end, common = rendered.lengths, rendered.common
-        shared = jnp.minimum(state.shared, common)
-        prompt = self._visible(state.prompt, shared)
-        model, last, offsets = (
+        shared = jnp.minimum(state.shared, rendered.common)
+        suffix, values = self.read_new(
             params.reward,
-            self.max_tokens - 1,
-            jnp.arange(self.width),
+            visible(state.prompt, shared),
+            cut(state.suffix, rendered.common - shared),
+            state.values,
+            rendered,
         )
+        log_odds = self.log_odds(values, rendered, step.log_prob)
+        state = state._replace(
+            shared=shared,
+            suffix=suffix,
+            tokens=rendered.tokens,
+            lengths=rendered.lengths,
+            values=values,
+            ends=ends,
+        )
+        read = rendered.lengths - rendered.common
+        return state, Reading(log_odds, read, rendered.common)
+
+    def read_prompts(self, model: Any, questions: Questions) -> Segment:
+        """Keys and values of the tokens that renderings begin with."""
+        width = questions.tokens.shape[1]
+        mask = jnp.arange(width) < questions.lengths[:, None]
+        places = jnp.broadcast_to(jnp.arange(width), questions.tokens.shape)
+        _, new = model.trunk(questions.tokens, places, mask)
+        return Segment(new.keys, new.values, new.positions, mask)
+
+    def read_new(
+        self,
+        model: Any,
+        prompt: Segment,
+        suffix: Suffix,
+        values: Float[Array, "R L"],
+        rendered: Rendered,
+        width: int | None = None,
+    ) -> tuple[Suffix, Float[Array, "R L"]]:
+        """Read the ids of renderings that follow those in the cache.
+
+        Args:
+            model: ``params.reward``.
+            prompt: as far as each row attends to it.
+            suffix: what stands in the cache behind it.
+            values: what the model said at the ids in the cache.
+            rendered: rows.
+            width: ids read in one pass, by default the reader's.
+        """
+        width = self.width if width is None else width
+        end, last = rendered.lengths, rendered.tokens.shape[1] - 1
+        offsets = jnp.arange(width)
 
         def chunk(carry):
             done, suffix, values = carry
@@ -234,29 +276,35 @@ class TextReader:
             context = (prompt, suffix.segment)
             hidden, new = model.trunk(jnp.where(real, ids, 0), places, real, context)
             said = self.values(model, hidden, following)
-            counts = jnp.clip(end - done, 0, self.width)
+            counts = jnp.clip(end - done, 0, width)
             # In slots up to the row's end; more steps than a cache has slots.
             suffix = append(suffix, new, counts, suffix.segment.mask.shape[-1] + 1)
-            slots = jnp.arange(self.max_tokens) - done[:, None]
-            said = jnp.take_along_axis(said, jnp.clip(slots, 0, self.width - 1), axis=1)
+            slots = jnp.arange(last + 1) - done[:, None]
+            said = jnp.take_along_axis(said, jnp.clip(slots, 0, width - 1), axis=1)
             fresh = (slots >= 0) & (slots < counts[:, None])
             return done + counts, suffix, jnp.where(fresh, said, values)
 
-        suffix = cut(state.suffix, common - shared)
         _, suffix, values = jax.lax.while_loop(
-            lambda carry: jnp.any(carry[0] < end), chunk, (common, suffix, state.values)
+            lambda carry: jnp.any(carry[0] < end),
+            chunk,
+            (rendered.common, suffix, values),
         )
-        state = state._replace(
-            shared=shared,
-            suffix=suffix,
-            tokens=rendered.tokens,
-            lengths=end,
-            values=values,
-            ends=ends,
-        )
-        return state, Found(
-            values, rendered.marks, rendered.num_marks, end - common, common
-        )
+        return suffix, values
+
+    def log_odds(
+        self,
+        values: Float[Array, "R L"],
+        rendered: Rendered,
+        log_prob: Float[Array, " R"],
+    ) -> Float[Array, " R"]:
+        """The log-odds of rows; NaN for a rendering that has no room.
+
+        Args:
+            values: what the model said at each id.
+            rendered: rows.
+            log_prob: the policy's, of each solution.
+        """
+        raise NotImplementedError
 
     def fork(self, state: ReaderState, ancestors) -> ReaderState:
         """Give each row its ancestor's state."""
@@ -287,10 +335,6 @@ class TextReader:
     def _rows(self, state: ReaderState, rows, suffix: Suffix) -> ReaderState:
         taken = {name: getattr(state, name)[rows] for name in BY_ROW}
         return state._replace(suffix=suffix, **taken)
-
-    def _visible(self, prompt: Segment, shared: Int[Array, " R"]) -> Segment:
-        places = jnp.arange(prompt.mask.shape[1])
-        return prompt._replace(mask=places < shared[:, None])
 
     def _head(self, question: str) -> list[int]:
         """Ids that renderings of a question begin with; a guess that reading checks."""
@@ -336,14 +380,18 @@ class TextReader:
             if size > self.max_tokens:
                 num_marks[row] = -1
                 continue
-            same = num_common(found.tokens, read[row, : lengths[row]].tolist())
-            # The last score must come from this pass, whatever was read before.
-            same = min(same - self.looks_ahead, *found.marks[-1:], size)
             tokens[row, :size] = found.tokens
-            end[row], common[row] = size, max(same, 0)
+            end[row] = size
+            common[row] = self.num_kept(found, read[row, : lengths[row]].tolist())
             marks[row, : len(found.marks)] = found.marks
             num_marks[row] = len(found.marks)
         return tokens, end, common, marks, num_marks
+
+    def num_kept(self, rendering: Rendering, read: list[int]) -> int:
+        """How many of the ids that have been read stay as they are."""
+        same = num_common(rendering.tokens, read) - self.looks_ahead
+        # The last score must come from this pass, whatever was read before.
+        return max(0, min(same, *rendering.marks[-1:], len(rendering.tokens)))
 
     def _steps(
         self, solution: np.ndarray, ends: np.ndarray, finished: bool
@@ -355,6 +403,12 @@ class TextReader:
             whole = text_so_far(self.decode, tokens, finished=finished)
             return [re.sub(r"\n+", "\n", whole)]
         return texts_of_steps(self.decode, tokens, cuts, finished=finished)
+
+
+def visible(prompt: Segment, shared: Int[Array, " R"]) -> Segment:
+    """A prompt as far as rows attend to it."""
+    places = jnp.arange(prompt.mask.shape[1])
+    return prompt._replace(mask=places < shared[:, None])
 
 
 BY_ROW = ("shared", "tokens", "lengths", "values", "ends")
