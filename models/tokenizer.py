@@ -25,8 +25,10 @@ from tsi.models import untrusted
 from tsi.models.chat_template import ChatTemplate, is_shown
 from tsi.models.files import write_text
 from tsi.models.process_limits import LimitExceeded
+from tsi.models.recall import current
 from tsi.models.token_bytes import bytes_of_tokens, kind_of, puts_space_first
 from tsi.models.tokenizer_parts import is_bounded, without_training_options
+from tsi.models.word_ends import has_word_ends, puts_space_anywhere
 
 EOS, PAD = "<eos>", "<pad>"
 ASKED, SAID = "\uf8fd", "\uf8fe"
@@ -90,6 +92,7 @@ class Tokenizer:
             or (self._kind == "byte_level" and puts_space_first(backend))
         )
         self._space_first = self._kind == "sentencepiece" and puts_space_first(backend)
+        self._repeats_space = puts_space_anywhere(backend)
         self._bounded = is_bounded(backend)
         self._made_template: ChatTemplate | None = None
         self._states: dict[bool, tuple[str, str]] = {}
@@ -379,6 +382,30 @@ class Tokenizer:
 
     def _text(self, text: str, first: bool = True) -> list[int]:
         """Ids of a text without control tokens, ``first`` if none stands before it."""
+        recall = current()
+        if recall is not None:
+            return recall.encode(self, text, first)
+        return self.encode_text(text, first)
+
+    @functools.cached_property
+    def has_word_ends(self) -> bool:
+        """Whether texts may be cut at words' ends; see :mod:`tsi.models.word_ends`."""
+        return has_word_ends(self.backend, self._bytes)
+
+    def encode_text(self, text: str, first: bool, *, cut: bool = False) -> list[int]:
+        """Ids of a text, or of what follows a word's end, without control tokens.
+
+        Args:
+            text: any.
+            first: whether nothing stands before it.
+            cut: whether it was cut from what stands before it, so that it begins with
+                the space behind a word.
+        """
+        if cut and self._repeats_space:
+            text = text[1:]
+        return self._whole_text(text, first and not cut)
+
+    def _whole_text(self, text: str, first: bool) -> list[int]:
         ids, normalised = self._backend_ids(text, first)
         if ids is not None and self._kind == "sentencepiece":
             # What has no bytes is control, or stands for what is unknown.

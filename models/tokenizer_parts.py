@@ -163,8 +163,8 @@ def without_training_options(backend: tokenizers.Tokenizer) -> tokenizers.Tokeni
 
 def is_bounded(backend: tokenizers.Tokenizer) -> bool:
     """Whether encoding takes a time and memory in proportion to the text, for sure."""
-    normalizers = list(_parts(backend.normalizer, "normalizers"))
-    splitters = list(_parts(backend.pre_tokenizer, "pretokenizers"))
+    normalizers = list(parts_of(backend.normalizer, "normalizers"))
+    splitters = list(parts_of(backend.pre_tokenizer, "pretokenizers"))
     growth = 1.0
     for part in normalizers:
         factor = _growth(part)
@@ -180,7 +180,8 @@ def is_bounded(backend: tokenizers.Tokenizer) -> bool:
     )
 
 
-def _parts(stage: Any, name: str) -> Iterable[Mapping[str, Any]]:
+def parts_of(stage: Any, name: str) -> Iterable[Mapping[str, Any]]:
+    """The states of a stage: its own, or those of the parts of a sequence."""
     states = [] if stage is None else [json.loads(stage.__getstate__())]
     while states:
         state = states.pop()

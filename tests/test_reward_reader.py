@@ -203,10 +203,10 @@ def test_a_character_cut_by_a_step_goes_to_the_next():
         QwenFormat(kinds.tokenizer()), decode, max_steps=3, max_tokens=90
     )
     half, whole = np.array([2, 0, 0]), np.array([2, 4, 0])
-    assert reward._steps(np.arange(4), whole, True) == ["a", "éb"]
+    assert reward.steps(np.arange(4), whole, True)[0] == ["a", "éb"]
     # While the other half may follow, no mark is shown in its place.
-    assert reward._steps(np.arange(4), half, False) == ["a"]
-    assert reward._steps(np.arange(4), half, True) == ["a\ufffd"]
+    assert reward.steps(np.arange(4), half, False)[0] == ["a"]
+    assert reward.steps(np.arange(4), half, True)[0] == ["a\ufffd"]
 
 
 def test_what_cannot_work_is_named():

@@ -15,7 +15,10 @@ the same.
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 Decode = Callable[[list[int]], str]
 
@@ -53,6 +56,71 @@ def texts_of_steps(
     places = itertools.accumulate((num_common(text, whole) for text in before), max)
     cuts = [0, *places, len(whole)]
     return [whole[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+class Decoded(NamedTuple):
+    """What is known of the text of a solution's first steps.
+
+    Attributes:
+        tokens: of the solution.
+        ends: increasing lengths in tokens after each step.
+        places: the length in characters of the text after each; all of these texts
+            are beginnings of the last one.
+        text: after the last step, without a character that has only begun.
+    """
+
+    tokens: Int[np.ndarray, " T"]
+    ends: tuple[int, ...]
+    places: tuple[int, ...]
+    text: str
+
+
+NOTHING = Decoded(np.zeros(0, np.int32), (), (), "")
+"""Of a solution without steps."""
+
+
+def texts_of_more_steps(
+    decode: Decode,
+    before: Decoded,
+    tokens: Int[np.ndarray, " T"],
+    ends: Sequence[int],
+    *,
+    finished: bool,
+) -> tuple[list[str], Decoded]:
+    """The same as `texts_of_steps`, where much of the solution was decoded before.
+
+    The whole is decoded once; steps that were known are not decoded again, as long as
+    the text begins with theirs.
+
+    Args:
+        decode: token ids to text.
+        before: of this solution or another, which it may have parted from.
+        tokens: of the solution, padding allowed behind it.
+        ends: increasing lengths in tokens after each step, at least one.
+        finished: whether nothing follows.
+    """
+    whole = text_so_far(decode, tokens[: ends[-1]].tolist(), finished=finished)
+    known = num_common(before.ends, tuple(ends[:-1]))
+    length, place = (x[known - 1] if known else 0 for x in before[1:3])
+    if not (
+        whole.startswith(before.text[:place])
+        and np.array_equal(before.tokens[:length], tokens[:length])
+    ):
+        known = 0
+    texts = [
+        text_so_far(decode, tokens[:end].tolist(), finished=False)
+        for end in ends[known:-1]
+    ]
+    common = [num_common(text, whole) for text in texts]
+    places = itertools.accumulate([*before.places[:known], *common], max)
+    cuts = [0, *places, len(whole)]
+    steps = [whole[a:b] for a, b in itertools.pairwise(cuts)]
+    text = whole.rstrip(REPLACEMENT_MARK) if finished else whole
+    sizes = [*before.places[:known], *map(len, texts), len(text)]
+    if common != list(map(len, texts)) or sizes != sorted(sizes):
+        # A decoder that changes what it gave before is asked for everything again.
+        return steps, NOTHING
+    return steps, Decoded(tokens[: ends[-1]], tuple(ends), tuple(sizes), text)
 
 
 def text_after(decode: Decode, before: list[int], tokens: list[int]) -> str:

@@ -36,7 +36,13 @@ from tsi.formats import Format, Rendering
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.rewards import Prompts, Reading, Step
-from tsi.step_texts import num_common, text_so_far, texts_of_steps
+from tsi.step_texts import (
+    NOTHING,
+    Decoded,
+    num_common,
+    text_so_far,
+    texts_of_more_steps,
+)
 
 TEXT_BUCKET, TOKEN_BUCKET = 64, 16
 """Questions are padded to multiples of these, so that few shapes are compiled."""
@@ -374,7 +380,7 @@ class TextReader:
         for row in np.flatnonzero(live):
             problem = row * len(text) // len(read)
             question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
-            steps = self._steps(solution[row], ends[row], bool(finished[row]))
+            steps, _ = self.steps(solution[row], ends[row], bool(finished[row]))
             found: Rendering = self.format.render(question, steps, bool(stopped[row]))
             size = len(found.tokens)
             if size > self.max_tokens:
@@ -393,16 +399,29 @@ class TextReader:
         # The last score must come from this pass, whatever was read before.
         return max(0, min(same, *rendering.marks[-1:], len(rendering.tokens)))
 
-    def _steps(
-        self, solution: np.ndarray, ends: np.ndarray, finished: bool
-    ) -> list[str]:
-        """Texts of the steps; a character cut by a step's end goes to the next one."""
+    def steps(
+        self,
+        solution: Int[np.ndarray, " T"],
+        ends: Int[np.ndarray, " M"],
+        finished: bool,
+        before: Decoded = NOTHING,
+    ) -> tuple[list[str], Decoded]:
+        """Texts of the steps; a character cut by a step's end goes to the next one.
+
+        Args:
+            solution: the policy's tokens.
+            ends: of steps, 0 where there is none.
+            finished: whether nothing follows.
+            before: what was decoded of its first steps.
+        """
         cuts = [int(end) for end in ends if end > 0]
-        tokens = solution[: cuts[-1]].tolist()
         if self.one_block:
+            tokens = solution[: cuts[-1]].tolist()
             whole = text_so_far(self.decode, tokens, finished=finished)
-            return [re.sub(r"\n+", "\n", whole)]
-        return texts_of_steps(self.decode, tokens, cuts, finished=finished)
+            return [re.sub(r"\n+", "\n", whole)], NOTHING
+        return texts_of_more_steps(
+            self.decode, before, solution, cuts, finished=finished
+        )
 
 
 def visible(prompt: Segment, shared: Int[Array, " R"]) -> Segment:

@@ -54,12 +54,12 @@ def score_on_host(
     # Rows beyond the store are lost.
     beyond = stored.rows.lengths.shape[0]
     padded = np.pad(np.where(took, rows, beyond), pad, constant_values=beyond)
-    tokens, cut = jax.device_get(programs.written(stored, padded))
+    solutions = jax.device_get(programs.written(stored, padded))
     written = [
         Written(
             asked[i],
-            tokens[i, : told.lengths[i]].tolist(),
-            bool(told.finished[i] & ~cut[i]),
+            solutions.tokens[i, : told.lengths[i]].tolist(),
+            bool(told.finished[i] & ~solutions.truncated[i]),
             bool(told.finished[i]),
         )
         for i in at
@@ -67,7 +67,7 @@ def score_on_host(
     log_odds = np.zeros(size, weight_dtype())
     log_odds[at], errors = scores_of(reward, written)
     stored, potentials = programs.score(
-        stored, padded, np.pad(depths, pad), log_odds, params
+        stored, padded, np.pad(depths, pad), log_odds, None, params
     )
     now = jax.device_get(potentials)[: len(rows)]
     scored: Any = np.where(took, now, told.log_potentials)

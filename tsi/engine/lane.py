@@ -25,6 +25,7 @@ from tsi.engine.reward_pools import RewardPools
 from tsi.engine.rows import Stored, empty_stored
 from tsi.engine.shapes import Shapes
 from tsi.engine.sizes import Sizes, room_of, width_of
+from tsi.engine.text_readings import TextReadings
 from tsi.engine.writers import ATTENDED, Writers
 from tsi.explorer import Reply, Request
 from tsi.problem_ids import IdWords
@@ -82,6 +83,7 @@ class Lane:
         self.programs, self.method, self.key = programs, method, key
         self.params, self.sizes, self.ids = params, sizes, ids
         self.prompts, self.questions = prompts, questions
+        self.readers: Any = None
         self.target = programs.target
         programs.at_home_with(params.policy)
         rows, stored, _ = method.plan
@@ -89,6 +91,13 @@ class Lane:
         self.working = count * rows
         self.total = count * (rows + stored)
         self.width = prompts.tokens.shape[1]
+        if programs.texts is not None:
+            # The model that reads text has programs and devices of its own.
+            model, self.params = params.reward, params._replace(reward=None)
+            self.questions = None
+            self.readers = TextReadings(
+                programs.texts, model, questions, self.total, sizes, POOL // 2
+            )
         # By place: which problem, how many turns, rows that are not yet read.
         self.index = np.full(count, -1)
         self.turns = np.zeros(count, np.int32)
@@ -221,6 +230,8 @@ class Lane:
             np.asarray(prompts.lengths)[:count] - 1,
         )
         self.policy.tables.fork(rows, np.repeat(first, each))
+        if isinstance(self.readers, TextReadings):
+            self.readers.enter(padded, at, rows, origin[: len(rows)])
         self.writers.forget(rows)
 
     def _allocate(self, dense, particles, reward, shared, like, prompts) -> None:
@@ -240,10 +251,11 @@ class Lane:
         lines = count if self.sizes.shares else 0
         rows = self.total + lines
         self.policy = Pool(self.programs, rows, longest, block, dense, most)
-        lengths = [x.shape[1] for x in self.programs.positions(self.stored)]
-        self.readers = RewardPools(
-            self.programs, self.total, lengths, block, like, most
-        )
+        if self.readers is None:
+            lengths = [x.shape[1] for x in self.programs.positions(self.stored)]
+            self.readers = RewardPools(
+                self.programs, self.total, lengths, block, like, most
+            )
         most = room_of(longest + self.sizes.burst)
         each = self.method.plan.rows
         self.writers = Writers(
@@ -352,14 +364,11 @@ class Lane:
         self._note(moved, jax.tree.map(lambda leaf: leaf[moved], told))
         before = self.prompts.lengths[self.index[moved // rows]] - 1
         changed = moved[parents[mine] != moved]
-        for pool, new in zip(
-            (self.policy, *self.readers),
-            (before + self.lengths[moved], *lengths),
-            strict=True,
-        ):
+        for pool in (self.policy, *self.readers):
             pool.tables.fork(moved, parents[mine])
-            if limit is not None:
-                pool.tables.cut(moved, new if pool is self.policy else new[moved])
+        if limit is not None:
+            self.policy.tables.cut(moved, before + self.lengths[moved])
+            self.readers.cut(moved, lengths)
         self.writers.forget(changed if limit is None else moved)
         extend = np.asarray(request.extend).reshape(-1)[moved]
         active = extend & ~self.reply.finished[moved]
@@ -415,6 +424,7 @@ class Lane:
             # A problem that has just been given up waits for nothing.
             if len(chosen := chosen[writers.ended[chosen]]):
                 self._read(chosen)
+        self._settle()
         self.seconds["reward"] += time.perf_counter() - began
 
     def _enough(self) -> int:
@@ -481,7 +491,33 @@ class Lane:
         told, change = jax.device_get((told, change))
         self.readers.store(caches, rows, change)
         told = jax.tree.map(lambda leaf: leaf[: len(at)], told)
-        self._end(rows, self._score(rows, told))
+        self._judge(rows, told)
+
+    def _judge(self, rows: Int[np.ndarray, " n"], told: Told) -> None:
+        """Have the steps that rows have ended scored, now or in `_settle`."""
+        if not isinstance(self.readers, TextReadings):
+            self._end(rows, self._score(rows, told))
+            return
+        assert self.stored is not None
+        places = rows // self.method.plan.rows
+        errors = self.readers.ask(
+            self.programs,
+            self.stored,
+            rows,
+            told,
+            self.lengths[rows],
+            self.depths[rows],
+            self.index[places],
+            places,
+        )
+        self._give_up_where(rows, errors)
+
+    def _settle(self) -> None:
+        """Wait for the numbers of a reward model that is reading text."""
+        if isinstance(self.readers, TextReadings) and self.stored is not None:
+            answers = self.readers.answers(self.programs, self.stored, self.params)
+            for self.stored, rows, told in answers:
+                self._end(rows, told)
 
     def _score(self, rows: Int[np.ndarray, " n"], told: Told) -> Told:
         """Ask a reward on the host for its numbers, if it is one that is.
@@ -509,9 +545,16 @@ class Lane:
             self.params,
             self.sizes.reads,
         )
-        for i, error in errors.items():
-            self._give_up(int(places[i]), int(self.depths[rows[i]]) + 1, error)
+        self._give_up_where(rows, errors)
         return told
+
+    def _give_up_where(
+        self, rows: Int[np.ndarray, " n"], errors: dict[int, Exception]
+    ) -> None:
+        """Let the problems of rows go whose steps could not be scored."""
+        for i, error in errors.items():
+            place = int(rows[i] // self.method.plan.rows)
+            self._give_up(place, int(self.depths[rows[i]]) + 1, error)
 
     def _give_up(self, place: int, step: int, error: Exception) -> None:
         """Let a problem go that cannot be ended."""
@@ -549,6 +592,7 @@ class Lane:
             chosen = chosen[self.index[places[chosen]] >= 0]
             if len(chosen):
                 self._repeat_some(rows[chosen].astype(np.int32), sources[chosen])
+        self._settle()
         self.seconds["repeat"] += time.perf_counter() - began
 
     def _repeat_some(self, rows: Int[np.ndarray, " n"], sources: Any) -> None:
@@ -577,7 +621,7 @@ class Lane:
         self.policy.store(cache, rows, filled, filled + taken)
         self.readers.store(caches, rows, change)
         self.writers.forget(rows)
-        self._end(rows, self._score(rows, told))
+        self._judge(rows, told)
 
     def _end(self, rows: Int[np.ndarray, " n"], told: Told) -> None:
         """Rows that have ended a step."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tsi.engine.blocks import BlockTables, Copies, Indices
+from tsi.engine.page_programs import PagePrograms
 from tsi.engine.pages import Dense, Moves, Pages, moves_of, no_pages
-from tsi.engine.programs import Programs
 
 
 class Pool:
@@ -31,7 +31,7 @@ class Pool:
 
     def __init__(
         self,
-        programs: Programs,
+        programs: PagePrograms,
         rows: int,
         length: int,
         block: int,

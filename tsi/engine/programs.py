@@ -11,16 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import (
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-    Sharding,
-    SingleDeviceSharding,
-)
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.engine import pages as paging
+from tsi.engine.page_programs import PagePrograms
 from tsi.engine.pages import Dense, layers_of
 from tsi.engine.rows import (
     RewardCaches,
@@ -41,12 +36,14 @@ from tsi.engine.slots import (
     empty_slots,
     own_segment,
 )
+from tsi.engine.text_programs import TextPrograms
 from tsi.host_reward import Deferred, HostReward
 from tsi.models.layers import Segment
-from tsi.models.partition import MODEL
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.reasoning_store import ReasoningStore
+from tsi.rewards import NoReward
 from tsi.step_keys import step_keys
+from tsi.text_reader import TextReader
 from tsi.weights import weight_dtype
 
 
@@ -60,7 +57,19 @@ class Told(NamedTuple):
     lengths: Int[Array, " A"]
 
 
-class Programs:
+class Solutions(NamedTuple):
+    """What the host reads of rows to have them scored, ``[A]`` each; see `Particles`.
+
+    ``truncated`` ones were cut at a limit.
+    """
+
+    tokens: Int[Array, "A T"]
+    truncated: Bool[Array, " A"]
+    step_ends: Int[Array, "A M"]
+    log_prob: Float[Array, " A"]
+
+
+class Programs(PagePrograms):
     """Programs of one target on one group of devices.
 
     Args:
@@ -69,16 +78,18 @@ class Programs:
     """
 
     def __init__(self, target: ReasoningTarget, mesh: Mesh | None) -> None:
+        super().__init__(mesh)
         self.host_reward: HostReward | None = None
+        self.texts: TextPrograms | None = None
         if isinstance(target.reward, HostReward):
             self.host_reward = target.reward
             target = dataclasses.replace(target, reward=Deferred(target.reward))
-        self.target, self.store, self.mesh = target, ReasoningStore(target), mesh
+        if isinstance(target.reward, TextReader):
+            self.texts = TextPrograms(target.reward, mesh)
+            target = dataclasses.replace(target, reward=NoReward())
+        self.target, self.store = target, ReasoningStore(target)
         self.structure: Any = None
-        self.home: Sharding | None = None
         donate = functools.partial(jax.jit, donate_argnums=0)
-        self.page_out = donate(paging.page_out)
-        self.page_in = donate(paging.page_in)
         self.prefill = jax.jit(self._prefill, static_argnums=1)
         self.enter = donate(self._enter)
         self.arrange = donate(self._arrange)
@@ -95,35 +106,8 @@ class Programs:
     def count(self) -> int:
         """Programs with models in them that have been compiled."""
         models: list[Any] = [self.prefill, self.burst, self.end_step, self.repeat]
-        return sum(program._cache_size() for program in models)
-
-    def empty(self, like: Dense, rows: int, size: int) -> Dense:
-        """Dense rows of zeros, laid out as the devices want them."""
-        return Dense(
-            tuple(jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys),
-            tuple(
-                jnp.zeros((rows, x.shape[1], size, x.shape[3]), x.dtype)
-                for x in like.values
-            ),
-        )
-
-    def place(self, tree: Any) -> Any:
-        """Arrays where the weights lie, if these are bound to devices.
-
-        What comes out of programs is bound to them as well, and a program compiles
-        once more for what is not.
-        """
-        return tree if self.home is None else jax.device_put(tree, self.home)
-
-    def at_home_with(self, weights: Any) -> None:
-        """Note where weights lie, for `place`."""
-        leaf = next(x for x in jax.tree.leaves(weights) if isinstance(x, jax.Array))
-        whole = self.mesh is not None and self.mesh.size > 1
-        if whole:
-            assert self.mesh is not None
-            self.home = NamedSharding(self.mesh, PartitionSpec())
-        elif leaf.committed:
-            self.home = SingleDeviceSharding(next(iter(leaf.devices())))
+        texts = 0 if self.texts is None else self.texts.count()
+        return texts + sum(program._cache_size() for program in models)
 
     def slots(self, like: Dense, rows: int, size: int, vocab_size: int | None) -> Slots:
         """R slots without rows, see `empty_slots`."""
@@ -133,17 +117,6 @@ class Programs:
         empty = empty_slots(cache, self.target.max_step_tokens, keys, vocab_size)
         rest = jax.tree.map(jnp.copy, empty._replace(cache=()))
         return self.place(rest._replace(cache=cache))
-
-    def _divide(self, dense: Dense) -> Dense:
-        """Heads along the axis ``model``, as the weights that make them."""
-        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
-        if parts == 1 or dense.keys[0].shape[1] % parts:
-            return dense
-        assert self.mesh is not None
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, MODEL))
-        return jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x, sharding), dense
-        )
 
     def _prefill(self, params: ReasoningParams, block: int):
         """Read E prompts: their caches, and the first rows of their problems."""
@@ -159,7 +132,7 @@ class Programs:
             layers_of(x.segment.keys[..., :0], x.segment.values[..., :0, :])
             for x in caches
         ]
-        return self._divide(prompt), small(particles), rows, shared, like
+        return self.divide(prompt), small(particles), rows, shared, like
 
     def _enter(self, stored: Stored, fresh, rows, origin, problems) -> Stored:
         """Give problems their first rows.
@@ -318,12 +291,12 @@ class Programs:
         enough,
         width: int,
     ) -> tuple[Slots, Dense, Seen]:
-        slots = slots._replace(cache=self._divide(slots.cache))
+        slots = slots._replace(cache=self.divide(slots.cache))
         return burst(
             params.policy,
             self.target.boundary,
             slots,
-            None if common is None else self._divide(common),
+            None if common is None else self.divide(common),
             chosen,
             params.temperatures,
             enough,
@@ -331,7 +304,7 @@ class Programs:
         )
 
     def _behind(self, cache: Dense, new: Dense, rows, places, began) -> Dense:
-        return self._divide(behind(self._divide(cache), new, rows, places, began))
+        return self.divide(behind(self.divide(cache), new, rows, places, began))
 
     def _end_step(
         self,
@@ -407,11 +380,13 @@ class Programs:
         )
         return stored, told, caches, change, cache
 
-    def _written(self, stored: Stored, rows) -> tuple[Array, Array]:
-        """Tokens of rows, and which of these were cut at a limit."""
-        return stored.rows.tokens[rows], stored.rows.truncated[rows]
+    def _written(self, stored: Stored, rows) -> Solutions:
+        """What rows have written."""
+        old = stored.rows
+        leaves = old.tokens, old.truncated, old.step_ends, old.log_prob
+        return Solutions(*(leaf[rows] for leaf in leaves))
 
-    def _score(self, stored: Stored, rows, depths, log_odds, params):
+    def _score(self, stored: Stored, rows, depths, log_odds, spent, params):
         """Give rows the log-odds of a step that the host has looked at.
 
         Args:
@@ -419,6 +394,8 @@ class Programs:
             rows: which; those beyond the store are lost.
             depths: of the step.
             log_odds: numbers.
+            spent: tokens that a model has read for them, and the positions that these
+                attended to; None if there is no model.
             params: weights and temperatures.
 
         Returns:
@@ -433,6 +410,14 @@ class Programs:
         )
         some = jax.tree.map(lambda leaf: leaf[rows], new)
         potentials = self.target.log_potential(0, some, params)
+        if spent is not None:
+            read, context = spent
+            cost = stored.cost
+            cost = cost._replace(
+                reward_read=cost.reward_read.at[rows].add(read, mode="drop"),
+                reward_context=cost.reward_context.at[rows].add(context, mode="drop"),
+            )
+            stored = stored._replace(cost=cost)
         return stored._replace(rows=new), potentials.astype(weight_dtype())
 
     def _told(self, particles, step, params) -> Told:

@@ -48,6 +48,11 @@ class RewardPools:
         """Positions of rows in each cache."""
         return [pool.tables.lengths[rows] for pool in self]
 
+    def cut(self, rows: Indices, lengths: list[Any]) -> None:
+        """Forget all but the first positions of rows; all rows' lengths are given."""
+        for pool, length in zip(self, lengths, strict=True):
+            pool.tables.cut(rows, length[rows])
+
     def fresh(self, rows: Int[np.ndarray, " n"], size: int, width: int) -> RewardCaches:
         """Dense rows with room for a step, padded to a number of rows.
 

@@ -1,0 +1,72 @@
+"""The programs that know nothing of models: dense rows, and blocks moved to and fro."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import (
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
+
+from tsi.engine import pages as paging
+from tsi.engine.pages import Dense
+from tsi.models.partition import MODEL
+
+
+class PagePrograms:
+    """Programs on the devices where some model's weights lie.
+
+    Args:
+        mesh: with an axis ``model`` over which heads are divided; None for one device.
+    """
+
+    def __init__(self, mesh: Mesh | None) -> None:
+        self.mesh = mesh
+        self.home: Sharding | None = None
+        donate = functools.partial(jax.jit, donate_argnums=0)
+        self.page_out = donate(paging.page_out)
+        self.page_in = donate(paging.page_in)
+
+    def empty(self, like: Dense, rows: int, size: int) -> Dense:
+        """Dense rows of zeros, laid out as the devices want them."""
+        return Dense(
+            tuple(jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys),
+            tuple(
+                jnp.zeros((rows, x.shape[1], size, x.shape[3]), x.dtype)
+                for x in like.values
+            ),
+        )
+
+    def place(self, tree: Any) -> Any:
+        """Arrays where the weights lie, if these are bound to devices.
+
+        What comes out of programs is bound to them as well, and a program compiles
+        once more for what is not.
+        """
+        return tree if self.home is None else jax.device_put(tree, self.home)
+
+    def at_home_with(self, weights: Any) -> None:
+        """Note where weights lie, for `place`."""
+        leaf = next(x for x in jax.tree.leaves(weights) if isinstance(x, jax.Array))
+        whole = self.mesh is not None and self.mesh.size > 1
+        if whole:
+            assert self.mesh is not None
+            self.home = NamedSharding(self.mesh, PartitionSpec())
+        elif leaf.committed:
+            self.home = SingleDeviceSharding(next(iter(leaf.devices())))
+
+    def divide(self, dense: Dense) -> Dense:
+        """Heads along the axis ``model``, as the weights that make them."""
+        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
+        if parts == 1 or dense.keys[0].shape[1] % parts:
+            return dense
+        assert self.mesh is not None
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, MODEL))
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, sharding), dense
+        )

@@ -1,0 +1,353 @@
+"""A reward model that reads text, between the programs of the policy.
+
+The host renders and encodes what rows have written, a batch of rows at a time, and
+hands the new ids to a program that reads them. It does not wait for the numbers before
+the next batch: they are fetched when all batches are under way, so that the device
+reads one batch while the host renders the next.
+
+Of a row's reading the device holds keys and values alone, in blocks; all else is in its
+transcript on the host (:mod:`tsi.transcripts`), and goes with its line of blocks.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from tsi.engine.blocks import BlockTables, Indices
+from tsi.engine.pool import Pool
+from tsi.engine.programs import Programs, Solutions, Told
+from tsi.engine.rows import RewardCaches, RewardChange, Stored
+from tsi.engine.sizes import Sizes, room_of, width_of
+from tsi.engine.text_programs import TextPrograms, dense_like, some_questions
+from tsi.text_reader import Questions, Rendered
+from tsi.transcripts import (
+    Continued,
+    Transcript,
+    begin_transcript,
+    continue_transcript,
+)
+from tsi.weights import weight_dtype
+
+LEAST = 16
+"""Ids that are read in one pass at least, so that few widths are compiled."""
+
+
+class TranscriptTables(BlockTables):
+    """Blocks of rows, each with its transcript."""
+
+    def __init__(self, num_rows: int, length: int, block: int) -> None:
+        super().__init__(num_rows, length, block)
+        self.transcripts: Any = np.full(num_rows, None, object)
+
+    def fork(self, rows: Indices, parents: Indices) -> None:
+        """See :class:`tsi.engine.blocks.BlockTables`."""
+        super().fork(rows, parents)
+        self.transcripts[np.asarray(rows)] = self.transcripts[np.asarray(parents)]
+
+    def release(self, rows: Indices) -> None:
+        """See :class:`tsi.engine.blocks.BlockTables`."""
+        super().release(rows)
+        self.transcripts[np.asarray(rows)] = None
+
+
+class Asked(NamedTuple):
+    """Rows whose numbers are not there yet.
+
+    Attributes:
+        rows: all of a batch.
+        told: what is known of them.
+        took: those that took a step.
+        depths: of the step.
+        read: those that are read, by place among the rows.
+        nowhere: those whose text has no room.
+        continued: of those that are read.
+        numbers: log-odds and values of these, on the device.
+    """
+
+    rows: Int[np.ndarray, " n"]
+    told: Told
+    took: Bool[np.ndarray, " n"]
+    depths: Int[np.ndarray, " n"]
+    read: list[int]
+    nowhere: list[int]
+    continued: list[Continued]
+    numbers: Any
+
+
+class TextReadings:
+    """Readings of the rows of one lane.
+
+    Args:
+        programs: compiled ones.
+        model: the reward model's weights.
+        questions: of all problems, on the host.
+        rows: how many there are.
+        sizes: how much is worked on at once.
+        most: bytes of an extent.
+
+    Raises:
+        ConfigurationError: the questions were not prepared, or the model cannot read
+            as far as the reward is to read.
+    """
+
+    def __init__(
+        self,
+        programs: TextPrograms,
+        model: Any,
+        questions: Any,
+        rows: int,
+        sizes: Sizes,
+        most: int,
+    ) -> None:
+        self.programs, self.reader = programs, programs.reader
+        self.reader.check(questions, model.config)
+        programs.at_home_with(model)
+        self.model, self.sizes = model, sizes
+        self.questions: Questions = questions
+        self._rows, self._most = rows, most
+        self._pool: Any = None
+        self._prompts: Any = None
+        self._asked: list[Asked] = []
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(() if self._pool is None else (self._pool,))
+
+    # What lanes ask of the caches of any reward: here none is read with the policy's.
+
+    def lengths(self, rows: Indices) -> list[Any]:
+        """Positions of caches that are cut with the rows: there are none."""
+        return []
+
+    def cut(self, rows: Indices, lengths: list[Any]) -> None:
+        """Rows are cut back when they are rendered next."""
+
+    def fresh(self, rows: Indices, size: int, width: int) -> RewardCaches:
+        """No caches."""
+        return RewardCaches([], [])
+
+    def store(self, caches: RewardCaches, rows: Indices, change: RewardChange) -> None:
+        """Nothing was read."""
+
+    # Readings
+
+    def enter(
+        self,
+        problems: Int[np.ndarray, " E"],
+        places: Int[np.ndarray, " E"],
+        rows: Int[np.ndarray, " n"],
+        origin: Int[np.ndarray, " n"],
+    ) -> None:
+        """Read the prompts of problems.
+
+        Args:
+            problems: which.
+            places: of each, beyond those that there are for none.
+            rows: all rows of these problems.
+            origin: which of these problems each belongs to.
+        """
+        asked = some_questions(self.questions, problems)
+        prompts = self.programs.read_prompts(self.model, asked)
+        if self._pool is None:
+            self._allocate(prompts)
+        self._prompts = self.programs.enter(self._prompts, prompts, places)
+        begun = [
+            begin_transcript(np.asarray(tokens[:length]))
+            for tokens, length in zip(asked.tokens, asked.lengths, strict=True)
+        ]
+        for row, i in zip(rows.tolist(), origin.tolist(), strict=True):
+            self._transcripts[row] = begun[i]
+
+    def _allocate(self, prompts: Any) -> None:
+        pool = Pool(
+            self.programs,
+            self._rows,
+            self.reader.max_tokens,
+            self.sizes.block,
+            dense_like(prompts),
+            self._most,
+        )
+        tables = pool.tables
+        pool.tables = TranscriptTables(
+            self._rows, tables.table.shape[1] * tables.block, tables.block
+        )
+        self._pool = pool
+        self._prompts = self.programs.no_prompts(prompts, self.sizes.problems)
+
+    @property
+    def _transcripts(self) -> Any:
+        return self._pool.tables.transcripts
+
+    def ask(
+        self,
+        programs: Programs,
+        stored: Stored,
+        rows: Int[np.ndarray, " n"],
+        told: Told,
+        before: Int[np.ndarray, " n"],
+        depths: Int[np.ndarray, " n"],
+        problems: Int[np.ndarray, " n"],
+        places: Int[np.ndarray, " n"],
+    ) -> dict[int, Exception]:
+        """Begin to read the steps of rows.
+
+        Args:
+            programs: the policy's.
+            stored: all rows.
+            rows: which.
+            told: what is known of them.
+            before: tokens that they had before the step; a row that has as many now
+                took none, and is not looked at.
+            depths: of the step.
+            problems: of each row, among all problems.
+            places: of the problem of each.
+
+        Returns:
+            Why rows could not be rendered, by their place among the rows.
+        """
+        took: Any = told.lengths > before
+        errors: dict[int, Exception] = {}
+        read, nowhere, continued = [], [], []
+        numbers: Any = None
+        if took.any():
+            padded = np.pad(rows, (0, self.sizes.reads - len(rows)))
+            solutions = jax.device_get(programs.written(stored, padded))
+            for i in np.flatnonzero(took).tolist():
+                row, problem = int(rows[i]), int(problems[i])
+                try:
+                    one = self._continue(i, row, problem, told, solutions)
+                except Exception as error:
+                    errors[i] = error
+                    continue
+                self._transcripts[row] = one.transcript
+                if one.rendering is None:
+                    nowhere.append(i)
+                else:
+                    read.append(i)
+                    continued.append(one)
+            if read:
+                numbers = self._begin(
+                    rows[read], places[read], continued, solutions.log_prob[read]
+                )
+        self._asked.append(
+            Asked(rows, told, took, depths, read, nowhere, continued, numbers)
+        )
+        return errors
+
+    def _continue(
+        self, i: int, row: int, problem: int, told: Told, solutions: Solutions
+    ) -> Continued:
+        """The transcript of one row after its step."""
+        asked = self.questions
+        question = bytes(np.asarray(asked.text[problem, : asked.sizes[problem]]))
+        finished = bool(told.finished[i])
+        return continue_transcript(
+            self.reader,
+            self._transcripts[row],
+            question.decode("utf-8"),
+            np.asarray(solutions.tokens[i]),
+            np.asarray(solutions.step_ends[i]),
+            stopped=finished and not solutions.truncated[i],
+            finished=finished,
+        )
+
+    def _begin(
+        self, rows: Any, places: Any, continued: list[Continued], log_prob: Any
+    ) -> Any:
+        """Have the new ids of rows read; nobody waits for the numbers here."""
+        count, pool = len(rows), self._pool
+        size = width_of(count, self.sizes.reads, self.sizes.shrinks, factor=2)
+        pad = (0, size - count)
+        shared = np.asarray([one.transcript.shared for one in continued])
+        rendered, values = self._padded(continued, size)
+        common, ends = rendered.common[:count], rendered.lengths[:count]
+        kept, lengths = common - shared, ends - shared
+        pool.tables.cut(rows, kept)
+        width, longest = LEAST, int((ends - common).max())
+        while width < longest:
+            width *= 4
+        width = min(width, self.reader.width)
+        # One pass may have to begin after the slots of the longest row.
+        room = room_of(int(lengths.max()) + width)
+        cache = self.programs.place(pool.fresh(rows, size, room))
+        log_odds, values, cache = self.programs.read(
+            self.model,
+            self._prompts,
+            cache,
+            np.pad(places, pad).astype(np.int32),
+            np.pad(shared, pad).astype(np.int32),
+            rendered,
+            values,
+            np.pad(log_prob, pad),
+            width,
+        )
+        pool.store(cache, rows, kept, lengths)
+        return log_odds, values
+
+    def _padded(self, continued: list[Continued], size: int) -> tuple[Rendered, Any]:
+        """Renderings as arrays; rows beyond them have no ids and nothing to read."""
+        longest = self.reader.max_tokens
+        ints: Any = np.zeros((size, longest), np.int32)
+        values: Any = np.zeros((size, longest), np.float32)
+        marks: Any = np.zeros((size, self.reader.num_marks), np.int32)
+        lengths, common, num_marks = (np.zeros(size, np.int32) for _ in range(3))
+        for i, one in enumerate(continued):
+            assert one.rendering is not None
+            transcript, found = one.transcript, one.rendering.marks
+            lengths[i], common[i] = len(transcript.tokens), one.common
+            ints[i, : lengths[i]] = transcript.tokens
+            values[i, : lengths[i]] = transcript.values
+            marks[i, : len(found)], num_marks[i] = found, len(found)
+        both: tuple[Any, Any] = lengths, common
+        return Rendered(ints, *both, marks, num_marks), values  # type: ignore[arg-type]
+
+    def answers(
+        self, programs: Programs, stored: Stored, params: Any
+    ) -> Iterator[tuple[Stored, Int[np.ndarray, " n"], Told]]:
+        """Give all rows that were asked about their numbers, batch by batch.
+
+        Args:
+            programs: the policy's.
+            stored: all rows.
+            params: weights and temperatures.
+
+        Returns:
+            The store, rows, and what is known of them now.
+        """
+        config = self.model.config
+        while self._asked:
+            asked = self._asked.pop(0)
+            rows, told, read = asked.rows, asked.told, asked.read
+            size = self.sizes.reads
+            log_odds = np.zeros(size, weight_dtype())
+            log_odds[asked.nowhere] = np.nan
+            spent = np.zeros(size, np.int32), np.zeros(size, np.float32)
+            if read:
+                numbers, values = jax.device_get(asked.numbers)
+                log_odds[read] = numbers[: len(read)]
+                for i, one, said in zip(read, asked.continued, values, strict=False):
+                    self._keep(int(rows[i]), one.transcript, said)
+                    count = len(one.transcript.tokens) - one.common
+                    spent[0][i] = count
+                    spent[1][i] = config.attended(one.common, count)
+            if asked.took.any():
+                pad = (0, size - len(rows))
+                beyond = stored.rows.lengths.shape[0]
+                padded = np.where(asked.took, rows, beyond)
+                padded = np.pad(padded, pad, constant_values=beyond)
+                depths = np.pad(asked.depths, pad)
+                stored, potentials = programs.score(
+                    stored, padded, depths, log_odds, spent, params
+                )
+                now = jax.device_get(potentials)[: len(rows)]
+                scored: Any = np.where(asked.took, now, told.log_potentials)
+                told = told._replace(log_potentials=scored)
+            yield stored, rows, told
+
+    def _keep(self, row: int, transcript: Transcript, said: np.ndarray) -> None:
+        # A problem that was given up meanwhile has no transcripts.
+        if self._transcripts[row] is transcript:
+            values = said[: len(transcript.tokens)].copy()
+            self._transcripts[row] = transcript._replace(values=values)
