@@ -85,10 +85,10 @@ def _leaves_words(part: Mapping[str, Any]) -> bool:
 def _splits(part: Mapping[str, Any]) -> bool:
     """Whether one of its parts ends where a word does, or it splits nothing there."""
     if part.get("type") == "Split":
-        pattern = part["pattern"]
-        # Behind a normaliser that writes spaces as ▁ there are none to split at.
-        known = pattern.get("Regex") in _PATTERNS or pattern.get("String") == " "
-        return known and (part["behavior"] == "Isolated" or "String" in pattern)
+        pattern, behaviour = part["pattern"], part["behavior"]
+        if pattern.get("String") in (" ", "▁"):
+            return behaviour != "Removed"
+        return pattern.get("Regex") in _PATTERNS and behaviour == "Isolated"
     return part.get("type") in ("ByteLevel", "Metaspace", "Digits")
 
 

@@ -19,8 +19,8 @@ SHARPNESS = 2.0
 PROBLEMS = [Problem(i, text, "") for i, text in enumerate(kinds.QUESTIONS)]
 
 
-def engine(name: str, **changes) -> Engine:
-    policy, _ = tiny.models(sharpness=SHARPNESS)
+def engine(name: str, sharpness: float = SHARPNESS, **changes) -> Engine:
+    policy, _ = tiny.models(sharpness=sharpness)
     target = tiny.target(
         reward=kinds.reward_of(name, **({"width": 32} | changes)),
         max_step_tokens=kinds.STEP_TOKENS,
