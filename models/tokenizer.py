@@ -370,7 +370,7 @@ class Tokenizer:
         return pieces
 
     def _mask(self, content: str, names: list[str], mark: str) -> str:
-        if not names:
+        if not names or not self._special.search(content):
             return content
         index = {name: i for i, name in enumerate(names)}
         return self._special.sub(lambda f: f"{mark}{index[f[0]]}{mark}", content)

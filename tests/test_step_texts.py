@@ -18,7 +18,13 @@ from tsi.formats import OutcomeFormat
 from tsi.formatted_reward import FormattedReward
 from tsi.models.tokenizer import Tokenizer
 from tsi.problem import Problem
-from tsi.step_texts import text_after, text_so_far, texts_of_steps
+from tsi.step_texts import (
+    NOTHING,
+    text_after,
+    text_so_far,
+    texts_of_more_steps,
+    texts_of_steps,
+)
 from tsi.text_reward import TextReward
 from tsi.verifier import Verifier
 
@@ -68,6 +74,45 @@ def test_steps_cut_anywhere_join_to_the_whole_text(text, size):
         assert "".join(steps) == text
         assert "\ufffd" not in "".join(seen)
         assert seen == list(itertools.accumulate(steps))
+
+
+def fickle(tokens: list[int]) -> str:
+    """A decoder that changes what it gave before, at every third token."""
+    return "x" * (len(tokens) % 3) + tiny.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    "decode", [SPACED.decode, bpe_tokenizer().decode, tiny.decode, fickle]
+)
+def test_steps_decoded_once_have_the_texts_of_steps_decoded_anew(decode):
+    """Rows grow, part from each other and are cut back, as explorers have them."""
+    rng, most = np.random.default_rng(2), 19 if decode in (tiny.decode, fickle) else 290
+    rows = [(NOTHING, np.zeros(40, np.int32), [])] * 4
+    calls = []
+
+    def watch(tokens):
+        calls.append(len(tokens))
+        return decode(tokens)
+
+    whole = 0
+    for _ in range(120):
+        before, tokens, ends = rows[rng.integers(4)]
+        ends = ends[: rng.integers(0, len(ends) + 1)] if rng.random() < 0.4 else ends
+        start = ends[-1] if ends else 0
+        if start >= 36:
+            ends, start = [], 0
+        ends = [*ends, start + int(rng.integers(1, 5))]
+        tokens = tokens.copy()
+        tokens[start : ends[-1]] = rng.integers(1, most, ends[-1] - start)
+        finished = bool(rng.random() < 0.2)
+        arguments = tokens, ends
+        steps, now = texts_of_more_steps(watch, before, *arguments, finished=finished)
+        anew = texts_of_steps(decode, tokens.tolist(), ends, finished=finished)
+        assert steps == anew
+        whole += len(ends)
+        rows[rng.integers(4)] = (now, tokens, ends)
+    if decode is not fickle:
+        assert len(calls) < whole / 2
 
 
 def test_a_step_keeps_the_space_before_its_first_word():

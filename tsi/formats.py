@@ -23,6 +23,7 @@ published examples. Text is never control: a step that spells ``<extra_0>`` has 
 ====================  ==============================================================
 """
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -131,9 +132,7 @@ class MathShepherdFormat:
         for size in sizes:
             begins.append(begin)
             begin += size
-        marks = [
-            len(first) + max(i for i, b in enumerate(begins) if b < end) for end in ends
-        ]
+        marks = [len(first) + bisect.bisect_left(begins, end) - 1 for end in ends]
         return _up_to_the_last([*first, *tokens], marks)
 
     def _size(self, text: str) -> int:
