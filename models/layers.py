@@ -5,12 +5,18 @@ F feed-forward width, H query heads, K key-value heads, h head width, V vocabula
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+
+KEYS_AT_ONCE = 512
+"""Cached positions that a chunk of many queries attends to at a time."""
+MANY_SCORES = 2**18
+"""Scores of a row and head from which on they are computed block by block."""
 
 
 class Routes(NamedTuple):
@@ -187,11 +193,72 @@ def attend_part(
     return Partial(by_row(peak), by_row(jnp.sum(weights, -1)), by_row(mixed))
 
 
+def merge(parts: Sequence[Partial]) -> Partial:
+    """Sums over several stretches as one over all of them."""
+    peak = jnp.max(jnp.stack([part.peak for part in parts]), axis=0)
+    total, mixed = jnp.zeros_like(peak), jnp.zeros(parts[0].mixed.shape, jnp.float32)
+    for part in parts:
+        scale = jnp.exp(part.peak - peak)
+        total += scale * part.total
+        mixed += scale[..., None] * part.mixed
+    return Partial(peak, total, mixed)
+
+
+def attend_in_blocks(
+    queries: Float[Array, "R Q K G h"],
+    keys: Float[Array, "B K h S"],
+    values: Float[Array, "B K S h"],
+    view: View,
+    softcap: float | None = None,
+) -> Partial:
+    """`attend_part` without all scores in memory at once (arXiv 2112.05682).
+
+    Blocks of which no query sees anything are not read.
+    """
+    size, block = keys.shape[-1], KEYS_AT_ONCE
+
+    def read(i: Array, before: Partial) -> Partial:
+        # The last block begins early enough to be whole, and hides what was read.
+        start = jnp.minimum(i * block, size - block)
+        piece = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block
+        )
+        fresh = start + jnp.arange(block) >= i * block
+        here = View(piece(view.mask, axis=-1) & fresh, view.routes)
+        return jax.lax.cond(
+            jnp.any(here.mask),
+            lambda: merge(
+                [
+                    before,
+                    attend_part(
+                        queries,
+                        piece(keys, axis=-1),
+                        piece(values, axis=-2),
+                        here,
+                        softcap,
+                    ),
+                ]
+            ),
+            lambda: before,
+        )
+
+    shape = queries.shape
+    nothing = Partial(
+        jnp.full(shape[:-1], -1e30, jnp.float32),
+        jnp.zeros(shape[:-1], jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+    )
+    return jax.lax.fori_loop(0, -(-size // block), read, nothing)
+
+
 def attend_cached(
     queries: Float[Array, "R Q K G h"], cached: Any, view: View, softcap: float | None
 ) -> Partial:
     """`attend_part` on one layer of a segment: its keys and values, or `ByLayer`."""
-    part = functools.partial(attend_part, view=view, softcap=softcap)
+    length, size = queries.shape[1], view.mask.shape[-1]
+    long = size >= 2 * KEYS_AT_ONCE and length * size >= MANY_SCORES
+    attention = attend_in_blocks if long else attend_part
+    part = functools.partial(attention, view=view, softcap=softcap)
     if not isinstance(cached, ByLayer):
         return part(queries, *cached)
 
@@ -261,10 +328,5 @@ def attend(
         attend_part(grouped, keys, values, own, softcap),
         *(attend_cached(grouped, cached, view, softcap) for cached, view in context),
     ]
-    peak = jnp.max(jnp.stack([part.peak for part in parts]), axis=0)
-    total, mixed = jnp.zeros_like(peak), jnp.zeros(grouped.shape, jnp.float32)
-    for part in parts:
-        scale = jnp.exp(part.peak - peak)
-        total += scale * part.total
-        mixed += scale[..., None] * part.mixed
+    _, total, mixed = merge(parts)
     return (mixed / total[..., None]).astype(queries.dtype).reshape(queries.shape)

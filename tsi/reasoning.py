@@ -24,6 +24,7 @@ from tsi.decoding import Decoding, Temperatures, decode, row_keys
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
+from tsi.models.prefill import read_prompts
 from tsi.repetition import mark_seen
 from tsi.rewards import PolicyContext, Prompts, Reading, Reward, Step, as_int32
 from tsi.truncation import Truncation
@@ -194,8 +195,7 @@ class ReasoningTarget:
         rows = problems * num_particles
         # The last prompt token stays pending: reading it gives the first logits.
         mask = jnp.arange(length) < prompts.lengths[:, None] - 1
-        positions = jnp.broadcast_to(jnp.arange(length), (problems, length))
-        _, key_values = policy.trunk(prompts.tokens, positions, mask)
+        key_values = read_prompts(policy.trunk, prompts.tokens, mask)
         last = jnp.take_along_axis(
             prompts.tokens, prompts.lengths[:, None] - 1, axis=1
         )[:, 0]

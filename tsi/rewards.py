@@ -28,6 +28,7 @@ from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
+from tsi.models.prefill import read_prompts
 from tsi.weights import weight_dtype
 
 
@@ -187,10 +188,7 @@ class ProcessReward(PolicyTokens):
 
     def init(self, prompts, rows, capacity, params):
         model: RewardModel = params.reward
-        positions = jnp.broadcast_to(
-            jnp.arange(prompts.tokens.shape[1]), prompts.tokens.shape
-        )
-        _, key_values = model.trunk(prompts.tokens, positions, prompts.mask)
+        key_values = read_prompts(model.trunk, prompts.tokens, prompts.mask)
         return ProcessRewardState(
             Segment(*key_values, prompts.mask),
             empty_suffix(model.config, rows, capacity, key_values.keys.dtype),

@@ -35,6 +35,7 @@ from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.formats import Format, Rendering
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
+from tsi.models.prefill import read_prompts
 from tsi.rewards import Prompts, Reading, Step
 from tsi.step_texts import (
     NOTHING,
@@ -244,8 +245,7 @@ class TextReader:
         """Keys and values of the tokens that renderings begin with."""
         width = questions.tokens.shape[1]
         mask = jnp.arange(width) < questions.lengths[:, None]
-        places = jnp.broadcast_to(jnp.arange(width), questions.tokens.shape)
-        _, new = model.trunk(questions.tokens, places, mask)
+        new = read_prompts(model.trunk, questions.tokens, mask)
         return Segment(new.keys, new.values, new.positions, mask)
 
     def read_new(

@@ -33,6 +33,7 @@ from tsi.engine.memory import (
     bytes_of_row,
     bytes_per_position,
     check_fits,
+    check_prompts_fit,
     free_bytes,
 )
 from tsi.engine.methods import method_of, plan_of
@@ -51,6 +52,7 @@ from tsi.explore import check_needs
 from tsi.explorer import Explorer, Plan
 from tsi.models.decoder import LanguageModel
 from tsi.models.partition import MODEL, keep_or_replicate
+from tsi.models.prefill import prefill_bytes
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning import ReasoningParams, ReasoningTarget
@@ -188,23 +190,37 @@ class Engine:
         Raises:
             ConfigurationError: the rows of one problem take more than is free.
         """
+        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
+        caches = [
+            bytes_per_position(config, model.trunk.embedding[...].dtype.itemsize)
+            // parts
+            for model, config in self._readers()
+        ]
+        plan = plan_of(sampler, num_particles, self.target.max_steps)
+        row = bytes_of_row(self.target, caches, BLOCK)
+        check_fits(row, plan, num_particles, self._free())
+
+    def _readers(self) -> list[tuple[Any, Any]]:
+        """The models that read prompts, with their configurations."""
         unread: Any = None
         params = ReasoningParams(self.policy, self.reward, unread, unread)
         models: list[tuple[Any, Any]] = [(self.policy, self.policy.config)]
         if self.target.reward.reads_prompts:
             models.append((self.reward, self.target.reward.reader(params)))
-        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
-        caches = [
-            bytes_per_position(config, model.trunk.embedding[...].dtype.itemsize)
-            // parts
-            for model, config in models
-            # A reward of the user's own may keep what it likes.
-            if config is not None and hasattr(model, "trunk")
-        ]
-        plan = plan_of(sampler, num_particles, self.target.max_steps)
-        row = bytes_of_row(self.target, caches, BLOCK)
-        device = None if self.mesh is None else self.mesh.local_devices[0]
-        check_fits(row, plan, num_particles, free_bytes(device))
+        # A reward of the user's own may keep what it likes.
+        return [x for x in models if x[1] is not None and hasattr(x[0], "trunk")]
+
+    def _free(self) -> int:
+        return free_bytes(None if self.mesh is None else self.mesh.local_devices[0])
+
+    def _prefill_bytes(self, prompts: int, width: int) -> int:
+        """What the program that reads prompts takes beside the weights, at most."""
+        return sum(
+            prefill_bytes(
+                config, prompts, width, model.trunk.embedding[...].dtype.itemsize
+            )
+            for model, config in self._readers()
+        )
 
     def run(
         self,
@@ -297,8 +313,9 @@ class Engine:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
             ConfigurationError: the sampler cannot use N particles, a temperature,
-                truncation or key is none, problems share an id or have none, or a
-                prompt has tokens that a model has not.
+                truncation or key is none, problems share an id or have none, a prompt
+                has tokens that a model has not, or memory cannot hold what reading the
+                longest one takes.
             CapabilityError: it needs what a reasoning target has not.
             ProblemError: `extract` failed on solutions of some problems; raised after
                 all others have ended.
@@ -350,6 +367,8 @@ class Engine:
         count = len(self._parts)
         width = batch.tokens.shape[1]
         sizes = self._sizes(method.plan, -(-len(chosen) // count), width)
+        prefill = self._prefill_bytes(sizes.prompts(width), width)
+        check_prompts_fit(self._prefill_bytes(1, width), width, self._free())
 
         def lane_of(i: int, sizes: Sizes) -> Lane:
             part, programs = self._parts[i], self._programs[i]
@@ -402,7 +421,9 @@ class Engine:
                 compiled = compilations().since(before)
                 reports = [report for lane in lanes for report in lane.reports()]
                 self.report = total(reports)._replace(
-                    programs=compiled.programs, compile_seconds=compiled.seconds
+                    programs=compiled.programs,
+                    compile_seconds=compiled.seconds,
+                    prefill_bytes=prefill,
                 )
                 try:
                     solutions = outcomes.read(ended.particles)

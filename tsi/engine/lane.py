@@ -188,7 +188,7 @@ class Lane:
     @property
     def _entering(self) -> int:
         """How many problems' prompts are read together."""
-        return max(1, min(self.sizes.problems, self.sizes.prefill // self.width))
+        return self.sizes.prompts(self.width)
 
     def _rows_of(self, places: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
         """All rows of the problems at these places, working ones and stored ones."""

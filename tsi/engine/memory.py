@@ -87,5 +87,24 @@ def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None
     )
 
 
+def check_prompts_fit(needed: int, width: int, free: int) -> None:
+    """Refuse prompts that memory cannot hold while one of them is read.
+
+    Args:
+        needed: bytes that this takes beside the weights.
+        width: positions of the longest prompt.
+        free: bytes.
+
+    Raises:
+        ConfigurationError: it takes more than is free.
+    """
+    if needed > free:
+        raise ConfigurationError(
+            f"To read a prompt of {width:,} tokens takes {_gigabytes(needed)} beside "
+            f"the weights, and {_gigabytes(free)} are free. Shorten the longest "
+            "prompt, or use a smaller model or dtype."
+        )
+
+
 def _gigabytes(number: int) -> str:
     return f"{number / 1e9:,.1f} GB"

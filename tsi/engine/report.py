@@ -18,6 +18,8 @@ class Report(NamedTuple):
             ``repeat`` and ``decide``. Each contains what it compiled.
         programs: that were compiled, or read from disk, while the run went on.
         compile_seconds: what that took.
+        prefill_bytes: what reading prompts takes beside the weights at its peak, at
+            most (:func:`tsi.models.prefill.prefill_bytes`).
     """
 
     useful: int
@@ -26,6 +28,7 @@ class Report(NamedTuple):
     seconds: Mapping[str, float]
     programs: int = 0
     compile_seconds: float = 0.0
+    prefill_bytes: int = 0
 
     @property
     def utilisation(self) -> float:

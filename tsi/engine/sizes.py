@@ -31,6 +31,10 @@ class Sizes(NamedTuple):
     shares: bool
     price: float = 0.0
 
+    def prompts(self, width: int) -> int:
+        """How many problems' prompts, of so many positions, are read together."""
+        return max(1, min(self.problems, self.prefill // width))
+
 
 def half_of(sizes: Sizes) -> Sizes:
     """Half as much at once, one at least of everything."""
