@@ -58,6 +58,7 @@ def embedded_world(
     ends: StepEnds = StepEnds(),  # noqa: B008
     max_rows: int | None = None,
     dtype: str = "float32",
+    cache_dtype: str | None = None,
     model_parallel: int = 1,
     template_switches: Mapping[str, Any] = MappingProxyType({}),
 ) -> World:
@@ -81,6 +82,7 @@ def embedded_world(
         max_rows: rows that write tokens together on a device; what suits the models
             and the device, if None.
         dtype: of the models' weights.
+        cache_dtype: of their keys and values; that of the weights, if None.
         model_parallel: over how many devices each model is divided; rows are spread
             over what that leaves of all devices.
         template_switches: variables of the policy's chat template, of JSON types, such
@@ -145,7 +147,8 @@ def embedded_world(
         max_tokens=max_tokens,
         max_steps=task.max_steps,
     )
-    rows, stored = batch_limits(config, target.max_tokens, np.dtype(dtype).itemsize)
+    itemsize = np.dtype(cache_dtype or dtype).itemsize
+    rows, stored = batch_limits(config, target.max_tokens, itemsize)
     rows = rows if max_rows is None else max_rows
     stored = max(stored, rows)
     engine = Engine(
@@ -157,6 +160,7 @@ def embedded_world(
         temperature=drawing.temperature,
         truncation=drawing.truncation,
         repetition_penalty=drawing.repetition_penalty,
+        cache_dtype=cache_dtype,
         max_rows=rows,
         max_stored=stored,
         mesh=mesh,
@@ -183,6 +187,8 @@ def embedded_world(
     settings |= {name: part for name, part in parts if part is not None}
     if drawing.repetition_penalty is not None:
         settings["repetition_penalty"] = drawing.repetition_penalty
+    if cache_dtype is not None:
+        settings["cache_dtype"] = cache_dtype
     settings |= ends.settings()
     if template_switches:
         settings["template_switches"] = dict(template_switches)

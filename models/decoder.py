@@ -9,7 +9,7 @@ configuration it is, how its checkpoints are named, and what it does not do.
 Axes are those of :mod:`tsi.models.layers`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from tsi.models.layers import (
     Segment,
     View,
     attend,
+    product_in_float32,
     visible,
 )
 from tsi.models.rotary import Rope, check_length, inverse_frequencies, rotate
@@ -74,6 +75,8 @@ class Attention(nnx.Module):
         self.query_norm = norm_of(config, h, dtype) if normed else None
         self.key_norm = norm_of(config, h, dtype) if normed else None
         self.config = config
+        # See `with_cache_dtype`.
+        self.cache_dtype: Any = None
 
     def __call__(self, x, geometry: Geometry, cached):
         config = self.config
@@ -92,6 +95,10 @@ class Attention(nnx.Module):
         keys = turned(heads(self.key(x), self.key_norm))
         keys = jnp.transpose(keys, (0, 2, 3, 1))
         values = jnp.transpose(heads(self.value(x), None), (0, 2, 1, 3))
+        if self.cache_dtype is not None:
+            # Before they are attended to: a step that is drawn finds its own newest
+            # tokens in the cache, and one that is read finds them here.
+            keys, values = (x.astype(self.cache_dtype) for x in (keys, values))
         context = tuple(zip(cached, geometry.views, strict=True))
         mixed = attend(
             queries,
@@ -154,6 +161,17 @@ class Trunk(nnx.Module):
         self.blocks = make(keys)
         self.norm = norm_of(config, config.width, dtype)
         self.config = config
+
+    @property
+    def dtype(self) -> Any:
+        """Of what is computed."""
+        return self.norm.scale[...].dtype
+
+    @property
+    def cache_dtype(self) -> Any:
+        """Of keys and values."""
+        chosen = self.blocks.attention.cache_dtype
+        return self.dtype if chosen is None else chosen
 
     def __call__(
         self,
@@ -250,10 +268,9 @@ class LanguageModel(nnx.Module):
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits, float32, of the trunk's hidden states."""
         if self.head is None:
-            out = hidden @ self.trunk.embedding[...].T
+            out = product_in_float32(hidden, self.trunk.embedding[...].T)
         else:
-            out = self.head(hidden)
-        out = out.astype(jnp.float32)
+            out = self.head.in_float32(hidden)
         cap = self.config.logit_softcap
         return out if cap is None else cap * jnp.tanh(out / cap)
 
@@ -282,12 +299,12 @@ class RewardModel(nnx.Module):
         self.config = config
 
     def labels(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b labels"]:
-        """One output, or the logits of two classes, bad and good."""
-        return self.score(hidden) + self.bias[...]
+        """One output, or the logits of two classes, bad and good; float32."""
+        return self.score.in_float32(hidden) + self.bias[...].astype(jnp.float32)
 
     def log_odds(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:
         """Log-odds, float32, at each of the trunk's hidden states."""
-        labels = self.labels(hidden).astype(jnp.float32)
+        labels = self.labels(hidden)
         if labels.shape[-1] == 1:
             return labels[..., 0]
         return labels[..., 1] - labels[..., 0]
@@ -301,6 +318,20 @@ class RewardModel(nnx.Module):
         check_length(self.config.rope, tokens.shape[1], self.config.max_length)
         hidden, _ = self.trunk(tokens, positions_of(tokens))
         return self.log_odds(hidden)
+
+
+def with_cache_dtype(model: Any, dtype: Any) -> Any:
+    """The same model, weights shared, whose keys and values are of another type.
+
+    Args:
+        model: with a trunk; others are handed back as they are.
+        dtype: of keys and values.
+    """
+    if not hasattr(model, "trunk"):
+        return model
+    model = nnx.merge(*nnx.split(model))
+    model.trunk.blocks.attention.cache_dtype = jnp.dtype(dtype)
+    return model
 
 
 def positions_of(tokens: Int[Array, "R Q"]) -> Int[Array, "R Q"]:

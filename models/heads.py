@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from tsi.models.decoder import LanguageModel, RewardModel, Trunk
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import Linear
+from tsi.models.layers import Linear, product_in_float32
 
 
 class SequenceScorer(RewardModel):
@@ -39,7 +39,7 @@ class SequenceScorer(RewardModel):
 
     def labels(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b labels"]:
         """One output, or the logits of two classes."""
-        return self.score(hidden)
+        return self.score.in_float32(hidden)
 
 
 class OutcomeScorer(RewardModel):
@@ -54,7 +54,7 @@ class OutcomeScorer(RewardModel):
 
     def labels(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b labels"]:
         """One output, or the logits of two classes."""
-        return self.outer(jax.nn.relu(self.inner(hidden)))
+        return self.outer.in_float32(jax.nn.relu(self.inner(hidden)))
 
 
 class ProcessScorer(OutcomeScorer):
@@ -71,7 +71,7 @@ class ValueScorer(RewardModel):
 
     def labels(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b 1"]:
         """The logit."""
-        return self.value.summary(hidden)
+        return self.value.summary.in_float32(hidden)
 
 
 class ValueHead(nnx.Module):
@@ -82,7 +82,7 @@ class ValueHead(nnx.Module):
 
     def log_odds(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:
         """The logit of the reward, float32."""
-        return self.summary(hidden)[..., 0].astype(jnp.float32)
+        return self.summary.in_float32(hidden)[..., 0]
 
 
 def token_log_odds(
@@ -98,7 +98,7 @@ def token_log_odds(
     ids = jnp.asarray([good, bad])
     head = model.head
     columns = model.trunk.embedding[...][ids].T if head is None else head.kernel[:, ids]
-    logits = (hidden @ columns).astype(jnp.float32)
+    logits = product_in_float32(hidden, columns)
     cap = model.config.logit_softcap
     logits = logits if cap is None else cap * jnp.tanh(logits / cap)
     return logits[..., 0] - logits[..., 1]

@@ -98,6 +98,19 @@ class RMSNorm(nnx.Module):
         return (y * (self.scale[...].astype(jnp.float32) + self.offset)).astype(x.dtype)
 
 
+def product_in_float32(
+    x: Float[Array, "*b i"], matrix: Float[Array, "i o"]
+) -> Float[Array, "*b o"]:
+    """A matrix product that is float32 whatever its factors are.
+
+    Accelerators add in float32 anyway, and a logit of 20 that is then rounded to
+    bfloat16 is off by up to a sixteenth.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    product = jnp.matmul(x, matrix, preferred_element_type=wide)
+    return product.astype(jnp.float32)
+
+
 class Linear(nnx.Module):
     """A matrix product, kernel ``[in, out]``, with a bias where asked for."""
 
@@ -111,6 +124,11 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         y = x @ self.kernel[...]
         return y if self.bias is None else y + self.bias[...]
+
+    def in_float32(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        """The same, whose sums are not rounded to a narrower type of the weights."""
+        y = product_in_float32(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
 ACTIVATIONS = {
@@ -180,7 +198,8 @@ def attend_part(
     weights = jnp.exp(scores - peak[..., None])
     mixed = jnp.einsum(
         "bknqgs,bksh->bknqgh",
-        weights.astype(values.dtype),
+        # As wide as the queries, where only the cache is narrow.
+        weights.astype(jnp.promote_types(values.dtype, queries.dtype)),
         values,
         preferred_element_type=jnp.float32,
     )

@@ -81,7 +81,13 @@ def read_prompts(
 
 
 def prefill_bytes(
-    config: DecoderConfig, prompts: int, length: int, itemsize: int, most: int = CHUNK
+    config: DecoderConfig,
+    prompts: int,
+    length: int,
+    itemsize: int,
+    *,
+    cached: int | None = None,
+    most: int = CHUNK,
 ) -> int:
     """What reading prompts takes beside the weights, at most, their caches included.
 
@@ -93,13 +99,14 @@ def prefill_bytes(
         prompts: how many are read together.
         length: positions of each, padding included.
         itemsize: bytes of a weight.
+        cached: bytes of an entry of keys and values; as of a weight, if None.
         most: positions read together.
     """
     chunk = chunk_of(length, most)
     padded = length + -length % chunk
     heads, kv_heads, h = config.num_heads, config.num_kv_heads, config.head_width
     d, layers = config.width, config.num_layers
-    position = 2 * kv_heads * h * itemsize
+    position = 2 * kv_heads * h * (itemsize if cached is None else cached)
     # The whole, what is cut to length, and a layer's slices.
     whole = layers * position
     caches = prompts * (whole * (length + padded * (padded > length)))

@@ -43,7 +43,7 @@ def filled(policy: LanguageModel, busy: Busy) -> Segment:
 
 def room(policy: LanguageModel, rows: int, width: int) -> KeyValues:
     """Zeros in the layout of keys and values."""
-    config, dtype = policy.config, policy.trunk.embedding[...].dtype
+    config, dtype = policy.config, policy.trunk.cache_dtype
     shape = (config.num_layers, rows, config.num_kv_heads)
     return KeyValues(
         jnp.zeros((*shape, config.head_width, width), dtype),

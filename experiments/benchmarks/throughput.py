@@ -93,7 +93,7 @@ def fractions(
     if not config.tied:
         num_bytes -= embedding.nbytes
     per_position = 2 * config.num_layers * config.num_kv_heads * config.head_width
-    cache = work.batch * context * per_position * embedding.dtype.itemsize
+    cache = work.batch * context * per_position * model.trunk.cache_dtype.itemsize
     moved = work.new * (num_bytes + cache)
     return {
         "prefill_tokens_per_s": read / speed.prefill,

@@ -32,6 +32,7 @@ from tsi.engine.lanes import divide, part_of
 from tsi.engine.memory import (
     bytes_of_row,
     bytes_per_position,
+    check_cache_dtype,
     check_fits,
     check_prompts_fit,
     free_bytes,
@@ -50,7 +51,7 @@ from tsi.errors import (
 )
 from tsi.explore import check_needs
 from tsi.explorer import Explorer, Plan
-from tsi.models.decoder import LanguageModel
+from tsi.models.decoder import LanguageModel, with_cache_dtype
 from tsi.models.partition import MODEL, keep_or_replicate
 from tsi.models.prefill import prefill_bytes
 from tsi.problem import Problem
@@ -109,6 +110,8 @@ class Engine:
             target, and of every weight; None for the whole policy.
         repetition_penalty: the price of tokens that were read before, which belongs to
             the policy likewise (:mod:`tsi.repetition`); None for none.
+        cache_dtype: of keys and values, of policy and reward model, such as
+            ``"bfloat16"`` beside float32 weights; that of the weights, if None.
         max_rows: rows that write tokens together on one device, or group of devices.
         max_stored: prefixes that explorers store at once, by default 16 times that.
         mesh: devices: problems are divided along its ``data`` axis, weights and heads
@@ -119,7 +122,7 @@ class Engine:
         ConfigurationError: the reward model has no row for a token that the policy may
             write. Whether it takes tokens for the same text, only tokenizers can tell:
             see :func:`tsi.vocabularies.first_difference`. Or the penalty is not a
-            positive number, or a limit of rows is below 1.
+            positive number, a limit of rows is below 1, or the cache's type is none.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class Engine:
         temperature: float = 1.0,
         truncation: Truncation | None = None,
         repetition_penalty: float | None = None,
+        cache_dtype: str | None = None,
         max_rows: int = 2048,
         max_stored: int | None = None,
         mesh: Mesh | None = None,
@@ -153,6 +157,10 @@ class Engine:
         check_rows(target.boundary, policy.config, readers)
         self._num_rows = min(c.vocab_size for c in (policy.config, *readers))
         self._context = min(c.max_length for c in (policy.config, *readers))
+        if cache_dtype is not None:
+            check_cache_dtype(cache_dtype)
+            policy = with_cache_dtype(policy, cache_dtype)
+            reward = with_cache_dtype(reward, cache_dtype)
         if mesh is not None:
             policy, reward = keep_or_replicate((policy, reward), mesh)
         self.policy, self.reward = policy, reward
@@ -192,8 +200,7 @@ class Engine:
         """
         parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
         caches = [
-            bytes_per_position(config, model.trunk.embedding[...].dtype.itemsize)
-            // parts
+            bytes_per_position(config, model.trunk.cache_dtype.itemsize) // parts
             for model, config in self._readers()
         ]
         plan = plan_of(sampler, num_particles, self.target.max_steps)
@@ -217,7 +224,11 @@ class Engine:
         """What the program that reads prompts takes beside the weights, at most."""
         return sum(
             prefill_bytes(
-                config, prompts, width, model.trunk.embedding[...].dtype.itemsize
+                config,
+                prompts,
+                width,
+                model.trunk.dtype.itemsize,
+                cached=model.trunk.cache_dtype.itemsize,
             )
             for model, config in self._readers()
         )

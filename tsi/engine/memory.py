@@ -51,6 +51,22 @@ def bytes_per_position(config: DecoderConfig, itemsize: int) -> int:
     return entries * itemsize
 
 
+CACHE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_cache_dtype(name: str) -> None:
+    """Refuse what is no type of keys and values.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    if name not in CACHE_DTYPES:
+        raise ConfigurationError(
+            f"cache_dtype is {name!r}; keys and values are kept in "
+            f"{', '.join(CACHE_DTYPES)}."
+        )
+
+
 def free_bytes(device: jax.Device | None = None) -> int:
     """What a device has left, or the host, whose memory a CPU device uses."""
     device = jax.local_devices()[0] if device is None else device
