@@ -90,6 +90,7 @@ def load_model(
     role: str,
     dtype: str = "float32",
     mesh: Mesh | None = None,
+    weights: str | None = None,
 ) -> T:
     """The model in a folder or file, which must be of a kind.
 
@@ -97,7 +98,7 @@ def load_model(
         CheckpointError: it cannot be read.
         ConfigurationError: it is of another kind.
     """
-    model, _ = load(path, dtype=dtype, mesh=mesh)
+    model, _ = load(path, dtype=dtype, weights=weights, mesh=mesh)
     # A head of another kind is a subclass, and is read by its own format.
     if type(model) is not kind:
         raise ConfigurationError(

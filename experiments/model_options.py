@@ -66,6 +66,7 @@ class ModelOptions(NamedTuple):
         aggregation: from the scores of steps to one; model shows a
             format all steps as one.
         dtype: of the models' weights.
+        weights: keep the models' matrices in so few bits, and compute in dtype.
         cache_dtype: of their keys and values; that of the weights by default.
         max_rows: rows that write tokens together on a device; by default what suits
             the device.
@@ -88,6 +89,7 @@ class ModelOptions(NamedTuple):
     reward: RewardName = None
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    weights: Literal["int8", "int4"] | None = None
     cache_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     max_rows: int | None = None
     model_parallel: int = 1
@@ -121,6 +123,7 @@ class ModelOptions(NamedTuple):
             ends=step_ends(self.delimiter, self.stop_string, self.min_step_tokens),
             max_rows=self.max_rows,
             dtype=self.dtype,
+            weights=self.weights,
             cache_dtype=self.cache_dtype,
             model_parallel=self.model_parallel,
             template_switches=parse_switches(self.template_switch),

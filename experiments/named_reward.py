@@ -155,6 +155,7 @@ def load_reward(
     *,
     max_tokens: int,
     dtype: str = "float32",
+    weights: str | None = None,
     mesh: Mesh | None = None,
 ) -> LoadedReward:
     """Load what a name stands for and check that it fits the policy.
@@ -165,6 +166,7 @@ def load_reward(
         policy: whose solutions are scored.
         max_tokens: of a solution, in the policy's tokens.
         dtype: of the reward model's weights.
+        weights: int8 or int4, to keep its matrices so; None to keep them in ``dtype``.
         mesh: devices to place them on, if any.
 
     Raises:
@@ -184,7 +186,7 @@ def load_reward(
         return LoadedReward(Verifier(check, decode), None, None)
     if kind not in ("judge", "value", "head"):
         path = get(argument)
-        model, config = load(path, dtype=dtype, mesh=mesh)
+        model, config = load(path, dtype=dtype, weights=weights, mesh=mesh)
         tokenizer = load_tokenizer(path)
         check_has_rows(tokenizer, config)
         reward: Reward
@@ -210,7 +212,7 @@ def load_reward(
     else:
         path = _found(argument)
         check_same_tokens(policy.tokenizer, load_tokenizer(path), policy.name, argument)
-        scorer = load_model(path, RewardModel, "reward", dtype, mesh)
+        scorer = load_model(path, RewardModel, "reward", dtype, mesh, weights)
         loaded = LoadedReward(ProcessReward(), scorer, path)
     if aggregation == "last":
         return loaded

@@ -59,6 +59,7 @@ def embedded_world(
     max_rows: int | None = None,
     dtype: str = "float32",
     cache_dtype: str | None = None,
+    weights: str | None = None,
     model_parallel: int = 1,
     template_switches: Mapping[str, Any] = MappingProxyType({}),
 ) -> World:
@@ -83,6 +84,8 @@ def embedded_world(
             and the device, if None.
         dtype: of the models' weights.
         cache_dtype: of their keys and values; that of the weights, if None.
+        weights: int8 or int4, to keep their matrices so; None to keep them in
+            ``dtype``.
         model_parallel: over how many devices each model is divided; rows are spread
             over what that leaves of all devices.
         template_switches: variables of the policy's chat template, of JSON types, such
@@ -118,7 +121,9 @@ def embedded_world(
         own = f"{task_name}-reward" if trained else "judge"
         named = parse_reward(own, aggregation)
     mesh = all_devices(model_parallel)
-    policy_model = load_model(policy_path, LanguageModel, "policy", dtype, mesh)
+    policy_model = load_model(
+        policy_path, LanguageModel, "policy", dtype, mesh, weights
+    )
     config = policy_model.config
     check_has_rows(tokenizer, config)
     step_tokens = task.max_step_tokens + (0 if trained else STEP_SLACK)
@@ -129,6 +134,7 @@ def embedded_world(
         Writer(policy, tokenizer, config.width),
         max_tokens=max_tokens,
         dtype=dtype,
+        weights=weights,
         mesh=mesh,
     )
     eos_ids = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
@@ -189,6 +195,8 @@ def embedded_world(
         settings["repetition_penalty"] = drawing.repetition_penalty
     if cache_dtype is not None:
         settings["cache_dtype"] = cache_dtype
+    if weights is not None:
+        settings["weights"] = weights
     settings |= ends.settings()
     if template_switches:
         settings["template_switches"] = dict(template_switches)

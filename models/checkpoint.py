@@ -36,6 +36,13 @@ from tsi.models.files import replaced, write_text
 from tsi.models.gguf_names import open_gguf
 from tsi.models.partition import sharding_of
 from tsi.models.placement import equal, place
+from tsi.models.quantized import (
+    check_kind,
+    is_matrix,
+    is_quantized,
+    quantize_matrix,
+    set_scales,
+)
 from tsi.models.safetensors import (
     FLOAT_TYPES,
     SINGLE,
@@ -51,6 +58,7 @@ def load(
     path: str | Path,
     *,
     dtype: DTypeLike = jnp.float32,
+    weights: str | None = None,
     mesh: Mesh | None = None,
     max_length: int | None = None,
 ) -> tuple[LanguageModel | RewardModel, DecoderConfig]:
@@ -60,6 +68,8 @@ def load(
         path: the folder (config.json, model.safetensors or an index of shards) or file.
             Of a model that sees pictures too the text half is loaded.
         dtype: of the weights in memory, whatever they are on disk.
+        weights: int8 or int4, to keep matrices in so few bits and compute in ``dtype``
+            (:mod:`tsi.models.quantized`); None to keep them in ``dtype``.
         mesh: devices to place the weights on, by the rules of
             :mod:`tsi.models.partition`; the default device, if None.
         max_length: the context in tokens, at most the configuration's; that, if None.
@@ -73,12 +83,15 @@ def load(
         that the checkpoint names, and its configuration.
 
     Raises:
-        ConfigurationError: ``max_length`` is more than the configuration allows.
+        ConfigurationError: ``max_length`` is more than the configuration allows, or
+            weights cannot be kept so.
         CheckpointError: the checkpoint is damaged, of an unknown architecture, asks for
             a feature that the port lacks, or has missing, extra or wrongly shaped
             tensors (one error lists all of them).
     """
     path = Path(path)
+    if weights is not None:
+        check_kind(weights)
     if path.is_dir():
         whole = read_json(path / "config.json")
         fields = text_fields(path, whole)
@@ -110,25 +123,39 @@ def load(
     tensors, contradictions = _without_redundant(config, named)
     _check(path, config, wanted, tensors, contradictions)
     (device,) = jnp.zeros(()).devices()
-    patterns = _patterns(config)
+    patterns, scales = _patterns(config), {}
+
+    def placed(name: str, shape: tuple[int, ...], names: list[str], stacked: bool):
+        alone = jax.sharding.SingleDeviceSharding(device)
+        return place(
+            shape,
+            [(n, tensors[n]) for n in names],
+            np.dtype(dtype),
+            alone if mesh is None else sharding_of(name, shape, config, mesh),
+            stacked=stacked,
+            transposed=_is_kernel(name),
+        )
+
     for keys, leaf in leaves.items():
         name = ".".join(map(str, keys))
         pattern, shape = patterns[name], wanted[name]
-        sharding = (
-            jax.sharding.SingleDeviceSharding(device)
-            if mesh is None
-            else sharding_of(name, shape, config, mesh)
+        names, stacked = list(_names(pattern, config.num_layers)), ".N." in pattern
+        if weights is None or not is_matrix(name):
+            leaf.set_value(placed(name, shape, names, stacked))
+            continue
+        # One layer after the other, so that no more than that is there in full.
+        part = shape[1:] if stacked else shape
+        few = [
+            quantize_matrix(placed(name, part, [one], False), weights, name)
+            for one in names
+        ]
+        matrix, scales[name] = (
+            jnp.stack(x) if stacked else x[0] for x in zip(*few, strict=True)
         )
-        value = place(
-            shape,
-            [(n, tensors[n]) for n in _names(pattern, config.num_layers)],
-            np.dtype(dtype),
-            sharding,
-            stacked=".N." in pattern,
-            transposed=_is_kernel(name),
-        )
-        leaf.set_value(value)
-    return nnx.merge(graph, nnx.from_flat_state(list(leaves.items()))), config
+        leaf.set_value(matrix)
+    model = nnx.merge(graph, nnx.from_flat_state(list(leaves.items())))
+    set_scales(model, scales)
+    return model, config
 
 
 def save(
@@ -151,7 +178,13 @@ def save(
 
     Raises:
         OSError: a file cannot be written; one of its name that was there is as it was.
+        ConfigurationError: the model keeps its weights in few bits.
     """
+    if is_quantized(model):
+        raise ConfigurationError(
+            "The weights of this model are in few bits, and no checkpoint has them so. "
+            "Save the model that it was made from."
+        )
     folder = Path(folder)
     family = FAMILIES[config.family]
     suffix = next(n for n, made in HEADS.items() if type(model) is made)

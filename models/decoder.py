@@ -156,11 +156,25 @@ class Trunk(nnx.Module):
         shape = (config.vocab_size, config.width)
         embedding = jax.random.normal(rngs.params(), shape, jnp.float32)
         self.embedding = nnx.Param((embedding * config.width**-0.5).astype(dtype))
+        # Of an embedding in few bits, see `tsi.models.quantized`.
+        self.embedding_scale: Any = None
         keys = jax.random.split(rngs.params(), config.num_layers)
         make = nnx.vmap(lambda key: Block(config, nnx.Rngs(params=key), dtype))
         self.blocks = make(keys)
         self.norm = norm_of(config, config.width, dtype)
         self.config = config
+
+    @property
+    def scale(self) -> Array | None:
+        """Of the embedding, where that is in few bits."""
+        return None if self.embedding_scale is None else self.embedding_scale[...]
+
+    def embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b D"]:
+        """Rows of the embedding."""
+        rows, scale = self.embedding[...][tokens], self.scale
+        if scale is None:
+            return rows
+        return (rows * scale[tokens][..., None]).astype(self.dtype)
 
     @property
     def dtype(self) -> Any:
@@ -237,7 +251,7 @@ class Trunk(nnx.Module):
                 )
             return block(x, here, cached)
 
-        x = self.embedding[...][tokens]
+        x = self.embed(tokens)
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         flags = jnp.asarray(local.layers) if local is not None else None
@@ -268,7 +282,8 @@ class LanguageModel(nnx.Module):
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits, float32, of the trunk's hidden states."""
         if self.head is None:
-            out = product_in_float32(hidden, self.trunk.embedding[...].T)
+            trunk = self.trunk
+            out = product_in_float32(hidden, trunk.embedding[...].T, trunk.scale)
         else:
             out = self.head.in_float32(hidden)
         cap = self.config.logit_softcap

@@ -97,8 +97,11 @@ def token_log_odds(
     """
     ids = jnp.asarray([good, bad])
     head = model.head
-    columns = model.trunk.embedding[...][ids].T if head is None else head.kernel[:, ids]
-    logits = product_in_float32(hidden, columns)
+    if head is None:
+        logits = product_in_float32(hidden, model.trunk.embed(ids).T)
+    else:
+        scale = None if head.scale is None else head.scale[..., ids]
+        logits = product_in_float32(hidden, head.kernel[:, ids], scale)
     cap = model.config.logit_softcap
     logits = logits if cap is None else cap * jnp.tanh(logits / cap)
     return logits[..., 0] - logits[..., 1]

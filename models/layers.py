@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from tsi.models import quantized
 
 KEYS_AT_ONCE = 512
 """Cached positions that a chunk of many queries attends to at a time."""
@@ -99,14 +101,23 @@ class RMSNorm(nnx.Module):
 
 
 def product_in_float32(
-    x: Float[Array, "*b i"], matrix: Float[Array, "i o"]
+    x: Float[Array, "*b i"],
+    matrix: Shaped[Array, "_i o"],
+    scale: Shaped[Array, "..."] | None = None,
 ) -> Float[Array, "*b o"]:
     """A matrix product that is float32 whatever its factors are.
 
     Accelerators add in float32 anyway, and a logit of 20 that is then rounded to
     bfloat16 is off by up to a sixteenth.
+
+    Args:
+        x: what is multiplied.
+        matrix: in a float type, or in few bits.
+        scale: of the latter, see :mod:`tsi.models.quantized`.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
+    if scale is not None:
+        return quantized.product(x, matrix, scale, wide).astype(jnp.float32)
     product = jnp.matmul(x, matrix, preferred_element_type=wide)
     return product.astype(jnp.float32)
 
@@ -120,14 +131,24 @@ class Linear(nnx.Module):
         kernel = jax.random.normal(rngs.params(), (width_in, width_out), jnp.float32)
         self.kernel = nnx.Param((kernel * width_in**-0.5).astype(dtype))
         self.bias = nnx.Param(jnp.zeros((width_out,), dtype)) if bias else None
+        # Of a kernel in few bits, see `tsi.models.quantized`.
+        self.kernel_scale: Any = None
+
+    @property
+    def scale(self) -> Array | None:
+        """Of the kernel, where that is in few bits."""
+        return None if self.kernel_scale is None else self.kernel_scale[...]
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = x @ self.kernel[...]
+        if self.scale is None:
+            y = x @ self.kernel[...]
+        else:
+            y = quantized.product(x, self.kernel[...], self.scale, x.dtype)
         return y if self.bias is None else y + self.bias[...]
 
     def in_float32(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """The same, whose sums are not rounded to a narrower type of the weights."""
-        y = product_in_float32(x, self.kernel[...])
+        y = product_in_float32(x, self.kernel[...], self.scale)
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
