@@ -141,7 +141,7 @@ class AppendOnlyFile:
         content = _content(self._descriptor)
         whole = content.rfind(b"\n") + 1
         last = content.rfind(b"\n", 0, whole - 1) + 1
-        if whole == len(content) and not _is_json(content[last:]):
+        if whole == len(content) and not is_json(content[last:]):
             whole = last
         if whole < len(content):
             os.ftruncate(self._descriptor, whole)
@@ -169,7 +169,8 @@ def _write(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _is_json(line: bytes) -> bool:
+def is_json(line: bytes) -> bool:
+    """Whether a line is whole, as far as can be told."""
     try:
         json.loads(line)
     except ValueError:

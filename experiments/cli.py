@@ -29,8 +29,12 @@ def scale(
     budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
     num_problems: int = 420,
     seeds: int = 1,
-    out: Path | None = None,
+    out: str | None = None,
     progress: bool = True,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
 ) -> int:
     """Accuracy of methods against budget, with error bars; resumes where it stopped.
 
@@ -40,19 +44,31 @@ def scale(
         budgets: rollouts N of each method.
         num_problems: held-out problems; 420 keep standard errors below 2.5 points.
         seeds: how often each problem is run.
-        out: folder for rows, table and plots; results/TASK by default.
+        out: folder for rows, table and plots; results/TASK by default. Also an address
+            that fsspec knows, such as gs://bucket/folder.
         progress: show the bar with the time left.
+        distributed: divide the problems among several processes, all started with this
+            same command; TPU pods, Slurm, Open MPI and Kubernetes are detected.
+        coordinator: where they are not, HOST:PORT of process 0, the same for all.
+        num_processes: how many there are.
+        process_id: which of them this one is, from 0.
     """
+    from tsi.experiments.distributed import group_of
+    from tsi.experiments.places import inside, place_of
     from tsi.experiments.scale import checked_plan, run_plan
     from tsi.experiments.write_report import write_report
 
     plan = checked_plan(methods, budgets, seeds)
     check_positive(num_problems=num_problems)
-    out = out or Path("results") / options.task
-    world = options.world(num_problems)
-    _tell(world.notes)
-    rows = run_plan(plan, world, out / "rows.jsonl", progress=progress)
-    print(write_report(plan, world, rows, out))
+    folder = place_of(out or f"results/{options.task}")
+    with group_of(distributed, coordinator, num_processes, process_id) as group:
+        world = options.world(num_problems)
+        _tell(world.notes if group.is_first else ())
+        path = inside(folder, "rows.jsonl")
+        rows = run_plan(plan, world, path, progress=progress, group=group)
+        if group.is_first:
+            print(write_report(plan, world, rows, folder))
+        group.gather("report")
     return 0
 
 

@@ -1,9 +1,11 @@
 """How every command ends: what went wrong is one sentence, and an exit code.
 
 0: done. 1: judged and found wanting. 2: what tsi refused on purpose, or the system
-refused to open, read or write. 130: stopped by Ctrl-C. 141: nobody reads the output any
-more, as in ``tsi paper | head -1``; nothing is said then. Any other error is a mistake
-in tsi and shows its traceback.
+refused to open, read or write. 75 (EX_TEMPFAIL): stopped by SIGTERM, or another process
+of the run was lost; the same command goes on, so that a scheduler may queue it again.
+130: stopped by Ctrl-C. 141: nobody reads the output any more, as in
+``tsi paper | head -1``; nothing is said then. Any other error is a mistake in tsi and
+shows its traceback.
 """
 
 import contextlib
@@ -13,10 +15,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tsi.errors import TsiError
+from tsi.errors import LostProcessError, Stopped, TsiError
 from tsi.models.files import sentence, system_error
+from tsi.termination import terminable
 
 REFUSED, STOPPED = 2, 128 + signal.SIGINT
+REQUEUE = os.EX_TEMPFAIL
 UNREAD = 128 + signal.SIGPIPE
 
 
@@ -31,14 +35,19 @@ def exit_code(command: Callable[[], Any]) -> int:
     """
     _escape_what_has_no_letters()
     try:
-        code = _flushed(command)
+        with terminable():
+            code = _flushed(command)
     except BrokenPipeError:
         _discard(sys.stdout)
         return UNREAD
+    except LostProcessError as error:
+        return _told(str(error), REQUEUE)
     except TsiError as error:
         return _told(str(error), REFUSED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         kept = "what was written is kept, and the same command goes on from there"
+        if isinstance(error, Stopped) and error.number == signal.SIGTERM:
+            return _told(f"stopped by SIGTERM; {kept}.", REQUEUE)
         return _told(f"stopped; {kept}.", STOPPED)
     except Exception as error:
         found = system_error(error)

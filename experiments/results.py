@@ -6,17 +6,18 @@ last line that a kill left half-written is dropped, said so, and redone.
 Every row carries the settings that decided it; a file of other settings is refused
 rather than mixed. Everything in a row but `seconds` is a function of those settings,
 so a resumed file equals an undisturbed one.
+
+Several processes write a shard each, and every one of them reads all (`row_shards.py`).
 """
 
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tsi.errors import ResultsError
-from tsi.experiments.append_only import AppendOnlyFile
-from tsi.models.files import check_regular, sentence
+from tsi.experiments.places import Place
+from tsi.experiments.row_shards import all_rows, open_shards
 
 # Recorded, but free to change between a stop and a resume.
 FREE_SETTINGS = frozenset({"commit"})
@@ -35,9 +36,11 @@ class ResultsFile:
     """An append-only file of rows, locked against a second writer.
 
     Args:
-        path: of the JSONL file; folders are made.
+        path: of the JSONL file; folders are made. Of an address with a scheme no file
+            system can lock anything.
         settings: what decides every row; JSON types only.
         method_settings: what else decides the rows of each method.
+        index, count: of this process among those that write rows beside each other.
 
     Raises:
         ResultsError: the file is malformed, of other settings or being written, or the
@@ -46,20 +49,24 @@ class ResultsFile:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         settings: dict[str, Any],
         method_settings: Mapping[str, dict[str, Any]] | None = None,
+        *,
+        index: int = 0,
+        count: int = 1,
     ) -> None:
-        self.path = path
         # Through JSON, so that a tuple here equals the list it became in the file.
         self.settings = json.loads(json.dumps(settings))
         self.method_settings = json.loads(json.dumps(method_settings or {}))
         self.rows: dict[Cell, dict[str, Any]] = {}
-        self._file = AppendOnlyFile(path)
+        self._others: list[bytes] = []
+        self._shards = open_shards(path, index, count)
+        self.path = self._shards.path
         try:
-            self._load()
+            self.reload()
         except BaseException:
-            self._file.close()
+            self._shards.close()
             raise
 
     def append(self, rows: Iterable[tuple[Cell, dict[str, Any]]]) -> None:
@@ -77,16 +84,44 @@ class ResultsFile:
             row = {**cell._asdict(), **outcome, "settings": self._settings(cell)}
             # allow_nan=False: NaN is not JSON and other readers would refuse the file.
             lines.append(json.dumps(row, allow_nan=False) + "\n")
-        self._file.append("".join(lines).encode())
+        self._shards.append("".join(lines).encode())
         self.rows.update(rows)
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those of the cells that have no row yet, in their order."""
         return [cell for cell in cells if cell not in self.rows]
 
+    def check_shared(self) -> None:
+        """Refuse processes that do not see each other's rows.
+
+        Raises:
+            ResultsError: they do not.
+        """
+        self._shards.check_shared()
+
+    def reload(self) -> None:
+        """Read all shards again: what other processes have written by now.
+
+        Raises:
+            ResultsError: a row is malformed or of other settings.
+        """
+        self.rows, self._others = {}, []
+        self._load(self.path, self._shards.read())
+        for path, content in self._shards.others():
+            self._load(path, content, self._others)
+
+    def fold(self) -> None:
+        """Bring the rows of others, as they were read last, into one file.
+
+        Raises:
+            ResultsError: the system refuses it; nothing is lost.
+        """
+        self._shards.fold(b"".join(self._others))
+        self._others = []
+
     def close(self) -> None:
         """Release the file."""
-        self._file.close()
+        self._shards.close()
 
     def __enter__(self) -> "ResultsFile":
         return self
@@ -97,40 +132,45 @@ class ResultsFile:
     def _settings(self, cell: Cell) -> dict[str, Any]:
         return self.settings | self.method_settings.get(cell.method, {})
 
-    def _load(self) -> None:
-        for number, cell, row in _parsed(self.path, self._file.read()):
+    def _load(
+        self, path: Place, content: bytes, others: list[bytes] | None = None
+    ) -> None:
+        """Add rows; those of other processes that are known already are left out."""
+        for number, line, cell, row in _parsed(path, content):
             settings = row.pop("settings")
             different = _differences(self._settings(cell), settings)
             if different:
                 raise ResultsError(
-                    f"{self.path}, line {number}, was made with other settings: "
+                    f"{path}, line {number}, was made with other settings: "
                     f"{'; '.join(different)}. Choose another output folder or the "
                     "same settings."
                 )
             if cell in self.rows:
-                raise ResultsError(f"{self.path}, line {number}, repeats {cell}.")
+                if others is not None:
+                    continue
+                raise ResultsError(f"{path}, line {number}, repeats {cell}.")
             self.rows[cell] = row
+            if others is not None:
+                others.append(line)
 
 
-def read_rows(path: Path) -> dict[Cell, dict[str, Any]]:
-    """Rows of a finished file, settings included, for reading only.
+def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
+    """Rows of all shards of a file, settings included, for reading only.
 
     Raises:
         ResultsError: the file is missing or malformed, or cannot be read.
     """
-    try:
-        check_regular(path)
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ResultsError(
-            f"There is no results file {path}; run `tsi scale` first."
-        ) from None
-    except OSError as error:
-        raise ResultsError(sentence(error, path)) from error
-    return {cell: row for _, cell, row in _parsed(path, content)}
+    shards = all_rows(path)
+    if not shards:
+        raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
+    rows: dict[Cell, dict[str, Any]] = {}
+    for name, content in shards:
+        for _, _, cell, row in _parsed(name, content):
+            rows.setdefault(cell, row)
+    return rows
 
 
-def check_complete(path: Path, rows: dict[Cell, Any], cells: Sequence[Cell]) -> None:
+def check_complete(path: Place, rows: dict[Cell, Any], cells: Sequence[Cell]) -> None:
     """Raise ResultsError unless every cell has a row."""
     absent = [cell for cell in cells if cell not in rows]
     if absent:
@@ -140,7 +180,10 @@ def check_complete(path: Path, rows: dict[Cell, Any], cells: Sequence[Cell]) -> 
         )
 
 
-def _parsed(path: Path, content: bytes) -> Iterator[tuple[int, Cell, dict[str, Any]]]:
+def _parsed(
+    path: Place, content: bytes
+) -> Iterator[tuple[int, bytes, Cell, dict[str, Any]]]:
+    """Each line of a shard with its number, as it stands and as it reads."""
     for number, line in enumerate(io.BytesIO(content), start=1):
         try:
             row = json.loads(line)
@@ -152,7 +195,7 @@ def _parsed(path: Path, content: bytes) -> Iterator[tuple[int, Cell, dict[str, A
                 f"{path}, line {number}, is not a row of results ({error!r}); "
                 "repair or remove the line."
             ) from error
-        yield number, cell, row
+        yield number, line, cell, row
 
 
 def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:

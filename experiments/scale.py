@@ -1,16 +1,16 @@
 """The scaling experiment: accuracy of every method at every budget, with error bars.
 
 A plan is cut into batches: (method, budget, seed, block of problems). Blocks are the
-same whatever is already done, so that a resumed run computes the missing rows in the
-very batches in which an undisturbed run computes them. Methods that never resample are
+same whatever is already done, and rows are written block by block. Of a block that a
+signal has cut short the problems that had ended are written too, and a resumed run
+computes the others. Methods that never resample are
 read off one run at their largest budget (`shared_rollouts.py`).
 
 Keys: every method and budget of a seed runs under `key(seed)`, common random numbers.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tsi.adaptive import run_rounds
-from tsi.errors import ConfigurationError, ProblemError
+from tsi.errors import ConfigurationError, ProblemError, ProcessError, Stopped
+from tsi.experiments.distributed import ALONE, Group
 from tsi.experiments.methods import (
     METHODS,
     SHARED_SOURCE,
@@ -28,7 +29,8 @@ from tsi.experiments.methods import (
     method_settings,
     sampler_of,
 )
-from tsi.experiments.results import Cell, ResultsFile
+from tsi.experiments.places import Place
+from tsi.experiments.results import FREE_SETTINGS, Cell, ResultsFile
 from tsi.experiments.shared_rollouts import first_rollouts
 from tsi.explorer import Explorer
 from tsi.problem import Problem
@@ -160,6 +162,12 @@ def check_budgets(plan: Plan, max_steps: int) -> None:
                 ) from error
 
 
+def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems by the length of their prompts, those of one length by their ids."""
+    problems = [problem._replace(id=plain_id(problem.id)) for problem in problems]
+    return sorted(problems, key=lambda x: (len(x.prompt), id_order(x.id)))
+
+
 def batches(plan: Plan, world: World) -> Iterator[Batch]:
     """The plan's batches in order: seed by seed, method by method, budget by budget.
 
@@ -167,8 +175,7 @@ def batches(plan: Plan, world: World) -> Iterator[Batch]:
     length of their prompts: a batch lasts as long as its longest solution, and long
     questions tend to have long solutions.
     """
-    problems = [problem._replace(id=plain_id(problem.id)) for problem in world.problems]
-    problems.sort(key=lambda problem: (len(problem.prompt), id_order(problem.id)))
+    problems = sorted_problems(world.problems)
     shared = [name for name in plan.methods if get_method(name).independent]
     for seed in range(plan.num_seeds):
         runs: list[tuple[str, int, list[tuple[str, int]]]] = []
@@ -205,7 +212,12 @@ def block_size(num_problems: int, most: int) -> int:
 
 
 def run_plan(
-    plan: Plan, world: World, path: Path, *, progress: bool = True
+    plan: Plan,
+    world: World,
+    path: Place,
+    *,
+    progress: bool = True,
+    group: Group = ALONE,
 ) -> dict[Cell, dict[str, Any]]:
     """Compute every row that the file lacks.
 
@@ -214,15 +226,20 @@ def run_plan(
         world: on what.
         path: of the rows' file; an existing one is continued.
         progress: show a bar with the time left, measured in rollouts.
+        group: the processes of this run; each computes the rows of its share of the
+            problems, and waits for the others.
 
     Returns:
-        All rows of the file.
+        All rows of the file; of processes other than the first, those that it knows.
 
     Raises:
         ConfigurationError: a method cannot use one of the budgets, or problems share an
             id or have none.
+            Or processes were started with different arguments.
         ProblemError: some problems failed; raised when all other rows are written.
+        ProcessError: another process has failed, or some of its problems.
         ResultsError: the file cannot be continued.
+        Stopped: a signal came; the rows of problems that had ended are written.
     """
     failures: dict[Any, Exception] = {}
     check_ids(world.problems)
@@ -232,8 +249,13 @@ def run_plan(
         world.engine.check_fits(method, batch.num_particles)
     # Of all methods: the file may hold rows of others than this plan's.
     of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
-    with ResultsFile(path, world.settings, of_method) as results:
-        todo = list(batches(plan, world))
+    member = {"index": group.index, "count": group.count}
+    with ResultsFile(path, world.settings, of_method, **member) as results:
+        group.agree(facts_of(plan, world, path))
+        if group.is_first:
+            results.check_shared()
+        share = group.share(sorted_problems(world.problems))
+        todo = list(batches(plan, world._replace(problems=share)))
         sizes = [batch.num_particles * len(batch.problems) for batch in todo]
         done = [not results.missing(batch.cells) for batch in todo]
         with tqdm(
@@ -243,7 +265,7 @@ def run_plan(
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
-            disable=not progress,
+            disable=not (progress and group.is_first),
         ) as bar:
             for batch, size, is_done in zip(todo, sizes, done, strict=True):
                 if is_done:
@@ -252,13 +274,39 @@ def run_plan(
                     f"{batch.source} N={batch.num_particles} seed {batch.seed}"
                 )
                 missing = set(results.missing(batch.cells))
-                rows, failed = run_batch(batch, world)
+                rows, failed, stopped = run_batch(batch, world, missing)
                 failures |= failed
                 results.append(row for row in rows if row[0] in missing)
+                if stopped is not None:
+                    raise stopped
                 bar.update(size)
+        if not group.is_first:
+            results.close()
+        failed_there = _failed_elsewhere(group, failures)
         if failures:
             raise ProblemError(failures)
+        if failed_there is not None:
+            raise failed_there
+        if group.is_first:
+            results.reload()
+            results.fold()
         return dict(results.rows)
+
+
+def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:
+    """What processes of one run must have in common."""
+    settings = {k: v for k, v in world.settings.items() if k not in FREE_SETTINGS}
+    problems = [list(problem) for problem in sorted_problems(world.problems)]
+    return {**plan._asdict(), **settings, "problems": problems, "out": str(path)}
+
+
+def _failed_elsewhere(
+    group: Group, failures: dict[Any, Exception]
+) -> ProcessError | None:
+    """Wait for the other processes, and say whose problems failed if not ours."""
+    told = group.gather("rows", str(ProblemError(failures)) if failures else "")
+    failed = [f"Process {i}: {text}" for i, text in enumerate(told) if text]
+    return ProcessError(" ".join(failed)) if failed else None
 
 
 def run_method(
@@ -281,7 +329,12 @@ def run_method(
     if method.rounds is not None:
         rounds = method.rounds(num_particles)
         settings["reads_reward"] = method.reads_reward
-        return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
+        try:
+            return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
+        except (ProblemError, Stopped) as error:
+            # Those of one round are no result of the method.
+            error.results = ()
+            raise
     if method.proposal_temperature is not None:
         warm = world.settings["temperature"] * method.proposal_temperature
         settings["proposal_temperature"] = warm
@@ -289,34 +342,42 @@ def run_method(
     charged = without_reward if free else lambda result: result
     try:
         results = world.engine.run(sampler, key, problems, num_particles, **settings)
-    except ProblemError as error:
+    except (ProblemError, Stopped) as error:
         error.results = tuple(map(charged, error.results))
         raise
     return [charged(result) for result in results]
 
 
 def run_batch(
-    batch: Batch, world: World
-) -> tuple[list[tuple[Cell, dict[str, Any]]], dict[Any, Exception]]:
-    """Run one batch and make its rows; problems that failed have none."""
+    batch: Batch, world: World, missing: Container[Cell]
+) -> tuple[list[tuple[Cell, dict[str, Any]]], dict[Any, Exception], Stopped | None]:
+    """Run the problems of a batch that lack a row, and make their rows.
+
+    Problems that failed have none, nor have those that a signal has cut short.
+    """
+    lacking = {cell.problem for cell in batch.cells if cell in missing}
+    problems = [problem for problem in batch.problems if problem.id in lacking]
     failures: dict[Any, Exception] = {}
+    stopped: Stopped | None = None
     found: Sequence[Result]
     try:
         found = run_method(
             world,
             batch.source,
             jax.random.key(batch.seed),
-            batch.problems,
+            problems,
             batch.num_particles,
         )
     except ProblemError as error:
         found, failures = error.results, error.failures
+    except Stopped as error:
+        found, stopped = error.results, error
     results = {result.problem_id: result for result in found}
     rows = []
     for name, budget in batch.outcomes:
         method = get_method(name)
         rule = sampler_of(name, world.max_steps).select
-        for problem in batch.problems:
+        for problem in problems:
             result = results.get(problem.id)
             if result is None:
                 continue
@@ -326,7 +387,7 @@ def run_batch(
                 )
             cell = Cell(name, budget, batch.seed, problem.id)
             rows.append((cell, outcome(world, problem, result)))
-    return rows, failures
+    return rows, failures, stopped
 
 
 def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:

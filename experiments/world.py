@@ -249,7 +249,7 @@ def batch_limits(
 
 
 def all_devices(model_parallel: int = 1) -> Mesh | None:
-    """A mesh of every device; None where there is one.
+    """A mesh of every device of this process; None where there is one.
 
     Args:
         model_parallel: how many lie along its ``model`` axis.
@@ -257,13 +257,22 @@ def all_devices(model_parallel: int = 1) -> Mesh | None:
     Raises:
         ConfigurationError: the number of devices is no multiple of it.
     """
-    number = len(jax.devices())
+    devices = jax.local_devices()
+    number = len(devices)
+    if model_parallel > number and jax.process_count() > 1:
+        raise ConfigurationError(
+            f"A model cannot be divided over the devices of several processes yet: "
+            f"--model-parallel is {model_parallel}, and each process has {number}. "
+            "Start fewer processes with more devices each, or lower it."
+        )
     if model_parallel < 1 or number % model_parallel:
         raise ConfigurationError(
             f"{model_parallel} devices were asked for along the axis model, and of "
             f"{number} they leave a part; choose a divisor of {number}."
         )
-    return make_mesh(number // model_parallel, model_parallel) if number > 1 else None
+    if number == 1:
+        return None
+    return make_mesh(number // model_parallel, model_parallel, devices=devices)
 
 
 def versions() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tsi.experiments.places import Place, inside, local_folder
 from tsi.experiments.plots import save_accuracy_plot
 from tsi.experiments.report import (
     Rows,
@@ -19,7 +20,7 @@ from tsi.experiments.scale import Plan, World, batches
 from tsi.models.files import write_text
 
 
-def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
+def write_report(plan: Plan, world: World, rows: Rows, folder: Place) -> str:
     """Write the report of a finished plan and return its text.
 
     Args:
@@ -29,10 +30,18 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
         folder: where to write.
 
     Raises:
-        ResultsError: rows of the plan are missing.
+        ResultsError: rows of the plan are missing, or cannot be written there.
     """
+    with local_folder(folder) as local:
+        text = _write(plan, world, rows, local, inside(folder, "rows.jsonl"))
+    return f"{text}\n\nWritten: {folder}/rows.jsonl, table.md, " + (
+        "accuracy_rollouts.png, accuracy_flops.png, scaling_rate.json"
+    )
+
+
+def _write(plan: Plan, world: World, rows: Rows, folder: Path, source: Place) -> str:
     cells = [cell for batch in batches(plan, world) for cell in batch.cells]
-    check_complete(folder / "rows.jsonl", dict(rows), cells)
+    check_complete(source, dict(rows), cells)
     curves = curves_of({cell: rows[cell] for cell in cells})
     rates = scaling_rates(curves)
     task = world.settings.get("task", "task")
@@ -65,7 +74,4 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Path) -> str:
     full = f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
     write_text(folder / "table.md", full)
     largest = cost_table(curves, [max(plan.budgets)])
-    return f"{head}\n{accuracy_table(curves)}\n\n{largest}\n\n{rate_text}\n\n" + (
-        f"Written: {folder}/rows.jsonl, table.md, accuracy_rollouts.png, "
-        "accuracy_flops.png, scaling_rate.json"
-    )
+    return f"{head}\n{accuracy_table(curves)}\n\n{largest}\n\n{rate_text}"

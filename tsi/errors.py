@@ -1,5 +1,6 @@
 """Errors that tsi raises on purpose: sentences with what, where and what to do."""
 
+import signal
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -110,6 +111,21 @@ def detach(error: BaseException) -> str:
     return text
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has asked the program to stop; no error, so that nothing catches it.
+
+    Args:
+        number: of the signal.
+
+    Attributes:
+        results: of the problems that had ended, in order, where a list was asked for.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number, self.results = number, ()  # type: tuple[int, tuple[Any, ...]]
+
+
 class OutOfMemoryError(TsiError):
     """What is to be computed does not fit into memory, however little is at once."""
 
@@ -149,6 +165,14 @@ class ResultsError(TsiError):
 
 class AnswerError(TsiError):
     """A grader that failed, or an answer beyond the limits of time or size."""
+
+
+class ProcessError(TsiError):
+    """Another process of the run has failed."""
+
+
+class LostProcessError(ProcessError):
+    """Another process of the run has died; the same command goes on from there."""
 
 
 class ConformanceError(TsiError):

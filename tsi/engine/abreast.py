@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tsi.engine.interruption import deferred_interrupts
+from tsi.engine.interruption import StopEvent, deferred_interrupts
 from tsi.engine.lane import Ended, Failed
+from tsi.errors import Stopped
 
 
 def abreast(
@@ -18,9 +19,9 @@ def abreast(
         runs: each starts one lane, which stops soon after its event is set.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was typed; all lanes have stopped.
+        Stopped: Ctrl-C was typed, or SIGTERM came; all lanes have stopped.
     """
-    stop = threading.Event()
+    stop = StopEvent()
     merged = runs[0](stop) if len(runs) == 1 else _merge(runs, stop)
     try:
         while True:
@@ -32,7 +33,7 @@ def abreast(
             if stop.is_set():
                 break
         if stop.is_set():
-            raise KeyboardInterrupt
+            raise Stopped(stop.number)
     finally:
         stop.set()
         merged.close()  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ hold them.
 """
 
 import functools
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -46,6 +47,7 @@ from tsi.errors import (
     ConfigurationError,
     ProblemError,
     PromptTooLongError,
+    Stopped,
     detach,
     warn_of_invalid,
 )
@@ -253,8 +255,10 @@ class Engine:
 
         Raises:
             ProblemError: as `stream` does; the other problems' results are in it.
+            Stopped: a signal came; the results of problems that had ended are in it.
         """
-        began, failed = time.perf_counter(), None
+        began = time.perf_counter()
+        failed: ProblemError | Stopped | None = None
         found: list[Result] = []
         stream = self.stream(
             sampler,
@@ -269,8 +273,10 @@ class Engine:
         )
         try:
             found.extend(stream)
-        except ProblemError as error:
+        except (ProblemError, Stopped) as error:
             failed = error
+        except KeyboardInterrupt:
+            failed = Stopped(signal.SIGINT)
         # All problems shared the time, whichever ended first.
         share = (time.perf_counter() - began) / max(1, len(found))
         by_id = {

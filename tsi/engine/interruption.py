@@ -1,6 +1,6 @@
-"""Ctrl-C between two looks of the host, and never inside a program.
+"""Ctrl-C and SIGTERM between two looks of the host, and never inside a program.
 
-JAX turns an exception of a callback into an error of its own, or loses it, so Ctrl-C
+JAX turns an exception of a callback into an error of its own, or loses it, so a signal
 that arrives while a reward's function runs would come out as something else.
 """
 
@@ -8,28 +8,46 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
+
+from tsi.errors import Stopped
+from tsi.termination import is_main_thread, stop_at_once
+
+
+class StopEvent(threading.Event):
+    """Set when lanes are to stop.
+
+    Attributes:
+        number: of the signal that asked for it.
+    """
+
+    number: int = signal.SIGINT
 
 
 @contextlib.contextmanager
-def deferred_interrupts(stop: threading.Event) -> Iterator[None]:
-    """While this lasts, Ctrl-C sets `stop`, and a second Ctrl-C interrupts at once.
+def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
+    """While this lasts, a signal to stop sets `stop`, and a second interrupts at once.
 
-    A handler that the user has set stays, and threads other than the main one, which
-    get no signals, change nothing.
+    Those are Ctrl-C, and SIGTERM where `terminable` lasts. A handler that the user has
+    set stays, and threads other than the main one change nothing.
     """
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    if not main or before is not signal.default_int_handler:
-        yield
-        return
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop_at_once}
+    before = {
+        number: handler
+        for number, handler in ours.items()
+        if is_main_thread() and signal.getsignal(number) is handler
+    }
 
-    def ask(number: int, frame: object) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            raise Stopped(number)
+        stop.number = number
         stop.set()
 
-    signal.signal(signal.SIGINT, ask)
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

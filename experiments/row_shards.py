@@ -1,0 +1,242 @@
+"""Rows in shards, of which every process writes its own and reads all.
+
+On this machine's file systems process 0 writes ``rows.jsonl``, process 1
+``rows-1.jsonl`` and so on, each locked by whoever writes it (`append_only.py`). Process
+0 locks those of processes that this run does not have, too, so that one run at a time
+writes. Elsewhere nothing can be appended to and nothing locked: every flush is an
+object of its own in the folder ``rows``, under a name that no other has.
+
+Who wrote a row does not matter: the next run, of any number of processes, reads all
+shards. When a run is complete, its first process brings all rows into ``rows.jsonl``.
+"""
+
+import re
+import time
+import uuid
+from pathlib import Path
+
+from tsi.errors import ResultsError
+from tsi.experiments.append_only import AppendOnlyFile, is_json
+from tsi.experiments.places import Place, file_system, refusals
+from tsi.models.files import check_regular, sentence
+
+VISIBLE = 30.0
+"""Seconds after which a network file system shows a file that another host has made."""
+
+
+class LocalShards:
+    """Files beside each other, one per process.
+
+    Args:
+        path: of the first process's.
+        index, count: of this process, and how many there are.
+
+    Raises:
+        ResultsError: another run writes one, or the system refuses it.
+    """
+
+    def __init__(self, path: Path, index: int = 0, count: int = 1) -> None:
+        self._first, self.count = path, count
+        self.path = shard_path(path, index)
+        self._own = AppendOnlyFile(self.path)
+        self._orphans: dict[Path, AppendOnlyFile] = {}
+        self._seen: list[Path] = []
+        try:
+            for number, other in shard_paths(path) if index == 0 else ():
+                if number >= count:
+                    self._orphans[other] = AppendOnlyFile(other)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self) -> bytes:
+        """What this process has written, in this run and earlier ones."""
+        return self._own.read()
+
+    def others(self) -> list[tuple[Place, bytes]]:
+        """What other processes have written, with the names of their shards."""
+        found: list[tuple[Place, bytes]] = []
+        for _, path in [(0, self._first), *shard_paths(self._first)]:
+            if path == self.path:
+                continue
+            orphan = self._orphans.get(path)
+            content = _read(path) if orphan is None else orphan.read()
+            if content is None:
+                continue
+            found.append((path, whole_lines(content)))
+        self._seen = [Path(path) for path, _ in found]
+        return found
+
+    def append(self, lines: bytes) -> None:
+        """Write whole lines and force them to disk."""
+        self._own.append(lines)
+
+    def check_shared(self) -> None:
+        """Refuse processes that do not see each other's shards.
+
+        Raises:
+            ResultsError: some of them are not seen.
+        """
+        until = time.monotonic() + VISIBLE
+        wanted = [shard_path(self._first, i) for i in range(self.count)]
+        while absent := [path for path in wanted if not path.exists()]:
+            if time.monotonic() > until:
+                raise ResultsError(
+                    f"{absent[0]}, which another process has made, is not there for "
+                    "this one. Give --out a folder that all processes share, or an "
+                    "object store."
+                )
+            time.sleep(0.2)
+
+    def fold(self, lines: bytes) -> None:
+        """Bring the rows of others, as they were read last, into this shard.
+
+        Args:
+            lines: those of them that this shard lacks.
+        """
+        if lines:
+            self._own.append(lines)
+        for path in self._seen:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Release all files."""
+        for file in (self._own, *self._orphans.values()):
+            file.close()
+
+
+class RemoteShards:
+    """Objects of any fsspec file system, one per flush.
+
+    Args:
+        address: of the file into which a complete run brings its rows.
+        index: of this process.
+
+    Raises:
+        ConfigurationError: there is no such file system.
+        ResultsError: it refuses to be used.
+    """
+
+    def __init__(self, address: str, index: int = 0) -> None:
+        self.path, self.index = address, index
+        self._system, self._file = file_system(address)
+        self._folder = self._file.removesuffix(".jsonl")
+        self._seen: list[str] = []
+        with refusals(address):
+            self._system.makedirs(self._folder, exist_ok=True)
+
+    def read(self) -> bytes:
+        """Nothing: no object is this process's own once it is written."""
+        return b""
+
+    def others(self) -> list[tuple[Place, bytes]]:
+        """All rows there are, with the names of the objects."""
+        with refusals(self.path):
+            # What other processes have written since is not in the cache.
+            self._system.invalidate_cache()
+            segments = [
+                name for name in self._listed(self._folder) if name.endswith(".jsonl")
+            ]
+            names = [self._file] if self._system.exists(self._file) else []
+            names += sorted(segments)
+            contents = [self._system.cat_file(name) for name in names]
+        self._seen = segments
+        return [
+            (name, whole_lines(content))
+            for name, content in zip(names, contents, strict=True)
+        ]
+
+    def append(self, lines: bytes) -> None:
+        """Write whole lines as an object of their own."""
+        if lines:
+            with refusals(self.path):
+                self._write(lines)
+
+    def check_shared(self) -> None:
+        """Nothing to check: all processes have the same address."""
+
+    def fold(self, lines: bytes) -> None:
+        """Write all rows as one object, in place of those that were read last."""
+        if not self._seen:
+            return
+        with refusals(self.path):
+            # Not written at its place, where a kill could leave half of it.
+            self._system.mv(self._write(lines), self._file)
+            for name in self._seen:
+                self._system.rm_file(name)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _write(self, lines: bytes) -> str:
+        unique = f"{time.time_ns():020d}-{self.index}-{uuid.uuid4().hex[:8]}"
+        name = f"{self._folder}/{unique}.jsonl"
+        self._system.pipe_file(name, lines)
+        return name
+
+    def _listed(self, folder: str) -> list[str]:
+        try:
+            return [str(name) for name in self._system.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return []
+
+
+Shards = LocalShards | RemoteShards
+
+
+def open_shards(path: Place, index: int = 0, count: int = 1) -> Shards:
+    """The shards of a file of rows, for one of several processes."""
+    if isinstance(path, str):
+        return RemoteShards(path, index)
+    return LocalShards(path, index, count)
+
+
+def all_rows(path: Place) -> list[tuple[Place, bytes]]:
+    """All shards of a file of rows, for reading only; none where there is no file.
+
+    Raises:
+        ResultsError: the system refuses to read one.
+    """
+    if isinstance(path, str):
+        return RemoteShards(path).others()
+    found: list[tuple[Place, bytes]] = []
+    for number, shard in [(0, path), *shard_paths(path)]:
+        content = _read(shard)
+        if content is not None:
+            # Of the first, a last line that is half-written is told.
+            found.append((shard, whole_lines(content) if number else content))
+    return found
+
+
+def shard_path(path: Path, index: int) -> Path:
+    """Where a process writes its rows."""
+    return path.with_stem(f"{path.stem}-{index}") if index else path
+
+
+def shard_paths(path: Path) -> list[tuple[int, Path]]:
+    """Shards of processes other than the first, with their numbers, in order."""
+    pattern = re.compile(
+        rf"{re.escape(path.stem)}-([1-9][0-9]*){re.escape(path.suffix)}"
+    )
+    try:
+        found = [(pattern.fullmatch(x.name), x) for x in path.parent.iterdir()]
+    except OSError:
+        return []
+    return sorted((int(match[1]), x) for match, x in found if match is not None)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        check_regular(path)
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ResultsError(sentence(error, path)) from error
+
+
+def whole_lines(content: bytes) -> bytes:
+    """All but a last line that is half-written, by a process that still writes."""
+    whole = content[: content.rfind(b"\n") + 1]
+    last = whole.rfind(b"\n", 0, -1) + 1
+    return whole if is_json(whole[last:]) else whole[:last]
