@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -38,6 +38,7 @@ PAUSE = 0.1
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Store(Protocol):
     """What is asked of JAX's coordination service."""
 
@@ -305,7 +306,10 @@ def processes(
     from jax._src.distributed import global_state
 
     group = Group(
-        global_state.process_id, global_state.num_processes, global_state.client
+        global_state.process_id,
+        global_state.num_processes,
+        global_state.client,
+        PATIENCE,
     )
     try:
         with terminable():

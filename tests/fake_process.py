@@ -1,0 +1,46 @@
+"""One of several processes on a world without models; see `processes.py`."""
+
+import contextlib
+import json
+import sys
+
+from fake_world import fake_world
+
+from tsi.experiments import distributed
+from tsi.experiments.command import exit_code
+from tsi.experiments.distributed import ALONE, processes
+from tsi.experiments.places import inside, place_of
+from tsi.experiments.scale import checked_plan, run_plan
+from tsi.experiments.write_report import write_report
+
+
+def main(
+    out,
+    index=0,
+    count=1,
+    address=None,
+    *,
+    methods=("smc", "weighted_best_of_n"),
+    num_problems=12,
+    max_rows=8,
+    sleep=0.0,
+    settings=None,
+    patience=100.0,
+):
+    distributed.PATIENCE, distributed.GRACE = patience, 3.0
+    group = contextlib.nullcontext(ALONE)
+    if count > 1:
+        group = processes(address, count, index)
+    with group as group:
+        plan = checked_plan(methods, [1, 2, 4], 2, max_rows)
+        world, folder = fake_world(num_problems, sleep, settings), place_of(out)
+        path = inside(folder, "rows.jsonl")
+        rows = run_plan(plan, world, path, progress=False, group=group)
+        if group.is_first:
+            print(write_report(plan, world, rows, folder))
+        group.gather("report")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(**json.loads(sys.argv[1]))))

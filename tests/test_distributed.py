@@ -1,0 +1,294 @@
+"""Several processes divide the problems of a run, die, stop, and go on."""
+
+import os
+import signal
+import sys
+import threading
+
+import jax
+import pytest
+from fake_world import fake_world
+from processes import Processes, ended, free_port, wait_for
+
+from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
+from tsi.experiments import distributed
+from tsi.experiments.append_only import AppendOnlyFile
+from tsi.experiments.cli import main
+from tsi.experiments.distributed import ALONE, Group, group_of, processes
+from tsi.experiments.results import read_rows
+from tsi.experiments.scale import checked_plan, run_plan
+from tsi.experiments.world import all_devices
+from tsi.models.partition import DATA, MODEL
+
+PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2, 8)
+
+
+@pytest.fixture
+def several():
+    found = Processes()
+    yield found
+    found.close()
+
+
+def rows_of(out):
+    """Everything in the rows that is a function of the settings."""
+    rows = read_rows(out / "rows.jsonl")
+    return {cell: row | {"seconds": None} for cell, row in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    run_plan(PLAN, fake_world(12), out / "rows.jsonl", progress=False)
+    return rows_of(out)
+
+
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_two_processes_write_the_rows_of_one_and_one_report(
+    several, tmp_path, expected
+):
+    started = several.fakes(tmp_path, 2)
+    codes, told = ended(started)
+    assert codes == [0, 0], told
+    assert rows_of(tmp_path) == expected
+    # All rows are brought together in the first shard.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "accuracy_flops.png",
+        "accuracy_rollouts.png",
+        "rows.jsonl",
+        "scaling_rate.json",
+        "table.md",
+    ]
+
+
+def test_every_problem_is_in_one_share():
+    items = list(range(11))
+    shares = [Group(i, 3).share(items) for i in range(3)]
+    assert sorted(item for share in shares for item in share) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert ALONE.share(items) == items
+    # A process may have none.
+    assert Group(2, 3).share([1, 2]) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_killed_and_stopped_processes_go_on_with_another_number(
+    several, tmp_path, expected, count
+):
+    first, second = several.fakes(tmp_path, 2, sleep=0.5)
+    shards = [tmp_path / "rows.jsonl", tmp_path / "rows-1.jsonl"]
+    wait_for(lambda: all(lines(shard) for shard in shards))
+    if count == 1:
+        # Another run, without the flag, on the output of this one.
+        ((code,), (told,)) = ended(several.fakes(tmp_path, 1))
+        assert code == 2
+        assert told.count("\n") == 1
+        assert "rows.jsonl is being written by another run" in told
+    second.send_signal(signal.SIGKILL)
+    first.send_signal(signal.SIGTERM)
+    codes, told = ended([first, second])
+    assert codes == [75, -signal.SIGKILL], told
+    assert told[0].endswith(
+        "tsi: stopped by SIGTERM; what was written is kept, and the same command "
+        "goes on from there.\n"
+    )
+    before = sum(map(lines, shards))
+    assert 0 < before < len(expected)
+    # What a kill left half-written does not count.
+    with shards[1].open("ab") as file:
+        file.write(b'{"method": "smc", "bud')
+    codes, told = ended(several.fakes(tmp_path, count))
+    assert codes == [0] * count, told
+    assert rows_of(tmp_path) == expected
+    assert lines(shards[0]) == len(expected)
+    assert not shards[1].exists()
+
+
+def test_when_one_is_asked_to_stop_all_stop(several, tmp_path):
+    started = several.fakes(tmp_path, 2, sleep=0.5)
+    shards = [tmp_path / "rows.jsonl", tmp_path / "rows-1.jsonl"]
+    wait_for(lambda: all(lines(shard) for shard in shards))
+    started[1].send_signal(signal.SIGTERM)
+    codes, told = ended(started)
+    assert codes == [75, 75], told
+
+
+def test_a_process_that_dies_is_missed_when_the_others_have_done_their_share(
+    several, tmp_path
+):
+    started = several.fakes(tmp_path, 2, sleep=[0.0, 600.0], patience=3.0)
+    wait_for((tmp_path / "rows-1.jsonl").exists)
+    wait_for(lambda: lines(tmp_path / "rows.jsonl"))
+    started[1].send_signal(signal.SIGKILL)
+    codes, told = ended(started)
+    assert codes[0] == 75, told
+    assert "tsi: Process 1 gave no sign of life for 3 s. What was written is" in told[0]
+    assert lines(tmp_path / "rows.jsonl") == 6 * 2 * 6
+
+
+def test_processes_that_disagree_are_refused_before_work(several, tmp_path):
+    settings = [{"task": "fake", "temperature": t} for t in (1.0, 0.5)]
+    started = several.fakes(
+        tmp_path, 2, settings=settings, methods=[["smc"], ["smc", "beam"]]
+    )
+    codes, told = ended(started)
+    assert codes == [2, 2], told
+    for text in told:
+        assert (
+            "tsi: Process 1 was started with other arguments than process 0 (methods, "
+            "temperature). Start all processes with the same command" in text
+        )
+    assert lines(tmp_path / "rows.jsonl") == 0
+
+
+def test_the_failure_of_the_first_process_ends_the_others(several, tmp_path):
+    with AppendOnlyFile(tmp_path / "rows.jsonl"):
+        codes, told = ended(several.fakes(tmp_path, 2))
+    assert codes == [2, 2], told
+    assert "rows.jsonl is being written by another run" in told[0]
+    assert "tsi: Process 0 has failed: " in told[1]
+    assert "rows.jsonl is being written by another run" in told[1]
+
+
+def test_two_processes_with_two_devices_each_compute_the_rows_of_one(
+    several, tmp_path, capfd
+):
+    command = ["scale", "--methods", "smc", "--budgets", "2", "--num-problems", "4"]
+    command.append("--no-progress")
+    program = "import sys; from tsi.experiments.cli import main; sys.exit(main())"
+    devices = "--xla_force_host_platform_device_count=2"
+    parts = ["--distributed", "--coordinator", f"127.0.0.1:{free_port()}"]
+    parts += ["--num-processes", "2", "--out", str(tmp_path / "two"), "--process-id"]
+    started = [
+        several.start(
+            [sys.executable, "-c", program, *command, *parts, str(index)],
+            XLA_FLAGS=f"{os.environ['XLA_FLAGS']} {devices}",
+        )
+        for index in range(2)
+    ]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    codes, told = ended(started)
+    assert codes == [0, 0], told
+    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for cell, row in one.items():
+        for name, value in row.items():
+            other = two[cell][name]
+            if isinstance(value, float):
+                # A batch of another shape may sum in another order.
+                assert other == pytest.approx(value, rel=1e-4, abs=1e-6), name
+            elif name != "settings":
+                assert other == value, name
+
+
+class FakeStore:
+    """A store within one process."""
+
+    def __init__(self):
+        self.texts = {}
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        assert allow_overwrite or key not in self.texts
+        self.texts[key] = value
+
+    def key_value_dir_get(self, key):
+        return [(name, x) for name, x in self.texts.items() if name.startswith(key)]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(distributed, "BEAT", 0.01)
+    monkeypatch.setattr(distributed, "PAUSE", 0.01)
+    monkeypatch.setattr(distributed, "GRACE", 0.2)
+
+
+@pytest.fixture
+def pair(quick):
+    store = FakeStore()
+    groups = [Group(i, 2, store, patience=5.0) for i in range(2)]
+    yield groups
+    for group in groups:
+        group.leave()
+
+
+def test_texts_are_gathered_in_order_once_all_are_there(pair):
+    first, second = pair
+    found = []
+    late = threading.Thread(target=lambda: found.append(second.gather("a", "two")))
+    late.start()
+    assert first.gather("a", "one") == ["one", "two"]
+    late.join(10)
+    assert found == [["one", "two"]]
+
+
+def test_whoever_waits_for_a_process_that_failed_is_told_why(pair):
+    first, second = pair
+    second.leave(ConfigurationError("Rows are blue."))
+    with pytest.raises(ProcessError, match="Process 1 has failed: Rows are blue"):
+        first.gather("a")
+
+
+def test_whoever_waits_for_a_process_that_was_stopped_stops(pair, monkeypatch):
+    first, second = pair
+    monkeypatch.setattr(first, "_stop_main", lambda: None)
+    second.leave(Stopped(signal.SIGTERM))
+    with pytest.raises(Stopped):
+        first.gather("a")
+
+
+def test_whoever_waits_for_a_process_that_died_is_told_so(quick):
+    alone = Group(0, 2, FakeStore(), patience=0.1)
+    with pytest.raises(LostProcessError, match="Process 1 gave no sign of life"):
+        alone.gather("a")
+    # And it does not wait long for the dead to end.
+    alone.leave()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((False, "host:1", None, None), "parts of --distributed"),
+        ((True, "host:1", 2, None), "one of the three is missing"),
+        ((True, "host", 2, 0), "is not HOST:PORT"),
+        ((True, None, None, None), "No cluster was detected"),
+    ],
+)
+def test_addresses_that_cannot_be_used_are_a_sentence(arguments, sentence, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(ConfigurationError, match=sentence), group_of(*arguments):
+        pass
+
+
+def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\nlong report")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    sentence = r"joined: DEADLINE_EXCEEDED: Barrier timed out\. Check that process 0"
+    with (
+        pytest.raises(ConfigurationError, match=sentence),
+        processes("10.0.0.1:80", 2, 1),
+    ):
+        pass
+
+
+def test_a_mesh_is_of_the_devices_of_this_process(monkeypatch):
+    here = jax.devices()
+    there = [object()] * 2
+    monkeypatch.setattr(jax, "devices", lambda *_: [*there, *here])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    mesh = all_devices()
+    if len(here) > 1:
+        assert mesh.shape == {DATA: len(here), MODEL: 1}
+    else:
+        assert mesh is None
+    with pytest.raises(ConfigurationError, match="over the devices of several proc"):
+        all_devices(len(here) + 1)
