@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tsi.adaptive import run_rounds
+from tsi.engine.interruption import postponed
 from tsi.errors import ConfigurationError, ProblemError, ProcessError, Stopped
 from tsi.experiments.distributed import ALONE, Group
 from tsi.experiments.methods import (
@@ -274,9 +275,11 @@ def run_plan(
                     f"{batch.source} N={batch.num_particles} seed {batch.seed}"
                 )
                 missing = set(results.missing(batch.cells))
-                rows, failed, stopped = run_batch(batch, world, missing)
+                found, failed, stopped = run_batch(batch, world, missing)
                 failures |= failed
-                results.append(row for row in rows if row[0] in missing)
+                with postponed():
+                    rows = rows_of(batch, world, found)
+                    results.append(row for row in rows if row[0] in missing)
                 if stopped is not None:
                     raise stopped
                 bar.update(size)
@@ -350,34 +353,40 @@ def run_method(
 
 def run_batch(
     batch: Batch, world: World, missing: Container[Cell]
-) -> tuple[list[tuple[Cell, dict[str, Any]]], dict[Any, Exception], Stopped | None]:
-    """Run the problems of a batch that lack a row, and make their rows.
+) -> tuple[Sequence[Result], dict[Any, Exception], Stopped | None]:
+    """Run the problems of a batch that lack a row.
 
-    Problems that failed have none, nor have those that a signal has cut short.
+    Args:
+        batch: which problems, and what is done with them.
+        world: on what.
+        missing: the rows that are to be made.
+
+    Returns:
+        The results, the problems that failed and why, and the signal that has cut the
+        batch short, if one has. Problems that failed or had not ended have no result.
     """
     lacking = {cell.problem for cell in batch.cells if cell in missing}
     problems = [problem for problem in batch.problems if problem.id in lacking]
-    failures: dict[Any, Exception] = {}
-    stopped: Stopped | None = None
-    found: Sequence[Result]
+    key = jax.random.key(batch.seed)
     try:
-        found = run_method(
-            world,
-            batch.source,
-            jax.random.key(batch.seed),
-            problems,
-            batch.num_particles,
-        )
+        found = run_method(world, batch.source, key, problems, batch.num_particles)
     except ProblemError as error:
-        found, failures = error.results, error.failures
+        return error.results, error.failures, None
     except Stopped as error:
-        found, stopped = error.results, error
+        return error.results, {}, error
+    return found, {}, None
+
+
+def rows_of(
+    batch: Batch, world: World, found: Sequence[Result]
+) -> list[tuple[Cell, dict[str, Any]]]:
+    """The rows of a batch's results, in the order of its cells."""
     results = {result.problem_id: result for result in found}
     rows = []
     for name, budget in batch.outcomes:
         method = get_method(name)
         rule = sampler_of(name, world.max_steps).select
-        for problem in problems:
+        for problem in batch.problems:
             result = results.get(problem.id)
             if result is None:
                 continue
@@ -387,7 +396,7 @@ def run_batch(
                 )
             cell = Cell(name, budget, batch.seed, problem.id)
             rows.append((cell, outcome(world, problem, result)))
-    return rows, failures, stopped
+    return rows
 
 
 def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:

@@ -51,3 +51,17 @@ def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Do something to its end, and stop then if a signal has asked for it meanwhile.
+
+    Raises:
+        Stopped: see above; a second signal interrupts at once.
+    """
+    stop = StopEvent()
+    with deferred_interrupts(stop):
+        yield
+    if stop.is_set():
+        raise Stopped(stop.number)

@@ -1,0 +1,164 @@
+"""SIGTERM stops between two steps, keeps what has ended, and asks for a requeue."""
+
+import os
+import signal
+import time
+
+import jax
+import pytest
+from fake_world import FakeEngine, fake_world
+from processes import Processes, ended, wait_for
+from test_engine import PROBLEMS, SAMPLER, engine, extract, same
+
+from tsi.errors import ProblemError, Stopped
+from tsi.experiments.command import exit_code
+from tsi.experiments.results import read_rows
+from tsi.experiments.scale import checked_plan, run_plan
+from tsi.termination import terminable
+
+KEY = jax.random.key(7)
+
+
+@pytest.fixture
+def no_handler():
+    """Whatever the process that started this one has set."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_is_a_sentence_and_asks_for_a_requeue(no_handler, capsys):
+    def command():
+        terminate()
+        time.sleep(60)
+
+    assert exit_code(command) == os.EX_TEMPFAIL == 75
+    assert capsys.readouterr().err == (
+        "tsi: stopped by SIGTERM; what was written is kept, and the same command goes "
+        "on from there.\n"
+    )
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_users_stays(no_handler):
+    got = []
+    signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    assert exit_code(terminate) == 0
+    assert got == [signal.SIGTERM]
+
+
+def test_the_engine_stops_between_two_looks_and_hands_over_what_has_ended(no_handler):
+    runner = engine(16)
+    results = runner.run(SAMPLER, KEY, PROBLEMS, 8, extract=extract)
+    told = []
+
+    def press(progress):
+        told.append(progress)
+        if progress.ended and signal.getsignal(signal.SIGTERM):
+            terminate()
+            # Here, inside of the engine, nothing is raised.
+            told.append("went on")
+
+    with terminable(), pytest.raises(Stopped) as caught:
+        runner.run(SAMPLER, KEY, PROBLEMS, 8, extract=extract, progress=press)
+    assert caught.value.number == signal.SIGTERM
+    assert told.count("went on") == 1
+    kept = caught.value.results
+    assert 1 <= len(kept) < len(PROBLEMS)
+    by_id = {result.problem_id: result for result in results}
+    for result in kept:
+        same(result, by_id[result.problem_id])
+
+
+class Stopping(FakeEngine):
+    """An engine that a signal stops at its third call, with half of its results."""
+
+    def run(self, *arguments, **settings):
+        results = super().run(*arguments, **settings)
+        if len(self.calls) < 3:
+            return results
+        error = Stopped(signal.SIGTERM)
+        error.results = tuple(results[: len(results) // 2])
+        raise error
+
+
+@pytest.mark.parametrize("method", ["smc", "self_consistency"])
+def test_rows_of_problems_that_had_ended_are_kept_and_not_computed_again(
+    tmp_path, method
+):
+    plan, path = checked_plan([method], [4], 2, 16), tmp_path / "rows.jsonl"
+    expected = run_plan(plan, fake_world(8), tmp_path / "whole", progress=False)
+    world = fake_world(8)._replace(engine=Stopping())
+    with pytest.raises(Stopped):
+        run_plan(plan, world, path, progress=False)
+    # Two batches of four problems, and half of the third.
+    assert len(read_rows(path)) == 10
+    resumed = fake_world(8)
+    rows = run_plan(plan, resumed, path, progress=False)
+    seconds = {"seconds": None}
+    assert {cell: row | seconds for cell, row in rows.items()} == {
+        cell: row | seconds for cell, row in expected.items()
+    }
+    cut = resumed.engine.calls[0][3]
+    assert len(set(cut)) == 2
+    assert len(resumed.engine.calls) == 2
+
+
+def test_rows_that_are_being_written_when_a_signal_comes_are_kept(
+    no_handler, tmp_path, monkeypatch
+):
+    def fsync(descriptor):
+        terminate()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    plan, path = checked_plan(["smc"], [4], 1, 16), tmp_path / "rows.jsonl"
+    with terminable(), pytest.raises(Stopped):
+        run_plan(plan, fake_world(8), path, progress=False)
+    assert len(read_rows(path)) == 4
+
+
+@pytest.mark.parametrize("error", [Stopped(signal.SIGTERM), ProblemError({})])
+def test_a_round_that_was_cut_short_is_no_result(tmp_path, error):
+    class Cut(FakeEngine):
+        def run(self, *arguments, **settings):
+            error.results = tuple(super().run(*arguments, **settings))
+            raise error
+
+    plan = checked_plan(["adaptive_consistency"], [8], 1, 16)
+    world, path = fake_world(4)._replace(engine=Cut()), tmp_path / "rows.jsonl"
+    if isinstance(error, Stopped):
+        with pytest.raises(Stopped):
+            run_plan(plan, world, path, progress=False)
+    else:
+        run_plan(plan, world, path, progress=False)
+    assert not path.read_bytes()
+
+
+@pytest.fixture
+def several():
+    found = Processes()
+    yield found
+    found.close()
+
+
+def test_a_run_that_sigterm_stops_is_finished_by_the_same_command(several, tmp_path):
+    (process,) = several.fakes(tmp_path / "cut", 1, sleep=0.2)
+    path = tmp_path / "cut" / "rows.jsonl"
+    wait_for(lambda: path.exists() and path.stat().st_size)
+    process.send_signal(signal.SIGTERM)
+    assert ended([process])[0] == [75]
+    before = path.read_bytes()
+    assert before.endswith(b"\n")
+    (process,) = several.fakes(tmp_path / "cut", 1)
+    (whole,) = several.fakes(tmp_path / "whole", 1)
+    assert ended([process, whole])[0] == [0, 0]
+    rows = [read_rows(tmp_path / name / "rows.jsonl") for name in ("cut", "whole")]
+    assert path.read_bytes().startswith(before)
+    assert len(before.splitlines()) < len(rows[0])
+    assert list(rows[0]) == list(rows[1])
+    for cell, row in rows[0].items():
+        assert row | {"seconds": None} == rows[1][cell] | {"seconds": None}
