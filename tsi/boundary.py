@@ -59,6 +59,12 @@ class Boundary(NamedTuple):
             else jnp.where(self.padding, -jnp.inf, logits)
         )
 
+    def stopping(self, state: Int[Array, "*b"]) -> Bool[Array, "*b V"]:
+        """Mark the tokens that end the solution, read in a state of `advance`."""
+        if self.strings is None:
+            return jnp.broadcast_to(self.stops, (*state.shape, *self.stops.shape))
+        return self.stops | (self.strings[state % self.strings.shape[0]] < 0)
+
     def advance(
         self, state: Int[Array, "*b"], token: Int[Array, "*b"], count: Int[Array, "..."]
     ) -> Advance:

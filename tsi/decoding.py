@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.boundary import Boundary
 from tsi.categorical import categorical
 from tsi.errors import ConfigurationError
+from tsi.forced_end import ForcedEnd, Places, allowed_tokens, end_step, in_string
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
@@ -40,6 +41,7 @@ class Decoding(NamedTuple):
         tokens: ``[R, C]``.
         new: keys and values of what was read.
         seen: tokens of prompt and solution, ``[R, V]``, where repetition has a price.
+        places: of what is forced, where something is.
     """
 
     offset: Int[Array, ""]
@@ -53,6 +55,7 @@ class Decoding(NamedTuple):
     tokens: Int[Array, "R C"]
     new: KeyValues
     seen: Bool[Array, "R V"] | None = None
+    places: Places | None = None
 
 
 class Temperatures(NamedTuple):
@@ -120,6 +123,8 @@ def decode(
     temperatures: Temperatures,
     width: int,
     seen: Bool[Array, "R V"] | None = None,
+    forced: ForcedEnd | None = None,
+    places: Places | None = None,
 ) -> Decoding:
     """Sample tokens until every active row has ended its step.
 
@@ -133,6 +138,8 @@ def decode(
         temperatures: of policy and proposal.
         width: C, after which a step is cut.
         seen: tokens of prompt and solution, where repetition has a price.
+        forced: what is at a limit; None for nothing.
+        places: of it in this step.
     """
     rows = start.shape[0]
     max_tokens = particles.tokens.shape[1]
@@ -159,6 +166,7 @@ def decode(
             max_tokens - particles.lengths,
             boundary,
             temperatures,
+            forced,
         )
 
     zeros = jnp.zeros(rows, weight_dtype())
@@ -179,6 +187,7 @@ def decode(
                 policy.config, rows, width, particles.suffix.segment.keys.dtype
             ),
             seen=seen,
+            places=places,
         ),
     )
 
@@ -190,17 +199,19 @@ def write_token(
     room: Int[Array, " R"],
     boundary: Boundary,
     temperatures: Temperatures,
+    forced: ForcedEnd | None = None,
 ) -> Any:
     """The next token of every active row, and what becomes of the row by it.
 
     Args:
         rows: a :class:`Decoding`, or another tuple with its fields ``token`` to
-            ``tokens`` and ``seen``.
+            ``tokens``, ``seen`` and ``places``.
         logits: of the next token.
         keys: one key a row, of its step.
         room: tokens that each solution may have more than before the step.
         boundary: where steps and solutions end.
         temperatures: of policy and proposal.
+        forced: what is at a limit; None for nothing.
 
     Returns:
         The same tuple, these fields brought up to date.
@@ -208,16 +219,23 @@ def write_token(
     logits, seen = boundary.among_tokens(logits), rows.seen
     if temperatures.repetition is not None:
         logits = penalise(logits, seen, temperatures.repetition)
-    token, log_prob, log_correction = sample_token(
-        # Of an active row so many tokens have been drawn in this step.
-        jax.vmap(jax.random.fold_in)(keys, rows.counts),
-        logits,
-        temperatures,
-    )
+    # Of an active row so many tokens have been drawn in this step.
+    keys = jax.vmap(jax.random.fold_in)(keys, rows.counts)
+    drawn = sample_token(keys, logits, temperatures)
+    if forced is not None:
+        drawn = _force(drawn, rows, keys, logits, boundary, temperatures, forced)
+    token, log_prob, log_correction = drawn
     active, place = rows.active, rows.counts[:, None]
     token = jnp.where(active, token, rows.token)
     counts = rows.counts + active
-    state, ended, stopped = boundary.advance(rows.state, token, counts)
+    now = boundary.advance(rows.state, token, counts)
+    state, ended, stopped = now
+    if forced is not None:
+        places, ended = end_step(forced, rows.places, counts, now)
+        rows = rows._replace(places=_where(active, places, rows.places))
+        # What the policy cannot write has no weight, whatever comes behind it.
+        ended |= log_correction == -jnp.inf
+        stopped &= log_correction > -jnp.inf
     if seen is not None:
         # A row that writes no more has its newest token already.
         seen = seen.at[jnp.arange(seen.shape[0]), token].set(True)
@@ -233,6 +251,33 @@ def write_token(
         tokens=jnp.where(here, token[:, None], rows.tokens),
         seen=seen,
     )
+
+
+def _force(
+    drawn: tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]],
+    rows: Any,
+    keys: Any,
+    logits: Float[Array, "R V"],
+    boundary: Boundary,
+    temperatures: Temperatures,
+    forced: ForcedEnd,
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """What rows write instead of what was drawn, where something is forced."""
+    place = rows.counts
+    here = in_string(forced, rows.places, place) | (place >= rows.places.end)
+
+    def among() -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+        allowed = allowed_tokens(
+            forced, boundary, rows.places, place, rows.state, logits.shape[-1]
+        )
+        return _where(here, sample_among(keys, logits, allowed, temperatures), drawn)
+
+    # Few tokens are forced, and for the others this would be computed in vain.
+    return jax.lax.cond(jnp.any(here & rows.active), among, lambda: drawn)
+
+
+def _where(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(rows, a, b), new, old)
 
 
 def tempered(
@@ -292,3 +337,51 @@ def sample_token(
         return token, log_q, zeros
     log_p = log_prob_of(logits, token, policy)
     return token, log_p, log_p - log_q
+
+
+def sample_among(
+    keys: Any,
+    logits: Float[Array, "R V"],
+    allowed: Bool[Array, "R V"],
+    temperatures: Temperatures,
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """Draw one token a row from the policy, among those that are allowed.
+
+    Where the policy writes none of them, the likeliest before its truncation is taken.
+
+    Returns:
+        Token ids, their log p under the whole policy, and log p of all allowed tokens
+        together, which is log p - log q.
+    """
+    policy, _, truncation, _ = temperatures
+    log_mass = log_prob_among(logits, allowed, policy, truncation)
+    kept = logits if truncation is None else truncate(logits, policy, truncation)
+    impossible = (log_mass == -jnp.inf)[:, None]
+    among = jnp.where(allowed, jnp.where(impossible, logits, kept), -jnp.inf)
+    likeliest = jnp.argmax(among, axis=-1).astype(jnp.int32)
+    token, _ = categorical(keys, tempered(among, policy))
+    token = jnp.where((policy > 0) & ~impossible[:, 0], token, likeliest)
+    return token, log_prob_of(logits, token, policy, truncation), log_mass
+
+
+def log_prob_among(
+    logits: Float[Array, "R V"],
+    allowed: Bool[Array, "R V"],
+    temperature: Float[Array, ""],
+    truncation: Truncation | None = None,
+) -> Float[Array, " R"]:
+    """log p of the tokens that are allowed together."""
+    if truncation is not None:
+        logits = truncate(logits, temperature, truncation)
+
+    def warm() -> Float[Array, " R"]:
+        warmer = tempered(logits, temperature)
+        some = jax.nn.logsumexp(jnp.where(allowed, warmer, -jnp.inf), axis=-1)
+        return some - jax.nn.logsumexp(warmer, axis=-1)
+
+    def cold() -> Float[Array, " R"]:
+        best = jnp.argmax(logits, axis=-1)[:, None]
+        its = jnp.take_along_axis(allowed, best, axis=-1)[:, 0]
+        return jnp.where(its, 0.0, -jnp.inf).astype(logits.dtype)
+
+    return jax.lax.cond(temperature > 0, warm, cold)

@@ -22,6 +22,7 @@ from tsi.boundary import Boundary
 from tsi.cache import Suffix, append, empty_suffix, fork, slots_needed
 from tsi.decoding import Decoding, Temperatures, decode, row_keys
 from tsi.errors import ConfigurationError
+from tsi.forced_end import ForcedEnd, Places, places_of
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
@@ -102,6 +103,7 @@ class History(NamedTuple):
 
     boundary_state: Int[Array, "R M"]
     log_prob: Float[Array, "R M"]
+    log_proposal: Float[Array, "R M"]
     log_odds: Float[Array, "R M"]
 
 
@@ -117,6 +119,7 @@ class Particles(NamedTuple):
         finished: ``[R]``, ended by itself or at the token limit.
         truncated: ``[R]``, ended at the token limit.
         log_prob: ``[R]``, log p(steps | prompt) at the policy's temperature.
+        log_proposal: ``[R]``, log q of the same; what p cannot write counts as 0.
         log_odds: ``[R]``, the reward of the prefix.
         history: the numbers above after each step, to cut back to.
         prompt, suffix: the policy's two cache segments.
@@ -132,6 +135,7 @@ class Particles(NamedTuple):
     finished: Bool[Array, " R"]
     truncated: Bool[Array, " R"]
     log_prob: Float[Array, " R"]
+    log_proposal: Float[Array, " R"]
     log_odds: Float[Array, " R"]
     history: "History"
     prompt: Segment
@@ -153,9 +157,12 @@ class ReasoningTarget:
         log_truncation: added to the log potential of a truncated solution. The default
             gives it weight zero, so that the target is p conditioned on finishing;
             0 lets it count by its reward.
+        forced_end: what a solution is made to write where a limit would cut it, which
+            its weight pays for; None leaves it truncated.
 
     Raises:
-        ConfigurationError: the boundary wants more tokens of a step than it may have.
+        ConfigurationError: the boundary wants more tokens of a step than it may have,
+            or what is forced cannot stand where it should (see `ForcedEnd.check`).
     """
 
     boundary: Boundary
@@ -164,8 +171,11 @@ class ReasoningTarget:
     max_tokens: int
     max_steps: int
     log_truncation: float = -math.inf
+    forced_end: ForcedEnd | None = None
 
     def __post_init__(self) -> None:
+        if self.forced_end is not None:
+            self.forced_end.check(self.boundary, self.max_step_tokens, self.max_tokens)
         least = self.boundary.least
         if least is not None and least > self.max_step_tokens:
             raise ConfigurationError(
@@ -215,8 +225,9 @@ class ReasoningTarget:
             finished=jnp.zeros(rows, bool),
             truncated=jnp.zeros(rows, bool),
             log_prob=floats,
+            log_proposal=floats,
             log_odds=floats,
-            history=History(by_step, nothing, nothing),
+            history=History(by_step, nothing, nothing, nothing),
             prompt=Segment(*key_values, mask),
             suffix=empty_suffix(policy.config, rows, capacity, key_values.keys.dtype),
             reward_state=self.reward.init(prompts, rows, capacity, params),
@@ -249,8 +260,25 @@ class ReasoningTarget:
             params.temperatures,
             self.max_step_tokens,
             params.mark_seen(particles.tokens, particles.lengths),
+            self.forced_end,
+            self.places(particles),
         )
         return self.written(t, particles, step, params), step.log_correction
+
+    def places(self, particles: Any) -> Places | None:
+        """Where the next step of each row has what is forced, if anything is.
+
+        Args:
+            particles: R rows, with or without caches.
+        """
+        if self.forced_end is None:
+            return None
+        return places_of(
+            self.forced_end,
+            particles.lengths,
+            jnp.sum(particles.step_ends > 0, axis=1, dtype=jnp.int32),
+            (self.max_step_tokens, self.max_tokens, self.max_steps),
+        )
 
     def as_store(self):
         """This target with what explorers need: to cut, repeat and keep prefixes."""
@@ -311,7 +339,12 @@ class ReasoningTarget:
         tokens = jnp.where(written, new_tokens, particles.tokens)
         live = step.counts > 0
         t = jnp.broadcast_to(t, lengths.shape)
-        out = live & ((lengths >= self.max_tokens) | (t + 1 >= self.max_steps))
+        out = (lengths >= self.max_tokens) | (t + 1 >= self.max_steps)
+        impossible = step.log_correction == -jnp.inf
+        if self.forced_end is not None:
+            # What the policy cannot write is where the solution ends.
+            out |= impossible
+        out &= live
         truncated = particles.truncated | (out & ~step.stopped)
         finished = particles.finished | step.stopped | truncated
 
@@ -338,6 +371,8 @@ class ReasoningTarget:
             return jnp.where(here, value[:, None], old)
 
         log_prob = particles.log_prob + step.log_prob
+        log_q = jnp.where(impossible, 0.0, step.log_prob - step.log_correction)
+        log_proposal = particles.log_proposal + log_q
         log_odds = reading.log_odds.astype(weight_dtype())
         log_odds = jnp.where(live, log_odds, particles.log_odds)
         history = particles.history
@@ -350,10 +385,12 @@ class ReasoningTarget:
             finished=finished,
             truncated=truncated,
             log_prob=log_prob,
+            log_proposal=log_proposal,
             log_odds=log_odds,
             history=History(
                 noted(step.state, history.boundary_state),
                 noted(log_prob, history.log_prob),
+                noted(log_proposal, history.log_proposal),
                 noted(log_odds, history.log_odds),
             ),
             reward_state=state,
@@ -423,6 +460,7 @@ class ReasoningTarget:
                 finished=old.finished[ancestors],
                 truncated=old.truncated[ancestors],
                 log_prob=old.log_prob[ancestors],
+                log_proposal=old.log_proposal[ancestors],
                 log_odds=old.log_odds[ancestors],
                 history=jax.tree.map(lambda x: x[ancestors], old.history),
                 prompt=old.prompt,

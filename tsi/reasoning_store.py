@@ -7,6 +7,7 @@ they start from zero when rows are taken out, and the driver adds them up.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.boundary import Advance
 from tsi.cache import cut, keep, take
-from tsi.decoding import Decoding, log_prob_of
+from tsi.decoding import Decoding, log_prob_among, log_prob_of
 from tsi.errors import ConfigurationError
+from tsi.forced_end import ForcedStep, read_forced
 from tsi.models.layers import Segment
 from tsi.reasoning import (
     History,
@@ -66,6 +68,11 @@ class ReasoningStore:
     def log_prob(self, particles: Particles, params) -> Float[Array, " R"]:
         """log p of what each row has written."""
         return particles.log_prob
+
+    @property
+    def log_proposal(self) -> Callable[[Particles, Any], Float[Array, " R"]] | None:
+        """log q of what each row has written; None where q is the policy itself."""
+        return None if self.target.forced_end is None else _log_proposal
 
     def gather(self, particles: Particles, rows: Int[Array, " W"]) -> Particles:
         """Take W rows out of the store, with costs of zero."""
@@ -145,6 +152,7 @@ class ReasoningStore:
             finished=particles.finished & ~shorter,
             truncated=particles.truncated & ~shorter,
             log_prob=after(history.log_prob, particles.log_prob, zero),
+            log_proposal=after(history.log_proposal, particles.log_proposal, zero),
             log_odds=after(history.log_odds, particles.log_odds, zero),
             history=History(*(jnp.where(gone, 0, leaf) for leaf in history)),
         )
@@ -203,7 +211,9 @@ class ReasoningStore:
         offsets = jnp.arange(width)
         places = jnp.minimum(begin[:, None] + offsets, target.max_tokens - 1)
         tokens = jnp.take_along_axis(sources.tokens, places, axis=1)
-        state, ends_here, stopped = self._ends_where_it_ends(tokens, counts, particles)
+        state, ends_here, stopped, forced = self._ends_where_it_ends(
+            tokens, counts, particles
+        )
         too_long = particles.lengths + counts > target.max_tokens
         impossible = (counts > 0) & (too_long | ~ends_here)
         counts = jnp.where(impossible, 0, counts)
@@ -220,10 +230,15 @@ class ReasoningStore:
         if seen is not None and penalty is not None:
             logits = penalise(logits, mark_seen_within(seen, tokens, counts), penalty)
         log_p = log_prob_of(logits, tokens, params.temperature, params.truncation)
-        log_p = jnp.sum(jnp.where(real, log_p, 0.0), axis=1)
         took = counts > 0
         last = jnp.maximum(counts - 1, 0)[:, None]
         newest = jnp.take_along_axis(tokens, last, axis=1)[:, 0]
+        correction = jnp.zeros_like(log_p[:, 0])
+        if forced is not None:
+            final = jnp.take_along_axis(logits, last[..., None], axis=1)[:, 0]
+            string = jnp.sum(jnp.where(forced.string & real, log_p, 0.0), axis=1)
+            correction = string + self._log_end(final, forced, took, params)
+        log_p = jnp.sum(jnp.where(real, log_p, 0.0), axis=1)
         step = Decoding(
             offset=jnp.max(counts),
             token=jnp.where(took, newest, particles.pending),
@@ -232,7 +247,7 @@ class ReasoningStore:
             stopped=took & stopped,
             counts=counts,
             log_prob=log_p,
-            log_correction=jnp.zeros_like(log_p),
+            log_correction=correction,
             tokens=tokens,
             new=key_values,
         )
@@ -243,13 +258,30 @@ class ReasoningStore:
         tokens: Int[Array, "R C"],
         counts: Int[Array, " R"],
         particles: Particles,
-    ) -> tuple[Int[Array, " R"], Bool[Array, " R"], Bool[Array, " R"]]:
+    ) -> tuple[
+        Int[Array, " R"], Bool[Array, " R"], Bool[Array, " R"], ForcedStep | None
+    ]:
         """The boundary's state after a step, and whether step and solution end there.
 
         A step does if no token but the last completes a delimiter or the solution, and
-        the last does so or has no room behind it.
+        the last does so or has no room behind it. Where something is forced, it must
+        stand in the step, and is returned as well.
         """
         boundary, target = self.target.boundary, self.target
+        full = particles.lengths + counts >= target.max_tokens
+        cut_off = (counts >= target.max_step_tokens) | full
+        places = target.places(particles)
+        if target.forced_end is not None and places is not None:
+            step = read_forced(
+                target.forced_end,
+                boundary,
+                tokens,
+                counts,
+                particles.boundary_state,
+                places,
+                cut_off,
+            )
+            return step.state, step.ended, step.stopped, step
 
         def read(carry, column):
             early, last = carry
@@ -264,9 +296,30 @@ class ReasoningStore:
         columns = (jnp.arange(tokens.shape[1]), tokens.T)
         start = (no, Advance(particles.boundary_state, no, no))
         (early, last), _ = jax.lax.scan(read, start, columns)
-        full = particles.lengths + counts >= target.max_tokens
-        cut_off = (counts >= target.max_step_tokens) | full
-        return last.state, ~early & (last.ended | cut_off), last.stopped
+        return last.state, ~early & (last.ended | cut_off), last.stopped, None
+
+    def _log_end(
+        self,
+        logits: Float[Array, "R V"],
+        forced: ForcedStep,
+        took: Bool[Array, " R"],
+        params: ReasoningParams,
+    ) -> Float[Array, " R"]:
+        """log p of all that could end a step's solution where its end is forced.
+
+        Args:
+            logits: of the step's last token.
+            forced: of the step.
+            took: rows that take it.
+            params: weights, prompts and temperature.
+        """
+        ends = self.target.boundary.stopping(forced.before)[:, : logits.shape[-1]]
+        log_mass = log_prob_among(logits, ends, params.temperature, params.truncation)
+        return jnp.where(forced.end & took, log_mass, 0.0)
+
+
+def _log_proposal(particles: Particles, params: Any) -> Float[Array, " R"]:
+    return particles.log_proposal
 
 
 def _without_caches(particles: Particles) -> Any:

@@ -114,7 +114,9 @@ class Programs(PagePrograms):
         keys = jax.random.split(jax.random.key(0), rows)
         cache = self.empty(like, rows, size)
         # What is donated must not be one buffer under several names.
-        empty = empty_slots(cache, self.target.max_step_tokens, keys, vocab_size)
+        forced = self.target.forced_end is not None
+        step_tokens = self.target.max_step_tokens
+        empty = empty_slots(cache, step_tokens, keys, vocab_size, forced=forced)
         rest = jax.tree.map(jnp.copy, empty._replace(cache=()))
         return self.place(rest._replace(cache=cache))
 
@@ -277,6 +279,7 @@ class Programs(PagePrograms):
             seen=of_rows(params, stored, problems).mark_seen(
                 particles.tokens, particles.lengths
             ),
+            places=self.target.places(particles),
         )
         return jax.tree.map(
             lambda old, values: old.at[at].set(values, mode="drop"), slots, new
@@ -301,6 +304,7 @@ class Programs(PagePrograms):
             params.temperatures,
             enough,
             width,
+            self.target.forced_end,
         )
 
     def _behind(self, cache: Dense, new: Dense, rows, places, began) -> Dense:
@@ -375,9 +379,7 @@ class Programs(PagePrograms):
         stored, caches, change = put(stored, rows, read, caches)
         told = self._told(read, step, mine)
         log_prob = jnp.where(impossible, -jnp.inf, step.log_prob)
-        told = told._replace(
-            log_probs=log_prob, log_corrections=jnp.zeros_like(log_prob)
-        )
+        told = told._replace(log_probs=log_prob)
         return stored, told, caches, change, cache
 
     def _written(self, stored: Stored, rows) -> Solutions:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.boundary import Boundary
 from tsi.decoding import Temperatures, empty_key_values, write_token
 from tsi.engine.pages import Dense, layers_of, merge
+from tsi.forced_end import ForcedEnd, Places, no_places
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.layers import Routes, Segment
 from tsi.weights import weight_dtype
@@ -49,6 +50,7 @@ class Slots(NamedTuple):
     log_correction: Float[Array, " R"]
     tokens: Int[Array, "R C"]
     seen: Bool[Array, "R V"] | None = None
+    places: Places | None = None
 
 
 class Chosen(NamedTuple):
@@ -76,7 +78,12 @@ class Seen(NamedTuple):
 
 
 def empty_slots(
-    cache: Dense, step_tokens: int, keys: Any, vocab_size: int | None = None
+    cache: Dense,
+    step_tokens: int,
+    keys: Any,
+    vocab_size: int | None = None,
+    *,
+    forced: bool = False,
 ) -> Slots:
     """Slots without rows; with a vocabulary's size, they note what has been seen."""
     rows = cache.keys[0].shape[0]
@@ -97,6 +104,7 @@ def empty_slots(
         log_correction=floats,
         tokens=jnp.zeros((rows, step_tokens), jnp.int32),
         seen=None if vocab_size is None else jnp.zeros((rows, vocab_size), bool),
+        places=no_places(rows) if forced else None,
     )
 
 
@@ -128,6 +136,7 @@ def burst(
     temperatures: Temperatures,
     enough: Int[Array, ""],
     width: int,
+    forced: ForcedEnd | None = None,
 ) -> tuple[Slots, Dense, Seen]:
     """Write tokens until `enough` rows have ended their steps, at most `width` each.
 
@@ -145,6 +154,7 @@ def burst(
         temperatures: of policy and proposal.
         enough: rows.
         width: static.
+        forced: what is at a limit; None for nothing.
 
     Returns:
         The slots, their cache left out; the new keys and values; what the host sees.
@@ -180,7 +190,7 @@ def burst(
             update(new.positions, read.positions, offset, axis=-1),
         )
         logits = policy.logits(hidden[:, 0])
-        c = write_token(c, logits, part.keys, part.room, boundary, temperatures)
+        c = write_token(c, logits, part.keys, part.room, boundary, temperatures, forced)
         return c, offset + 1, new
 
     def unfinished(carry):
