@@ -17,8 +17,15 @@ Place = Path | str
 
 
 def place_of(text: str) -> Place:
-    """A place as a user writes it."""
-    return text.rstrip("/") if "://" in text else Path(text)
+    """A place as a user writes it.
+
+    Raises:
+        ConfigurationError: there is no file system for its scheme.
+    """
+    if "://" not in text:
+        return Path(text)
+    file_system(text)
+    return text.rstrip("/")
 
 
 def inside(folder: Place, name: str) -> Place:

@@ -30,7 +30,7 @@ def main(
     distributed.PATIENCE, distributed.GRACE = patience, 3.0
     group = contextlib.nullcontext(ALONE)
     if count > 1:
-        group = processes(address, count, index)
+        group = processes(address, count, index) if address else processes()
     with group as group:
         plan = checked_plan(methods, [1, 2, 4], 2, max_rows)
         world, folder = fake_world(num_problems, sleep, settings), place_of(out)

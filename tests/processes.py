@@ -1,5 +1,6 @@
 """Processes of tests: started side by side, waited for no longer than so long."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 
 LONGEST = 240
 """Seconds after which a process counts as hanging; a busy machine needs many."""
+SLURMS_PORTS = 61440
+"""From here on JAX chooses the coordinator's port under Slurm."""
 
 
 class Processes:
@@ -31,9 +34,14 @@ class Processes:
         self._started.append(process)
         return process
 
-    def fakes(self, out, count, **settings):
-        """Processes of `fake_process.py`; a list has a value for each."""
-        address = f"127.0.0.1:{free_port()}"
+    def fakes(self, out, count, *, slurm=False, **settings):
+        """Processes of `fake_process.py`; a list has a value for each.
+
+        Args:
+            slurm: tell them of each other by Slurm's variables alone.
+        """
+        port = free_port(SLURMS_PORTS if slurm else 0)
+        address = None if slurm else f"127.0.0.1:{port}"
         found = []
         for index in range(count):
             mine = {
@@ -42,7 +50,8 @@ class Processes:
             arguments = {"out": str(out), "index": index, "count": count}
             arguments |= {"address": address, **mine}
             command = [sys.executable, "fake_process.py", json.dumps(arguments)]
-            found.append(self.start(command))
+            told = slurms_variables(index, count, port) if slurm else {}
+            found.append(self.start(command, **told))
         return found
 
     def close(self):
@@ -67,7 +76,22 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-def free_port():
+def slurms_variables(index, count, port):
+    """What Slurm tells a task; JAX makes the port from the job's number."""
+    return {
+        "SLURM_JOB_ID": str(port - SLURMS_PORTS),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+def free_port(least=0):
+    """A port that nobody uses, at least so large."""
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+        for port in range(least, least + 4096) if least else [0]:
+            with contextlib.suppress(OSError):
+                found.bind(("127.0.0.1", port))
+                return found.getsockname()[1]
+    raise OSError("no port is free")

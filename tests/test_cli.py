@@ -24,6 +24,12 @@ from tsi.experiments.cli import main
         (["models", "get"], "no model named"),
         (["models", "burn"], "no models action named 'burn'. Known: get, list"),
         (["check", "nowhere"], "write module:function"),
+        (["scale", "--process-id", "1"], "parts of --distributed"),
+        (
+            ["scale", "--distributed", "--process-id", "1"],
+            "one of the three is missing",
+        ),
+        (["scale", "--out", "nothing://x"], "nothing://x cannot be used"),
     ],
 )
 def test_error_is_one_sentence_and_exit_code_two(arguments, sentence, capsys):

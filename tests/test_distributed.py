@@ -47,11 +47,11 @@ def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.parametrize("slurm", [False, True])
 def test_two_processes_write_the_rows_of_one_and_one_report(
-    several, tmp_path, expected
+    several, tmp_path, expected, slurm
 ):
-    started = several.fakes(tmp_path, 2)
-    codes, told = ended(started)
+    codes, told = ended(several.fakes(tmp_path, 2, slurm=slurm))
     assert codes == [0, 0], told
     assert rows_of(tmp_path) == expected
     # All rows are brought together in the first shard.
@@ -114,6 +114,21 @@ def test_when_one_is_asked_to_stop_all_stop(several, tmp_path):
     started[1].send_signal(signal.SIGTERM)
     codes, told = ended(started)
     assert codes == [75, 75], told
+
+
+def test_the_death_of_the_first_process_loses_nothing_that_was_written(
+    several, tmp_path
+):
+    started = several.fakes(tmp_path, 2, sleep=0.5)
+    shards = [tmp_path / "rows.jsonl", tmp_path / "rows-1.jsonl"]
+    wait_for(lambda: all(lines(shard) for shard in shards))
+    before = [shard.read_bytes() for shard in shards]
+    started[0].send_signal(signal.SIGKILL)
+    codes, told = ended(started)
+    # JAX ends a process whose coordination service is gone.
+    assert codes == [-signal.SIGKILL, -signal.SIGABRT], told
+    for shard, content in zip(shards, before, strict=True):
+        assert shard.read_bytes().startswith(content)
 
 
 def test_a_process_that_dies_is_missed_when_the_others_have_done_their_share(

@@ -38,7 +38,7 @@ def without_seconds(rows):
 
 
 def test_an_address_stays_as_it_is_and_a_path_is_a_path(tmp_path):
-    assert place_of("gs://bucket/x/") == "gs://bucket/x"
+    assert place_of("memory://bucket/x/") == "memory://bucket/x"
     assert inside("gs://bucket/x", "table.md") == "gs://bucket/x/table.md"
     assert inside(place_of(str(tmp_path)), "a") == tmp_path / "a"
 
@@ -142,8 +142,9 @@ def test_a_refusal_is_a_sentence_and_what_was_written_is_kept(bucket, monkeypatc
 
 
 def test_an_unknown_file_system_is_a_sentence():
-    with pytest.raises(ConfigurationError, match=r"nothing://x/rows\.jsonl cannot be"):
-        RemoteShards("nothing://x/rows.jsonl")
+    for use in (place_of, RemoteShards):
+        with pytest.raises(ConfigurationError, match=r"nothing://x cannot be used: "):
+            use("nothing://x")
 
 
 @pytest.mark.parametrize("half", [b'{"a', b'{"a"\n', b"\n", b"\0\0\n", b""])
