@@ -60,6 +60,11 @@ class ModelOptions(NamedTuple):
         delimiter: strings each of which ends a step, in place of the task's own.
         stop_string: strings each of which ends the solution.
         min_step_tokens: a delimiter that comes sooner does not end the step.
+        forced_end: a solution that reaches a limit must end there, and its weight pays
+            for it; without this it has no weight.
+        forced_end_string: the same, with a string such as "The answer is" before the
+            answer.
+        forced_end_tokens: tokens kept for the answer behind that string.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
         reward: what scores solutions; see :data:`RewardName`.
@@ -85,6 +90,9 @@ class ModelOptions(NamedTuple):
     delimiter: tuple[str, ...] = ()
     stop_string: tuple[str, ...] = ()
     min_step_tokens: int = 1
+    forced_end: bool = False
+    forced_end_string: str | None = None
+    forced_end_tokens: int | None = None
     policy: str | None = None
     reward: RewardName = None
     aggregation: Literal["last", "min", "product", "mean", "model"] = "last"
@@ -120,7 +128,14 @@ class ModelOptions(NamedTuple):
             truncation=Truncation(self.top_k, self.top_p, self.min_p),
             repetition_penalty=self.repetition_penalty,
             model_sampling=self.model_sampling,
-            ends=step_ends(self.delimiter, self.stop_string, self.min_step_tokens),
+            ends=step_ends(
+                self.delimiter,
+                self.stop_string,
+                self.min_step_tokens,
+                forced_end=self.forced_end,
+                forced_end_string=self.forced_end_string,
+                forced_end_tokens=self.forced_end_tokens,
+            ),
             max_rows=self.max_rows,
             dtype=self.dtype,
             weights=self.weights,

@@ -26,7 +26,8 @@ def first_rollouts(
         result: of a sampler that never resamples and weighs by the reward at the end.
         num_rollouts: n, at most the result's N.
         rule: selection rule of the method.
-        reads_reward: False for a method whose weights are all one.
+        reads_reward: False for a method whose weights are all one, or what was forced
+            at a limit has cost.
 
     Returns:
         The result of n particles. Weights before the end decide nothing here, so its
@@ -49,9 +50,13 @@ def first_rollouts(
     n = num_rollouts
     log_weights = np.zeros(n)
     log_evidence = 0.0
-    if reads_reward:
+    weighted = reads_reward or result.log_corrections is not None
+    if weighted:
         # Undo the mean-one normalisation of N, then apply that of n.
         log_weights = result.log_weights[:n].astype(np.float64) + result.log_evidence
+        if not reads_reward:
+            assert result.log_corrections is not None
+            log_weights = result.log_corrections[:n].astype(np.float64)
         log_evidence = _log_mean_exp(log_weights)
         alive = math.isfinite(log_evidence)
         log_weights = log_weights - log_evidence if alive else np.zeros(n)
@@ -77,6 +82,9 @@ def first_rollouts(
         num_invalid=int(np.isnan(rewards).sum()),
         num_truncated=int(result.truncated[:n].sum()),
         truncated=result.truncated[:n],
+        log_corrections=(
+            None if result.log_corrections is None else result.log_corrections[:n]
+        ),
         thinking=None if result.thinking is None else result.thinking[:n],
         answer_posterior=answer_posterior(answers, log_weights),
         selected=select(rule, answers, log_weights, rewards),

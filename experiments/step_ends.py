@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tsi.errors import ConfigurationError
+from tsi.experiments.forced_text import ForcedText, forced_text
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 """What stands behind a backslash that a shell hands over as it was typed."""
@@ -17,14 +18,16 @@ class StepEnds(NamedTuple):
         delimiters: each ends a step; the task's own, if there are none.
         stop_strings: each ends the solution.
         min_tokens: a delimiter that comes sooner does not end the step.
+        forced: what a solution must write at a limit; None for nothing.
     """
 
     delimiters: tuple[str, ...] = ()
     stop_strings: tuple[str, ...] = ()
     min_tokens: int = 1
+    forced: ForcedText | None = None
 
     def settings(self) -> dict[str, Any]:
-        r"""What rows depend on, of what is asked for.
+        r"""What rows depend on, of what is asked for; without what is forced.
 
         >>> StepEnds(stop_strings=("##",)).settings()
         {'stop_strings': ['##']}
@@ -38,18 +41,29 @@ class StepEnds(NamedTuple):
 
 
 def step_ends(
-    delimiters: Sequence[str], stop_strings: Sequence[str], min_tokens: int
+    delimiters: Sequence[str],
+    stop_strings: Sequence[str],
+    min_tokens: int,
+    *,
+    forced_end: bool = False,
+    forced_end_string: str | None = None,
+    forced_end_tokens: int | None = None,
 ) -> StepEnds:
     r"""Strings as they were typed, with ``\n``, ``\t``, ``\r`` and ``\\`` read.
 
     Raises:
-        ConfigurationError: a string can be read in two ways, or is not UTF-8.
+        ConfigurationError: a string can be read in two ways, or is not UTF-8, or what
+            is forced is refused (see :func:`tsi.experiments.forced_text.forced_text`).
 
     >>> step_ends([r"\n\n", "## Step"], [], 1).delimiters
     ('\n\n', '## Step')
     """
+    string = None if forced_end_string is None else _read(forced_end_string)
     return StepEnds(
-        tuple(map(_read, delimiters)), tuple(map(_read, stop_strings)), min_tokens
+        tuple(map(_read, delimiters)),
+        tuple(map(_read, stop_strings)),
+        min_tokens,
+        forced_text(forced_end, string, forced_end_tokens),
     )
 
 
@@ -58,8 +72,7 @@ def _read(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigurationError(
-            f"The string {text!r} is no text in UTF-8; give another delimiter or stop "
-            "string."
+            f"The string {text!r} is no text in UTF-8; give another."
         ) from error
     # As in \neq and \times, which are no new line and no tab.
     unclear = re.sub(r"\\\\", "|", text)

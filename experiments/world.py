@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from tsi.engine import Engine
 from tsi.engine.memory import free_bytes
 from tsi.errors import ConfigurationError
+from tsi.experiments.forced_text import forced_end_of, forced_settings
 from tsi.experiments.language_policy import STEP_SLACK
 from tsi.experiments.model_checks import (
     check_has_rows,
@@ -139,6 +140,9 @@ def embedded_world(
     )
     eos_ids = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
     delimiters = ends.delimiters or (task.delimiter,)
+    forced = None
+    if ends.forced is not None:
+        forced = forced_end_of(ends.forced, tokenizer.encode, step_tokens, max_tokens)
     target = ReasoningTarget(
         boundary_of(
             tokenizer,
@@ -152,6 +156,7 @@ def embedded_world(
         max_step_tokens=step_tokens,
         max_tokens=max_tokens,
         max_steps=task.max_steps,
+        forced_end=forced,
     )
     itemsize = np.dtype(cache_dtype or dtype).itemsize
     rows, stored = batch_limits(config, target.max_tokens, itemsize)
@@ -198,6 +203,8 @@ def embedded_world(
     if weights is not None:
         settings["weights"] = weights
     settings |= ends.settings()
+    if ends.forced is not None and forced is not None:
+        settings |= forced_settings(ends.forced, forced)
     if template_switches:
         settings["template_switches"] = dict(template_switches)
     return World(

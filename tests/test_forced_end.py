@@ -7,15 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_engine
 import tiny_language as tiny
 from flax import nnx
 
+from tsi import samplers
 from tsi.boundary import step_boundary
+from tsi.engine import Engine
+from tsi.engine import engine as engine_module
+from tsi.errors import ConfigurationError
 from tsi.forced_end import ForcedEnd
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.reasoning import ReasoningParams
+from tsi.reasoning_store import ReasoningStore
 from tsi.run import run
 from tsi.samplers import best_of_n, smc
+from tsi.truncation import Truncation
 
 END, A, B = 0, 1, 2
 VOCABULARY = 3
@@ -82,6 +89,7 @@ class Path:
         new.over = token in {*self.completing()}
         new.place, last = self.place + 1, self.step == self.target.max_steps - 1
         ended = token == A and not (last and left)
+        ended &= new.place >= (self.target.boundary.least or 1)
         new.due = self.due or (last and ended)
         cut = new.place == self.target.max_step_tokens
         if cut or (ended and not last):
@@ -145,7 +153,12 @@ CASES = {
     "several ends": (
         {**LIMITS, "max_steps": 3},
         ForcedEnd(),
-        {"vocabulary": 4, "ends": (END, 3)},
+        {"vocabulary": 4, "ends": (END, B)},
+    ),
+    "a least length": (
+        {"max_step_tokens": 4, "max_tokens": 6, "max_steps": 2},
+        ForcedEnd((A,), 2),
+        {"least": 2},
     ),
     "a stop string": (
         LIMITS,
@@ -161,7 +174,8 @@ def case(name):
     stop = settings.get("stop_string", "")
     size = settings.get("vocabulary", VOCABULARY)
     strings = [stop.encode()] if stop else []
-    edges = boundary(size, ends, stop_strings=strings)
+    least = settings.get("least", 1)
+    edges = boundary(size, ends, stop_strings=strings, min_step_tokens=least)
     target = tiny.target(boundary=edges, forced_end=forced, **limits)
     return target, params(size), ends, stop
 
@@ -241,3 +255,176 @@ def test_evidence_and_posterior_are_those_of_enumeration(name):
         shares = (weights * hits).mean(axis=1)
         deviation = shares.std() / np.sqrt(number)
         assert abs(shares.mean() - mass) <= 4 * deviation + 1e-6 * evidence
+
+
+def test_a_proposal_of_another_temperature_is_corrected_for():
+    target, p, ends, stop = case("a string in the last step")
+    found = enumerate_target(target, p, ends, stop)
+    expected = sum(np.exp(a) / (1 + np.exp(-odds)) for a, _, odds in found.values())
+    warm = p._replace(proposal_temperature=jnp.float32(1.5))
+    size = 16384
+    many = jax.jit(lambda key, p: run(best_of_n(), target, key, size, p))
+    result = many(jax.random.key(2), warm)
+    state, rows = result.state, result.particles
+    weights = np.exp(np.asarray(state.log_weights + state.log_evidence, np.float64))
+    error = weights.std() / np.sqrt(size)
+    assert abs(weights.mean() - expected) < 4 * error
+    assert 4 * error < 0.03 * expected
+    gaps = np.asarray(rows.log_prob - rows.log_proposal)
+    rewards = np.asarray(jax.nn.log_sigmoid(rows.log_odds))
+    np.testing.assert_allclose(np.log(weights), gaps + rewards, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_repeated_step_is_weighed_as_the_drawn_one(name):
+    target, p, *_ = case(name)
+    p = p._replace(temperature=jnp.float32(0.7), repetition_penalty=jnp.float32(1.3))
+    store, size = ReasoningStore(target), 64
+    rows = store.gather(store.init(None, size, p), jnp.arange(size))
+    propose, replay = jax.jit(store.propose), jax.jit(store.replay)
+    again = rows
+    for t in range(store.max_steps):
+        rows, _ = propose(jax.random.key(t), jnp.full(size, t), rows, p)
+    for t in range(store.max_steps):
+        again, log_p = replay(jnp.full(size, t), again, rows, p)
+        assert np.isfinite(log_p).all()
+    for field in ("tokens", "step_ends", "finished", "truncated", "boundary_state"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(rows, field))
+    atol = 1e-5 * target.max_tokens
+    np.testing.assert_allclose(again.log_prob, rows.log_prob, atol=atol)
+    np.testing.assert_allclose(again.log_proposal, rows.log_proposal, atol=atol)
+    assert float(jnp.max(jnp.abs(rows.log_prob - rows.log_proposal))) > 0.1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_under_another_past_is_weighed_by_enumeration_or_impossible(name):
+    target, p, ends, stop = case(name)
+    found = enumerate_target(target, p, ends, stop)
+    store, size = ReasoningStore(target), 256
+    empty = store.gather(store.init(None, size, p), jnp.arange(size))
+    propose, replay = jax.jit(store.propose), jax.jit(store.replay)
+    written = [empty]
+    for t in range(store.max_steps):
+        after, _ = propose(jax.random.key(t), jnp.full(size, t), written[-1], p)
+        written.append(after)
+    # Each row begins as it did and goes on as the next one.
+    order = jnp.roll(jnp.arange(size), 1)
+    sources = store.gather(written[-1], order)
+    rows, possible = written[1], np.ones(size, bool)
+    for t in range(1, store.max_steps):
+        rows, log_p = replay(jnp.full(size, t), rows, sources, p)
+        possible &= np.isfinite(log_p)
+    whole = possible & np.asarray(rows.finished)
+    joined = 0
+    for row in np.flatnonzero(whole):
+        tokens = tuple(np.asarray(rows.tokens)[row, : int(rows.lengths[row])].tolist())
+        log_prob, gap, _ = found[tokens]
+        assert float(rows.log_prob[row]) == pytest.approx(log_prob, abs=1e-4)
+        assert float(rows.log_prob[row] - rows.log_proposal[row]) == pytest.approx(
+            gap, abs=1e-4
+        )
+        own = np.asarray(written[-1].tokens)[row, : int(written[-1].lengths[row])]
+        joined += tokens != tuple(own.tolist())
+    assert whole.sum() > 10
+    assert joined > 0 or possible.all()
+
+
+SAMPLERS = {
+    "a particle filter": samplers.particle_filter(),
+    "SMC": samplers.smc(),
+    "particle Gibbs": samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=True),
+    "tree search": samplers.mcts(),
+    "power sampling": samplers.power_sampling(alpha=2.0),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
+    sampler = SAMPLERS[name]
+    policy, reward = tiny.models(sharpness=1.0)
+    string = tuple(tiny.encode("bcd"))
+    limits = {"max_step_tokens": 6, "max_tokens": 16, "max_steps": 5}
+    target = tiny.target(forced_end=ForcedEnd(string, 3), **limits)
+    key, size = jax.random.key(4), 8
+    models = {"encode": tiny.encode, "decode": tiny.decode}
+
+    def results(**changes):
+        settings = {"repetition_penalty": 1.3, "temperature": 0.9, **changes}
+        runner = Engine(target, policy, reward, **models, **settings)
+        problems = test_engine.PROBLEMS
+        return runner.run(sampler, key, problems, size, extract=test_engine.extract)
+
+    together = results()
+    alone = jax.jit(lambda key, p: run(sampler, target, key, size, p))
+    for problem, result in zip(test_engine.PROBLEMS, together, strict=True):
+        p = ReasoningParams(
+            policy,
+            reward,
+            tiny.prompts(problem.prompt),
+            jnp.float32(0.9),
+            repetition_penalty=jnp.float32(1.3),
+        )
+        final = alone(jax.random.fold_in(key, problem.id), p)
+        rows = zip(final.particles.tokens, final.particles.lengths, strict=True)
+        assert [tiny.decode(row[:n].tolist()) for row, n in rows] == result.texts
+        weights = np.asarray(final.state.log_weights)
+        np.testing.assert_allclose(weights, result.log_weights, atol=1e-3)
+        gaps = np.asarray(final.particles.log_prob - final.particles.log_proposal)
+        np.testing.assert_allclose(gaps, result.log_corrections, atol=1e-3)
+        assert result.num_truncated == 0
+        long = [text for text in result.texts if len(text) > 11]
+        assert all("bcd" in text for text in long)
+    assert any(len(text) > 11 for result in together for text in result.texts)
+    for constant, value in {"CHEAP": 0, "BURST": 2, "READS": 2}.items():
+        monkeypatch.setattr(engine_module, constant, value)
+    for left, right in zip(together, results(max_rows=8), strict=True):
+        test_engine.same(left, right)
+        np.testing.assert_allclose(
+            left.log_corrections, right.log_corrections, atol=1e-4
+        )
+
+
+def test_what_the_policy_cannot_write_has_no_weight():
+    policy, reward = tiny.models(sharpness=1.0)
+    # Never the likeliest token for these prompts.
+    target = tiny.target(forced_end=ForcedEnd(tuple(tiny.encode("q")), 3))
+    runner = Engine(
+        target,
+        policy,
+        reward,
+        encode=tiny.encode,
+        decode=tiny.decode,
+        truncation=Truncation(top_k=2),
+    )
+    problems, key = test_engine.PROBLEMS, jax.random.key(0)
+    dead = 0
+    for sampler in (samplers.smc(), samplers.quest(0.5)):
+        results = runner.run(sampler, key, problems, 8, extract=test_engine.extract)
+        for result in results:
+            cut = result.truncated
+            np.testing.assert_array_equal(np.isneginf(result.log_corrections), cut)
+            assert all(a is None for a, x in zip(result.answers, cut, strict=True) if x)
+            assert result.num_invalid == 0
+            assert not np.isnan(result.log_weights).any()
+            if cut.all():
+                assert "forced" in result.notes[0]
+            dead += cut.sum()
+    assert dead > 20
+
+
+@pytest.mark.parametrize(
+    ("forced", "words"),
+    [
+        (ForcedEnd((1,) * 7, 1), "has 7 tokens and 1 are kept"),
+        (ForcedEnd((1, 2), 5), "a step has at most 6"),
+        (ForcedEnd((1, 2), 0), "answer_tokens is 0"),
+        (ForcedEnd((1, 20)), r"the ids \[20\], which name no token"),
+        (ForcedEnd((1, 19)), r"the ids \[19\], which name no token"),
+        (ForcedEnd((1, 0)), "an end token or a stop string in it"),
+        (ForcedEnd((2, 2)), "an end token or a stop string in it"),
+    ],
+)
+def test_what_cannot_be_forced_is_refused(forced, words):
+    edges = boundary(20, padding=[19], stop_strings=[b"bb"])
+    with pytest.raises(ConfigurationError, match=rf"{words}.*\.$"):
+        tiny.target(boundary=edges, forced_end=forced)

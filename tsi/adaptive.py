@@ -137,6 +137,7 @@ def merged(
     ess = np.exp(log_weights).sum() ** 2 / squares if squares else 0.0
     steps = [r.step_texts for r in results]
     cuts = [r.truncated for r in results if r.truncated is not None]
+    gaps = [r.log_corrections for r in results if r.log_corrections is not None]
     thoughts = [r.thinking for r in results if r.thinking is not None]
     return results[-1]._replace(
         texts=[text for r in results for text in r.texts],
@@ -158,6 +159,7 @@ def merged(
         slots=None,
         truncated=np.concatenate(cuts) if len(cuts) == len(results) else None,
         thinking=np.concatenate(thoughts) if len(thoughts) == len(results) else None,
+        log_corrections=np.concatenate(gaps) if len(gaps) == len(results) else None,
         log_evidence_variance=evidence.standard_error**2 if has_evidence else math.nan,
         answer_errors=answer_errors_between(results),
         pareto_k=pareto_k(log_weights) if weighted and not lost else math.nan,

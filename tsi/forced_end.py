@@ -145,16 +145,16 @@ def no_places(rows: int) -> Places:
 
 
 def in_string(
-    forced: ForcedEnd, places: Places, place: Int[Array, "*b R"]
-) -> Bool[Array, "*b R"]:
+    forced: ForcedEnd, places: Places, place: Int[Array, "..."]
+) -> Bool[Array, " R"]:
     """Whether the token at a place of the step belongs to the string."""
     index = place - places.string
     return (index >= 0) & (index < len(forced.string))
 
 
 def string_token(
-    forced: ForcedEnd, places: Places, place: Int[Array, "*b R"]
-) -> Int[Array, "*b R"]:
+    forced: ForcedEnd, places: Places, place: Int[Array, "..."]
+) -> Int[Array, " R"]:
     """The string's token at a place; of no meaning outside of it."""
     string = jnp.asarray(forced.string or (0,), jnp.int32)
     return string[jnp.clip(place - places.string, 0, len(string) - 1)]

@@ -96,6 +96,8 @@ class Result(NamedTuple):
             was made or the method accepts none.
         thinking: which of the `truncated` particles had not ended their thinking (see
             `tsi.models.thinking`), or None where not kept.
+        log_corrections: log p - log q of each particle's solution where something is
+            forced at a limit (`tsi.forced_end`); None where nothing is.
         infos: what the infos of a sampler of one's own have beside the fields above,
             by field, stacked over steps or turns; None where not kept.
     """
@@ -126,6 +128,7 @@ class Result(NamedTuple):
     acceptance_rate: float = math.nan
     thinking: Bool[np.ndarray, "N"] | None = None
     infos: dict[str, Any] | None = None
+    log_corrections: Float[np.ndarray, "N"] | None = None
 
     @property
     def unanswered(self) -> float:

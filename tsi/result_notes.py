@@ -63,7 +63,15 @@ def notes(result: Any, *, reads_reward: bool = True) -> tuple[str, ...]:
         reads_reward: False for a method whose answer depends on no reward.
     """
     found = []
-    if all_truncated(result):
+    forced = getattr(result, "log_corrections", None) is not None
+    if all_truncated(result) and forced:
+        found.append(
+            "What is forced at the token or step limit has probability zero for every "
+            "particle, so that there is no answer: a truncated policy, or one at "
+            "temperature 0, may never write it. Let the policy write more tokens, "
+            "raise the limit, or force nothing."
+        )
+    elif all_truncated(result):
         found.append(
             "The token or step limit cut every particle before it ended, so that there "
             "is no answer; raise the limit, or have the policy write less."

@@ -109,6 +109,11 @@ class Outcomes(NamedTuple):
             slots=slots,
             truncated=truncated,
             thinking=self._thinking(problem, truncated, texts),
+            log_corrections=(
+                None
+                if self.target.forced_end is None
+                else np.asarray(mine.log_prob - mine.log_proposal)
+            ),
             infos=own_fields(infos, ExplorerInfo._fields) if explores else infos.own,
             **(
                 diagnose_store(self.sampler, answers, state, step_texts)
