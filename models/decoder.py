@@ -179,7 +179,7 @@ class Trunk(nnx.Module):
     @property
     def dtype(self) -> Any:
         """Of what is computed."""
-        return self.norm.scale[...].dtype
+        return self.norm.scale.get_value().dtype
 
     @property
     def cache_dtype(self) -> Any:
