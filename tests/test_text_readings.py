@@ -1,5 +1,11 @@
 """Reward models that read text, between the engine's programs: what `tsi.run` gives."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +14,20 @@ import reading_rewards as kinds
 import test_engine
 import test_reward_engine as engines
 import tiny_language as tiny
+from flax import nnx
 
 from tsi import samplers
+from tsi.boundary import step_boundary
+from tsi.engine import Engine
 from tsi.engine import engine as engine_module
+from tsi.engine.lane import Lane
+from tsi.errors import ConfigurationError, ProblemError
+from tsi.formats import OutcomeFormat, SkyworkFormat
+from tsi.formatted_reward import FormattedReward
+from tsi.models.decoder import LanguageModel
+from tsi.models.heads import SequenceScorer, ValueScorer
+from tsi.models.tokenizer import char_tokenizer
+from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
 from tsi.run import run
 
@@ -80,3 +97,217 @@ def test_batches_and_company_change_no_reading(monkeypatch, name, explorer):
     for left, right in zip(together, alone, strict=True):
         test_engine.same(left, right)
         np.testing.assert_allclose(left.rewards, right.rewards, atol=1e-4)
+
+
+WORDS = [Problem(i, word, "") for i, word in enumerate(("hello", "bad", "fin", "ode"))]
+
+
+class Failing:
+    """A format that fails on the second step of one question."""
+
+    def __init__(self, format):
+        self.format = format
+
+    def __getattr__(self, name):
+        return getattr(self.format, name)
+
+    def render(self, question, steps, ended):
+        if question == "fin" and len(steps) > 1 and not self.spares:
+            raise ConfigurationError("The tokenizer cannot spell this.")
+        return self.format.render(question, steps, ended)
+
+    spares = False
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"), [("filter", 1), ("filter", 8), ("repeats", 3), ("tree", 2)]
+)
+def test_a_text_that_cannot_be_rendered_costs_its_problem(monkeypatch, name, reads):
+    sampler = EXPLORERS.get(name, FILTER)
+    monkeypatch.setattr(engine_module, "CHEAP", 0)
+    monkeypatch.setattr(engine_module, "READS", reads)
+    lanes, release = [], Lane._release
+
+    def watch(self, places):
+        release(self, places)
+        lanes.append(self)
+
+    monkeypatch.setattr(Lane, "_release", watch)
+    runner = engines.engine("skywork", 1.0)
+    reader = runner.target.reward
+    reader.format = Failing(reader.format)
+    arguments = sampler, KEY, WORDS, 4
+    with pytest.raises(ProblemError, match="1 problems failed: 2 ") as caught:
+        runner.run(*arguments, extract=test_engine.extract)
+    assert caught.value.steps[2] >= 2
+    assert "cannot spell this" in caught.value.tracebacks[2]
+    assert "in render" in caught.value.tracebacks[2]
+    for lane in lanes:
+        for pool in (lane.policy, *lane.readers):
+            assert pool.tables.num_used == 0
+        assert (lane.readers._transcripts == None).all()  # noqa: E711
+    Failing.spares = True
+    try:
+        whole = runner.run(*arguments, extract=test_engine.extract)
+    finally:
+        Failing.spares = False
+    kept = [result for result in whole if result.problem_id != 2]
+    for left, right in zip(caught.value.results, kept, strict=True):
+        test_engine.same(left, right)
+
+
+def test_a_text_without_room_has_no_weight_and_others_go_on():
+    whole = results("qwen", FILTER)
+    size = max(
+        len(kinds.reward_of("qwen").format.render("hello", steps, False).tokens)
+        for steps in whole[0].step_texts
+    )
+    with pytest.warns(match="no weight because|weight zero"):
+        tight = results("qwen", FILTER, max_tokens=size - 1)
+    assert tight[0].num_invalid > 0
+    assert np.isfinite(tight[0].log_weights).any()
+
+
+class Watched:
+    """A program whose first call shows what it is made of."""
+
+    def __init__(self, name, program, seen):
+        self.name, self.program, self.seen = name, program, seen
+
+    def __call__(self, *arguments):
+        if self.name not in self.seen:
+            self.seen[self.name] = self.program.lower(*arguments).as_text()
+        return self.program(*arguments)
+
+    def __getattr__(self, name):
+        return getattr(self.program, name)
+
+
+@pytest.mark.parametrize("name", ["filter", "repeats"])
+def test_no_program_calls_back(monkeypatch, name):
+    runner, seen = engines.engine("rlhflow", 1.0), {}
+    sampler = EXPLORERS.get(name, FILTER)
+    for programs in (runner._programs[0], runner._programs[0].texts):
+        for called, program in list(vars(programs).items()):
+            if hasattr(program, "lower"):
+                watched = Watched((type(programs).__name__, called), program, seen)
+                monkeypatch.setattr(programs, called, watched)
+    runner.run(sampler, KEY, engines.PROBLEMS, 4, extract=test_engine.extract)
+    assert {("TextPrograms", "read"), ("Programs", "end_step")} <= seen.keys()
+    assert not [called for called, text in seen.items() if "callback" in text]
+    # Within one program there is one.
+    prompts = tiny.prompts("hello")._replace(
+        reward=runner.target.reward.prepare(["hello"])
+    )
+    params = ReasoningParams(runner.policy, runner.reward, prompts, jnp.float32(1.0))
+    alone = jax.jit(lambda key, params: run(FILTER, runner.target, key, 2, params))
+    assert "callback" in alone.lower(KEY, params).as_text()
+
+
+def test_programs_are_found_again_by_another_process():
+    """What a process has compiled is forgotten here, but for what it keeps on disk."""
+    least = "jax_persistent_cache_min_compile_time_secs"
+    before, events = getattr(jax.config, least), []
+    jax.config.update(least, 0.0)
+
+    def listen(event, **_):
+        events.append(event.rpartition("/")[2])
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        once = results("skywork", FILTER)
+        jax.clear_caches()
+        events.clear()
+        again = results("skywork", FILTER)
+    finally:
+        jax.config.update(least, before)
+        jax.monitoring.unregister_event_listener(listen)
+    assert events.count("cache_hits") > 10
+    assert events.count("cache_misses") == 0
+    for left, right in zip(once, again, strict=True):
+        test_engine.same(left, right)
+
+
+LETTERS = char_tokenizer("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ \n")
+
+
+@pytest.mark.parametrize(
+    ("format", "model"),
+    [(OutcomeFormat, SequenceScorer), (SkyworkFormat, ValueScorer)],
+)
+@pytest.mark.parametrize("name", ["filter", "tree"])
+def test_a_reward_with_the_policys_tokenizer_reads_what_is_written_once(
+    format, model, name
+):
+    config = tiny.config(LETTERS.vocab_size, max_length=160, num_labels=1)
+    policy = LanguageModel(config, rngs=nnx.Rngs(0))
+    reward = FormattedReward(
+        format(LETTERS), LETTERS.decode, max_steps=8, max_tokens=160
+    )
+    texts = [LETTERS.token_bytes(id) for id in range(LETTERS.vocab_size)]
+    target = tiny.target(
+        boundary=step_boundary(texts, b"\n", LETTERS.eos_ids, padding=[0]),
+        reward=reward,
+        max_step_tokens=32,
+        max_tokens=96,
+        max_steps=8,
+        log_truncation=0.0,
+    )
+    runner = Engine(
+        target,
+        policy,
+        model(config, rngs=nnx.Rngs(3)),
+        encode=LETTERS.encode,
+        decode=LETTERS.decode,
+    )
+    sampler = EXPLORERS.get(name, FILTER)
+    problems = [Problem(0, "bad face", ""), Problem(1, "a", "")]
+    found = runner.run(sampler, KEY, problems, 8, extract=test_engine.extract)
+    written = sum(int(result.slots.generated_tokens.sum()) for result in found)
+    read = sum(int(result.slots.reward_tokens.sum()) for result in found)
+    assert written > 100
+    assert 0.8 * written < read <= 1.1 * written
+
+
+TWO_DEVICES = """
+import json, jax
+import test_reward_engine as engines
+import test_text_readings as readings
+from tsi.engine.text_readings import TextReadings
+
+where, begin = [], TextReadings._begin
+
+def watch(self, *arguments):
+    numbers = begin(self, *arguments)
+    where.extend(x.keys.device.id for x in self._pool._extents)
+    return numbers
+
+TextReadings._begin = watch
+told = []
+for device in jax.devices():
+    runner = engines.engine("rlhflow", 1.0)
+    runner.reward = jax.device_put(runner.reward, device)
+    where.clear()
+    found = runner.run(
+        readings.FILTER, readings.KEY, engines.PROBLEMS[:1], 4, extract=str
+    )
+    rewards = [result.rewards.tolist() for result in found]
+    told.append([sorted(set(where)), [result.texts for result in found], rewards])
+print(json.dumps(told))
+"""
+
+
+def test_the_reward_model_may_lie_on_another_device():
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = json.loads(done.stdout.splitlines()[-1])
+    assert (one[0], two[0]) == ([0], [1])
+    assert one[1] == two[1]
+    np.testing.assert_allclose(one[2], two[2], atol=1e-5)
