@@ -1,4 +1,4 @@
-"""The command line: `tsi scale`, `solve`, `models`, `paper`, `check`.
+"""The command line: `tsi scale`, `solve`, `profile`, `models`, `paper`, `check`.
 
 Nothing heavy is imported before a command needs it, so that help is quick. How commands
 end, and with which exit codes, stands in `command.py`.
@@ -128,6 +128,43 @@ def solve(
     return 0
 
 
+def profile(
+    options: Models = ModelOptions(),  # noqa: B008
+    method: str = "smc",
+    budget: int = 16,
+    num_problems: int = 8,
+    seed: int = 0,
+    trace: Path | None = None,
+) -> int:
+    """Run a method on a few problems and show where its time and memory go.
+
+    The host waits for every program, so that each part of the time is its own; without
+    that a run is a little faster. Run it twice to see it without compilation, which the
+    second run finds on disk.
+
+    Args:
+        options: task and models.
+        method: which sampler.
+        budget: rollouts N.
+        num_problems: held-out problems.
+        seed: of the random numbers.
+        trace: folder for a trace of jax.profiler, which TensorBoard or Perfetto show.
+    """
+    from tsi.experiments.methods import get_method
+    from tsi.experiments.profiling import profile_run, table_of
+
+    chosen = get_method(method)
+    check_positive(budget=budget, num_problems=num_problems)
+    if trace is not None:
+        check_writable(trace / "trace")
+    world = options.world(num_problems)
+    _tell(world.notes)
+    report = profile_run(world, method, budget, seed, trace)
+    print(f"{chosen.label}, N = {budget}, {num_problems} problems, seed {seed}\n")
+    print(table_of(report))
+    return 0
+
+
 def models(
     action: Positional[str] = "list", name: Positional[str | None] = None
 ) -> int:
@@ -218,6 +255,7 @@ def check(
 COMMANDS: dict[str, Callable[..., Any]] = {
     "scale": scale,
     "solve": solve,
+    "profile": profile,
     "models": models,
     "paper": paper,
     "check": check,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from tsi.engine.clock import tell_compilation
 from tsi.models.catalogue import cache_directory
 
 MOST_BYTES = 2 * 2**30
@@ -22,6 +23,12 @@ WORTH_KEEPING = 0.1
 """Seconds of compilation from which on a program is kept."""
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event that JAX sends when a program is compiled, or read from disk."""
+COMPILING = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    COMPILED,
+)
+"""Those of all that a call waits for when its program is not there yet."""
 
 
 def keep_programs() -> Path | None:
@@ -99,6 +106,8 @@ def compilations() -> Compilations:
 def _count(event: str, duration_secs: Any, **_: object) -> None:
     # All packages that time anything call this, with whatever they have counted.
     global _so_far
+    if event in COMPILING:
+        tell_compilation(duration_secs)
     if event == COMPILED:
         _so_far = Compilations(_so_far.programs + 1, _so_far.seconds + duration_secs)
 

@@ -47,6 +47,11 @@ class Endurance:
         """Tokens that have been written so far, those that were lost among them."""
         return sum(report.useful for report in self.reports())
 
+    def rest(self) -> None:
+        """Let what follows be idle time, until the next problem is asked for."""
+        if self._lane is not None:
+            self._lane.clock.switch("idle")
+
     def run(self, stop: threading.Event) -> Iterator[Ended | Failed]:
         """All problems, each as soon as it has ended.
 
@@ -57,9 +62,12 @@ class Endurance:
             failure = ""
             try:
                 self._lane = lane = self._lane_of(self.sizes)
+                lane.clock.resume()
                 for ended in lane.run(list(self._left), stop, self._tell):
                     self._left.remove(ended.problem)
                     yield ended
+                    lane.clock.resume()
+                lane.clock.switch("idle")
             except Exception as error:
                 if error is self._callers or not is_out_of_memory(error):
                     raise

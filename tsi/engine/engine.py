@@ -16,6 +16,7 @@ hold them.
 import functools
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from jax.sharding import Mesh
 
 from tsi.decoding import check_temperatures
 from tsi.engine.abreast import abreast
+from tsi.engine.clock import Timed
 from tsi.engine.compilation import compilations, keep_programs
 from tsi.engine.endurance import Endurance
 from tsi.engine.lane import Failed, Lane
@@ -37,11 +39,12 @@ from tsi.engine.memory import (
     check_fits,
     check_prompts_fit,
     free_bytes,
+    peak_bytes,
 )
 from tsi.engine.methods import method_of, plan_of
 from tsi.engine.outcomes import Outcomes
 from tsi.engine.programs import Programs
-from tsi.engine.report import Progress, Report, total
+from tsi.engine.report import Progress, Report, over, total
 from tsi.engine.sizes import Sizes
 from tsi.errors import (
     ConfigurationError,
@@ -174,7 +177,13 @@ class Engine:
     @property
     def num_programs(self) -> int:
         """Model programs so far: those that read prompts, write, and read steps."""
-        return sum(programs.count() for programs in self._programs)
+        return sum(self._model_programs().values())
+
+    def _model_programs(self) -> dict[str, int]:
+        counts = Counter[str]()
+        for programs in self._programs:
+            counts.update(programs.counts())
+        return dict(counts)
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Refuse, before anything is computed, what cannot be run.
@@ -247,6 +256,7 @@ class Engine:
         proposal_temperature: float | None = None,
         truncation: Truncation | None = None,
         progress: Callable[[Progress], None] | None = None,
+        exact: bool = False,
     ) -> list[Result]:
         """Run a sampler on every problem; arguments and errors are those of `stream`.
 
@@ -270,6 +280,7 @@ class Engine:
             proposal_temperature=proposal_temperature,
             truncation=truncation,
             progress=progress,
+            exact=exact,
         )
         try:
             found.extend(stream)
@@ -303,6 +314,7 @@ class Engine:
         proposal_temperature: float | None = None,
         truncation: Truncation | None = None,
         progress: Callable[[Progress], None] | None = None,
+        exact: bool = False,
     ) -> Iterator[Result]:
         """Run a sampler on problems and hand out each result as its problem ends.
 
@@ -321,6 +333,8 @@ class Engine:
                 None draws from the policy itself.
             truncation: overrides the engine's.
             progress: called each time the host looks at what is being written.
+            exact: whether `report` says what each kind of program took, for which the
+                host waits for every one (:mod:`tsi.engine.clock`).
 
         Returns:
             Results in the order in which their problems end, which no one should rely
@@ -354,6 +368,9 @@ class Engine:
             check_needs(sampler, ReasoningStore(self.target))
         self.check_fits(sampler, int(num_particles))
         method = method_of(sampler, num_particles, self.target.max_steps)
+        method = method._replace(
+            begin=Timed(method.begin, "decide"), turn=Timed(method.turn, "decide")
+        )
         warm = self.temperature if temperature is None else temperature
         check_temperatures(warm, proposal_temperature)
         truncation = self.truncation if truncation is None else truncation
@@ -391,7 +408,7 @@ class Engine:
             part, programs = self._parts[i], self._programs[i]
             weights = (part_of(self.policy, part), part_of(self.reward, part))
             mine = params._replace(policy=weights[0], reward=weights[1])
-            return Lane(programs, method, key, mine, batch, asked, ids, sizes)
+            return Lane(programs, method, key, mine, batch, asked, ids, sizes, exact)
 
         def results() -> Iterator[Result]:
             began, before = time.perf_counter(), compilations()
@@ -405,6 +422,7 @@ class Engine:
                 extract,
             )
             told = Progress(0, len(chosen), 0, 0.0)
+            devices = [None] if self.mesh is None else self.mesh.local_devices
 
             def tell() -> None:
                 if progress is not None:
@@ -422,7 +440,21 @@ class Engine:
             steps: dict[Any, int] = {}
             tracebacks: dict[Any, str] = {}
             invalid: list[Result] = []
-            last = began
+            last, tokens_read = began, 0
+
+            def report() -> Report:
+                compiled = compilations().since(before)
+                found = total(r for lane in lanes for r in lane.reports())
+                found = over(found, time.perf_counter() - began, count)
+                return found._replace(
+                    programs=compiled.programs,
+                    compile_seconds=compiled.seconds,
+                    read=tokens_read,
+                    model_programs=self._model_programs(),
+                    prefill_bytes=prefill,
+                    peak_bytes=max(peak_bytes(device) for device in devices),
+                )
+
             for ended in abreast([lane.run for lane in lanes]):
                 told = told._replace(ended=told.ended + 1)
                 problem = problems[ended.problem]
@@ -435,13 +467,7 @@ class Engine:
                 lengths = int(batch.lengths[at]), int(read.lengths[at])
                 now = time.perf_counter()
                 seconds, last = now - last, now
-                compiled = compilations().since(before)
-                reports = [report for lane in lanes for report in lane.reports()]
-                self.report = total(reports)._replace(
-                    programs=compiled.programs,
-                    compile_seconds=compiled.seconds,
-                    prefill_bytes=prefill,
-                )
+                self.report = report()
                 try:
                     solutions = outcomes.read(ended.particles)
                 except Exception as error:
@@ -452,6 +478,10 @@ class Engine:
                 result = outcomes.result(problem, ended, solutions, seconds, lengths)
                 if result.num_invalid:
                     invalid.append(result)
+                tokens_read += result.ledger.reward_tokens
+                self.report = report()
+                if len(lanes) == 1:
+                    lanes[0].rest()
                 yield result
             names = ", ".join(str(result.problem_id) for result in invalid[:5])
             more = ", ..." if len(invalid) > 5 else ""

@@ -8,7 +8,6 @@ the slots changes no sample, since random numbers know nothing of it.
 
 import collections
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +15,12 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from tsi.engine.clock import Clock
 from tsi.engine.host_scores import score_on_host
 from tsi.engine.methods import Method, enter
-from tsi.engine.pool import Pool
+from tsi.engine.pool import Pool, bytes_held
 from tsi.engine.programs import Programs, Told
-from tsi.engine.report import Report
+from tsi.engine.report import CacheBytes, Report
 from tsi.engine.reward_pools import RewardPools
 from tsi.engine.rows import Stored, empty_stored
 from tsi.engine.shapes import Shapes
@@ -67,6 +67,7 @@ class Lane:
         questions: what the reward has prepared, one row a problem, or None.
         ids: of all problems.
         sizes: how much is worked on at once.
+        exact: whether its clock is, see :mod:`tsi.engine.clock`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Lane:
         questions: Any,
         ids: IdWords,
         sizes: Sizes,
+        exact: bool = False,
     ) -> None:
         self.programs, self.method, self.key = programs, method, key
         self.params, self.sizes, self.ids = params, sizes, ids
@@ -117,15 +119,16 @@ class Lane:
         self.stored: Stored | None = None
         self.writers: Any = None
         self.reads = Shapes(_cost, sizes.price, exact=1)
-        self.seconds: dict[str, float] = collections.defaultdict(float)
+        self.clock, self.cache = Clock(exact), CacheBytes()
 
     def report(self) -> Report:
         """What has been done so far."""
-        writers = self.writers
-        if writers is None:
-            return Report(0, 0, 0, {})
+        writers, spent = self.writers, self.clock.read()
+        counts = (0, 0, 0)
+        if writers is not None:
+            counts = (writers.useful, writers.computed, writers.bursts)
         return Report(
-            writers.useful, writers.computed, writers.bursts, dict(self.seconds)
+            *counts, spent.seconds, compiling=spent.compiling, cache=self.cache
         )
 
     @property
@@ -164,7 +167,7 @@ class Lane:
     # Problems
 
     def _enter(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
-        began = time.perf_counter()
+        before = self.clock.phase("prefill")
         for start in range(0, len(problems), self._entering):
             stop = start + self._entering
             self._read_prompts(problems[start:stop], places[start:stop])
@@ -183,7 +186,7 @@ class Lane:
             )
         request = jax.device_get(fresh[2])
         self._ask(request, np.isin(np.arange(self.sizes.problems), places))
-        self.seconds["prefill"] += time.perf_counter() - began
+        self.clock.switch(before)
 
     @property
     def _entering(self) -> int:
@@ -264,7 +267,7 @@ class Lane:
 
     def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[Ended]:
         """Tell the samplers of problems that are ready, and ask what is next."""
-        began = time.perf_counter()
+        before = self.clock.phase("decide")
         explores = self.method.plan.stored > 0
         if explores:
             self._keep(ready)
@@ -282,7 +285,7 @@ class Lane:
         ended = np.flatnonzero(ready & ~going_on)
         self._ask(request, ready & going_on)
         leaving = list(self._leave(ended)) if len(ended) else []
-        self.seconds["decide"] += time.perf_counter() - began
+        self.clock.switch(before)
         yield from leaving
 
     def _leave(self, places: Int[np.ndarray, " n"]) -> Iterator[Ended]:
@@ -396,7 +399,7 @@ class Lane:
 
     def _write(self) -> None:
         """Fill the slots, write tokens, and let the reward read what has ended."""
-        began = time.perf_counter()
+        before = self.clock.phase("move")
         each, writers = self.method.plan.rows, self.writers
         rows = writers.fill(self.queue)
         if len(rows):
@@ -412,12 +415,10 @@ class Lane:
                 self.turns[problems],
                 padded % each,
             )
-        self.seconds["move"] += time.perf_counter() - began
-        began = time.perf_counter()
+        self.clock.phase("decode")
         if writers.active.any():
             writers.write(self._enough())
-        self.seconds["decode"] += time.perf_counter() - began
-        began = time.perf_counter()
+        self.clock.phase("reward")
         at = self._due()
         for start in range(0, len(at), self.sizes.reads):
             chosen = at[start : start + self.sizes.reads]
@@ -425,7 +426,9 @@ class Lane:
             if len(chosen := chosen[writers.ended[chosen]]):
                 self._read(chosen)
         self._settle()
-        self.seconds["reward"] += time.perf_counter() - began
+        self.clock.switch(before)
+        held = bytes_held([self.policy, *self.readers])
+        self.cache = max(self.cache, held, key=lambda cache: cache.held)
 
     def _enough(self) -> int:
         """How many rows must have ended their steps for the host to look."""
@@ -582,7 +585,7 @@ class Lane:
         """Let rows take steps of other rows."""
         if not len(rows):
             return
-        began = time.perf_counter()
+        before = self.clock.phase("repeat")
         each, stored, _ = self.method.plan
         places = rows // each
         flat = np.asarray(self.request.sources).reshape(-1)[rows]
@@ -593,7 +596,7 @@ class Lane:
             if len(chosen):
                 self._repeat_some(rows[chosen].astype(np.int32), sources[chosen])
         self._settle()
-        self.seconds["repeat"] += time.perf_counter() - began
+        self.clock.switch(before)
 
     def _repeat_some(self, rows: Int[np.ndarray, " n"], sources: Any) -> None:
         count = len(rows)

@@ -7,6 +7,8 @@ still run out of memory later (see :mod:`tsi.engine.endurance`); one that does n
 never ends.
 """
 
+import resource
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +76,17 @@ def free_bytes(device: jax.Device | None = None) -> int:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
     return int(psutil.virtual_memory().available)
+
+
+def peak_bytes(device: jax.Device | None = None) -> int:
+    """The most that a device has held, or on a CPU the process, since it began."""
+    device = jax.local_devices()[0] if device is None else device
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    # Kilobytes, but on macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None:

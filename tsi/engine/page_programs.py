@@ -14,6 +14,7 @@ from jax.sharding import (
 )
 
 from tsi.engine import pages as paging
+from tsi.engine.clock import Timed
 from tsi.engine.pages import Dense
 from tsi.models.partition import MODEL
 
@@ -29,8 +30,8 @@ class PagePrograms:
         self.mesh = mesh
         self.home: Sharding | None = None
         donate = functools.partial(jax.jit, donate_argnums=0)
-        self.page_out = donate(paging.page_out)
-        self.page_in = donate(paging.page_in)
+        self.page_out = Timed(donate(paging.page_out), "move")
+        self.page_in = Timed(donate(paging.page_in), "move")
 
     def empty(self, like: Dense, rows: int, size: int) -> Dense:
         """Dense rows of zeros, laid out as the devices want them."""

@@ -4,7 +4,7 @@ Bytes lie in extents, arrays of one size. A pool that grows gets one more: nothi
 copied, and no program that moves blocks is compiled again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from tsi.engine.blocks import BlockTables, Copies, Indices
 from tsi.engine.page_programs import PagePrograms
 from tsi.engine.pages import Dense, Moves, Pages, moves_of, no_pages
+from tsi.engine.report import CacheBytes
 
 
 class Pool:
@@ -112,6 +113,19 @@ class Pool:
             some = Copies(*(x[extents == i] for x in copies))
             some = some._replace(blocks=some.blocks - i * self._extent)
             yield from ((i, moves) for moves in moves_of(some))
+
+
+def bytes_held(pools: Iterable[Pool]) -> CacheBytes:
+    """What lies in the blocks of some pools, by how many rows read it."""
+    found = CacheBytes()
+    for pool in pools:
+        uses = pool.tables.uses
+        size = pool.block * bytes_of_position(pool.like)
+        counts = (uses > 1).sum(), (uses == 1).sum(), uses.sum()
+        found = CacheBytes(
+            *(a + size * int(b) for a, b in zip(found, counts, strict=True))
+        )
+    return found
 
 
 def bytes_of_position(like: Dense) -> int:

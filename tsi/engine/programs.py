@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.engine import pages as paging
+from tsi.engine.clock import Timed
 from tsi.engine.page_programs import PagePrograms
 from tsi.engine.pages import Dense, layers_of
 from tsi.engine.rows import (
@@ -45,6 +46,22 @@ from tsi.rewards import NoReward
 from tsi.step_keys import step_keys
 from tsi.text_reader import TextReader
 from tsi.weights import weight_dtype
+
+PARTS = {
+    "prefill": "prefill",
+    "enter": "prefill",
+    "burst": "decode",
+    "end_step": "reward",
+    "written": "reward",
+    "score": "reward",
+    "repeat": "repeat",
+    "arrange": "decide",
+    "keep": "decide",
+    "admit": "move",
+    "behind": "move",
+    "widen": "move",
+}
+"""The part that each program belongs to, see :mod:`tsi.engine.clock`."""
 
 
 class Told(NamedTuple):
@@ -102,12 +119,26 @@ class Programs(PagePrograms):
         self.written = jax.jit(self._written)
         self.score = donate(self._score)
         self.widen = jax.jit(self._widen, static_argnums=1)
+        for name, part in PARTS.items():
+            setattr(self, name, Timed(getattr(self, name), part))
+
+    def counts(self) -> dict[str, int]:
+        """Programs with models in them that have been compiled, by part."""
+        models: dict[str, Any] = {
+            "prefill": self.prefill,
+            "decode": self.burst,
+            "reward": self.end_step,
+            "repeat": self.repeat,
+        }
+        counts = {part: timed.num_compiled() for part, timed in models.items()}
+        if self.texts is not None:
+            counts["prefill"] += self.texts.read_prompts.num_compiled()
+            counts["reward"] += self.texts.read.num_compiled()
+        return counts
 
     def count(self) -> int:
         """Programs with models in them that have been compiled."""
-        models: list[Any] = [self.prefill, self.burst, self.end_step, self.repeat]
-        texts = 0 if self.texts is None else self.texts.count()
-        return texts + sum(program._cache_size() for program in models)
+        return sum(self.counts().values())
 
     def slots(self, like: Dense, rows: int, size: int, vocab_size: int | None) -> Slots:
         """R slots without rows, see `empty_slots`."""

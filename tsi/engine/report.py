@@ -1,9 +1,28 @@
-"""How much of what a run computed was of use, and where its time went."""
+"""How much of what a run computed was of use, where its time went, what it held."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+
+class CacheBytes(NamedTuple):
+    """Keys and values in blocks, at the moment when there were most of them.
+
+    Attributes:
+        shared: of blocks that several rows read, each counted once.
+        private: of blocks that one row reads.
+        unshared: what all rows would take if each had its blocks for itself.
+    """
+
+    shared: int = 0
+    private: int = 0
+    unshared: int = 0
+
+    @property
+    def held(self) -> int:
+        """Of all blocks that some row reads."""
+        return self.shared + self.private
 
 
 class Report(NamedTuple):
@@ -13,13 +32,22 @@ class Report(NamedTuple):
         useful: tokens that rows have written.
         computed: tokens that were computed for all slots, in use or not.
         bursts: how often the host looked at the slots.
-        seconds: of the host's phases, summed over groups of devices that work side by
-            side: ``prefill``, ``move`` (rows into slots), ``decode``, ``reward``,
-            ``repeat`` and ``decide``. Each contains what it compiled.
+        seconds: of each of :data:`tsi.engine.clock.PARTS`, summed over groups of
+            devices that work side by side. Parts of an exact run are what programs
+            took, each from its call to its last result, and "host" is all else;
+            otherwise they are the host's phases. Compilation is in neither.
         programs: that were compiled, or read from disk, while the run went on.
-        compile_seconds: what that took.
+        compile_seconds: what the process spent on that, without tracing.
+        compiling: seconds of "compile" by the part that they interrupted.
+        wall: seconds that have passed.
+        groups: of devices, side by side; their seconds sum to `wall` times this.
+        read: tokens that the reward has read, of problems that have ended.
+        model_programs: of the engine so far, by part.
+        cache: summed over groups, each at its own largest.
         prefill_bytes: what reading prompts takes beside the weights at its peak, at
             most (:func:`tsi.models.prefill.prefill_bytes`).
+        peak_bytes: the most that a device of the run has held, or on a CPU the
+            process, since it began.
     """
 
     useful: int
@@ -29,11 +57,22 @@ class Report(NamedTuple):
     programs: int = 0
     compile_seconds: float = 0.0
     prefill_bytes: int = 0
+    compiling: Mapping[str, float] = {}
+    wall: float = 0.0
+    groups: int = 1
+    read: int = 0
+    model_programs: Mapping[str, int] = {}
+    cache: CacheBytes = CacheBytes()
+    peak_bytes: int = 0
 
     @property
     def utilisation(self) -> float:
         """The share of the computed tokens that were of use; NaN if there are none."""
         return self.useful / self.computed if self.computed else math.nan
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part, in the mean over groups; they sum to `wall`."""
+        return {part: spent / self.groups for part, spent in self.seconds.items()}
 
 
 class Progress(NamedTuple):
@@ -53,12 +92,54 @@ class Progress(NamedTuple):
 
 
 def total(reports: Iterable[Report]) -> Report:
-    """One report of several groups of devices."""
-    useful, computed, bursts = 0, 0, 0
-    seconds: Counter[str] = Counter()
+    """One report of several groups of devices, or of several lanes of one group."""
+    sums, cache = Counter[str](), CacheBytes()
+    seconds, compiling = Counter[str](), Counter[str]()
     for report in reports:
-        useful += report.useful
-        computed += report.computed
-        bursts += report.bursts
+        sums.update(
+            useful=report.useful, computed=report.computed, bursts=report.bursts
+        )
         seconds.update(report.seconds)
-    return Report(useful, computed, bursts, dict(seconds))
+        compiling.update(report.compiling)
+        cache = CacheBytes(*map(sum, zip(cache, report.cache, strict=True)))
+    return Report(
+        sums["useful"],
+        sums["computed"],
+        sums["bursts"],
+        dict(seconds),
+        compiling=dict(compiling),
+        cache=cache,
+    )
+
+
+def over(report: Report, wall: float, groups: int) -> Report:
+    """A report of groups that worked side by side for so many seconds.
+
+    What no group's clock has counted, before a group begins and after it ends, is time
+    in which its devices had nothing to do.
+    """
+    seconds = dict(report.seconds)
+    uncounted = max(0.0, wall * groups - sum(seconds.values()))
+    seconds["idle"] = seconds.get("idle", 0.0) + uncounted
+    return report._replace(seconds=seconds, wall=wall, groups=groups)
+
+
+def in_turn(reports: Iterable[Report]) -> Report:
+    """One report of runs of one engine that followed each other.
+
+    Raises:
+        ValueError: there are none.
+    """
+    reports = list(reports)
+    last, summed = reports[-1], total(reports)
+    return summed._replace(
+        programs=sum(report.programs for report in reports),
+        compile_seconds=sum(report.compile_seconds for report in reports),
+        wall=sum(report.wall for report in reports),
+        # Not all runs need have had as many groups: each group's time is counted.
+        groups=max(report.groups for report in reports),
+        read=sum(report.read for report in reports),
+        model_programs=last.model_programs,
+        cache=max((report.cache for report in reports), key=lambda cache: cache.held),
+        peak_bytes=last.peak_bytes,
+    )

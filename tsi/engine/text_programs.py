@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from tsi.cache import Suffix, squeeze
+from tsi.engine.clock import Timed
 from tsi.engine.page_programs import PagePrograms
 from tsi.engine.pages import Dense, layers_of
 from tsi.models.layers import Segment
@@ -29,14 +30,10 @@ class TextPrograms(PagePrograms):
     def __init__(self, reader: TextReader, mesh: Mesh | None) -> None:
         super().__init__(mesh)
         self.reader = reader
-        self.read_prompts = jax.jit(reader.read_prompts)
-        self.enter = jax.jit(self._enter, donate_argnums=0)
-        self.read = jax.jit(self._read, static_argnums=8, donate_argnums=2)
-
-    def count(self) -> int:
-        """Programs with the model in them that have been compiled."""
-        models: list[Any] = [self.read_prompts, self.read]
-        return sum(program._cache_size() for program in models)
+        read = jax.jit(self._read, static_argnums=8, donate_argnums=2)
+        self.read_prompts = Timed(jax.jit(reader.read_prompts), "prefill")
+        self.enter = Timed(jax.jit(self._enter, donate_argnums=0), "prefill")
+        self.read = Timed(read, "reward")
 
     def no_prompts(self, like: Segment, problems: int) -> Segment:
         """Room for the prompts of P problems."""
