@@ -269,7 +269,8 @@ def test_the_number_of_shapes_is_bounded_but_for_what_nothing_else_can_do():
     for rows in (64, 48, 32, 16, 8, 4):
         shapes.choose((rows,), (64,))
     assert shapes.known == {(64,), (48,), (32,)}
-    assert shapes.choose((65,), (128,)) == (128,)
+    assert shapes.choose((4,), (4,)) == (32,)
+    assert shapes.choose((65,), (128,)) == (65,)
 
 
 class Scale(NamedTuple):

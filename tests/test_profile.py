@@ -168,6 +168,7 @@ def test_the_parts_of_a_run_sum_to_its_wall_time(repeats, exact):
 def test_utilisation_and_bytes_of_a_tiny_run_by_hand(monkeypatch, cheap):
     """Three rows of one problem, greedy and so alike, in four slots."""
     monkeypatch.setattr(engine_module, "CHEAP", cheap)
+    monkeypatch.setattr(engine_module, "COMPILATION", 0.0)
     monkeypatch.setattr(engine_module, "BLOCK", 4 if cheap == 0 else 1)
     policy, _ = tiny.models()
     models = {"encode": tiny.encode, "decode": tiny.decode, "max_rows": 4}

@@ -54,11 +54,11 @@ class Shapes:
 
         Args:
             wanted: the smallest that can do the work.
-            coarse: what is compiled if no known shape can.
+            coarse: what is compiled if no known shape can, and shapes have a price.
         """
         fits = self.fitting(wanted)
         if not fits:
-            chosen = coarse
+            chosen = coarse if self.price else wanted
         elif self.waste[wanted] >= self.price and len(self.known) < self.most:
             chosen = wanted
         else:
