@@ -114,6 +114,8 @@ def test_when_one_is_asked_to_stop_all_stop(several, tmp_path):
     started[1].send_signal(signal.SIGTERM)
     codes, told = ended(started)
     assert codes == [75, 75], told
+    # Neither of them has done its share.
+    assert all(lines(shard) < 6 * 2 * 6 for shard in shards)
 
 
 def test_the_death_of_the_first_process_loses_nothing_that_was_written(
@@ -215,9 +217,17 @@ class FakeStore:
 
 @pytest.fixture
 def quick(monkeypatch):
+    def late(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
     monkeypatch.setattr(distributed, "BEAT", 0.01)
     monkeypatch.setattr(distributed, "PAUSE", 0.01)
     monkeypatch.setattr(distributed, "GRACE", 0.2)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
