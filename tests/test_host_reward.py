@@ -133,14 +133,14 @@ def test_only_rows_that_took_a_step_are_shown_to_a_function(monkeypatch):
         [0],
         min_step_tokens=2,
     )
-    shown, took, rows_read, score = [], [], [], Lane._score
+    shown, took, rows_read, judge = [], [], [], Lane._judge
 
     def count_rows(self, rows, told):
         took.append(int((told.lengths > self.lengths[rows]).sum()))
         rows_read.append(len(rows))
-        return score(self, rows, told)
+        return judge(self, rows, told)
 
-    monkeypatch.setattr(Lane, "_score", count_rows)
+    monkeypatch.setattr(Lane, "_judge", count_rows)
 
     class Watched(TextReward):
         def score_rows(self, rows):

@@ -1,10 +1,11 @@
 """The numbers of a reward on the host, put with the rows on the device."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from tsi.engine.programs import Programs, Told
 from tsi.engine.rows import Stored
@@ -12,64 +13,122 @@ from tsi.host_reward import HostReward, Written, scores_of
 from tsi.weights import weight_dtype
 
 
-class Scored(NamedTuple):
-    """What scoring has made of rows, and the rows that failed, by their place."""
+class Batch(NamedTuple):
+    """Rows that have ended a step.
 
-    stored: Stored
-    told: Told
-    errors: dict[int, Exception]
-
-
-def score_on_host(
-    programs: Programs,
-    reward: HostReward,
-    stored: Stored,
-    rows: Int[np.ndarray, " n"],
-    told: Told,
-    before: Int[np.ndarray, " n"],
-    depths: Int[np.ndarray, " n"],
-    asked: list[Any],
-    params: Any,
-    size: int,
-) -> Scored:
-    """Ask a reward on the host about rows that have taken a step.
-
-    Args:
-        programs: compiled ones.
-        reward: what is asked.
-        stored: all rows.
-        rows: which.
+    Attributes:
+        rows: which of the store.
         told: what is known of them.
         before: tokens that they had before the step. A step that cannot be repeated is
             none: its row has as many as before, and stays as it was.
         depths: of the step.
-        asked: what the reward has prepared of each row's problem.
-        params: weights and temperatures.
+        problems: of each row, among all problems.
+        places: of the problem of each.
+    """
+
+    rows: Int[np.ndarray, " n"]
+    told: Told
+    before: Int[np.ndarray, " n"]
+    depths: Int[np.ndarray, " n"]
+    problems: Int[np.ndarray, " n"]
+    places: Int[np.ndarray, " n"]
+
+    @property
+    def took(self) -> Any:
+        """Which rows took the step, ``[n]``."""
+        return self.told.lengths > self.before
+
+
+class Scored(NamedTuple):
+    """The store, and what is known of the rows of a batch with their scores."""
+
+    stored: Stored
+    rows: Int[np.ndarray, " n"]
+    told: Told
+
+
+class HostScores:
+    """Asks a reward on the host about rows that have taken a step.
+
+    Args:
+        programs: compiled ones.
+        reward: what is asked.
+        questions: what the reward has prepared of all problems, or None.
         size: rows that the programs are compiled for.
     """
-    took, pad = told.lengths > before, (0, size - len(rows))
-    at = np.flatnonzero(took)
-    if not len(at):
-        return Scored(stored, told, {})
+
+    def __init__(
+        self, programs: Programs, reward: HostReward, questions: Any, size: int
+    ) -> None:
+        self.programs, self.reward, self.size = programs, reward, size
+        self._questions = questions
+        self._asked: list[tuple[Batch, Float[np.ndarray, " A"]]] = []
+
+    def ask(self, stored: Stored, batch: Batch) -> dict[int, Exception]:
+        """Have the steps of rows scored.
+
+        Returns:
+            Why scores failed, by place among the rows.
+        """
+        log_odds = np.zeros(self.size, weight_dtype())
+        errors: dict[int, Exception] = {}
+        at = np.flatnonzero(batch.took)
+        if len(at):
+            padded = np.pad(batch.rows, (0, self.size - len(batch.rows)))
+            solutions = jax.device_get(self.programs.written(stored, padded))
+            told = batch.told
+            written = [
+                Written(
+                    jax.tree.map(
+                        lambda leaf, p=batch.problems[i]: leaf[p], self._questions
+                    ),
+                    solutions.tokens[i, : told.lengths[i]].tolist(),
+                    bool(told.finished[i] & ~solutions.truncated[i]),
+                    bool(told.finished[i]),
+                )
+                for i in at
+            ]
+            log_odds[at], errors = scores_of(self.reward, written)
+        self._asked.append((batch, log_odds))
+        return {int(at[i]): error for i, error in errors.items()}
+
+    def answers(self, stored: Stored, params: Any) -> Iterator[Scored]:
+        """All rows that were asked about, batch by batch."""
+        while self._asked:
+            batch, log_odds = self._asked.pop(0)
+            scored = put_scores(self.programs, stored, batch, log_odds, None, params)
+            stored = scored.stored
+            yield scored
+
+
+def put_scores(
+    programs: Programs,
+    stored: Stored,
+    batch: Batch,
+    log_odds: Float[np.ndarray, " A"],
+    spent: Any,
+    params: Any,
+) -> Scored:
+    """Put log-odds with the rows that took a step.
+
+    Args:
+        programs: compiled ones.
+        stored: all rows.
+        batch: of at most A rows.
+        log_odds: of these.
+        spent: what a model has read for them, as `Programs.score` takes it.
+        params: weights and temperatures.
+    """
+    rows, told, took = batch.rows, batch.told, batch.took
+    if not took.any():
+        return Scored(stored, rows, told)
+    pad = (0, len(log_odds) - len(rows))
     # Rows beyond the store are lost.
     beyond = stored.rows.lengths.shape[0]
     padded = np.pad(np.where(took, rows, beyond), pad, constant_values=beyond)
-    solutions = jax.device_get(programs.written(stored, padded))
-    written = [
-        Written(
-            asked[i],
-            solutions.tokens[i, : told.lengths[i]].tolist(),
-            bool(told.finished[i] & ~solutions.truncated[i]),
-            bool(told.finished[i]),
-        )
-        for i in at
-    ]
-    log_odds = np.zeros(size, weight_dtype())
-    log_odds[at], errors = scores_of(reward, written)
     stored, potentials = programs.score(
-        stored, padded, np.pad(depths, pad), log_odds, None, params
+        stored, padded, np.pad(batch.depths, pad), log_odds, spent, params
     )
     now = jax.device_get(potentials)[: len(rows)]
     scored: Any = np.where(took, now, told.log_potentials)
-    told = told._replace(log_potentials=scored)
-    return Scored(stored, told, {int(at[i]): error for i, error in errors.items()})
+    return Scored(stored, rows, told._replace(log_potentials=scored))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from tsi.engine.clock import Clock
-from tsi.engine.host_scores import score_on_host
+from tsi.engine.host_scores import Batch, HostScores
 from tsi.engine.methods import Method, enter
 from tsi.engine.pool import Pool, bytes_held
 from tsi.engine.programs import Programs, Told
@@ -86,6 +86,10 @@ class Lane:
         self.params, self.sizes, self.ids = params, sizes, ids
         self.prompts, self.questions = prompts, questions
         self.readers: Any = None
+        self.scores: HostScores | TextReadings | None = None
+        if programs.host_reward is not None:
+            reward = programs.host_reward
+            self.scores = HostScores(programs, reward, questions, sizes.reads)
         self.target = programs.target
         programs.at_home_with(params.policy)
         rows, stored, _ = method.plan
@@ -97,8 +101,8 @@ class Lane:
             # The model that reads text has programs and devices of its own.
             model, self.params = params.reward, params._replace(reward=None)
             self.questions = None
-            self.readers = TextReadings(
-                programs.texts, model, questions, self.total, sizes, POOL // 2
+            self.scores = self.readers = TextReadings(
+                programs, programs.texts, model, questions, self.total, sizes, POOL // 2
             )
         # By place: which problem, how many turns, rows that are not yet read.
         self.index = np.full(count, -1)
@@ -497,15 +501,16 @@ class Lane:
         self._judge(rows, told)
 
     def _judge(self, rows: Int[np.ndarray, " n"], told: Told) -> None:
-        """Have the steps that rows have ended scored, now or in `_settle`."""
-        if not isinstance(self.readers, TextReadings):
-            self._end(rows, self._score(rows, told))
+        """Have the steps that rows have ended scored, if the host has a part in it.
+
+        A problem whose scoring fails is given up; the others go on.
+        """
+        if self.scores is None:
+            self._end(rows, told)
             return
         assert self.stored is not None
         places = rows // self.method.plan.rows
-        errors = self.readers.ask(
-            self.programs,
-            self.stored,
+        batch = Batch(
             rows,
             told,
             self.lengths[rows],
@@ -513,51 +518,17 @@ class Lane:
             self.index[places],
             places,
         )
-        self._give_up_where(rows, errors)
+        for i, error in self.scores.ask(self.stored, batch).items():
+            self._give_up(int(places[i]), int(batch.depths[i]) + 1, error)
 
     def _settle(self) -> None:
-        """Wait for the numbers of a reward model that is reading text."""
-        if isinstance(self.readers, TextReadings) and self.stored is not None:
-            answers = self.readers.answers(self.programs, self.stored, self.params)
-            for self.stored, rows, told in answers:
-                self._end(rows, told)
-
-    def _score(self, rows: Int[np.ndarray, " n"], told: Told) -> Told:
-        """Ask a reward on the host for its numbers, if it is one that is.
-
-        A problem on which the function fails is given up; the others go on.
-        """
-        reward = self.programs.host_reward
-        if reward is None:
-            return told
+        """Wait for the scores that the host has asked for."""
+        if self.scores is None:
+            return
         assert self.stored is not None
-        places = rows // self.method.plan.rows
-        asked = [
-            jax.tree.map(lambda leaf, p=problem: leaf[p], self.questions)
-            for problem in self.index[places]
-        ]
-        self.stored, told, errors = score_on_host(
-            self.programs,
-            reward,
-            self.stored,
-            rows,
-            told,
-            self.lengths[rows],
-            self.depths[rows],
-            asked,
-            self.params,
-            self.sizes.reads,
-        )
-        self._give_up_where(rows, errors)
-        return told
-
-    def _give_up_where(
-        self, rows: Int[np.ndarray, " n"], errors: dict[int, Exception]
-    ) -> None:
-        """Let the problems of rows go whose steps could not be scored."""
-        for i, error in errors.items():
-            place = int(rows[i] // self.method.plan.rows)
-            self._give_up(place, int(self.depths[rows[i]]) + 1, error)
+        for scored in self.scores.answers(self.stored, self.params):
+            self.stored, rows, told = scored
+            self._end(rows, told)
 
     def _give_up(self, place: int, step: int, error: Exception) -> None:
         """Let a problem go that cannot be ended."""

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from tsi.engine.blocks import BlockTables, Indices
+from tsi.engine.host_scores import Batch, Scored, put_scores
 from tsi.engine.pool import Pool
-from tsi.engine.programs import Programs, Solutions, Told
+from tsi.engine.programs import Programs, Solutions
 from tsi.engine.rows import RewardCaches, RewardChange, Stored
 from tsi.engine.sizes import Sizes, room_of, width_of
 from tsi.engine.text_programs import TextPrograms, dense_like, some_questions
@@ -57,20 +58,14 @@ class Asked(NamedTuple):
     """Rows whose numbers are not there yet.
 
     Attributes:
-        rows: all of a batch.
-        told: what is known of them.
-        took: those that took a step.
-        depths: of the step.
+        batch: all of them.
         read: those that are read, by place among the rows.
         nowhere: those whose text has no room.
         continued: of those that are read.
         numbers: log-odds and values of these, on the device.
     """
 
-    rows: Int[np.ndarray, " n"]
-    told: Told
-    took: Bool[np.ndarray, " n"]
-    depths: Int[np.ndarray, " n"]
+    batch: Batch
     read: list[int]
     nowhere: list[int]
     continued: list[Continued]
@@ -81,8 +76,9 @@ class TextReadings:
     """Readings of the rows of one lane.
 
     Args:
-        programs: compiled ones.
-        model: the reward model's weights.
+        policy: the policy's programs, which have the rows.
+        programs: the reward model's.
+        model: its weights.
         questions: of all problems, on the host.
         rows: how many there are.
         sizes: how much is worked on at once.
@@ -95,6 +91,7 @@ class TextReadings:
 
     def __init__(
         self,
+        policy: Programs,
         programs: TextPrograms,
         model: Any,
         questions: Any,
@@ -102,7 +99,7 @@ class TextReadings:
         sizes: Sizes,
         most: int,
     ) -> None:
-        self.programs, self.reader = programs, programs.reader
+        self.policy, self.programs, self.reader = policy, programs, programs.reader
         self.reader.check(questions, model.config)
         programs.at_home_with(model)
         self.model, self.sizes = model, sizes
@@ -180,72 +177,45 @@ class TextReadings:
     def _transcripts(self) -> Any:
         return self._pool.tables.transcripts
 
-    def ask(
-        self,
-        programs: Programs,
-        stored: Stored,
-        rows: Int[np.ndarray, " n"],
-        told: Told,
-        before: Int[np.ndarray, " n"],
-        depths: Int[np.ndarray, " n"],
-        problems: Int[np.ndarray, " n"],
-        places: Int[np.ndarray, " n"],
-    ) -> dict[int, Exception]:
+    def ask(self, stored: Stored, batch: Batch) -> dict[int, Exception]:
         """Begin to read the steps of rows.
-
-        Args:
-            programs: the policy's.
-            stored: all rows.
-            rows: which.
-            told: what is known of them.
-            before: tokens that they had before the step; a row that has as many now
-                took none, and is not looked at.
-            depths: of the step.
-            problems: of each row, among all problems.
-            places: of the problem of each.
 
         Returns:
             Why rows could not be rendered, by their place among the rows.
         """
-        took: Any = told.lengths > before
         errors: dict[int, Exception] = {}
         read, nowhere, continued = [], [], []
         numbers: Any = None
-        if took.any():
-            padded = np.pad(rows, (0, self.sizes.reads - len(rows)))
-            solutions = jax.device_get(programs.written(stored, padded))
-            for i in np.flatnonzero(took).tolist():
-                row, problem = int(rows[i]), int(problems[i])
+        if batch.took.any():
+            padded = np.pad(batch.rows, (0, self.sizes.reads - len(batch.rows)))
+            solutions = jax.device_get(self.policy.written(stored, padded))
+            for i in np.flatnonzero(batch.took).tolist():
                 try:
-                    one = self._continue(i, row, problem, told, solutions)
+                    one = self._continue(i, batch, solutions)
                 except Exception as error:
                     errors[i] = error
                     continue
-                self._transcripts[row] = one.transcript
+                self._transcripts[batch.rows[i]] = one.transcript
                 if one.rendering is None:
                     nowhere.append(i)
                 else:
                     read.append(i)
                     continued.append(one)
             if read:
-                numbers = self._begin(
-                    rows[read], places[read], continued, solutions.log_prob[read]
-                )
-        self._asked.append(
-            Asked(rows, told, took, depths, read, nowhere, continued, numbers)
-        )
+                rows, places = batch.rows[read], batch.places[read]
+                log_prob = solutions.log_prob[read]
+                numbers = self._begin(rows, places, continued, log_prob)
+        self._asked.append(Asked(batch, read, nowhere, continued, numbers))
         return errors
 
-    def _continue(
-        self, i: int, row: int, problem: int, told: Told, solutions: Solutions
-    ) -> Continued:
+    def _continue(self, i: int, batch: Batch, solutions: Solutions) -> Continued:
         """The transcript of one row after its step."""
-        asked = self.questions
+        asked, problem = self.questions, int(batch.problems[i])
         question = bytes(np.asarray(asked.text[problem, : asked.sizes[problem]]))
-        finished = bool(told.finished[i])
+        finished = bool(batch.told.finished[i])
         return continue_transcript(
             self.reader,
-            self._transcripts[row],
+            self._transcripts[batch.rows[i]],
             question.decode("utf-8"),
             np.asarray(solutions.tokens[i]),
             np.asarray(solutions.step_ends[i]),
@@ -303,48 +273,30 @@ class TextReadings:
         both: tuple[Any, Any] = lengths, common
         return Rendered(ints, *both, marks, num_marks), values  # type: ignore[arg-type]
 
-    def answers(
-        self, programs: Programs, stored: Stored, params: Any
-    ) -> Iterator[tuple[Stored, Int[np.ndarray, " n"], Told]]:
-        """Give all rows that were asked about their numbers, batch by batch.
+    def answers(self, stored: Stored, params: Any) -> Iterator[Scored]:
+        """All rows that were asked about, batch by batch, with their numbers.
 
         Args:
-            programs: the policy's.
             stored: all rows.
             params: weights and temperatures.
-
-        Returns:
-            The store, rows, and what is known of them now.
         """
-        config = self.model.config
+        config, size = self.model.config, self.sizes.reads
         while self._asked:
-            asked = self._asked.pop(0)
-            rows, told, read = asked.rows, asked.told, asked.read
-            size = self.sizes.reads
+            batch, read, nowhere, continued, both = self._asked.pop(0)
             log_odds = np.zeros(size, weight_dtype())
-            log_odds[asked.nowhere] = np.nan
+            log_odds[nowhere] = np.nan
             spent = np.zeros(size, np.int32), np.zeros(size, np.float32)
             if read:
-                numbers, values = jax.device_get(asked.numbers)
+                numbers, values = jax.device_get(both)
                 log_odds[read] = numbers[: len(read)]
-                for i, one, said in zip(read, asked.continued, values, strict=False):
-                    self._keep(int(rows[i]), one.transcript, said)
+                for i, one, said in zip(read, continued, values, strict=False):
+                    self._keep(int(batch.rows[i]), one.transcript, said)
                     count = len(one.transcript.tokens) - one.common
                     spent[0][i] = count
                     spent[1][i] = config.attended(one.common, count)
-            if asked.took.any():
-                pad = (0, size - len(rows))
-                beyond = stored.rows.lengths.shape[0]
-                padded = np.where(asked.took, rows, beyond)
-                padded = np.pad(padded, pad, constant_values=beyond)
-                depths = np.pad(asked.depths, pad)
-                stored, potentials = programs.score(
-                    stored, padded, depths, log_odds, spent, params
-                )
-                now = jax.device_get(potentials)[: len(rows)]
-                scored: Any = np.where(asked.took, now, told.log_potentials)
-                told = told._replace(log_potentials=scored)
-            yield stored, rows, told
+            scored = put_scores(self.policy, stored, batch, log_odds, spent, params)
+            stored = scored.stored
+            yield scored
 
     def _keep(self, row: int, transcript: Transcript, said: np.ndarray) -> None:
         # A problem that was given up meanwhile has no transcripts.
