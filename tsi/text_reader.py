@@ -31,11 +31,12 @@ from jaxtyping import Array, Float, Int
 
 from tsi.aggregation import with_step, within
 from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
-from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.errors import ConfigurationError
 from tsi.formats import Format, Rendering
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
+from tsi.reader_questions import Questions, encode_questions
 from tsi.rewards import Prompts, Reading, Step
 from tsi.step_texts import (
     NOTHING,
@@ -44,23 +45,6 @@ from tsi.step_texts import (
     text_so_far,
     texts_of_more_steps,
 )
-
-TEXT_BUCKET, TOKEN_BUCKET = 64, 16
-"""Questions are padded to multiples of these, so that few shapes are compiled."""
-
-
-class Questions(NamedTuple):
-    """P questions, and the tokens that the model reads of them.
-
-    Attributes:
-        text: ``[P, B]`` bytes of UTF-8, of which ``sizes`` are real.
-        tokens: ``[P, S]`` ids that renderings begin with; ``lengths`` are real.
-    """
-
-    text: Int[Array, "P B"]
-    sizes: Int[Array, " P"]
-    tokens: Int[Array, "P S"]
-    lengths: Int[Array, " P"]
 
 
 class ReaderState(NamedTuple):
@@ -158,18 +142,7 @@ class TextReader:
         Raises:
             PromptTooLongError: one leaves no room for a solution.
         """
-        heads = [self._head(question) for question in questions]
-        for question, head in zip(questions, heads, strict=True):
-            if len(head) >= self.max_tokens:
-                raise PromptTooLongError(
-                    f"The question {question[:60]!r} has {len(head)} of the reward "
-                    f"model's tokens, and max_tokens={self.max_tokens} leaves no room "
-                    "for a solution. Shorten it or raise max_tokens."
-                )
-        texts = [list(question.encode("utf-8")) for question in questions]
-        text, sizes = _padded(texts, TEXT_BUCKET, np.uint8)
-        tokens, lengths = _padded(heads, TOKEN_BUCKET, np.int32)
-        return Questions(*map(jnp.asarray, (text, sizes, tokens, lengths)))
+        return encode_questions(self.format, questions, self.max_tokens)
 
     def check(self, questions: Questions | None, config: DecoderConfig) -> None:
         """Refuse questions that were not prepared, and a model that cannot read so far.
@@ -342,14 +315,6 @@ class TextReader:
         taken = {name: getattr(state, name)[rows] for name in BY_ROW}
         return state._replace(suffix=suffix, **taken)
 
-    def _head(self, question: str) -> list[int]:
-        """Ids that renderings of a question begin with; a guess that reading checks."""
-        empty, full = (
-            self.format.render(question, [step], False).tokens
-            for step in ("", question)
-        )
-        return empty[: num_common(empty, full)]
-
     def _rendered(self, state: ReaderState, step: Step, ends) -> Rendered:
         rows, marks = state.tokens.shape[0], self.num_marks
         like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
@@ -431,12 +396,3 @@ def visible(prompt: Segment, shared: Int[Array, " R"]) -> Segment:
 
 
 BY_ROW = ("shared", "tokens", "lengths", "values", "ends")
-
-
-def _padded(rows: Sequence[list[int]], bucket: int, dtype: Any):
-    longest = max((len(row) for row in rows), default=1)
-    width = max(-(-longest // bucket), 1) * bucket
-    padded = np.zeros((len(rows), width), dtype)
-    for row, values in zip(padded, rows, strict=True):
-        row[: len(values)] = values
-    return padded, np.asarray([len(row) for row in rows], np.int32)

@@ -16,7 +16,8 @@ from tsi.engine.clock import Timed
 from tsi.engine.page_programs import PagePrograms
 from tsi.engine.pages import Dense, layers_of
 from tsi.models.layers import Segment
-from tsi.text_reader import Questions, Rendered, TextReader, visible
+from tsi.reader_questions import Questions
+from tsi.text_reader import Rendered, TextReader, visible
 
 
 class TextPrograms(PagePrograms):

@@ -23,7 +23,8 @@ from tsi.engine.programs import Programs, Solutions
 from tsi.engine.rows import RewardCaches, RewardChange, Stored
 from tsi.engine.sizes import Sizes, room_of, width_of
 from tsi.engine.text_programs import TextPrograms, dense_like, some_questions
-from tsi.text_reader import Questions, Rendered
+from tsi.reader_questions import Questions
+from tsi.text_reader import Rendered
 from tsi.transcripts import (
     Continued,
     Transcript,
