@@ -14,11 +14,18 @@ from tyro.conf import Positional
 
 from tsi.errors import UnknownNameError
 from tsi.experiments.command import exit_code
-from tsi.experiments.model_options import ModelOptions, Models, check_positive
+from tsi.experiments.model_options import (
+    Dry,
+    DryRun,
+    ModelOptions,
+    Models,
+    check_positive,
+)
 from tsi.models.files import check_writable
 
 if TYPE_CHECKING:
     from tsi.models.catalogue import Description
+    from tsi.problem import Problem
 
 
 def scale(
@@ -31,6 +38,7 @@ def scale(
     seeds: int = 1,
     out: str | None = None,
     progress: bool = True,
+    dry: Dry = DryRun(),  # noqa: B008
     distributed: bool = False,
     coordinator: str | None = None,
     num_processes: int | None = None,
@@ -47,6 +55,7 @@ def scale(
         out: folder for rows, table and plots; results/TASK by default. Also an address
             that fsspec knows, such as gs://bucket/folder.
         progress: show the bar with the time left.
+        dry: what it would cost.
         distributed: divide the problems among several processes, all started with this
             same command; TPU pods, Slurm, Open MPI and Kubernetes are detected.
         coordinator: where they are not, HOST:PORT of process 0, the same for all.
@@ -60,7 +69,16 @@ def scale(
 
     plan = checked_plan(methods, budgets, seeds)
     check_positive(num_problems=num_problems)
+    dry.check()
     folder = place_of(out or f"results/{options.task}")
+    if dry.dry_run:
+        from tsi.experiments.dry_run import dry_run_text, runs_of
+
+        world = options.world(num_problems, shapes_only=True)
+        _tell(world.notes)
+        runs = runs_of(plan, world, inside(folder, "rows.jsonl"))
+        print(dry_run_text(world, runs, dry.flops_per_second))
+        return 0
     with group_of(distributed, coordinator, num_processes, process_id) as group:
         world = options.world(num_problems)
         _tell(world.notes if group.is_first else ())
@@ -79,6 +97,7 @@ def solve(
     budget: int = 16,
     seed: int = 0,
     figures: Path | None = None,
+    dry: Dry = DryRun(),  # noqa: B008
 ) -> int:
     """Solve one problem and show each step's ESS, the genealogy and the answers.
 
@@ -90,6 +109,7 @@ def solve(
         seed: of the random numbers.
         figures: folder for pictures of the genealogy, of effective sample size and
             rewards by step, and of the weights; none are drawn by default.
+        dry: what it would cost.
     """
     import jax
 
@@ -100,10 +120,12 @@ def solve(
 
     chosen = get_method(method)
     check_positive(budget=budget)
+    problem = get_task(options.task).problem(prompt)
+    if dry.dry_run:
+        return _tell_cost(options, dry, method, budget, [problem])
     if figures is not None:
         # Refused before the work, not after it.
         check_writable(figures / "ess.png")
-    problem = get_task(options.task).problem(prompt)
     world = options.world([problem])
     _tell(world.notes)
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
@@ -135,6 +157,7 @@ def profile(
     num_problems: int = 8,
     seed: int = 0,
     trace: Path | None = None,
+    dry: Dry = DryRun(),  # noqa: B008
 ) -> int:
     """Run a method on a few problems and show where its time and memory go.
 
@@ -149,12 +172,15 @@ def profile(
         num_problems: held-out problems.
         seed: of the random numbers.
         trace: folder for a trace of jax.profiler, which TensorBoard or Perfetto show.
+        dry: what it would cost.
     """
     from tsi.experiments.methods import get_method
     from tsi.experiments.profiling import profile_run, table_of
 
     chosen = get_method(method)
     check_positive(budget=budget, num_problems=num_problems)
+    if dry.dry_run:
+        return _tell_cost(options, dry, method, budget, num_problems)
     if trace is not None:
         check_writable(trace / "trace")
     world = options.world(num_problems)
@@ -162,6 +188,24 @@ def profile(
     report = profile_run(world, method, budget, seed, trace)
     print(f"{chosen.label}, N = {budget}, {num_problems} problems, seed {seed}\n")
     print(table_of(report))
+    return 0
+
+
+def _tell_cost(
+    options: ModelOptions,
+    dry: DryRun,
+    method: str,
+    budget: int,
+    problems: "int | list[Problem]",
+) -> int:
+    """Print what one run would cost."""
+    dry.check()
+    from tsi.experiments.dry_run import Run, dry_run_text
+
+    world = options.world(problems, shapes_only=True)
+    _tell(world.notes)
+    run = Run(method, budget, len(world.problems))
+    print(dry_run_text(world, [run], dry.flops_per_second))
     return 0
 
 

@@ -91,14 +91,25 @@ def load_model(
     dtype: str = "float32",
     mesh: Mesh | None = None,
     weights: str | None = None,
+    shapes_only: bool = False,
 ) -> T:
     """The model in a folder or file, which must be of a kind.
+
+    Args:
+        path: of the folder or file.
+        kind: the class.
+        role: what it is for, in the words of an error.
+        dtype: of the weights.
+        mesh: devices to place them on, if any.
+        shapes_only: leave the weights on disk.
 
     Raises:
         CheckpointError: it cannot be read.
         ConfigurationError: it is of another kind.
     """
-    model, _ = load(path, dtype=dtype, weights=weights, mesh=mesh)
+    model, _ = load(
+        path, dtype=dtype, weights=weights, mesh=mesh, shapes_only=shapes_only
+    )
     # A head of another kind is a subclass, and is read by its own format.
     if type(model) is not kind:
         raise ConfigurationError(

@@ -103,11 +103,14 @@ class ModelOptions(NamedTuple):
     model_parallel: int = 1
     template_switch: TemplateSwitch = ()
 
-    def world(self, problems: "int | Sequence[Problem]") -> "World":
+    def world(
+        self, problems: "int | Sequence[Problem]", *, shapes_only: bool = False
+    ) -> "World":
         """The task with these models.
 
         Args:
             problems: how many held-out problems, or the problems themselves.
+            shapes_only: leave the weights on disk.
 
         Raises:
             TsiError: as :func:`tsi.experiments.world.embedded_world` does.
@@ -142,11 +145,42 @@ class ModelOptions(NamedTuple):
             cache_dtype=self.cache_dtype,
             model_parallel=self.model_parallel,
             template_switches=parse_switches(self.template_switch),
+            shapes_only=shapes_only,
         )
 
 
 Models = Annotated[ModelOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="model")]
 """The type of an argument whose fields are options of the command itself."""
+
+
+class DryRun(NamedTuple):
+    """Whether a command only says what it would do.
+
+    Attributes:
+        dry_run: say what would be run, what of it fits and what it would cost, and run
+            nothing.
+        flops_per_second: of all devices, for the time that is expected; by default it
+            is measured in products of the policy's shape.
+    """
+
+    dry_run: bool = False
+    flops_per_second: float | None = None
+
+    def check(self) -> None:
+        """Refuse a speed that is none.
+
+        Raises:
+            ConfigurationError: see above.
+        """
+        stated = self.flops_per_second
+        if stated is not None and not 0 < stated < float("inf"):
+            raise ConfigurationError(
+                f"flops_per_second must be a positive number, not {stated}."
+            )
+
+
+Dry = Annotated[DryRun, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="cost")]
+"""As `Models`."""
 
 
 def check_positive(**numbers: int) -> None:

@@ -157,6 +157,7 @@ def load_reward(
     dtype: str = "float32",
     weights: str | None = None,
     mesh: Mesh | None = None,
+    shapes_only: bool = False,
 ) -> LoadedReward:
     """Load what a name stands for and check that it fits the policy.
 
@@ -168,6 +169,7 @@ def load_reward(
         dtype: of the reward model's weights.
         weights: int8 or int4, to keep its matrices so; None to keep them in ``dtype``.
         mesh: devices to place them on, if any.
+        shapes_only: leave them on disk, but for those of a value head.
 
     Raises:
         UnknownNameError: there is no such model.
@@ -186,7 +188,9 @@ def load_reward(
         return LoadedReward(Verifier(check, decode), None, None)
     if kind not in ("judge", "value", "head"):
         path = get(argument)
-        model, config = load(path, dtype=dtype, weights=weights, mesh=mesh)
+        model, config = load(
+            path, dtype=dtype, weights=weights, mesh=mesh, shapes_only=shapes_only
+        )
         tokenizer = load_tokenizer(path)
         check_has_rows(tokenizer, config)
         reward: Reward
@@ -212,7 +216,9 @@ def load_reward(
     else:
         path = _found(argument)
         check_same_tokens(policy.tokenizer, load_tokenizer(path), policy.name, argument)
-        scorer = load_model(path, RewardModel, "reward", dtype, mesh, weights)
+        scorer = load_model(
+            path, RewardModel, "reward", dtype, mesh, weights, shapes_only
+        )
         loaded = LoadedReward(ProcessReward(), scorer, path)
     if aggregation == "last":
         return loaded

@@ -77,6 +77,8 @@ class World(NamedTuple):
         settings: what decides a row besides method, budget, seed and problem: task,
             models with their hashes, temperature, limits, versions.
         notes: what a user should know of how the policy is used, a sentence each.
+        typical_tokens: says how many tokens a solution may well have; None where that
+            is not known.
     """
 
     engine: ProblemRunner
@@ -86,6 +88,7 @@ class World(NamedTuple):
     max_steps: int
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
+    typical_tokens: Callable[[], float] | None = None
 
 
 class Plan(NamedTuple):

@@ -1,5 +1,6 @@
 """A task with its models, ready to run: what `tsi scale` and `tsi solve` start from."""
 
+import functools
 import hashlib
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 
 from tsi.engine import Engine
 from tsi.engine.memory import free_bytes
+from tsi.engine.planning import device_limits
 from tsi.errors import ConfigurationError
 from tsi.experiments.forced_text import forced_end_of, forced_settings
 from tsi.experiments.language_policy import STEP_SLACK
@@ -27,11 +29,11 @@ from tsi.experiments.model_sampling import drawing_of
 from tsi.experiments.named_reward import Writer, load_reward, parse_reward
 from tsi.experiments.scale import World
 from tsi.experiments.step_ends import StepEnds
-from tsi.experiments.tasks import get_task
+from tsi.experiments.tasks import Task, get_task
 from tsi.models.decoder import LanguageModel
-from tsi.models.decoder_config import DecoderConfig
 from tsi.models.download import get
 from tsi.models.partition import make_mesh
+from tsi.models.tokenizer import Tokenizer
 from tsi.models.tokenizer_files import load_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningTarget
@@ -41,8 +43,8 @@ from tsi.vocabularies import boundary_of
 PROBLEM_SEED = 0
 PROBLEM_BYTES = 550
 """What a problem takes in memory, of the shorter of the two tasks' questions."""
-TINY_PREFIX = 100_000
-"""Bytes of keys and values of a prefix of the tiny models, at most about."""
+WORKED = 32
+"""Problems whose worked solutions say how long a solution may well be."""
 
 
 def embedded_world(
@@ -63,6 +65,7 @@ def embedded_world(
     weights: str | None = None,
     model_parallel: int = 1,
     template_switches: Mapping[str, Any] = MappingProxyType({}),
+    shapes_only: bool = False,
 ) -> World:
     """A generated task with the tiny models that ship for it, or with others.
 
@@ -91,6 +94,7 @@ def embedded_world(
             over what that leaves of all devices.
         template_switches: variables of the policy's chat template, of JSON types, such
             as ``enable_thinking``.
+        shapes_only: leave the weights on disk: a world to plan with, not to run.
 
     Raises:
         UnknownNameError: there is no such task, model or kind of reward.
@@ -123,7 +127,7 @@ def embedded_world(
         named = parse_reward(own, aggregation)
     mesh = all_devices(model_parallel)
     policy_model = load_model(
-        policy_path, LanguageModel, "policy", dtype, mesh, weights
+        policy_path, LanguageModel, "policy", dtype, mesh, weights, shapes_only
     )
     config = policy_model.config
     check_has_rows(tokenizer, config)
@@ -137,6 +141,7 @@ def embedded_world(
         dtype=dtype,
         weights=weights,
         mesh=mesh,
+        shapes_only=shapes_only,
     )
     eos_ids = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
     delimiters = ends.delimiters or (task.delimiter,)
@@ -158,26 +163,28 @@ def embedded_world(
         max_steps=task.max_steps,
         forced_end=forced,
     )
-    itemsize = np.dtype(cache_dtype or dtype).itemsize
-    rows, stored = batch_limits(config, target.max_tokens, itemsize)
-    rows = rows if max_rows is None else max_rows
-    stored = max(stored, rows)
+    if isinstance(problems, int):
+        problems = task.problems("test", problems, PROBLEM_SEED)
+    encode = prompt_encoder(task, tokenizer)
+    longest = max((p.prompt for p in problems), key=len, default="")
+    limits = device_limits(
+        target, policy_model, chosen.model, len(encode(longest)), mesh, cache_dtype
+    )
+    rows = limits.rows if max_rows is None else max_rows
     engine = Engine(
         target,
         policy_model,
         chosen.model,
-        encode=prompt_encoder(task, tokenizer),
+        encode=encode,
         decode=tokenizer.decode,
         temperature=drawing.temperature,
         truncation=drawing.truncation,
         repetition_penalty=drawing.repetition_penalty,
         cache_dtype=cache_dtype,
         max_rows=rows,
-        max_stored=stored,
+        max_stored=max(limits.stored, rows),
         mesh=mesh,
     )
-    if isinstance(problems, int):
-        problems = task.problems("test", problems, PROBLEM_SEED)
     engine.check(problems)
     settings = {
         "task": task_name,
@@ -215,7 +222,17 @@ def embedded_world(
         task.max_steps,
         settings,
         drawing.notes,
+        functools.partial(worked_tokens, task, tokenizer, problems),
     )
+
+
+def worked_tokens(
+    task: Task, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> float:
+    """Tokens of a worked solution, in the mean over the first problems."""
+    rng = np.random.default_rng(PROBLEM_SEED)
+    texts = [task.solution(problem, rng) for problem in problems[:WORKED]]
+    return float(np.mean([len(tokenizer.encode(text)) + 1 for text in texts]))
 
 
 def check_number(problems: int) -> None:
@@ -231,28 +248,6 @@ def check_number(problems: int) -> None:
             f"{free / 1e9:,.0f} GB are free: no more than about "
             f"{free // PROBLEM_BYTES:,} fit. Ask for fewer."
         )
-
-
-def batch_limits(
-    config: DecoderConfig, num_tokens: int, itemsize: int
-) -> tuple[int, int]:
-    """How many particles and stored prefixes a batch should have on this platform.
-
-    On a CPU few enough that the tiny models' keys and values stay in its caches: on two
-    cores 128 rows take a seventh less time than 2,048. Accelerators want to be filled.
-    Larger models have fewer, so that what is stored takes about the same memory: 1.6 GB
-    on a CPU and 6.5 GB elsewhere.
-
-    Args:
-        config: of the policy.
-        num_tokens: that a prefix can have.
-        itemsize: bytes of a key's or value's entry.
-    """
-    rows, stored = (128, 16_384) if jax.default_backend() == "cpu" else (4096, 65_536)
-    entries = 2 * config.num_layers * config.num_kv_heads * config.head_width
-    prefix = entries * num_tokens * itemsize
-    stored = max(1, min(stored, stored * TINY_PREFIX // prefix))
-    return min(rows, stored), stored
 
 
 def all_devices(model_parallel: int = 1) -> Mesh | None:

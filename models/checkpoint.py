@@ -40,6 +40,7 @@ from tsi.models.quantized import (
     check_kind,
     is_matrix,
     is_quantized,
+    quantize,
     quantize_matrix,
     set_scales,
 )
@@ -61,6 +62,7 @@ def load(
     weights: str | None = None,
     mesh: Mesh | None = None,
     max_length: int | None = None,
+    shapes_only: bool = False,
 ) -> tuple[LanguageModel | RewardModel, DecoderConfig]:
     """Load a model from a Hugging Face folder or a ``.gguf`` file.
 
@@ -77,6 +79,8 @@ def load(
             beyond it all angles are others, for short texts too, and texts that fit the
             original length are what its angles were trained on. Asking for more gives
             the long angles, and what transformers computes of texts beyond it.
+        shapes_only: leave the weights on disk; parameters are
+            :class:`jax.ShapeDtypeStruct`.
 
     Returns:
         The module, :class:`LanguageModel` or :class:`RewardModel` by the architecture
@@ -122,6 +126,12 @@ def load(
     named = FAMILIES[config.family].unfuse(config, used_by(make, tensors))
     tensors, contradictions = _without_redundant(config, named)
     _check(path, config, wanted, tensors, contradictions)
+    if shapes_only:
+        if weights is not None:
+            abstract = nnx.eval_shape(
+                lambda: quantize(make(config, rngs=nnx.Rngs(0), dtype=dtype), weights)
+            )
+        return abstract, config
     (device,) = jnp.zeros(()).devices()
     patterns, scales = _patterns(config), {}
 

@@ -118,6 +118,8 @@ def keep_or_replicate(tree: Any, mesh: Mesh) -> Any:
 
     def place(leaf: Any) -> Any:
         here = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+        # Of weights that are not here there is nothing to copy.
+        here = here or isinstance(leaf, jax.ShapeDtypeStruct)
         return leaf if here else jax.device_put(leaf, replicated)
 
     return jax.tree.map(place, tree)

@@ -30,7 +30,7 @@ from tsi.experiments.language_policy import (
 )
 from tsi.experiments.model_checks import load_model
 from tsi.experiments.tasks import TASKS, get_task
-from tsi.experiments.world import batch_limits, embedded_world
+from tsi.experiments.world import embedded_world
 from tsi.models.checkpoint import save
 from tsi.models.decoder import RewardModel
 from tsi.models.heads import SequenceScorer
@@ -293,17 +293,6 @@ def test_a_chat_template_that_fails_is_named_with_its_model(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "only one user turn, please" in error
     assert "odd-template" in error
-
-
-def test_larger_models_have_fewer_rows_in_a_batch():
-    tiny = language_config()
-    large = small_config(num_layers=32, num_kv_heads=8, head_width=128)
-    assert batch_limits(tiny, 40, 4) == (128, 16_384)
-    rows, stored = batch_limits(large, 100, 4)
-    per_prefix = 2 * 32 * 8 * 128 * 100 * 4
-    assert stored * per_prefix <= 16_384 * 100_000 < (stored + 1) * per_prefix
-    assert rows == min(128, stored)
-    assert batch_limits(large, 10**6, 4) == (1, 1)
 
 
 def test_a_reward_model_of_another_tokenizer_is_named_with_its_format(tmp_path, capsys):

@@ -33,13 +33,15 @@ from tsi.engine.endurance import Endurance
 from tsi.engine.lane import Failed, Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.memory import (
+    CacheSizes,
     bytes_of_row,
-    bytes_per_position,
+    cache_sizes,
     check_cache_dtype,
     check_fits,
     check_prompts_fit,
     free_bytes,
     peak_bytes,
+    unloaded_bytes,
 )
 from tsi.engine.methods import method_of, plan_of
 from tsi.engine.outcomes import Outcomes
@@ -169,10 +171,14 @@ class Engine:
         if mesh is not None:
             policy, reward = keep_or_replicate((policy, reward), mesh)
         self.policy, self.reward = policy, reward
-        keep_programs()
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
         self.report: Report | None = None
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of devices that work side by side."""
+        return len(self._parts)
 
     @property
     def num_programs(self) -> int:
@@ -209,30 +215,30 @@ class Engine:
         Raises:
             ConfigurationError: the rows of one problem take more than is free.
         """
-        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
-        caches = [
-            bytes_per_position(config, model.trunk.cache_dtype.itemsize) // parts
-            for model, config in self._readers()
-        ]
         plan = plan_of(sampler, num_particles, self.target.max_steps)
-        row = bytes_of_row(self.target, caches, BLOCK)
-        check_fits(row, plan, num_particles, self._free())
+        row = bytes_of_row(self.target, self.caches.grown, BLOCK)
+        check_fits(row, plan, num_particles, self.free_bytes())
 
-    def _readers(self) -> list[tuple[Any, Any]]:
-        """The models that read prompts, with their configurations."""
+    @property
+    def caches(self) -> CacheSizes:
+        """What a position takes in the caches of the policy and the reward."""
+        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
+        return cache_sizes(self.target, self.policy, self.reward, parts)
+
+    def free_bytes(self) -> int:
+        """What a device has beside the weights, those among them that are not here."""
+        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
+        device = None if self.mesh is None else self.mesh.local_devices[0]
+        missing = unloaded_bytes((self.policy, self.reward)) // parts
+        return free_bytes(device) - missing
+
+    def _prefill_bytes(self, prompts: int, width: int) -> int:
+        """What the program that reads prompts takes beside the weights, at most."""
         unread: Any = None
         params = ReasoningParams(self.policy, self.reward, unread, unread)
         models: list[tuple[Any, Any]] = [(self.policy, self.policy.config)]
         if self.target.reward.reads_prompts:
             models.append((self.reward, self.target.reward.reader(params)))
-        # A reward of the user's own may keep what it likes.
-        return [x for x in models if x[1] is not None and hasattr(x[0], "trunk")]
-
-    def _free(self) -> int:
-        return free_bytes(None if self.mesh is None else self.mesh.local_devices[0])
-
-    def _prefill_bytes(self, prompts: int, width: int) -> int:
-        """What the program that reads prompts takes beside the weights, at most."""
         return sum(
             prefill_bytes(
                 config,
@@ -241,7 +247,9 @@ class Engine:
                 model.trunk.dtype.itemsize,
                 cached=model.trunk.cache_dtype.itemsize,
             )
-            for model, config in self._readers()
+            for model, config in models
+            # A reward of the user's own may keep what it likes.
+            if config is not None and hasattr(model, "trunk")
         )
 
     def run(
@@ -383,6 +391,7 @@ class Engine:
         questions = self.target.reward.prepare([problem.prompt for problem in problems])
         if not problems:
             return iter(())
+        keep_programs()
         unread: Any = None
         penalty = self.repetition_penalty
         params = ReasoningParams(
@@ -400,9 +409,9 @@ class Engine:
         chosen = range(len(problems))
         count = len(self._parts)
         width = batch.tokens.shape[1]
-        sizes = self._sizes(method.plan, -(-len(chosen) // count), width)
+        sizes = self.sizes_of(method.plan, -(-len(chosen) // count), width)
         prefill = self._prefill_bytes(sizes.prompts(width), width)
-        check_prompts_fit(self._prefill_bytes(1, width), width, self._free())
+        check_prompts_fit(self._prefill_bytes(1, width), width, self.free_bytes())
 
         def lane_of(i: int, sizes: Sizes) -> Lane:
             part, programs = self._parts[i], self._programs[i]
@@ -500,8 +509,14 @@ class Engine:
             most = min(most, self.max_stored // plan.stored)
         return max(1, most)
 
-    def _sizes(self, plan: Plan, problems: int, width: int) -> Sizes:
-        """How much a lane should have in work for a plan and prompts so wide."""
+    def sizes_of(self, plan: Plan, problems: int, width: int) -> Sizes:
+        """How much a group of devices works on at once.
+
+        Args:
+            plan: of a problem.
+            problems: of one group.
+            width: positions of the prompts.
+        """
         most = self._problems_of_a_lane(plan)
         places = 1
         while places < min(problems, most):

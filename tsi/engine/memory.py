@@ -7,16 +7,19 @@ still run out of memory later (see :mod:`tsi.engine.endurance`); one that does n
 never ends.
 """
 
+import math
 import resource
 import sys
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import psutil
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Plan
 from tsi.models.decoder_config import DecoderConfig
+from tsi.reasoning import ReasoningParams, ReasoningTarget
 
 
 class RowBytes(NamedTuple):
@@ -67,6 +70,59 @@ def check_cache_dtype(name: str) -> None:
             f"cache_dtype is {name!r}; keys and values are kept in "
             f"{', '.join(CACHE_DTYPES)}."
         )
+
+
+class CacheSizes(NamedTuple):
+    """Bytes of a position in the caches that grow with a row, on one device."""
+
+    policy: int
+    reward: int
+
+    @property
+    def grown(self) -> list[int]:
+        """Of those that there are."""
+        return [size for size in self if size]
+
+
+def cache_sizes(
+    target: ReasoningTarget,
+    policy: Any,
+    reward: Any,
+    parts: int,
+    dtype: str | None = None,
+) -> CacheSizes:
+    """What a position takes in the caches of a policy and a reward.
+
+    Args:
+        target: for its reward.
+        policy: the language model, or its shapes.
+        reward: the reward's weights, or their shapes, or None.
+        parts: devices that heads are divided over.
+        dtype: of keys and values; the models' own, if None.
+    """
+    unread: Any = None
+
+    def size(model: Any, config: DecoderConfig | None) -> int:
+        # A reward of the user's own may keep what it likes.
+        if config is None or not hasattr(model, "trunk"):
+            return 0
+        chosen = model.trunk.cache_dtype if dtype is None else np.dtype(dtype)
+        return bytes_per_position(config, chosen.itemsize) // parts
+
+    reader = None
+    if target.reward.reads_prompts:
+        params = ReasoningParams(policy, reward, unread, unread)
+        reader = target.reward.reader(params)
+    return CacheSizes(size(policy, policy.config), size(reward, reader))
+
+
+def unloaded_bytes(tree: Any) -> int:
+    """Bytes of weights of which only the shapes are here."""
+    return sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if isinstance(leaf, jax.ShapeDtypeStruct)
+    )
 
 
 def free_bytes(device: jax.Device | None = None) -> int:
