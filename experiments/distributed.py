@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ GRACE = 20.0
 """Seconds that process 0 waits for the others to stop, since its end is theirs."""
 PAUSE = 0.1
 """Seconds between two looks at the store."""
+JOINING = 300.0
+"""Seconds in which process 0 must answer at the start, as in JAX."""
 
 T = TypeVar("T")
 
@@ -335,6 +338,8 @@ def _join(
         if coordinator is None:
             jax.distributed.initialize()
         else:
+            if process_id:
+                _reach(coordinator)
             jax.distributed.initialize(
                 coordinator,
                 num_processes,
@@ -356,6 +361,27 @@ def _join(
             "runs, that its address is right and its port free and open, and that all "
             "processes were started."
         ) from error
+
+
+def _reach(coordinator: str) -> None:
+    """Wait until process 0 can be connected to.
+
+    JAX waits in a function that no signal interrupts, and ends the program where nobody
+    answers.
+    """
+    host, _, port = coordinator.rpartition(":")
+    until, why = time.monotonic() + JOINING, ""
+    while time.monotonic() < until:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                return
+        except OSError as error:
+            why = error.strerror or str(error)
+            time.sleep(PAUSE)
+    raise ConfigurationError(
+        f"Process 0 did not answer at {coordinator} for {JOINING:.0f} s ({why}). Check "
+        "that it runs, that the address is its own and that the port is open."
+    )
 
 
 def _sentence(error: BaseException) -> str:

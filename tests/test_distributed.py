@@ -297,10 +297,16 @@ def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(distributed, "JOINING", 0.3)
     sentence = r"joined: DEADLINE_EXCEEDED: Barrier timed out\. Check that process 0"
     with (
         pytest.raises(ConfigurationError, match=sentence),
-        processes("10.0.0.1:80", 2, 1),
+        processes("10.0.0.1:80", 2, 0),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigurationError, match="Process 0 did not answer at 127"),
+        processes(f"127.0.0.1:{free_port()}", 2, 1),
     ):
         pass
 

@@ -153,6 +153,17 @@ def test_half_a_last_line_is_left_out(half):
     assert whole_lines(half) == b""
 
 
+def test_half_an_object_of_a_file_system_without_whole_writes_is_left_out(tmp_path):
+    path = f"file://{tmp_path}/rows.jsonl"
+    with ResultsFile(path, {}) as results:
+        results.append((cell, {"correct": True}) for cell in CELLS[:2])
+    (segment,) = (tmp_path / "rows").iterdir()
+    segment.write_bytes(segment.read_bytes()[:-9])
+    assert list(read_rows(path)) == CELLS[:1]
+    with ResultsFile(path, {}) as results:
+        assert results.missing(CELLS[:2]) == CELLS[1:2]
+
+
 def test_two_processes_write_to_a_file_system_and_one_goes_on(tmp_path):
     several = Processes()
     address = f"file://{tmp_path}/x"
