@@ -133,13 +133,17 @@ def cost_of(world: World, run: Run) -> Cost:
     reader = target.reward.reader(params)
     context = tokens * (prompt + typical / 2)
     flops = flops_of(engine.policy.config, tokens, context, head=True)
-    read = run.problems * times * prompt
-    for config in (engine.policy.config, reader):
+    reads = target.reward.reads_prompts
+    prompts = run.problems * times * prompt
+    for config in (engine.policy.config, reader if reads else None):
         if config is not None:
-            attended = read * config.attended(0, prompt) / max(prompt, 1)
-            flops += flops_of(config, read, attended)
+            attended = prompts * config.attended(0, prompt) / max(prompt, 1)
+            flops += flops_of(config, prompts, attended)
+    # A judge is asked at every step, and reads no more than the question.
+    asked = steps * getattr(target.reward, "positions_beyond", 0)
+    read = asked + (tokens if reads else 0)
     if reader is not None:
-        flops += flops_of(reader, tokens, context)
+        flops += flops_of(reader, read, read * (prompt + typical / 2))
     at_once = min(run.problems, engine.problems_at_once(sampler, size))
     groups = engine.num_groups
     sizes = engine.sizes_of(plan, -(-run.problems // groups), prompt)
