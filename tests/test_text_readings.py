@@ -27,6 +27,7 @@ from tsi.formatted_reward import FormattedReward
 from tsi.models.decoder import LanguageModel
 from tsi.models.heads import SequenceScorer, ValueScorer
 from tsi.models.tokenizer import char_tokenizer
+from tsi.outcome import flops_of
 from tsi.problem import Problem
 from tsi.reasoning import ReasoningParams
 from tsi.run import run
@@ -75,6 +76,9 @@ def test_forks_read_what_they_read_within_one_program(name):
     final = check_against_run(name, FILTER, result)
     cost = final.particles.cost
     np.testing.assert_array_equal(result.slots.reward_tokens, cost.reward_read)
+    config = kinds.model_of(name).config
+    flops = flops_of(config, cost.reward_read, cost.reward_context)
+    np.testing.assert_allclose(result.slots.reward_flops, flops, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["rlhflow", "likelihood"])
