@@ -122,7 +122,10 @@ class RemoteShards:
         self._system, self._file = file_system(address)
         self._folder = self._file.removesuffix(".jsonl")
         self._seen: list[str] = []
-        with refusals(address):
+
+    def make_folder(self) -> None:
+        """Make the folder that objects are written to."""
+        with refusals(self.path):
             self._system.makedirs(self._folder, exist_ok=True)
 
     def read(self) -> bytes:
@@ -187,7 +190,9 @@ Shards = LocalShards | RemoteShards
 def open_shards(path: Place, index: int = 0, count: int = 1) -> Shards:
     """The shards of a file of rows, for one of several processes."""
     if isinstance(path, str):
-        return RemoteShards(path, index)
+        shards = RemoteShards(path, index)
+        shards.make_folder()
+        return shards
     return LocalShards(path, index, count)
 
 

@@ -32,8 +32,11 @@ def main(
     if count > 1:
         group = processes(address, count, index) if address else processes()
     with group as group:
-        plan = checked_plan(methods, [1, 2, 4], 2, max_rows)
-        world, folder = fake_world(num_problems, sleep, settings), place_of(out)
+        plan = checked_plan(methods, [1, 2, 4], 2)
+        world, folder = (
+            fake_world(num_problems, sleep, settings, rows=max_rows),
+            place_of(out),
+        )
         path = inside(folder, "rows.jsonl")
         rows = run_plan(plan, world, path, progress=False, group=group)
         if group.is_first:

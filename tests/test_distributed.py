@@ -20,7 +20,7 @@ from tsi.experiments.scale import checked_plan, run_plan
 from tsi.experiments.world import all_devices
 from tsi.models.partition import DATA, MODEL
 
-PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2, 8)
+PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def rows_of(out):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    run_plan(PLAN, fake_world(12), out / "rows.jsonl", progress=False)
+    run_plan(PLAN, fake_world(12, rows=8), out / "rows.jsonl", progress=False)
     return rows_of(out)
 
 

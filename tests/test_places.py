@@ -15,7 +15,7 @@ from tsi.experiments.row_shards import RemoteShards, whole_lines
 from tsi.experiments.scale import checked_plan, run_plan
 from tsi.experiments.write_report import write_report
 
-PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2, 8)
+PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
 CELLS = [Cell("smc", 2, 0, problem) for problem in range(4)]
 
 
@@ -44,10 +44,12 @@ def test_an_address_stays_as_it_is_and_a_path_is_a_path(tmp_path):
 
 
 def test_rows_and_report_go_to_an_object_store(bucket, tmp_path):
-    world = fake_world(12)
+    world = fake_world(12, rows=8)
     path = inside(bucket, "rows.jsonl")
     rows = run_plan(PLAN, world, path, progress=False)
-    local = run_plan(PLAN, fake_world(12), tmp_path / "rows.jsonl", progress=False)
+    local = run_plan(
+        PLAN, fake_world(12, rows=8), tmp_path / "rows.jsonl", progress=False
+    )
     assert without_seconds(rows) == without_seconds(local)
     text = write_report(PLAN, world, rows, bucket)
     assert f"Written: {bucket}/rows.jsonl" in text
@@ -63,7 +65,7 @@ def test_rows_and_report_go_to_an_object_store(bucket, tmp_path):
     assert json.loads(system.cat_file("/bucket/x/scaling_rate.json"))
     assert read_rows(path).keys() == rows.keys()
     # A finished run computes nothing again, and adds to what is there.
-    again = fake_world(12)
+    again = fake_world(12, rows=8)
     run_plan(PLAN, again, path, progress=False)
     assert again.engine.calls == []
     more = run_plan(PLAN._replace(budgets=(8,)), again, path, progress=False)
@@ -181,7 +183,9 @@ def test_two_processes_write_to_a_file_system_and_one_goes_on(tmp_path):
         several.close()
     rows = read_rows(f"{address}/rows.jsonl")
     assert before.items() <= rows.items()
-    expected = run_plan(PLAN, fake_world(12), tmp_path / "rows.jsonl", progress=False)
+    expected = run_plan(
+        PLAN, fake_world(12, rows=8), tmp_path / "rows.jsonl", progress=False
+    )
     assert rows.keys() == expected.keys()
     for cell, row in expected.items():
         assert {name: rows[cell][name] for name in row if name != "seconds"} == {

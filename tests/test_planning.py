@@ -175,6 +175,7 @@ def test_a_dry_run_says_what_is_refused_and_at_which_speed(still, tmp_path):
     "command",
     [
         ["scale", "--budgets", "4", "--num-problems", "3", "--out", "{}"],
+        ["scale", "--budgets", "4", "--num-problems", "3", "--out", "file://{}"],
         ["solve", "1+1+1+1", "--budget", "4", "--figures", "{}"],
         ["profile", "--budget", "4", "--trace", "{}"],
     ],

@@ -90,14 +90,16 @@ class Stopping(FakeEngine):
 def test_rows_of_problems_that_had_ended_are_kept_and_not_computed_again(
     tmp_path, method
 ):
-    plan, path = checked_plan([method], [4], 2, 16), tmp_path / "rows.jsonl"
-    expected = run_plan(plan, fake_world(8), tmp_path / "whole", progress=False)
-    world = fake_world(8)._replace(engine=Stopping())
+    plan, path = checked_plan([method], [4], 2), tmp_path / "rows.jsonl"
+    expected = run_plan(
+        plan, fake_world(8, rows=16), tmp_path / "whole", progress=False
+    )
+    world = fake_world(8, rows=16)._replace(engine=Stopping(rows=16))
     with pytest.raises(Stopped):
         run_plan(plan, world, path, progress=False)
     # Two batches of four problems, and half of the third.
     assert len(read_rows(path)) == 10
-    resumed = fake_world(8)
+    resumed = fake_world(8, rows=16)
     rows = run_plan(plan, resumed, path, progress=False)
     seconds = {"seconds": None}
     assert {cell: row | seconds for cell, row in rows.items()} == {
@@ -115,9 +117,9 @@ def test_rows_that_are_being_written_when_a_signal_comes_are_kept(
         terminate()
 
     monkeypatch.setattr(os, "fsync", fsync)
-    plan, path = checked_plan(["smc"], [4], 1, 16), tmp_path / "rows.jsonl"
+    plan, path = checked_plan(["smc"], [4], 1), tmp_path / "rows.jsonl"
     with terminable(), pytest.raises(Stopped):
-        run_plan(plan, fake_world(8), path, progress=False)
+        run_plan(plan, fake_world(8, rows=16), path, progress=False)
     assert len(read_rows(path)) == 4
 
 
@@ -128,8 +130,11 @@ def test_a_round_that_was_cut_short_is_no_result(tmp_path, error):
             error.results = tuple(super().run(*arguments, **settings))
             raise error
 
-    plan = checked_plan(["adaptive_consistency"], [8], 1, 16)
-    world, path = fake_world(4)._replace(engine=Cut()), tmp_path / "rows.jsonl"
+    plan = checked_plan(["adaptive_consistency"], [8], 1)
+    world, path = (
+        fake_world(4, rows=16)._replace(engine=Cut(rows=16)),
+        tmp_path / "rows.jsonl",
+    )
     if isinstance(error, Stopped):
         with pytest.raises(Stopped):
             run_plan(plan, world, path, progress=False)
