@@ -12,6 +12,7 @@ import tiny_language as tiny
 
 from tsi import samplers
 from tsi.engine import engine as engine_module
+from tsi.engine import sizes as sizes_module
 from tsi.engine import writers as writers_module
 from tsi.engine.blocks import BlockTables
 from tsi.engine.common import Common
@@ -315,7 +316,7 @@ def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale)
     plain = test_engine.engine(64).run(sampler, key, test_engine.PROBLEMS, 8, **run)
     monkeypatch.setattr(Writers, "write", note_starts)
     for constant, value in SCALES[scale]._asdict().items():
-        monkeypatch.setattr(engine_module, constant, value)
+        monkeypatch.setattr(sizes_module, constant, value)
     monkeypatch.setattr(writers_module, "LAG", 3)
     engine = test_engine.engine(16)
     other = engine.run(sampler, key, test_engine.PROBLEMS, 8, **run)
@@ -373,8 +374,8 @@ def test_slots_become_shorter_when_their_rows_do(monkeypatch):
     plain = run(64)
     constants = Scale(CHEAP=0, BLOCK=1, COMPILATION=1.0e5)
     for constant, value in constants._asdict().items():
-        monkeypatch.setattr(engine_module, constant, value)
-    monkeypatch.setattr(engine_module, "IN_FLIGHT", 1)
+        monkeypatch.setattr(sizes_module, constant, value)
+    monkeypatch.setattr(sizes_module, "IN_FLIGHT", 1)
     monkeypatch.setattr(Writers, "write", note_room)
     for left, right in zip(plain, run(8), strict=True):
         test_engine.same(left, right)

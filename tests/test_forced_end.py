@@ -14,7 +14,7 @@ from flax import nnx
 from tsi import samplers
 from tsi.boundary import step_boundary
 from tsi.engine import Engine
-from tsi.engine import engine as engine_module
+from tsi.engine import sizes as sizes_module
 from tsi.errors import ConfigurationError
 from tsi.forced_end import ForcedEnd
 from tsi.models.decoder import LanguageModel, RewardModel
@@ -376,7 +376,7 @@ def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
         assert all("bcd" in text for text in long)
     assert any(len(text) > 11 for result in together for text in result.texts)
     for constant, value in {"CHEAP": 0, "BURST": 2, "READS": 2}.items():
-        monkeypatch.setattr(engine_module, constant, value)
+        monkeypatch.setattr(sizes_module, constant, value)
     for left, right in zip(together, results(max_rows=8), strict=True):
         test_engine.same(left, right)
         np.testing.assert_allclose(

@@ -10,7 +10,7 @@ import tiny_language as tiny
 from tsi import samplers
 from tsi.boundary import step_boundary
 from tsi.engine import Engine
-from tsi.engine import engine as engine_module
+from tsi.engine import sizes as sizes_module
 from tsi.engine.lane import Lane
 from tsi.errors import ProblemError, RewardError
 from tsi.host_reward import Written, numbers_of, scores_of
@@ -79,7 +79,7 @@ def test_the_engine_gets_the_numbers_of_a_callback_without_one(
         )
     # In other company, too, and in other batches.
     for constant, value in {"CHEAP": 0, "READS": 2, "BURST": 3}.items():
-        monkeypatch.setattr(engine_module, constant, value)
+        monkeypatch.setattr(sizes_module, constant, value)
     for left, right in zip(
         together[::-1], results(reward, SAMPLERS[name], PROBLEMS[::-1]), strict=True
     ):
@@ -90,8 +90,8 @@ def test_the_engine_gets_the_numbers_of_a_callback_without_one(
 @pytest.mark.parametrize("reads", [1, 3, 8])
 def test_a_function_that_fails_costs_its_problem(monkeypatch, name, reads):
     whole = results(TEXT, SAMPLERS[name])
-    monkeypatch.setattr(engine_module, "READS", reads)
-    monkeypatch.setattr(engine_module, "CHEAP", 0)
+    monkeypatch.setattr(sizes_module, "READS", reads)
+    monkeypatch.setattr(sizes_module, "CHEAP", 0)
     lanes, release = [], Lane._release
 
     def watch(self, places):

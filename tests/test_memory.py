@@ -10,6 +10,7 @@ from jax.errors import JaxRuntimeError
 
 from tsi import samplers
 from tsi.engine import engine as engine_module
+from tsi.engine import sizes as sizes_module
 from tsi.engine.common import Common
 from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
@@ -53,7 +54,7 @@ def runs_out(monkeypatch, calls):
 )
 def test_a_run_that_runs_out_of_memory_goes_on_with_less(monkeypatch, sampler, cheap):
     whole = run(sampler)
-    monkeypatch.setattr(engine_module, "CHEAP", cheap)
+    monkeypatch.setattr(sizes_module, "CHEAP", cheap)
     # In the first burst, and again when some problems have ended.
     seen = runs_out(monkeypatch, {1, 9 if cheap == 0 else 3})
     with pytest.warns(MemoryWarning, match="Memory ran out with 16 slots") as told:
@@ -91,7 +92,7 @@ def test_memory_that_runs_out_for_a_common_past_is_no_other_error(monkeypatch):
 
     monkeypatch.setattr(Common, "__init__", full)
     for constant, value in {"CHEAP": 0, "SHARED": 0}.items():
-        monkeypatch.setattr(engine_module, constant, value)
+        monkeypatch.setattr(sizes_module, constant, value)
     with pytest.warns(MemoryWarning, match="12345 bytes"):
         results = run()
     for left, right in zip(whole, results, strict=True):
@@ -127,7 +128,7 @@ def test_the_bound_is_below_what_a_run_takes(monkeypatch, name):
 
     monkeypatch.setattr(Pool, "store", watch)
     for constant, value in {"CHEAP": 0, "BLOCK": 4}.items():
-        monkeypatch.setattr(engine_module, constant, value)
+        monkeypatch.setattr(sizes_module, constant, value)
     engine, sampler = test_engine.engine(64), getattr(samplers, name)()
     engine.run(sampler, KEY, PROBLEMS[:1], 32, extract=test_engine.extract)
     plan = plan_of(sampler, 32, engine.target.max_steps)

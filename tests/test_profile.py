@@ -10,7 +10,7 @@ import test_engine
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.engine import engine as engine_module
+from tsi.engine import sizes as sizes_module
 from tsi.engine.clock import PARTS, Clock, Timed
 from tsi.engine.engine import Engine
 from tsi.engine.report import CacheBytes, Report, in_turn, over, total
@@ -167,9 +167,9 @@ def test_the_parts_of_a_run_sum_to_its_wall_time(repeats, exact):
 @pytest.mark.parametrize("cheap", [0, 10**18])
 def test_utilisation_and_bytes_of_a_tiny_run_by_hand(monkeypatch, cheap):
     """Three rows of one problem, greedy and so alike, in four slots."""
-    monkeypatch.setattr(engine_module, "CHEAP", cheap)
-    monkeypatch.setattr(engine_module, "COMPILATION", 0.0)
-    monkeypatch.setattr(engine_module, "BLOCK", 4 if cheap == 0 else 1)
+    monkeypatch.setattr(sizes_module, "CHEAP", cheap)
+    monkeypatch.setattr(sizes_module, "COMPILATION", 0.0)
+    monkeypatch.setattr(sizes_module, "BLOCK", 4 if cheap == 0 else 1)
     policy, _ = tiny.models()
     models = {"encode": tiny.encode, "decode": tiny.decode, "max_rows": 4}
     engine = Engine(tiny.target(reward=NoReward()), policy, None, **models)

@@ -9,7 +9,7 @@ import tiny_language as tiny
 
 from tsi import samplers
 from tsi.engine import Engine
-from tsi.engine import engine as engine_module
+from tsi.engine import sizes as sizes_module
 from tsi.errors import ConfigurationError
 from tsi.reasoning import ReasoningParams
 from tsi.reasoning_store import ReasoningStore
@@ -134,7 +134,7 @@ def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, sampler):
             rows = zip(final.particles.tokens, final.particles.lengths, strict=True)
             assert [tiny.decode(row[:n].tolist()) for row, n in rows] == result.texts
     for constant, value in {"CHEAP": 0, "BURST": 2, "READS": 2}.items():
-        monkeypatch.setattr(engine_module, constant, value)
+        monkeypatch.setattr(sizes_module, constant, value)
     for left, right in zip(together, results(max_rows=8), strict=True):
         test_engine.same(left, right)
 

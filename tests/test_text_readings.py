@@ -19,7 +19,7 @@ from flax import nnx
 from tsi import samplers
 from tsi.boundary import step_boundary
 from tsi.engine import Engine
-from tsi.engine import engine as engine_module
+from tsi.engine import sizes as sizes_module
 from tsi.engine.lane import Lane
 from tsi.errors import ConfigurationError, ProblemError
 from tsi.formats import OutcomeFormat, SkyworkFormat
@@ -96,7 +96,7 @@ def test_batches_and_company_change_no_reading(monkeypatch, name, explorer):
     sampler = EXPLORERS[explorer]
     together = results(name, sampler)
     for constant, value in {"CHEAP": 0, "READS": 2, "BURST": 3}.items():
-        monkeypatch.setattr(engine_module, constant, value)
+        monkeypatch.setattr(sizes_module, constant, value)
     alone = results(name, sampler, engines.PROBLEMS[::-1])[::-1]
     for left, right in zip(together, alone, strict=True):
         test_engine.same(left, right)
@@ -128,8 +128,8 @@ class Failing:
 )
 def test_a_text_that_cannot_be_rendered_costs_its_problem(monkeypatch, name, reads):
     sampler = EXPLORERS.get(name, FILTER)
-    monkeypatch.setattr(engine_module, "CHEAP", 0)
-    monkeypatch.setattr(engine_module, "READS", reads)
+    monkeypatch.setattr(sizes_module, "CHEAP", 0)
+    monkeypatch.setattr(sizes_module, "READS", reads)
     lanes, release = [], Lane._release
 
     def watch(self, places):

@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tsi.decoding import check_temperatures
+from tsi.engine import sizes as sizing
 from tsi.engine.abreast import abreast
 from tsi.engine.clock import Timed
 from tsi.engine.compilation import compilations, keep_programs
@@ -46,12 +47,12 @@ from tsi.engine.memory import (
 from tsi.engine.methods import method_of, plan_of
 from tsi.engine.outcomes import Outcomes
 from tsi.engine.programs import Programs
+from tsi.engine.prompts import encode_prompt, pad_prompts
 from tsi.engine.report import Progress, Report, over, total
-from tsi.engine.sizes import Sizes
+from tsi.engine.sizes import Sizes, problems_in_work, sizes_of
 from tsi.errors import (
     ConfigurationError,
     ProblemError,
-    PromptTooLongError,
     Stopped,
     detach,
     warn_of_invalid,
@@ -67,37 +68,10 @@ from tsi.reasoning import ReasoningParams, ReasoningTarget
 from tsi.reasoning_store import ReasoningStore
 from tsi.repetition import check_penalty
 from tsi.result import Result
-from tsi.rewards import Prompts
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key
 from tsi.truncation import Truncation
-from tsi.vocabularies import check_prompt, check_rows
-
-BLOCK = 16
-"""Positions of a block, of models whose caches are large."""
-PROMPT_BUCKET = 16
-"""Prompts are padded to a multiple of this, so that few shapes are compiled."""
-BURST = 16
-"""The most tokens that are written before the host looks."""
-PART = 0.125
-"""The share of the slots that must have ended their steps for the host to look."""
-IN_FLIGHT = 2
-"""Rows in work for every slot, so that a slot does not wait for a problem's slowest."""
-CHEAP = 2e9
-"""FLOPs of a token of all slots below which the host is the slower of the two."""
-READS = 8
-"""Rows whose steps are read together: with a question of 30 tokens that is a matrix
-large enough for two cores, and few of its rows are padding."""
-COMPILATION = 1.5e11
-"""FLOPs that take as long as the compilation of a program, on a CPU of two cores; where
-much more is computed in a second, compilation takes longer as well."""
-SHARED = 512
-"""Positions of prompts from which on a problem's common past is read once for all of
-its rows: with less of it, what that takes is more than what it saves."""
-SHARED_ROWS = 4
-"""Rows of a problem from which on the same pays."""
-PREFILL = 16384
-"""Tokens of prompts that are read together."""
+from tsi.vocabularies import check_rows
 
 
 class Engine:
@@ -216,7 +190,7 @@ class Engine:
             ConfigurationError: the rows of one problem take more than is free.
         """
         plan = plan_of(sampler, num_particles, self.target.max_steps)
-        row = bytes_of_row(self.target, self.caches.grown, BLOCK)
+        row = bytes_of_row(self.target, self.caches.grown, sizing.BLOCK)
         check_fits(row, plan, num_particles, self.free_bytes())
 
     @property
@@ -403,7 +377,7 @@ class Engine:
             truncation,
             None if penalty in (None, 1) else jnp.float32(penalty),
         )
-        batch = self._pad(prompts)
+        batch = pad_prompts(prompts)
         ids = id_words(problem.id for problem in problems)
         asked = jax.tree.map(np.asarray, questions)
         chosen = range(len(problems))
@@ -504,10 +478,7 @@ class Engine:
 
     def _problems_of_a_lane(self, plan: Plan) -> int:
         """How many problems of a plan one group of devices has in work."""
-        most = IN_FLIGHT * self.max_rows // plan.rows
-        if plan.stored:
-            most = min(most, self.max_stored // plan.stored)
-        return max(1, most)
+        return problems_in_work(plan, self.max_rows, self.max_stored)
 
     def sizes_of(self, plan: Plan, problems: int, width: int) -> Sizes:
         """How much a group of devices works on at once.
@@ -517,57 +488,17 @@ class Engine:
             problems: of one group.
             width: positions of the prompts.
         """
-        most = self._problems_of_a_lane(plan)
-        places = 1
-        while places < min(problems, most):
-            places *= 2
-        places = min(places, most)
-        rows = min(problems, most) * plan.rows
-        flops = self.policy.config.flops_per_token(0.0)
-        shrinks = flops * min(self.max_rows, rows) >= CHEAP
-        # Half of the rows wait for a slot, so that no slot waits for a row.
-        wanted = max(rows // 2, min(rows, 16)) if shrinks else rows
-        slots = 1
-        while slots < wanted:
-            slots *= 2
-        return Sizes(
-            min(slots, self.max_rows),
-            places,
-            BLOCK if shrinks else 4 * BLOCK,
-            min(self.target.max_step_tokens, BURST),
-            PART if shrinks else 1.0,
-            min(slots, READS, self.max_rows) if shrinks else min(slots, self.max_rows),
-            PREFILL,
-            shrinks,
-            shrinks and plan.rows >= SHARED_ROWS and width >= SHARED,
-            COMPILATION / flops if shrinks else 0.0,
+        return sizes_of(
+            plan,
+            min(problems, self._problems_of_a_lane(plan)),
+            width,
+            flops=self.policy.config.flops_per_token(0.0),
+            step_tokens=self.target.max_step_tokens,
+            max_rows=self.max_rows,
+            most=self._problems_of_a_lane(plan),
         )
 
     def _encode(self, problem: Problem) -> list[int]:
-        tokens, context = self.encode(problem.prompt), self._context
-        check_prompt(problem.id, tokens, self._num_rows)
-        beyond = getattr(self.target.reward, "positions_beyond", 0)
-        limit = context - self.target.max_tokens - beyond
-        if not tokens:
-            raise ConfigurationError(
-                f"The prompt of problem {problem.id!r} has no tokens, and a policy "
-                "needs one to begin with. Give the problem a prompt."
-            )
-        if len(tokens) > limit:
-            question = f" and a question of {beyond} to the judge" if beyond else ""
-            room = f"room for 1 to {limit}" if limit > 0 else "no room for a prompt"
-            raise PromptTooLongError(
-                f"The prompt of problem {problem.id!r} has {len(tokens)} tokens; with "
-                f"max_tokens={self.target.max_tokens}{question} the models' context of "
-                f"{context} leaves {room}. Shorten the prompt or lower max_tokens."
-            )
-        return tokens
-
-    def _pad(self, prompts: list[list[int]]) -> Any:
-        width = -(-max(map(len, prompts)) // PROMPT_BUCKET) * PROMPT_BUCKET
-        tokens = np.zeros((len(prompts), width), np.int32)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        lengths: Any = np.asarray([len(p) for p in prompts], np.int32)
-        padded: Any = tokens
-        return Prompts(padded, lengths)
+        return encode_prompt(
+            problem, self.encode, self.target, self._num_rows, self._context
+        )

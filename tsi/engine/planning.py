@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from tsi.engine.engine import BLOCK, BURST
 from tsi.engine.memory import (
     CacheSizes,
     bytes_of_row,
@@ -25,7 +24,7 @@ from tsi.engine.memory import (
     free_bytes,
     unloaded_bytes,
 )
-from tsi.engine.sizes import room_of
+from tsi.engine.sizes import BLOCK, BURST, room_of
 from tsi.models.partition import MODEL
 from tsi.reasoning import ReasoningTarget
 

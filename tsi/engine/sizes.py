@@ -2,6 +2,32 @@
 
 from typing import NamedTuple
 
+from tsi.explorer import Plan
+
+BLOCK = 16
+"""Positions of a block, of models whose caches are large."""
+BURST = 16
+"""The most tokens that are written before the host looks."""
+PART = 0.125
+"""The share of the slots that must have ended their steps for the host to look."""
+IN_FLIGHT = 2
+"""Rows in work for every slot, so that a slot does not wait for a problem's slowest."""
+CHEAP = 2e9
+"""FLOPs of a token of all slots below which the host is the slower of the two."""
+READS = 8
+"""Rows whose steps are read together: with a question of 30 tokens that is a matrix
+large enough for two cores, and few of its rows are padding."""
+COMPILATION = 1.5e11
+"""FLOPs that take as long as the compilation of a program, on a CPU of two cores; where
+much more is computed in a second, compilation takes longer as well."""
+SHARED = 512
+"""Positions of prompts from which on a problem's common past is read once for all of
+its rows: with less of it, what that takes is more than what it saves."""
+SHARED_ROWS = 4
+"""Rows of a problem from which on the same pays."""
+PREFILL = 16384
+"""Tokens of prompts that are read together."""
+
 
 class Sizes(NamedTuple):
     """How much a lane works on at once.
@@ -78,3 +104,61 @@ def chosen_of(count: int, most: int, shrinks: bool) -> int:
     if 2 * count > most:
         return 3 * most // 4
     return width_of(count, most // 2, shrinks, factor=2)
+
+
+def problems_in_work(plan: Plan, max_rows: int, max_stored: int) -> int:
+    """How many problems of a plan a group of devices has in work, one at least.
+
+    Args:
+        plan: of a problem.
+        max_rows, max_stored: as :class:`tsi.engine.Engine` has them.
+    """
+    most = IN_FLIGHT * max_rows // plan.rows
+    if plan.stored:
+        most = min(most, max_stored // plan.stored)
+    return max(1, most)
+
+
+def sizes_of(
+    plan: Plan,
+    problems: int,
+    width: int,
+    *,
+    flops: float,
+    step_tokens: int,
+    max_rows: int,
+    most: int,
+) -> Sizes:
+    """How much a group of devices works on at once.
+
+    Args:
+        plan: of a problem.
+        problems: in work together.
+        width: positions of the prompts.
+        flops: of a token of one row.
+        step_tokens: that a step can have.
+        max_rows: that write together.
+        most: problems that may be in work.
+    """
+    places = 1
+    while places < problems:
+        places *= 2
+    rows = problems * plan.rows
+    shrinks = flops * min(max_rows, rows) >= CHEAP
+    # Half of the rows wait for a slot, so that no slot waits for a row.
+    wanted = max(rows // 2, min(rows, 16)) if shrinks else rows
+    slots = 1
+    while slots < wanted:
+        slots *= 2
+    return Sizes(
+        min(slots, max_rows),
+        min(places, most),
+        BLOCK if shrinks else 4 * BLOCK,
+        min(step_tokens, BURST),
+        PART if shrinks else 1.0,
+        min(slots, READS, max_rows) if shrinks else min(slots, max_rows),
+        PREFILL,
+        shrinks,
+        shrinks and plan.rows >= SHARED_ROWS and width >= SHARED,
+        COMPILATION / flops if shrinks else 0.0,
+    )

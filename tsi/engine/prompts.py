@@ -1,0 +1,66 @@
+"""Prompts of problems: encoded, checked against the models, and padded together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.problem import Problem
+from tsi.reasoning import ReasoningTarget
+from tsi.rewards import Prompts
+from tsi.vocabularies import check_prompt
+
+PROMPT_BUCKET = 16
+"""Prompts are padded to a multiple of this, so that few shapes are compiled."""
+
+
+def encode_prompt(
+    problem: Problem,
+    encode: Callable[[str], list[int]],
+    target: ReasoningTarget,
+    num_rows: int,
+    context: int,
+) -> list[int]:
+    """A problem's prompt as token ids.
+
+    Args:
+        problem: whose.
+        encode: text to ids.
+        target: for its limit and what its reward reads beyond.
+        num_rows: ids that all models have rows for.
+        context: positions that all models can read.
+
+    Raises:
+        ConfigurationError: it has no tokens, or some that a model has not.
+        PromptTooLongError: with a solution it exceeds the context.
+    """
+    tokens = encode(problem.prompt)
+    check_prompt(problem.id, tokens, num_rows)
+    beyond = getattr(target.reward, "positions_beyond", 0)
+    limit = context - target.max_tokens - beyond
+    if not tokens:
+        raise ConfigurationError(
+            f"The prompt of problem {problem.id!r} has no tokens, and a policy "
+            "needs one to begin with. Give the problem a prompt."
+        )
+    if len(tokens) > limit:
+        question = f" and a question of {beyond} to the judge" if beyond else ""
+        room = f"room for 1 to {limit}" if limit > 0 else "no room for a prompt"
+        raise PromptTooLongError(
+            f"The prompt of problem {problem.id!r} has {len(tokens)} tokens; with "
+            f"max_tokens={target.max_tokens}{question} the models' context of "
+            f"{context} leaves {room}. Shorten the prompt or lower max_tokens."
+        )
+    return tokens
+
+
+def pad_prompts(prompts: list[list[int]]) -> Prompts:
+    """Prompts in one array, so wide that few widths are compiled."""
+    width = -(-max(map(len, prompts)) // PROMPT_BUCKET) * PROMPT_BUCKET
+    tokens = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    lengths: Any = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    padded: Any = tokens
+    return Prompts(padded, lengths)
