@@ -13,7 +13,6 @@ the small heads of reward models stay as they are.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -95,9 +94,6 @@ def product(
         kernel, scale: of `quantize_matrix`.
         dtype: of the sums.
     """
-    # Without this the compiler may widen all layers at once, before a loop over them,
-    # and the weights would be there in full.
-    x, kernel = jax.lax.optimization_barrier((x, kernel))
     if scale.ndim == 1:
         whole = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=dtype)
         return (whole * scale).astype(dtype)
