@@ -102,6 +102,15 @@ def sharding_of(
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def parts_of_heads(heads: int, mesh: Mesh) -> int:
+    """Over how many devices keys and values of so many heads are divided.
+
+    Those that do not divide evenly are whole on each.
+    """
+    parts = mesh.shape.get(MODEL, 1)
+    return parts if heads % parts == 0 else 1
+
+
 def _ends(path: str, end: str) -> bool:
     return path == end or path.endswith("." + end)
 

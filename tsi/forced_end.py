@@ -103,8 +103,8 @@ class Places(NamedTuple):
 
     Attributes:
         last: whether it is the last step that the row may have, ``[R]``.
-        string: of the string's first token; negative where it began in an earlier
-            step, ``[R]``.
+        string: of the string's first token; negative where that stands in an earlier
+            step, ``[R]``. Of no meaning without a string.
         end: of the token that must end the solution, ``[R]``; beyond the step where
             the limit is not reached in it.
     """
@@ -269,7 +269,7 @@ def read_forced(
         kept = jax.tree.map(lambda a, b: jnp.where(real, a, b), new, carry)
         return kept, string & real
 
-    places_at = jnp.arange(tokens.shape[1])
+    places_at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     start = (places, Advance(state, no, no), state, no, no)
     (_, last, before, wrong, end), string = jax.lax.scan(
         read, start, (places_at, tokens.T)

@@ -120,7 +120,8 @@ def texts_of_more_steps(
     if common != list(map(len, texts)) or sizes != sorted(sizes):
         # A decoder that changes what it gave before is asked for everything again.
         return steps, NOTHING
-    return steps, Decoded(tokens[: ends[-1]], tuple(ends), tuple(sizes), text)
+    # A copy, for a view would keep the tokens of all rows of its batch.
+    return steps, Decoded(tokens[: ends[-1]].copy(), tuple(ends), tuple(sizes), text)
 
 
 def text_after(decode: Decode, before: list[int], tokens: list[int]) -> str:

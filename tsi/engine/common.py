@@ -36,8 +36,7 @@ class Common:
         self.programs, self.pool, self.most = programs, pool, most
         self._first = pool.tables.lengths.size - problems
         self.size = min(coarse_room_of(1), most)
-        cache = programs.empty(pool.like, problems, self.size)
-        self.cache: Any = programs.place(cache)
+        self.cache: Any = programs.empty(pool.like, problems, self.size)
 
     def starts(
         self, rows: Int[np.ndarray, " n"], problems: Int[np.ndarray, " n"]

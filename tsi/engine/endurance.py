@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from tsi.engine.lane import Ended, Failed, Lane
-from tsi.engine.report import Report
+from tsi.engine.report import Report, total
 from tsi.engine.sizes import Sizes, half_of
 from tsi.errors import MemoryWarning, OutOfMemoryError
 
@@ -37,15 +37,22 @@ class Endurance:
         self._lane: Lane | None = None
         self._reports: list[Report] = []
 
-    def reports(self) -> list[Report]:
-        """Of all lanes so far."""
+    def report(self) -> Report:
+        """Of all lanes so far, which followed each other."""
+        reports = self._all_reports()
+        # Of what memory held at once, sums would be of no moment.
+        held = max((r.cache for r in reports), key=lambda c: c.held, default=None)
+        found = total(reports)
+        return found if held is None else found._replace(cache=held)
+
+    def _all_reports(self) -> list[Report]:
         now = [] if self._lane is None else [self._lane.report()]
         return [*self._reports, *now]
 
     @property
     def num_written(self) -> int:
         """Tokens that have been written so far, those that were lost among them."""
-        return sum(report.useful for report in self.reports())
+        return sum(report.useful for report in self._all_reports())
 
     def rest(self) -> None:
         """Let what follows be idle time, until the next problem is asked for."""
@@ -75,7 +82,7 @@ class Endurance:
             if not failure:
                 return
             # Out of the handler, whose traceback holds the arrays of the lane.
-            self._reports, self._lane = self.reports(), None
+            self._reports, self._lane = self._all_reports(), None
             lane = None  # type: ignore[assignment]
             fewer = half_of(self.sizes)
             if self.sizes.slots == self.sizes.problems == 1:

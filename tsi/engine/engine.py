@@ -70,6 +70,7 @@ from tsi.repetition import check_penalty
 from tsi.result import Result
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key
+from tsi.text_reader import TextReader
 from tsi.truncation import Truncation
 from tsi.vocabularies import check_rows
 
@@ -201,27 +202,36 @@ class Engine:
 
     def free_bytes(self) -> int:
         """What a device has beside the weights, those among them that are not here."""
-        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
-        device = None if self.mesh is None else self.mesh.local_devices[0]
-        missing = unloaded_bytes((self.policy, self.reward)) // parts
-        return free_bytes(device) - missing
+        devices = [None] if self.mesh is None else self.mesh.local_devices
+        free = min(free_bytes(device) for device in devices)
+        return free - unloaded_bytes((self.policy, self.reward), self.mesh)
 
-    def _prefill_bytes(self, prompts: int, width: int) -> int:
-        """What the program that reads prompts takes beside the weights, at most."""
+    def _prefill_bytes(self, prompts: int, width: int, questions: Any) -> int:
+        """What the programs that read prompts take beside the weights, at most.
+
+        Args:
+            prompts: read together.
+            width: positions of the policy's.
+            questions: what the reward has prepared of all prompts.
+        """
         unread: Any = None
         params = ReasoningParams(self.policy, self.reward, unread, unread)
-        models: list[tuple[Any, Any]] = [(self.policy, self.policy.config)]
-        if self.target.reward.reads_prompts:
-            models.append((self.reward, self.target.reward.reader(params)))
+        models: list[tuple[Any, Any, int]] = [(self.policy, self.policy.config, width)]
+        reward = self.target.reward
+        if reward.reads_prompts:
+            # A model of other tokens has prompts of another width.
+            own = isinstance(reward, TextReader) and questions is not None
+            read = questions.tokens.shape[1] if own else width
+            models.append((self.reward, reward.reader(params), read))
         return sum(
             prefill_bytes(
                 config,
                 prompts,
-                width,
+                positions,
                 model.trunk.dtype.itemsize,
                 cached=model.trunk.cache_dtype.itemsize,
             )
-            for model, config in models
+            for model, config, positions in models
             # A reward of the user's own may keep what it likes.
             if config is not None and hasattr(model, "trunk")
         )
@@ -384,8 +394,9 @@ class Engine:
         count = len(self._parts)
         width = batch.tokens.shape[1]
         sizes = self.sizes_of(method.plan, -(-len(chosen) // count), width)
-        prefill = self._prefill_bytes(sizes.prompts(width), width)
-        check_prompts_fit(self._prefill_bytes(1, width), width, self.free_bytes())
+        prefill = self._prefill_bytes(sizes.prompts(width), width, questions)
+        least = self._prefill_bytes(1, width, questions)
+        check_prompts_fit(least, width, self.free_bytes())
 
         def lane_of(i: int, sizes: Sizes) -> Lane:
             part, programs = self._parts[i], self._programs[i]
@@ -427,7 +438,7 @@ class Engine:
 
             def report() -> Report:
                 compiled = compilations().since(before)
-                found = total(r for lane in lanes for r in lane.reports())
+                found = total(lane.report() for lane in lanes)
                 found = over(found, time.perf_counter() - began, count)
                 return found._replace(
                     programs=compiled.programs,
@@ -445,6 +456,7 @@ class Engine:
                     failures[problem.id] = ended.error
                     steps[problem.id] = ended.step
                     tracebacks[problem.id] = detach(ended.error)
+                    self.report = report()
                     continue
                 at = ended.problem
                 lengths = int(batch.lengths[at]), int(read.lengths[at])

@@ -23,10 +23,10 @@ from tsi.engine.programs import Programs, Told
 from tsi.engine.report import CacheBytes, Report
 from tsi.engine.reward_pools import RewardPools
 from tsi.engine.rows import Stored, empty_stored
-from tsi.engine.shapes import Shapes
+from tsi.engine.shapes import Shapes, cost_of_reading
 from tsi.engine.sizes import Sizes, room_of, width_of
 from tsi.engine.text_readings import TextReadings
-from tsi.engine.writers import ATTENDED, Writers
+from tsi.engine.writers import Writers
 from tsi.explorer import Reply, Request
 from tsi.problem_ids import IdWords
 from tsi.reasoning import Particles, ReasoningParams
@@ -122,7 +122,7 @@ class Lane:
         self.failed: list[Failed] = []
         self.stored: Stored | None = None
         self.writers: Any = None
-        self.reads = Shapes(_cost, sizes.price, exact=1)
+        self.reads = Shapes(cost_of_reading, sizes.price, exact=2)
         self.clock, self.cache = Clock(exact), CacheBytes()
 
     def report(self) -> Report:
@@ -473,8 +473,8 @@ class Lane:
         most = self.sizes.reads
         width = self._step_width(int(lengths.max()))
         fine = width_of(len(at), most, self.sizes.shrinks, factor=2)
-        coarse, wanted = (writers.room, width, most), (writers.room, width, fine)
-        _, width, size = used = self.reads.choose(wanted, coarse)
+        coarse, wanted = (width, writers.room, most), (width, writers.room, fine)
+        *_, size = used = self.reads.choose(wanted, coarse)
         self.reads.note(wanted, used)
         pad = (0, size - len(at))
         padded = np.pad(rows, pad, constant_values=self.total)
@@ -605,9 +605,3 @@ class Lane:
             self.reply.finished[rows] |= self.depths[rows] >= self.target.max_steps
         places = rows // self.method.plan.rows
         np.subtract.at(self.waiting, places[self.index[places] >= 0], 1)
-
-
-def _cost(shape: tuple[int, ...]) -> float:
-    """What it takes to read steps so wide, behind such a past, of so many rows."""
-    room, width, rows = shape
-    return (1 + room / ATTENDED) * width * rows

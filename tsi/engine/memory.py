@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import psutil
+from flax import nnx
+from jax.sharding import Mesh
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Plan
 from tsi.models.decoder_config import DecoderConfig
+from tsi.models.partition import sharding_of
 from tsi.reasoning import ReasoningParams, ReasoningTarget
 
 
@@ -107,7 +110,9 @@ def cache_sizes(
         if config is None or not hasattr(model, "trunk"):
             return 0
         chosen = model.trunk.cache_dtype if dtype is None else np.dtype(dtype)
-        return bytes_per_position(config, chosen.itemsize) // parts
+        # Heads that do not divide evenly are whole on every device.
+        share = parts if config.num_kv_heads % parts == 0 else 1
+        return bytes_per_position(config, chosen.itemsize) // share
 
     reader = None
     if target.reward.reads_prompts:
@@ -116,13 +121,30 @@ def cache_sizes(
     return CacheSizes(size(policy, policy.config), size(reward, reader))
 
 
-def unloaded_bytes(tree: Any) -> int:
-    """Bytes of weights of which only the shapes are here."""
-    return sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-        if isinstance(leaf, jax.ShapeDtypeStruct)
-    )
+def unloaded_bytes(models: Any, mesh: Mesh | None = None) -> int:
+    """Bytes of weights of which only the shapes are here, on one device.
+
+    Args:
+        models: a model, or several.
+        mesh: the devices over which they will be divided; None for one device.
+    """
+
+    def shape_of(model: Any, path: str, leaf: jax.ShapeDtypeStruct) -> Any:
+        config = getattr(model, "config", None)
+        if mesh is None or not isinstance(config, DecoderConfig):
+            return leaf.shape
+        return sharding_of(path, leaf.shape, config, mesh).shard_shape(leaf.shape)
+
+    total = 0
+    for model in jax.tree.leaves(models, is_leaf=lambda x: isinstance(x, nnx.Module)):
+        if not isinstance(model, nnx.Module):
+            continue
+        for keys, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+            leaf = variable.get_value()
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                shape = shape_of(model, ".".join(map(str, keys)), leaf)
+                total += math.prod(shape) * leaf.dtype.itemsize
+    return total
 
 
 def free_bytes(device: jax.Device | None = None) -> int:
@@ -162,14 +184,31 @@ def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None
     needed = sum(parts)
     if needed <= free:
         return
-    numbers, tables, blocks = map(_gigabytes, parts)
+    check_weights_fit(free)
+    numbers, tables, blocks = map(_size, parts)
     raise ConfigurationError(
         f"One problem with N = {num_particles:,} has {rows:,} rows, which take "
-        f"{_gigabytes(needed)} or more ({numbers} of tokens and numbers, {tables} of "
-        f"tables, {blocks} of keys and values), and {_gigabytes(free)} "
+        f"{_size(needed)} or more ({numbers} of tokens and numbers, {tables} of "
+        f"tables, {blocks} of keys and values), and {_size(free)} "
         f"are free: no more than about N = {int(num_particles * (free / needed)):,} "
         "fits. Lower N, or max_tokens and max_steps of the target."
     )
+
+
+def check_weights_fit(free: int) -> None:
+    """Refuse models that leave nothing.
+
+    Args:
+        free: bytes beside the weights.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    if free <= 0:
+        raise ConfigurationError(
+            f"The models' weights take {_size(-free)} more than is free. Use smaller "
+            "models, weights in fewer bits, or more devices along the axis model."
+        )
 
 
 def check_prompts_fit(needed: int, width: int, free: int) -> None:
@@ -184,12 +223,13 @@ def check_prompts_fit(needed: int, width: int, free: int) -> None:
         ConfigurationError: it takes more than is free.
     """
     if needed > free:
+        check_weights_fit(free)
         raise ConfigurationError(
-            f"To read a prompt of {width:,} tokens takes {_gigabytes(needed)} beside "
-            f"the weights, and {_gigabytes(free)} are free. Shorten the longest "
+            f"To read a prompt of {width:,} tokens takes {_size(needed)} beside "
+            f"the weights, and {_size(free)} are free. Shorten the longest "
             "prompt, or use a smaller model or dtype."
         )
 
 
-def _gigabytes(number: int) -> str:
-    return f"{number / 1e9:,.1f} GB"
+def _size(number: int) -> str:
+    return f"{number / 1e9:,.1f} GB" if number >= 5e7 else f"{number / 1e6:,.2f} MB"

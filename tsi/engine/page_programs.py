@@ -15,8 +15,8 @@ from jax.sharding import (
 
 from tsi.engine import pages as paging
 from tsi.engine.clock import Timed
-from tsi.engine.pages import Dense
-from tsi.models.partition import MODEL
+from tsi.engine.pages import Dense, Pages
+from tsi.models.partition import MODEL, parts_of_heads
 
 
 class PagePrograms:
@@ -34,14 +34,30 @@ class PagePrograms:
         self.page_in = Timed(donate(paging.page_in), "move")
 
     def empty(self, like: Dense, rows: int, size: int) -> Dense:
-        """Dense rows of zeros, laid out as the devices want them."""
-        return Dense(
+        """Dense rows of zeros, where programs leave dense rows."""
+        dense = Dense(
             tuple(jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys),
             tuple(
                 jnp.zeros((rows, x.shape[1], size, x.shape[3]), x.dtype)
                 for x in like.values
             ),
         )
+        return self._place_heads(dense, axis=1)
+
+    def empty_pages(self, like: Dense, block: int, count: int) -> Pages:
+        """Blocks without content, where programs leave them."""
+        return self._place_heads(paging.no_pages(like, block, count), axis=2)
+
+    def _place_heads(self, tree: Any, axis: int) -> Any:
+        """Arrays with heads along an axis, divided as the weights that make them.
+
+        A program compiles once more for what lies elsewhere.
+        """
+        heads = jax.tree.leaves(tree)[0].shape[axis]
+        if self.mesh is None or parts_of_heads(heads, self.mesh) == 1:
+            return self.place(tree)
+        spec = PartitionSpec(*[None] * axis, MODEL)
+        return jax.device_put(tree, NamedSharding(self.mesh, spec))
 
     def place(self, tree: Any) -> Any:
         """Arrays where the weights lie, if these are bound to devices.
@@ -63,10 +79,9 @@ class PagePrograms:
 
     def divide(self, dense: Dense) -> Dense:
         """Heads along the axis ``model``, as the weights that make them."""
-        parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
-        if parts == 1 or dense.keys[0].shape[1] % parts:
+        heads = dense.keys[0].shape[1]
+        if self.mesh is None or parts_of_heads(heads, self.mesh) == 1:
             return dense
-        assert self.mesh is not None
         sharding = NamedSharding(self.mesh, PartitionSpec(None, MODEL))
         return jax.tree.map(
             lambda x: jax.lax.with_sharding_constraint(x, sharding), dense

@@ -9,7 +9,7 @@ What a row takes where every row is as long as a solution can be:
 - the logits of a token in float32, with what sampling makes of them.
 
 A row that shares its past with others takes less. A plan that is too large all the same
-costs time and no results (:mod:`tsi.engine.endurance`).
+costs time, and no result is lost (:mod:`tsi.engine.endurance`).
 """
 
 from typing import Any, NamedTuple
@@ -85,11 +85,11 @@ def device_limits(
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     parts = 1 if mesh is None else mesh.shape.get(MODEL, 1)
     free = min(free_bytes(device) for device in devices)
-    free -= unloaded_bytes((policy, reward)) // parts
     on_cpu = devices[0].platform == "cpu"
     if on_cpu:
-        # Groups of devices share the host's memory.
-        free //= max(1, len(devices) // parts)
+        # Its devices share the host's memory.
+        free //= len(devices)
+    free -= unloaded_bytes((policy, reward), mesh)
     caches = cache_sizes(target, policy, reward, parts, cache_dtype)
     need = Need(caches, prompt, BLOCK)
     slot = bytes_of_slot(need, target, policy.config.vocab_size, BURST)

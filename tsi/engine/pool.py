@@ -11,7 +11,7 @@ import numpy as np
 
 from tsi.engine.blocks import BlockTables, Copies, Indices
 from tsi.engine.page_programs import PagePrograms
-from tsi.engine.pages import Dense, Moves, Pages, moves_of, no_pages
+from tsi.engine.pages import Dense, Moves, Pages, moves_of
 from tsi.engine.report import CacheBytes
 
 
@@ -65,8 +65,8 @@ class Pool:
             starts: the position at which each dense row begins; 0, if None.
         """
         while self.tables.missing(rows, kept, lengths):
-            pages = no_pages(self.like, self.block, self._extent)
-            self._extents.append(self.programs.place(pages))
+            pages = self.programs.empty_pages(self.like, self.block, self._extent)
+            self._extents.append(pages)
             self.tables.grow(self._extent)
         copies = self.tables.extend(rows, kept, lengths)
         for i, moves in self._moves(copies, at, starts):

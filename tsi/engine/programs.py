@@ -149,7 +149,7 @@ class Programs(PagePrograms):
         step_tokens = self.target.max_step_tokens
         empty = empty_slots(cache, step_tokens, keys, vocab_size, forced=forced)
         rest = jax.tree.map(jnp.copy, empty._replace(cache=()))
-        return self.place(rest._replace(cache=cache))
+        return self.place(rest)._replace(cache=cache)
 
     def _prefill(self, params: ReasoningParams, block: int):
         """Read E prompts: their caches, and the first rows of their problems."""

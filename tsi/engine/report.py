@@ -29,7 +29,8 @@ class Report(NamedTuple):
     """Of one run of the engine.
 
     Attributes:
-        useful: tokens that rows have written.
+        useful: tokens that rows have written, those among them that were lost when
+            memory ran out.
         computed: tokens that were computed for all slots, in use or not.
         bursts: how often the host looked at the slots.
         seconds: of each of :data:`tsi.engine.clock.PARTS`, summed over groups of
@@ -41,7 +42,7 @@ class Report(NamedTuple):
         compiling: seconds of "compile" by the part that they interrupted.
         wall: seconds that have passed.
         groups: of devices, side by side; their seconds sum to `wall` times this.
-        read: tokens that the reward has read, of problems that have ended.
+        read: tokens that the reward has read, of problems that have a result.
         model_programs: of the engine so far, by part.
         cache: summed over groups, each at its own largest.
         prefill_bytes: what reading prompts takes beside the weights at its peak, at
@@ -135,6 +136,7 @@ def in_turn(reports: Iterable[Report]) -> Report:
     return summed._replace(
         programs=sum(report.programs for report in reports),
         compile_seconds=sum(report.compile_seconds for report in reports),
+        prefill_bytes=max(report.prefill_bytes for report in reports),
         wall=sum(report.wall for report in reports),
         # Not all runs need have had as many groups: each group's time is counted.
         groups=max(report.groups for report in reports),

@@ -21,7 +21,8 @@ from tsi.engine.host_scores import Batch, Scored, put_scores
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs, Solutions
 from tsi.engine.rows import RewardCaches, RewardChange, Stored
-from tsi.engine.sizes import Sizes, room_of, width_of
+from tsi.engine.shapes import Shapes, cost_of_reading
+from tsi.engine.sizes import Sizes, coarse_room_of, room_of, width_of
 from tsi.engine.text_programs import TextPrograms, dense_like, some_questions
 from tsi.reader_questions import Questions
 from tsi.text_reader import Rendered
@@ -104,6 +105,7 @@ class TextReadings:
         self.reader.check(questions, model.config)
         programs.at_home_with(model)
         self.model, self.sizes = model, sizes
+        self.shapes = Shapes(cost_of_reading, sizes.price, exact=1)
         self.questions: Questions = questions
         self._rows, self._most = rows, most
         self._pool: Any = None
@@ -229,11 +231,9 @@ class TextReadings:
     ) -> Any:
         """Have the new ids of rows read; nobody waits for the numbers here."""
         count, pool = len(rows), self._pool
-        size = width_of(count, self.sizes.reads, self.sizes.shrinks, factor=2)
-        pad = (0, size - count)
         shared = np.asarray([one.transcript.shared for one in continued])
-        rendered, values = self._padded(continued, size)
-        common, ends = rendered.common[:count], rendered.lengths[:count]
+        common = np.asarray([one.common for one in continued])
+        ends = np.asarray([len(one.transcript.tokens) for one in continued])
         kept, lengths = common - shared, ends - shared
         pool.tables.cut(rows, kept)
         width, longest = LEAST, int((ends - common).max())
@@ -241,8 +241,16 @@ class TextReadings:
             width *= 4
         width = min(width, self.reader.width)
         # One pass may have to begin after the slots of the longest row.
-        room = room_of(int(lengths.max()) + width)
-        cache = self.programs.place(pool.fresh(rows, size, room))
+        needed, most = int(lengths.max()) + width, self.sizes.reads
+        size = width_of(count, most, self.sizes.shrinks, factor=2)
+        wanted = (width, room_of(needed), size)
+        _, room, size = used = self.shapes.choose(
+            wanted, (width, coarse_room_of(needed), most)
+        )
+        self.shapes.note(wanted, used)
+        pad = (0, size - count)
+        rendered, values = self._padded(continued, size)
+        cache = pool.fresh(rows, size, room)
         log_odds, values, cache = self.programs.read(
             self.model,
             self._prompts,

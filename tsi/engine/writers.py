@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from tsi.engine.common import Common
 from tsi.engine.pool import Pool
 from tsi.engine.programs import Programs
-from tsi.engine.shapes import Shapes
+from tsi.engine.shapes import ATTENDED, Shapes, cost_of_writing
 from tsi.engine.sizes import Sizes, chosen_of, coarse_room_of, room_of, width_of
 from tsi.engine.slots import Chosen
 from tsi.reasoning import ReasoningParams
@@ -23,9 +23,6 @@ LAG = 64
 """Positions of the common past that a row may have of its own before it is loaded anew,
 which takes longer than to read so many once more."""
 
-ATTENDED, OWN = 512, 16
-"""Positions to attend to, and rows, that take as long as what a token of a row takes
-besides, and a turn of all rows besides: as measured with 135M weights on two cores."""
 COPIES = 3
 """Programs that are compiled for a new room, in bursts: a burst, one that reads steps,
 and several that copy."""
@@ -74,7 +71,7 @@ class Writers:
         self.counts: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
         self.filled: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
         self.start: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
-        self.shapes = Shapes(_cost, sizes.price, exact=1)
+        self.shapes = Shapes(cost_of_writing, sizes.price, exact=1)
         self.rooms = Shapes(lambda x: 1 + x[0] / ATTENDED, COPIES * sizes.price)
         self.wanted, self.fine, self.idle = 0, 0, 0.0
         self.resident: dict[int, int] = {}
@@ -281,8 +278,3 @@ class Writers:
                 self.resident = {}
             cache = self.programs.widen(self.slots.cache, size)
             self.slots = self.slots._replace(cache=cache)
-
-
-def _cost(shape: tuple[int, ...]) -> float:
-    room, rows = shape
-    return (1 + room / ATTENDED) * (rows + OWN)
