@@ -7,8 +7,9 @@ they were started alike, that they are alive, and how each of them has ended.
 Collectives of the devices would hang, or end the program after a time limit of their
 own, where one process is hours ahead of another.
 
-A process that dies takes no other with it, save process 0. One that is asked to stop
-lets the others stop too.
+A process that dies or fails takes no other with it, save process 0: whoever waits for
+it goes on to wait for those that still work. One that is asked to stop lets the others
+stop too.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import jax
 
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
 from tsi.models.files import shown
-from tsi.termination import terminable
+from tsi.termination import is_asked, stop_with_group, terminable
 
 BEAT = 1.0
 """Seconds between two signs of life of a process."""
@@ -58,10 +59,12 @@ class Ended(NamedTuple):
     Attributes:
         why: a sentence; None where all was well.
         stopped: whether a signal has asked it to.
+        lost: whether another process has died, and the same command goes on.
     """
 
     why: str | None
     stopped: bool
+    lost: bool
 
 
 class Group:
@@ -85,7 +88,7 @@ class Group:
         self._store, self._patience = store, patience
         self._beats: dict[int, str] = {}
         self._heard = dict.fromkeys(range(count), time.monotonic())
-        self._first_failure: str | None = None
+        self._first_failure: Ended | None = None
         self._left = threading.Event()
         self._watch = threading.Thread(target=self._look_around, daemon=True)
         if store is not None:
@@ -103,25 +106,29 @@ class Group:
     def gather(self, name: str, text: str = "") -> list[str]:
         """The texts of all processes, in order; waits until all have given theirs.
 
+        Those that still work are waited for where others have died or failed, save
+        process 0, without which nothing goes on.
+
         Args:
-            name: of what is gathered; a name is used once.
+            name: of what is gathered.
             text: of this process.
 
         Raises:
-            ProcessError: a process has ended without giving one.
-            LostProcessError: it has died.
-            Stopped: a signal has asked it to stop.
+            ProcessError: of those that have not given one none is left, and some have
+                failed.
+            LostProcessError: none is left, and all of them have died.
+            Stopped: a signal has asked one to stop.
         """
         if self._store is None:
             return [text]
         self._set(f"{name}/{self.index}", text)
         while True:
-            found = self._get(name)
-            if len(found) == self.count:
+            # In this order: of whoever has ended by now the text is found as well.
+            ended, found = self._ended(), self._get(name)
+            missing = set(range(self.count)) - found.keys()
+            if not missing:
                 return [found[i] for i in range(self.count)]
-            ended = self._ended()
-            for i in sorted(set(range(self.count)) - found.keys()):
-                self._check(i, ended.get(i))
+            self._check(name, missing, ended)
             time.sleep(PAUSE)
 
     def agree(self, facts: Mapping[str, Any]) -> None:
@@ -157,10 +164,13 @@ class Group:
         if self._store is None:
             return
         self._left.set()
-        stopped = isinstance(error, KeyboardInterrupt)
-        why = None if error is None else _sentence(error)
+        end = Ended(
+            None if error is None else _sentence(error),
+            isinstance(error, KeyboardInterrupt),
+            isinstance(error, LostProcessError),
+        )
         with contextlib.suppress(Exception):
-            self._set(f"ended/{self.index}", json.dumps(Ended(why, stopped)))
+            self._set(f"ended/{self.index}", json.dumps(end))
             until = time.monotonic() + GRACE
             others = set(range(1, self.count)) if self.is_first else set()
             while time.monotonic() < until and others:
@@ -172,7 +182,8 @@ class Group:
         """An error, or where process 0 has made this one stop, why it has."""
         if self._first_failure is None or not isinstance(error, Stopped):
             return error
-        return ProcessError(f"Process 0 has failed: {self._first_failure}")
+        kind = LostProcessError if self._first_failure.lost else ProcessError
+        return kind(f"Process 0 has failed: {self._first_failure.why}")
 
     # The store
 
@@ -193,22 +204,31 @@ class Group:
     def _silence(self, i: int) -> float:
         return time.monotonic() - self._heard[i]
 
-    def _check(self, i: int, ended: Ended | None) -> None:
-        """Raise if a process that is waited for will not come any more."""
-        if ended is not None and ended.stopped:
+    def _check(self, name: str, missing: set[int], ended: Mapping[int, Ended]) -> None:
+        """Raise if those that are waited for will not come any more."""
+        gone = {i: ended[i] for i in sorted(missing & ended.keys())}
+        if any(end.stopped for end in gone.values()):
+            # Raises in the main thread, and knows then that this one was asked.
+            stop_with_group()
             raise Stopped(signal.SIGTERM)
-        if ended is not None:
-            raise ProcessError(f"Process {i} has failed: {ended.why}")
-        if self._silence(i) > self._patience:
-            raise LostProcessError(
-                f"Process {i} gave no sign of life for {self._patience:.0f} s. What "
-                "was written is kept: run the same command again, with any number of "
-                "processes."
-            )
+        silent = {i for i in missing - gone.keys() if self._silence(i) > self._patience}
+        if 0 not in gone and missing != gone.keys() | silent:
+            return
+        told = [_account(i, end, name) for i, end in gone.items()]
+        told += [
+            f"Process {i} gave no sign of life for {self._patience:.0f} s."
+            for i in sorted(silent)
+        ]
+        if not all(end.lost for end in gone.values()):
+            raise ProcessError(" ".join(told))
+        raise LostProcessError(
+            f"{' '.join(told)} What was written is kept: run the same command again, "
+            "with any number of processes."
+        )
 
     def _look_around(self) -> None:
-        """Give signs of life, and stop if another process was asked to."""
-        beat = 0
+        """Give signs of life, and stop if all are to."""
+        beat, told = 0, False
         while not self._left.wait(BEAT):
             beat += 1
             # Where the service is gone for good, JAX ends this process.
@@ -217,20 +237,23 @@ class Group:
                 for i, theirs in self._get("beat").items():
                     if self._beats.get(i) != theirs:
                         self._beats[i], self._heard[i] = theirs, time.monotonic()
-                ended = self._ended()
-                first = ended.get(0, Ended(None, False))
-                if first.why is not None and not first.stopped:
-                    self._first_failure = first.why
-                if first.why is not None or any(one.stopped for one in ended.values()):
+                if not told and self._is_over(self._ended()):
+                    told = True
                     self._stop_main()
-                    return
+
+    def _is_over(self, ended: Mapping[int, Ended]) -> bool:
+        """Whether all are to stop: one was asked to, or process 0 has failed."""
+        first = ended.get(0)
+        if first is not None and first.why is not None and not first.stopped:
+            if not is_asked():
+                self._first_failure = first
+            return True
+        return any(end.stopped for end in ended.values())
 
     def _stop_main(self) -> None:
-        """As if SIGTERM had come; the main thread stops between two steps."""
-        thread = threading.main_thread().ident
-        handled = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)
-        if thread is not None and handled and not self._left.is_set():
-            signal.pthread_kill(thread, signal.SIGTERM)
+        """Let the main thread stop between two steps, unless it is leaving."""
+        if not self._left.is_set():
+            stop_with_group()
 
 
 ALONE = Group()
@@ -382,6 +405,16 @@ def _reach(coordinator: str) -> None:
         f"Process 0 did not answer at {coordinator} for {JOINING:.0f} s ({why}). Check "
         "that it runs, that the address is its own and that the port is open."
     )
+
+
+def _account(i: int, end: Ended, name: str) -> str:
+    """Why a process that is waited for has ended."""
+    if end.why is None:
+        return (
+            f"Process {i} has ended without giving its {name!r}. Let all processes run "
+            "the same program."
+        )
+    return f"Process {i} has failed: {end.why}"
 
 
 def _sentence(error: BaseException) -> str:

@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import jax
 import pytest
 from fake_world import fake_world
 from processes import Processes, ended, free_port, wait_for
 
+from tsi.engine.interruption import StopEvent, deferred_interrupts
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
 from tsi.experiments import distributed
 from tsi.experiments.append_only import AppendOnlyFile
@@ -19,6 +21,7 @@ from tsi.experiments.results import read_rows
 from tsi.experiments.scale import checked_plan, run_plan
 from tsi.experiments.world import all_devices
 from tsi.models.partition import DATA, MODEL
+from tsi.termination import terminable
 
 PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
 
@@ -221,6 +224,7 @@ def quick(monkeypatch):
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, late)
+    terminated = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(60)
     monkeypatch.setattr(distributed, "BEAT", 0.01)
     monkeypatch.setattr(distributed, "PAUSE", 0.01)
@@ -228,6 +232,7 @@ def quick(monkeypatch):
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGTERM, terminated)
 
 
 @pytest.fixture
@@ -270,6 +275,136 @@ def test_whoever_waits_for_a_process_that_died_is_told_so(quick):
         alone.gather("a")
     # And it does not wait long for the dead to end.
     alone.leave()
+
+
+@pytest.fixture
+def three(quick):
+    store = FakeStore()
+    groups = [Group(i, 3, store, patience=5.0) for i in range(3)]
+    yield groups
+    for group in groups:
+        group.leave()
+
+
+def in_thread(work):
+    """Start it; what it returns or raises comes to lie in the list."""
+    found = []
+
+    def run():
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, found
+
+
+def test_those_that_work_are_waited_for_when_another_has_failed(three, monkeypatch):
+    first, second, third = three
+    signals = []
+    monkeypatch.setattr(third, "_stop_main", lambda: signals.append(third))
+    second.leave(OSError("The disk is full."))
+    waiting, found = in_thread(lambda: first.gather("rows", "one"))
+    # Many looks at the store.
+    waiting.join(0.3)
+    assert found == []
+    with pytest.raises(ProcessError, match="Process 1 has failed: The disk is full"):
+        third.gather("rows", "three")
+    assert signals == []
+    waiting.join(10)
+    assert str(found[0]) == "Process 1 has failed: The disk is full."
+
+
+def test_those_that_work_are_waited_for_when_another_has_died(quick):
+    store = FakeStore()
+    first, third = (Group(i, 3, store, patience=5.0) for i in (0, 2))
+    for group in (first, third):
+        group._heard[1] -= 100
+    waiting, found = in_thread(lambda: first.gather("rows"))
+    waiting.join(0.3)
+    assert found == []
+    with pytest.raises(LostProcessError, match="Process 1 gave no sign of life"):
+        third.gather("rows")
+    waiting.join(10)
+    assert isinstance(found[0], LostProcessError)
+    first.leave(found[0])
+    # Whoever notices the end of process 0 first may go on as well.
+    wait_for(lambda: third._first_failure is not None)
+    assert isinstance(third.reason(Stopped(signal.SIGTERM)), LostProcessError)
+    third.leave()
+
+
+def test_the_failure_of_the_first_is_told_while_others_work(three, monkeypatch):
+    first, second, third = three
+    monkeypatch.setattr(second, "_stop_main", lambda: None)
+    monkeypatch.setattr(third, "_stop_main", lambda: None)
+    first.leave(ConfigurationError("Rows are blue."))
+    with pytest.raises(ProcessError, match="Process 0 has failed: Rows are blue"):
+        second.gather("rows")
+
+
+@pytest.mark.parametrize("looks", range(1, 6))
+def test_a_process_that_ends_between_two_looks_has_not_failed(quick, looks):
+    class Interleaved(FakeStore):
+        """Process 0 gives its text and ends between two looks of process 1."""
+
+        left = looks
+
+        def key_value_dir_get(self, key):
+            found = super().key_value_dir_get(key)
+            if threading.current_thread() is threading.main_thread():
+                self.left -= 1
+                if self.left == 0:
+                    first.leave_at_once("one")
+            return found
+
+    class First(Group):
+        def leave_at_once(self, text):
+            self._set(f"{name}/0", text)
+            self.leave()
+
+    store = Interleaved()
+    first, second = First(0, 2, store), Group(1, 2, store)
+    name = "report"
+    store.left = looks
+    assert second.gather(name, "two") == ["one", "two"]
+    second.leave()
+
+
+def test_a_process_that_ends_well_without_its_text_is_named(pair):
+    first, second = pair
+    second.leave()
+    with pytest.raises(
+        ProcessError, match="Process 1 has ended without giving its 'a'"
+    ):
+        first.gather("a")
+
+
+def test_a_signal_to_all_is_no_second_signal_to_the_slower(pair):
+    first, second = pair
+    stop = StopEvent()
+    with terminable(), deferred_interrupts(stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        second.leave(Stopped(signal.SIGTERM))
+        # Many looks of the first at the others; nothing is raised.
+        time.sleep(0.3)
+        first.leave()
+
+
+def test_a_process_that_stops_with_another_still_gives_signs_of_life(pair):
+    first, second = pair
+    stop = StopEvent()
+    with terminable(), deferred_interrupts(stop):
+        second.leave(Stopped(signal.SIGTERM))
+        assert stop.wait(10)
+        before = first._store.texts["tsi/beat/0"]
+        wait_for(lambda: first._store.texts["tsi/beat/0"] != before)
+        # That of the scheduler, a little later.
+        os.kill(os.getpid(), signal.SIGTERM)
+        first.leave()
 
 
 @pytest.mark.parametrize(

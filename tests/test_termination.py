@@ -10,11 +10,12 @@ from fake_world import FakeEngine, fake_world
 from processes import Processes, ended, wait_for
 from test_engine import PROBLEMS, SAMPLER, engine, extract, same
 
+from tsi.engine.interruption import StopEvent, deferred_interrupts, postponed
 from tsi.errors import ProblemError, Stopped
 from tsi.experiments.command import exit_code
 from tsi.experiments.results import read_rows
 from tsi.experiments.scale import checked_plan, run_plan
-from tsi.termination import terminable
+from tsi.termination import stop_with_group, terminable
 
 KEY = jax.random.key(7)
 
@@ -49,6 +50,50 @@ def test_a_handler_of_the_users_stays(no_handler):
     signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
     assert exit_code(terminate) == 0
     assert got == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("signalled_first", [False, True])
+def test_a_signal_and_the_stop_of_the_group_are_one_request(
+    no_handler, signalled_first
+):
+    stop = StopEvent()
+    with terminable(), deferred_interrupts(stop):
+        for ask in (terminate, stop_with_group)[:: 1 if signalled_first else -1]:
+            ask()
+            assert stop.is_set()
+        with pytest.raises(Stopped):
+            terminate()
+    # It is forgotten when all is over.
+    with terminable(), pytest.raises(Stopped):
+        terminate()
+
+
+def test_a_signal_after_the_stop_of_the_group_interrupts_no_farewell(no_handler):
+    with terminable():
+        with pytest.raises(Stopped):
+            stop_with_group()
+        terminate()
+        stop_with_group()
+        with pytest.raises(Stopped):
+            terminate()
+
+
+def test_a_signal_and_the_stop_of_the_group_cut_no_rows_short(no_handler):
+    written = []
+
+    def write():
+        with postponed():
+            terminate()
+            stop_with_group()
+            written.append("all")
+
+    with terminable(), pytest.raises(Stopped):
+        write()
+    assert written == ["all"]
+
+
+def test_without_a_handler_the_stop_of_the_group_does_nothing(no_handler):
+    stop_with_group()
 
 
 def test_the_engine_stops_between_two_looks_and_hands_over_what_has_ended(no_handler):

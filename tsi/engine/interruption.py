@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from tsi.errors import Stopped
-from tsi.termination import is_main_thread, stop_at_once
+from tsi.termination import is_main_thread, is_repetition, stop_at_once
 
 
 class StopEvent(threading.Event):
@@ -39,6 +39,8 @@ def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
     }
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if is_repetition():
+            return
         if stop.is_set():
             raise Stopped(number)
         stop.number = number
