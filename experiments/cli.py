@@ -57,7 +57,8 @@ def scale(
         progress: show the bar with the time left.
         dry: what it would cost.
         distributed: divide the problems among several processes, all started with this
-            same command; TPU pods, Slurm, Open MPI and Kubernetes are detected.
+            same command; TPU pods, Slurm and Open MPI are detected, and Kubernetes
+            where jax[k8s] is installed.
         coordinator: where they are not, HOST:PORT of process 0, the same for all.
         num_processes: how many there are.
         process_id: which of them this one is, from 0.

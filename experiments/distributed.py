@@ -16,15 +16,16 @@ import contextlib
 import hashlib
 import json
 import signal
-import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
+from tsi.experiments.coordinator import check_free, check_parts, reach
 from tsi.models.files import shown
 from tsi.termination import is_asked, stop_with_group, terminable
 
@@ -36,8 +37,6 @@ GRACE = 20.0
 """Seconds that process 0 waits for the others to stop, since its end is theirs."""
 PAUSE = 0.1
 """Seconds between two looks at the store."""
-JOINING = 300.0
-"""Seconds in which process 0 must answer at the start, as in JAX."""
 
 T = TypeVar("T")
 
@@ -89,9 +88,12 @@ class Group:
         self._beats: dict[int, str] = {}
         self._heard = dict.fromkeys(range(count), time.monotonic())
         self._first_failure: Ended | None = None
+        self._calls: Counter[str] = Counter()
+        self._root = "tsi"
         self._left = threading.Event()
         self._watch = threading.Thread(target=self._look_around, daemon=True)
         if store is not None:
+            self._root = f"tsi/{self._count_groups()}"
             self._watch.start()
 
     @property
@@ -110,7 +112,8 @@ class Group:
         process 0, without which nothing goes on.
 
         Args:
-            name: of what is gathered.
+            name: of what is gathered. Texts of a name that is used again are those of
+                the same use: of its n-th in each process.
             text: of this process.
 
         Raises:
@@ -121,10 +124,12 @@ class Group:
         """
         if self._store is None:
             return [text]
-        self._set(f"{name}/{self.index}", text)
+        key = f"{name}/{self._calls[name]}"
+        self._calls[name] += 1
+        self._set(f"{key}/{self.index}", text)
         while True:
             # In this order: of whoever has ended by now the text is found as well.
-            ended, found = self._ended(), self._get(name)
+            ended, found = self._ended(), self._get(key)
             missing = set(range(self.count)) - found.keys()
             if not missing:
                 return [found[i] for i in range(self.count)]
@@ -187,13 +192,23 @@ class Group:
 
     # The store
 
+    def _count_groups(self) -> int:
+        """How many groups of this process the store has served before this one.
+
+        One that the user has joined outlives a group; what is told in the next must not
+        be taken for what was told in the last.
+        """
+        number = int(self._get("groups").get(self.index, "0"))
+        self._set(f"groups/{self.index}", str(number + 1))
+        return number
+
     def _set(self, key: str, text: str) -> None:
         assert self._store is not None
-        self._store.key_value_set(f"tsi/{key}", text, allow_overwrite=True)
+        self._store.key_value_set(f"{self._root}/{key}", text, allow_overwrite=True)
 
     def _get(self, name: str) -> dict[int, str]:
         assert self._store is not None
-        found = self._store.key_value_dir_get(f"tsi/{name}/")
+        found = self._store.key_value_dir_get(f"{self._root}/{name}/")
         return {int(key.rsplit("/", 1)[1]): text for key, text in found}
 
     def _ended(self) -> dict[int, Ended]:
@@ -301,26 +316,16 @@ def processes(
 
     Args:
         coordinator: ``HOST:PORT`` of process 0; where JAX detects the cluster (TPU
-            pods, Slurm, Open MPI, Kubernetes), it and the rest may be left out.
+            pods, Slurm, Open MPI, and Kubernetes where jax[k8s] is installed), it and
+            the rest may be left out.
         num_processes: how many there are.
         process_id: which this one is, from 0.
 
     Raises:
-        ConfigurationError: no cluster is detected, the arguments are not whole, or the
-            processes cannot be joined.
+        ConfigurationError: no cluster is detected, the arguments are not whole or out
+            of range, or the processes cannot be joined.
     """
-    given = (coordinator, num_processes, process_id)
-    if None in given and any(part is not None for part in given):
-        raise ConfigurationError(
-            "Processes that are joined by hand need a coordinator (HOST:PORT of "
-            "process 0), a number of processes and each its own number from 0; one of "
-            "the three is missing."
-        )
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
-        raise ConfigurationError(
-            f"The coordinator {coordinator!r} is not HOST:PORT, the address of process "
-            "0 with a free port of its host."
-        )
+    check_parts(coordinator, num_processes, process_id)
     joined = jax.distributed.is_initialized()
     if not joined:
         # JAX's own handler of SIGTERM would take the place of ours.
@@ -362,7 +367,9 @@ def _join(
             jax.distributed.initialize()
         else:
             if process_id:
-                _reach(coordinator)
+                reach(coordinator)
+            else:
+                check_free(coordinator)
             jax.distributed.initialize(
                 coordinator,
                 num_processes,
@@ -372,8 +379,9 @@ def _join(
     except (ValueError, TypeError) as error:
         if coordinator is None:
             raise ConfigurationError(
-                "No cluster was detected (a TPU pod, Slurm, Open MPI, Kubernetes): "
-                "give --coordinator HOST:PORT, --num-processes and --process-id."
+                "No cluster was detected (a TPU pod, Slurm, Open MPI, and Kubernetes "
+                "where jax[k8s] is installed): give --coordinator HOST:PORT, "
+                "--num-processes and --process-id."
             ) from error
         raise ConfigurationError(
             f"The processes cannot be joined: {_sentence(error)}"
@@ -384,27 +392,6 @@ def _join(
             "runs, that its address is right and its port free and open, and that all "
             "processes were started."
         ) from error
-
-
-def _reach(coordinator: str) -> None:
-    """Wait until process 0 can be connected to.
-
-    JAX waits in a function that no signal interrupts, and ends the program where nobody
-    answers.
-    """
-    host, _, port = coordinator.rpartition(":")
-    until, why = time.monotonic() + JOINING, ""
-    while time.monotonic() < until:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-                return
-        except OSError as error:
-            why = error.strerror or str(error)
-            time.sleep(PAUSE)
-    raise ConfigurationError(
-        f"Process 0 did not answer at {coordinator} for {JOINING:.0f} s ({why}). Check "
-        "that it runs, that the address is its own and that the port is open."
-    )
 
 
 def _account(i: int, end: Ended, name: str) -> str:

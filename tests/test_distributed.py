@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from processes import Processes, ended, free_port, wait_for
 
 from tsi.engine.interruption import StopEvent, deferred_interrupts
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
-from tsi.experiments import distributed
+from tsi.experiments import coordinator, distributed
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.cli import main
 from tsi.experiments.distributed import ALONE, Group, group_of, processes
@@ -350,7 +351,7 @@ def test_a_process_that_ends_between_two_looks_has_not_failed(quick, looks):
     class Interleaved(FakeStore):
         """Process 0 gives its text and ends between two looks of process 1."""
 
-        left = looks
+        left = 0
 
         def key_value_dir_get(self, key):
             found = super().key_value_dir_get(key)
@@ -362,7 +363,7 @@ def test_a_process_that_ends_between_two_looks_has_not_failed(quick, looks):
 
     class First(Group):
         def leave_at_once(self, text):
-            self._set(f"{name}/0", text)
+            self._set(f"{name}/0/0", text)
             self.leave()
 
     store = Interleaved()
@@ -380,6 +381,55 @@ def test_a_process_that_ends_well_without_its_text_is_named(pair):
         ProcessError, match="Process 1 has ended without giving its 'a'"
     ):
         first.gather("a")
+
+
+def test_a_name_that_is_used_again_gathers_what_is_given_then(pair):
+    first, second = pair
+    for facts, text in (({"n": 1}, "one"), ({"n": 2}, "two")):
+        ahead, found = in_thread(lambda f=facts, t=text: (first.agree(f), t))
+        # Process 1 is late.
+        ahead.join(0.1)
+        assert found == []
+        second.agree(facts)
+        ahead.join(10)
+        assert found == [(None, text)]
+        ahead, found = in_thread(lambda t=text: first.gather("rows", t))
+        assert second.gather("rows", text) == [text] * 2
+        ahead.join(10)
+        assert found == [[text] * 2]
+
+
+def test_a_store_that_outlives_a_group_tells_the_next_nothing_of_it(quick):
+    store = FakeStore()
+    for text in ("one", "two"):
+        first, second = (Group(i, 2, store) for i in range(2))
+        ahead, found = in_thread(lambda group=first, t=text: group.gather("a", t))
+        ahead.join(0.1)
+        assert found == []
+        assert second.gather("a", text) == [text] * 2
+        ahead.join(10)
+        assert found == [[text] * 2]
+        # The watch of the second finds no end of an earlier first.
+        assert not second._is_over(second._ended())
+        first.leave(ConfigurationError("Rows are blue."))
+        second.leave()
+
+
+def test_one_group_runs_two_plans_in_turn(pair, tmp_path):
+    first, second = pair
+    plans = [checked_plan(["smc"], [budget], 1) for budget in (2, 4)]
+
+    def run(group, i):
+        world, path = fake_world(5, rows=8), tmp_path / f"{i}.jsonl"
+        return run_plan(plans[i], world, path, progress=False, group=group)
+
+    ahead, found = in_thread(lambda: [len(run(first, i)) for i in range(2)])
+    run(second, 0)
+    # Process 0 has begun the next plan, or nearly.
+    ahead.join(0.3)
+    run(second, 1)
+    ahead.join(10)
+    assert found == [[5, 5]]
 
 
 def test_a_signal_to_all_is_no_second_signal_to_the_slower(pair):
@@ -400,8 +450,8 @@ def test_a_process_that_stops_with_another_still_gives_signs_of_life(pair):
     with terminable(), deferred_interrupts(stop):
         second.leave(Stopped(signal.SIGTERM))
         assert stop.wait(10)
-        before = first._store.texts["tsi/beat/0"]
-        wait_for(lambda: first._store.texts["tsi/beat/0"] != before)
+        before = first._store.texts["tsi/0/beat/0"]
+        wait_for(lambda: first._store.texts["tsi/0/beat/0"] != before)
         # That of the scheduler, a little later.
         os.kill(os.getpid(), signal.SIGTERM)
         first.leave()
@@ -413,6 +463,15 @@ def test_a_process_that_stops_with_another_still_gives_signs_of_life(pair):
         ((False, "host:1", None, None), "parts of --distributed"),
         ((True, "host:1", 2, None), "one of the three is missing"),
         ((True, "host", 2, 0), "is not HOST:PORT"),
+        ((True, ":80", 2, 0), "is not HOST:PORT"),
+        ((True, "host:²", 2, 0), "is not HOST:PORT"),
+        ((True, "host:99999", 2, 0), "has no port: those are 1 to 65535"),
+        ((True, "host:99999", 2, 1), "has no port"),
+        ((True, "host:0", 2, 1), "has no port"),
+        ((True, "host:80", 0, 0), "cannot be 0 processes"),
+        ((True, "host:80", 2, 7), "7 is no number of one of 2 processes: those are 0"),
+        ((True, "host:80", 2, 2), "2 is no number of one of 2 processes"),
+        ((True, "host:80", 2, -1), "-1 is no number of one of 2 processes"),
         ((True, None, None, None), "No cluster was detected"),
     ],
 )
@@ -432,11 +491,11 @@ def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(distributed, "JOINING", 0.3)
+    monkeypatch.setattr(coordinator, "JOINING", 0.3)
     sentence = r"joined: DEADLINE_EXCEEDED: Barrier timed out\. Check that process 0"
     with (
         pytest.raises(ConfigurationError, match=sentence),
-        processes("10.0.0.1:80", 2, 0),
+        processes(f"10.0.0.1:{free_port()}", 2, 0),
     ):
         pass
     with (
@@ -444,6 +503,28 @@ def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
         processes(f"127.0.0.1:{free_port()}", 2, 1),
     ):
         pass
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_of_another_program_is_a_sentence_at_process_0(monkeypatch, host):
+    def crash(*_, **__):
+        pytest.fail("JAX would have ended the program.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", crash)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with socket.create_server((host, 0)) as server:
+        port = server.getsockname()[1]
+        sentence = rf"cannot listen at port {port} of its host \(Address already in use"
+        with (
+            pytest.raises(ConfigurationError, match=sentence),
+            processes(f"127.0.0.1:{port}", 2, 0),
+        ):
+            pass
+        monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", f"{host}:{port}")
+        with pytest.raises(ConfigurationError, match=sentence):
+            coordinator.check_free(f"127.0.0.1:{free_port()}")
+    # Given back, it can be listened at.
+    coordinator.check_free(f"127.0.0.1:{port}")
 
 
 def test_a_mesh_is_of_the_devices_of_this_process(monkeypatch):
