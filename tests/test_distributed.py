@@ -140,14 +140,17 @@ def test_the_death_of_the_first_process_loses_nothing_that_was_written(
 def test_a_process_that_dies_is_missed_when_the_others_have_done_their_share(
     several, tmp_path
 ):
-    started = several.fakes(tmp_path, 2, sleep=[0.0, 600.0], patience=3.0)
+    started = several.fakes(tmp_path, 3, sleep=[0.0, 600.0, 0.8], patience=4.0)
+    share = 4 * 2 * 6
     wait_for((tmp_path / "rows-1.jsonl").exists)
-    wait_for(lambda: lines(tmp_path / "rows.jsonl"))
+    wait_for(lambda: lines(tmp_path / "rows.jsonl") == share)
     started[1].send_signal(signal.SIGKILL)
     codes, told = ended(started)
-    assert codes[0] == 75, told
-    assert "tsi: Process 1 gave no sign of life for 3 s. What was written is" in told[0]
-    assert lines(tmp_path / "rows.jsonl") == 6 * 2 * 6
+    assert codes == [75, -signal.SIGKILL, 75], told
+    assert "tsi: Process 1 gave no sign of life for 4 s. What was written is" in told[0]
+    # The first has waited for the third, which had most of its share to do.
+    assert lines(tmp_path / "rows.jsonl") == share
+    assert lines(tmp_path / "rows-2.jsonl") == share
 
 
 def test_processes_that_disagree_are_refused_before_work(several, tmp_path):
