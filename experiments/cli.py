@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that help is quick. How 
 end, and with which exit codes, stands in `command.py`.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from tsi.errors import UnknownNameError
-from tsi.experiments.command import exit_code
+from tsi.experiments.command import REFUSED, exit_code, resumable
 from tsi.experiments.model_options import (
     Dry,
     DryRun,
@@ -24,6 +25,10 @@ from tsi.experiments.model_options import (
 from tsi.models.files import check_writable
 
 if TYPE_CHECKING:
+    from tsi.experiments.distributed import Group
+    from tsi.experiments.dry_run import Forecast
+    from tsi.experiments.places import Place
+    from tsi.experiments.scale import Plan, World
     from tsi.models.catalogue import Description
     from tsi.problem import Problem
 
@@ -72,18 +77,15 @@ def scale(
     check_positive(num_problems=num_problems)
     dry.check()
     folder = place_of(out or f"results/{options.task}")
-    if dry.dry_run:
-        from tsi.experiments.dry_run import dry_run_text, runs_of
-
-        world = options.world(num_problems, shapes_only=True)
-        _tell(world.notes)
-        runs = runs_of(plan, world, inside(folder, "rows.jsonl"))
-        print(dry_run_text(world, runs, dry.flops_per_second))
-        return 0
-    with group_of(distributed, coordinator, num_processes, process_id) as group:
-        world = options.world(num_problems)
+    path = inside(folder, "rows.jsonl")
+    with (
+        contextlib.nullcontext() if dry.dry_run else resumable(),
+        group_of(distributed, coordinator, num_processes, process_id) as group,
+    ):
+        world = options.world(num_problems, shapes_only=dry.dry_run)
         _tell(world.notes if group.is_first else ())
-        path = inside(folder, "rows.jsonl")
+        if dry.dry_run:
+            return _tell_share(plan, world, path, group, dry)
         rows = run_plan(plan, world, path, progress=progress, group=group)
         if group.is_first:
             print(write_report(plan, world, rows, folder))
@@ -122,6 +124,7 @@ def solve(
     chosen = get_method(method)
     check_positive(budget=budget)
     problem = get_task(options.task).problem(prompt)
+    dry.check()
     if dry.dry_run:
         return _tell_cost(options, dry, method, budget, [problem])
     if figures is not None:
@@ -180,6 +183,7 @@ def profile(
 
     chosen = get_method(method)
     check_positive(budget=budget, num_problems=num_problems)
+    dry.check()
     if dry.dry_run:
         return _tell_cost(options, dry, method, budget, num_problems)
     if trace is not None:
@@ -200,14 +204,36 @@ def _tell_cost(
     problems: "int | list[Problem]",
 ) -> int:
     """Print what one run would cost."""
-    dry.check()
-    from tsi.experiments.dry_run import Run, dry_run_text
+    from tsi.experiments.dry_run import Run, forecast
 
     world = options.world(problems, shapes_only=True)
     _tell(world.notes)
     run = Run(method, budget, len(world.problems))
-    print(dry_run_text(world, [run], dry.flops_per_second))
-    return 0
+    return _tell_forecast(forecast(world, [run], dry.flops_per_second))
+
+
+def _tell_share(
+    plan: "Plan", world: "World", path: "Place", group: "Group", dry: DryRun
+) -> int:
+    """Print what the share of the first process would cost, the largest of all."""
+    from tsi.experiments.dry_run import forecast, runs_of
+    from tsi.experiments.scale import facts_of, sorted_problems
+
+    group.agree(facts_of(plan, world, path))
+    code = 0
+    if group.is_first:
+        share = group.share(sorted_problems(world.problems))
+        world = world._replace(problems=share)
+        runs, stated = runs_of(plan, world, path), dry.flops_per_second
+        code = _tell_forecast(forecast(world, runs, stated, processes=group.count))
+    group.gather("forecast")
+    return code
+
+
+def _tell_forecast(found: "Forecast") -> int:
+    """Print it; the exit code is that of the command itself."""
+    print(found.text)
+    return REFUSED if found.refused else 0
 
 
 def models(

@@ -2,7 +2,8 @@
 
 0: done. 1: judged and found wanting. 2: what tsi refused on purpose, or the system
 refused to open, read or write. 75 (EX_TEMPFAIL): stopped by SIGTERM, or another process
-of the run was lost; the same command goes on, so that a scheduler may queue it again.
+of the run was lost; a scheduler may queue the same command again. What it says tells
+whether that goes on (`resumable`) or begins anew.
 130: stopped by Ctrl-C. 141: nobody reads the output any more, as in
 ``tsi paper | head -1``; nothing is said then. Any other error is a mistake in tsi and
 shows its traceback.
@@ -12,7 +13,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tsi.errors import LostProcessError, Stopped, TsiError
@@ -22,6 +23,9 @@ from tsi.termination import terminable
 REFUSED, STOPPED = 2, 128 + signal.SIGINT
 REQUEUE = os.EX_TEMPFAIL
 UNREAD = 128 + signal.SIGPIPE
+
+KEPT = "what was written is kept, and the same command goes on from there"
+ANEW = "the same command begins anew"
 
 
 def exit_code(command: Callable[[], Any]) -> int:
@@ -45,7 +49,7 @@ def exit_code(command: Callable[[], Any]) -> int:
     except TsiError as error:
         return _told(str(error), REFUSED)
     except KeyboardInterrupt as error:
-        kept = "what was written is kept, and the same command goes on from there"
+        kept = KEPT if KEPT in getattr(error, "__notes__", ()) else ANEW
         if isinstance(error, Stopped) and error.number == signal.SIGTERM:
             return _told(f"stopped by SIGTERM; {kept}.", REQUEUE)
         return _told(f"stopped; {kept}.", STOPPED)
@@ -55,6 +59,16 @@ def exit_code(command: Callable[[], Any]) -> int:
             raise
         return _told(sentence(found), REFUSED)
     return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """A block of which a second run does only what a stop has left."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(KEPT)
+        raise
 
 
 def _flushed(command: Callable[[], Any]) -> Any:

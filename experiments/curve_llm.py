@@ -14,17 +14,17 @@ Command: ``make curve-llm`` or ``python -m tsi.experiments.curve_llm``.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import tyro
 
 from tsi.engine import Engine
 from tsi.experiments import chain_sum
-from tsi.experiments.command import exit_code
+from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.equations import REWARDS, equation_log_odds
 from tsi.experiments.language_policy import self_judge
 from tsi.experiments.model_checks import load_model
+from tsi.experiments.places import inside, place_of
 from tsi.experiments.scale import World, checked_plan, run_plan
 from tsi.experiments.world import all_devices, sha256_of, versions
 from tsi.experiments.write_report import write_report
@@ -105,11 +105,12 @@ def language_worlds(
         )
 
 
+@resumable()
 def main(
     num_problems: int = 20,
     budgets: tuple[int, ...] = (1, 4, 16),
     seeds: int = 1,
-    out: Path = Path("results/llm"),
+    out: str = "results/llm",
     max_rows: int = 80,
     temperature: float = 0.8,
     methods: tuple[str, ...] = METHODS,
@@ -123,7 +124,7 @@ def main(
         num_problems: of chain_sum.
         budgets: rollouts N.
         seeds: how often each problem is run.
-        out: folder; each reward has one inside.
+        out: folder, or an address that fsspec knows; each reward has one inside.
         max_rows: rows that write tokens together on a device.
         temperature: of the policy.
         methods: which samplers; "all" alone is every one.
@@ -133,6 +134,7 @@ def main(
         progress: show a bar with the time left.
     """
     plan = checked_plan(methods, budgets, seeds)
+    place = place_of(out)
     worlds = language_worlds(
         num_problems,
         max_rows=max_rows,
@@ -142,8 +144,10 @@ def main(
     for name, world in worlds:
         if name not in rewards:
             continue
-        rows = run_plan(plan, world, out / name / "rows.jsonl", progress=progress)
-        print(f"\nreward: {name}\n\n{write_report(plan, world, rows, out / name)}")
+        folder = inside(place, name)
+        path = inside(folder, "rows.jsonl")
+        rows = run_plan(plan, world, path, progress=progress)
+        print(f"\nreward: {name}\n\n{write_report(plan, world, rows, folder)}")
 
 
 if __name__ == "__main__":

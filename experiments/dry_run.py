@@ -14,16 +14,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tsi.engine.memory import unloaded_bytes
 from tsi.engine.methods import plan_of
 from tsi.engine.sizes import room_of
 from tsi.errors import ConfigurationError
-from tsi.experiments.methods import get_method, sampler_of
+from tsi.experiments.methods import METHODS, get_method, method_settings, sampler_of
 from tsi.experiments.places import Place
 from tsi.experiments.report import markdown
-from tsi.experiments.results import read_rows
-from tsi.experiments.row_shards import all_rows
+from tsi.experiments.results import known_cells
 from tsi.experiments.scale import Plan, World, batches
 from tsi.outcome import flops_of
 from tsi.reasoning import ReasoningParams
@@ -46,7 +48,7 @@ class Run(NamedTuple):
     Attributes:
         method: its name.
         budget: rollouts N.
-        problems: how many.
+        problems: how many; none, where all rows of it are there.
     """
 
     method: str
@@ -66,6 +68,8 @@ class Cost(NamedTuple):
         tokens: that may well be written, if solutions are as long as worked ones; NaN
             where it is not known how long these are.
         flops: of these tokens, prompts and the reward included.
+        busy: the share of all devices that work on it; those of one group work on a
+            problem.
         refused: why it cannot be run; empty if it can.
     """
 
@@ -76,29 +80,49 @@ class Cost(NamedTuple):
     most_tokens: int = 0
     tokens: float = math.nan
     flops: float = math.nan
+    busy: float = 1.0
     refused: str = ""
 
 
 class Speed(NamedTuple):
-    """FLOPs per second, and where the number is from."""
+    """FLOPs per second of all devices, and where the number is from."""
 
     flops: float
     source: str
 
 
+class Forecast(NamedTuple):
+    """What a command would do.
+
+    Attributes:
+        text: for the user.
+        refused: whether it would do nothing, since some of it cannot be run.
+    """
+
+    text: str
+    refused: bool
+
+
 def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
-    """What a plan would run: its batches without those that a file has already.
+    """What a plan would run: its batches, with the problems that lack a row there.
 
     Args:
         plan: what is compared.
         world: on what.
         path: of the rows' file, which need not be there.
+
+    Raises:
+        ResultsError: the file cannot be continued.
     """
-    done = read_rows(path) if all_rows(path) else {}
+    of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
+    done = known_cells(path, world.settings, of_method)
     return [
-        Run(batch.source, batch.num_particles, len(batch.problems))
+        Run(
+            batch.source,
+            batch.num_particles,
+            len({cell.problem for cell in batch.cells if cell not in done}),
+        )
         for batch in batches(plan, world)
-        if not done.keys() >= set(batch.cells)
     ]
 
 
@@ -123,6 +147,8 @@ def cost_of(world: World, run: Run) -> Cost:
         engine.check_fits(sampler, size)
     except ConfigurationError as error:
         return Cost(refused=str(error))
+    if run.problems == 0:
+        return Cost(tokens=0.0, flops=0.0)
     steps = run.problems * times * plan.rows * plan.turns
     most = steps * target.max_step_tokens
     typical = math.nan if world.typical_tokens is None else world.typical_tokens()
@@ -157,6 +183,7 @@ def cost_of(world: World, run: Run) -> Cost:
         most_tokens=most,
         tokens=tokens,
         flops=float(flops),
+        busy=min(groups, run.problems) / groups,
     )
 
 
@@ -167,19 +194,28 @@ def prompt_tokens(world: World) -> int:
     return len(engine.encode(max(prompts, key=len, default="")))
 
 
-def measure_speed(config: Any, dtype: Any, rows: int) -> Speed:
+def measure_speed(
+    config: Any, dtype: Any, rows: int, devices: Sequence[jax.Device]
+) -> Speed:
     """Products of as many rows as write together with matrices of the policy's shape.
 
     Args:
         config: of the policy.
-        dtype: of its weights.
-        rows: R.
+        dtype: of what it computes.
+        rows: R, on each device.
+        devices: all of which compute at the same time, nothing in common.
     """
     itemsize = jnp.dtype(dtype).itemsize
     layer = 2 * config.width * config.hidden
     layers = max(1, min(config.num_layers, MOST_BYTES // (layer * itemsize)))
-    up = jnp.ones((layers, config.width, config.hidden), dtype)
-    down = jnp.ones((layers, config.hidden, config.width), dtype)
+    mesh = Mesh(np.asarray(devices), "devices")
+    whole, divided = (NamedSharding(mesh, P(axis)) for axis in (None, "devices"))
+
+    def ones(shape: tuple[int, ...], where: NamedSharding) -> Any:
+        return jax.device_put(np.ones(shape, dtype), where)
+
+    up = ones((layers, config.width, config.hidden), whole)
+    down = ones((layers, config.hidden, config.width), whole)
 
     @jax.jit
     def products(x: Any, up: Any, down: Any) -> Any:
@@ -189,23 +225,32 @@ def measure_speed(config: Any, dtype: Any, rows: int) -> Speed:
 
         return jax.lax.scan(through, x, (up, down))[0]
 
-    x = jnp.ones((rows, config.width), dtype)
+    x = ones((rows * len(devices), config.width), divided)
     jax.block_until_ready(products(x, up, down))
     best = math.inf
     for _ in range(5):
         began = time.perf_counter()
         jax.block_until_ready(products(x, up, down))
         best = min(best, time.perf_counter() - began)
-    return Speed(2.0 * rows * layer * layers / best, f"measured, {rows} rows")
+    of = "" if len(devices) == 1 else f" on each of {len(devices)} devices"
+    flops = 2.0 * x.shape[0] * layer * layers / best
+    return Speed(flops, f"measured, {rows} rows{of}")
 
 
-def dry_run_text(world: World, runs: Iterable[Run], stated: float | None = None) -> str:
-    """What would be run, as a text.
+def forecast(
+    world: World,
+    runs: Iterable[Run],
+    stated: float | None = None,
+    *,
+    processes: int = 1,
+) -> Forecast:
+    """What would be run.
 
     Args:
         world: of shapes alone, or with weights.
-        runs: those of one method and budget are summed.
-        stated: FLOPs per second on all devices; measured, if None.
+        runs: of this process; those of one method and budget are summed.
+        stated: FLOPs per second on all devices of all processes; measured, if None.
+        processes: how many work at the same time, each on problems of its own.
     """
     engine: Any = world.engine
     policy, target = engine.policy, engine.target
@@ -216,12 +261,20 @@ def dry_run_text(world: World, runs: Iterable[Run], stated: float | None = None)
     runs = [Run(*place, number) for place, number in counts.items()]
     costs = {run: cost_of(world, run) for run in runs}
     if stated is None:
-        dtype = policy.trunk.embedding.get_value().dtype
-        speed = measure_speed(policy.config, dtype, engine.max_rows)
+        mesh = engine.mesh
+        devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+        dtype = policy.trunk.dtype
+        speed = measure_speed(policy.config, dtype, engine.max_rows, devices)
     else:
-        speed = Speed(stated, "as stated")
+        whose = "" if processes == 1 else f", a share of 1/{processes}"
+        speed = Speed(stated / processes, f"as stated{whose}")
     lines = [[*HEAD]]
+    seconds = 0.0
     for run, cost in costs.items():
+        if run.problems == 0 and not cost.refused:
+            continue
+        duration = cost.flops / (speed.flops * cost.busy)
+        seconds += 0.0 if cost.refused else duration
         numbers = [
             f"{cost.at_once:,}",
             f"{cost.slots:,}",
@@ -230,7 +283,7 @@ def dry_run_text(world: World, runs: Iterable[Run], stated: float | None = None)
             _number(cost.most_tokens),
             _number(cost.tokens),
             _number(cost.flops),
-            _duration(cost.flops / speed.flops),
+            _duration(duration),
         ]
         if cost.refused:
             numbers = ["refused"] * len(numbers)
@@ -239,18 +292,24 @@ def dry_run_text(world: World, runs: Iterable[Run], stated: float | None = None)
     kept = [cost for cost in costs.values() if not cost.refused]
     flops = sum(cost.flops for cost in kept)
     refused = dict.fromkeys(cost.refused for cost in costs.values() if cost.refused)
-    return "\n".join(
-        [
-            *_memory(engine, target, prompt_tokens(world)),
-            f"speed    {speed.flops / 1e9:,.1f} GFLOP/s ({speed.source})",
-            "",
-            markdown(lines),
-            "",
-            f"In all {_number(flops)} FLOPs, {_duration(flops / speed.flops)} or more. "
-            "Nothing has been run or written.",
-            *(f"Refused: {reason}" for reason in refused),
-        ]
-    )
+    told = [
+        *_memory(engine, target, prompt_tokens(world)),
+        f"speed    {speed.flops / 1e9:,.1f} GFLOP/s ({speed.source})",
+    ]
+    if processes > 1:
+        told.append(
+            f"share    that of the first of {processes} processes, the largest; all "
+            "work at the same time, and all numbers here are of this one"
+        )
+    told += [
+        "",
+        markdown(lines),
+        "",
+        f"In all {_number(flops)} FLOPs, {_duration(seconds)} or more. "
+        "Nothing has been run or written.",
+        *(f"Refused: {reason}" for reason in refused),
+    ]
+    return Forecast("\n".join(told), bool(refused))
 
 
 def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:

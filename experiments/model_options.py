@@ -167,12 +167,16 @@ class DryRun(NamedTuple):
     flops_per_second: float | None = None
 
     def check(self) -> None:
-        """Refuse a speed that is none.
+        """Refuse a speed that is none, or that nothing asks for.
 
         Raises:
             ConfigurationError: see above.
         """
         stated = self.flops_per_second
+        if stated is not None and not self.dry_run:
+            raise ConfigurationError(
+                "--flops-per-second is a part of --dry-run; give that too."
+            )
         if stated is not None and not 0 < stated < float("inf"):
             raise ConfigurationError(
                 f"flops_per_second must be a positive number, not {stated}."

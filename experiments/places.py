@@ -5,6 +5,7 @@ all others are paths. What is written to the former is written as whole objects.
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +16,49 @@ from tsi.errors import ConfigurationError, ResultsError
 Place = Path | str
 """A path, or an address with a scheme."""
 
+HOSTLESS = frozenset({"file", "local", "memory", "hdfs"})
+"""Schemes whose addresses need name no host or bucket, as in ``file:///folder``."""
+ADDRESS = re.compile(r"([^/]*)://(.*)", re.DOTALL)
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
+
 
 def place_of(text: str) -> Place:
     """A place as a user writes it.
 
     Raises:
-        ConfigurationError: there is no file system for its scheme.
+        ConfigurationError: there is no file system for its scheme, or it names nothing
+            there.
     """
-    if "://" not in text:
+    address = ADDRESS.fullmatch(text)
+    if address is None:
+        _check_path(text)
         return Path(text)
+    scheme, rest = address[1].rpartition("::")[2], address[2]
+    # As where a variable of the shell is empty: gs://$BUCKET/run.
+    is_hostless = rest.startswith("/") and scheme not in HOSTLESS
+    if not scheme or not rest.strip("/") or is_hostless:
+        raise ConfigurationError(
+            f"{text} names no {'bucket or host' if scheme else 'file system'}; write "
+            "an address such as gs://bucket/folder, or a path."
+        )
     file_system(text)
     return text.rstrip("/")
+
+
+def _check_path(text: str) -> None:
+    """Refuse what was meant as an address, as in ``gs:/bucket/folder``."""
+    found = SCHEME.fullmatch(text)
+    if found is None:
+        return
+    import fsspec
+
+    scheme, rest = found[1], found[2]
+    if rest.startswith("/") or scheme in fsspec.available_protocols():
+        raise ConfigurationError(
+            f"{text} is neither an address nor a plain path; write "
+            f"{scheme}://{rest.lstrip('/')} for an address, or ./{text} for a folder "
+            "of this name."
+        )
 
 
 def inside(folder: Place, name: str) -> Place:
@@ -37,16 +70,19 @@ def file_system(address: str) -> tuple[Any, str]:
     """The file system of an address, and what the address is there.
 
     Raises:
-        ConfigurationError: fsspec does not know it, or lacks a package for it.
+        ConfigurationError: fsspec does not know it, or lacks a package, rights or
+            arguments for it.
     """
     import fsspec
 
     try:
         return fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
+    # Each file system has errors of its own, of its arguments and credentials too.
+    except Exception as error:
         raise ConfigurationError(
             f"{address} cannot be used: {one_line(error)}. Install the package for it, "
-            "such as gcsfs for gs:// or s3fs for s3://, or choose another place."
+            "such as gcsfs for gs:// or s3fs for s3://, see that its credentials are "
+            "there, or choose another place."
         ) from error
 
 

@@ -111,11 +111,12 @@ class ResultsFile:
             self._load(path, content, self._others)
 
     def fold(self) -> None:
-        """Bring the rows of others, as they were read last, into one file.
+        """Read all shards again, and bring the rows of others into one file.
 
         Raises:
-            ResultsError: the system refuses it; nothing is lost.
+            ResultsError: as `reload`, or the system refuses it; nothing is lost.
         """
+        self.reload()
         self._shards.fold(b"".join(self._others))
         self._others = []
 
@@ -137,14 +138,7 @@ class ResultsFile:
     ) -> None:
         """Add rows; those of other processes that are known already are left out."""
         for number, line, cell, row in _parsed(path, content):
-            settings = row.pop("settings")
-            different = _differences(self._settings(cell), settings)
-            if different:
-                raise ResultsError(
-                    f"{path}, line {number}, was made with other settings: "
-                    f"{'; '.join(different)}. Choose another output folder or the "
-                    "same settings."
-                )
+            _check_settings(path, number, self._settings(cell), row.pop("settings"))
             if cell in self.rows:
                 if others is not None:
                     continue
@@ -152,6 +146,34 @@ class ResultsFile:
             self.rows[cell] = row
             if others is not None:
                 others.append(line)
+
+
+def known_cells(
+    path: Place,
+    settings: dict[str, Any],
+    method_settings: Mapping[str, dict[str, Any]] | None = None,
+) -> set[Cell]:
+    """What a run would not compute again, for reading only.
+
+    Args:
+        path: of the rows' file, which need not be there.
+        settings, method_settings: of the run, as of `ResultsFile`.
+
+    Raises:
+        ResultsError: the run could not continue the file, as `ResultsFile` says; that
+            another run writes it is no reason here.
+    """
+    settings = json.loads(json.dumps(settings))
+    method_settings = json.loads(json.dumps(method_settings or {}))
+    known: set[Cell] = set()
+    for name, content in all_rows(path):
+        for number, _, cell, row in _parsed(name, content):
+            wanted = {**settings, **method_settings.get(cell.method, {})}
+            _check_settings(name, number, wanted, row["settings"])
+            if cell in known and name == path:
+                raise ResultsError(f"{name}, line {number}, repeats {cell}.")
+            known.add(cell)
+    return known
 
 
 def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
@@ -196,6 +218,18 @@ def _parsed(
                 "repair or remove the line."
             ) from error
         yield number, line, cell, row
+
+
+def _check_settings(
+    path: Place, number: int, wanted: dict[str, Any], found: dict[str, Any]
+) -> None:
+    different = _differences(wanted, found)
+    if different:
+        raise ResultsError(
+            f"{path}, line {number}, was made with other settings: "
+            f"{'; '.join(different)}. Choose another output folder or the same "
+            "settings."
+        )
 
 
 def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:

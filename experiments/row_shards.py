@@ -8,8 +8,13 @@ object of its own in the folder ``rows``, under a name that no other has.
 
 Who wrote a row does not matter: the next run, of any number of processes, reads all
 shards. When a run is complete, its first process brings all rows into ``rows.jsonl``.
+Where nothing is locked another run may do so at the same moment, and what is written to
+one name by both is that of the later. So all rows go to one more object of ``rows``
+first, ``rows.jsonl`` is a copy of it, and what is removed was read before and stands in
+that object: each row is in some object that nobody has written over.
 """
 
+import contextlib
 import re
 import time
 import uuid
@@ -20,6 +25,8 @@ from tsi.experiments.append_only import AppendOnlyFile, is_json
 from tsi.experiments.places import Place, file_system, refusals
 from tsi.models.files import check_regular, sentence
 
+LOOKS = 10
+"""How often objects are listed, where one is removed before it is read."""
 VISIBLE = 30.0
 """Seconds after which a network file system shows a file that another host has made."""
 
@@ -121,7 +128,7 @@ class RemoteShards:
         self.path, self.index = address, index
         self._system, self._file = file_system(address)
         self._folder = self._file.removesuffix(".jsonl")
-        self._seen: list[str] = []
+        self._seen: dict[str, bytes] = {}
 
     def make_folder(self) -> None:
         """Make the folder that objects are written to."""
@@ -135,19 +142,17 @@ class RemoteShards:
     def others(self) -> list[tuple[Place, bytes]]:
         """All rows there are, with the names of the objects."""
         with refusals(self.path):
-            # What other processes have written since is not in the cache.
-            self._system.invalidate_cache()
-            segments = [
-                name for name in self._listed(self._folder) if name.endswith(".jsonl")
-            ]
-            names = [self._file] if self._system.exists(self._file) else []
-            names += sorted(segments)
-            contents = [self._system.cat_file(name) for name in names]
-        self._seen = segments
-        return [
-            (name, whole_lines(content))
-            for name, content in zip(names, contents, strict=True)
-        ]
+            for left in reversed(range(LOOKS)):
+                # What other processes have written since is not in the cache.
+                self._system.invalidate_cache()
+                try:
+                    self._seen = self._contents()
+                    break
+                except FileNotFoundError:
+                    # Another run has brought it into an object that was not there yet.
+                    if not left:
+                        raise
+        return [(name, whole_lines(content)) for name, content in self._seen.items()]
 
     def append(self, lines: bytes) -> None:
         """Write whole lines as an object of their own."""
@@ -159,23 +164,41 @@ class RemoteShards:
         """Nothing to check: all processes have the same address."""
 
     def fold(self, lines: bytes) -> None:
-        """Write all rows as one object, in place of those that were read last."""
-        if not self._seen:
+        """Write all rows as one object, in place of those that were read last.
+
+        Args:
+            lines: all rows, each once.
+        """
+        contents = list(self._seen.values())
+        is_folded = self._file in self._seen and contents in ([lines], [lines] * 2)
+        if not lines or is_folded:
             return
         with refusals(self.path):
-            # Not written at its place, where a kill could leave half of it.
-            self._system.mv(self._write(lines), self._file)
-            for name in self._seen:
-                self._system.rm_file(name)
+            segments = self._seen.keys() - {self._file}
+            self._write(lines)
+            # Not written at its place, where a kill could leave half of it, nor under
+            # a name that another run would take for rows and remove.
+            self._system.mv(self._write(lines, ".part"), self._file)
+            for name in segments:
+                # Another run may have removed it.
+                with contextlib.suppress(FileNotFoundError):
+                    self._system.rm_file(name)
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _write(self, lines: bytes) -> str:
+    def _write(self, lines: bytes, ending: str = ".jsonl") -> str:
         unique = f"{time.time_ns():020d}-{self.index}-{uuid.uuid4().hex[:8]}"
-        name = f"{self._folder}/{unique}.jsonl"
+        name = f"{self._folder}/{unique}{ending}"
         self._system.pipe_file(name, lines)
         return name
+
+    def _contents(self) -> dict[str, bytes]:
+        segments = sorted(
+            name for name in self._listed(self._folder) if name.endswith(".jsonl")
+        )
+        names = [self._file] if self._system.exists(self._file) else []
+        return {name: self._system.cat_file(name) for name in [*names, *segments]}
 
     def _listed(self, folder: str) -> list[str]:
         try:
@@ -205,11 +228,10 @@ def all_rows(path: Place) -> list[tuple[Place, bytes]]:
     if isinstance(path, str):
         return RemoteShards(path).others()
     found: list[tuple[Place, bytes]] = []
-    for number, shard in [(0, path), *shard_paths(path)]:
+    for _, shard in [(0, path), *shard_paths(path)]:
         content = _read(shard)
         if content is not None:
-            # Of the first, a last line that is half-written is told.
-            found.append((shard, whole_lines(content) if number else content))
+            found.append((shard, whole_lines(content)))
     return found
 
 

@@ -7,7 +7,7 @@ import sys
 from fake_world import fake_world
 
 from tsi.experiments import distributed
-from tsi.experiments.command import exit_code
+from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.distributed import ALONE, processes
 from tsi.experiments.places import inside, place_of
 from tsi.experiments.scale import checked_plan, run_plan
@@ -31,7 +31,7 @@ def main(
     group = contextlib.nullcontext(ALONE)
     if count > 1:
         group = processes(address, count, index) if address else processes()
-    with group as group:
+    with resumable(), group as group:
         plan = checked_plan(methods, [1, 2, 4], 2)
         world, folder = (
             fake_world(num_problems, sleep, settings, rows=max_rows),

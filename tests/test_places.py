@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -9,6 +10,7 @@ from fake_world import fake_world
 from processes import Processes, ended, wait_for
 
 from tsi.errors import ConfigurationError, ResultsError
+from tsi.experiments import curve_llm
 from tsi.experiments.places import inside, place_of
 from tsi.experiments.results import Cell, ResultsFile, read_rows
 from tsi.experiments.row_shards import RemoteShards, whole_lines
@@ -33,6 +35,13 @@ def names(address):
     return sorted(name.removeprefix(root) for name in system.find(root))
 
 
+def is_folded(address):
+    """Whether all rows are in one object, of which ``rows.jsonl`` is a copy."""
+    system, root = fsspec.core.url_to_fs(address)
+    (whole,) = system.ls(f"{root}/rows", detail=False)
+    return system.cat_file(whole) == system.cat_file(f"{root}/rows.jsonl")
+
+
 def without_seconds(rows):
     return {cell: row | {"seconds": None} for cell, row in rows.items()}
 
@@ -53,7 +62,8 @@ def test_rows_and_report_go_to_an_object_store(bucket, tmp_path):
     assert without_seconds(rows) == without_seconds(local)
     text = write_report(PLAN, world, rows, bucket)
     assert f"Written: {bucket}/rows.jsonl" in text
-    assert names(bucket) == [
+    assert is_folded(bucket)
+    assert [name for name in names(bucket) if name.count("/") == 1] == [
         "/accuracy_flops.png",
         "/accuracy_rollouts.png",
         "/rows.jsonl",
@@ -71,7 +81,7 @@ def test_rows_and_report_go_to_an_object_store(bucket, tmp_path):
     more = run_plan(PLAN._replace(budgets=(8,)), again, path, progress=False)
     assert {n for _, _, n, _ in again.engine.calls} == {8}
     assert len(more) == len(rows) + 2 * 2 * 12
-    assert names(bucket).count("/rows.jsonl") == 1
+    assert is_folded(bucket)
 
 
 def test_every_flush_is_an_object_and_outlives_its_writer(bucket):
@@ -90,7 +100,7 @@ def test_every_flush_is_an_object_and_outlives_its_writer(bucket):
         other.reload()
         other.fold()
         assert list(other.rows) == CELLS
-    assert names(bucket) == ["/rows.jsonl"]
+    assert is_folded(bucket)
     assert [row["correct"] for row in read_rows(path).values()] == [True] * 2 + [
         False
     ] * 2
@@ -114,8 +124,69 @@ def test_a_kill_between_merge_and_removal_leaves_each_row_once(bucket, monkeypat
     with ResultsFile(path, {}) as results:
         assert results.missing(CELLS) == []
         results.fold()
-    assert names(bucket) == ["/rows.jsonl"]
+    assert is_folded(bucket)
     assert list(read_rows(path)) == CELLS
+
+
+def test_a_run_that_folds_late_loses_no_row_of_another(bucket):
+    path = inside(bucket, "rows.jsonl")
+    with ResultsFile(path, {}) as late, ResultsFile(path, {}) as other:
+        late.append((cell, {"correct": True}) for cell in CELLS[:2])
+        late.reload()
+        other.append((cell, {"correct": True}) for cell in CELLS[2:])
+        other.fold()
+        late.fold()
+        assert set(late.rows) == set(CELLS)
+    assert set(read_rows(path)) == set(CELLS)
+    assert is_folded(bucket)
+
+
+@pytest.mark.parametrize("when", range(1, 5))
+def test_two_runs_that_fold_at_the_same_moment_lose_no_row(bucket, monkeypatch, when):
+    """The other run does it all before the first, second, ... write of this one."""
+    path = inside(bucket, "rows.jsonl")
+    system, calls = type(fsspec.filesystem("memory")), []
+    with ResultsFile(path, {}) as one, ResultsFile(path, {}) as other:
+        one.append((cell, {"correct": True}) for cell in CELLS[:2])
+
+        def interleaved(write):
+            def first(self, *arguments, **settings):
+                calls.append(arguments)
+                if len(calls) == when:
+                    other.append((cell, {"correct": True}) for cell in CELLS[2:])
+                    other.fold()
+                return write(self, *arguments, **settings)
+
+            return first
+
+        for name in ("pipe_file", "mv", "rm_file"):
+            monkeypatch.setattr(system, name, interleaved(getattr(system, name)))
+        one.fold()
+        monkeypatch.undo()
+    assert len(calls) > when
+    assert set(read_rows(path)) == set(CELLS)
+    with ResultsFile(path, {}) as results:
+        results.fold()
+    assert set(read_rows(path)) == set(CELLS)
+    assert is_folded(bucket)
+
+
+def test_an_object_that_goes_while_it_is_read_is_found_where_it_went(
+    bucket, monkeypatch
+):
+    path = inside(bucket, "rows.jsonl")
+    system = type(fsspec.filesystem("memory"))
+    read = system.cat_file
+    with ResultsFile(path, {}) as other:
+        other.append([(CELLS[0], {"correct": True})])
+
+        def late(self, name, **settings):
+            monkeypatch.undo()
+            other.fold()
+            return read(self, name, **settings)
+
+        monkeypatch.setattr(system, "cat_file", late)
+        assert list(read_rows(path)) == CELLS[:1]
 
 
 def test_other_settings_are_refused_there_too(bucket):
@@ -147,6 +218,55 @@ def test_an_unknown_file_system_is_a_sentence():
     for use in (place_of, RemoteShards):
         with pytest.raises(ConfigurationError, match=r"nothing://x cannot be used: "):
             use("nothing://x")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("memory://", "names no bucket"),
+        ("gs://", "names no bucket"),
+        ("gs:///run", "names no bucket"),
+        ("simplecache::s3:///run", "names no bucket"),
+        ("://x", "names no file system"),
+        ("gs:/bucket/run", "write gs://bucket/run for an address, or ./gs:/bucket"),
+        ("gs:", "neither an address"),
+        ("s3:bucket/run", "neither an address"),
+        ("nothing:/x", "neither an address"),
+        # Their constructors take more than an address.
+        ("github://x", "github://x cannot be used: "),
+        ("dir://x", "dir://x cannot be used: "),
+        ("reference://x", "reference://x cannot be used: "),
+    ],
+)
+def test_what_is_no_address_of_a_place_is_a_sentence(text, words):
+    with pytest.raises(ConfigurationError) as refused:
+        place_of(text)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["run:1/x", "./gs:/b", "results/a://b", "x", "/x"])
+def test_a_path_may_have_a_colon(text):
+    assert place_of(text) == Path(text)
+
+
+def test_an_address_of_this_machine_needs_no_host(tmp_path):
+    assert place_of(f"file://{tmp_path}/") == f"file://{tmp_path}"
+    assert place_of("memory:///x") == "memory:///x"
+
+
+def test_the_language_model_experiment_takes_the_same_places(bucket, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        curve_llm, "language_worlds", lambda *_, **__: [("judge", fake_world(2))]
+    )
+    monkeypatch.setattr(curve_llm, "write_report", lambda *rest: asked.append(rest[3]))
+    options = {"budgets": (1,), "methods": ("greedy",), "progress": False}
+    curve_llm.main(out=bucket, **options)
+    assert asked == [f"{bucket}/judge"]
+    assert len(read_rows(f"{bucket}/judge/rows.jsonl")) == 2
+    with pytest.raises(ConfigurationError, match="neither an address"):
+        curve_llm.main(out="gs:/bucket/x", **options)
 
 
 @pytest.mark.parametrize("half", [b'{"a', b'{"a"\n', b"\n", b"\0\0\n", b""])
@@ -191,5 +311,5 @@ def test_two_processes_write_to_a_file_system_and_one_goes_on(tmp_path):
         assert {name: rows[cell][name] for name in row if name != "seconds"} == {
             name: value for name, value in row.items() if name != "seconds"
         }
-    assert not list(segments.iterdir())
+    assert is_folded(address)
     assert (tmp_path / "x" / "table.md").exists()

@@ -12,7 +12,8 @@ from test_engine import PROBLEMS, SAMPLER, engine, extract, same
 
 from tsi.engine.interruption import StopEvent, deferred_interrupts, postponed
 from tsi.errors import ProblemError, Stopped
-from tsi.experiments.command import exit_code
+from tsi.experiments import cli
+from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.results import read_rows
 from tsi.experiments.scale import checked_plan, run_plan
 from tsi.termination import stop_with_group, terminable
@@ -37,12 +38,39 @@ def test_sigterm_is_a_sentence_and_asks_for_a_requeue(no_handler, capsys):
         terminate()
         time.sleep(60)
 
-    assert exit_code(command) == os.EX_TEMPFAIL == 75
+    assert exit_code(resumable()(command)) == os.EX_TEMPFAIL == 75
     assert capsys.readouterr().err == (
         "tsi: stopped by SIGTERM; what was written is kept, and the same command goes "
         "on from there.\n"
     )
+    # Nothing is kept where nothing was written.
+    assert exit_code(command) == 75
+    assert capsys.readouterr().err == (
+        "tsi: stopped by SIGTERM; the same command begins anew.\n"
+    )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [
+        (["scale"], True),
+        (["scale", "--dry-run"], False),
+        (["solve", "1+1+1+1"], False),
+        (["profile"], False),
+    ],
+)
+def test_a_command_says_whether_it_goes_on_or_begins_anew(
+    command, goes_on, no_handler, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        "tsi.experiments.world.embedded_world", lambda *_, **__: terminate()
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 75
+    told = capsys.readouterr().err
+    assert ("goes on from there" in told) == goes_on
+    assert ("begins anew" in told) != goes_on
 
 
 def test_a_handler_of_the_users_stays(no_handler):
