@@ -176,9 +176,8 @@ class RemoteShards:
         with refusals(self.path):
             segments = self._seen.keys() - {self._file}
             self._write(lines)
-            # Not written at its place, where a kill could leave half of it, nor under
-            # a name that another run would take for rows and remove.
-            self._system.mv(self._write(lines, ".part"), self._file)
+            # A kill may leave half of the copy; the next run finds that it differs.
+            self._system.pipe_file(self._file, lines)
             for name in segments:
                 # Another run may have removed it.
                 with contextlib.suppress(FileNotFoundError):
@@ -187,11 +186,9 @@ class RemoteShards:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _write(self, lines: bytes, ending: str = ".jsonl") -> str:
+    def _write(self, lines: bytes) -> None:
         unique = f"{time.time_ns():020d}-{self.index}-{uuid.uuid4().hex[:8]}"
-        name = f"{self._folder}/{unique}{ending}"
-        self._system.pipe_file(name, lines)
-        return name
+        self._system.pipe_file(f"{self._folder}/{unique}.jsonl", lines)
 
     def _contents(self) -> dict[str, bytes]:
         segments = sorted(

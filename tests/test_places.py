@@ -141,29 +141,29 @@ def test_a_run_that_folds_late_loses_no_row_of_another(bucket):
     assert is_folded(bucket)
 
 
-@pytest.mark.parametrize("when", range(1, 5))
+@pytest.mark.parametrize("when", range(1, 4))
 def test_two_runs_that_fold_at_the_same_moment_lose_no_row(bucket, monkeypatch, when):
     """The other run does it all before the first, second, ... write of this one."""
     path = inside(bucket, "rows.jsonl")
     system, calls = type(fsspec.filesystem("memory")), []
     with ResultsFile(path, {}) as one, ResultsFile(path, {}) as other:
-        one.append((cell, {"correct": True}) for cell in CELLS[:2])
+        one.append([(CELLS[0], {"correct": True})])
 
         def interleaved(write):
             def first(self, *arguments, **settings):
                 calls.append(arguments)
                 if len(calls) == when:
-                    other.append((cell, {"correct": True}) for cell in CELLS[2:])
+                    other.append((cell, {"correct": True}) for cell in CELLS[1:])
                     other.fold()
                 return write(self, *arguments, **settings)
 
             return first
 
-        for name in ("pipe_file", "mv", "rm_file"):
+        for name in ("pipe_file", "rm_file"):
             monkeypatch.setattr(system, name, interleaved(getattr(system, name)))
         one.fold()
         monkeypatch.undo()
-    assert len(calls) > when
+    assert len(calls) >= when + 3
     assert set(read_rows(path)) == set(CELLS)
     with ResultsFile(path, {}) as results:
         results.fold()
