@@ -226,8 +226,7 @@ def _tell_share(
         world = world._replace(problems=share)
         runs, stated = runs_of(plan, world, path), dry.flops_per_second
         code = _tell_forecast(forecast(world, runs, stated, processes=group.count))
-    group.gather("forecast")
-    return code
+    return int(group.gather("forecast", str(code))[0])
 
 
 def _tell_forecast(found: "Forecast") -> int:

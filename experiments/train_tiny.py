@@ -34,7 +34,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from tsi.errors import UnknownNameError
-from tsi.experiments.command import exit_code
+from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.fit import Schedule, fit
 from tsi.experiments.step_labels import (
     LabelledSteps,
@@ -347,6 +347,7 @@ def train_task(recipe: Recipe, work: Path, out: Path) -> None:
         print(f"{folder}: {json.dumps(metrics)}")
 
 
+@resumable()
 def main(
     tasks: tuple[str, ...] = tuple(RECIPES),
     work: Path = Path("results/train_tiny"),

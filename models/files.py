@@ -80,6 +80,7 @@ REASONS = {
 _IN_WORDS = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")
 _LONGEST_NAME = 200
 _SCRATCH = ".writing-"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class NotRegularFileError(OSError):
@@ -197,6 +198,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it cannot; the error names it.
     """
+    first, *rest = Path(path).parts or ("",)
+    if rest and _SCHEME.fullmatch(first):
+        # gs://bucket/x, of which a path makes a local folder gs:
+        kind = "what looks like an address of another file system"
+        raise NotRegularFileError(errno.EINVAL, kind, str(path))
     with _beside(path) as (scratch, place):
         (scratch / place.name).touch()
 

@@ -174,6 +174,10 @@ def test_commands_refuse_a_place_before_their_work(tmp_path, capsys, monkeypatch
     figures = ["solve", "1+1+1+1", "--figures", str(tmp_path / "file")]
     assert cli.main(figures) == 2
     assert "not a folder" in capsys.readouterr().err
+    for option in (["solve", "1+1+1+1", "--figures"], ["profile", "--trace"]):
+        assert cli.main([*option, "gs://bucket/x"]) == 2
+        assert "looks like an address of another file" in capsys.readouterr().err
+    assert not Path("gs:").exists()
     value = ["--out", str(tmp_path)]
     assert exit_code(lambda: tyro.cli(train_value, args=value)) == 2
     assert f"{tmp_path} is a folder where a file is meant" in capsys.readouterr().err

@@ -30,7 +30,7 @@ from tsi.errors import TsiError
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks import busy_rows, filter_run, step_law
 from tsi.experiments.benchmarks.engine_table import table
-from tsi.experiments.command import exit_code
+from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.world import commit
 from tsi.models.checkpoint import load, save
 from tsi.models.download import get
@@ -252,6 +252,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@resumable()
 def main(
     options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008
     out: Path = Path("docs/results/engine"),
