@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tsi.engine.memory import unloaded_bytes
+from tsi.engine.memory import cache_sizes, unloaded_bytes
 from tsi.engine.methods import plan_of
 from tsi.engine.sizes import room_of
 from tsi.errors import ConfigurationError
@@ -175,11 +175,12 @@ def cost_of(world: World, run: Run) -> Cost:
     sizes = engine.sizes_of(plan, -(-run.problems // groups), prompt)
     longest = prompt + target.max_tokens
     blocks = at_once * (plan.rows + plan.stored) * -(-longest // sizes.block)
+    whole = cache_sizes(target, engine.policy, engine.reward, 1)
     return Cost(
         at_once=at_once,
         slots=min(groups, run.problems) * sizes.slots,
         blocks=blocks,
-        bytes=blocks * sizes.block * sum(engine.caches),
+        bytes=blocks * sizes.block * sum(whole),
         most_tokens=most,
         tokens=tokens,
         flops=float(flops),

@@ -23,6 +23,7 @@ from tsi.aggregation import Aggregated
 from tsi.conformance import check_sampler
 from tsi.engine import Engine
 from tsi.experiments.claims import CLAIMS
+from tsi.forced_end import ForcedEnd
 from tsi.learned_twist import LearnedTwist, last_symbol, log_linear
 from tsi.models.heads import ValueHead
 from tsi.numpyro import ExplorerKernel
@@ -282,3 +283,15 @@ def test_tokens_are_those_of_float32():
     assert len(set(wide[0].texts)) == 4
     assert narrow[0].log_weights.dtype == np.float32
     assert weight_dtype() == jnp.float32
+
+
+@pytest.mark.parametrize("forced", [ForcedEnd(), ForcedEnd((2, 3), 2)])
+def test_steps_with_a_forced_end_are_drawn_and_repeated(forced):
+    policy, reward = tiny.models()
+    target = tiny.target(forced_end=forced, max_steps=4, max_tokens=12)
+    models = {"encode": tiny.encode, "decode": tiny.decode}
+    engine = Engine(target, policy, reward, **models)
+    explorer = samplers.particle_gibbs(ancestor_sampling=True, num_sweeps=2)
+    (result,) = engine.run(explorer, KEY, [Problem(0, "ab", "")], 4, extract=str)
+    assert result.log_weights.dtype == np.float64
+    assert np.isfinite(result.log_evidence)

@@ -6,19 +6,29 @@ import jax
 import pytest
 import test_engine
 import tiny_language as tiny
+from flax import nnx
 from jax.errors import JaxRuntimeError
 
 from tsi import samplers
 from tsi.engine import engine as engine_module
 from tsi.engine import sizes as sizes_module
 from tsi.engine.common import Common
+from tsi.engine.endurance import Endurance
 from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
+from tsi.engine.memory import cache_sizes
 from tsi.engine.methods import plan_of
 from tsi.engine.pool import Pool
+from tsi.engine.report import CacheBytes, Report
 from tsi.engine.writers import Writers
-from tsi.errors import ConfigurationError, MemoryWarning, OutOfMemoryError
+from tsi.errors import (
+    ConfigurationError,
+    MemoryWarning,
+    OutOfMemoryError,
+    ProblemError,
+)
 from tsi.experiments.world import check_number
+from tsi.models.decoder import LanguageModel
 from tsi.rewards import NoReward
 
 KEY, PROBLEMS = jax.random.key(9), test_engine.PROBLEMS
@@ -206,3 +216,44 @@ def test_problems_that_cannot_fit_are_refused_before_the_first_is_made():
     with pytest.raises(ConfigurationError, match=r"1,000,000,000 problems take .*\.$"):
         check_number(10**9)
     check_number(1000)
+
+
+@pytest.mark.parametrize(("heads", "share"), [(2, 2), (3, 1), (1, 1)])
+def test_heads_that_do_not_divide_are_whole_on_every_device(heads, share):
+    config = tiny.config(num_heads=2 * heads, num_kv_heads=heads)
+    policy = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    target = tiny.target(reward=NoReward())
+    whole, parts = (cache_sizes(target, policy, None, n).policy for n in (1, 2))
+    assert whole == share * parts > 0
+
+
+def test_weights_that_leave_nothing_are_what_the_error_names(monkeypatch):
+    engine = test_engine.engine()
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: -3 * 10**9)
+    with pytest.raises(ConfigurationError, match=r"weights take 3\.0 GB more than is"):
+        engine.check_fits(samplers.particle_filter(), 4)
+
+
+def test_what_was_held_is_no_sum_over_lanes_that_followed_each_other():
+    caches = [CacheBytes(2, 3, 7), CacheBytes(1, 1, 2)]
+    endurance = Endurance.__new__(Endurance)
+    endurance._lane = None
+    endurance._reports = [Report(4, 8, 1, {}, cache=cache) for cache in caches]
+    report = endurance.report()
+    assert report.cache == caches[0]
+    assert report.computed == 16
+
+
+def test_a_run_of_which_all_problems_fail_has_a_report():
+    engine = test_engine.engine()
+    arguments = [samplers.particle_filter(), jax.random.key(0), test_engine.PROBLEMS, 4]
+    engine.run(*arguments, extract=str)
+    before = engine.report
+
+    def fail(text):
+        raise ValueError(text)
+
+    with pytest.raises(ProblemError):
+        engine.run(*arguments, extract=fail)
+    assert engine.report is not before
+    assert engine.report.useful > 0

@@ -21,11 +21,13 @@ from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.engine import sizes as sizes_module
 from tsi.engine.lane import Lane
+from tsi.engine.text_readings import TextReadings
 from tsi.errors import ConfigurationError, ProblemError
 from tsi.formats import OutcomeFormat, SkyworkFormat
 from tsi.formatted_reward import FormattedReward
 from tsi.models.decoder import LanguageModel
 from tsi.models.heads import SequenceScorer, ValueScorer
+from tsi.models.prefill import prefill_bytes
 from tsi.models.tokenizer import char_tokenizer
 from tsi.outcome import flops_of
 from tsi.problem import Problem
@@ -315,3 +317,33 @@ def test_the_reward_model_may_lie_on_another_device():
     assert (one[0], two[0]) == ([0], [1])
     assert one[1] == two[1]
     np.testing.assert_allclose(one[2], two[2], atol=1e-5)
+
+
+def test_programs_that_read_text_are_few_and_have_a_price(monkeypatch):
+    monkeypatch.setattr(sizes_module, "CHEAP", 0)
+    shapes = []
+    init = TextReadings.__init__
+
+    def watch(self, *arguments):
+        init(self, *arguments)
+        shapes.append(self.shapes)
+
+    monkeypatch.setattr(TextReadings, "__init__", watch)
+    known = []
+    for price in (0.0, 1e30):
+        monkeypatch.setattr(sizes_module, "COMPILATION", price)
+        results("rlhflow", FILTER)
+        known.append({shape for one in shapes for shape in one.known})
+        shapes.clear()
+    cheap, dear = known
+    assert 0 < len(dear) < len(cheap) <= 12
+
+
+def test_the_bound_of_reading_prompts_counts_those_of_the_reward():
+    runner = engines.engine("qwen", 1.0)
+    runner.run(FILTER, jax.random.key(0), WORDS[:1], 2, extract=str)
+    questions = runner.target.reward.prepare([WORDS[0].prompt])
+    alone = prefill_bytes(
+        runner.reward.config, 1, questions.tokens.shape[1], 4, cached=4
+    )
+    assert runner.report.prefill_bytes > alone > 0
