@@ -255,8 +255,11 @@ def test_an_address_of_this_machine_needs_no_host(tmp_path):
     assert place_of("memory:///x") == "memory:///x"
 
 
-def test_the_language_model_experiment_takes_the_same_places(bucket, monkeypatch):
+def test_the_language_model_experiment_takes_the_same_places(
+    bucket, monkeypatch, tmp_path
+):
     asked = []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         curve_llm, "language_worlds", lambda *_, **__: [("judge", fake_world(2))]
     )

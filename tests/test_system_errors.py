@@ -171,6 +171,7 @@ def test_commands_refuse_a_place_before_their_work(tmp_path, capsys, monkeypatch
     monkeypatch.setattr("tsi.experiments.train_value.embedded_world", work)
     monkeypatch.setattr("tsi.experiments.world.embedded_world", work)
     (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
     figures = ["solve", "1+1+1+1", "--figures", str(tmp_path / "file")]
     assert cli.main(figures) == 2
     assert "not a folder" in capsys.readouterr().err
