@@ -204,7 +204,9 @@ class Engine:
         """What a device has beside the weights, those among them that are not here."""
         devices = [None] if self.mesh is None else self.mesh.local_devices
         free = min(free_bytes(device) for device in devices)
-        return free - unloaded_bytes((self.policy, self.reward), self.mesh)
+        whole = self.mesh is None or self.mesh.shape.get(MODEL, 1) == 1
+        mesh = None if whole else self.mesh
+        return free - unloaded_bytes((self.policy, self.reward), mesh)
 
     def _prefill_bytes(self, prompts: int, width: int, questions: Any) -> int:
         """What the programs that read prompts take beside the weights, at most.
