@@ -20,6 +20,7 @@ from tsi import samplers
 from tsi.boundary import step_boundary
 from tsi.engine import Engine
 from tsi.engine import sizes as sizes_module
+from tsi.engine.clock import Timed
 from tsi.engine.lane import Lane
 from tsi.engine.text_readings import TextReadings
 from tsi.errors import ConfigurationError, ProblemError
@@ -195,9 +196,10 @@ def test_no_program_calls_back(monkeypatch, name):
     sampler = EXPLORERS.get(name, FILTER)
     for programs in (runner._programs[0], runner._programs[0].texts):
         for called, program in list(vars(programs).items()):
-            if hasattr(program, "lower"):
-                watched = Watched((type(programs).__name__, called), program, seen)
-                monkeypatch.setattr(programs, called, watched)
+            if isinstance(program, Timed):
+                name = (type(programs).__name__, called)
+                watched = Watched(name, program.program, seen)
+                monkeypatch.setattr(program, "program", watched)
     runner.run(sampler, KEY, engines.PROBLEMS, 4, extract=test_engine.extract)
     assert {("TextPrograms", "read"), ("Programs", "end_step")} <= seen.keys()
     assert not [called for called, text in seen.items() if "callback" in text]
@@ -221,6 +223,8 @@ def test_programs_are_found_again_by_another_process():
 
     jax.monitoring.register_event_listener(listen)
     try:
+        # What other tests have compiled was kept only if it took long.
+        jax.clear_caches()
         once = results("skywork", FILTER)
         jax.clear_caches()
         events.clear()
