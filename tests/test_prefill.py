@@ -186,5 +186,7 @@ def test_the_engine_says_what_reading_takes_and_refuses_what_does_not_fit(monkey
     bound = 2 * prefill_bytes(engine.policy.config, 8, 16, 4)
     assert engine.report.prefill_bytes == bound
     monkeypatch.setattr(engine_module, "free_bytes", lambda device: 100_000)
-    with pytest.raises(ConfigurationError, match=r"a prompt of 16 tokens takes 0\.18 MB"):
+    with pytest.raises(
+        ConfigurationError, match=r"a prompt of 16 tokens takes 0\.18 MB"
+    ):
         run()
