@@ -209,7 +209,7 @@ class Writers:
         """The slots that a burst computes: those that write, and few others."""
         number, each, shrinks = self.number, self.each, self.sizes.shrinks
         self.wanted = chosen_of(int(self.active.sum()), number, shrinks)
-        coarse = width_of(self.wanted, number, shrinks)
+        coarse = width_of(self.wanted, number, shrinks, factor=2)
         _, size = self.shapes.choose((self.room, self.wanted), (self.room, coarse))
         if size == number and self.common is None:
             return None
