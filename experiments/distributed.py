@@ -129,7 +129,7 @@ class Group:
         self._set(f"{key}/{self.index}", text)
         while True:
             # In this order: of whoever has ended by now the text is found as well.
-            ended, found = self._ended(), self._get(key)
+            ended, found = self._read_ends(), self._get(key)
             missing = set(range(self.count)) - found.keys()
             if not missing:
                 return [found[i] for i in range(self.count)]
@@ -180,7 +180,7 @@ class Group:
             others = set(range(1, self.count)) if self.is_first else set()
             while time.monotonic() < until and others:
                 time.sleep(PAUSE)
-                others -= self._ended().keys()
+                others -= self._read_ends().keys()
                 others -= {i for i in others if self._silence(i) > self._patience}
 
     def reason(self, error: BaseException) -> BaseException:
@@ -211,7 +211,7 @@ class Group:
         found = self._store.key_value_dir_get(f"{self._root}/{name}/")
         return {int(key.rsplit("/", 1)[1]): text for key, text in found}
 
-    def _ended(self) -> dict[int, Ended]:
+    def _read_ends(self) -> dict[int, Ended]:
         return {i: Ended(*json.loads(x)) for i, x in self._get("ended").items()}
 
     # The others
@@ -252,7 +252,7 @@ class Group:
                 for i, theirs in self._get("beat").items():
                     if self._beats.get(i) != theirs:
                         self._beats[i], self._heard[i] = theirs, time.monotonic()
-                if not told and self._is_over(self._ended()):
+                if not told and self._is_over(self._read_ends()):
                     told = True
                     self._stop_main()
 

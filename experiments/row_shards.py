@@ -192,12 +192,12 @@ class RemoteShards:
 
     def _contents(self) -> dict[str, bytes]:
         segments = sorted(
-            name for name in self._listed(self._folder) if name.endswith(".jsonl")
+            name for name in self._list(self._folder) if name.endswith(".jsonl")
         )
         names = [self._file] if self._system.exists(self._file) else []
         return {name: self._system.cat_file(name) for name in [*names, *segments]}
 
-    def _listed(self, folder: str) -> list[str]:
+    def _list(self, folder: str) -> list[str]:
         try:
             return [str(name) for name in self._system.ls(folder, detail=False)]
         except FileNotFoundError:
@@ -217,7 +217,9 @@ def open_shards(path: Place, index: int = 0, count: int = 1) -> Shards:
 
 
 def all_rows(path: Place) -> list[tuple[Place, bytes]]:
-    """All shards of a file of rows, for reading only; none where there is no file.
+    """The names and contents of all shards of a file of rows, to be read only.
+
+    Where there is no file the list is empty.
 
     Raises:
         ResultsError: the system refuses to read one.

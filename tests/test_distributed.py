@@ -413,7 +413,7 @@ def test_a_store_that_outlives_a_group_tells_the_next_nothing_of_it(quick):
         ahead.join(10)
         assert found == [[text] * 2]
         # The watch of the second finds no end of an earlier first.
-        assert not second._is_over(second._ended())
+        assert not second._is_over(second._read_ends())
         first.leave(ConfigurationError("Rows are blue."))
         second.leave()
 

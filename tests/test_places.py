@@ -113,10 +113,10 @@ def test_a_kill_between_merge_and_removal_leaves_each_row_once(bucket, monkeypat
         results.reload()
         system = type(fsspec.filesystem("memory"))
 
-        def killed(*_, **__):
+        def kill(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(system, "rm_file", killed)
+        monkeypatch.setattr(system, "rm_file", kill)
         with pytest.raises(KeyboardInterrupt):
             results.fold()
         monkeypatch.undo()
@@ -149,7 +149,7 @@ def test_two_runs_that_fold_at_the_same_moment_lose_no_row(bucket, monkeypatch, 
     with ResultsFile(path, {}) as one, ResultsFile(path, {}) as other:
         one.append([(CELLS[0], {"correct": True})])
 
-        def interleaved(write):
+        def interleave(write):
             def first(self, *arguments, **settings):
                 calls.append(arguments)
                 if len(calls) == when:
@@ -160,7 +160,7 @@ def test_two_runs_that_fold_at_the_same_moment_lose_no_row(bucket, monkeypatch, 
             return first
 
         for name in ("pipe_file", "rm_file"):
-            monkeypatch.setattr(system, name, interleaved(getattr(system, name)))
+            monkeypatch.setattr(system, name, interleave(getattr(system, name)))
         one.fold()
         monkeypatch.undo()
     assert len(calls) >= when + 3

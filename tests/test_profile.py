@@ -63,11 +63,11 @@ def test_compilation_is_taken_out_of_the_part_that_it_interrupts(hands):
     clock.switch("decode")
     hands.move(3)
     # A program traced in 2 seconds, of which another took 0.5, then lowered in 1.
-    clock.compiled(0.5)
+    clock.note_compilation(0.5)
     hands.move(1)
-    clock.compiled(2.0)
+    clock.note_compilation(2.0)
     hands.move(1)
-    clock.compiled(1.0)
+    clock.note_compilation(1.0)
     hands.move(5)
     clock.switch("reward")
     hands.move(1)
@@ -77,7 +77,7 @@ def test_compilation_is_taken_out_of_the_part_that_it_interrupts(hands):
     assert seconds["reward"] == 1
     # What is told of a time before the part began is no more than the part.
     clock.switch("move")
-    clock.compiled(50.0)
+    clock.note_compilation(50.0)
     assert clock.read().seconds["move"] == 0
     assert sum(clock.read().seconds.values()) == hands.time - 100
 

@@ -50,11 +50,11 @@ def test_all_rows_are_brought_into_one_shard(path):
 
 
 def test_a_kill_between_merge_and_removal_leaves_each_row_once(path, monkeypatch):
-    def killed(*_, **__):
+    def kill(*_, **__):
         raise KeyboardInterrupt
 
     with ResultsFile(path, SETTINGS) as results:
-        monkeypatch.setattr(type(path), "unlink", killed)
+        monkeypatch.setattr(type(path), "unlink", kill)
         with pytest.raises(KeyboardInterrupt):
             results.fold()
         monkeypatch.undo()

@@ -51,8 +51,8 @@ def encode_questions(
                 "for a solution. Shorten it or raise max_tokens."
             )
     texts = [list(question.encode("utf-8")) for question in questions]
-    text, sizes = _padded(texts, TEXT_BUCKET, np.uint8)
-    tokens, lengths = _padded(heads, TOKEN_BUCKET, np.int32)
+    text, sizes = _pad(texts, TEXT_BUCKET, np.uint8)
+    tokens, lengths = _pad(heads, TOKEN_BUCKET, np.int32)
     return Questions(*map(jnp.asarray, (text, sizes, tokens, lengths)))
 
 
@@ -64,7 +64,7 @@ def _head(format: Format, question: str) -> list[int]:
     return empty[: num_common(empty, full)]
 
 
-def _padded(rows: Sequence[list[int]], bucket: int, dtype: Any):
+def _pad(rows: Sequence[list[int]], bucket: int, dtype: Any):
     longest = max((len(row) for row in rows), default=1)
     width = max(-(-longest // bucket), 1) * bucket
     padded = np.zeros((len(rows), width), dtype)

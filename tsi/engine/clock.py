@@ -94,7 +94,7 @@ class Clock:
         _here.clock = self
         self.switch("host")
 
-    def compiled(self, seconds: float) -> None:
+    def note_compilation(self, seconds: float) -> None:
         """Something has been compiled until now, and took so long."""
         end = self._now()
         start = max(end - seconds, self._since)
@@ -110,7 +110,7 @@ def tell_compilation(seconds: float) -> None:
     """Tell the clock of this thread, if there is one, of something compiled."""
     clock = getattr(_here, "clock", None)
     if clock is not None:
-        clock.compiled(seconds)
+        clock.note_compilation(seconds)
 
 
 class Timed:

@@ -428,7 +428,7 @@ class Programs(PagePrograms):
             depths: of the step.
             log_odds: numbers.
             spent: tokens that a model has read for them, and the positions that these
-                attended to; None if there is no model.
+                attended to. None where no model has read.
             params: weights and temperatures.
 
         Returns:

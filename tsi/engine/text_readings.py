@@ -249,7 +249,7 @@ class TextReadings:
         )
         self.shapes.note(wanted, used)
         pad = (0, size - count)
-        rendered, values = self._padded(continued, size)
+        rendered, values = self._pad(continued, size)
         cache = pool.fresh(rows, size, room)
         log_odds, values, cache = self.programs.read(
             self.model,
@@ -265,7 +265,7 @@ class TextReadings:
         pool.store(cache, rows, kept, lengths)
         return log_odds, values
 
-    def _padded(self, continued: list[Continued], size: int) -> tuple[Rendered, Any]:
+    def _pad(self, continued: list[Continued], size: int) -> tuple[Rendered, Any]:
         """Renderings as arrays; rows beyond them have no ids and nothing to read."""
         longest = self.reader.max_tokens
         ints: Any = np.zeros((size, longest), np.int32)
