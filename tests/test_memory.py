@@ -30,6 +30,7 @@ from tsi.errors import (
 from tsi.experiments.world import check_number
 from tsi.models.decoder import LanguageModel
 from tsi.rewards import NoReward
+from tsi.verifier import Verifier
 
 KEY, PROBLEMS = jax.random.key(9), test_engine.PROBLEMS
 FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.\nAllocations: many"
@@ -245,15 +246,13 @@ def test_what_was_held_is_no_sum_over_lanes_that_followed_each_other():
 
 
 def test_a_run_of_which_all_problems_fail_has_a_report():
-    engine = test_engine.engine()
-    arguments = [samplers.particle_filter(), jax.random.key(0), test_engine.PROBLEMS, 4]
-    engine.run(*arguments, extract=str)
-    before = engine.report
-
-    def fail(text):
+    def fail(question, text, ended):
         raise ValueError(text)
 
+    policy, _ = tiny.models()
+    target = tiny.target(reward=Verifier(fail, tiny.decode))
+    engine = Engine(target, policy, None, encode=tiny.encode, decode=tiny.decode)
     with pytest.raises(ProblemError):
-        engine.run(*arguments, extract=fail)
-    assert engine.report is not before
+        engine.run(samplers.particle_filter(), KEY, PROBLEMS, 4, extract=str)
+    assert engine.report is not None
     assert engine.report.useful > 0
