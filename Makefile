@@ -77,10 +77,10 @@ curve: .venv/installed
 	$(BIN)/tsi scale
 
 curve-llm: .venv/installed
-	$(BIN)/python -m tsi.experiments.curve_llm
+	$(BIN)/python -m tsi.experiments.scaling.curve_llm
 
 train-tiny: .venv/installed
-	$(BIN)/python -m tsi.experiments.train_tiny
+	$(BIN)/python -m tsi.experiments.training.train_tiny
 
 clean:
 	rm -rf .venv .venv-lowest .venv-newest results build dist *.egg-info

@@ -25,11 +25,12 @@ from tsi.experiments.model_options import (
 from tsi.models.files import check_writable
 
 if TYPE_CHECKING:
-    from tsi.experiments.distributed import Group
-    from tsi.experiments.dry_run import Forecast
     from tsi.experiments.places import Place
-    from tsi.experiments.scale import Plan, World
-    from tsi.models.catalogue import Description
+    from tsi.experiments.scaling.distributed import Group
+    from tsi.experiments.scaling.dry_run import Forecast
+    from tsi.experiments.scaling.scale import Plan
+    from tsi.experiments.worlds.world import World
+    from tsi.models.loading.catalogue import Description
     from tsi.problem import Problem
 
 
@@ -68,10 +69,10 @@ def scale(
         num_processes: how many there are.
         process_id: which of them this one is, from 0.
     """
-    from tsi.experiments.distributed import group_of
     from tsi.experiments.places import inside, place_of
-    from tsi.experiments.scale import checked_plan, run_plan
-    from tsi.experiments.write_report import write_report
+    from tsi.experiments.scaling.distributed import group_of
+    from tsi.experiments.scaling.scale import checked_plan, run_plan
+    from tsi.experiments.scaling.write_report import write_report
 
     plan = checked_plan(methods, budgets, seeds)
     check_positive(num_problems=num_problems)
@@ -116,9 +117,9 @@ def solve(
     """
     import jax
 
-    from tsi.experiments.methods import get_method, sampler_of
-    from tsi.experiments.scale import run_method
-    from tsi.experiments.solve import solution_text
+    from tsi.experiments.scaling.methods import get_method, sampler_of
+    from tsi.experiments.scaling.scale import run_method
+    from tsi.experiments.solving.solve import solution_text
     from tsi.experiments.tasks import get_task
 
     chosen = get_method(method)
@@ -147,7 +148,7 @@ def solve(
     right = world.correct(problem, result.selected)
     print(f"\nRight answer: {problem.answer} ({'solved' if right else 'not solved'})")
     if figures is not None:
-        from tsi.experiments.diagnostics import save_figures
+        from tsi.experiments.solving.diagnostics import save_figures
 
         paths = save_figures(result, figures)
         print(f"Figures: {', '.join(map(str, paths))}")
@@ -178,8 +179,8 @@ def profile(
         trace: folder for a trace of jax.profiler, which TensorBoard or Perfetto show.
         dry: what it would cost.
     """
-    from tsi.experiments.methods import get_method
-    from tsi.experiments.profiling import profile_run, table_of
+    from tsi.experiments.scaling.methods import get_method
+    from tsi.experiments.scaling.profiling import profile_run, table_of
 
     chosen = get_method(method)
     check_positive(budget=budget, num_problems=num_problems)
@@ -204,7 +205,7 @@ def _tell_cost(
     problems: "int | list[Problem]",
 ) -> int:
     """Print what one run would cost."""
-    from tsi.experiments.dry_run import Run, forecast
+    from tsi.experiments.scaling.dry_run import Run, forecast
 
     world = options.world(problems, shapes_only=True)
     _tell(world.notes)
@@ -216,8 +217,8 @@ def _tell_share(
     plan: "Plan", world: "World", path: "Place", group: "Group", dry: DryRun
 ) -> int:
     """Print what the share of the first process would cost, the largest of all."""
-    from tsi.experiments.dry_run import forecast, runs_of
-    from tsi.experiments.scale import facts_of, sorted_problems
+    from tsi.experiments.scaling.dry_run import forecast, runs_of
+    from tsi.experiments.scaling.scale import facts_of, sorted_problems
 
     group.agree(facts_of(plan, world, path))
     code = 0
@@ -244,7 +245,7 @@ def models(
         action: list or get.
         name: of the model to get, or its id on the Hugging Face hub.
     """
-    from tsi.models import catalogue, download
+    from tsi.models.loading import catalogue, download
 
     if action == "list":
         print(_listing(catalogue.describe()))
@@ -259,7 +260,7 @@ def models(
 
 def _listing(models: "list[Description]") -> str:
     """The named models family by family, with their sizes and where they lie."""
-    from tsi.models.architectures import FAMILIES
+    from tsi.models.families.architectures import FAMILIES
 
     lines = []
     for family in FAMILIES:
@@ -280,8 +281,8 @@ def _listing(models: "list[Description]") -> str:
 
 def paper() -> int:
     """Scaling rates of the curves of arXiv 2502.01618, figure 2 (MATH500)."""
-    from tsi.experiments.report import markdown
-    from tsi.experiments.scaling_rate import paper_curves, paper_scaling_rate
+    from tsi.experiments.scaling.report import markdown
+    from tsi.experiments.scaling.scaling_rate import paper_curves, paper_scaling_rate
 
     lines = [["model", "against", "mean", "least", "most", "top", "accuracies %"]]
     for model in paper_curves():
@@ -312,7 +313,7 @@ def check(
         num_particles: N, a number that the sampler can use.
         num_runs: runs on each target; 20,000 notice a bias of about 2 %.
     """
-    from tsi.experiments.judged_sampler import report_on, verdict
+    from tsi.experiments.proofs.judged_sampler import report_on, verdict
 
     check_positive(num_particles=num_particles, num_runs=num_runs)
     # Where `python -m` looks too: the working folder.

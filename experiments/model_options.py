@@ -8,7 +8,7 @@ import tyro
 from tsi.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tsi.experiments.scale import World
+    from tsi.experiments.worlds.world import World
     from tsi.problem import Problem
 
 
@@ -28,7 +28,7 @@ RewardName = Annotated[
         ),
     ),
 ]
-"""What scores solutions, as :mod:`tsi.experiments.named_reward` reads it."""
+"""What scores solutions, as :mod:`tsi.experiments.worlds.named_reward` reads it."""
 
 TemplateSwitch = tyro.conf.UseAppendAction[
     Annotated[
@@ -42,7 +42,7 @@ TemplateSwitch = tyro.conf.UseAppendAction[
         ),
     ]
 ]
-"""See :func:`tsi.experiments.language_policy.parse_switches`."""
+"""See :func:`tsi.experiments.worlds.language_policy.parse_switches`."""
 
 
 class ModelOptions(NamedTuple):
@@ -113,13 +113,14 @@ class ModelOptions(NamedTuple):
             shapes_only: leave the weights on disk.
 
         Raises:
-            TsiError: as :func:`tsi.experiments.world.embedded_world` does.
+            TsiError: as :func:`tsi.experiments.worlds.embedded_world.embedded_world`
+                does.
         """
         check_positive(max_rows=1 if self.max_rows is None else self.max_rows)
-        from tsi.experiments.language_policy import parse_switches
-        from tsi.experiments.step_ends import step_ends
-        from tsi.experiments.world import embedded_world
-        from tsi.truncation import Truncation
+        from tsi.decoding.truncation import Truncation
+        from tsi.experiments.worlds.embedded_world import embedded_world
+        from tsi.experiments.worlds.language_policy import parse_switches
+        from tsi.experiments.worlds.step_ends import step_ends
 
         return embedded_world(
             self.task,

@@ -1,7 +1,7 @@
 """The heads of published reward models, on the trunk that all families share.
 
 Each gives log-odds at every token; where they are to be read is the format's business
-(:mod:`tsi.formats`). A head of two classes gives log p(good) − log p(bad), the
+(:mod:`tsi.rewards.formats`). A head of two classes gives log p(good) − log p(bad), the
 difference of its logits; a head of one gives its only output.
 
 ===================  ===========================  =================================

@@ -139,7 +139,7 @@ def memory(held: Any) -> Memory:
 
     Args:
         held: a model, of which its weights count, or any tree of arrays, such as the
-            caches of :class:`tsi.reasoning.Particles`.
+            caches of :class:`tsi.reasoning.target.Particles`.
     """
     arrays = nnx.state(held, nnx.Param) if isinstance(held, nnx.Module) else held
     total, by_device = 0, dict[str, int]()

@@ -119,8 +119,8 @@ def set_scales(model: nnx.Module, scales: dict[str, Array]) -> None:
 def quantize(model: Any, kind: str) -> Any:
     """A copy of a model with its matrices in few bits.
 
-    :func:`tsi.models.checkpoint.load` does the same layer by layer, so that the weights
-    are never there in full.
+    :func:`tsi.models.loading.checkpoint.load` does the same layer by layer, so that the
+    weights are never there in full.
 
     Args:
         model: with a trunk.

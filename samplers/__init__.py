@@ -4,59 +4,59 @@ Every constructor returns a `tsi.Sampler`; see `docs/samplers.md` for the table.
 """
 
 from tsi.samplers.ab_mcts import ab_mcts
-from tsi.samplers.allocation import (
-    island_argmax,
-    rebase_allocation,
-    top_k_replicate,
-)
-from tsi.samplers.auxiliary import auxiliary_particle_filter
+from tsi.samplers.auxiliary_particle_filter import auxiliary_particle_filter
 from tsi.samplers.beam import beam
 from tsi.samplers.best_of_n import best_of_n, weighted_best_of_n
 from tsi.samplers.dvts import dvts
-from tsi.samplers.entropic import entropic_particle_filter
+from tsi.samplers.entropic_particle_filter import entropic_particle_filter
 from tsi.samplers.evidence_bounds import EvidenceBounds, evidence_bounds
 from tsi.samplers.greedy import greedy
 from tsi.samplers.island_exchange import island_exchange
 from tsi.samplers.lookahead_search import lookahead_search
 from tsi.samplers.mcts import mcts, puct, uct
-from tsi.samplers.optimal_resampling import optimal_resampling
 from tsi.samplers.parallel_tempering import parallel_tempering
 from tsi.samplers.particle_filter import particle_filter
 from tsi.samplers.particle_gibbs import particle_gibbs
-from tsi.samplers.pimh import pimh
-from tsi.samplers.potentials import (
+from tsi.samplers.parts.allocation import (
+    island_argmax,
+    rebase_allocation,
+    top_k_replicate,
+)
+from tsi.samplers.parts.optimal_resampling import optimal_resampling
+from tsi.samplers.parts.potentials import (
     latest,
     product,
     telescoping,
     terminal,
     uniform,
 )
-from tsi.samplers.power_sampling import power_sampling
-from tsi.samplers.pruning import pruning
-from tsi.samplers.quest import quest
-from tsi.samplers.rebase import rebase
-from tsi.samplers.reproduction import (
+from tsi.samplers.parts.reproduction import (
     Group,
     Offspring,
     Reproduction,
     at_mean_weight,
     by_priority,
 )
-from tsi.samplers.resampling import (
+from tsi.samplers.parts.resampling import (
     multinomial,
     residual,
     ssp,
     stratified,
     systematic,
 )
-from tsi.samplers.schedules import ess_below, every_step, never
+from tsi.samplers.parts.schedules import ess_below, every_step, never
+from tsi.samplers.pimh import pimh
+from tsi.samplers.power_sampling import power_sampling
+from tsi.samplers.pruning import pruning
+from tsi.samplers.quest import quest
+from tsi.samplers.rebase import rebase
 from tsi.samplers.self_consistency import self_consistency
 from tsi.samplers.smc import SMCInfo, SMCState, smc
-from tsi.samplers.steering import expansion, smc_steering
+from tsi.samplers.smc_steering import expansion, smc_steering
 from tsi.samplers.step_beam import step_beam
 from tsi.samplers.suffix_metropolis import suffix_metropolis
 from tsi.samplers.tempered import tempered_smc
-from tsi.samplers.twisted import twisted_smc
+from tsi.samplers.twisted_smc import twisted_smc
 from tsi.samplers.waste_free import waste_free_smc
 
 __all__ = [

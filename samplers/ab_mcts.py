@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
-from tsi.samplers.search_tree import (
+from tsi.samplers.parts.search_tree import (
     SearchTree,
     children,
     grown,
@@ -41,8 +41,8 @@ from tsi.samplers.search_tree import (
     preferable,
     solutions,
 )
-from tsi.samplers.solutions import no_solutions, not_numbers
-from tsi.samplers.thompson import (
+from tsi.samplers.parts.solutions import no_solutions, not_numbers
+from tsi.samplers.parts.thompson import (
     Observations,
     Posterior,
     no_observations,
@@ -144,7 +144,8 @@ def ab_mcts(
     The run ends as soon as N solutions are finished.
 
     Args:
-        posterior: "gaussian", "beta", or a function as in `tsi.samplers.thompson`.
+        posterior: "gaussian", "beta", or a function as in
+            `tsi.samplers.parts.thompson`.
         batch: walks side by side, whose draws do not know of each other; beyond N it
             means N. One is the published method, more use a device better.
         to_end: whether a walk goes on from its new child. If not, a budget may end

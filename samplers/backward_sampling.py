@@ -24,10 +24,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
-from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
-from tsi.samplers.potentials import Potential
-from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
-from tsi.samplers.sweep_budget import SWEEP
+from tsi.samplers.parts.path_record import (
+    ChainSample,
+    PathRecord,
+    invalid,
+    no_paths,
+    summary,
+)
+from tsi.samplers.parts.potentials import Potential
+from tsi.samplers.parts.suffix_scoring import (
+    Scoring,
+    log_past_weights,
+    repeated,
+    scoring,
+)
+from tsi.samplers.parts.sweep_budget import SWEEP
 from tsi.step_keys import with_typed_key
 from tsi.weights import all_dead, ess
 

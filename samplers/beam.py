@@ -13,9 +13,9 @@ References:
 
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.allocation import top_k_replicate
-from tsi.samplers.potentials import latest
-from tsi.samplers.schedules import every_step
+from tsi.samplers.parts.allocation import top_k_replicate
+from tsi.samplers.parts.potentials import latest
+from tsi.samplers.parts.schedules import every_step
 from tsi.samplers.smc import smc
 
 

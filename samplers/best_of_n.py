@@ -15,8 +15,8 @@ References:
 
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import Transform, terminal
-from tsi.samplers.schedules import never
+from tsi.samplers.parts.potentials import Transform, terminal
+from tsi.samplers.parts.schedules import never
 from tsi.samplers.smc import smc
 
 

@@ -34,9 +34,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Reply
 from tsi.sampler import Sampler
-from tsi.samplers.path_record import PathRecord, extended, no_paths
-from tsi.samplers.potentials import Potential, log_scores
-from tsi.samplers.resampling import (
+from tsi.samplers.parts.path_record import PathRecord, extended, no_paths
+from tsi.samplers.parts.potentials import Potential, log_scores
+from tsi.samplers.parts.resampling import (
     below,
     cumulate,
     grid,
@@ -45,7 +45,7 @@ from tsi.samplers.resampling import (
     multinomial,
     stay_if_dead,
 )
-from tsi.samplers.schedules import Schedule, every_step
+from tsi.samplers.parts.schedules import Schedule, every_step
 from tsi.samplers.smc import SMCInfo, SMCState, smc
 from tsi.weights import all_dead, log_mean_exp
 

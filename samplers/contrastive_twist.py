@@ -34,11 +34,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from tsi.learned_twist import LearnedTwist
 from tsi.run import turn
-from tsi.samplers.twisted import twisted_smc
+from tsi.samplers.twisted_smc import twisted_smc
 from tsi.step_keys import AnyKey, single_key
-from tsi.twist import TwistedParams, TwistedTarget
+from tsi.twists.learned import LearnedTwist
+from tsi.twists.twisted_target import TwistedParams, TwistedTarget
 
 
 class Contrast(NamedTuple):
@@ -89,7 +89,8 @@ def contrast(
         theta: parameters of the twist to run with.
         num_particles: N.
         params: the target's.
-        accumulate: "product" or "last", as in `tsi.twist.TwistedTarget`.
+        accumulate: "product" or "last", as in
+            `tsi.twists.twisted_target.TwistedTarget`.
     """
     sampler = twisted_smc()
     twisted = TwistedTarget(target, twist.log_twist, accumulate)
@@ -129,7 +130,7 @@ def contrastive_loss(
 
     Args:
         theta: the twist's parameters.
-        apply: as in `tsi.learned_twist.LearnedTwist`.
+        apply: as in `tsi.twists.learned.LearnedTwist`.
         shown: a run under the same theta.
     """
     steps = jnp.arange(shown.weights.shape[0])
@@ -162,7 +163,8 @@ def fit_twist(
         num_particles: N of each run.
         num_updates: how many runs.
         params: the target's.
-        accumulate: "product" or "last", as in `tsi.twist.TwistedTarget`.
+        accumulate: "product" or "last", as in
+            `tsi.twists.twisted_target.TwistedTarget`.
     """
     key = single_key(key)
 

@@ -10,9 +10,9 @@ References:
 
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.allocation import effective_width, island_argmax
-from tsi.samplers.potentials import latest
-from tsi.samplers.schedules import every_step
+from tsi.samplers.parts.allocation import effective_width, island_argmax
+from tsi.samplers.parts.potentials import latest
+from tsi.samplers.parts.schedules import every_step
 from tsi.samplers.smc import smc
 
 

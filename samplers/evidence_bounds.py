@@ -26,10 +26,10 @@ from tsi.explore import as_store, put, start, turn
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.run import run
 from tsi.samplers.conditional_smc import conditional_multinomial
-from tsi.samplers.population import SMCState, forked, new_population, weighed
-from tsi.samplers.potentials import Potential, product
-from tsi.samplers.resampling import multinomial
-from tsi.samplers.schedules import every_step
+from tsi.samplers.parts.population import SMCState, forked, new_population, weighed
+from tsi.samplers.parts.potentials import Potential, product
+from tsi.samplers.parts.resampling import multinomial
+from tsi.samplers.parts.schedules import every_step
 from tsi.samplers.smc import smc
 from tsi.step_keys import AnyKey, single_key, step_limit
 from tsi.weights import all_dead, log_mean_exp

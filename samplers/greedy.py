@@ -12,8 +12,8 @@ from jaxtyping import Array, Key
 from tsi.errors import ConfigurationError
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import uniform
-from tsi.samplers.schedules import never
+from tsi.samplers.parts.potentials import uniform
+from tsi.samplers.parts.schedules import never
 from tsi.samplers.smc import smc
 from tsi.step_keys import with_typed_key
 

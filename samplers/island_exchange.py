@@ -7,8 +7,8 @@ island k takes over all its particles, and each then weighs
 
     mean(W) w_i / W_k,
 
-which is the rule of `samplers/reproduction.py` with v_i = W_k. Between exchanges the
-islands need not communicate, which is what they are for.
+which is the rule of `samplers/parts/reproduction.py` with v_i = W_k. Between exchanges
+the islands need not communicate, which is what they are for.
 
 A dead particle of an island that is copied is not copied with it: the row in whose
 place it would go stays where it is, with weight zero.
@@ -27,10 +27,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.allocation import Deterministic
-from tsi.samplers.potentials import Potential, require_running, telescoping
-from tsi.samplers.resampling import Resampling, systematic
-from tsi.samplers.schedules import Schedule, ess_below
+from tsi.samplers.parts.allocation import Deterministic
+from tsi.samplers.parts.potentials import Potential, require_running, telescoping
+from tsi.samplers.parts.resampling import Resampling, systematic
+from tsi.samplers.parts.schedules import Schedule, ess_below
 from tsi.samplers.smc import SMCState, smc
 from tsi.step_keys import with_typed_key
 from tsi.weights import log_mean_exp

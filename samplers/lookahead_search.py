@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
-from tsi.samplers.allocation import effective_width, top_k_replicate
-from tsi.samplers.solutions import equal_weights, not_numbers, rank_classes, told
+from tsi.samplers.parts.allocation import effective_width, top_k_replicate
+from tsi.samplers.parts.solutions import equal_weights, not_numbers, rank_classes, told
 from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 

@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
-from tsi.samplers.search_tree import (
+from tsi.samplers.parts.search_tree import (
     SearchTree,
     backed_up,
     children,
@@ -44,7 +44,7 @@ from tsi.samplers.search_tree import (
     preferable,
     solutions,
 )
-from tsi.samplers.solutions import no_solutions, not_numbers
+from tsi.samplers.parts.solutions import no_solutions, not_numbers
 from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 

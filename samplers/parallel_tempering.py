@@ -34,17 +34,17 @@ from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
-from tsi.samplers.path_record import (
+from tsi.samplers.parts.path_record import (
     ChainSample,
     PathRecord,
     log_density,
     no_paths,
     summary,
 )
-from tsi.samplers.potentials import Potential, telescoping
-from tsi.samplers.published import potential_of
-from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
-from tsi.samplers.temperature_ladder import (
+from tsi.samplers.parts.potentials import Potential, telescoping
+from tsi.samplers.parts.published import potential_of
+from tsi.samplers.parts.sweep_budget import SWEEP, path_score, shared_budget
+from tsi.samplers.parts.temperature_ladder import (
     adapted,
     check_ladder,
     geometric,

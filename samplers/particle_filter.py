@@ -19,10 +19,10 @@ References:
 
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import Transform
-from tsi.samplers.published import potential_of
-from tsi.samplers.resampling import Resampling, multinomial
-from tsi.samplers.schedules import every_step
+from tsi.samplers.parts.potentials import Transform
+from tsi.samplers.parts.published import potential_of
+from tsi.samplers.parts.resampling import Resampling, multinomial
+from tsi.samplers.parts.schedules import every_step
 from tsi.samplers.smc import smc
 
 

@@ -38,12 +38,23 @@ from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.backward_sampling import backward_gibbs
-from tsi.samplers.path_record import ChainSample, PathRecord, invalid, no_paths, summary
-from tsi.samplers.potentials import Potential, telescoping
-from tsi.samplers.published import potential_of
-from tsi.samplers.schedules import Schedule, every_step
-from tsi.samplers.suffix_scoring import Scoring, log_past_weights, repeated, scoring
-from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
+from tsi.samplers.parts.path_record import (
+    ChainSample,
+    PathRecord,
+    invalid,
+    no_paths,
+    summary,
+)
+from tsi.samplers.parts.potentials import Potential, telescoping
+from tsi.samplers.parts.published import potential_of
+from tsi.samplers.parts.schedules import Schedule, every_step
+from tsi.samplers.parts.suffix_scoring import (
+    Scoring,
+    log_past_weights,
+    repeated,
+    scoring,
+)
+from tsi.samplers.parts.sweep_budget import SWEEP, path_score, shared_budget
 from tsi.step_keys import with_typed_key
 from tsi.weights import ess
 

@@ -24,9 +24,9 @@ from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
-from tsi.samplers.path_record import ChainSample, PathRecord, no_paths, summary
-from tsi.samplers.potentials import Potential, product
-from tsi.samplers.sweep_budget import SWEEP, path_score, shared_budget
+from tsi.samplers.parts.path_record import ChainSample, PathRecord, no_paths, summary
+from tsi.samplers.parts.potentials import Potential, product
+from tsi.samplers.parts.sweep_budget import SWEEP, path_score, shared_budget
 from tsi.step_keys import with_typed_key
 from tsi.weights import CompensatedSum
 

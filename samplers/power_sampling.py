@@ -21,7 +21,7 @@ References:
 from tsi.errors import UnknownNameError
 from tsi.explorer import Explorer
 from tsi.picklable import picklable
-from tsi.samplers.potentials import uniform
+from tsi.samplers.parts.potentials import uniform
 from tsi.samplers.suffix_metropolis import Blocks, suffix_metropolis
 
 VARIANTS = ("exact", "printed", "released")

@@ -22,9 +22,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import Potential, require_running, telescoping
-from tsi.samplers.resampling import Resampling, systematic
-from tsi.samplers.schedules import Schedule
+from tsi.samplers.parts.potentials import Potential, require_running, telescoping
+from tsi.samplers.parts.resampling import Resampling, systematic
+from tsi.samplers.parts.schedules import Schedule
 from tsi.samplers.smc import SMCState, smc
 from tsi.step_keys import with_typed_key
 from tsi.weights import log_mean_exp

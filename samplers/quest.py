@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer
 from tsi.picklable import picklable
-from tsi.samplers.potentials import telescoping
+from tsi.samplers.parts.potentials import telescoping
 from tsi.samplers.suffix_metropolis import suffix_metropolis
 
 

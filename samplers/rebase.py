@@ -20,10 +20,10 @@ from jaxtyping import Array, Float, Int, Key
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.allocation import rebase_counts, rebase_counts_in_turn
-from tsi.samplers.potentials import latest
-from tsi.samplers.reproduction import Group, at_mean_weight
-from tsi.samplers.schedules import every_step
+from tsi.samplers.parts.allocation import rebase_counts, rebase_counts_in_turn
+from tsi.samplers.parts.potentials import latest
+from tsi.samplers.parts.reproduction import Group, at_mean_weight
+from tsi.samplers.parts.schedules import every_step
 from tsi.samplers.smc import smc
 
 VARIANTS = {"printed": rebase_counts, "released": rebase_counts_in_turn}

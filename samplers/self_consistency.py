@@ -9,8 +9,8 @@ References:
 
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import uniform
-from tsi.samplers.schedules import never
+from tsi.samplers.parts.potentials import uniform
+from tsi.samplers.parts.schedules import never
 from tsi.samplers.smc import smc
 
 

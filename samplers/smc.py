@@ -7,9 +7,9 @@ iteration of the particle system is
     x_t^i ~ q(. | x_{1:t-1}^{a_t^i})                         (the target)
     w_t^i = w~_{t-1}^i * p/q * potential                     (tell)
 
-where w~ are the offspring's weights, by default equal; see `samplers/reproduction.py`
-for other rules. Weights are kept with mean one and log_evidence collects what is taken
-out:
+where w~ are the offspring's weights, by default equal; see
+`samplers/parts/reproduction.py` for other rules. Weights are kept with mean one and
+log_evidence collects what is taken out:
 
     E[ exp(log_evidence) * (1/N) sum_i w_t^i phi(x_{1:t}^i) ]
         = sum_x p(x) exp(path_log_weight(x)) phi(x)    for every phi.
@@ -38,17 +38,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.population import (
+from tsi.samplers.parts.population import (
     SMCInfo,
     SMCState,
     forked,
     new_population,
     weighed,
 )
-from tsi.samplers.potentials import Potential, telescoping
-from tsi.samplers.reproduction import Group, Reproduction, by_priority
-from tsi.samplers.resampling import Resampling, systematic
-from tsi.samplers.schedules import Schedule, ess_below, never
+from tsi.samplers.parts.potentials import Potential, telescoping
+from tsi.samplers.parts.reproduction import Group, Reproduction, by_priority
+from tsi.samplers.parts.resampling import Resampling, systematic
+from tsi.samplers.parts.schedules import Schedule, ess_below, never
 from tsi.step_keys import with_typed_key
 from tsi.weights import all_dead
 

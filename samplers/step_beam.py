@@ -29,8 +29,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import UnknownNameError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
-from tsi.samplers.allocation import effective_width
-from tsi.samplers.solutions import (
+from tsi.samplers.parts.allocation import effective_width
+from tsi.samplers.parts.solutions import (
     best_first,
     best_solutions,
     no_solutions,

@@ -41,7 +41,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
-from tsi.samplers.path_record import (
+from tsi.samplers.parts.path_record import (
     ChainSample,
     PathRecord,
     extended,
@@ -51,8 +51,8 @@ from tsi.samplers.path_record import (
     no_paths,
     summary,
 )
-from tsi.samplers.potentials import Potential
-from tsi.samplers.resampling import systematic
+from tsi.samplers.parts.potentials import Potential
+from tsi.samplers.parts.resampling import systematic
 from tsi.step_keys import with_typed_key
 from tsi.weights import log_mean_exp
 

@@ -30,10 +30,10 @@ from jaxtyping import Array, Float, Int
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import Transform, telescoping
-from tsi.samplers.reproduction import Group, by_priority
-from tsi.samplers.resampling import Resampling, systematic
-from tsi.samplers.schedules import Schedule, every_step
+from tsi.samplers.parts.potentials import Transform, telescoping
+from tsi.samplers.parts.reproduction import Group, by_priority
+from tsi.samplers.parts.resampling import Resampling, systematic
+from tsi.samplers.parts.schedules import Schedule, every_step
 from tsi.samplers.smc import smc
 from tsi.weights import centre, ess, weight_dtype
 

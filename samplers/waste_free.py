@@ -27,11 +27,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.picklable import picklable
-from tsi.samplers.allocation import Deterministic
-from tsi.samplers.population import SMCState, forked, new_population, weighed
-from tsi.samplers.potentials import Potential, telescoping
-from tsi.samplers.resampling import Resampling, systematic
-from tsi.samplers.schedules import Schedule, ess_below
+from tsi.samplers.parts.allocation import Deterministic
+from tsi.samplers.parts.population import SMCState, forked, new_population, weighed
+from tsi.samplers.parts.potentials import Potential, telescoping
+from tsi.samplers.parts.resampling import Resampling, systematic
+from tsi.samplers.parts.schedules import Schedule, ess_below
 from tsi.step_keys import with_typed_key
 from tsi.weights import CompensatedSum, all_dead, log_mean_exp, log_sum_exp
 

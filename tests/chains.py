@@ -2,14 +2,14 @@
 
 import jax
 
-from tsi.conformance import Report, target_checks
-from tsi.robustness import (
+from tsi.bench.conformance import Report, target_checks
+from tsi.bench.robustness import (
     Programs,
     compiled_check,
     finished_check,
     zero_weight_checks,
 )
-from tsi.tabular_examples import EXAMPLES, smooth
+from tsi.targets.examples import EXAMPLES, smooth
 
 NUM_RUNS = 20_000
 

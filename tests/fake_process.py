@@ -6,12 +6,12 @@ import sys
 
 from fake_world import fake_world
 
-from tsi.experiments import distributed
 from tsi.experiments.command import exit_code, resumable
-from tsi.experiments.distributed import ALONE, processes
 from tsi.experiments.places import inside, place_of
-from tsi.experiments.scale import checked_plan, run_plan
-from tsi.experiments.write_report import write_report
+from tsi.experiments.scaling import distributed
+from tsi.experiments.scaling.distributed import ALONE, processes
+from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.write_report import write_report
 
 
 def main(

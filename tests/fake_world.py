@@ -8,13 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tsi.answers import answer_posterior, select
 from tsi.errors import ConfigurationError
-from tsi.experiments.methods import METHODS, sampler_of
-from tsi.experiments.scale import World, checked_plan, run_plan
+from tsi.experiments.scaling.methods import METHODS, sampler_of
+from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.worlds.world import World
 from tsi.explorer import Explorer
 from tsi.problem import Problem
-from tsi.result import Result, SlotCosts, ledger_of_first
+from tsi.results.answers import answer_posterior, select
+from tsi.results.result import Result, SlotCosts, ledger_of_first
 
 MAX_STEPS = 5
 SETTINGS = {"task": "fake", "temperature": 1.0}

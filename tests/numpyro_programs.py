@@ -8,9 +8,9 @@ import numpyro.distributions as dist
 
 import tsi
 from tsi import samplers
-from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.numpyro import program_target
-from tsi.tabular_examples import EXAMPLES
+from tsi.targets.examples import EXAMPLES
+from tsi.targets.linear_gaussian import LinearGaussianTarget
 
 RUNS = 20_000
 GAUSSIAN = LinearGaussianTarget()
@@ -26,7 +26,7 @@ def gaussian_scale(t):
 
 
 def gaussian_step(t, x, params):
-    """The program of `tsi.linear_gaussian`."""
+    """The program of `tsi.targets.linear_gaussian`."""
     x = numpyro.sample("x", dist.Normal(GAUSSIAN.decay * x, gaussian_scale(t)))
     numpyro.sample("y", dist.Normal(x, GAUSSIAN.noise_scale), obs=OBSERVED[t])
     return x

@@ -13,12 +13,12 @@ from small_checkpoints import SPECIALS, TEMPLATE, small_config
 from tokenizers import AddedToken, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
-from tsi import formats
-from tsi.formatted_reward import FormattedReward
-from tsi.likelihood_ratio import LikelihoodRatio
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.heads import ProcessScorer, SequenceScorer, ValueScorer
-from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.rewards import formats
+from tsi.rewards.formatted import FormattedReward
+from tsi.rewards.likelihood_ratio import LikelihoodRatio
 
 QUESTIONS = ("hello", "bad")
 MAX_STEPS, STEP_TOKENS = 5, 4

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
-from tsi.models import checkpoint
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
+from tsi.models.loading import checkpoint
 from tsi.models.rotary import LinearScaling, LongRopeScaling, YarnScaling
-from tsi.models.tokenizer import Tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
 
 # Combining marks, joiners, surrogate-pair emoji, right-to-left, odd spaces, controls.
 NASTY = (

@@ -6,12 +6,8 @@ import pytest
 from fake_world import fake_world
 
 from tsi import samplers
-from tsi.adaptive import Rounds, merged, run_rounds
-from tsi.answers import answer_posterior
-from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.experiments.method_list import METHODS
-from tsi.experiments.methods import sampler_of
-from tsi.stopping import (
+from tsi.engine.adaptive import Rounds, merged, run_rounds
+from tsi.engine.stopping import (
     answer_error_below,
     answer_errors_between,
     beta_confidence,
@@ -19,6 +15,10 @@ from tsi.stopping import (
     evidence_error_below,
     sure_majority,
 )
+from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.experiments.scaling.method_list import METHODS
+from tsi.experiments.scaling.methods import sampler_of
+from tsi.results.answers import answer_posterior
 
 SAMPLER = sampler_of("self_consistency", 5)
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tsi.answers import (
+from tsi.errors import UnknownNameError
+from tsi.results.answers import (
     MAX_ANSWER,
     answer_posterior,
     canonical,
@@ -13,7 +14,6 @@ from tsi.answers import (
     extract_answer,
     select,
 )
-from tsi.errors import UnknownNameError
 
 
 @pytest.mark.parametrize(

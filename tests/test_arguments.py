@@ -8,11 +8,11 @@ import pytest
 
 import tsi
 from tsi import samplers
-from tsi.answers import select
+from tsi.accuracy.pareto import pareto_k
+from tsi.engine.stopping import answer_error_below, evidence_error_below
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.pareto import pareto_k
-from tsi.stopping import answer_error_below, evidence_error_below
-from tsi.tabular_examples import smooth
+from tsi.results.answers import select
+from tsi.targets.examples import smooth
 
 TOP = samplers.top_k_replicate(2)
 

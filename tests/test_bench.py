@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from tsi import samplers
-from tsi.conformance import checks_of
-from tsi.experiments import forkme_sampler
-from tsi.experiments.claims import CLAIMS
-from tsi.experiments.conformance_table import table
-from tsi.experiments.mutations import MISTAKES, NAIVE_SUM, judged
-from tsi.explorer_checks import request_checks
-from tsi.key_discipline import key_check
-from tsi.permutation import permutation_check
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import smooth
-from tsi.unbiasedness import judge_tabular
+from tsi.bench.conformance import checks_of
+from tsi.bench.explorer_checks import request_checks
+from tsi.bench.key_discipline import key_check
+from tsi.bench.permutation import permutation_check
+from tsi.bench.unbiasedness import judge_tabular
+from tsi.experiments.proofs import forkme_sampler
+from tsi.experiments.proofs.claims import CLAIMS
+from tsi.experiments.proofs.conformance_table import table
+from tsi.experiments.proofs.mutations import MISTAKES, NAIVE_SUM, judged
+from tsi.targets.examples import smooth
+from tsi.targets.tabular import TabularTarget
 
 KEY = jax.random.key(0)
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from tsi import samplers
+from tsi.bench.conformance import checks_of, target_checks
 from tsi.bench.key_values import equal_keys
 from tsi.bench.known_truth import truth_of
 from tsi.bench.reported_counts import counts_check
+from tsi.bench.robustness import Programs
 from tsi.bench.watched_draws import watch
-from tsi.conformance import checks_of, target_checks
 from tsi.errors import ConfigurationError
-from tsi.experiments import quiet_mistakes
-from tsi.robustness import Programs
+from tsi.experiments.proofs import quiet_mistakes
 from tsi.run import run
-from tsi.tabular_examples import smooth
+from tsi.targets.examples import smooth
 
 KEY = jax.random.key(0)
 

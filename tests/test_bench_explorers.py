@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from tsi import samplers
-from tsi.conformance import Report, check_sampler, checks_of
+from tsi.bench.conformance import Report, check_sampler, checks_of
+from tsi.bench.explorer_batch import batched_explorer_check
+from tsi.bench.permutation import row_permutation_check
+from tsi.bench.robustness import driven_checks
+from tsi.bench.source_lines import blamed, raised_in
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Request
-from tsi.explorer_batch import batched_explorer_check
-from tsi.permutation import row_permutation_check
-from tsi.robustness import driven_checks
-from tsi.source_lines import blamed, raised_in
-from tsi.tabular_examples import peaked
+from tsi.targets.examples import peaked
 
 KEY = jax.random.key(0)
 HERE = "tests/test_bench_explorers.py"

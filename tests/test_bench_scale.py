@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tsi import samplers
+from tsi.bench.conformance import pooled_check, target_checks
 from tsi.bench.far_below import (
     judge_light_particles,
     range_check,
@@ -15,7 +16,9 @@ from tsi.bench.far_below import (
 )
 from tsi.bench.long_tables import LONG_EXAMPLES, wide
 from tsi.bench.offspring import Draws
+from tsi.bench.permutation import permutation_check
 from tsi.bench.pooled import pooled_p, pooled_z
+from tsi.bench.robustness import Programs
 from tsi.bench.shift_law import (
     difference,
     ending_in_64ths,
@@ -26,13 +29,10 @@ from tsi.bench.shift_law import (
     total_gain,
 )
 from tsi.bench.suite import default_trials, mild
-from tsi.conformance import pooled_check, target_checks
-from tsi.experiments import quiet_mistakes
-from tsi.experiments.mistakes import Remembering
-from tsi.permutation import permutation_check
-from tsi.robustness import Programs
-from tsi.samplers.reproduction import Offspring, Reproduction, by_priority
-from tsi.unbiasedness import MeasureTest
+from tsi.bench.unbiasedness import MeasureTest
+from tsi.experiments.proofs import quiet_mistakes
+from tsi.experiments.proofs.mistakes import Remembering
+from tsi.samplers.parts.reproduction import Offspring, Reproduction, by_priority
 from tsi.weights import ess
 
 KEY = jax.random.key(0)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsi.boundary import step_boundary
-from tsi.byte_search import search_tables
+from tsi.decoding.boundary import step_boundary
+from tsi.decoding.byte_search import search_tables
 from tsi.errors import ConfigurationError
 
 TOKENS = [b"", b"\n", b"\n\n", b"a", b".\n", b"\nb", b"a\n\nb", b"ab"]

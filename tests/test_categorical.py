@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tsi.categorical import categorical
+from tsi.decoding.categorical import categorical
 
 DRAWS = 200_000
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tsi.experiments import chain_sum
-from tsi.experiments.equations import value_of, verdict
+from tsi.experiments.tasks import chain_sum
+from tsi.experiments.tasks.equations import value_of, verdict
 
 
 def test_answers_are_the_values_of_the_expressions():

@@ -9,15 +9,15 @@ import numpyro.distributions as dist
 import pytest
 import tiny_language as tiny
 
+from tsi.bench.conformance import check_target
 from tsi.bench.target_walk import Walker
-from tsi.conformance import check_target
 from tsi.errors import ConfigurationError, ConformanceError
-from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.numpyro.program import program_target
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import unequal_lengths
 from tsi.target import where_rows
-from tsi.twist import TwistedTarget
+from tsi.targets.examples import unequal_lengths
+from tsi.targets.linear_gaussian import LinearGaussianTarget
+from tsi.targets.tabular import TabularTarget
+from tsi.twists.twisted_target import TwistedTarget
 
 
 def random_walk(params):

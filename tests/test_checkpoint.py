@@ -19,12 +19,12 @@ from small_checkpoints import (
 )
 
 from tsi.errors import CheckpointError
-from tsi.models import safetensors
-from tsi.models.checkpoint import load, save
 from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.loading.checkpoint import load, save
+from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.rotary import Llama3Scaling, Rope
-from tsi.models.tokenizer import char_tokenizer
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.tensors import safetensors
+from tsi.models.tokens.tokenizer import char_tokenizer
 
 TOKENS = np.arange(14).reshape(2, 7) % 40
 

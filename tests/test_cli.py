@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tsi import conformance
+from tsi.bench import conformance
 from tsi.experiments.cli import main
 
 

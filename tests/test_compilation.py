@@ -11,7 +11,7 @@ SCRIPT = """
 import json
 from pathlib import Path
 import jax
-from tsi.engine.compilation import compilations, keep_programs
+from tsi.engine.meters.compilation import compilations, keep_programs
 
 before = compilations()
 where = keep_programs()

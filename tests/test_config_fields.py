@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from tsi.errors import CheckpointError
-from tsi.models.architectures import FAMILIES
+from tsi.models.families.architectures import FAMILIES
 
 CLASSES = {
     "llama": transformers.LlamaConfig,

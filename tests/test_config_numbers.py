@@ -9,11 +9,11 @@ from family_configs import family_configs
 from small_checkpoints import saved, small_config, write_gguf
 
 from tsi.errors import CheckpointError
-from tsi.models.architectures import architecture_of
-from tsi.models.checkpoint import load
-from tsi.models.config_fields import common_to_hf
-from tsi.models.gguf import read_header
-from tsi.models.gguf_config import config_fields
+from tsi.models.families.architectures import architecture_of
+from tsi.models.families.config_fields import common_to_hf
+from tsi.models.gguf.config import config_fields
+from tsi.models.gguf.file import read_header
+from tsi.models.loading.checkpoint import load
 
 FIELDS = common_to_hf(small_config(), "llama") | {"architectures": ["LlamaForCausalLM"]}
 SCORER = "LlamaForSequenceClassification"

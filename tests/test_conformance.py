@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import pytest
 
 from tsi import samplers
-from tsi.conformance import Report, check_sampler, target_checks
-from tsi.errors import ConformanceError
-from tsi.robustness import (
+from tsi.bench.conformance import Report, check_sampler, target_checks
+from tsi.bench.robustness import (
     Check,
     Programs,
     driven_checks,
     finished_check,
     zero_weight_checks,
 )
-from tsi.tabular_examples import EXAMPLES, peaked, smooth
+from tsi.errors import ConformanceError
+from tsi.targets.examples import EXAMPLES, peaked, smooth
 
 EVERY_STEP = {"schedule": samplers.every_step}
 

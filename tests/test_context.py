@@ -10,8 +10,8 @@ from small_checkpoints import logits, saved
 from small_families import READ, WRITTEN
 
 from tsi.errors import ConfigurationError, PromptTooLongError
-from tsi.models.checkpoint import load
 from tsi.models.decoder import RewardModel
+from tsi.models.loading.checkpoint import load
 
 TOKENS = np.arange(12).reshape(1, 12)
 STRETCHED_AT_24 = READ["phi3 with LongRoPE"]
@@ -46,7 +46,7 @@ def test_nothing_is_read_of_a_model_whose_context_is_refused(folders, monkeypatc
     def read(*_):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("tsi.models.checkpoint.place", read)
+    monkeypatch.setattr("tsi.models.loading.checkpoint.place", read)
     with pytest.raises(ConfigurationError):
         load(folders[1], max_length=65)
 

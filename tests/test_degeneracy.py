@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from tsi.degeneracy import common_past, lineages, unique_ancestors
-from tsi.evidence_variance import genealogy
+from tsi.accuracy.degeneracy import common_past, lineages, unique_ancestors
+from tsi.accuracy.evidence_variance import genealogy
 
 ANCESTORS = np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]])
 

@@ -10,7 +10,7 @@ import pytest
 
 import tsi
 from tsi import samplers
-from tsi.tabular_examples import EXAMPLES
+from tsi.targets.examples import EXAMPLES
 
 SEEDS = range(6)
 TARGETS = [make() for make in EXAMPLES.values()]

@@ -8,12 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
-from tsi.degeneracy import lineages
-from tsi.diagnostics import diagnose
+from tsi.accuracy.degeneracy import lineages
+from tsi.accuracy.diagnostics import diagnose
 from tsi.errors import ConfigurationError
-from tsi.experiments import diagnostics
-from tsi.experiments.methods import sampler_of
-from tsi.experiments.solve import solution_text
+from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.solving import diagnostics
+from tsi.experiments.solving.solve import solution_text
 
 
 def make_result(size=16, num_steps=12, seed=0):

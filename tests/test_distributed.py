@@ -14,13 +14,13 @@ from processes import Processes, ended, free_port, wait_for
 
 from tsi.engine.interruption import StopEvent, deferred_interrupts
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
-from tsi.experiments import coordinator, distributed
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.cli import main
-from tsi.experiments.distributed import ALONE, Group, group_of, processes
-from tsi.experiments.results import read_rows
-from tsi.experiments.scale import checked_plan, run_plan
-from tsi.experiments.world import all_devices
+from tsi.experiments.scaling import coordinator, distributed
+from tsi.experiments.scaling.distributed import ALONE, Group, group_of, processes
+from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.worlds.embedded_world import all_devices
 from tsi.models.partition import DATA, MODEL
 from tsi.termination import terminable
 

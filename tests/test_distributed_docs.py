@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from fake_world import fake_world
 
-from tsi.experiments import distributed, world
-from tsi.experiments.distributed import ALONE
-from tsi.experiments.results import read_rows
+from tsi.experiments.scaling import distributed
+from tsi.experiments.scaling.distributed import ALONE
+from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.worlds import world
 
 TEXT = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
 

@@ -16,16 +16,16 @@ import tiny_language as tiny
 from flax import nnx
 
 from tsi import samplers
-from tsi.boundary import step_boundary
-from tsi.engine import Engine
+from tsi.accuracy.evidence_variance import genealogy, relative_variance
+from tsi.decoding.boundary import step_boundary
+from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError, PromptTooLongError
-from tsi.evidence_variance import genealogy, relative_variance
 from tsi.explorer import ExplorerInfo
 from tsi.models.decoder import RewardModel
 from tsi.problem import Problem
-from tsi.reasoning import ReasoningParams
-from tsi.result import ledger_of_first
-from tsi.rewards import SelfJudge
+from tsi.reasoning.particles import ReasoningParams
+from tsi.results.result import ledger_of_first
+from tsi.rewards.reward import SelfJudge
 from tsi.run import run
 
 PROBLEMS = [Problem(i, tiny.ALPHABET[i : i + 3 + i % 4], "") for i in range(5)]

@@ -21,9 +21,9 @@ from tsi.experiments.benchmarks.step_law import (
     indifferent_policy,
     length_probabilities,
 )
-from tsi.experiments.language_policy import self_judge
-from tsi.models import catalogue
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.experiments.worlds.language_policy import self_judge
+from tsi.models.loading import catalogue
+from tsi.models.loading.load_tokenizer import load_tokenizer
 
 SMALL = Options(particles=(4, 16), repeats=2, rows=(1, 8))
 FACTS = {

@@ -12,12 +12,11 @@ import tiny_language as tiny
 
 from tsi import samplers
 from tsi.engine import engine as engine_module
-from tsi.engine import sizes as sizes_module
 from tsi.engine import writers as writers_module
-from tsi.engine.blocks import BlockTables
-from tsi.engine.common import Common
+from tsi.engine.common_past import Common
 from tsi.engine.lane import Lane
-from tsi.engine.pages import (
+from tsi.engine.paging.blocks import BlockTables
+from tsi.engine.paging.pages import (
     Dense,
     layers_of,
     merge,
@@ -26,10 +25,11 @@ from tsi.engine.pages import (
     page_in,
     page_out,
 )
-from tsi.engine.pool import Pool
-from tsi.engine.programs import Programs
-from tsi.engine.shapes import Shapes
-from tsi.engine.sizes import chosen_of, coarse_room_of, room_of, width_of
+from tsi.engine.paging.pool import Pool
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.sizing import sizes as sizes_module
+from tsi.engine.sizing.shapes import Shapes
+from tsi.engine.sizing.sizes import chosen_of, coarse_room_of, room_of, width_of
 from tsi.engine.writers import Writers
 
 ROWS, LENGTH, BLOCK = 6, 40, 4

@@ -10,12 +10,12 @@ import tiny_language as tiny
 from test_engine import PROBLEMS, engine, extract, same
 
 from tsi import samplers
-from tsi.diagnostics import diagnose_store
-from tsi.engine import Engine
+from tsi.accuracy.diagnostics import diagnose_store
+from tsi.engine.engine import Engine
+from tsi.engine.outcome import distinct, weighed_answers
 from tsi.errors import ConfigurationError
-from tsi.outcome import distinct, weighed_answers
-from tsi.reasoning import ReasoningParams
-from tsi.result import Ledger
+from tsi.reasoning.particles import ReasoningParams
+from tsi.results.result import Ledger
 from tsi.run import run
 
 SAMPLER = samplers.quest(0.5, num_chains=2)

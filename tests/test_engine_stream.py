@@ -9,8 +9,8 @@ import pytest
 from test_engine import PROBLEMS, SAMPLER, engine, extract, same
 
 from tsi import samplers
-from tsi.engine import Engine
 from tsi.engine.abreast import abreast
+from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError, ProblemError
 from tsi.problem import Problem
 

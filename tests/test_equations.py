@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from tsi.experiments.equations import equation_log_odds, value_of, verdict
+from tsi.experiments.tasks.equations import equation_log_odds, value_of, verdict
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 
 from tsi.errors import CapabilityError
 from tsi.samplers.evidence_bounds import evidence_bounds
-from tsi.samplers.potentials import product, telescoping
-from tsi.tabular import TabularParticles
-from tsi.tabular_examples import peaked, smooth, unequal_lengths
+from tsi.samplers.parts.potentials import product, telescoping
+from tsi.targets.examples import peaked, smooth, unequal_lengths
+from tsi.targets.tabular import TabularParticles
 
 NUM_RUNS = 10_000
 

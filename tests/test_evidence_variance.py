@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tsi import samplers
-from tsi.evidence_variance import genealogy, relative_variance
+from tsi.accuracy.evidence_variance import genealogy, relative_variance
 from tsi.run import run
-from tsi.samplers.schedules import ess_below
-from tsi.tabular_examples import impossible_prefixes, peaked, smooth, unequal_lengths
+from tsi.samplers.parts.schedules import ess_below
+from tsi.targets.examples import impossible_prefixes, peaked, smooth, unequal_lengths
 
 NUM_RUNS = 20_000
 

@@ -9,7 +9,7 @@ from tsi import samplers
 from tsi.errors import CapabilityError
 from tsi.explore import put, start, step_rows
 from tsi.explorer import Request
-from tsi.tabular_examples import smooth
+from tsi.targets.examples import smooth
 
 KEY = jax.random.key(0)
 PLACES = jnp.arange(4, dtype=jnp.int32)

@@ -17,7 +17,7 @@ from numpy_decoder import numpy_logits
 from small_checkpoints import small_model
 from small_families import READ, WRITTEN
 
-from tsi.cache import Suffix, append, cut, empty_suffix, fork, keep, take
+from tsi.decoding.cache import Suffix, append, cut, empty_suffix, fork, keep, take
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Routes, Segment

@@ -13,10 +13,11 @@ from published_configs import PUBLISHED
 from small_families import READ, WRITTEN
 
 from tsi.errors import CheckpointError
-from tsi.models.architectures import FAMILIES, architecture_of
-from tsi.models.config_fields import OFF
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import Local
+from tsi.models.families.architectures import FAMILIES, architecture_of
+from tsi.models.families.config_fields import OFF
+from tsi.models.families.text_half import text_fields
 from tsi.models.rotary import (
     LinearScaling,
     Llama3Scaling,
@@ -24,7 +25,6 @@ from tsi.models.rotary import (
     Rope,
     YarnScaling,
 )
-from tsi.models.text_half import text_fields
 
 EVERY = pytest.mark.parametrize("name", WRITTEN)
 

@@ -19,27 +19,27 @@ from numpyro_programs import GAUSSIAN, gaussian
 
 import tsi
 from tsi import samplers
-from tsi.aggregation import Aggregated
-from tsi.conformance import check_sampler
-from tsi.engine import Engine
-from tsi.experiments.claims import CLAIMS
-from tsi.forced_end import ForcedEnd
-from tsi.learned_twist import LearnedTwist, last_symbol, log_linear
+from tsi.bench.conformance import check_sampler
+from tsi.decoding.forced_end import ForcedEnd
+from tsi.engine.engine import Engine
+from tsi.experiments.proofs.claims import CLAIMS
 from tsi.models.heads import ValueHead
 from tsi.numpyro import ExplorerKernel
 from tsi.problem import Problem
-from tsi.reasoning import ReasoningParams
-from tsi.reasoning_store import ReasoningStore
-from tsi.rewards import NoReward, PolicyValue, ProcessReward, SelfJudge
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
+from tsi.rewards.aggregation import Aggregated
+from tsi.rewards.reward import NoReward, PolicyValue, ProcessReward, SelfJudge
+from tsi.rewards.text_reward import TextReward
+from tsi.rewards.verifier import Verifier
 from tsi.samplers.contrastive_twist import fit_twist
-from tsi.samplers.potentials import product
-from tsi.tabular import TabularParticles, TabularTarget
-from tsi.tabular_examples import peaked, smooth
-from tsi.tabular_twist import exact_log_twist, table_twist, with_twisted_proposal
-from tsi.text_reward import TextReward
-from tsi.twist import TwistedTarget
-from tsi.value_twist import TwistedVerifier
-from tsi.verifier import Verifier
+from tsi.samplers.parts.potentials import product
+from tsi.targets.examples import peaked, smooth
+from tsi.targets.tabular import TabularParticles, TabularTarget
+from tsi.twists.exact import exact_log_twist, table_twist, with_twisted_proposal
+from tsi.twists.learned import LearnedTwist, last_symbol, log_linear
+from tsi.twists.twisted_target import TwistedTarget
+from tsi.twists.value import TwistedVerifier
 from tsi.weights import weight_dtype
 
 KEY = jax.random.key(0)

@@ -12,17 +12,17 @@ import tiny_language as tiny
 from flax import nnx
 
 from tsi import samplers
-from tsi.boundary import step_boundary
-from tsi.engine import Engine
-from tsi.engine import sizes as sizes_module
+from tsi.decoding.boundary import step_boundary
+from tsi.decoding.forced_end import ForcedEnd
+from tsi.decoding.truncation import Truncation
+from tsi.engine.engine import Engine
+from tsi.engine.sizing import sizes as sizes_module
 from tsi.errors import ConfigurationError
-from tsi.forced_end import ForcedEnd
 from tsi.models.decoder import LanguageModel, RewardModel
-from tsi.reasoning import ReasoningParams
-from tsi.reasoning_store import ReasoningStore
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
 from tsi.run import run
 from tsi.samplers import best_of_n, smc
-from tsi.truncation import Truncation
 
 END, A, B = 0, 1, 2
 VOCABULARY = 3

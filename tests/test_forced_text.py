@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from tsi.decoding.forced_end import ForcedEnd
 from tsi.errors import ConfigurationError
-from tsi.experiments import forced_text as module
 from tsi.experiments.cli import main
-from tsi.experiments.forced_text import ForcedText, forced_text
-from tsi.experiments.scale import run_method
-from tsi.experiments.shared_rollouts import first_rollouts
-from tsi.experiments.step_ends import StepEnds, step_ends
-from tsi.experiments.world import embedded_world
-from tsi.forced_end import ForcedEnd
+from tsi.experiments.scaling.scale import run_method
+from tsi.experiments.scaling.shared_rollouts import first_rollouts
+from tsi.experiments.worlds import forced_text as module
+from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi.experiments.worlds.forced_text import ForcedText, forced_text
+from tsi.experiments.worlds.step_ends import StepEnds, step_ends
 
 
 def test_the_examples_of_the_docstrings_are_true():

@@ -22,10 +22,10 @@ from small_checkpoints import bpe_tokenizer, parameters, saved, small_config, wr
 from test_gguf_families import CASES
 
 from tsi.errors import CheckpointError
-from tsi.models.architectures import FAMILIES
-from tsi.models.checkpoint import load
-from tsi.models.gguf import read_header
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.families.architectures import FAMILIES
+from tsi.models.gguf.file import read_header
+from tsi.models.loading.checkpoint import load
+from tsi.models.loading.load_tokenizer import load_tokenizer
 
 MUTATIONS = 100
 MAX_PEAK = 32 << 20

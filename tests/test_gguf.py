@@ -10,9 +10,9 @@ from gguf.quants import dequantize, quantize
 from small_checkpoints import logits, parameters, saved, small_config, write_gguf
 
 from tsi.errors import CheckpointError
-from tsi.models.checkpoint import load
-from tsi.models.gguf import read_header
-from tsi.models.gguf_names import unpermute
+from tsi.models.gguf.file import read_header
+from tsi.models.gguf.names import unpermute
+from tsi.models.loading.checkpoint import load
 from tsi.models.rotary import Llama3Scaling, Rope, inverse_frequencies
 
 TOKENS = np.arange(14).reshape(2, 7) % 40

@@ -7,9 +7,9 @@ import pytest
 from small_checkpoints import logits, parameters, saved, small_config, write_gguf
 
 from tsi.errors import CheckpointError
-from tsi.models.checkpoint import load
 from tsi.models.decoder_config import Local
-from tsi.models.gguf_rope import llama3_constants
+from tsi.models.gguf.rope import llama3_constants
+from tsi.models.loading.checkpoint import load
 from tsi.models.rotary import (
     LinearScaling,
     Llama3Scaling,

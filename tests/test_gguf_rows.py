@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from small_checkpoints import saved, small_config, write_gguf
 
-from tsi.models import gguf as gguf_files
-from tsi.models import phi3
-from tsi.models.checkpoint import load
-from tsi.models.gguf import TensorReader, read_header, read_tensor
-from tsi.models.placement import BLOCK
-from tsi.models.safetensors import ReadsRows, open_folder
+from tsi.models.families import phi3
+from tsi.models.gguf import file as gguf_files
+from tsi.models.gguf.file import TensorReader, read_header, read_tensor
+from tsi.models.loading.checkpoint import load
+from tsi.models.tensors.placement import BLOCK
+from tsi.models.tensors.safetensors import ReadsRows, open_folder
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q4_1"])

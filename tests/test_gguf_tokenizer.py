@@ -16,8 +16,8 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import (
 )
 
 from tsi.errors import CheckpointError, ConfigurationError
-from tsi.models.tokenizer import Tokenizer
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
 
 TEXTS = (
     *NASTY,

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tsi.errors import AnswerError
-from tsi.experiments.grading import Grade, GradingWorker
+from tsi.experiments.tasks.grading import Grade, GradingWorker
 from tsi.problem import Problem
 
 PROBLEM = Problem(3, "1+1=", "2", {"numbers": [1, 1]})

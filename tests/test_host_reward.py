@@ -8,19 +8,19 @@ import test_engine
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.boundary import step_boundary
-from tsi.engine import Engine
-from tsi.engine import sizes as sizes_module
+from tsi.decoding.boundary import step_boundary
+from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
+from tsi.engine.sizing import sizes as sizes_module
 from tsi.errors import ProblemError, RewardError
-from tsi.host_reward import Written, numbers_of, scores_of
 from tsi.problem import Problem
-from tsi.reasoning import ReasoningParams
-from tsi.reasoning_store import ReasoningStore
-from tsi.result import Result
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
+from tsi.results.result import Result
+from tsi.rewards.host_reward import Written, numbers_of, scores_of
+from tsi.rewards.text_reward import TextReward
+from tsi.rewards.verifier import Verifier
 from tsi.run import run
-from tsi.text_reward import TextReward
-from tsi.verifier import Verifier
 
 KEY = jax.random.key(5)
 WORDS = ("hello", "bad", "scale", "fin", "ode")

@@ -5,9 +5,9 @@ from small_checkpoints import TEMPLATE
 from transformers import PreTrainedTokenizerFast
 
 from tsi.errors import ConfigurationError
-from tsi.models import untrusted
-from tsi.models.process_limits import Limits
-from tsi.models.tokenizer import Tokenizer, char_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
+from tsi.models.workers import untrusted
+from tsi.models.workers.process_limits import Limits
 
 ALPHABET = "".join(map(chr, range(32, 127))) + "\n"
 BACKEND = char_tokenizer(ALPHABET).backend

@@ -9,10 +9,10 @@ from small_checkpoints import bpe_tokenizer
 from test_gguf_tokenizer import sentencepiece_fields, write_vocabulary
 
 from tsi.errors import CheckpointError, ConfigurationError
-from tsi.models import untrusted
-from tsi.models.process_limits import Limits
-from tsi.models.tokenizer_files import load_tokenizer
-from tsi.models.tokenizer_parts import is_bounded
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.tokenizer_parts import is_bounded
+from tsi.models.workers import untrusted
+from tsi.models.workers.process_limits import Limits
 
 TEXT = "a" * 40 + "b"
 BIG = 2**31

@@ -13,8 +13,8 @@ from huggingface_hub.errors import (
 from small_checkpoints import parameters, saved, small_config
 
 from tsi.errors import CheckpointError, DownloadError
-from tsi.models import catalogue, download, hub
-from tsi.models.checkpoint import load
+from tsi.models.loading import catalogue, download, hub
+from tsi.models.loading.checkpoint import load
 
 REPO = "Somebody/Small-Model"
 

@@ -76,9 +76,9 @@ def test_no_import_points_the_wrong_way():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("tsi.models.llama", "import tsi.run"),
-        ("tsi.models.llama", "from tsi import weights"),
-        ("tsi.models.llama", "from ..samplers import smc"),
+        ("tsi.models.families.llama", "import tsi.run"),
+        ("tsi.models.families.llama", "from tsi import weights"),
+        ("tsi.models.families.llama", "from ..samplers import smc"),
         ("tsi.run", "from tsi.samplers.smc import smc"),
         ("tsi.run", "def f():\n    from tsi import samplers"),
         ("tsi.run", "from .experiments import cli"),
@@ -93,9 +93,9 @@ def test_a_wrong_arrow_is_caught(module, line):
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("tsi.models.llama", "from tsi.errors import CheckpointError"),
-        ("tsi.models.llama", "from tsi.models.layers import RMSNorm"),
-        ("tsi.reasoning", "from tsi.models.decoder import LanguageModel"),
+        ("tsi.models.families.llama", "from tsi.errors import CheckpointError"),
+        ("tsi.models.families.llama", "from tsi.models.layers import RMSNorm"),
+        ("tsi.reasoning.target", "from tsi.models.decoder import LanguageModel"),
         ("tsi.samplers.smc", "import tsi\nfrom tsi.weights import ess"),
         ("tsi.experiments.cli", "from tsi.samplers import smc\nimport jax"),
     ],

@@ -13,29 +13,29 @@ from numpyro_programs import gaussian
 
 import tsi
 from tsi import samplers
-from tsi.adaptive import Rounds, run_rounds
-from tsi.conformance import check_sampler, checks_of
-from tsi.engine import Engine
+from tsi.bench.conformance import check_sampler, checks_of
+from tsi.engine.adaptive import Rounds, run_rounds
+from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError
-from tsi.experiments.claims import CLAIMS
-from tsi.experiments.step_labels import label_steps, sample_texts
+from tsi.experiments.proofs.claims import CLAIMS
 from tsi.experiments.tasks import get_task
-from tsi.experiments.train_value import prefixes_of
-from tsi.experiments.world import embedded_world
+from tsi.experiments.training.step_labels import label_steps, sample_texts
+from tsi.experiments.training.train_value import prefixes_of
+from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.explore import explore, start
 from tsi.explore import turn as explorer_turn
 from tsi.explorer import Explorer, Reply
-from tsi.learned_twist import LearnedTwist, last_symbol, log_linear
-from tsi.linear_gaussian import LinearGaussianTarget
-from tsi.models.catalogue import resolve
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading.catalogue import resolve
+from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.numpyro import ExplorerKernel, TokenStep
 from tsi.problem import Problem
 from tsi.run import turn
 from tsi.samplers.contrastive_twist import contrast, fit_twist
-from tsi.samplers.potentials import product
+from tsi.samplers.parts.potentials import product
 from tsi.step_keys import single_key, step_keys, typed_key
-from tsi.tabular_examples import smooth
+from tsi.targets.examples import smooth
+from tsi.targets.linear_gaussian import LinearGaussianTarget
+from tsi.twists.learned import LearnedTwist, last_symbol, log_linear
 
 SEED, TABLE, SMC, CHAIN = 5, smooth(), samplers.smc(), samplers.pimh()
 TWIST, THETA = LearnedTwist(log_linear, last_symbol(3)), jnp.zeros((4, 3))

@@ -19,7 +19,9 @@ from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.experiments.cli import main
-from tsi.experiments.language_policy import (
+from tsi.experiments.tasks import TASKS, get_task
+from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi.experiments.worlds.language_policy import (
     ANSWERS,
     INSTRUCTION,
     JUDGE_QUESTION,
@@ -28,15 +30,13 @@ from tsi.experiments.language_policy import (
     self_judge,
     worked_problems,
 )
-from tsi.experiments.model_checks import load_model
-from tsi.experiments.tasks import TASKS, get_task
-from tsi.experiments.world import embedded_world
-from tsi.models.checkpoint import save
+from tsi.experiments.worlds.model_checks import load_model
 from tsi.models.decoder import RewardModel
 from tsi.models.heads import SequenceScorer
-from tsi.models.tokenizer import Tokenizer, char_tokenizer
-from tsi.models.tokenizer_files import load_tokenizer
-from tsi.rewards import SelfJudge
+from tsi.models.loading.checkpoint import save
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
+from tsi.rewards.reward import SelfJudge
 
 VOCABULARY = 400
 

@@ -12,14 +12,14 @@ from numpyro_programs import GAUSSIAN, gaussian
 
 import tsi
 from tsi import samplers
-from tsi.learned_twist import LearnedTwist, last_symbol, log_linear
+from tsi.bench.unbiasedness import judge_tabular
 from tsi.samplers.contrastive_twist import contrast, contrastive_loss, fit_twist
-from tsi.samplers.potentials import product, terminal
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import EXAMPLES, smooth
-from tsi.tabular_twist import exact_log_twist
-from tsi.twist import TwistedParams, TwistedTarget
-from tsi.unbiasedness import judge_tabular
+from tsi.samplers.parts.potentials import product, terminal
+from tsi.targets.examples import EXAMPLES, smooth
+from tsi.targets.tabular import TabularTarget
+from tsi.twists.exact import exact_log_twist
+from tsi.twists.learned import LearnedTwist, last_symbol, log_linear
+from tsi.twists.twisted_target import TwistedParams, TwistedTarget
 
 KEY = jax.random.key(0)
 SHAPE = smooth()

@@ -5,8 +5,8 @@ import pytest
 from scipy import integrate, stats
 
 from tsi.errors import ConfigurationError
-from tsi.linear_gaussian import LinearGaussianTarget
-from tsi.samplers.potentials import product, telescoping, uniform
+from tsi.samplers.parts.potentials import product, telescoping, uniform
+from tsi.targets.linear_gaussian import LinearGaussianTarget
 
 
 def joint(target):

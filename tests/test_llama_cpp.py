@@ -24,10 +24,10 @@ from small_checkpoints import (
 from test_gguf_families import CASES, LONG, LONGER
 from test_gguf_tokenizer import SPM_TURN, TEXTS, bpe_fields
 
-from tsi.models.checkpoint import load
-from tsi.models.gguf import read_header
+from tsi.models.gguf.file import read_header
+from tsi.models.loading.checkpoint import load
+from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.rotary import Llama3Scaling, LongRopeScaling, Rope, inverse_frequencies
-from tsi.models.tokenizer_files import load_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.slow

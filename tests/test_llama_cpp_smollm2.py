@@ -43,13 +43,13 @@ import pytest
 from small_checkpoints import permute
 from test_llama_cpp import converted, theirs
 
-from tsi.decoding import empty_key_values
-from tsi.models import catalogue
-from tsi.models.checkpoint import load
+from tsi.decoding.decode_step import empty_key_values
 from tsi.models.decoder import KeyValues
-from tsi.models.gguf import read_header
+from tsi.models.gguf.file import read_header
 from tsi.models.layers import Segment
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading import catalogue
+from tsi.models.loading.checkpoint import load
+from tsi.models.loading.load_tokenizer import load_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp")
 SMOLLM2 = catalogue.wheel_location(catalogue.SMOLLM2_WHEEL)

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 from small_checkpoints import small_config, write_gguf
 
-from tsi.models.architectures import FAMILIES
+from tsi.models.families.architectures import FAMILIES
 
 CONFIG = small_config(
     vocab_size=16_384,
@@ -34,7 +34,7 @@ SLACK = 32 << 20
 MEASURE = """
 import json, sys
 import jax, jax.numpy as jnp
-from tsi.models.checkpoint import load
+from tsi.models.loading.checkpoint import load
 from tsi.models.partition import make_mesh, memory
 path, dtype, model = sys.argv[1:]
 mesh = make_mesh(1, int(model)) if int(model) else None

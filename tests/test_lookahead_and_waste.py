@@ -9,12 +9,12 @@ import pytest
 
 import tsi
 from tsi import samplers
-from tsi.conformance import target_checks
+from tsi.bench.conformance import target_checks
+from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError
-from tsi.robustness import Programs
-from tsi.samplers.potentials import product, telescoping, terminal
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import impossible_prefixes, peaked, smooth, unequal_lengths
+from tsi.samplers.parts.potentials import product, telescoping, terminal
+from tsi.targets.examples import impossible_prefixes, peaked, smooth, unequal_lengths
+from tsi.targets.tabular import TabularTarget
 
 TARGETS = {
     "impossible prefixes": impossible_prefixes,

@@ -11,15 +11,15 @@ from jax.errors import JaxRuntimeError
 
 from tsi import samplers
 from tsi.engine import engine as engine_module
-from tsi.engine import sizes as sizes_module
-from tsi.engine.common import Common
+from tsi.engine.common_past import Common
 from tsi.engine.endurance import Endurance
 from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
-from tsi.engine.memory import cache_sizes
+from tsi.engine.meters.report import CacheBytes, Report
 from tsi.engine.methods import plan_of
-from tsi.engine.pool import Pool
-from tsi.engine.report import CacheBytes, Report
+from tsi.engine.paging.pool import Pool
+from tsi.engine.sizing import sizes as sizes_module
+from tsi.engine.sizing.memory import cache_sizes
 from tsi.engine.writers import Writers
 from tsi.errors import (
     ConfigurationError,
@@ -27,10 +27,10 @@ from tsi.errors import (
     OutOfMemoryError,
     ProblemError,
 )
-from tsi.experiments.world import check_number
+from tsi.experiments.worlds.embedded_world import check_number
 from tsi.models.decoder import LanguageModel
-from tsi.rewards import NoReward
-from tsi.verifier import Verifier
+from tsi.rewards.reward import NoReward
+from tsi.rewards.verifier import Verifier
 
 KEY, PROBLEMS = jax.random.key(9), test_engine.PROBLEMS
 FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.\nAllocations: many"

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from tsi.decoding.truncation import Truncation
 from tsi.errors import CheckpointError
-from tsi.experiments.model_sampling import drawing_of
-from tsi.truncation import Truncation
+from tsi.experiments.worlds.model_sampling import drawing_of
 
 NONE = Truncation()
 QWEN = {

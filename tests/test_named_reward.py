@@ -11,20 +11,20 @@ from small_checkpoints import bpe_tokenizer, small_config, small_model
 
 from tsi.errors import CheckpointError, ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
-from tsi.experiments.language_policy import encoder
-from tsi.experiments.language_reward import ShownContinuation
-from tsi.experiments.methods import sampler_of
-from tsi.experiments.named_reward import KINDS, forms, parse_reward
-from tsi.experiments.task_verifier import outcome_check, prefix_check
+from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.tasks import get_task
-from tsi.experiments.train_policy import task_tokenizer, tiny_config
-from tsi.experiments.world import embedded_world
-from tsi.formats import FORMATS
-from tsi.formatted_reward import FormattedReward
-from tsi.models.checkpoint import save
+from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
+from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
+from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi.experiments.worlds.language_policy import encoder
+from tsi.experiments.worlds.language_reward import ShownContinuation
+from tsi.experiments.worlds.named_reward import KINDS, forms, parse_reward
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.heads import ValueHead
-from tsi.models.value_head import save_value_head
+from tsi.models.loading.checkpoint import save
+from tsi.models.loading.value_head import save_value_head
+from tsi.rewards.formats import FORMATS
+from tsi.rewards.formatted import FormattedReward
 
 WIDTH = 16
 CHECKS = (prefix_check, outcome_check)

@@ -14,9 +14,9 @@ from tsi.errors import ConfigurationError
 from tsi.models import heads
 from tsi.models.decoder import LanguageModel, RewardModel, with_cache_dtype
 from tsi.models.partition import memory
-from tsi.reasoning import ReasoningParams
-from tsi.reasoning_store import ReasoningStore
-from tsi.rewards import NoReward
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
+from tsi.rewards.reward import NoReward
 
 NARROW = jnp.bfloat16
 

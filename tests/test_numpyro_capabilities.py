@@ -13,9 +13,9 @@ from scipy import stats
 
 import tsi
 from tsi import samplers
-from tsi.linear_gaussian import LinearGaussianTarget
+from tsi.bench.unbiasedness import judge_linear_gaussian
 from tsi.numpyro import program_target
-from tsi.unbiasedness import judge_linear_gaussian
+from tsi.targets.linear_gaussian import LinearGaussianTarget
 
 KEY = jax.random.key(0)
 

@@ -8,8 +8,8 @@ from numpyro.infer import MCMC
 from tsi import samplers
 from tsi.errors import ConfigurationError
 from tsi.numpyro import ExplorerKernel
-from tsi.samplers.potentials import product
-from tsi.tabular_examples import unequal_lengths
+from tsi.samplers.parts.potentials import product
+from tsi.targets.examples import unequal_lengths
 
 CHAINS = {
     "suffix_metropolis": samplers.suffix_metropolis(product(), endless=True),

@@ -15,9 +15,9 @@ from numpyro_programs import GAUSSIAN, gaussian
 
 from tsi.errors import ConfigurationError
 from tsi.numpyro import ExplorerKernel
-from tsi.samplers.potentials import product
+from tsi.samplers.parts.potentials import product
 from tsi.samplers.suffix_metropolis import suffix_metropolis
-from tsi.tabular_examples import unequal_lengths
+from tsi.targets.examples import unequal_lengths
 
 KEY = jax.random.key(0)
 ENDLESS = suffix_metropolis(product("odds"), endless=True)

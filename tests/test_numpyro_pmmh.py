@@ -12,11 +12,11 @@ from scipy import stats
 
 from tsi import samplers
 from tsi.errors import ConfigurationError
-from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.numpyro import PMMH, ModelArguments, parameters, program_target
-from tsi.samplers.potentials import product
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import unequal_lengths
+from tsi.samplers.parts.potentials import product
+from tsi.targets.examples import unequal_lengths
+from tsi.targets.linear_gaussian import LinearGaussianTarget
+from tsi.targets.tabular import TabularTarget
 
 KEY = jax.random.key(0)
 SMC = samplers.smc(potential=product())

@@ -22,11 +22,11 @@ from numpyro_programs import (
 
 import tsi
 from tsi import samplers
+from tsi.bench.unbiasedness import judge_linear_gaussian, judge_tabular
 from tsi.errors import ConfigurationError
 from tsi.numpyro import program_target
-from tsi.tabular_examples import EXAMPLES
 from tsi.target import Target
-from tsi.unbiasedness import judge_linear_gaussian, judge_tabular
+from tsi.targets.examples import EXAMPLES
 
 KEY = jax.random.key(0)
 FILTER = samplers.particle_filter("odds")

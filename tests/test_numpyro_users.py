@@ -22,9 +22,9 @@ from tsi.numpyro import PMMH, ExplorerKernel, ModelArguments, program_target
 from tsi.numpyro.named_fields import NamedValues
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
-from tsi.samplers.potentials import product
-from tsi.tabular_examples import unequal_lengths
-from tsi.twist import TwistedTarget
+from tsi.samplers.parts.potentials import product
+from tsi.targets.examples import unequal_lengths
+from tsi.twists.twisted_target import TwistedTarget
 
 KEY = jax.random.key(0)
 METROPOLIS = samplers.suffix_metropolis(product(), endless=True)

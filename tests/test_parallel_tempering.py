@@ -10,9 +10,9 @@ from chains import chain, judged, other_promises
 
 import tsi
 from tsi import samplers
+from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError
-from tsi.robustness import Programs
-from tsi.tabular_examples import peaked, unequal_lengths
+from tsi.targets.examples import peaked, unequal_lengths
 
 tempering = importlib.import_module("tsi.samplers.parallel_tempering")
 

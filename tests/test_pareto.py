@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import genpareto
 
-from tsi.pareto import generalized_pareto_k, pareto_k
+from tsi.accuracy.pareto import generalized_pareto_k, pareto_k
 
 
 @pytest.mark.parametrize("k", [-0.3, 0.2, 0.7, 1.2])

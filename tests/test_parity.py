@@ -20,8 +20,8 @@ transformers = pytest.importorskip("transformers")
 from layer_report import layer_report  # noqa: E402
 from their_configs import CHANGES, COMMON, ORIGINAL, THEIRS  # noqa: E402
 
-from tsi.models.architectures import FAMILIES  # noqa: E402
-from tsi.models.checkpoint import load, save  # noqa: E402
+from tsi.models.families.architectures import FAMILIES  # noqa: E402
+from tsi.models.loading.checkpoint import load, save  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import save_file  # noqa: E402
 from their_configs import CHANGES, COMMON, THEIRS  # noqa: E402
 
-from tsi.models.checkpoint import load  # noqa: E402
+from tsi.models.loading.checkpoint import load  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 from small_checkpoints import logits  # noqa: E402
 
-from tsi.models.checkpoint import load  # noqa: E402
+from tsi.models.loading.checkpoint import load  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

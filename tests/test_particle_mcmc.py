@@ -10,14 +10,14 @@ from chains import chain, judged, other_promises
 
 import tsi
 from tsi import samplers
+from tsi.bench.robustness import Programs, has_nan
+from tsi.bench.unbiasedness import judge_tabular
 from tsi.errors import CapabilityError, ConfigurationError
-from tsi.linear_gaussian import LinearGaussianTarget
-from tsi.robustness import Programs, has_nan
 from tsi.samplers import conditional_smc
 from tsi.samplers import particle_gibbs as gibbs
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import peaked, smooth, unequal_lengths
-from tsi.unbiasedness import judge_tabular
+from tsi.targets.examples import peaked, smooth, unequal_lengths
+from tsi.targets.linear_gaussian import LinearGaussianTarget
+from tsi.targets.tabular import TabularTarget
 from tsi.weights import CompensatedSum
 
 module = importlib.import_module("tsi.samplers.particle_gibbs")

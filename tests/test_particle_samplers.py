@@ -8,18 +8,18 @@ from scipy import stats
 
 import tsi
 from tsi import samplers
-from tsi.conformance import check_sampler, target_checks
+from tsi.bench.conformance import check_sampler, target_checks
+from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.robustness import Programs
 from tsi.samplers.island_exchange import exchange
-from tsi.samplers.optimal_resampling import (
+from tsi.samplers.parts.optimal_resampling import (
     inclusion_probabilities,
     optimal_resampling,
 )
+from tsi.samplers.parts.reproduction import Group
 from tsi.samplers.pruning import russian_roulette
-from tsi.samplers.reproduction import Group
 from tsi.samplers.tempered import largest_exponent, tempered_weights
-from tsi.tabular_examples import EXAMPLES, peaked, smooth, unequal_lengths
+from tsi.targets.examples import EXAMPLES, peaked, smooth, unequal_lengths
 from tsi.weights import ess, log_mean_exp
 
 KEY = jax.random.key(0)

@@ -19,12 +19,12 @@ from jax.sharding import AxisType, PartitionSpec
 from small_checkpoints import logits, saved, small_config
 
 from tsi import samplers
-from tsi.engine import Engine
+from tsi.engine.engine import Engine
 from tsi.engine.writers import Writers
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
-from tsi.models.architectures import FAMILIES
-from tsi.models.checkpoint import load, save
+from tsi.models.families.architectures import FAMILIES
+from tsi.models.loading.checkpoint import load, save
 from tsi.models.partition import make_mesh, memory, sharding_of
 from tsi.problem import Problem
 

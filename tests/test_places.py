@@ -10,12 +10,12 @@ from fake_world import fake_world
 from processes import Processes, ended, wait_for
 
 from tsi.errors import ConfigurationError, ResultsError
-from tsi.experiments import curve_llm
 from tsi.experiments.places import inside, place_of
-from tsi.experiments.results import Cell, ResultsFile, read_rows
-from tsi.experiments.row_shards import RemoteShards, whole_lines
-from tsi.experiments.scale import checked_plan, run_plan
-from tsi.experiments.write_report import write_report
+from tsi.experiments.scaling import curve_llm
+from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
+from tsi.experiments.scaling.row_shards import RemoteShards, whole_lines
+from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.write_report import write_report
 
 PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
 CELLS = [Cell("smc", 2, 0, problem) for problem in range(4)]

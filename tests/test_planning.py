@@ -13,20 +13,20 @@ import tiny_language as tiny
 
 from tsi import samplers
 from tsi.engine import engine as engine_module
-from tsi.engine import planning
 from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
-from tsi.engine.memory import CacheSizes, unloaded_bytes
-from tsi.engine.planning import Need, bytes_of_prefix, bytes_of_slot, limits_of
+from tsi.engine.sizing import planning
+from tsi.engine.sizing.memory import CacheSizes, unloaded_bytes
+from tsi.engine.sizing.planning import Need, bytes_of_prefix, bytes_of_slot, limits_of
 from tsi.errors import ConfigurationError
-from tsi.experiments import dry_run
 from tsi.experiments.cli import main
-from tsi.experiments.distributed import Group
-from tsi.experiments.dry_run import Run, Speed, cost_of, forecast, runs_of
-from tsi.experiments.methods import method_settings
-from tsi.experiments.results import ResultsFile
-from tsi.experiments.scale import batches, checked_plan
-from tsi.experiments.world import embedded_world
+from tsi.experiments.scaling import dry_run
+from tsi.experiments.scaling.distributed import Group
+from tsi.experiments.scaling.dry_run import Run, Speed, cost_of, forecast, runs_of
+from tsi.experiments.scaling.methods import method_settings
+from tsi.experiments.scaling.results import ResultsFile
+from tsi.experiments.scaling.scale import batches, checked_plan
+from tsi.experiments.worlds.embedded_world import embedded_world
 
 GB = 10**9
 KEYS = 2 * 28 * 4 * 128 * 2
@@ -334,7 +334,7 @@ def test_a_dry_run_takes_options_of_processes_as_the_run_does(
     asked, told = [], []
     for index in (0, 1):
         monkeypatch.setattr(
-            "tsi.experiments.distributed.group_of",
+            "tsi.experiments.scaling.distributed.group_of",
             lambda *_, i=index: contextlib.nullcontext(Two(i, 2)),
         )
         assert main([*arguments, "--distributed"]) == 0

@@ -9,7 +9,7 @@ import tiny_language as tiny
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from tsi import reasoning, rewards, samplers
+from tsi import samplers
 from tsi.engine import engine as engine_module
 from tsi.errors import ConfigurationError
 from tsi.models import layers
@@ -18,7 +18,9 @@ from tsi.models.decoder_config import Local
 from tsi.models.layers import View, attend_in_blocks, attend_part
 from tsi.models.prefill import prefill_bytes, read_prompts
 from tsi.models.rotary import Rope
-from tsi.reasoning import ReasoningParams
+from tsi.reasoning import target as reasoning
+from tsi.reasoning.particles import ReasoningParams
+from tsi.rewards import reward as rewards
 
 LONG, LENGTHS = 1136, (1136, 700, 3)
 CONFIGS = {

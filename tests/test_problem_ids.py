@@ -10,14 +10,14 @@ from fake_world import fake_world
 from test_engine import engine, extract
 
 from tsi import problem_ids, samplers
-from tsi.adaptive import Rounds, run_rounds
+from tsi.engine.adaptive import Rounds, run_rounds
 from tsi.errors import ConfigurationError
-from tsi.experiments.methods import sampler_of
-from tsi.experiments.report import curves_of
-from tsi.experiments.results import read_rows
-from tsi.experiments.scale import checked_plan, run_plan
-from tsi.experiments.to_arviz import to_datatree
-from tsi.experiments.write_report import write_report
+from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.scaling.report import curves_of
+from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.to_arviz import to_datatree
+from tsi.experiments.scaling.write_report import write_report
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, hash_words, id_words, problem_key, problem_keys
 

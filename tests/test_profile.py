@@ -10,15 +10,15 @@ import test_engine
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.engine import sizes as sizes_module
-from tsi.engine.clock import PARTS, Clock, Timed
 from tsi.engine.engine import Engine
-from tsi.engine.report import CacheBytes, Report, in_turn, over, total
+from tsi.engine.meters.clock import PARTS, Clock, Timed
+from tsi.engine.meters.report import CacheBytes, Report, in_turn, over, total
+from tsi.engine.sizing import sizes as sizes_module
 from tsi.experiments.cli import main
-from tsi.experiments.methods import sampler_of
-from tsi.experiments.profiling import Recorder, table_of
+from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.scaling.profiling import Recorder, table_of
 from tsi.problem import Problem
-from tsi.rewards import NoReward
+from tsi.rewards.reward import NoReward
 
 KEY = jax.random.key(2)
 

@@ -19,10 +19,10 @@ import tsi
 from tsi import samplers
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explore import explore
-from tsi.samplers.allocation import rebase_counts, rebase_counts_in_turn
-from tsi.samplers.published import EPSILON, clipped_odds
+from tsi.samplers.parts.allocation import rebase_counts, rebase_counts_in_turn
+from tsi.samplers.parts.published import EPSILON, clipped_odds
 from tsi.step_keys import step_keys
-from tsi.tabular_examples import peaked, unequal_lengths
+from tsi.targets.examples import peaked, unequal_lengths
 
 TARGETS = [unequal_lengths(), peaked()]
 SHAPE = TARGETS[0]

@@ -10,10 +10,10 @@ from flax import nnx
 
 from tsi import samplers
 from tsi.errors import ConfigurationError
-from tsi.experiments.world import embedded_world
+from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.models import heads
-from tsi.models.checkpoint import load, save
 from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.loading.checkpoint import load, save
 from tsi.models.partition import memory
 from tsi.models.quantized import matrix_of, quantize, quantize_matrix
 

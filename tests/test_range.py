@@ -11,12 +11,12 @@ import pytest
 import tsi
 from tsi import samplers
 from tsi.errors import ConfigurationError, InvalidWeightWarning, UnknownNameError
-from tsi.reward_scale import CERTAIN, log_odds_of
+from tsi.rewards.reward_scale import CERTAIN, log_odds_of
 from tsi.samplers.conditional_smc import conditional_systematic
-from tsi.samplers.optimal_resampling import optimal_resampling
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import smooth
-from tsi.tabular_twist import exact_log_twist, with_twisted_proposal
+from tsi.samplers.parts.optimal_resampling import optimal_resampling
+from tsi.targets.examples import smooth
+from tsi.targets.tabular import TabularTarget
+from tsi.twists.exact import exact_log_twist, with_twisted_proposal
 from tsi.weights import CompensatedSum
 
 KEYS = jax.random.split(jax.random.key(0), 4_000)
@@ -189,6 +189,6 @@ def test_probabilities_of_one_are_certain_and_of_zero_impossible():
 
 
 def log_odds_of_reward(scale, floor):
-    from tsi.text_reward import TextReward
+    from tsi.rewards.text_reward import TextReward
 
     return TextReward(len, str, scale=scale, floor=floor)

@@ -14,14 +14,14 @@ import pytest
 import tiny_language as tiny
 from flax import nnx
 
+from tsi.engine.outcome import slot_costs
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import Local
 from tsi.models.heads import ValueHead
 from tsi.models.rotary import Rope
-from tsi.outcome import slot_costs
-from tsi.reasoning import ReasoningParams
-from tsi.rewards import PolicyValue, ProcessReward, SelfJudge
+from tsi.reasoning.particles import ReasoningParams
+from tsi.rewards.reward import PolicyValue, ProcessReward, SelfJudge
 
 PROMPT, ROWS, MAX_TOKENS = "hello", 12, 8
 END, YES, NO = 0, 4, 5

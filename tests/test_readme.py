@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tsi.errors import ResultsError
-from tsi.experiments.readme import with_tables
+from tsi.experiments.scaling.readme import with_tables
 
 ROOT = Path(__file__).parent.parent
 

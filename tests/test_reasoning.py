@@ -10,13 +10,13 @@ import pytest
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.decoding import Temperatures, sample_token
-from tsi.learned_twist import LearnedTwist
-from tsi.reasoning import ReasoningParams
-from tsi.rewards import NoReward, SelfJudge
+from tsi.decoding.decode_step import Temperatures, sample_token
+from tsi.reasoning.particles import ReasoningParams
+from tsi.rewards.reward import NoReward, SelfJudge
+from tsi.rewards.text_reward import TextReward
 from tsi.run import run, turn
-from tsi.text_reward import TextReward
-from tsi.twist import TwistedParams, TwistedTarget
+from tsi.twists.learned import LearnedTwist
+from tsi.twists.twisted_target import TwistedParams, TwistedTarget
 
 PROMPTS = ("hello", "bad", "gems")
 
@@ -68,7 +68,7 @@ def test_a_delimiter_across_the_cut_of_a_long_step_ends_the_next(monkeypatch):
         token = jnp.full(len(keys), tiny.encode("c")[0], jnp.int32)
         return token, jnp.zeros(len(keys)), jnp.zeros(len(keys))
 
-    monkeypatch.setattr("tsi.decoding.sample_token", write_c)
+    monkeypatch.setattr("tsi.decoding.decode_step.sample_token", write_c)
     params = tiny.params("hello")
     target = tiny.target(boundary=tiny.boundary(delimiter=b"ccc"), max_step_tokens=2)
     particles = target.init(None, 2, params)

@@ -8,10 +8,10 @@ import tiny_language as tiny
 
 import tsi
 from tsi import samplers
-from tsi.boundary import step_boundary
-from tsi.reasoning import ReasoningParams
-from tsi.reasoning_store import ReasoningStore
-from tsi.rewards import SelfJudge
+from tsi.decoding.boundary import step_boundary
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
+from tsi.rewards.reward import SelfJudge
 
 PROMPTS = ("hello", "bad")
 STORED = 6
@@ -199,7 +199,7 @@ def test_a_step_cannot_follow_a_past_where_it_would_have_ended_elsewhere(monkeyp
         token = jnp.full(len(keys), tiny.encode("c")[0], jnp.int32)
         return token, jnp.zeros(len(keys)), jnp.zeros(len(keys))
 
-    monkeypatch.setattr("tsi.decoding.sample_token", write_c)
+    monkeypatch.setattr("tsi.decoding.decode_step.sample_token", write_c)
     # Steps of "ccc…": cc, cut for its length; c, which completes the delimiter; cc; c.
     boundary = tiny.boundary(delimiter=b"ccc")
     store = ReasoningStore(tiny.target(boundary=boundary, max_step_tokens=2))

@@ -13,9 +13,9 @@ from flax import nnx
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import Local
 from tsi.models.rotary import Rope
-from tsi.reasoning import ReasoningParams
-from tsi.reasoning_store import ReasoningStore
-from tsi.rewards import NoReward
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
+from tsi.rewards.reward import NoReward
 
 PROMPTS = ("hello", "bad", "gems")
 COUNT = 4

@@ -9,10 +9,10 @@ from small_checkpoints import CORPUS, bpe_tokenizer
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
-from tsi.models.recall import recalling
-from tsi.models.split_patterns import GPT4O, LLAMA3, QWEN2
-from tsi.models.tokenizer import Tokenizer, char_tokenizer
-from tsi.models.word_ends import is_word_end
+from tsi.models.tokens.recall import recalling
+from tsi.models.tokens.split_patterns import GPT4O, LLAMA3, QWEN2
+from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
+from tsi.models.tokens.word_ends import is_word_end
 
 RNG = np.random.default_rng(0)
 SENTENCE = "the sum of 12 and 30 is 42, so x = 7/3 (mod 5). don't I'M 1,234 a"

@@ -8,14 +8,14 @@ import test_engine
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.engine import Engine
-from tsi.engine import sizes as sizes_module
+from tsi.decoding.repetition import mark_seen, mark_seen_within, penalise
+from tsi.decoding.truncation import Truncation
+from tsi.engine.engine import Engine
+from tsi.engine.sizing import sizes as sizes_module
 from tsi.errors import ConfigurationError
-from tsi.reasoning import ReasoningParams
-from tsi.reasoning_store import ReasoningStore
-from tsi.repetition import mark_seen, mark_seen_within, penalise
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
 from tsi.run import run
-from tsi.truncation import Truncation
 
 PENALTY = 1.7
 PROMPTS = ("hello", "bad")

@@ -9,13 +9,13 @@ import pytest
 from scipy import stats
 
 from tsi.errors import ConfigurationError
-from tsi.samplers.allocation import (
+from tsi.samplers.parts.allocation import (
     island_argmax,
     rebase_allocation,
     rebase_counts,
     top_k_replicate,
 )
-from tsi.samplers.resampling import (
+from tsi.samplers.parts.resampling import (
     _floor_counts,
     below,
     grid,

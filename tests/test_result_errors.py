@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tsi import samplers
-from tsi.answer_errors import answer_errors
-from tsi.diagnostics import diagnose, diagnose_run, normalised
-from tsi.replicates import evidence_from_replicates
+from tsi.accuracy.answer_errors import answer_errors
+from tsi.accuracy.diagnostics import diagnose, diagnose_run, normalised
+from tsi.accuracy.replicates import evidence_from_replicates
 from tsi.run import run
-from tsi.tabular_examples import EXAMPLES
+from tsi.targets.examples import EXAMPLES
 
 ONE_QUICK = [
     pytest.param(name, marks=[] if name == "peaked" else [pytest.mark.slow])
@@ -45,8 +45,8 @@ def systematic_filter():
     return samplers.particle_filter(resampling=samplers.systematic)
 
 
-# Measured ratios stand in the docstring of tsi.answer_errors; these are its bounds with
-# room for the noise of 500 estimates (standard error up to 0.04).
+# Measured ratios stand in the docstring of tsi.accuracy.answer_errors; these are its
+# bounds with room for the noise of 500 estimates (standard error up to 0.04).
 @pytest.mark.parametrize("name", ONE_QUICK)
 @pytest.mark.parametrize(
     ("make_sampler", "low", "high"),

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from fake_world import FakeEngine, fake_world
 
-from tsi.answers import answer_posterior, unanswered_weight
-from tsi.experiments.diagnostics import genealogy_figure, weights_figure
-from tsi.experiments.methods import sampler_of
-from tsi.experiments.results import read_rows
-from tsi.experiments.scale import checked_plan, run_plan
-from tsi.experiments.solve import solution_text
-from tsi.experiments.to_arviz import to_datatree
-from tsi.experiments.write_report import write_report
-from tsi.result_notes import all_truncated, notes, reward_spread
+from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.to_arviz import to_datatree
+from tsi.experiments.scaling.write_report import write_report
+from tsi.experiments.solving.diagnostics import genealogy_figure, weights_figure
+from tsi.experiments.solving.solve import solution_text
+from tsi.results.answers import answer_posterior, unanswered_weight
+from tsi.results.notes import all_truncated, notes, reward_spread
 
 DEAD = -np.inf
 LIMIT, UNANSWERED, ALIKE = "limit cut every", "without an answer", "not discriminate"

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from tsi.errors import ResultsError
-from tsi.experiments.report import curves_of
-from tsi.experiments.results import Cell, ResultsFile, check_complete, read_rows
+from tsi.experiments.scaling.report import curves_of
+from tsi.experiments.scaling.results import Cell, ResultsFile, check_complete, read_rows
 
 SETTINGS = {"task": "chain", "temperature": 1.0, "commit": "abc"}
 CELLS = [Cell("smc", budget, 0, problem) for budget in (1, 2) for problem in range(3)]
@@ -137,7 +137,7 @@ def test_incomplete_and_missing_files_are_errors(tmp_path):
 _WRITER = """
 import sys, time
 from pathlib import Path
-from tsi.experiments.results import Cell, ResultsFile
+from tsi.experiments.scaling.results import Cell, ResultsFile
 
 cells = [Cell("smc", 1, 0, problem) for problem in range(400)]
 with ResultsFile(Path(sys.argv[1]), {"task": "chain"}) as results:

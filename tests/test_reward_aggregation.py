@@ -10,14 +10,14 @@ import tiny_language as tiny
 from flax import nnx
 
 from tsi import samplers
-from tsi.aggregation import AGGREGATIONS, Aggregated, aggregate
 from tsi.errors import UnknownNameError
 from tsi.models.heads import ValueHead
-from tsi.reasoning import ReasoningParams
-from tsi.reasoning_store import ReasoningStore
-from tsi.rewards import PolicyValue
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
+from tsi.rewards.aggregation import AGGREGATIONS, Aggregated, aggregate
+from tsi.rewards.reward import PolicyValue
+from tsi.rewards.text_reward import TextReward
 from tsi.run import run
-from tsi.text_reward import TextReward
 
 LOG_ODDS = (-30.0, -2.0, -0.1, 0.0, 0.7, 3.0, 25.0)
 

@@ -8,11 +8,11 @@ import reading_rewards as kinds
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.aggregation import Aggregated
-from tsi.engine import Engine
+from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.problem import Problem
-from tsi.rewards import SelfJudge
+from tsi.rewards.aggregation import Aggregated
+from tsi.rewards.reward import SelfJudge
 
 # Flat enough that texts differ.
 SHARPNESS = 2.0

@@ -9,7 +9,8 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, traine
 from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError
-from tsi.formats import (
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.rewards.formats import (
     ContinuationFormat,
     MathShepherdFormat,
     OutcomeFormat,
@@ -17,7 +18,6 @@ from tsi.formats import (
     RLHFlowFormat,
     SkyworkFormat,
 )
-from tsi.models.tokenizer import Tokenizer
 
 QUESTION = "Janet's ducks lay 16 eggs per day. How many in 2 days?"
 STEPS = ["Step 1: 16 eggs a day.\n\n", "Step 2: 16 * 2 = 32. The answer is: 32"]

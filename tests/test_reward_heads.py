@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 from small_checkpoints import parameters, small_config
 
 from tsi.errors import CheckpointError
-from tsi.models import checkpoint
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.heads import (
     OutcomeScorer,
@@ -19,6 +18,7 @@ from tsi.models.heads import (
     ValueScorer,
     token_log_odds,
 )
+from tsi.models.loading import checkpoint
 
 HEADS = [
     (RewardModel, 1, {"score.weight", "score.bias"}),

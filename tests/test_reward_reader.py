@@ -11,10 +11,10 @@ import reading_rewards as kinds
 import tiny_language as tiny
 
 from tsi.errors import ConfigurationError, PromptTooLongError, UnknownNameError
-from tsi.formats import ContinuationFormat, QwenFormat
-from tsi.formatted_reward import FormattedReward
-from tsi.reasoning import ReasoningParams
-from tsi.rewards import Prompts, Step
+from tsi.reasoning.particles import ReasoningParams
+from tsi.rewards.formats import ContinuationFormat, QwenFormat
+from tsi.rewards.formatted import FormattedReward
+from tsi.rewards.reward import Prompts, Step
 
 STORED, WIDTH = 6, 4
 RNG = np.random.default_rng(0)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import tsi
-from tsi import samplers, tabular_examples
+from tsi import samplers
 from tsi.errors import CapabilityError, ConfigurationError
 from tsi.run import step_keys
 from tsi.target import require
+from tsi.targets import examples as tabular_examples
 
 
 class Counter:

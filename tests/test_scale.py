@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 from fake_world import FakeEngine, fake_world
 
-from tsi.answers import select
-from tsi.diagnostics import diagnose
+from tsi.accuracy.diagnostics import diagnose
 from tsi.errors import (
     ConfigurationError,
     ProblemError,
     ResultsError,
     UnknownNameError,
 )
-from tsi.experiments.bootstrap import accuracy
-from tsi.experiments.methods import (
+from tsi.experiments.scaling.bootstrap import accuracy
+from tsi.experiments.scaling.methods import (
     METHODS,
     STANDARD,
     budgets_of,
@@ -29,19 +28,20 @@ from tsi.experiments.methods import (
     get_methods,
     sampler_of,
 )
-from tsi.experiments.plots import style_of
-from tsi.experiments.report import curves_of, scaling_rates
-from tsi.experiments.results import Cell, read_rows
-from tsi.experiments.scale import (
+from tsi.experiments.scaling.plots import style_of
+from tsi.experiments.scaling.report import curves_of, scaling_rates
+from tsi.experiments.scaling.results import Cell, read_rows
+from tsi.experiments.scaling.scale import (
     batches,
     block_size,
     check_budgets,
     checked_plan,
     run_plan,
 )
-from tsi.experiments.shared_rollouts import first_rollouts
-from tsi.experiments.write_report import write_report
+from tsi.experiments.scaling.shared_rollouts import first_rollouts
+from tsi.experiments.scaling.write_report import write_report
 from tsi.explorer import Explorer
+from tsi.results.answers import select
 
 SEVERAL = (*STANDARD, "entropic", "particle_gibbs", "adaptive_consistency")
 

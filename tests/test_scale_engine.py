@@ -9,15 +9,16 @@ import pytest
 from flax import nnx
 
 from tsi.experiments.cli import main
-from tsi.experiments.methods import METHODS, sampler_of
-from tsi.experiments.results import Cell, read_rows
-from tsi.experiments.scale import outcome
+from tsi.experiments.scaling.methods import METHODS, sampler_of
+from tsi.experiments.scaling.results import Cell, read_rows
+from tsi.experiments.scaling.scale import outcome
 from tsi.experiments.tasks import get_task
-from tsi.experiments.train_policy import task_tokenizer, tiny_config
-from tsi.experiments.world import embedded_world, sha256_of
-from tsi.models.checkpoint import save
+from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
+from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi.experiments.worlds.provenance import sha256_of
 from tsi.models.decoder import LanguageModel, RewardModel
-from tsi.result import ledger_of_first
+from tsi.models.loading.checkpoint import save
+from tsi.results.result import ledger_of_first
 
 COMMAND = ["scale", "--no-progress", "--num-problems", "5", "--budgets", "2", "4"]
 COMMAND += ["--methods", "greedy", "self_consistency", "best_of_n", "smc"]

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.experiments.bootstrap import (
+from tsi.experiments.scaling.bootstrap import (
     accuracy,
     bootstrap_accuracies,
     bootstrap_scaling_rate,
     cluster_weights,
 )
-from tsi.experiments.scaling_rate import (
+from tsi.experiments.scaling.scaling_rate import (
     log_budget_needed,
     paper_curves,
     paper_scaling_rate,

@@ -22,9 +22,9 @@ from search_textbook import (
 import tsi
 from tsi import samplers
 from tsi.explorer import Reply
-from tsi.samplers.thompson import Observations, beta, gaussian
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import EXAMPLES, smooth
+from tsi.samplers.parts.thompson import Observations, beta, gaussian
+from tsi.targets.examples import EXAMPLES, smooth
+from tsi.targets.tabular import TabularTarget
 
 
 def mostly_dead():

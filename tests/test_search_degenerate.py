@@ -9,7 +9,7 @@ import tsi
 from tsi import samplers
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer
-from tsi.tabular_examples import peaked, smooth, unequal_lengths
+from tsi.targets.examples import peaked, smooth, unequal_lengths
 
 SEARCHES = {
     "mcts": samplers.mcts,

@@ -11,9 +11,9 @@ import pytest
 
 import tsi
 from tsi.bench.shift_law import total_gain
-from tsi.experiments.claims import CLAIMS
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import impossible_prefixes, peaked
+from tsi.experiments.proofs.claims import CLAIMS
+from tsi.targets.examples import impossible_prefixes, peaked
+from tsi.targets.tabular import TabularTarget
 
 KEYS = jax.random.split(jax.random.key(1), 200)
 FAST = ("tempered_smc", "auxiliary_particle_filter, product")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import tsi
-from tsi import samplers, tabular_examples
+from tsi import samplers
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.samplers.potentials import odds, reward, softmax
-from tsi.samplers.reproduction import by_priority
+from tsi.samplers.parts.potentials import odds, reward, softmax
+from tsi.samplers.parts.reproduction import by_priority
+from tsi.targets import examples as tabular_examples
 from tsi.weights import ess, log_mean_exp
 
 KEY = jax.random.key(0)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from tsi.models import catalogue
-from tsi.models.checkpoint import load
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading import catalogue
+from tsi.models.loading.checkpoint import load
+from tsi.models.loading.load_tokenizer import load_tokenizer
 
 PATH = catalogue.location("smollm2-135m")
 pytestmark = [

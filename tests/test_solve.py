@@ -3,8 +3,8 @@
 import numpy as np
 from fake_world import fake_world
 
-from tsi.experiments.methods import sampler_of
-from tsi.experiments.solve import genealogy, genealogy_text, solution_text
+from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.solving.solve import genealogy, genealogy_text, solution_text
 
 # Four particles; at step 1 two survive, at step 2 three of the new generation do.
 ANCESTORS = np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]])

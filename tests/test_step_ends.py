@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from tsi.errors import ConfigurationError
-from tsi.experiments import step_ends as module
-from tsi.experiments.scale import run_method
-from tsi.experiments.step_ends import StepEnds, step_ends
-from tsi.experiments.world import embedded_world
+from tsi.experiments.scaling.scale import run_method
+from tsi.experiments.worlds import step_ends as module
+from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi.experiments.worlds.step_ends import StepEnds, step_ends
 
 
 def test_the_examples_of_the_docstrings_are_true():

@@ -12,21 +12,21 @@ from tokenizers import decoders, normalizers
 from tokenizers import models as token_models
 
 from tsi import samplers
-from tsi.answers import extract_answer
-from tsi.engine import Engine
-from tsi.formats import OutcomeFormat
-from tsi.formatted_reward import FormattedReward
-from tsi.models.tokenizer import Tokenizer
-from tsi.problem import Problem
-from tsi.step_texts import (
+from tsi.decoding.step_texts import (
     NOTHING,
     text_after,
     text_so_far,
     texts_of_more_steps,
     texts_of_steps,
 )
-from tsi.text_reward import TextReward
-from tsi.verifier import Verifier
+from tsi.engine.engine import Engine
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.problem import Problem
+from tsi.results.answers import extract_answer
+from tsi.rewards.formats import OutcomeFormat
+from tsi.rewards.formatted import FormattedReward
+from tsi.rewards.text_reward import TextReward
+from tsi.rewards.verifier import Verifier
 
 
 def sentencepiece_tokenizer() -> Tokenizer:

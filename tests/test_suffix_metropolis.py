@@ -11,13 +11,13 @@ import pytest
 
 import tsi
 from tsi import samplers
-from tsi.conformance import target_checks
+from tsi.bench.conformance import target_checks
+from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explore import explore, start, turn
-from tsi.robustness import Programs
-from tsi.samplers.potentials import latest, product, telescoping, uniform
+from tsi.samplers.parts.potentials import latest, product, telescoping, uniform
 from tsi.samplers.suffix_metropolis import Blocks
-from tsi.tabular_examples import peaked, unequal_lengths
+from tsi.targets.examples import peaked, unequal_lengths
 
 TARGETS = {"peaked": peaked, "unequal lengths": unequal_lengths}
 

@@ -21,13 +21,13 @@ from tsi.errors import CheckpointError, ResultsError, TsiError
 from tsi.experiments import append_only, cli
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.command import exit_code
-from tsi.experiments.results import Cell, ResultsFile, read_rows
-from tsi.experiments.train_value import train_value
+from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
+from tsi.experiments.training.train_value import train_value
 from tsi.models import files
 from tsi.models.files import REASONS, check_writable, replaced, sentence, write_text
 from tsi.models.heads import ValueHead
-from tsi.models.safetensors import open_safetensors, read_json
-from tsi.models.value_head import load_value_head, save_value_head
+from tsi.models.loading.value_head import load_value_head, save_value_head
+from tsi.models.tensors.safetensors import open_safetensors, read_json
 
 EXPERIMENTS = Path(cli.__file__).parent
 LINE = b'{"a": 1}\n'
@@ -168,8 +168,8 @@ def test_commands_refuse_a_place_before_their_work(tmp_path, capsys, monkeypatch
     def work(*arguments, **options):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("tsi.experiments.train_value.embedded_world", work)
-    monkeypatch.setattr("tsi.experiments.world.embedded_world", work)
+    monkeypatch.setattr("tsi.experiments.training.train_value.embedded_world", work)
+    monkeypatch.setattr("tsi.experiments.worlds.embedded_world.embedded_world", work)
     (tmp_path / "file").write_text("mine")
     monkeypatch.chdir(tmp_path)
     figures = ["solve", "1+1+1+1", "--figures", str(tmp_path / "file")]
@@ -236,7 +236,7 @@ def test_output_that_nobody_reads_ends_without_a_word():
 
 def test_a_module_that_finds_no_file_says_so(tmp_path):
     done = run(
-        ["tsi.experiments.readme"],
+        ["tsi.experiments.scaling.readme"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
     )

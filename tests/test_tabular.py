@@ -7,9 +7,11 @@ import pytest
 from scipy import stats
 
 import tsi
-from tsi import samplers, tabular, tabular_examples
+from tsi import samplers
 from tsi.errors import ConfigurationError
-from tsi.samplers.potentials import product, telescoping, uniform
+from tsi.samplers.parts.potentials import product, telescoping, uniform
+from tsi.targets import examples as tabular_examples
+from tsi.targets import tabular
 
 EXAMPLES = pytest.mark.parametrize("make", tabular_examples.EXAMPLES.values())
 

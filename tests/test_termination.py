@@ -14,8 +14,8 @@ from tsi.engine.interruption import StopEvent, deferred_interrupts, postponed
 from tsi.errors import ProblemError, Stopped
 from tsi.experiments import cli
 from tsi.experiments.command import exit_code, resumable
-from tsi.experiments.results import read_rows
-from tsi.experiments.scale import checked_plan, run_plan
+from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.scaling.scale import checked_plan, run_plan
 from tsi.termination import stop_with_group, terminable
 
 KEY = jax.random.key(7)
@@ -64,7 +64,8 @@ def test_a_command_says_whether_it_goes_on_or_begins_anew(
     command, goes_on, no_handler, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(
-        "tsi.experiments.world.embedded_world", lambda *_, **__: terminate()
+        "tsi.experiments.worlds.embedded_world.embedded_world",
+        lambda *_, **__: terminate(),
     )
     monkeypatch.chdir(tmp_path)
     assert cli.main(command) == 75

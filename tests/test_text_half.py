@@ -11,7 +11,7 @@ from small_checkpoints import parameters, saved
 from small_families import WRITTEN
 
 from tsi.errors import CheckpointError
-from tsi.models.checkpoint import load, save
+from tsi.models.loading.checkpoint import load, save
 
 HUB = {"lm_head.": "language_model.lm_head.", "model.": "language_model.model."}
 NEW = {"model.": "model.language_model."}

@@ -17,22 +17,22 @@ import tiny_language as tiny
 from flax import nnx
 
 from tsi import samplers
-from tsi.boundary import step_boundary
-from tsi.engine import Engine
-from tsi.engine import sizes as sizes_module
-from tsi.engine.clock import Timed
+from tsi.decoding.boundary import step_boundary
+from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
+from tsi.engine.meters.clock import Timed
+from tsi.engine.outcome import flops_of
+from tsi.engine.sizing import sizes as sizes_module
 from tsi.engine.text_readings import TextReadings
 from tsi.errors import ConfigurationError, ProblemError
-from tsi.formats import OutcomeFormat, SkyworkFormat
-from tsi.formatted_reward import FormattedReward
 from tsi.models.decoder import LanguageModel
 from tsi.models.heads import SequenceScorer, ValueScorer
 from tsi.models.prefill import prefill_bytes
-from tsi.models.tokenizer import char_tokenizer
-from tsi.outcome import flops_of
+from tsi.models.tokens.tokenizer import char_tokenizer
 from tsi.problem import Problem
-from tsi.reasoning import ReasoningParams
+from tsi.reasoning.particles import ReasoningParams
+from tsi.rewards.formats import OutcomeFormat, SkyworkFormat
+from tsi.rewards.formatted import FormattedReward
 from tsi.run import run
 
 KEY = jax.random.key(3)

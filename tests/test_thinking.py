@@ -2,7 +2,7 @@
 
 import pytest
 
-from tsi.models.thinking import TAGS, is_thinking, opens_thinking
+from tsi.models.tokens.thinking import TAGS, is_thinking, opens_thinking
 
 
 @pytest.mark.parametrize("begin", TAGS)

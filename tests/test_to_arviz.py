@@ -7,7 +7,7 @@ import pytest
 from test_diagnostics import make_result
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.to_arviz import to_datatree
+from tsi.experiments.scaling.to_arviz import to_datatree
 
 
 def results(size=16):

@@ -17,8 +17,8 @@ from tokenizers import models as token_models
 from transformers import AutoTokenizer
 
 from tsi.errors import CheckpointError, ConfigurationError
-from tsi.models.tokenizer import Tokenizer, char_tokenizer
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import models as token_models
 
 from tsi.errors import CheckpointError
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading.load_tokenizer import load_tokenizer
 
 WORDS = ["<s>", "<e>", "▁", "a", "b", "▁a", "\n"]
 

@@ -10,7 +10,7 @@ from tokenizers import models as token_models
 from transformers import AutoTokenizer
 
 from tsi.errors import CheckpointError, ConfigurationError
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading.load_tokenizer import load_tokenizer
 
 TEXTS = (
     *NASTY,

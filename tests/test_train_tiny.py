@@ -14,17 +14,21 @@ import pytest
 from flax import nnx
 
 from tsi.errors import CheckpointError
-from tsi.experiments.fit import Schedule, fit
-from tsi.experiments.step_labels import LabelledSteps, label_steps, solving_target
 from tsi.experiments.tasks import get_task
-from tsi.experiments.train_policy import (
+from tsi.experiments.training.fit import Schedule, fit
+from tsi.experiments.training.step_labels import (
+    LabelledSteps,
+    label_steps,
+    solving_target,
+)
+from tsi.experiments.training.train_policy import (
     max_length,
     solution_loss,
     task_tokenizer,
     tiny_config,
     worked_batch,
 )
-from tsi.experiments.train_reward import (
+from tsi.experiments.training.train_reward import (
     Marks,
     auc,
     corrupted,
@@ -34,10 +38,10 @@ from tsi.experiments.train_reward import (
     likely_tokens,
     reward_from,
 )
-from tsi.models.catalogue import resolve
-from tsi.models.checkpoint import load
 from tsi.models.decoder import LanguageModel
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading.catalogue import resolve
+from tsi.models.loading.checkpoint import load
+from tsi.models.loading.load_tokenizer import load_tokenizer
 
 SMALL = {"width": 16, "hidden": 16, "num_layers": 1}
 SCHEDULE = Schedule(steps=8, peak=1e-2, batch=4, warmup=2, checkpoint_every=2)

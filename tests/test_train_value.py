@@ -8,20 +8,20 @@ from safetensors.numpy import load_file
 from scipy.optimize import minimize
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.logistic import fit_logistic, log_loss
-from tsi.experiments.methods import sampler_of
+from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.tasks import get_task
-from tsi.experiments.train_value import (
+from tsi.experiments.training.logistic import fit_logistic, log_loss
+from tsi.experiments.training.train_value import (
     Prefixes,
     auc_within,
     fit_head,
     prefixes_of,
     train_value,
 )
-from tsi.experiments.world import embedded_world
-from tsi.models.catalogue import resolve
-from tsi.models.tokenizer_files import load_tokenizer
-from tsi.models.value_head import BIAS, WEIGHT
+from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi.models.loading.catalogue import resolve
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.loading.value_head import BIAS, WEIGHT
 
 RNG = np.random.default_rng(0)
 

@@ -9,11 +9,11 @@ from scipy import stats
 from test_engine import PROBLEMS, engine, extract
 
 from tsi import samplers
-from tsi.decoding import Temperatures, log_prob_of, sample_token
+from tsi.decoding.decode_step import Temperatures, log_prob_of, sample_token
+from tsi.decoding.truncation import Truncation, truncate
 from tsi.errors import ConfigurationError
-from tsi.reasoning import ReasoningParams
+from tsi.reasoning.particles import ReasoningParams
 from tsi.run import run
-from tsi.truncation import Truncation, truncate
 
 RANDOM = np.random.default_rng(0)
 LOGITS = (3 * RANDOM.standard_normal((6, 1000))).astype(np.float32)

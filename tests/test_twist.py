@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 import tsi
-from tsi import samplers, tabular, tabular_examples
+from tsi import samplers
+from tsi.bench.unbiasedness import judge_tabular
 from tsi.errors import CapabilityError, ConfigurationError, UnknownNameError
-from tsi.samplers.potentials import product, terminal
-from tsi.tabular_twist import exact_log_twist, table_twist, with_twisted_proposal
+from tsi.samplers.parts.potentials import product, terminal
 from tsi.target import require
-from tsi.twist import TwistedTarget
-from tsi.unbiasedness import judge_tabular
+from tsi.targets import examples as tabular_examples
+from tsi.targets import tabular
+from tsi.twists.exact import exact_log_twist, table_twist, with_twisted_proposal
+from tsi.twists.twisted_target import TwistedTarget
 
 KEY = jax.random.key(0)
 CLAIM = {

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from tsi.errors import CheckpointError, ConfigurationError
 from tsi.models.heads import ValueHead
-from tsi.models.value_head import BIAS, WEIGHT, load_value_head, save_value_head
+from tsi.models.loading.value_head import BIAS, WEIGHT, load_value_head, save_value_head
 
 WIDTH = 6
 RNG = np.random.default_rng(0)

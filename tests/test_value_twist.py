@@ -12,15 +12,15 @@ import tiny_language as tiny
 from flax import nnx
 
 from tsi import samplers
-from tsi.engine import Engine
+from tsi.engine.engine import Engine
 from tsi.models.decoder import positions_of
 from tsi.models.heads import ValueHead
 from tsi.problem import Problem
-from tsi.reasoning import ReasoningParams
-from tsi.rewards import NoReward
+from tsi.reasoning.particles import ReasoningParams
+from tsi.rewards.reward import NoReward
+from tsi.rewards.text_reward import TextReward
 from tsi.samplers.contrastive_twist import fit_twist
-from tsi.text_reward import TextReward
-from tsi.value_twist import VALUE_TWIST, TwistedVerifier, hidden_states
+from tsi.twists.value import VALUE_TWIST, TwistedVerifier, hidden_states
 
 VOCABULARY, TOKENS, PROMPT = 3, 4, "ab"
 ZERO = jax.tree.map(jnp.zeros_like, ValueHead(32, rngs=nnx.Rngs(0)))

@@ -7,7 +7,7 @@ import pytest
 import tiny_language as tiny
 
 from tsi.errors import ConfigurationError
-from tsi.verifier import Verifier
+from tsi.rewards.verifier import Verifier
 
 
 def test_a_checker_sees_the_question_the_text_so_far_and_whether_it_has_ended():

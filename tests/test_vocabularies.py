@@ -15,21 +15,21 @@ from test_engine import extract
 from tokenizers import AddedToken
 
 from tsi import samplers
-from tsi.boundary import step_boundary
-from tsi.engine import Engine
+from tsi.decoding.boundary import step_boundary
+from tsi.decoding.vocabularies import boundary_of
+from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError
-from tsi.experiments.model_checks import check_same_tokens, same_tokens
 from tsi.experiments.tasks import get_task
-from tsi.experiments.train_policy import task_tokenizer, tiny_config
-from tsi.experiments.world import embedded_world
-from tsi.models.checkpoint import save
+from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
+from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi.experiments.worlds.model_checks import check_same_tokens, same_tokens
 from tsi.models.decoder import LanguageModel, RewardModel
-from tsi.models.tokenizer import Tokenizer
+from tsi.models.loading.checkpoint import save
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
-from tsi.reasoning import ReasoningParams
-from tsi.rewards import NoReward
+from tsi.reasoning.particles import ReasoningParams
+from tsi.rewards.reward import NoReward
 from tsi.run import run
-from tsi.vocabularies import boundary_of
 
 REAL, ROWS = 15, 20
 TEXTS = [b"", *(letter.encode() for letter in tiny.ALPHABET)]

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsi.boundary import step_boundary
+from tsi.decoding.boundary import step_boundary
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
-from tsi.reasoning import ReasoningParams, ReasoningTarget
-from tsi.rewards import ProcessReward, Prompts
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.target import ReasoningTarget
+from tsi.rewards.reward import ProcessReward, Prompts
 
 ALPHABET = "abcdefghijklmnopqrs"
 

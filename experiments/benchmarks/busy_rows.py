@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from tsi.categorical import categorical
+from tsi.decoding.categorical import categorical
 from tsi.experiments.benchmarks.loading import peak_bytes
 from tsi.experiments.command import exit_code
-from tsi.experiments.model_checks import load_model
+from tsi.experiments.worlds.model_checks import load_model
 from tsi.models.decoder import KeyValues, LanguageModel
-from tsi.models.download import get
 from tsi.models.layers import Segment
+from tsi.models.loading.download import get
 
 
 class Busy(NamedTuple):

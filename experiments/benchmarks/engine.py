@@ -31,11 +31,11 @@ from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks import busy_rows, filter_run, step_law
 from tsi.experiments.benchmarks.engine_table import table
 from tsi.experiments.command import exit_code, resumable
-from tsi.experiments.world import commit
-from tsi.models.checkpoint import load, save
-from tsi.models.download import get
+from tsi.experiments.worlds.provenance import commit
 from tsi.models.files import check_writable, write_text
-from tsi.models.tokenizer_files import load_tokenizer
+from tsi.models.loading.checkpoint import load, save
+from tsi.models.loading.download import get
+from tsi.models.loading.load_tokenizer import load_tokenizer
 
 HERE = Path(__file__).resolve().parent
 PEERS = {

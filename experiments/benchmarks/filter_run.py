@@ -2,9 +2,10 @@
 
 ``python -m tsi.experiments.benchmarks.filter_run --particles 16`` prints one line of
 JSON. Potentials are products of odds, and the policy judges its own prefixes by one
-token. Seconds are those of :meth:`tsi.engine.Engine.run`, compilation included and
-loading not; where nothing shall be compiled twice, JAX_COMPILATION_CACHE_DIR says where
-programs are kept. The same key each time, so that each repetition is the same work.
+token. Seconds are those of :meth:`tsi.engine.engine.Engine.run`, compilation included
+and loading not; where nothing shall be compiled twice, JAX_COMPILATION_CACHE_DIR says
+where programs are kept. The same key each time, so that each repetition is the same
+work.
 """
 
 import json
@@ -15,20 +16,20 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
-from tsi.engine import Engine
+from tsi.decoding.vocabularies import boundary_of
+from tsi.engine.engine import Engine
 from tsi.experiments.benchmarks.loading import peak_bytes
 from tsi.experiments.benchmarks.questions import extract, problems
 from tsi.experiments.command import exit_code
-from tsi.experiments.language_policy import self_judge
-from tsi.experiments.model_checks import load_model
+from tsi.experiments.worlds.language_policy import self_judge
+from tsi.experiments.worlds.model_checks import load_model
 from tsi.models.decoder import LanguageModel
-from tsi.models.download import get
-from tsi.models.tokenizer import Tokenizer
-from tsi.models.tokenizer_files import load_tokenizer
-from tsi.reasoning import ReasoningTarget
-from tsi.result import Result
+from tsi.models.loading.download import get
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.reasoning.target import ReasoningTarget
+from tsi.results.result import Result
 from tsi.samplers.particle_filter import particle_filter
-from tsi.vocabularies import boundary_of
 
 DELIMITER = "\n\n"
 JUDGE_QUESTION = "Is the solution above right so far? Answer Yes or No."

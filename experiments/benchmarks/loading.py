@@ -47,7 +47,7 @@ def load_here(path: Path, dtype: str, by: By) -> dict[str, Any]:
         import jax
         from flax import nnx
 
-        from tsi.models.checkpoint import load
+        from tsi.models.loading.checkpoint import load
 
         jax.block_until_ready(jax.numpy.zeros(1) + 1)
         base, began = peak_bytes(), time.perf_counter()

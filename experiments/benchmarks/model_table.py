@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tsi.experiments.report import markdown
+from tsi.experiments.scaling.report import markdown
 
 GIB = 2**30
 

@@ -39,11 +39,11 @@ from tsi.experiments.benchmarks.throughput import (
     prompts_of,
 )
 from tsi.experiments.command import exit_code
-from tsi.models.catalogue import location, resolve
-from tsi.models.checkpoint import load, save
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.files import check_writable, write_text
+from tsi.models.loading.catalogue import location, resolve
+from tsi.models.loading.checkpoint import load, save
 from tsi.models.rotary import Rope
 
 RANDOM: dict[str, DecoderConfig] = {

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from tsi.categorical import categorical
+from tsi.decoding.categorical import categorical
 from tsi.experiments.command import exit_code
-from tsi.models.checkpoint import load
 from tsi.models.decoder import KeyValues, LanguageModel, with_cache_dtype
-from tsi.models.download import get
 from tsi.models.layers import Segment
+from tsi.models.loading.checkpoint import load
+from tsi.models.loading.download import get
+from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.partition import memory
-from tsi.models.tokenizer_files import load_tokenizer
 
 
 class Format(NamedTuple):

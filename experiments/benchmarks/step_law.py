@@ -23,16 +23,16 @@ import tyro
 from flax import nnx
 from jaxtyping import Float
 
-from tsi.boundary import Boundary
-from tsi.engine import Engine
+from tsi.decoding.boundary import Boundary
+from tsi.engine.engine import Engine
 from tsi.experiments.benchmarks.filter_run import costs
 from tsi.experiments.benchmarks.loading import peak_bytes
 from tsi.experiments.command import exit_code
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.problem import Problem
-from tsi.reasoning import ReasoningTarget
-from tsi.rewards import NoReward
+from tsi.reasoning.target import ReasoningTarget
+from tsi.rewards.reward import NoReward
 from tsi.samplers.particle_filter import particle_filter
 
 VOCABULARY = 4096

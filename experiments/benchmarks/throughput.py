@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsi.boundary import Boundary
+from tsi.decoding.boundary import Boundary
 from tsi.experiments.benchmarks.ceilings import Ceilings, seconds_of
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
-from tsi.reasoning import ReasoningParams, ReasoningTarget
-from tsi.rewards import NoReward, Prompts
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.target import ReasoningTarget
+from tsi.rewards.reward import NoReward, Prompts
 
 
 class Work(NamedTuple):

@@ -1,1 +1,1 @@
-"""The bench: checks of samplers and targets that `tsi.conformance` puts together."""
+"""The bench: checks of samplers and of targets against known answers."""

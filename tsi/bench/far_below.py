@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from tsi.bench.offspring import Draws
+from tsi.bench.robustness import Check
+from tsi.bench.source_lines import blamed
 from tsi.errors import ConfigurationError
-from tsi.robustness import Check
 from tsi.sampler import Sampler
-from tsi.source_lines import blamed
 
 NEAR, FAR = 12.0, (40.0, 80.0, 120.0)
 CERTAIN = 0.999

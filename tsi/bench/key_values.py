@@ -1,9 +1,9 @@
 """No key twice, by value: two draws from equal keys are copies of one another.
 
-`tsi.key_discipline` follows keys through a program and sees one that is used twice. It
-does not see that two ways to derive a key lead to the same one, as `split(key)[1]` and
-`fold_in(key, 1)` do. So several turns are run here, and the data of all keys are
-compared that numbers are drawn from or that are split.
+`tsi.bench.key_discipline` follows keys through a program and sees one that is used
+twice. It does not see that two ways to derive a key lead to the same one, as
+`split(key)[1]` and `fold_in(key, 1)` do. So several turns are run here, and the data of
+all keys are compared that numbers are drawn from or that are split.
 """
 
 import linecache
@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from tsi.bench.explorer_batch import ORDINARY, World
+from tsi.bench.source_lines import own_files, shown
 from tsi.bench.watched_draws import Place, watch
 from tsi.explorer import Explorer
-from tsi.explorer_batch import ORDINARY, World
 from tsi.sampler import Sampler
-from tsi.source_lines import own_files, shown
 
 MAX_STEPS, MAX_TURNS = 4, 24
 

@@ -23,17 +23,17 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer
-from tsi.linear_gaussian import LinearGaussianTarget
-from tsi.sampler import Sampler
-from tsi.tabular import TabularTarget
-from tsi.unbiasedness import (
+from tsi.bench.unbiasedness import (
     MeasureTest,
     judge_features,
     judge_linear_gaussian,
     judge_tabular,
 )
+from tsi.errors import ConfigurationError
+from tsi.explorer import Explorer
+from tsi.sampler import Sampler
+from tsi.targets.linear_gaussian import LinearGaussianTarget
+from tsi.targets.tabular import TabularTarget
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 """Three tables of ten steps, for what goes wrong late or at another scale.
 
-Each is hard where the four small ones of `tsi.tabular_examples` are easy:
+Each is hard where the four small ones of `tsi.targets.examples` are easy:
 
 - long: scores change sign from step to step, so that a filter resamples at every one of
   them and weights that are wrong from some step on have steps left to show it;
@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tsi.tabular import TabularTarget
+from tsi.targets.tabular import TabularTarget
 
 NUM_STEPS = 10
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from tsi.unbiasedness import EXACT, MeasureTest, exact_z
+from tsi.bench.unbiasedness import EXACT, MeasureTest, exact_z
 
 
 def pooled_z(measures: Sequence[MeasureTest]) -> tuple[float, float]:

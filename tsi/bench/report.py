@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from tsi.bench.robustness import Check
 from tsi.errors import ConformanceError
-from tsi.robustness import Check
 
 
 class Report(NamedTuple):

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from tsi.bench.robustness import Check
+from tsi.bench.source_lines import blamed
 from tsi.explorer import Explorer, Reply
-from tsi.robustness import Check
 from tsi.sampler import Sampler
-from tsi.source_lines import blamed
 
 MAX_STEPS = 4
 

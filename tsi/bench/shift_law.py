@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from tsi.bench.robustness import Check, Programs
+from tsi.bench.source_lines import blamed
 from tsi.explorer import Explorer
-from tsi.robustness import Check, Programs
 from tsi.sampler import Sampler
-from tsi.source_lines import blamed
-from tsi.tabular import TabularTarget
+from tsi.targets.tabular import TabularTarget
 
 NEAR, FAR = (10.0, -300.0, 300.0), (20_000.0, -20_000.0)
 PROBE = 64.0

@@ -21,10 +21,10 @@ from tsi.bench.known_truth import KnownTarget
 from tsi.bench.long_tables import LONG_EXAMPLES
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer
-from tsi.linear_gaussian import LinearGaussianTarget
 from tsi.sampler import Sampler
-from tsi.tabular import TabularTarget
-from tsi.tabular_examples import EXAMPLES, peaked, smooth, unequal_lengths
+from tsi.targets.examples import EXAMPLES, peaked, smooth, unequal_lengths
+from tsi.targets.linear_gaussian import LinearGaussianTarget
+from tsi.targets.tabular import TabularTarget
 
 
 class Trial(NamedTuple):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from tsi.bench.robustness import Check
 from tsi.bench.target_walk import Walk, Walker, agree, rows_of
-from tsi.robustness import Check
 
 
 def _live(walk: Walk, t: int) -> np.ndarray:

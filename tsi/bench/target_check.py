@@ -28,6 +28,7 @@ from typing import Any
 import jax
 
 from tsi.bench.report import Report
+from tsi.bench.robustness import Check
 from tsi.bench.target_capabilities import (
     densities_check,
     replay_check,
@@ -45,7 +46,6 @@ from tsi.bench.target_contract import (
 from tsi.bench.target_measure import proposal_check, truth_check
 from tsi.bench.target_walk import Walker
 from tsi.errors import ConfigurationError, TsiError
-from tsi.robustness import Check
 from tsi.step_keys import AnyKey, single_key
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from tsi.bench.robustness import Check
 from tsi.bench.target_walk import Said, Walk, Walker, agree, first_row, rows_of
-from tsi.robustness import Check
 
 
 def _shapes(tree: Any) -> Any:

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from tsi.bench.known_truth import truth_of
+from tsi.bench.robustness import Check
 from tsi.bench.target_walk import Walker
-from tsi.robustness import Check
-from tsi.unbiasedness import exact_z
+from tsi.bench.unbiasedness import exact_z
 
 MAX_Z = 4.0
 

@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from tsi.engine.lane import Ended, Failed, Lane
-from tsi.engine.report import Report, total
-from tsi.engine.sizes import Sizes, half_of
+from tsi.engine.meters.report import Report, total
+from tsi.engine.sizing.sizes import Sizes, half_of
 from tsi.errors import MemoryWarning, OutOfMemoryError
 
 

@@ -5,7 +5,7 @@ are divided among the lanes. The programs that hold models are compiled for numb
 rows and positions, whatever methods run; those of samplers are small.
 
 Compiled programs are kept between processes: see
-:func:`tsi.engine.compilation.keep_programs`.
+:func:`tsi.engine.meters.compilation.keep_programs`.
 
 The keys are those of :func:`tsi.run.run` under ``problem_key(key, problem.id)``, which
 for integers is ``fold_in(key, problem.id)``, so that a problem's samples do not depend
@@ -25,15 +25,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tsi.decoding import check_temperatures
-from tsi.engine import sizes as sizing
+from tsi.decoding.decode_step import check_temperatures
+from tsi.decoding.repetition import check_penalty
+from tsi.decoding.truncation import Truncation
+from tsi.decoding.vocabularies import check_rows
 from tsi.engine.abreast import abreast
-from tsi.engine.clock import Timed
-from tsi.engine.compilation import compilations, keep_programs
 from tsi.engine.endurance import Endurance
 from tsi.engine.lane import Failed, Lane
 from tsi.engine.lanes import divide, part_of
-from tsi.engine.memory import (
+from tsi.engine.meters.clock import Timed
+from tsi.engine.meters.compilation import compilations, keep_programs
+from tsi.engine.meters.report import Progress, Report, over, total
+from tsi.engine.methods import method_of, plan_of
+from tsi.engine.outcomes import Outcomes
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.prompts import encode_prompt, pad_prompts
+from tsi.engine.sizing import sizes as sizing
+from tsi.engine.sizing.memory import (
     CacheSizes,
     bytes_of_row,
     cache_sizes,
@@ -44,12 +52,7 @@ from tsi.engine.memory import (
     peak_bytes,
     unloaded_bytes,
 )
-from tsi.engine.methods import method_of, plan_of
-from tsi.engine.outcomes import Outcomes
-from tsi.engine.programs import Programs
-from tsi.engine.prompts import encode_prompt, pad_prompts
-from tsi.engine.report import Progress, Report, over, total
-from tsi.engine.sizes import Sizes, problems_in_work, sizes_of
+from tsi.engine.sizing.sizes import Sizes, problems_in_work, sizes_of
 from tsi.errors import (
     ConfigurationError,
     ProblemError,
@@ -64,15 +67,13 @@ from tsi.models.partition import MODEL, keep_or_replicate
 from tsi.models.prefill import prefill_bytes
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_words
-from tsi.reasoning import ReasoningParams, ReasoningTarget
-from tsi.reasoning_store import ReasoningStore
-from tsi.repetition import check_penalty
-from tsi.result import Result
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.store import ReasoningStore
+from tsi.reasoning.target import ReasoningTarget
+from tsi.results.result import Result
+from tsi.rewards.text_reader import TextReader
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key
-from tsi.text_reader import TextReader
-from tsi.truncation import Truncation
-from tsi.vocabularies import check_rows
 
 
 class Engine:
@@ -91,7 +92,7 @@ class Engine:
         truncation: what the policy may write. The truncated policy is the p of the
             target, and of every weight; None for the whole policy.
         repetition_penalty: the price of tokens that were read before, which belongs to
-            the policy likewise (:mod:`tsi.repetition`); None for none.
+            the policy likewise (:mod:`tsi.decoding.repetition`); None for none.
         cache_dtype: of keys and values, of policy and reward model, such as
             ``"bfloat16"`` beside float32 weights; that of the weights, if None.
         max_rows: rows that write tokens together on one device, or group of devices.
@@ -103,8 +104,9 @@ class Engine:
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
             write. Whether it takes tokens for the same text, only tokenizers can tell:
-            see :func:`tsi.vocabularies.first_difference`. Or the penalty is not a
-            positive number, a limit of rows is below 1, or the cache's type is none.
+            see :func:`tsi.decoding.vocabularies.first_difference`. Or the penalty is
+            not a positive number, a limit of rows is below 1, or the cache's type is
+            none.
     """
 
     def __init__(
@@ -328,7 +330,7 @@ class Engine:
             truncation: overrides the engine's.
             progress: called each time the host looks at what is being written.
             exact: whether `report` says what each kind of program took, for which the
-                host waits for every one (:mod:`tsi.engine.clock`).
+                host waits for every one (:mod:`tsi.engine.meters.clock`).
 
         Returns:
             Results in the order in which their problems end, which no one should rely

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from tsi.engine.programs import Programs, Told
-from tsi.engine.rows import Stored
-from tsi.host_reward import HostReward, Written, scores_of
+from tsi.engine.programs.model_programs import Programs, Told
+from tsi.engine.programs.rows import Stored
+from tsi.rewards.host_reward import HostReward, Written, scores_of
 from tsi.weights import weight_dtype
 
 

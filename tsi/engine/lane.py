@@ -15,22 +15,22 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tsi.engine.clock import Clock
 from tsi.engine.host_scores import Batch, HostScores
+from tsi.engine.meters.clock import Clock
+from tsi.engine.meters.report import CacheBytes, Report
 from tsi.engine.methods import Method, enter
-from tsi.engine.pool import Pool, bytes_held
-from tsi.engine.programs import Programs, Told
-from tsi.engine.report import CacheBytes, Report
+from tsi.engine.paging.pool import Pool, bytes_held
+from tsi.engine.programs.model_programs import Programs, Told
+from tsi.engine.programs.rows import Stored, empty_stored
 from tsi.engine.reward_pools import RewardPools
-from tsi.engine.rows import Stored, empty_stored
-from tsi.engine.shapes import Shapes, cost_of_reading
-from tsi.engine.sizes import Sizes, room_of, width_of
+from tsi.engine.sizing.shapes import Shapes, cost_of_reading
+from tsi.engine.sizing.sizes import Sizes, room_of, width_of
 from tsi.engine.text_readings import TextReadings
 from tsi.engine.writers import Writers
 from tsi.explorer import Reply, Request
 from tsi.problem_ids import IdWords
-from tsi.reasoning import Particles, ReasoningParams
-from tsi.rewards import Prompts
+from tsi.reasoning.particles import Particles, ReasoningParams
+from tsi.rewards.reward import Prompts
 from tsi.weights import weight_dtype
 
 POOL = 2**28
@@ -67,7 +67,7 @@ class Lane:
         questions: what the reward has prepared, one row a problem, or None.
         ids: of all problems.
         sizes: how much is worked on at once.
-        exact: whether its clock is, see :mod:`tsi.engine.clock`.
+        exact: whether its clock is, see :mod:`tsi.engine.meters.clock`.
     """
 
     def __init__(

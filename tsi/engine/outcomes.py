@@ -1,4 +1,4 @@
-"""From what a problem's rows have become to its :class:`tsi.result.Result`."""
+"""From what a problem's rows have become to its :class:`tsi.results.result.Result`."""
 
 import math
 from collections.abc import Callable
@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsi.answers import answer_posterior, select
-from tsi.degeneracy import common_past
-from tsi.diagnostics import diagnose_run, diagnose_store, rewards_of
+from tsi.accuracy.degeneracy import common_past
+from tsi.accuracy.diagnostics import diagnose_run, diagnose_store, rewards_of
 from tsi.engine.lane import Ended
 from tsi.engine.methods import own_fields
+from tsi.engine.outcome import distinct, slot_costs, texts_by_step, weighed_answers
 from tsi.explorer import Explorer, ExplorerInfo
-from tsi.models.thinking import is_thinking
-from tsi.outcome import distinct, slot_costs, texts_by_step, weighed_answers
+from tsi.models.tokens.thinking import is_thinking
 from tsi.problem import Problem
-from tsi.reasoning import Particles, ReasoningParams, ReasoningTarget
-from tsi.result import Result, ledger_of_first
+from tsi.reasoning.particles import Particles, ReasoningParams
+from tsi.reasoning.target import ReasoningTarget
+from tsi.results.answers import answer_posterior, select
+from tsi.results.result import Result, ledger_of_first
 from tsi.sampler import Sampler
 
 

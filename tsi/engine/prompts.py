@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from tsi.decoding.vocabularies import check_prompt
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.problem import Problem
-from tsi.reasoning import ReasoningTarget
-from tsi.rewards import Prompts
-from tsi.vocabularies import check_prompt
+from tsi.reasoning.target import ReasoningTarget
+from tsi.rewards.reward import Prompts
 
 PROMPT_BUCKET = 16
 """Prompts are padded to a multiple of this, so that few shapes are compiled."""

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tsi.engine.blocks import Indices
-from tsi.engine.pages import Dense
-from tsi.engine.pool import Pool
-from tsi.engine.programs import Programs
-from tsi.engine.rows import RewardCaches, RewardChange
-from tsi.engine.sizes import coarse_room_of
+from tsi.engine.paging.blocks import Indices
+from tsi.engine.paging.pages import Dense
+from tsi.engine.paging.pool import Pool
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.programs.rows import RewardCaches, RewardChange
+from tsi.engine.sizing.sizes import coarse_room_of
 
 
 class RewardPools:

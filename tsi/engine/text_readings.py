@@ -6,7 +6,8 @@ the next batch: they are fetched when all batches are under way, so that the dev
 reads one batch while the host renders the next.
 
 Of a row's reading the device holds keys and values alone, in blocks; all else is in its
-transcript on the host (:mod:`tsi.transcripts`), and goes with its line of blocks.
+transcript on the host (:mod:`tsi.rewards.transcripts`), and goes with its line of
+blocks.
 """
 
 from collections.abc import Iterator
@@ -16,17 +17,17 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from tsi.engine.blocks import BlockTables, Indices
 from tsi.engine.host_scores import Batch, Scored, put_scores
-from tsi.engine.pool import Pool
-from tsi.engine.programs import Programs, Solutions
-from tsi.engine.rows import RewardCaches, RewardChange, Stored
-from tsi.engine.shapes import Shapes, cost_of_reading
-from tsi.engine.sizes import Sizes, coarse_room_of, room_of, width_of
-from tsi.engine.text_programs import TextPrograms, dense_like, some_questions
-from tsi.reader_questions import Questions
-from tsi.text_reader import Rendered
-from tsi.transcripts import (
+from tsi.engine.paging.blocks import BlockTables, Indices
+from tsi.engine.paging.pool import Pool
+from tsi.engine.programs.model_programs import Programs, Solutions
+from tsi.engine.programs.rows import RewardCaches, RewardChange, Stored
+from tsi.engine.programs.text_programs import TextPrograms, dense_like, some_questions
+from tsi.engine.sizing.shapes import Shapes, cost_of_reading
+from tsi.engine.sizing.sizes import Sizes, coarse_room_of, room_of, width_of
+from tsi.rewards.reader_questions import Questions
+from tsi.rewards.text_reader import Rendered
+from tsi.rewards.transcripts import (
     Continued,
     Transcript,
     begin_transcript,
@@ -46,12 +47,12 @@ class TranscriptTables(BlockTables):
         self.transcripts: Any = np.full(num_rows, None, object)
 
     def fork(self, rows: Indices, parents: Indices) -> None:
-        """See :class:`tsi.engine.blocks.BlockTables`."""
+        """See :class:`tsi.engine.paging.blocks.BlockTables`."""
         super().fork(rows, parents)
         self.transcripts[np.asarray(rows)] = self.transcripts[np.asarray(parents)]
 
     def release(self, rows: Indices) -> None:
-        """See :class:`tsi.engine.blocks.BlockTables`."""
+        """See :class:`tsi.engine.paging.blocks.BlockTables`."""
         super().release(rows)
         self.transcripts[np.asarray(rows)] = None
 

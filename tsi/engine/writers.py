@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tsi.engine.common import Common
-from tsi.engine.pool import Pool
-from tsi.engine.programs import Programs
-from tsi.engine.shapes import ATTENDED, Shapes, cost_of_writing
-from tsi.engine.sizes import Sizes, chosen_of, coarse_room_of, room_of, width_of
-from tsi.engine.slots import Chosen
-from tsi.reasoning import ReasoningParams
+from tsi.engine.common_past import Common
+from tsi.engine.paging.pool import Pool
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.programs.slots import Chosen
+from tsi.engine.sizing.shapes import ATTENDED, Shapes, cost_of_writing
+from tsi.engine.sizing.sizes import Sizes, chosen_of, coarse_room_of, room_of, width_of
+from tsi.reasoning.particles import ReasoningParams
 
 LAG = 64
 """Positions of the common past that a row may have of its own before it is loaded anew,

@@ -7,7 +7,7 @@ A step is the tokens up to and including one that ends steps, or `max_tokens` of
 The model is a pure function that gives the next token's log-probabilities after a
 prefix, so that a table serves as well as a transformer. Every token costs a reading of
 the whole prefix: this is for models inside larger numpyro programs, while
-`tsi.reasoning` decodes with a cache.
+`tsi.reasoning.target` decodes with a cache.
 """
 
 from collections.abc import Callable

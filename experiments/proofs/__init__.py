@@ -1,0 +1,1 @@
+"""Samplers against known answers, and mistakes that must be caught."""

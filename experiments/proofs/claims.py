@@ -1,0 +1,108 @@
+"""What each shipped sampler claims, for the table and the mutants that prove it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tsi import samplers
+from tsi.explorer import Explorer
+from tsi.sampler import Sampler
+from tsi.samplers.parts.potentials import product, telescoping
+
+P_LAST = "p(x) f(r_T)"
+P_ALL = "p(x) prod f(r_t)"
+
+
+class Claim(NamedTuple):
+    """A sampler and what it says of itself.
+
+    Args:
+        make: builds it.
+        target: the density it claims, "none" for a search.
+        num_particles: N in the checks.
+    """
+
+    make: Callable[[], Sampler | Explorer]
+    target: str
+    num_particles: int = 8
+
+
+CLAIMS: dict[str, Claim] = {
+    "greedy": Claim(samplers.greedy, "p(x)", 1),
+    "self_consistency": Claim(samplers.self_consistency, "p(x)"),
+    "best_of_n": Claim(samplers.best_of_n, P_LAST),
+    "weighted_best_of_n": Claim(samplers.weighted_best_of_n, P_LAST),
+    "particle_filter": Claim(samplers.particle_filter, P_ALL),
+    "particle_filter, softmax": Claim(
+        lambda: samplers.particle_filter("softmax"), P_ALL
+    ),
+    "smc": Claim(samplers.smc, P_LAST),
+    "smc, 2 islands": Claim(lambda: samplers.smc(num_islands=2), P_LAST),
+    "entropic_particle_filter": Claim(samplers.entropic_particle_filter, P_ALL),
+    "tempered_smc": Claim(samplers.tempered_smc, P_LAST),
+    "island_exchange": Claim(samplers.island_exchange, P_LAST),
+    "smc_steering": Claim(samplers.smc_steering, P_LAST),
+    "pruning": Claim(lambda: samplers.pruning(0.7), P_LAST),
+    "twisted_smc": Claim(samplers.twisted_smc, P_LAST),
+    "auxiliary_particle_filter": Claim(samplers.auxiliary_particle_filter, P_LAST),
+    "auxiliary_particle_filter, product": Claim(
+        lambda: samplers.auxiliary_particle_filter(product()), P_ALL
+    ),
+    "waste_free_smc": Claim(samplers.waste_free_smc, P_LAST),
+    "waste_free_smc, product": Claim(lambda: samplers.waste_free_smc(product()), P_ALL),
+    "particle_gibbs": Claim(samplers.particle_gibbs, P_ALL),
+    "particle_gibbs, telescoping": Claim(
+        lambda: samplers.particle_gibbs(potential=telescoping()), P_LAST
+    ),
+    "particle_gibbs, ancestor sampling": Claim(
+        lambda: samplers.particle_gibbs(ancestor_sampling=True), P_ALL
+    ),
+    "particle_gibbs, backward sampling": Claim(
+        lambda: samplers.particle_gibbs(backward_sampling=True), P_ALL
+    ),
+    "pimh": Claim(samplers.pimh, P_ALL),
+    "parallel_tempering": Claim(
+        lambda: samplers.parallel_tempering(num_temperatures=2, num_sweeps=2), P_ALL
+    ),
+    "suffix_metropolis": Claim(lambda: samplers.suffix_metropolis(product()), P_ALL),
+    "quest": Claim(lambda: samplers.quest(0.5), "p(x) exp(r_T / beta)"),
+    "power_sampling": Claim(lambda: samplers.power_sampling(2.0), "p(x)^alpha"),
+    "beam": Claim(samplers.beam, "none"),
+    "dvts": Claim(samplers.dvts, "none"),
+    "rebase": Claim(samplers.rebase, "none"),
+    "step_beam": Claim(samplers.step_beam, "none"),
+    "lookahead_search": Claim(samplers.lookahead_search, "none"),
+    "mcts": Claim(samplers.mcts, "none"),
+    "ab_mcts": Claim(samplers.ab_mcts, "none"),
+    "particle_filter, released": Claim(
+        lambda: samplers.particle_filter(variant="released"), "none"
+    ),
+    "particle_filter, printed": Claim(
+        lambda: samplers.particle_filter(variant="printed"), "none"
+    ),
+    "entropic_particle_filter, released": Claim(
+        lambda: samplers.entropic_particle_filter(variant="released"), "none"
+    ),
+    "particle_gibbs, released": Claim(
+        lambda: samplers.particle_gibbs(variant="released"), "none"
+    ),
+    "particle_gibbs, printed": Claim(
+        lambda: samplers.particle_gibbs(variant="printed"), "none"
+    ),
+    "parallel_tempering, printed": Claim(
+        lambda: samplers.parallel_tempering(
+            variant="printed", num_temperatures=2, num_sweeps=2
+        ),
+        "none",
+    ),
+    "power_sampling, released": Claim(
+        lambda: samplers.power_sampling(2.0, variant="released", block_steps=2), "none"
+    ),
+    "power_sampling, printed": Claim(
+        lambda: samplers.power_sampling(2.0, variant="printed", block_steps=2), "none"
+    ),
+    "rebase, released": Claim(lambda: samplers.rebase(variant="released"), "none"),
+    "step_beam, released": Claim(
+        lambda: samplers.step_beam(variant="released"), "none"
+    ),
+}
+"""Every constructor, in the order of the tables."""

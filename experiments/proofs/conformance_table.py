@@ -1,0 +1,122 @@
+"""The proof of every sampler, as a table: the bench run on each, with its numbers.
+
+Claim: every sampler that claims a target passes on the targets of `tsi.bench.suite`.
+Expected: |z| < 4 and p > 0.0001 everywhere. Cost: up to an hour on a core that is
+shared. Command: ``python -m tsi.experiments.proofs.conformance_table``. Rows
+are kept as they finish; the command goes on where it stopped.
+"""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from tsi.bench.conformance import check_sampler
+from tsi.bench.robustness import Check
+from tsi.experiments.append_only import AppendOnlyFile
+from tsi.experiments.command import exit_code
+from tsi.experiments.proofs.claims import CLAIMS, Claim
+from tsi.experiments.scaling.report import markdown
+from tsi.models.files import check_writable, write_text
+
+SHORT = {
+    "smooth": "smooth",
+    "peaked": "peaked",
+    "impossible prefixes": "impossible",
+    "unequal lengths": "lengths",
+    "linear-Gaussian": "Gaussian",
+    "invalid potentials": "invalid",
+    "long": "long",
+    "wide": "wide",
+    "long, unequal lengths": "long lengths",
+}
+
+
+def judged(name: str, claim: Claim, num_runs: int) -> dict[str, Any]:
+    """One sampler's row: z and p on each target, and what else it kept."""
+    began = time.perf_counter()
+    report = check_sampler(
+        claim.make, num_particles=claim.num_particles, num_runs=num_runs
+    )
+    numbers = {check.promise: _number(check) for check in report.checks}
+    others = [
+        check
+        for check in report.checks
+        if not check.promise.startswith(("evidence", "posterior", "target", "pooled"))
+        and check.passed is not None
+    ]
+    return {
+        "sampler": name,
+        "target": claim.target,
+        "num_particles": claim.num_particles,
+        "runs": num_runs,
+        "numbers": {k: v for k, v in numbers.items() if v is not None},
+        "others_kept": sum(check.passed is True for check in others),
+        "others": len(others),
+        "passed": report.passed,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _number(check: Check) -> float | None:
+    """The z score or p value that a check states."""
+    found = re.search(r"(?:z|p) = ([-+.\deinf]+)", check.detail)
+    return float(found.group(1)) if found and check.passed is not None else None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line for each sampler; "-" where it claims nothing or nothing is known."""
+    head = ["sampler", "target", "exact"]
+    head += [f"z, {short}" for short in SHORT.values()]
+    head += ["z, pooled", "least p", "others kept", "runs", "s"]
+    lines = [head]
+    for row in rows:
+        numbers = row["numbers"]
+        scores = [numbers.get(f"evidence, {name}") for name in SHORT]
+        scores.append(numbers.get("pooled"))
+        p_values = [v for k, v in numbers.items() if k.startswith("posterior")]
+        claims = row["target"] != "none"
+        verdict = "yes" if row["passed"] else "NO"
+        lines.append(
+            [
+                row["sampler"],
+                row["target"],
+                verdict if claims else "-" if row["passed"] else "BROKEN",
+                *["-" if z is None else f"{z:+.2f}" for z in scores],
+                f"{min(p_values):.3g}" if p_values else "-",
+                f"{row['others_kept']}/{row['others']}",
+                str(row["runs"]),
+                f"{row['seconds']:.0f}",
+            ]
+        )
+    return markdown(lines)
+
+
+def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> None:
+    """Judge every sampler and write the table.
+
+    Args:
+        out: folder of rows.jsonl and table.md.
+        num_runs: runs on each target.
+    """
+    check_writable(out / "table.md")
+    with AppendOnlyFile(out / "rows.jsonl") as file:
+        lines = map(json.loads, file.read().splitlines())
+        done = {row["sampler"]: row for row in lines if row["runs"] == num_runs}
+        for name, claim in CLAIMS.items():
+            if name in done:
+                continue
+            done[name] = judged(name, claim, num_runs)
+            file.append(json.dumps(done[name]).encode() + b"\n")
+            print(f"{name}: {'passed' if done[name]['passed'] else 'BROKEN'}")
+    text = table([done[name] for name in CLAIMS])
+    write_text(out / "table.md", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: tyro.cli(main)))

@@ -1,0 +1,1 @@
+"""The scaling experiment: plans, rows, statistics, reports."""

@@ -1,0 +1,411 @@
+"""Several processes, on one or many hosts, that divide the problems of one run.
+
+Each process works on its own devices with models of its own, so that no array spans two
+of them, and writes its own rows (`row_shards.py`). What they tell each other goes
+through the key-value store of JAX's coordination service, which process 0 serves: that
+they were started alike, that they are alive, and how each of them has ended.
+Collectives of the devices would hang, or end the program after a time limit of their
+own, where one process is hours ahead of another.
+
+A process that dies or fails takes no other with it, save process 0: whoever waits for
+it goes on to wait for those that still work. One that is asked to stop lets the others
+stop too.
+"""
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import jax
+
+from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
+from tsi.experiments.scaling.coordinator import check_free, check_parts, reach
+from tsi.models.files import shown
+from tsi.termination import is_asked, stop_with_group, terminable
+
+BEAT = 1.0
+"""Seconds between two signs of life of a process."""
+PATIENCE = 100.0
+"""Seconds without one after which a process counts as dead, as in JAX."""
+GRACE = 20.0
+"""Seconds that process 0 waits for the others to stop, since its end is theirs."""
+PAUSE = 0.1
+"""Seconds between two looks at the store."""
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What is asked of JAX's coordination service."""
+
+    def key_value_set(
+        self, key: str, value: str, allow_overwrite: bool = False
+    ) -> None: ...
+
+    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
+
+
+class Ended(NamedTuple):
+    """How a process has ended.
+
+    Attributes:
+        why: a sentence; None where all was well.
+        stopped: whether a signal has asked it to.
+        lost: whether another process has died, and the same command goes on.
+    """
+
+    why: str | None
+    stopped: bool
+    lost: bool
+
+
+class Group:
+    """The processes of a run, as one of them sees them.
+
+    Args:
+        index: of this process, from 0.
+        count: how many there are.
+        store: which they share; None for one process.
+        patience: seconds without a sign of life after which one counts as dead.
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        count: int = 1,
+        store: Store | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.index, self.count = index, count
+        self._store, self._patience = store, patience
+        self._beats: dict[int, str] = {}
+        self._heard = dict.fromkeys(range(count), time.monotonic())
+        self._first_failure: Ended | None = None
+        self._calls: Counter[str] = Counter()
+        self._root = "tsi"
+        self._left = threading.Event()
+        self._watch = threading.Thread(target=self._look_around, daemon=True)
+        if store is not None:
+            self._root = f"tsi/{self._count_groups()}"
+            self._watch.start()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that reports."""
+        return self.index == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Every item is in the share of one process, in the same one every time."""
+        return list(items[self.index :: self.count])
+
+    def gather(self, name: str, text: str = "") -> list[str]:
+        """The texts of all processes, in order; waits until all have given theirs.
+
+        Those that still work are waited for where others have died or failed, save
+        process 0, without which nothing goes on.
+
+        Args:
+            name: of what is gathered. Texts of a name that is used again are those of
+                the same use: of its n-th in each process.
+            text: of this process.
+
+        Raises:
+            ProcessError: of those that have not given one none is left, and some have
+                failed.
+            LostProcessError: none is left, and all of them have died.
+            Stopped: a signal has asked one to stop.
+        """
+        if self._store is None:
+            return [text]
+        key = f"{name}/{self._calls[name]}"
+        self._calls[name] += 1
+        self._set(f"{key}/{self.index}", text)
+        while True:
+            # In this order: of whoever has ended by now the text is found as well.
+            ended, found = self._read_ends(), self._get(key)
+            missing = set(range(self.count)) - found.keys()
+            if not missing:
+                return [found[i] for i in range(self.count)]
+            self._check(name, missing, ended)
+            time.sleep(PAUSE)
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Refuse processes that were started with different arguments.
+
+        Args:
+            facts: what decides the run, of JSON types.
+
+        Raises:
+            ConfigurationError: they differ; the same sentence in all of them.
+        """
+        digests = {name: digest(fact) for name, fact in facts.items()}
+        told = [json.loads(text) for text in self.gather("facts", json.dumps(digests))]
+        for i, theirs in enumerate(told):
+            names = [
+                name
+                for name in sorted(told[0].keys() | theirs.keys())
+                if told[0].get(name) != theirs.get(name)
+            ]
+            if names:
+                raise ConfigurationError(
+                    f"Process {i} was started with other arguments than process 0 "
+                    f"({', '.join(names)}). Start all processes with the same command, "
+                    "files and versions."
+                )
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Tell the others how this process ends; process 0 waits for them to end too.
+
+        Args:
+            error: why it ends; None where all was well.
+        """
+        if self._store is None:
+            return
+        self._left.set()
+        end = Ended(
+            None if error is None else _sentence(error),
+            isinstance(error, KeyboardInterrupt),
+            isinstance(error, LostProcessError),
+        )
+        with contextlib.suppress(Exception):
+            self._set(f"ended/{self.index}", json.dumps(end))
+            until = time.monotonic() + GRACE
+            others = set(range(1, self.count)) if self.is_first else set()
+            while time.monotonic() < until and others:
+                time.sleep(PAUSE)
+                others -= self._read_ends().keys()
+                others -= {i for i in others if self._silence(i) > self._patience}
+
+    def reason(self, error: BaseException) -> BaseException:
+        """An error, or where process 0 has made this one stop, why it has."""
+        if self._first_failure is None or not isinstance(error, Stopped):
+            return error
+        kind = LostProcessError if self._first_failure.lost else ProcessError
+        return kind(f"Process 0 has failed: {self._first_failure.why}")
+
+    # The store
+
+    def _count_groups(self) -> int:
+        """How many groups of this process the store has served before this one.
+
+        One that the user has joined outlives a group; what is told in the next must not
+        be taken for what was told in the last.
+        """
+        number = int(self._get("groups").get(self.index, "0"))
+        self._set(f"groups/{self.index}", str(number + 1))
+        return number
+
+    def _set(self, key: str, text: str) -> None:
+        assert self._store is not None
+        self._store.key_value_set(f"{self._root}/{key}", text, allow_overwrite=True)
+
+    def _get(self, name: str) -> dict[int, str]:
+        assert self._store is not None
+        found = self._store.key_value_dir_get(f"{self._root}/{name}/")
+        return {int(key.rsplit("/", 1)[1]): text for key, text in found}
+
+    def _read_ends(self) -> dict[int, Ended]:
+        return {i: Ended(*json.loads(x)) for i, x in self._get("ended").items()}
+
+    # The others
+
+    def _silence(self, i: int) -> float:
+        return time.monotonic() - self._heard[i]
+
+    def _check(self, name: str, missing: set[int], ended: Mapping[int, Ended]) -> None:
+        """Raise if those that are waited for will not come any more."""
+        gone = {i: ended[i] for i in sorted(missing & ended.keys())}
+        if any(end.stopped for end in gone.values()):
+            # Raises in the main thread, and knows then that this one was asked.
+            stop_with_group()
+            raise Stopped(signal.SIGTERM)
+        silent = {i for i in missing - gone.keys() if self._silence(i) > self._patience}
+        if 0 not in gone and missing != gone.keys() | silent:
+            return
+        told = [_account(i, end, name) for i, end in gone.items()]
+        told += [
+            f"Process {i} gave no sign of life for {self._patience:.0f} s."
+            for i in sorted(silent)
+        ]
+        if not all(end.lost for end in gone.values()):
+            raise ProcessError(" ".join(told))
+        raise LostProcessError(
+            f"{' '.join(told)} What was written is kept: run the same command again, "
+            "with any number of processes."
+        )
+
+    def _look_around(self) -> None:
+        """Give signs of life, and stop if all are to."""
+        beat, told = 0, False
+        while not self._left.wait(BEAT):
+            beat += 1
+            # Where the service is gone for good, JAX ends this process.
+            with contextlib.suppress(Exception):
+                self._set(f"beat/{self.index}", str(beat))
+                for i, theirs in self._get("beat").items():
+                    if self._beats.get(i) != theirs:
+                        self._beats[i], self._heard[i] = theirs, time.monotonic()
+                if not told and self._is_over(self._read_ends()):
+                    told = True
+                    self._stop_main()
+
+    def _is_over(self, ended: Mapping[int, Ended]) -> bool:
+        """Whether all are to stop: one was asked to, or process 0 has failed."""
+        first = ended.get(0)
+        if first is not None and first.why is not None and not first.stopped:
+            if not is_asked():
+                self._first_failure = first
+            return True
+        return any(end.stopped for end in ended.values())
+
+    def _stop_main(self) -> None:
+        """Let the main thread stop between two steps, unless it is leaving."""
+        if not self._left.is_set():
+            stop_with_group()
+
+
+ALONE = Group()
+"""One process, which waits for none."""
+
+
+def digest(fact: Any) -> str:
+    """A short name of a value of JSON types."""
+    text = json.dumps(fact, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def group_of(
+    distributed: bool,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[Group]:
+    """The processes that a command line asks for: `processes`, or this one alone.
+
+    Raises:
+        ConfigurationError: the other arguments are given without the first, or as
+            `processes` does.
+    """
+    if distributed:
+        with processes(coordinator, num_processes, process_id) as group:
+            yield group
+        return
+    if (coordinator, num_processes, process_id) != (None, None, None):
+        raise ConfigurationError(
+            "--coordinator, --num-processes and --process-id are parts of "
+            "--distributed; give that too."
+        )
+    yield ALONE
+
+
+@contextlib.contextmanager
+def processes(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[Group]:
+    """Join the other processes of a run; before JAX has computed anything.
+
+    Args:
+        coordinator: ``HOST:PORT`` of process 0; where JAX detects the cluster (TPU
+            pods, Slurm, Open MPI, and Kubernetes where jax[k8s] is installed), it and
+            the rest may be left out.
+        num_processes: how many there are.
+        process_id: which this one is, from 0.
+
+    Raises:
+        ConfigurationError: no cluster is detected, the arguments are not whole or out
+            of range, or the processes cannot be joined.
+    """
+    check_parts(coordinator, num_processes, process_id)
+    joined = jax.distributed.is_initialized()
+    if not joined:
+        # JAX's own handler of SIGTERM would take the place of ours.
+        jax.config.update("jax_enable_preemption_service", False)
+        # Else the death of one process ends all others, in the middle of a step.
+        jax.config.update("jax_enable_recoverability", True)
+        _join(coordinator, num_processes, process_id)
+    # Nothing public hands out the store; Orbax takes it from here too.
+    from jax._src.distributed import global_state
+
+    group = Group(
+        global_state.process_id,
+        global_state.num_processes,
+        global_state.client,
+        PATIENCE,
+    )
+    try:
+        with terminable():
+            yield group
+    except BaseException as error:
+        group.leave(error)
+        reason = group.reason(error)
+        if reason is error:
+            raise
+        raise reason from error
+    else:
+        group.leave()
+    finally:
+        if not joined:
+            with contextlib.suppress(Exception):
+                jax.distributed.shutdown()
+
+
+def _join(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    try:
+        if coordinator is None:
+            jax.distributed.initialize()
+        else:
+            if process_id:
+                reach(coordinator)
+            else:
+                check_free(coordinator)
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                cluster_detection_method="deactivate",
+            )
+    except (ValueError, TypeError) as error:
+        if coordinator is None:
+            raise ConfigurationError(
+                "No cluster was detected (a TPU pod, Slurm, Open MPI, and Kubernetes "
+                "where jax[k8s] is installed): give --coordinator HOST:PORT, "
+                "--num-processes and --process-id."
+            ) from error
+        raise ConfigurationError(
+            f"The processes cannot be joined: {_sentence(error)}"
+        ) from error
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"The processes cannot be joined: {_sentence(error)} Check that process 0 "
+            "runs, that its address is right and its port free and open, and that all "
+            "processes were started."
+        ) from error
+
+
+def _account(i: int, end: Ended, name: str) -> str:
+    """Why a process that is waited for has ended."""
+    if end.why is None:
+        return (
+            f"Process {i} has ended without giving its {name!r}. Let all processes run "
+            "the same program."
+        )
+    return f"Process {i} has failed: {end.why}"
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of an error, as a sentence."""
+    line = (str(error).splitlines() or [""])[0].strip()
+    line = line or type(error).__name__
+    return shown(line if line.endswith(".") else f"{line}.")

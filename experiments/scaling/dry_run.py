@@ -1,0 +1,367 @@
+"""`--dry-run`: what would be run, whether it fits, and what it would cost.
+
+Shapes alone are read; the weights stay on disk, nothing is written and no model runs.
+The time is that of the FLOPs at a given speed, which is measured in products of
+matrices of the policy's shape, or stated by the user. Attention, the host and slots
+that wait come on top, and where a model is so small that the host is the slower of the
+two, that is most of the time.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tsi.engine.methods import plan_of
+from tsi.engine.outcome import flops_of
+from tsi.engine.sizing.memory import cache_sizes, unloaded_bytes
+from tsi.engine.sizing.sizes import room_of
+from tsi.errors import ConfigurationError
+from tsi.experiments.places import Place
+from tsi.experiments.scaling.methods import (
+    METHODS,
+    get_method,
+    method_settings,
+    sampler_of,
+)
+from tsi.experiments.scaling.report import markdown
+from tsi.experiments.scaling.results import known_cells
+from tsi.experiments.scaling.scale import Plan, batches
+from tsi.experiments.worlds.world import World
+from tsi.reasoning.particles import ReasoningParams
+from tsi.sampler import Sampler
+
+MOST_BYTES = 2**28
+"""Of the matrices that the speed is measured with: more than caches hold."""
+
+
+HEAD = (
+    *("", "N", "problems", "at once", "slots", "blocks", "bytes of blocks"),
+    *("most tokens", "tokens", "FLOPs", "time"),
+)
+"""Of the table; blocks and their bytes are those of rows that share nothing."""
+
+
+class Run(NamedTuple):
+    """A method at a budget on problems that are run together.
+
+    Attributes:
+        method: its name.
+        budget: rollouts N.
+        problems: how many; none, where all rows of it are there.
+    """
+
+    method: str
+    budget: int
+    problems: int
+
+
+class Cost(NamedTuple):
+    """What a run may cost.
+
+    Attributes:
+        at_once: problems in work.
+        slots: rows that write together, on all devices.
+        blocks: that the rows in work fill at the most, if they share nothing.
+        bytes: of these blocks, on all devices.
+        most_tokens: that can be written.
+        tokens: that may well be written, if solutions are as long as worked ones; NaN
+            where it is not known how long these are.
+        flops: of these tokens, prompts and the reward included.
+        busy: the share of all devices that work on it; those of one group work on a
+            problem.
+        refused: why it cannot be run; empty if it can.
+    """
+
+    at_once: int = 0
+    slots: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    most_tokens: int = 0
+    tokens: float = math.nan
+    flops: float = math.nan
+    busy: float = 1.0
+    refused: str = ""
+
+
+class Speed(NamedTuple):
+    """FLOPs per second of all devices, and where the number is from."""
+
+    flops: float
+    source: str
+
+
+class Forecast(NamedTuple):
+    """What a command would do.
+
+    Attributes:
+        text: for the user.
+        refused: whether it would do nothing, since some of it cannot be run.
+    """
+
+    text: str
+    refused: bool
+
+
+def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
+    """What a plan would run: its batches, with the problems that lack a row there.
+
+    Args:
+        plan: what is compared.
+        world: on what.
+        path: of the rows' file, which need not be there.
+
+    Raises:
+        ResultsError: the file cannot be continued.
+    """
+    of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
+    done = known_cells(path, world.settings, of_method)
+    return [
+        Run(
+            batch.source,
+            batch.num_particles,
+            len({cell.problem for cell in batch.cells if cell not in done}),
+        )
+        for batch in batches(plan, world)
+    ]
+
+
+def cost_of(world: World, run: Run) -> Cost:
+    """What a run may cost, or why it is refused.
+
+    Args:
+        world: on what; its weights need not be there.
+        run: what.
+    """
+    engine: Any = world.engine
+    method, target = get_method(run.method), engine.target
+    sampler = sampler_of(run.method, world.max_steps)
+    size, times = run.budget, 1
+    if method.rounds is not None:
+        rounds = method.rounds(run.budget)
+        size, times = rounds.size, rounds.most
+    try:
+        plan = plan_of(sampler, size, world.max_steps)
+        if isinstance(sampler, Sampler):
+            jax.eval_shape(lambda key: sampler.init(key, size), jax.random.key(0))
+        engine.check_fits(sampler, size)
+    except ConfigurationError as error:
+        return Cost(refused=str(error))
+    if run.problems == 0:
+        return Cost(tokens=0.0, flops=0.0)
+    steps = run.problems * times * plan.rows * plan.turns
+    most = steps * target.max_step_tokens
+    typical = math.nan if world.typical_tokens is None else world.typical_tokens()
+    tokens = min(steps * typical / world.max_steps, float(most))
+    prompt = prompt_tokens(world)
+    unread: Any = None
+    params = ReasoningParams(engine.policy, engine.reward, unread, unread)
+    reader = target.reward.reader(params)
+    context = tokens * (prompt + typical / 2)
+    flops = flops_of(engine.policy.config, tokens, context, head=True)
+    reads = target.reward.reads_prompts
+    prompts = run.problems * times * prompt
+    for config in (engine.policy.config, reader if reads else None):
+        if config is not None:
+            attended = prompts * config.attended(0, prompt) / max(prompt, 1)
+            flops += flops_of(config, prompts, attended)
+    # A judge is asked at every step, and reads no more than the question.
+    asked = steps * getattr(target.reward, "positions_beyond", 0)
+    read = asked + (tokens if reads else 0)
+    if reader is not None:
+        flops += flops_of(reader, read, read * (prompt + typical / 2))
+    at_once = min(run.problems, engine.problems_at_once(sampler, size))
+    groups = engine.num_groups
+    sizes = engine.sizes_of(plan, -(-run.problems // groups), prompt)
+    longest = prompt + target.max_tokens
+    blocks = at_once * (plan.rows + plan.stored) * -(-longest // sizes.block)
+    whole = cache_sizes(target, engine.policy, engine.reward, 1)
+    return Cost(
+        at_once=at_once,
+        slots=min(groups, run.problems) * sizes.slots,
+        blocks=blocks,
+        bytes=blocks * sizes.block * sum(whole),
+        most_tokens=most,
+        tokens=tokens,
+        flops=float(flops),
+        busy=min(groups, run.problems) / groups,
+    )
+
+
+def prompt_tokens(world: World) -> int:
+    """Tokens of the longest prompt, as far as characters tell which one that is."""
+    engine: Any = world.engine
+    prompts = (problem.prompt for problem in world.problems)
+    return len(engine.encode(max(prompts, key=len, default="")))
+
+
+def measure_speed(
+    config: Any, dtype: Any, rows: int, devices: Sequence[jax.Device]
+) -> Speed:
+    """Products of as many rows as write together with matrices of the policy's shape.
+
+    Args:
+        config: of the policy.
+        dtype: of what it computes.
+        rows: R, on each device.
+        devices: all of which compute at the same time, nothing in common.
+    """
+    itemsize = jnp.dtype(dtype).itemsize
+    layer = 2 * config.width * config.hidden
+    layers = max(1, min(config.num_layers, MOST_BYTES // (layer * itemsize)))
+    mesh = Mesh(np.asarray(devices), "devices")
+    whole, divided = (NamedSharding(mesh, P(axis)) for axis in (None, "devices"))
+
+    def ones(shape: tuple[int, ...], where: NamedSharding) -> Any:
+        return jax.device_put(np.ones(shape, dtype), where)
+
+    up = ones((layers, config.width, config.hidden), whole)
+    down = ones((layers, config.hidden, config.width), whole)
+
+    @jax.jit
+    def products(x: Any, up: Any, down: Any) -> Any:
+        def through(x: Any, weights: Any) -> Any:
+            # Numbers that stay in range, whatever the width.
+            return x @ weights[0] / config.width @ weights[1] / config.hidden, None
+
+        return jax.lax.scan(through, x, (up, down))[0]
+
+    x = ones((rows * len(devices), config.width), divided)
+    jax.block_until_ready(products(x, up, down))
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(products(x, up, down))
+        best = min(best, time.perf_counter() - began)
+    of = "" if len(devices) == 1 else f" on each of {len(devices)} devices"
+    flops = 2.0 * x.shape[0] * layer * layers / best
+    return Speed(flops, f"measured, {rows} rows{of}")
+
+
+def forecast(
+    world: World,
+    runs: Iterable[Run],
+    stated: float | None = None,
+    *,
+    processes: int = 1,
+) -> Forecast:
+    """What would be run.
+
+    Args:
+        world: of shapes alone, or with weights.
+        runs: of this process; those of one method and budget are summed.
+        stated: FLOPs per second on all devices of all processes; measured, if None.
+        processes: how many work at the same time, each on problems of its own.
+    """
+    engine: Any = world.engine
+    policy, target = engine.policy, engine.target
+    counts: dict[tuple[str, int], int] = {}
+    for run in runs:
+        place = run.method, run.budget
+        counts[place] = counts.get(place, 0) + run.problems
+    runs = [Run(*place, number) for place, number in counts.items()]
+    costs = {run: cost_of(world, run) for run in runs}
+    if stated is None:
+        mesh = engine.mesh
+        devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+        dtype = policy.trunk.dtype
+        speed = measure_speed(policy.config, dtype, engine.max_rows, devices)
+    else:
+        whose = "" if processes == 1 else f", a share of 1/{processes}"
+        speed = Speed(stated / processes, f"as stated{whose}")
+    lines = [[*HEAD]]
+    seconds = 0.0
+    for run, cost in costs.items():
+        if run.problems == 0 and not cost.refused:
+            continue
+        duration = cost.flops / (speed.flops * cost.busy)
+        seconds += 0.0 if cost.refused else duration
+        numbers = [
+            f"{cost.at_once:,}",
+            f"{cost.slots:,}",
+            f"{cost.blocks:,}",
+            _size(cost.bytes),
+            _number(cost.most_tokens),
+            _number(cost.tokens),
+            _number(cost.flops),
+            _duration(duration),
+        ]
+        if cost.refused:
+            numbers = ["refused"] * len(numbers)
+        label = get_method(run.method).label
+        lines.append([label, f"{run.budget:,}", f"{run.problems:,}", *numbers])
+    kept = [cost for cost in costs.values() if not cost.refused]
+    flops = sum(cost.flops for cost in kept)
+    refused = dict.fromkeys(cost.refused for cost in costs.values() if cost.refused)
+    told = [
+        *_memory(engine, target, prompt_tokens(world)),
+        f"speed    {speed.flops / 1e9:,.1f} GFLOP/s ({speed.source})",
+    ]
+    if processes > 1:
+        told.append(
+            f"share    that of the first of {processes} processes, the largest; all "
+            "work at the same time, and all numbers here are of this one"
+        )
+    told += [
+        "",
+        markdown(lines),
+        "",
+        f"In all {_number(flops)} FLOPs, {_duration(seconds)} or more. "
+        "Nothing has been run or written.",
+        *(f"Refused: {reason}" for reason in refused),
+    ]
+    return Forecast("\n".join(told), bool(refused))
+
+
+def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
+    """Weights, what is free, rows and their caches."""
+    longest, sizes, free = (
+        prompt + target.max_tokens,
+        engine.caches,
+        engine.free_bytes(),
+    )
+    policy, reward = (_bytes_of(tree) for tree in (engine.policy, engine.reward))
+    row = f"{_size(longest * sum(sizes))} for a row of {longest:,} positions"
+    slots = room_of(longest) * sizes.policy * engine.max_rows
+    lines = [
+        f"weights  {_size(policy)} of the policy, {_size(reward)} of the reward",
+        f"memory   {_size(free)} free on a device beside the weights",
+        f"rows     {engine.max_rows:,} write together on a device at the most, and "
+        f"explorers store {engine.max_stored:,} prefixes",
+        f"caches   {sum(sizes):,} bytes per position, {row}; slots {_size(slots)}",
+    ]
+    if free < 0:
+        lines.append(f"Refused: the weights take {_size(-free)} more than is free.")
+    return lines
+
+
+def _bytes_of(tree: Any) -> int:
+    here = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    return unloaded_bytes(tree) + sum(leaf.nbytes for leaf in here)
+
+
+def _size(number: int) -> str:
+    if abs(number) < 1e8:
+        return f"{number / 1e6:,.1f} MB"
+    return f"{number / 1e9:,.1f} GB"
+
+
+def _number(number: int | float) -> str:
+    if not math.isfinite(number):
+        return "unknown"
+    return f"{number:,.0f}" if number < 1e7 else f"{number:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "unknown"
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"

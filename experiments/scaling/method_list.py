@@ -1,0 +1,284 @@
+"""The methods that experiments compare, with the settings they run under.
+
+Settings are the constructor's arguments, so what a row records is what was run.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tsi import samplers
+from tsi.engine.adaptive import Rounds
+from tsi.engine.stopping import answer_error_below, sure_majority
+from tsi.explorer import Explorer
+from tsi.sampler import Sampler
+
+
+class Method(NamedTuple):
+    """How a method is run.
+
+    Args:
+        constructor: makes the sampler from the settings.
+        settings: the constructor's arguments; JSON types only.
+        label: for tables and plots.
+        temperature: of the policy, where the method fixes it; None for the run's own.
+        proposal_temperature: tokens are drawn at so many times the policy's temperature
+            and corrected for; None draws from the policy.
+        independent: the sampler never resamples, so that all such methods share
+            rollouts and smaller budgets are the first particles of larger ones.
+        reads_reward: False for a method whose answer depends on no reward.
+        annealed: the constructor also takes the target's `max_steps`.
+        smallest: the least N that the method can use; smaller budgets are left out.
+        rounds: `N -> Rounds` of a method that stops early, N being the most it spends;
+            None for the others.
+    """
+
+    constructor: Callable[..., Sampler | Explorer]
+    settings: dict[str, Any]
+    label: str
+    temperature: float | None = None
+    proposal_temperature: float | None = None
+    independent: bool = False
+    reads_reward: bool = True
+    annealed: bool = False
+    smallest: int = 1
+    rounds: Callable[[int], Rounds] | None = None
+
+    @property
+    def deterministic(self) -> bool:
+        """At temperature zero every seed and every particle is the same."""
+        return self.temperature == 0.0
+
+
+def _with_telescoping(constructor: Callable[..., Any]) -> Callable[..., Any]:
+    """A constructor that names the weights of the telescoping potential."""
+
+    def make(weights: str, **settings: Any) -> Sampler | Explorer:
+        return constructor(potential=samplers.telescoping(weights), **settings)
+
+    return make
+
+
+def _ess_triggered(ess_fraction: float, weights: str) -> Sampler:
+    return samplers.smc(
+        schedule=samplers.ess_below(ess_fraction),
+        potential=samplers.telescoping(weights),
+    )
+
+
+def _divisor(budget: int, most: int) -> int:
+    """The largest size of equal rounds, `most` at most, that spend the whole budget."""
+    return next(size for size in range(max(most, 1), 0, -1) if budget % size == 0)
+
+
+def _votes(budget: int) -> Rounds:
+    size = _divisor(budget, 4)
+    return Rounds(size, budget // size, sure_majority(0.95))
+
+
+def _islands(budget: int) -> Rounds:
+    # Eight rounds or more: an error is judged from the fourth on.
+    size = _divisor(budget, min(4, budget // 8))
+    return Rounds(size, budget // size, answer_error_below(0.1))
+
+
+def _uct(width: int, c: float) -> Explorer:
+    return samplers.mcts(width, bonus=samplers.uct(c))
+
+
+def _power_in_blocks(num_blocks: int, max_steps: int, **settings: Any) -> Explorer:
+    # The code has 16 blocks of a text, whatever its length; budgets here are small.
+    return samplers.power_sampling(block_steps=-(-max_steps // num_blocks), **settings)
+
+
+ODDS = {"weights": "odds"}
+
+METHODS: dict[str, Method] = {
+    "greedy": Method(
+        samplers.greedy, {}, "greedy", temperature=0.0, reads_reward=False
+    ),
+    "self_consistency": Method(
+        samplers.self_consistency,
+        {},
+        "self-consistency",
+        independent=True,
+        reads_reward=False,
+    ),
+    "best_of_n": Method(
+        samplers.best_of_n, {"weights": "reward"}, "best-of-N", independent=True
+    ),
+    "weighted_best_of_n": Method(
+        samplers.weighted_best_of_n,
+        {"weights": "reward"},
+        "weighted best-of-N",
+        independent=True,
+    ),
+    "beam": Method(samplers.beam, {"width": 4, "select": "argmax"}, "beam search"),
+    "dvts": Method(samplers.dvts, {"width": 4, "select": "weighted_vote"}, "DVTS"),
+    "rebase": Method(samplers.rebase, {"temperature": 0.2}, "REBASE"),
+    "rebase_released": Method(
+        samplers.rebase, {"temperature": 0.2, "variant": "released"}, "REBASE, released"
+    ),
+    "step_beam": Method(samplers.step_beam, {"width": 4}, "step-level beam search"),
+    "step_beam_released": Method(
+        samplers.step_beam,
+        {"width": 4, "variant": "released"},
+        "step-level beam search, released",
+    ),
+    "lookahead_search": Method(
+        samplers.lookahead_search, {"width": 4, "k": 1}, "lookahead search"
+    ),
+    "mcts": Method(samplers.mcts, {"width": 4}, "MCTS (PUCT)"),
+    "mcts_uct": Method(_uct, {"width": 4, "c": 1.0}, "MCTS (UCT)"),
+    "ab_mcts": Method(samplers.ab_mcts, {"posterior": "gaussian"}, "AB-MCTS"),
+    "particle_filter": Method(
+        samplers.particle_filter,
+        {"weights": "odds", "select": "argmax"},
+        "particle filter",
+    ),
+    "particle_filter_released": Method(
+        samplers.particle_filter, {"variant": "released"}, "particle filter, released"
+    ),
+    "particle_filter_printed": Method(
+        samplers.particle_filter, {"variant": "printed"}, "particle filter, printed"
+    ),
+    "smc": Method(_ess_triggered, {"ess_fraction": 0.5, "weights": "odds"}, "SMC"),
+    "entropic": Method(
+        samplers.entropic_particle_filter,
+        {"weights": "odds", "variant": "corrected"},
+        "entropic particle filter",
+        annealed=True,
+    ),
+    "entropic_released": Method(
+        samplers.entropic_particle_filter,
+        {"variant": "released"},
+        "entropic particle filter, released",
+        annealed=True,
+    ),
+    "tempered": Method(
+        samplers.tempered_smc, {"schedule": "ess", "weights": "odds"}, "tempered SMC"
+    ),
+    "auxiliary": Method(
+        _with_telescoping(samplers.auxiliary_particle_filter),
+        {"epsilon": 0.1, **ODDS},
+        "auxiliary particle filter",
+    ),
+    "steering": Method(
+        _with_telescoping(samplers.smc_steering), {"width": 4, **ODDS}, "SMC steering"
+    ),
+    "waste_free": Method(
+        _with_telescoping(samplers.waste_free_smc), dict(ODDS), "waste-free SMC"
+    ),
+    "island_exchange": Method(
+        _with_telescoping(samplers.island_exchange),
+        {"num_islands": 4, **ODDS},
+        "islands with exchange",
+        smallest=4,
+    ),
+    "pruning": Method(
+        _with_telescoping(samplers.pruning), {"epsilon": 0.1, **ODDS}, "pruning SMC"
+    ),
+    "particle_gibbs": Method(
+        _with_telescoping(samplers.particle_gibbs),
+        {"num_sweeps": 4, **ODDS},
+        "particle Gibbs",
+        smallest=8,
+    ),
+    "particle_gibbs_ancestor": Method(
+        _with_telescoping(samplers.particle_gibbs),
+        {"num_sweeps": 4, "ancestor_sampling": True, **ODDS},
+        "particle Gibbs, ancestor sampling",
+        smallest=8,
+    ),
+    "particle_gibbs_backward": Method(
+        _with_telescoping(samplers.particle_gibbs),
+        {"num_sweeps": 4, "backward_sampling": True, **ODDS},
+        "particle Gibbs, backward sampling",
+        smallest=8,
+    ),
+    "particle_gibbs_released": Method(
+        samplers.particle_gibbs,
+        {"num_sweeps": 4, "variant": "released"},
+        "particle Gibbs, released",
+        smallest=8,
+    ),
+    "particle_gibbs_printed": Method(
+        samplers.particle_gibbs,
+        {"num_sweeps": 4, "variant": "printed"},
+        "particle Gibbs, printed",
+        smallest=8,
+    ),
+    "pimh": Method(
+        _with_telescoping(samplers.pimh),
+        {"num_iterations": 4, **ODDS},
+        "PIMH",
+        smallest=4,
+    ),
+    "parallel_tempering": Method(
+        _with_telescoping(samplers.parallel_tempering),
+        {"num_temperatures": 2, "num_sweeps": 2, **ODDS},
+        "parallel tempering",
+        smallest=8,
+    ),
+    "parallel_tempering_printed": Method(
+        samplers.parallel_tempering,
+        {"num_temperatures": 2, "num_sweeps": 2, "variant": "printed"},
+        "parallel tempering, printed",
+        smallest=8,
+    ),
+    "quest": Method(samplers.quest, {"beta": 0.1}, "QUEST"),
+    "power": Method(
+        samplers.power_sampling,
+        {"alpha": 4.0},
+        "power sampling",
+        proposal_temperature=0.25,
+        reads_reward=False,
+    ),
+    "power_released": Method(
+        _power_in_blocks,
+        {"alpha": 4.0, "variant": "released", "num_blocks": 4},
+        "power sampling, released",
+        proposal_temperature=0.25,
+        reads_reward=False,
+        annealed=True,
+        smallest=8,
+    ),
+    "power_printed": Method(
+        _power_in_blocks,
+        {"alpha": 4.0, "variant": "printed", "num_blocks": 4},
+        "power sampling, printed",
+        proposal_temperature=0.25,
+        reads_reward=False,
+        annealed=True,
+        smallest=8,
+    ),
+    "adaptive_consistency": Method(
+        samplers.self_consistency,
+        {},
+        "adaptive self-consistency",
+        reads_reward=False,
+        rounds=_votes,
+    ),
+    "adaptive_smc": Method(
+        _ess_triggered,
+        {"ess_fraction": 0.5, "weights": "odds"},
+        "adaptive SMC",
+        rounds=_islands,
+    ),
+}
+"""By name, in the order of tables."""
+
+STANDARD = (
+    "greedy",
+    "self_consistency",
+    "best_of_n",
+    "weighted_best_of_n",
+    "beam",
+    "dvts",
+    "rebase",
+    "particle_filter",
+    "smc",
+)
+"""What `tsi scale` compares unless told otherwise: a few minutes on two cores."""
+
+SHARED_SOURCE = "weighted_best_of_n"
+"""The sampler whose particles and weights all independent methods are read off."""

@@ -1,0 +1,84 @@
+"""Methods by name: their samplers, what they record, and the budgets they can use.
+
+One `Sampler` is built for each method and settings: compiled programs hang on it.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from tsi.errors import UnknownNameError
+from tsi.experiments.scaling.method_list import METHODS, SHARED_SOURCE, STANDARD, Method
+from tsi.explorer import Explorer
+from tsi.sampler import Sampler
+
+__all__ = ["METHODS", "SHARED_SOURCE", "STANDARD", "Method"]
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnknownNameError: there is none; the message lists the known ones.
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    return METHODS[name]
+
+
+def get_methods(names: Iterable[str]) -> dict[str, Method]:
+    """The methods of those names in the order of tables.
+
+    Args:
+        names: of methods; "all" alone is every one, "standard" alone those of the
+            published comparison.
+
+    Raises:
+        UnknownNameError: one does not exist.
+    """
+    names = list(names)
+    groups = {"all": tuple(METHODS), "standard": STANDARD}
+    chosen = groups.get(names[0], names) if len(names) == 1 else names
+    for name in chosen:
+        get_method(name)
+    return {name: method for name, method in METHODS.items() if name in chosen}
+
+
+def method_settings(name: str, max_steps: int) -> dict[str, Any]:
+    """What a row of the method records besides the run's settings."""
+    method = get_method(name)
+    settings = dict(method.settings)
+    if method.annealed:
+        settings["max_steps"] = max_steps
+    recorded: dict[str, Any] = {"sampler": settings}
+    if method.temperature is not None:
+        recorded["temperature"] = method.temperature
+    if method.proposal_temperature is not None:
+        recorded["proposal_temperature"] = method.proposal_temperature
+    return recorded
+
+
+@functools.cache
+def sampler_of(name: str, max_steps: int) -> Sampler | Explorer:
+    """The method's sampler; the same object for the same arguments.
+
+    Args:
+        name: of the method.
+        max_steps: the target's step limit.
+
+    Raises:
+        UnknownNameError: there is no such method.
+    """
+    settings = method_settings(name, max_steps)["sampler"]
+    return get_method(name).constructor(**settings)
+
+
+def budgets_of(name: str, budgets: Iterable[int]) -> list[int]:
+    """The budgets at which a method is run.
+
+    Greedy decoding has only one rollout, and some methods need more than one.
+    """
+    method = get_method(name)
+    if method.deterministic:
+        return [1]
+    return sorted({budget for budget in budgets if budget >= method.smallest})

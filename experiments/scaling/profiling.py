@@ -1,0 +1,126 @@
+"""`tsi profile`: where the time and the memory of a run go."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tsi.engine.meters.report import Report, in_turn
+from tsi.experiments.scaling.report import markdown
+from tsi.experiments.scaling.scale import run_method
+from tsi.experiments.worlds.world import ProblemRunner, World
+from tsi.results.result import Result
+
+NAMES = {
+    "prefill": "prompts read (prefill)",
+    "decode": "steps written (decode)",
+    "reward": "steps read by the reward",
+    "repeat": "steps repeated",
+    "decide": "weighing, resampling and forks",
+    "move": "caches moved",
+    "host": "host",
+    "compile": "compilation",
+    "idle": "idle",
+}
+"""Parts of :data:`tsi.engine.meters.clock.PARTS` as the table names them."""
+
+
+class Recorder:
+    """An engine whose runs are timed program by program, and reported.
+
+    A method may run an engine several times, as rounds do.
+
+    Attributes:
+        reports: of all runs so far.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.reports: list[Report] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def run(self, *arguments: Any, **settings: Any) -> list[Result]:
+        """As the engine's own, whose results it returns."""
+        try:
+            return self._engine.run(*arguments, **settings, exact=True)
+        finally:
+            if self._engine.report is not None:
+                self.reports.append(self._engine.report)
+
+
+def profile_run(
+    world: World, method: str, budget: int, seed: int, trace: Path | None = None
+) -> Report:
+    """Run a method on all problems of a world, timed.
+
+    Args:
+        world: on what.
+        method: its name.
+        budget: rollouts N.
+        seed: of the random numbers.
+        trace: folder for a trace of `jax.profiler`; none is made by default.
+    """
+    recorder = Recorder(world.engine)
+    engine: ProblemRunner = recorder
+    traced = contextlib.nullcontext() if trace is None else jax.profiler.trace(trace)
+    with traced:
+        run_method(
+            world._replace(engine=engine),
+            method,
+            jax.random.key(seed),
+            world.problems,
+            budget,
+        )
+    return in_turn(recorder.reports)
+
+
+def table_of(report: Report) -> str:
+    """A report as a table of parts that sum to the wall time, and what was done."""
+    wall, parts = report.wall, report.parts()
+    lines = [["", "seconds", "share", "compiling", "model programs"]]
+    for part, seconds in [*parts.items(), ("all", wall)]:
+        compiling = report.compiling.get(part, 0.0) / report.groups
+        programs = report.model_programs.get(part)
+        lines.append(
+            [
+                NAMES.get(part, part),
+                f"{seconds:.2f}",
+                f"{100 * seconds / wall if wall else 0:.0f} %",
+                f"{compiling:.2f}" if compiling else "",
+                "" if programs is None else f"{programs}",
+            ]
+        )
+    cache, warm = report.cache, wall - parts.get("compile", 0.0)
+
+    def rate(tokens: int) -> str:
+        if not tokens:
+            return "0"
+        return (
+            f"{tokens:,} ({tokens / wall:,.0f} per second, "
+            f"{tokens / warm:,.0f} without compilation)"
+        )
+
+    whose = "the process" if jax.default_backend() == "cpu" else "a device"
+    return "\n".join(
+        [
+            markdown(lines),
+            "",
+            f"tokens written            {rate(report.useful)}",
+            f"tokens read by the reward {rate(report.read)}",
+            f"row utilisation           {report.utilisation:.2f} "
+            f"({report.useful:,} of {report.computed:,} computed tokens)",
+            f"caches in blocks          {_megabytes(cache.held)} at the most: "
+            f"{_megabytes(cache.shared)} shared, {_megabytes(cache.private)} private; "
+            f"{_megabytes(cache.unshared)} if each row had its own",
+            f"peak memory               {_megabytes(report.peak_bytes)} of {whose}",
+            f"programs                  {report.programs} compiled or read from disk, "
+            f"{sum(report.model_programs.values())} of them with models",
+        ]
+    )
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB"

@@ -1,0 +1,63 @@
+"""Put measured tables into README.md, between their markers.
+
+A table stands between ``<!-- table: PATH -->`` and ``<!-- end -->``; PATH is a Markdown
+file that an experiment wrote. Run after an experiment, so that no number in the README
+is typed by hand.
+
+Command: ``python -m tsi.experiments.scaling.readme``.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from tsi.errors import ResultsError
+from tsi.experiments.command import exit_code
+from tsi.models.files import write_text
+
+_BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_COST_ROW = re.compile(r"^\|([^|\n]+)\| +(\d+) \|.*\n", re.MULTILINE)
+
+
+def with_tables(text: str, folder: Path) -> str:
+    """The text with every marked table replaced by its file's content.
+
+    Args:
+        text: Markdown with markers.
+        folder: that the markers' paths are relative to.
+
+    Raises:
+        ResultsError: a file is missing.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        path = folder / found[2]
+        if not path.is_file():
+            raise ResultsError(
+                f"The README shows {found[2]}, which does not exist; run the "
+                "experiment that writes it."
+            )
+        return f"{found[1]}\n{_without_title(path.read_text()).strip()}\n\n{found[3]}"
+
+    return _BLOCK.sub(table, text)
+
+
+def _without_title(text: str) -> str:
+    """Without the first heading, and of the costs only those at the largest budget."""
+    text = re.sub(r"\A# .*\n", "", text)
+    costs = [(row, int(row[2])) for row in _COST_ROW.finditer(text)]
+    largest = max((budget for _, budget in costs), default=0)
+    for row, budget in reversed(costs):
+        if budget < largest:
+            text = text[: row.start()] + text[row.end() :]
+    return text
+
+
+def main() -> None:
+    """Rewrite README.md of the working folder."""
+    readme = Path("README.md")
+    write_text(readme, with_tables(readme.read_text(), Path()))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

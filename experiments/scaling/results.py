@@ -1,0 +1,242 @@
+"""Results on disk: one JSON line for each (method, budget, seed, problem).
+
+Rows are appended as they finish and forced to disk, so a killed run loses at most the
+block it was computing, and so does one whose disk is full (see `append_only.py`). A
+last line that a kill left half-written is dropped, said so, and redone.
+Every row carries the settings that decided it; a file of other settings is refused
+rather than mixed. Everything in a row but `seconds` is a function of those settings,
+so a resumed file equals an undisturbed one.
+
+Several processes write a shard each, and every one of them reads all (`row_shards.py`).
+"""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tsi.errors import ResultsError
+from tsi.experiments.places import Place
+from tsi.experiments.scaling.row_shards import all_rows, open_shards
+
+# Recorded, but free to change between a stop and a resume.
+FREE_SETTINGS = frozenset({"commit"})
+
+
+class Cell(NamedTuple):
+    """What one row is about."""
+
+    method: str
+    budget: int
+    seed: int
+    problem: int | str
+
+
+class ResultsFile:
+    """An append-only file of rows, locked against a second writer.
+
+    Args:
+        path: of the JSONL file; folders are made. Of an address with a scheme no file
+            system can lock anything.
+        settings: what decides every row; JSON types only.
+        method_settings: what else decides the rows of each method.
+        index, count: of this process among those that write rows beside each other.
+
+    Raises:
+        ResultsError: the file is malformed, of other settings or being written, or the
+            system refuses it.
+    """
+
+    def __init__(
+        self,
+        path: Place,
+        settings: dict[str, Any],
+        method_settings: Mapping[str, dict[str, Any]] | None = None,
+        *,
+        index: int = 0,
+        count: int = 1,
+    ) -> None:
+        # Through JSON, so that a tuple here equals the list it became in the file.
+        self.settings = json.loads(json.dumps(settings))
+        self.method_settings = json.loads(json.dumps(method_settings or {}))
+        self.rows: dict[Cell, dict[str, Any]] = {}
+        self._others: list[bytes] = []
+        self._shards = open_shards(path, index, count)
+        self.path = self._shards.path
+        try:
+            self.reload()
+        except BaseException:
+            self._shards.close()
+            raise
+
+    def append(self, rows: Iterable[tuple[Cell, dict[str, Any]]]) -> None:
+        """Write rows and force them to disk.
+
+        Raises:
+            ResultsError: a row is already there, or the system refuses to write: then
+                none of the rows is.
+        """
+        rows = list(rows)
+        lines = []
+        for cell, outcome in rows:
+            if cell in self.rows:
+                raise ResultsError(f"{self.path} already holds a row for {cell}.")
+            row = {**cell._asdict(), **outcome, "settings": self._settings(cell)}
+            # allow_nan=False: NaN is not JSON and other readers would refuse the file.
+            lines.append(json.dumps(row, allow_nan=False) + "\n")
+        self._shards.append("".join(lines).encode())
+        self.rows.update(rows)
+
+    def missing(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those of the cells that have no row yet, in their order."""
+        return [cell for cell in cells if cell not in self.rows]
+
+    def check_shared(self) -> None:
+        """Refuse processes that do not see each other's rows.
+
+        Raises:
+            ResultsError: they do not.
+        """
+        self._shards.check_shared()
+
+    def reload(self) -> None:
+        """Read all shards again: what other processes have written by now.
+
+        Raises:
+            ResultsError: a row is malformed or of other settings.
+        """
+        self.rows, self._others = {}, []
+        self._load(self.path, self._shards.read())
+        for path, content in self._shards.others():
+            self._load(path, content, self._others)
+
+    def fold(self) -> None:
+        """Read all shards again, and bring the rows of others into one file.
+
+        Raises:
+            ResultsError: as `reload`, or the system refuses it; nothing is lost.
+        """
+        self.reload()
+        self._shards.fold(b"".join(self._others))
+        self._others = []
+
+    def close(self) -> None:
+        """Release the file."""
+        self._shards.close()
+
+    def __enter__(self) -> "ResultsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _settings(self, cell: Cell) -> dict[str, Any]:
+        return self.settings | self.method_settings.get(cell.method, {})
+
+    def _load(
+        self, path: Place, content: bytes, others: list[bytes] | None = None
+    ) -> None:
+        """Add rows; those of other processes that are known already are left out."""
+        for number, line, cell, row in _parsed(path, content):
+            _check_settings(path, number, self._settings(cell), row.pop("settings"))
+            if cell in self.rows:
+                if others is not None:
+                    continue
+                raise ResultsError(f"{path}, line {number}, repeats {cell}.")
+            self.rows[cell] = row
+            if others is not None:
+                others.append(line)
+
+
+def known_cells(
+    path: Place,
+    settings: dict[str, Any],
+    method_settings: Mapping[str, dict[str, Any]] | None = None,
+) -> set[Cell]:
+    """What a run would not compute again, for reading only.
+
+    Args:
+        path: of the rows' file, which need not be there.
+        settings, method_settings: of the run, as of `ResultsFile`.
+
+    Raises:
+        ResultsError: the run could not continue the file, as `ResultsFile` says; that
+            another run writes it is no reason here.
+    """
+    settings = json.loads(json.dumps(settings))
+    method_settings = json.loads(json.dumps(method_settings or {}))
+    known: set[Cell] = set()
+    for name, content in all_rows(path):
+        for number, _, cell, row in _parsed(name, content):
+            wanted = {**settings, **method_settings.get(cell.method, {})}
+            _check_settings(name, number, wanted, row["settings"])
+            if cell in known and name == path:
+                raise ResultsError(f"{name}, line {number}, repeats {cell}.")
+            known.add(cell)
+    return known
+
+
+def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
+    """Rows of all shards of a file, settings included, for reading only.
+
+    Raises:
+        ResultsError: the file is missing or malformed, or cannot be read.
+    """
+    shards = all_rows(path)
+    if not shards:
+        raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
+    rows: dict[Cell, dict[str, Any]] = {}
+    for name, content in shards:
+        for _, _, cell, row in _parsed(name, content):
+            rows.setdefault(cell, row)
+    return rows
+
+
+def check_complete(path: Place, rows: dict[Cell, Any], cells: Sequence[Cell]) -> None:
+    """Raise ResultsError unless every cell has a row."""
+    absent = [cell for cell in cells if cell not in rows]
+    if absent:
+        raise ResultsError(
+            f"{path} lacks {len(absent)} of {len(cells)} rows, the first for "
+            f"{absent[0]}; run the same command again to finish them."
+        )
+
+
+def _parsed(
+    path: Place, content: bytes
+) -> Iterator[tuple[int, bytes, Cell, dict[str, Any]]]:
+    """Each line of a shard with its number, as it stands and as it reads."""
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        try:
+            row = json.loads(line)
+            cell = Cell(*(row.pop(field) for field in Cell._fields))
+            row["settings"].items()
+            hash(cell)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResultsError(
+                f"{path}, line {number}, is not a row of results ({error!r}); "
+                "repair or remove the line."
+            ) from error
+        yield number, line, cell, row
+
+
+def _check_settings(
+    path: Place, number: int, wanted: dict[str, Any], found: dict[str, Any]
+) -> None:
+    different = _differences(wanted, found)
+    if different:
+        raise ResultsError(
+            f"{path}, line {number}, was made with other settings: "
+            f"{'; '.join(different)}. Choose another output folder or the same "
+            "settings."
+        )
+
+
+def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    absent = "absent"
+    names = sorted((wanted.keys() | found.keys()) - FREE_SETTINGS)
+    return [
+        f"{name} is {found.get(name, absent)!r} there, {wanted.get(name, absent)!r} now"
+        for name in names
+        if found.get(name, absent) != wanted.get(name, absent)
+    ]

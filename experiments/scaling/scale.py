@@ -1,0 +1,395 @@
+"""The scaling experiment: accuracy of every method at every budget, with error bars.
+
+A plan is cut into batches: (method, budget, seed, block of problems). Blocks are the
+same whatever is already done, and rows are written block by block. Of a block that a
+signal has cut short the problems that had ended are written too, and a resumed run
+computes the others. Methods that never resample are
+read off one run at their largest budget (`shared_rollouts.py`).
+
+Keys: every method and budget of a seed runs under `key(seed)`, common random numbers.
+"""
+
+import math
+from collections.abc import Container, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from tsi.engine.adaptive import run_rounds
+from tsi.engine.interruption import postponed
+from tsi.errors import ConfigurationError, ProblemError, ProcessError, Stopped
+from tsi.experiments.places import Place
+from tsi.experiments.scaling.distributed import ALONE, Group
+from tsi.experiments.scaling.methods import (
+    METHODS,
+    SHARED_SOURCE,
+    budgets_of,
+    get_method,
+    get_methods,
+    method_settings,
+    sampler_of,
+)
+from tsi.experiments.scaling.results import FREE_SETTINGS, Cell, ResultsFile
+from tsi.experiments.scaling.shared_rollouts import first_rollouts
+from tsi.experiments.worlds.world import World
+from tsi.explorer import Explorer
+from tsi.problem import Problem
+from tsi.problem_ids import check_ids, id_order, plain_id
+from tsi.results.notes import reward_spread
+from tsi.results.result import Result, without_reward
+
+
+class Plan(NamedTuple):
+    """What is compared.
+
+    Args:
+        methods: names.
+        budgets: rollouts N.
+        num_seeds: seeds 0, 1, ...
+    """
+
+    methods: tuple[str, ...]
+    budgets: tuple[int, ...]
+    num_seeds: int = 1
+
+
+class Batch(NamedTuple):
+    """One call of the engine and the rows that come of it."""
+
+    source: str
+    num_particles: int
+    seed: int
+    problems: list[Problem]
+    outcomes: list[tuple[str, int]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The rows, in the order in which they are written."""
+        return [
+            Cell(method, budget, self.seed, problem.id)
+            for method, budget in self.outcomes
+            for problem in self.problems
+        ]
+
+
+def checked_plan(
+    methods: Sequence[str], budgets: Sequence[int], num_seeds: int
+) -> Plan:
+    """A plan with methods in the order of tables and budgets increasing.
+
+    Raises:
+        UnknownNameError: a method does not exist.
+        ConfigurationError: a number is not positive or there is no budget.
+    """
+    numbers = {"seeds": num_seeds}
+    numbers |= {f"budget {i}": budget for i, budget in enumerate(budgets)}
+    wrong = [f"{name} = {value}" for name, value in numbers.items() if value < 1]
+    if wrong or not budgets or not methods:
+        raise ConfigurationError(
+            f"A plan needs methods, budgets and positive numbers: "
+            f"{', '.join(wrong) or 'methods or budgets are missing'}."
+        )
+    names = tuple(get_methods(methods))
+    return Plan(names, tuple(sorted(set(budgets))), num_seeds)
+
+
+def check_budgets(plan: Plan, max_steps: int) -> None:
+    """Refuse before any work what some sampler would refuse in the middle of it.
+
+    Raises:
+        ConfigurationError: a method cannot use one of the plan's budgets.
+    """
+    for name in plan.methods:
+        sampler = sampler_of(name, max_steps)
+        for budget in budgets_of(name, plan.budgets):
+            try:
+                if isinstance(sampler, Explorer):
+                    sampler.plan(budget, max_steps)
+                else:
+                    sampler.init(jax.random.key(0), budget)
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"{get_method(name).label} cannot run at N = {budget}: {error} "
+                    "Choose other budgets, or leave the method out."
+                ) from error
+
+
+def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems by the length of their prompts, those of one length by their ids."""
+    problems = [problem._replace(id=plain_id(problem.id)) for problem in problems]
+    return sorted(problems, key=lambda x: (len(x.prompt), id_order(x.id)))
+
+
+def batches(plan: Plan, world: World) -> Iterator[Batch]:
+    """The plan's batches in order: seed by seed, method by method, budget by budget.
+
+    A batch has as many problems as the engine works on at once. They are sorted by the
+    length of their prompts: a batch lasts as long as its longest solution, and long
+    questions tend to have long solutions.
+    """
+    problems = sorted_problems(world.problems)
+    shared = [name for name in plan.methods if get_method(name).independent]
+    for seed in range(plan.num_seeds):
+        runs: list[tuple[str, int, list[tuple[str, int]]]] = []
+        if shared:
+            outcomes = [(name, n) for name in shared for n in plan.budgets]
+            runs.append((SHARED_SOURCE, max(plan.budgets), outcomes))
+        for name in plan.methods:
+            method = get_method(name)
+            if name in shared or (method.deterministic and seed > 0):
+                continue
+            runs += [(name, n, [(name, n)]) for n in budgets_of(name, plan.budgets)]
+        for source, num_particles, outcomes in runs:
+            size = block_size(
+                len(problems), most_problems(world, source, num_particles)
+            )
+            for start in range(0, len(problems), size):
+                block = list(problems[start : start + size])
+                yield Batch(source, num_particles, seed, block, outcomes)
+
+
+def most_problems(world: World, name: str, num_particles: int) -> int:
+    """Problems of one batch of a method: as many as the engine works on at once."""
+    rounds = get_method(name).rounds
+    if rounds is not None:
+        num_particles = rounds(num_particles).size
+    sampler = sampler_of(name, world.max_steps)
+    return world.engine.problems_at_once(sampler, num_particles)
+
+
+def block_size(num_problems: int, most: int) -> int:
+    """Problems of one batch: as few batches as fit, of as equal sizes as possible."""
+    num_blocks = max(1, math.ceil(num_problems / most))
+    return max(1, math.ceil(num_problems / num_blocks))
+
+
+def run_plan(
+    plan: Plan,
+    world: World,
+    path: Place,
+    *,
+    progress: bool = True,
+    group: Group = ALONE,
+) -> dict[Cell, dict[str, Any]]:
+    """Compute every row that the file lacks.
+
+    Args:
+        plan: what is compared.
+        world: on what.
+        path: of the rows' file; an existing one is continued.
+        progress: show a bar with the time left, measured in rollouts.
+        group: the processes of this run; each computes the rows of its share of the
+            problems, and waits for the others.
+
+    Returns:
+        All rows of the file; of processes other than the first, those that it knows.
+
+    Raises:
+        ConfigurationError: a method cannot use one of the budgets, or problems share an
+            id or have none.
+            Or processes were started with different arguments.
+        ProblemError: some problems failed; raised when all other rows are written.
+        ProcessError: another process has failed, or some of its problems.
+        ResultsError: the file cannot be continued.
+        Stopped: a signal came; the rows of problems that had ended are written.
+    """
+    failures: dict[Any, Exception] = {}
+    check_ids(world.problems)
+    check_budgets(plan, world.max_steps)
+    for batch in batches(plan, world._replace(problems=world.problems[:1])):
+        method = sampler_of(batch.source, world.max_steps)
+        world.engine.check_fits(method, batch.num_particles)
+    # Of all methods: the file may hold rows of others than this plan's.
+    of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
+    member = {"index": group.index, "count": group.count}
+    with ResultsFile(path, world.settings, of_method, **member) as results:
+        group.agree(facts_of(plan, world, path))
+        if group.is_first:
+            results.check_shared()
+        share = group.share(sorted_problems(world.problems))
+        todo = list(batches(plan, world._replace(problems=share)))
+        sizes = [batch.num_particles * len(batch.problems) for batch in todo]
+        done = [not results.missing(batch.cells) for batch in todo]
+        with tqdm(
+            total=sum(sizes),
+            initial=sum(s for s, d in zip(sizes, done, strict=True) if d),
+            unit=" rollouts",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not (progress and group.is_first),
+        ) as bar:
+            for batch, size, is_done in zip(todo, sizes, done, strict=True):
+                if is_done:
+                    continue
+                bar.set_description(
+                    f"{batch.source} N={batch.num_particles} seed {batch.seed}"
+                )
+                missing = set(results.missing(batch.cells))
+                found, failed, stopped = run_batch(batch, world, missing)
+                failures |= failed
+                with postponed():
+                    rows = rows_of(batch, world, found)
+                    results.append(row for row in rows if row[0] in missing)
+                if stopped is not None:
+                    raise stopped
+                bar.update(size)
+        if not group.is_first:
+            results.close()
+        failed_there = _failed_elsewhere(group, failures)
+        if failures:
+            raise ProblemError(failures)
+        if failed_there is not None:
+            raise failed_there
+        if group.is_first:
+            results.reload()
+            results.fold()
+        return dict(results.rows)
+
+
+def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:
+    """What processes of one run must have in common."""
+    settings = {k: v for k, v in world.settings.items() if k not in FREE_SETTINGS}
+    problems = [list(problem) for problem in sorted_problems(world.problems)]
+    return {**plan._asdict(), **settings, "problems": problems, "out": str(path)}
+
+
+def _failed_elsewhere(
+    group: Group, failures: dict[Any, Exception]
+) -> ProcessError | None:
+    """Wait for the other processes, and say whose problems failed if not ours."""
+    told = group.gather("rows", str(ProblemError(failures)) if failures else "")
+    failed = [f"Process {i}: {text}" for i, text in enumerate(told) if text]
+    return ProcessError(" ".join(failed)) if failed else None
+
+
+def run_method(
+    world: World, name: str, key: Any, problems: Sequence[Problem], num_particles: int
+) -> list[Result]:
+    """Run a method as it wants to be run: temperatures, rounds, what it is charged.
+
+    Args:
+        world: on what.
+        name: of the method.
+        key: a typed key.
+        problems: any number.
+        num_particles: N, for a method that stops early the most it spends.
+    """
+    method, sampler = get_method(name), sampler_of(name, world.max_steps)
+    settings: dict[str, Any] = {
+        "extract": world.extract,
+        "temperature": method.temperature,
+    }
+    if method.rounds is not None:
+        rounds = method.rounds(num_particles)
+        settings["reads_reward"] = method.reads_reward
+        try:
+            return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
+        except (ProblemError, Stopped) as error:
+            # Those of one round are no result of the method.
+            error.results = ()
+            raise
+    if method.proposal_temperature is not None:
+        warm = world.settings["temperature"] * method.proposal_temperature
+        settings["proposal_temperature"] = warm
+    free = not (method.reads_reward or method.independent or method.deterministic)
+    charged = without_reward if free else lambda result: result
+    try:
+        results = world.engine.run(sampler, key, problems, num_particles, **settings)
+    except (ProblemError, Stopped) as error:
+        error.results = tuple(map(charged, error.results))
+        raise
+    return [charged(result) for result in results]
+
+
+def run_batch(
+    batch: Batch, world: World, missing: Container[Cell]
+) -> tuple[Sequence[Result], dict[Any, Exception], Stopped | None]:
+    """Run the problems of a batch that lack a row.
+
+    Args:
+        batch: which problems, and what is done with them.
+        world: on what.
+        missing: the rows that are to be made.
+
+    Returns:
+        The results, the problems that failed and why, and the signal that has cut the
+        batch short, if one has. Problems that failed or had not ended have no result.
+    """
+    lacking = {cell.problem for cell in batch.cells if cell in missing}
+    problems = [problem for problem in batch.problems if problem.id in lacking]
+    key = jax.random.key(batch.seed)
+    try:
+        found = run_method(world, batch.source, key, problems, batch.num_particles)
+    except ProblemError as error:
+        return error.results, error.failures, None
+    except Stopped as error:
+        return error.results, {}, error
+    return found, {}, None
+
+
+def rows_of(
+    batch: Batch, world: World, found: Sequence[Result]
+) -> list[tuple[Cell, dict[str, Any]]]:
+    """The rows of a batch's results, in the order of its cells."""
+    results = {result.problem_id: result for result in found}
+    rows = []
+    for name, budget in batch.outcomes:
+        method = get_method(name)
+        rule = sampler_of(name, world.max_steps).select
+        for problem in batch.problems:
+            result = results.get(problem.id)
+            if result is None:
+                continue
+            if method.independent or method.deterministic:
+                result = first_rollouts(
+                    result, budget, rule, reads_reward=method.reads_reward
+                )
+            cell = Cell(name, budget, batch.seed, problem.id)
+            rows.append((cell, outcome(world, problem, result)))
+    return rows
+
+
+def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
+    """What a row says besides its cell and settings."""
+    answered = [answer for answer in result.answers if answer is not None]
+    distinct = {*answered, result.selected} - {None}
+    right = {answer: world.correct(problem, answer) for answer in distinct}
+    ledger, unique = result.ledger, result.unique_ancestors
+    return {
+        "prompt": problem.prompt,
+        "answer": problem.answer,
+        "selected": result.selected,
+        "correct": right.get(result.selected, False),
+        "probability": _rounded(result.answer_posterior.get(result.selected or "", 0)),
+        "unanswered": _rounded(result.unanswered),
+        "num_answered": len(answered),
+        "num_right": sum(right[answer] for answer in answered),
+        "mean_reward": _rounded(np.mean(result.rewards)),
+        "reward_spread": _rounded(reward_spread(result)),
+        "log_evidence": _rounded(result.log_evidence),
+        "log_evidence_variance": _rounded(result.log_evidence_variance),
+        "pareto_k": _rounded(result.pareto_k),
+        "unique_eves": None if unique is None else int(unique[0]),
+        "min_ess": _rounded(result.ess.min()),
+        "num_distinct": len(set(result.texts)),
+        "acceptance_rate": _rounded(result.acceptance_rate),
+        "num_steps": len(result.ancestors),
+        "rollouts": ledger.rollouts,
+        "num_recoveries": result.num_recoveries,
+        "num_invalid": result.num_invalid,
+        "num_truncated": result.num_truncated,
+        "num_thinking": 0 if result.thinking is None else int(result.thinking.sum()),
+        "generated_tokens": ledger.generated_tokens,
+        "reward_tokens": ledger.reward_tokens,
+        "flops": ledger.flops,
+        "seconds": _rounded(ledger.seconds),
+    }
+
+
+def _rounded(value: Any) -> float | None:
+    """Six digits; what is not finite is null, because JSON has no word for it."""
+    value = float(value)
+    return float(f"{value:.6g}") if math.isfinite(value) else None

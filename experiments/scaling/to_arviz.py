@@ -1,0 +1,203 @@
+"""Results as an ArviZ object: an `xarray.DataTree` with posterior and sample_stats.
+
+Dimensions follow ArviZ: chain, draw, problem. Particles are draws, and independent runs
+on one problem (other seeds) are its chains. ArviZ gives every draw the same weight, so
+the posterior holds draws that were resampled in proportion to the weights; asked for
+weighted ones it holds the particles as they are, beside their log weights. Statistics
+of the run are in sample_stats, by particle (not by draw) where they belong to one.
+
+Needs `pip install tsi[arviz]`; ArviZ 1 itself, for plots, needs Python 3.12.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from tsi.accuracy.diagnostics import normalised
+from tsi.errors import ConfigurationError
+from tsi.results.result import Result
+
+NO_ANSWER, NO_PARENT = -1, -1
+
+
+def to_datatree(
+    results: Sequence[Result], *, weighted: bool = False, seed: int = 0
+) -> Any:
+    """Results of runs with equally many particles as one `xarray.DataTree`.
+
+    Args:
+        results: of any problems; those with the same `problem_id` become chains, in
+            order, and every problem needs as many.
+        weighted: keep particles and weights instead of resampling draws.
+        seed: of the systematic resampling, one draw a run.
+
+    Returns:
+        Groups, with coordinates problem, answer and step:
+        posterior [chain, draw, problem]: reward, num_steps, num_characters,
+        answer_index (into its attribute `answers`, -1 for none), particle (which one
+        the draw is) and log_weight (of the draw: 0 after resampling).
+        sample_stats [chain, problem, ...]: log_weight by particle; ess,
+        unique_ancestors by step; ancestors by step and particle; log_evidence,
+        log_evidence_variance, pareto_k, acceptance_rate, num_recoveries, num_invalid,
+        num_truncated; answer_posterior, answer_error by answer, given that there is
+        one; unanswered, the share of the weight that has none. Steps that a run did not
+        take are NaN, its ancestors -1.
+
+    Raises:
+        ConfigurationError: ArviZ is not installed, there is no result, or numbers of
+            particles or of runs a problem differ.
+    """
+    try:
+        from arviz_base import dict_to_dataset
+        from xarray import DataTree
+    except ImportError as error:
+        raise ConfigurationError(
+            "Export to ArviZ needs arviz-base; install it by `pip install tsi[arviz]`."
+        ) from error
+    runs, problems = _by_problem(results)
+    answers = sorted({a for result in results for a in result.answers if a is not None})
+    num_steps = max(len(result.ancestors) for result in results)
+    draws = _draws(runs, weighted, seed)
+
+    def of_runs(value: Callable[[Result], Any]) -> np.ndarray:
+        return np.array([[value(result) for result in row] for row in runs])
+
+    def of_draws(value: Callable[[Result], Any]) -> np.ndarray:
+        by_particle = np.moveaxis(of_runs(value), 1, 2)
+        return np.take_along_axis(by_particle, draws, axis=1)
+
+    coords = {
+        "problem": _labels(problems),
+        "answer": answers,
+        "step": np.arange(num_steps),
+    }
+    posterior = {
+        "reward": of_draws(lambda result: result.rewards),
+        "num_steps": of_draws(_lengths),
+        "num_characters": of_draws(lambda result: [len(t) for t in result.texts]),
+        "answer_index": of_draws(
+            lambda result: [
+                NO_ANSWER if a is None else answers.index(a) for a in result.answers
+            ]
+        ),
+        "particle": draws,
+        "log_weight": (
+            of_draws(lambda result: result.log_weights)
+            if weighted
+            else np.zeros(draws.shape)
+        ),
+    }
+    stats = {
+        "log_weight": of_runs(lambda result: result.log_weights),
+        "ess": of_runs(lambda r: _padded(r.ess, num_steps, np.nan)),
+        "unique_ancestors": of_runs(
+            lambda r: _padded(
+                [] if r.unique_ancestors is None else r.unique_ancestors,
+                num_steps,
+                np.nan,
+            )
+        ),
+        "ancestors": of_runs(lambda r: _padded(r.ancestors, num_steps, NO_PARENT)),
+        "answer_posterior": of_runs(
+            lambda r: [r.answer_posterior.get(a, 0.0) for a in answers]
+        ),
+        "answer_error": of_runs(
+            lambda r: [(r.answer_errors or {}).get(a, math.nan) for a in answers]
+        ),
+    }
+    for name in (
+        "log_evidence",
+        "log_evidence_variance",
+        "pareto_k",
+        "acceptance_rate",
+        "num_recoveries",
+        "num_invalid",
+        "num_truncated",
+        "unanswered",
+    ):
+        stats[name] = of_runs(operator.attrgetter(name))
+    dims = {
+        "log_weight": ["problem", "particle"],
+        "ess": ["problem", "step"],
+        "unique_ancestors": ["problem", "step"],
+        "ancestors": ["problem", "step", "particle"],
+        "answer_posterior": ["problem", "answer"],
+        "answer_error": ["problem", "answer"],
+    }
+    dims = {name: ["problem"] for name in stats} | dims
+    return DataTree.from_dict(
+        {
+            "posterior": dict_to_dataset(
+                posterior,
+                coords=coords,
+                dims={name: ["problem"] for name in posterior},
+                sample_dims=["chain", "draw"],
+                attrs={"answers": answers, "weighted": int(weighted)},
+            ),
+            "sample_stats": dict_to_dataset(
+                stats, coords=coords, dims=dims, sample_dims=["chain"]
+            ),
+        }
+    )
+
+
+def _labels(ids: list[int | str]) -> Any:
+    """Ids as a coordinate; as objects where kinds mix, since 7 and "7" are two ids."""
+    mixed = len({isinstance(id, str) for id in ids}) > 1
+    return np.asarray(ids, object) if mixed else ids
+
+
+def _by_problem(
+    results: Sequence[Result],
+) -> tuple[list[list[Result]], list[int | str]]:
+    """Results as [chain][problem], and the problems in order of appearance."""
+    groups: dict[int | str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.problem_id, []).append(result)
+    sizes = {len(result.log_weights) for result in results}
+    counts = {len(group) for group in groups.values()}
+    if len(sizes) != 1 or len(counts) != 1:
+        raise ConfigurationError(
+            "An ArviZ object is one rectangle: it needs results, all of one number of "
+            f"particles (got {sorted(sizes)}), and one number of runs for every "
+            f"problem (got {sorted(counts)}). Export what differs apart."
+        )
+    runs = [list(row) for row in zip(*groups.values(), strict=True)]
+    return runs, list(groups)
+
+
+def _draws(
+    runs: list[list[Result]], weighted: bool, seed: int
+) -> Int[np.ndarray, "chain draw problem"]:
+    """Which particle each draw is."""
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for row in runs:
+        for result in row:
+            size = len(result.log_weights)
+            if weighted:
+                chosen.append(np.arange(size))
+                continue
+            edges = np.cumsum(normalised(result.log_weights))
+            places = (np.arange(size) + rng.random()) / size
+            # The last edge may round to below one; nobody stands behind it.
+            chosen.append(np.searchsorted(edges / edges[-1], places, side="right"))
+    shape = (len(runs), len(runs[0]), -1)
+    return np.moveaxis(np.array(chosen).reshape(shape), 1, 2)
+
+
+def _lengths(result: Result) -> list[float]:
+    if result.step_texts is None:
+        return [math.nan] * len(result.texts)
+    return [float(len(steps)) for steps in result.step_texts]
+
+
+def _padded(values: Any, num_steps: int, fill: float | int) -> np.ndarray:
+    values = np.asarray(values)
+    whole = np.full((num_steps, *values.shape[1:]), fill)
+    whole[: len(values)] = values
+    return whole

@@ -1,0 +1,78 @@
+"""Write what an experiment found: table.md, two plots, scaling_rate.json."""
+
+import json
+from pathlib import Path
+
+from tsi.experiments.places import Place, inside, local_folder
+from tsi.experiments.scaling.plots import save_accuracy_plot
+from tsi.experiments.scaling.report import (
+    Rows,
+    accuracy_table,
+    cost_table,
+    curves_of,
+    rate_table,
+    rates_as_json,
+    row_notes,
+    scaling_rates,
+)
+from tsi.experiments.scaling.results import check_complete
+from tsi.experiments.scaling.scale import Plan, batches
+from tsi.experiments.worlds.world import World
+from tsi.models.files import write_text
+
+
+def write_report(plan: Plan, world: World, rows: Rows, folder: Place) -> str:
+    """Write the report of a finished plan and return its text.
+
+    Args:
+        plan: what was compared; other rows of the file are left out.
+        world: on what.
+        rows: at least those of the plan.
+        folder: where to write.
+
+    Raises:
+        ResultsError: rows of the plan are missing, or cannot be written there.
+    """
+    with local_folder(folder) as local:
+        text = _write(plan, world, rows, local, inside(folder, "rows.jsonl"))
+    return f"{text}\n\nWritten: {folder}/rows.jsonl, table.md, " + (
+        "accuracy_rollouts.png, accuracy_flops.png, scaling_rate.json"
+    )
+
+
+def _write(plan: Plan, world: World, rows: Rows, folder: Path, source: Place) -> str:
+    cells = [cell for batch in batches(plan, world) for cell in batch.cells]
+    check_complete(source, dict(rows), cells)
+    curves = curves_of({cell: rows[cell] for cell in cells})
+    rates = scaling_rates(curves)
+    task = world.settings.get("task", "task")
+    title = f"{task}: {len(world.problems)} problems, {plan.num_seeds} seed(s)"
+    for unit in ("rollouts", "flops"):
+        save_accuracy_plot(curves, unit, title, folder / f"accuracy_{unit}.png")
+    written = {
+        unit: rates_as_json(scaling_rates(curves, unit) if unit == "flops" else rates)
+        for unit in ("rollouts", "flops")
+    }
+    write_text(folder / "scaling_rate.json", json.dumps(written, indent=1) + "\n")
+    head = f"# {title}\n\nAccuracy in percent ± standard error, clustered by problem.\n"
+    rate_text = (
+        "How many times the rollouts each needs for equal accuracy: geometric mean "
+        "over the\ncommon accuracy range, and at its top, with paired bootstrap "
+        f"intervals.\n\n{rate_table(rates)}"
+        if rates
+        else "No scaling rate: it needs two methods with two budgets each."
+    )
+    notes = row_notes({cell: rows[cell] for cell in cells})
+    rate_text = "\n\n".join([rate_text, *(f"Note: {note}" for note in notes)])
+    # Rows of earlier releases do not say.
+    thinking = [bool(rows[cell].get("num_thinking")) for cell in cells]
+    if any(thinking):
+        rate_text += (
+            f"\n\nIn {sum(thinking)} of {len(cells)} runs the model was still thinking "
+            "when a limit was reached: raise the limit, or, where its chat template "
+            "has such a switch, pass --template-switch enable_thinking=false."
+        )
+    full = f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
+    write_text(folder / "table.md", full)
+    largest = cost_table(curves, [max(plan.budgets)])
+    return f"{head}\n{accuracy_table(curves)}\n\n{largest}\n\n{rate_text}"

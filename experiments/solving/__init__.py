@@ -1,0 +1,1 @@
+"""One problem solved on the command line, with pictures of the run."""

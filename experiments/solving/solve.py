@@ -1,0 +1,210 @@
+"""One problem in the open: effective sample sizes, genealogy, answers."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from tsi.accuracy.degeneracy import lineages
+from tsi.accuracy.diagnostics import normalised
+from tsi.accuracy.pareto import UNRELIABLE_K
+from tsi.results.notes import notes as result_notes
+from tsi.results.result import Result
+
+
+class Branch(NamedTuple):
+    """A stored prefix with surviving descendants.
+
+    Args:
+        particle: its slot in its generation.
+        step: its generation, from 0.
+        survivors: final particles that descend from it.
+        children: prefixes that extend it, those of most survivors first.
+    """
+
+    particle: int
+    step: int
+    survivors: tuple[int, ...]
+    children: tuple["Branch", ...]
+
+
+def genealogy(ancestors: Int[np.ndarray, "T N"]) -> tuple[Branch, ...]:
+    """The tree of all prefixes that have surviving descendants."""
+    slots = lineages(ancestors)
+
+    def grow(step: int, members: tuple[int, ...]) -> tuple[Branch, ...]:
+        if step == len(slots):
+            return ()
+        groups: dict[int, list[int]] = {}
+        for member in members:
+            groups.setdefault(int(slots[step, member]), []).append(member)
+        branches = [
+            Branch(slot, step, tuple(group), grow(step + 1, tuple(group)))
+            for slot, group in groups.items()
+        ]
+        return tuple(sorted(branches, key=lambda b: (-len(b.survivors), b.particle)))
+
+    return grow(0, tuple(range(slots.shape[1]))) if len(slots) else ()
+
+
+def genealogy_text(result: Result) -> str:
+    """The surviving genealogy as a text tree, one line a stored step.
+
+    A line tells the step's text and how many final particles descend from it; a leaf
+    tells its particle's answer, reward and weight.
+    """
+    assert result.step_texts is not None
+    texts = result.step_texts
+    weights = normalised(result.log_weights)
+    lines: list[str] = []
+
+    def ended(branch: Branch) -> bool:
+        return branch.step >= len(texts[branch.survivors[0]]) - 1
+
+    def show(branches: tuple[Branch, ...], indent: str) -> None:
+        for i, branch in enumerate(branches):
+            last = i == len(branches) - 1
+            first = branch.survivors[0]
+            steps = texts[first]
+            step = steps[branch.step] if branch.step < len(steps) else ""
+            line = f"{indent}{'└─ ' if last else '├─ '}{_one_line(step)}"
+            if ended(branch):
+                mass = sum(float(weights[n]) for n in branch.survivors)
+                answer = result.answers[first]
+                line += (
+                    f"   → {'no answer' if answer is None else answer}"
+                    f"   reward {result.rewards[first]:.3f}, weight {mass:.3f}"
+                )
+            if len(branch.survivors) > 1:
+                line += f"   ×{len(branch.survivors)}"
+            lines.append(line)
+            # What follows the end of a finished text is copies of it.
+            if not ended(branch):
+                show(branch.children, indent + ("   " if last else "│  "))
+
+    show(genealogy(result.ancestors), "")
+    return "\n".join(lines)
+
+
+def _sampling_text(result: Result) -> list[str]:
+    """Effective sizes, resampling and moves, as far as the method has them."""
+    num_particles, resampled = len(result.texts), result.resampled
+    sizes = " ".join("–" if np.isnan(x) else f"{x:.1f}" for x in result.ess)
+    whose = f"of {num_particles} after each step"
+    if resampled is None:
+        whose = "of the particles in use, by turn"
+    if np.isnan(result.ess).all():
+        lines = [
+            "Effective sample size: –, for its particles are not a weighted sample"
+        ]
+    else:
+        lines = [f"Effective sample size {whose}: {sizes}"]
+    if resampled is not None:
+        steps = ", ".join(map(str, np.flatnonzero(resampled))) or "none"
+        lines.append(f"Resampled before step: {steps} (counted from 0)")
+    distinct = f"Distinct solutions of {num_particles}: {len(set(result.texts))}"
+    if not math.isnan(result.acceptance_rate):
+        distinct += f"; share of moves accepted: {result.acceptance_rate:.2f}"
+    return [*lines, distinct]
+
+
+def solution_text(
+    result: Result,
+    other_targets: int = 0,
+    *,
+    has_target: bool = True,
+    reads_reward: bool = True,
+) -> str:
+    """Everything that `tsi solve` prints about a result.
+
+    Args:
+        result: of one problem.
+        other_targets: how many more the sampler sampled along, whose evidences are
+            factors of the reported one; see `tsi.explorer.Explorer.auxiliary`.
+        has_target: False for a search, whose number estimates no evidence.
+        reads_reward: False for a method whose answer depends on no reward.
+    """
+    errors = result.answer_errors or {}
+    posterior = [
+        f"  {answer}  {probability:.3f} ± {_error(errors.get(answer, math.nan))}"
+        f"  {'█' * round(30 * probability)}"
+        for answer, probability in result.answer_posterior.items()
+    ]
+    if result.unanswered > 0:
+        posterior.append(
+            f"  no answer  {result.unanswered:.3f} of the weight, which the posterior "
+            "leaves out"
+        )
+    counts = result.unique_ancestors
+    unique = "not kept" if counts is None else " ".join(map(str, counts.tolist()))
+    # The square root of a negative estimate, which a single run may give, is no error.
+    variance = result.log_evidence_variance
+    deviation = math.sqrt(variance) if variance >= 0 else math.nan
+    ledger = result.ledger
+    notes = [
+        f"{count} {what}"
+        for count, what in (
+            (result.num_recoveries, "recoveries from zero weights everywhere"),
+            (result.num_invalid, "scores that were not a number"),
+            (result.num_truncated, "particles cut at a limit"),
+        )
+        if count
+    ]
+    known = f"{result.log_evidence:.3f} ± {_error(deviation)}"
+    product = f", times those of {other_targets} other temperatures"
+    heading = "Answer posterior"
+    if not has_target:
+        heading = "Answers by weight, no posterior, for the method has no target"
+    sections = [
+        *_sampling_text(result),
+        f"Unique ancestors of the final particles, by step: {unique}",
+        f"Surviving genealogy:\n{genealogy_text(result)}",
+        f"{heading}:\n" + ("\n".join(posterior) or "  no particle has an answer"),
+        f"Selected answer: {result.selected}",
+        f"Log evidence{product if other_targets else ''}: "
+        f"{known if has_target else 'none, for the method has no target'}",
+        _tail_text(result.pareto_k),
+        f"Cost: {ledger.rollouts} rollouts, {ledger.generated_tokens} tokens, "
+        f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "
+        f"{ledger.seconds:.2f} s",
+    ]
+    if notes:
+        sections.append(f"Note: {', '.join(notes)}.")
+    sections += [
+        f"Note: {note}" for note in result_notes(result, reads_reward=reads_reward)
+    ]
+    thinking = 0 if result.thinking is None else int(result.thinking.sum())
+    sections += [thinking_text(thinking, len(result.texts))] if thinking else []
+    return "\n\n".join(sections)
+
+
+def thinking_text(number: int, total: int) -> str:
+    """What to say of a model that has thought until it was cut."""
+    who = "The model was" if number == total else f"{number} of {total} particles were"
+    return (
+        f"{who} still thinking when the limit was reached; raise the limit (the task's "
+        "steps and tokens per step), or, where the model's chat template has such a "
+        "switch, pass --template-switch enable_thinking=false."
+    )
+
+
+def _error(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.3f}"
+
+
+def _tail_text(k: float) -> str:
+    if math.isnan(k):
+        return "Pareto k of the weights: not estimated (too few distinct large weights)"
+    text = f"Pareto k of the weights: {k:.2f}"
+    if k > UNRELIABLE_K:
+        text += (
+            f". Above {UNRELIABLE_K} a few particles carry the posterior; it and its "
+            "errors are not to be trusted. Take more particles, or resample earlier."
+        )
+    return text
+
+
+def _one_line(text: str, width: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"

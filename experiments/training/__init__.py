@@ -1,0 +1,1 @@
+"""Training of the embedded models, of reward models and of value heads."""

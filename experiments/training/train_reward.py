@@ -1,0 +1,223 @@
+"""Train a process reward model on Monte Carlo step labels.
+
+The model starts from a language model's weights, since whoever can solve the next step
+can often judge it. What the language model expected next is known only at the end of
+its blocks, so a few new blocks follow them, which can compare it with what was written.
+The old blocks stay as they are: trained along, they forget their arithmetic faster than
+the new ones learn to use it.
+
+Step labels alone teach that comparison slowly, a few noisy bits a solution. So the new
+blocks warm up on a question without labels, for every token of the policy's solutions:
+does the language model find this token likely, and at a step's end, were all tokens up
+to here likely? In half of the texts some tokens are replaced by others, for the policy
+alone makes too few mistakes to learn fast from. Then comes the binary cross-entropy
+against the soft label at the last token of each step, so that the head's output is the
+log-odds that the policy gets it right from here.
+
+References:
+    Math-Shepherd, arXiv 2312.08935, equation 2 with soft labels; there without the
+    warm-up, the frozen blocks and the new ones. Judging each token of a text in which
+    some were replaced, as a first task: ELECTRA, arXiv 2003.10555.
+"""
+
+import dataclasses
+import functools
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+from scipy.stats import rankdata
+
+from tsi.experiments.training.step_labels import LabelledSteps
+from tsi.models.decoder import LanguageModel, RewardModel
+
+
+class JudgeMetrics(NamedTuple):
+    """How well a reward model judges steps of solutions it has not seen.
+
+    Attributes:
+        auc_on_track: area under the ROC curve of its reward for "this prefix can still
+            end right", which a solver decides exactly; over all steps.
+        auc_on_track_unfinished: the same without finished solutions.
+        auc_finished: the same for finished solutions alone.
+        auc_monte_carlo: for "more than half of the completions end right".
+        cross_entropy: against the soft labels, in nats a step.
+        num_steps: steps judged.
+    """
+
+    auc_on_track: float
+    auc_on_track_unfinished: float
+    auc_finished: float
+    auc_monte_carlo: float
+    cross_entropy: float
+    num_steps: int
+
+
+def reward_from(
+    model: LanguageModel, num_new_blocks: int, *, rngs: nnx.Rngs
+) -> RewardModel:
+    """A reward model with a language model's blocks, some new ones, and a new head.
+
+    The head starts at even odds, so that the first loss is not noise.
+    """
+    num_layers = model.config.num_layers + num_new_blocks
+    config = dataclasses.replace(model.config, num_layers=num_layers)
+    reward = RewardModel(config, rngs=rngs)
+    reward.score.kernel[...] = jnp.zeros_like(reward.score.kernel[...])
+    copied = nnx.state(model.trunk)
+    copied["blocks"] = jax.tree.map(
+        lambda old, new: jnp.concatenate([old, new[len(old) :]]),
+        copied["blocks"],
+        nnx.state(reward.trunk.blocks),
+    )
+    nnx.update(reward.trunk, copied)
+    return reward
+
+
+def frozen(reward: RewardModel, num_blocks: int) -> RewardModel:
+    """The same model, with no gradient for the embedding and the first blocks."""
+    graph, weights = nnx.split(reward)
+    trunk = weights["trunk"]
+    trunk["embedding"] = jax.tree.map(jax.lax.stop_gradient, trunk["embedding"])
+    trunk["blocks"] = jax.tree.map(
+        lambda x: jnp.concatenate(
+            [jax.lax.stop_gradient(x[:num_blocks]), x[num_blocks:]]
+        ),
+        trunk["blocks"],
+    )
+    return nnx.merge(graph, weights)
+
+
+class Marks(NamedTuple):
+    """Tokens that tell the parts of a text.
+
+    Attributes:
+        prompt_end: ends every prompt and occurs nowhere else.
+        step_ends: the last tokens of steps.
+        pad_id: padding.
+    """
+
+    prompt_end: int
+    step_ends: tuple[int, ...]
+    pad_id: int
+
+
+def in_solution(tokens: Any, marks: Marks) -> Any:
+    """Which tokens belong to solutions, ``[B, T]``, of numpy or JAX as the tokens."""
+    ends = tokens == marks.prompt_end
+    return (ends.cumsum(1) > 0) & ~ends & (tokens != marks.pad_id)
+
+
+def is_step_end(tokens: Any, marks: Marks) -> Any:
+    """Which tokens end a step."""
+    return functools.reduce(operator.or_, (tokens == end for end in marks.step_ends))
+
+
+def corrupted(
+    tokens: Int[np.ndarray, "B T"], marks: Marks, seed: int, step: int
+) -> Int[np.ndarray, "B T"]:
+    """In half of the texts, 15 % of a solution's tokens give way to random ones.
+
+    The new tokens are drawn from those of all the solutions, steps end where they did,
+    and everything is a pure function of (tokens, seed, step).
+    """
+    rng = np.random.default_rng((seed, step, 4))
+    inner = in_solution(tokens, marks) & ~is_step_end(tokens, marks)
+    struck = rng.random(tokens.shape) < 0.15
+    struck &= inner & (rng.random((len(tokens), 1)) < 0.5)
+    return np.where(struck, rng.choice(tokens[inner], tokens.shape), tokens)
+
+
+def likely_tokens(
+    model: LanguageModel, tokens: Int[Array, "B T"], marks: Marks
+) -> Float[Array, "B T"]:
+    """1 where a language model gives a token at least one half, 0 where less.
+
+    At the end of a step, 1 where that holds of every token of the solution so far.
+
+    Args:
+        model: judges.
+        tokens: prompts and solutions, padded on the right.
+        marks: tell the parts.
+
+    Returns:
+        NaN outside the solutions.
+    """
+    log_p = jax.nn.log_softmax(model(tokens)[:, :-1])
+    chosen = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
+    likely = jnp.pad(chosen, ((0, 0), (1, 0))) > jnp.log(0.5)
+    inside = in_solution(tokens, marks)
+    so_far = jnp.cumprod(likely | ~inside, axis=1).astype(bool)
+    likely = jnp.where(is_step_end(tokens, marks), so_far, likely)
+    return jnp.where(inside, likely, jnp.nan)
+
+
+def labelled_batch(
+    data: LabelledSteps, size: int, seed: int, step: int
+) -> tuple[Int[np.ndarray, "B T"], Float[np.ndarray, "B T"]]:
+    """Rows of one step, a pure function of (data, seed, step): a shuffle an epoch."""
+    count = len(data.tokens)
+    epochs = np.arange(step * size, (step + 1) * size) // count
+    offsets = np.arange(step * size, (step + 1) * size) % count
+    rows = np.empty(size, np.int64)
+    for epoch in np.unique(epochs):
+        order = np.random.default_rng((seed, int(epoch), 3)).permutation(count)
+        rows[epochs == epoch] = order[offsets[epochs == epoch]]
+    return data.tokens[rows].astype(np.int32), data.labels[rows].astype(np.float32)
+
+
+def label_loss(
+    model: RewardModel, batch: tuple[Int[Array, "B T"], Float[Array, "B T"]]
+) -> Float[Array, ""]:
+    """Mean binary cross-entropy over the labelled tokens."""
+    tokens, labels = batch
+    labelled = ~jnp.isnan(labels)
+    losses = optax.sigmoid_binary_cross_entropy(
+        model(tokens), jnp.where(labelled, labels, 0.0)
+    )
+    return (losses * labelled).sum() / labelled.sum()
+
+
+def auc(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
+    """Chance that a true case scores above a false one, ties counting half.
+
+    The Mann-Whitney form of the area under the ROC curve; NaN if either class is empty.
+    """
+    positives = int(truth.sum())
+    negatives = len(truth) - positives
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    above = rankdata(scores)[truth].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
+
+
+def judge(model: RewardModel, data: LabelledSteps, eos_id: int) -> JudgeMetrics:
+    """Measure a reward model on the steps of labelled solutions."""
+    data = data.solutions
+    forward = jax.jit(lambda model, tokens: model(tokens))
+    log_odds = np.concatenate(
+        [
+            np.asarray(
+                forward(model, data.tokens[start : start + 256].astype(np.int32))
+            )
+            for start in range(0, len(data.tokens), 256)
+        ]
+    )
+    labelled = ~np.isnan(data.labels)
+    scores, labels = log_odds[labelled], data.labels[labelled].astype(np.float32)
+    truth = data.on_track[labelled]
+    finished = data.tokens[labelled] == eos_id
+    losses = np.logaddexp(0.0, scores) - labels * scores
+    return JudgeMetrics(
+        auc_on_track=auc(scores, truth),
+        auc_on_track_unfinished=auc(scores[~finished], truth[~finished]),
+        auc_finished=auc(scores[finished], truth[finished]),
+        auc_monte_carlo=auc(scores, labels > 0.5),
+        cross_entropy=float(losses.mean()),
+        num_steps=int(labelled.sum()),
+    )

@@ -1,0 +1,374 @@
+"""Train the embedded models, from nothing.
+
+Claim: a Llama of 0.22 million weights that is stopped early solves about half of the
+held-out problems in a single sample, and a reward model trained on nothing but
+checked answers (Math-Shepherd, arXiv 2312.08935) tells its right steps from its wrong
+ones. The numbers that a run of this file measured stand in ``metrics.json`` beside
+each model.
+
+Expected: single-sample accuracy at temperature 1 of 40 to 55 % on chain and 30 to 50 %
+on countdown (standard error 1 point); step AUC above 0.85 on both.
+
+Cost: see ``seconds`` in ``metrics.json``; under two hours on one core.
+
+    python -m tsi.experiments.training.train_tiny
+
+Stages keep what they made under ``--work`` and go on from there when run again, also
+after a kill; ``--work`` removed, everything starts from nothing with the same seed.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from tqdm import tqdm
+
+from tsi.errors import UnknownNameError
+from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.tasks import Split, Task, get_task
+from tsi.experiments.training.fit import Schedule, fit
+from tsi.experiments.training.step_labels import (
+    LabelledSteps,
+    labelled_chunk,
+    sample_texts,
+    solving_target,
+)
+from tsi.experiments.training.train_policy import (
+    max_length,
+    solution_loss,
+    task_tokenizer,
+    tiny_config,
+    worked_batch,
+)
+from tsi.experiments.training.train_reward import (
+    Marks,
+    corrupted,
+    frozen,
+    judge,
+    label_loss,
+    labelled_batch,
+    likely_tokens,
+    reward_from,
+)
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.files import check_writable, write_text
+from tsi.models.loading.checkpoint import load, save
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.reasoning.target import ReasoningTarget
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what the models of one task become.
+
+    Attributes:
+        task: its name.
+        width, hidden, num_layers: the shape of the language model.
+        new_blocks: so many more has the reward model.
+        freeze: the reward model keeps the language model's blocks as they are.
+        language: schedule of the language model.
+        policy_step: the step at which training is stopped for the policy.
+        judge_step: the later step whose language model the reward model starts from:
+            a judge must know more than the one it judges.
+        warm_up, reward: schedules of the reward model's two stages; None where the
+            labels alone suffice.
+        label_chunks, chunk_size: so many problems are labelled in so many chunks.
+        num_completions: K of the Monte Carlo labels. For the same cost, two completions
+            on four times as many problems taught more than eight: from few problems
+            the reward model learns the problems by heart.
+        held_out_completions: K of the labels that metrics are measured on.
+        held_out: problems that accuracies are measured on.
+        seed: of everything.
+    """
+
+    task: str
+    policy_step: int
+    judge_step: int
+    language: Schedule
+    reward: Schedule
+    label_chunks: int
+    chunk_size: int = 1024
+    num_completions: int = 2
+    held_out_completions: int = 8
+    width: int = 80
+    hidden: int = 224
+    num_layers: int = 3
+    new_blocks: int = 1
+    freeze: bool = False
+    warm_up: Schedule | None = None
+    held_out: int = 512
+    seed: int = 0
+
+
+RECIPES = {
+    "chain": Recipe(
+        task="chain",
+        policy_step=450,
+        judge_step=1000,
+        language=Schedule(steps=1500, peak=3e-3, batch=128),
+        warm_up=Schedule(steps=2400, peak=4e-3, batch=64, weight_decay=0.0),
+        reward=Schedule(steps=600, peak=1e-3, batch=128, weight_decay=0.0),
+        label_chunks=24,
+        new_blocks=2,
+        freeze=True,
+    ),
+    "countdown": Recipe(
+        task="countdown",
+        policy_step=2500,
+        judge_step=4000,
+        language=Schedule(steps=4000, peak=3e-3, batch=128),
+        reward=Schedule(steps=1200, peak=1e-3, batch=128),
+        label_chunks=48,
+    ),
+}
+
+
+class Workshop(NamedTuple):
+    """One task's recipe, tokenizer and folder of unfinished work."""
+
+    recipe: Recipe
+    task: Task
+    tokenizer: Tokenizer
+    target: ReasoningTarget
+    folder: Path
+
+
+def workshop(recipe: Recipe, work: Path) -> Workshop:
+    """Set up what every stage of a task needs."""
+    task = get_task(recipe.task)
+    tokenizer = task_tokenizer(task)
+    target = solving_target(task, tokenizer)
+    return Workshop(recipe, task, tokenizer, target, work / recipe.task)
+
+
+def kept(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Build a folder once: it appears under its name only when it is complete."""
+    if not folder.exists():
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        began = time.perf_counter()
+        build(partial)
+        seconds = time.perf_counter() - began
+        (partial / "seconds.json").write_text(json.dumps(round(seconds, 1)))
+        partial.rename(folder)
+    return folder
+
+
+def language_model(shop: Workshop, until: int, name: str) -> LanguageModel:
+    """The language model after so many steps; training goes on where it stopped."""
+    recipe, task, tokenizer = shop.recipe, shop.task, shop.tokenizer
+    config = tiny_config(
+        task,
+        tokenizer,
+        width=recipe.width,
+        hidden=recipe.hidden,
+        num_layers=recipe.num_layers,
+    )
+
+    def build(folder: Path) -> None:
+        model = fit(
+            LanguageModel(config, rngs=nnx.Rngs(recipe.seed)),
+            solution_loss,
+            lambda step: worked_batch(
+                task, tokenizer, recipe.language.batch, recipe.seed, step
+            ),
+            recipe.language,
+            shop.folder / "checkpoints-language",
+            until=until,
+            label=f"{task.name}: {name}",
+        )
+        save(model, config, folder, tokenizer=tokenizer)
+
+    model, _ = load(kept(shop.folder / name, build))
+    assert isinstance(model, LanguageModel)
+    return model
+
+
+def labels(
+    shop: Workshop,
+    policy: LanguageModel,
+    split: Split,
+    chunks: int,
+    num_completions: int,
+) -> LabelledSteps:
+    """Monte Carlo labels of the policy's solutions, kept chunk by chunk."""
+    recipe = shop.recipe
+    parts = []
+    for chunk in tqdm(range(chunks), f"{shop.task.name}: {split} labels"):
+
+        def build(folder: Path, chunk: int = chunk) -> None:
+            made = labelled_chunk(
+                shop.target,
+                policy,
+                shop.tokenizer,
+                shop.task,
+                split,
+                recipe.chunk_size,
+                num_completions,
+                max_length(shop.task),
+                recipe.seed,
+                chunk,
+            )
+            np.savez_compressed(folder / "steps.npz", **made._asdict())
+
+        folder = kept(shop.folder / f"labels-{split}-{chunk:03}", build)
+        with np.load(folder / "steps.npz") as stored:
+            parts.append(LabelledSteps(**stored))
+    return LabelledSteps(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def reward_model(
+    shop: Workshop, start: LanguageModel, data: LabelledSteps
+) -> RewardModel:
+    """The reward model: a language model, new blocks, a warm-up, step labels."""
+    recipe = shop.recipe
+    fresh = reward_from(start, recipe.new_blocks, rngs=nnx.Rngs(recipe.seed))
+    likely = jax.jit(likely_tokens, static_argnums=2)
+    (colon,), (delimiter,) = map(shop.tokenizer.encode, (":", shop.task.delimiter))
+    # Every task's prompts end with a colon, and every task's tokenizer can pad.
+    assert shop.tokenizer.pad_id is not None
+    marks = Marks(colon, (delimiter, *shop.tokenizer.eos_ids), shop.tokenizer.pad_id)
+
+    def loss(model: RewardModel, batch: Any) -> jax.Array:
+        if recipe.freeze:
+            model = frozen(model, recipe.num_layers)
+        return label_loss(model, batch)
+
+    def warm_up(model: RewardModel, schedule: Schedule) -> RewardModel:
+        def batch_at(step: int) -> Any:
+            tokens, _ = labelled_batch(data, schedule.batch, recipe.seed + 1, step)
+            tokens = corrupted(tokens, marks, recipe.seed, step)
+            return tokens, likely(start, tokens, marks)
+
+        folder = shop.folder / "checkpoints-warm-up"
+        label = f"{shop.task.name}: warm-up"
+        model = fit(model, loss, batch_at, schedule, folder, label=label)
+        for weight in (model.score.kernel, model.bias):
+            weight[...] = jnp.zeros_like(weight[...])
+        return model
+
+    def build(folder: Path) -> None:
+        model = warm_up(fresh, recipe.warm_up) if recipe.warm_up else fresh
+        model = fit(
+            model,
+            loss,
+            lambda step: labelled_batch(data, recipe.reward.batch, recipe.seed, step),
+            recipe.reward,
+            shop.folder / "checkpoints-reward",
+            label=f"{shop.task.name}: reward model",
+        )
+        save(model, model.config, folder, tokenizer=shop.tokenizer)
+
+    model, _ = load(kept(shop.folder / "reward", build))
+    assert isinstance(model, RewardModel)
+    return model
+
+
+def accuracy(
+    shop: Workshop, policy: LanguageModel, temperature: float, num_samples: int
+) -> dict[str, float]:
+    """Single-sample accuracy on held-out problems, and its standard error."""
+    problems = shop.task.problems("validation", shop.recipe.held_out, 0)
+    texts = sample_texts(
+        shop.target,
+        policy,
+        shop.tokenizer,
+        jax.random.key(shop.recipe.seed),
+        [problem.prompt for problem in problems],
+        num_samples,
+        max_length(shop.task),
+        temperature,
+    )
+    by_problem = [
+        np.mean([text is not None and shop.task.verify(problem, text) for text in row])
+        for problem, row in zip(problems, texts, strict=True)
+    ]
+    error = np.std(by_problem, ddof=1) / len(by_problem) ** 0.5
+    return {
+        "accuracy": round(float(np.mean(by_problem)), 4),
+        "standard_error": round(float(error), 4),
+        "problems": len(problems),
+        "samples_a_problem": num_samples,
+    }
+
+
+def train_task(recipe: Recipe, work: Path, out: Path) -> None:
+    """Train policy and reward model of one task and put them under ``out``.
+
+    Args:
+        recipe: what to make.
+        work: unfinished work, kept between runs.
+        out: where the folders ``<task>-policy`` and ``<task>-reward`` go.
+    """
+    shop = workshop(recipe, work)
+    policy = language_model(shop, recipe.policy_step, "policy")
+    start = language_model(shop, recipe.judge_step, "language-model")
+    data = labels(shop, policy, "train", recipe.label_chunks, recipe.num_completions)
+    held_out = labels(shop, policy, "validation", 1, recipe.held_out_completions)
+    reward = reward_model(shop, start, data)
+
+    facts: dict[str, Any] = {
+        "recipe": dataclasses.asdict(recipe),
+        "weights": sum(x.size for x in jax.tree.leaves(nnx.state(policy))),
+        "jax": jax.__version__,
+        "seconds": {
+            path.parent.name: json.loads(path.read_text())
+            for path in sorted(shop.folder.glob("*/seconds.json"))
+        },
+    }
+    measured = {
+        "policy": {
+            "temperature 1": accuracy(shop, policy, 1.0, 4),
+            "temperature 0": accuracy(shop, policy, 0.0, 1),
+        },
+        "reward": judge(reward, held_out, shop.tokenizer.eos_ids[0])._asdict(),
+    }
+    for role, metrics in measured.items():
+        folder = out / f"{recipe.task}-{role}"
+        shutil.copytree(
+            shop.folder / role,
+            folder,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("seconds.json"),
+        )
+        text = json.dumps({"measured": metrics, **facts}, indent=2) + "\n"
+        write_text(folder / "metrics.json", text)
+        print(f"{folder}: {json.dumps(metrics)}")
+
+
+@resumable()
+def main(
+    tasks: tuple[str, ...] = tuple(RECIPES),
+    work: Path = Path("results/train_tiny"),
+    out: Path = Path("models/tiny"),
+) -> None:
+    """Train the embedded models of some tasks from nothing.
+
+    Args:
+        tasks: names of tasks.
+        work: checkpoints, labels and finished stages; remove it to start from nothing.
+        out: the finished models go here.
+    """
+    unknown = [name for name in tasks if name not in RECIPES]
+    if unknown:
+        raise UnknownNameError("task", unknown[0], RECIPES)
+    for name in tasks:
+        for role in ("policy", "reward"):
+            check_writable(out / f"{name}-{role}" / "metrics.json")
+    for name in tasks:
+        train_task(RECIPES[name], work, out)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: tyro.cli(main)))

@@ -1,0 +1,1 @@
+"""A task with the models that work on it, from names on a command line."""

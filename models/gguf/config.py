@@ -1,0 +1,171 @@
+"""What a GGUF file's metadata says, as the fields of a Hugging Face ``config.json``.
+
+Every field of the model's own namespace is read, known to change nothing, or off;
+anything else is refused by name, because a feature that is passed over gives fluent
+nonsense and no error. Some of what a ``config.json`` says is not in a GGUF: a Mistral
+model's window (llama.cpp's converter writes none, so none is used where none is
+written), which layers of Gemma 3 have a window where they are not five of six, and its
+query scale, which follows from the sizes as in llama.cpp.
+
+Source: llama.cpp's converter (conversion/*.py) and the hyper-parameters that its
+src/models/*.cpp read.
+"""
+
+from typing import Any
+
+from tsi.errors import CheckpointError
+from tsi.models.gguf.file import Header
+from tsi.models.gguf.metadata import SUPPORTED, Metadata
+from tsi.models.gguf.rope import gemma_rope, rope_fields
+
+GEMMA_PERIOD = 6
+GEMMA_27B_LAYERS = 62
+# Control tokens that end a turn of a chat. Converters name one end in the metadata;
+# Phi-3, Gemma 3 and Llama 3 have a second, which llama.cpp knows by its text too.
+TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
+
+
+def config_fields(header: Header) -> dict[str, Any]:
+    """Express a GGUF file's metadata as the fields of a Hugging Face ``config.json``.
+
+    Raises:
+        CheckpointError: the architecture is not supported, or a field is missing, of
+            the wrong type, or asks for a feature that the port does not have.
+    """
+    architecture = header.metadata.get("general.architecture")
+    if architecture not in SUPPORTED:
+        raise CheckpointError(
+            f"{header.path} holds the architecture {architecture!r}. Supported in "
+            f"GGUF: {', '.join(SUPPORTED)}."
+        )
+    metadata = Metadata(header, architecture)
+    fields = _common(metadata) | _OF_FAMILY[architecture](metadata)
+    fields["architectures"] = [f"{fields.pop('prefix')}ForCausalLM"]
+    metadata.refuse_unread()
+    return fields
+
+
+def _common(metadata: Metadata) -> dict[str, Any]:
+    header = metadata.header
+    width = metadata.get("embedding_length", int)
+    heads = metadata.get("attention.head_count", int)
+    kv_heads = metadata.get("attention.head_count_kv", int, heads)
+    if min(width, heads, kv_heads) < 1:
+        raise CheckpointError(f"{header.path}: the model has no width or no heads.")
+    layers = metadata.get("block_count", int)
+    # Beyond this even a list of what is missing would be absurd.
+    if layers > max(len(header.tensors), 1000):
+        raise CheckpointError(
+            f"{header.path} has {len(header.tensors)} tensors, too few for the "
+            f"{layers} layers that its metadata states."
+        )
+    head_width = metadata.get("attention.key_length", int, width // heads)
+    metadata.must_be("attention.value_length", head_width)
+    metadata.must_be("attention.causal", True)
+    if metadata.architecture != "phi3":
+        metadata.must_be("rope.dimension_count", head_width)
+    embedding = header.tensors.get("token_embd.weight")
+    words = header.metadata.get("tokenizer.ggml.tokens")
+    num_words = len(words) if isinstance(words, list) else 0
+    if embedding is None and num_words == 0:
+        raise CheckpointError(f"{header.path} has no tensor token_embd.weight.")
+    return {
+        "prefix": SUPPORTED[metadata.architecture],
+        # Without an embedding the loader lists it with all that is missing.
+        "vocab_size": embedding.shape[0] if embedding else num_words,
+        "hidden_size": width,
+        "intermediate_size": metadata.get("feed_forward_length", int),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_width,
+        "max_position_embeddings": metadata.get("context_length", int),
+        "rms_norm_eps": metadata.get("attention.layer_norm_rms_epsilon", float),
+        "tie_word_embeddings": "output.weight" not in header.tensors,
+        "eos_token_id": end_ids(header.metadata),
+    }
+
+
+def end_ids(metadata: dict[str, Any]) -> list[int]:
+    """Ids that end a solution: those named as such, and the ends of a chat's turn."""
+    named = [metadata.get(f"tokenizer.ggml.{n}_token_id") for n in ("eos", "eot")]
+    words = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(words, list):
+        ends = {word: id for id, word in enumerate(words) if word in TURN_ENDS}
+        named = [id for id in named if type(id) is not int or id < len(words)]
+        named += [ends[end] for end in TURN_ENDS if end in ends]
+    return list(dict.fromkeys(id for id in named if type(id) is int and id >= 0))
+
+
+def _window(metadata: Metadata) -> int | None:
+    return metadata.get("attention.sliding_window", int, 0) or None
+
+
+def _llama(metadata: Metadata) -> dict[str, Any]:
+    window = _window(metadata)
+    fields = {"rope_parameters": rope_fields(metadata)} | _biases(metadata)
+    fields["mlp_bias"] = "blk.0.ffn_down.bias" in metadata.header.tensors
+    if window is None and metadata.architecture == "llama":
+        return fields
+    return fields | {"prefix": "Mistral", "sliding_window": window}
+
+
+def _biases(metadata: Metadata) -> dict[str, Any]:
+    """Of attention: no field says so, a block has their tensors or it does not."""
+    names = ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias", "blk.0.attn_output.bias")
+    return {"attention_bias": any(n in metadata.header.tensors for n in names)}
+
+
+def _qwen2(metadata: Metadata) -> dict[str, Any]:
+    return {"rope_parameters": rope_fields(metadata)}
+
+
+def _qwen3(metadata: Metadata) -> dict[str, Any]:
+    return {"rope_parameters": rope_fields(metadata)} | _biases(metadata)
+
+
+def _phi3(metadata: Metadata) -> dict[str, Any]:
+    # llama.cpp reads a Phi-3 window and does not apply it; transformers does, so the
+    # port does.
+    rope = rope_fields(metadata)
+    original = rope.get("original_max_position_embeddings")
+    return {
+        "rope_parameters": rope,
+        "original_max_position_embeddings": original,
+        "sliding_window": _window(metadata),
+    }
+
+
+def _gemma3(metadata: Metadata) -> dict[str, Any]:
+    window = _window(metadata)
+    layers = metadata.get("block_count", int)
+    heads = metadata.get("attention.head_count", int)
+    width = metadata.get("embedding_length", int)
+    pattern = metadata.value("attention.sliding_window_pattern", GEMMA_PERIOD)
+    if type(pattern) is int:
+        pattern = [pattern == 0 or i % pattern < pattern - 1 for i in range(layers)]
+    if not isinstance(pattern, list) or len(pattern) != layers:
+        metadata.refuse("attention.sliding_window_pattern", pattern)
+    scale = width // heads if layers == GEMMA_27B_LAYERS else None
+    return _biases(metadata) | {
+        "query_pre_attn_scalar": scale
+        or metadata.get("attention.key_length", int, width // heads),
+        "final_logit_softcapping": metadata.get("final_logit_softcapping", float, 0.0)
+        or None,
+        "sliding_window": window,
+        "layer_types": [
+            "sliding_attention" if window and local else "full_attention"
+            for local in pattern
+        ],
+        "rope_parameters": gemma_rope(metadata),
+    }
+
+
+_OF_FAMILY = {
+    "llama": _llama,
+    "mistral3": _llama,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma3": _gemma3,
+    "phi3": _phi3,
+}

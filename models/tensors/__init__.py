@@ -1,0 +1,1 @@
+"""Weights in safetensors files, and their way to the devices."""

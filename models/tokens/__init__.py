@@ -1,0 +1,1 @@
+"""Tokenizers: from text and chats to token ids and back."""

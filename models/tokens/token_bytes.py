@@ -1,0 +1,111 @@
+"""The exact bytes that each token of a vocabulary stands for.
+
+A token is stored as a printable string; which bytes it means depends on the kind of
+tokenizer. Byte-level BPE (GPT-2, Llama 3, SmolLM) writes every byte as one printable
+character, SentencePiece-like models write spaces as ▁ and stray bytes as <0xNN>, and
+plain ones mean what they say.
+
+Reference: Radford et al. 2019 (GPT-2) for the byte-level alphabet.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable
+
+import tokenizers
+
+from tsi.errors import CheckpointError
+from tsi.models.tokens.thinking import SHOWN
+
+
+def bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
+    """The bytes of every id; ``b""`` for control tokens and for ids that are not used.
+
+    Tags around what is thought are text, be they control tokens or not: whoever reads a
+    solution must see where its thinking ends.
+
+    Raises:
+        CheckpointError: as :func:`kind_of`.
+    """
+    to_bytes = _BYTES_OF[kind_of(backend)]
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    added = backend.get_added_tokens_decoder()
+    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, id in vocabulary.items():
+        if id not in added:
+            table[id] = to_bytes(token)
+        elif not added[id].special or token in SHOWN:
+            # Gemma's runs of spaces are added tokens, spelt like any other.
+            content = added[id].content
+            spaced = kind_of(backend) == "sentencepiece"
+            table[id] = (content.replace("▁", " ") if spaced else content).encode()
+    return table
+
+
+def kind_of(backend: tokenizers.Tokenizer) -> str:
+    """How token strings stand for bytes: byte_level, sentencepiece or plain.
+
+    Raises:
+        CheckpointError: the decoder that would join them is of another kind.
+    """
+    if backend.decoder is None:
+        return "plain"
+    state = json.loads(backend.decoder.__getstate__())
+    parts = {part["type"] for part in state.get("decoders", [state])}
+    if "ByteLevel" in parts:
+        return "byte_level"
+    if parts & {"ByteFallback", "Metaspace"}:
+        return "sentencepiece"
+    if parts <= {"Fuse"}:
+        return "plain"
+    raise CheckpointError(
+        f"A tokenizer that joins its tokens by {', '.join(sorted(parts))} is not "
+        "supported: byte-level, SentencePiece-like and plain ones are."
+    )
+
+
+def puts_space_first(backend: tokenizers.Tokenizer) -> bool:
+    """Whether a text gets a space before its first word.
+
+    The decoder removes it again, but for that of a byte-level tokenizer.
+    """
+    for stage in (backend.normalizer, backend.pre_tokenizer):
+        state = json.loads(stage.__getstate__()) if stage is not None else {}
+        parts = state.get("normalizers") or state.get("pretokenizers") or [state]
+        for part in parts:
+            if part.get("type") == "Prepend":
+                return True
+            if part.get("type") == "Metaspace":
+                return part.get("prepend_scheme") != "never"
+            if part.get("type") == "ByteLevel" and part.get("add_prefix_space"):
+                return True
+    return False
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level BPE's alphabet: printable bytes as they are, others from 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    table = {chr(b): b for b in printable}
+    return table | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _byte_level(token: str) -> bytes:
+    table = _byte_of_character()
+    if all(character in table for character in token):
+        return bytes(table[character] for character in token)
+    return token.encode("utf-8")
+
+
+def _sentencepiece(token: str) -> bytes:
+    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+
+
+_BYTES_OF: dict[str, Callable[[str], bytes]] = {
+    "byte_level": _byte_level,
+    "sentencepiece": _sentencepiece,
+    "plain": lambda token: token.encode("utf-8"),
+}

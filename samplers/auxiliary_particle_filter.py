@@ -1,0 +1,191 @@
+r"""The auxiliary particle filter: look one step ahead, then choose whom to extend.
+
+Before step t every particle is extended by one trial step, whose weight eta_i tells how
+promising the prefix is. Ancestors are drawn in proportion to
+
+    v_i = (1 - epsilon) w_i eta_i / mean(w eta) + epsilon w_i / mean(w),
+
+both parts relative to their means, because eta may have any scale (that of a finished
+particle is 1). An offspring of i carries mean(v) w_i / v_i, and the trial steps are
+thrown away: the next step is drawn afresh, so that eta is independent of it and any v
+is exact. epsilon keeps prefixes alive whose one trial was hopeless; without it the
+estimate would be biased where eta is zero and w is not. A step costs two rows of the
+policy, and only one of them is kept.
+
+It helps where a prefix decides what can follow. Where successors differ, one trial is
+noise, and v worse than w: on the table `peaked` with 16 particles the evidence has four
+times the variance of the plain filter's.
+
+References:
+    [1] Pitt and Shephard 1999, Filtering via simulation: auxiliary particle filters.
+        Differs: eta is one random successor's weight, not the weight at its mean, which
+        texts do not have.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.errors import ConfigurationError
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.picklable import picklable
+from tsi.samplers.parts.allocation import Deterministic
+from tsi.samplers.parts.population import SMCState, forked, new_population, weighed
+from tsi.samplers.parts.potentials import Potential, telescoping
+from tsi.samplers.parts.resampling import Resampling, systematic
+from tsi.step_keys import with_typed_key
+from tsi.weights import all_dead, log_mean_exp
+
+
+class AuxiliaryState(NamedTuple):
+    """A population and its trial steps.
+
+    Attributes:
+        population: as in SMC.
+        looking: whether this turn's steps are trials.
+        log_priority: log v, [N].
+        done: whether all particles have finished.
+        members: stored prefixes that are the particles, [N].
+    """
+
+    population: SMCState
+    looking: Bool[Array, ""]
+    log_priority: Float[Array, "N"]
+    done: Bool[Array, ""]
+    members: Int[Array, "N"]
+
+    @property
+    def log_weights(self) -> Float[Array, "*batch N"]:
+        """Of the particles."""
+        return self.population.log_weights
+
+    @property
+    def log_evidence(self) -> Float[Array, "*batch"]:
+        """Of the population."""
+        return self.population.log_evidence
+
+    @property
+    def log_potentials(self) -> Float[Array, "*batch N"]:
+        """Of the particles."""
+        return self.population.log_potentials
+
+    @property
+    def finished(self) -> Bool[Array, "*batch N"]:
+        """Of the particles."""
+        return self.population.finished
+
+
+@picklable
+def auxiliary_particle_filter(
+    potential: Potential | None = None,
+    *,
+    epsilon: float = 0.1,
+    resampling: Resampling = systematic,
+    select: str = "posterior",
+) -> Explorer:
+    """The auxiliary particle filter with one-step lookahead.
+
+    Args:
+        potential: product or telescoping; by default telescoping("odds").
+        epsilon: share of the priority that does not look ahead, in (0, 1].
+        resampling: the scheme; a deterministic one targets nothing.
+        select: how one answer is chosen.
+
+    Raises:
+        ConfigurationError: if epsilon is not in (0, 1] or the potential has no running
+            weights.
+    """
+    potential = telescoping("odds") if potential is None else potential
+    if not 0.0 < epsilon <= 1.0:
+        raise ConfigurationError(
+            f"The auxiliary particle filter needs epsilon in (0, 1], not {epsilon}: "
+            "at zero, prefixes whose one trial step is hopeless would be lost."
+        )
+    if potential.evidence != "running":
+        raise ConfigurationError(
+            "The auxiliary particle filter resamples at every step, and this potential "
+            "has no weight before the end. Use product or telescoping."
+        )
+
+    def plan(num_particles: int, max_steps: int) -> Plan:
+        # No look before the first step, when all prefixes are the same.
+        return Plan(num_particles, num_particles, 2 * max_steps - 1)
+
+    @with_typed_key
+    def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> AuxiliaryState:
+        none = jnp.zeros((), bool)
+        places = jnp.arange(num_particles, dtype=jnp.int32)
+        equal = jnp.zeros(num_particles)
+        return AuxiliaryState(new_population(num_particles), none, equal, none, places)
+
+    @with_typed_key
+    def ask(
+        key: Key[Array, ""], state: AuxiliaryState
+    ) -> tuple[AuxiliaryState, Request]:
+        population, size = state.population, state.members.shape[0]
+        log_w, log_v = population.log_weights, state.log_priority
+        due = ~state.looking & (population.t > 0)
+        due = due & ~all_dead(log_w) & ~population.recovering[0]
+        drawn = resampling(key, log_v, size)
+        ratio = jnp.where(log_v > -jnp.inf, log_w - log_v, -jnp.inf)[drawn]
+        ancestors = jnp.where(due, drawn, state.members)
+        log_weights = jnp.where(due, log_mean_exp(log_v) + ratio, log_w)
+        fork = forked(population, ancestors, log_weights, due[None])
+        request = Request(
+            parents=ancestors,
+            slots=jnp.where(state.looking, size, state.members),
+            extend=~fork.finished & (log_weights > -jnp.inf),
+        )
+        return state._replace(population=fork), request
+
+    @with_typed_key
+    def tell(
+        key: Key[Array, ""], state: AuxiliaryState, reply: Reply
+    ) -> tuple[AuxiliaryState, ExplorerInfo]:
+        before = state.population
+        # A row without weight took no step, and its numbers mean nothing.
+        took = before.log_weights > -jnp.inf
+        after, info = weighed(
+            before,
+            potential,
+            jnp.where(took, reply.log_potentials, 0.0),
+            jnp.where(took, reply.log_corrections, 0.0),
+            reply.finished,
+        )
+        log_w = before.log_weights - log_mean_exp(before.log_weights)
+        log_v = log_w
+        if epsilon < 1.0:
+            log_v = jnp.logaddexp(
+                jnp.log1p(-epsilon) + after.log_weights, jnp.log(epsilon) + log_w
+            )
+        # Where no trial has weight there is nothing to look at.
+        log_v = jnp.where(after.recovering[0], log_w, log_v)
+        stepped = state._replace(
+            population=_choose(state.looking, before, after),
+            log_priority=log_v,
+            looking=~state.looking,
+        )
+        now = stepped.population
+        over = jnp.all(now.finished | (now.log_weights == -jnp.inf))
+        stepped = stepped._replace(done=over)
+        zero = jnp.zeros((), jnp.int32)
+        size = state.members.shape[0]
+        told = ExplorerInfo(
+            parents=before.ancestors,
+            slots=jnp.where(state.looking, size, state.members),
+            ess=info.ess,
+            num_recoveries=jnp.where(state.looking, zero, info.num_recoveries),
+            num_invalid=jnp.where(state.looking, zero, info.num_invalid),
+        )
+        return stepped, told
+
+    exact = not isinstance(resampling, Deterministic)
+    claim = potential.path_log_weight if exact else None
+    return Explorer(plan, init, ask, tell, claim, select)
+
+
+def _choose(looking: Bool[Array, ""], before: SMCState, after: SMCState) -> SMCState:
+    return SMCState(
+        *(jnp.where(looking, a, b) for a, b in zip(before, after, strict=True))
+    )

@@ -1,0 +1,1 @@
+"""What several samplers share: resampling, potentials, schedules, stores of paths."""

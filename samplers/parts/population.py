@@ -1,0 +1,198 @@
+"""A population of weighted particles: how it forks, and what a step does to it.
+
+The parts of sequential Monte Carlo that know nothing of how ancestors are chosen; `smc`
+and every method that holds a population are built from them. Weights are kept with mean
+one and log_evidence collects what is taken out.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.samplers.parts.potentials import Potential
+from tsi.weights import (
+    CompensatedSum,
+    all_dead,
+    centre,
+    ess,
+    log_mean_exp,
+    sanitise,
+    unusable,
+    weight_dtype,
+)
+
+
+class SMCState(NamedTuple):
+    """What the next decision needs.
+
+    Attributes:
+        log_weights: log weights with mean weight one, [N].
+        log_evidence: log of the evidence estimate; 0 where weights are only ranks.
+        log_evidence_rest: what rounding has cut off from it.
+        log_potentials: each particle's last log potential, [N]; NaN is kept as -inf.
+        log_scores: the same after the potential's transform, [N].
+        log_base: the part of the log weight that the next factor multiplies, [N].
+        finished: particles that take no further step, [N].
+        ancestors: who was asked for last, [N].
+        resampled: which islands drew those ancestors, [I].
+        recovering: which islands have just lost all weight, [I].
+        t: steps told so far.
+    """
+
+    log_weights: Float[Array, "N"]
+    log_evidence: Float[Array, ""]
+    log_evidence_rest: Float[Array, ""]
+    log_potentials: Float[Array, "N"]
+    log_scores: Float[Array, "N"]
+    log_base: Float[Array, "N"]
+    finished: Bool[Array, "N"]
+    ancestors: Int[Array, "N"]
+    resampled: Bool[Array, "I"]
+    recovering: Bool[Array, "I"]
+    t: Int[Array, ""]
+
+    @property
+    def evidence_sum(self) -> CompensatedSum:
+        """The log evidence with what rounding has cut off from it."""
+        return CompensatedSum(self.log_evidence, self.log_evidence_rest)
+
+
+class SMCInfo(NamedTuple):
+    """Diagnostics of one step.
+
+    Attributes:
+        ancestors: the parents of this step's particles, [N].
+        ess: effective sample size of all N after the step; 0 if all weights are zero.
+        resampled: whether any island resampled before the step.
+        num_recoveries: islands that newly lost all weight in this step.
+        num_invalid: unfinished particles told a log potential or correction that is
+            NaN or +inf, or whose score is.
+        log_potentials: each particle's last log potential, as the state has it, [N].
+    """
+
+    ancestors: Int[Array, "N"]
+    ess: Float[Array, ""]
+    resampled: Bool[Array, ""]
+    num_recoveries: Int[Array, ""]
+    num_invalid: Int[Array, ""]
+    log_potentials: Float[Array, "N"]
+
+
+def new_population(num_particles: int, num_islands: int = 1) -> SMCState:
+    """N equal particles before their first step."""
+    zeros = jnp.zeros(num_particles, weight_dtype())
+    return SMCState(
+        log_weights=zeros,
+        log_evidence=jnp.zeros((), weight_dtype()),
+        log_evidence_rest=jnp.zeros((), weight_dtype()),
+        log_potentials=zeros,
+        log_scores=zeros,
+        log_base=zeros,
+        finished=jnp.zeros(num_particles, bool),
+        ancestors=jnp.arange(num_particles, dtype=jnp.int32),
+        resampled=jnp.zeros(num_islands, bool),
+        recovering=jnp.zeros(num_islands, bool),
+        t=jnp.zeros((), jnp.int32),
+    )
+
+
+def forked(
+    state: SMCState,
+    ancestors: Int[Array, "N"],
+    log_weights: Float[Array, "N"],
+    due: Bool[Array, "I"],
+) -> SMCState:
+    """The population after islands `due` drew ancestors.
+
+    Args:
+        state: before.
+        ancestors: of all particles; themselves in islands that drew none.
+        log_weights: of the offspring; as before in islands that drew none.
+        due: which islands drew.
+    """
+    size = ancestors.shape[0] // due.shape[0]
+    log_base = jnp.where(jnp.repeat(due, size), log_weights, state.log_base)
+    return state._replace(
+        log_weights=log_weights,
+        log_potentials=state.log_potentials[ancestors],
+        log_scores=state.log_scores[ancestors],
+        log_base=log_base,
+        finished=state.finished[ancestors],
+        ancestors=ancestors,
+        resampled=due,
+    )
+
+
+def weighed(
+    state: SMCState,
+    potential: Potential,
+    log_potentials: Float[Array, "N"],
+    log_corrections: Float[Array, "N"],
+    finished: Bool[Array, "N"],
+) -> tuple[SMCState, SMCInfo]:
+    """The population after a step, and what is to be said of it.
+
+    Arguments as those of a sampler's `tell`.
+    """
+    # Models report in bfloat16, and under x64 in float32 still.
+    log_potentials = log_potentials.astype(weight_dtype())
+    log_corrections = log_corrections.astype(weight_dtype())
+    live = ~state.finished
+    corrections = jnp.where(live, log_corrections, 0.0)
+    raw_scores = potential.transform(sanitise(log_potentials))
+    # What has no weight may rest, and nobody looks at what is told of it.
+    invalid = (
+        live
+        & (state.log_weights > -jnp.inf)
+        & (unusable(log_potentials) | unusable(raw_scores) | unusable(corrections))
+    )
+    scores = jnp.where(live, sanitise(raw_scores), state.log_scores)
+    corrections = sanitise(corrections)
+    # Ratios restart where all weights have been reset.
+    before = jnp.where(jnp.any(state.recovering), 0.0, state.log_scores)
+    log_factors = potential.log_factor(scores, before, live)
+    base = state.log_base + corrections
+    if potential.evidence == "none":
+        base = jnp.zeros_like(base)
+    relative, largest = centre(log_factors, among=base > -jnp.inf)
+    log_w = base + potential.power * relative
+
+    islands = state.recovering.shape[0]
+    dead = all_dead(log_w.reshape(islands, -1))
+    newly_dead = dead & ~all_dead(state.log_weights.reshape(islands, -1))
+    nothing_left = jnp.all(dead)
+    # An island without weight among others that have some keeps weight zero: to
+    # give it any would bias the evidence.
+    recovering = dead & nothing_left
+    increment = log_mean_exp(log_w)
+    shift = jnp.where(nothing_left, 0.0, increment)
+    log_weights = jnp.where(nothing_left, 0.0, log_w - shift)
+    if potential.evidence == "running":
+        base = log_weights
+        evidence = state.evidence_sum
+    else:
+        evidence = CompensatedSum(*map(jnp.zeros_like, state.evidence_sum))
+    if potential.evidence != "none":
+        evidence = evidence.add(potential.power * largest).add(increment)
+
+    told = state._replace(
+        log_weights=log_weights,
+        log_evidence=evidence.value,
+        log_evidence_rest=evidence.rest,
+        log_potentials=jnp.where(live, sanitise(log_potentials), state.log_potentials),
+        log_scores=scores,
+        log_base=base,
+        finished=state.finished | finished,
+        recovering=recovering,
+        t=state.t + 1,
+    )
+    info = SMCInfo(
+        ancestors=state.ancestors,
+        ess=ess(log_w),
+        resampled=jnp.any(state.resampled),
+        num_recoveries=jnp.sum(newly_dead, dtype=jnp.int32),
+        num_invalid=jnp.sum(invalid, dtype=jnp.int32),
+        log_potentials=told.log_potentials,
+    )
+    return told, info

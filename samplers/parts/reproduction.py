@@ -1,0 +1,113 @@
+"""How offspring are drawn and what they weigh: one rule for every method.
+
+Draw ancestors in proportion to any priority v that is positive where the weight w is,
+and let an offspring of i weigh
+
+    mean(v) w_i / v_i.
+
+Particle i has n v_i / sum(v) offspring on average, which together weigh w_i on average,
+whatever v is. So the weighted empirical measure keeps its expectation, and v is free:
+v = w makes all offspring equal, a flatter v keeps more of the particles, a steeper one
+looks ahead. A rule that breaks this balance has no target.
+
+References:
+    [1] Liu, Chen and Logvinenko 2001, A theoretical framework for sequential importance
+        sampling with resampling (priority scores).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from tsi.picklable import Recipe, picklable, reduced
+from tsi.samplers.parts.allocation import Deterministic
+from tsi.samplers.parts.resampling import Resampling
+from tsi.step_keys import with_typed_key
+from tsi.weights import log_mean_exp
+
+
+class Group(NamedTuple):
+    """One island before a step, and all that a rule may look at.
+
+    Attributes:
+        log_weights: [n]; -inf for a dead particle. If all are, the draw is not used.
+        log_scores: last log potentials after the potential's transform, [n].
+        finished: particles that take no further step, [n].
+        t: steps taken so far, at least one.
+    """
+
+    log_weights: Float[Array, "n"]
+    log_scores: Float[Array, "n"]
+    finished: Bool[Array, "n"]
+    t: Int[Array, ""]
+
+
+class Offspring(NamedTuple):
+    """Ancestors within the island, int32 [n], and the offspring's log weights, [n]."""
+
+    ancestors: Int[Array, "n"]
+    log_weights: Float[Array, "n"]
+
+
+class Reproduction(NamedTuple):
+    """A rule `(key, group) -> offspring`.
+
+    Attributes:
+        draw: the rule. A dead particle is an ancestor of none but itself.
+        exact: whether the weighted measure keeps its expectation.
+        recipe: how it was made, see `tsi.picklable`.
+    """
+
+    draw: Callable[..., Offspring]
+    exact: bool
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        return reduced(self)
+
+
+@picklable
+def by_priority(
+    resampling: Resampling, log_priority: Callable[..., Array] | None = None
+) -> Reproduction:
+    """Ancestors in proportion to v; exact unless the scheme is deterministic.
+
+    Args:
+        resampling: a scheme `(key, log_weights, num_samples) -> ancestors`.
+        log_priority: `group -> log v [n]`, finite where the weight is positive and -inf
+            where it is zero; v = w if None.
+    """
+
+    @with_typed_key
+    def draw(key: Key[Array, ""], group: Group) -> Offspring:
+        log_w = group.log_weights
+        size = log_w.shape[0]
+        if log_priority is None:
+            mean = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
+            return Offspring(resampling(key, log_w, size), mean)
+        log_v = log_priority(group)
+        ancestors = resampling(key, log_v, size)
+        # The sign matters: w/v, for what resampling took into account is spent.
+        ratio = jnp.where(log_v > -jnp.inf, log_w - log_v, -jnp.inf)
+        return Offspring(ancestors, log_mean_exp(log_v) + ratio[ancestors])
+
+    return Reproduction(draw, exact=not isinstance(resampling, Deterministic))
+
+
+@picklable
+def at_mean_weight(choose: Callable[..., Array]) -> Reproduction:
+    """Every offspring at the island's mean weight, however chosen: a search rule.
+
+    Args:
+        choose: `(key, group) -> ancestors [n]`.
+    """
+
+    @with_typed_key
+    def draw(key: Key[Array, ""], group: Group) -> Offspring:
+        log_w = group.log_weights
+        mean = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
+        return Offspring(choose(key, group), mean)
+
+    return Reproduction(draw, exact=False)

@@ -1,0 +1,132 @@
+r"""Temperatures of parallel chains, swaps between neighbours, and their adaptation.
+
+Chain k has the target pi_k(x) \propto p(x) exp(s(x) / T_k). Neighbours exchange their
+states with probability
+
+    min(1, pi_k(x') pi_{k+1}(x) / (pi_k(x) pi_{k+1}(x')))
+        = min(1, exp((1/T_k - 1/T_{k+1}) (s(x') - s(x)))),
+
+in pairs that alternate between even and odd k.
+
+References:
+    [1] Syed et al. 2022, arXiv 1905.02939 (alternating pairs are the better ones).
+    [2] Miasojedow, Moulines and Vihola 2013, arXiv 1205.1076 (adapting the logarithms
+        of the spacings). Differs: the hottest temperature stays, and rates are made
+        equal rather than equal to a given one.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from tsi.errors import ConfigurationError
+from tsi.samplers.parts.potentials import Potential
+
+
+class Swap(NamedTuple):
+    """The outcome of one round.
+
+    Attributes:
+        origins: which chain each chain's state comes from, [C].
+        rates: the probability of each pair's swap, whether or not its turn, [C - 1].
+    """
+
+    origins: Int[Array, "C"]
+    rates: Float[Array, "C-1"]
+
+
+def geometric(num_temperatures: int, hottest: float) -> tuple[float, ...]:
+    """Temperatures from 1 to the hottest with equal ratios.
+
+    Raises:
+        ConfigurationError: if there are fewer than two, or the hottest is not above 1.
+    """
+    if num_temperatures < 2 or not hottest > 1.0:
+        raise ConfigurationError(
+            "A ladder needs two temperatures or more, the hottest above 1; got "
+            f"{num_temperatures} up to {hottest}."
+        )
+    powers = np.linspace(0.0, 1.0, num_temperatures)
+    return tuple(float(t) for t in hottest**powers)
+
+
+def check_ladder(temperatures: Sequence[float]) -> tuple[float, ...]:
+    """The temperatures, if they begin with one and rise.
+
+    Raises:
+        ConfigurationError: otherwise.
+    """
+    ladder = np.asarray(temperatures, float)
+    rises = ladder.ndim == 1 and len(ladder) > 1 and bool(np.all(np.diff(ladder) > 0))
+    if not rises or ladder[0] != 1.0 or not np.isfinite(ladder).all():
+        raise ConfigurationError(
+            "Temperatures must be two or more finite numbers that rise from 1, that of "
+            f"the cold chain; got {tuple(temperatures)}."
+        )
+    return tuple(float(t) for t in ladder)
+
+
+def heated(potential: Potential, beta: Float[Array, ""] | float) -> Potential:
+    """The potential whose path weight is that of `potential` to the power beta > 0.
+
+    Of a rank, that whose rank is.
+    """
+    score = potential.path_log_weight
+
+    def path_log_weight(log_potentials: Array, live: Array) -> Array:
+        assert score is not None  # for the type checker
+        return beta * score(log_potentials, live)
+
+    return potential._replace(
+        power=beta * potential.power,
+        path_log_weight=None if score is None else path_log_weight,
+    )
+
+
+def swap(
+    key: Key[Array, ""],
+    scores: Float[Array, "C"],
+    log_temperatures: Float[Array, "C"],
+    turn: Int[Array, ""],
+) -> Swap:
+    """Exchange the states of neighbours.
+
+    Args:
+        key: of one uniform for each pair.
+        scores: s of each chain's state.
+        log_temperatures: rising.
+        turn: pairs that begin with an even chain are due in even turns.
+    """
+    beta = jnp.exp(-log_temperatures)
+    log_ratio = (beta[:-1] - beta[1:]) * (scores[1:] - scores[:-1])
+    # Two states of density zero: nothing to compare.
+    log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
+    rates = jnp.exp(jnp.minimum(log_ratio, 0.0))
+    pairs = jnp.arange(rates.shape[0])
+    due = pairs % 2 == turn % 2
+    swaps = due & (jax.random.uniform(key, rates.shape) < rates)
+    steps = swaps.astype(jnp.int32)
+    chains = jnp.arange(scores.shape[0], dtype=jnp.int32)
+    origins = chains + jnp.pad(steps, (0, 1)) - jnp.pad(steps, (1, 0))
+    return Swap(origins, rates)
+
+
+def adapted(
+    log_temperatures: Float[Array, "C"],
+    rates: Float[Array, "C-1"],
+    turn: Int[Array, ""],
+) -> Float[Array, "C"]:
+    """A ladder with wider gaps where swaps are likelier than on average.
+
+    One step of stochastic approximation on the logarithms of the gaps, of size
+    (turn + 1)^-0.6; the ends stay where they are.
+    """
+    gaps = jnp.diff(log_temperatures)
+    step = (turn + 1.0) ** -0.6
+    wider = gaps * jnp.exp(step * (rates - jnp.mean(rates)))
+    wider = wider * (log_temperatures[-1] / jnp.sum(wider))
+    return jnp.concatenate([jnp.zeros(1), jnp.cumsum(wider)])

@@ -1,0 +1,101 @@
+"""SMC steering: expand every prefix M ways, then choose without replacement.
+
+Ordinary resampling copies a good prefix until the copies outnumber everything else.
+Here the N particles are reduced to N / M by optimal resampling, which keeps none twice,
+and each that is kept is copied M times, every copy taking a step of its own:
+
+    kept        ~ optimal resampling of N / M,  with weights w'
+    offspring k of kept i weighs w'_i / M
+
+A finished prefix cannot be expanded: it keeps one place, with all its weight, and the
+others of its places stay empty, with weight zero. If fewer than N / M particles have
+weight, the places are shared among those.
+
+The first N steps are drawn independently. With M = 1 all are kept, and this is
+importance sampling without resampling.
+
+References:
+    [1] Lew, Zhi-Xuan, Grand and Mansinghka 2023, arXiv 2306.03081 (SMC steering).
+        Differs: the number of particles is N after the expansion, not before it.
+    [2] Fearnhead and Clifford 2003, see `samplers/parts/optimal_resampling.py`.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from tsi.picklable import picklable
+from tsi.sampler import Sampler
+from tsi.samplers.parts.allocation import effective_width
+from tsi.samplers.parts.optimal_resampling import optimal_resampling
+from tsi.samplers.parts.potentials import Potential, require_running, telescoping
+from tsi.samplers.parts.reproduction import Group, Offspring, Reproduction
+from tsi.samplers.parts.schedules import Schedule, every_step
+from tsi.samplers.smc import smc
+from tsi.step_keys import with_typed_key
+
+
+@picklable
+def expansion(width: int) -> Reproduction:
+    """Keep n / width particles of an island, none twice, and expand them.
+
+    Args:
+        width: M, copies of each that is kept; beyond n it means n. The rule raises
+            `ConfigurationError` if it is less than one or does not divide n.
+    """
+
+    @with_typed_key
+    def draw(key: Key[Array, ""], group: Group) -> Offspring:
+        size = group.log_weights.shape[0]
+        copies = effective_width(width, size, "smc_steering")
+        at_most = size // copies
+        kept, log_weights = optimal_resampling(key, group.log_weights, at_most)
+        (rows,) = jnp.nonzero(kept, size=at_most, fill_value=0)
+        num_kept = jnp.maximum(jnp.sum(kept), 1)
+        places = jnp.arange(size)
+        ancestors = rows[(places // copies) % num_kept].astype(jnp.int32)
+
+        weights = log_weights[ancestors]
+        first = (places % copies == 0) & (places // copies < num_kept)
+        whole = jnp.where(first, weights, -jnp.inf)
+        shares = jnp.zeros(size).at[ancestors].add(1.0)[ancestors]
+        return Offspring(
+            ancestors,
+            jnp.where(group.finished[ancestors], whole, weights - jnp.log(shares)),
+        )
+
+    return Reproduction(draw, exact=True)
+
+
+@picklable
+def smc_steering(
+    width: int = 4,
+    *,
+    schedule: Schedule = every_step,
+    potential: Potential | None = None,
+    select: str = "posterior",
+    num_islands: int = 1,
+) -> Sampler:
+    """SMC steering with N / width prefixes expanded `width` ways each.
+
+    Args:
+        width: M, the expansions of a prefix; if N is smaller, N.
+        schedule: when to reduce and expand.
+        potential: product, telescoping or uniform; by default telescoping("odds").
+        select: how one answer is chosen.
+        num_islands: independent systems of N / num_islands particles.
+
+    Returns:
+        A `Sampler` whose `init` raises `ConfigurationError` if the width does not
+        divide the particles of an island.
+
+    Raises:
+        ConfigurationError: for another potential.
+    """
+    potential = telescoping("odds") if potential is None else potential
+    return smc(
+        schedule=schedule,
+        potential=require_running(potential, "smc_steering"),
+        select=select,
+        num_islands=num_islands,
+        reproduction=expansion(width),
+    )

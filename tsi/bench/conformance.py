@@ -1,0 +1,318 @@
+"""One public judge of samplers: `check_sampler(make_sampler)`.
+
+It runs a sampler thousands of times on targets whose truth is known and on inputs made
+to break it, and reports which promises of the contract it keeps:
+
+- evidence: exp(log_evidence) is unbiased, |z| < 4 (see `tsi.bench.unbiasedness`);
+- posterior: the weighted particles estimate p(x) exp(path_log_weight(x)) without bias,
+  chi-square p > 0.0001;
+- pooled: so do all targets together (see `tsi.bench.pooled`);
+- shift: a number added to all log potentials changes no decision (see
+  `tsi.bench.shift_law`);
+- range, resolution: what has weight is not lost for lying far below (see
+  `tsi.bench.far_below`);
+- counts: invalid potentials and lost populations are counted (see
+  `tsi.bench.reported_counts`);
+- finished: a finished particle contributes nothing, whatever it is told;
+- zero weights: potentials of -inf, NaN or +inf never give NaN, and the evidence
+  estimate is zero where the evidence is;
+- ancestors: int32, within range, and no particle of zero weight is copied over another
+  one while some particle has weight;
+- permutation: told in reverse order, a sampler decides in reverse order, with finished
+  particles among them; so does an explorer in whose first turn several rows are alike;
+- requests, ending (explorers): stored prefixes exist, and runs end in time;
+- keys: no key is used twice, by whatever way it was derived, or the line where one is;
+- compiled: jit and vmap change nothing;
+- batched: `tsi.batch`, or vmap over an explorer, gives each problem what it gets alone;
+- reproducible: the same key gives the same run.
+
+By default there are ten targets and up to three numbers of particles (see
+`tsi.bench.suite`). A sampler that keeps all promises fails one by chance with
+probability below 0.003.
+
+Samplers without a defined target (`path_log_weight=None`) skip those about a target.
+
+A broken promise comes with the line of the function that broke it, or of those whose
+promise it is where one alone cannot be told; an error of the sampler's own with the
+line that it passed through.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import jax
+from jaxtyping import Array, Key
+
+from tsi.bench.explorer_batch import batched_explorer_check
+from tsi.bench.explorer_checks import request_checks
+from tsi.bench.far_below import range_check, resolution_check
+from tsi.bench.key_discipline import key_check
+from tsi.bench.known_truth import KnownTarget, measure
+from tsi.bench.offspring import Draws
+from tsi.bench.permutation import permutation_check, row_permutation_check
+from tsi.bench.pooled import pooled_p, pooled_z
+from tsi.bench.report import Report
+from tsi.bench.reported_counts import counts_check
+from tsi.bench.robustness import (
+    Check,
+    Programs,
+    compiled_check,
+    driven_checks,
+    finished_check,
+    has_nan,
+    same,
+    zero_weight_checks,
+)
+from tsi.bench.shift_law import shift_checks
+from tsi.bench.source_lines import blamed, raised_in
+from tsi.bench.suite import Trial, default_trials, trials_of
+from tsi.bench.target_check import check_target
+from tsi.bench.unbiasedness import MeasureTest
+from tsi.errors import TsiError
+from tsi.explorer import Explorer
+from tsi.run import Run
+from tsi.sampler import Sampler
+from tsi.step_keys import AnyKey, single_key
+from tsi.targets.examples import smooth
+
+__all__ = ["Check", "Report", "check_sampler", "check_target", "checks_of"]
+
+MAX_Z = 4.0
+MIN_P = 1e-4
+
+KEEPERS = {
+    "evidence": ("tell", "ask"),
+    "posterior": ("tell", "ask"),
+    "pooled": ("tell", "ask"),
+    "finished": ("tell", "ask"),
+    "zero weights": ("tell", "ask"),
+    "compiled": ("init", "ask", "tell"),
+    "reproducible": ("init", "ask", "tell"),
+}
+"""Whose promise it is, where a check cannot tell which function broke it.
+
+Weights are made in `tell` and divided among offspring in `ask`.
+"""
+
+Look = Callable[[], list[Check]]
+
+
+def target_checks(
+    name: str, target: KnownTarget, sampler: Sampler | Explorer, result: Run
+) -> list[Check]:
+    """Whether many runs on a target estimate the measure that the sampler claims."""
+    return _judge_target(name, target, sampler, result)[0]
+
+
+def _judge_target(
+    name: str, target: KnownTarget, sampler: Sampler | Explorer, result: Run
+) -> tuple[list[Check], MeasureTest | None]:
+    if sampler.path_log_weight is None:
+        reason = "the sampler claims no target (path_log_weight is None)"
+        return [Check(f"target, {name}", None, reason)], None
+    if has_nan((result.state.log_weights, result.state.log_evidence)):
+        detail = "log weights or evidence are NaN"
+        return [Check(f"evidence, {name}", False, detail)], None
+    test = measure(target, sampler, result.particles, result.state)
+    if test is None:
+        reason = "the target does not know the truth of this path weight"
+        return [Check(f"target, {name}", None, reason)], None
+    evidence = Check(
+        f"evidence, {name}",
+        bool(abs(test.z) < MAX_Z),
+        f"{test.ratio:.5g} of the truth, whose log is {test.log_truth:.5g}; "
+        f"z = {test.z:+.2f}",
+    )
+    checks = [evidence]
+    if test.p_value == test.p_value:
+        detail = f"p = {test.p_value:.3g}, {test.degrees} degrees of freedom"
+        kept = bool(test.p_value > MIN_P)
+        checks.append(Check(f"posterior, {name}", kept, detail))
+    return checks, test
+
+
+def pooled_check(measures: Sequence[MeasureTest]) -> Check:
+    """Whether all targets together say that there is no bias."""
+    if len(measures) < 2:
+        return Check("pooled", None, "fewer than two targets are judged")
+    error, z = pooled_z(measures)
+    p_value = pooled_p(measures)
+    return Check(
+        "pooled",
+        bool(abs(z) < MAX_Z and p_value > MIN_P),
+        f"evidence {100 * error:+.2f} % off, z = {z:+.2f}; p of all = {p_value:.3g}",
+    )
+
+
+def check_sampler(
+    make_sampler: Callable[[], Sampler | Explorer],
+    *,
+    targets: Mapping[str, KnownTarget] | None = None,
+    num_particles: int = 8,
+    num_runs: int = 20_000,
+    key: AnyKey = None,
+) -> Report:
+    """Judge a sampler by the promises of the contract.
+
+    Args:
+        make_sampler: returns the sampler; called once.
+        targets: targets of known truth by name, each with a `truth` as
+            `tsi.bench.known_truth` says; by default those of `tsi.bench.suite`.
+        num_particles: N, a number that the sampler can use. By default some targets are
+            run with fewer and with more, if the sampler can use those.
+        num_runs: runs on each target; 20,000 notice a bias of about 2 % on one target,
+            and of 1 % on all of the default ones.
+        key: of either style (see `tsi.step_keys`), by default that of seed 0; the same
+            key gives the same report.
+
+    Returns:
+        A `Report`: print it, read `passed`, or call `raise_if_failed()`.
+
+    Raises:
+        ConfigurationError: the sampler cannot use N particles, or a target has no
+            `truth`.
+    """
+    checks = checks_of(
+        make_sampler(),
+        targets=targets,
+        num_particles=num_particles,
+        num_runs=num_runs,
+        key=key,
+    )
+    return Report(tuple(checks))
+
+
+def checks_of(
+    sampler: Sampler | Explorer,
+    *,
+    targets: Mapping[str, KnownTarget] | None = None,
+    num_particles: int = 8,
+    num_runs: int = 20_000,
+    key: AnyKey = None,
+    first: Sequence[str] = (),
+) -> Iterator[Check]:
+    """The promises one by one, each looked at when it is asked for.
+
+    Args:
+        sampler: the sampler.
+        targets: as in `check_sampler`.
+        num_particles: N.
+        num_runs: runs on each target.
+        key: as in `check_sampler`.
+        first: promises to look at before the others, such as "shift".
+    """
+    key = jax.random.key(0) if key is None else single_key(key)
+    if targets is None:
+        trials = default_trials(sampler, num_particles)
+    else:
+        trials = trials_of(targets, num_particles)
+    raised: set[str] = set()
+    looks = _looks(sampler, trials, num_particles, num_runs, key)
+    # A sort is stable: the others stay in their order.
+    looks.sort(
+        key=lambda look: first.index(look[0]) if look[0] in first else len(first)
+    )
+    for promise, look in looks:
+        try:
+            found = look()
+        except TsiError:
+            # A sentence to whoever chose the numbers, not a broken promise.
+            raise
+        except Exception as error:
+            line = raised_in(sampler, error)
+            if line is None:
+                raise
+            found = [_error_check(promise, error, line, again=line in raised)]
+            raised.add(line)
+        yield from (_located(check, sampler) for check in found)
+
+
+def _looks(
+    sampler: Sampler | Explorer,
+    trials: Sequence[Trial],
+    num_particles: int,
+    num_runs: int,
+    key: Key[Array, ""],
+) -> list[tuple[str, Look]]:
+    """Names of promises, and how to look at them."""
+    key_targets, key_breaking, key_driven = jax.random.split(key, 3)
+    sizes = {trial.num_particles for trial in trials} | {num_particles}
+    # Where there are more particles than usual there are fewer runs: as much in all.
+    runs_of = {
+        size: max(1, num_runs * min(num_particles, size) // size) for size in sizes
+    }
+    programs = {size: Programs(sampler, size, runs_of[size]) for size in sizes}
+    usual = programs[num_particles]
+    measures: list[MeasureTest] = []
+    driven = (sampler, num_particles, key_driven)
+
+    def on_target(index: int, trial: Trial) -> list[Check]:
+        runs = programs[trial.num_particles]
+        result = runs(trial.target, jax.random.fold_in(key_targets, index))
+        checks, test = _judge_target(trial.name, trial.target, sampler, result)
+        measures.extend([] if test is None else [test])
+        return checks
+
+    looks: list[tuple[str, Look]] = [("keys", lambda: [key_check(*driven)])]
+    for index, trial in enumerate(trials):
+        looks.append((f"target, {trial.name}", partial(on_target, index, trial)))
+    looks += [
+        ("pooled", lambda: [pooled_check(measures)]),
+        ("shift", lambda: shift_checks(usual, key_breaking)),
+        ("finished", lambda: [finished_check(usual, key_breaking)]),
+        ("zero weights", lambda: zero_weight_checks(usual, key_breaking)),
+        ("counts", lambda: [counts_check(*driven)]),
+    ]
+    if isinstance(sampler, Explorer):
+        looks += [
+            ("requests", lambda: request_checks(sampler, *driven[1:])),
+            ("batched", lambda: [batched_explorer_check(sampler, *driven[1:])]),
+            ("permutation", lambda: [row_permutation_check(sampler, *driven[1:])]),
+        ]
+    else:
+        looks += [
+            ("batched", lambda: driven_checks(sampler, *driven[1:])),
+            ("draws", lambda: _draw_checks(sampler, *driven[1:])),
+        ]
+    looks.append(("reproducible", lambda: _repeated(usual, key_breaking)))
+    return looks
+
+
+def _draw_checks(
+    sampler: Sampler, num_particles: int, key: Key[Array, ""]
+) -> list[Check]:
+    """What a plain sampler makes of weights: three promises, two programs."""
+    draws = Draws(sampler, num_particles)
+    checks = [permutation_check(sampler, num_particles, key, draws)]
+    if sampler.path_log_weight is not None:
+        checks.append(range_check(sampler, draws, num_particles, key))
+        checks.append(resolution_check(sampler, key))
+    return checks
+
+
+def _repeated(programs: Programs, key: Key[Array, ""]) -> list[Check]:
+    """Whether a run is the same alone, and the same again."""
+    once, again = programs.few(smooth(), key), programs.few(smooth(), key)
+    unchanged = same((once.particles, once.state), (again.particles, again.state))
+    detail = (
+        "same key, same run" if unchanged else "the same key gave two different runs"
+    )
+    return [
+        compiled_check(programs, key, once),
+        Check("reproducible", unchanged, detail),
+    ]
+
+
+def _error_check(promise: str, error: Exception, line: str, *, again: bool) -> Check:
+    said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if again:
+        return Check(promise, None, f"the same line raised again: {said}")
+    return Check(promise, False, said, line)
+
+
+def _located(check: Check, sampler: Sampler | Explorer) -> Check:
+    """A broken promise with its place, if it has none yet."""
+    parts = KEEPERS.get(check.promise.partition(",")[0], ())
+    if check.passed is not False or check.where or not parts:
+        return check
+    return check._replace(where=blamed(sampler, *parts))

@@ -1,0 +1,1 @@
+"""One reasoning step: which tokens a policy draws and where the step ends."""

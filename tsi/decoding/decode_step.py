@@ -1,0 +1,393 @@
+"""One step of every row, token by token, in one compiled loop.
+
+Random numbers: the token at offset j of the step of the particle in slot i is drawn
+with ``fold_in(fold_in(key, i), j)``, where ``key`` is the problem's key of this step.
+So a row depends on (seed, problem, particle, step, token) alone.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.decoding.boundary import Boundary
+from tsi.decoding.categorical import categorical
+from tsi.decoding.forced_end import (
+    ForcedEnd,
+    Places,
+    allowed_tokens,
+    end_step,
+    in_string,
+)
+from tsi.decoding.repetition import penalise
+from tsi.decoding.truncation import Truncation, truncate
+from tsi.errors import ConfigurationError
+from tsi.models.decoder import KeyValues, LanguageModel
+from tsi.models.decoder_config import DecoderConfig
+from tsi.models.layers import Segment
+from tsi.step_keys import AnyKey, typed_key
+from tsi.weights import weight_dtype
+
+
+class Decoding(NamedTuple):
+    """Carry of the loop over the tokens of one step, and what the step came to.
+
+    Attributes:
+        offset: tokens drawn so far by the longest row.
+        token: the newest token, not yet in the cache, ``[R]``.
+        state: of the boundary's automaton, ``[R]``.
+        active: rows still writing, ``[R]``.
+        stopped: rows that wrote an end token in this step, ``[R]``.
+        counts: tokens of each row, ``[R]``.
+        log_prob: log p of them, ``[R]``.
+        log_correction: log p - log q of them, ``[R]``.
+        tokens: ``[R, C]``.
+        new: keys and values of what was read.
+        seen: tokens of prompt and solution, ``[R, V]``, where repetition has a price.
+        places: of what is forced, where something is.
+    """
+
+    offset: Int[Array, ""]
+    token: Int[Array, " R"]
+    state: Int[Array, " R"]
+    active: Bool[Array, " R"]
+    stopped: Bool[Array, " R"]
+    counts: Int[Array, " R"]
+    log_prob: Float[Array, " R"]
+    log_correction: Float[Array, " R"]
+    tokens: Int[Array, "R C"]
+    new: KeyValues
+    seen: Bool[Array, "R V"] | None = None
+    places: Places | None = None
+
+
+class Temperatures(NamedTuple):
+    """Of the policy p, and of the proposal q where it is another; 0: most likely.
+
+    Both write only what the policy's truncation keeps, and pay its penalty for what
+    has been written before.
+    """
+
+    policy: Float[Array, ""]
+    proposal: Float[Array, ""] | None = None
+    truncation: Truncation | None = None
+    repetition: Float[Array, ""] | None = None
+
+
+def check_temperatures(policy: Any, proposal: Any = None) -> None:
+    """Refuse what is no temperature, and a proposal that cannot draw what p may.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    for name, value in (("temperature", policy), ("proposal_temperature", proposal)):
+        if value is None and name != "temperature":
+            continue
+        number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+        if not number or not 0.0 <= value < math.inf:
+            raise ConfigurationError(
+                f"{name} is {value!r}; give a finite number, 0 for greedy or above."
+            )
+    if proposal == 0.0 and policy > 0.0:
+        raise ConfigurationError(
+            f"A proposal of temperature 0 draws one token where the policy at "
+            f"temperature {policy} may draw any, so no weight could correct it. Give "
+            "a positive proposal_temperature."
+        )
+
+
+def row_keys(keys: AnyKey, rows: int) -> Any:
+    """A key for each of R rows from one key for each of P problems (or one key)."""
+    keys = jnp.atleast_1d(typed_key(keys))
+    slots = jnp.arange(rows // keys.shape[0])
+    fold = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(slots))
+    return fold(keys).reshape(rows)
+
+
+def empty_key_values(
+    config: DecoderConfig, rows: int, width: int, dtype: Any
+) -> KeyValues:
+    """Room for the keys and values of one step."""
+    shape = (config.num_layers, rows, config.num_kv_heads)
+    return KeyValues(
+        jnp.zeros((*shape, config.head_width, width), dtype),
+        jnp.zeros((*shape, width, config.head_width), dtype),
+        jnp.zeros((rows, width), jnp.int32),
+    )
+
+
+def decode(
+    policy: LanguageModel,
+    boundary: Boundary,
+    keys: Any,
+    particles: Any,
+    start: Int[Array, " R"],
+    active: Bool[Array, " R"],
+    temperatures: Temperatures,
+    width: int,
+    seen: Bool[Array, "R V"] | None = None,
+    forced: ForcedEnd | None = None,
+    places: Places | None = None,
+) -> Decoding:
+    """Sample tokens until every active row has ended its step.
+
+    Args:
+        policy: the language model.
+        boundary: where steps and solutions end.
+        keys: one key a row.
+        particles: R rows, see :class:`tsi.reasoning.particles.Particles`.
+        start: position of each row's pending token, ``[R]``.
+        active: rows that write, ``[R]``.
+        temperatures: of policy and proposal.
+        width: C, after which a step is cut.
+        seen: tokens of prompt and solution, where repetition has a price.
+        forced: what is at a limit; None for nothing.
+        places: of it in this step.
+    """
+    rows = start.shape[0]
+    max_tokens = particles.tokens.shape[1]
+
+    def body(c: Decoding) -> Decoding:
+        mask = jnp.broadcast_to(jnp.arange(width) < c.offset, (rows, width))
+        context = (
+            particles.prompt,
+            particles.suffix.segment,
+            Segment(*c.new, mask),
+        )
+        position = (start + c.offset)[:, None]
+        hidden, read = policy.trunk(c.token[:, None], position, None, context)
+        update = jax.lax.dynamic_update_slice_in_dim
+        new = KeyValues(
+            update(c.new.keys, read.keys, c.offset, axis=-1),
+            update(c.new.values, read.values, c.offset, axis=-2),
+            update(c.new.positions, read.positions, c.offset, axis=-1),
+        )
+        return write_token(
+            c._replace(new=new, offset=c.offset + 1),
+            policy.logits(hidden[:, 0]),
+            keys,
+            max_tokens - particles.lengths,
+            boundary,
+            temperatures,
+            forced,
+        )
+
+    zeros = jnp.zeros(rows, weight_dtype())
+    return jax.lax.while_loop(
+        lambda c: jnp.any(c.active) & (c.offset < width),
+        body,
+        Decoding(
+            offset=jnp.zeros((), jnp.int32),
+            token=particles.pending,
+            state=particles.boundary_state,
+            active=active,
+            stopped=jnp.zeros(rows, bool),
+            counts=jnp.zeros(rows, jnp.int32),
+            log_prob=zeros,
+            log_correction=zeros,
+            tokens=jnp.zeros((rows, width), jnp.int32),
+            new=empty_key_values(
+                policy.config, rows, width, particles.suffix.segment.keys.dtype
+            ),
+            seen=seen,
+            places=places,
+        ),
+    )
+
+
+def write_token(
+    rows: Any,
+    logits: Float[Array, "R V"],
+    keys: Any,
+    room: Int[Array, " R"],
+    boundary: Boundary,
+    temperatures: Temperatures,
+    forced: ForcedEnd | None = None,
+) -> Any:
+    """The next token of every active row, and what becomes of the row by it.
+
+    Args:
+        rows: a :class:`Decoding`, or another tuple with its fields ``token`` to
+            ``tokens``, ``seen`` and ``places``.
+        logits: of the next token.
+        keys: one key a row, of its step.
+        room: tokens that each solution may have more than before the step.
+        boundary: where steps and solutions end.
+        temperatures: of policy and proposal.
+        forced: what is at a limit; None for nothing.
+
+    Returns:
+        The same tuple, these fields brought up to date.
+    """
+    logits, seen = boundary.among_tokens(logits), rows.seen
+    if temperatures.repetition is not None:
+        logits = penalise(logits, seen, temperatures.repetition)
+    # Of an active row so many tokens have been drawn in this step.
+    keys = jax.vmap(jax.random.fold_in)(keys, rows.counts)
+    drawn = sample_token(keys, logits, temperatures)
+    if forced is not None:
+        drawn = _force(drawn, rows, keys, logits, boundary, temperatures, forced)
+    token, log_prob, log_correction = drawn
+    active, place = rows.active, rows.counts[:, None]
+    token = jnp.where(active, token, rows.token)
+    counts = rows.counts + active
+    now = boundary.advance(rows.state, token, counts)
+    state, ended, stopped = now
+    if forced is not None:
+        places, ended = end_step(forced, rows.places, counts, now)
+        rows = rows._replace(places=_where(active, places, rows.places))
+        # What the policy cannot write has no weight, whatever comes behind it.
+        ended |= log_correction == -jnp.inf
+        stopped &= log_correction > -jnp.inf
+    if seen is not None:
+        # A row that writes no more has its newest token already.
+        seen = seen.at[jnp.arange(seen.shape[0]), token].set(True)
+    here = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
+    return rows._replace(
+        token=token,
+        state=jnp.where(active, state, rows.state),
+        active=active & ~ended & (counts < room),
+        stopped=rows.stopped | (active & stopped),
+        counts=counts,
+        log_prob=rows.log_prob + jnp.where(active, log_prob, 0.0),
+        log_correction=rows.log_correction + jnp.where(active, log_correction, 0.0),
+        tokens=jnp.where(here, token[:, None], rows.tokens),
+        seen=seen,
+    )
+
+
+def _force(
+    drawn: tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]],
+    rows: Any,
+    keys: Any,
+    logits: Float[Array, "R V"],
+    boundary: Boundary,
+    temperatures: Temperatures,
+    forced: ForcedEnd,
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """What rows write instead of what was drawn, where something is forced."""
+    place = rows.counts
+    here = in_string(forced, rows.places, place) | (place >= rows.places.end)
+
+    def among() -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+        allowed = allowed_tokens(
+            forced, boundary, rows.places, place, rows.state, logits.shape[-1]
+        )
+        return _where(here, sample_among(keys, logits, allowed, temperatures), drawn)
+
+    # Few tokens are forced, and for the others this would be computed in vain.
+    return jax.lax.cond(jnp.any(here & rows.active), among, lambda: drawn)
+
+
+def _where(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(rows, a, b), new, old)
+
+
+def tempered(
+    logits: Float[Array, "*b V"], temperature: Float[Array, ""]
+) -> Float[Array, "*b V"]:
+    """Logits at a temperature, the largest 0; at temperature 0, those at 1."""
+    # Near temperature 0 what is not shifted first would overflow.
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    return shifted / jnp.where(temperature > 0, temperature, 1.0)
+
+
+def log_prob_of(
+    logits: Float[Array, "*b V"],
+    token: Int[Array, "*b"],
+    temperature: Float[Array, ""],
+    truncation: Truncation | None = None,
+) -> Float[Array, "*b"]:
+    """log p of tokens; at temperature 0 it is 0 for the most likely, else -inf."""
+    if truncation is not None:
+        logits = truncate(logits, temperature, truncation)
+
+    def warm() -> Float[Array, "*b"]:
+        warmer = tempered(logits, temperature)
+        chosen = jnp.take_along_axis(warmer, token[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(warmer, axis=-1)
+
+    def cold() -> Float[Array, "*b"]:
+        return jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(
+            logits.dtype
+        )
+
+    # On a CPU the most likely of 50,000 tokens takes as long as their softmax.
+    return jax.lax.cond(temperature > 0, warm, cold)
+
+
+def sample_token(
+    keys: Any, logits: Float[Array, "R V"], temperatures: Temperatures
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """Draw one token a row, each row from a key of its own.
+
+    At temperature 0 the most likely token is taken and its log-probability is 0.
+
+    Returns:
+        Token ids, their log p under the policy, and log p - log q.
+    """
+    policy, proposal, truncation, _ = temperatures
+    if truncation is not None:
+        logits = truncate(logits, policy, truncation)
+    zeros = jnp.zeros(logits.shape[0], logits.dtype)
+    drawing = policy if proposal is None else proposal
+    token, log_q = jax.lax.cond(
+        drawing > 0,
+        lambda: categorical(keys, tempered(logits, drawing)),
+        lambda: (jnp.argmax(logits, axis=-1).astype(jnp.int32), zeros),
+    )
+    if proposal is None:
+        return token, log_q, zeros
+    log_p = log_prob_of(logits, token, policy)
+    return token, log_p, log_p - log_q
+
+
+def sample_among(
+    keys: Any,
+    logits: Float[Array, "R V"],
+    allowed: Bool[Array, "R V"],
+    temperatures: Temperatures,
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """Draw one token a row from the policy, among those that are allowed.
+
+    Where the policy writes none of them, the likeliest before its truncation is taken.
+
+    Returns:
+        Token ids, their log p under the whole policy, and log p of all allowed tokens
+        together, which is log p - log q.
+    """
+    policy, _, truncation, _ = temperatures
+    log_mass = log_prob_among(logits, allowed, policy, truncation)
+    kept = logits if truncation is None else truncate(logits, policy, truncation)
+    impossible = (log_mass == -jnp.inf)[:, None]
+    among = jnp.where(allowed, jnp.where(impossible, logits, kept), -jnp.inf)
+    likeliest = jnp.argmax(among, axis=-1).astype(jnp.int32)
+    token, _ = categorical(keys, tempered(among, policy))
+    token = jnp.where((policy > 0) & ~impossible[:, 0], token, likeliest)
+    return token, log_prob_of(logits, token, policy, truncation), log_mass
+
+
+def log_prob_among(
+    logits: Float[Array, "R V"],
+    allowed: Bool[Array, "R V"],
+    temperature: Float[Array, ""],
+    truncation: Truncation | None = None,
+) -> Float[Array, " R"]:
+    """log p of the tokens that are allowed together."""
+    if truncation is not None:
+        logits = truncate(logits, temperature, truncation)
+
+    def warm() -> Float[Array, " R"]:
+        warmer = tempered(logits, temperature)
+        some = jax.nn.logsumexp(jnp.where(allowed, warmer, -jnp.inf), axis=-1)
+        return some - jax.nn.logsumexp(warmer, axis=-1)
+
+    def cold() -> Float[Array, " R"]:
+        best = jnp.argmax(logits, axis=-1)[:, None]
+        its = jnp.take_along_axis(allowed, best, axis=-1)[:, 0]
+        return jnp.where(its, 0.0, -jnp.inf).astype(logits.dtype)
+
+    return jax.lax.cond(temperature > 0, warm, cold)

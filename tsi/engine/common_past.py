@@ -1,0 +1,75 @@
+"""The past that the rows of a problem have in common, dense and once per problem.
+
+All rows of a problem have its prompt, and after some decisions they descend from one
+row: their lines of blocks begin alike. What is alike is kept here in one piece for
+attention, which then reads it once for all of them; a slot holds only what follows. The
+line of a common past is itself a row of the block tables, so that its blocks are not
+given to others.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from tsi.engine.paging.pool import Pool
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.sizing.sizes import coarse_room_of
+
+
+class Common:
+    """Common pasts of P problems.
+
+    Attributes:
+        cache: :class:`tsi.engine.paging.pages.Dense`, one row a problem.
+
+    Args:
+        programs: compiled ones.
+        pool: the policy's caches; its last P rows are for the lines kept here.
+        problems: P.
+        most: the most positions that a past may have.
+    """
+
+    def __init__(
+        self, programs: Programs, pool: Pool, problems: int, most: int
+    ) -> None:
+        self.programs, self.pool, self.most = programs, pool, most
+        self._first = pool.tables.lengths.size - problems
+        self.size = min(coarse_room_of(1), most)
+        self.cache: Any = programs.empty(pool.like, problems, self.size)
+
+    def starts(
+        self, rows: Int[np.ndarray, " n"], problems: Int[np.ndarray, " n"]
+    ) -> Int[np.ndarray, " n"]:
+        """How many positions rows need not have of their own."""
+        return self.pool.tables.in_common(rows, self._first + problems)
+
+    def update(
+        self, rows: list[Int[np.ndarray, " _w"]], problems: Int[np.ndarray, " n"]
+    ) -> None:
+        """Keep what the rows of each problem have in common now.
+
+        Args:
+            rows: of each problem, at least one.
+            problems: which.
+        """
+        tables, lines = self.pool.tables, self._first + problems
+        first = np.asarray([members[0] for members in rows])
+        lengths = [
+            tables.in_common(members, np.full_like(members, members[0])).min()
+            for members in rows
+        ]
+        kept = np.minimum(tables.in_common(first, lines), lengths)
+        tables.fork(lines, first)
+        tables.cut(lines, np.asarray(lengths))
+        self._make_room(int(max(lengths)))
+        self.cache = self.pool.load(self.cache, lines, problems, since=kept)
+
+    def release(self, problems: Int[np.ndarray, " n"]) -> None:
+        """Problems that have left have no past."""
+        self.pool.tables.release(self._first + problems)
+
+    def _make_room(self, needed: int) -> None:
+        if needed > self.size:
+            self.size = min(coarse_room_of(needed), self.most)
+            self.cache = self.programs.widen(self.cache, self.size)

@@ -1,0 +1,115 @@
+"""Compiled programs: kept between processes, and counted.
+
+Reading a program from disk takes a tenth of the time of compiling it. A run of another
+process, or the same run resumed, therefore finds the programs of the one before.
+"""
+
+import hashlib
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from tsi.engine.meters.clock import tell_compilation
+from tsi.models.loading.catalogue import cache_directory
+
+MOST_BYTES = 2 * 2**30
+"""Bytes that are kept; the programs that nobody has used for longest are dropped."""
+WORTH_KEEPING = 0.1
+"""Seconds of compilation from which on a program is kept."""
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""The event that JAX sends when a program is compiled, or read from disk."""
+COMPILING = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    COMPILED,
+)
+"""Those of all that a call waits for when its program is not there yet."""
+
+
+def keep_programs() -> Path | None:
+    """Keep compiled programs in the user's cache directory, unless told otherwise.
+
+    ``JAX_COMPILATION_CACHE_DIR``, or a directory set in ``jax.config``, goes before,
+    and ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing. Nobody but the user may
+    write to the directory, for who writes to it can run code in the process.
+
+    Returns:
+        Where they are kept; None where they are not.
+    """
+    config: Any = jax.config
+    if not config.jax_enable_compilation_cache:
+        return None
+    chosen = config.jax_compilation_cache_dir
+    if chosen:
+        return Path(chosen)
+    directory = cache_directory() / "programs" / _machine()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
+    except OSError:
+        # A read-only home: programs are compiled anew, as they would be without this.
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    settings: dict[str, float] = {
+        "jax_persistent_cache_min_compile_time_secs": WORTH_KEEPING
+    }
+    # JAX counts bytes only with this package, and fails without it.
+    if importlib.util.find_spec("filelock"):
+        settings["jax_compilation_cache_max_size"] = MOST_BYTES
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+    return directory
+
+
+def _machine() -> str:
+    """Programs for a CPU use its instructions, and a home may serve several machines.
+
+    What else they depend on is part of the names that JAX gives them.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    flags = [line for line in text.splitlines() if line.startswith(("flags", "Feat"))]
+    digest = hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
+    return f"{metadata.version('jaxlib')}-{platform.machine()}-{digest}"
+
+
+class Compilations(NamedTuple):
+    """Programs that a process has compiled, or read from disk, and the seconds of it.
+
+    Models' programs and all others, of whichever thread.
+    """
+
+    programs: int
+    seconds: float
+
+    def since(self, before: "Compilations") -> "Compilations":
+        """Those that came after others were counted."""
+        return Compilations(
+            self.programs - before.programs, self.seconds - before.seconds
+        )
+
+
+_so_far = Compilations(0, 0.0)
+
+
+def compilations() -> Compilations:
+    """Those of this process so far."""
+    return _so_far
+
+
+def _count(event: str, duration_secs: Any, **_: object) -> None:
+    # All packages that time anything call this, with whatever they have counted.
+    global _so_far
+    if event in COMPILING:
+        tell_compilation(duration_secs)
+    if event == COMPILED:
+        _so_far = Compilations(_so_far.programs + 1, _so_far.seconds + duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)

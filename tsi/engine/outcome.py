@@ -1,0 +1,105 @@
+"""What has come of a problem, from tokens: texts by step, costs by slot, answers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from tsi.decoding.step_texts import texts_of_steps
+from tsi.models.decoder_config import DecoderConfig
+from tsi.reasoning.particles import Particles
+from tsi.reasoning.target import ReasoningTarget
+from tsi.results.result import SlotCosts
+
+
+def flops_of(config: DecoderConfig | None, tokens, context, *, head: bool = False):
+    """FLOPs of so many tokens that attended to so many positions in all.
+
+    Positions are counted by ``config.attended``, which knows of windows. Tokens that
+    are only read need no logits: a reward's single number a step is left out as well.
+    """
+    if config is None:
+        return np.zeros_like(context)
+    dense = config.flops_per_token(0.0, head=head)
+    position = config.flops_per_token(1.0, head=head) - dense
+    return dense * tokens + position * context
+
+
+def texts_by_step(
+    decode: Callable[[list[int]], str], particles: Particles
+) -> list[list[str]]:
+    """The steps of each row; joined, they are the text that the reward has read."""
+    texts = []
+    rows = (
+        particles.tokens,
+        particles.step_ends,
+        particles.lengths,
+        particles.finished,
+    )
+    for tokens, step_ends, length, finished in zip(*map(np.asarray, rows), strict=True):
+        ends = step_ends[(step_ends > 0) & (step_ends <= length)]
+        texts.append(
+            texts_of_steps(
+                decode,
+                tokens[:length].tolist(),
+                sorted(set(ends.tolist())),
+                finished=bool(finished),
+            )
+        )
+    return texts
+
+
+def slot_costs(
+    cost: Any,
+    prompt_length: int,
+    read_length: int,
+    target: ReasoningTarget,
+    params: Any,
+) -> SlotCosts:
+    """What each slot of a problem has spent, and what its prompt cost once.
+
+    Args:
+        cost: of the slots.
+        prompt_length: tokens of the prompt, as the policy reads it.
+        read_length: as the reward reads it.
+        target: what was explored.
+        params: weights.
+    """
+    policy, reader = params.policy.config, target.reward.reader(params)
+    prompt_context = policy.attended(0, prompt_length)
+    reward_prompt, reward_flops = 0, 0.0
+    if reader is not None and target.reward.reads_prompts:
+        reward_prompt = read_length
+        attended = reader.attended(0, read_length)
+        reward_flops = float(flops_of(reader, read_length, attended))
+    return SlotCosts(
+        generated_tokens=cost.generated,
+        reward_tokens=cost.reward_read,
+        flops=(
+            flops_of(policy, cost.generated, cost.generated_context, head=True)
+            + flops_of(policy, cost.repeated, cost.repeated_context, head=True)
+        ),
+        reward_flops=flops_of(reader, cost.reward_read, cost.reward_context),
+        prompt_reward_tokens=reward_prompt,
+        prompt_flops=float(flops_of(policy, prompt_length, prompt_context)),
+        prompt_reward_flops=reward_flops,
+    )
+
+
+def weighed_answers(
+    answers: Sequence[str | None], log_weights: Float[np.ndarray, "K"]
+) -> list[str | None]:
+    """Answers of an explorer's members, without those of no weight beside others.
+
+    Such are padding and what a search has dismissed; a vote must not count them.
+    """
+    none = np.isneginf(log_weights)
+    if none.all():
+        return list(answers)
+    return [None if out else a for a, out in zip(answers, none, strict=True)]
+
+
+def distinct(members: Int[np.ndarray, "K"], flags: Bool[np.ndarray, "K"]) -> int:
+    """How many stored prefixes the flagged members are; one may be a member twice."""
+    return len(set(np.asarray(members)[np.asarray(flags)].tolist()))

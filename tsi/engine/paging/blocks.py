@@ -1,0 +1,154 @@
+"""Which blocks of a pool hold each row's cache: tables and counts, on the host.
+
+A row's positions 0 to n - 1 lie in ceil(n / s) blocks of s positions. Rows share the
+blocks of the past that they have in common, so that a fork copies a line of numbers and
+memory follows the genealogy. Whoever writes into a block that others read as well gets
+one of its own first; that is at most one block a row and step, the last of its past.
+
+The host decides, since it knows all lengths; :mod:`tsi.engine.paging.pages` moves the
+bytes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+Indices = Sequence[int] | Int[np.ndarray, " n"]
+
+
+class Copies(NamedTuple):
+    """Blocks to be copied from or to dense rows, one entry each.
+
+    Attributes:
+        rows: index into the dense rows.
+        positions: of the block's first entry in that row.
+        blocks: in the pool.
+    """
+
+    rows: Int[np.ndarray, " c"]
+    positions: Int[np.ndarray, " c"]
+    blocks: Int[np.ndarray, " c"]
+
+
+class BlockTables:
+    """Blocks of R rows.
+
+    Args:
+        num_rows: R.
+        length: the most positions that a row can have.
+        block: s, positions of a block.
+    """
+
+    def __init__(self, num_rows: int, length: int, block: int) -> None:
+        self.block = block
+        self.table = np.full((num_rows, -(-length // block)), -1, np.int32)
+        self.lengths = np.zeros(num_rows, np.int32)
+        self.uses = np.zeros(0, np.int32)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that some row reads."""
+        return int(np.count_nonzero(self.uses))
+
+    def fork(self, rows: Indices, parents: Indices) -> None:
+        """Give each of `rows` the past of its parent; all at once."""
+        rows, parents = np.asarray(rows), np.asarray(parents)
+        moved = rows != parents
+        rows, parents = rows[moved], parents[moved]
+        new, lengths = self.table[parents], self.lengths[parents]
+        self._count(new, 1)
+        self._count(self.table[rows], -1)
+        self.table[rows], self.lengths[rows] = new, lengths
+
+    def cut(self, rows: Indices, lengths: Indices) -> None:
+        """Forget all but the first `lengths` positions of rows."""
+        rows = np.asarray(rows)
+        left = np.minimum(self.lengths[rows], np.asarray(lengths))
+        gone = self._columns >= self._blocks_of(left)[:, None]
+        held = self.table[rows]
+        self._count(np.where(gone, held, -1), -1)
+        self.table[rows] = np.where(gone, -1, held)
+        self.lengths[rows] = left
+
+    def release(self, rows: Indices) -> None:
+        """Forget rows."""
+        self.cut(rows, np.zeros(len(rows), np.int32))
+
+    def missing(self, rows: Indices, kept: Indices, lengths: Indices) -> int:
+        """How many blocks :meth:`extend` lacks; the pool must grow by so many."""
+        _, needed, own = self._needs(np.asarray(rows), kept, lengths)
+        free = self.uses.size - self.num_used
+        return max(0, int(np.count_nonzero(needed & ~own)) - free)
+
+    def grow(self, blocks: int) -> None:
+        """Add free blocks."""
+        self.uses = np.concatenate([self.uses, np.zeros(blocks, np.int32)])
+
+    def extend(self, rows: Indices, kept: Indices, lengths: Indices) -> Copies:
+        """Make room for what rows have read.
+
+        Args:
+            rows: different ones.
+            kept: how many of their first positions are as they were.
+            lengths: how many positions they have now.
+
+        Returns:
+            The blocks that hold what is new, to be copied out of dense rows.
+        """
+        rows = np.asarray(rows)
+        held, needed, own = self._needs(rows, kept, lengths)
+        new = needed & ~own
+        fresh = np.flatnonzero(self.uses == 0)[: np.count_nonzero(new)]
+        beyond = self._columns >= self._blocks_of(np.asarray(lengths))[:, None]
+        self._count(np.where(new | beyond, held, -1), -1)
+        held = np.where(beyond, -1, held)
+        held[new] = fresh
+        self.uses[fresh] = 1
+        self.table[rows], self.lengths[rows] = held, lengths
+        at, columns = np.nonzero(needed)
+        return Copies(at, columns * self.block, held[at, columns])
+
+    def contents(self, rows: Indices, starts: Indices | None = None) -> Copies:
+        """The blocks of rows, to be copied into dense ones.
+
+        Args:
+            rows: which.
+            starts: from which position on, whole blocks each; the first, if None.
+        """
+        held = self.table[np.asarray(rows)]
+        wanted = held >= 0
+        if starts is not None:
+            wanted &= self._columns * self.block >= np.asarray(starts)[:, None]
+        at, columns = np.nonzero(wanted)
+        return Copies(at, columns * self.block, held[at, columns])
+
+    def in_common(self, rows: Indices, others: Indices) -> Int[np.ndarray, " n"]:
+        """How many positions each row has in the same full blocks as another row."""
+        rows, others = np.asarray(rows), np.asarray(others)
+        full = np.minimum(self.lengths[rows], self.lengths[others]) // self.block
+        same = self.table[rows] == self.table[others]
+        alike = np.cumprod(same, axis=1).sum(axis=1)
+        return np.minimum(alike, full) * self.block
+
+    @property
+    def _columns(self) -> Int[np.ndarray, "1 b"]:
+        return np.arange(self.table.shape[1])[None]
+
+    def _blocks_of(self, lengths: np.ndarray) -> np.ndarray:
+        return -(-lengths // self.block)
+
+    def _needs(self, rows, kept, lengths):
+        """What rows hold, what is written of it, and what of that is theirs alone."""
+        kept, lengths = np.asarray(kept), np.asarray(lengths)
+        first, last = kept // self.block, self._blocks_of(lengths)
+        last = np.where(lengths > kept, last, 0)
+        needed = (self._columns >= first[:, None]) & (self._columns < last[:, None])
+        held = self.table[rows]
+        own = needed & (held >= 0)
+        own[own] = self.uses[held[own]] == 1
+        return held, needed, own
+
+    def _count(self, blocks: np.ndarray, change: int) -> None:
+        np.add.at(self.uses, blocks[blocks >= 0], change)

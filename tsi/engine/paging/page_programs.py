@@ -1,0 +1,88 @@
+"""The programs that know nothing of models: dense rows, and blocks moved to and fro."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import (
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
+
+from tsi.engine.meters.clock import Timed
+from tsi.engine.paging import pages as paging
+from tsi.engine.paging.pages import Dense, Pages
+from tsi.models.partition import MODEL, parts_of_heads
+
+
+class PagePrograms:
+    """Programs on the devices where some model's weights lie.
+
+    Args:
+        mesh: with an axis ``model`` over which heads are divided; None for one device.
+    """
+
+    def __init__(self, mesh: Mesh | None) -> None:
+        self.mesh = mesh
+        self.home: Sharding | None = None
+        donate = functools.partial(jax.jit, donate_argnums=0)
+        self.page_out = Timed(donate(paging.page_out), "move")
+        self.page_in = Timed(donate(paging.page_in), "move")
+
+    def empty(self, like: Dense, rows: int, size: int) -> Dense:
+        """Dense rows of zeros, where programs leave dense rows."""
+        dense = Dense(
+            tuple(jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys),
+            tuple(
+                jnp.zeros((rows, x.shape[1], size, x.shape[3]), x.dtype)
+                for x in like.values
+            ),
+        )
+        return self._place_heads(dense, axis=1)
+
+    def empty_pages(self, like: Dense, block: int, count: int) -> Pages:
+        """Blocks without content, where programs leave them."""
+        return self._place_heads(paging.no_pages(like, block, count), axis=2)
+
+    def _place_heads(self, tree: Any, axis: int) -> Any:
+        """Arrays with heads along an axis, divided as the weights that make them.
+
+        A program compiles once more for what lies elsewhere.
+        """
+        heads = jax.tree.leaves(tree)[0].shape[axis]
+        if self.mesh is None or parts_of_heads(heads, self.mesh) == 1:
+            return self.place(tree)
+        spec = PartitionSpec(*[None] * axis, MODEL)
+        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+
+    def place(self, tree: Any) -> Any:
+        """Arrays where the weights lie, if these are bound to devices.
+
+        What comes out of programs is bound to them as well, and a program compiles
+        once more for what is not.
+        """
+        return tree if self.home is None else jax.device_put(tree, self.home)
+
+    def at_home_with(self, weights: Any) -> None:
+        """Note where weights lie, for `place`."""
+        leaf = next(x for x in jax.tree.leaves(weights) if isinstance(x, jax.Array))
+        whole = self.mesh is not None and self.mesh.size > 1
+        if whole:
+            assert self.mesh is not None
+            self.home = NamedSharding(self.mesh, PartitionSpec())
+        elif leaf.committed:
+            self.home = SingleDeviceSharding(next(iter(leaf.devices())))
+
+    def divide(self, dense: Dense) -> Dense:
+        """Heads along the axis ``model``, as the weights that make them."""
+        heads = dense.keys[0].shape[1]
+        if self.mesh is None or parts_of_heads(heads, self.mesh) == 1:
+            return dense
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, MODEL))
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, sharding), dense
+        )

@@ -1,0 +1,139 @@
+"""One kind of cache in blocks: tables on the host, bytes on the device.
+
+Bytes lie in extents, arrays of one size. A pool that grows gets one more: nothing is
+copied, and no program that moves blocks is compiled again.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tsi.engine.meters.report import CacheBytes
+from tsi.engine.paging.blocks import BlockTables, Copies, Indices
+from tsi.engine.paging.page_programs import PagePrograms
+from tsi.engine.paging.pages import Dense, Moves, Pages, moves_of
+
+
+class Pool:
+    """Blocks of the caches of many rows.
+
+    Attributes:
+        tables: which blocks each row has.
+
+    Args:
+        programs: compiled ones.
+        rows: how many.
+        length: the most positions that a row can have.
+        block: positions of a block.
+        like: dense rows of this kind.
+        most: bytes of an extent.
+    """
+
+    def __init__(
+        self,
+        programs: PagePrograms,
+        rows: int,
+        length: int,
+        block: int,
+        like: Dense,
+        most: int,
+    ) -> None:
+        self.programs, self.block, self.like = programs, block, like
+        self.tables = BlockTables(rows, length, block)
+        bytes_of_block = max(1, block * bytes_of_position(like))
+        self._extent = max(1, min(self.tables.table.size, most // bytes_of_block))
+        self._extents: list[Pages] = []
+
+    def store(
+        self,
+        dense: Dense,
+        rows: Indices,
+        kept: Indices,
+        lengths: Indices,
+        at: Indices | None = None,
+        starts: Indices | None = None,
+    ) -> None:
+        """Put what is new of rows into blocks.
+
+        Args:
+            dense: where they are now.
+            rows: different ones.
+            kept: how many of their first positions are as they were.
+            lengths: how many positions they have now.
+            at: the dense row of each; the first ones, if None.
+            starts: the position at which each dense row begins; 0, if None.
+        """
+        while self.tables.missing(rows, kept, lengths):
+            pages = self.programs.empty_pages(self.like, self.block, self._extent)
+            self._extents.append(pages)
+            self.tables.grow(self._extent)
+        copies = self.tables.extend(rows, kept, lengths)
+        for i, moves in self._moves(copies, at, starts):
+            pages = self._extents[i]
+            self._extents[i] = self.programs.page_out(pages, dense, moves)
+
+    def load(
+        self,
+        dense: Dense,
+        rows: Indices,
+        at: Indices | None = None,
+        starts: Indices | None = None,
+        since: Indices | None = None,
+    ) -> Dense:
+        """Copy rows out of blocks into dense rows.
+
+        Args:
+            dense: rows that are written.
+            rows: which.
+            at: the dense row of each; the first ones, if None.
+            starts: the position at which each dense row begins; 0, if None.
+            since: the position from which on each is copied; where it begins, if None.
+        """
+        copies = self.tables.contents(rows, starts if since is None else since)
+        for i, moves in self._moves(copies, at, starts):
+            dense = self.programs.page_in(dense, self._extents[i], moves)
+        return dense
+
+    def fresh(self, rows: Indices, number: int, size: int) -> Any:
+        """New dense rows of `size` positions, `number` of them, with these in front."""
+        return self.load(self.programs.empty(self.like, number, size), rows)
+
+    def _moves(
+        self, copies: Copies, at: Indices | None, starts: Indices | None
+    ) -> Iterator[tuple[int, Moves]]:
+        """The copies of each extent, with blocks counted from its first."""
+        if starts is not None:
+            before = np.asarray(starts)[copies.rows]
+            copies = copies._replace(positions=copies.positions - before)
+        if at is not None:
+            copies = copies._replace(rows=np.asarray(at)[copies.rows])
+        extents = copies.blocks // self._extent
+        for i in np.unique(extents).tolist():
+            some = Copies(*(x[extents == i] for x in copies))
+            some = some._replace(blocks=some.blocks - i * self._extent)
+            yield from ((i, moves) for moves in moves_of(some))
+
+
+def bytes_held(pools: Iterable[Pool]) -> CacheBytes:
+    """What lies in the blocks of some pools, by how many rows read it."""
+    found = CacheBytes()
+    for pool in pools:
+        uses = pool.tables.uses
+        size = pool.block * bytes_of_position(pool.like)
+        counts = (uses > 1).sum(), (uses == 1).sum(), uses.sum()
+        found = CacheBytes(
+            *(a + size * int(b) for a, b in zip(found, counts, strict=True))
+        )
+    return found
+
+
+def bytes_of_position(like: Dense) -> int:
+    """Bytes of the keys and values of one position in all layers."""
+    return sum(
+        x.shape[1] * width * x.dtype.itemsize
+        for x, width in (
+            *((x, x.shape[2]) for x in like.keys),
+            *((x, x.shape[3]) for x in like.values),
+        )
+    )

@@ -1,0 +1,1 @@
+"""How many rows and blocks, and in which shapes programs are compiled."""

@@ -1,0 +1,236 @@
+"""Whether a run can fit into memory at all, which is asked before it begins.
+
+The bound counts what every row has for itself, however much rows share: its tokens and
+numbers, its line of block numbers, and, if it is one that works, one block in each
+cache, for a row that has written has a last block of its own. A run that passes may
+still run out of memory later (see :mod:`tsi.engine.endurance`); one that does not pass
+never ends.
+"""
+
+import math
+import resource
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import psutil
+from flax import nnx
+from jax.sharding import Mesh
+
+from tsi.errors import ConfigurationError
+from tsi.explorer import Plan
+from tsi.models.decoder_config import DecoderConfig
+from tsi.models.partition import sharding_of
+from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.target import ReasoningTarget
+
+
+class RowBytes(NamedTuple):
+    """What one row takes at least, in bytes.
+
+    Attributes:
+        numbers: tokens, step ends and rewards by step.
+        tables: numbers of its blocks.
+        blocks: one in each cache.
+    """
+
+    numbers: int
+    tables: int
+    blocks: int
+
+
+def bytes_of_row(target: Any, caches: list[int], block: int) -> RowBytes:
+    """What one row takes at least.
+
+    Args:
+        target: a :class:`tsi.reasoning.target.ReasoningTarget`.
+        caches: bytes of a position in each cache that grows with the row.
+        block: positions of a block.
+    """
+    # Ends, states, log p and log-odds of each step, and half a dozen of its own.
+    numbers = 4 * target.max_tokens + 4 * 4 * target.max_steps + 32
+    columns = -(-target.max_tokens // block)
+    return RowBytes(numbers, 4 * columns * len(caches), block * sum(caches))
+
+
+def bytes_per_position(config: DecoderConfig, itemsize: int) -> int:
+    """Keys and values of one position in all layers."""
+    entries = 2 * config.num_layers * config.num_kv_heads * config.head_width
+    return entries * itemsize
+
+
+CACHE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_cache_dtype(name: str) -> None:
+    """Refuse what is no type of keys and values.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    if name not in CACHE_DTYPES:
+        raise ConfigurationError(
+            f"cache_dtype is {name!r}; keys and values are kept in "
+            f"{', '.join(CACHE_DTYPES)}."
+        )
+
+
+class CacheSizes(NamedTuple):
+    """Bytes of a position in the caches that grow with a row, on one device."""
+
+    policy: int
+    reward: int
+
+    @property
+    def grown(self) -> list[int]:
+        """Of those that there are."""
+        return [size for size in self if size]
+
+
+def cache_sizes(
+    target: ReasoningTarget,
+    policy: Any,
+    reward: Any,
+    parts: int,
+    dtype: str | None = None,
+) -> CacheSizes:
+    """What a position takes in the caches of a policy and a reward.
+
+    Args:
+        target: for its reward.
+        policy: the language model, or its shapes.
+        reward: the reward's weights, or their shapes, or None.
+        parts: devices that heads are divided over.
+        dtype: of keys and values; the models' own, if None.
+    """
+    unread: Any = None
+
+    def size(model: Any, config: DecoderConfig | None) -> int:
+        # A reward of the user's own may keep what it likes.
+        if config is None or not hasattr(model, "trunk"):
+            return 0
+        chosen = model.trunk.cache_dtype if dtype is None else np.dtype(dtype)
+        # Heads that do not divide evenly are whole on every device.
+        share = parts if config.num_kv_heads % parts == 0 else 1
+        return bytes_per_position(config, chosen.itemsize) // share
+
+    reader = None
+    if target.reward.reads_prompts:
+        params = ReasoningParams(policy, reward, unread, unread)
+        reader = target.reward.reader(params)
+    return CacheSizes(size(policy, policy.config), size(reward, reader))
+
+
+def unloaded_bytes(models: Any, mesh: Mesh | None = None) -> int:
+    """Bytes of weights of which only the shapes are here, on one device.
+
+    Args:
+        models: a model, or several.
+        mesh: the devices over which they will be divided; None for one device.
+    """
+
+    def shape_of(model: Any, path: str, leaf: jax.ShapeDtypeStruct) -> Any:
+        config = getattr(model, "config", None)
+        if mesh is None or not isinstance(config, DecoderConfig):
+            return leaf.shape
+        return sharding_of(path, leaf.shape, config, mesh).shard_shape(leaf.shape)
+
+    total = 0
+    for model in jax.tree.leaves(models, is_leaf=lambda x: isinstance(x, nnx.Module)):
+        if not isinstance(model, nnx.Module):
+            continue
+        for keys, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+            leaf = variable.get_value()
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                shape = shape_of(model, ".".join(map(str, keys)), leaf)
+                total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+def free_bytes(device: jax.Device | None = None) -> int:
+    """What a device has left, or the host, whose memory a CPU device uses."""
+    device = jax.local_devices()[0] if device is None else device
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    return int(psutil.virtual_memory().available)
+
+
+def peak_bytes(device: jax.Device | None = None) -> int:
+    """The most that a device has held, or on a CPU the process, since it began."""
+    device = jax.local_devices()[0] if device is None else device
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    # Kilobytes, but on macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None:
+    """Refuse a number of particles that cannot fit.
+
+    Args:
+        row: of one row.
+        plan: working and stored rows of a problem.
+        num_particles: N, for the message.
+        free: bytes.
+
+    Raises:
+        ConfigurationError: the rows of one problem take more than is free.
+    """
+    rows = plan.rows + plan.stored
+    parts = rows * row.numbers, rows * row.tables, plan.rows * row.blocks
+    needed = sum(parts)
+    if needed <= free:
+        return
+    check_weights_fit(free)
+    numbers, tables, blocks = map(_size, parts)
+    raise ConfigurationError(
+        f"One problem with N = {num_particles:,} has {rows:,} rows, which take "
+        f"{_size(needed)} or more ({numbers} of tokens and numbers, {tables} of "
+        f"tables, {blocks} of keys and values), and {_size(free)} "
+        f"are free: no more than about N = {int(num_particles * (free / needed)):,} "
+        "fits. Lower N, or max_tokens and max_steps of the target."
+    )
+
+
+def check_weights_fit(free: int) -> None:
+    """Refuse models that leave nothing.
+
+    Args:
+        free: bytes beside the weights.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    if free <= 0:
+        raise ConfigurationError(
+            f"The models' weights take {_size(-free)} more than is free. Use smaller "
+            "models, weights in fewer bits, or more devices along the axis model."
+        )
+
+
+def check_prompts_fit(needed: int, width: int, free: int) -> None:
+    """Refuse prompts that memory cannot hold while one of them is read.
+
+    Args:
+        needed: bytes that this takes beside the weights.
+        width: positions of the longest prompt.
+        free: bytes.
+
+    Raises:
+        ConfigurationError: it takes more than is free.
+    """
+    if needed > free:
+        check_weights_fit(free)
+        raise ConfigurationError(
+            f"To read a prompt of {width:,} tokens takes {_size(needed)} beside "
+            f"the weights, and {_size(free)} are free. Shorten the longest "
+            "prompt, or use a smaller model or dtype."
+        )
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:,.1f} GB" if number >= 5e7 else f"{number / 1e6:,.2f} MB"

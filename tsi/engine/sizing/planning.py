@@ -1,0 +1,145 @@
+"""How many rows a device has memory for, beside the weights.
+
+What a row takes where every row is as long as a solution can be:
+
+- a slot, dense, with room for prompt and solution, twice, because slots that change
+  size, or of which some are chosen, are copied;
+- the blocks of the rows in work, of which there are two for every slot; in the mean
+  they are half as long as the longest, in the policy's cache and in the reward's;
+- the logits of a token in float32, with what sampling makes of them.
+
+A row that shares its past with others takes less. A plan that is too large all the same
+costs time, and no result is lost (:mod:`tsi.engine.endurance`).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from tsi.engine.sizing.memory import (
+    CacheSizes,
+    bytes_of_row,
+    cache_sizes,
+    free_bytes,
+    unloaded_bytes,
+)
+from tsi.engine.sizing.sizes import BLOCK, BURST, room_of
+from tsi.models.partition import MODEL
+from tsi.reasoning.target import ReasoningTarget
+
+USABLE = 0.85
+"""The share of what is free that is planned; the rest is for what reading takes."""
+STORED = 0.2
+"""The share of that for prefixes that explorers store."""
+COPIES = 2
+"""Dense rows of a slot, at the moment when slots are copied."""
+DRAWING = 3 * 4
+"""Bytes of a logit, and of what is made of it to draw a token."""
+MOST_ROWS, MOST_STORED = 4096, 65_536
+"""Where memory sets no limit."""
+MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU = 128, 16_384
+"""On two cores 128 rows of the tiny models take a seventh less time than 2,048, because
+their keys and values stay in the processor's caches."""
+
+
+class Need(NamedTuple):
+    """What decides how much memory a row takes.
+
+    Attributes:
+        caches: bytes of a position.
+        prompt: positions of the longest prompt.
+        block: positions of a block.
+    """
+
+    caches: CacheSizes
+    prompt: int
+    block: int
+
+
+class Limits(NamedTuple):
+    """How many rows write together, and how many prefixes explorers store."""
+
+    rows: int
+    stored: int
+
+
+def device_limits(
+    target: ReasoningTarget,
+    policy: Any,
+    reward: Any,
+    prompt: int,
+    mesh: Mesh | None,
+    cache_dtype: str | None = None,
+) -> Limits:
+    """What suits the models and the devices, whose memory is asked for now.
+
+    Args:
+        target: for its limits and its reward.
+        policy: the language model, or its shapes, whose weights then count as missing.
+        reward: the reward's weights, or their shapes, or None.
+        prompt: tokens of the longest prompt.
+        mesh: the devices, as :class:`tsi.engine.engine.Engine` has them.
+        cache_dtype: of keys and values; the models' own, if None.
+    """
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    parts = 1 if mesh is None else mesh.shape.get(MODEL, 1)
+    free = min(free_bytes(device) for device in devices)
+    on_cpu = devices[0].platform == "cpu"
+    if on_cpu:
+        # Its devices share the host's memory.
+        free //= len(devices)
+    free -= unloaded_bytes((policy, reward), mesh)
+    caches = cache_sizes(target, policy, reward, parts, cache_dtype)
+    need = Need(caches, prompt, BLOCK)
+    slot = bytes_of_slot(need, target, policy.config.vocab_size, BURST)
+    return limits_of(slot, bytes_of_prefix(need, target), free, on_cpu=on_cpu)
+
+
+def bytes_of_slot(
+    need: Need, target: ReasoningTarget, vocab_size: int, burst: int
+) -> int:
+    """What one slot and the two rows in work for it take, see the module's text.
+
+    Args:
+        need: see there.
+        target: for its limits.
+        vocab_size: of the policy.
+        burst: positions that a slot has beyond the longest row.
+    """
+    solution = target.max_tokens
+    dense = room_of(need.prompt + solution + burst) * need.caches.policy
+    blocks = (solution + need.block) * sum(need.caches)
+    numbers = bytes_of_row(target, need.caches.grown, need.block).numbers
+    return COPIES * dense + blocks + DRAWING * vocab_size + 2 * numbers
+
+
+def bytes_of_prefix(need: Need, target: ReasoningTarget) -> int:
+    """What a stored prefix takes: a step of its own, half as long as can be."""
+    step = target.max_step_tokens
+    row = bytes_of_row(target, need.caches.grown, need.block)
+    own = (step // 2 + need.block) * sum(need.caches)
+    return own + row.numbers + row.tables
+
+
+def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
+    """How many rows and stored prefixes fit, one at least of each.
+
+    Args:
+        slot: bytes, see `bytes_of_slot`.
+        prefix: bytes, see `bytes_of_prefix`.
+        free: bytes of one device, beside the weights.
+        on_cpu: whether it is a CPU, where no more rows pay.
+    """
+    usable = USABLE * free
+    most = Limits(MOST_ROWS, MOST_STORED)
+    if on_cpu:
+        most = Limits(MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU)
+    rows = max(1, min(most.rows, int((1 - STORED) * usable) // slot))
+    # Numbers that can be halved a few times, since slots are.
+    unit = 1
+    while unit < 16 and 2 * unit <= rows:
+        unit *= 2
+    rows = rows // unit * unit
+    stored = max(rows, min(most.stored, int(STORED * usable) // prefix))
+    return Limits(rows, stored)

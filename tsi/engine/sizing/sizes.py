@@ -1,0 +1,164 @@
+"""How much is worked on at once, and the few sizes that programs are compiled for."""
+
+from typing import NamedTuple
+
+from tsi.explorer import Plan
+
+BLOCK = 16
+"""Positions of a block, of models whose caches are large."""
+BURST = 16
+"""The most tokens that are written before the host looks."""
+PART = 0.125
+"""The share of the slots that must have ended their steps for the host to look."""
+IN_FLIGHT = 2
+"""Rows in work for every slot, so that a slot does not wait for a problem's slowest."""
+CHEAP = 2e9
+"""FLOPs of a token of all slots below which the host is the slower of the two."""
+READS = 8
+"""Rows whose steps are read together: with a question of 30 tokens that is a matrix
+large enough for two cores, and few of its rows are padding."""
+COMPILATION = 1.5e11
+"""FLOPs that take as long as the compilation of a program, on a CPU of two cores; where
+much more is computed in a second, compilation takes longer as well."""
+SHARED = 512
+"""Positions of prompts from which on a problem's common past is read once for all of
+its rows: with less of it, what that takes is more than what it saves."""
+SHARED_ROWS = 4
+"""Rows of a problem from which on the same pays."""
+PREFILL = 16384
+"""Tokens of prompts that are read together."""
+
+
+class Sizes(NamedTuple):
+    """How much a lane works on at once.
+
+    Attributes:
+        slots: R, rows that write tokens together.
+        problems: P, in the lane at once.
+        block: positions of a block.
+        burst: the most tokens that are written before the host looks.
+        part: the share of the slots that must have ended for the host to look, while
+            other rows wait for them; 1 where looking costs more than writing.
+        reads: rows whose steps are read together, by the reward or by the policy.
+        prefill: tokens of prompts that are read together.
+        shrinks: whether programs of fewer rows are worth compiling.
+        shares: whether what a problem's rows have in common is read once for all.
+        price: of compiling a program, in tokens of one row.
+    """
+
+    slots: int
+    problems: int
+    block: int
+    burst: int
+    part: float
+    reads: int
+    prefill: int
+    shrinks: bool
+    shares: bool
+    price: float = 0.0
+
+    def prompts(self, width: int) -> int:
+        """How many problems' prompts, of so many positions, are read together."""
+        return max(1, min(self.problems, self.prefill // width))
+
+
+def half_of(sizes: Sizes) -> Sizes:
+    """Half as much at once, one at least of everything."""
+
+    def half(count: int) -> int:
+        return max(1, count // 2)
+
+    return sizes._replace(
+        slots=half(sizes.slots),
+        problems=half(sizes.problems),
+        reads=min(sizes.reads, half(sizes.slots)),
+        prefill=half(sizes.prefill),
+    )
+
+
+def room_of(needed: int) -> int:
+    """Positions of dense rows: 64, 128, 192, 256, 384, 512, 768 and so on."""
+    size = 64
+    while size < needed:
+        size = size * 4 // 3 if size % 3 == 0 else max(128, size * 3 // 2)
+    return size
+
+
+def coarse_room_of(needed: int) -> int:
+    """Of these the powers of two from 128 on."""
+    return max(128, 1 << (needed - 1).bit_length())
+
+
+def width_of(count: int, most: int, shrinks: bool, *, factor: int = 4) -> int:
+    """Rows of a program: `most`, or if it shrinks that by a power of `factor`."""
+    size = most
+    while shrinks and size >= factor * count and size % factor == 0 and size > 4:
+        size //= factor
+    return size
+
+
+def chosen_of(count: int, most: int, shrinks: bool) -> int:
+    """Slots that are computed, of `most`: all, three quarters, half, a quarter, ..."""
+    if not shrinks or 4 * count > 3 * most or most % 4:
+        return most
+    if 2 * count > most:
+        return 3 * most // 4
+    return width_of(count, most // 2, shrinks, factor=2)
+
+
+def problems_in_work(plan: Plan, max_rows: int, max_stored: int) -> int:
+    """How many problems of a plan a group of devices has in work, one at least.
+
+    Args:
+        plan: of a problem.
+        max_rows, max_stored: as :class:`tsi.engine.engine.Engine` has them.
+    """
+    most = IN_FLIGHT * max_rows // plan.rows
+    if plan.stored:
+        most = min(most, max_stored // plan.stored)
+    return max(1, most)
+
+
+def sizes_of(
+    plan: Plan,
+    problems: int,
+    width: int,
+    *,
+    flops: float,
+    step_tokens: int,
+    max_rows: int,
+    most: int,
+) -> Sizes:
+    """How much a group of devices works on at once.
+
+    Args:
+        plan: of a problem.
+        problems: in work together.
+        width: positions of the prompts.
+        flops: of a token of one row.
+        step_tokens: that a step can have.
+        max_rows: that write together.
+        most: problems that may be in work.
+    """
+    places = 1
+    while places < problems:
+        places *= 2
+    rows = problems * plan.rows
+    shrinks = flops * min(max_rows, rows) >= CHEAP
+    # Half of the rows wait for a slot, so that no slot waits for a row.
+    wanted = max(rows // 2, min(rows, 16)) if shrinks else rows
+    slots = 1
+    while slots < wanted:
+        slots *= 2
+    return Sizes(
+        min(slots, max_rows),
+        min(places, most),
+        BLOCK if shrinks else 4 * BLOCK,
+        min(step_tokens, BURST),
+        PART if shrinks else 1.0,
+        min(slots, READS, max_rows) if shrinks else min(slots, max_rows),
+        PREFILL,
+        shrinks,
+        shrinks and plan.rows >= SHARED_ROWS and width >= SHARED,
+        COMPILATION / flops if shrinks else 0.0,
+    )

@@ -1,0 +1,163 @@
+r"""When a problem has had enough rollouts: rules on the rounds that were run so far.
+
+A rule sees the results of independent rounds of one problem. Rules on answers count
+votes or masses; rules on errors take the rounds as replicates. What is decided by
+looking at the data is not unbiased: a mean that stops when its spread happens to be
+small is a little too low or high, by an amount that vanishes with the bound.
+
+References:
+    [1] Aggarwal et al. 2023, Let's sample step by step, arXiv 2305.11860 (Beta and
+        Dirichlet stopping of self-consistency, confidence 0.95).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from tsi.accuracy.replicates import evidence_from_replicates
+from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.results.result import Result
+
+Stop = Callable[[Sequence[Result]], bool]
+"""`(results of the rounds so far) -> bool`."""
+
+NUM_NODES = 400
+
+
+def beta_confidence(first: int, second: int) -> float:
+    """P(p_1 > p_2) of the two leading answers under Beta(first + 1, second + 1) [1]."""
+    return float(stats.beta.sf(0.5, first + 1, second + 1))
+
+
+def dirichlet_confidence(counts: Sequence[int]) -> float:
+    r"""P(p_1 is the largest) under a Dirichlet with parameters counts + 1 [1].
+
+    Gamma variables normalised by their sum are Dirichlet, so it is the integral of
+    g_1(x) \prod_j F_j(x), taken by Gauss-Legendre quadrature over quantiles of g_1.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(NUM_NODES)
+    x = stats.gamma.ppf(0.5 * (nodes + 1.0), counts[0] + 1)
+    others = np.prod([stats.gamma.cdf(x, count + 1) for count in counts[1:]], axis=0)
+    return float(np.sum(0.5 * weights * others))
+
+
+def sure_majority(confidence: float = 0.95, rule: str = "beta") -> Stop:
+    """Stop when the leading answer is the policy's most probable one, surely enough.
+
+    Args:
+        confidence: of the leading answer, in (0.5, 1).
+        rule: "beta" compares it with the runner-up alone, "dirichlet" with all answers
+            seen.
+
+    Raises:
+        ConfigurationError: for a confidence outside (0.5, 1).
+        UnknownNameError: for another rule.
+    """
+    if not 0.5 < confidence < 1.0:
+        raise ConfigurationError(
+            f"A majority is sure with a confidence in (0.5, 1), not {confidence}."
+        )
+    if rule not in ("beta", "dirichlet"):
+        raise UnknownNameError("stopping rule", rule, ("beta", "dirichlet"))
+
+    def stop(rounds: Sequence[Result]) -> bool:
+        votes = Counter(a for r in rounds for a in r.answers if a is not None)
+        counts = [count for _, count in votes.most_common()]
+        if not counts:
+            return False
+        counts = [*counts, 0] if len(counts) == 1 else counts
+        if rule == "beta":
+            return beta_confidence(counts[0], counts[1]) >= confidence
+        return dirichlet_confidence(counts) >= confidence
+
+    return stop
+
+
+def answer_shares(
+    rounds: Sequence[Result],
+) -> tuple[list[str], Float[np.ndarray, "R A"], Float[np.ndarray, "R"]]:
+    """Each round's evidence, and how it shares it among answers.
+
+    Returns:
+        The answers; masses [R, A] of the answers and total masses [R] of solutions that
+        have one, both relative to the largest evidence.
+    """
+    evidences = np.array([r.log_evidence for r in rounds], np.float64)
+    top = evidences.max()
+    scale = np.exp(evidences - top) if np.isfinite(top) else np.zeros(len(rounds))
+    answers = sorted({a for r in rounds for a in r.answers if a is not None})
+    masses = np.zeros((len(rounds), len(answers)))
+    for row, result, z in zip(masses, rounds, scale, strict=True):
+        weights = np.exp(np.asarray(result.log_weights, np.float64))
+        for answer, weight in zip(result.answers, weights, strict=True):
+            if answer is not None:
+                row[answers.index(answer)] += z * weight / len(weights)
+    return answers, masses, masses.sum(axis=1)
+
+
+def answer_errors_between(rounds: Sequence[Result]) -> dict[str, float]:
+    """Standard error of each answer's probability from independent rounds.
+
+    A ratio of two sums over R rounds, by the delta method; NaN with one round or
+    without any answer of positive mass.
+    """
+    answers, masses, totals = answer_shares(rounds)
+    size = len(rounds)
+    if size < 2 or totals.sum() == 0.0:
+        return dict.fromkeys(answers, math.nan)
+    share = masses.sum(axis=0) / totals.sum()
+    residuals = masses - totals[:, None] * share
+    variance = np.sum(residuals**2, axis=0) * size / (size - 1) / totals.sum() ** 2
+    return dict(zip(answers, np.sqrt(variance).tolist(), strict=True))
+
+
+def answer_error_below(bound: float, min_rounds: int = 4) -> Stop:
+    """Stop when the leading answer's probability has a standard error below a bound.
+
+    Args:
+        bound: of the standard error.
+        min_rounds: rounds before which nothing is judged, at least two.
+
+    Raises:
+        ConfigurationError: if the bound is not positive or there are too few rounds.
+    """
+    _check_bound(bound, min_rounds)
+
+    def stop(rounds: Sequence[Result]) -> bool:
+        if len(rounds) < min_rounds:
+            return False
+        answers, masses, totals = answer_shares(rounds)
+        if not answers or totals.sum() == 0.0:
+            return False
+        leader = answers[int(np.argmax(masses.sum(axis=0)))]
+        return answer_errors_between(rounds)[leader] <= bound
+
+    return stop
+
+
+def evidence_error_below(bound: float, min_rounds: int = 4) -> Stop:
+    """Stop when the log evidence has a standard error below a bound.
+
+    Arguments and errors as in `answer_error_below`.
+    """
+    _check_bound(bound, min_rounds)
+
+    def stop(rounds: Sequence[Result]) -> bool:
+        if len(rounds) < min_rounds:
+            return False
+        values = np.array([r.log_evidence for r in rounds])
+        return evidence_from_replicates(values).standard_error <= bound
+
+    return stop
+
+
+def _check_bound(bound: float, min_rounds: int) -> None:
+    if not bound > 0.0 or min_rounds < 2:
+        raise ConfigurationError(
+            "Stopping at a standard error needs a positive bound and at least two "
+            f"rounds to estimate it from; got bound={bound}, min_rounds={min_rounds}."
+        )

@@ -1,0 +1,1 @@
+"""A policy, a reward and a step boundary as a target."""

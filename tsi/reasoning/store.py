@@ -1,0 +1,324 @@
+"""The target of reasoning as explorers use it: a store of prefixes.
+
+M rows are stored with their caches, and W of them are taken out, cut back, extended and
+put in again each turn. Only new tokens are ever computed: a cut masks cache positions,
+and a repeated step is read in one pass, not token by token. Costs are those of a turn:
+they start from zero when rows are taken out, and the driver adds them up.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.decoding.boundary import Advance
+from tsi.decoding.cache import cut, keep, take
+from tsi.decoding.decode_step import Decoding, log_prob_among, log_prob_of
+from tsi.decoding.forced_end import ForcedStep, read_forced
+from tsi.decoding.repetition import mark_seen_within, penalise
+from tsi.errors import ConfigurationError
+from tsi.models.layers import Segment
+from tsi.reasoning.particles import History, Particles, ReasoningParams, no_cost
+from tsi.rewards.reward import as_int32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReasoningStore:
+    """A `ReasoningTarget` with `truncate`, `replay`, `log_prob` and `put`."""
+
+    # The target makes its store, so that its type cannot be named here.
+    target: Any
+
+    @property
+    def max_steps(self) -> int:
+        """The target's step limit."""
+        return self.target.max_steps
+
+    def init(self, key, num_particles: int, params: ReasoningParams) -> Particles:
+        """M empty rows per problem, with room for a whole row and one step more."""
+        # Rows of all lengths meet in a turn, so a row may have to start its step after
+        # the slots of the longest.
+        capacity = self.target.max_tokens + self.target.max_step_tokens
+        return self.target.init(key, num_particles, params, capacity)
+
+    def propose(self, key, t, particles: Particles, params: ReasoningParams):
+        """See `ReasoningTarget.propose`."""
+        return self.target.propose(key, t, particles, params)
+
+    def propose_some(self, key, t, particles: Particles, params, active):
+        """See `ReasoningTarget.propose_some`."""
+        return self.target.propose_some(key, t, particles, params, active)
+
+    def log_potential(self, t, particles: Particles, params) -> Float[Array, " R"]:
+        """See `ReasoningTarget.log_potential`."""
+        return self.target.log_potential(t, particles, params)
+
+    def finished(self, particles: Particles) -> Bool[Array, " R"]:
+        """Rows that write no more."""
+        return particles.finished
+
+    def log_prob(self, particles: Particles, params) -> Float[Array, " R"]:
+        """log p of what each row has written."""
+        return particles.log_prob
+
+    @property
+    def log_proposal(self) -> Callable[[Particles, Any], Float[Array, " R"]] | None:
+        """log q of what each row has written; None where q is the policy itself."""
+        return None if self.target.forced_end is None else _log_proposal
+
+    def gather(self, particles: Particles, rows: Int[Array, " W"]) -> Particles:
+        """Take W rows out of the store, with costs of zero."""
+        taken = jax.tree.map(lambda leaf: leaf[rows], _without_caches(particles))
+        return taken._replace(
+            prompt=particles.prompt,
+            suffix=take(particles.suffix, rows),
+            reward_state=self.target.reward.take(particles.reward_state, rows),
+            cost=no_cost(rows.shape[0]),
+        )
+
+    def put(
+        self, stored: Particles, slots: Int[Array, " W"], rows: Particles
+    ) -> Particles:
+        """Write W rows over the stored ones at `slots`; those beyond are lost."""
+        written = jax.tree.map(
+            lambda old, new: old.at[slots].set(new, mode="drop"),
+            _without_caches(stored),
+            _without_caches(rows),
+        )
+        return written._replace(
+            prompt=stored.prompt,
+            suffix=keep(stored.suffix, slots, rows.suffix),
+            reward_state=self.target.reward.keep(
+                stored.reward_state, slots, rows.reward_state
+            ),
+            # Whatever becomes of a row, what it cost has been spent.
+            cost=jax.tree.map(
+                lambda old, new: old.at[slots].add(new, mode="drop"),
+                stored.cost,
+                rows.cost,
+            ),
+        )
+
+    def truncate(
+        self, particles: Particles, depths: Int[Array, " R"], params: ReasoningParams
+    ) -> Particles:
+        """Cut rows back to their first `depths` steps."""
+        rows = self.shorten(particles, depths, params)
+        return rows._replace(
+            suffix=cut(particles.suffix, rows.lengths),
+            reward_state=self.target.reward.cut(particles.reward_state, rows.lengths),
+        )
+
+    def shorten(
+        self, particles: Particles, depths: Int[Array, " R"], params: ReasoningParams
+    ) -> Particles:
+        """The same for all but the caches and the reward's state."""
+        taken = jnp.sum(particles.step_ends > 0, axis=1)
+        shorter = depths < taken
+        steps = jnp.arange(self.max_steps)
+        last = jnp.maximum(depths - 1, 0)[:, None]
+
+        def after(by_step: Array, now: Array, at_start: Array) -> Array:
+            value = jnp.take_along_axis(by_step, last, axis=1)[:, 0]
+            return jnp.where(shorter, jnp.where(depths > 0, value, at_start), now)
+
+        zero = jnp.zeros((), jnp.int32)
+        lengths = after(particles.step_ends, particles.lengths, zero)
+        prompts = as_int32(params.prompts)
+        of_prompt = jnp.take_along_axis(
+            prompts.tokens, prompts.lengths[:, None] - 1, axis=1
+        )[:, 0]
+        of_prompt = jnp.repeat(of_prompt, depths.shape[0] // of_prompt.shape[0])
+        newest = jnp.maximum(lengths - 1, 0)[:, None]
+        newest = jnp.take_along_axis(particles.tokens, newest, axis=1)[:, 0]
+        newest = jnp.where(lengths > 0, newest, of_prompt)
+        history = particles.history
+        gone = shorter[:, None] & (steps >= depths[:, None])
+        return particles._replace(
+            lengths=lengths,
+            step_ends=jnp.where(gone, 0, particles.step_ends),
+            pending=jnp.where(shorter, newest, particles.pending),
+            boundary_state=after(
+                history.boundary_state, particles.boundary_state, zero
+            ),
+            finished=particles.finished & ~shorter,
+            truncated=particles.truncated & ~shorter,
+            log_prob=after(history.log_prob, particles.log_prob, zero),
+            log_proposal=after(history.log_proposal, particles.log_proposal, zero),
+            log_odds=after(history.log_odds, particles.log_odds, zero),
+            history=History(*(jnp.where(gone, 0, leaf) for leaf in history)),
+        )
+
+    def replay(
+        self,
+        t: Int[Array, ""] | Int[Array, " R"] | int,
+        particles: Particles,
+        sources: Particles,
+        params: ReasoningParams,
+    ) -> tuple[Particles, Float[Array, " R"]]:
+        """Extend each unfinished row by step t of its source; also log p of it.
+
+        See `repeat_step`.
+        """
+        context = (particles.prompt, particles.suffix.segment)
+        step, impossible = self.repeat_step(t, particles, sources, params, context)
+        rows = self.target.written(t, particles, step, params, drawn=False)
+        return rows, jnp.where(impossible, -jnp.inf, step.log_prob)
+
+    def repeat_step(
+        self,
+        t: Int[Array, ""] | Int[Array, " R"] | int,
+        particles: Particles,
+        sources: Particles,
+        params: ReasoningParams,
+        context: tuple[Segment, ...],
+        width: int | None = None,
+    ) -> tuple[Decoding, Bool[Array, " R"]]:
+        """What each row writes if it takes step t of its source, and where it cannot.
+
+        A step is impossible under a past where it would have ended elsewhere, as it may
+        where a delimiter began in a step that was cut, and where it would carry the row
+        over the token limit: the row stays as it is and log p is -inf.
+
+        Raises:
+            ConfigurationError: with a proposal of another temperature, whose density
+                repeated steps do not know.
+        """
+        if params.proposal_temperature is not None:
+            raise ConfigurationError(
+                "Repeated steps are weighed by the policy that proposed them; ancestor "
+                "and backward sampling need proposal_temperature=None."
+            )
+        target = self.target
+        width = target.max_step_tokens if width is None else width
+        t = jnp.broadcast_to(t, particles.lengths.shape)
+        place = jnp.minimum(t, self.max_steps - 1)[:, None]
+        end = jnp.take_along_axis(sources.step_ends, place, axis=1)[:, 0]
+        before = jnp.maximum(place - 1, 0)
+        begin = jnp.take_along_axis(sources.step_ends, before, axis=1)[:, 0]
+        begin = jnp.where(t > 0, begin, 0)
+        counts = jnp.where(
+            particles.finished | (t >= self.max_steps), 0, jnp.maximum(end - begin, 0)
+        )
+        offsets = jnp.arange(width)
+        places = jnp.minimum(begin[:, None] + offsets, target.max_tokens - 1)
+        tokens = jnp.take_along_axis(sources.tokens, places, axis=1)
+        state, ends_here, stopped, forced = self._ends_where_it_ends(
+            tokens, counts, particles
+        )
+        too_long = particles.lengths + counts > target.max_tokens
+        impossible = (counts > 0) & (too_long | ~ends_here)
+        counts = jnp.where(impossible, 0, counts)
+        real = offsets < counts[:, None]
+        tokens = jnp.where(real, tokens, 0)
+
+        policy = params.policy
+        read = jnp.concatenate([particles.pending[:, None], tokens[:, :-1]], axis=1)
+        start = target.prompt_rows(particles, params) - 1 + particles.lengths
+        hidden, key_values = policy.trunk(read, start[:, None] + offsets, real, context)
+        logits = target.boundary.among_tokens(policy.logits(hidden))
+        seen = params.mark_seen(particles.tokens, particles.lengths)
+        penalty = params.repetition_penalty
+        if seen is not None and penalty is not None:
+            logits = penalise(logits, mark_seen_within(seen, tokens, counts), penalty)
+        log_p = log_prob_of(logits, tokens, params.temperature, params.truncation)
+        took = counts > 0
+        last = jnp.maximum(counts - 1, 0)[:, None]
+        newest = jnp.take_along_axis(tokens, last, axis=1)[:, 0]
+        correction = jnp.zeros_like(log_p[:, 0])
+        if forced is not None:
+            final = jnp.take_along_axis(logits, last[..., None], axis=1)[:, 0]
+            string = jnp.sum(jnp.where(forced.string & real, log_p, 0.0), axis=1)
+            correction = string + self._log_end(final, forced, took, params)
+        log_p = jnp.sum(jnp.where(real, log_p, 0.0), axis=1)
+        step = Decoding(
+            offset=jnp.max(counts),
+            token=jnp.where(took, newest, particles.pending),
+            state=jnp.where(took, state, particles.boundary_state),
+            active=jnp.zeros_like(took),
+            stopped=took & stopped,
+            counts=counts,
+            log_prob=log_p,
+            log_correction=correction,
+            tokens=tokens,
+            new=key_values,
+        )
+        return step, impossible
+
+    def _ends_where_it_ends(
+        self,
+        tokens: Int[Array, "R C"],
+        counts: Int[Array, " R"],
+        particles: Particles,
+    ) -> tuple[
+        Int[Array, " R"], Bool[Array, " R"], Bool[Array, " R"], ForcedStep | None
+    ]:
+        """The boundary's state after a step, and whether step and solution end there.
+
+        A step does if no token but the last completes a delimiter or the solution, and
+        the last does so or has no room behind it. Where something is forced, it must
+        stand in the step, and is returned as well.
+        """
+        boundary, target = self.target.boundary, self.target
+        full = particles.lengths + counts >= target.max_tokens
+        cut_off = (counts >= target.max_step_tokens) | full
+        places = target.places(particles)
+        if target.forced_end is not None and places is not None:
+            step = read_forced(
+                target.forced_end,
+                boundary,
+                tokens,
+                counts,
+                particles.boundary_state,
+                places,
+                cut_off,
+            )
+            return step.state, step.ended, step.stopped, step
+
+        def read(carry, column):
+            early, last = carry
+            offset, token = column
+            real = offset < counts
+            early = early | (real & last.ended)
+            now = boundary.advance(last.state, token, offset + 1)
+            last = jax.tree.map(lambda new, old: jnp.where(real, new, old), now, last)
+            return (early, last), None
+
+        no = jnp.zeros(counts.shape, bool)
+        columns = (jnp.arange(tokens.shape[1]), tokens.T)
+        start = (no, Advance(particles.boundary_state, no, no))
+        (early, last), _ = jax.lax.scan(read, start, columns)
+        return last.state, ~early & (last.ended | cut_off), last.stopped, None
+
+    def _log_end(
+        self,
+        logits: Float[Array, "R V"],
+        forced: ForcedStep,
+        took: Bool[Array, " R"],
+        params: ReasoningParams,
+    ) -> Float[Array, " R"]:
+        """log p of all that could end a step's solution where its end is forced.
+
+        Args:
+            logits: of the step's last token.
+            forced: of the step.
+            took: rows that take it.
+            params: weights, prompts and temperature.
+        """
+        ends = self.target.boundary.stopping(forced.before)[:, : logits.shape[-1]]
+        log_mass = log_prob_among(logits, ends, params.temperature, params.truncation)
+        return jnp.where(forced.end & took, log_mass, 0.0)
+
+
+def _log_proposal(particles: Particles, params: Any) -> Float[Array, " R"]:
+    return particles.log_proposal
+
+
+def _without_caches(particles: Particles) -> Any:
+    """The leaves that lead with their rows."""
+    leaves = particles._asdict()
+    absent: dict[str, Any] = dict.fromkeys(("prompt", "suffix", "reward_state", "cost"))
+    return Particles(**(leaves | absent))

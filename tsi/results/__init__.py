@@ -1,0 +1,1 @@
+"""What a run gives back: particles, answers, cost, notes."""

@@ -1,0 +1,88 @@
+"""A larger model's likelihood of the solution against the policy's, as log-odds.
+
+    log-odds = beta (log p_large(y | c) - log p_policy(y | c))
+
+With beta = 1 and telescoping odds, weights p_large/p_policy make the particles those of
+the larger model: importance sampling from it with the policy as the proposal. The
+policy's log p is that of its own tokens at its temperature. The larger model's is that
+of its own tokens of the same text, as its tokenizer spells it, at temperature 1: one of
+the spellings that it could have written, and so a lower bound of the text's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tsi.decoding.decode_step import log_prob_of
+from tsi.errors import ConfigurationError
+from tsi.models.decoder import LanguageModel
+from tsi.rewards.formats import ContinuationFormat
+from tsi.rewards.text_reader import Rendered, TextReader
+
+
+class LikelihoodRatio(TextReader):
+    """``params.reward`` is the larger :class:`LanguageModel`.
+
+    A token's likelihood is known when it is read after the one before it, so each step
+    reads one token again.
+
+    Args:
+        format: with the larger model's tokenizer.
+        decode: the policy's token ids to text.
+        beta: scales the difference.
+        max_steps, max_tokens, width: see :class:`TextReader`.
+    """
+
+    looks_ahead = True
+
+    def __init__(
+        self,
+        format: ContinuationFormat,
+        decode: Callable[[list[int]], str],
+        *,
+        max_steps: int,
+        max_tokens: int,
+        width: int = 64,
+        beta: float = 1.0,
+    ) -> None:
+        super().__init__(
+            format, decode, max_steps=max_steps, max_tokens=max_tokens, width=width
+        )
+        self.beta = beta
+
+    def values(
+        self, model: Any, hidden: Float[Array, "R W D"], following: Int[Array, "R W"]
+    ) -> Float[Array, "R W"]:
+        """log p of the next id at each, one place at a time to spare memory.
+
+        Raises:
+            ConfigurationError: the model is no language model.
+        """
+        if not isinstance(model, LanguageModel):
+            raise ConfigurationError(
+                "A likelihood ratio needs a LanguageModel as the reward's model, and "
+                f"this one is a {type(model).__name__}; name a language model."
+            )
+
+        def one(place):
+            state, token = place
+            return log_prob_of(model.logits(state), token, jnp.float32(1.0))
+
+        return jax.lax.map(one, (jnp.swapaxes(hidden, 0, 1), following.T)).T
+
+    def log_odds(
+        self,
+        values: Float[Array, "R L"],
+        rendered: Rendered,
+        log_prob: Float[Array, " R"],
+    ) -> Float[Array, " R"]:
+        """See :class:`tsi.rewards.text_reader.TextReader`."""
+        places = jnp.arange(values.shape[1])
+        first, last = rendered.marks[:, :1], rendered.marks[:, 1:2]
+        inside = (places >= first) & (places < last)
+        log_p = jnp.sum(jnp.where(inside, values, 0.0), axis=1)
+        log_odds = self.beta * (log_p - log_prob)
+        return jnp.where(rendered.num_marks < 0, jnp.nan, log_odds)

@@ -1,0 +1,73 @@
+"""Questions as a model with a tokenizer of its own reads them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from tsi.decoding.step_texts import num_common
+from tsi.errors import PromptTooLongError
+from tsi.rewards.formats import Format
+
+TEXT_BUCKET, TOKEN_BUCKET = 64, 16
+"""Questions are padded to multiples of these, so that few shapes are compiled."""
+
+
+class Questions(NamedTuple):
+    """P questions, and the tokens that the model reads of them.
+
+    Attributes:
+        text: ``[P, B]`` bytes of UTF-8, of which ``sizes`` are real.
+        tokens: ``[P, S]`` ids that renderings begin with; ``lengths`` are real.
+    """
+
+    text: Int[Array, "P B"]
+    sizes: Int[Array, " P"]
+    tokens: Int[Array, "P S"]
+    lengths: Int[Array, " P"]
+
+
+def encode_questions(
+    format: Format, questions: Sequence[str], max_tokens: int
+) -> Questions:
+    """Encode P questions.
+
+    Args:
+        format: how the model is shown a solution.
+        questions: texts.
+        max_tokens: the longest rendering that is read.
+
+    Raises:
+        PromptTooLongError: one leaves no room for a solution.
+    """
+    heads = [_head(format, question) for question in questions]
+    for question, head in zip(questions, heads, strict=True):
+        if len(head) >= max_tokens:
+            raise PromptTooLongError(
+                f"The question {question[:60]!r} has {len(head)} of the reward "
+                f"model's tokens, and max_tokens={max_tokens} leaves no room "
+                "for a solution. Shorten it or raise max_tokens."
+            )
+    texts = [list(question.encode("utf-8")) for question in questions]
+    text, sizes = _pad(texts, TEXT_BUCKET, np.uint8)
+    tokens, lengths = _pad(heads, TOKEN_BUCKET, np.int32)
+    return Questions(*map(jnp.asarray, (text, sizes, tokens, lengths)))
+
+
+def _head(format: Format, question: str) -> list[int]:
+    """Ids that renderings of a question begin with; a guess that reading checks."""
+    empty, full = (
+        format.render(question, [step], False).tokens for step in ("", question)
+    )
+    return empty[: num_common(empty, full)]
+
+
+def _pad(rows: Sequence[list[int]], bucket: int, dtype: Any):
+    longest = max((len(row) for row in rows), default=1)
+    width = max(-(-longest // bucket), 1) * bucket
+    padded = np.zeros((len(rows), width), dtype)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded, np.asarray([len(row) for row in rows], np.int32)

@@ -1,0 +1,349 @@
+"""Rewards: numbers in (0, 1) for prefixes, read incrementally and given as log-odds.
+
+A reward keeps its own state, forked along with the particles, and reads only the new
+tokens of each step; peers score the whole prefix again at every step. The kinds:
+
+- :class:`ProcessReward`: a token-scoring model that reads the policy's own token ids,
+- :class:`SelfJudge`: the policy's one-token judgement, on the policy's own cache,
+- :class:`PolicyValue`: a value head on the policy's hidden states, on its cache, too,
+- :class:`tsi.rewards.text_reward.TextReward`: a Python function of the text,
+- :class:`tsi.rewards.verifier.Verifier`: a Python function of question and text,
+- :class:`NoReward`: log-odds 0, for methods that never look,
+- :class:`tsi.rewards.formatted.FormattedReward`: a published reward model, with its own
+  tokenizer and prompt format,
+- :class:`tsi.rewards.likelihood_ratio.LikelihoodRatio`: a larger model against the
+policy.
+
+:class:`tsi.rewards.aggregation.Aggregated` makes one number of the scores of all steps.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.decoding.cache import Suffix, append, cut, empty_suffix, fork, keep, take
+from tsi.errors import ConfigurationError
+from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder_config import DecoderConfig
+from tsi.models.layers import Segment
+from tsi.models.prefill import read_prompts
+from tsi.weights import weight_dtype
+
+
+class Prompts(NamedTuple):
+    """P prompts, padded on the right.
+
+    Attributes:
+        tokens: ``[P, S]`` ids.
+        lengths: ``[P]``, at least 1 each.
+        reward: what the reward's ``prepare`` made of the problems' questions.
+    """
+
+    tokens: Int[Array, "P S"]
+    lengths: Int[Array, " P"]
+    reward: Any = None
+
+    @property
+    def mask(self) -> Bool[Array, "P S"]:
+        """True at real tokens."""
+        return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+
+def as_int32(prompts: Prompts) -> Prompts:
+    """Prompts whose numbers are int32; a list makes an int64 array under x64."""
+    tokens, lengths = prompts.tokens, prompts.lengths
+    return prompts._replace(
+        tokens=tokens.astype(jnp.int32), lengths=lengths.astype(jnp.int32)
+    )
+
+
+class Step(NamedTuple):
+    """What a reward is shown when all rows have ended a step.
+
+    Attributes:
+        tokens: ``[R, C]``, the step's new tokens, of which ``counts`` are real.
+        counts: ``[R]``, zero for rows that had finished before.
+        start: ``[R]``, number of generated tokens before this step.
+        solution: ``[R, T]``, all generated tokens, this step's included.
+        stopped: ``[R]``, whether the step's last token ends the solution.
+        finished: ``[R]``, whether nothing follows: it has ended, or reached a limit.
+        log_prob: ``[R]``, the policy's log p of the solution, at its temperature.
+        policy: the policy's caches, the step included.
+        max_steps: how many steps a run can have; static.
+    """
+
+    tokens: Int[Array, "R C"]
+    counts: Int[Array, " R"]
+    start: Int[Array, " R"]
+    solution: Int[Array, "R T"]
+    stopped: Bool[Array, " R"]
+    finished: Bool[Array, " R"]
+    log_prob: Float[Array, " R"]
+    policy: "PolicyContext"
+    max_steps: int
+
+
+class PolicyContext(NamedTuple):
+    """The policy's caches after a step: all tokens but the last one, ``pending``."""
+
+    segments: tuple[Segment, ...]
+    pending: Int[Array, " R"]
+    position: Int[Array, " R"]
+
+
+def newest_hidden(policy: LanguageModel, context: PolicyContext) -> Float[Array, "R D"]:
+    """The policy's hidden state at each row's newest token, read on its caches."""
+    hidden, _ = policy.trunk(
+        context.pending[:, None],
+        context.position[:, None],
+        None,
+        context.segments,
+    )
+    return hidden[:, 0]
+
+
+class Reading(NamedTuple):
+    """A reward's answer and what it took.
+
+    Attributes:
+        log_odds: ``[R]``.
+        tokens_read: ``[R]``, tokens that followed each other.
+        begin: ``[R]``, the position of the first of them, each of which attends to what
+            stands before it and to itself; None if they are the policy's own new ones.
+    """
+
+    log_odds: Float[Array, " R"]
+    tokens_read: Int[Array, " R"]
+    begin: Int[Array, " R"] | None = None
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """What :class:`tsi.reasoning.target.ReasoningTarget` asks of a reward."""
+
+    def prepare(self, questions: Sequence[str]) -> Any:
+        """What ``init`` needs to know of P questions' texts: arrays ``[P, ...]``.
+
+        None if nothing. It has attributes ``lengths [P]``, the tokens that are read of
+        each prompt, where they are not the policy's.
+        """
+
+    def init(self, prompts: Prompts, rows: int, capacity: int, params: Any) -> Any:
+        """State of R rows before the first step; ``capacity`` slots suffice."""
+
+    def read(self, state: Any, step: Step, params: Any) -> tuple[Any, Reading]:
+        """Read the new tokens of a step and score each row's prefix."""
+
+    def fork(self, state: Any, ancestors: Int[Array, " R"]) -> Any:
+        """Give each row its ancestor's state."""
+
+    def take(self, state: Any, rows: Int[Array, " W"]) -> Any:
+        """The state of W rows out of a store, in any number, without holes."""
+
+    def keep(self, stored: Any, slots: Int[Array, " W"], rows: Any) -> Any:
+        """Write the state of W rows over the stored ones at ``slots``."""
+
+    def cut(self, state: Any, lengths: Int[Array, " R"]) -> Any:
+        """Forget all but the first ``lengths`` tokens of each row."""
+
+    def reader(self, params: Any) -> DecoderConfig | None:
+        """The model that reads tokens, for the cost ledger; None if none does."""
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether prompts are read by a model other than the policy."""
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether another model reads the policy's token ids, and must have them."""
+
+
+class ProcessRewardState(NamedTuple):
+    """Shared prompt, forked suffix, and the prompts' lengths by row."""
+
+    prompt: Segment
+    suffix: Suffix
+    prompt_lengths: Int[Array, " R"]
+
+
+class PolicyTokens:
+    """A reward that looks at the policy's tokens alone and needs no question."""
+
+    reads_ids = False
+
+    def prepare(self, questions):
+        return None
+
+
+class ProcessReward(PolicyTokens):
+    """A reward model with a token head; ``params.reward`` is a :class:`RewardModel`.
+
+    It shares the policy's tokenizer. Its output at the last token of the newest step is
+    the reward of the whole prefix.
+    """
+
+    reads_ids = True
+
+    def init(self, prompts, rows, capacity, params):
+        model: RewardModel = params.reward
+        key_values = read_prompts(model.trunk, prompts.tokens, prompts.mask)
+        return ProcessRewardState(
+            Segment(*key_values, prompts.mask),
+            empty_suffix(model.config, rows, capacity, key_values.keys.dtype),
+            jnp.repeat(prompts.lengths, rows // prompts.lengths.shape[0]),
+        )
+
+    def read(self, state, step, params):
+        model: RewardModel = params.reward
+        offsets = jnp.arange(step.tokens.shape[1])
+        positions = (state.prompt_lengths + step.start)[:, None] + offsets
+        hidden, key_values = model.trunk(
+            step.tokens,
+            positions,
+            offsets < step.counts[:, None],
+            (state.prompt, state.suffix.segment),
+        )
+        last = jnp.maximum(step.counts - 1, 0)
+        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        suffix = append(state.suffix, key_values, step.counts, step.max_steps)
+        return state._replace(suffix=suffix), Reading(
+            model.log_odds(hidden), step.counts
+        )
+
+    def fork(self, state, ancestors):
+        return state._replace(suffix=fork(state.suffix, ancestors))
+
+    def take(self, state, rows):
+        return state._replace(
+            suffix=take(state.suffix, rows),
+            prompt_lengths=state.prompt_lengths[rows],
+        )
+
+    def keep(self, stored, slots, rows):
+        return stored._replace(suffix=keep(stored.suffix, slots, rows.suffix))
+
+    def cut(self, state, lengths):
+        return state._replace(suffix=cut(state.suffix, lengths))
+
+    def reader(self, params):
+        return params.reward.config
+
+    reads_prompts = True
+
+
+class Stateless(PolicyTokens):
+    """A reward that remembers nothing of what it has read, and reads no prompt."""
+
+    def init(self, prompts, rows, capacity, params):
+        return ()
+
+    def fork(self, state, ancestors):
+        return state
+
+    def take(self, state, rows):
+        return state
+
+    def keep(self, stored, slots, rows):
+        return stored
+
+    def cut(self, state, lengths):
+        return state
+
+    reads_prompts = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfJudge(Stateless):
+    """The policy's own one-token judgement of a prefix (arXiv 2410.02725).
+
+    A question is appended to the prefix for the length of one reading, on the policy's
+    own cache, and log p(yes) − log p(no) of the next token is the log-odds. Only the
+    prefix's last token and the question's are read, and nothing is stored.
+
+    Attributes:
+        question: token ids of the question, at least one. The first may be the end of
+            the policy's turn: a solution that has ended with this token is not shown it
+            twice.
+        yes, no: ids of the two answers.
+
+    Raises:
+        ConfigurationError: the question is empty.
+    """
+
+    question: tuple[int, ...]
+    yes: int
+    no: int
+
+    def __post_init__(self) -> None:
+        if not self.question:
+            raise ConfigurationError(
+                "The question of a SelfJudge has no tokens; give the ids of what the "
+                "policy is asked about its own text."
+            )
+
+    @property
+    def positions_beyond(self) -> int:
+        """Positions that are read behind the longest solution, which need room too."""
+        return len(self.question)
+
+    def read(self, state, step, params):
+        policy: LanguageModel = params.policy
+        context = step.policy
+        question = jnp.asarray(self.question, jnp.int32)
+        size = len(self.question)
+        ended = step.stopped & (context.pending == question[0])
+        length = jnp.where(ended, size, size + 1)
+        places = jnp.arange(size + 1)
+        # After a row that has ended so the question goes on with its second token.
+        asked = question[jnp.minimum(places - 1 + ended[:, None], size - 1)]
+        tokens = jnp.where(places == 0, context.pending[:, None], asked)
+        # Their last place is read for nothing, and nothing before it attends to it.
+        hidden, _ = policy.trunk(
+            tokens,
+            context.position[:, None] + places,
+            None,
+            context.segments,
+        )
+        last = (length - 1)[:, None, None]
+        logits = policy.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
+        return state, Reading(
+            logits[:, self.yes] - logits[:, self.no],
+            jnp.where(step.counts > 0, length, 0),
+            context.position,
+        )
+
+    def reader(self, params):
+        return params.policy.config
+
+
+class PolicyValue(Stateless):
+    """A value head on the policy's hidden state at the newest step's last token.
+
+    ``params.reward`` is a :class:`tsi.models.heads.ValueHead`. The policy has not read
+    that token yet, so one token is read for it, on the policy's cache.
+    """
+
+    def read(self, state, step, params):
+        hidden = newest_hidden(params.policy, step.policy)
+        return state, Reading(
+            params.reward.log_odds(hidden),
+            jnp.where(step.counts > 0, 1, 0),
+            step.policy.position,
+        )
+
+    def reader(self, params):
+        return params.policy.config
+
+
+class NoReward(Stateless):
+    """Log-odds 0 everywhere (reward one half): nothing is read."""
+
+    def read(self, state, step, params):
+        zeros = jnp.zeros_like(step.counts)
+        return state, Reading(zeros.astype(weight_dtype()), zeros)
+
+    def reader(self, params):
+        return None

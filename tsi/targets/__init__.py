@@ -1,0 +1,1 @@
+"""Targets with known answers: tables, and a linear-Gaussian model."""

@@ -1,0 +1,1 @@
+"""Targets seen through a twist, and where twists come from."""
