@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.models.decoder_config import DecoderConfig
@@ -63,7 +64,9 @@ class Geometry(NamedTuple):
 class Attention(nnx.Module):
     """Projections around :func:`tsi.models.layers.attend`."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
+    def __init__(
+        self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike
+    ) -> None:
         d, h = config.width, config.head_width
         kv_width, bias = config.num_kv_heads * h, config.attention_bias
         self.query = Linear(d, config.num_heads * h, rngs=rngs, dtype=dtype, bias=bias)
@@ -78,14 +81,16 @@ class Attention(nnx.Module):
         # See `with_cache_dtype`.
         self.cache_dtype: Any = None
 
-    def __call__(self, x, geometry: Geometry, cached):
+    def __call__(
+        self, x: Float[Array, "R Q D"], geometry: Geometry, cached: tuple[Any, ...]
+    ) -> tuple[Float[Array, "R Q D"], tuple[Array, Array]]:
         config = self.config
 
-        def heads(y, norm):
+        def heads(y: Float[Array, "R Q width"], norm: RMSNorm | None) -> Array:
             y = y.reshape(*y.shape[:2], -1, config.head_width)
             return y if norm is None else norm(y)
 
-        def turned(y):
+        def turned(y: Float[Array, "R Q heads h"]) -> Float[Array, "R Q heads h"]:
             rope = (geometry.frequencies, geometry.temperature)
             return rotate(y, geometry.positions, *rope)
 
@@ -116,7 +121,7 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm transformer block, with norms after its branches where asked for."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         d = config.width
         self.attention_norm = norm_of(config, d, dtype)
         self.attention = Attention(config, rngs=rngs, dtype=dtype)
@@ -133,7 +138,9 @@ class Block(nnx.Module):
         self.attention_post_norm = norm_of(config, d, dtype) if post else None
         self.feed_forward_post_norm = norm_of(config, d, dtype) if post else None
 
-    def __call__(self, x, geometry: Geometry, cached):
+    def __call__(
+        self, x: Float[Array, "R Q D"], geometry: Geometry, cached: tuple[Any, ...]
+    ) -> tuple[Float[Array, "R Q D"], tuple[Array, Array]]:
         mixed, key_values = self.attention(self.attention_norm(x), geometry, cached)
         if self.attention_post_norm is not None:
             mixed = self.attention_post_norm(mixed)
@@ -144,7 +151,7 @@ class Block(nnx.Module):
         return x + branch, key_values
 
 
-def norm_of(config: DecoderConfig, width: int, dtype) -> RMSNorm:
+def norm_of(config: DecoderConfig, width: int, dtype: DTypeLike) -> RMSNorm:
     """A norm as this configuration's model has them."""
     return RMSNorm(width, config.norm_epsilon, offset=config.norm_offset, dtype=dtype)
 
@@ -152,7 +159,13 @@ def norm_of(config: DecoderConfig, width: int, dtype) -> RMSNorm:
 class Trunk(nnx.Module):
     """Embedding, the stack of blocks and the final norm: tokens to hidden states."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
         shape = (config.vocab_size, config.width)
         embedding = jax.random.normal(rngs.params(), shape, jnp.float32)
         self.embedding = nnx.Param((embedding * config.width**-0.5).astype(dtype))
@@ -238,7 +251,9 @@ class Trunk(nnx.Module):
             unlimited = geometry(config.rope, 2**30)
             windowed = geometry(local.rope, local.window)
 
-        def layer(x, block_and_cache):
+        def layer(
+            x: Float[Array, "R Q D"], block_and_cache: tuple[Block, Any, Any, Array]
+        ) -> tuple[Float[Array, "R Q D"], tuple[Array, Array]]:
             block, stacked, is_local, number = block_and_cache
             cached = tuple(
                 ByLayer(segment.keys, segment.values, number) if alone else layers
@@ -270,7 +285,13 @@ class LanguageModel(nnx.Module):
         dtype: of the weights and the matrix products; norms and softmax are float32.
     """
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
         self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
         self.head = (
             None
@@ -307,7 +328,13 @@ class RewardModel(nnx.Module):
     answer. Other heads, in :mod:`tsi.models.heads`, differ in ``labels``.
     """
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
         self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
         self.score = Linear(config.width, config.num_labels, rngs=rngs, dtype=dtype)
         self.bias = nnx.Param(jnp.zeros((config.num_labels,), dtype))

@@ -83,7 +83,7 @@ class DecoderConfig:
         if self.local is None:
             return everywhere
 
-        def positive(x):
+        def positive(x: Any) -> Any:
             return (x + abs(x)) / 2
 
         # Positions out of sight rise by one a token: from ``first`` on, or from zero.

@@ -22,6 +22,7 @@ github.com/SkyworkAI/skywork-o1-prm-inference.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tsi.models.decoder import LanguageModel, RewardModel, Trunk
@@ -32,7 +33,13 @@ from tsi.models.layers import Linear, product_in_float32
 class SequenceScorer(RewardModel):
     """A linear head without a bias, meant to be read at the last token."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
         self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
         self.score = Linear(config.width, config.num_labels, rngs=rngs, dtype=dtype)
         self.config = config
@@ -45,7 +52,13 @@ class SequenceScorer(RewardModel):
 class OutcomeScorer(RewardModel):
     """Two layers with a ReLU between them and as many outputs as there are labels."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
         d = config.width
         self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
         self.inner = Linear(d, d, rngs=rngs, dtype=dtype, bias=True)
@@ -64,7 +77,13 @@ class ProcessScorer(OutcomeScorer):
 class ValueScorer(RewardModel):
     """A value head, whose output is the logit of the reward."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
         self.trunk = Trunk(config, rngs=rngs, dtype=dtype)
         self.value = ValueHead(config.width, rngs=rngs, dtype=dtype)
         self.config = config
@@ -77,7 +96,9 @@ class ValueScorer(RewardModel):
 class ValueHead(nnx.Module):
     """A value head alone, for the hidden states of a model that is there anyway."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(
+        self, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> None:
         self.summary = Linear(width, 1, rngs=rngs, dtype=dtype, bias=True)
 
     def log_odds(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:

@@ -5,12 +5,13 @@ F feed-forward width, H query heads, K key-value heads, h head width, V vocabula
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tsi.models import quantized
@@ -89,8 +90,13 @@ class RMSNorm(nnx.Module):
     """
 
     def __init__(
-        self, width: int, epsilon: float, *, offset: float = 0.0, dtype=jnp.float32
-    ):
+        self,
+        width: int,
+        epsilon: float,
+        *,
+        offset: float = 0.0,
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
         self.scale = nnx.Param(jnp.full((width,), 1.0 - offset, dtype))
         self.epsilon, self.offset = epsilon, offset
 
@@ -126,8 +132,14 @@ class Linear(nnx.Module):
     """A matrix product, kernel ``[in, out]``, with a bias where asked for."""
 
     def __init__(
-        self, width_in: int, width_out: int, *, rngs: nnx.Rngs, dtype, bias=False
-    ):
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+        bias: bool = False,
+    ) -> None:
         kernel = jax.random.normal(rngs.params(), (width_in, width_out), jnp.float32)
         self.kernel = nnx.Param((kernel * width_in**-0.5).astype(dtype))
         self.bias = nnx.Param(jnp.zeros((width_out,), dtype)) if bias else None
@@ -170,9 +182,9 @@ class GatedFeedForward(nnx.Module):
         activation: str,
         *,
         rngs: nnx.Rngs,
-        dtype,
+        dtype: DTypeLike,
         bias: bool = False,
-    ):
+    ) -> None:
         self.gate = Linear(width, hidden, rngs=rngs, dtype=dtype, bias=bias)
         self.up = Linear(width, hidden, rngs=rngs, dtype=dtype, bias=bias)
         self.down = Linear(hidden, width, rngs=rngs, dtype=dtype, bias=bias)
@@ -302,7 +314,7 @@ def attend_cached(
     if not isinstance(cached, ByLayer):
         return part(queries, *cached)
 
-    def reader(keys: Array, values: Array):
+    def reader(keys: Array, values: Array) -> Callable[[Array], Partial]:
         return lambda x: part(x, keys, values)
 
     readers = [reader(*pair) for pair in zip(*cached[:2], strict=True)]

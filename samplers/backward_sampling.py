@@ -239,7 +239,9 @@ def backward_gibbs(
             jnp.where(steps, info.num_invalid, bad),
         )
 
-    def _forward(key, state, reply):
+    def _forward(
+        key: Key[Array, ""], state: BackwardState, reply: Reply
+    ) -> tuple[BackwardState, Any]:
         """Particles one step longer; once all are whole, one of them is drawn."""
         sweep, info = csmc.weigh(
             state.sweep, reply, potential, state.iteration > 0, state.reference
@@ -264,14 +266,16 @@ def backward_gibbs(
         )
         return _select(jnp.all(smc.finished), ended, state), info
 
-    def _offering(state, level):
+    def _offering(state: BackwardState, level: Int[Array, ""]) -> BackwardState:
         """The generation of `level` steps offers pasts."""
         offer = _at(state.generations, jnp.maximum(level - 1, 0))
         length = state.reference.length
         pasts = scoring(offer.records, offer.ended, length, level)
         return state._replace(level=level, pasts=pasts)
 
-    def _backward(key, state, reply):
+    def _backward(
+        key: Key[Array, ""], state: BackwardState, reply: Reply
+    ) -> BackwardState:
         """The future repeated by one step; once it is whole, a past is drawn."""
         length = state.reference.length
         state = state._replace(pasts=repeated(state.pasts, reply, length))
@@ -290,7 +294,7 @@ def backward_gibbs(
         drawn = _over(_offering(joined, state.level - 1))
         return _select(state.pasts.step >= length, drawn, state)
 
-    def _over(state):
+    def _over(state: BackwardState) -> BackwardState:
         """Whether the reference is drawn to its start, or needed no more."""
         size, kept = state.parents.shape[0], state.members.shape[0]
         last = jnp.asarray(not endless) & ((state.iteration + 1) * size >= kept)

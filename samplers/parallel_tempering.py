@@ -51,6 +51,7 @@ from tsi.samplers.parts.temperature_ladder import (
     heated,
     swap,
 )
+from tsi.samplers.smc import SMCInfo
 from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
@@ -276,7 +277,12 @@ def parallel_tempering(
     ) -> tuple[TemperingState, ExplorerInfo]:
         conditional = state.iteration > 0
 
-        def weigh(sweep, reply, beta, reference):
+        def weigh(
+            sweep: csmc.Sweep,
+            reply: Reply,
+            beta: Float[Array, ""],
+            reference: PathRecord,
+        ) -> tuple[csmc.Sweep, SMCInfo]:
             return csmc.weigh(
                 sweep, reply, heated(potential, beta), conditional, reference
             )
@@ -294,7 +300,12 @@ def parallel_tempering(
             jnp.sum(info.num_invalid, dtype=jnp.int32),
         )
 
-    def whole(sweep, beta, conditional, reference) -> csmc.Sweep:
+    def whole(
+        sweep: csmc.Sweep,
+        beta: Float[Array, ""],
+        conditional: Bool[Array, ""],
+        reference: PathRecord,
+    ) -> csmc.Sweep:
         return csmc.with_whole_reference(
             sweep, heated(potential, beta), conditional, reference
         )

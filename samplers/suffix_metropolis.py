@@ -311,7 +311,13 @@ def suffix_metropolis(
         )
         return told, info
 
-    def _grown(state, rows, ended, all_complete, key) -> MetropolisState:
+    def _grown(
+        state: MetropolisState,
+        rows: PathRecord,
+        ended: Bool[Array, "C"],
+        all_complete: Bool[Array, ""],
+        key: Key[Array, ""],
+    ) -> MetropolisState:
         """Rollouts one step longer; complete for the first time, they are resampled."""
         # Blocks are published without a weighted start, and rows must stay apart to
         # grow on.
@@ -331,7 +337,14 @@ def suffix_metropolis(
             waiting=jnp.zeros(num_chains, bool),
         )
 
-    def _moved(state, rows, ended, complete, all_complete, key) -> MetropolisState:
+    def _moved(
+        state: MetropolisState,
+        rows: PathRecord,
+        ended: Bool[Array, "C"],
+        complete: Bool[Array, "C"],
+        all_complete: Bool[Array, ""],
+        key: Key[Array, ""],
+    ) -> MetropolisState:
         """Proposals one step longer; once all are complete, they are judged."""
         compared = state.current
         if released:
@@ -360,7 +373,9 @@ def suffix_metropolis(
             iteration=state.iteration + all_complete,
         )
 
-    def _scheduled(told, state, all_complete) -> MetropolisState:
+    def _scheduled(
+        told: MetropolisState, state: MetropolisState, all_complete: Bool[Array, ""]
+    ) -> MetropolisState:
         """Keep a completed state as a sample, and see whether it was the last."""
         kept = told.members.shape[0]
         now = summary(told.current, score, power).log_potential

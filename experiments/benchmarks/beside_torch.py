@@ -32,7 +32,7 @@ def measure_theirs(model: Any, prompts: np.ndarray, work: Work) -> Speed:
 
     start = torch.tensor(prompts, dtype=torch.long, device=model.device)
 
-    def read(tokens, cache=None):
+    def read(tokens: Any, cache: Any = None) -> Any:
         return model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def wait() -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
+from jaxtyping import Array, Int, Key
 
 from tsi.decoding.categorical import categorical
 from tsi.experiments.benchmarks.loading import peak_bytes
@@ -53,11 +54,15 @@ def room(policy: LanguageModel, rows: int, width: int) -> KeyValues:
 
 
 @partial(jax.jit, static_argnames="busy")
-def draw(policy: LanguageModel, context: Segment, key, busy: Busy):
+def draw(
+    policy: LanguageModel, context: Segment, key: Key[Array, ""], busy: Busy
+) -> Int[Array, " R"]:
     """The newest token of each row after a loop over ``busy.tokens``."""
     new = room(policy, busy.rows, busy.tokens)
 
-    def body(i, carry):
+    def write_token(
+        i: Int[Array, ""], carry: tuple[Int[Array, " R"], KeyValues]
+    ) -> tuple[Int[Array, " R"], KeyValues]:
         token, new = carry
         known = jnp.arange(busy.tokens) < i
         mask = jnp.broadcast_to(known, (busy.rows, busy.tokens))
@@ -75,7 +80,7 @@ def draw(policy: LanguageModel, context: Segment, key, busy: Busy):
         return categorical(keys, policy.logits(hidden[:, 0]))[0], new
 
     start = (jnp.zeros(busy.rows, jnp.int32), new)
-    return jax.lax.fori_loop(0, busy.tokens, body, start)[0]
+    return jax.lax.fori_loop(0, busy.tokens, write_token, start)[0]
 
 
 def run(busy: Busy) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def load_apart(path: Path, dtype: str, by: By) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(path: tyro.conf.Positional[Path], dtype: str = "float32", by: By = "tsi"):
+def main(
+    path: tyro.conf.Positional[Path], dtype: str = "float32", by: By = "tsi"
+) -> None:
     """Load a model and print what it took.
 
     Args:

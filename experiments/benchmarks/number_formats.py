@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Array, Float, Int, Key
 
 from tsi.decoding.categorical import categorical
 from tsi.experiments.command import exit_code
@@ -75,7 +76,13 @@ class Texts(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("rows", "count"))
-def draw(policy: LanguageModel, prompt, key, rows: int, count: int):
+def draw(
+    policy: LanguageModel,
+    prompt: Int[Array, " S"],
+    key: Key[Array, ""],
+    rows: int,
+    count: int,
+) -> tuple[Int[Array, "R T"], Float[Array, "R T"]]:
     """Texts that the model draws token by token, and log p of each token."""
     size, config = prompt.shape[0], policy.config
     places = jnp.arange(size)[None]
@@ -88,7 +95,11 @@ def draw(policy: LanguageModel, prompt, key, rows: int, count: int):
         jnp.zeros((rows, count), jnp.int32),
     )
 
-    def step(carry, i):
+    def write_token(
+        carry: tuple[Int[Array, " R"], KeyValues], i: Int[Array, ""]
+    ) -> tuple[
+        tuple[Int[Array, " R"], KeyValues], tuple[Int[Array, " R"], Float[Array, " R"]]
+    ]:
         token, new = carry
         mask = jnp.broadcast_to(jnp.arange(count) < i, (rows, count))
         at = jnp.full((rows, 1), size - 1 + i)
@@ -107,12 +118,14 @@ def draw(policy: LanguageModel, prompt, key, rows: int, count: int):
         return (token, new), (token, log_p)
 
     start = (jnp.broadcast_to(prompt[-1], (rows,)), new)
-    _, (tokens, log_p) = jax.lax.scan(step, start, jnp.arange(count))
+    _, (tokens, log_p) = jax.lax.scan(write_token, start, jnp.arange(count))
     return tokens.T, log_p.T
 
 
 @jax.jit
-def read(policy: LanguageModel, prompt, tokens):
+def read(
+    policy: LanguageModel, prompt: Int[Array, " S"], tokens: Int[Array, "R T"]
+) -> Float[Array, "R T"]:
     """log p of each token of texts that are read in one pass."""
     rows, size = tokens.shape[0], prompt.shape[0]
     whole = [jnp.broadcast_to(prompt, (rows, size)), tokens]

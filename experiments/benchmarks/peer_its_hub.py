@@ -18,6 +18,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Generator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,11 @@ class Model:
             evaluated = 0
             drawn: tuple[int, ...] = ()
 
-            def eval(self, tokens):
+            def eval(self, tokens: Sequence[int]) -> None:
                 self.evaluated += len(tokens)
                 super().eval(tokens)
 
-            def generate(self, *args, **options):
+            def generate(self, *args: Any, **options: Any) -> Generator[int]:
                 self.drawn = ()
                 for token in super().generate(*args, **options):
                     self.drawn += (token,)
@@ -115,7 +116,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     model = Model(request)
 
     class Writer(AbstractLanguageModel):
-        async def agenerate(self, messages, stop=None, **options):
+        async def agenerate(
+            self, messages: Any, stop: Any = None, **options: Any
+        ) -> list[dict[str, str]]:
             texts = [
                 request["prompts"][turns[0].content]
                 + "".join(turn.content for turn in turns[1:])
@@ -125,10 +128,10 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             return [{"role": "assistant", "content": step} for step in steps]
 
     class Judge(AbstractProcessRewardModel):
-        def score(self, prompt, steps):
+        def score(self, prompt: str, steps: list[str]) -> list[float]:
             return [model.judge(request["prompts"][prompt] + text) for text in steps]
 
-        async def ascore(self, prompt, steps):
+        async def ascore(self, prompt: str, steps: list[str]) -> list[float]:
             return self.score(prompt, steps)
 
     steps = StepGeneration(

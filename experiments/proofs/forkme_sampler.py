@@ -1,9 +1,8 @@
 """A new sampler, its proof and its curve: copy this file and change it.
 
-Ancestors are drawn by the square root of the weights, so that doubtful prefixes live
-longer, and are made up for: an offspring of i weighs mean(v) w_i / v_i, v = sqrt(w).
-Run ``python -m tsi.experiments.proofs.forkme_sampler``, or prove it alone:
-``tsi check tsi.experiments.proofs.forkme_sampler:make_sampler``.
+Ancestors are drawn by v = sqrt(w), so that doubtful prefixes live longer; an offspring
+of i weighs mean(v) w_i / v_i. Run ``python -m tsi.experiments.proofs.forkme_sampler``,
+or check it alone: ``tsi check tsi.experiments.proofs.forkme_sampler:make_sampler``.
 """
 
 from typing import NamedTuple
@@ -26,11 +25,11 @@ class State(NamedTuple):  # what every sampler shows, and what its next decision
 
 
 def make_sampler() -> Sampler:
-    def init(key, num_particles):
+    def init(key: Array, num_particles: int) -> State:
         zeros = jnp.zeros(num_particles)
         return State(zeros, jnp.zeros(()), zeros, zeros > 0)
 
-    def ask(key, state):  # whom to extend
+    def ask(key: Array, state: State) -> tuple[State, Array]:  # whom to extend
         log_v = 0.5 * state.log_weights
         ancestors = samplers.systematic(key, log_v, log_v.size)
         rest = weights.log_mean_exp(log_v) + log_v[ancestors]  # mean(v) w / v
@@ -38,23 +37,24 @@ def make_sampler() -> Sampler:
         last, ended = state.log_potentials[ancestors], state.finished[ancestors]
         return State(log_w, state.log_evidence, last, ended), ancestors
 
-    def tell(key, state, log_potentials, log_corrections, finished):  # how they score
-        gain = weights.sanitise(log_potentials + log_corrections)
+    def tell(  # how they score
+        key: Array, state: State, potentials: Array, corrections: Array, ended: Array
+    ) -> tuple[State, dict[str, Array]]:
+        gain = weights.sanitise(potentials + corrections)
         log_w = state.log_weights + jnp.where(state.finished, 0.0, gain)
         mean = weights.log_mean_exp(log_w)
         log_w = jnp.where(mean > -jnp.inf, log_w - mean, 0.0)
-        last = jnp.where(state.finished, state.log_potentials, log_potentials)
-        finished = state.finished | finished
-        return State(log_w, state.log_evidence + mean, last, finished), {}
+        last = jnp.where(state.finished, state.log_potentials, potentials)
+        return State(log_w, state.log_evidence + mean, last, state.finished | ended), {}
 
     return Sampler(init, ask, tell, samplers.product().path_log_weight)
 
 
 if __name__ == "__main__":
     print(check_sampler(make_sampler))
-    world, mine, key = embedded_world("chain", 60), make_sampler(), jax.random.key(0)
+    world, sampler, key = embedded_world("chain", 60), make_sampler(), jax.random.key(0)
     for n in (1, 4, 16):
-        run = world.engine.run(mine, key, world.problems, n, extract=world.extract)
+        run = world.engine.run(sampler, key, world.problems, n, extract=world.extract)
         right = [*map(world.correct, world.problems, (r.selected for r in run))]
         error = np.std(right) / len(right) ** 0.5
         print(f"N = {n}: {100 * np.mean(right):.0f} ± {100 * error:.0f} % right")

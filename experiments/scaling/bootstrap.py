@@ -152,7 +152,13 @@ def _stacked(correct: Curve) -> tuple[np.ndarray, np.ndarray]:
     return np.array(budgets, np.float64), stack
 
 
-def _rates_at(budgets_a, curves_a, budgets_b, curves_b, accuracies) -> np.ndarray:
+def _rates_at(
+    budgets_a: np.ndarray,
+    curves_a: np.ndarray,
+    budgets_b: np.ndarray,
+    curves_b: np.ndarray,
+    accuracies: np.ndarray,
+) -> np.ndarray:
     """Replicated rates at fixed accuracies, NaN where a replicate does not reach."""
     log_rates = log_budget_needed(np.log(budgets_b), curves_b, accuracies)
     log_rates = log_rates - log_budget_needed(np.log(budgets_a), curves_a, accuracies)

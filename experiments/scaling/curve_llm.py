@@ -14,6 +14,7 @@ Command: ``make curve-llm`` or ``python -m tsi.experiments.scaling.curve_llm``.
 """
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import tyro
@@ -50,7 +51,7 @@ def language_worlds(
     max_rows: int,
     temperature: float,
     max_stored: int | None = None,
-):
+) -> Iterator[tuple[str, World]]:
     """The experiment's two worlds, by the name of their reward."""
     path = get(POLICY)
     policy = load_model(path, LanguageModel, "policy")

@@ -197,7 +197,13 @@ def _planar_rows(
     return rows
 
 
-def _branches(axes: Axes, ancestors, rows, alive, selected) -> None:
+def _branches(
+    axes: Axes,
+    ancestors: Int[np.ndarray, "T N"],
+    rows: Int[np.ndarray, "T N"],
+    alive: Bool[np.ndarray, "T N"],
+    selected: Bool[np.ndarray, "T N"],
+) -> None:
     num_steps, size = ancestors.shape
     lines: dict[str, list] = {DEAD: [], ALIVE: [], SELECTED: []}
     for t in range(num_steps):
@@ -215,7 +221,13 @@ def _branches(axes: Axes, ancestors, rows, alive, selected) -> None:
         )
 
 
-def _step_labels(axes: Axes, result: Result, slots, rows, selected) -> None:
+def _step_labels(
+    axes: Axes,
+    result: Result,
+    slots: Int[np.ndarray, "T N"],
+    rows: Int[np.ndarray, "T N"],
+    selected: Bool[np.ndarray, "T N"],
+) -> None:
     assert result.step_texts is not None
     for t, row in enumerate(slots):
         for n in np.unique(row):
@@ -226,7 +238,12 @@ def _step_labels(axes: Axes, result: Result, slots, rows, selected) -> None:
                 _text(axes, t, rows[t, n], _short(steps[t], 15), colour, size=7)
 
 
-def _final_labels(axes: Axes, result: Result, rows, chosen) -> None:
+def _final_labels(
+    axes: Axes,
+    result: Result,
+    rows: Int[np.ndarray, "N"],
+    chosen: Bool[np.ndarray, "N"],
+) -> None:
     weights = normalised(result.log_weights)
     for n, answer in enumerate(result.answers):
         name = "no answer" if answer is None else _short(answer, 14)
@@ -242,7 +259,7 @@ def _final_labels(axes: Axes, result: Result, rows, chosen) -> None:
         )
 
 
-def _text(axes: Axes, x, y, text: str, colour: str, size: int) -> None:
+def _text(axes: Axes, x: int, y: int, text: str, colour: str, size: int) -> None:
     axes.annotate(
         _plain(text),
         (x, y),

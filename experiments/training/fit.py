@@ -20,6 +20,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jaxtyping import Array
 from tqdm import tqdm
 
 from tsi.errors import CheckpointError
@@ -96,7 +97,7 @@ def fit(
     carry = (weights, optimiser.init(weights))
 
     @jax.jit
-    def advance(carry, batch):
+    def advance(carry: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], Array]:
         weights, moments = carry
         value, slopes = jax.value_and_grad(lambda w: loss(nnx.merge(graph, w), batch))(
             weights

@@ -29,7 +29,7 @@ from tsi.experiments.tasks import Split, Task
 from tsi.models.decoder import LanguageModel
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
-from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.particles import Particles, ReasoningParams
 from tsi.reasoning.target import ReasoningTarget
 from tsi.rewards.reward import NoReward, Prompts
 from tsi.step_keys import AnyKey, single_key, typed_key
@@ -106,18 +106,20 @@ def roll_out(
     keys = typed_key(keys)
     params = ReasoningParams(policy, None, prefixes, temperature)
 
-    def body(carry):
+    def write_step(
+        carry: tuple[Int[Array, ""], Particles],
+    ) -> tuple[Int[Array, ""], Particles]:
         t, particles = carry
         at_step = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
         particles, _ = target.propose(at_step, t, particles, params)
         return t + 1, particles
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[Int[Array, ""], Particles]) -> Bool[Array, ""]:
         t, particles = carry
         return (t < target.max_steps) & ~jnp.all(particles.finished)
 
     start = target.init(keys[0], num_samples, params)
-    _, end = jax.lax.while_loop(unfinished, body, (jnp.int32(0), start))
+    _, end = jax.lax.while_loop(unfinished, write_step, (jnp.int32(0), start))
     shape = (keys.shape[0], num_samples)
     return Rollouts(
         end.tokens.reshape(*shape, -1),

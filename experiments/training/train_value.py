@@ -171,8 +171,16 @@ def prefixes_of(
 
 
 def _prefixes(
-    engine, task, problem, group, tokens, length, truncated, step_ends, states
-):
+    engine: Engine,
+    task: Task,
+    problem: Problem,
+    group: int,
+    tokens: Int[np.ndarray, " T"],
+    length: int,
+    truncated: bool,
+    step_ends: Int[np.ndarray, " M"],
+    states: Float[np.ndarray, "M D"],
+) -> Prefixes:
     ends = step_ends[step_ends > 0]
     last = ends == length
     texts = [

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Array
 from safetensors.numpy import save_file
 
 from tsi.errors import CheckpointError, ConfigurationError
@@ -135,7 +136,9 @@ def load(
     (device,) = jnp.zeros(()).devices()
     patterns, scales = _patterns(config), {}
 
-    def placed(name: str, shape: tuple[int, ...], names: list[str], stacked: bool):
+    def load_leaf(
+        name: str, shape: tuple[int, ...], names: list[str], stacked: bool
+    ) -> Array:
         alone = jax.sharding.SingleDeviceSharding(device)
         return place(
             shape,
@@ -151,12 +154,12 @@ def load(
         pattern, shape = patterns[name], wanted[name]
         names, stacked = list(_names(pattern, config.num_layers)), ".N." in pattern
         if weights is None or not is_matrix(name):
-            leaf.set_value(placed(name, shape, names, stacked))
+            leaf.set_value(load_leaf(name, shape, names, stacked))
             continue
         # One layer after the other, so that no more than that is there in full.
         part = shape[1:] if stacked else shape
         few = [
-            quantize_matrix(placed(name, part, [one], False), weights, name)
+            quantize_matrix(load_leaf(name, part, [one], False), weights, name)
             for one in names
         ]
         matrix, scales[name] = (

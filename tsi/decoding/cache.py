@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from tsi.models.decoder import KeyValues
@@ -34,7 +35,7 @@ class Suffix(NamedTuple):
 
 
 def empty_suffix(
-    config: DecoderConfig, rows: int, capacity: int, dtype=jnp.float32
+    config: DecoderConfig, rows: int, capacity: int, dtype: DTypeLike = jnp.float32
 ) -> Suffix:
     """No slots used; see :func:`slots_needed` for the capacity."""
     shape = (config.num_layers, rows, config.num_kv_heads)

@@ -225,6 +225,11 @@ class ForcedStep(NamedTuple):
     end: Bool[Array, " R"]
 
 
+Reading = tuple[Places, Advance, Int[Array, " R"], Bool[Array, " R"], Bool[Array, " R"]]
+"""Places, the boundary before and at the newest token, and whether that is wrong and
+must end."""
+
+
 def read_forced(
     forced: ForcedEnd,
     boundary: Boundary,
@@ -247,7 +252,9 @@ def read_forced(
     """
     no = jnp.zeros(counts.shape, bool)
 
-    def read(carry, column):
+    def read_token(
+        carry: Reading, column: tuple[Int[Array, ""], Int[Array, " R"]]
+    ) -> tuple[Reading, Bool[Array, " R"]]:
         places, last, _, wrong, _ = carry
         place, token = column
         real = place < counts
@@ -272,7 +279,7 @@ def read_forced(
     places_at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     start = (places, Advance(state, no, no), state, no, no)
     (_, last, before, wrong, end), string = jax.lax.scan(
-        read, start, (places_at, tokens.T)
+        read_token, start, (places_at, tokens.T)
     )
     whole = ~wrong & (last.ended | cut)
     return ForcedStep(last.state, before, whole, last.stopped, string.T, end)

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 
 from tsi.engine.host_scores import Batch, HostScores
 from tsi.engine.meters.clock import Clock
 from tsi.engine.meters.report import CacheBytes, Report
 from tsi.engine.methods import Method, enter
+from tsi.engine.paging.pages import Dense
 from tsi.engine.paging.pool import Pool, bytes_held
 from tsi.engine.programs.model_programs import Programs, Told
 from tsi.engine.programs.rows import Stored, empty_stored
@@ -28,6 +29,7 @@ from tsi.engine.sizing.sizes import Sizes, room_of, width_of
 from tsi.engine.text_readings import TextReadings
 from tsi.engine.writers import Writers
 from tsi.explorer import Reply, Request
+from tsi.models.layers import Segment
 from tsi.problem_ids import IdWords
 from tsi.reasoning.particles import Particles, ReasoningParams
 from tsi.rewards.reward import Prompts
@@ -241,7 +243,15 @@ class Lane:
             self.readers.enter(padded, at, rows, origin[: len(rows)])
         self.writers.forget(rows)
 
-    def _allocate(self, dense, particles, reward, shared, like, prompts) -> None:
+    def _allocate(
+        self,
+        dense: Dense,
+        particles: Particles,
+        reward: list[Array],
+        shared: list[Segment],
+        like: list[Dense],
+        prompts: Prompts,
+    ) -> None:
         count, block = self.sizes.problems, self.sizes.block
         stored = empty_stored(
             particles,

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Explorer, Plan, Reply, Request
-from tsi.problem_ids import problem_keys
+from tsi.problem_ids import IdWords, problem_keys
 from tsi.sampler import Sampler, hopeless
 from tsi.step_keys import step_keys
 from tsi.weights import ess
@@ -105,7 +105,9 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
         return Request(ancestors, ancestors, extend)
 
     @jax.jit
-    def begin(key, ids):
+    def begin(
+        key: Key[Array, ""], ids: IdWords
+    ) -> tuple[Key[Array, " P"], Any, Request]:
         key_steps, start = _run_keys(key, ids)
         state = jax.vmap(lambda k: sampler.init(k, num_particles))(start)
         asks = jax.vmap(lambda k: step_keys(k, 0).ask)(key_steps)
@@ -113,7 +115,14 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
         return key_steps, state, request_of(ancestors, jnp.ones(ancestors.shape, bool))
 
     @jax.jit
-    def turn(key_steps, turns, state, ready, parents, reply: Reply):
+    def turn(
+        key_steps: Key[Array, " P"],
+        turns: Int[Array, " P"],
+        state: Any,
+        ready: Bool[Array, " P"],
+        parents: Int[Array, "P W"],
+        reply: Reply,
+    ) -> tuple[Any, Request, Any, Bool[Array, " P"]]:
         tells = jax.vmap(lambda k, t: step_keys(k, t).tell)(key_steps, turns)
         told, info = jax.vmap(sampler.tell)(
             tells,
@@ -146,7 +155,9 @@ def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> 
     plan = plan_of(explorer, num_particles, max_steps)
 
     @jax.jit
-    def begin(key, ids):
+    def begin(
+        key: Key[Array, ""], ids: IdWords
+    ) -> tuple[Key[Array, " P"], Any, Request]:
         key_steps, start = _run_keys(key, ids)
         state = jax.vmap(lambda k: explorer.init(k, num_particles, max_steps))(start)
         asks = jax.vmap(lambda k: step_keys(k, 0).ask)(key_steps)
@@ -154,7 +165,14 @@ def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> 
         return key_steps, state, request
 
     @jax.jit
-    def turn(key_steps, turns, state, ready, parents, reply: Reply):
+    def turn(
+        key_steps: Key[Array, " P"],
+        turns: Int[Array, " P"],
+        state: Any,
+        ready: Bool[Array, " P"],
+        parents: Int[Array, "P W"],
+        reply: Reply,
+    ) -> tuple[Any, Request, Any, Bool[Array, " P"]]:
         tells = jax.vmap(lambda k, t: step_keys(k, t).tell)(key_steps, turns)
         told, info = jax.vmap(explorer.tell)(tells, state, reply)
         state = _of_ready(told, state, ready)
@@ -167,7 +185,9 @@ def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> 
     return Method(plan, begin, turn)
 
 
-def _run_keys(key, ids):
+def _run_keys(
+    key: Key[Array, ""], ids: IdWords
+) -> tuple[Key[Array, " P"], Key[Array, " P"]]:
     """Keys of steps and of the sampler's start, for every problem, as `tsi.run` has."""
     keys = jax.vmap(jax.random.split)(problem_keys(key, ids))
     key_init, key_steps = keys[:, 0], keys[:, 1]

@@ -13,7 +13,9 @@ from tsi.reasoning.target import ReasoningTarget
 from tsi.results.result import SlotCosts
 
 
-def flops_of(config: DecoderConfig | None, tokens, context, *, head: bool = False):
+def flops_of(
+    config: DecoderConfig | None, tokens: Any, context: Any, *, head: bool = False
+) -> Any:
     """FLOPs of so many tokens that attended to so many positions in all.
 
     Positions are counted by ``config.attended``, which knows of windows. Tokens that

@@ -13,6 +13,9 @@ from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
 from tsi.rewards.reward import Prompts
 
+StepIndex = Int[Array, ""] | Int[Array, " R"] | int
+"""The index t of a step, one number or each row's own."""
+
 
 class ReasoningParams(NamedTuple):
     """Everything that is an argument of the compiled programs.

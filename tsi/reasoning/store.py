@@ -21,8 +21,15 @@ from tsi.decoding.forced_end import ForcedStep, read_forced
 from tsi.decoding.repetition import mark_seen_within, penalise
 from tsi.errors import ConfigurationError
 from tsi.models.layers import Segment
-from tsi.reasoning.particles import History, Particles, ReasoningParams, no_cost
+from tsi.reasoning.particles import (
+    History,
+    Particles,
+    ReasoningParams,
+    StepIndex,
+    no_cost,
+)
 from tsi.rewards.reward import as_int32
+from tsi.step_keys import AnyKey
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,22 +44,39 @@ class ReasoningStore:
         """The target's step limit."""
         return self.target.max_steps
 
-    def init(self, key, num_particles: int, params: ReasoningParams) -> Particles:
+    def init(
+        self, key: AnyKey | None, num_particles: int, params: ReasoningParams
+    ) -> Particles:
         """M empty rows per problem, with room for a whole row and one step more."""
         # Rows of all lengths meet in a turn, so a row may have to start its step after
         # the slots of the longest.
         capacity = self.target.max_tokens + self.target.max_step_tokens
         return self.target.init(key, num_particles, params, capacity)
 
-    def propose(self, key, t, particles: Particles, params: ReasoningParams):
+    def propose(
+        self,
+        key: AnyKey,
+        t: StepIndex,
+        particles: Particles,
+        params: ReasoningParams,
+    ) -> tuple[Particles, Float[Array, " R"]]:
         """See `ReasoningTarget.propose`."""
         return self.target.propose(key, t, particles, params)
 
-    def propose_some(self, key, t, particles: Particles, params, active):
+    def propose_some(
+        self,
+        key: AnyKey,
+        t: StepIndex,
+        particles: Particles,
+        params: ReasoningParams,
+        active: Bool[Array, " R"],
+    ) -> tuple[Particles, Float[Array, " R"]]:
         """See `ReasoningTarget.propose_some`."""
         return self.target.propose_some(key, t, particles, params, active)
 
-    def log_potential(self, t, particles: Particles, params) -> Float[Array, " R"]:
+    def log_potential(
+        self, t: StepIndex, particles: Particles, params: Any
+    ) -> Float[Array, " R"]:
         """See `ReasoningTarget.log_potential`."""
         return self.target.log_potential(t, particles, params)
 
@@ -60,7 +84,7 @@ class ReasoningStore:
         """Rows that write no more."""
         return particles.finished
 
-    def log_prob(self, particles: Particles, params) -> Float[Array, " R"]:
+    def log_prob(self, particles: Particles, params: Any) -> Float[Array, " R"]:
         """log p of what each row has written."""
         return particles.log_prob
 
@@ -154,7 +178,7 @@ class ReasoningStore:
 
     def replay(
         self,
-        t: Int[Array, ""] | Int[Array, " R"] | int,
+        t: StepIndex,
         particles: Particles,
         sources: Particles,
         params: ReasoningParams,
@@ -170,7 +194,7 @@ class ReasoningStore:
 
     def repeat_step(
         self,
-        t: Int[Array, ""] | Int[Array, " R"] | int,
+        t: StepIndex,
         particles: Particles,
         sources: Particles,
         params: ReasoningParams,
@@ -278,7 +302,10 @@ class ReasoningStore:
             )
             return step.state, step.ended, step.stopped, step
 
-        def read(carry, column):
+        def read_token(
+            carry: tuple[Bool[Array, " R"], Advance],
+            column: tuple[Int[Array, ""], Int[Array, " R"]],
+        ) -> tuple[tuple[Bool[Array, " R"], Advance], None]:
             early, last = carry
             offset, token = column
             real = offset < counts
@@ -290,7 +317,7 @@ class ReasoningStore:
         no = jnp.zeros(counts.shape, bool)
         columns = (jnp.arange(tokens.shape[1]), tokens.T)
         start = (no, Advance(particles.boundary_state, no, no))
-        (early, last), _ = jax.lax.scan(read, start, columns)
+        (early, last), _ = jax.lax.scan(read_token, start, columns)
         return last.state, ~early & (last.ended | cut_off), last.stopped, None
 
     def _log_end(

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tsi.decoding.boundary import Boundary
 from tsi.decoding.cache import append, empty_suffix, fork, slots_needed
@@ -26,9 +26,17 @@ from tsi.decoding.forced_end import ForcedEnd, Places, places_of
 from tsi.errors import ConfigurationError
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
-from tsi.reasoning.particles import Cost, History, Particles, ReasoningParams, no_cost
+from tsi.reasoning.particles import (
+    Cost,
+    History,
+    Particles,
+    ReasoningParams,
+    StepIndex,
+    no_cost,
+)
 from tsi.reasoning.store import ReasoningStore
 from tsi.rewards.reward import PolicyContext, Reading, Reward, Step, as_int32
+from tsi.step_keys import AnyKey
 from tsi.weights import weight_dtype
 
 
@@ -74,7 +82,7 @@ class ReasoningTarget:
 
     def init(
         self,
-        key,
+        key: AnyKey | None,
         num_particles: int,
         params: ReasoningParams,
         capacity: int | None = None,
@@ -122,7 +130,13 @@ class ReasoningTarget:
             cost=no_cost(rows),
         )
 
-    def propose(self, key, t, particles: Particles, params: ReasoningParams):
+    def propose(
+        self,
+        key: AnyKey,
+        t: StepIndex,
+        particles: Particles,
+        params: ReasoningParams,
+    ) -> tuple[Particles, Float[Array, " R"]]:
         """Write one step of every unfinished particle and have it read.
 
         Args:
@@ -136,7 +150,14 @@ class ReasoningTarget:
         """
         return self.propose_some(key, t, particles, params, ~particles.finished)
 
-    def propose_some(self, key, t, particles: Particles, params, active):
+    def propose_some(
+        self,
+        key: AnyKey,
+        t: StepIndex,
+        particles: Particles,
+        params: ReasoningParams,
+        active: Bool[Array, " R"],
+    ) -> tuple[Particles, Float[Array, " R"]]:
         """The same for the rows ``active [R]`` only; the others stay as they are."""
         step = decode(
             params.policy,
@@ -168,18 +189,20 @@ class ReasoningTarget:
             (self.max_step_tokens, self.max_tokens, self.max_steps),
         )
 
-    def as_store(self):
+    def as_store(self) -> ReasoningStore:
         """This target with what explorers need: to cut, repeat and keep prefixes."""
         return ReasoningStore(self)
 
-    def prompt_rows(self, particles: Particles, params) -> Int[Array, " R"]:
+    def prompt_rows(
+        self, particles: Particles, params: ReasoningParams
+    ) -> Int[Array, " R"]:
         """The length of each row's prompt."""
         lengths = as_int32(params.prompts).lengths
         return jnp.repeat(lengths, particles.lengths.shape[0] // lengths.shape[0])
 
     def written(
         self,
-        t,
+        t: StepIndex,
         particles: Particles,
         step: Decoding,
         params: ReasoningParams,
@@ -197,7 +220,7 @@ class ReasoningTarget:
 
     def read_step(
         self,
-        t,
+        t: StepIndex,
         particles: Particles,
         step: Any,
         params: ReasoningParams,
@@ -253,7 +276,7 @@ class ReasoningTarget:
         )
         here = (jnp.arange(self.max_steps) == t[:, None]) & live[:, None]
 
-        def noted(value, old):
+        def record(value: Shaped[Array, " R"], old: Shaped[Array, "R M"]) -> Array:
             return jnp.where(here, value[:, None], old)
 
         log_prob = particles.log_prob + step.log_prob
@@ -265,7 +288,7 @@ class ReasoningTarget:
         return particles._replace(
             tokens=tokens,
             lengths=lengths,
-            step_ends=noted(lengths, particles.step_ends),
+            step_ends=record(lengths, particles.step_ends),
             pending=step.token,
             boundary_state=step.state,
             finished=finished,
@@ -274,10 +297,10 @@ class ReasoningTarget:
             log_proposal=log_proposal,
             log_odds=log_odds,
             history=History(
-                noted(step.state, history.boundary_state),
-                noted(log_prob, history.log_prob),
-                noted(log_proposal, history.log_proposal),
-                noted(log_odds, history.log_odds),
+                record(step.state, history.boundary_state),
+                record(log_prob, history.log_prob),
+                record(log_proposal, history.log_proposal),
+                record(log_odds, history.log_odds),
             ),
             reward_state=state,
             cost=self._spent(
@@ -320,7 +343,9 @@ class ReasoningTarget:
             repeated_context=cost.repeated_context + context,
         )
 
-    def log_potential(self, t, particles: Particles, params) -> Float[Array, " R"]:
+    def log_potential(
+        self, t: StepIndex, particles: Particles, params: Any
+    ) -> Float[Array, " R"]:
         """Log-odds of the reward of each prefix; see ``log_truncation``."""
         del t, params
         return jnp.where(
@@ -333,7 +358,7 @@ class ReasoningTarget:
         """Rows that write no more."""
         return particles.finished
 
-    def gather(self, particles: Particles, ancestors) -> Particles:
+    def gather(self, particles: Particles, ancestors: Int[Array, " R"]) -> Particles:
         """Fork rows: suffixes are copied, prompts are not, costs stay with the slot."""
 
         def take(old: Particles) -> Particles:

@@ -180,22 +180,38 @@ def select(
     return SELECTION_RULES[rule](answers, log_weights, rewards)
 
 
-def _select_posterior(answers, log_weights, rewards) -> str | None:
+def _select_posterior(
+    answers: Sequence[str | None],
+    log_weights: Float[np.ndarray, "N"],
+    rewards: Float[np.ndarray, "N"],
+) -> str | None:
     return next(iter(answer_posterior(answers, log_weights)), None)
 
 
-def _select_argmax(answers, log_weights, rewards) -> str | None:
+def _select_argmax(
+    answers: Sequence[str | None],
+    log_weights: Float[np.ndarray, "N"],
+    rewards: Float[np.ndarray, "N"],
+) -> str | None:
     indices = [n for n, answer in enumerate(answers) if answer is not None]
     rewards = np.nan_to_num(np.asarray(rewards, np.float64), nan=0.0)
     # max() keeps the first of equals.
     return answers[max(indices, key=lambda n: rewards[n])] if indices else None
 
 
-def _select_vote(answers, log_weights, rewards) -> str | None:
+def _select_vote(
+    answers: Sequence[str | None],
+    log_weights: Float[np.ndarray, "N"],
+    rewards: Float[np.ndarray, "N"],
+) -> str | None:
     return _heaviest(answers, np.ones(len(answers)))
 
 
-def _select_weighted_vote(answers, log_weights, rewards) -> str | None:
+def _select_weighted_vote(
+    answers: Sequence[str | None],
+    log_weights: Float[np.ndarray, "N"],
+    rewards: Float[np.ndarray, "N"],
+) -> str | None:
     return _heaviest(answers, np.nan_to_num(np.asarray(rewards, np.float64), nan=0.0))
 
 

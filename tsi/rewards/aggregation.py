@@ -13,6 +13,7 @@ numbers: 1 - prod_k r_k is summed as sum_k (1 - r_k) prod_{j<k} r_j. The fifth w
 (:mod:`tsi.rewards.formatted`).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tsi.errors import UnknownNameError
-from tsi.rewards.reward import Reading, Reward, Step
+from tsi.models.decoder_config import DecoderConfig
+from tsi.rewards.reward import Prompts, Reading, Reward, Step
 from tsi.weights import weight_dtype
 
 AGGREGATIONS = ("last", "min", "product", "mean")
@@ -93,16 +95,20 @@ class Aggregated:
     def __init__(self, reward: Reward, how: str, max_steps: int) -> None:
         self.reward, self.how, self.max_steps = reward, checked(how), max_steps
 
-    def prepare(self, questions):
+    def prepare(self, questions: Sequence[str]) -> Any:
         """See :class:`tsi.rewards.reward.Reward`."""
         return self.reward.prepare(questions)
 
-    def init(self, prompts, rows, capacity, params):
+    def init(
+        self, prompts: Prompts, rows: int, capacity: int, params: Any
+    ) -> ScoredSteps:
         inner = self.reward.init(prompts, rows, capacity, params)
         ends = jnp.zeros((rows, self.max_steps), jnp.int32)
         return ScoredSteps(inner, ends, ends.astype(weight_dtype()))
 
-    def read(self, state, step: Step, params):
+    def read(
+        self, state: ScoredSteps, step: Step, params: Any
+    ) -> tuple[ScoredSteps, Reading]:
         inner, reading = self.reward.read(state.inner, step, params)
         here, ends = with_step(state.ends, step)
         scores = jnp.where(here, reading.log_odds[:, None], state.scores)
@@ -110,26 +116,28 @@ class Aggregated:
         reading = Reading(value, *reading[1:])
         return ScoredSteps(inner, ends, scores), reading
 
-    def fork(self, state, ancestors):
+    def fork(self, state: ScoredSteps, ancestors: Int[Array, " R"]) -> ScoredSteps:
         inner = self.reward.fork(state.inner, ancestors)
         return ScoredSteps(inner, state.ends[ancestors], state.scores[ancestors])
 
-    def take(self, state, rows):
+    def take(self, state: ScoredSteps, rows: Int[Array, " W"]) -> ScoredSteps:
         inner = self.reward.take(state.inner, rows)
         return ScoredSteps(inner, state.ends[rows], state.scores[rows])
 
-    def keep(self, stored, slots, rows):
+    def keep(
+        self, stored: ScoredSteps, slots: Int[Array, " W"], rows: ScoredSteps
+    ) -> ScoredSteps:
         return ScoredSteps(
             self.reward.keep(stored.inner, slots, rows.inner),
             stored.ends.at[slots].set(rows.ends, mode="drop"),
             stored.scores.at[slots].set(rows.scores, mode="drop"),
         )
 
-    def cut(self, state, lengths):
+    def cut(self, state: ScoredSteps, lengths: Int[Array, " R"]) -> ScoredSteps:
         ends = within(state.ends, lengths)
         return ScoredSteps(self.reward.cut(state.inner, lengths), ends, state.scores)
 
-    def reader(self, params):
+    def reader(self, params: Any) -> DecoderConfig | None:
         return self.reward.reader(params)
 
     @property

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from tsi.errors import RewardError
 from tsi.rewards.reward import Reading, Stateless
 from tsi.weights import weight_dtype
+
+HostArray = np.ndarray | jax.Array
 
 
 class Written(NamedTuple):
@@ -52,29 +54,36 @@ class HostReward(Stateless):
         at."""
         dtype = weight_dtype()
 
-        def on_host(asked, solution, lengths, live, stopped, finished):
-            told = np.zeros(lengths.shape, dtype)
-            live = np.flatnonzero(live)
+        def score_on_host(
+            prepared: Any,
+            solution: Int[HostArray, "R T"],
+            lengths: Int[HostArray, " R"],
+            live: Bool[HostArray, " R"],
+            stopped: Bool[HostArray, " R"],
+            finished: Bool[HostArray, " R"],
+        ) -> Float[np.ndarray, " R"]:
+            log_odds = np.zeros(lengths.shape, dtype)
+            scored = np.flatnonzero(live)
             # Rows stand problem by problem.
-            per_problem = [len(lengths) // len(x) for x in jax.tree.leaves(asked)]
+            per_problem = [len(lengths) // len(x) for x in jax.tree.leaves(prepared)]
             each = per_problem[0] if per_problem else 1
             rows = [
                 Written(
                     jax.tree.map(
-                        lambda leaf, p=row // each: np.asarray(leaf[p]), asked
+                        lambda leaf, p=row // each: np.asarray(leaf[p]), prepared
                     ),
                     np.asarray(solution[row, : lengths[row]]).tolist(),
                     bool(stopped[row]),
                     bool(finished[row]),
                 )
-                for row in live
+                for row in scored
             ]
             if rows:
-                told[live] = self.score_rows(rows)
-            return told
+                log_odds[scored] = self.score_rows(rows)
+            return log_odds
 
         log_odds = jax.pure_callback(
-            on_host,
+            score_on_host,
             jax.ShapeDtypeStruct(step.counts.shape, dtype),
             state,
             step.solution,

@@ -67,11 +67,13 @@ class LikelihoodRatio(TextReader):
                 f"this one is a {type(model).__name__}; name a language model."
             )
 
-        def one(place):
+        def log_prob_at(
+            place: tuple[Float[Array, "R D"], Int[Array, " R"]],
+        ) -> Float[Array, " R"]:
             state, token = place
             return log_prob_of(model.logits(state), token, jnp.float32(1.0))
 
-        return jax.lax.map(one, (jnp.swapaxes(hidden, 0, 1), following.T)).T
+        return jax.lax.map(log_prob_at, (jnp.swapaxes(hidden, 0, 1), following.T)).T
 
     def log_odds(
         self,

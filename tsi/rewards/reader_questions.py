@@ -1,11 +1,12 @@
 """Questions as a model with a tokenizer of its own reads them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int, Integer
 
 from tsi.decoding.step_texts import num_common
 from tsi.errors import PromptTooLongError
@@ -64,7 +65,9 @@ def _head(format: Format, question: str) -> list[int]:
     return empty[: num_common(empty, full)]
 
 
-def _pad(rows: Sequence[list[int]], bucket: int, dtype: Any):
+def _pad(
+    rows: Sequence[list[int]], bucket: int, dtype: DTypeLike
+) -> tuple[Integer[np.ndarray, "P width"], Int[np.ndarray, " P"]]:
     longest = max((len(row) for row in rows), default=1)
     width = max(-(-longest // bucket), 1) * bucket
     padded = np.zeros((len(rows), width), dtype)

@@ -19,7 +19,7 @@ policy.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -31,6 +31,8 @@ from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
 from tsi.weights import weight_dtype
+
+State = TypeVar("State")
 
 
 class Prompts(NamedTuple):
@@ -121,6 +123,22 @@ class Reading(NamedTuple):
 
 
 @runtime_checkable
+class Models(Protocol):
+    """The weights that a reward reads with.
+
+    :class:`tsi.reasoning.particles.ReasoningParams` has them.
+    """
+
+    @property
+    def policy(self) -> LanguageModel:
+        """The language model that writes the steps."""
+
+    @property
+    def reward(self) -> Any:
+        """The reward model's weights, or None."""
+
+
+@runtime_checkable
 class Reward(Protocol):
     """What :class:`tsi.reasoning.target.ReasoningTarget` asks of a reward."""
 
@@ -174,7 +192,7 @@ class PolicyTokens:
 
     reads_ids = False
 
-    def prepare(self, questions):
+    def prepare(self, questions: Sequence[str]) -> Any:
         return None
 
 
@@ -187,7 +205,9 @@ class ProcessReward(PolicyTokens):
 
     reads_ids = True
 
-    def init(self, prompts, rows, capacity, params):
+    def init(
+        self, prompts: Prompts, rows: int, capacity: int, params: Models
+    ) -> ProcessRewardState:
         model: RewardModel = params.reward
         key_values = read_prompts(model.trunk, prompts.tokens, prompts.mask)
         return ProcessRewardState(
@@ -196,7 +216,9 @@ class ProcessReward(PolicyTokens):
             jnp.repeat(prompts.lengths, rows // prompts.lengths.shape[0]),
         )
 
-    def read(self, state, step, params):
+    def read(
+        self, state: ProcessRewardState, step: Step, params: Models
+    ) -> tuple[ProcessRewardState, Reading]:
         model: RewardModel = params.reward
         offsets = jnp.arange(step.tokens.shape[1])
         positions = (state.prompt_lengths + step.start)[:, None] + offsets
@@ -213,22 +235,33 @@ class ProcessReward(PolicyTokens):
             model.log_odds(hidden), step.counts
         )
 
-    def fork(self, state, ancestors):
+    def fork(
+        self, state: ProcessRewardState, ancestors: Int[Array, " R"]
+    ) -> ProcessRewardState:
         return state._replace(suffix=fork(state.suffix, ancestors))
 
-    def take(self, state, rows):
+    def take(
+        self, state: ProcessRewardState, rows: Int[Array, " W"]
+    ) -> ProcessRewardState:
         return state._replace(
             suffix=take(state.suffix, rows),
             prompt_lengths=state.prompt_lengths[rows],
         )
 
-    def keep(self, stored, slots, rows):
+    def keep(
+        self,
+        stored: ProcessRewardState,
+        slots: Int[Array, " W"],
+        rows: ProcessRewardState,
+    ) -> ProcessRewardState:
         return stored._replace(suffix=keep(stored.suffix, slots, rows.suffix))
 
-    def cut(self, state, lengths):
+    def cut(
+        self, state: ProcessRewardState, lengths: Int[Array, " R"]
+    ) -> ProcessRewardState:
         return state._replace(suffix=cut(state.suffix, lengths))
 
-    def reader(self, params):
+    def reader(self, params: Models) -> DecoderConfig:
         return params.reward.config
 
     reads_prompts = True
@@ -237,19 +270,21 @@ class ProcessReward(PolicyTokens):
 class Stateless(PolicyTokens):
     """A reward that remembers nothing of what it has read, and reads no prompt."""
 
-    def init(self, prompts, rows, capacity, params):
+    def init(
+        self, prompts: Prompts, rows: int, capacity: int, params: Any
+    ) -> tuple[Any, ...]:
         return ()
 
-    def fork(self, state, ancestors):
+    def fork(self, state: State, ancestors: Int[Array, " R"]) -> State:
         return state
 
-    def take(self, state, rows):
+    def take(self, state: State, rows: Int[Array, " W"]) -> State:
         return state
 
-    def keep(self, stored, slots, rows):
+    def keep(self, stored: State, slots: Int[Array, " W"], rows: State) -> State:
         return stored
 
-    def cut(self, state, lengths):
+    def cut(self, state: State, lengths: Int[Array, " R"]) -> State:
         return state
 
     reads_prompts = False
@@ -289,8 +324,8 @@ class SelfJudge(Stateless):
         """Positions that are read behind the longest solution, which need room too."""
         return len(self.question)
 
-    def read(self, state, step, params):
-        policy: LanguageModel = params.policy
+    def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
+        policy = params.policy
         context = step.policy
         question = jnp.asarray(self.question, jnp.int32)
         size = len(self.question)
@@ -315,7 +350,7 @@ class SelfJudge(Stateless):
             context.position,
         )
 
-    def reader(self, params):
+    def reader(self, params: Models) -> DecoderConfig:
         return params.policy.config
 
 
@@ -326,7 +361,7 @@ class PolicyValue(Stateless):
     that token yet, so one token is read for it, on the policy's cache.
     """
 
-    def read(self, state, step, params):
+    def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
         hidden = newest_hidden(params.policy, step.policy)
         return state, Reading(
             params.reward.log_odds(hidden),
@@ -334,16 +369,16 @@ class PolicyValue(Stateless):
             step.policy.position,
         )
 
-    def reader(self, params):
+    def reader(self, params: Models) -> DecoderConfig:
         return params.policy.config
 
 
 class NoReward(Stateless):
     """Log-odds 0 everywhere (reward one half): nothing is read."""
 
-    def read(self, state, step, params):
+    def read(self, state: State, step: Step, params: Any) -> tuple[State, Reading]:
         zeros = jnp.zeros_like(step.counts)
         return state, Reading(zeros.astype(weight_dtype()), zeros)
 
-    def reader(self, params):
+    def reader(self, params: Any) -> None:
         return None

@@ -44,7 +44,7 @@ from tsi.models.prefill import read_prompts
 from tsi.rewards.aggregation import with_step, within
 from tsi.rewards.formats import Format, Rendering
 from tsi.rewards.reader_questions import Questions, encode_questions
-from tsi.rewards.reward import Prompts, Reading, Step
+from tsi.rewards.reward import Models, Prompts, Reading, Step
 
 
 class ReaderState(NamedTuple):
@@ -80,6 +80,10 @@ class Rendered(NamedTuple):
     common: Int[Array, " R"]
     marks: Int[Array, "R K"]
     num_marks: Int[Array, " R"]
+
+
+Progress = tuple[Int[Array, " R"], Suffix, Float[Array, "R L"]]
+"""Ids of each row that have been read, their cache, and their values."""
 
 
 class TextReader:
@@ -161,7 +165,9 @@ class TextReader:
                 f"model's context is {config.max_length}; lower max_tokens."
             )
 
-    def init(self, prompts: Prompts, rows: int, capacity: int, params) -> ReaderState:
+    def init(
+        self, prompts: Prompts, rows: int, capacity: int, params: Models
+    ) -> ReaderState:
         """Read the prompts; ``capacity`` counts the policy's tokens and is not used.
 
         Raises:
@@ -190,10 +196,12 @@ class TextReader:
             ends=jnp.zeros((rows, self.max_steps), jnp.int32),
         )
 
-    def read(self, state: ReaderState, step: Step, params) -> tuple[Any, Reading]:
+    def read(
+        self, state: ReaderState, step: Step, params: Models
+    ) -> tuple[ReaderState, Reading]:
         """See :class:`tsi.rewards.reward.Reward`."""
         _, ends = with_step(state.ends, step)
-        rendered = self._rendered(state, step, ends)
+        rendered = self._render(state, step, ends)
         shared = jnp.minimum(state.shared, rendered.common)
         suffix, values = self.read_new(
             params.reward,
@@ -244,7 +252,7 @@ class TextReader:
         end, last = rendered.lengths, rendered.tokens.shape[1] - 1
         offsets = jnp.arange(width)
 
-        def chunk(carry):
+        def read_chunk(carry: Progress) -> Progress:
             done, suffix, values = carry
             places = done[:, None] + offsets
             real = places < end[:, None]
@@ -265,7 +273,7 @@ class TextReader:
 
         _, suffix, values = jax.lax.while_loop(
             lambda carry: jnp.any(carry[0] < end),
-            chunk,
+            read_chunk,
             (rendered.common, suffix, values),
         )
         return suffix, values
@@ -285,15 +293,17 @@ class TextReader:
         """
         raise NotImplementedError
 
-    def fork(self, state: ReaderState, ancestors) -> ReaderState:
+    def fork(self, state: ReaderState, ancestors: Int[Array, " R"]) -> ReaderState:
         """Give each row its ancestor's state."""
         return self._rows(state, ancestors, fork(state.suffix, ancestors))
 
-    def take(self, state: ReaderState, rows) -> ReaderState:
+    def take(self, state: ReaderState, rows: Int[Array, " W"]) -> ReaderState:
         """The state of W rows out of a store."""
         return self._rows(state, rows, take(state.suffix, rows))
 
-    def keep(self, stored: ReaderState, slots, rows: ReaderState) -> ReaderState:
+    def keep(
+        self, stored: ReaderState, slots: Int[Array, " W"], rows: ReaderState
+    ) -> ReaderState:
         """Write the state of W rows over the stored ones at ``slots``."""
         written = {
             name: getattr(stored, name).at[slots].set(getattr(rows, name), mode="drop")
@@ -303,19 +313,23 @@ class TextReader:
             suffix=keep(stored.suffix, slots, rows.suffix), **written
         )
 
-    def cut(self, state: ReaderState, lengths) -> ReaderState:
+    def cut(self, state: ReaderState, lengths: Int[Array, " R"]) -> ReaderState:
         """Forget steps; the cache is cut back when the next one is read."""
         return state._replace(ends=within(state.ends, lengths))
 
-    def reader(self, params):
+    def reader(self, params: Models) -> DecoderConfig:
         """The model that reads."""
         return params.reward.config
 
-    def _rows(self, state: ReaderState, rows, suffix: Suffix) -> ReaderState:
+    def _rows(
+        self, state: ReaderState, rows: Int[Array, " W"], suffix: Suffix
+    ) -> ReaderState:
         taken = {name: getattr(state, name)[rows] for name in BY_ROW}
         return state._replace(suffix=suffix, **taken)
 
-    def _rendered(self, state: ReaderState, step: Step, ends) -> Rendered:
+    def _render(
+        self, state: ReaderState, step: Step, ends: Int[Array, "R M"]
+    ) -> Rendered:
         rows, marks = state.tokens.shape[0], self.num_marks
         like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
         shapes = ((rows,), (rows,), (rows, marks), (rows,))
@@ -335,7 +349,7 @@ class TextReader:
         )
         return Rendered(*rendered)
 
-    def _render_on_host(self, *arrays) -> tuple[np.ndarray, ...]:
+    def _render_on_host(self, *arrays: Any) -> tuple[np.ndarray, ...]:
         text, sizes, read, lengths, solution, ends, live, stopped, finished = map(
             np.asarray, arrays
         )

@@ -7,7 +7,7 @@ the state, so that one compiled program serves all problems.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from tsi.decoding.step_texts import text_so_far
 from tsi.errors import ConfigurationError
 from tsi.rewards.host_reward import HostReward, Written, numbers_of
+from tsi.rewards.reward import Prompts
 from tsi.rewards.reward_scale import check_scale, log_odds_of
 from tsi.weights import weight_dtype
 
@@ -72,7 +73,9 @@ class Verifier(HostReward):
         none = np.zeros(len(encoded), np.int32)
         return AskedQuestions(*map(jnp.asarray, (padded, sizes, none)))
 
-    def init(self, prompts, rows, capacity, params) -> AskedQuestions:
+    def init(
+        self, prompts: Prompts, rows: int, capacity: int, params: Any
+    ) -> AskedQuestions:
         """Keep the questions.
 
         Raises:

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tsi.models.heads import ValueHead
-from tsi.rewards.reward import PolicyContext, PolicyValue, newest_hidden
+from tsi.rewards.reward import (
+    Models,
+    PolicyContext,
+    PolicyValue,
+    Reading,
+    State,
+    Step,
+    newest_hidden,
+)
 from tsi.rewards.text_reward import TextReward
 from tsi.twists.learned import LearnedTwist
 
@@ -37,7 +45,9 @@ def hidden_states(t: Any, particles: Any, params: Any) -> Float[Array, "R D"]:
     return newest_hidden(params.policy, context).astype(jnp.float32)
 
 
-def _log_psi(head: ValueHead, t: Any, hidden: Float[Array, "R D"]):
+def _log_psi(
+    head: ValueHead, t: Any, hidden: Float[Array, "R D"]
+) -> Float[Array, " R"]:
     return head.log_odds(hidden)
 
 
@@ -58,7 +68,7 @@ class TwistedVerifier(PolicyValue):
 
     verifier: TextReward
 
-    def read(self, state, step, params):
+    def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
         """See :class:`tsi.rewards.reward.Reward`."""
         state, reading = super().read(state, step, params)
         _, verdict = self.verifier.read((), step, params)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 Indices = Sequence[int] | Int[np.ndarray, " n"]
 
@@ -139,11 +139,15 @@ class BlockTables:
     def _blocks_of(self, lengths: np.ndarray) -> np.ndarray:
         return -(-lengths // self.block)
 
-    def _needs(self, rows, kept, lengths):
+    def _needs(
+        self, rows: Int[np.ndarray, " n"], kept: Indices, lengths: Indices
+    ) -> tuple[
+        Int[np.ndarray, "n b"], Bool[np.ndarray, "n b"], Bool[np.ndarray, "n b"]
+    ]:
         """What rows hold, what is written of it, and what of that is theirs alone."""
-        kept, lengths = np.asarray(kept), np.asarray(lengths)
-        first, last = kept // self.block, self._blocks_of(lengths)
-        last = np.where(lengths > kept, last, 0)
+        before, now = np.asarray(kept), np.asarray(lengths)
+        first, last = before // self.block, self._blocks_of(now)
+        last = np.where(now > before, last, 0)
         needed = (self._columns >= first[:, None]) & (self._columns < last[:, None])
         held = self.table[rows]
         own = needed & (held >= 0)

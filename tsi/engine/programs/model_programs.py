@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from tsi.decoding.decode_step import Decoding
 from tsi.engine.meters.clock import Timed
 from tsi.engine.paging import pages as paging
 from tsi.engine.paging.page_programs import PagePrograms
 from tsi.engine.paging.pages import Dense, layers_of
 from tsi.engine.programs.rows import (
     RewardCaches,
+    RewardChange,
     Stored,
     of_rows,
     parts_of,
@@ -39,11 +41,11 @@ from tsi.engine.programs.slots import (
 )
 from tsi.engine.programs.text_programs import TextPrograms
 from tsi.models.layers import Segment
-from tsi.reasoning.particles import ReasoningParams
+from tsi.reasoning.particles import Particles, ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.reasoning.target import ReasoningTarget
 from tsi.rewards.host_reward import Deferred, HostReward
-from tsi.rewards.reward import NoReward
+from tsi.rewards.reward import NoReward, Prompts
 from tsi.rewards.text_reader import TextReader
 from tsi.step_keys import step_keys
 from tsi.weights import weight_dtype
@@ -152,7 +154,9 @@ class Programs(PagePrograms):
         rest = jax.tree.map(jnp.copy, empty._replace(cache=()))
         return self.place(rest)._replace(cache=cache)
 
-    def _prefill(self, params: ReasoningParams, block: int):
+    def _prefill(
+        self, params: ReasoningParams, block: int
+    ) -> tuple[Dense, Particles, list[Array], list[Segment], list[Dense]]:
         """Read E prompts: their caches, and the first rows of their problems."""
         particles = self.target.init(None, 1, params)
         rows, shared, caches, structure = parts_of(particles.reward_state)
@@ -168,7 +172,14 @@ class Programs(PagePrograms):
         ]
         return self.divide(prompt), small(particles), rows, shared, like
 
-    def _enter(self, stored: Stored, fresh, rows, origin, problems) -> Stored:
+    def _enter(
+        self,
+        stored: Stored,
+        fresh: tuple[Prompts, Particles, list[Array], list[Segment]],
+        rows: Int[Array, " n"],
+        origin: Int[Array, " n"],
+        problems: Int[Array, " E"],
+    ) -> Stored:
         """Give problems their first rows.
 
         Args:
@@ -205,8 +216,15 @@ class Programs(PagePrograms):
         )
 
     def _arrange(
-        self, stored: Stored, rows, parents, depths, lengths, problems, params
-    ):
+        self,
+        stored: Stored,
+        rows: Int[Array, " A"],
+        parents: Int[Array, " A"],
+        depths: Int[Array, " A"] | None,
+        lengths: list[Int[Array, " A"]],
+        problems: Int[Array, " A"],
+        params: ReasoningParams,
+    ) -> tuple[Stored, Told, list[Int[Array, " A"]]]:
         """Give working rows their prefixes, cut back.
 
         Args:
@@ -245,7 +263,9 @@ class Programs(PagePrograms):
         names = [kind for kind in kinds if kind is None or kind.__name__ == "Suffix"]
         return [x for x, kind in zip(stored.reward, names, strict=True) if kind]
 
-    def _keep(self, stored: Stored, rows, sources) -> Stored:
+    def _keep(
+        self, stored: Stored, rows: Int[Array, " A"], sources: Int[Array, " A"]
+    ) -> Stored:
         """Copy rows over others; those beyond the store are lost."""
 
         def write(leaf: Array) -> Array:
@@ -259,17 +279,17 @@ class Programs(PagePrograms):
     def _admit(
         self,
         slots: Slots,
-        at,
-        stored,
-        rows,
-        start,
-        filled,
-        problems,
-        key_steps,
-        turns,
-        places,
-        params,
-    ):
+        at: Int[Array, " A"],
+        stored: Stored,
+        rows: Int[Array, " A"],
+        start: Int[Array, " A"],
+        filled: Int[Array, " A"],
+        problems: Int[Array, " A"],
+        key_steps: Key[Array, " A"],
+        turns: Int[Array, " A"],
+        places: Int[Array, " A"],
+        params: ReasoningParams,
+    ) -> Slots:
         """Rows into slots, ready to write a step.
 
         Args:
@@ -319,11 +339,11 @@ class Programs(PagePrograms):
 
     def _burst(
         self,
-        params,
+        params: ReasoningParams,
         slots: Slots,
         common: Dense | None,
         chosen: Chosen | None,
-        enough,
+        enough: Int[Array, ""],
         width: int,
     ) -> tuple[Slots, Dense, Seen]:
         slots = slots._replace(cache=self.divide(slots.cache))
@@ -339,22 +359,29 @@ class Programs(PagePrograms):
             self.target.forced_end,
         )
 
-    def _behind(self, cache: Dense, new: Dense, rows, places, began) -> Dense:
+    def _behind(
+        self,
+        cache: Dense,
+        new: Dense,
+        rows: Int[Array, " r"],
+        places: Int[Array, " r"],
+        began: Bool[Array, " r"],
+    ) -> Dense:
         return self.divide(behind(self.divide(cache), new, rows, places, began))
 
     def _end_step(
         self,
         stored: Stored,
-        slots,
+        slots: Slots,
         common: Dense | None,
-        at,
-        rows,
-        problems,
-        depths,
-        caches,
-        width,
-        params,
-    ):
+        at: Int[Array, " A"],
+        rows: Int[Array, " A"],
+        problems: Int[Array, " A"],
+        depths: Int[Array, " A"],
+        caches: RewardCaches,
+        width: int,
+        params: ReasoningParams,
+    ) -> tuple[Stored, Told, RewardCaches, RewardChange]:
         """Let the reward read the steps that rows in slots have ended."""
         mine = of_rows(params, stored, problems)
         taken = take(stored, rows, rows, problems, caches, self.structure)
@@ -377,15 +404,15 @@ class Programs(PagePrograms):
         self,
         stored: Stored,
         cache: Dense,
-        filled,
-        rows,
-        sources,
-        problems,
-        depths,
-        caches,
-        params,
+        filled: Int[Array, " A"],
+        rows: Int[Array, " A"],
+        sources: Int[Array, " A"],
+        problems: Int[Array, " A"],
+        depths: Int[Array, " A"],
+        caches: RewardCaches,
+        params: ReasoningParams,
         width: int,
-    ):
+    ) -> tuple[Stored, Told, RewardCaches, RewardChange, Dense]:
         """Let rows take steps of others, and the reward read them."""
         mine = of_rows(params, stored, problems)
         taken = take(stored, rows, rows, problems, caches, self.structure)
@@ -414,13 +441,21 @@ class Programs(PagePrograms):
         told = told._replace(log_probs=log_prob)
         return stored, told, caches, change, cache
 
-    def _written(self, stored: Stored, rows) -> Solutions:
+    def _written(self, stored: Stored, rows: Int[Array, " A"]) -> Solutions:
         """What rows have written."""
         old = stored.rows
         leaves = old.tokens, old.truncated, old.step_ends, old.log_prob
         return Solutions(*(leaf[rows] for leaf in leaves))
 
-    def _score(self, stored: Stored, rows, depths, log_odds, spent, params):
+    def _score(
+        self,
+        stored: Stored,
+        rows: Int[Array, " A"],
+        depths: Int[Array, " A"],
+        log_odds: Float[Array, " A"],
+        spent: tuple[Int[Array, " A"], Float[Array, " A"]] | None,
+        params: ReasoningParams,
+    ) -> tuple[Stored, Float[Array, " A"]]:
         """Give rows the log-odds of a step that the host has looked at.
 
         Args:
@@ -454,7 +489,12 @@ class Programs(PagePrograms):
             stored = stored._replace(cost=cost)
         return stored._replace(rows=new), potentials.astype(weight_dtype())
 
-    def _told(self, particles, step, params) -> Told:
+    def _told(
+        self,
+        particles: Particles,
+        step: Slots | Decoding | None,
+        params: ReasoningParams,
+    ) -> Told:
         zeros = jnp.zeros(particles.lengths.shape, weight_dtype())
         return Told(
             self.target.log_potential(0, particles, params).astype(weight_dtype()),

@@ -6,6 +6,7 @@ lie in blocks, caches of prompts (:class:`tsi.models.layers.Segment`) once per p
 and everything else is small and stands with its row.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ def empty_stored(
         problems: how many there will be.
     """
 
-    def room(count: int):
+    def room(count: int) -> Callable[[Array], Array]:
         return lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype)
 
     def by_layer(leaf: Array) -> Array:

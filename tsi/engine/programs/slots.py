@@ -128,6 +128,10 @@ def common_segment(
     return Segment(*common, jnp.broadcast_to(places, (owners, size)), mask, routes)
 
 
+Burst = tuple[Slots, Int[Array, ""], KeyValues]
+"""Slots, tokens that the longest row has written, and the new keys and values."""
+
+
 def burst(
     policy: LanguageModel,
     boundary: Boundary,
@@ -176,7 +180,7 @@ def burst(
         context = (common_segment(common, part.start, shared), *context)
     update = jax.lax.dynamic_update_slice_in_dim
 
-    def body(carry):
+    def write(carry: Burst) -> Burst:
         c, offset, new = carry
         mask = jnp.broadcast_to(jnp.arange(width) < offset, (rows, width))
         hidden, read = policy.trunk(
@@ -194,7 +198,7 @@ def burst(
         c = write_token(c, logits, part.keys, part.room, boundary, temperatures, forced)
         return c, offset + 1, new
 
-    def unfinished(carry):
+    def unfinished(carry: Burst) -> Bool[Array, ""]:
         c, offset, _ = carry
         ended = jnp.sum(began & ~c.active)
         return jnp.any(c.active) & (ended < enough) & (offset < width)
@@ -202,7 +206,7 @@ def burst(
     new = empty_key_values(policy.config, rows, width, slots.cache.keys[0].dtype)
     # The cache is no part of the carry: it is read in the loop and written after it.
     start = (part._replace(keys=()), jnp.zeros((), jnp.int32), new)
-    written, offset, new = jax.lax.while_loop(unfinished, body, start)
+    written, offset, new = jax.lax.while_loop(unfinished, write, start)
     written = written._replace(
         keys=part.keys, filled=part.filled + written.counts - part.counts
     )

@@ -52,7 +52,9 @@ class TextPrograms(PagePrograms):
             )
         )
 
-    def _enter(self, prompts: Segment, new: Segment, places) -> Segment:
+    def _enter(
+        self, prompts: Segment, new: Segment, places: Int[Array, " E"]
+    ) -> Segment:
         """Put prompts at places, beyond those that there are for none."""
         return prompts._replace(
             keys=prompts.keys.at[:, places].set(new.keys, mode="drop"),
