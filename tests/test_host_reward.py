@@ -17,7 +17,7 @@ from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.results.result import Result
-from tsi.rewards.host_reward import Written, numbers_of, scores_of
+from tsi.rewards.host_reward import Prefix, check_scores, score_each
 from tsi.rewards.text_reward import TextReward
 from tsi.rewards.verifier import Verifier
 from tsi.run import run
@@ -234,14 +234,14 @@ def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeyp
 )
 def test_what_is_not_a_number_for_each_text_is_a_sentence(gives, says):
     with pytest.raises(RewardError, match=rf"given 2 texts and .*{says}.*\.$"):
-        numbers_of(gives, 2)
+        check_scores(gives, 2)
 
 
 @pytest.mark.parametrize(
     "gives", [[1, 2], (1.0, 2.0), np.asarray([1, 2]), jnp.asarray([1, 2], jnp.bfloat16)]
 )
 def test_numbers_of_every_kind_are_numbers(gives):
-    assert numbers_of(gives, 2).tolist() == [1.0, 2.0]
+    assert check_scores(gives, 2).tolist() == [1.0, 2.0]
 
 
 def test_who_is_to_blame_is_found_among_many():
@@ -251,7 +251,7 @@ def test_who_is_to_blame_is_found_among_many():
         return [len(text) for text in texts]
 
     reward = TextReward(fails_on_odd, tiny.decode)
-    rows = [Written(None, [1] * n, False, False) for n in (2, 3, 4, 5)]
-    found, errors = scores_of(reward, rows)
+    rows = [Prefix(None, [1] * n, False, False) for n in (2, 3, 4, 5)]
+    found, errors = score_each(reward, rows)
     assert found.tolist() == [2.0, 0.0, 4.0, 0.0]
     assert sorted(errors) == [1, 3]

@@ -307,7 +307,7 @@ def test_a_reward_model_of_another_tokenizer_is_named_with_its_format(tmp_path, 
     assert main([*arguments, "--reward", str(folder)]) != 0
     assert "qwen:PATH" in capsys.readouterr().err
     assert main([*arguments, "--reward", f"skywork:{folder}"]) != 0
-    assert "choose the format of this model" in capsys.readouterr().err
+    assert "Choose the format of this model" in capsys.readouterr().err
 
 
 def test_a_head_of_another_kind_is_not_read_as_a_token_head(tmp_path):

@@ -107,7 +107,7 @@ def test_the_ledger_charges_the_rewards_own_prompt():
 def test_a_question_too_long_for_the_reward_is_refused_before_anything_runs():
     tight = engine("qwen", max_tokens=70)
     long = Problem(0, "abcdefghij" * 3, "")
-    with pytest.raises(PromptTooLongError, match="of the reward model's tokens"):
+    with pytest.raises(PromptTooLongError, match="tokens of the reward model"):
         tight.run(samplers.particle_filter(), jax.random.key(0), [long], 2, extract=str)
 
 

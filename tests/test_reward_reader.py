@@ -214,7 +214,7 @@ def test_what_cannot_work_is_named():
         kinds.reward_of("qwen", max_tokens=40).prepare(["hello"])
     with pytest.raises(ConfigurationError, match="max_tokens=0"):
         kinds.reward_of("qwen", max_tokens=0)
-    with pytest.raises(UnknownNameError, match="way to aggregate"):
+    with pytest.raises(UnknownNameError, match="aggregation of step scores"):
         kinds.reward_of("qwen", aggregation="median")
     reward = kinds.reward_of("qwen")
     params = ReasoningParams(None, kinds.model_of("qwen"), None, None)

@@ -13,7 +13,7 @@ from tokenizers import models as token_models
 
 from tsi import samplers
 from tsi.decoding.step_texts import (
-    NOTHING,
+    NO_TEXT,
     text_after,
     text_so_far,
     texts_of_more_steps,
@@ -90,7 +90,7 @@ def test_steps_decoded_once_have_the_texts_of_steps_decoded_anew(decode):
     rng, least, most = np.random.default_rng(2), 1, 290
     if decode in (tiny.decode, fickle):
         least, most = 0, 2
-    rows = [(NOTHING, np.zeros(40, np.int32), [])] * 4
+    rows = [(NO_TEXT, np.zeros(40, np.int32), [])] * 4
     calls = []
 
     def watch(tokens):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 from tsi.errors import ConfigurationError, warn_of_invalid
 from tsi.explore import as_store, explore, propose_some
 from tsi.explorer import Explorer
-from tsi.sampler import Sampler, hopeless
+from tsi.sampler import Sampler, has_no_weight
 from tsi.step_keys import AnyKey, single_key, step_keys, step_limit
 from tsi.target import Particles
 
@@ -69,7 +69,7 @@ def turn(
     particles = target.gather(particles, ancestors)
     if sampler.prunes:
         particles, log_corrections = propose_some(
-            target, keys.propose, t, particles, ~hopeless(state), params
+            target, keys.propose, t, particles, ~has_no_weight(state), params
         )
     else:
         particles, log_corrections = target.propose(keys.propose, t, particles, params)
@@ -135,7 +135,7 @@ def run(
         t, state, particles, _ = carry
         over = target.finished(particles)
         if sampler.prunes:
-            over |= hopeless(state)
+            over |= has_no_weight(state)
         return (t < limit) & ~jnp.all(over)
 
     def advance(carry: tuple) -> tuple:

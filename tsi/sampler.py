@@ -80,6 +80,6 @@ class Sampler(NamedTuple):
         return reduced(self)
 
 
-def hopeless(state: SamplerState) -> Bool[Array, "*batch N"]:
+def has_no_weight(state: SamplerState) -> Bool[Array, "*batch N"]:
     """Particles of weight zero, which a sampler that `prunes` will not extend."""
     return state.log_weights == -jnp.inf

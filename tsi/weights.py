@@ -20,14 +20,14 @@ def weight_dtype() -> Any:
     return jnp.promote_types(jnp.float32, jnp.zeros(()).dtype)
 
 
-def unusable(log_weights: Float[Array, "..."]) -> Bool[Array, "..."]:
+def is_invalid(log_weights: Float[Array, "..."]) -> Bool[Array, "..."]:
     """Which log weights are no weight: NaN and +inf."""
     return jnp.isnan(log_weights) | (log_weights == jnp.inf)
 
 
 def sanitise(log_weights: Float[Array, "..."]) -> Float[Array, "..."]:
     """Log weights with what is no weight, NaN and +inf, replaced by -inf."""
-    return jnp.where(unusable(log_weights), -jnp.inf, log_weights)
+    return jnp.where(is_invalid(log_weights), -jnp.inf, log_weights)
 
 
 def centre(

@@ -74,7 +74,8 @@ def embedded_world(
         reward: as `tsi.experiments.worlds.named_reward.parse_reward` reads it. By
             default the task's own reward model where it reads the policy's tokens, and
             the policy's own judgement where it does not.
-        aggregation: of the scores of steps, one of `tsi.rewards.formatted.WAYS`.
+        aggregation: of the scores of steps, one of
+            `tsi.rewards.formatted.FORMAT_AGGREGATIONS`.
         temperature: of the policy; 1 if None.
         truncation: tokens that the policy may write; the truncated policy is what all
             methods sample from and weigh by.

@@ -36,9 +36,9 @@ from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.loading.value_head import load_value_head
 from tsi.models.tokens.tokenizer import Tokenizer
-from tsi.rewards.aggregation import AGGREGATIONS, Aggregated, checked
+from tsi.rewards.aggregation import AGGREGATIONS, Aggregated, check_aggregation
 from tsi.rewards.formats import FORMATS
-from tsi.rewards.formatted import WAYS
+from tsi.rewards.formatted import FORMAT_AGGREGATIONS
 from tsi.rewards.reward import NoReward, PolicyValue, ProcessReward, Reward
 from tsi.rewards.verifier import Verifier
 
@@ -55,7 +55,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "head": Kind("MODEL", AGGREGATIONS),
-    **{name: Kind("MODEL", WAYS) for name in FORMATS},
+    **{name: Kind("MODEL", FORMAT_AGGREGATIONS) for name in FORMATS},
     "outcome": Kind("MODEL", WHOLE),
     "likelihood": Kind("MODEL", WHOLE),
     "value": Kind("FILE", AGGREGATIONS),
@@ -114,7 +114,7 @@ def parse_reward(reward: str, aggregation: str = "last") -> NamedReward:
 
     Args:
         reward: see the module's text.
-        aggregation: one of :data:`tsi.rewards.formatted.WAYS`.
+        aggregation: one of :data:`tsi.rewards.formatted.FORMAT_AGGREGATIONS`.
 
     Raises:
         UnknownNameError: there is no such kind, or no such way to aggregate; the known
@@ -122,7 +122,7 @@ def parse_reward(reward: str, aggregation: str = "last") -> NamedReward:
         ConfigurationError: the kind wants a model and has none, or the other way
             round, or its scores cannot be aggregated so.
     """
-    checked(aggregation, WAYS)
+    check_aggregation(aggregation, FORMAT_AGGREGATIONS)
     kind, colon, argument = reward.partition(":")
     if kind not in KINDS:
         if colon and "/" not in kind:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
-from tsi.weights import centre, sanitise, unusable, weight_dtype
+from tsi.weights import centre, is_invalid, sanitise, weight_dtype
 
 
 class PathRecord(NamedTuple):
@@ -81,7 +81,7 @@ def extended(record: PathRecord, reply: Reply, took: Bool[Array, "W"]) -> PathRe
 
 def invalid(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
     """How many rows that took a step were told a number that is no weight."""
-    bad = unusable(reply.log_corrections) | unusable(reply.log_potentials)
+    bad = is_invalid(reply.log_corrections) | is_invalid(reply.log_potentials)
     return jnp.sum(bad & took, dtype=jnp.int32)
 
 

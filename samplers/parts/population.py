@@ -16,9 +16,9 @@ from tsi.weights import (
     all_dead,
     centre,
     ess,
+    is_invalid,
     log_mean_exp,
     sanitise,
-    unusable,
     weight_dtype,
 )
 
@@ -145,7 +145,11 @@ def weighed(
     invalid = (
         live
         & (state.log_weights > -jnp.inf)
-        & (unusable(log_potentials) | unusable(raw_scores) | unusable(corrections))
+        & (
+            is_invalid(log_potentials)
+            | is_invalid(raw_scores)
+            | is_invalid(corrections)
+        )
     )
     scores = jnp.where(live, sanitise(raw_scores), state.log_scores)
     corrections = sanitise(corrections)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
-from tsi.weights import sanitise, unusable, weight_dtype
+from tsi.weights import is_invalid, sanitise, weight_dtype
 
 
 class Solutions(NamedTuple):
@@ -36,7 +36,7 @@ def told(reply: Reply) -> Float[Array, "W"]:
 
 def not_numbers(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
     """How many rows that took a step were told a log potential that is no weight."""
-    return jnp.sum(unusable(reply.log_potentials) & took, dtype=jnp.int32)
+    return jnp.sum(is_invalid(reply.log_potentials) & took, dtype=jnp.int32)
 
 
 def rank_classes(

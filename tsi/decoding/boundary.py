@@ -52,7 +52,7 @@ class Boundary(NamedTuple):
     strings: Int[Array, "S V"] | None = None
     least: int | None = None
 
-    def among_tokens(self, logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
+    def mask_padding(self, logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
         """A policy's logits without what only pads its vocabulary."""
         return (
             logits
@@ -60,7 +60,7 @@ class Boundary(NamedTuple):
             else jnp.where(self.padding, -jnp.inf, logits)
         )
 
-    def stopping(self, state: Int[Array, "*b"]) -> Bool[Array, "*b V"]:
+    def stop_tokens(self, state: Int[Array, "*b"]) -> Bool[Array, "*b V"]:
         """Mark the tokens that end the solution, read in a state of `advance`."""
         if self.strings is None:
             return jnp.broadcast_to(self.stops, (*state.shape, *self.stops.shape))

@@ -222,7 +222,7 @@ def write_token(
     Returns:
         The same tuple, these fields brought up to date.
     """
-    logits, seen = boundary.among_tokens(logits), rows.seen
+    logits, seen = boundary.mask_padding(logits), rows.seen
     if temperatures.repetition is not None:
         logits = penalise(logits, seen, temperatures.repetition)
     # Of an active row so many tokens have been drawn in this step.
@@ -286,7 +286,7 @@ def _where(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(rows, a, b), new, old)
 
 
-def tempered(
+def scale_logits(
     logits: Float[Array, "*b V"], temperature: Float[Array, ""]
 ) -> Float[Array, "*b V"]:
     """Logits at a temperature, the largest 0; at temperature 0, those at 1."""
@@ -305,18 +305,18 @@ def log_prob_of(
     if truncation is not None:
         logits = truncate(logits, temperature, truncation)
 
-    def warm() -> Float[Array, "*b"]:
-        warmer = tempered(logits, temperature)
-        chosen = jnp.take_along_axis(warmer, token[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(warmer, axis=-1)
+    def log_softmax() -> Float[Array, "*b"]:
+        scaled = scale_logits(logits, temperature)
+        chosen = jnp.take_along_axis(scaled, token[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(scaled, axis=-1)
 
-    def cold() -> Float[Array, "*b"]:
+    def log_greedy() -> Float[Array, "*b"]:
         return jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(
             logits.dtype
         )
 
     # On a CPU the most likely of 50,000 tokens takes as long as their softmax.
-    return jax.lax.cond(temperature > 0, warm, cold)
+    return jax.lax.cond(temperature > 0, log_softmax, log_greedy)
 
 
 def sample_token(
@@ -336,7 +336,7 @@ def sample_token(
     drawing = policy if proposal is None else proposal
     token, log_q = jax.lax.cond(
         drawing > 0,
-        lambda: categorical(keys, tempered(logits, drawing)),
+        lambda: categorical(keys, scale_logits(logits, drawing)),
         lambda: (jnp.argmax(logits, axis=-1).astype(jnp.int32), zeros),
     )
     if proposal is None:
@@ -365,7 +365,7 @@ def sample_among(
     impossible = (log_mass == -jnp.inf)[:, None]
     among = jnp.where(allowed, jnp.where(impossible, logits, kept), -jnp.inf)
     likeliest = jnp.argmax(among, axis=-1).astype(jnp.int32)
-    token, _ = categorical(keys, tempered(among, policy))
+    token, _ = categorical(keys, scale_logits(among, policy))
     token = jnp.where((policy > 0) & ~impossible[:, 0], token, likeliest)
     return token, log_prob_of(logits, token, policy, truncation), log_mass
 
@@ -380,14 +380,14 @@ def log_prob_among(
     if truncation is not None:
         logits = truncate(logits, temperature, truncation)
 
-    def warm() -> Float[Array, " R"]:
-        warmer = tempered(logits, temperature)
-        some = jax.nn.logsumexp(jnp.where(allowed, warmer, -jnp.inf), axis=-1)
-        return some - jax.nn.logsumexp(warmer, axis=-1)
+    def log_softmax() -> Float[Array, " R"]:
+        scaled = scale_logits(logits, temperature)
+        some = jax.nn.logsumexp(jnp.where(allowed, scaled, -jnp.inf), axis=-1)
+        return some - jax.nn.logsumexp(scaled, axis=-1)
 
-    def cold() -> Float[Array, " R"]:
+    def log_greedy() -> Float[Array, " R"]:
         best = jnp.argmax(logits, axis=-1)[:, None]
         its = jnp.take_along_axis(allowed, best, axis=-1)[:, 0]
         return jnp.where(its, 0.0, -jnp.inf).astype(logits.dtype)
 
-    return jax.lax.cond(temperature > 0, warm, cold)
+    return jax.lax.cond(temperature > 0, log_softmax, log_greedy)

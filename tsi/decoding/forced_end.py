@@ -178,7 +178,7 @@ def allowed_tokens(
         state: of the boundary before it.
         vocab_size: V.
     """
-    ends = boundary.stopping(state)[:, :vocab_size] | (place < places.end)[:, None]
+    ends = boundary.stop_tokens(state)[:, :vocab_size] | (place < places.end)[:, None]
     token = string_token(forced, places, place)[:, None]
     string = in_string(forced, places, place)[:, None]
     return jnp.where(string, jnp.arange(vocab_size) == token, ends)

@@ -75,7 +75,7 @@ class Decoded(NamedTuple):
     text: str
 
 
-NOTHING = Decoded(np.zeros(0, np.int32), (), (), "")
+NO_TEXT = Decoded(np.zeros(0, np.int32), (), (), "")
 """Of a solution without steps."""
 
 
@@ -119,7 +119,7 @@ def texts_of_more_steps(
     sizes = [*before.places[:known], *map(len, texts), len(text)]
     if common != list(map(len, texts)) or sizes != sorted(sizes):
         # A decoder that changes what it gave before is asked for everything again.
-        return steps, NOTHING
+        return steps, NO_TEXT
     # A copy, for a view would keep the tokens of all rows of its batch.
     return steps, Decoded(tokens[: ends[-1]].copy(), tuple(ends), tuple(sizes), text)
 

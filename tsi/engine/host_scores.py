@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from tsi.engine.programs.model_programs import Programs, Told
 from tsi.engine.programs.rows import Stored
-from tsi.rewards.host_reward import HostReward, Written, scores_of
+from tsi.rewards.host_reward import HostReward, Prefix, score_each
 from tsi.weights import weight_dtype
 
 
@@ -78,7 +78,7 @@ class HostScores:
             solutions = jax.device_get(self.programs.written(stored, padded))
             told = batch.told
             written = [
-                Written(
+                Prefix(
                     jax.tree.map(
                         lambda leaf, p=batch.problems[i]: leaf[p], self._questions
                     ),
@@ -88,7 +88,7 @@ class HostScores:
                 )
                 for i in at
             ]
-            log_odds[at], errors = scores_of(self.reward, written)
+            log_odds[at], errors = score_each(self.reward, written)
         self._asked.append((batch, log_odds))
         return {int(at[i]): error for i, error in errors.items()}
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Explorer, Plan, Reply, Request
 from tsi.problem_ids import IdWords, problem_keys
-from tsi.sampler import Sampler, hopeless
+from tsi.sampler import Sampler, has_no_weight
 from tsi.step_keys import step_keys
 from tsi.weights import ess
 
@@ -135,7 +135,7 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
         state = _of_ready(told, state, ready)
         rests = jnp.zeros(parents.shape, bool)
         if sampler.prunes:
-            rests = hopeless(state)
+            rests = has_no_weight(state)
         over = jnp.all(reply.finished | rests, axis=1) | (turns + 1 >= max_steps)
         going_on = ready & ~over
         asks = jax.vmap(lambda k, t: step_keys(k, t + 1).ask)(key_steps, turns)
@@ -144,7 +144,7 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
         places = jnp.arange(num_particles, dtype=jnp.int32)
         ancestors = jnp.where(going_on[:, None], ancestors, places)
         if sampler.prunes:
-            rests = hopeless(state)
+            rests = has_no_weight(state)
         return state, request_of(ancestors, ~rests), info, going_on
 
     return Method(plan_of(sampler, num_particles, max_steps), begin, turn)

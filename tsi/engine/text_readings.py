@@ -26,9 +26,9 @@ from tsi.engine.programs.text_programs import TextPrograms, dense_like, some_que
 from tsi.engine.sizing.shapes import Shapes, cost_of_reading
 from tsi.engine.sizing.sizes import Sizes, coarse_room_of, room_of, width_of
 from tsi.rewards.reader_questions import Questions
-from tsi.rewards.text_reader import Rendered
+from tsi.rewards.text_reader import RenderedRows
 from tsi.rewards.transcripts import (
-    Continued,
+    Continuation,
     Transcript,
     begin_transcript,
     continue_transcript,
@@ -71,7 +71,7 @@ class Asked(NamedTuple):
     batch: Batch
     read: list[int]
     nowhere: list[int]
-    continued: list[Continued]
+    continued: list[Continuation]
     numbers: Any
 
 
@@ -212,7 +212,7 @@ class TextReadings:
         self._asked.append(Asked(batch, read, nowhere, continued, numbers))
         return errors
 
-    def _continue(self, i: int, batch: Batch, solutions: Solutions) -> Continued:
+    def _continue(self, i: int, batch: Batch, solutions: Solutions) -> Continuation:
         """The transcript of one row after its step."""
         asked, problem = self.questions, int(batch.problems[i])
         question = bytes(np.asarray(asked.text[problem, : asked.sizes[problem]]))
@@ -228,7 +228,7 @@ class TextReadings:
         )
 
     def _begin(
-        self, rows: Any, places: Any, continued: list[Continued], log_prob: Any
+        self, rows: Any, places: Any, continued: list[Continuation], log_prob: Any
     ) -> Any:
         """Have the new ids of rows read; nobody waits for the numbers here."""
         count, pool = len(rows), self._pool
@@ -266,7 +266,9 @@ class TextReadings:
         pool.store(cache, rows, kept, lengths)
         return log_odds, values
 
-    def _pad(self, continued: list[Continued], size: int) -> tuple[Rendered, Any]:
+    def _pad(
+        self, continued: list[Continuation], size: int
+    ) -> tuple[RenderedRows, Any]:
         """Renderings as arrays; rows beyond them have no ids and nothing to read."""
         longest = self.reader.max_tokens
         ints: Any = np.zeros((size, longest), np.int32)
@@ -281,7 +283,7 @@ class TextReadings:
             values[i, : lengths[i]] = transcript.values
             marks[i, : len(found)], num_marks[i] = found, len(found)
         both: tuple[Any, Any] = lengths, common
-        return Rendered(ints, *both, marks, num_marks), values  # type: ignore[arg-type]
+        return RenderedRows(ints, *both, marks, num_marks), values  # type: ignore[arg-type]
 
     def answers(self, stored: Stored, params: Any) -> Iterator[Scored]:
         """All rows that were asked about, batch by batch, with their numbers.

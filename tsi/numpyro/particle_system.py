@@ -38,8 +38,8 @@ class System(NamedTuple):
     def log_density(self) -> Float[Array, ""]:
         """What proposals are judged by; -inf where it is no number."""
         total = self.log_prior + self.log_evidence
-        unusable = jnp.isnan(total) | (total == jnp.inf)
-        return jnp.where(unusable, -jnp.inf, total)
+        is_invalid = jnp.isnan(total) | (total == jnp.inf)
+        return jnp.where(is_invalid, -jnp.inf, total)
 
 
 class Setting(NamedTuple):

@@ -243,7 +243,7 @@ class ReasoningStore:
         read = jnp.concatenate([particles.pending[:, None], tokens[:, :-1]], axis=1)
         start = target.prompt_rows(particles, params) - 1 + particles.lengths
         hidden, key_values = policy.trunk(read, start[:, None] + offsets, real, context)
-        logits = target.boundary.among_tokens(policy.logits(hidden))
+        logits = target.boundary.mask_padding(policy.logits(hidden))
         seen = params.mark_seen(particles.tokens, particles.lengths)
         penalty = params.repetition_penalty
         if seen is not None and penalty is not None:
@@ -335,7 +335,7 @@ class ReasoningStore:
             took: rows that take it.
             params: weights, prompts and temperature.
         """
-        ends = self.target.boundary.stopping(forced.before)[:, : logits.shape[-1]]
+        ends = self.target.boundary.stop_tokens(forced.before)[:, : logits.shape[-1]]
         log_mass = log_prob_among(logits, ends, params.temperature, params.truncation)
         return jnp.where(forced.end & took, log_mass, 0.0)
 

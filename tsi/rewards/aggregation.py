@@ -7,9 +7,9 @@ With step rewards r_k = sigmoid(l_k) of a prefix of K steps:
     product  prod_k r_k          arXiv 2305.20050 (Lightman et al.)
     mean     mean_k r_k          RLHFlow's prm_evaluate.py
 
-All in and out as log-odds, and none of them formed as a difference of nearly equal
-numbers: 1 - prod_k r_k is summed as sum_k (1 - r_k) prod_{j<k} r_j. The fifth way,
-"model", is no aggregation: a format shows the model the whole prefix as one step
+Scores and results are log-odds. None is computed as a difference of nearly equal
+numbers: 1 - prod_k r_k is computed as sum_k (1 - r_k) prod_{j<k} r_j. The fifth option,
+"model", needs no aggregation: a format shows the model the whole prefix as one step
 (:mod:`tsi.rewards.formatted`).
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import UnknownNameError
 from tsi.models.decoder_config import DecoderConfig
@@ -29,51 +29,56 @@ AGGREGATIONS = ("last", "min", "product", "mean")
 
 
 def aggregate(
-    log_odds: Float[Array, "R M"], counts: Int[Array, " R"], how: str
+    log_odds: Float[Array, "R M"], counts: Int[Array, " R"], aggregation: str
 ) -> Float[Array, " R"]:
     """The log-odds of prefixes from those of their steps; 0 for a prefix without any.
 
     Args:
-        log_odds: of each step; only the first ``counts`` of a row are looked at.
-        counts: how many steps each row has.
+        log_odds: of each step; only the first ``counts`` of a row are used.
+        counts: number of steps of each row.
         how: one of :data:`AGGREGATIONS`.
 
     Raises:
-        UnknownNameError: there is no such way.
+        UnknownNameError: there is no such aggregation.
     """
-    checked(how)
-    real = jnp.arange(log_odds.shape[1]) < counts[:, None]
-    log_odds = jnp.where(real, log_odds, 0.0)
-    if how == "last":
+    check_aggregation(aggregation)
+    mask = jnp.arange(log_odds.shape[1]) < counts[:, None]
+    log_odds = jnp.where(mask, log_odds, 0.0)
+    if aggregation == "last":
         last = jnp.maximum(counts - 1, 0)[:, None]
         value = jnp.take_along_axis(log_odds, last, axis=1)[:, 0]
-    elif how == "min":
-        value = jnp.min(jnp.where(real, log_odds, jnp.inf), axis=1)
+    elif aggregation == "min":
+        value = jnp.min(jnp.where(mask, log_odds, jnp.inf), axis=1)
     else:
-        good = jax.nn.log_sigmoid(log_odds)
-        bad = jax.nn.log_sigmoid(-log_odds)
-        if how == "mean":
-            value = _log_sum(good, real) - _log_sum(bad, real)
+        log_r = jax.nn.log_sigmoid(log_odds)
+        log_not_r = jax.nn.log_sigmoid(-log_odds)
+        if aggregation == "mean":
+            value = _log_sum(log_r, mask) - _log_sum(log_not_r, mask)
         else:
-            good = jnp.where(real, good, 0.0)
-            before = jnp.cumsum(good, axis=1) - good
-            value = jnp.sum(good, axis=1) - _log_sum(before + bad, real)
+            log_r = jnp.where(mask, log_r, 0.0)
+            before = jnp.cumsum(log_r, axis=1) - log_r
+            value = jnp.sum(log_r, axis=1) - _log_sum(before + log_not_r, mask)
     return jnp.where(counts > 0, value, 0.0)
 
 
-def checked(how: str, ways: tuple[str, ...] = AGGREGATIONS) -> str:
-    """The name of a way to aggregate, if there is one of that name."""
-    if how not in ways:
-        raise UnknownNameError("way to aggregate step scores", how, ways)
-    return how
+def check_aggregation(aggregation: str, names: tuple[str, ...] = AGGREGATIONS) -> None:
+    """Refuse a name that is not one of the aggregations.
+
+    Raises:
+        UnknownNameError: there is no such aggregation.
+    """
+    if aggregation not in names:
+        raise UnknownNameError("aggregation of step scores", aggregation, names)
 
 
-def _log_sum(terms: Float[Array, "R M"], real: Array) -> Float[Array, " R"]:
-    return jax.nn.logsumexp(jnp.where(real, terms, -jnp.inf), axis=1)
+def _log_sum(
+    terms: Float[Array, "R M"], mask: Bool[Array, "R M"]
+) -> Float[Array, " R"]:
+    return jax.nn.logsumexp(jnp.where(mask, terms, -jnp.inf), axis=1)
 
 
 class ScoredSteps(NamedTuple):
-    """A reward's state, and where each row's steps end and what they scored."""
+    """A reward's state, and the ends and scores of each row's steps."""
 
     inner: Any
     ends: Int[Array, "R M"]
@@ -81,19 +86,20 @@ class ScoredSteps(NamedTuple):
 
 
 class Aggregated:
-    """A reward of prefixes whose readings are taken for scores of their newest step.
+    """A reward of prefixes, aggregated from another reward's scores of their steps.
 
     Args:
-        reward: gives the score of each step, when it is the newest.
+        reward: its log-odds of a prefix are the score of the prefix's newest step.
         how: one of :data:`AGGREGATIONS`.
         max_steps: M, the target's.
 
     Raises:
-        UnknownNameError: there is no such way to aggregate.
+        UnknownNameError: there is no such aggregation.
     """
 
-    def __init__(self, reward: Reward, how: str, max_steps: int) -> None:
-        self.reward, self.how, self.max_steps = reward, checked(how), max_steps
+    def __init__(self, reward: Reward, aggregation: str, max_steps: int) -> None:
+        check_aggregation(aggregation)
+        self.reward, self.aggregation, self.max_steps = reward, aggregation, max_steps
 
     def prepare(self, questions: Sequence[str]) -> Any:
         """See :class:`tsi.rewards.reward.Reward`."""
@@ -110,9 +116,9 @@ class Aggregated:
         self, state: ScoredSteps, step: Step, params: Any
     ) -> tuple[ScoredSteps, Reading]:
         inner, reading = self.reward.read(state.inner, step, params)
-        here, ends = with_step(state.ends, step)
+        here, ends = append_end(state.ends, step)
         scores = jnp.where(here, reading.log_odds[:, None], state.scores)
-        value = aggregate(scores, jnp.sum(ends > 0, axis=1), self.how)
+        value = aggregate(scores, jnp.sum(ends > 0, axis=1), self.aggregation)
         reading = Reading(value, *reading[1:])
         return ScoredSteps(inner, ends, scores), reading
 
@@ -134,7 +140,7 @@ class Aggregated:
         )
 
     def cut(self, state: ScoredSteps, lengths: Int[Array, " R"]) -> ScoredSteps:
-        ends = within(state.ends, lengths)
+        ends = cut_ends(state.ends, lengths)
         return ScoredSteps(self.reward.cut(state.inner, lengths), ends, state.scores)
 
     def reader(self, params: Any) -> DecoderConfig | None:
@@ -156,18 +162,21 @@ class Aggregated:
         return self.reward.reads_ids
 
 
-def with_step(ends: Int[Array, "R M"], step: Step) -> tuple[Array, Int[Array, "R M"]]:
-    """Where a step stands in each row that took it, ``[R, M]``, and the ends with it.
+def append_end(ends: Int[Array, "R M"], step: Step) -> tuple[Array, Int[Array, "R M"]]:
+    """Append a step's end; also the mask of its place in each row that took it.
 
     Args:
         ends: length of the solution after each step, 0 beyond the last.
-        step: the new one.
+        step: the new step.
+
+    Returns:
+        The mask ``[R, M]``, and the ends with the new one.
     """
     taken = jnp.sum(ends > 0, axis=1)
     here = (jnp.arange(ends.shape[1]) == taken[:, None]) & (step.counts > 0)[:, None]
     return here, jnp.where(here, (step.start + step.counts)[:, None], ends)
 
 
-def within(ends: Int[Array, "R M"], lengths: Int[Array, " R"]) -> Int[Array, "R M"]:
-    """The ends of the steps that are left of a solution that is cut to a length."""
+def cut_ends(ends: Int[Array, "R M"], lengths: Int[Array, " R"]) -> Int[Array, "R M"]:
+    """The ends of the steps that remain when solutions are cut to these lengths."""
     return jnp.where(ends <= lengths[:, None], ends, 0)

@@ -1,11 +1,12 @@
-"""How published reward models are shown a solution, and where their scores are read.
+"""How a solution is rendered for published reward models, and where scores are read.
 
-A format is a small object: ``render(question, steps, ended)`` gives the token ids of a
-solution so far and the places at which scores are read, one a step (or one of all).
-What stands after the last such place is left out: a causal model cannot see it.
+A format is a small object: ``render(question, steps, ended)`` returns the token ids of
+a solution so far and the places at which scores are read, one per step (or one in all).
+Tokens after the last such place are left out, since a causal model cannot see them.
 
 Steps are stripped of the white space around them, delimiters included, as in the
-published examples. Text is never control: a step that spells ``<extra_0>`` has none.
+published examples. The text of a step never becomes a control token: a step that spells
+``<extra_0>`` is encoded as ordinary text.
 
 ====================  ==============================================================
 `QwenFormat`          model card of Qwen/Qwen2.5-Math-PRM-7B: a chat with a system
@@ -19,7 +20,7 @@ published examples. Text is never control: a step that spells ``<extra_0>`` has 
                       ``bos question\\n``, then lines, each encoded by itself and
                       followed by the newline's token; read at the last one of a step
 `OutcomeFormat`       chat or plain text, as the policy's; read at the last token
-`ContinuationFormat`  the same without the template's end; places of the solution
+`ContinuationFormat`  the same without the template's end; read over the solution
 ====================  ==============================================================
 """
 
@@ -40,8 +41,8 @@ class Rendering(NamedTuple):
     """A solution so far as a reward model reads it.
 
     Attributes:
-        tokens: ids.
-        marks: places at which scores are read, in order.
+        tokens: token ids.
+        marks: indices of the tokens at which scores are read, in order.
     """
 
     tokens: list[int]
@@ -50,18 +51,18 @@ class Rendering(NamedTuple):
 
 @runtime_checkable
 class Format(Protocol):
-    """How a reward model is shown a solution."""
+    """How a solution is rendered for a reward model."""
 
     @property
     def heads(self) -> tuple[type, ...]:
-        """Classes of the models that read it."""
+        """Classes of the models that can read this format."""
 
     @property
     def answers(self) -> tuple[int, int] | None:
-        """Ids whose log-probabilities are compared; None for a head that scores."""
+        """Ids whose log-probabilities are compared; None if a head gives the score."""
 
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:
-        """Tokens and marks of the steps so far; ``ended``: the policy wrote an end."""
+        """Render the steps so far; ``ended`` says whether the policy has ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +92,15 @@ class QwenFormat:
         ]
         separator = _control_id(self.tokenizer, self.separator)
         tokens, marks = self.tokenizer.encode_tagged(messages, {tag: separator})
-        return _up_to_the_last(tokens, marks)
+        return _cut_after_last_mark(tokens, marks)
 
 
 @dataclasses.dataclass(frozen=True)
 class MathShepherdFormat:
     """Math-Shepherd: a tag after each step, at which "+" and "-" are compared.
 
-    The tag is ordinary text, so where the tokenizer joins it with its neighbours the
-    score is read at the token with the tag's last byte.
+    The tag is ordinary text. If the tokenizer merges it with its neighbours, the score
+    is read at the token with the tag's last byte.
     """
 
     tokenizer: Tokenizer
@@ -125,18 +126,18 @@ class MathShepherdFormat:
         tokenizer = self.tokenizer
         tokens = tokenizer.encode(text)
         sizes = [len(tokenizer.token_bytes(id)) for id in tokens]
-        # A tokenizer may put a space before the text, so places count from its end.
-        at = sum(sizes) - self._size(text)
+        # A tokenizer may put a space before the text, so offsets count from its end.
+        offset = sum(sizes) - self._size(text)
         first = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
-        begins, begin = [], -at
+        begins, begin = [], -offset
         for size in sizes:
             begins.append(begin)
             begin += size
         marks = [len(first) + bisect.bisect_left(begins, end) - 1 for end in ends]
-        return _up_to_the_last([*first, *tokens], marks)
+        return _cut_after_last_mark([*first, *tokens], marks)
 
     def _size(self, text: str) -> int:
-        """Bytes of a text, which a tokenizer may have composed or otherwise changed."""
+        """Bytes of a text after the tokenizer's normalisation."""
         return len(self.tokenizer.normalised(text).encode("utf-8"))
 
 
@@ -165,15 +166,15 @@ class RLHFlowFormat:
         answer = {tag: self.answers[0]}
         tokens, places = self.tokenizer.encode_tagged(messages, answer)
         # The answer is predicted at the token before it.
-        return _up_to_the_last(tokens, [place - 1 for place in places])
+        return _cut_after_last_mark(tokens, [place - 1 for place in places])
 
 
 @dataclasses.dataclass(frozen=True)
 class SkyworkFormat:
     """Skywork-o1-Open-PRM: the score of a step is read at the newline after it.
 
-    The released code scores every line; here a step of several lines has one score, its
-    last line's, and empty lines between steps are not shown.
+    The released code scores every line. Here a step of several lines has one score,
+    that of its last line, and empty lines between steps are left out.
     """
 
     tokenizer: Tokenizer
@@ -195,10 +196,10 @@ class SkyworkFormat:
 
 @dataclasses.dataclass(frozen=True)
 class OutcomeFormat:
-    """An outcome reward model: one score, read at the last token of all.
+    """An outcome reward model: one score, read at the last token.
 
-    That is where transformers' sequence classification and Qwen2.5-Math-RM read it. The
-    template's end of the assistant's turn is read anew after each step.
+    Transformers' sequence classification and Qwen2.5-Math-RM read it there too. The
+    tokens that end the assistant's turn are read again after each step.
 
     Attributes:
         tokenizer: of the reward model; without a chat template it reads plain text.
@@ -229,11 +230,11 @@ class OutcomeFormat:
 
 @dataclasses.dataclass(frozen=True)
 class ContinuationFormat:
-    """A language model that is to continue a prompt with the solution.
+    """A language model whose likelihood of the solution after a prompt is read.
 
-    Marks: the place that predicts the solution's first token, and the last token. The
-    solution is encoded by itself, as a policy writes it: after the prompt's tokens, and
-    if it has ended, before the token that ends a turn of this model's chats.
+    Marks: the token that predicts the solution's first token, and the last token. The
+    solution is encoded separately, as a policy writes it, and appended to the prompt's
+    tokens. If it has ended, the token that ends a turn of this model's chats follows.
     """
 
     tokenizer: Tokenizer
@@ -260,7 +261,7 @@ FORMATS: dict[str, type] = {
 }
 
 
-def _up_to_the_last(tokens: list[int], marks: list[int]) -> Rendering:
+def _cut_after_last_mark(tokens: list[int], marks: list[int]) -> Rendering:
     return Rendering(tokens[: marks[-1] + 1] if marks else tokens, marks)
 
 
@@ -268,13 +269,13 @@ def _control_id(tokenizer: Tokenizer, name: str) -> int:
     id = tokenizer.backend.token_to_id(name)
     if id is None:
         raise ConfigurationError(
-            f"The reward model's tokenizer has no token {name!r}, after which this "
-            "format reads a step's score; choose the format of this model."
+            f"The reward model's tokenizer has no token {name!r}, at which this format "
+            "reads the score of a step. Choose the format of this model."
         )
     return id
 
 
 def _unused_character(texts: Sequence[str]) -> str:
-    """A private-use character that stands in none of the texts."""
+    """A private-use character that occurs in none of the texts."""
     used = set().union(*texts)
     return next(c for c in map(chr, range(0xF8FF, 0xF000, -1)) if c not in used)

@@ -13,28 +13,28 @@ from jaxtyping import Array, Float, Int
 
 from tsi.errors import ConfigurationError
 from tsi.models.heads import token_log_odds
-from tsi.rewards.aggregation import AGGREGATIONS, aggregate, checked
+from tsi.rewards.aggregation import AGGREGATIONS, aggregate, check_aggregation
 from tsi.rewards.formats import Format
-from tsi.rewards.text_reader import Rendered, TextReader
+from tsi.rewards.text_reader import RenderedRows, TextReader
 
-WAYS = (*AGGREGATIONS, "model")
-"""Those of :mod:`tsi.rewards.aggregation`, and "model": all steps shown as one."""
+FORMAT_AGGREGATIONS = (*AGGREGATIONS, "model")
+"""Those of :mod:`tsi.rewards.aggregation`, and "model": all steps as one step."""
 
 
 class FormattedReward(TextReader):
     """The aggregated step scores of the solution so far; see :class:`TextReader`.
 
-    Scores are those of the rendering that holds the newest step: exactly what the
-    published code computes from that text, at once.
+    Scores are read from the rendering that ends with the newest step, so they equal
+    what the published code computes from the same text in one pass.
 
     Args:
         format: of :mod:`tsi.rewards.formats`.
         decode: the policy's token ids to text.
-        aggregation: one of :data:`WAYS`.
+        aggregation: one of :data:`FORMAT_AGGREGATIONS`.
         max_steps, max_tokens, width: see :class:`TextReader`.
 
     Raises:
-        UnknownNameError: there is no such way to aggregate.
+        UnknownNameError: there is no such aggregation.
         ConfigurationError: a number is not positive.
     """
 
@@ -48,7 +48,7 @@ class FormattedReward(TextReader):
         width: int = 64,
         aggregation: str = "last",
     ) -> None:
-        checked(aggregation, WAYS)
+        check_aggregation(aggregation, FORMAT_AGGREGATIONS)
         super().__init__(
             format,
             decode,
@@ -65,13 +65,13 @@ class FormattedReward(TextReader):
         """Log-odds at each id.
 
         Raises:
-            ConfigurationError: the model is of another kind than the format reads.
+            ConfigurationError: the format does not read models of this class.
         """
         if type(model) not in self.format.heads:
             wanted = " or ".join(head.__name__ for head in self.format.heads)
             raise ConfigurationError(
                 f"{type(self.format).__name__} reads a {wanted}, and the reward model "
-                f"is a {type(model).__name__}; choose the format of this model."
+                f"is a {type(model).__name__}. Choose the format of this model."
             )
         answers = self.format.answers
         if answers is None:
@@ -81,7 +81,7 @@ class FormattedReward(TextReader):
     def log_odds(
         self,
         values: Float[Array, "R L"],
-        rendered: Rendered,
+        rendered: RenderedRows,
         log_prob: Float[Array, " R"],
     ) -> Float[Array, " R"]:
         """See :class:`TextReader`."""

@@ -1,9 +1,9 @@
-"""Rewards that are Python functions of what has been written.
+"""Rewards that are Python functions of the text so far.
 
-They run on the host. The engine asks for their numbers between two programs
-(`score_rows`), so that its programs know no callback and are kept between processes,
-and so that a function that fails costs the problem that it failed on. Within one
-compiled program, as in :func:`tsi.run.run`, the same numbers come by a callback.
+They run on the host. The engine calls them between two programs (`score_rows`).
+Therefore its programs contain no callback and can be cached between processes, and a
+function that fails costs only the problem that it failed on. Within one compiled
+program, as in :func:`tsi.run.run`, the same function is called by a callback.
 """
 
 from abc import abstractmethod
@@ -22,36 +22,35 @@ from tsi.weights import weight_dtype
 HostArray = np.ndarray | jax.Array
 
 
-class Written(NamedTuple):
-    """One row as a reward on the host sees it, after a step.
+class Prefix(NamedTuple):
+    """One row as a reward on the host reads it, after a step.
 
     Attributes:
-        asked: what ``prepare`` has made of its problem, arrays; None if nothing.
+        question: arrays that ``prepare`` made of the row's problem, or None.
         tokens: ids of the solution so far.
         stopped: whether the policy has ended it in this step.
         finished: whether it has ended, by itself or at a limit.
     """
 
-    asked: Any
+    question: Any
     tokens: list[int]
     stopped: bool
     finished: bool
 
 
 class HostReward(Stateless):
-    """A reward that remembers nothing and is computed on the host."""
+    """A reward that keeps no state and is computed on the host."""
 
     @abstractmethod
-    def score_rows(self, rows: Sequence[Written]) -> Float[np.ndarray, " R"]:
+    def score_rows(self, rows: Sequence[Prefix]) -> Float[np.ndarray, " R"]:
         """Log-odds of rows that have taken a step, at least one.
 
         Raises:
-            RewardError: the user's function gave something else than numbers.
+            RewardError: the user's function did not return numbers.
         """
 
     def read(self, state: Any, step: Any, params: Any) -> tuple[Any, Reading]:
-        """See :class:`tsi.rewards.reward.Reward`; rows that took no step are not looked
-        at."""
+        """See :class:`tsi.rewards.reward.Reward`; scores only rows that took a step."""
         dtype = weight_dtype()
 
         def score_on_host(
@@ -64,11 +63,11 @@ class HostReward(Stateless):
         ) -> Float[np.ndarray, " R"]:
             log_odds = np.zeros(lengths.shape, dtype)
             scored = np.flatnonzero(live)
-            # Rows stand problem by problem.
+            # The rows of a problem are contiguous.
             per_problem = [len(lengths) // len(x) for x in jax.tree.leaves(prepared)]
             each = per_problem[0] if per_problem else 1
             rows = [
-                Written(
+                Prefix(
                     jax.tree.map(
                         lambda leaf, p=row // each: np.asarray(leaf[p]), prepared
                     ),
@@ -96,12 +95,12 @@ class HostReward(Stateless):
         return state, Reading(log_odds, jnp.zeros_like(step.counts))
 
     def reader(self, params: Any) -> None:
-        """No model reads."""
+        """None: no model reads."""
         return None
 
 
-class Deferred:
-    """A reward on the host, as a program sees it whose caller fills in the numbers."""
+class DeferredReward:
+    """A reward on the host within a program whose caller fills in the log-odds."""
 
     def __init__(self, reward: HostReward) -> None:
         self.reward = reward
@@ -115,28 +114,33 @@ class Deferred:
         return state, Reading(zeros.astype(weight_dtype()), zeros)
 
 
-def scores_of(
-    reward: HostReward, rows: Sequence[Written]
+def score_each(
+    reward: HostReward, rows: Sequence[Prefix]
 ) -> tuple[Float[np.ndarray, " R"], dict[int, Exception]]:
-    """Log-odds of rows, 0 for those whose score failed, and why these did.
+    """Log-odds of rows, 0 where the function failed, and the errors by row.
 
-    What fails for many rows is asked for each alone, since one may be to blame.
+    If it fails for several rows at once, each is scored alone, since one may be the
+    cause.
     """
     try:
         return reward.score_rows(rows), {}
     except Exception as error:
         if len(rows) == 1:
             return np.zeros(1, weight_dtype()), {0: error}
-    alone = [scores_of(reward, [row]) for row in rows]
+    alone = [score_each(reward, [row]) for row in rows]
     errors = {i: errors[0] for i, (_, errors) in enumerate(alone) if errors}
     return np.concatenate([log_odds for log_odds, _ in alone]), errors
 
 
-def numbers_of(scores: Any, count: int) -> Float[np.ndarray, " R"]:
-    """What a user's function gave for so many texts, if it is one number each.
+def check_scores(scores: Any, count: int) -> Float[np.ndarray, " R"]:
+    """The numbers that a user's function returned, as float64.
+
+    Args:
+        scores: what it returned.
+        count: number of texts that it was given.
 
     Raises:
-        RewardError: it is not.
+        RewardError: it did not return one number per text.
     """
     try:
         numbers = np.asarray(scores)
@@ -150,6 +154,6 @@ def numbers_of(scores: Any, count: int) -> Float[np.ndarray, " R"]:
     else:
         return numbers.astype(np.float64)
     raise RewardError(
-        f"A reward's function was given {count} texts and gave {what}; it must give "
-        "one number for each, such as a list of them."
+        f"A reward's function was given {count} texts and returned {what}. It must "
+        "return one number per text, such as a list of numbers."
     )

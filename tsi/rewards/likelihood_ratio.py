@@ -2,11 +2,12 @@
 
     log-odds = beta (log p_large(y | c) - log p_policy(y | c))
 
-With beta = 1 and telescoping odds, weights p_large/p_policy make the particles those of
-the larger model: importance sampling from it with the policy as the proposal. The
-policy's log p is that of its own tokens at its temperature. The larger model's is that
-of its own tokens of the same text, as its tokenizer spells it, at temperature 1: one of
-the spellings that it could have written, and so a lower bound of the text's.
+With beta = 1 and telescoping odds, the weights are p_large/p_policy, so that the
+particles are an importance sample of the larger model with the policy as the proposal.
+The policy's log p is that of its own tokens at its temperature. The larger model's
+log p is that of the same text at temperature 1, encoded by the larger model's
+tokenizer. That is one of several encodings of the text, so it is a lower bound of the
+text's log p.
 """
 
 from collections.abc import Callable
@@ -20,14 +21,14 @@ from tsi.decoding.decode_step import log_prob_of
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.rewards.formats import ContinuationFormat
-from tsi.rewards.text_reader import Rendered, TextReader
+from tsi.rewards.text_reader import RenderedRows, TextReader
 
 
 class LikelihoodRatio(TextReader):
     """``params.reward`` is the larger :class:`LanguageModel`.
 
-    A token's likelihood is known when it is read after the one before it, so each step
-    reads one token again.
+    The likelihood of a token needs the model's output at the token before it, so each
+    step reads one token again.
 
     Args:
         format: with the larger model's tokenizer.
@@ -56,15 +57,15 @@ class LikelihoodRatio(TextReader):
     def values(
         self, model: Any, hidden: Float[Array, "R W D"], following: Int[Array, "R W"]
     ) -> Float[Array, "R W"]:
-        """log p of the next id at each, one place at a time to spare memory.
+        """log p of the next id at each id, computed place by place to save memory.
 
         Raises:
-            ConfigurationError: the model is no language model.
+            ConfigurationError: the model is not a language model.
         """
         if not isinstance(model, LanguageModel):
             raise ConfigurationError(
-                "A likelihood ratio needs a LanguageModel as the reward's model, and "
-                f"this one is a {type(model).__name__}; name a language model."
+                "A likelihood ratio needs a LanguageModel as the reward model, and "
+                f"this one is a {type(model).__name__}. Name a language model."
             )
 
         def log_prob_at(
@@ -78,7 +79,7 @@ class LikelihoodRatio(TextReader):
     def log_odds(
         self,
         values: Float[Array, "R L"],
-        rendered: Rendered,
+        rendered: RenderedRows,
         log_prob: Float[Array, " R"],
     ) -> Float[Array, " R"]:
         """See :class:`tsi.rewards.text_reader.TextReader`."""

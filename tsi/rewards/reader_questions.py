@@ -1,4 +1,4 @@
-"""Questions as a model with a tokenizer of its own reads them."""
+"""Questions as a reward model with its own tokenizer reads them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,8 +20,9 @@ class Questions(NamedTuple):
     """P questions, and the tokens that the model reads of them.
 
     Attributes:
-        text: ``[P, B]`` bytes of UTF-8, of which ``sizes`` are real.
-        tokens: ``[P, S]`` ids that renderings begin with; ``lengths`` are real.
+        text: ``[P, B]`` bytes of UTF-8, padded; ``sizes`` of them belong to the text.
+        tokens: ``[P, S]`` ids with which renderings begin, padded; ``lengths`` of them
+            count.
     """
 
     text: Int[Array, "P B"]
@@ -36,7 +37,7 @@ def encode_questions(
     """Encode P questions.
 
     Args:
-        format: how the model is shown a solution.
+        format: how a solution is rendered for the model.
         questions: texts.
         max_tokens: the longest rendering that is read.
 
@@ -47,9 +48,9 @@ def encode_questions(
     for question, head in zip(questions, heads, strict=True):
         if len(head) >= max_tokens:
             raise PromptTooLongError(
-                f"The question {question[:60]!r} has {len(head)} of the reward "
-                f"model's tokens, and max_tokens={max_tokens} leaves no room "
-                "for a solution. Shorten it or raise max_tokens."
+                f"The question {question[:60]!r} has {len(head)} tokens of the reward "
+                f"model, and max_tokens={max_tokens} leaves no room for a solution. "
+                "Shorten the question or raise max_tokens."
             )
     texts = [list(question.encode("utf-8")) for question in questions]
     text, sizes = _pad(texts, TEXT_BUCKET, np.uint8)
@@ -58,7 +59,10 @@ def encode_questions(
 
 
 def _head(format: Format, question: str) -> list[int]:
-    """Ids that renderings of a question begin with; a guess that reading checks."""
+    """Ids with which renderings of a question begin.
+
+    A guess: reading compares them with each rendering.
+    """
     empty, full = (
         format.render(question, [step], False).tokens for step in ("", question)
     )

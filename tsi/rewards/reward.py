@@ -1,20 +1,20 @@
 """Rewards: numbers in (0, 1) for prefixes, read incrementally and given as log-odds.
 
-A reward keeps its own state, forked along with the particles, and reads only the new
-tokens of each step; peers score the whole prefix again at every step. The kinds:
+A reward keeps a state of its own, which is forked along with the particles, and reads
+only the new tokens of each step. The kinds:
 
 - :class:`ProcessReward`: a token-scoring model that reads the policy's own token ids,
 - :class:`SelfJudge`: the policy's one-token judgement, on the policy's own cache,
-- :class:`PolicyValue`: a value head on the policy's hidden states, on its cache, too,
+- :class:`PolicyValue`: a value head on the policy's hidden states, on its cache,
 - :class:`tsi.rewards.text_reward.TextReward`: a Python function of the text,
 - :class:`tsi.rewards.verifier.Verifier`: a Python function of question and text,
-- :class:`NoReward`: log-odds 0, for methods that never look,
+- :class:`NoReward`: log-odds 0, for methods that use no reward,
 - :class:`tsi.rewards.formatted.FormattedReward`: a published reward model, with its own
   tokenizer and prompt format,
-- :class:`tsi.rewards.likelihood_ratio.LikelihoodRatio`: a larger model against the
-policy.
+- :class:`tsi.rewards.likelihood_ratio.LikelihoodRatio`: the likelihood of a larger
+  model over that of the policy.
 
-:class:`tsi.rewards.aggregation.Aggregated` makes one number of the scores of all steps.
+:class:`tsi.rewards.aggregation.Aggregated` combines the scores of all steps into one.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Prompts(NamedTuple):
 
     @property
     def mask(self) -> Bool[Array, "P S"]:
-        """True at real tokens."""
+        """True where there is a token and no padding."""
         return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
 
@@ -63,18 +63,19 @@ def as_int32(prompts: Prompts) -> Prompts:
 
 
 class Step(NamedTuple):
-    """What a reward is shown when all rows have ended a step.
+    """What a reward reads after all rows have ended a step.
 
     Attributes:
-        tokens: ``[R, C]``, the step's new tokens, of which ``counts`` are real.
+        tokens: ``[R, C]``, the step's new tokens: the first ``counts`` of each row.
         counts: ``[R]``, zero for rows that had finished before.
         start: ``[R]``, number of generated tokens before this step.
         solution: ``[R, T]``, all generated tokens, this step's included.
         stopped: ``[R]``, whether the step's last token ends the solution.
-        finished: ``[R]``, whether nothing follows: it has ended, or reached a limit.
+        finished: ``[R]``, whether the row takes no further step: the solution has
+            ended or reached a limit.
         log_prob: ``[R]``, the policy's log p of the solution, at its temperature.
         policy: the policy's caches, the step included.
-        max_steps: how many steps a run can have; static.
+        max_steps: the step limit of the run; static.
     """
 
     tokens: Int[Array, "R C"]
@@ -108,13 +109,13 @@ def newest_hidden(policy: LanguageModel, context: PolicyContext) -> Float[Array,
 
 
 class Reading(NamedTuple):
-    """A reward's answer and what it took.
+    """Log-odds of prefixes, and which tokens were read to compute them.
 
     Attributes:
         log_odds: ``[R]``.
-        tokens_read: ``[R]``, tokens that followed each other.
-        begin: ``[R]``, the position of the first of them, each of which attends to what
-            stands before it and to itself; None if they are the policy's own new ones.
+        tokens_read: ``[R]``, number of consecutive tokens that were read.
+        begin: ``[R]``, position of the first of them. Each attends to all positions
+            before it and to itself. None if they are the step's own tokens.
     """
 
     log_odds: Float[Array, " R"]
@@ -143,14 +144,15 @@ class Reward(Protocol):
     """What :class:`tsi.reasoning.target.ReasoningTarget` asks of a reward."""
 
     def prepare(self, questions: Sequence[str]) -> Any:
-        """What ``init`` needs to know of P questions' texts: arrays ``[P, ...]``.
+        """Encode the texts of P questions for ``init``, as arrays ``[P, ...]``.
 
-        None if nothing. It has attributes ``lengths [P]``, the tokens that are read of
-        each prompt, where they are not the policy's.
+        None if the reward does not read them. The result has an attribute ``lengths
+        [P]``, the number of tokens that are read per prompt, unless these are the
+        policy's own.
         """
 
     def init(self, prompts: Prompts, rows: int, capacity: int, params: Any) -> Any:
-        """State of R rows before the first step; ``capacity`` slots suffice."""
+        """State of R rows before the first step, with ``capacity`` cache slots each."""
 
     def read(self, state: Any, step: Step, params: Any) -> tuple[Any, Reading]:
         """Read the new tokens of a step and score each row's prefix."""
@@ -159,7 +161,7 @@ class Reward(Protocol):
         """Give each row its ancestor's state."""
 
     def take(self, state: Any, rows: Int[Array, " W"]) -> Any:
-        """The state of W rows out of a store, in any number, without holes."""
+        """Take the states of W rows out of a store, their caches without holes."""
 
     def keep(self, stored: Any, slots: Int[Array, " W"], rows: Any) -> Any:
         """Write the state of W rows over the stored ones at ``slots``."""
@@ -176,7 +178,7 @@ class Reward(Protocol):
 
     @property
     def reads_ids(self) -> bool:
-        """Whether another model reads the policy's token ids, and must have them."""
+        """Whether another model reads the policy's token ids and needs their rows."""
 
 
 class ProcessRewardState(NamedTuple):
@@ -188,7 +190,7 @@ class ProcessRewardState(NamedTuple):
 
 
 class PolicyTokens:
-    """A reward that looks at the policy's tokens alone and needs no question."""
+    """A reward that reads the policy's tokens and not the text of the question."""
 
     reads_ids = False
 
@@ -268,7 +270,7 @@ class ProcessReward(PolicyTokens):
 
 
 class Stateless(PolicyTokens):
-    """A reward that remembers nothing of what it has read, and reads no prompt."""
+    """A reward that keeps no state and reads no prompt."""
 
     def init(
         self, prompts: Prompts, rows: int, capacity: int, params: Any
@@ -294,14 +296,14 @@ class Stateless(PolicyTokens):
 class SelfJudge(Stateless):
     """The policy's own one-token judgement of a prefix (arXiv 2410.02725).
 
-    A question is appended to the prefix for the length of one reading, on the policy's
-    own cache, and log p(yes) − log p(no) of the next token is the log-odds. Only the
-    prefix's last token and the question's are read, and nothing is stored.
+    The policy reads a question after the prefix, on its own cache. The log-odds are
+    log p(yes) − log p(no) of the next token. Only the prefix's last token and the
+    question's tokens are read, and nothing is stored.
 
     Attributes:
-        question: token ids of the question, at least one. The first may be the end of
-            the policy's turn: a solution that has ended with this token is not shown it
-            twice.
+        question: token ids of the question, at least one. The first may be the token
+            that ends the policy's turn: it is left out after a solution that already
+            ends with it.
         yes, no: ids of the two answers.
 
     Raises:
@@ -315,13 +317,13 @@ class SelfJudge(Stateless):
     def __post_init__(self) -> None:
         if not self.question:
             raise ConfigurationError(
-                "The question of a SelfJudge has no tokens; give the ids of what the "
-                "policy is asked about its own text."
+                "The question of a SelfJudge has no tokens. Give the token ids of the "
+                "question that the policy answers about its own text."
             )
 
     @property
     def positions_beyond(self) -> int:
-        """Positions that are read behind the longest solution, which need room too."""
+        """Positions that are read after the longest solution and need room as well."""
         return len(self.question)
 
     def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
@@ -332,10 +334,10 @@ class SelfJudge(Stateless):
         ended = step.stopped & (context.pending == question[0])
         length = jnp.where(ended, size, size + 1)
         places = jnp.arange(size + 1)
-        # After a row that has ended so the question goes on with its second token.
+        # A row that ends with the question's first token goes on with the second.
         asked = question[jnp.minimum(places - 1 + ended[:, None], size - 1)]
         tokens = jnp.where(places == 0, context.pending[:, None], asked)
-        # Their last place is read for nothing, and nothing before it attends to it.
+        # In those rows the last place is padding, to which nothing before it attends.
         hidden, _ = policy.trunk(
             tokens,
             context.position[:, None] + places,
@@ -358,7 +360,7 @@ class PolicyValue(Stateless):
     """A value head on the policy's hidden state at the newest step's last token.
 
     ``params.reward`` is a :class:`tsi.models.heads.ValueHead`. The policy has not read
-    that token yet, so one token is read for it, on the policy's cache.
+    that token yet, so it is read here, on the policy's cache.
     """
 
     def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
@@ -374,7 +376,7 @@ class PolicyValue(Stateless):
 
 
 class NoReward(Stateless):
-    """Log-odds 0 everywhere (reward one half): nothing is read."""
+    """Log-odds 0 for every prefix (reward 0.5); no model reads."""
 
     def read(self, state: State, step: Step, params: Any) -> tuple[State, Reading]:
         zeros = jnp.zeros_like(step.counts)

@@ -1,13 +1,13 @@
-"""From what a reward hands out to log-odds.
+"""Convert the scores of a reward function to log-odds.
 
-Samplers weigh by log-odds. A function that judges texts, a verifier for one, often says
-a probability instead, and says 1 of what is right: log-odds of +inf, which are no
-weight. So a reward says which of the two it hands out, and of probabilities
+Samplers weigh by log-odds. A function that scores texts, such as a verifier, often
+returns a probability instead, and returns 1 for a right answer. The log-odds of 1 are
++inf, which is not a valid weight. So a reward states its scale, and a probability of
 
     1 becomes the log-odds of the largest float32 below 1, log(2^24 - 1) = 16.64,
     0 becomes -inf, an impossible prefix, unless a floor is given.
 
-What is no probability becomes NaN, which has no weight and is counted.
+A number outside [0, 1] becomes NaN, which has weight zero and is counted as invalid.
 """
 
 from typing import Any
@@ -25,11 +25,11 @@ CERTAIN = 1.0 - 2.0**-24
 
 
 def check_scale(scale: str, floor: float | None) -> None:
-    """Refuse a scale that does not exist, and a floor that is none.
+    """Refuse an unknown scale, and a floor that is not a probability.
 
     Raises:
         UnknownNameError: for another scale.
-        ConfigurationError: for a floor outside (0, 1), or one of log-odds.
+        ConfigurationError: for a floor outside (0, 1), or a floor of log-odds.
     """
     if scale not in SCALES:
         raise UnknownNameError("scale of rewards", scale, SCALES)
@@ -37,13 +37,13 @@ def check_scale(scale: str, floor: float | None) -> None:
         return
     if scale == "log-odds":
         raise ConfigurationError(
-            f"A floor of {floor} is the least probability that a reward may hand out, "
-            'and this one hands out log-odds. Give scale="probability", or no floor.'
+            f"A floor of {floor} is the smallest probability of a reward, and this "
+            'reward returns log-odds. Give scale="probability", or no floor.'
         )
     if not 0.0 < floor < 1.0:
         raise ConfigurationError(
-            f"The floor of a reward is a probability above 0 and below 1, and it is "
-            f"{floor}."
+            f"The floor of a reward must be a probability above 0 and below 1, and it "
+            f"is {floor}."
         )
 
 
@@ -53,12 +53,12 @@ def log_odds_of(
     floor: float | None = None,
     dtype: Any = np.float32,
 ) -> Float[np.ndarray, "..."]:
-    """Log-odds of what a reward handed out.
+    """Log-odds of the scores of a reward function.
 
     Args:
-        values: probabilities, or log-odds, which stay as they are.
-        scale: which of the two.
-        floor: the least probability that counts; None keeps 0 impossible.
+        values: probabilities, or log-odds, which are not changed.
+        scale: which of the two they are.
+        floor: smaller probabilities are raised to it; None keeps 0 impossible.
         dtype: of the log-odds.
     """
     values = np.asarray(values, np.float64)

@@ -1,22 +1,22 @@
-"""A model that reads a solution in tokens of its own, and only what is new of it.
+"""A reward model with its own tokenizer that reads only the new part of a solution.
 
-The solution so far is rendered and tokenised on the host at every step, as if for the
-first time; the ids are compared with those that the model has read already, its cache
-is cut back to the common prefix, and the rest is read. So what a step's last token
-becomes, once text follows it, is right by construction, and so is a row that an
-explorer has cut back.
+At every step the host renders and tokenises the whole solution so far. The ids are
+compared with those that the model has already read, its cache is cut back to the common
+prefix, and the rest is read. This is right when the next text changes how a step's last
+characters are tokenised, and when an explorer has cut a row back.
 
-Within one compiled program, as in :func:`tsi.run.run`, the host is asked by a callback,
-and encodes every text whole. The engine asks it between two programs
-(:mod:`tsi.engine.text_readings`), and texts that have grown are encoded from a word's
-end on, where the tokenizer allows it (:mod:`tsi.rewards.transcripts`).
+Within one compiled program, as in :func:`tsi.run.run`, the host is called by a callback
+and encodes every text in full. The engine calls it between two programs
+(:mod:`tsi.engine.text_readings`) and encodes a text that has grown from the end of a
+word on, where the tokenizer allows it (:mod:`tsi.rewards.transcripts`).
 
-The prompt is read once a problem and shared by its rows. A row whose rendering parts
-from the prompt's tokens before their end (the first step may merge with the prompt)
-attends to fewer of them, and reads the rest by itself.
+The prompt is read once per problem and shared by its rows. The first step may merge
+with the prompt's last characters, so that a rendering differs from the prompt's tokens
+before their end. Such a row attends to fewer of the shared tokens and reads the rest
+itself.
 
-Beside the ids each row keeps what the model said at each of them, so that scores of
-earlier steps survive forks and cuts without a book of their own.
+Each row also keeps the model's output at each id, so that the scores of earlier steps
+are forked and cut along with the ids.
 """
 
 import functools
@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from tsi.decoding.cache import Suffix, append, cut, empty_suffix, fork, keep, take
 from tsi.decoding.step_texts import (
-    NOTHING,
+    NO_TEXT,
     Decoded,
     num_common,
     text_so_far,
@@ -41,21 +41,21 @@ from tsi.errors import ConfigurationError
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
-from tsi.rewards.aggregation import with_step, within
+from tsi.rewards.aggregation import append_end, cut_ends
 from tsi.rewards.formats import Format, Rendering
 from tsi.rewards.reader_questions import Questions, encode_questions
 from tsi.rewards.reward import Models, Prompts, Reading, Step
 
 
 class ReaderState(NamedTuple):
-    """What each row has read.
+    """What the model has read of each row.
 
     Attributes:
         questions, prompt: of the problems, shared by their rows.
-        shared: ``[R]``, how many of the prompt's tokens the row attends to.
-        suffix: keys and values of what stands after them.
-        tokens: ``[R, L]``, all ids that have been read, of which ``lengths`` are real.
-        values: ``[R, L]``, what the model said at each.
+        shared: ``[R]``, number of the prompt's tokens that the row attends to.
+        suffix: keys and values of the tokens after them.
+        tokens: ``[R, L]``, all ids that have been read: the first ``lengths``.
+        values: ``[R, L]``, the model's output at each.
         ends: ``[R, M]``, the length of the policy's solution after each step.
     """
 
@@ -69,10 +69,14 @@ class ReaderState(NamedTuple):
     ends: Int[Array, "R M"]
 
 
-class Rendered(NamedTuple):
-    """Rows as rendered: ``common`` of their ids stand in the cache already.
+class RenderedRows(NamedTuple):
+    """Renderings of R rows, padded.
 
-    ``num_marks`` of the ``marks`` are real; -1 for a rendering that has no room.
+    Attributes:
+        tokens, lengths: ids of each row.
+        common: number of its first ids that are in the cache already.
+        marks: indices at which scores are read.
+        num_marks: number of marks; -1 for a rendering that is too long.
     """
 
     tokens: Int[Array, "R L"]
@@ -83,21 +87,21 @@ class Rendered(NamedTuple):
 
 
 Progress = tuple[Int[Array, " R"], Suffix, Float[Array, "R L"]]
-"""Ids of each row that have been read, their cache, and their values."""
+"""Number of ids of each row that have been read, their cache, and their values."""
 
 
 class TextReader:
-    """What rewards with a tokenizer of their own share; see the module's text.
+    """Base of rewards whose model has its own tokenizer; see the module's text.
 
     Args:
-        format: how the model is shown a solution.
+        format: how a solution is rendered for the model.
         decode: the policy's token ids to text.
         max_steps: M, the target's.
-        max_tokens: L, the longest rendering that is read. A longer one has no score:
-            its log-odds are NaN, which samplers count and give no weight.
+        max_tokens: L, the longest rendering that is read. A longer one has log-odds
+            NaN, which samplers count as invalid and give weight zero.
         width: ids read in one pass of the model; longer texts take several.
-        one_block: show the model all steps as one, lines joined (the "model"
-            aggregation of arXiv 2502.01618's code), which gives one mark.
+        one_block: render all steps as one, lines joined, which gives one mark (the
+            "model" aggregation of arXiv 2502.01618's code).
 
     Raises:
         ConfigurationError: a number is not positive.
@@ -106,7 +110,7 @@ class TextReader:
     reads_prompts = True
     reads_ids = False
     looks_ahead = False
-    """Whether the value at an id depends on the next id, too."""
+    """Whether the value at an id also depends on the next id."""
 
     def __init__(
         self,
@@ -121,7 +125,7 @@ class TextReader:
         if min(max_steps, max_tokens, width) < 1:
             raise ConfigurationError(
                 f"A reward that reads text has max_steps={max_steps}, "
-                f"max_tokens={max_tokens} and width={width}; all must be at least 1."
+                f"max_tokens={max_tokens} and width={width}. All must be at least 1."
             )
         self.format, self.decode, self.one_block = format, decode, one_block
         self.max_steps, self.max_tokens = max_steps, max_tokens
@@ -131,12 +135,12 @@ class TextReader:
     def values(
         self, model: Any, hidden: Float[Array, "R W D"], following: Int[Array, "R W"]
     ) -> Float[Array, "R W"]:
-        """What the model says at each id.
+        """The model's output at each id.
 
         Args:
             model: ``params.reward``.
-            hidden: of its trunk.
-            following: the next id of each.
+            hidden: states of its trunk.
+            following: the id after each.
         """
         raise NotImplementedError
 
@@ -144,25 +148,25 @@ class TextReader:
         """Encode the questions.
 
         Raises:
-            PromptTooLongError: one leaves no room for a solution.
+            PromptTooLongError: a question leaves no room for a solution.
         """
         return encode_questions(self.format, questions, self.max_tokens)
 
     def check(self, questions: Questions | None, config: DecoderConfig) -> None:
-        """Refuse questions that were not prepared, and a model that cannot read so far.
+        """Refuse unprepared questions, and a context shorter than `max_tokens`.
 
         Raises:
-            ConfigurationError: so it is.
+            ConfigurationError: see above.
         """
         if questions is None:
             raise ConfigurationError(
-                "This reward reads the questions' text: give Prompts the result of its "
-                "`prepare`, as tsi.Engine does."
+                "This reward reads the text of the questions. Give Prompts the result "
+                "of its `prepare`, as tsi.Engine does."
             )
         if self.max_tokens > config.max_length:
             raise ConfigurationError(
-                f"The reward is to read up to max_tokens={self.max_tokens}, and its "
-                f"model's context is {config.max_length}; lower max_tokens."
+                f"The reward reads up to max_tokens={self.max_tokens}, and the context "
+                f"of its model is {config.max_length}. Lower max_tokens."
             )
 
     def init(
@@ -171,8 +175,8 @@ class TextReader:
         """Read the prompts; ``capacity`` counts the policy's tokens and is not used.
 
         Raises:
-            ConfigurationError: the prompts were not prepared, or the model cannot read
-                that far.
+            ConfigurationError: the prompts were not prepared, or the model's context is
+                too short.
         """
         del capacity
         questions, config = prompts.reward, params.reward.config
@@ -183,7 +187,7 @@ class TextReader:
         room = ((0, 0), (0, max(self.max_tokens - width, 0)))
         read = jnp.pad(questions.tokens, room)[:, : self.max_tokens]
         lengths = jnp.repeat(questions.lengths, each)
-        # One pass may have to start after the slots of the longest row.
+        # A pass may start after the last slot of the longest row.
         slots = self.max_tokens + self.width
         return ReaderState(
             questions=questions,
@@ -200,12 +204,12 @@ class TextReader:
         self, state: ReaderState, step: Step, params: Models
     ) -> tuple[ReaderState, Reading]:
         """See :class:`tsi.rewards.reward.Reward`."""
-        _, ends = with_step(state.ends, step)
+        _, ends = append_end(state.ends, step)
         rendered = self._render(state, step, ends)
         shared = jnp.minimum(state.shared, rendered.common)
         suffix, values = self.read_new(
             params.reward,
-            visible(state.prompt, shared),
+            mask_prompt(state.prompt, shared),
             cut(state.suffix, rendered.common - shared),
             state.values,
             rendered,
@@ -223,7 +227,7 @@ class TextReader:
         return state, Reading(log_odds, read, rendered.common)
 
     def read_prompts(self, model: Any, questions: Questions) -> Segment:
-        """Keys and values of the tokens that renderings begin with."""
+        """Keys and values of the tokens with which renderings begin."""
         width = questions.tokens.shape[1]
         mask = jnp.arange(width) < questions.lengths[:, None]
         new = read_prompts(model.trunk, questions.tokens, mask)
@@ -235,17 +239,17 @@ class TextReader:
         prompt: Segment,
         suffix: Suffix,
         values: Float[Array, "R L"],
-        rendered: Rendered,
+        rendered: RenderedRows,
         width: int | None = None,
     ) -> tuple[Suffix, Float[Array, "R L"]]:
-        """Read the ids of renderings that follow those in the cache.
+        """Read the ids of renderings that are not in the cache yet.
 
         Args:
             model: ``params.reward``.
-            prompt: as far as each row attends to it.
-            suffix: what stands in the cache behind it.
-            values: what the model said at the ids in the cache.
-            rendered: rows.
+            prompt: the shared prompt, masked to what each row attends to.
+            suffix: the cache of the ids after it.
+            values: the model's output at the ids in the cache.
+            rendered: the renderings.
             width: ids read in one pass, by default the reader's.
         """
         width = self.width if width is None else width
@@ -255,21 +259,24 @@ class TextReader:
         def read_chunk(carry: Progress) -> Progress:
             done, suffix, values = carry
             places = done[:, None] + offsets
-            real = places < end[:, None]
+            mask = places < end[:, None]
             ids, following = (
                 jnp.take_along_axis(rendered.tokens, jnp.minimum(at, last), axis=1)
                 for at in (places, places + 1)
             )
             context = (prompt, suffix.segment)
-            hidden, new = model.trunk(jnp.where(real, ids, 0), places, real, context)
-            said = self.values(model, hidden, following)
+            hidden, key_values = model.trunk(
+                jnp.where(mask, ids, 0), places, mask, context
+            )
+            output = self.values(model, hidden, following)
             counts = jnp.clip(end - done, 0, width)
-            # In slots up to the row's end; more steps than a cache has slots.
-            suffix = append(suffix, new, counts, suffix.segment.mask.shape[-1] + 1)
+            # So many steps that `append` squeezes whenever the slots run out.
+            num_slots = suffix.segment.mask.shape[-1]
+            suffix = append(suffix, key_values, counts, num_slots + 1)
             slots = jnp.arange(last + 1) - done[:, None]
-            said = jnp.take_along_axis(said, jnp.clip(slots, 0, width - 1), axis=1)
-            fresh = (slots >= 0) & (slots < counts[:, None])
-            return done + counts, suffix, jnp.where(fresh, said, values)
+            output = jnp.take_along_axis(output, jnp.clip(slots, 0, width - 1), axis=1)
+            new = (slots >= 0) & (slots < counts[:, None])
+            return done + counts, suffix, jnp.where(new, output, values)
 
         _, suffix, values = jax.lax.while_loop(
             lambda carry: jnp.any(carry[0] < end),
@@ -281,15 +288,15 @@ class TextReader:
     def log_odds(
         self,
         values: Float[Array, "R L"],
-        rendered: Rendered,
+        rendered: RenderedRows,
         log_prob: Float[Array, " R"],
     ) -> Float[Array, " R"]:
-        """The log-odds of rows; NaN for a rendering that has no room.
+        """The log-odds of rows; NaN for a rendering that is too long.
 
         Args:
-            values: what the model said at each id.
-            rendered: rows.
-            log_prob: the policy's, of each solution.
+            values: the model's output at each id.
+            rendered: the renderings.
+            log_prob: the policy's log p of each solution.
         """
         raise NotImplementedError
 
@@ -298,7 +305,7 @@ class TextReader:
         return self._rows(state, ancestors, fork(state.suffix, ancestors))
 
     def take(self, state: ReaderState, rows: Int[Array, " W"]) -> ReaderState:
-        """The state of W rows out of a store."""
+        """Take the state of W rows out of a store."""
         return self._rows(state, rows, take(state.suffix, rows))
 
     def keep(
@@ -315,10 +322,10 @@ class TextReader:
 
     def cut(self, state: ReaderState, lengths: Int[Array, " R"]) -> ReaderState:
         """Forget steps; the cache is cut back when the next one is read."""
-        return state._replace(ends=within(state.ends, lengths))
+        return state._replace(ends=cut_ends(state.ends, lengths))
 
     def reader(self, params: Models) -> DecoderConfig:
-        """The model that reads."""
+        """The reward model."""
         return params.reward.config
 
     def _rows(
@@ -329,7 +336,7 @@ class TextReader:
 
     def _render(
         self, state: ReaderState, step: Step, ends: Int[Array, "R M"]
-    ) -> Rendered:
+    ) -> RenderedRows:
         rows, marks = state.tokens.shape[0], self.num_marks
         like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
         shapes = ((rows,), (rows,), (rows, marks), (rows,))
@@ -347,7 +354,7 @@ class TextReader:
             step.finished,
             vmap_method="sequential",
         )
-        return Rendered(*rendered)
+        return RenderedRows(*rendered)
 
     def _render_on_host(self, *arrays: Any) -> tuple[np.ndarray, ...]:
         text, sizes, read, lengths, solution, ends, live, stopped, finished = map(
@@ -360,22 +367,24 @@ class TextReader:
             problem = row * len(text) // len(read)
             question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
             steps, _ = self.steps(solution[row], ends[row], bool(finished[row]))
-            found: Rendering = self.format.render(question, steps, bool(stopped[row]))
-            size = len(found.tokens)
+            rendering: Rendering = self.format.render(
+                question, steps, bool(stopped[row])
+            )
+            size = len(rendering.tokens)
             if size > self.max_tokens:
                 num_marks[row] = -1
                 continue
-            tokens[row, :size] = found.tokens
+            tokens[row, :size] = rendering.tokens
             end[row] = size
-            common[row] = self.num_kept(found, read[row, : lengths[row]].tolist())
-            marks[row, : len(found.marks)] = found.marks
-            num_marks[row] = len(found.marks)
+            common[row] = self.num_kept(rendering, read[row, : lengths[row]].tolist())
+            marks[row, : len(rendering.marks)] = rendering.marks
+            num_marks[row] = len(rendering.marks)
         return tokens, end, common, marks, num_marks
 
     def num_kept(self, rendering: Rendering, read: list[int]) -> int:
-        """How many of the ids that have been read stay as they are."""
+        """How many of the ids that have been read are kept."""
         same = num_common(rendering.tokens, read) - self.looks_ahead
-        # The last score must come from this pass, whatever was read before.
+        # The newest score must come from this pass.
         return max(0, min(same, *rendering.marks[-1:], len(rendering.tokens)))
 
     def steps(
@@ -383,28 +392,28 @@ class TextReader:
         solution: Int[np.ndarray, " T"],
         ends: Int[np.ndarray, " M"],
         finished: bool,
-        before: Decoded = NOTHING,
+        before: Decoded = NO_TEXT,
     ) -> tuple[list[str], Decoded]:
-        """Texts of the steps; a character cut by a step's end goes to the next one.
+        """Texts of the steps; a character cut by a step's end belongs to the next step.
 
         Args:
             solution: the policy's tokens.
-            ends: of steps, 0 where there is none.
-            finished: whether nothing follows.
-            before: what was decoded of its first steps.
+            ends: lengths after each step, 0 where there is none.
+            finished: whether no further step follows.
+            before: the decoded texts of its first steps.
         """
         cuts = [int(end) for end in ends if end > 0]
         if self.one_block:
             tokens = solution[: cuts[-1]].tolist()
             whole = text_so_far(self.decode, tokens, finished=finished)
-            return [re.sub(r"\n+", "\n", whole)], NOTHING
+            return [re.sub(r"\n+", "\n", whole)], NO_TEXT
         return texts_of_more_steps(
             self.decode, before, solution, cuts, finished=finished
         )
 
 
-def visible(prompt: Segment, shared: Int[Array, " R"]) -> Segment:
-    """A prompt as far as rows attend to it."""
+def mask_prompt(prompt: Segment, shared: Int[Array, " R"]) -> Segment:
+    """A prompt, masked to the first ``shared`` tokens of each row."""
     places = jnp.arange(prompt.mask.shape[1])
     return prompt._replace(mask=places < shared[:, None])
 

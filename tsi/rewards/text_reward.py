@@ -1,4 +1,4 @@
-"""A Python function of the text as a reward."""
+"""A reward that is a Python function of the text."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tsi.decoding.step_texts import text_so_far
-from tsi.rewards.host_reward import HostReward, Written, numbers_of
+from tsi.rewards.host_reward import HostReward, Prefix, check_scores
 from tsi.rewards.reward_scale import check_scale, log_odds_of
 from tsi.weights import weight_dtype
 
@@ -17,17 +17,17 @@ class TextReward(HostReward):
     """A Python function of the solution's text so far.
 
     Attributes:
-        score: maps texts to as many numbers; runs on the host, must be deterministic
-            and give a text the same number in any company, and sees untrusted text:
-            that of the rows that have taken a step.
+        score: maps a list of texts to one number each. It runs on the host and must be
+            deterministic: a text's number may not depend on the other texts. It is
+            given the rows that have taken a step, whose text is untrusted.
         decode: maps a list of token ids to text.
-        scale: what `score` hands out, "log-odds" or a "probability", of which 1 is the
-            log-odds 16.64 and 0 is -inf (:mod:`tsi.rewards.reward_scale`).
-        floor: the least probability that counts, in place of -inf for 0.
+        scale: what `score` returns, "log-odds" or a "probability". A probability of 1
+            has log-odds 16.64 and one of 0 has -inf (:mod:`tsi.rewards.reward_scale`).
+        floor: smaller probabilities are raised to it; None keeps 0 impossible.
 
     Raises:
-        UnknownNameError: for another scale.
-        ConfigurationError: for a floor that is no probability, or one of log-odds.
+        UnknownNameError: there is no such scale.
+        ConfigurationError: the floor is not a probability, or the scale is log-odds.
     """
 
     score: Callable[[Sequence[str]], np.ndarray]
@@ -38,10 +38,10 @@ class TextReward(HostReward):
     def __post_init__(self) -> None:
         check_scale(self.scale, self.floor)
 
-    def score_rows(self, rows: Sequence[Written]) -> Float[np.ndarray, " R"]:
+    def score_rows(self, rows: Sequence[Prefix]) -> Float[np.ndarray, " R"]:
         """See :class:`tsi.rewards.host_reward.HostReward`."""
         texts = [
             text_so_far(self.decode, row.tokens, finished=row.finished) for row in rows
         ]
-        numbers = numbers_of(self.score(texts), len(texts))
+        numbers = check_scores(self.score(texts), len(texts))
         return log_odds_of(numbers, self.scale, self.floor, weight_dtype())

@@ -1,12 +1,11 @@
-"""What a reward model has read of a row, on the host: ids, what it said, and how far.
+"""Transcripts: what a reward model has read of a row, on the host.
 
-A transcript is a value that nobody changes, so that a fork, a stored prefix and a row
-that was cut back each hold one, and what rows have in common is held once. It lags
-behind its row by a step at most, and it may hold more than the row: the next rendering
-is compared with it, whatever became of the row.
+A transcript is immutable, so that forks, stored prefixes and rows that were cut back
+share one. It may be a step behind its row, and after a cut it may be longer than its
+row: the next rendering is compared with it in any case.
 
-Beside that it holds what makes the next rendering cheap, the texts of steps and the
-ids of texts that were encoded. They change no id.
+It also holds the texts of steps and the ids of encoded texts, which make the next
+rendering cheaper and do not change its ids.
 """
 
 from typing import NamedTuple
@@ -14,37 +13,37 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from tsi.decoding.step_texts import NOTHING, Decoded
+from tsi.decoding.step_texts import NO_TEXT, Decoded
 from tsi.models.tokens.recall import Piece, recalling
 from tsi.rewards.formats import Rendering
 from tsi.rewards.text_reader import TextReader
 
 
 class Transcript(NamedTuple):
-    """Of one row.
+    """What a reward model has read of one row.
 
     Attributes:
         tokens: ids that have been read.
-        values: what the model said at each.
-        shared: how many of them the row attends to in its problem's prompt.
+        values: the model's output at each.
+        shared: number of the problem's prompt tokens that the row attends to.
         decoded: texts of its steps.
-        pieces: texts that were encoded.
+        pieces: texts that were encoded, with their ids.
     """
 
     tokens: Int[np.ndarray, " L"]
     values: Float[np.ndarray, " L"]
     shared: int
-    decoded: Decoded = NOTHING
+    decoded: Decoded = NO_TEXT
     pieces: tuple[Piece, ...] = ()
 
 
-class Continued(NamedTuple):
+class Continuation(NamedTuple):
     """A transcript after a step.
 
     Attributes:
         transcript: its values after the first ``common`` are not known yet.
-        common: how many ids stand as they were; the others are to be read.
-        rendering: None if it has no room.
+        common: number of ids that are unchanged; the others have to be read.
+        rendering: None if it is too long.
     """
 
     transcript: Transcript
@@ -53,7 +52,7 @@ class Continued(NamedTuple):
 
 
 def begin_transcript(tokens: Int[np.ndarray, " L"]) -> Transcript:
-    """Of a row that has read the ids with which its problem's renderings begin."""
+    """The transcript of a row of which only the problem's prompt has been read."""
     return Transcript(tokens, np.zeros(len(tokens), np.float32), len(tokens))
 
 
@@ -66,7 +65,7 @@ def continue_transcript(
     *,
     stopped: bool,
     finished: bool,
-) -> Continued:
+) -> Continuation:
     """Render a row that has taken a step.
 
     Args:
@@ -74,21 +73,21 @@ def continue_transcript(
         before: the row's transcript.
         question: of its problem.
         solution: the policy's tokens.
-        ends: of its steps, 0 where there is none.
-        stopped: whether the policy has ended it.
+        ends: lengths after each of its steps, 0 where there is none.
+        stopped: whether the policy has ended the solution.
         finished: whether it has ended, by itself or at a limit.
     """
     steps, decoded = reader.steps(solution, ends, finished, before.decoded)
     with recalling(before.pieces) as recall:
-        found = reader.format.render(question, steps, stopped)
+        rendering = reader.format.render(question, steps, stopped)
     now = before._replace(decoded=decoded, pieces=tuple(recall.pieces))
-    size = len(found.tokens)
+    size = len(rendering.tokens)
     if size > reader.max_tokens:
-        return Continued(now, len(before.tokens), None)
-    common = reader.num_kept(found, before.tokens.tolist())
+        return Continuation(now, len(before.tokens), None)
+    common = reader.num_kept(rendering, before.tokens.tolist())
     values = np.zeros(size, np.float32)
     values[:common] = before.values[:common]
-    tokens = np.asarray(found.tokens, np.int32)
+    tokens = np.asarray(rendering.tokens, np.int32)
     shared = min(before.shared, common)
     now = now._replace(tokens=tokens, values=values, shared=shared)
-    return Continued(now, common, found)
+    return Continuation(now, common, rendering)

@@ -1,8 +1,8 @@
-"""An exact checker as a reward: it is told the question, and runs on the host.
+"""A reward that is a Python function of the question and the solution.
 
-:class:`tsi.rewards.text_reward.TextReward` scores a text alone; what a checker knows,
-whether the steps follow from this question, needs both. Questions travel as bytes in
-the state, so that one compiled program serves all problems.
+:class:`tsi.rewards.text_reward.TextReward` scores a solution without its question. A
+checker that decides whether the steps follow from the question needs both. Questions
+are bytes in the reward's state, so that one compiled program serves all problems.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from tsi.decoding.step_texts import text_so_far
 from tsi.errors import ConfigurationError
-from tsi.rewards.host_reward import HostReward, Written, numbers_of
+from tsi.rewards.host_reward import HostReward, Prefix, check_scores
 from tsi.rewards.reward import Prompts
 from tsi.rewards.reward_scale import check_scale, log_odds_of
 from tsi.weights import weight_dtype
@@ -24,12 +24,12 @@ QUESTION_BUCKET = 64
 """Questions are padded to multiples of so many bytes, for few compiled shapes."""
 
 
-class AskedQuestions(NamedTuple):
-    """P questions, in the form in which a compiled program can carry them.
+class QuestionBytes(NamedTuple):
+    """P questions as arrays of a compiled program.
 
     Attributes:
-        text: ``[P, B]`` bytes of UTF-8, of which ``sizes`` are real.
-        lengths: ``[P]``, the tokens that are read of each prompt: none.
+        text: ``[P, B]`` bytes of UTF-8, padded; ``sizes`` of them belong to the text.
+        lengths: ``[P]``, the tokens that are read of each prompt: zero.
     """
 
     text: Int[Array, "P B"]
@@ -42,15 +42,15 @@ class Verifier(HostReward):
     """A function of the question and the solution so far.
 
     Attributes:
-        check: ``(question, text, ended) -> number``, where ``ended`` says that the
-            policy has ended the solution; runs on the host, must be deterministic, and
-            sees untrusted text.
+        check: ``(question, text, ended) -> number``, where ``ended`` says whether the
+            policy has ended the solution. It runs on the host and must be
+            deterministic; its text is untrusted.
         decode: maps a list of token ids to text.
-        scale, floor: what ``check`` hands out, as in `TextReward`.
+        scale, floor: of what ``check`` returns, as in `TextReward`.
 
     Raises:
-        UnknownNameError: for another scale.
-        ConfigurationError: for a floor that is no probability, or one of log-odds.
+        UnknownNameError: there is no such scale.
+        ConfigurationError: the floor is not a probability, or the scale is log-odds.
     """
 
     check: Callable[[str, str, bool], float]
@@ -61,7 +61,7 @@ class Verifier(HostReward):
     def __post_init__(self) -> None:
         check_scale(self.scale, self.floor)
 
-    def prepare(self, questions: Sequence[str]) -> AskedQuestions:
+    def prepare(self, questions: Sequence[str]) -> QuestionBytes:
         """The questions' bytes."""
         encoded = [question.encode("utf-8") for question in questions]
         sizes = np.asarray([len(text) for text in encoded], np.int32)
@@ -70,13 +70,13 @@ class Verifier(HostReward):
         padded = np.zeros((len(encoded), width), np.uint8)
         for row, text in zip(padded, encoded, strict=True):
             row[: len(text)] = list(text)
-        none = np.zeros(len(encoded), np.int32)
-        return AskedQuestions(*map(jnp.asarray, (padded, sizes, none)))
+        lengths = np.zeros(len(encoded), np.int32)
+        return QuestionBytes(*map(jnp.asarray, (padded, sizes, lengths)))
 
     def init(
         self, prompts: Prompts, rows: int, capacity: int, params: Any
-    ) -> AskedQuestions:
-        """Keep the questions.
+    ) -> QuestionBytes:
+        """The questions are the state.
 
         Raises:
             ConfigurationError: the prompts were not prepared.
@@ -88,12 +88,12 @@ class Verifier(HostReward):
             )
         return prompts.reward
 
-    def score_rows(self, rows: Sequence[Written]) -> Float[np.ndarray, " R"]:
+    def score_rows(self, rows: Sequence[Prefix]) -> Float[np.ndarray, " R"]:
         """See :class:`tsi.rewards.host_reward.HostReward`."""
-        told = []
+        scores = []
         for row in rows:
-            question = bytes(row.asked.text[: row.asked.sizes]).decode("utf-8")
+            question = bytes(row.question.text[: row.question.sizes]).decode("utf-8")
             text = text_so_far(self.decode, row.tokens, finished=row.finished)
-            told.append(self.check(question, text, row.stopped))
-        numbers = numbers_of(told, len(told))
+            scores.append(self.check(question, text, row.stopped))
+        numbers = check_scores(scores, len(scores))
         return log_odds_of(numbers, self.scale, self.floor, weight_dtype())

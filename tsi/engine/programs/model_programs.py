@@ -44,7 +44,7 @@ from tsi.models.layers import Segment
 from tsi.reasoning.particles import Particles, ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.reasoning.target import ReasoningTarget
-from tsi.rewards.host_reward import Deferred, HostReward
+from tsi.rewards.host_reward import DeferredReward, HostReward
 from tsi.rewards.reward import NoReward, Prompts
 from tsi.rewards.text_reader import TextReader
 from tsi.step_keys import step_keys
@@ -103,7 +103,7 @@ class Programs(PagePrograms):
         self.texts: TextPrograms | None = None
         if isinstance(target.reward, HostReward):
             self.host_reward = target.reward
-            target = dataclasses.replace(target, reward=Deferred(target.reward))
+            target = dataclasses.replace(target, reward=DeferredReward(target.reward))
         if isinstance(target.reward, TextReader):
             self.texts = TextPrograms(target.reward, mesh)
             target = dataclasses.replace(target, reward=NoReward())

@@ -17,7 +17,7 @@ from tsi.engine.paging.page_programs import PagePrograms
 from tsi.engine.paging.pages import Dense, layers_of
 from tsi.models.layers import Segment
 from tsi.rewards.reader_questions import Questions
-from tsi.rewards.text_reader import Rendered, TextReader, visible
+from tsi.rewards.text_reader import RenderedRows, TextReader, mask_prompt
 
 
 class TextPrograms(PagePrograms):
@@ -70,7 +70,7 @@ class TextPrograms(PagePrograms):
         cache: Dense,
         places: Int[Array, " A"],
         shared: Int[Array, " A"],
-        rendered: Rendered,
+        rendered: RenderedRows,
         values: Float[Array, "A L"],
         log_prob: Float[Array, " A"],
         width: int,
@@ -104,7 +104,7 @@ class TextPrograms(PagePrograms):
         past = Segment(keys, by_layer, positions, slots < kept[:, None])
         suffix, values = self.reader.read_new(
             model,
-            visible(prompt, shared),
+            mask_prompt(prompt, shared),
             Suffix(past, jnp.max(kept)),
             values,
             rendered,
