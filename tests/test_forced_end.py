@@ -424,8 +424,8 @@ def test_what_the_policy_cannot_write_has_no_weight():
         (ForcedEnd((1, 2), 0), "answer_tokens is 0"),
         (ForcedEnd((1, 20)), r"the ids \[20\], which name no token"),
         (ForcedEnd((1, 19)), r"the ids \[19\], which name no token"),
-        (ForcedEnd((1, 0)), "an end token or a stop string in it"),
-        (ForcedEnd((2, 2)), "an end token or a stop string in it"),
+        (ForcedEnd((1, 0)), "contains an end token or a stop string"),
+        (ForcedEnd((2, 2)), "contains an end token or a stop string"),
     ],
 )
 def test_what_cannot_be_forced_is_refused(forced, words):

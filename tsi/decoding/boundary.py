@@ -1,15 +1,14 @@
 """Where a reasoning step ends, decided on token ids inside a compiled loop.
 
-A delimiter such as a blank line may be one token, the tail of a token, or span several
-tokens. The search for it is an automaton over bytes (:mod:`tsi.decoding.byte_search`)
-lifted to
-tokens: ``next_state[a, v]`` is the automaton's state after reading all bytes of token v
-from state a, and ``ends[a, v]`` says whether a delimiter was completed on the way. The
-delimiter's tokens stay in the step and in its density.
+A delimiter such as a blank line may be one token, the end of a token, or span several
+tokens. An automaton over bytes (:mod:`tsi.decoding.byte_search`) searches for it, and
+its tables are lifted to tokens: ``next_state[a, v]`` is the automaton's state after
+reading all bytes of token v from state a, and ``ends[a, v]`` says whether these bytes
+complete a delimiter. The delimiter's tokens belong to the step and to its density.
 
-Strings that stop the whole solution are searched for by an automaton of their own,
-since a step that ends is no reason to forget the beginning of one of them. A solution
-ends with the token that completes a string, and keeps all of that token.
+A second automaton searches for strings that stop the whole solution, since such a
+string may begin in one step and end in the next. A solution ends with the token that
+completes a string, and includes the whole token.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,13 @@ from tsi.errors import ConfigurationError
 
 
 class Advance(NamedTuple):
-    """What a token makes of rows: their state, and whether step and solution end."""
+    """After a token: the automata's state, and whether step and solution end.
+
+    Attributes:
+        state: of both automata.
+        ended: whether the step has ended.
+        stopped: whether the solution has ended.
+    """
 
     state: Int[Array, "*b"]
     ended: Bool[Array, "*b"]
@@ -32,17 +37,17 @@ class Advance(NamedTuple):
 
 
 class Boundary(NamedTuple):
-    """Tables that tell where steps and solutions end.
+    """Tables that define where steps and solutions end.
 
     Attributes:
         next_state: ``[A, V]``, the automaton's next state.
         ends: ``[A, V]``, whether the token completes a delimiter.
         stops: ``[V]``, whether the token ends the whole solution.
-        padding: ``[V]``, ids that stand for nothing and are never drawn; None if there
-            are none.
+        padding: ``[V]``, ids of no token, which are never drawn; None if there are
+            none.
         strings: ``[S, V]``, the next state of the search for strings that end the whole
-            solution, -1 where the token completes one; None if there are none.
-        least: tokens that a step has at least, unless the solution ends; None for one.
+            solution, -1 where the token completes one; None if there are no strings.
+        min_tokens: the fewest tokens of a step, unless the solution ends; None for 1.
     """
 
     next_state: Int[Array, "A V"]
@@ -50,10 +55,10 @@ class Boundary(NamedTuple):
     stops: Bool[Array, " V"]
     padding: Bool[Array, " V"] | None = None
     strings: Int[Array, "S V"] | None = None
-    least: int | None = None
+    min_tokens: int | None = None
 
     def mask_padding(self, logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
-        """A policy's logits without what only pads its vocabulary."""
+        """A policy's logits, -inf at ids that only pad its vocabulary."""
         return (
             logits
             if self.padding is None
@@ -61,7 +66,7 @@ class Boundary(NamedTuple):
         )
 
     def stop_tokens(self, state: Int[Array, "*b"]) -> Bool[Array, "*b V"]:
-        """Mark the tokens that end the solution, read in a state of `advance`."""
+        """Mark the tokens that would end the solution in a state of `advance`."""
         if self.strings is None:
             return jnp.broadcast_to(self.stops, (*state.shape, *self.stops.shape))
         return self.stops | (self.strings[state % self.strings.shape[0]] < 0)
@@ -72,26 +77,25 @@ class Boundary(NamedTuple):
         """Read a token.
 
         Args:
-            state: before it; 0 at the beginning of a solution. One number for both
-                automata.
+            state: of both automata before the token; 0 at the start of a solution.
             token: ids.
-            count: of the step's tokens, this one included; broadcasts.
+            count: number of the step's tokens, this one included; broadcasts.
         """
         stopped = self.stops[token]
-        searched, searching = 1, jnp.zeros_like(state)
+        num_string_states, string_state = 1, jnp.zeros_like(state)
         if self.strings is not None:
-            searched = self.strings.shape[0]
-            state, searching = state // searched, state % searched
-            searching = self.strings[searching, token].astype(state.dtype)
-            stopped |= searching < 0
-            searching = jnp.maximum(searching, 0)
+            num_string_states = self.strings.shape[0]
+            state, string_state = state // num_string_states, state % num_string_states
+            string_state = self.strings[string_state, token].astype(state.dtype)
+            stopped |= string_state < 0
+            string_state = jnp.maximum(string_state, 0)
         ended = self.ends[state, token]
-        if self.least is not None:
-            ended &= count >= self.least
+        if self.min_tokens is not None:
+            ended &= count >= self.min_tokens
         ended |= stopped
-        # Afresh after a boundary, on from here where the step is cut.
+        # A new search after a boundary; a step that is cut does not interrupt it.
         state = jnp.where(ended, 0, self.next_state[state, token])
-        return Advance(state * searched + searching, ended, stopped)
+        return Advance(state * num_string_states + string_state, ended, stopped)
 
 
 def step_boundary(
@@ -108,63 +112,62 @@ def step_boundary(
     Args:
         token_bytes: the bytes that each token id decodes to, ``b""`` for control
             tokens.
-        delimiter: the bytes that end a step, for example ``b"\\n\\n"``; or several,
-            each of which does.
+        delimiter: the bytes that end a step, for example ``b"\\n\\n"``, or a list of
+            such byte strings.
         eos_ids: tokens that end the solution (and its last step).
-        padding: ids that no token has, which the policy is not to write.
-        stop_strings: bytes that end the solution as well.
-        min_step_tokens: a delimiter that comes sooner does not end the step.
+        padding: ids of no token, which are never drawn.
+        stop_strings: byte strings that also end the solution.
+        min_step_tokens: an earlier delimiter does not end the step.
 
     Raises:
         ConfigurationError: a delimiter or stop string is empty, an end token or padding
-            is out of range, or one is both, or steps have less than one token.
+            id is out of range, an id is both, or min_step_tokens is below 1.
     """
     delimiters = [delimiter] if isinstance(delimiter, bytes | str) else delimiter
     if not len(delimiters) or not all(map(_is_string, delimiters)):
         raise ConfigurationError(
-            f"The step delimiter is {delimiter!r}; give at least one byte, such as "
+            f"The step delimiter is {delimiter!r}. Give at least one byte, such as "
             "b'\\n', or a list of such byte strings."
         )
     alone = isinstance(stop_strings, bytes | str)
     if alone or not all(map(_is_string, stop_strings)):
         raise ConfigurationError(
-            f"The stop strings are {stop_strings!r}; give a list of byte strings, none "
-            "of which is empty."
+            f"The stop strings are {stop_strings!r}. Give a list of byte strings that "
+            "are not empty."
         )
     if not isinstance(min_step_tokens, int | np.integer) or min_step_tokens < 1:
         raise ConfigurationError(
-            f"A step has at least one token, and min_step_tokens is "
-            f"{min_step_tokens!r}."
+            f"min_step_tokens is {min_step_tokens!r}. Give an integer of at least 1."
         )
     size = len(token_bytes)
     outside = [i for i in eos_ids if not 0 <= i < size]
     if outside or not eos_ids:
         raise ConfigurationError(
-            f"End tokens {list(eos_ids)} do not name entries of a vocabulary of {size}"
-            "; give the tokenizer's own end-of-sequence ids."
+            f"The end tokens {list(eos_ids)} are not ids of a vocabulary of {size} "
+            "tokens. Give the tokenizer's own end-of-sequence ids."
         )
     wrong = [i for i in padding if not 0 <= i < size or i in eos_ids]
     if wrong:
         raise ConfigurationError(
             f"The ids {wrong} cannot be padding of a vocabulary of {size} whose end "
-            f"tokens are {list(eos_ids)}; name ids that stand for no token."
+            f"tokens are {list(eos_ids)}. Give ids that belong to no token."
         )
     next_state, ends = search_tables(token_bytes, delimiters)
     strings = None
     if len(stop_strings):
-        following, halts = search_tables(token_bytes, stop_strings)
-        # Programs hold the table, and few states fit into a byte.
-        small = np.int8 if len(following) < 128 else np.int32
-        strings = jnp.asarray(np.where(halts, -1, following).astype(small))
+        next_string_state, complete = search_tables(token_bytes, stop_strings)
+        # The table lies in the memory of every program: one byte per entry if enough.
+        dtype = np.int8 if len(next_string_state) < 128 else np.int32
+        strings = jnp.asarray(np.where(complete, -1, next_string_state).astype(dtype))
     stops = np.zeros(size, bool)
     stops[list(eos_ids)] = True
-    padded = np.zeros(size, bool)
-    padded[list(padding)] = True
+    is_padding = np.zeros(size, bool)
+    is_padding[list(padding)] = True
     return Boundary(
         jnp.asarray(next_state),
         jnp.asarray(ends),
         jnp.asarray(stops),
-        jnp.asarray(padded) if len(padding) else None,
+        jnp.asarray(is_padding) if len(padding) else None,
         strings,
         min_step_tokens if min_step_tokens > 1 else None,
     )

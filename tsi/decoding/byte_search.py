@@ -1,8 +1,8 @@
-"""The search for byte strings in a text that comes token by token.
+"""Search for byte strings in a text that is generated token by token.
 
 The automaton of Aho and Corasick (Communications of the ACM 18, 1975) over bytes; with
-one string it is that of Knuth, Morris and Pratt. A match leads back to the start, so
-that matches do not overlap.
+one string it is that of Knuth, Morris and Pratt. After a match the search starts again,
+so that matches do not overlap.
 """
 
 from collections import deque
@@ -15,11 +15,11 @@ from jaxtyping import Bool, Int
 def search_tables(
     token_bytes: Sequence[bytes], patterns: Sequence[bytes]
 ) -> tuple[Int[np.ndarray, "A V"], Bool[np.ndarray, "A V"]]:
-    """The next state from each state by each token, and whether a pattern was found.
+    """The next state after each token from each state, and whether a pattern was found.
 
     Args:
-        token_bytes: of each token; those of length zero change nothing.
-        patterns: none of them empty.
+        token_bytes: bytes of each token; an empty token leaves the state as it is.
+        patterns: byte strings that are not empty.
     """
     table, found = byte_automaton(patterns)
     order = np.argsort([-len(text) for text in token_bytes], kind="stable")
@@ -32,7 +32,7 @@ def search_tables(
     state = np.broadcast_to(states, (len(table), len(order))).copy()
     matched = np.zeros(state.shape, bool)
     for place in range(longest):
-        # Longer tokens stand in front.
+        # The tokens are sorted, the longest first.
         count = int(np.searchsorted(-lengths, -place))
         here = (state[:, :count], padded[:count, place][None])
         matched[:, :count] |= found[here]
@@ -47,8 +47,8 @@ def byte_automaton(
 ) -> tuple[Int[np.ndarray, "A 256"], Bool[np.ndarray, "A 256"]]:
     """Transitions by byte, and which of them complete a pattern.
 
-    A state is the longest part of the text's end with which some pattern begins; the
-    states of one pattern are numbered by how much of it that is.
+    A state is the longest suffix of the text that is a prefix of some pattern. With one
+    pattern, states are numbered by the length of that prefix.
     """
     children: list[dict[int, int]] = [{}]
     whole = [False]
@@ -74,7 +74,7 @@ def byte_automaton(
             shorter[child] = table[back, byte] if node else 0
             table[node, byte] = child
             queue.append(child)
-    # Nobody stays in a state where a pattern is complete.
+    # States in which a pattern is complete are replaced by the start.
     complete = np.asarray(whole)
     numbers = np.where(complete, 0, np.cumsum(~complete) - 1)
     kept = table[~complete]

@@ -1,11 +1,11 @@
-"""The per-particle half of the key-value cache: write once a step, fork by a gather.
+"""The per-particle part of the key-value cache: written per step, forked by gather.
 
 All rows write a step's keys and values into the same slots, so that a write is one
-contiguous update; rows whose step was shorter leave masked holes. When the slots run
-out the holes are squeezed out, which brings every row back to its own length. Whether
-and when that happens cannot change a result: positions are inside the (rotated) keys,
-those of slots are stored beside them for attention to a window, and attention is a sum
-over unmasked slots.
+contiguous update. Rows whose step was shorter leave masked holes. When the slots run
+out, the holes are squeezed out, and every row takes only its own length again. This
+does not change results: keys are stored with their rotary positions, the positions of
+slots are stored too (for attention to a window), and attention sums over unmasked
+slots in any order.
 
 Axes: L layers, R rows, K key-value heads, h head width, S slots, C tokens of a step.
 """
@@ -23,11 +23,11 @@ from tsi.models.layers import Segment
 
 
 class Suffix(NamedTuple):
-    """Keys and values of what each particle has generated after its prompt.
+    """Keys and values of the tokens that each particle has generated.
 
     Attributes:
         segment: the slots, ``B`` = R.
-        used: slots written so far, one number for all rows.
+        used: number of slots written so far, the same for all rows.
     """
 
     segment: Segment
@@ -37,7 +37,7 @@ class Suffix(NamedTuple):
 def empty_suffix(
     config: DecoderConfig, rows: int, capacity: int, dtype: DTypeLike = jnp.float32
 ) -> Suffix:
-    """No slots used; see :func:`slots_needed` for the capacity."""
+    """A suffix without tokens; see :func:`slots_needed` for the capacity."""
     shape = (config.num_layers, rows, config.num_kv_heads)
     keys = jnp.zeros((*shape, config.head_width, capacity), dtype)
     values = jnp.zeros((*shape, capacity, config.head_width), dtype)
@@ -47,10 +47,10 @@ def empty_suffix(
 
 
 def slots_needed(max_tokens: int, max_steps: int, step_tokens: int) -> int:
-    """A capacity that always suffices.
+    """A capacity that is enough for a run.
 
-    Either every step keeps its full width, or, where that is less, the longest row and
-    room for one more step, with holes squeezed out as needed.
+    Either every step keeps its full width, or, if that is less, there is room for the
+    longest row and one more step, with holes squeezed out when the slots run out.
     """
     return min(max_steps * step_tokens, max_tokens + step_tokens)
 
@@ -61,26 +61,26 @@ def append(
     """Store the first ``counts`` positions of each row's new keys and values.
 
     Args:
-        suffix: what is stored so far.
+        suffix: the tokens so far.
         new: one step's keys ``[L, R, K, h, C]``, values ``[L, R, K, C, h]`` and
             positions ``[R, C]``.
-        counts: how many of the C positions are real, by row.
-        max_steps: how often this can happen in a run; static.
+        counts: number of tokens of each row's step; the rest is padding.
+        max_steps: the most steps of a run; static.
     """
     width = new.keys.shape[-1]
     capacity = suffix.segment.mask.shape[-1]
-    # A conditional costs a copy of the cache, so it is compiled only where needed.
+    # A conditional copies the cache, so it is compiled only if the slots can run out.
     if max_steps * width > capacity:
         full = suffix.used + width > capacity
         suffix = jax.lax.cond(full, squeeze, lambda s: s, suffix)
     update = jax.lax.dynamic_update_slice_in_dim
     (keys, values, positions, mask, _), used = suffix
-    real = jnp.arange(width) < counts[:, None]
+    valid = jnp.arange(width) < counts[:, None]
     segment = Segment(
         update(keys, new.keys, used, axis=-1),
         update(values, new.values, used, axis=-2),
         update(positions, new.positions.astype(positions.dtype), used, axis=-1),
-        update(mask, real, used, axis=-1),
+        update(mask, valid, used, axis=-1),
     )
     return Suffix(segment, used + jnp.max(counts).astype(used.dtype))
 
@@ -105,7 +105,7 @@ def fork(suffix: Suffix, ancestors: Int[Array, " R"]) -> Suffix:
 
 
 def take(suffix: Suffix, rows: Int[Array, " W"]) -> Suffix:
-    """Rows of a store, in any number, each squeezed to its own length."""
+    """Take W rows out of a store, each squeezed to its own length."""
     return squeeze(Suffix(_rows(suffix.segment, rows), suffix.used))
 
 
@@ -115,7 +115,7 @@ def _rows(segment: Segment, rows: Int[Array, " W"]) -> Segment:
 
 
 def keep(stored: Suffix, slots: Int[Array, " W"], rows: Suffix) -> Suffix:
-    """Write rows over the stored ones at ``slots``; slots beyond them are lost."""
+    """Write rows over the stored ones at ``slots``; slots out of range are dropped."""
     segment = Segment(
         stored.segment.keys.at[:, slots].set(rows.segment.keys, mode="drop"),
         stored.segment.values.at[:, slots].set(rows.segment.values, mode="drop"),

@@ -1,10 +1,10 @@
-"""Draws from large categorical distributions with one random number a row.
+"""Draws from large categorical distributions with one random number per row.
 
-The Gumbel trick needs a random number for every entry of the vocabulary, which costs as
-much as a layer of a small model. Here a uniform number is looked up in the cumulative
-sum instead, in two levels (blocks, then entries of the block), so that no long
-cumulative sum is ever rounded. A sum that ends below the drawn number would return an
-entry of probability zero; the look-up is clipped to entries that have some.
+The Gumbel trick needs a random number per entry of the vocabulary, which costs as much
+as a layer of a small model. Here a uniform number is looked up in the cumulative sum
+instead. It is looked up in two levels (blocks, then the entries of a block), since the
+rounding errors of a long cumulative sum would grow. If rounding leaves the sum below
+the drawn number, the last entry with a positive probability is returned.
 """
 
 import jax
@@ -21,14 +21,14 @@ def categorical(
 
     Args:
         keys: one key per row.
-        logits: log-probabilities, normalised or not; -inf entries are never drawn.
+        logits: log-probabilities, normalised or not; entries of -inf are never drawn.
 
     Returns:
-        Indices, int32, and their normalised log-probabilities. A row without any finite
+        Indices, int32, and their normalised log-probabilities. A row without a finite
         entry gives index 0 and NaN.
     """
     rows, size = logits.shape
-    # In the type of the probabilities, so that x64 draws the same tokens.
+    # The type of the logits decides, so that x64 draws the same tokens.
     dtype = jnp.promote_types(jnp.float32, logits.dtype)
     uniforms = jax.vmap(lambda key: jax.random.uniform(key, dtype=dtype))(keys)
     # One pass for the exponentials: on a CPU each costs as much as a layer.
@@ -49,7 +49,7 @@ def categorical(
 def _look_up(
     weights: Float[Array, "R n"], uniforms: Float[Array, " R"]
 ) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
-    """Index in proportion to the weights, and how far into its weight u fell."""
+    """Invert the cumulative sum; also the fraction of the entry's weight below u."""
     ends = jnp.cumsum(weights, axis=-1)
     place = uniforms * ends[:, -1]
     last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)

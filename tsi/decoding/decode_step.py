@@ -1,8 +1,8 @@
 """One step of every row, token by token, in one compiled loop.
 
-Random numbers: the token at offset j of the step of the particle in slot i is drawn
-with ``fold_in(fold_in(key, i), j)``, where ``key`` is the problem's key of this step.
-So a row depends on (seed, problem, particle, step, token) alone.
+Random numbers: token j of the step of the particle in slot i is drawn with
+``fold_in(fold_in(key, i), j)``, where ``key`` is the problem's key of this step. So the
+draws depend only on (seed, problem, particle, step, token).
 """
 
 import math
@@ -33,21 +33,21 @@ from tsi.weights import weight_dtype
 
 
 class Decoding(NamedTuple):
-    """Carry of the loop over the tokens of one step, and what the step came to.
+    """The carry of the loop over the tokens of one step, and its result.
 
     Attributes:
         offset: tokens drawn so far by the longest row.
         token: the newest token, not yet in the cache, ``[R]``.
         state: of the boundary's automaton, ``[R]``.
-        active: rows still writing, ``[R]``.
-        stopped: rows that wrote an end token in this step, ``[R]``.
-        counts: tokens of each row, ``[R]``.
+        active: rows that have not ended the step, ``[R]``.
+        stopped: rows that ended their solution in this step, ``[R]``.
+        counts: number of the step's tokens, ``[R]``.
         log_prob: log p of them, ``[R]``.
         log_correction: log p - log q of them, ``[R]``.
         tokens: ``[R, C]``.
-        new: keys and values of what was read.
-        seen: tokens of prompt and solution, ``[R, V]``, where repetition has a price.
-        places: of what is forced, where something is.
+        new: keys and values of the tokens that were read.
+        seen: tokens of prompt and solution, ``[R, V]``; None without a penalty.
+        places: places of a forced end; None without one.
     """
 
     offset: Int[Array, ""]
@@ -65,10 +65,15 @@ class Decoding(NamedTuple):
 
 
 class Temperatures(NamedTuple):
-    """Of the policy p, and of the proposal q where it is another; 0: most likely.
+    """Temperatures of the policy p and the proposal q; 0 takes the most likely token.
 
-    Both write only what the policy's truncation keeps, and pay its penalty for what
-    has been written before.
+    The truncation and the penalty of repetition belong to both.
+
+    Attributes:
+        policy: temperature of p.
+        proposal: temperature of q; None for q = p.
+        truncation: tokens that p may draw.
+        repetition: the penalty.
     """
 
     policy: Float[Array, ""]
@@ -78,7 +83,7 @@ class Temperatures(NamedTuple):
 
 
 def check_temperatures(policy: Any, proposal: Any = None) -> None:
-    """Refuse what is no temperature, and a proposal that cannot draw what p may.
+    """Refuse an invalid temperature, and a proposal that cannot draw all that p can.
 
     Raises:
         ConfigurationError: see above.
@@ -89,7 +94,7 @@ def check_temperatures(policy: Any, proposal: Any = None) -> None:
         number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
         if not number or not 0.0 <= value < math.inf:
             raise ConfigurationError(
-                f"{name} is {value!r}; give a finite number, 0 for greedy or above."
+                f"{name} is {value!r}. Give a finite number: 0 for greedy, or above 0."
             )
     if proposal == 0.0 and policy > 0.0:
         raise ConfigurationError(
@@ -100,7 +105,7 @@ def check_temperatures(policy: Any, proposal: Any = None) -> None:
 
 
 def row_keys(keys: AnyKey, rows: int) -> Any:
-    """A key for each of R rows from one key for each of P problems (or one key)."""
+    """One key per row, from one key per problem (or from a single key)."""
     keys = jnp.atleast_1d(typed_key(keys))
     slots = jnp.arange(rows // keys.shape[0])
     fold = jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(slots))
@@ -110,7 +115,7 @@ def row_keys(keys: AnyKey, rows: int) -> Any:
 def empty_key_values(
     config: DecoderConfig, rows: int, width: int, dtype: Any
 ) -> KeyValues:
-    """Room for the keys and values of one step."""
+    """Zeros for the keys and values of one step."""
     shape = (config.num_layers, rows, config.num_kv_heads)
     return KeyValues(
         jnp.zeros((*shape, config.head_width, width), dtype),
@@ -129,7 +134,7 @@ def decode(
     temperatures: Temperatures,
     width: int,
     seen: Bool[Array, "R V"] | None = None,
-    forced: ForcedEnd | None = None,
+    forced_end: ForcedEnd | None = None,
     places: Places | None = None,
 ) -> Decoding:
     """Sample tokens until every active row has ended its step.
@@ -137,20 +142,20 @@ def decode(
     Args:
         policy: the language model.
         boundary: where steps and solutions end.
-        keys: one key a row.
+        keys: one key per row.
         particles: R rows, see :class:`tsi.reasoning.particles.Particles`.
         start: position of each row's pending token, ``[R]``.
-        active: rows that write, ``[R]``.
+        active: rows that take a step, ``[R]``.
         temperatures: of policy and proposal.
-        width: C, after which a step is cut.
-        seen: tokens of prompt and solution, where repetition has a price.
-        forced: what is at a limit; None for nothing.
-        places: of it in this step.
+        width: C, the most tokens of a step.
+        seen: tokens of prompt and solution; None without a penalty of repetition.
+        forced_end: what is forced at a limit, or None.
+        places: its places in this step.
     """
     rows = start.shape[0]
     max_tokens = particles.tokens.shape[1]
 
-    def body(c: Decoding) -> Decoding:
+    def decode_token(c: Decoding) -> Decoding:
         mask = jnp.broadcast_to(jnp.arange(width) < c.offset, (rows, width))
         context = (
             particles.prompt,
@@ -172,13 +177,13 @@ def decode(
             max_tokens - particles.lengths,
             boundary,
             temperatures,
-            forced,
+            forced_end,
         )
 
     zeros = jnp.zeros(rows, weight_dtype())
     return jax.lax.while_loop(
         lambda c: jnp.any(c.active) & (c.offset < width),
-        body,
+        decode_token,
         Decoding(
             offset=jnp.zeros((), jnp.int32),
             token=particles.pending,
@@ -205,45 +210,45 @@ def write_token(
     room: Int[Array, " R"],
     boundary: Boundary,
     temperatures: Temperatures,
-    forced: ForcedEnd | None = None,
+    forced_end: ForcedEnd | None = None,
 ) -> Any:
-    """The next token of every active row, and what becomes of the row by it.
+    """Draw the next token of every active row and append it.
 
     Args:
         rows: a :class:`Decoding`, or another tuple with its fields ``token`` to
             ``tokens``, ``seen`` and ``places``.
         logits: of the next token.
-        keys: one key a row, of its step.
-        room: tokens that each solution may have more than before the step.
+        keys: one key per row, of its step.
+        room: the most tokens that each solution may add in this step.
         boundary: where steps and solutions end.
         temperatures: of policy and proposal.
-        forced: what is at a limit; None for nothing.
+        forced_end: what is forced at a limit, or None.
 
     Returns:
-        The same tuple, these fields brought up to date.
+        The same tuple with these fields updated.
     """
     logits, seen = boundary.mask_padding(logits), rows.seen
     if temperatures.repetition is not None:
         logits = penalise(logits, seen, temperatures.repetition)
-    # Of an active row so many tokens have been drawn in this step.
+    # ``counts`` is the index of an active row's next token in its step.
     keys = jax.vmap(jax.random.fold_in)(keys, rows.counts)
     drawn = sample_token(keys, logits, temperatures)
-    if forced is not None:
-        drawn = _force(drawn, rows, keys, logits, boundary, temperatures, forced)
+    if forced_end is not None:
+        drawn = _force(drawn, rows, keys, logits, boundary, temperatures, forced_end)
     token, log_prob, log_correction = drawn
     active, place = rows.active, rows.counts[:, None]
     token = jnp.where(active, token, rows.token)
     counts = rows.counts + active
     now = boundary.advance(rows.state, token, counts)
     state, ended, stopped = now
-    if forced is not None:
-        places, ended = end_step(forced, rows.places, counts, now)
+    if forced_end is not None:
+        places, ended = end_step(forced_end, rows.places, counts, now)
         rows = rows._replace(places=_where(active, places, rows.places))
-        # What the policy cannot write has no weight, whatever comes behind it.
+        # A row whose forced token the policy cannot draw has weight zero: it ends.
         ended |= log_correction == -jnp.inf
         stopped &= log_correction > -jnp.inf
     if seen is not None:
-        # A row that writes no more has its newest token already.
+        # For a row that is not active this token is marked already.
         seen = seen.at[jnp.arange(seen.shape[0]), token].set(True)
     here = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
     return rows._replace(
@@ -266,20 +271,22 @@ def _force(
     logits: Float[Array, "R V"],
     boundary: Boundary,
     temperatures: Temperatures,
-    forced: ForcedEnd,
+    forced_end: ForcedEnd,
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
-    """What rows write instead of what was drawn, where something is forced."""
+    """Replace drawn tokens by draws from F where a token is forced."""
     place = rows.counts
-    here = in_string(forced, rows.places, place) | (place >= rows.places.end)
+    here = in_string(forced_end, rows.places, place) | (place >= rows.places.end)
 
-    def among() -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    def draw_allowed() -> tuple[
+        Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]
+    ]:
         allowed = allowed_tokens(
-            forced, boundary, rows.places, place, rows.state, logits.shape[-1]
+            forced_end, boundary, rows.places, place, rows.state, logits.shape[-1]
         )
         return _where(here, sample_among(keys, logits, allowed, temperatures), drawn)
 
-    # Few tokens are forced, and for the others this would be computed in vain.
-    return jax.lax.cond(jnp.any(here & rows.active), among, lambda: drawn)
+    # Forced tokens are rare, so this is skipped where no row has one.
+    return jax.lax.cond(jnp.any(here & rows.active), draw_allowed, lambda: drawn)
 
 
 def _where(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:
@@ -289,8 +296,8 @@ def _where(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:
 def scale_logits(
     logits: Float[Array, "*b V"], temperature: Float[Array, ""]
 ) -> Float[Array, "*b V"]:
-    """Logits at a temperature, the largest 0; at temperature 0, those at 1."""
-    # Near temperature 0 what is not shifted first would overflow.
+    """Logits divided by the temperature (by 1 at temperature 0), the largest one 0."""
+    # Without the shift, logits near temperature 0 would overflow.
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
     return shifted / jnp.where(temperature > 0, temperature, 1.0)
 
@@ -301,7 +308,7 @@ def log_prob_of(
     temperature: Float[Array, ""],
     truncation: Truncation | None = None,
 ) -> Float[Array, "*b"]:
-    """log p of tokens; at temperature 0 it is 0 for the most likely, else -inf."""
+    """log p of tokens; at temperature 0, 0 for the most likely token and else -inf."""
     if truncation is not None:
         logits = truncate(logits, temperature, truncation)
 
@@ -315,16 +322,16 @@ def log_prob_of(
             logits.dtype
         )
 
-    # On a CPU the most likely of 50,000 tokens takes as long as their softmax.
+    # On a CPU the argmax of 50,000 logits takes as long as their softmax.
     return jax.lax.cond(temperature > 0, log_softmax, log_greedy)
 
 
 def sample_token(
     keys: Any, logits: Float[Array, "R V"], temperatures: Temperatures
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
-    """Draw one token a row, each row from a key of its own.
+    """Draw one token per row, each row with its own key.
 
-    At temperature 0 the most likely token is taken and its log-probability is 0.
+    At temperature 0 the most likely token is taken, and its log p is 0.
 
     Returns:
         Token ids, their log p under the policy, and log p - log q.
@@ -351,21 +358,21 @@ def sample_among(
     allowed: Bool[Array, "R V"],
     temperatures: Temperatures,
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
-    """Draw one token a row from the policy, among those that are allowed.
+    """Draw one token per row from the policy restricted to the allowed tokens.
 
-    Where the policy writes none of them, the likeliest before its truncation is taken.
+    If the policy can draw none of them, the most likely one before truncation is taken.
 
     Returns:
-        Token ids, their log p under the whole policy, and log p of all allowed tokens
-        together, which is log p - log q.
+        Token ids, their log p under the unrestricted policy, and the log of the allowed
+        tokens' total probability, which is log p - log q.
     """
     policy, _, truncation, _ = temperatures
     log_mass = log_prob_among(logits, allowed, policy, truncation)
     kept = logits if truncation is None else truncate(logits, policy, truncation)
     impossible = (log_mass == -jnp.inf)[:, None]
-    among = jnp.where(allowed, jnp.where(impossible, logits, kept), -jnp.inf)
-    likeliest = jnp.argmax(among, axis=-1).astype(jnp.int32)
-    token, _ = categorical(keys, scale_logits(among, policy))
+    masked = jnp.where(allowed, jnp.where(impossible, logits, kept), -jnp.inf)
+    likeliest = jnp.argmax(masked, axis=-1).astype(jnp.int32)
+    token, _ = categorical(keys, scale_logits(masked, policy))
     token = jnp.where((policy > 0) & ~impossible[:, 0], token, likeliest)
     return token, log_prob_of(logits, token, policy, truncation), log_mass
 
@@ -376,18 +383,18 @@ def log_prob_among(
     temperature: Float[Array, ""],
     truncation: Truncation | None = None,
 ) -> Float[Array, " R"]:
-    """log p of the tokens that are allowed together."""
+    """The log of the allowed tokens' total probability."""
     if truncation is not None:
         logits = truncate(logits, temperature, truncation)
 
     def log_softmax() -> Float[Array, " R"]:
         scaled = scale_logits(logits, temperature)
-        some = jax.nn.logsumexp(jnp.where(allowed, scaled, -jnp.inf), axis=-1)
-        return some - jax.nn.logsumexp(scaled, axis=-1)
+        mass = jax.nn.logsumexp(jnp.where(allowed, scaled, -jnp.inf), axis=-1)
+        return mass - jax.nn.logsumexp(scaled, axis=-1)
 
     def log_greedy() -> Float[Array, " R"]:
         best = jnp.argmax(logits, axis=-1)[:, None]
-        its = jnp.take_along_axis(allowed, best, axis=-1)[:, 0]
-        return jnp.where(its, 0.0, -jnp.inf).astype(logits.dtype)
+        is_allowed = jnp.take_along_axis(allowed, best, axis=-1)[:, 0]
+        return jnp.where(is_allowed, 0.0, -jnp.inf).astype(logits.dtype)
 
     return jax.lax.cond(temperature > 0, log_softmax, log_greedy)

@@ -1,10 +1,10 @@
-"""The repetition penalty: tokens that have been read are made less likely.
+"""The repetition penalty: tokens that occurred before become less likely.
 
-Logits of every token that stands in the prompt or the solution so far are divided by
-the penalty where they are positive and multiplied by it where they are negative, before
-temperature and truncation (arXiv 1909.05858, section 4.1, which divides all of them;
-the two cases are those of transformers' generation). A policy with a penalty is a
-policy: what it gives is the p of the target, in draws, replays and proposals alike.
+The logit of every token in the prompt or the solution so far is divided by the penalty
+if it is positive and multiplied by it if it is negative, before temperature and
+truncation. arXiv 1909.05858, section 4.1, divides all of them; the two cases are those
+of transformers' generation. The penalty belongs to the policy: the penalised
+distribution is the p of the target, in draws, repeated steps and proposals.
 """
 
 import math
@@ -26,7 +26,7 @@ def check_penalty(penalty: Any) -> None:
     number = np.ndim(penalty) == 0 and np.asarray(penalty).dtype.kind in "fiu"
     if not number or not 0.0 < penalty < math.inf:
         raise ConfigurationError(
-            f"repetition_penalty is {penalty!r}; give a finite number above 0, where 1 "
+            f"repetition_penalty is {penalty!r}. Give a finite number above 0, where 1 "
             "changes nothing, or None."
         )
 
@@ -34,7 +34,7 @@ def check_penalty(penalty: Any) -> None:
 def penalise(
     logits: Float[Array, "*b V"], seen: Bool[Array, "*b V"], penalty: Float[Array, ""]
 ) -> Float[Array, "*b V"]:
-    """Logits, less likely where a token has been seen."""
+    """Lower the logits of tokens that have been seen."""
     less = jnp.where(logits > 0, logits / penalty, logits * penalty)
     return jnp.where(seen, less, logits)
 
@@ -54,16 +54,16 @@ def mark_seen(
     )
     seen = jnp.zeros((tokens.shape[0], vocab_size), bool)
     for ids, count in ((prompts, prompt_lengths), (tokens, lengths)):
-        real = jnp.arange(ids.shape[1]) < count[:, None]
-        # What is not real goes beyond the vocabulary and is lost.
-        seen = seen.at[rows, jnp.where(real, ids, vocab_size)].set(True, mode="drop")
+        valid = jnp.arange(ids.shape[1]) < count[:, None]
+        # Padding is written out of range and dropped.
+        seen = seen.at[rows, jnp.where(valid, ids, vocab_size)].set(True, mode="drop")
     return seen
 
 
 def mark_seen_within(
     seen: Bool[Array, "R V"], tokens: Int[Array, "R C"], counts: Int[Array, " R"]
 ) -> Bool[Array, "R C V"]:
-    """Mark what stands before each token of a step that is read at once."""
+    """Mark the tokens before each token of a step that is read in one pass."""
     places = jnp.arange(tokens.shape[1])
     rows = jnp.arange(tokens.shape[0])[:, None]
     first = jnp.where(seen, -1, tokens.shape[1])

@@ -1,16 +1,15 @@
-"""Texts of a solution and of its steps: what decoding all of its tokens gives.
+"""Texts of a solution and of its steps.
 
 A token's text depends on its neighbours. SentencePiece tokenizers drop the space before
-the first word of whatever they are given, so that steps decoded one by one lose the
-spaces between them; and a character of several bytes may be cut by the end of a step,
-which leaves a replacement mark on either side. So nothing is decoded but the beginning
-of a solution, from its first token on, and a step's text is the difference of two such
-beginnings. The texts of the steps, joined, are the text of the solution.
+the first word that they decode, so that steps decoded one by one lose the spaces
+between them. A character of several bytes may be cut by the end of a step, which leaves
+a replacement mark on either side. So only prefixes of a solution are decoded, from its
+first token on, and a step's text is the difference of two such texts. The texts of the
+steps, joined, are the text of the solution.
 
-What the next tokens may still change is held back: while a solution goes on, the
-replacement marks at its end may be half a character, and the whole one counts for the
-step that completes it. Rewards and results both read texts from here, so that they read
-the same.
+While a solution continues, replacement marks at its end may be an incomplete character.
+They are left out, and the character belongs to the step that completes it. Rewards and
+results both use these functions, so that they read the same text.
 """
 
 import itertools
@@ -26,12 +25,12 @@ REPLACEMENT_MARK = "\ufffd"
 
 
 def text_so_far(decode: Decode, tokens: list[int], *, finished: bool) -> str:
-    """The text of a solution's first tokens, without a character that has only begun.
+    """The text of a solution so far, without an incomplete character at its end.
 
     Args:
         decode: token ids to text.
-        tokens: from the solution's first on.
-        finished: whether nothing follows; then every byte counts.
+        tokens: of the solution, from the first on.
+        finished: whether no token follows; then incomplete characters are kept.
     """
     text = decode(tokens)
     return text if finished else text.rstrip(REPLACEMENT_MARK)
@@ -40,33 +39,33 @@ def text_so_far(decode: Decode, tokens: list[int], *, finished: bool) -> str:
 def texts_of_steps(
     decode: Decode, tokens: list[int], ends: Sequence[int], *, finished: bool
 ) -> list[str]:
-    """The text of each step; joined, they are that of the whole solution.
+    """The text of each step; joined, they are the text of the solution.
 
     Args:
         decode: token ids to text.
-        tokens: of the solution, padding allowed behind it.
-        ends: increasing lengths in tokens after each step, the last that of all.
-        finished: whether nothing follows.
+        tokens: of the solution; padding may follow.
+        ends: increasing lengths in tokens after each step.
+        finished: whether no token follows.
     """
     if not ends:
         return []
     whole = text_so_far(decode, tokens[: ends[-1]], finished=finished)
     before = (text_so_far(decode, tokens[:end], finished=False) for end in ends[:-1])
-    # A decoder that changes what it gave before must not make a step negative.
+    # The decoder may change earlier text; no step may get a negative length.
     places = itertools.accumulate((num_common(text, whole) for text in before), max)
     cuts = [0, *places, len(whole)]
     return [whole[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 class Decoded(NamedTuple):
-    """What is known of the text of a solution's first steps.
+    """The text of a solution's first steps.
 
     Attributes:
         tokens: of the solution.
         ends: increasing lengths in tokens after each step.
-        places: the length in characters of the text after each; all of these texts
-            are beginnings of the last one.
-        text: after the last step, without a character that has only begun.
+        places: length in characters of the text after each step. Each of these texts is
+            a prefix of the last one.
+        text: after the last step, without an incomplete character.
     """
 
     tokens: Int[np.ndarray, " T"]
@@ -76,7 +75,7 @@ class Decoded(NamedTuple):
 
 
 NO_TEXT = Decoded(np.zeros(0, np.int32), (), (), "")
-"""Of a solution without steps."""
+"""The text of a solution without steps."""
 
 
 def texts_of_more_steps(
@@ -87,17 +86,17 @@ def texts_of_more_steps(
     *,
     finished: bool,
 ) -> tuple[list[str], Decoded]:
-    """The same as `texts_of_steps`, where much of the solution was decoded before.
+    """The same as `texts_of_steps`, with the texts of earlier steps reused.
 
-    The whole is decoded once; steps that were known are not decoded again, as long as
-    the text begins with theirs.
+    The whole solution is decoded once. Steps in ``before`` are not decoded again if the
+    solution begins with their tokens and text.
 
     Args:
         decode: token ids to text.
-        before: of this solution or another, which it may have parted from.
-        tokens: of the solution, padding allowed behind it.
+        before: of this solution, or of another with which it may share its first steps.
+        tokens: of the solution; padding may follow.
         ends: increasing lengths in tokens after each step, at least one.
-        finished: whether nothing follows.
+        finished: whether no token follows.
     """
     whole = text_so_far(decode, tokens[: ends[-1]].tolist(), finished=finished)
     known = num_common(before.ends, tuple(ends[:-1]))
@@ -118,26 +117,26 @@ def texts_of_more_steps(
     text = whole.rstrip(REPLACEMENT_MARK) if finished else whole
     sizes = [*before.places[:known], *map(len, texts), len(text)]
     if common != list(map(len, texts)) or sizes != sorted(sizes):
-        # A decoder that changes what it gave before is asked for everything again.
+        # The decoder changed earlier text: nothing is reused next time.
         return steps, NO_TEXT
-    # A copy, for a view would keep the tokens of all rows of its batch.
+    # A copy, since a view would keep the tokens of all rows of the batch in memory.
     return steps, Decoded(tokens[: ends[-1]].copy(), tuple(ends), tuple(sizes), text)
 
 
 def text_after(decode: Decode, before: list[int], tokens: list[int]) -> str:
-    """What tokens add to the text of those before them, which is whole by itself.
+    """The text that tokens add to the text of the tokens before them.
 
     Args:
         decode: token ids to text.
-        before: a prompt, or a prompt and whole steps.
-        tokens: written after it.
+        before: a prompt, or a prompt and complete steps.
+        tokens: after it.
     """
     head, whole = decode(before), decode(before + tokens)
     return whole[num_common(head, whole) :]
 
 
 def num_common(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How many items two sequences of one type have in common at their start."""
+    """Length of the common prefix of two sequences of one type."""
     if left == right[: len(left)]:
         return len(left)
     pairs = zip(left, right, strict=False)

@@ -1,14 +1,12 @@
-"""Top-k, top-p and min-p: which tokens a policy may write at all.
+"""Top-k, top-p and min-p: restrict the tokens that a policy may draw.
 
-A truncated policy is a policy: its probabilities are those of the tokens that are kept,
-normalised, and this is the p of the target, of what is drawn and of what is repeated.
-No correction to the whole policy exists, since no weight brings back a token that is
-never drawn.
+The truncated policy is the p of the target. Its probabilities are those of the kept
+tokens, normalised, in draws and in repeated steps. Weights cannot correct back to the
+full policy, since tokens that are left out are never drawn.
 
-The order is that of transformers' generation: the temperature, then top-k, then top-p
-among what is left, then min-p. Tokens as likely as the last one that is kept are kept
-too, so that the order of the vocabulary decides nothing; transformers' top-p drops
-some of them.
+The order is that of transformers' generation: temperature, top-k, top-p among the rest,
+then min-p. Ties with the least likely kept token are kept as well, so that the result
+does not depend on the order of the vocabulary; transformers' top-p drops some ties.
 """
 
 import math
@@ -23,12 +21,13 @@ from tsi.errors import ConfigurationError
 
 
 class Truncation(NamedTuple):
-    """What is kept of each token's distribution; None keeps everything.
+    """Which tokens of each distribution are kept; None keeps all.
 
     Attributes:
-        top_k: the most likely tokens, so many.
-        top_p: the fewest most likely tokens that have this mass (arXiv 1904.09751).
-        min_p: tokens that have at least this share of the most likely one's probability
+        top_k: the k most likely tokens.
+        top_p: the smallest set of most likely tokens with at least this probability
+            (arXiv 1904.09751).
+        min_p: tokens with at least this fraction of the most likely token's probability
             (arXiv 2407.01082).
     """
 
@@ -37,7 +36,7 @@ class Truncation(NamedTuple):
     min_p: Float[Array, ""] | float | None = None
 
     def check(self) -> None:
-        """Refuse what is not a number, and what would leave no token.
+        """Refuse values that are not numbers, or that would keep no token.
 
         Raises:
             ConfigurationError: see above.
@@ -45,21 +44,21 @@ class Truncation(NamedTuple):
         k, p, share = self
         if k is not None and (not _is_number(k, "iu") or k < 1):
             raise ConfigurationError(
-                f"top_k is {k!r}; give how many tokens are kept, 1 or more, or None."
+                f"top_k is {k!r}. Give the number of kept tokens, 1 or more, or None."
             )
         if p is not None and (not _is_number(p, "fiu") or not 0 < p <= 1):
             raise ConfigurationError(
-                f"top_p is {p!r}; give the mass that is kept, above 0 and at most 1, "
+                f"top_p is {p!r}. Give the probability to keep, above 0 and at most 1, "
                 "or None."
             )
         if share is not None and (not _is_number(share, "fiu") or not 0 <= share <= 1):
             raise ConfigurationError(
-                f"min_p is {share!r}; give a share of the largest probability, from 0 "
-                "to 1, or None."
+                f"min_p is {share!r}. Give a fraction of the largest probability, "
+                "from 0 to 1, or None."
             )
 
     def as_arrays(self) -> "Truncation":
-        """Without what keeps everything, and as arrays, so that one program serves."""
+        """Values as arrays, for one program for all values; None where all is kept."""
         k, p, share = self
         return Truncation(
             None if k is None else jnp.int32(min(int(k), 2**31 - 1)),
@@ -71,12 +70,12 @@ class Truncation(NamedTuple):
 def truncate(
     logits: Float[Array, "*b V"], temperature: Float[Array, ""], truncation: Truncation
 ) -> Float[Array, "*b V"]:
-    """Logits, -inf where the policy at this temperature may not write the token.
+    """Logits, -inf at tokens that are left out at this temperature.
 
     Args:
-        logits: before the temperature.
-        temperature: of the policy; at 0 the most likely tokens are kept in any case.
-        truncation: what is kept.
+        logits: before division by the temperature.
+        temperature: of the policy; at 0 the most likely tokens are always kept.
+        truncation: which tokens are kept.
     """
     top_k, top_p, min_p = truncation
     order = _order(logits)
@@ -97,7 +96,7 @@ def truncate(
 
 
 def _order(x: Float[Array, "*b V"]) -> Int[Array, "*b V"]:
-    """Whole numbers in the order of float32 numbers."""
+    """Integers in the same order as the float32 numbers."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
@@ -105,16 +104,16 @@ def _order(x: Float[Array, "*b V"]) -> Int[Array, "*b V"]:
 def _threshold(
     order: Int[Array, "*b V"], weights: Float[Array, "*b V"], amount: Any
 ) -> Int[Array, "*b"]:
-    """The largest number with that much weight at or above it.
+    """The largest integer with at least that much weight at or above it.
 
-    Found bit by bit in 32 sums, since sorting a vocabulary takes longer.
+    Bisection takes 32 sums, which is faster than sorting a vocabulary.
     """
     low = jnp.full(order.shape[:-1], -(2**31), jnp.int32)
     high = jnp.full(order.shape[:-1], 2**31 - 1, jnp.int32)
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
-        # Rounded up, without an overflow.
+        # The mean of the two, rounded up, without overflow.
         middle = (low | high) - ((low ^ high) >> 1)
         above = jnp.sum(jnp.where(order >= middle[..., None], weights, 0.0), axis=-1)
         enough = above >= amount

@@ -1,10 +1,10 @@
-"""Token ids: which a policy may write, and whether its readers have rows for them.
+"""Token ids: which of them a policy may draw, and whether its readers have their rows.
 
 Models pad their vocabularies: Qwen2.5 of 1.5 billion weights has 151,936 rows and that
-of 7 billion 152,064, for one tokenizer of 151,665 tokens. So neither number says
-whether two models read the same text; their tokenizers do, and the rows that no token
-has are never drawn (:class:`tsi.decoding.boundary.Boundary`). JAX reads beyond the end
-of a table without a word, so a missing row must be found here.
+of 7 billion 152,064, for one tokenizer of 151,665 tokens. So equal numbers of rows do
+not mean that two models read the same text; their tokenizers must be compared. Rows
+without a token are never drawn (:class:`tsi.decoding.boundary.Boundary`). JAX clips an
+index beyond the end of a table silently, so a missing row must be found here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,13 +26,13 @@ def boundary_of(
     stop_strings: Sequence[bytes] = (),
     min_step_tokens: int = 1,
 ) -> Boundary:
-    """Where steps of a policy end; what its tokenizer does not know is never drawn.
+    """The boundary of a policy; ids that its tokenizer does not know are never drawn.
 
     Args:
         tokenizer: of the policy.
-        vocab_size: its rows, padding included.
-        delimiter: the bytes that end a step, or several, each of which does.
-        eos_ids: tokens that end the solution; may be drawn in any case.
+        vocab_size: rows of the policy, padding included.
+        delimiter: the bytes that end a step, or a list of such byte strings.
+        eos_ids: tokens that end the solution; they can always be drawn.
         stop_strings, min_step_tokens: see :func:`tsi.decoding.boundary.step_boundary`.
 
     Raises:
@@ -52,16 +52,16 @@ def boundary_of(
 def check_rows(
     boundary: Boundary, policy: DecoderConfig, readers: Iterable[DecoderConfig]
 ) -> None:
-    """Refuse models that lack rows for what the policy may write.
+    """Refuse models that lack rows for tokens that the policy may draw.
 
     Raises:
         ConfigurationError: a reward model has no row for a token that may be drawn, or
-            the boundary does not know one.
+            the boundary does not know the token.
     """
     known, size = len(boundary.stops), policy.vocab_size
     if known < size:
         raise ConfigurationError(
-            f"The boundary knows {known} token ids and the policy has {size}; give "
+            f"The boundary knows {known} token ids and the policy has {size}. Give "
             "step_boundary the bytes of every id, padding included."
         )
     drawn = np.ones(size, bool)
@@ -72,20 +72,20 @@ def check_rows(
         if last >= reader.vocab_size:
             raise ConfigurationError(
                 f"The policy has {size} token ids and the reward model "
-                f"{reader.vocab_size}; it reads the policy's ids, which go up to "
-                f"{last}, and lacks rows for the last of them. Choose a reward model "
-                "of the policy's tokenizer; if the ids beyond are padding, name them "
-                "to step_boundary, so that they are never drawn."
+                f"{reader.vocab_size}. The reward model reads the policy's ids, which "
+                f"go up to {last}, and lacks rows for the last of them. Choose a "
+                "reward model with the policy's tokenizer. If these ids are padding, "
+                "give them to step_boundary as padding, so that they are never drawn."
             )
 
 
 def check_prompt(id: int | str, tokens: Sequence[int], num_rows: int) -> None:
-    """Refuse a prompt with token ids that a model has no row for.
+    """Refuse a prompt with token ids for which a model has no row.
 
     Args:
-        id: the problem's, for the message.
+        id: the problem's id, for the message.
         tokens: of the prompt.
-        num_rows: the fewest of the models that read it.
+        num_rows: the smallest number of rows of the models that read it.
 
     Raises:
         ConfigurationError: an id is out of range.
@@ -100,9 +100,9 @@ def check_prompt(id: int | str, tokens: Sequence[int], num_rows: int) -> None:
 
 
 def first_difference(policy: Tokenizer, reader: Tokenizer) -> int | None:
-    """The first id of the policy's tokenizer that another takes for something else.
+    """The first id of the policy's tokenizer that is another token for the reader.
 
-    What the other knows besides does not matter: the policy does not write it.
+    Further ids of the reader do not matter, since the policy does not draw them.
     """
     for id in range(policy.num_ids):
         meaning = policy.meaning(id)

@@ -72,10 +72,10 @@ class ReasoningTarget:
     def __post_init__(self) -> None:
         if self.forced_end is not None:
             self.forced_end.check(self.boundary, self.max_step_tokens, self.max_tokens)
-        least = self.boundary.least
-        if least is not None and least > self.max_step_tokens:
+        min_tokens = self.boundary.min_tokens
+        if min_tokens is not None and min_tokens > self.max_step_tokens:
             raise ConfigurationError(
-                f"Steps have at least {least} tokens by the boundary and at most "
+                f"Steps have at least {min_tokens} tokens by the boundary and at most "
                 f"{self.max_step_tokens} by the target, so no delimiter could end one. "
                 "Lower min_step_tokens or raise max_step_tokens."
             )
