@@ -10,12 +10,12 @@ from small_checkpoints import saved, small_config, write_gguf
 
 from tsi.errors import CheckpointError
 from tsi.models.families.architectures import architecture_of
-from tsi.models.families.config_fields import common_to_hf
+from tsi.models.families.config_fields import write_fields
 from tsi.models.gguf.config import config_fields
 from tsi.models.gguf.file import read_header
 from tsi.models.loading.checkpoint import load
 
-FIELDS = common_to_hf(small_config(), "llama") | {"architectures": ["LlamaForCausalLM"]}
+FIELDS = write_fields(small_config(), "llama") | {"architectures": ["LlamaForCausalLM"]}
 SCORER = "LlamaForSequenceClassification"
 DIVISORS = [1.0] * (small_config().head_width // 2)
 ODD = {
@@ -116,7 +116,7 @@ def test_a_table_that_is_none_is_not_an_empty_one(name, odd):
         (with_rope("llama3", {"low_freq_factor": 4.0}), "the second must be larger"),
         (with_rope("yarn", {"mscale": -1.0, "mscale_all_dim": 1.0}), "mscale=-1"),
         (with_rope("yarn", {"truncate": "no"}), "truncate='no'"),
-        ({"rms_norm_eps": 1.0}, "the norm itself"),
+        ({"rms_norm_eps": 1.0}, "dominate the mean square"),
         ({"eos_token_id": False}, "eos_token_id is False"),
         ({"eos_token_id": -1}, "eos_token_id is -1"),
         ({"eos_token_id": [2, 2**31]}, "eos_token_id is"),

@@ -16,7 +16,7 @@ from tsi.errors import CheckpointError
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import Local
 from tsi.models.families.architectures import FAMILIES, architecture_of
-from tsi.models.families.config_fields import OFF
+from tsi.models.families.features import OFF
 from tsi.models.families.text_half import text_fields
 from tsi.models.rotary import (
     LinearScaling,
@@ -59,6 +59,15 @@ def test_a_configuration_survives_the_round_trip_to_hugging_face(name):
         logit_softcap=None,
     )
     assert family.read(family.write(plain)) == plain
+
+
+@EVERY
+def test_a_family_names_the_tensors_of_all_its_features_and_no_others(name):
+    config = dataclasses.replace(WRITTEN[name], tied=False)
+    model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    paths = {".".join(map(str, keys)) for keys, _ in leaves}
+    assert FAMILIES[name].tensor_names.keys() == paths
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -190,7 +199,8 @@ def test_a_feature_that_a_family_does_not_do_is_refused_by_name(name, feature):
     if feature in DOES[name]:
         assert FAMILIES[name].read(fields).family == name
         return
-    with pytest.raises(CheckpointError, match=f"{feature}=.* the .* port does not do"):
+    says = f"{feature}=.* the .* port does not support"
+    with pytest.raises(CheckpointError, match=says):
         FAMILIES[name].read(fields)
 
 
@@ -203,7 +213,7 @@ def test_a_part_of_a_head_is_turned_where_the_family_does_so(name):
     if name == "phi3":
         assert FAMILIES[name].read(fields).rope.fraction == 0.5
         return
-    with pytest.raises(CheckpointError, match="turns whole heads"):
+    with pytest.raises(CheckpointError, match="rotates whole heads"):
         FAMILIES[name].read(fields)
 
 
@@ -307,7 +317,7 @@ def test_a_list_of_layers_that_contradicts_its_configuration_is_refused():
     fields = fields_of("qwen3")
     with pytest.raises(CheckpointError, match="2 layer_types for 3 layers"):
         FAMILIES["qwen3"].read(fields | {"layer_types": ["full_attention"] * 2})
-    with pytest.raises(CheckpointError, match="contradicts itself"):
+    with pytest.raises(CheckpointError, match="contradict each other"):
         FAMILIES["qwen3"].read(fields | {"use_sliding_window": False})
 
 

@@ -1,7 +1,6 @@
 """Which family and which head the name of an architecture stands for.
 
-A port for another family adds its file to the list here; the loader and the saver need
-nothing else.
+A new family adds its file to the list here; the loader and the saver need nothing else.
 """
 
 import dataclasses
@@ -21,11 +20,13 @@ from tsi.models.families.text_half import WHOLE
 from tsi.models.heads import OutcomeScorer, ProcessScorer, SequenceScorer, ValueScorer
 from tsi.models.rotary import LongRopeScaling, Rope
 
+Head = type[LanguageModel] | type[RewardModel]
+
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
     for module in (llama, mistral, qwen2, qwen3, gemma3, phi3)
 }
-HEADS: dict[str, type[LanguageModel] | type[RewardModel]] = {
+HEADS: dict[str, Head] = {
     "ForCausalLM": LanguageModel,
     "ForTokenClassification": RewardModel,
     "ForSequenceClassification": SequenceScorer,
@@ -33,21 +34,32 @@ HEADS: dict[str, type[LanguageModel] | type[RewardModel]] = {
     "ForRewardModel": OutcomeScorer,
     "ForPrmModel": ValueScorer,
 }
-# What the released code says of its heads, whatever config.json says.
-LABELS: dict[Any, int] = {ProcessScorer: 2, OutcomeScorer: 1, ValueScorer: 1}
-ARCHITECTURES: dict[str, tuple[Family, type[LanguageModel] | type[RewardModel]]] = {
+# Heads whose released code fixes the number of labels, whatever config.json has.
+NUM_LABELS: dict[Any, int] = {ProcessScorer: 2, OutcomeScorer: 1, ValueScorer: 1}
+# Tensors of the heads of reward models, alike in all families; lm_head is a family's.
+HEAD_TENSORS: dict[str, str] = {
+    "score.weight": "score.kernel",
+    "score.bias": "bias",
+    "score.0.weight": "inner.kernel",
+    "score.0.bias": "inner.bias",
+    "score.2.weight": "outer.kernel",
+    "score.2.bias": "outer.bias",
+    "v_head.summary.weight": "value.summary.kernel",
+    "v_head.summary.bias": "value.summary.bias",
+}
+ARCHITECTURES: dict[str, tuple[Family, Head]] = {
     family.prefix + suffix: (family, head)
     for family in FAMILIES.values()
     for suffix, head in HEADS.items()
 }
 
-# transformers' text models of a family whose other models see pictures; of the latter,
-# :mod:`tsi.models.families.text_half` makes the former.
+# Where a family has multimodal models too, transformers names a text model otherwise;
+# :mod:`tsi.models.families.text_half` makes text models of multimodal ones.
 TEXT_ONLY = {"Gemma3ForSequenceClassification": "Gemma3TextForSequenceClassification"}
 ARCHITECTURES |= {text: ARCHITECTURES[name] for name, text in TEXT_ONLY.items()}
 
-# Rotary tables that old releases stored; they follow from the configuration.
-DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# Old releases stored these; they follow from the configuration.
+ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 SIZES = (
     "vocab_size",
@@ -58,20 +70,18 @@ SIZES = (
     "max_position_embeddings",
 )
 OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")
-LARGEST = float(np.finfo(np.float32).max)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def architecture_of(
-    path: Path, fields: dict[str, Any]
-) -> tuple[type[LanguageModel] | type[RewardModel], DecoderConfig]:
-    """The module class and the validated configuration that a checkpoint asks for.
+def architecture_of(path: Path, fields: dict[str, Any]) -> tuple[Head, DecoderConfig]:
+    """The module class and the validated configuration of a checkpoint.
 
     Args:
         path: the checkpoint, for messages.
-        fields: of its config.json, or what a GGUF's metadata says in those terms.
+        fields: of its config.json, or the same fields from a GGUF's metadata.
 
     Raises:
-        CheckpointError: an architecture, a feature or a size that no port here has.
+        CheckpointError: an architecture, a feature or a size is not supported.
     """
     names = fields.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
@@ -82,10 +92,11 @@ def architecture_of(
         )
     if fields.get("quantization_config") is not None:
         raise CheckpointError(
-            f"{path} is quantised (quantization_config in config.json), which is read "
-            "from GGUF only; choose the unquantised checkpoint or a GGUF of it."
+            f"{path} is quantised (quantization_config in config.json); quantised "
+            "weights are read from GGUF only. Choose the unquantised checkpoint or a "
+            "GGUF of it."
         )
-    # Null is no size, except where it stands for what follows from the others.
+    # Null is an error for a required size, and means the default for an optional one.
     sizes = {
         size: fields[size]
         for size in (*SIZES, *OPTIONAL_SIZES)
@@ -98,7 +109,7 @@ def architecture_of(
     ]
     eos = fields.get("eos_token_id")
     ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    # Token ids are 32-bit numbers wherever they are drawn and compared.
+    # Token ids are int32 everywhere.
     if not all(type(id) is int and 0 <= id < 2**31 for id in ends):
         problems.append(f"eos_token_id is {eos!r}, not one token id or a list of them")
     if not problems:
@@ -113,10 +124,10 @@ def architecture_of(
     return head, config
 
 
-def used_by(head: type, tensors: Tensors) -> Tensors:
-    """The tensors without a vocabulary head that is stored beside a head that scores.
+def drop_unused_head(head: type, tensors: Tensors) -> Tensors:
+    """The tensors of a model, without the vocabulary head where it is a reward model.
 
-    Skywork's checkpoints keep the one of the model that they were trained from.
+    Skywork's reward models store the head of the language model they were trained from.
     """
     if head is LanguageModel:
         return tensors
@@ -126,9 +137,9 @@ def used_by(head: type, tensors: Tensors) -> Tensors:
 def _num_labels(head: Any, fields: dict[str, Any]) -> int:
     if head is LanguageModel:
         return DecoderConfig.num_labels
-    if head in LABELS:
-        return LABELS[head]
-    # transformers leaves its default of two labels out of config.json.
+    if head in NUM_LABELS:
+        return NUM_LABELS[head]
+    # transformers does not write its default of two labels to config.json.
     names, stated = fields.get("id2label"), fields.get("num_labels")
     count = len(names) if isinstance(names, dict) else 2
     return count if stated is None else stated
@@ -157,24 +168,24 @@ def _contradictions(config: DecoderConfig) -> list[str]:
         problems.append(f"the head width {config.head_width} is not even")
     ropes = [config.rope, *([config.local.rope] if config.local else [])]
     scalars = [config.norm_epsilon, *itertools.chain(*map(_numbers, ropes))]
-    factors = (config.query_scale, config.attention_softcap, config.logit_softcap)
-    scalars += [factor for factor in factors if factor is not None]
+    optional = (config.query_scale, config.attention_softcap, config.logit_softcap)
+    scalars += [scalar for scalar in optional if scalar is not None]
     if not all(_is_positive(value) for value in scalars):
         problems.append(f"one of {scalars} is not a positive number")
     for rope in ropes:
-        sound = 0 < rope.fraction <= 1
-        pairs = int(config.head_width * rope.fraction) if sound else 0
-        if pairs < 2 or pairs % 2:
+        in_range = 0 < rope.fraction <= 1
+        width = int(config.head_width * rope.fraction) if in_range else 0
+        if width < 2 or width % 2:
             problems.append(
-                f"rotary embeddings turn {pairs} of {config.head_width} entries of a "
-                "head, not an even number of them"
+                f"{width} of the {config.head_width} entries of a head are rotated, "
+                "not a positive even number of them"
             )
         if isinstance(rope.scaling, LongRopeScaling):
-            halves = {"short": rope.scaling.short, "long": rope.scaling.long}
+            factors = {"short": rope.scaling.short, "long": rope.scaling.long}
             problems += [
-                f"LongRoPE has {len(half)} {name} factors for {pairs // 2} pairs"
-                for name, half in halves.items()
-                if len(half) != pairs // 2
+                f"LongRoPE has {len(values)} {name} factors for {width // 2} pairs"
+                for name, values in factors.items()
+                if len(values) != width // 2
             ]
     window = config.local.window if config.local else 1
     if type(window) is not int or not 0 < window < 2**31:
@@ -185,8 +196,8 @@ def _contradictions(config: DecoderConfig) -> list[str]:
 
 
 def _is_positive(value: Any) -> bool:
-    # A whole number in JSON may be beyond what any floating-point number can be.
-    return type(value) in (int, float) and 0 < value <= LARGEST
+    # A whole number in JSON may be too large for any floating-point type.
+    return type(value) in (int, float) and 0 < value <= FLOAT32_MAX
 
 
 def _numbers(rope: Rope) -> list[int | float]:

@@ -1,9 +1,29 @@
-"""The text model of Gemma 3: windows in five layers of six, norms on both sides.
+"""The text model of Gemma 3: windows in five layers of six, norms around each branch.
 
-Scales are stored as their difference from one, embeddings are multiplied by the root of
-the width, queries and keys are normalised, and layers with a window have a rotary base
-of their own. Scores and logits are capped where the configuration asks for it; released
-configurations do not, and transformers 5 reads the cap of scores and does not apply it.
+=================  =================================================================
+norms              RMSNorm before and after the attention and the feed-forward layer,
+                   and after the last block; checkpoints store scale - 1
+query, key norm    RMSNorm over each head, before the rotary embedding
+attention          grouped queries; scores are multiplied by
+                   ``query_pre_attn_scalar`` ^ -1/2, not head_dim ^ -1/2; biases on
+                   queries, keys, values and output where ``attention_bias`` is true,
+                   as in no released model
+rotary embedding   the whole head. Layers that attend to everything: base
+                   ``rope_theta`` (1e6), scaled (linear from 4B up). Layers with a
+                   window: base ``rope_local_base_freq`` (1e4), not scaled.
+                   transformers 5 writes the two under ``rope_parameters``, as
+                   full_attention and sliding_attention
+sliding window     ``sliding_window`` positions in the layers that ``layer_types``
+                   names or, without it, in all but every sixth
+                   (``sliding_window_pattern``)
+feed-forward       down(gelu_tanh(gate(x)) * up(x)), without biases; the activation
+                   is ``hidden_activation``
+embedding          multiplied by the square root of the width
+vocabulary head    the embedding (``tie_word_embeddings`` is true by default)
+soft caps          c tanh(x / c) on attention scores (``attn_logit_softcapping``) and
+                   on logits (``final_logit_softcapping``); none in released models.
+                   transformers 5 reads the cap of scores and does not apply it
+=================  =================================================================
 
 Reference: Gemma Team 2025, arXiv 2503.19786.
 """
@@ -14,23 +34,33 @@ from typing import Any
 from tsi.errors import CheckpointError
 from tsi.models.decoder_config import DecoderConfig, Local
 from tsi.models.families.config_fields import (
-    biases,
-    biases_to_hf,
-    common,
-    common_to_hf,
-    positive,
-    refuse,
-    rope_of,
-    rope_to_hf,
-    table,
+    read_activation,
+    read_eos_ids,
+    read_max_length,
+    read_norm_epsilon,
+    read_sizes,
+    write_attention_bias,
+    write_fields,
 )
-from tsi.models.families.family import BLOCK, NAMES, Family
-from tsi.models.families.windows import layer_types, layers_from_types
+from tsi.models.families.family import Family
+from tsi.models.families.features import refuse_features
+from tsi.models.families.rope_fields import read_rope, write_rope
+from tsi.models.families.values import read_flag, read_number, read_table
+from tsi.models.families.windows import read_layer_types, write_layer_types
 from tsi.models.rotary import Rope
 
 NAME = "Gemma3"
-THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
-KINDS = ("linear", "llama3", "yarn", "dynamic")
+FEATURES = (
+    "attention_bias",
+    "sliding_window",
+    "layer_types",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+"""Fields that are read here and that other families refuse."""
+ROPE_SCALINGS = ("llama3", "linear", "dynamic", "yarn")
+THETA, WINDOW_THETA = 1_000_000.0, 10_000.0
 DEFAULTS: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -45,87 +75,109 @@ DEFAULTS: dict[str, Any] = {
     "query_pre_attn_scalar": 256,
     "eos_token_id": 1,
 }
-"""Released configurations leave out what equals these."""
-DOES = (
-    "attention_bias",
-    "sliding_window",
-    "layer_types",
-    "query_pre_attn_scalar",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-)
-GEMMA_NAMES = NAMES | {
-    BLOCK + "post_attention_layernorm.weight": "trunk.blocks.attention_post_norm.scale",
-    BLOCK + "pre_feedforward_layernorm.weight": "trunk.blocks.feed_forward_norm.scale",
-    BLOCK
-    + "post_feedforward_layernorm.weight": "trunk.blocks.feed_forward_post_norm.scale",
+"""Fields that config.json may leave out, as released ones do."""
+
+TENSORS = {
+    "model.embed_tokens.weight": "trunk.embedding",
+    "model.norm.weight": "trunk.norm.scale",
+    "lm_head.weight": "head.kernel",
+}
+LAYER_TENSORS = {
+    "input_layernorm.weight": "attention_norm.scale",
+    "self_attn.q_proj.weight": "attention.query.kernel",
+    "self_attn.q_proj.bias": "attention.query.bias",
+    "self_attn.q_norm.weight": "attention.query_norm.scale",
+    "self_attn.k_proj.weight": "attention.key.kernel",
+    "self_attn.k_proj.bias": "attention.key.bias",
+    "self_attn.k_norm.weight": "attention.key_norm.scale",
+    "self_attn.v_proj.weight": "attention.value.kernel",
+    "self_attn.v_proj.bias": "attention.value.bias",
+    "self_attn.o_proj.weight": "attention.out.kernel",
+    "self_attn.o_proj.bias": "attention.out.bias",
+    "post_attention_layernorm.weight": "attention_post_norm.scale",
+    "pre_feedforward_layernorm.weight": "feed_forward_norm.scale",
+    "mlp.gate_proj.weight": "feed_forward.gate.kernel",
+    "mlp.up_proj.weight": "feed_forward.up.kernel",
+    "mlp.down_proj.weight": "feed_forward.down.kernel",
+    "post_feedforward_layernorm.weight": "feed_forward_post_norm.scale",
 }
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
-    """Read the fields of a text model's ``config.json``.
+    """The configuration that the fields of a text model's ``config.json`` describe.
 
     Raises:
-        CheckpointError: one asks for a feature that the port does not have.
+        CheckpointError: a field asks for a feature that this port does not support.
     """
-    refuse(fields, NAME, DOES)
+    refuse_features(fields, NAME, FEATURES)
     fields = DEFAULTS | dict(fields)
-    everywhere, local_rope = _ropes(fields)
-    shape = common(fields, "gemma3", everywhere)
-    kinds = fields.get("layer_types")
-    if kinds is None:
-        period = fields["sliding_window_pattern"]
-        if type(period) is not int or period < 1:
-            raise CheckpointError(
-                f"config.json has sliding_window_pattern={period!r}, which is not "
-                "a number of layers. Correct it, or choose another checkpoint."
-            )
-        layers = tuple((i + 1) % period != 0 for i in range(shape["num_layers"]))
-    else:
-        layers = layers_from_types(kinds, NAME, shape["num_layers"])
-    local = Local(fields["sliding_window"], layers, local_rope)
+    rope, window_rope = _read_ropes(fields)
+    windows = Local(fields["sliding_window"], _read_layers(fields), window_rope)
+    bias = read_flag(fields, "attention_bias")
     return DecoderConfig(
-        **shape,
-        **biases(fields),
-        query_key_norm=True,
-        post_norms=True,
+        **read_sizes(fields),
+        family="gemma3",
+        max_length=read_max_length(fields, rope),
+        eos_ids=read_eos_ids(fields),
+        norm_epsilon=read_norm_epsilon(fields),
         norm_offset=1.0,
-        embedding_scale=shape["width"] ** 0.5,
-        query_scale=positive(fields, "query_pre_attn_scalar", None) ** -0.5,
-        attention_softcap=_cap(fields, "attn_logit_softcapping"),
-        logit_softcap=_cap(fields, "final_logit_softcapping"),
-        local=local if any(layers) else None,
+        post_norms=True,
+        query_key_norm=True,
+        query_scale=read_number(fields, "query_pre_attn_scalar", None) ** -0.5,
+        attention_softcap=_read_cap(fields, "attn_logit_softcapping"),
+        attention_bias=bias,
+        output_bias=bias,
+        rope=rope,
+        local=windows if any(windows.layers) else None,
+        activation=read_activation(fields, "hidden_activation"),
+        embedding_scale=fields["hidden_size"] ** 0.5,
+        tied=read_flag(fields, "tie_word_embeddings"),
+        logit_softcap=_read_cap(fields, "final_logit_softcapping"),
     )
 
 
-def _cap(fields: Mapping[str, Any], name: str) -> float | None:
-    return None if fields.get(name) is None else positive(fields, name, None)
+def _read_layers(fields: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Which layers attend to a window."""
+    num_layers, kinds = fields["num_hidden_layers"], fields.get("layer_types")
+    if kinds is not None:
+        return read_layer_types(kinds, NAME, num_layers)
+    period = fields["sliding_window_pattern"]
+    if type(period) is not int or period < 1:
+        raise CheckpointError(
+            f"config.json has sliding_window_pattern={period!r}, which is not "
+            "a number of layers. Correct it, or choose another checkpoint."
+        )
+    return tuple((layer + 1) % period != 0 for layer in range(num_layers))
 
 
-def _ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
-    """Of layers that see everything, and of those with a window.
+def _read_cap(fields: Mapping[str, Any], name: str) -> float | None:
+    return None if fields.get(name) is None else read_number(fields, name, None)
+
+
+def _read_ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
+    """The rotary embedding of layers without a window, and that of layers with one.
 
     Raises:
-        CheckpointError: another kind of scaling, or YaRN without its rounding.
+        CheckpointError: a scaling that is not supported, or YaRN with truncate=false.
     """
-    both = table(fields, "rope_parameters")
-    if "full_attention" in both or "sliding_attention" in both:
-        everywhere = table(both, "full_attention")
-        local = table(both, "sliding_attention")
+    table = read_table(fields, "rope_parameters")
+    if "full_attention" in table or "sliding_attention" in table:
+        full = read_table(table, "full_attention")
+        window = read_table(table, "sliding_attention")
     else:
-        everywhere = both or table(fields, "rope_scaling")
-        local = {"rope_theta": fields.get("rope_local_base_freq", LOCAL_THETA)}
-    if not all(rope.get("truncate", True) for rope in (everywhere, local)):
-        # transformers reads it beside the kinds of layers and not among theirs.
+        full = table or read_table(fields, "rope_scaling")
+        window = {"rope_theta": fields.get("rope_local_base_freq", WINDOW_THETA)}
+    if not all(parameters.get("truncate", True) for parameters in (full, window)):
+        # transformers looks for it in rope_parameters, beside these two tables.
         raise CheckpointError(
-            "config.json asks for truncate=false in YaRN's parameters of a kind of "
-            f"layers, which transformers passes over and the {NAME} port does not do; "
-            "leave it out, or choose another checkpoint."
+            "config.json has truncate=false among YaRN's parameters of one kind of "
+            f"layers, which transformers ignores and the {NAME} port does not support. "
+            "Remove it, or choose another checkpoint."
         )
     length = {"max_position_embeddings": fields["max_position_embeddings"]}
     return (
-        rope_of(fields, NAME, KINDS, THETA, everywhere),
-        rope_of(length, NAME, KINDS, LOCAL_THETA, local),
+        read_rope(fields, NAME, ROPE_SCALINGS, theta=THETA, parameters=full),
+        read_rope(length, NAME, ROPE_SCALINGS, theta=WINDOW_THETA, parameters=window),
     )
 
 
@@ -133,23 +185,24 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The fields of a text model's ``config.json``, which transformers reads too.
 
     Raises:
-        CheckpointError: a bias in a part of the attention only.
+        CheckpointError: a bias on some of the attention's projections only.
     """
-    fields = common_to_hf(config, "gemma3_text") | biases_to_hf(config)
-    local = config.local
+    fields = write_fields(config, "gemma3_text") | write_attention_bias(config)
+    windows = config.local
+    window_rope = windows.rope if windows is not None else Rope(WINDOW_THETA)
     scale = config.query_scale or config.head_width**-0.5
     return fields | {
         "hidden_activation": config.activation,
         "query_pre_attn_scalar": round(scale**-2),
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logit_softcap,
-        "sliding_window": local.window if local is not None else 4096,
-        "layer_types": layer_types(config),
+        "sliding_window": windows.window if windows is not None else 4096,
+        "layer_types": write_layer_types(config),
         "rope_parameters": {
-            "full_attention": rope_to_hf(config.rope),
-            "sliding_attention": rope_to_hf(local.rope if local else Rope(LOCAL_THETA)),
+            "full_attention": write_rope(config.rope),
+            "sliding_attention": write_rope(window_rope),
         },
     }
 
 
-FAMILY = Family("gemma3", NAME, config_from_hf, config_to_hf, GEMMA_NAMES)
+FAMILY = Family("gemma3", NAME, config_from_hf, config_to_hf, TENSORS, LAYER_TENSORS)

@@ -26,12 +26,13 @@ from tsi.errors import CheckpointError, ConfigurationError
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.families.architectures import (
-    DERIVED,
     FAMILIES,
+    HEAD_TENSORS,
     HEADS,
+    ROTARY_TABLE,
     TEXT_ONLY,
     architecture_of,
-    used_by,
+    drop_unused_head,
 )
 from tsi.models.families.text_half import text_fields, text_tensors
 from tsi.models.files import replaced, write_text
@@ -124,7 +125,7 @@ def load(
         ".".join(map(str, keys)): leaf.get_value().shape
         for keys, leaf in leaves.items()
     }
-    named = FAMILIES[config.family].unfuse(config, used_by(make, tensors))
+    named = FAMILIES[config.family].unfuse(config, drop_unused_head(make, tensors))
     tensors, contradictions = _without_redundant(config, named)
     _check(path, config, wanted, tensors, contradictions)
     if shapes_only:
@@ -238,7 +239,8 @@ def _used_at(path: Path, config: DecoderConfig, max_length: int) -> DecoderConfi
 
 def _patterns(config: DecoderConfig) -> dict[str, str]:
     """The name in a checkpoint, with N for the layer, of each path in the module."""
-    return {path: name for name, path in FAMILIES[config.family].names.items()}
+    heads = {path: name for name, path in HEAD_TENSORS.items()}
+    return FAMILIES[config.family].tensor_names | heads
 
 
 def _is_kernel(path: str) -> bool:
@@ -263,7 +265,7 @@ def _without_redundant(
     contradicts the configuration, and the second result says so.
     """
     contradictions = []
-    kept = {n: t for n, t in tensors.items() if not DERIVED.fullmatch(n)}
+    kept = {n: t for n, t in tensors.items() if not ROTARY_TABLE.fullmatch(n)}
     head, embedding = kept.get("lm_head.weight"), kept.get("model.embed_tokens.weight")
     if config.tied and head and embedding and head.shape == embedding.shape:
         if not equal(head, embedding):
