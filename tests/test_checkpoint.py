@@ -24,7 +24,7 @@ from tsi.models.loading.checkpoint import load, save
 from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.rotary import Llama3Scaling, Rope
 from tsi.models.tensors import safetensors
-from tsi.models.tokens.tokenizer import char_tokenizer
+from tsi.models.tokens.char_tokenizer import char_tokenizer
 
 TOKENS = np.arange(14).reshape(2, 7) % 40
 

@@ -5,7 +5,8 @@ from small_checkpoints import TEMPLATE
 from transformers import PreTrainedTokenizerFast
 
 from tsi.errors import ConfigurationError
-from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
+from tsi.models.tokens.char_tokenizer import char_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.models.workers import untrusted
 from tsi.models.workers.process_limits import Limits
 

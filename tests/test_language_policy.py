@@ -35,7 +35,8 @@ from tsi.models.decoder import RewardModel
 from tsi.models.heads import SequenceScorer
 from tsi.models.loading.checkpoint import save
 from tsi.models.loading.load_tokenizer import load_tokenizer
-from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
+from tsi.models.tokens.char_tokenizer import char_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.rewards.reward import SelfJudge
 
 VOCABULARY = 400

@@ -9,9 +9,10 @@ from small_checkpoints import CORPUS, bpe_tokenizer
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
+from tsi.models.tokens.char_tokenizer import char_tokenizer
 from tsi.models.tokens.recall import recalling
 from tsi.models.tokens.split_patterns import GPT4O, LLAMA3, QWEN2
-from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.models.tokens.word_ends import is_word_end
 
 RNG = np.random.default_rng(0)
@@ -96,10 +97,10 @@ def grow(tokenizer, prefixes):
     past, found, count = (), [], 0
     encode = tokenizer.encode_text
 
-    def watch(text, first, *, cut=False):
+    def watch(text, at_start, *, cut=False):
         nonlocal count
         count += len(text)
-        return encode(text, first, cut=cut)
+        return encode(text, at_start, cut=cut)
 
     tokenizer.encode_text = watch
     try:

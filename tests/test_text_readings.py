@@ -28,7 +28,7 @@ from tsi.errors import ConfigurationError, ProblemError
 from tsi.models.decoder import LanguageModel
 from tsi.models.heads import SequenceScorer, ValueScorer
 from tsi.models.prefill import prefill_bytes
-from tsi.models.tokens.tokenizer import char_tokenizer
+from tsi.models.tokens.char_tokenizer import char_tokenizer
 from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
 from tsi.rewards.formats import OutcomeFormat, SkyworkFormat

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 
 from tsi.errors import CheckpointError, ConfigurationError
 from tsi.models.loading.load_tokenizer import load_tokenizer
-from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
+from tsi.models.tokens.char_tokenizer import char_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.experiments.tasks import Task
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.tokens.tokenizer import Tokenizer, char_tokenizer
+from tsi.models.tokens.char_tokenizer import char_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
 
 
 def task_tokenizer(task: Task) -> Tokenizer:

@@ -82,7 +82,11 @@ class ChatTemplate:
         found = {int(match[2]) for match in re.finditer(body, frame)}
         rest = re.sub(body, "", frame)
         if found != set(range(len(contents))) or mark in rest:
-            others = {m["role"]: "" for m in marked if not is_shown(m["content"], rest)}
+            others = {
+                m["role"]: ""
+                for m in marked
+                if not contains_message(rest, m["content"])
+            }
             others.pop("user", None)
             who = " and the ".join([*others, "user"])
             what = (
@@ -147,11 +151,11 @@ class ChatTemplate:
         )
 
 
-def is_shown(content: str, text: str) -> bool:
-    """Whether a rendering has any line of a message in it.
+def contains_message(text: str, content: str) -> bool:
+    """Whether a rendered text contains any line of a message.
 
-    Published templates trim messages, and cut an assistant's thinking out of earlier
-    turns, so not all lines need be there.
+    One line is enough: published templates trim messages, and cut the thinking out of
+    an assistant's earlier turns.
     """
     lines = [line.strip() for line in content.split("\n") if line.strip()]
     return not lines or any(line in text for line in lines)

@@ -22,12 +22,12 @@ class Encoder(Protocol):
     def has_word_ends(self) -> bool:
         """Whether texts may be cut at a word's end."""
 
-    def encode_text(self, text: str, first: bool, *, cut: bool = False) -> list[int]:
+    def encode_text(self, text: str, at_start: bool, *, cut: bool = False) -> list[int]:
         """Ids of a text without control tokens.
 
         Args:
             text: any.
-            first: whether none stands before it.
+            at_start: whether no text stands before it.
             cut: whether it has been cut from what stands before it, at a word's end.
         """
 
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
     """A text that has been encoded, in parts that were cut at words' ends."""
 
     encoder: Encoder
-    first: bool
+    at_start: bool
     parts: tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -54,19 +54,19 @@ class Recall:
         self._past = past
         self.pieces: list[Piece] = []
 
-    def encode(self, encoder: Encoder, text: str, first: bool) -> list[int]:
+    def encode(self, encoder: Encoder, text: str, at_start: bool) -> list[int]:
         """Ids of the next text."""
         number = len(self.pieces)
         old = self._past[number] if number < len(self._past) else None
-        if old is None or old.encoder is not encoder or old.first != first:
-            old = Piece(encoder, first, ())
+        if old is None or old.encoder is not encoder or old.at_start != at_start:
+            old = Piece(encoder, at_start, ())
         piece = _grown(old, text)
         self.pieces.append(piece)
         return [id for _, ids in piece.parts for id in ids]
 
 
 def _grown(old: Piece, text: str) -> Piece:
-    encoder, first, _ = old
+    encoder, at_start, _ = old
     place, kept = 0, []
     for part in old.parts:
         end = place + len(part[0])
@@ -79,10 +79,10 @@ def _grown(old: Piece, text: str) -> Piece:
     end = last_word_end(rest) if encoder.has_word_ends else 0
     for new in (rest[:end], rest[end:]):
         if new or not (kept or text):
-            ids = encoder.encode_text(new, first and not place, cut=place > 0)
+            ids = encoder.encode_text(new, at_start and not place, cut=place > 0)
             kept.append((new, tuple(ids)))
             place += len(new)
-    return Piece(encoder, first, tuple(kept))
+    return Piece(encoder, at_start, tuple(kept))
 
 
 _current: contextvars.ContextVar[Recall | None] = contextvars.ContextVar(

@@ -138,7 +138,7 @@ class MathShepherdFormat:
 
     def _size(self, text: str) -> int:
         """Bytes of a text after the tokenizer's normalisation."""
-        return len(self.tokenizer.normalised(text).encode("utf-8"))
+        return len(self.tokenizer.normalize(text).encode("utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)
