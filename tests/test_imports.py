@@ -136,7 +136,9 @@ def room_of(name: str, folder: str) -> tuple[int, str] | None:
     for place, room in enumerate(ROOMS[folder]):
         if first in room.split():
             return place, first
-    path = ROOT.joinpath(*folder.split(".")[folder != "tsi" and folder != "tsi.engine" :])
+    path = ROOT.joinpath(
+        *folder.split(".")[folder != "tsi" and folder != "tsi.engine" :]
+    )
     is_module = (path / f"{first}.py").is_file()
     # A name that is no module is one of the folder's own.
     return (ROOMS[folder].index("*"), "*") if is_module else None
