@@ -4,12 +4,14 @@ Every constructor returns a `tsi.Sampler`; see `docs/samplers.md` for the table.
 """
 
 from tsi.samplers.ab_mcts import ab_mcts
+from tsi.samplers.annealed_resampling import annealed_resampling
 from tsi.samplers.auxiliary_particle_filter import auxiliary_particle_filter
-from tsi.samplers.beam import beam
+from tsi.samplers.beam_search import beam_search
 from tsi.samplers.best_of_n import best_of_n, weighted_best_of_n
 from tsi.samplers.dvts import dvts
 from tsi.samplers.entropic_particle_filter import entropic_particle_filter
 from tsi.samplers.evidence_bounds import EvidenceBounds, evidence_bounds
+from tsi.samplers.finished_branch_smc import finished_branch_smc
 from tsi.samplers.greedy import greedy
 from tsi.samplers.island_exchange import island_exchange
 from tsi.samplers.lookahead_search import lookahead_search
@@ -53,11 +55,9 @@ from tsi.samplers.rebase import rebase
 from tsi.samplers.self_consistency import self_consistency
 from tsi.samplers.smc import SMCInfo, SMCState, smc
 from tsi.samplers.smc_steering import expansion, smc_steering
-from tsi.samplers.step_beam import step_beam
+from tsi.samplers.step_beam_search import step_beam_search
 from tsi.samplers.suffix_metropolis import suffix_metropolis
-from tsi.samplers.tempered import tempered_smc
 from tsi.samplers.twisted_smc import twisted_smc
-from tsi.samplers.waste_free import waste_free_smc
 
 __all__ = [
     "EvidenceBounds",
@@ -67,9 +67,10 @@ __all__ = [
     "SMCInfo",
     "SMCState",
     "ab_mcts",
+    "annealed_resampling",
     "at_mean_weight",
     "auxiliary_particle_filter",
-    "beam",
+    "beam_search",
     "best_of_n",
     "by_priority",
     "dvts",
@@ -78,6 +79,7 @@ __all__ = [
     "every_step",
     "evidence_bounds",
     "expansion",
+    "finished_branch_smc",
     "greedy",
     "island_argmax",
     "island_exchange",
@@ -103,17 +105,15 @@ __all__ = [
     "smc",
     "smc_steering",
     "ssp",
-    "step_beam",
+    "step_beam_search",
     "stratified",
     "suffix_metropolis",
     "systematic",
     "telescoping",
-    "tempered_smc",
     "terminal",
     "top_k_replicate",
     "twisted_smc",
     "uct",
     "uniform",
-    "waste_free_smc",
     "weighted_best_of_n",
 ]

@@ -2,15 +2,15 @@
 
 One round: keep the best N / width prefixes, extend each `width` ways, extend every new
 prefix k steps further on scrap paper, and let the reward at the end of that, or where
-it finished, be the rank of the prefix. With k = 0 it is `beam(width)`, particle for
-particle; with k >= T every prefix is judged by a whole rollout, as in Monte Carlo tree
-search with random rollouts and no memory. Like beam search it is a search without a
-target: a particle system with a deterministic allocation, by a noisy rank.
+it finished, be the rank of the prefix. With k = 0 it is `beam_search(width)`, particle
+for particle; with k >= T every prefix is judged by a whole rollout, as in Monte Carlo
+tree search with random rollouts and no memory. Like beam search it is a search without
+a target: a particle system with a deterministic allocation, by a noisy rank.
 
 References:
     [1] Snell et al. 2024, arXiv 2408.03314, Section 5.2. Differs: the paper rolls out
         at temperature zero, here the policy does at its own temperature; and finished
-        beams keep their place, as in `beam`.
+        beams keep their place, as in `beam_search`.
 """
 
 from typing import NamedTuple

@@ -21,7 +21,7 @@ TOP = samplers.top_k_replicate(2)
     ("make", "claims"),
     [
         (lambda: samplers.auxiliary_particle_filter(resampling=TOP), False),
-        (lambda: samplers.waste_free_smc(resampling=TOP), False),
+        (lambda: samplers.finished_branch_smc(resampling=TOP), False),
         (lambda: samplers.island_exchange(2, resampling=TOP), False),
         # Islands are drawn by the scheme even where their particles never are.
         (
@@ -37,7 +37,7 @@ TOP = samplers.top_k_replicate(2)
             True,
         ),
         (samplers.auxiliary_particle_filter, True),
-        (samplers.waste_free_smc, True),
+        (samplers.finished_branch_smc, True),
         (samplers.island_exchange, True),
     ],
 )

@@ -134,7 +134,7 @@ def test_each_typical_mistake_is_caught_in_a_particle_filter(mistake):
 
 
 def test_what_cannot_be_got_wrong_is_said_with_its_reason():
-    assert judged("beam", "reused key").reason == "draws nothing"
+    assert judged("beam_search", "reused key").reason == "draws nothing"
     assert judged("greedy", "wrong ancestor").reason == "one particle"
     assert judged("mcts", "late reward").reason == "no target"
     assert judged("quest", "weights not reset").reason == "no weights to reset"

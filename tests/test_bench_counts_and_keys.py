@@ -24,7 +24,13 @@ KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
-    "make", [samplers.smc, samplers.beam, samplers.best_of_n, samplers.waste_free_smc]
+    "make",
+    [
+        samplers.smc,
+        samplers.beam_search,
+        samplers.best_of_n,
+        samplers.finished_branch_smc,
+    ],
 )
 def test_known_numbers_of_invalid_potentials_must_be_counted(make):
     assert counts_check(make(), 8, KEY).passed
@@ -101,7 +107,7 @@ def test_counts_are_not_asked_for_where_there_are_none():
     assert counts_check(samplers.self_consistency(), 8, KEY).passed is None
 
 
-@pytest.mark.parametrize("make", [samplers.smc, samplers.waste_free_smc])
+@pytest.mark.parametrize("make", [samplers.smc, samplers.finished_branch_smc])
 def test_keys_that_are_equal_by_value_are_found(make):
     assert equal_keys(make(), 8, KEY) == ""
     said = equal_keys(quiet_mistakes.equal_keys(make()), 8, KEY)

@@ -183,7 +183,7 @@ def test_a_sampler_that_knows_a_scale_breaks_the_law_of_shifts(make, said):
     assert said in check.detail
 
 
-@pytest.mark.parametrize("make", [samplers.best_of_n, samplers.beam])
+@pytest.mark.parametrize("make", [samplers.best_of_n, samplers.beam_search])
 def test_where_the_law_is_void_it_says_why(make):
     [check] = shift_checks(few_runs(make()), KEY)
     assert check.passed is None

@@ -152,7 +152,7 @@ def each_run(make_sampler, size):
 
 @pytest.mark.parametrize(("size", "width"), [(8, 4), (12, 2), (3, 4)])
 def test_beam_search_is_the_textbook(size, width):
-    for particles, run in each_run(lambda: samplers.beam(width), size):
+    for particles, run in each_run(lambda: samplers.beam_search(width), size):
         textbook_beam(particles, min(width, size))
         assert_same_particles(particles, run)
 
@@ -205,7 +205,7 @@ def test_the_particle_filter_is_the_bootstrap_filter():
 
 def test_dvts_is_beam_search_on_islands():
     target, key = TARGETS[1], jax.random.key(3)
-    islands = tsi.run(samplers.beam(4, num_islands=3), target, key, 12)
+    islands = tsi.run(samplers.beam_search(4, num_islands=3), target, key, 12)
     trees = tsi.run(samplers.dvts(4), target, key, 12)
     np.testing.assert_array_equal(islands.infos.ancestors, trees.infos.ancestors)
 

@@ -156,7 +156,7 @@ def test_a_process_that_dies_is_missed_when_the_others_have_done_their_share(
 def test_processes_that_disagree_are_refused_before_work(several, tmp_path):
     settings = [{"task": "fake", "temperature": t} for t in (1.0, 0.5)]
     started = several.fakes(
-        tmp_path, 2, settings=settings, methods=[["smc"], ["smc", "beam"]]
+        tmp_path, 2, settings=settings, methods=[["smc"], ["smc", "beam_search"]]
     )
     codes, told = ended(started)
     assert codes == [2, 2], told

@@ -143,7 +143,7 @@ def test_a_run_without_evidence_knows_no_errors():
     state = SimpleNamespace(log_weights=log_weights, log_evidence=-np.inf)
     steps = [[str(k), "end"] for k in range(30)]
     answers = ["7"] * 20 + ["8"] * 10
-    explorer = samplers.waste_free_smc()
+    explorer = samplers.finished_branch_smc()
     lost = diagnose_store(explorer, answers, state, steps)
     assert np.isnan(lost["pareto_k"])
     assert all(np.isnan(error) for error in lost["answer_errors"].values())
@@ -161,7 +161,7 @@ def test_a_run_without_evidence_knows_no_errors():
     "explorer",
     [
         samplers.mcts(),
-        samplers.step_beam(),
+        samplers.step_beam_search(),
         samplers.quest(0.5),
         samplers.particle_gibbs(),
         samplers.particle_gibbs(backward_sampling=True),

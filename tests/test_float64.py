@@ -75,8 +75,8 @@ def steady() -> TabularTarget:
 QUICK = (
     "smc",
     "particle_filter",
-    "tempered_smc",
-    "waste_free_smc",
+    "annealed_resampling",
+    "finished_branch_smc",
     "particle_gibbs",
     "pimh",
     "suffix_metropolis",

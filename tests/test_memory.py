@@ -175,7 +175,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
 
 @pytest.mark.parametrize("number", [10**8, 10**9, 2**40])
 @pytest.mark.parametrize(
-    "sampler", [samplers.particle_filter(), samplers.beam(), samplers.mcts()]
+    "sampler", [samplers.particle_filter(), samplers.beam_search(), samplers.mcts()]
 )
 def test_particles_that_cannot_fit_are_refused_before_work(
     monkeypatch, sampler, number

@@ -194,7 +194,7 @@ def test_discrete_and_continuous_parameters_have_the_enumerated_posterior():
     [
         SMC,
         pytest.param(
-            samplers.waste_free_smc(potential=product()),
+            samplers.finished_branch_smc(potential=product()),
             id="explorer",
             marks=pytest.mark.slow,
         ),
@@ -264,7 +264,7 @@ def test_it_starts_where_init_params_says_and_elsewhere_from_the_prior():
 
 def test_what_has_no_evidence_of_its_own_is_refused():
     for sampler, sentence in (
-        (samplers.beam(2), "targets nothing"),
+        (samplers.beam_search(2), "targets nothing"),
         (samplers.pimh(endless=True), "never ends"),
         (samplers.parallel_tempering(), "several temperatures"),
         (samplers.smc, "needs a sampler"),

@@ -395,7 +395,7 @@ def test_every_sampler_with_an_evidence_works_in_pmmh_at_its_default():
     # is one particle.
     assert worked == names - targetless - {"parallel_tempering", "greedy"}
     assert {"smc", "particle_filter", "pimh", "particle_gibbs"} < worked
-    assert {"beam", "dvts", "mcts"} < targetless
+    assert {"beam_search", "dvts", "mcts"} < targetless
 
 
 def test_a_sampler_in_the_place_of_a_chain_is_told_of_pmmh():

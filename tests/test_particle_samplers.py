@@ -1,4 +1,4 @@
-"""Tempered SMC, islands with exchange, steering, pruning: exact, and each its own."""
+"""Annealed resampling, island exchange, steering, pruning: exact, and each its own."""
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,20 @@ from tsi.bench.conformance import check_sampler, target_checks
 from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.samplers.island_exchange import exchange
+from tsi.samplers.parts.annealing import anneal, largest_exponent
 from tsi.samplers.parts.optimal_resampling import (
     inclusion_probabilities,
     optimal_resampling,
 )
 from tsi.samplers.parts.reproduction import Group
 from tsi.samplers.pruning import russian_roulette
-from tsi.samplers.tempered import largest_exponent, tempered_weights
 from tsi.targets.examples import EXAMPLES, peaked, smooth, unequal_lengths
 from tsi.weights import ess, log_mean_exp
 
 KEY = jax.random.key(0)
 
 EXACT = {
-    "tempered": samplers.tempered_smc,
+    "annealed": samplers.annealed_resampling,
     "exchange": lambda: samplers.island_exchange(4, exchange_below=0.9),
     "steering": samplers.smc_steering,
     "pruning": lambda: samplers.pruning(0.7),
@@ -42,7 +42,7 @@ def test_they_keep_every_promise(name):
 PRODUCT = samplers.product()
 
 VARIANTS = {
-    "tempered, given": lambda: samplers.tempered_smc((0.3, 0.8), num_islands=2),
+    "annealed, given": lambda: samplers.annealed_resampling((0.3, 0.8), num_islands=2),
     "exchange, product": lambda: samplers.island_exchange(
         2, exchange_below=1.0, potential=PRODUCT, resampling=samplers.multinomial
     ),
@@ -56,7 +56,7 @@ VARIANTS = {
 
 
 # The ladder of temperatures that is chosen on the way, and each other in islands.
-QUICK = ("tempered", "exchange, product", "steering, islands", "pruning, islands")
+QUICK = ("annealed", "exchange, product", "steering, islands", "pruning, islands")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_bisection_hits_the_effective_sample_size_that_it_aims_at():
     for fraction in (0.3, 0.5, 0.9):
         exponent = largest_exponent(log_scores, log_scores, fraction)
         assert 0.0 < float(exponent) < 1.0
-        size = ess(tempered_weights(log_scores, log_scores, exponent))
+        size = ess(anneal(log_scores, log_scores, exponent))
         np.testing.assert_allclose(size, 64 * fraction, rtol=1e-3)
 
 
@@ -107,7 +107,7 @@ def test_dead_particles_stay_dead_at_any_exponent():
     log_w = jnp.array([0.0, -jnp.inf, 1.0])
     scores = jnp.array([2.0, -jnp.inf, -3.0])
     np.testing.assert_allclose(
-        tempered_weights(log_w, scores, 0.25), [-1.5, -np.inf, 3.25], rtol=1e-6
+        anneal(log_w, scores, 0.25), [-1.5, -np.inf, 3.25], rtol=1e-6
     )
 
 
@@ -115,7 +115,7 @@ def test_dead_particles_stay_dead_at_any_exponent():
     "schedule", [(0.25, 0.5), lambda t: 0.25 * t], ids=["given", "function"]
 )
 def test_offspring_carry_the_power_that_annealing_left_out(schedule):
-    sampler = samplers.tempered_smc(schedule)
+    sampler = samplers.annealed_resampling(schedule)
     told = np.array([0.5, -0.5, 2.0, 1.0])
     state = tell_first(sampler, told)
     for t, power in ((1, 0.25), (2, 0.5)):
@@ -128,7 +128,7 @@ def test_offspring_carry_the_power_that_annealing_left_out(schedule):
 
 
 def test_the_last_exponent_of_a_schedule_holds_from_there_on():
-    sampler = samplers.tempered_smc([0.0, 1.0])
+    sampler = samplers.annealed_resampling([0.0, 1.0])
     state = tell_first(sampler, [0.5, -0.5, 2.0, 1.0])
     asked, _ = sampler.ask(KEY, state._replace(t=jnp.int32(7)))
     np.testing.assert_allclose(asked.log_weights, 0.0, atol=1e-6)
@@ -347,9 +347,9 @@ def test_a_threshold_of_zero_prunes_nothing():
 @pytest.mark.parametrize(
     ("attempt", "complaint"),
     [
-        (lambda: samplers.tempered_smc([0.5, 1.5]), r"exponents in \[0, 1\]"),
-        (lambda: samplers.tempered_smc([]), "one or more exponents"),
-        (lambda: samplers.tempered_smc(ess_fraction=2.0), "in effect"),
+        (lambda: samplers.annealed_resampling([0.5, 1.5]), r"exponents in \[0, 1\]"),
+        (lambda: samplers.annealed_resampling([]), "one or more exponents"),
+        (lambda: samplers.annealed_resampling(ess_fraction=2.0), "in effect"),
         (lambda: samplers.island_exchange(4, exchange_below=-0.1), r"in \[0, 1\]"),
         (lambda: samplers.island_exchange(4).init(KEY, 6), "4 islands of equal size"),
         (lambda: samplers.smc_steering(4).init(KEY, 6), "width must divide"),
@@ -374,7 +374,7 @@ def test_weights_that_mean_nothing_on_the_way_are_refused(make):
 
 def test_an_unknown_tempering_schedule_lists_the_known_one():
     with pytest.raises(UnknownNameError, match="Known: ess"):
-        samplers.tempered_smc("linear")
+        samplers.annealed_resampling("linear")
 
 
 def test_killed_particles_take_no_further_step():

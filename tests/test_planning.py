@@ -164,7 +164,7 @@ def test_costs_by_hand(still):
 
 def test_a_dry_run_says_what_is_refused_and_at_which_speed(still, tmp_path):
     world = embedded_world("chain", 5, shapes_only=True)
-    plan = checked_plan(["beam", "smc"], [6, 8, 10**8], 2)
+    plan = checked_plan(["beam_search", "smc"], [6, 8, 10**8], 2)
     runs = runs_of(plan, world, tmp_path / "rows.jsonl")
     assert sum(run.problems for run in runs) == 2 * 2 * 3 * 5
     text, refused = forecast(world, runs, 1e9)
@@ -203,7 +203,7 @@ def test_a_dry_run_writes_and_computes_nothing(command, still, tmp_path, capsys)
 
 
 def test_rows_that_are_there_are_not_counted_again(tmp_path, capsys):
-    arguments = ["scale", "--methods", "greedy", "beam", "--num-problems", "2"]
+    arguments = ["scale", "--methods", "greedy", "beam_search", "--num-problems", "2"]
     arguments += ["--out", str(tmp_path), "--no-progress", "--budgets"]
     assert main([*arguments, "1"]) == 0
     before = (tmp_path / "rows.jsonl").read_bytes()
@@ -282,12 +282,12 @@ def test_a_dry_run_leaves_out_half_a_last_line(finished, capsys, half):
 
 
 def test_a_dry_run_ends_as_the_command_would(still, capsys, tmp_path):
-    arguments = ["scale", "--methods", "beam", "--num-problems", "2"]
+    arguments = ["scale", "--methods", "beam_search", "--num-problems", "2"]
     arguments += ["--out", str(tmp_path), "--budgets", "8", "6"]
     for command in (
         arguments,
-        ["solve", "1+1+1+1", "--method", "beam", "--budget", "6"],
-        ["profile", "--method", "beam", "--budget", "6", "--num-problems", "2"],
+        ["solve", "1+1+1+1", "--method", "beam_search", "--budget", "6"],
+        ["profile", "--method", "beam_search", "--budget", "6", "--num-problems", "2"],
     ):
         assert main([*command, *COST]) == 2
         out = capsys.readouterr().out

@@ -111,7 +111,10 @@ def named_world(ids):
 
 
 def test_rows_resume_and_reports_know_strings_and_numbers(tmp_path):
-    plan, path = checked_plan(["smc", "beam"], [2, 4], 2), tmp_path / "rows.jsonl"
+    plan, path = (
+        checked_plan(["smc", "beam_search"], [2, 4], 2),
+        tmp_path / "rows.jsonl",
+    )
     rows = run_plan(plan, named_world(MIXED), path, progress=False)
     assert {cell.problem for cell in rows} == set(MIXED)
     assert set(read_rows(path)) == set(rows)

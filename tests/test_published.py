@@ -470,7 +470,7 @@ def test_a_mixture_of_what_was_run_and_what_was_printed_is_refused(attempt, comp
         samplers.parallel_tempering,
         samplers.power_sampling,
         samplers.rebase,
-        samplers.step_beam,
+        samplers.step_beam_search,
     ],
 )
 def test_no_variant_is_called_published(make):

@@ -159,10 +159,10 @@ def test_markov_chains_run_on_a_language_model():
     "explorer",
     [
         samplers.auxiliary_particle_filter(),
-        samplers.waste_free_smc(),
+        samplers.finished_branch_smc(),
         samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=True),
     ],
-    ids=["auxiliary", "waste-free", "particle Gibbs"],
+    ids=["auxiliary", "finished branches", "particle Gibbs"],
 )
 def test_stores_of_every_size_keep_both_caches_whole(explorer):
     # Room for one pass only, so that a cache with holes would overflow.

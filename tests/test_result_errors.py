@@ -148,7 +148,7 @@ def test_what_a_sampler_does_not_tell_is_not_made_up():
     for name, sampler in {
         "filter": samplers.particle_filter(),
         "islands": samplers.particle_filter(num_islands=2),
-        "beam": samplers.beam(2),
+        "beam_search": samplers.beam_search(2),
     }.items():
         once = run(sampler, EXAMPLES["smooth"](), jax.random.key(0), 8)
         state, infos = jax.tree.map(np.asarray, (once.state, once.infos))
@@ -167,13 +167,13 @@ def test_what_a_sampler_does_not_tell_is_not_made_up():
     assert math.isfinite(found["filter"]["log_evidence_variance"])
     assert math.isnan(found["islands"]["log_evidence_variance"])
     assert all(error >= 0 for error in found["filter"]["answer_errors"].values())
-    assert math.isnan(found["beam"]["log_evidence_variance"])
+    assert math.isnan(found["beam_search"]["log_evidence_variance"])
 
 
 @pytest.mark.parametrize(
     "sampler",
     [
-        samplers.beam(2),
+        samplers.beam_search(2),
         samplers.dvts(2),
         samplers.rebase(),
         samplers.particle_filter(variant="released"),

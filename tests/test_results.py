@@ -84,9 +84,13 @@ def test_other_settings_are_refused_and_named(tmp_path):
 
 def test_other_settings_of_one_method_are_refused_for_its_rows_only(tmp_path):
     path = tmp_path / "rows.jsonl"
-    with ResultsFile(path, SETTINGS, {"smc": {"width": 4}, "beam": {}}) as results:
+    with ResultsFile(
+        path, SETTINGS, {"smc": {"width": 4}, "beam_search": {}}
+    ) as results:
         results.append((cell, _outcome(cell)) for cell in CELLS)
-    ResultsFile(path, SETTINGS, {"smc": {"width": 4}, "beam": {"width": 2}}).close()
+    ResultsFile(
+        path, SETTINGS, {"smc": {"width": 4}, "beam_search": {"width": 2}}
+    ).close()
     with pytest.raises(ResultsError, match="width is 4 there, 8 now"):
         ResultsFile(path, SETTINGS, {"smc": {"width": 8}})
 
@@ -182,11 +186,11 @@ def test_rows_of_earlier_versions_load_and_are_reported(tmp_path):
         "settings": {"task": "chain"},
     }
     path = tmp_path / "rows.jsonl"
-    methods = ("beam", "quest", "entropic_published")
+    methods = ("beam_search", "quest", "entropic_published")
     lines = [json.dumps({"method": method, **row}) for method in methods]
     path.write_text("\n".join(lines) + "\n")
     rows = read_rows(path)
     assert len(rows) == 3
-    assert set(curves_of(rows)) == {"beam", "quest"}
+    assert set(curves_of(rows)) == {"beam_search", "quest"}
     with ResultsFile(path, {"task": "chain"}) as results:
         assert set(results.rows) == set(rows)

@@ -43,7 +43,12 @@ from tsi.experiments.scaling.write_report import write_report
 from tsi.explorer import Explorer
 from tsi.results.answers import select
 
-SEVERAL = (*STANDARD, "entropic", "particle_gibbs", "adaptive_consistency")
+SEVERAL = (
+    *STANDARD,
+    "entropic_particle_filter",
+    "particle_gibbs",
+    "adaptive_consistency",
+)
 
 
 def _plan(methods=SEVERAL, budgets=(1, 2, 4, 8), seeds=2):
@@ -166,7 +171,7 @@ def test_blocks_are_what_the_engine_takes_at_once_and_cover_every_problem_once()
         assert len(batch.problems) <= max(1, 24 // rows)
     assert block_size(400, 2048 // 64) == 31
     assert block_size(5, 1) == 1
-    for name in ("beam", "weighted_best_of_n"):
+    for name in ("beam_search", "weighted_best_of_n"):
         covered = [
             problem.id
             for batch in batches(_plan(budgets=(8,), seeds=1), world)
@@ -178,7 +183,7 @@ def test_blocks_are_what_the_engine_takes_at_once_and_cover_every_problem_once()
 
 def test_problems_of_like_length_share_a_batch():
     world = fake_world(120)
-    plan = _plan(("beam",), (8,), seeds=1)
+    plan = _plan(("beam_search",), (8,), seeds=1)
     sizes = [
         {len(problem.prompt) for problem in batch.problems}
         for batch in batches(plan, world)
@@ -189,25 +194,27 @@ def test_problems_of_like_length_share_a_batch():
 
 def test_blocks_have_sizes_as_equal_as_can_be(tmp_path):
     world = fake_world(17)
-    run_plan(_plan(("beam",), (8,)), world, tmp_path / "rows.jsonl", progress=False)
+    run_plan(
+        _plan(("beam_search",), (8,)), world, tmp_path / "rows.jsonl", progress=False
+    )
     assert [len(ids) for *_, ids in world.engine.calls] == [5, 5, 5, 2] * 2
 
 
 def test_some_methods_are_run_again_or_added_in_the_same_file(tmp_path):
     path = tmp_path / "rows.jsonl"
-    run_plan(_plan(("smc", "beam")), fake_world(), path, progress=False)
+    run_plan(_plan(("smc", "beam_search")), fake_world(), path, progress=False)
     before, world = path.read_bytes(), fake_world()
-    plan = _plan(("beam",), (1, 4))
+    plan = _plan(("beam_search",), (1, 4))
     rows = run_plan(plan, world, path, progress=False)
     assert world.engine.calls == []
     assert path.read_bytes() == before
     assert "SMC" not in write_report(plan, world, rows, tmp_path)
-    run_plan(_plan(("entropic",)), world, path, progress=False)
-    assert {name for name, *_ in world.engine.calls} == {"entropic"}
+    run_plan(_plan(("entropic_particle_filter",)), world, path, progress=False)
+    assert {name for name, *_ in world.engine.calls} == {"entropic_particle_filter"}
 
 
 def test_a_budget_that_a_method_cannot_use_is_refused_before_any_work(tmp_path):
-    world, plan = fake_world(), _plan(("self_consistency", "beam"), (1, 6))
+    world, plan = fake_world(), _plan(("self_consistency", "beam_search"), (1, 6))
     with pytest.raises(ConfigurationError, match="beam search cannot run at N = 6"):
         run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
     assert world.engine.calls == []
@@ -263,11 +270,16 @@ def test_rows_say_everything_that_decides_them(tmp_path):
     path = tmp_path / "rows.jsonl"
     run_plan(_plan(), fake_world(), path, progress=False)
     rows = read_rows(path)
-    beam = rows[Cell("beam", 8, 0, 0)]["settings"]
+    beam = rows[Cell("beam_search", 8, 0, 0)]["settings"]
     assert beam["sampler"] == {"width": 4, "select": "argmax"}
     assert rows[Cell("greedy", 1, 0, 0)]["settings"]["temperature"] == 0.0
     assert beam["temperature"] == 1.0
-    assert rows[Cell("entropic", 2, 0, 0)]["settings"]["sampler"]["max_steps"] == 5
+    assert (
+        rows[Cell("entropic_particle_filter", 2, 0, 0)]["settings"]["sampler"][
+            "max_steps"
+        ]
+        == 5
+    )
 
 
 def test_table_is_what_a_hand_computes_from_the_rows(tmp_path):
@@ -317,7 +329,7 @@ def test_incomplete_rows_are_not_reported(tmp_path):
 def test_unknown_method_lists_the_known_and_order_is_that_of_tables():
     with pytest.raises(UnknownNameError, match="best_of_n, dvts, entropic"):
         get_methods(["smc", "magic"])
-    assert list(get_methods(["smc", "beam"])) == ["beam", "smc"]
+    assert list(get_methods(["smc", "beam_search"])) == ["beam_search", "smc"]
     assert list(get_methods(["all"])) == list(METHODS)
     assert tuple(get_methods(["standard"])) == STANDARD
 
@@ -349,7 +361,7 @@ def test_samplers_are_built_once():
 
 
 def test_methods_that_never_look_at_the_reward_are_not_charged_for_it(tmp_path):
-    names = ("power", "adaptive_consistency", "quest")
+    names = ("power_sampling", "adaptive_consistency", "quest")
     world = fake_world(6)
     rows = run_plan(_plan(names, (8,), 1), world, tmp_path / "r.jsonl", progress=False)
     for cell, row in rows.items():
@@ -359,7 +371,7 @@ def test_methods_that_never_look_at_the_reward_are_not_charged_for_it(tmp_path):
         assert row["generated_tokens"] > 0
 
 
-@pytest.mark.parametrize("methods", [("smc", "beam"), ("self_consistency",)])
+@pytest.mark.parametrize("methods", [("smc", "beam_search"), ("self_consistency",)])
 def test_a_problem_that_fails_costs_its_rows_alone(tmp_path, methods):
     class Failing(FakeEngine):
         def run(self, *arguments, **settings):

@@ -126,7 +126,9 @@ def test_lookahead_search_is_the_textbook(k):
 
 @pytest.mark.parametrize("variant", ["full_width", "released"])
 def test_step_beam_is_the_textbook(variant):
-    for _, state, recorded in recordings(samplers.step_beam(3, variant=variant), 6):
+    for _, state, recorded in recordings(
+        samplers.step_beam_search(3, variant=variant), 6
+    ):
         textbook = textbook_step_beam(recorded, 6, 3, variant == "released")
         aside = assert_asked(textbook, recorded)
         assert set(np.flatnonzero(state.collected)) == set(aside)
@@ -180,7 +182,7 @@ def draws_of(posterior, rewards):
 def test_lookahead_of_zero_steps_keeps_what_beam_keeps_of_told_numbers():
     size, steps = 8, 12
     rng = np.random.default_rng(0)
-    search, plain = samplers.lookahead_search(4, 0), samplers.beam(4)
+    search, plain = samplers.lookahead_search(4, 0), samplers.beam_search(4)
     key = jax.random.key(0)
     ask, ask_plain = jax.jit(search.ask), jax.jit(plain.ask)
     tell, tell_plain = jax.jit(search.tell), jax.jit(plain.tell)
@@ -215,7 +217,7 @@ def runs_on(sampler, size, *, tables=TABLES):
 def test_lookahead_of_zero_steps_is_beam_search():
     pairs = zip(
         runs_on(samplers.lookahead_search(4, 0), 8),
-        runs_on(samplers.beam(4), 8),
+        runs_on(samplers.beam_search(4), 8),
         strict=True,
     )
     for ours, theirs in pairs:
@@ -230,9 +232,9 @@ EQUAL_LENGTHS = TABLES[:2]
 @pytest.mark.parametrize(
     ("search", "limit", "size"),
     [
-        (samplers.step_beam(4), samplers.beam(4), 8),
-        (samplers.mcts(6), samplers.beam(6), 6),
-        (samplers.mcts(6, bonus=samplers.uct()), samplers.beam(6), 6),
+        (samplers.step_beam_search(4), samplers.beam_search(4), 8),
+        (samplers.mcts(6), samplers.beam_search(6), 6),
+        (samplers.mcts(6, bonus=samplers.uct()), samplers.beam_search(6), 6),
         (
             samplers.ab_mcts(
                 # Draws of GEN are one, all others zero.
@@ -268,7 +270,7 @@ def test_a_search_in_its_limit_is_a_particle_system(search, limit, size):
         samplers.mcts(to_end=False),
         samplers.ab_mcts(),
         samplers.lookahead_search(k=0),
-        samplers.step_beam(),
+        samplers.step_beam_search(),
     ],
 )
 def test_one_particle_is_one_rollout(search):

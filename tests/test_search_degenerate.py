@@ -16,8 +16,8 @@ SEARCHES = {
     "uct": lambda: samplers.mcts(bonus=samplers.uct(), to_end=False),
     "ab_mcts": samplers.ab_mcts,
     "lookahead": samplers.lookahead_search,
-    "step_beam": samplers.step_beam,
-    "step_beam, released": lambda: samplers.step_beam(variant="released"),
+    "step_beam": samplers.step_beam_search,
+    "step_beam, released": lambda: samplers.step_beam_search(variant="released"),
 }
 SHAPE = smooth()
 KEYS = jax.random.split(jax.random.key(1), 50)
@@ -162,8 +162,8 @@ def test_the_selected_reward_grows_with_the_budget(name):
         lambda: samplers.ab_mcts(batch=0),
         lambda: samplers.lookahead_search(4, -1),
         lambda: samplers.lookahead_search(4).plan(6, 4),
-        lambda: samplers.step_beam(4).plan(6, 4),
-        lambda: samplers.step_beam(0).plan(6, 4),
+        lambda: samplers.step_beam_search(4).plan(6, 4),
+        lambda: samplers.step_beam_search(0).plan(6, 4),
         lambda: samplers.thompson.gaussian(kappa=0.0),
         lambda: samplers.thompson.beta(b=0.0),
     ],

@@ -16,7 +16,7 @@ from tsi.targets.examples import impossible_prefixes, peaked
 from tsi.targets.tabular import TabularTarget
 
 KEYS = jax.random.split(jax.random.key(1), 200)
-FAST = ("tempered_smc", "auxiliary_particle_filter, product")
+FAST = ("annealed_resampling", "auxiliary_particle_filter, product")
 WITH_TARGET = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name, claim in CLAIMS.items()

@@ -241,7 +241,7 @@ def test_search_methods_claim_no_target_and_others_do():
             samplers.entropic_particle_filter(variant="normalised_entropy"),
         ],
         False: [
-            samplers.beam(),
+            samplers.beam_search(),
             samplers.dvts(),
             samplers.rebase(),
             samplers.entropic_particle_filter(variant="released"),
@@ -258,7 +258,8 @@ def test_search_methods_claim_no_target_and_others_do():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: samplers.beam(2), samplers.rebase, samplers.smc, samplers.dvts]
+    "make",
+    [lambda: samplers.beam_search(2), samplers.rebase, samplers.smc, samplers.dvts],
 )
 def test_recovery_inside_a_run_never_gives_nan(make):
     sampler, shape = make(), tabular_examples.smooth()
@@ -284,9 +285,9 @@ def test_recovery_inside_a_run_never_gives_nan(make):
 @pytest.mark.parametrize(
     ("attempt", "complaint"),
     [
-        (lambda: samplers.beam(4).init(KEY, 6), "width must divide"),
+        (lambda: samplers.beam_search(4).init(KEY, 6), "width must divide"),
         (lambda: samplers.dvts(4).init(KEY, 6), "width must divide"),
-        (lambda: samplers.beam(0).init(KEY, 6), "at least one"),
+        (lambda: samplers.beam_search(0).init(KEY, 6), "at least one"),
         (lambda: samplers.smc(num_islands=4).init(KEY, 6), "4 islands of equal size"),
         (lambda: samplers.smc(num_islands=0).init(KEY, 6), "0 islands"),
         (lambda: samplers.greedy().init(KEY, 2), "one particle, not 2"),
@@ -310,7 +311,7 @@ def test_every_method_runs_with_a_single_particle():
     target = tabular_examples.unequal_lengths()
     for make in (
         samplers.smc,
-        samplers.beam,
+        samplers.beam_search,
         samplers.dvts,
         samplers.rebase,
         samplers.particle_filter,

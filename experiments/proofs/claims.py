@@ -38,7 +38,7 @@ CLAIMS: dict[str, Claim] = {
     "smc": Claim(samplers.smc, P_LAST),
     "smc, 2 islands": Claim(lambda: samplers.smc(num_islands=2), P_LAST),
     "entropic_particle_filter": Claim(samplers.entropic_particle_filter, P_ALL),
-    "tempered_smc": Claim(samplers.tempered_smc, P_LAST),
+    "annealed_resampling": Claim(samplers.annealed_resampling, P_LAST),
     "island_exchange": Claim(samplers.island_exchange, P_LAST),
     "smc_steering": Claim(samplers.smc_steering, P_LAST),
     "pruning": Claim(lambda: samplers.pruning(0.7), P_LAST),
@@ -47,16 +47,18 @@ CLAIMS: dict[str, Claim] = {
     "auxiliary_particle_filter, product": Claim(
         lambda: samplers.auxiliary_particle_filter(product()), P_ALL
     ),
-    "waste_free_smc": Claim(samplers.waste_free_smc, P_LAST),
-    "waste_free_smc, product": Claim(lambda: samplers.waste_free_smc(product()), P_ALL),
+    "finished_branch_smc": Claim(samplers.finished_branch_smc, P_LAST),
+    "finished_branch_smc, product": Claim(
+        lambda: samplers.finished_branch_smc(product()), P_ALL
+    ),
     "particle_gibbs": Claim(samplers.particle_gibbs, P_ALL),
     "particle_gibbs, telescoping": Claim(
         lambda: samplers.particle_gibbs(potential=telescoping()), P_LAST
     ),
-    "particle_gibbs, ancestor sampling": Claim(
+    "particle_gibbs_ancestor": Claim(
         lambda: samplers.particle_gibbs(ancestor_sampling=True), P_ALL
     ),
-    "particle_gibbs, backward sampling": Claim(
+    "particle_gibbs_backward": Claim(
         lambda: samplers.particle_gibbs(backward_sampling=True), P_ALL
     ),
     "pimh": Claim(samplers.pimh, P_ALL),
@@ -66,43 +68,43 @@ CLAIMS: dict[str, Claim] = {
     "suffix_metropolis": Claim(lambda: samplers.suffix_metropolis(product()), P_ALL),
     "quest": Claim(lambda: samplers.quest(0.5), "p(x) exp(r_T / beta)"),
     "power_sampling": Claim(lambda: samplers.power_sampling(2.0), "p(x)^alpha"),
-    "beam": Claim(samplers.beam, "none"),
+    "beam_search": Claim(samplers.beam_search, "none"),
     "dvts": Claim(samplers.dvts, "none"),
     "rebase": Claim(samplers.rebase, "none"),
-    "step_beam": Claim(samplers.step_beam, "none"),
+    "step_beam_search": Claim(samplers.step_beam_search, "none"),
     "lookahead_search": Claim(samplers.lookahead_search, "none"),
     "mcts": Claim(samplers.mcts, "none"),
     "ab_mcts": Claim(samplers.ab_mcts, "none"),
-    "particle_filter, released": Claim(
+    "particle_filter_released": Claim(
         lambda: samplers.particle_filter(variant="released"), "none"
     ),
-    "particle_filter, printed": Claim(
+    "particle_filter_printed": Claim(
         lambda: samplers.particle_filter(variant="printed"), "none"
     ),
-    "entropic_particle_filter, released": Claim(
+    "entropic_particle_filter_released": Claim(
         lambda: samplers.entropic_particle_filter(variant="released"), "none"
     ),
-    "particle_gibbs, released": Claim(
+    "particle_gibbs_released": Claim(
         lambda: samplers.particle_gibbs(variant="released"), "none"
     ),
-    "particle_gibbs, printed": Claim(
+    "particle_gibbs_printed": Claim(
         lambda: samplers.particle_gibbs(variant="printed"), "none"
     ),
-    "parallel_tempering, printed": Claim(
+    "parallel_tempering_printed": Claim(
         lambda: samplers.parallel_tempering(
             variant="printed", num_temperatures=2, num_sweeps=2
         ),
         "none",
     ),
-    "power_sampling, released": Claim(
+    "power_sampling_released": Claim(
         lambda: samplers.power_sampling(2.0, variant="released", block_steps=2), "none"
     ),
-    "power_sampling, printed": Claim(
+    "power_sampling_printed": Claim(
         lambda: samplers.power_sampling(2.0, variant="printed", block_steps=2), "none"
     ),
-    "rebase, released": Claim(lambda: samplers.rebase(variant="released"), "none"),
-    "step_beam, released": Claim(
-        lambda: samplers.step_beam(variant="released"), "none"
+    "rebase_released": Claim(lambda: samplers.rebase(variant="released"), "none"),
+    "step_beam_search_released": Claim(
+        lambda: samplers.step_beam_search(variant="released"), "none"
     ),
 }
 """Every constructor, in the order of the tables."""

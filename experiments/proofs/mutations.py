@@ -89,7 +89,7 @@ NAIVE: dict[str, Callable[..., Sampler | Explorer]] = {
     "smc, 2 islands": lambda resampling: samplers.smc(
         num_islands=2, resampling=resampling
     ),
-    "tempered_smc": samplers.tempered_smc,
+    "annealed_resampling": samplers.annealed_resampling,
     "island_exchange": samplers.island_exchange,
     "pruning": lambda resampling: samplers.pruning(0.7, resampling=resampling),
     "twisted_smc": samplers.twisted_smc,
@@ -100,8 +100,8 @@ NO_REWARD = (
     "greedy",
     "self_consistency",
     "power_sampling",
-    "power_sampling, released",
-    "power_sampling, printed",
+    "power_sampling_released",
+    "power_sampling_printed",
 )
 NEVER_RESAMPLE = ("greedy", "self_consistency", "best_of_n", "weighted_best_of_n")
 ABOUT_REWARDS = ("late reward", "bfloat16", "clipped", "last score", "counts of 0")

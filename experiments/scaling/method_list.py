@@ -112,15 +112,19 @@ METHODS: dict[str, Method] = {
         "weighted best-of-N",
         independent=True,
     ),
-    "beam": Method(samplers.beam, {"width": 4, "select": "argmax"}, "beam search"),
+    "beam_search": Method(
+        samplers.beam_search, {"width": 4, "select": "argmax"}, "beam search"
+    ),
     "dvts": Method(samplers.dvts, {"width": 4, "select": "weighted_vote"}, "DVTS"),
     "rebase": Method(samplers.rebase, {"temperature": 0.2}, "REBASE"),
     "rebase_released": Method(
         samplers.rebase, {"temperature": 0.2, "variant": "released"}, "REBASE, released"
     ),
-    "step_beam": Method(samplers.step_beam, {"width": 4}, "step-level beam search"),
-    "step_beam_released": Method(
-        samplers.step_beam,
+    "step_beam_search": Method(
+        samplers.step_beam_search, {"width": 4}, "step-level beam search"
+    ),
+    "step_beam_search_released": Method(
+        samplers.step_beam_search,
         {"width": 4, "variant": "released"},
         "step-level beam search, released",
     ),
@@ -142,31 +146,35 @@ METHODS: dict[str, Method] = {
         samplers.particle_filter, {"variant": "printed"}, "particle filter, printed"
     ),
     "smc": Method(_ess_triggered, {"ess_fraction": 0.5, "weights": "odds"}, "SMC"),
-    "entropic": Method(
+    "entropic_particle_filter": Method(
         samplers.entropic_particle_filter,
         {"weights": "odds", "variant": "corrected"},
         "entropic particle filter",
         annealed=True,
     ),
-    "entropic_released": Method(
+    "entropic_particle_filter_released": Method(
         samplers.entropic_particle_filter,
         {"variant": "released"},
         "entropic particle filter, released",
         annealed=True,
     ),
-    "tempered": Method(
-        samplers.tempered_smc, {"schedule": "ess", "weights": "odds"}, "tempered SMC"
+    "annealed_resampling": Method(
+        samplers.annealed_resampling,
+        {"schedule": "ess", "weights": "odds"},
+        "annealed resampling",
     ),
-    "auxiliary": Method(
+    "auxiliary_particle_filter": Method(
         _with_telescoping(samplers.auxiliary_particle_filter),
         {"epsilon": 0.1, **ODDS},
         "auxiliary particle filter",
     ),
-    "steering": Method(
+    "smc_steering": Method(
         _with_telescoping(samplers.smc_steering), {"width": 4, **ODDS}, "SMC steering"
     ),
-    "waste_free": Method(
-        _with_telescoping(samplers.waste_free_smc), dict(ODDS), "waste-free SMC"
+    "finished_branch_smc": Method(
+        _with_telescoping(samplers.finished_branch_smc),
+        dict(ODDS),
+        "finished-branch SMC",
     ),
     "island_exchange": Method(
         _with_telescoping(samplers.island_exchange),
@@ -226,14 +234,14 @@ METHODS: dict[str, Method] = {
         smallest=8,
     ),
     "quest": Method(samplers.quest, {"beta": 0.1}, "QUEST"),
-    "power": Method(
+    "power_sampling": Method(
         samplers.power_sampling,
         {"alpha": 4.0},
         "power sampling",
         proposal_temperature=0.25,
         reads_reward=False,
     ),
-    "power_released": Method(
+    "power_sampling_released": Method(
         _power_in_blocks,
         {"alpha": 4.0, "variant": "released", "num_blocks": 4},
         "power sampling, released",
@@ -242,7 +250,7 @@ METHODS: dict[str, Method] = {
         annealed=True,
         smallest=8,
     ),
-    "power_printed": Method(
+    "power_sampling_printed": Method(
         _power_in_blocks,
         {"alpha": 4.0, "variant": "printed", "num_blocks": 4},
         "power sampling, printed",
@@ -272,7 +280,7 @@ STANDARD = (
     "self_consistency",
     "best_of_n",
     "weighted_best_of_n",
-    "beam",
+    "beam_search",
     "dvts",
     "rebase",
     "particle_filter",

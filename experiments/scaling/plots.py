@@ -21,12 +21,12 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "self_consistency": ("#999999", "v", ":"),
     "best_of_n": ("#E69F00", "<", ":"),
     "weighted_best_of_n": ("#8C6D00", ">", ":"),
-    "beam": ("#009E73", "s", "--"),
+    "beam_search": ("#009E73", "s", "--"),
     "dvts": ("#0072B2", "D", "--"),
     "rebase": ("#56B4E9", "P", "--"),
     "particle_filter": ("#D55E00", "o", "-"),
     "smc": ("#CC79A7", "^", "-"),
-    "entropic": ("#882255", "X", "-"),
+    "entropic_particle_filter": ("#882255", "X", "-"),
 }
 
 # Of the others, in turn: no two have colour and marker in common.

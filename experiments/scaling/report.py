@@ -26,12 +26,12 @@ from tsi.results.notes import INDISTINCT, NOTEWORTHY
 
 Rows = Mapping[Cell, Mapping[str, Any]]
 
-CHALLENGERS = ("particle_filter", "smc", "entropic")
+CHALLENGERS = ("particle_filter", "smc", "entropic_particle_filter")
 BASELINES = (
     "self_consistency",
     "best_of_n",
     "weighted_best_of_n",
-    "beam",
+    "beam_search",
     "dvts",
     "rebase",
 )

@@ -20,7 +20,9 @@ from tsi.samplers.smc import smc
 
 
 @picklable
-def beam(width: int = 4, *, select: str = "argmax", num_islands: int = 1) -> Sampler:
+def beam_search(
+    width: int = 4, *, select: str = "argmax", num_islands: int = 1
+) -> Sampler:
     """Beam search with N / width beams of `width` continuations.
 
     Args:

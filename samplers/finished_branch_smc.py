@@ -1,4 +1,4 @@
-r"""Waste-free SMC: every branch that finishes counts, whatever becomes of the others.
+r"""SMC in which every finished branch counts, whatever becomes of the others.
 
 A particle that finishes at step t with weight w leaves the population and is kept with
 the mass Z_t w / N, Z_t the evidence estimate so far. The N rows go on with the
@@ -13,9 +13,9 @@ later resampling, and none competes with prefixes that are still being written. 
 up to N rows for all T steps, since finished branches free their places for others.
 
 References:
-    [1] Dau and Chopin 2022, arXiv 2011.02328 (waste-free SMC). Differs: what they keep
-        is every intermediate state of an MCMC move; here it is every finished branch of
-        the particle system, to the same end.
+    [1] Dau and Chopin 2022, arXiv 2011.02328 (`waste_free_smc`, which keeps every state
+        of an MCMC move; here every finished branch of the particle system is kept, to
+        the same end).
 """
 
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from tsi.step_keys import with_typed_key
 from tsi.weights import CompensatedSum, all_dead, log_mean_exp, log_sum_exp
 
 
-class WasteFreeState(NamedTuple):
+class FinishedBranchState(NamedTuple):
     """A population of unfinished prefixes, and the finished branches.
 
     Attributes:
@@ -79,7 +79,7 @@ class WasteFreeState(NamedTuple):
 
 
 @picklable
-def waste_free_smc(
+def finished_branch_smc(
     potential: Potential | None = None,
     *,
     resampling: Resampling = systematic,
@@ -105,17 +105,19 @@ def waste_free_smc(
     schedule = ess_below(0.5) if schedule is None else schedule
     if potential.evidence != "running":
         raise ConfigurationError(
-            "Waste-free SMC weighs branches when they finish, and this potential has "
-            "no running weight. Use product or telescoping."
+            "finished_branch_smc weighs branches when they finish, and this potential "
+            "has no running weight. Use product or telescoping."
         )
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         return Plan(num_particles, num_particles * max_steps, max_steps)
 
     @with_typed_key
-    def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> WasteFreeState:
+    def init(
+        key: Key[Array, ""], num_particles: int, max_steps: int
+    ) -> FinishedBranchState:
         stored = num_particles * max_steps
-        return WasteFreeState(
+        return FinishedBranchState(
             population=new_population(num_particles),
             log_shares=jnp.full(stored, -jnp.inf),
             reference=CompensatedSum(jnp.zeros(()), jnp.zeros(())),
@@ -127,8 +129,8 @@ def waste_free_smc(
 
     @with_typed_key
     def ask(
-        key: Key[Array, ""], state: WasteFreeState
-    ) -> tuple[WasteFreeState, Request]:
+        key: Key[Array, ""], state: FinishedBranchState
+    ) -> tuple[FinishedBranchState, Request]:
         population = state.population
         log_w, size = population.log_weights, population.log_weights.shape[0]
         due = schedule(log_w, population.t) & ~all_dead(log_w) & (population.t > 0)
@@ -152,8 +154,8 @@ def waste_free_smc(
 
     @with_typed_key
     def tell(
-        key: Key[Array, ""], state: WasteFreeState, reply: Reply
-    ) -> tuple[WasteFreeState, ExplorerInfo]:
+        key: Key[Array, ""], state: FinishedBranchState, reply: Reply
+    ) -> tuple[FinishedBranchState, ExplorerInfo]:
         before = state.population
         size = before.log_weights.shape[0]
         after, info = weighed(

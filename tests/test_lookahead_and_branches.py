@@ -1,4 +1,4 @@
-"""The auxiliary particle filter and waste-free SMC: exact, and what is special in each.
+"""The auxiliary particle filter and finished-branch SMC: exactness and what is special.
 
 Both are explorers; the rest of the bench judges them in `docs/results/conformance`.
 """
@@ -22,7 +22,7 @@ TARGETS = {
 }
 MAKERS = {
     "auxiliary": samplers.auxiliary_particle_filter,
-    "waste-free": samplers.waste_free_smc,
+    "finished branches": samplers.finished_branch_smc,
 }
 POTENTIALS = {"product": product(), "telescoping": telescoping()}
 
@@ -74,7 +74,7 @@ def test_trial_steps_are_taken_twice_and_kept_never():
 
 def test_every_branch_that_finished_counts_with_its_mass():
     target = unequal_lengths()
-    run = tsi.run(samplers.waste_free_smc(), target, jax.random.key(3), 8)
+    run = tsi.run(samplers.finished_branch_smc(), target, jax.random.key(3), 8)
     _, length, finished = run.particles
     mass = np.exp(np.asarray(run.state.log_mass, np.float64))
     ended = np.asarray(run.state.finished)
@@ -118,10 +118,10 @@ def test_weights_of_zero_everywhere_leave_no_evidence_and_no_nan(maker, step):
         assert finished.sum() == 4
 
 
-def test_waste_free_ends_when_only_dead_prefixes_are_left():
+def test_finished_branch_smc_ends_when_only_dead_prefixes_are_left():
     target = unequal_lengths()
     target.log_potentials[1] = -np.inf
-    run = tsi.run(samplers.waste_free_smc(), target, jax.random.key(3), 8)
+    run = tsi.run(samplers.finished_branch_smc(), target, jax.random.key(3), 8)
     assert int(run.num_steps) == 2
     assert bool(run.state.done)
     # What finished in the first step is all the evidence there is.

@@ -6,8 +6,9 @@ answer is the finished solution of the highest value. The value head's scale doe
 matter, only ranks do: AlphaMath's value in [-1, 1] is 2 r - 1 of a reward r, and a log
 potential ranks as either does.
 
-In the language of particles it is `beam(width)` with the finished kept apart: where all
-solutions have the same number of steps the two are equal, particle for particle.
+In the language of particles it is `beam_search(width)` with the finished kept apart:
+where all solutions have the same number of steps the two are equal, particle for
+particle.
 
 "full_width", the default: all that finish are put aside, B1 beams go on, and the first
 step is sampled N times. "released": candidates compete finished or not, a finished one
@@ -80,7 +81,7 @@ class StepBeamState(NamedTuple):
 
 
 @picklable
-def step_beam(
+def step_beam_search(
     width: int = 4, *, variant: str = "full_width", select: str = "argmax"
 ) -> Explorer:
     """N / width beams of `width` samples, at the cost of at most N rollouts.
