@@ -117,7 +117,7 @@ def solve(
     """
     import jax
 
-    from tsi.experiments.scaling.methods import get_method, sampler_of
+    from tsi.experiments.scaling.methods import get_method
     from tsi.experiments.scaling.scale import run_method
     from tsi.experiments.solving.solve import solution_text
     from tsi.experiments.tasks import get_task
@@ -135,16 +135,7 @@ def solve(
     _tell(world.notes)
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
-    sampler = sampler_of(method, world.max_steps)
-    others, has_target = getattr(sampler, "auxiliary", ()), sampler.path_log_weight
-    print(
-        solution_text(
-            result,
-            len(others),
-            has_target=has_target is not None,
-            reads_reward=chosen.reads_reward,
-        ),
-    )
+    print(solution_text(result))
     right = world.correct(problem, result.selected)
     print(f"\nRight answer: {problem.answer} ({'solved' if right else 'not solved'})")
     if figures is not None:

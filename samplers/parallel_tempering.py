@@ -381,6 +381,7 @@ def parallel_tempering(
         select,
         needs=("truncate",),
         auxiliary=tuple(at(temperature) for temperature in ladder[1:]),
+        auxiliary_temperatures=() if adapt_sweeps else tuple(map(float, ladder[1:])),
         endless=endless,
         chain=True,
         default_particles=SWEEP * num_chains,

@@ -8,14 +8,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tsi.accuracy.diagnostics import Diagnosis
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.methods import METHODS, sampler_of
 from tsi.experiments.scaling.scale import checked_plan, run_plan
 from tsi.experiments.worlds.world import World
 from tsi.explorer import Explorer
 from tsi.problem import Problem
-from tsi.results.answers import answer_posterior, select
-from tsi.results.result import Result, SlotCosts, ledger_of_first
+from tsi.results.build import build_result
+from tsi.results.estimand import estimand_of
+from tsi.results.ledger import SlotCosts, ledger_of_first
+from tsi.results.parts import FinalParticles, Steps
 
 MAX_STEPS = 5
 SETTINGS = {"task": "fake", "temperature": 1.0}
@@ -89,25 +92,41 @@ class FakeEngine:
         log_weights = raw - log_evidence if finite else np.zeros(num_particles)
         tokens = (5 + 20 * draws[:, 3]).astype(int)
         slots = SlotCosts(tokens, tokens, tokens * 1e3, tokens * 1e3, 6, 6e3, 6e3)
-        return Result(
-            problem_id=problem.id,
+        particles = FinalParticles(
             texts=[str(answer) for answer in answers],
             answers=answers,
             rewards=rewards,
-            log_weights=log_weights.astype(np.float32),
-            log_evidence=log_evidence,
-            ess=np.full(3, num_particles, np.float32),
-            ancestors=np.tile(np.arange(num_particles), (3, 1)),
+            log_weights=log_weights,
             step_texts=[["a\n", "b\n", str(answer)] for answer in answers],
+            truncated=truncated,
+        )
+        steps = Steps(
+            np.full(3, num_particles, np.float32),
+            np.tile(np.arange(num_particles), (3, 1)),
+        )
+        return build_result(
+            problem.id,
+            estimand_of(sampler),
+            particles,
+            steps,
+            Diagnosis(np.nan, {}, np.nan),
+            log_evidence=log_evidence,
             num_recoveries=0,
             num_invalid=0,
             num_truncated=int(truncated.sum()),
-            answer_posterior=answer_posterior(answers, log_weights),
-            selected=select(sampler.select, answers, log_weights, rewards),
             ledger=ledger_of_first(slots, num_particles, time.perf_counter()),
             slots=slots,
-            truncated=truncated,
         )
+
+
+def vary(result, **parts):
+    """The result with other fields of its parts: ``steps={"ess": ...}``."""
+    return result._replace(
+        **{
+            name: getattr(result, name)._replace(**fields)
+            for name, fields in parts.items()
+        }
+    )
 
 
 def fake_world(num_problems=20, sleep=0.0, settings=None, rows=40):

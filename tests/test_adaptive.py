@@ -3,13 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from fake_world import fake_world
+from fake_world import fake_world, vary
 
 from tsi import samplers
-from tsi.engine.adaptive import Rounds, merged, run_rounds
+from tsi.engine.adaptive import Rounds, run_rounds
 from tsi.engine.stopping import (
     answer_error_below,
-    answer_errors_between,
     beta_confidence,
     dirichlet_confidence,
     evidence_error_below,
@@ -19,6 +18,7 @@ from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.scaling.method_list import METHODS
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.results.answers import answer_posterior
+from tsi.results.rounds import answer_errors_between, merge_rounds
 
 SAMPLER = sampler_of("self_consistency", 5)
 
@@ -35,10 +35,14 @@ def results_of(masses, size=4):
     for a, b in masses:
         mean = (a + b) / 2
         rounds.append(
-            base._replace(
-                answers=["a", "b"],
-                log_weights=np.log([a / mean, b / mean]),
-                log_evidence=float(np.log(mean)),
+            vary(
+                base,
+                estimand={"select": "posterior"},
+                particles={
+                    "answers": ["a", "b"],
+                    "log_weights": np.log([a / mean, b / mean]),
+                },
+                evidence={"log_estimate": float(np.log(mean))},
             )
         )
     return rounds
@@ -101,7 +105,7 @@ def test_rounds_have_keys_of_their_own():
 
 def test_merged_rounds_are_weighted_by_their_evidence():
     rounds = results_of([(1.0, 1.0), (3.0, 1.0), (0.5, 2.5)])
-    result = merged(rounds, "posterior")
+    result = merge_rounds(rounds)
     assert result.answer_posterior["a"] == pytest.approx(4.5 / 9.0)
     assert result.log_evidence == pytest.approx(np.log(9.0 / 6.0))
     weights = np.exp(result.log_weights.astype(float))
@@ -113,24 +117,27 @@ def test_merged_rounds_are_weighted_by_their_evidence():
 
 def test_a_search_has_no_evidence_to_be_uncertain_about():
     rounds = results_of([(1.0, 1.0)] * 3)
-    assert merged(rounds, "vote").log_evidence_variance == 0.0
-    searched = merged(rounds, "vote", has_evidence=False)
-    assert np.isnan(searched.log_evidence_variance)
+    whole = merge_rounds(rounds)
+    assert whole.evidence.variance == 0.0
+    searches = [vary(r, estimand={"has_target": False}) for r in rounds]
+    searched = merge_rounds(searches)
+    assert np.isnan(searched.evidence.variance)
     assert np.isnan(searched.log_evidence)
-    assert np.isnan(searched.ess).all()
+    assert np.isnan(searched.steps.ess).all()
     # Independent runs do tell how far off their mean is.
-    assert searched.answer_errors.keys() == merged(rounds, "vote").answer_errors.keys()
-    unknown = [r._replace(log_evidence=np.nan) for r in rounds]
-    again = merged(unknown, "vote", has_evidence=False)
+    assert searched.posterior.errors.keys() == whole.posterior.errors.keys()
+    unknown = [vary(r, evidence={"log_estimate": np.nan}) for r in searches]
+    again = merge_rounds(unknown)
     np.testing.assert_array_equal(again.log_weights, searched.log_weights)
-    chained = merged(rounds, "vote", weighted=False)
-    assert np.isnan(chained.ess).all()
+    chained = merge_rounds([vary(r, estimand={"chain": True}) for r in rounds])
+    assert np.isnan(chained.steps.ess).all()
     assert chained.log_evidence == pytest.approx(0.0)
 
 
 def test_rounds_of_no_evidence_leave_equal_weights_and_no_nan():
-    rounds = [r._replace(log_evidence=-np.inf) for r in results_of([(1, 1)] * 3)]
-    result = merged(rounds, "posterior")
+    rounds = results_of([(1, 1)] * 3)
+    rounds = [vary(r, evidence={"log_estimate": -np.inf}) for r in rounds]
+    result = merge_rounds(rounds)
     assert result.log_evidence == -np.inf
     assert not np.isnan(result.log_weights).any()
     assert not answer_error_below(0.1, 2)(rounds)
@@ -143,7 +150,7 @@ def test_errors_between_rounds_are_those_of_repeated_experiments():
     for _ in range(400):
         masses = rng.gamma(2.0, size=(60, 2)) * [1.0, 0.6]
         rounds = results_of(masses)
-        shares.append(merged(rounds, "posterior").answer_posterior["a"])
+        shares.append(merge_rounds(rounds).answer_posterior["a"])
         errors.append(answer_errors_between(rounds)["a"])
     # 400 experiments know their spread to 3.5 %.
     assert np.mean(errors) == pytest.approx(np.std(shares), rel=0.12)
@@ -167,7 +174,7 @@ def test_a_sure_majority_is_usually_the_right_one_and_cheaper():
         rounds = []
         while len(rounds) < 16 and not stop(rounds):
             votes = rng.choice(["a", "b", "c"], 4, p=[0.6, 0.25, 0.15]).tolist()
-            rounds.append(base._replace(answers=votes))
+            rounds.append(vary(base, particles={"answers": votes}))
         votes = [vote for r in rounds for vote in r.answers]
         wrong += max(sorted(set(votes)), key=votes.count) != "a"
         spent += len(votes)

@@ -3,13 +3,13 @@
 import matplotlib.image
 import numpy as np
 import pytest
-from fake_world import fake_world
+from fake_world import fake_world, vary
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from tsi.accuracy.degeneracy import lineages
-from tsi.accuracy.diagnostics import diagnose
+from tsi.accuracy.diagnostics import diagnose, eves
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.solving import diagnostics
@@ -37,17 +37,28 @@ def make_result(size=16, num_steps=12, seed=0):
     ]
     answers = [str(a) if a < 4 else None for a in rng.integers(0, 5, size)]
     log_weights = 1.5 * rng.normal(size=size)
-    diagnosis = diagnose(answers, log_weights, -1.0, ancestors, resampled)
-    return result._replace(
-        ancestors=ancestors,
-        step_texts=step_texts,
-        answers=answers,
-        log_weights=log_weights,
-        ess=rng.uniform(1, size, num_steps),
-        selected="2",
-        answer_posterior=dict.fromkeys(sorted({a for a in answers if a}), 0.25),
-        step_rewards=rng.random((num_steps, size)),
-        **diagnosis._asdict(),
+    diagnosis = diagnose(
+        answers, log_weights, -1.0, eves(ancestors), int(resampled.sum())
+    )
+    return vary(
+        result,
+        particles={
+            "step_texts": step_texts,
+            "answers": answers,
+            "log_weights": log_weights,
+        },
+        steps={
+            "ancestors": ancestors,
+            "ess": rng.uniform(1, size, num_steps),
+            "rewards": rng.random((num_steps, size)),
+        },
+        posterior={
+            "selected": "2",
+            "probabilities": dict.fromkeys(sorted({a for a in answers if a}), 0.25),
+            "errors": diagnosis.answer_errors,
+        },
+        evidence={"variance": diagnosis.log_evidence_variance},
+        diagnostics={"pareto_k": diagnosis.pareto_k},
     )
 
 
@@ -69,10 +80,10 @@ def test_every_surviving_step_is_labelled_once_and_no_texts_overlap():
     result = make_result()
     figure = diagnostics.genealogy_figure(result)
     labels = [text.get_text() for text in figure.axes[0].texts]
-    slots = lineages(result.ancestors)
+    slots = lineages(result.steps.ancestors)
     steps = {
         (t, int(slots[t, n]))
-        for n, texts in enumerate(result.step_texts)
+        for n, texts in enumerate(result.particles.step_texts)
         for t in range(len(texts))
     }
     assert len(labels) == len(steps) + 16
@@ -80,9 +91,11 @@ def test_every_surviving_step_is_labelled_once_and_no_texts_overlap():
 
 
 def test_branches_have_the_colours_of_what_became_of_them():
-    result = make_result(4, 3)._replace(
-        ancestors=np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]]),
-        answers=["7", "8", "2", None],
+    ancestors = np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]])
+    result = vary(
+        make_result(4, 3),
+        steps={"ancestors": ancestors},
+        particles={"answers": ["7", "8", "2", None]},
     )
     (axes,) = diagnostics.genealogy_figure(result).axes
     count = {
@@ -101,12 +114,12 @@ def test_branches_have_the_colours_of_what_became_of_them():
 @pytest.mark.parametrize("seed", range(5))
 def test_no_two_branches_cross(seed):
     result = make_result(16, 12, seed)
-    slots = lineages(result.ancestors)
+    slots = lineages(result.steps.ancestors)
     alive = diagnostics._marked(slots, np.ones(16, bool))
-    rows = diagnostics._planar_rows(result.ancestors, alive)
+    rows = diagnostics._planar_rows(result.steps.ancestors, alive)
     for t in range(1, 12):
         assert sorted(rows[t]) == list(range(16))
-        parents = rows[t - 1][result.ancestors[t]][np.argsort(rows[t])]
+        parents = rows[t - 1][result.steps.ancestors[t]][np.argsort(rows[t])]
         assert np.all(np.diff(parents) >= 0)
 
 
@@ -115,8 +128,8 @@ def test_figures_are_files_that_can_be_read(tmp_path):
     assert [p.name for p in paths] == ["ess.png", "weights.png", "genealogy.png"]
     for path in paths:
         assert matplotlib.image.imread(path).std() > 0.01
-    unrelated = make_result(5, 2)._replace(unique_ancestors=None)
-    assert len(diagnostics.save_figures(unrelated, tmp_path)) == 2
+    bare = vary(make_result(5, 2), particles={"step_texts": None})
+    assert len(diagnostics.save_figures(bare, tmp_path)) == 2
 
 
 def test_many_particles_are_drawn_without_texts():
@@ -127,7 +140,8 @@ def test_many_particles_are_drawn_without_texts():
 def test_rewards_by_step_are_drawn_where_they_were_kept():
     result = make_result()
     assert len(diagnostics.ess_figure(result).axes) == 2
-    assert len(diagnostics.ess_figure(result._replace(step_rewards=None)).axes) == 1
+    without = vary(result, steps={"rewards": None})
+    assert len(diagnostics.ess_figure(without).axes) == 1
 
 
 @pytest.mark.parametrize(
@@ -135,12 +149,14 @@ def test_rewards_by_step_are_drawn_where_they_were_kept():
     [(0.9, "0.90 (unreliable"), (0.5, "0.50 (fine"), (np.nan, "not estimated")],
 )
 def test_weights_figure_tells_pareto_k(k, part):
-    figure = diagnostics.weights_figure(make_result()._replace(pareto_k=k))
+    result = vary(make_result(), diagnostics={"pareto_k": k})
+    figure = diagnostics.weights_figure(result)
     assert part in figure.axes[0].get_title(loc="left")
 
 
 def test_figures_of_what_has_no_effective_size_say_so():
-    result = make_result()._replace(ess=np.full(9, np.nan), resampled=None)
+    sizes = {"ess": np.full(9, np.nan), "resampled": None}
+    result = vary(make_result(), steps=sizes)
     axes = diagnostics.ess_figure(result).axes
     assert "no weighted sample" in axes[0].get_title(loc="left")
     assert axes[-1].get_xlabel() == "turn"
@@ -148,18 +164,20 @@ def test_figures_of_what_has_no_effective_size_say_so():
     assert "ESS –" in title
 
 
-def test_a_result_without_genealogy_cannot_be_drawn():
-    with pytest.raises(ConfigurationError, match="keeps no genealogy"):
-        diagnostics.genealogy_figure(make_result()._replace(unique_ancestors=None))
+def test_a_result_without_texts_of_steps_cannot_be_drawn():
+    bare = vary(make_result(), particles={"step_texts": None})
+    with pytest.raises(ConfigurationError, match="does not keep the texts"):
+        diagnostics.genealogy_figure(bare)
 
 
 def test_solve_prints_errors_tail_and_degeneracy():
-    result = make_result()._replace(
-        answer_errors={"2": 0.123, "1": np.nan},
-        log_evidence=-1.0,
-        log_evidence_variance=0.25,
-        pareto_k=0.91,
-        unique_ancestors=np.array([1, 16]),
+    ancestors = np.stack([np.arange(16), np.zeros(16, int)])
+    result = vary(
+        make_result(16, 2),
+        posterior={"errors": {"2": 0.123, "1": np.nan}},
+        evidence={"log_estimate": -1.0, "variance": 0.25},
+        diagnostics={"pareto_k": 0.91},
+        steps={"ancestors": ancestors},
     )
     text = solution_text(result)
     assert "2  0.250 ± 0.123" in text
@@ -167,6 +185,6 @@ def test_solve_prints_errors_tail_and_degeneracy():
     assert "Log evidence: -1.000 ± 0.500" in text
     assert "Pareto k of the weights: 0.91. Above 0.7 a few particles carry" in text
     assert "by step: 1 16" in text
-    calm = result._replace(pareto_k=0.69, log_evidence_variance=-0.1)
+    calm = vary(result, diagnostics={"pareto_k": 0.69}, evidence={"variance": -0.1})
     assert "Above 0.7" not in solution_text(calm)
     assert "Log evidence: -1.000 ± unknown" in solution_text(calm)

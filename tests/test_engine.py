@@ -24,7 +24,7 @@ from tsi.explorer import ExplorerInfo
 from tsi.models.decoder import RewardModel
 from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
-from tsi.results.result import ledger_of_first
+from tsi.results.ledger import ledger_of_first
 from tsi.rewards.reward import SelfJudge
 from tsi.run import run
 
@@ -44,7 +44,7 @@ def engine(max_rows: int = 64, **changes) -> Engine:
 def same(left, right):
     assert left.texts == right.texts
     assert left.selected == right.selected
-    np.testing.assert_array_equal(left.ancestors, right.ancestors)
+    np.testing.assert_array_equal(left.steps.ancestors, right.steps.ancestors)
     np.testing.assert_allclose(left.log_weights, right.log_weights, atol=1e-4)
     evidence = pytest.approx(right.log_evidence, abs=1e-4, nan_ok=True)
     assert left.log_evidence == evidence
@@ -75,7 +75,9 @@ def test_a_problem_gets_what_tsi_run_gives_it():
         rows = zip(final.particles.tokens, final.particles.lengths, strict=True)
         assert [tiny.decode(row[:n].tolist()) for row, n in rows] == result.texts
         steps = int(final.num_steps)
-        np.testing.assert_array_equal(final.infos.ancestors[:steps], result.ancestors)
+        np.testing.assert_array_equal(
+            final.infos.ancestors[:steps], result.steps.ancestors
+        )
         np.testing.assert_allclose(
             final.state.log_weights, result.log_weights, atol=1e-4
         )
@@ -89,17 +91,15 @@ def says_of_itself(result, final):
         final.state.log_weights, infos.ancestors, infos.resampled, steps
     )
     expected = float(variance) if np.isfinite(result.log_evidence) else np.nan
-    assert result.log_evidence_variance == pytest.approx(
-        expected, abs=1e-3, nan_ok=True
-    )
-    assert result.answer_errors.keys() == result.answer_posterior.keys()
+    assert result.evidence.variance == pytest.approx(expected, abs=1e-3, nan_ok=True)
+    assert result.posterior.errors.keys() == result.answer_posterior.keys()
     eves = genealogy(infos.ancestors, steps).unique_eves[-1]
-    assert result.unique_ancestors[0] == int(eves)
+    assert result.steps.unique_ancestors[0] == int(eves)
     odds = np.exp(np.asarray(infos.log_potentials[:steps]))
-    np.testing.assert_allclose(result.step_rewards, odds / (1 + odds), atol=1e-4)
-    whole = ~result.truncated
+    np.testing.assert_allclose(result.steps.rewards, odds / (1 + odds), atol=1e-4)
+    whole = ~result.particles.truncated
     np.testing.assert_allclose(
-        result.step_rewards[-1][whole], result.rewards[whole], atol=1e-6
+        result.steps.rewards[-1][whole], result.rewards[whole], atol=1e-6
     )
 
 
@@ -121,7 +121,9 @@ def test_the_ledger_counts_every_token_of_every_rollout():
     )[0]
     # Without resampling nothing is thrown away: texts are all that was generated,
     # and every text that was not cut off has one end token more.
-    written = sum(len(text) for text in result.texts) + 4 - result.num_truncated
+    written = (
+        sum(len(text) for text in result.texts) + 4 - result.diagnostics.num_truncated
+    )
     assert result.ledger.generated_tokens == written
     assert result.ledger.reward_tokens == written + len(PROBLEMS[0].prompt)
 
@@ -145,7 +147,7 @@ def test_the_steps_of_a_text_end_at_boundaries():
     for result in engine().run(
         SAMPLER, jax.random.key(2), PROBLEMS, 4, extract=extract
     ):
-        for text, steps in zip(result.texts, result.step_texts, strict=True):
+        for text, steps in zip(result.texts, result.particles.step_texts, strict=True):
             assert "".join(steps) == text
             for step in steps[:-1]:
                 assert step.endswith("c") or len(step) == 6
@@ -190,8 +192,8 @@ def test_rewards_that_are_no_numbers_are_counted_and_never_win():
     e = engine()
     e.reward.bias[...] = jnp.full_like(e.reward.bias[...], jnp.nan)
     result = e.run(SAMPLER, jax.random.key(0), PROBLEMS[:1], 4, extract=extract)[0]
-    assert result.num_invalid > 0
-    assert result.num_recoveries > 0
+    assert result.diagnostics.num_invalid > 0
+    assert result.diagnostics.num_recoveries > 0
     assert np.isfinite(result.log_weights).all()
     assert not np.isnan(result.log_evidence)
 
@@ -216,7 +218,9 @@ def samples_on(count: int) -> str:
     results = engine(32, mesh=mesh).run(
         SAMPLER, jax.random.key(7), PROBLEMS[:4], 8, extract=extract
     )
-    return json.dumps([[r.texts, r.ancestors.tolist(), r.selected] for r in results])
+    return json.dumps(
+        [[r.texts, r.steps.ancestors.tolist(), r.selected] for r in results]
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,7 +293,10 @@ def test_steps_and_solutions_end_at_strings_of_one_s_own(least):
         results = runner.run(sampler, key, problems, 32, extract=extract)
         for result in results:
             for text, steps, cut in zip(
-                result.texts, result.step_texts, result.truncated, strict=True
+                result.texts,
+                result.particles.step_texts,
+                result.particles.truncated,
+                strict=True,
             ):
                 expected, stopped, beyond = steps_as_read(
                     text, delimiters, stops, least, target.max_step_tokens
@@ -353,17 +360,17 @@ def test_what_a_sampler_of_ones_own_says_of_its_steps_is_in_the_result(as_dict):
     results = runner.run(own, key, PROBLEMS, 8, extract=extract)
     for left, right in zip(plain, results, strict=True):
         same(left, right)
-        assert not left.infos
-        assert right.infos.keys() == {"spread", "squares"}
-        steps = len(right.ess)
-        assert right.infos["spread"].shape == (steps,)
-        squares = right.infos["squares"]["of potentials"]
+        assert not left.steps.infos
+        assert right.steps.infos.keys() == {"spread", "squares"}
+        steps = len(right.steps.ess)
+        assert right.steps.infos["spread"].shape == (steps,)
+        squares = right.steps.infos["squares"]["of potentials"]
         assert squares.shape == (steps, 8)
-        rewards = np.asarray(right.step_rewards, np.float64)
+        rewards = np.asarray(right.steps.rewards, np.float64)
         log_odds = np.log(rewards) - np.log1p(-rewards)
         seen = rewards > 0
         np.testing.assert_allclose(squares[seen], log_odds[seen] ** 2, rtol=1e-3)
-        assert (right.infos["spread"] > 0).any()
+        assert (right.steps.infos["spread"] > 0).any()
 
 
 def test_what_an_explorer_of_ones_own_says_of_its_turns_is_in_the_result():
@@ -377,5 +384,5 @@ def test_what_an_explorer_of_ones_own_says_of_its_turns_is_in_the_result():
     runner = engine(16)
     own = inner._replace(tell=tell)
     (result,) = runner.run(own, jax.random.key(7), PROBLEMS[:1], 4, extract=extract)
-    assert result.infos.keys() == {"best"}
-    assert np.isfinite(result.infos["best"]).any()
+    assert result.steps.infos.keys() == {"best"}
+    assert np.isfinite(result.steps.infos["best"]).any()

@@ -10,12 +10,14 @@ import tiny_language as tiny
 from test_engine import PROBLEMS, engine, extract, same
 
 from tsi import samplers
-from tsi.accuracy.diagnostics import diagnose_store
+from tsi.accuracy.degeneracy import common_past
 from tsi.engine.engine import Engine
-from tsi.engine.outcome import distinct, weighed_answers
+from tsi.engine.outcome import count_members, drop_weightless
+from tsi.engine.outcomes import accepted_share, diagnose_store
 from tsi.errors import ConfigurationError
 from tsi.reasoning.particles import ReasoningParams
-from tsi.results.result import Ledger
+from tsi.results.estimand import estimand_of
+from tsi.results.ledger import add_ledgers
 from tsi.run import run
 
 SAMPLER = samplers.quest(0.5, num_chains=2)
@@ -50,14 +52,14 @@ def test_a_problem_gets_what_tsi_run_gives_it(results):
 
 def test_solutions_part_in_the_genealogy_where_their_texts_do(results):
     for result in results:
-        ancestors = result.ancestors
-        assert ancestors.shape == (max(map(len, result.step_texts)), 6)
+        ancestors = result.steps.ancestors
+        assert ancestors.shape == (max(map(len, result.particles.step_texts)), 6)
         for t in range(1, len(ancestors)):
-            pasts = [tuple(steps[:t]) for steps in result.step_texts]
+            pasts = [tuple(steps[:t]) for steps in result.particles.step_texts]
             for k, past in enumerate(pasts):
                 assert ancestors[t, k] == pasts.index(past)
-        assert np.isnan(result.pareto_k)
-        assert set(result.answer_errors) == {a for a in result.answers if a}
+        assert np.isnan(result.diagnostics.pareto_k)
+        assert set(result.posterior.errors) == {a for a in result.answers if a}
 
 
 def test_only_new_steps_are_paid_for(results):
@@ -106,7 +108,7 @@ def test_steps_repeated_to_be_scored_cost_flops_and_reward_tokens():
         for sampled in (False, True)
     )
     plain, ancestor = (
-        Ledger(*map(sum, zip(*(result.ledger for result in results), strict=True)))
+        add_ledgers(*(result.ledger for result in results))
         for results in (plain, ancestor)
     )
     # The same number of tokens is drawn, more or less; scoring pasts is extra.
@@ -117,12 +119,14 @@ def test_steps_repeated_to_be_scored_cost_flops_and_reward_tokens():
 
 def test_what_has_no_weight_is_no_answer_beside_what_has():
     weights = np.array([0.0, -np.inf, 0.5])
-    assert weighed_answers(["7", "8", None], weights) == ["7", None, None]
-    assert weighed_answers(["7", "8", None], np.full(3, -np.inf)) == ["7", "8", None]
+    assert drop_weightless(["7", "8", None], weights) == ["7", None, None]
+    assert drop_weightless(["7", "8", None], np.full(3, -np.inf)) == ["7", "8", None]
 
 
 def test_a_solution_that_a_chain_stays_at_is_counted_once():
-    assert distinct(np.array([4, 4, 2, 4]), np.array([True, True, True, False])) == 2
+    assert (
+        count_members(np.array([4, 4, 2, 4]), np.array([True, True, True, False])) == 2
+    )
     policy, reward = tiny.models(sharpness=4.0)
     runner = Engine(
         tiny.target(log_truncation=0.0),
@@ -135,26 +139,28 @@ def test_a_solution_that_a_chain_stays_at_is_counted_once():
         samplers.quest(0.05), jax.random.key(2), PROBLEMS, 8, extract=extract
     )
     # A chain that rejects a move has its state among the members once more.
-    assert any(r.truncated.sum() > r.num_truncated > 0 for r in runs)
+    assert any(
+        r.particles.truncated.sum() > r.diagnostics.num_truncated > 0 for r in runs
+    )
 
 
 def test_a_run_without_evidence_knows_no_errors():
     log_weights = np.log(np.random.default_rng(0).pareto(2.0, 30) + 1.0)
     state = SimpleNamespace(log_weights=log_weights, log_evidence=-np.inf)
     steps = [[str(k), "end"] for k in range(30)]
-    answers = ["7"] * 20 + ["8"] * 10
-    explorer = samplers.finished_branch_smc()
-    lost = diagnose_store(explorer, answers, state, steps)
-    assert np.isnan(lost["pareto_k"])
-    assert all(np.isnan(error) for error in lost["answer_errors"].values())
+    past, answers = common_past(steps), ["7"] * 20 + ["8"] * 10
+    estimand = estimand_of(samplers.finished_branch_smc())
+    lost = diagnose_store(estimand, state, past, answers)
+    assert np.isnan(lost.pareto_k)
+    assert all(np.isnan(error) for error in lost.answer_errors.values())
     state.log_evidence = 0.0
-    known = diagnose_store(explorer, answers, state, steps)
-    assert np.isfinite(known["pareto_k"])
-    assert all(error > 0 for error in known["answer_errors"].values())
+    known = diagnose_store(estimand, state, past, answers)
+    assert np.isfinite(known.pareto_k)
+    assert all(error > 0 for error in known.answer_errors.values())
     # Solutions with one first step are one family, and their luck is shared.
-    one_start = [["a", "end"]] * 15 + steps[15:]
-    shared = diagnose_store(explorer, answers, state, one_start)
-    assert shared["answer_errors"]["7"] > known["answer_errors"]["7"]
+    one_start = common_past([["a", "end"]] * 15 + steps[15:])
+    shared = diagnose_store(estimand, state, one_start, answers)
+    assert shared.answer_errors["7"] > known.answer_errors["7"]
 
 
 @pytest.mark.parametrize(
@@ -175,26 +181,27 @@ def test_searches_and_chains_state_no_errors(explorer):
     state = SimpleNamespace(
         log_weights=log_weights, log_evidence=0.0, accepted=6, iteration=np.int32(9)
     )
-    steps = [[str(k), "end"] for k in range(30)]
-    found = diagnose_store(explorer, ["7"] * 20 + ["8"] * 10, state, steps)
-    assert np.isnan(found["pareto_k"])
-    assert all(np.isnan(error) for error in found["answer_errors"].values())
+    past = common_past([[str(k), "end"] for k in range(30)])
+    answers = ["7"] * 20 + ["8"] * 10
+    found = diagnose_store(estimand_of(explorer), state, past, answers)
+    assert np.isnan(found.pareto_k)
+    assert all(np.isnan(error) for error in found.answer_errors.values())
     if explorer.acceptance is None:
-        assert np.isnan(found["acceptance_rate"])
+        assert np.isnan(accepted_share(explorer, state))
     else:
         # Nine moves, or nine systems of which the first is no move.
-        assert found["acceptance_rate"] in (6 / 9, 6 / 8)
+        assert accepted_share(explorer, state) in (6 / 9, 6 / 8)
 
 
 def test_a_result_of_a_chain_tells_moves_and_no_sizes(results):
     for result in results:
-        assert np.isnan(result.ess).all()
-        assert 0.0 <= result.acceptance_rate <= 1.0
+        assert np.isnan(result.steps.ess).all()
+        assert 0.0 <= result.diagnostics.acceptance_rate <= 1.0
         # Two chains, each of a first solution and two moves.
-        moves = result.acceptance_rate * 4
+        moves = result.diagnostics.acceptance_rate * 4
         assert moves == pytest.approx(round(moves))
-        assert all(np.isnan(e) for e in result.answer_errors.values())
-        assert result.resampled is None
+        assert all(np.isnan(e) for e in result.posterior.errors.values())
+        assert result.steps.resampled is None
 
 
 def test_at_temperature_zero_every_move_is_accepted():

@@ -79,7 +79,11 @@ def test_an_extract_that_raises_costs_its_problem(runner):
     sampler = samplers.self_consistency()
     results = runner.run(sampler, KEY, PROBLEMS, 16, extract=extract, temperature=20.0)
     whole = [
-        {text for text, cut in zip(r.texts, r.truncated, strict=True) if not cut}
+        {
+            text
+            for text, cut in zip(r.texts, r.particles.truncated, strict=True)
+            if not cut
+        }
         for r in results
     ]
     alone = [mine - set().union(*(w for w in whole if w is not mine)) for mine in whole]

@@ -258,7 +258,7 @@ def solve(name: str, sampler):
 def test_the_engine_runs_filters_with_rewards_on_the_device_and_on_the_host(name):
     for result in solve(name, samplers.particle_filter()):
         assert result.log_weights.dtype == np.float64
-        assert result.answer_errors.keys() == result.answer_posterior.keys()
+        assert result.posterior.errors.keys() == result.answer_posterior.keys()
         assert np.isnan(result.rewards).sum() == 0
 
 

@@ -370,8 +370,8 @@ def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
         weights = np.asarray(final.state.log_weights)
         np.testing.assert_allclose(weights, result.log_weights, atol=1e-3)
         gaps = np.asarray(final.particles.log_prob - final.particles.log_proposal)
-        np.testing.assert_allclose(gaps, result.log_corrections, atol=1e-3)
-        assert result.num_truncated == 0
+        np.testing.assert_allclose(gaps, result.particles.log_corrections, atol=1e-3)
+        assert result.diagnostics.num_truncated == 0
         long = [text for text in result.texts if len(text) > 11]
         assert all("bcd" in text for text in long)
     assert any(len(text) > 11 for result in together for text in result.texts)
@@ -380,7 +380,7 @@ def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
     for left, right in zip(together, results(max_rows=8), strict=True):
         test_engine.same(left, right)
         np.testing.assert_allclose(
-            left.log_corrections, right.log_corrections, atol=1e-4
+            left.particles.log_corrections, right.particles.log_corrections, atol=1e-4
         )
 
 
@@ -401,14 +401,16 @@ def test_what_the_policy_cannot_write_has_no_weight():
     for sampler in (samplers.smc(), samplers.quest(0.5)):
         results = runner.run(sampler, key, problems, 8, extract=test_engine.extract)
         for result in results:
-            cut = result.truncated
-            np.testing.assert_array_equal(np.isneginf(result.log_corrections), cut)
+            cut = result.particles.truncated
+            np.testing.assert_array_equal(
+                np.isneginf(result.particles.log_corrections), cut
+            )
             for text, answer in zip(
                 np.array(result.texts)[cut], np.array(result.answers)[cut], strict=True
             ):
                 # It ends there, and not when it would have.
                 assert (text[-1], answer) == ("q", None)
-            assert result.num_invalid == 0
+            assert result.diagnostics.num_invalid == 0
             assert not np.isnan(result.log_weights).any()
             if cut.all():
                 assert "forced" in result.notes[0]

@@ -73,17 +73,17 @@ def test_a_world_forces_what_is_asked_for_and_says_so(forced_world):
     results = run_method(world, "smc", jax.random.key(0), world.problems, 32)
     forced = 0
     for result in results:
-        assert result.num_truncated == 0
+        assert result.diagnostics.num_truncated == 0
         assert np.isfinite(result.log_weights).all()
         assert np.isfinite(result.log_evidence)
-        for text, steps in zip(result.texts, result.step_texts, strict=True):
-            if len(steps) == 7 and result.log_corrections is not None:
+        for text, steps in zip(result.texts, result.particles.step_texts, strict=True):
+            if len(steps) == 7 and result.particles.log_corrections is not None:
                 forced += 1
                 assert "+5=" in text
     assert forced > 5
     plain = embedded_world("chain", 2, temperature=3.0)
     cut = run_method(plain, "smc", jax.random.key(0), plain.problems, 32)
-    assert any(result.num_truncated for result in cut)
+    assert any(result.diagnostics.num_truncated for result in cut)
     assert "forced_end" not in plain.settings
 
 
@@ -91,12 +91,14 @@ def test_votes_are_read_off_a_run_with_what_their_ends_cost(forced_world):
     world, key = forced_world, jax.random.key(1)
     (whole, _) = run_method(world, "weighted_best_of_n", key, world.problems, 8)
     (alone, _) = run_method(world, "self_consistency", key, world.problems, 4)
-    read = first_rollouts(whole, 4, "vote", reads_reward=False)
+    read = first_rollouts(whole, 4, alone.estimand)
     assert read.texts == alone.texts
     assert float(np.ptp(alone.log_weights)) > 0.1
     np.testing.assert_allclose(read.log_weights, alone.log_weights, atol=1e-4)
     assert read.log_evidence == pytest.approx(alone.log_evidence, abs=1e-4)
-    np.testing.assert_array_equal(read.log_corrections, whole.log_corrections[:4])
+    np.testing.assert_array_equal(
+        read.particles.log_corrections, whole.particles.log_corrections[:4]
+    )
 
 
 def test_a_problem_is_solved_and_rows_are_kept_apart(tmp_path, capsys):

@@ -170,8 +170,8 @@ def test_a_verifier_knows_which_prefixes_are_right(method):
     world, results = run(method, problems=6, num_particles=8, reward="verifier")
     seen = set()
     for problem, result in zip(world.problems, results, strict=True):
-        for n, steps in enumerate(result.step_texts):
-            if result.truncated[n]:
+        for n, steps in enumerate(result.particles.step_texts):
+            if result.particles.truncated[n]:
                 continue
             right = right_so_far(problem.prompt, "".join(steps))
             assert result.rewards[n] == pytest.approx(0.99 if right else 0.01)
@@ -184,10 +184,10 @@ def test_an_outcome_verifier_says_nothing_before_the_end():
     world, results = run("self_consistency", problems=6, reward="outcome-verifier")
     seen = set()
     for problem, result in zip(world.problems, results, strict=True):
-        for n, steps in enumerate(result.step_texts):
+        for n, steps in enumerate(result.particles.step_texts):
             last = len(steps) - 1
-            np.testing.assert_allclose(result.step_rewards[:last, n], 0.5)
-            if not result.truncated[n]:
+            np.testing.assert_allclose(result.steps.rewards[:last, n], 0.5)
+            if not result.particles.truncated[n]:
                 right = result.answers[n] == problem.answer
                 assert result.rewards[n] == pytest.approx(0.99 if right else 0.01)
                 seen.add(right)
@@ -197,7 +197,7 @@ def test_an_outcome_verifier_says_nothing_before_the_end():
 def test_against_itself_a_policy_is_no_more_likely():
     _, results = run("smc", reward="likelihood:chain-policy")
     for result in results:
-        assert not result.truncated.all()
+        assert not result.particles.truncated.all()
         np.testing.assert_allclose(result.rewards, 0.5, atol=1e-4)
         assert result.ledger.reward_tokens > 0
         assert math.isclose(result.log_evidence, 0.0, abs_tol=1e-3)

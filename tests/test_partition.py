@@ -134,7 +134,7 @@ def samples(folder: Path, mesh=None, sampler=test_engine.SAMPLER):
         8,
         extract=test_engine.extract,
     )
-    return [[r.texts, r.ancestors.tolist(), r.selected] for r in results]
+    return [[r.texts, r.steps.ancestors.tolist(), r.selected] for r in results]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,8 +9,10 @@ import pytest
 
 from tsi import samplers
 from tsi.accuracy.answer_errors import answer_errors
-from tsi.accuracy.diagnostics import diagnose, diagnose_run, normalised
+from tsi.accuracy.diagnostics import diagnose, eves, normalise
 from tsi.accuracy.replicates import evidence_from_replicates
+from tsi.engine.outcomes import diagnose_run
+from tsi.results.estimand import estimand_of
 from tsi.run import run
 from tsi.targets.examples import EXAMPLES
 
@@ -75,7 +76,11 @@ def test_errors_of_answers_are_those_over_runs(name, make_sampler, low, high):
             ancestors, resampled, steps = (array[r] for array in genealogy)
             answers = ["0" if zero else "other" for zero in chosen[r]]
             found = diagnose(
-                answers, log_w[r], float(log_z[r]), ancestors[:steps], resampled[:steps]
+                answers,
+                log_w[r],
+                float(log_z[r]),
+                eves(ancestors[:steps]),
+                int(resampled[:steps].sum()),
             )
             estimates.append(found.answer_errors.get("0", 0.0) ** 2)
         # Runs whose particles share one eve know nothing, and there are few.
@@ -124,26 +129,19 @@ def test_what_cannot_be_known_is_nan(answers, shares, eves):
 
 
 def test_a_lost_run_has_no_errors():
-    still = np.tile(np.arange(30), (2, 1))
     log_weights = np.linspace(0.0, 3.0, 30)
     arguments = (["a", "b"] * 15, log_weights)
-    lost = diagnose(*arguments, -math.inf, still, np.zeros(2, bool))
+    lost = diagnose(*arguments, -math.inf, np.arange(30), 0)
     assert math.isnan(lost.log_evidence_variance)
     assert math.isnan(lost.pareto_k)
     assert all(math.isnan(error) for error in lost.answer_errors.values())
-    found = diagnose(*arguments, 0.0, still, np.zeros(2, bool), has_evidence=False)
+    found = diagnose(*arguments, 0.0, np.arange(30), 0, has_evidence=False)
     assert math.isnan(found.log_evidence_variance)
     assert found.answer_errors["a"] > 0
     assert math.isfinite(found.pareto_k)
 
 
-class Bare(NamedTuple):
-    """Infos of a sampler that tells its ancestors alone."""
-
-    ancestors: np.ndarray
-
-
-def test_what_a_sampler_does_not_tell_is_not_made_up():
+def test_islands_and_ranks_state_no_variance():
     found = {}
     for name, sampler in {
         "filter": samplers.particle_filter(),
@@ -153,21 +151,11 @@ def test_what_a_sampler_does_not_tell_is_not_made_up():
         once = run(sampler, EXAMPLES["smooth"](), jax.random.key(0), 8)
         state, infos = jax.tree.map(np.asarray, (once.state, once.infos))
         answers = [str(row[-1]) for row in np.asarray(once.particles.symbols)]
-        found[name] = diagnose_run(sampler, state, infos, answers)
-        rewards = found[name]["step_rewards"]
-        expected = 1 / (1 + np.exp(-infos.log_potentials))
-        np.testing.assert_allclose(rewards, expected, rtol=1e-6)
-        if name == "filter":
-            bare = diagnose_run(sampler, state, Bare(infos.ancestors), answers)
-            assert bare.pop("step_rewards") is None
-            full = found[name]
-            assert bare["log_evidence_variance"] == full["log_evidence_variance"]
-            assert bare["answer_errors"] == full["answer_errors"]
-            assert diagnose_run(sampler, state, (), answers) == {}
-    assert math.isfinite(found["filter"]["log_evidence_variance"])
-    assert math.isnan(found["islands"]["log_evidence_variance"])
-    assert all(error >= 0 for error in found["filter"]["answer_errors"].values())
-    assert math.isnan(found["beam_search"]["log_evidence_variance"])
+        found[name] = diagnose_run(estimand_of(sampler), state, infos, answers)
+    assert math.isfinite(found["filter"].log_evidence_variance)
+    assert math.isnan(found["islands"].log_evidence_variance)
+    assert all(error >= 0 for error in found["filter"].answer_errors.values())
+    assert math.isnan(found["beam_search"].log_evidence_variance)
 
 
 @pytest.mark.parametrize(
@@ -190,16 +178,16 @@ def test_what_is_chosen_by_rank_states_no_errors_and_no_sizes(sampler):
     state, infos = jax.tree.map(np.asarray, (once.state, once.infos))
     assert np.isnan(infos.ess).all()
     answers = [str(row[-1]) for row in np.asarray(once.particles.symbols)]
-    found = diagnose_run(sampler, state, infos, answers)
-    assert math.isnan(found["log_evidence_variance"])
-    assert math.isnan(found["pareto_k"])
-    assert all(math.isnan(error) for error in found["answer_errors"].values())
-    assert found["resampled"].tolist() == [False, True, True, True]
+    found = diagnose_run(estimand_of(sampler), state, infos, answers)
+    assert math.isnan(found.log_evidence_variance)
+    assert math.isnan(found.pareto_k)
+    assert all(math.isnan(error) for error in found.answer_errors.values())
+    assert infos.resampled.tolist() == [False, True, True, True]
 
 
 def test_dead_particles_share_weight_equally_and_others_sum_to_one():
-    np.testing.assert_array_equal(normalised(np.full(4, -np.inf)), np.full(4, 0.25))
-    np.testing.assert_allclose(normalised(np.log([3.0, 1.0]) - 800), [0.75, 0.25])
+    np.testing.assert_array_equal(normalise(np.full(4, -np.inf)), np.full(4, 0.25))
+    np.testing.assert_allclose(normalise(np.log([3.0, 1.0]) - 800), [0.75, 0.25])
 
 
 @pytest.mark.parametrize("name", ONE_QUICK)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from fake_world import FakeEngine, fake_world
+from fake_world import FakeEngine, fake_world, vary
 
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.scaling.results import read_rows
@@ -14,13 +14,19 @@ from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.solving.diagnostics import genealogy_figure, weights_figure
 from tsi.experiments.solving.solve import solution_text
 from tsi.results.answers import answer_posterior, unanswered_weight
-from tsi.results.notes import all_truncated, notes, reward_spread
+from tsi.results.notes import all_truncated, reward_spread
 
 DEAD = -np.inf
 LIMIT, UNANSWERED, ALIKE = "limit cut every", "without an answer", "not discriminate"
 
 
-def make(answers=("7", "8", "7", None), rewards=(0.9, 0.2, 0.5, 0.4), **changes):
+def make(
+    answers=("7", "8", "7", None),
+    rewards=(0.9, 0.2, 0.5, 0.4),
+    num_truncated=0,
+    step_rewards=None,
+    **changes,
+):
     """A result in which nothing calls for a note, but for the changes."""
     size = len(answers)
     world = fake_world()
@@ -33,10 +39,15 @@ def make(answers=("7", "8", "7", None), rewards=(0.9, 0.2, 0.5, 0.4), **changes)
         "rewards": np.asarray(rewards),
         "log_weights": np.log([1.5, 1.5, 0.9, 0.1] if size == 4 else np.ones(size)),
         "truncated": np.zeros(size, bool),
-        "num_truncated": 0,
     } | changes
     posterior = answer_posterior(fields["answers"], fields["log_weights"])
-    return result._replace(**fields, answer_posterior=posterior)
+    return vary(
+        result,
+        particles=fields,
+        steps={"rewards": step_rewards},
+        posterior={"probabilities": posterior},
+        diagnostics={"num_truncated": num_truncated},
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,12 +85,12 @@ def test_weight_without_an_answer_is_said_and_shown():
     assert result.unanswered == pytest.approx(0.4)
     (note,) = result.notes
     assert note.startswith("40 % of the weight is on particles without an answer")
-    text = solution_text(result._replace(answer_errors=None))
+    text = solution_text(result)
     assert "no answer  0.400 of the weight" in text
     assert f"Note: {note}" in text
     assert "no answer  " not in solution_text(make(answers=("7", "7", "8", "8")))
     for draw in (weights_figure, genealogy_figure):
-        figure = draw(result._replace(unique_ancestors=np.array([4, 4, 4])))
+        figure = draw(result)
         (axes,) = figure.axes
         assert "no answer: 0.400 of the weight" in axes.get_title(loc="left")
 
@@ -137,9 +148,10 @@ def test_a_reward_that_tells_nothing_apart_is_said_to(changes, spread):
     assert reward_spread(result) == pytest.approx(spread, nan_ok=True)
     alike = spread <= 0.01
     assert [ALIKE in note for note in result.notes] == [True] * alike
-    assert notes(result, reads_reward=False) == ()
     assert (ALIKE in solution_text(result)) == alike
-    assert ALIKE not in solution_text(result, reads_reward=False)
+    blind = vary(result, estimand={"reads_reward": False})
+    assert blind.notes == ()
+    assert ALIKE not in solution_text(blind)
 
 
 @pytest.mark.parametrize(
@@ -188,13 +200,14 @@ class Blind(FakeEngine):
             sampler, name, seed, problem, num_particles, temperature
         )
         size, cut = len(result.texts), problem.id % 4 == 0
-        result = result._replace(
-            rewards=np.full(size, 0.5) + 0.001 * np.arange(size) / size,
-            texts=[f"solution {n}" for n in range(size)],
-            truncated=np.full(size, cut),
-            num_truncated=size * cut,
-        )
-        return result._replace(answers=[None] * size) if cut else result
+        particles = {
+            "rewards": np.full(size, 0.5) + 0.001 * np.arange(size) / size,
+            "texts": [f"solution {n}" for n in range(size)],
+            "truncated": np.full(size, cut),
+        }
+        particles |= {"answers": [None] * size} if cut else {}
+        counts = {"num_truncated": size * cut}
+        return vary(result, particles=particles, diagnostics=counts)
 
 
 def test_a_run_says_each_thing_once_and_old_rows_have_nothing_to_say(tmp_path):

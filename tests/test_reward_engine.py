@@ -46,10 +46,10 @@ def solve(name: str, sampler):
 
 def rewards_at_once(name: str, result) -> np.ndarray:
     question = PROBLEMS[result.problem_id].prompt
-    ended = ~result.truncated
+    ended = ~result.particles.truncated
     rows = [
         (question, steps, bool(end), 0.0)
-        for steps, end in zip(result.step_texts, ended, strict=True)
+        for steps, end in zip(result.particles.step_texts, ended, strict=True)
     ]
     return 1 / (1 + np.exp(-kinds.at_once(name, rows)))
 
@@ -73,7 +73,7 @@ def test_a_likelihood_ratio_is_that_of_two_uncached_models():
     params = tiny.params(*kinds.QUESTIONS, sharpness=SHARPNESS)
     for result in solve("likelihood", samplers.self_consistency()):
         question = PROBLEMS[result.problem_id].prompt
-        ended = [bool(end) for end in ~result.truncated]
+        ended = [bool(end) for end in ~result.particles.truncated]
         written = [
             (question, tiny.encode(text) + [0] * end)
             for text, end in zip(result.texts, ended, strict=True)
@@ -81,7 +81,9 @@ def test_a_likelihood_ratio_is_that_of_two_uncached_models():
         log_p, _ = tiny.uncached(params, written)
         rows = [
             (question, steps, *rest)
-            for steps, *rest in zip(result.step_texts, ended, log_p, strict=True)
+            for steps, *rest in zip(
+                result.particles.step_texts, ended, log_p, strict=True
+            )
         ]
         log_odds = kinds.at_once("likelihood", rows)
         found = np.log(result.rewards) - np.log1p(-result.rewards)
@@ -98,7 +100,7 @@ def test_the_ledger_charges_the_rewards_own_prompt():
     # Without resampling or merging at separators each token is read once.
     sizes = [
         len(reward.format.render("hello", steps, False).tokens) - head
-        for steps in result.step_texts
+        for steps in result.particles.step_texts
     ]
     assert result.slots.prompt_reward_tokens == head
     np.testing.assert_array_equal(result.slots.reward_tokens, sizes)
@@ -122,7 +124,7 @@ def test_step_scores_of_the_policys_own_judgement_can_be_aggregated():
         samplers.self_consistency(), jax.random.key(0), PROBLEMS[:1], 4, extract=str
     )[0]
     # A minimum over more steps is no larger.
-    assert (np.diff(result.step_rewards, axis=0) <= 1e-6).all()
+    assert (np.diff(result.steps.rewards, axis=0) <= 1e-6).all()
     assert result.ledger.reward_tokens % 3 == 0
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_world import FakeEngine, fake_world
+from fake_world import FakeEngine, fake_world, vary
 
-from tsi.accuracy.diagnostics import diagnose
+from tsi.accuracy.diagnostics import diagnose, eves
 from tsi.errors import (
     ConfigurationError,
     ProblemError,
@@ -42,6 +42,7 @@ from tsi.experiments.scaling.shared_rollouts import first_rollouts
 from tsi.experiments.scaling.write_report import write_report
 from tsi.explorer import Explorer
 from tsi.results.answers import select
+from tsi.results.estimand import estimand_of
 
 SEVERAL = (
     *STANDARD,
@@ -89,18 +90,20 @@ def test_independent_methods_cost_one_run_at_the_largest_budget(tmp_path):
     "name", ["self_consistency", "best_of_n", "weighted_best_of_n"]
 )
 def test_first_particles_of_a_large_run_are_the_small_run(name):
-    world, rule = fake_world(), sampler_of(name, 5).select
+    world, reads = fake_world(), METHODS[name].reads_reward
     engine = world.engine
-    reads = METHODS[name].reads_reward
+    estimand = estimand_of(sampler_of(name, 5), reads_reward=reads)
     for problem in world.problems:
         large, small = (
             engine.result(sampler_of(name, 5), name, 0, problem, n, None)
             for n in (8, 3)
         )
-        derived = first_rollouts(large, 3, rule, reads_reward=reads)
+        derived = first_rollouts(large, 3, estimand)
         assert derived.answers == small.answers
-        assert derived.truncated.tolist() == small.truncated.tolist()
-        assert derived.num_truncated == small.num_truncated
+        assert (
+            derived.particles.truncated.tolist() == small.particles.truncated.tolist()
+        )
+        assert derived.diagnostics.num_truncated == small.diagnostics.num_truncated
         assert derived.ledger.generated_tokens == small.ledger.generated_tokens
         if reads:
             assert derived.log_evidence == pytest.approx(small.log_evidence, abs=1e-5)
@@ -112,18 +115,18 @@ def test_first_particles_of_a_large_run_are_the_small_run(name):
                 small.answers,
                 small.log_weights,
                 small.log_evidence,
-                small.ancestors,
-                np.zeros(len(small.ancestors), bool),
+                eves(small.steps.ancestors),
+                0,
             )
-            assert derived.answer_errors == pytest.approx(
+            assert derived.posterior.errors == pytest.approx(
                 own.answer_errors, nan_ok=True
             )
-            assert derived.log_evidence_variance == pytest.approx(
+            assert derived.evidence.variance == pytest.approx(
                 own.log_evidence_variance, abs=1e-5
             )
-            assert derived.unique_ancestors.tolist() == [3, 3, 3]
+            assert derived.steps.unique_ancestors.tolist() == [3, 3, 3]
             assert np.isnan(derived.ledger.seconds)
-            whole = first_rollouts(large, 8, rule, reads_reward=True)
+            whole = first_rollouts(large, 8, estimand)
             assert whole.ledger.seconds == large.ledger.seconds
             assert derived.selected == small.selected
         else:
@@ -139,13 +142,15 @@ def test_dead_rollouts_are_a_recovery_not_a_number():
     result = world.engine.result(
         sampler_of("best_of_n", 5), "best_of_n", 0, world.problems[0], 4, None
     )
-    dead = result._replace(
-        log_weights=np.full(4, -np.inf, np.float32), log_evidence=-np.inf
+    dead = vary(
+        result,
+        particles={"log_weights": np.full(4, -np.inf, np.float32)},
+        evidence={"log_estimate": -np.inf},
     )
-    derived = first_rollouts(dead, 2, "argmax", reads_reward=True)
+    derived = first_rollouts(dead, 2, result.estimand)
     assert derived.log_evidence == -np.inf
-    assert np.isnan(derived.log_evidence_variance)
-    assert derived.num_recoveries == 1
+    assert np.isnan(derived.evidence.variance)
+    assert derived.diagnostics.num_recoveries == 1
     assert np.isfinite(derived.log_weights).all()
 
 
@@ -156,7 +161,7 @@ def test_results_without_slot_costs_are_refused():
     )
     for bad, n in ((result._replace(slots=None), 2), (result, 5)):
         with pytest.raises(ConfigurationError, match="run the method itself"):
-            first_rollouts(bad, n, "argmax", reads_reward=True)
+            first_rollouts(bad, n, result.estimand)
 
 
 def test_blocks_are_what_the_engine_takes_at_once_and_cover_every_problem_once():

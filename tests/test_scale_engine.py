@@ -18,7 +18,7 @@ from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.provenance import sha256_of
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.loading.checkpoint import save
-from tsi.results.result import ledger_of_first
+from tsi.results.ledger import ledger_of_first
 
 COMMAND = ["scale", "--no-progress", "--num-problems", "5", "--budgets", "2", "4"]
 COMMAND += ["--methods", "greedy", "self_consistency", "best_of_n", "smc"]
@@ -60,11 +60,11 @@ def test_derived_rows_equal_a_run_of_their_own(world, finished, method):
     rows = read_rows(finished / "rows.jsonl")
     for problem, result in zip(world.problems, direct, strict=True):
         if not METHODS[method].reads_reward:
-            ledger = ledger_of_first(result.slots, 2, 0.0, with_reward=False)
+            ledger = ledger_of_first(result.slots, 2, 0.0, reads_reward=False)
             result = result._replace(ledger=ledger)
         expected = outcome(world, problem, result)
         row = rows[Cell(method, 2, 0, problem.id)]
-        expected["min_ess"] = float(result.ess[-1])
+        expected["min_ess"] = float(result.steps.ess[-1])
         rounded = ("log_evidence", "log_evidence_variance", "mean_reward", "min_ess")
         for field in rounded:
             both = [expected.pop(field), row.pop(field)]

@@ -1,7 +1,7 @@
 """What `tsi solve` shows of a genealogy."""
 
 import numpy as np
-from fake_world import fake_world
+from fake_world import fake_world, vary
 
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.solving.solve import genealogy, genealogy_text, solution_text
@@ -15,19 +15,19 @@ def _result():
     result = world.engine.result(
         sampler_of("smc", 5), "smc", 0, world.problems[0], 4, None
     )
-    return result._replace(
-        ancestors=ANCESTORS,
-        resampled=np.array([False, True, True]),
-        answers=["7", "8", "9", None],
-        rewards=np.array([0.9, 0.8, 0.7, 0.6]),
-        log_weights=np.log([2.0, 1.0, 1.0, 1e-9]),
-        step_texts=[
+    particles = {
+        "answers": ["7", "8", "9", None],
+        "rewards": np.array([0.9, 0.8, 0.7, 0.6]),
+        "log_weights": np.log([2.0, 1.0, 1.0, 1e-9]),
+        "step_texts": [
             ["b\n", "ba\n", "baa"],
             ["b\n", "ba\n", "bab"],
             ["d\n", "dc"],
             ["b\n", "bb\n", "bba\n"],
         ],
-    )
+    }
+    steps = {"ancestors": ANCESTORS, "resampled": np.array([False, True, True])}
+    return vary(result, particles=particles, steps=steps)
 
 
 def test_genealogy_keeps_only_what_survived():
@@ -69,19 +69,22 @@ def test_everything_asked_for_is_printed():
 def test_an_evidence_that_is_a_product_says_so():
     assert "Log evidence: " in solution_text(_result())
     said = "Log evidence, times those of 3 other temperatures: "
-    assert said in solution_text(_result(), 3)
+    together = {"auxiliary_temperatures": (2.0, 4.0, 8.0)}
+    assert said in solution_text(vary(_result(), estimand=together))
 
 
 def test_a_search_has_no_evidence():
-    text = solution_text(_result(), has_target=False)
+    text = solution_text(vary(_result(), estimand={"has_target": False}))
     assert "Log evidence: none, for the method has no target" in text
     assert "Answers by weight, no posterior" in text
     assert "Answer posterior" not in text
 
 
 def test_what_has_no_effective_size_shows_a_dash():
-    chain = _result()._replace(
-        ess=np.full(7, np.nan), resampled=None, acceptance_rate=0.25
+    chain = vary(
+        _result(),
+        steps={"ess": np.full(7, np.nan), "resampled": None},
+        diagnostics={"acceptance_rate": 0.25},
     )
     text = solution_text(chain)
     assert "Effective sample size: –" in text
@@ -89,7 +92,11 @@ def test_what_has_no_effective_size_shows_a_dash():
     # Common texts are no resampling.
     assert "Resampled" not in text
     assert "share of moves accepted: 0.25" in text
-    sweep = chain._replace(ess=np.array([2.0, np.nan]), acceptance_rate=np.nan)
+    sweep = vary(
+        chain,
+        steps={"ess": np.array([2.0, np.nan])},
+        diagnostics={"acceptance_rate": np.nan},
+    )
     text = solution_text(sweep)
     assert "Effective sample size of the particles in use, by turn: 2.0 –" in text
     assert "accepted" not in text

@@ -39,7 +39,7 @@ def test_a_world_takes_its_strings_from_the_user():
     results = run_method(world, "self_consistency", key, world.problems, 32)
     stopped = 0
     for result in results:
-        for text, steps in zip(result.texts, result.step_texts, strict=True):
+        for text, steps in zip(result.texts, result.particles.step_texts, strict=True):
             assert "2" not in text[:-1]
             stopped += text.endswith("2")
             assert all(len(step) >= 2 for step in steps[:-1])

@@ -176,7 +176,7 @@ def test_the_reward_reads_at_every_step_what_the_result_says():
     result = run_with(TextReward(score, decode), samplers.self_consistency())
     held_back = 0
     for n, (text, steps) in enumerate(
-        zip(result.texts, result.step_texts, strict=True)
+        zip(result.texts, result.particles.step_texts, strict=True)
     ):
         assert "".join(steps) == text == readings[-1][n]
         for t, written in enumerate(itertools.accumulate(steps)):
@@ -184,11 +184,11 @@ def test_the_reward_reads_at_every_step_what_the_result_says():
         held_back += "" in steps[:-1]
     # Half a character alone makes a step without text.
     assert held_back > 0
-    assert result.truncated.any()
+    assert result.particles.truncated.any()
     assert any("é" in text for text in result.texts)
     answers = [
         None if cut else extract_answer(text)
-        for text, cut in zip(readings[-1], result.truncated, strict=True)
+        for text, cut in zip(readings[-1], result.particles.truncated, strict=True)
     ]
     assert answers == result.answers
 
@@ -203,7 +203,7 @@ def test_a_verifier_reads_prefixes_of_what_the_result_says(explores):
 
     sampler = samplers.particle_gibbs() if explores else samplers.smc()
     result = run_with(Verifier(check, decode), sampler)
-    for text, steps in zip(result.texts, result.step_texts, strict=True):
+    for text, steps in zip(result.texts, result.particles.step_texts, strict=True):
         assert "".join(steps) == text
         assert seen.issuperset(filter(None, itertools.accumulate(steps)))
 

@@ -75,7 +75,7 @@ def check_against_run(name, sampler, result):
 def test_forks_read_what_they_read_within_one_program(name):
     result = results(name, FILTER)[0]
     assert len(set(result.texts)) > 1
-    assert (result.ancestors != np.arange(4)).any()
+    assert (result.steps.ancestors != np.arange(4)).any()
     final = check_against_run(name, FILTER, result)
     cost = final.particles.cost
     np.testing.assert_array_equal(result.slots.reward_tokens, cost.reward_read)

@@ -4,6 +4,7 @@ import builtins
 
 import numpy as np
 import pytest
+from fake_world import vary
 from test_diagnostics import make_result
 
 from tsi.errors import ConfigurationError
@@ -38,25 +39,29 @@ def test_weighted_draws_are_the_particles(tree):
         np.testing.assert_array_equal(draws.particle, np.arange(16))
         named = [answers[i] if i >= 0 else None for i in draws.answer_index.values]
         assert named == result.answers
-        assert draws.num_steps.values.tolist() == [len(s) for s in result.step_texts]
+        assert draws.num_steps.values.tolist() == [
+            len(s) for s in result.particles.step_texts
+        ]
 
 
 def test_statistics_are_those_of_the_run_padded_to_one_length(tree):
     stats = tree["sample_stats"].dataset
     run = stats.sel(chain=0, problem=2)
     result = results()[1]
-    np.testing.assert_allclose(run.ess[:7], result.ess)
+    np.testing.assert_allclose(run.ess[:7], result.steps.ess)
     assert np.isnan(run.ess[7:]).all()
-    np.testing.assert_array_equal(run.ancestors[:7], result.ancestors)
+    np.testing.assert_array_equal(run.ancestors[:7], result.steps.ancestors)
     assert (run.ancestors[7:] == -1).all()
-    np.testing.assert_array_equal(run.unique_ancestors[:7], result.unique_ancestors)
+    np.testing.assert_array_equal(
+        run.unique_ancestors[:7], result.steps.unique_ancestors
+    )
     np.testing.assert_array_equal(run.log_weight, result.log_weights)
-    assert float(run.log_evidence_variance) == result.log_evidence_variance
+    assert float(run.log_evidence_variance) == result.evidence.variance
     assert np.isnan(run.pareto_k)
     for answer, probability in result.answer_posterior.items():
         assert float(run.answer_posterior.sel(answer=answer)) == probability
         error = float(run.answer_error.sel(answer=answer))
-        assert error == result.answer_errors[answer]
+        assert error == result.posterior.errors[answer]
 
 
 def test_resampled_draws_have_the_weighted_mean():
@@ -64,7 +69,7 @@ def test_resampled_draws_have_the_weighted_mean():
     run = make_result(2000, 3)
     rewards = np.random.default_rng(0).random(2000)
     weights = np.exp(run.log_weights) / np.exp(run.log_weights).sum()
-    run = run._replace(rewards=rewards, texts=["x"] * 2000)
+    run = vary(run, particles={"rewards": rewards, "texts": ["x"] * 2000})
     posterior = to_datatree([run])["posterior"].dataset
     counts = np.bincount(posterior.particle.values.ravel(), minlength=2000)
     # Systematic resampling: every count is within one of N times the weight.
@@ -86,12 +91,10 @@ def test_arviz_summarises_it(tree):
 
 def test_runs_without_diagnostics_can_be_exported():
     pytest.importorskip("arviz_base")
-    engine_result = make_result()._replace(
-        unique_ancestors=None, answer_errors=None, step_texts=None
-    )
-    stats = to_datatree([engine_result])["sample_stats"].dataset
-    assert np.isnan(stats.unique_ancestors).all()
-    assert np.isnan(stats.answer_error).all()
+    bare = vary(make_result(), posterior={"errors": {}}, particles={"step_texts": None})
+    tree = to_datatree([bare])
+    assert np.isnan(tree["posterior"].dataset.num_steps).all()
+    assert np.isnan(tree["sample_stats"].dataset.answer_error).all()
 
 
 def test_what_is_no_rectangle_is_refused():

@@ -114,7 +114,10 @@ def test_a_head_reads_in_a_run_the_states_that_it_was_trained_on(trained):
     # The one solution of temperature 0, read anew and whole.
     states, labels, rewards, groups = [], [], [], []
     for problem, result in zip(problems, results, strict=True):
-        ((steps,), prompt) = result.step_texts, tokenizer.encode_prompt(problem.prompt)
+        ((steps,), prompt) = (
+            result.particles.step_texts,
+            tokenizer.encode_prompt(problem.prompt),
+        )
         ids = [*prompt, *tokenizer.encode("".join(steps)), tokenizer.eos_ids[0]]
         padded = jnp.zeros((1, 64), jnp.int32).at[0, : len(ids)].set(jnp.asarray(ids))
         hidden, _ = engine.policy.trunk(padded, jnp.arange(64)[None])
@@ -123,7 +126,7 @@ def test_a_head_reads_in_a_run_the_states_that_it_was_trained_on(trained):
         states.append(np.asarray(hidden)[0, len(prompt) + ends - 1])
         labels += [float(world.correct(problem, result.answers[0]))] * len(ends)
         groups += [(problem.id, step) for step in range(len(ends))]
-        rewards += np.asarray(result.step_rewards)[: len(ends), 0].tolist()
+        rewards += np.asarray(result.steps.rewards)[: len(ends), 0].tolist()
     data = prefixes_of(bare.engine, task, problems, 1, key)
     np.testing.assert_allclose(data.states, np.concatenate(states), atol=2e-4)
     assert data.labels.tolist() == labels

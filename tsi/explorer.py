@@ -148,6 +148,8 @@ class Explorer(NamedTuple):
             move by move, for instance by numpyro's MCMC.
         auxiliary: path weights of further targets that were sampled along; the reported
             evidence is the product of theirs and the target's own.
+        auxiliary_temperatures: of these targets, where each is a temperature of the
+            first; empty where they are not, or where the temperatures adapt.
         chain: its particles are states of Markov chains, which depend on each other:
             their weights alone tell no error.
         acceptance: `state -> fraction` of moves accepted so far, NaN before the first;
@@ -166,6 +168,7 @@ class Explorer(NamedTuple):
     needs: tuple[str, ...] = ()
     power: float = 1.0
     auxiliary: tuple[Callable[..., Any], ...] = ()
+    auxiliary_temperatures: tuple[float, ...] = ()
     endless: bool = False
     chain: bool = False
     acceptance: Callable[..., Any] | None = None

@@ -93,12 +93,14 @@ def run(work: Work) -> dict[str, Any]:
 
 def costs(results: list[Result]) -> dict[str, Any]:
     """Tokens of all problems, and how long the solutions were."""
-    steps = [len(steps) for result in results for steps in result.step_texts or ()]
+    steps = [
+        len(steps) for result in results for steps in result.particles.step_texts or ()
+    ]
     return {
         "generated_tokens": sum(r.ledger.generated_tokens for r in results),
         "reward_tokens": sum(r.ledger.reward_tokens for r in results),
         "mean_steps": sum(steps) / len(steps) if steps else None,
-        "truncated": sum(r.num_truncated for r in results),
+        "truncated": sum(r.diagnostics.num_truncated for r in results),
     }
 
 

@@ -22,7 +22,7 @@ from tsi.experiments.scaling.bootstrap import (
 from tsi.experiments.scaling.methods import METHODS, get_method
 from tsi.experiments.scaling.results import Cell
 from tsi.problem_ids import id_order
-from tsi.results.notes import INDISTINCT, NOTEWORTHY
+from tsi.results.notes import MIN_SHARE, MIN_SPREAD
 
 Rows = Mapping[Cell, Mapping[str, Any]]
 
@@ -116,24 +116,24 @@ def row_notes(rows: Rows) -> list[str]:
         row["unanswered"] for row in rows.values() if row.get("unanswered") is not None
     ]
     alike = [
-        row["reward_spread"] <= INDISTINCT
+        row["reward_spread"] <= MIN_SPREAD
         for cell, row in rows.items()
         if get_method(cell.method).reads_reward and row.get("reward_spread") is not None
     ]
     notes = []
-    if _share(lost) >= NOTEWORTHY:
+    if _share(lost) >= MIN_SHARE:
         notes.append(
             f"In {sum(lost)} of {len(lost)} runs the token or step limit left no "
             "particle with an answer; raise the limit, or have the policy write less."
         )
-    if _share(unanswered) >= NOTEWORTHY:
+    if _share(unanswered) >= MIN_SHARE:
         notes.append(
             f"On average {100 * _share(unanswered):.0f} % of the weight is on "
             "particles without an answer, which answer posteriors leave out."
         )
-    if _share(alike) >= NOTEWORTHY:
+    if _share(alike) >= MIN_SHARE:
         notes.append(
-            f"In {sum(alike)} of {len(alike)} runs all rewards lie within {INDISTINCT} "
+            f"In {sum(alike)} of {len(alike)} runs all rewards lie within {MIN_SPREAD} "
             "of each other: there the reward does not discriminate between particles."
         )
     return notes

@@ -37,8 +37,10 @@ from tsi.experiments.worlds.world import World
 from tsi.explorer import Explorer
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_order, plain_id
+from tsi.results.build import price_without_reward
+from tsi.results.estimand import estimand_of
 from tsi.results.notes import reward_spread
-from tsi.results.result import Result, without_reward
+from tsi.results.result import Result
 
 
 class Plan(NamedTuple):
@@ -295,13 +297,18 @@ def run_method(
         warm = world.settings["temperature"] * method.proposal_temperature
         settings["proposal_temperature"] = warm
     free = not (method.reads_reward or method.independent or method.deterministic)
-    charged = without_reward if free else lambda result: result
+    estimand = estimand_of(sampler, reads_reward=method.reads_reward)
+
+    def of_method(result: Result) -> Result:
+        result = result._replace(estimand=estimand)
+        return price_without_reward(result) if free else result
+
     try:
         results = world.engine.run(sampler, key, problems, num_particles, **settings)
     except (ProblemError, Stopped) as error:
-        error.results = tuple(map(charged, error.results))
+        error.results = tuple(map(of_method, error.results))
         raise
-    return [charged(result) for result in results]
+    return [of_method(result) for result in results]
 
 
 def run_batch(
@@ -338,15 +345,14 @@ def rows_of(
     rows = []
     for name, budget in batch.outcomes:
         method = get_method(name)
-        rule = sampler_of(name, world.max_steps).select
+        sampler = sampler_of(name, world.max_steps)
+        estimand = estimand_of(sampler, reads_reward=method.reads_reward)
         for problem in batch.problems:
             result = results.get(problem.id)
             if result is None:
                 continue
             if method.independent or method.deterministic:
-                result = first_rollouts(
-                    result, budget, rule, reads_reward=method.reads_reward
-                )
+                result = first_rollouts(result, budget, estimand)
             cell = Cell(name, budget, batch.seed, problem.id)
             rows.append((cell, outcome(world, problem, result)))
     return rows
@@ -355,9 +361,9 @@ def rows_of(
 def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
     """What a row says besides its cell and settings."""
     answered = [answer for answer in result.answers if answer is not None]
-    distinct = {*answered, result.selected} - {None}
-    right = {answer: world.correct(problem, answer) for answer in distinct}
-    ledger, unique = result.ledger, result.unique_ancestors
+    answers = {*answered, result.selected} - {None}
+    right = {answer: world.correct(problem, answer) for answer in answers}
+    ledger, steps, diagnostics = result.ledger, result.steps, result.diagnostics
     return {
         "prompt": problem.prompt,
         "answer": problem.answer,
@@ -370,18 +376,18 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "mean_reward": _rounded(np.mean(result.rewards)),
         "reward_spread": _rounded(reward_spread(result)),
         "log_evidence": _rounded(result.log_evidence),
-        "log_evidence_variance": _rounded(result.log_evidence_variance),
-        "pareto_k": _rounded(result.pareto_k),
-        "unique_eves": None if unique is None else int(unique[0]),
-        "min_ess": _rounded(result.ess.min()),
-        "num_distinct": len(set(result.texts)),
-        "acceptance_rate": _rounded(result.acceptance_rate),
-        "num_steps": len(result.ancestors),
+        "log_evidence_variance": _rounded(result.evidence.variance),
+        "pareto_k": _rounded(diagnostics.pareto_k),
+        "unique_eves": int(steps.unique_ancestors[0]),
+        "min_ess": _rounded(steps.ess.min()),
+        "num_distinct": result.particles.num_distinct,
+        "acceptance_rate": _rounded(diagnostics.acceptance_rate),
+        "num_steps": len(steps.ancestors),
         "rollouts": ledger.rollouts,
-        "num_recoveries": result.num_recoveries,
-        "num_invalid": result.num_invalid,
-        "num_truncated": result.num_truncated,
-        "num_thinking": 0 if result.thinking is None else int(result.thinking.sum()),
+        "num_recoveries": diagnostics.num_recoveries,
+        "num_invalid": diagnostics.num_invalid,
+        "num_truncated": diagnostics.num_truncated,
+        "num_thinking": result.particles.num_thinking,
         "generated_tokens": ledger.generated_tokens,
         "reward_tokens": ledger.reward_tokens,
         "flops": ledger.flops,

@@ -11,23 +11,23 @@ import math
 
 import numpy as np
 
-from tsi.accuracy.diagnostics import diagnose
+from tsi.accuracy.diagnostics import diagnose, eves
 from tsi.errors import ConfigurationError
-from tsi.results.answers import answer_posterior, select
-from tsi.results.result import Result, ledger_of_first
+from tsi.results.build import build_result
+from tsi.results.estimand import Estimand
+from tsi.results.ledger import ledger_of_first
+from tsi.results.parts import Steps, first_particles
+from tsi.results.result import Result
 
 
-def first_rollouts(
-    result: Result, num_rollouts: int, rule: str, *, reads_reward: bool
-) -> Result:
+def first_rollouts(result: Result, num_rollouts: int, estimand: Estimand) -> Result:
     """The result that the first n particles alone would have given.
 
     Args:
         result: of a sampler that never resamples and weighs by the reward at the end.
         num_rollouts: n, at most the result's N.
-        rule: selection rule of the method.
-        reads_reward: False for a method whose weights are all one, or what was forced
-            at a limit has cost.
+        estimand: of the method whose result it shall be. If it reads no reward, its
+            weights are all one, or what was forced at a limit has cost.
 
     Returns:
         The result of n particles. Weights before the end decide nothing here, so its
@@ -37,62 +37,53 @@ def first_rollouts(
     Raises:
         ConfigurationError: the result is too small or lacks costs by slot.
     """
-    total = len(result.texts)
-    kept = (result.slots, result.truncated, result.step_texts)
-    if any(field is None for field in kept) or num_rollouts > total:
+    n, total, slots = num_rollouts, len(result.texts), result.slots
+    particles = first_particles(result.particles, n)
+    truncated, step_texts = particles.truncated, particles.step_texts
+    if slots is None or truncated is None or step_texts is None or n > total:
         raise ConfigurationError(
-            f"{num_rollouts} rollouts cannot be read off a result of {total} "
+            f"{n} rollouts cannot be read off a result of {total} "
             "that keeps steps and costs by slot: run the method itself."
         )
-    assert result.slots is not None  # for the type checker; checked above
-    assert result.truncated is not None
-    assert result.step_texts is not None
-    n = num_rollouts
-    log_weights = np.zeros(n)
-    log_evidence = 0.0
-    weighted = reads_reward or result.log_corrections is not None
-    if weighted:
-        # Undo the mean-one normalisation of N, then apply that of n.
-        log_weights = result.log_weights[:n].astype(np.float64) + result.log_evidence
-        if not reads_reward:
-            assert result.log_corrections is not None
-            log_weights = result.log_corrections[:n].astype(np.float64)
+    log_weights, log_evidence = np.zeros(n), 0.0
+    if estimand.reads_reward:
+        # Undo the mean-one normalisation of N; that of n follows.
+        log_weights = particles.log_weights.astype(np.float64) + result.log_evidence
+    elif particles.log_corrections is not None:
+        log_weights = particles.log_corrections.astype(np.float64)
+    if estimand.reads_reward or particles.log_corrections is not None:
         log_evidence = _log_mean_exp(log_weights)
         alive = math.isfinite(log_evidence)
         log_weights = log_weights - log_evidence if alive else np.zeros(n)
-    answers, rewards = result.answers[:n], result.rewards[:n]
-    seconds = result.ledger.seconds if reads_reward and n == total else math.nan
-    num_steps = max(map(len, result.step_texts[:n]))
-    ancestors = result.ancestors[:num_steps, :n]
-    diagnosis = diagnose(
-        answers, log_weights, log_evidence, ancestors, np.zeros(num_steps, bool)
-    )
-    step_rewards = result.step_rewards
+    num_steps = max(map(len, step_texts))
+    rewards = result.steps.rewards
     ess = np.exp(2 * _log_sum_exp(log_weights) - _log_sum_exp(2 * log_weights))
-    return result._replace(
-        texts=result.texts[:n],
-        answers=answers,
-        rewards=rewards,
-        log_weights=log_weights.astype(np.float32),
-        log_evidence=log_evidence,
+    steps = Steps(
         ess=np.array([ess], np.float32),
-        ancestors=ancestors,
-        step_texts=result.step_texts[:n],
-        num_recoveries=int(math.isinf(log_evidence)),
-        num_invalid=int(np.isnan(rewards).sum()),
-        num_truncated=int(result.truncated[:n].sum()),
-        truncated=result.truncated[:n],
-        log_corrections=(
-            None if result.log_corrections is None else result.log_corrections[:n]
-        ),
-        thinking=None if result.thinking is None else result.thinking[:n],
-        answer_posterior=answer_posterior(answers, log_weights),
-        selected=select(rule, answers, log_weights, rewards),
-        ledger=ledger_of_first(result.slots, n, seconds, with_reward=reads_reward),
-        slots=None,
-        step_rewards=None if step_rewards is None else step_rewards[:num_steps, :n],
+        ancestors=result.steps.ancestors[:num_steps, :n],
         resampled=np.zeros(num_steps, bool),
-        **diagnosis._asdict(),
+        rewards=None if rewards is None else rewards[:num_steps, :n],
+    )
+    whole = estimand.reads_reward and n == total
+    seconds = result.ledger.seconds if whole else math.nan
+    return build_result(
+        result.problem_id,
+        estimand,
+        particles._replace(log_weights=log_weights),
+        steps,
+        diagnose(
+            particles.answers,
+            log_weights,
+            log_evidence,
+            eves(steps.ancestors),
+            0,
+            has_errors=estimand.is_weighted_sample,
+        ),
+        log_evidence=log_evidence,
+        num_recoveries=int(math.isinf(log_evidence)),
+        num_invalid=int(np.isnan(particles.rewards).sum()),
+        num_truncated=int(truncated.sum()),
+        ledger=ledger_of_first(slots, n, seconds, reads_reward=estimand.reads_reward),
     )
 
 

@@ -17,11 +17,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tsi.accuracy.diagnostics import normalised
+from tsi.accuracy.diagnostics import normalise
 from tsi.errors import ConfigurationError
 from tsi.results.result import Result
 
 NO_ANSWER, NO_PARENT = -1, -1
+SCALARS = {
+    "log_evidence": "log_evidence",
+    "log_evidence_variance": "evidence.variance",
+    "pareto_k": "diagnostics.pareto_k",
+    "acceptance_rate": "diagnostics.acceptance_rate",
+    "num_recoveries": "diagnostics.num_recoveries",
+    "num_invalid": "diagnostics.num_invalid",
+    "num_truncated": "diagnostics.num_truncated",
+    "unanswered": "unanswered",
+}
+"""Statistics of a run that are one number, and where a result has them."""
 
 
 def to_datatree(
@@ -60,7 +71,7 @@ def to_datatree(
         ) from error
     runs, problems = _by_problem(results)
     answers = sorted({a for result in results for a in result.answers if a is not None})
-    num_steps = max(len(result.ancestors) for result in results)
+    num_steps = max(len(result.steps.ancestors) for result in results)
     draws = _draws(runs, weighted, seed)
 
     def of_runs(value: Callable[[Result], Any]) -> np.ndarray:
@@ -93,33 +104,22 @@ def to_datatree(
     }
     stats = {
         "log_weight": of_runs(lambda result: result.log_weights),
-        "ess": of_runs(lambda r: _padded(r.ess, num_steps, np.nan)),
+        "ess": of_runs(lambda r: _padded(r.steps.ess, num_steps, np.nan)),
         "unique_ancestors": of_runs(
-            lambda r: _padded(
-                [] if r.unique_ancestors is None else r.unique_ancestors,
-                num_steps,
-                np.nan,
-            )
+            lambda r: _padded(r.steps.unique_ancestors, num_steps, np.nan)
         ),
-        "ancestors": of_runs(lambda r: _padded(r.ancestors, num_steps, NO_PARENT)),
+        "ancestors": of_runs(
+            lambda r: _padded(r.steps.ancestors, num_steps, NO_PARENT)
+        ),
         "answer_posterior": of_runs(
             lambda r: [r.answer_posterior.get(a, 0.0) for a in answers]
         ),
         "answer_error": of_runs(
-            lambda r: [(r.answer_errors or {}).get(a, math.nan) for a in answers]
+            lambda r: [r.posterior.errors.get(a, math.nan) for a in answers]
         ),
     }
-    for name in (
-        "log_evidence",
-        "log_evidence_variance",
-        "pareto_k",
-        "acceptance_rate",
-        "num_recoveries",
-        "num_invalid",
-        "num_truncated",
-        "unanswered",
-    ):
-        stats[name] = of_runs(operator.attrgetter(name))
+    for name, place in SCALARS.items():
+        stats[name] = of_runs(operator.attrgetter(place))
     dims = {
         "log_weight": ["problem", "particle"],
         "ess": ["problem", "step"],
@@ -182,7 +182,7 @@ def _draws(
             if weighted:
                 chosen.append(np.arange(size))
                 continue
-            edges = np.cumsum(normalised(result.log_weights))
+            edges = np.cumsum(normalise(result.log_weights))
             places = (np.arange(size) + rng.random()) / size
             # The last edge may round to below one; nobody stands behind it.
             chosen.append(np.searchsorted(edges / edges[-1], places, side="right"))
@@ -191,9 +191,10 @@ def _draws(
 
 
 def _lengths(result: Result) -> list[float]:
-    if result.step_texts is None:
+    step_texts = result.particles.step_texts
+    if step_texts is None:
         return [math.nan] * len(result.texts)
-    return [float(len(steps)) for steps in result.step_texts]
+    return [float(len(steps)) for steps in step_texts]
 
 
 def _padded(values: Any, num_steps: int, fill: float | int) -> np.ndarray:

@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from tsi.accuracy.degeneracy import lineages
-from tsi.accuracy.diagnostics import normalised
+from tsi.accuracy.diagnostics import normalise
 from tsi.accuracy.pareto import UNRELIABLE_K
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.plots import RC
@@ -37,7 +37,7 @@ def save_figures(result: Result, folder: Path) -> list[Path]:
         folder: is made if it does not exist.
 
     Returns:
-        The files: ess.png, weights.png, and genealogy.png where there is one.
+        The files: ess.png, weights.png, and genealogy.png where steps are kept.
     """
     figures = {"ess": ess_figure, "weights": weights_figure}
     if _has_tree(result):
@@ -57,16 +57,15 @@ def genealogy_figure(result: Result) -> Figure:
     branches grey; on the right every final particle's answer and weight.
 
     Raises:
-        ConfigurationError: the result has no genealogy or keeps no texts of steps.
+        ConfigurationError: the result does not keep the texts of its steps.
     """
     if not _has_tree(result):
         raise ConfigurationError(
-            f"The result of problem {result.problem_id!r} keeps no genealogy with "
-            "texts of steps, so its tree cannot be drawn. Use a sampler of particles "
-            "that are all extended together."
+            f"The result of problem {result.problem_id!r} does not keep the texts of "
+            "its steps, so its tree cannot be drawn. Run the sampler in an engine, "
+            "which keeps them."
         )
-    assert result.step_texts is not None  # for the type checker; checked above
-    ancestors = result.ancestors
+    ancestors = result.steps.ancestors
     num_steps, size = ancestors.shape
     slots = lineages(ancestors)
     chosen = np.array(
@@ -104,20 +103,19 @@ def genealogy_figure(result: Result) -> Figure:
 
 def ess_figure(result: Result) -> Figure:
     """Effective sample size by step, and rewards by step where they were kept."""
-    steps = np.arange(len(result.ess))
-    size = len(result.texts)
-    rewards = result.step_rewards
+    history, size = result.steps, len(result.texts)
+    steps, rewards = np.arange(len(history.ess)), history.rewards
     with matplotlib.rc_context(RC):
         panels = 1 if rewards is None else 2
         figure = Figure(figsize=(7, 2.6 * panels + 0.4), layout="constrained")
         axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
-        known = not np.isnan(result.ess).all()
+        known = not np.isnan(history.ess).all()
         title = f"N = {size}" if known else f"N = {size}, no weighted sample"
-        if result.resampled is not None:
+        if history.resampled is not None:
             title += "; dotted: resampled before the step"
-            for t in np.flatnonzero(result.resampled):
+            for t in np.flatnonzero(history.resampled):
                 axes[0].axvline(t - 0.5, color="#999999", linestyle=":", zorder=0)
-        axes[0].plot(steps, result.ess, color=ALIVE, marker="o")
+        axes[0].plot(steps, history.ess, color=ALIVE, marker="o")
         axes[0].axhline(size, color="#999999", linewidth=0.8)
         axes[0].set_ylim(0, 1.08 * size)
         axes[0].set_ylabel("effective sample size")
@@ -131,14 +129,14 @@ def ess_figure(result: Result) -> Figure:
             axes[1].set_ylabel("reward")
             axes[1].legend(loc="best")
         axes[-1].set_xticks(steps)
-        axes[-1].set_xlabel("turn" if result.resampled is None else "step")
+        axes[-1].set_xlabel("turn" if history.resampled is None else "step")
     return figure
 
 
 def weights_figure(result: Result) -> Figure:
     """Histogram of the normalised weights of the final particles, with Pareto k."""
-    weights = normalised(result.log_weights)
-    k = result.pareto_k
+    weights = normalise(result.log_weights)
+    k = result.diagnostics.pareto_k
     if math.isnan(k):
         tail = "Pareto k not estimated"
     else:
@@ -159,7 +157,8 @@ def weights_figure(result: Result) -> Figure:
         )
         axes.set_xlabel("normalised weight")
         axes.set_ylabel("particles")
-        size = "–" if np.isnan(result.ess).all() else f"{1 / np.sum(weights**2):.1f}"
+        known = not np.isnan(result.steps.ess).all()
+        size = f"{1 / np.sum(weights**2):.1f}" if known else "–"
         axes.set_title(f"{tail}; ESS {size}{_unanswered(result)}", loc="left")
     return figure
 
@@ -170,7 +169,7 @@ def _unanswered(result: Result) -> str:
 
 
 def _has_tree(result: Result) -> bool:
-    return result.step_texts is not None and result.unique_ancestors is not None
+    return result.particles.step_texts is not None
 
 
 def _marked(
@@ -228,10 +227,11 @@ def _step_labels(
     rows: Int[np.ndarray, "T N"],
     selected: Bool[np.ndarray, "T N"],
 ) -> None:
-    assert result.step_texts is not None
+    step_texts = result.particles.step_texts
+    assert step_texts is not None
     for t, row in enumerate(slots):
         for n in np.unique(row):
-            steps = result.step_texts[int(np.flatnonzero(row == n)[0])]
+            steps = step_texts[int(np.flatnonzero(row == n)[0])]
             # A finished particle is carried along without a step of its own.
             if t < len(steps):
                 colour = SELECTED if selected[t, n] else "#222222"
@@ -244,13 +244,13 @@ def _final_labels(
     rows: Int[np.ndarray, "N"],
     chosen: Bool[np.ndarray, "N"],
 ) -> None:
-    weights = normalised(result.log_weights)
+    weights = normalise(result.log_weights)
     for n, answer in enumerate(result.answers):
         name = "no answer" if answer is None else _short(answer, 14)
         text = f"{name}   weight {weights[n]:.3f}"
         colour = SELECTED if chosen[n] else "#222222"
         axes.text(
-            len(result.ancestors) - 0.1,
+            len(result.steps.ancestors) - 0.1,
             rows[n],
             _plain(text),
             color=colour,

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Int
 
 from tsi.accuracy.degeneracy import lineages
-from tsi.accuracy.diagnostics import normalised
+from tsi.accuracy.diagnostics import normalise
 from tsi.accuracy.pareto import UNRELIABLE_K
-from tsi.results.notes import notes as result_notes
 from tsi.results.result import Result
 
 
@@ -54,9 +53,9 @@ def genealogy_text(result: Result) -> str:
     A line tells the step's text and how many final particles descend from it; a leaf
     tells its particle's answer, reward and weight.
     """
-    assert result.step_texts is not None
-    texts = result.step_texts
-    weights = normalised(result.log_weights)
+    texts = result.particles.step_texts
+    assert texts is not None
+    weights = normalise(result.log_weights)
     lines: list[str] = []
 
     def ended(branch: Branch) -> bool:
@@ -83,18 +82,20 @@ def genealogy_text(result: Result) -> str:
             if not ended(branch):
                 show(branch.children, indent + ("   " if last else "│  "))
 
-    show(genealogy(result.ancestors), "")
+    show(genealogy(result.steps.ancestors), "")
     return "\n".join(lines)
 
 
 def _sampling_text(result: Result) -> list[str]:
     """Effective sizes, resampling and moves, as far as the method has them."""
-    num_particles, resampled = len(result.texts), result.resampled
-    sizes = " ".join("–" if np.isnan(x) else f"{x:.1f}" for x in result.ess)
+    num_particles, ess = len(result.texts), result.steps.ess
+    resampled = result.steps.resampled
+    acceptance_rate = result.diagnostics.acceptance_rate
+    sizes = " ".join("–" if np.isnan(x) else f"{x:.1f}" for x in ess)
     whose = f"of {num_particles} after each step"
     if resampled is None:
         whose = "of the particles in use, by turn"
-    if np.isnan(result.ess).all():
+    if np.isnan(ess).all():
         lines = [
             "Effective sample size: –, for its particles are not a weighted sample"
         ]
@@ -103,29 +104,23 @@ def _sampling_text(result: Result) -> list[str]:
     if resampled is not None:
         steps = ", ".join(map(str, np.flatnonzero(resampled))) or "none"
         lines.append(f"Resampled before step: {steps} (counted from 0)")
-    distinct = f"Distinct solutions of {num_particles}: {len(set(result.texts))}"
-    if not math.isnan(result.acceptance_rate):
-        distinct += f"; share of moves accepted: {result.acceptance_rate:.2f}"
-    return [*lines, distinct]
+    solutions = (
+        f"Distinct solutions of {num_particles}: {result.particles.num_distinct}"
+    )
+    if not math.isnan(acceptance_rate):
+        solutions += f"; share of moves accepted: {acceptance_rate:.2f}"
+    return [*lines, solutions]
 
 
-def solution_text(
-    result: Result,
-    other_targets: int = 0,
-    *,
-    has_target: bool = True,
-    reads_reward: bool = True,
-) -> str:
+def solution_text(result: Result) -> str:
     """Everything that `tsi solve` prints about a result.
 
     Args:
         result: of one problem.
-        other_targets: how many more the sampler sampled along, whose evidences are
-            factors of the reported one; see `tsi.explorer.Explorer.auxiliary`.
-        has_target: False for a search, whose number estimates no evidence.
-        reads_reward: False for a method whose answer depends on no reward.
     """
-    errors = result.answer_errors or {}
+    has_target = result.estimand.has_target
+    other_targets = len(result.estimand.auxiliary_temperatures)
+    errors, diagnostics = result.posterior.errors, result.diagnostics
     posterior = [
         f"  {answer}  {probability:.3f} ± {_error(errors.get(answer, math.nan))}"
         f"  {'█' * round(30 * probability)}"
@@ -136,22 +131,18 @@ def solution_text(
             f"  no answer  {result.unanswered:.3f} of the weight, which the posterior "
             "leaves out"
         )
-    counts = result.unique_ancestors
-    unique = "not kept" if counts is None else " ".join(map(str, counts.tolist()))
-    # The square root of a negative estimate, which a single run may give, is no error.
-    variance = result.log_evidence_variance
-    deviation = math.sqrt(variance) if variance >= 0 else math.nan
+    unique = " ".join(map(str, result.steps.unique_ancestors.tolist()))
     ledger = result.ledger
     notes = [
         f"{count} {what}"
         for count, what in (
-            (result.num_recoveries, "recoveries from zero weights everywhere"),
-            (result.num_invalid, "scores that were not a number"),
-            (result.num_truncated, "particles cut at a limit"),
+            (diagnostics.num_recoveries, "recoveries from zero weights everywhere"),
+            (diagnostics.num_invalid, "scores that were not a number"),
+            (diagnostics.num_truncated, "particles cut at a limit"),
         )
         if count
     ]
-    known = f"{result.log_evidence:.3f} ± {_error(deviation)}"
+    known = f"{result.log_evidence:.3f} ± {_error(result.evidence.standard_error)}"
     product = f", times those of {other_targets} other temperatures"
     heading = "Answer posterior"
     if not has_target:
@@ -164,17 +155,15 @@ def solution_text(
         f"Selected answer: {result.selected}",
         f"Log evidence{product if other_targets else ''}: "
         f"{known if has_target else 'none, for the method has no target'}",
-        _tail_text(result.pareto_k),
+        _tail_text(diagnostics.pareto_k),
         f"Cost: {ledger.rollouts} rollouts, {ledger.generated_tokens} tokens, "
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "
         f"{ledger.seconds:.2f} s",
     ]
     if notes:
         sections.append(f"Note: {', '.join(notes)}.")
-    sections += [
-        f"Note: {note}" for note in result_notes(result, reads_reward=reads_reward)
-    ]
-    thinking = 0 if result.thinking is None else int(result.thinking.sum())
+    sections += [f"Note: {note}" for note in result.notes]
+    thinking = result.particles.num_thinking
     sections += [thinking_text(thinking, len(result.texts))] if thinking else []
     return "\n\n".join(sections)
 

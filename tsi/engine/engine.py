@@ -475,7 +475,7 @@ class Engine:
                     tracebacks[problem.id] = detach(error)
                     continue
                 result = outcomes.result(problem, ended, solutions, seconds, lengths)
-                if result.num_invalid:
+                if result.diagnostics.num_invalid:
                     invalid.append(result)
                 tokens_read += result.ledger.reward_tokens
                 self.report = report()
@@ -484,7 +484,7 @@ class Engine:
                 yield result
             names = ", ".join(str(result.problem_id) for result in invalid[:5])
             more = ", ..." if len(invalid) > 5 else ""
-            number = sum(result.num_invalid for result in invalid)
+            number = sum(result.diagnostics.num_invalid for result in invalid)
             subject = f"{len(invalid)} problems of this run ({names}{more})"
             warn_of_invalid(number, subject)
             if failures:

@@ -10,7 +10,7 @@ from tsi.decoding.step_texts import texts_of_steps
 from tsi.models.decoder_config import DecoderConfig
 from tsi.reasoning.particles import Particles
 from tsi.reasoning.target import ReasoningTarget
-from tsi.results.result import SlotCosts
+from tsi.results.ledger import SlotCosts
 
 
 def flops_of(
@@ -89,19 +89,23 @@ def slot_costs(
     )
 
 
-def weighed_answers(
+def drop_weightless(
     answers: Sequence[str | None], log_weights: Float[np.ndarray, "K"]
 ) -> list[str | None]:
-    """Answers of an explorer's members, without those of no weight beside others.
+    """Answers of an explorer's members, None where other members alone have weight.
 
-    Such are padding and what a search has dismissed; a vote must not count them.
+    Members without weight are padding, or what a search has dismissed; a vote must not
+    count them.
     """
-    none = np.isneginf(log_weights)
-    if none.all():
+    weightless = np.isneginf(log_weights)
+    if weightless.all():
         return list(answers)
-    return [None if out else a for a, out in zip(answers, none, strict=True)]
+    return [
+        None if zero else answer
+        for answer, zero in zip(answers, weightless, strict=True)
+    ]
 
 
-def distinct(members: Int[np.ndarray, "K"], flags: Bool[np.ndarray, "K"]) -> int:
-    """How many stored prefixes the flagged members are; one may be a member twice."""
+def count_members(members: Int[np.ndarray, "K"], flags: Bool[np.ndarray, "K"]) -> int:
+    """Stored prefixes among the members with a flag; a prefix may be a member twice."""
     return len(set(np.asarray(members)[np.asarray(flags)].tolist()))

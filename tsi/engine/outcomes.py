@@ -1,23 +1,38 @@
 """From what a problem's rows have become to its :class:`tsi.results.result.Result`."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from tsi.accuracy.degeneracy import common_past
-from tsi.accuracy.diagnostics import diagnose_run, diagnose_store, rewards_of
+from tsi.accuracy.diagnostics import (
+    Diagnosis,
+    diagnose,
+    eves,
+    prefix_families,
+    rewards_of,
+)
 from tsi.engine.lane import Ended
 from tsi.engine.methods import own_fields
-from tsi.engine.outcome import distinct, slot_costs, texts_by_step, weighed_answers
+from tsi.engine.outcome import (
+    count_members,
+    drop_weightless,
+    slot_costs,
+    texts_by_step,
+)
 from tsi.explorer import Explorer, ExplorerInfo
 from tsi.models.tokens.thinking import is_thinking
 from tsi.problem import Problem
 from tsi.reasoning.particles import Particles, ReasoningParams
 from tsi.reasoning.target import ReasoningTarget
-from tsi.results.answers import answer_posterior, select
-from tsi.results.result import Result, ledger_of_first
+from tsi.results.build import build_result
+from tsi.results.estimand import Estimand, estimand_of
+from tsi.results.ledger import ledger_of_first
+from tsi.results.parts import FinalParticles, Steps
+from tsi.results.result import Result
 from tsi.sampler import Sampler
 
 
@@ -78,49 +93,59 @@ class Outcomes(NamedTuple):
             seconds: of wall-clock time.
             lengths: tokens of its prompt, as the policy and as the reward reads it.
         """
-        _, mine, state, infos, cost = ended
-        truncated, log_odds = np.asarray(mine.truncated), np.asarray(mine.log_odds)
+        _, rows, state, infos, cost = ended
+        truncated = np.asarray(rows.truncated)
         step_texts, texts, answers = solutions
-        explores = isinstance(self.sampler, Explorer)
+        estimand = estimand_of(self.sampler)
         log_weights = np.asarray(state.log_weights)
-        num_truncated = int(truncated.sum())
-        if explores:
-            answers = weighed_answers(answers, log_weights)
-            num_truncated = distinct(state.members, truncated)
-        rewards = rewards_of(log_odds)
-        no_target = self.sampler.path_log_weight is None
+        num_truncated, acceptance_rate = int(truncated.sum()), math.nan
+        if isinstance(self.sampler, Explorer):
+            answers = drop_weightless(answers, log_weights)
+            num_truncated = count_members(state.members, truncated)
+            acceptance_rate = accepted_share(self.sampler, state)
+            steps = Steps(
+                infos.ess,
+                common_past(step_texts),
+                infos=own_fields(infos, ExplorerInfo._fields),
+            )
+            diagnosis = diagnose_store(estimand, state, steps.ancestors, answers)
+        else:
+            steps = Steps(
+                infos.ess,
+                infos.ancestors,
+                infos.resampled,
+                rewards_of(infos.log_potentials),
+                infos.own,
+            )
+            diagnosis = diagnose_run(estimand, state, infos, answers)
         slots = slot_costs(cost, *lengths, self.target, self.params)
         ledger = ledger_of_first(slots, len(slots.flops), seconds)
-        return Result(
-            problem_id=problem.id,
-            texts=texts,
-            answers=answers,
-            rewards=rewards,
-            log_weights=log_weights,
-            log_evidence=(math.nan if no_target else float(state.log_evidence)),
-            ess=infos.ess,
-            ancestors=common_past(step_texts) if explores else infos.ancestors,
-            step_texts=step_texts,
+        return build_result(
+            problem.id,
+            estimand,
+            FinalParticles(
+                texts=texts,
+                answers=answers,
+                rewards=rewards_of(np.asarray(rows.log_odds)),
+                log_weights=log_weights,
+                step_texts=step_texts,
+                truncated=truncated,
+                thinking=self._thinking(problem, truncated, texts),
+                log_corrections=(
+                    None
+                    if self.target.forced_end is None
+                    else np.asarray(rows.log_prob - rows.log_proposal)
+                ),
+            ),
+            steps,
+            diagnosis,
+            log_evidence=float(state.log_evidence),
             num_recoveries=int(infos.num_recoveries.sum()),
             num_invalid=int(infos.num_invalid.sum()),
             num_truncated=num_truncated,
-            answer_posterior=answer_posterior(answers, log_weights),
-            selected=select(self.sampler.select, answers, log_weights, rewards),
+            acceptance_rate=acceptance_rate,
             ledger=ledger._replace(rollouts=self.num_particles),
             slots=slots,
-            truncated=truncated,
-            thinking=self._thinking(problem, truncated, texts),
-            log_corrections=(
-                None
-                if self.target.forced_end is None
-                else np.asarray(mine.log_prob - mine.log_proposal)
-            ),
-            infos=own_fields(infos, ExplorerInfo._fields) if explores else infos.own,
-            **(
-                diagnose_store(self.sampler, answers, state, step_texts)
-                if isinstance(self.sampler, Explorer)
-                else diagnose_run(self.sampler, state, infos, answers)
-            ),
         )
 
     def _thinking(
@@ -133,3 +158,59 @@ class Outcomes(NamedTuple):
             for row in np.flatnonzero(truncated):
                 thinking[row] = is_thinking(texts[row], prompt)
         return thinking
+
+
+def diagnose_run(
+    estimand: Estimand, state: Any, infos: Any, answers: Sequence[str | None]
+) -> Diagnosis:
+    """Errors of a sampler's run, from its genealogy.
+
+    Args:
+        estimand: what the sampler claims.
+        state: its last state.
+        infos: `ancestors` and `resampled` of the steps taken, stacked, in numpy.
+        answers: canonical answers of the final particles.
+    """
+    islands = np.size(getattr(state, "resampled", False))
+    return diagnose(
+        answers,
+        np.asarray(state.log_weights),
+        float(state.log_evidence),
+        eves(infos.ancestors),
+        int(np.sum(infos.resampled)),
+        has_evidence=islands == 1,
+        has_errors=estimand.is_weighted_sample,
+    )
+
+
+def diagnose_store(
+    estimand: Estimand,
+    state: Any,
+    past: Int[np.ndarray, "T K"],
+    answers: Sequence[str | None],
+) -> Diagnosis:
+    """The same of an explorer's members, whose common past is their common text.
+
+    Args:
+        estimand: what the explorer claims.
+        state: its last state.
+        past: see `tsi.accuracy.degeneracy.common_past`.
+        answers: canonical answers of the members.
+    """
+    return diagnose(
+        answers,
+        np.asarray(state.log_weights),
+        float(state.log_evidence),
+        prefix_families(past),
+        0,
+        has_evidence=False,
+        has_errors=estimand.is_weighted_sample,
+    )
+
+
+def accepted_share(explorer: Explorer, state: Any) -> float:
+    """Fraction of its moves that a chain accepted; NaN for none, or of no chain."""
+    if explorer.acceptance is None:
+        return math.nan
+    with np.errstate(invalid="ignore"):  # 0 of 0 moves is NaN, as it should be
+        return float(explorer.acceptance(state))

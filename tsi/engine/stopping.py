@@ -10,17 +10,16 @@ References:
         Dirichlet stopping of self-consistency, confidence 0.95).
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
 from scipy import stats
 
 from tsi.accuracy.replicates import evidence_from_replicates
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.results.result import Result
+from tsi.results.rounds import answer_errors_between, answer_shares
 
 Stop = Callable[[Sequence[Result]], bool]
 """`(results of the rounds so far) -> bool`."""
@@ -75,44 +74,6 @@ def sure_majority(confidence: float = 0.95, rule: str = "beta") -> Stop:
         return dirichlet_confidence(counts) >= confidence
 
     return stop
-
-
-def answer_shares(
-    rounds: Sequence[Result],
-) -> tuple[list[str], Float[np.ndarray, "R A"], Float[np.ndarray, "R"]]:
-    """Each round's evidence, and how it shares it among answers.
-
-    Returns:
-        The answers; masses [R, A] of the answers and total masses [R] of solutions that
-        have one, both relative to the largest evidence.
-    """
-    evidences = np.array([r.log_evidence for r in rounds], np.float64)
-    top = evidences.max()
-    scale = np.exp(evidences - top) if np.isfinite(top) else np.zeros(len(rounds))
-    answers = sorted({a for r in rounds for a in r.answers if a is not None})
-    masses = np.zeros((len(rounds), len(answers)))
-    for row, result, z in zip(masses, rounds, scale, strict=True):
-        weights = np.exp(np.asarray(result.log_weights, np.float64))
-        for answer, weight in zip(result.answers, weights, strict=True):
-            if answer is not None:
-                row[answers.index(answer)] += z * weight / len(weights)
-    return answers, masses, masses.sum(axis=1)
-
-
-def answer_errors_between(rounds: Sequence[Result]) -> dict[str, float]:
-    """Standard error of each answer's probability from independent rounds.
-
-    A ratio of two sums over R rounds, by the delta method; NaN with one round or
-    without any answer of positive mass.
-    """
-    answers, masses, totals = answer_shares(rounds)
-    size = len(rounds)
-    if size < 2 or totals.sum() == 0.0:
-        return dict.fromkeys(answers, math.nan)
-    share = masses.sum(axis=0) / totals.sum()
-    residuals = masses - totals[:, None] * share
-    variance = np.sum(residuals**2, axis=0) * size / (size - 1) / totals.sum() ** 2
-    return dict(zip(answers, np.sqrt(variance).tolist(), strict=True))
 
 
 def answer_error_below(bound: float, min_rounds: int = 4) -> Stop:

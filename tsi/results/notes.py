@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-INDISTINCT = 0.01
+MIN_SPREAD = 0.01
 """Rewards that differ by less do not tell solutions apart."""
-NOTEWORTHY = 0.1
+MIN_SHARE = 0.1
 """A share of the weight, or of the runs, that is worth a sentence."""
 
 
@@ -30,10 +30,10 @@ def reward_spread(result: Any) -> float:
     if len(set(result.texts)) < 2:
         return math.nan
     rounds = [np.asarray(result.rewards, np.float64)]
-    if result.step_rewards is not None:
-        steps = np.asarray(result.step_rewards, np.float64)
+    if result.steps.rewards is not None:
+        steps = np.asarray(result.steps.rewards, np.float64)
         # A limit makes the weight zero, which is no judgement of the reward's.
-        cut = (steps == 0) & (result.num_truncated > 0)
+        cut = (steps == 0) & (result.diagnostics.num_truncated > 0)
         rounds += list(np.where(cut, np.nan, steps))
     spreads = [
         float(np.ptp(known))
@@ -45,25 +45,24 @@ def reward_spread(result: Any) -> float:
 
 def all_truncated(result: Any) -> bool:
     """Whether a limit cut every particle that counts, so that no solution is whole."""
-    if result.truncated is None:
-        return 0 < len(result.texts) <= result.num_truncated
+    if result.particles.truncated is None:
+        return 0 < len(result.texts) <= result.diagnostics.num_truncated
     # What an explorer's members are padded with has neither weight nor answer.
     padding = np.isneginf(result.log_weights) & np.array(
         [answer is None for answer in result.answers]
     )
-    truncated = np.asarray(result.truncated)
+    truncated = np.asarray(result.particles.truncated)
     return bool(truncated.any() and (truncated | padding).all())
 
 
-def notes(result: Any, *, reads_reward: bool = True) -> tuple[str, ...]:
+def notes(result: Any) -> tuple[str, ...]:
     """The sentences that apply; none where all is well.
 
     Args:
         result: a `tsi.results.result.Result`.
-        reads_reward: False for a method whose answer depends on no reward.
     """
     found = []
-    forced = getattr(result, "log_corrections", None) is not None
+    forced = result.particles.log_corrections is not None
     if all_truncated(result) and forced:
         found.append(
             "What is forced at the token or step limit has probability zero for every "
@@ -76,15 +75,16 @@ def notes(result: Any, *, reads_reward: bool = True) -> tuple[str, ...]:
             "The token or step limit cut every particle before it ended, so that there "
             "is no answer; raise the limit, or have the policy write less."
         )
-    elif (unanswered := result.unanswered) >= NOTEWORTHY:
+    elif (unanswered := result.unanswered) >= MIN_SHARE:
         found.append(
             f"{100 * unanswered:.0f} % of the weight is on particles without an "
             "answer, which the answer posterior leaves out."
         )
     # A difference of two decimal numbers may round to just above a hundredth.
-    if reads_reward and reward_spread(result) <= INDISTINCT * (1 + 1e-6):
+    alike = reward_spread(result) <= MIN_SPREAD * (1 + 1e-6)
+    if result.estimand.reads_reward and alike:
         found.append(
-            f"All rewards lie within {INDISTINCT} of each other: the reward does not "
+            f"All rewards lie within {MIN_SPREAD} of each other: the reward does not "
             "discriminate between the particles, and weights by it say little."
         )
     return tuple(found)
