@@ -71,7 +71,10 @@ def genealogy_figure(result: Result) -> Figure:
     chosen = np.array(
         [answer is not None and answer == result.selected for answer in result.answers]
     )
-    alive, selected = _marked(slots, np.ones(size, bool)), _marked(slots, chosen)
+    alive, selected = (
+        _mark_forebears(slots, np.ones(size, bool)),
+        _mark_forebears(slots, chosen),
+    )
     rows = _planar_rows(ancestors, alive)
     labelled = size <= MAX_LABELLED
     with matplotlib.rc_context(RC):
@@ -172,7 +175,7 @@ def _has_tree(result: Result) -> bool:
     return result.particles.step_texts is not None
 
 
-def _marked(
+def _mark_forebears(
     slots: Int[np.ndarray, "T N"], chosen: Bool[np.ndarray, "N"]
 ) -> Bool[np.ndarray, "T N"]:
     """Which particles of each step have a chosen final descendant."""
@@ -235,7 +238,7 @@ def _step_labels(
             # A finished particle is carried along without a step of its own.
             if t < len(steps):
                 colour = SELECTED if selected[t, n] else "#222222"
-                _text(axes, t, rows[t, n], _short(steps[t], 15), colour, size=7)
+                _text(axes, t, rows[t, n], _shorten(steps[t], 15), colour, size=7)
 
 
 def _final_labels(
@@ -246,13 +249,13 @@ def _final_labels(
 ) -> None:
     weights = normalise(result.log_weights)
     for n, answer in enumerate(result.answers):
-        name = "no answer" if answer is None else _short(answer, 14)
+        name = "no answer" if answer is None else _shorten(answer, 14)
         text = f"{name}   weight {weights[n]:.3f}"
         colour = SELECTED if chosen[n] else "#222222"
         axes.text(
             len(result.steps.ancestors) - 0.1,
             rows[n],
-            _plain(text),
+            _escape(text),
             color=colour,
             fontsize=8,
             va="center",
@@ -261,7 +264,7 @@ def _final_labels(
 
 def _text(axes: Axes, x: int, y: int, text: str, colour: str, size: int) -> None:
     axes.annotate(
-        _plain(text),
+        _escape(text),
         (x, y),
         xytext=(1, 2.5),
         textcoords="offset points",
@@ -272,11 +275,11 @@ def _text(axes: Axes, x: int, y: int, text: str, colour: str, size: int) -> None
     )
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """Text in which matplotlib finds no mathematics."""
     return text.replace("$", r"\$")
 
 
-def _short(text: str, width: int) -> str:
+def _shorten(text: str, width: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -3,8 +3,8 @@
 Rounds are independent runs, islands that never mix, so that their mean evidence stays
 unbiased and their particles together are weighted by each round's evidence:
 self-consistency that adds votes until the majority is sure, or SMC that adds particles
-until its error is small. Easy problems stop early and leave the batch; what a problem
-has cost stands in its ledger.
+until its error is small. Easy problems stop early and leave the batch. The ledger of a
+result has the cost of all rounds of its problem.
 """
 
 from collections.abc import Callable, Sequence

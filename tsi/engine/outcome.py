@@ -1,4 +1,4 @@
-"""What has come of a problem, from tokens: texts by step, costs by slot, answers."""
+"""From the tokens of a problem to texts by step, costs by slot, and answers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from tsi.results.ledger import SlotCosts
 def flops_of(
     config: DecoderConfig | None, tokens: Any, context: Any, *, head: bool = False
 ) -> Any:
-    """FLOPs of so many tokens that attended to so many positions in all.
+    """FLOPs of a number of tokens that attended to `context` positions in total.
 
-    Positions are counted by ``config.attended``, which knows of windows. Tokens that
-    are only read need no logits: a reward's single number a step is left out as well.
+    ``config.attended`` counts positions, with regard to windows. Tokens that are only
+    read need no logits; the one number per step of a reward's head is neglected.
     """
     if config is None:
         return np.zeros_like(context)
@@ -31,7 +31,7 @@ def flops_of(
 def texts_by_step(
     decode: Callable[[list[int]], str], particles: Particles
 ) -> list[list[str]]:
-    """The steps of each row; joined, they are the text that the reward has read."""
+    """The steps of each row, which together are the text that the reward read."""
     texts = []
     rows = (
         particles.tokens,
@@ -59,13 +59,13 @@ def slot_costs(
     target: ReasoningTarget,
     params: Any,
 ) -> SlotCosts:
-    """What each slot of a problem has spent, and what its prompt cost once.
+    """Cost of each slot of a problem, and of its prompt, which is read once.
 
     Args:
-        cost: of the slots.
+        cost: counts of tokens and positions by slot.
         prompt_length: tokens of the prompt, as the policy reads it.
-        read_length: as the reward reads it.
-        target: what was explored.
+        read_length: tokens of the prompt, as the reward reads it.
+        target: policy, reward and boundary.
         params: weights.
     """
     policy, reader = params.policy.config, target.reward.reader(params)

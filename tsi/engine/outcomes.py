@@ -1,4 +1,4 @@
-"""From what a problem's rows have become to its :class:`tsi.results.result.Result`."""
+"""From the final rows of a problem to its :class:`tsi.results.result.Result`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -45,11 +45,11 @@ class Solutions(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """What makes results of one run.
+    """Makes the results of one run.
 
     Attributes:
-        sampler: what has decided.
-        target: what was explored.
+        sampler: the one that ran.
+        target: policy, reward and boundary.
         params: weights, for their FLOPs.
         num_particles: N.
         encode: a prompt to token ids.
@@ -66,7 +66,7 @@ class Outcomes(NamedTuple):
     extract: Callable[[str], str | None]
 
     def read(self, particles: Particles) -> Solutions:
-        """Texts and answers of rows; this calls the user's own functions."""
+        """Texts and answers of rows, by `decode` and `extract` of the user."""
         step_texts = texts_by_step(self.decode, particles)
         texts = ["".join(parts) for parts in step_texts]
         whole = particles.finished & ~particles.truncated
@@ -87,10 +87,10 @@ class Outcomes(NamedTuple):
         """The result of one problem.
 
         Args:
-            problem: which.
-            ended: what came of it.
-            solutions: of its rows.
-            seconds: of wall-clock time.
+            problem: the one that ended.
+            ended: its final rows, state, infos and costs.
+            solutions: texts and answers of the rows.
+            seconds: wall-clock time.
             lengths: tokens of its prompt, as the policy and as the reward reads it.
         """
         _, rows, state, infos, cost = ended
@@ -151,7 +151,7 @@ class Outcomes(NamedTuple):
     def _thinking(
         self, problem: Problem, truncated: np.ndarray, texts: list[str]
     ) -> np.ndarray:
-        """Which particles were cut at a limit before their thinking ended."""
+        """Which particles were truncated before their thinking ended."""
         thinking = np.zeros(len(texts), bool)
         if truncated.any():
             prompt = self.decode(self.encode(problem.prompt))

@@ -67,7 +67,7 @@ def extract_answer(text: str) -> str | None:
         return canonical(boxed)
     cues = list(_ANSWER_CUE.finditer(text))
     if cues:
-        stated = canonical(_stated_after(text[cues[-1].end() :]))
+        stated = canonical(_answer_after(text[cues[-1].end() :]))
         if stated is not None:
             return stated
     numbers = _NUMBER_IN_TEXT.findall(text)
@@ -240,13 +240,13 @@ def _totals(answers: Sequence[str], weights: np.ndarray) -> dict[str, float]:
 def _last_boxed(text: str) -> str | None:
     start = len(text)
     while (start := text.rfind("\\boxed{", 0, start)) >= 0:
-        content = _braced(text, start + len("\\boxed"))
+        content = _brace_content(text, start + len("\\boxed"))
         if content is not None:
             return content
     return None
 
 
-def _braced(text: str, start: int) -> str | None:
+def _brace_content(text: str, start: int) -> str | None:
     """What stands between the brace at `start` and its partner, if that is near."""
     depth = 0
     for i in range(start, min(len(text), start + MAX_ANSWER + 2)):
@@ -256,7 +256,7 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-def _stated_after(tail: str) -> str:
+def _answer_after(tail: str) -> str:
     line = tail[: MAX_ANSWER + 2].strip().split("\n", 1)[0]
     quantity = _QUANTITY.match(line)
     if quantity:
@@ -271,7 +271,7 @@ def _plain(answer: str) -> str:
     plain = plain.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     plain = _DROPPED.sub("", plain)
     while wrapper := _WRAPPER.search(plain):
-        content = _braced(plain, wrapper.end() - 1)
+        content = _brace_content(plain, wrapper.end() - 1)
         if content is None:
             break
         end = wrapper.end() + len(content) + 1
@@ -290,7 +290,7 @@ def _slash_fractions(plain: str) -> str:
             while plain[position : position + 1] == " ":
                 position += 1
             if plain[position : position + 1] == "{":
-                part = _braced(plain, position)
+                part = _brace_content(plain, position)
                 if part is None:
                     return plain
                 position += len(part) + 2

@@ -20,7 +20,9 @@ class Estimand(NamedTuple):
             a target that is no temperature of the first.
         chain: the particles are states of Markov chains, which depend on each other.
         select: the rule that chooses one answer; see `tsi.results.answers.select`.
-        reads_reward: False for a method whose answer depends on no reward.
+        reads_reward: False for a method whose answer depends on no reward. Weights and
+            rule together decide that, so whoever runs the method says it; the engine
+            leaves it True.
     """
 
     has_target: bool = True

@@ -4,9 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-MAX_ANSWERS = 4
+WIDTH = 88
 MAX_LENGTH = 24
+"""Characters of an answer or an id that are shown."""
 
 
 def summary(result: Any) -> str:
@@ -16,49 +18,55 @@ def summary(result: Any) -> str:
         result: a `tsi.results.result.Result`.
 
     Returns:
-        A handful of lines of at most 88 characters, but for the notes.
+        Six lines of at most 88 characters, and a line for each note.
     """
-    size, num_steps = len(result.texts), len(result.steps.ancestors)
-    selected = result.selected
-    chosen = "no answer" if selected is None else f"answer {_short(selected)}"
+    particles, selected = result.particles, result.selected
+    chosen = "no answer" if selected is None else f"answer {_shorten(selected)}"
+    lines = {
+        "particles": f"{len(result.texts)} ({particles.num_distinct} distinct texts), "
+        f"{len(result.steps.ancestors)} steps",
+        "posterior" if result.estimand.has_target else "weights": _answers(result),
+        "log evidence": _evidence(result),
+        "ESS": _sizes(result.steps.ess),
+        "cost": _cost(result.ledger),
+    }
     return "\n".join(
         [
-            f"Result of problem {result.problem_id!r}: {chosen}",
-            f"  particles     {size} with {result.particles.num_distinct} distinct "
-            f"texts, {num_steps} steps",
-            f"  {'posterior' if result.estimand.has_target else 'weights':13} "
-            f"{_answers(result)}",
-            f"  log evidence  {_evidence(result)}",
-            f"  ESS           {_sizes(result.steps.ess)}",
-            f"  cost          {_cost(result.ledger)}",
-            *(f"  note          {note}" for note in result.notes),
+            f"Result of problem {_shorten(result.problem_id)}: {chosen}",
+            *(f"  {name:12}  {text}" for name, text in lines.items()),
+            *(f"  Note: {note}" for note in result.notes),
         ]
     )
 
 
 def _answers(result: Any) -> str:
-    errors = result.posterior.errors
-    pairs = list(result.answer_posterior.items())
-    shown = [
-        f"{_short(answer)} {_with_error(share, errors.get(answer, math.nan))}"
-        for answer, share in pairs[:MAX_ANSWERS]
-    ]
-    rest = len(pairs) - len(shown)
-    shown += [f"{rest} more"] if rest else []
-    return ", ".join(shown) or "no particle has an answer"
+    """As many answers as fit into a line, the most probable first."""
+    errors, room = result.posterior.errors, WIDTH - 16 - len(", 1000 more")
+    shown: list[str] = []
+    for answer, share in result.answer_posterior.items():
+        text = f"{_shorten(answer)} {_estimate(share, errors.get(answer, math.nan))}"
+        room -= len(text) + 2
+        if room < 0:
+            break
+        shown.append(text)
+    more = len(result.answer_posterior) - len(shown)
+    return ", ".join(shown + [f"{more} more"] * (more > 0)) or "no answers"
 
 
 def _evidence(result: Any) -> str:
-    if not result.estimand.has_target:
-        return result.estimand.evidence
-    return _with_error(result.log_evidence, result.evidence.standard_error)
+    estimand = result.estimand
+    if not estimand.has_target:
+        return estimand.evidence
+    count = len(estimand.auxiliary_temperatures)
+    others = f", times those of {count} other temperatures" if count else ""
+    return _estimate(result.log_evidence, result.evidence.standard_error) + others
 
 
-def _sizes(ess: Any) -> str:
+def _sizes(ess: Float[np.ndarray, "T"]) -> str:
     known = ess[np.isfinite(ess)]
     if not known.size:
         return "none, for the particles are not a weighted sample"
-    return f"{known[-1]:.1f} at the end, {known.min():.1f} at the least"
+    return f"{known[-1]:.1f} at the end, smallest {known.min():.1f}"
 
 
 def _cost(ledger: Any) -> str:
@@ -69,10 +77,10 @@ def _cost(ledger: Any) -> str:
     )
 
 
-def _with_error(value: float, error: float) -> str:
+def _estimate(value: float, error: float) -> str:
     return f"{value:.3f}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
-def _short(answer: str) -> str:
-    short = answer if len(answer) <= MAX_LENGTH else answer[: MAX_LENGTH - 1] + "…"
-    return repr(short)
+def _shorten(name: int | str) -> str:
+    text = repr(name)
+    return text if len(text) <= MAX_LENGTH else text[: MAX_LENGTH - 2] + "…" + text[-1]
