@@ -57,6 +57,7 @@ def test_statistics_are_those_of_the_run_padded_to_one_length(tree):
     )
     np.testing.assert_array_equal(run.log_weight, result.log_weights)
     assert float(run.log_evidence_variance) == result.evidence.variance
+    assert stats.attrs["log_evidence_of"] == result.estimand.evidence
     assert np.isnan(run.pareto_k)
     for answer, probability in result.answer_posterior.items():
         assert float(run.answer_posterior.sel(answer=answer)) == probability

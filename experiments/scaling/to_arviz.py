@@ -55,7 +55,8 @@ def to_datatree(
         unique_ancestors by step; ancestors by step and particle; log_evidence,
         log_evidence_variance, pareto_k, acceptance_rate, num_recoveries, num_invalid,
         num_truncated; answer_posterior, answer_error by answer, given that there is
-        one; unanswered, the share of the weight that has none. Steps that a run did not
+        one; unanswered, the share of the weight that has none. Its attribute
+        `log_evidence_of` says what the log evidence estimates. Steps that a run did not
         take are NaN, its ancestors -1.
 
     Raises:
@@ -73,6 +74,7 @@ def to_datatree(
     answers = sorted({a for result in results for a in result.answers if a is not None})
     num_steps = max(len(result.steps.ancestors) for result in results)
     draws = _draws(runs, weighted, seed)
+    estimands = dict.fromkeys(result.estimand.evidence for result in results)
 
     def of_runs(value: Callable[[Result], Any]) -> np.ndarray:
         return np.array([[value(result) for result in row] for row in runs])
@@ -139,7 +141,11 @@ def to_datatree(
                 attrs={"answers": answers, "weighted": int(weighted)},
             ),
             "sample_stats": dict_to_dataset(
-                stats, coords=coords, dims=dims, sample_dims=["chain"]
+                stats,
+                coords=coords,
+                dims=dims,
+                sample_dims=["chain"],
+                attrs={"log_evidence_of": "; ".join(estimands)},
             ),
         }
     )
