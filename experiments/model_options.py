@@ -28,7 +28,7 @@ RewardName = Annotated[
         ),
     ),
 ]
-"""What scores solutions, as :mod:`tsi.experiments.worlds.named_reward` reads it."""
+"""What scores solutions, as :mod:`tsi.loading.named_reward` reads it."""
 
 TemplateSwitch = tyro.conf.UseAppendAction[
     Annotated[

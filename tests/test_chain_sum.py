@@ -8,7 +8,7 @@ from tsi.experiments.tasks.equations import value_of, verdict
 
 def test_answers_are_the_values_of_the_expressions():
     pytest.importorskip("reasoning_gym")
-    problems = chain_sum.problems(30, seed=0)
+    problems = chain_sum.dataset_problems(30, seed=0)
     assert len({p.prompt for p in problems}) > 20
     for problem in problems:
         assert value_of(problem.prompt) == int(problem.answer)

@@ -21,7 +21,7 @@ from tsi.experiments.benchmarks.step_law import (
     indifferent_policy,
     length_probabilities,
 )
-from tsi.experiments.worlds.language_policy import self_judge
+from tsi.loading.self_judge import self_judge
 from tsi.models.loading import catalogue
 from tsi.models.loading.load_tokenizer import load_tokenizer
 
@@ -237,7 +237,7 @@ def test_a_request_to_a_peer_reads_as_what_the_engine_reads():
     work = engine.filter_run.Work(particles=2, problems=2)
     tokenizer = load_tokenizer(SMOLLM2)
     request = engine.filter_run.request(work, tokenizer, str(SMOLLM2))
-    judge = self_judge(tokenizer, engine.filter_run.JUDGE_QUESTION)
+    judge = self_judge(tokenizer, engine.filter_run.QUESTION)
     asked = tokenizer.encode(request["question"], allow_special=True)
     assert asked == [*judge.question]
     assert request["end"] == "<|im_end|>"

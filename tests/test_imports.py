@@ -22,6 +22,7 @@ ROOMS: dict[str, list[str]] = {
         "rewards",
         "twists",
         "reasoning",
+        "loading",
         "accuracy",
         "results",
         "engine",
@@ -46,6 +47,12 @@ ROOMS: dict[str, list[str]] = {
 
 ``*`` are the modules that stand in the folder itself; several that have a place of
 their own are named together.
+"""
+
+PUBLIC = ("tsi", "tsi.experiments")
+"""Packages whose names are imported when they are used (`tsi.public_names`).
+
+What they name for type checkers is no arrow; the rest of them is, as anywhere.
 """
 
 LAZY = {
@@ -86,9 +93,17 @@ def imports_of(node: ast.AST, module: str, *, is_package: bool = False) -> set[s
 def imported_modules(source: str, module: str) -> set[str]:
     """Every module a file names in an import, wherever in the file."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    if module in PUBLIC:
+        tree.body = [node for node in tree.body if not is_for_type_checkers(node)]
+    for node in ast.walk(tree):
         found |= imports_of(node, module)
     return found
+
+
+def is_for_type_checkers(node: ast.stmt) -> bool:
+    """Whether a statement begins with ``if TYPE_CHECKING:``."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def num_lazy_imports(source: str, module: str) -> int:

@@ -22,15 +22,13 @@ from tsi.experiments.cli import main
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import (
-    ANSWERS,
     INSTRUCTION,
-    JUDGE_QUESTION,
     encoder,
     parse_switches,
-    self_judge,
     worked_problems,
 )
-from tsi.experiments.worlds.model_checks import load_model
+from tsi.loading.model_checks import load_model
+from tsi.loading.self_judge import ANSWERS, JUDGE_QUESTION, self_judge
 from tsi.models.decoder import RewardModel
 from tsi.models.heads import SequenceScorer
 from tsi.models.loading.checkpoint import save

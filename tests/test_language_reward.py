@@ -4,7 +4,7 @@ import pytest
 import reading_rewards as kinds
 import tiny_language as tiny
 
-from tsi.experiments.worlds.language_reward import formatted_reward
+from tsi.loading.language_reward import formatted_reward
 
 
 @pytest.mark.parametrize("length", [96, 4096])

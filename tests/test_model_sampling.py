@@ -6,7 +6,7 @@ import pytest
 
 from tsi.decoding.truncation import Truncation
 from tsi.errors import CheckpointError
-from tsi.experiments.worlds.model_sampling import drawing_of
+from tsi.loading.model_sampling import drawing_of
 
 NONE = Truncation()
 QWEN = {

@@ -17,8 +17,8 @@ from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import encoder
-from tsi.experiments.worlds.language_reward import ShownContinuation
-from tsi.experiments.worlds.named_reward import KINDS, forms, parse_reward
+from tsi.loading.language_reward import ShownContinuation
+from tsi.loading.named_reward import KINDS, forms, parse_reward
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.heads import ValueHead
 from tsi.models.loading.checkpoint import save

@@ -22,7 +22,7 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.tasks import get_task
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
 from tsi.experiments.worlds.embedded_world import embedded_world
-from tsi.experiments.worlds.model_checks import check_same_tokens, same_tokens
+from tsi.loading.model_checks import check_same_tokens, same_tokens
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.loading.checkpoint import save
 from tsi.models.tokens.tokenizer import Tokenizer

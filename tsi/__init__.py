@@ -1,13 +1,112 @@
 """Probabilistic inference-time scaling.
 
 A reasoning process is a Feynman-Kac model, and every way of spending more compute at
-inference time is a sampler of it. This module exports the core: the driver `run`, the
-two contracts `Sampler` and `Target`, and `batch`; samplers live in `tsi.samplers`.
+inference time is a sampler of it. Whoever builds an experiment imports from here, from
+`tsi.samplers` and from `tsi.experiments`; ``docs/design.md`` lists the names under
+*Public names*. A module is imported when the first of its names is used.
 """
 
-from tsi.batch import batch
-from tsi.run import Run, run
-from tsi.sampler import Sampler
-from tsi.target import Target
+from typing import TYPE_CHECKING
 
-__all__ = ["Run", "Sampler", "Target", "batch", "run"]
+from tsi.public_names import lazy_names
+
+if TYPE_CHECKING:
+    from tsi import (
+        accuracy,
+        bench,
+        errors,
+        experiments,
+        models,
+        numpyro,
+        rewards,
+        samplers,
+        targets,
+        twists,
+        weights,
+    )
+    from tsi.batch import batch
+    from tsi.bench.conformance import check_sampler
+    from tsi.bench.target_check import check_target
+    from tsi.decoding.forced_end import ForcedEnd
+    from tsi.decoding.truncation import Truncation
+    from tsi.engine.engine import Engine
+    from tsi.errors import TsiError
+    from tsi.explore import explore
+    from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+    from tsi.models.partition import make_mesh
+    from tsi.problem import Problem
+    from tsi.reasoning.target import ReasoningTarget
+    from tsi.results.result import Result
+    from tsi.run import Run, run
+    from tsi.sampler import Sampler
+    from tsi.target import Target
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "tsi.batch": ("batch",),
+            "tsi.bench.conformance": ("check_sampler",),
+            "tsi.bench.target_check": ("check_target",),
+            "tsi.decoding.forced_end": ("ForcedEnd",),
+            "tsi.decoding.truncation": ("Truncation",),
+            "tsi.engine.engine": ("Engine",),
+            "tsi.errors": ("TsiError",),
+            "tsi.explore": ("explore",),
+            "tsi.explorer": ("Explorer", "ExplorerInfo", "Plan", "Reply", "Request"),
+            "tsi.models.partition": ("make_mesh",),
+            "tsi.problem": ("Problem",),
+            "tsi.reasoning.target": ("ReasoningTarget",),
+            "tsi.results.result": ("Result",),
+            "tsi.run": ("Run", "run"),
+            "tsi.sampler": ("Sampler",),
+            "tsi.target": ("Target",),
+        },
+        (
+            "accuracy",
+            "bench",
+            "errors",
+            "experiments",
+            "models",
+            "numpyro",
+            "rewards",
+            "samplers",
+            "targets",
+            "twists",
+            "weights",
+        ),
+    )
+
+__all__ = [
+    "Engine",
+    "Explorer",
+    "ExplorerInfo",
+    "ForcedEnd",
+    "Plan",
+    "Problem",
+    "ReasoningTarget",
+    "Reply",
+    "Request",
+    "Result",
+    "Run",
+    "Sampler",
+    "Target",
+    "Truncation",
+    "TsiError",
+    "accuracy",
+    "batch",
+    "bench",
+    "check_sampler",
+    "check_target",
+    "errors",
+    "experiments",
+    "explore",
+    "make_mesh",
+    "models",
+    "numpyro",
+    "rewards",
+    "run",
+    "samplers",
+    "targets",
+    "twists",
+    "weights",
+]

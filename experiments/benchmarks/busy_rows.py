@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, Key
 from tsi.decoding.categorical import categorical
 from tsi.experiments.benchmarks.loading import peak_bytes
 from tsi.experiments.command import exit_code
-from tsi.experiments.worlds.model_checks import load_model
+from tsi.loading.model_checks import load_model
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.layers import Segment
 from tsi.models.loading.download import get

@@ -16,23 +16,20 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
-from tsi.decoding.vocabularies import boundary_of
-from tsi.engine.engine import Engine
+from tsi.engine.assembly import reasoning_engine
 from tsi.experiments.benchmarks.loading import peak_bytes
 from tsi.experiments.benchmarks.questions import extract, problems
 from tsi.experiments.command import exit_code
-from tsi.experiments.worlds.language_policy import self_judge
-from tsi.experiments.worlds.model_checks import load_model
-from tsi.models.decoder import LanguageModel
-from tsi.models.loading.download import get
-from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.loading.named_reward import load_reward
+from tsi.loading.policy import load_policy
+from tsi.loading.self_judge import self_judge
 from tsi.models.tokens.tokenizer import Tokenizer
-from tsi.reasoning.target import ReasoningTarget
+from tsi.reasoning.limits import SolutionLimits
 from tsi.results.result import Result
 from tsi.samplers.particle_filter import particle_filter
 
 DELIMITER = "\n\n"
-JUDGE_QUESTION = "Is the solution above right so far? Answer Yes or No."
+QUESTION = "Is the solution above right so far? Answer Yes or No."
 
 
 class Work(NamedTuple):
@@ -50,24 +47,13 @@ class Work(NamedTuple):
 
 def run(work: Work) -> dict[str, Any]:
     """Load the model, run the filter and say what it took."""
-    path = get(work.model)
-    policy = load_model(path, LanguageModel, "policy")
-    tokenizer = load_tokenizer(path)
-    vocab_size = policy.config.vocab_size
-    target = ReasoningTarget(
-        boundary_of(tokenizer, vocab_size, DELIMITER.encode(), tokenizer.eos_ids),
-        self_judge(tokenizer, JUDGE_QUESTION),
-        max_step_tokens=work.max_step_tokens,
-        max_tokens=work.max_tokens,
-        max_steps=work.max_steps,
-    )
-    engine = Engine(
-        target,
+    policy = load_policy(work.model, temperature=work.temperature)
+    limits = SolutionLimits(work.max_steps, work.max_step_tokens, work.max_tokens)
+    engine = reasoning_engine(
         policy,
-        None,
-        encode=tokenizer.encode_prompt,
-        decode=tokenizer.decode,
-        temperature=work.temperature,
+        load_reward("judge", policy, limits, question=QUESTION),
+        limits,
+        delimiters=(DELIMITER,),
         max_rows=work.max_rows,
     )
     began, used = time.perf_counter(), time.process_time()
@@ -106,11 +92,11 @@ def costs(results: list[Result]) -> dict[str, Any]:
 
 def request(work: Work, tokenizer: Tokenizer, path: str) -> dict[str, Any]:
     """The same work for a program that has no part of this package; JSON types only."""
-    judge, said = self_judge(tokenizer, JUDGE_QUESTION), "7 plus 8 is 15"
+    judge, said = self_judge(tokenizer, QUESTION), "7 plus 8 is 15"
     turns = [
         {"role": "user", "content": "7+8"},
         {"role": "assistant", "content": said},
-        {"role": "user", "content": JUDGE_QUESTION},
+        {"role": "user", "content": QUESTION},
     ]
     asked = tokenizer.render(turns, add_generation_prompt=True)
     chosen = [problem.prompt for problem in problems(work.problems)]

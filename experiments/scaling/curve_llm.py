@@ -19,30 +19,22 @@ from typing import Any
 
 import tyro
 
-from tsi.decoding.vocabularies import boundary_of
-from tsi.engine.engine import Engine
 from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.places import inside, place_of
 from tsi.experiments.scaling.scale import checked_plan, run_plan
 from tsi.experiments.scaling.write_report import write_report
-from tsi.experiments.tasks import chain_sum
+from tsi.experiments.tasks.chain_sum import CHAIN_SUM, dataset_problems
 from tsi.experiments.tasks.equations import REWARDS, equation_log_odds
 from tsi.experiments.worlds.embedded_world import all_devices
-from tsi.experiments.worlds.language_policy import self_judge
-from tsi.experiments.worlds.model_checks import load_model
-from tsi.experiments.worlds.provenance import sha256_of, versions
-from tsi.experiments.worlds.world import World
-from tsi.models.decoder import LanguageModel
-from tsi.models.loading.download import get
-from tsi.models.loading.load_tokenizer import load_tokenizer
-from tsi.problem import Problem
-from tsi.reasoning.target import ReasoningTarget
-from tsi.rewards.reward import Reward
+from tsi.experiments.worlds.world import PROBLEM_SEED, World, limits_of, task_world
+from tsi.loading.named_reward import LoadedReward, load_reward
+from tsi.loading.policy import load_policy
 from tsi.rewards.text_reward import TextReward
 
 POLICY = "smollm2-135m"
 METHODS = ("self_consistency", "weighted_best_of_n", "particle_filter", "smc")
-JUDGE_QUESTION = "Is every equation above right? Answer Yes or No."
+QUESTION = "Is every equation above right? Answer Yes or No."
+"""What the policy is asked about its own text."""
 
 
 def language_worlds(
@@ -53,59 +45,28 @@ def language_worlds(
     max_stored: int | None = None,
 ) -> Iterator[tuple[str, World]]:
     """The experiment's two worlds, by the name of their reward."""
-    path = get(POLICY)
-    policy = load_model(path, LanguageModel, "policy")
-    tokenizer = load_tokenizer(path)
-    vocab_size = policy.config.vocab_size
-    boundary = boundary_of(tokenizer, vocab_size, b"\n", tokenizer.eos_ids)
-    rewards: dict[str, tuple[Reward, dict[str, Any]]] = {
-        "judge": (self_judge(tokenizer, JUDGE_QUESTION), {"question": JUDGE_QUESTION}),
-        "equations": (TextReward(equation_log_odds, tokenizer.decode), dict(REWARDS)),
+    limits = limits_of(CHAIN_SUM)
+    policy = load_policy(POLICY, temperature=temperature)
+    problems = dataset_problems(num_problems, PROBLEM_SEED)
+    judge = load_reward("judge", policy, limits, question=QUESTION)
+    equations = TextReward(equation_log_odds, policy.tokenizer.decode)
+    rewards: dict[str, tuple[LoadedReward, dict[str, Any]]] = {
+        "judge": (judge, {"question": QUESTION}),
+        "equations": (LoadedReward(equations), dict(REWARDS)),
     }
-    problems: list[Problem] = chain_sum.problems(num_problems, seed=0)
     for name, (reward, reward_settings) in rewards.items():
-        target = ReasoningTarget(
-            boundary,
-            reward,
-            max_step_tokens=chain_sum.MAX_STEP_TOKENS,
-            max_tokens=chain_sum.MAX_TOKENS,
-            max_steps=chain_sum.MAX_STEPS,
-        )
-        engine = Engine(
-            target,
+        world = task_world(
+            CHAIN_SUM,
+            problems,
             policy,
-            None,
-            encode=chain_sum.encoder(tokenizer),
-            decode=tokenizer.decode,
-            temperature=temperature,
+            reward,
+            limits,
             max_rows=max_rows,
             max_stored=max_stored,
             mesh=all_devices(),
+            settings={"reward": name, "reward_settings": reward_settings},
         )
-        settings = {
-            "task": "chain_sum",
-            "problem_seed": 0,
-            "policy": POLICY,
-            "policy_sha256": sha256_of(path),
-            "reward": name,
-            "reward_settings": reward_settings,
-            "temperature": temperature,
-            "max_steps": target.max_steps,
-            "max_step_tokens": target.max_step_tokens,
-            "max_tokens": target.max_tokens,
-            **versions(),
-        }
-        yield (
-            name,
-            World(
-                engine,
-                problems,
-                chain_sum.extract,
-                chain_sum.correct,
-                target.max_steps,
-                settings,
-            ),
-        )
+        yield name, world
 
 
 @resumable()

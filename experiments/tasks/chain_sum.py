@@ -2,13 +2,21 @@
 
 The dataset (Apache-2.0, package ``reasoning-gym``, extra ``tasks``) gives expressions
 of one-digit terms with + and −; the prompt here shows three worked examples as earlier
-turns of the chat, for a small model follows a form better than an instruction.
+turns of the chat, for a small model follows a form better than an instruction. Limits
+are in tokens. A chat model may end a solution where it likes, so a text has the answer
+that it comes to, whether or not a line says so.
 """
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
 
 from tsi.errors import ConfigurationError
+from tsi.experiments.tasks.equations import value_of, verdict
+from tsi.experiments.tasks.task import Split, Task, distinct_problems
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
 
@@ -18,18 +26,76 @@ EXAMPLES = (
     ("3 - 8", "3 - 8 = -5\nAnswer: -5"),
     ("6 - 1 + 7 + 5", "6 - 1 = 5\n5 + 7 = 12\n12 + 5 = 17\nAnswer: 17"),
 )
-MAX_STEPS, MAX_STEP_TOKENS, MAX_TOKENS = 6, 16, 48
+MOST = 2**31 - 1
+"""Problems of a seed, each of which is generated when it is asked for."""
 
+_PROMPT = re.compile(r"\d( [-+] \d){1,3}")
 _ANSWER = re.compile(r"Answer: ?([-−]?\d{1,9})(?!\d)")
 _NUMBER = re.compile(r"(?<!\d)[-−]?\d{1,9}(?!\d)")
 
 
-def problems(count: int, seed: int) -> list[Problem]:
-    """Problems of two to four one-digit terms, numbered from 0.
+def dataset_problems(count: int, seed: int) -> list[Problem]:
+    """The dataset's first problems of a seed, numbered from 0; some are repeated.
 
     Raises:
         ConfigurationError: the package ``reasoning-gym`` is not installed.
     """
+    return list(itertools.islice(_draws(seed), count))
+
+
+def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
+    """Distinct problems of two to four one-digit terms.
+
+    Raises:
+        ConfigurationError: the package ``reasoning-gym`` is not installed, or there are
+            not so many problems.
+    """
+    first = int(np.random.default_rng(seed).integers(MOST))
+    draws = ((problem.prompt, problem) for problem in _draws(first))
+    return distinct_problems(draws, split, count)
+
+
+def problem(prompt: str) -> Problem:
+    """The problem of an expression.
+
+    Raises:
+        ConfigurationError: it is none of two to four one-digit terms.
+    """
+    if not _PROMPT.fullmatch(prompt):
+        raise ConfigurationError(
+            f"{prompt!r} is no problem of chain_sum; write two to four digits with + "
+            "or - and spaces between them, as in '2 + 9 - 4'."
+        )
+    return Problem(0, prompt, str(value_of(prompt)))
+
+
+def solution(problem: Problem, rng: np.random.Generator) -> str:
+    """One equation per operation, from left to right, and the answer.
+
+    >>> print(solution(Problem(0, "2 + 9 - 4", "7"), np.random.default_rng(0)))
+    2 + 9 = 11
+    11 - 4 = 7
+    Answer: 7
+    """
+    del rng
+    first, *rest = problem.prompt.split(" ")
+    lines, value = [], int(first)
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        found = value_of(f"{value} {sign} {term}")
+        lines.append(f"{value} {sign} {term} = {found}")
+        value = found
+    return "\n".join([*lines, f"Answer: {value}"])
+
+
+def _draws(seed: int) -> Iterator[Problem]:
+    """Problems of a seed, in the dataset's order."""
+    dataset = _dataset(seed)
+    for i in range(MOST):
+        entry = dataset[i]
+        yield Problem(i, entry["metadata"]["expression"], entry["answer"])
+
+
+def _dataset(seed: int) -> Any:
     try:
         import reasoning_gym
     except ImportError as error:
@@ -37,19 +103,15 @@ def problems(count: int, seed: int) -> list[Problem]:
             "The task chain_sum needs the package reasoning-gym; install it with "
             "`pip install 'tsi[tasks]'`."
         ) from error
-    dataset = reasoning_gym.create_dataset(
+    return reasoning_gym.create_dataset(
         "chain_sum",
         min_terms=2,
         max_terms=4,
         min_digits=1,
         max_digits=1,
-        size=count,
+        size=MOST,
         seed=seed,
     )
-    return [
-        Problem(i, entry["metadata"]["expression"], entry["answer"])
-        for i, entry in enumerate(dataset)
-    ]
 
 
 def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
@@ -75,3 +137,28 @@ def extract(text: str) -> str | None:
 def correct(problem: Problem, answer: str | None) -> bool:
     """Whether an extracted answer is the right number."""
     return answer is not None and answer == problem.answer
+
+
+def on_track(problem: Problem, prefix: str) -> bool:
+    """Whether the equations so far are true, and an answer that is stated is right."""
+    stated = _ANSWER.search(prefix) is not None
+    return verdict(prefix) != "wrong" and (
+        not stated or correct(problem, extract(prefix))
+    )
+
+
+CHAIN_SUM = Task(
+    name="chain_sum",
+    alphabet="0123456789+-= \nAnswer:",
+    max_prompt_tokens=len("1 + 1 + 1 + 1"),
+    max_steps=6,
+    max_step_tokens=16,
+    problems=problems,
+    problem=problem,
+    solution=solution,
+    extract=extract,
+    correct=correct,
+    on_track=on_track,
+    max_tokens=48,
+    prompt_encoder=encoder,
+)

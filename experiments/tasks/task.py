@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tsi.errors import ConfigurationError
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
 
 Split = Literal["train", "validation", "test"]
@@ -46,6 +47,11 @@ class Task(NamedTuple):
         delimiter: what ends a step within a solution.
         inline: ``correct`` is quick and safe on untrusted text, so that no process of
             its own has to run it.
+        max_tokens: the longest solution, in tokens of any model, where
+            ``max_step_tokens`` counts those, too; None where both follow from steps and
+            characters.
+        prompt_encoder: ``(tokenizer) -> (prompt) -> token ids``, how a model is asked;
+            None for bare problems or worked examples, whichever the model knows.
     """
 
     name: str
@@ -61,6 +67,8 @@ class Task(NamedTuple):
     on_track: Callable[[Problem, str], bool]
     delimiter: str = DELIMITER
     inline: bool = True
+    max_tokens: int | None = None
+    prompt_encoder: Callable[[Tokenizer], Callable[[str], list[int]]] | None = None
 
     def verify(self, problem: Problem, text: str) -> bool:
         """Whether a generated text is finished and its answer right."""

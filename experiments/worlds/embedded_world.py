@@ -6,42 +6,28 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from tsi.decoding.truncation import Truncation
-from tsi.decoding.vocabularies import boundary_of
-from tsi.engine.engine import Engine
 from tsi.engine.sizing.memory import free_bytes
-from tsi.engine.sizing.planning import device_limits
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks import Task, get_task
-from tsi.experiments.worlds.forced_text import forced_end_of, forced_settings
-from tsi.experiments.worlds.language_policy import STEP_SLACK
-from tsi.experiments.worlds.model_checks import (
-    check_has_rows,
-    load_model,
+from tsi.experiments.tasks import get_task
+from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
+from tsi.experiments.worlds.language_policy import (
+    STEP_SLACK,
     prompt_encoder,
     trained_on,
 )
-from tsi.experiments.worlds.model_sampling import drawing_of
-from tsi.experiments.worlds.named_reward import Writer, load_reward, parse_reward
-from tsi.experiments.worlds.provenance import sha256_of, versions
+from tsi.experiments.worlds.provenance import sha256_of
 from tsi.experiments.worlds.step_ends import StepEnds
-from tsi.experiments.worlds.world import World
-from tsi.models.decoder import LanguageModel
-from tsi.models.loading.download import get
-from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.experiments.worlds.world import PROBLEM_SEED, World, limits_of, task_world
+from tsi.loading.named_reward import load_reward, parse_reward
+from tsi.loading.policy import load_policy
 from tsi.models.partition import make_mesh
-from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
-from tsi.reasoning.target import ReasoningTarget
 
-PROBLEM_SEED = 0
 PROBLEM_BYTES = 550
 """What a problem takes in memory, of the shorter of the two tasks' questions."""
-WORKED = 32
-"""Problems whose worked solutions say how long a solution may well be."""
 
 
 def embedded_world(
@@ -71,7 +57,7 @@ def embedded_world(
         problems: how many held-out problems, or the problems themselves.
         policy: name, hub id or path of the policy; the task's own by default. One that
             was not trained on the task is shown examples.
-        reward: as `tsi.experiments.worlds.named_reward.parse_reward` reads it. By
+        reward: as `tsi.loading.named_reward.parse_reward` reads it. By
             default the task's own reward model where it reads the policy's tokens, and
             the policy's own judgement where it does not.
         aggregation: of the scores of steps, one of
@@ -107,130 +93,69 @@ def embedded_world(
     task = get_task(task_name)
     if isinstance(problems, int):
         check_number(problems)
-    truncation.check()
     named = None if reward is None else parse_reward(reward, aggregation)
-    policy = policy or f"{task_name}-policy"
-    policy_path = get(policy)
-    drawing = drawing_of(
-        policy_path,
-        temperature,
-        truncation,
-        repetition_penalty,
-        as_the_model_says=model_sampling,
+    mesh = all_devices(model_parallel)
+    loading: dict[str, Any] = {
+        "dtype": dtype,
+        "weights": weights,
+        "mesh": mesh,
+        "shapes_only": shapes_only,
+    }
+    chosen_policy = load_policy(
+        policy or f"{task_name}-policy",
+        temperature=temperature,
+        truncation=truncation,
+        repetition_penalty=repetition_penalty,
+        model_sampling=model_sampling,
+        template_switches=template_switches,
+        **loading,
     )
-    tokenizer = load_tokenizer(policy_path, switches=template_switches)
-    trained = trained_on(task, tokenizer)
+    trained = trained_on(task, chosen_policy.tokenizer)
     if named is None:
         own = f"{task_name}-reward" if trained else "judge"
         named = parse_reward(own, aggregation)
-    mesh = all_devices(model_parallel)
-    policy_model = load_model(
-        policy_path, LanguageModel, "policy", dtype, mesh, weights, shapes_only
-    )
-    config = policy_model.config
-    check_has_rows(tokenizer, config)
-    step_tokens = task.max_step_tokens + (0 if trained else STEP_SLACK)
-    max_tokens = task.max_steps * step_tokens
-    chosen = load_reward(
+    limits = limits_of(task, 0 if trained else STEP_SLACK)
+    (example,) = task.problems("train", 1, 0)
+    chosen_reward = load_reward(
         named,
-        task,
-        Writer(policy, tokenizer, config.width),
-        max_tokens=max_tokens,
-        dtype=dtype,
-        weights=weights,
-        mesh=mesh,
-        shapes_only=shapes_only,
-    )
-    eos_ids = tuple(dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids)))
-    delimiters = ends.delimiters or (task.delimiter,)
-    forced = None
-    if ends.forced is not None:
-        forced = forced_end_of(ends.forced, tokenizer.encode, step_tokens, max_tokens)
-    target = ReasoningTarget(
-        boundary_of(
-            tokenizer,
-            config.vocab_size,
-            [delimiter.encode() for delimiter in delimiters],
-            eos_ids,
-            stop_strings=[string.encode() for string in ends.stop_strings],
-            min_step_tokens=ends.min_tokens,
-        ),
-        chosen.reward,
-        max_step_tokens=step_tokens,
-        max_tokens=max_tokens,
-        max_steps=task.max_steps,
-        forced_end=forced,
+        chosen_policy,
+        limits,
+        checks={
+            "verifier": prefix_check(task),
+            "outcome-verifier": outcome_check(task),
+        },
+        prompt_encoder=functools.partial(prompt_encoder, task),
+        example_prompt=example.prompt,
+        # No two prompts differ by more tokens than the longest has characters.
+        prompt_tokens=task.max_prompt_tokens,
+        **loading,
     )
     if isinstance(problems, int):
         problems = task.problems("test", problems, PROBLEM_SEED)
-    encode = prompt_encoder(task, tokenizer)
-    longest = max((p.prompt for p in problems), key=len, default="")
-    limits = device_limits(
-        target, policy_model, chosen.model, len(encode(longest)), mesh, cache_dtype
-    )
-    rows = limits.rows if max_rows is None else max_rows
-    engine = Engine(
-        target,
-        policy_model,
-        chosen.model,
-        encode=encode,
-        decode=tokenizer.decode,
-        temperature=drawing.temperature,
-        truncation=drawing.truncation,
-        repetition_penalty=drawing.repetition_penalty,
-        cache_dtype=cache_dtype,
-        max_rows=rows,
-        max_stored=max(limits.stored, rows),
-        mesh=mesh,
-    )
-    engine.check(problems)
-    settings = {
-        "task": task_name,
-        "problem_seed": PROBLEM_SEED,
-        "policy": policy,
-        "policy_sha256": sha256_of(policy_path),
+    settings: dict[str, Any] = {
         "reward": str(named),
-        "reward_sha256": None if chosen.path is None else sha256_of(chosen.path),
+        "reward_sha256": None
+        if chosen_reward.path is None
+        else sha256_of(chosen_reward.path),
         "aggregation": named.aggregation,
         "dtype": dtype,
-        "temperature": drawing.temperature,
-        "max_steps": target.max_steps,
-        "max_step_tokens": target.max_step_tokens,
-        "max_tokens": target.max_tokens,
-        **versions(),
     }
-    parts = drawing.truncation._asdict().items()
-    settings |= {name: part for name, part in parts if part is not None}
-    if drawing.repetition_penalty is not None:
-        settings["repetition_penalty"] = drawing.repetition_penalty
-    if cache_dtype is not None:
-        settings["cache_dtype"] = cache_dtype
     if weights is not None:
         settings["weights"] = weights
-    settings |= ends.settings()
-    if ends.forced is not None and forced is not None:
-        settings |= forced_settings(ends.forced, forced)
     if template_switches:
         settings["template_switches"] = dict(template_switches)
-    return World(
-        engine,
-        list(problems),
-        task.extract,
-        task.correct,
-        task.max_steps,
-        settings,
-        drawing.notes,
-        functools.partial(worked_tokens, task, tokenizer, problems),
+    return task_world(
+        task,
+        problems,
+        chosen_policy,
+        chosen_reward,
+        limits,
+        ends=ends,
+        cache_dtype=cache_dtype,
+        max_rows=max_rows,
+        mesh=mesh,
+        settings=settings,
     )
-
-
-def worked_tokens(
-    task: Task, tokenizer: Tokenizer, problems: Sequence[Problem]
-) -> float:
-    """Tokens of a worked solution, in the mean over the first problems."""
-    rng = np.random.default_rng(PROBLEM_SEED)
-    texts = [task.solution(problem, rng) for problem in problems[:WORKED]]
-    return float(np.mean([len(tokenizer.encode(text)) + 1 for text in texts]))
 
 
 def check_number(problems: int) -> None:

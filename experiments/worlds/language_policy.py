@@ -1,10 +1,8 @@
-"""Any language model on a generated task: shown examples, judged by itself.
+"""Any language model on a generated task: shown examples.
 
 The models that ship were trained on their task and read a bare problem. Others are
 shown worked problems first, as earlier turns of the chat or, without a chat template,
-as text, for a small model follows a form better than an instruction. Where no reward
-model reads its tokens, the policy judges its own prefixes
-(:class:`tsi.rewards.reward.SelfJudge`).
+as text, for a small model follows a form better than an instruction.
 """
 
 import json
@@ -13,19 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from tsi.decoding.step_texts import num_common
 from tsi.errors import ConfigurationError
 from tsi.experiments.tasks import Task
+from tsi.loading.model_checks import same_tokens
+from tsi.models.loading.catalogue import MODELS, resolve
+from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.tokens.tokenizer import Tokenizer
-from tsi.rewards.reward import SelfJudge
 
 EXAMPLES = 3
 EXAMPLE_SEED = 1
 STEP_SLACK = 4
 """Tokens of a step beyond its characters: spaces that a language model may add."""
 INSTRUCTION = "Solve each problem in the same form, one step on a line.\n\n"
-JUDGE_QUESTION = "Is every line above right? Answer Yes or No."
-ANSWERS = ("Yes", "No")
 PYTHON = {"true": "true", "false": "false", "none": "null", "off": "false"}
 """Words for what is off or on, and how JSON has them."""
 
@@ -99,46 +96,26 @@ def encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     )
 
 
-def self_judge(tokenizer: Tokenizer, question: str = JUDGE_QUESTION) -> SelfJudge:
-    """The policy's one-token judgement of its own text, asked in its own format.
-
-    The ids are those of a solution, the question and an answer, encoded together, since
-    a space before the answer is part of its token for most tokenizers, and not for all.
-    What the two answers have in common belongs to the question.
-
-    Args:
-        tokenizer: of the policy.
-        question: to be answered by Yes or No.
+def trained_on(task: Task, tokenizer: Tokenizer) -> bool:
+    """Whether a model reads the tokens of the task's own models, and needs no examples.
 
     Raises:
-        ConfigurationError: the chat template drops what was said or answered.
+        CheckpointError: the task's own models are not there.
     """
-    said = "7 plus 8 is 15"
-    if tokenizer.chat_template is None:
-        rests = [f"\n{question}\nAnswer: {answer}" for answer in ANSWERS]
-    else:
-        turns = [
-            {"role": "user", "content": "7+8"},
-            {"role": "assistant", "content": said},
-            {"role": "user", "content": question},
-        ]
-        rests = []
-        for answer in ANSWERS:
-            answered = [*turns, {"role": "assistant", "content": answer}]
-            text = tokenizer.render(answered, add_generation_prompt=False)
-            _, found, rest = text.rpartition(said)
-            if not found:
-                raise ConfigurationError(
-                    f"The chat template of {tokenizer.name} drops what the assistant "
-                    "has said, so that the model cannot judge it; name a reward model."
-                )
-            rests.append(rest)
-    yes, no = (tokenizer.encode(said + rest, allow_special=True) for rest in rests)
-    begin, end = num_common(tokenizer.encode(said), yes), num_common(yes, no)
-    if end == min(len(yes), len(no)):
-        raise ConfigurationError(
-            f"The tokenizer of {tokenizer.name} or its chat template makes no "
-            "difference between the answers Yes and No, so that the model cannot judge "
-            "itself; name a reward model."
-        )
-    return SelfJudge(tuple(yes[begin:end]), yes[end], no[end])
+    own = f"{task.name}-reward"
+    return own in MODELS and same_tokens(tokenizer, load_tokenizer(resolve(own)))
+
+
+def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """From a problem to token ids: bare for the task's own models, else with examples.
+
+    A task that has a prompt format of its own decides alone.
+
+    Raises:
+        CheckpointError: the task's own models are not there.
+    """
+    if task.prompt_encoder is not None:
+        return task.prompt_encoder(tokenizer)
+    if trained_on(task, tokenizer):
+        return tokenizer.encode_prompt
+    return encoder(task, tokenizer)

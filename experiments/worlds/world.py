@@ -1,12 +1,31 @@
 """A task with the models that work on it, as experiments use it."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+from jax.sharding import Mesh
+
+from tsi.engine.assembly import reasoning_engine
+from tsi.experiments.tasks import Task
+from tsi.experiments.worlds.forced_text import forced_end_of, forced_settings
+from tsi.experiments.worlds.language_policy import prompt_encoder
+from tsi.experiments.worlds.provenance import sha256_of, versions
+from tsi.experiments.worlds.step_ends import StepEnds
 from tsi.explorer import Explorer
+from tsi.loading.named_reward import LoadedReward
+from tsi.loading.policy import Policy
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
+from tsi.reasoning.limits import SolutionLimits
 from tsi.results.result import Result
 from tsi.sampler import Sampler
+
+PROBLEM_SEED = 0
+WORKED = 32
+"""Problems whose worked solutions say how long a solution may well be."""
 
 
 class ProblemRunner(Protocol):
@@ -57,3 +76,112 @@ class World(NamedTuple):
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
     typical_tokens: Callable[[], float] | None = None
+
+
+def task_world(
+    task: Task,
+    problems: Sequence[Problem],
+    policy: Policy,
+    reward: LoadedReward,
+    limits: SolutionLimits,
+    *,
+    encode: Callable[[str], list[int]] | None = None,
+    ends: StepEnds = StepEnds(),  # noqa: B008
+    cache_dtype: str | None = None,
+    max_rows: int | None = None,
+    max_stored: int | None = None,
+    mesh: Mesh | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> World:
+    """The world of a task, a policy and a reward.
+
+    Args:
+        task: what is solved.
+        problems: of the task.
+        policy, reward: loaded.
+        limits: of a solution.
+        encode: a problem to the policy's token ids; by default as
+            :func:`tsi.experiments.worlds.language_policy.prompt_encoder` does.
+        ends: of steps and solutions, beside those of the task and the policy.
+        cache_dtype: of keys and values; that of the weights, if None.
+        max_rows, max_stored, mesh: see :func:`tsi.engine.assembly.reasoning_engine`.
+        settings: what decides a row besides: the reward, and the type of the weights.
+
+    Raises:
+        ConfigurationError: parts do not fit each other.
+        PromptTooLongError: a problem does not fit the models' context.
+    """
+    tokenizer, drawing = policy.tokenizer, policy.drawing
+    encode = encode or prompt_encoder(task, tokenizer)
+    forced = None
+    if ends.forced is not None:
+        forced = forced_end_of(
+            ends.forced, tokenizer.encode, limits.max_step_tokens, limits.max_tokens
+        )
+    engine = reasoning_engine(
+        policy,
+        reward,
+        limits,
+        delimiters=ends.delimiters or (task.delimiter,),
+        stop_strings=ends.stop_strings,
+        min_step_tokens=ends.min_tokens,
+        forced_end=forced,
+        encode=encode,
+        longest_prompt=max((p.prompt for p in problems), key=len, default=""),
+        cache_dtype=cache_dtype,
+        max_rows=max_rows,
+        max_stored=max_stored,
+        mesh=mesh,
+    )
+    engine.check(problems)
+    decided: dict[str, Any] = {
+        "task": task.name,
+        "problem_seed": PROBLEM_SEED,
+        "policy": policy.name,
+        "policy_sha256": sha256_of(policy.path),
+        **settings,
+        "temperature": drawing.temperature,
+        **limits._asdict(),
+        **versions(),
+    }
+    parts = drawing.truncation._asdict().items()
+    decided |= {name: part for name, part in parts if part is not None}
+    if drawing.repetition_penalty is not None:
+        decided["repetition_penalty"] = drawing.repetition_penalty
+    if cache_dtype is not None:
+        decided["cache_dtype"] = cache_dtype
+    decided |= ends.settings()
+    if ends.forced is not None and forced is not None:
+        decided |= forced_settings(ends.forced, forced)
+    return World(
+        engine,
+        list(problems),
+        task.extract,
+        task.correct,
+        limits.max_steps,
+        decided,
+        drawing.notes,
+        functools.partial(worked_tokens, task, tokenizer, problems),
+    )
+
+
+def limits_of(task: Task, slack: int = 0) -> SolutionLimits:
+    """Limits of a task's solutions.
+
+    Args:
+        task: see there.
+        slack: tokens of a step beyond its characters, where limits are told in those.
+    """
+    if task.max_tokens is not None:
+        return SolutionLimits(task.max_steps, task.max_step_tokens, task.max_tokens)
+    step_tokens = task.max_step_tokens + slack
+    return SolutionLimits(task.max_steps, step_tokens, task.max_steps * step_tokens)
+
+
+def worked_tokens(
+    task: Task, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> float:
+    """Tokens of a worked solution, in the mean over the first problems."""
+    rng = np.random.default_rng(PROBLEM_SEED)
+    texts = [task.solution(problem, rng) for problem in problems[:WORKED]]
+    return float(np.mean([len(tokenizer.encode(text)) + 1 for text in texts]))

@@ -1,1 +1,42 @@
 """Rewards: what scores a prefix, and how a published reward model is asked."""
+
+from tsi.rewards.aggregation import AGGREGATIONS, Aggregated
+from tsi.rewards.formats import FORMATS, Format
+from tsi.rewards.formatted import FormattedReward
+from tsi.rewards.host_reward import HostReward, Written
+from tsi.rewards.likelihood_ratio import LikelihoodRatio
+from tsi.rewards.reward import (
+    NoReward,
+    PolicyValue,
+    ProcessReward,
+    Prompts,
+    Reading,
+    Reward,
+    SelfJudge,
+    Stateless,
+    Step,
+)
+from tsi.rewards.text_reward import TextReward
+from tsi.rewards.verifier import Verifier
+
+__all__ = [
+    "AGGREGATIONS",
+    "FORMATS",
+    "Aggregated",
+    "Format",
+    "FormattedReward",
+    "HostReward",
+    "LikelihoodRatio",
+    "NoReward",
+    "PolicyValue",
+    "ProcessReward",
+    "Prompts",
+    "Reading",
+    "Reward",
+    "SelfJudge",
+    "Stateless",
+    "Step",
+    "TextReward",
+    "Verifier",
+    "Written",
+]

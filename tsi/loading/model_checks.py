@@ -1,6 +1,5 @@
-"""Models that must fit a task or each other: of one kind, with one tokenizer."""
+"""Models that must fit each other: of one kind, with one tokenizer."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,35 +7,11 @@ from jax.sharding import Mesh
 
 from tsi.decoding.vocabularies import first_difference
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks import Task
-from tsi.experiments.worlds.language_policy import encoder
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.loading.catalogue import resolve
 from tsi.models.loading.checkpoint import load
-from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.tokens.tokenizer import Tokenizer
 
 T = TypeVar("T")
-
-
-def trained_on(task: Task, tokenizer: Tokenizer) -> bool:
-    """Whether a model reads the tokens of the task's own models, and needs no examples.
-
-    Raises:
-        CheckpointError: the task's own models are not there.
-    """
-    return same_tokens(tokenizer, load_tokenizer(resolve(f"{task.name}-reward")))
-
-
-def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """From a problem to token ids: bare for the task's own models, else with examples.
-
-    Raises:
-        CheckpointError: the task's own models are not there.
-    """
-    if trained_on(task, tokenizer):
-        return tokenizer.encode_prompt
-    return encoder(task, tokenizer)
 
 
 def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:

@@ -15,6 +15,8 @@ from tsi.rewards.likelihood_ratio import LikelihoodRatio
 
 TOKENS_A_STEP = 32
 """Tokens that a format may add to a step: a tag, a turn of a chat."""
+QUESTION_TOKENS = 512
+"""Room for a question, where nothing is known of its length."""
 
 
 def formatted_reward(
@@ -25,7 +27,7 @@ def formatted_reward(
     *,
     max_steps: int,
     max_tokens: int,
-    prompt_tokens: int = 512,
+    prompt_tokens: int = QUESTION_TOKENS,
     aggregation: str = "last",
 ) -> FormattedReward:
     """A reward in a named format, with room for what a policy can write.

@@ -5,7 +5,7 @@
     likelihood:MODEL          a larger language model against the policy
     value:FILE                a value head on the policy's hidden states
     judge                     the policy's own judgement
-    verifier, outcome-verifier   the task's exact check, of prefixes or of answers
+    verifier, outcome-verifier   an exact check of the task, of prefixes or of answers
     none                      nothing
 
 A bare model is short for ``head:MODEL``; the name of a published reward model that
@@ -13,22 +13,22 @@ A bare model is short for ``head:MODEL``; the name of a published reward model t
 with its path, ``./judge``.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.experiments.tasks import TASKS, Task
-from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
-from tsi.experiments.worlds.language_policy import self_judge
-from tsi.experiments.worlds.language_reward import formatted_reward, likelihood_reward
-from tsi.experiments.worlds.model_checks import (
-    check_has_rows,
-    check_same_tokens,
-    load_model,
-    prompt_encoder,
+from tsi.loading.language_reward import (
+    QUESTION_TOKENS,
+    formatted_reward,
+    likelihood_reward,
 )
+from tsi.loading.model_checks import check_has_rows, check_same_tokens, load_model
+from tsi.loading.policy import Policy
+from tsi.loading.self_judge import JUDGE_QUESTION, self_judge
 from tsi.models.decoder import RewardModel
 from tsi.models.loading.catalogue import MODELS
 from tsi.models.loading.checkpoint import load
@@ -36,11 +36,17 @@ from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.loading.value_head import load_value_head
 from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.reasoning.limits import SolutionLimits
 from tsi.rewards.aggregation import AGGREGATIONS, Aggregated, check_aggregation
 from tsi.rewards.formats import FORMATS
 from tsi.rewards.formatted import FORMAT_AGGREGATIONS
 from tsi.rewards.reward import NoReward, PolicyValue, ProcessReward, Reward
 from tsi.rewards.verifier import Verifier
+
+Encoder = Callable[[str], list[int]]
+"""From a problem's prompt to token ids."""
+Check = Callable[[str, str, bool], float]
+"""From question, text and whether it has ended to log-odds."""
 
 WHOLE = ("last",)
 """The one way of a reward that scores whole prefixes and no steps."""
@@ -82,20 +88,18 @@ class NamedReward(NamedTuple):
         return f"{self.kind}:{self.argument}"
 
 
-class Writer(NamedTuple):
-    """What a reward must know of the policy: its name, tokenizer and hidden width."""
-
-    name: str
-    tokenizer: Tokenizer
-    width: int
-
-
 class LoadedReward(NamedTuple):
-    """A reward, the weights that the engine hands it, and where they came from."""
+    """A reward and the model that it asks.
+
+    Attributes:
+        reward: what scores prefixes.
+        model: its weights, which the engine hands it; None where it needs none.
+        path: of the model's folder or file, if it has one of its own.
+    """
 
     reward: Reward
-    model: Any
-    path: Path | None
+    model: Any = None
+    path: Path | None = None
 
 
 def forms() -> list[str]:
@@ -149,43 +153,64 @@ def parse_reward(reward: str, aggregation: str = "last") -> NamedReward:
 
 
 def load_reward(
-    named: NamedReward,
-    task: Task,
-    policy: Writer,
+    reward: str | NamedReward,
+    policy: Policy,
+    limits: SolutionLimits,
     *,
-    max_tokens: int,
+    aggregation: str = "last",
+    question: str = JUDGE_QUESTION,
+    checks: Mapping[str, Check] = MappingProxyType({}),
+    prompt_encoder: Callable[[Tokenizer], Encoder] = lambda t: t.encode_prompt,
+    example_prompt: str = "",
+    prompt_tokens: int = QUESTION_TOKENS,
     dtype: str = "float32",
     weights: str | None = None,
     mesh: Mesh | None = None,
     shapes_only: bool = False,
 ) -> LoadedReward:
-    """Load what a name stands for and check that it fits the policy.
+    """Load a reward and check that it fits the policy.
 
     Args:
-        named: see :func:`parse_reward`.
-        task: what is solved.
+        reward: its name (see the module's text), or what :func:`parse_reward` has made
+            of one, which knows its aggregation.
         policy: whose solutions are scored.
-        max_tokens: of a solution, in the policy's tokens.
+        limits: of a solution.
+        aggregation: of the scores of steps, one of :data:`tsi.rewards.formatted.WAYS`.
+        question: what a policy that judges itself is asked, to be answered by Yes or
+            No.
+        checks: what ``verifier`` and ``outcome-verifier`` call, by that name.
+        prompt_encoder: from the tokenizer of a larger model to how it is shown a
+            problem; by default as the policy is, as one turn of a chat.
+        example_prompt: a problem, encoded to see how many tokens a prompt has.
+        prompt_tokens: by how many tokens another problem may be longer, at most.
         dtype: of the reward model's weights.
         weights: int8 or int4, to keep its matrices so; None to keep them in ``dtype``.
         mesh: devices to place them on, if any.
         shapes_only: leave them on disk, but for those of a value head.
 
     Raises:
-        UnknownNameError: there is no such model.
+        UnknownNameError: there is no such model, kind or way to aggregate.
         CheckpointError: a model or file cannot be read.
         DownloadError: a model cannot be fetched.
         ConfigurationError: the model is of another kind or width, or reads other
-            tokens than the policy writes; or the policy cannot be asked to judge.
+            tokens than the policy writes; the policy cannot be asked to judge; there
+            is no check for a verifier; or see :func:`parse_reward`.
     """
-    kind, argument, aggregation = named
+    if isinstance(reward, str):
+        reward = parse_reward(reward, aggregation)
+    kind, argument, aggregation = reward
     decode = policy.tokenizer.decode
-    limits = {"max_steps": task.max_steps, "max_tokens": max_tokens}
+    room = {"max_steps": limits.max_steps, "max_tokens": limits.max_tokens}
     if kind == "none":
-        return LoadedReward(NoReward(), None, None)
+        return LoadedReward(NoReward())
     if kind in ("verifier", "outcome-verifier"):
-        check = prefix_check(task) if kind == "verifier" else outcome_check(task)
-        return LoadedReward(Verifier(check, decode), None, None)
+        if kind not in checks:
+            raise ConfigurationError(
+                f"The reward {kind} is an exact check, and this task has none; give "
+                f"load_reward one, as in checks={{{kind!r}: function}}, or name "
+                "another reward."
+            )
+        return LoadedReward(Verifier(checks[kind], decode))
     if kind not in ("judge", "value", "head"):
         path = get(argument)
         model, config = load(
@@ -193,37 +218,45 @@ def load_reward(
         )
         tokenizer = load_tokenizer(path)
         check_has_rows(tokenizer, config)
-        reward: Reward
+        scorer: Reward
         if kind == "likelihood":
-            encode = prompt_encoder(task, tokenizer)
-            # No two prompts differ by more tokens than the longest has characters.
-            (problem,) = task.problems("train", 1, 0)
-            room = len(encode(problem.prompt)) + task.max_prompt_tokens
-            reward = likelihood_reward(
-                tokenizer, config, encode, decode, prompt_tokens=room, **limits
+            encode = prompt_encoder(tokenizer)
+            scorer = likelihood_reward(
+                tokenizer,
+                config,
+                encode,
+                decode,
+                prompt_tokens=len(encode(example_prompt)) + prompt_tokens,
+                **room,
             )
         else:
-            reward = formatted_reward(
-                kind, tokenizer, config, decode, aggregation=aggregation, **limits
+            scorer = formatted_reward(
+                kind,
+                tokenizer,
+                config,
+                decode,
+                prompt_tokens=max(prompt_tokens, QUESTION_TOKENS),
+                aggregation=aggregation,
+                **room,
             )
-        return LoadedReward(reward, model, path)
+        return LoadedReward(scorer, model, path)
     if kind == "judge":
-        loaded = LoadedReward(self_judge(policy.tokenizer), None, None)
+        loaded = LoadedReward(self_judge(policy.tokenizer, question))
     elif kind == "value":
         path = Path(argument)
-        head = load_value_head(path, policy.width)
+        head = load_value_head(path, policy.model.config.width)
         loaded = LoadedReward(PolicyValue(), head, path)
     else:
         path = _found(argument)
         check_same_tokens(policy.tokenizer, load_tokenizer(path), policy.name, argument)
-        scorer = load_model(
+        model = load_model(
             path, RewardModel, "reward", dtype, mesh, weights, shapes_only
         )
-        loaded = LoadedReward(ProcessReward(), scorer, path)
+        loaded = LoadedReward(ProcessReward(), model, path)
     if aggregation == "last":
         return loaded
     return loaded._replace(
-        reward=Aggregated(loaded.reward, aggregation, task.max_steps)
+        reward=Aggregated(loaded.reward, aggregation, limits.max_steps)
     )
 
 
@@ -232,6 +265,7 @@ def _found(name: str) -> Path:
         return get(name)
     except UnknownNameError:
         # Whoever misspells a kind without a colon asks for a model of that name.
-        published = [known for known, model in MODELS.items() if model.format]
-        own = [f"{task}-reward" for task in TASKS]
-        raise UnknownNameError("reward", name, (*forms(), *own, *published)) from None
+        known = [
+            model for model in MODELS if MODELS[model].format or "-reward" in model
+        ]
+        raise UnknownNameError("reward", name, (*forms(), *known)) from None

@@ -46,8 +46,8 @@ class Drawing(NamedTuple):
         notes: what a user should know of it, a sentence each.
     """
 
-    temperature: float
-    truncation: Truncation
+    temperature: float = 1.0
+    truncation: Truncation = Truncation()
     repetition_penalty: float | None = None
     notes: tuple[str, ...] = ()
 

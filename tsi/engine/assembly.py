@@ -1,0 +1,95 @@
+"""An engine from its parts: a policy, a reward, and where steps and solutions end."""
+
+from collections.abc import Callable, Sequence
+
+from jax.sharding import Mesh
+
+from tsi.decoding.forced_end import ForcedEnd
+from tsi.decoding.vocabularies import boundary_of
+from tsi.engine.engine import Engine
+from tsi.engine.sizing.planning import device_limits
+from tsi.loading.named_reward import LoadedReward
+from tsi.loading.policy import Policy
+from tsi.reasoning.limits import SolutionLimits
+from tsi.reasoning.target import ReasoningTarget
+from tsi.rewards.reward import Reward
+
+
+def reasoning_engine(
+    policy: Policy,
+    reward: LoadedReward | Reward,
+    limits: SolutionLimits,
+    *,
+    delimiters: Sequence[str] = ("\n\n",),
+    stop_strings: Sequence[str] = (),
+    min_step_tokens: int = 1,
+    forced_end: ForcedEnd | None = None,
+    encode: Callable[[str], list[int]] | None = None,
+    longest_prompt: str = "",
+    cache_dtype: str | None = None,
+    max_rows: int | None = None,
+    max_stored: int | None = None,
+    mesh: Mesh | None = None,
+) -> Engine:
+    r"""The engine that runs samplers on problems of one policy and one reward.
+
+    Args:
+        policy: as :func:`tsi.load_policy` gives it.
+        reward: as :func:`tsi.load_reward` gives it, or one that needs no model, such as
+            ``tsi.rewards.TextReward(score, policy.tokenizer.decode)``.
+        limits: of a solution.
+        delimiters: strings each of which ends a step.
+        stop_strings: strings each of which ends the solution, beside the policy's end
+            tokens.
+        min_step_tokens: a delimiter that comes sooner does not end the step.
+        forced_end: what a solution must write at a limit, which its weight pays for.
+        encode: a problem's prompt to token ids; by default one turn of a chat.
+        longest_prompt: of the problems, for the number of rows that memory holds.
+        cache_dtype: of keys and values; that of the weights, if None.
+        max_rows: rows that write tokens together on one device, or group of devices;
+            what suits the models and the device, if None.
+        max_stored: prefixes that explorers store at once; what suits the device, if
+            None.
+        mesh: devices, as :class:`tsi.engine.engine.Engine` divides them.
+
+    Raises:
+        ConfigurationError: a delimiter or stop string is none that the policy can
+            write, the limits contradict the boundary or the forced end, or see
+            :class:`tsi.engine.engine.Engine`.
+    """
+    if not isinstance(reward, LoadedReward):
+        reward = LoadedReward(reward)
+    tokenizer, config = policy.tokenizer, policy.model.config
+    target = ReasoningTarget(
+        boundary_of(
+            tokenizer,
+            config.vocab_size,
+            [delimiter.encode() for delimiter in delimiters],
+            policy.eos_ids,
+            stop_strings=[string.encode() for string in stop_strings],
+            min_step_tokens=min_step_tokens,
+        ),
+        reward.reward,
+        max_step_tokens=limits.max_step_tokens,
+        max_tokens=limits.max_tokens,
+        max_steps=limits.max_steps,
+        forced_end=forced_end,
+    )
+    encode = encode or tokenizer.encode_prompt
+    prompt = len(encode(longest_prompt))
+    suits = device_limits(target, policy.model, reward.model, prompt, mesh, cache_dtype)
+    rows = suits.rows if max_rows is None else max_rows
+    return Engine(
+        target,
+        policy.model,
+        reward.model,
+        encode=encode,
+        decode=tokenizer.decode,
+        temperature=policy.drawing.temperature,
+        truncation=policy.drawing.truncation,
+        repetition_penalty=policy.drawing.repetition_penalty,
+        cache_dtype=cache_dtype,
+        max_rows=rows,
+        max_stored=max(suits.stored, rows) if max_stored is None else max_stored,
+        mesh=mesh,
+    )

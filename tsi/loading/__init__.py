@@ -1,0 +1,1 @@
+"""Policies and rewards by name, ready for the engine."""
