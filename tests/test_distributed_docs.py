@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from fake_world import fake_world
 
+from tsi import experiments
 from tsi.experiments.scaling import distributed
 from tsi.experiments.scaling.distributed import ALONE
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.worlds import world
 
 TEXT = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
 
@@ -31,8 +31,10 @@ def test_the_program_can_be_run_as_it_stands(monkeypatch, tmp_path, capsys):
         joined.append(arguments)
         yield ALONE
 
-    monkeypatch.setattr(distributed, "processes", processes)
-    monkeypatch.setattr(world, "embedded_world", lambda task, count: fake_world(3))
+    monkeypatch.setattr(experiments, "processes", processes)
+    monkeypatch.setattr(
+        experiments, "embedded_world", lambda task, count: fake_world(3)
+    )
     monkeypatch.setattr(sys, "argv", ["run.py", "2"])
     (program,) = blocks("python")
     place = f'"{tmp_path}"'

@@ -29,12 +29,16 @@ if TYPE_CHECKING:
     from tsi.bench.target_check import check_target
     from tsi.decoding.forced_end import ForcedEnd
     from tsi.decoding.truncation import Truncation
+    from tsi.engine.assembly import reasoning_engine
     from tsi.engine.engine import Engine
     from tsi.errors import TsiError
     from tsi.explore import explore
     from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+    from tsi.loading.named_reward import LoadedReward, load_reward
+    from tsi.loading.policy import Policy, load_policy
     from tsi.models.partition import make_mesh
     from tsi.problem import Problem
+    from tsi.reasoning.limits import SolutionLimits
     from tsi.reasoning.target import ReasoningTarget
     from tsi.results.result import Result
     from tsi.run import Run, run
@@ -49,12 +53,16 @@ else:
             "tsi.bench.target_check": ("check_target",),
             "tsi.decoding.forced_end": ("ForcedEnd",),
             "tsi.decoding.truncation": ("Truncation",),
+            "tsi.engine.assembly": ("reasoning_engine",),
             "tsi.engine.engine": ("Engine",),
             "tsi.errors": ("TsiError",),
             "tsi.explore": ("explore",),
             "tsi.explorer": ("Explorer", "ExplorerInfo", "Plan", "Reply", "Request"),
+            "tsi.loading.named_reward": ("LoadedReward", "load_reward"),
+            "tsi.loading.policy": ("Policy", "load_policy"),
             "tsi.models.partition": ("make_mesh",),
             "tsi.problem": ("Problem",),
+            "tsi.reasoning.limits": ("SolutionLimits",),
             "tsi.reasoning.target": ("ReasoningTarget",),
             "tsi.results.result": ("Result",),
             "tsi.run": ("Run", "run"),
@@ -81,7 +89,9 @@ __all__ = [
     "Explorer",
     "ExplorerInfo",
     "ForcedEnd",
+    "LoadedReward",
     "Plan",
+    "Policy",
     "Problem",
     "ReasoningTarget",
     "Reply",
@@ -89,6 +99,7 @@ __all__ = [
     "Result",
     "Run",
     "Sampler",
+    "SolutionLimits",
     "Target",
     "Truncation",
     "TsiError",
@@ -100,9 +111,12 @@ __all__ = [
     "errors",
     "experiments",
     "explore",
+    "load_policy",
+    "load_reward",
     "make_mesh",
     "models",
     "numpyro",
+    "reasoning_engine",
     "rewards",
     "run",
     "samplers",

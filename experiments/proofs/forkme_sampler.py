@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from tsi import Sampler, samplers, weights
-from tsi.bench.conformance import check_sampler
-from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi import Sampler, check_sampler, samplers, weights
+from tsi.experiments import embedded_world
 
 
 class State(NamedTuple):  # what every sampler shows, and what its next decision needs
