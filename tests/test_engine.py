@@ -190,7 +190,7 @@ def test_a_reward_model_must_read_the_policys_ids_and_as_far():
 
 def test_rewards_that_are_no_numbers_are_counted_and_never_win():
     e = engine()
-    e.reward.bias[...] = jnp.full_like(e.reward.bias[...], jnp.nan)
+    e.reward_model.bias[...] = jnp.full_like(e.reward_model.bias[...], jnp.nan)
     result = e.run(SAMPLER, jax.random.key(0), PROBLEMS[:1], 4, extract=extract)[0]
     assert result.diagnostics.num_invalid > 0
     assert result.diagnostics.num_recoveries > 0

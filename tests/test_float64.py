@@ -201,7 +201,7 @@ def posed(name: str, dtype=jnp.float32):
     make_reward, make_model = REWARDS[name]
     target = tiny.target(reward=make_reward())
     prompts = tiny.prompts(*kinds.QUESTIONS)
-    prompts = prompts._replace(reward=target.reward.prepare(kinds.QUESTIONS))
+    prompts = prompts._replace(questions=target.reward.prepare(kinds.QUESTIONS))
     # Flat enough that texts differ.
     policy = tiny.models(sharpness=2.0)[0]
     policy = jax.tree.map(lambda leaf: leaf.astype(dtype), policy)
@@ -243,7 +243,7 @@ def test_caches_have_the_type_of_the_model():
 def engine(name: str) -> Engine:
     target, params = posed(name)
     names = {"encode": tiny.encode, "decode": tiny.decode, "max_rows": 16}
-    return Engine(target, params.policy, params.reward, **names)
+    return Engine(target, params.policy, params.reward_model, **names)
 
 
 def solve(name: str, sampler):

@@ -65,7 +65,7 @@ def test_the_engine_gets_the_numbers_of_a_callback_without_one(
     target = tiny.target(reward=reward, log_truncation=-1.0)
     if name == "filter":
         asked = reward.prepare([problem.prompt])
-        prompts = tiny.prompts(problem.prompt)._replace(reward=asked)
+        prompts = tiny.prompts(problem.prompt)._replace(questions=asked)
         params = ReasoningParams(policy, None, prompts, jnp.float32(1.0))
         once = jax.jit(lambda key: run(SAMPLERS[name], target, key, 8, params))
         alone = once(jax.random.fold_in(KEY, problem.id))

@@ -151,7 +151,7 @@ def test_a_reward_of_ones_own_need_not_be_a_model():
         reads_prompts = True
 
         def reader(self, params):
-            assert params.reward == {"weights": 1}
+            assert params.reward_model == {"weights": 1}
             return tiny.config()
 
     policy, _ = tiny.models()

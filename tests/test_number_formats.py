@@ -157,6 +157,6 @@ def test_the_engine_keeps_its_caches_in_another_type():
     prefill = [test_engine.engine(16).policy, engine.policy]
     sizes = [model.trunk.cache_dtype.itemsize for model in prefill]
     assert sizes == [4, 2]
-    assert engine.reward.trunk.cache_dtype == NARROW
+    assert engine.reward_model.trunk.cache_dtype == NARROW
     with pytest.raises(ConfigurationError, match="cache_dtype is 'int8'; keys"):
         test_engine.engine(16, cache_dtype="int8")

@@ -83,7 +83,7 @@ def test_rows_follow_the_memory_and_end_at_what_was_measured_to_be_fast():
 
 def test_weights_that_are_not_here_count_as_missing():
     world = embedded_world("chain", 3, shapes_only=True)
-    leaves = jax.tree.leaves((world.engine.policy, world.engine.reward))
+    leaves = jax.tree.leaves((world.engine.policy, world.engine.reward_model))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     loaded = embedded_world("chain", 3)
     held = sum(x.nbytes for x in jax.tree.leaves((loaded.engine.policy,)))
@@ -98,7 +98,7 @@ def test_weights_that_are_not_here_count_as_missing():
 def test_what_is_missing_is_taken_from_what_is_free(monkeypatch):
     monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10**7)
     world = embedded_world("chain", 3, shapes_only=True)
-    missing = unloaded_bytes((world.engine.policy, world.engine.reward))
+    missing = unloaded_bytes((world.engine.policy, world.engine.reward_model))
     assert world.engine.free_bytes() == 10**7 - missing < 10**7
 
 
@@ -148,7 +148,7 @@ def test_costs_by_hand(still):
     assert cost.tokens == 5 * 8 * 30
     prompt = dry_run.prompt_tokens(world)
     context = prompt + 15.0
-    reader = world.engine.reward.config
+    reader = world.engine.reward_model.config
     flops = cost.tokens * policy.flops_per_token(context)
     flops += cost.tokens * reader.flops_per_token(context, head=False)
     for config in (policy, reader):

@@ -27,7 +27,7 @@ class Rows:
         self.name, self.reward = name, kinds.reward_of(name, **changes)
         self.params = ReasoningParams(None, kinds.model_of(name), None, None)
         prompts = tiny.prompts(*kinds.QUESTIONS)
-        prompts = prompts._replace(reward=self.reward.prepare(kinds.QUESTIONS))
+        prompts = prompts._replace(questions=self.reward.prepare(kinds.QUESTIONS))
         self.state = self.reward.init(prompts, 2 * rows, 0, self.params)
         self.steps: list[list[list[int]]] = [[] for _ in range(2 * rows)]
         self.ended = [False] * (2 * rows)

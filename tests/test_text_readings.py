@@ -55,7 +55,10 @@ def check_against_run(name, sampler, result):
     prompts = tiny.prompts(problem.prompt)
     asked = runner.target.reward.prepare([problem.prompt])
     params = ReasoningParams(
-        runner.policy, runner.reward, prompts._replace(reward=asked), jnp.float32(1.0)
+        runner.policy,
+        runner.reward_model,
+        prompts._replace(questions=asked),
+        jnp.float32(1.0),
     )
     alone = jax.jit(lambda key, params: run(sampler, runner.target, key, 4, params))
     final = alone(jax.random.fold_in(KEY, problem.id), params)
@@ -205,9 +208,11 @@ def test_no_program_calls_back(monkeypatch, name):
     assert not [called for called, text in seen.items() if "callback" in text]
     # Within one program there is one.
     prompts = tiny.prompts("hello")._replace(
-        reward=runner.target.reward.prepare(["hello"])
+        questions=runner.target.reward.prepare(["hello"])
     )
-    params = ReasoningParams(runner.policy, runner.reward, prompts, jnp.float32(1.0))
+    params = ReasoningParams(
+        runner.policy, runner.reward_model, prompts, jnp.float32(1.0)
+    )
     alone = jax.jit(lambda key, params: run(FILTER, runner.target, key, 2, params))
     assert "callback" in alone.lower(KEY, params).as_text()
 
@@ -296,7 +301,7 @@ TextReadings._begin = watch
 told = []
 for device in jax.devices():
     runner = engines.engine("rlhflow", 1.0)
-    runner.reward = jax.device_put(runner.reward, device)
+    runner.reward_model = jax.device_put(runner.reward_model, device)
     where.clear()
     found = runner.run(
         readings.FILTER, readings.KEY, engines.PROBLEMS[:1], 4, extract=str
@@ -348,6 +353,6 @@ def test_the_bound_of_reading_prompts_counts_those_of_the_reward():
     runner.run(FILTER, jax.random.key(0), WORDS[:1], 2, extract=str)
     questions = runner.target.reward.prepare([WORDS[0].prompt])
     alone = prefill_bytes(
-        runner.reward.config, 1, questions.tokens.shape[1], 4, cached=4
+        runner.reward_model.config, 1, questions.tokens.shape[1], 4, cached=4
     )
     assert runner.report.prefill_bytes > alone > 0

@@ -20,7 +20,7 @@ def test_a_checker_sees_the_question_the_text_so_far_and_whether_it_has_ended():
     verifier, long = Verifier(check, tiny.decode), "wie schön " * 20
     questions = verifier.prepare(["hello", long])
     prompts = tiny.prompts("hello", "bad")
-    state = verifier.init(prompts._replace(reward=questions), 4, 8, None)
+    state = verifier.init(prompts._replace(questions=questions), 4, 8, None)
     # Beyond a row's tokens stands what it had before it was cut back.
     step = SimpleNamespace(
         solution=jnp.asarray([tiny.encode("abcdef")] * 4),

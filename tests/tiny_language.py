@@ -78,7 +78,7 @@ def params(
 
 @jax.jit
 def _whole(p: ReasoningParams, sequences):
-    return jax.nn.log_softmax(p.policy(sequences)), p.reward(sequences)
+    return jax.nn.log_softmax(p.policy(sequences)), p.reward_model(sequences)
 
 
 def uncached(p: ReasoningParams, rows: list[tuple[str, list[int]]], width: int = 40):

@@ -161,7 +161,7 @@ def cost_of(world: World, run: Run) -> Cost:
     tokens = min(steps * typical / world.max_steps, float(most))
     prompt = prompt_tokens(world)
     unread: Any = None
-    params = ReasoningParams(engine.policy, engine.reward, unread, unread)
+    params = ReasoningParams(engine.policy, engine.reward_model, unread, unread)
     reader = target.reward.reader(params)
     context = tokens * (prompt + typical / 2)
     flops = flops_of(engine.policy.config, tokens, context, head=True)
@@ -181,7 +181,7 @@ def cost_of(world: World, run: Run) -> Cost:
     sizes = engine.sizes_of(plan, -(-run.problems // groups), prompt)
     longest = prompt + target.max_tokens
     blocks = at_once * (plan.rows + plan.stored) * -(-longest // sizes.block)
-    whole = cache_sizes(target, engine.policy, engine.reward, 1)
+    whole = cache_sizes(target, engine.policy, engine.reward_model, 1)
     return Cost(
         at_once=at_once,
         slots=min(groups, run.problems) * sizes.slots,
@@ -326,7 +326,7 @@ def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
         engine.caches,
         engine.free_bytes(),
     )
-    policy, reward = (_bytes_of(tree) for tree in (engine.policy, engine.reward))
+    policy, reward = (_bytes_of(tree) for tree in (engine.policy, engine.reward_model))
     row = f"{_size(longest * sum(sizes))} for a row of {longest:,} positions"
     slots = room_of(longest) * sizes.policy * engine.max_rows
     lines = [

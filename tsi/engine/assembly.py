@@ -57,8 +57,7 @@ def reasoning_engine(
             write, the limits contradict the boundary or the forced end, or see
             :class:`tsi.engine.engine.Engine`.
     """
-    if not isinstance(reward, LoadedReward):
-        reward = LoadedReward(reward)
+    loaded = reward if isinstance(reward, LoadedReward) else LoadedReward(reward)
     tokenizer, config = policy.tokenizer, policy.model.config
     target = ReasoningTarget(
         boundary_of(
@@ -69,7 +68,7 @@ def reasoning_engine(
             stop_strings=[string.encode() for string in stop_strings],
             min_step_tokens=min_step_tokens,
         ),
-        reward.reward,
+        loaded.reward,
         max_step_tokens=limits.max_step_tokens,
         max_tokens=limits.max_tokens,
         max_steps=limits.max_steps,
@@ -77,12 +76,12 @@ def reasoning_engine(
     )
     encode = encode or tokenizer.encode_prompt
     prompt = len(encode(longest_prompt))
-    suits = device_limits(target, policy.model, reward.model, prompt, mesh, cache_dtype)
+    suits = device_limits(target, policy.model, loaded.model, prompt, mesh, cache_dtype)
     rows = suits.rows if max_rows is None else max_rows
     return Engine(
         target,
         policy.model,
-        reward.model,
+        loaded.model,
         encode=encode,
         decode=tokenizer.decode,
         temperature=policy.drawing.temperature,

@@ -85,7 +85,7 @@ class Engine:
     Args:
         target: what is explored.
         policy: the language model's weights.
-        reward: the reward model's weights, or None where the reward needs none.
+        reward_model: weights that the target's reward asks; None where it needs none.
         encode: a problem's prompt to token ids, chat template included.
         decode: token ids to text, end tokens dropped.
         temperature: of the policy; 0 takes the most likely token.
@@ -113,7 +113,7 @@ class Engine:
         self,
         target: ReasoningTarget,
         policy: LanguageModel,
-        reward: Any,
+        reward_model: Any,
         *,
         encode: Callable[[str], list[int]],
         decode: Callable[[list[int]], str],
@@ -137,17 +137,17 @@ class Engine:
         }.items():
             if limit < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {limit}.")
-        readers = [reward.config] if target.reward.reads_ids else []
+        readers = [reward_model.config] if target.reward.reads_ids else []
         check_rows(target.boundary, policy.config, readers)
         self._num_rows = min(c.vocab_size for c in (policy.config, *readers))
         self._context = min(c.max_length for c in (policy.config, *readers))
         if cache_dtype is not None:
             check_cache_dtype(cache_dtype)
             policy = with_cache_dtype(policy, cache_dtype)
-            reward = with_cache_dtype(reward, cache_dtype)
+            reward_model = with_cache_dtype(reward_model, cache_dtype)
         if mesh is not None:
-            policy, reward = keep_or_replicate((policy, reward), mesh)
-        self.policy, self.reward = policy, reward
+            policy, reward_model = keep_or_replicate((policy, reward_model), mesh)
+        self.policy, self.reward_model = policy, reward_model
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
         self.report: Report | None = None
@@ -200,7 +200,7 @@ class Engine:
     def caches(self) -> CacheSizes:
         """What a position takes in the caches of the policy and the reward."""
         parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
-        return cache_sizes(self.target, self.policy, self.reward, parts)
+        return cache_sizes(self.target, self.policy, self.reward_model, parts)
 
     def free_bytes(self) -> int:
         """What a device has beside the weights, those among them that are not here."""
@@ -208,7 +208,7 @@ class Engine:
         free = min(free_bytes(device) for device in devices)
         whole = self.mesh is None or self.mesh.shape.get(MODEL, 1) == 1
         mesh = None if whole else self.mesh
-        return free - unloaded_bytes((self.policy, self.reward), mesh)
+        return free - unloaded_bytes((self.policy, self.reward_model), mesh)
 
     def _prefill_bytes(self, prompts: int, width: int, questions: Any) -> int:
         """What the programs that read prompts take beside the weights, at most.
@@ -219,14 +219,14 @@ class Engine:
             questions: what the reward has prepared of all prompts.
         """
         unread: Any = None
-        params = ReasoningParams(self.policy, self.reward, unread, unread)
+        params = ReasoningParams(self.policy, self.reward_model, unread, unread)
         models: list[tuple[Any, Any, int]] = [(self.policy, self.policy.config, width)]
         reward = self.target.reward
         if reward.reads_prompts:
             # A model of other tokens has prompts of another width.
             own = isinstance(reward, TextReader) and questions is not None
             read = questions.tokens.shape[1] if own else width
-            models.append((self.reward, reward.reader(params), read))
+            models.append((self.reward_model, reward.reader(params), read))
         return sum(
             prefill_bytes(
                 config,
@@ -384,7 +384,7 @@ class Engine:
         penalty = self.repetition_penalty
         params = ReasoningParams(
             self.policy,
-            self.reward,
+            self.reward_model,
             unread,
             jnp.float32(warm),
             None if proposal_temperature is None else jnp.float32(proposal_temperature),
@@ -404,8 +404,8 @@ class Engine:
 
         def lane_of(i: int, sizes: Sizes) -> Lane:
             part, programs = self._parts[i], self._programs[i]
-            weights = (part_of(self.policy, part), part_of(self.reward, part))
-            mine = params._replace(policy=weights[0], reward=weights[1])
+            weights = (part_of(self.policy, part), part_of(self.reward_model, part))
+            mine = params._replace(policy=weights[0], reward_model=weights[1])
             return Lane(programs, method, key, mine, batch, asked, ids, sizes, exact)
 
         def results() -> Iterator[Result]:

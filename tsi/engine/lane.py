@@ -101,7 +101,7 @@ class Lane:
         self.width = prompts.tokens.shape[1]
         if programs.texts is not None:
             # The model that reads text has programs and devices of its own.
-            model, self.params = params.reward, params._replace(reward=None)
+            model, self.params = params.reward_model, params._replace(reward_model=None)
             self.questions = None
             self.scores = self.readers = TextReadings(
                 programs, programs.texts, model, questions, self.total, sizes, POOL // 2

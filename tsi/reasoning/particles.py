@@ -22,7 +22,7 @@ class ReasoningParams(NamedTuple):
 
     Attributes:
         policy: the language model that writes steps.
-        reward: the reward model's weights, or None.
+        reward_model: its weights, or None.
         prompts: the problems' prompts.
         temperature: of the policy's tokens; 0 means the most likely token. The policy
             *at this temperature* is the p of the target.
@@ -34,7 +34,7 @@ class ReasoningParams(NamedTuple):
     """
 
     policy: LanguageModel
-    reward: Any
+    reward_model: Any
     prompts: Prompts
     temperature: Float[Array, ""]
     proposal_temperature: Float[Array, ""] | None = None

@@ -1,7 +1,7 @@
 """Published reward models: a format, a tokenizer of their own, and step scores.
 
-``params.reward`` is a :class:`tsi.models.decoder.RewardModel` for formats that read a
-head, or a :class:`tsi.models.decoder.LanguageModel` for formats that compare two
+``params.reward_model`` is a :class:`tsi.models.decoder.RewardModel` for formats that
+read a head, or a :class:`tsi.models.decoder.LanguageModel` for formats that compare two
 tokens.
 """
 

@@ -25,7 +25,7 @@ from tsi.rewards.text_reader import RenderedRows, TextReader
 
 
 class LikelihoodRatio(TextReader):
-    """``params.reward`` is the larger :class:`LanguageModel`.
+    """``params.reward_model`` is the larger :class:`LanguageModel`.
 
     The likelihood of a token needs the model's output at the token before it, so each
     step reads one token again.

@@ -41,12 +41,12 @@ class Prompts(NamedTuple):
     Attributes:
         tokens: ``[P, S]`` ids.
         lengths: ``[P]``, at least 1 each.
-        reward: what the reward's ``prepare`` made of the problems' questions.
+        questions: what the reward's ``prepare`` made of the problems' questions.
     """
 
     tokens: Int[Array, "P S"]
     lengths: Int[Array, " P"]
-    reward: Any = None
+    questions: Any = None
 
     @property
     def mask(self) -> Bool[Array, "P S"]:
@@ -199,10 +199,10 @@ class PolicyTokens:
 
 
 class ProcessReward(PolicyTokens):
-    """A reward model with a token head; ``params.reward`` is a :class:`RewardModel`.
+    """A reward model with a token head.
 
-    It shares the policy's tokenizer. Its output at the last token of the newest step is
-    the reward of the whole prefix.
+    ``params.reward_model`` is a :class:`RewardModel`. It shares the policy's tokenizer.
+    Its output at the last token of the newest step is the reward of the whole prefix.
     """
 
     reads_ids = True
@@ -210,7 +210,7 @@ class ProcessReward(PolicyTokens):
     def init(
         self, prompts: Prompts, rows: int, capacity: int, params: Models
     ) -> ProcessRewardState:
-        model: RewardModel = params.reward
+        model: RewardModel = params.reward_model
         key_values = read_prompts(model.trunk, prompts.tokens, prompts.mask)
         return ProcessRewardState(
             Segment(*key_values, prompts.mask),
@@ -221,7 +221,7 @@ class ProcessReward(PolicyTokens):
     def read(
         self, state: ProcessRewardState, step: Step, params: Models
     ) -> tuple[ProcessRewardState, Reading]:
-        model: RewardModel = params.reward
+        model: RewardModel = params.reward_model
         offsets = jnp.arange(step.tokens.shape[1])
         positions = (state.prompt_lengths + step.start)[:, None] + offsets
         hidden, key_values = model.trunk(
@@ -264,7 +264,7 @@ class ProcessReward(PolicyTokens):
         return state._replace(suffix=cut(state.suffix, lengths))
 
     def reader(self, params: Models) -> DecoderConfig:
-        return params.reward.config
+        return params.reward_model.config
 
     reads_prompts = True
 
@@ -359,14 +359,14 @@ class SelfJudge(Stateless):
 class PolicyValue(Stateless):
     """A value head on the policy's hidden state at the newest step's last token.
 
-    ``params.reward`` is a :class:`tsi.models.heads.ValueHead`. The policy has not read
+    ``params.reward_model`` is a :class:`tsi.models.heads.ValueHead`. The policy has not read
     that token yet, so it is read here, on the policy's cache.
     """
 
     def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
         hidden = newest_hidden(params.policy, step.policy)
         return state, Reading(
-            params.reward.log_odds(hidden),
+            params.reward_model.log_odds(hidden),
             jnp.where(step.counts > 0, 1, 0),
             step.policy.position,
         )

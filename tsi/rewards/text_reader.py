@@ -138,7 +138,7 @@ class TextReader:
         """The model's output at each id.
 
         Args:
-            model: ``params.reward``.
+            model: ``params.reward_model``.
             hidden: states of its trunk.
             following: the id after each.
         """
@@ -179,11 +179,11 @@ class TextReader:
                 too short.
         """
         del capacity
-        questions, config = prompts.reward, params.reward.config
+        questions, config = prompts.questions, params.reward_model.config
         self.check(questions, config)
         problems, width = questions.tokens.shape
         each = rows // problems
-        prompt = self.read_prompts(params.reward, questions)
+        prompt = self.read_prompts(params.reward_model, questions)
         room = ((0, 0), (0, max(self.max_tokens - width, 0)))
         read = jnp.pad(questions.tokens, room)[:, : self.max_tokens]
         lengths = jnp.repeat(questions.lengths, each)
@@ -208,7 +208,7 @@ class TextReader:
         rendered = self._render(state, step, ends)
         shared = jnp.minimum(state.shared, rendered.common)
         suffix, values = self.read_new(
-            params.reward,
+            params.reward_model,
             mask_prompt(state.prompt, shared),
             cut(state.suffix, rendered.common - shared),
             state.values,
@@ -245,7 +245,7 @@ class TextReader:
         """Read the ids of renderings that are not in the cache yet.
 
         Args:
-            model: ``params.reward``.
+            model: ``params.reward_model``.
             prompt: the shared prompt, masked to what each row attends to.
             suffix: the cache of the ids after it.
             values: the model's output at the ids in the cache.
@@ -326,7 +326,7 @@ class TextReader:
 
     def reader(self, params: Models) -> DecoderConfig:
         """The reward model."""
-        return params.reward.config
+        return params.reward_model.config
 
     def _rows(
         self, state: ReaderState, rows: Int[Array, " W"], suffix: Suffix

@@ -81,12 +81,12 @@ class Verifier(HostReward):
         Raises:
             ConfigurationError: the prompts were not prepared.
         """
-        if prompts.reward is None:
+        if prompts.questions is None:
             raise ConfigurationError(
                 "A verifier reads the questions' text: give Prompts the result of its "
                 "`prepare`, as tsi.Engine does."
             )
-        return prompts.reward
+        return prompts.questions
 
     def score_rows(self, rows: Sequence[Prefix]) -> Float[np.ndarray, " R"]:
         """See :class:`tsi.rewards.host_reward.HostReward`."""

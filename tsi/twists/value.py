@@ -58,7 +58,7 @@ VALUE_TWIST = LearnedTwist(_log_psi, hidden_states)
 class TwistedVerifier(PolicyValue):
     """A verifier's log-odds of ended solutions, and the twist of unfinished prefixes.
 
-    ``params.reward`` is the :class:`tsi.models.heads.ValueHead`. With telescoping
+    ``params.reward_model`` is the :class:`tsi.models.heads.ValueHead`. With telescoping
     potentials (``twisted_smc``) the head decides the variance alone, as long as
     solutions that are cut at a limit have no weight (``log_truncation`` = -inf).
 

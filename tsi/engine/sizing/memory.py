@@ -91,7 +91,7 @@ class CacheSizes(NamedTuple):
 def cache_sizes(
     target: ReasoningTarget,
     policy: Any,
-    reward: Any,
+    reward_model: Any,
     parts: int,
     dtype: str | None = None,
 ) -> CacheSizes:
@@ -100,7 +100,7 @@ def cache_sizes(
     Args:
         target: for its reward.
         policy: the language model, or its shapes.
-        reward: the reward's weights, or their shapes, or None.
+        reward_model: its weights, or their shapes, or None.
         parts: devices that heads are divided over.
         dtype: of keys and values; the models' own, if None.
     """
@@ -117,9 +117,9 @@ def cache_sizes(
 
     reader = None
     if target.reward.reads_prompts:
-        params = ReasoningParams(policy, reward, unread, unread)
+        params = ReasoningParams(policy, reward_model, unread, unread)
         reader = target.reward.reader(params)
-    return CacheSizes(size(policy, policy.config), size(reward, reader))
+    return CacheSizes(size(policy, policy.config), size(reward_model, reader))
 
 
 def unloaded_bytes(models: Any, mesh: Mesh | None = None) -> int:

@@ -67,7 +67,7 @@ class Limits(NamedTuple):
 def device_limits(
     target: ReasoningTarget,
     policy: Any,
-    reward: Any,
+    reward_model: Any,
     prompt: int,
     mesh: Mesh | None,
     cache_dtype: str | None = None,
@@ -77,7 +77,7 @@ def device_limits(
     Args:
         target: for its limits and its reward.
         policy: the language model, or its shapes, whose weights then count as missing.
-        reward: the reward's weights, or their shapes, or None.
+        reward_model: its weights, or their shapes, or None.
         prompt: tokens of the longest prompt.
         mesh: the devices, as :class:`tsi.engine.engine.Engine` has them.
         cache_dtype: of keys and values; the models' own, if None.
@@ -89,8 +89,8 @@ def device_limits(
     if on_cpu:
         # Its devices share the host's memory.
         free //= len(devices)
-    free -= unloaded_bytes((policy, reward), mesh)
-    caches = cache_sizes(target, policy, reward, parts, cache_dtype)
+    free -= unloaded_bytes((policy, reward_model), mesh)
+    caches = cache_sizes(target, policy, reward_model, parts, cache_dtype)
     need = Need(caches, prompt, BLOCK)
     slot = bytes_of_slot(need, target, policy.config.vocab_size, BURST)
     return limits_of(slot, bytes_of_prefix(need, target), free, on_cpu=on_cpu)
