@@ -74,9 +74,9 @@ class ForcedEnd(NamedTuple):
         if self.reserve > room:
             raise ConfigurationError(
                 f"The forced string has {len(string)} tokens, {answer} are reserved "
-                f"for the answer after it, and a step has at most {room}. The last step "
-                "must hold both: shorten the string, lower answer_tokens, or raise "
-                "max_step_tokens and max_tokens."
+                f"for the answer after it, and a step has at most {room}. The last "
+                "step must hold both: shorten the string, lower answer_tokens, or "
+                "raise max_step_tokens and max_tokens."
             )
         size = len(boundary.stops)
         unknown = [i for i in string if not 0 <= i < size]

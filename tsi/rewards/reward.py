@@ -135,7 +135,7 @@ class Models(Protocol):
         """The language model that writes the steps."""
 
     @property
-    def reward(self) -> Any:
+    def reward_model(self) -> Any:
         """The reward model's weights, or None."""
 
 
@@ -359,8 +359,8 @@ class SelfJudge(Stateless):
 class PolicyValue(Stateless):
     """A value head on the policy's hidden state at the newest step's last token.
 
-    ``params.reward_model`` is a :class:`tsi.models.heads.ValueHead`. The policy has not read
-    that token yet, so it is read here, on the policy's cache.
+    ``params.reward_model`` is a :class:`tsi.models.heads.ValueHead`. The policy has not
+    read that token yet, so it is read here, on the policy's cache.
     """
 
     def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
