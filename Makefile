@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow test-lowest test-newest test-parity lint benchmark bench curve curve-llm train-tiny clean
+.PHONY: test test-slow test-lowest test-newest test-parity lint docs benchmark bench curve curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -63,6 +63,16 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation site, in site/. A warning is an error, and so is a link that leads
+# nowhere or a file that a browser would load from elsewhere.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python .ci/check_site.py site
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # Loading, reading and writing beside transformers' on torch, on this machine.
 benchmark: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
@@ -83,4 +93,4 @@ train-tiny: .venv/installed
 	$(BIN)/python -m tsi.experiments.training.train_tiny
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest results build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest results site build dist *.egg-info
