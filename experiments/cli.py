@@ -289,7 +289,10 @@ def paper() -> int:
                     f"{ends[0]:.1f} to {ends[1]:.1f}",
                 ]
             )
-    print("How many times the particle filter's budget each needs for equal accuracy:")
+    print(
+        "Budget that each method needs, divided by the particle filter's, for equal "
+        "accuracy (running maxima over budgets):"
+    )
     print(markdown(lines))
     return 0
 

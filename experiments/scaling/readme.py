@@ -1,8 +1,8 @@
-"""Put measured tables into README.md, between their markers.
+"""Put measured tables into README.md and the pages of results, between their markers.
 
 A table stands between ``<!-- table: PATH -->`` and ``<!-- end -->``; PATH is a Markdown
-file that an experiment wrote. Run after an experiment, so that no number in the README
-is typed by hand.
+file that an experiment wrote. Run after an experiment, so that no measured table is
+typed by hand.
 
 Command: ``python -m tsi.experiments.scaling.readme``.
 """
@@ -14,6 +14,13 @@ from pathlib import Path
 from tsi.errors import ResultsError
 from tsi.experiments.command import exit_code
 from tsi.models.files import write_text
+
+PAGES = (
+    Path("README.md"),
+    Path("docs/results/embedded.md"),
+    Path("docs/results/language_model.md"),
+)
+"""The pages that show tables, from the repository's root."""
 
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _COST_ROW = re.compile(r"^\|([^|\n]+)\| +(\d+) \|.*\n", re.MULTILINE)
@@ -34,8 +41,8 @@ def with_tables(text: str, folder: Path) -> str:
         path = folder / found[2]
         if not path.is_file():
             raise ResultsError(
-                f"The README shows {found[2]}, which does not exist; run the "
-                "experiment that writes it."
+                f"A page shows {found[2]}, which does not exist; run the experiment "
+                "that writes it."
             )
         return f"{found[1]}\n{_without_title(path.read_text()).strip()}\n\n{found[3]}"
 
@@ -54,9 +61,9 @@ def _without_title(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md of the working folder."""
-    readme = Path("README.md")
-    write_text(readme, with_tables(readme.read_text(), Path()))
+    """Rewrite the pages of the working folder."""
+    for page in PAGES:
+        write_text(page, with_tables(page.read_text(), Path()))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,12 @@ from tsi.experiments.scaling.scale import Plan, batches
 from tsi.experiments.worlds.world import World
 from tsi.models.files import write_text
 
+RATE_MEANING = """\
+Scaling rate: rollouts that the method under "against" needs, divided by those that
+the first method needs, for equal accuracy (running maxima over budgets). Geometric
+mean over the common accuracy range, and value at its top, with paired bootstrap
+intervals."""
+
 
 def write_report(plan: Plan, world: World, rows: Rows, folder: Place) -> str:
     """Write the report of a finished plan and return its text.
@@ -56,9 +62,7 @@ def _write(plan: Plan, world: World, rows: Rows, folder: Path, source: Place) ->
     write_text(folder / "scaling_rate.json", json.dumps(written, indent=1) + "\n")
     head = f"# {title}\n\nAccuracy in percent ± standard error, clustered by problem.\n"
     rate_text = (
-        "How many times the rollouts each needs for equal accuracy: geometric mean "
-        "over the\ncommon accuracy range, and at its top, with paired bootstrap "
-        f"intervals.\n\n{rate_table(rates)}"
+        f"{RATE_MEANING}\n\n{rate_table(rates)}"
         if rates
         else "No scaling rate: it needs two methods with two budgets each."
     )
