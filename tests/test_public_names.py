@@ -36,7 +36,7 @@ NAMES = {
     rewards: """
         AGGREGATIONS Aggregated FORMATS Format FormattedReward HostReward
         LikelihoodRatio NoReward PolicyValue ProcessReward Prompts Reading Reward
-        SelfJudge Stateless Step TextReward Verifier Written
+        SelfJudge Stateless Step TextReward Verifier Prefix
     """,
     experiments: """
         METHODS Plan StepEnds TASKS Task World checked_plan embedded_world get_task

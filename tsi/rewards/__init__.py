@@ -3,7 +3,7 @@
 from tsi.rewards.aggregation import AGGREGATIONS, Aggregated
 from tsi.rewards.formats import FORMATS, Format
 from tsi.rewards.formatted import FormattedReward
-from tsi.rewards.host_reward import HostReward, Written
+from tsi.rewards.host_reward import HostReward, Prefix
 from tsi.rewards.likelihood_ratio import LikelihoodRatio
 from tsi.rewards.reward import (
     NoReward,
@@ -29,6 +29,7 @@ __all__ = [
     "LikelihoodRatio",
     "NoReward",
     "PolicyValue",
+    "Prefix",
     "ProcessReward",
     "Prompts",
     "Reading",
@@ -38,5 +39,4 @@ __all__ = [
     "Step",
     "TextReward",
     "Verifier",
-    "Written",
 ]
