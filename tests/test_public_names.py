@@ -17,7 +17,7 @@ from tsi import experiments, rewards, samplers, targets
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.models.loading.checkpoint import save
-from tsi.models.tokens.tokenizer import char_tokenizer
+from tsi.models.tokens.char_tokenizer import char_tokenizer
 from tsi.public_names import lazy_names
 
 NAMES = {
