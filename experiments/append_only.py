@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tsi.errors import ResultsError
-from tsi.models.files import check_regular, sentence
+from tsi.models.files import check_regular, describe_error
 
 LOCKED = errno.EWOULDBLOCK
 """What flock answers if another process holds the lock; all else is another reason."""
@@ -96,7 +96,7 @@ class AppendOnlyFile:
         try:
             yield
         except OSError as error:
-            raise ResultsError(f"{sentence(error, self.path)}{kept}") from error
+            raise ResultsError(f"{describe_error(error, self.path)}{kept}") from error
 
     def _open(self, new: int = 0) -> int:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | new

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tsi.errors import LostProcessError, Stopped, TsiError
-from tsi.models.files import sentence, system_error
+from tsi.models.files import describe_error, system_error
 from tsi.termination import terminable
 
 REFUSED, STOPPED = 2, 128 + signal.SIGINT
@@ -57,7 +57,7 @@ def exit_code(command: Callable[[], Any]) -> int:
         found = system_error(error)
         if found is None:
             raise
-        return _told(sentence(found), REFUSED)
+        return _told(describe_error(found), REFUSED)
     return code if isinstance(code, int) else 0
 
 

@@ -22,7 +22,7 @@ BUCKET = 16
 """Chunks have a multiple of so many positions, and are alike within a batch."""
 
 
-def chunk_of(length: int, most: int = CHUNK) -> int:
+def chunk_size(length: int, most: int = CHUNK) -> int:
     """Positions of a chunk of prompts so wide: they are divided evenly."""
     if length <= most:
         return length
@@ -47,7 +47,7 @@ def read_prompts(
     length = tokens.shape[1]
     if length <= most:
         return trunk(tokens, positions_of(tokens), mask)[1]
-    chunk = chunk_of(length, most)
+    chunk = chunk_size(length, most)
     beyond = -length % chunk
     tokens, mask = (jnp.pad(x, ((0, 0), (0, beyond))) for x in (tokens, mask))
     places = positions_of(tokens).astype(jnp.int32)
@@ -102,7 +102,7 @@ def prefill_bytes(
         cached: bytes of an entry of keys and values; as of a weight, if None.
         most: positions read together.
     """
-    chunk = chunk_of(length, most)
+    chunk = chunk_size(length, most)
     padded = length + -length % chunk
     heads, kv_heads, h = config.num_heads, config.num_kv_heads, config.head_width
     d, layers = config.width, config.num_layers

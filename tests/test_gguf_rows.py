@@ -12,7 +12,7 @@ from tsi.models.gguf import file as gguf_files
 from tsi.models.gguf.file import TensorReader, read_header, read_tensor
 from tsi.models.loading.checkpoint import load
 from tsi.models.tensors.placement import BLOCK
-from tsi.models.tensors.safetensors import ReadsRows, open_folder
+from tsi.models.tensors.safetensors import RowReader, open_folder
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q4_1"])
@@ -23,7 +23,7 @@ def test_rows_of_a_tensor_are_rows_of_the_whole(tmp_path, name):
     write_gguf(file, saved(tmp_path / "hf", config), config, quantisation=kind)
     header = read_header(file)
     read = TensorReader(header, "token_embd.weight")
-    assert isinstance(read, ReadsRows)
+    assert isinstance(read, RowReader)
     whole = read_tensor(header, "token_embd.weight")
     np.testing.assert_array_equal(read(), whole)
     np.testing.assert_array_equal(read.rows(3, 17), whole[3:17])

@@ -147,7 +147,7 @@ def test_a_template_that_fails_is_a_sentence(name):
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_template_that_changes_the_question_is_refused(name):
     hostile = reader(CHANGES[name])
-    with pytest.raises(ConfigurationError, match="what the user says"):
+    with pytest.raises(ConfigurationError, match="messages of the user"):
         hostile.encode_prompt(QUESTION)
 
 

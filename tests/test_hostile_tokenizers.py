@@ -94,19 +94,19 @@ REFUSED = {
     "merges of absent tokens": (state(model={"merges": ["a c"]}), "usable tokenizer"),
     "an added token far away": (
         state(added_tokens=[special("<x>", BIG)]),
-        "its place is 2",
+        "its id is 2",
     ),
     "an added token in a hole": (
         state(added_tokens=[special("<x>", 500)]),
-        "its place is 2",
+        "its id is 2",
     ),
     "an added token on another": (
         state(added_tokens=[special("<x>", 0)]),
-        "its place is 2",
+        "its id is 2",
     ),
     "an added token without characters": (
         state(added_tokens=[special("", 2)]),
-        "it has none",
+        "it has no id",
     ),
     "an expression that is none": (state(pre_tokenizer=split("(")), "usable token"),
     "a normaliser that is none": (

@@ -98,19 +98,19 @@ def test_what_was_fetched_serves_without_a_network(fake):
 
 def test_a_half_fetched_model_does_not_count_as_here(fake):
     folder = download.get(REPO)
-    assert hub.cached(REPO) == folder
+    assert hub.find_cached(REPO) == folder
     (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
-    assert hub.cached(REPO) is None
+    assert hub.find_cached(REPO) is None
     index = folder / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "model-1-of-2.safetensors", "b": "2"}}')
-    assert hub.cached(REPO) is None
+    assert hub.find_cached(REPO) is None
     (folder / "2").write_bytes(b"")
-    assert hub.cached(REPO) == folder
+    assert hub.find_cached(REPO) == folder
 
 
 def test_without_network_the_sentence_says_so(fake):
     fake.online = False
-    with pytest.raises(DownloadError, match=r"Small-Model is neither here.*no route"):
+    with pytest.raises(DownloadError, match=r"Small-Model is not in the cache.*no route"):
         download.get(REPO)
 
 
@@ -118,8 +118,8 @@ def test_without_network_the_sentence_says_so(fake):
     ("error", "says"),
     [
         (GatedRepoError, "accepted its licence"),
-        (RepositoryNotFoundError, "no model Somebody/Small-Model that you may see"),
-        (OSError, "neither here nor could it be fetched"),
+        (RepositoryNotFoundError, "no model Somebody/Small-Model that you have access to"),
+        (OSError, "not in the cache and could not be fetched"),
     ],
 )
 def test_a_refusal_of_the_hub_is_one_sentence(fake, error, says):
@@ -188,7 +188,7 @@ def test_a_name_that_only_the_hub_has_needs_it(fake, monkeypatch):
     fake.online = False
     with pytest.raises(CheckpointError, match="`tsi models get small`"):
         catalogue.resolve("small")
-    with pytest.raises(DownloadError, match="neither here"):
+    with pytest.raises(DownloadError, match="not in the cache"):
         download.get("small")
 
 

@@ -10,7 +10,7 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
 from tsi.models.tokens.char_tokenizer import char_tokenizer
-from tsi.models.tokens.recall import recalling
+from tsi.models.tokens.recall import use_recall
 from tsi.models.tokens.split_patterns import GPT4O, LLAMA3, QWEN2
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.models.tokens.word_ends import is_word_end
@@ -105,7 +105,7 @@ def grow(tokenizer, prefixes):
     tokenizer.encode_text = watch
     try:
         for text in prefixes:
-            with recalling(past) as recall:
+            with use_recall(past) as recall:
                 found.append(tokenizer.encode(text))
             past = tuple(recall.pieces)
     finally:
@@ -173,7 +173,7 @@ def test_characters_are_cut_at_words_too():
 
 def test_nothing_is_recalled_outside():
     tokenizer = bpe_tokenizer()
-    with recalling(()) as recall:
+    with use_recall(()) as recall:
         tokenizer.encode("the sum")
     tokenizer.encode("the sum of")
     assert len(recall.pieces) == 1

@@ -24,7 +24,7 @@ from tsi.experiments.command import exit_code
 from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
 from tsi.experiments.training.train_value import train_value
 from tsi.models import files
-from tsi.models.files import REASONS, check_writable, replaced, sentence, write_text
+from tsi.models.files import REASONS, check_writable, replace_file, describe_error, write_text
 from tsi.models.heads import ValueHead
 from tsi.models.loading.value_head import load_value_head, save_value_head
 from tsi.models.tensors.safetensors import open_safetensors, read_json
@@ -105,7 +105,7 @@ def test_a_mistake_in_the_program_keeps_its_traceback():
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1bb", b"caf\xe9", "x" * 5000])
 def test_a_name_of_a_file_is_shown_on_one_short_line(name):
-    text = sentence(OSError(errno.EACCES, "denied", name))
+    text = describe_error(OSError(errno.EACCES, "denied", name))
     assert text.isprintable()
     assert text.isascii()
     assert len(text) < 400
@@ -156,7 +156,7 @@ def test_a_place_that_cannot_be_written_is_refused_and_left_as_it_is(tmp_path):
             continue
         with pytest.raises(OSError) as raised:
             write_text(path, "text")
-        assert words in sentence(raised.value)
+        assert words in describe_error(raised.value)
         with pytest.raises(OSError):
             check_writable(path)
     assert (tmp_path / "file").read_text() == "mine"
@@ -358,7 +358,7 @@ def test_a_refusal_at_any_call_keeps_the_file_and_names_it(
 def test_a_whole_file_keeps_links_and_usual_permissions(tmp_path):
     (tmp_path / "real.md").write_text("old")
     (tmp_path / "table.md").symlink_to("real.md")
-    with replaced(tmp_path / "table.md") as place:
+    with replace_file(tmp_path / "table.md") as place:
         place.write_text("new")
         assert (tmp_path / "real.md").read_text() == "old"
     assert (tmp_path / "table.md").is_symlink()
@@ -375,7 +375,7 @@ def test_a_model_that_does_not_fit_the_disk_leaves_the_one_before(tmp_path):
     head.summary.kernel[...] = 2 * head.summary.kernel[...]
     with full_disk(100), pytest.raises(OSError) as raised:
         save_value_head(head, path)
-    assert "would be larger than is allowed" in sentence(raised.value)
+    assert "would be larger than is allowed" in describe_error(raised.value)
     assert raised.value.filename == str(path)
     before = load_value_head(path, 64).summary.kernel[...]
     assert jnp.array_equal(2 * before, head.summary.kernel[...])
@@ -416,5 +416,5 @@ def test_what_tsi_refuses_on_purpose_and_a_stop_keep_their_codes(capsys):
 
 def test_a_network_that_fails_is_not_called_a_file():
     for error in (ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError()):
-        assert sentence(error).startswith("The network failed")
-    assert files.shown("a") == "a"
+        assert describe_error(error).startswith("The network failed")
+    assert files.format_path("a") == "a"

@@ -26,7 +26,7 @@ import jax
 
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
 from tsi.experiments.scaling.coordinator import check_free, check_parts, reach
-from tsi.models.files import shown
+from tsi.models.files import format_path
 from tsi.termination import is_asked, stop_with_group, terminable
 
 BEAT = 1.0
@@ -408,4 +408,4 @@ def _sentence(error: BaseException) -> str:
     """The first line of an error, as a sentence."""
     line = (str(error).splitlines() or [""])[0].strip()
     line = line or type(error).__name__
-    return shown(line if line.endswith(".") else f"{line}.")
+    return format_path(line if line.endswith(".") else f"{line}.")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from tsi.experiments.scaling.methods import METHODS, get_method
 from tsi.experiments.scaling.report import Curves
-from tsi.models.files import replaced
+from tsi.models.files import replace_file
 
 # Searches are dashed, samplers solid, independent rollouts dotted.
 STYLES: dict[str, tuple[str, str, str]] = {
@@ -70,7 +70,7 @@ def save_accuracy_plot(curves: Curves, unit: str, title: str, path: Path) -> Non
         axes.set_ylabel("accuracy (%)")
         axes.set_title(title, loc="left")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        with replaced(path) as place:
+        with replace_file(path) as place:
             figure.savefig(place)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from tsi.errors import ResultsError
 from tsi.experiments.append_only import AppendOnlyFile, is_json
 from tsi.experiments.places import Place, file_system, refusals
-from tsi.models.files import check_regular, sentence
+from tsi.models.files import check_regular, describe_error
 
 LOOKS = 10
 """How often objects are listed, where one is removed before it is read."""
@@ -258,7 +258,7 @@ def _read(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ResultsError(sentence(error, path)) from error
+        raise ResultsError(describe_error(error, path)) from error
 
 
 def whole_lines(content: bytes) -> bytes:

@@ -19,7 +19,7 @@ from tsi.accuracy.diagnostics import normalise
 from tsi.accuracy.pareto import UNRELIABLE_K
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.plots import RC
-from tsi.models.files import replaced
+from tsi.models.files import replace_file
 from tsi.results.result import Result
 
 # Okabe and Ito's vermilion and blue, and a grey that recedes.
@@ -45,7 +45,7 @@ def save_figures(result: Result, folder: Path) -> list[Path]:
     paths = []
     for name, draw in figures.items():
         paths.append(folder / f"{name}.png")
-        with replaced(paths[-1]) as place:
+        with replace_file(paths[-1]) as place:
             draw(result).savefig(place, dpi=RC["savefig.dpi"])
     return paths
 

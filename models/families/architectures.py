@@ -16,7 +16,7 @@ from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.families import gemma3, llama, mistral, phi3, qwen2, qwen3
 from tsi.models.families.family import Family, Tensors
-from tsi.models.families.text_half import WHOLE
+from tsi.models.families.text_half import TEXT_ARCHITECTURES
 from tsi.models.heads import OutcomeScorer, ProcessScorer, SequenceScorer, ValueScorer
 from tsi.models.rotary import LongRopeScaling, Rope
 
@@ -88,7 +88,8 @@ def architecture_of(path: Path, fields: dict[str, Any]) -> tuple[Head, DecoderCo
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(
             f"{path} holds the architecture {name!r}. Supported: "
-            f"{', '.join(ARCHITECTURES)}; and the text half of {', '.join(WHOLE)}."
+            f"{', '.join(ARCHITECTURES)}; and the text half of "
+            f"{', '.join(TEXT_ARCHITECTURES)}."
         )
     if fields.get("quantization_config") is not None:
         raise CheckpointError(

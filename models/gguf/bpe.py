@@ -1,9 +1,9 @@
 """Byte-level BPE from a GGUF file (the tokenizer model ``gpt2``).
 
-A GGUF names how text is split before byte-pair merging (``tokenizer.ggml.pre``) and
-leaves the rule to the reader. The rules here are those that llama.cpp gives the names,
-in the form that the models' own tokenizer.json has them; an unknown name is refused,
-because a wrong split still encodes every text, only not as the model was trained.
+A GGUF has a name for the rule that splits text before byte-pair merging
+(``tokenizer.ggml.pre``), but not the rule. The rules here are those of llama.cpp for
+these names, in the form of the models' own tokenizer.json. An unknown name is refused:
+with a wrong rule every text can be encoded, but not as in the model's training.
 
 Source: llama.cpp's src/llama-vocab.cpp.
 """
@@ -16,19 +16,20 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import models as token_models
 
 from tsi.errors import CheckpointError
-from tsi.models.gguf.vocabulary import Vocabulary, add_named
+from tsi.models.gguf.vocabulary import Vocabulary, add_named_tokens
 from tsi.models.tokens.split_patterns import DEFAULT, GPT4O, LLAMA3, QWEN2, TEKKEN
 
 
 class Rule(NamedTuple):
-    """How text is prepared for merging, and what goes with it.
+    """How text is split before merging, with further properties of the tokenizer.
 
     Attributes:
         split: makes the pre-tokenizer.
-        normalizer: makes the normaliser, where there is one.
-        ignore_merges: whether a word of the vocabulary is a token whatever the merges.
-        add_bos: whether bare text begins with the beginning-of-sequence token, where
-            the file does not say.
+        normalizer: makes the normaliser, if there is one.
+        ignore_merges: whether a word of the vocabulary is one token even if the merges
+            do not lead to it.
+        add_bos: whether bare text begins with the beginning-of-sequence token, if the
+            file does not state it.
     """
 
     split: Callable[[], Any]
@@ -49,8 +50,8 @@ def _single_digits() -> Any:
 def _patterns(*patterns: str) -> Callable[[], Any]:
     def split() -> Any:
         words = [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns]
-        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return pre_tokenizers.Sequence([*words, plain])
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([*words, to_bytes])
 
     return split
 
@@ -76,7 +77,7 @@ RULES = {name: rule for names, rule in _NAMES for name in names.split()}
 
 
 def rule_of(vocabulary: Vocabulary, name: Any) -> Rule:
-    """The rule that a pre-tokenizer's name stands for.
+    """The rule of a pre-tokenizer's name.
 
     Raises:
         CheckpointError: the name is unknown or absent.
@@ -94,18 +95,18 @@ def byte_level_bpe(vocabulary: Vocabulary, rule: Rule) -> tokenizers.Tokenizer:
     """Build the tokenizer.
 
     Raises:
-        CheckpointError: there are no merges, or one of unknown tokens.
+        CheckpointError: there are no merges, or one has an unknown token.
     """
     ids = vocabulary.ids
     pairs = [merge.partition(" ")[::2] for merge in vocabulary.merges]
-    wrong = [
+    unknown = [
         " ".join(pair) for pair in pairs if not ids.keys() >= {*pair, "".join(pair)}
     ]
-    if wrong or not pairs:
+    if unknown or not pairs:
         raise CheckpointError(
             f"{vocabulary.path} has an inconsistent vocabulary: {len(ids)} tokens, "
-            f"{len(pairs)} merges, {len(wrong)} of them of unknown tokens {wrong[:5]}. "
-            "Convert or download the model again."
+            f"{len(pairs)} merges, {len(unknown)} of them of unknown tokens "
+            f"{unknown[:5]}. Convert or download the model again."
         )
     backend = tokenizers.Tokenizer(
         token_models.BPE(ids, pairs, ignore_merges=rule.ignore_merges)
@@ -114,5 +115,5 @@ def byte_level_bpe(vocabulary: Vocabulary, rule: Rule) -> tokenizers.Tokenizer:
     if rule.normalizer is not None:
         backend.normalizer = rule.normalizer()
     backend.decoder = decoders.ByteLevel()
-    add_named(backend, vocabulary)
+    add_named_tokens(backend, vocabulary)
     return backend

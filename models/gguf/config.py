@@ -1,11 +1,11 @@
-"""What a GGUF file's metadata says, as the fields of a Hugging Face ``config.json``.
+"""The metadata of a GGUF file as the fields of a Hugging Face ``config.json``.
 
-Every field of the model's own namespace is read, known to change nothing, or off;
-anything else is refused by name, because a feature that is passed over gives fluent
-nonsense and no error. Some of what a ``config.json`` says is not in a GGUF: a Mistral
-model's window (llama.cpp's converter writes none, so none is used where none is
-written), which layers of Gemma 3 have a window where they are not five of six, and its
-query scale, which follows from the sizes as in llama.cpp.
+Every field of the model's own namespace is read, known to have no effect, or off. Any
+other field is refused by name: a model that ignores a feature writes fluent nonsense
+and raises no error. A GGUF lacks some fields of a ``config.json``. llama.cpp's
+converter writes no window for Mistral, and then none is used. It need not write which
+layers of Gemma 3 have a window; then they are five of six. The query scale of Gemma 3
+follows from its sizes, as in llama.cpp.
 
 Source: llama.cpp's converter (conversion/*.py) and the hyper-parameters that its
 src/models/*.cpp read.
@@ -15,31 +15,31 @@ from typing import Any
 
 from tsi.errors import CheckpointError
 from tsi.models.gguf.file import Header
-from tsi.models.gguf.metadata import SUPPORTED, Metadata
+from tsi.models.gguf.metadata import ARCHITECTURES, Metadata
 from tsi.models.gguf.rope import gemma_rope, rope_fields
 
 GEMMA_PERIOD = 6
 GEMMA_27B_LAYERS = 62
-# Control tokens that end a turn of a chat. Converters name one end in the metadata;
-# Phi-3, Gemma 3 and Llama 3 have a second, which llama.cpp knows by its text too.
+# Control tokens that end a turn of a chat. Converters write one end to the metadata;
+# Phi-3, Gemma 3 and Llama 3 have a second one, which llama.cpp too knows by its text.
 TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 
 
 def config_fields(header: Header) -> dict[str, Any]:
-    """Express a GGUF file's metadata as the fields of a Hugging Face ``config.json``.
+    """The fields of a Hugging Face ``config.json`` for the metadata of a GGUF file.
 
     Raises:
         CheckpointError: the architecture is not supported, or a field is missing, of
-            the wrong type, or asks for a feature that the port does not have.
+            the wrong type, or asks for a feature that the port does not support.
     """
     architecture = header.metadata.get("general.architecture")
-    if architecture not in SUPPORTED:
+    if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{header.path} holds the architecture {architecture!r}. Supported in "
-            f"GGUF: {', '.join(SUPPORTED)}."
+            f"GGUF: {', '.join(ARCHITECTURES)}."
         )
     metadata = Metadata(header, architecture)
-    fields = _common(metadata) | _OF_FAMILY[architecture](metadata)
+    fields = _common(metadata) | _FIELDS_OF[architecture](metadata)
     fields["architectures"] = [f"{fields.pop('prefix')}ForCausalLM"]
     metadata.refuse_unread()
     return fields
@@ -53,26 +53,26 @@ def _common(metadata: Metadata) -> dict[str, Any]:
     if min(width, heads, kv_heads) < 1:
         raise CheckpointError(f"{header.path}: the model has no width or no heads.")
     layers = metadata.get("block_count", int)
-    # Beyond this even a list of what is missing would be absurd.
+    # With more layers even the list of missing tensors would be absurdly long.
     if layers > max(len(header.tensors), 1000):
         raise CheckpointError(
             f"{header.path} has {len(header.tensors)} tensors, too few for the "
             f"{layers} layers that its metadata states."
         )
     head_width = metadata.get("attention.key_length", int, width // heads)
-    metadata.must_be("attention.value_length", head_width)
-    metadata.must_be("attention.causal", True)
+    metadata.require("attention.value_length", head_width)
+    metadata.require("attention.causal", True)
     if metadata.architecture != "phi3":
-        metadata.must_be("rope.dimension_count", head_width)
+        metadata.require("rope.dimension_count", head_width)
     embedding = header.tensors.get("token_embd.weight")
-    words = header.metadata.get("tokenizer.ggml.tokens")
-    num_words = len(words) if isinstance(words, list) else 0
-    if embedding is None and num_words == 0:
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    num_tokens = len(tokens) if isinstance(tokens, list) else 0
+    if embedding is None and num_tokens == 0:
         raise CheckpointError(f"{header.path} has no tensor token_embd.weight.")
     return {
-        "prefix": SUPPORTED[metadata.architecture],
-        # Without an embedding the loader lists it with all that is missing.
-        "vocab_size": embedding.shape[0] if embedding else num_words,
+        "prefix": ARCHITECTURES[metadata.architecture],
+        # A missing embedding is reported by the loader, with all other missing tensors.
+        "vocab_size": embedding.shape[0] if embedding else num_tokens,
         "hidden_size": width,
         "intermediate_size": metadata.get("feed_forward_length", int),
         "num_hidden_layers": layers,
@@ -87,14 +87,14 @@ def _common(metadata: Metadata) -> dict[str, Any]:
 
 
 def end_ids(metadata: dict[str, Any]) -> list[int]:
-    """Ids that end a solution: those named as such, and the ends of a chat's turn."""
-    named = [metadata.get(f"tokenizer.ggml.{n}_token_id") for n in ("eos", "eot")]
-    words = metadata.get("tokenizer.ggml.tokens")
-    if isinstance(words, list):
-        ends = {word: id for id, word in enumerate(words) if word in TURN_ENDS}
-        named = [id for id in named if type(id) is not int or id < len(words)]
-        named += [ends[end] for end in TURN_ENDS if end in ends]
-    return list(dict.fromkeys(id for id in named if type(id) is int and id >= 0))
+    """Ids that end a solution: those of the metadata, and the ends of a chat's turn."""
+    ids = [metadata.get(f"tokenizer.ggml.{n}_token_id") for n in ("eos", "eot")]
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        turn_ends = {token: id for id, token in enumerate(tokens) if token in TURN_ENDS}
+        ids = [id for id in ids if type(id) is not int or id < len(tokens)]
+        ids += [turn_ends[token] for token in TURN_ENDS if token in turn_ends]
+    return list(dict.fromkeys(id for id in ids if type(id) is int and id >= 0))
 
 
 def _window(metadata: Metadata) -> int | None:
@@ -111,7 +111,7 @@ def _llama(metadata: Metadata) -> dict[str, Any]:
 
 
 def _biases(metadata: Metadata) -> dict[str, Any]:
-    """Of attention: no field says so, a block has their tensors or it does not."""
+    """``attention_bias``, which no field states: the tensors are there or not."""
     names = ("blk.0.attn_q.bias", "blk.0.attn_qkv.bias", "blk.0.attn_output.bias")
     return {"attention_bias": any(n in metadata.header.tensors for n in names)}
 
@@ -125,8 +125,8 @@ def _qwen3(metadata: Metadata) -> dict[str, Any]:
 
 
 def _phi3(metadata: Metadata) -> dict[str, Any]:
-    # llama.cpp reads a Phi-3 window and does not apply it; transformers does, so the
-    # port does.
+    # llama.cpp reads the window of Phi-3 and does not apply it; transformers and this
+    # port apply it.
     rope = rope_fields(metadata)
     original = rope.get("original_max_position_embeddings")
     return {
@@ -154,14 +154,14 @@ def _gemma3(metadata: Metadata) -> dict[str, Any]:
         or None,
         "sliding_window": window,
         "layer_types": [
-            "sliding_attention" if window and local else "full_attention"
-            for local in pattern
+            "sliding_attention" if window and has_window else "full_attention"
+            for has_window in pattern
         ],
         "rope_parameters": gemma_rope(metadata),
     }
 
 
-_OF_FAMILY = {
+_FIELDS_OF = {
     "llama": _llama,
     "mistral3": _llama,
     "qwen2": _qwen2,

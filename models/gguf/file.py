@@ -1,8 +1,8 @@
-"""GGUF files: their structure, metadata and tensors, with block quantisation undone.
+"""GGUF files: header, metadata and tensors, which are dequantised.
 
-The header is walked here with every length checked against the file, because the
-``gguf`` package's own reader trusts them: an array that claims 2^60 entries keeps it
-busy for ever. The package supplies the type table and the dequantisation.
+The header is parsed here and every length in it is checked against the file. The reader
+of the ``gguf`` package trusts the lengths: an array that claims 2^60 entries keeps it
+busy forever. The package supplies the table of types and the dequantisation.
 
 Reference: the GGUF specification, ggml/docs/gguf.md, versions 2 and 3.
 """
@@ -21,8 +21,8 @@ from tsi.errors import CheckpointError
 
 MAX_DIMENSIONS = 4
 MAX_ENTRIES = 1 << 22
-"""Fields, tensors and elements of arrays, together: several times what the largest
-vocabularies have. In memory each takes up to sixteen times its size in the file."""
+"""Fields, tensors and elements of arrays together, several times those of the largest
+vocabularies. In memory an entry takes up to sixteen times its size in the file."""
 
 # struct formats of the scalar value types; 8 is a string and 9 an array.
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -30,7 +30,7 @@ _STRING, _ARRAY = 8, 9
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies: its shape (rows first), type, and bytes in the file."""
+    """A tensor's shape (rows first), type, and place in the file in bytes."""
 
     shape: tuple[int, ...]
     type: gguf.GGMLQuantizationType
@@ -39,7 +39,7 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """Everything in a GGUF file but the weights."""
+    """Everything in a GGUF file except the weights."""
 
     path: Path
     metadata: dict[str, Any]
@@ -50,17 +50,17 @@ class _Cursor:
     """Reads little-endian values and never past the end."""
 
     def __init__(self, path: Path, data: np.ndarray):
-        self.path, self.data, self.at = path, memoryview(data), 0  # type: ignore
+        self.path, self.data, self.offset = path, memoryview(data), 0  # type: ignore
         self.entries = 0
 
     def take(self, num_bytes: int) -> memoryview:
-        if num_bytes > len(self.data) - self.at:
+        if num_bytes > len(self.data) - self.offset:
             raise CheckpointError(
-                f"{self.path} ends inside its header: {num_bytes} bytes wanted at byte "
-                f"{self.at} of {len(self.data)}. Download it again."
+                f"{self.path} ends inside its header, where {num_bytes} bytes should "
+                f"follow byte {self.offset} of {len(self.data)}. Download it again."
             )
-        self.at += num_bytes
-        return self.data[self.at - num_bytes : self.at]
+        self.offset += num_bytes
+        return self.data[self.offset - num_bytes : self.offset]
 
     def unpack(self, form: str) -> tuple:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))
@@ -71,7 +71,7 @@ class _Cursor:
             return str(self.take(length), "utf-8")
         except UnicodeDecodeError:
             raise CheckpointError(
-                f"{self.path} has text that is not UTF-8 before byte {self.at}."
+                f"{self.path} has text that is not UTF-8 before byte {self.offset}."
             ) from None
 
     def value(self, kind: int) -> Any:
@@ -82,28 +82,29 @@ class _Cursor:
         if kind == _ARRAY:
             item, count = self.unpack("IQ")
             if item == _STRING:
-                self.has_room(count, 8)
+                self.check_count(count, 8)
                 return [self.string() for _ in range(count)]
             if item in _SCALARS:
-                self.has_room(count, struct.calcsize("<" + _SCALARS[item]))
+                self.check_count(count, struct.calcsize("<" + _SCALARS[item]))
                 return list(self.unpack(f"{count}{_SCALARS[item]}"))
             kind = item
         raise CheckpointError(
-            f"{self.path} has metadata of the unknown type {kind} at byte {self.at}."
+            f"{self.path} has metadata of the unknown type {kind} at byte "
+            f"{self.offset}."
         )
 
-    def has_room(self, count: int, size: int) -> None:
-        if count * size > len(self.data) - self.at:
+    def check_count(self, count: int, size: int) -> None:
+        if count * size > len(self.data) - self.offset:
             raise CheckpointError(
-                f"{self.path} claims {count} entries at byte {self.at}, more than the "
-                f"file of {len(self.data)} bytes can hold. Download it again."
+                f"{self.path} claims {count} entries at byte {self.offset}, more than "
+                f"the file of {len(self.data)} bytes can hold. Download it again."
             )
         self.entries += count
         if self.entries > MAX_ENTRIES:
             raise CheckpointError(
-                f"{self.path} claims {count} entries at byte {self.at}, which makes "
-                f"{self.entries} in its header; up to {MAX_ENTRIES} are read. Download "
-                "it again."
+                f"{self.path} claims {count} entries at byte {self.offset}, which "
+                f"makes {self.entries} in its header; up to {MAX_ENTRIES} are read. "
+                "Download it again."
             )
 
 
@@ -121,38 +122,38 @@ def read_header(path: Path) -> Header:
     cursor = _Cursor(path, data)
     if bytes(data[:4]) != b"GGUF":
         raise CheckpointError(
-            f"{path} is not a GGUF file: it does not begin so. Give a .gguf file, or "
-            "the folder that holds config.json and model.safetensors."
+            f"{path} is not a GGUF file: its first bytes are not GGUF. Give a .gguf "
+            "file, or the folder that holds config.json and model.safetensors."
         )
     _, version, num_tensors, num_fields = cursor.unpack("IIQQ")
     if version not in (2, 3):
         raise CheckpointError(
-            f"{path} is GGUF version {version}; versions 2 and 3, little-endian, are "
-            "read. Convert the model with a current llama.cpp."
+            f"{path} is GGUF version {version}; little-endian versions 2 and 3 are "
+            "supported. Convert the model with a current llama.cpp."
         )
-    # A field takes at least 13 bytes and a tensor's entry 32: bounds both loops.
-    cursor.has_room(num_fields, 13)
+    # A field takes at least 13 bytes and a tensor's entry 32, which bounds both loops.
+    cursor.check_count(num_fields, 13)
     metadata: dict[str, Any] = {}
     for _ in range(num_fields):
         key = cursor.string()
         if key in metadata:
             raise CheckpointError(f"{path} has the metadata field {key} twice.")
         metadata[key] = cursor.value(cursor.unpack("I")[0])
-    cursor.has_room(num_tensors, 32)
+    cursor.check_count(num_tensors, 32)
     entries = [_tensor_entry(cursor) for _ in range(num_tensors)]
 
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{path}: general.alignment is {alignment!r}.")
-    base = -(-cursor.at // alignment) * alignment
+    base = -(-cursor.offset // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     end = base
     for name, info in sorted(entries, key=lambda entry: entry[1].start):
         start = base + info.start
         if name in tensors:
             raise CheckpointError(f"{path} has the tensor {name} twice.")
-        # Overlap is refused: tensors that share bytes could ask for far more memory
-        # than the file has.
+        # Overlap is refused: tensors that share bytes could need far more memory than
+        # the size of the file.
         if start < end or start % alignment or start + info.num_bytes > len(data):
             raise CheckpointError(
                 f"{path} is truncated or damaged: tensor {name} should lie at bytes "
@@ -204,7 +205,7 @@ class TensorReader:
 
 
 def read_tensor(header: Header, name: str, part: slice = slice(None)) -> np.ndarray:
-    """Read one tensor, or some of its rows where it has any, as float32, dequantised.
+    """Read one tensor, or some of its rows, dequantised to float32.
 
     Raises:
         CheckpointError: the tensor's type has no dequantisation.
@@ -213,7 +214,7 @@ def read_tensor(header: Header, name: str, part: slice = slice(None)) -> np.ndar
     mapped = np.memmap(header.path, np.uint8, "r", info.start, (info.num_bytes,))
     rows = np.asarray(mapped).reshape(*info.shape[:-1], -1)[part]
     try:
-        # Damaged blocks can overflow; the loader refuses weights that are not finite.
+        # Damaged blocks may overflow; the loader refuses weights that are not finite.
         with np.errstate(all="ignore"):
             values = dequantize(rows.view(_view_type(info.type)), info.type)
     except NotImplementedError:
@@ -225,8 +226,8 @@ def read_tensor(header: Header, name: str, part: slice = slice(None)) -> np.ndar
 
 
 def _view_type(kind: gguf.GGMLQuantizationType) -> type:
-    plain = {
+    dtypes: dict[Any, type] = {
         gguf.GGMLQuantizationType.F32: np.float32,
         gguf.GGMLQuantizationType.F16: np.float16,
     }
-    return plain.get(kind, np.uint8)
+    return dtypes.get(kind, np.uint8)

@@ -1,7 +1,7 @@
-"""The fields of a GGUF file that describe its model, read once and none passed over.
+"""The fields of a GGUF file that describe its model; none is ignored by accident.
 
-A GGUF has no list of what its reader must know, so the record of what was read is the
-list: whatever is left and is not off is refused by name.
+A GGUF does not say which of its fields a reader must know. So the fields that are read
+are recorded, and every other field that is not off is refused by name.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from tsi.errors import CheckpointError
 from tsi.models.gguf.file import Header
 
-# GGUF architecture, and the prefix of its class in Hugging Face's names.
-SUPPORTED = {
+# GGUF architectures, and the prefixes of their names in config.json.
+ARCHITECTURES = {
     "llama": "Llama",
     "mistral3": "Mistral",
     "qwen2": "Qwen2",
@@ -18,8 +18,8 @@ SUPPORTED = {
     "gemma3": "Gemma3",
     "phi3": "Phi3",
 }
-# Fields that say nothing about the numbers of a dense model.
-INERT = {
+# Fields without effect on the logits of a dense model.
+IGNORED_FIELDS = {
     "vocab_size",
     "tensor_data_layout",
     "rope.scaling.finetuned",
@@ -29,7 +29,7 @@ INERT = {
 
 
 class Metadata:
-    """The fields under an architecture's name, with a record of which were read."""
+    """The fields under an architecture's name, and a record of those that were read."""
 
     def __init__(self, header: Header, architecture: str):
         self.header, self.architecture = header, architecture
@@ -39,7 +39,7 @@ class Metadata:
         """A field of one type.
 
         Raises:
-            CheckpointError: it is absent and has no default, or is of another type.
+            CheckpointError: it is absent without a default, or of another type.
         """
         value = self.value(name, default)
         if kind is float and type(value) is int:
@@ -47,43 +47,47 @@ class Metadata:
         if type(value) is not kind:
             raise CheckpointError(
                 f"{self.header.path}: the metadata field {self.architecture}.{name} is "
-                f"{value!r}; the {SUPPORTED[self.architecture]} port needs one "
+                f"{value!r}; the {ARCHITECTURES[self.architecture]} port needs one "
                 f"{kind.__name__}."
             )
         return value
 
     def value(self, name: str, default: Any = None) -> Any:
-        """A field of whatever type."""
+        """A field of any type."""
         self._read.add(name)
         return self.header.metadata.get(f"{self.architecture}.{name}", default)
 
-    def must_be(self, name: str, needed: Any) -> None:
-        """Refuse by name a field that is there and differs.
+    def require(self, name: str, required: Any) -> None:
+        """Refuse a field that is present and differs from a value.
 
         Raises:
-            CheckpointError: it does.
+            CheckpointError: it differs.
         """
-        value = self.value(name, needed)
-        if value != needed:
-            self.refuse(name, value, f" (it does {needed!r})")
+        value = self.value(name, required)
+        if value != required:
+            self.refuse(name, value, f" (supported: {required!r})")
 
-    def refuse(self, name: str, value: Any, but: str = "") -> None:
-        """Raise the error for a field that asks for what the port does not do."""
+    def refuse(self, name: str, value: Any, remark: str = "") -> None:
+        """Raise the error for a field that asks for an unsupported feature."""
         raise CheckpointError(
             f"{self.header.path}: the model has {self.architecture}.{name} = "
-            f"{str(value)[:100]}, which the {SUPPORTED[self.architecture]} port does "
-            f"not do{but}; choose another model."
+            f"{str(value)[:100]}, which the {ARCHITECTURES[self.architecture]} port "
+            f"does not support{remark}. Choose another model."
         )
 
     def refuse_unread(self) -> None:
-        """Refuse by name a field that nobody asked for and that is not off.
+        """Refuse a field that was not read and is not off.
 
         Raises:
-            CheckpointError: there is one.
+            CheckpointError: there is such a field.
         """
         prefix = f"{self.architecture}."
         for key, value in self.header.metadata.items():
             name = key.removeprefix(prefix)
             off = value in (0, False, "", "none") or value == []
-            if key.startswith(prefix) and name not in self._read | INERT and not off:
+            if (
+                key.startswith(prefix)
+                and name not in self._read | IGNORED_FIELDS
+                and not off
+            ):
                 self.refuse(name, value)

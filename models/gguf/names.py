@@ -1,11 +1,10 @@
-"""A GGUF file's tensors under their Hugging Face names, with conversions undone.
+"""The tensors of a GGUF file under their Hugging Face names, with conversions undone.
 
-llama.cpp rotates pairs (2i, 2i + 1) for some architectures where Hugging Face
-checkpoints rotate pairs (i, i + h/2), so its converter permutes the rows of their
-queries and keys. :func:`unpermute` puts them back: loaded as they lie, they would give
-fluent nonsense and no error. For Gemma 3 it adds one to the scales of norms, and here
-it is subtracted again, so that the parameters are those of the safetensors release and
-are saved as such; in float32 the sum that the norm multiplies by is the stored number.
+For some architectures llama.cpp rotates pairs (2i, 2i + 1) where Hugging Face
+checkpoints rotate pairs (i, i + h/2), so its converter permutes the rows of queries and
+keys. :func:`unpermute` restores their order; without it the model would write fluent
+nonsense and raise no error. For Gemma 3 the converter adds one to the scales of norms.
+It is subtracted here, so that parameters are those of the safetensors release.
 
 Source: llama.cpp's converter (conversion/llama.py, gemma.py) and its table of rope
 types in src/llama-model.cpp.
@@ -24,7 +23,7 @@ from tsi.models.gguf.file import Header, TensorReader, read_header
 from tsi.models.gguf.rope import FACTOR_TENSORS
 from tsi.models.tensors.safetensors import StoredTensor, rows_of
 
-PERMUTED = ("llama", "mistral3")
+PERMUTED_ARCHITECTURES = ("llama", "mistral3")
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -58,10 +57,10 @@ _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(\w+)\.(weight|bias)")
 
 
 def unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
-    """Bring query or key rows from llama.cpp's pair order to the half-split order.
+    """Reorder query or key rows from llama.cpp's order of pairs to the half-split one.
 
     Args:
-        rows: ``[heads * h, ...]`` as llama.cpp stores them: (i, half) within a head.
+        rows: ``[heads * h, ...]``, of which llama.cpp stores a head as (i, half).
         num_heads: query heads for the query projection, key-value heads for the key.
     """
     split = rows.reshape(num_heads, -1, 2, *rows.shape[1:])
@@ -72,15 +71,15 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Read a GGUF file as the fields of a ``config.json`` and named tensors.
 
     Raises:
-        CheckpointError: the file is damaged, a part of a model, of another
-            architecture, or asks for a feature that the port does not have.
+        CheckpointError: the file is damaged, is a part of a model, is of another
+            architecture, or asks for a feature that the port does not support.
     """
     header = read_header(path)
     parts = header.metadata.get("split.count", 1)
     if parts not in (0, 1):
         raise CheckpointError(
-            f"{path} is one of {parts} parts of a model; parts are not read. Join them "
-            "with llama.cpp's llama-gguf-split --merge."
+            f"{path} is one of {parts} parts of a model, which are not supported. Join "
+            "them with llama.cpp's llama-gguf-split --merge."
         )
     fields = config_fields(header)
     return fields, dict(_tensors(header, fields))
@@ -103,25 +102,25 @@ def _tensors(
         elif stem in _NAMES:
             target = f"{_NAMES[stem]}.{end}"
         else:
-            # Unknown names go on unchanged and are reported with the other misfits.
+            # The loader reports unknown names with the other misfits.
             target = f"{name} (GGUF)"
         read = stored.read
-        if architecture in PERMUTED and block and block[2] in counts:
-            read = _then(read, unpermute, counts[block[2]])
+        if architecture in PERMUTED_ARCHITECTURES and block and block[2] in counts:
+            read = _compose(read, unpermute, counts[block[2]])
         if architecture == "gemma3" and stem.endswith("norm"):
-            read = _then(read, np.subtract, np.float32(1))
+            read = _compose(read, np.subtract, np.float32(1))
         yield target, stored._replace(read=read)
 
 
 def _parts(
     header: Header, fields: dict[str, Any], *, fused: bool
 ) -> Iterator[tuple[str, StoredTensor]]:
-    """The file's tensors, queries, keys and values parted where the family has them so.
+    """The file's tensors, with queries, keys and values apart unless ``fused``.
 
-    The converter joins them for any architecture if asked to (``--fuse-qkv``).
+    The converter fuses them for any architecture on request (``--fuse-qkv``).
     """
-    kv = fields["num_key_value_heads"] * fields["head_dim"]
-    rows = (fields["num_attention_heads"] * fields["head_dim"], kv, kv)
+    kv_rows = fields["num_key_value_heads"] * fields["head_dim"]
+    rows = (fields["num_attention_heads"] * fields["head_dim"], kv_rows, kv_rows)
     for name, info in header.tensors.items():
         if name in FACTOR_TENSORS:
             continue
@@ -136,7 +135,7 @@ def _parts(
             start += count
 
 
-def _then(
+def _compose(
     read: Callable[[], np.ndarray], change: Callable[..., np.ndarray], *arguments: Any
 ) -> Callable[[], np.ndarray]:
     return lambda: change(read(), *arguments)

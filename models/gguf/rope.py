@@ -1,11 +1,11 @@
-"""The rotary embedding that a GGUF file describes, as ``rope_parameters``.
+"""The rotary embedding of a GGUF file, as ``rope_parameters`` of a ``config.json``.
 
-Linear and YaRN scaling are metadata; Llama 3's and LongRoPE's are tensors of one
-divisor a frequency. The converter drops the four constants that Llama 3's divisors came
-from; :func:`llama3_constants` finds them again.
+Linear and YaRN scaling are metadata. Llama 3's scaling and LongRoPE are tensors with
+one divisor per frequency. The converter drops the four constants from which Llama 3's
+divisors are computed, and :func:`llama3_constants` recovers them.
 
-Source: llama.cpp's converter (conversion/base.py, llama.py, phi.py) and, for what YaRN
-multiplies attention by, src/llama-context.cpp.
+Source: llama.cpp's converter (conversion/base.py, llama.py, phi.py) and, for YaRN's
+factor on attention, src/llama-context.cpp.
 """
 
 from typing import Any
@@ -20,86 +20,93 @@ LLAMA3_FACTORS = "rope_freqs.weight"
 LONG_FACTORS = "rope_factors_long.weight"
 SHORT_FACTORS = "rope_factors_short.weight"
 FACTOR_TENSORS = (LLAMA3_FACTORS, LONG_FACTORS, SHORT_FACTORS)
-LOCAL_BASE = 10_000.0
-PLAIN = {"rope_type": "default"}
-LARGEST_FACTOR, LARGEST_BASE = 1e6, 1e15
+WINDOW_BASE = 10_000.0
+NO_SCALING = {"rope_type": "default"}
+MAX_FACTOR, MAX_BASE = 1e6, 1e15
 
 
 def rope_fields(metadata: Metadata) -> dict[str, Any]:
-    """The ``rope_parameters`` of a model whose layers share them.
+    """The ``rope_parameters`` of a model with one rotary embedding for all layers.
 
     Raises:
-        CheckpointError: a kind of scaling that nobody does, or divisors that are not
-            Llama 3's.
+        CheckpointError: a kind of scaling that is not supported, or divisors that are
+            not Llama 3's.
     """
     base = _base(metadata, "rope.freq_base", 10_000.0)
     fields = {"rope_theta": base} | _scaling(metadata)
-    head_width, turned = _widths(metadata)
-    if turned != head_width:
-        fields["partial_rotary_factor"] = _fraction(turned, head_width)
+    head_width, rotated_width = _widths(metadata)
+    if rotated_width != head_width:
+        fields["partial_rotary_factor"] = _fraction(rotated_width, head_width)
     tensors = metadata.header.tensors
     if LLAMA3_FACTORS in tensors:
-        divisors = _divisors(metadata.header, LLAMA3_FACTORS, turned // 2)
+        divisors = _divisors(metadata.header, LLAMA3_FACTORS, rotated_width // 2)
         constants = llama3_constants(divisors, base)
         if constants is None or fields["rope_type"] != "default":
             raise CheckpointError(
                 f"{metadata.header.path}: the tensor {LLAMA3_FACTORS} scales rotary "
-                "frequencies in a way that is not Llama 3's, which the ports do not do."
+                "frequencies in another way than Llama 3, which is not supported. "
+                "Choose another model."
             )
         fields |= constants
     return fields
 
 
 def gemma_rope(metadata: Metadata) -> dict[str, Any]:
-    """The ``rope_parameters`` of Gemma 3, which has two of them.
+    """The ``rope_parameters`` of Gemma 3, which has two rotary embeddings.
 
-    Layers with a window have a base of their own and are never scaled.
+    Layers with a window have a base of their own and no scaling.
     """
-    everywhere = {"rope_theta": _base(metadata, "rope.freq_base")}
-    # llama.cpp would multiply attention in the layers with a window too.
+    full = {"rope_theta": _base(metadata, "rope.freq_base")}
+    # llama.cpp would apply YaRN's factor on attention to layers with a window too.
     if metadata.value("rope.scaling.type") == "yarn":
         metadata.refuse("rope.scaling.type", "yarn")
-    base = _base(metadata, "rope.freq_base_swa", LOCAL_BASE)
+    base = _base(metadata, "rope.freq_base_swa", WINDOW_BASE)
     return {
-        "full_attention": everywhere | _scaling(metadata),
+        "full_attention": full | _scaling(metadata),
         "sliding_attention": {"rope_type": "default", "rope_theta": base},
     }
 
 
 def _base(metadata: Metadata, name: str, default: float | None = None) -> float:
-    """The base of wavelengths, which the search for Llama 3's constants divides by."""
+    """The base of the wavelengths; :func:`llama3_constants` divides by its powers."""
     base = metadata.get(name, float, default)
-    if not 1.0 < base <= LARGEST_BASE:
-        metadata.refuse(name, base, f" (a base is from 1 to {LARGEST_BASE:g})")
+    if not 1.0 < base <= MAX_BASE:
+        metadata.refuse(name, base, f" (supported: 1 to {MAX_BASE:g})")
     return base
 
 
 def _scaling(metadata: Metadata) -> dict[str, Any]:
-    # llama.cpp takes a factor without a type, and one of the old name, as linear.
+    # In llama.cpp a factor without a type is linear, and so is one of the old name.
     factor = metadata.get("rope.scale_linear", float, 1.0)
     factor = metadata.get("rope.scaling.factor", float, factor)
-    if not 0.0 < factor <= LARGEST_FACTOR:
-        metadata.refuse("rope.scaling.factor", factor, " (it divides positions)")
+    if not 0.0 < factor <= MAX_FACTOR:
+        metadata.refuse(
+            "rope.scaling.factor",
+            factor,
+            f" (supported: positive factors up to {MAX_FACTOR:g})",
+        )
     kind = metadata.value("rope.scaling.type", "linear" if factor != 1.0 else "none")
     if LONG_FACTORS in metadata.header.tensors:
-        if metadata.architecture != "phi3":  # where llama.cpp may leave them unread
+        if metadata.architecture != "phi3":  # llama.cpp might ignore them
             metadata.refuse("rope.scaling.type", "longrope")
         return _longrope(metadata)
-    metadata.must_be("rope.scaling.attn_factor", 1.0)
+    metadata.require("rope.scaling.attn_factor", 1.0)
     if metadata.architecture == "phi3":
-        # Written for every Phi-3; of use with the divisors of LongRoPE alone.
+        # Written for every Phi-3; it has an effect with LongRoPE only.
         metadata.value("rope.scaling.original_context_length")
     if kind == "linear":
-        return {"rope_type": "linear", "factor": factor} if factor != 1.0 else PLAIN
+        return (
+            {"rope_type": "linear", "factor": factor} if factor != 1.0 else NO_SCALING
+        )
     if kind == "yarn":
         return _yarn(metadata, factor)
     if kind != "none":
         metadata.refuse("rope.scaling.type", kind)
-    return PLAIN
+    return NO_SCALING
 
 
 def _yarn(metadata: Metadata, factor: float) -> dict[str, Any]:
-    metadata.must_be("rope.scaling.yarn_ext_factor", 1.0)
+    metadata.require("rope.scaling.yarn_ext_factor", 1.0)
     fields = {
         "rope_type": "yarn",
         "factor": factor,
@@ -136,17 +143,17 @@ def _longrope(metadata: Metadata) -> dict[str, Any]:
 
 
 def _widths(metadata: Metadata) -> tuple[int, int]:
-    """Of a head, and of the part of it that is turned."""
+    """The width of a head, and of the part of it that is rotated."""
     width = metadata.get("embedding_length", int)
     head = width // metadata.get("attention.head_count", int)
     head = metadata.get("attention.key_length", int, head)
     return head, metadata.get("rope.dimension_count", int, head)
 
 
-def _fraction(turned: int, head_width: int) -> float:
-    """The fraction whose product with the head's width is whole, rounding and all."""
-    fraction = turned / max(head_width, 1)
-    if int(head_width * fraction) < turned:
+def _fraction(rotated_width: int, head_width: int) -> float:
+    """The fraction f with int(head_width * f) == rotated_width despite rounding."""
+    fraction = rotated_width / max(head_width, 1)
+    if int(head_width * fraction) < rotated_width:
         fraction = float(np.nextafter(fraction, 1.0))
     return fraction
 
@@ -156,27 +163,29 @@ def _divisors(header: Header, name: str, pairs: int) -> np.ndarray:
     if stored is None or stored.shape != (pairs,):
         found = "is missing" if stored is None else f"has shape {list(stored.shape)}"
         raise CheckpointError(
-            f"{header.path}: the tensor {name} {found}; the model turns {pairs} pairs "
-            "of each head."
+            f"{header.path}: the tensor {name} {found}; the model rotates {pairs} "
+            "pairs of each head. Convert or download it again."
         )
     divisors = read_tensor(header, name)
     if not (np.isfinite(divisors).all() and (divisors > 0).all()):
         raise CheckpointError(
-            f"{header.path}: {name} has entries that are not divisors."
+            f"{header.path}: {name} has entries that are not positive finite numbers. "
+            "Convert or download it again."
         )
     return divisors
 
 
 def llama3_constants(divisors: np.ndarray, base: float) -> dict[str, Any] | None:
-    """The ``rope_parameters`` that give Llama 3's divisors, or None.
+    """The ``rope_parameters`` from which Llama 3's divisors follow; None if none fit.
 
-    With x turns a position, the divisor is 1 / (k + (1 - k) / F) for k = clip(a x - b,
-    0, 1): F is the largest, and (a, b) a line through the blended entries. ``low``,
-    ``high`` and ``original`` enter as two ratios only, so ``low`` is taken as 1, and
-    ``high`` as 4, as in every release, where fewer than two entries are blended.
+    A pair that makes x turns per position has the divisor 1 / (k + (1 - k) / F) with
+    k = clip(a x - b, 0, 1). F is the largest divisor, and (a, b) is a line through the
+    blended entries. ``low``, ``high`` and ``original`` determine only two ratios, so
+    ``low`` is set to 1. If fewer than two entries are blended, ``high`` is set to 4, as
+    in every release.
 
     Args:
-        divisors: of each pair's frequency.
+        divisors: of the frequency of each pair.
         base: of the wavelengths.
     """
     pairs = len(divisors)
@@ -196,9 +205,9 @@ def llama3_constants(divisors: np.ndarray, base: float) -> dict[str, Any] | None
         originals = (keep[blended] * (high - 1) + 1) / turns[blended]
         original = float(originals.mean())
     else:
-        least = high / turns[keep >= 0.5].min(initial=np.inf)
-        most = 1 / turns[keep < 0.5].max(initial=1e-9)
-        original = float(np.sqrt(least * most))
+        lower = high / turns[keep >= 0.5].min(initial=np.inf)
+        upper = 1 / turns[keep < 0.5].max(initial=1e-9)
+        original = float(np.sqrt(lower * upper))
     original = float(round(original))
     expected = np.clip((original * turns - 1) / max(high - 1, 1e-9), 0, 1)
     if not np.allclose(divisors, 1 / (expected + (1 - expected) / factor), rtol=1e-4):

@@ -1,8 +1,9 @@
 """SentencePiece BPE from a GGUF file (the tokenizer model ``llama``).
 
-Llama 2, Mistral, Phi-3 and Gemma 3. Such a file has a score for each token and no
-merges: two neighbours become one token where their joined text is in the vocabulary,
-the best score first. The ``tokenizers`` package wants merges in order, which follow.
+Llama 2, Mistral, Phi-3 and Gemma 3 have it. Such a file has a score for each token and
+no merges: two neighbouring tokens are merged if the vocabulary has their joined text,
+the one with the best score first. The ``tokenizers`` package needs the merges in order,
+which follow from the scores.
 
 References: Kudo & Richardson 2018, arXiv 1808.06226; llama.cpp's src/llama-vocab.cpp.
 """
@@ -18,7 +19,7 @@ from tsi.models.gguf.vocabulary import (
     UNKNOWN,
     USER_DEFINED,
     Vocabulary,
-    add_named,
+    add_named_tokens,
 )
 
 SPACE = "▁"
@@ -32,25 +33,25 @@ def sentencepiece_bpe(
 
     Args:
         vocabulary: of the file.
-        space_prefix: whether a space is put before the text, and before what follows a
-            control token (``tokenizer.ggml.add_space_prefix``).
-        rstrip: whether control tokens swallow the white space after them.
+        space_prefix: whether a space is put before the text, and before the text that
+            follows a control token (``tokenizer.ggml.add_space_prefix``).
+        rstrip: whether control tokens strip the white space after them.
 
     Raises:
         CheckpointError: there are no scores, or neither a token for each byte nor one
-            for what is unknown.
+            for unknown text.
     """
     if vocabulary.scores is None:
         raise CheckpointError(
-            f"{vocabulary.path} has no scores of tokens (tokenizer.ggml.scores), by "
-            "which a SentencePiece tokenizer merges. Convert the model again."
+            f"{vocabulary.path} has no scores of tokens (tokenizer.ggml.scores), which "
+            "a SentencePiece tokenizer needs to merge. Convert the model again."
         )
     num_bytes = len(vocabulary.of_kind(BYTE))
     unknown = next(iter(vocabulary.of_kind(UNKNOWN)), None)
     if num_bytes != NUM_BYTES and (num_bytes or unknown is None):
         raise CheckpointError(
-            f"{vocabulary.path} has {num_bytes} tokens of single bytes, not 256 or "
-            "none with a token for unknown text. Convert the model again."
+            f"{vocabulary.path} has {num_bytes} tokens of single bytes; it must have "
+            "256, or none and a token for unknown text. Convert the model again."
         )
     backend = tokenizers.Tokenizer(
         token_models.BPE(
@@ -74,15 +75,16 @@ def sentencepiece_bpe(
             *strip,
         ]
     )
-    add_named(backend, vocabulary, rstrip=rstrip)
+    add_named_tokens(backend, vocabulary, rstrip=rstrip)
     return backend
 
 
-def as_gemma_has_it(vocabulary: Vocabulary) -> Vocabulary:
-    """A Gemma vocabulary, its runs of spaces spelled as text is, and ranked by id.
+def gemma_vocabulary(vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary of a Gemma model as transformers has it.
 
-    The converter writes those runs as tokens that stand alone. In transformers they are
-    merged like any other, and the merges follow the ids, whatever the scores are.
+    The converter writes runs of spaces as tokens that are never merged. In transformers
+    they are merged like other tokens. The order of merges is that of the ids, not that
+    of the scores.
     """
     runs = {
         id
@@ -106,13 +108,13 @@ def as_gemma_has_it(vocabulary: Vocabulary) -> Vocabulary:
 
 
 def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The merges that the scores stand for, first to last.
+    """The merges that follow from the scores, first to last.
 
-    Every way to part a token into two tokens is a merge with the token's score. Only
-    normal tokens count: were control tokens joined from characters, text could become
-    control. Of equal scores the smaller id is first, as in a vocabulary whose converter
-    knew no scores and wrote a constant; of one token, the longer left part is, as in
-    the merges that transformers extracts.
+    Each split of a token into two tokens is a merge with the token's score. Only normal
+    tokens take part: if characters could be merged to a control token, a text could
+    write it. Among equal scores the smaller id comes first, because some converters
+    write a constant score. Among the merges of one token the one with the longer left
+    part comes first, as in the merges that transformers extracts.
     """
     scores = vocabulary.scores or []
     normal = {
@@ -122,10 +124,10 @@ def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
         )
         if kind == NORMAL
     }
-    ranked = [
+    merges = [
         ((-scores[id], id, -cut), (token[:cut], token[cut:]))
         for token, id in normal.items()
         for cut in range(1, len(token))
         if token[:cut] in normal and token[cut:] in normal
     ]
-    return [pair for _, pair in sorted(ranked)]
+    return [pair for _, pair in sorted(merges)]

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, rebuilt from its vocabulary and the rules it names."""
+"""The tokenizer of a GGUF file, built from its vocabulary and its named rules."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +9,16 @@ from tsi.errors import CheckpointError
 from tsi.models.gguf.bpe import byte_level_bpe, rule_of
 from tsi.models.gguf.config import end_ids
 from tsi.models.gguf.file import read_header
-from tsi.models.gguf.sentencepiece import as_gemma_has_it, sentencepiece_bpe
+from tsi.models.gguf.sentencepiece import gemma_vocabulary, sentencepiece_bpe
 from tsi.models.gguf.vocabulary import read_vocabulary
 from tsi.models.tokens.tokenizer import Tokenizer
-from tsi.models.tokens.tokenizer_parts import check_vocabulary, guarded
+from tsi.models.tokens.tokenizer_parts import call_backend, check_vocabulary
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 NO_ID = 2**32 - 1
-"""How llama.cpp writes that there is no such token."""
-# Options that are off in the tokenizers of every family here.
-OFF = (
+"""The value that llama.cpp writes for a token that does not exist."""
+# Options that are off in the tokenizers of all families here.
+UNSUPPORTED_OPTIONS = (
     "remove_extra_whitespaces",
     "normalizer.lowercase",
     "normalizer.strip_accents",
@@ -29,7 +29,7 @@ OFF = (
 def tokenizer_from_gguf(
     path: Path, *, switches: Mapping[str, Any] = MappingProxyType({})
 ) -> Tokenizer:
-    """Rebuild the tokenizer that a GGUF file describes.
+    """Build the tokenizer that a GGUF file describes.
 
     Args:
         path: of the file.
@@ -37,8 +37,8 @@ def tokenizer_from_gguf(
 
     Raises:
         ConfigurationError: the chat template does not read one of the switches.
-        CheckpointError: the vocabulary is missing or inconsistent, or the tokenizer is
-            of a kind, or has a pre-tokenizer or an option, that is not known.
+        CheckpointError: the vocabulary is missing or inconsistent, or the kind of the
+            tokenizer, its pre-tokenizer or an option is not supported.
     """
     metadata = read_header(path).metadata
 
@@ -59,31 +59,33 @@ def tokenizer_from_gguf(
         raise CheckpointError(
             f"{path} has a tokenizer of the kind {model!r}; from GGUF only "
             f"{BYTE_LEVEL!r} (byte-level BPE) and {SENTENCEPIECE!r} (SentencePiece "
-            "BPE) are rebuilt. Load the tokenizer from the model's Hugging Face folder "
-            "instead."
+            "BPE) are supported. Load the tokenizer from the model's Hugging Face "
+            "folder instead."
         )
-    off = OFF if model == SENTENCEPIECE else (*OFF, "add_space_prefix")
-    for name in off:
+    options = [*UNSUPPORTED_OPTIONS]
+    if model != SENTENCEPIECE:
+        options.append("add_space_prefix")
+    for name in options:
         if field(name):
             raise CheckpointError(
                 f"{path} has tokenizer.ggml.{name} = {str(field(name))[:50]}, which is "
-                f"not done for tokenizers of the kind {model!r}. Load the tokenizer "
-                "from the model's Hugging Face folder instead."
+                f"not supported for tokenizers of the kind {model!r}. Load the "
+                "tokenizer from the model's Hugging Face folder instead."
             )
     vocabulary = read_vocabulary(path, metadata)
     if model == BYTE_LEVEL:
         rule = rule_of(vocabulary, field("pre"))
-        backend = guarded(path, lambda: byte_level_bpe(vocabulary, rule))
+        backend = call_backend(path, lambda: byte_level_bpe(vocabulary, rule))
         add_bos = rule.add_bos
     else:
         architecture = metadata.get("general.architecture")
         if architecture == "gemma3":
-            vocabulary = as_gemma_has_it(vocabulary)
-        # Phi-3's control tokens swallow the white space after them, of which a GGUF
-        # says nothing; llama.cpp knows it by the model's name, too.
+            vocabulary = gemma_vocabulary(vocabulary)
+        # Phi-3's control tokens strip the white space after them, which a GGUF does not
+        # state; llama.cpp too knows it by the model's name.
         rstrip = architecture == "phi3"
         space_prefix = flag("add_space_prefix", True)
-        backend = guarded(
+        backend = call_backend(
             path,
             lambda: sentencepiece_bpe(
                 vocabulary, space_prefix=space_prefix, rstrip=rstrip
@@ -112,7 +114,7 @@ def tokenizer_from_gguf(
             "download the model again."
         )
     check_vocabulary(path, backend)
-    return guarded(
+    return call_backend(
         path,
         lambda: Tokenizer(
             backend,

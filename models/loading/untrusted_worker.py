@@ -1,7 +1,7 @@
-"""The process that works within limits, for :mod:`tsi.models.workers.untrusted`.
+"""The process with limits, of which :mod:`tsi.models.workers.untrusted` is the client.
 
-It imports neither JAX nor NumPy before a GGUF file makes it, to start in a third of a
-second.
+It imports JAX and NumPy only when it reads a GGUF file, so that it starts in a third of
+a second.
 """
 
 import json
@@ -17,18 +17,23 @@ import tokenizers
 from tsi.errors import TsiError
 from tsi.models.workers import chat_environment
 from tsi.models.workers.limited_process import READY
-from tsi.models.workers.process_limits import LimitExceeded, Limits, TimeLimit, limited
+from tsi.models.workers.process_limits import (
+    LimitExceeded,
+    Limits,
+    TimeLimit,
+    enforce_limits,
+)
 
 MAX_GROWTH, MAX_EXTRA = 16, 4096
-"""A text has at most so many times its characters once it is normalised, and as many
-tokens."""
-MAX_KEPT = 8
+"""A text of n characters may have ``MAX_GROWTH * n + MAX_EXTRA`` characters once it is
+normalised, and as many tokens."""
+MAX_BACKENDS = 8
 
-_kept: dict[str, tokenizers.Tokenizer] = {}
+_backends: dict[str, tokenizers.Tokenizer] = {}
 
 
 def build(path: str) -> None:
-    """Read a tokenizer's files and do what every use of it does."""
+    """Read a tokenizer's files, and make the tables that each use of it makes."""
     if os.path.isfile(path):
         from tsi.models.gguf.tokenizer import tokenizer_from_gguf
 
@@ -40,28 +45,30 @@ def build(path: str) -> None:
 
 
 def keep(name: str, state: str) -> None:
-    """Keep a tokenizer, to encode by it."""
-    if len(_kept) >= MAX_KEPT:
-        _kept.clear()
+    """Keep a tokenizer under a name, for :func:`encode`."""
+    if len(_backends) >= MAX_BACKENDS:
+        _backends.clear()
     backend = tokenizers.Tokenizer.from_str(state)
     backend.encode_special_tokens = True
-    _kept[name] = backend
+    _backends[name] = backend
 
 
 def encode(name: str, text: str) -> tuple[list[int], str] | None:
-    """Ids and normalised text; None if the tokenizer is not kept."""
-    backend = _kept.get(name)
+    """Ids and normalised text; None if no tokenizer is kept under the name."""
+    backend = _backends.get(name)
     if backend is None:
         return None
     normalizer = backend.normalizer
-    normalised = normalizer.normalize_str(text) if normalizer else text
-    most = MAX_GROWTH * len(text) + MAX_EXTRA
-    if len(normalised) > most:
-        raise LimitExceeded(f"made more than {most} characters of {len(text)}")
+    normalized = normalizer.normalize_str(text) if normalizer else text
+    max_size = MAX_GROWTH * len(text) + MAX_EXTRA
+    if len(normalized) > max_size:
+        raise LimitExceeded(f"made more than {max_size} characters of {len(text)}")
     ids = backend.encode(text, add_special_tokens=False).ids
-    if len(ids) > most:
-        raise LimitExceeded(f"made more than {most} tokens of {len(text)} characters")
-    return ids, normalised
+    if len(ids) > max_size:
+        raise LimitExceeded(
+            f"made more than {max_size} tokens of {len(text)} characters"
+        )
+    return ids, normalized
 
 
 WORK: dict[str, Callable[..., Any]] = {
@@ -74,8 +81,8 @@ WORK: dict[str, Callable[..., Any]] = {
 
 
 def serve() -> None:
-    """Answer questions until there are no more: a line of JSON each."""
-    # A library that prints must not write into the replies.
+    """Answer requests, one line of JSON each, until standard input ends."""
+    # Output that a library prints must not go between the replies.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -89,25 +96,25 @@ def serve() -> None:
         limits, kind, arguments = json.loads(line)
         limits = Limits(*limits)
         try:
-            extra = _size(arguments[0]) if kind == "build" else 0
-            with limited(limits, extra):
-                found = json.dumps(["done", WORK[kind](*arguments)])
+            extra_bytes = _size(arguments[0]) if kind == "build" else 0
+            with enforce_limits(limits, extra_bytes):
+                response = json.dumps(["done", WORK[kind](*arguments)])
         except LimitExceeded as error:
-            found = json.dumps(["exceeded", str(error)])
+            response = json.dumps(["exceeded", str(error)])
         except TimeLimit:
             text = f"took more than {limits.seconds:g} s of processor time"
-            found = json.dumps(["exceeded", text])
+            response = json.dumps(["exceeded", text])
         except MemoryError:
             text = f"took more than {limits.megabytes} MB of memory"
-            found = json.dumps(["exceeded", text])
+            response = json.dumps(["exceeded", text])
         except TsiError as error:
-            found = json.dumps(["refused", str(error)])
+            response = json.dumps(["refused", str(error)])
         except BaseException as error:
             # A panic of the Rust package derives from BaseException alone.
             state = "refused" if isinstance(error, Exception) else "panicked"
             text = f"{type(error).__name__}: {str(error)[:500]}"
-            found = json.dumps([state, text])
-        reply(found)
+            response = json.dumps([state, text])
+        reply(response)
 
 
 def _size(path: str) -> int:

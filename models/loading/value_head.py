@@ -1,8 +1,8 @@
-"""A value head's file: two tensors that read the hidden states of one policy.
+"""The file of a value head: two tensors that read the hidden states of one policy.
 
-The file is safetensors with the names under which TRL and Skywork store a value head,
-``v_head.summary.weight`` ``[1, D]`` and ``v_head.summary.bias`` ``[1]``, and with the
-width D of the states once more in its metadata. Weights are float32 in memory.
+It is a safetensors file with the names that TRL and Skywork use for a value head,
+``v_head.summary.weight`` ``[1, D]`` and ``v_head.summary.bias`` ``[1]``. Its metadata
+repeats the width D of the hidden states. Weights are float32 in memory.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tsi.errors import CheckpointError, ConfigurationError
-from tsi.models.files import replaced
+from tsi.models.files import replace_file
 from tsi.models.heads import ValueHead
 from tsi.models.tensors.safetensors import FLOAT_TYPES, StoredTensor, open_safetensors
 
@@ -26,10 +26,10 @@ def save_value_head(head: ValueHead, path: str | Path) -> None:
 
     Args:
         head: its weights are stored in float32.
-        path: of the file; one that is there is replaced.
+        path: of the file; an old one is replaced.
 
     Raises:
-        OSError: the file cannot be written; one that was there is as it was.
+        OSError: the file cannot be written; an old one stays.
     """
     assert head.summary.bias is not None
     kernel, bias = (
@@ -38,7 +38,7 @@ def save_value_head(head: ValueHead, path: str | Path) -> None:
     )
     metadata = {"format": "pt", "width": str(len(kernel))}
     tensors = {WEIGHT: np.ascontiguousarray(kernel.T), BIAS: bias}
-    with replaced(path) as place:
+    with replace_file(path) as place:
         save_file(tensors, place, metadata=metadata)
 
 
@@ -61,12 +61,12 @@ def load_value_head(path: str | Path, width: int) -> ValueHead:
             "`python -m tsi.experiments.training.train_value` wrote."
         )
     tensors = open_safetensors(path)
-    found = _checked_width(path, tensors)
-    if found != width:
+    stored_width = _check_width(path, tensors)
+    if stored_width != width:
         raise ConfigurationError(
-            f"The value head in {path} reads hidden states of width {found}, and the "
-            f"policy's have width {width}; a head belongs to the policy that it was "
-            "trained on. Name that policy, or train a head for this one."
+            f"The value head in {path} reads hidden states of width {stored_width}, "
+            f"and the policy's have width {width}; a head belongs to the policy that "
+            "it was trained on. Name that policy, or train a head for this one."
         )
     values = {name: _values(path, name, tensors[name]) for name in (WEIGHT, BIAS)}
     head = ValueHead(width, rngs=nnx.Rngs(0))
@@ -76,12 +76,12 @@ def load_value_head(path: str | Path, width: int) -> ValueHead:
     return head
 
 
-def _checked_width(path: Path, tensors: dict[str, StoredTensor]) -> int:
-    """The width that names, types, shapes and metadata agree on; nothing is read."""
+def _check_width(path: Path, tensors: dict[str, StoredTensor]) -> int:
+    """The width, on which names, types, shapes and metadata must agree."""
     if tensors.keys() != {WEIGHT, BIAS}:
         raise CheckpointError(
-            f"{path} holds {len(tensors)} tensors ({_listed(tensors)}), and the file "
-            f"of a value head holds {WEIGHT} and {BIAS} alone."
+            f"{path} holds {len(tensors)} tensors ({_list_names(tensors)}); the file "
+            f"of a value head holds only {WEIGHT} and {BIAS}."
         )
     for name, tensor in tensors.items():
         if tensor.kind is not None:
@@ -92,14 +92,14 @@ def _checked_width(path: Path, tensors: dict[str, StoredTensor]) -> int:
     weight, bias = tensors[WEIGHT].shape, tensors[BIAS].shape
     if len(weight) != 2 or weight[0] != 1 or weight[1] < 1 or bias != (1,):
         raise CheckpointError(
-            f"{path}: {WEIGHT} is {list(weight)} and {BIAS} {list(bias)}, and a value "
-            "head has one output: [1, width] and [1]."
+            f"{path}: {WEIGHT} has shape {list(weight)} and {BIAS} {list(bias)}; a "
+            "value head has one output, and shapes [1, width] and [1]."
         )
     with safe_open(path, framework="numpy") as file:
-        stated = (file.metadata() or {}).get("width", str(weight[1]))
-    if stated != str(weight[1]):
+        width = (file.metadata() or {}).get("width", str(weight[1]))
+    if width != str(weight[1]):
         raise CheckpointError(
-            f"{path}: its metadata states the width {stated[:20]!r}, and {WEIGHT} has "
+            f"{path}: its metadata states the width {width[:20]!r}, and {WEIGHT} has "
             f"{weight[1]}. Copy it again, or train the head again."
         )
     return weight[1]
@@ -116,6 +116,6 @@ def _values(path: Path, name: str, tensor: StoredTensor) -> np.ndarray:
     return values
 
 
-def _listed(names: dict[str, StoredTensor], most: int = 4) -> str:
-    shown = sorted(name[:60] for name in names)
-    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
+def _list_names(tensors: dict[str, StoredTensor], limit: int = 4) -> str:
+    names = sorted(name[:60] for name in tensors)
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -1,9 +1,9 @@
-"""From tensors on disk to one parameter on its devices, without a second copy.
+"""Reads tensors on disk into one parameter on its devices, without a second copy.
 
 Each tensor is read once, block by block, into the shards of the parameter that this
-process holds. On a CPU the shards then are the device's memory; elsewhere they are
-given up once copied. Beside the weights only one parameter, and of the file only a
-block, is in memory.
+process holds. On a CPU these shards become the device's memory; other devices copy
+them, and they are freed. In addition to the weights at most one parameter and one block
+of the file are in memory.
 """
 
 import math
@@ -14,12 +14,12 @@ import numpy as np
 from jax.sharding import Sharding
 
 from tsi.errors import CheckpointError
-from tsi.models.tensors.safetensors import ReadsRows, StoredTensor
+from tsi.models.tensors.safetensors import RowReader, StoredTensor
 
 BLOCK = 1 << 20
-"""Entries that are converted and checked at a time: few enough for a cache."""
+"""Entries that are converted and checked at a time; they fit into a CPU's cache."""
 ALIGNMENT = 64
-"""Of memory that a CPU device takes over as it is."""
+"""Bytes; a CPU device takes over aligned memory without a copy."""
 
 Bounds = tuple[tuple[int, int], ...]
 
@@ -37,18 +37,18 @@ def place(
 
     Args:
         shape: of the whole parameter.
-        tensors: names and tensors, one a layer if stacked.
+        tensors: names and tensors, one per layer if stacked.
         dtype: in memory.
         sharding: where it goes.
         stacked: whether the parameter's first axis counts layers.
-        transposed: whether the file has each matrix the other way round.
+        transposed: whether the file holds the transpose of each matrix.
 
     Raises:
         CheckpointError: a value is not finite in ``dtype``.
     """
     indices = sharding.addressable_devices_indices_map(shape)
     shards = {
-        bounds: _aligned([stop - start for start, stop in bounds], dtype)
+        bounds: _allocate([stop - start for start, stop in bounds], dtype)
         for bounds in {_bounds(index, shape) for index in indices.values()}
     }
     for layer, (name, tensor) in enumerate(tensors):
@@ -62,18 +62,18 @@ def place(
                 region, target = tuple(rest), shard[layer - first]
             targets.append((region[::-1], target.T) if transposed else (region, target))
         if not _fill(targets, tensor):
-            or_wider = "" if dtype == np.float32 else ", or load it in float32"
+            alternative = "" if dtype == np.float32 else ", or load it in float32"
             raise CheckpointError(
                 f"{tensor.file}: tensor {name} has values that are not finite in "
-                f"{dtype}. Download the file again{or_wider}."
+                f"{dtype}. Download the file again{alternative}."
             )
     return jax.make_array_from_callback(
         shape, sharding, lambda index: shards[_bounds(index, shape)]
     )
 
 
-def equal(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two stored tensors of one shape have the same values."""
+def are_equal(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two stored tensors of the same shape have the same values."""
     pairs = zip(_blocks(a), _blocks(b), strict=True)
     return all(np.array_equal(left, right) for (_, left), (_, right) in pairs)
 
@@ -96,16 +96,16 @@ def _fill(targets: list[tuple[Bounds, np.ndarray]], tensor: StoredTensor) -> boo
 
 
 def _blocks(tensor: StoredTensor) -> Iterator[tuple[int, np.ndarray]]:
-    """A tensor's rows, some at a time, with the number of the first of them."""
+    """Blocks of a tensor's rows, each with the index of its first row."""
     rows = max(1, BLOCK // max(1, math.prod(tensor.shape[1:])))
-    in_parts = isinstance(tensor.read, ReadsRows) and len(tensor.shape) > 1
-    whole = None if in_parts else tensor.read()
+    by_rows = isinstance(tensor.read, RowReader) and len(tensor.shape) > 1
+    values = None if by_rows else tensor.read()
     for start in range(0, tensor.shape[0], rows):
         stop = min(start + rows, tensor.shape[0])
-        if whole is None:
+        if values is None:
             yield start, tensor.read.rows(start, stop)  # type: ignore[attr-defined]
         else:
-            yield start, whole[start:stop]
+            yield start, values[start:stop]
         tensor.release()
 
 
@@ -116,7 +116,7 @@ def _bounds(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Bounds:
     )
 
 
-def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def _allocate(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

@@ -1,7 +1,7 @@
-"""Tensors as they lie in a Hugging Face folder: one safetensors file or shards of it.
+"""Tensors of a Hugging Face folder, in one safetensors file or in shards.
 
 Names, types and shapes are read and checked first. A tensor is then a view of the
-memory-mapped file: what is read of it are the pages that somebody looks at.
+memory-mapped file, of which only the pages that are used are read.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tsi.errors import CheckpointError
-from tsi.models.files import check_regular, sentence
+from tsi.models.files import check_regular, describe_error
 
 FLOAT_TYPES: Mapping[str, Any] = {
     "F64": np.float64,
@@ -31,55 +31,55 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @runtime_checkable
-class ReadsRows(Protocol):
-    """A ``read`` of a tensor that has to be decoded, which can decode a part of it.
+class RowReader(Protocol):
+    """Reads a tensor that must be decoded, in whole or some rows at a time.
 
-    Of a tensor with one dimension it cannot: that has no rows.
+    A tensor of one dimension has no rows and is read whole.
     """
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """The values of rows ``start`` to ``stop`` (exclusive)."""
 
 
-def nothing() -> None:
-    """What a tensor that holds no pages gives back."""
+def do_nothing() -> None:
+    """``release`` of a tensor that holds no pages."""
 
 
 class StoredTensor(NamedTuple):
     """A tensor on disk: its shape in the Hugging Face layout, and how to read it.
 
     Attributes:
-        shape: as the file states it.
-        file: it lies in, for messages.
-        read: gives the values; a view of the file where they lie there as they are. It
-            may be a :class:`ReadsRows`.
-        kind: its type on disk where that is not a floating-point one: no weight.
-        release: gives the pages that a view has brought in back to the system, which
-            reads them again where they are wanted again.
+        shape: as stored in the file.
+        file: that holds it, for messages.
+        read: returns the values, as a view of the file where they need no decoding. It
+            may be a :class:`RowReader`.
+        kind: its type on disk if that is not a floating-point type; None otherwise.
+        release: returns the pages of a view to the system, which reads them again when
+            they are used again.
     """
 
     shape: tuple[int, ...]
     file: Path
     read: Callable[[], np.ndarray]
     kind: str | None = None
-    release: Callable[[], None] = nothing
+    release: Callable[[], None] = do_nothing
 
 
 def rows_of(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
     """A part of a tensor: its rows ``start`` to ``stop`` (exclusive).
 
-    It is read alone where the tensor can be read in parts, and is a view of the file
-    where the tensor is one.
+    Only these rows are read if the tensor is a view of the file or has a
+    :class:`RowReader`.
     """
-    shape, whole = (stop - start, *tensor.shape[1:]), tensor.read
-    if isinstance(whole, ReadsRows) and len(shape) > 1:
-        return tensor._replace(shape=shape, read=_Rows(whole, start, stop))
-    return tensor._replace(shape=shape, read=lambda: whole()[start:stop])
+    shape, read = (stop - start, *tensor.shape[1:]), tensor.read
+    if isinstance(read, RowReader) and len(shape) > 1:
+        return tensor._replace(shape=shape, read=_Rows(read, start, stop))
+    return tensor._replace(shape=shape, read=lambda: read()[start:stop])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    source: ReadsRows
+    source: RowReader
     first: int
     last: int
 
@@ -105,12 +105,12 @@ def read_json(path: Path) -> dict[str, Any]:
             "save_pretrained writes it, with config.json and model.safetensors."
         ) from None
     except OSError as error:
-        raise CheckpointError(sentence(error, path)) from None
+        raise CheckpointError(describe_error(error, path)) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(fields, dict):
         raise CheckpointError(
-            f"{path} holds a {type(fields).__name__} where a JSON object belongs."
+            f"{path} holds a {type(fields).__name__}, not a JSON object."
         )
     return fields
 
@@ -129,7 +129,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         start = 8 + int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8:start])
     except OSError as error:
-        raise CheckpointError(sentence(error, path)) from None
+        raise CheckpointError(describe_error(error, path)) from None
     except (
         SafetensorError,
         ValueError,
@@ -138,13 +138,13 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         RecursionError,
     ) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}{_first_cut(path)}. "
-            "Copy or download it again."
+            f"{path} is not a whole safetensors file: {error}"
+            f"{_describe_truncation(path)}. Copy or download it again."
         ) from None
     header.pop("__metadata__", None)
     if header.keys() != names:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file: its header reads in two ways. "
+            f"{path} is not a whole safetensors file: its header is ambiguous. "
             "Copy or download it again."
         )
     return {
@@ -153,10 +153,10 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def _first_cut(path: Path) -> str:
-    """Which tensor the end of a file cuts off first, for messages; "" for none.
+def _describe_truncation(path: Path) -> str:
+    """For messages: the first tensor that is not whole in a truncated file, or "".
 
-    Most damaged files are downloads that stopped, and their header is whole.
+    Most damaged files are incomplete downloads, whose header is whole.
     """
     try:
         with path.open("rb") as file:
@@ -165,23 +165,23 @@ def _first_cut(path: Path) -> str:
             header = json.loads(file.read(start - 8)) if start <= length else {}
         header.pop("__metadata__", None)
         stops = {n: start + entry["data_offsets"][1] for n, entry in header.items()}
-        cut = {name: stop for name, stop in stops.items() if stop > length}
-        first = min(cut, key=cut.__getitem__, default=None)
+        beyond = {name: stop for name, stop in stops.items() if stop > length}
+        first = min(beyond, key=beyond.__getitem__, default=None)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError):
         return ""
     if first is None:
         return ""
-    return f"; tensor {first} should end at byte {cut[first]} of {length}"
+    return f"; tensor {first} should end at byte {beyond[first]} of {length}"
 
 
 def _mapped_tensor(
     path: Path, name: str, entry: dict[str, Any], mapped: mmap.mmap, base: int
 ) -> StoredTensor:
-    """A view of the file; the header has been checked, its offsets are again here."""
+    """A tensor as a view of the file; the header's offsets are checked once more."""
     kind, shape = entry["dtype"], tuple(entry["shape"])
     start, stop = (base + offset for offset in entry["data_offsets"])
     if kind not in FLOAT_TYPES:
-        read = functools.partial(_no_weight, path, name)
+        read = functools.partial(_refuse_read, path, name)
         return StoredTensor(shape, path, read, kind)
     dtype = np.dtype(FLOAT_TYPES[kind])
     size = math.prod(shape) * dtype.itemsize
@@ -196,7 +196,7 @@ def _mapped_tensor(
         path,
         functools.partial(_view, mapped, shape, dtype, start),
         None,
-        functools.partial(_give_back, mapped, first, stop - first),
+        functools.partial(_release_pages, mapped, first, stop - first),
     )
 
 
@@ -208,14 +208,14 @@ def _view(
     return np.ndarray(shape, dtype, mapped, start)
 
 
-def _give_back(mapped: mmap.mmap, start: int, size: int) -> None:
-    # Pages of a file that nobody has written to are dropped at no cost; where the
-    # system cannot be told so (Windows), it takes them back under pressure.
+def _release_pages(mapped: mmap.mmap, start: int, size: int) -> None:
+    # Unmodified pages of a file are dropped at no cost. Where madvise is missing
+    # (Windows), the system takes them back when memory is short.
     if size and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED, start, size)
 
 
-def _no_weight(path: Path, name: str) -> np.ndarray:
+def _refuse_read(path: Path, name: str) -> np.ndarray:
     raise CheckpointError(f"{path}: tensor {name} is not of a floating-point type.")
 
 
@@ -223,18 +223,19 @@ def open_folder(folder: Path) -> dict[str, StoredTensor]:
     """List the tensors of a folder with one safetensors file or an index of shards.
 
     Raises:
-        CheckpointError: no safetensors (pickled ``.bin`` weights are never read), a
-            shard that is missing or outside the folder, or a tensor stored twice.
+        CheckpointError: there are no safetensors (pickled ``.bin`` weights are never
+            read), a shard is missing or outside the folder, or a tensor is stored
+            twice.
     """
     if (folder / SINGLE).is_file():
         return open_safetensors(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        pickled = sorted(p.name for p in folder.glob("*.bin"))
-        if pickled:
+        pickle_files = sorted(p.name for p in folder.glob("*.bin"))
+        if pickle_files:
             raise CheckpointError(
-                f"{folder} has only pickled weights ({', '.join(pickled)}), which can "
-                "run code when loaded and are never read. Convert them where you trust "
-                "them: transformers' AutoModelForCausalLM.from_pretrained(folder)"
+                f"{folder} has only pickled weights ({', '.join(pickle_files)}), which "
+                "can run code when loaded and are never read. Convert them where you "
+                "trust them: transformers' AutoModelForCausalLM.from_pretrained(folder)"
                 ".save_pretrained(new_folder) writes model.safetensors."
             )
         raise CheckpointError(
@@ -249,19 +250,19 @@ def open_folder(folder: Path) -> dict[str, StoredTensor]:
             f"{folder / INDEX} has no weight_map from tensor names to file names."
         )
     shards = sorted(set(weight_map.values()))
-    wrong = [s for s in shards if Path(s).name != s or not (folder / s).is_file()]
-    if wrong:
+    missing = [s for s in shards if Path(s).name != s or not (folder / s).is_file()]
+    if missing:
         raise CheckpointError(
             f"{folder / INDEX} names files that are not in the folder: "
-            f"{', '.join(wrong)}. Download the missing shards."
+            f"{', '.join(missing)}. Download the missing shards."
         )
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:
         for name, stored in open_safetensors(folder / shard).items():
             if name in tensors:
                 raise CheckpointError(
-                    f"{folder / shard} holds the tensor {name}, which "
-                    f"{tensors[name].file.name} holds too. Download both again."
+                    f"{folder / shard} holds the tensor {name}, and so does "
+                    f"{tensors[name].file.name}. Download both again."
                 )
             tensors[name] = stored
     return tensors

@@ -1,11 +1,11 @@
-"""A model's chat template: rendered once for all questions, without seeing any.
+"""A model's chat template, rendered once for all questions and without any of them.
 
 A template is a program of an unknown author. It runs within limits
-(:mod:`tsi.models.workers.untrusted`), and where a user's message belongs it gets a
-mark, for which the message is put afterwards. So a question cannot change what is
-around it, a template cannot change or cut a question, and a thousand prompts take one
-rendering. What system and assistant say it does see: published templates read switches
-out of the one and cut the thinking out of the other.
+(:mod:`tsi.models.workers.untrusted`). In place of a user's message it is given a mark,
+which is replaced by the message afterwards. So a question cannot change the text around
+it, a template cannot change or shorten a question, and a thousand prompts take one
+rendering. Messages of system and assistant are given to the template: published
+templates read switches in system messages, and cut the thinking out of an assistant's.
 """
 
 import json
@@ -19,21 +19,21 @@ from tsi.models.workers.process_limits import LimitExceeded
 
 MAX_FRAMES = 256
 EDGE = "\x0b\x0c"
-"""White space that no template writes: whether it is still there tells whether the
-template trims messages."""
+"""White space that no template writes. It is put around marks; where it is missing in
+the rendered text, the template strips messages."""
 MARKS = range(0xF0000, 0xFFFFD)
 _INSIDE = ": aB\n <&>  '1' "
-"""Part of a mark; a template that changes letters, spaces or quotes changes this."""
-OURS = frozenset({"messages", "add_generation_prompt"})
-"""Variables that this package sets, which are not switches."""
-ROLE = "_token"
+"""Part of a mark, which shows whether a template changes letters, spaces or quotes."""
+RESERVED = frozenset({"messages", "add_generation_prompt"})
+"""Variables that this package sets; they are not switches."""
+ROLE_SUFFIX = "_token"
 
 
 class ChatTemplate:
-    """A template with the switches that a user has set.
+    """A chat template, with the switches that the user has set.
 
     Args:
-        source: Jinja.
+        source: in Jinja.
         name: of the model, for messages.
         roles: tokens that the template may name: ``bos_token`` and others.
         switches: further variables, of JSON types, such as ``enable_thinking``.
@@ -53,7 +53,7 @@ class ChatTemplate:
         self._variables = {**roles, **switches}
         self._frames: dict[str, str] = {}
         if switches:
-            self._check(switches)
+            self._check_switches(switches)
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
@@ -61,43 +61,41 @@ class ChatTemplate:
         """The text of some messages (``role``, ``content``).
 
         Raises:
-            ConfigurationError: the template rejects the messages, drops or changes what
-                a user says, or was stopped at a limit.
+            ConfigurationError: the template rejects the messages, drops or changes a
+                user's message, or was stopped at a limit.
         """
-        everything = "".join(message["content"] for message in messages)
-        mark = next(c for c in map(chr, MARKS) if c not in everything)
-        marked: list[dict[str, str]] = []
+        used = "".join(message["content"] for message in messages)
+        mark = next(c for c in map(chr, MARKS) if c not in used)
+        template_messages: list[dict[str, str]] = []
         contents: list[str] = []
         for message in messages:
             content = message["content"]
-            # An empty message may be left out, with what would stand around it.
+            # A template may leave out an empty message and the text around it.
             if message["role"] == "user" and content.strip():
                 body = f"{EDGE}{mark}{len(contents)}{_INSIDE}{mark}{EDGE}"
-                marked.append({**message, "content": body})
+                template_messages.append({**message, "content": body})
                 contents.append(content)
             else:
-                marked.append(dict(message))
-        frame = self._frame(marked, add_generation_prompt)
+                template_messages.append(dict(message))
+        frame = self._frame(template_messages, add_generation_prompt)
         body = rf"({EDGE})?{mark}(\d+){re.escape(_INSIDE)}{mark}({EDGE})?"
-        found = {int(match[2]) for match in re.finditer(body, frame)}
+        indices = {int(match[2]) for match in re.finditer(body, frame)}
         rest = re.sub(body, "", frame)
-        if found != set(range(len(contents))) or mark in rest:
+        if indices != set(range(len(contents))) or mark in rest:
             others = {
-                m["role"]: ""
-                for m in marked
-                if not contains_message(rest, m["content"])
+                message["role"]: ""
+                for message in template_messages
+                if not contains_message(rest, message["content"])
             }
             others.pop("user", None)
-            who = " and the ".join([*others, "user"])
-            what = (
-                f"drops what the {who} say"
-                if others
-                else f"drops or changes what the {who} says"
-            )
+            fault = "drops or changes messages of the user"
+            if others:
+                roles = " and the ".join([*others, "user"])
+                fault = f"drops messages of the {roles}"
             raise ConfigurationError(
-                f"The chat template of {self.name} {what}, so that the model would not "
-                "read the question as it is. Choose another model, or another template "
-                "in its tokenizer_config.json or chat_template.jinja."
+                f"The chat template of {self.name} {fault}, so the model would not "
+                "read the question unchanged. Choose another model, or another "
+                "template in its tokenizer_config.json or chat_template.jinja."
             )
 
         def message_of(match: re.Match[str]) -> str:
@@ -107,15 +105,20 @@ class ChatTemplate:
 
         return re.sub(body, message_of, frame)
 
-    def _frame(self, messages: list[dict[str, str]], begins: bool) -> str:
-        """The text with marks for what users say."""
-        key = json.dumps([messages, begins])
+    def _frame(
+        self, messages: list[dict[str, str]], add_generation_prompt: bool
+    ) -> str:
+        """The rendered text, with marks in place of the users' messages."""
+        key = json.dumps([messages, add_generation_prompt])
         if key not in self._frames:
             if len(self._frames) >= MAX_FRAMES:
                 self._frames.clear()
-            variables = {**self._variables, "add_generation_prompt": begins}
+            variables = {
+                **self._variables,
+                "add_generation_prompt": add_generation_prompt,
+            }
             try:
-                found = untrusted.render(self.source, messages, variables)
+                text = untrusted.render(self.source, messages, variables)
             except untrusted.RefusedError as error:
                 raise ConfigurationError(
                     f"The chat template of {self.name} fails on these messages: "
@@ -123,19 +126,21 @@ class ChatTemplate:
                 ) from None
             except LimitExceeded as error:
                 raise self._limit_error(error) from None
-            self._frames[key] = found
+            self._frames[key] = text
         return self._frames[key]
 
-    def _check(self, switches: Mapping[str, Any]) -> None:
+    def _check_switches(self, switches: Mapping[str, Any]) -> None:
         try:
-            read = untrusted.variables_of(self.source)
+            variables = untrusted.variables_of(self.source)
         except untrusted.RefusedError as error:
             raise ConfigurationError(
                 f"The chat template of {self.name} cannot be read: {error}."
             ) from None
         except LimitExceeded as error:
             raise self._limit_error(error) from None
-        known = [n for n in read if n not in OURS and not n.endswith(ROLE)]
+        known = [
+            n for n in variables if n not in RESERVED and not n.endswith(ROLE_SUFFIX)
+        ]
         for name in switches:
             if name not in known:
                 raise ConfigurationError(

@@ -1,9 +1,10 @@
-"""The tokens that a folder adds to its vocabulary, and those that it gives a role.
+"""The tokens that a folder adds to its vocabulary, and the tokens of each role.
 
-Today they all stand in tokenizer.json and tokenizer_config.json. Older folders keep the
-roles in special_tokens_map.json and the added tokens in added_tokens.json, which count
-where tokenizer_config.json has no table of added tokens (``added_tokens_decoder``), as
-in transformers' ``PreTrainedTokenizerBase._from_pretrained``.
+Current folders have all of them in tokenizer.json and tokenizer_config.json. Older ones
+have the roles in special_tokens_map.json and the added tokens in added_tokens.json.
+These two files are read only if tokenizer_config.json has no table of added tokens
+(``added_tokens_decoder``), as in transformers'
+``PreTrainedTokenizerBase._from_pretrained``.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def tokenizer_fields(path: Path) -> dict[str, Any]:
-    """The fields of a folder's tokenizer_config.json, with the roles of older ones.
+    """The fields of a folder's tokenizer_config.json, with the roles of older folders.
 
     Raises:
         CheckpointError: one of the files is not a JSON object.
@@ -37,22 +38,22 @@ def tokenizer_fields(path: Path) -> dict[str, Any]:
 
 
 def roles_of(fields: Mapping[str, Any]) -> dict[str, str]:
-    """The token of each role: ``eos_token``, ``unk_token``, a model's own ones."""
-    named = {
+    """The token of each role: ``eos_token``, ``unk_token``, a model's own roles."""
+    tokens = {
         role: value.get("content") if isinstance(value, dict) else value
         for role, value in fields.items()
         if role.endswith("_token")
     }
-    return {role: token for role, token in named.items() if isinstance(token, str)}
+    return {role: token for role, token in tokens.items() if isinstance(token, str)}
 
 
 def add_tokens(
     path: Path, fields: Mapping[str, Any], backend: tokenizers.Tokenizer
 ) -> None:
-    """Add to a tokenizer what its folder's files name beside tokenizer.json.
+    """Add to a tokenizer the tokens that files other than tokenizer.json name.
 
-    A token that any of the files calls control is control: text must not be able to
-    spell one. (transformers believes the last file that speaks of it.)
+    A token is control if any of the files says so, because a text must not be able to
+    write a control token. (In transformers the last file decides.)
 
     Args:
         path: of the folder.
@@ -60,37 +61,37 @@ def add_tokens(
         backend: of tokenizer.json; changed in place.
 
     Raises:
-        CheckpointError: an entry is malformed, or names another id than the next one.
+        CheckpointError: an entry is malformed, or its id is not the next free one.
     """
     roles = roles_of(fields)
-    extra = [token for key in _LISTS for token in _entries(fields.get(key))]
+    additional = [token for key in _LISTS for token in _entries(fields.get(key))]
     stored = backend.get_added_tokens_decoder()
     control = {token.content for token in stored.values() if token.special}
-    control |= {*roles.values(), *(content for content, _ in extra)}
+    control |= {*roles.values(), *(content for content, _ in additional)}
     if _TABLE in fields:
-        source, listed = path / CONFIG, _table(path / CONFIG, fields[_TABLE])
+        source, tokens = path / CONFIG, _table(path / CONFIG, fields[_TABLE])
     else:
-        source, listed = path / ADDED, {}
+        source, tokens = path / ADDED, {}
         for content, id in _optional(source).items():
             flags = {
                 "special": content in control,
                 "normalized": content not in control,
             }
-            listed[_id(source, content, id)] = (content, flags)
-        # What tokenizer.json says of a token goes before what the older file does.
+            tokens[_id(source, content, id)] = (content, flags)
+        # tokenizer.json takes precedence over the older file.
         for id in stored:
-            listed.pop(id, None)
-    for id, (content, flags) in sorted(listed.items()):
+            tokens.pop(id, None)
+    for id, (content, flags) in sorted(tokens.items()):
         special = flags.get("special", False) or content in control
         backend.add_tokens([AddedToken(content, **{**flags, "special": special})])
         if backend.token_to_id(content) != id:
             raise CheckpointError(
-                f"{source} gives {content!r} the id {id}, and its place in the "
+                f"{source} gives {content!r} the id {id}, and its id in the "
                 f"vocabulary is {backend.token_to_id(content)}; one of the files "
                 "belongs to another model. Download the tokenizer again."
             )
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for content, flags in [*_entries([fields[role] for role in roles]), *extra]:
+    for content, flags in [*_entries([fields[role] for role in roles]), *additional]:
         if content not in known:
             backend.add_tokens([AddedToken(content, **{**flags, "special": True})])
             known.add(content)
@@ -106,7 +107,7 @@ def _table(path: Path, stored: Any) -> dict[int, tuple[str, dict[str, bool]]]:
     if not isinstance(stored, dict) or len(entries) < len(stored):
         raise CheckpointError(
             f"{path} has an {_TABLE} that is not a table from ids to tokens with "
-            "their content."
+            "their content. Download the tokenizer again."
         )
     return {
         _id(path, content, int(key) if key.isdecimal() else key): (content, flags)
@@ -117,11 +118,14 @@ def _table(path: Path, stored: Any) -> dict[int, tuple[str, dict[str, bool]]]:
 def _id(path: Path, content: str, id: Any) -> int:
     if type(id) is int and 0 <= id < 2**31:
         return id
-    raise CheckpointError(f"{path} gives the token {content!r} the id {id!r}.")
+    raise CheckpointError(
+        f"{path} gives the token {content!r} the id {id!r}, which is not a whole "
+        "number under 2^31. Download the tokenizer again."
+    )
 
 
 def _entries(stored: Any) -> list[tuple[str, dict[str, bool]]]:
-    """Tokens, with their flags, out of a list of names and of objects."""
+    """Tokens and their flags, from a list of names and objects."""
     entries = []
     for token in stored if isinstance(stored, list) else []:
         fields = {"content": token} if isinstance(token, str) else token

@@ -1,9 +1,10 @@
-"""Ids of texts that have been encoded before, for texts that grow.
+"""Reuses the ids of earlier encodings for texts that grow.
 
-A solution is rendered anew after each step, and most of the texts that are encoded for
-it are those of the time before, or begin with them. Texts are met in the order in which
-they were encoded then: an equal one is not encoded again, and one that has grown from a
-word's end on (:mod:`tsi.models.tokens.word_ends`). The ids are those of the whole text.
+A solution is rendered again after each step, and most of its texts are those of the
+previous rendering, or begin with them. Texts are matched in the order in which they are
+encoded. An equal text is not encoded again; of a text that has grown, only the part
+after the end of a word is (:mod:`tsi.models.tokens.word_ends`). The ids are those of
+the whole text.
 """
 
 import contextlib
@@ -16,24 +17,24 @@ from tsi.models.tokens.word_ends import is_word_end, last_word_end
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What is asked of a tokenizer."""
+    """The methods of a tokenizer that are used here."""
 
     @property
     def has_word_ends(self) -> bool:
-        """Whether texts may be cut at a word's end."""
+        """Whether a text may be cut at the end of a word."""
 
     def encode_text(self, text: str, at_start: bool, *, cut: bool = False) -> list[int]:
         """Ids of a text without control tokens.
 
         Args:
-            text: any.
+            text: without control tokens.
             at_start: whether no text stands before it.
-            cut: whether it has been cut from what stands before it, at a word's end.
+            cut: whether it was cut from the text before it at the end of a word.
         """
 
 
 class Piece(NamedTuple):
-    """A text that has been encoded, in parts that were cut at words' ends."""
+    """An encoded text, in parts that were cut at the ends of words, with their ids."""
 
     encoder: Encoder
     at_start: bool
@@ -41,13 +42,13 @@ class Piece(NamedTuple):
 
 
 class Recall:
-    """Texts that are encoded one after another, as some were before.
+    """Encodes texts one after another and reuses the ids of earlier texts.
 
     Attributes:
-        pieces: those of this time.
+        pieces: the texts encoded so far.
 
     Args:
-        past: those of the time before, in order.
+        past: the pieces of the previous rendering, in order.
     """
 
     def __init__(self, past: Sequence[Piece] = ()) -> None:
@@ -56,33 +57,34 @@ class Recall:
 
     def encode(self, encoder: Encoder, text: str, at_start: bool) -> list[int]:
         """Ids of the next text."""
-        number = len(self.pieces)
-        old = self._past[number] if number < len(self._past) else None
-        if old is None or old.encoder is not encoder or old.at_start != at_start:
-            old = Piece(encoder, at_start, ())
-        piece = _grown(old, text)
+        index = len(self.pieces)
+        past = self._past[index] if index < len(self._past) else None
+        if past is None or past.encoder is not encoder or past.at_start != at_start:
+            past = Piece(encoder, at_start, ())
+        piece = _encode_from(past, text)
         self.pieces.append(piece)
         return [id for _, ids in piece.parts for id in ids]
 
 
-def _grown(old: Piece, text: str) -> Piece:
-    encoder, at_start, _ = old
-    place, kept = 0, []
-    for part in old.parts:
-        end = place + len(part[0])
-        whole = end == len(text) or (encoder.has_word_ends and is_word_end(text, end))
-        if not whole or not text.startswith(part[0], place):
+def _encode_from(past: Piece, text: str) -> Piece:
+    """Encode a text, reusing the parts of an earlier text that it begins with."""
+    encoder, at_start, _ = past
+    begin, parts = 0, []
+    for part in past.parts:
+        end = begin + len(part[0])
+        can_end = end == len(text) or (encoder.has_word_ends and is_word_end(text, end))
+        if not can_end or not text.startswith(part[0], begin):
             break
-        place = end
-        kept.append(part)
-    rest = text[place:]
+        begin = end
+        parts.append(part)
+    rest = text[begin:]
     end = last_word_end(rest) if encoder.has_word_ends else 0
-    for new in (rest[:end], rest[end:]):
-        if new or not (kept or text):
-            ids = encoder.encode_text(new, at_start and not place, cut=place > 0)
-            kept.append((new, tuple(ids)))
-            place += len(new)
-    return Piece(encoder, at_start, tuple(kept))
+    for part_text in (rest[:end], rest[end:]):
+        if part_text or not (parts or text):
+            ids = encoder.encode_text(part_text, at_start and not begin, cut=begin > 0)
+            parts.append((part_text, tuple(ids)))
+            begin += len(part_text)
+    return Piece(encoder, at_start, tuple(parts))
 
 
 _current: contextvars.ContextVar[Recall | None] = contextvars.ContextVar(
@@ -90,14 +92,14 @@ _current: contextvars.ContextVar[Recall | None] = contextvars.ContextVar(
 )
 
 
-def current() -> Recall | None:
-    """What this thread encodes now, if it recalls what was before."""
+def current_recall() -> Recall | None:
+    """The :class:`Recall` of this thread, or None."""
     return _current.get()
 
 
 @contextlib.contextmanager
-def recalling(past: Sequence[Piece]) -> Iterator[Recall]:
-    """Texts that are encoded within are those of the past, or have grown from them."""
+def use_recall(past: Sequence[Piece]) -> Iterator[Recall]:
+    """Within the block, encode texts by a :class:`Recall` of the past."""
     recall = Recall(past)
     token = _current.set(recall)
     try:

@@ -1,7 +1,7 @@
-"""How the tokenizers of released models split text before byte-pair merging.
+"""Regular expressions by which released models split text before byte-pair merging.
 
-Each in the form that the models' own tokenizer.json has. Text of any kind is split by
-them in a time in proportion to its length, which is not so of every expression.
+They have the form of the models' own tokenizer.json. They split any text in a time
+proportional to its length, which other expressions may not.
 
 Source: llama.cpp's src/llama-vocab.cpp.
 """
@@ -27,5 +27,5 @@ DEFAULT = (
     r"[0-9][0-9][0-9]",
 )
 CHARACTER = r"[\s\S]"
-"""Each character by itself, as in the tiny models that ship here."""
+"""One character, as in the tiny models that ship here."""
 KNOWN = frozenset({LLAMA3, QWEN2, TEKKEN, GPT4O, *DEFAULT, CHARACTER})

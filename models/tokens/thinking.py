@@ -1,4 +1,4 @@
-"""Where a solution thinks: between tags that models write around what is not said."""
+"""The part of a solution in which the model thinks, which stands between two tags."""
 
 TAGS = {
     "<think>": "</think>",
@@ -9,22 +9,22 @@ TAGS = {
     "<seed:think>": "</seed:think>",
     "<|begin_of_thought|>": "<|end_of_thought|>",
 }
-"""The tag that begins it, and the one that ends it, in released models."""
-SHOWN = frozenset({*TAGS, *TAGS.values()})
-"""Tokens that are text to whoever reads a solution, control tokens or not."""
+"""The tags that begin and end it in released models."""
+TAG_TOKENS = frozenset({*TAGS, *TAGS.values()})
+"""Tokens that count as text, even where a tokenizer has them as control tokens."""
 
 
 def opens_thinking(prompt: str) -> bool:
-    """Whether a prompt ends with a tag that begins the thinking."""
+    """Whether a prompt ends with the tag that begins the thinking."""
     return prompt.rstrip().endswith(tuple(TAGS))
 
 
 def is_thinking(text: str, prompt: str = "") -> bool:
-    """Whether a solution ends before its thinking does.
+    """Whether a solution ends within its thinking.
 
     Args:
         text: of the solution so far.
-        prompt: that it follows, which may have begun the thinking.
+        prompt: before the solution; it may begin the thinking.
     """
     whole = prompt.rstrip() + text if opens_thinking(prompt) else text
     return any(whole.rfind(begin) > whole.rfind(end) for begin, end in TAGS.items())

@@ -1,9 +1,9 @@
-"""The exact bytes that each token of a vocabulary stands for.
+"""The exact bytes of each token of a vocabulary.
 
-A token is stored as a printable string; which bytes it means depends on the kind of
-tokenizer. Byte-level BPE (GPT-2, Llama 3, SmolLM) writes every byte as one printable
-character, SentencePiece-like models write spaces as ▁ and stray bytes as <0xNN>, and
-plain ones mean what they say.
+A token is stored as a printable string; its bytes depend on the kind of tokenizer.
+Byte-level BPE (GPT-2, Llama 3, SmolLM) writes every byte as one printable character.
+SentencePiece-like models write spaces as ▁ and single bytes as <0xNN>. In plain ones
+the string is the text.
 
 Reference: Radford et al. 2019 (GPT-2) for the byte-level alphabet.
 """
@@ -16,14 +16,14 @@ from collections.abc import Callable
 import tokenizers
 
 from tsi.errors import CheckpointError
-from tsi.models.tokens.thinking import SHOWN
+from tsi.models.tokens.thinking import TAG_TOKENS
 
 
 def bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
-    """The bytes of every id; ``b""`` for control tokens and for ids that are not used.
+    """The bytes of every id; ``b""`` for control tokens and for ids without a token.
 
-    Tags around what is thought are text, be they control tokens or not: whoever reads a
-    solution must see where its thinking ends.
+    The tags around a model's thinking count as text, even as control tokens: a reader
+    of a solution must see where its thinking ends.
 
     Raises:
         CheckpointError: as :func:`kind_of`.
@@ -35,19 +35,20 @@ def bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
     for token, id in vocabulary.items():
         if id not in added:
             table[id] = to_bytes(token)
-        elif not added[id].special or token in SHOWN:
-            # Gemma's runs of spaces are added tokens, spelt like any other.
+        elif not added[id].special or token in TAG_TOKENS:
+            # Gemma's runs of spaces are added tokens, with spaces written as ▁.
             content = added[id].content
-            spaced = kind_of(backend) == "sentencepiece"
-            table[id] = (content.replace("▁", " ") if spaced else content).encode()
+            if kind_of(backend) == "sentencepiece":
+                content = content.replace("▁", " ")
+            table[id] = content.encode()
     return table
 
 
 def kind_of(backend: tokenizers.Tokenizer) -> str:
-    """How token strings stand for bytes: byte_level, sentencepiece or plain.
+    """How token strings encode bytes: byte_level, sentencepiece or plain.
 
     Raises:
-        CheckpointError: the decoder that would join them is of another kind.
+        CheckpointError: the decoder is of another kind.
     """
     if backend.decoder is None:
         return "plain"
@@ -60,15 +61,15 @@ def kind_of(backend: tokenizers.Tokenizer) -> str:
     if parts <= {"Fuse"}:
         return "plain"
     raise CheckpointError(
-        f"A tokenizer that joins its tokens by {', '.join(sorted(parts))} is not "
-        "supported: byte-level, SentencePiece-like and plain ones are."
+        f"A tokenizer whose decoder is {', '.join(sorted(parts))} is not supported; "
+        "byte-level, SentencePiece-like and plain ones are."
     )
 
 
 def puts_space_first(backend: tokenizers.Tokenizer) -> bool:
-    """Whether a text gets a space before its first word.
+    """Whether a space is put before the first word of a text.
 
-    The decoder removes it again, but for that of a byte-level tokenizer.
+    The decoder removes it again, except in byte-level tokenizers.
     """
     for stage in (backend.normalizer, backend.pre_tokenizer):
         state = json.loads(stage.__getstate__()) if stage is not None else {}
@@ -85,7 +86,8 @@ def puts_space_first(backend: tokenizers.Tokenizer) -> bool:
 
 @functools.cache
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable bytes as they are, others from 256."""
+    """The alphabet of byte-level BPE: printable bytes map to themselves, others to
+    characters from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     table = {chr(b): b for b in printable}

@@ -20,9 +20,9 @@ from tokenizers import processors
 from tsi.errors import ConfigurationError
 from tsi.models.files import write_text
 from tsi.models.tokens.chat_template import ChatTemplate, contains_message
-from tsi.models.tokens.recall import current
+from tsi.models.tokens.recall import current_recall
 from tsi.models.tokens.text_encoder import TextEncoder
-from tsi.models.tokens.tokenizer_parts import without_training_options
+from tsi.models.tokens.tokenizer_parts import disable_training_options
 
 QUESTION, ANSWER = "\uf8fd", "\uf8fe"
 """Messages of user and assistant, with which to find the control tokens that a chat
@@ -65,7 +65,7 @@ class Tokenizer:
         switches: Mapping[str, Any] = MappingProxyType({}),
         num_rows: int | None = None,
     ):
-        self.backend = without_training_options(backend)
+        self.backend = disable_training_options(backend)
         self.bos_id, self.eos_ids = bos_id, tuple(dict.fromkeys(eos_ids))
         self.pad_id = pad_id if pad_id is not None else next(iter(self.eos_ids), None)
         self.add_bos = add_bos and bos_id is not None
@@ -368,7 +368,7 @@ class Tokenizer:
 
     def _text(self, text: str, at_start: bool = True) -> list[int]:
         """Ids of a text without control tokens."""
-        recall = current()
+        recall = current_recall()
         if recall is not None:
             return recall.encode(self, text, at_start)
         return self.encode_text(text, at_start)

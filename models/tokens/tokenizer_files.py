@@ -14,33 +14,33 @@ from tsi.models.tokens.control_tokens import add_tokens, roles_of, tokenizer_fie
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.models.tokens.tokenizer_parts import (
     MAX_IDS,
+    call_backend,
     check_added,
     check_vocabulary,
-    guarded,
+    control_ids_around,
+    disable_training_options,
     read_text,
-    tokens_around,
-    without_training_options,
 )
 
 
 def tokenizer_from_folder(
     path: Path, *, switches: Mapping[str, Any] = MappingProxyType({})
 ) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, whose files are known.
+    """The tokenizer of a Hugging Face folder, whose files are trusted.
 
     Args:
         path: of the folder.
         switches: variables of the chat template.
 
     Raises:
-        CheckpointError: it is absent, malformed or of a kind that is not supported.
+        CheckpointError: it is absent, malformed or of an unsupported kind.
         ConfigurationError: the chat template does not read one of the switches.
     """
     source = path / "tokenizer.json"
     if not source.is_file():
         raise CheckpointError(
             f"There is no tokenizer.json in {path}; tokenizers in other formats are "
-            "not read (transformers converts them: load and save_pretrained)."
+            "not supported. Load it with transformers, and save_pretrained converts it."
         )
     fields = tokenizer_fields(path)
     model, generation = (
@@ -50,33 +50,33 @@ def tokenizer_from_folder(
     num_ids = _vocabulary_size(model)
 
     def build() -> tokenizers.Tokenizer:
-        text = stored = read_text(source)
-        if llama_tokenizer.is_rebuilt(model, fields, text):
-            text = llama_tokenizer.rebuilt(fields, text)
+        text = file_text = read_text(source)
+        if llama_tokenizer.is_llama_tokenizer(model, fields, text):
+            text = llama_tokenizer.rebuild(fields, text)
             for role, token in llama_tokenizer.DEFAULTS.items():
                 fields.setdefault(role, token)
-        backend = without_training_options(tokenizers.Tokenizer.from_str(text))
+        backend = disable_training_options(tokenizers.Tokenizer.from_str(text))
         add_tokens(path, fields, backend)
-        check_added(source, stored, backend)
+        check_added(source, file_text, backend)
         check_vocabulary(source, backend, num_ids)
         return backend
 
-    backend = guarded(source, build)
+    backend = call_backend(source, build)
     roles = roles_of(fields)
     ids = {role: backend.token_to_id(token) for role, token in roles.items()}
     bos, eos = ids.get("bos_token"), ids.get("eos_token")
     template = _template(path, fields.get("chat_template"))
     if (path / "chat_template.jinja").is_file():
         template = (path / "chat_template.jinja").read_text(encoding="utf-8")
-    # As transformers does, which takes no notice of add_bos_token beside this file.
-    first = guarded(source, lambda: tokens_around(source, backend))[:1]
-    extra = end_ids(path / "generation_config.json", generation, num_ids)
-    return guarded(
+    # transformers ignores add_bos_token if there is a tokenizer.json, and so do we.
+    first = call_backend(source, lambda: control_ids_around(source, backend))[:1]
+    more_ends = end_ids(path / "generation_config.json", generation, num_ids)
+    return call_backend(
         source,
         lambda: Tokenizer(
             backend,
             bos_id=bos,
-            eos_ids=[id for id in (eos, *extra) if id is not None],
+            eos_ids=[id for id in (eos, *more_ends) if id is not None],
             pad_id=ids.get("pad_token"),
             add_bos=first == [bos],
             chat_template=template,
@@ -92,7 +92,7 @@ def end_ids(path: Path, fields: Mapping[str, Any], num_ids: int | None) -> list[
     """The ids that a generation_config.json ends solutions with.
 
     Raises:
-        CheckpointError: one is no id, or beyond the vocabulary.
+        CheckpointError: one is not an id of the vocabulary.
     """
     stored = fields.get("eos_token_id")
     ids = stored if isinstance(stored, list) else [] if stored is None else [stored]
@@ -100,24 +100,26 @@ def end_ids(path: Path, fields: Mapping[str, Any], num_ids: int | None) -> list[
         if type(id) is not int or not 0 <= id < (num_ids or MAX_IDS):
             raise CheckpointError(
                 f"{path} has eos_token_id={stored!r}, which is not one id of the "
-                "vocabulary or a list of them. Correct it, or take the field out."
+                "vocabulary or a list of them. Correct it, or remove the field."
             )
     return ids
 
 
 def _vocabulary_size(model: Mapping[str, Any]) -> int | None:
-    """Rows of the embedding, as config.json says; the loader checks that it is so."""
+    """Rows of the embedding according to config.json, which the loader checks."""
     text = model.get("text_config")
     sizes = [model, text if isinstance(text, dict) else {}]
-    found = [s["vocab_size"] for s in sizes if type(s.get("vocab_size")) is int]
-    return found[0] if found else None
+    counts = [s["vocab_size"] for s in sizes if type(s.get("vocab_size")) is int]
+    return counts[0] if counts else None
 
 
 def _template(path: Path, stored: Any) -> str | None:
-    """The chat template, of several the one named default."""
+    """The chat template; among several, the one named default."""
     if isinstance(stored, list):
-        named = {t.get("name"): t.get("template") for t in stored if type(t) is dict}
-        stored = named.get("default", named)
+        templates = {
+            t.get("name"): t.get("template") for t in stored if type(t) is dict
+        }
+        stored = templates.get("default", templates)
     if stored is None or isinstance(stored, str):
         return stored
     raise CheckpointError(

@@ -1,9 +1,9 @@
-"""What a tokenizer.json may hold, and what it may cost to use.
+"""Checks of a tokenizer.json: its contents, and the cost of using it.
 
-The vocabulary is checked before any table of it is made. What is left is what happens
-to text: a regular expression may take a time that grows exponentially, and a chain of
-replacements may lengthen text as fast. :func:`is_bounded` knows the parts that do
-neither; a tokenizer with any other encodes in the limited process
+The vocabulary is checked before any table of it is made. Two dangers remain: the time
+of a regular expression may grow exponentially with the text, and a chain of
+replacements may lengthen the text as fast. :func:`is_bounded` knows the parts that do
+neither. A tokenizer with any other part encodes in the process with limits
 (:mod:`tsi.models.workers.untrusted`).
 """
 
@@ -15,16 +15,16 @@ from typing import Any
 import tokenizers
 
 from tsi.errors import CheckpointError, TsiError
-from tsi.models.files import sentence
+from tsi.models.files import describe_error
 from tsi.models.tokens.split_patterns import KNOWN
 from tsi.models.workers.process_limits import TimeLimit
 
 MAX_IDS = 2**22
-"""Ids of a vocabulary, its holes included; released ones have 2^18."""
+"""Ids of a vocabulary, including ids without a token; released ones have 2^18."""
 MAX_LENGTH = 1024
 """Characters of a token."""
 MAX_BYTES = 2**28
-"""Of a tokenizer.json; released ones have up to 35 MB."""
+"""Size of a tokenizer.json; released ones have up to 35 MB."""
 MAX_AROUND = 8
 """Control tokens that a tokenizer may put around each text."""
 MAX_PARTS, MAX_GROWTH, MAX_PREFIX = 16, 8.0, 16
@@ -60,7 +60,7 @@ def read_text(path: Path) -> str:
     """The text of a tokenizer.json.
 
     Raises:
-        CheckpointError: it is absurdly long.
+        CheckpointError: it is larger than MAX_BYTES.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -73,15 +73,16 @@ def read_text(path: Path) -> str:
 def check_vocabulary(
     path: Path, backend: tokenizers.Tokenizer, num_ids: int | None = None
 ) -> None:
-    """Refuse a vocabulary that cannot be used as it is.
+    """Refuse a vocabulary with tokens or ids that cannot be used.
 
     Args:
         path: of its file, for messages.
         backend: the tokenizer.
-        num_ids: rows of the model's embedding, where known.
+        num_ids: rows of the model's embedding, if known.
 
     Raises:
-        CheckpointError: a token is too long, or its id is too large or another token's.
+        CheckpointError: a token is too long, or its id is too large or that of another
+            token.
     """
     vocabulary = backend.get_vocab(with_added_tokens=True)
     added = backend.get_added_tokens_decoder()
@@ -104,7 +105,7 @@ def check_vocabulary(
                 f"{path} gives the token {short!r} the id {id}; ids below {MAX_IDS} "
                 "are read. Download it again."
             )
-        # Control tokens may lie beyond: Gemma 3's 1 B has none for its pictures.
+        # Control tokens may have ids beyond: Gemma 3 1B has no rows for pictures.
         if num_ids is not None and id >= num_ids and id not in added:
             raise CheckpointError(
                 f"{path} gives the token {short!r} the id {id}, and the model's "
@@ -114,12 +115,12 @@ def check_vocabulary(
 
 
 def check_added(path: Path, text: str, backend: tokenizers.Tokenizer) -> None:
-    """Refuse added tokens that the package numbers otherwise than the file.
+    """Refuse added tokens whose ids in the package differ from those in the file.
 
     Args:
         path: of the file, for messages.
         text: of the tokenizer.json.
-        backend: what was made of it.
+        backend: made of it.
 
     Raises:
         CheckpointError: one has another id, or none.
@@ -129,14 +130,14 @@ def check_added(path: Path, text: str, backend: tokenizers.Tokenizer) -> None:
         content, id = entry["content"], entry["id"]
         found = backend.token_to_id(content)
         if found != id:
-            place = "it has none" if found is None else f"its place is {found}"
+            remark = "it has no id" if found is None else f"its id is {found}"
             raise CheckpointError(
                 f"{path} gives the added token {content[:50]!r} the id {id}, and in "
-                f"the vocabulary {place}. Download it again."
+                f"the vocabulary {remark}. Download it again."
             )
 
 
-def tokens_around(path: Path, backend: tokenizers.Tokenizer) -> list[int]:
+def control_ids_around(path: Path, backend: tokenizers.Tokenizer) -> list[int]:
     """The control tokens that a tokenizer puts around every text.
 
     Raises:
@@ -151,10 +152,10 @@ def tokens_around(path: Path, backend: tokenizers.Tokenizer) -> list[int]:
     return around
 
 
-def without_training_options(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer without truncation, padding and dropout of merges.
+def disable_training_options(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Turn off a tokenizer's truncation, padding and dropout of merges.
 
-    A tokenizer.json may carry them from somebody's training run.
+    A tokenizer.json may have them from a training run.
     """
     backend.no_truncation()
     backend.no_padding()
@@ -164,9 +165,9 @@ def without_training_options(backend: tokenizers.Tokenizer) -> tokenizers.Tokeni
 
 
 def is_bounded(backend: tokenizers.Tokenizer) -> bool:
-    """Whether encoding takes a time and memory in proportion to the text, for sure."""
-    normalizers = list(parts_of(backend.normalizer, "normalizers"))
-    splitters = list(parts_of(backend.pre_tokenizer, "pretokenizers"))
+    """Whether encoding is known to take time and memory proportional to the text."""
+    normalizers = list(stage_parts(backend.normalizer, "normalizers"))
+    splitters = list(stage_parts(backend.pre_tokenizer, "pretokenizers"))
     growth = 1.0
     for part in normalizers:
         factor = _growth(part)
@@ -182,8 +183,8 @@ def is_bounded(backend: tokenizers.Tokenizer) -> bool:
     )
 
 
-def parts_of(stage: Any, name: str) -> Iterable[Mapping[str, Any]]:
-    """The states of a stage: its own, or those of the parts of a sequence."""
+def stage_parts(stage: Any, name: str) -> Iterable[Mapping[str, Any]]:
+    """The states of a stage's parts; a stage that is no sequence is its only part."""
     states = [] if stage is None else [json.loads(stage.__getstate__())]
     while states:
         state = states.pop()
@@ -194,7 +195,7 @@ def parts_of(stage: Any, name: str) -> Iterable[Mapping[str, Any]]:
 
 
 def _growth(part: Mapping[str, Any]) -> float | None:
-    """By what factor a normaliser lengthens text at most; None if that is not known."""
+    """The largest factor by which a normaliser lengthens text; None if unknown."""
     kind = part.get("type")
     if kind == "Prepend":
         return 1.0 if len(part["prepend"]) <= MAX_PREFIX else None
@@ -211,17 +212,17 @@ def _splits_fast(part: Mapping[str, Any]) -> bool:
     return part.get("type") in _PRE_TOKENIZERS
 
 
-def guarded(path: Path, build: Callable[[], Any]) -> Any:
-    """Call into the Rust package; what it raises becomes a CheckpointError.
+def call_backend(path: Path, build: Callable[[], Any]) -> Any:
+    """Call the Rust package, and turn its errors into a CheckpointError.
 
-    Its panics derive from BaseException alone, so that clause is as wide as it is.
+    Its panics derive from BaseException alone, so BaseException is caught.
     """
     try:
         return build()
     except (KeyboardInterrupt, SystemExit, TimeLimit, MemoryError, TsiError):
         raise
     except OSError as error:
-        raise CheckpointError(sentence(error, path)) from None
+        raise CheckpointError(describe_error(error, path)) from None
     except BaseException as error:
         raise CheckpointError(
             f"{path} does not hold a usable tokenizer: {error}."

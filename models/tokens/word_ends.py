@@ -1,10 +1,10 @@
-"""Where a text may be cut so that its parts, encoded by themselves, are its tokens.
+"""Where a text may be cut so that its parts, encoded separately, give its tokens.
 
-Before a space between two words, in text as models write it, no tokenizer of a known
-kind joins anything: the expressions that split text begin a new word at a space that
-follows a word, and whatever they look at ahead ends there; no normaliser composes a
-space; and a merge of byte pairs across the place would need a token with a space behind
-a letter, of which the vocabulary must have none. What is not known is not cut.
+Tokenizers of known kinds join nothing across the space between two words. The
+expressions that split text begin a new word at a space that follows a word, and look no
+further ahead. No normaliser composes a space. A merge of byte pairs across the space
+would need a token with a space after a letter, and vocabularies with such a token are
+not cut. Tokenizers of other kinds are not cut either.
 """
 
 import re
@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import models as token_models
 
 from tsi.models.tokens.split_patterns import CHARACTER, GPT4O, LLAMA3, QWEN2, TEKKEN
-from tsi.models.tokens.tokenizer_parts import parts_of
+from tsi.models.tokens.tokenizer_parts import stage_parts
 
 _WORD = r"[\w!-~]"
 PLACE = re.compile(rf"(?<={_WORD}) (?={_WORD})")
@@ -24,12 +24,12 @@ _PATTERNS = {LLAMA3, QWEN2, TEKKEN, GPT4O, CHARACTER}
 
 
 def is_word_end(text: str, place: int) -> bool:
-    """Whether a text may be cut there."""
+    """Whether a text may be cut at a place."""
     return PLACE.match(text, place) is not None
 
 
 def last_word_end(text: str) -> int:
-    """The last place, or 0 if there is none."""
+    """The last place at which a text may be cut; 0 if there is none."""
     place = text.rfind(" ")
     while place > 0 and not is_word_end(text, place):
         place = text.rfind(" ", 0, place)
@@ -37,44 +37,44 @@ def last_word_end(text: str) -> int:
 
 
 def has_word_ends(backend: tokenizers.Tokenizer, token_bytes: Iterable[bytes]) -> bool:
-    """Whether a tokenizer encodes what stands on either side of a place by itself.
+    """Whether a tokenizer encodes the two sides of such a place independently.
 
     Args:
         backend: the tokenizer.
         token_bytes: of its whole vocabulary.
     """
     model = backend.model
-    around = ("continuing_subword_prefix", "end_of_word_suffix")
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
     if not isinstance(model, token_models.BPE | token_models.WordLevel) or any(
-        getattr(model, name, None) for name in around
+        getattr(model, name, None) for name in affixes
     ):
         return False
-    normalizers = list(parts_of(backend.normalizer, "normalizers"))
-    splitters = list(parts_of(backend.pre_tokenizer, "pretokenizers"))
+    normalizers = list(stage_parts(backend.normalizer, "normalizers"))
+    splitters = list(stage_parts(backend.pre_tokenizer, "pretokenizers"))
     if not all(map(_leaves_words, normalizers)) or not all(map(_splits, splitters)):
         return False
-    words = isinstance(model, token_models.WordLevel)
-    if words and not any(map(_splits_characters, splitters)):
+    is_word_level = isinstance(model, token_models.WordLevel)
+    if is_word_level and not any(map(_splits_characters, splitters)):
         return False
     added = backend.get_added_tokens_decoder().values()
-    plain = [token for token in added if not token.special]
-    if plain and (
+    ordinary = [token for token in added if not token.special]
+    if ordinary and (
         puts_space_anywhere(backend)
-        or any(token.lstrip or token.rstrip or token.single_word for token in plain)
-        or any(" " in token.content.strip(" ▁") for token in plain)
+        or any(token.lstrip or token.rstrip or token.single_word for token in ordinary)
+        or any(" " in token.content.strip(" ▁") for token in ordinary)
     ):
         return False
     return not any(map(_reaches_over, token_bytes))
 
 
 def puts_space_anywhere(backend: tokenizers.Tokenizer) -> bool:
-    """Whether a text gets a space before it even if it begins with one."""
-    normalizers = parts_of(backend.normalizer, "normalizers")
+    """Whether a space is put before a text even if it begins with one."""
+    normalizers = stage_parts(backend.normalizer, "normalizers")
     return any(part.get("type") == "Prepend" for part in normalizers)
 
 
 def _leaves_words(part: Mapping[str, Any]) -> bool:
-    """Whether a normaliser leaves spaces between words what they are."""
+    """Whether a normaliser keeps spaces between words."""
     if part.get("type") == "Replace":
         return part["pattern"].get("String") == " " and part["content"] == "▁"
     if part.get("type") == "Prepend":
@@ -83,7 +83,7 @@ def _leaves_words(part: Mapping[str, Any]) -> bool:
 
 
 def _splits(part: Mapping[str, Any]) -> bool:
-    """Whether one of its parts ends where a word does, or it splits nothing there."""
+    """Whether a pre-tokenizer ends a part at each word's end, or splits nothing."""
     if part.get("type") == "Split":
         pattern, behaviour = part["pattern"], part["behavior"]
         if pattern.get("String") in (" ", "▁"):

@@ -1,7 +1,7 @@
 """The Jinja environment in which chat templates run, as transformers sets it up.
 
-Sandboxed: a template reaches no Python and changes nothing that it is given. It may
-still take any time and memory, so that it runs in the limited process alone
+It is sandboxed: a template cannot reach Python or change its arguments. It can still
+take any time and memory, so it runs only in the process with limits
 (:mod:`tsi.models.workers.untrusted`).
 
 Source: transformers 5, utils/chat_template_utils.py.
@@ -23,12 +23,12 @@ import jinja2.utils
 from tsi.models.workers.process_limits import LimitExceeded
 
 MAX_GROWTH, MAX_EXTRA = 8, 2**17
-"""A rendering has at most so many times the characters of its messages, and so many
-more for what the template itself says."""
+"""A rendered text has at most ``MAX_GROWTH`` times the characters of its messages plus
+``MAX_EXTRA`` for the template's own text."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}``, which marks what the assistant says: here it is text."""
+    """``{% generation %}``, around the assistant's text; it has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -39,7 +39,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Jinja's, without names that begin with an underscore."""
+    """Jinja's namespace, without names that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -54,7 +54,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class _Dict:
-    """``dict`` as something to call, without the attributes of the type."""
+    """A callable ``dict`` without the attributes of the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict:
         return dict(*args, **kwargs)
@@ -107,36 +107,36 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
+def _compile(source: str) -> jinja2.Template:
     return _environment().from_string(source)
 
 
 def render(source: str, messages: list[dict[str, str]], variables: dict) -> str:
-    """The text of some messages.
+    """The text that a template renders for some messages.
 
     Args:
         source: of the template.
         messages: ``role`` and ``content`` of each.
-        variables: what else the template may read.
+        variables: further variables of the template.
 
     Raises:
-        LimitExceeded: the text is out of proportion to the messages.
+        LimitExceeded: the text is much longer than the messages.
     """
-    most = MAX_GROWTH * len(json.dumps([messages, variables])) + MAX_EXTRA
+    max_size = MAX_GROWTH * len(json.dumps([messages, variables])) + MAX_EXTRA
     parts, size = [], 0
-    stream = _compiled(source).generate(
+    stream = _compile(source).generate(
         messages=messages, **{"tools": None, "documents": None} | variables
     )
     for part in stream:
         size += len(part)
-        if size > most:
-            raise LimitExceeded(f"made more than {most} characters")
+        if size > max_size:
+            raise LimitExceeded(f"made more than {max_size} characters")
         parts.append(part)
     return "".join(parts)
 
 
 def variables_of(source: str) -> list[str]:
-    """The names that a template reads and does not set itself."""
+    """The variables that a template reads and does not set itself."""
     environment = _environment()
     names = jinja2.meta.find_undeclared_variables(environment.parse(source))
     return sorted(names - environment.globals.keys())

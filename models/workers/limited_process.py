@@ -1,8 +1,8 @@
-"""A process that answers questions, and can be stopped where it does not.
+"""A child process that answers requests and can be stopped.
 
-What a model or its files make a library do may take any time and memory: it is done in
-a process of its own, whose end ends it. Questions and replies are lines of JSON, so
-that nothing is pickled.
+Libraries that work on a model's files may take any time and memory. In a process of
+their own they can be ended by ending the process. Requests and replies are lines of
+JSON, so nothing is unpickled.
 """
 
 import contextlib
@@ -29,16 +29,18 @@ class ProcessEndedError(Exception):
 
 
 class ProcessNotReadyError(Exception):
-    """The process did not start; the message is what it said."""
+    """The process did not start; the message is its output."""
 
 
 class LimitedProcess:
-    """A child process of one question at a time, started when it is first asked.
+    """A child process that handles one request at a time.
+
+    It is started by the first request.
 
     Args:
-        command: its arguments. It says :data:`READY` once it has started.
-        environment: variables to set besides those of this process.
-        quiet: whether what it writes to standard error is dropped.
+        command: that starts it. It must write :data:`READY` once it has started.
+        environment: variables set in addition to those of this process.
+        quiet: whether its standard error is dropped.
     """
 
     def __init__(
@@ -55,15 +57,15 @@ class LimitedProcess:
         self._lock = threading.Lock()
 
     def ask(self, question: Any, seconds: float) -> Any:
-        """The reply to a question.
+        """The reply to a request.
 
         Args:
             question: of JSON types.
-            seconds: that the reply may take, by the clock on the wall.
+            seconds: of wall-clock time that the reply may take.
 
         Raises:
             ProcessLateError: it took longer; the process is stopped.
-            ProcessEndedError: the process ended instead.
+            ProcessEndedError: the process ended without a reply.
             ProcessNotReadyError: it did not start.
         """
         request = json.dumps(question).encode() + b"\n"
@@ -72,28 +74,28 @@ class LimitedProcess:
                 process = self._running_process()
                 if _send(process, request):
                     break
-                # It ended while idle, say for lack of memory elsewhere: once more.
+                # It ended while idle, perhaps for lack of memory: try once more.
                 self._stop()
             else:
                 raise ProcessEndedError
             try:
                 return _receive(process, seconds)
             except BaseException:
-                # A reply that comes later would be taken for that of the next question.
+                # A late reply would be taken for the reply to the next request.
                 self._stop()
                 raise
 
     def close(self) -> None:
-        """Stop the process, if there is one; the next question starts another."""
+        """Stop the process, if there is one; the next request starts another."""
         with self._lock:
             self._stop()
 
     def _stop(self) -> None:
         process, self.process = self.process, None
-        # After a fork the process is that of the parent.
+        # After a fork the process belongs to the parent.
         if process is None or self._owner != os.getpid():
             return
-        # The whole group: it may have children of its own.
+        # The whole process group, because the process may have children.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -102,8 +104,8 @@ class LimitedProcess:
                 pipe.close()
 
     def _running_process(self) -> "subprocess.Popen[bytes]":
-        mine = self._owner == os.getpid()
-        if mine and self.process is not None and self.process.poll() is None:
+        is_owner = self._owner == os.getpid()
+        if is_owner and self.process is not None and self.process.poll() is None:
             return self.process
         self._stop()
         self._owner = os.getpid()
@@ -117,12 +119,12 @@ class LimitedProcess:
             bufsize=0,
         )
         try:
-            said = _receive(process, START_SECONDS)
+            reply = _receive(process, START_SECONDS)
         except (ProcessLateError, ProcessEndedError):
-            said = None
-        if said != READY:
+            reply = None
+        if reply != READY:
             self._stop()
-            raise ProcessNotReadyError(str(said or "no reply"))
+            raise ProcessNotReadyError(str(reply or "no reply"))
         return process
 
 
@@ -142,8 +144,8 @@ def _receive(process: "subprocess.Popen[bytes]", seconds: float) -> Any:
     assert process.stdout is not None
     deadline, line = time.monotonic() + seconds, bytearray()
     while not line.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not select.select([process.stdout], [], [], remaining)[0]:
             raise ProcessLateError
         part = os.read(process.stdout.fileno(), 65_536)
         if not part:

@@ -1,6 +1,6 @@
-"""Limits of time and memory that a process sets itself, for one piece of work.
+"""Limits of time and memory that a process sets itself for one piece of work.
 
-Time is processor time, so that a busy machine refuses nothing that an idle one accepts.
+Time is processor time, so that a busy machine accepts all that an idle one accepts.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ KILL_FACTOR, KILL_SECONDS = 2.0, 0.5
 
 
 class Limits(NamedTuple):
-    """What a piece of work may take.
+    """The resources that a piece of work may use.
 
     Attributes:
         seconds: of processor time.
-        megabytes: of address space, beyond what the process has.
+        megabytes: of address space, in addition to what the process already has.
     """
 
     seconds: float
@@ -25,26 +25,26 @@ class Limits(NamedTuple):
 
 
 class TimeLimit(BaseException):
-    """The time is up. No Exception, so that no library takes it for a failure."""
+    """The time is up. Not an Exception, so that no library catches it."""
 
 
 @contextlib.contextmanager
-def limited(limits: Limits, extra_bytes: int = 0) -> Iterator[None]:
-    """Do what follows within limits.
+def enforce_limits(limits: Limits, extra_bytes: int = 0) -> Iterator[None]:
+    """Run the block within limits.
 
-    Python code is stopped by :class:`TimeLimit` and by MemoryError. Code of another
-    language that runs on after the time is up is killed, and the process with it.
+    Python code is stopped by :class:`TimeLimit` and by MemoryError. Compiled code that
+    runs on after the time is up is killed together with the process.
 
     Args:
-        limits: of the work.
-        extra_bytes: of a file that is going to be mapped.
+        limits: of the block.
+        extra_bytes: further address space, for a file that the block maps.
     """
-    allowed = mapped_bytes() + limits.megabytes * 2**20 + extra_bytes
-    old, hard = resource.getrlimit(resource.RLIMIT_AS)
+    max_bytes = mapped_bytes() + limits.megabytes * 2**20 + extra_bytes
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:
-        allowed = min(allowed, hard)
+        max_bytes = min(max_bytes, hard)
     signal.signal(signal.SIGPROF, _stop)
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, hard))
     # The default action of the second timer's signal ends the process.
     signal.setitimer(signal.ITIMER_VIRTUAL, KILL_FACTOR * limits.seconds + KILL_SECONDS)
     signal.setitimer(signal.ITIMER_PROF, limits.seconds)
@@ -53,11 +53,11 @@ def limited(limits: Limits, extra_bytes: int = 0) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (old, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def mapped_bytes() -> int:
-    """The address space of this process; 4 GiB where the system does not say."""
+    """The address space of this process; 4 GiB if the system does not report it."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -70,4 +70,4 @@ def _stop(signum: int, frame: object) -> None:
 
 
 class LimitExceeded(Exception):
-    """Work was stopped; the message ends the sentence "it …"."""
+    """Work was stopped at a limit; the message continues a sentence after "it"."""

@@ -1,10 +1,10 @@
-"""What the files of an unknown model make libraries do, done within limits.
+"""Work on the files of an unknown model, done in a process with limits.
 
-A chat template is a program, and so is a tokenizer with regular expressions: either may
-loop, or ask for more memory than there is. One process of the package runs them, for
-all models, and is started when it is first needed. It has limits of processor time and
-memory for each question, and Python code that exceeds them is stopped without an end of
-the process. See :func:`build` for tokenizers and :func:`render` for templates.
+A chat template is a program, and a tokenizer with regular expressions is as good as
+one: either may loop, or ask for more memory than there is. One process runs them for
+all models; it is started when it is first needed. Each request has limits of processor
+time and memory. Python code that exceeds them is stopped, and the process goes on. See
+:func:`build` for tokenizers and :func:`render` for templates.
 """
 
 import atexit
@@ -25,15 +25,16 @@ from tsi.models.workers.limited_process import (
 from tsi.models.workers.process_limits import LimitExceeded, Limits
 
 BUILD = Limits(60.0, 2048)
-"""Of reading a tokenizer's files; 262,000 tokens with as many merges, a file of 22 MB,
-took 3.3 s and 430 MB."""
+"""Limits of reading a tokenizer's files. A file of 22 MB with 262,000 tokens and as
+many merges took 3.3 s and 430 MB."""
 RENDER = Limits(2.0, 256)
 ENCODE = Limits(5.0, 1024)
 
 WALL_FACTOR, WALL_SECONDS = 20.0, 60.0
-"""From processor time to the time after which the process counts as hanging."""
+"""The process counts as hanging after ``WALL_FACTOR`` times the limit of processor
+time plus ``WALL_SECONDS``."""
 
-# The package's own start imports JAX, which takes a second and is not needed there.
+# Importing tsi in the usual way imports JAX, which takes a second and is not needed.
 _START = """
 import sys, types
 package = types.ModuleType("tsi")
@@ -49,13 +50,13 @@ class RefusedError(Exception):
 
 
 class PanickedError(RefusedError):
-    """The same, in a way that the library does not foresee."""
+    """The work failed with a panic of a Rust library."""
 
 
 def build(path: Path) -> None:
-    """Read the tokenizer of a folder or file, and throw it away.
+    """Check that the tokenizer of a folder or file can be read within the limits.
 
-    Whoever reads it afterwards does what has been done within the limits already.
+    The caller may then read it again without limits.
 
     Raises:
         CheckpointError: it cannot be read, or not within the limits.
@@ -72,17 +73,17 @@ def build(path: Path) -> None:
 
 
 def render(source: str, messages: list[dict[str, str]], variables: dict) -> str:
-    """The text that a chat template makes of some messages.
+    """The text that a chat template renders for some messages.
 
     Raises:
         RefusedError: the template fails.
-        LimitExceeded: it takes too much time or memory, or writes too much.
+        LimitExceeded: it takes too much time or memory, or its text is too long.
     """
     return _ask(RENDER, "render", source, messages, variables)
 
 
 def variables_of(source: str) -> list[str]:
-    """The names that a chat template reads and does not set itself.
+    """The variables that a chat template reads and does not set itself.
 
     Raises:
         RefusedError: the source is not a valid template.
@@ -96,23 +97,23 @@ def encode(state: str, name: str, text: str) -> tuple[list[int], str]:
 
     Args:
         state: the tokenizer, in the form of a tokenizer.json.
-        name: that no other tokenizer has; the state is sent once.
+        name: unique to this tokenizer; the state is sent once per name.
         text: to encode.
 
     Raises:
         RefusedError: the tokenizer fails.
-        LimitExceeded: it takes too much time or memory, or makes the text too long.
+        LimitExceeded: it takes too much time or memory, or makes too many tokens.
     """
-    found = _ask(ENCODE, "encode", name, text)
-    if found is None:
+    reply = _ask(ENCODE, "encode", name, text)
+    if reply is None:
         _ask(BUILD, "keep", name, state)
-        found = _ask(ENCODE, "encode", name, text)
-    ids, normalised = found
-    return ids, normalised
+        reply = _ask(ENCODE, "encode", name, text)
+    ids, normalized = reply
+    return ids, normalized
 
 
 def close() -> None:
-    """Stop the process; the next question starts another."""
+    """Stop the process; the next request starts another."""
     if _process.cache_info().currsize:
         _process().close()
 
@@ -141,12 +142,12 @@ def _ask(limits: Limits, kind: str, *arguments: Any) -> Any:
         ) from None
     except ProcessNotReadyError as error:
         raise RefusedError(
-            f"the process for the work of unknown models did not start: {error}"
+            f"the process that reads files of unknown models did not start: {error}"
         ) from None
     if state == "exceeded":
         raise LimitExceeded(value)
     if state == "panicked":
-        # Locks of the package that panicked may be taken for ever.
+        # The library that panicked may hold its locks forever.
         _process().close()
         raise PanickedError(value)
     if state == "refused":

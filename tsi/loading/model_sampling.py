@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tsi.decoding.repetition import check_penalty
 from tsi.decoding.truncation import Truncation
 from tsi.errors import CheckpointError, ConfigurationError
-from tsi.models.files import shown
+from tsi.models.files import format_path
 from tsi.models.tensors.safetensors import read_json
 
 NEUTRAL: Mapping[str, Any] = MappingProxyType(
@@ -92,7 +92,7 @@ def drawing_of(
             if penalty is not None:
                 check_penalty(penalty)
         except ConfigurationError as error:
-            raise CheckpointError(f"{shown(_file(path))}: {error}") from error
+            raise CheckpointError(f"{format_path(_file(path))}: {error}") from error
         return used._replace(notes=_notes(undone, "is not done here"))
     told = (said.temperature, *truncation, repetition_penalty)
     now = dict(zip(DONE, told, strict=True))
@@ -129,7 +129,7 @@ def _wishes(path: Path) -> dict[str, Any]:
         number = type(value) in (int, float) and math.isfinite(value) and value >= 0
         if not number:
             raise CheckpointError(
-                f"{shown(_file(path))} has {name}={value!r}, which is no such number. "
+                f"{format_path(_file(path))} has {name}={value!r}, which is no such number. "
                 "Correct it, or take the field out."
             )
         if value != neutral and not (name == "top_k" and value == 0):

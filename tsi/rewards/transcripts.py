@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tsi.decoding.step_texts import NO_TEXT, Decoded
-from tsi.models.tokens.recall import Piece, recalling
+from tsi.models.tokens.recall import Piece, use_recall
 from tsi.rewards.formats import Rendering
 from tsi.rewards.text_reader import TextReader
 
@@ -78,7 +78,7 @@ def continue_transcript(
         finished: whether it has ended, by itself or at a limit.
     """
     steps, decoded = reader.steps(solution, ends, finished, before.decoded)
-    with recalling(before.pieces) as recall:
+    with use_recall(before.pieces) as recall:
         rendering = reader.format.render(question, steps, stopped)
     now = before._replace(decoded=decoded, pieces=tuple(recall.pieces))
     size = len(rendering.tokens)
