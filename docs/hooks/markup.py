@@ -10,6 +10,7 @@ from typing import Any
 from latex2mathml.converter import convert
 
 _DISPLAY = re.compile(r"^\$\$(.+?)\$\$$", re.DOTALL | re.MULTILINE)
+_ERROR_BAR = re.compile(r"(?<=\d) ± (?=\d)")
 _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code>)")
 
 
@@ -23,5 +24,5 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Leave the roles of docstrings out, and keep what they name."""
-    return _ROLE.sub("", html)
+    """Drop the roles of docstrings, and keep a number and its error on one line."""
+    return _ERROR_BAR.sub("\u00a0±\u00a0", _ROLE.sub("", html))
