@@ -99,7 +99,7 @@ def annealed_resampling(
     def log_priority(group: Group) -> Float[Array, "n"]:
         log_w, log_scores, _, t = group
         # A power of the scale of all scores is common to all, and rounding is not.
-        log_scores, _ = centre(log_scores, among=log_w > -jnp.inf)
+        log_scores, _ = centre(log_scores, where=log_w > -jnp.inf)
         if given is None:
             exponent = largest_exponent(log_w, log_scores, ess_fraction)
         else:

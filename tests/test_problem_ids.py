@@ -61,7 +61,7 @@ def test_no_two_ids_have_one_stream():
 )
 def test_what_is_no_id_is_refused_in_a_sentence(id):
     for problems in ([Problem(id, "a", "")], problems_of([3, id])):
-        with pytest.raises(ConfigurationError, match=r"The id .+; give"):
+        with pytest.raises(ConfigurationError, match=r"The id .+ Give"):
             check_ids(problems)
     with pytest.raises(ConfigurationError, match="The id"):
         problem_key(KEY, id)

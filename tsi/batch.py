@@ -1,8 +1,8 @@
 """Lift a sampler of one problem to a sampler of P independent problems.
 
 An engine keeps the particles of many problems as rows of one array. `batch` maps the
-sampler over problems and offsets the ancestors, so that they index those rows; each
-problem gets exactly what its own sampler would have given it.
+sampler over problems and offsets the ancestors, so that they index those rows. Each
+problem gets exactly the result of a sampler of its own.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from tsi.step_keys import AnyKey, typed_key
 
 
 def batch(sampler: Sampler, num_problems: int) -> Sampler:
-    """A sampler of P problems with flat rows, problem by problem.
+    """A sampler of P problems, whose rows are flat and ordered by problem.
 
     Args:
         sampler: a sampler of one problem.
@@ -32,7 +32,7 @@ def batch(sampler: Sampler, num_problems: int) -> Sampler:
         within the problem.
 
     Raises:
-        ConfigurationError: if P is less than one.
+        ConfigurationError: P is less than one.
     """
     if num_problems < 1:
         raise ConfigurationError(

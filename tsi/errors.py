@@ -1,4 +1,4 @@
-"""Errors that tsi raises on purpose: sentences with what, where and what to do."""
+"""Errors that tsi raises: each message says what was wrong, where, and what to do."""
 
 import signal
 import traceback
@@ -8,19 +8,19 @@ from typing import Any
 
 
 class TsiError(Exception):
-    """Base of all errors that tsi raises on purpose."""
+    """Base of all errors that tsi raises."""
 
 
 class ConfigurationError(TsiError):
-    """Arguments contradict each other or the method's needs."""
+    """Arguments that contradict each other or the requirements of a method."""
 
 
 class UnknownNameError(TsiError):
-    """A method, task or model name that does not exist; the message lists the known.
+    """A name that does not exist; the message lists the names that do.
 
     Args:
         kind: what was looked up, for example ``"method"``.
-        name: the name that was asked for.
+        name: the unknown name.
         known: the names that exist.
     """
 
@@ -35,7 +35,7 @@ class CheckpointError(TsiError):
 
 
 class DownloadError(TsiError):
-    """A published file that could not be fetched, or is not the one expected."""
+    """A published file that could not be downloaded, or has another checksum."""
 
 
 class CapabilityError(TsiError):
@@ -47,17 +47,17 @@ class PromptTooLongError(TsiError):
 
 
 class ProblemError(TsiError):
-    """Some problems of a run failed; all others have ended well.
+    """Some problems of a run failed, and all others ended.
 
     Args:
-        failures: the error of each problem, by its id.
-        steps: at which step it came, from 1, where it did at a step.
-        tracebacks: where each came from. They are text, since the errors' own
-            tracebacks would keep all that the run had in memory.
+        failures: the error of each failed problem, by its id.
+        steps: the step of each error, counted from 1, if it occurred at a step.
+        tracebacks: the traceback of each error, as text. The traceback objects would
+            keep everything that the run had in memory.
 
     Attributes:
         failures, steps, tracebacks: as above.
-        results: of the other problems, in order, where a list was asked for.
+        results: of the other problems, in order, if the caller asked for a list.
     """
 
     def __init__(
@@ -69,32 +69,32 @@ class ProblemError(TsiError):
         self.failures, self.steps = dict(failures), dict(steps or {})
         self.tracebacks = dict(tracebacks or {})
         self.results: tuple[Any, ...] = ()
-        shown = [
-            f"{name!r} ({_shown(error)}{self._step(name)})"
+        listed = [
+            f"{name!r} ({_describe(error)}{self._step(name)})"
             for name, error in list(failures.items())[:3]
         ]
         more = ", ..." if len(failures) > 3 else ""
         super().__init__(
-            f"{len(failures)} problems failed: {', '.join(shown)}{more}. The results "
-            "of the others are kept; mend what failed and run these again."
+            f"{len(failures)} problems failed: {', '.join(listed)}{more}. The results "
+            "of the others are kept. Fix the cause and run the failed ones again."
         )
 
     def _step(self, name: Any) -> str:
         return f" at step {self.steps[name]}" if name in self.steps else ""
 
 
-def _shown(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     try:
         return repr(error)
     except Exception:
-        # Of a class that nobody has foreseen; the others' results count more.
+        # A class whose repr fails must not cost the results of the other problems.
         return type(error).__name__
 
 
 def detach(error: BaseException) -> str:
-    """Take an error's traceback off, and those of its causes, and return it as text.
+    """Remove the traceback of an error and of its causes, and return it as text.
 
-    The frames in it hold whatever was in memory.
+    Frames of a traceback keep their local variables in memory.
     """
     try:
         text = "".join(traceback.format_exception(error))
@@ -112,13 +112,16 @@ def detach(error: BaseException) -> str:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has asked the program to stop; no error, so that nothing catches it.
+    """A signal has asked the program to stop.
+
+    A KeyboardInterrupt, so that handlers of errors do not catch it.
 
     Args:
         number: of the signal.
 
     Attributes:
-        results: of the problems that had ended, in order, where a list was asked for.
+        results: of the problems that had ended, in order, if the caller asked for a
+            list.
     """
 
     def __init__(self, number: int) -> None:
@@ -127,11 +130,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class OutOfMemoryError(TsiError):
-    """What is to be computed does not fit into memory, however little is at once."""
+    """The smallest possible batch does not fit into memory."""
 
 
 class MemoryWarning(UserWarning):
-    """Memory has run out, and a run goes on with less at once."""
+    """Memory ran out, and the run continues with smaller batches."""
 
 
 class RewardError(TsiError):
@@ -139,21 +142,21 @@ class RewardError(TsiError):
 
 
 class InvalidWeightWarning(UserWarning):
-    """Log potentials or corrections were NaN or +inf, and have no weight."""
+    """Log potentials or corrections were NaN or +inf, and count as weight zero."""
 
 
 def warn_of_invalid(count: int, subject: str) -> None:
-    """Say once for a run how much of it had no weight because it was no number.
+    """Warn once per run of log potentials or corrections that were NaN or +inf.
 
     Args:
-        count: how many numbers; nothing is said of none.
-        subject: what they were told of, the start of the sentence.
+        count: how many there were; zero gives no warning.
+        subject: what had them, the start of the sentence.
     """
     if count:
         warnings.warn(
             f"{subject} had {count} log potentials or corrections of NaN or +inf. Such "
-            "a prefix has weight zero. If a reward hands out probabilities, which may "
-            'be 1, give it scale="probability"; otherwise look for what is not finite.',
+            "a prefix has weight zero. If a reward returns probabilities, which may be "
+            '1, give it scale="probability". Otherwise find out what is not finite.',
             InvalidWeightWarning,
             stacklevel=3,
         )
@@ -164,7 +167,7 @@ class ResultsError(TsiError):
 
 
 class AnswerError(TsiError):
-    """A grader that failed, or an answer beyond the limits of time or size."""
+    """A grader that failed, or an answer beyond its limits of time or size."""
 
 
 class ProcessError(TsiError):
@@ -172,7 +175,7 @@ class ProcessError(TsiError):
 
 
 class LostProcessError(ProcessError):
-    """Another process of the run has died; the same command goes on from there."""
+    """Another process of the run has died; the same command resumes the run."""
 
 
 class ConformanceError(TsiError):

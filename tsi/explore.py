@@ -1,8 +1,8 @@
 """The driver of explorers: one turn, and the loop over turns.
 
-A turn is ask, gather, cut back, step, keep, tell. Rows that take no step cost nothing
-where the target can propose for some rows only (`propose_some`); elsewhere they are put
-back as they were.
+A turn is ask, gather, cut back, step, store, tell. Rows that take no step cost nothing
+if the target can propose for some rows only (`propose_some`); otherwise their proposals
+are discarded.
 """
 
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from tsi.target import Particles, require
 
 
 class Exploration(NamedTuple):
-    """Everything between two turns.
+    """The state of a run between two turns.
 
     Attributes:
         stored: M prefixes.
-        depths: how many steps each of them has, [M].
-        state: the explorer's.
-        turn: turns taken.
+        depths: number of steps of each, [M].
+        state: the explorer's state.
+        turn: number of turns taken.
     """
 
     stored: Particles
@@ -33,16 +33,16 @@ class Exploration(NamedTuple):
 
 
 def as_store(target: Any) -> Any:
-    """The form of a target that keeps prefixes; most targets are that form."""
+    """The form of a target that stores prefixes; for most targets the target itself."""
     method = getattr(target, "as_store", None)
     return target if method is None else method()
 
 
 def check_needs(explorer: Explorer, target: Any) -> None:
-    """Refuse a target that lacks what the explorer needs.
+    """Refuse a target that lacks a capability of `explorer.needs`.
 
     Raises:
-        CapabilityError: naming the first missing method.
+        CapabilityError: names the first missing method.
     """
     for capability in explorer.needs:
         require(target, capability, "This sampler")
@@ -60,8 +60,8 @@ def start(
     """Empty prefixes and the explorer's first state.
 
     Args:
-        explorer: what decides.
-        target: what is explored.
+        explorer: the explorer.
+        target: the target.
         key: the run's `key_init`; see `tsi.step_keys`.
         num_particles: N, static.
         params: the target's parameters.
@@ -83,22 +83,22 @@ def start(
 
 
 def put(target: Any, stored: Particles, slots: Int[Array, "W"], rows: Any) -> Particles:
-    """Write rows over the stored ones at `slots`; those beyond the store are lost."""
+    """Write rows over the stored ones at `slots`; slots out of range are dropped."""
     method = getattr(target, "put", None)
     if method is not None:
         return method(stored, slots, rows)
 
     def write(old: Array, new: Array) -> Array:
-        # What is made of lists is int64 under x64; the store keeps its types. Keys
-        # have no other, and cannot be cast.
+        # Arrays made of lists are int64 under x64; the store keeps its types. Keys
+        # have one type only and cannot be cast.
         new = new if new.dtype == old.dtype else new.astype(old.dtype)
         return old.at[slots].set(new, mode="drop")
 
     return jax.tree.map(write, stored, rows)
 
 
-class Stepped(NamedTuple):
-    """Rows after a turn's models have worked: what is kept, and what is told."""
+class StepResult(NamedTuple):
+    """Rows after a step: what is stored, and the reply to the explorer."""
 
     rows: Particles
     depths: Int[Array, "W"]
@@ -114,17 +114,17 @@ def step_rows(
     sources: Particles | None,
     params: Any,
     limit: int,
-) -> Stepped:
-    """Cut rows back and let those that should take one step.
+) -> StepResult:
+    """Cut rows back, and extend those of the request by one step.
 
     Args:
-        target: what is explored.
+        target: the target.
         key: of this turn's proposals.
         rows: the parents, gathered.
-        depths: how many steps each has.
+        depths: number of steps of each.
         request: of the explorer.
-        sources: the prefixes whose steps are repeated, gathered, where the request has
-            any.
+        sources: the prefixes whose steps are repeated, gathered; None if there are
+            none.
         params: the target's parameters.
         limit: steps after which every row counts as finished.
     """
@@ -135,25 +135,25 @@ def step_rows(
     active = request.extend & ~done
     log_prob = getattr(target, "log_prob", None)
     before = None if log_prob is None else log_prob(rows, params)
-    fresh = active
+    is_new = active
     if request.sources is not None:
-        fresh = active & (request.sources < 0)
-    after, corrections = propose_some(target, key, depths, rows, fresh, params)
+        is_new = active & (request.sources < 0)
+    after, corrections = propose_some(target, key, depths, rows, is_new, params)
     log_probs = jnp.zeros_like(corrections)
     if log_prob is not None:
-        log_probs = jnp.where(fresh, log_prob(after, params) - before, 0.0)
+        log_probs = jnp.where(is_new, log_prob(after, params) - before, 0.0)
     if request.sources is not None:
-        repeated = active & ~fresh
-        again, log_p = target.replay(depths, rows, sources, params)
-        after = put(target, after, _where(repeated), again)
-        ratio = _replayed_correction(target, rows, again, log_p, params)
-        corrections = jnp.where(repeated, ratio, corrections)
-        log_probs = jnp.where(repeated, log_p, log_probs)
+        is_repeated = active & ~is_new
+        after_replay, log_p = target.replay(depths, rows, sources, params)
+        after = put(target, after, _slots_where(is_repeated), after_replay)
+        ratio = _replayed_correction(target, rows, after_replay, log_p, params)
+        corrections = jnp.where(is_repeated, ratio, corrections)
+        log_probs = jnp.where(is_repeated, log_p, log_probs)
     log_potentials = target.log_potential(depths, after, params)
     depths = depths + active
     finished = target.finished(after) | (depths >= limit)
     reply = Reply(log_potentials, corrections, log_probs, finished)
-    return Stepped(after, depths, reply)
+    return StepResult(after, depths, reply)
 
 
 def extend_stored(
@@ -164,8 +164,8 @@ def extend_stored(
     request: Request,
     params: Any,
     limit: int,
-) -> tuple[Particles, Int[Array, "M"], Stepped]:
-    """Take the requested rows out of the store, step them and keep what they became.
+) -> tuple[Particles, Int[Array, "M"], StepResult]:
+    """Take the requested rows out of the store, extend them and store the children.
 
     Arguments as in `step_rows`, with the whole store in place of its rows.
     """
@@ -173,12 +173,12 @@ def extend_stored(
     sources = None
     if request.sources is not None:
         sources = target.gather(stored, jnp.maximum(request.sources, 0))
-    stepped = step_rows(
+    result = step_rows(
         target, key, rows, depths[request.parents], request, sources, params, limit
     )
-    stored = put(target, stored, request.slots, stepped.rows)
-    depths = depths.at[request.slots].set(stepped.depths, mode="drop")
-    return stored, depths, stepped
+    stored = put(target, stored, request.slots, result.rows)
+    depths = depths.at[request.slots].set(result.depths, mode="drop")
+    return stored, depths, result
 
 
 def _replayed_correction(
@@ -191,8 +191,8 @@ def _replayed_correction(
     return log_p - (log_proposal(after, params) - log_proposal(before, params))
 
 
-def _where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:
-    """Slots that put each row over itself where the mask is set, and nowhere else."""
+def _slots_where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:
+    """Slots that write each row over itself if the mask is set, and drop the rest."""
     size = mask.shape[0]
     return jnp.where(mask, jnp.arange(size, dtype=jnp.int32), size)
 
@@ -200,12 +200,12 @@ def _where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:
 def propose_some(
     target: Any, key: Any, depths: Any, rows: Any, active: Any, params: Any
 ) -> tuple[Particles, Float[Array, "W"]]:
-    """One step for the rows `active [W]`; the others stay as they are."""
+    """One step for the rows `active [W]`; the others are not changed."""
     some = getattr(target, "propose_some", None)
     if some is not None:
         return some(key, depths, rows, params, active)
     after, corrections = target.propose(key, depths, rows, params)
-    return put(target, after, _where(~active), rows), corrections
+    return put(target, after, _slots_where(~active), rows), corrections
 
 
 def turn(
@@ -217,16 +217,16 @@ def turn(
     *,
     max_steps: int | None = None,
 ) -> tuple[Exploration, Any]:
-    """One turn; also the explorer's info about it."""
+    """One turn; also the explorer's info."""
     target = as_store(target)
     stored, depths, state, count = exploration
     keys: StepKeys = step_keys(key_steps, count)
     state, request = explorer.ask(keys.ask, state)
     limit = step_limit(target, max_steps)
-    stored, depths, stepped = extend_stored(
+    stored, depths, result = extend_stored(
         target, keys.propose, stored, depths, request, params, limit
     )
-    state, info = explorer.tell(keys.tell, state, stepped.reply)
+    state, info = explorer.tell(keys.tell, state, result.reply)
     return Exploration(stored, depths, state, count + 1), info
 
 
@@ -239,7 +239,7 @@ def explore(
     *,
     max_steps: int | None = None,
 ) -> tuple[Exploration, Any]:
-    """Turns until the explorer is done; also its infos, [turns, ...], zero at the end.
+    """Turns until the explorer is done; also its infos, [turns, ...], padded with zero.
 
     Arguments as in `start`; `key` is the run's key, as in `tsi.run`.
     """

@@ -1,9 +1,9 @@
 """The explorer contract: samplers that hold a store of prefixes.
 
 A `Sampler` sees one generation of particles, each of which replaces its parent. Tree
-search, Markov chain Monte Carlo, conditional SMC and lookahead go back to prefixes that
-they saw before. An `Explorer` therefore has a store of M prefixes. At each turn it asks
-for W of them to be extended and says where the children are kept:
+search, Markov chain Monte Carlo, conditional SMC and lookahead return to earlier
+prefixes. An `Explorer` therefore has a store of M prefixes. In each turn it requests
+that W of them be extended, and where the children are stored:
 
     state = init(key, N, max_steps)
     state, request = ask(key, state)
@@ -19,23 +19,23 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tsi.picklable import Recipe, reduced
+from tsi.picklable import Recipe, reduce_to_recipe
 from tsi.sampler import Select
 from tsi.weights import weight_dtype
 
 
 def no_size() -> Float[Array, ""]:
-    """The effective sample size of what has no weights: NaN."""
+    """The effective sample size of a method without weights: NaN."""
     return jnp.full((), jnp.nan, weight_dtype())
 
 
 class Plan(NamedTuple):
-    """How much room an explorer needs for a budget.
+    """The sizes that an explorer needs for a budget.
 
     Attributes:
-        rows: W, prefixes extended in one turn.
-        stored: M, prefixes kept.
-        turns: the most turns a run may take.
+        rows: W, number of prefixes extended per turn.
+        stored: M, number of prefixes stored.
+        turns: the most turns of a run.
     """
 
     rows: int
@@ -44,16 +44,18 @@ class Plan(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is done in one turn.
+    """What an explorer asks for in one turn.
 
     Attributes:
-        parents: stored prefixes, [W].
-        slots: where the children are kept, [W]; a number from M on means nowhere.
-        extend: whether the row takes a step, [W]; if not, it is copied as it is.
-        depths: each parent is first cut back to so many steps, [W]; None for no cuts.
-            Needs a target with `truncate`.
-        sources: the stored prefix whose step is repeated in place of a new one, [W], -1
-            for a new one; None if all are new. Needs a target with `replay`.
+        parents: index of each stored prefix to extend, [W].
+        slots: index at which each child is stored, [W]; a child with an index of M or
+            more is not stored.
+        extend: whether the row takes a step, [W]; if not, it is copied unchanged.
+        depths: number of steps to which each parent is first cut back, [W]; None for no
+            cuts. Needs a target with `truncate`.
+        sources: index of the stored prefix whose step is repeated instead of drawing a
+            new one, [W]; -1 draws a new one. None if all are new. Needs a target with
+            `replay`.
     """
 
     parents: Int[Array, "W"]
@@ -64,13 +66,13 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came of a turn; only rows that took a step have numbers that mean anything.
+    """The results of a turn; the numbers of rows that took no step are arbitrary.
 
     Attributes:
         log_potentials: of the extended prefixes, [W].
-        log_corrections: log p - log q of the step, [W]; of a repeated one zero, if the
+        log_corrections: log p - log q of the step, [W]; zero for a repeated step if the
             target has no `log_proposal`.
-        log_probs: log p of the step, [W]; of a new one zero, if the target has no
+        log_probs: log p of the step, [W]; zero for a new step if the target has no
             `log_prob`.
         finished: prefixes that take no further step, [W].
     """
@@ -83,7 +85,7 @@ class Reply(NamedTuple):
 
 @runtime_checkable
 class ExplorerState(Protocol):
-    """What every explorer's state shows to the outside, whatever else it holds."""
+    """The fields that the state of every explorer has, among others."""
 
     @property
     def done(self) -> Bool[Array, "*batch"]:
@@ -91,7 +93,7 @@ class ExplorerState(Protocol):
 
     @property
     def members(self) -> Int[Array, "*batch K"]:
-        """The stored prefixes that are the result's particles; one may come twice."""
+        """Indices of the result's particles among the stored prefixes; may repeat."""
 
     @property
     def log_weights(self) -> Float[Array, "*batch K"]:
@@ -116,11 +118,11 @@ class ExplorerInfo(NamedTuple):
     Attributes:
         parents: as requested, [W].
         slots: as requested, [W].
-        ess: effective sample size of the weights of the particle system in use, which
-            may be smaller than N; NaN for searches and chains of single states, which
-            have no such weights.
-        num_recoveries: populations that newly lost all weight.
-        num_invalid: rows told a NaN or infinite weight.
+        ess: effective sample size of the weights of the current particle system, which
+            may have fewer than N particles; NaN for searches and chains of single
+            states, which have no such weights.
+        num_recoveries: number of populations that lost all weight in this turn.
+        num_invalid: number of rows with a NaN or infinite weight.
     """
 
     parents: Int[Array, "W"]
@@ -131,7 +133,7 @@ class ExplorerInfo(NamedTuple):
 
 
 class Explorer(NamedTuple):
-    """Pure functions and facts, as in `tsi.sampler.Sampler`.
+    """Pure functions and properties, as in `tsi.sampler.Sampler`.
 
     Attributes:
         plan: `(num_particles, max_steps) -> Plan`. Raises `ConfigurationError` for a
@@ -141,22 +143,21 @@ class Explorer(NamedTuple):
         tell: `(key, state, Reply) -> (state, info)`; `info` has the fields of
             `ExplorerInfo`.
         path_log_weight: as in `Sampler`; None for a search.
-        select: how one answer is chosen.
+        select: how one answer is chosen, as in `Sampler`.
         needs: capabilities that the target must have, see `tsi.target.CAPABILITIES`.
         power: the target density is p(path)^power exp(path_log_weight).
         endless: it is never done and its store does not fill up, so that it can be run
             move by move, for instance by numpyro's MCMC.
-        auxiliary: path weights of further targets that were sampled along; the reported
-            evidence is the product of theirs and the target's own.
+        auxiliary: path weights of further targets that are sampled jointly; the
+            reported evidence is the product of theirs and the target's.
         auxiliary_temperatures: of these targets, where each is a temperature of the
             first; empty where they are not, or where the temperatures adapt.
-        chain: its particles are states of Markov chains, which depend on each other:
-            their weights alone tell no error.
+        chain: its particles are states of Markov chains. They depend on each other, so
+            their weights alone give no standard errors.
         acceptance: `state -> fraction` of moves accepted so far, NaN before the first;
-            None for a method that accepts none.
-        default_particles: the N that an endless explorer is run with where none is
-            given.
-        recipe: how it was made, see `tsi.picklable`.
+            None for a method without an accept step.
+        default_particles: N of an endless explorer if the caller gives none.
+        recipe: the call that made it, see `tsi.picklable`.
     """
 
     plan: Callable[[int, int], Plan]
@@ -176,4 +177,4 @@ class Explorer(NamedTuple):
     recipe: Recipe | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
-        return reduced(self)
+        return reduce_to_recipe(self)

@@ -1,7 +1,7 @@
-"""Samplers that pickle: what is kept is how they were made.
+"""Samplers that can be pickled, as the call that made them.
 
-A sampler is a tuple of functions within a function, which pickle does not take. Its
-constructor and arguments do pickle, and make the same sampler again:
+A sampler is a tuple of nested functions, which cannot be pickled. Its constructor and
+arguments can, and make the same sampler again:
 
     @picklable
     def my_sampler(width: int = 4) -> Sampler:
@@ -21,10 +21,10 @@ class Recipe:
     """The call that made a tuple of functions.
 
     Args:
-        constructor: what was called; a function of a module.
+        constructor: the function that was called, defined in a module.
         args: its positional arguments.
-        kwargs: its named arguments.
-        made: what it returned, without the recipe.
+        kwargs: its keyword arguments.
+        fields: of the tuple that it returned, without the recipe.
     """
 
     def __init__(
@@ -32,41 +32,40 @@ class Recipe:
         constructor: Callable[..., Any],
         args: tuple,
         kwargs: dict[str, Any],
-        made: dict[str, Any],
+        fields: dict[str, Any],
     ) -> None:
         self.constructor, self.args, self.kwargs = constructor, args, kwargs
-        self.made = made
+        self.fields = fields
 
 
 def picklable(constructor: Callable[P, R]) -> Callable[P, R]:
-    """A constructor whose samplers, explorers or potentials pickle.
+    """Let the samplers, explorers or potentials of a constructor be pickled.
 
     Args:
-        constructor: a function of a module, so that pickle finds it by its name. What
-            it is given must pickle too.
+        constructor: a function of a module, which pickle finds by its name. Its
+            arguments must be picklable.
     """
 
     @functools.wraps(constructor)
-    def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
+    def construct(*args: P.args, **kwargs: P.kwargs) -> R:
         value: Any = constructor(*args, **kwargs)
-        made = value._replace(recipe=None)._asdict()
-        return value._replace(recipe=Recipe(recorded, args, kwargs, made))
+        fields = value._replace(recipe=None)._asdict()
+        return value._replace(recipe=Recipe(construct, args, kwargs, fields))
 
-    return recorded
+    return construct
 
 
-def reduced(value: Any) -> tuple[Callable[..., Any], tuple]:
-    """What `__reduce__` of a NamedTuple with a field `recipe` returns.
+def reduce_to_recipe(value: Any) -> tuple[Callable[..., Any], tuple]:
+    """The result of `__reduce__` for a NamedTuple with a field `recipe`.
 
-    A tuple that was changed since it was made is no longer what its recipe makes, and
-    is pickled field by field.
+    A tuple that differs from the result of its recipe is pickled field by field.
     """
     recipe = value.recipe
     fields = value._replace(recipe=None)._asdict()
-    if recipe is None or any(fields[n] is not v for n, v in recipe.made.items()):
+    if recipe is None or any(fields[n] is not v for n, v in recipe.fields.items()):
         return type(value), tuple(fields.values())
-    return _again, (recipe.constructor, recipe.args, recipe.kwargs)
+    return _reconstruct, (recipe.constructor, recipe.args, recipe.kwargs)
 
 
-def _again(constructor: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+def _reconstruct(constructor: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     return constructor(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""A problem: what is asked, what is right, and the id that seeds it."""
+"""A problem: its question, its right answer, and the id that seeds it."""
 
 from typing import Any, NamedTuple
 
@@ -11,11 +11,10 @@ class Problem(NamedTuple):
     batch.
 
     Args:
-        id: an integer from 0 to 2^32 - 1 or a string; no two problems of a run share
-            one.
+        id: an integer from 0 to 2^32 - 1 or a string, unique within a run.
         prompt: the question as the policy reads it, before any chat template.
         answer: the canonical right answer, or one of them if the task has a verifier.
-        data: what the task's verifier needs besides the answer; JSON types only.
+        data: what the task's verifier needs in addition; JSON types only.
     """
 
     id: int | str

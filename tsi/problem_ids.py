@@ -6,9 +6,9 @@ An id is an integer or a string. The stream of problem i is
     fold_in(fold_in(fold_in(key, TAG), w_1), w_2)      for a string,
 
 with w_1 w_2 the first 64 bits of the SHA-256 of its UTF-8. Python's own hash of strings
-changes from process to process; this one is the same everywhere and for ever. "7" and 7
-are different ids. Problems of one id would have one stream, so that their results would
-look independent and not be: they are refused.
+changes from process to process; this one does not change. "7" and 7 are different ids.
+Problems with the same id would share a random stream, and their results would not be
+independent. They are refused.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from tsi.step_keys import AnyKey, single_key
 
 LIMIT = 2**32
 STRING_TAG = 0x6E616D65
-"""Sets the streams of strings apart from those of integers."""
+"""Separates the streams of strings from those of integers."""
 MAX_NAMED = 5
-"""More faults than this are counted in a message, and not listed."""
+"""A message lists this many faults and counts the rest."""
 
 
 class IdWords(NamedTuple):
-    """Ids as a compiled program can carry them.
+    """Ids as arrays of a compiled program.
 
     Attributes:
-        words: ``[P, 2]``, of a string's hash, or an integer and 0.
+        words: ``[P, 2]``, the words of a string's hash, or an integer and 0.
         is_string: ``[P]``.
     """
 
@@ -45,18 +45,18 @@ class IdWords(NamedTuple):
 
 
 def plain_id(id: Any) -> int | str:
-    """An id as JSON has it: integers of numpy as Python's.
+    """An id as JSON stores it: numpy integers become Python integers.
 
     Raises:
-        ConfigurationError: it is no id.
+        ConfigurationError: it is not a valid id.
     """
     if isinstance(id, str):
         try:
             id.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ConfigurationError(
-                f"The id {id!r} has a surrogate, which is half a character; give a "
-                "string that UTF-8 can write."
+                f"The id {id!r} has a surrogate, which is half a character. Give a "
+                "string that UTF-8 can encode."
             ) from error
         return str(id)
     try:
@@ -65,23 +65,23 @@ def plain_id(id: Any) -> int | str:
         number = -1
     if isinstance(id, bool) or not 0 <= number < LIMIT:
         raise ConfigurationError(
-            f"The id {id!r} is neither a string nor an integer from 0 to {LIMIT - 1}; "
-            "give one of these, such as str(id)."
+            f"The id {id!r} is neither a string nor an integer from 0 to {LIMIT - 1}. "
+            "Give one of these, such as str(id)."
         )
     return number
 
 
 def id_order(id: int | str) -> tuple[bool, Any]:
-    """A sort key: integers by size, then strings by alphabet."""
+    """A sort key: integers by value, then strings in alphabetical order."""
     return isinstance(id, str), id
 
 
 def check_ids(problems: Sequence[Problem]) -> None:
-    """Refuse problems that have no id, or share one.
+    """Refuse problems with an invalid id, or with the same id.
 
     Raises:
-        ConfigurationError: an id is no id, several problems have one id, or two strings
-            have one hash.
+        ConfigurationError: an id is not valid, several problems have the same id, or
+            two strings have the same hash.
     """
     places: dict[int | str, list[int]] = {}
     for place, problem in enumerate(problems):
@@ -94,9 +94,9 @@ def check_ids(problems: Sequence[Problem]) -> None:
         )
         more = f"; and {len(shared) - MAX_NAMED} more" * (len(shared) > MAX_NAMED)
         raise ConfigurationError(
-            "Problems of one id would get the same random numbers, and these ids are "
-            f"given twice or more (places counted from 0): {listed}{more}. Give every "
-            "problem an id of its own, an integer or a string."
+            "Problems with the same id would get the same random numbers, and these "
+            f"ids occur more than once (places counted from 0): {listed}{more}. Give "
+            "every problem an id of its own, an integer or a string."
         )
     hashes: dict[tuple[int, int], str] = {}
     for id in places:
@@ -104,13 +104,13 @@ def check_ids(problems: Sequence[Problem]) -> None:
             other = hashes.setdefault(hash_words(id), id)
             if other != id:
                 raise ConfigurationError(
-                    f"The ids {other!r} and {id!r} have one hash of 64 bits, so that "
-                    "their problems would get the same random numbers; rename one."
+                    f"The ids {other!r} and {id!r} have the same hash of 64 bits, so "
+                    "their problems would get the same random numbers. Rename one."
                 )
 
 
 def hash_words(id: str) -> tuple[int, int]:
-    """The two words that stand for a string."""
+    """The two words of a string's hash."""
     digest = hashlib.sha256(id.encode("utf-8")).digest()
     return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
 
@@ -119,7 +119,7 @@ def id_words(ids: Iterable[Any]) -> IdWords:
     """P ids, integers or strings, as arrays.
 
     Raises:
-        ConfigurationError: one is no id.
+        ConfigurationError: one of them is not valid.
     """
     plain = [plain_id(id) for id in ids]
     words = [hash_words(id) if isinstance(id, str) else (id, 0) for id in plain]
@@ -130,7 +130,7 @@ def id_words(ids: Iterable[Any]) -> IdWords:
 
 
 def problem_keys(key: Key[Array, ""], ids: IdWords) -> Key[Array, " P"]:
-    """The key of each problem; a typed key folds in its id as the module says."""
+    """The key of each problem, from a typed key and the ids; see the module's text."""
     fold, (first, second) = jax.vmap(jax.random.fold_in), ids.words.T
     of_integers = jax.vmap(jax.random.fold_in, (None, 0))(key, first)
     tagged = jax.random.fold_in(key, STRING_TAG)

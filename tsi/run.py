@@ -25,14 +25,14 @@ from tsi.target import Particles
 
 
 class Run(NamedTuple):
-    """What a run leaves behind.
+    """The result of a run.
 
     Attributes:
         particles: the target's particles, leading axis N.
         state: the sampler's state; `state.log_weights` [N], `state.log_evidence` [].
         infos: the sampler's infos stacked over steps, leading axis `max_steps`;
             entries from `num_steps` on are zero.
-        num_steps: how many steps were taken.
+        num_steps: number of steps taken.
     """
 
     particles: Particles
@@ -53,12 +53,12 @@ def turn(
     """Step t of a run: ask, gather, propose, weigh, tell.
 
     Args:
-        sampler: what decides.
-        target: what is explored.
-        key_steps: the run's second key, from which `tsi.step_keys` makes the step's.
+        sampler: the sampler.
+        target: the target.
+        key_steps: the run's second key; see `tsi.step_keys`.
         t: the step.
-        state: the sampler's.
-        particles: the target's, before the step.
+        state: the sampler's state.
+        particles: the target's particles before the step.
         params: the target's parameters.
 
     Returns:
@@ -92,8 +92,8 @@ def run(
     """Run a sampler on a target until all particles have finished.
 
     Args:
-        sampler: what decides.
-        target: what is explored; see `tsi.target.Target`.
+        sampler: a sampler or an explorer.
+        target: see `tsi.target.Target`.
         key: of either style (see `tsi.step_keys`); the same key gives the same run.
         num_particles: N, static.
         params: the target's parameters (weights of models), passed through.
@@ -104,8 +104,8 @@ def run(
         A `Run`.
 
     Raises:
-        ConfigurationError: for a number of particles the sampler cannot use, or a key
-            that is none.
+        ConfigurationError: the sampler cannot use so many particles, or the key is not
+            a single JAX key.
     """
     key = single_key(key)
     limit = step_limit(target, max_steps)
@@ -119,7 +119,7 @@ def run(
         )
         stored, _, state, turns = exploration
         members = as_store(target).gather(stored, state.members)
-        return _seen(Run(members, state, infos, turns))
+        return _warn_of_invalid(Run(members, state, infos, turns))
     key_init, key_steps = jax.random.split(key)
     state = sampler.init(jax.random.fold_in(key_init, 0), num_particles)
     particles = target.init(jax.random.fold_in(key_init, 1), num_particles, params)
@@ -147,11 +147,11 @@ def run(
     t, state, particles, infos = jax.lax.while_loop(
         unfinished, advance, (start, state, particles, infos)
     )
-    return _seen(Run(particles, state, infos, t))
+    return _warn_of_invalid(Run(particles, state, infos, t))
 
 
-def _seen(result: Run) -> Run:
-    """The result; outside of jit and vmap it is looked at for what has no weight."""
+def _warn_of_invalid(result: Run) -> Run:
+    """The result, with a warning of invalid weights outside of jit and vmap."""
     num_invalid = getattr(result.infos, "num_invalid", None)
     if num_invalid is not None and not isinstance(num_invalid, jax.core.Tracer):
         warn_of_invalid(int(num_invalid.sum()), "This run")

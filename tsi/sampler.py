@@ -1,15 +1,15 @@
-"""The sampler contract: what decides which particles live.
+"""The sampler contract: a sampler decides which particles survive.
 
-A sampler never sees a token or a model. It is asked which stored prefixes to extend
-(`ask`), and told the log potentials of the extended prefixes (`tell`):
+A sampler never sees a token or a model. `ask` returns which stored prefixes to extend,
+and `tell` takes the log potentials of the extended prefixes:
 
     state = init(key, N)
     state, ancestors = ask(key, state)
     (the target gathers the ancestors and extends each by one step)
     state, info = tell(key, state, log_potentials, log_corrections, finished)
 
-That is why one file of a page is a whole method, why a table of numbers can prove it,
-and why the same sampler runs in `tsi.run` and in an engine that juggles many problems.
+So a method fits into one short file, it can be tested on a table of numbers, and the
+same sampler runs in `tsi.run` and in the engine, which works on many problems at once.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tsi.picklable import Recipe, reduced
+from tsi.picklable import Recipe, reduce_to_recipe
 
 Select = str
 """How one answer is chosen: posterior, argmax, vote or weighted_vote."""
@@ -26,7 +26,7 @@ Select = str
 
 @runtime_checkable
 class SamplerState(Protocol):
-    """What every sampler's state shows to the outside, whatever else it holds."""
+    """The fields that the state of every sampler has, among others."""
 
     @property
     def log_weights(self) -> Float[Array, "*batch N"]:
@@ -46,7 +46,7 @@ class SamplerState(Protocol):
 
 
 class Sampler(NamedTuple):
-    """Three pure functions and two facts about them.
+    """Three pure functions, and properties of the method.
 
     Attributes:
         init: `(key, num_particles) -> state`. Raises `ConfigurationError` for a number
@@ -54,18 +54,18 @@ class Sampler(NamedTuple):
         ask: `(key, state) -> (state, ancestors)`, `ancestors` int32 [N]: which stored
             prefixes to extend by one step.
         tell: `(key, state, log_potentials [N], log_corrections [N], finished [N]) ->
-            (state, info)`. A particle that had finished before this step contributes
-            nothing, whatever numbers it is told.
-        path_log_weight: what the sampler claims to target. Maps the log potentials of
-            a path [..., T] and the mask of its live steps [..., T] (true up to and
-            including the step that finished) to the path's log weight [...]; the
-            target density is p(path) exp(path_log_weight). None where the method has
-            no defined target (beam search, DVTS, REBASE).
+            (state, info)`. The numbers of a particle that had finished before this step
+            are ignored.
+        path_log_weight: the target of the sampler. Maps the log potentials of a path
+            [..., T] and the mask of its live steps [..., T] (true up to and including
+            the step that finished) to the path's log weight [...]. The target density
+            is p(path) exp(path_log_weight). None for a method without a target (beam
+            search, DVTS, REBASE).
         select: how one answer is chosen: "posterior", "argmax", "vote" or
             "weighted_vote".
-        prunes: particles of weight zero are hopeless for good, and drivers need not
-            extend them.
-        recipe: how it was made, see `tsi.picklable`.
+        prunes: particles of weight zero keep weight zero, and drivers need not extend
+            them.
+        recipe: the call that made it, see `tsi.picklable`.
     """
 
     init: Callable[..., Any]
@@ -77,9 +77,9 @@ class Sampler(NamedTuple):
     recipe: Recipe | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
-        return reduced(self)
+        return reduce_to_recipe(self)
 
 
 def has_no_weight(state: SamplerState) -> Bool[Array, "*batch N"]:
-    """Particles of weight zero, which a sampler that `prunes` will not extend."""
+    """Whether each particle has weight zero; a sampler that `prunes` ignores these."""
     return state.log_weights == -jnp.inf

@@ -1,11 +1,11 @@
-"""The keys of a run and of its steps, and how many steps it may take.
+"""The keys of a run and of its steps, and the step limit.
 
 `key_init, key_steps = split(key)`; step t uses `key_ask, key_propose, key_tell =
 split(fold_in(key_steps, t), 3)`. A step's randomness is therefore a function of
-(key, t) alone, and every driver that follows the rule gives the same samples.
+(key, t) alone, and every driver that follows this rule draws the same samples.
 
-JAX has keys of two styles: arrays of a type of their own (`jax.random.key`), and bare
-numbers (`jax.random.PRNGKey`). Public functions take either and go on with the first.
+JAX has two styles of keys: typed arrays (`jax.random.key`), and uint32 arrays
+(`jax.random.PRNGKey`). Public functions take either and convert it to the first.
 """
 
 import functools
@@ -25,11 +25,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 AnyKey = Any
-"""A key of either style. Not checked by its annotation, since `typed_key` says more."""
+"""A key of either style; `typed_key` checks it, with a better message."""
 
 
 def typed_key(keys: AnyKey) -> Key[Array, "*batch"]:
-    """Keys as arrays of JAX's own type, from keys of either style, in any number.
+    """Convert keys of either style to typed keys.
 
     Args:
         keys: typed, [...]; or uint32 [..., 2] (threefry) or [..., 4] (rbg).
@@ -44,12 +44,11 @@ def typed_key(keys: AnyKey) -> Key[Array, "*batch"]:
     if not is_array or keys.dtype != jnp.uint32 or words not in (2, 4):
         found = f"{keys.dtype}{list(keys.shape)}" if is_array else repr(keys)[:60]
         raise ConfigurationError(
-            "Random numbers need one of JAX's keys, and what was given as one is "
-            f"{found}. Give jax.random.key(seed), or an old-style "
-            "jax.random.PRNGKey(seed)."
+            f"A key must be one of JAX's keys, and it is {found}. Give "
+            "jax.random.key(seed), or an old-style jax.random.PRNGKey(seed)."
         )
     kind = {2: "threefry2x32", 4: "rbg"}[words]
-    # Two kinds have four words, and of a bare key only the default can tell which.
+    # Two implementations have four words; for a raw key the default decides.
     default = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
     if words == 4 and default == "unsafe_rbg":
         kind = default
@@ -57,7 +56,7 @@ def typed_key(keys: AnyKey) -> Key[Array, "*batch"]:
 
 
 def single_key(key: AnyKey) -> Key[Array, ""]:
-    """One key as JAX's own type, from a key of either style.
+    """Convert one key of either style to a typed key.
 
     Args:
         key: typed, or uint32 [2] or [4].
@@ -68,14 +67,14 @@ def single_key(key: AnyKey) -> Key[Array, ""]:
     one = typed_key(key)
     if one.ndim:
         raise ConfigurationError(
-            f"This takes one key and was given an array of {one.shape} of them. Map "
-            "over keys with jax.vmap, or give one of them."
+            f"One key is needed, and an array of {one.shape} keys was given. Map over "
+            "keys with jax.vmap, or give one of them."
         )
     return one
 
 
 def with_typed_key(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose first argument `key` may be of either style.
+    """Let the first argument `key` of a function be of either style.
 
     Raises:
         ConfigurationError: when called, for anything but one key.
@@ -105,16 +104,16 @@ def step_keys(key_steps: AnyKey, t: Int[Array, ""] | int) -> StepKeys:
 
 
 def step_limit(target: Any, max_steps: int | None) -> int:
-    """The number of steps a run may take: `max_steps`, the target's own, or 64.
+    """The step limit of a run: `max_steps`, the target's own, or 64.
 
     Raises:
-        ConfigurationError: if it is less than one.
+        ConfigurationError: the limit is less than one.
     """
     limit = getattr(target, "max_steps", None) if max_steps is None else max_steps
     limit = DEFAULT_MAX_STEPS if limit is None else int(limit)
     if limit < 1:
         raise ConfigurationError(
-            f"A run needs at least one step, and max_steps is {limit}. Give max_steps "
-            "a positive number."
+            f"A run needs at least one step, and max_steps is {limit}. Give a positive "
+            "max_steps."
         )
     return limit

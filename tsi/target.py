@@ -1,4 +1,4 @@
-"""The target contract: what is explored.
+"""The target contract: a Feynman-Kac model from which samplers sample.
 
 A target is a Feynman-Kac model in steps: `propose` draws x_t given the particle so far
 (the proposal q; its density ratio to the policy p comes back as log p - log q), and
@@ -19,12 +19,12 @@ Particles = Any
 
 @runtime_checkable
 class Target(Protocol):
-    """What `tsi.run` and the engine need from a target; all methods are pure.
+    """The methods of a target that `tsi.run` and the engine call; all are pure.
 
     An attribute `max_steps`, where there is one, is the step limit that drivers use by
     default. Randomness of particle i comes from `fold_in(key, i)` alone, so that a
     particle's stream does not depend on how many others there are. The step t is one
-    number, or [N] where rows have different depths: each row's own number of steps.
+    number, or [N] if rows have different depths: the number of steps of each row.
     """
 
     def init(self, key: Key[Array, ""], num_particles: int, params: Any) -> Particles:
@@ -45,61 +45,60 @@ class Target(Protocol):
         particles: Particles,
         params: Any,
     ) -> Float[Array, "N"]:
-        """The log potential of each prefix after step t; ignored once finished."""
+        """The log potential of each prefix after step t; ignored for finished ones."""
 
     def finished(self, particles: Particles) -> Bool[Array, "N"]:
-        """Which particles take no further step; absorbing."""
+        """Whether each particle takes no further step; a finished particle stays so."""
 
     def gather(self, particles: Particles, ancestors: Int[Array, "N"]) -> Particles:
-        """The particles at `ancestors`: a fork, cheap where there is a cache."""
+        """The particles at `ancestors`, caches included."""
 
 
 CAPABILITIES = {
     "truncate": "cut prefixes back to an earlier step",
-    "replay": "extend a prefix by another one's step and say how probable that was",
+    "replay": "extend a prefix by the step of another one, with its log-probability",
     "log_prob": "the policy's log-probability of a prefix",
     "log_proposal": "the proposal's log-probability of a prefix",
 }
-"""Optional methods of a target that explorers may need, and what each is for:
+"""Optional methods of a target that explorers may need, and their purpose:
 
     truncate(particles, depths [N], params) -> particles
     replay(t, particles, sources, params) -> (particles, log_probs [N])
     log_prob(particles, params) -> [N]
     log_proposal(particles, params) -> [N]
 
-A target that has `replay`, and whose proposal is not its policy, must have
-`log_proposal`, or repeated steps are weighed wrongly. A row that is cut is unfinished;
-one with no more than `depths` steps stays as it is. `sources` has a row for each
-particle. Two more methods only save work, and drivers do without: `put(stored, slots
-[W], rows)` writes rows over stored ones, and `propose_some(key, t, particles, params,
-active [N])` proposes for some rows only.
+A target with `replay` whose proposal is not its policy must have `log_proposal`;
+without it repeated steps get wrong weights. A row that is cut is unfinished; a row of
+at most `depths` steps is not changed. `sources` has a row for each particle. Two more
+methods only save work: `put(stored, slots [W], rows)` writes rows over stored ones, and
+`propose_some(key, t, particles, params, active [N])` proposes for some rows only.
 """
 
 
 def require(target: Any, capability: str, needed_by: str) -> Any:
-    """The target's optional method, or a sentence that says what lacks it.
+    """The target's optional method.
 
     Args:
         target: any target.
         capability: one of `CAPABILITIES`.
-        needed_by: the sampler that asks, for the message.
+        needed_by: the sampler that needs it, for the message.
 
     Raises:
-        CapabilityError: if the target does not have the method.
+        CapabilityError: the target does not have the method.
     """
     method = getattr(target, capability, None)
     if method is None:
         purpose = CAPABILITIES.get(capability, "an optional capability")
         raise CapabilityError(
             f"{needed_by} needs a target with `{capability}` ({purpose}), and "
-            f"{type(target).__name__} has none. Add the method to the target or choose "
-            "a sampler that does without."
+            f"{type(target).__name__} has none. Add the method to the target, or "
+            "choose a sampler that does not need it."
         )
     return method
 
 
 def where_rows(flags: Bool[Array, "N"], yes: Particles, no: Particles) -> Particles:
-    """Rows of one tree where the flags are set, of the other elsewhere."""
+    """Rows of one tree where the flags are set, and of the other elsewhere."""
 
     def choose(a: Array, b: Array) -> Array:
         return jnp.where(flags.reshape(-1, *[1] * (a.ndim - 1)), a, b)

@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, for programs that are asked to make way for others."""
+"""SIGTERM as an exception, for programs that a scheduler may stop."""
 
 import contextlib
 import signal
@@ -10,11 +10,11 @@ from tsi.errors import Stopped
 
 
 class Request:
-    """What has asked this program to stop.
+    """The requests to stop this program.
 
     Attributes:
-        signals: that have come since `terminable` began.
-        by_group: whether one of them told that another process of the run stops.
+        signals: number of signals since `terminable` began.
+        by_group: whether one of them says that another process of the run stops.
     """
 
     signals: int = 0
@@ -25,26 +25,26 @@ _request = Request()
 
 
 def is_repetition() -> bool:
-    """Count a signal, and say whether it asks for what `stop_with_group` has asked.
+    """Count a signal; also whether it repeats the request of `stop_with_group`.
 
     A scheduler signals all processes of a run, some later than others, and the first
-    that stops makes the others stop. Both are one request, not a first signal and a
-    second, which would end the program at once.
+    process that stops makes the others stop. Both are one request. They must not count
+    as two signals, since a second signal ends the program at once.
     """
     _request.signals += 1
     return _request.by_group and _request.signals == 2
 
 
 def stop_at_once(number: int, frame: FrameType | None) -> None:
-    """A handler of signals that raises `Stopped`."""
+    """Signal handler that raises `Stopped`."""
     if not is_repetition():
         raise Stopped(number)
 
 
 def stop_with_group() -> None:
-    """As if SIGTERM had come, unless a signal has; the main thread stops.
+    """Send SIGTERM to the main thread, unless a signal has arrived already.
 
-    Where nothing handles SIGTERM, nothing happens.
+    Does nothing if SIGTERM has no handler.
     """
     thread = threading.main_thread().ident
     handled = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)
@@ -60,10 +60,10 @@ def is_asked() -> bool:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """While this lasts, SIGTERM raises `Stopped` as Ctrl-C raises KeyboardInterrupt.
+    """A context in which SIGTERM raises `Stopped`, as Ctrl-C raises KeyboardInterrupt.
 
-    A handler that the user has set stays, and threads other than the main one, which
-    get no signals, change nothing.
+    A handler that the user has set is kept. In threads other than the main one, which
+    receive no signals, the context does nothing.
     """
     if is_main_thread():
         _request.signals, _request.by_group = 0, False
@@ -79,5 +79,5 @@ def terminable() -> Iterator[None]:
 
 
 def is_main_thread() -> bool:
-    """Whether this is the thread that gets signals."""
+    """Whether this is the thread that receives signals."""
     return threading.current_thread() is threading.main_thread()

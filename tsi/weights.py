@@ -1,8 +1,8 @@
 """Arithmetic of importance weights in log space.
 
-Every function accepts weights that are zero (log weight -inf), even all of them, and
-never returns NaN. A NaN log weight counts as zero: a particle whose weight is unknown
-must not live on.
+Every function accepts zero weights (log weight -inf), even if all are zero, and never
+returns NaN. A NaN log weight counts as weight zero: a particle of unknown weight must
+not survive.
 """
 
 from typing import Any, NamedTuple
@@ -14,49 +14,50 @@ from jaxtyping import Array, Bool, Float
 def weight_dtype() -> Any:
     """The type of log weights and log evidence: float32, float64 under x64.
 
-    Whatever type a target reports in, weights are kept in this one: bfloat16 loses
-    them, and a state must not change its type from one step to the next.
+    Weights have this type for every target: bfloat16 is too coarse for weights, and a
+    state must not change its type between steps.
     """
     return jnp.promote_types(jnp.float32, jnp.zeros(()).dtype)
 
 
 def is_invalid(log_weights: Float[Array, "..."]) -> Bool[Array, "..."]:
-    """Which log weights are no weight: NaN and +inf."""
+    """Whether each log weight is NaN or +inf."""
     return jnp.isnan(log_weights) | (log_weights == jnp.inf)
 
 
 def sanitise(log_weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Log weights with what is no weight, NaN and +inf, replaced by -inf."""
+    """Log weights with NaN and +inf replaced by -inf."""
     return jnp.where(is_invalid(log_weights), -jnp.inf, log_weights)
 
 
 def centre(
-    log_values: Float[Array, "*batch N"], among: Bool[Array, "*batch N"] | bool = True
+    log_values: Float[Array, "*batch N"], where: Bool[Array, "*batch N"] | bool = True
 ) -> tuple[Float[Array, "*batch N"], Float[Array, "*batch"]]:
-    """Log values less the largest finite one of the last axis, and that one.
+    """Subtract the largest finite value of the last axis; also return that value.
 
-    Differences of large numbers are exact where their sums with weights are not: what
-    is common to all is taken out first, so that no decision depends on it.
+    The difference of two large numbers is exact, and the sum of a large number and a
+    weight is not. So a constant that all values share is subtracted first, and no
+    decision depends on it.
 
     Args:
-        log_values: [N]; -inf stays.
-        among: which of them the largest is looked for; it is 0 if there is none.
+        log_values: [N]; -inf is not changed.
+        where: the values among which the largest is taken; it is 0 if there are none.
     """
-    usable = jnp.isfinite(log_values) & among
-    largest = jnp.max(jnp.where(usable, log_values, -jnp.inf), axis=-1)
+    finite = jnp.isfinite(log_values) & where
+    largest = jnp.max(jnp.where(finite, log_values, -jnp.inf), axis=-1)
     pivot = jnp.where(jnp.isfinite(largest), largest, 0.0)
     return log_values - pivot[..., None], pivot
 
 
 class CompensatedSum(NamedTuple):
-    """A sum of many logarithms, with what rounding has cut off from it.
+    """A sum of many logarithms and its rounding error.
 
-    A log evidence of thousands has an ulp of 1e-4, and methods that compare two of them
-    need their difference to more than that.
+    A log evidence of thousands has an ulp of 1e-4, and methods that compare two
+    evidences need their difference more precisely.
 
     Attributes:
-        value: the sum.
-        rest: what is to be added to it.
+        value: the sum, rounded.
+        rest: the exact sum less `value`.
 
     Source: Neumaier 1974, Rundungsfehleranalyse einiger Verfahren zur Summation
     endlicher Summen.
@@ -66,21 +67,21 @@ class CompensatedSum(NamedTuple):
     rest: Float[Array, "*batch"]
 
     def add(self, term: Float[Array, "*batch"]) -> "CompensatedSum":
-        """The sum with one more term; -inf is for good."""
+        """Add a term; a sum of -inf stays -inf."""
         value = self.value + term
         larger = jnp.abs(self.value) >= jnp.abs(term)
         lost = jnp.where(
             larger, (self.value - value) + term, (term - value) + self.value
         )
         rest = jnp.where(jnp.isfinite(value), self.rest + lost, 0.0)
-        # The value is the sum's float32, and the rest less than half its ulp.
+        # So that the value is the rounded sum, and the rest less than half an ulp.
         whole = value + rest
         return CompensatedSum(
             whole, jnp.where(jnp.isfinite(whole), rest - (whole - value), 0.0)
         )
 
     def minus(self, other: "CompensatedSum") -> Float[Array, "*batch"]:
-        """The difference of two sums, the small parts after the large ones."""
+        """The difference of two sums."""
         return (self.value - other.value) + (self.rest - other.rest)
 
 
@@ -108,7 +109,7 @@ def normalise(log_weights: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]
     """Log weights that sum to one over the last axis.
 
     A group whose weights are all zero gets equal weights, the recovery rule of this
-    package; ask `all_dead` to tell the cases apart.
+    package; `all_dead` distinguishes the two cases.
     """
     log_weights = sanitise(log_weights)
     dead = all_dead(log_weights)[..., None]
@@ -138,8 +139,8 @@ def evidence_increment(
 ) -> Float[Array, "*batch"]:
     """log sum_i W_i exp(log_increments_i), with W the normalised weights.
 
-    The factor by which one step multiplies the evidence estimate. A particle of zero
-    weight contributes nothing, even if its increment is infinite or NaN.
+    The log of the factor by which one step multiplies the evidence estimate. A particle
+    of zero weight contributes nothing, even if its increment is infinite or NaN.
     """
     log_normalised = normalise(log_weights)
     alive = log_normalised > -jnp.inf

@@ -159,7 +159,7 @@ def weighed(
     base = state.log_base + corrections
     if potential.evidence == "none":
         base = jnp.zeros_like(base)
-    relative, largest = centre(log_factors, among=base > -jnp.inf)
+    relative, largest = centre(log_factors, where=base > -jnp.inf)
     log_w = base + potential.power * relative
 
     islands = state.recovering.shape[0]

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.picklable import Recipe, picklable, reduced
+from tsi.picklable import Recipe, picklable, reduce_to_recipe
 from tsi.weights import sanitise
 
 Transform = Callable[[Array], Array]
@@ -93,7 +93,7 @@ class Potential(NamedTuple):
     recipe: Recipe | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
-        return reduced(self)
+        return reduce_to_recipe(self)
 
 
 def log_scores(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tsi.picklable import Recipe, picklable, reduced
+from tsi.picklable import Recipe, picklable, reduce_to_recipe
 from tsi.samplers.parts.allocation import Deterministic
 from tsi.samplers.parts.resampling import Resampling
 from tsi.step_keys import with_typed_key
@@ -65,7 +65,7 @@ class Reproduction(NamedTuple):
     recipe: Recipe | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
-        return reduced(self)
+        return reduce_to_recipe(self)
 
 
 @picklable

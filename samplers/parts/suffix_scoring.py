@@ -84,5 +84,5 @@ def log_past_weights(
     log_p = jnp.sum(jnp.where(future, state.joined.log_probs, 0.0), axis=-1)
     gain = log_density(state.joined, score) - log_density(pasts, score)
     alive = state.possible & (log_weights > -jnp.inf)
-    gain, _ = centre(gain, among=alive)
+    gain, _ = centre(gain, where=alive)
     return jnp.where(alive, sanitise(log_weights + log_p + gain), -jnp.inf)

@@ -75,7 +75,7 @@ class ForcedEnd(NamedTuple):
             raise ConfigurationError(
                 f"The forced string has {len(string)} tokens, {answer} are reserved "
                 f"for the answer after it, and a step has at most {room}. The last "
-                "step must hold both: shorten the string, lower answer_tokens, or "
+                "step must hold both. Shorten the string, lower answer_tokens, or "
                 "raise max_step_tokens and max_tokens."
             )
         size = len(boundary.stops)

@@ -1,4 +1,4 @@
-"""The particles of reasoning: solutions so far, and what models need to extend them."""
+"""The particles of reasoning: solutions so far, with the caches that models need."""
 
 from typing import Any, NamedTuple
 
@@ -14,23 +14,23 @@ from tsi.models.layers import Segment
 from tsi.rewards.reward import Prompts
 
 StepIndex = Int[Array, ""] | Int[Array, " R"] | int
-"""The index t of a step, one number or each row's own."""
+"""The index t of a step: one number, or one per row."""
 
 
 class ReasoningParams(NamedTuple):
-    """Everything that is an argument of the compiled programs.
+    """The arguments of the compiled programs.
 
     Attributes:
-        policy: the language model that writes steps.
+        policy: the language model that generates steps.
         reward_model: its weights, or None.
         prompts: the problems' prompts.
         temperature: of the policy's tokens; 0 means the most likely token. The policy
             *at this temperature* is the p of the target.
-        proposal_temperature: tokens are drawn at this temperature instead, and log p -
-            log q is reported; None draws from the policy itself.
-        truncation: tokens that the policy may write; it is this policy that p means.
-        repetition_penalty: the price of tokens that were read before, which belongs to
-            that policy as well (:mod:`tsi.decoding.repetition`).
+        proposal_temperature: of the proposal q, for which log p - log q is reported;
+            None draws from the policy.
+        truncation: restricts the tokens of the policy; p is the truncated policy.
+        repetition_penalty: of tokens that occurred before; p is the penalised policy
+            (:mod:`tsi.decoding.repetition`).
     """
 
     policy: LanguageModel
@@ -43,7 +43,7 @@ class ReasoningParams(NamedTuple):
 
     @property
     def temperatures(self) -> Temperatures:
-        """What tokens are drawn by."""
+        """The parameters of drawing a token."""
         return Temperatures(
             self.temperature,
             self.proposal_temperature,
@@ -62,11 +62,12 @@ class ReasoningParams(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What each slot has spent, ``[R]`` each; stays with the slot when rows fork.
+    """The tokens that each slot has cost, ``[R]`` each; not moved when rows fork.
 
-    ``repeated`` tokens were read by the policy to be scored, not drawn. ``*_context``
-    sums the positions that each token attended to, as
-    :meth:`tsi.models.decoder_config.DecoderConfig.attended` counts them.
+    ``generated`` tokens were drawn by the policy, ``repeated`` ones were read by it to
+    compute their probability, and ``reward_read`` ones were read by the reward model.
+    ``*_context`` is the sum of the positions that each token attended to, counted by
+    :meth:`tsi.models.decoder_config.DecoderConfig.attended`.
     """
 
     generated: Int[Array, " R"]
@@ -78,13 +79,13 @@ class Cost(NamedTuple):
 
 
 def no_cost(rows: int) -> Cost:
-    """Of rows that have spent nothing."""
+    """The cost of new rows: zero."""
     zeros, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
     return Cost(zeros, floats, zeros, floats, zeros, floats)
 
 
 class History(NamedTuple):
-    """What cannot be recomputed when a row is cut back: ``[R, M]``, after each step."""
+    """Values after each step, ``[R, M]``, to which a row that is cut back returns."""
 
     boundary_state: Int[Array, "R M"]
     log_prob: Float[Array, "R M"]
@@ -96,19 +97,19 @@ class Particles(NamedTuple):
     """R solutions so far.
 
     Attributes:
-        tokens: ``[R, T]`` generated ids; ``lengths`` of them are real.
+        tokens: ``[R, T]`` generated ids, the first ``lengths`` of each row.
         step_ends: ``[R, M]``, length after each step.
         pending: ``[R]``, the newest token, not yet in the policy's cache.
         boundary_state: ``[R]``, of the boundary's automaton after that token; a
-            delimiter may lie across the cut of a step that grew too long.
+            delimiter may span the end of a step that was cut at its token limit.
         finished: ``[R]``, ended by itself or at the token limit.
         truncated: ``[R]``, ended at the token limit.
         log_prob: ``[R]``, log p(steps | prompt) at the policy's temperature.
-        log_proposal: ``[R]``, log q of the same; what p cannot write counts as 0.
+        log_proposal: ``[R]``, log q of the same; a step with p = 0 counts as 0.
         log_odds: ``[R]``, the reward of the prefix.
-        history: the numbers above after each step, to cut back to.
+        history: the values above after each step.
         prompt, suffix: the policy's two cache segments.
-        reward_state: the reward's own.
+        reward_state: of the reward.
         cost: see :class:`Cost`.
     """
 

@@ -1,9 +1,9 @@
 """The target of reasoning as explorers use it: a store of prefixes.
 
-M rows are stored with their caches, and W of them are taken out, cut back, extended and
-put in again each turn. Only new tokens are ever computed: a cut masks cache positions,
-and a repeated step is read in one pass, not token by token. Costs are those of a turn:
-they start from zero when rows are taken out, and the driver adds them up.
+M rows are stored with their caches. In each turn W of them are taken out, cut back,
+extended and stored again. Only new tokens are computed: a cut masks cache positions,
+and a repeated step is read in one pass instead of token by token. Costs start from zero
+when rows are taken out, and are added up when the rows are stored.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from tsi.step_keys import AnyKey
 class ReasoningStore:
     """A `ReasoningTarget` with `truncate`, `replay`, `log_prob` and `put`."""
 
-    # The target makes its store, so that its type cannot be named here.
+    # A ReasoningTarget; its module imports this one.
     target: Any
 
     @property
@@ -47,9 +47,9 @@ class ReasoningStore:
     def init(
         self, key: AnyKey | None, num_particles: int, params: ReasoningParams
     ) -> Particles:
-        """M empty rows per problem, with room for a whole row and one step more."""
-        # Rows of all lengths meet in a turn, so a row may have to start its step after
-        # the slots of the longest.
+        """M empty rows per problem, with room for a solution and one more step."""
+        # A turn has rows of all lengths, and a short row's step may start after the
+        # slots of the longest row.
         capacity = self.target.max_tokens + self.target.max_step_tokens
         return self.target.init(key, num_particles, params, capacity)
 
@@ -81,16 +81,16 @@ class ReasoningStore:
         return self.target.log_potential(t, particles, params)
 
     def finished(self, particles: Particles) -> Bool[Array, " R"]:
-        """Rows that write no more."""
+        """Whether each row takes no further step."""
         return particles.finished
 
     def log_prob(self, particles: Particles, params: Any) -> Float[Array, " R"]:
-        """log p of what each row has written."""
+        """log p of each solution so far."""
         return particles.log_prob
 
     @property
     def log_proposal(self) -> Callable[[Particles, Any], Float[Array, " R"]] | None:
-        """log q of what each row has written; None where q is the policy itself."""
+        """A function for log q of each solution so far; None if q is the policy."""
         return None if self.target.forced_end is None else _log_proposal
 
     def gather(self, particles: Particles, rows: Int[Array, " W"]) -> Particles:
@@ -106,19 +106,19 @@ class ReasoningStore:
     def put(
         self, stored: Particles, slots: Int[Array, " W"], rows: Particles
     ) -> Particles:
-        """Write W rows over the stored ones at `slots`; those beyond are lost."""
-        written = jax.tree.map(
+        """Write W rows over those at `slots`; slots out of range are dropped."""
+        merged = jax.tree.map(
             lambda old, new: old.at[slots].set(new, mode="drop"),
             _without_caches(stored),
             _without_caches(rows),
         )
-        return written._replace(
+        return merged._replace(
             prompt=stored.prompt,
             suffix=keep(stored.suffix, slots, rows.suffix),
             reward_state=self.target.reward.keep(
                 stored.reward_state, slots, rows.reward_state
             ),
-            # Whatever becomes of a row, what it cost has been spent.
+            # The cost of a row that is overwritten still counts.
             cost=jax.tree.map(
                 lambda old, new: old.at[slots].add(new, mode="drop"),
                 stored.cost,
@@ -139,7 +139,7 @@ class ReasoningStore:
     def shorten(
         self, particles: Particles, depths: Int[Array, " R"], params: ReasoningParams
     ) -> Particles:
-        """The same for all but the caches and the reward's state."""
+        """The same, without the caches and the reward's state."""
         taken = jnp.sum(particles.step_ends > 0, axis=1)
         shorter = depths < taken
         steps = jnp.arange(self.max_steps)
@@ -152,18 +152,20 @@ class ReasoningStore:
         zero = jnp.zeros((), jnp.int32)
         lengths = after(particles.step_ends, particles.lengths, zero)
         prompts = as_int32(params.prompts)
-        of_prompt = jnp.take_along_axis(
+        last_of_prompt = jnp.take_along_axis(
             prompts.tokens, prompts.lengths[:, None] - 1, axis=1
         )[:, 0]
-        of_prompt = jnp.repeat(of_prompt, depths.shape[0] // of_prompt.shape[0])
+        last_of_prompt = jnp.repeat(
+            last_of_prompt, depths.shape[0] // last_of_prompt.shape[0]
+        )
         newest = jnp.maximum(lengths - 1, 0)[:, None]
         newest = jnp.take_along_axis(particles.tokens, newest, axis=1)[:, 0]
-        newest = jnp.where(lengths > 0, newest, of_prompt)
+        newest = jnp.where(lengths > 0, newest, last_of_prompt)
         history = particles.history
-        gone = shorter[:, None] & (steps >= depths[:, None])
+        is_cut = shorter[:, None] & (steps >= depths[:, None])
         return particles._replace(
             lengths=lengths,
-            step_ends=jnp.where(gone, 0, particles.step_ends),
+            step_ends=jnp.where(is_cut, 0, particles.step_ends),
             pending=jnp.where(shorter, newest, particles.pending),
             boundary_state=after(
                 history.boundary_state, particles.boundary_state, zero
@@ -173,7 +175,7 @@ class ReasoningStore:
             log_prob=after(history.log_prob, particles.log_prob, zero),
             log_proposal=after(history.log_proposal, particles.log_proposal, zero),
             log_odds=after(history.log_odds, particles.log_odds, zero),
-            history=History(*(jnp.where(gone, 0, leaf) for leaf in history)),
+            history=History(*(jnp.where(is_cut, 0, leaf) for leaf in history)),
         )
 
     def replay(
@@ -183,13 +185,13 @@ class ReasoningStore:
         sources: Particles,
         params: ReasoningParams,
     ) -> tuple[Particles, Float[Array, " R"]]:
-        """Extend each unfinished row by step t of its source; also log p of it.
+        """Extend each unfinished row by step t of its source; also log p of that step.
 
         See `repeat_step`.
         """
         context = (particles.prompt, particles.suffix.segment)
         step, impossible = self.repeat_step(t, particles, sources, params, context)
-        rows = self.target.written(t, particles, step, params, drawn=False)
+        rows = self.target.append_step(t, particles, step, params, drawn=False)
         return rows, jnp.where(impossible, -jnp.inf, step.log_prob)
 
     def repeat_step(
@@ -201,20 +203,20 @@ class ReasoningStore:
         context: tuple[Segment, ...],
         width: int | None = None,
     ) -> tuple[Decoding, Bool[Array, " R"]]:
-        """What each row writes if it takes step t of its source, and where it cannot.
+        """Step t of each row's source, read after the row; also where it is impossible.
 
-        A step is impossible under a past where it would have ended elsewhere, as it may
-        where a delimiter began in a step that was cut, and where it would carry the row
-        over the token limit: the row stays as it is and log p is -inf.
+        A step is impossible after a prefix if it would have ended at another token (a
+        delimiter may begin in an earlier step that was cut), or if it would exceed the
+        token limit. Then the row is not changed and log p is -inf.
 
         Raises:
-            ConfigurationError: with a proposal of another temperature, whose density
-                repeated steps do not know.
+            ConfigurationError: the proposal has another temperature than the policy, so
+                the density of repeated steps is not known.
         """
         if params.proposal_temperature is not None:
             raise ConfigurationError(
-                "Repeated steps are weighed by the policy that proposed them; ancestor "
-                "and backward sampling need proposal_temperature=None."
+                "Repeated steps are weighted by the policy that proposed them, so "
+                "ancestor and backward sampling need proposal_temperature=None."
             )
         target = self.target
         width = target.max_step_tokens if width is None else width
@@ -230,40 +232,40 @@ class ReasoningStore:
         offsets = jnp.arange(width)
         places = jnp.minimum(begin[:, None] + offsets, target.max_tokens - 1)
         tokens = jnp.take_along_axis(sources.tokens, places, axis=1)
-        state, ends_here, stopped, forced = self._ends_where_it_ends(
-            tokens, counts, particles
-        )
+        state, ends, stopped, forced = self._check_ends(tokens, counts, particles)
         too_long = particles.lengths + counts > target.max_tokens
-        impossible = (counts > 0) & (too_long | ~ends_here)
+        impossible = (counts > 0) & (too_long | ~ends)
         counts = jnp.where(impossible, 0, counts)
-        real = offsets < counts[:, None]
-        tokens = jnp.where(real, tokens, 0)
+        valid = offsets < counts[:, None]
+        tokens = jnp.where(valid, tokens, 0)
 
         policy = params.policy
         read = jnp.concatenate([particles.pending[:, None], tokens[:, :-1]], axis=1)
         start = target.prompt_rows(particles, params) - 1 + particles.lengths
-        hidden, key_values = policy.trunk(read, start[:, None] + offsets, real, context)
+        hidden, key_values = policy.trunk(
+            read, start[:, None] + offsets, valid, context
+        )
         logits = target.boundary.mask_padding(policy.logits(hidden))
         seen = params.mark_seen(particles.tokens, particles.lengths)
         penalty = params.repetition_penalty
         if seen is not None and penalty is not None:
             logits = penalise(logits, mark_seen_within(seen, tokens, counts), penalty)
         log_p = log_prob_of(logits, tokens, params.temperature, params.truncation)
-        took = counts > 0
+        takes_step = counts > 0
         last = jnp.maximum(counts - 1, 0)[:, None]
         newest = jnp.take_along_axis(tokens, last, axis=1)[:, 0]
         correction = jnp.zeros_like(log_p[:, 0])
         if forced is not None:
             final = jnp.take_along_axis(logits, last[..., None], axis=1)[:, 0]
-            string = jnp.sum(jnp.where(forced.string & real, log_p, 0.0), axis=1)
-            correction = string + self._log_end(final, forced, took, params)
-        log_p = jnp.sum(jnp.where(real, log_p, 0.0), axis=1)
+            string = jnp.sum(jnp.where(forced.string & valid, log_p, 0.0), axis=1)
+            correction = string + self._log_end(final, forced, takes_step, params)
+        log_p = jnp.sum(jnp.where(valid, log_p, 0.0), axis=1)
         step = Decoding(
             offset=jnp.max(counts),
-            token=jnp.where(took, newest, particles.pending),
-            state=jnp.where(took, state, particles.boundary_state),
-            active=jnp.zeros_like(took),
-            stopped=took & stopped,
+            token=jnp.where(takes_step, newest, particles.pending),
+            state=jnp.where(takes_step, state, particles.boundary_state),
+            active=jnp.zeros_like(takes_step),
+            stopped=takes_step & stopped,
             counts=counts,
             log_prob=log_p,
             log_correction=correction,
@@ -272,7 +274,7 @@ class ReasoningStore:
         )
         return step, impossible
 
-    def _ends_where_it_ends(
+    def _check_ends(
         self,
         tokens: Int[Array, "R C"],
         counts: Int[Array, " R"],
@@ -282,9 +284,9 @@ class ReasoningStore:
     ]:
         """The boundary's state after a step, and whether step and solution end there.
 
-        A step does if no token but the last completes a delimiter or the solution, and
-        the last does so or has no room behind it. Where something is forced, it must
-        stand in the step, and is returned as well.
+        A step ends there if only its last token completes a delimiter or the solution,
+        or if no token does and a limit cuts the step. With a forced end, the step must
+        contain the forced tokens, which are returned as well.
         """
         boundary, target = self.target.boundary, self.target
         full = particles.lengths + counts >= target.max_tokens
@@ -308,15 +310,15 @@ class ReasoningStore:
         ) -> tuple[tuple[Bool[Array, " R"], Advance], None]:
             early, last = carry
             offset, token = column
-            real = offset < counts
-            early = early | (real & last.ended)
+            valid = offset < counts
+            early = early | (valid & last.ended)
             now = boundary.advance(last.state, token, offset + 1)
-            last = jax.tree.map(lambda new, old: jnp.where(real, new, old), now, last)
+            last = jax.tree.map(lambda new, old: jnp.where(valid, new, old), now, last)
             return (early, last), None
 
-        no = jnp.zeros(counts.shape, bool)
+        false = jnp.zeros(counts.shape, bool)
         columns = (jnp.arange(tokens.shape[1]), tokens.T)
-        start = (no, Advance(particles.boundary_state, no, no))
+        start = (false, Advance(particles.boundary_state, false, false))
         (early, last), _ = jax.lax.scan(read_token, start, columns)
         return last.state, ~early & (last.ended | cut_off), last.stopped, None
 
@@ -324,20 +326,20 @@ class ReasoningStore:
         self,
         logits: Float[Array, "R V"],
         forced: ForcedStep,
-        took: Bool[Array, " R"],
+        takes_step: Bool[Array, " R"],
         params: ReasoningParams,
     ) -> Float[Array, " R"]:
-        """log p of all that could end a step's solution where its end is forced.
+        """log p(F) of a forced end; 0 in rows without one.
 
         Args:
             logits: of the step's last token.
-            forced: of the step.
-            took: rows that take it.
+            forced: the forced tokens of the step.
+            takes_step: rows that take it.
             params: weights, prompts and temperature.
         """
         ends = self.target.boundary.stop_tokens(forced.before)[:, : logits.shape[-1]]
         log_mass = log_prob_among(logits, ends, params.temperature, params.truncation)
-        return jnp.where(forced.end & took, log_mass, 0.0)
+        return jnp.where(forced.end & takes_step, log_mass, 0.0)
 
 
 def _log_proposal(particles: Particles, params: Any) -> Float[Array, " R"]:
@@ -345,7 +347,7 @@ def _log_proposal(particles: Particles, params: Any) -> Float[Array, " R"]:
 
 
 def _without_caches(particles: Particles) -> Any:
-    """The leaves that lead with their rows."""
+    """The leaves whose first axis is that of rows."""
     leaves = particles._asdict()
     absent: dict[str, Any] = dict.fromkeys(("prompt", "suffix", "reward_state", "cost"))
     return Particles(**(leaves | absent))

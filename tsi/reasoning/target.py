@@ -1,14 +1,14 @@
 """The target of reasoning: policy + reward + boundary, as a Feynman–Kac model.
 
-A particle is a solution so far. ``propose`` lets the policy write one more step of
-every particle, inside one compiled loop over tokens, and has the reward read that step;
-``log_potential`` hands out the log-odds of the reward of the prefix; samplers decide
-what weight to make of them. Rows are the particles of P problems at once, N of each,
-problem by problem (R = P·N); with P = 1 this is a plain :class:`tsi.target.Target`.
+A particle is a solution so far. ``propose`` draws one more step of every particle from
+the policy, in one compiled loop over tokens, and lets the reward read it.
+``log_potential`` returns the log-odds of the reward of each prefix, which samplers
+convert to weights. Rows are the particles of P problems, N per problem and ordered by
+problem (R = P·N); with P = 1 this is a :class:`tsi.target.Target`.
 
-Tokens are drawn by :mod:`tsi.decoding.decode_step`, which says with which keys. What
-explorers need besides, to cut, repeat and keep prefixes, is in
-:mod:`tsi.reasoning.store`.
+:mod:`tsi.decoding.decode_step` draws the tokens and states their keys.
+:mod:`tsi.reasoning.store` has what explorers need in addition: to cut, repeat and store
+prefixes.
 """
 
 import dataclasses
@@ -42,23 +42,24 @@ from tsi.weights import weight_dtype
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReasoningTarget:
-    """Solutions weighed by their reward (see the module's text).
+    """Solutions weighted by their reward; see the module's text.
 
     Attributes:
         boundary: where steps and solutions end.
-        reward: gives log-odds of prefixes.
-        max_step_tokens: C; a step is cut after that many tokens and the next begins.
+        reward: computes log-odds of prefixes.
+        max_step_tokens: C; a step is cut after that many tokens and the next one
+            begins.
         max_tokens: T; a solution that reaches it without an end token is truncated.
-        max_steps: M; a solution with so many steps is truncated as well.
+        max_steps: M; a solution that has M steps without an end is truncated as well.
         log_truncation: added to the log potential of a truncated solution. The default
             gives it weight zero, so that the target is p conditioned on finishing;
-            0 lets it count by its reward.
-        forced_end: what a solution is made to write where a limit would cut it, which
-            its weight pays for; None leaves it truncated.
+            with 0 it counts by its reward.
+        forced_end: tokens that are forced where a limit would truncate a solution; see
+            :mod:`tsi.decoding.forced_end`. None for truncation.
 
     Raises:
-        ConfigurationError: the boundary wants more tokens of a step than it may have,
-            or what is forced cannot stand where it should (see `ForcedEnd.check`).
+        ConfigurationError: the smallest number of tokens of a step is above the
+            largest, or `forced_end` does not fit (see `ForcedEnd.check`).
     """
 
     boundary: Boundary
@@ -93,13 +94,14 @@ class ReasoningTarget:
             key: unused.
             num_particles: N per problem.
             params: weights, prompts and temperature.
-            capacity: slots of the caches' suffixes, by default enough for one pass.
+            capacity: slots of the caches' suffixes; by default enough for a run without
+                a store.
         """
         del key
         policy, prompts = params.policy, as_int32(params.prompts)
         problems, length = prompts.tokens.shape
         rows = problems * num_particles
-        # The last prompt token stays pending: reading it gives the first logits.
+        # The last prompt token is pending: reading it gives the first logits.
         mask = jnp.arange(length) < prompts.lengths[:, None] - 1
         key_values = read_prompts(policy.trunk, prompts.tokens, mask)
         last = jnp.take_along_axis(
@@ -137,11 +139,11 @@ class ReasoningTarget:
         particles: Particles,
         params: ReasoningParams,
     ) -> tuple[Particles, Float[Array, " R"]]:
-        """Write one step of every unfinished particle and have it read.
+        """Draw one step of every unfinished particle, and let the reward read it.
 
         Args:
             key: a key, or one key for each of P problems.
-            t: the step's index, from 0; one number, or each row's own.
+            t: the step's index, from 0; one number, or one per row.
             particles: R rows.
             params: weights, prompts and temperature.
 
@@ -158,7 +160,7 @@ class ReasoningTarget:
         params: ReasoningParams,
         active: Bool[Array, " R"],
     ) -> tuple[Particles, Float[Array, " R"]]:
-        """The same for the rows ``active [R]`` only; the others stay as they are."""
+        """The same for the rows ``active [R]`` only; the others are not changed."""
         step = decode(
             params.policy,
             self.boundary,
@@ -172,10 +174,10 @@ class ReasoningTarget:
             self.forced_end,
             self.places(particles),
         )
-        return self.written(t, particles, step, params), step.log_correction
+        return self.append_step(t, particles, step, params), step.log_correction
 
     def places(self, particles: Any) -> Places | None:
-        """Where the next step of each row has what is forced, if anything is.
+        """Places of forced tokens in the next step of each row; None without any.
 
         Args:
             particles: R rows, with or without caches.
@@ -190,7 +192,7 @@ class ReasoningTarget:
         )
 
     def as_store(self) -> ReasoningStore:
-        """This target with what explorers need: to cut, repeat and keep prefixes."""
+        """This target with the methods that explorers need."""
         return ReasoningStore(self)
 
     def prompt_rows(
@@ -200,7 +202,7 @@ class ReasoningTarget:
         lengths = as_int32(params.prompts).lengths
         return jnp.repeat(lengths, particles.lengths.shape[0] // lengths.shape[0])
 
-    def written(
+    def append_step(
         self,
         t: StepIndex,
         particles: Particles,
@@ -209,7 +211,7 @@ class ReasoningTarget:
         *,
         drawn: bool = True,
     ) -> Particles:
-        """Rows with a step of theirs stored in the cache and read by the reward.
+        """Store a step of each row in the policy's cache, and let the reward read it.
 
         Arguments as in `read_step`.
         """
@@ -228,33 +230,33 @@ class ReasoningTarget:
         *,
         drawn: bool = True,
     ) -> Particles:
-        """Rows with a step of theirs read by the reward, the policy having cached it.
+        """Append a step to each row, and let the reward read it.
 
         Args:
-            t: the step's index, one number or each row's own.
-            particles: R rows; their own caches of the policy are not looked at.
-            step: what they wrote: a `Decoding`, or another tuple with its fields.
+            t: the step's index; one number, or one per row.
+            particles: R rows; the policy's caches in them are not used.
+            step: a `Decoding`, or another tuple with its fields.
             params: weights, prompts and temperature.
             segments: the policy's caches, the step included.
-            drawn: whether the policy drew the step, or read it to score it.
+            drawn: whether the policy drew the step, or read it as a repeated one.
         """
         start, lengths = particles.lengths, particles.lengths + step.counts
         width = step.tokens.shape[1]
         slots = jnp.arange(self.max_tokens) - start[:, None]
-        written = (slots >= 0) & (slots < step.counts[:, None])
+        is_new = (slots >= 0) & (slots < step.counts[:, None])
         new_tokens = jnp.take_along_axis(
             step.tokens, jnp.clip(slots, 0, width - 1), axis=1
         )
-        tokens = jnp.where(written, new_tokens, particles.tokens)
-        live = step.counts > 0
+        tokens = jnp.where(is_new, new_tokens, particles.tokens)
+        takes_step = step.counts > 0
         t = jnp.broadcast_to(t, lengths.shape)
-        out = (lengths >= self.max_tokens) | (t + 1 >= self.max_steps)
+        at_limit = (lengths >= self.max_tokens) | (t + 1 >= self.max_steps)
         impossible = step.log_correction == -jnp.inf
         if self.forced_end is not None:
-            # What the policy cannot write is where the solution ends.
-            out |= impossible
-        out &= live
-        truncated = particles.truncated | (out & ~step.stopped)
+            # A solution ends at a forced token that the policy cannot draw.
+            at_limit |= impossible
+        at_limit &= takes_step
+        truncated = particles.truncated | (at_limit & ~step.stopped)
         finished = particles.finished | step.stopped | truncated
 
         prompt_rows = self.prompt_rows(particles, params)
@@ -274,16 +276,16 @@ class ReasoningTarget:
             ),
             params,
         )
-        here = (jnp.arange(self.max_steps) == t[:, None]) & live[:, None]
+        at_step = (jnp.arange(self.max_steps) == t[:, None]) & takes_step[:, None]
 
         def record(value: Shaped[Array, " R"], old: Shaped[Array, "R M"]) -> Array:
-            return jnp.where(here, value[:, None], old)
+            return jnp.where(at_step, value[:, None], old)
 
         log_prob = particles.log_prob + step.log_prob
         log_q = jnp.where(impossible, 0.0, step.log_prob - step.log_correction)
         log_proposal = particles.log_proposal + log_q
         log_odds = reading.log_odds.astype(weight_dtype())
-        log_odds = jnp.where(live, log_odds, particles.log_odds)
+        log_odds = jnp.where(takes_step, log_odds, particles.log_odds)
         history = particles.history
         return particles._replace(
             tokens=tokens,
@@ -303,17 +305,19 @@ class ReasoningTarget:
                 record(log_odds, history.log_odds),
             ),
             reward_state=state,
-            cost=self._spent(
+            cost=self._add_cost(
                 particles.cost,
                 step.counts,
-                reading._replace(tokens_read=jnp.where(live, reading.tokens_read, 0)),
+                reading._replace(
+                    tokens_read=jnp.where(takes_step, reading.tokens_read, 0)
+                ),
                 prompt_rows + start,
                 params,
                 drawn,
             ),
         )
 
-    def _spent(
+    def _add_cost(
         self,
         cost: Cost,
         counts: Int[Array, " R"],
@@ -322,7 +326,7 @@ class ReasoningTarget:
         params: ReasoningParams,
         drawn: bool,
     ) -> Cost:
-        """The ledger after a step of so many tokens, which stands after `before`."""
+        """Add the cost of a step of `counts` tokens that starts at position `before`."""
         reader = self.reward.reader(params)
         read = reading.tokens_read.astype(jnp.int32)
         if reader is not None:
@@ -331,7 +335,7 @@ class ReasoningTarget:
                 reward_read=cost.reward_read + read,
                 reward_context=cost.reward_context + reader.attended(begin, read),
             )
-        # The token before each is the one that the policy reads to write it.
+        # To draw a token the policy reads the token before it.
         context = params.policy.config.attended(before - 1, counts)
         if drawn:
             return cost._replace(
@@ -355,11 +359,11 @@ class ReasoningTarget:
         )
 
     def finished(self, particles: Particles) -> Bool[Array, " R"]:
-        """Rows that write no more."""
+        """Whether each row takes no further step."""
         return particles.finished
 
     def gather(self, particles: Particles, ancestors: Int[Array, " R"]) -> Particles:
-        """Fork rows: suffixes are copied, prompts are not, costs stay with the slot."""
+        """Fork rows: suffixes are copied; prompts and costs stay where they are."""
 
         def take(old: Particles) -> Particles:
             return Particles(

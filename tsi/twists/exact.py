@@ -1,13 +1,13 @@
 """The exact twist of a tabular target, and the proposal that goes with it.
 
-Backwards from the last step, with x' the next symbol,
+Computed backwards from the last step, with x' the next symbol,
 
     psi_t(x) = sum_x' p(x' | x) G_{t+1}(x') psi_{t+1}(x'),    psi = 1 where paths end,
 
-is the expectation of all potentials to come, given the present symbol; if only the last
-potential counts, G stands for it where a path ends and for one elsewhere. Steps drawn
-from q(x' | x) in proportion to p(x' | x) G(x') psi(x') make every weight, and so the
-evidence, free of variance.
+is the expected product of the future potentials, given the current symbol. If only the
+last potential counts, G is that potential where a path ends and 1 elsewhere. With steps
+drawn from q(x' | x) in proportion to p(x' | x) G(x') psi(x'), all weights are equal and
+the evidence estimate has no variance.
 
 References:
     [1] Guarniero, Johansen and Lee 2017, arXiv 1511.06286.
@@ -24,13 +24,13 @@ from tsi.targets.tabular import TabularParticles, TabularTarget
 from tsi.weights import weight_dtype
 
 SAFETY = 1e-12
-"""Share of the policy in a proposal, which must allow all that the policy allows."""
+"""Share of the policy in a proposal, which must allow every step of the policy."""
 
 
 def _log_tables(
     target: TabularTarget, accumulate: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the twist and of what a step is worth, G psi, both [T, K]."""
+    """Logarithms of the twist psi and of G psi, both [T, K]."""
     ends = np.zeros((target.max_steps, target.num_symbols), bool)
     ends[-1] = True
     if target.end is not None:
@@ -51,7 +51,7 @@ def _log_tables(
 def exact_log_twist(
     target: TabularTarget, accumulate: str = "product"
 ) -> Float[np.ndarray, "T K"]:
-    """log psi_t(k), -inf where nothing is left to earn.
+    """log psi_t(k), -inf where all future potentials are zero.
 
     Args:
         target: the target.
@@ -62,7 +62,7 @@ def exact_log_twist(
 
 
 def table_twist(log_table: Any) -> Callable[..., Array]:
-    """A twist for `TwistedTarget` that is read off a table, [T, K]."""
+    """A twist for `TwistedTarget` from a table of log psi_t(k), [T, K]."""
 
     def log_twist(
         t: Int[Array, "..."] | int, particles: TabularParticles, params: Any = None
@@ -80,13 +80,13 @@ def with_twisted_proposal(
 ) -> TabularTarget:
     """The same target with steps proposed in proportion to p G psi.
 
-    A proposal is left the policy where no continuation earns anything, and has a share
-    of `SAFETY` of it elsewhere, too little to be drawn.
+    Where G psi is zero for every continuation, the proposal is the policy. Elsewhere
+    the policy has a share of `SAFETY`, too small to be drawn in practice.
     """
     _, log_worth = _log_tables(target, accumulate)
 
-    def twisted(policy: np.ndarray, log_worth: np.ndarray) -> np.ndarray:
-        # Relative to the best symbol that the policy allows: worth has any scale.
+    def tilt(policy: np.ndarray, log_worth: np.ndarray) -> np.ndarray:
+        # Relative to the largest value among allowed symbols, against overflow.
         best = np.where(policy > 0.0, log_worth, -np.inf).max(-1, keepdims=True)
         relative = log_worth - np.where(np.isfinite(best), best, 0.0)
         q = policy * np.exp(np.minimum(relative, 0.0))
@@ -102,7 +102,7 @@ def with_twisted_proposal(
         target.transition,
         target.log_potentials,
         end=target.end,
-        proposal_initial=twisted(target.initial, log_worth[0]),
-        proposal_transition=twisted(transition, log_worth[:, None, :]),
+        proposal_initial=tilt(target.initial, log_worth[0]),
+        proposal_transition=tilt(transition, log_worth[:, None, :]),
         idle=target.idle,
     )

@@ -1,8 +1,8 @@
 """A twist with parameters: log psi_t(x_{1:t}) = f_theta(t, features of x_{1:t}).
 
-What is looked at is kept apart from what is learned. Features are read off particles
-and know nothing of theta: the last symbol of a table, the state of a program, a hidden
-state of a language model. `apply` is any function of them, log-linear or a network.
+Features are separate from what is learned. They are computed from particles and do not
+depend on theta: the last symbol of a table, the state of a program, a hidden state of a
+language model. `apply` is any function of them, such as a log-linear one or a network.
 Theta is a pytree in `tsi.twists.twisted_target.TwistedParams`, so that one compiled
 program serves every theta; `tsi.samplers.contrastive_twist` fits it.
 """
@@ -43,13 +43,13 @@ def log_linear(
     t: Int[Array, "..."] | int,
     features: Float[Array, "N D"],
 ) -> Float[Array, "N"]:
-    """log psi_t = theta_t . features: weights for each step, and zero is no twist."""
+    """log psi_t = theta_t . features, with weights per step; theta = 0 is no twist."""
     step = jnp.minimum(t, theta.shape[0] - 1)
     return jnp.sum(theta[step] * features, axis=-1)
 
 
 def last_symbol(num_symbols: int) -> Callable[..., Array]:
-    """Features of a table's paths: which of K symbols was written last, one-hot.
+    """Features of a table's paths: the last of K symbols, one-hot.
 
     Log-linear in these is every twist of a table, the exact one too.
     """

@@ -1,4 +1,4 @@
-"""A twist on the policy's hidden states: a value head says what a prefix will earn.
+"""A twist on the policy's hidden states: a value head estimates the future reward.
 
 log psi is a :class:`tsi.models.heads.ValueHead` of the hidden state at the newest token
 of an unfinished prefix. :data:`VALUE_TWIST` is what
@@ -28,7 +28,7 @@ from tsi.twists.learned import LearnedTwist
 
 
 def hidden_states(t: Any, particles: Any, params: Any) -> Float[Array, "R D"]:
-    """The newest hidden state of the policy, of each row.
+    """The policy's hidden state at each row's newest token.
 
     Args:
         t: the step's index, unused.
@@ -56,11 +56,11 @@ VALUE_TWIST = LearnedTwist(_log_psi, hidden_states)
 
 @dataclasses.dataclass(frozen=True)
 class TwistedVerifier(PolicyValue):
-    """A verifier's log-odds of ended solutions, and the twist of unfinished prefixes.
+    """A verifier's log-odds of ended solutions, and a twist of unfinished prefixes.
 
     ``params.reward_model`` is the :class:`tsi.models.heads.ValueHead`. With telescoping
-    potentials (``twisted_smc``) the head decides the variance alone, as long as
-    solutions that are cut at a limit have no weight (``log_truncation`` = -inf).
+    potentials (``twisted_smc``) the head affects only the variance, if solutions that
+    are cut at a limit have weight zero (``log_truncation`` = -inf).
 
     Attributes:
         verifier: a function of the text.
