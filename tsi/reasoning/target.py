@@ -326,7 +326,7 @@ class ReasoningTarget:
         params: ReasoningParams,
         drawn: bool,
     ) -> Cost:
-        """Add the cost of a step of `counts` tokens that starts at position `before`."""
+        """Add the cost of a step of `counts` tokens that starts at `before`."""
         reader = self.reward.reader(params)
         read = reading.tokens_read.astype(jnp.int32)
         if reader is not None:
