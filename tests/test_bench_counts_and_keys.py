@@ -10,11 +10,11 @@ import pytest
 
 from tsi import samplers
 from tsi.bench.conformance import checks_of, target_checks
+from tsi.bench.key_uses import record_keys
 from tsi.bench.key_values import equal_keys
 from tsi.bench.known_truth import truth_of
 from tsi.bench.reported_counts import counts_check
 from tsi.bench.robustness import Programs
-from tsi.bench.watched_draws import watch
 from tsi.errors import ConfigurationError
 from tsi.experiments.proofs import quiet_mistakes
 from tsi.run import run
@@ -152,7 +152,7 @@ def spend(function, *arguments):
         rows = np.asarray(data).reshape(-1, 2)
         found.extend((tuple(row), draws) for row in rows.tolist())
 
-    result = watch(function, set(), note)(*arguments)
+    result = record_keys(function, set(), note)(*arguments)
     jax.block_until_ready(result)
     jax.effects_barrier()
     return result, found
@@ -162,7 +162,7 @@ def data_of(key):
     return tuple(np.asarray(jax.random.key_data(key)).tolist())
 
 
-def test_draws_are_watched_in_loops_branches_and_maps():
+def test_draws_are_recorded_in_loops_branches_and_maps():
     def draw(key, flag):
         def body(carry):
             i, total = carry
@@ -299,7 +299,7 @@ def test_a_truth_without_features_judges_the_evidence_alone():
 
 def test_runs_of_several_calls_are_those_of_their_keys():
     whole = Programs(samplers.smc(), 4, 4_001)(smooth(), KEY)
-    few = Programs(samplers.smc(), 4, 4_001).few(smooth(), KEY)
+    few = Programs(samplers.smc(), 4, 4_001).first_call(smooth(), KEY)
     assert whole.state.log_evidence.shape == (4_001,)
     # Two thousand at most are run at once, and each key gives its own run.
     size = few.state.log_evidence.shape[0]

@@ -14,7 +14,7 @@ from tsi.bench.conformance import Report, check_sampler, checks_of
 from tsi.bench.explorer_batch import batched_explorer_check
 from tsi.bench.permutation import row_permutation_check
 from tsi.bench.robustness import driven_checks
-from tsi.bench.source_lines import blamed, raised_in
+from tsi.bench.source_lines import line_of_error, places_of_functions
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Request
 from tsi.targets.examples import peaked
@@ -164,7 +164,7 @@ def test_what_a_closure_hands_on_is_an_error_with_its_line():
     explorer, guilty = hands_the_request_on_in_a_closure()
     with pytest.raises(jax.errors.UnexpectedTracerError) as caught:
         batched_explorer_check(explorer, 4, KEY)
-    line = raised_in(explorer, caught.value)
+    line = line_of_error(explorer, caught.value)
     assert line is not None
     assert line.startswith(f"tell at {HERE}:")
     number = int(line.split(":")[1])
@@ -291,7 +291,10 @@ def test_lines_are_those_of_what_somebody_wrote():
     wrapped = functools.partial(functools.partial(compiled), 1)
     seen = good._replace(init=wrapped, ask=Called(), tell=len)
     init, call = first_line(compiled), first_line(Called.__call__)
-    assert blamed(seen, "init", "ask", "tell") == f"init at {init} or ask at {call}"
+    assert (
+        places_of_functions(seen, "init", "ask", "tell")
+        == f"init at {init} or ask at {call}"
+    )
 
 
 @pytest.mark.parametrize("what", ["state", "ancestors"])

@@ -14,21 +14,21 @@ from tsi.bench.far_below import (
     range_check,
     resolution_check,
 )
-from tsi.bench.long_tables import LONG_EXAMPLES, wide
+from tsi.bench.long_tables import LONG_EXAMPLES, wide_table
 from tsi.bench.offspring import Draws
 from tsi.bench.permutation import permutation_check
 from tsi.bench.pooled import pooled_p, pooled_z
 from tsi.bench.robustness import Programs
 from tsi.bench.shift_law import (
     difference,
-    ending_in_64ths,
+    equal_length_table,
     gain_of_paths,
-    in_64ths,
     shift_checks,
     shift_table,
     total_gain,
+    unequal_length_table,
 )
-from tsi.bench.suite import default_trials, mild
+from tsi.bench.suite import default_trials, mild_potentials
 from tsi.bench.unbiasedness import MeasureTest
 from tsi.experiments.proofs import quiet_mistakes
 from tsi.experiments.proofs.mistakes import Remembering
@@ -51,7 +51,7 @@ def test_the_long_tables_are_long_and_wide_and_not_ruled_by_rare_paths():
             assert prior[dominate].sum() > 0.05
             # One rollout is no worse than this, and a mean of thousands is normal.
             assert np.sum(truth.posterior**2 / prior) < 15.0
-    scores = wide().log_potentials
+    scores = wide_table().log_potentials
     assert scores.max() > 55.0
     assert scores.min() == -60.0
 
@@ -69,7 +69,7 @@ def test_several_numbers_of_particles_are_tried_where_a_sampler_takes_them():
 
 
 def test_what_paths_gain_is_read_off_the_path_weight():
-    equal, unequal = in_64ths(), ending_in_64ths()
+    equal, unequal = equal_length_table(), unequal_length_table()
     assert gain_of_paths(ODDS, equal) == pytest.approx(4.0)
     assert gain_of_paths(ODDS, unequal) is None
     for potential, gain in ((samplers.telescoping(), 1.0), (samplers.uniform(), 0.0)):
@@ -193,12 +193,13 @@ def test_where_the_law_is_void_it_says_why(make):
 def test_a_difference_of_runs_counts_decisions_weights_and_ulps():
     runs = few_runs(samplers.particle_filter())
     before, after = (
-        runs.few(t, KEY) for t in (in_64ths(), shift_table(in_64ths(), 64.0))
+        runs.first_call(t, KEY)
+        for t in (equal_length_table(), shift_table(equal_length_table(), 64.0))
     )
-    same = difference(before, after, 4 * 64.0)
-    assert same.runs == 0.0
-    assert same.weight < 1e-4
-    assert same.ulps <= 4.0
+    states_agree = difference(before, after, 4 * 64.0)
+    assert states_agree.runs == 0.0
+    assert states_agree.weight < 1e-4
+    assert states_agree.ulps <= 4.0
     assert difference(before, after, 4 * 64.0 + 0.01).ulps > 100.0
     moved = after.state._replace(log_weights=after.state.log_weights + 0.1)
     assert difference(before, after._replace(state=moved), 256.0).weight > 0.1
@@ -213,7 +214,9 @@ def test_a_difference_of_runs_counts_decisions_weights_and_ulps():
             for run, number in zip((before, after), numbers, strict=True)
         ]
         assert difference(*pair, gain).ulps < 3.0
-    other = after._replace(particles=runs.few(in_64ths(), jax.random.key(1)).particles)
+    other = after._replace(
+        particles=runs.first_call(equal_length_table(), jax.random.key(1)).particles
+    )
     assert difference(before, other, 256.0).runs > 0.5
 
 
@@ -335,8 +338,8 @@ def test_one_percent_is_seen_where_the_evidence_is_that_of_one_rollout():
     good = samplers.suffix_metropolis(samplers.product())
     wrong = quiet_mistakes.evidence_one_percent_off(good)
     for explorer, passed in ((good, True), (wrong, False)):
-        result = Programs(explorer, 4, 20_000)(mild(), KEY)
-        checks = target_checks("mild", mild(), explorer, result)
+        result = Programs(explorer, 4, 20_000)(mild_potentials(), KEY)
+        checks = target_checks("mild", mild_potentials(), explorer, result)
         assert all(check.passed for check in checks) is passed
 
 
@@ -382,5 +385,5 @@ def test_what_is_legal_is_no_mistake(make):
     programs = Programs(sampler, 8, 2_000)
     checks = shift_checks(programs, KEY)
     checks.append(range_check(sampler, Draws(sampler, 8, 500), 8, KEY))
-    checks += target_checks("wide", wide(), sampler, programs(wide(), KEY))
+    checks += target_checks("wide", wide_table(), sampler, programs(wide_table(), KEY))
     assert [check for check in checks if check.passed is not True] == []

@@ -34,7 +34,7 @@ def nine_steps():
     )
 
 
-def in_64ths(make):
+def equal_length_table(make):
     target = make()
     target.log_potentials = np.round(target.log_potentials * 64.0) / 64.0
     return target
@@ -42,8 +42,8 @@ def in_64ths(make):
 
 TARGETS = {
     "nine steps": nine_steps(),
-    "impossible prefixes": in_64ths(impossible_prefixes),
-    "peaked": in_64ths(peaked),
+    "impossible prefixes": equal_length_table(impossible_prefixes),
+    "peaked": equal_length_table(peaked),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tsi.bench import conformance
 from tsi.bench.conformance import MAX_Z, MIN_P, Report
-from tsi.bench.source_lines import PARTS, shown
+from tsi.bench.source_lines import PARTS, relative_path
 from tsi.errors import ConfigurationError, TsiError
 from tsi.explorer import Explorer
 from tsi.sampler import Sampler
@@ -195,7 +195,7 @@ def _told(error: BaseException) -> str:
         # Its words tell the place.
         return text
     places = [
-        f"{shown(frame.filename)}:{frame.lineno}"
+        f"{relative_path(frame.filename)}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename not in (__file__, importlib.__file__)
         and not frame.filename.startswith("<")

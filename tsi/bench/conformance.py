@@ -1,40 +1,40 @@
-"""One public judge of samplers: `check_sampler(make_sampler)`.
+"""`check_sampler(make_sampler)`: tests of a sampler against the contract.
 
-It runs a sampler thousands of times on targets whose truth is known and on inputs made
-to break it, and reports which promises of the contract it keeps:
+It runs a sampler thousands of times on targets of known evidence and on adversarial
+inputs, and reports which promises of the contract it keeps:
 
 - evidence: exp(log_evidence) is unbiased, |z| < 4 (see `tsi.bench.unbiasedness`);
 - posterior: the weighted particles estimate p(x) exp(path_log_weight(x)) without bias,
   chi-square p > 0.0001;
-- pooled: so do all targets together (see `tsi.bench.pooled`);
+- pooled: the same for all targets together (see `tsi.bench.pooled`);
 - shift: a number added to all log potentials changes no decision (see
   `tsi.bench.shift_law`);
-- range, resolution: what has weight is not lost for lying far below (see
+- range, resolution: particles of small weight are not lost (see
   `tsi.bench.far_below`);
 - counts: invalid potentials and lost populations are counted (see
   `tsi.bench.reported_counts`);
-- finished: a finished particle contributes nothing, whatever it is told;
+- finished: the log potentials of a finished particle have no effect;
 - zero weights: potentials of -inf, NaN or +inf never give NaN, and the evidence
-  estimate is zero where the evidence is;
+  estimate is zero if the evidence is zero;
 - ancestors: int32, within range, and no particle of zero weight is copied over another
   one while some particle has weight;
-- permutation: told in reverse order, a sampler decides in reverse order, with finished
-  particles among them; so does an explorer in whose first turn several rows are alike;
-- requests, ending (explorers): stored prefixes exist, and runs end in time;
-- keys: no key is used twice, by whatever way it was derived, or the line where one is;
+- permutation: decisions do not depend on the order of particles, finished ones
+  included, or on the order of an explorer's rows in the first turn;
+- requests, ending (explorers): requested prefixes exist, and runs end in time;
+- keys: no key is used twice, however it was derived;
 - compiled: jit and vmap change nothing;
-- batched: `tsi.batch`, or vmap over an explorer, gives each problem what it gets alone;
+- batched: with `tsi.batch`, or vmap over an explorer, each problem has the result that
+  it has alone;
 - reproducible: the same key gives the same run.
 
 By default there are ten targets and up to three numbers of particles (see
 `tsi.bench.suite`). A sampler that keeps all promises fails one by chance with
 probability below 0.003.
 
-Samplers without a defined target (`path_log_weight=None`) skip those about a target.
+Samplers without a target (`path_log_weight=None`) skip the checks of a target.
 
-A broken promise comes with the line of the function that broke it, or of those whose
-promise it is where one alone cannot be told; an error of the sampler's own with the
-line that it passed through.
+A broken promise is reported with the line of the function that broke it, or of all
+functions that may have. An error that the sampler raises is reported with its line.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,11 +60,11 @@ from tsi.bench.robustness import (
     driven_checks,
     finished_check,
     has_nan,
-    same,
+    states_agree,
     zero_weight_checks,
 )
 from tsi.bench.shift_law import shift_checks
-from tsi.bench.source_lines import blamed, raised_in
+from tsi.bench.source_lines import line_of_error, places_of_functions
 from tsi.bench.suite import Trial, default_trials, trials_of
 from tsi.bench.target_check import check_target
 from tsi.bench.unbiasedness import MeasureTest
@@ -80,7 +80,7 @@ __all__ = ["Check", "Report", "check_sampler", "check_target", "checks_of"]
 MAX_Z = 4.0
 MIN_P = 1e-4
 
-KEEPERS = {
+FUNCTIONS_OF = {
     "evidence": ("tell", "ask"),
     "posterior": ("tell", "ask"),
     "pooled": ("tell", "ask"),
@@ -89,18 +89,18 @@ KEEPERS = {
     "compiled": ("init", "ask", "tell"),
     "reproducible": ("init", "ask", "tell"),
 }
-"""Whose promise it is, where a check cannot tell which function broke it.
+"""The functions that may break a promise, for checks that cannot tell which one did.
 
-Weights are made in `tell` and divided among offspring in `ask`.
+`tell` computes weights, and `ask` divides them among offspring.
 """
 
-Look = Callable[[], list[Check]]
+RunCheck = Callable[[], list[Check]]
 
 
 def target_checks(
     name: str, target: KnownTarget, sampler: Sampler | Explorer, result: Run
 ) -> list[Check]:
-    """Whether many runs on a target estimate the measure that the sampler claims."""
+    """Whether many runs estimate the measure that the sampler targets."""
     return _judge_target(name, target, sampler, result)[0]
 
 
@@ -132,7 +132,7 @@ def _judge_target(
 
 
 def pooled_check(measures: Sequence[MeasureTest]) -> Check:
-    """Whether all targets together say that there is no bias."""
+    """Whether all targets together show no bias."""
     if len(measures) < 2:
         return Check("pooled", None, "fewer than two targets are judged")
     error, z = pooled_z(measures)
@@ -152,16 +152,16 @@ def check_sampler(
     num_runs: int = 20_000,
     key: AnyKey = None,
 ) -> Report:
-    """Judge a sampler by the promises of the contract.
+    """Test a sampler against the promises of the contract.
 
     Args:
         make_sampler: returns the sampler; called once.
-        targets: targets of known truth by name, each with a `truth` as
-            `tsi.bench.known_truth` says; by default those of `tsi.bench.suite`.
-        num_particles: N, a number that the sampler can use. By default some targets are
-            run with fewer and with more, if the sampler can use those.
-        num_runs: runs on each target; 20,000 notice a bias of about 2 % on one target,
-            and of 1 % on all of the default ones.
+        targets: targets by name, each with a method `truth` (see
+            `tsi.bench.known_truth`); by default those of `tsi.bench.suite`.
+        num_particles: N, a number that the sampler can use. Some of the default targets
+            are run with fewer or more particles, if the sampler can use these.
+        num_runs: runs per target; 20,000 detect a bias of about 2 % on one target, and
+            of 1 % on all default targets together.
         key: of either style (see `tsi.step_keys`), by default that of seed 0; the same
             key gives the same report.
 
@@ -191,7 +191,7 @@ def checks_of(
     key: AnyKey = None,
     first: Sequence[str] = (),
 ) -> Iterator[Check]:
-    """The promises one by one, each looked at when it is asked for.
+    """Test the promises one by one, as the iterator advances.
 
     Args:
         sampler: the sampler.
@@ -199,45 +199,47 @@ def checks_of(
         num_particles: N.
         num_runs: runs on each target.
         key: as in `check_sampler`.
-        first: promises to look at before the others, such as "shift".
+        first: promises to test before the others, such as "shift".
     """
     key = jax.random.key(0) if key is None else single_key(key)
     if targets is None:
         trials = default_trials(sampler, num_particles)
     else:
         trials = trials_of(targets, num_particles)
-    raised: set[str] = set()
-    looks = _looks(sampler, trials, num_particles, num_runs, key)
-    # A sort is stable: the others stay in their order.
-    looks.sort(
-        key=lambda look: first.index(look[0]) if look[0] in first else len(first)
+    error_lines: set[str] = set()
+    named_checks = _named_checks(sampler, trials, num_particles, num_runs, key)
+    # The sort is stable, so the others keep their order.
+    named_checks.sort(
+        key=lambda run_check: (
+            first.index(run_check[0]) if run_check[0] in first else len(first)
+        )
     )
-    for promise, look in looks:
+    for promise, run_check in named_checks:
         try:
-            found = look()
+            found = run_check()
         except TsiError:
-            # A sentence to whoever chose the numbers, not a broken promise.
+            # An invalid argument of the caller, not a broken promise.
             raise
         except Exception as error:
-            line = raised_in(sampler, error)
+            line = line_of_error(sampler, error)
             if line is None:
                 raise
-            found = [_error_check(promise, error, line, again=line in raised)]
-            raised.add(line)
-        yield from (_located(check, sampler) for check in found)
+            found = [_error_check(promise, error, line, again=line in error_lines)]
+            error_lines.add(line)
+        yield from (_add_place(check, sampler) for check in found)
 
 
-def _looks(
+def _named_checks(
     sampler: Sampler | Explorer,
     trials: Sequence[Trial],
     num_particles: int,
     num_runs: int,
     key: Key[Array, ""],
-) -> list[tuple[str, Look]]:
-    """Names of promises, and how to look at them."""
+) -> list[tuple[str, RunCheck]]:
+    """Names of promises, and the functions that test them."""
     key_targets, key_breaking, key_driven = jax.random.split(key, 3)
     sizes = {trial.num_particles for trial in trials} | {num_particles}
-    # Where there are more particles than usual there are fewer runs: as much in all.
+    # With more particles there are fewer runs, for the same total work.
     runs_of = {
         size: max(1, num_runs * min(num_particles, size) // size) for size in sizes
     }
@@ -253,10 +255,10 @@ def _looks(
         measures.extend([] if test is None else [test])
         return checks
 
-    looks: list[tuple[str, Look]] = [("keys", lambda: [key_check(*driven)])]
+    named_checks: list[tuple[str, RunCheck]] = [("keys", lambda: [key_check(*driven)])]
     for index, trial in enumerate(trials):
-        looks.append((f"target, {trial.name}", partial(on_target, index, trial)))
-    looks += [
+        named_checks.append((f"target, {trial.name}", partial(on_target, index, trial)))
+    named_checks += [
         ("pooled", lambda: [pooled_check(measures)]),
         ("shift", lambda: shift_checks(usual, key_breaking)),
         ("finished", lambda: [finished_check(usual, key_breaking)]),
@@ -264,24 +266,26 @@ def _looks(
         ("counts", lambda: [counts_check(*driven)]),
     ]
     if isinstance(sampler, Explorer):
-        looks += [
+        named_checks += [
             ("requests", lambda: request_checks(sampler, *driven[1:])),
             ("batched", lambda: [batched_explorer_check(sampler, *driven[1:])]),
             ("permutation", lambda: [row_permutation_check(sampler, *driven[1:])]),
         ]
     else:
-        looks += [
+        named_checks += [
             ("batched", lambda: driven_checks(sampler, *driven[1:])),
             ("draws", lambda: _draw_checks(sampler, *driven[1:])),
         ]
-    looks.append(("reproducible", lambda: _repeated(usual, key_breaking)))
-    return looks
+    named_checks.append(
+        ("reproducible", lambda: _reproducible_checks(usual, key_breaking))
+    )
+    return named_checks
 
 
 def _draw_checks(
     sampler: Sampler, num_particles: int, key: Key[Array, ""]
 ) -> list[Check]:
-    """What a plain sampler makes of weights: three promises, two programs."""
+    """Checks of the draw of ancestors, for samplers that are no explorers."""
     draws = Draws(sampler, num_particles)
     checks = [permutation_check(sampler, num_particles, key, draws)]
     if sampler.path_log_weight is not None:
@@ -290,10 +294,12 @@ def _draw_checks(
     return checks
 
 
-def _repeated(programs: Programs, key: Key[Array, ""]) -> list[Check]:
-    """Whether a run is the same alone, and the same again."""
-    once, again = programs.few(smooth(), key), programs.few(smooth(), key)
-    unchanged = same((once.particles, once.state), (again.particles, again.state))
+def _reproducible_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
+    """Whether a run equals a run without vmap, and a second run with the same key."""
+    once, again = programs.first_call(smooth(), key), programs.first_call(smooth(), key)
+    unchanged = states_agree(
+        (once.particles, once.state), (again.particles, again.state)
+    )
     detail = (
         "same key, same run" if unchanged else "the same key gave two different runs"
     )
@@ -304,15 +310,15 @@ def _repeated(programs: Programs, key: Key[Array, ""]) -> list[Check]:
 
 
 def _error_check(promise: str, error: Exception, line: str, *, again: bool) -> Check:
-    said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if again:
-        return Check(promise, None, f"the same line raised again: {said}")
-    return Check(promise, False, said, line)
+        return Check(promise, None, f"the same line raised again: {message}")
+    return Check(promise, False, message, line)
 
 
-def _located(check: Check, sampler: Sampler | Explorer) -> Check:
-    """A broken promise with its place, if it has none yet."""
-    parts = KEEPERS.get(check.promise.partition(",")[0], ())
+def _add_place(check: Check, sampler: Sampler | Explorer) -> Check:
+    """Add the source lines to a broken promise that has none."""
+    parts = FUNCTIONS_OF.get(check.promise.partition(",")[0], ())
     if check.passed is not False or check.where or not parts:
         return check
-    return check._replace(where=blamed(sampler, *parts))
+    return check._replace(where=places_of_functions(sampler, *parts))

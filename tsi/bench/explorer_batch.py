@@ -1,13 +1,13 @@
-"""Explorers in a batch: each problem gets what it gets alone, whoever is beside it.
+"""Explorers in a batch: the results of a problem do not depend on the other problems.
 
-Four problems with keys of their own run side by side under vmap, and each of them
-alone. Two have ordinary replies, the replies of one are NaN, and one is finished after
-its first step, so that the others go on beside a problem that is done. Replies are made
-up, because a reply may be anything; which prefixes have finished is kept true to what
-the explorer asked for.
+Four problems with their own keys run together under vmap, and each of them alone. Two
+have ordinary replies, the replies of one are NaN, and one is finished after its first
+step, so that the others continue beside a problem that is done. Replies are synthetic,
+but which prefixes have finished is consistent with the requests.
 
-`init`, `ask` and `tell` are compiled apart, as nothing but the state goes from one to
-the next in the engine: what is handed on in a closure is lost there, and seen here.
+`init`, `ask` and `tell` are compiled separately, as in the engine, where only the state
+is passed between them. A value passed in a closure would be lost there, and is found
+here.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from tsi.bench.robustness import Check, same
-from tsi.bench.source_lines import blamed
+from tsi.bench.robustness import Check, states_agree
+from tsi.bench.source_lines import places_of_functions
 from tsi.explorer import Explorer, Plan, Reply, Request
 
 ORDINARY, ALL_NAN, SHORT = "ordinary", "NaN", "short"
@@ -31,66 +31,67 @@ MAX_TURNS = 24
 def batched_explorer_check(
     explorer: Explorer, num_particles: int, key: Key[Array, ""]
 ) -> Check:
-    """Whether states and requests of a batch are those of each problem alone."""
+    """Whether states and requests in a batch equal those of each problem alone."""
     keys = jax.random.split(key, len(KINDS))
     plan = explorer.plan(num_particles, MAX_STEPS)
     alone, batched = (
-        _programs(explorer, num_particles, lift) for lift in (jax.jit, _lifted)
+        _programs(explorer, num_particles, transform)
+        for transform in (jax.jit, _jit_vmap)
     )
     worlds = [World(plan, kind, seed) for seed, kind in enumerate(KINDS)]
 
-    def unequal(problem: int, mine: Any, theirs: Any) -> bool:
-        own = jax.tree.map(lambda leaf: leaf[problem], theirs)
-        return not same(mine, own, 1e-5, equal_nan=True)
+    def differs(problem: int, by_itself: Any, in_batch: Any) -> bool:
+        state = jax.tree.map(lambda leaf: leaf[problem], in_batch)
+        return not states_agree(by_itself, state, 1e-5, equal_nan=True)
 
-    def broken(problem: int, turn: int, part: str) -> Check:
+    def violation(problem: int, turn: int, part: str) -> Check:
         detail = (
             f"in a batch of {len(KINDS)}, {part} of turn {turn} gives problem "
             f"{problem} something else than alone"
         )
-        return Check("batched", False, detail, blamed(explorer, part))
+        return Check("batched", False, detail, places_of_functions(explorer, part))
 
     states = [alone[0](k) for k in keys]
-    together = batched[0](keys)
+    batched_states = batched[0](keys)
     for problem in range(len(KINDS)):
-        if unequal(problem, states[problem], together):
-            return broken(problem, 0, "init")
-    live = [True] * len(KINDS)
+        if differs(problem, states[problem], batched_states):
+            return violation(problem, 0, "init")
+    running = [True] * len(KINDS)
     for turn in range(min(plan.turns, MAX_TURNS)):
         now = jax.vmap(lambda k, n=turn: jax.random.fold_in(k, n))(keys)
-        asked = [alone[1](k, s) for k, s in zip(now, states, strict=True)]
-        asked_together = batched[1](now, together)
-        for problem in np.flatnonzero(live).tolist():
-            if unequal(problem, asked[problem], asked_together):
-                return broken(problem, turn, "ask")
+        asks = [alone[1](k, s) for k, s in zip(now, states, strict=True)]
+        batched_asks = batched[1](now, batched_states)
+        for problem in np.flatnonzero(running).tolist():
+            if differs(problem, asks[problem], batched_asks):
+                return violation(problem, turn, "ask")
         replies = [
             world.reply(request)
-            for world, (_, request) in zip(worlds, asked, strict=True)
+            for world, (_, request) in zip(worlds, asks, strict=True)
         ]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *replies)
-        told = [
+        states_after = [
             alone[2](k, state, reply, going)
             for k, (state, _), reply, going in zip(
-                now, asked, replies, np.asarray(live), strict=True
+                now, asks, replies, np.asarray(running), strict=True
             )
         ]
-        together = batched[2](now, asked_together[0], stacked, np.asarray(live))
-        for problem in np.flatnonzero(live).tolist():
-            if unequal(problem, told[problem], together):
-                return broken(problem, turn, "tell")
-        states = told
-        live = [bool(a and not s.done) for a, s in zip(live, states, strict=True)]
-        if not any(live):
+        batched_states = batched[2](now, batched_asks[0], stacked, np.asarray(running))
+        for problem in np.flatnonzero(running).tolist():
+            if differs(problem, states_after[problem], batched_states):
+                return violation(problem, turn, "tell")
+        states = states_after
+        running = [bool(a and not s.done) for a, s in zip(running, states, strict=True)]
+        if not any(running):
             break
     return Check("batched", True, "each problem as if alone")
 
 
-def _lifted(function: Callable[..., Any]) -> Callable[..., Any]:
+def _jit_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(jax.vmap(function))
 
 
 def _programs(
-    explorer: Explorer, num_particles: int, lift: Callable[..., Any]
+    explorer: Explorer, num_particles: int, transform: Callable[..., Any]
 ) -> tuple[Callable[..., Any], ...]:
     def init(key: Any) -> Any:
         return explorer.init(key, num_particles, MAX_STEPS)
@@ -98,16 +99,16 @@ def _programs(
     def ask(key: Any, state: Any) -> Any:
         return explorer.ask(jax.random.fold_in(key, 0), state)
 
-    def tell(key: Any, state: Any, reply: Reply, live: Any) -> Any:
-        told, _ = explorer.tell(jax.random.fold_in(key, 1), state, reply)
-        # A problem that is done stays as it was, as in the engine.
-        return jax.tree.map(lambda a, b: jnp.where(live, a, b), told, state)
+    def tell(key: Any, state: Any, reply: Reply, running: Any) -> Any:
+        states_after, _ = explorer.tell(jax.random.fold_in(key, 1), state, reply)
+        # A problem that is done is not changed, as in the engine.
+        return jax.tree.map(lambda a, b: jnp.where(running, a, b), states_after, state)
 
-    return lift(init), lift(ask), lift(tell)
+    return transform(init), transform(ask), transform(tell)
 
 
 class World:
-    """Made-up replies of one problem, and which of its prefixes have finished."""
+    """Synthetic replies of one problem, and which of its prefixes have finished."""
 
     def __init__(self, plan: Plan, kind: str, seed: int) -> None:
         self.kind = kind
@@ -116,8 +117,8 @@ class World:
         self.ended = np.zeros(plan.stored, bool)
 
     def reply(self, request: Request) -> Reply:
-        """What is told of a request; the children are kept."""
-        # What is out of range counts as in JAX; that it is, another check says.
+        """Reply to a request, and store the children."""
+        # Indices out of range are clipped as in JAX; another check reports them.
         last = len(self.depths) - 1
         parents = np.clip(np.asarray(request.parents), 0, last)
         slots = np.asarray(request.slots)
@@ -144,6 +145,6 @@ class World:
         numbers[0, self.random.random(size) < 0.1] = -np.inf
         if self.kind == ALL_NAN:
             numbers[0] = np.nan
-        # Of rows that took no step a target says what it likes.
+        # The numbers of rows that took no step are arbitrary.
         numbers = np.where(took, numbers, np.nan).astype(np.float32)
         return Reply(numbers[0], numbers[1], -np.abs(numbers[2]), ended)

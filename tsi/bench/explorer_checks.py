@@ -1,11 +1,11 @@
-"""Promises of the explorer contract: requests that can be met, runs that end."""
+"""Checks of the explorer contract: valid requests, and runs that end."""
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key
 
 from tsi.bench.robustness import Check
-from tsi.bench.source_lines import blamed
+from tsi.bench.source_lines import places_of_functions
 from tsi.explore import explore
 from tsi.explorer import Explorer
 from tsi.targets.examples import smooth, unequal_lengths
@@ -19,26 +19,28 @@ def request_checks(
 ) -> list[Check]:
     """Whether requests are valid, runs end in time, and members are solutions."""
     for target in (smooth(), unequal_lengths()):
-        broken, ended, parts = _judge(explorer, target, num_particles, key)
-        if broken or ended:
+        violation, ending, parts = _judge(explorer, target, num_particles, key)
+        if violation or ending:
             break
-    kept = "valid, and each prefix grows by one"
+    valid = "valid, and each prefix grows by one"
     in_time = "done within the turns of the plan"
-    where = blamed(explorer, *parts)
+    where = places_of_functions(explorer, *parts)
     return [
-        Check("requests", not broken, broken or kept, where if broken else ""),
-        Check("ending", not ended, ended or in_time, where if ended else ""),
+        Check(
+            "requests", not violation, violation or valid, where if violation else ""
+        ),
+        Check("ending", not ending, ending or in_time, where if ending else ""),
     ]
 
 
 def _judge(
     explorer: Explorer, target: TabularTarget, num_particles: int, key: Key[Array, ""]
 ) -> tuple[str, str, tuple[str, ...]]:
-    """What is wrong with requests, or with the end, and the functions to look at."""
+    """Faults of requests and of the end, and the functions that may cause them."""
     plan = explorer.plan(num_particles, target.max_steps)
     keys = jax.random.split(key, NUM_RUNS)
-    many = jax.jit(jax.vmap(lambda k: explore(explorer, target, k, num_particles)))
-    exploration, infos = many(keys)
+    run_many = jax.jit(jax.vmap(lambda k: explore(explorer, target, k, num_particles)))
+    exploration, infos = run_many(keys)
     state = exploration.state
     parents, members = np.asarray(infos.parents), np.asarray(state.members)
     if parents.dtype != np.int32 or parents.shape[1:] != (plan.turns, plan.rows):
@@ -52,8 +54,8 @@ def _judge(
     if np.asarray(infos.slots).min() < 0:
         return "slots below zero", "", ("ask",)
     if not np.asarray(state.done).all():
-        late = f"not done after the {plan.turns} turns of its plan"
-        return "", late, ("tell", "plan")
+        ending = f"not done after the {plan.turns} turns of its plan"
+        return "", ending, ("tell", "plan")
     finished = np.asarray(state.finished)
     lengths = np.take_along_axis(np.asarray(exploration.depths), members, axis=1)
     solutions = np.take_along_axis(

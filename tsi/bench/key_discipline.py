@@ -1,9 +1,9 @@
-"""No key twice: two turns of a sampler are traced with JAX's checker of key reuse.
+"""Check that no key is used twice, by JAX's checker of key reuse.
 
-A key that feeds two draws makes them copies of one another, and nothing in a sampler's
-output need show it. Two turns in one program, so that a key kept in the state from one
-turn to the next is seen as well. Keys that are derived in different ways and are equal
-all the same are compared by value, in `tsi.bench.key_values`.
+Two draws from the same key are equal, which may not show in a sampler's output. Two
+turns are traced in one program, so that a key that is kept in the state between turns
+is found as well. `tsi.bench.key_values` compares keys by value, and finds equal keys
+that are derived in different ways.
 """
 
 import traceback
@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 
 from tsi.bench.key_values import equal_keys
 from tsi.bench.robustness import Check
-from tsi.bench.source_lines import own_files, shown
+from tsi.bench.source_lines import own_files, relative_path
 from tsi.explorer import Explorer, Reply
 from tsi.sampler import Sampler
 
@@ -28,12 +28,12 @@ def key_check(
 
     def two_turns(key: Key[Array, ""]) -> Any:
         if isinstance(sampler, Explorer):
-            return _explored(sampler, num_particles, key)
-        return _asked_and_told(sampler, num_particles, key)
+            return _run_explorer(sampler, num_particles, key)
+        return _run_sampler(sampler, num_particles, key)
 
     try:
         with jax.debug_key_reuse(True):
-            # The checker remembers which keys were spent, and this one is not ours.
+            # The checker remembers used keys, and this one belongs to the caller.
             jax.block_until_ready(jax.jit(two_turns)(jax.random.clone(key)))
     except jax.errors.KeyReuseError as error:
         return Check("keys", False, f"a key is used twice, {_line_of(error, sampler)}")
@@ -41,20 +41,20 @@ def key_check(
     return Check("keys", not equal, equal or "no key is used twice")
 
 
-def _asked_and_told(sampler: Sampler, num_particles: int, key: Any) -> Any:
+def _run_sampler(sampler: Sampler, num_particles: int, key: Any) -> Any:
     keys = jax.random.split(key, 5)
     state = sampler.init(keys[0], num_particles)
-    told = jnp.linspace(-1.0, 1.0, num_particles)
+    scores = jnp.linspace(-1.0, 1.0, num_particles)
     for turn in (1, 3):
         state, ancestors = sampler.ask(keys[turn], state)
-        numbers = told[ancestors]
+        numbers = scores[ancestors]
         state, _ = sampler.tell(
             keys[turn + 1], state, numbers, 0.0 * numbers, numbers > 2.0
         )
     return jax.tree.leaves(state.log_weights)
 
 
-def _explored(explorer: Explorer, num_particles: int, key: Any) -> Any:
+def _run_explorer(explorer: Explorer, num_particles: int, key: Any) -> Any:
     keys = jax.random.split(key, 5)
     state = explorer.init(keys[0], num_particles, 4)
     for turn in (1, 3):
@@ -66,7 +66,7 @@ def _explored(explorer: Explorer, num_particles: int, key: Any) -> Any:
 
 
 def _line_of(error: BaseException, sampler: Sampler | Explorer) -> str:
-    """Where the error came from: the sampler's own line, and the draw it led to."""
+    """The sampler's line that caused the error, and the draw at which it was found."""
     frames: list[traceback.FrameSummary] = []
     for source in (error, error.__cause__):
         if source is not None:
@@ -84,9 +84,11 @@ def _line_of(error: BaseException, sampler: Sampler | Explorer) -> str:
     own = [frame for name, frame in deepest.items() if name in files]
     if not own:
         own = outside[-1:]
-    lines = [f"{shown(frame.filename)}:{frame.lineno}: {frame.line}" for frame in own]
+    lines = [
+        f"{relative_path(frame.filename)}:{frame.lineno}: {frame.line}" for frame in own
+    ]
     where = f"at {', there at '.join(lines)}"
     if outside[-1] not in own:
-        draw = f"{shown(outside[-1].filename)}:{outside[-1].lineno}"
+        draw = f"{relative_path(outside[-1].filename)}:{outside[-1].lineno}"
         where += f" (the second draw: {draw})"
     return where

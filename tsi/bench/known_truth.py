@@ -1,22 +1,22 @@
-"""Targets whose truth is known, and how runs on them are judged.
+"""Targets with a known evidence, and how runs on them are judged.
 
-A target is one of them if it has
+Such a target has a method
 
-    truth(path_log_weight, *, power=1.0) -> object, or None if it does not know
+    truth(path_log_weight, *, power=1.0) -> object, or None if unknown
 
-where the object has `log_evidence`, the logarithm of
+The object has an attribute `log_evidence`, the logarithm of
 
     Z = sum_x p(x)^power exp(path_log_weight(x)),
 
-and, if there is more to say, `features` and `means`: functions of a particle and what
-they are on average under p(x)^power exp(path_log_weight(x)) / Z. `features(particles)`
-gives [..., N, G] for particles with leading axes [..., N], and `means` are [G], none of
-them zero. `path_log_weight` maps log potentials [..., T] and the mask of live steps
-[..., T] to [...], as in `tsi.sampler.Sampler`. An attribute `params`, where a target
-has one, is handed to its methods.
+and optionally `features` and `means`: functions of a particle and their means under
+p(x)^power exp(path_log_weight(x)) / Z. `features(particles)` returns [..., N, G] for
+particles with leading axes [..., N], and `means` are [G], none of them zero.
+`path_log_weight` maps log potentials [..., T] and the mask of live steps [..., T] to
+[...], as in `tsi.sampler.Sampler`. If a target has an attribute `params`, it is passed
+to its methods.
 
-`TabularTarget` and `LinearGaussianTarget` are two of them; they say what their features
-are in ways of their own.
+`TabularTarget` and `LinearGaussianTarget` are such targets; their features are built
+in.
 """
 
 import inspect
@@ -41,13 +41,13 @@ class KnownTarget(Protocol):
     """A `tsi.target.Target` that has a `truth`; see the text of the module."""
 
     def truth(self, path_log_weight: Callable[..., Any]) -> Any:
-        """What is known of p(x)^power exp(path_log_weight(x)), or None."""
+        """Evidence and means of p(x)^power exp(path_log_weight(x)), or None."""
 
 
 def truth_of(
     target: Any, path_log_weight: Callable[..., Any], power: float = 1.0
 ) -> Any:
-    """The target's truth; None where it does not know it.
+    """The target's truth; None if it is unknown.
 
     Raises:
         ConfigurationError: the target has no `truth`.
@@ -55,9 +55,9 @@ def truth_of(
     method = getattr(target, "truth", None)
     if method is None:
         raise ConfigurationError(
-            f"check_sampler compares runs with what is known of a target, and "
-            f"{type(target).__name__} has no truth(path_log_weight, power=...). Give "
-            "it the method; see tsi.bench.known_truth."
+            f"check_sampler compares runs with the exact evidence of a target, and "
+            f"{type(target).__name__} has no truth(path_log_weight, power=...). Add "
+            "the method; see tsi.bench.known_truth."
         )
     if power == 1.0:
         return method(path_log_weight)
@@ -69,7 +69,7 @@ def truth_of(
 def measure(
     target: KnownTarget, sampler: Sampler | Explorer, particles: Any, state: Any
 ) -> MeasureTest | None:
-    """Judge many runs on a target by its truth; None where that is not known.
+    """Compare many runs on a target with its truth; None if that is unknown.
 
     Args:
         target: the target.
@@ -83,7 +83,7 @@ def measure(
     others = [truth_of(target, w) for w in getattr(sampler, "auxiliary", ())]
     if known is None or any(other is None for other in others):
         return None
-    # The reported evidence is the product of all that were sampled along.
+    # The reported evidence is the product over all targets sampled jointly.
     log_truth = float(known.log_evidence + sum(o.log_evidence for o in others))
     weights = state.log_weights, state.log_evidence
     if isinstance(target, TabularTarget):

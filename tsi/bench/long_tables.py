@@ -1,19 +1,19 @@
-"""Three tables of ten steps, for what goes wrong late or at another scale.
+"""Three tables of ten steps, for errors at late steps or at another scale.
 
-Each is hard where the four small ones of `tsi.targets.examples` are easy:
+Each is hard where the four small tables of `tsi.targets.examples` are easy:
 
-- long: scores change sign from step to step, so that a filter resamples at every one of
-  them and weights that are wrong from some step on have steps left to show it;
-- wide: log potentials between -60 and +60. What all prefixes of a step have in common
+- long: scores change sign from step to step, so that a filter resamples at every step,
+  and weights that are wrong from some step on affect later steps;
+- wide: log potentials between -60 and +60. The part that all prefixes of a step share
   spans the whole range, and a sink that takes a tenth of the policy at each step lies
-  60 below. It is never left, so that the paths that dominate have 0.39 of the policy's
-  mass: a mean over runs is blind to paths that matter and are hardly ever drawn;
+  60 below. It is never left, so that the dominating paths have 0.39 of the policy's
+  mass. (With less, a mean over runs would miss paths that matter but are rarely drawn.)
 - long, unequal lengths: paths end after one to ten steps, with scores above and below
-  those of the paths that go on.
+  those of the paths that continue.
 
-Scores on the way must not outweigh those at the end by much: with weights as heavy as
-exp of a normal of standard deviation 3, no number of runs that one can wait for gives a
-mean that is nearly normal.
+Scores along the path must not outweigh those at the end by much: with weights like the
+exponential of a normal of standard deviation 3, a feasible number of runs does not give
+a mean that is nearly normal.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from tsi.targets.tabular import TabularTarget
 NUM_STEPS = 10
 
 
-def long() -> TabularTarget:
+def long_table() -> TabularTarget:
     """Symbols that mostly stay, and scores that change sign from step to step."""
     signs = (-1.0) ** np.arange(NUM_STEPS)[:, None]
     scores = signs * np.array([0.9, -0.3, -1.0])
@@ -37,8 +37,8 @@ def long() -> TabularTarget:
     )
 
 
-def wide() -> TabularTarget:
-    """Log potentials up to 60 either way, and a sink 60 below the others."""
+def wide_table() -> TabularTarget:
+    """Log potentials between -60 and 60, and a sink 60 below the others."""
     common = np.array([41.0, -60.0, 60.0, 13.0, -47.0, 60.0, -60.0, 2.0, -29.0, 55.0])
     differences = np.where(np.arange(NUM_STEPS)[:, None] % 2, [-0.4, 0.4], [0.5, -0.6])
     scores = np.clip(common, -59.0, 59.0)[:, None] + differences
@@ -51,7 +51,7 @@ def wide() -> TabularTarget:
 
 
 def long_unequal_lengths() -> TabularTarget:
-    """An end symbol, a proposal, and ends that score above or below going on."""
+    """An end symbol, a proposal, and ends that score above or below other symbols."""
     steps = np.arange(NUM_STEPS)
     return TabularTarget(
         initial=[0.55, 0.35, 0.1],
@@ -66,8 +66,8 @@ def long_unequal_lengths() -> TabularTarget:
 
 
 LONG_EXAMPLES: dict[str, Callable[[], TabularTarget]] = {
-    "long": long,
-    "wide": wide,
+    "long": long_table,
+    "wide": wide_table,
     "long, unequal lengths": long_unequal_lengths,
 }
-"""The long tables by name; all are of one shape and share a compiled program."""
+"""The long tables by name; all have the same shape and share a compiled program."""

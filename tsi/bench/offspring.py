@@ -1,9 +1,9 @@
-"""What a sampler makes of weights that it is told: offspring of each, over many keys.
+"""The offspring that a sampler gives to particles of given weights, over many keys.
 
-One compiled program for all that is asked about a draw of ancestors. Each particle of
-the first step is told a number and whether it has finished; in a second step, if there
-is one, a child is told its ancestor's number again. So every particle of the first step
-ends with a number of offspring and the weight that they have together.
+One compiled program serves all checks of the draw of ancestors. Each particle of the
+first step gets a log potential and a finished flag. In a second step, if there is one,
+a child gets the log potential of its ancestor again. The result is the number of
+offspring of every particle of the first step, and their total weight.
 """
 
 from typing import Any, NamedTuple
@@ -22,9 +22,9 @@ class Offspring(NamedTuple):
     """Of N particles, under each of K keys.
 
     Attributes:
-        counts: offspring, [K, N].
-        weights: what they weigh together, [K, N]; all N particles weigh N.
-        before: what the particles of the last step weighed before the draw, [K, N].
+        counts: number of offspring, [K, N].
+        weights: their total weight, [K, N]; all N particles together weigh N.
+        before: weights of the last step's particles before the draw, [K, N].
     """
 
     counts: np.ndarray
@@ -33,13 +33,13 @@ class Offspring(NamedTuple):
 
 
 class Draws:
-    """The compiled program; called with what the particles are told.
+    """The compiled program, called with the log potentials of the particles.
 
     Args:
         sampler: the sampler.
         num_particles: N.
         num_keys: K.
-        num_steps: how often the particles are told.
+        num_steps: number of steps, 1 or 2.
     """
 
     def __init__(
@@ -58,25 +58,25 @@ class Draws:
             ended: Bool[Array, "N"],
         ) -> tuple[Array, Array, Array]:
             key_first, *keys = jax.random.split(key, 1 + 2 * num_steps)
-            # Whom they extend first means nothing: all prefixes are empty.
+            # The first ancestors do not matter: all prefixes are empty.
             state, _ = sampler.ask(key_first, state)
             origins = jnp.arange(num_particles, dtype=jnp.int32)
             for key_tell, key_ask in zip(keys[::2], keys[1::2], strict=True):
-                told, done = numbers[origins], ended[origins]
-                # A finished particle is told whatever comes to hand.
-                told = jnp.where(state.finished, 3.0 - told, told)
-                state, _ = sampler.tell(key_tell, state, told, 0.0 * told, done)
+                scores, finished = numbers[origins], ended[origins]
+                # The numbers of a finished particle are arbitrary.
+                scores = jnp.where(state.finished, 3.0 - scores, scores)
+                state, _ = sampler.tell(key_tell, state, scores, 0.0 * scores, finished)
                 before = jnp.exp(state.log_weights)
                 state, ancestors = sampler.ask(key_ask, state)
                 origins = origins[ancestors]
-            nobody = jnp.zeros(num_particles)
+            zeros = jnp.zeros(num_particles)
             return (
-                nobody.at[origins].add(1.0),
-                nobody.at[origins].add(jnp.exp(state.log_weights)),
+                zeros.at[origins].add(1.0),
+                zeros.at[origins].add(jnp.exp(state.log_weights)),
                 before,
             )
 
-        # Apart, or the first draw from equal weights is worked out by the compiler.
+        # Compiled separately, since XLA would evaluate the first draw at compile time.
         self.init = jax.jit(jax.vmap(lambda key: sampler.init(key, num_particles)))
         self.draw = jax.jit(jax.vmap(draw, in_axes=(0, 0, None, None)))
 
@@ -86,11 +86,11 @@ class Draws:
         numbers: Float[np.ndarray, "N"],
         ended: Bool[np.ndarray, "N"] | None = None,
     ) -> Offspring:
-        """Offspring of particles that were told these numbers."""
+        """Offspring of particles with these log potentials."""
         ended = np.zeros(len(numbers), bool) if ended is None else ended
         key_init, key_draws = jax.random.split(key)
         keys = jax.random.split(key_draws, self.num_keys)
         state = self.init(jax.random.split(key_init, self.num_keys))
-        told = jnp.asarray(numbers, jnp.float32), jnp.asarray(ended)
-        found = self.draw(keys, state, *told)
-        return Offspring(*(np.asarray(numbers, np.float64) for numbers in found))
+        scores = jnp.asarray(numbers, jnp.float32), jnp.asarray(ended)
+        results = self.draw(keys, state, *scores)
+        return Offspring(*(np.asarray(numbers, np.float64) for numbers in results))

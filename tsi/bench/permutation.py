@@ -1,16 +1,16 @@
-"""The order of particles means nothing: told backwards, a sampler decides backwards.
+"""Check that a sampler's decisions do not depend on the order of the particles.
 
-Particles are told in two orders, one the reverse of the other; some have finished, or
-none. Over many keys the offspring of each must on average carry the same weight in
-both. A reversal maps islands
-of neighbours onto islands, so that methods with islands are judged as well, and it is
-what systematic resampling does not notice.
+The particles are given in two orders, one the reverse of the other, with some of them
+finished and with none. Averaged over many keys, the offspring of each particle must
+have the same weight in both orders. A reversal maps islands of neighbours onto islands,
+so that methods with islands can be tested, and systematic resampling is invariant to
+it.
 
-Of an explorer, the rows of the first turn are exchanged so, since all of them extend
-the empty prefix: in both orders each prefix must be extended as often in all turns that
-follow, and have the same weight in the result. It does not apply where a turn has one
-row, or rows of different targets. Rows of later turns are not exchanged: an explorer
-may have reasons of its own to tell them apart, as particle Gibbs has.
+For an explorer, the rows of the first turn are reversed, since all of them extend the
+empty prefix. In both orders each prefix must be extended equally often in later turns,
+and have the same weight in the result. The check does not apply if a turn has one row,
+or rows of different targets. Rows of later turns are not reversed, since an explorer
+may treat them differently, as particle Gibbs does.
 """
 
 import functools
@@ -23,14 +23,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from tsi.bench.offspring import NUM_KEYS, Draws
 from tsi.bench.robustness import Check
-from tsi.bench.source_lines import blamed
+from tsi.bench.source_lines import places_of_functions
 from tsi.explore import start, turn
 from tsi.explorer import Explorer, Request
 from tsi.sampler import Sampler
 from tsi.targets.tabular import TabularParticles, TabularTarget
 
 MAX_Z = 5.0
-"""Of the largest of N scores, hence more than for one."""
+"""For the largest of N scores, and therefore larger than for a single score."""
 
 
 def permutation_check(
@@ -39,18 +39,20 @@ def permutation_check(
     key: Key[Array, ""],
     draws: Draws | None = None,
 ) -> Check:
-    """Whether offspring weights follow the particles and not their places.
+    """Whether the weights of offspring do not depend on the places of particles.
 
-    Looked at twice: while all of them go on, and with some that have finished.
+    Tested twice: with all particles unfinished, and with some finished.
     """
     key_told, *keys = jax.random.split(key, 5)
     draws = Draws(sampler, num_particles) if draws is None else draws
-    # Not sorted, so that their reverse is another order of the same kind.
-    told = np.asarray(1.5 * jax.random.normal(key_told, (num_particles,)))
+    # Not sorted, so that the reverse order is not special.
+    log_potentials = np.asarray(1.5 * jax.random.normal(key_told, (num_particles,)))
     ended = np.arange(num_particles) % 3 == 1
     for index, done in enumerate((np.zeros(num_particles, bool), ended)):
         shares = [
-            draws(keys[2 * index + back], told[::step], done[::step]).weights[:, ::step]
+            draws(keys[2 * index + back], log_potentials[::step], done[::step]).weights[
+                :, ::step
+            ]
             for back, step in enumerate((1, -1))
         ]
         forward, backward = (share / num_particles for share in shares)
@@ -64,42 +66,44 @@ def permutation_check(
                 f"{forward.mean(0)[worst]:.4g}, and {backward.mean(0)[worst]:.4g} when "
                 f"all{others} stand in reverse order (z = {scores[worst]:.1f})"
             )
-            return Check("permutation", False, detail, blamed(sampler, "ask"))
+            return Check(
+                "permutation", False, detail, places_of_functions(sampler, "ask")
+            )
     detail = "offspring follow the particles, not their places"
     return Check("permutation", True, detail)
 
 
 class _Labelled(TabularTarget):
-    """A table whose first symbol is a label, dealt to the rows in the first turn."""
+    """A table whose first symbol is a label that each row gets in the first turn."""
 
     max_steps = 3
 
-    def __init__(self, order: Int[Array, "W"], dealing: Any) -> None:
+    def __init__(self, order: Int[Array, "W"], is_first_turn: Any) -> None:
         size = order.shape[0]
         numbers = np.random.default_rng(0)
         chances = numbers.dirichlet(np.full(size, 2.0), size)
         scores = numbers.normal(0.0, 1.0, (self.max_steps, size))
-        # One label is an end, so that some of the prefixes are solutions at once.
+        # One label is an end, so that some prefixes are solutions after one step.
         end = 1 if size > 2 else None
         super().__init__(np.full(size, 1.0 / size), chances, scores, end=end)
         self.offsets = jnp.asarray(numbers.normal(0.0, 0.3, size), jnp.float32)
-        self.order, self.dealing = order, dealing
+        self.order, self.is_first_turn = order, is_first_turn
 
     def propose(
         self, key: Any, t: Any, particles: TabularParticles, params: Any = None
     ) -> tuple[TabularParticles, Any]:
-        """As of any table, but in the first turn row i gets symbol order[i]."""
+        """As for any table, but in the first turn row i gets symbol order[i]."""
         after, corrections = super().propose(key, t, particles, params)
         t = jnp.broadcast_to(t, self.order.shape)
-        dealt = self._written(particles, t, self.order, self.params)
+        labelled = self._written(particles, t, self.order, self.params)
         return jax.tree.map(
-            lambda a, b: jnp.where(self.dealing, a, b), dealt, after
+            lambda a, b: jnp.where(self.is_first_turn, a, b), labelled, after
         ), corrections
 
     def log_potential(
         self, t: Any, particles: TabularParticles, params: Any = None
     ) -> Float[Array, "W"]:
-        """No two labels are ever told the same, so that no tie goes by place."""
+        """Scores differ between labels, since ties may be broken by place."""
         scores = super().log_potential(t, particles, params)
         return scores + self.offsets[particles.symbols[:, 0]]
 
@@ -107,14 +111,14 @@ class _Labelled(TabularTarget):
 def row_permutation_check(
     explorer: Explorer, num_particles: int, key: Key[Array, ""]
 ) -> Check:
-    """Whether an explorer's choices and its result follow prefixes and not rows.
+    """Whether an explorer's choices and result do not depend on the order of rows.
 
-    All rows of the first turn extend the empty prefix. They are given prefixes that can
-    be told apart, in an order and in the reverse one; what follows is drawn as ever.
+    All rows of the first turn extend the empty prefix. They get labelled prefixes in
+    one order and in the reverse order; later steps are drawn as usual.
     """
-    why_not = _why_rows_differ(explorer, num_particles, key)
-    if why_not:
-        return Check("permutation", None, f"not applicable: {why_not}")
+    reason = _reason_rows_differ(explorer, num_particles, key)
+    if reason:
+        return Check("permutation", None, f"not applicable: {reason}")
     rows, _, turns = explorer.plan(num_particles, _Labelled.max_steps)
     places = jnp.arange(rows, dtype=jnp.int32)
 
@@ -125,7 +129,7 @@ def row_permutation_check(
         first = start(explorer, _Labelled(order, True), key_init, num_particles)
 
         def advance(carry: tuple[Any, Array]) -> tuple[Any, Array]:
-            before, asked = carry
+            before, extensions = carry
             requests: list[Request] = []
 
             def ask(key: Any, state: Any) -> tuple[Any, Request]:
@@ -142,29 +146,29 @@ def row_permutation_check(
             [(parents, _, extend, cuts, _)] = requests
             depths = before.depths[parents]
             depths = depths if cuts is None else jnp.minimum(depths, cuts)
-            # A prefix that is cut back to nothing has lost its label.
-            took = extend & (depths > 0) & (depths < _Labelled.max_steps)
+            # A prefix that is cut back to zero steps has no label.
+            takes_step = extend & (depths > 0) & (depths < _Labelled.max_steps)
             labels = before.stored.symbols[parents, 0]
-            return exploration, asked + _count(labels, 1.0 * took, rows)
+            return exploration, extensions + _count(labels, 1.0 * takes_step, rows)
 
-        def goes_on(carry: tuple[Any, Array]) -> Array:
+        def unfinished(carry: tuple[Any, Array]) -> Array:
             exploration, _ = carry
             return (exploration.turn < turns) & ~exploration.state.done
 
-        exploration, asked = jax.lax.while_loop(
-            goes_on, advance, (first, jnp.zeros(rows))
+        exploration, extensions = jax.lax.while_loop(
+            unfinished, advance, (first, jnp.zeros(rows))
         )
         state = exploration.state
         labels = exploration.stored.symbols[state.members, 0]
         weights = jnp.exp(state.log_weights) / state.members.shape[0]
-        return jnp.stack([asked, _count(labels, weights, rows)])
+        return jnp.stack([extensions, _count(labels, weights, rows)])
 
-    def many(key: Key[Array, ""], order: Int[Array, "W"]) -> np.ndarray:
+    def draw_shares(key: Key[Array, ""], order: Int[Array, "W"]) -> np.ndarray:
         return np.asarray(shares(jax.random.split(key, NUM_KEYS), order), np.float64)
 
     key_forward, key_backward = jax.random.split(key)
-    forward = many(key_forward, places)
-    backward = many(key_backward, places[::-1])
+    forward = draw_shares(key_forward, places)
+    backward = draw_shares(key_backward, places[::-1])
     scores = _scores(forward, backward)
     kind, worst = np.unravel_index(int(np.argmax(scores)), scores.shape)
     if scores[kind, worst] < MAX_Z:
@@ -176,10 +180,10 @@ def row_permutation_check(
         f"the first turn's prefix of row {worst} {what.format(there)}, and {back} when "
         f"all come in reverse order (z = {scores[kind, worst]:.1f})"
     )
-    return Check("permutation", False, detail, blamed(explorer, part))
+    return Check("permutation", False, detail, places_of_functions(explorer, part))
 
 
-def _why_rows_differ(
+def _reason_rows_differ(
     explorer: Explorer, num_particles: int, key: Key[Array, ""]
 ) -> str:
     """Why the rows of the first turn cannot be exchanged; empty if they can."""
@@ -198,13 +202,13 @@ def _why_rows_differ(
 
 
 def _count(labels: Int[Array, "M"], weights: Any, num_labels: int) -> Float[Array, "W"]:
-    """The weight of each label; -1, an empty prefix, has none."""
+    """The total weight of each label; -1 is an empty prefix and has none."""
     where = jnp.where(labels < 0, num_labels, labels)
     return jnp.zeros(num_labels).at[where].add(weights, mode="drop")
 
 
 def _scores(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """How many standard errors lie between the means of two samples [n, ...]."""
+    """The difference of the means of two samples [n, ...], in standard errors."""
     variance = (forward.var(0) + backward.var(0)) / len(forward)
-    # Shares that do not vary must agree to rounding.
+    # For shares that do not vary, up to rounding errors.
     return np.abs(forward.mean(0) - backward.mean(0)) / np.sqrt(variance + 1e-12)

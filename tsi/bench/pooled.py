@@ -1,14 +1,14 @@
-"""What several targets say together: a bias too small to be seen on any one of them.
+"""Pooled tests of several targets, for a bias that is too small to see on one of them.
 
-A sampler that is wrong by a factor is wrong by it everywhere. With relative errors e_k
-of the evidence and standard errors s_k, the common error is best estimated with weights
-1 / s_k^2, and
+A sampler that is wrong by a factor has the same relative error on all targets. With
+relative errors e_k of the evidence and standard errors s_k, the best estimate of the
+common error has weights 1 / s_k^2, and
 
     z = sum_k e_k / s_k^2  /  sqrt(sum_k 1 / s_k^2)
 
-is standard normal if there is none. Errors of either sign need not cancel in
-sum_k z_k^2, which is chi-square, nor in Fisher's -2 sum_k log p_k of the posteriors'
-p-values. Runs on different targets are independent, as their keys are.
+is standard normal if there is no bias. Errors of opposite sign do not cancel in
+sum_k z_k^2, which is chi-square, and in Fisher's -2 sum_k log p_k of the posteriors'
+p-values. Runs on different targets are independent, since their keys are.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from tsi.bench.unbiasedness import EXACT, MeasureTest, exact_z
 def pooled_z(measures: Sequence[MeasureTest]) -> tuple[float, float]:
     """The common relative error of the evidence, and its z score.
 
-    Estimates that do not vary are exact or wrong by themselves, and are left out.
+    Estimates that do not vary are left out: each is either exact or wrong.
     """
     varying = [m for m in measures if m.standard_error > EXACT / 100]
     if not varying:
@@ -34,7 +34,7 @@ def pooled_z(measures: Sequence[MeasureTest]) -> tuple[float, float]:
 
 
 def pooled_p(measures: Sequence[MeasureTest]) -> float:
-    """One p-value of all evidences and posteriors; errors of either sign add up."""
+    """One p-value of all evidences and posteriors, without cancellation of errors."""
     scores = np.array([m.z for m in measures if np.isfinite(m.z)])
     p_values = np.array([m.p_value for m in measures if m.degrees > 0])
     varying = scores[scores != 0.0]

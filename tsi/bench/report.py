@@ -1,4 +1,4 @@
-"""What the bench found: promises that are kept, broken or skipped."""
+"""The report of the bench: promises that are kept, broken or skipped."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ from tsi.errors import ConformanceError
 
 
 class Report(NamedTuple):
-    """What `check_sampler` or `check_target` found.
+    """The result of `check_sampler` or `check_target`.
 
     Attributes:
-        checks: every promise that was looked at, in order.
-        judged: what was looked at, for messages.
+        checks: every promise that was tested, in order.
+        subject: "sampler" or "target", for messages.
     """
 
     checks: tuple[Check, ...]
-    judged: str = "sampler"
+    subject: str = "sampler"
 
     @property
     def passed(self) -> bool:
@@ -25,23 +25,22 @@ class Report(NamedTuple):
     @property
     def failures(self) -> tuple[Check, ...]:
         """The promises that were broken."""
-        judged = (check for check in self.checks if check.passed is not None)
-        return tuple(check for check in judged if not check.passed)
+        return tuple(check for check in self.checks if check.passed is False)
 
     def raise_if_failed(self) -> None:
         """Raise `ConformanceError` with the broken promises, if there are any."""
         if not self.passed:
-            lines = "; ".join(f"{c.promise}: {_told(c)}" for c in self.failures)
-            raise ConformanceError(f"The {self.judged} breaks its contract. {lines}.")
+            lines = "; ".join(f"{c.promise}: {_describe(c)}" for c in self.failures)
+            raise ConformanceError(f"The {self.subject} breaks its contract. {lines}.")
 
     def __str__(self) -> str:
         words = {True: "kept", False: "BROKEN", None: "skipped"}
         width = max(len(check.promise) for check in self.checks)
         return "\n".join(
-            f"{words[check.passed]:8}{check.promise:{width + 2}}{_told(check)}"
+            f"{words[check.passed]:8}{check.promise:{width + 2}}{_describe(check)}"
             for check in self.checks
         )
 
 
-def _told(check: Check) -> str:
+def _describe(check: Check) -> str:
     return f"{check.detail} [{check.where}]" if check.where else check.detail

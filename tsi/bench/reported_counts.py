@@ -1,13 +1,11 @@
-"""What a sampler reports of invalid potentials and lost populations is what it met.
+"""Tests of the reported numbers of invalid potentials and recoveries.
 
-A sampler that says 0 whatever happens looks as if nothing ever did. So it is told known
-numbers of NaN and +inf, for particles that count and for some that do not, and
-`num_invalid` must be the number of those that do; then nothing but -inf, which is
-valid, and must be a recovery.
+The sampler is given a known number of potentials that are NaN or +inf. Some belong to
+particles that count, some to others, and `num_invalid` must be the number of the
+former. Then all potentials are -inf, which is valid and must be reported as a recovery.
 
-A particle counts that goes on and has weight. Whether potentials count is read off
-`path_log_weight`: where a path of weight zero is not told as one (`uniform`, which
-looks at no score), nothing is asked.
+A particle counts if it is unfinished and has weight. The check is skipped if
+`path_log_weight` does not depend on potentials (`uniform`).
 """
 
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from tsi.bench.robustness import Check
-from tsi.bench.source_lines import blamed
+from tsi.bench.source_lines import places_of_functions
 from tsi.explorer import Explorer, Reply
 from tsi.sampler import Sampler
 
@@ -28,25 +26,25 @@ MAX_STEPS = 4
 def counts_check(
     sampler: Sampler | Explorer, num_particles: int, key: Key[Array, ""]
 ) -> Check:
-    """Whether `num_invalid` and `num_recoveries` are what they must be."""
-    look = _first_turn if isinstance(sampler, Explorer) else _all_steps
-    if not _scores_count(sampler):
+    """Whether `num_invalid` and `num_recoveries` are right."""
+    find_violation = _first_turn if isinstance(sampler, Explorer) else _all_steps
+    if not _uses_potentials(sampler):
         reason = "its path weight does not depend on log potentials"
         return Check("counts", None, f"not applicable: {reason}")
     try:
-        broken = look(sampler, num_particles, key)
+        violation = find_violation(sampler, num_particles, key)
     except _NoCountsError as error:
         return Check("counts", None, str(error))
-    where = blamed(sampler, "tell") if broken else ""
-    said = "as many invalid and lost as it was told"
-    return Check("counts", not broken, broken or said, where)
+    where = places_of_functions(sampler, "tell") if violation else ""
+    detail = "as many invalid and lost as it was told"
+    return Check("counts", not violation, violation or detail, where)
 
 
 class _NoCountsError(Exception):
     """The sampler reports no counts, so that there is nothing to verify."""
 
 
-def _scores_count(sampler: Sampler | Explorer) -> bool:
+def _uses_potentials(sampler: Sampler | Explorer) -> bool:
     claim = sampler.path_log_weight
     if claim is None:
         return True
@@ -62,11 +60,11 @@ def _count(info: Any, name: str) -> int:
 
 
 def _all_steps(sampler: Any, num_particles: int, key: Key[Array, ""]) -> str:
-    """Four steps, once while all go on and once with a particle that has finished."""
+    """Four steps with all particles unfinished, and again with one finished."""
     for some_end in (False, True) if num_particles > 1 else (False,):
-        broken = _four_steps(sampler, num_particles, key, some_end)
-        if broken:
-            return broken
+        violation = _four_steps(sampler, num_particles, key, some_end)
+        if violation:
+            return violation
     return ""
 
 
@@ -76,20 +74,22 @@ def _four_steps(
     ask, tell = jax.jit(sampler.ask), jax.jit(sampler.tell)
     keys = jax.random.split(key, 9)
     state = sampler.init(keys[0], num_particles)
-    usual = np.linspace(-0.5, 0.5, num_particles, dtype=np.float32)
-    nothing = np.zeros(num_particles, np.float32)
+    ordinary = np.linspace(-0.5, 0.5, num_particles, dtype=np.float32)
+    zeros = np.zeros(num_particles, np.float32)
     last = np.arange(num_particles) == num_particles - 1
     for step, kind in enumerate(("usual", "invalid", "usual", "-inf")):
         state, _ = ask(keys[2 * step + 1], state)
-        told, expected = usual.copy(), 0
+        log_potentials, expected = ordinary.copy(), 0
         counts = np.asarray(~state.finished & (state.log_weights > -np.inf))
         if kind == "invalid":
-            told, expected = _with_invalid(usual, counts, np.asarray(state.finished))
+            log_potentials, expected = _insert_invalid(
+                ordinary, counts, np.asarray(state.finished)
+            )
         if kind == "-inf":
-            told[:] = -np.inf
+            log_potentials[:] = -np.inf
         ended = (last & (step == 0) & some_end) | np.asarray(state.finished)
         had_weight = bool(counts.any())
-        state, info = tell(keys[2 * step + 2], state, told, nothing, ended)
+        state, info = tell(keys[2 * step + 2], state, log_potentials, zeros, ended)
         invalid = _count(info, "num_invalid")
         if invalid != expected:
             return (
@@ -99,25 +99,25 @@ def _four_steps(
         recoveries = _count(info, "num_recoveries")
         if kind == "usual" and recoveries:
             return f"num_recoveries is {recoveries} where all weights are ordinary"
-        all_lost = kind == "-inf" and had_weight and not some_end
-        if all_lost and sampler.path_log_weight and not recoveries:
+        loses_all = kind == "-inf" and had_weight and not some_end
+        if loses_all and sampler.path_log_weight and not recoveries:
             return "num_recoveries is 0 where every particle is told -inf"
     return ""
 
 
-def _with_invalid(
-    usual: np.ndarray, counts: np.ndarray, finished: np.ndarray
+def _insert_invalid(
+    ordinary: np.ndarray, counts: np.ndarray, finished: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """Numbers with NaN and +inf among them, and how many of these count."""
-    told = usual.copy()
-    # What has finished or has no weight is not looked at.
-    told[~counts] = np.nan
-    told[finished] = np.inf
+    """Replace some numbers by NaN and +inf; also return how many of these count."""
+    log_potentials = ordinary.copy()
+    # Those of particles that have finished or have no weight do not count.
+    log_potentials[~counts] = np.nan
+    log_potentials[finished] = np.inf
     places = np.flatnonzero(counts)
-    # Not all of them, so that some weight is left.
+    # Not all, so that some weight is left.
     chosen = places[: max(1, len(places) // 2)]
-    told[chosen] = np.where(np.arange(len(chosen)) % 2, np.inf, np.nan)
-    return told, len(chosen)
+    log_potentials[chosen] = np.where(np.arange(len(chosen)) % 2, np.inf, np.nan)
+    return log_potentials, len(chosen)
 
 
 def _first_turn(explorer: Any, num_particles: int, key: Key[Array, ""]) -> str:
@@ -130,13 +130,15 @@ def _first_turn(explorer: Any, num_particles: int, key: Key[Array, ""]) -> str:
     if not extended.any():
         raise _NoCountsError("not applicable: the first turn keeps no row")
     rows = len(extended)
-    usual = np.linspace(-0.5, 0.5, rows, dtype=np.float32)
-    for told, expected in (
-        (usual, 0),
-        _with_invalid(usual, extended, np.zeros(rows, bool)),
+    ordinary = np.linspace(-0.5, 0.5, rows, dtype=np.float32)
+    for log_potentials, expected in (
+        (ordinary, 0),
+        _insert_invalid(ordinary, extended, np.zeros(rows, bool)),
     ):
-        nothing = jnp.zeros(rows, jnp.float32)
-        reply = Reply(jnp.asarray(told), nothing, nothing - 1.0, jnp.zeros(rows, bool))
+        zeros = jnp.zeros(rows, jnp.float32)
+        reply = Reply(
+            jnp.asarray(log_potentials), zeros, zeros - 1.0, jnp.zeros(rows, bool)
+        )
         _, info = jax.jit(explorer.tell)(key_tell, state, reply)
         invalid = _count(info, "num_invalid")
         if invalid != expected:

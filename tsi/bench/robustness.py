@@ -1,6 +1,6 @@
-"""Promises of the sampler contract that need no truth: inputs made to break it.
+"""Checks of the sampler contract that need no known target, on adversarial inputs.
 
-The parts of `tsi.bench.conformance.check_sampler` that hold for every sampler, with or
+The parts of `tsi.bench.conformance.check_sampler` that apply to every sampler, with or
 without a target.
 """
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 
 from tsi.batch import batch
 from tsi.bench.known_truth import KnownTarget
-from tsi.bench.source_lines import blamed
+from tsi.bench.source_lines import places_of_functions
 from tsi.explorer import Explorer
 from tsi.run import Run, run
 from tsi.sampler import Sampler
@@ -24,8 +24,8 @@ from tsi.targets.tabular import TabularTarget
 NUM_PROBLEMS = 3
 NUM_STEPS = 6
 MOST_AT_ONCE = 2_000
-"""Runs of one call of a compiled program: what fits a cache, and is enough where runs
-are compared with runs."""
+"""Runs per call of a compiled program: few enough for a cache, and enough for checks
+that compare runs with runs."""
 
 
 class Check(NamedTuple):
@@ -35,7 +35,7 @@ class Check(NamedTuple):
         promise: its name.
         passed: whether it is kept; None if it was skipped.
         detail: the evidence, or why it was skipped.
-        where: the function, file and line that broke it, where they are known.
+        where: the function, file and line that broke it, if known.
     """
 
     promise: str
@@ -50,7 +50,7 @@ class Programs:
     Args:
         sampler: the sampler.
         num_particles: N.
-        num_runs: of a call; they are run some at a time.
+        num_runs: number of runs; they are split into calls.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class Programs:
         calls = -(-num_runs // MOST_AT_ONCE)
         self.at_once = -(-num_runs // calls)
         self.programs: dict[Any, Callable[..., Run]] = {}
-        self.kept: list[Any] = []
+        self.targets: list[Any] = []
 
     def __call__(self, target: KnownTarget, key: Key[Array, ""]) -> Run:
         """`num_runs` runs under `split(key, num_runs)`."""
         keys = jax.random.split(key, self.num_runs)
-        # A last call that is not full takes some keys again.
+        # The last call is filled up with keys from the start.
         places = np.arange(self.at_once)
         starts = range(0, self.num_runs, self.at_once)
         parts = [
-            self._some(target, keys[(places + start) % self.num_runs])
+            self._call(target, keys[(places + start) % self.num_runs])
             for start in starts
         ]
         if len(parts) == 1:
@@ -82,17 +82,17 @@ class Programs:
 
         return jax.tree.map(join, *parts)
 
-    def few(self, target: KnownTarget, key: Key[Array, ""]) -> Run:
-        """The runs of one call: the first of those that `num_runs` would be."""
-        return self._some(target, jax.random.split(key, self.num_runs)[: self.at_once])
+    def first_call(self, target: KnownTarget, key: Key[Array, ""]) -> Run:
+        """The runs of the first call only."""
+        return self._call(target, jax.random.split(key, self.num_runs)[: self.at_once])
 
-    def _some(self, target: KnownTarget, keys: Key[Array, "R"]) -> Run:
+    def _call(self, target: KnownTarget, keys: Key[Array, "R"]) -> Run:
         params: Any = getattr(target, "params", None)
         plain = type(target) is TabularTarget
         kind = params.log_potentials.shape if plain else id(target)
         if kind not in self.programs:
-            # An address is a name only as long as its object lives.
-            self.kept.append(target)
+            # An id identifies an object only while the object lives.
+            self.targets.append(target)
             self.programs[kind] = jax.jit(
                 jax.vmap(
                     lambda key, params: run(
@@ -105,7 +105,7 @@ class Programs:
 
 
 def _numbers(leaf: Any) -> np.ndarray:
-    """An array in NumPy; of keys, their data."""
+    """A NumPy array; for keys, of their data."""
     is_key = jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
@@ -115,12 +115,12 @@ def has_nan(tree: Any) -> bool:
     return any(np.isnan(leaf).any() for leaf in leaves if leaf.dtype.kind == "f")
 
 
-def same(
+def states_agree(
     first: Any, second: Any, tolerance: float = 0.0, *, equal_nan: bool = False
 ) -> bool:
     """Whether two states agree: integers exactly, floats within a tolerance."""
 
-    def agree(a: Any, b: Any) -> bool:
+    def leaves_agree(a: Any, b: Any) -> bool:
         a, b = _numbers(a), _numbers(b)
         if a.dtype.kind != "f":
             return bool(np.array_equal(a, b))
@@ -128,21 +128,21 @@ def same(
             np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=equal_nan)
         )
 
-    return all(jax.tree.leaves(jax.tree.map(agree, first, second)))
+    return all(jax.tree.leaves(jax.tree.map(leaves_agree, first, second)))
 
 
 def finished_check(programs: Programs, key: Key[Array, ""]) -> Check:
-    """Whether runs stay the same whatever finished particles are told."""
-    quiet, noisy = unequal_lengths(), unequal_lengths()
-    expected = programs.few(quiet, key)
+    """Whether the log potentials of finished particles do not affect a run."""
+    target, other = unequal_lengths(), unequal_lengths()
+    expected = programs.first_call(target, key)
     for idle in (7.0, np.nan):
-        noisy.idle = idle
-        result = programs.few(noisy, key)
-        unchanged = same(
+        other.idle = idle
+        result = programs.first_call(other, key)
+        unchanged = states_agree(
             (expected.state.log_weights, expected.state.log_evidence),
             (result.state.log_weights, result.state.log_evidence),
             1e-6,
-        ) and same(expected.particles, result.particles)
+        ) and states_agree(expected.particles, result.particles)
         if not unchanged:
             return Check(
                 "finished",
@@ -153,38 +153,42 @@ def finished_check(programs: Programs, key: Key[Array, ""]) -> Check:
 
 
 NO_WEIGHT = {"-inf": -np.inf, "NaN": np.nan, "+inf": np.inf}
-"""Log potentials that make a weight zero; the last two are no weights at all."""
+"""Log potentials that give weight zero; the last two are invalid."""
 
 
 def zero_weight_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
-    """Whether steps without any weight are survived, and their evidence is zero."""
+    """Whether a step at which all weights are zero gives evidence zero and no NaN."""
     claim = programs.sampler.path_log_weight
     checks = []
     for name, value in NO_WEIGHT.items():
         for step in (0, 1, 3):
             target = smooth()
             target.log_potentials[step] = value
-            result = programs.few(target, key)
+            result = programs.first_call(target, key)
             log_evidence = np.asarray(result.state.log_evidence)
-            bad = ""
+            violation = ""
             if has_nan((result.state.log_weights, log_evidence)):
-                bad = "log weights or evidence are NaN"
-            if not bad and claim is not None:
+                violation = "log weights or evidence are NaN"
+            if not violation and claim is not None:
                 power = getattr(programs.sampler, "power", 1.0)
                 truth = target.truth(claim, power=power).log_evidence
                 if truth == -np.inf and not np.all(log_evidence == -np.inf):
-                    bad = "the evidence is zero and its estimate is not"
+                    violation = "the evidence is zero and its estimate is not"
                 if truth == np.inf or np.isnan(truth):
-                    bad = f"path_log_weight of such a path is {truth}, and not -inf"
-            if bad:
-                detail = f"potentials all {name} at step {step}: {bad}"
+                    violation = (
+                        f"path_log_weight of such a path is {truth}, and not -inf"
+                    )
+            if violation:
+                detail = f"potentials all {name} at step {step}: {violation}"
                 checks.append(Check("zero weights", False, detail))
-    survived = "potentials of -inf, NaN and +inf are survived"
-    return checks or [Check("zero weights", True, survived)]
+    detail = "potentials of -inf, NaN and +inf are survived"
+    return checks or [Check("zero weights", True, detail)]
 
 
-def _synthetic(key: Key[Array, ""], shape: tuple[int, ...]) -> tuple[Array, ...]:
-    """Potentials, corrections and finished flags [T, ..., N] that no target gives."""
+def _synthetic_replies(
+    key: Key[Array, ""], shape: tuple[int, ...]
+) -> tuple[Array, ...]:
+    """Random potentials, corrections and finished flags, [T, ..., N]."""
     key_potential, key_correction, key_finish, key_zero = jax.random.split(key, 4)
     log_potentials = 2.0 * jax.random.normal(key_potential, shape)
     zeros = jax.random.bernoulli(key_zero, 0.25, shape)
@@ -197,11 +201,12 @@ def _synthetic(key: Key[Array, ""], shape: tuple[int, ...]) -> tuple[Array, ...]
 
 
 def _drive(
-    sampler: Sampler, keys: Any, num_particles: int, told: tuple[Array, ...]
+    sampler: Sampler, keys: Any, num_particles: int, replies: tuple[Array, ...]
 ) -> tuple[Any, tuple[Any, Any, Array]]:
-    """Ask and tell without a target: the last state, and what each step made of it.
+    """Ask and tell without a target.
 
-    Of each step, [T]: the state before it, the state after ask, the ancestors.
+    Returns the last state and, for each step [T], the state before it, the state after
+    ask, and the ancestors.
     """
     fold = jax.random.fold_in
     fold = jax.vmap(fold, (0, None)) if keys.ndim else fold
@@ -209,54 +214,54 @@ def _drive(
     def step(state: Any, row: tuple[Array, ...]) -> tuple[Any, tuple[Any, Any, Array]]:
         t, *rest = row
         asked, ancestors = sampler.ask(fold(keys, t), state)
-        told, _ = sampler.tell(fold(keys, t), asked, *rest)
-        return told, (state, asked, ancestors)
+        after, _ = sampler.tell(fold(keys, t), asked, *rest)
+        return after, (state, asked, ancestors)
 
     state = sampler.init(keys, num_particles)
-    return jax.lax.scan(step, state, (jnp.arange(len(told[0])), *told))
+    return jax.lax.scan(step, state, (jnp.arange(len(replies[0])), *replies))
 
 
 def driven_checks(
     sampler: Sampler, num_particles: int, key: Key[Array, ""]
 ) -> list[Check]:
-    """Ancestors and batching, driven by made-up numbers."""
+    """Checks of ancestors and batching, on synthetic numbers."""
     key_told, key_problems = jax.random.split(key)
     shape = (NUM_STEPS, NUM_PROBLEMS, num_particles)
-    told = _synthetic(key_told, shape)
+    replies = _synthetic_replies(key_told, shape)
     keys = jax.random.split(key_problems, NUM_PROBLEMS)
-    flat = tuple(array.reshape(NUM_STEPS, -1) for array in told)
-    lifted = batch(sampler, NUM_PROBLEMS)
-    together = jax.jit(lambda k, f: _drive(lifted, k, num_particles, f))(keys, flat)
+    flat = tuple(array.reshape(NUM_STEPS, -1) for array in replies)
+    batched = batch(sampler, NUM_PROBLEMS)
+    together = jax.jit(lambda k, f: _drive(batched, k, num_particles, f))(keys, flat)
     drive = jax.jit(lambda k, f: _drive(sampler, k, num_particles, f))
-    broken, differs = "", ("", "")
+    violation, difference = "", ("", "")
     for problem in range(NUM_PROBLEMS):
-        alone = drive(keys[problem], tuple(array[:, problem] for array in told))
-        _, (befores, _, ancestors) = alone
+        alone = drive(keys[problem], tuple(array[:, problem] for array in replies))
+        _, (states_before, _, ancestors) = alone
         for t in range(NUM_STEPS):
-            weights = np.asarray(befores.log_weights[t])
+            weights = np.asarray(states_before.log_weights[t])
             parents = np.asarray(ancestors[t])
             moved = parents != np.arange(num_particles)
             if parents.dtype != np.int32 or parents.shape != (num_particles,):
-                broken = f"ancestors are {parents.dtype} of shape {parents.shape}"
+                violation = f"ancestors are {parents.dtype} of shape {parents.shape}"
             elif parents.min() < 0 or parents.max() >= num_particles:
-                broken = f"ancestors outside [0, {num_particles}) at step {t}"
+                violation = f"ancestors outside [0, {num_particles}) at step {t}"
             elif np.isinf(weights[parents[moved]]).any():
-                broken = f"a particle of zero weight was copied at step {t}"
-        if not differs[0]:
-            differs = _difference(alone, together, problem, num_particles)
-    detail, part = differs
+                violation = f"a particle of zero weight was copied at step {t}"
+        if not difference[0]:
+            difference = _difference(alone, together, problem, num_particles)
+    detail, part = difference
     return [
         Check(
             "ancestors",
-            not broken,
-            broken or "valid, never of no weight",
-            blamed(sampler, "ask") if broken else "",
+            not violation,
+            violation or "valid, never of no weight",
+            places_of_functions(sampler, "ask") if violation else "",
         ),
         Check(
             "batched",
             not detail,
             detail or "each problem as if alone",
-            blamed(sampler, part) if part else "",
+            places_of_functions(sampler, part) if part else "",
         ),
     ]
 
@@ -264,35 +269,37 @@ def driven_checks(
 def _difference(
     alone: tuple[Any, Any], together: tuple[Any, Any], problem: int, size: int
 ) -> tuple[str, str]:
-    """The first thing that differs in a batch, and the function that made it."""
-    last, (befores, askeds, ancestors) = alone
-    last_of_all, (all_befores, all_askeds, all_ancestors) = together
-    mine = all_ancestors.reshape(NUM_STEPS, NUM_PROBLEMS, -1)[:, problem]
-    mine -= problem * size
+    """The first difference of a batch from single runs, and the function behind it."""
+    last, (states_before, states_asked, ancestors) = alone
+    last_of_all, (all_states_before, all_states_asked, all_ancestors) = together
+    ancestors_of_problem = all_ancestors.reshape(NUM_STEPS, NUM_PROBLEMS, -1)[
+        :, problem
+    ]
+    ancestors_of_problem -= problem * size
     for t in range(NUM_STEPS):
-        for part, own, batched in (
-            ("tell" if t else "init", befores, all_befores),
-            ("ask", askeds, all_askeds),
+        for part, states, batched in (
+            ("tell" if t else "init", states_before, all_states_before),
+            ("ask", states_asked, all_states_asked),
         ):
-            there = jax.tree.map(lambda leaf, t=t: leaf[t, problem], batched)
-            here = jax.tree.map(lambda leaf, t=t: leaf[t], own)
-            if not same(here, there, 1e-5, equal_nan=True):
+            in_batch = jax.tree.map(lambda leaf, t=t: leaf[t, problem], batched)
+            by_itself = jax.tree.map(lambda leaf, t=t: leaf[t], states)
+            if not states_agree(by_itself, in_batch, 1e-5, equal_nan=True):
                 return f"the state of problem {problem} differs at step {t}", part
-        if not np.array_equal(mine[t], ancestors[t]):
+        if not np.array_equal(ancestors_of_problem[t], ancestors[t]):
             return f"ancestors of problem {problem} differ at step {t}", "ask"
-    there = jax.tree.map(lambda leaf: leaf[problem], last_of_all)
-    if not same(last, there, 1e-5, equal_nan=True):
+    in_batch = jax.tree.map(lambda leaf: leaf[problem], last_of_all)
+    if not states_agree(last, in_batch, 1e-5, equal_nan=True):
         return f"the last state of problem {problem} differs from its own run", "tell"
     return "", ""
 
 
 def compiled_check(programs: Programs, key: Key[Array, ""], result: Run) -> Check:
-    """Whether the first of the mapped runs `result` is the run of its key alone."""
+    """Whether the first of the mapped runs `result` equals a run of its key alone."""
     first = jax.random.split(key, programs.num_runs)[0]
     # The target's tables are arguments in the mapped program and constants here.
     alone = run(programs.sampler, smooth(), first, programs.num_particles)
     mapped = jax.tree.map(lambda leaf: leaf[0], result)
-    unchanged = same(alone.particles, mapped.particles) and same(
+    unchanged = states_agree(alone.particles, mapped.particles) and states_agree(
         alone.state, mapped.state, 1e-5
     )
     detail = (

@@ -1,19 +1,19 @@
-"""The scale of log potentials means nothing: adding c to all of them changes no choice.
+"""Invariance to scale: adding c to all log potentials must change no decision.
 
-Where a path's log weight is a sum of log potentials with fixed coefficients, c more on
-each adds the same number to every path: the normalised target is what it was, and so
-must be every decision and every normalised weight under the same keys. Log evidence
-moves by what each path gains,
+If a path's log weight is a sum of log potentials with fixed coefficients, adding c to
+each adds the same number to every path. The normalised target does not change, and so
+no decision and no normalised weight may change under the same keys. Log evidence
+changes by what each path gains,
 
     T c (product, equal lengths),  c (telescoping, terminal),  0 (uniform),
 
-and by that of `auxiliary` targets too. What paths gain is read off `path_log_weight`
-itself: the law holds for whatever claims that all of them gain the same, and not for
-weights that saturate (reward, softmax).
+plus the gains of `auxiliary` targets. The gain is computed from `path_log_weight`. The
+law applies if all paths gain the same, which excludes weights that saturate (reward,
+softmax).
 
 Log potentials are multiples of 1/64, so that float32 adds up to 20,000 without
-rounding. A logarithm of a mean does round, to 2^-24 of its size; what follows from that
-is allowed: one decision in thousands at |c| = 300, weights to 2 % at |c| = 20,000.
+rounding. The logarithm of a mean is rounded to 2^-24 of its size. The tolerances follow
+from that: one decision in thousands at |c| = 300, weights to 2 % at |c| = 20,000.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from tsi.bench.robustness import Check, Programs
-from tsi.bench.source_lines import blamed
+from tsi.bench.source_lines import places_of_functions
 from tsi.explorer import Explorer
 from tsi.sampler import Sampler
 from tsi.targets.tabular import TabularTarget
@@ -33,15 +33,15 @@ from tsi.targets.tabular import TabularTarget
 NEAR, FAR = (10.0, -300.0, 300.0), (20_000.0, -20_000.0)
 PROBE = 64.0
 ULPS = 4.0
-"""Units in the last place of a float32 that log evidence may be off by."""
+"""Allowed error of log evidence, in units in the last place of a float32."""
 
 
 class Tolerance(NamedTuple):
-    """How much a shift may change.
+    """The changes that a shift may cause.
 
     Attributes:
-        runs: the share of runs that may decide otherwise.
-        weight: the relative difference of a weight where decisions are the same.
+        runs: the share of runs whose decisions may change.
+        weight: the relative change of a weight in the other runs.
     """
 
     runs: float
@@ -53,13 +53,13 @@ FAR_TOLERANCE = Tolerance(0.5, 0.02)
 
 
 class Difference(NamedTuple):
-    """What a shift changed.
+    """The changes that a shift has caused.
 
     Attributes:
-        runs: the share of runs that decided otherwise.
-        weight: the largest relative difference of a weight, over the other runs.
-        ulps: the largest error of log evidence there, in units in the last place.
-        evidence: the change of log evidence in the run where that was.
+        runs: the share of runs whose decisions changed.
+        weight: the largest relative change of a weight in the other runs.
+        ulps: the largest error of log evidence in these, in units in the last place.
+        evidence: the change of log evidence in the run with that error.
     """
 
     runs: float
@@ -68,7 +68,7 @@ class Difference(NamedTuple):
     evidence: float
 
 
-def in_64ths() -> TabularTarget:
+def equal_length_table() -> TabularTarget:
     """Steps that forbid symbols, with log potentials in multiples of 1/64."""
     return TabularTarget(
         initial=[0.6, 0.4, 0.0],
@@ -80,7 +80,7 @@ def in_64ths() -> TabularTarget:
     )
 
 
-def ending_in_64ths() -> TabularTarget:
+def unequal_length_table() -> TabularTarget:
     """Paths of unequal lengths, with log potentials in multiples of 1/64."""
     return TabularTarget(
         initial=[0.5, 0.35, 0.15],
@@ -93,7 +93,7 @@ def ending_in_64ths() -> TabularTarget:
     )
 
 
-TABLES = {"equal lengths": in_64ths, "unequal lengths": ending_in_64ths}
+TABLES = {"equal lengths": equal_length_table, "unequal lengths": unequal_length_table}
 
 
 def shift_table(target: TabularTarget, shift: float) -> TabularTarget:
@@ -111,19 +111,19 @@ def shift_table(target: TabularTarget, shift: float) -> TabularTarget:
 def gain_of_paths(
     path_log_weight: Callable[..., Any], target: TabularTarget
 ) -> float | None:
-    """By how much every path gains when 1 is added to all log potentials.
+    """The change of every path's log weight when 1 is added to all log potentials.
 
-    None if they do not all gain the same, or do not gain in proportion.
+    None if it differs between paths, or is not proportional to the number added.
     """
     symbols, _ = target.paths()
     live = symbols >= 0
     table = target.log_potentials[np.arange(target.max_steps), symbols]
     possible = np.all(np.isfinite(table) | ~live, axis=1)
-    live, told = live[possible], np.where(live, table, 0.0)[possible]
+    live, scores = live[possible], np.where(live, table, 0.0)[possible]
 
     def weights(shift: float) -> np.ndarray:
-        moved = jnp.asarray(told + shift * live, jnp.float32)
-        return np.asarray(path_log_weight(moved, jnp.asarray(live)), np.float64)
+        shifted = jnp.asarray(scores + shift * live, jnp.float32)
+        return np.asarray(path_log_weight(shifted, jnp.asarray(live)), np.float64)
 
     at_zero = weights(0.0)
     gains = [(weights(c) - at_zero) / c for c in (PROBE, -PROBE)]
@@ -133,7 +133,7 @@ def gain_of_paths(
 
 
 def total_gain(sampler: Sampler | Explorer, target: TabularTarget) -> float | None:
-    """What log evidence gains for each 1 that is added; None where the law is void."""
+    """The change of log evidence per 1 added; None if the law does not apply."""
     claims = (sampler.path_log_weight, *getattr(sampler, "auxiliary", ()))
     gains = [gain_of_paths(c, target) for c in claims if c is not None]
     known = [gain for gain in gains if gain is not None]
@@ -146,37 +146,41 @@ def difference(before: Any, after: Any, gain: float) -> Difference:
     Args:
         before: a `Run` of each key.
         after: the same with a shift.
-        gain: what log evidence should have gained.
+        gain: the expected change of log evidence.
     """
     symbols = [np.asarray(run.particles.symbols) for run in (before, after)]
-    same = np.all(symbols[0] == symbols[1], axis=(1, 2))
+    agreeing = np.all(symbols[0] == symbols[1], axis=(1, 2))
     weights = [
-        np.asarray(r.state.log_weights, np.float64)[same] for r in (before, after)
+        np.asarray(r.state.log_weights, np.float64)[agreeing] for r in (before, after)
     ]
     evidence = [
-        np.asarray(r.state.log_evidence, np.float64)[same] for r in (before, after)
+        np.asarray(r.state.log_evidence, np.float64)[agreeing] for r in (before, after)
     ]
-    runs = 1.0 - float(same.mean())
-    if not same.any():
+    runs = 1.0 - float(agreeing.mean())
+    if not agreeing.any():
         return Difference(runs, np.inf, np.inf, np.nan)
     with np.errstate(invalid="ignore"):
-        apart = np.where(weights[0] == weights[1], 0.0, weights[1] - weights[0])
-        moved = evidence[1] - evidence[0]
-        alike = (evidence[0] == -np.inf) & (evidence[1] == -np.inf)
-        wrong = np.where(alike, 0.0, np.abs(moved - gain))
-    # NaN would pass for small.
-    apart, wrong = (np.where(np.isnan(x), np.inf, x) for x in (apart, wrong))
+        weight_differences = np.where(
+            weights[0] == weights[1], 0.0, weights[1] - weights[0]
+        )
+        shifted = evidence[1] - evidence[0]
+        both_zero = (evidence[0] == -np.inf) & (evidence[1] == -np.inf)
+        errors = np.where(both_zero, 0.0, np.abs(shifted - gain))
+    # A comparison with NaN is false, so NaN would pass.
+    weight_differences, errors = (
+        np.where(np.isnan(x), np.inf, x) for x in (weight_differences, errors)
+    )
     largest = np.abs(np.stack(evidence)).max(0)
-    # Where the two cancel, what was added up on the way had the size of the gain.
+    # If the two cancel, the partial sums still had the size of the gain.
     size = np.where(np.isfinite(largest), largest, 0.0)
     size = np.maximum(size, max(abs(gain), 1.0))
-    ulps = wrong / np.spacing(size.astype(np.float32))
+    ulps = errors / np.spacing(size.astype(np.float32))
     worst = int(np.argmax(ulps))
     return Difference(
         runs,
-        float(np.expm1(np.minimum(np.abs(apart).max(), 100.0))),
+        float(np.expm1(np.minimum(np.abs(weight_differences).max(), 100.0))),
         float(ulps[worst]),
-        float(moved[worst]),
+        float(shifted[worst]),
     )
 
 
@@ -186,41 +190,41 @@ def shift_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
     if sampler.path_log_weight is None:
         reason = "the sampler claims no target (path_log_weight is None)"
         return [Check("shift", None, reason)]
-    held = []
+    gains_by_table = []
     for name, make in TABLES.items():
         gain = total_gain(sampler, make())
         if gain is None:
             continue
-        held.append(f"{gain:.4g} ({name})")
-        broken = _broken_by_shift(programs, make(), gain, key)
-        if broken:
-            # Whose fault it is shows only in what is compared here: the whole run.
-            where = blamed(sampler, "tell", "ask")
-            return [Check("shift", False, f"{name}: {broken}", where)]
-    if not held:
+        gains_by_table.append(f"{gain:.4g} ({name})")
+        change = _find_change(programs, make(), gain, key)
+        if change:
+            # Whole runs are compared, so the cause may lie in either function.
+            where = places_of_functions(sampler, "tell", "ask")
+            return [Check("shift", False, f"{name}: {change}", where)]
+    if not gains_by_table:
         reason = "its path weight does not gain the same on all paths: no law of scale"
         return [Check("shift", None, reason)]
-    told = " and ".join(held)
-    return [Check("shift", True, f"c more on all log potentials is c times {told}")]
+    gains = " and ".join(gains_by_table)
+    return [Check("shift", True, f"c more on all log potentials is c times {gains}")]
 
 
-def _broken_by_shift(
+def _find_change(
     programs: Programs, target: TabularTarget, gain: float, key: Key[Array, ""]
 ) -> str:
-    """What a shift changes that it must not; empty if nothing."""
-    before = jax.device_get(programs.few(target, key))
+    """The forbidden change that a shift causes; empty if there is none."""
+    before = jax.device_get(programs.first_call(target, key))
     for shift in (*NEAR, *FAR):
         allowed = NEAR_TOLERANCE if shift in NEAR else FAR_TOLERANCE
-        after = jax.device_get(programs.few(shift_table(target, shift), key))
-        found = difference(before, after, gain * shift)
+        after = jax.device_get(programs.first_call(shift_table(target, shift), key))
+        differences = difference(before, after, gain * shift)
         what = f"{shift:+g} on all log potentials"
-        if found.runs > allowed.runs:
-            return f"{what} changes what {100 * found.runs:.2g} % of the runs decide"
-        if found.weight > allowed.weight:
-            return f"{what} changes a weight by {100 * found.weight:.2g} %"
-        if found.ulps > ULPS:
+        if differences.runs > allowed.runs:
+            return f"{what} changes decisions in {100 * differences.runs:.2g} % of runs"
+        if differences.weight > allowed.weight:
+            return f"{what} changes a weight by {100 * differences.weight:.2g} %"
+        if differences.ulps > ULPS:
             return (
-                f"{what} moves log evidence by {found.evidence:.8g}, not by "
-                f"{gain * shift:.8g} ({found.ulps:.0f} units in the last place)"
+                f"{what} moves log evidence by {differences.evidence:.8g}, not by "
+                f"{gain * shift:.8g} ({differences.ulps:.0f} units in the last place)"
             )
     return ""

@@ -1,7 +1,7 @@
-"""Where a promise stands in the source: file and line of a sampler's functions.
+"""File and line of a sampler's functions, for reports.
 
-Wrapping by `functools.wraps`, `jax.jit` or `functools.partial` is seen through, so that
-the line is that of the function that somebody wrote.
+Wrappers of `functools.wraps`, `jax.jit` and `functools.partial` are removed, so that
+the line is that of the original function.
 """
 
 import functools
@@ -19,7 +19,7 @@ PARTS = ("init", "ask", "tell")
 
 
 def code_of(function: Callable[..., Any]) -> CodeType | None:
-    """The code that runs when something is called; None if it is not Python."""
+    """The code object of a callable; None if it is not written in Python."""
     while True:
         inner = inspect.unwrap(function)
         if isinstance(inner, functools.partial):
@@ -34,38 +34,39 @@ def code_of(function: Callable[..., Any]) -> CodeType | None:
     return code
 
 
-def shown(filename: str) -> str:
-    """A path as one would write it here: relative, if the file is below."""
+def relative_path(filename: str) -> str:
+    """A path relative to the current folder, if the file lies in it."""
     path = Path(filename).resolve()
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def blamed(sampler: Sampler | Explorer, *parts: str) -> str:
-    """The places of some of a sampler's functions, the likeliest first.
+def places_of_functions(sampler: Sampler | Explorer, *parts: str) -> str:
+    """Files and lines of some of a sampler's functions, in the given order.
 
     Args:
-        sampler: whose promise was broken.
+        sampler: the sampler.
         parts: names of its fields, such as "tell".
     """
     places = []
     for part in parts:
         code = code_of(getattr(sampler, part))
         if code is not None:
-            places.append(f"{part} at {shown(code.co_filename)}:{code.co_firstlineno}")
+            file = relative_path(code.co_filename)
+            places.append(f"{part} at {file}:{code.co_firstlineno}")
     return " or ".join(places)
 
 
 def own_files(sampler: Sampler | Explorer) -> set[str]:
-    """The files that a sampler's functions are written in."""
+    """The files in which a sampler's functions are defined."""
     codes = [code_of(getattr(sampler, part)) for part in PARTS]
     return {code.co_filename for code in codes if code is not None}
 
 
-def raised_in(sampler: Sampler | Explorer, error: BaseException) -> str | None:
-    """The innermost line of the sampler's files that an error passed through.
+def line_of_error(sampler: Sampler | Explorer, error: BaseException) -> str | None:
+    """The innermost line of the sampler's files in an error's traceback.
 
-    None if it passed through none of them, and so is not the sampler's.
+    None if there is none, so that the error is not the sampler's.
     """
     files = own_files(sampler)
     frames = traceback.extract_tb(error.__traceback__)
@@ -73,4 +74,4 @@ def raised_in(sampler: Sampler | Explorer, error: BaseException) -> str | None:
     if not own:
         return None
     last = own[-1]
-    return f"{last.name} at {shown(last.filename)}:{last.lineno}: {last.line}"
+    return f"{last.name} at {relative_path(last.filename)}:{last.lineno}: {last.line}"

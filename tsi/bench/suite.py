@@ -1,4 +1,4 @@
-"""What a sampler is judged on unless told otherwise: targets, and numbers of particles.
+"""The default targets and numbers of particles of `check_sampler`.
 
 | targets | particles |
 |---|---|
@@ -8,7 +8,7 @@
 | two of the small tables | 2, or 4 |
 
 A number that the sampler cannot use (`ConfigurationError`) is left out; the long tables
-are then run with N. Tables of one shape and one number share a compiled program.
+are then run with N. Tables of the same shape and number share a compiled program.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from tsi.targets.tabular import TabularTarget
 
 
 class Trial(NamedTuple):
-    """A target, and the number of particles that it is run with."""
+    """A target, and the number of particles of its runs."""
 
     name: str
     target: KnownTarget
@@ -42,10 +42,10 @@ def known_targets() -> dict[str, KnownTarget]:
 
 
 def invalid_potentials() -> TabularTarget:
-    """A table in which prefixes are worth NaN and +inf, which means nothing.
+    """A table in which some log potentials are NaN and +inf.
 
-    What it means all the same, `path_log_weight` says; a path that has another score at
-    every step goes by those.
+    `path_log_weight` defines the weight of such paths. Paths without these potentials
+    are not affected.
     """
     return TabularTarget(
         initial=[0.5, 0.4, 0.1],
@@ -59,11 +59,11 @@ def invalid_potentials() -> TabularTarget:
     )
 
 
-def mild() -> TabularTarget:
+def mild_potentials() -> TabularTarget:
     """The smooth table with a fifth of its log potentials.
 
-    One rollout knows the evidence to an eighth, so that a bias of one per cent shows
-    even in a method whose evidence is that of few rollouts.
+    The relative standard deviation of the evidence from one rollout is an eighth, so
+    that a bias of 1 % shows even for a method that uses few rollouts.
     """
     table = smooth()
     return TabularTarget(table.initial, table.transition, 0.2 * table.log_potentials)
@@ -79,13 +79,13 @@ def trials_of(
 def default_trials(
     sampler: Sampler | Explorer, num_particles: int
 ) -> tuple[Trial, ...]:
-    """The targets of the table above, as far as the sampler can use the numbers."""
+    """The targets of the table above, with the numbers that the sampler can use."""
     targets = known_targets()
-    targets |= {"invalid potentials": invalid_potentials(), "mild": mild()}
+    targets |= {"invalid potentials": invalid_potentials(), "mild": mild_potentials()}
     trials = [*trials_of(targets, num_particles)]
     more = _usable(sampler, (2 * num_particles,), 10) or num_particles
-    long = {name: make() for name, make in LONG_EXAMPLES.items()}
-    trials += trials_of(long, more)
+    long_tables = {name: make() for name, make in LONG_EXAMPLES.items()}
+    trials += trials_of(long_tables, more)
     fewer = _usable(sampler, (2, 4), 4)
     if fewer is not None and fewer < num_particles:
         small = {

@@ -1,4 +1,4 @@
-"""Promises of a target's optional methods: each agrees with what `propose` did."""
+"""Checks of a target's optional methods: each must agree with `propose`."""
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +9,32 @@ from tsi.bench.robustness import Check
 from tsi.bench.target_walk import Walk, Walker, agree, rows_of
 
 
-def _live(walk: Walk, t: int) -> np.ndarray:
-    """Who took step t."""
+def _takes_step(walk: Walk, t: int) -> np.ndarray:
+    """Whether each particle took step t."""
     if t == 0:
-        return np.ones(len(walk.said[0].finished), bool)
-    return ~np.asarray(walk.said[t - 1].finished)
+        return np.ones(len(walk.outputs[0].finished), bool)
+    return ~np.asarray(walk.outputs[t - 1].finished)
 
 
 def densities_check(walker: Walker, walk: Walk) -> Check:
-    """Whether corrections are what the densities of the prefixes gain."""
+    """Whether corrections equal the increments of the prefixes' densities."""
     if not walker.has("log_prob"):
         if not walker.why_no_replay:
             return _as_policy(walk)
         return Check("densities", None, "the target has no log_prob")
     empty = walker.target.log_prob(walk.particles[0], walker.params)
-    if not agree(empty, np.zeros(len(walk.said[0].finished))):
+    if not agree(empty, np.zeros(len(walk.outputs[0].finished))):
         return Check("densities", False, "log_prob of an empty prefix is not zero")
     if not walker.has("log_proposal"):
         if not walker.why_no_replay:
             return _as_policy(walk)
         return Check("densities", None, "the target has no log_proposal")
-    excess = np.zeros(len(walk.said[0].finished))
-    for t, said in enumerate(walk.said):
-        now = np.asarray(said.log_probs) - np.asarray(said.log_proposals)
-        live = _live(walk, t)
-        if not agree((now - excess)[live], np.asarray(said.log_corrections)[live]):
-            worst = np.abs(np.where(live, now - excess - said.log_corrections, 0.0))
+    excess = np.zeros(len(walk.outputs[0].finished))
+    for t, outputs in enumerate(walk.outputs):
+        now = np.asarray(outputs.log_probs) - np.asarray(outputs.log_proposals)
+        live = _takes_step(walk, t)
+        if not agree((now - excess)[live], np.asarray(outputs.log_corrections)[live]):
+            worst = np.abs(np.where(live, now - excess - outputs.log_corrections, 0.0))
             detail = (
                 f"step {t} reports log p - log q and log_prob - log_proposal gains "
                 f"something else, by up to {worst.max():.3g}"
@@ -45,10 +45,12 @@ def densities_check(walker: Walker, walk: Walk) -> Check:
 
 
 def _as_policy(walk: Walk) -> Check:
-    """Without `log_proposal`, a repeated step is weighed as if q were p."""
+    """Without `log_proposal`, repeated steps are weighted as if q were p."""
     largest = max(
-        np.abs(np.asarray(said.log_corrections)[_live(walk, t)]).max(initial=0.0)
-        for t, said in enumerate(walk.said)
+        np.abs(np.asarray(outputs.log_corrections)[_takes_step(walk, t)]).max(
+            initial=0.0
+        )
+        for t, outputs in enumerate(walk.outputs)
     )
     if largest > 1e-4:
         detail = (
@@ -60,12 +62,12 @@ def _as_policy(walk: Walk) -> Check:
 
 
 def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
-    """Whether a prefix that is cut back is what it was, and goes on as it did."""
+    """Whether a prefix that is cut back equals the earlier one and continues alike."""
     if not walker.has("truncate"):
         return Check("truncate", None, "the target has no truncate")
     target, params = walker.target, walker.params
     truncate = jax.jit(target.truncate)
-    steps = len(walk.said)
+    steps = len(walk.outputs)
     whole = walk.particles[-1]
     long_enough = np.full(size, steps, np.int32)
     kept = truncate(whole, jnp.asarray(long_enough), params)
@@ -77,13 +79,13 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
         return Check("truncate", False, detail)
     for depth in range(steps):
         cut = truncate(whole, jnp.full(size, depth, jnp.int32), params)
-        live = _live(walk, depth)
+        live = _takes_step(walk, depth)
         if np.asarray(target.finished(cut))[live].any():
             detail = f"a prefix that was cut back to {depth} steps is finished"
             return Check("truncate", False, detail)
         if depth:
-            here = walk.said[depth - 1]
-            there = walker.say(depth - 1, cut, jnp.zeros(size))
+            here = walk.outputs[depth - 1]
+            there = walker.evaluate(depth - 1, cut, jnp.zeros(size))
             for name in ("log_potentials", "log_probs", "log_proposals"):
                 now, then = np.asarray(getattr(there, name)), getattr(here, name)
                 if not agree(now[live], np.asarray(then)[live]):
@@ -91,7 +93,7 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
                     return Check("truncate", False, f"{detail} are not what they were")
         _, again = walker.step(walker.key_of(key, depth), depth, cut)
         for name, values in again._asdict().items():
-            then = np.asarray(getattr(walk.said[depth], name))
+            then = np.asarray(getattr(walk.outputs[depth], name))
             if not agree(np.asarray(values)[live], then[live]):
                 detail = f"a prefix cut back to {depth} steps goes on otherwise: {name}"
                 return Check("truncate", False, f"{detail} differ under the same key")
@@ -99,7 +101,7 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
 
 
 def replay_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
-    """Whether repeated steps make the prefixes that they were."""
+    """Whether repeating the steps of prefixes gives the same prefixes."""
     if walker.why_no_replay:
         return Check("replay", None, walker.why_no_replay)
     target, params = walker.target, walker.params
@@ -108,14 +110,14 @@ def replay_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> 
     others = jnp.roll(jnp.arange(size, dtype=jnp.int32), 1)
     sources = walker.gather(walk.particles[-1], others)
     rows = walk.particles[0]
-    for t, said in enumerate(walk.said):
+    for t, outputs in enumerate(walk.outputs):
         before = rows
         rows, log_probs = replay(t, rows, sources, params)
-        live = np.roll(_live(walk, t), 1)
-        there = walker.say(t, rows, jnp.zeros(size))
+        live = np.roll(_takes_step(walk, t), 1)
+        there = walker.evaluate(t, rows, jnp.zeros(size))
         for name in ("log_potentials", "log_probs", "log_proposals", "finished"):
             now = np.asarray(getattr(there, name))
-            then = np.roll(np.asarray(getattr(said, name)), 1)
+            then = np.roll(np.asarray(getattr(outputs, name)), 1)
             if not agree(now[live], then[live], 1e-3):
                 detail = f"{name} after step {t} is repeated"
                 return Check("replay", False, f"{detail} are not the source's")

@@ -1,22 +1,22 @@
-"""One public judge of targets: `check_target(target, params)`.
+"""`check_target(target, params)`: tests of a target against the contract.
 
-A walk of a few particles is taken and looked at; what a target says of it must agree
-with itself:
+A few particles take some steps, and the target's numbers must be consistent:
 
 - shapes: a step changes no shape or dtype, and numbers are one per particle;
 - numbers: log potentials and corrections are neither NaN nor +inf;
-- finished: none at the start, absorbing, and a finished particle stays as it is;
-- own numbers: the first n of N particles are the n particles, and a forked particle
-  draws what its own place draws;
-- gather: a particle says at its new place what it said at its old one;
-- rows: step t may be a number for each row;
-- densities: log p - log q of a step is what `log_prob` and `log_proposal` gain by it,
-  and without `log_proposal` a target that can `replay` proposes from its policy;
-- truncate: a prefix cut back says what it said then, is unfinished, and goes on as it
-  did; one that is short enough stays as it is;
-- replay: repeated steps make the prefixes that they were, from any row's beginning;
-- proposal: p/q is one on average over many particles, |z| < 4;
-- truth, where the target has one: importance sampling finds its evidence, |z| < 4;
+- finished: no particle at the start, absorbing, and a finished particle is not changed;
+- own numbers: the first n of N particles equal a run of n particles, and a forked
+  particle draws the random numbers of its own place;
+- gather: a particle has the same numbers at its new place;
+- rows: step t may be one number per row;
+- densities: log p - log q of a step equals the increments of `log_prob` and
+  `log_proposal`, and a target with `replay` and without `log_proposal` proposes from
+  its policy;
+- truncate: a prefix that is cut back has its earlier numbers, is unfinished, and
+  continues as before; a prefix that is short enough is not changed;
+- replay: repeating the steps of a prefix from an empty row gives the same prefix;
+- proposal: the mean of p/q over many particles is one, |z| < 4;
+- truth, if the target has one: importance sampling finds its evidence, |z| < 4;
 - compiled: jit and vmap change nothing.
 
 Capabilities that a target does not have are skipped.
@@ -58,14 +58,14 @@ def check_target(
     max_steps: int | None = None,
     key: AnyKey = None,
 ) -> Report:
-    """Judge a target by the promises of the contract.
+    """Test a target against the promises of the contract.
 
     Args:
         target: any `tsi.target.Target`.
         params: its parameters.
         num_particles: N of the walks, at least 2.
-        num_draws: particles for means; 0 leaves those checks out, for targets on which
-            so many cost too much.
+        num_draws: particles for means; 0 skips the checks that need them, for expensive
+            targets.
         max_steps: step limit; by default the target's. Walks end after six steps.
         key: of either style (see `tsi.step_keys`), by default that of seed 0; the same
             key gives the same report.
@@ -83,11 +83,11 @@ def check_target(
         )
     key = jax.random.key(0) if key is None else single_key(key)
     walker = Walker(target, params, max_steps)
-    looks = _looks(walker, target, params, num_particles, num_draws, key)
-    return Report(tuple(_look_at_each(looks)), "target")
+    named_checks = _named_checks(walker, target, params, num_particles, num_draws, key)
+    return Report(tuple(_run_checks(named_checks)), "target")
 
 
-def _looks(
+def _named_checks(
     walker: Walker, target: Any, params: Any, size: int, num_draws: int, key: Any
 ) -> Iterator[tuple[str, Callable[[], Check]]]:
     key_walk, key_other, key_draws, key_truth = jax.random.split(key, 4)
@@ -107,17 +107,19 @@ def _looks(
         yield "truth", lambda: truth_check(target, params, key_truth, num_draws)
 
 
-def _look_at_each(looks: Iterator[tuple[str, Callable[[], Check]]]) -> Iterator[Check]:
-    """Each promise; an error of the target's own breaks the one it came up in."""
-    for promise, look in looks:
+def _run_checks(
+    named_checks: Iterator[tuple[str, Callable[[], Check]]],
+) -> Iterator[Check]:
+    """Run the checks; an error raised by the target fails its check."""
+    for promise, run_check in named_checks:
         try:
-            found = look()
+            check = run_check()
         except TsiError:
             raise
         except Exception as error:
-            said = (str(error).splitlines() or [""])[0]
-            found = Check(promise, False, f"{type(error).__name__}: {said}")
-        yield found
-        if promise == "shapes" and not found.passed:
-            # Nothing else can be compiled, or compared.
+            message = (str(error).splitlines() or [""])[0]
+            check = Check(promise, False, f"{type(error).__name__}: {message}")
+        yield check
+        if promise == "shapes" and not check.passed:
+            # The other checks would fail to compile or compare.
             return

@@ -1,4 +1,4 @@
-"""Promises of every target: shapes, particles on their own, finished for good."""
+"""Checks of every target: shapes, independence of particles, finished particles."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from tsi.bench.robustness import Check
-from tsi.bench.target_walk import Said, Walk, Walker, agree, first_row, rows_of
+from tsi.bench.target_walk import Outputs, Walk, Walker, agree, first_row, rows_of
 
 
 def _shapes(tree: Any) -> Any:
@@ -17,7 +17,7 @@ def _shapes(tree: Any) -> Any:
 
 
 def shapes_check(walker: Walker, key: Key[Array, ""], size: int) -> Check:
-    """Whether a step changes no shape or dtype, and numbers are one per particle."""
+    """Whether steps keep shapes and dtypes, and give one number per particle."""
     target, params = walker.target, walker.params
     before = walker.start(key, size)
     places = jnp.arange(size, dtype=jnp.int32)
@@ -44,8 +44,8 @@ def shapes_check(walker: Walker, key: Key[Array, ""], size: int) -> Check:
             ]
             what = "; ".join(differ) or "the structure of the particles"
             return Check("shapes", False, f"{name} changes {what}")
-    said = jax.eval_shape(lambda p: walker.eager_step(key, 0, p)[1], before)
-    for name, numbers in said._asdict().items():
+    outputs = jax.eval_shape(lambda p: walker.eager_step(key, 0, p)[1], before)
+    for name, numbers in outputs._asdict().items():
         kind = "b" if name == "finished" else "f"
         if numbers.shape != (size,) or np.dtype(numbers.dtype).kind not in (kind, "V"):
             wanted = "bool" if kind == "b" else "floating-point"
@@ -55,30 +55,30 @@ def shapes_check(walker: Walker, key: Key[Array, ""], size: int) -> Check:
 
 
 def numbers_check(walk: Walk) -> Check:
-    """Whether no number is NaN or +inf of a particle that took the step."""
-    before = np.zeros(len(walk.said[0].finished), bool)
-    for t, said in enumerate(walk.said):
+    """Whether no particle that took a step has a number that is NaN or +inf."""
+    before = np.zeros(len(walk.outputs[0].finished), bool)
+    for t, outputs in enumerate(walk.outputs):
         for name in ("log_corrections", "log_potentials"):
-            values = np.asarray(getattr(said, name), np.float64)[~before]
+            values = np.asarray(getattr(outputs, name), np.float64)[~before]
             if np.isnan(values).any() or (values == np.inf).any():
                 bad = values[np.isnan(values) | (values == np.inf)][0]
                 detail = f"{name} of step {t} are {bad} for some particle"
                 return Check("numbers", False, detail)
-        before = np.asarray(said.finished)
+        before = np.asarray(outputs.finished)
     return Check("numbers", True, "log potentials and corrections are numbers")
 
 
 def finished_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
-    """Whether nobody is finished at first, and who is stays so and as it is."""
+    """Whether no particle starts finished, and finished ones are not changed."""
     target = walker.target
     if np.asarray(target.finished(walk.particles[0])).any():
         return Check(
             "finished", False, "particles are finished before their first step"
         )
-    for t, (particles, said) in enumerate(
-        zip(walk.particles[1:], walk.said, strict=True)
+    for t, (particles, outputs) in enumerate(
+        zip(walk.particles[1:], walk.outputs, strict=True)
     ):
-        done = np.flatnonzero(said.finished)
+        done = np.flatnonzero(outputs.finished)
         if not len(done):
             continue
         after, later = walker.step(jax.random.fold_in(key, t), t + 1, particles)
@@ -88,11 +88,11 @@ def finished_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
             )
             return Check("finished", False, detail)
         for name in ("log_probs", "log_proposals"):
-            if not agree(getattr(said, name)[done], getattr(later, name)[done]):
+            if not agree(getattr(outputs, name)[done], getattr(later, name)[done]):
                 detail = f"{name} of a finished particle change with the next step"
                 return Check("finished", False, detail)
         if walker.has("put"):
-            # It has caches, in which a masked slot may hold anything.
+            # It has caches, whose masked slots are arbitrary.
             continue
         pairs = zip(
             rows_of(particles, size, done), rows_of(after, size, done), strict=True
@@ -100,14 +100,14 @@ def finished_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
         if not all(agree(a, b, 0.0) for a, b in pairs):
             detail = "a finished particle is changed by the next step"
             return Check("finished", False, detail)
-    if not np.asarray(walk.said[-1].finished).any():
+    if not np.asarray(walk.outputs[-1].finished).any():
         return Check("finished", None, "no particle finished within the walk")
     return Check("finished", True, "finished for good, and left as they are")
 
 
-def _first_difference(said: Said, other: Said, rows: Any) -> str:
-    """The first thing that is said otherwise of particles `rows`; empty if nothing."""
-    for name, values in said._asdict().items():
+def _first_difference(outputs: Outputs, other: Outputs, rows: Any) -> str:
+    """The first field in which particles `rows` differ; empty if there is none."""
+    for name, values in outputs._asdict().items():
         if not agree(np.asarray(values)[rows], np.asarray(getattr(other, name))[rows]):
             return name
     return ""
@@ -116,31 +116,33 @@ def _first_difference(said: Said, other: Said, rows: Any) -> str:
 def own_numbers_check(
     walker: Walker, walk: Walk, key: Key[Array, ""], size: int
 ) -> Check:
-    """Whether particle i draws by its own number, however many there are."""
+    """Whether the draws of particle i do not depend on the number of particles."""
     few = size // 2
     fewer = walker.walk(key, few)
     first = np.arange(few)
-    for t, (said, other) in enumerate(zip(walk.said, fewer.said, strict=False)):
+    for t, (outputs, other) in enumerate(
+        zip(walk.outputs, fewer.outputs, strict=False)
+    ):
         live = first
         if t:
-            live = first[~np.asarray(walk.said[t - 1].finished)[:few]]
-        name = _first_difference(said, other, live)
+            live = first[~np.asarray(walk.outputs[t - 1].finished)[:few]]
+        name = _first_difference(outputs, other, live)
         if name:
             detail = (
                 f"{name} of step {t} depend on whether there are {few} particles or "
                 f"{size}; draw the numbers of particle i from fold_in(key, i)"
             )
             return Check("own numbers", False, detail)
-    for t, said in enumerate(walk.said):
+    for t, outputs in enumerate(walk.outputs):
         before = walk.particles[t]
         live = np.ones(size, bool)
         if t:
-            live = ~np.asarray(walk.said[t - 1].finished)
+            live = ~np.asarray(walk.outputs[t - 1].finished)
         for place in np.flatnonzero(live)[:2]:
-            # Everybody is a copy of this one, which must go on as it would alone.
+            # All particles are copies of this one, which must continue as before.
             forked = walker.gather(before, jnp.full(size, place, jnp.int32))
             _, other = walker.step(walker.key_of(key, t), t, forked)
-            name = _first_difference(said, jax.device_get(other), [place])
+            name = _first_difference(outputs, jax.device_get(other), [place])
             if name:
                 detail = (
                     f"{name} of particle {place} in step {t} depend on who stands "
@@ -151,15 +153,15 @@ def own_numbers_check(
 
 
 def gather_check(walker: Walker, walk: Walk, size: int) -> Check:
-    """Whether a particle is at its new place what it was at its old one."""
+    """Whether `gather` moves all parts of a particle."""
     backwards = jnp.arange(size - 1, -1, -1, dtype=jnp.int32)
-    for t, said in enumerate(walk.said):
+    for t, outputs in enumerate(walk.outputs):
         moved = walker.gather(walk.particles[t + 1], backwards)
-        there = walker.say(t, moved, jnp.zeros(size))
-        here = jax.tree.map(lambda values: np.asarray(values)[::-1], said)
+        there = walker.evaluate(t, moved, jnp.zeros(size))
+        here = jax.tree.map(lambda values: np.asarray(values)[::-1], outputs)
         live = np.ones(size, bool)
         if t:
-            live = ~np.asarray(walk.said[t - 1].finished)[::-1]
+            live = ~np.asarray(walk.outputs[t - 1].finished)[::-1]
         here = here._replace(log_corrections=np.zeros(size))
         name = _first_difference(here, jax.device_get(there), live)
         if name:
@@ -170,15 +172,15 @@ def gather_check(walker: Walker, walk: Walk, size: int) -> Check:
 
 
 def rows_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
-    """Whether t may be a number for each row."""
+    """Whether t may be one number per row."""
     step = jax.jit(walker.eager_step)
-    for t, said in enumerate(walk.said):
+    for t, outputs in enumerate(walk.outputs):
         each = jnp.full(size, t, jnp.int32)
         _, other = step(walker.key_of(key, t), each, walk.particles[t])
         live = np.ones(size, bool)
         if t:
-            live = ~np.asarray(walk.said[t - 1].finished)
-        name = _first_difference(said, jax.device_get(other), live)
+            live = ~np.asarray(walk.outputs[t - 1].finished)
+        name = _first_difference(outputs, jax.device_get(other), live)
         if name:
             detail = f"{name} of step {t} are others where t is given for each row"
             return Check("rows", False, detail)
@@ -186,19 +188,19 @@ def rows_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Ch
 
 
 def compiled_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
-    """Whether a step is the same as it is written and mapped over problems."""
+    """Whether jit and vmap over problems do not change a step."""
     key_first = walker.key_of(key, 0)
-    before, said = walk.particles[0], walk.said[0]
+    before, outputs = walk.particles[0], walk.outputs[0]
     every = np.arange(size)
     _, plain = walker.eager_step(key_first, 0, before)
-    name = _first_difference(said, jax.device_get(plain), every)
+    name = _first_difference(outputs, jax.device_get(plain), every)
     if name:
         return Check("compiled", False, f"jit changes {name} of the first step")
     two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), before)
     keys = jnp.stack([key_first, jax.random.fold_in(key_first, 1)])
     _, mapped = jax.jit(jax.vmap(walker.eager_step, in_axes=(0, None, 0)))(keys, 0, two)
     here = jax.tree.map(lambda values: np.asarray(values)[0], mapped)
-    name = _first_difference(said, here, every)
+    name = _first_difference(outputs, here, every)
     if name:
         return Check("compiled", False, f"vmap changes {name} of the first step")
     return Check("compiled", True, "jit and vmap change nothing")

@@ -1,6 +1,6 @@
-"""What a target's numbers are on average: p/q is one, and p/q times weights its truth.
+"""Means of a target's numbers: of p/q, and of p/q times weights.
 
-By plain importance sampling, with no sampler of the package in between.
+They are estimated by plain importance sampling, without a sampler of the package.
 """
 
 from typing import Any
@@ -28,16 +28,16 @@ def _z(log_weights: np.ndarray) -> float:
 def _draws(
     walker: Walker, key: Key[Array, ""], num_draws: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """log p - log q, log potentials and who took the step, [num_draws, T] each."""
+    """log p - log q, log potentials and the mask of live steps, [num_draws, T] each."""
     particles = walker.start(jax.random.fold_in(key, 0), num_draws)
     finished = np.zeros(num_draws, bool)
     excess, potentials, live = [], [], []
     for t in range(walker.limit):
-        particles, said = walker.step(walker.key_of(key, t), t, particles)
+        particles, outputs = walker.step(walker.key_of(key, t), t, particles)
         live.append(~finished)
-        excess.append(np.where(finished, 0.0, np.asarray(said.log_corrections)))
-        potentials.append(np.where(finished, 0.0, np.asarray(said.log_potentials)))
-        finished = np.asarray(said.finished)
+        excess.append(np.where(finished, 0.0, np.asarray(outputs.log_corrections)))
+        potentials.append(np.where(finished, 0.0, np.asarray(outputs.log_potentials)))
+        finished = np.asarray(outputs.finished)
         if finished.all():
             break
     columns = (np.stack(rows, axis=1) for rows in (excess, potentials, live))
@@ -45,7 +45,7 @@ def _draws(
 
 
 def proposal_check(walker: Walker, key: Key[Array, ""], num_draws: int) -> Check:
-    """Whether p/q is one on average, which it is under q whatever p and q are."""
+    """Whether the mean of p/q under q is one, as it must be for any p and q."""
     excess, _, _ = _draws(walker, key, num_draws)
     z = _z(np.asarray(excess, np.float64).sum(1))
     detail = f"p/q is one on average: z = {z:+.2f}"
@@ -55,7 +55,7 @@ def proposal_check(walker: Walker, key: Key[Array, ""], num_draws: int) -> Check
 
 
 def truth_check(target: Any, params: Any, key: Key[Array, ""], num_draws: int) -> Check:
-    """Whether importance sampling finds the evidence that a target says it has."""
+    """Whether importance sampling finds the evidence that a target states."""
     if getattr(target, "truth", None) is None:
         return Check("truth", None, "the target has no truth")
     walker = Walker(target, params, None)
@@ -91,4 +91,4 @@ def _none(log_potentials: Array, live: Array) -> Array:
 
 
 PATH_WEIGHTS = {"all potentials": _all, "the last": _last, "none": _none}
-"""Path weights that a truth is asked for."""
+"""Path weights for which a target's truth is tested."""

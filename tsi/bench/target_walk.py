@@ -1,7 +1,7 @@
-"""A walk of N particles through a target, step by step, with everything it said.
+"""A walk of N particles through a target, with all numbers that the target reports.
 
-What `tsi.bench.target_check` compares: the particles before the first step and after
-each one, and what the target said of them.
+`tsi.bench.target_check` compares the particles before the first step and after each
+step, and the numbers of these particles.
 """
 
 import functools
@@ -18,8 +18,8 @@ from tsi.explore import as_store
 from tsi.step_keys import step_limit
 
 
-class Said(NamedTuple):
-    """What a target says of N particles after a step, [N] each.
+class Outputs(NamedTuple):
+    """The numbers of N particles after a step, [N] each.
 
     Attributes:
         log_corrections: log p - log q of the step.
@@ -37,19 +37,19 @@ class Said(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """Particles [N] after 0, 1, 2, ... steps, and what was said after 1, 2, ..."""
+    """Particles [N] after 0, 1, 2, ... steps, and their numbers after 1, 2, ..."""
 
     particles: list[Any]
-    said: list[Said]
+    outputs: list[Outputs]
 
 
 class Walker:
     """A target's methods, compiled once for each shape.
 
     Args:
-        target: the target; where it keeps prefixes in a form of its own, that form.
+        target: the target; its store is used if it has one.
         params: its parameters.
-        max_steps: of a walk; by default the target's, but no more than 6.
+        max_steps: of a walk; by default the target's, but at most 6.
     """
 
     def __init__(self, target: Any, params: Any, max_steps: int | None) -> None:
@@ -77,22 +77,22 @@ class Walker:
                 lambda rows: self.target.replay(0, rows, rows, self.params), before
             )
         except TsiError as error:
-            # A target may repeat steps under some parameters only.
+            # A target may support replay for some parameters only.
             return str(error)
         return ""
 
     @functools.cached_property
-    def step(self) -> Callable[..., tuple[Any, Said]]:
+    def step(self) -> Callable[..., tuple[Any, Outputs]]:
         """`(key, t, particles) -> (particles, Said)`, compiled."""
         return jax.jit(self.eager_step)
 
-    def eager_step(self, key: Any, t: Any, particles: Any) -> tuple[Any, Said]:
-        """One step as it is written, without compiling it."""
+    def eager_step(self, key: Any, t: Any, particles: Any) -> tuple[Any, Outputs]:
+        """One step, not compiled."""
         after, corrections = self.target.propose(key, t, particles, self.params)
-        return after, self.say(t, after, corrections)
+        return after, self.evaluate(t, after, corrections)
 
-    def say(self, t: Any, particles: Any, corrections: Any) -> Said:
-        """What the target says of particles after step t."""
+    def evaluate(self, t: Any, particles: Any, corrections: Any) -> Outputs:
+        """The target's numbers of particles after step t."""
         unknown = jnp.full(corrections.shape, jnp.nan)
 
         def of(name: str) -> Any:
@@ -100,7 +100,7 @@ class Walker:
                 return unknown
             return getattr(self.target, name)(particles, self.params)
 
-        return Said(
+        return Outputs(
             corrections,
             self.target.log_potential(t, particles, self.params),
             self.target.finished(particles),
@@ -120,18 +120,18 @@ class Walker:
         """N particles until all have finished."""
         walk = Walk([self.start(jax.random.fold_in(key, 0), num_particles)], [])
         for t in range(self.num_steps):
-            particles, said = self.step(self.key_of(key, t), t, walk.particles[-1])
+            particles, outputs = self.step(self.key_of(key, t), t, walk.particles[-1])
             walk.particles.append(particles)
-            walk.said.append(jax.device_get(said))
-            if np.asarray(said.finished).all():
+            walk.outputs.append(jax.device_get(outputs))
+            if np.asarray(outputs.finished).all():
                 break
         return walk
 
 
 def rows_of(particles: Any, num_particles: int, rows: Any) -> list[np.ndarray]:
-    """The leaves that have a row for each particle, at these rows.
+    """The leaves with one row per particle, at these rows.
 
-    What all particles share (a prompt) has other shapes and is left out.
+    Leaves that all particles share (a prompt) have other shapes and are left out.
     """
     leaves = []
     for leaf in jax.tree.leaves(particles):
@@ -155,6 +155,6 @@ def agree(first: Any, second: Any, tolerance: float = 1e-4) -> bool:
 
 
 def first_row(first: Any, second: Any) -> int:
-    """The first particle of which two arrays [N] say something else."""
+    """The first particle in which two arrays [N] differ."""
     pairs = zip(np.asarray(first), np.asarray(second), strict=True)
     return next((i for i, (a, b) in enumerate(pairs) if not agree(a, b)), 0)

@@ -1,15 +1,15 @@
 """Whether weighted particles estimate the right measure, tested over many runs.
 
-Self-normalised estimates are biased at every finite N, so a posterior read off them is
-no test. What a correct sampler estimates without bias is the unnormalised measure: for
-every function phi of a path,
+Self-normalised estimates are biased at every finite N, so they cannot be tested for
+bias. A correct sampler estimates the unnormalised measure without bias: for every
+function phi of a path,
 
     E[ Z_hat * (1/N) sum_i w_i phi(x^i) ] = Z * E_posterior[phi],
 
-with Z_hat = exp(log_evidence) and mean-one weights w. With phi = 1 this is the evidence
-(a z score); with phi the indicators of groups of paths it holds the posterior too, and
-the vector of errors is judged by its own covariance: n d' S^-1 d is chi-square.
-Everything is divided by Z first, which may be far beyond what a float can hold.
+with Z_hat = exp(log_evidence) and weights w of mean one. With phi = 1 this is the
+evidence, tested by a z score. With phi the indicators of groups of paths it tests the
+posterior as well: for the vector d of errors with covariance S, n d' S^-1 d is
+chi-square. Everything is divided by Z first, which may be outside the range of floats.
 """
 
 from typing import Any, NamedTuple
@@ -21,17 +21,17 @@ from tsi.targets.linear_gaussian import LinearGaussianTruth
 from tsi.targets.tabular import TabularTarget, TabularTruth
 
 EXACT = 1e-4
-"""Relative error allowed where an estimate does not vary: float32 rounding."""
+"""Allowed relative error of an estimate that does not vary: float32 rounding."""
 
 SMALLEST_GROUP = 0.02
-"""Probability of a group of paths, so that every group is met often enough."""
+"""The least probability of a group of paths, so that every group occurs often."""
 
 
 class MeasureTest(NamedTuple):
     """The outcome.
 
     Attributes:
-        ratio: the mean estimate of Z over the runs, divided by Z; what it is where Z is
+        ratio: the mean estimate of Z over the runs, divided by Z; not divided if Z is
             zero.
         log_truth: log Z.
         standard_error: of the ratio.
@@ -50,15 +50,15 @@ class MeasureTest(NamedTuple):
 
     @property
     def truth(self) -> float:
-        """Z; zero or infinite where it is beyond float64."""
+        """Z; zero or infinite if it is outside the range of float64."""
         return float(np.exp(self.log_truth))
 
 
 def exact_z(error: float, standard_error: float) -> float:
     """Standard errors from zero, of a relative error that may be exact.
 
-    Some estimates do not vary (self-consistency's evidence is one): their error is
-    rounding or wrong, and dividing by a standard error of nothing says neither.
+    Some estimates do not vary (self-consistency's evidence is always 1). Their standard
+    error is zero, so the error is compared with the rounding error instead.
     """
     if standard_error <= EXACT / 100:
         return 0.0 if abs(error) <= EXACT else float(np.inf)
@@ -85,7 +85,8 @@ def chi_square(estimates: np.ndarray, truth: np.ndarray) -> tuple[float, int]:
 def path_groups(truth: TabularTruth) -> np.ndarray:
     """A group number for each path, [M]; -1 for paths of posterior probability zero.
 
-    Likely paths stand alone; unlikely ones, under the policy or the posterior, share.
+    Likely paths have a group each. Unlikely ones, under the policy or the posterior,
+    share a group.
     """
     prior = np.exp(truth.log_prob)
     groups = np.full(len(prior), -1)
@@ -98,19 +99,19 @@ def path_groups(truth: TabularTruth) -> np.ndarray:
         posterior_mass += truth.posterior[path]
         if min(policy_mass, posterior_mass) >= SMALLEST_GROUP:
             group, policy_mass, posterior_mass = group + 1, 0.0, 0.0
-    # What is left over is too little for a group of its own.
+    # The remaining paths join the last group.
     return np.minimum(groups, max(group - 1, 0))
 
 
 def _masses(
     log_weights: Any, log_evidence: Any, log_truth: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Z_hat / Z of each run, [R], and what of it each particle has, [R, N]."""
+    """Z_hat / Z of each run, [R], and each particle's part of it, [R, N]."""
     shift = log_truth if np.isfinite(log_truth) else 0.0
     with np.errstate(over="ignore"):
         evidence = np.exp(np.asarray(log_evidence, np.float64) - shift)
         shares = np.exp(np.asarray(log_weights, np.float64)) / log_weights.shape[1]
-        # A weight of infinity is not zero times a dead run: it is judged as it is.
+        # Zero times an infinite evidence would be NaN.
         return evidence, np.where(shares == 0.0, 0.0, shares * evidence[:, None])
 
 
@@ -124,7 +125,7 @@ def _judge(
 
 
 def judge_zero(log_evidence: Any) -> MeasureTest:
-    """Judge runs on a target whose evidence is zero: every estimate must be."""
+    """Judge runs on a target of evidence zero: every estimate must be zero."""
     evidence = np.exp(np.asarray(log_evidence, np.float64))
     right = not evidence.any()
     z, ratio = 0.0 if right else np.inf, float(evidence.mean())
@@ -150,7 +151,7 @@ def judge_tabular(
     if truth.log_evidence == -np.inf:
         return judge_zero(log_evidence)
     if not np.isfinite(truth.log_evidence):
-        # A path weight that is infinite or NaN is no claim that runs could keep.
+        # No run can match an evidence that is infinite or NaN.
         return MeasureTest(np.nan, truth.log_evidence, 0.0, np.inf, 0.0, 0)
     evidence, mass = _masses(log_weights, log_evidence, truth.log_evidence)
     codes = target.path_codes(truth.symbols)
@@ -159,7 +160,7 @@ def judge_tabular(
     num_groups = group_of_path.max() + 1
     found = target.path_codes(symbols)
     place = order[np.minimum(np.searchsorted(codes[order], found), len(codes) - 1)]
-    # An unfinished path, or one the policy cannot write, is none of the listed ones.
+    # Unfinished paths, and paths of probability zero, are not among these.
     groups = np.where(codes[place] == found, group_of_path[place], -1)
     runs = np.arange(len(evidence))[:, None]
     possible = groups >= 0
@@ -189,7 +190,7 @@ def judge_linear_gaussian(
         log_weights: [R, N], mean weight one.
         log_evidence: [R].
     """
-    # Shifted by two so that no expectation is zero: errors are judged relatively.
+    # Shifted so that no expectation is zero, since relative errors are judged.
     y = np.asarray(x, np.float64) - truth.mean + 2.0 * np.sqrt(truth.variance)
     features = np.stack([np.ones_like(y), y, y**2], axis=-1)
     means = np.array([1.0, 2.0 * np.sqrt(truth.variance), 5.0 * truth.variance])
@@ -206,7 +207,8 @@ def judge_features(
     Args:
         log_truth: log Z.
         features: the functions of every particle of all runs, [R, N, G], or None.
-        means: their posterior means, [G]; judged relatively, so none may be zero.
+        means: their posterior means, [G], none of them zero (relative errors are
+            judged).
         log_weights: [R, N], mean weight one.
         log_evidence: [R].
     """

@@ -1,9 +1,9 @@
-"""A function's draws of random numbers, watched: which keys they use, by value.
+"""Record which keys a function uses for draws and splits, by value.
 
-The function's jaxpr is evaluated again, with a callback before each draw, and before
-each split of a key, that is handed the key's data. Loops and branches are rebuilt
-around their evaluated bodies, so that what is not run is not seen, and what is run
-twice is seen twice. As in JAX's guide to writing interpreters of jaxprs.
+The function's jaxpr is evaluated by an interpreter, as in JAX's guide to interpreters
+of jaxprs, with a callback that gets the key's data before each draw and each split.
+Loops and branches are rebuilt around their interpreted bodies, so that only code that
+runs is recorded, and code that runs twice is recorded twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from jax.extend.core import primitives
 
 DRAWS = (primitives.random_bits_p, primitives.random_gamma_p)
 USES = (*DRAWS, primitives.random_split_p)
-"""What spends a key: numbers drawn from it, or keys made of it."""
+"""Primitives that use a key: to draw numbers, or to make keys."""
 
 INLINED = {
     "jit": "jaxpr",
@@ -28,50 +28,51 @@ INLINED = {
     "custom_vjp_call": "call_jaxpr",
     "checkpoint": "jaxpr",
 }
-"""Primitives that only call, and the name of what they call."""
+"""Primitives that only call a jaxpr, and the parameter that holds it."""
 
 Place = tuple[str, int]
 """File and line."""
 
-Note = Callable[[Place, bool, np.ndarray], None]
+Record = Callable[[Place, bool, np.ndarray], None]
 """Called with a use's place, whether it is a draw, and the keys' data, [..., 2]."""
 
 
-def watch(
-    function: Callable[..., Any], files: set[str], note: Note
+def record_keys(
+    function: Callable[..., Any], files: set[str], record_use: Record
 ) -> Callable[..., Any]:
-    """The function compiled, with `note` called for every key that it spends.
+    """Compile a function so that `record_use` is called for every key that it uses.
 
     Args:
         function: of pytrees of arrays.
-        files: a use's place is the line of one of these that led to it, if any did.
-        note: see `Note`; called by the time of `jax.effects_barrier()`.
+        files: the place of a use is the line in one of these files that led to it, if
+            there is one.
+        record_use: see `Record`; all calls have returned after `jax.effects_barrier()`.
     """
 
     def evaluate(*arguments: Any) -> Any:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        evaluation = _Evaluation(files, note)
+        evaluation = _Evaluation(files, record_use)
         values = evaluation(closed, jax.tree.leaves(arguments), None)
         return jax.tree.unflatten(jax.tree.structure(shape), values)
 
     return jax.jit(evaluate)
 
 
-def _spends(jaxpr: Any) -> bool:
-    """Whether a jaxpr spends keys, itself or in what it calls."""
+def _uses_keys(jaxpr: Any) -> bool:
+    """Whether a jaxpr uses keys, itself or in jaxprs that it calls."""
     inside = getattr(jaxpr, "jaxpr", jaxpr)
     return any(
-        eqn.primitive in USES or any(map(_spends, core.jaxprs_in_params(eqn.params)))
+        eqn.primitive in USES or any(map(_uses_keys, core.jaxprs_in_params(eqn.params)))
         for eqn in inside.eqns
     )
 
 
 class _Evaluation:
-    def __init__(self, files: set[str], note: Note) -> None:
-        self.files, self.note = files, note
+    def __init__(self, files: set[str], record_use: Record) -> None:
+        self.files, self.record_use = files, record_use
 
     def __call__(self, jaxpr: Any, arguments: Sequence[Any], place: Any) -> list[Any]:
-        """Evaluate; `place` is that of the call, where it is known already."""
+        """Evaluate a jaxpr; `place` is that of the call, if it is known already."""
         consts = getattr(jaxpr, "consts", ())
         inside = getattr(jaxpr, "jaxpr", jaxpr)
         values: dict[Any, Any] = dict(zip(inside.constvars, consts, strict=True))
@@ -85,33 +86,33 @@ class _Evaluation:
             values |= zip(eqn.outvars, results, strict=True)
         return [read(atom) for atom in inside.outvars]
 
-    def _equation(self, eqn: Any, given: list[Any], place: Any) -> list[Any]:
+    def _equation(self, eqn: Any, values_in: list[Any], place: Any) -> list[Any]:
         primitive, params = eqn.primitive, eqn.params
         if primitive in USES:
             where = place or self._place(eqn) or ("", 0)
-            note = partial(self.note, where, primitive in DRAWS)
-            jax.debug.callback(note, jax.random.key_data(given[0]))
-        elif any(map(_spends, core.jaxprs_in_params(params))):
-            # What is called may have been traced for another caller: ask this one.
+            record_use = partial(self.record_use, where, primitive in DRAWS)
+            jax.debug.callback(record_use, jax.random.key_data(values_in[0]))
+        elif any(map(_uses_keys, core.jaxprs_in_params(params))):
+            # The called jaxpr may have been traced for another caller.
             place = place or self._place(eqn, own_only=True)
             if primitive is primitives.while_p:
-                return self._while(params, given, place)
+                return self._while_loop(params, values_in, place)
             if primitive is primitives.scan_p:
-                return self._scan(params, given, place)
+                return self._scan(params, values_in, place)
             if primitive is primitives.cond_p:
                 branches = [
                     lambda *a, b=branch: self(b, a, place)
                     for branch in params["branches"]
                 ]
-                return list(jax.lax.switch(given[0], branches, *given[1:]))
+                return list(jax.lax.switch(values_in[0], branches, *values_in[1:]))
             if primitive.name in INLINED:
-                return self(params[INLINED[primitive.name]], given, place)
-        result = primitive.bind(*given, **primitive.get_bind_params(params))
+                return self(params[INLINED[primitive.name]], values_in, place)
+        result = primitive.bind(*values_in, **primitive.get_bind_params(params))
         return list(result) if primitive.multiple_results else [result]
 
-    def _while(self, params: Any, given: list[Any], place: Any) -> list[Any]:
+    def _while_loop(self, params: Any, values_in: list[Any], place: Any) -> list[Any]:
         tests, bodies = params["cond_nconsts"], params["body_nconsts"]
-        for_test, rest = given[:tests], given[tests:]
+        for_test, rest = values_in[:tests], values_in[tests:]
         for_body, first = rest[:bodies], rest[bodies:]
 
         def test(carry: list[Any]) -> Any:
@@ -122,9 +123,9 @@ class _Evaluation:
 
         return jax.lax.while_loop(test, body, first)
 
-    def _scan(self, params: Any, given: list[Any], place: Any) -> list[Any]:
+    def _scan(self, params: Any, values_in: list[Any], place: Any) -> list[Any]:
         consts, carries = params["num_consts"], params["num_carry"]
-        fixed, rest = given[:consts], given[consts:]
+        fixed, rest = values_in[:consts], values_in[consts:]
 
         def body(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
             values = self(params["jaxpr"], [*fixed, *carry, *row], place)
