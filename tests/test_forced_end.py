@@ -89,7 +89,7 @@ class Path:
         new.over = token in {*self.completing()}
         new.place, last = self.place + 1, self.step == self.target.max_steps - 1
         ended = token == A and not (last and left)
-        ended &= new.place >= (self.target.boundary.least or 1)
+        ended &= new.place >= (self.target.boundary.min_tokens or 1)
         new.due = self.due or (last and ended)
         cut = new.place == self.target.max_step_tokens
         if cut or (ended and not last):

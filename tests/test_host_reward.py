@@ -222,14 +222,14 @@ def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeyp
 @pytest.mark.parametrize(
     ("gives", "says"),
     [
-        (None, "gave None"),
+        (None, "returned None"),
         (0.5, r"numbers of shape \(\)"),
         ([0.5], r"numbers of shape \(1,\)"),
         ([0.5, None], "None"),
         (["0.5", "0.1"], "0.5"),
         ([[0.5], [0.1]], r"shape \(2, 1\)"),
-        ([[0.5], [0.1, 0.2]], "gave"),
-        ({}, "gave"),
+        ([[0.5], [0.1, 0.2]], "returned"),
+        ({}, "returned"),
     ],
 )
 def test_what_is_not_a_number_for_each_text_is_a_sentence(gives, says):

@@ -245,7 +245,7 @@ def test_formats_and_judges_take_their_aggregation(places):
     default, named = embedded_world(**asked), embedded_world(**asked, reward="judge")
     assert default.settings == named.settings
     least = embedded_world(**asked, aggregation="min").engine.target.reward
-    assert least.how == "min"
+    assert least.aggregation == "min"
     # The question's room in the context is still seen.
     judge = default.engine.target.reward
     assert least.positions_beyond == judge.positions_beyond > 0
