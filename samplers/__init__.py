@@ -1,6 +1,6 @@
 """Samplers: resampling schemes and one algorithm per file.
 
-Every constructor returns a `tsi.Sampler`; see `docs/samplers.md` for the table.
+Every constructor returns a `tsi.Sampler` or a `tsi.Explorer`; see `docs/samplers.md`.
 """
 
 from tsi.samplers.ab_mcts import ab_mcts
@@ -57,7 +57,9 @@ from tsi.samplers.smc import SMCInfo, SMCState, smc
 from tsi.samplers.smc_steering import expansion, smc_steering
 from tsi.samplers.step_beam_search import step_beam_search
 from tsi.samplers.suffix_metropolis import suffix_metropolis
+from tsi.samplers.tempered_smc import tempered_smc
 from tsi.samplers.twisted_smc import twisted_smc
+from tsi.samplers.waste_free_smc import waste_free_smc
 
 __all__ = [
     "EvidenceBounds",
@@ -110,10 +112,12 @@ __all__ = [
     "suffix_metropolis",
     "systematic",
     "telescoping",
+    "tempered_smc",
     "terminal",
     "top_k_replicate",
     "twisted_smc",
     "uct",
     "uniform",
+    "waste_free_smc",
     "weighted_best_of_n",
 ]

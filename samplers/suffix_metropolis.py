@@ -53,6 +53,7 @@ from tsi.samplers.parts.path_record import (
 )
 from tsi.samplers.parts.potentials import Potential
 from tsi.samplers.parts.resampling import systematic
+from tsi.samplers.parts.suffix_move import draw_cut, truncate
 from tsi.step_keys import with_typed_key
 from tsi.weights import log_mean_exp
 
@@ -250,17 +251,10 @@ def suffix_metropolis(
         key: Key[Array, ""], state: MetropolisState
     ) -> tuple[MetropolisState, Request]:
         begins = ~state.growing & jnp.all(state.proposal.length == 0)
-        uniform = jax.random.uniform(key, (num_chains,))
-        span = state.limits if printed else state.current.length
-        drawn = jnp.floor(uniform * span).astype(jnp.int32)
-        drawn = jnp.minimum(drawn, span - 1)
+        drawn = draw_cut(key, state.limits if printed else state.current.length)
         beyond = begins & (drawn >= state.current.length)
         cut = jnp.where(begins, jnp.minimum(drawn, state.current.length), state.cut)
-        shared = jnp.arange(state.current.log_potentials.shape[-1]) < cut[:, None]
-        kept = jax.tree.map(
-            lambda leaf: jnp.where(shared, leaf, 0.0) if leaf.ndim == 2 else cut,
-            state.current,
-        )
+        kept = truncate(state.current, cut)
         proposal = jax.tree.map(
             lambda new, old: jnp.where(begins, new, old), kept, state.proposal
         )

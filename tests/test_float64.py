@@ -77,6 +77,8 @@ QUICK = (
     "particle_filter",
     "annealed_resampling",
     "finished_branch_smc",
+    "tempered_smc",
+    "waste_free_smc",
     "particle_gibbs",
     "pimh",
     "suffix_metropolis",

@@ -51,6 +51,28 @@ CLAIMS: dict[str, Claim] = {
     "finished_branch_smc, product": Claim(
         lambda: samplers.finished_branch_smc(product()), P_ALL
     ),
+    "tempered_smc": Claim(samplers.tempered_smc, P_LAST),
+    "tempered_smc, product": Claim(
+        lambda: samplers.tempered_smc(
+            product(), exponents=(0.2, 0.6, 1.0), num_moves=1
+        ),
+        P_ALL,
+        16,
+    ),
+    "tempered_smc, pilot": Claim(
+        lambda: samplers.tempered_smc(exponents="ess"), P_LAST, 32
+    ),
+    "waste_free_smc": Claim(
+        lambda: samplers.waste_free_smc(num_levels=2, chain_length=2), P_LAST
+    ),
+    "waste_free_smc, product": Claim(
+        lambda: samplers.waste_free_smc(product()), P_ALL, 32
+    ),
+    "waste_free_smc, pilot": Claim(
+        lambda: samplers.waste_free_smc(num_levels=2, chain_length=2, exponents="ess"),
+        P_LAST,
+        32,
+    ),
     "particle_gibbs": Claim(samplers.particle_gibbs, P_ALL),
     "particle_gibbs, telescoping": Claim(
         lambda: samplers.particle_gibbs(potential=telescoping()), P_LAST

@@ -233,6 +233,18 @@ METHODS: dict[str, Method] = {
         "parallel tempering, printed",
         smallest=8,
     ),
+    "tempered_smc": Method(
+        _with_telescoping(samplers.tempered_smc),
+        {"num_levels": 3, "num_moves": 1, **ODDS},
+        "tempered SMC",
+        smallest=8,
+    ),
+    "waste_free_smc": Method(
+        _with_telescoping(samplers.waste_free_smc),
+        {"num_levels": 2, "chain_length": 2, **ODDS},
+        "waste-free SMC",
+        smallest=8,
+    ),
     "quest": Method(samplers.quest, {"beta": 0.1}, "QUEST"),
     "power_sampling": Method(
         samplers.power_sampling,

@@ -107,7 +107,7 @@ def log_importance(
         Log weights less a number common to all, [C], and that number.
     """
     relative, largest = centre(path_log_weight(record.log_potentials, record.live))
-    rest = _log_p_over_q(record, power, jnp.zeros_like(record.length))
+    rest = log_p_over_q(record, power, jnp.zeros_like(record.length))
     return sanitise(relative + rest), largest
 
 
@@ -117,14 +117,16 @@ def log_ratio(
     path_log_weight: Callable[..., Array],
     power: float,
     start: Int[Array, "C"],
+    exponent: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "C"]:
     """log of pi(new) q(old from start on) / (pi(old) q(new from start on)).
 
     Args:
         new, old: paths that share their first `start` steps.
-        path_log_weight: the score s in pi = p^power exp(s).
+        path_log_weight: the score s in pi = p^power exp(exponent s).
         power: of p.
         start: [C].
+        exponent: of exp(s), positive.
 
     Returns:
         [C]; +inf where pi(old) is zero, so that every move from there is accepted.
@@ -132,10 +134,10 @@ def log_ratio(
     score_new, score_old = (
         sanitise(path_log_weight(path.log_potentials, path.live)) for path in (new, old)
     )
-    rest_new, rest_old = (_log_p_over_q(path, power, start) for path in (new, old))
+    rest_new, rest_old = (log_p_over_q(path, power, start) for path in (new, old))
     # Scores may be thousands, and their difference is exact where the sum of a score
     # and a log probability is not.
-    ratio = (score_new - score_old) + (rest_new - rest_old)
+    ratio = exponent * (score_new - score_old) + (rest_new - rest_old)
     dead_new, dead_old = (
         (score == -jnp.inf) | (rest == -jnp.inf)
         for score, rest in ((score_new, rest_new), (score_old, rest_old))
@@ -144,7 +146,7 @@ def log_ratio(
     return jnp.where(dead_old, jnp.inf, ratio)
 
 
-def _log_p_over_q(
+def log_p_over_q(
     record: PathRecord, power: float, start: Int[Array, "C"]
 ) -> Float[Array, "C"]:
     """log p^power - log q of steps from `start` on, and (power - 1) log p before."""
