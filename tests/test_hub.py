@@ -110,7 +110,9 @@ def test_a_half_fetched_model_does_not_count_as_here(fake):
 
 def test_without_network_the_sentence_says_so(fake):
     fake.online = False
-    with pytest.raises(DownloadError, match=r"Small-Model is not in the cache.*no route"):
+    with pytest.raises(
+        DownloadError, match=r"Small-Model is not in the cache.*no route"
+    ):
         download.get(REPO)
 
 
@@ -118,7 +120,10 @@ def test_without_network_the_sentence_says_so(fake):
     ("error", "says"),
     [
         (GatedRepoError, "accepted its licence"),
-        (RepositoryNotFoundError, "no model Somebody/Small-Model that you have access to"),
+        (
+            RepositoryNotFoundError,
+            "no model Somebody/Small-Model that you have access to",
+        ),
         (OSError, "not in the cache and could not be fetched"),
     ],
 )

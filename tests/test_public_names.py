@@ -205,6 +205,15 @@ def test_the_users_task_makes_rows_of_published_methods(policy, tmp_path):
         assert len(settings["policy_sha256"]) == 64
 
 
+def test_a_policy_and_a_reward_are_shown_on_one_line(policy):
+    reward = tsi.load_reward("none", policy, user_script.LIMITS)
+    for shown in (repr(policy), repr(reward)):
+        assert len(shown.splitlines()) == 1
+    assert repr(reward) == "LoadedReward(NoReward)"
+    assert repr(policy.name) in repr(policy)
+    assert "temperature=0.8" in repr(policy)
+
+
 def test_a_verifier_without_a_check_is_refused(policy):
     with pytest.raises(ConfigurationError, match="checks="):
         tsi.load_reward("outcome-verifier", policy, user_script.LIMITS)

@@ -24,7 +24,13 @@ from tsi.experiments.command import exit_code
 from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
 from tsi.experiments.training.train_value import train_value
 from tsi.models import files
-from tsi.models.files import REASONS, check_writable, replace_file, describe_error, write_text
+from tsi.models.files import (
+    REASONS,
+    check_writable,
+    describe_error,
+    replace_file,
+    write_text,
+)
 from tsi.models.heads import ValueHead
 from tsi.models.loading.value_head import load_value_head, save_value_head
 from tsi.models.tensors.safetensors import open_safetensors, read_json

@@ -101,6 +101,11 @@ class LoadedReward(NamedTuple):
     model: Any = None
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        """The kind of reward, and the place of its model."""
+        place = "" if self.path is None else f", {str(self.path)!r}"
+        return f"LoadedReward({type(self.reward).__name__}{place})"
+
 
 def forms() -> list[str]:
     """How each kind is written."""

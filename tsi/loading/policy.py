@@ -39,6 +39,10 @@ class Policy(NamedTuple):
         both = (*self.tokenizer.eos_ids, *self.model.config.eos_ids)
         return tuple(dict.fromkeys(both))
 
+    def __repr__(self) -> str:
+        """The name, and how tokens are drawn; weights and vocabulary fill pages."""
+        return f"Policy({self.name!r}, {self.drawing})"
+
 
 def load_policy(
     name: str,
