@@ -17,7 +17,7 @@ from small_checkpoints import (
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
-from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.errors import ConfigurationError, PromptTooLongError, UnknownNameError
 from tsi.experiments.cli import main
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.worlds.embedded_world import embedded_world
@@ -95,6 +95,15 @@ def test_a_policy_of_other_tokens_is_shown_examples_and_judges_itself(policies):
     assert INSTRUCTION in tokenizer.decode(ids)
     with pytest.raises(ConfigurationError, match="another tokenizer"):
         embedded_world("chain", 1, policy=policies["folder"], reward="chain-reward")
+
+
+def test_a_task_without_models_of_its_own_needs_a_policy(policies, monkeypatch):
+    monkeypatch.setitem(TASKS, "mine", get_task("chain")._replace(name="mine"))
+    world = embedded_world("mine", 1, policy=policies["folder"])
+    assert isinstance(world.engine.target.reward, SelfJudge)
+    assert world.settings["task"] == "mine"
+    with pytest.raises(UnknownNameError, match="no model named 'mine-policy'"):
+        embedded_world("mine", 1)
 
 
 THINKS = TEMPLATE.replace(
