@@ -74,7 +74,7 @@ def next_exponent(
         fraction: of the particles alive that the ESS must not fall below.
     """
     alive = (log_scores > -jnp.inf) & (log_rest > -jnp.inf)
-    relative, _ = centre(log_scores, among=alive)
+    relative, _ = centre(log_scores, where=alive)
     remaining = jnp.where(alive, (1.0 - present) * relative, 0.0)
     log_weights = jnp.where(alive, log_rest + remaining, -jnp.inf)
     share = largest_exponent(log_weights, remaining, fraction * jnp.mean(alive))

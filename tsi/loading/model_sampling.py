@@ -70,7 +70,7 @@ def drawing_of(
         as_the_model_says: whether the model decides what the user does not.
 
     Raises:
-        CheckpointError: the file is no JSON object, or a field is no such number.
+        CheckpointError: the file is no JSON object, or a field is negative or no number.
     """
     wishes = _wishes(path)
     undone = {name: wishes[name] for name in wishes if name not in DONE}
@@ -129,8 +129,8 @@ def _wishes(path: Path) -> dict[str, Any]:
         number = type(value) in (int, float) and math.isfinite(value) and value >= 0
         if not number:
             raise CheckpointError(
-                f"{format_path(_file(path))} has {name}={value!r}, which is no such number. "
-                "Correct it, or take the field out."
+                f"{format_path(_file(path))} has {name}={value!r}, which is not a "
+                "non-negative number. Correct it, or take the field out."
             )
         if value != neutral and not (name == "top_k" and value == 0):
             found[name] = value
