@@ -66,7 +66,7 @@ lint: .venv/installed
 # The documentation site, in site/. A warning is an error, and so is a link that leads
 # nowhere or a file that a browser would load from elsewhere.
 docs: .venv/docs-installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python .ci/check_site.py site
 
 .venv/docs-installed: .venv/installed
