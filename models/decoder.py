@@ -1,10 +1,10 @@
-"""The decoder that every family here is a configuration of.
+"""The decoder of all families; each family is a configuration of it.
 
-RMSNorm, rotary positions, grouped-query attention, a gated feed-forward layer. All
-blocks are stored as one stack with a leading axis L and run under ``jax.lax.scan``, so
-that compile time does not grow with depth; what differs between layers of one model
-(attention to a window or to everything) is scanned along. A family's file says which
-configuration it is, how its checkpoints are named, and what it does not do.
+It has RMSNorms, rotary positions, grouped-query attention and a gated feed-forward
+layer. All blocks are stored as one stack with a leading axis L and run under
+``jax.lax.scan``, so that compile time does not grow with depth. What differs between
+layers of one model, the sliding window, is scanned too. A family's file states its
+configuration and the tensor names of its checkpoints.
 
 Axes are those of :mod:`tsi.models.layers`.
 """
@@ -27,7 +27,7 @@ from tsi.models.layers import (
     View,
     attend,
     product_in_float32,
-    visible,
+    view_segment,
 )
 from tsi.models.rotary import Rope, check_length, inverse_frequencies, rotate
 
@@ -41,16 +41,16 @@ class KeyValues(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What one layer needs to know of positions.
+    """The positions, rotary embedding and visible context of one layer.
 
     Attributes:
         positions: of the chunk's tokens.
         frequencies: rotary, of this layer.
-        temperature: multiplies what is turned in this layer; None if nothing does in
-            any (see :attr:`tsi.models.rotary.Rope.attention`).
+        temperature: multiplies rotated queries and keys of this layer; None if it is 1
+            in all layers (see :attr:`tsi.models.rotary.Rope.attention`).
         valid: False at padding of the chunk.
-        window: positions seen by a query, or None.
-        views: :func:`tsi.models.layers.visible` of each segment.
+        window: how many positions a query attends to; None for all.
+        views: :func:`tsi.models.layers.view_segment` of each segment.
     """
 
     positions: Int[Array, "R Q"]
@@ -74,9 +74,9 @@ class Attention(nnx.Module):
         self.value = Linear(d, kv_width, rngs=rngs, dtype=dtype, bias=bias)
         mixed, bias = config.num_heads * h, config.output_bias
         self.out = Linear(mixed, d, rngs=rngs, dtype=dtype, bias=bias)
-        normed = config.query_key_norm
-        self.query_norm = norm_of(config, h, dtype) if normed else None
-        self.key_norm = norm_of(config, h, dtype) if normed else None
+        has_norm = config.query_key_norm
+        self.query_norm = norm_of(config, h, dtype) if has_norm else None
+        self.key_norm = norm_of(config, h, dtype) if has_norm else None
         self.config = config
         # See `with_cache_dtype`.
         self.cache_dtype: Any = None
@@ -86,23 +86,23 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "R Q D"], tuple[Array, Array]]:
         config = self.config
 
-        def heads(y: Float[Array, "R Q width"], norm: RMSNorm | None) -> Array:
+        def split_heads(y: Float[Array, "R Q width"], norm: RMSNorm | None) -> Array:
             y = y.reshape(*y.shape[:2], -1, config.head_width)
             return y if norm is None else norm(y)
 
-        def turned(y: Float[Array, "R Q heads h"]) -> Float[Array, "R Q heads h"]:
+        def rotate_heads(y: Float[Array, "R Q heads h"]) -> Float[Array, "R Q heads h"]:
             rope = (geometry.frequencies, geometry.temperature)
             return rotate(y, geometry.positions, *rope)
 
         scale = config.query_scale
         scale = config.head_width**-0.5 if scale is None else scale
-        queries = turned(heads(self.query(x), self.query_norm)) * scale
-        keys = turned(heads(self.key(x), self.key_norm))
+        queries = rotate_heads(split_heads(self.query(x), self.query_norm)) * scale
+        keys = rotate_heads(split_heads(self.key(x), self.key_norm))
         keys = jnp.transpose(keys, (0, 2, 3, 1))
-        values = jnp.transpose(heads(self.value(x), None), (0, 2, 1, 3))
+        values = jnp.transpose(split_heads(self.value(x), None), (0, 2, 1, 3))
         if self.cache_dtype is not None:
-            # Before they are attended to: a step that is drawn finds its own newest
-            # tokens in the cache, and one that is read finds them here.
+            # Before attention, so that a step that is read here gets the same keys and
+            # values as a step that is drawn, which finds its tokens in the cache.
             keys, values = (x.astype(self.cache_dtype) for x in (keys, values))
         context = tuple(zip(cached, geometry.views, strict=True))
         mixed = attend(
@@ -119,7 +119,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer block, with norms after its branches where asked for."""
+    """One pre-norm transformer block, with norms after its branches if configured."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         d = config.width
@@ -134,9 +134,11 @@ class Block(nnx.Module):
             dtype=dtype,
             bias=config.mlp_bias,
         )
-        post = config.post_norms
-        self.attention_post_norm = norm_of(config, d, dtype) if post else None
-        self.feed_forward_post_norm = norm_of(config, d, dtype) if post else None
+        has_post_norms = config.post_norms
+        self.attention_post_norm = norm_of(config, d, dtype) if has_post_norms else None
+        self.feed_forward_post_norm = (
+            norm_of(config, d, dtype) if has_post_norms else None
+        )
 
     def __call__(
         self, x: Float[Array, "R Q D"], geometry: Geometry, cached: tuple[Any, ...]
@@ -152,7 +154,7 @@ class Block(nnx.Module):
 
 
 def norm_of(config: DecoderConfig, width: int, dtype: DTypeLike) -> RMSNorm:
-    """A norm as this configuration's model has them."""
+    """An RMSNorm with the epsilon and the offset of a configuration."""
     return RMSNorm(width, config.norm_epsilon, offset=config.norm_offset, dtype=dtype)
 
 
@@ -169,7 +171,7 @@ class Trunk(nnx.Module):
         shape = (config.vocab_size, config.width)
         embedding = jax.random.normal(rngs.params(), shape, jnp.float32)
         self.embedding = nnx.Param((embedding * config.width**-0.5).astype(dtype))
-        # Of an embedding in few bits, see `tsi.models.quantized`.
+        # Scales of a quantised embedding, see `tsi.models.quantized`.
         self.embedding_scale: Any = None
         keys = jax.random.split(rngs.params(), config.num_layers)
         make = nnx.vmap(lambda key: Block(config, nnx.Rngs(params=key), dtype))
@@ -179,7 +181,7 @@ class Trunk(nnx.Module):
 
     @property
     def scale(self) -> Array | None:
-        """Of the embedding, where that is in few bits."""
+        """Scales of the embedding if it is quantised, else None."""
         return None if self.embedding_scale is None else self.embedding_scale[...]
 
     def embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b D"]:
@@ -191,14 +193,14 @@ class Trunk(nnx.Module):
 
     @property
     def dtype(self) -> Any:
-        """Of what is computed."""
+        """Type of the activations."""
         return self.norm.scale.get_value().dtype
 
     @property
     def cache_dtype(self) -> Any:
-        """Of keys and values."""
-        chosen = self.blocks.attention.cache_dtype
-        return self.dtype if chosen is None else chosen
+        """Type of keys and values."""
+        dtype = self.blocks.attention.cache_dtype
+        return self.dtype if dtype is None else dtype
 
     def __call__(
         self,
@@ -207,12 +209,12 @@ class Trunk(nnx.Module):
         valid: Bool[Array, "R Q"] | None = None,
         context: tuple[Segment, ...] = (),
     ) -> tuple[Float[Array, "R Q D"], KeyValues]:
-        """Read a chunk of tokens after what the context segments hold.
+        """Read a chunk of tokens that follows the context segments.
 
         Args:
             tokens: token ids; padding may stand anywhere that ``valid`` is False.
             positions: rotary position of each token, counted from the prompt's start.
-            valid: True at real tokens; all, if None.
+            valid: False at padding; None if there is no padding.
             context: cached segments, in any order.
 
         Returns:
@@ -221,18 +223,19 @@ class Trunk(nnx.Module):
         """
         if valid is None:
             valid = jnp.ones(tokens.shape, bool)
-        # Under x64 what counts positions is int64, and caches hold int32.
+        # Under x64 positions may be int64, and caches hold int32.
         positions = positions.astype(jnp.int32)
-        # Scanned along, but for what has its layers apart.
-        apart = [isinstance(segment.keys, tuple) for segment in context]
+        # Stacked caches are scanned with the blocks; caches with an array per layer
+        # are indexed by the number of the layer.
+        has_arrays = [isinstance(segment.keys, tuple) for segment in context]
         stacks = tuple(
-            None if alone else (segment.keys, segment.values)
-            for segment, alone in zip(context, apart, strict=True)
+            None if by_layer else (segment.keys, segment.values)
+            for segment, by_layer in zip(context, has_arrays, strict=True)
         )
 
-        config, local = self.config, self.config.local
-        ropes = (config.rope,) if local is None else (config.rope, local.rope)
-        plain = all(rope.attention == 1.0 for rope in ropes)
+        config, windows = self.config, self.config.sliding_window
+        ropes = (config.rope,) if windows is None else (config.rope, windows.rope)
+        no_temperature = all(rope.attention == 1.0 for rope in ropes)
 
         def geometry(rope: Rope, window: int | None) -> Geometry:
             return Geometry(
@@ -240,36 +243,41 @@ class Trunk(nnx.Module):
                 jnp.asarray(
                     inverse_frequencies(rope, config.head_width, config.max_length)
                 ),
-                None if plain else jnp.asarray(rope.attention, jnp.float32),
+                None if no_temperature else jnp.asarray(rope.attention, jnp.float32),
                 valid,
                 None if window is None else jnp.asarray(window),
-                tuple(visible(segment, positions, window) for segment in context),
+                tuple(view_segment(segment, positions, window) for segment in context),
             )
 
-        everywhere = geometry(config.rope, None)
-        if local is not None:
-            unlimited = geometry(config.rope, 2**30)
-            windowed = geometry(local.rope, local.window)
+        without_window = geometry(config.rope, None)
+        if windows is not None:
+            # A window of 2^30 positions is none, in the same pytree.
+            full_geometry = geometry(config.rope, 2**30)
+            window_geometry = geometry(windows.rope, windows.size)
 
         def layer(
             x: Float[Array, "R Q D"], block_and_cache: tuple[Block, Any, Any, Array]
         ) -> tuple[Float[Array, "R Q D"], tuple[Array, Array]]:
-            block, stacked, is_local, number = block_and_cache
+            block, stacked, has_window, number = block_and_cache
             cached = tuple(
-                ByLayer(segment.keys, segment.values, number) if alone else layers
-                for segment, layers, alone in zip(context, stacked, apart, strict=True)
-            )
-            here = everywhere
-            if local is not None:
-                here = jax.tree.map(
-                    lambda a, b: jnp.where(is_local, a, b), windowed, unlimited
+                ByLayer(segment.keys, segment.values, number) if by_layer else layers
+                for segment, layers, by_layer in zip(
+                    context, stacked, has_arrays, strict=True
                 )
-            return block(x, here, cached)
+            )
+            chosen = without_window
+            if windows is not None:
+                chosen = jax.tree.map(
+                    lambda a, b: jnp.where(has_window, a, b),
+                    window_geometry,
+                    full_geometry,
+                )
+            return block(x, chosen, cached)
 
         x = self.embed(tokens)
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
-        flags = jnp.asarray(local.layers) if local is not None else None
+        flags = jnp.asarray(windows.layers) if windows is not None else None
         numbers = jnp.arange(config.num_layers, dtype=jnp.int32)
         scanned = (self.blocks, stacks, flags, numbers)
         x, (keys, values) = jax.lax.scan(layer, x, scanned)
@@ -324,8 +332,8 @@ class LanguageModel(nnx.Module):
 class RewardModel(nnx.Module):
     """A process reward model: trunk and a head of one or two labels on every token.
 
-    The log-odds at a step's last token are that the solution, so far, leads to a right
-    answer. Other heads, in :mod:`tsi.models.heads`, differ in ``labels``.
+    At the last token of a step it gives the log-odds that the solution so far leads to
+    a right answer. The other heads, in :mod:`tsi.models.heads`, differ in ``labels``.
     """
 
     def __init__(
@@ -363,10 +371,10 @@ class RewardModel(nnx.Module):
 
 
 def with_cache_dtype(model: Any, dtype: Any) -> Any:
-    """The same model, weights shared, whose keys and values are of another type.
+    """The model with another type of keys and values; the weights are shared.
 
     Args:
-        model: with a trunk; others are handed back as they are.
+        model: a model without a trunk is returned unchanged.
         dtype: of keys and values.
     """
     if not hasattr(model, "trunk"):
@@ -377,5 +385,5 @@ def with_cache_dtype(model: Any, dtype: Any) -> Any:
 
 
 def positions_of(tokens: Int[Array, "R Q"]) -> Int[Array, "R Q"]:
-    """Positions 0, 1, … of sequences that start at their row's first token."""
+    """Positions 0, 1, … of sequences without padding before them."""
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

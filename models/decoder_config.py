@@ -1,45 +1,45 @@
-"""What the shape of a model is, and what a token of it costs."""
+"""The shape of a model, and what a token costs in it."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 from tsi.models.rotary import LongRopeScaling, Rope
 
-PLAIN = Rope()
+DEFAULT_ROPE = Rope()
 
 
-class Local(NamedTuple):
-    """Attention to a window, in some of the layers.
+class SlidingWindow(NamedTuple):
+    """Sliding-window attention in some of the layers.
 
     Attributes:
-        window: how many positions a query sees, its own included.
-        layers: which of the L layers do so.
-        rope: their rotary embedding.
+        size: how many positions a query attends to, its own included.
+        layers: for each of the L layers, whether it has the window.
+        rope: the rotary embedding of these layers.
     """
 
-    window: int
+    size: int
     layers: tuple[bool, ...]
     rope: Rope
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a model, in this project's words; the defaults are Llama's.
+    """The shape of a model; the defaults are those of Llama.
 
     Attributes:
-        family: whose checkpoints it is read from and written to.
-        num_labels: outputs of the scalar or class head, for models that score.
-        max_length: the context in tokens, positions beyond which are not to be read.
+        family: a key of :data:`tsi.models.families.architectures.FAMILIES`.
+        num_labels: outputs of the head of a reward model.
+        max_length: the context in tokens; longer texts must not be read.
         attention_bias: whether queries, keys and values have a bias.
-        output_bias: whether the projection of what attention mixed has one.
-        mlp_bias: whether the three products of the feed-forward layer have one.
+        output_bias: whether the output projection of attention has a bias.
+        mlp_bias: whether the three projections of the feed-forward layer have biases.
         query_key_norm: whether each head of queries and keys is normalised.
-        post_norms: whether a branch is normalised before it is added, too.
-        norm_offset: added to stored norm scales.
+        post_norms: whether the output of each branch is normalised too.
+        norm_offset: added to the stored scales of norms.
         embedding_scale: multiplies embedded tokens.
         query_scale: multiplies attention scores; None for h^-1/2.
-        attention_softcap, logit_softcap: bounds by tanh; None for none.
-        local: layers that attend to a window; None if there are none.
+        attention_softcap, logit_softcap: c in c tanh(x / c); None for no cap.
+        sliding_window: the window of some layers; None if no layer has one.
     """
 
     vocab_size: int
@@ -50,7 +50,7 @@ class DecoderConfig:
     num_kv_heads: int
     head_width: int
     max_length: int
-    rope: Rope = PLAIN
+    rope: Rope = DEFAULT_ROPE
     norm_epsilon: float = 1e-5
     tied: bool = True
     eos_ids: tuple[int, ...] = ()
@@ -67,30 +67,31 @@ class DecoderConfig:
     query_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
-    local: Local | None = None
+    sliding_window: SlidingWindow | None = None
 
     def attended(self, begin: Any, count: Any) -> Any:
-        """Positions that tokens following each other attend to, summed over them.
+        """The number of positions that consecutive tokens attend to, in total.
 
-        Each attends to itself and to all before it, in layers of a window to no more
-        than that; the sum is the mean over layers.
+        Each token attends to itself and to all tokens before it, or to a window of
+        them. The total is the mean over layers of the sum over tokens.
 
         Args:
-            begin: the first token's position, counted from 0; a number or an array.
+            begin: position of the first token, counted from 0; a number or an array.
             count: how many tokens.
         """
-        everywhere = count * (begin + (count + 1) / 2)
-        if self.local is None:
-            return everywhere
+        total = count * (begin + (count + 1) / 2)
+        if self.sliding_window is None:
+            return total
 
         def positive(x: Any) -> Any:
             return (x + abs(x)) / 2
 
-        # Positions out of sight rise by one a token: from ``first`` on, or from zero.
-        first = begin + 1 - self.local.window
-        some = positive(count - positive(-first))
-        hidden = some * (positive(first) + positive(first + count - 1)) / 2
-        return everywhere - hidden * sum(self.local.layers) / self.num_layers
+        # The positions outside the window increase by one per token: from ``first`` on,
+        # or from zero.
+        first = begin + 1 - self.sliding_window.size
+        beyond = positive(count - positive(-first))
+        hidden = beyond * (positive(first) + positive(first + count - 1)) / 2
+        return total - hidden * sum(self.sliding_window.layers) / self.num_layers
 
     @property
     def longest(self) -> int:
@@ -103,20 +104,20 @@ class DecoderConfig:
     def flops_per_token(self, context: float, *, head: bool = True) -> float:
         """Forward FLOPs of one token that attends to ``context`` positions.
 
-        Two per weight of every matrix product (the embedding's table look-up is none)
-        and four per head width, query head and attended position.
+        2 FLOPs per weight of every matrix product (the look-up in the embedding costs
+        none), and 4 per head width, query head and attended position.
 
         Args:
-            context: how many positions are attended to; fewer in a window.
-            head: whether the language-model head runs, as it does where a next token is
-                drawn and not where a prompt or a solution is only read.
+            context: how many positions are attended to; fewer in layers with a window.
+            head: whether the vocabulary head runs, as it does to draw a next token, and
+                does not to read a prompt or a solution.
         """
         attention = self.head_width * (self.num_heads + self.num_kv_heads) * 2
         block = self.width * (attention + 3 * self.hidden)
         attended = self.num_layers * context
-        if self.local is not None:
-            hidden = max(context - self.local.window, 0.0)
-            attended -= sum(self.local.layers) * hidden
+        if self.sliding_window is not None:
+            beyond = max(context - self.sliding_window.size, 0.0)
+            attended -= sum(self.sliding_window.layers) * beyond
         scores = 2 * self.num_heads * self.head_width * attended
         logits = self.width * self.vocab_size if head else 0
         return 2.0 * (self.num_layers * block + scores + logits)

@@ -1,8 +1,8 @@
 """The heads of published reward models, on the trunk that all families share.
 
-Each gives log-odds at every token; where they are to be read is the format's business
-(:mod:`tsi.rewards.formats`). A head of two classes gives log p(good) − log p(bad), the
-difference of its logits; a head of one gives its only output.
+Each head gives log-odds at every token; the format of the reward model decides at which
+tokens they are read (:mod:`tsi.rewards.formats`). A head with two classes gives the
+difference of its logits, log p(good) − log p(bad). A head with one output gives that.
 
 ===================  ===========================  =================================
 architecture         tensors                      as released in
@@ -31,7 +31,7 @@ from tsi.models.layers import Linear, product_in_float32
 
 
 class SequenceScorer(RewardModel):
-    """A linear head without a bias, meant to be read at the last token."""
+    """A linear head without a bias, to be read at the last token."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class SequenceScorer(RewardModel):
 
 
 class OutcomeScorer(RewardModel):
-    """Two layers with a ReLU between them and as many outputs as there are labels."""
+    """Two layers with a ReLU between them, and one output per label."""
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class OutcomeScorer(RewardModel):
 
 
 class ProcessScorer(OutcomeScorer):
-    """The same with two classes, bad and good, at every step's separator."""
+    """An :class:`OutcomeScorer` with the classes bad and good, read at step ends."""
 
 
 class ValueScorer(RewardModel):
-    """A value head, whose output is the logit of the reward."""
+    """A model with a value head, whose output is the logit of the reward."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class ValueScorer(RewardModel):
 
 
 class ValueHead(nnx.Module):
-    """A value head alone, for the hidden states of a model that is there anyway."""
+    """A value head alone, for the hidden states of another model."""
 
     def __init__(
         self, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
@@ -109,11 +109,11 @@ class ValueHead(nnx.Module):
 def token_log_odds(
     model: LanguageModel, hidden: Float[Array, "*b D"], good: int, bad: int
 ) -> Float[Array, "*b"]:
-    """log p(good) − log p(bad) of the next token, without the rest of the vocabulary.
+    """log p(good) − log p(bad) of the next token; only these two logits are computed.
 
     Args:
-        model: whose head is used.
-        hidden: of its trunk.
+        model: a language model, whose head is used.
+        hidden: states of its trunk.
         good, bad: token ids.
     """
     ids = jnp.asarray([good, bad])

@@ -1,4 +1,4 @@
-"""Layers that are identical across model families.
+"""Layers that all model families share.
 
 Axes: R rows, Q query positions, S cache positions, L layers, D model width,
 F feed-forward width, H query heads, K key-value heads, h head width, V vocabulary.
@@ -17,17 +17,17 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from tsi.models import quantized
 
 KEYS_AT_ONCE = 512
-"""Cached positions that a chunk of many queries attends to at a time."""
+"""Cached positions per block, where a chunk of many queries attends block by block."""
 MANY_SCORES = 2**18
-"""Scores of a row and head from which on they are computed block by block."""
+"""With this many scores per row and head or more, attention goes block by block."""
 
 
 class Routes(NamedTuple):
-    """Which rows of queries read which row of a segment, n at most each.
+    """Which rows of queries read which row of a segment, at most n per segment row.
 
     Attributes:
-        readers: ``[B, n]``, rows of queries; any where a place is empty.
-        places: ``[R]``, where each row stands in ``readers``, flattened.
+        readers: ``[B, n]``, rows of queries; any row where a place is empty.
+        places: ``[R]``, the index of each row in the flattened ``readers``.
     """
 
     readers: Int[Array, "B n"]
@@ -37,22 +37,22 @@ class Routes(NamedTuple):
 class Segment(NamedTuple):
     """A stretch of cached keys and values that queries may attend to.
 
-    A segment may hold fewer rows than there are queries: with B rows for R = B·n
-    queries, each row is shared by n consecutive queries. That is how the particles of
-    one problem share the keys of its prompt without a copy. Where rows stand in
-    another order, :class:`Routes` say who reads what; queries are then moved to the
-    segment's rows, and what they have found is moved back.
+    A segment may have fewer rows than there are rows of queries: with B segment rows
+    for R = B·n query rows, n consecutive query rows share each segment row. So the
+    particles of one problem share the keys of its prompt without a copy. For query rows
+    in another order, :class:`Routes` state which row reads which; queries are then
+    moved to the segment's rows, and the results are moved back.
 
     Attributes:
-        keys: ``[L, B, K, h, S]``, rotated. Positions are innermost, since that is the
-            layout in which a product with a few queries streams through memory. Or L
-            arrays ``[B, K, h, S]``: a scan over layers copies a layer of one array
-            before it reads it, which takes longer than the attention itself.
+        keys: ``[L, B, K, h, S]``, rotated. Positions are innermost, because a product
+            with a few queries then reads memory in order. Or L arrays ``[B, K, h, S]``:
+            a scan over layers would copy a layer of one array before reading it, which
+            takes longer than the attention itself.
         values: ``[L, B, K, S, h]``, or L arrays ``[B, K, S, h]``.
-        positions: ``[B, S]``, where each one stands, counted from the prompt's start.
-        mask: ``[B, S]``, True where a position may be attended to; or ``[R, S]``, where
-            rows that share a segment may not attend to all of it.
-        routes: which rows read which; None for n consecutive rows each.
+        positions: ``[B, S]``, counted from the prompt's start.
+        mask: ``[B, S]``, True where a position may be attended to; or ``[R, S]``, if
+            rows that share a segment row may attend to different parts of it.
+        routes: which rows read which; None for n consecutive rows per segment row.
     """
 
     keys: Any
@@ -63,10 +63,10 @@ class Segment(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the queries of one forward pass see of a segment.
+    """The positions of a segment that the queries of one forward pass attend to.
 
     Attributes:
-        mask: which positions; broadcasts against ``[B, K, n, Q, G, S]``.
+        mask: True at these positions; broadcasts against ``[B, K, n, Q, G, S]``.
         routes: of the segment.
     """
 
@@ -75,7 +75,7 @@ class View(NamedTuple):
 
 
 class ByLayer(NamedTuple):
-    """One layer, by its number, of a segment whose layers are arrays of their own."""
+    """One layer of a segment that has an array per layer."""
 
     keys: tuple[Array, ...]
     values: tuple[Array, ...]
@@ -85,8 +85,8 @@ class ByLayer(NamedTuple):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation, computed in float32 (arXiv 1910.07467).
 
-    ``offset`` is added to the stored scale: 0, or 1 where the scale is kept as its
-    difference from one, as Gemma does.
+    ``offset`` is added to the stored scale. It is 0, or 1 where scale - 1 is stored, as
+    in Gemma.
     """
 
     def __init__(
@@ -111,15 +111,15 @@ def product_in_float32(
     matrix: Shaped[Array, "_i o"],
     scale: Shaped[Array, "..."] | None = None,
 ) -> Float[Array, "*b o"]:
-    """A matrix product that is float32 whatever its factors are.
+    """A matrix product with a float32 result for factors of any type.
 
-    Accelerators add in float32 anyway, and a logit of 20 that is then rounded to
-    bfloat16 is off by up to a sixteenth.
+    Accelerators sum in float32 anyway, and rounding a logit of 20 to bfloat16 would
+    change it by up to 1/16.
 
     Args:
-        x: what is multiplied.
-        matrix: in a float type, or in few bits.
-        scale: of the latter, see :mod:`tsi.models.quantized`.
+        x: the left factor.
+        matrix: the right factor, of a float type or quantised.
+        scale: of a quantised matrix, see :mod:`tsi.models.quantized`.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     if scale is not None:
@@ -129,7 +129,7 @@ def product_in_float32(
 
 
 class Linear(nnx.Module):
-    """A matrix product, kernel ``[in, out]``, with a bias where asked for."""
+    """A matrix product with kernel ``[in, out]``, and a bias if ``bias``."""
 
     def __init__(
         self,
@@ -143,12 +143,12 @@ class Linear(nnx.Module):
         kernel = jax.random.normal(rngs.params(), (width_in, width_out), jnp.float32)
         self.kernel = nnx.Param((kernel * width_in**-0.5).astype(dtype))
         self.bias = nnx.Param(jnp.zeros((width_out,), dtype)) if bias else None
-        # Of a kernel in few bits, see `tsi.models.quantized`.
+        # Scales of a quantised kernel, see `tsi.models.quantized`.
         self.kernel_scale: Any = None
 
     @property
     def scale(self) -> Array | None:
-        """Of the kernel, where that is in few bits."""
+        """Scales of the kernel if it is quantised, else None."""
         return None if self.kernel_scale is None else self.kernel_scale[...]
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
@@ -159,7 +159,7 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
     def in_float32(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        """The same, whose sums are not rounded to a narrower type of the weights."""
+        """The same product in float32, not rounded to the type of the weights."""
         y = product_in_float32(x, self.kernel[...], self.scale)
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
@@ -195,7 +195,7 @@ class GatedFeedForward(nnx.Module):
 
 
 class Partial(NamedTuple):
-    """A softmax-weighted sum over part of the positions, not yet normalised."""
+    """A softmax-weighted sum over some of the positions, before normalisation."""
 
     peak: Float[Array, "R Q K G"]
     total: Float[Array, "R Q K G"]
@@ -209,7 +209,7 @@ def attend_part(
     view: View,
     softcap: float | None = None,
 ) -> Partial:
-    """Attention over one stretch of positions; queries are scaled already.
+    """Attention over one segment; the queries are already scaled.
 
     Without routes B divides R (see :class:`Segment`).
     """
@@ -224,14 +224,14 @@ def attend_part(
     )
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    # A finite floor keeps a query with nothing to attend to free of NaN; its part
-    # vanishes in the merge, or is a padding position that nobody reads.
+    # A finite minimum avoids NaN for a query without visible positions. Its part has
+    # weight zero in the merge, or it is a padding position that nobody reads.
     scores = jnp.where(mask, scores, -1e30)
     peak = jnp.max(scores, axis=-1)
     weights = jnp.exp(scores - peak[..., None])
     mixed = jnp.einsum(
         "bknqgs,bksh->bknqgh",
-        # As wide as the queries, where only the cache is narrow.
+        # In the type of the queries if only the cache is narrower.
         weights.astype(jnp.promote_types(values.dtype, queries.dtype)),
         values,
         preferred_element_type=jnp.float32,
@@ -246,7 +246,7 @@ def attend_part(
 
 
 def merge(parts: Sequence[Partial]) -> Partial:
-    """Sums over several stretches as one over all of them."""
+    """Merge the sums over several segments into the sum over all of them."""
     peak = jnp.max(jnp.stack([part.peak for part in parts]), axis=0)
     total, mixed = jnp.zeros_like(peak), jnp.zeros(parts[0].mixed.shape, jnp.float32)
     for part in parts:
@@ -263,22 +263,23 @@ def attend_in_blocks(
     view: View,
     softcap: float | None = None,
 ) -> Partial:
-    """`attend_part` without all scores in memory at once (arXiv 2112.05682).
+    """`attend_part` block by block, so that memory holds the scores of one block.
 
-    Blocks of which no query sees anything are not read.
+    Blocks that no query attends to are not read. Reference: arXiv 2112.05682.
     """
     size, block = keys.shape[-1], KEYS_AT_ONCE
 
     def read(i: Array, before: Partial) -> Partial:
-        # The last block begins early enough to be whole, and hides what was read.
+        # The last block begins early enough to be whole; positions that an earlier
+        # block had are masked.
         start = jnp.minimum(i * block, size - block)
         piece = functools.partial(
             jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block
         )
-        fresh = start + jnp.arange(block) >= i * block
-        here = View(piece(view.mask, axis=-1) & fresh, view.routes)
+        is_new = start + jnp.arange(block) >= i * block
+        block_view = View(piece(view.mask, axis=-1) & is_new, view.routes)
         return jax.lax.cond(
-            jnp.any(here.mask),
+            jnp.any(block_view.mask),
             lambda: merge(
                 [
                     before,
@@ -286,7 +287,7 @@ def attend_in_blocks(
                         queries,
                         piece(keys, axis=-1),
                         piece(values, axis=-2),
-                        here,
+                        block_view,
                         softcap,
                     ),
                 ]
@@ -295,12 +296,12 @@ def attend_in_blocks(
         )
 
     shape = queries.shape
-    nothing = Partial(
+    empty = Partial(
         jnp.full(shape[:-1], -1e30, jnp.float32),
         jnp.zeros(shape[:-1], jnp.float32),
         jnp.zeros(shape, jnp.float32),
     )
-    return jax.lax.fori_loop(0, -(-size // block), read, nothing)
+    return jax.lax.fori_loop(0, -(-size // block), read, empty)
 
 
 def attend_cached(
@@ -308,30 +309,30 @@ def attend_cached(
 ) -> Partial:
     """`attend_part` on one layer of a segment: its keys and values, or `ByLayer`."""
     length, size = queries.shape[1], view.mask.shape[-1]
-    long = size >= 2 * KEYS_AT_ONCE and length * size >= MANY_SCORES
-    attention = attend_in_blocks if long else attend_part
-    part = functools.partial(attention, view=view, softcap=softcap)
+    by_blocks = size >= 2 * KEYS_AT_ONCE and length * size >= MANY_SCORES
+    attention = attend_in_blocks if by_blocks else attend_part
+    attend_layer = functools.partial(attention, view=view, softcap=softcap)
     if not isinstance(cached, ByLayer):
-        return part(queries, *cached)
+        return attend_layer(queries, *cached)
 
     def reader(keys: Array, values: Array) -> Callable[[Array], Partial]:
-        return lambda x: part(x, keys, values)
+        return lambda x: attend_layer(x, keys, values)
 
     readers = [reader(*pair) for pair in zip(*cached[:2], strict=True)]
     return jax.lax.switch(cached.layer, readers, queries)
 
 
-def visible(
+def view_segment(
     segment: Segment,
     positions: Int[Array, "R Q"],
     window: Int[Array, ""] | int | None,
 ) -> View:
-    """Which cached positions each query may attend to.
+    """The cached positions that each query may attend to.
 
     Args:
-        segment: positions ``[B, S]`` and mask; its keys are not looked at.
+        segment: only its positions, mask and routes are used.
         positions: of the queries.
-        window: how many positions a query sees, its own included; None for all.
+        window: how many positions a query attends to, its own included; None for all.
     """
     owners, routes = segment.positions.shape[0], segment.routes
     mask = segment.mask
@@ -358,17 +359,18 @@ def attend(
 ) -> Float[Array, "R Q H h"]:
     """Grouped-query attention to a causal chunk and to any number of segments.
 
-    Each segment is reduced on its own and the parts are merged with one normaliser, so
-    that shared segments are never repeated and scores are never concatenated.
+    Each segment is reduced separately, and the sums are merged with one normaliser.
+    So shared segments are not repeated, and scores are not concatenated.
 
     Args:
-        queries, keys, values: the chunk's own, rotated, the queries scaled.
+        queries, keys, values: of the chunk. Queries and keys are rotated, and queries
+            scaled.
         positions: of the chunk.
         valid: False at padding positions of the chunk.
         context: one layer of each :class:`Segment`, ``(keys, values)`` or a
-            :class:`ByLayer`, and what is seen of it, from :func:`visible`.
-        window: how many positions a query sees, its own included; None for all.
-        softcap: scores s become ``softcap · tanh(s / softcap)``; None for as they are.
+            :class:`ByLayer`, and its view (:func:`view_segment`).
+        window: how many positions a query attends to, its own included; None for all.
+        softcap: scores s become ``softcap · tanh(s / softcap)``; None for no cap.
     """
     rows, length, _, width = queries.shape
     grouped = queries.reshape(rows, length, keys.shape[1], -1, width)

@@ -1,11 +1,11 @@
-"""How a mesh divides memory: rows along ``data``, weights and heads along ``model``.
+"""How a mesh divides arrays: rows along ``data``, weights and heads along ``model``.
 
-What a layer computes apart is stored apart: attention heads, the feed-forward width,
-the vocabulary. The other side of each such product is summed over the axis ``model`` by
-the compiler (tensor parallelism, Shoeybi et al. 2019, arXiv 1909.08053). A weight whose
-heads, width or words do not divide evenly is kept whole on every device, as all are
-along ``data``. So is the bias that is added once such a sum is whole: that of the
-attention's output and of the feed-forward layer's.
+Attention heads, the feed-forward width and the vocabulary are divided along ``model``.
+The compiler sums the product that follows over that axis (tensor parallelism, Shoeybi
+et al. 2019, arXiv 1909.08053). A weight is whole on every device if its heads, width or
+vocabulary do not divide evenly. The biases of the attention's output and of the
+feed-forward layer's output are whole too, because they are added after the sum. Along
+``data`` all weights are replicated.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ from tsi.models.decoder_config import DecoderConfig
 
 DATA, MODEL = "data", "model"
 
-# By the end of a parameter's path: which axis is divided, and by the number of what.
+# By the end of a parameter's path: the axis that is divided, and the field of the
+# configuration that the number of devices must divide.
 RULES: dict[str, tuple[int, str]] = {
     "trunk.embedding": (-2, "vocab_size"),
     "attention.query.kernel": (-1, "num_heads"),
@@ -41,7 +42,7 @@ RULES: dict[str, tuple[int, str]] = {
 
 
 class Memory(NamedTuple):
-    """Bytes of some arrays: one copy of all, and what lies on each device."""
+    """Bytes of arrays: of one copy of all, and on each device."""
 
     total: int
     by_device: dict[str, int]
@@ -60,35 +61,35 @@ def make_mesh(
     """A mesh of ``data`` times ``model`` devices.
 
     Args:
-        data: along how many the rows of a batch are spread.
-        model: over how many one copy of the weights is divided.
-        devices: which; the first of all there are, if None.
+        data: number of devices over which the rows of a batch are divided.
+        model: number of devices over which one copy of the weights is divided.
+        devices: those to use; the first of all devices, if None.
 
     Raises:
-        ConfigurationError: there are not so many devices.
+        ConfigurationError: there are too few devices.
     """
-    chosen = list(jax.devices() if devices is None else devices)
-    if min(data, model) < 1 or data * model > len(chosen):
+    devices = list(jax.devices() if devices is None else devices)
+    if min(data, model) < 1 or data * model > len(devices):
         raise ConfigurationError(
             f"A mesh of {data} times {model} devices was asked for, and there are "
-            f"{len(chosen)}; choose numbers whose product is at most that."
+            f"{len(devices)}; choose numbers whose product is at most that."
         )
-    grid = np.array(chosen[: data * model]).reshape(data, model)
+    grid = np.array(devices[: data * model]).reshape(data, model)
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
 def sharding_of(
     path: str, shape: tuple[int, ...], config: DecoderConfig, mesh: Mesh
 ) -> NamedSharding:
-    """Where one parameter lies.
+    """The sharding of one parameter.
 
     Args:
         path: in the module, such as ``trunk.blocks.attention.query.kernel``.
         shape: of the whole parameter.
         config: of the model, for the numbers of heads.
-        mesh: with an axis ``model``, or without, and then weights are not divided. The
-            compiler is to choose how to divide what lies between, so axes that the
-            mesh has as explicit ones are taken as automatic.
+        mesh: weights are divided over its axis ``model``, if it has one. Explicit axes
+            are taken as automatic, because the compiler must choose how to divide
+            activations.
     """
     automatic = (AxisType.Auto,) * len(mesh.axis_names)
     mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
@@ -103,9 +104,9 @@ def sharding_of(
 
 
 def parts_of_heads(heads: int, mesh: Mesh) -> int:
-    """Over how many devices keys and values of so many heads are divided.
+    """The number of devices over which keys and values are divided.
 
-    Those that do not divide evenly are whole on each.
+    It is 1 if the number of heads does not divide evenly.
     """
     parts = mesh.shape.get(MODEL, 1)
     return parts if heads % parts == 0 else 1
@@ -116,26 +117,26 @@ def _ends(path: str, end: str) -> bool:
 
 
 def keep_or_replicate(tree: Any, mesh: Mesh) -> Any:
-    """Leave arrays that lie on a mesh's devices where they are, and copy the others.
+    """Keep arrays that are on a mesh's devices, and replicate all others over them.
 
     Args:
-        tree: of arrays; those from elsewhere go to every device whole.
+        tree: of arrays.
         mesh: the devices.
     """
     devices = set(mesh.devices.flat)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf: Any) -> Any:
-        here = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
-        # Of weights that are not here there is nothing to copy.
-        here = here or isinstance(leaf, jax.ShapeDtypeStruct)
-        return leaf if here else jax.device_put(leaf, replicated)
+        is_placed = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+        # Weights that were not loaded have nothing to copy.
+        is_placed = is_placed or isinstance(leaf, jax.ShapeDtypeStruct)
+        return leaf if is_placed else jax.device_put(leaf, replicated)
 
     return jax.tree.map(place, tree)
 
 
 def memory(held: Any) -> Memory:
-    """How many bytes lie on each device.
+    """The number of bytes on each device.
 
     Args:
         held: a model, of which its weights count, or any tree of arrays, such as the

@@ -1,11 +1,11 @@
-"""Prompts, read in chunks, so that memory does not grow with the square of the length.
+"""Reads prompts in chunks, so that memory does not grow quadratically with the length.
 
-A prompt of up to `CHUNK` positions is read in one piece. A longer one is read piece by
-piece, each attending to the keys and values of those before it, which attention reads
-in blocks (:func:`tsi.models.layers.attend_in_blocks`): what is computed at a time is a
-chunk, and scores of a chunk against a block. No logits are computed at all, since the
-last token of a prompt is read with the first that is drawn. The pieces of a batch end
-with its longest prompt, whatever its width.
+A prompt of up to `CHUNK` positions is read in one chunk. A longer one is read chunk by
+chunk. Each chunk attends to the keys and values of those before it block by block
+(:func:`tsi.models.layers.attend_in_blocks`), so memory holds the scores of one chunk
+against one block. No logits are computed, because the last token of a prompt is read
+together with the first token that is drawn. The loop ends with the longest prompt of
+the batch, not with the width of the array.
 """
 
 import jax
@@ -17,16 +17,16 @@ from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import KEYS_AT_ONCE, Segment
 
 CHUNK = 512
-"""Positions of each prompt that are read together."""
+"""Positions of each prompt that are read at a time."""
 BUCKET = 16
-"""Chunks have a multiple of so many positions, and are alike within a batch."""
+"""The length of a chunk is a multiple of this, and equal for all chunks of a batch."""
 
 
-def chunk_size(length: int, most: int = CHUNK) -> int:
-    """Positions of a chunk of prompts so wide: they are divided evenly."""
-    if length <= most:
+def chunk_size(length: int, max_chunk: int = CHUNK) -> int:
+    """The length of the chunks into which prompts of a length are divided evenly."""
+    if length <= max_chunk:
         return length
-    count = -(-length // most)
+    count = -(-length // max_chunk)
     return -(-length // (count * BUCKET)) * BUCKET
 
 
@@ -34,20 +34,20 @@ def read_prompts(
     trunk: Trunk,
     tokens: Int[Array, "P S"],
     mask: Bool[Array, "P S"],
-    most: int = CHUNK,
+    max_chunk: int = CHUNK,
 ) -> KeyValues:
     """Keys and values of prompts.
 
     Args:
         trunk: of the model that reads.
         tokens: ids.
-        mask: True at those to be read, which stand in front.
-        most: positions read together.
+        mask: True at tokens of the prompt, which come before all padding.
+        max_chunk: positions read at a time.
     """
     length = tokens.shape[1]
-    if length <= most:
+    if length <= max_chunk:
         return trunk(tokens, positions_of(tokens), mask)[1]
-    chunk = chunk_size(length, most)
+    chunk = chunk_size(length, max_chunk)
     beyond = -length % chunk
     tokens, mask = (jnp.pad(x, ((0, 0), (0, beyond))) for x in (tokens, mask))
     places = positions_of(tokens).astype(jnp.int32)
@@ -87,38 +87,39 @@ def prefill_bytes(
     itemsize: int,
     *,
     cached: int | None = None,
-    most: int = CHUNK,
+    max_chunk: int = CHUNK,
 ) -> int:
-    """What reading prompts takes beside the weights, at most, their caches included.
+    """An upper bound on the memory for reading prompts, without the weights.
 
-    As compiled for a CPU in float32, where the tests compare it with what XLA plans. In
-    bfloat16 a CPU turns the weights into float32 first, which comes on top.
+    The caches of the prompts are included. The bound is for a CPU in float32, where the
+    tests compare it with XLA's plan. In bfloat16 a CPU also converts the weights to
+    float32, which is not included.
 
     Args:
         config: of the model that reads.
-        prompts: how many are read together.
+        prompts: number of prompts read together.
         length: positions of each, padding included.
         itemsize: bytes of a weight.
-        cached: bytes of an entry of keys and values; as of a weight, if None.
-        most: positions read together.
+        cached: bytes of an entry of keys and values; those of a weight, if None.
+        max_chunk: positions read at a time.
     """
-    chunk = chunk_size(length, most)
+    chunk = chunk_size(length, max_chunk)
     padded = length + -length % chunk
     heads, kv_heads, h = config.num_heads, config.num_kv_heads, config.head_width
     d, layers = config.width, config.num_layers
     position = 2 * kv_heads * h * (itemsize if cached is None else cached)
-    # The whole, what is cut to length, and a layer's slices.
-    whole = layers * position
-    caches = prompts * (whole * (length + padded * (padded > length)))
+    # All layers, once more without padding, and the slices of one layer.
+    all_layers = layers * position
+    caches = prompts * (all_layers * (length + padded * (padded > length)))
     caches += prompts * 2 * position * padded
-    # A scan over layers copies the weights of the one that it is at.
+    # A scan over layers copies the weights of the current layer.
     layer = itemsize * d * (2 * h * (heads + kv_heads) + 3 * config.hidden)
-    # float32 of the norms among them: input, branches and what they are made of.
+    # Activations, those of norms in float32: input, branches and their factors.
     widths = 6 * d + 3 * config.hidden + 6 * heads * h + 4 * kv_heads * h
     tokens = prompts * chunk
     keys = chunk if padded == chunk else max(chunk, KEYS_AT_ONCE)
     scores = 3 * 4 * tokens * heads * keys
     masks = 2 * tokens * padded
-    # New keys and values of a chunk, before they are put beside the others.
-    new = tokens * whole * (1 if padded > chunk else 0)
+    # New keys and values of a chunk, before they are written to the cache.
+    new = tokens * all_layers * (1 if padded > chunk else 0)
     return caches + layer + 4 * tokens * widths + scores + masks + new

@@ -1,14 +1,14 @@
-"""Weights kept in 8 or 4 bits and multiplied in the type of what is computed.
+"""Weights stored in 8 or 4 bits and multiplied in the type of the activations.
 
 int8: W[i, o] = s[o] q[i, o] with q in -127..127 and one float32 scale s per output;
 the scale is applied to the product. int4: W[i, o] = s[i // 32, o] q[i, o] with q in
 -8..7 and a bfloat16 scale per 32 inputs of an output, two q to a byte (the grid of
-Q4_0, github.com/ggml-org/llama.cpp): 4.5 bits a weight. Rounding is to the nearest;
-nothing is calibrated.
+Q4_0, github.com/ggml-org/llama.cpp): 4.5 bits per weight. Rounding is to the nearest;
+there is no calibration.
 
-The matrices of the trunk and the vocabulary head are kept so. The embedding, which may
-be the head as well, is int8 in both cases, with a scale per token; norms, biases and
-the small heads of reward models stay as they are.
+The matrices of the trunk and the vocabulary head are quantised. The embedding, which
+may be the head as well, is int8 in both cases, with a scale per token. Norms, biases
+and the small heads of reward models are not quantised.
 """
 
 from typing import Any
@@ -21,41 +21,41 @@ from tsi.errors import ConfigurationError
 
 KINDS = ("int8", "int4")
 GROUP = 32
-"""Inputs that share a scale in 4 bits."""
+"""Inputs that share a scale in int4."""
 
 
 def check_kind(kind: str) -> None:
-    """Refuse what weights cannot be kept in.
+    """Refuse an unknown kind of quantisation.
 
     Raises:
-        ConfigurationError: see above.
+        ConfigurationError: the kind is not one of `KINDS`.
     """
     if kind not in KINDS:
         raise ConfigurationError(
-            f"weights are to be kept as {kind!r}; choose one of {', '.join(KINDS)}, or "
-            "leave it out to keep them in their dtype."
+            f"weights is {kind!r}, which is no kind of quantisation; choose one of "
+            f"{', '.join(KINDS)}, or leave it out to keep weights in their dtype."
         )
 
 
 def is_matrix(path: str) -> bool:
-    """Whether the parameter at a path in the module is kept in few bits."""
-    matrix = path.startswith("trunk.") and path.endswith(".kernel")
-    return matrix or path in ("trunk.embedding", "head.kernel")
+    """Whether the parameter at a path in the module is quantised."""
+    in_trunk = path.startswith("trunk.") and path.endswith(".kernel")
+    return in_trunk or path in ("trunk.embedding", "head.kernel")
 
 
 def quantize_matrix(
     matrix: Float[Array, "*l i o"], kind: str, path: str = ""
 ) -> tuple[Array, Array]:
-    """A matrix, or a stack of them, in few bits, and its scales.
+    """Quantise a matrix, or a stack of them; gives the integers and the scales.
 
     Args:
         matrix: of any float type.
         kind: one of `KINDS`.
-        path: in the module; the embedding has its tokens as outputs.
+        path: in the module; the outputs of the embedding are its tokens.
     """
     wide = matrix.astype(jnp.float32)
     axis = -1 if path == "trunk.embedding" else -2
-    # What does not divide into groups is small.
+    # Matrices that do not divide into groups are small, and get int8.
     if kind == "int8" or axis == -1 or matrix.shape[-2] % GROUP:
         scale = jnp.max(jnp.abs(wide), axis=axis, keepdims=True) / 127
         scale = jnp.where(scale > 0, scale, 1.0)
@@ -63,7 +63,7 @@ def quantize_matrix(
         return whole, jnp.squeeze(scale, axis)
     *stack, inputs, outputs = matrix.shape
     groups = wide.reshape(*stack, inputs // GROUP, GROUP, outputs)
-    # The largest of a group is exact at -8, where the grid has one place more.
+    # The largest entry of a group becomes -8, the end of the grid with one more step.
     largest = jnp.argmax(jnp.abs(groups), axis=-2, keepdims=True)
     scale = jnp.take_along_axis(groups, largest, axis=-2) / -8
     scale = jnp.where(scale != 0, scale, 1.0).astype(jnp.bfloat16)
@@ -75,7 +75,7 @@ def quantize_matrix(
 
 
 def matrix_of(kernel: Array, scale: Array, dtype: Any) -> Float[Array, "i o"]:
-    """One matrix in full, from few bits."""
+    """One matrix, dequantised."""
     if scale.ndim == 1:
         return (kernel.astype(jnp.float32) * scale).astype(dtype)
     pairs = jnp.stack([kernel & 15, kernel >> 4], axis=1).astype(jnp.float32) - 8
@@ -87,10 +87,10 @@ def matrix_of(kernel: Array, scale: Array, dtype: Any) -> Float[Array, "i o"]:
 def product(
     x: Float[Array, "*b i"], kernel: Array, scale: Array, dtype: Any
 ) -> Float[Array, "*b o"]:
-    """A product with a matrix in few bits.
+    """A product with a quantised matrix.
 
     Args:
-        x: in the type that is multiplied.
+        x: the left factor, whose type the matrix is converted to.
         kernel, scale: of `quantize_matrix`.
         dtype: of the sums.
     """
@@ -102,11 +102,11 @@ def product(
 
 
 def set_scales(model: nnx.Module, scales: dict[str, Array]) -> None:
-    """Tell a model's modules the scales of what they keep in few bits.
+    """Set the scales of a model's quantised parameters.
 
     Args:
-        model: whose parameters are in few bits already.
-        scales: by the path of each.
+        model: with quantised parameters.
+        scales: by the path of each parameter.
     """
     for path, scale in scales.items():
         *owners, name = path.split(".")
@@ -117,23 +117,23 @@ def set_scales(model: nnx.Module, scales: dict[str, Array]) -> None:
 
 
 def quantize(model: Any, kind: str) -> Any:
-    """A copy of a model with its matrices in few bits.
+    """A copy of a model with quantised matrices.
 
-    :func:`tsi.models.loading.checkpoint.load` does the same layer by layer, so that the
-    weights are never there in full.
+    :func:`tsi.models.loading.checkpoint.load` quantises layer by layer, so that memory
+    never holds all weights unquantised.
 
     Args:
         model: with a trunk.
         kind: one of `KINDS`.
 
     Raises:
-        ConfigurationError: there is no such kind, or its weights are kept so already.
+        ConfigurationError: the kind is unknown, or the model is already quantised.
     """
     check_kind(kind)
     if is_quantized(model):
         raise ConfigurationError(
-            "The weights of this model are in few bits already; quantize the model "
-            "that it was made from."
+            "The weights of this model are quantised already; quantise the model that "
+            "it was made from."
         )
     model = nnx.clone(model)
     scales = {}
@@ -147,5 +147,5 @@ def quantize(model: Any, kind: str) -> Any:
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether a model keeps its weights in few bits."""
+    """Whether the weights of a model are quantised."""
     return hasattr(model, "trunk") and model.trunk.embedding_scale is not None

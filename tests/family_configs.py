@@ -2,7 +2,7 @@
 
 from small_checkpoints import small_config
 
-from tsi.models.decoder_config import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, SlidingWindow
 from tsi.models.rotary import Llama3Scaling, Rope
 
 
@@ -19,7 +19,9 @@ def family_configs() -> dict[str, DecoderConfig]:
             rope=Rope(scaling=Llama3Scaling(8.0, 1.0, 4.0, 32.0)),
         ),
         "mistral": small_config(
-            family="mistral", local=Local(5, (True, True, True), plain), rope=plain
+            family="mistral",
+            sliding_window=SlidingWindow(5, (True, True, True), plain),
+            rope=plain,
         ),
         "qwen2": small_config(family="qwen2", num_kv_heads=4, attention_bias=True),
         "qwen3": small_config(family="qwen3", query_key_norm=True, vocab_size=42),
@@ -36,7 +38,7 @@ def family_configs() -> dict[str, DecoderConfig]:
             attention_softcap=20.0,
             logit_softcap=10.0,
             rope=Rope(1_000_000.0),
-            local=Local(4, (True, True, False), plain),
+            sliding_window=SlidingWindow(4, (True, True, False), plain),
         ),
         "phi3": small_config(
             family="phi3",

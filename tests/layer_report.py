@@ -26,10 +26,12 @@ def hidden_states(model, tokens: np.ndarray) -> list[np.ndarray]:
         trunk = nnx.clone(model.trunk)
         graph, state = nnx.split(trunk.blocks)
         trunk.blocks = nnx.merge(graph, jax.tree.map(lambda x, d=depth: x[:d], state))
-        local = config.local
+        local = config.sliding_window
         if local is not None:
             local = local._replace(layers=local.layers[:depth])
-        trunk.config = dataclasses.replace(config, num_layers=depth, local=local)
+        trunk.config = dataclasses.replace(
+            config, num_layers=depth, sliding_window=local
+        )
         trunk.norm = Nothing()
         hidden, _ = trunk(chunk, positions_of(chunk))
         found.append(np.asarray(hidden))

@@ -105,8 +105,8 @@ def numpy_logits(
         return y
 
     def attention(x, w, layer):
-        local = c.local is not None and c.local.layers[layer]
-        rope = c.local.rope if local else c.rope
+        local = c.sliding_window is not None and c.sliding_window.layers[layer]
+        rope = c.sliding_window.rope if local else c.rope
         q, k, v = (heads(x, w, name) for name in ("query", "key", "value"))
         for t in range(len(x)):
             q[t] = [turn(head, t, rope, c.max_length) for head in q[t]]
@@ -114,7 +114,7 @@ def numpy_logits(
         scale = c.head_width**-0.5 if c.query_scale is None else c.query_scale
         mixed = np.zeros_like(q)
         for t in range(len(x)):
-            seen = range(max(0, t - c.local.window + 1) if local else 0, t + 1)
+            seen = range(max(0, t - c.sliding_window.size + 1) if local else 0, t + 1)
             for head in range(c.num_heads):
                 group = head // (c.num_heads // c.num_kv_heads)
                 scores = np.array([q[t, head] @ k[s, group] for s in seen]) * scale

@@ -182,10 +182,12 @@ def _add_sizes(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
         stretched = isinstance(scaling, LongRopeScaling)
         original = scaling.original if stretched else config.max_length
         writer.add_rope_scaling_orig_ctx_len(original)
-        writer.add_sliding_window(config.local.window if config.local else 0)
-    if family == "gemma3" and config.local:
-        writer.add_sliding_window(config.local.window)
-        writer.add_rope_freq_base_swa(config.local.rope.theta)
+        writer.add_sliding_window(
+            config.sliding_window.size if config.sliding_window else 0
+        )
+    if family == "gemma3" and config.sliding_window:
+        writer.add_sliding_window(config.sliding_window.size)
+        writer.add_rope_freq_base_swa(config.sliding_window.rope.theta)
     if config.logit_softcap is not None:
         writer.add_final_logit_softcapping(config.logit_softcap)
     if isinstance(rope.scaling, LinearScaling):

@@ -4,7 +4,7 @@ import dataclasses
 
 from small_checkpoints import small_config
 
-from tsi.models.decoder_config import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, SlidingWindow
 from tsi.models.rotary import (
     LinearScaling,
     Llama3Scaling,
@@ -34,14 +34,14 @@ WRITTEN: dict[str, DecoderConfig] = {
         head_width=12,
         num_kv_heads=1,
         rope=YARN,
-        local=Local(5, (True, True, True), YARN),
+        sliding_window=SlidingWindow(5, (True, True, True), YARN),
     ),
     "qwen2": small_config(
         family="qwen2",
         activation="gelu",
         attention_bias=True,
         rope=UNROUNDED,
-        local=Local(4, (False, True, True), UNROUNDED),
+        sliding_window=SlidingWindow(4, (False, True, True), UNROUNDED),
     ),
     "qwen3": small_config(
         family="qwen3",
@@ -50,7 +50,7 @@ WRITTEN: dict[str, DecoderConfig] = {
         head_width=16,
         query_key_norm=True,
         rope=LINEAR,
-        local=Local(6, (True, False, True), LINEAR),
+        sliding_window=SlidingWindow(6, (True, False, True), LINEAR),
     ),
     "gemma3": small_config(
         family="gemma3",
@@ -66,14 +66,14 @@ WRITTEN: dict[str, DecoderConfig] = {
         attention_softcap=2.0,
         logit_softcap=1.5,
         rope=YARN,
-        local=Local(4, (True, False, True), Rope(50.0)),
+        sliding_window=SlidingWindow(4, (True, False, True), Rope(50.0)),
     ),
     "phi3": small_config(
         family="phi3",
         activation="relu",
         tied=False,
         rope=Rope(100.0, fraction=0.5),
-        local=Local(7, (True, True, True), Rope(100.0, fraction=0.5)),
+        sliding_window=SlidingWindow(7, (True, True, True), Rope(100.0, fraction=0.5)),
     ),
 }
 """By family, of what the saver writes."""
@@ -83,7 +83,7 @@ STRETCHED = small_config(
     family="phi3",
     max_length=64,
     rope=LONG,
-    local=Local(7, (True, True, True), LONG),
+    sliding_window=SlidingWindow(7, (True, True, True), LONG),
 )
 READ: dict[str, DecoderConfig] = WRITTEN | {
     "phi3 with LongRoPE": dataclasses.replace(STRETCHED, max_length=24),

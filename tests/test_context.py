@@ -71,7 +71,7 @@ def test_a_text_beyond_the_length_in_use_is_refused_where_its_angles_would_diffe
     plain, stretched = folders
     tokens = jnp.resize(TOKENS, (1, 25))
     for refused in (load(stretched)[0], RewardModel(STRETCHED_AT_24, rngs=nnx.Rngs(0))):
-        with pytest.raises(PromptTooLongError, match=r"25 tokens.* used at 24.*=25"):
+        with pytest.raises(PromptTooLongError, match=r"25 tokens.* loaded for 24.*=25"):
             refused(tokens)
     load(stretched, max_length=25)[0](tokens)
     # Plain angles are the same at any length, as they are to transformers.

@@ -58,10 +58,10 @@ def test_logits_equal_a_plain_numpy_forward(name):
 
 def turned_as(config: DecoderConfig, **changes):
     """Changes to the rotary embedding of all layers."""
-    local = config.local
+    local = config.sliding_window
     if local is not None and local.rope == config.rope:
         local = local._replace(rope=local.rope._replace(**changes))
-    return {"rope": config.rope._replace(**changes), "local": local}
+    return {"rope": config.rope._replace(**changes), "sliding_window": local}
 
 
 OFF: dict[str, Callable[[DecoderConfig], dict[str, Any]]] = {
@@ -69,9 +69,11 @@ OFF: dict[str, Callable[[DecoderConfig], dict[str, Any]]] = {
     "fraction": lambda c: turned_as(c, fraction=1.0),
     "scaling": lambda c: turned_as(c, scaling=None),
     "length": lambda c: {"max_length": 80 - c.max_length},
-    "local": lambda c: {"local": None},
-    "window": lambda c: {"local": c.local._replace(window=c.local.window + 1)},
-    "local rope": lambda c: {"local": c.local._replace(rope=c.rope)},
+    "sliding_window": lambda c: {"sliding_window": None},
+    "window": lambda c: {
+        "sliding_window": c.sliding_window._replace(size=c.sliding_window.size + 1)
+    },
+    "local rope": lambda c: {"sliding_window": c.sliding_window._replace(rope=c.rope)},
     "query_scale": lambda c: {"query_scale": None},
     "attention_softcap": lambda c: {"attention_softcap": None},
     "logit_softcap": lambda c: {"logit_softcap": None},

@@ -14,7 +14,7 @@ from small_families import READ, WRITTEN
 
 from tsi.errors import CheckpointError
 from tsi.models.decoder import LanguageModel
-from tsi.models.decoder_config import Local
+from tsi.models.decoder_config import SlidingWindow
 from tsi.models.families.architectures import FAMILIES, architecture_of
 from tsi.models.families.features import OFF
 from tsi.models.families.text_half import text_fields
@@ -50,7 +50,7 @@ def test_a_configuration_survives_the_round_trip_to_hugging_face(name):
     assert family.read(family.write(config)) == config
     plain = dataclasses.replace(
         config,
-        local=None,
+        sliding_window=None,
         rope=config.rope._replace(scaling=None),
         tied=not config.tied,
         eos_ids=(),
@@ -82,17 +82,23 @@ def test_published_configurations_say_what_differs_between_families():
     llama = read_published("Llama-3.2-1B")
     assert llama.rope == Rope(5e5, scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192.0))
     assert llama.eos_ids == (128001, 128008, 128009)
-    assert llama.local is None
+    assert llama.sliding_window is None
     mistral = read_published("Mistral-7B-v0.1")
-    assert mistral.local == Local(4096, (True,) * 32, Rope(1e4))
-    assert read_published("Mistral-7B-v0.1", sliding_window=None).local is None
-    assert read_published("Qwen2.5-Math-7B-Instruct").local is None
+    assert mistral.sliding_window == SlidingWindow(4096, (True,) * 32, Rope(1e4))
+    assert read_published("Mistral-7B-v0.1", sliding_window=None).sliding_window is None
+    assert read_published("Qwen2.5-Math-7B-Instruct").sliding_window is None
     some = {"use_sliding_window": True, "max_window_layers": 21}
     qwen2 = read_published("Qwen2.5-Math-7B-Instruct", **some)
     assert qwen2.attention_bias
-    assert qwen2.local == Local(4096, (False,) * 21 + (True,) * 7, Rope(1e4))
+    assert qwen2.sliding_window == SlidingWindow(
+        4096, (False,) * 21 + (True,) * 7, Rope(1e4)
+    )
     qwen3 = read_published("Qwen3-0.6B")
-    assert (qwen3.query_key_norm, qwen3.head_width, qwen3.local) == (True, 128, None)
+    assert (qwen3.query_key_norm, qwen3.head_width, qwen3.sliding_window) == (
+        True,
+        128,
+        None,
+    )
     stretched = {"rope_type": "yarn", "factor": 4.0}
     stretched |= {"original_max_position_embeddings": 32768}
     qwen3 = read_published("Qwen3-0.6B", rope_scaling=stretched)
@@ -101,9 +107,11 @@ def test_published_configurations_say_what_differs_between_families():
     assert qwen3.rope == Rope(1e6, scaling=yarn)
     gemma = read_published("gemma-3-1b-it")
     assert gemma.rope == Rope(1e6)
-    everywhere_at = [i for i, is_local in enumerate(gemma.local.layers) if not is_local]
+    everywhere_at = [
+        i for i, is_local in enumerate(gemma.sliding_window.layers) if not is_local
+    ]
     assert everywhere_at == [5, 11, 17, 23]
-    assert (gemma.local.window, gemma.local.rope) == (512, Rope(1e4))
+    assert (gemma.sliding_window.size, gemma.sliding_window.rope) == (512, Rope(1e4))
     assert gemma.embedding_scale == pytest.approx(1152**0.5)
     assert (gemma.query_scale, gemma.tied) == (1 / 16, True)
     assert (gemma.activation, gemma.norm_offset) == ("gelu_pytorch_tanh", 1.0)
@@ -113,10 +121,10 @@ def test_published_configurations_say_what_differs_between_families():
     assert architecture_of(Path("gemma"), fields)[1] == gemma
     seeing = read_published("gemma-3-4b-it")
     assert seeing.rope == Rope(1e6, scaling=LinearScaling(8.0))
-    assert (seeing.local.window, seeing.local.rope) == (1024, Rope(1e4))
+    assert (seeing.sliding_window.size, seeing.sliding_window.rope) == (1024, Rope(1e4))
     assert (seeing.eos_ids, seeing.tied) == ((1, 106), True)
     phi3 = read_published("Phi-3-mini-4k-instruct")
-    assert phi3.local == Local(2047, (True,) * 32, Rope(1e4))
+    assert phi3.sliding_window == SlidingWindow(2047, (True,) * 32, Rope(1e4))
     phi4 = read_published("Phi-4-mini-instruct")
     # Longer contexts turn by other angles, and are used where they are asked for.
     assert phi4.max_length == 4096

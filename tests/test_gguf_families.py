@@ -7,7 +7,7 @@ import pytest
 from small_checkpoints import logits, parameters, saved, small_config, write_gguf
 
 from tsi.errors import CheckpointError
-from tsi.models.decoder_config import Local
+from tsi.models.decoder_config import SlidingWindow
 from tsi.models.gguf.rope import llama3_constants
 from tsi.models.loading.checkpoint import load
 from tsi.models.rotary import (
@@ -38,7 +38,7 @@ def gemma(**changes):
         "query_scale": 12**-0.5,
         "logit_softcap": 3.0,
         "rope": Rope(1e6, scaling=LinearScaling(8.0)),
-        "local": Local(5, SOME, Rope(1e4)),
+        "sliding_window": SlidingWindow(5, SOME, Rope(1e4)),
     }
     return small_config(**(fields | changes))
 
@@ -62,9 +62,9 @@ CASES = {
     ),
     "gemma3": gemma(),
     "gemma3 with biases": gemma(attention_bias=True, output_bias=True),
-    "gemma3 everywhere": gemma(local=None, logit_softcap=None),
+    "gemma3 everywhere": gemma(sliding_window=None, logit_softcap=None),
     "phi3": small_config(
-        family="phi3", tied=False, local=Local(7, (True,) * 3, Rope())
+        family="phi3", tied=False, sliding_window=SlidingWindow(7, (True,) * 3, Rope())
     ),
     "phi3 partly turned": small_config(family="phi3", rope=Rope(1e4, 0.75)),
 }
@@ -117,25 +117,25 @@ def test_the_architecture_mistral3_is_mistral(tmp_path):
     folder, file = saved(tmp_path / "hf", config), tmp_path / "model.gguf"
     write_gguf(file, folder, config, architecture="mistral3")
     model, found = load(file)
-    assert (found.family, found.local) == ("mistral", None)
+    assert (found.family, found.sliding_window) == ("mistral", None)
     expected = logits(load(folder)[0], TOKENS)
     np.testing.assert_allclose(logits(model, TOKENS), expected, atol=1e-5)
 
 
 def test_a_window_in_the_metadata_of_llama_makes_it_mistral(tmp_path):
-    local = Local(6, (True,) * 3, Rope())
-    config = small_config(family="mistral", local=local)
+    local = SlidingWindow(6, (True,) * 3, Rope())
+    config = small_config(family="mistral", sliding_window=local)
     folder, file = saved(tmp_path / "hf", config), tmp_path / "model.gguf"
     write_gguf(file, folder, config, fields={"llama.attention.sliding_window": 6})
     model, found = load(file)
-    assert (found.family, found.local) == ("mistral", local)
+    assert (found.family, found.sliding_window) == ("mistral", local)
     expected = logits(load(folder)[0], TOKENS)
     np.testing.assert_allclose(logits(model, TOKENS), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("pattern", [2, [True, False] * 3])
 def test_gemma_layers_with_a_window_may_be_listed(tmp_path, pattern):
-    config = gemma(local=Local(5, (True, False) * 3, Rope(1e4)))
+    config = gemma(sliding_window=SlidingWindow(5, (True, False) * 3, Rope(1e4)))
     folder, file = saved(tmp_path / "hf", config), tmp_path / "model.gguf"
     key = "gemma3.attention.sliding_window_pattern"
     write_gguf(file, folder, config, fields={key: pattern})
@@ -145,7 +145,9 @@ def test_gemma_layers_with_a_window_may_be_listed(tmp_path, pattern):
 def test_the_query_scale_of_the_largest_gemma_is_its_width_by_heads(tmp_path):
     layers = tuple((i + 1) % 6 != 0 for i in range(62))
     config = gemma(
-        num_layers=62, local=Local(5, layers, Rope(1e4)), query_scale=8**-0.5
+        num_layers=62,
+        sliding_window=SlidingWindow(5, layers, Rope(1e4)),
+        query_scale=8**-0.5,
     )
     folder, file = saved(tmp_path / "hf", config), tmp_path / "model.gguf"
     write_gguf(file, folder, config)

@@ -94,7 +94,9 @@ def test_logits_of_every_family_equal_those_of_llama_cpp(tmp_path, name):
     tokenizer = bpe_tokenizer()
     config = dataclasses.replace(CASES[name], vocab_size=tokenizer.vocab_size)
     if name == "phi3":
-        config = dataclasses.replace(config, local=None)  # which it does not apply
+        config = dataclasses.replace(
+            config, sliding_window=None
+        )  # which it does not apply
     folder, file = saved(tmp_path / "hf", config), tmp_path / "m.gguf"
     write_gguf(file, folder, config, tokenizer=tokenizer)
     # Its GELU is a table of half-precision numbers.

@@ -91,13 +91,13 @@ def longrope(original: int):
     config = READ["phi3 beyond its original length"]
     scaling = config.rope.scaling._replace(original=original)
     rope = config.rope._replace(scaling=scaling)
-    local = config.local._replace(rope=rope)
-    return dataclasses.replace(config, rope=rope, local=local)
+    local = config.sliding_window._replace(rope=rope)
+    return dataclasses.replace(config, rope=rope, sliding_window=local)
 
 
 PLAIN = {
     f"{name}, plain": dataclasses.replace(
-        config, local=None, tied=not config.tied, attention_softcap=None
+        config, sliding_window=None, tied=not config.tied, attention_softcap=None
     )
     for name, config in WRITTEN.items()
 }

@@ -14,7 +14,7 @@ from tsi.engine import engine as engine_module
 from tsi.errors import ConfigurationError
 from tsi.models import layers
 from tsi.models.decoder import LanguageModel, positions_of
-from tsi.models.decoder_config import Local
+from tsi.models.decoder_config import SlidingWindow
 from tsi.models.layers import View, attend_in_blocks, attend_part
 from tsi.models.prefill import prefill_bytes, read_prompts
 from tsi.models.rotary import Rope
@@ -26,7 +26,8 @@ LONG, LENGTHS = 1136, (1136, 700, 3)
 CONFIGS = {
     "plain": tiny.config(),
     "windows": tiny.config(
-        local=Local(600, (True, False), Rope(20.0)), attention_softcap=4.0
+        sliding_window=SlidingWindow(600, (True, False), Rope(20.0)),
+        attention_softcap=4.0,
     ),
 }
 

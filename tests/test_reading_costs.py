@@ -17,7 +17,7 @@ from flax import nnx
 from tsi.engine.outcome import slot_costs
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel, RewardModel
-from tsi.models.decoder_config import Local
+from tsi.models.decoder_config import SlidingWindow
 from tsi.models.heads import ValueHead
 from tsi.models.rotary import Rope
 from tsi.reasoning.particles import ReasoningParams
@@ -26,7 +26,7 @@ from tsi.rewards.reward import PolicyValue, ProcessReward, SelfJudge
 PROMPT, ROWS, MAX_TOKENS = "hello", 12, 8
 END, YES, NO = 0, 4, 5
 QUESTION = (END, 7, 3)
-CONFIG = tiny.config(local=Local(3, (True, False), Rope(20.0)))
+CONFIG = tiny.config(sliding_window=SlidingWindow(3, (True, False), Rope(20.0)))
 REWARDS = {
     "judge": (SelfJudge(QUESTION, YES, NO), None),
     "value": (PolicyValue(), ValueHead(CONFIG.width, rngs=nnx.Rngs(2))),
@@ -123,8 +123,10 @@ def test_a_ledger_is_the_sum_of_every_tokens_flops(name):
 
 @pytest.mark.parametrize("window", [None, 1, 3, 40])
 def test_positions_attended_to_are_those_of_each_token(window):
-    local = None if window is None else Local(window, (True, True, False), Rope())
-    config = tiny.config(num_layers=3, local=local)
+    local = (
+        None if window is None else SlidingWindow(window, (True, True, False), Rope())
+    )
+    config = tiny.config(num_layers=3, sliding_window=local)
     begin, count = np.meshgrid(np.arange(9), np.arange(9))
     expected = [
         np.mean(

@@ -11,7 +11,7 @@ import tiny_language as tiny
 from flax import nnx
 
 from tsi.models.decoder import LanguageModel, RewardModel
-from tsi.models.decoder_config import Local
+from tsi.models.decoder_config import SlidingWindow
 from tsi.models.rotary import Rope
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
@@ -20,7 +20,7 @@ from tsi.rewards.reward import NoReward
 PROMPTS = ("hello", "bad", "gems")
 COUNT = 4
 WINDOWED = tiny.config(
-    local=Local(3, (True, False), Rope(20.0)),
+    sliding_window=SlidingWindow(3, (True, False), Rope(20.0)),
     rope=Rope(100.0),
     query_key_norm=True,
     attention_softcap=4.0,

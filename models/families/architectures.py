@@ -167,7 +167,10 @@ def _contradictions(config: DecoderConfig) -> list[str]:
         problems.append("the query heads are not a multiple of the key-value heads")
     if config.head_width < 2 or config.head_width % 2:
         problems.append(f"the head width {config.head_width} is not even")
-    ropes = [config.rope, *([config.local.rope] if config.local else [])]
+    ropes = [
+        config.rope,
+        *([config.sliding_window.rope] if config.sliding_window else []),
+    ]
     scalars = [config.norm_epsilon, *itertools.chain(*map(_numbers, ropes))]
     optional = (config.query_scale, config.attention_softcap, config.logit_softcap)
     scalars += [scalar for scalar in optional if scalar is not None]
@@ -188,7 +191,7 @@ def _contradictions(config: DecoderConfig) -> list[str]:
                 for name, values in factors.items()
                 if len(values) != width // 2
             ]
-    window = config.local.window if config.local else 1
+    window = config.sliding_window.size if config.sliding_window else 1
     if type(window) is not int or not 0 < window < 2**31:
         problems.append(
             f"the sliding window is {window!r}, not a positive whole number under 2^31"

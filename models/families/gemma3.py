@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsi.errors import CheckpointError
-from tsi.models.decoder_config import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, SlidingWindow
 from tsi.models.families.config_fields import (
     read_activation,
     read_eos_ids,
@@ -112,7 +112,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
     refuse_features(fields, NAME, FEATURES)
     fields = DEFAULTS | dict(fields)
     rope, window_rope = _read_ropes(fields)
-    windows = Local(fields["sliding_window"], _read_layers(fields), window_rope)
+    windows = SlidingWindow(fields["sliding_window"], _read_layers(fields), window_rope)
     bias = read_flag(fields, "attention_bias")
     return DecoderConfig(
         **read_sizes(fields),
@@ -128,7 +128,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         attention_bias=bias,
         output_bias=bias,
         rope=rope,
-        local=windows if any(windows.layers) else None,
+        sliding_window=windows if any(windows.layers) else None,
         activation=read_activation(fields, "hidden_activation"),
         embedding_scale=fields["hidden_size"] ** 0.5,
         tied=read_flag(fields, "tie_word_embeddings"),
@@ -188,7 +188,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
         CheckpointError: a bias on some of the attention's projections only.
     """
     fields = write_fields(config, "gemma3_text") | write_attention_bias(config)
-    windows = config.local
+    windows = config.sliding_window
     window_rope = windows.rope if windows is not None else Rope(WINDOW_THETA)
     scale = config.query_scale or config.head_width**-0.5
     return fields | {
@@ -196,7 +196,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
         "query_pre_attn_scalar": round(scale**-2),
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logit_softcap,
-        "sliding_window": windows.window if windows is not None else 4096,
+        "sliding_window": windows.size if windows is not None else 4096,
         "layer_types": write_layer_types(config),
         "rope_parameters": {
             "full_attention": write_rope(config.rope),

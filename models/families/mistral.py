@@ -80,7 +80,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         eos_ids=read_eos_ids(fields),
         norm_epsilon=read_norm_epsilon(fields),
         rope=rope,
-        local=window_in_every_layer(fields, rope),
+        sliding_window=window_in_every_layer(fields, rope),
         activation=read_activation(fields, "hidden_act"),
         tied=read_flag(fields, "tie_word_embeddings"),
     )
@@ -88,7 +88,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The fields of a ``config.json``, which transformers reads too."""
-    window = config.local.window if config.local is not None else None
+    window = config.sliding_window.size if config.sliding_window is not None else None
     return write_fields(config, "mistral") | {"sliding_window": window}
 
 

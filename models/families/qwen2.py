@@ -92,7 +92,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         norm_epsilon=read_norm_epsilon(fields),
         attention_bias=True,
         rope=rope,
-        local=read_qwen_windows(fields, NAME, rope),
+        sliding_window=read_qwen_windows(fields, NAME, rope),
         activation=read_activation(fields, "hidden_act"),
         tied=read_flag(fields, "tie_word_embeddings"),
     )

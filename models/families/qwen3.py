@@ -105,7 +105,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DecoderConfig:
         attention_bias=bias,
         output_bias=bias,
         rope=rope,
-        local=read_qwen_windows(fields, NAME, rope),
+        sliding_window=read_qwen_windows(fields, NAME, rope),
         activation=read_activation(fields, "hidden_act"),
         tied=read_flag(fields, "tie_word_embeddings"),
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsi.errors import CheckpointError
-from tsi.models.decoder_config import DecoderConfig, Local
+from tsi.models.decoder_config import DecoderConfig, SlidingWindow
 from tsi.models.families.values import read_flag
 from tsi.models.rotary import Rope
 
@@ -28,7 +28,9 @@ def read_window(fields: Mapping[str, Any], name: str = "sliding_window") -> int 
     return value
 
 
-def window_in_every_layer(fields: Mapping[str, Any], rope: Rope) -> Local | None:
+def window_in_every_layer(
+    fields: Mapping[str, Any], rope: Rope
+) -> SlidingWindow | None:
     """The window of ``sliding_window`` in every layer; None if the field has none.
 
     Raises:
@@ -37,12 +39,12 @@ def window_in_every_layer(fields: Mapping[str, Any], rope: Rope) -> Local | None
     window = read_window(fields)
     if window is None:
         return None
-    return Local(window, (True,) * fields["num_hidden_layers"], rope)
+    return SlidingWindow(window, (True,) * fields["num_hidden_layers"], rope)
 
 
 def read_qwen_windows(
     fields: Mapping[str, Any], family: str, rope: Rope
-) -> Local | None:
+) -> SlidingWindow | None:
     """The windows of a Qwen2 or Qwen3 model; None if no layer has one.
 
     ``use_sliding_window`` turns them on. The layers are those of ``layer_types`` or,
@@ -79,15 +81,15 @@ def read_qwen_windows(
             "use_sliding_window=false, which contradict each other. Correct one of "
             "them, or choose another checkpoint."
         )
-    return Local(window, layers, rope)
+    return SlidingWindow(window, layers, rope)
 
 
 def write_qwen_windows(config: DecoderConfig) -> dict[str, Any]:
     """The fields of a Qwen2 or Qwen3 model that say which layers have a window."""
-    local = config.local
+    windows = config.sliding_window
     return {
-        "use_sliding_window": local is not None,
-        "sliding_window": local.window if local is not None else None,
+        "use_sliding_window": windows is not None,
+        "sliding_window": windows.size if windows is not None else None,
         "layer_types": write_layer_types(config),
     }
 
@@ -116,6 +118,6 @@ def read_layer_types(kinds: Any, family: str, num_layers: int) -> tuple[bool, ..
 def write_layer_types(config: DecoderConfig) -> list[str]:
     """The ``layer_types`` of a configuration."""
     layers = (False,) * config.num_layers
-    if config.local is not None:
-        layers = config.local.layers
-    return ["sliding_attention" if local else "full_attention" for local in layers]
+    if config.sliding_window is not None:
+        layers = config.sliding_window.layers
+    return ["sliding_attention" if layer else "full_attention" for layer in layers]
