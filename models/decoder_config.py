@@ -69,7 +69,7 @@ class DecoderConfig:
     logit_softcap: float | None = None
     sliding_window: SlidingWindow | None = None
 
-    def attended(self, begin: Any, count: Any) -> Any:
+    def count_attended(self, begin: Any, count: Any) -> Any:
         """The number of positions that consecutive tokens attend to, in total.
 
         Each token attends to itself and to all tokens before it, or to a window of
@@ -94,7 +94,7 @@ class DecoderConfig:
         return total - hidden * sum(self.sliding_window.layers) / self.num_layers
 
     @property
-    def longest(self) -> int:
+    def trained_length(self) -> int:
         """The longest context that the weights were trained for, in tokens."""
         scaling = self.rope.scaling
         if isinstance(scaling, LongRopeScaling):

@@ -163,7 +163,7 @@ def write_gguf(
 def _add_sizes(writer: gguf.GGUFWriter, config: DecoderConfig) -> None:
     family, rope = config.family, config.rope
     writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.longest)
+    writer.add_context_length(config.trained_length)
     writer.add_embedding_length(config.width)
     writer.add_feed_forward_length(config.hidden)
     writer.add_head_count(config.num_heads)

@@ -152,7 +152,7 @@ def test_costs_by_hand(still):
     flops = cost.tokens * policy.flops_per_token(context)
     flops += cost.tokens * reader.flops_per_token(context, head=False)
     for config in (policy, reader):
-        mean = config.attended(0, prompt) / prompt
+        mean = config.count_attended(0, prompt) / prompt
         flops += 5 * prompt * config.flops_per_token(mean, head=False)
     assert cost.flops == pytest.approx(flops, rel=1e-6)
     # Rounds of four, of which there are two.

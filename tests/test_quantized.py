@@ -112,11 +112,11 @@ def test_loading_quantizes_as_it_reads(kind, tmp_path):
     loaded, _ = load(tmp_path, weights=kind)
     expected = nnx.state(quantize(model, kind), nnx.Param)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded, nnx.Param), expected)
-    with pytest.raises(ConfigurationError, match="no checkpoint has them so"):
+    with pytest.raises(ConfigurationError, match="no checkpoint format"):
         save(loaded, model.config, tmp_path)
     with pytest.raises(ConfigurationError, match="quantised already"):
         quantize(loaded, kind)
-    with pytest.raises(ConfigurationError, match="is 'int2'.*choose one of int8"):
+    with pytest.raises(ConfigurationError, match=r"is 'int2'.*choose one of int8"):
         load(tmp_path, weights="int2")
 
 

@@ -137,6 +137,6 @@ def test_positions_attended_to_are_those_of_each_token(window):
         )
         for b, n in zip(begin.ravel(), count.ravel(), strict=True)
     ]
-    found = config.attended(begin, count).ravel()
+    found = config.count_attended(begin, count).ravel()
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert config.attended(7, 5) == pytest.approx(expected[5 * 9 + 7])
+    assert config.count_attended(7, 5) == pytest.approx(expected[5 * 9 + 7])

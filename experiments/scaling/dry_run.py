@@ -169,7 +169,7 @@ def cost_of(world: World, run: Run) -> Cost:
     prompts = run.problems * times * prompt
     for config in (engine.policy.config, reader if reads else None):
         if config is not None:
-            attended = prompts * config.attended(0, prompt) / max(prompt, 1)
+            attended = prompts * config.count_attended(0, prompt) / max(prompt, 1)
             flops += flops_of(config, prompts, attended)
     # A judge is asked at every step, and reads no more than the question.
     asked = steps * getattr(target.reward, "positions_beyond", 0)

@@ -97,7 +97,7 @@ def write_fields(config: DecoderConfig, model_type: str) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_width,
-        "max_position_embeddings": config.longest,
+        "max_position_embeddings": config.trained_length,
         "rope_parameters": write_rope(config.rope),
         "rope_theta": config.rope.theta,
         "rms_norm_eps": config.norm_epsilon,

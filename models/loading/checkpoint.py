@@ -1,11 +1,11 @@
-"""The one loader: a Hugging Face folder or a GGUF file to a Flax module, and back.
+"""Loads a Hugging Face folder or a GGUF file into a Flax module, and saves modules.
 
-A table maps the names of a checkpoint to paths in the module, whose shapes come from
-the module itself, so a port declares its layout once. Names, types and shapes of the
-whole file are compared with the architecture before anything is allocated, and all
-misfits are reported in one error. Then each tensor goes from the file straight to the
-devices that hold it. Only safetensors and GGUF are read: nothing is unpickled and
-nothing from a model's repository runs.
+Each family has a table from the tensor names of a checkpoint to paths in the module,
+and the module gives the shapes. All names, types and shapes are compared with the
+architecture before anything is allocated, and all misfits are reported in one error.
+Then each tensor is read from the file directly to the devices that hold it. Only
+safetensors and GGUF are read: nothing is unpickled, and no code of a model's repository
+runs.
 """
 
 import dataclasses
@@ -70,18 +70,18 @@ def load(
 
     Args:
         path: the folder (config.json, model.safetensors or an index of shards) or file.
-            Of a model that sees pictures too the text half is loaded.
-        dtype: of the weights in memory, whatever they are on disk.
-        weights: int8 or int4, to keep matrices in so few bits and compute in ``dtype``
-            (:mod:`tsi.models.quantized`); None to keep them in ``dtype``.
+            Of a multimodal model the text half is loaded.
+        dtype: of the weights in memory, independent of their type on disk.
+        weights: int8 or int4 to quantise matrices (:mod:`tsi.models.quantized`) and
+            compute in ``dtype``; None to keep them in ``dtype``.
         mesh: devices to place the weights on, by the rules of
             :mod:`tsi.models.partition`; the default device, if None.
-        max_length: the context in tokens, at most the configuration's; that, if None.
-            With LongRoPE the default is the original length and not the stretched one:
-            beyond it all angles are others, for short texts too, and texts that fit the
-            original length are what its angles were trained on. Asking for more gives
-            the long angles, and what transformers computes of texts beyond it.
-        shapes_only: leave the weights on disk; parameters are
+        max_length: the context in tokens, at most that of the configuration, which is
+            also the default. With LongRoPE the default is the original context, for
+            which its angles were trained. A longer one selects the long angles for all
+            texts, short ones too; transformers uses them for texts longer than the
+            original context.
+        shapes_only: whether the weights stay on disk; parameters are then
             :class:`jax.ShapeDtypeStruct`.
 
     Returns:
@@ -90,25 +90,25 @@ def load(
 
     Raises:
         ConfigurationError: ``max_length`` is more than the configuration allows, or
-            weights cannot be kept so.
-        CheckpointError: the checkpoint is damaged, of an unknown architecture, asks for
-            a feature that the port lacks, or has missing, extra or wrongly shaped
-            tensors (one error lists all of them).
+            ``weights`` is an unknown kind.
+        CheckpointError: the checkpoint is damaged or of an unknown architecture, asks
+            for a feature that the port does not support, or has missing, extra or
+            wrongly shaped tensors (one error lists all of them).
     """
     path = Path(path)
     if weights is not None:
         check_kind(weights)
     if path.is_dir():
-        whole = read_json(path / "config.json")
-        fields = text_fields(path, whole)
-        tensors = text_tensors(whole, open_folder(path))
+        stored_fields = read_json(path / "config.json")
+        fields = text_fields(path, stored_fields)
+        tensors = text_tensors(stored_fields, open_folder(path))
     elif path.is_file():
         fields, tensors = open_gguf(path)
     else:
         raise CheckpointError(
             f"There is no model at {path}; give a Hugging Face folder or a .gguf file."
         )
-    # Beyond this even a list of the layers, or of what is missing, would be absurd.
+    # With more layers even the list of missing tensors would be absurdly long.
     layers = fields.get("num_hidden_layers")
     if type(layers) is int and layers > max(len(tensors), 1000):
         raise CheckpointError(
@@ -117,17 +117,17 @@ def load(
         )
     make, config = architecture_of(path, fields)
     if max_length is not None:
-        config = _used_at(path, config, max_length)
+        config = _set_max_length(path, config, max_length)
     abstract = nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), dtype=dtype))
     graph, state = nnx.split(abstract)
     leaves = dict(nnx.to_flat_state(state))
-    wanted = {
+    shapes = {
         ".".join(map(str, keys)): leaf.get_value().shape
         for keys, leaf in leaves.items()
     }
-    named = FAMILIES[config.family].unfuse(config, drop_unused_head(make, tensors))
-    tensors, contradictions = _without_redundant(config, named)
-    _check(path, config, wanted, tensors, contradictions)
+    unfused = FAMILIES[config.family].unfuse(config, drop_unused_head(make, tensors))
+    tensors, contradictions = _drop_redundant(config, unfused)
+    _check_tensors(path, config, shapes, tensors, contradictions)
     if shapes_only:
         if weights is not None:
             abstract = nnx.eval_shape(
@@ -140,31 +140,32 @@ def load(
     def load_leaf(
         name: str, shape: tuple[int, ...], names: list[str], stacked: bool
     ) -> Array:
-        alone = jax.sharding.SingleDeviceSharding(device)
+        default = jax.sharding.SingleDeviceSharding(device)
         return place(
             shape,
             [(n, tensors[n]) for n in names],
             np.dtype(dtype),
-            alone if mesh is None else sharding_of(name, shape, config, mesh),
+            default if mesh is None else sharding_of(name, shape, config, mesh),
             stacked=stacked,
             transposed=_is_kernel(name),
         )
 
     for keys, leaf in leaves.items():
         name = ".".join(map(str, keys))
-        pattern, shape = patterns[name], wanted[name]
+        pattern, shape = patterns[name], shapes[name]
         names, stacked = list(_names(pattern, config.num_layers)), ".N." in pattern
         if weights is None or not is_matrix(name):
             leaf.set_value(load_leaf(name, shape, names, stacked))
             continue
-        # One layer after the other, so that no more than that is there in full.
+        # Layer by layer, so that memory holds one layer that is not quantised.
         part = shape[1:] if stacked else shape
-        few = [
-            quantize_matrix(load_leaf(name, part, [one], False), weights, name)
-            for one in names
+        layers_and_scales = [
+            quantize_matrix(load_leaf(name, part, [layer_name], False), weights, name)
+            for layer_name in names
         ]
         matrix, scales[name] = (
-            jnp.stack(x) if stacked else x[0] for x in zip(*few, strict=True)
+            jnp.stack(x) if stacked else x[0]
+            for x in zip(*layers_and_scales, strict=True)
         )
         leaf.set_value(matrix)
     model = nnx.merge(graph, nnx.from_flat_state(list(leaves.items())))
@@ -185,19 +186,19 @@ def save(
     Args:
         model: its class decides the architecture that config.json names.
         config: its configuration. With LongRoPE the stretched context is written, and
-            :func:`load` asks anew for how much of it is used.
+            ``max_length`` is an argument of :func:`load` again.
         folder: made if absent; files of the same names are replaced.
         tokenizer: saved beside the weights, if given.
         dtype: of the weights on disk; as in memory, if None.
 
     Raises:
-        OSError: a file cannot be written; one of its name that was there is as it was.
-        ConfigurationError: the model keeps its weights in few bits.
+        OSError: a file cannot be written; an old file of its name stays.
+        ConfigurationError: the weights of the model are quantised.
     """
     if is_quantized(model):
         raise ConfigurationError(
-            "The weights of this model are in few bits, and no checkpoint has them so. "
-            "Save the model that it was made from."
+            "The weights of this model are quantised, which no checkpoint format here "
+            "supports. Save the model that it was made from."
         )
     folder = Path(folder)
     family = FAMILIES[config.family]
@@ -228,11 +229,13 @@ def save(
         tokenizer.save(folder)
 
 
-def _used_at(path: Path, config: DecoderConfig, max_length: int) -> DecoderConfig:
-    if not 1 <= max_length <= config.longest:
+def _set_max_length(
+    path: Path, config: DecoderConfig, max_length: int
+) -> DecoderConfig:
+    if not 1 <= max_length <= config.trained_length:
         raise ConfigurationError(
-            f"max_length is {max_length}, and the model at {path} is for contexts of "
-            f"up to {config.longest} tokens; choose a number from 1 to that."
+            f"max_length is {max_length}, and the model at {path} has a context of up "
+            f"to {config.trained_length} tokens. Choose a number from 1 to that."
         )
     return dataclasses.replace(config, max_length=max_length)
 
@@ -248,7 +251,7 @@ def _is_kernel(path: str) -> bool:
 
 
 def _names(pattern: str, num_layers: int) -> Iterator[str]:
-    """The checkpoint names of one table entry: one, or one a layer."""
+    """The checkpoint names of one table entry: one, or one per layer."""
     if ".N." not in pattern:
         yield pattern
         return
@@ -256,17 +259,18 @@ def _names(pattern: str, num_layers: int) -> Iterator[str]:
         yield pattern.replace(".N.", f".{layer}.")
 
 
-def _without_redundant(
+def _drop_redundant(
     config: DecoderConfig, tensors: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Drop tensors that repeat what other fields and tensors say.
+    """Drop tensors that follow from other fields and tensors.
 
-    Tied models sometimes store the head too; one that differs from the embedding
-    contradicts the configuration, and the second result says so.
+    Some tied models store the head too. A head that differs from the embedding
+    contradicts the configuration; such contradictions are the second result.
     """
     contradictions = []
-    kept = {n: t for n, t in tensors.items() if not ROTARY_TABLE.fullmatch(n)}
-    head, embedding = kept.get("lm_head.weight"), kept.get("model.embed_tokens.weight")
+    required = {n: t for n, t in tensors.items() if not ROTARY_TABLE.fullmatch(n)}
+    head = required.get("lm_head.weight")
+    embedding = required.get("model.embed_tokens.weight")
     if config.tied and head and embedding and head.shape == embedding.shape:
         if not are_equal(head, embedding):
             contradictions.append(
@@ -275,21 +279,21 @@ def _without_redundant(
                 "configuration says are tied; set tie_word_embeddings to false in "
                 "config.json if the head is meant to be its own"
             )
-        del kept["lm_head.weight"]
-    return kept, contradictions
+        del required["lm_head.weight"]
+    return required, contradictions
 
 
-def _check(
+def _check_tensors(
     path: Path,
     config: DecoderConfig,
-    wanted: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, StoredTensor],
     contradictions: list[str],
 ) -> None:
     """Compare all names and shapes; raise one error that lists every misfit."""
     expected: dict[str, tuple[int, ...]] = {}
     patterns = _patterns(config)
-    for module_path, shape in wanted.items():
+    for module_path, shape in shapes.items():
         pattern = patterns[module_path]
         part = shape[1:] if ".N." in pattern else shape
         part = part[::-1] if _is_kernel(module_path) else part

@@ -18,8 +18,8 @@ def flops_of(
 ) -> Any:
     """FLOPs of a number of tokens that attended to `context` positions in total.
 
-    ``config.attended`` counts positions, with regard to windows. Tokens that are only
-    read need no logits; the one number per step of a reward's head is neglected.
+    ``config.count_attended`` counts positions, with regard to windows. Tokens that are
+    only read need no logits; the one number per step of a reward's head is neglected.
     """
     if config is None:
         return np.zeros_like(context)
@@ -69,11 +69,11 @@ def slot_costs(
         params: weights.
     """
     policy, reader = params.policy.config, target.reward.reader(params)
-    prompt_context = policy.attended(0, prompt_length)
+    prompt_context = policy.count_attended(0, prompt_length)
     reward_prompt, reward_flops = 0, 0.0
     if reader is not None and target.reward.reads_prompts:
         reward_prompt = read_length
-        attended = reader.attended(0, read_length)
+        attended = reader.count_attended(0, read_length)
         reward_flops = float(flops_of(reader, read_length, attended))
     return SlotCosts(
         generated_tokens=cost.generated,

@@ -305,7 +305,7 @@ class TextReadings:
                     self._keep(int(batch.rows[i]), one.transcript, said)
                     count = len(one.transcript.tokens) - one.common
                     spent[0][i] = count
-                    spent[1][i] = config.attended(one.common, count)
+                    spent[1][i] = config.count_attended(one.common, count)
             scored = put_scores(self.policy, stored, batch, log_odds, spent, params)
             stored = scored.stored
             yield scored

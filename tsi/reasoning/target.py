@@ -333,10 +333,10 @@ class ReasoningTarget:
             begin = before if reading.begin is None else reading.begin
             cost = cost._replace(
                 reward_read=cost.reward_read + read,
-                reward_context=cost.reward_context + reader.attended(begin, read),
+                reward_context=cost.reward_context + reader.count_attended(begin, read),
             )
         # To draw a token the policy reads the token before it.
-        context = params.policy.config.attended(before - 1, counts)
+        context = params.policy.config.count_attended(before - 1, counts)
         if drawn:
             return cost._replace(
                 generated=cost.generated + counts,
