@@ -70,7 +70,7 @@ def drawing_of(
         as_the_model_says: whether the model decides what the user does not.
 
     Raises:
-        CheckpointError: the file is no JSON object, or a field is negative or no number.
+        CheckpointError: the file is no JSON object, or a field is no number or below 0.
     """
     wishes = _wishes(path)
     undone = {name: wishes[name] for name in wishes if name not in DONE}
