@@ -12,10 +12,10 @@ from tsi.reasoning.particles import ReasoningParams
 from tsi.run import run
 
 CASES = {
-    "tempered": (samplers.tempered_smc(num_levels=2), 6),
+    "tempered": (samplers.tempered_smc(num_levels=2), 24),
     "waste-free, pilot": (
         samplers.waste_free_smc(num_levels=1, chain_length=2, exponents="ess"),
-        12,
+        24,
     ),
 }
 

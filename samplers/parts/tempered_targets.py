@@ -86,7 +86,8 @@ class TemperedState(NamedTuple):
             at j M + m. States that are still to come are copies of the latest.
         log_weights: zero: particles are resampled at every level, [N].
         log_potentials, finished: of the members, [N].
-        evidence: log Z so far.
+        log_evidence: log Z so far.
+        log_evidence_rest: what rounding has cut off from it.
         log_pilot_evidence: that of the pilot, which is biased; 0 without one.
         level: k.
         wave: of this level; wave 0 of a level k > 0 is the resampling.
@@ -106,7 +107,8 @@ class TemperedState(NamedTuple):
     log_weights: Float[Array, "N"]
     log_potentials: Float[Array, "N"]
     finished: Bool[Array, "N"]
-    evidence: CompensatedSum
+    log_evidence: Float[Array, ""]
+    log_evidence_rest: Float[Array, ""]
     log_pilot_evidence: Float[Array, ""]
     level: Int[Array, ""]
     wave: Int[Array, ""]
@@ -120,11 +122,6 @@ class TemperedState(NamedTuple):
     accepted: Int[Array, ""]
     proposed: Int[Array, ""]
     parents: Int[Array, "M"]
-
-    @property
-    def log_evidence(self) -> Float[Array, "*batch"]:
-        """log Z."""
-        return self.evidence.value
 
 
 def make_ladder(
@@ -226,7 +223,8 @@ def tempered_explorer(
             log_weights=jnp.zeros(kept, dtype),
             log_potentials=jnp.zeros(kept, dtype),
             finished=jnp.zeros(kept, bool),
-            evidence=CompensatedSum(jnp.zeros((), dtype), jnp.zeros((), dtype)),
+            log_evidence=jnp.zeros((), dtype),
+            log_evidence_rest=jnp.zeros((), dtype),
             log_pilot_evidence=jnp.zeros((), dtype),
             level=zero,
             wave=zero,
@@ -349,7 +347,8 @@ def tempered_explorer(
         return state._replace(
             members=state.members[first],
             log_potentials=state.log_potentials[first],
-            evidence=jax.tree.map(jnp.zeros_like, state.evidence),
+            log_evidence=jnp.zeros_like(state.log_evidence),
+            log_evidence_rest=jnp.zeros_like(state.log_evidence_rest),
             log_pilot_evidence=state.log_evidence,
             level=zero,
             wave=zero,
@@ -379,12 +378,14 @@ def tempered_explorer(
         gain = jnp.where(scores > -jnp.inf, rise * relative, -jnp.inf)
         log_weights = sanitise(gain + log_rest)
         ancestors = resampling(key, log_weights, chains)
-        evidence = state.evidence.add(log_mean_exp(log_weights)).add(rise * largest)
+        evidence = CompensatedSum(state.log_evidence, state.log_evidence_rest)
+        evidence = evidence.add(log_mean_exp(log_weights)).add(rise * largest)
         spread = jnp.tile(ancestors, num_states)
         return state._replace(
             members=state.members[spread],
             log_potentials=state.log_potentials[spread],
-            evidence=evidence,
+            log_evidence=evidence.value,
+            log_evidence_rest=evidence.rest,
             level=state.level + 1,
             wave=jnp.ones((), jnp.int32),
             exponents=exponents,
