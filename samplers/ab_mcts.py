@@ -36,7 +36,7 @@ from tsi.picklable import picklable
 from tsi.samplers.parts.search_tree import (
     SearchTree,
     children,
-    grown,
+    grow,
     new_tree,
     preferable,
     solutions,
@@ -46,7 +46,7 @@ from tsi.samplers.parts.thompson import (
     Observations,
     Posterior,
     no_observations,
-    observed,
+    observe,
     posterior_named,
 )
 from tsi.step_keys import with_typed_key
@@ -114,15 +114,15 @@ def told_ancestors(
     generated, continued, subtree = evidence
     every = jnp.ones(slots.shape, bool)
     parents = tree.parent[slots]
-    generated = observed(generated, parents, rewards, every)
-    subtree = observed(subtree, slots, rewards, every)
+    generated = observe(generated, parents, rewards, every)
+    subtree = observe(subtree, slots, rewards, every)
 
     def up(carry: tuple) -> tuple:
         nodes, continued, subtree = carry
         above = tree.parent[nodes]
         inside = above >= 0
-        continued = observed(continued, above, rewards, inside)
-        subtree = observed(subtree, nodes, rewards, inside)
+        continued = observe(continued, above, rewards, inside)
+        subtree = observe(subtree, nodes, rewards, inside)
         return jnp.where(inside, above, 0), continued, subtree
 
     _, continued, subtree = jax.lax.while_loop(
@@ -218,7 +218,7 @@ def ab_mcts(
         key: Key[Array, ""], state: ABMCTSState, reply: Reply
     ) -> tuple[ABMCTSState, ExplorerInfo]:
         took = jnp.ones(state.parents.shape, bool)
-        tree = grown(state.tree, state.parents, state.slots, took, reply)
+        tree = grow(state.tree, state.parents, state.slots, took, reply)
         rewards = tree.rewards[state.slots]
         size, left = state.members.shape[0], state.turns_left - 1
         going_on = ~tree.finished[state.slots] & to_end

@@ -31,7 +31,12 @@ from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.picklable import picklable
 from tsi.samplers.parts.allocation import Deterministic
-from tsi.samplers.parts.population import SMCState, forked, new_population, weighed
+from tsi.samplers.parts.population import (
+    SMCState,
+    fork_population,
+    new_population,
+    weigh_population,
+)
 from tsi.samplers.parts.potentials import Potential, telescoping
 from tsi.samplers.parts.resampling import Resampling, systematic
 from tsi.step_keys import with_typed_key
@@ -131,7 +136,7 @@ def auxiliary_particle_filter(
         ratio = jnp.where(log_v > -jnp.inf, log_w - log_v, -jnp.inf)[drawn]
         ancestors = jnp.where(due, drawn, state.members)
         log_weights = jnp.where(due, log_mean_exp(log_v) + ratio, log_w)
-        fork = forked(population, ancestors, log_weights, due[None])
+        fork = fork_population(population, ancestors, log_weights, due[None])
         request = Request(
             parents=ancestors,
             slots=jnp.where(state.looking, size, state.members),
@@ -146,7 +151,7 @@ def auxiliary_particle_filter(
         before = state.population
         # A row without weight took no step, and its numbers mean nothing.
         took = before.log_weights > -jnp.inf
-        after, info = weighed(
+        after, info = weigh_population(
             before,
             potential,
             jnp.where(took, reply.log_potentials, 0.0),

@@ -35,7 +35,7 @@ from tsi.samplers.parts.potentials import Potential
 from tsi.samplers.parts.suffix_scoring import (
     Scoring,
     log_past_weights,
-    repeated,
+    repeat_step,
     scoring,
 )
 from tsi.samplers.parts.sweep_budget import SWEEP
@@ -278,7 +278,7 @@ def backward_gibbs(
     ) -> BackwardState:
         """The future repeated by one step; once it is whole, a past is drawn."""
         length = state.reference.length
-        state = state._replace(pasts=repeated(state.pasts, reply, length))
+        state = state._replace(pasts=repeat_step(state.pasts, reply, length))
         offer = _at(state.generations, state.level - 1)
         log_w = log_past_weights(
             state.pasts, offer.records, offer.log_weights, state.level, score

@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Reply
 from tsi.sampler import Sampler
-from tsi.samplers.parts.path_record import PathRecord, extended, no_paths
+from tsi.samplers.parts.path_record import PathRecord, extend_record, no_paths
 from tsi.samplers.parts.potentials import Potential, log_scores
 from tsi.samplers.parts.resampling import (
     below,
@@ -185,7 +185,7 @@ def weigh(
     )
     kept = _first(reply.finished) & conditional
     told = jax.tree.map(lambda old, new: jnp.where(kept, old, new), remembered, reply)
-    records = extended(sweep.records, told, ~sweep.smc.finished)
+    records = extend_record(sweep.records, told, ~sweep.smc.finished)
     sampler = smc(schedule=every_step, potential=potential)
     log_potentials = told.log_potentials
     if ahead:

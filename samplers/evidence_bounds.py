@@ -26,7 +26,12 @@ from tsi.explore import as_store, put, start, turn
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.run import run
 from tsi.samplers.conditional_smc import conditional_multinomial
-from tsi.samplers.parts.population import SMCState, forked, new_population, weighed
+from tsi.samplers.parts.population import (
+    SMCState,
+    fork_population,
+    new_population,
+    weigh_population,
+)
 from tsi.samplers.parts.potentials import Potential, product
 from tsi.samplers.parts.resampling import multinomial
 from tsi.samplers.parts.schedules import every_step
@@ -78,7 +83,7 @@ def sandwich(potential: Potential) -> Explorer:
         ancestors = jnp.where(due, drawn, places)
         equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
         log_weights = jnp.where(due, equal, log_w)
-        fork = forked(population, ancestors, log_weights, due[None])
+        fork = fork_population(population, ancestors, log_weights, due[None])
         request = Request(
             parents=ancestors,
             slots=places,
@@ -90,7 +95,7 @@ def sandwich(potential: Potential) -> Explorer:
     def tell(
         key: Key[Array, ""], state: SandwichState, reply: Reply
     ) -> tuple[SandwichState, ExplorerInfo]:
-        population, info = weighed(
+        population, info = weigh_population(
             state.population,
             potential,
             reply.log_potentials,

@@ -28,7 +28,12 @@ from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.picklable import picklable
 from tsi.samplers.parts.allocation import Deterministic
-from tsi.samplers.parts.population import SMCState, forked, new_population, weighed
+from tsi.samplers.parts.population import (
+    SMCState,
+    fork_population,
+    new_population,
+    weigh_population,
+)
 from tsi.samplers.parts.potentials import Potential, telescoping
 from tsi.samplers.parts.resampling import Resampling, systematic
 from tsi.samplers.parts.schedules import Schedule, ess_below
@@ -139,7 +144,7 @@ def finished_branch_smc(
         ancestors = jnp.where(due, drawn, places)
         equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
         log_weights = jnp.where(due, equal, log_w)
-        fork = forked(population, ancestors, log_weights, due[None])
+        fork = fork_population(population, ancestors, log_weights, due[None])
         # Generation t stands in rows t N to t N + N - 1 of the store.
         last = jnp.maximum(population.t - 1, 0) * size
         extend = log_weights > -jnp.inf
@@ -158,7 +163,7 @@ def finished_branch_smc(
     ) -> tuple[FinishedBranchState, ExplorerInfo]:
         before = state.population
         size = before.log_weights.shape[0]
-        after, info = weighed(
+        after, info = weigh_population(
             before,
             potential,
             reply.log_potentials,

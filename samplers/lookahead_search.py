@@ -22,7 +22,12 @@ from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
 from tsi.picklable import picklable
 from tsi.samplers.parts.allocation import effective_width, top_k_replicate
-from tsi.samplers.parts.solutions import equal_weights, not_numbers, rank_classes, told
+from tsi.samplers.parts.solutions import (
+    equal_weights,
+    not_numbers,
+    rank_classes,
+    read_potentials,
+)
 from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
@@ -133,10 +138,10 @@ def lookahead_search(
     ) -> tuple[LookaheadState, ExplorerInfo]:
         begins, took, was_dead = state.ahead == 0, ~state.ended, state.dead
         own = begins & took
-        log_potentials = jnp.where(own, told(reply), state.log_potentials)
+        log_potentials = jnp.where(own, read_potentials(reply), state.log_potentials)
         finished = state.finished | (own & reply.finished)
         ranks = jnp.where(begins, log_potentials, state.ranks)
-        ranks = jnp.where(took, told(reply), ranks)
+        ranks = jnp.where(took, read_potentials(reply), ranks)
         ended = state.ended | (took & reply.finished)
         complete = (state.ahead == k) | jnp.all(ended)
         classes = rank_classes(log_potentials, finished)

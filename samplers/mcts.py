@@ -39,7 +39,7 @@ from tsi.samplers.parts.search_tree import (
     SearchTree,
     backed_up,
     children,
-    grown,
+    grow,
     new_tree,
     preferable,
     solutions,
@@ -195,7 +195,7 @@ def mcts(
         node = state.node
         expanded = ~state.tree.finished[node]
         took = jnp.full(state.parents.shape, expanded)
-        tree = grown(state.tree, state.parents, state.slots, took, reply)
+        tree = grow(state.tree, state.parents, state.slots, took, reply)
         # To expand the root is no visit: it has no reward that one could find.
         ends = ~expanded if to_end else node > 0
         tree = backed_up(tree, node, tree.rewards[node], ends)

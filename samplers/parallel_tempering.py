@@ -45,11 +45,11 @@ from tsi.samplers.parts.potentials import Potential, telescoping
 from tsi.samplers.parts.published import potential_of
 from tsi.samplers.parts.sweep_budget import SWEEP, path_score, shared_budget
 from tsi.samplers.parts.temperature_ladder import (
-    adapted,
+    adapt_ladder,
     check_ladder,
     geometric,
-    heated,
     swap,
+    temper,
 )
 from tsi.samplers.smc import SMCInfo
 from tsi.step_keys import with_typed_key
@@ -248,7 +248,7 @@ def parallel_tempering(
             return csmc.fork(
                 key,
                 sweep,
-                heated(potential, beta),
+                temper(potential, beta),
                 conditional,
                 schedule=lambda log_weights, t: unfinished,
             )
@@ -284,7 +284,7 @@ def parallel_tempering(
             reference: PathRecord,
         ) -> tuple[csmc.Sweep, SMCInfo]:
             return csmc.weigh(
-                sweep, reply, heated(potential, beta), conditional, reference
+                sweep, reply, temper(potential, beta), conditional, reference
             )
 
         replies = jax.tree.map(lambda leaf: leaf.reshape(num_chains, -1), reply)
@@ -307,7 +307,7 @@ def parallel_tempering(
         reference: PathRecord,
     ) -> csmc.Sweep:
         return csmc.with_whole_reference(
-            sweep, heated(potential, beta), conditional, reference
+            sweep, temper(potential, beta), conditional, reference
         )
 
     def _swept(key: Key[Array, ""], state: TemperingState) -> TemperingState:
@@ -343,7 +343,7 @@ def parallel_tempering(
         mean = state.swap_rates + (rates - state.swap_rates) / jnp.maximum(fixed_for, 1)
         log_temperatures = state.log_temperatures
         if adapt_sweeps > 0:
-            moved = adapted(log_temperatures, rates, state.iteration)
+            moved = adapt_ladder(log_temperatures, rates, state.iteration)
             log_temperatures = jnp.where(fixed_for <= 0, moved, log_temperatures)
 
         def stored(old: Array, new: Array) -> Array:
@@ -368,7 +368,7 @@ def parallel_tempering(
         return jax.tree.map(lambda a, b: jnp.where(over, a, b), swept, state)
 
     def at(temperature: float) -> Callable[..., Array]:
-        tempered = heated(ranked, 1.0 / temperature).path_log_weight
+        tempered = temper(ranked, 1.0 / temperature).path_log_weight
         assert tempered is not None
         return tempered
 

@@ -51,7 +51,7 @@ from tsi.samplers.parts.schedules import Schedule, every_step
 from tsi.samplers.parts.suffix_scoring import (
     Scoring,
     log_past_weights,
-    repeated,
+    repeat_step,
     scoring,
 )
 from tsi.samplers.parts.sweep_budget import SWEEP, path_score, shared_budget
@@ -237,7 +237,7 @@ def particle_gibbs(
     @with_typed_key
     def ask(key: Key[Array, ""], state: GibbsState) -> tuple[GibbsState, Request]:
         key_past, key_fork = jax.random.split(key)
-        forked, request = _forked(key_past, key_fork, state)
+        forked, request = _fork(key_past, key_fork, state)
         if not ancestor_sampling:
             kept = forked
         else:
@@ -250,7 +250,7 @@ def particle_gibbs(
             )
         return kept._replace(parents=request.parents, slots=request.slots), request
 
-    def _forked(
+    def _fork(
         key_past: Key[Array, ""], key_fork: Key[Array, ""], state: GibbsState
     ) -> tuple[GibbsState, Request]:
         """Ancestors are drawn and the particles but the reference take a step."""
@@ -322,11 +322,11 @@ def particle_gibbs(
             state.reference,
             ahead=variant == "released",
         )
-        told = _ended(key, state._replace(sweep=sweep))
+        told = _finish_sweep(key, state._replace(sweep=sweep))
         size, recoveries, bad = info.ess, info.num_recoveries, info.num_invalid
         if ancestor_sampling:
             now = scores(state)
-            pasts = repeated(state.pasts, reply, state.reference.length)
+            pasts = repeat_step(state.pasts, reply, state.reference.length)
             fresh = scoring(
                 told.sweep.records,
                 told.sweep.smc.finished,
@@ -344,7 +344,7 @@ def particle_gibbs(
         parents, slots = state.parents, state.slots
         return told, ExplorerInfo(parents, slots, size, recoveries, bad)
 
-    def _ended(key: Key[Array, ""], state: GibbsState) -> GibbsState:
+    def _finish_sweep(key: Key[Array, ""], state: GibbsState) -> GibbsState:
         """If all particles are whole: keep them, draw the reference, begin again."""
         conditional, size = state.iteration > 0, state.parents.shape[0]
         over = csmc.is_over(state.sweep, conditional, published=published)

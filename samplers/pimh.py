@@ -160,7 +160,7 @@ def pimh(
     ) -> tuple[PIMHState, ExplorerInfo]:
         nobody = no_paths((), state.sweep.records.log_potentials.shape[-1])
         sweep, info = csmc.weigh(state.sweep, reply, potential, never, nobody)
-        told = _judged(key, state._replace(sweep=sweep))
+        told = _accept_system(key, state._replace(sweep=sweep))
         return told, ExplorerInfo(
             state.parents,
             home(state),
@@ -169,7 +169,7 @@ def pimh(
             info.num_invalid,
         )
 
-    def _judged(key: Key[Array, ""], state: PIMHState) -> PIMHState:
+    def _accept_system(key: Key[Array, ""], state: PIMHState) -> PIMHState:
         """If the system is complete, accept it or keep the one before."""
         key_accept, key_draw = jax.random.split(key)
         smc, own = state.sweep.smc, home(state)

@@ -41,9 +41,9 @@ from tsi.sampler import Sampler
 from tsi.samplers.parts.population import (
     SMCInfo,
     SMCState,
-    forked,
+    fork_population,
     new_population,
-    weighed,
+    weigh_population,
 )
 from tsi.samplers.parts.potentials import Potential, telescoping
 from tsi.samplers.parts.reproduction import Group, Reproduction, by_priority
@@ -137,7 +137,7 @@ def smc(
 
         starts = jnp.arange(islands, dtype=jnp.int32) * size
         ancestors = (local + starts[:, None]).reshape(-1)
-        state = forked(state, ancestors, log_weights, due)
+        state = fork_population(state, ancestors, log_weights, due)
         return state, ancestors
 
     @with_typed_key
@@ -148,7 +148,7 @@ def smc(
         log_corrections: Float[Array, "N"],
         finished: Bool[Array, "N"],
     ) -> tuple[SMCState, SMCInfo]:
-        state, info = weighed(
+        state, info = weigh_population(
             state, potential, log_potentials, log_corrections, finished
         )
         if target is None:

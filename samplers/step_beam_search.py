@@ -36,7 +36,7 @@ from tsi.samplers.parts.solutions import (
     best_solutions,
     no_solutions,
     not_numbers,
-    told,
+    read_potentials,
 )
 from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
@@ -143,7 +143,7 @@ def step_beam_search(
         key: Key[Array, ""], state: StepBeamState, reply: Reply
     ) -> tuple[StepBeamState, ExplorerInfo]:
         size, was_dead = state.members.shape[0], state.dead
-        numbers = state.told.at[state.slots].set(told(reply), mode="drop")
+        numbers = state.told.at[state.slots].set(read_potentials(reply), mode="drop")
         ended = state.ended.at[state.slots].set(reply.finished, mode="drop")
         fresh = jnp.zeros_like(ended).at[state.slots].set(True, mode="drop")
         chosen = _best(fresh, numbers, state.max_beams) if released else fresh

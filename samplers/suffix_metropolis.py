@@ -44,7 +44,7 @@ from tsi.picklable import picklable
 from tsi.samplers.parts.path_record import (
     ChainSample,
     PathRecord,
-    extended,
+    extend_record,
     invalid,
     log_importance,
     log_ratio,
@@ -284,7 +284,7 @@ def suffix_metropolis(
         rows = jax.tree.map(
             lambda a, b: jnp.where(state.growing, a, b), state.current, state.proposal
         )
-        rows = extended(rows, reply, took)
+        rows = extend_record(rows, reply, took)
         before = jnp.where(state.growing, state.ended, state.ending)
         ended_now = jnp.where(took, reply.finished, before)
         complete = state.waiting | ended_now | (rows.length >= goal(state))

@@ -58,7 +58,9 @@ def no_paths(shape: tuple[int, ...], max_steps: int) -> PathRecord:
     return PathRecord(jnp.zeros(shape, jnp.int32), zeros, zeros, zeros)
 
 
-def extended(record: PathRecord, reply: Reply, took: Bool[Array, "W"]) -> PathRecord:
+def extend_record(
+    record: PathRecord, reply: Reply, took: Bool[Array, "W"]
+) -> PathRecord:
     """Records after a turn in which the rows `took` made a step.
 
     Args:

@@ -97,7 +97,7 @@ def new_population(num_particles: int, num_islands: int = 1) -> SMCState:
     )
 
 
-def forked(
+def fork_population(
     state: SMCState,
     ancestors: Int[Array, "N"],
     log_weights: Float[Array, "N"],
@@ -124,7 +124,7 @@ def forked(
     )
 
 
-def weighed(
+def weigh_population(
     state: SMCState,
     potential: Potential,
     log_potentials: Float[Array, "N"],

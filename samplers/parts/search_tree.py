@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
-from tsi.samplers.parts.solutions import Solutions, best_solutions, told
+from tsi.samplers.parts.solutions import Solutions, best_solutions, read_potentials
 from tsi.weights import weight_dtype
 
 
@@ -84,7 +84,7 @@ def preferable(tree: SearchTree, candidates: Bool[Array, "M"]) -> Bool[Array, "M
     return jnp.where(jnp.any(alive), alive, candidates)
 
 
-def grown(
+def grow(
     tree: SearchTree,
     parents: Int[Array, "W"],
     slots: Int[Array, "W"],
@@ -96,7 +96,9 @@ def grown(
     return tree._replace(
         size=tree.size + jnp.sum(took, dtype=jnp.int32),
         parent=tree.parent.at[where].set(parents, mode="drop"),
-        log_potentials=tree.log_potentials.at[where].set(told(reply), mode="drop"),
+        log_potentials=tree.log_potentials.at[where].set(
+            read_potentials(reply), mode="drop"
+        ),
         finished=tree.finished.at[where].set(reply.finished, mode="drop"),
     )
 

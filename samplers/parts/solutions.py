@@ -29,7 +29,7 @@ class Solutions(NamedTuple):
     finished: Bool[Array, "K"]
 
 
-def told(reply: Reply) -> Float[Array, "W"]:
+def read_potentials(reply: Reply) -> Float[Array, "W"]:
     """Log potentials to rank by; NaN and +inf, which are no weights, are -inf."""
     return sanitise(reply.log_potentials.astype(weight_dtype()))
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.explorer import Reply
-from tsi.samplers.parts.path_record import PathRecord, extended, log_density
+from tsi.samplers.parts.path_record import PathRecord, extend_record, log_density
 from tsi.weights import centre, sanitise
 
 
@@ -56,9 +56,9 @@ def scoring(
     return Scoring(pasts, jnp.where(length > step, ~ended, ended), step)
 
 
-def repeated(state: Scoring, reply: Reply, length: Int[Array, ""]) -> Scoring:
+def repeat_step(state: Scoring, reply: Reply, length: Int[Array, ""]) -> Scoring:
     """Candidates after a turn in which those possible took one more step."""
-    joined = extended(state.joined, reply, state.possible)
+    joined = extend_record(state.joined, reply, state.possible)
     step = state.step + 1
     fits = reply.finished == (step >= length)
     return Scoring(joined, state.possible & fits, step)

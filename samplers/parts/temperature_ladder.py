@@ -70,7 +70,7 @@ def check_ladder(temperatures: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(t) for t in ladder)
 
 
-def heated(potential: Potential, beta: Float[Array, ""] | float) -> Potential:
+def temper(potential: Potential, beta: Float[Array, ""] | float) -> Potential:
     """The potential whose path weight is that of `potential` to the power beta > 0.
 
     Of a rank, that whose rank is.
@@ -115,7 +115,7 @@ def swap(
     return Swap(origins, rates)
 
 
-def adapted(
+def adapt_ladder(
     log_temperatures: Float[Array, "C"],
     rates: Float[Array, "C-1"],
     turn: Int[Array, ""],

@@ -36,7 +36,7 @@ from tsi.samplers.parts.annealing import (
 )
 from tsi.samplers.parts.path_record import (
     PathRecord,
-    extended,
+    extend_record,
     invalid,
     log_p_over_q,
     no_paths,
@@ -278,7 +278,7 @@ def tempered_explorer(
         key_accept, key_resample = jax.random.split(key)
         steps, own = ~state.waiting, free(state)
         longer = state._replace(
-            proposal=extended(state.proposal, reply, steps),
+            proposal=extend_record(state.proposal, reply, steps),
             waiting=state.waiting | reply.finished,
         )
         complete = jnp.all(longer.waiting)

@@ -41,7 +41,7 @@ def no_observations(shape: tuple[int, ...]) -> Observations:
     return Observations(jnp.zeros(shape, jnp.int32), zeros, zeros)
 
 
-def observed(
+def observe(
     seen: Observations,
     places: Int[Array, "W"],
     rewards: Float[Array, "W"],
