@@ -123,7 +123,7 @@ def test_loading_quantizes_as_it_reads(kind, tmp_path):
 def test_a_world_keeps_weights_and_caches_as_asked():
     world = embedded_world("chain", 2, weights="int8", cache_dtype="bfloat16")
     plain = embedded_world("chain", 2)
-    for name in ("policy", "reward"):
+    for name in ("policy", "reward_model"):
         few, whole = (getattr(x.engine, name) for x in (world, plain))
         assert memory(few).total < 0.3 * memory(whole).total
         assert few.trunk.cache_dtype == jnp.bfloat16
