@@ -9,7 +9,7 @@ import pytest
 from test_engine import PROBLEMS, SAMPLER, engine, extract, same
 
 from tsi import samplers
-from tsi.engine.abreast import abreast
+from tsi.engine.concurrency import run_concurrently
 from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError, ProblemError
 from tsi.problem import Problem
@@ -153,11 +153,11 @@ def numbers(start, more):
     return run
 
 
-def test_lanes_abreast_hand_out_all_they_have():
-    assert sorted(abreast([numbers(0, 5), numbers(5, 0), numbers(5, 7)])) == list(
-        range(12)
-    )
-    assert list(abreast([numbers(0, 5)])) == list(range(5))
+def test_concurrent_lanes_hand_out_all_they_have():
+    assert sorted(
+        run_concurrently([numbers(0, 5), numbers(5, 0), numbers(5, 7)])
+    ) == list(range(12))
+    assert list(run_concurrently([numbers(0, 5)])) == list(range(5))
 
 
 def test_a_lane_that_fails_stops_the_others():
@@ -174,9 +174,9 @@ def test_a_lane_that_fails_stops_the_others():
         stopped.append(True)
 
     with pytest.raises(ZeroDivisionError):
-        list(abreast([endless, fails]))
+        list(run_concurrently([endless, fails]))
     assert stopped == [True]
-    stream = abreast([endless, endless])
+    stream = run_concurrently([endless, endless])
     assert next(stream) == 1
     stream.close()
     assert stopped == [True] * 3

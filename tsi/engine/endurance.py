@@ -4,7 +4,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from tsi.engine.lane import Ended, Failed, Lane
+from tsi.engine.lane import EndedProblem, FailedProblem, Lane
 from tsi.engine.meters.report import Report, total
 from tsi.engine.sizing.sizes import Sizes, half_of
 from tsi.errors import MemoryWarning, OutOfMemoryError
@@ -59,7 +59,7 @@ class Endurance:
         if self._lane is not None:
             self._lane.clock.switch("idle")
 
-    def run(self, stop: threading.Event) -> Iterator[Ended | Failed]:
+    def run(self, stop: threading.Event) -> Iterator[EndedProblem | FailedProblem]:
         """All problems, each as soon as it has ended.
 
         Raises:

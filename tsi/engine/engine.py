@@ -29,9 +29,9 @@ from tsi.decoding.decode_step import check_temperatures
 from tsi.decoding.repetition import check_penalty
 from tsi.decoding.truncation import Truncation
 from tsi.decoding.vocabularies import check_rows
-from tsi.engine.abreast import abreast
+from tsi.engine.concurrency import run_concurrently
 from tsi.engine.endurance import Endurance
-from tsi.engine.lane import Failed, Lane
+from tsi.engine.lane import FailedProblem, Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.meters.clock import Timed
 from tsi.engine.meters.compilation import compilations, keep_programs
@@ -453,10 +453,10 @@ class Engine:
                     peak_bytes=max(peak_bytes(device) for device in devices),
                 )
 
-            for ended in abreast([lane.run for lane in lanes]):
+            for ended in run_concurrently([lane.run for lane in lanes]):
                 told = told._replace(ended=told.ended + 1)
                 problem = problems[ended.problem]
-                if isinstance(ended, Failed):
+                if isinstance(ended, FailedProblem):
                     failures[problem.id] = ended.error
                     steps[problem.id] = ended.step
                     tracebacks[problem.id] = detach(ended.error)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from tsi.engine.programs.model_programs import Programs, Told
+from tsi.engine.programs.model_programs import Programs, RowReplies
 from tsi.engine.programs.rows import Stored
 from tsi.rewards.host_reward import HostReward, Prefix, score_each
 from tsi.weights import weight_dtype
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """
 
     rows: Int[np.ndarray, " n"]
-    told: Told
+    replies: RowReplies
     before: Int[np.ndarray, " n"]
     depths: Int[np.ndarray, " n"]
     problems: Int[np.ndarray, " n"]
@@ -36,15 +36,15 @@ class Batch(NamedTuple):
     @property
     def took(self) -> Any:
         """Which rows took the step, ``[n]``."""
-        return self.told.lengths > self.before
+        return self.replies.lengths > self.before
 
 
-class Scored(NamedTuple):
+class ScoredBatch(NamedTuple):
     """The store, and what is known of the rows of a batch with their scores."""
 
     stored: Stored
     rows: Int[np.ndarray, " n"]
-    told: Told
+    replies: RowReplies
 
 
 class HostScores:
@@ -62,7 +62,7 @@ class HostScores:
     ) -> None:
         self.programs, self.reward, self.size = programs, reward, size
         self._questions = questions
-        self._asked: list[tuple[Batch, Float[np.ndarray, " A"]]] = []
+        self._pending: list[tuple[Batch, Float[np.ndarray, " A"]]] = []
 
     def ask(self, stored: Stored, batch: Batch) -> dict[int, Exception]:
         """Have the steps of rows scored.
@@ -76,26 +76,26 @@ class HostScores:
         if len(at):
             padded = np.pad(batch.rows, (0, self.size - len(batch.rows)))
             solutions = jax.device_get(self.programs.written(stored, padded))
-            told = batch.told
+            replies = batch.replies
             written = [
                 Prefix(
                     jax.tree.map(
                         lambda leaf, p=batch.problems[i]: leaf[p], self._questions
                     ),
-                    solutions.tokens[i, : told.lengths[i]].tolist(),
-                    bool(told.finished[i] & ~solutions.truncated[i]),
-                    bool(told.finished[i]),
+                    solutions.tokens[i, : replies.lengths[i]].tolist(),
+                    bool(replies.finished[i] & ~solutions.truncated[i]),
+                    bool(replies.finished[i]),
                 )
                 for i in at
             ]
             log_odds[at], errors = score_each(self.reward, written)
-        self._asked.append((batch, log_odds))
+        self._pending.append((batch, log_odds))
         return {int(at[i]): error for i, error in errors.items()}
 
-    def answers(self, stored: Stored, params: Any) -> Iterator[Scored]:
+    def answers(self, stored: Stored, params: Any) -> Iterator[ScoredBatch]:
         """All rows that were asked about, batch by batch."""
-        while self._asked:
-            batch, log_odds = self._asked.pop(0)
+        while self._pending:
+            batch, log_odds = self._pending.pop(0)
             scored = put_scores(self.programs, stored, batch, log_odds, None, params)
             stored = scored.stored
             yield scored
@@ -108,7 +108,7 @@ def put_scores(
     log_odds: Float[np.ndarray, " A"],
     spent: Any,
     params: Any,
-) -> Scored:
+) -> ScoredBatch:
     """Put log-odds with the rows that took a step.
 
     Args:
@@ -119,9 +119,9 @@ def put_scores(
         spent: what a model has read for them, as `Programs.score` takes it.
         params: weights and temperatures.
     """
-    rows, told, took = batch.rows, batch.told, batch.took
+    rows, replies, took = batch.rows, batch.replies, batch.took
     if not took.any():
-        return Scored(stored, rows, told)
+        return ScoredBatch(stored, rows, replies)
     pad = (0, len(log_odds) - len(rows))
     # Rows beyond the store are lost.
     beyond = stored.rows.lengths.shape[0]
@@ -130,5 +130,5 @@ def put_scores(
         stored, padded, np.pad(batch.depths, pad), log_odds, spent, params
     )
     now = jax.device_get(potentials)[: len(rows)]
-    scored: Any = np.where(took, now, told.log_potentials)
-    return Scored(stored, rows, told._replace(log_potentials=scored))
+    scored: Any = np.where(took, now, replies.log_potentials)
+    return ScoredBatch(stored, rows, replies._replace(log_potentials=scored))

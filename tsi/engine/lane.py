@@ -21,7 +21,7 @@ from tsi.engine.meters.report import CacheBytes, Report
 from tsi.engine.methods import Method, enter
 from tsi.engine.paging.pages import Dense
 from tsi.engine.paging.pool import Pool, bytes_held
-from tsi.engine.programs.model_programs import Programs, Told
+from tsi.engine.programs.model_programs import Programs, RowReplies
 from tsi.engine.programs.rows import Stored, empty_stored
 from tsi.engine.reward_pools import RewardPools
 from tsi.engine.sizing.shapes import Shapes, cost_of_reading
@@ -39,7 +39,7 @@ POOL = 2**28
 """Bytes of blocks that are allocated at once; more come when they are needed."""
 
 
-class Ended(NamedTuple):
+class EndedProblem(NamedTuple):
     """A problem that has left: its number, and what came of it, on the host."""
 
     problem: int
@@ -49,7 +49,7 @@ class Ended(NamedTuple):
     cost: Any
 
 
-class Failed(NamedTuple):
+class FailedProblem(NamedTuple):
     """A problem that was given up: its number, why, and at which step, from 1."""
 
     problem: int
@@ -93,7 +93,7 @@ class Lane:
             reward = programs.host_reward
             self.scores = HostScores(programs, reward, questions, sizes.reads)
         self.target = programs.target
-        programs.at_home_with(params.policy)
+        programs.set_home(params.policy)
         rows, stored, _ = method.plan
         count = sizes.problems
         self.working = count * rows
@@ -121,7 +121,7 @@ class Lane:
         self.infos: list[list[Any]] = [[] for _ in range(count)]
         self.queue: collections.deque[int] = collections.deque()
         self.left: collections.deque[int] = collections.deque()
-        self.failed: list[Failed] = []
+        self.failed: list[FailedProblem] = []
         self.stored: Stored | None = None
         self.writers: Any = None
         self.reads = Shapes(cost_of_reading, sizes.price, exact=2)
@@ -147,7 +147,7 @@ class Lane:
         problems: Sequence[int],
         stop: threading.Event,
         tell: Callable[[], None] = lambda: None,
-    ) -> Iterator[Ended | Failed]:
+    ) -> Iterator[EndedProblem | FailedProblem]:
         """Run problems, given by index; each comes out as soon as it has ended.
 
         Args:
@@ -279,7 +279,7 @@ class Lane:
             self.programs, self.policy, self.sizes, each, most, self.params
         )
 
-    def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[Ended]:
+    def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[EndedProblem]:
         """Tell the samplers of problems that are ready, and ask what is next."""
         before = self.clock.phase("decide")
         explores = self.method.plan.stored > 0
@@ -288,36 +288,38 @@ class Lane:
         shape = (self.sizes.problems, -1)
         reply = jax.tree.map(lambda leaf: leaf.reshape(shape), self.reply)
         parents = np.asarray(self.request.parents)
-        state, request, info, going_on = self.method.turn(
+        state, request, info, continues = self.method.turn(
             self.key_steps, self.turns, self.state, ready, parents, reply
         )
         self.state = state
-        request, info, going_on = jax.device_get((request, info, going_on))
+        request, info, continues = jax.device_get((request, info, continues))
         for place in np.flatnonzero(ready):
             self.infos[place].append(jax.tree.map(lambda leaf, p=place: leaf[p], info))
         self.turns += ready
-        ended = np.flatnonzero(ready & ~going_on)
-        self._ask(request, ready & going_on)
+        ended = np.flatnonzero(ready & ~continues)
+        self._ask(request, ready & continues)
         leaving = list(self._leave(ended)) if len(ended) else []
         self.clock.switch(before)
         yield from leaving
 
-    def _leave(self, places: Int[np.ndarray, " n"]) -> Iterator[Ended]:
+    def _leave(self, places: Int[np.ndarray, " n"]) -> Iterator[EndedProblem]:
         assert self.stored is not None
         rows, stored, _ = self.method.plan
         host = jax.device_get(self.stored.rows)
         state, cost = jax.device_get((self.state, self.stored.cost))
         for place in places:
-            mine = jax.tree.map(lambda leaf, p=place: leaf[p], state)
+            problem_state = jax.tree.map(lambda leaf, p=place: leaf[p], state)
             members = place * rows + np.arange(rows)
             if stored:
-                members = self.working + place * stored + np.asarray(mine.members)
+                members = (
+                    self.working + place * stored + np.asarray(problem_state.members)
+                )
             spent = place * rows + np.arange(rows)
             infos = jax.tree.map(lambda *leaves: np.stack(leaves), *self.infos[place])
-            yield Ended(
+            yield EndedProblem(
                 int(self.index[place]),
                 jax.tree.map(lambda leaf, m=members: leaf[m], host),
-                mine,
+                problem_state,
                 infos,
                 jax.tree.map(lambda leaf, s=spent: leaf[s], cost),
             )
@@ -362,27 +364,27 @@ class Lane:
         parents = np.asarray(request.parents)
         origin = self.working + places * stored if stored else places * rows
         parents = (parents + origin).reshape(-1)
-        mine = np.repeat(asked, rows)
-        own = np.arange(self.working)
-        to = np.where(mine, own, self.total).astype(np.int32)
-        parents = np.where(mine, parents, own).astype(np.int32)
-        moved = own[mine]
-        depths = self.depths[parents[mine]]
+        row_asked = np.repeat(asked, rows)
+        all_rows = np.arange(self.working)
+        slots = np.where(row_asked, all_rows, self.total).astype(np.int32)
+        parents = np.where(row_asked, parents, all_rows).astype(np.int32)
+        moved = all_rows[row_asked]
+        depths = self.depths[parents[row_asked]]
         limit = None
         if request.depths is not None:
             limit = np.asarray(request.depths).reshape(-1).astype(np.int32)
-            depths = np.minimum(depths, limit[mine])
+            depths = np.minimum(depths, limit[row_asked])
         lengths = self.readers.lengths(parents)
-        self.stored, told, lengths = self.programs.arrange(
-            self.stored, to, parents, limit, lengths, own // rows, self.params
+        self.stored, replies, lengths = self.programs.arrange(
+            self.stored, slots, parents, limit, lengths, all_rows // rows, self.params
         )
-        told, lengths = jax.device_get((told, lengths))
+        replies, lengths = jax.device_get((replies, lengths))
         self.depths[moved] = depths
-        self._note(moved, jax.tree.map(lambda leaf: leaf[moved], told))
+        self._record(moved, jax.tree.map(lambda leaf: leaf[moved], replies))
         before = self.prompts.lengths[self.index[moved // rows]] - 1
-        changed = moved[parents[mine] != moved]
+        changed = moved[parents[row_asked] != moved]
         for pool in (self.policy, *self.readers):
-            pool.tables.fork(moved, parents[mine])
+            pool.tables.fork(moved, parents[row_asked])
         if limit is not None:
             self.policy.tables.cut(moved, before + self.lengths[moved])
             self.readers.cut(moved, lengths)
@@ -403,11 +405,11 @@ class Lane:
         self.writers.share(writers)
         self.queue.extend(writers.tolist())
 
-    def _note(self, rows: Int[np.ndarray, " A"], told: Told) -> None:
+    def _record(self, rows: Int[np.ndarray, " A"], replies: RowReplies) -> None:
         """Keep what is known of working rows for the next decision."""
-        for old, new in zip(self.reply, told, strict=False):
+        for old, new in zip(self.reply, replies, strict=False):
             old[rows] = new
-        self.lengths[rows] = told.lengths
+        self.lengths[rows] = replies.lengths
 
     # Rows
 
@@ -431,20 +433,20 @@ class Lane:
             )
         self.clock.phase("decode")
         if writers.active.any():
-            writers.write(self._enough())
+            writers.write(self._num_ended_to_wait_for())
         self.clock.phase("reward")
-        at = self._due()
+        at = self._slots_to_read()
         for start in range(0, len(at), self.sizes.reads):
             chosen = at[start : start + self.sizes.reads]
             # A problem that has just been given up waits for nothing.
             if len(chosen := chosen[writers.ended[chosen]]):
                 self._read(chosen)
-        self._settle()
+        self._collect_scores()
         self.clock.switch(before)
         held = bytes_held([self.policy, *self.readers])
         self.cache = max(self.cache, held, key=lambda cache: cache.held)
 
-    def _enough(self) -> int:
+    def _num_ended_to_wait_for(self) -> int:
         """How many rows must have ended their steps for the host to look."""
         writers, part = self.writers, int(self.sizes.part * self.writers.number)
         active = int(writers.active.sum())
@@ -459,7 +461,7 @@ class Lane:
         fewer = writers.below(active)
         return min(enough, active - fewer) if fewer else min(enough, active)
 
-    def _due(self) -> Int[np.ndarray, " A"]:
+    def _slots_to_read(self) -> Int[np.ndarray, " A"]:
         """Slots whose steps are read now.
 
         Those of like lengths stand together, since all are padded to the longest. A
@@ -490,7 +492,7 @@ class Lane:
         padded = np.pad(rows, pad, constant_values=self.total)
         problems = np.pad(rows // self.method.plan.rows, pad)
         caches = self.readers.fresh(rows, size, width)
-        self.stored, told, caches, change = self.programs.end_step(
+        self.stored, replies, caches, change = self.programs.end_step(
             self.stored,
             writers.slots,
             writers.past,
@@ -505,24 +507,24 @@ class Lane:
         kept, filled = self.policy.tables.lengths[rows], writers.filled[at]
         start = writers.start[at]
         self.policy.store(writers.slots.cache, rows, kept, filled, at, start)
-        told, change = jax.device_get((told, change))
+        replies, change = jax.device_get((replies, change))
         self.readers.store(caches, rows, change)
-        told = jax.tree.map(lambda leaf: leaf[: len(at)], told)
-        self._judge(rows, told)
+        replies = jax.tree.map(lambda leaf: leaf[: len(at)], replies)
+        self._judge(rows, replies)
 
-    def _judge(self, rows: Int[np.ndarray, " n"], told: Told) -> None:
+    def _judge(self, rows: Int[np.ndarray, " n"], replies: RowReplies) -> None:
         """Have the steps that rows have ended scored, if the host has a part in it.
 
         A problem whose scoring fails is given up; the others go on.
         """
         if self.scores is None:
-            self._end(rows, told)
+            self._end(rows, replies)
             return
         assert self.stored is not None
         places = rows // self.method.plan.rows
         batch = Batch(
             rows,
-            told,
+            replies,
             self.lengths[rows],
             self.depths[rows],
             self.index[places],
@@ -531,20 +533,20 @@ class Lane:
         for i, error in self.scores.ask(self.stored, batch).items():
             self._give_up(int(places[i]), int(batch.depths[i]) + 1, error)
 
-    def _settle(self) -> None:
+    def _collect_scores(self) -> None:
         """Wait for the scores that the host has asked for."""
         if self.scores is None:
             return
         assert self.stored is not None
         for scored in self.scores.answers(self.stored, self.params):
-            self.stored, rows, told = scored
-            self._end(rows, told)
+            self.stored, rows, replies = scored
+            self._end(rows, replies)
 
     def _give_up(self, place: int, step: int, error: Exception) -> None:
         """Let a problem go that cannot be ended."""
         if self.index[place] < 0:
             return
-        self.failed.append(Failed(int(self.index[place]), error, step))
+        self.failed.append(FailedProblem(int(self.index[place]), error, step))
         places = np.asarray([place])
         rows = self._rows_of(places)
         self.queue = collections.deque(row for row in self.queue if row not in rows)
@@ -576,7 +578,7 @@ class Lane:
             chosen = chosen[self.index[places[chosen]] >= 0]
             if len(chosen):
                 self._repeat_some(rows[chosen].astype(np.int32), sources[chosen])
-        self._settle()
+        self._collect_scores()
         self.clock.switch(before)
 
     def _repeat_some(self, rows: Int[np.ndarray, " n"], sources: Any) -> None:
@@ -587,7 +589,7 @@ class Lane:
         filled = self.policy.tables.lengths[rows]
         room = room_of(int(filled.max()) + width)
         cache = self.policy.fresh(rows, size, room)
-        self.stored, told, caches, change, cache = self.programs.repeat(
+        self.stored, replies, caches, change, cache = self.programs.repeat(
             self.stored,
             cache,
             np.pad(filled, pad),
@@ -599,17 +601,17 @@ class Lane:
             self.params,
             width,
         )
-        told, change = jax.device_get((told, change))
-        told = jax.tree.map(lambda leaf: leaf[:count], told)
-        taken = told.lengths - self.lengths[rows]
+        replies, change = jax.device_get((replies, change))
+        replies = jax.tree.map(lambda leaf: leaf[:count], replies)
+        taken = replies.lengths - self.lengths[rows]
         self.policy.store(cache, rows, filled, filled + taken)
         self.readers.store(caches, rows, change)
         self.writers.forget(rows)
-        self._judge(rows, told)
+        self._judge(rows, replies)
 
-    def _end(self, rows: Int[np.ndarray, " n"], told: Told) -> None:
+    def _end(self, rows: Int[np.ndarray, " n"], replies: RowReplies) -> None:
         """Rows that have ended a step."""
-        self._note(rows, told)
+        self._record(rows, replies)
         self.depths[rows] += 1
         if self.method.plan.stored:
             self.reply.finished[rows] |= self.depths[rows] >= self.target.max_steps

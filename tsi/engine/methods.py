@@ -1,9 +1,9 @@
-"""What a sampler or an explorer decides for P problems, each at its own turn.
+"""The programs of a sampler or an explorer for P problems, each at its own turn.
 
-Samplers and explorers are driven alike: both ask for W working rows to be given a
-prefix and extended, and are told what came of it. `tell` of one turn and `ask` of the
-next are one program, small, since it sees weights alone; it runs for the problems that
-are ready and leaves the others as they are.
+Samplers and explorers are driven alike: both request prefixes for W working rows and
+get the numbers of the extended rows. `tell` of one turn and `ask` of the next are one
+program, which is small since it sees only weights. It runs for the problems that are
+ready and does not change the others.
 """
 
 import functools
@@ -22,15 +22,15 @@ from tsi.weights import ess
 
 
 class StepInfo(NamedTuple):
-    """What a result says of a step, whatever the sampler's own info has.
+    """The diagnostics of a step in a result, for any sampler.
 
     Attributes:
         ancestors: within each problem, [P, N].
         ess: effective sample size, [P].
         resampled: whether any particle moved, [P].
         num_recoveries, num_invalid: as in `SMCInfo`; zero if the info has none, [P].
-        log_potentials: each particle's last, [P, N].
-        own: what else the info has, by field.
+        log_potentials: of each particle, the newest, [P, N].
+        own: further fields of the info, by name.
     """
 
     ancestors: Int[Array, "P N"]
@@ -49,7 +49,7 @@ class Method(NamedTuple):
         plan: working rows, stored rows and turns of a problem.
         begin: `(key, ids) -> (key_steps, state, request)`.
         turn: `(key_steps, turns [P], state, ready [P], parents [P, W], reply) ->
-            (state, request, info, going_on [P])`.
+            (state, request, info, continues [P])`.
     """
 
     plan: Plan
@@ -58,9 +58,9 @@ class Method(NamedTuple):
 
 
 def step_info(info: Any, ancestors: Int[Array, "P N"], state: Any) -> StepInfo:
-    """A step's numbers: those of the info, or else what the driver itself has seen."""
+    """A step's diagnostics: fields of the info, or else computed from the state."""
     zeros = jnp.zeros(ancestors.shape[0], jnp.int32)
-    seen = StepInfo(
+    default = StepInfo(
         ancestors,
         ess(state.log_weights),
         jnp.any(ancestors != jnp.arange(ancestors.shape[1]), axis=1),
@@ -71,21 +71,21 @@ def step_info(info: Any, ancestors: Int[Array, "P N"], state: Any) -> StepInfo:
     )
     known = {*StepInfo._fields} - {"own"}
     of_steps = {k: v for k, v in fields_of(info).items() if k in known}
-    return seen._replace(**of_steps, own=own_fields(info, known))
+    return default._replace(**of_steps, own=own_fields(info, known))
 
 
 def fields_of(info: Any) -> dict[str, Any]:
-    """The fields of an info, which is a dictionary, a NamedTuple or something else."""
+    """The fields of an info that is a dictionary or a NamedTuple; else none."""
     return info if isinstance(info, dict) else getattr(info, "_asdict", dict)()
 
 
 def own_fields(info: Any, known: Iterable[str]) -> dict[str, Any]:
-    """Those that are not known: what a sampler of one's own says of its steps."""
+    """The fields that are not in `known`: diagnostics of custom samplers."""
     return {k: v for k, v in fields_of(info).items() if k not in known}
 
 
 def plan_of(sampler: Sampler | Explorer, num_particles: int, max_steps: int) -> Plan:
-    """Working rows, stored rows and turns of a problem."""
+    """Numbers of working rows, stored rows and turns of a problem."""
     if isinstance(sampler, Explorer):
         return sampler.plan(num_particles, max_steps)
     return Plan(num_particles, 0, max_steps)
@@ -124,28 +124,28 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
         reply: Reply,
     ) -> tuple[Any, Request, Any, Bool[Array, " P"]]:
         tells = jax.vmap(lambda k, t: step_keys(k, t).tell)(key_steps, turns)
-        told, info = jax.vmap(sampler.tell)(
+        state_after, info = jax.vmap(sampler.tell)(
             tells,
             state,
             reply.log_potentials,
             reply.log_corrections,
             reply.finished,
         )
-        info = step_info(info, parents, told)
-        state = _of_ready(told, state, ready)
-        rests = jnp.zeros(parents.shape, bool)
+        info = step_info(info, parents, state_after)
+        state = _where_ready(state_after, state, ready)
+        pruned = jnp.zeros(parents.shape, bool)
         if sampler.prunes:
-            rests = has_no_weight(state)
-        over = jnp.all(reply.finished | rests, axis=1) | (turns + 1 >= max_steps)
-        going_on = ready & ~over
+            pruned = has_no_weight(state)
+        over = jnp.all(reply.finished | pruned, axis=1) | (turns + 1 >= max_steps)
+        continues = ready & ~over
         asks = jax.vmap(lambda k, t: step_keys(k, t + 1).ask)(key_steps, turns)
-        asked, ancestors = jax.vmap(sampler.ask)(asks, state)
-        state = _of_ready(asked, state, going_on)
+        state_asked, ancestors = jax.vmap(sampler.ask)(asks, state)
+        state = _where_ready(state_asked, state, continues)
         places = jnp.arange(num_particles, dtype=jnp.int32)
-        ancestors = jnp.where(going_on[:, None], ancestors, places)
+        ancestors = jnp.where(continues[:, None], ancestors, places)
         if sampler.prunes:
-            rests = has_no_weight(state)
-        return state, request_of(ancestors, ~rests), info, going_on
+            pruned = has_no_weight(state)
+        return state, request_of(ancestors, ~pruned), info, continues
 
     return Method(plan_of(sampler, num_particles, max_steps), begin, turn)
 
@@ -174,13 +174,13 @@ def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> 
         reply: Reply,
     ) -> tuple[Any, Request, Any, Bool[Array, " P"]]:
         tells = jax.vmap(lambda k, t: step_keys(k, t).tell)(key_steps, turns)
-        told, info = jax.vmap(explorer.tell)(tells, state, reply)
-        state = _of_ready(told, state, ready)
-        going_on = ready & ~state.done & (turns + 1 < plan.turns)
+        state_after, info = jax.vmap(explorer.tell)(tells, state, reply)
+        state = _where_ready(state_after, state, ready)
+        continues = ready & ~state.done & (turns + 1 < plan.turns)
         asks = jax.vmap(lambda k, t: step_keys(k, t + 1).ask)(key_steps, turns)
-        asked, request = jax.vmap(explorer.ask)(asks, state)
-        state = _of_ready(asked, state, going_on)
-        return state, request, info, going_on
+        state_asked, request = jax.vmap(explorer.ask)(asks, state)
+        state = _where_ready(state_asked, state, continues)
+        return state, request, info, continues
 
     return Method(plan, begin, turn)
 
@@ -188,17 +188,17 @@ def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> 
 def _run_keys(
     key: Key[Array, ""], ids: IdWords
 ) -> tuple[Key[Array, " P"], Key[Array, " P"]]:
-    """Keys of steps and of the sampler's start, for every problem, as `tsi.run` has."""
+    """Keys of the steps and of the sampler's start, per problem, as in `tsi.run`."""
     keys = jax.vmap(jax.random.split)(problem_keys(key, ids))
     key_init, key_steps = keys[:, 0], keys[:, 1]
     return key_steps, jax.vmap(jax.random.fold_in, (0, None))(key_init, 0)
 
 
-def _of_ready(new: Any, old: Any, ready: Bool[Array, "P"]) -> Any:
+def _where_ready(new: Any, old: Any, ready: Bool[Array, "P"]) -> Any:
     def keep(a: Array, b: Array) -> Array:
         return jnp.where(ready.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
     return jax.tree.map(keep, new, old)
 
 
-enter = jax.jit(_of_ready)
+enter = jax.jit(_where_ready)

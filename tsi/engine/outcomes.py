@@ -15,7 +15,7 @@ from tsi.accuracy.diagnostics import (
     prefix_families,
     rewards_of,
 )
-from tsi.engine.lane import Ended
+from tsi.engine.lane import EndedProblem
 from tsi.engine.methods import own_fields
 from tsi.engine.outcome import (
     count_members,
@@ -79,7 +79,7 @@ class Outcomes(NamedTuple):
     def result(
         self,
         problem: Problem,
-        ended: Ended,
+        ended: EndedProblem,
         solutions: Solutions,
         seconds: float,
         lengths: tuple[int, int],

@@ -1,13 +1,12 @@
 """A reward model that reads text, between the programs of the policy.
 
-The host renders and encodes what rows have written, a batch of rows at a time, and
-hands the new ids to a program that reads them. It does not wait for the numbers before
-the next batch: they are fetched when all batches are under way, so that the device
-reads one batch while the host renders the next.
+The host renders and encodes the solutions of a batch of rows, and starts a program that
+reads the new ids. It fetches the results after all batches have been started, so that
+the device reads one batch while the host renders the next.
 
-Of a row's reading the device holds keys and values alone, in blocks; all else is in its
-transcript on the host (:mod:`tsi.rewards.transcripts`), and goes with its line of
-blocks.
+Of each row the device stores only keys and values, in blocks. Everything else is in the
+row's transcript on the host (:mod:`tsi.rewards.transcripts`), which is forked and
+released with the row's blocks.
 """
 
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from tsi.engine.host_scores import Batch, Scored, put_scores
+from tsi.engine.host_scores import Batch, ScoredBatch, put_scores
 from tsi.engine.paging.blocks import BlockTables, Indices
 from tsi.engine.paging.pool import Pool
 from tsi.engine.programs.model_programs import Programs, Solutions
@@ -36,7 +35,7 @@ from tsi.rewards.transcripts import (
 from tsi.weights import weight_dtype
 
 LEAST = 16
-"""Ids that are read in one pass at least, so that few widths are compiled."""
+"""The least number of ids per pass, so that few widths are compiled."""
 
 
 class TranscriptTables(BlockTables):
@@ -57,15 +56,15 @@ class TranscriptTables(BlockTables):
         self.transcripts[np.asarray(rows)] = None
 
 
-class Asked(NamedTuple):
-    """Rows whose numbers are not there yet.
+class PendingReading(NamedTuple):
+    """A batch whose results have not been fetched yet.
 
     Attributes:
-        batch: all of them.
-        read: those that are read, by place among the rows.
-        nowhere: those whose text has no room.
-        continued: of those that are read.
-        numbers: log-odds and values of these, on the device.
+        batch: its rows.
+        read: index of the rows that are read.
+        nowhere: index of the rows whose text is too long.
+        continued: transcripts of those that are read.
+        numbers: their log-odds and values, on the device.
     """
 
     batch: Batch
@@ -104,26 +103,26 @@ class TextReadings:
     ) -> None:
         self.policy, self.programs, self.reader = policy, programs, programs.reader
         self.reader.check(questions, model.config)
-        programs.at_home_with(model)
+        programs.set_home(model)
         self.model, self.sizes = model, sizes
         self.shapes = Shapes(cost_of_reading, sizes.price, exact=1)
         self.questions: Questions = questions
         self._rows, self._most = rows, most
         self._pool: Any = None
         self._prompts: Any = None
-        self._asked: list[Asked] = []
+        self._pending: list[PendingReading] = []
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(() if self._pool is None else (self._pool,))
 
-    # What lanes ask of the caches of any reward: here none is read with the policy's.
+    # The interface of RewardPools; this reward has no caches beside the policy's.
 
     def lengths(self, rows: Indices) -> list[Any]:
-        """Positions of caches that are cut with the rows: there are none."""
+        """Lengths of the reward's caches: none."""
         return []
 
     def cut(self, rows: Indices, lengths: list[Any]) -> None:
-        """Rows are cut back when they are rendered next."""
+        """Nothing; rows are cut back when they are rendered next."""
 
     def fresh(self, rows: Indices, size: int, width: int) -> RewardCaches:
         """No caches."""
@@ -182,10 +181,10 @@ class TextReadings:
         return self._pool.tables.transcripts
 
     def ask(self, stored: Stored, batch: Batch) -> dict[int, Exception]:
-        """Begin to read the steps of rows.
+        """Start to read the steps of rows.
 
         Returns:
-            Why rows could not be rendered, by their place among the rows.
+            Errors of rows that could not be rendered, by their index in the batch.
         """
         errors: dict[int, Exception] = {}
         read, nowhere, continued = [], [], []
@@ -209,14 +208,14 @@ class TextReadings:
                 rows, places = batch.rows[read], batch.places[read]
                 log_prob = solutions.log_prob[read]
                 numbers = self._begin(rows, places, continued, log_prob)
-        self._asked.append(Asked(batch, read, nowhere, continued, numbers))
+        self._pending.append(PendingReading(batch, read, nowhere, continued, numbers))
         return errors
 
     def _continue(self, i: int, batch: Batch, solutions: Solutions) -> Continuation:
         """The transcript of one row after its step."""
         asked, problem = self.questions, int(batch.problems[i])
         question = bytes(np.asarray(asked.text[problem, : asked.sizes[problem]]))
-        finished = bool(batch.told.finished[i])
+        finished = bool(batch.replies.finished[i])
         return continue_transcript(
             self.reader,
             self._transcripts[batch.rows[i]],
@@ -230,7 +229,7 @@ class TextReadings:
     def _begin(
         self, rows: Any, places: Any, continued: list[Continuation], log_prob: Any
     ) -> Any:
-        """Have the new ids of rows read; nobody waits for the numbers here."""
+        """Start the program that reads the new ids of rows."""
         count, pool = len(rows), self._pool
         shared = np.asarray([one.transcript.shared for one in continued])
         common = np.asarray([one.common for one in continued])
@@ -241,7 +240,7 @@ class TextReadings:
         while width < longest:
             width *= 4
         width = min(width, self.reader.width)
-        # One pass may have to begin after the slots of the longest row.
+        # A pass may start after the last slot of the longest row.
         needed, most = int(lengths.max()) + width, self.sizes.reads
         size = width_of(count, most, self.sizes.shrinks, factor=2)
         wanted = (width, room_of(needed), size)
@@ -269,7 +268,7 @@ class TextReadings:
     def _pad(
         self, continued: list[Continuation], size: int
     ) -> tuple[RenderedRows, Any]:
-        """Renderings as arrays; rows beyond them have no ids and nothing to read."""
+        """Renderings as arrays, padded with empty rows."""
         longest = self.reader.max_tokens
         ints: Any = np.zeros((size, longest), np.int32)
         values: Any = np.zeros((size, longest), np.float32)
@@ -285,16 +284,16 @@ class TextReadings:
         both: tuple[Any, Any] = lengths, common
         return RenderedRows(ints, *both, marks, num_marks), values  # type: ignore[arg-type]
 
-    def answers(self, stored: Stored, params: Any) -> Iterator[Scored]:
-        """All rows that were asked about, batch by batch, with their numbers.
+    def answers(self, stored: Stored, params: Any) -> Iterator[ScoredBatch]:
+        """The log-odds of all batches that were started, one by one.
 
         Args:
             stored: all rows.
             params: weights and temperatures.
         """
         config, size = self.model.config, self.sizes.reads
-        while self._asked:
-            batch, read, nowhere, continued, both = self._asked.pop(0)
+        while self._pending:
+            batch, read, nowhere, continued, both = self._pending.pop(0)
             log_odds = np.zeros(size, weight_dtype())
             log_odds[nowhere] = np.nan
             spent = np.zeros(size, np.int32), np.zeros(size, np.float32)
@@ -311,7 +310,7 @@ class TextReadings:
             yield scored
 
     def _keep(self, row: int, transcript: Transcript, said: np.ndarray) -> None:
-        # A problem that was given up meanwhile has no transcripts.
+        # A problem that failed in the meantime has no transcripts.
         if self._transcripts[row] is transcript:
             values = said[: len(transcript.tokens)].copy()
             self._transcripts[row] = transcript._replace(values=values)

@@ -175,7 +175,7 @@ class Writers:
             self.sizes.burst,
         )
         rows = np.arange(self.number) if chosen is None else chosen.rows
-        cache = self.programs.behind(
+        cache = self.programs.append_burst(
             cache,
             new,
             rows.astype(np.int32),

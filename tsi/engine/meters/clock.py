@@ -36,7 +36,7 @@ does; programs compiled, or read from disk; and nothing to do."""
 _here = threading.local()
 
 
-class Spent(NamedTuple):
+class ClockReading(NamedTuple):
     """What a clock shows.
 
     Attributes:
@@ -80,14 +80,14 @@ class Clock:
         """As `switch`, for a phase of the host, which in an exact clock is "host"."""
         return self.switch("host" if self.exact else part)
 
-    def read(self) -> Spent:
+    def read(self) -> ClockReading:
         """What has been spent so far; another thread may ask."""
         seconds, compiling = dict(self._seconds), dict(self._compiling)
         spent = sum(end - start for start, end in tuple(self._spans))
         seconds["compile"] += spent
         compiling[self._part] += spent
         seconds[self._part] += self._now() - self._since - spent
-        return Spent(seconds, compiling)
+        return ClockReading(seconds, compiling)
 
     def resume(self) -> None:
         """Compilations and programs of this thread are this clock's; the host works."""

@@ -1,12 +1,12 @@
 """Which blocks of a pool hold each row's cache: tables and counts, on the host.
 
 A row's positions 0 to n - 1 lie in ceil(n / s) blocks of s positions. Rows share the
-blocks of the past that they have in common, so that a fork copies a line of numbers and
-memory follows the genealogy. Whoever writes into a block that others read as well gets
-one of its own first; that is at most one block a row and step, the last of its past.
+blocks of their common past, so that a fork copies one row of a table, and memory grows
+with the genealogy. A row that writes into a shared block gets a copy of it first. That
+is at most one block per row and step, the last block of its past.
 
-The host decides, since it knows all lengths; :mod:`tsi.engine.paging.pages` moves the
-bytes.
+The host decides which blocks are copied, since it knows all lengths;
+:mod:`tsi.engine.paging.pages` copies them.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ class BlockTables:
         self.cut(rows, np.zeros(len(rows), np.int32))
 
     def missing(self, rows: Indices, kept: Indices, lengths: Indices) -> int:
-        """How many blocks :meth:`extend` lacks; the pool must grow by so many."""
+        """How many more blocks :meth:`extend` needs than the pool has free."""
         _, needed, own = self._needs(np.asarray(rows), kept, lengths)
         free = self.uses.size - self.num_used
         return max(0, int(np.count_nonzero(needed & ~own)) - free)
@@ -87,15 +87,15 @@ class BlockTables:
         self.uses = np.concatenate([self.uses, np.zeros(blocks, np.int32)])
 
     def extend(self, rows: Indices, kept: Indices, lengths: Indices) -> Copies:
-        """Make room for what rows have read.
+        """Allocate blocks for the new positions of rows.
 
         Args:
-            rows: different ones.
-            kept: how many of their first positions are as they were.
-            lengths: how many positions they have now.
+            rows: distinct rows.
+            kept: number of their first positions that are unchanged.
+            lengths: number of their positions now.
 
         Returns:
-            The blocks that hold what is new, to be copied out of dense rows.
+            The blocks of the new positions, to be copied out of dense rows.
         """
         rows = np.asarray(rows)
         held, needed, own = self._needs(rows, kept, lengths)
@@ -115,7 +115,7 @@ class BlockTables:
 
         Args:
             rows: which.
-            starts: from which position on, whole blocks each; the first, if None.
+            starts: first position of each, a multiple of the block; 0 if None.
         """
         held = self.table[np.asarray(rows)]
         wanted = held >= 0
@@ -125,7 +125,7 @@ class BlockTables:
         return Copies(at, columns * self.block, held[at, columns])
 
     def in_common(self, rows: Indices, others: Indices) -> Int[np.ndarray, " n"]:
-        """How many positions each row has in the same full blocks as another row."""
+        """Number of positions that each row shares with another row in full blocks."""
         rows, others = np.asarray(rows), np.asarray(others)
         full = np.minimum(self.lengths[rows], self.lengths[others]) // self.block
         same = self.table[rows] == self.table[others]
@@ -144,7 +144,7 @@ class BlockTables:
     ) -> tuple[
         Int[np.ndarray, "n b"], Bool[np.ndarray, "n b"], Bool[np.ndarray, "n b"]
     ]:
-        """What rows hold, what is written of it, and what of that is theirs alone."""
+        """Blocks of rows, which of them are written, and which of these are unshared."""
         before, now = np.asarray(kept), np.asarray(lengths)
         first, last = before // self.block, self._blocks_of(now)
         last = np.where(now > before, last, 0)

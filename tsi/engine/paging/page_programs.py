@@ -67,7 +67,7 @@ class PagePrograms:
         """
         return tree if self.home is None else jax.device_put(tree, self.home)
 
-    def at_home_with(self, weights: Any) -> None:
+    def set_home(self, weights: Any) -> None:
         """Note where weights lie, for `place`."""
         leaf = next(x for x in jax.tree.leaves(weights) if isinstance(x, jax.Array))
         whole = self.mesh is not None and self.mesh.size > 1

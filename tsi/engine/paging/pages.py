@@ -1,8 +1,9 @@
 """Blocks of keys and values on the device, copied to and from dense rows.
 
-Attention reads dense rows; what waits lies in blocks. A row is copied out of its blocks
-when it starts a step and back into new ones when it ends it. Block after block is
-copied in a loop with a dynamic count, so that it is no part of a program's shape.
+Attention reads dense rows, and waiting rows lie in blocks. A row is copied out of its
+blocks when it starts a step, and into new blocks when it ends the step. The blocks are
+copied in a loop with a dynamic count, so that the count is not part of a program's
+shape.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ class Pages(NamedTuple):
     """B blocks of s positions.
 
     Attributes:
-        keys: ``[B, L, K, h, s]``, a block in one piece.
+        keys: ``[B, L, K, h, s]``, so that a block is contiguous.
         values: ``[B, L, K, s, h]``.
     """
 
@@ -29,7 +30,7 @@ class Pages(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """Rows in one piece, in the layout of :class:`tsi.models.layers.Segment`.
+    """Contiguous rows, in the layout of :class:`tsi.models.layers.Segment`.
 
     Attributes:
         keys: of each layer, ``[R, K, h, S]``.
@@ -56,7 +57,7 @@ class Moves(NamedTuple):
 
 
 MOVES = 1024
-"""Blocks that are moved by one call at most; one number, so that one is compiled."""
+"""The most blocks that one call moves; one number, for one compiled program."""
 
 
 def moves_of(copies: Copies) -> Iterator[Moves]:
@@ -69,7 +70,7 @@ def moves_of(copies: Copies) -> Iterator[Moves]:
 
 
 def no_pages(like: Dense, block: int, count: int = 0) -> Pages:
-    """Blocks for rows such as these."""
+    """Empty blocks for rows of these shapes."""
     _, heads, width, _ = like.keys[0].shape
     shape = (count, len(like.keys), heads)
     return Pages(
@@ -124,11 +125,11 @@ def merge(
     """Put new keys and values into rows, each at a position of its own.
 
     Args:
-        rows: S positions; there must be room for all of the new ones.
+        rows: S positions, with room for all new ones.
         new: W positions of r rows.
-        at: the row that each of the new ones belongs to.
-        positions: where they go there.
-        some: of the new ones; the first `count` of these are taken.
+        at: the row to which each of the r belongs.
+        positions: the position at which each is written.
+        some: an order of the r; the first `count` of it are written.
     """
 
     def copy(i: Any, rows: Dense) -> Dense:
@@ -148,7 +149,7 @@ def _piece(x: Array, row: Any, position: Any, size: int, axis: int) -> Array:
 
 
 def _put_all(rows: Dense, piece: Dense, row: Any, position: Any) -> Dense:
-    """Rows with a piece of one row at a position of it, in every layer."""
+    """Write a piece into one row at a position, in every layer."""
     put = jax.lax.dynamic_update_slice
     return Dense(
         tuple(
@@ -164,6 +165,6 @@ def _put_all(rows: Dense, piece: Dense, row: Any, position: Any) -> Dense:
 
 def _start(row: Any, position: Any, axis: int) -> list[Array]:
     start = [jnp.int32(0)] * 4
-    # Under x64 some indices are int64, and all must be alike.
+    # Under x64 some indices are int64, and all must have the same type.
     start[0], start[axis] = (jnp.asarray(x, jnp.int32) for x in (row, position))
     return start

@@ -1,8 +1,8 @@
-"""The compiled programs of a lane; none of them knows the sampler.
+"""The compiled programs of a lane, which do not depend on the sampler.
 
-Models see dense rows in few shapes: R slots of S positions when tokens are written, A
-rows when steps are read. What is copied between them and the blocks is compiled apart,
-so that a pool that grows makes no model compile again.
+Models run on dense rows of few shapes: R slots of S positions when tokens are drawn, A
+rows when steps are read. Copies between these and the blocks are separate programs, so
+that a model is not compiled again when a pool grows.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ from tsi.engine.programs.rows import (
     of_rows,
     parts_of,
     put,
-    small,
     take,
+    without_caches,
 )
 from tsi.engine.programs.slots import (
+    BurstStatus,
     Chosen,
-    Seen,
     Slots,
-    behind,
+    append_burst,
     burst,
     common_segment,
     empty_slots,
-    own_segment,
+    slot_segment,
 )
 from tsi.engine.programs.text_programs import TextPrograms
 from tsi.models.layers import Segment
@@ -61,14 +61,14 @@ PARTS = {
     "arrange": "decide",
     "keep": "decide",
     "admit": "move",
-    "behind": "move",
+    "append_burst": "move",
     "widen": "move",
 }
 """The part that each program belongs to, see :mod:`tsi.engine.meters.clock`."""
 
 
-class Told(NamedTuple):
-    """What a sampler is told of rows, and what the host keeps of them, ``[A]`` each."""
+class RowReplies(NamedTuple):
+    """The numbers of rows for the sampler and for the host, ``[A]`` each."""
 
     log_potentials: Float[Array, " A"]
     log_corrections: Float[Array, " A"]
@@ -78,7 +78,7 @@ class Told(NamedTuple):
 
 
 class Solutions(NamedTuple):
-    """What the host reads of rows to have them scored, ``[A]`` each; see `Particles`.
+    """The solutions of rows that the host scores, ``[A]`` each; see `Particles`.
 
     ``truncated`` ones were cut at a limit.
     """
@@ -93,7 +93,7 @@ class Programs(PagePrograms):
     """Programs of one target on one group of devices.
 
     Args:
-        target: what is explored.
+        target: the target.
         mesh: with an axis ``model`` over which heads are divided; None for one device.
     """
 
@@ -116,7 +116,7 @@ class Programs(PagePrograms):
         self.keep = donate(self._keep)
         self.admit = donate(self._admit)
         self.burst = jax.jit(self._burst, static_argnums=5)
-        self.behind = donate(self._behind)
+        self.append_burst = donate(self._append_burst)
         self.end_step = jax.jit(self._end_step, static_argnums=8, donate_argnums=0)
         self.repeat = jax.jit(self._repeat, static_argnums=9, donate_argnums=0)
         self.written = jax.jit(self._written)
@@ -147,7 +147,7 @@ class Programs(PagePrograms):
         """R slots without rows, see `empty_slots`."""
         keys = jax.random.split(jax.random.key(0), rows)
         cache = self.empty(like, rows, size)
-        # What is donated must not be one buffer under several names.
+        # A buffer must not be donated twice under several names.
         forced = self.target.forced_end is not None
         step_tokens = self.target.max_step_tokens
         empty = empty_slots(cache, step_tokens, keys, vocab_size, forced=forced)
@@ -170,7 +170,7 @@ class Programs(PagePrograms):
             layers_of(x.segment.keys[..., :0], x.segment.values[..., :0, :])
             for x in caches
         ]
-        return self.divide(prompt), small(particles), rows, shared, like
+        return self.divide(prompt), without_caches(particles), rows, shared, like
 
     def _enter(
         self,
@@ -184,10 +184,10 @@ class Programs(PagePrograms):
 
         Args:
             stored: of P problems.
-            fresh: prompts, and what `prefill` has made of them.
-            rows: to be written, beyond the store for none.
-            origin: which of the fresh rows each becomes.
-            problems: the place of each of the fresh ones.
+            fresh: prompts, and the results of `prefill`.
+            rows: rows that are written; indices out of range are dropped.
+            origin: index of the fresh row that each becomes.
+            problems: place of each fresh problem.
         """
         prompts, particles, reward, shared = fresh
 
@@ -224,24 +224,24 @@ class Programs(PagePrograms):
         lengths: list[Int[Array, " A"]],
         problems: Int[Array, " A"],
         params: ReasoningParams,
-    ) -> tuple[Stored, Told, list[Int[Array, " A"]]]:
+    ) -> tuple[Stored, RowReplies, list[Int[Array, " A"]]]:
         """Give working rows their prefixes, cut back.
 
         Args:
             stored: of P problems.
-            rows: all working rows, beyond the store for those that stay.
+            rows: all working rows; an index out of range leaves the row unchanged.
             parents: the prefix of each.
-            depths: steps that are left of it; None for all.
+            depths: number of its steps that are kept; None for all.
             lengths: of the parents' reward caches.
             problems: of each row.
             params: weights and temperatures.
 
         Returns:
-            The store, what is known of the rows, and their reward caches' lengths.
+            The store, the numbers of the rows, and the lengths of their reward caches.
         """
         sizes = [positions.shape[1] for positions in self.positions(stored)]
         count = rows.shape[0]
-        # Cutting looks at masks alone.
+        # A cut reads only the masks.
         nothing = [
             Dense((jnp.zeros((count, 0, 0, n)),), (jnp.zeros((count, 0, n, 0)),))
             for n in sizes
@@ -249,13 +249,13 @@ class Programs(PagePrograms):
         caches = RewardCaches(nothing, lengths)
         working = jnp.arange(count)
         taken = take(stored, parents, working, problems, caches, self.structure)
-        mine = of_rows(params, stored, problems)
+        row_params = of_rows(params, stored, problems)
         if depths is not None:
-            taken = self.store.shorten(taken, depths, mine)
+            taken = self.store.shorten(taken, depths, row_params)
             cut = self.target.reward.cut(taken.reward_state, taken.lengths)
             taken = taken._replace(reward_state=cut)
         stored, _, change = put(stored, rows, taken, caches)
-        return stored, self._told(taken, None, mine), change.lengths
+        return stored, self._replies_of(taken, None, row_params), change.lengths
 
     def positions(self, stored: Stored) -> list[Array]:
         _, kinds = self.structure
@@ -266,7 +266,7 @@ class Programs(PagePrograms):
     def _keep(
         self, stored: Stored, rows: Int[Array, " A"], sources: Int[Array, " A"]
     ) -> Stored:
-        """Copy rows over others; those beyond the store are lost."""
+        """Copy rows over others; indices out of range are dropped."""
 
         def write(leaf: Array) -> Array:
             return leaf.at[rows].set(leaf[sources], mode="drop")
@@ -290,15 +290,15 @@ class Programs(PagePrograms):
         places: Int[Array, " A"],
         params: ReasoningParams,
     ) -> Slots:
-        """Rows into slots, ready to write a step.
+        """Put rows into slots, ready to draw a step.
 
         Args:
-            slots: R of them, their cache left out: it has the rows' past already.
+            slots: R slots without their cache, which holds the rows' past already.
             at: slot of each row, R for none.
             stored: all rows.
             rows: A working rows.
             start: the position at which their slots' caches begin.
-            filled: positions of their past.
+            filled: number of positions of their past.
             problems: of each row.
             key_steps: of the problem of each.
             turns: of the problem of each.
@@ -345,7 +345,7 @@ class Programs(PagePrograms):
         chosen: Chosen | None,
         enough: Int[Array, ""],
         width: int,
-    ) -> tuple[Slots, Dense, Seen]:
+    ) -> tuple[Slots, Dense, BurstStatus]:
         slots = slots._replace(cache=self.divide(slots.cache))
         return burst(
             params.policy,
@@ -359,7 +359,7 @@ class Programs(PagePrograms):
             self.target.forced_end,
         )
 
-    def _behind(
+    def _append_burst(
         self,
         cache: Dense,
         new: Dense,
@@ -367,7 +367,7 @@ class Programs(PagePrograms):
         places: Int[Array, " r"],
         began: Bool[Array, " r"],
     ) -> Dense:
-        return self.divide(behind(self.divide(cache), new, rows, places, began))
+        return self.divide(append_burst(self.divide(cache), new, rows, places, began))
 
     def _end_step(
         self,
@@ -381,24 +381,24 @@ class Programs(PagePrograms):
         caches: RewardCaches,
         width: int,
         params: ReasoningParams,
-    ) -> tuple[Stored, Told, RewardCaches, RewardChange]:
-        """Let the reward read the steps that rows in slots have ended."""
-        mine = of_rows(params, stored, problems)
+    ) -> tuple[Stored, RowReplies, RewardCaches, RewardChange]:
+        """Let the reward read the steps that have ended in slots."""
+        row_params = of_rows(params, stored, problems)
         taken = take(stored, rows, rows, problems, caches, self.structure)
         step = jax.tree.map(lambda leaf: leaf[at], slots._replace(cache=()))
-        real = rows < stored.rows.lengths.shape[0]
+        in_store = rows < stored.rows.lengths.shape[0]
         step = step._replace(
-            counts=jnp.where(real, step.counts, 0), tokens=step.tokens[:, :width]
+            counts=jnp.where(in_store, step.counts, 0), tokens=step.tokens[:, :width]
         )
         cache = jax.tree.map(lambda leaf: leaf[at], slots.cache)
-        own = own_segment(cache, step.start, step.filled)
+        own = slot_segment(cache, step.start, step.filled)
         segments: tuple[Segment, ...] = (own,)
         if common is not None:
             past = jax.tree.map(lambda leaf: leaf[problems], common)
             segments = (common_segment(past, step.start), own)
-        read = self.target.read_step(depths, taken, step, mine, segments)
+        read = self.target.read_step(depths, taken, step, row_params, segments)
         stored, caches, change = put(stored, rows, read, caches)
-        return stored, self._told(read, step, mine), caches, change
+        return stored, self._replies_of(read, step, row_params), caches, change
 
     def _repeat(
         self,
@@ -412,18 +412,18 @@ class Programs(PagePrograms):
         caches: RewardCaches,
         params: ReasoningParams,
         width: int,
-    ) -> tuple[Stored, Told, RewardCaches, RewardChange, Dense]:
-        """Let rows take steps of others, and the reward read them."""
-        mine = of_rows(params, stored, problems)
+    ) -> tuple[Stored, RowReplies, RewardCaches, RewardChange, Dense]:
+        """Let rows repeat steps of others, and the reward read these."""
+        row_params = of_rows(params, stored, problems)
         taken = take(stored, rows, rows, problems, caches, self.structure)
         others = jax.tree.map(lambda leaf: leaf[sources], stored.rows)
         zeros = jnp.zeros_like(filled)
-        context = (own_segment(cache, zeros, filled),)
+        context = (slot_segment(cache, zeros, filled),)
         step, impossible = self.store.repeat_step(
-            depths, taken, others, mine, context, width
+            depths, taken, others, row_params, context, width
         )
-        real = rows < stored.rows.lengths.shape[0]
-        step = step._replace(counts=jnp.where(real, step.counts, 0))
+        in_store = rows < stored.rows.lengths.shape[0]
+        step = step._replace(counts=jnp.where(in_store, step.counts, 0))
         count = rows.shape[0]
         cache = paging.merge(
             cache,
@@ -433,16 +433,18 @@ class Programs(PagePrograms):
             jnp.arange(count),
             jnp.int32(count),
         )
-        segments = (own_segment(cache, zeros, filled + step.counts),)
-        read = self.target.read_step(depths, taken, step, mine, segments, drawn=False)
+        segments = (slot_segment(cache, zeros, filled + step.counts),)
+        read = self.target.read_step(
+            depths, taken, step, row_params, segments, drawn=False
+        )
         stored, caches, change = put(stored, rows, read, caches)
-        told = self._told(read, step, mine)
+        replies = self._replies_of(read, step, row_params)
         log_prob = jnp.where(impossible, -jnp.inf, step.log_prob)
-        told = told._replace(log_probs=log_prob)
-        return stored, told, caches, change, cache
+        replies = replies._replace(log_probs=log_prob)
+        return stored, replies, caches, change, cache
 
     def _written(self, stored: Stored, rows: Int[Array, " A"]) -> Solutions:
-        """What rows have written."""
+        """The solutions of rows so far."""
         old = stored.rows
         leaves = old.tokens, old.truncated, old.step_ends, old.log_prob
         return Solutions(*(leaf[rows] for leaf in leaves))
@@ -456,15 +458,15 @@ class Programs(PagePrograms):
         spent: tuple[Int[Array, " A"], Float[Array, " A"]] | None,
         params: ReasoningParams,
     ) -> tuple[Stored, Float[Array, " A"]]:
-        """Give rows the log-odds of a step that the host has looked at.
+        """Set the log-odds of steps that the host has scored.
 
         Args:
             stored: all rows.
-            rows: which; those beyond the store are lost.
-            depths: of the step.
-            log_odds: numbers.
+            rows: which; indices out of range are dropped.
+            depths: index of the step.
+            log_odds: of the rows.
             spent: tokens that a model has read for them, and the positions that these
-                attended to. None where no model has read.
+                attended to; None if no model has read.
             params: weights and temperatures.
 
         Returns:
@@ -477,8 +479,8 @@ class Programs(PagePrograms):
         new = old._replace(
             log_odds=old.log_odds.at[rows].set(log_odds, mode="drop"), history=history
         )
-        some = jax.tree.map(lambda leaf: leaf[rows], new)
-        potentials = self.target.log_potential(0, some, params)
+        scored_rows = jax.tree.map(lambda leaf: leaf[rows], new)
+        potentials = self.target.log_potential(0, scored_rows, params)
         if spent is not None:
             read, context = spent
             cost = stored.cost
@@ -489,14 +491,14 @@ class Programs(PagePrograms):
             stored = stored._replace(cost=cost)
         return stored._replace(rows=new), potentials.astype(weight_dtype())
 
-    def _told(
+    def _replies_of(
         self,
         particles: Particles,
         step: Slots | Decoding | None,
         params: ReasoningParams,
-    ) -> Told:
+    ) -> RowReplies:
         zeros = jnp.zeros(particles.lengths.shape, weight_dtype())
-        return Told(
+        return RowReplies(
             self.target.log_potential(0, particles, params).astype(weight_dtype()),
             zeros if step is None else step.log_correction,
             zeros if step is None else step.log_prob,

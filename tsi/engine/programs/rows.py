@@ -1,9 +1,9 @@
-"""What is stored of each row beside its caches, and of each problem.
+"""The stored state of each row besides its caches, and of each problem.
 
-A reward's state is a tree that only the reward understands. Here its leaves are told
-apart by their kind: caches that grow with a row (:class:`tsi.decoding.cache.Suffix`)
-lie in blocks, caches of prompts (:class:`tsi.models.layers.Segment`) once per problem,
-and everything else is small and stands with its row.
+A reward's state is a pytree of any structure. Its leaves are stored by their type:
+caches that grow with a row (:class:`tsi.decoding.cache.Suffix`) in blocks, caches of
+prompts (:class:`tsi.models.layers.Segment`) once per problem, and all other leaves,
+which are small, with the row.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Stored(NamedTuple):
     Attributes:
         rows: particles without caches and costs.
         reward: small leaves of the reward's state, and the positions of its caches.
-        cost: of the working rows; stays with the row when it becomes another prefix.
-        shared: caches of the reward's prompts, one row a problem.
+        cost: of the working rows; not moved when a row becomes another prefix.
+        shared: caches of the reward's prompts, one row per problem.
         prompts: of the problems.
     """
 
@@ -48,16 +48,16 @@ def empty_stored(
     working: int,
     problems: int,
 ) -> Stored:
-    """Room for rows and problems such as these.
+    """Zeros for rows and problems of these shapes.
 
     Args:
         particles: without caches.
         reward: small leaves.
         shared: caches of the reward's prompts.
         prompts: of problems.
-        rows: how many there will be.
-        working: how many of them work.
-        problems: how many there will be.
+        rows: number of rows.
+        working: number of working rows among them.
+        problems: number of problems.
     """
 
     def room(count: int) -> Callable[[Array], Array]:
@@ -69,7 +69,7 @@ def empty_stored(
     return Stored(
         jax.tree.map(room(rows), particles),
         [room(rows)(leaf) for leaf in reward],
-        # What is donated must not be one buffer under several names.
+        # A buffer must not be donated twice under several names.
         jax.tree.map(jnp.copy, no_cost(working)),
         [
             segment._replace(
@@ -97,7 +97,7 @@ class RewardCaches(NamedTuple):
 
 
 class RewardChange(NamedTuple):
-    """What reading a step has made of a cache: ``kept`` positions are as they were."""
+    """Changes of a cache by reading a step; the first ``kept`` positions are the same."""
 
     kept: list[Int[Array, " A"]]
     lengths: list[Int[Array, " A"]]
@@ -111,7 +111,7 @@ def is_cache(x: Any) -> bool:
     return isinstance(x, Suffix | Segment)
 
 
-def small(particles: Particles) -> Particles:
+def without_caches(particles: Particles) -> Particles:
     """Particles without caches and costs."""
     absent: dict[str, Any] = dict.fromkeys(CACHED)
     return particles._replace(**absent)
@@ -136,22 +136,22 @@ def state_of(
 ) -> Any:
     """A reward's state of A rows, from the parts of each; see `parts_of`."""
     tree, kinds = structure
-    small_leaves, prompts = iter(rows), iter(shared)
+    row_leaves, prompts = iter(rows), iter(shared)
     grown = iter(zip(caches.dense, caches.lengths, strict=True))
 
     def suffix() -> Suffix:
         dense, lengths = next(grown)
         size = dense.keys[0].shape[-1]
         mask = jnp.arange(size) < lengths[:, None]
-        # Dense rows are a whole number of blocks.
-        positions = next(small_leaves)[:, :size]
+        # Dense rows have a whole number of blocks.
+        positions = next(row_leaves)[:, :size]
         positions = jnp.pad(positions, ((0, 0), (0, size - positions.shape[1])))
         keys, values = map(jnp.stack, dense)
         segment = Segment(keys, values, positions, mask)
         return Suffix(segment, jnp.max(lengths).astype(jnp.int32))
 
     leaves = [
-        suffix() if kind is Suffix else next(prompts if kind else small_leaves)
+        suffix() if kind is Suffix else next(prompts if kind else row_leaves)
         for kind in kinds
     ]
     return jax.tree.unflatten(tree, leaves)
@@ -165,12 +165,12 @@ def take(
     caches: RewardCaches,
     structure: Any,
 ) -> Particles:
-    """Rows out of the store, each with its own problem; the policy's caches are absent.
+    """Take rows and their problems out of the store, without the policy's caches.
 
     Args:
         stored: all rows.
         rows: which.
-        working: the working rows that pay for what is done to them.
+        working: the working rows to which the costs are added.
         problems: the problem of each.
         caches: the reward's growing caches of these rows.
         structure: of the reward's state, of `parts_of`.
@@ -198,8 +198,8 @@ def put(
 
     Args:
         stored: all rows.
-        rows: working rows; those beyond the store are lost.
-        particles: what has become of them.
+        rows: working rows; indices out of range are dropped.
+        particles: their new state.
         caches: the reward's, as they were before.
 
     Returns:
@@ -224,14 +224,14 @@ def put(
     leaves, _, _, _ = parts_of(state)
 
     def write(old: Array, new: Array) -> Array:
-        # Positions are those of as many blocks as have been looked at.
+        # Positions are those of the blocks that were read.
         if new.ndim > 1 and new.shape[1] != old.shape[1]:
             width = min(new.shape[1], old.shape[1])
             return old.at[rows, :width].set(new[:, :width], mode="drop")
         return old.at[rows].set(new, mode="drop")
 
     stored = stored._replace(
-        rows=jax.tree.map(write, stored.rows, small(particles)),
+        rows=jax.tree.map(write, stored.rows, without_caches(particles)),
         reward=[write(a, b) for a, b in zip(stored.reward, leaves, strict=True)],
         cost=jax.tree.map(write, stored.cost, particles.cost),
     )
@@ -241,6 +241,6 @@ def put(
 def of_rows(
     params: ReasoningParams, stored: Stored, problems: Int[Array, " A"]
 ) -> ReasoningParams:
-    """The parameters of a batch of rows, each a problem of its own."""
+    """The parameters of a batch of rows, with the prompt of each row's problem."""
     prompts = jax.tree.map(lambda leaf: leaf[problems], stored.prompts)
     return params._replace(prompts=prompts)

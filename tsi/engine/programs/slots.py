@@ -1,11 +1,10 @@
-"""Slots: the rows that write tokens now, whatever their problems.
+"""Slots: the rows, of any problems, for which tokens are drawn now.
 
-A slot holds one row's cache in one piece, position by position: all of its past, or
-what follows the past that its problem's rows have in common, which stands once per
-problem. A burst writes some tokens of every chosen slot in one compiled loop and stops
-when enough rows have ended their steps for the host to look at them. Random numbers are
-those of :mod:`tsi.decoding.decode_step`: they know the problem, the particle, the step
-and the token, and nothing of the slot.
+A slot holds one row's cache contiguously: all of its past, or the part after the past
+that all rows of its problem share, which is stored once per problem. A burst draws some
+tokens for every chosen slot in one compiled loop, and stops when enough rows have ended
+their steps. Random numbers are those of :mod:`tsi.decoding.decode_step`: they depend on
+the problem, the particle, the step and the token, and not on the slot.
 """
 
 from typing import Any, NamedTuple
@@ -24,17 +23,17 @@ from tsi.weights import weight_dtype
 
 
 class Slots(NamedTuple):
-    """R rows in work; names as in :class:`tsi.decoding.decode_step.Decoding` where they
-    recur.
+    """R rows in slots; fields without a description are those of
+    :class:`tsi.decoding.decode_step.Decoding`.
 
     Attributes:
         cache: :class:`tsi.engine.paging.pages.Dense` rows of S positions.
-        start: the position that is first in the cache; those before it are in the
-            common past, ``[R]``.
-        filled: how many positions it has in both, which is where its newest token
-            stands, ``[R]``.
-        keys: random ones, of each row's step.
-        room: tokens that each step may have, ``[R]``.
+        start: the first position in the slot's cache, ``[R]``; those before it are in
+            the common past.
+        filled: number of positions in both, which is the position of the row's newest
+            token, ``[R]``.
+        keys: PRNG keys of each row's step.
+        room: the most tokens of each step, ``[R]``.
     """
 
     cache: Any
@@ -55,13 +54,13 @@ class Slots(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """Slots that take part in a burst, r of R, and what they read.
+    """The r of R slots that take part in a burst, and the common pasts that they read.
 
     Attributes:
         rows: which slots.
-        readers: ``[P, n]``, which of the r read the common past of each problem; any
-            where a place is empty. None where nothing is kept in common.
-        places: of the r in `readers`, flattened, or None.
+        readers: ``[P, n]``, which of the r slots read the common past of each problem,
+            padded with any index; None without common pasts.
+        places: index of each of the r slots in the flattened `readers`, or None.
     """
 
     rows: Int[Array, " r"]
@@ -69,8 +68,8 @@ class Chosen(NamedTuple):
     places: Int[Array, " r"] | None
 
 
-class Seen(NamedTuple):
-    """What the host looks at after a burst: rows as above, tokens' time in all."""
+class BurstStatus(NamedTuple):
+    """What the host reads after a burst: fields of `Slots`, and the tokens drawn."""
 
     active: Bool[Array, " R"]
     counts: Int[Array, " R"]
@@ -86,7 +85,7 @@ def empty_slots(
     *,
     forced: bool = False,
 ) -> Slots:
-    """Slots without rows; with a vocabulary's size, they note what has been seen."""
+    """Slots without rows; with a vocabulary's size they record tokens that occurred."""
     rows = cache.keys[0].shape[0]
     zeros, no = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
     floats = jnp.zeros(rows, weight_dtype())
@@ -109,10 +108,10 @@ def empty_slots(
     )
 
 
-def own_segment(
+def slot_segment(
     cache: Dense, start: Int[Array, " R"], filled: Int[Array, " R"]
 ) -> Segment:
-    """Caches of slots as attention reads them: first the position `start`."""
+    """Caches of slots as attention reads them, from position `start` on."""
     places = jnp.arange(cache.keys[0].shape[-1], dtype=jnp.int32)
     mask = places < (filled - start)[:, None]
     return Segment(*cache, start[:, None] + places, mask)
@@ -121,7 +120,7 @@ def own_segment(
 def common_segment(
     common: Dense, start: Int[Array, " R"], routes: Any = None
 ) -> Segment:
-    """What rows read of the common past: the positions before `start`."""
+    """The part of the common past that rows read: the positions before `start`."""
     owners, _, _, size = common.keys[0].shape
     places = jnp.arange(size, dtype=jnp.int32)
     mask = places < start[:, None]
@@ -129,7 +128,7 @@ def common_segment(
 
 
 Burst = tuple[Slots, Int[Array, ""], KeyValues]
-"""Slots, tokens that the longest row has written, and the new keys and values."""
+"""Slots, number of tokens drawn for the longest row, and new keys and values."""
 
 
 def burst(
@@ -142,27 +141,27 @@ def burst(
     enough: Int[Array, ""],
     width: int,
     forced: ForcedEnd | None = None,
-) -> tuple[Slots, Dense, Seen]:
-    """Write tokens until `enough` rows have ended their steps, at most `width` each.
+) -> tuple[Slots, Dense, BurstStatus]:
+    """Draw tokens until `enough` rows have ended their steps, at most `width` each.
 
-    The caches are only read. What is new is put behind each row by a program of its own
-    (`behind`), for a program that reads a cache and writes it copies it as well. Where
-    fewer slots are chosen than there are, their caches are copied out once per burst,
-    which costs less than to read all of them for every token.
+    The caches are only read. A separate program (`append_burst`) appends the new keys
+    and values to each row, since a program that both reads and writes a cache copies
+    it. If only some slots are chosen, their caches are copied once per burst, which
+    costs less than reading all caches for every token.
 
     Args:
         policy: the language model.
         boundary: where steps and solutions end.
-        slots: R rows, with room for `width` positions more in every active one.
-        common: past of P problems, or None where rows have all of theirs.
-        chosen: the slots that take part; all, if None.
+        slots: R rows, with room for `width` more positions in every active one.
+        common: past of P problems, or None if slots hold the whole past.
+        chosen: the slots that take part; None for all.
         temperatures: of policy and proposal.
         enough: rows.
         width: static.
-        forced: what is at a limit; None for nothing.
+        forced: what is forced at a limit, or None.
 
     Returns:
-        The slots, their cache left out; the new keys and values; what the host sees.
+        The slots without their cache, the new keys and values, and the status.
     """
     before, cache = slots._replace(cache=()), slots.cache
     part = before
@@ -170,8 +169,8 @@ def burst(
         part = _rows(part, chosen.rows)
         if chosen.rows.shape[0] < slots.filled.shape[0]:
             cache = _rows(cache, chosen.rows)
-    rows, began = part.filled.shape[0], part.active
-    context: tuple[Segment, ...] = (own_segment(cache, part.start, part.filled),)
+    rows, was_active = part.filled.shape[0], part.active
+    context: tuple[Segment, ...] = (slot_segment(cache, part.start, part.filled),)
     if common is not None:
         assert chosen is not None
         assert chosen.readers is not None
@@ -200,43 +199,43 @@ def burst(
 
     def unfinished(carry: Burst) -> Bool[Array, ""]:
         c, offset, _ = carry
-        ended = jnp.sum(began & ~c.active)
+        ended = jnp.sum(was_active & ~c.active)
         return jnp.any(c.active) & (ended < enough) & (offset < width)
 
     new = empty_key_values(policy.config, rows, width, slots.cache.keys[0].dtype)
-    # The cache is no part of the carry: it is read in the loop and written after it.
+    # The cache is not in the carry: it is read in the loop and written after it.
     start = (part._replace(keys=()), jnp.zeros((), jnp.int32), new)
-    written, offset, new = jax.lax.while_loop(unfinished, write, start)
-    written = written._replace(
-        keys=part.keys, filled=part.filled + written.counts - part.counts
+    slots_after, offset, new = jax.lax.while_loop(unfinished, write, start)
+    slots_after = slots_after._replace(
+        keys=part.keys, filled=part.filled + slots_after.counts - part.counts
     )
-    after = written
+    after = slots_after
     if chosen is not None:
         after = jax.tree.map(
-            lambda old, some: old.at[chosen.rows].set(some), before, written
+            lambda old, some: old.at[chosen.rows].set(some), before, slots_after
         )
-    seen = Seen(after.active, after.counts, after.filled, offset)
+    seen = BurstStatus(after.active, after.counts, after.filled, offset)
     return after, layers_of(new.keys, new.values), seen
 
 
-def behind(
+def append_burst(
     cache: Dense,
     new: Dense,
     rows: Int[Array, " r"],
     places: Int[Array, " r"],
-    began: Bool[Array, " r"],
+    was_active: Bool[Array, " r"],
 ) -> Dense:
-    """The cache with what a burst has written behind each row that took part.
+    """Append the keys and values of a burst to each row that took part.
 
     Args:
         cache: of R slots.
-        new: of the burst.
-        rows: the slots that it was written for.
-        places: where each row's cache ended.
-        began: who took part.
+        new: keys and values of the burst.
+        rows: the slot of each.
+        places: the length of each slot's cache before the burst.
+        was_active: whether each slot took part.
     """
-    order = jnp.argsort(~began, stable=True)
-    return merge(cache, new, rows, places, order, jnp.sum(began))
+    order = jnp.argsort(~was_active, stable=True)
+    return merge(cache, new, rows, places, order, jnp.sum(was_active))
 
 
 def _rows(tree: Any, rows: Int[Array, " r"]) -> Any:

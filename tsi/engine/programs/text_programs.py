@@ -1,7 +1,7 @@
-"""The compiled programs of a reward model that reads text which the host has rendered.
+"""The compiled programs of a reward model that reads text rendered by the host.
 
-They know nothing of the policy and of its rows, so that the reward model may lie on
-other devices.
+They do not depend on the policy and its rows, so that the reward model may lie on other
+devices.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class TextPrograms(PagePrograms):
         self.read = Timed(read, "reward")
 
     def no_prompts(self, like: Segment, problems: int) -> Segment:
-        """Room for the prompts of P problems."""
+        """Zeros for the prompts of P problems."""
 
         def room(leaf: Array, axis: int) -> Array:
             shape = (*leaf.shape[:axis], problems, *leaf.shape[axis + 1 :])
@@ -55,7 +55,7 @@ class TextPrograms(PagePrograms):
     def _enter(
         self, prompts: Segment, new: Segment, places: Int[Array, " E"]
     ) -> Segment:
-        """Put prompts at places, beyond those that there are for none."""
+        """Write prompts at places; places out of range are dropped."""
         return prompts._replace(
             keys=prompts.keys.at[:, places].set(new.keys, mode="drop"),
             values=prompts.values.at[:, places].set(new.values, mode="drop"),

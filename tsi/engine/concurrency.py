@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tsi.engine.interruption import StopEvent, deferred_interrupts
-from tsi.engine.lane import Ended, Failed
+from tsi.engine.lane import EndedProblem, FailedProblem
 from tsi.errors import Stopped
 
 
-def abreast(
-    runs: Sequence[Callable[[threading.Event], Iterator[Ended | Failed]]],
-) -> Iterator[Ended | Failed]:
+def run_concurrently(
+    runs: Sequence[Callable[[threading.Event], Iterator[EndedProblem | FailedProblem]]],
+) -> Iterator[EndedProblem | FailedProblem]:
     """What several lanes hand out, in the order in which it is there.
 
     Args:
@@ -39,10 +39,14 @@ def abreast(
         merged.close()  # type: ignore[attr-defined]
 
 
-def _merge(runs: Sequence[Any], stop: threading.Event) -> Iterator[Ended | Failed]:
+def _merge(
+    runs: Sequence[Any], stop: threading.Event
+) -> Iterator[EndedProblem | FailedProblem]:
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def work(run: Callable[[threading.Event], Iterator[Ended | Failed]]) -> None:
+    def work(
+        run: Callable[[threading.Event], Iterator[EndedProblem | FailedProblem]],
+    ) -> None:
         try:
             for ended in run(stop):
                 found.put(ended)
