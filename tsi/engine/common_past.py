@@ -1,10 +1,10 @@
-"""The past that the rows of a problem have in common, dense and once per problem.
+"""The past that the rows of a problem share, stored contiguously once per problem.
 
-All rows of a problem have its prompt, and after some decisions they descend from one
-row: their lines of blocks begin alike. What is alike is kept here in one piece for
-attention, which then reads it once for all of them; a slot holds only what follows. The
-line of a common past is itself a row of the block tables, so that its blocks are not
-given to others.
+All rows of a problem have the same prompt, and after some decisions they descend from
+one row, so that their tables of blocks begin with the same blocks. These positions are
+stored contiguously here, and attention reads them once for all rows; a slot holds only
+the rest. A common past is also a row of the block tables, so that its blocks stay
+allocated.
 """
 
 from typing import Any
@@ -41,13 +41,13 @@ class Common:
     def starts(
         self, rows: Int[np.ndarray, " n"], problems: Int[np.ndarray, " n"]
     ) -> Int[np.ndarray, " n"]:
-        """How many positions rows need not have of their own."""
+        """Number of positions that each row can read from the common past."""
         return self.pool.tables.in_common(rows, self._first + problems)
 
     def update(
         self, rows: list[Int[np.ndarray, " _w"]], problems: Int[np.ndarray, " n"]
     ) -> None:
-        """Keep what the rows of each problem have in common now.
+        """Store the past that the rows of each problem share now.
 
         Args:
             rows: of each problem, at least one.
@@ -66,7 +66,7 @@ class Common:
         self.cache = self.pool.load(self.cache, lines, problems, since=kept)
 
     def release(self, problems: Int[np.ndarray, " n"]) -> None:
-        """Problems that have left have no past."""
+        """Release the pasts of problems that have ended."""
         self.pool.tables.release(self._first + problems)
 
     def _make_room(self, needed: int) -> None:

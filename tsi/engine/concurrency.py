@@ -1,4 +1,4 @@
-"""Lanes side by side: one group of devices per thread, results as they come."""
+"""Run lanes concurrently, one group of devices per thread."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ from tsi.errors import Stopped
 def run_concurrently(
     runs: Sequence[Callable[[threading.Event], Iterator[EndedProblem | FailedProblem]]],
 ) -> Iterator[EndedProblem | FailedProblem]:
-    """What several lanes hand out, in the order in which it is there.
+    """The problems that several lanes have ended, in the order of their ends.
 
     Args:
         runs: each starts one lane, which stops soon after its event is set.
@@ -68,7 +68,7 @@ def _merge(
             else:
                 yield item
     except BaseException:
-        # After a failure the others stop at their next look.
+        # After a failure the other lanes stop after their current burst.
         stop.set()
         raise
     finally:

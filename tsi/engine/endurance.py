@@ -1,4 +1,4 @@
-"""A lane that goes on with less at once where memory has run out."""
+"""A lane that continues with smaller sizes after memory has run out."""
 
 import threading
 import warnings
@@ -11,11 +11,11 @@ from tsi.errors import MemoryWarning, OutOfMemoryError
 
 
 class Endurance:
-    """Problems of one group of devices, with as many in work at once as fit.
+    """Runs the problems of one group of devices with sizes that fit into memory.
 
-    A program that runs out of memory has given its arrays away already, so what is
-    under way cannot go on. Its problems begin again with half as many slots and
-    problems at once; random numbers know neither, so the samples are the same.
+    A program that runs out of memory has donated its arrays already, so the problems in
+    work cannot continue. They start again with half as many slots and problems at once.
+    The samples are the same, since random numbers do not depend on these sizes.
 
     Args:
         lane_of: a lane of some sizes.
@@ -40,7 +40,7 @@ class Endurance:
     def report(self) -> Report:
         """Of all lanes so far, which followed each other."""
         reports = self._all_reports()
-        # Of what memory held at once, sums would be of no moment.
+        # Lanes follow each other, so their memory is not added up.
         held = max((r.cache for r in reports), key=lambda c: c.held, default=None)
         found = total(reports)
         return found if held is None else found._replace(cache=held)
@@ -51,11 +51,11 @@ class Endurance:
 
     @property
     def num_written(self) -> int:
-        """Tokens that have been written so far, those that were lost among them."""
+        """Number of tokens drawn so far, lost ones included."""
         return sum(report.useful for report in self._all_reports())
 
     def rest(self) -> None:
-        """Let what follows be idle time, until the next problem is asked for."""
+        """Count the time as idle until the next problem is requested."""
         if self._lane is not None:
             self._lane.clock.switch("idle")
 
@@ -92,16 +92,16 @@ class Endurance:
                 )
             warnings.warn(
                 f"Memory ran out with {self.sizes.slots} slots and "
-                f"{self.sizes.problems} problems at once ({failure}); going on with "
+                f"{self.sizes.problems} problems at once ({failure}); continuing with "
                 f"{fewer.slots} and {fewer.problems}. No result is lost or changed. "
-                "Give the engine fewer max_rows to begin with.",
+                "Give the engine a smaller max_rows.",
                 MemoryWarning,
                 stacklevel=2,
             )
             self.sizes = fewer
 
     def _tell(self) -> None:
-        """Call the caller's function, whose lack of memory is not ours."""
+        """Call the user's function; a lack of memory in it is not the lane's."""
         try:
             self._call()
         except Exception as error:

@@ -1,10 +1,10 @@
 """The engine: one sampler on many problems, each at its own pace.
 
-A :class:`tsi.engine.lane.Lane` does the work on one group of devices, and the problems
-are divided among the lanes. The programs that hold models are compiled for numbers of
-rows and positions, whatever methods run; those of samplers are small.
+A :class:`tsi.engine.lane.Lane` runs on one group of devices, and the problems are
+divided among the lanes. Programs with models are compiled for numbers of rows and
+positions and do not depend on the method; those of samplers are small.
 
-Compiled programs are kept between processes: see
+Compiled programs are cached between processes: see
 :func:`tsi.engine.meters.compilation.keep_programs`.
 
 The keys are those of :func:`tsi.run.run` under ``problem_key(key, problem.id)``, which
@@ -83,30 +83,31 @@ class Engine:
         report: of the last run; None before the first.
 
     Args:
-        target: what is explored.
+        target: the target.
         policy: the language model's weights.
-        reward_model: weights that the target's reward asks; None where it needs none.
+        reward_model: the reward model's weights, or None if the reward has no model.
         encode: a problem's prompt to token ids, chat template included.
         decode: token ids to text, end tokens dropped.
         temperature: of the policy; 0 takes the most likely token.
-        truncation: what the policy may write. The truncated policy is the p of the
-            target, and of every weight; None for the whole policy.
-        repetition_penalty: the price of tokens that were read before, which belongs to
-            the policy likewise (:mod:`tsi.decoding.repetition`); None for none.
-        cache_dtype: of keys and values, of policy and reward model, such as
-            ``"bfloat16"`` beside float32 weights; that of the weights, if None.
-        max_rows: rows that write tokens together on one device, or group of devices.
-        max_stored: prefixes that explorers store at once, by default 16 times that.
+        truncation: restricts the tokens of the policy. The truncated policy is the p of
+            the target and of all weights; None for the full policy.
+        repetition_penalty: of tokens that occurred before, as a part of the policy
+            (:mod:`tsi.decoding.repetition`); None for none.
+        cache_dtype: type of the keys and values of policy and reward model, such as
+            ``"bfloat16"`` beside float32 weights; that of the weights if None.
+        max_rows: the most rows for which one device, or group of devices, draws tokens
+            at once.
+        max_stored: the most prefixes that explorers store at once; by default 16 times
+            `max_rows`.
         mesh: devices: problems are divided along its ``data`` axis, weights and heads
-            along ``model``; None for one device. Weights that lie on them already,
-            divided or not, stay as they lie.
+            along ``model``; None for one device. Weights that are on these devices
+            already, divided or not, are not moved.
 
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
-            write. Whether it takes tokens for the same text, only tokenizers can tell:
-            see :func:`tsi.decoding.vocabularies.first_difference`. Or the penalty is
-            not a positive number, a limit of rows is below 1, or the cache's type is
-            none.
+            draw; the penalty is not a positive number; a limit of rows is below 1; or
+            the cache's type is not supported. Whether both models have the same tokens
+            is not checked: see :func:`tsi.decoding.vocabularies.first_difference`.
     """
 
     def __init__(
@@ -154,12 +155,12 @@ class Engine:
 
     @property
     def num_groups(self) -> int:
-        """Groups of devices that work side by side."""
+        """Number of groups of devices."""
         return len(self._parts)
 
     @property
     def num_programs(self) -> int:
-        """Model programs so far: those that read prompts, write, and read steps."""
+        """Number of compiled model programs: to read prompts and steps, and to draw."""
         return sum(self._model_programs().values())
 
     def _model_programs(self) -> dict[str, int]:
@@ -169,11 +170,11 @@ class Engine:
         return dict(counts)
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Refuse, before anything is computed, what cannot be run.
+        """Refuse problems that cannot be run, before anything is computed.
 
         Raises:
-            ConfigurationError: problems share an id or have none, or a prompt is empty
-                or has tokens that a model has not.
+            ConfigurationError: problems have the same id or an invalid one, or a prompt
+                is empty or has tokens that a model lacks.
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model.
         """
@@ -182,7 +183,7 @@ class Engine:
             self._encode(problem)
 
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
-        """How many problems are in work at once, over all groups of devices."""
+        """The most problems in work at once, over all groups of devices."""
         plan = plan_of(sampler, num_particles, self.target.max_steps)
         return len(self._parts) * self._problems_of_a_lane(plan)
 
@@ -190,7 +191,7 @@ class Engine:
         """Refuse a number of particles that memory cannot hold, before work begins.
 
         Raises:
-            ConfigurationError: the rows of one problem take more than is free.
+            ConfigurationError: the rows of one problem need more memory than is free.
         """
         plan = plan_of(sampler, num_particles, self.target.max_steps)
         row = bytes_of_row(self.target, self.caches.grown, sizing.BLOCK)
@@ -198,12 +199,12 @@ class Engine:
 
     @property
     def caches(self) -> CacheSizes:
-        """What a position takes in the caches of the policy and the reward."""
+        """Bytes of a position in the caches of the policy and the reward."""
         parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
         return cache_sizes(self.target, self.policy, self.reward_model, parts)
 
     def free_bytes(self) -> int:
-        """What a device has beside the weights, those among them that are not here."""
+        """Free bytes of a device, less those of weights that are not loaded yet."""
         devices = [None] if self.mesh is None else self.mesh.local_devices
         free = min(free_bytes(device) for device in devices)
         whole = self.mesh is None or self.mesh.shape.get(MODEL, 1) == 1
@@ -211,19 +212,19 @@ class Engine:
         return free - unloaded_bytes((self.policy, self.reward_model), mesh)
 
     def _prefill_bytes(self, prompts: int, width: int, questions: Any) -> int:
-        """What the programs that read prompts take beside the weights, at most.
+        """The most bytes that programs that read prompts need beside the weights.
 
         Args:
-            prompts: read together.
-            width: positions of the policy's.
-            questions: what the reward has prepared of all prompts.
+            prompts: number of prompts that are read together.
+            width: positions of the policy's prompts.
+            questions: the result of the reward's `prepare`, for all prompts.
         """
         unread: Any = None
         params = ReasoningParams(self.policy, self.reward_model, unread, unread)
         models: list[tuple[Any, Any, int]] = [(self.policy, self.policy.config, width)]
         reward = self.target.reward
         if reward.reads_prompts:
-            # A model of other tokens has prompts of another width.
+            # A model with another tokenizer has prompts of another width.
             own = isinstance(reward, TextReader) and questions is not None
             read = questions.tokens.shape[1] if own else width
             models.append((self.reward_model, reward.reader(params), read))
@@ -236,7 +237,7 @@ class Engine:
                 cached=model.trunk.cache_dtype.itemsize,
             )
             for model, config, positions in models
-            # A reward of the user's own may keep what it likes.
+            # The state of a custom reward is not known.
             if config is not None and hasattr(model, "trunk")
         )
 
@@ -260,8 +261,8 @@ class Engine:
             One result per problem, in order.
 
         Raises:
-            ProblemError: as `stream` does; the other problems' results are in it.
-            Stopped: a signal came; the results of problems that had ended are in it.
+            ProblemError: as `stream` does; it has the results of the other problems.
+            Stopped: after a signal; it has the results of problems that had ended.
         """
         began = time.perf_counter()
         failed: ProblemError | Stopped | None = None
@@ -284,7 +285,7 @@ class Engine:
             failed = error
         except KeyboardInterrupt:
             failed = Stopped(signal.SIGINT)
-        # All problems shared the time, whichever ended first.
+        # The problems ran together, so each gets an equal share of the time.
         share = (time.perf_counter() - began) / max(1, len(found))
         by_id = {
             result.problem_id: result._replace(
@@ -312,38 +313,40 @@ class Engine:
         progress: Callable[[Progress], None] | None = None,
         exact: bool = False,
     ) -> Iterator[Result]:
-        """Run a sampler on problems and hand out each result as its problem ends.
+        """Run a sampler on problems and yield each result as its problem ends.
 
-        Arguments are checked here, and work begins with the first result that is asked
-        for. A stream that is left early, or stopped by Ctrl-C, gives up what is under
-        way; what it has handed out stands.
+        Arguments are checked at once, and the run starts when the first result is
+        requested. If the iterator is closed early, or stopped by Ctrl-C, unfinished
+        problems are abandoned; results that were yielded are not affected.
 
         Args:
-            sampler: what decides.
+            sampler: a sampler or an explorer.
             key: of either style; a problem runs under ``problem_key(key, problem.id)``.
-            problems: any number; each enters when there is room for its rows.
+            problems: any number; each starts when there is room for its rows.
             num_particles: N, for each problem.
             extract: canonical answer of a solution's text, or None.
             temperature: overrides the engine's.
-            proposal_temperature: draw tokens at this temperature and correct for it;
-                None draws from the policy itself.
+            proposal_temperature: draw tokens at this temperature and correct the
+                weights; None draws from the policy.
             truncation: overrides the engine's.
-            progress: called each time the host looks at what is being written.
-            exact: whether `report` says what each kind of program took, for which the
-                host waits for every one (:mod:`tsi.engine.meters.clock`).
+            progress: called each time the host reads the state of the slots.
+            exact: whether `report` has the exact time of each kind of program, for
+                which the host waits for every program
+                (:mod:`tsi.engine.meters.clock`).
 
         Returns:
-            Results in the order in which their problems end, which no one should rely
-            on. Their seconds are those since the result before.
+            Results in the order in which their problems end; the order may change
+            between runs. Their seconds are those since the previous result.
 
         Raises:
             PromptTooLongError: a prompt and the token limit exceed the context of the
                 policy or the reward model; raised before anything is computed.
-            ConfigurationError: the sampler cannot use N particles, a temperature,
-                truncation or key is none, problems share an id or have none, a prompt
-                has tokens that a model has not, or memory cannot hold what reading the
-                longest one takes.
-            CapabilityError: it needs what a reasoning target has not.
+            ConfigurationError: the sampler cannot use N particles; a temperature,
+                truncation or key is invalid; problems have the same id or an invalid
+                one; a prompt has tokens that a model lacks; or there is not enough
+                memory to read the longest prompt.
+            CapabilityError: the sampler needs a capability that a reasoning target
+                lacks.
             ProblemError: `extract` failed on solutions of some problems; raised after
                 all others have ended.
         """
@@ -470,7 +473,7 @@ class Engine:
                 try:
                     solutions = outcomes.read(ended.particles)
                 except Exception as error:
-                    # Of the user's own functions, on texts that nobody has foreseen.
+                    # The user's functions may fail on an unexpected text.
                     failures[problem.id] = error
                     tracebacks[problem.id] = detach(error)
                     continue
@@ -493,15 +496,15 @@ class Engine:
         return results()
 
     def _problems_of_a_lane(self, plan: Plan) -> int:
-        """How many problems of a plan one group of devices has in work."""
+        """The most problems of a plan that one group of devices has in work."""
         return problems_in_work(plan, self.max_rows, self.max_stored)
 
     def sizes_of(self, plan: Plan, problems: int, width: int) -> Sizes:
-        """How much a group of devices works on at once.
+        """The sizes of a lane of one group of devices.
 
         Args:
             plan: of a problem.
-            problems: of one group.
+            problems: number of problems of the group.
             width: positions of the prompts.
         """
         return sizes_of(

@@ -1,4 +1,4 @@
-"""The numbers of a reward on the host, put with the rows on the device."""
+"""Log-odds of a reward on the host, written to the rows on the device."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: which of the store.
-        told: what is known of them.
-        before: tokens that they had before the step. A step that cannot be repeated is
-            none: its row has as many as before, and stays as it was.
+        replies: their numbers.
+        before: number of their tokens before the step. It is the same after a step that
+            could not be repeated: that row is not changed.
         depths: of the step.
         problems: of each row, among all problems.
         places: of the problem of each.
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class ScoredBatch(NamedTuple):
-    """The store, and what is known of the rows of a batch with their scores."""
+    """The store, and the numbers of a batch's rows with their scores."""
 
     stored: Stored
     rows: Int[np.ndarray, " n"]
@@ -48,13 +48,13 @@ class ScoredBatch(NamedTuple):
 
 
 class HostScores:
-    """Asks a reward on the host about rows that have taken a step.
+    """Scores rows that have taken a step by a reward on the host.
 
     Args:
         programs: compiled ones.
-        reward: what is asked.
-        questions: what the reward has prepared of all problems, or None.
-        size: rows that the programs are compiled for.
+        reward: the reward.
+        questions: the result of its `prepare` for all problems, or None.
+        size: number of rows for which the programs are compiled.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class HostScores:
         self._pending: list[tuple[Batch, Float[np.ndarray, " A"]]] = []
 
     def ask(self, stored: Stored, batch: Batch) -> dict[int, Exception]:
-        """Have the steps of rows scored.
+        """Score the steps of rows.
 
         Returns:
-            Why scores failed, by place among the rows.
+            Errors of rows that could not be scored, by their index in the batch.
         """
         log_odds = np.zeros(self.size, weight_dtype())
         errors: dict[int, Exception] = {}
@@ -93,7 +93,7 @@ class HostScores:
         return {int(at[i]): error for i, error in errors.items()}
 
     def answers(self, stored: Stored, params: Any) -> Iterator[ScoredBatch]:
-        """All rows that were asked about, batch by batch."""
+        """The scores of all pending batches, one by one."""
         while self._pending:
             batch, log_odds = self._pending.pop(0)
             scored = put_scores(self.programs, stored, batch, log_odds, None, params)
@@ -109,7 +109,7 @@ def put_scores(
     spent: Any,
     params: Any,
 ) -> ScoredBatch:
-    """Put log-odds with the rows that took a step.
+    """Write log-odds to the rows that took a step.
 
     Args:
         programs: compiled ones.
@@ -123,7 +123,7 @@ def put_scores(
     if not took.any():
         return ScoredBatch(stored, rows, replies)
     pad = (0, len(log_odds) - len(rows))
-    # Rows beyond the store are lost.
+    # Indices out of range are dropped.
     beyond = stored.rows.lengths.shape[0]
     padded = np.pad(np.where(took, rows, beyond), pad, constant_values=beyond)
     stored, potentials = programs.score(

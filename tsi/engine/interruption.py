@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM between two looks of the host, and never inside a program.
+"""Handle Ctrl-C and SIGTERM between two programs, and never inside one.
 
 JAX turns an exception of a callback into an error of its own, or loses it, so a signal
-that arrives while a reward's function runs would come out as something else.
+that arrives while a reward function runs would be reported as another error.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ class StopEvent(threading.Event):
 
 @contextlib.contextmanager
 def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
-    """While this lasts, a signal to stop sets `stop`, and a second interrupts at once.
+    """A context in which a first signal sets `stop`, and a second interrupts at once.
 
-    Those are Ctrl-C, and SIGTERM where `terminable` lasts. A handler that the user has
-    set stays, and threads other than the main one change nothing.
+    The signals are Ctrl-C, and SIGTERM within `terminable`. A handler that the user has
+    set is kept. In threads other than the main one the context does nothing.
     """
     ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop_at_once}
     before = {
@@ -57,7 +57,7 @@ def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Do something to its end, and stop then if a signal has asked for it meanwhile.
+    """A context that delays signals to its end.
 
     Raises:
         Stopped: see above; a second signal interrupts at once.

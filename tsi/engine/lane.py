@@ -1,9 +1,9 @@
-"""One group of devices at work: problems enter, write and are read, and leave.
+"""The loop of one group of devices: problems enter, are extended, and leave.
 
-Every problem goes at its own pace. Its rows wait in a queue until slots are free; rows
-that end a step are read by the reward at once and leave their slots to others; when all
-rows of a problem have been read, its sampler decides and they queue again. What shares
-the slots changes no sample, since random numbers know nothing of it.
+Every problem has its own pace. Its rows wait in a queue until slots are free. When a
+row ends a step, the reward reads it and its slot becomes free. When all rows of a
+problem have been read, its sampler decides, and they join the queue again. The samples
+do not depend on which rows share the slots, since their random numbers do not.
 """
 
 import collections
@@ -36,11 +36,11 @@ from tsi.rewards.reward import Prompts
 from tsi.weights import weight_dtype
 
 POOL = 2**28
-"""Bytes of blocks that are allocated at once; more come when they are needed."""
+"""Bytes of blocks per allocation; more are allocated when needed."""
 
 
 class EndedProblem(NamedTuple):
-    """A problem that has left: its number, and what came of it, on the host."""
+    """A problem that has ended: its index, and its final state on the host."""
 
     problem: int
     particles: Particles
@@ -50,7 +50,7 @@ class EndedProblem(NamedTuple):
 
 
 class FailedProblem(NamedTuple):
-    """A problem that was given up: its number, why, and at which step, from 1."""
+    """A problem that failed: its index, the error, and the step, counted from 1."""
 
     problem: int
     error: Exception
@@ -61,15 +61,15 @@ class Lane:
     """Runs one method on problems, on one group of devices.
 
     Args:
-        programs: compiled ones.
-        method: what decides.
+        programs: the compiled programs.
+        method: of the sampler.
         key: of the run.
-        params: weights and temperatures; its prompts are not looked at.
+        params: weights and temperatures; its prompts are not used.
         prompts: token ids of all problems, on the host.
-        questions: what the reward has prepared, one row a problem, or None.
+        questions: the result of the reward's `prepare`, one row per problem, or None.
         ids: of all problems.
-        sizes: how much is worked on at once.
-        exact: whether its clock is, see :mod:`tsi.engine.meters.clock`.
+        sizes: of the lane.
+        exact: whether its clock is exact, see :mod:`tsi.engine.meters.clock`.
     """
 
     def __init__(
@@ -148,17 +148,17 @@ class Lane:
         stop: threading.Event,
         tell: Callable[[], None] = lambda: None,
     ) -> Iterator[EndedProblem | FailedProblem]:
-        """Run problems, given by index; each comes out as soon as it has ended.
+        """Run problems, given by index; yield each as soon as it has ended.
 
         Args:
-            problems: which.
-            stop: when it is set, what is under way is given up.
-            tell: called after each look at the slots.
+            problems: indices.
+            stop: when it is set, unfinished problems are abandoned.
+            tell: called after each burst.
         """
         self.left = left = collections.deque(problems)
         while (left or (self.index >= 0).any()) and not stop.is_set():
             free = np.flatnonzero(self.index < 0)
-            # Several at once, since each time costs as much as a turn of all.
+            # Several at once, since each entry costs as much as a turn of all problems.
             if left and len(free) >= min(len(left), -(-self.sizes.problems // 4)):
                 count = min(len(free), len(left))
                 self._enter([left.popleft() for _ in range(count)], free[:count])
@@ -209,7 +209,7 @@ class Lane:
     def _read_prompts(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
         count, size = len(problems), self._entering
         size = width_of(count, size, self.sizes.shrinks)
-        # Filled up with the last, so that few sizes are compiled.
+        # Padded with the last one, so that few sizes are compiled.
         padded = np.asarray(problems + [problems[-1]] * (size - count))
         at = np.concatenate([places, np.full(size - count, self.sizes.problems)])
         prompts = Prompts(
@@ -280,7 +280,7 @@ class Lane:
         )
 
     def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[EndedProblem]:
-        """Tell the samplers of problems that are ready, and ask what is next."""
+        """`tell` and `ask` for the problems that are ready."""
         before = self.clock.phase("decide")
         explores = self.method.plan.stored > 0
         if explores:
@@ -349,7 +349,7 @@ class Lane:
         self.depths[to[kept_rows]] = self.depths[kept_rows]
 
     def _ask(self, request: Request, asked: Bool[np.ndarray, " P"]) -> None:
-        """Give the working rows of problems what their samplers have asked for."""
+        """Give working rows the prefixes that their samplers have requested."""
         rows, stored, _ = self.method.plan
         if self.request is None:
             self.request = jax.tree.map(np.array, request)
@@ -406,7 +406,7 @@ class Lane:
         self.queue.extend(writers.tolist())
 
     def _record(self, rows: Int[np.ndarray, " A"], replies: RowReplies) -> None:
-        """Keep what is known of working rows for the next decision."""
+        """Record the numbers of working rows for the next decision."""
         for old, new in zip(self.reply, replies, strict=False):
             old[rows] = new
         self.lengths[rows] = replies.lengths
@@ -414,7 +414,7 @@ class Lane:
     # Rows
 
     def _write(self) -> None:
-        """Fill the slots, write tokens, and let the reward read what has ended."""
+        """Fill the slots, draw tokens, and let the reward read the steps that ended."""
         before = self.clock.phase("move")
         each, writers = self.method.plan.rows, self.writers
         rows = writers.fill(self.queue)
@@ -438,7 +438,7 @@ class Lane:
         at = self._slots_to_read()
         for start in range(0, len(at), self.sizes.reads):
             chosen = at[start : start + self.sizes.reads]
-            # A problem that has just been given up waits for nothing.
+            # The rows of a problem that has just failed are not read.
             if len(chosen := chosen[writers.ended[chosen]]):
                 self._read(chosen)
         self._collect_scores()
@@ -447,7 +447,7 @@ class Lane:
         self.cache = max(self.cache, held, key=lambda cache: cache.held)
 
     def _num_ended_to_wait_for(self) -> int:
-        """How many rows must have ended their steps for the host to look."""
+        """Number of rows that must end their steps before the burst returns."""
         writers, part = self.writers, int(self.sizes.part * self.writers.number)
         active = int(writers.active.sum())
         if self.sizes.part == 1:
@@ -457,15 +457,16 @@ class Lane:
         problems = writers.row_of[writers.active] // self.method.plan.rows
         counts = np.bincount(problems, minlength=self.sizes.problems)
         enough = max(int(counts[counts > 0].min()), part)
-        # Fewer rows than these are computed by a cheaper program.
+        # With fewer rows a smaller program is enough.
         fewer = writers.below(active)
         return min(enough, active - fewer) if fewer else min(enough, active)
 
     def _slots_to_read(self) -> Int[np.ndarray, " A"]:
         """Slots whose steps are read now.
 
-        Those of like lengths stand together, since all are padded to the longest. A
-        step that nobody waits for is read with others, if nobody waits for its slot.
+        They are ordered by length, since a batch is padded to its longest step. A step
+        is read later, in a fuller batch, if neither its problem nor a queued row waits
+        for it.
         """
         writers, reads = self.writers, self.sizes.reads
         ended = np.flatnonzero(writers.ended)
@@ -513,9 +514,9 @@ class Lane:
         self._judge(rows, replies)
 
     def _judge(self, rows: Int[np.ndarray, " n"], replies: RowReplies) -> None:
-        """Have the steps that rows have ended scored, if the host has a part in it.
+        """Let the host score the steps that rows have ended, if the reward needs it.
 
-        A problem whose scoring fails is given up; the others go on.
+        A problem whose scoring fails is abandoned; the others continue.
         """
         if self.scores is None:
             self._end(rows, replies)
@@ -534,7 +535,7 @@ class Lane:
             self._give_up(int(places[i]), int(batch.depths[i]) + 1, error)
 
     def _collect_scores(self) -> None:
-        """Wait for the scores that the host has asked for."""
+        """Fetch the scores that are pending."""
         if self.scores is None:
             return
         assert self.stored is not None
@@ -543,7 +544,7 @@ class Lane:
             self._end(rows, replies)
 
     def _give_up(self, place: int, step: int, error: Exception) -> None:
-        """Let a problem go that cannot be ended."""
+        """Abandon a problem after an error."""
         if self.index[place] < 0:
             return
         self.failed.append(FailedProblem(int(self.index[place]), error, step))
@@ -555,7 +556,7 @@ class Lane:
         self._release(places)
 
     def _step_width(self, longest: int) -> int:
-        """Places of a step that are read, so that few widths are compiled."""
+        """The width at which a step is read: one of few, for few compiled programs."""
         most = self.target.max_step_tokens
         if not self.target.reward.reads_ids:
             return most
@@ -565,7 +566,7 @@ class Lane:
         return min(width, most)
 
     def _repeat(self, rows: Int[np.ndarray, " n"]) -> None:
-        """Let rows take steps of other rows."""
+        """Let rows repeat steps of other rows."""
         if not len(rows):
             return
         before = self.clock.phase("repeat")
@@ -610,7 +611,7 @@ class Lane:
         self._judge(rows, replies)
 
     def _end(self, rows: Int[np.ndarray, " n"], replies: RowReplies) -> None:
-        """Rows that have ended a step."""
+        """Record that rows have ended a step."""
         self._record(rows, replies)
         self.depths[rows] += 1
         if self.method.plan.stored:

@@ -1,8 +1,8 @@
-"""The groups of devices that work side by side, each on problems of its own.
+"""The groups of devices, each with its own problems.
 
-Along a mesh's axis ``data`` nothing is shared but the weights' values, so that no byte
-of a cache ever crosses from one group to another. Along ``model`` a group divides
-weights and heads (:mod:`tsi.models.partition`).
+Along a mesh's axis ``data`` only the values of weights are the same; no cache is ever
+copied from one group to another. Along ``model`` a group divides weights and heads
+(:mod:`tsi.models.partition`).
 """
 
 from typing import Any
@@ -29,11 +29,11 @@ def divide(mesh: Mesh | None) -> list[Mesh | None]:
 
 
 def part_of(tree: Any, part: Mesh | None) -> Any:
-    """Weights as they lie on one group of devices, without a copy.
+    """The weights of one group of devices, without a copy.
 
     Args:
-        tree: of arrays that lie on a whole mesh, each group having all of them.
-        part: the group; None for wherever they are.
+        tree: of arrays on a whole mesh, replicated over the groups.
+        part: the group; None for unchanged arrays.
     """
     if part is None:
         return tree

@@ -1,4 +1,4 @@
-"""Prompts of problems: encoded, checked against the models, and padded together."""
+"""Encode the prompts of problems, check them against the models, and pad them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,15 +25,15 @@ def encode_prompt(
     """A problem's prompt as token ids.
 
     Args:
-        problem: whose.
+        problem: the problem.
         encode: text to ids.
-        target: for its limit and what its reward reads beyond.
-        num_rows: ids that all models have rows for.
-        context: positions that all models can read.
+        target: for its token limit and the further positions of its reward.
+        num_rows: number of ids for which all models have rows.
+        context: number of positions that all models can read.
 
     Raises:
-        ConfigurationError: it has no tokens, or some that a model has not.
-        PromptTooLongError: with a solution it exceeds the context.
+        ConfigurationError: it has no tokens, or tokens that a model lacks.
+        PromptTooLongError: prompt and solution exceed the context.
     """
     tokens = encode(problem.prompt)
     check_prompt(problem.id, tokens, num_rows)
@@ -42,7 +42,7 @@ def encode_prompt(
     if not tokens:
         raise ConfigurationError(
             f"The prompt of problem {problem.id!r} has no tokens, and a policy "
-            "needs one to begin with. Give the problem a prompt."
+            "needs at least one. Give the problem a prompt."
         )
     if len(tokens) > limit:
         question = f" and a question of {beyond} to the judge" if beyond else ""
@@ -56,7 +56,7 @@ def encode_prompt(
 
 
 def pad_prompts(prompts: list[list[int]]) -> Prompts:
-    """Prompts in one array, so wide that few widths are compiled."""
+    """Prompts in one array, padded so that few widths are compiled."""
     width = -(-max(map(len, prompts)) // PROMPT_BUCKET) * PROMPT_BUCKET
     tokens = np.zeros((len(prompts), width), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):

@@ -1,4 +1,4 @@
-"""The reward's growing caches in blocks, and the dense rows that reading wants."""
+"""The reward's growing caches in blocks, and the dense rows that reading needs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +71,7 @@ class RewardPools:
     def store(
         self, caches: RewardCaches, rows: Int[np.ndarray, " n"], change: RewardChange
     ) -> None:
-        """Put what reading has made of the first dense rows into blocks."""
+        """Copy the new positions of the first dense rows into blocks."""
         count = len(rows)
         for pool, dense, *lengths in zip(self, caches.dense, *change, strict=True):
             kept, new = (np.asarray(length)[:count] for length in lengths)

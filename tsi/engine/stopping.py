@@ -1,9 +1,9 @@
-r"""When a problem has had enough rollouts: rules on the rounds that were run so far.
+r"""Stopping rules: when a problem has had enough rollouts.
 
-A rule sees the results of independent rounds of one problem. Rules on answers count
-votes or masses; rules on errors take the rounds as replicates. What is decided by
-looking at the data is not unbiased: a mean that stops when its spread happens to be
-small is a little too low or high, by an amount that vanishes with the bound.
+A rule is a function of the results of independent rounds of one problem. Rules on
+answers count votes or masses; rules on errors use the rounds as replicates. A stopping
+time that depends on the data introduces a bias: a mean that stops when its spread is
+small by chance is off by an amount that vanishes with the bound.
 
 References:
     [1] Aggarwal et al. 2023, Let's sample step by step, arXiv 2305.11860 (Beta and
@@ -45,7 +45,7 @@ def dirichlet_confidence(counts: Sequence[int]) -> float:
 
 
 def sure_majority(confidence: float = 0.95, rule: str = "beta") -> Stop:
-    """Stop when the leading answer is the policy's most probable one, surely enough.
+    """Stop when the leading answer is, at some confidence, the most probable one.
 
     Args:
         confidence: of the leading answer, in (0.5, 1).
@@ -58,7 +58,7 @@ def sure_majority(confidence: float = 0.95, rule: str = "beta") -> Stop:
     """
     if not 0.5 < confidence < 1.0:
         raise ConfigurationError(
-            f"A majority is sure with a confidence in (0.5, 1), not {confidence}."
+            f"The confidence of a majority must be in (0.5, 1), and it is {confidence}."
         )
     if rule not in ("beta", "dirichlet"):
         raise UnknownNameError("stopping rule", rule, ("beta", "dirichlet"))
@@ -81,7 +81,7 @@ def answer_error_below(bound: float, min_rounds: int = 4) -> Stop:
 
     Args:
         bound: of the standard error.
-        min_rounds: rounds before which nothing is judged, at least two.
+        min_rounds: the fewest rounds before the rule applies, at least two.
 
     Raises:
         ConfigurationError: if the bound is not positive or there are too few rounds.

@@ -1,7 +1,7 @@
-"""The host's view of the slots: who is in which, who comes next, when they change size.
+"""The slots as the host manages them: their rows, their order, and their size.
 
-A row that goes on from where it stood finds its cache in the slot that it left, if
-nobody has taken it since; others are copied out of blocks.
+A row that continues its own prefix finds its cache in the slot that it left, if no
+other row has taken the slot since. Other rows are copied out of blocks.
 """
 
 import collections
@@ -20,24 +20,24 @@ from tsi.engine.sizing.sizes import Sizes, chosen_of, coarse_room_of, room_of, w
 from tsi.reasoning.particles import ReasoningParams
 
 LAG = 64
-"""Positions of the common past that a row may have of its own before it is loaded anew,
-which takes longer than to read so many once more."""
+"""Positions of the common past that a slot may still hold itself. Loading the row again
+takes longer than attending to so many positions twice."""
 
 COPIES = 3
-"""Programs that are compiled for a new room, in bursts: a burst, one that reads steps,
-and several that copy."""
+"""Cost of the programs for a new slot size, in bursts: a burst, a program that reads
+steps, and several that copy."""
 
 
 class Writers:
     """Slots of one lane.
 
     Attributes:
-        row_of: the row in each slot, which may have left it.
-        active: whether it writes.
-        ended: whether it has ended its step, which nobody has read yet.
-        counts: the tokens of its step.
-        filled: the positions of its past.
-        start: those that it has in the common past alone.
+        row_of: the row in each slot, or the last one.
+        active: whether tokens are drawn for it.
+        ended: whether it has ended a step that has not been read yet.
+        counts: number of tokens of its step.
+        filled: number of positions of its past.
+        start: number of these that are only in the common past.
 
     Args:
         programs: compiled ones.
@@ -84,11 +84,11 @@ class Writers:
 
     @property
     def past(self) -> Any:
-        """The cache of what problems have in common, or None."""
+        """The cache of common pasts, or None."""
         return None if self.common is None else self.common.cache
 
     def forget(self, rows: Int[np.ndarray, " n"]) -> None:
-        """What slots hold of these rows is theirs no more."""
+        """The slots' caches of these rows are no longer valid."""
         for row in rows.tolist():
             self.resident.pop(row, None)
 
@@ -104,10 +104,10 @@ class Writers:
         self.ended &= ~gone
 
     def share(self, rows: Int[np.ndarray, " n"]) -> None:
-        """Find what the rows of each problem have in common, of those that will write.
+        """Update the common past of the rows of each problem.
 
         Args:
-            rows: in order.
+            rows: the rows that will be extended, in order.
         """
         if self.common is None or not len(rows):
             return
@@ -115,7 +115,7 @@ class Writers:
         self.common.update(np.split(rows, firsts[1:]), problems)
 
     def fill(self, queue: collections.deque[int]) -> Int[np.ndarray, " n"]:
-        """Give rows of the queue the slots that are free, and their caches."""
+        """Move rows from the queue into free slots, with their caches."""
         self._resize(queue)
         free = set(np.flatnonzero(~self.active & ~self.ended).tolist())
         count = min(len(free), len(queue))
@@ -124,12 +124,12 @@ class Writers:
         at = np.full(count, -1, np.int32)
         for i, row in enumerate(rows.tolist()):
             slot = self.resident.get(row)
-            # What it counts on must be in the common past still.
+            # The positions that the slot lacks must still be in the common past.
             if slot in free and 0 <= start[i] - self.start[slot] < LAG:
                 at[i] = slot
                 free.discard(slot)
         loaded = at < 0
-        # First the slots that nobody may come back to.
+        # Slots to which no row can return are taken first.
         held = set(self.resident.values())
         order = sorted(free, key=lambda slot: (slot in held, slot))
         at[loaded] = order[: int(loaded.sum())]
@@ -146,7 +146,7 @@ class Writers:
         return rows
 
     def admit(self, rows: Any, stored: Any, padded: Any, *keys: Any) -> None:
-        """Let the rows that `fill` has placed write; arguments of `Programs.admit`."""
+        """Activate the rows that `fill` has placed; arguments of `Programs.admit`."""
         pad = (0, len(padded) - len(rows))
         cache = self.slots.cache
         small = self.programs.admit(
@@ -164,7 +164,7 @@ class Writers:
     def write(self, enough: int) -> None:
         """One burst."""
         was, cache, chosen = self.filled, self.slots.cache, self._choose()
-        # Rows that were given up are active in the slots still.
+        # Rows of abandoned problems are still active on the device.
         self.slots = self.slots._replace(active=self.active)
         small, new, seen = self.programs.burst(
             self.params,
@@ -194,7 +194,7 @@ class Writers:
         self.active, self.counts = self.active & seen.active, seen.counts
 
     def leave(self, at: Int[np.ndarray, " A"]) -> Int[np.ndarray, " A"]:
-        """Rows leave their slots, which keep what they hold until somebody comes."""
+        """Rows leave their slots, whose caches stay valid until they are taken."""
         rows = self.row_of[at]
         self.ended[at] = False
         self.resident |= zip(rows.tolist(), at.tolist(), strict=True)
@@ -206,7 +206,7 @@ class Writers:
         return self.common.starts(rows, rows // self.each).astype(np.int32)
 
     def _choose(self) -> Any:
-        """The slots that a burst computes: those that write, and few others."""
+        """The slots that a burst computes: the active ones, and padding."""
         number, each, shrinks = self.number, self.each, self.sizes.shrinks
         self.wanted = chosen_of(int(self.active.sum()), number, shrinks)
         coarse = width_of(self.wanted, number, shrinks, factor=2)
@@ -217,7 +217,7 @@ class Writers:
         rows: Any = np.sort(first).astype(np.int32)
         if self.common is None:
             return Chosen(rows, None, None)
-        # Where each active row stands among those of its problem.
+        # The rank of each active row among those of its problem.
         active = np.flatnonzero(self.active[rows])
         problems = self.row_of[rows[active]] // each
         order = np.argsort(problems, kind="stable")
@@ -236,12 +236,12 @@ class Writers:
         return self.slots.cache.keys[0].shape[-1]
 
     def below(self, count: int) -> int:
-        """How few rows must write for a smaller program to do; 0 if there is none."""
+        """The most rows for which a smaller program is known; 0 if there is none."""
         sizes = [size for room, size in self.shapes.known if room == self.room]
         return max((size for size in sizes if size < count), default=0)
 
     def _note(self, turns: int, rows: int) -> None:
-        """Remember how much of a burst smaller programs would have saved."""
+        """Record how much of a burst smaller programs would have saved."""
         if not self.sizes.shrinks:
             return
         self.shapes.note((self.room, self.wanted), (self.room, rows), turns)
@@ -249,7 +249,7 @@ class Writers:
         self.idle += waste
 
     def _resize(self, queue: collections.deque[int]) -> None:
-        """Room in the slots for what their rows may become."""
+        """Resize the slots for the rows that will use them."""
         busy = self.active | self.ended
         longest = int((self.filled - self.start)[busy].max(initial=0))
         waiting = np.asarray(list(queue)[: self.sizes.slots], np.int32)
@@ -260,7 +260,7 @@ class Writers:
         needed = longest + self.sizes.burst
         self.fine = min(room_of(needed), self.most)
         if self.slots is not None:
-            # A smaller room is worth a move only after it has cost as much.
+            # Slots shrink only after their size has cost as much as a resize.
             kept = self.idle <= self.sizes.price and self.room < 4 * self.fine
             if kept and self.room >= self.fine:
                 return
@@ -274,7 +274,7 @@ class Writers:
             self.slots = self.programs.slots(like, number, size, vocab_size)
         elif size != self.room:
             if size < self.room:
-                # Rows that may come back to their slots may have more than that.
+                # The caches of rows that may return can be longer than the new size.
                 self.resident = {}
             cache = self.programs.widen(self.slots.cache, size)
             self.slots = self.slots._replace(cache=cache)

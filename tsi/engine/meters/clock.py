@@ -1,14 +1,14 @@
-"""Where the time of a group of devices goes: at each moment it is in exactly one part.
+"""The time of a group of devices, divided into parts.
 
-So the parts sum to the time that has passed, whatever is nested in what. JAX computes
-behind the host's back, and a host that does not wait for a program finds the time of it
-wherever it waits next. An exact clock therefore lets the host wait for every program,
-and charges to a part only what lies between a program's call and its last result;
-everything else is the host's. A clock that is not exact disturbs nothing: its parts are
-the host's phases, each of which ends by reading what its programs have computed.
+At each moment the clock is in exactly one part, so that the parts sum to the elapsed
+time. JAX runs programs asynchronously, and the time of a program appears wherever the
+host waits next. An exact clock therefore waits for every program, and assigns to a part
+only the time between a program's call and its last result; all other time belongs to
+the host. A clock that is not exact does not wait: its parts are phases of the host,
+each of which ends by reading results of its programs.
 
-Compilation happens inside of the call that needs it, on the thread that calls. It is
-taken out of the part that it happens in, as JAX tells of it.
+Compilation happens within the call that needs it, on the calling thread. Its time, as
+reported by JAX, is subtracted from the part in which it happens.
 """
 
 import threading
@@ -37,7 +37,7 @@ _here = threading.local()
 
 
 class ClockReading(NamedTuple):
-    """What a clock shows.
+    """The reading of a clock.
 
     Attributes:
         seconds: of each part; they sum to the time that the clock has run.
@@ -49,7 +49,7 @@ class ClockReading(NamedTuple):
 
 
 class Clock:
-    """The time of one lane; it begins in the part "host".
+    """The clock of one lane; it starts in the part "host".
 
     Args:
         exact: whether programs are timed one by one, see the module's text.
@@ -63,7 +63,7 @@ class Clock:
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._compiling = dict.fromkeys(PARTS, 0.0)
         self._part, self._since = "host", now()
-        # Times in which something was compiled since then, none within another.
+        # Disjoint intervals in which something was compiled since then.
         self._spans: list[tuple[float, float]] = []
 
     def switch(self, part: str) -> str:
@@ -81,7 +81,7 @@ class Clock:
         return self.switch("host" if self.exact else part)
 
     def read(self) -> ClockReading:
-        """What has been spent so far; another thread may ask."""
+        """The reading so far; may be called from another thread."""
         seconds, compiling = dict(self._seconds), dict(self._compiling)
         spent = sum(end - start for start, end in tuple(self._spans))
         seconds["compile"] += spent
@@ -90,15 +90,15 @@ class Clock:
         return ClockReading(seconds, compiling)
 
     def resume(self) -> None:
-        """Compilations and programs of this thread are this clock's; the host works."""
+        """Make this the clock of the calling thread, and switch to the part "host"."""
         _here.clock = self
         self.switch("host")
 
     def note_compilation(self, seconds: float) -> None:
-        """Something has been compiled until now, and took so long."""
+        """Record a compilation that ends now and took so many seconds."""
         end = self._now()
         start = max(end - seconds, self._since)
-        # What is compiled within something else is told first.
+        # Nested compilations are reported before the outer one.
         while self._spans and self._spans[-1][0] >= start:
             self._spans.pop()
         if self._spans:
@@ -107,7 +107,7 @@ class Clock:
 
 
 def tell_compilation(seconds: float) -> None:
-    """Tell the clock of this thread, if there is one, of something compiled."""
+    """Report a compilation to the clock of this thread, if there is one."""
     clock = getattr(_here, "clock", None)
     if clock is not None:
         clock.note_compilation(seconds)

@@ -18,9 +18,9 @@ from tsi.engine.meters.clock import tell_compilation
 from tsi.models.loading.catalogue import cache_directory
 
 MOST_BYTES = 2 * 2**30
-"""Bytes that are kept; the programs that nobody has used for longest are dropped."""
+"""Size of the cache in bytes; the least recently used programs are dropped."""
 WORTH_KEEPING = 0.1
-"""Seconds of compilation from which on a program is kept."""
+"""Programs that take at least so many seconds to compile are kept."""
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event that JAX sends when a program is compiled, or read from disk."""
 COMPILING = (
@@ -28,18 +28,18 @@ COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     COMPILED,
 )
-"""Those of all that a call waits for when its program is not there yet."""
+"""The events of all stages that a call waits for when it compiles its program."""
 
 
 def keep_programs() -> Path | None:
     """Keep compiled programs in the user's cache directory, unless told otherwise.
 
-    ``JAX_COMPILATION_CACHE_DIR``, or a directory set in ``jax.config``, goes before,
-    and ``JAX_ENABLE_COMPILATION_CACHE=false`` keeps nothing. Nobody but the user may
-    write to the directory, for who writes to it can run code in the process.
+    ``JAX_COMPILATION_CACHE_DIR``, or a directory set in ``jax.config``, takes
+    precedence, and ``JAX_ENABLE_COMPILATION_CACHE=false`` disables the cache. Only the
+    user may have write access to the directory, since files in it are run as code.
 
     Returns:
-        Where they are kept; None where they are not.
+        The directory; None if programs are not kept.
     """
     config: Any = jax.config
     if not config.jax_enable_compilation_cache:

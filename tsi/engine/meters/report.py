@@ -1,4 +1,4 @@
-"""How much of what a run computed was of use, where its time went, what it held."""
+"""Reports of a run: useful tokens, time by part, and memory."""
 
 import math
 from collections import Counter
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class CacheBytes(NamedTuple):
-    """Keys and values in blocks, at the moment when there were most of them.
+    """Bytes of keys and values in blocks, at their peak.
 
     Attributes:
         shared: of blocks that several rows read, each counted once.
         private: of blocks that one row reads.
-        unshared: what all rows would take if each had its blocks for itself.
+        unshared: bytes that all rows would take without sharing.
     """
 
     shared: int = 0
@@ -21,7 +21,7 @@ class CacheBytes(NamedTuple):
 
     @property
     def held(self) -> int:
-        """Of all blocks that some row reads."""
+        """Bytes of all blocks that some row reads."""
         return self.shared + self.private
 
 
@@ -68,7 +68,7 @@ class Report(NamedTuple):
 
     @property
     def utilisation(self) -> float:
-        """The share of the computed tokens that were of use; NaN if there are none."""
+        """The share of the computed tokens that were useful; NaN if there are none."""
         return self.useful / self.computed if self.computed else math.nan
 
     def parts(self) -> dict[str, float]:
@@ -77,7 +77,7 @@ class Report(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a run of the engine is.
+    """The progress of a run.
 
     Attributes:
         ended: problems.
@@ -116,8 +116,7 @@ def total(reports: Iterable[Report]) -> Report:
 def over(report: Report, wall: float, groups: int) -> Report:
     """A report of groups that worked side by side for so many seconds.
 
-    What no group's clock has counted, before a group begins and after it ends, is time
-    in which its devices had nothing to do.
+    Time before a group starts and after it ends counts as idle.
     """
     seconds = dict(report.seconds)
     uncounted = max(0.0, wall * groups - sum(seconds.values()))

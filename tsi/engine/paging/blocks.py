@@ -144,7 +144,7 @@ class BlockTables:
     ) -> tuple[
         Int[np.ndarray, "n b"], Bool[np.ndarray, "n b"], Bool[np.ndarray, "n b"]
     ]:
-        """Blocks of rows, which of them are written, and which of these are unshared."""
+        """Blocks of rows, which of them are written, and which of these are private."""
         before, now = np.asarray(kept), np.asarray(lengths)
         first, last = before // self.block, self._blocks_of(now)
         last = np.where(now > before, last, 0)

@@ -1,4 +1,4 @@
-"""The programs that know nothing of models: dense rows, and blocks moved to and fro."""
+"""Programs without models: dense rows, and copies between them and blocks."""
 
 import functools
 from typing import Any
@@ -68,7 +68,7 @@ class PagePrograms:
         return tree if self.home is None else jax.device_put(tree, self.home)
 
     def set_home(self, weights: Any) -> None:
-        """Note where weights lie, for `place`."""
+        """Record the sharding of weights, for `place`."""
         leaf = next(x for x in jax.tree.leaves(weights) if isinstance(x, jax.Array))
         whole = self.mesh is not None and self.mesh.size > 1
         if whole:

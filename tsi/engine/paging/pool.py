@@ -1,7 +1,7 @@
-"""One kind of cache in blocks: tables on the host, bytes on the device.
+"""One kind of cache in blocks: tables on the host, arrays on the device.
 
-Bytes lie in extents, arrays of one size. A pool that grows gets one more: nothing is
-copied, and no program that moves blocks is compiled again.
+The arrays are extents of equal size. A pool grows by one more extent, so that nothing
+is copied, and no program that moves blocks is compiled again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -54,7 +54,7 @@ class Pool:
         at: Indices | None = None,
         starts: Indices | None = None,
     ) -> None:
-        """Put what is new of rows into blocks.
+        """Copy the new positions of rows into blocks.
 
         Args:
             dense: where they are now.
@@ -116,7 +116,7 @@ class Pool:
 
 
 def bytes_held(pools: Iterable[Pool]) -> CacheBytes:
-    """What lies in the blocks of some pools, by how many rows read it."""
+    """Bytes in the blocks of some pools, by whether several rows read them."""
     found = CacheBytes()
     for pool in pools:
         uses = pool.tables.uses

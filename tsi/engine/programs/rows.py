@@ -97,7 +97,7 @@ class RewardCaches(NamedTuple):
 
 
 class RewardChange(NamedTuple):
-    """Changes of a cache by reading a step; the first ``kept`` positions are the same."""
+    """Changes of a cache by a step; the first ``kept`` positions are the same."""
 
     kept: list[Int[Array, " A"]]
     lengths: list[Int[Array, " A"]]

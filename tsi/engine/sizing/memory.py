@@ -1,10 +1,9 @@
-"""Whether a run can fit into memory at all, which is asked before it begins.
+"""Check before a run that it can fit into memory.
 
-The bound counts what every row has for itself, however much rows share: its tokens and
-numbers, its line of block numbers, and, if it is one that works, one block in each
-cache, for a row that has written has a last block of its own. A run that passes may
-still run out of memory later (see :mod:`tsi.engine.endurance`); one that does not pass
-never ends.
+The bound counts memory that rows cannot share: tokens and numbers, the table of blocks,
+and for each working row one block per cache, since the last block of a row is private.
+A run that passes may still run out of memory later (see :mod:`tsi.engine.endurance`);
+a run that does not pass cannot end.
 """
 
 import math
@@ -27,7 +26,7 @@ from tsi.reasoning.target import ReasoningTarget
 
 
 class RowBytes(NamedTuple):
-    """What one row takes at least, in bytes.
+    """The least memory of one row, in bytes.
 
     Attributes:
         numbers: tokens, step ends and rewards by step.
@@ -41,7 +40,7 @@ class RowBytes(NamedTuple):
 
 
 def bytes_of_row(target: Any, caches: list[int], block: int) -> RowBytes:
-    """What one row takes at least.
+    """The least memory of one row.
 
     Args:
         target: a :class:`tsi.reasoning.target.ReasoningTarget`.
@@ -64,7 +63,7 @@ CACHE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_cache_dtype(name: str) -> None:
-    """Refuse what is no type of keys and values.
+    """Refuse a type that keys and values cannot have.
 
     Raises:
         ConfigurationError: see above.
@@ -107,7 +106,7 @@ def cache_sizes(
     unread: Any = None
 
     def size(model: Any, config: DecoderConfig | None) -> int:
-        # A reward of the user's own may keep what it likes.
+        # The state of a custom reward is not known.
         if config is None or not hasattr(model, "trunk"):
             return 0
         chosen = model.trunk.cache_dtype if dtype is None else np.dtype(dtype)
@@ -123,7 +122,7 @@ def cache_sizes(
 
 
 def unloaded_bytes(models: Any, mesh: Mesh | None = None) -> int:
-    """Bytes of weights of which only the shapes are here, on one device.
+    """Bytes per device of weights that are not loaded yet.
 
     Args:
         models: a model, or several.
@@ -149,7 +148,7 @@ def unloaded_bytes(models: Any, mesh: Mesh | None = None) -> int:
 
 
 def free_bytes(device: jax.Device | None = None) -> int:
-    """What a device has left, or the host, whose memory a CPU device uses."""
+    """Free bytes of a device; for a CPU those of the host."""
     device = jax.local_devices()[0] if device is None else device
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -158,7 +157,7 @@ def free_bytes(device: jax.Device | None = None) -> int:
 
 
 def peak_bytes(device: jax.Device | None = None) -> int:
-    """The most that a device has held, or on a CPU the process, since it began."""
+    """Peak bytes of a device; for a CPU those of the process."""
     device = jax.local_devices()[0] if device is None else device
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "peak_bytes_in_use" in stats:
@@ -178,7 +177,7 @@ def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None
         free: bytes.
 
     Raises:
-        ConfigurationError: the rows of one problem take more than is free.
+        ConfigurationError: the rows of one problem need more memory than is free.
     """
     rows = plan.rows + plan.stored
     parts = rows * row.numbers, rows * row.tables, plan.rows * row.blocks
@@ -197,7 +196,7 @@ def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None
 
 
 def check_weights_fit(free: int) -> None:
-    """Refuse models that leave nothing.
+    """Refuse models whose weights do not fit.
 
     Args:
         free: bytes beside the weights.
@@ -213,10 +212,10 @@ def check_weights_fit(free: int) -> None:
 
 
 def check_prompts_fit(needed: int, width: int, free: int) -> None:
-    """Refuse prompts that memory cannot hold while one of them is read.
+    """Refuse prompts that cannot be read within the free memory.
 
     Args:
-        needed: bytes that this takes beside the weights.
+        needed: bytes to read one prompt, beside the weights.
         width: positions of the longest prompt.
         free: bytes.
 
@@ -226,7 +225,7 @@ def check_prompts_fit(needed: int, width: int, free: int) -> None:
     if needed > free:
         check_weights_fit(free)
         raise ConfigurationError(
-            f"To read a prompt of {width:,} tokens takes {_size(needed)} beside "
+            f"Reading a prompt of {width:,} tokens takes {_size(needed)} beside "
             f"the weights, and {_size(free)} are free. Shorten the longest "
             "prompt, or use a smaller model or dtype."
         )

@@ -1,6 +1,6 @@
-"""How many rows a device has memory for, beside the weights.
+"""Plan how many rows fit into a device's memory beside the weights.
 
-What a row takes where every row is as long as a solution can be:
+The memory of a row, if all rows have the length of the longest solution:
 
 - a slot, dense, with room for prompt and solution, twice, because slots that change
   size, or of which some are chosen, are copied;
@@ -29,7 +29,7 @@ from tsi.models.partition import MODEL
 from tsi.reasoning.target import ReasoningTarget
 
 USABLE = 0.85
-"""The share of what is free that is planned; the rest is for what reading takes."""
+"""The share of free memory that is planned; the rest is for reading."""
 STORED = 0.2
 """The share of that for prefixes that explorers store."""
 COPIES = 2
@@ -37,7 +37,7 @@ COPIES = 2
 DRAWING = 3 * 4
 """Bytes of a logit, and of what is made of it to draw a token."""
 MOST_ROWS, MOST_STORED = 4096, 65_536
-"""Where memory sets no limit."""
+"""Limits on other grounds than memory."""
 MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU = 128, 16_384
 """On two cores 128 rows of the tiny models take a seventh less time than 2,048, because
 their keys and values stay in the processor's caches."""
@@ -58,7 +58,7 @@ class Need(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How many rows write together, and how many prefixes explorers store."""
+    """The numbers of rows and of stored prefixes."""
 
     rows: int
     stored: int
@@ -72,7 +72,7 @@ def device_limits(
     mesh: Mesh | None,
     cache_dtype: str | None = None,
 ) -> Limits:
-    """What suits the models and the devices, whose memory is asked for now.
+    """Limits for these models and the current free memory of the devices.
 
     Args:
         target: for its limits and its reward.
@@ -87,7 +87,7 @@ def device_limits(
     free = min(free_bytes(device) for device in devices)
     on_cpu = devices[0].platform == "cpu"
     if on_cpu:
-        # Its devices share the host's memory.
+        # CPU devices share the host's memory.
         free //= len(devices)
     free -= unloaded_bytes((policy, reward_model), mesh)
     caches = cache_sizes(target, policy, reward_model, parts, cache_dtype)
@@ -99,7 +99,7 @@ def device_limits(
 def bytes_of_slot(
     need: Need, target: ReasoningTarget, vocab_size: int, burst: int
 ) -> int:
-    """What one slot and the two rows in work for it take, see the module's text.
+    """Bytes of one slot and its two rows in work, see the module's text.
 
     Args:
         need: see there.
@@ -115,7 +115,7 @@ def bytes_of_slot(
 
 
 def bytes_of_prefix(need: Need, target: ReasoningTarget) -> int:
-    """What a stored prefix takes: a step of its own, half as long as can be."""
+    """Bytes of a stored prefix: a private step of half the longest length."""
     step = target.max_step_tokens
     row = bytes_of_row(target, need.caches.grown, need.block)
     own = (step // 2 + need.block) * sum(need.caches)
@@ -123,7 +123,7 @@ def bytes_of_prefix(need: Need, target: ReasoningTarget) -> int:
 
 
 def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
-    """How many rows and stored prefixes fit, one at least of each.
+    """The numbers of rows and stored prefixes that fit, at least one of each.
 
     Args:
         slot: bytes, see `bytes_of_slot`.
@@ -136,7 +136,7 @@ def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
     if on_cpu:
         most = Limits(MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU)
     rows = max(1, min(most.rows, int((1 - STORED) * usable) // slot))
-    # Numbers that can be halved a few times, since slots are.
+    # Numbers that can be halved a few times, as slots are.
     unit = 1
     while unit < 16 and 2 * unit <= rows:
         unit *= 2

@@ -1,11 +1,10 @@
-"""Which shapes a program is compiled for: those that pay for it.
+"""Choose the shapes for which a program is compiled.
 
-A program of a larger shape can do the work of a smaller one, only slower. What that
-wastes is added up, and a shape is compiled once it would have saved what compiling
-takes. That costs at most twice what the best choice in hindsight does, as with skis
-that are rented until the rent has reached their price (Karlin et al., Algorithmica 3,
-1988). Work is counted and not timed, so that a run that is repeated computes in the
-same shapes, and rounds as it did.
+A program of a larger shape can do the work of a smaller one, but slower. The waste is
+added up, and a shape is compiled once it would have saved the cost of compilation. The
+total cost is at most twice that of the best choice in hindsight, as in the ski rental
+problem (Karlin et al., Algorithmica 3, 1988). Work is counted and not timed, so that a
+repeated run uses the same shapes and has the same rounding errors.
 """
 
 from collections import defaultdict
@@ -19,13 +18,13 @@ besides, and a turn of all rows besides: as measured with 135M weights on two co
 
 
 def cost_of_writing(shape: Shape) -> float:
-    """A token of all rows, ``(room, rows)``."""
+    """Drawing one token of all rows: ``(room, rows)``."""
     room, rows = shape
     return (1 + room / ATTENDED) * (rows + OWN)
 
 
 def cost_of_reading(shape: Shape) -> float:
-    """Steps of so many tokens behind such a past, ``(width, room, rows)``."""
+    """Reading steps of ``width`` tokens after a past: ``(width, room, rows)``."""
     width, room, rows = shape
     return (1 + room / ATTENDED) * width * rows
 
@@ -56,7 +55,7 @@ class Shapes:
         self.waste: defaultdict[Shape, float] = defaultdict(float)
 
     def fitting(self, wanted: Shape) -> list[Shape]:
-        """Known shapes that can do the work of another, the cheapest first."""
+        """Known shapes that can do the work of a shape, the cheapest first."""
         fits = [
             shape
             for shape in self.known
@@ -83,7 +82,7 @@ class Shapes:
         return chosen
 
     def note(self, wanted: Shape, used: Shape, turns: int = 1) -> float:
-        """Remember what a call has wasted, and tell it.
+        """Record the waste of a call, and return it.
 
         Args:
             wanted, used: as `choose` was asked and has answered.

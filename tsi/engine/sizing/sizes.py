@@ -1,4 +1,4 @@
-"""How much is worked on at once, and the few sizes that programs are compiled for."""
+"""The sizes of a lane, and the few sizes for which programs are compiled."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,13 @@ from tsi.explorer import Plan
 BLOCK = 16
 """Positions of a block, of models whose caches are large."""
 BURST = 16
-"""The most tokens that are written before the host looks."""
+"""The most tokens of a burst."""
 PART = 0.125
-"""The share of the slots that must have ended their steps for the host to look."""
+"""The share of the slots that must end their steps to end a burst."""
 IN_FLIGHT = 2
-"""Rows in work for every slot, so that a slot does not wait for a problem's slowest."""
+"""Rows in work per slot, so that no slot waits for the slowest row of a problem."""
 CHEAP = 2e9
-"""FLOPs of a token of all slots below which the host is the slower of the two."""
+"""FLOPs per token of all slots below which the host limits the speed."""
 READS = 8
 """Rows whose steps are read together: with a question of 30 tokens that is a matrix
 large enough for two cores, and few of its rows are padding."""
@@ -30,7 +30,7 @@ PREFILL = 16384
 
 
 class Sizes(NamedTuple):
-    """How much a lane works on at once.
+    """The sizes of a lane.
 
     Attributes:
         slots: R, rows that write tokens together.
@@ -58,12 +58,12 @@ class Sizes(NamedTuple):
     price: float = 0.0
 
     def prompts(self, width: int) -> int:
-        """How many problems' prompts, of so many positions, are read together."""
+        """Number of prompts of so many positions that are read together."""
         return max(1, min(self.problems, self.prefill // width))
 
 
 def half_of(sizes: Sizes) -> Sizes:
-    """Half as much at once, one at least of everything."""
+    """Sizes of half as many slots and problems, at least one of each."""
 
     def half(count: int) -> int:
         return max(1, count // 2)
@@ -85,7 +85,7 @@ def room_of(needed: int) -> int:
 
 
 def coarse_room_of(needed: int) -> int:
-    """Of these the powers of two from 128 on."""
+    """The powers of two among these, from 128 on."""
     return max(128, 1 << (needed - 1).bit_length())
 
 
@@ -107,7 +107,7 @@ def chosen_of(count: int, most: int, shrinks: bool) -> int:
 
 
 def problems_in_work(plan: Plan, max_rows: int, max_stored: int) -> int:
-    """How many problems of a plan a group of devices has in work, one at least.
+    """The most problems of a plan in work on a group of devices, at least one.
 
     Args:
         plan: of a problem.
@@ -129,7 +129,7 @@ def sizes_of(
     max_rows: int,
     most: int,
 ) -> Sizes:
-    """How much a group of devices works on at once.
+    """The sizes of a lane of one group of devices.
 
     Args:
         plan: of a problem.
