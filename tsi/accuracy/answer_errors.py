@@ -8,22 +8,22 @@ whose first-order error is that of the sum of residuals, over particles with an 
 
     r_i = W_i ([a_i = a] - p_a) / sum_j W_j.
 
-Independent particles: se^2 = sum_i r_i^2, the delta method of self-normalised
-importance sampling [1]. After resampling, particles of one first ancestor (Eve) move
-together, so residuals are summed within each family before they are squared [2]; and
-pairs of families that survived R resamplings stand for all that could have met [3]:
+For independent particles se^2 = sum_i r_i^2, the delta method of self-normalised
+importance sampling [1]. After resampling, particles with the same first ancestor (Eve)
+are dependent, so residuals are summed within each family before they are squared [2].
+The factor corrects for pairs of families that R resamplings have removed [3]:
 
     se^2 = (N / (N - 1))^(R + 1) sum_e (sum_{i: E_i = e} r_i)^2.
 
-With R = 0 every particle is its own Eve, and the factor makes the N of a sample
-variance N - 1.
+With R = 0 every particle is its own Eve, and the factor replaces N by N - 1 as in a
+sample variance.
 
-What the number is worth. It is first-order. On the tables of `tsi.targets.tabular` the
+Accuracy. The estimate is first-order. On the tables of `tsi.targets.tabular` the
 mean of se^2 is 0.86 to 1.01 times the variance over runs at N = 64, and 0.3 to 1.1
-times at N = 8, too small above all for what was decided in early steps. The theorem
-does not cover systematic and the other low-variance resamplings; with systematic it is
-0.95 to 1.05 times at N = 64, and 0.5 to 1.4 at N = 8. It is zero where all answers
-agree, which says that none was seen to differ, not that none can.
+times at N = 8, too small mainly for answers that were decided in early steps. The
+theorem does not cover systematic and the other low-variance resamplings; with
+systematic it is 0.95 to 1.05 times at N = 64, and 0.5 to 1.4 at N = 8. It is zero if
+all answers agree, which does not mean that no other answer is possible.
 
 References:
     [1] Owen 2013, Monte Carlo theory, methods and examples, equation 9.9.
@@ -47,15 +47,14 @@ def answer_errors(
     """Standard error of the posterior probability of each answer.
 
     Args:
-        answers: canonical answers, None where a particle gave none.
+        answers: canonical answers, None for a particle without one.
         shares: normalised weights.
         eves: index of each particle's first ancestor; 0, 1, 2, ... without resampling.
-        num_resamplings: R, how often the run resampled.
+        num_resamplings: R, number of resamplings of the run.
 
     Returns:
-        The errors, in the order in which answers appear. NaN where nothing can be
-        estimated: no answer has weight, N = 1, or all weight is of one family, whose
-        luck no other family shows.
+        The errors, in the order in which answers appear. NaN if they cannot be
+        estimated: no answer has weight, N = 1, or one family has all the weight.
     """
     size = len(answers)
     answered = np.array([answer is not None for answer in answers])

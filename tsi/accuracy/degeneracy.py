@@ -1,7 +1,7 @@
-"""How many particles of each step have descendants at the end: path degeneracy.
+"""Path degeneracy: the number of particles of each step with descendants at the end.
 
-Every resampling forgets some particles, so the final ones agree on their early steps.
-Where one ancestor is left, all that the run says of steps before it is one sample.
+Every resampling removes some particles, so the final ones share their early steps. If
+only one ancestor is left at a step, the run has a single sample of the steps before.
 
 Source: Jacob, Murray and Rubenthaler 2015, arXiv 1307.3180.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 
 def lineages(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "T N"]:
-    """Slot of each final particle's forebear in each step.
+    """Slot of each final particle's ancestor in each step.
 
     Args:
         ancestors: parent of each particle at each step.
@@ -30,16 +30,16 @@ def lineages(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "T N"]:
 def unique_ancestors(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "T"]:
     """Distinct particles of each step with descendants at the end; the last is N.
 
-    The first number is that of the eves, for nothing is resampled before step 0.
+    The first number is that of the Eves, since there is no resampling before step 0.
     """
     return np.array([np.unique(row).size for row in lineages(ancestors)], np.int32)
 
 
 def common_past(step_texts: Sequence[Sequence[str]]) -> Int[np.ndarray, "T K"]:
-    """A genealogy of solutions that come out of a store: what they share is their past.
+    """A genealogy of stored solutions, from their common first steps.
 
     The ancestor of solution k at step t is the first solution with the same first t
-    steps, so that branches part where texts do.
+    steps, so that branches separate where texts differ.
 
     Args:
         step_texts: the steps of each of K solutions.

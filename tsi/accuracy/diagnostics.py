@@ -1,7 +1,7 @@
-"""What a run says about its own error, put together from its weights and genealogy.
+"""Error estimates of a run, from its weights and genealogy.
 
-On the host, in numpy: it is a few sums for each problem, over arrays whose shapes
-change from run to run.
+Computed on the host in numpy: a few sums per problem, over arrays whose shapes change
+from run to run.
 """
 
 import math
@@ -28,7 +28,7 @@ def normalise(log_weights: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
 
 
 class Diagnosis(NamedTuple):
-    """How far off a run may be, as far as that can be known; see `tsi.results.parts`.
+    """Estimates of the errors of a run; see `tsi.results.parts`.
 
     Attributes:
         log_evidence_variance: Var(Z_hat) / Z_hat^2.
@@ -56,16 +56,16 @@ def diagnose(
     Args:
         answers: canonical answers.
         log_weights: of the final particles, in any normalisation.
-        log_evidence: of the run; if it is -inf, weights say nothing and errors are NaN.
+        log_evidence: of the run; if it is -inf, the errors are NaN.
         families: a number per particle from 0 to N - 1; particles of one number depend
             on each other. See `eves` and `prefix_families`.
         num_resamplings: R, how often the run resampled.
-        has_evidence: False where the log evidence estimates nothing, or where particles
+        has_evidence: False if the log evidence estimates nothing, or if particles
             resample in islands or come from a store, for which its variance is not
             known.
-        has_errors: False where the particles are no weighted sample. How ranks spread
-            says nothing of how far off their shares are, and how much the states of a
-            chain depend on each other their weights do not tell.
+        has_errors: False if the particles are no weighted sample: the spread of ranks
+            does not estimate an error, and the dependence between states of a chain
+            cannot be estimated from their weights.
     """
     shares = normalise(log_weights)
     unknown = math.isinf(log_evidence) or not has_errors
@@ -98,7 +98,7 @@ def prefix_families(past: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "N"]:
 
 
 def rewards_of(log_odds: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Rewards r of log-odds; NaN for log-odds of NaN or +inf, which are no weight."""
+    """Rewards r of log-odds; NaN for invalid log-odds of NaN or +inf."""
     log_odds = np.where(log_odds == np.inf, np.nan, log_odds.astype(np.float64))
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-log_odds))

@@ -1,14 +1,14 @@
-"""The variance of the evidence estimate, read off the genealogy of a single run.
+"""The variance of the evidence estimate, from the genealogy of a single run.
 
-Particles that share no ancestor at the start are nearly independent, so the weight that
-pairs of unrelated particles hold tells how much the estimate varies. With Eve indices
-E_i (who the first ancestor of particle i is), normalised weights W_i and R resamplings,
+Particles with different first ancestors are nearly independent, so the weight of pairs
+of unrelated particles gives the variance of the estimate. With Eve indices E_i (the
+index of the first ancestor of particle i), normalised weights W_i and R resamplings,
 
     V = 1 - (N / (N - 1))^(R + 1) sum over i, j with E_i != E_j of W_i W_j,
 
 and Z_hat^2 V is an unbiased estimate of Var(Z_hat) when every resampling is
-multinomial. The theorem does not cover systematic and the other low-variance schemes:
-there the number is a guide, usually too large. One island only.
+multinomial. The theorem does not cover systematic and other low-variance resampling,
+for which the estimate is usually too large. One island only.
 
 References:
     [1] Lee and Whiteley 2018, arXiv 1509.00394, equation 8 and section 4.1 (weighted
@@ -25,7 +25,7 @@ from tsi.weights import normalise
 
 
 class Genealogy(NamedTuple):
-    """What the ancestors of a run say about its particles.
+    """The genealogy of a run's particles.
 
     Attributes:
         eves: index of each particle's ancestor in the first step, [N].
@@ -43,7 +43,7 @@ def genealogy(
 
     Args:
         ancestors: parent of each particle at each step, as infos and results hold them.
-        num_steps: how many of the T steps were taken; all of them if None.
+        num_steps: number of the T steps that were taken; all of them if None.
     """
     limit, size = ancestors.shape
     taken = jnp.arange(limit) < (limit if num_steps is None else num_steps)
@@ -72,11 +72,11 @@ def relative_variance(
         log_weights: of the particles at the end, [N].
         ancestors: parent of each particle at each step, [T, N].
         resampled: whether the step began with a resampling, [T].
-        num_steps: how many of the T steps were taken; all of them if None.
+        num_steps: number of the T steps that were taken; all of them if None.
 
     Returns:
-        V. Single runs may give a negative number; its product with Z_hat^2 is right on
-        average. With N = 1 nothing can be estimated and the result is NaN.
+        V. It may be negative for a single run; its product with Z_hat^2 is unbiased.
+        NaN for N = 1.
     """
     size = log_weights.shape[0]
     taken = jnp.arange(ancestors.shape[0]) < (

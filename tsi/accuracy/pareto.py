@@ -1,14 +1,14 @@
-"""The shape of the weights' upper tail: Pareto k, and what it warns of.
+"""Pareto k: the shape of the upper tail of the weights.
 
 The largest weights above a threshold follow, in the limit, a generalized Pareto law
 
     P(excess > x) = (1 - theta x)^(-1/k),   theta = -k / sigma,
 
 and moments of order 1/k and more do not exist. Above k = 0.7 a self-normalised estimate
-of any practical size is dominated by its few largest weights, and error bars made of
-the same weights do not notice [1]. k is estimated from the exceedances by the
-quasi-Bayes estimator of [2], drawn towards 0.5 as ten more observations would, as
-in [1].
+of any practical size is dominated by its few largest weights, and standard errors from
+the same weights are too small [1]. k is estimated from the exceedances by the
+quasi-Bayes estimator of [2], with a prior towards 0.5 that counts as ten observations,
+as in [1].
 
 References:
     [1] Vehtari, Simpson, Gelman, Yao and Gabry 2024, arXiv 1507.02646, section 3 and
@@ -32,10 +32,10 @@ def pareto_k(log_weights: Float[np.ndarray, "N"]) -> float:
         log_weights: of the final particles, in any normalisation; -inf is zero weight.
 
     Returns:
-        k, or NaN if fewer than five weights stand above the threshold: always below 25
-        particles, and where weights are all equal or tie at the threshold. After a
-        resampling the final weights are those of the last steps only, so that k says
-        nothing of what was lost before.
+        k, or NaN if fewer than five weights are above the threshold: always for less
+        than 25 particles, and if all weights are equal or tie at the threshold. After a
+        resampling the final weights are those of the last steps only, so that k does
+        not measure earlier losses.
     """
     log_weights = np.asarray(log_weights, np.float64)
     tail_length = math.floor(min(log_weights.size / 5, 3 * log_weights.size**0.5))
@@ -64,7 +64,7 @@ def generalized_pareto_k(exceedances: Float[np.ndarray, "M"]) -> float:
     grid_size = 30 + math.floor(size**0.5)
     places = np.arange(1, grid_size + 1) - 0.5
     grid = 1 / x[-1] + (1 - np.sqrt(grid_size / places)) / (3 * quartile)
-    # At zero the law is exponential and what follows 0 / 0; beside it, its limit.
+    # At zero the law is exponential and the formula 0 / 0, so a value next to it.
     grid = np.where(grid == 0.0, np.finfo(float).eps / x[-1], grid)
     k = np.log1p(-grid[:, None] * x).mean(axis=1)
     log_likelihood = size * (np.log(-grid / k) - k - 1)

@@ -28,8 +28,8 @@ def evidence_from_replicates(log_evidences: Float[np.ndarray, "R"]) -> Evidence:
             of zero.
 
     Returns:
-        The log mean and its standard error. The error is NaN with one replicate or if
-        every estimate is zero: then nothing is known of it.
+        The log mean and its standard error. The error is NaN with one replicate, or if
+        every estimate is zero.
     """
     values = np.asarray(log_evidences, np.float64)
     top, size = float(values.max()), values.size
