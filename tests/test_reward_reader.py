@@ -219,11 +219,11 @@ def test_what_cannot_work_is_named():
     reward = kinds.reward_of("qwen")
     params = ReasoningParams(None, kinds.model_of("qwen"), None, None)
     bare = tiny.prompts(*kinds.QUESTIONS)
-    with pytest.raises(ConfigurationError, match="reads the questions' text"):
+    with pytest.raises(ConfigurationError, match="reads the text of the questions"):
         reward.init(bare, 2, 0, params)
     prompts = Prompts(bare.tokens, bare.lengths, reward.prepare(kinds.QUESTIONS))
     far = kinds.reward_of("qwen", max_tokens=kinds.ROOM + 1)
-    with pytest.raises(ConfigurationError, match="context is 256"):
+    with pytest.raises(ConfigurationError, match="context of its model is 256"):
         far.init(prompts, 2, 0, params)
     hidden, ids = jnp.zeros((1, 1, 32)), jnp.zeros((1, 1), jnp.int32)
     with pytest.raises(ConfigurationError, match="QwenFormat reads a ProcessScorer"):
