@@ -90,13 +90,18 @@ OFF: dict[str, Callable[[DecoderConfig], dict[str, Any]]] = {
 BIASES = ("attention_bias", "output_bias", "mlp_bias")
 SHOWS = {
     "llama": {"scaling", "norm_epsilon", *BIASES},
-    "mistral": {"scaling", "local", "window"},
-    "qwen2": {"scaling", "local", "window", "attention_bias", "activation"},
-    "qwen3": {"scaling", "local", "window", "query_key_norm", *BIASES[:2]},
+    "mistral": {"scaling", "sliding_window", "window"},
+    "qwen2": {"scaling", "sliding_window", "window", "attention_bias", "activation"},
+    "qwen3": {"scaling", "sliding_window", "window", "query_key_norm", *BIASES[:2]},
     "gemma3": set(OFF) - {"fraction", "norm_epsilon", "mlp_bias", "length"},
-    "phi3": {"local", "window", "fraction", "activation"},
-    "phi3 with LongRoPE": {"scaling", "local", "window", "length"},
-    "phi3 beyond its original length": {"scaling", "local", "window", "length"},
+    "phi3": {"sliding_window", "window", "fraction", "activation"},
+    "phi3 with LongRoPE": {"scaling", "sliding_window", "window", "length"},
+    "phi3 beyond its original length": {
+        "scaling",
+        "sliding_window",
+        "window",
+        "length",
+    },
 }
 
 

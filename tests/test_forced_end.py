@@ -421,11 +421,11 @@ def test_what_the_policy_cannot_write_has_no_weight():
 @pytest.mark.parametrize(
     ("forced", "words"),
     [
-        (ForcedEnd((1,) * 7, 1), "has 7 tokens and 1 are kept"),
+        (ForcedEnd((1,) * 7, 1), "has 7 tokens, 1 are reserved"),
         (ForcedEnd((1, 2), 5), "a step has at most 6"),
         (ForcedEnd((1, 2), 0), "answer_tokens is 0"),
-        (ForcedEnd((1, 20)), r"the ids \[20\], which name no token"),
-        (ForcedEnd((1, 19)), r"the ids \[19\], which name no token"),
+        (ForcedEnd((1, 20)), r"the ids \[20\], which are no tokens"),
+        (ForcedEnd((1, 19)), r"the ids \[19\], which are no tokens"),
         (ForcedEnd((1, 0)), "contains an end token or a stop string"),
         (ForcedEnd((2, 2)), "contains an end token or a stop string"),
     ],

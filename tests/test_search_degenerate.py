@@ -9,6 +9,7 @@ import tsi
 from tsi import samplers
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer
+from tsi.samplers.parts import thompson
 from tsi.targets.examples import peaked, smooth, unequal_lengths
 
 SEARCHES = {
@@ -164,8 +165,8 @@ def test_the_selected_reward_grows_with_the_budget(name):
         lambda: samplers.lookahead_search(4).plan(6, 4),
         lambda: samplers.step_beam_search(4).plan(6, 4),
         lambda: samplers.step_beam_search(0).plan(6, 4),
-        lambda: samplers.thompson.gaussian(kappa=0.0),
-        lambda: samplers.thompson.beta(b=0.0),
+        lambda: thompson.gaussian(kappa=0.0),
+        lambda: thompson.beta(b=0.0),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings):

@@ -176,8 +176,8 @@ def _prefixes(
     problem: Problem,
     group: int,
     tokens: Int[np.ndarray, " T"],
-    length: int,
-    truncated: bool,
+    length: np.integer,
+    truncated: np.bool_,
     step_ends: Int[np.ndarray, " M"],
     states: Float[np.ndarray, "M D"],
 ) -> Prefixes:

@@ -327,7 +327,8 @@ def tempered_explorer(
             records=records,
             proposal=jax.tree.map(jnp.zeros_like, state.proposal),
             waiting=jnp.zeros_like(state.waiting),
-            accepted=state.accepted + jnp.where(fresh, 0, jnp.sum(accepts)),
+            accepted=state.accepted
+            + jnp.where(fresh, 0, jnp.sum(accepts, dtype=jnp.int32)),
             proposed=state.proposed + moves,
         )
 
