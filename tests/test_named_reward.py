@@ -229,9 +229,9 @@ def test_scores_of_steps_are_aggregated_for_a_token_head(places):
     assert world.settings["reward"] == places["r"]
     for one, other in zip(plain, least, strict=True):
         assert one.texts == other.texts
-        running = np.minimum.accumulate(one.step_rewards, axis=0)
-        np.testing.assert_allclose(other.step_rewards, running, atol=1e-6)
-        assert (np.asarray(one.step_rewards) > running + 1e-4).any()
+        running = np.minimum.accumulate(one.steps.rewards, axis=0)
+        np.testing.assert_allclose(other.steps.rewards, running, atol=1e-6)
+        assert (np.asarray(one.steps.rewards) > running + 1e-4).any()
 
 
 def test_formats_and_judges_take_their_aggregation(places):

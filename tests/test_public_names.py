@@ -173,7 +173,7 @@ def test_the_users_sampler_weighs_by_the_users_reward(policy):
     for problem, result in zip(user_script.PROBLEMS, results, strict=True):
         assert result.problem_id == problem.id
         totals = []
-        for n, steps in enumerate(result.step_texts):
+        for n, steps in enumerate(result.particles.step_texts):
             texts = ["".join(steps[: t + 1]) for t in range(len(steps))]
             log_odds = user_script.score(texts)
             odds = result.rewards[n] / (1 - result.rewards[n])

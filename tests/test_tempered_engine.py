@@ -38,7 +38,7 @@ def test_a_problem_gets_what_tsi_run_gives_it_whatever_shares_its_batch(name):
         assert float(final.state.log_evidence) == pytest.approx(
             result.log_evidence, abs=1e-3
         )
-        assert 0.0 <= result.acceptance_rate <= 1.0
-        assert np.isfinite(result.ess).all()
+        assert 0.0 <= result.diagnostics.acceptance_rate <= 1.0
+        assert np.isfinite(result.steps.ess).all()
         assert result.ledger.rollouts == budget
-        assert np.isnan(result.pareto_k)
+        assert np.isnan(result.diagnostics.pareto_k)

@@ -170,11 +170,11 @@ def test_a_text_without_room_has_no_weight_and_others_go_on():
     whole = results("qwen", FILTER)
     size = max(
         len(kinds.reward_of("qwen").format.render("hello", steps, False).tokens)
-        for steps in whole[0].step_texts
+        for steps in whole[0].particles.step_texts
     )
     with pytest.warns(match="no weight because|weight zero"):
         tight = results("qwen", FILTER, max_tokens=size - 1)
-    assert tight[0].num_invalid > 0
+    assert tight[0].diagnostics.num_invalid > 0
     assert np.isfinite(tight[0].log_weights).any()
 
 

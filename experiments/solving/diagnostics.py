@@ -262,7 +262,9 @@ def _final_labels(
         )
 
 
-def _text(axes: Axes, x: int, y: int, text: str, colour: str, size: int) -> None:
+def _text(
+    axes: Axes, x: int, y: int | np.integer, text: str, colour: str, size: int
+) -> None:
     axes.annotate(
         _escape(text),
         (x, y),
