@@ -165,7 +165,7 @@ def weighs_the_finished_again():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (looks_ahead_from_zero, "decide"),
+        (looks_ahead_from_zero, "decisions"),
         (lambda: shows_other_weights_above(5.0), "+10 on all log potentials changes"),
         (
             lambda: shows_other_weights_above(1e3),
@@ -173,7 +173,7 @@ def weighs_the_finished_again():
         ),
         (weighs_the_finished_again, "unequal lengths: +10 on all log potentials moves"),
         (adds_a_constant_to_the_evidence, "log evidence"),
-        (lambda: quiet_mistakes.potentials_in_bfloat16(samplers.smc()), "decide"),
+        (lambda: quiet_mistakes.potentials_in_bfloat16(samplers.smc()), "decisions"),
         (lambda: quiet_mistakes.clipped_potentials(samplers.smc()), ""),
     ],
 )

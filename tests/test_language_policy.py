@@ -215,7 +215,7 @@ def test_the_judge_closes_the_turn_and_asks():
     )
     tokenizer = bpe_tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['role']")
-    with pytest.raises(ConfigurationError, match="drops what the assistant"):
+    with pytest.raises(ConfigurationError, match="drops messages of the assistant"):
         self_judge(tokenizer)
     tokenizer.chat_template = None
     assert JUDGE_QUESTION in tokenizer.decode(self_judge(tokenizer).question)

@@ -83,7 +83,7 @@ def test_ids_given_twice_are_named_with_their_places():
 def test_two_strings_of_one_hash_are_refused(monkeypatch):
     monkeypatch.setattr(problem_ids, "hash_words", lambda id: (len(id), 0))
     check_ids(problems_of(["a", "bc", 1]))
-    with pytest.raises(ConfigurationError, match="'bc' and 'de' have one hash"):
+    with pytest.raises(ConfigurationError, match="'bc' and 'de' have the same hash"):
         check_ids(problems_of(["a", "bc", "de"]))
 
 
