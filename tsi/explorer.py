@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tsi.picklable import Recipe, reduce_to_recipe
+from tsi.picklable import Recipe, describe, reduce_to_recipe
 from tsi.sampler import Select
 from tsi.weights import weight_dtype
 
@@ -175,6 +175,9 @@ class Explorer(NamedTuple):
     acceptance: Callable[..., Any] | None = None
     default_particles: int = 1
     recipe: Recipe | None = None
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
         return reduce_to_recipe(self)

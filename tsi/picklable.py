@@ -1,12 +1,15 @@
-"""Samplers that can be pickled, as the call that made them.
+"""Samplers that are pickled and printed as the call that made them.
 
-A sampler is a tuple of nested functions, which cannot be pickled. Its constructor and
-arguments can, and make the same sampler again:
+A sampler is a tuple of nested functions. They cannot be pickled, and their addresses
+tell a reader nothing. The constructor and its arguments can be pickled, make the same
+sampler again, and print as one line:
 
     @picklable
     def my_sampler(width: int = 4) -> Sampler:
         ...
         return Sampler(init, ask, tell, path_log_weight)
+
+    my_sampler(width=8)    # prints my_sampler(width=8)
 """
 
 import functools
@@ -53,6 +56,46 @@ def picklable(constructor: Callable[P, R]) -> Callable[P, R]:
         return value._replace(recipe=Recipe(construct, args, kwargs, fields))
 
     return construct
+
+
+def describe(value: Any) -> str:
+    """The result of `__repr__` for a NamedTuple with a field `recipe`: one line.
+
+    The line is the call that made the tuple, with the arguments that were given:
+    `smc(potential=telescoping('odds'), schedule=every_step)`. Fields that were changed
+    later follow as `._replace(...)`. A tuple without a recipe prints its own fields, as
+    far as they differ from the defaults.
+    """
+    recipe = value.recipe
+    fields = value._replace(recipe=None)._asdict()
+    if recipe is None:
+        defaults = type(value)._field_defaults
+        given = {
+            name: field
+            for name, field in fields.items()
+            if name not in defaults or field is not defaults[name]
+        }
+        return _call(type(value).__name__, (), given)
+    changed = {n: v for n, v in fields.items() if recipe.fields[n] is not v}
+    line = _call(recipe.constructor.__name__, recipe.args, recipe.kwargs)
+    return line + (_call("._replace", (), changed) if changed else "")
+
+
+def _call(name: str, args: tuple, kwargs: dict[str, Any]) -> str:
+    named = (f"{key}={_argument(value)}" for key, value in kwargs.items())
+    return f"{name}({', '.join([*map(_argument, args), *named])})"
+
+
+def _argument(value: Any) -> str:
+    """A value in one line: functions by name, arrays by type and shape."""
+    if isinstance(value, functools.partial):
+        # `ess_below(0.5)` is a partial of the private function `_ess_below`.
+        function = value.func.__name__.lstrip("_")
+        return _call(function, value.args, value.keywords)
+    if hasattr(value, "shape") and hasattr(value, "dtype") and value.shape:
+        return f"{value.dtype}{list(value.shape)}"
+    name = getattr(value, "__name__", None)
+    return name if isinstance(name, str) else " ".join(repr(value).split())
 
 
 def reduce_to_recipe(value: Any) -> tuple[Callable[..., Any], tuple]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tsi.picklable import Recipe, reduce_to_recipe
+from tsi.picklable import Recipe, describe, reduce_to_recipe
 
 Select = str
 """How one answer is chosen: posterior, argmax, vote or weighted_vote."""
@@ -75,6 +75,9 @@ class Sampler(NamedTuple):
     select: Select = "posterior"
     prunes: bool = False
     recipe: Recipe | None = None
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
         return reduce_to_recipe(self)

@@ -24,6 +24,10 @@ class Deterministic:
 
     allocate: Callable[..., Array]
 
+    def __repr__(self) -> str:
+        scheme = self.allocate.__qualname__.split(".")[0].lstrip("_")
+        return f"Deterministic({scheme})"
+
     def __call__(
         self, key: AnyKey, log_weights: Float[Array, "N"], num_samples: int
     ) -> Int[Array, "M"]:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.picklable import Recipe, picklable, reduce_to_recipe
+from tsi.picklable import Recipe, describe, picklable, reduce_to_recipe
 from tsi.weights import sanitise
 
 Transform = Callable[[Array], Array]
@@ -91,6 +91,9 @@ class Potential(NamedTuple):
     evidence: Literal["running", "terminal", "none"]
     power: Float[Array, ""] | float = 1.0
     recipe: Recipe | None = None
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
         return reduce_to_recipe(self)

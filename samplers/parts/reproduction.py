@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tsi.picklable import Recipe, picklable, reduce_to_recipe
+from tsi.picklable import Recipe, describe, picklable, reduce_to_recipe
 from tsi.samplers.parts.allocation import Deterministic
 from tsi.samplers.parts.resampling import Resampling
 from tsi.step_keys import with_typed_key
@@ -63,6 +63,9 @@ class Reproduction(NamedTuple):
     draw: Callable[..., Offspring]
     exact: bool
     recipe: Recipe | None = None
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
         return reduce_to_recipe(self)
