@@ -1,27 +1,29 @@
 """Adaptive branching: Thompson sampling decides whether to go wider or deeper.
 
-At each node from the root down two mean rewards are drawn from their posteriors: GEN's,
-told the rewards of the node's children, and CONT's, told those of all that came of its
-children. If GEN's is larger, the node gets a new child; else one draw for each child,
-from the posterior told the rewards of its whole subtree and its own, says where to
-descend. At a node without children only GEN is left, so that a new child is extended
-until it has finished. Every new child's reward is told to its ancestors.
+A walk starts at the root. At each node it draws two mean rewards from their posteriors:
+GEN's, given the rewards of the node's children, and CONT's, given the rewards of all
+nodes below its children. If GEN's draw is larger, the node gets a new child. Otherwise
+the walk descends: it draws one mean reward per child, given the child's own reward and
+those of its subtree, and moves to the child with the largest draw. At a node without
+children GEN is the only choice, so a new child is extended until it has finished. The
+reward of every new child is recorded at all its ancestors.
 
-In the language of particles: where GEN always wins each walk is a rollout from the
-root, and N of them side by side are best-of-N, particle for particle. In general it is
-no particle system: it returns to prefixes that it had left behind.
+Seen as a particle method: if GEN always wins, each walk is a rollout from the root, and
+N parallel walks are best-of-N, particle for particle. In general it is no particle
+system, because it returns to prefixes that it left earlier.
 
-AB-MCTS-M, the paper's other variant, fits a hierarchical mixed model by MCMC before
-every decision; its posterior has no fixed-size statistics, and a chain inside each turn
-would cost more than the turn's steps. It is left out.
+AB-MCTS-M, the other variant of the paper, is not implemented. It fits a hierarchical
+mixed model by MCMC before every decision. Its posterior has no sufficient statistics of
+fixed size, and a chain inside each turn would cost more than the steps of the turn.
 
 References:
     [1] Inoue et al. 2025, arXiv 2503.04412 (AB-MCTS-A), code SakanaAI/treequest.
-        Differs: there a node is a whole answer and a child a refinement of it, here a
-        node is a prefix and a child one more step. So a walk goes on from its new child
-        (`to_end`), or most walks would end before any solution does; a finished child
-        cannot be continued and is no choice, and neither is one of reward zero while a
-        sibling has any. Rewards of either count for GEN and CONT as all others do.
+        Differs: in the paper a node is a whole answer and a child is a refinement of
+        it; here a node is a prefix and a child adds one step. A walk therefore
+        continues from its new child (`to_end`), since otherwise most walks would end
+        before any solution does. A finished child cannot be continued and is not a
+        choice, and neither is a child of reward zero while a sibling has a positive
+        reward. The rewards of both kinds count for GEN and CONT as all others do.
 """
 
 from typing import NamedTuple
@@ -31,35 +33,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, undefined_ess
 from tsi.picklable import picklable
 from tsi.samplers.parts.search_tree import (
     SearchTree,
     children,
     grow,
     new_tree,
-    preferable,
+    prefer_alive,
     solutions,
 )
-from tsi.samplers.parts.solutions import no_solutions, not_numbers
+from tsi.samplers.parts.solutions import count_invalid, empty_solutions
 from tsi.samplers.parts.thompson import (
     Observations,
     Posterior,
-    no_observations,
+    empty_observations,
+    get_posterior,
     observe,
-    posterior_named,
 )
 from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
 
 class Evidence(NamedTuple):
-    """The rewards that each node's decisions rest on, [M].
+    """The rewards on which the decisions at each node are based, [M].
 
     Attributes:
-        generated: of its children.
-        continued: of what came of its children.
-        subtree: its own and of all below it.
+        generated: rewards of its children.
+        continued: rewards of the nodes below its children.
+        subtree: its own reward and those of all nodes below it.
     """
 
     generated: Observations
@@ -68,17 +70,17 @@ class Evidence(NamedTuple):
 
 
 class ABMCTSState(NamedTuple):
-    """A tree and what was seen in it.
+    """A tree and the rewards observed in it.
 
     Attributes:
         done: whether the budget is spent or N solutions are finished.
         members, log_weights, log_potentials, finished: the result, [N].
-        log_evidence: 0; nothing is targeted.
-        tree: what has been proposed so far; its visits and totals are not used.
-        evidence: what Thompson sampling rests on.
-        nodes: where each walk stands; 0 where it is to begin, [W].
-        parents, slots: of the turn under way, [W].
-        turns_left: how many more turns there may be.
+        log_evidence: 0; the method has no target.
+        tree: all prefixes proposed so far; its visits and totals are not used.
+        evidence: the rewards on which Thompson sampling is based.
+        nodes: current node of each walk, [W]; 0 if the walk starts in the next turn.
+        parents, slots: of the current turn, [W].
+        turns_left: the most turns that may follow.
     """
 
     done: Bool[Array, ""]
@@ -95,38 +97,38 @@ class ABMCTSState(NamedTuple):
     turns_left: Int[Array, ""]
 
 
-def draws(key: Key[Array, ""], posterior: Posterior, evidence: Evidence) -> Array:
-    """One draw for each posterior of each node: GEN, CONT and the node, [3, M].
+def draw_means(key: Key[Array, ""], posterior: Posterior, evidence: Evidence) -> Array:
+    """One mean reward per node from each posterior: GEN, CONT and the node's, [3, M].
 
-    A node is drawn once for a walk, which comes by it at most once.
+    One draw per node is enough, since a walk visits a node at most once.
     """
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *evidence)
     return posterior(key, stacked)
 
 
-def told_ancestors(
+def record_rewards(
     tree: SearchTree,
     evidence: Evidence,
     slots: Int[Array, "W"],
     rewards: Float[Array, "W"],
 ) -> Evidence:
-    """Evidence with the rewards of new children at `slots`, told all the way up."""
+    """Record the rewards of new children at `slots` and at all their ancestors."""
     generated, continued, subtree = evidence
-    every = jnp.ones(slots.shape, bool)
+    all_rows = jnp.ones(slots.shape, bool)
     parents = tree.parent[slots]
-    generated = observe(generated, parents, rewards, every)
-    subtree = observe(subtree, slots, rewards, every)
+    generated = observe(generated, parents, rewards, all_rows)
+    subtree = observe(subtree, slots, rewards, all_rows)
 
-    def up(carry: tuple) -> tuple:
+    def climb(carry: tuple) -> tuple:
         nodes, continued, subtree = carry
         above = tree.parent[nodes]
-        inside = above >= 0
-        continued = observe(continued, above, rewards, inside)
-        subtree = observe(subtree, nodes, rewards, inside)
-        return jnp.where(inside, above, 0), continued, subtree
+        has_parent = above >= 0
+        continued = observe(continued, above, rewards, has_parent)
+        subtree = observe(subtree, nodes, rewards, has_parent)
+        return jnp.where(has_parent, above, 0), continued, subtree
 
     _, continued, subtree = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[0] > 0), up, (parents, continued, subtree)
+        lambda carry: jnp.any(carry[0] > 0), climb, (parents, continued, subtree)
     )
     return Evidence(generated, continued, subtree)
 
@@ -139,28 +141,29 @@ def ab_mcts(
     to_end: bool = True,
     select: str = "argmax",
 ) -> Explorer:
-    """AB-MCTS-A at the cost of N rollouts: N T new children at most.
+    """AB-MCTS-A at the cost of N rollouts: at most N T new children.
 
     The run ends as soon as N solutions are finished.
 
     Args:
         posterior: "gaussian", "beta", or a function as in
             `tsi.samplers.parts.thompson`.
-        batch: walks side by side, whose draws do not know of each other; beyond N it
-            means N. One is the published method, more use a device better.
-        to_end: whether a walk goes on from its new child. If not, a budget may end
-            before any solution does.
+        batch: number of parallel walks, at most N; larger values mean N. Walks of one
+            turn do not see each other's rewards. 1 is the published method; more walks
+            use a device better.
+        to_end: whether a walk continues from its new child. If not, the budget may be
+            spent before any solution is finished.
         select: how one answer is chosen.
 
     Raises:
         ConfigurationError: for a batch below one.
-        UnknownNameError: for a posterior that is not known.
+        UnknownNameError: for an unknown posterior.
     """
     if batch < 1:
         raise ConfigurationError(
             f"ab_mcts needs a batch of at least one, and it is {batch}."
         )
-    draw = posterior_named(posterior)
+    draw = get_posterior(posterior)
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         rows = min(batch, num_particles)
@@ -170,13 +173,13 @@ def ab_mcts(
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> ABMCTSState:
         rows, stored, turns = plan(num_particles, max_steps)
-        nothing = no_observations((stored,))
+        empty = empty_observations((stored,))
         return ABMCTSState(
             done=jnp.zeros((), bool),
-            **no_solutions(num_particles)._asdict(),
+            **empty_solutions(num_particles)._asdict(),
             log_evidence=jnp.zeros((), weight_dtype()),
             tree=new_tree(stored),
-            evidence=Evidence(nothing, nothing, nothing),
+            evidence=Evidence(empty, empty, empty),
             nodes=jnp.zeros(rows, jnp.int32),
             parents=jnp.zeros(rows, jnp.int32),
             slots=jnp.zeros(rows, jnp.int32),
@@ -187,19 +190,21 @@ def ab_mcts(
         key: Key[Array, ""], tree: SearchTree, evidence: Evidence
     ) -> Int[Array, ""]:
         """The node that gets a new child."""
-        generate, go_on, node_draws = draws(key, draw, evidence)
+        generate_means, continue_means, node_means = draw_means(key, draw, evidence)
 
-        def choices(node: Int[Array, ""]) -> Bool[Array, "M"]:
-            return preferable(tree, children(tree, node) & ~tree.finished)
+        def find_choices(node: Int[Array, ""]) -> Bool[Array, "M"]:
+            return prefer_alive(tree, children(tree, node) & ~tree.finished)
 
-        def deeper(node: Int[Array, ""]) -> Bool[Array, ""]:
-            return jnp.any(choices(node)) & (go_on[node] > generate[node])
+        def goes_deeper(node: Int[Array, ""]) -> Bool[Array, ""]:
+            return jnp.any(find_choices(node)) & (
+                continue_means[node] > generate_means[node]
+            )
 
         def descend(node: Int[Array, ""]) -> Int[Array, ""]:
-            scores = jnp.where(choices(node), node_draws, -jnp.inf)
+            scores = jnp.where(find_choices(node), node_means, -jnp.inf)
             return jnp.argmax(scores).astype(jnp.int32)
 
-        return jax.lax.while_loop(deeper, descend, jnp.zeros((), jnp.int32))
+        return jax.lax.while_loop(goes_deeper, descend, jnp.zeros((), jnp.int32))
 
     @with_typed_key
     def ask(key: Key[Array, ""], state: ABMCTSState) -> tuple[ABMCTSState, Request]:
@@ -217,25 +222,25 @@ def ab_mcts(
     def tell(
         key: Key[Array, ""], state: ABMCTSState, reply: Reply
     ) -> tuple[ABMCTSState, ExplorerInfo]:
-        took = jnp.ones(state.parents.shape, bool)
-        tree = grow(state.tree, state.parents, state.slots, took, reply)
+        step_mask = jnp.ones(state.parents.shape, bool)
+        tree = grow(state.tree, state.parents, state.slots, step_mask, reply)
         rewards = tree.rewards[state.slots]
-        size, left = state.members.shape[0], state.turns_left - 1
-        going_on = ~tree.finished[state.slots] & to_end
+        size, turns_left = state.members.shape[0], state.turns_left - 1
+        continues = ~tree.finished[state.slots] & to_end
         state = state._replace(
             **solutions(tree, size)._asdict(),
-            done=(tree.num_finished >= size) | (left <= 0),
+            done=(tree.num_finished >= size) | (turns_left <= 0),
             tree=tree,
-            evidence=told_ancestors(tree, state.evidence, state.slots, rewards),
-            nodes=jnp.where(going_on, state.slots, 0),
-            turns_left=left,
+            evidence=record_rewards(tree, state.evidence, state.slots, rewards),
+            nodes=jnp.where(continues, state.slots, 0),
+            turns_left=turns_left,
         )
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=no_size(),
+            ess=undefined_ess(),
             num_recoveries=jnp.zeros((), jnp.int32),
-            num_invalid=not_numbers(reply, took),
+            num_invalid=count_invalid(reply, step_mask),
         )
         return state, info
 

@@ -1,25 +1,25 @@
-r"""The auxiliary particle filter: look one step ahead, then choose whom to extend.
+r"""The auxiliary particle filter: look one step ahead before resampling.
 
-Before step t every particle is extended by one trial step, whose weight eta_i tells how
-promising the prefix is. Ancestors are drawn in proportion to
+Before step t every particle is extended by one trial step, whose weight eta_i estimates
+how promising the prefix is. Ancestors are drawn in proportion to
 
     v_i = (1 - epsilon) w_i eta_i / mean(w eta) + epsilon w_i / mean(w),
 
-both parts relative to their means, because eta may have any scale (that of a finished
-particle is 1). An offspring of i carries mean(v) w_i / v_i, and the trial steps are
-thrown away: the next step is drawn afresh, so that eta is independent of it and any v
-is exact. epsilon keeps prefixes alive whose one trial was hopeless; without it the
-estimate would be biased where eta is zero and w is not. A step costs two rows of the
-policy, and only one of them is kept.
+with both parts relative to their means, because eta may have any scale (for a finished
+particle it is 1). An offspring of i has weight mean(v) w_i / v_i. The trial steps are
+discarded and the next step is drawn anew, so eta is independent of it and the target is
+exact for any v. epsilon keeps prefixes alive whose only trial had weight zero; without
+it the estimate would be biased where eta is zero and w is not. A step costs two rows of
+the policy, of which one is kept.
 
-It helps where a prefix decides what can follow. Where successors differ, one trial is
-noise, and v worse than w: on the table `peaked` with 16 particles the evidence has four
-times the variance of the plain filter's.
+The method helps if the prefix determines how good its continuations are. If they differ
+much from each other, one trial is noise and v is worse than w: on the table `peaked`
+with 16 particles the evidence has four times the variance of the plain filter's.
 
 References:
     [1] Pitt and Shephard 1999, Filtering via simulation: auxiliary particle filters.
-        Differs: eta is one random successor's weight, not the weight at its mean, which
-        texts do not have.
+        Differs: eta is the weight of one random successor, not the weight at the mean
+        successor, which does not exist for texts.
 """
 
 from typing import NamedTuple
@@ -48,36 +48,36 @@ class AuxiliaryState(NamedTuple):
 
     Attributes:
         population: as in SMC.
-        looking: whether this turn's steps are trials.
+        is_trial: whether the steps of this turn are trials.
         log_priority: log v, [N].
         done: whether all particles have finished.
         members: stored prefixes that are the particles, [N].
     """
 
     population: SMCState
-    looking: Bool[Array, ""]
+    is_trial: Bool[Array, ""]
     log_priority: Float[Array, "N"]
     done: Bool[Array, ""]
     members: Int[Array, "N"]
 
     @property
     def log_weights(self) -> Float[Array, "*batch N"]:
-        """Of the particles."""
+        """Log weights of the particles."""
         return self.population.log_weights
 
     @property
     def log_evidence(self) -> Float[Array, "*batch"]:
-        """Of the population."""
+        """Log evidence of the population."""
         return self.population.log_evidence
 
     @property
     def log_potentials(self) -> Float[Array, "*batch N"]:
-        """Of the particles."""
+        """Last log potentials of the particles."""
         return self.population.log_potentials
 
     @property
     def finished(self) -> Bool[Array, "*batch N"]:
-        """Of the particles."""
+        """Which particles have finished."""
         return self.population.finished
 
 
@@ -93,36 +93,38 @@ def auxiliary_particle_filter(
 
     Args:
         potential: product or telescoping; by default telescoping("odds").
-        epsilon: share of the priority that does not look ahead, in (0, 1].
-        resampling: the scheme; a deterministic one targets nothing.
+        epsilon: share of w in the priority v, in (0, 1].
+        resampling: the scheme; with a deterministic one the method has no target.
         select: how one answer is chosen.
 
     Raises:
-        ConfigurationError: if epsilon is not in (0, 1] or the potential has no running
-            weights.
+        ConfigurationError: if epsilon is not in (0, 1] or the potential has no
+            weights before the end.
     """
     potential = telescoping("odds") if potential is None else potential
     if not 0.0 < epsilon <= 1.0:
         raise ConfigurationError(
-            f"The auxiliary particle filter needs epsilon in (0, 1], not {epsilon}: "
-            "at zero, prefixes whose one trial step is hopeless would be lost."
+            f"The auxiliary particle filter needs epsilon in (0, 1]; got {epsilon}. At "
+            "zero it would lose prefixes whose only trial step has weight zero."
         )
     if potential.evidence != "running":
         raise ConfigurationError(
-            "The auxiliary particle filter resamples at every step, and this potential "
-            "has no weight before the end. Use product or telescoping."
+            "The auxiliary particle filter resamples at every step, but this potential "
+            "has no weights before the end. Use product or telescoping."
         )
 
     def plan(num_particles: int, max_steps: int) -> Plan:
-        # No look before the first step, when all prefixes are the same.
+        # No trial before the first step, when all prefixes are the same.
         return Plan(num_particles, num_particles, 2 * max_steps - 1)
 
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> AuxiliaryState:
-        none = jnp.zeros((), bool)
+        false = jnp.zeros((), bool)
         places = jnp.arange(num_particles, dtype=jnp.int32)
         equal = jnp.zeros(num_particles)
-        return AuxiliaryState(new_population(num_particles), none, equal, none, places)
+        return AuxiliaryState(
+            new_population(num_particles), false, equal, false, places
+        )
 
     @with_typed_key
     def ask(
@@ -130,7 +132,7 @@ def auxiliary_particle_filter(
     ) -> tuple[AuxiliaryState, Request]:
         population, size = state.population, state.members.shape[0]
         log_w, log_v = population.log_weights, state.log_priority
-        due = ~state.looking & (population.t > 0)
+        due = ~state.is_trial & (population.t > 0)
         due = due & ~all_dead(log_w) & ~population.recovering[0]
         drawn = resampling(key, log_v, size)
         ratio = jnp.where(log_v > -jnp.inf, log_w - log_v, -jnp.inf)[drawn]
@@ -139,7 +141,7 @@ def auxiliary_particle_filter(
         fork = fork_population(population, ancestors, log_weights, due[None])
         request = Request(
             parents=ancestors,
-            slots=jnp.where(state.looking, size, state.members),
+            slots=jnp.where(state.is_trial, size, state.members),
             extend=~fork.finished & (log_weights > -jnp.inf),
         )
         return state._replace(population=fork), request
@@ -149,13 +151,13 @@ def auxiliary_particle_filter(
         key: Key[Array, ""], state: AuxiliaryState, reply: Reply
     ) -> tuple[AuxiliaryState, ExplorerInfo]:
         before = state.population
-        # A row without weight took no step, and its numbers mean nothing.
-        took = before.log_weights > -jnp.inf
+        # A row without weight took no step, and its numbers are arbitrary.
+        step_mask = before.log_weights > -jnp.inf
         after, info = weigh_population(
             before,
             potential,
-            jnp.where(took, reply.log_potentials, 0.0),
-            jnp.where(took, reply.log_corrections, 0.0),
+            jnp.where(step_mask, reply.log_potentials, 0.0),
+            jnp.where(step_mask, reply.log_corrections, 0.0),
             reply.finished,
         )
         log_w = before.log_weights - log_mean_exp(before.log_weights)
@@ -164,33 +166,35 @@ def auxiliary_particle_filter(
             log_v = jnp.logaddexp(
                 jnp.log1p(-epsilon) + after.log_weights, jnp.log(epsilon) + log_w
             )
-        # Where no trial has weight there is nothing to look at.
+        # If no trial has weight, the priority is the weight.
         log_v = jnp.where(after.recovering[0], log_w, log_v)
-        stepped = state._replace(
-            population=_choose(state.looking, before, after),
+        population = _select_population(state.is_trial, before, after)
+        resting = population.finished | (population.log_weights == -jnp.inf)
+        new_state = state._replace(
+            population=population,
             log_priority=log_v,
-            looking=~state.looking,
+            is_trial=~state.is_trial,
+            done=jnp.all(resting),
         )
-        now = stepped.population
-        over = jnp.all(now.finished | (now.log_weights == -jnp.inf))
-        stepped = stepped._replace(done=over)
         zero = jnp.zeros((), jnp.int32)
         size = state.members.shape[0]
-        told = ExplorerInfo(
+        turn_info = ExplorerInfo(
             parents=before.ancestors,
-            slots=jnp.where(state.looking, size, state.members),
+            slots=jnp.where(state.is_trial, size, state.members),
             ess=info.ess,
-            num_recoveries=jnp.where(state.looking, zero, info.num_recoveries),
-            num_invalid=jnp.where(state.looking, zero, info.num_invalid),
+            num_recoveries=jnp.where(state.is_trial, zero, info.num_recoveries),
+            num_invalid=jnp.where(state.is_trial, zero, info.num_invalid),
         )
-        return stepped, told
+        return new_state, turn_info
 
     exact = not isinstance(resampling, Deterministic)
-    claim = potential.path_log_weight if exact else None
-    return Explorer(plan, init, ask, tell, claim, select)
+    path_log_weight = potential.path_log_weight if exact else None
+    return Explorer(plan, init, ask, tell, path_log_weight, select)
 
 
-def _choose(looking: Bool[Array, ""], before: SMCState, after: SMCState) -> SMCState:
+def _select_population(
+    is_trial: Bool[Array, ""], before: SMCState, after: SMCState
+) -> SMCState:
     return SMCState(
-        *(jnp.where(looking, a, b) for a, b in zip(before, after, strict=True))
+        *(jnp.where(is_trial, a, b) for a, b in zip(before, after, strict=True))
     )

@@ -1,13 +1,13 @@
 r"""Particle Gibbs whose reference is drawn backwards through all generations.
 
-After each sweep the last particle of the next reference is drawn in proportion to its
-weight, and then its past, step by step towards the start: with x'_{t+1:L} chosen,
-generation t offers its n prefixes with probabilities
+After each sweep the final particle of the next reference is drawn in proportion to its
+weight. Its past is then drawn step by step, backwards: given x'_{t+1:L}, one of the n
+prefixes of generation t is drawn with probabilities proportional to
 
     W_t^i  p(x'_{t+1:L} | x^i_{1:t})  exp(s(x^i_{1:t}, x'_{t+1:L}) - s(x^i_{1:t})),
 
-dead ones included, whom no particle descends from any more [1]. Each draw is a Gibbs
-step on one ancestor, so steps beyond the end of the solution may be left out.
+including prefixes that have no descendants left [1]. Each draw is a Gibbs step on one
+ancestor, so steps beyond the end of the solution can be omitted.
 
 References:
     [1] Whiteley 2010, in the discussion of Andrieu, Doucet and Holenstein.
@@ -27,33 +27,33 @@ from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.parts.path_record import (
     ChainSample,
     PathRecord,
-    invalid,
-    no_paths,
-    summary,
+    count_invalid,
+    empty_paths,
+    summarise,
 )
 from tsi.samplers.parts.potentials import Potential
 from tsi.samplers.parts.suffix_scoring import (
     Scoring,
     log_past_weights,
     repeat_step,
-    scoring,
+    start_scoring,
 )
-from tsi.samplers.parts.sweep_budget import SWEEP
+from tsi.samplers.parts.sweep_budget import SWEEP_SIZE
 from tsi.step_keys import with_typed_key
 from tsi.weights import all_dead, ess
 
-WHOLE = jnp.iinfo(jnp.int32).max
-"""A depth that cuts nothing, and a slot that is nowhere."""
+NO_CUT = jnp.iinfo(jnp.int32).max
+"""As a depth: no cut."""
 
 FORWARD, KEEP, BACKWARD = 0, 1, 2
 
 
 class Generations(NamedTuple):
-    """Every particle after every step.
+    """All particles after every step.
 
     Attributes:
-        records: their numbers, [T, n].
-        ended: which were whole solutions, [T, n].
+        records: the numbers of their paths, [T, n].
+        ended: which of them were complete solutions, [T, n].
         log_weights: W, [T, n].
     """
 
@@ -63,7 +63,7 @@ class Generations(NamedTuple):
 
 
 class BackwardState(NamedTuple):
-    """Sweeps done, the reference, and the sweep in the making.
+    """The reference and the current sweep.
 
     Attributes:
         done: whether the budget is spent.
@@ -71,15 +71,15 @@ class BackwardState(NamedTuple):
         log_weights, log_potentials, finished: of the members, [K].
         log_evidence: of the first sweep.
         iteration: sweeps completed.
-        sample: numbers of the reference.
+        sample: summary of the reference.
         phase: FORWARD, KEEP (the last generation becomes members) or BACKWARD.
-        sweep: the n particles of the present sweep.
-        generations: all of them so far.
-        reference: numbers of the present reference, or the next one while it is drawn.
-        place: where it is stored.
-        level: t, steps of the generation that offers pasts.
-        pasts: its prefixes, as they repeat the future.
-        bank: which of two groups of scratch slots they use.
+        sweep: the n particles of the current sweep.
+        generations: the particles of this sweep after each step so far.
+        reference: path of the current reference; in the backward phase, of the next.
+        place: slot in which the reference is stored.
+        level: t, number of steps of the generation from which a past is drawn.
+        pasts: candidates of that generation, which repeat the future.
+        bank: which of two groups of scratch slots the candidates use.
         parents, slots: as last requested, [n].
     """
 
@@ -107,7 +107,7 @@ def _select(mask: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(mask, a, b), new, old)
 
 
-def _at(tree: Any, index: Int[Array, ""]) -> Any:
+def _index(tree: Any, index: Int[Array, ""]) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
@@ -124,8 +124,8 @@ def backward_gibbs(
     Args:
         potential: product, telescoping or uniform.
         score: its path weight.
-        budget: N to (sweeps, n).
-        endless: never done, members of the latest sweep only.
+        budget: maps N to (sweeps, n).
+        endless: never done; only the particles of the latest sweep are members.
         select: how one answer is chosen.
     """
 
@@ -139,7 +139,7 @@ def backward_gibbs(
         _, size = budget(num_particles)
         zero = jnp.zeros((), jnp.int32)
         rows = jnp.arange(size, dtype=jnp.int32)
-        none = jnp.zeros((max_steps, size), bool)
+        all_false = jnp.zeros((max_steps, size), bool)
         return BackwardState(
             done=jnp.zeros((), bool),
             members=jnp.arange(num_particles, dtype=jnp.int32),
@@ -148,18 +148,18 @@ def backward_gibbs(
             finished=jnp.zeros(num_particles, bool),
             log_evidence=jnp.zeros(()),
             iteration=zero,
-            sample=summary(no_paths((), max_steps), score),
+            sample=summarise(empty_paths((), max_steps), score),
             phase=zero,
-            sweep=csmc.begin(size, max_steps),
+            sweep=csmc.start_sweep(size, max_steps),
             generations=Generations(
-                no_paths((max_steps, size), max_steps),
-                none,
+                empty_paths((max_steps, size), max_steps),
+                all_false,
                 jnp.zeros((max_steps, size)),
             ),
-            reference=no_paths((), max_steps),
+            reference=empty_paths((), max_steps),
             place=zero,
             level=zero,
-            pasts=Scoring(no_paths((size,), max_steps), none[0], zero),
+            pasts=Scoring(empty_paths((size,), max_steps), all_false[0], zero),
             bank=zero,
             parents=rows,
             slots=rows,
@@ -168,17 +168,17 @@ def backward_gibbs(
     def rows(state: BackwardState) -> Int[Array, "n"]:
         return jnp.arange(state.parents.shape[0], dtype=jnp.int32)
 
-    def generation(state: BackwardState, t: Array) -> Int[Array, "n"]:
-        """Where particles of t steps are stored."""
+    def generation_slots(state: BackwardState, t: Array) -> Int[Array, "n"]:
+        """Slots of the particles of t steps."""
         start = state.members.shape[0] + jnp.maximum(t - 1, 0) * state.parents.shape[0]
         return start + rows(state)
 
-    def scratch(state: BackwardState) -> Int[Array, "n"]:
+    def scratch_slots(state: BackwardState) -> Int[Array, "n"]:
         max_steps = state.generations.ended.shape[0]
-        return generation(state, max_steps + 1 + state.bank)
+        return generation_slots(state, max_steps + 1 + state.bank)
 
-    def home(state: BackwardState) -> Int[Array, "n"]:
-        """Where this sweep's members are stored."""
+    def member_slots(state: BackwardState) -> Int[Array, "n"]:
+        """Slots of this sweep's members."""
         start = 0 if endless else state.iteration * state.parents.shape[0]
         return start + rows(state)
 
@@ -189,25 +189,30 @@ def backward_gibbs(
         first = (rows(state) == 0) & conditional
         forward = Request(
             parents=jnp.where(
-                first, state.place, generation(state, t)[forked.smc.ancestors]
+                first, state.place, generation_slots(state, t)[forked.smc.ancestors]
             ),
-            slots=generation(state, t + 1),
+            slots=generation_slots(state, t + 1),
             extend=~first & ~forked.smc.finished,
-            # The reference is in every generation with as many steps as the others.
+            # In every generation the reference has as many steps as the other
+            # particles.
             depths=jnp.where(first, t + 1, t),
             sources=jnp.full_like(state.parents, -1),
         )
         keep = Request(
-            parents=generation(state, t),
-            slots=home(state),
+            parents=generation_slots(state, t),
+            slots=member_slots(state),
             extend=jnp.zeros_like(first),
-            depths=jnp.full_like(state.parents, WHOLE),
+            depths=jnp.full_like(state.parents, NO_CUT),
             sources=forward.sources,
         )
-        starts = state.pasts.step == state.level
+        is_first_step = state.pasts.step == state.level
         backward = Request(
-            parents=jnp.where(starts, generation(state, state.level), scratch(state)),
-            slots=scratch(state),
+            parents=jnp.where(
+                is_first_step,
+                generation_slots(state, state.level),
+                scratch_slots(state),
+            ),
+            slots=scratch_slots(state),
             extend=state.pasts.possible,
             depths=keep.depths,
             sources=jnp.broadcast_to(state.place, first.shape),
@@ -223,30 +228,32 @@ def backward_gibbs(
         key: Key[Array, ""], state: BackwardState, reply: Reply
     ) -> tuple[BackwardState, ExplorerInfo]:
         key_forward, key_backward = jax.random.split(key)
-        forward, info = _forward(key_forward, state, reply)
-        backward = _backward(key_backward, state, reply)
+        forward, info = _step_forward(key_forward, state, reply)
+        backward = _step_backward(key_backward, state, reply)
         level = state.reference.length - 1
-        keep = _over(_offering(state._replace(phase=jnp.full_like(level, 2)), level))
-        told = _select(state.phase == KEEP, keep, backward)
-        told = _select(state.phase == FORWARD, forward, told)
-        steps, scores = state.phase == FORWARD, state.phase == BACKWARD
-        bad = jnp.where(scores, invalid(reply, state.pasts.possible), 0)
-        return told, ExplorerInfo(
+        keep = _finish_sweep(
+            _offer_pasts(state._replace(phase=jnp.full_like(level, 2)), level)
+        )
+        new_state = _select(state.phase == KEEP, keep, backward)
+        new_state = _select(state.phase == FORWARD, forward, new_state)
+        steps, repeats = state.phase == FORWARD, state.phase == BACKWARD
+        num_invalid = jnp.where(repeats, count_invalid(reply, state.pasts.possible), 0)
+        return new_state, ExplorerInfo(
             state.parents,
             state.slots,
             jnp.where(steps, info.ess, ess(state.sweep.smc.log_weights)),
             jnp.where(steps, info.num_recoveries, 0),
-            jnp.where(steps, info.num_invalid, bad),
+            jnp.where(steps, info.num_invalid, num_invalid),
         )
 
-    def _forward(
+    def _step_forward(
         key: Key[Array, ""], state: BackwardState, reply: Reply
     ) -> tuple[BackwardState, Any]:
-        """Particles one step longer; once all are whole, one of them is drawn."""
+        """Weigh the extended particles; when all are complete, draw one of them."""
         sweep, info = csmc.weigh(
             state.sweep, reply, potential, state.iteration > 0, state.reference
         )
-        smc, mine = sweep.smc, home(state)
+        smc, slots = sweep.smc, member_slots(state)
         generations = jax.tree.map(
             lambda stack, new: stack.at[state.sweep.smc.t].set(new),
             state.generations,
@@ -256,57 +263,57 @@ def backward_gibbs(
         chosen = csmc.draw(key, smc.log_weights)
         evidence = jnp.where(state.iteration == 0, smc.log_evidence, state.log_evidence)
         ended = state._replace(
-            log_weights=state.log_weights.at[mine].set(smc.log_weights),
-            log_potentials=state.log_potentials.at[mine].set(smc.log_potentials),
-            finished=state.finished.at[mine].set(smc.finished),
+            log_weights=state.log_weights.at[slots].set(smc.log_weights),
+            log_potentials=state.log_potentials.at[slots].set(smc.log_potentials),
+            finished=state.finished.at[slots].set(smc.finished),
             log_evidence=evidence,
             phase=jnp.full_like(state.phase, KEEP),
-            reference=_at(sweep.records, chosen),
-            place=mine[chosen],
+            reference=_index(sweep.records, chosen),
+            place=slots[chosen],
         )
         return _select(jnp.all(smc.finished), ended, state), info
 
-    def _offering(state: BackwardState, level: Int[Array, ""]) -> BackwardState:
-        """The generation of `level` steps offers pasts."""
-        offer = _at(state.generations, jnp.maximum(level - 1, 0))
+    def _offer_pasts(state: BackwardState, level: Int[Array, ""]) -> BackwardState:
+        """Take the candidates for a past from the generation of `level` steps."""
+        offer = _index(state.generations, jnp.maximum(level - 1, 0))
         length = state.reference.length
-        pasts = scoring(offer.records, offer.ended, length, level)
+        pasts = start_scoring(offer.records, offer.ended, length, level)
         return state._replace(level=level, pasts=pasts)
 
-    def _backward(
+    def _step_backward(
         key: Key[Array, ""], state: BackwardState, reply: Reply
     ) -> BackwardState:
-        """The future repeated by one step; once it is whole, a past is drawn."""
+        """Repeat one step of the future; when all are repeated, draw a past."""
         length = state.reference.length
         state = state._replace(pasts=repeat_step(state.pasts, reply, length))
-        offer = _at(state.generations, state.level - 1)
+        offer = _index(state.generations, state.level - 1)
         log_w = log_past_weights(
             state.pasts, offer.records, offer.log_weights, state.level, score
         )
         chosen = csmc.draw(key, log_w)
         joined = state._replace(
-            reference=_at(state.pasts.joined, chosen),
-            place=scratch(state)[chosen],
+            reference=_index(state.pasts.joined, chosen),
+            place=scratch_slots(state)[chosen],
             bank=1 - state.bank,
         )
-        # A reference of density zero is its own only past.
+        # A reference of density zero keeps its past.
         joined = _select(all_dead(log_w), state, joined)
-        drawn = _over(_offering(joined, state.level - 1))
-        return _select(state.pasts.step >= length, drawn, state)
+        with_past = _finish_sweep(_offer_pasts(joined, state.level - 1))
+        return _select(state.pasts.step >= length, with_past, state)
 
-    def _over(state: BackwardState) -> BackwardState:
-        """Whether the reference is drawn to its start, or needed no more."""
-        size, kept = state.parents.shape[0], state.members.shape[0]
-        last = jnp.asarray(not endless) & ((state.iteration + 1) * size >= kept)
+    def _finish_sweep(state: BackwardState) -> BackwardState:
+        """End the sweep if the reference is complete or no further sweep needs it."""
+        size, num_members = state.parents.shape[0], state.members.shape[0]
+        done = jnp.asarray(not endless) & ((state.iteration + 1) * size >= num_members)
         max_steps = state.generations.ended.shape[0]
-        over = state._replace(
-            done=last,
+        next_sweep = state._replace(
+            done=done,
             iteration=state.iteration + 1,
-            sample=summary(state.reference, score),
+            sample=summarise(state.reference, score),
             phase=jnp.full_like(state.phase, FORWARD),
-            sweep=csmc.begin(size, max_steps),
+            sweep=csmc.start_sweep(size, max_steps),
         )
-        return _select(last | (state.level < 1), over, state)
+        return _select(done | (state.level < 1), next_sweep, state)
 
     needs = ("truncate", "replay")
     return Explorer(
@@ -319,5 +326,5 @@ def backward_gibbs(
         needs=needs,
         endless=endless,
         chain=True,
-        default_particles=SWEEP,
+        default_particles=SWEEP_SIZE,
     )

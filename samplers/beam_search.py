@@ -1,14 +1,14 @@
-"""Beam search over steps: keep the best N / M prefixes and extend each M ways.
+"""Beam search over steps: keep the best N / M prefixes and extend each in M ways.
 
-A prefix is judged by its latest score. Finished beams compete with their last score,
-and a beam kept M times after finishing holds M slots: the number of particles is
-constant. The first N steps are drawn independently. A search, not a sampler: it has no
-target and its `log_evidence` stays 0.
+A prefix is ranked by its latest score. Finished beams compete with their last score. A
+finished beam that is kept is copied M times like any other, so the number of particles
+is constant. The first N steps are drawn independently. Beam search has no target, and
+its `log_evidence` stays 0.
 
 References:
     [1] Snell et al. 2024, arXiv 2408.03314, Section 5.2.
-    [2] Beeching, Tunstall and Rush 2024, search-and-learn. Differs: finished beams of
-        the published code leave the search and the width is topped up by copies.
+    [2] Beeching, Tunstall and Rush 2024, search-and-learn. Differs: in the
+        published code finished beams leave the search and copies fill the width.
 """
 
 from tsi.picklable import picklable
@@ -26,7 +26,7 @@ def beam_search(
     """Beam search with N / width beams of `width` continuations.
 
     Args:
-        width: M, continuations of each beam; if N is smaller, N.
+        width: M, continuations per beam; at most N, larger values mean N.
         select: how one answer is chosen.
         num_islands: independent beam searches of N / num_islands particles.
 

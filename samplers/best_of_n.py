@@ -1,12 +1,12 @@
-"""Best-of-N: N independent samples, judged by the score of the whole.
+"""Best-of-N: N independent samples, ranked by the score of the complete solution.
 
-Never resampled and weighted by the last score alone, the samples target
+The samples are never resampled and are weighted by their last score only. They target
 
     p(x) r(x),
 
 so weighted best-of-N, which sums rewards per canonical answer, is the self-normalised
-importance sampling estimate of the answer posterior, and best-of-N takes the single
-particle of largest weight.
+importance sampling estimate of the answer posterior. Best-of-N returns the particle of
+largest weight.
 
 References:
     [1] Cobbe et al. 2021, arXiv 2110.14168 (best of N by a verifier).
@@ -25,8 +25,8 @@ def best_of_n(weights: str | Transform = "reward") -> Sampler:
     """The sample with the best last score.
 
     Args:
-        weights: "reward", "odds", "softmax" or a function of the log potential; a
-            monotone one does not change the answer, only the reported weights.
+        weights: "reward", "odds", "softmax" or a function of the log potential. A
+            monotone function changes the reported weights, but not the answer.
     """
     return smc(schedule=never, potential=terminal(weights), select="argmax")
 
@@ -36,6 +36,6 @@ def weighted_best_of_n(weights: str | Transform = "reward") -> Sampler:
     """The answer with the largest sum of weights over its samples.
 
     Args:
-        weights: what is summed; "reward" is the published rule.
+        weights: which weights are summed; "reward" is the published rule.
     """
     return smc(schedule=never, potential=terminal(weights), select="posterior")

@@ -1,23 +1,23 @@
-r"""Conditional SMC: a particle system that contains a path it was given.
+r"""Conditional SMC: a particle system that contains a given path.
 
 Particle 0 is the reference path x^0. At each step the reference keeps its place and its
-past, and the other n - 1 particles draw their ancestors among all n, the reference
-included, and extend them:
+past. The other n - 1 particles draw their ancestors among all n particles, including
+the reference, and extend them:
 
     a_t^0 = 0,   a_t^i ~ W_{t-1},   x_t^i ~ q(. | x_{<t}^{a_t^i}),   i = 1, ..., n - 1.
 
 Drawing k in proportion to the last weights and returning x^k leaves the target
-invariant [1]. What the weights are is `samplers.smc`'s business: the same `ask` and
-`tell`, with the reference's remembered numbers told for particle 0.
+invariant [1]. The weights are those of `samplers.smc`: the code calls its `ask` and
+`tell`, and particle 0 gets the recorded numbers of the reference.
 
-Adaptive resampling is allowed where the schedule sees the weights as a set. Zhat W_T^k
-times the law of the whole system is then
+Adaptive resampling is allowed if the schedule is a symmetric function of the weights.
+Zhat W_T^k times the distribution of the whole system is then
 
-    gamma(x^k) * prod_(times of resampling) 1/n * (law of all but the path of k),
+    gamma(x^k) * prod_(times of resampling) 1/n * (distribution of all but path k),
 
-and those factors 1/n, however many there are, are the chances of the place that the
-path takes after each resampling. So the extended target is a law with marginal pi in
-x^k, and as all places are alike, the path may as well stand in place 0.
+where each factor 1/n is the probability of the place that the path takes after a
+resampling. So the extended target is a distribution with marginal pi in x^k. All places
+are exchangeable, so the path may stand in place 0.
 
 References:
     [1] Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods.
@@ -34,15 +34,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.explorer import Reply
 from tsi.sampler import Sampler
-from tsi.samplers.parts.path_record import PathRecord, extend_record, no_paths
+from tsi.samplers.parts.path_record import PathRecord, empty_paths, extend_record
 from tsi.samplers.parts.potentials import Potential, log_scores
 from tsi.samplers.parts.resampling import (
-    below,
+    count_units,
     cumulate,
+    find_interval,
     grid,
-    holder,
-    in_units,
     multinomial,
+    scale_bits,
     stay_if_dead,
 )
 from tsi.samplers.parts.schedules import Schedule, every_step
@@ -50,14 +50,17 @@ from tsi.samplers.smc import SMCInfo, SMCState, smc
 from tsi.weights import all_dead, log_mean_exp
 
 Scheme = Callable[[Array, Array, Array], Array]
-"""`(key, log_weights [n], conditional []) -> ancestors [n]`, 0 of 0 if conditional."""
+"""`(key, log_weights [n], conditional []) -> ancestors [n]`.
+
+If conditional, the ancestor of particle 0 is particle 0.
+"""
 
 
 class Sweep(NamedTuple):
-    """n particles on their way.
+    """n particles of the current sweep.
 
     Attributes:
-        smc: their weights.
+        smc: their SMC state.
         records: the numbers of their paths.
     """
 
@@ -68,15 +71,15 @@ class Sweep(NamedTuple):
 def conditional_multinomial(
     key: Key[Array, ""], log_weights: Float[Array, "n"], conditional: Bool[Array, ""]
 ) -> Int[Array, "n"]:
-    """Independent draws for all but particle 0."""
+    """Independent ancestors for all particles but particle 0."""
     drawn = multinomial(key, log_weights, log_weights.shape[0])
-    return jnp.where(_first(drawn) & conditional, 0, drawn)
+    return jnp.where(_is_first(drawn) & conditional, 0, drawn)
 
 
 def conditional_systematic(
     key: Key[Array, ""], log_weights: Float[Array, "n"], conditional: Bool[Array, ""]
 ) -> Int[Array, "n"]:
-    """Systematic draws given that particle 0 descends from particle 0 [2].
+    """Systematic ancestors given that particle 0 descends from particle 0 [2].
 
     Systematic ancestors in a random rotation have a_0 ~ W, and their positions are a
     grid on a circle whose first point is uniform. Given a_0 = 0 that point is uniform
@@ -84,29 +87,29 @@ def conditional_systematic(
     """
     size = log_weights.shape[0]
     key_unit, key_offset = jax.random.split(key)
-    units = in_units(log_weights)
+    units = count_units(log_weights)
     cdf = cumulate(units)
     total = cdf[-1]
-    # A reference whose weight is below the resolution is taken to have one unit.
+    # A reference whose weight is below the resolution counts as one unit.
     interval = jnp.where(conditional, jnp.maximum(units[0], 1), total)
-    start = below(jax.random.bits(key_unit, (), jnp.uint32), interval)
-    part = below(jax.random.bits(key_offset, (), jnp.uint32), jnp.uint32(size))
-    around = start + grid(total, jnp.broadcast_to(part, size), size)
-    drawn = holder(cdf, jnp.where(around >= total, around - total, around))
+    start = scale_bits(jax.random.bits(key_unit, (), jnp.uint32), interval)
+    offset = scale_bits(jax.random.bits(key_offset, (), jnp.uint32), jnp.uint32(size))
+    around = start + grid(total, jnp.broadcast_to(offset, size), size)
+    drawn = find_interval(cdf, jnp.where(around >= total, around - total, around))
     drawn = stay_if_dead(log_weights, drawn)
-    return jnp.where(_first(drawn) & conditional, 0, drawn)
+    return jnp.where(_is_first(drawn) & conditional, 0, drawn)
 
 
-def _first(rows: Array) -> Bool[Array, "n"]:
+def _is_first(rows: Array) -> Bool[Array, "n"]:
     return jnp.arange(rows.shape[0]) == 0
 
 
-def begin(num_particles: int, max_steps: int) -> Sweep:
+def start_sweep(num_particles: int, max_steps: int) -> Sweep:
     """n empty paths."""
     sampler = smc(schedule=every_step)
-    # Of SMC's first state only the shapes matter, and its key is never used.
+    # `init` of SMC never uses its key.
     state = sampler.init(jax.random.key(0), num_particles)
-    return Sweep(state, no_paths((num_particles,), max_steps))
+    return Sweep(state, empty_paths((num_particles,), max_steps))
 
 
 def _sampler(
@@ -118,7 +121,7 @@ def _sampler(
 ) -> Sampler:
     def resampling(key: Array, log_weights: Array, num_samples: int) -> Array:
         drawn = scheme(key, log_weights, conditional)
-        return jnp.where(_first(drawn) & conditional, lineage, drawn)
+        return jnp.where(_is_first(drawn) & conditional, lineage, drawn)
 
     return smc(resampling=resampling, schedule=schedule, potential=potential)
 
@@ -133,21 +136,20 @@ def fork(
     scheme: Scheme = conditional_multinomial,
     schedule: Schedule = every_step,
 ) -> Sweep:
-    """Particles that have drawn their ancestors, found in `.smc.ancestors`.
+    """Draw ancestors; they are in `.smc.ancestors` of the result.
 
     Args:
-        key: of the draws.
+        key: a typed key.
         sweep: n particles.
-        potential: their weights.
+        potential: the potential that weighs them.
         conditional: whether particle 0 is a reference.
-        lineage: whom the reference descends from, other than 0 where ancestor sampling
-            chose it.
-        scheme: how the others draw.
-        schedule: whether they draw.
+        lineage: ancestor of the reference; 0 unless ancestor sampling has drawn it.
+        scheme: how the other particles draw ancestors.
+        schedule: when they draw ancestors.
     """
     sampler = _sampler(potential, schedule, scheme, conditional, lineage)
     state, ancestors = sampler.ask(key, sweep.smc)
-    # A reference of density zero is its own ancestor all the same, and stays dead.
+    # A reference of density zero remains its own ancestor, with weight zero.
     dead = sweep.smc.log_weights[ancestors] == -jnp.inf
     state = state._replace(
         log_weights=jnp.where(dead, -jnp.inf, state.log_weights),
@@ -165,89 +167,92 @@ def weigh(
     *,
     ahead: bool = False,
 ) -> tuple[Sweep, SMCInfo]:
-    """Particles one step longer; also SMC's diagnostics.
+    """Weigh the particles after a step; also returns the diagnostics of SMC.
 
     Args:
-        sweep: after `fork`.
-        reply: of the turn; what it says of particle 0 is replaced.
-        potential: their weights.
+        sweep: the result of `fork`.
+        reply: of the turn; its numbers for particle 0 are replaced if conditional.
+        potential: the potential that weighs the particles.
         conditional: whether particle 0 is a reference.
-        reference: the numbers of its whole path.
+        reference: the numbers of the reference's complete path.
         ahead: weigh the reference by its reward after the next step, as the released
-            code of arXiv 2502.01618 does; what is recorded of it stays true.
+            code of arXiv 2502.01618 does; its record keeps the true rewards.
     """
     step = jnp.minimum(sweep.smc.t, reference.log_potentials.shape[-1] - 1)
-    remembered = Reply(
+    recorded = Reply(
         reference.log_potentials[step],
         reference.log_corrections[step],
         reference.log_probs[step],
         sweep.smc.t + 1 >= reference.length,
     )
-    kept = _first(reply.finished) & conditional
-    told = jax.tree.map(lambda old, new: jnp.where(kept, old, new), remembered, reply)
-    records = extend_record(sweep.records, told, ~sweep.smc.finished)
+    is_reference = _is_first(reply.finished) & conditional
+    full_reply = jax.tree.map(
+        lambda old, new: jnp.where(is_reference, old, new), recorded, reply
+    )
+    records = extend_record(sweep.records, full_reply, ~sweep.smc.finished)
     sampler = smc(schedule=every_step, potential=potential)
-    log_potentials = told.log_potentials
+    log_potentials = full_reply.log_potentials
     if ahead:
         following = jnp.minimum(step + 1, jnp.maximum(reference.length - 1, 0))
         log_potentials = jnp.where(
-            kept, reference.log_potentials[following], log_potentials
+            is_reference, reference.log_potentials[following], log_potentials
         )
     state, info = sampler.tell(
         jax.random.key(0),
         sweep.smc,
         log_potentials,
-        told.log_corrections,
-        told.finished,
+        full_reply.log_corrections,
+        full_reply.finished,
     )
     return Sweep(state, records), info
 
 
-def is_over(
+def is_complete(
     sweep: Sweep, conditional: Bool[Array, ""], *, published: bool = False
 ) -> Bool[Array, ""]:
-    """Whether all particles are whole.
+    """Whether the sweep is complete: all particles have finished.
 
     Args:
-        sweep: after `weigh`.
+        sweep: the result of `weigh`.
         conditional: whether particle 0 is a reference.
-        published: the sweep ends with its fresh particles, however long the reference.
+        published: the sweep ends when the other particles have finished, even if the
+            reference is longer.
     """
     finished = sweep.smc.finished
-    return jnp.all(finished | (_first(finished) & conditional & published))
+    return jnp.all(finished | (_is_first(finished) & conditional & published))
 
 
-def with_whole_reference(
+def complete_reference(
     sweep: Sweep,
     potential: Potential,
     conditional: Bool[Array, ""],
     reference: PathRecord,
 ) -> Sweep:
-    """The end of a published sweep: all weigh by their last reward.
+    """Complete the reference at the end of a published sweep, and weigh all particles.
 
     Args:
-        sweep: of which at least the fresh particles are whole.
+        sweep: all particles but the reference have finished.
         potential: a rank, whose weights are functions of the last log potential.
         conditional: whether particle 0 is a reference.
-        reference: the numbers of its whole path.
+        reference: the numbers of the reference's complete path.
     """
-    kept = _first(sweep.smc.finished) & conditional
+    is_reference = _is_first(sweep.smc.finished) & conditional
 
-    def whole(new: Array, old: Array) -> Array:
-        return jnp.where(kept.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+    def complete(new: Array, old: Array) -> Array:
+        return jnp.where(is_reference.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
     last = jnp.take(reference.log_potentials, jnp.maximum(reference.length - 1, 0))
-    log_potentials = whole(last, sweep.smc.log_potentials)
+    log_potentials = complete(last, sweep.smc.log_potentials)
     scores = potential.power * log_scores(potential.transform, log_potentials)
     mean = jnp.where(all_dead(scores), 0.0, log_mean_exp(scores))
     state = sweep.smc._replace(
         log_weights=jnp.where(all_dead(scores), 0.0, scores - mean),
         log_potentials=log_potentials,
-        finished=sweep.smc.finished | kept,
+        finished=sweep.smc.finished | is_reference,
     )
-    return Sweep(state, jax.tree.map(whole, reference, sweep.records))
+    return Sweep(state, jax.tree.map(complete, reference, sweep.records))
 
 
 def draw(key: Key[Array, ""], log_weights: Float[Array, "n"]) -> Int[Array, ""]:
-    """One particle in proportion to its weight; the first if all weights are zero."""
+    """Draw one particle in proportion to its weight; the first if all are zero."""
     return multinomial(key, log_weights, 1)[0]

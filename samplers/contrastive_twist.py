@@ -1,26 +1,26 @@
 """Contrastive twist learning (CTL): fit a twist to the prefixes of good solutions.
 
-With sigma the target and pi_t in proportion to p G_{1:t} psi_t what twisted SMC aims
-at after step t, the objective and its gradient are
+Let sigma be the target, and pi_t, proportional to p G_{1:t} psi_t, the target of
+twisted SMC after step t. The objective and its gradient are
 
     L(theta) = sum_t KL(sigma(x_{1:t}) || pi_t(x_{1:t})),
     -grad L = sum_t E_sigma[grad log psi_t] - E_{pi_t}[grad log psi_t].
 
-L is least at the exact twist, if that is in the family, and convex in theta if psi is
-log-linear. Both expectations come from one run of twisted SMC under the present theta.
-Its particles after step t weigh W_t under pi_t; under sigma they weigh what the
-descendants of each weigh in the end,
+L is minimal at the exact twist, if that is in the family, and convex in theta if psi is
+log-linear. Both expectations come from one run of twisted SMC with the current theta.
+After step t its particles have weights W_t under pi_t. Under sigma the weight of a
+particle is the sum of the final weights of its descendants,
 
     V_T = W_T,    V_{t-1}^i = sum_{j: a_t^j = i} V_t^j.
 
-The gradient is self-normalised: a bias of order 1 / N moves where theta comes to rest,
-but not what twisted SMC targets with it. Early steps have few distinct ancestors left
-at the end, and learn slowly if N is small.
+The gradient estimate is self-normalised: its bias of order 1 / N changes the theta to
+which the fit converges, but not the target of twisted SMC with that theta. Early steps
+have few distinct ancestors at the end, so they are learned slowly if N is small.
 
-Differences: [1] takes positives and negatives from runs of their own, or positives from
-exact samples. Where solutions end at different steps, an ended one is its own prefix,
-with psi = 1, which also fixes the constant of psi_t; if all end together, psi_t is
-determined up to a constant for each step.
+Differences: [1] takes positives and negatives from separate runs, or positives from
+exact samples. A finished solution has_contrast as a prefix with psi = 1. If solutions
+finish at different steps, this fixes the scale of psi_t; if all finish at the same
+step, each psi_t is determined only up to a constant factor.
 
 References:
     [1] Zhao et al. 2024, arXiv 2404.17546, Section 4.1.
@@ -42,11 +42,11 @@ from tsi.twists.twisted_target import TwistedParams, TwistedTarget
 
 
 class Contrast(NamedTuple):
-    """What one run shows of all its unfinished prefixes.
+    """Features and weights of all unfinished prefixes of one run.
 
     Attributes:
         features: of each particle after each step, [T, N, D].
-        weights: V_t - W_t, zero where a particle has finished, [T, N].
+        weights: V_t - W_t, zero for finished particles, [T, N].
         log_evidence: of the run.
     """
 
@@ -60,8 +60,8 @@ class TwistFit(NamedTuple):
 
     Attributes:
         theta: its parameters.
-        log_evidence: of the run behind each update, [U]; its mean rises towards the
-            log evidence, and its spread falls, as the twist gets better.
+        log_evidence: of the run of each update, [U]. As the twist improves, its mean
+            rises towards the log evidence and its variance falls.
     """
 
     theta: Any
@@ -78,64 +78,70 @@ def contrast(
     *,
     accumulate: str = "product",
 ) -> Contrast:
-    """Run twisted SMC under theta and weigh its prefixes against each other.
+    """Run twisted SMC with theta and compute the contrastive weights of its prefixes.
 
-    A run that lost all weight shows nothing: its weights are zero.
+    If the run loses all weight, the contrastive weights are zero.
 
     Args:
         key: of either style.
-        target: the target within.
-        twist: the family.
-        theta: parameters of the twist to run with.
+        target: the target without the twist.
+        twist: the family of twists.
+        theta: parameters of the twist.
         num_particles: N.
-        params: the target's.
+        params: parameters of the target.
         accumulate: "product" or "last", as in
             `tsi.twists.twisted_target.TwistedTarget`.
     """
     sampler = twisted_smc()
     twisted = TwistedTarget(target, twist.log_twist, accumulate)
-    both = TwistedParams(params, theta)
+    twisted_params = TwistedParams(params, theta)
     key_init, key_steps = jax.random.split(single_key(key))
     state = sampler.init(jax.random.fold_in(key_init, 0), num_particles)
-    particles = twisted.init(jax.random.fold_in(key_init, 1), num_particles, both)
+    particles = twisted.init(
+        jax.random.fold_in(key_init, 1), num_particles, twisted_params
+    )
 
-    def forwards(carry: tuple, t: Array) -> tuple[tuple, tuple]:
+    def step_forwards(carry: tuple, t: Array) -> tuple[tuple, tuple]:
         state, particles = carry
         state, particles, info = turn(
-            sampler, twisted, key_steps, t, state, particles, both
+            sampler, twisted, key_steps, t, state, particles, twisted_params
         )
         live = ~twisted.finished(particles)
-        seen = twist.features(t, particles.particles, params)
-        # What is read off a finished particle may be anything, NaN too.
-        seen = jnp.where(live[:, None], seen, 0.0)
-        present = jnp.exp(state.log_weights) / num_particles
-        return (state, particles), (seen, present, live, info.ancestors)
+        features = twist.features(t, particles.particles, params)
+        # The features of a finished particle are arbitrary and may be NaN.
+        features = jnp.where(live[:, None], features, 0.0)
+        current_weights = jnp.exp(state.log_weights) / num_particles
+        return (state, particles), (features, current_weights, live, info.ancestors)
 
-    def backwards(weights: Array, ancestors: Array) -> tuple[Array, Array]:
+    def step_backwards(weights: Array, ancestors: Array) -> tuple[Array, Array]:
         return jnp.zeros_like(weights).at[ancestors].add(weights), weights
 
-    (state, _), (features, present, live, ancestors) = jax.lax.scan(
-        forwards, (state, particles), jnp.arange(twisted.max_steps, dtype=jnp.int32)
+    (state, _), (features, current_weights, live, ancestors) = jax.lax.scan(
+        step_forwards,
+        (state, particles),
+        jnp.arange(twisted.max_steps, dtype=jnp.int32),
     )
-    _, in_the_end = jax.lax.scan(backwards, present[-1], ancestors, reverse=True)
-    counts = live & (state.log_evidence > -jnp.inf)
-    weights = jnp.where(counts, in_the_end - present, 0.0)
+    _, final_weights = jax.lax.scan(
+        step_backwards, current_weights[-1], ancestors, reverse=True
+    )
+    has_contrast = live & (state.log_evidence > -jnp.inf)
+    weights = jnp.where(has_contrast, final_weights - current_weights, 0.0)
     return Contrast(features, weights, state.log_evidence)
 
 
 def contrastive_loss(
-    theta: Any, apply: Callable[..., Array], shown: Contrast
+    theta: Any, apply: Callable[..., Array], sample: Contrast
 ) -> Float[Array, ""]:
-    """A number whose gradient at the run's theta estimates that of L.
+    """A surrogate loss: its gradient at the theta of the run estimates that of L.
 
     Args:
-        theta: the twist's parameters.
+        theta: parameters of the twist.
         apply: as in `tsi.twists.learned.LearnedTwist`.
-        shown: a run under the same theta.
+        sample: the result of `contrast` with the same theta.
     """
-    steps = jnp.arange(shown.weights.shape[0])
-    log_psi = jax.vmap(apply, (None, 0, 0))(theta, steps, shown.features)
-    return -jnp.sum(shown.weights * log_psi)
+    steps = jnp.arange(sample.weights.shape[0])
+    log_psi = jax.vmap(apply, (None, 0, 0))(theta, steps, sample.features)
+    return -jnp.sum(sample.weights * log_psi)
 
 
 def fit_twist(
@@ -150,19 +156,19 @@ def fit_twist(
     *,
     accumulate: str = "product",
 ) -> TwistFit:
-    """Descend the contrastive objective, one run of twisted SMC an update.
+    """Minimise the contrastive objective, with one run of twisted SMC per update.
 
-    Pure, so that it may be jitted and vmapped over keys or parameters.
+    A pure function, which can be jitted, and vmapped over keys or parameters.
 
     Args:
-        key: of either style; update u runs under `fold_in(key, u)`.
+        key: of either style; update u uses `fold_in(key, u)`.
         target: any target that has `max_steps`.
-        twist: the family.
-        theta: where to start, a pytree of float arrays.
-        optimiser: from optax; a learning rate that decays averages the noise out.
+        twist: the family of twists.
+        theta: initial parameters, a pytree of float arrays.
+        optimiser: from optax; a decaying learning rate averages out the noise.
         num_particles: N of each run.
-        num_updates: how many runs.
-        params: the target's.
+        num_updates: number of updates.
+        params: parameters of the target.
         accumulate: "product" or "last", as in
             `tsi.twists.twisted_target.TwistedTarget`.
     """
@@ -170,7 +176,7 @@ def fit_twist(
 
     def update(carry: tuple, u: Array) -> tuple[tuple, Array]:
         theta, moments = carry
-        shown = contrast(
+        sample = contrast(
             jax.random.fold_in(key, u),
             target,
             twist,
@@ -179,9 +185,9 @@ def fit_twist(
             params,
             accumulate=accumulate,
         )
-        slopes = jax.grad(contrastive_loss)(theta, twist.apply, shown)
-        changes, moments = optimiser.update(slopes, moments, theta)
-        return (optax.apply_updates(theta, changes), moments), shown.log_evidence
+        gradients = jax.grad(contrastive_loss)(theta, twist.apply, sample)
+        changes, moments = optimiser.update(gradients, moments, theta)
+        return (optax.apply_updates(theta, changes), moments), sample.log_evidence
 
     start = (theta, optimiser.init(theta))
     (theta, _), log_evidence = jax.lax.scan(update, start, jnp.arange(num_updates))

@@ -1,11 +1,11 @@
-"""Diverse verifier tree search: N / M beam searches that never mix.
+"""Diverse verifier tree search (DVTS): N / M independent beam searches.
 
-Each island of M particles keeps its best prefix, by the latest score, and extends it M
-ways; islands keep the diversity that one beam search loses.
+Each island of M particles keeps the prefix with the best latest score and extends it in
+M ways. The islands keep the diversity that a single beam search loses.
 
 References:
-    [1] Beeching, Tunstall and Rush 2024, search-and-learn. A tree stops when
-        its chosen prefix ends, as in the published code.
+    [1] Beeching, Tunstall and Rush 2024, search-and-learn. As in the published
+        code, a tree stops when its best prefix has finished.
 """
 
 from tsi.picklable import picklable
@@ -18,7 +18,7 @@ from tsi.samplers.smc import smc
 
 @picklable
 def dvts(width: int = 4, *, select: str = "weighted_vote") -> Sampler:
-    """N / width independent trees, each keeping its best of `width`.
+    """N / width independent trees, each of which keeps the best of `width` particles.
 
     Args:
         width: M, particles of one tree; if N is smaller, N.
@@ -29,7 +29,7 @@ def dvts(width: int = 4, *, select: str = "weighted_vote") -> Sampler:
         divide N.
     """
 
-    def num_trees(num_particles: int) -> int:
+    def count_trees(num_particles: int) -> int:
         return num_particles // effective_width(width, num_particles, "dvts")
 
     return smc(
@@ -37,5 +37,5 @@ def dvts(width: int = 4, *, select: str = "weighted_vote") -> Sampler:
         schedule=every_step,
         potential=latest("odds"),
         select=select,
-        num_islands=num_trees,
+        num_islands=count_trees,
     )

@@ -1,15 +1,16 @@
-r"""Two-sided bounds on the log evidence, where one exact posterior sample is known.
+r"""Two-sided bounds on the log evidence, given one exact posterior sample.
 
-By Jensen's inequality E[log Z_hat] <= log Z for a particle filter's unbiased Z_hat. If
-an exact sample of the posterior is one of the particles and keeps its place
-(conditional SMC), Z_hat has the law of the filter's tilted by Z_hat / Z, and then
+By Jensen's inequality E[log Z_hat] <= log Z for a particle filter's unbiased Z_hat. In
+conditional SMC one of the particles is an exact sample of the posterior and keeps its
+place. Z_hat then has the distribution of the filter's estimate tilted by Z_hat / Z, so
 
     E[log Z_hat] >= log Z,    E[1 / Z_hat] = P(Z_hat > 0) / Z,
 
-the probability being the plain filter's, one where no filter loses all its weight.
-The gap between the bounds is the sum of two Kullback-Leibler divergences: it says how
-far the filter is from exact, and what a twist is worth. Exact samples come from
-enumeration, from rejection sampling, or from problems simulated by the model itself.
+where the probability is that of the plain filter; it is one if the filter never loses
+all its weight. The gap between the bounds is the sum of two Kullback-Leibler
+divergences. It measures how far the filter is from exact, and how much a twist gains.
+Exact samples come from enumeration, from rejection sampling, or from problems that the
+model itself has simulated.
 
 References:
     [1] Grosse, Ghahramani and Adams 2015, arXiv 1511.02543 (sandwiching).
@@ -41,14 +42,14 @@ from tsi.weights import all_dead, log_mean_exp
 
 
 class EvidenceBounds(NamedTuple):
-    """Whose means over keys are below and above the log evidence."""
+    """Two estimates, whose means over keys are below and above the log evidence."""
 
     lower: Float[Array, ""]
     upper: Float[Array, ""]
 
 
 class SandwichState(NamedTuple):
-    """A population whose particle 0 repeats the exact sample.
+    """A population in which particle 0 repeats the exact sample.
 
     Attributes:
         population: as in SMC.
@@ -61,8 +62,8 @@ class SandwichState(NamedTuple):
     done: Bool[Array, ""]
 
 
-def sandwich(potential: Potential) -> Explorer:
-    """Conditional SMC on the path stored in row N, which particle 0 repeats.
+def conditional_smc(potential: Potential) -> Explorer:
+    """Conditional SMC given the path that is stored in row N; particle 0 repeats it.
 
     Args:
         potential: product, telescoping or uniform.
@@ -102,15 +103,15 @@ def sandwich(potential: Potential) -> Explorer:
             reply.log_corrections,
             reply.finished,
         )
-        over = jnp.all(population.finished)
-        told = ExplorerInfo(
+        done = jnp.all(population.finished)
+        turn_info = ExplorerInfo(
             state.population.ancestors,
             state.members,
             info.ess,
             info.num_recoveries,
             info.num_invalid,
         )
-        return state._replace(population=population, done=over), told
+        return state._replace(population=population, done=done), turn_info
 
     return Explorer(plan, init, ask, tell, needs=("replay",))
 
@@ -127,32 +128,32 @@ def evidence_bounds(
     """One draw of both bounds.
 
     Args:
-        target: with `replay`, and `log_proposal` if it does not propose from p.
+        target: a target with `replay`, and with `log_proposal` unless it proposes from
+            p.
         key: of either style.
         exact: one finished particle of the target, a sample of its posterior, with a
-            leading axis of one.
+            leading axis of size one.
         num_particles: N, the exact sample included.
         params: the target's parameters.
-        potential: product("odds") by default.
+        potential: by default product("odds").
 
     Raises:
-        CapabilityError: the target has no `replay`.
+        CapabilityError: if the target has no `replay`.
     """
     potential = product("odds") if potential is None else potential
     key_lower, key_upper = jax.random.split(single_key(key))
-    plain = smc(resampling=multinomial, schedule=every_step, potential=potential)
-    below = run(plain, target, key_lower, num_particles, params).state.log_evidence
+    sampler = smc(resampling=multinomial, schedule=every_step, potential=potential)
+    lower = run(sampler, target, key_lower, num_particles, params).state.log_evidence
 
     key_init, key_steps = jax.random.split(key_upper)
-    explorer = sandwich(potential)
+    explorer = conditional_smc(potential)
     exploration = start(explorer, target, key_init, num_particles, params)
     row = jnp.array([num_particles], jnp.int32)
     stored = put(as_store(target), exploration.stored, row, exact)
-    first = exploration._replace(stored=stored)
-    last = jax.lax.fori_loop(
+    exploration = jax.lax.fori_loop(
         0,
         step_limit(target, None),
         lambda _, e: turn(explorer, target, key_steps, e, params)[0],
-        first,
+        exploration._replace(stored=stored),
     )
-    return EvidenceBounds(below, last.state.population.log_evidence)
+    return EvidenceBounds(lower, exploration.state.population.log_evidence)

@@ -1,21 +1,21 @@
-r"""SMC in which every finished branch counts, whatever becomes of the others.
+r"""SMC in which every finished branch is kept with its weight.
 
 A particle that finishes at step t with weight w leaves the population and is kept with
-the mass Z_t w / N, Z_t the evidence estimate so far. The N rows go on with the
-unfinished ones alone, resampled among themselves. Each mass is unbiased for the
-solutions of its length,
+the mass Z_t w / N, where Z_t is the evidence estimate so far. The N rows continue with
+the unfinished particles, which are resampled among themselves. Each mass is unbiased
+for the solutions of its length,
 
     E[ sum over branches finished at t of mass * phi ] = sum over x of length t of
         p(x) exp(path_log_weight(x)) phi(x),
 
-so the sum over all of them is for all solutions: no finished branch is thrown away by a
-later resampling, and none competes with prefixes that are still being written. It costs
-up to N rows for all T steps, since finished branches free their places for others.
+so the sum over all branches is unbiased for all solutions. Later resampling never drops
+a finished branch, and finished branches do not compete with unfinished prefixes. A run
+costs up to N rows for all T steps, since the rows of finished branches are used again.
 
 References:
-    [1] Dau and Chopin 2022, arXiv 2011.02328 (`waste_free_smc`, which keeps every state
-        of an MCMC move; here every finished branch of the particle system is kept, to
-        the same end).
+    [1] Dau and Chopin 2022, arXiv 2011.02328 (`waste_free_smc`). Differs: the paper
+        keeps every state of the MCMC chains; here every finished branch of the particle
+        system is kept, for the same purpose.
 """
 
 from typing import NamedTuple
@@ -45,10 +45,10 @@ class FinishedBranchState(NamedTuple):
     """A population of unfinished prefixes, and the finished branches.
 
     Attributes:
-        population: N rows; one that has finished has weight zero from then on.
-        log_shares: log of what each stored branch counts, less `reference`, [M]; -inf
-            if it is none.
-        reference: a log evidence of the population.
+        population: N rows; a finished row has weight zero from then on.
+        log_shares: log mass of each stored branch minus `reference`, [M]; -inf if no
+            branch is stored there.
+        reference: the log evidence of the population, to which masses are relative.
         log_potentials: of the stored branches, [M].
         finished: which stored prefixes are finished branches, [M].
         members: all stored prefixes, [M].
@@ -65,17 +65,17 @@ class FinishedBranchState(NamedTuple):
 
     @property
     def log_mass(self) -> Float[Array, "*batch M"]:
-        """Log of what each stored branch counts; -inf if it is none."""
+        """Log mass of each stored branch; -inf if no branch is stored there."""
         return self.log_shares + self.reference.value[..., None]
 
     @property
     def log_evidence(self) -> Float[Array, "*batch"]:
-        """The whole mass."""
+        """Log of the total mass."""
         return log_sum_exp(self.log_shares) + self.reference.value
 
     @property
     def log_weights(self) -> Float[Array, "*batch M"]:
-        """Masses with mean one; equal if there is no mass."""
+        """Log masses with mean mass one; equal if there is no mass."""
         total = log_mean_exp(self.log_shares)
         dead = (total == -jnp.inf)[..., None]
         return jnp.where(
@@ -91,27 +91,27 @@ def finished_branch_smc(
     schedule: Schedule | None = None,
     select: str = "posterior",
 ) -> Explorer:
-    """SMC in which every finished branch counts.
+    """SMC in which every finished branch is kept with its weight.
 
     Args:
         potential: product or telescoping; by default telescoping("odds").
-        resampling: the scheme; a deterministic one targets nothing.
+        resampling: the scheme; with a deterministic one the method has no target.
         schedule: `(log_weights, t) -> bool`, by default ess_below(0.5), where finished
-            rows count as dead.
+            rows have weight zero.
         select: how one answer is chosen.
 
     Returns:
         An `Explorer` with N rows and N T stored prefixes, all of them members.
 
     Raises:
-        ConfigurationError: if the potential has no running weights.
+        ConfigurationError: if the potential has no weights before the end.
     """
     potential = telescoping("odds") if potential is None else potential
     schedule = ess_below(0.5) if schedule is None else schedule
     if potential.evidence != "running":
         raise ConfigurationError(
-            "finished_branch_smc weighs branches when they finish, and this potential "
-            "has no running weight. Use product or telescoping."
+            "finished_branch_smc weighs branches when they finish, but this potential "
+            "has no weights before the end. Use product or telescoping."
         )
 
     def plan(num_particles: int, max_steps: int) -> Plan:
@@ -145,14 +145,14 @@ def finished_branch_smc(
         equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
         log_weights = jnp.where(due, equal, log_w)
         fork = fork_population(population, ancestors, log_weights, due[None])
-        # Generation t stands in rows t N to t N + N - 1 of the store.
-        last = jnp.maximum(population.t - 1, 0) * size
+        # Generation t is stored in rows t N to t N + N - 1.
+        offset = jnp.maximum(population.t - 1, 0) * size
         extend = log_weights > -jnp.inf
-        nowhere = state.members.shape[0]
+        not_stored = state.members.shape[0]
         request = Request(
-            parents=ancestors + last,
-            # A branch that has ended is kept once, where it ended.
-            slots=jnp.where(extend, places + population.t * size, nowhere),
+            parents=ancestors + offset,
+            # A finished branch is stored once, in the generation in which it finished.
+            slots=jnp.where(extend, places + population.t * size, not_stored),
             extend=extend,
         )
         return state._replace(population=fork), request
@@ -172,53 +172,53 @@ def finished_branch_smc(
         )
         alive = before.log_weights > -jnp.inf
         ended = alive & reply.finished
-        # All masses are relative to the present evidence, so that the scale of the
-        # potentials is not in them; a population without any leaves them as they are.
+        # Masses are relative to the current evidence, so they do not contain the scale
+        # of the potentials. If the population has no evidence, they stay as they are.
         evidence = after.evidence_sum
-        nothing = evidence.value == -jnp.inf
-        change = jnp.where(nothing, 0.0, evidence.minus(state.reference))
+        no_evidence = evidence.value == -jnp.inf
+        change = jnp.where(no_evidence, 0.0, evidence.minus(state.reference))
         reference = jax.tree.map(
-            lambda new, old: jnp.where(nothing, old, new), evidence, state.reference
+            lambda new, old: jnp.where(no_evidence, old, new), evidence, state.reference
         )
-        fresh = ended & ~nothing
+        newly_finished = ended & ~no_evidence
         log_shares = jnp.where(
-            fresh, after.log_weights - jnp.log(float(size)), -jnp.inf
+            newly_finished, after.log_weights - jnp.log(float(size)), -jnp.inf
         )
         rows = before.t * size + jnp.arange(size)
-        # Those that ended leave; what is left has mean one again.
-        left = jnp.where(ended | ~alive, -jnp.inf, after.log_weights)
-        share = log_mean_exp(left)
+        # Finished rows leave the population; the remaining weights get mean one again.
+        log_remaining = jnp.where(ended | ~alive, -jnp.inf, after.log_weights)
+        share = log_mean_exp(log_remaining)
         shift = jnp.where(share == -jnp.inf, 0.0, share)
-        remaining = evidence.add(share)
-        # Rows that start again after all have died carry no mass.
+        remaining_evidence = evidence.add(share)
+        # Rows that restart after all weight was lost have no mass.
         lost = (after.log_evidence == -jnp.inf) & jnp.any(state.log_shares > -jnp.inf)
-        over = (share == -jnp.inf) | lost
+        done = (share == -jnp.inf) | lost
         population = after._replace(
-            log_weights=left - shift,
-            log_base=left - shift,
-            log_evidence=remaining.value,
-            log_evidence_rest=remaining.rest,
-            # Whoever has left is told nothing more.
-            finished=left == -jnp.inf,
+            log_weights=log_remaining - shift,
+            log_base=log_remaining - shift,
+            log_evidence=remaining_evidence.value,
+            log_evidence_rest=remaining_evidence.rest,
+            # Rows that have left the population take no further steps.
+            finished=log_remaining == -jnp.inf,
         )
-        told = state._replace(
+        new_state = state._replace(
             population=population,
             log_shares=(state.log_shares - change).at[rows].set(log_shares),
             reference=reference,
             log_potentials=state.log_potentials.at[rows].set(after.log_potentials),
             finished=state.finished.at[rows].set(ended),
-            done=over,
+            done=done,
         )
-        last = jnp.maximum(before.t - 1, 0) * size
-        report = ExplorerInfo(
-            parents=before.ancestors + last,
+        offset = jnp.maximum(before.t - 1, 0) * size
+        turn_info = ExplorerInfo(
+            parents=before.ancestors + offset,
             slots=rows.astype(jnp.int32),
             ess=info.ess,
             num_recoveries=info.num_recoveries,
             num_invalid=info.num_invalid,
         )
-        return told, report
+        return new_state, turn_info
 
     exact = not isinstance(resampling, Deterministic)
-    claim = potential.path_log_weight if exact else None
-    return Explorer(plan, init, ask, tell, claim, select)
+    path_log_weight = potential.path_log_weight if exact else None
+    return Explorer(plan, init, ask, tell, path_log_weight, select)

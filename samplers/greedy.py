@@ -1,8 +1,8 @@
-"""Greedy decoding: one particle that is never weighed.
+"""Greedy decoding: one unweighted particle.
 
-The sampler is trivial; what makes it greedy is a target whose policy has temperature
-zero. It asks for exactly one particle, so that a budget of N cannot be mistaken for N
-different samples.
+The decoding is greedy because the policy of the target has temperature zero. The
+sampler accepts exactly one particle, since N particles at temperature zero would all be
+equal.
 """
 
 from typing import Any
@@ -25,16 +25,16 @@ def greedy() -> Sampler:
     Returns:
         A `Sampler` whose `init` raises `ConfigurationError` unless N = 1.
     """
-    one = smc(schedule=never, potential=uniform(), select="argmax")
+    sampler = smc(schedule=never, potential=uniform(), select="argmax")
 
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int) -> Any:
         if num_particles != 1:
             raise ConfigurationError(
                 f"greedy decodes one particle, not {num_particles}: at temperature "
-                "zero they would all be the same. Use num_particles=1, or "
-                "self_consistency for a budget."
+                "zero all particles would be equal. Use num_particles=1, or "
+                "self_consistency for a larger budget."
             )
-        return one.init(key, num_particles)
+        return sampler.init(key, num_particles)
 
-    return one._replace(init=init)
+    return sampler._replace(init=init)

@@ -1,24 +1,23 @@
-"""The island particle filter with exchange: islands resample, and are resampled.
+"""The island particle filter with exchange: islands are resampled as well.
 
 Particles resample within their islands by the usual schedule. When the effective
-sample size over islands, with an island's mean weight W as its weight, falls below a
-fraction of I, the islands themselves are resampled first, in proportion to W: a copy of
-island k takes over all its particles, and each then weighs
+sample size over the I islands, each weighted by its mean weight W, falls below a
+fraction of I, the islands are resampled first, in proportion to W. A copy of island k
+contains all its particles, and each of them then has weight
 
     mean(W) w_i / W_k,
 
 which is the rule of `samplers/parts/reproduction.py` with v_i = W_k. Between exchanges
-the islands need not communicate, which is what they are for.
+the islands need not communicate.
 
-A dead particle of an island that is copied is not copied with it: the row in whose
-place it would go stays where it is, with weight zero.
+A dead particle of a copied island is not copied: the row that it would replace keeps
+its prefix and gets weight zero.
 
 References:
     [1] Vergé, Dubarry, Del Moral and Moulines 2015, arXiv 1306.3911 (the double
         bootstrap).
-    [2] Del Moral, Moulines, Olsson and Vergé 2016, arXiv 1410.4231 (the same with
-        adaptive selection on the island level). Differs: particles, too, are resampled
-        adaptively.
+    [2] Del Moral, Moulines, Olsson and Vergé 2016, arXiv 1410.4231 (adaptive
+        exchange of islands). Differs: particles are resampled adaptively as well.
 """
 
 import jax
@@ -39,7 +38,7 @@ from tsi.weights import log_mean_exp
 def exchange(
     state: SMCState, islands: Int[Array, "I"]
 ) -> tuple[SMCState, Int[Array, "N"]]:
-    """Put a copy of island `islands[k]` in the place of island k.
+    """Replace each island k by a copy of island `islands[k]`.
 
     Returns:
         The state, and the row that each row was copied from, [N].
@@ -53,11 +52,11 @@ def exchange(
 
     means = log_mean_exp(state.log_weights.reshape(num_islands, size))
     change = jnp.repeat(log_mean_exp(means) - means[islands], size)
-    moved = jax.tree.map(
+    copied_fields = jax.tree.map(
         lambda leaf: leaf[sources],
         (state.log_potentials, state.log_scores, state.finished),
     )
-    log_potentials, log_scores, finished = moved
+    log_potentials, log_scores, finished = copied_fields
 
     def rescale(log_values: Float[Array, "N"]) -> Float[Array, "N"]:
         return jnp.where(alive, log_values[sources] + change, -jnp.inf)
@@ -82,50 +81,50 @@ def island_exchange(
     potential: Potential | None = None,
     select: str = "posterior",
 ) -> Sampler:
-    """SMC on islands that are exchanged when their weights become unequal.
+    """SMC on islands that are resampled when their weights become unequal.
 
     Args:
         num_islands: I, of N / I particles each.
-        exchange_below: the fraction of I below which the ESS over islands has them
-            resampled; 0 for never, and then this is smc(num_islands=I).
+        exchange_below: islands are resampled when their ESS is below this fraction of
+            I; 0 for never, which is smc(num_islands=I).
         resampling: the scheme, for particles and for islands.
         schedule: when an island resamples its particles; by default ess_below(0.5).
         potential: product, telescoping or uniform; by default telescoping("odds").
         select: how one answer is chosen.
 
     Returns:
-        A `Sampler`. Particles draw with the keys of `smc`, islands with
+        A `Sampler`. Particles are resampled with the keys of `smc`, islands with
         `fold_in(key, I)`. `init` raises `ConfigurationError` if I does not divide N.
 
     Raises:
         ConfigurationError: if the fraction is not in [0, 1], or for another potential.
     """
     potential = telescoping("odds") if potential is None else potential
-    apart = smc(
+    sampler = smc(
         resampling=resampling,
         schedule=schedule,
         potential=require_running(potential, "island_exchange"),
         select=select,
         num_islands=num_islands,
     )
-    too_unequal = ess_below(exchange_below)
+    is_due = ess_below(exchange_below)
 
     @with_typed_key
     def ask(key: Key[Array, ""], state: SMCState) -> tuple[SMCState, Int[Array, "N"]]:
         means = log_mean_exp(state.log_weights.reshape(num_islands, -1))
-        due = too_unequal(means, state.t)
+        due = is_due(means, state.t)
         drawn = resampling(jax.random.fold_in(key, num_islands), means, num_islands)
         exchanged, copied_from = exchange(state, drawn)
         places = jnp.arange(copied_from.shape[0], dtype=jnp.int32)
         state = jax.tree.map(
             lambda new, old: jnp.where(due, new, old), exchanged, state
         )
-        asked, ancestors = apart.ask(key, state._replace(ancestors=places))
+        asked, ancestors = sampler.ask(key, state._replace(ancestors=places))
         ancestors = jnp.where(due, copied_from, places)[ancestors]
         asked = asked._replace(ancestors=ancestors, resampled=asked.resampled | due)
         return asked, ancestors
 
-    # Islands are drawn by the scheme whatever the schedule of their particles.
+    # The scheme draws islands even if the schedule never resamples particles.
     exact = not isinstance(resampling, Deterministic) or exchange_below == 0.0
-    claim = apart.path_log_weight if exact else None
-    return apart._replace(ask=ask, path_log_weight=claim)
+    path_log_weight = sampler.path_log_weight if exact else None
+    return sampler._replace(ask=ask, path_log_weight=path_log_weight)

@@ -1,16 +1,16 @@
-"""Lookahead search: beam search whose candidates are judged by what may come of them.
+"""Lookahead search: beam search that ranks candidates by rollouts of k more steps.
 
-One round: keep the best N / width prefixes, extend each `width` ways, extend every new
-prefix k steps further on scrap paper, and let the reward at the end of that, or where
-it finished, be the rank of the prefix. With k = 0 it is `beam_search(width)`, particle
-for particle; with k >= T every prefix is judged by a whole rollout, as in Monte Carlo
-tree search with random rollouts and no memory. Like beam search it is a search without
-a target: a particle system with a deterministic allocation, by a noisy rank.
+One round keeps the best N / width prefixes, extends each in `width` ways, and extends
+every new prefix by a temporary continuation of k steps. The rank of a prefix is the
+reward at the end of its continuation. With k = 0 this is `beam_search(width)`, particle
+for particle. With k >= T every prefix is ranked by a complete rollout, as in Monte
+Carlo tree search with random rollouts and no memory. Like beam search it has no target:
+it is a particle system with a deterministic allocation by a noisy rank.
 
 References:
     [1] Snell et al. 2024, arXiv 2408.03314, Section 5.2. Differs: the paper rolls out
-        at temperature zero, here the policy does at its own temperature; and finished
-        beams keep their place, as in `beam_search`.
+        at temperature zero, here the policy keeps its temperature. Finished beams keep
+        their place, as in `beam_search`.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, undefined_ess
 from tsi.picklable import picklable
 from tsi.samplers.parts.allocation import effective_width, top_k_replicate
 from tsi.samplers.parts.solutions import (
+    count_invalid,
     equal_weights,
-    not_numbers,
     rank_classes,
     read_potentials,
 )
@@ -33,18 +33,18 @@ from tsi.weights import weight_dtype
 
 
 class LookaheadState(NamedTuple):
-    """Candidates and how far their continuations are.
+    """Candidates and their continuations.
 
     Attributes:
         done: whether every candidate has finished.
         members: the candidates' slots, 0 to N - 1.
         log_weights, log_potentials, finished: of the candidates, [N].
-        log_evidence: 0; nothing is targeted.
-        ahead: steps taken beyond the candidates; 0 where a round is to begin.
+        log_evidence: 0; the method has no target.
+        ahead: steps taken beyond the candidates; 0 if the next turn begins a round.
         ranks: log potential at the end of each continuation so far, [N].
-        ended: continuations that have finished, [N].
+        ended: which continuations have finished, [N].
         dead: whether every rank of the last round was -inf.
-        parents, slots: of the turn under way, [N].
+        parents, slots: of the current turn, [N].
     """
 
     done: Bool[Array, ""]
@@ -67,11 +67,11 @@ def lookahead_search(
 ) -> Explorer:
     """Beam search with N / width beams that looks k steps ahead.
 
-    It costs up to k + 1 times N rollouts: for an equal budget give it N / (k + 1).
+    It costs up to (k + 1) N rollouts; for an equal budget use N / (k + 1) particles.
 
     Args:
-        width: continuations of each beam; if N is smaller, N. Must divide N.
-        k: steps of the look-ahead.
+        width: continuations per beam; must divide N. Values above N mean N.
+        k: number of steps of the lookahead.
         select: how one answer is chosen.
 
     Raises:
@@ -79,7 +79,7 @@ def lookahead_search(
     """
     if k < 0:
         raise ConfigurationError(
-            f"lookahead_search cannot look {k} steps ahead. Give k zero or more."
+            f"lookahead_search needs k >= 0 steps of lookahead; got {k}."
         )
     allocate = top_k_replicate(width)
 
@@ -92,18 +92,18 @@ def lookahead_search(
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> LookaheadState:
         zeros = jnp.zeros(num_particles, weight_dtype())
         places = jnp.arange(num_particles, dtype=jnp.int32)
-        none = jnp.zeros(num_particles, bool)
+        all_false = jnp.zeros(num_particles, bool)
         return LookaheadState(
             done=jnp.zeros((), bool),
             members=places,
             log_weights=zeros,
             log_potentials=zeros,
-            finished=none,
+            finished=all_false,
             log_evidence=jnp.zeros((), weight_dtype()),
             ahead=jnp.zeros((), jnp.int32),
-            # Without ranks candidates keep their places: all are empty to begin with.
+            # Before the first ranks, candidates keep their places.
             ranks=jnp.full(num_particles, -jnp.inf),
-            ended=none,
+            ended=all_false,
             dead=jnp.zeros((), bool),
             parents=places,
             slots=places,
@@ -114,15 +114,15 @@ def lookahead_search(
         key: Key[Array, ""], state: LookaheadState
     ) -> tuple[LookaheadState, Request]:
         size = state.members.shape[0]
-        begins = state.ahead == 0
+        round_begins = state.ahead == 0
         kept = allocate(key, state.ranks, size)
-        scrap = state.members + size
-        parents = jnp.where(state.ahead == 1, state.members, scrap)
-        parents = jnp.where(begins, kept, parents)
-        slots = jnp.where(begins, state.members, scrap)
-        kept = jnp.where(begins, kept, state.members)
+        continuation_slots = state.members + size
+        parents = jnp.where(state.ahead == 1, state.members, continuation_slots)
+        parents = jnp.where(round_begins, kept, parents)
+        slots = jnp.where(round_begins, state.members, continuation_slots)
+        kept = jnp.where(round_begins, kept, state.members)
         finished = state.finished[kept]
-        ended = jnp.where(begins, finished, state.ended)
+        ended = jnp.where(round_begins, finished, state.ended)
         state = state._replace(
             log_potentials=state.log_potentials[kept],
             finished=finished,
@@ -136,13 +136,15 @@ def lookahead_search(
     def tell(
         key: Key[Array, ""], state: LookaheadState, reply: Reply
     ) -> tuple[LookaheadState, ExplorerInfo]:
-        begins, took, was_dead = state.ahead == 0, ~state.ended, state.dead
-        own = begins & took
-        log_potentials = jnp.where(own, read_potentials(reply), state.log_potentials)
-        finished = state.finished | (own & reply.finished)
-        ranks = jnp.where(begins, log_potentials, state.ranks)
-        ranks = jnp.where(took, read_potentials(reply), ranks)
-        ended = state.ended | (took & reply.finished)
+        round_begins, step_mask, was_dead = state.ahead == 0, ~state.ended, state.dead
+        extends_candidate = round_begins & step_mask
+        log_potentials = jnp.where(
+            extends_candidate, read_potentials(reply), state.log_potentials
+        )
+        finished = state.finished | (extends_candidate & reply.finished)
+        ranks = jnp.where(round_begins, log_potentials, state.ranks)
+        ranks = jnp.where(step_mask, read_potentials(reply), ranks)
+        ended = state.ended | (step_mask & reply.finished)
         complete = (state.ahead == k) | jnp.all(ended)
         classes = rank_classes(log_potentials, finished)
         dead = jnp.where(complete, jnp.all(ranks == -jnp.inf), state.dead)
@@ -159,9 +161,9 @@ def lookahead_search(
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=no_size(),
+            ess=undefined_ess(),
             num_recoveries=(dead & ~was_dead).astype(jnp.int32),
-            num_invalid=not_numbers(reply, took),
+            num_invalid=count_invalid(reply, step_mask),
         )
         return state, info
 

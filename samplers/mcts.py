@@ -1,27 +1,28 @@
-"""Monte Carlo tree search over reasoning steps, judged by a process reward.
+"""Monte Carlo tree search over reasoning steps, with a process reward as the value.
 
-A simulation walks down from the root, at each node to the child of the largest
+A simulation walks down from the root. At each node it moves to the child with the
+largest
 
     Q(child) + c(n) P(child) sqrt(n) / (1 + n(child)),       (PUCT)
     Q(child) + c sqrt(log n / n(child)),                     (UCT)
 
-with n the node's visits, c(n) = log((n + c_base + 1) / c_base) + c_init, and Q the mean
-of what visits of the child found, before the first the child's own reward. At a node
-without children it proposes `width` of them at once. Priors are uniform, 1 / width: the
-children are samples of the policy, whose probabilities are spent in drawing them. The
-value of a node is its reward, so no random rollout is needed.
+where n is the number of visits of the node, c(n) = log((n + c_base + 1) / c_base) +
+c_init, and Q is the mean value that visits of the child have backed up, or the child's
+own reward before its first visit. A node without children is expanded: `width` children
+are proposed at once. Priors are uniform, 1 / width, because the children are samples of
+the policy and their frequencies already follow its probabilities. The value of a node
+is its reward, so no random rollout is needed.
 
-In the language of particles: with N = width and simulations to the end it is beam
-search with one beam, whatever c is; with N = 1 a single rollout; with large c and
+Seen as a particle method: with N = width and simulations to the end this is beam search
+with one beam, for any c; with N = 1 it is a single rollout; with large c and
 simulations of one expansion it fills the tree level by level. In general it is no
-particle system: it returns to prefixes that it had left behind.
+particle system, because it returns to prefixes that it left earlier.
 
 References:
     [1] Kocsis and Szepesvari 2006 (UCT); Silver et al. 2018, AlphaZero (PUCT).
     [2] Wang et al. 2024, OpenR, arXiv 2410.09671, `vanila_mcts` in its code (the
         constants, simulations to the end). Differs: its priors are the policy's,
-        normalised over the children, and it counts simulations where the budget here
-        counts steps.
+        normalised over the children, and its budget counts simulations, not steps.
 """
 
 import functools
@@ -33,23 +34,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, undefined_ess
 from tsi.picklable import picklable
 from tsi.samplers.parts.search_tree import (
     SearchTree,
-    backed_up,
+    back_up,
     children,
     grow,
     new_tree,
-    preferable,
+    prefer_alive,
     solutions,
 )
-from tsi.samplers.parts.solutions import no_solutions, not_numbers
+from tsi.samplers.parts.solutions import count_invalid, empty_solutions
 from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
 
 Bonus = Callable[[Array, Array, Array], Array]
-"""`(parent's visits [], visits [M], number of siblings []) -> bonus [M]`."""
+"""`(visits of the parent [], visits [M], number of siblings []) -> bonus [M]`."""
 
 
 def puct(c_init: float = 1.25, c_base: float = 19652.0) -> Bonus:
@@ -65,7 +66,7 @@ def _puct(
 
 
 def uct(c: float = 2.0**0.5) -> Bonus:
-    """UCB1's bonus; children without a visit come first, the best reward before all."""
+    """UCB1's bonus; children without a visit come first, in order of their rewards."""
     return functools.partial(_uct, c)
 
 
@@ -75,18 +76,18 @@ def _uct(c: float, parent: Array, visits: Array, siblings: Array) -> Array:
 
 
 class MCTSState(NamedTuple):
-    """A tree and where the present simulation stands in it.
+    """A tree and the node that the current simulation has reached.
 
     Attributes:
-        done: whether steps or turns are spent, N solutions are finished or all leaves
-            are.
+        done: whether steps or turns are spent, N solutions are finished, or every leaf
+            is finished.
         members, log_weights, log_potentials, finished: the result, [N].
-        log_evidence: 0; nothing is targeted.
-        tree: what has been proposed so far.
-        node: where the simulation stands.
-        parents, slots: of the turn under way, [W].
-        expansions_left: how many more nodes may be given children.
-        turns_left: of the plan.
+        log_evidence: 0; the method has no target.
+        tree: all prefixes proposed so far.
+        node: current node of the simulation.
+        parents, slots: of the current turn, [W].
+        expansions_left: how many more nodes may be expanded.
+        turns_left: remaining turns of the plan.
     """
 
     done: Bool[Array, ""]
@@ -113,36 +114,34 @@ def mcts(
 ) -> Explorer:
     """Monte Carlo tree search at the cost of N rollouts.
 
-    There are at most N T / width expansions, hence N T steps, and the run ends as soon
-    as N solutions are finished or nothing is left to expand. A simulation that arrives
-    at a finished node backs its value up again. That costs no step, and a run has at
-    most twice as many turns as expansions.
+    There are at most N T / width expansions, hence N T steps. The run ends as soon as N
+    solutions are finished or no node is left to expand. A simulation that reaches a
+    finished node backs up its value again. This costs no step, and a run has at most
+    twice as many turns as expansions.
 
     Args:
-        width: children of an expansion; if N is smaller, N.
-        bonus: what exploration is worth, puct() by default.
-        to_end: a simulation goes on, from each expanded node to its best child, until
-            it has finished, and backs up the finished node's reward. Otherwise it ends
-            with its first expansion, and backs up the expanded node's reward; a budget
-            may then end before any solution does.
+        width: children per expansion; at most N, larger values mean N.
+        bonus: the exploration bonus, by default puct().
+        to_end: whether a simulation continues from each expanded node to its best child
+            until it reaches a finished node, and backs up that node's reward. If not,
+            it ends with its first expansion and backs up the reward of the expanded
+            node; the budget may then be spent before any solution is finished.
         select: how one answer is chosen.
 
     Raises:
         ConfigurationError: for a width below one.
     """
     if width < 1:
-        raise ConfigurationError(
-            f"mcts needs a width of at least one, and it is {width}."
-        )
+        raise ConfigurationError(f"mcts needs a width of at least one; got {width}.")
     bonus = puct() if bonus is None else bonus
 
-    def expansions(num_particles: int, max_steps: int) -> int:
+    def count_expansions(num_particles: int, max_steps: int) -> int:
         return num_particles * max_steps // min(width, num_particles)
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         rows = min(width, num_particles)
-        most = expansions(num_particles, max_steps)
-        return Plan(rows, 1 + rows * most, 2 * most)
+        max_expansions = count_expansions(num_particles, max_steps)
+        return Plan(rows, 1 + rows * max_expansions, 2 * max_expansions)
 
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> MCTSState:
@@ -150,26 +149,29 @@ def mcts(
         zero = jnp.zeros((), jnp.int32)
         return MCTSState(
             done=jnp.zeros((), bool),
-            **no_solutions(num_particles)._asdict(),
+            **empty_solutions(num_particles)._asdict(),
             log_evidence=jnp.zeros((), weight_dtype()),
             tree=new_tree(stored),
             node=zero,
             parents=jnp.zeros(rows, jnp.int32),
             slots=jnp.zeros(rows, jnp.int32),
-            expansions_left=zero + expansions(num_particles, max_steps),
+            expansions_left=zero + count_expansions(num_particles, max_steps),
             turns_left=zero + turns,
         )
 
     def best_child(tree: SearchTree, node: Int[Array, ""]) -> Int[Array, ""]:
-        family = children(tree, node)
-        extra = bonus(tree.visits[node], tree.visits, jnp.sum(family))
+        is_child = children(tree, node)
+        bonuses = bonus(tree.visits[node], tree.visits, jnp.sum(is_child))
         values = tree.values
-        unvisited = family & jnp.isinf(extra)
-        score = jnp.where(unvisited, values, values + extra)
-        # An infinite bonus beats every finite one; among its like the reward decides.
-        candidates = preferable(tree, family)
-        first = candidates & unvisited
-        candidates = jnp.where(jnp.any(first), first, candidates)
+        unvisited = is_child & jnp.isinf(bonuses)
+        score = jnp.where(unvisited, values, values + bonuses)
+        # An infinite bonus beats every finite one; rewards decide between infinite
+        # ones.
+        candidates = prefer_alive(tree, is_child)
+        unvisited_candidates = candidates & unvisited
+        candidates = jnp.where(
+            jnp.any(unvisited_candidates), unvisited_candidates, candidates
+        )
         return jnp.argmax(jnp.where(candidates, score, -jnp.inf)).astype(jnp.int32)
 
     @with_typed_key
@@ -182,8 +184,8 @@ def mcts(
         )
         rows, stored = state.parents.shape[0], tree.parent.shape[0]
         extend = jnp.full(rows, ~tree.finished[node])
-        free = tree.size + jnp.arange(rows, dtype=jnp.int32)
-        slots = jnp.where(extend, free, stored)
+        free_slots = tree.size + jnp.arange(rows, dtype=jnp.int32)
+        slots = jnp.where(extend, free_slots, stored)
         parents = jnp.full(rows, node)
         state = state._replace(node=node, parents=parents, slots=slots)
         return state, Request(parents, slots, extend)
@@ -194,30 +196,30 @@ def mcts(
     ) -> tuple[MCTSState, ExplorerInfo]:
         node = state.node
         expanded = ~state.tree.finished[node]
-        took = jnp.full(state.parents.shape, expanded)
-        tree = grow(state.tree, state.parents, state.slots, took, reply)
-        # To expand the root is no visit: it has no reward that one could find.
+        step_mask = jnp.full(state.parents.shape, expanded)
+        tree = grow(state.tree, state.parents, state.slots, step_mask, reply)
+        # An expansion of the root is not a visit, since the root has no reward.
         ends = ~expanded if to_end else node > 0
-        tree = backed_up(tree, node, tree.rewards[node], ends)
+        tree = back_up(tree, node, tree.rewards[node], ends)
         size = state.members.shape[0]
-        left = state.expansions_left - expanded
+        expansions_left = state.expansions_left - expanded
         turns_left = state.turns_left - 1
-        spent = (left <= 0) | (turns_left <= 0)
-        enough = (tree.num_finished >= size) | spent | tree.exhausted
+        spent = (expansions_left <= 0) | (turns_left <= 0)
+        done = (tree.num_finished >= size) | spent | tree.exhausted
         state = state._replace(
             **solutions(tree, size)._asdict(),
-            done=enough,
+            done=done,
             tree=tree,
             node=jnp.where(expanded & to_end, node, 0),
-            expansions_left=left,
+            expansions_left=expansions_left,
             turns_left=turns_left,
         )
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=no_size(),
+            ess=undefined_ess(),
             num_recoveries=jnp.zeros((), jnp.int32),
-            num_invalid=not_numbers(reply, took),
+            num_invalid=count_invalid(reply, step_mask),
         )
         return state, info
 

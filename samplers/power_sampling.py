@@ -1,21 +1,28 @@
 r"""Power sampling: solutions from p(x)^alpha without any reward model.
 
-Sharpening whole solutions is not sampling tokens at a low temperature: p^alpha weighs
-what can follow. Metropolis-Hastings draws the end of a solution afresh from a proposal,
-best the policy at temperature 1 / alpha, and accepts by both probabilities.
+Sampling complete solutions from p^alpha differs from sampling tokens at a low
+temperature, because p^alpha takes into account how a prefix can continue.
+Metropolis-Hastings draws a new end of a solution from a proposal, ideally the policy at
+temperature 1 / alpha, and accepts it with a probability that depends on p and on the
+proposal.
 
-"exact", the default: moves on whole solutions, with the ratio of lengths that the
-acceptance needs. "printed": prefixes of one, two, ... blocks are sampled in turn, all
-as sequences of one length, a share of the moves each, and the last state is kept; exact
-in the limit of many moves, but nothing is weighted, so no target is claimed.
-"released": the same as the code runs it (`samplers.suffix_metropolis`), without a ratio
-of lengths and with a comparison cut off where the proposal ends.
+Variants:
+
+"exact", the default: moves on complete solutions, with the ratio of lengths that the
+acceptance probability needs.
+
+"printed": prefixes of one, two, ... blocks are sampled in turn, as sequences of one
+length, with an equal share of the moves each. The last state is kept. This is exact in
+the limit of many moves, but states are not weighted, so the explorer states no target.
+
+"released": as in the code (`samplers.suffix_metropolis`): without the ratio of lengths,
+and the current path is compared only up to the length of the proposal.
 
 References:
     [1] Karan and Du 2025, arXiv 2510.14901, Algorithm 1, and its code,
         aakaran/reasoning-with-sampling, `mcmc_power_samp`: alpha = 4, 16 blocks of 192
-        tokens, 10 moves for each block. Differs: texts are cut between steps, not
-        tokens, and N rollouts are N - 1 moves in all.
+        tokens, 10 moves for each block. Differs: texts are cut between
+        steps, not between tokens, and N rollouts are N - 1 moves in total.
 """
 
 from tsi.errors import UnknownNameError
@@ -41,13 +48,13 @@ def power_sampling(
     Args:
         alpha: the power.
         variant: "exact", "printed" or "released".
-        block_steps: steps of one block of the two latter.
-        num_chains: chains that share the N rollouts.
+        block_steps: steps per block, for "printed" and "released".
+        num_chains: number of chains, which divide the N rollouts.
         select: how one answer is chosen.
 
     Raises:
-        ConfigurationError: if a number is not positive, and by `plan` if the blocks
-            are more than the moves.
+        ConfigurationError: if a number is not positive; by `plan` if there are more
+            blocks than moves.
         UnknownNameError: for an unknown variant.
     """
     if variant not in VARIANTS:

@@ -1,13 +1,13 @@
-"""SMC that stops hopeless particles by Russian roulette.
+"""SMC that stops particles of small weight by Russian roulette.
 
-Before each step, an unfinished particle whose weight w is below epsilon, as a multiple
-of the mean weight, plays: with probability 1 - w / epsilon it is killed, and otherwise
-it goes on with weight epsilon. Its expected weight stays w, so the target does not
-change. Nobody takes a killed particle's place until the schedule resamples; its slot is
-at rest, which `state.log_weights == -inf` says after `ask`, and a driver may skip such
-rows. A finished particle costs no steps, so there is nothing to save on it.
+Let w be the weight of an unfinished particle relative to the mean weight. Before each
+step, if w < epsilon, the particle is killed with probability 1 - w / epsilon, and
+otherwise continues with weight epsilon. Its expected weight stays w, so the target does
+not change. The slot of a killed particle stays unused until the schedule resamples:
+after `ask`, `state.log_weights` is -inf there, and a driver may skip such rows.
+Finished particles are exempt, since they cost no further steps.
 
-The best particle never plays, as long as epsilon <= 1, so some weight is always left.
+If epsilon <= 1, the particle of largest weight is never killed, so some weight is left.
 
 References:
     [1] Kahn 1956, Use of different Monte Carlo sampling techniques (Russian roulette).
@@ -36,20 +36,20 @@ def russian_roulette(
     exempt: Bool[Array, "N"],
     epsilon: float,
 ) -> Float[Array, "N"]:
-    """Make those below epsilon times the mean epsilon or zero, without bias.
+    """Set weights below epsilon times the mean to that threshold or zero, unbiasedly.
 
     Args:
         key: a typed key.
-        log_weights: [N]; those that are zero stay so.
-        exempt: particles that do not play, [N].
-        epsilon: the threshold.
+        log_weights: [N]; weights of zero stay zero.
+        exempt: particles whose weights do not change, [N].
+        epsilon: the threshold, as a multiple of the mean weight.
     """
     threshold = log_mean_exp(log_weights) + jnp.log(epsilon)
     survival = jnp.exp(log_weights - threshold)
     survives = jax.random.uniform(key, log_weights.shape) < survival
-    played = jnp.where(survives, threshold, -jnp.inf)
-    plays = (log_weights < threshold) & ~exempt
-    return jnp.where(plays, played, log_weights)
+    new_weights = jnp.where(survives, threshold, -jnp.inf)
+    below_threshold = (log_weights < threshold) & ~exempt
+    return jnp.where(below_threshold, new_weights, log_weights)
 
 
 @picklable
@@ -62,30 +62,31 @@ def pruning(
     select: str = "posterior",
     num_islands: int = 1,
 ) -> Sampler:
-    """SMC with Russian roulette among particles of small weight.
+    """SMC with Russian roulette for particles of small weight.
 
     Args:
-        epsilon: the weight below which a particle plays, with mean one over all N; 0
-            prunes nothing.
+        epsilon: threshold of the roulette, as a multiple of the mean weight of all N
+            particles, in [0, 1]; 0 prunes nothing.
         resampling: the scheme.
-        schedule: when dead particles are replaced; by default ess_below(0.5).
+        schedule: when to resample, which replaces killed particles; by default
+            ess_below(0.5).
         potential: product, telescoping or uniform; by default telescoping("odds").
         select: how one answer is chosen.
         num_islands: groups that resample among themselves.
 
     Returns:
-        A `Sampler` that draws with `split(key)` for roulette and resampling.
+        A `Sampler` that uses `split(key)` for roulette and resampling.
 
     Raises:
         ConfigurationError: if epsilon is not in [0, 1], or for another potential.
     """
     if not 0.0 <= epsilon <= 1.0:
         raise ConfigurationError(
-            "pruning plays for weights below epsilon, a multiple of their mean in "
-            f"[0, 1], and epsilon is {epsilon}: beyond 1 all particles might be killed."
+            "pruning needs epsilon in [0, 1], a multiple of the mean weight; got "
+            f"{epsilon}. Above 1 it could kill all particles."
         )
     potential = telescoping("odds") if potential is None else potential
-    kept_alive = smc(
+    sampler = smc(
         resampling=resampling,
         schedule=schedule,
         potential=require_running(potential, "pruning"),
@@ -103,6 +104,6 @@ def pruning(
         gain = jnp.where(alive, log_weights - state.log_weights, 0.0)
         log_base = jnp.where(alive, state.log_base + gain, -jnp.inf)
         pruned = state._replace(log_weights=log_weights, log_base=log_base)
-        return kept_alive.ask(key_ask, pruned)
+        return sampler.ask(key_ask, pruned)
 
-    return kept_alive._replace(ask=ask, prunes=True)
+    return sampler._replace(ask=ask, prunes=True)

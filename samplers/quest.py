@@ -1,13 +1,15 @@
-r"""QUEST: Metropolis-Hastings for a Gibbs target, by drawing the end of a text afresh.
+r"""QUEST: Metropolis-Hastings for a Gibbs target, with new ends of a text as proposals.
 
     pi(x) \propto p(x) exp(r(x) / beta)
 
-with r(x) the reward of the whole solution. The policy proposes, so its probabilities
-cancel, and what remains of the acceptance is exp((r(x') - r(x)) / beta) L(x) / L(x').
+where r(x) is the reward of the complete solution. The policy is the proposal, so its
+probabilities cancel, and the acceptance ratio is exp((r(x') - r(x)) / beta) L(x) /
+L(x').
 
 References:
     [1] Faria et al. 2024, arXiv 2406.00049, Algorithm 1. Differs: texts are cut between
-        steps, not tokens; a start from weighted rollouts (see `suffix_metropolis`).
+        steps, not between tokens; chains start from weighted rollouts (see
+        `suffix_metropolis`).
 """
 
 import jax
@@ -28,8 +30,9 @@ def quest(
     """QUEST with temperature beta for rewards in (0, 1).
 
     Args:
-        beta: temperature of the Gibbs target; the smaller, the more the reward counts.
-        num_chains: chains that share the N rollouts.
+        beta: temperature of the Gibbs target; a smaller beta gives the reward more
+            influence.
+        num_chains: number of chains, which divide the N rollouts.
         select: how one answer is chosen.
 
     Raises:
@@ -37,13 +40,15 @@ def quest(
     """
     if not beta > 0.0:
         raise ConfigurationError(
-            f"QUEST divides rewards by beta, and {beta} is not positive. For the best "
-            "reward alone use best_of_n()."
+            f"QUEST divides rewards by beta, which must be positive; got {beta}. To "
+            "select by the best reward only, use best_of_n()."
         )
 
-    def gibbs(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
-        # A cut or forbidden solution has no reward at all, rather than a reward of 0.
+    def scale_rewards(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
+        # A truncated or forbidden solution has no reward, which differs from reward 0.
         dead = log_potentials == -jnp.inf
         return jnp.where(dead, -jnp.inf, jax.nn.sigmoid(log_potentials) / beta)
 
-    return suffix_metropolis(telescoping(gibbs), num_chains=num_chains, select=select)
+    return suffix_metropolis(
+        telescoping(scale_rewards), num_chains=num_chains, select=select
+    )

@@ -1,7 +1,7 @@
 """Self-consistency: N independent samples of the policy, and a vote.
 
-No score is looked at; the target is the policy itself (with the proposal's correction,
-if it is not the policy).
+Scores are not used. The target is the policy itself; if the proposal is another
+distribution, samples are weighted by its correction.
 
 References:
     [1] Wang et al. 2022, arXiv 2203.11171.

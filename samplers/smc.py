@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo, of which every method in this folder is a setting.
+"""Sequential Monte Carlo: the particle system on which most methods here are built.
 
 A target proposes steps x_t ~ q and reports log p - log q and a log potential. One
 iteration of the particle system is
@@ -7,20 +7,20 @@ iteration of the particle system is
     x_t^i ~ q(. | x_{1:t-1}^{a_t^i})                         (the target)
     w_t^i = w~_{t-1}^i * p/q * potential                     (tell)
 
-where w~ are the offspring's weights, by default equal; see
-`samplers/parts/reproduction.py` for other rules. Weights are kept with mean one and
-log_evidence collects what is taken out:
+where w~ are the weights of the offspring, by default equal; see
+`samplers/parts/reproduction.py` for other rules. Weights are normalised to mean one,
+and log_evidence accumulates the normalisers:
 
     E[ exp(log_evidence) * (1/N) sum_i w_t^i phi(x_{1:t}^i) ]
         = sum_x p(x) exp(path_log_weight(x)) phi(x)    for every phi.
 
-Resampling takes place within islands: groups of neighbouring particles that never mix,
-each at its mean weight, which is the island's own evidence estimate.
+Resampling takes place within islands: groups of neighbouring particles that never mix.
+Offspring get the mean weight of their island, which is its own evidence estimate.
 
-Zero weights. A group (island) whose weights are all zero is not resampled: its
-particles keep their places and go on. If no island has weight left, all particles start
-again with equal weights and log_evidence is -inf, the true value of the estimate, from
-there on. `num_recoveries` counts groups that newly lost all weight. A score or
+Zero weights: an island whose weights are all zero is not resampled; its particles keep
+their places and continue. If no island has weight left, all particles restart with
+equal weights, and log_evidence stays -inf, the true value of the estimate.
+`num_recoveries` counts the islands that lost all weight in a step. A score or
 correction that is NaN or +inf gives weight zero and is counted in `num_invalid`.
 
 References:
@@ -58,7 +58,7 @@ def _count_islands(num_islands: int | Callable[[int], int], num_particles: int) 
     if islands < 1 or num_particles % islands:
         raise ConfigurationError(
             f"{num_particles} particles cannot form {islands} islands of equal size. "
-            "Choose a number of particles that is a multiple of the islands."
+            "Use a number of particles that is a multiple of the number of islands."
         )
     return islands
 
@@ -73,21 +73,21 @@ def smc(
     num_islands: int | Callable[[int], int] = 1,
     reproduction: Reproduction | None = None,
 ) -> Sampler:
-    """Sequential Monte Carlo; by default adaptive, systematic and telescoping.
+    """Sequential Monte Carlo; by default with adaptive systematic resampling.
 
     Args:
         resampling: a scheme `(key, log_weights, num_samples) -> ancestors`.
-        schedule: `(log_weights, t) -> bool`: every_step, never, or ess_below(fraction),
-            by default of 0.5.
+        schedule: `(log_weights, t) -> bool`: every_step, never or ess_below(fraction);
+            by default ess_below(0.5).
         potential: product, telescoping, terminal, latest or uniform; by default
             telescoping("odds"), whose target is p(x) times the last potential.
         select: how one answer is chosen.
-        num_islands: I, groups that resample among themselves, or a function of N.
-        reproduction: how ancestors are drawn and what offspring weigh, in place of
-            `resampling`. A sampler whose rule is not exact has no target.
+        num_islands: I, the number of islands, or a function of N that returns it.
+        reproduction: how ancestors are drawn and offspring are weighted, in place of
+            `resampling`. With a rule that is not exact the sampler has no target.
 
     Returns:
-        A `Sampler`. Island i draws with `split(key, I)[i]`, and with `key` if I = 1.
+        A `Sampler`. Island i uses `split(key, I)[i]`, or `key` if I = 1.
         `init` raises `ConfigurationError` if I does not divide N.
 
     Raises:
@@ -97,8 +97,8 @@ def smc(
     potential = telescoping("odds") if potential is None else potential
     if potential.evidence == "terminal" and schedule is not never:
         raise ConfigurationError(
-            "A terminal potential weighs only the last score, so resampling on earlier "
-            "ones would aim at nothing. Use schedule=never, or a telescoping potential."
+            "A terminal potential has no weights before the end, so nothing can be "
+            "resampled. Use schedule=never, or a telescoping potential."
         )
     rule = by_priority(resampling) if reproduction is None else reproduction
     has_target = schedule is never or rule.exact
@@ -107,7 +107,7 @@ def smc(
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int) -> SMCState:
         islands = _count_islands(num_islands, num_particles)
-        # Widths that do not fit are reported here, not in the middle of a run.
+        # Traces the rule, so that a width that does not fit is reported before the run.
         equal = jnp.zeros(num_particles // islands)
         group = Group(equal, equal, equal > 0.0, jnp.ones((), jnp.int32))
         jax.eval_shape(rule.draw, key, group)
@@ -152,7 +152,8 @@ def smc(
             state, potential, log_potentials, log_corrections, finished
         )
         if target is None:
-            # Ranks, and weights of what was chosen by rank, have no such size.
+            # Ranks, and weights after a selection by rank, have no effective sample
+            # size.
             info = info._replace(ess=jnp.full_like(info.ess, jnp.nan))
         return state, info
 

@@ -1,17 +1,17 @@
 """SMC steering: expand every prefix M ways, then choose without replacement.
 
-Ordinary resampling copies a good prefix until the copies outnumber everything else.
-Here the N particles are reduced to N / M by optimal resampling, which keeps none twice,
-and each that is kept is copied M times, every copy taking a step of its own:
+Ordinary resampling may fill the population with copies of one good prefix. Here optimal
+resampling reduces the N particles to N / M distinct ones. Each of them is copied M
+times, and every copy takes its own step:
 
     kept        ~ optimal resampling of N / M,  with weights w'
     offspring k of kept i weighs w'_i / M
 
-A finished prefix cannot be expanded: it keeps one place, with all its weight, and the
-others of its places stay empty, with weight zero. If fewer than N / M particles have
-weight, the places are shared among those.
+A finished prefix cannot be expanded. It keeps one place, with all its weight, and its
+other places have weight zero. If fewer than N / M particles have weight, they share all
+places.
 
-The first N steps are drawn independently. With M = 1 all are kept, and this is
+The first N steps are drawn independently. With M = 1 all particles are kept, which is
 importance sampling without resampling.
 
 References:
@@ -36,31 +36,33 @@ from tsi.step_keys import with_typed_key
 
 @picklable
 def expansion(width: int) -> Reproduction:
-    """Keep n / width particles of an island, none twice, and expand them.
+    """Keep n / width distinct particles of an island, and expand them.
 
     Args:
-        width: M, copies of each that is kept; beyond n it means n. The rule raises
-            `ConfigurationError` if it is less than one or does not divide n.
+        width: M, copies per kept particle; at most n, larger values mean n. The rule
+            raises `ConfigurationError` if M is less than one or does not divide n.
     """
 
     @with_typed_key
     def draw(key: Key[Array, ""], group: Group) -> Offspring:
         size = group.log_weights.shape[0]
         copies = effective_width(width, size, "smc_steering")
-        at_most = size // copies
-        kept, log_weights = optimal_resampling(key, group.log_weights, at_most)
-        (rows,) = jnp.nonzero(kept, size=at_most, fill_value=0)
+        max_kept = size // copies
+        kept, log_weights = optimal_resampling(key, group.log_weights, max_kept)
+        (rows,) = jnp.nonzero(kept, size=max_kept, fill_value=0)
         num_kept = jnp.maximum(jnp.sum(kept), 1)
         places = jnp.arange(size)
         ancestors = rows[(places // copies) % num_kept].astype(jnp.int32)
 
         weights = log_weights[ancestors]
         first = (places % copies == 0) & (places // copies < num_kept)
-        whole = jnp.where(first, weights, -jnp.inf)
-        shares = jnp.zeros(size).at[ancestors].add(1.0)[ancestors]
+        full_weight = jnp.where(first, weights, -jnp.inf)
+        copy_counts = jnp.zeros(size).at[ancestors].add(1.0)[ancestors]
         return Offspring(
             ancestors,
-            jnp.where(group.finished[ancestors], whole, weights - jnp.log(shares)),
+            jnp.where(
+                group.finished[ancestors], full_weight, weights - jnp.log(copy_counts)
+            ),
         )
 
     return Reproduction(draw, exact=True)
@@ -75,11 +77,11 @@ def smc_steering(
     select: str = "posterior",
     num_islands: int = 1,
 ) -> Sampler:
-    """SMC steering with N / width prefixes expanded `width` ways each.
+    """SMC steering: N / width prefixes, each expanded in `width` ways.
 
     Args:
-        width: M, the expansions of a prefix; if N is smaller, N.
-        schedule: when to reduce and expand.
+        width: M, expansions per prefix; at most N, larger values mean N.
+        schedule: when to resample and expand.
         potential: product, telescoping or uniform; by default telescoping("odds").
         select: how one answer is chosen.
         num_islands: independent systems of N / num_islands particles.

@@ -1,25 +1,25 @@
-"""Step-level beam search: finished solutions leave the beam and are collected.
+"""Step-level beam search, which collects finished solutions outside the beam.
 
-Each of B1 = N / width beams samples `width` = B2 next steps; of these N candidates the
-finished ones are put aside and the B1 best unfinished ones are the next beams. The
-answer is the finished solution of the highest value. The value head's scale does not
-matter, only ranks do: AlphaMath's value in [-1, 1] is 2 r - 1 of a reward r, and a log
-potential ranks as either does.
+Each of B1 = N / width beams samples `width` = B2 next steps. Of these N candidates, the
+finished ones are collected, and the B1 best unfinished ones are the next beams. The
+answer is the finished solution of the highest value. Only ranks matter, not the scale
+of the value head: AlphaMath's value in [-1, 1] is 2 r - 1 for a reward r, and log
+potentials give the same ranks.
 
-In the language of particles it is `beam_search(width)` with the finished kept apart:
-where all solutions have the same number of steps the two are equal, particle for
-particle.
+Seen as a particle method this is `beam_search(width)` with finished solutions kept
+separately. If all solutions have the same number of steps, the two methods are equal,
+particle for particle.
 
-"full_width", the default: all that finish are put aside, B1 beams go on, and the first
-step is sampled N times. "released": candidates compete finished or not, a finished one
-among the best is put aside and takes its beam with it, others that finished are lost,
-and the first step is sampled B2 times.
+Variants: "full_width", the default: all finished candidates are collected, B1 beams
+continue, and the first step is sampled N times. "released": finished and unfinished
+candidates compete. A finished candidate among the best is collected and its beam ends;
+other finished candidates are dropped. The first step is sampled B2 times.
 
 References:
     [1] Chen et al. 2024, AlphaMath, arXiv 2405.03553, Section 3.3, and its code,
-        MARIO-Math-Reasoning/Super_MARIO, agents/step_beam.py. There a solution that is
-        cut at the depth limit, or has no answer, takes its beam with it and is not put
-        aside; here it is, with a reward of zero.
+        MARIO-Math-Reasoning/Super_MARIO, agents/step_beam.py. In the code a solution
+        that is truncated at the depth limit, or has no answer, ends its beam and is not
+        collected; here it is collected with a reward of zero.
 """
 
 from typing import NamedTuple
@@ -28,15 +28,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import UnknownNameError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, undefined_ess
 from tsi.picklable import picklable
 from tsi.samplers.parts.allocation import effective_width
 from tsi.samplers.parts.solutions import (
-    best_first,
     best_solutions,
-    no_solutions,
-    not_numbers,
+    count_invalid,
+    empty_solutions,
     read_potentials,
+    sort_best_first,
 )
 from tsi.step_keys import with_typed_key
 from tsi.weights import weight_dtype
@@ -45,21 +45,21 @@ VARIANTS = ("full_width", "released")
 
 
 class StepBeamState(NamedTuple):
-    """Beams, and the solutions put aside.
+    """Beams and collected solutions.
 
     Attributes:
         done: whether no beam is left.
         members, log_weights, log_potentials, finished: the result, [N].
-        log_evidence: 0; nothing is targeted.
+        log_evidence: 0; the method has no target.
         beams: slots of the prefixes to extend, [B1].
-        num_beams: how many of them there are.
-        max_beams: how many there may be.
-        collected: slots of solutions put aside, [M].
-        told: log potentials by slot, [M].
-        ended: whether it is a whole solution, by slot, [M].
-        dead: whether no beam and no solution put aside has a reward above zero.
-        parents, slots: of the turn under way, [N].
-        took: rows that take a step in it, [N].
+        num_beams: current number of beams.
+        max_beams: the most beams that may continue.
+        collected: which slots hold collected solutions, [M].
+        slot_potentials: log potentials by slot, [M].
+        ended: which slots hold complete solutions, [M].
+        dead: whether no beam and no collected solution has a reward above zero.
+        parents, slots: of the current turn, [N].
+        step_mask: rows that take a step in this turn, [N].
     """
 
     done: Bool[Array, ""]
@@ -72,12 +72,12 @@ class StepBeamState(NamedTuple):
     num_beams: Int[Array, ""]
     max_beams: Int[Array, ""]
     collected: Bool[Array, "M"]
-    told: Float[Array, "M"]
+    slot_potentials: Float[Array, "M"]
     ended: Bool[Array, "M"]
     dead: Bool[Array, ""]
     parents: Int[Array, "N"]
     slots: Int[Array, "N"]
-    took: Bool[Array, "N"]
+    step_mask: Bool[Array, "N"]
 
 
 @picklable
@@ -87,7 +87,7 @@ def step_beam_search(
     """N / width beams of `width` samples, at the cost of at most N rollouts.
 
     Args:
-        width: B2, samples of each beam; if N is smaller, N. Must divide N.
+        width: B2, samples per beam; must divide N. Values above N mean N.
         variant: "full_width" or "released".
         select: how one answer is chosen.
 
@@ -100,7 +100,7 @@ def step_beam_search(
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         effective_width(width, num_particles, "step_beam")
-        # N solutions put aside and N candidates: one's parent may be overwritten, for
+        # N collected solutions and N candidates. A child may overwrite a parent, since
         # parents are read before children are written.
         return Plan(num_particles, 2 * num_particles, max_steps)
 
@@ -109,55 +109,61 @@ def step_beam_search(
         copies = effective_width(width, num_particles, "step_beam")
         num_beams = num_particles // copies
         places = jnp.arange(num_particles, dtype=jnp.int32)
-        none = jnp.zeros(2 * num_particles, bool)
+        all_false = jnp.zeros(2 * num_particles, bool)
         return StepBeamState(
             done=jnp.zeros((), bool),
-            **no_solutions(num_particles)._asdict(),
+            **empty_solutions(num_particles)._asdict(),
             log_evidence=jnp.zeros((), weight_dtype()),
             beams=places[:num_beams],
-            # The code expands the question once, as a beam of its own.
+            # The released code expands the question as a single beam.
             num_beams=jnp.asarray(1 if released else num_beams, jnp.int32),
             max_beams=jnp.asarray(num_beams, jnp.int32),
-            collected=none,
-            told=jnp.zeros(2 * num_particles, weight_dtype()),
-            ended=none,
+            collected=all_false,
+            slot_potentials=jnp.zeros(2 * num_particles, weight_dtype()),
+            ended=all_false,
             dead=jnp.zeros((), bool),
             parents=places,
             slots=places,
-            took=places < (copies if released else num_particles),
+            step_mask=places < (copies if released else num_particles),
         )
 
     @with_typed_key
     def ask(key: Key[Array, ""], state: StepBeamState) -> tuple[StepBeamState, Request]:
         size, stored = state.members.shape[0], state.collected.shape[0]
         copies = size // state.beams.shape[0]
-        took = jnp.repeat(jnp.arange(state.beams.shape[0]) < state.num_beams, copies)
+        step_mask = jnp.repeat(
+            jnp.arange(state.beams.shape[0]) < state.num_beams, copies
+        )
         parents = jnp.repeat(state.beams, copies)
-        free = jnp.argsort(state.collected, stable=True)[:size].astype(jnp.int32)
-        slots = jnp.where(took, free, stored)
-        state = state._replace(parents=parents, slots=slots, took=took)
-        return state, Request(parents, slots, took)
+        free_slots = jnp.argsort(state.collected, stable=True)[:size].astype(jnp.int32)
+        slots = jnp.where(step_mask, free_slots, stored)
+        state = state._replace(parents=parents, slots=slots, step_mask=step_mask)
+        return state, Request(parents, slots, step_mask)
 
     @with_typed_key
     def tell(
         key: Key[Array, ""], state: StepBeamState, reply: Reply
     ) -> tuple[StepBeamState, ExplorerInfo]:
         size, was_dead = state.members.shape[0], state.dead
-        numbers = state.told.at[state.slots].set(read_potentials(reply), mode="drop")
+        potentials = state.slot_potentials.at[state.slots].set(
+            read_potentials(reply), mode="drop"
+        )
         ended = state.ended.at[state.slots].set(reply.finished, mode="drop")
-        fresh = jnp.zeros_like(ended).at[state.slots].set(True, mode="drop")
-        chosen = _best(fresh, numbers, state.max_beams) if released else fresh
-        collected = state.collected | (chosen & ended)
-        collected = _best(collected, numbers, size)
-        alive = numbers > -jnp.inf
-        # A prefix that cannot be is extended only where nothing else is left.
-        hope = jnp.any(alive & (collected | (chosen & ~ended)))
-        going_on = chosen & ~ended & (alive | ~hope)
-        ended_now = jnp.sum(chosen & ended, dtype=jnp.int32)
-        max_beams = state.max_beams - (ended_now if released else 0)
-        ranked = best_first(numbers, going_on.astype(jnp.int32))
-        num_beams = jnp.minimum(jnp.sum(going_on, dtype=jnp.int32), max_beams)
-        result = best_solutions(numbers, ended, collected | (fresh & ~ended), size)
+        is_new = jnp.zeros_like(ended).at[state.slots].set(True, mode="drop")
+        is_selected = (
+            _select_best(is_new, potentials, state.max_beams) if released else is_new
+        )
+        collected = state.collected | (is_selected & ended)
+        collected = _select_best(collected, potentials, size)
+        alive = potentials > -jnp.inf
+        # A prefix of reward zero is extended only if no other is left.
+        any_alive = jnp.any(alive & (collected | (is_selected & ~ended)))
+        continues = is_selected & ~ended & (alive | ~any_alive)
+        num_ended = jnp.sum(is_selected & ended, dtype=jnp.int32)
+        max_beams = state.max_beams - (num_ended if released else 0)
+        ranked = sort_best_first(potentials, continues.astype(jnp.int32))
+        num_beams = jnp.minimum(jnp.sum(continues, dtype=jnp.int32), max_beams)
+        result = best_solutions(potentials, ended, collected | (is_new & ~ended), size)
         state = state._replace(
             **result._asdict(),
             done=num_beams == 0,
@@ -165,26 +171,26 @@ def step_beam_search(
             num_beams=num_beams,
             max_beams=max_beams,
             collected=collected,
-            told=numbers,
+            slot_potentials=potentials,
             ended=ended,
-            dead=~hope,
+            dead=~any_alive,
         )
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
-            ess=no_size(),
-            num_recoveries=(~hope & ~was_dead).astype(jnp.int32),
-            num_invalid=not_numbers(reply, state.took),
+            ess=undefined_ess(),
+            num_recoveries=(~any_alive & ~was_dead).astype(jnp.int32),
+            num_invalid=count_invalid(reply, state.step_mask),
         )
         return state, info
 
     return Explorer(plan, init, ask, tell, None, select)
 
 
-def _best(
-    among: Bool[Array, "M"], log_potentials: Float[Array, "M"], most: Array | int
+def _select_best(
+    marked: Bool[Array, "M"], log_potentials: Float[Array, "M"], max_count: Array | int
 ) -> Bool[Array, "M"]:
-    """The best `most` of those marked, by log potential."""
-    order = best_first(log_potentials, among.astype(jnp.int32))
-    places = jnp.arange(among.shape[0])
-    return among & jnp.zeros_like(among).at[order].set(places < most)
+    """The `max_count` best of the marked slots, by log potential."""
+    order = sort_best_first(log_potentials, marked.astype(jnp.int32))
+    places = jnp.arange(marked.shape[0])
+    return marked & jnp.zeros_like(marked).at[order].set(places < max_count)

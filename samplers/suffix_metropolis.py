@@ -1,30 +1,30 @@
-r"""Metropolis-Hastings that draws the end of a solution afresh.
+r"""Metropolis-Hastings that proposes a new end of a solution.
 
-The target is pi(x) \propto p(x)^power exp(s(x)). A move cuts the present path x, of
-L(x) steps, at a uniform place c in {0, ..., L(x) - 1}, lets the proposal q write a new
-end and accepts the result x' with probability min(1, A),
+The target is pi(x) \propto p(x)^power exp(s(x)). A move cuts the current path x, of
+L(x) steps, at a uniform place c in {0, ..., L(x) - 1}, draws a new end from the
+proposal q, and accepts the result x' with probability min(1, A),
 
     A = pi(x') q(x_{>c} | x_{<=c}) L(x) / (pi(x) q(x'_{>c} | x_{<=c}) L(x')).
 
-The last factor is the ratio of the chances to cut there: dropping it (`lengths=False`)
-favours short paths. Numbers of the kept steps are remembered, so a move costs its new
-steps only.
+The last factor is the ratio of the probabilities of that cut; without it
+(`lengths=False`) short paths are favoured. The numbers of the kept steps are recorded,
+so a move costs only its new steps.
 
-Power sampling was published in blocks: prefixes of B, 2B, ... steps, sampled in turn.
-As printed, texts are sequences of one length, the block's, in which nothing follows the
-end: c is uniform over all of it, a cut beyond the end moves nothing, and A has no ratio
-of lengths because there is none. As run by the released code, c is uniform over the
-present length, a proposal may not be longer than that and is compared with as much of
-the present path as it is long itself, and the chain stops after the first block at
-whose end it has ended.
+Power sampling was published with blocks: prefixes of B, 2B, ... steps are sampled in
+turn. In the printed algorithm texts are sequences of one length, that of the block, and
+nothing follows the end: c is uniform over the whole length, a cut beyond the end
+changes nothing, and A has no ratio of lengths. In the released code c is uniform over
+the current length, a proposal may not be longer than that, and it is compared with the
+current path up to its own length. The chain stops after the first block at whose end
+its path is a complete solution.
 
-Start: C rollouts are weighed by pi / q, resampled, and begin C chains. A kernel that
-leaves pi invariant keeps what is properly weighted properly weighted, so for every
+Start: C rollouts are weighted by pi / q and resampled, and are the initial states of C
+chains. A kernel that leaves pi invariant preserves proper weighting, so for every
 number of moves
 
     E[ mean initial weight * phi(state) ] = sum_x p(x)^power exp(s(x)) phi(x),
 
-which makes an unfinished chain exact in the sense in which a particle filter is.
+so a chain of any length is unbiased in the same sense as a particle filter.
 
 References:
     [1] Faria et al. 2024, QUEST, arXiv 2406.00049 (Gibbs targets).
@@ -39,17 +39,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
-from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, no_size
+from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, undefined_ess
 from tsi.picklable import picklable
 from tsi.samplers.parts.path_record import (
     ChainSample,
     PathRecord,
+    count_invalid,
+    empty_paths,
     extend_record,
-    invalid,
     log_importance,
     log_ratio,
-    no_paths,
-    summary,
+    summarise,
 )
 from tsi.samplers.parts.potentials import Potential
 from tsi.samplers.parts.resampling import systematic
@@ -59,11 +59,11 @@ from tsi.weights import log_mean_exp
 
 
 class Blocks(NamedTuple):
-    """Power sampling as published: prefixes in turn, an equal share of moves each.
+    """Power sampling as published: prefixes in turn, with equal numbers of moves.
 
     Attributes:
-        steps: B, of one block.
-        released: as the code runs it, not as printed.
+        steps: B, the length of a block.
+        released: as in the released code, not as printed.
     """
 
     steps: int
@@ -71,29 +71,29 @@ class Blocks(NamedTuple):
 
 
 class MetropolisState(NamedTuple):
-    """Chains and their proposals in the making.
+    """Chains and their proposals.
 
     Attributes:
         done: whether the budget is spent.
         members: stored prefixes that are samples, [K].
         log_weights, log_potentials, finished: of the members, [K].
         log_evidence: log of the mean initial weight.
-        iteration: moves completed.
-        moves: that a stage has.
+        iteration: number of completed moves.
+        moves: number of moves per stage.
         stage: which block of the path is being sampled.
-        growing: the present paths are being extended to the stage's length.
-        limits: steps to which they are, [C].
-        over: chains that have stopped before the others, [C].
-        slots: where each chain's present path is stored, [C].
-        current: its numbers.
-        ended: whether it is a whole solution, [C].
-        cut: steps that the proposal keeps, [C].
-        proposal: its numbers so far.
-        ending: whether the proposal is a whole solution, [C].
-        waiting: proposals that are complete, [C].
-        accepted: moves accepted so far, of all chains; those that change nothing, by a
-            cut beyond the end, are among them.
-        sample: numbers of the present states, without the axis C if there is one chain.
+        growing: whether the current paths are being extended to the stage's length.
+        limits: number of steps to which they are extended, [C].
+        stopped: chains that have stopped before the others, [C].
+        slots: slot of each chain's current path, [C].
+        current: numbers of the current paths.
+        ended: whether the current path is a complete solution, [C].
+        cut: number of steps that the proposal keeps, [C].
+        proposal: numbers of the proposals so far.
+        ending: whether the proposal is a complete solution, [C].
+        waiting: which proposals are complete, [C].
+        accepted: number of accepted moves of all chains, including moves with a cut
+            beyond the end, which change nothing.
+        sample: summary of the current states, without the axis C if there is one chain.
     """
 
     done: Bool[Array, ""]
@@ -107,7 +107,7 @@ class MetropolisState(NamedTuple):
     stage: Int[Array, ""]
     growing: Bool[Array, ""]
     limits: Int[Array, "C"]
-    over: Bool[Array, "C"]
+    stopped: Bool[Array, "C"]
     slots: Int[Array, "C"]
     current: PathRecord
     ended: Bool[Array, "C"]
@@ -130,41 +130,42 @@ def suffix_metropolis(
     endless: bool = False,
     select: str = "posterior",
 ) -> Explorer:
-    """Suffix-resampling Metropolis-Hastings over reasoning steps.
+    """Metropolis-Hastings over reasoning steps that proposes new suffixes.
 
-    With N rollouts each of C chains makes N / C - 1 moves, and all N states are the
-    result; a rejected move repeats a state.
+    With N rollouts each of C chains makes N / C - 1 moves. The result has all N states;
+    a rejected move repeats a state.
 
     Args:
         potential: its path weight is exp(s(x)).
-        power: of the policy in the target.
+        power: exponent of the policy in the target.
         num_chains: C; must divide N.
-        lengths: False drops L(x) / L(x') from the acceptance; blocks never have it.
-        blocks: sample prefixes of B, 2B, ... steps in turn, and keep the last state
-            only. None for whole paths.
-        endless: never done, and only the present states are kept: for numpyro's MCMC.
+        lengths: False drops L(x) / L(x') from the acceptance ratio; with blocks it is
+            always dropped.
+        blocks: sample prefixes of B, 2B, ... steps in turn, and keep only the last
+            state. None for complete paths.
+        endless: never done, and only the current states are kept, for numpyro's MCMC.
         select: how one answer is chosen.
 
     Returns:
-        An `Explorer`; it claims a target unless lengths are dropped or blocks used.
+        An `Explorer`; it states a target unless lengths are dropped or blocks are used.
 
     Raises:
-        ConfigurationError: for numbers that are not positive, and by `plan` where the
-            moves are fewer than the blocks.
+        ConfigurationError: for numbers that are not positive; by `plan` if there are
+            fewer moves than blocks.
     """
     positive = 0.0 < power < math.inf
     if num_chains < 1 or not positive or (blocks is not None and blocks.steps < 1):
         raise ConfigurationError(
-            f"suffix_metropolis needs a positive number of chains, power and block; "
-            f"got num_chains={num_chains}, power={power}, blocks={blocks}."
+            "suffix_metropolis needs a positive number of chains, power and block "
+            f"length; got num_chains={num_chains}, power={power}, blocks={blocks}."
         )
     score = potential.path_log_weight
     if score is None:
         raise ConfigurationError(
-            "suffix_metropolis needs a potential with a path weight; `latest` is a "
-            "rank. Use product, telescoping, terminal or uniform."
+            "suffix_metropolis needs a potential with a path weight, and `latest` has "
+            "none. Use product, telescoping, terminal or uniform."
         )
-    pair = endless or blocks is not None
+    keeps_current_only = endless or blocks is not None
     released = blocks is not None and blocks.released
     printed = blocks is not None and not blocks.released
 
@@ -182,31 +183,31 @@ def suffix_metropolis(
     def plan(num_particles: int, max_steps: int) -> Plan:
         if num_particles % num_chains:
             raise ConfigurationError(
-                f"{num_particles} rollouts cannot be shared by {num_chains} chains. "
-                "Choose a number that is a multiple of the chains."
+                f"{num_particles} rollouts cannot be divided among {num_chains} "
+                f"chains. Use a multiple of {num_chains}."
             )
-        stages, each = num_stages(max_steps), num_particles // num_chains
-        if stages > each - 1 > 0:
+        stages, rollouts_per_chain = num_stages(max_steps), num_particles // num_chains
+        if stages > rollouts_per_chain - 1 > 0:
             assert blocks is not None  # for the type checker: else there is one stage
             raise ConfigurationError(
-                f"{num_particles} rollouts give each of {num_chains} chains {each - 1} "
-                f"moves, and {max_steps} steps are {stages} blocks of {blocks.steps}: "
-                "not one move for each block. Use at least "
+                f"{num_particles} rollouts give each of {num_chains} chains "
+                f"{rollouts_per_chain - 1} moves, fewer than the {stages} blocks of "
+                f"{blocks.steps} steps in {max_steps} steps. Use at least "
                 f"{num_chains * (stages + 1)} rollouts, or blocks of at least "
-                f"{-(-max_steps // (each - 1))} steps."
+                f"{-(-max_steps // (rollouts_per_chain - 1))} steps."
             )
         moves = moves_of_stage(num_particles, max_steps) * stages
-        stored = 2 * num_chains if pair else num_particles
+        stored = 2 * num_chains if keeps_current_only else num_particles
         return Plan(num_chains, stored, (moves + 1) * max_steps)
 
     @with_typed_key
     def init(
         key: Key[Array, ""], num_particles: int, max_steps: int
     ) -> MetropolisState:
-        kept = num_chains if pair else num_particles
+        kept = num_chains if keeps_current_only else num_particles
         chains = jnp.arange(num_chains, dtype=jnp.int32)
-        empty = no_paths((num_chains,), max_steps)
-        none = jnp.zeros(num_chains, bool)
+        empty = empty_paths((num_chains,), max_steps)
+        all_false = jnp.zeros(num_chains, bool)
         return MetropolisState(
             done=jnp.zeros((), bool),
             members=jnp.arange(kept, dtype=jnp.int32) % num_chains,
@@ -219,29 +220,29 @@ def suffix_metropolis(
             stage=jnp.zeros((), jnp.int32),
             growing=jnp.ones((), bool),
             limits=jnp.full(num_chains, first_limit(max_steps), jnp.int32),
-            over=none,
+            stopped=all_false,
             slots=chains,
             current=empty,
-            ended=none,
+            ended=all_false,
             cut=jnp.zeros(num_chains, jnp.int32),
             proposal=empty,
-            ending=none,
-            waiting=none,
+            ending=all_false,
+            waiting=all_false,
             accepted=jnp.zeros((), jnp.int32),
-            sample=_summary(empty),
+            sample=_summarise_chains(empty),
         )
 
-    def goal(state: MetropolisState) -> Int[Array, "C"]:
-        """Steps to which paths are written."""
+    def goal_lengths(state: MetropolisState) -> Int[Array, "C"]:
+        """Number of steps to which paths are extended."""
         if released:
             return jnp.where(state.growing, state.limits, state.current.length)
         return state.limits
 
-    def free(state: MetropolisState) -> Int[Array, "C"]:
-        """Where the proposals of this move are stored."""
+    def proposal_slots(state: MetropolisState) -> Int[Array, "C"]:
+        """Slots of the proposals of this move."""
         chains = jnp.arange(num_chains, dtype=jnp.int32)
-        if pair:
-            # Chains that start from one rollout share its place.
+        if keeps_current_only:
+            # Chains that start from the same rollout share its slot.
             taken = jnp.zeros(2 * num_chains, bool).at[state.slots].set(True)
             return jnp.argsort(taken, stable=True)[:num_chains].astype(jnp.int32)
         return chains + num_chains * (state.iteration + 1)
@@ -251,23 +252,23 @@ def suffix_metropolis(
         key: Key[Array, ""], state: MetropolisState
     ) -> tuple[MetropolisState, Request]:
         begins = ~state.growing & jnp.all(state.proposal.length == 0)
-        drawn = draw_cut(key, state.limits if printed else state.current.length)
-        beyond = begins & (drawn >= state.current.length)
-        cut = jnp.where(begins, jnp.minimum(drawn, state.current.length), state.cut)
+        drawn_cut = draw_cut(key, state.limits if printed else state.current.length)
+        beyond = begins & (drawn_cut >= state.current.length)
+        cut = jnp.where(begins, jnp.minimum(drawn_cut, state.current.length), state.cut)
         kept = truncate(state.current, cut)
         proposal = jax.tree.map(
             lambda new, old: jnp.where(begins, new, old), kept, state.proposal
         )
-        own = free(state)
-        parents = jnp.where(state.growing | begins, state.slots, own)
-        # Nothing is cut but the present path, once, where the proposal leaves it.
+        slots = proposal_slots(state)
+        parents = jnp.where(state.growing | begins, state.slots, slots)
+        # Only the current path is cut, once, where the proposal starts.
         depths = jnp.where(begins, cut, jnp.iinfo(jnp.int32).max)
-        reached = state.current.length >= goal(state)
-        resting = jnp.where(state.growing, state.ended | reached, state.waiting)
-        resting = jnp.where(begins, beyond | state.over, resting)
+        at_goal = state.current.length >= goal_lengths(state)
+        resting = jnp.where(state.growing, state.ended | at_goal, state.waiting)
+        resting = jnp.where(begins, beyond | state.stopped, resting)
         request = Request(
             parents=parents,
-            slots=jnp.where(state.growing, state.slots, own),
+            slots=jnp.where(state.growing, state.slots, slots),
             extend=~resting,
             depths=depths,
         )
@@ -280,41 +281,47 @@ def suffix_metropolis(
         key: Key[Array, ""], state: MetropolisState, reply: Reply
     ) -> tuple[MetropolisState, ExplorerInfo]:
         key_start, key_accept = jax.random.split(key)
-        took = ~state.waiting
+        step_mask = ~state.waiting
         rows = jax.tree.map(
             lambda a, b: jnp.where(state.growing, a, b), state.current, state.proposal
         )
-        rows = extend_record(rows, reply, took)
+        rows = extend_record(rows, reply, step_mask)
         before = jnp.where(state.growing, state.ended, state.ending)
-        ended_now = jnp.where(took, reply.finished, before)
-        complete = state.waiting | ended_now | (rows.length >= goal(state))
+        new_ended = jnp.where(step_mask, reply.finished, before)
+        complete = state.waiting | new_ended | (rows.length >= goal_lengths(state))
         all_complete = jnp.all(complete)
 
-        grown = _grown(state, rows, ended_now, all_complete, key_start)
-        moved = _moved(state, rows, ended_now, complete, all_complete, key_accept)
-        told = jax.tree.map(lambda a, b: jnp.where(state.growing, a, b), grown, moved)
-        told = _scheduled(told, state, all_complete)
-        parents = jnp.where(state.growing, state.slots, free(state))
-        lost = ~jnp.isfinite(told.log_evidence) & jnp.isfinite(state.log_evidence)
+        after_rollouts = _extend_rollouts(
+            state, rows, new_ended, all_complete, key_start
+        )
+        after_proposals = _extend_proposals(
+            state, rows, new_ended, complete, all_complete, key_accept
+        )
+        new_state = jax.tree.map(
+            lambda a, b: jnp.where(state.growing, a, b), after_rollouts, after_proposals
+        )
+        new_state = _record_state(new_state, state, all_complete)
+        parents = jnp.where(state.growing, state.slots, proposal_slots(state))
+        lost = ~jnp.isfinite(new_state.log_evidence) & jnp.isfinite(state.log_evidence)
         info = ExplorerInfo(
             parents=parents,
             slots=parents,
-            ess=no_size(),
+            ess=undefined_ess(),
             num_recoveries=lost.astype(jnp.int32),
-            num_invalid=invalid(reply, took),
+            num_invalid=count_invalid(reply, step_mask),
         )
-        return told, info
+        return new_state, info
 
-    def _grown(
+    def _extend_rollouts(
         state: MetropolisState,
         rows: PathRecord,
         ended: Bool[Array, "C"],
         all_complete: Bool[Array, ""],
         key: Key[Array, ""],
     ) -> MetropolisState:
-        """Rollouts one step longer; complete for the first time, they are resampled."""
-        # Blocks are published without a weighted start, and rows must stay apart to
-        # grow on.
+        """Extend the rollouts by a step; when all are complete, resample them."""
+        # With blocks there is no weighted start, as published, and rows that are still
+        # extended must be distinct.
         first = all_complete & (state.stage == 0) & (blocks is None)
         log_w, largest = log_importance(rows, score, power)
         starts = systematic(key, log_w, num_chains)
@@ -331,7 +338,7 @@ def suffix_metropolis(
             waiting=jnp.zeros(num_chains, bool),
         )
 
-    def _moved(
+    def _extend_proposals(
         state: MetropolisState,
         rows: PathRecord,
         ended: Bool[Array, "C"],
@@ -339,79 +346,81 @@ def suffix_metropolis(
         all_complete: Bool[Array, ""],
         key: Key[Array, ""],
     ) -> MetropolisState:
-        """Proposals one step longer; once all are complete, they are judged."""
+        """Extend the proposals by a step; when all are complete, accept or reject."""
         compared = state.current
         if released:
-            shorter = jnp.minimum(compared.length, rows.length)
-            compared = compared._replace(length=shorter)
+            common_length = jnp.minimum(compared.length, rows.length)
+            compared = compared._replace(length=common_length)
         log_accept = log_ratio(rows, compared, score, power, state.cut)
         if lengths and blocks is None:
             log_accept += jnp.log(state.current.length) - jnp.log(rows.length)
         uniform = jax.random.uniform(key, (num_chains,))
-        accept = all_complete & ~state.over & (jnp.log(uniform) < log_accept)
+        accept = all_complete & ~state.stopped & (jnp.log(uniform) < log_accept)
 
-        def chosen(new: Array, old: Array) -> Array:
+        def choose(new: Array, old: Array) -> Array:
             return jnp.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        emptied = jax.tree.map(
+        next_proposal = jax.tree.map(
             lambda leaf: jnp.where(all_complete, jnp.zeros_like(leaf), leaf), rows
         )
         return state._replace(
-            current=jax.tree.map(chosen, rows, state.current),
-            ended=chosen(ended, state.ended),
-            slots=chosen(free(state), state.slots),
-            proposal=emptied,
+            current=jax.tree.map(choose, rows, state.current),
+            ended=choose(ended, state.ended),
+            slots=choose(proposal_slots(state), state.slots),
+            proposal=next_proposal,
             ending=ended & ~all_complete,
             waiting=complete & ~all_complete,
             accepted=state.accepted + jnp.sum(accept, dtype=jnp.int32),
             iteration=state.iteration + all_complete,
         )
 
-    def _scheduled(
-        told: MetropolisState, state: MetropolisState, all_complete: Bool[Array, ""]
+    def _record_state(
+        new_state: MetropolisState,
+        state: MetropolisState,
+        all_complete: Bool[Array, ""],
     ) -> MetropolisState:
-        """Keep a completed state as a sample, and see whether it was the last."""
-        kept = told.members.shape[0]
-        now = summary(told.current, score, power).log_potential
-        # From this iteration on: later ones are overwritten when their turn comes.
+        """Record a completed state as a sample, and end the stage if it is complete."""
+        kept = new_state.members.shape[0]
+        log_potentials = summarise(new_state.current, score, power).log_potential
+        # Fill all later samples as well; later iterations overwrite them.
         group = jnp.arange(kept) // num_chains
-        since = all_complete & ((group >= told.iteration) | pair)
+        is_filled = all_complete & ((group >= new_state.iteration) | keeps_current_only)
 
-        def spread(new: Array, old: Array) -> Array:
-            tiled = jnp.tile(new, kept // num_chains)
-            return jnp.where(since, tiled, old)
+        def fill(new: Array, old: Array) -> Array:
+            repeats = jnp.tile(new, kept // num_chains)
+            return jnp.where(is_filled, repeats, old)
 
-        told = told._replace(
-            members=spread(told.slots, told.members),
-            log_potentials=spread(now, told.log_potentials),
-            finished=spread(told.ended, told.finished),
-            sample=_summary(told.current),
+        new_state = new_state._replace(
+            members=fill(new_state.slots, new_state.members),
+            log_potentials=fill(log_potentials, new_state.log_potentials),
+            finished=fill(new_state.ended, new_state.finished),
+            sample=_summarise_chains(new_state.current),
         )
         if endless:
-            return told
-        stages = num_stages(told.current.log_potentials.shape[-1])
-        stage_over = told.iteration >= (told.stage + 1) * told.moves
+            return new_state
+        stages = num_stages(new_state.current.log_potentials.shape[-1])
+        stage_over = new_state.iteration >= (new_state.stage + 1) * new_state.moves
         stage_over = all_complete & stage_over
-        over = told.over
-        limits = told.limits
+        stopped = new_state.stopped
+        limits = new_state.limits
         if blocks is not None:
-            length = told.current.length if released else limits
-            longest = told.current.log_potentials.shape[-1]
-            wider = jnp.minimum(length + blocks.steps, longest)
-            limits = jnp.where(stage_over, wider, limits)
+            length = new_state.current.length if released else limits
+            longest = new_state.current.log_potentials.shape[-1]
+            next_limits = jnp.minimum(length + blocks.steps, longest)
+            limits = jnp.where(stage_over, next_limits, limits)
         if released:
-            over = over | (stage_over & told.ended)
-        last_stage = (told.stage + 1 >= stages) | jnp.all(over)
-        return told._replace(
+            stopped = stopped | (stage_over & new_state.ended)
+        last_stage = (new_state.stage + 1 >= stages) | jnp.all(stopped)
+        return new_state._replace(
             limits=limits,
-            over=over,
+            stopped=stopped,
             done=stage_over & last_stage,
-            growing=told.growing | (stage_over & ~last_stage),
-            stage=told.stage + (stage_over & ~last_stage),
+            growing=new_state.growing | (stage_over & ~last_stage),
+            stage=new_state.stage + (stage_over & ~last_stage),
         )
 
-    def _summary(paths: PathRecord) -> ChainSample:
-        sample = summary(paths, score, power)
+    def _summarise_chains(paths: PathRecord) -> ChainSample:
+        sample = summarise(paths, score, power)
         return jax.tree.map(lambda leaf: leaf[0] if num_chains == 1 else leaf, sample)
 
     return Explorer(

@@ -1,22 +1,22 @@
-r"""Tempered SMC: a population climbs from the policy to the target, moved by MCMC.
+r"""Tempered SMC: a sequence of targets from the policy to the target, with MCMC moves.
 
     pi_k(x) \propto p(x) exp(lambda_k s(x)),    0 = lambda_0 < ... < lambda_K = 1
 
-n complete solutions of p are weighed by exp((lambda_k - lambda_{k-1}) s(x)) and
-resampled, and each makes m Metropolis-Hastings moves that draw the end of its solution
-afresh and leave pi_k invariant, for k = 1, ..., K. The product of the mean weights
-estimates the evidence,
+At each level k = 1, ..., K, n complete solutions are weighted by
+exp((lambda_k - lambda_{k-1}) s(x)) and resampled. Each then makes m Metropolis-Hastings
+moves that propose a new end of the solution and leave pi_k invariant. The product of
+the mean weights estimates the evidence,
 
     E[ Z (1/n) sum_i phi(x_K^i) ] = sum_x p(x) exp(s(x)) phi(x)    for every phi,
 
-if the ladder is fixed. A ladder that is chosen by the effective sample size of the same
-particles makes the estimate biased. With `exponents="ess"` an independent pilot run
-chooses the ladder, and it is fixed from there on.
+if the ladder is fixed. If the ladder is chosen by the effective sample size of the same
+particles, the estimate is biased. With `exponents="ess"` an independent pilot run
+chooses the ladder, which is then fixed.
 
 References:
     [1] Del Moral, Doucet and Jasra 2006, Sequential Monte Carlo samplers, section 3.1.1
         (the algorithm) and 3.3.2.3 (MCMC moves, with the incremental weights above).
-        Differs: resamples at every level.
+        Differs: resampling at every level.
     [2] Jasra, Stephens, Doucet and Tsagaris 2011, Inference for Lévy-driven stochastic
         volatility models via adaptive sequential Monte Carlo (the ladder by ESS).
     [3] Faria et al. 2024, QUEST, arXiv 2406.00049 (the move).
@@ -43,25 +43,26 @@ def tempered_smc(
     resampling: Resampling = systematic,
     select: str = "posterior",
 ) -> Explorer:
-    """SMC over a sequence of tempered targets, moved by suffix Metropolis.
+    """SMC over a sequence of tempered targets, with suffix Metropolis moves.
 
-    N rollouts are n (1 + K m): n particles at level 0, and as many proposals for each
-    move. The result are the n particles of the last level, at equal weights.
+    N = n (1 + K m) rollouts: n particles at level 0, and n proposals per move. The
+    result has the n particles of the last level, with equal weights.
 
     Args:
         potential: its path weight is exp(s(x)); by default telescoping("odds").
-        num_levels: K, where exponents are not given one by one.
+        num_levels: K, unless the exponents are given as a sequence.
         exponents: None for lambda_k = k / K; a sequence that rises to 1; or "ess" for a
             pilot run on half of the rollouts. It chooses each lambda_k as the largest
             for which the weights keep their effective sample size; the last is 1.
-        ess_fraction: of the particles alive, which the pilot keeps in effect.
-        num_moves: m of each particle at each level.
+        ess_fraction: effective sample size that the pilot keeps, as a fraction of the
+            particles with weight.
+        num_moves: m, moves per particle at each level.
         resampling: the scheme.
         select: how one answer is chosen.
 
     Returns:
         An `Explorer` that reports the effective sample size at each level and the
-        share of moves accepted; its state has the `exponents`.
+        acceptance rate of the moves; its state has the `exponents`.
 
     Raises:
         ConfigurationError: for a potential that is a rank, a ladder that does not rise
@@ -70,8 +71,7 @@ def tempered_smc(
     """
     if num_moves < 1:
         raise ConfigurationError(
-            f"tempered_smc needs one move or more at each level, and num_moves is "
-            f"{num_moves}."
+            f"tempered_smc needs num_moves >= 1 at each level; got {num_moves}."
         )
     return tempered_explorer(
         "tempered_smc",

@@ -1,17 +1,18 @@
-"""Twisted SMC: weigh prefixes by what is still to come.
+"""Twisted SMC: weight prefixes by an estimate of their future score.
 
-A twist psi_t(x_{1:t}) > 0 estimates the score that a prefix will have earned in the
-end. Put around a target by `tsi.twists.twisted_target.TwistedTarget`, it gives a prefix
-the potential G_{1:t} psi_t, and particles the increments
+A twist psi_t(x_{1:t}) > 0 estimates the product of the potentials that a prefix will
+get after step t. `tsi.twists.twisted_target.TwistedTarget` adds it to a
+target: the potential of a prefix becomes G_{1:t} psi_t, and particles have the
+increments
 
     w_t = w_{t-1} G_t psi_t / psi_{t-1} p/q,    psi_T = 1,
 
-so that all of psi cancels along a path: the target is p(x) G_{1:T} whatever the twist,
-which decides only the variance. With psi the conditional expectation of the potentials
-to come, and steps proposed in proportion to p G psi, the evidence has no variance.
+so psi cancels along a path: the target is p(x) G_{1:T} for any twist, which affects
+only the variance. If psi is the conditional expectation of the future potentials, and
+steps are proposed in proportion to p G psi, the evidence estimate has no variance.
 
-The sampler knows none of this. It is SMC with telescoping potentials, which cancel in
-the way that the twist needs; on a target without a twist it is plain SMC.
+The sampler itself does not depend on the twist. It is SMC with telescoping potentials,
+in which psi cancels; for a target without a twist it is plain SMC.
 
 References:
     [1] Zhao, Brekelmans, Makhzani and Grosse 2024, arXiv 2404.17546, Section 3.
@@ -35,7 +36,7 @@ def twisted_smc(
     select: str = "posterior",
     num_islands: int = 1,
 ) -> Sampler:
-    """The setting of SMC for a `tsi.twists.twisted_target.TwistedTarget`.
+    """SMC for a `tsi.twists.twisted_target.TwistedTarget`.
 
     Args:
         ess_fraction: resample when the ESS falls below this fraction of N.

@@ -2,22 +2,23 @@ r"""Waste-free SMC: every state of the MCMC chains is a particle.
 
     pi_k(x) \propto p(x) exp(lambda_k s(x)),    0 = lambda_0 < ... < lambda_K = 1
 
-As `tempered_smc`, but at each level only M ancestors are drawn from the N = M P
-particles. Each begins a chain of P states, itself and P - 1 moves, and all M P states
-are the next particles:
+As in `tempered_smc`, but at each level only M ancestors are drawn from the N = M P
+particles. Each starts a chain of P states, the ancestor and the states after P - 1
+moves, and all M P states are the next particles:
 
     w^n = exp((lambda_k - lambda_{k-1}) s(x^n)),    Z_k = Z_{k-1} (1/N) sum_n w^n,
     a_m ~ w,    x^{m,1} = x^{a_m},    x^{m,p} ~ K_k(x^{m,p-1}, .)  for p = 2, ..., P.
 
-Given the level before, each chain's mean weight has the expectation of one particle's,
-so that E[ Z (1/N) sum_n phi(x^n) ] = sum_x p(x) exp(s(x)) phi(x) for every phi, under a
-fixed ladder. A ladder that is chosen by the effective sample size of the same particles
-makes the estimate biased; with `exponents="ess"` an independent pilot run chooses it.
+Given the previous level, the mean weight of a chain has the same expectation as the
+weight of one particle, so that E[ Z (1/N) sum_n phi(x^n) ] = sum_x p(x) exp(s(x))
+phi(x) for every phi, if the ladder is fixed. If the ladder is chosen by the effective
+sample size of the same particles, the estimate is biased; with `exponents="ess"` an
+independent pilot run chooses it.
 
 References:
     [1] Dau and Chopin 2022, Waste-free Sequential Monte Carlo, arXiv 2011.02328,
-        Algorithm 2. The last target comes twice (a constant potential), so that the
-        particles of the result are moved, too, and have equal weights.
+        Algorithm 2. The last target is repeated (with a constant potential), so that
+        the particles of the result are moved as well, and have equal weights.
     [2] Faria et al. 2024, QUEST, arXiv 2406.00049 (the move).
 """
 
@@ -44,23 +45,24 @@ def waste_free_smc(
 ) -> Explorer:
     """Waste-free SMC over a sequence of tempered targets.
 
-    The rollouts of a budget are M (P + K (P - 1)): M P at level 0, and a proposal for
-    each move. The result are the M P particles of the last level, at equal weights.
+    The budget is M (P + K (P - 1)) rollouts: M P at level 0, and one proposal per move.
+    The result has the M P particles of the last level, with equal weights.
 
     Args:
         potential: its path weight is exp(s(x)); by default telescoping("odds").
-        num_levels: K, where exponents are not given one by one.
+        num_levels: K, unless the exponents are given as a sequence.
         exponents: None for lambda_k = k / K; a sequence that rises to 1; or "ess" for a
             pilot run on half of the rollouts. It chooses each lambda_k as the largest
             for which the weights keep their effective sample size; the last is 1.
-        ess_fraction: of the particles alive, which the pilot keeps in effect.
-        chain_length: P.
-        resampling: the scheme; draws M of M P.
+        ess_fraction: effective sample size that the pilot keeps, as a fraction of the
+            particles with weight.
+        chain_length: P, states per chain.
+        resampling: the scheme, which draws M of M P particles.
         select: how one answer is chosen.
 
     Returns:
         An `Explorer` that reports the effective sample size at each level and the
-        share of moves accepted; its state has the `exponents`.
+        acceptance rate of the moves; its state has the `exponents`.
 
     Raises:
         ConfigurationError: for a potential that is a rank, a ladder that does not rise
@@ -69,8 +71,8 @@ def waste_free_smc(
     """
     if chain_length < 2:
         raise ConfigurationError(
-            "waste_free_smc needs chains of two states or more, the ancestor and one "
-            f"move, and chain_length is {chain_length}."
+            "waste_free_smc needs chains of at least two states, the ancestor and one "
+            f"move; got chain_length={chain_length}."
         )
     return tempered_explorer(
         "waste_free_smc",

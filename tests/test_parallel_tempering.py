@@ -98,9 +98,9 @@ def test_endless_tempering_runs_on():
         ({"temperatures": (2.0, 4.0)}, 12, "rise from 1"),
         ({"temperatures": (1.0, 1.0)}, 12, "rise from 1"),
         ({"hottest": 1.0}, 12, "the hottest above 1"),
-        ({}, 8, "multiple of them"),
-        ({"num_sweeps": 2, "adapt_sweeps": 2}, 12, "none is left"),
-        ({"num_sweeps": 2, "adapt_sweeps": -1}, 12, "none is left"),
+        ({}, 8, "multiple of"),
+        ({"num_sweeps": 2, "adapt_sweeps": 2}, 12, "adapt_sweeps must be"),
+        ({"num_sweeps": 2, "adapt_sweeps": -1}, 12, "adapt_sweeps must be"),
         ({"num_sweeps": 4}, 12, "at least 2"),
     ],
 )

@@ -349,12 +349,12 @@ def test_a_threshold_of_zero_prunes_nothing():
     [
         (lambda: samplers.annealed_resampling([0.5, 1.5]), r"exponents in \[0, 1\]"),
         (lambda: samplers.annealed_resampling([]), "one or more exponents"),
-        (lambda: samplers.annealed_resampling(ess_fraction=2.0), "in effect"),
+        (lambda: samplers.annealed_resampling(ess_fraction=2.0), "ess_fraction in"),
         (lambda: samplers.island_exchange(4, exchange_below=-0.1), r"in \[0, 1\]"),
         (lambda: samplers.island_exchange(4).init(KEY, 6), "4 islands of equal size"),
         (lambda: samplers.smc_steering(4).init(KEY, 6), "width must divide"),
         (lambda: samplers.smc_steering(0).init(KEY, 6), "at least one"),
-        (lambda: samplers.pruning(1.5), "beyond 1"),
+        (lambda: samplers.pruning(1.5), "Above 1"),
         (lambda: samplers.twisted_smc(ess_fraction=1.5), r"in \[0, 1\]"),
     ],
 )

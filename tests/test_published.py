@@ -428,15 +428,15 @@ def test_a_chain_whose_budget_has_no_move_is_refused(explorer):
     [
         (
             lambda: samplers.particle_filter("softmax", variant="released"),
-            "neither what was run nor what was printed",
+            "has the weights",
         ),
         (
             lambda: samplers.particle_gibbs("odds", variant="printed"),
-            "weighs by softmax",
+            "has the weights 'softmax'",
         ),
         (
             lambda: samplers.particle_gibbs(variant="printed", ancestor_sampling=True),
-            "moves of its own",
+            "fixed weights and moves",
         ),
         (
             lambda: samplers.particle_gibbs(
@@ -446,13 +446,13 @@ def test_a_chain_whose_budget_has_no_move_is_refused(explorer):
         ),
         (
             lambda: samplers.entropic_particle_filter("reward", variant="released"),
-            "weighs by odds",
+            "uses odds as weights",
         ),
         (
             lambda: samplers.parallel_tempering(
                 variant="printed", potential=samplers.product()
             ),
-            "weights of its own",
+            "fixed weights",
         ),
     ],
 )

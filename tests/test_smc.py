@@ -292,9 +292,9 @@ def test_recovery_inside_a_run_never_gives_nan(make):
         (lambda: samplers.smc(num_islands=0).init(KEY, 6), "0 islands"),
         (lambda: samplers.greedy().init(KEY, 2), "one particle, not 2"),
         (lambda: samplers.ess_below(1.5), r"in \[0, 1\]"),
-        (lambda: samplers.rebase(0.0), "not positive"),
+        (lambda: samplers.rebase(0.0), "must be positive"),
         (lambda: samplers.smc(potential=samplers.terminal()), "schedule=never"),
-        (lambda: samplers.entropic_particle_filter(max_steps=0), "less than one step"),
+        (lambda: samplers.entropic_particle_filter(max_steps=0), "at least 1"),
     ],
 )
 def test_settings_that_cannot_work_are_sentences(attempt, complaint):

@@ -205,7 +205,7 @@ def test_an_infinite_log_potential_is_no_weight_in_a_chain_either():
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ConfigurationError, match="multiple of the chains"):
+    with pytest.raises(ConfigurationError, match="multiple of"):
         samplers.quest(0.5, num_chains=3).plan(8, 4)
     with pytest.raises(ConfigurationError, match="beta"):
         samplers.quest(0.0)

@@ -24,7 +24,7 @@ from tsi.sampler import Select
 from tsi.weights import weight_dtype
 
 
-def no_size() -> Float[Array, ""]:
+def undefined_ess() -> Float[Array, ""]:
     """The effective sample size of a method without weights: NaN."""
     return jnp.full((), jnp.nan, weight_dtype())
 

@@ -1,1 +1,1 @@
-"""What several samplers share: resampling, potentials, schedules, stores of paths."""
+"""Parts that samplers share: resampling, potentials, schedules, path records."""

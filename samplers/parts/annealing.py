@@ -1,7 +1,7 @@
-"""Weights whose scores are raised to a power lambda, and ladders of such powers.
+"""Annealed weights, with scores raised to a power lambda, and ladders of such powers.
 
-Ladders are 0 < lambda_1 < ... < lambda_K = 1, given, or the largest at each level that
-an effective sample size allows.
+A ladder 0 < lambda_1 < ... < lambda_K = 1 is given, or each lambda is the largest that
+keeps an effective sample size.
 
 References:
     [1] Jasra, Stephens, Doucet and Tsagaris 2011, Inference for Lévy-driven stochastic
@@ -27,8 +27,8 @@ def anneal(
 ) -> Float[Array, "n"]:
     """log w + (lambda - 1) log f; dead particles stay dead."""
     alive = log_weights > -jnp.inf
-    rest = jnp.where(alive, log_scores, 0.0)
-    return jnp.where(alive, log_weights + (exponent - 1.0) * rest, -jnp.inf)
+    log_factors = jnp.where(alive, log_scores, 0.0)
+    return jnp.where(alive, log_weights + (exponent - 1.0) * log_factors, -jnp.inf)
 
 
 def largest_exponent(
@@ -38,22 +38,22 @@ def largest_exponent(
 ) -> Float[Array, ""]:
     """The largest lambda in [0, 1] whose annealed weights keep ESS >= fraction n.
 
-    Where the ESS is not monotone in lambda it is one of the crossings.
+    If the ESS is not monotone in lambda, the result is one of the crossings.
     """
-    wanted = fraction * log_weights.shape[0]
+    min_ess = fraction * log_weights.shape[0]
 
-    def enough(exponent: Float[Array, ""]) -> Array:
-        return ess(anneal(log_weights, log_scores, exponent)) >= wanted
+    def keeps_ess(exponent: Float[Array, ""]) -> Array:
+        return ess(anneal(log_weights, log_scores, exponent)) >= min_ess
 
     def halve(_: Int[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = 0.5 * (low + high)
-        good = enough(middle)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+        is_valid = keeps_ess(middle)
+        return jnp.where(is_valid, middle, low), jnp.where(is_valid, high, middle)
 
     one = jnp.ones((), weight_dtype())
     low, _ = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (jnp.zeros_like(one), one))
-    return jnp.where(enough(one), one, low)
+    return jnp.where(keeps_ess(one), one, low)
 
 
 def next_exponent(
@@ -64,21 +64,21 @@ def next_exponent(
 ) -> Float[Array, ""]:
     """The largest lambda in (present, 1] whose incremental weights keep the ESS.
 
-    The weights are exp((lambda - present) s) times the rest. What has weight zero at
-    every lambda does not count: the ESS is a fraction of those alive.
+    The weights are exp((lambda - present) s) p / q. Particles that have weight zero at
+    every lambda do not count: the ESS is a fraction of the particles alive.
 
     Args:
-        present: lambda of the level before.
+        present: lambda of the previous level.
         log_scores: s of each particle.
         log_rest: log of p / q, or zero.
-        fraction: of the particles alive that the ESS must not fall below.
+        fraction: lower bound of the ESS, as a fraction of the particles alive.
     """
     alive = (log_scores > -jnp.inf) & (log_rest > -jnp.inf)
     relative, _ = centre(log_scores, where=alive)
     remaining = jnp.where(alive, (1.0 - present) * relative, 0.0)
     log_weights = jnp.where(alive, log_rest + remaining, -jnp.inf)
     share = largest_exponent(log_weights, remaining, fraction * jnp.mean(alive))
-    # A step of zero would leave a level, and the chain's target, as they were.
+    # A step of zero would not change the target of the level.
     share = jnp.maximum(share, 0.5**NUM_BISECTIONS)
     return present + share * (1.0 - present)
 
@@ -91,17 +91,16 @@ def even_exponents(num_levels: int) -> tuple[float, ...]:
     """
     if num_levels < 1:
         raise ConfigurationError(
-            f"A ladder of exponents needs at least one level, and num_levels is "
-            f"{num_levels}."
+            f"A ladder of exponents needs num_levels >= 1; got {num_levels}."
         )
     return tuple((level + 1) / num_levels for level in range(num_levels))
 
 
 def check_exponents(exponents: Sequence[float]) -> tuple[float, ...]:
-    """The exponents, if they rise from above 0 to 1.
+    """Check that the exponents rise from above 0 to exactly 1, and return them.
 
     Raises:
-        ConfigurationError: otherwise.
+        ConfigurationError: if they do not.
     """
     ladder = tuple(float(exponent) for exponent in exponents)
     rises = all(low < high for low, high in zip((0.0, *ladder), ladder, strict=False))

@@ -1,7 +1,7 @@
-"""What an explorer remembers of a path: the numbers of each of its steps.
+"""The record that an explorer keeps of a path: the numbers of each step.
 
-From them follow the path's log density under p^power exp(path_log_weight), its
-proposal's density, and both for any prefix, so that a move pays for new steps only.
+A record gives the log density of the path under p^power exp(path_log_weight) and under
+the proposal, for the path and for any prefix, so that a move costs only its new steps.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from tsi.weights import centre, is_invalid, sanitise, weight_dtype
 
 
 class PathRecord(NamedTuple):
-    """Numbers of paths, each with room for T steps.
+    """Records of paths, each with space for T steps.
 
     Attributes:
-        length: steps taken.
-        log_potentials: told after each step; NaN and +inf as -inf.
-        log_corrections: log p - log q of each step, what is no weight as -inf.
+        length: number of steps taken.
+        log_potentials: log potential after each step; NaN and +inf as -inf.
+        log_corrections: log p - log q of each step; NaN and +inf as -inf.
         log_probs: log p of each step.
     """
 
@@ -37,13 +37,13 @@ class PathRecord(NamedTuple):
 
 
 class ChainSample(NamedTuple):
-    """Numbers of a chain's present path, to be traced and summarised.
+    """Summary of the current path of a chain, for traces and diagnostics.
 
     Attributes:
-        log_density: of the target, not normalised.
-        log_potential: the last.
+        log_density: unnormalised log density of the target.
+        log_potential: the last log potential.
         log_prob: log p of the path.
-        length: steps.
+        length: number of steps.
     """
 
     log_density: Float[Array, "*batch"]
@@ -52,49 +52,51 @@ class ChainSample(NamedTuple):
     length: Int[Array, "*batch"]
 
 
-def no_paths(shape: tuple[int, ...], max_steps: int) -> PathRecord:
+def empty_paths(shape: tuple[int, ...], max_steps: int) -> PathRecord:
     """Records of empty paths."""
     zeros = jnp.zeros((*shape, max_steps), weight_dtype())
     return PathRecord(jnp.zeros(shape, jnp.int32), zeros, zeros, zeros)
 
 
 def extend_record(
-    record: PathRecord, reply: Reply, took: Bool[Array, "W"]
+    record: PathRecord, reply: Reply, step_mask: Bool[Array, "W"]
 ) -> PathRecord:
-    """Records after a turn in which the rows `took` made a step.
+    """Append the step of a turn to the records of the rows in `step_mask`.
 
     Args:
         record: of W rows.
         reply: of the turn.
-        took: rows whose numbers count.
+        step_mask: rows that took a step.
     """
     steps = jnp.arange(record.log_potentials.shape[-1])
-    here = (steps == record.length[:, None]) & took[:, None]
+    is_next = (steps == record.length[:, None]) & step_mask[:, None]
     potentials = sanitise(reply.log_potentials.astype(weight_dtype()))
     corrections = sanitise(reply.log_corrections.astype(weight_dtype()))
     log_probs = reply.log_probs.astype(weight_dtype())
     return PathRecord(
-        record.length + took,
-        jnp.where(here, potentials[:, None], record.log_potentials),
-        jnp.where(here, corrections[:, None], record.log_corrections),
-        jnp.where(here, log_probs[:, None], record.log_probs),
+        record.length + step_mask,
+        jnp.where(is_next, potentials[:, None], record.log_potentials),
+        jnp.where(is_next, corrections[:, None], record.log_corrections),
+        jnp.where(is_next, log_probs[:, None], record.log_probs),
     )
 
 
-def invalid(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
-    """How many rows that took a step were told a number that is no weight."""
-    bad = is_invalid(reply.log_corrections) | is_invalid(reply.log_potentials)
-    return jnp.sum(bad & took, dtype=jnp.int32)
+def count_invalid(reply: Reply, step_mask: Bool[Array, "W"]) -> Int[Array, ""]:
+    """Count the rows that took a step and got a weight that is NaN or +inf."""
+    is_invalid_row = is_invalid(reply.log_corrections) | is_invalid(
+        reply.log_potentials
+    )
+    return jnp.sum(is_invalid_row & step_mask, dtype=jnp.int32)
 
 
 def log_density(
     record: PathRecord, path_log_weight: Callable[..., Array], power: float = 1.0
 ) -> Float[Array, "*batch"]:
-    """log of p(x)^power exp(path_log_weight(x)), -inf where it is no density."""
+    """log of p(x)^power exp(path_log_weight(x)); NaN and +inf as -inf."""
     live = record.live
     score = sanitise(path_log_weight(record.log_potentials, live))
     if power == 1.0:
-        # A target that never says log p can still be weighed by p itself.
+        # Needs no log p, which a target without `log_prob` does not report.
         return score
     log_p = jnp.sum(jnp.where(live, record.log_probs, 0.0), axis=-1)
     return sanitise(score + (power - 1.0) * log_p)
@@ -103,10 +105,10 @@ def log_density(
 def log_importance(
     record: PathRecord, path_log_weight: Callable[..., Array], power: float = 1.0
 ) -> tuple[Float[Array, "C"], Float[Array, ""]]:
-    """Importance weights p^power exp(score) / q of whole paths, in two parts.
+    """Importance weights p^power exp(score) / q of complete paths, in two parts.
 
     Returns:
-        Log weights less a number common to all, [C], and that number.
+        Log weights minus their common offset, [C], and that offset.
     """
     relative, largest = centre(path_log_weight(record.log_potentials, record.live))
     rest = log_p_over_q(record, power, jnp.zeros_like(record.length))
@@ -121,7 +123,7 @@ def log_ratio(
     start: Int[Array, "C"],
     exponent: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "C"]:
-    """log of pi(new) q(old from start on) / (pi(old) q(new from start on)).
+    """log of pi(new) q(old after start) / (pi(old) q(new after start)).
 
     Args:
         new, old: paths that share their first `start` steps.
@@ -131,14 +133,14 @@ def log_ratio(
         exponent: of exp(s), positive.
 
     Returns:
-        [C]; +inf where pi(old) is zero, so that every move from there is accepted.
+        [C]; +inf if pi(old) is zero, so that every move from there is accepted.
     """
     score_new, score_old = (
         sanitise(path_log_weight(path.log_potentials, path.live)) for path in (new, old)
     )
     rest_new, rest_old = (log_p_over_q(path, power, start) for path in (new, old))
-    # Scores may be thousands, and their difference is exact where the sum of a score
-    # and a log probability is not.
+    # Scores may be in the thousands. Their difference is exact, but a sum of a score
+    # and a log probability is rounded.
     ratio = exponent * (score_new - score_old) + (rest_new - rest_old)
     dead_new, dead_old = (
         (score == -jnp.inf) | (rest == -jnp.inf)
@@ -151,21 +153,21 @@ def log_ratio(
 def log_p_over_q(
     record: PathRecord, power: float, start: Int[Array, "C"]
 ) -> Float[Array, "C"]:
-    """log p^power - log q of steps from `start` on, and (power - 1) log p before."""
+    """log p^power - log q of the steps after `start`, plus (power - 1) log p before."""
     steps = jnp.arange(record.log_potentials.shape[-1])
     new = record.live & (steps >= start[..., None])
     corrections = jnp.sum(jnp.where(new, record.log_corrections, 0.0), axis=-1)
     if power == 1.0:
-        # A target that never says log p can still be weighed by p itself.
+        # Needs no log p, which a target without `log_prob` does not report.
         return sanitise(corrections)
     log_p = jnp.sum(jnp.where(record.live, record.log_probs, 0.0), axis=-1)
     return sanitise(corrections + (power - 1.0) * log_p)
 
 
-def summary(
+def summarise(
     record: PathRecord, path_log_weight: Callable[..., Array], power: float = 1.0
 ) -> ChainSample:
-    """Numbers of paths under p(x)^power exp(path_log_weight(x))."""
+    """Summarise paths under the target p(x)^power exp(path_log_weight(x))."""
     log_p = jnp.sum(jnp.where(record.live, record.log_probs, 0.0), axis=-1)
     last = jnp.maximum(record.length - 1, 0)[..., None]
     potential = jnp.take_along_axis(record.log_potentials, last, axis=-1)[..., 0]

@@ -1,8 +1,8 @@
-"""A population of weighted particles: how it forks, and what a step does to it.
+"""A population of weighted particles: forking and weighting.
 
-The parts of sequential Monte Carlo that know nothing of how ancestors are chosen; `smc`
-and every method that holds a population are built from them. Weights are kept with mean
-one and log_evidence collects what is taken out.
+The parts of sequential Monte Carlo that do not depend on how ancestors are drawn; `smc`
+and every other method with a population are built from them. Weights are normalised to
+mean one, and log_evidence accumulates the normalisers.
 """
 
 from typing import NamedTuple
@@ -24,20 +24,20 @@ from tsi.weights import (
 
 
 class SMCState(NamedTuple):
-    """What the next decision needs.
+    """The state of a population.
 
     Attributes:
         log_weights: log weights with mean weight one, [N].
         log_evidence: log of the evidence estimate; 0 where weights are only ranks.
-        log_evidence_rest: what rounding has cut off from it.
+        log_evidence_rest: the rounding error of log_evidence, a compensated sum.
         log_potentials: each particle's last log potential, [N]; NaN is kept as -inf.
         log_scores: the same after the potential's transform, [N].
-        log_base: the part of the log weight that the next factor multiplies, [N].
+        log_base: the part of the log weight to which the next log factor is added, [N].
         finished: particles that take no further step, [N].
-        ancestors: who was asked for last, [N].
+        ancestors: the latest ancestors, [N].
         resampled: which islands drew those ancestors, [I].
         recovering: which islands have just lost all weight, [I].
-        t: steps told so far.
+        t: number of steps so far.
     """
 
     log_weights: Float[Array, "N"]
@@ -54,7 +54,7 @@ class SMCState(NamedTuple):
 
     @property
     def evidence_sum(self) -> CompensatedSum:
-        """The log evidence with what rounding has cut off from it."""
+        """The log evidence as a compensated sum."""
         return CompensatedSum(self.log_evidence, self.log_evidence_rest)
 
 
@@ -65,9 +65,9 @@ class SMCInfo(NamedTuple):
         ancestors: the parents of this step's particles, [N].
         ess: effective sample size of all N after the step; 0 if all weights are zero.
         resampled: whether any island resampled before the step.
-        num_recoveries: islands that newly lost all weight in this step.
-        num_invalid: unfinished particles told a log potential or correction that is
-            NaN or +inf, or whose score is.
+        num_recoveries: islands that lost all weight in this step.
+        num_invalid: unfinished particles whose log potential, correction or score is
+            NaN or +inf.
         log_potentials: each particle's last log potential, as the state has it, [N].
     """
 
@@ -103,13 +103,13 @@ def fork_population(
     log_weights: Float[Array, "N"],
     due: Bool[Array, "I"],
 ) -> SMCState:
-    """The population after islands `due` drew ancestors.
+    """Replace the particles of the islands in `due` by offspring of their ancestors.
 
     Args:
-        state: before.
-        ancestors: of all particles; themselves in islands that drew none.
-        log_weights: of the offspring; as before in islands that drew none.
-        due: which islands drew.
+        state: the population before.
+        ancestors: of all particles; in other islands each particle itself.
+        log_weights: of the offspring; in other islands the weights before.
+        due: which islands have drawn ancestors.
     """
     size = ancestors.shape[0] // due.shape[0]
     log_base = jnp.where(jnp.repeat(due, size), log_weights, state.log_base)
@@ -131,17 +131,17 @@ def weigh_population(
     log_corrections: Float[Array, "N"],
     finished: Bool[Array, "N"],
 ) -> tuple[SMCState, SMCInfo]:
-    """The population after a step, and what is to be said of it.
+    """Update the weights after a step; also returns the diagnostics of the step.
 
-    Arguments as those of a sampler's `tell`.
+    The arguments are those of a sampler's `tell`.
     """
-    # Models report in bfloat16, and under x64 in float32 still.
+    # Models report in bfloat16, or in float32 even under x64.
     log_potentials = log_potentials.astype(weight_dtype())
     log_corrections = log_corrections.astype(weight_dtype())
     live = ~state.finished
     corrections = jnp.where(live, log_corrections, 0.0)
     raw_scores = potential.transform(sanitise(log_potentials))
-    # What has no weight may rest, and nobody looks at what is told of it.
+    # A particle without weight may have taken no step; its numbers are ignored.
     invalid = (
         live
         & (state.log_weights > -jnp.inf)
@@ -153,9 +153,9 @@ def weigh_population(
     )
     scores = jnp.where(live, sanitise(raw_scores), state.log_scores)
     corrections = sanitise(corrections)
-    # Ratios restart where all weights have been reset.
-    before = jnp.where(jnp.any(state.recovering), 0.0, state.log_scores)
-    log_factors = potential.log_factor(scores, before, live)
+    # Ratios restart if all weights have been reset.
+    previous_scores = jnp.where(jnp.any(state.recovering), 0.0, state.log_scores)
+    log_factors = potential.log_factor(scores, previous_scores, live)
     base = state.log_base + corrections
     if potential.evidence == "none":
         base = jnp.zeros_like(base)
@@ -165,13 +165,13 @@ def weigh_population(
     islands = state.recovering.shape[0]
     dead = all_dead(log_w.reshape(islands, -1))
     newly_dead = dead & ~all_dead(state.log_weights.reshape(islands, -1))
-    nothing_left = jnp.all(dead)
-    # An island without weight among others that have some keeps weight zero: to
-    # give it any would bias the evidence.
-    recovering = dead & nothing_left
+    all_islands_dead = jnp.all(dead)
+    # An island without weight keeps weight zero while another island has weight;
+    # anything else would bias the evidence.
+    recovering = dead & all_islands_dead
     increment = log_mean_exp(log_w)
-    shift = jnp.where(nothing_left, 0.0, increment)
-    log_weights = jnp.where(nothing_left, 0.0, log_w - shift)
+    shift = jnp.where(all_islands_dead, 0.0, increment)
+    log_weights = jnp.where(all_islands_dead, 0.0, log_w - shift)
     if potential.evidence == "running":
         base = log_weights
         evidence = state.evidence_sum
@@ -180,7 +180,7 @@ def weigh_population(
     if potential.evidence != "none":
         evidence = evidence.add(potential.power * largest).add(increment)
 
-    told = state._replace(
+    new_state = state._replace(
         log_weights=log_weights,
         log_evidence=evidence.value,
         log_evidence_rest=evidence.rest,
@@ -197,6 +197,6 @@ def weigh_population(
         resampled=jnp.any(state.resampled),
         num_recoveries=jnp.sum(newly_dead, dtype=jnp.int32),
         num_invalid=jnp.sum(invalid, dtype=jnp.int32),
-        log_potentials=told.log_potentials,
+        log_potentials=new_state.log_potentials,
     )
-    return told, info
+    return new_state, info

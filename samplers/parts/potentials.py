@@ -1,21 +1,21 @@
-"""What a prefix's score does to its weight.
+"""Potentials: how the score of a prefix changes its weight.
 
-A target reports the log potential lp_t of each prefix; where a reward r in (0, 1)
-scores it, lp = logit(r). A transform f turns it into a log score and a potential says
-how log scores become log weights:
+A target reports the log potential lp_t of each prefix; if a reward r in (0, 1) scores
+it, lp = logit(r). A transform f maps it to a log score, and a potential defines how log
+scores become log weights:
 
     product       w_t = w_{t-1} f(lp_t)                  path weight  prod_t f(lp_t)
     telescoping   w_t = w_{t-1} f(lp_t) / f(lp_{t-1})    path weight  f(lp_T)
-    terminal      w_t = f(lp_t), nothing else            path weight  f(lp_T)
+    terminal      w_t = f(lp_t), at the end only         path weight  f(lp_T)
     latest        w_t = f(lp_t), a rank, no target
     uniform       w_t = 1                                path weight  1
 
-(written for weights; the code adds logarithms). `telescoping` and `terminal` aim at
-the same thing except at zeros: a prefix of score zero is dead for good under
-telescoping, which may resample, and may revive under terminal, which may not.
+(written for weights; the code adds logarithms). `telescoping` and `terminal` have the
+same target except at zeros. Under telescoping, which allows resampling, a prefix of
+score zero stays dead. Under terminal, which does not, it may get weight again.
 
-A log potential of NaN or +inf is no weight. It counts as -inf, an impossible prefix,
-wherever it is read: in the weights of particles and in the path weight alike.
+A log potential of NaN or +inf is invalid. It counts as -inf, an impossible prefix, both
+in the weights of particles and in the path weight.
 """
 
 from collections.abc import Callable
@@ -43,10 +43,10 @@ def reward(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def softmax(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Weight exp(r), and zero where the log potential is -inf: an impossible prefix.
+    """Weight exp(r), and zero if the log potential is -inf: an impossible prefix.
 
-    Published code has exp(0) there; but a cut solution or a forbidden step is no
-    solution of reward zero, and would survive resampling.
+    Published code uses exp(0) for it. But a truncated solution or a forbidden step is
+    not a solution of reward zero, and with exp(0) it would survive resampling.
     """
     return jnp.where(
         log_potentials == -jnp.inf, -jnp.inf, jax.nn.sigmoid(log_potentials)
@@ -56,8 +56,8 @@ def softmax(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
 TRANSFORMS: dict[str, Transform] = {"odds": odds, "reward": reward, "softmax": softmax}
 
 
-def transform_named(transform: str | Transform) -> Transform:
-    """The transform of that name, or the function given.
+def get_transform(transform: str | Transform) -> Transform:
+    """Look up a transform by name; a function is returned as it is.
 
     Raises:
         UnknownNameError: for a name that is not in `TRANSFORMS`.
@@ -73,16 +73,16 @@ class Potential(NamedTuple):
     """How log scores become log weights.
 
     Attributes:
-        transform: log potentials to log scores.
-        log_factor: `(log_scores, log_scores_before, live)` to the log factor of this
-            step, [N]. `live` marks the particles that took it; the scores of the others
-            are their last ones, before as after.
+        transform: maps log potentials to log scores.
+        log_factor: maps `(log_scores, log_scores_before, live)` to the log factor of
+            this step, [N]. `live` marks the particles that took the step; both scores
+            of the others are their last scores.
         path_log_weight: the target, as in `tsi.sampler.Sampler`; None for a rank.
         evidence: "running": factors multiply the weights and the evidence. "terminal":
-            the factor replaces the one before, and the evidence is the mean of the
-            present weights. "none": the factor is a rank, which replaces everything.
+            the factor replaces the previous one, and the evidence is the mean of the
+            current weights. "none": the factor is a rank, which replaces the weights.
         power: the exponent of all factors, positive; the path weight includes it.
-        recipe: how it was made, see `tsi.picklable`.
+        recipe: the call that made it, see `tsi.picklable`.
     """
 
     transform: Transform
@@ -102,21 +102,20 @@ class Potential(NamedTuple):
 def log_scores(
     transform: Transform, log_potentials: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Scores of log potentials; what is no weight, before or after f, is -inf."""
+    """Scores of log potentials; NaN and +inf, before or after f, are -inf."""
     return sanitise(transform(sanitise(log_potentials)))
 
 
 def require_running(potential: Potential, method: str) -> Potential:
-    """The potential, if its weights are those of a particle system step by step.
+    """Check that a potential has weights at every step, and return it.
 
     Raises:
         ConfigurationError: for a terminal potential or a rank.
     """
     if potential.evidence != "running":
         raise ConfigurationError(
-            f"{method} reweighs particles on the way, and this potential's weights "
-            "mean something at the end only, or are nothing but ranks. Use product, "
-            "telescoping or uniform."
+            f"{method} weighs particles at every step, but this potential has weights "
+            "only at the end, or only ranks. Use product, telescoping or uniform."
         )
     return potential
 
@@ -131,8 +130,8 @@ def last_live(
 
 @picklable
 def product(transform: str | Transform = "odds") -> Potential:
-    """Every prefix's score counts: path weight prod_t f(lp_t)."""
-    f = transform_named(transform)
+    """The score of every prefix counts: path weight prod_t f(lp_t)."""
+    f = get_transform(transform)
 
     def log_factor(scores: Array, before: Array, live: Array) -> Array:
         return jnp.where(live, scores, 0.0)
@@ -146,23 +145,23 @@ def product(transform: str | Transform = "odds") -> Potential:
 
 @picklable
 def telescoping(transform: str | Transform = "odds") -> Potential:
-    """Each score replaces the one before: path weight f(lp_T).
+    """Each score replaces the previous one: path weight f(lp_T).
 
-    A path with a prefix of score zero has weight zero: its particle dies there.
+    A path with a prefix of score zero has weight zero.
     """
-    f = transform_named(transform)
+    f = get_transform(transform)
 
     def log_factor(scores: Array, before: Array, live: Array) -> Array:
-        # Scores may be thousands where their ratios are near one: ratios come first,
-        # so that weights never hold a score, whose rounding would be theirs.
-        # After recovery from zero weights everywhere the ratio restarts from f(lp_t).
+        # Scores may be in the thousands while their ratios are near one. Ratios are
+        # taken first, so that weights do not inherit the rounding of scores. After a
+        # recovery from zero weights the ratio restarts from f(lp_t).
         ratios = scores - jnp.where(before == -jnp.inf, 0.0, before)
         return jnp.where(scores == -jnp.inf, -jnp.inf, ratios)
 
     def path_log_weight(log_potentials: Array, live: Array) -> Array:
         scores = log_scores(f, log_potentials)
-        # Death must be for good, or the target would depend on whether a resampling
-        # happened to fall between a zero and the score that follows it.
+        # A dead path stays dead. Otherwise the target would depend on whether a
+        # resampling happens between a zero and the next score.
         dead = jnp.any(live & (scores == -jnp.inf), axis=-1)
         return jnp.where(dead, -jnp.inf, last_live(scores, live))
 
@@ -171,8 +170,8 @@ def telescoping(transform: str | Transform = "odds") -> Potential:
 
 @picklable
 def terminal(transform: str | Transform = "reward") -> Potential:
-    """Only the last score counts, and nothing is resampled: best-of-N."""
-    f = transform_named(transform)
+    """Only the last score counts, without resampling: best-of-N."""
+    f = get_transform(transform)
 
     def log_factor(scores: Array, before: Array, live: Array) -> Array:
         return scores
@@ -185,11 +184,11 @@ def terminal(transform: str | Transform = "reward") -> Potential:
 
 @picklable
 def latest(transform: str | Transform = "odds") -> Potential:
-    """The present score is a rank: beam search, DVTS, REBASE.
+    """The latest score is a rank: beam search, DVTS, REBASE.
 
-    Corrections of the proposal are ignored, for a rank is not an importance weight.
+    Corrections of the proposal are ignored, since a rank is not an importance weight.
     """
-    f = transform_named(transform)
+    f = get_transform(transform)
 
     def log_factor(scores: Array, before: Array, live: Array) -> Array:
         return scores

@@ -1,21 +1,22 @@
-"""What arXiv 2502.01618 printed and what its code ran, beside what has a target.
+"""The variants of arXiv 2502.01618: as printed, as released, and with a target.
 
-Both draw the ancestors of every step in proportion to a weight of the *last* reward
-alone, and a finished particle, whose last reward stays, is drawn again in every later
-step by that weight. So a solution of t steps counts its last reward once for each step
-that others still take: how much depends on the others, and no density p(x) f(x) is
-targeted. Default everywhere is "corrected", in which each score counts once.
+"printed" and "released" draw the ancestors of every step in proportion to a weight of
+the *last* reward only. The last reward of a finished particle does not change and is
+used again at every later step. So the last reward of a finished solution counts once
+for each step that other particles still take. The number of such steps depends on the
+other particles, and there is no target density p(x) f(x). The default everywhere is
+"corrected", in which each score counts once.
 
     corrected   a finished particle keeps its weight, and its score counts once
-    released    weights r / (1 - r), r clipped to [eps, 1 - eps], eps that of float64
+    released    weights r / (1 - r), r clipped to [eps, 1 - eps], eps of float64
     printed     weights exp(r), the softmax of Algorithm 1
 
-An impossible prefix, of log potential -inf, stays impossible in all of them; the code
-knows no such thing, and would give a reward of zero the weight eps.
+An impossible prefix, of log potential -inf, stays impossible in all variants. The
+released code has no impossible prefixes, and gives a reward of zero the weight eps.
 
 References:
     [1] Puri et al. 2025, arXiv 2502.01618, Algorithms 1 to 3, and its code: `pg.py`
-        with `--resample-inactive`, as in the recipe that made the published numbers.
+        with `--resample-inactive`, as in the recipe of the published numbers.
 """
 
 import math
@@ -35,7 +36,7 @@ from tsi.samplers.parts.potentials import (
 VARIANTS = ("corrected", "released", "printed")
 
 WEIGHTS = {"corrected": "odds", "released": "odds", "printed": "softmax"}
-"""What each variant weighs by."""
+"""The transform that each variant uses by default."""
 
 EPSILON = float(np.finfo(np.float64).eps)
 
@@ -55,29 +56,30 @@ def clipped_odds(epsilon: float) -> Transform:
     return transform
 
 
-def potential_of(
+def choose_potential(
     variant: str, weights: str | Transform | None, method: str
 ) -> Potential:
-    """The potential of a variant: a product, or the rank that was published.
+    """The potential of a variant: a product, or the published rank.
 
     Args:
         variant: "corrected", "released" or "printed".
-        weights: of the corrected one, by default "odds"; the others have their own.
-        method: named in errors.
+        weights: transform for "corrected", by default "odds"; the other variants have
+            fixed transforms.
+        method: name of the method, for errors.
 
     Raises:
-        UnknownNameError: for an unknown variant or name of weights.
-        ConfigurationError: for weights that were neither run nor printed.
+        UnknownNameError: for an unknown variant or unknown weights.
+        ConfigurationError: for weights that the published variant does not use.
     """
     if variant not in VARIANTS:
         raise UnknownNameError(f"{method} variant", variant, VARIANTS)
     if variant == "corrected":
         return product("odds" if weights is None else weights)
-    own = WEIGHTS[variant]
-    if weights not in (None, own):
+    fixed = WEIGHTS[variant]
+    if weights not in (None, fixed):
         raise ConfigurationError(
-            f"{method}(variant={variant!r}) weighs by {own}, as was {variant}; weights "
-            f"of {weights!r} would be neither what was run nor what was printed. Leave "
+            f"{method}(variant={variant!r}) has the weights {fixed!r}, as {variant} in "
+            f"the paper or its code; got weights={weights!r}. Leave "
             'weights out, or use variant="corrected".'
         )
     return latest(clipped_odds(EPSILON) if variant == "released" else "softmax")

@@ -1,14 +1,14 @@
-"""How offspring are drawn and what they weigh: one rule for every method.
+"""Reproduction rules: how offspring are drawn and weighted.
 
 Draw ancestors in proportion to any priority v that is positive where the weight w is,
-and let an offspring of i weigh
+and give an offspring of i the weight
 
     mean(v) w_i / v_i.
 
-Particle i has n v_i / sum(v) offspring on average, which together weigh w_i on average,
-whatever v is. So the weighted empirical measure keeps its expectation, and v is free:
-v = w makes all offspring equal, a flatter v keeps more of the particles, a steeper one
-looks ahead. A rule that breaks this balance has no target.
+Particle i has n v_i / sum(v) offspring on average, whose total weight is w_i on average
+for any v. So the weighted empirical measure keeps its expectation, and v can be chosen:
+v = w makes all offspring equal, a flatter v keeps more particles, and a v that looks
+ahead favours promising ones. A rule that breaks this balance has no target.
 
 References:
     [1] Liu, Chen and Logvinenko 2001, A theoretical framework for sequential importance
@@ -29,13 +29,14 @@ from tsi.weights import log_mean_exp
 
 
 class Group(NamedTuple):
-    """One island before a step, and all that a rule may look at.
+    """One island before a step: the input of a rule.
 
     Attributes:
-        log_weights: [n]; -inf for a dead particle. If all are, the draw is not used.
+        log_weights: [n]; -inf for a dead particle. If all are dead, the draw is not
+            used.
         log_scores: last log potentials after the potential's transform, [n].
         finished: particles that take no further step, [n].
-        t: steps taken so far, at least one.
+        t: number of steps so far, at least one.
     """
 
     log_weights: Float[Array, "n"]
@@ -55,9 +56,9 @@ class Reproduction(NamedTuple):
     """A rule `(key, group) -> offspring`.
 
     Attributes:
-        draw: the rule. A dead particle is an ancestor of none but itself.
+        draw: the rule. A dead particle has no offspring but itself.
         exact: whether the weighted measure keeps its expectation.
-        recipe: how it was made, see `tsi.picklable`.
+        recipe: the call that made it, see `tsi.picklable`.
     """
 
     draw: Callable[..., Offspring]
@@ -75,12 +76,12 @@ class Reproduction(NamedTuple):
 def by_priority(
     resampling: Resampling, log_priority: Callable[..., Array] | None = None
 ) -> Reproduction:
-    """Ancestors in proportion to v; exact unless the scheme is deterministic.
+    """Draw ancestors in proportion to v; exact unless the scheme is deterministic.
 
     Args:
         resampling: a scheme `(key, log_weights, num_samples) -> ancestors`.
-        log_priority: `group -> log v [n]`, finite where the weight is positive and -inf
-            where it is zero; v = w if None.
+        log_priority: `group -> log v [n]`, finite if the weight is positive and -inf if
+            it is zero; None for v = w.
     """
 
     @with_typed_key
@@ -92,7 +93,7 @@ def by_priority(
             return Offspring(resampling(key, log_w, size), mean)
         log_v = log_priority(group)
         ancestors = resampling(key, log_v, size)
-        # The sign matters: w/v, for what resampling took into account is spent.
+        # The sign matters: w / v, since v has been used for the draw.
         ratio = jnp.where(log_v > -jnp.inf, log_w - log_v, -jnp.inf)
         return Offspring(ancestors, log_mean_exp(log_v) + ratio[ancestors])
 
@@ -101,7 +102,7 @@ def by_priority(
 
 @picklable
 def at_mean_weight(choose: Callable[..., Array]) -> Reproduction:
-    """Every offspring at the island's mean weight, however chosen: a search rule.
+    """Give every offspring the mean weight of the island: a rule for searches.
 
     Args:
         choose: `(key, group) -> ancestors [n]`.

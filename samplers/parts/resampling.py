@@ -1,20 +1,20 @@
-"""Resampling schemes: whom M draws with expected counts M W_i come from.
+"""Resampling schemes: M ancestors with expected counts M W_i.
 
 Every scheme is `(key, log_weights, num_samples) -> ancestors`, ancestors int32
 [num_samples], and
 
     E[#{j : ancestors_j = i}] = num_samples * W_i.
 
-Weights are counted in units of 2^-30 of their total (`UNITS`), and from there on every
-number is an integer. In floating point the last partial sum may stay below one or,
-summed in a tree, decrease from one entry to the next, and a uniform draw then lands on
-a particle of zero weight; and a share that is one up to rounding takes the places of
-all others. Integers add, multiply and divide exactly: the sum ends where it must, a
-zero weight owns an empty interval, and shares are sure only where they are one.
+Weights are rounded to units of 2^-30 of their total (`UNITS`), and all further
+arithmetic is in integers. In floating point the last partial sum may be less than one
+or, summed in a tree, decrease from one entry to the next; a uniform draw may then
+select a particle of zero weight. And a share that rounds to one may take the places of
+all others. Integer arithmetic is exact: the last sum is the total, a zero weight has an
+empty interval, and only a share of exactly one is certain.
 
-One resolution holds for all schemes. The probability of each draw is right to 2^-30 of
-the total weight; a positive weight below 2^-31 of the total is never drawn, and neither
-is a weight of zero.
+All schemes have the same resolution. The probability of each draw is accurate to 2^-30
+of the total weight. A positive weight below 2^-31 of the total is never drawn, nor is a
+weight of zero.
 
 If every weight is zero, particles keep their places: ancestors are 0, 1, 2, ...
 
@@ -38,23 +38,24 @@ Resampling = Callable[..., Array]
 """`(key, log_weights [N], num_samples) -> ancestors [num_samples]`."""
 
 UNITS = 2**30
-"""Units of the total weight."""
+"""Number of units in the total weight."""
 
 BLOCK = 2**10
-MOST = BLOCK**2
-"""The most particles and samples of one draw: no product exceeds 32 bits."""
+MAX_SIZE = BLOCK**2
+"""Largest number of particles or samples per draw: products fit in 32 bits."""
 
 
-def in_units(log_weights: Float[Array, "N"]) -> UInt32[Array, "N"]:
-    """Weights in units of 2^-30 of their total; their sum may miss it by N / 2 units.
+def count_units(log_weights: Float[Array, "N"]) -> UInt32[Array, "N"]:
+    """Weights in units of 2^-30 of their total; the sum is within N / 2 units of 2^30.
 
     Raises:
         ConfigurationError: for more than 2^20 particles.
     """
-    if log_weights.shape[0] > MOST:
+    if log_weights.shape[0] > MAX_SIZE:
         raise ConfigurationError(
-            f"Resampling counts in 32 bits, which {log_weights.shape[0]} particles "
-            f"exceed. Use at most {MOST}, or islands of at most as many."
+            f"Resampling uses 32-bit integers, which limits it to {MAX_SIZE} "
+            f"particles; got {log_weights.shape[0]}. Use fewer particles, or smaller "
+            "islands."
         )
     weights = jnp.exp(normalise(log_weights))
     return jnp.round(weights * UNITS).astype(jnp.uint32)
@@ -65,15 +66,17 @@ def cumulate(units: UInt32[Array, "N"]) -> UInt32[Array, "N"]:
     return jnp.cumsum(units, dtype=jnp.uint32)
 
 
-def holder(cdf: UInt32[Array, "N"], positions: UInt32[Array, "M"]) -> Int[Array, "M"]:
-    """The particle whose interval [cdf_{i-1}, cdf_i) holds each position."""
+def find_interval(
+    cdf: UInt32[Array, "N"], positions: UInt32[Array, "M"]
+) -> Int[Array, "M"]:
+    """The particle whose interval [cdf_{i-1}, cdf_i) contains each position."""
     return jnp.searchsorted(cdf, positions, side="right").astype(jnp.int32)
 
 
-def below(
+def scale_bits(
     bits: UInt32[Array, "..."], bound: UInt32[Array, "..."]
 ) -> UInt32[Array, "..."]:
-    """floor(bits * bound / 2^32): random bits as integers in [0, bound)."""
+    """floor(bits * bound / 2^32): scale random bits to integers in [0, bound)."""
     low, high = bits & 0xFFFF, bits >> 16
     bound_low, bound_high = bound & 0xFFFF, bound >> 16
     middle = high * bound_low + ((low * bound_low) >> 16)
@@ -84,7 +87,7 @@ def below(
 def stay_if_dead(
     log_weights: Float[Array, "N"], ancestors: Int[Array, "M"]
 ) -> Int[Array, "M"]:
-    """Ancestors 0, 1, 2, ... where no particle has weight."""
+    """Replace ancestors by 0, 1, 2, ... if no particle has weight."""
     places = jnp.arange(ancestors.shape[0], dtype=jnp.int32) % log_weights.shape[0]
     return jnp.where(all_dead(log_weights), places, ancestors.astype(jnp.int32))
 
@@ -105,15 +108,15 @@ def grid(
     Args:
         total: of the units.
         offsets: each in [0, total).
-        num_places: K; positions from the K-th on mean nothing.
+        num_places: K; positions from the K-th on are arbitrary.
 
     Raises:
         ConfigurationError: for more than 2^20 samples.
     """
-    if offsets.shape[0] > MOST:
+    if offsets.shape[0] > MAX_SIZE:
         raise ConfigurationError(
-            f"Resampling counts in 32 bits, which {offsets.shape[0]} samples exceed. "
-            f"Use at most {MOST}, or islands of at most as many."
+            f"Resampling uses 32-bit integers, which limits it to {MAX_SIZE} samples; "
+            f"got {offsets.shape[0]}. Draw fewer samples, or use smaller islands."
         )
     size = jnp.asarray(num_places, jnp.uint32)
     whole, rest = total // size, total % size
@@ -139,9 +142,9 @@ def multinomial(
     Returns:
         Ancestors [M], int32.
     """
-    cdf = cumulate(in_units(log_weights))
-    positions = below(jax.random.bits(key, (num_samples,), jnp.uint32), cdf[-1])
-    return stay_if_dead(log_weights, holder(cdf, positions))
+    cdf = cumulate(count_units(log_weights))
+    positions = scale_bits(jax.random.bits(key, (num_samples,), jnp.uint32), cdf[-1])
+    return stay_if_dead(log_weights, find_interval(cdf, positions))
 
 
 @with_typed_key
@@ -150,12 +153,12 @@ def systematic(
 ) -> Int[Array, "M"]:
     """One uniform shifts a regular grid of M positions [1].
 
-    Counts are within one of M times the weight. Arguments as in `multinomial`.
+    Counts differ from M W_i by less than one. Arguments as in `multinomial`.
     """
-    cdf = cumulate(in_units(log_weights))
-    offset = below(jax.random.bits(key, (), jnp.uint32), cdf[-1])
+    cdf = cumulate(count_units(log_weights))
+    offset = scale_bits(jax.random.bits(key, (), jnp.uint32), cdf[-1])
     positions = grid(cdf[-1], jnp.broadcast_to(offset, num_samples), num_samples)
-    return stay_if_dead(log_weights, holder(cdf, positions))
+    return stay_if_dead(log_weights, find_interval(cdf, positions))
 
 
 @with_typed_key
@@ -166,19 +169,19 @@ def stratified(
 
     Arguments as in `multinomial`.
     """
-    cdf = cumulate(in_units(log_weights))
-    offsets = below(jax.random.bits(key, (num_samples,), jnp.uint32), cdf[-1])
+    cdf = cumulate(count_units(log_weights))
+    offsets = scale_bits(jax.random.bits(key, (num_samples,), jnp.uint32), cdf[-1])
     positions = grid(cdf[-1], offsets, num_samples)
-    return stay_if_dead(log_weights, holder(cdf, positions))
+    return stay_if_dead(log_weights, find_interval(cdf, positions))
 
 
 def _floor_counts(
     units: UInt32[Array, "N"], total: UInt32[Array, ""], num_samples: int
 ) -> tuple[Int[Array, "N"], UInt32[Array, "N"]]:
-    """floor(M u_i / S) and M u_i mod S: sure children, and the rest in 1/S of a child.
+    """floor(M u_i / S) and M u_i mod S: whole children, and remainders in units of 1/S.
 
-    M u_i exceeds 32 bits, so it is doubled and added up by the binary digits of M,
-    whole multiples of S being taken out on the way.
+    M u_i exceeds 32 bits, so it is computed by the binary digits of M, with doubling
+    and addition, and multiples of S are subtracted at every digit.
     """
     counts = jnp.zeros(units.shape, jnp.int32)
     remainders = jnp.zeros_like(units)
@@ -194,30 +197,30 @@ def _floor_counts(
 def residual(
     key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
 ) -> Int[Array, "M"]:
-    """floor(M W_i) children for sure, the rest multinomial on the remainders [1].
+    """floor(M W_i) whole children, and multinomial draws on the remainders [1].
 
-    A weight of 1/M comes out of float32 just below it, and a particle that is sure of a
-    child must not be sent to the lottery. So a remainder that rounding can tell from a
-    whole child no more is one with its own probability, and none otherwise, before the
-    others share what is left; expected counts stay as they are. Arguments as in
-    `multinomial`.
+    In float32 a weight of 1/M may be just below 1/M, and the particle would lose its
+    whole child to the multinomial draws. So a remainder that differs from a whole child
+    by rounding only is rounded up with its own probability, and otherwise set to zero,
+    before the others share the children that are left. Expected counts do not change.
+    Arguments as in `multinomial`.
     """
     key_whole, key_rest = jax.random.split(key)
-    units = in_units(log_weights)
+    units = count_units(log_weights)
     total = jnp.sum(units, dtype=jnp.uint32)
     counts, remainders = _floor_counts(units, total, num_samples)
-    # Together these are less than one child away from whole ones, hence at most as many
-    # as there are children left.
+    # In total these remainders are less than one child below whole children, so there
+    # are at most as many of them as children left.
     finest = max(20, (num_samples + units.shape[0]).bit_length() + 1)
     tolerance = (counts.astype(jnp.uint32) + 1) * (total >> finest)
-    nearly = (remainders > 0) & (total - remainders <= tolerance)
+    is_nearly_whole = (remainders > 0) & (total - remainders <= tolerance)
     bits = jax.random.bits(key_whole, units.shape, jnp.uint32)
-    counts = counts + (nearly & (below(bits, total) < remainders))
-    rest = jnp.where(nearly, 0, remainders).astype(jnp.float32)
+    counts = counts + (is_nearly_whole & (scale_bits(bits, total) < remainders))
+    rest = jnp.where(is_nearly_whole, 0, remainders).astype(jnp.float32)
     drawn = multinomial(key_rest, jnp.log(rest), num_samples)
     slots = jnp.arange(num_samples)
-    sure = jnp.minimum(_from_counts(counts, num_samples), counts.shape[0] - 1)
-    ancestors = jnp.where(slots < jnp.sum(counts), sure, drawn)
+    whole_children = jnp.minimum(_from_counts(counts, num_samples), counts.shape[0] - 1)
+    ancestors = jnp.where(slots < jnp.sum(counts), whole_children, drawn)
     return stay_if_dead(log_weights, ancestors)
 
 
@@ -227,37 +230,40 @@ def ssp(
 ) -> Int[Array, "M"]:
     """The Srinivasan sampling process: counts are floor or ceil of M W_i [2].
 
-    Two particles with fractional parts a and b meet: if a + b < 1 one of them takes all
-    of it and the other none; otherwise one is rounded up and the other keeps
-    a + b - 1. Whoever is still fractional meets the next; as all parts sum to a whole
-    number, nothing is left of the last. Arguments as in `multinomial`.
+    Two particles with fractional parts a and b are compared. If a + b < 1, one of them
+    gets a + b and the other zero; otherwise one is rounded up and the other keeps
+    a + b - 1. The particle that is still fractional is compared with the next one. All
+    parts sum to an integer, so no fraction is left at the end. Arguments as in
+    `multinomial`.
     """
-    units = in_units(log_weights)
+    units = count_units(log_weights)
     one = jnp.sum(units, dtype=jnp.uint32)
     counts, fractions = _floor_counts(units, one, num_samples)
     num_particles = counts.shape[0]
     bits = jax.random.bits(key, (num_particles,), jnp.uint32)
 
-    def meet(
-        undecided: tuple[Array, Array], other: tuple[Array, Array, Array]
+    def compare(
+        current: tuple[Array, Array], other: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        i, a = undecided
+        i, a = current
         j, b, draw = other
         both = a + b
-        small = both < one
-        # small: i goes on holding all of it with probability a / (a + b).
-        # large: i is rounded up with probability (1 - b) / (2 - a - b), j goes on.
+        is_small = both < one
+        # small: i keeps a + b with probability a / (a + b).
+        # large: i is rounded up with probability (1 - b) / (2 - a - b), j stays.
         i_wins = jnp.where(
-            small, below(draw, both) < a, below(draw, 2 * one - both) < one - b
+            is_small,
+            scale_bits(draw, both) < a,
+            scale_bits(draw, 2 * one - both) < one - b,
         )
-        goes_on = jnp.where(i_wins == small, i, j)
-        rounded_up = jnp.where(small, -1, jnp.where(i_wins, i, j))
-        left = jnp.where(small, both, both - one)
-        return (goes_on, left), (rounded_up, jnp.ones_like(i))
+        still_fractional = jnp.where(i_wins == is_small, i, j)
+        rounded_up = jnp.where(is_small, -1, jnp.where(i_wins, i, j))
+        fraction = jnp.where(is_small, both, both - one)
+        return (still_fractional, fraction), (rounded_up, jnp.ones_like(i))
 
     indices = jnp.arange(num_particles, dtype=jnp.int32)
     _, (rounded_up, ones) = jax.lax.scan(
-        meet, (indices[0], fractions[0]), (indices[1:], fractions[1:], bits[1:])
+        compare, (indices[0], fractions[0]), (indices[1:], fractions[1:], bits[1:])
     )
     extra = jnp.where(rounded_up >= 0, ones, 0)
     counts = counts.at[rounded_up].add(extra, mode="drop")

@@ -1,7 +1,7 @@
-"""When to resample: `(log_weights [N], t) -> bool`, asked of each island by itself.
+"""When to resample: `(log_weights [N], t) -> bool`, for each island separately.
 
-Whatever the schedule says, nothing is resampled before the first step, when all
-particles are equal, nor in a group whose weights are all zero.
+For every schedule, nothing is resampled before the first step, when all particles are
+equal, nor in an island whose weights are all zero.
 """
 
 import functools
@@ -34,9 +34,9 @@ def ess_below(fraction: float) -> Schedule:
     """
     if not 0.0 <= fraction <= 1.0:
         raise ConfigurationError(
-            f"ess_below takes a fraction of the particles in [0, 1], not {fraction}."
+            f"ess_below needs a fraction of the particles in [0, 1]; got {fraction}."
         )
-    # A function within this one would not pickle.
+    # A nested function could not be pickled.
     return functools.partial(_ess_below, fraction)
 
 

@@ -1,8 +1,8 @@
 """A tree of stored prefixes in arrays of fixed size, node by slot.
 
-Slot 0 is the root, the empty prefix. A node's children are the slots whose `parent` it
-is, so a tree of any shape needs no lists. What a visit found is added to every node
-from there up to the root, in the order of the visits.
+Slot 0 is the root, the empty prefix. The children of a node are the slots whose
+`parent` is that node, so a tree of any shape needs no lists. The value of a visit is
+added to every node on the path to the root, in the order of the visits.
 """
 
 from typing import NamedTuple
@@ -17,15 +17,15 @@ from tsi.weights import weight_dtype
 
 
 class SearchTree(NamedTuple):
-    """Nodes by slot; of slots from `size` on nothing is meant.
+    """Nodes by slot; slots from `size` on are unused.
 
     Attributes:
-        size: slots in use.
-        parent: slot of the parent, -1 for the root and for slots not in use, [M].
-        log_potentials: as told; NaN and +inf as -inf, [M].
-        finished: whole solutions, [M].
-        visits: how often a visit went through or ended here, [M].
-        total: sum of the values that those visits found, [M].
+        size: number of slots in use.
+        parent: slot of the parent, -1 for the root and for unused slots, [M].
+        log_potentials: NaN and +inf as -inf, [M].
+        finished: which nodes are complete solutions, [M].
+        visits: number of visits that passed through or ended at the node, [M].
+        total: sum of the values of those visits, [M].
     """
 
     size: Int[Array, ""]
@@ -37,31 +37,31 @@ class SearchTree(NamedTuple):
 
     @property
     def rewards(self) -> Float[Array, "M"]:
-        """sigmoid(log potential): zero for what cannot be."""
+        """sigmoid(log potential): zero for an impossible prefix."""
         return jax.nn.sigmoid(self.log_potentials)
 
     @property
     def values(self) -> Float[Array, "M"]:
-        """The mean of what visits found; before the first visit the reward."""
+        """The mean value of the visits; before the first visit, the reward."""
         mean = self.total / jnp.maximum(self.visits, 1)
         return jnp.where(self.visits > 0, mean, self.rewards)
 
     @property
     def num_finished(self) -> Int[Array, ""]:
-        """How many whole solutions there are."""
+        """Number of complete solutions."""
         return jnp.sum(self.finished)
 
     @property
     def exhausted(self) -> Bool[Array, ""]:
-        """Whether every node has children or is a whole solution."""
+        """Whether every node has children or is a complete solution."""
         slots = jnp.arange(self.parent.shape[0])
-        above = jnp.where(self.parent >= 0, self.parent, slots.size)
-        childless = jnp.ones(slots.size, bool).at[above].set(False, mode="drop")
+        parents = jnp.where(self.parent >= 0, self.parent, slots.size)
+        childless = jnp.ones(slots.size, bool).at[parents].set(False, mode="drop")
         return ~jnp.any(childless & ~self.finished & (slots < self.size))
 
 
 def new_tree(stored: int) -> SearchTree:
-    """A root and room for `stored` - 1 more."""
+    """A tree of the root alone, with space for `stored` - 1 further nodes."""
     zeros = jnp.zeros(stored, weight_dtype())
     return SearchTree(
         jnp.ones((), jnp.int32),
@@ -74,12 +74,12 @@ def new_tree(stored: int) -> SearchTree:
 
 
 def children(tree: SearchTree, node: Int[Array, ""]) -> Bool[Array, "M"]:
-    """Which slots are the node's children."""
+    """Which slots are children of the node."""
     return tree.parent == node
 
 
-def preferable(tree: SearchTree, candidates: Bool[Array, "M"]) -> Bool[Array, "M"]:
-    """The candidates of reward above zero, or all of them if there is none."""
+def prefer_alive(tree: SearchTree, candidates: Bool[Array, "M"]) -> Bool[Array, "M"]:
+    """The candidates of reward above zero, or all candidates if there are none."""
     alive = candidates & (tree.log_potentials > -jnp.inf)
     return jnp.where(jnp.any(alive), alive, candidates)
 
@@ -88,32 +88,36 @@ def grow(
     tree: SearchTree,
     parents: Int[Array, "W"],
     slots: Int[Array, "W"],
-    took: Bool[Array, "W"],
+    step_mask: Bool[Array, "W"],
     reply: Reply,
 ) -> SearchTree:
-    """The tree with the children of those rows that took a step."""
-    where = jnp.where(took, slots, tree.parent.shape[0])
+    """Add the children of the rows that took a step."""
+    targets = jnp.where(step_mask, slots, tree.parent.shape[0])
     return tree._replace(
-        size=tree.size + jnp.sum(took, dtype=jnp.int32),
-        parent=tree.parent.at[where].set(parents, mode="drop"),
-        log_potentials=tree.log_potentials.at[where].set(
+        size=tree.size + jnp.sum(step_mask, dtype=jnp.int32),
+        parent=tree.parent.at[targets].set(parents, mode="drop"),
+        log_potentials=tree.log_potentials.at[targets].set(
             read_potentials(reply), mode="drop"
         ),
-        finished=tree.finished.at[where].set(reply.finished, mode="drop"),
+        finished=tree.finished.at[targets].set(reply.finished, mode="drop"),
     )
 
 
-def backed_up(
+def back_up(
     tree: SearchTree,
     node: Int[Array, ""],
     value: Float[Array, ""],
     active: Bool[Array, ""],
 ) -> SearchTree:
-    """One visit more, from the node up to the root, that found this value."""
+    """Add a visit with this value to the node and all its ancestors."""
 
     def add(carry: tuple) -> tuple:
-        here, visits, total = carry
-        return tree.parent[here], visits.at[here].add(1), total.at[here].add(value)
+        current, visits, total = carry
+        return (
+            tree.parent[current],
+            visits.at[current].add(1),
+            total.at[current].add(value),
+        )
 
     start = jnp.where(active, node, -1)
     _, visits, total = jax.lax.while_loop(

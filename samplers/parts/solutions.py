@@ -1,8 +1,9 @@
-"""Which stored prefixes a search hands over, and with what weights.
+"""The result of a search: which stored prefixes, and with which weights.
 
-Prefixes fall into four classes, better ones first: finished with a reward above zero,
-finished, unfinished with a reward above zero, unfinished. The best class that has any
-is the result, at equal weights; a search that never finished shows how far it came.
+Prefixes have four classes, the best first: finished with a reward above zero, finished,
+unfinished with a reward above zero, unfinished. The result is the best class that is
+not empty, with equal weights. A search without a finished solution returns its
+unfinished prefixes.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from tsi.weights import is_invalid, sanitise, weight_dtype
 
 
 class Solutions(NamedTuple):
-    """The result of a search, as an explorer's state shows it.
+    """The result of a search, with the fields of an explorer's state.
 
     Attributes:
         members: stored prefixes, [K].
@@ -30,32 +31,32 @@ class Solutions(NamedTuple):
 
 
 def read_potentials(reply: Reply) -> Float[Array, "W"]:
-    """Log potentials to rank by; NaN and +inf, which are no weights, are -inf."""
+    """Log potentials for ranking; NaN and +inf as -inf."""
     return sanitise(reply.log_potentials.astype(weight_dtype()))
 
 
-def not_numbers(reply: Reply, took: Bool[Array, "W"]) -> Int[Array, ""]:
-    """How many rows that took a step were told a log potential that is no weight."""
-    return jnp.sum(is_invalid(reply.log_potentials) & took, dtype=jnp.int32)
+def count_invalid(reply: Reply, step_mask: Bool[Array, "W"]) -> Int[Array, ""]:
+    """Count the rows that took a step and got a log potential of NaN or +inf."""
+    return jnp.sum(is_invalid(reply.log_potentials) & step_mask, dtype=jnp.int32)
 
 
 def rank_classes(
     log_potentials: Float[Array, "M"], finished: Bool[Array, "M"]
 ) -> Int[Array, "M"]:
-    """The class of each prefix, the higher the better, from 1 to 4."""
+    """The class of each prefix, from 1 to 4; higher is better."""
     alive = log_potentials > -jnp.inf
     return 1 + alive.astype(jnp.int32) + 2 * finished.astype(jnp.int32)
 
 
-def best_first(
+def sort_best_first(
     log_potentials: Float[Array, "M"], classes: Int[Array, "M"]
 ) -> Int[Array, "M"]:
-    """Prefixes by class, then by log potential; ties to the lower index."""
+    """Sort by class, then by log potential, best first; the lower index wins a tie."""
     return jnp.lexsort((-log_potentials, -classes)).astype(jnp.int32)
 
 
 def equal_weights(chosen: Bool[Array, "K"]) -> Float[Array, "K"]:
-    """Log weights that are equal where chosen and -inf elsewhere, of mean one.
+    """Log weights with mean weight one, equal where chosen and -inf elsewhere.
 
     If nothing is chosen, all are equal.
     """
@@ -70,16 +71,16 @@ def best_solutions(
     exists: Bool[Array, "M"],
     size: int,
 ) -> Solutions:
-    """The K best prefixes of the best class, padded by repeating the first of them.
+    """The K best prefixes of the best class, padded with copies of the first.
 
     Args:
         log_potentials: of each stored prefix, none NaN or +inf.
-        finished: which are whole solutions.
-        exists: which may be handed over.
+        finished: which are complete solutions.
+        exists: which may be in the result.
         size: K.
     """
     classes = jnp.where(exists, rank_classes(log_potentials, finished), 0)
-    order = best_first(log_potentials, classes)
+    order = sort_best_first(log_potentials, classes)
     count = jnp.sum(classes == jnp.max(classes))
     places = jnp.arange(size)
     members = order[jnp.where(places < count, places, 0)]
@@ -91,7 +92,7 @@ def best_solutions(
     )
 
 
-def no_solutions(size: int) -> Solutions:
-    """K empty prefixes at equal weights: before the first step."""
+def empty_solutions(size: int) -> Solutions:
+    """K empty prefixes with equal weights, before the first step."""
     zeros = jnp.zeros(size, weight_dtype())
     return Solutions(jnp.zeros(size, jnp.int32), zeros, zeros, jnp.zeros(size, bool))

@@ -1,7 +1,7 @@
-r"""The move that draws the end of a solution afresh: where it cuts, and what it keeps.
+r"""The Metropolis-Hastings move that proposes a new end of a solution.
 
-A move cuts a path x of L(x) steps at a uniform place c in {0, ..., L(x) - 1}, lets the
-proposal q write a new end and accepts the result x' with probability min(1, A),
+A move cuts a path x of L(x) steps at a uniform place c in {0, ..., L(x) - 1}, draws a
+new end from the proposal q, and accepts the result x' with probability min(1, A),
 
     A = pi(x') q(x_{>c} | x_{<=c}) L(x) / (pi(x) q(x'_{>c} | x_{<=c}) L(x')),
 
@@ -22,20 +22,20 @@ from tsi.samplers.parts.path_record import PathRecord, log_ratio
 
 
 def draw_cut(key: Key[Array, ""], lengths: Int[Array, "C"]) -> Int[Array, "C"]:
-    """How many steps each path keeps, uniform on 0, ..., L - 1.
+    """Draw the number of steps that each path keeps, uniform on 0, ..., L - 1.
 
     Args:
-        key: of one uniform per path.
+        key: a typed key.
         lengths: L, positive, [C].
     """
     uniform = jax.random.uniform(key, lengths.shape)
     cut = jnp.floor(uniform * lengths).astype(jnp.int32)
-    # In float32 a uniform just below one times L may round to L.
+    # In float32 a uniform number just below one, times L, may round to L.
     return jnp.minimum(cut, lengths - 1)
 
 
 def truncate(record: PathRecord, cut: Int[Array, "C"]) -> PathRecord:
-    """The numbers of the first `cut` steps of each path.
+    """Cut the record of each path to its first `cut` steps.
 
     Args:
         record: of C paths with at least as many steps.
@@ -66,7 +66,7 @@ def log_acceptance(
         exponent: lambda, positive.
 
     Returns:
-        [C]; +inf where the old path has density zero.
+        [C]; +inf if the old path has density zero.
     """
     ratio = log_ratio(new, old, path_log_weight, 1.0, cut, exponent)
     return ratio + jnp.log(old.length) - jnp.log(new.length)

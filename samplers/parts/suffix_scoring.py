@@ -1,14 +1,14 @@
-r"""Which past would go with a given future: weights for ancestor and backward sampling.
+r"""Weights of pasts for a given future, for ancestor and backward sampling.
 
 Given the steps x'_{t:L} of a path and n prefixes x^i_{<t} with weights W^i, a past is
 drawn with probability proportional to
 
     W^i  p(x'_{t:L} | x^i_{<t})  exp(s(x^i_{<t}, x'_{t:L}) - s(x^i_{<t})),
 
-s being the target's path weight. Where the target is not Markov the whole future counts
-[1, section 5], so the prefixes repeat its steps in scratch slots, one a turn, and its
-log-probability and potentials are told. A prefix whose solution ends before the future
-does, or has not ended with it, is no past of it.
+where s is the path weight of the target. If the target is not Markov, the whole future
+counts [1, section 5]. So the prefixes repeat the steps of the future in scratch slots,
+one step per turn, and the replies give its log probability and potentials. A prefix
+that finishes before the future ends, or does not finish with it, has probability zero.
 
 References:
     [1] Lindsten, Jordan and Schoen 2014, arXiv 1401.0604 (ancestor sampling).
@@ -26,12 +26,12 @@ from tsi.weights import centre, sanitise
 
 
 class Scoring(NamedTuple):
-    """Candidates that repeat a path's future.
+    """Candidates that repeat the future of a path.
 
     Attributes:
-        joined: the numbers of each past and as much of the future as it has repeated.
-        possible: candidates that are not known to be impossible.
-        step: the step repeated next.
+        joined: records of each past with the part of the future repeated so far.
+        possible: candidates that may still have positive probability.
+        step: the next step to repeat.
     """
 
     joined: PathRecord
@@ -39,7 +39,7 @@ class Scoring(NamedTuple):
     step: Int[Array, ""]
 
 
-def scoring(
+def start_scoring(
     pasts: PathRecord,
     ended: Bool[Array, "n"],
     length: Int[Array, ""],
@@ -48,16 +48,16 @@ def scoring(
     """Candidates before the first repeated step.
 
     Args:
-        pasts: their numbers.
-        ended: which of them are whole solutions.
+        pasts: records of the candidates.
+        ended: which of them are complete solutions.
         length: L of the path whose future is repeated.
-        step: t; the future is empty from L on, and then only whole solutions fit.
+        step: t; from L on the future is empty, and only complete solutions fit.
     """
     return Scoring(pasts, jnp.where(length > step, ~ended, ended), step)
 
 
 def repeat_step(state: Scoring, reply: Reply, length: Int[Array, ""]) -> Scoring:
-    """Candidates after a turn in which those possible took one more step."""
+    """Update the candidates after a turn in which they repeated a step."""
     joined = extend_record(state.joined, reply, state.possible)
     step = state.step + 1
     fits = reply.finished == (step >= length)
@@ -71,11 +71,11 @@ def log_past_weights(
     step: Int[Array, ""],
     score: Callable[..., Array],
 ) -> Float[Array, "n"]:
-    """Log weights of the candidates, -inf for those that do not fit.
+    """Log weights of the candidates, -inf for impossible ones.
 
     Args:
-        state: when the whole future has been repeated.
-        pasts: as given to `scoring`.
+        state: after the whole future has been repeated.
+        pasts: as given to `start_scoring`.
         log_weights: W of the pasts.
         step: t.
         score: s.

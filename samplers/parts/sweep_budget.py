@@ -1,4 +1,4 @@
-"""What a budget buys in methods that run several particle systems one after another."""
+"""How methods that run several particle systems in sequence divide a budget."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ from jaxtyping import Array
 from tsi.errors import ConfigurationError
 from tsi.samplers.parts.potentials import Potential
 
-SWEEP = 16
-"""Particles of a sweep of an endless chain, where none are asked for."""
+SWEEP_SIZE = 16
+"""Default number of particles per sweep of an endless chain."""
 
 
 def path_score(potential: Potential, method: str) -> Callable[..., Array]:
-    """The path weight of a potential that weighs every prefix.
+    """The path weight of a potential that has weights for every prefix.
 
     Raises:
         ConfigurationError: for `latest` and `terminal`.
@@ -20,9 +20,9 @@ def path_score(potential: Potential, method: str) -> Callable[..., Array]:
     score = potential.path_log_weight
     if score is None or potential.evidence != "running":
         raise ConfigurationError(
-            f"{method} resamples at every step and so needs a potential that weighs "
-            "prefixes and has a target: product, telescoping or uniform, not latest or "
-            "terminal."
+            f"{method} resamples at every step, so it needs a potential with weights "
+            "for prefixes and with a target. Use product, telescoping or uniform, not "
+            "latest or terminal."
         )
     return score
 
@@ -31,20 +31,20 @@ def shared_budget(
     num_particles: int,
     num_sweeps: int | None,
     particles_per_sweep: int | None,
-    least: int = 2,
-    fewest: int = 2,
+    min_particles: int = 2,
+    min_sweeps: int = 2,
 ) -> tuple[int, int]:
-    """Sweeps and particles of each, for a budget of N rollouts.
+    """The number of sweeps and of particles per sweep, for a budget of N rollouts.
 
     Args:
         num_particles: N.
         num_sweeps: by default 4.
-        particles_per_sweep: in place of the sweeps.
-        least: particles that a sweep must have.
-        fewest: sweeps that there must be.
+        particles_per_sweep: in place of the number of sweeps.
+        min_particles: minimum number of particles per sweep.
+        min_sweeps: minimum number of sweeps.
 
     Raises:
-        ConfigurationError: if N cannot be shared so.
+        ConfigurationError: if N cannot be divided so.
     """
     if particles_per_sweep is not None:
         size, rest = particles_per_sweep, num_particles % max(particles_per_sweep, 1)
@@ -52,16 +52,17 @@ def shared_budget(
     else:
         sweeps = 4 if num_sweeps is None else num_sweeps
         size, rest = num_particles // max(sweeps, 1), num_particles % max(sweeps, 1)
-    if rest or size < least or sweeps < 1:
+    if rest or size < min_particles or sweeps < 1:
         raise ConfigurationError(
-            f"{num_particles} rollouts cannot be {sweeps} sweeps of {size} particles. "
-            f"All need as many, and at least {least}: fewer could never move. "
-            "Choose another number of sweeps, or of particles for each."
+            f"{num_particles} rollouts cannot be divided into {sweeps} sweeps of "
+            f"{size} particles. All sweeps need the same number, and at least "
+            f"{min_particles} particles. Use another number of rollouts, of sweeps, or "
+            "of particles per sweep."
         )
-    if sweeps < fewest:
+    if sweeps < min_sweeps:
         raise ConfigurationError(
-            f"{num_particles} rollouts in {sweeps} sweep are plain SMC, and the chain "
-            f"makes no move. Ask for {fewest} sweeps or more, by more rollouts or "
-            "fewer particles for each, or use smc()."
+            f"{num_particles} rollouts in {sweeps} sweep are plain SMC: the chain "
+            f"makes no move. Use at least {min_sweeps} sweeps, with more rollouts or "
+            "fewer particles per sweep, or use smc()."
         )
     return sweeps, size

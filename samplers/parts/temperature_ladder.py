@@ -9,10 +9,10 @@ states with probability
 in pairs that alternate between even and odd k.
 
 References:
-    [1] Syed et al. 2022, arXiv 1905.02939 (alternating pairs are the better ones).
-    [2] Miasojedow, Moulines and Vihola 2013, arXiv 1205.1076 (adapting the logarithms
-        of the spacings). Differs: the hottest temperature stays, and rates are made
-        equal rather than equal to a given one.
+    [1] Syed et al. 2022, arXiv 1905.02939 (alternating pairs are more efficient).
+    [2] Miasojedow, Moulines and Vihola 2013, arXiv 1205.1076 (adaptation of the
+        logarithms of the spacings). Differs: the hottest temperature is fixed, and
+        rates are made equal to each other, not to a given rate.
 """
 
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ from tsi.samplers.parts.potentials import Potential
 
 
 class Swap(NamedTuple):
-    """The outcome of one round.
+    """The outcome of one round of swaps.
 
     Attributes:
         origins: which chain each chain's state comes from, [C].
-        rates: the probability of each pair's swap, whether or not its turn, [C - 1].
+        rates: the swap probability of each pair, whether or not it is due, [C - 1].
     """
 
     origins: Int[Array, "C"]
     rates: Float[Array, "C-1"]
 
 
-def geometric(num_temperatures: int, hottest: float) -> tuple[float, ...]:
+def geometric_temperatures(num_temperatures: int, hottest: float) -> tuple[float, ...]:
     """Temperatures from 1 to the hottest with equal ratios.
 
     Raises:
@@ -47,34 +47,31 @@ def geometric(num_temperatures: int, hottest: float) -> tuple[float, ...]:
     """
     if num_temperatures < 2 or not hottest > 1.0:
         raise ConfigurationError(
-            "A ladder needs two temperatures or more, the hottest above 1; got "
-            f"{num_temperatures} up to {hottest}."
+            "A ladder needs at least two temperatures, the hottest above 1; got "
+            f"num_temperatures={num_temperatures}, hottest={hottest}."
         )
     powers = np.linspace(0.0, 1.0, num_temperatures)
     return tuple(float(t) for t in hottest**powers)
 
 
 def check_ladder(temperatures: Sequence[float]) -> tuple[float, ...]:
-    """The temperatures, if they begin with one and rise.
+    """Check that the temperatures rise from 1, and return them.
 
     Raises:
-        ConfigurationError: otherwise.
+        ConfigurationError: if they do not.
     """
     ladder = np.asarray(temperatures, float)
     rises = ladder.ndim == 1 and len(ladder) > 1 and bool(np.all(np.diff(ladder) > 0))
     if not rises or ladder[0] != 1.0 or not np.isfinite(ladder).all():
         raise ConfigurationError(
-            "Temperatures must be two or more finite numbers that rise from 1, that of "
-            f"the cold chain; got {tuple(temperatures)}."
+            "Temperatures must be at least two finite numbers that rise from 1, the "
+            f"temperature of the cold chain; got {tuple(temperatures)}."
         )
     return tuple(float(t) for t in ladder)
 
 
 def temper(potential: Potential, beta: Float[Array, ""] | float) -> Potential:
-    """The potential whose path weight is that of `potential` to the power beta > 0.
-
-    Of a rank, that whose rank is.
-    """
+    """Raise the path weight of a potential, or its rank, to the power beta > 0."""
     score = potential.path_log_weight
 
     def path_log_weight(log_potentials: Array, live: Array) -> Array:
@@ -96,14 +93,15 @@ def swap(
     """Exchange the states of neighbours.
 
     Args:
-        key: of one uniform for each pair.
+        key: a typed key.
         scores: s of each chain's state.
         log_temperatures: rising.
-        turn: pairs that begin with an even chain are due in even turns.
+        turn: pairs whose first chain is even are due in even turns, others in odd
+            turns.
     """
     beta = jnp.exp(-log_temperatures)
     log_ratio = (beta[:-1] - beta[1:]) * (scores[1:] - scores[:-1])
-    # Two states of density zero: nothing to compare.
+    # Two states of density zero are not swapped.
     log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
     rates = jnp.exp(jnp.minimum(log_ratio, 0.0))
     pairs = jnp.arange(rates.shape[0])
@@ -120,13 +118,13 @@ def adapt_ladder(
     rates: Float[Array, "C-1"],
     turn: Int[Array, ""],
 ) -> Float[Array, "C"]:
-    """A ladder with wider gaps where swaps are likelier than on average.
+    """Widen the gaps where swaps are more likely than on average.
 
-    One step of stochastic approximation on the logarithms of the gaps, of size
-    (turn + 1)^-0.6; the ends stay where they are.
+    One step of stochastic approximation on the logarithms of the gaps, with step size
+    (turn + 1)^-0.6; both ends are fixed.
     """
     gaps = jnp.diff(log_temperatures)
     step = (turn + 1.0) ** -0.6
-    wider = gaps * jnp.exp(step * (rates - jnp.mean(rates)))
-    wider = wider * (log_temperatures[-1] / jnp.sum(wider))
-    return jnp.concatenate([jnp.zeros(1), jnp.cumsum(wider)])
+    new_gaps = gaps * jnp.exp(step * (rates - jnp.mean(rates)))
+    new_gaps = new_gaps * (log_temperatures[-1] / jnp.sum(new_gaps))
+    return jnp.concatenate([jnp.zeros(1), jnp.cumsum(new_gaps)])

@@ -1,23 +1,23 @@
-r"""SMC over a sequence of tempered targets, whose particles suffix Metropolis moves.
+r"""SMC over a sequence of tempered targets, with suffix Metropolis moves.
 
     pi_k(x) \propto p(x) exp(lambda_k s(x)),    0 = lambda_0 < ... < lambda_K = 1
 
-Level 0 draws N complete solutions of p. Level k = 1, ..., K weighs them, resamples, and
-moves by a kernel K_k that leaves pi_k invariant:
+Level 0 draws N complete solutions of p. Level k = 1, ..., K weighs them, resamples
+them, and moves them by a kernel K_k that leaves pi_k invariant:
 
     w_k^i  = exp((lambda_k - lambda_{k-1}) s(x_{k-1}^i))        (times p / q at level 1)
     Z_k    = Z_{k-1} (1/N) sum_i w_k^i
     x_k^i  ~ K_k(x_{k-1}^{a^i}, .),    a^i ~ w_k
 
-so that E[Z_K (1/N) sum_i phi(x_K^i)] = sum_x p(x) exp(s(x)) phi(x) for every phi, given
-a ladder that does not depend on the particles. `tempered_smc` keeps the last state of
-each chain of moves, `waste_free_smc` keeps all states.
+so that E[Z_K (1/N) sum_i phi(x_K^i)] = sum_x p(x) exp(s(x)) phi(x) for every phi, if
+the ladder does not depend on the particles. `tempered_smc` keeps the last state of each
+chain of moves, `waste_free_smc` keeps all states.
 
-A ladder chosen on the way by the effective sample size of the very particles that it
-weighs makes the evidence estimate biased. A ladder by ESS therefore comes from a pilot,
-a run of the same size before the run that counts, and is fixed from there on.
+If the ladder is chosen by the effective sample size of the particles that it weighs,
+the evidence estimate is biased. A ladder by ESS therefore comes from a pilot, a run of
+the same size before the main run, and is then fixed.
 
-Rows: M chains make their moves abreast, one wave of M proposals after the other.
+Rows: M chains make their moves in parallel, in waves of M proposals.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ from tsi.samplers.parts.annealing import (
 )
 from tsi.samplers.parts.path_record import (
     PathRecord,
+    count_invalid,
+    empty_paths,
     extend_record,
-    invalid,
     log_p_over_q,
-    no_paths,
-    summary,
+    summarise,
 )
 from tsi.samplers.parts.potentials import Potential
 from tsi.samplers.parts.resampling import Resampling
@@ -55,17 +55,18 @@ from tsi.weights import (
     weight_dtype,
 )
 
-WHOLE = jnp.iinfo(jnp.int32).max
-"""A depth that cuts nothing."""
+NO_CUT = jnp.iinfo(jnp.int32).max
+"""As a depth: no cut."""
 
 
 class Ladder(NamedTuple):
     """Exponents of the targets, lambda_1, ..., lambda_K.
 
     Attributes:
-        exponents: fixed, or as many as the pilot chooses; the last is 1.
-        ess_fraction: of the particles alive, which the pilot keeps in effect at each
-            level; None for no pilot.
+        exponents: the exponents, or initial values that the pilot replaces; the last is
+            1.
+        ess_fraction: effective sample size that the pilot keeps at each level, as a
+            fraction of the particles with weight; None for no pilot.
     """
 
     exponents: tuple[float, ...]
@@ -73,32 +74,32 @@ class Ladder(NamedTuple):
 
     @property
     def runs(self) -> int:
-        """Runs of the whole sequence: the one that counts, and the pilot."""
+        """Number of runs of the sequence: the main run, and a pilot if needed."""
         return 1 if self.ess_fraction is None else 2
 
 
 class TemperedState(NamedTuple):
-    """Particles of the present level, and the proposals of the present wave.
+    """Particles of the current level, and proposals of the current wave.
 
     Attributes:
         done: whether the last level is complete.
-        members: stored prefixes that are the particles, [N]; chain m's state j stands
-            at j M + m. States that are still to come are copies of the latest.
-        log_weights: zero: particles are resampled at every level, [N].
+        members: stored prefixes that are the particles, [N]; state j of chain m has
+            index j M + m. States that are not yet drawn are copies of the latest.
+        log_weights: zero, since particles are resampled at every level, [N].
         log_potentials, finished: of the members, [N].
         log_evidence: log Z so far.
-        log_evidence_rest: what rounding has cut off from it.
-        log_pilot_evidence: that of the pilot, which is biased; 0 without one.
+        log_evidence_rest: the rounding error of log_evidence, a compensated sum.
+        log_pilot_evidence: log evidence of the pilot, which is biased; 0 without pilot.
         level: k.
         wave: of this level; wave 0 of a level k > 0 is the resampling.
-        pilot: whether this run chooses the ladder.
+        pilot: whether this run is the pilot.
         exponents: the ladder, [K].
         ess: of the weights at the latest level; N before the first.
-        records: the particles' numbers.
-        cut: steps that each proposal keeps, [M].
-        proposal: its numbers so far.
-        waiting: proposals that are complete, [M].
-        accepted, proposed: moves of the run that counts, of all chains.
+        records: paths of the particles.
+        cut: number of steps that each proposal keeps, [M].
+        proposal: paths of the proposals so far.
+        waiting: which proposals are complete, [M].
+        accepted, proposed: moves of all chains in the main run.
         parents: as last requested, [M].
     """
 
@@ -130,13 +131,13 @@ def make_ladder(
     exponents: Sequence[float] | str | None,
     ess_fraction: float,
 ) -> Ladder:
-    """The ladder that a constructor's arguments ask for.
+    """Make the ladder from the arguments of a constructor.
 
     Args:
-        method: its name.
-        num_levels: K, where exponents are not given one by one.
+        method: name of the method, for errors.
+        num_levels: K, unless the exponents are given as a sequence.
         exponents: None for k / K, a sequence that rises to 1, or "ess" for a pilot.
-        ess_fraction: that the pilot keeps.
+        ess_fraction: effective sample size that the pilot keeps, as a fraction.
 
     Raises:
         ConfigurationError: for a ladder that does not rise to 1, no levels, or a
@@ -153,8 +154,7 @@ def make_ladder(
         )
     if not 0.0 < ess_fraction < 1.0:
         raise ConfigurationError(
-            f"The pilot of {method} keeps a fraction of the particles in (0, 1) in "
-            f"effect, and ess_fraction is {ess_fraction}."
+            f"The pilot of {method} needs ess_fraction in (0, 1); got {ess_fraction}."
         )
     return Ladder(even_exponents(num_levels), ess_fraction)
 
@@ -168,7 +168,7 @@ def tempered_explorer(
     resampling: Resampling,
     select: str,
 ) -> Explorer:
-    """The explorer that climbs a ladder of tempered targets.
+    """An explorer over a ladder of tempered targets.
 
     M (P + K m) rollouts, or twice that with a pilot, are M chains of P rollouts at
     level 0 and m moves at each of K levels.
@@ -189,32 +189,32 @@ def tempered_explorer(
     score = potential.path_log_weight
     if score is None:
         raise ConfigurationError(
-            f"{method} needs a potential with a path weight; `latest` is a rank. Use "
-            "product, telescoping, terminal or uniform."
+            f"{method} needs a potential with a path weight, and `latest` has none. "
+            "Use product, telescoping, terminal or uniform."
         )
     num_levels = len(ladder.exponents)
     waves = ladder.runs * (num_states + num_levels * num_moves)
     pilot = ", for the pilot and again for the run" if ladder.runs > 1 else ""
 
-    def chains_of(num_particles: int) -> int:
+    def count_chains(num_particles: int) -> int:
         chains, rest = divmod(num_particles, waves)
         if rest or not chains:
             raise ConfigurationError(
-                f"{method} cannot share {num_particles} rollouts equally: each chain "
-                f"needs {waves}, {num_states} at level 0 and {num_moves} at each of "
-                f"{num_levels} levels{pilot}. Choose a multiple of {waves}, or fewer "
-                "levels or moves."
+                f"{method} cannot divide {num_particles} rollouts equally: each chain "
+                f"needs {waves} rollouts, {num_states} at level 0 and {num_moves} at "
+                f"each of {num_levels} levels{pilot}. Use a multiple of {waves}, or "
+                "fewer levels or moves."
             )
         return chains
 
     def plan(num_particles: int, max_steps: int) -> Plan:
-        chains = chains_of(num_particles)
-        # States and the proposals of a wave stand in different places.
+        chains = count_chains(num_particles)
+        # The states and the proposals of a wave need different slots.
         return Plan(chains, chains * max(num_states, 2), waves * max_steps)
 
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> TemperedState:
-        chains = chains_of(num_particles)
+        chains = count_chains(num_particles)
         kept, dtype = chains * num_states, weight_dtype()
         zero = jnp.zeros((), jnp.int32)
         return TemperedState(
@@ -231,43 +231,45 @@ def tempered_explorer(
             pilot=jnp.asarray(ladder.ess_fraction is not None),
             exponents=jnp.asarray(ladder.exponents, dtype),
             ess=jnp.full((), kept, dtype),
-            records=no_paths((kept,), max_steps),
+            records=empty_paths((kept,), max_steps),
             cut=jnp.zeros(chains, jnp.int32),
-            proposal=no_paths((chains,), max_steps),
+            proposal=empty_paths((chains,), max_steps),
             waiting=jnp.zeros(chains, bool),
             accepted=zero,
             proposed=zero,
             parents=jnp.zeros(chains, jnp.int32),
         )
 
-    def current(state: TemperedState) -> Int[Array, "M"]:
-        """Which particles are the chains' present states."""
+    def current_rows(state: TemperedState) -> Int[Array, "M"]:
+        """Which particles are the current states of the chains."""
         chains = state.cut.shape[0]
         place = jnp.clip(state.wave - 1, 0, num_states - 1) * chains
         return place + jnp.arange(chains, dtype=jnp.int32)
 
-    def free(state: TemperedState) -> Int[Array, "M"]:
-        """Where the proposals of this wave are stored."""
+    def proposal_slots(state: TemperedState) -> Int[Array, "M"]:
+        """Slots of the proposals of this wave."""
         chains = state.cut.shape[0]
-        taken = jnp.zeros(chains * max(num_states, 2), bool).at[state.members].set(True)
-        return jnp.argsort(taken, stable=True)[:chains].astype(jnp.int32)
+        is_taken = (
+            jnp.zeros(chains * max(num_states, 2), bool).at[state.members].set(True)
+        )
+        return jnp.argsort(is_taken, stable=True)[:chains].astype(jnp.int32)
 
     @with_typed_key
     def ask(key: Key[Array, ""], state: TemperedState) -> tuple[TemperedState, Request]:
-        own, now = free(state), current(state)
+        slots, rows = proposal_slots(state), current_rows(state)
         begins = jnp.all(state.proposal.length == 0)
-        records = jax.tree.map(lambda leaf: leaf[now], state.records)
-        # A rollout of level 0 is a proposal that keeps nothing.
+        records = jax.tree.map(lambda leaf: leaf[rows], state.records)
+        # A rollout of level 0 is a proposal that keeps no step.
         drawn = jnp.where(state.level == 0, 0, draw_cut(key, records.length))
         cut = jnp.where(begins, drawn, state.cut)
-        proposal = _where(begins, truncate(records, cut), state.proposal)
+        proposal = _select(begins, truncate(records, cut), state.proposal)
         continues_state = begins & (state.level > 0)
-        parents = jnp.where(continues_state, state.members[now], own)
+        parents = jnp.where(continues_state, state.members[rows], slots)
         request = Request(
             parents=parents,
-            slots=own,
+            slots=slots,
             extend=~state.waiting,
-            depths=jnp.where(begins, cut, WHOLE),
+            depths=jnp.where(begins, cut, NO_CUT),
         )
         return state._replace(cut=cut, proposal=proposal, parents=parents), request
 
@@ -276,74 +278,78 @@ def tempered_explorer(
         key: Key[Array, ""], state: TemperedState, reply: Reply
     ) -> tuple[TemperedState, ExplorerInfo]:
         key_accept, key_resample = jax.random.split(key)
-        steps, own = ~state.waiting, free(state)
-        longer = state._replace(
+        steps, slots = ~state.waiting, proposal_slots(state)
+        extended_state = state._replace(
             proposal=extend_record(state.proposal, reply, steps),
             waiting=state.waiting | reply.finished,
         )
-        complete = jnp.all(longer.waiting)
-        moved = _where(complete, accept(key_accept, longer, own), longer)
-        last = jnp.where(state.level == 0, num_states - 1, num_moves)
-        through = moved.wave > last
-        after = _where(through, climb(key_resample, moved), moved)
-        lost = jnp.isfinite(state.log_evidence) & (after.log_evidence == -jnp.inf)
-        return after, ExplorerInfo(
+        complete = jnp.all(extended_state.waiting)
+        moved_state = _select(
+            complete, accept(key_accept, extended_state, slots), extended_state
+        )
+        last_wave = jnp.where(state.level == 0, num_states - 1, num_moves)
+        level_is_complete = moved_state.wave > last_wave
+        new_state = _select(
+            level_is_complete, end_level(key_resample, moved_state), moved_state
+        )
+        lost = jnp.isfinite(state.log_evidence) & (new_state.log_evidence == -jnp.inf)
+        return new_state, ExplorerInfo(
             parents=state.parents,
-            slots=own,
-            ess=after.ess,
+            slots=slots,
+            ess=new_state.ess,
             num_recoveries=(lost & ~state.pilot).astype(jnp.int32),
-            num_invalid=invalid(reply, steps),
+            num_invalid=count_invalid(reply, steps),
         )
 
     def accept(
-        key: Key[Array, ""], state: TemperedState, own: Int[Array, "M"]
+        key: Key[Array, ""], state: TemperedState, slots: Int[Array, "M"]
     ) -> TemperedState:
-        """Each chain takes its complete proposal or repeats its state."""
-        now, chains = current(state), own.shape[0]
-        fresh = state.level == 0
-        before = jax.tree.map(lambda leaf: leaf[now], state.records)
+        """Accept the proposal of each chain, or repeat its state."""
+        rows, chains = current_rows(state), slots.shape[0]
+        at_level_zero = state.level == 0
+        before = jax.tree.map(lambda leaf: leaf[rows], state.records)
         exponent = state.exponents[jnp.maximum(state.level - 1, 0)]
         log_ratio = log_acceptance(state.proposal, before, score, state.cut, exponent)
         uniform = jax.random.uniform(key, (chains,))
-        accepts = fresh | (jnp.log(uniform) < log_ratio)
-        # States that are still to come are copies, so that every member is a solution
-        # and no more places are taken than there are states.
+        accepts = at_level_zero | (jnp.log(uniform) < log_ratio)
+        # States that are not yet drawn are copies, so that every member is a solution
+        # and at most as many slots are used as there are states.
         place = jnp.minimum(state.wave, num_states - 1)
-        later = jnp.arange(chains * num_states) // chains >= place
+        is_filled = jnp.arange(chains * num_states) // chains >= place
 
-        def chosen(new: Array, old: Array) -> Array:
+        def choose(new: Array, old: Array) -> Array:
             mask = accepts.reshape(-1, *[1] * (new.ndim - 1))
             tiles = (num_states, *[1] * (new.ndim - 1))
-            spread = jnp.tile(jnp.where(mask, new, old[now]), tiles)
-            return jnp.where(later.reshape(-1, *[1] * (new.ndim - 1)), spread, old)
+            spread = jnp.tile(jnp.where(mask, new, old[rows]), tiles)
+            return jnp.where(is_filled.reshape(-1, *[1] * (new.ndim - 1)), spread, old)
 
-        records = jax.tree.map(chosen, state.proposal, state.records)
-        moves = jnp.where(fresh, 0, chains)
+        records = jax.tree.map(choose, state.proposal, state.records)
+        moves = jnp.where(at_level_zero, 0, chains)
         return state._replace(
-            members=chosen(own, state.members),
-            log_potentials=summary(records, score).log_potential,
+            members=choose(slots, state.members),
+            log_potentials=summarise(records, score).log_potential,
             finished=jnp.ones_like(state.finished),
             wave=state.wave + 1,
             records=records,
             proposal=jax.tree.map(jnp.zeros_like, state.proposal),
             waiting=jnp.zeros_like(state.waiting),
             accepted=state.accepted
-            + jnp.where(fresh, 0, jnp.sum(accepts, dtype=jnp.int32)),
+            + jnp.where(at_level_zero, 0, jnp.sum(accepts, dtype=jnp.int32)),
             proposed=state.proposed + moves,
         )
 
-    def climb(key: Key[Array, ""], state: TemperedState) -> TemperedState:
-        """The end of a level: the next, the run that counts, or the end."""
-        over = state.level == num_levels
-        ended = state._replace(done=jnp.ones((), bool))
+    def end_level(key: Key[Array, ""], state: TemperedState) -> TemperedState:
+        """At the end of a level start the next level, start the main run, or stop."""
+        is_last_level = state.level == num_levels
+        end_state = state._replace(done=jnp.ones((), bool))
         if ladder.ess_fraction is not None:
-            ended = _where(state.pilot, restart(state), ended)
-        return _where(over, ended, resample(key, state))
+            end_state = _select(state.pilot, restart(state), end_state)
+        return _select(is_last_level, end_state, resample(key, state))
 
     def restart(state: TemperedState) -> TemperedState:
-        """From the pilot to the run that counts: nothing stays but the ladder."""
+        """Start the main run after the pilot; only the ladder is kept."""
         zero = jnp.zeros((), jnp.int32)
-        # One place is enough for what nobody continues.
+        # The prefixes of the pilot are not continued, so one slot is enough.
         first = jnp.zeros_like(state.members)
         return state._replace(
             members=state.members[first],
@@ -360,22 +366,22 @@ def tempered_explorer(
         )
 
     def resample(key: Key[Array, ""], state: TemperedState) -> TemperedState:
-        """Weigh for the next target, and draw the ancestors of its chains."""
+        """Weigh the particles for the next target, and draw ancestors of its chains."""
         chains, level = state.cut.shape[0], jnp.minimum(state.level, num_levels - 1)
         records = state.records
         scores = sanitise(score(records.log_potentials, records.live))
-        nothing_kept = jnp.zeros_like(records.length)
-        log_rest = jnp.where(level == 0, log_p_over_q(records, 1.0, nothing_kept), 0.0)
+        no_steps = jnp.zeros_like(records.length)
+        log_rest = jnp.where(level == 0, log_p_over_q(records, 1.0, no_steps), 0.0)
         lower = jnp.where(level == 0, 0.0, state.exponents[jnp.maximum(level - 1, 0)])
         upper, exponents = state.exponents[level], state.exponents
         if ladder.ess_fraction is not None:
-            chosen = next_exponent(lower, scores, log_rest, ladder.ess_fraction)
-            chosen = jnp.where(level == num_levels - 1, 1.0, chosen)
-            upper = jnp.where(state.pilot, chosen, upper)
+            choose = next_exponent(lower, scores, log_rest, ladder.ess_fraction)
+            choose = jnp.where(level == num_levels - 1, 1.0, choose)
+            upper = jnp.where(state.pilot, choose, upper)
             exponents = exponents.at[level].set(upper)
         rise = upper - lower
         relative, largest = centre(scores)
-        # Zero times -inf is NaN, and what has no density has no weight.
+        # Density zero is weight zero, but zero times -inf would be NaN.
         gain = jnp.where(scores > -jnp.inf, rise * relative, -jnp.inf)
         log_weights = sanitise(gain + log_rest)
         ancestors = resampling(key, log_weights, chains)
@@ -407,6 +413,6 @@ def tempered_explorer(
     )
 
 
-def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
-    """One of two pytrees of one structure."""
+def _select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """Select one of two pytrees of equal structure."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

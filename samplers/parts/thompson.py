@@ -4,7 +4,7 @@ Gaussian rewards with a normal-inverse-chi-squared prior,
 
     sigma^2 ~ nu tau^2 / chi^2_nu,    mu | sigma^2 ~ N(m, sigma^2 / kappa),
 
-or rewards in [0, 1] as fractions of a success, with a Beta(a, b) prior.
+or rewards in [0, 1], which count as fractional successes, with a Beta(a, b) prior.
 
 References:
     [1] Murphy 2023, Probabilistic Machine Learning: Advanced Topics, Section 3.4.3.3.
@@ -24,7 +24,7 @@ from tsi.weights import weight_dtype
 
 
 class Observations(NamedTuple):
-    """Sums over the rewards seen at each place: their number, total and squares."""
+    """Statistics of the rewards observed at each place: number, sum, sum of squares."""
 
     number: Int[Array, "*places"]
     total: Float[Array, "*places"]
@@ -35,24 +35,24 @@ Posterior = Callable[[Key[Array, ""], Observations], Array]
 """`(key, observations of any shape) -> one draw of the mean reward for each place`."""
 
 
-def no_observations(shape: tuple[int, ...]) -> Observations:
-    """Nothing seen anywhere."""
+def empty_observations(shape: tuple[int, ...]) -> Observations:
+    """No rewards at any place."""
     zeros = jnp.zeros(shape, weight_dtype())
     return Observations(jnp.zeros(shape, jnp.int32), zeros, zeros)
 
 
 def observe(
-    seen: Observations,
+    observations: Observations,
     places: Int[Array, "W"],
     rewards: Float[Array, "W"],
     active: Bool[Array, "W"],
 ) -> Observations:
-    """One reward more at each of those places that are active; places may repeat."""
-    where = jnp.where(active, places, seen.number.shape[0])
+    """Add a reward at each active place; places may repeat."""
+    targets = jnp.where(active, places, observations.number.shape[0])
     return Observations(
-        seen.number.at[where].add(1, mode="drop"),
-        seen.total.at[where].add(rewards, mode="drop"),
-        seen.squares.at[where].add(rewards**2, mode="drop"),
+        observations.number.at[targets].add(1, mode="drop"),
+        observations.total.at[targets].add(rewards, mode="drop"),
+        observations.squares.at[targets].add(rewards**2, mode="drop"),
     )
 
 
@@ -63,8 +63,8 @@ def gaussian(
 
     Args:
         mean: m, the prior mean.
-        kappa: how many observations the prior mean is worth.
-        nu: how many observations the prior variance is worth.
+        kappa: weight of the prior mean, as a number of observations.
+        nu: weight of the prior variance, as a number of observations.
         tau_squared: the prior variance.
 
     Raises:
@@ -76,17 +76,25 @@ def gaussian(
             f"kappa={kappa}, nu={nu}, tau_squared={tau_squared}."
         )
 
-    def draw(key: Key[Array, ""], seen: Observations) -> Array:
-        n, average = seen.number, seen.total / jnp.maximum(seen.number, 1)
+    def draw(key: Key[Array, ""], observations: Observations) -> Array:
+        n, average = (
+            observations.number,
+            observations.total / jnp.maximum(observations.number, 1),
+        )
         # Rounding could make the sum of squares about the average negative.
-        spread = jnp.maximum(seen.squares - n * average**2, 0.0)
-        shift = n * kappa * (mean - average) ** 2 / (kappa + n)
-        freedom = nu + n
-        variance = (nu * tau_squared + spread + shift) / freedom
-        centre = (kappa * mean + seen.total) / (kappa + n)
+        squared_deviations = jnp.maximum(observations.squares - n * average**2, 0.0)
+        mean_shift = n * kappa * (mean - average) ** 2 / (kappa + n)
+        degrees_of_freedom = nu + n
+        variance = (
+            nu * tau_squared + squared_deviations + mean_shift
+        ) / degrees_of_freedom
+        centre = (kappa * mean + observations.total) / (kappa + n)
         radius, angle = jax.random.uniform(key, (2, *n.shape))
-        # The logarithm of what lies in (0, 1]: no draw is infinite.
-        radius = jnp.sqrt(freedom * jnp.expm1(-2.0 / freedom * jnp.log1p(-radius)))
+        # The argument of the logarithm is in (0, 1], so every draw is finite.
+        radius = jnp.sqrt(
+            degrees_of_freedom
+            * jnp.expm1(-2.0 / degrees_of_freedom * jnp.log1p(-radius))
+        )
         student_t = radius * jnp.cos(2.0 * jnp.pi * angle)
         return centre + jnp.sqrt(variance / (kappa + n)) * student_t
 
@@ -94,22 +102,22 @@ def gaussian(
 
 
 def beta(a: float = 0.5, b: float = 0.5) -> Posterior:
-    """Draws under Beta(a + sum of rewards, b + sum of their complements).
+    """Draws of the mean under Beta(a + sum of rewards, b + sum of (1 - reward)).
 
     Args:
-        a, b: of the prior, Jeffreys' by default.
+        a, b: parameters of the prior; by default Jeffreys' prior.
 
     Raises:
-        ConfigurationError: if one of them is not positive.
+        ConfigurationError: if a or b is not positive.
     """
     if min(a, b) <= 0:
         raise ConfigurationError(
             f"The beta prior needs positive a and b; got a={a}, b={b}."
         )
 
-    def draw(key: Key[Array, ""], seen: Observations) -> Array:
-        failures = jnp.maximum(seen.number - seen.total, 0.0)
-        return jax.random.beta(key, a + seen.total, b + failures)
+    def draw(key: Key[Array, ""], observations: Observations) -> Array:
+        failures = jnp.maximum(observations.number - observations.total, 0.0)
+        return jax.random.beta(key, a + observations.total, b + failures)
 
     return draw
 
@@ -117,8 +125,8 @@ def beta(a: float = 0.5, b: float = 0.5) -> Posterior:
 POSTERIORS: dict[str, Callable[[], Posterior]] = {"gaussian": gaussian, "beta": beta}
 
 
-def posterior_named(posterior: str | Posterior) -> Posterior:
-    """The posterior of that name with its default prior, or the function given.
+def get_posterior(posterior: str | Posterior) -> Posterior:
+    """Look up a posterior by name, with its default prior; a function is returned.
 
     Raises:
         UnknownNameError: for a name that is not in `POSTERIORS`.
