@@ -307,7 +307,7 @@ def check(
         num_particles: N, a number that the sampler can use.
         num_runs: runs on each target; 20,000 notice a bias of about 2 %.
     """
-    from tsi.experiments.proofs.judged_sampler import report_on, verdict
+    from tsi.experiments.proofs.named_sampler import report_on, verdict
 
     check_positive(num_particles=num_particles, num_runs=num_runs)
     # Where `python -m` looks too: the working folder.

@@ -15,8 +15,8 @@ from tsi.bench.permutation import permutation_check
 from tsi.bench.unbiasedness import judge_tabular
 from tsi.experiments.proofs import forkme_sampler
 from tsi.experiments.proofs.claims import CLAIMS
-from tsi.experiments.proofs.conformance_table import table
-from tsi.experiments.proofs.mutations import MISTAKES, NAIVE_SUM, judged
+from tsi.experiments.proofs.conformance_table import format_table
+from tsi.experiments.proofs.mutations import MISTAKES, NAIVE_SUM, apply_mistake
 from tsi.targets.examples import smooth
 from tsi.targets.tabular import TabularTarget
 
@@ -128,18 +128,18 @@ CAUGHT_ELSEWHERE = (
     ],
 )
 def test_each_typical_mistake_is_caught_in_a_particle_filter(mistake):
-    verdict = judged("particle_filter", mistake)
+    verdict = apply_mistake("particle_filter", mistake)
     assert verdict.reason is None
     assert verdict.caught_by is not None
 
 
 def test_what_cannot_be_got_wrong_is_said_with_its_reason():
-    assert judged("beam_search", "reused key").reason == "draws nothing"
-    assert judged("greedy", "wrong ancestor").reason == "one particle"
-    assert judged("mcts", "late reward").reason == "no target"
-    assert judged("quest", "weights not reset").reason == "no weights to reset"
-    assert judged("quest", NAIVE_SUM).reason == "no scheme to choose"
-    assert judged("self_consistency", "counts of 0").reason == "no reward"
+    assert apply_mistake("beam_search", "reused key").reason == "draws nothing"
+    assert apply_mistake("greedy", "wrong ancestor").reason == "one particle"
+    assert apply_mistake("mcts", "late reward").reason == "no target"
+    assert apply_mistake("quest", "weights not reset").reason == "no weights to reset"
+    assert apply_mistake("quest", NAIVE_SUM).reason == "no scheme to choose"
+    assert apply_mistake("self_consistency", "counts of 0").reason == "no reward"
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_the_table_says_no_where_a_claim_is_broken():
         "runs": 100,
         "seconds": 1.0,
     }
-    lines = table([row, row | {"target": "none", "numbers": {}}]).splitlines()
+    lines = format_table([row, row | {"target": "none", "numbers": {}}]).splitlines()
     assert "NO" in lines[2]
     assert "+9.00" in lines[2]
     assert "1e-09" in lines[2]

@@ -31,7 +31,7 @@ from tsi.bench.shift_law import (
 from tsi.bench.suite import default_trials, mild_potentials
 from tsi.bench.unbiasedness import MeasureTest
 from tsi.experiments.proofs import quiet_mistakes
-from tsi.experiments.proofs.mistakes import Remembering
+from tsi.experiments.proofs.mistakes import StateWithMemory
 from tsi.samplers.parts.reproduction import Offspring, Reproduction, by_priority
 from tsi.weights import ess
 
@@ -348,7 +348,7 @@ def decides_by_stale_weights():
     good = samplers.particle_filter()
 
     def init(key, num_particles):
-        return Remembering(good.init(key, num_particles), jnp.zeros((), bool))
+        return StateWithMemory(good.init(key, num_particles), jnp.zeros((), bool))
 
     def ask(key, state):
         places = jnp.arange(state.log_weights.size, dtype=jnp.int32)
@@ -358,12 +358,12 @@ def decides_by_stale_weights():
             good.ask(key, state.inner),
             (stay, places),
         )
-        return Remembering(inner, state.memory), ancestors
+        return StateWithMemory(inner, state.memory), ancestors
 
     def tell(key, state, *told):
         due = ess(state.log_weights) < 0.9 * state.log_weights.size
         inner, info = good.tell(key, state.inner, *told)
-        return Remembering(inner, due), info
+        return StateWithMemory(inner, due), info
 
     return good._replace(init=init, ask=ask, tell=tell)
 

@@ -98,7 +98,10 @@ def module(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        *((name, "names no function") for name in ("", ":", "a:", ":b", "a:b:c", "a")),
+        *(
+            (name, "is not the name of a function")
+            for name in ("", ":", "a:", ":b", "a:b:c", "a")
+        ),
         ("nowhere_at_all:f", "There is no module nowhere_at_all"),
         ("os.path.deeper:f", "There is no module os.path.deeper"),
         ("their_sampler.py:f", "a path; its module may be their_sampler"),
@@ -117,7 +120,7 @@ def module(tmp_path, monkeypatch):
         ("their_sampler:leaves", "raised SystemExit: 3"),
         ("their_sampler:nothing", "returned is None"),
         ("their_sampler:hollow", "a sampler whose init is None"),
-        ("their_sampler:other", "cannot be judged: TypeError"),
+        ("their_sampler:other", "cannot be checked: TypeError"),
     ],
 )
 def test_a_name_that_makes_no_sampler_is_a_sentence(name, words, module, capsys):

@@ -127,7 +127,7 @@ def test_an_impossible_target_has_no_evidence():
     [
         ({"initial": [0.5, 0.6]}, "rows of probabilities"),
         ({"transition": [[1.0, 0.0]]}, "rows of probabilities"),
-        ({"proposal_initial": [1.0, 0.0]}, "no weight could correct it"),
+        ({"proposal_initial": [1.0, 0.0]}, "no weight can correct"),
     ],
 )
 def test_bad_tables_are_reported(change, complaint):

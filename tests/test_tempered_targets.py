@@ -197,8 +197,8 @@ def test_a_constant_on_all_potentials_moves_the_evidence_and_nothing_else(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: samplers.tempered_smc().plan(10, 4), "Choose a multiple of 4"),
-        (lambda: samplers.waste_free_smc().plan(24, 4), "Choose a multiple of 16"),
+        (lambda: samplers.tempered_smc().plan(10, 4), "Use a multiple of 4"),
+        (lambda: samplers.waste_free_smc().plan(24, 4), "Use a multiple of 16"),
         (
             lambda: samplers.tempered_smc(exponents="ess").plan(12, 4),
             "for the pilot and again for the run. Use a multiple of 8",

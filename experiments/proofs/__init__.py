@@ -1,1 +1,1 @@
-"""Samplers against known answers, and mistakes that must be caught."""
+"""Checks of samplers against known answers, and mistakes that the checks must find."""

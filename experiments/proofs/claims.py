@@ -1,4 +1,4 @@
-"""What each shipped sampler claims, for the table and the mutants that prove it."""
+"""The target that each sampler states, for the conformance table and the mutations."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,12 +13,12 @@ P_ALL = "p(x) prod f(r_t)"
 
 
 class Claim(NamedTuple):
-    """A sampler and what it says of itself.
+    """A sampler and the target that it states.
 
-    Args:
-        make: builds it.
-        target: the density it claims, "none" for a search.
-        num_particles: N in the checks.
+    Attributes:
+        make: constructs the sampler.
+        target: the target density, "none" for a search.
+        num_particles: N of the checks.
     """
 
     make: Callable[[], Sampler | Explorer]

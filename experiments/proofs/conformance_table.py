@@ -1,9 +1,9 @@
-"""The proof of every sampler, as a table: the bench run on each, with its numbers.
+"""The conformance table: the results of the bench for every sampler.
 
-Claim: every sampler that claims a target passes on the targets of `tsi.bench.suite`.
-Expected: |z| < 4 and p > 0.0001 everywhere. Cost: up to an hour on a core that is
-shared. Command: ``python -m tsi.experiments.proofs.conformance_table``. Rows
-are kept as they finish; the command goes on where it stopped.
+Claim: every sampler that states a target passes on the targets of `tsi.bench.suite`.
+Expected: |z| < 4 and p > 0.0001 everywhere. Cost: up to an hour on a shared core.
+Command: ``python -m tsi.experiments.proofs.conformance_table``. Each row is written
+when it is complete, and the command continues where it stopped.
 """
 
 import json
@@ -36,9 +36,9 @@ SHORT = {
 }
 
 
-def judged(name: str, claim: Claim, num_runs: int) -> dict[str, Any]:
-    """One sampler's row: z and p on each target, and what else it kept."""
-    began = time.perf_counter()
+def check_claim(name: str, claim: Claim, num_runs: int) -> dict[str, Any]:
+    """Check one sampler; its row has z and p on each target, and the other checks."""
+    start = time.perf_counter()
     report = check_sampler(
         claim.make, num_particles=claim.num_particles, num_runs=num_runs
     )
@@ -58,22 +58,22 @@ def judged(name: str, claim: Claim, num_runs: int) -> dict[str, Any]:
         "others_kept": sum(check.passed is True for check in others),
         "others": len(others),
         "passed": report.passed,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
 
 
 def _number(check: Check) -> float | None:
-    """The z score or p value that a check states."""
+    """The z score or p value in the detail of a check."""
     found = re.search(r"(?:z|p) = ([-+.\deinf]+)", check.detail)
     return float(found.group(1)) if found and check.passed is not None else None
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A line for each sampler; "-" where it claims nothing or nothing is known."""
-    head = ["sampler", "target", "exact"]
-    head += [f"z, {short}" for short in SHORT.values()]
-    head += ["z, pooled", "least p", "others kept", "runs", "s"]
-    lines = [head]
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """A line per sampler; "-" if it states no target or there is no number."""
+    header = ["sampler", "target", "exact"]
+    header += [f"z, {short}" for short in SHORT.values()]
+    header += ["z, pooled", "least p", "others kept", "runs", "s"]
+    lines = [header]
     for row in rows:
         numbers = row["numbers"]
         scores = [numbers.get(f"evidence, {name}") for name in SHORT]
@@ -97,11 +97,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> None:
-    """Judge every sampler and write the table.
+    """Check every sampler and write the table.
 
     Args:
         out: folder of rows.jsonl and table.md.
-        num_runs: runs on each target.
+        num_runs: number of runs per target.
     """
     check_writable(out / "table.md")
     with AppendOnlyFile(out / "rows.jsonl") as file:
@@ -110,10 +110,10 @@ def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> Non
         for name, claim in CLAIMS.items():
             if name in done:
                 continue
-            done[name] = judged(name, claim, num_runs)
+            done[name] = check_claim(name, claim, num_runs)
             file.append(json.dumps(done[name]).encode() + b"\n")
             print(f"{name}: {'passed' if done[name]['passed'] else 'BROKEN'}")
-    text = table([done[name] for name in CLAIMS])
+    text = format_table([done[name] for name in CLAIMS])
     write_text(out / "table.md", text + "\n")
     print(text)
 

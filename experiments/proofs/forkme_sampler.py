@@ -1,8 +1,9 @@
-"""A new sampler, its proof and its curve: copy this file and change it.
+"""A new sampler with its check and its curve: copy this file and change it.
 
-Ancestors are drawn by v = sqrt(w), so that doubtful prefixes live longer; an offspring
-of i weighs mean(v) w_i / v_i. Run ``python -m tsi.experiments.proofs.forkme_sampler``,
-or check it alone: ``tsi check tsi.experiments.proofs.forkme_sampler:make_sampler``.
+Ancestors are drawn in proportion to v = sqrt(w), which keeps more prefixes alive; an
+offspring of i has weight mean(v) w_i / v_i. Run it with
+``python -m tsi.experiments.proofs.forkme_sampler``, or only check it with
+``tsi check tsi.experiments.proofs.forkme_sampler:make_sampler``.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from tsi import Sampler, check_sampler, samplers, weights
 from tsi.experiments import embedded_world
 
 
-class State(NamedTuple):  # what every sampler shows, and what its next decision needs
+class State(NamedTuple):  # the fields that every sampler has
     log_weights: Array
     log_evidence: Array
     log_potentials: Array
@@ -28,7 +29,7 @@ def make_sampler() -> Sampler:
         zeros = jnp.zeros(num_particles)
         return State(zeros, jnp.zeros(()), zeros, zeros > 0)
 
-    def ask(key: Array, state: State) -> tuple[State, Array]:  # whom to extend
+    def ask(key: Array, state: State) -> tuple[State, Array]:  # draw ancestors
         log_v = 0.5 * state.log_weights
         ancestors = samplers.systematic(key, log_v, log_v.size)
         rest = weights.log_mean_exp(log_v) + log_v[ancestors]  # mean(v) w / v
@@ -36,7 +37,7 @@ def make_sampler() -> Sampler:
         last, ended = state.log_potentials[ancestors], state.finished[ancestors]
         return State(log_w, state.log_evidence, last, ended), ancestors
 
-    def tell(  # how they score
+    def tell(  # weigh the extended prefixes
         key: Array, state: State, potentials: Array, corrections: Array, ended: Array
     ) -> tuple[State, dict[str, Array]]:
         gain = weights.sanitise(potentials + corrections)
@@ -54,6 +55,6 @@ if __name__ == "__main__":
     world, sampler, key = embedded_world("chain", 60), make_sampler(), jax.random.key(0)
     for n in (1, 4, 16):
         run = world.engine.run(sampler, key, world.problems, n, extract=world.extract)
-        right = [*map(world.correct, world.problems, (r.selected for r in run))]
-        error = np.std(right) / len(right) ** 0.5
-        print(f"N = {n}: {100 * np.mean(right):.0f} ± {100 * error:.0f} % right")
+        correct = [*map(world.correct, world.problems, (r.selected for r in run))]
+        error = np.std(correct) / len(correct) ** 0.5
+        print(f"N = {n}: {100 * np.mean(correct):.0f} ± {100 * error:.0f} % correct")

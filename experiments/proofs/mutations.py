@@ -1,30 +1,29 @@
-"""Typical mistakes, made in every sampler on purpose: the bench must catch each one.
+"""Mutation tests: the bench must find typical mistakes in every sampler.
 
 Claim: a sampler with one of the mistakes below breaks a promise of
 `tsi.bench.conformance`. Expected: no mistake is missed. Cost: 30 to 90 minutes on 2
-cores.
-Command: ``python -m tsi.experiments.proofs.mutations``. A mistake is made by wrapping
-the sampler, so that it is the same mistake in all of them.
+cores. Command: ``python -m tsi.experiments.proofs.mutations``. Each mistake is a
+wrapper, so it is the same mistake in every sampler.
 
 - dropped correction: log p - log q is ignored;
-- wrong ancestor: the children are those of the neighbour;
-- late reward: each turn is weighed by the potentials of the turn before;
-- reused key: one key for every turn;
-- weights not reset: offspring keep the weights that they were drawn by;
+- wrong ancestor: the ancestor of the neighbouring particle is extended;
+- late reward: each turn is weighed by the potentials of the previous turn;
+- reused key: one key is used for all turns;
+- weights not reset: offspring keep the weights with which they were drawn;
 - not reset from 5: the same, from step 5 on;
 - bfloat16: log potentials are rounded to 8 bits;
-- clipped: log potentials are clipped to 20 either way;
-- last score: who finishes is weighed by 1.5 times its log potential;
+- clipped: log potentials are clipped to [-20, 20];
+- last score: a finishing particle is weighed by 1.5 times its log potential;
 - counts of 0: invalid potentials and lost populations are not counted;
-- equal keys: a number is drawn from a key that equals another one;
+- equal keys: a number is drawn with a key that is used elsewhere;
 - one percent: the evidence is one per cent too large;
-- mean of the living: the evidence leaves out who has died;
+- mean of the living: the evidence leaves out dead particles;
 - light dropped: weights below exp(-16) of the largest are zero;
 - naive sum: ancestors are drawn by a cumulative sum in float32.
 
-A mistake does not exist everywhere: who draws no random number reuses no key, who never
-resamples resets no weight, one particle has no neighbour, and a search without a target
-is not wrong about it. Those are named in the table, with the reason.
+Some mistakes do not apply to some samplers: without random numbers no key is reused,
+without resampling no weight is reset, one particle has no neighbour, and a search has
+no target. The table gives the reason in these cases.
 """
 
 import sys
@@ -81,7 +80,7 @@ FIRST: dict[str, tuple[str, ...]] = {
     "mean of the living": ("target, impossible prefixes", "target, wide"),
     "one percent": ("target, mild",),
 }
-"""Promises to look at first, which save time and decide nothing; else `SMALL`."""
+"""Promises that are checked first, to save time; otherwise `SMALL`."""
 
 NAIVE: dict[str, Callable[..., Sampler | Explorer]] = {
     "particle_filter": samplers.particle_filter,
@@ -94,7 +93,7 @@ NAIVE: dict[str, Callable[..., Sampler | Explorer]] = {
     "pruning": lambda resampling: samplers.pruning(0.7, resampling=resampling),
     "twisted_smc": samplers.twisted_smc,
 }
-"""Constructors that take a resampling scheme, for the mistake that is one."""
+"""Constructors that take a resampling scheme, for `NAIVE_SUM`."""
 
 NO_REWARD = (
     "greedy",
@@ -109,30 +108,30 @@ ABOUT_RESETS = ("weights not reset", "not reset from 5")
 ABOUT_KEYS = ("reused key", "equal keys")
 
 
-def why_not(name: str, claim: Claim, mistake: str) -> str | None:
-    """Why a mistake cannot be made in a sampler; None if it can."""
+def find_reason(name: str, claim: Claim, mistake: str) -> str | None:
+    """Why a mistake does not apply to a sampler; None if it applies."""
     sampler = claim.make()
-    anywhere = (*ABOUT_KEYS, "counts of 0")
-    if sampler.path_log_weight is None and mistake not in anywhere:
+    without_target = (*ABOUT_KEYS, "counts of 0")
+    if sampler.path_log_weight is None and mistake not in without_target:
         return "no target"
     if mistake == NAIVE_SUM and name not in NAIVE:
         return "no scheme to choose"
     if mistake == "wrong ancestor" and claim.num_particles == 1:
         return "one particle"
-    state = _population_of(sampler, claim.num_particles)
+    state = _find_population(sampler, claim.num_particles)
     if mistake in ABOUT_RESETS and (state is None or name in NEVER_RESAMPLE):
         return "no weights to reset"
     if mistake in ABOUT_REWARDS and name in NO_REWARD:
         return "no reward"
-    if mistake in ABOUT_KEYS and not _draws(sampler, claim.num_particles):
+    if mistake in ABOUT_KEYS and not _uses_key(sampler, claim.num_particles):
         return "draws nothing"
-    return _why_not_weights(name, sampler, mistake)
+    return _find_weight_reason(name, sampler, mistake)
 
 
-def _why_not_weights(
+def _find_weight_reason(
     name: str, sampler: Sampler | Explorer, mistake: str
 ) -> str | None:
-    """Why a mistake about a sampler's weights is none in this one."""
+    """Why a mistake about weights does not apply to a sampler; None if it applies."""
     explores = isinstance(sampler, Explorer)
     if mistake == "light dropped" and (explores or name in NEVER_RESAMPLE):
         return "draws by no weights that it shows"
@@ -141,7 +140,7 @@ def _why_not_weights(
     return None
 
 
-def _population_of(sampler: Sampler | Explorer, num_particles: int) -> Any:
+def _find_population(sampler: Sampler | Explorer, num_particles: int) -> Any:
     limit = (4,) if isinstance(sampler, Explorer) else ()
     state = sampler.init(jax.random.key(0), num_particles, *limit)
     is_population = lambda leaf: isinstance(leaf, SMCState)  # noqa: E731
@@ -151,8 +150,8 @@ def _population_of(sampler: Sampler | Explorer, num_particles: int) -> Any:
     return found[0] if found else None
 
 
-def _draws(sampler: Sampler | Explorer, num_particles: int) -> bool:
-    """Whether asking uses its key, or telling does."""
+def _uses_key(sampler: Sampler | Explorer, num_particles: int) -> bool:
+    """Whether `ask` or `tell` uses its key."""
     explores = isinstance(sampler, Explorer)
     limit = (4,) if explores else ()
 
@@ -160,14 +159,14 @@ def _draws(sampler: Sampler | Explorer, num_particles: int) -> bool:
         key_init, key_ask, key_tell = jax.random.split(key, 3)
         state = sampler.init(key_init, num_particles, *limit)
         ask = jax.make_jaxpr(sampler.ask)(key_ask, state)
-        state, asked = sampler.ask(key_ask, state)
+        state, request = sampler.ask(key_ask, state)
         if explores:
-            numbers = jnp.zeros(asked.parents.shape[0])
-            told: tuple[Any, ...] = (Reply(numbers, numbers, numbers, numbers > 1.0),)
+            numbers = jnp.zeros(request.parents.shape[0])
+            reply: tuple[Any, ...] = (Reply(numbers, numbers, numbers, numbers > 1.0),)
         else:
             numbers = jnp.zeros(num_particles)
-            told = (numbers, numbers, numbers > 1.0)
-        tell = jax.make_jaxpr(sampler.tell)(key_tell, state, *told)
+            reply = (numbers, numbers, numbers > 1.0)
+        tell = jax.make_jaxpr(sampler.tell)(key_tell, state, *reply)
         return ask, tell
 
     return any(
@@ -177,24 +176,24 @@ def _draws(sampler: Sampler | Explorer, num_particles: int) -> bool:
 
 
 class Verdict(NamedTuple):
-    """What caught a mistake, or why it could not be made; None if it was missed."""
+    """The promise that a mistake breaks, or why it does not apply; None if missed."""
 
     caught_by: str | None
     reason: str | None = None
 
 
-def judged(name: str, mistake: str, num_runs: int = 20_000) -> Verdict:
-    """Make a mistake in a sampler and run the bench up to the first broken promise."""
+def apply_mistake(name: str, mistake: str, num_runs: int = 20_000) -> Verdict:
+    """Apply a mistake to a sampler and run the bench up to the first broken promise."""
     claim = CLAIMS[name]
-    reason = why_not(name, claim, mistake)
+    reason = find_reason(name, claim, mistake)
     if reason is not None:
         return Verdict(None, reason)
     if mistake == NAIVE_SUM:
-        broken = NAIVE[name](resampling=quiet_mistakes.naive_sum)
+        mutant = NAIVE[name](resampling=quiet_mistakes.naive_sum)
     else:
-        broken = MISTAKES[mistake](claim.make())
+        mutant = MISTAKES[mistake](claim.make())
     checks = checks_of(
-        broken,
+        mutant,
         num_particles=claim.num_particles,
         num_runs=num_runs,
         first=FIRST.get(mistake, SMALL),
@@ -207,26 +206,25 @@ def main(
     num_runs: int = 20_000,
     names: tuple[str, ...] = tuple(CLAIMS),
 ) -> int:
-    """Make every mistake in every sampler; exit code 1 if one is missed.
+    """Apply every mistake to every sampler; exit code 1 if one is missed.
 
     Args:
         out: folder of mutations.md.
-        num_runs: runs on each target.
-        names: samplers of `tsi.experiments.proofs.claims.CLAIMS`; all of them by
-            default.
+        num_runs: number of runs per target.
+        names: samplers of `tsi.experiments.proofs.claims.CLAIMS`; by default all.
     """
     for name in names:
         if name not in CLAIMS:
             raise UnknownNameError("sampler", name, CLAIMS)
     check_writable(out / "mutations.md")
-    every = (*MISTAKES, NAIVE_SUM)
-    lines = [["sampler", *every]]
+    all_mistakes = (*MISTAKES, NAIVE_SUM)
+    lines = [["sampler", *all_mistakes]]
     missed = []
-    began = time.perf_counter()
+    start = time.perf_counter()
     for name in names:
         cells = []
-        for mistake in every:
-            verdict = judged(name, mistake, num_runs)
+        for mistake in all_mistakes:
+            verdict = apply_mistake(name, mistake, num_runs)
             if verdict.reason is not None:
                 cells.append(f"({verdict.reason})")
             elif verdict.caught_by is None:
@@ -235,7 +233,7 @@ def main(
             else:
                 cells.append(verdict.caught_by)
         lines.append([name, *cells])
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         print(f"{seconds:5.0f} s  {name}: {', '.join(cells)}", flush=True)
     write_text(out / "mutations.md", markdown(lines) + "\n")
     print(f"{len(missed)} missed{': ' if missed else ''}{'; '.join(missed)}")

@@ -95,7 +95,7 @@ class _Labelled(TabularTarget):
         """As for any table, but in the first turn row i gets symbol order[i]."""
         after, corrections = super().propose(key, t, particles, params)
         t = jnp.broadcast_to(t, self.order.shape)
-        labelled = self._written(particles, t, self.order, self.params)
+        labelled = self._append_symbol(particles, t, self.order, self.params)
         return jax.tree.map(
             lambda a, b: jnp.where(self.is_first_turn, a, b), labelled, after
         ), corrections

@@ -1,4 +1,4 @@
-"""Four small tables that samplers are judged on, each hard in a way of its own."""
+"""Four small tables on which samplers are checked, each with a different difficulty."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from tsi.targets.tabular import TabularTarget
 
 
 def smooth() -> TabularTarget:
-    """Three symbols, four steps, mild scores: any sampler should do well."""
+    """Three symbols, four steps and mild scores: easy for every sampler."""
     return TabularTarget(
         initial=[0.5, 0.3, 0.2],
         transition=[[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]],
@@ -22,7 +22,7 @@ def smooth() -> TabularTarget:
 
 
 def peaked() -> TabularTarget:
-    """Scores that change their mind, and a proposal that differs from the policy."""
+    """Scores that reverse from step to step; the proposal differs from the policy."""
     return TabularTarget(
         initial=[0.4, 0.4, 0.2],
         transition=[[0.5, 0.25, 0.25], [0.2, 0.6, 0.2], [0.1, 0.3, 0.6]],
@@ -38,7 +38,7 @@ def peaked() -> TabularTarget:
 
 
 def impossible_prefixes() -> TabularTarget:
-    """Symbols that some steps forbid, and transitions that the policy forbids."""
+    """Some steps forbid symbols, and the policy forbids transitions."""
     return TabularTarget(
         initial=[0.6, 0.4, 0.0],
         transition=[[0.4, 0.3, 0.3], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]],
@@ -52,7 +52,7 @@ def impossible_prefixes() -> TabularTarget:
 
 
 def unequal_lengths() -> TabularTarget:
-    """An end symbol, so that paths stop after one to four steps, and a proposal."""
+    """An end symbol, so that paths have one to four steps, and a proposal."""
     return TabularTarget(
         initial=[0.5, 0.35, 0.15],
         transition=[[0.4, 0.3, 0.3], [0.3, 0.35, 0.35], [1.0, 0.0, 0.0]],
@@ -74,4 +74,4 @@ EXAMPLES: dict[str, Callable[[], TabularTarget]] = {
     "impossible prefixes": impossible_prefixes,
     "unequal lengths": unequal_lengths,
 }
-"""The examples that `tsi.bench.conformance` judges samplers on, by name."""
+"""The examples on which `tsi.bench.conformance` checks samplers, by name."""

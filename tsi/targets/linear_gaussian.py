@@ -1,12 +1,12 @@
-"""A linear-Gaussian target, whose truth is the Kalman filter's.
+"""A linear-Gaussian target, whose exact answers come from the Kalman filter.
 
     x_1 ~ N(0, initial_scale^2),  x_t = decay x_{t-1} + N(0, transition_scale^2),
     G_t(x_{1:t}) = N(y_t; x_t, noise_scale^2),
 
-one particle per state path, T = number of observations. With the product potential the
-evidence is p(y_{1:T}) and the last state's posterior the filter's. With the telescoping
-one only the last observation counts, and both are those of a normal prior and a normal
-likelihood.
+with one particle per state path and T observations. With the product potential the
+evidence is p(y_{1:T}), and the posterior of the last state is that of the Kalman
+filter. With the telescoping potential only the last observation counts, and both are
+those of a normal prior with a normal likelihood.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,17 @@ from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
 from tsi.weights import weight_dtype
 
-NODES, MOST_DIMENSIONS = 24, 4
-"""Of the quadrature: nodes for each of so many noises, 330,000 together."""
+NODES, MAX_DIMENSIONS = 24, 4
+"""Quadrature: nodes per dimension, and the most dimensions; 330,000 nodes in total."""
 
 
 class LinearGaussianParticles(NamedTuple):
     """State paths so far.
 
     Attributes:
-        x: the present state x_t, zero before the first step, [N].
-        length: steps taken, [N].
-        path: every state so far, zero where there is none yet, [N, T].
+        x: the current state x_t, zero before the first step, [N].
+        length: number of steps taken, [N].
+        path: all states so far, zero after the last one, [N, T].
     """
 
     x: Float[Array, "N"]
@@ -55,11 +55,13 @@ def _log_normal(x: Array, mean: Array, scale: float) -> Array:
 def _condition(
     mean: float, variance: float, observation: float, noise: float
 ) -> LinearGaussianTruth:
-    """A normal prior after one noisy observation, and that observation's density."""
-    spread = variance + noise
+    """Condition a normal prior on one noisy observation; also the log evidence."""
+    total_variance = variance + noise
     error = observation - mean
-    log_evidence = -0.5 * (np.log(2 * np.pi * spread) + error**2 / spread)
-    gain = variance / spread
+    log_evidence = -0.5 * (
+        np.log(2 * np.pi * total_variance) + error**2 / total_variance
+    )
+    gain = variance / total_variance
     return LinearGaussianTruth(
         float(log_evidence), mean + gain * error, (1.0 - gain) * variance
     )
@@ -72,10 +74,10 @@ class LinearGaussianTarget:
         observations: y, [T].
         decay: the autoregression coefficient.
         initial_scale: standard deviation of x_1.
-        transition_scale: standard deviation of each step's noise.
+        transition_scale: standard deviation of the noise of each step.
         noise_scale: standard deviation of the observations.
-        proposal_scale: standard deviation that steps (the first too) are proposed with,
-            as a multiple of the model's; 1 proposes from the model itself.
+        proposal_scale: standard deviation of the proposal for all steps, as a multiple
+            of that of the model; 1 proposes from the model itself.
 
     Raises:
         ConfigurationError: if there are no observations or a scale is not positive.
@@ -106,7 +108,7 @@ class LinearGaussianTarget:
     def init(
         self, key: AnyKey, num_particles: int, params: Any = None
     ) -> LinearGaussianParticles:
-        """N paths that start from zero."""
+        """N empty paths."""
         return LinearGaussianParticles(
             jnp.zeros(num_particles),
             jnp.zeros(num_particles, jnp.int32),
@@ -120,7 +122,7 @@ class LinearGaussianTarget:
         particles: LinearGaussianParticles,
         params: Any = None,
     ) -> tuple[LinearGaussianParticles, Float[Array, "N"]]:
-        """One more state for each path; particle i uses fold_in(key, i)."""
+        """Extend each path by one state; particle i uses fold_in(key, i)."""
         key, slots = single_key(key), jnp.arange(particles.x.shape[0])
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         noise = jax.vmap(jax.random.normal)(keys)
@@ -130,14 +132,14 @@ class LinearGaussianTarget:
         log_p = _log_normal(self.proposal_scale * noise, jnp.zeros(()), 1.0)
         log_q = _log_normal(noise, jnp.zeros(()), 1.0) - jnp.log(self.proposal_scale)
         done = self.finished(particles)
-        rows = where_rows(done, particles, self._written(particles, t, x))
+        rows = where_rows(done, particles, self._append_state(particles, t, x))
         return rows, jnp.where(done, 0.0, log_p - log_q)
 
-    def _written(
+    def _append_state(
         self, particles: LinearGaussianParticles, t: Int[Array, "N"], x: Array
     ) -> LinearGaussianParticles:
-        here = jnp.arange(self.max_steps) == t[:, None]
-        path = jnp.where(here, x[:, None], particles.path)
+        is_current = jnp.arange(self.max_steps) == t[:, None]
+        path = jnp.where(is_current, x[:, None], particles.path)
         return LinearGaussianParticles(x, particles.length + 1, path)
 
     def log_prob(
@@ -153,16 +155,16 @@ class LinearGaussianTarget:
         return self._log_density(particles, self.proposal_scale)
 
     def _log_density(
-        self, particles: LinearGaussianParticles, widening: float
+        self, particles: LinearGaussianParticles, scale_factor: float
     ) -> Float[Array, "N"]:
         path = particles.path
         means = self.decay * jnp.pad(path, ((0, 0), (1, 0)))[:, :-1]
         first = jnp.arange(self.max_steps) == 0
         scales = jnp.where(first, self.initial_scale, self.transition_scale)
-        scales = widening * scales
+        scales = scale_factor * scales
         log_p = jax.scipy.stats.norm.logpdf(path, means, scales)
-        taken = jnp.arange(self.max_steps) < particles.length[:, None]
-        return jnp.sum(jnp.where(taken, log_p, 0.0), axis=1)
+        live = jnp.arange(self.max_steps) < particles.length[:, None]
+        return jnp.sum(jnp.where(live, log_p, 0.0), axis=1)
 
     def truncate(
         self,
@@ -188,12 +190,12 @@ class LinearGaussianTarget:
         t = jnp.broadcast_to(t, particles.length.shape)
         place = jnp.minimum(t, self.max_steps - 1)[:, None]
         x = jnp.take_along_axis(sources.path, place, axis=1)[:, 0]
-        took = (particles.length < self.max_steps) & (sources.length > t)
+        step_mask = (particles.length < self.max_steps) & (sources.length > t)
         scale = jnp.where(t == 0, self.initial_scale, self.transition_scale)
         log_p = jax.scipy.stats.norm.logpdf(x, self.decay * particles.x, scale)
-        written = self._written(particles, t, x)
-        rows = where_rows(took, written, particles)
-        return rows, jnp.where(took, log_p, 0.0)
+        extended = self._append_state(particles, t, x)
+        rows = where_rows(step_mask, extended, particles)
+        return rows, jnp.where(step_mask, log_p, 0.0)
 
     def log_potential(
         self,
@@ -206,7 +208,7 @@ class LinearGaussianTarget:
         return _log_normal(observation, particles.x, self.noise_scale)
 
     def finished(self, particles: LinearGaussianParticles) -> Bool[Array, "N"]:
-        """Whether each path has met every observation."""
+        """Whether each path has a state for every observation."""
         return particles.length >= self.max_steps
 
     def gather(
@@ -223,7 +225,7 @@ class LinearGaussianTarget:
         return 0.0, variance
 
     def kalman(self) -> LinearGaussianTruth:
-        """The Kalman filter: truth of the product of all potentials."""
+        """The Kalman filter: exact answers for the product of all potentials."""
         mean, variance, log_evidence = 0.0, self.initial_scale**2, 0.0
         for t, observation in enumerate(self.observations):
             if t > 0:
@@ -237,19 +239,20 @@ class LinearGaussianTarget:
     def truth(
         self, path_log_weight: Callable[..., Any], *, power: float = 1.0
     ) -> LinearGaussianTruth | None:
-        """Truth of a path weight, in closed form or by quadrature.
+        """Exact answers for a path weight, in closed form or by quadrature.
 
         Args:
             path_log_weight: as in `tsi.sampler.Sampler`.
-            power: of p in the target.
+            power: exponent of p in the target.
 
         Returns:
-            The closed form if the target is p times all potentials, the last of them,
-            or one; else the quadrature, or None with more observations than it can do.
+            The closed form if the target is p times all potentials, times the last one,
+            or p itself; otherwise the quadrature, or None if there are too many
+            observations for it.
         """
         if power != 1.0:
             return self.quadrature(path_log_weight, power)
-        # What a function computes shows in its values at a few generic points.
+        # Identify the path weight by its values at a few generic points.
         probe = jax.random.normal(jax.random.key(0), (7, self.max_steps))
         weight = path_log_weight(probe, jnp.ones(probe.shape, bool))
         if np.allclose(weight, probe.sum(-1), atol=1e-4):
@@ -266,37 +269,38 @@ class LinearGaussianTarget:
     def quadrature(
         self, path_log_weight: Callable[..., Any], power: float = 1.0
     ) -> LinearGaussianTruth | None:
-        """Truth of any smooth path weight by Gauss-Hermite quadrature over all noises.
+        """Exact answers for any smooth path weight, by Gauss-Hermite quadrature.
 
-        p^power is p with narrower noise, times a constant.
+        The quadrature is over the noise of all steps. p^power is p with narrower noise,
+        times a constant.
 
         Args:
             path_log_weight: as in `tsi.sampler.Sampler`.
-            power: of p in the target.
+            power: exponent of p in the target.
 
         Returns:
-            The truth, or None for more observations than nodes can be afforded for.
+            The answers, or None for more than four observations.
         """
-        if self.max_steps > MOST_DIMENSIONS:
+        if self.max_steps > MAX_DIMENSIONS:
             return None
         nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
         grids = np.meshgrid(*[nodes] * self.max_steps, indexing="ij")
         noise = np.stack([grid.ravel() for grid in grids], axis=-1)
         shares = np.meshgrid(*[weights] * self.max_steps, indexing="ij")
-        log_share = np.log(np.stack([s.ravel() for s in shares], axis=-1)).sum(-1)
-        log_share -= self.max_steps / 2 * np.log(2 * np.pi)
+        log_weights = np.log(np.stack([s.ravel() for s in shares], axis=-1)).sum(-1)
+        log_weights -= self.max_steps / 2 * np.log(2 * np.pi)
         x, log_potentials = np.zeros(len(noise)), []
         for t, observation in enumerate(self.observations):
             scale = self.transition_scale if t else self.initial_scale
             x = self.decay * x + scale / np.sqrt(power) * noise[:, t]
-            log_share += (1 - power) / 2 * np.log(2 * np.pi * scale**2)
-            log_share -= np.log(power) / 2
+            log_weights += (1 - power) / 2 * np.log(2 * np.pi * scale**2)
+            log_weights -= np.log(power) / 2
             error = (observation - x) / self.noise_scale
             constant = np.log(np.sqrt(2 * np.pi) * self.noise_scale)
             log_potentials.append(-0.5 * error**2 - constant)
-        told = jnp.asarray(np.stack(log_potentials, axis=-1), weight_dtype())
-        log_weight = path_log_weight(told, jnp.ones(told.shape, bool))
-        log_joint = log_share + np.asarray(log_weight, np.float64)
+        potentials = jnp.asarray(np.stack(log_potentials, axis=-1), weight_dtype())
+        log_target = path_log_weight(potentials, jnp.ones(potentials.shape, bool))
+        log_joint = log_weights + np.asarray(log_target, np.float64)
         log_evidence = float(np.logaddexp.reduce(log_joint))
         posterior = np.exp(log_joint - log_evidence)
         mean = float(posterior @ x)

@@ -1,11 +1,11 @@
-"""A target whose truth is known: a small Markov language model with a score table.
+"""A target with known answers: a small Markov language model with a score table.
 
     p(x_{1:T}) = initial[x_1] prod_t transition[x_{t-1}, x_t],
     log G_t(x_{1:t}) = log_potentials[t, x_t],
 
-with an end symbol after which a path stops, or none, so that every path has `max_steps`
-symbols. There are few enough paths to list, and so the evidence and the posterior of
-any path weight come from enumeration.
+A path stops after the end symbol; without an end symbol every path has `max_steps`
+symbols. The number of paths is small, so the evidence and the posterior for any path
+weight are computed by enumeration.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class TabularParticles(NamedTuple):
     """Paths so far.
 
     Attributes:
-        symbols: [N, T] int32, -1 where nothing has been written.
-        length: steps taken, [N].
+        symbols: [N, T] int32, -1 after the last symbol.
+        length: number of steps taken, [N].
         finished: [N].
     """
 
@@ -37,7 +37,7 @@ class TabularParticles(NamedTuple):
 
 
 class TabularParams(NamedTuple):
-    """The tables as arrays, so that one compiled program serves all of one shape.
+    """The tables as arrays, so that one compiled program serves all tables of a shape.
 
     Attributes:
         log_initial: [K].
@@ -59,7 +59,7 @@ class TabularParams(NamedTuple):
 
 
 class TabularTruth(NamedTuple):
-    """What enumeration gives, in float64.
+    """The results of enumeration, in float64.
 
     Attributes:
         symbols: every path of positive probability, [M, T], -1 after its end.
@@ -85,12 +85,12 @@ def _log_chain(
     log_initial: Float[Array, "K"],
     log_transition: Float[Array, "*T K K"],
 ) -> Float[Array, "N"]:
-    """Log probability of paths under a Markov chain; -1 is not yet written."""
-    before, now = symbols[:, :-1], symbols[:, 1:]
+    """Log probability of paths under a Markov chain; -1 marks missing symbols."""
+    previous, current = symbols[:, :-1], symbols[:, 1:]
     if log_transition.ndim == 3:
-        steps = log_transition[jnp.arange(1, symbols.shape[1]), before, now]
+        steps = log_transition[jnp.arange(1, symbols.shape[1]), previous, current]
     else:
-        steps = log_transition[before, now]
+        steps = log_transition[previous, current]
     log_p = jnp.concatenate([log_initial[symbols[:, :1]], steps], axis=1)
     return jnp.sum(jnp.where(symbols >= 0, log_p, 0.0), axis=1)
 
@@ -104,15 +104,15 @@ class TabularTarget:
         log_potentials: log potential of a prefix whose last symbol, at step t, is k:
             [T, K]; T is `max_steps`. -inf makes a prefix impossible.
         end: the symbol that ends a path, or None.
-        proposal_initial: q of the first symbol, [K]; the policy by default.
-        proposal_transition: q of the next symbol, [K, K], or [T, K, K] with a table for
-            each step, the first of them unused; the policy by default.
-        idle: what is reported as potential and correction of a particle that had
-            finished before the step. A sampler must ignore it.
+        proposal_initial: q of the first symbol, [K]; by default the policy.
+        proposal_transition: q of the next symbol, [K, K], or [T, K, K] with a table per
+            step, of which the first is unused; by default the policy.
+        idle: potential and correction that are reported for a particle that had
+            finished before the step. A sampler must ignore them.
 
     Raises:
         ConfigurationError: if shapes disagree, a row does not sum to one, or the
-            proposal excludes what the policy allows.
+            proposal is zero where the policy is positive.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class TabularTarget:
         self.log_potentials = np.asarray(log_potentials, np.float64)
         self.end = end
         self.max_steps, self.num_symbols = self.log_potentials.shape
-        self.proposal_initial = self._or(proposal_initial, self.initial)
-        self.proposal_transition = self._or(proposal_transition, self.transition)
+        self.proposal_initial = self._default(proposal_initial, self.initial)
+        self.proposal_transition = self._default(proposal_transition, self.transition)
         self.idle = idle
         self._check()
 
     @staticmethod
-    def _or(proposal: Any, policy: np.ndarray) -> np.ndarray:
+    def _default(proposal: Any, policy: np.ndarray) -> np.ndarray:
         return policy if proposal is None else np.asarray(proposal, np.float64)
 
     def _check(self) -> None:
@@ -166,13 +166,13 @@ class TabularTarget:
             if ((policy > 0) & (proposal == 0)).any():
                 raise ConfigurationError(
                     f"TabularTarget: the proposal of `{name}` is zero where the policy "
-                    "is not, so no weight could correct it. Give every symbol that the "
-                    "policy allows a positive probability."
+                    "is positive, which no weight can correct. Give every symbol that "
+                    "the policy allows a positive probability."
                 )
 
     @property
     def params(self) -> TabularParams:
-        """The tables as arrays: what methods use if given none."""
+        """The tables as arrays: the default of all methods."""
         dtype = weight_dtype()
         return TabularParams(
             log_initial=jnp.asarray(_log(self.initial), dtype),
@@ -204,7 +204,7 @@ class TabularTarget:
         particles: TabularParticles,
         params: TabularParams | None = None,
     ) -> tuple[TabularParticles, Float[Array, "N"]]:
-        """One more symbol for each unfinished path; particle i uses fold_in(key, i)."""
+        """Extend each unfinished path by a symbol; particle i uses fold_in(key, i)."""
         tables = self.params if params is None else params
         key = single_key(key)
         symbols, _, finished = particles
@@ -221,21 +221,21 @@ class TabularTarget:
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         drawn = jax.vmap(jax.random.categorical)(keys, log_q).astype(jnp.int32)
         correction = (log_p - log_q)[slots, drawn]
-        extended = self._written(particles, t, drawn, tables)
+        extended = self._append_symbol(particles, t, drawn, tables)
         return extended, jnp.where(finished, tables.idle, correction)
 
-    def _written(
+    def _append_symbol(
         self,
         particles: TabularParticles,
         t: Int[Array, "N"],
         drawn: Int[Array, "N"],
         tables: TabularParams,
     ) -> TabularParticles:
-        """Unfinished paths with the symbol of step t."""
+        """Append the symbol of step t to unfinished paths."""
         symbols, length, finished = particles
-        here = (jnp.arange(self.max_steps) == t[:, None]) & ~finished[:, None]
+        is_current = (jnp.arange(self.max_steps) == t[:, None]) & ~finished[:, None]
         return TabularParticles(
-            jnp.where(here, drawn[:, None], symbols),
+            jnp.where(is_current, drawn[:, None], symbols),
             jnp.where(finished, length, t + 1),
             finished | (drawn == tables.end) | (t + 1 >= self.max_steps),
         )
@@ -246,13 +246,13 @@ class TabularTarget:
         particles: TabularParticles,
         params: TabularParams | None = None,
     ) -> Float[Array, "N"]:
-        """The table's entry for step t and the symbol just written."""
+        """The table entry of step t and the latest symbol."""
         tables = self.params if params is None else params
         slots = jnp.arange(particles.symbols.shape[0])
         t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), slots.shape)
         last = particles.symbols[slots, particles.length - 1]
-        took_this_step = particles.length == t + 1
-        return jnp.where(took_this_step, tables.log_potentials[t, last], tables.idle)
+        is_latest_step = particles.length == t + 1
+        return jnp.where(is_latest_step, tables.log_potentials[t, last], tables.idle)
 
     def log_prob(
         self, particles: TabularParticles, params: TabularParams | None = None
@@ -299,17 +299,17 @@ class TabularTarget:
         slots = jnp.arange(particles.symbols.shape[0])
         t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), slots.shape)
         symbol = sources.symbols[slots, jnp.minimum(t, self.max_steps - 1)]
-        took = ~particles.finished & (sources.length > t)
+        step_mask = ~particles.finished & (sources.length > t)
         last = particles.symbols[slots, jnp.maximum(t - 1, 0)]
         log_p = jnp.where(
             t == 0, tables.log_initial[symbol], tables.log_transition[last, symbol]
         )
-        written = self._written(particles, t, symbol, tables)
-        rows = where_rows(took, written, particles)
-        return rows, jnp.where(took, log_p, 0.0)
+        extended = self._append_symbol(particles, t, symbol, tables)
+        rows = where_rows(step_mask, extended, particles)
+        return rows, jnp.where(step_mask, log_p, 0.0)
 
     def finished(self, particles: TabularParticles) -> Bool[Array, "N"]:
-        """Paths that reached the end symbol or the step limit."""
+        """Whether each path has reached the end symbol or the step limit."""
         return particles.finished
 
     def gather(
@@ -321,16 +321,16 @@ class TabularTarget:
     def path_codes(
         self, symbols: Int[Array, "*batch T"] | np.ndarray
     ) -> Int[np.ndarray, "*batch"]:
-        """A number for each path, the same for equal paths and different for others.
+        """A number for each path, equal if and only if the paths are equal.
 
         Raises:
-            ConfigurationError: there are more words of this length than 64-bit numbers.
+            ConfigurationError: if there are more paths than 64-bit numbers.
         """
         base = self.num_symbols + 1
         if base**self.max_steps >= 2**63:
             raise ConfigurationError(
-                f"Words of {self.max_steps} steps over {self.num_symbols} symbols "
-                "cannot be numbered in 64 bits. Check samplers on a smaller table."
+                f"Paths of {self.max_steps} steps over {self.num_symbols} symbols "
+                "cannot be numbered in 64 bits. Use a smaller table."
             )
         places = np.int64(base) ** np.arange(self.max_steps, dtype=np.int64)
         return np.sum((np.asarray(symbols, np.int64) + 1) * places, axis=-1)
@@ -339,7 +339,7 @@ class TabularTarget:
         """Every path of positive probability, [M, T], and its log p, [M].
 
         Args:
-            max_steps: cut paths there, as a run with that step limit would.
+            max_steps: step limit; paths are cut there, as in a run with that limit.
         """
         limit = self.max_steps if max_steps is None else min(max_steps, self.max_steps)
         found: list[tuple[tuple[int, ...], float]] = []
@@ -370,8 +370,8 @@ class TabularTarget:
 
         Args:
             path_log_weight: as in `tsi.sampler.Sampler`.
-            power: of p in the target.
-            max_steps: the step limit of the run to compare with.
+            power: exponent of p in the target.
+            max_steps: step limit of the run to compare with.
         """
         symbols, log_prob = self.paths(max_steps)
         live = symbols >= 0
@@ -386,7 +386,7 @@ class TabularTarget:
         log_joint = power * log_prob + log_weights
         if np.all(log_joint == -np.inf):
             return TabularTruth(symbols, log_prob, -np.inf, np.zeros(len(log_joint)))
-        # A path weight may be no number; whoever judges by the truth says so.
+        # A path weight may be NaN; the caller reports it.
         with np.errstate(invalid="ignore"):
             log_evidence = float(np.logaddexp.reduce(log_joint))
             posterior = np.exp(log_joint - log_evidence)

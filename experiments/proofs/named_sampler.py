@@ -1,7 +1,8 @@
-"""`tsi check`: a sampler by the name of the function that makes it, and the verdict.
+"""`tsi check`: check the sampler that a named function makes.
 
-Whatever the name, the module or the function does wrong is a sentence with the place
-where it happened; a sampler that breaks a promise of the contract is a verdict.
+An error of the name, the module or the function is reported as a sentence with the
+place where it happened. A sampler that breaks a promise of the contract fails the
+check.
 """
 
 import importlib
@@ -23,15 +24,16 @@ WRITE = "write module:function, as in my_module:make_sampler"
 
 
 def report_on(name: str, num_particles: int, num_runs: int) -> Report:
-    """Judge the sampler that a function of this name makes.
+    """Check the sampler that a function of this name makes.
 
     Args:
-        name: "module:function"; the function may lie deeper, as in module:Class.make.
-        num_particles: N, a number that the sampler can use.
-        num_runs: runs on each target.
+        name: "module:function"; the function may be an attribute, as in
+            module:Class.make.
+        num_particles: N; the sampler must accept it.
+        num_runs: number of runs per target.
 
     Raises:
-        ConfigurationError: the name leads to no function, or the function makes no
+        ConfigurationError: if there is no such function, or the function makes no
             sampler that can be run.
     """
     sampler = make_sampler(name)
@@ -42,11 +44,12 @@ def report_on(name: str, num_particles: int, num_runs: int) -> Report:
     except TsiError:
         raise
     except Exception as error:
-        # An error in the sampler's own lines would be a broken promise: here it takes
-        # or returns something else than a sampler does.
+        # An error in the sampler's own code is a broken promise. An error here means
+        # that its functions do not have the signature of a sampler's.
         raise ConfigurationError(
-            f"{name!r} made a sampler that cannot be judged: {_told(error)}; compare "
-            "what its functions take and return with tsi.Sampler or tsi.Explorer."
+            f"{name!r} made a sampler that cannot be checked: "
+            f"{_describe_error(error)}. Compare the arguments and results of its "
+            "functions with tsi.Sampler or tsi.Explorer."
         ) from error
 
 
@@ -57,23 +60,23 @@ def make_sampler(name: str) -> Sampler | Explorer:
         name: "module:function".
 
     Raises:
-        ConfigurationError: there is no such function, or it returns no sampler.
+        ConfigurationError: if there is no such function, or it returns no sampler.
     """
-    function = function_named(name)
+    function = find_function(name)
     _check_needs_no_arguments(name, function)
     try:
         sampler = function()
     except (TsiError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        # Also SystemExit, and the panics of extensions in Rust.
+        # Includes SystemExit, and panics of Rust extensions.
         raise ConfigurationError(
-            f"{name!r} made no sampler but raised {_told(error)}."
+            f"{name!r} did not make a sampler; it raised {_describe_error(error)}."
         ) from error
     if not isinstance(sampler, Sampler | Explorer):
         raise ConfigurationError(
-            f"What {name!r} returned is {_kind(sampler)}; return a tsi.Sampler or a "
-            "tsi.Explorer."
+            f"The value that {name!r} returned is {_describe_kind(sampler)}; return a "
+            "tsi.Sampler or a tsi.Explorer."
         )
     functions = [*PARTS]
     if isinstance(sampler, Explorer):
@@ -84,26 +87,26 @@ def make_sampler(name: str) -> Sampler | Explorer:
         value = getattr(sampler, part)
         if not callable(value):
             raise ConfigurationError(
-                f"{name!r} returned a sampler whose {part} is {_kind(value)}; it must "
-                "be a function."
+                f"{name!r} returned a sampler whose {part} is {_describe_kind(value)}; "
+                "it must be a function."
             )
     return sampler
 
 
-def function_named(name: str) -> Callable[[], Any]:
-    """What a name "module:function" leads to, if one can call it.
+def find_function(name: str) -> Callable[[], Any]:
+    """Import the function with the name "module:function".
 
     Raises:
-        ConfigurationError: it leads nowhere, or to something else.
+        ConfigurationError: if there is no such function.
     """
     module_name, _, path = name.partition(":")
     if not module_name or not path or ":" in path:
-        raise ConfigurationError(f"{name!r} names no function; {WRITE}.")
+        raise ConfigurationError(f"{name!r} is not the name of a function; {WRITE}.")
     is_name = all(part.isidentifier() for part in module_name.split("."))
     if not is_name or module_name.endswith(".py"):
         raise ConfigurationError(
-            f"{module_name!r} is not the name of a module{_as_module(module_name)}; "
-            f"{WRITE}."
+            f"{module_name!r} is not the name of a "
+            f"module{_suggest_module(module_name)}; {WRITE}."
         )
     try:
         found = importlib.import_module(module_name)
@@ -113,45 +116,49 @@ def function_named(name: str) -> Callable[[], Any]:
                 f"There is no module {module_name}; {WRITE}, and start in the folder "
                 "that holds the module, or install it."
             ) from error
-        raise _not_imported(module_name, error) from error
+        raise _import_error(module_name, error) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise _not_imported(module_name, error) from error
+        raise _import_error(module_name, error) from error
     try:
         found = operator.attrgetter(path)(found)
     except Exception as error:
         raise ConfigurationError(f"{module_name} has no {path!r}; {WRITE}.") from error
     if not callable(found):
         raise ConfigurationError(
-            f"{name!r} is {_kind(found)}, not a function that returns a sampler; "
-            f"{WRITE}."
+            f"{name!r} is {_describe_kind(found)}, not a function that returns a "
+            f"sampler; {WRITE}."
         )
     return found
 
 
 def verdict(report: Report, num_particles: int, num_runs: int) -> str:
-    """The last line: whether the sampler passed, and by which thresholds.
+    """The last line of a report: whether the sampler passed, and the thresholds.
 
     Args:
-        report: what `check_sampler` found.
+        report: the result of `check_sampler`.
         num_particles: N of the runs.
-        num_runs: on each target.
+        num_runs: number of runs per target.
     """
-    judged = [check for check in report.checks if check.passed is not None]
+    checked = [check for check in report.checks if check.passed is not None]
     broken = [check.promise for check in report.failures]
-    skipped = len(report.checks) - len(judged)
-    head = (
-        f"FAILED: breaks {len(broken)} of {len(judged)} promises ({'; '.join(broken)})"
+    skipped = len(report.checks) - len(checked)
+    summary = (
+        f"FAILED: breaks {len(broken)} of {len(checked)} promises ({'; '.join(broken)})"
         if broken
-        else f"PASSED: keeps all {len(judged)} promises"
+        else f"PASSED: keeps all {len(checked)} promises"
     )
-    head += f", {skipped} skipped" if skipped else ""
-    exact = any(check.promise.startswith(("evidence", "posterior")) for check in judged)
-    unseen = "" if exact else " It claims no target, so its exactness was not judged."
+    summary += f", {skipped} skipped" if skipped else ""
+    has_target = any(
+        check.promise.startswith(("evidence", "posterior")) for check in checked
+    )
+    note = (
+        "" if has_target else " It states no target, so its exactness was not checked."
+    )
     return (
-        f"{head}. Thresholds: evidence |z| < {MAX_Z:g}, posterior p > {MIN_P:g}; "
-        f"N = {num_particles}, {num_runs:,} runs on each target.{unseen}"
+        f"{summary}. Thresholds: evidence |z| < {MAX_Z:g}, posterior p > {MIN_P:g}; "
+        f"N = {num_particles}, {num_runs:,} runs on each target.{note}"
     )
 
 
@@ -159,40 +166,40 @@ def _check_needs_no_arguments(name: str, function: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
-        # Functions of C may not tell; they are called and say so themselves.
+        # C functions may have no signature; the call itself then reports the error.
         return
-    needed = [
+    required = [
         parameter.name
         for parameter in signature.parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    if needed:
+    if required:
         raise ConfigurationError(
-            f"{name!r} needs arguments ({', '.join(needed)}); write a function without "
-            "any, which calls it."
+            f"{name!r} needs arguments ({', '.join(required)}); write a function "
+            "without arguments that calls it."
         )
 
 
-def _not_imported(module: str, error: BaseException) -> ConfigurationError:
-    return ConfigurationError(f"{module} cannot be imported: {_told(error)}.")
+def _import_error(module: str, error: BaseException) -> ConfigurationError:
+    return ConfigurationError(f"{module} cannot be imported: {_describe_error(error)}.")
 
 
-def _as_module(name: str) -> str:
-    """For a path, the name that its module probably has."""
+def _suggest_module(name: str) -> str:
+    """For a path, suggest the probable name of the module."""
     return f" but a path; its module may be {Path(name).stem}" if ".py" in name else ""
 
 
-def _kind(value: Any) -> str:
+def _describe_kind(value: Any) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
-def _told(error: BaseException) -> str:
-    """An error's type and words on one line, and where somebody's file raised it."""
-    words = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {words}" if words else type(error).__name__
+def _describe_error(error: BaseException) -> str:
+    """Type and message of an error on one line, and the place in the user's file."""
+    message = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if isinstance(error, SyntaxError):
-        # Its words tell the place.
+        # The message has the place.
         return text
     places = [
         f"{relative_path(frame.filename)}:{frame.lineno}"
