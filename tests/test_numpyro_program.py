@@ -133,7 +133,7 @@ def test_stochastic_volatility_does_not_depend_on_the_proposal():
 
 def test_a_program_is_a_target_and_needs_a_step():
     assert isinstance(gaussian(), Target)
-    with pytest.raises(ConfigurationError, match="at least one step"):
+    with pytest.raises(ConfigurationError, match="max_steps >= 1"):
         gaussian(max_steps=0)
 
 
@@ -149,7 +149,7 @@ def test_a_particles_stream_does_not_depend_on_the_others():
     ("change", "match"),
     [
         ({"proposal": lambda t, x, _: numpyro.sample("z", dist.Normal())}, "'z'"),
-        ({"proposal": gaussian_step}, "only draws"),
+        ({"proposal": gaussian_step}, "only draw"),
         ({"end": lambda t, x, _: x}, "one bool"),
     ],
 )

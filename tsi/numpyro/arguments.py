@@ -1,8 +1,8 @@
-"""What `mcmc.run(key, *args, **kwargs)` hands on to the programs of a target.
+"""The arguments of `mcmc.run(key, *args, **kwargs)` for the programs of a target.
 
-A target takes one pytree, `params`. A numpyro model takes whatever it likes, so that
-several arguments, or named ones, travel as one `ModelArguments` and are spread out
-again where a program is called.
+A target takes one pytree, `params`, while a numpyro model takes any arguments. Several
+arguments, or keyword arguments, are therefore passed as one `ModelArguments`, which is
+unpacked when a program is called.
 """
 
 import inspect
@@ -13,11 +13,11 @@ from tsi.errors import ConfigurationError
 
 
 class ModelArguments(NamedTuple):
-    """Arguments of a program behind `t` and `carry`, given as one target's `params`.
+    """Arguments of a program after `t` and `carry`, passed as the `params` of a target.
 
     Attributes:
         args: positional arguments.
-        kwargs: named arguments.
+        kwargs: keyword arguments.
     """
 
     args: tuple
@@ -25,10 +25,10 @@ class ModelArguments(NamedTuple):
 
 
 def model_arguments(*args: Any, **kwargs: Any) -> Any:
-    """The `params` that stand for these arguments.
+    """Pack arguments into the `params` of a target.
 
-    One argument, positional or called `params`, stands for itself, and no argument for
-    None, which every program is then given.
+    A single argument, positional or named `params`, is passed as it is. Without
+    arguments the result is None, which every program then receives.
     """
     if not args and set(kwargs) <= {"params"}:
         return kwargs.get("params")
@@ -38,28 +38,28 @@ def model_arguments(*args: Any, **kwargs: Any) -> Any:
 
 
 def params_of(target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The `params` that a numpyro kernel passes on to its target.
+    """The `params` that a numpyro kernel passes to its target.
 
     Raises:
-        ConfigurationError: for several arguments, or named ones, of a target that is
-            made of no programs and so takes `params` alone.
+        ConfigurationError: for several arguments, or keyword arguments, if the target
+            is not made of programs and so takes only `params`.
     """
     params = model_arguments(*args, **kwargs)
     several = isinstance(params, ModelArguments)
     if several and not getattr(target, "takes_arguments", False):
         raise ConfigurationError(
-            f"{type(target).__name__} takes one argument, `params`, and mcmc.run was "
-            f"given {len(args)} positional and {sorted(kwargs)}. Give it one pytree; "
-            "targets of `program_target` take the arguments of their programs."
+            f"{type(target).__name__} takes one argument, `params`, but mcmc.run got "
+            f"{len(args)} positional arguments and the keywords {sorted(kwargs)}. Pass "
+            "one pytree; only targets of `program_target` take several arguments."
         )
     return params
 
 
 def call(program: Callable[..., Any], *leading: Any, params: Any) -> Any:
-    """The program run with its leading arguments and those that `params` stands for.
+    """Call a program with its leading arguments and the arguments packed in `params`.
 
     Raises:
-        ConfigurationError: the program cannot be called so.
+        ConfigurationError: if the program does not take these arguments.
     """
     args, kwargs = (params,), {}
     if isinstance(params, ModelArguments):
@@ -75,8 +75,8 @@ def call(program: Callable[..., Any], *leading: Any, params: Any) -> Any:
             name = getattr(program, "__name__", type(program).__name__)
             raise ConfigurationError(
                 f"{name}{signature} cannot be called with {len(leading)} arguments of "
-                f"the step, {len(args)} positional ones of the run and "
-                f"{sorted(kwargs)}: {error}. Every program of a target is given the "
-                "arguments of the run behind those of the step."
+                f"the step, {len(args)} positional arguments of the run and the "
+                f"keywords {sorted(kwargs)}: {error}. Every program of a target gets "
+                "the arguments of the run after those of the step."
             ) from error
     return program(*leading, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Explorers that move Markov chains, as kernels of numpyro's MCMC.
+"""Explorers of Markov chains as kernels of numpyro's MCMC.
 
     kernel = ExplorerKernel(suffix_metropolis(product(), endless=True), target)
     mcmc = MCMC(kernel, num_warmup=100, num_samples=1000, num_chains=4,
@@ -6,7 +6,7 @@
     mcmc.run(key, params)
     mcmc.print_summary()
 
-One sample is one complete move or sweep of the explorer, however many turns that takes.
+One sample is one complete move or sweep of the explorer, which may take many turns.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from tsi.explorer import Explorer
 from tsi.numpyro.arguments import params_of
 from tsi.numpyro.hosting import (
     check_target,
-    collected,
+    collect_values,
     warn_of_another_posterior,
 )
 from tsi.numpyro.named_fields import NamedValues, with_names, without_names
@@ -32,13 +32,13 @@ from tsi.step_keys import AnyKey, typed_key
 
 
 class KernelState(NamedTuple):
-    """What numpyro carries from sample to sample.
+    """The state of the kernel.
 
     Attributes:
-        rng_key: turn n draws with a function of (rng_key, n), so that a chain that is
-            resumed with the key of its last state goes on as if never stopped.
-        exploration: the stored prefixes and the explorer's state.
-        sample: the numbers that are collected, by name.
+        rng_key: turn n uses a function of (rng_key, n), so a chain that is resumed with
+            the key of its last state continues as if it had not been stopped.
+        exploration: the stored prefixes and the state of the explorer.
+        sample: the collected values, by name.
     """
 
     rng_key: AnyKey
@@ -46,12 +46,12 @@ class KernelState(NamedTuple):
     sample: dict[str, Any]
 
     def __getitem__(self, index: Any) -> Any:
-        # MCMC looks for extra fields here last.
+        # MCMC looks up extra fields by attribute first, and then here.
         if isinstance(index, str):
-            below = getattr(self.exploration.state, "_fields", ())
-            known = [f"exploration.state.{name}" for name in below]
+            fields = getattr(self.exploration.state, "_fields", ())
+            field_names = [f"exploration.state.{name}" for name in fields]
             raise UnknownNameError(
-                "extra field", index, ["exploration.turn", "sample", *known]
+                "extra field", index, ["exploration.turn", "sample", *field_names]
             )
         return tuple.__getitem__(self, index)
 
@@ -59,33 +59,32 @@ class KernelState(NamedTuple):
 class ExplorerKernel(MCMCKernel):
     """An explorer on a target as a numpyro kernel.
 
-    `mcmc.run(key, *args, **kwargs)` hands its arguments to the target: a program's as
-    they are, any other's as its one argument `params`.
+    `mcmc.run(key, *args, **kwargs)` passes its arguments to the target: to the programs
+    of a program target as they are, to any other target as its argument `params`.
 
     Args:
-        explorer: of one chain and without end (`endless=True`): its state must show
-            `iteration`, the number of complete moves, and `sample`, a NamedTuple of
-            numbers of the chain's present state.
-        target: what is explored.
-        num_particles: N, as the explorer understands it; by default what it is made
-            for (`Explorer.default_particles`).
+        explorer: an endless explorer of one chain (`endless=True`). Its state must have
+            the fields `iteration`, the number of complete moves, and `sample`, a
+            NamedTuple that summarises the current state of the chain.
+        target: the target.
+        num_particles: N of the explorer; by default `Explorer.default_particles`.
         collect: `(particles) -> dict` of arrays with a leading axis, called with the
-            chain's present state alone; collected beside the explorer's own numbers.
-            By default the sites of a program, and nothing of other targets. Caches are
-            not for collecting: every sample is kept.
-        max_steps: step limit; by default the target's.
+            current state of the chain; its values are collected together with those of
+            the explorer. By default the sites of a program, and nothing for other
+            targets. Every sample is kept, so do not collect caches.
+        max_steps: step limit; by default that of the target.
 
     Raises:
-        ConfigurationError: the explorer is one that ends, or none; or the target is
-            none.
+        ConfigurationError: if the explorer is not an endless `Explorer`, or the target
+            is not a `Target`.
 
-    The numbers collected are `sample`; whatever else the state holds may be asked for
-    by `extra_fields`, for instance "exploration.state.accepted". The kernel pickles if
-    the explorer's constructor is `picklable`, and target and `collect` pickle.
+    MCMC collects `sample`. Other fields of the state are collected with `extra_fields`,
+    for instance "exploration.state.accepted". The kernel can be pickled if the
+    constructor of the explorer is `picklable`, and target and `collect` can be pickled.
     """
 
     sample_field = "sample"
-    # MCMC takes this attribute's presence as leave to resume without a new init.
+    # If this attribute is set, MCMC resumes a run without calling init again.
     _sample_fn = True
 
     def __init__(
@@ -97,7 +96,7 @@ class ExplorerKernel(MCMCKernel):
         collect: Callable[[Any], dict[str, Any]] | None = None,
         max_steps: int | None = None,
     ) -> None:
-        _check(explorer)
+        _check_explorer(explorer)
         check_target(target, "ExplorerKernel")
         warn_of_another_posterior(target, explorer.path_log_weight, explorer.power)
         self.explorer, self.target = explorer, target
@@ -108,7 +107,7 @@ class ExplorerKernel(MCMCKernel):
 
     @property
     def model(self) -> Callable[..., Any] | None:
-        """The whole model of a program, for `Predictive` and ArviZ; else None."""
+        """The model of a program target, for `Predictive` and ArviZ; else None."""
         return getattr(self.target, "model", None)
 
     def init(
@@ -119,17 +118,17 @@ class ExplorerKernel(MCMCKernel):
         model_args: tuple,
         model_kwargs: dict[str, Any],
     ) -> KernelState:
-        """Empty prefixes; the first sample draws the start as well.
+        """Start with empty prefixes; the first sample also draws the initial state.
 
         Raises:
-            ConfigurationError: for `init_params`, which a rollout takes the place of,
-                for arguments that the target does not take, or an explorer of several
+            ConfigurationError: for `init_params`, since chains start from rollouts; for
+                arguments that the target does not take; or for an explorer of several
                 chains.
         """
         if init_params is not None:
             raise ConfigurationError(
-                "ExplorerKernel starts from rollouts of its target, and takes no "
-                "init_params. To go on from a state, set mcmc.post_warmup_state."
+                "ExplorerKernel starts from rollouts of its target and takes no "
+                "init_params. To continue from a state, set mcmc.post_warmup_state."
             )
         params = params_of(self.target, model_args, model_kwargs)
         key = typed_key(rng_key)
@@ -140,18 +139,18 @@ class ExplorerKernel(MCMCKernel):
     def sample(
         self, state: KernelState, model_args: tuple, model_kwargs: dict[str, Any]
     ) -> KernelState:
-        """Turns until one more move is complete."""
+        """Run turns until the next move is complete."""
         params = params_of(self.target, model_args, model_kwargs)
         if typed_key(state.rng_key).ndim:
             return jax.vmap(lambda chain: self._move(chain, params))(state)
         return self._move(state, params)
 
     def get_diagnostics_str(self, state: KernelState) -> str:
-        """Turns so far and the present log density."""
+        """Number of turns so far and the current log density."""
         turns = state.exploration.turn
         log_density = state.sample.get("log_density")
-        shown = "" if log_density is None else f", log density {log_density:.2f}"
-        return f"{turns} turns{shown}"
+        density = "" if log_density is None else f", log density {log_density:.2f}"
+        return f"{turns} turns{density}"
 
     def _start(self, key: Key[Array, ""], params: Any) -> KernelState:
         key_init, key_steps = jax.random.split(key)
@@ -163,15 +162,15 @@ class ExplorerKernel(MCMCKernel):
             params,
             max_steps=self.max_steps,
         )
-        return self._shown(key_steps, exploration, params)
+        return self._make_state(key_steps, exploration, params)
 
     def _move(self, state: KernelState, params: Any) -> KernelState:
-        # A resumed chain may bring an old-style key, and MCMC wants it back as it was.
+        # A resumed chain may have an old-style key, and MCMC needs the same key back.
         key, exploration = typed_key(state.rng_key), without_names(state.exploration)
-        before = exploration.state.iteration
+        iteration = exploration.state.iteration
 
-        def waits(exploration: Exploration) -> Array:
-            return exploration.state.iteration == before
+        def is_incomplete(exploration: Exploration) -> Array:
+            return exploration.state.iteration == iteration
 
         def advance(exploration: Exploration) -> Exploration:
             return turn(
@@ -183,53 +182,53 @@ class ExplorerKernel(MCMCKernel):
                 max_steps=self.max_steps,
             )[0]
 
-        exploration = jax.lax.while_loop(waits, advance, exploration)
-        return self._shown(state.rng_key, exploration, params)
+        exploration = jax.lax.while_loop(is_incomplete, advance, exploration)
+        return self._make_state(state.rng_key, exploration, params)
 
-    def _shown(self, key: Any, exploration: Exploration, params: Any) -> KernelState:
-        sample = self._numbers(exploration, params)
+    def _make_state(
+        self, key: Any, exploration: Exploration, params: Any
+    ) -> KernelState:
+        sample = self._collect_sample(exploration, params)
         return KernelState(key, with_names(exploration), sample)
 
-    def _numbers(self, exploration: Exploration, params: Any) -> NamedValues:
-        numbers = exploration.state.sample._asdict()
-        if any(leaf.ndim for leaf in jax.tree.leaves(numbers)):
+    def _collect_sample(self, exploration: Exploration, params: Any) -> NamedValues:
+        summary = exploration.state.sample._asdict()
+        if any(leaf.ndim for leaf in jax.tree.leaves(summary)):
             raise ConfigurationError(
-                "ExplorerKernel needs an explorer of one chain, and this one runs "
-                "several. Make it with num_chains=1: the chains are MCMC's."
+                "ExplorerKernel needs an explorer of one chain, but this one has "
+                "several. Use num_chains=1 for the explorer, and num_chains of MCMC."
             )
         state = exploration.state
-        # A sweep has many members, and the state of its chain is one of them; with
-        # several temperatures it is the first chain's.
-        present = jnp.ravel(getattr(state, "place", state.members))[:1]
-        row = as_store(self.target).gather(exploration.stored, present)
-        values = collected(self.target, self.collect, row, params)
-        both = sorted(set(numbers) & set(values))
-        if both:
+        # A sweep has many members; the state of the chain is one of them. With several
+        # temperatures it is the state of the first chain.
+        current = jnp.ravel(getattr(state, "place", state.members))[:1]
+        row = as_store(self.target).gather(exploration.stored, current)
+        values = collect_values(self.target, self.collect, row, params)
+        common_names = sorted(set(summary) & set(values))
+        if common_names:
             raise ConfigurationError(
-                f"The explorer and what is collected both have {both}. Rename the "
-                "sites, or give ExplorerKernel a function `collect` that does."
+                f"The explorer and the collected values both have {common_names}. "
+                "Rename the sites, or rename the values in a function `collect`."
             )
-        return NamedValues({**numbers, **values})
+        return NamedValues({**summary, **values})
 
 
-def _check(explorer: Any) -> None:
+def _check_explorer(explorer: Any) -> None:
     if isinstance(explorer, Sampler):
         raise ConfigurationError(
-            "ExplorerKernel moves one Markov chain, and a sampler such as smc gives "
-            "independent systems of particles. PMMH(sampler, target) makes a chain of "
-            "whole systems (particle independent Metropolis-Hastings); "
-            "particle_gibbs(endless=True) and pimh(endless=True) are explorers that "
-            "move by SMC."
+            "ExplorerKernel moves one Markov chain, but a sampler such as smc gives "
+            "independent particle systems. Use PMMH(sampler, target) for a chain of "
+            "systems (particle independent Metropolis-Hastings), or the explorers "
+            "particle_gibbs(endless=True) and pimh(endless=True)."
         )
     if not isinstance(explorer, Explorer):
         raise ConfigurationError(
             f"ExplorerKernel needs an explorer, for instance particle_gibbs("
-            f"endless=True), and was given {explorer!r}."
+            f"endless=True); got {explorer!r}."
         )
     if not explorer.endless:
         raise ConfigurationError(
-            "ExplorerKernel needs an explorer that may run for ever in a store of "
-            "fixed size: a Markov chain made with endless=True (suffix_metropolis, "
-            "particle_gibbs, pimh, parallel_tempering). A search has no posterior to "
-            "sample from."
+            "ExplorerKernel needs an endless Markov chain, which runs in a store of "
+            "fixed size: use suffix_metropolis, particle_gibbs, pimh or "
+            "parallel_tempering with endless=True. A search has no posterior."
         )

@@ -1,4 +1,4 @@
-"""What numpyro kernels of this package have in common."""
+"""Parts that the numpyro kernels of this package share."""
 
 import warnings
 from collections.abc import Callable
@@ -14,54 +14,54 @@ from tsi.target import Target
 
 
 def check_target(target: Any, kernel: str) -> None:
-    """Refuse what is no target.
+    """Check that an object is a target.
 
     Raises:
-        ConfigurationError: naming the kernel.
+        ConfigurationError: if it is not; the message names the kernel.
     """
     if not isinstance(target, Target):
         raise ConfigurationError(
-            f"{kernel} needs a target, and was given {target!r}. A numpyro program "
-            "with steps becomes one by program_target."
+            f"{kernel} needs a target; got {target!r}. Make one from numpyro programs "
+            "with program_target."
         )
 
 
 def warn_of_another_posterior(
     target: Any, path_log_weight: Callable[..., Any] | None, power: float = 1.0
 ) -> None:
-    """Warn where MCMC would sample something else than a program's posterior.
+    """Warn if MCMC would not sample the posterior of a program.
 
     Args:
-        target: what is explored.
-        path_log_weight: what the sampler aims at; None is not judged.
-        power: of p in it.
+        target: the target.
+        path_log_weight: path weight of the sampler; None is not checked.
+        power: exponent of p in the sampler's target.
     """
     if path_log_weight is None or not isinstance(target, ProgramTarget):
         return
-    # What a function computes shows in its values at a few generic points.
+    # Identify the path weight by its values at a few generic points.
     probe = jax.random.normal(jax.random.key(0), (7, target.max_steps))
     weight = path_log_weight(probe, jnp.ones(probe.shape, bool))
     if power == 1.0 and np.allclose(weight, probe.sum(-1), atol=1e-4):
         return
     warnings.warn(
-        "The sampler does not aim at the program's posterior, for its path weight is "
-        "not the product of all observed sites and factors. If the posterior is meant, "
-        "give the sampler potential=product().",
+        "The sampler does not target the posterior of the program: its path weight is "
+        "not the product of all observed sites and factors. To sample the posterior, "
+        "use potential=product() for the sampler.",
         stacklevel=3,
     )
 
 
-def collected(
+def collect_values(
     target: Any, collect: Callable[[Any], dict[str, Any]] | None, row: Any, params: Any
 ) -> dict[str, Any]:
-    """What a kernel keeps of one particle.
+    """The values that a kernel collects of one particle.
 
     Args:
-        target: whose particle it is.
-        collect: as given to the kernel; None for the sites of a program, and nothing
-            of other targets.
-        row: the particle, leading axis 1.
-        params: the target's parameters.
+        target: the target of the particle.
+        collect: argument of the kernel; None for the sites of a program, and nothing
+            for other targets.
+        row: the particle, with a leading axis of size one.
+        params: parameters of the target.
     """
     if collect is not None:
         values = collect(row)

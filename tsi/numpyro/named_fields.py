@@ -1,9 +1,9 @@
-"""Kernel states that answer a wrong field name with a sentence.
+"""Kernel states whose error for a wrong field name lists the known names.
 
-MCMC looks up `extra_fields` by attribute and then by index, which of a tuple is a bare
-TypeError and of a dict a bare KeyError. States are therefore handed to MCMC with every
-NamedTuple in them replaced by a subclass, and every dict by a `NamedValues`, that say
-which names there are.
+MCMC looks up `extra_fields` by attribute and then by index. For a wrong name a tuple
+raises a bare TypeError, and a dict a bare KeyError. In the states that MCMC gets, every
+NamedTuple is therefore replaced by a subclass, and every dict by a `NamedValues`, whose
+errors list the known names.
 """
 
 import functools
@@ -16,31 +16,31 @@ from tsi.errors import UnknownNameError
 
 @jax.tree_util.register_pytree_with_keys_class
 class NamedValues(dict):
-    """A dict, in particular of what a chain collects; a wrong name is a sentence.
+    """A dict of collected values whose error for a wrong name lists the known names.
 
     Raises:
-        UnknownNameError: for a name that is not in it, by index or `pop`.
+        UnknownNameError: for an unknown name, by index or `pop`.
     """
 
     def __missing__(self, name: Any) -> Any:
         raise UnknownNameError("collected value", name, self)
 
     def pop(self, name: Any, *default: Any) -> Any:
-        """As of a dict."""
+        """As `dict.pop`."""
         return super().pop(name, *default) if name in self or default else self[name]
 
     def copy(self) -> "NamedValues":
-        """As of a dict."""
+        """As `dict.copy`."""
         return NamedValues(self)
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        """As a pytree: the values in the order of their names."""
+        """Flatten into the values, in order of their names."""
         names = tuple(sorted(self))
         return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
 
     @classmethod
     def tree_unflatten(cls, names: Any, values: Any) -> "NamedValues":
-        """The inverse."""
+        """Inverse of `tree_flatten_with_keys`."""
         return cls(zip(names, values, strict=True))
 
 
@@ -53,8 +53,8 @@ def _lookup(self: Any, index: Any) -> Any:
 
 
 @functools.cache
-def _talking(kind: type) -> type:
-    """The subclass of a NamedTuple; it pickles as what it was made of."""
+def _named_subclass(kind: type) -> type:
+    """A picklable subclass of a NamedTuple whose errors list the field names."""
     return type(
         kind.__name__,
         (kind,),
@@ -62,21 +62,21 @@ def _talking(kind: type) -> type:
             "__slots__": (),
             "__doc__": kind.__doc__,
             "__getitem__": _lookup,
-            "__reduce__": lambda self: (_made, (kind, tuple(self))),
-            "silent": kind,
+            "__reduce__": lambda self: (_reconstruct, (kind, tuple(self))),
+            "plain_type": kind,
         },
     )
 
 
-def _made(kind: type, values: tuple) -> Any:
-    return _talking(kind)(*values)
+def _reconstruct(kind: type, values: tuple) -> Any:
+    return _named_subclass(kind)(*values)
 
 
 def with_names(tree: Any) -> Any:
-    """The same values in containers that answer a wrong name with a sentence."""
+    """Replace containers by ones whose errors list the known names."""
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        kind = getattr(type(tree), "silent", type(tree))
-        return _talking(kind)(*map(with_names, tree))
+        kind = getattr(type(tree), "plain_type", type(tree))
+        return _named_subclass(kind)(*map(with_names, tree))
     if type(tree) in (dict, NamedValues):
         return NamedValues({name: with_names(value) for name, value in tree.items()})
     if type(tree) in (list, tuple):
@@ -85,9 +85,9 @@ def with_names(tree: Any) -> Any:
 
 
 def without_names(tree: Any) -> Any:
-    """The same values in the containers that `with_names` was given."""
+    """Inverse of `with_names`."""
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        kind = getattr(type(tree), "silent", type(tree))
+        kind = getattr(type(tree), "plain_type", type(tree))
         return kind(*map(without_names, tree))
     if type(tree) in (dict, NamedValues):
         return {name: without_names(value) for name, value in tree.items()}

@@ -1,11 +1,11 @@
-"""The parameters of a numpyro prior as a vector that a random walk can move.
+"""The parameters of a numpyro prior as a real vector for a random walk.
 
-    log density of z = sum over moved sites of log p(theta) + log |d theta / d z|
-                       + what the other sites add,
+    log density of z = sum over continuous sites of log p(theta) + log |d theta / d z|
+                       + terms of the other sites,
 
-where theta = T(z) maps a real vector to each continuous site's support. A discrete site
-cannot walk: it is drawn anew from the prior, whose density then cancels out of the
-acceptance ratio and is left out here.
+where theta = T(z) maps a real vector to the support of each continuous site. A discrete
+site is not moved by the walk. It is drawn anew from the prior, so its density
+cancels in the acceptance ratio and is omitted here.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ class Parameters(NamedTuple):
     """One run of the prior.
 
     Attributes:
-        log_density: of z, up to what cancels.
+        log_density: log density of z, without terms that cancel.
         values: latent and deterministic values, by name.
-        params: what the prior returned: the target's parameters.
+        params: the value that the prior returned: the parameters of the target.
     """
 
     log_density: Float[Array, ""]
@@ -33,29 +33,29 @@ class Parameters(NamedTuple):
     params: Any
 
 
-def drawn_parameters(
+def draw_parameters(
     prior: Callable[..., Any],
     key: Key[Array, ""],
     arguments: Any,
     given: dict[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Real values of the prior's continuous sites at one of its draws.
+    """Draw the continuous sites of a prior, and map them to real values.
 
     Args:
         prior: a numpyro program.
-        key: of the draw.
-        arguments: the `params` that stand for the arguments of the run.
-        given: real values in place of drawn ones, by name.
+        key: a typed key.
+        arguments: the packed arguments of the run.
+        given: real values that replace drawn ones, by name.
 
     Raises:
-        ConfigurationError: `given` names what is no continuous site of the prior, or
-            the prior has sites in a numpyro scan.
+        ConfigurationError: if `given` has a name that is not a continuous site of the
+            prior, or the prior has continuous sites in a numpyro scan.
     """
     given = {} if given is None else given
     functions: dict[str, Any] = {}
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def seen(site: dict[str, Any]) -> Any:
+    def record_site(site: dict[str, Any]) -> Any:
         if site["type"] != "sample" or site["value"] is not None:
             return None
         functions[site["name"]] = site["fn"]
@@ -64,49 +64,49 @@ def drawn_parameters(
             return None
         return biject_to(site["fn"].support)(given[site["name"]])
 
-    sites = run_program(prior, key, seen, params=arguments)
-    moved = [
+    sites = run_program(prior, key, record_site, params=arguments)
+    continuous = [
         name
         for name in sites.latents
         if name in functions and not functions[name].is_discrete
     ]
-    repeated = sorted(n for n in moved if sites.latents[n].shape != shapes[n])
+    repeated = sorted(n for n in continuous if sites.latents[n].shape != shapes[n])
     if repeated:
         raise ConfigurationError(
-            f"The prior draws {repeated} in a numpyro scan, which cannot be moved from "
-            "outside. Draw them as one vector site."
+            f"The prior draws {repeated} in a numpyro scan, where the random walk "
+            "cannot set them. Draw them as one vector site."
         )
-    strangers = sorted(set(given) - set(moved))
-    if strangers:
+    unknown = sorted(set(given) - set(continuous))
+    if unknown:
         raise ConfigurationError(
-            f"init_params names {strangers}, and the prior's continuous sites are "
-            f"{sorted(moved)}. Give their unconstrained values."
+            f"init_params has {unknown}, but the continuous sites of the prior are "
+            f"{sorted(continuous)}. Use their names, with unconstrained values."
         )
     return {
         name: jnp.asarray(
             given.get(name, biject_to(functions[name].support).inv(sites.latents[name]))
         )
-        for name in moved
+        for name in continuous
     }
 
 
-def parameters_at(
+def evaluate_prior(
     prior: Callable[..., Any],
     key: Key[Array, ""],
     z: dict[str, Array],
     arguments: Any,
 ) -> Parameters:
-    """The prior at real values of its continuous sites.
+    """Evaluate the prior at real values of its continuous sites.
 
     Args:
         prior: a numpyro program.
-        key: of its discrete and hidden sites.
+        key: for its discrete and hidden sites.
         z: real values, by name.
-        arguments: the `params` that stand for the arguments of the run.
+        arguments: the packed arguments of the run.
     """
     log_jacobians: dict[str, Array] = {}
 
-    def moved(site: dict[str, Any]) -> Any:
+    def set_site(site: dict[str, Any]) -> Any:
         name = site.get("name")
         if name not in z or site["value"] is not None:
             return None
@@ -116,7 +116,7 @@ def parameters_at(
         log_jacobians[name] = jnp.sum(slope)
         return value
 
-    sites = run_program(prior, key, moved, params=arguments)
+    sites = run_program(prior, key, set_site, params=arguments)
     return Parameters(
         _log_density(sites, log_jacobians),
         {**sites.latents, **sites.deterministics},
@@ -130,6 +130,7 @@ def _log_density(sites: Sites, log_jacobians: dict[str, Array]) -> Float[Array, 
         if name in log_jacobians:
             terms += [log_p, log_jacobians[name].astype(log_p.dtype)]
         else:
-            # Of a site drawn from the prior only what a handler adds is left.
+            # The density of a site drawn from the prior cancels; a handler's terms do
+            # not.
             terms.append(sites.log_excess[name])
     return sum(terms[1:], terms[0])

@@ -1,7 +1,7 @@
 """A particle system as the state of a Metropolis-Hastings chain.
 
-Its evidence estimate stands in for the likelihood that cannot be computed, and one of
-its particles, drawn in proportion to the weights, for the path.
+The evidence estimate of the system replaces the likelihood, which cannot be computed.
+The path is one of its particles, drawn in proportion to the weights.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from tsi.errors import ConfigurationError
 from tsi.explore import as_store
 from tsi.numpyro.arguments import ModelArguments
-from tsi.numpyro.hosting import collected
+from tsi.numpyro.hosting import collect_values
 from tsi.run import run
 from tsi.weights import normalise
 
@@ -25,8 +25,8 @@ class System(NamedTuple):
     Attributes:
         z: the parameters as real values, by name.
         log_prior: log density of z under the prior.
-        log_evidence: log Z, of the system's own estimate.
-        sample: the numbers that are collected, by name.
+        log_evidence: log Z, the estimate of this system.
+        sample: the collected values, by name.
     """
 
     z: dict[str, Any]
@@ -36,14 +36,14 @@ class System(NamedTuple):
 
     @property
     def log_density(self) -> Float[Array, ""]:
-        """What proposals are judged by; -inf where it is no number."""
+        """Log density in the acceptance ratio; NaN and +inf as -inf."""
         total = self.log_prior + self.log_evidence
         is_invalid = jnp.isnan(total) | (total == jnp.inf)
         return jnp.where(is_invalid, -jnp.inf, total)
 
 
 class Setting(NamedTuple):
-    """How a system is run; see `tsi.numpyro.pmmh.PMMH` for what each is."""
+    """How a system is run; see `tsi.numpyro.pmmh.PMMH` for the fields."""
 
     sampler: Any
     target: Any
@@ -52,25 +52,25 @@ class Setting(NamedTuple):
     max_steps: int | None
 
 
-def evidence_and_path(
+def run_system(
     setting: Setting, key: Key[Array, ""], params: Any
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """log Z of a new system, and what is collected of one of its particles.
+    """Run a new system; its log Z, and the collected values of one of its particles.
 
     Args:
-        setting: what is run.
-        key: of the run and the draw.
-        params: the target's parameters.
+        setting: how the system is run.
+        key: a typed key.
+        params: parameters of the target.
 
     Raises:
-        ConfigurationError: several arguments for a target that takes `params` alone.
+        ConfigurationError: for several arguments, if the target takes only `params`.
     """
     target = setting.target
     several = isinstance(params, ModelArguments)
     if several and not getattr(target, "takes_arguments", False):
         raise ConfigurationError(
             f"The prior returned ModelArguments, but {type(target).__name__} takes one "
-            "argument, `params`. Return that."
+            "argument, `params`. Return one pytree."
         )
     key_run, key_draw = jax.random.split(key)
     result = run(
@@ -83,13 +83,13 @@ def evidence_and_path(
     )
     drawn = jax.random.categorical(key_draw, normalise(result.state.log_weights))
     row = as_store(target).gather(result.particles, drawn[None])
-    path = collected(target, setting.collect, row, params)
+    path = collect_values(target, setting.collect, row, params)
     return result.state.log_evidence, path
 
 
-def acceptance(here: System, there: System) -> Float[Array, ""]:
-    """The probability to go from one system to the other by a symmetric proposal."""
-    # From a system without evidence every move is accepted, as -inf - -inf is NaN.
-    dead = here.log_density == -jnp.inf
-    log_ratio = jnp.where(dead, 0.0, there.log_density - here.log_density)
+def acceptance_probability(current: System, proposal: System) -> Float[Array, ""]:
+    """The acceptance probability of a symmetric proposal."""
+    # Accept every move from a system of density zero: -inf - -inf is NaN.
+    dead = current.log_density == -jnp.inf
+    log_ratio = jnp.where(dead, 0.0, proposal.log_density - current.log_density)
     return jnp.exp(jnp.minimum(log_ratio, 0.0))

@@ -1,4 +1,4 @@
-"""Particles of a program: every step that each of them took."""
+"""Particles of a program target, with the history of their steps."""
 
 from typing import Any, NamedTuple
 
@@ -13,14 +13,14 @@ class ProgramStep(NamedTuple):
     """One step of one particle; in a history every leaf has leading axes N, T.
 
     Attributes:
-        key: of all the step's randomness, so that replaying a step repeats what
-            `handlers.block` hides too.
+        key: key of the step, so that a replay also repeats the sites that
+            `handlers.block` hides.
         latents: value of each latent site of `step_fn`, by name.
         deterministics: value of each of its `numpyro.deterministic` sites, by name.
-        carry: what `step_fn` returned.
+        carry: the carry that `step_fn` returned.
         log_prob: log p of the step's latent sites.
         log_potential: log G_t.
-        log_correction: log p - log q, had the step been drawn by the proposal.
+        log_correction: log p - log q of the step.
     """
 
     key: Key[Array, "*batch"]
@@ -36,13 +36,13 @@ class ProgramParticles(NamedTuple):
     """Runs of a program so far.
 
     Attributes:
-        carry: present carry, leaves [N, ...]; zeros before the first step of a
-            program whose `init_fn` has sites.
+        carry: current carry, leaves [N, ...]; zeros before the first step if `init_fn`
+            has sites.
         initial: value of each latent site of `init_fn`, by name, [N, ...].
-        initial_deterministics: and of each `numpyro.deterministic` site.
-        history: every step taken, leaves [N, T, ...]; what stands at `length` and
-            after means nothing.
-        length: steps taken, [N].
+        initial_deterministics: value of each `numpyro.deterministic` site of `init_fn`.
+        history: the steps so far, leaves [N, T, ...]; values from `length` on are
+            arbitrary.
+        length: number of steps taken, [N].
         finished: [N].
     """
 
@@ -55,19 +55,19 @@ class ProgramParticles(NamedTuple):
 
 
 def as_arrays(tree: Any) -> Any:
-    """A carry whose Python numbers have become arrays."""
+    """Convert the Python numbers of a carry to arrays."""
     return jax.tree.map(jnp.asarray, tree)
 
 
 def check_carry(before: Any, after: Any) -> None:
-    """Refuse a step whose carry could not be the next step's.
+    """Check that a step returns a carry like the one that it gets.
 
     Args:
-        before: the carry that a step is given, arrays.
-        after: the one that it returns.
+        before: the carry that a step gets, arrays.
+        after: the carry that it returns.
 
     Raises:
-        ConfigurationError: structure, shapes or dtypes differ.
+        ConfigurationError: if structure, shapes or dtypes differ.
     """
 
     def shapes(tree: Any) -> Any:
@@ -78,8 +78,8 @@ def check_carry(before: Any, after: Any) -> None:
     given, returned = shapes(before), shapes(after)
     if jax.tree.flatten(given) != jax.tree.flatten(returned):
         raise ConfigurationError(
-            "step_fn must return a carry of the structure, shapes and dtypes that it "
-            f"is given; it is given {given} and returns {returned}. Make init_fn "
-            "return a carry like step_fn's; whether a particle has finished is said "
-            "by `end`."
+            "step_fn must return a carry with the structure, shapes and dtypes of the "
+            f"carry that it gets; it gets {given} and returns {returned}. Make init_fn "
+            "return a carry like that of step_fn. Use `end` to state whether a "
+            "particle has finished."
         )

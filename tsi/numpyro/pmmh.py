@@ -1,20 +1,20 @@
-r"""Particle marginal Metropolis-Hastings: parameters around a target, by its evidence.
+r"""Particle marginal Metropolis-Hastings: inference of the parameters of a target.
 
-The target's paths x depend on parameters theta, whose prior is a numpyro program. A
-particle system run at theta has an unbiased estimate Z of p(y | theta), and
+The paths x of the target depend on parameters theta, whose prior is a numpyro program.
+A particle system run at theta gives an unbiased estimate Z of p(y | theta), and
 
     theta' ~ q(. | theta),  Z' from a new system at theta',
     accept with probability  min(1, p(theta') Z' q(theta | theta')
                                     / (p(theta) Z q(theta' | theta))),
 
-keeps p(theta, x | y) invariant, x being one particle of the accepted system drawn in
-proportion to its weights. Z belongs to the state: it is kept until a proposal is
-accepted, for a chain that estimated it anew at each move would aim at something else.
+leaves p(theta, x | y) invariant, where x is one particle of the accepted system, drawn
+in proportion to its weights. Z is part of the state and is kept until a proposal is
+accepted; a chain that estimated it anew at each move would have another target.
 
-theta moves by a random walk in the reals, z -> theta one to one, so that the prior's
-density of z has |d theta / dz| in it. Scale and covariance of the walk adapt during
-warm-up only. Without a prior there is nothing to walk, and what remains is particle
-independent Metropolis-Hastings, the chain of whole systems.
+theta moves by a random walk on unconstrained values z, so the prior density of z
+includes |d theta / dz|. Scale and covariance of the walk adapt only during warm-up.
+Without a prior there are no parameters to move, and the method is particle independent
+Metropolis-Hastings, a chain of particle systems.
 
     def prior(y):
         decay = numpyro.sample("decay", dist.Uniform(-1, 1))
@@ -47,33 +47,33 @@ from tsi.explorer import Explorer
 from tsi.numpyro.arguments import call, model_arguments, params_of
 from tsi.numpyro.hosting import check_target, warn_of_another_posterior
 from tsi.numpyro.named_fields import NamedValues, with_names, without_names
-from tsi.numpyro.parameters import drawn_parameters, parameters_at
+from tsi.numpyro.parameters import draw_parameters, evaluate_prior
 from tsi.numpyro.particle_system import (
     Setting,
     System,
-    acceptance,
-    evidence_and_path,
+    acceptance_probability,
+    run_system,
 )
-from tsi.numpyro.random_walk import RandomWalk, adapted, begin, step
+from tsi.numpyro.random_walk import RandomWalk, adapt_walk, start_walk, step
 from tsi.sampler import Sampler
 from tsi.step_keys import typed_key
 
 
 class PMMHState(NamedTuple):
-    """What numpyro carries from sample to sample.
+    """The state of the kernel.
 
     Attributes:
-        rng_key: move i draws with fold_in(rng_key, i).
-        iteration: moves so far, those of warm-up included.
-        num_warmup: moves that adapt the walk.
+        rng_key: move i uses fold_in(rng_key, i).
+        iteration: number of moves so far, including warm-up.
+        num_warmup: number of moves that adapt the walk.
         z: the parameters as real values, by name.
         log_prior: log density of z under the prior.
-        log_evidence: log Z of the accepted system, never estimated again.
-        accept_prob: of the latest proposal.
-        mean_accept_prob: since warm-up ended, or so far during it.
-        num_accepted: proposals accepted so far.
+        log_evidence: log Z of the accepted system, which is not estimated again.
+        accept_prob: acceptance probability of the latest proposal.
+        mean_accept_prob: mean since the end of warm-up; during warm-up, mean so far.
+        num_accepted: number of accepted proposals so far.
         walk: the proposal.
-        sample: the numbers that are collected, by name.
+        sample: the collected values, by name.
     """
 
     rng_key: Key[Array, "*chains"] | UInt32[Array, "*chains 2"]
@@ -89,7 +89,7 @@ class PMMHState(NamedTuple):
     sample: dict[str, Any]
 
     def __getitem__(self, index: Any) -> Any:
-        # MCMC looks for extra fields here last.
+        # MCMC looks up extra fields by attribute first, and then here.
         if isinstance(index, str):
             raise UnknownNameError("extra field", index, self._fields)
         return tuple.__getitem__(self, index)
@@ -99,35 +99,35 @@ class PMMH(MCMCKernel):
     """Particle marginal Metropolis-Hastings as a numpyro kernel.
 
     Args:
-        sampler: of the particle systems: a `Sampler`, or an `Explorer` that ends, with
-            a target and no others besides. For a program whose posterior is meant its
-            potential is the product: `smc(potential=product())`.
-        target: what is explored at given parameters.
+        sampler: runs the particle systems: a `Sampler`, or an `Explorer` that is not
+            endless and has no auxiliary targets. It must have a target. To sample the
+            posterior of a program use `smc(potential=product())`.
+        target: the target at given parameters.
         prior: a numpyro program of the arguments of `mcmc.run` that returns the
-            target's `params`. Its continuous sites walk; its discrete sites are drawn
-            from the prior at each proposal. None for particle independent
-            Metropolis-Hastings: the arguments are the target's.
-        num_particles: N of each system. Moves are most efficient where the standard
+            `params` of the target. Its continuous sites move by the random walk; its
+            discrete sites are drawn from the prior at each proposal. None for particle
+            independent Metropolis-Hastings; the target then gets the arguments.
+        num_particles: N of each system. Moves are most efficient if the standard
             deviation of log Z is between 1 and 2 [4].
-        step_size: standard deviation of the walk in each real coordinate, to begin
-            with, times 2.38 / sqrt(dimensions).
+        step_size: initial standard deviation of the walk in each real coordinate,
+            before the factor 2.38 / sqrt(dimensions).
         adapt: whether scale and covariance adapt during warm-up.
-        target_accept_prob: that the scale aims at.
+        target_accept_prob: acceptance probability to which the scale adapts.
         collect: `(particles) -> dict` of arrays with a leading axis, called with the
-            particle drawn alone; collected beside the prior's sites. By default the
-            sites of a program, and nothing of other targets.
-        max_steps: step limit; by default the target's.
+            drawn particle; its values are collected together with the sites of the
+            prior. By default the sites of a program, and nothing for other targets.
+        max_steps: step limit; by default that of the target.
 
     Raises:
-        ConfigurationError: what is given is no sampler or target, the sampler has no
-            target of its own, or a number is out of range.
+        ConfigurationError: if the sampler or the target is of another type, the sampler
+            has no target, or a number is out of range.
 
-    Among the `extra_fields` are "log_evidence", "log_prior", "accept_prob",
+    The `extra_fields` include "log_evidence", "log_prior", "accept_prob",
     "mean_accept_prob" and "walk.log_scale".
     """
 
     sample_field = "sample"
-    # MCMC takes this attribute's presence as leave to resume without a new init.
+    # If this attribute is set, MCMC resumes a run without calling init again.
     _sample_fn = True
 
     def __init__(
@@ -143,13 +143,13 @@ class PMMH(MCMCKernel):
         collect: Callable[[Any], dict[str, Any]] | None = None,
         max_steps: int | None = None,
     ) -> None:
-        _check(sampler)
+        _check_sampler(sampler)
         check_target(target, "PMMH")
         power = sampler.power if isinstance(sampler, Explorer) else 1.0
         warn_of_another_posterior(target, sampler.path_log_weight, power)
         if num_particles < 1 or not step_size > 0 or not 0 < target_accept_prob < 1:
             raise ConfigurationError(
-                "PMMH needs a positive number of particles and step_size and a "
+                "PMMH needs positive num_particles and step_size, and a "
                 f"target_accept_prob between 0 and 1; got {num_particles}, {step_size} "
                 f"and {target_accept_prob}."
             )
@@ -160,21 +160,21 @@ class PMMH(MCMCKernel):
 
     @property
     def model(self) -> Callable[..., Any] | None:
-        """The whole numpyro model, prior and all steps; None if the target has none."""
-        return None if _model_of(self.target) is None else self._model
+        """The whole numpyro model, prior and all steps; None without a target model."""
+        return None if _get_model(self.target) is None else self._model
 
     @property
     def unconditioned_model(self) -> Callable[..., Any] | None:
-        """`model` with the steps' observed sites drawn instead, for `Predictive`."""
-        return None if _model_of(self.target) is None else self._unconditioned_model
+        """`model` with the observed sites of the steps drawn, for `Predictive`."""
+        return None if _get_model(self.target) is None else self._unconditioned_model
 
     def _model(self, *args: Any, **kwargs: Any) -> Any:
-        return self._spread(self.target.model, args, kwargs)
+        return self._run_model(self.target.model, args, kwargs)
 
     def _unconditioned_model(self, *args: Any, **kwargs: Any) -> Any:
-        return self._spread(self.target.unconditioned_model, args, kwargs)
+        return self._run_model(self.target.unconditioned_model, args, kwargs)
 
-    def _spread(self, model: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    def _run_model(self, model: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         if self.prior is None:
             return model(*args, **kwargs)
         params = call(self.prior, params=model_arguments(*args, **kwargs))
@@ -188,19 +188,19 @@ class PMMH(MCMCKernel):
         model_args: tuple,
         model_kwargs: dict[str, Any],
     ) -> PMMHState:
-        """A first system at parameters drawn from the prior.
+        """Run a first system at parameters drawn from the prior.
 
         Args:
             rng_key: one key, or one per chain.
-            num_warmup: moves that adapt the walk.
-            init_params: unconstrained values of continuous sites of the prior, by
-                name, to start from; drawn where not given.
-            model_args: the prior's.
-            model_kwargs: the prior's.
+            num_warmup: number of moves that adapt the walk.
+            init_params: initial unconstrained values of continuous sites of the prior,
+                by name; other sites are drawn.
+            model_args: positional arguments of the prior.
+            model_kwargs: keyword arguments of the prior.
 
         Raises:
-            ConfigurationError: `init_params` names what is no continuous site, or the
-                target does not take these arguments.
+            ConfigurationError: if `init_params` has a name that is not a continuous
+                site, or the target does not take these arguments.
         """
         arguments = self._arguments(model_args, model_kwargs)
         if init_params is not None and not isinstance(init_params, dict):
@@ -219,14 +219,14 @@ class PMMH(MCMCKernel):
     def sample(
         self, state: PMMHState, model_args: tuple, model_kwargs: dict[str, Any]
     ) -> PMMHState:
-        """One proposal, and its acceptance or the state as it was."""
+        """Propose parameters with a new system, and accept or reject them."""
         arguments = self._arguments(model_args, model_kwargs)
         if typed_key(state.rng_key).ndim:
             return jax.vmap(lambda chain: self._move(chain, arguments))(state)
         return self._move(state, arguments)
 
     def get_diagnostics_str(self, state: PMMHState) -> str:
-        """Acceptance so far and the present evidence estimate."""
+        """Mean acceptance probability and the current evidence estimate."""
         return (
             f"acc. prob={state.mean_accept_prob:.2f}, "
             f"log evidence {state.log_evidence:.2f}"
@@ -240,13 +240,14 @@ class PMMH(MCMCKernel):
     def _system(
         self, key: Key[Array, ""], z: dict[str, Array], arguments: Any
     ) -> System:
-        """Parameters at z, and a new particle system there."""
+        """Run a new particle system at the parameters z."""
         key_prior, key_system = jax.random.split(key)
         log_prior, params = jnp.zeros(()), arguments
         values: dict[str, Any] = {}
         if self.prior is not None:
-            there = parameters_at(self.prior, key_prior, z, arguments)
-            log_prior, values, params = there
+            log_prior, values, params = evaluate_prior(
+                self.prior, key_prior, z, arguments
+            )
         setting = Setting(
             self.sampler,
             self.target,
@@ -254,12 +255,12 @@ class PMMH(MCMCKernel):
             self.collect,
             self.max_steps,
         )
-        log_evidence, path = evidence_and_path(setting, key_system, params)
-        both = sorted(set(values) & set(path))
-        if both:
+        log_evidence, path = run_system(setting, key_system, params)
+        common_names = sorted(set(values) & set(path))
+        if common_names:
             raise ConfigurationError(
-                f"The prior and what is collected of a path both have {both}. Rename "
-                "the sites of one of them."
+                "The prior and the collected values of a path both have "
+                f"{common_names}. Rename the sites of one of them."
             )
         return System(z, log_prior, log_evidence, {**values, **path})
 
@@ -273,15 +274,15 @@ class PMMH(MCMCKernel):
         key_prior, key_system, key_moves = jax.random.split(key, 3)
         z: dict[str, Array] = {}
         if self.prior is not None:
-            z = drawn_parameters(self.prior, key_prior, arguments, given)
+            z = draw_parameters(self.prior, key_prior, arguments, given)
         elif given:
             raise ConfigurationError(
-                f"init_params names {sorted(given)}, and without a prior PMMH has no "
+                f"init_params has {sorted(given)}, but without a prior PMMH has no "
                 "parameters."
             )
         system = self._system(key_system, z, arguments)
-        zero, none = jnp.zeros((), jnp.int32), jnp.zeros(())
-        return _shown(
+        zero, no_rate = jnp.zeros((), jnp.int32), jnp.zeros(())
+        return _with_names(
             PMMHState(
                 key_moves,
                 zero,
@@ -289,61 +290,63 @@ class PMMH(MCMCKernel):
                 system.z,
                 system.log_prior,
                 system.log_evidence,
-                none,
-                none,
+                no_rate,
+                no_rate,
                 zero,
-                begin(ravel_pytree(z)[0], self.step_size),
+                start_walk(ravel_pytree(z)[0], self.step_size),
                 system.sample,
             )
         )
 
     def _move(self, state: PMMHState, arguments: Any) -> PMMHState:
-        rng_key, state = state.rng_key, _plain(state)
-        # A resumed chain may bring an old-style key, and MCMC wants it back as it was.
+        rng_key, state = state.rng_key, _without_names(state)
+        # A resumed chain may have an old-style key, and MCMC needs the same key back.
         key = jax.random.fold_in(typed_key(rng_key), state.iteration)
         key_walk, key_system, key_accept = jax.random.split(key, 3)
-        here = System(state.z, state.log_prior, state.log_evidence, state.sample)
-        vector, back = ravel_pytree(state.z)
-        z = back(step(key_walk, state.walk, vector))
-        there = self._system(key_system, z, arguments)
+        current = System(state.z, state.log_prior, state.log_evidence, state.sample)
+        vector, unravel = ravel_pytree(state.z)
+        z = unravel(step(key_walk, state.walk, vector))
+        proposal = self._system(key_system, z, arguments)
 
-        accept_prob = acceptance(here, there)
+        accept_prob = acceptance_probability(current, proposal)
         accept = jax.random.uniform(key_accept) < accept_prob
-        kept: System = jax.tree.map(
-            lambda new, old: jnp.where(accept, new, old), there, here
+        system: System = jax.tree.map(
+            lambda new, old: jnp.where(accept, new, old), proposal, current
         )
-        warm = state.iteration < state.num_warmup
+        is_warmup = state.iteration < state.num_warmup
         walk = state.walk
         if self.adapt and vector.size:
-            moved = adapted(
+            adapted = adapt_walk(
                 walk,
-                ravel_pytree(kept.z)[0],
+                ravel_pytree(system.z)[0],
                 accept_prob,
                 state.iteration,
                 self.target_accept_prob,
             )
-            walk = jax.tree.map(lambda new, old: jnp.where(warm, new, old), moved, walk)
+            walk = jax.tree.map(
+                lambda new, old: jnp.where(is_warmup, new, old), adapted, walk
+            )
         iteration = state.iteration + 1
-        since = jnp.where(warm, iteration, iteration - state.num_warmup)
-        change = (accept_prob - state.mean_accept_prob) / since
-        return _shown(
+        count = jnp.where(is_warmup, iteration, iteration - state.num_warmup)
+        change = (accept_prob - state.mean_accept_prob) / count
+        return _with_names(
             PMMHState(
                 rng_key,
                 iteration,
                 state.num_warmup,
-                kept.z,
-                kept.log_prior,
-                kept.log_evidence,
+                system.z,
+                system.log_prior,
+                system.log_evidence,
                 accept_prob,
                 state.mean_accept_prob + change,
                 state.num_accepted + accept,
                 walk,
-                kept.sample,
+                system.sample,
             )
         )
 
 
-def _shown(state: PMMHState) -> PMMHState:
+def _with_names(state: PMMHState) -> PMMHState:
     return state._replace(
         z=NamedValues(state.z),
         walk=with_names(state.walk),
@@ -351,7 +354,7 @@ def _shown(state: PMMHState) -> PMMHState:
     )
 
 
-def _plain(state: PMMHState) -> PMMHState:
+def _without_names(state: PMMHState) -> PMMHState:
     return state._replace(
         z=dict(state.z),
         walk=without_names(state.walk),
@@ -359,25 +362,25 @@ def _plain(state: PMMHState) -> PMMHState:
     )
 
 
-def _model_of(target: Any) -> Callable[..., Any] | None:
+def _get_model(target: Any) -> Callable[..., Any] | None:
     return getattr(target, "model", None)
 
 
-def _check(sampler: Any) -> None:
+def _check_sampler(sampler: Any) -> None:
     if not isinstance(sampler, Sampler | Explorer):
         raise ConfigurationError(
-            "PMMH needs a sampler, for instance smc(potential=product()), and was "
-            f"given {sampler!r}."
+            "PMMH needs a sampler, for instance smc(potential=product()); got "
+            f"{sampler!r}."
         )
     weight = sampler.path_log_weight
     if weight is None:
         raise ConfigurationError(
-            "PMMH judges parameters by a sampler's unbiased evidence estimate, and "
-            "this one targets nothing. Use smc(potential=product())."
+            "PMMH needs a sampler with an unbiased evidence estimate, but this one has "
+            "no target. Use smc(potential=product())."
         )
     if isinstance(sampler, Explorer) and (sampler.endless or sampler.auxiliary):
         raise ConfigurationError(
-            "PMMH runs a sampler to its end and takes its evidence; this explorer "
-            "never ends, or its evidence is that of several temperatures together. "
-            "Use smc, or ExplorerKernel for an endless chain without parameters."
+            "PMMH runs a sampler to its end and uses its evidence, but this explorer "
+            "is endless, or its evidence is the product over several temperatures. Use "
+            "smc, or ExplorerKernel for an endless chain without parameters."
         )

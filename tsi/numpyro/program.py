@@ -1,10 +1,10 @@
 """numpyro programs as targets.
 
     p(x_{1:T}) = prod_t prod_latent p(x_t^site | carry_{t-1}),
-    log G_t    = sum of the log densities of step t's observed sites and factors,
+    log G_t    = sum of the log densities of the observed sites and factors of step t.
 
-so that with the product potential the target is the posterior of the numpyro program
-that runs the steps one after the other, and the evidence its marginal likelihood:
+With the product potential the target is the posterior of the numpyro program that runs
+all steps in sequence, and the evidence is its marginal likelihood:
 
     def start(params):
         return jnp.zeros(())
@@ -17,9 +17,9 @@ that runs the steps one after the other, and the evidence its marginal likelihoo
     target = program_target(start, step, max_steps=4)
     tsi.run(samplers.particle_filter("odds"), target, key, 100, params)
 
-A program is written for one particle and traced once for all steps: `t` is a traced
-number, so that what depends on it or on the carry is written with `jnp.where`,
-`jax.lax` (no sites inside) or numpyro's own `scan` and `cond`.
+A program is written for one particle and traced once for all steps. `t` is a traced
+number, so code that depends on it or on the carry uses `jnp.where`, `jax.lax` (without
+sites inside) or numpyro's own `scan` and `cond`.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from tsi.numpyro.particles import (
     as_arrays,
     check_carry,
 )
-from tsi.numpyro.sites import Sites, run_program, total
+from tsi.numpyro.sites import Sites, run_program, sum_sites
 from tsi.numpyro.whole_model import model_sites, run_model
 from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
@@ -56,14 +56,14 @@ class ProgramTarget:
     proposal: Callable[..., Any] | None = None
 
     takes_arguments: ClassVar[bool] = True
-    """Its programs take several or named arguments: see `tsi.numpyro.arguments`."""
+    """Its programs may take several arguments: see `tsi.numpyro.arguments`."""
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """The whole model, a numpyro program of the arguments of `init_fn`.
 
-        A site of a step is one site with T in front of its shape. A site of `init_fn`
-        that a step has too is called "initial/" and its name. The proposal has no part
-        in it, and steps behind a particle's end are masked.
+        A site of a step is one site with a leading axis T. A site of `init_fn` whose
+        name a step has as well gets the prefix "initial/". The proposal is not part of
+        the model, and steps after the end of a particle are masked.
 
         Returns:
             The last carry.
@@ -72,7 +72,7 @@ class ProgramTarget:
         return run_model(self, params, unconditioned=False)
 
     def unconditioned_model(self, *args: Any, **kwargs: Any) -> Any:
-        """`model` with observed sites drawn instead, for `Predictive`."""
+        """`model` with observed sites drawn, for `Predictive`."""
         params = model_arguments(*args, **kwargs)
         return run_model(self, params, unconditioned=True)
 
@@ -80,12 +80,12 @@ class ProgramTarget:
         """Latent and deterministic values by their names in `model`.
 
         Args:
-            particles: N of them.
-            params: the target's parameters.
+            particles: N particles.
+            params: parameters of the target.
 
         Returns:
-            Leaves [N, ...] for sites of `init_fn` and [N, T, ...] for those of steps,
-            zero behind a particle's end.
+            Leaves [N, ...] for sites of `init_fn` and [N, T, ...] for sites of steps,
+            zero after the end of a particle.
         """
         return model_sites(particles, self.step_names(params))
 
@@ -94,7 +94,7 @@ class ProgramTarget:
         key = jax.random.key(0)
         found = []
 
-        def look() -> Any:
+        def trace_step() -> Any:
             carry = self._empty_carry(key, 1, params)
             row = jax.tree.map(lambda leaf: leaf[0], carry)
             t = jnp.zeros((), jnp.int32)
@@ -102,14 +102,16 @@ class ProgramTarget:
             found.append(sites.names)
             return sites.log_likelihood
 
-        jax.eval_shape(look)
+        jax.eval_shape(trace_step)
         return found[0]
 
-    def _begin(self, key: Key[Array, ""], values: dict[str, Any], params: Any) -> Sites:
+    def _run_init(
+        self, key: Key[Array, ""], values: dict[str, Any], params: Any
+    ) -> Sites:
         sites = run_program(self.init_fn, key, values, params=params)
         return sites._replace(returned=as_arrays(sites.returned))
 
-    def _guide(
+    def _run_proposal(
         self,
         key: Key[Array, ""],
         t: Array,
@@ -117,14 +119,14 @@ class ProgramTarget:
         stored: dict[str, Any] | None,
         params: Any,
     ) -> Sites | None:
-        """The proposal's draws, or its densities of stored ones."""
+        """Run the proposal to draw latents, or to get the density of stored ones."""
         if self.proposal is None:
             return None
         guide = run_program(self.proposal, key, stored or {}, t, carry, params=params)
         if guide.num_observed or guide.fixed:
             raise ConfigurationError(
-                "The proposal has observed or fixed sites or factors, but it only "
-                "draws. Move what weighs into step_fn."
+                "The proposal has observed or fixed sites or factors, but it may only "
+                "draw. Move these sites into step_fn."
             )
         return guide
 
@@ -136,27 +138,27 @@ class ProgramTarget:
         stored: dict[str, Any] | None,
         params: Any,
     ) -> ProgramStep:
-        """Step t of one particle, new or with stored latents."""
+        """Run step t of one particle, with new or stored latents."""
         key_guide, key_step = jax.random.split(jax.random.fold_in(key, 1))
-        guide = self._guide(key_guide, t, before, stored, params)
+        guide = self._run_proposal(key_guide, t, before, stored, params)
         values = {} if guide is None else guide.latents
         values = values if stored is None else stored
         sites = run_program(self.step_fn, key_step, values, t, before, params=params)
         excess = sites.log_excess
         if guide is not None:
-            strangers = set(values) - set(sites.latents) | (set(values) & sites.fixed)
-            if strangers:
+            unknown = set(values) - set(sites.latents) | (set(values) & sites.fixed)
+            if unknown:
                 raise ConfigurationError(
-                    f"The proposal draws {sorted(strangers)}, which are no latent "
-                    f"sites of step_fn (it has {sorted(sites.latents)}). Give both "
-                    "programs the same names; observed and hidden sites need no "
+                    f"The proposal draws {sorted(unknown)}, which are not latent "
+                    f"sites of step_fn (it has {sorted(sites.latents)}). Use the same "
+                    "names in both programs; observed and hidden sites need no "
                     "proposal."
                 )
             drawn = {n: sites.log_probs[n] - q for n, q in guide.log_draws.items()}
             excess = {**excess, **drawn}
         after = as_arrays(sites.returned)
         check_carry(before, after)
-        log_prob = total(sites.log_probs)
+        log_prob = sum_sites(sites.log_probs)
         return ProgramStep(
             key,
             sites.latents,
@@ -164,15 +166,15 @@ class ProgramTarget:
             after,
             log_prob,
             sites.log_likelihood,
-            total(excess),
+            sum_sites(excess),
         )
 
-    def _begins_at_random(self, key: Key[Array, ""], params: Any) -> bool:
-        """Whether `init_fn` has sites, which then belong to the first step."""
+    def _init_has_sites(self, key: Key[Array, ""], params: Any) -> bool:
+        """Whether `init_fn` has sites, which are then part of the first step."""
         found = []
 
         def begin() -> Any:
-            sites = self._begin(key, {}, params)
+            sites = self._run_init(key, {}, params)
             found.append(sites.random)
             return sites.returned
 
@@ -180,47 +182,49 @@ class ProgramTarget:
         return found[0]
 
     def _empty_carry(self, key: Key[Array, ""], num_rows: int, params: Any) -> Any:
-        if self._begins_at_random(key, params):
-            carry = jax.eval_shape(lambda: self._begin(key, {}, params).returned)
+        if self._init_has_sites(key, params):
+            carry = jax.eval_shape(lambda: self._run_init(key, {}, params).returned)
             carry = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), carry)
         else:
-            carry = self._begin(key, {}, params).returned
+            carry = self._run_init(key, {}, params).returned
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (num_rows, *leaf.shape)), carry
         )
 
-    def _empty_start(
+    def _empty_init_values(
         self, key: Key[Array, ""], num_rows: int, params: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Latent and deterministic values of `init_fn`, zero if not yet drawn."""
 
         def begin() -> tuple[dict[str, Any], dict[str, Any]]:
-            sites = self._begin(key, {}, params)
+            sites = self._run_init(key, {}, params)
             return sites.latents, sites.deterministics
 
-        if self._begins_at_random(key, params):
+        if self._init_has_sites(key, params):
             shapes = jax.eval_shape(begin)
-            begun = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            init_values = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes
+            )
         else:
-            begun = begin()
+            init_values = begin()
         return jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (num_rows, *leaf.shape)), begun
+            lambda leaf: jnp.broadcast_to(leaf, (num_rows, *leaf.shape)), init_values
         )
 
     def init(
         self, key: AnyKey, num_particles: int, params: Any = None
     ) -> ProgramParticles:
-        """N runs that have not begun: sites of `init_fn` are drawn with step one."""
+        """N particles without steps; the first step draws the sites of `init_fn`."""
         key = single_key(key)
         carry = self._empty_carry(key, num_particles, params)
-        initial, deterministics = self._empty_start(key, num_particles, params)
+        initial, deterministics = self._empty_init_values(key, num_particles, params)
         t = jnp.zeros((), jnp.int32)
 
-        def first() -> ProgramStep:
+        def trace_step() -> ProgramStep:
             row = jax.tree.map(lambda leaf: leaf[0], carry)
             return self._step(key, t, row, None, params)
 
-        shapes = jax.eval_shape(first)._replace(key=None)
+        shapes = jax.eval_shape(trace_step)._replace(key=None)
         rows, length = num_particles, self.max_steps
         history = jax.tree.map(
             lambda leaf: jnp.zeros((rows, length, *leaf.shape), leaf.dtype), shapes
@@ -243,31 +247,31 @@ class ProgramTarget:
         stored: dict[str, Any] | None,
         params: Any,
     ) -> tuple[ProgramParticles, Array, Array]:
-        """One step of every unfinished row; log p - log q and log p of it, [N]."""
+        """Extend unfinished rows; also log p - log q and log p of the step, [N]."""
         rows = jnp.arange(particles.length.shape[0])
         t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), rows.shape)
         live = ~particles.finished
         zeros = jnp.zeros(rows.shape, weight_dtype())
         before = particles.carry
-        begun = (particles.initial, particles.initial_deterministics)
+        init_values = (particles.initial, particles.initial_deterministics)
         log_p, log_g, excess = zeros, zeros, zeros
-        if self._begins_at_random(keys[0], params):
+        if self._init_has_sites(keys[0], params):
 
             def begin(key: Array, values: dict[str, Any] | None) -> tuple:
                 key = jax.random.fold_in(key, 0)
-                sites = self._begin(key, values or {}, params)
-                log_p = total(sites.log_probs)
-                log_g, excess = sites.log_likelihood, total(sites.log_excess)
+                sites = self._run_init(key, values or {}, params)
+                log_p = sum_sites(sites.log_probs)
+                log_g, excess = sites.log_likelihood, sum_sites(sites.log_excess)
                 drawn = (sites.latents, sites.deterministics)
                 return sites.returned, drawn, log_p, log_g, excess
 
             first = live & (t == 0)
-            nothing = (before, begun, log_p, log_g, excess)
-            # Under vmap the condition is a selection: then every step pays for it.
-            before, begun, log_p, log_g, excess = jax.lax.cond(
+            unchanged = (before, init_values, log_p, log_g, excess)
+            # Under vmap the condition is a selection, so every step runs `init_fn`.
+            before, init_values, log_p, log_g, excess = jax.lax.cond(
                 jnp.any(first),
-                lambda: where_rows(first, jax.vmap(begin)(keys, initial), nothing),
-                lambda: nothing,
+                lambda: where_rows(first, jax.vmap(begin)(keys, initial), unchanged),
+                lambda: unchanged,
             )
         step = jax.vmap(
             lambda key, t, carry, stored: self._step(key, t, carry, stored, params)
@@ -277,17 +281,17 @@ class ProgramTarget:
             log_potential=log_g + step.log_potential,
             log_correction=excess + step.log_correction,
         )
-        # Step number T of a finished row is out of range, and so is dropped.
+        # Step T of a finished row is out of range, so it is dropped.
         places = jnp.where(live, t, self.max_steps)
         finished = t + 1 >= self.max_steps
         if self.end is not None:
-            finished |= jax.vmap(lambda t, carry: self._ended(t, carry, params))(
+            finished |= jax.vmap(lambda t, carry: self._has_ended(t, carry, params))(
                 t, step.carry
             )
         extended = ProgramParticles(
             carry=where_rows(live, step.carry, particles.carry),
-            initial=begun[0],
-            initial_deterministics=begun[1],
+            initial=init_values[0],
+            initial_deterministics=init_values[1],
             history=jax.tree.map(
                 lambda stack, new: stack.at[rows, places].set(new, mode="drop"),
                 particles.history,
@@ -302,13 +306,13 @@ class ProgramTarget:
             jnp.where(live, step.log_prob, 0.0),
         )
 
-    def _ended(self, t: Array, carry: Any, params: Any) -> Bool[Array, ""]:
+    def _has_ended(self, t: Array, carry: Any, params: Any) -> Bool[Array, ""]:
         assert self.end is not None
         ended = jnp.asarray(call(self.end, t, carry, params=params))
         if ended.shape != () or ended.dtype != bool:
             raise ConfigurationError(
                 "`end` must return one bool, whether the particle has finished; it "
-                f"returns {ended.dtype} of shape {ended.shape}."
+                f"returned {ended.dtype} of shape {ended.shape}."
             )
         return ended
 
@@ -331,7 +335,7 @@ class ProgramTarget:
         particles: ProgramParticles,
         params: Any = None,
     ) -> Float[Array, "N"]:
-        """log G of the last step of each row; 0 of one that has taken none."""
+        """log G of the last step of each row; 0 without steps."""
         rows = jnp.arange(particles.length.shape[0])
         last = jnp.maximum(particles.length - 1, 0)
         values = particles.history.log_potential[rows, last]
@@ -350,18 +354,20 @@ class ProgramTarget:
     def truncate(
         self, particles: ProgramParticles, depths: Int[Array, "N"], params: Any = None
     ) -> ProgramParticles:
-        """Cut rows that are longer than that back to their first `depths` steps."""
+        """Cut longer rows back to their first `depths` steps."""
         rows = jnp.arange(depths.shape[0])
-        shortened = particles.length > depths
+        is_longer = particles.length > depths
         key = particles.history.key[0, 0]
         empty = self._empty_carry(key, depths.shape[0], params)
         last = jnp.maximum(depths - 1, 0)
-        earlier = jax.tree.map(lambda leaf: leaf[rows, last], particles.history.carry)
-        carry = where_rows(depths > 0, earlier, empty)
+        last_carry = jax.tree.map(
+            lambda leaf: leaf[rows, last], particles.history.carry
+        )
+        carry = where_rows(depths > 0, last_carry, empty)
         return particles._replace(
-            carry=where_rows(shortened, carry, particles.carry),
-            length=jnp.where(shortened, depths, particles.length),
-            finished=particles.finished & ~shortened,
+            carry=where_rows(is_longer, carry, particles.carry),
+            length=jnp.where(is_longer, depths, particles.length),
+            finished=particles.finished & ~is_longer,
         )
 
     def replay(
@@ -373,11 +379,11 @@ class ProgramTarget:
     ) -> tuple[ProgramParticles, Float[Array, "N"]]:
         """Extend each unfinished row by the latents of step t of its source.
 
-        The carry and the potential are computed anew, from the row's own past. A source
-        must have taken step t.
+        The carry and the potential are computed from the past of the row itself. The
+        source must have taken step t.
 
         Returns:
-            The rows, and log p of the step, [N]; 0 of rows that took none.
+            The rows, and log p of the step, [N]; 0 for rows that took no step.
         """
         rows = jnp.arange(particles.length.shape[0])
         history = sources.history
@@ -391,20 +397,20 @@ class ProgramTarget:
         self, particles: ProgramParticles, params: Any = None
     ) -> Float[Array, "N"]:
         """log p of all latent sites of each row so far."""
-        return self._summed(particles, particles.history.log_prob)
+        return self._sum_steps(particles, particles.history.log_prob)
 
     def log_proposal(
         self, particles: ProgramParticles, params: Any = None
     ) -> Float[Array, "N"]:
-        """log density of each row so far under what draws it."""
+        """Log density of each row so far under the proposal."""
         history = particles.history
-        return self._summed(particles, history.log_prob - history.log_correction)
+        return self._sum_steps(particles, history.log_prob - history.log_correction)
 
-    def _summed(
-        self, particles: ProgramParticles, by_step: Float[Array, "N T"]
+    def _sum_steps(
+        self, particles: ProgramParticles, values: Float[Array, "N T"]
     ) -> Float[Array, "N"]:
-        taken = jnp.arange(self.max_steps) < particles.length[:, None]
-        return jnp.sum(jnp.where(taken, by_step, 0.0), axis=1)
+        live = jnp.arange(self.max_steps) < particles.length[:, None]
+        return jnp.sum(jnp.where(live, values, 0.0), axis=1)
 
 
 def program_target(
@@ -415,29 +421,27 @@ def program_target(
     end: Callable[..., Any] | None = None,
     proposal: Callable[..., Any] | None = None,
 ) -> ProgramTarget:
-    """Make a target of numpyro programs, each written for one particle.
+    """Make a target from numpyro programs, each written for one particle.
 
     Args:
-        init_fn: `(params) -> carry` before the first step. May have sites: they count
-            as part of the first step.
+        init_fn: `(params) -> carry` before the first step. It may have sites, which are
+            part of the first step.
         step_fn: `(t, carry, params) -> carry`. Latent sites are the step, observed
             sites and `numpyro.factor` its potential. `t` is a traced int32 scalar.
-        max_steps: T; a particle finishes after so many steps.
-        end: `(t, carry, params) -> bool`, of the carry that step t returned: whether
-            the particle has finished. None: only at `max_steps`.
-        proposal: `(t, carry, params)`, a program whose latent sites have names of
-            latent sites of `step_fn`; those are drawn from it and corrected by
-            log p - log q, the others from `step_fn`.
+        max_steps: T; a particle finishes after T steps.
+        end: `(t, carry, params) -> bool`, with the carry that step t returned: whether
+            the particle has finished. None to finish only at `max_steps`.
+        proposal: `(t, carry, params)`, a program with some of the latent sites of
+            `step_fn`. These are drawn from the proposal and corrected by
+            log p - log q; the others are drawn from `step_fn`.
 
     Returns:
         A target with the capabilities `truncate`, `replay` and `log_prob`. Handlers
-        around the programs mean what they mean in numpyro; see docs/numpyro.md.
+        around the programs act as in numpyro; see docs/numpyro.md.
 
     Raises:
         ConfigurationError: if `max_steps` is less than one.
     """
     if max_steps < 1:
-        raise ConfigurationError(
-            f"A program needs at least one step, and max_steps is {max_steps}."
-        )
+        raise ConfigurationError(f"A program needs max_steps >= 1; got {max_steps}.")
     return ProgramTarget(init_fn, step_fn, max_steps, end, proposal)

@@ -1,8 +1,8 @@
-"""One run of a numpyro program: what its sites drew, and what each density is.
+"""One run of a numpyro program: values and densities of its sites.
 
-A site is *latent* if it is neither observed nor hidden. Two densities belong to it: p,
-as numpyro counts it (times `handlers.scale`, without what `handlers.mask` masks), and
-the density it was drawn from. Observed sites and factors make up log G.
+A site is *latent* if it is neither observed nor hidden. It has two densities: p as in
+numpyro (with `handlers.scale`, and without values that `handlers.mask` masks), and the
+density from which it was drawn. Observed sites and factors contribute to log G.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,22 @@ NAMED = ("sample", "deterministic")
 
 
 class Sites(NamedTuple):
-    """What a run of a program leaves behind.
+    """The result of a run of a program.
 
     Attributes:
-        returned: what the program returned.
+        returned: the value that the program returned.
         latents: value of each latent site.
         deterministics: value of each `numpyro.deterministic` site.
         log_probs: log p of each latent site.
-        log_draws: log density that each was drawn with, if drawn from the program;
-            0 where a handler had fixed it (`handlers.substitute`).
-        log_excess: log p minus that, exactly 0 where the two are the same thing.
+        log_draws: log density from which each latent site was drawn; 0 if a handler has
+            fixed it (`handlers.substitute`).
+        log_excess: log_probs minus log_draws, exactly 0 if both are the same density.
         log_likelihood: sum over observed sites and factors.
-        num_observed: how many of those there are.
-        fixed: names of the latent sites that a handler had fixed.
-        random: whether the program has any site at all, hidden ones included.
-        names: of all sites that are not hidden, observed and deterministic ones too.
+        num_observed: number of observed sites and factors.
+        fixed: names of the latent sites that a handler has fixed.
+        random: whether the program has any site, including hidden ones.
+        names: names of all sites that are not hidden, including observed and
+            deterministic ones.
     """
 
     returned: Any
@@ -51,8 +52,8 @@ class Sites(NamedTuple):
     names: frozenset[str]
 
 
-class _Watch(Messenger):
-    """Notes what the program's own handlers did to a site before ours see it."""
+class _Recorder(Messenger):
+    """Records what the handlers of the program do to a site before ours see it."""
 
     def __init__(self) -> None:
         self.fixed: set[str] = set()
@@ -72,8 +73,8 @@ class _Watch(Messenger):
             if any(how == "substitute" for how, _ in stack):
                 raise ConfigurationError(
                     "handlers.substitute around a step with a numpyro scan or cond "
-                    "would fix sites whose density is then lost. Use "
-                    "handlers.condition, or substitute inside the scanned function."
+                    "fixes sites whose density is then lost. Use handlers.condition, "
+                    "or substitute inside the scanned function."
                 )
         if msg["value"] is not None:
             if kind == "sample":
@@ -81,8 +82,8 @@ class _Watch(Messenger):
         elif msg["kwargs"].get("rng_key") is not None:
             raise ConfigurationError(
                 f"The site {name!r} has a random key of its own, from handlers.seed or "
-                "`rng_key=`, so that every particle would draw the same. Remove it: "
-                "particle i draws with fold_in(key, i)."
+                "`rng_key=`, so all particles would draw the same value. Remove it: "
+                "particle i uses fold_in(key, i)."
             )
 
 
@@ -104,28 +105,28 @@ def run_program(
 
     Args:
         program: a numpyro program, with any handlers around it.
-        key: all its randomness, that of hidden sites included. A site draws with the
-            same key whether or not others are given, so that the same key and all
-            latent values repeat a run.
-        values: values of latent sites, by name, or a function of the site that gives
-            one or None, as `handlers.substitute` takes.
-        leading: the program's first arguments.
-        params: what stands for the others; see `tsi.numpyro.arguments`.
+        key: key of the run, including hidden sites. A site uses the same key whether or
+            not values of other sites are given, so the same key and all latent values
+            repeat a run.
+        values: values of latent sites, by name, or a function of the site that returns
+            a value or None, as in `handlers.substitute`.
+        leading: the first arguments of the program.
+        params: the other arguments, packed; see `tsi.numpyro.arguments`.
 
     Raises:
-        ConfigurationError: a site comes with a key of its own, or is fixed from outside
-            a numpyro scan; or the program does not take these arguments.
+        ConfigurationError: if a site has a key of its own, or is fixed from outside a
+            numpyro scan; or if the program does not take these arguments.
     """
     given = {"substitute_fn": values} if callable(values) else {"data": values}
-    watch = _Watch()
-    # Innermost first: the seed splits its key for a site before `substitute` gives it a
-    # value, and `block` keeps handlers around the whole run from seeing traced values.
+    recorder = _Recorder()
+    # The innermost handler acts first: the seed splits its key for a site before
+    # `substitute` sets the value. `block` hides traced values from outer handlers.
     with (
         handlers.block(),
         handlers.trace() as trace,
         handlers.substitute(**given),
         handlers.seed(rng_seed=key),
-        watch,
+        recorder,
     ):
         returned = call(program, *leading, params=params)
 
@@ -141,7 +142,7 @@ def run_program(
         if site["is_observed"]:
             log_likelihood, num_observed = log_likelihood + log_p, num_observed + 1
             continue
-        fixed, scaled = name in watch.fixed, site["scale"] is not None
+        fixed, scaled = name in recorder.fixed, site["scale"] is not None
         latents[name] = jnp.asarray(site["value"])
         log_probs[name] = log_p
         log_draws[name] = zero if fixed else _log_density(site, scaled=False)
@@ -155,12 +156,12 @@ def run_program(
         log_excess,
         log_likelihood,
         num_observed,
-        frozenset(watch.fixed),
-        watch.random,
+        frozenset(recorder.fixed),
+        recorder.random,
         frozenset(n for n, site in trace.items() if site["type"] in NAMED),
     )
 
 
-def total(log_densities: dict[str, Float[Array, ""]]) -> Float[Array, ""]:
-    """The sum over sites."""
+def sum_sites(log_densities: dict[str, Float[Array, ""]]) -> Float[Array, ""]:
+    """Sum of log densities over sites."""
     return sum(log_densities.values(), jnp.zeros((), weight_dtype()))

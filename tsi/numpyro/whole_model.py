@@ -1,10 +1,10 @@
-"""The numpyro model that a target's programs make up, with every step in it.
+"""The numpyro model of a program target, with all steps.
 
     sites of init_fn, then numpyro's scan of step_fn over t = 0 ... T - 1
 
-A site of a step is one site of the model with T in front of its shape, as in the
-histories of particles, so that what MCMC collects can be handed to `Predictive`. Steps
-after a particle's end are drawn but masked: they count nowhere.
+A site of a step is one site of the model with a leading axis T, as in the histories of
+particles, so `Predictive` accepts the samples that MCMC has collected. Steps after the
+end of a particle are drawn but masked.
 """
 
 from typing import Any
@@ -21,18 +21,18 @@ from tsi.numpyro.arguments import call
 from tsi.numpyro.particles import ProgramParticles, as_arrays
 
 INITIAL = "initial/"
-"""Put before the name of a site of `init_fn` that `step_fn` has too."""
+"""Prefix of the name of a site of `init_fn` that `step_fn` has as well."""
 
 
-class _Renamed(Messenger):
-    """Sites whose names are taken get the prefix."""
+class _AddPrefix(Messenger):
+    """Adds the prefix to sites of `init_fn` whose names a step has as well."""
 
-    def __init__(self, taken: frozenset[str]) -> None:
-        self.taken = taken
+    def __init__(self, step_names: frozenset[str]) -> None:
+        self.step_names = step_names
         super().__init__(None)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg.get("name") in self.taken:
+        if msg.get("name") in self.step_names:
             msg["name"] = INITIAL + msg["name"]
 
 
@@ -42,25 +42,25 @@ def model_sites(
     """Latent and deterministic values of each particle by their names in the model.
 
     Args:
-        particles: N of them.
+        particles: N particles.
         step_names: names of all sites of a step.
 
     Returns:
-        Values of sites of `init_fn`, [N, ...], and of steps, [N, T, ...], zero behind
-        a particle's end.
+        Values of sites of `init_fn`, [N, ...], and of steps, [N, T, ...], zero after
+        the end of a particle.
     """
     history = particles.history
     num_steps = history.log_potential.shape[1]
-    taken = jnp.arange(num_steps) < particles.length[:, None]
+    live = jnp.arange(num_steps) < particles.length[:, None]
 
-    def lived(leaf: Array) -> Array:
-        mask = taken.reshape(*taken.shape, *[1] * (leaf.ndim - 2))
+    def mask_leaf(leaf: Array) -> Array:
+        mask = live.reshape(*live.shape, *[1] * (leaf.ndim - 2))
         return jnp.where(mask, leaf, jnp.zeros_like(leaf))
 
-    steps = jax.tree.map(lived, {**history.latents, **history.deterministics})
+    steps = jax.tree.map(mask_leaf, {**history.latents, **history.deterministics})
     initial = {**particles.initial, **particles.initial_deterministics}
-    begun = {INITIAL + n if n in step_names else n: v for n, v in initial.items()}
-    return {**begun, **steps}
+    init_values = {INITIAL + n if n in step_names else n: v for n, v in initial.items()}
+    return {**init_values, **steps}
 
 
 def run_model(target: Any, params: Any, *, unconditioned: bool) -> Any:
@@ -68,40 +68,42 @@ def run_model(target: Any, params: Any, *, unconditioned: bool) -> Any:
 
     Args:
         target: a `ProgramTarget`.
-        params: what stands for the programs' arguments.
+        params: the packed arguments of the programs.
         unconditioned: draw observed sites instead of observing them.
 
     Returns:
         The last carry.
 
     Raises:
-        ConfigurationError: values are given to a numpyro scan within a step.
+        ConfigurationError: if a step has a numpyro scan and values are given.
     """
     init_fn, step_fn = target.init_fn, target.step_fn
     if unconditioned:
         init_fn, step_fn = handlers.uncondition(init_fn), handlers.uncondition(step_fn)
-    with _Renamed(target.step_names(params)):
+    with _AddPrefix(target.step_names(params)):
         carry = as_arrays(call(init_fn, params=params))
 
-    def body(state: tuple[Any, Array], t: Array) -> tuple[tuple[Any, Array], None]:
-        carry, over = state
+    def run_step(state: tuple[Any, Array], t: Array) -> tuple[tuple[Any, Array], None]:
+        carry, finished = state
         if target.end is None:
-            return (as_arrays(call(step_fn, t, carry, params=params)), over), None
-        with handlers.mask(mask=~over):
+            return (as_arrays(call(step_fn, t, carry, params=params)), finished), None
+        with handlers.mask(mask=~finished):
             after = as_arrays(call(step_fn, t, carry, params=params))
-        after = jax.tree.map(lambda new, old: jnp.where(over, old, new), after, carry)
-        return (after, over | call(target.end, t, after, params=params)), None
+        after = jax.tree.map(
+            lambda new, old: jnp.where(finished, old, new), after, carry
+        )
+        return (after, finished | call(target.end, t, after, params=params)), None
 
     start = (carry, jnp.zeros((), bool))
     try:
-        (carry, _), _ = scan(body, start, jnp.arange(target.max_steps))
+        (carry, _), _ = scan(run_step, start, jnp.arange(target.max_steps))
     except RuntimeError as error:
         if "nested scan" not in str(error):
             raise
         raise ConfigurationError(
-            "step_fn has a numpyro scan of its own, and numpyro cannot give values to "
-            "the sites of a scan within a scan: the whole model can be drawn from, but "
-            "not scored. Write the inner scan as a vector site, or make each of its "
-            "iterations a step."
+            "step_fn has a numpyro scan, and numpyro cannot set the values of sites in "
+            "a scan within a scan: the whole model can be sampled, but not scored. "
+            "Write the inner scan as a vector site, or make each of its iterations "
+            "a step."
         ) from error
     return carry
