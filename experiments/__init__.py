@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING
 from tsi.public_names import lazy_names
 
 if TYPE_CHECKING:
-    from tsi.experiments.places import inside, place_of
-    from tsi.experiments.scaling.distributed import processes
+    from tsi.experiments.places import join_place, parse_place
+    from tsi.experiments.scaling.distributed import join_processes
     from tsi.experiments.scaling.methods import METHODS
     from tsi.experiments.scaling.results import read_rows
-    from tsi.experiments.scaling.scale import Plan, checked_plan, run_plan
+    from tsi.experiments.scaling.scale import Plan, make_plan, run_plan
     from tsi.experiments.scaling.write_report import write_report
     from tsi.experiments.tasks import TASKS, Task, get_task
     from tsi.experiments.worlds.embedded_world import embedded_world
     from tsi.experiments.worlds.step_ends import StepEnds
-    from tsi.experiments.worlds.world import World, limits_of, task_world
+    from tsi.experiments.worlds.world import World, task_limits, task_world
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "tsi.experiments.places": ("inside", "place_of"),
-            "tsi.experiments.scaling.distributed": ("processes",),
+            "tsi.experiments.places": ("join_place", "parse_place"),
+            "tsi.experiments.scaling.distributed": ("join_processes",),
             "tsi.experiments.scaling.methods": ("METHODS",),
             "tsi.experiments.scaling.results": ("read_rows",),
-            "tsi.experiments.scaling.scale": ("Plan", "checked_plan", "run_plan"),
+            "tsi.experiments.scaling.scale": ("Plan", "make_plan", "run_plan"),
             "tsi.experiments.scaling.write_report": ("write_report",),
             "tsi.experiments.tasks": ("TASKS", "Task", "get_task"),
             "tsi.experiments.worlds.embedded_world": ("embedded_world",),
             "tsi.experiments.worlds.step_ends": ("StepEnds",),
-            "tsi.experiments.worlds.world": ("World", "limits_of", "task_world"),
+            "tsi.experiments.worlds.world": ("World", "task_limits", "task_world"),
         },
     )
 
@@ -43,15 +43,15 @@ __all__ = [
     "StepEnds",
     "Task",
     "World",
-    "checked_plan",
     "embedded_world",
     "get_task",
-    "inside",
-    "limits_of",
-    "place_of",
-    "processes",
+    "join_place",
+    "join_processes",
+    "make_plan",
+    "parse_place",
     "read_rows",
     "run_plan",
+    "task_limits",
     "task_world",
     "write_report",
 ]

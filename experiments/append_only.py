@@ -18,7 +18,7 @@ from pathlib import Path
 from tsi.errors import ResultsError
 from tsi.models.files import check_regular, describe_error
 
-LOCKED = errno.EWOULDBLOCK
+LOCK_HELD = errno.EWOULDBLOCK
 """What flock answers if another process holds the lock; all else is another reason."""
 
 NO_LOCKS = frozenset(
@@ -40,13 +40,13 @@ class AppendOnlyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = -1
-        with self._refusals():
+        with self._typed_errors():
             check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._open()
         try:
-            with self._refusals():
-                self._drop_half_line()
+            with self._typed_errors():
+                self._drop_incomplete_line()
         except BaseException:
             self.close()
             raise
@@ -57,9 +57,9 @@ class AppendOnlyFile:
         Raises:
             ResultsError: the system refuses it.
         """
-        with self._refusals(" What was written before is kept."):
+        with self._typed_errors(" What was written before is kept."):
             if self._is_removed():
-                self._put_back()
+                self._restore()
             size = os.fstat(self._descriptor).st_size
             try:
                 _write(self._descriptor, lines)
@@ -76,8 +76,8 @@ class AppendOnlyFile:
         Raises:
             ResultsError: the system refuses it.
         """
-        with self._refusals():
-            return _content(self._descriptor)
+        with self._typed_errors():
+            return _read_all(self._descriptor)
 
     def close(self) -> None:
         """Release the file."""
@@ -92,14 +92,14 @@ class AppendOnlyFile:
         self.close()
 
     @contextlib.contextmanager
-    def _refusals(self, kept: str = "") -> Iterator[None]:
+    def _typed_errors(self, remark: str = "") -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise ResultsError(f"{describe_error(error, self.path)}{kept}") from error
+            raise ResultsError(f"{describe_error(error, self.path)}{remark}") from error
 
-    def _open(self, new: int = 0) -> int:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | new
+    def _open(self, extra_flags: int = 0) -> int:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | extra_flags
         descriptor = os.open(self.path, flags, 0o666)
         try:
             _lock(descriptor, self.path)
@@ -109,18 +109,18 @@ class AppendOnlyFile:
         return descriptor
 
     def _is_removed(self) -> bool:
-        mine = os.fstat(self._descriptor)
-        if mine.st_nlink:
+        status = os.fstat(self._descriptor)
+        if status.st_nlink:
             return False
         try:
             # Some file systems count no links at all.
-            return not os.path.samestat(mine, os.stat(self.path))
+            return not os.path.samestat(status, os.stat(self.path))
         except FileNotFoundError:
             return True
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         """Write a file that was removed meanwhile again, at its place."""
-        content = _content(self._descriptor)
+        content = _read_all(self._descriptor)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = self._open(os.O_EXCL)
@@ -137,22 +137,22 @@ class AppendOnlyFile:
             file=sys.stderr,
         )
 
-    def _drop_half_line(self) -> None:
-        content = _content(self._descriptor)
-        whole = content.rfind(b"\n") + 1
-        last = content.rfind(b"\n", 0, whole - 1) + 1
-        if whole == len(content) and not is_json(content[last:]):
-            whole = last
-        if whole < len(content):
-            os.ftruncate(self._descriptor, whole)
+    def _drop_incomplete_line(self) -> None:
+        content = _read_all(self._descriptor)
+        size = content.rfind(b"\n") + 1
+        start = content.rfind(b"\n", 0, size - 1) + 1
+        if size == len(content) and not is_json(content[start:]):
+            size = start
+        if size < len(content):
+            os.ftruncate(self._descriptor, size)
             print(
                 f"{self.path}: dropped a half-written last line of "
-                f"{len(content) - whole} bytes; its row will be done again.",
+                f"{len(content) - size} bytes; its row will be done again.",
                 file=sys.stderr,
             )
 
 
-def _content(descriptor: int) -> bytes:
+def _read_all(descriptor: int) -> bytes:
     size = os.fstat(descriptor).st_size
     parts, start = [], 0
     while start < size:
@@ -182,7 +182,7 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno == LOCKED:
+        if error.errno == LOCK_HELD:
             raise ResultsError(
                 f"{path} is being written by another run; wait for it or choose "
                 "another output folder."

@@ -69,24 +69,24 @@ def scale(
         num_processes: how many there are.
         process_id: which of them this one is, from 0.
     """
-    from tsi.experiments.places import inside, place_of
+    from tsi.experiments.places import join_place, parse_place
     from tsi.experiments.scaling.distributed import group_of
-    from tsi.experiments.scaling.scale import checked_plan, run_plan
+    from tsi.experiments.scaling.scale import make_plan, run_plan
     from tsi.experiments.scaling.write_report import write_report
 
-    plan = checked_plan(methods, budgets, seeds)
+    plan = make_plan(methods, budgets, seeds)
     check_positive(num_problems=num_problems)
     dry.check()
-    folder = place_of(out or f"results/{options.task}")
-    path = inside(folder, "rows.jsonl")
+    folder = parse_place(out or f"results/{options.task}")
+    path = join_place(folder, "rows.jsonl")
     with (
         contextlib.nullcontext() if dry.dry_run else resumable(),
         group_of(distributed, coordinator, num_processes, process_id) as group,
     ):
         world = options.world(num_problems, shapes_only=dry.dry_run)
-        _tell(world.notes if group.is_first else ())
+        _print_notes(world.notes if group.is_first else ())
         if dry.dry_run:
-            return _tell_share(plan, world, path, group, dry)
+            return _print_share_cost(plan, world, path, group, dry)
         rows = run_plan(plan, world, path, progress=progress, group=group)
         if group.is_first:
             print(write_report(plan, world, rows, folder))
@@ -122,22 +122,24 @@ def solve(
     from tsi.experiments.solving.solve import solution_text
     from tsi.experiments.tasks import get_task
 
-    chosen = get_method(method)
+    entry = get_method(method)
     check_positive(budget=budget)
     problem = get_task(options.task).problem(prompt)
     dry.check()
     if dry.dry_run:
-        return _tell_cost(options, dry, method, budget, [problem])
+        return _print_cost(options, dry, method, budget, [problem])
     if figures is not None:
         # Refused before the work, not after it.
         check_writable(figures / "ess.png")
     world = options.world([problem])
-    _tell(world.notes)
+    _print_notes(world.notes)
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
-    print(f"{problem.prompt}   {chosen.label}, N = {budget}, seed {seed}\n")
+    print(f"{problem.prompt}   {entry.label}, N = {budget}, seed {seed}\n")
     print(solution_text(result))
-    right = world.correct(problem, result.selected)
-    print(f"\nRight answer: {problem.answer} ({'solved' if right else 'not solved'})")
+    is_right = world.is_correct(problem, result.selected)
+    print(
+        f"\nRight answer: {problem.answer} ({'solved' if is_right else 'not solved'})"
+    )
     if figures is not None:
         from tsi.experiments.solving.diagnostics import save_figures
 
@@ -173,22 +175,22 @@ def profile(
     from tsi.experiments.scaling.methods import get_method
     from tsi.experiments.scaling.profiling import profile_run, table_of
 
-    chosen = get_method(method)
+    entry = get_method(method)
     check_positive(budget=budget, num_problems=num_problems)
     dry.check()
     if dry.dry_run:
-        return _tell_cost(options, dry, method, budget, num_problems)
+        return _print_cost(options, dry, method, budget, num_problems)
     if trace is not None:
         check_writable(trace / "trace")
     world = options.world(num_problems)
-    _tell(world.notes)
+    _print_notes(world.notes)
     report = profile_run(world, method, budget, seed, trace)
-    print(f"{chosen.label}, N = {budget}, {num_problems} problems, seed {seed}\n")
+    print(f"{entry.label}, N = {budget}, {num_problems} problems, seed {seed}\n")
     print(table_of(report))
     return 0
 
 
-def _tell_cost(
+def _print_cost(
     options: ModelOptions,
     dry: DryRun,
     method: str,
@@ -199,32 +201,34 @@ def _tell_cost(
     from tsi.experiments.scaling.dry_run import Run, forecast
 
     world = options.world(problems, shapes_only=True)
-    _tell(world.notes)
+    _print_notes(world.notes)
     run = Run(method, budget, len(world.problems))
-    return _tell_forecast(forecast(world, [run], dry.flops_per_second))
+    return _print_forecast(forecast(world, [run], dry.flops_per_second))
 
 
-def _tell_share(
+def _print_share_cost(
     plan: "Plan", world: "World", path: "Place", group: "Group", dry: DryRun
 ) -> int:
     """Print what the share of the first process would cost, the largest of all."""
     from tsi.experiments.scaling.dry_run import forecast, runs_of
-    from tsi.experiments.scaling.scale import facts_of, sorted_problems
+    from tsi.experiments.scaling.scale import facts_of, sort_problems
 
     group.agree(facts_of(plan, world, path))
     code = 0
     if group.is_first:
-        share = group.share(sorted_problems(world.problems))
+        share = group.share(sort_problems(world.problems))
         world = world._replace(problems=share)
-        runs, stated = runs_of(plan, world, path), dry.flops_per_second
-        code = _tell_forecast(forecast(world, runs, stated, processes=group.count))
+        runs, flops_per_second = runs_of(plan, world, path), dry.flops_per_second
+        code = _print_forecast(
+            forecast(world, runs, flops_per_second, processes=group.count)
+        )
     return int(group.gather("forecast", str(code))[0])
 
 
-def _tell_forecast(found: "Forecast") -> int:
+def _print_forecast(forecast: "Forecast") -> int:
     """Print it; the exit code is that of the command itself."""
-    print(found.text)
-    return REFUSED if found.refused else 0
+    print(forecast.text)
+    return REFUSED if forecast.is_refused else 0
 
 
 def models(
@@ -239,7 +243,7 @@ def models(
     from tsi.models.loading import catalogue, download
 
     if action == "list":
-        print(_listing(catalogue.describe()))
+        print(_list_models(catalogue.describe()))
     elif action == "get":
         if name is None:
             raise UnknownNameError("model", "", catalogue.MODELS)
@@ -249,7 +253,7 @@ def models(
     return 0
 
 
-def _listing(models: "list[Description]") -> str:
+def _list_models(models: "list[Description]") -> str:
     """The named models family by family, with their sizes and where they lie."""
     from tsi.models.families.architectures import FAMILIES
 
@@ -327,7 +331,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _tell(notes: Sequence[str]) -> None:
+def _print_notes(notes: Sequence[str]) -> None:
     for note in notes:
         print(f"tsi: {note}", file=sys.stderr)
 

@@ -22,10 +22,10 @@ from tsi.termination import terminable
 
 REFUSED, STOPPED = 2, 128 + signal.SIGINT
 REQUEUE = os.EX_TEMPFAIL
-UNREAD = 128 + signal.SIGPIPE
+BROKEN_PIPE = 128 + signal.SIGPIPE
 
-KEPT = "what was written is kept, and the same command goes on from there"
-ANEW = "the same command begins anew"
+RESUMES = "what was written is kept, and the same command goes on from there"
+RESTARTS = "the same command begins anew"
 
 
 def exit_code(command: Callable[[], Any]) -> int:
@@ -37,27 +37,29 @@ def exit_code(command: Callable[[], Any]) -> int:
     Returns:
         The exit code, as the module's docstring lists them.
     """
-    _escape_what_has_no_letters()
+    _escape_unencodable()
     try:
         with terminable():
-            code = _flushed(command)
+            code = _run_and_flush(command)
     except BrokenPipeError:
         _discard(sys.stdout)
-        return UNREAD
+        return BROKEN_PIPE
     except LostProcessError as error:
-        return _told(str(error), REQUEUE)
+        return _report(str(error), REQUEUE)
     except TsiError as error:
-        return _told(str(error), REFUSED)
+        return _report(str(error), REFUSED)
     except KeyboardInterrupt as error:
-        kept = KEPT if KEPT in getattr(error, "__notes__", ()) else ANEW
+        consequence = (
+            RESUMES if RESUMES in getattr(error, "__notes__", ()) else RESTARTS
+        )
         if isinstance(error, Stopped) and error.number == signal.SIGTERM:
-            return _told(f"stopped by SIGTERM; {kept}.", REQUEUE)
-        return _told(f"stopped; {kept}.", STOPPED)
+            return _report(f"stopped by SIGTERM; {consequence}.", REQUEUE)
+        return _report(f"stopped; {consequence}.", STOPPED)
     except Exception as error:
-        found = system_error(error)
-        if found is None:
+        cause = system_error(error)
+        if cause is None:
             raise
-        return _told(describe_error(found), REFUSED)
+        return _report(describe_error(cause), REFUSED)
     return code if isinstance(code, int) else 0
 
 
@@ -67,11 +69,11 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        error.add_note(KEPT)
+        error.add_note(RESUMES)
         raise
 
 
-def _flushed(command: Callable[[], Any]) -> Any:
+def _run_and_flush(command: Callable[[], Any]) -> Any:
     """Run a command; it is done when what it printed is out."""
     try:
         code = command()
@@ -95,7 +97,7 @@ def _flush() -> None:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
-def _told(text: str, code: int) -> int:
+def _report(text: str, code: int) -> int:
     try:
         print(f"tsi: {text}", file=sys.stderr)
     except OSError:
@@ -108,12 +110,12 @@ def _discard(stream: Any) -> None:
     """Let Python's own last flush succeed, which would complain and exit with 120."""
     # A stream that is no file has none to exchange.
     with contextlib.suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, stream.fileno())
+        os.close(null_device)
 
 
-def _escape_what_has_no_letters() -> None:
+def _escape_unencodable() -> None:
     """Print names of files that are no text as escapes, not as a UnicodeEncodeError."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -173,14 +173,14 @@ class DryRun(NamedTuple):
         Raises:
             ConfigurationError: see above.
         """
-        stated = self.flops_per_second
-        if stated is not None and not self.dry_run:
+        speed = self.flops_per_second
+        if speed is not None and not self.dry_run:
             raise ConfigurationError(
                 "--flops-per-second is a part of --dry-run; give that too."
             )
-        if stated is not None and not 0 < stated < float("inf"):
+        if speed is not None and not 0 < speed < float("inf"):
             raise ConfigurationError(
-                f"flops_per_second must be a positive number, not {stated}."
+                f"flops_per_second must be a positive number, not {speed}."
             )
 
 

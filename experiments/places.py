@@ -22,7 +22,7 @@ ADDRESS = re.compile(r"([^/]*)://(.*)", re.DOTALL)
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
 
 
-def place_of(text: str) -> Place:
+def parse_place(text: str) -> Place:
     """A place as a user writes it.
 
     Raises:
@@ -47,12 +47,12 @@ def place_of(text: str) -> Place:
 
 def _check_path(text: str) -> None:
     """Refuse what was meant as an address, as in ``gs:/bucket/folder``."""
-    found = SCHEME.fullmatch(text)
-    if found is None:
+    match = SCHEME.fullmatch(text)
+    if match is None:
         return
     import fsspec
 
-    scheme, rest = found[1], found[2]
+    scheme, rest = match[1], match[2]
     if rest.startswith("/") or scheme in fsspec.available_protocols():
         raise ConfigurationError(
             f"{text} is neither an address nor a plain path; write "
@@ -61,7 +61,7 @@ def _check_path(text: str) -> None:
         )
 
 
-def inside(folder: Place, name: str) -> Place:
+def join_place(folder: Place, name: str) -> Place:
     """A file of a folder."""
     return f"{folder}/{name}" if isinstance(folder, str) else folder / name
 
@@ -87,7 +87,7 @@ def file_system(address: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def refusals(address: str) -> Iterator[None]:
+def typed_errors(address: str) -> Iterator[None]:
     """Turn what a file system refuses into a sentence.
 
     Raises:
@@ -119,7 +119,7 @@ def local_folder(folder: Place) -> Iterator[Path]:
     system, root = file_system(folder)
     with tempfile.TemporaryDirectory(prefix="tsi-report-") as scratch:
         yield Path(scratch)
-        with refusals(folder):
+        with typed_errors(folder):
             system.makedirs(root, exist_ok=True)
             for path in sorted(Path(scratch).iterdir()):
                 system.pipe_file(f"{root}/{path.name}", path.read_bytes())

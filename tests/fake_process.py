@@ -7,10 +7,10 @@ import sys
 from fake_world import fake_world
 
 from tsi.experiments.command import exit_code, resumable
-from tsi.experiments.places import inside, place_of
+from tsi.experiments.places import join_place, parse_place
 from tsi.experiments.scaling import distributed
-from tsi.experiments.scaling.distributed import ALONE, processes
-from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.distributed import ALONE, join_processes
+from tsi.experiments.scaling.scale import make_plan, run_plan
 from tsi.experiments.scaling.write_report import write_report
 
 
@@ -27,17 +27,17 @@ def main(
     settings=None,
     patience=100.0,
 ):
-    distributed.PATIENCE, distributed.GRACE = patience, 3.0
+    distributed.BEAT_TIMEOUT, distributed.EXIT_TIMEOUT = patience, 3.0
     group = contextlib.nullcontext(ALONE)
     if count > 1:
-        group = processes(address, count, index) if address else processes()
+        group = join_processes(address, count, index) if address else join_processes()
     with resumable(), group as group:
-        plan = checked_plan(methods, [1, 2, 4], 2)
+        plan = make_plan(methods, [1, 2, 4], 2)
         world, folder = (
             fake_world(num_problems, sleep, settings, rows=max_rows),
-            place_of(out),
+            parse_place(out),
         )
-        path = inside(folder, "rows.jsonl")
+        path = join_place(folder, "rows.jsonl")
         rows = run_plan(plan, world, path, progress=False, group=group)
         if group.is_first:
             print(write_report(plan, world, rows, folder))

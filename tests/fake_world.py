@@ -11,7 +11,7 @@ import numpy as np
 from tsi.accuracy.diagnostics import Diagnosis
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.methods import METHODS, sampler_of
-from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.scale import make_plan, run_plan
 from tsi.experiments.worlds.world import World
 from tsi.explorer import Explorer
 from tsi.problem import Problem
@@ -143,6 +143,6 @@ def fake_world(num_problems=20, sleep=0.0, settings=None, rows=40):
 
 
 if __name__ == "__main__":
-    plan = checked_plan(["all"], [1, 2, 4], 2)
+    plan = make_plan(["all"], [1, 2, 4], 2)
     world = fake_world(sleep=float(sys.argv[2]), rows=24)
     run_plan(plan, world, Path(sys.argv[1]), progress=False)

@@ -9,16 +9,20 @@ from small_checkpoints import saved, small_config, small_model
 
 from tsi.experiments.benchmarks import models
 from tsi.experiments.benchmarks.ceilings import Ceilings, measure_ceilings, seconds_of
-from tsi.experiments.benchmarks.loading import load_apart, load_here, peak_bytes
-from tsi.experiments.benchmarks.throughput import Speed, Work, fractions
+from tsi.experiments.benchmarks.loading import (
+    measure_load,
+    measure_load_apart,
+    peak_bytes,
+)
+from tsi.experiments.benchmarks.throughput import Speed, Work, ceiling_fractions
 
 
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
     """Nothing fetched, no torch, no processes."""
     monkeypatch.setenv("TSI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "torch_is_here", lambda: False)
-    monkeypatch.setattr(models, "load_apart", load_here)
+    monkeypatch.setattr(models, "has_torch", lambda: False)
+    monkeypatch.setattr(models, "measure_load_apart", measure_load)
     return tmp_path
 
 
@@ -62,7 +66,7 @@ def test_loading_counts_the_weights_in_their_final_type(tmp_path):
     folder = saved(tmp_path, config)
     weights = jax.tree.leaves(nnx.state(small_model(config), nnx.Param))
     for dtype, size in (("float32", 4), ("bfloat16", 2)):
-        row = load_here(folder, dtype, "tsi")
+        row = measure_load(folder, dtype, "tsi")
         assert row["weight_bytes"] == size * sum(leaf.size for leaf in weights)
         assert row["seconds"] > 0
 
@@ -70,7 +74,7 @@ def test_loading_counts_the_weights_in_their_final_type(tmp_path):
 def test_the_peak_is_of_the_process_that_loads_and_not_of_its_parent(tmp_path):
     held = bytearray(b"x" * 2**30)
     assert peak_bytes() > 2**30
-    row = load_apart(saved(tmp_path, small_config()), "float32", "tsi")
+    row = measure_load_apart(saved(tmp_path, small_config()), "float32", "tsi")
     del held
     assert 2**25 < row["base_bytes"] <= row["peak_bytes"] < 2**30
 
@@ -80,7 +84,7 @@ def test_fractions_count_the_arithmetic_and_the_memory_of_the_work(tied):
     config = small_config(tied=tied)
     model = small_model(config)
     work, speed = Work(batch=3, prompt=10, new=4, repeats=1), Speed(2.0, 0.5)
-    found = fractions(model, work, speed, Ceilings(1e6, 1e5))
+    found = ceiling_fractions(model, work, speed, Ceilings(1e6, 1e5))
     assert found["prefill_tokens_per_s"] == 15.0
     assert found["decode_tokens_per_s"] == 24.0
     # By hand: queries and outputs 32 x 32, keys and values 32 x 16, three of 32 x 48.

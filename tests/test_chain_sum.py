@@ -8,7 +8,7 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.scaling import curve_llm
 from tsi.experiments.tasks import chain_sum
 from tsi.experiments.tasks.chain_sum import CHAIN_SUM
-from tsi.experiments.tasks.equations import value_of, verdict
+from tsi.experiments.tasks.equations import judge_equations, value_of
 from tsi.experiments.tasks.task import split_of
 from tsi.models.loading.checkpoint import save
 
@@ -19,15 +19,15 @@ def test_answers_are_the_values_of_the_expressions():
     assert len({p.prompt for p in problems}) > 20
     for problem in problems:
         assert value_of(problem.prompt) == int(problem.answer)
-        assert chain_sum.correct(
+        assert chain_sum.is_correct(
             problem, chain_sum.extract(f"Answer: {problem.answer}")
         )
-        assert not chain_sum.correct(problem, str(int(problem.answer) + 1))
+        assert not chain_sum.is_correct(problem, str(int(problem.answer) + 1))
 
 
 def test_the_worked_examples_are_right():
     for question, worked in chain_sum.EXAMPLES:
-        assert verdict(worked) == "right"
+        assert judge_equations(worked) == "right"
         assert chain_sum.extract(worked) == str(value_of(question))
 
 
@@ -63,14 +63,16 @@ def test_splits_share_no_problem_and_worked_solutions_are_right():
             assert len(lines) <= CHAIN_SUM.max_steps
             assert len(problem.prompt) <= CHAIN_SUM.max_prompt_tokens
             for i in range(len(lines) + 1):
-                assert CHAIN_SUM.on_track(problem, "".join(f"{x}\n" for x in lines[:i]))
+                assert CHAIN_SUM.is_on_track(
+                    problem, "".join(f"{x}\n" for x in lines[:i])
+                )
 
 
 @pytest.mark.parametrize(
     "prefix", ["2 + 9 = 12\n", "2 + 9 = 11\nAnswer: 11", "Answer: 8\n"]
 )
 def test_a_false_equation_or_answer_is_off_track(prefix):
-    assert not CHAIN_SUM.on_track(CHAIN_SUM.problem("2 + 9 - 4"), prefix)
+    assert not CHAIN_SUM.is_on_track(CHAIN_SUM.problem("2 + 9 - 4"), prefix)
 
 
 @pytest.mark.parametrize("prompt", ["", "12 + 3", "1+2", "1 + 2 + 3 + 4 + 5", "1 * 2"])

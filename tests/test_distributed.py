@@ -17,14 +17,14 @@ from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopp
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.cli import main
 from tsi.experiments.scaling import coordinator, distributed
-from tsi.experiments.scaling.distributed import ALONE, Group, group_of, processes
+from tsi.experiments.scaling.distributed import ALONE, Group, group_of, join_processes
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.scale import checked_plan, run_plan
-from tsi.experiments.worlds.embedded_world import all_devices
+from tsi.experiments.scaling.scale import make_plan, run_plan
+from tsi.experiments.worlds.embedded_world import device_mesh
 from tsi.models.partition import DATA, MODEL
 from tsi.termination import terminable
 
-PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
+PLAN = make_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
 
 
 @pytest.fixture
@@ -230,9 +230,9 @@ def quick(monkeypatch):
     before = signal.signal(signal.SIGALRM, late)
     terminated = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(60)
-    monkeypatch.setattr(distributed, "BEAT", 0.01)
-    monkeypatch.setattr(distributed, "PAUSE", 0.01)
-    monkeypatch.setattr(distributed, "GRACE", 0.2)
+    monkeypatch.setattr(distributed, "BEAT_INTERVAL", 0.01)
+    monkeypatch.setattr(distributed, "POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(distributed, "EXIT_TIMEOUT", 0.2)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -242,7 +242,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def pair(quick):
     store = FakeStore()
-    groups = [Group(i, 2, store, patience=5.0) for i in range(2)]
+    groups = [Group(i, 2, store, beat_timeout=5.0) for i in range(2)]
     yield groups
     for group in groups:
         group.leave()
@@ -274,7 +274,7 @@ def test_whoever_waits_for_a_process_that_was_stopped_stops(pair, monkeypatch):
 
 
 def test_whoever_waits_for_a_process_that_died_is_told_so(quick):
-    alone = Group(0, 2, FakeStore(), patience=0.1)
+    alone = Group(0, 2, FakeStore(), beat_timeout=0.1)
     with pytest.raises(LostProcessError, match="Process 1 gave no sign of life"):
         alone.gather("a")
     # And it does not wait long for the dead to end.
@@ -284,7 +284,7 @@ def test_whoever_waits_for_a_process_that_died_is_told_so(quick):
 @pytest.fixture
 def three(quick):
     store = FakeStore()
-    groups = [Group(i, 3, store, patience=5.0) for i in range(3)]
+    groups = [Group(i, 3, store, beat_timeout=5.0) for i in range(3)]
     yield groups
     for group in groups:
         group.leave()
@@ -323,7 +323,7 @@ def test_those_that_work_are_waited_for_when_another_has_failed(three, monkeypat
 
 def test_those_that_work_are_waited_for_when_another_has_died(quick):
     store = FakeStore()
-    first, third = (Group(i, 3, store, patience=5.0) for i in (0, 2))
+    first, third = (Group(i, 3, store, beat_timeout=5.0) for i in (0, 2))
     for group in (first, third):
         group._heard[1] -= 100
     waiting, found = in_thread(lambda: first.gather("rows"))
@@ -420,7 +420,7 @@ def test_a_store_that_outlives_a_group_tells_the_next_nothing_of_it(quick):
 
 def test_one_group_runs_two_plans_in_turn(pair, tmp_path):
     first, second = pair
-    plans = [checked_plan(["smc"], [budget], 1) for budget in (2, 4)]
+    plans = [make_plan(["smc"], [budget], 1) for budget in (2, 4)]
 
     def run(group, i):
         world, path = fake_world(5, rows=8), tmp_path / f"{i}.jsonl"
@@ -494,16 +494,16 @@ def test_processes_that_cannot_be_joined_are_a_sentence(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(coordinator, "JOINING", 0.3)
+    monkeypatch.setattr(coordinator, "JOIN_TIMEOUT", 0.3)
     sentence = r"joined: DEADLINE_EXCEEDED: Barrier timed out\. Check that process 0"
     with (
         pytest.raises(ConfigurationError, match=sentence),
-        processes(f"10.0.0.1:{free_port()}", 2, 0),
+        join_processes(f"10.0.0.1:{free_port()}", 2, 0),
     ):
         pass
     with (
         pytest.raises(ConfigurationError, match="Process 0 did not answer at 127"),
-        processes(f"127.0.0.1:{free_port()}", 2, 1),
+        join_processes(f"127.0.0.1:{free_port()}", 2, 1),
     ):
         pass
 
@@ -520,7 +520,7 @@ def test_a_port_of_another_program_is_a_sentence_at_process_0(monkeypatch, host)
         sentence = rf"cannot listen at port {port} of its host \(Address already in use"
         with (
             pytest.raises(ConfigurationError, match=sentence),
-            processes(f"127.0.0.1:{port}", 2, 0),
+            join_processes(f"127.0.0.1:{port}", 2, 0),
         ):
             pass
         monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", f"{host}:{port}")
@@ -535,10 +535,10 @@ def test_a_mesh_is_of_the_devices_of_this_process(monkeypatch):
     there = [object()] * 2
     monkeypatch.setattr(jax, "devices", lambda *_: [*there, *here])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    mesh = all_devices()
+    mesh = device_mesh()
     if len(here) > 1:
         assert mesh.shape == {DATA: len(here), MODEL: 1}
     else:
         assert mesh is None
     with pytest.raises(ConfigurationError, match="over the devices of several proc"):
-        all_devices(len(here) + 1)
+        device_mesh(len(here) + 1)

@@ -27,11 +27,11 @@ def test_the_program_can_be_run_as_it_stands(monkeypatch, tmp_path, capsys):
     joined = []
 
     @contextlib.contextmanager
-    def processes(*arguments):
+    def join_processes(*arguments):
         joined.append(arguments)
         yield ALONE
 
-    monkeypatch.setattr(experiments, "processes", processes)
+    monkeypatch.setattr(experiments, "join_processes", join_processes)
     monkeypatch.setattr(
         experiments, "embedded_world", lambda task, count: fake_world(3)
     )
@@ -82,6 +82,6 @@ def test_kubernetes_is_named_with_what_it_needs(capsys):
     with pytest.raises(SystemExit):
         main(["scale", "--help"])
     told = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-    for text in (told, distributed.processes.__doc__, " ".join(TEXT.split())):
+    for text in (told, distributed.join_processes.__doc__, " ".join(TEXT.split())):
         assert "Kubernetes" in text
         assert "jax[k8s]" in text

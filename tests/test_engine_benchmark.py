@@ -18,8 +18,8 @@ from tsi.experiments.benchmarks.step_law import (
     Law,
     counting_boundary,
     hazards,
-    indifferent_policy,
     length_probabilities,
+    uniform_policy,
 )
 from tsi.loading.self_judge import self_judge
 from tsi.models.loading import catalogue
@@ -113,7 +113,7 @@ def test_a_run_keeps_its_rows_and_measures_none_twice(tmp_path, monkeypatch):
     def measure(self, cell):
         measured.append(cell)
         if cell.size in broken:
-            raise engine.BenchmarkFailed("killed.")
+            raise engine.BenchmarkError("killed.")
         return {"seconds": 2.0, "generated_tokens": 10, "reward_tokens": 5}
 
     def table_text(folder) -> str:
@@ -145,14 +145,14 @@ def test_cold_starts_without_programs_and_warm_with_those_of_a_cold_one(
 ):
     started_with = []
 
-    def answer(command, request, environment):
+    def run_process(command, request, environment):
         folder = Path(environment["JAX_COMPILATION_CACHE_DIR"])
         folder.mkdir(exist_ok=True)
         started_with.append(len(list(folder.iterdir())))
         (folder / f"program-{started_with[-1]}").touch()
         return {}
 
-    monkeypatch.setattr(engine, "answer", answer)
+    monkeypatch.setattr(engine, "run_process", run_process)
     bench = engine.Bench(SMALL, tmp_path)
     for by in ("cold", "warm", "cold", "warm"):
         bench.measure(Cell("filter", by, 4))
@@ -166,11 +166,11 @@ def test_cold_starts_without_programs_and_warm_with_those_of_a_cold_one(
 
 
 def test_a_process_that_fails_is_named():
-    with pytest.raises(engine.BenchmarkFailed, match="code 3"):
-        engine.answer(["sh", "-c", "exit 3"], "", {})
-    assert engine.answer(["sh", "-c", "echo noise; cat"], "[1]", {"PATH": "/bin"}) == [
-        1
-    ]
+    with pytest.raises(engine.BenchmarkError, match="code 3"):
+        engine.run_process(["sh", "-c", "exit 3"], "", {})
+    assert engine.run_process(
+        ["sh", "-c", "echo noise; cat"], "[1]", {"PATH": "/bin"}
+    ) == [1]
 
 
 def test_peers_that_are_not_installed_are_skipped_with_a_sentence(capsys, tmp_path):
@@ -214,7 +214,7 @@ def test_steps_follow_the_law_that_the_boundary_counts():
 
 
 def test_all_tokens_are_alike_to_the_policy_of_the_law():
-    policy = indifferent_policy(32, 64)
+    policy = uniform_policy(32, 64)
     logits = np.asarray(policy(jnp.asarray([[1, 2, 3]])))
     assert (logits == logits[..., :1]).all()
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from tsi.experiments.tasks.equations import equation_log_odds, value_of, verdict
+from tsi.experiments.tasks.equations import equation_log_odds, judge_equations, value_of
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from tsi.experiments.tasks.equations import equation_log_odds, value_of, verdict
     ],
 )
 def test_verdicts(text, expected):
-    assert verdict(text) == expected
+    assert judge_equations(text) == expected
 
 
 def test_values_agree_with_python_on_random_sums_of_products():

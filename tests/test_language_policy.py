@@ -23,9 +23,9 @@ from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import (
     INSTRUCTION,
-    encoder,
+    draw_examples,
+    example_encoder,
     parse_switches,
-    worked_problems,
 )
 from tsi.loading.model_checks import load_model
 from tsi.loading.self_judge import ANSWERS, JUDGE_QUESTION, self_judge
@@ -173,7 +173,7 @@ def test_switches_are_read_as_json_or_text():
 def test_examples_are_right_and_are_none_of_the_problems_asked(task):
     task = get_task(task)
     asked = {problem.prompt for problem in task.problems("test", 400, 0)}
-    worked = worked_problems(task)
+    worked = draw_examples(task)
     assert len(worked) == 3
     for prompt, solution in worked:
         assert prompt not in asked
@@ -183,7 +183,7 @@ def test_examples_are_right_and_are_none_of_the_problems_asked(task):
 def test_a_chat_model_sees_examples_as_turns():
     tokenizer, task = bpe_tokenizer(), get_task("chain")
     turns = []
-    for prompt, solution in worked_problems(task):
+    for prompt, solution in draw_examples(task):
         turns += [("user", prompt), ("assistant", solution)]
     turns[0] = ("user", INSTRUCTION + turns[0][1])
     text = "".join(
@@ -191,15 +191,15 @@ def test_a_chat_model_sees_examples_as_turns():
         for role, content in [*turns, ("user", "1+2+3+4:")]
     )
     expected = tokenizer.encode(text + "<|im_start|>assistant\n", allow_special=True)
-    assert encoder(task, tokenizer)("1+2+3+4:") == expected
+    assert example_encoder(task, tokenizer)("1+2+3+4:") == expected
 
 
 def test_a_base_model_sees_examples_that_end():
     tokenizer, task = bpe_tokenizer(), get_task("chain")
     tokenizer.chat_template = None
-    ids = encoder(task, tokenizer)("1+2+3+4:")
+    ids = example_encoder(task, tokenizer)("1+2+3+4:")
     assert ids.count(2) == 3
-    worked = "".join(f"{p}\n{s}" for p, s in worked_problems(task))
+    worked = "".join(f"{p}\n{s}" for p, s in draw_examples(task))
     assert tokenizer.decode(ids) == INSTRUCTION + worked + "1+2+3+4:\n"
 
 

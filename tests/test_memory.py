@@ -27,7 +27,7 @@ from tsi.errors import (
     OutOfMemoryError,
     ProblemError,
 )
-from tsi.experiments.worlds.embedded_world import check_number
+from tsi.experiments.worlds.embedded_world import check_problem_count
 from tsi.models.decoder import LanguageModel
 from tsi.rewards.reward import NoReward
 from tsi.rewards.verifier import Verifier
@@ -215,8 +215,8 @@ def test_a_row_of_a_reward_model_with_a_cache_takes_more(monkeypatch):
 
 def test_problems_that_cannot_fit_are_refused_before_the_first_is_made():
     with pytest.raises(ConfigurationError, match=r"1,000,000,000 problems take .*\.$"):
-        check_number(10**9)
-    check_number(1000)
+        check_problem_count(10**9)
+    check_problem_count(1000)
 
 
 @pytest.mark.parametrize(("heads", "share"), [(2, 2), (3, 1), (1, 1)])

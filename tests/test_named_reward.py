@@ -16,7 +16,7 @@ from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
 from tsi.experiments.worlds.embedded_world import embedded_world
-from tsi.experiments.worlds.language_policy import encoder
+from tsi.experiments.worlds.language_policy import example_encoder
 from tsi.loading.language_reward import ShownContinuation
 from tsi.loading.named_reward import KINDS, forms, parse_reward
 from tsi.models.decoder import LanguageModel, RewardModel
@@ -205,7 +205,7 @@ def test_against_itself_a_policy_is_no_more_likely():
 
 def test_a_larger_model_of_other_tokens_is_shown_examples(places):
     task, tokenizer = get_task("chain"), bpe_tokenizer()
-    shown = encoder(task, tokenizer)
+    shown = example_encoder(task, tokenizer)
     format = ShownContinuation(tokenizer, encode=shown)
     tokens, marks = format.render("1+2+3+4:", ["+2=3\n", "+3=6"], True)
     solution = [*tokenizer.encode("+2=3\n+3=6"), tokenizer.eos_ids[0]]

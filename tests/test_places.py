@@ -10,14 +10,14 @@ from fake_world import fake_world
 from processes import Processes, ended, wait_for
 
 from tsi.errors import ConfigurationError, ResultsError
-from tsi.experiments.places import inside, place_of
+from tsi.experiments.places import join_place, parse_place
 from tsi.experiments.scaling import curve_llm
 from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
-from tsi.experiments.scaling.row_shards import RemoteShards, whole_lines
-from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.row_shards import RemoteShards, complete_lines
+from tsi.experiments.scaling.scale import make_plan, run_plan
 from tsi.experiments.scaling.write_report import write_report
 
-PLAN = checked_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
+PLAN = make_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
 CELLS = [Cell("smc", 2, 0, problem) for problem in range(4)]
 
 
@@ -47,14 +47,14 @@ def without_seconds(rows):
 
 
 def test_an_address_stays_as_it_is_and_a_path_is_a_path(tmp_path):
-    assert place_of("memory://bucket/x/") == "memory://bucket/x"
-    assert inside("gs://bucket/x", "table.md") == "gs://bucket/x/table.md"
-    assert inside(place_of(str(tmp_path)), "a") == tmp_path / "a"
+    assert parse_place("memory://bucket/x/") == "memory://bucket/x"
+    assert join_place("gs://bucket/x", "table.md") == "gs://bucket/x/table.md"
+    assert join_place(parse_place(str(tmp_path)), "a") == tmp_path / "a"
 
 
 def test_rows_and_report_go_to_an_object_store(bucket, tmp_path):
     world = fake_world(12, rows=8)
-    path = inside(bucket, "rows.jsonl")
+    path = join_place(bucket, "rows.jsonl")
     rows = run_plan(PLAN, world, path, progress=False)
     local = run_plan(
         PLAN, fake_world(12, rows=8), tmp_path / "rows.jsonl", progress=False
@@ -85,7 +85,7 @@ def test_rows_and_report_go_to_an_object_store(bucket, tmp_path):
 
 
 def test_every_flush_is_an_object_and_outlives_its_writer(bucket):
-    path = inside(bucket, "rows.jsonl")
+    path = join_place(bucket, "rows.jsonl")
     results = ResultsFile(path, {"task": "a"})
     for cell in CELLS[:2]:
         results.append([(cell, {"correct": True})])
@@ -93,7 +93,7 @@ def test_every_flush_is_an_object_and_outlives_its_writer(bucket):
     assert len(names(bucket)) == 2
     assert list(read_rows(path)) == CELLS[:2]
     with ResultsFile(path, {"task": "a"}, index=1, count=2) as other:
-        assert other.missing(CELLS) == CELLS[2:]
+        assert other.find_missing(CELLS) == CELLS[2:]
         other.append((cell, {"correct": False}) for cell in CELLS[2:])
         # Another writer has computed the same row meanwhile; the first counts.
         results.append([(CELLS[2], {"correct": True})])
@@ -107,7 +107,7 @@ def test_every_flush_is_an_object_and_outlives_its_writer(bucket):
 
 
 def test_a_kill_between_merge_and_removal_leaves_each_row_once(bucket, monkeypatch):
-    path = inside(bucket, "rows.jsonl")
+    path = join_place(bucket, "rows.jsonl")
     with ResultsFile(path, {}) as results:
         results.append((cell, {"correct": True}) for cell in CELLS)
         results.reload()
@@ -122,14 +122,14 @@ def test_a_kill_between_merge_and_removal_leaves_each_row_once(bucket, monkeypat
         monkeypatch.undo()
     assert list(read_rows(path)) == CELLS
     with ResultsFile(path, {}) as results:
-        assert results.missing(CELLS) == []
+        assert results.find_missing(CELLS) == []
         results.fold()
     assert is_folded(bucket)
     assert list(read_rows(path)) == CELLS
 
 
 def test_a_run_that_folds_late_loses_no_row_of_another(bucket):
-    path = inside(bucket, "rows.jsonl")
+    path = join_place(bucket, "rows.jsonl")
     with ResultsFile(path, {}) as late, ResultsFile(path, {}) as other:
         late.append((cell, {"correct": True}) for cell in CELLS[:2])
         late.reload()
@@ -144,7 +144,7 @@ def test_a_run_that_folds_late_loses_no_row_of_another(bucket):
 @pytest.mark.parametrize("when", range(1, 4))
 def test_two_runs_that_fold_at_the_same_moment_lose_no_row(bucket, monkeypatch, when):
     """The other run does it all before the first, second, ... write of this one."""
-    path = inside(bucket, "rows.jsonl")
+    path = join_place(bucket, "rows.jsonl")
     system, calls = type(fsspec.filesystem("memory")), []
     with ResultsFile(path, {}) as one, ResultsFile(path, {}) as other:
         one.append([(CELLS[0], {"correct": True})])
@@ -174,7 +174,7 @@ def test_two_runs_that_fold_at_the_same_moment_lose_no_row(bucket, monkeypatch, 
 def test_an_object_that_goes_while_it_is_read_is_found_where_it_went(
     bucket, monkeypatch
 ):
-    path = inside(bucket, "rows.jsonl")
+    path = join_place(bucket, "rows.jsonl")
     system = type(fsspec.filesystem("memory"))
     read = system.cat_file
     with ResultsFile(path, {}) as other:
@@ -190,7 +190,7 @@ def test_an_object_that_goes_while_it_is_read_is_found_where_it_went(
 
 
 def test_other_settings_are_refused_there_too(bucket):
-    path = inside(bucket, "rows.jsonl")
+    path = join_place(bucket, "rows.jsonl")
     with ResultsFile(path, {"task": "a"}) as results:
         results.append([(CELLS[0], {"correct": True})])
     with pytest.raises(ResultsError, match="task is 'a' there, 'b' now"):
@@ -200,7 +200,7 @@ def test_other_settings_are_refused_there_too(bucket):
 
 
 def test_a_refusal_is_a_sentence_and_what_was_written_is_kept(bucket, monkeypatch):
-    path = inside(bucket, "rows.jsonl")
+    path = join_place(bucket, "rows.jsonl")
     with ResultsFile(path, {}) as results:
         results.append([(CELLS[0], {"correct": True})])
 
@@ -210,12 +210,12 @@ def test_a_refusal_is_a_sentence_and_what_was_written_is_kept(bucket, monkeypatc
         monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
         with pytest.raises(ResultsError, match=r"\(403: no rights to write\); what"):
             results.append([(CELLS[1], {"correct": True})])
-        assert results.missing(CELLS[:2]) == [CELLS[1]]
+        assert results.find_missing(CELLS[:2]) == [CELLS[1]]
     assert list(read_rows(path)) == CELLS[:1]
 
 
 def test_an_unknown_file_system_is_a_sentence():
-    for use in (place_of, RemoteShards):
+    for use in (parse_place, RemoteShards):
         with pytest.raises(ConfigurationError, match=r"nothing://x cannot be used: "):
             use("nothing://x")
 
@@ -240,19 +240,19 @@ def test_an_unknown_file_system_is_a_sentence():
 )
 def test_what_is_no_address_of_a_place_is_a_sentence(text, words):
     with pytest.raises(ConfigurationError) as refused:
-        place_of(text)
+        parse_place(text)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["run:1/x", "./gs:/b", "results/a://b", "x", "/x"])
 def test_a_path_may_have_a_colon(text):
-    assert place_of(text) == Path(text)
+    assert parse_place(text) == Path(text)
 
 
 def test_an_address_of_this_machine_needs_no_host(tmp_path):
-    assert place_of(f"file://{tmp_path}/") == f"file://{tmp_path}"
-    assert place_of("memory:///x") == "memory:///x"
+    assert parse_place(f"file://{tmp_path}/") == f"file://{tmp_path}"
+    assert parse_place("memory:///x") == "memory:///x"
 
 
 def test_the_language_model_experiment_takes_the_same_places(
@@ -274,8 +274,8 @@ def test_the_language_model_experiment_takes_the_same_places(
 
 @pytest.mark.parametrize("half", [b'{"a', b'{"a"\n', b"\n", b"\0\0\n", b""])
 def test_half_a_last_line_is_left_out(half):
-    assert whole_lines(b'{"a": 1}\n{"a": 2}\n' + half) == b'{"a": 1}\n{"a": 2}\n'
-    assert whole_lines(half) == b""
+    assert complete_lines(b'{"a": 1}\n{"a": 2}\n' + half) == b'{"a": 1}\n{"a": 2}\n'
+    assert complete_lines(half) == b""
 
 
 def test_half_an_object_of_a_file_system_without_whole_writes_is_left_out(tmp_path):
@@ -286,7 +286,7 @@ def test_half_an_object_of_a_file_system_without_whole_writes_is_left_out(tmp_pa
     segment.write_bytes(segment.read_bytes()[:-9])
     assert list(read_rows(path)) == CELLS[:1]
     with ResultsFile(path, {}) as results:
-        assert results.missing(CELLS[:2]) == CELLS[1:2]
+        assert results.find_missing(CELLS[:2]) == CELLS[1:2]
 
 
 def test_two_processes_write_to_a_file_system_and_one_goes_on(tmp_path):

@@ -17,7 +17,7 @@ from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
 from tsi.engine.sizing import planning
 from tsi.engine.sizing.memory import CacheSizes, unloaded_bytes
-from tsi.engine.sizing.planning import Need, bytes_of_prefix, bytes_of_slot, limits_of
+from tsi.engine.sizing.planning import Need, bytes_of_prefix, bytes_of_slot, task_limits
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
 from tsi.experiments.scaling import dry_run
@@ -25,7 +25,7 @@ from tsi.experiments.scaling.distributed import Group
 from tsi.experiments.scaling.dry_run import Run, Speed, cost_of, forecast, runs_of
 from tsi.experiments.scaling.methods import method_settings
 from tsi.experiments.scaling.results import ResultsFile
-from tsi.experiments.scaling.scale import batches, checked_plan
+from tsi.experiments.scaling.scale import batches, make_plan
 from tsi.experiments.worlds.embedded_world import embedded_world
 
 GB = 10**9
@@ -37,7 +37,7 @@ LONG = tiny.target(max_tokens=2048, max_step_tokens=256, max_steps=40)
 def limits(free, reward=KEYS, target=LONG, prompt=256, *, on_cpu=False):
     need = Need(CacheSizes(KEYS, reward), prompt, 16)
     slot = bytes_of_slot(need, target, 152_064, 16)
-    return limits_of(slot, bytes_of_prefix(need, target), free, on_cpu=on_cpu)
+    return task_limits(slot, bytes_of_prefix(need, target), free, on_cpu=on_cpu)
 
 
 def test_what_a_slot_takes_by_hand():
@@ -144,7 +144,7 @@ def test_costs_by_hand(still):
     target, policy = world.engine.target, world.engine.policy.config
     cost = cost_of(world, Run("particle_filter", 8, 5))
     assert cost.at_once == 5
-    assert cost.most_tokens == 5 * 8 * target.max_steps * target.max_step_tokens
+    assert cost.max_tokens == 5 * 8 * target.max_steps * target.max_step_tokens
     assert cost.tokens == 5 * 8 * 30
     prompt = dry_run.prompt_tokens(world)
     context = prompt + 15.0
@@ -157,14 +157,14 @@ def test_costs_by_hand(still):
     assert cost.flops == pytest.approx(flops, rel=1e-6)
     # Rounds of four, of which there are two.
     rounds = cost_of(world, Run("adaptive_smc", 8, 5))
-    assert rounds.most_tokens == cost.most_tokens
+    assert rounds.max_tokens == cost.max_tokens
     search = cost_of(world, Run("mcts", 8, 5))
-    assert search.most_tokens > cost.most_tokens
+    assert search.max_tokens > cost.max_tokens
 
 
 def test_a_dry_run_says_what_is_refused_and_at_which_speed(still, tmp_path):
     world = embedded_world("chain", 5, shapes_only=True)
-    plan = checked_plan(["beam_search", "smc"], [6, 8, 10**8], 2)
+    plan = make_plan(["beam_search", "smc"], [6, 8, 10**8], 2)
     runs = runs_of(plan, world, tmp_path / "rows.jsonl")
     assert sum(run.problems for run in runs) == 2 * 2 * 3 * 5
     text, refused = forecast(world, runs, 1e9)
@@ -230,7 +230,7 @@ COST = ["--dry-run", "--flops-per-second", "1e9"]
 def finished(tmp_path, still):
     """The arguments of a run, and its file of six rows, which no model has made."""
     world = embedded_world("chain", 3, shapes_only=True)
-    plan = checked_plan(["smc"], [1, 2], 1)
+    plan = make_plan(["smc"], [1, 2], 1)
     path = tmp_path / "rows.jsonl"
     of_method = {"smc": method_settings("smc", world.max_steps)}
     with ResultsFile(path, world.settings, of_method) as results:
@@ -363,7 +363,7 @@ def test_the_speed_is_that_of_all_devices_and_one_problem_uses_one_group(
     forecast(world, [Run("smc", 8, 8)])
     assert measured == [4]
     whole, quarter = (cost_of(world, Run("smc", 8, n)) for n in (8, 1))
-    assert (whole.busy, quarter.busy) == (1.0, 0.25)
+    assert (whole.device_share, quarter.device_share) == (1.0, 0.25)
 
 
 def test_every_device_computes_while_the_speed_is_measured(monkeypatch):

@@ -15,7 +15,7 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.scaling.report import curves_of
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.scale import make_plan, run_plan
 from tsi.experiments.scaling.to_arviz import to_datatree
 from tsi.experiments.scaling.write_report import write_report
 from tsi.problem import Problem
@@ -112,7 +112,7 @@ def named_world(ids):
 
 def test_rows_resume_and_reports_know_strings_and_numbers(tmp_path):
     plan, path = (
-        checked_plan(["smc", "beam_search"], [2, 4], 2),
+        make_plan(["smc", "beam_search"], [2, 4], 2),
         tmp_path / "rows.jsonl",
     )
     rows = run_plan(plan, named_world(MIXED), path, progress=False)
@@ -141,7 +141,7 @@ def test_ids_given_twice_are_refused_before_any_work(tmp_path):
     world = named_world(["a", "b", "a"])
     with pytest.raises(ConfigurationError, match="'a' at 0, 2"):
         run_plan(
-            checked_plan(["smc"], [2], 1),
+            make_plan(["smc"], [2], 1),
             world,
             tmp_path / "rows.jsonl",
             progress=False,

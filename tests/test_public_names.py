@@ -39,8 +39,9 @@ NAMES = {
         SelfJudge Stateless Step TextReward Verifier Prefix
     """,
     experiments: """
-        METHODS Plan StepEnds TASKS Task World checked_plan embedded_world get_task
-        inside limits_of place_of processes read_rows run_plan task_world write_report
+        METHODS Plan StepEnds TASKS Task World embedded_world get_task join_place
+        join_processes make_plan parse_place read_rows run_plan task_limits task_world
+        write_report
     """,
 }
 """Removing one of these breaks the programs of others."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsi.errors import ResultsError
-from tsi.experiments.scaling.readme import PAGES, with_tables
+from tsi.experiments.scaling.readme import PAGES, insert_tables
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -38,9 +38,9 @@ def test_the_snippets_print_what_the_text_says(name):
 @pytest.mark.parametrize("name", PAGES, ids=str)
 def test_the_tables_are_those_that_the_experiments_wrote(name):
     text = (ROOT / name).read_text()
-    assert with_tables(text, ROOT) == text
+    assert insert_tables(text, ROOT) == text
 
 
 def test_a_table_whose_file_is_missing_is_named(tmp_path):
     with pytest.raises(ResultsError, match=r"gone\.md"):
-        with_tables("<!-- table: gone.md -->\n<!-- end -->", tmp_path)
+        insert_tables("<!-- table: gone.md -->\n<!-- end -->", tmp_path)

@@ -8,7 +8,7 @@ from fake_world import FakeEngine, fake_world, vary
 
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.scale import make_plan, run_plan
 from tsi.experiments.scaling.to_arviz import to_datatree
 from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.solving.diagnostics import genealogy_figure, weights_figure
@@ -211,7 +211,7 @@ class Blind(FakeEngine):
 
 
 def test_a_run_says_each_thing_once_and_old_rows_have_nothing_to_say(tmp_path):
-    plan = checked_plan(["smc", "self_consistency"], [2, 4], 1)
+    plan = make_plan(["smc", "self_consistency"], [2, 4], 1)
     sound = fake_world()
     rows = run_plan(plan, sound, tmp_path / "a" / "rows.jsonl", progress=False)
     clean = write_report(plan, sound, rows, tmp_path / "a")

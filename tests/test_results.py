@@ -39,7 +39,7 @@ def test_resume_skips_present_rows_and_keeps_their_order(tmp_path):
     path = tmp_path / "rows.jsonl"
     _write(path, CELLS[:4])
     with ResultsFile(path, SETTINGS) as results:
-        missing = results.missing(CELLS)
+        missing = results.find_missing(CELLS)
         assert missing == CELLS[4:]
         results.append((cell, _outcome(cell)) for cell in missing)
     assert list(read_rows(path)) == CELLS
@@ -55,7 +55,7 @@ def test_half_written_line_is_dropped_said_and_redone(tmp_path, capsys, cut):
     path.write_bytes(whole[:-cut])
     with ResultsFile(path, SETTINGS) as results:
         assert "dropped a half-written last line" in capsys.readouterr().err
-        assert results.missing(CELLS) == CELLS[-1:]
+        assert results.find_missing(CELLS) == CELLS[-1:]
         results.append([(CELLS[-1], _outcome(CELLS[-1]))])
     assert path.read_bytes() == whole
 

@@ -9,7 +9,7 @@ from tsi.experiments.benchmarks.roofline import (
     QWEN_7B,
     Work,
     bound,
-    most_rows,
+    max_rows,
     num_weights,
     position_bytes,
     table,
@@ -39,7 +39,7 @@ def test_few_rows_wait_for_the_weights_and_many_for_products():
 def test_rows_that_fit_leave_room_for_both_models():
     for chips in CHIPS:
         work = Work()
-        rows = most_rows(chips, QWEN_7B, work)
+        rows = max_rows(chips, QWEN_7B, work)
         held = 2 * 2 * (num_weights(QWEN_7B) + QWEN_7B.vocab_size * QWEN_7B.width)
         taken = held + 2 * rows * work.longest * position_bytes(QWEN_7B)
         assert rows > 0

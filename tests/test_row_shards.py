@@ -32,7 +32,7 @@ def path(tmp_path):
 def test_every_process_of_any_number_knows_all_rows(path):
     for index, count in ((0, 1), (0, 2), (1, 2), (3, 5)):
         with ResultsFile(path, SETTINGS, index=index, count=count) as results:
-            assert results.missing(CELLS) == CELLS[4:]
+            assert results.find_missing(CELLS) == CELLS[4:]
     assert [row["writer"] for row in read_rows(path).values()] == [0, 0, 3, 3]
 
 
@@ -59,7 +59,7 @@ def test_a_kill_between_merge_and_removal_leaves_each_row_once(path, monkeypatch
             results.fold()
         monkeypatch.undo()
     with ResultsFile(path, SETTINGS) as results:
-        assert results.missing(CELLS) == CELLS[4:]
+        assert results.find_missing(CELLS) == CELLS[4:]
         results.fold()
     assert len(path.read_bytes().splitlines()) == 4
 
@@ -95,7 +95,7 @@ def test_other_files_of_the_folder_are_no_shards(path):
 
 
 def test_processes_without_a_common_folder_are_told_so(path, monkeypatch):
-    monkeypatch.setattr("tsi.experiments.scaling.row_shards.VISIBLE", 0.1)
+    monkeypatch.setattr("tsi.experiments.scaling.row_shards.VISIBILITY_TIMEOUT", 0.1)
     shards = LocalShards(path, 0, 2)
     with pytest.raises(ResultsError, match=r"rows-1\.jsonl, which another process"):
         shards.check_shared()

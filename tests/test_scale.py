@@ -35,7 +35,7 @@ from tsi.experiments.scaling.scale import (
     batches,
     block_size,
     check_budgets,
-    checked_plan,
+    make_plan,
     run_plan,
 )
 from tsi.experiments.scaling.shared_rollouts import first_rollouts
@@ -53,7 +53,7 @@ SEVERAL = (
 
 
 def _plan(methods=SEVERAL, budgets=(1, 2, 4, 8), seeds=2):
-    return checked_plan(methods, budgets, seeds)
+    return make_plan(methods, budgets, seeds)
 
 
 def _without_seconds(path):
@@ -348,7 +348,7 @@ def test_methods_that_need_more_particles_leave_small_budgets_out():
     assert budgets_of("particle_gibbs", (1, 4, 8, 64)) == [8, 64]
     for name in METHODS:
         (smallest,) = budgets_of(name, [get_method(name).smallest])
-        checked = checked_plan([name], [smallest], 1)
+        checked = make_plan([name], [smallest], 1)
         check_budgets(checked, 6)
 
 
@@ -357,7 +357,7 @@ def test_methods_that_need_more_particles_leave_small_budgets_out():
 )
 def test_empty_or_impossible_plans_are_refused(plan):
     with pytest.raises(ConfigurationError, match="A plan needs"):
-        checked_plan(*plan)
+        make_plan(*plan)
 
 
 def test_samplers_are_built_once():
@@ -406,7 +406,7 @@ def test_a_problem_that_fails_costs_its_rows_alone(tmp_path, methods):
 
 @pytest.mark.parametrize("method", ["smc", "self_consistency", "mcts"])
 def test_a_budget_that_cannot_fit_is_refused_before_the_first_row(tmp_path, method):
-    plan = checked_plan(("smc", method), (1, 8192), 1)
+    plan = make_plan(("smc", method), (1, 8192), 1)
     world, path = fake_world(), tmp_path / "rows"
     with pytest.raises(ConfigurationError, match="does not fit"):
         run_plan(plan, world, path, progress=False)

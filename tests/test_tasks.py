@@ -8,7 +8,7 @@ from jaxtyping import TypeCheckError
 
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.tasks import TASKS, get_task
-from tsi.experiments.tasks.countdown import solvable
+from tsi.experiments.tasks.countdown import is_solvable
 
 BOTH = pytest.mark.parametrize("name", sorted(TASKS))
 
@@ -29,8 +29,8 @@ def test_every_worked_solution_is_right_and_on_track_all_along(name):
     task, pairs = worked(name)
     for problem, text in pairs:
         assert task.verify(problem, text)
-        assert task.on_track(problem, text)
-        assert all(task.on_track(problem, prefix) for prefix in prefixes(text))
+        assert task.is_on_track(problem, text)
+        assert all(task.is_on_track(problem, prefix) for prefix in prefixes(text))
 
 
 @BOTH
@@ -70,7 +70,7 @@ def test_a_changed_result_is_off_track_from_there_on(name):
             later = [line for line in lines[i + 1 :] if "*" in line]
             if name == "chain" and any(line[1] in "2468 5" for line in later):
                 continue
-            assert not task.on_track(problem, prefix)
+            assert not task.is_on_track(problem, prefix)
             changed += 1
     assert changed > 50
 
@@ -84,11 +84,11 @@ def test_chain_follows_the_left_to_right_rule_modulo_100():
     assert not task.verify(problem, "*8=56\n+5=61\n-9=53")
     # A slip that a later factor takes back is no obstacle, and the verifier says so.
     even = task.problem("5+1*8*5")
-    assert task.on_track(even, "+1=56\n")
+    assert task.is_on_track(even, "+1=56\n")
     assert task.verify(even, "+1=56\n*8=48\n*5=40")
     # Skipping an operation is one.
-    assert not task.on_track(even, "*8=40\n")
-    assert not task.on_track(even, "+1=6\n*8=48\n*5=40\n")
+    assert not task.is_on_track(even, "*8=40\n")
+    assert not task.is_on_track(even, "+1=6\n*8=48\n*5=40\n")
 
 
 def test_countdown_answers_are_expressions_checked_against_the_numbers():
@@ -96,7 +96,7 @@ def test_countdown_answers_are_expressions_checked_against_the_numbers():
     problem = task.problem("3,5,7,2>24")
     text = "3*5=15,7,2\n15+7=22,2\n22+2=24"
     assert task.extract(text) == "((3*5)+7)+2"
-    assert task.correct(problem, "2+(7+5*3)")
+    assert task.is_correct(problem, "2+(7+5*3)")
     for wrong in (
         "((3*5)+7)+1",  # a number that was not given
         "(3*5)+7",  # one left out
@@ -109,7 +109,7 @@ def test_countdown_answers_are_expressions_checked_against_the_numbers():
         "__import__('os')",
         None,
     ):
-        assert not task.correct(problem, wrong)
+        assert not task.is_correct(problem, wrong)
     # Claiming the target is not reaching it.
     assert not task.verify(problem, "3*5=15,7,2\n15+7=22,2\n22-2=24")
     assert not task.verify(problem, "3*5=15,7,9\n15+9=24,7\n24+0=24")
@@ -121,12 +121,12 @@ def test_countdown_answers_are_expressions_checked_against_the_numbers():
 def test_countdown_knows_dead_ends():
     task = get_task("countdown")
     problem = task.problem("3,5,7,2>24")
-    assert task.on_track(problem, "3*5=15,7,2\n")
-    assert not solvable((35, 3, 2), 24)
-    assert not task.on_track(problem, "7*5=35,3,2\n")
-    assert not task.on_track(problem, "3*5=15,7\n")
-    assert not task.on_track(problem, "3*5=14,7,2\n")
-    assert not task.on_track(problem, "3*3=9,7,2\n")
+    assert task.is_on_track(problem, "3*5=15,7,2\n")
+    assert not is_solvable((35, 3, 2), 24)
+    assert not task.is_on_track(problem, "7*5=35,3,2\n")
+    assert not task.is_on_track(problem, "3*5=15,7\n")
+    assert not task.is_on_track(problem, "3*5=14,7,2\n")
+    assert not task.is_on_track(problem, "3*3=9,7,2\n")
 
 
 def test_countdown_solver_agrees_with_plain_enumeration():
@@ -146,7 +146,7 @@ def test_countdown_solver_agrees_with_plain_enumeration():
     for _ in range(20):
         numbers = [int(n) for n in rng.integers(1, 10, rng.integers(3, 5))]
         reached = reach(numbers)
-        assert {t for t in range(100) if solvable(tuple(numbers), t)} == reached
+        assert {t for t in range(100) if is_solvable(tuple(numbers), t)} == reached
 
 
 @BOTH

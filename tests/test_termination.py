@@ -15,7 +15,7 @@ from tsi.errors import ProblemError, Stopped
 from tsi.experiments import cli
 from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.scaling.scale import make_plan, run_plan
 from tsi.termination import stop_with_group, terminable
 
 KEY = jax.random.key(7)
@@ -164,7 +164,7 @@ class Stopping(FakeEngine):
 def test_rows_of_problems_that_had_ended_are_kept_and_not_computed_again(
     tmp_path, method
 ):
-    plan, path = checked_plan([method], [4], 2), tmp_path / "rows.jsonl"
+    plan, path = make_plan([method], [4], 2), tmp_path / "rows.jsonl"
     expected = run_plan(
         plan, fake_world(8, rows=16), tmp_path / "whole", progress=False
     )
@@ -191,7 +191,7 @@ def test_rows_that_are_being_written_when_a_signal_comes_are_kept(
         terminate()
 
     monkeypatch.setattr(os, "fsync", fsync)
-    plan, path = checked_plan(["smc"], [4], 1), tmp_path / "rows.jsonl"
+    plan, path = make_plan(["smc"], [4], 1), tmp_path / "rows.jsonl"
     with terminable(), pytest.raises(Stopped):
         run_plan(plan, fake_world(8, rows=16), path, progress=False)
     assert len(read_rows(path)) == 4
@@ -204,7 +204,7 @@ def test_a_round_that_was_cut_short_is_no_result(tmp_path, error):
             error.results = tuple(super().run(*arguments, **settings))
             raise error
 
-    plan = checked_plan(["adaptive_consistency"], [8], 1)
+    plan = make_plan(["adaptive_consistency"], [8], 1)
     world, path = (
         fake_world(4, rows=16)._replace(engine=Cut(rows=16)),
         tmp_path / "rows.jsonl",

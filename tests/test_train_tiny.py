@@ -22,21 +22,21 @@ from tsi.experiments.training.step_labels import (
     solving_target,
 )
 from tsi.experiments.training.train_policy import (
+    draw_solutions,
     max_length,
     solution_loss,
     task_tokenizer,
     tiny_config,
-    worked_batch,
 )
 from tsi.experiments.training.train_reward import (
     Marks,
     auc,
-    corrupted,
-    frozen,
+    corrupt,
+    draw_labels,
+    extend_model,
+    freeze,
     judge,
-    labelled_batch,
-    likely_tokens,
-    reward_from,
+    mark_likely_tokens,
 )
 from tsi.models.decoder import LanguageModel
 from tsi.models.loading.catalogue import resolve
@@ -59,7 +59,7 @@ def train(folder, until=None):
     return fit(
         model,
         solution_loss,
-        lambda step: worked_batch(task, tokenizer, 4, 0, step),
+        lambda step: draw_solutions(task, tokenizer, 4, 0, step),
         SCHEDULE,
         folder,
         until=until,
@@ -131,15 +131,15 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_only_the_solution_and_its_end_are_learned(name):
     task = get_task(name)
     tokenizer = task_tokenizer(task)
-    tokens, learned = worked_batch(task, tokenizer, 20, 0, 3)
+    tokens, learned = draw_solutions(task, tokenizer, 20, 0, 3)
     for row, mask in zip(tokens, learned, strict=True):
         text = tokenizer.decode(row[~mask].tolist())
         problem = task.problem(text)
         assert task.verify(problem, tokenizer.decode(row[mask].tolist()))
         assert row[mask][-1] == tokenizer.eos_ids[0]
-    again, _ = worked_batch(task, tokenizer, 20, 0, 3)
+    again, _ = draw_solutions(task, tokenizer, 20, 0, 3)
     assert np.array_equal(tokens, again)
-    assert not np.array_equal(tokens, worked_batch(task, tokenizer, 20, 0, 4)[0])
+    assert not np.array_equal(tokens, draw_solutions(task, tokenizer, 20, 0, 4)[0])
 
 
 def toy_task():
@@ -152,8 +152,8 @@ def toy_task():
         max_steps=2,
         max_step_tokens=2,
         extract=lambda text: text.replace("\n", ""),
-        correct=lambda problem, answer: answer is not None and "1" in answer,
-        on_track=lambda problem, prefix: True,
+        is_correct=lambda problem, answer: answer is not None and "1" in answer,
+        is_on_track=lambda problem, prefix: True,
     )
 
 
@@ -177,7 +177,7 @@ def chance_of_a_right_end(model, task, tokenizer, prompt, prefix):
         for token, chance in enumerate(chances):
             if token == eos:
                 text = prefix + tokenizer.decode(list(written))
-                value += chance * task.correct(None, task.extract(text))
+                value += chance * task.is_correct(None, task.extract(text))
             elif token == delimiter or offset + 1 == task.max_step_tokens:
                 value += chance * total((*written, token), step + 1, 0)
             else:
@@ -226,7 +226,7 @@ def test_reward_batches_show_every_row_once_an_epoch():
     data = LabelledSteps(
         rows, rows.astype(np.float32), np.zeros((10, 1), bool), np.zeros(10, bool)
     )
-    seen = np.concatenate([labelled_batch(data, 4, 0, s)[0][:, 0] for s in range(5)])
+    seen = np.concatenate([draw_labels(data, 4, 0, s)[0][:, 0] for s in range(5)])
     assert sorted(seen[:10]) == list(range(10))
     assert sorted(seen[10:]) == list(range(10))
     assert list(seen[:10]) != list(seen[10:])
@@ -234,7 +234,7 @@ def test_reward_batches_show_every_row_once_an_epoch():
 
 def test_a_fresh_reward_model_starts_from_the_language_model_and_even_odds():
     _, _, model = small(seed=4)
-    reward = reward_from(model, 2, rngs=nnx.Rngs(9))
+    reward = extend_model(model, 2, rngs=nnx.Rngs(9))
     tokens = jnp.arange(12).reshape(2, 6)
     assert np.all(np.asarray(reward(tokens)) == 0.0)
     assert reward.config.num_layers == model.config.num_layers + 2
@@ -248,23 +248,23 @@ def test_a_fresh_reward_model_starts_from_the_language_model_and_even_odds():
 
 def test_frozen_blocks_get_no_gradient_and_the_new_ones_do():
     _, _, model = small(seed=4)
-    reward = reward_from(model, 1, rngs=nnx.Rngs(9))
+    reward = extend_model(model, 1, rngs=nnx.Rngs(9))
     reward.score.kernel[...] = jnp.ones_like(reward.score.kernel[...])
     tokens = jnp.arange(2, 14).reshape(2, 6)
     graph, state = nnx.split(reward)
-    slopes = jax.grad(lambda state: frozen(nnx.merge(graph, state), 1)(tokens).sum())(
+    slopes = jax.grad(lambda state: freeze(nnx.merge(graph, state), 1)(tokens).sum())(
         state
     )
     assert np.all(np.asarray(slopes["trunk"]["embedding"][...]) == 0)
     for leaf in jax.tree.leaves(slopes["trunk"]["blocks"]):
         assert np.all(np.asarray(leaf[:1]) == 0)
         assert np.any(np.asarray(leaf[1:]) != 0)
-    assert np.array_equal(frozen(reward, 1)(tokens), reward(tokens))
+    assert np.array_equal(freeze(reward, 1)(tokens), reward(tokens))
 
 
 def worked_with_marks():
     task, tokenizer, model = small(seed=4)
-    tokens, learned = worked_batch(task, tokenizer, 40, 0, 0)
+    tokens, learned = draw_solutions(task, tokenizer, 40, 0, 0)
     (colon,), (newline,) = tokenizer.encode(":"), tokenizer.encode("\n")
     marks = Marks(colon, (newline, *tokenizer.eos_ids), tokenizer.pad_id)
     return model, tokens, learned, marks
@@ -280,7 +280,7 @@ def test_likely_tokens_are_above_one_half_and_step_ends_remember_all_before(
     logits = 10.0 * following * np.roll(expects, -1, axis=1)[..., None]
     monkeypatch.setattr(LanguageModel, "__call__", lambda self, tokens: logits)
 
-    found = np.asarray(likely_tokens(model, jnp.asarray(tokens), marks))
+    found = np.asarray(mark_likely_tokens(model, jnp.asarray(tokens), marks))
     assert np.array_equal(~np.isnan(found), learned)
     remembered = 0
     for row in range(len(tokens)):
@@ -297,7 +297,7 @@ def test_likely_tokens_are_above_one_half_and_step_ends_remember_all_before(
 def test_corruption_spares_prompts_step_ends_and_half_of_the_texts():
     _, tokens, learned, marks = worked_with_marks()
     tokens, learned = np.tile(tokens, (50, 1)), np.tile(learned, (50, 1))
-    changed = corrupted(tokens, marks, 0, 7)
+    changed = corrupt(tokens, marks, 0, 7)
     struck = changed != tokens
     inner = learned & ~np.isin(tokens, marks.step_ends)
     assert not struck[~inner].any()
@@ -306,8 +306,8 @@ def test_corruption_spares_prompts_step_ends_and_half_of_the_texts():
     assert 0.45 < rows.mean() < 0.5
     # One in nine or so of the new tokens is the old one by chance.
     assert 0.11 < struck[rows].sum() / inner[rows].sum() < 0.15
-    assert np.array_equal(changed, corrupted(tokens, marks, 0, 7))
-    assert not np.array_equal(changed, corrupted(tokens, marks, 0, 8))
+    assert np.array_equal(changed, corrupt(tokens, marks, 0, 7))
+    assert not np.array_equal(changed, corrupt(tokens, marks, 0, 8))
 
 
 def test_auc_counts_pairs():

@@ -124,7 +124,7 @@ def test_a_head_reads_in_a_run_the_states_that_it_was_trained_on(trained):
         ends = np.cumsum([len(step) for step in steps])
         ends[-1] += 1
         states.append(np.asarray(hidden)[0, len(prompt) + ends - 1])
-        labels += [float(world.correct(problem, result.answers[0]))] * len(ends)
+        labels += [float(world.is_correct(problem, result.answers[0]))] * len(ends)
         groups += [(problem.id, step) for step in range(len(ends))]
         rewards += np.asarray(result.steps.rewards)[: len(ends), 0].tolist()
     data = prefixes_of(bare.engine, task, problems, 1, key)

@@ -27,7 +27,7 @@ def extract(text):
     return digits[-1] if digits else None
 
 
-def correct(problem, answer):
+def is_correct(problem, answer):
     return answer == problem.answer
 
 
@@ -74,8 +74,8 @@ TASK = experiments.Task(
     problem=lambda prompt: tsi.Problem(0, prompt, str(int(prompt[0]) + 1)),
     solution=lambda problem, rng: problem.answer,
     extract=extract,
-    correct=correct,
-    on_track=lambda problem, prefix: problem.answer in prefix,
+    is_correct=is_correct,
+    is_on_track=lambda problem, prefix: problem.answer in prefix,
 )
 
 
@@ -99,7 +99,7 @@ def curve(policy, place):
     """Rows of two published methods on the own task, with its own verifier."""
 
     def check(question, text, ended):
-        return 2.0 if TASK.on_track(TASK.problem(question), text) else -2.0
+        return 2.0 if TASK.is_on_track(TASK.problem(question), text) else -2.0
 
     world = experiments.task_world(
         TASK,
@@ -112,6 +112,6 @@ def curve(policy, place):
         max_rows=16,
         settings={"reward": "the digit that is right"},
     )
-    plan = experiments.checked_plan(["best_of_n", "smc"], [2], 1)
+    plan = experiments.make_plan(["best_of_n", "smc"], [2], 1)
     experiments.run_plan(plan, world, place, progress=False)
     return experiments.read_rows(place)

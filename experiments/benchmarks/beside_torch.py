@@ -11,12 +11,12 @@ from tsi.experiments.benchmarks.ceilings import seconds_of
 from tsi.experiments.benchmarks.throughput import Speed, Work
 
 
-def torch_is_here() -> bool:
+def has_torch() -> bool:
     """Whether the extra ``parity`` is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
-def load_theirs(folder: Path, dtype: str) -> Any:
+def load_torch(folder: Path, dtype: str) -> Any:
     """A causal language model on torch's accelerator, if it has one."""
     import torch
     import transformers
@@ -26,7 +26,7 @@ def load_theirs(folder: Path, dtype: str) -> Any:
     return make.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
 
 
-def measure_theirs(model: Any, prompts: np.ndarray, work: Work) -> Speed:
+def measure_torch(model: Any, prompts: np.ndarray, work: Work) -> Speed:
     """Time reading the prompts and drawing tokens one by one after them."""
     import torch
 
@@ -43,7 +43,7 @@ def measure_theirs(model: Any, prompts: np.ndarray, work: Work) -> Speed:
         read(start)
         wait()
 
-    def both() -> None:
+    def prefill_and_decode() -> None:
         out = read(start)
         for i in range(work.new):
             p = torch.softmax(out.logits[:, -1].float(), -1)
@@ -53,8 +53,8 @@ def measure_theirs(model: Any, prompts: np.ndarray, work: Work) -> Speed:
         wait()
 
     with torch.inference_mode():
-        reading = statistics.median(seconds_of(prefill, work.repeats))
-        everything = statistics.median(seconds_of(both, work.repeats))
+        read_seconds = statistics.median(seconds_of(prefill, work.repeats))
+        total_seconds = statistics.median(seconds_of(prefill_and_decode, work.repeats))
     # The first token came with the prompt; ours has it with the others.
-    writing = (everything - reading) * work.new / (work.new - 1)
-    return Speed(reading, writing)
+    write_seconds = (total_seconds - read_seconds) * work.new / (work.new - 1)
+    return Speed(read_seconds, write_seconds)

@@ -25,7 +25,7 @@ from tsi.models.layers import Segment
 from tsi.models.loading.download import get
 
 
-class Busy(NamedTuple):
+class BusyRows(NamedTuple):
     """Rows, filled slots of each row's cache, and tokens of a loop."""
 
     model: str = "smollm2-135m"
@@ -35,14 +35,14 @@ class Busy(NamedTuple):
     runs: int = 3
 
 
-def filled(policy: LanguageModel, busy: Busy) -> Segment:
+def make_context(policy: LanguageModel, busy: BusyRows) -> Segment:
     """A cache whose content does not matter."""
-    keys, values, _ = room(policy, busy.rows, busy.cache)
+    keys, values, _ = empty_cache(policy, busy.rows, busy.cache)
     places = jnp.broadcast_to(jnp.arange(busy.cache), (busy.rows, busy.cache))
     return Segment(keys + 0.01, values + 0.01, places, jnp.ones(places.shape, bool))
 
 
-def room(policy: LanguageModel, rows: int, width: int) -> KeyValues:
+def empty_cache(policy: LanguageModel, rows: int, width: int) -> KeyValues:
     """Zeros in the layout of keys and values."""
     config, dtype = policy.config, policy.trunk.cache_dtype
     shape = (config.num_layers, rows, config.num_kv_heads)
@@ -55,17 +55,17 @@ def room(policy: LanguageModel, rows: int, width: int) -> KeyValues:
 
 @partial(jax.jit, static_argnames="busy")
 def draw(
-    policy: LanguageModel, context: Segment, key: Key[Array, ""], busy: Busy
+    policy: LanguageModel, context: Segment, key: Key[Array, ""], busy: BusyRows
 ) -> Int[Array, " R"]:
     """The newest token of each row after a loop over ``busy.tokens``."""
-    new = room(policy, busy.rows, busy.tokens)
+    new = empty_cache(policy, busy.rows, busy.tokens)
 
     def write_token(
         i: Int[Array, ""], carry: tuple[Int[Array, " R"], KeyValues]
     ) -> tuple[Int[Array, " R"], KeyValues]:
         token, new = carry
-        known = jnp.arange(busy.tokens) < i
-        mask = jnp.broadcast_to(known, (busy.rows, busy.tokens))
+        is_written = jnp.arange(busy.tokens) < i
+        mask = jnp.broadcast_to(is_written, (busy.rows, busy.tokens))
         place = jnp.full((busy.rows, 1), busy.cache + i)
         hidden, read = policy.trunk(
             token[:, None], place, None, (context, Segment(*new, mask))
@@ -83,23 +83,27 @@ def draw(
     return jax.lax.fori_loop(0, busy.tokens, write_token, start)[0]
 
 
-def run(busy: Busy) -> dict[str, Any]:
+def run(busy: BusyRows) -> dict[str, Any]:
     """Load the model and time the loop."""
     policy = load_model(get(busy.model), LanguageModel, "policy")
     assert isinstance(policy, LanguageModel)
-    context, key = filled(policy, busy), jax.random.key(0)
+    context, key = make_context(policy, busy), jax.random.key(0)
     jax.block_until_ready(draw(policy, context, key, busy))
     seconds = []
     for _ in range(busy.runs):
         began = time.perf_counter()
         jax.block_until_ready(draw(policy, context, key, busy))
         seconds.append(time.perf_counter() - began)
-    best = min(seconds)
+    seconds_per_loop = min(seconds)
     generated = busy.rows * busy.tokens
-    return {"seconds": best, "generated_tokens": generated, "peak_bytes": peak_bytes()}
+    return {
+        "seconds": seconds_per_loop,
+        "generated_tokens": generated,
+        "peak_bytes": peak_bytes(),
+    }
 
 
-def main(busy: tyro.conf.OmitArgPrefixes[Busy] = Busy()) -> None:  # noqa: B008
+def main(busy: tyro.conf.OmitArgPrefixes[BusyRows] = BusyRows()) -> None:  # noqa: B008
     """Time the loop and print what it took, the best of a few runs.
 
     Args:

@@ -45,14 +45,14 @@ def measure_ceilings(dtype: DTypeLike, sizes: list[int], num_bytes: int) -> Ceil
     flops = 0.0
     for size in sizes:
         a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-        best = min(seconds_of(partial(_wait, product, a, a), 5))
-        flops = max(flops, 2 * size**3 / best)
+        seconds = min(seconds_of(partial(_wait, product, a, a), 5))
+        flops = max(flops, 2 * size**3 / seconds)
     x = jnp.ones(num_bytes // jnp.dtype(dtype).itemsize, dtype)
     total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     copy = jax.jit(lambda x: x + 1)
-    read = min(seconds_of(partial(_wait, total, x), 5))
-    both = min(seconds_of(partial(_wait, copy, x), 5))
-    return Ceilings(flops, max(x.nbytes / read, 2 * x.nbytes / both))
+    read_seconds = min(seconds_of(partial(_wait, total, x), 5))
+    copy_seconds = min(seconds_of(partial(_wait, copy, x), 5))
+    return Ceilings(flops, max(x.nbytes / read_seconds, 2 * x.nbytes / copy_seconds))
 
 
 def _wait(program: Callable[..., Any], *args: Any) -> None:

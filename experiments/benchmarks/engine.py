@@ -95,7 +95,7 @@ class Options(NamedTuple):
     def work(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell's row."""
         if cell.what == "rows":
-            return busy_rows.Busy(self.model, cell.size, self.cache)._asdict()
+            return busy_rows.BusyRows(self.model, cell.size, self.cache)._asdict()
         if cell.what == "law":
             return step_law.Law(self.law_problems, cell.size)._asdict()
         number = {"its_hub": self.peer_problems, "transformers": 1}
@@ -136,15 +136,15 @@ def peers_of(interpreter: Path | None) -> tuple[str, ...]:
     if interpreter is None:
         print("Peers are skipped, for --peers names no interpreter that has them.")
         return ()
-    found = []
+    peers = []
     for peer, modules in PEERS.items():
         code = "import importlib.util as u, sys; "
         code += f"sys.exit(not all(map(u.find_spec, {list(modules)})))"
         if subprocess.run([interpreter, "-c", code]).returncode:
             print(f"{peer} is skipped: {interpreter} lacks {' or '.join(modules)}.")
         else:
-            found.append(peer)
-    return tuple(found)
+            peers.append(peer)
+    return tuple(peers)
 
 
 class Bench:
@@ -163,34 +163,36 @@ class Bench:
         """One cell's numbers.
 
         Raises:
-            BenchmarkFailed: its process ended with an error, or was killed.
+            BenchmarkError: its process ended with an error, or was killed.
         """
         work = self.options.work(cell)
         if cell.by not in PEERS:
-            return self._ours(cell, work)
+            return self._measure_tsi(cell, work)
         script = {
             "its_hub": "peer_its_hub.py",
             "transformers": "peer_transformers.py",
             "llama.cpp": "peer_llama_rows.py",
         }[cell.by]
         request = json.dumps(self._request(cell, work))
-        return answer([self.options.peers, HERE / script], request, dict(os.environ))
+        return run_process(
+            [self.options.peers, HERE / script], request, dict(os.environ)
+        )
 
-    def _ours(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
+    def _measure_tsi(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
         module = {"rows": busy_rows, "law": step_law, "filter": filter_run}[cell.what]
-        command = [sys.executable, "-m", module.__name__, *arguments(work)]
-        filled = self.scratch / f"compiled-{cell.size}"
-        if cell.by == "warm" and not filled.exists():
+        command = [sys.executable, "-m", module.__name__, *command_arguments(work)]
+        cache_folder = self.scratch / f"compiled-{cell.size}"
+        if cell.by == "warm" and not cache_folder.exists():
             # The cold one was measured by a command before this one.
-            answer(command, "", compiling_into(filled))
+            run_process(command, "", compilation_environment(cache_folder))
         if cell.by != "warm":
             self._folders += 1
-            fresh = self.scratch / f"fresh-{self._folders}"
-            found = answer(command, "", compiling_into(fresh))
-            if cell.by == "cold" and not filled.exists():
-                fresh.rename(filled)
-            return found
-        return answer(command, "", compiling_into(filled))
+            empty_folder = self.scratch / f"fresh-{self._folders}"
+            numbers = run_process(command, "", compilation_environment(empty_folder))
+            if cell.by == "cold" and not cache_folder.exists():
+                empty_folder.rename(cache_folder)
+            return numbers
+        return run_process(command, "", compilation_environment(cache_folder))
 
     def _request(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
         path = get(self.options.model)
@@ -207,17 +209,17 @@ class Bench:
         return request
 
 
-class BenchmarkFailed(TsiError):
+class BenchmarkError(TsiError):
     """A measurement's process did not end well."""
 
 
-def arguments(work: dict[str, Any]) -> list[str]:
+def command_arguments(work: dict[str, Any]) -> list[str]:
     """Command line of a process that measures."""
     pairs = ((f"--{name.replace('_', '-')}", str(work[name])) for name in work)
     return [part for pair in pairs for part in pair]
 
 
-def compiling_into(folder: Path) -> dict[str, str]:
+def compilation_environment(folder: Path) -> dict[str, str]:
     """The environment of a process that keeps all its programs in a folder."""
     return {
         **os.environ,
@@ -226,18 +228,20 @@ def compiling_into(folder: Path) -> dict[str, str]:
     }
 
 
-def answer(command: list[Any], request: str, environment: dict[str, str]) -> Any:
+def run_process(command: list[Any], request: str, environment: dict[str, str]) -> Any:
     """The JSON of the last line that a process prints."""
-    done = subprocess.run(
+    process = subprocess.run(
         command, input=request, stdout=subprocess.PIPE, text=True, env=environment
     )
-    if done.returncode:
-        shown = " ".join(map(str, command[:4]))
-        raise BenchmarkFailed(f"{shown} ... ended with code {done.returncode}.")
-    return json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        command_text = " ".join(map(str, command[:4]))
+        raise BenchmarkError(
+            f"{command_text} ... ended with code {process.returncode}."
+        )
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Facts about the machine and this package's programs."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -268,23 +272,23 @@ def main(
     check_writable(out / "table.md")
     label = label or commit() or metadata.version("tsi")
     cells = plan(options, peers_of(options.peers))
-    facts, failed = machine(), 0
+    facts, num_failed = describe_machine(), 0
     with (
         AppendOnlyFile(out / "rows.jsonl") as file,
         tempfile.TemporaryDirectory() as scratch,
     ):
         rows = {row["key"]: row for row in map(json.loads, file.read().splitlines())}
-        bench, chosen = Bench(options, Path(scratch)), []
+        bench, table_rows = Bench(options, Path(scratch)), []
         for cell in cells:
             work = options.work(cell)
             key = key_of(cell, work, label)
             if key not in rows:
                 load_before = os.getloadavg()[0]
                 try:
-                    found = bench.measure(cell)
-                except BenchmarkFailed as error:
+                    numbers = bench.measure(cell)
+                except BenchmarkError as error:
                     print(error, file=sys.stderr)
-                    failed += 1
+                    num_failed += 1
                     continue
                 rows[key] = {
                     "key": key,
@@ -292,18 +296,18 @@ def main(
                     **cell._asdict(),
                     "work": work,
                     "load": load_before,
-                    **found,
+                    **numbers,
                 }
                 file.append(json.dumps(rows[key]).encode() + b"\n")
-                print(json.dumps({**cell._asdict(), **found}), flush=True)
-            chosen.append(rows[key])
+                print(json.dumps({**cell._asdict(), **numbers}), flush=True)
+            table_rows.append(rows[key])
             facts |= rows[key].get("versions", {})
-            text = table(chosen, facts, label)
+            text = table(table_rows, facts, label)
             write_text(out / "machine.json", json.dumps(facts, indent=1) + "\n")
             write_text(out / "table.md", text + "\n")
-    if chosen:
+    if table_rows:
         print(text)
-    return 1 if failed else 0
+    return 1 if num_failed else 0
 
 
 if __name__ == "__main__":

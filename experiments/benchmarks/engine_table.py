@@ -49,9 +49,9 @@ def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
                 f"Steps of a known law (log-normal, mean {law['mean']:.0f}, sigma "
                 f"{law['sigma']:.0f}, cut at {law['cut']}), {law['problems']} problems "
                 f"of {law['particles']} particles and {law['steps']} steps, with a "
-                f"model of no size: {number(row['seconds'], 1)} s for "
-                f"{number(row['generated_tokens'], 0)} tokens, of the computed rows "
-                f"{number(row.get('utilisation'), 2)} of use."
+                f"model of no size: {format_number(row['seconds'], 1)} s for "
+                f"{format_number(row['generated_tokens'], 0)} tokens; utilisation "
+                f"{format_number(row.get('utilisation'), 2)}."
             )
     return "\n\n".join(parts)
 
@@ -63,8 +63,8 @@ def rate(row: Row) -> float:
 
 def median(rows: Sequence[Row], name: str) -> float | None:
     """Of a number that rows may lack."""
-    found = [row[name] for row in rows if row.get(name) is not None]
-    return float(statistics.median(found)) if found else None
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return float(statistics.median(values)) if values else None
 
 
 def _per_token(row: Row) -> Row:
@@ -72,7 +72,7 @@ def _per_token(row: Row) -> Row:
     return {"read": read or None}
 
 
-def grouped(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
+def group_repeats(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
     """Repeats of one measurement together, by size and then as they came."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["size"]):
@@ -82,7 +82,9 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
 
 def rate_below(rows: Sequence[Row], by: str, size: int) -> float | None:
     """Median rate of a program at the largest size that is no larger."""
-    groups = grouped([row for row in rows if row["by"] == by and row["size"] <= size])
+    groups = group_repeats(
+        [row for row in rows if row["by"] == by and row["size"] <= size]
+    )
     return statistics.median(map(rate, [*groups.values()][-1])) if groups else None
 
 
@@ -98,13 +100,13 @@ def filter_table(rows: Sequence[Row], busy: Sequence[Row]) -> str:
         "programs",
     ]
     lines = [[*head, "load"]]
-    for (size, by), group in grouped(rows).items():
+    for (size, by), group in group_repeats(rows).items():
         speed, problems = (
             statistics.median(map(rate, group)),
             group[0]["work"]["problems"],
         )
-        peer = rate_below(rows, "its_hub", size)
-        ours = rate_below(busy, "tsi", size * problems)
+        peer_rate = rate_below(rows, "its_hub", size)
+        busy_rate = rate_below(busy, "tsi", size * problems)
         read = median([_per_token(row) for row in group], "read")
         peak = median(group, "peak_bytes")
         lines.append(
@@ -113,17 +115,20 @@ def filter_table(rows: Sequence[Row], busy: Sequence[Row]) -> str:
                 str(size),
                 str(problems),
                 str(len(group)),
-                number(median(group, "seconds"), 1),
-                number(median(group, "generated_tokens"), 0),
-                number(speed, 1),
-                number(speed / peer if peer else None, 2),
-                number(speed / ours if ours and by in ("cold", "warm") else None, 2),
-                number(read, 2),
-                number(peak / GIB if peak else None, 2),
-                number(median(group, "utilisation"), 2),
-                number(median(group, "compile_seconds"), 1),
-                number(median(group, "programs"), 0),
-                number(group[0]["load"], 1),
+                format_number(median(group, "seconds"), 1),
+                format_number(median(group, "generated_tokens"), 0),
+                format_number(speed, 1),
+                format_number(speed / peer_rate if peer_rate else None, 2),
+                format_number(
+                    speed / busy_rate if busy_rate and by in ("cold", "warm") else None,
+                    2,
+                ),
+                format_number(read, 2),
+                format_number(peak / GIB if peak else None, 2),
+                format_number(median(group, "utilisation"), 2),
+                format_number(median(group, "compile_seconds"), 1),
+                format_number(median(group, "programs"), 0),
+                format_number(group[0]["load"], 1),
             ]
         )
     return markdown(lines)
@@ -131,24 +136,24 @@ def filter_table(rows: Sequence[Row], busy: Sequence[Row]) -> str:
 
 def busy_table(rows: Sequence[Row]) -> str:
     """One line for each number of rows, programs side by side."""
-    groups = grouped(rows)
+    groups = group_repeats(rows)
     programs = list(dict.fromkeys(by for _, by in groups))
     lines = [["rows", *(f"{NAMES.get(by, by)} tokens/s" for by in programs)]]
     lines[0] += [f"{NAMES.get(by, by)} GiB" for by in programs]
     for size in dict.fromkeys(size for size, _ in groups):
-        found = [groups.get((size, by), []) for by in programs]
-        speeds = [statistics.median(map(rate, g)) if g else None for g in found]
-        peaks = [median(g, "peak_bytes") for g in found]
+        repeats = [groups.get((size, by), []) for by in programs]
+        speeds = [statistics.median(map(rate, g)) if g else None for g in repeats]
+        peaks = [median(g, "peak_bytes") for g in repeats]
         lines.append(
             [
                 str(size),
-                *(number(speed, 0) for speed in speeds),
-                *(number(p / GIB if p else None, 2) for p in peaks),
+                *(format_number(speed, 0) for speed in speeds),
+                *(format_number(p / GIB if p else None, 2) for p in peaks),
             ]
         )
     return markdown(lines)
 
 
-def number(value: float | int | None, digits: int) -> str:
+def format_number(value: float | int | None, digits: int) -> str:
     """A number, or a dash where there is none."""
     return "–" if value is None else f"{value:,.{digits}f}"

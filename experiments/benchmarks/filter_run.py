@@ -56,7 +56,7 @@ def run(work: Work) -> dict[str, Any]:
         delimiters=(DELIMITER,),
         max_rows=work.max_rows,
     )
-    began, used = time.perf_counter(), time.process_time()
+    began, cpu_began = time.perf_counter(), time.process_time()
     results = engine.run(
         particle_filter(),
         jax.random.key(0),
@@ -68,7 +68,7 @@ def run(work: Work) -> dict[str, Any]:
     assert report is not None
     return {
         "seconds": seconds,
-        "cpu_seconds": time.process_time() - used,
+        "cpu_seconds": time.process_time() - cpu_began,
         **costs(results),
         "utilisation": report.utilisation,
         "programs": report.programs,
@@ -92,14 +92,14 @@ def costs(results: list[Result]) -> dict[str, Any]:
 
 def request(work: Work, tokenizer: Tokenizer, path: str) -> dict[str, Any]:
     """The same work for a program that has no part of this package; JSON types only."""
-    judge, said = self_judge(tokenizer, QUESTION), "7 plus 8 is 15"
+    judge, example = self_judge(tokenizer, QUESTION), "7 plus 8 is 15"
     turns = [
         {"role": "user", "content": "7+8"},
-        {"role": "assistant", "content": said},
+        {"role": "assistant", "content": example},
         {"role": "user", "content": QUESTION},
     ]
-    asked = tokenizer.render(turns, add_generation_prompt=True)
-    chosen = [problem.prompt for problem in problems(work.problems)]
+    text = tokenizer.render(turns, add_generation_prompt=True)
+    prompts = [problem.prompt for problem in problems(work.problems)]
     return {
         **work._asdict(),
         "path": path,
@@ -107,12 +107,12 @@ def request(work: Work, tokenizer: Tokenizer, path: str) -> dict[str, Any]:
             prompt: tokenizer.render(
                 [{"role": "user", "content": prompt}], add_generation_prompt=True
             )
-            for prompt in chosen
+            for prompt in prompts
         },
         "delimiter": DELIMITER,
         "end": tokenizer.meaning(tokenizer.eos_ids[0]),
         "eos_ids": list(tokenizer.eos_ids),
-        "question": asked.rpartition(said)[2],
+        "question": text.rpartition(example)[2],
         "yes": judge.yes,
         "no": judge.no,
     }

@@ -32,7 +32,7 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def load_here(path: Path, dtype: str, by: By) -> dict[str, Any]:
+def measure_load(path: Path, dtype: str, by: By) -> dict[str, Any]:
     """Load a model in this process and say what it took."""
     if by == "transformers":
         import torch
@@ -40,9 +40,9 @@ def load_here(path: Path, dtype: str, by: By) -> dict[str, Any]:
 
         base, began = peak_bytes(), time.perf_counter()
         make = transformers.AutoModelForCausalLM
-        theirs = make.from_pretrained(path, dtype=getattr(torch, dtype))
+        torch_model = make.from_pretrained(path, dtype=getattr(torch, dtype))
         seconds = time.perf_counter() - began
-        num_bytes = sum(p.numel() * p.element_size() for p in theirs.parameters())
+        num_bytes = sum(p.numel() * p.element_size() for p in torch_model.parameters())
     else:
         import jax
         from flax import nnx
@@ -65,12 +65,12 @@ def load_here(path: Path, dtype: str, by: By) -> dict[str, Any]:
     }
 
 
-def load_apart(path: Path, dtype: str, by: By) -> dict[str, Any]:
+def measure_load_apart(path: Path, dtype: str, by: By) -> dict[str, Any]:
     """The same in a process of its own."""
     module = "tsi.experiments.benchmarks.loading"
     command = [sys.executable, "-m", module, str(path), "--dtype", dtype, "--by", by]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def main(
@@ -83,7 +83,7 @@ def main(
         dtype: of the weights in memory.
         by: whose loader.
     """
-    print(json.dumps(load_here(path, dtype, by)))
+    print(json.dumps(measure_load(path, dtype, by)))
 
 
 if __name__ == "__main__":

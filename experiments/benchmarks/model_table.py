@@ -9,13 +9,13 @@ GIB = 2**30
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The machine's ceilings, then loading, then speed."""
-    best = next(row for row in rows if row["kind"] == "ceilings")
+    ceilings = next(row for row in rows if row["kind"] == "ceilings")
     return "\n\n".join(
         [
-            f"{best['device']} ({best['machine']}), {best['run'][:10]}: "
-            f"{best['flops'] / 1e9:,.0f} GFLOP/s in matrix products and "
-            f"{best['bandwidth'] / 1e9:,.1f} GB/s of memory, {best['dtype']}, measured "
-            "in the same run.",
+            f"{ceilings['device']} ({ceilings['machine']}), {ceilings['run'][:10]}: "
+            f"{ceilings['flops'] / 1e9:,.0f} GFLOP/s in matrix products and "
+            f"{ceilings['bandwidth'] / 1e9:,.1f} GB/s of memory, {ceilings['dtype']}, "
+            "measured in the same run.",
             "Loading, in a fresh process. The peak is all that the process held, on "
             "the host; before it loaded it held the base. The bound is 1.1 times the "
             "weights plus 1 GiB.",

@@ -24,17 +24,17 @@ from flax import nnx
 
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks.beside_torch import (
-    load_theirs,
-    measure_theirs,
-    torch_is_here,
+    has_torch,
+    load_torch,
+    measure_torch,
 )
 from tsi.experiments.benchmarks.ceilings import Ceilings, measure_ceilings
-from tsi.experiments.benchmarks.loading import load_apart
+from tsi.experiments.benchmarks.loading import measure_load_apart
 from tsi.experiments.benchmarks.model_table import table
 from tsi.experiments.benchmarks.throughput import (
     Speed,
     Work,
-    fractions,
+    ceiling_fractions,
     measure_speed,
     prompts_of,
 )
@@ -105,16 +105,23 @@ def folder_of(name: str, scratch: Path) -> tuple[Path, Path]:
 
 
 def measure_model(
-    rows: Rows, name: str, scratch: Path, dtype: str, works: list[Work], best: Ceilings
+    rows: Rows,
+    name: str,
+    scratch: Path,
+    dtype: str,
+    works: list[Work],
+    ceilings: Ceilings,
 ) -> None:
     """Add the rows of one model."""
-    own, folder = folder_of(name, scratch)
-    rows.add("load", model=name, form=_form(own), **load_apart(own, dtype, "tsi"))
-    if own != folder:
-        row = load_apart(folder, dtype, "tsi")
+    path, folder = folder_of(name, scratch)
+    rows.add(
+        "load", model=name, form=_form(path), **measure_load_apart(path, dtype, "tsi")
+    )
+    if path != folder:
+        row = measure_load_apart(folder, dtype, "tsi")
         rows.add("load", model=name, form=_form(folder), **row)
-    if torch_is_here():
-        row = load_apart(folder, dtype, "transformers")
+    if has_torch():
+        row = measure_load_apart(folder, dtype, "transformers")
         rows.add("load", model=name, form=_form(folder), **row)
     if not works:
         return
@@ -122,19 +129,19 @@ def measure_model(
     assert isinstance(model, LanguageModel)
 
     def add(by: str, work: Work, speed: Speed) -> None:
-        numbers = fractions(model, work, speed, best)
+        numbers = ceiling_fractions(model, work, speed, ceilings)
         row = work._asdict() | speed._asdict() | numbers
         rows.add("speed", model=name, by=by, dtype=dtype, **row)
 
     for work in works:
         add("tsi", work, measure_speed(model, work))
-    if torch_is_here():
-        theirs = load_theirs(folder, dtype)
+    if has_torch():
+        torch_model = load_torch(folder, dtype)
         for work in works:
             add(
                 "transformers",
                 work,
-                measure_theirs(theirs, prompts_of(config, work), work),
+                measure_torch(torch_model, prompts_of(config, work), work),
             )
 
 
@@ -175,8 +182,12 @@ def main(
     device = jax.devices()[0]
     if dtype == "auto":
         dtype = "float32" if device.platform == "cpu" else "bfloat16"
-    fetched = location("smollm2-135m")
-    if "smollm2-135m" not in models and fetched is not None and fetched.exists():
+    smollm_path = location("smollm2-135m")
+    if (
+        "smollm2-135m" not in models
+        and smollm_path is not None
+        and smollm_path.exists()
+    ):
         models = (*models, "smollm2-135m")
     check_writable(out / "table.md")
     settings = {
@@ -186,13 +197,13 @@ def main(
     }
     with AppendOnlyFile(out / "rows.jsonl") as file:
         rows = Rows(file, settings)
-        best = measure_ceilings(dtype, list(matrix_sizes), array_bytes)
-        rows.add("ceilings", dtype=dtype, **best._asdict())
+        ceilings = measure_ceilings(dtype, list(matrix_sizes), array_bytes)
+        rows.add("ceilings", dtype=dtype, **ceilings._asdict())
         works = [Work(batch, prompt, new, repeats) for batch in batches]
         for name in (*models, *load_only):
             with tempfile.TemporaryDirectory() as scratch:
-                chosen = works if name in models else []
-                measure_model(rows, name, Path(scratch), dtype, chosen, best)
+                model_works = works if name in models else []
+                measure_model(rows, name, Path(scratch), dtype, model_works, ceilings)
     text = table(rows.rows)
     write_text(out / "table.md", text + "\n")
     print(text)

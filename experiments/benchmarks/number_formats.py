@@ -144,15 +144,21 @@ def measure(path: Path, texts: Texts) -> Iterator[list[str]]:
         model, _ = load(path, dtype=format.dtype, weights=format.weights)
         if format.cache_dtype is not None:
             model = with_cache_dtype(model, format.cache_dtype)
-        tokens, drawn = jax.device_get(draw(model, prompt, key, rows, count))
-        own = np.abs(drawn - read(model, prompt, tokens))
+        tokens, drawn_log_p = jax.device_get(draw(model, prompt, key, rows, count))
+        reread_error = np.abs(drawn_log_p - read(model, prompt, tokens))
         if reference is None:
             reference = tokens, read(model, prompt, tokens)
         difference = np.asarray(read(model, prompt, reference[0]) - reference[1])
-        config, off = model.config, np.abs(difference)
+        config, error = model.config, np.abs(difference)
         position = 2 * config.num_layers * config.num_kv_heads * config.head_width
         text = np.sqrt(np.mean(difference.sum(axis=1) ** 2))
-        numbers = (off.mean(), off.max(), text, own.mean(), own.max())
+        numbers = (
+            error.mean(),
+            error.max(),
+            text,
+            reread_error.mean(),
+            reread_error.max(),
+        )
         yield [
             str(format),
             f"{memory(model).total / 1e6:.0f}",

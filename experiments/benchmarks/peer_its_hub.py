@@ -142,7 +142,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         include_stop_str_in_output=True,
     )
     lengths: list[int] = []
-    began, used = time.perf_counter(), time.process_time()
+    began, cpu_began = time.perf_counter(), time.process_time()
     for prompt in request["prompts"]:
         result = ParticleFiltering(steps, Judge()).infer(
             Writer(), prompt, request["particles"], return_response_only=False
@@ -150,7 +150,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         lengths += result.steps_used_lst
     return {
         "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - used,
+        "cpu_seconds": time.process_time() - cpu_began,
         "generated_tokens": model.generated,
         "reward_tokens": model.judged,
         "judge_texts_tokens": model.judge_texts,

@@ -22,11 +22,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     make: Any = AutoModelForCausalLM
     model = make.from_pretrained(request["path"], dtype=torch.float32).eval()
     generated = 0
-    began, used = time.perf_counter(), time.process_time()
+    began, cpu_began = time.perf_counter(), time.process_time()
     for prompt in request["prompt_ids"]:
         start = torch.tensor([prompt] * request["particles"])
         with torch.inference_mode():
-            found = model.generate(
+            output = model.generate(
                 start,
                 attention_mask=torch.ones_like(start),
                 do_sample=True,
@@ -37,11 +37,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
                 eos_token_id=request["eos_ids"],
                 pad_token_id=request["eos_ids"][0],
             )
-        rows = found[:, len(prompt) :].tolist()
+        rows = output[:, len(prompt) :].tolist()
         generated += sum(num_written(row, request["eos_ids"]) for row in rows)
     return {
         "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - used,
+        "cpu_seconds": time.process_time() - cpu_began,
         "generated_tokens": generated,
         "reward_tokens": 0,
         "versions": {p: version(p) for p in ("torch", "transformers")},

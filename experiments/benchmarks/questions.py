@@ -58,11 +58,11 @@ _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 def problems(count: int) -> list[Problem]:
     """The first of the questions, numbered from 0."""
-    asked = enumerate(QUESTIONS[:count])
-    return [Problem(i, text + INSTRUCTION, answer) for i, (text, answer) in asked]
+    questions = enumerate(QUESTIONS[:count])
+    return [Problem(i, text + INSTRUCTION, answer) for i, (text, answer) in questions]
 
 
 def extract(text: str) -> str | None:
     """The last number of a text, without commas and empty decimals."""
-    found = _NUMBER.findall(text)
-    return found[-1].replace(",", "").removesuffix(".00") if found else None
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].replace(",", "").removesuffix(".00") if numbers else None

@@ -104,11 +104,11 @@ def position_bytes(config: DecoderConfig) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_width * ITEM
 
 
-def most_rows(chips: Chips, config: DecoderConfig, work: Work) -> int:
+def max_rows(chips: Chips, config: DecoderConfig, work: Work) -> int:
     """Rows whose caches, of both models, fit beside the weights at their longest."""
-    held = config.vocab_size * config.width + num_weights(config)
-    free = 0.9 * chips.size * chips.memory - 2 * ITEM * held
-    return int(free // (2 * work.longest * position_bytes(config)))
+    weights = config.vocab_size * config.width + num_weights(config)
+    free_bytes = 0.9 * chips.size * chips.memory - 2 * ITEM * weights
+    return int(free_bytes // (2 * work.longest * position_bytes(config)))
 
 
 def bound(chips: Chips, config: DecoderConfig, work: Work, rows: int) -> Bound:
@@ -122,12 +122,12 @@ def bound(chips: Chips, config: DecoderConfig, work: Work, rows: int) -> Bound:
     """
     n = chips.size
     weights = num_weights(config)
-    moved = (ITEM * weights + rows * work.past * position_bytes(config)) / n
+    bytes_moved = (ITEM * weights + rows * work.past * position_bytes(config)) / n
     products = rows * config.flops_per_token(work.past) / n
     # Two sums over the group per layer, each of which sends and receives about once.
     sums = 4 * config.num_layers * rows * config.width * ITEM * (n - 1) / n
     times = {
-        "memory": moved / chips.bandwidth,
+        "memory": bytes_moved / chips.bandwidth,
         "products": products / chips.flops,
         "links": sums / chips.link,
     }
@@ -156,19 +156,19 @@ def table(config: DecoderConfig = QWEN_7B, work: Work = Work()) -> str:  # noqa:
         ]
     ]
     for chips in CHIPS:
-        most = most_rows(chips, config, work)
-        for rows in sorted({16, 64, *np.minimum([256], most).tolist()}):
-            found = bound(chips, config, work, rows)
+        limit = max_rows(chips, config, work)
+        for rows in sorted({16, 64, *np.minimum([256], limit).tolist()}):
+            estimate = bound(chips, config, work, rows)
             lines.append(
                 [
                     chips.name,
                     f"{rows}",
-                    f"{1e3 * found.token:.1f}",
-                    found.bound,
-                    f"{1e3 * found.read:.2f}",
-                    f"{found.written:,.0f}",
-                    f"{found.written / work.step:,.0f}",
-                    f"{found.problems:,.0f}",
+                    f"{1e3 * estimate.token:.1f}",
+                    estimate.bound,
+                    f"{1e3 * estimate.read:.2f}",
+                    f"{estimate.written:,.0f}",
+                    f"{estimate.written / work.step:,.0f}",
+                    f"{estimate.problems:,.0f}",
                 ]
             )
     return markdown(lines)
@@ -179,8 +179,8 @@ def main() -> None:
     work = Work()
     print(table(QWEN_7B, work))
     for chips in CHIPS:
-        most = most_rows(chips, QWEN_7B, work)
-        print(f"{chips.name}: {most} rows of {work.longest:,} positions fit a group.")
+        limit = max_rows(chips, QWEN_7B, work)
+        print(f"{chips.name}: {limit} rows of {work.longest:,} positions fit a group.")
 
 
 if __name__ == "__main__":

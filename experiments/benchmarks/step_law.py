@@ -54,16 +54,16 @@ class Law(NamedTuple):
 def hazards(law: Law) -> Float[np.ndarray, "C"]:
     """P(length = n | length >= n) for n = 1 ... cut; the last is 1."""
     normal = NormalDist(np.log(law.mean) - law.sigma**2 / 2, law.sigma)
-    known = [normal.cdf(np.log(n)) if n else 0.0 for n in range(law.cut + 1)]
-    known[-1] = 1.0
-    ended = np.array(known)
-    return np.diff(ended) / (1 - ended[:-1])
+    distribution = [normal.cdf(np.log(n)) if n else 0.0 for n in range(law.cut + 1)]
+    distribution[-1] = 1.0
+    cumulative = np.array(distribution)
+    return np.diff(cumulative) / (1 - cumulative[:-1])
 
 
 def length_probabilities(hazard: Float[np.ndarray, "C"]) -> Float[np.ndarray, "C"]:
     """P(length = n) for n = 1 ... cut."""
-    going_on = np.concatenate([[1.0], np.cumprod(1 - hazard)[:-1]])
-    return going_on * hazard
+    survival = np.concatenate([[1.0], np.cumprod(1 - hazard)[:-1]])
+    return survival * hazard
 
 
 def counting_boundary(hazard: Float[np.ndarray, "C"], size: int) -> Boundary:
@@ -71,15 +71,15 @@ def counting_boundary(hazard: Float[np.ndarray, "C"], size: int) -> Boundary:
 
     Whole tokens only: what rounding takes from one length it gives to the next.
     """
-    going_on, owed = 1.0, 0.0
+    survival, carried = 1.0, 0.0
     ends = np.zeros((len(hazard), size), bool)
     for n, p in enumerate(length_probabilities(hazard)):
-        owed += p
-        count = min(size, round(size * owed / going_on))
+        carried += p
+        count = min(size, round(size * carried / survival))
         ends[n, :count] = True
-        owed -= going_on * count / size
-        going_on *= 1 - count / size
-        if going_on == 0.0:
+        carried -= survival * count / size
+        survival *= 1 - count / size
+        if survival == 0.0:
             ends[n:] = True
             break
     states = np.minimum(np.arange(len(hazard)) + 1, len(hazard) - 1)
@@ -90,7 +90,7 @@ def counting_boundary(hazard: Float[np.ndarray, "C"], size: int) -> Boundary:
     )
 
 
-def indifferent_policy(size: int, length: int) -> LanguageModel:
+def uniform_policy(size: int, length: int) -> LanguageModel:
     """A tiny language model to which all tokens are alike."""
     config = DecoderConfig(
         vocab_size=size,
@@ -121,23 +121,23 @@ def run(law: Law) -> dict[str, Any]:
     )
     engine = Engine(
         target,
-        indifferent_policy(VOCABULARY, max_tokens + 64),
+        uniform_policy(VOCABULARY, max_tokens + 64),
         None,
         encode=lambda prompt: [1] * 16,
         decode=lambda tokens: "",
         max_rows=law.max_rows,
     )
-    chosen = [Problem(i, "", "") for i in range(law.problems)]
+    problems = [Problem(i, "", "") for i in range(law.problems)]
     key, began = jax.random.key(0), time.perf_counter()
     results = engine.run(
-        particle_filter(), key, chosen, law.particles, extract=lambda text: None
+        particle_filter(), key, problems, law.particles, extract=lambda text: None
     )
-    seconds, found = time.perf_counter() - began, costs(results)
+    seconds, run_costs = time.perf_counter() - began, costs(results)
     steps = law.problems * law.particles * law.steps
     return {
         "seconds": seconds,
-        **found,
-        "mean_step_tokens": found["generated_tokens"] / steps,
+        **run_costs,
+        "mean_step_tokens": run_costs["generated_tokens"] / steps,
         "utilisation": getattr(getattr(engine, "report", None), "utilisation", None),
         "peak_bytes": peak_bytes(),
     }

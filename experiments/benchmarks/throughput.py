@@ -47,9 +47,9 @@ def prompts_of(config: DecoderConfig, work: Work) -> np.ndarray:
 def measure_speed(model: LanguageModel, work: Work) -> Speed:
     """Time the policy on the default device."""
     config = model.config
-    never = jnp.zeros((1, config.vocab_size), bool)
+    no_ends = jnp.zeros((1, config.vocab_size), bool)
     target = ReasoningTarget(
-        Boundary(never.astype(jnp.int32), never, never[0]),
+        Boundary(no_ends.astype(jnp.int32), no_ends, no_ends[0]),
         NoReward(),
         max_step_tokens=work.new,
         max_tokens=work.new + 1,
@@ -75,7 +75,7 @@ def _median(call: Any, work: Work) -> float:
     return statistics.median(seconds_of(call, work.repeats))
 
 
-def fractions(
+def ceiling_fractions(
     model: LanguageModel, work: Work, speed: Speed, ceilings: Ceilings
 ) -> dict[str, float]:
     """Tokens a second, and which part of the ceilings the work comes to.

@@ -55,6 +55,6 @@ if __name__ == "__main__":
     world, sampler, key = embedded_world("chain", 60), make_sampler(), jax.random.key(0)
     for n in (1, 4, 16):
         run = world.engine.run(sampler, key, world.problems, n, extract=world.extract)
-        correct = [*map(world.correct, world.problems, (r.selected for r in run))]
+        correct = [*map(world.is_correct, world.problems, (r.selected for r in run))]
         error = np.std(correct) / len(correct) ** 0.5
         print(f"N = {n}: {100 * np.mean(correct):.0f} ± {100 * error:.0f} % correct")

@@ -82,14 +82,14 @@ def cluster_weights(
         num_seeds: S, drawn with replacement within each drawn problem.
     """
     generator = np.random.default_rng(seed)
-    drawn = generator.integers(num_problems, size=(num_replicates, num_problems, 1))
+    problems = generator.integers(num_problems, size=(num_replicates, num_problems, 1))
     seeds = generator.integers(
         num_seeds, size=(num_replicates, num_problems, num_seeds)
     )
-    cells = (drawn * num_seeds + seeds).reshape(num_replicates, -1)
+    cells = (problems * num_seeds + seeds).reshape(num_replicates, -1)
     size = num_problems * num_seeds
-    flat = cells + size * np.arange(num_replicates)[:, None]
-    counts = np.bincount(flat.ravel(), minlength=num_replicates * size)
+    indices = cells + size * np.arange(num_replicates)[:, None]
+    counts = np.bincount(indices.ravel(), minlength=num_replicates * size)
     return counts.reshape(num_replicates, size) / size
 
 
@@ -120,8 +120,8 @@ def bootstrap_scaling_rate(
     Raises:
         ConfigurationError: the two were not run on the same problems and seeds.
     """
-    budgets_a, stack_a = _stacked(correct_a)
-    budgets_b, stack_b = _stacked(correct_b)
+    budgets_a, stack_a = _stack(correct_a)
+    budgets_b, stack_b = _stack(correct_b)
     if stack_a.shape[:2] != stack_b.shape[:2]:
         raise ConfigurationError(
             f"A paired bootstrap needs the same problems and seeds, got "
@@ -146,7 +146,7 @@ def bootstrap_scaling_rate(
     )
 
 
-def _stacked(correct: Curve) -> tuple[np.ndarray, np.ndarray]:
+def _stack(correct: Curve) -> tuple[np.ndarray, np.ndarray]:
     budgets, tables = zip(*sorted(correct.items()), strict=True)
     stack = np.stack([np.asarray(table, np.float64) for table in tables], axis=-1)
     return np.array(budgets, np.float64), stack
@@ -162,9 +162,9 @@ def _rates_at(
     """Replicated rates at fixed accuracies, NaN where a replicate does not reach."""
     log_rates = log_budget_needed(np.log(budgets_b), curves_b, accuracies)
     log_rates = log_rates - log_budget_needed(np.log(budgets_a), curves_a, accuracies)
-    reached = np.minimum(curves_a.max(-1), curves_b.max(-1))[:, None] >= accuracies
-    started = np.maximum(curves_a[:, 0], curves_b[:, 0])[:, None] <= accuracies
-    return np.where(reached & started, np.exp(log_rates), np.nan)
+    is_reached = np.minimum(curves_a.max(-1), curves_b.max(-1))[:, None] >= accuracies
+    is_started = np.maximum(curves_a[:, 0], curves_b[:, 0])[:, None] <= accuracies
+    return np.where(is_reached & is_started, np.exp(log_rates), np.nan)
 
 
 def _interval(values: np.ndarray, level: float) -> Interval:

@@ -10,11 +10,11 @@ import time
 
 from tsi.errors import ConfigurationError
 
-JOINING = 300.0
+JOIN_TIMEOUT = 300.0
 """Seconds in which process 0 must answer at the start, as in JAX."""
 PAUSE = 0.1
 """Seconds between two attempts to reach it."""
-MOST = 65535
+MAX_PORT = 65535
 """The largest port."""
 
 
@@ -46,9 +46,9 @@ def check_parts(
             f"The coordinator {coordinator!r} is not HOST:PORT, the address of process "
             "0 with a free port of its host."
         )
-    if not 1 <= int(port) <= MOST:
+    if not 1 <= int(port) <= MAX_PORT:
         raise ConfigurationError(
-            f"The coordinator {coordinator!r} has no port: those are 1 to {MOST}."
+            f"The coordinator {coordinator!r} has no port: those are 1 to {MAX_PORT}."
         )
     if num_processes < 1:
         raise ConfigurationError(
@@ -78,14 +78,14 @@ def check_free(coordinator: str) -> None:
         ConfigurationError: another program has it, or this one has no right to it.
     """
     # Where JAX listens.
-    given = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
-    host, port = split(given or f"[::]:{split(coordinator)[1]}")
+    bind_address = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+    host, port = split(bind_address or f"[::]:{split(coordinator)[1]}")
     try:
         _bind(host, int(port))
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(
-            f"Process 0 cannot listen at port {port} of its host ({why}). Choose "
+            f"Process 0 cannot listen at port {port} of its host ({reason}). Choose "
             "another port for all processes, or end what uses it."
         ) from error
 
@@ -95,15 +95,15 @@ def _bind(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if host == "::" and not socket.has_dualstack_ipv6():
         host, family = "0.0.0.0", socket.AF_INET
-    with socket.socket(family) as found:
+    with socket.socket(family) as server:
         # Else connections that have just ended would keep it from the next run.
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if host == "::":
-            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        found.bind((host, port))
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        server.bind((host, port))
 
 
-def reach(coordinator: str) -> None:
+def wait_for_coordinator(coordinator: str) -> None:
     """Wait until process 0 can be connected to.
 
     Args:
@@ -113,15 +113,16 @@ def reach(coordinator: str) -> None:
         ConfigurationError: it does not answer for `JOINING` seconds.
     """
     host, port = split(coordinator)
-    until, why = time.monotonic() + JOINING, ""
-    while time.monotonic() < until:
+    deadline, reason = time.monotonic() + JOIN_TIMEOUT, ""
+    while time.monotonic() < deadline:
         try:
             with socket.create_connection((host, int(port)), timeout=5):
                 return
         except OSError as error:
-            why = error.strerror or str(error)
+            reason = error.strerror or str(error)
             time.sleep(PAUSE)
     raise ConfigurationError(
-        f"Process 0 did not answer at {coordinator} for {JOINING:.0f} s ({why}). Check "
-        "that it runs, that the address is its own and that the port is open."
+        f"Process 0 did not answer at {coordinator} for {JOIN_TIMEOUT:.0f} s "
+        f"({reason}). Check that it runs, that the address is its own and that the "
+        "port is open."
     )

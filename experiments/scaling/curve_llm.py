@@ -20,13 +20,13 @@ from typing import Any
 import tyro
 
 from tsi.experiments.command import exit_code, resumable
-from tsi.experiments.places import inside, place_of
-from tsi.experiments.scaling.scale import checked_plan, run_plan
+from tsi.experiments.places import join_place, parse_place
+from tsi.experiments.scaling.scale import make_plan, run_plan
 from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.tasks.chain_sum import CHAIN_SUM, dataset_problems
 from tsi.experiments.tasks.equations import REWARDS, equation_log_odds
-from tsi.experiments.worlds.embedded_world import all_devices
-from tsi.experiments.worlds.world import PROBLEM_SEED, World, limits_of, task_world
+from tsi.experiments.worlds.embedded_world import device_mesh
+from tsi.experiments.worlds.world import PROBLEM_SEED, World, task_limits, task_world
 from tsi.loading.named_reward import LoadedReward, load_reward
 from tsi.loading.policy import load_policy
 from tsi.rewards.text_reward import TextReward
@@ -45,7 +45,7 @@ def language_worlds(
     max_stored: int | None = None,
 ) -> Iterator[tuple[str, World]]:
     """The experiment's two worlds, by the name of their reward."""
-    limits = limits_of(CHAIN_SUM)
+    limits = task_limits(CHAIN_SUM)
     policy = load_policy(POLICY, temperature=temperature)
     problems = dataset_problems(num_problems, PROBLEM_SEED)
     judge = load_reward("judge", policy, limits, question=QUESTION)
@@ -63,7 +63,7 @@ def language_worlds(
             limits,
             max_rows=max_rows,
             max_stored=max_stored,
-            mesh=all_devices(),
+            mesh=device_mesh(),
             settings={"reward": name, "reward_settings": reward_settings},
         )
         yield name, world
@@ -97,8 +97,8 @@ def main(
             are 3 GB of keys and values.
         progress: show a bar with the time left.
     """
-    plan = checked_plan(methods, budgets, seeds)
-    place = place_of(out)
+    plan = make_plan(methods, budgets, seeds)
+    place = parse_place(out)
     worlds = language_worlds(
         num_problems,
         max_rows=max_rows,
@@ -108,8 +108,8 @@ def main(
     for name, world in worlds:
         if name not in rewards:
             continue
-        folder = inside(place, name)
-        path = inside(folder, "rows.jsonl")
+        folder = join_place(place, name)
+        path = join_place(folder, "rows.jsonl")
         rows = run_plan(plan, world, path, progress=progress)
         print(f"\nreward: {name}\n\n{write_report(plan, world, rows, folder)}")
 

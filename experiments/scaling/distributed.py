@@ -25,17 +25,21 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import jax
 
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
-from tsi.experiments.scaling.coordinator import check_free, check_parts, reach
+from tsi.experiments.scaling.coordinator import (
+    check_free,
+    check_parts,
+    wait_for_coordinator,
+)
 from tsi.models.files import format_path
 from tsi.termination import is_asked, stop_with_group, terminable
 
-BEAT = 1.0
+BEAT_INTERVAL = 1.0
 """Seconds between two signs of life of a process."""
-PATIENCE = 100.0
+BEAT_TIMEOUT = 100.0
 """Seconds without one after which a process counts as dead, as in JAX."""
-GRACE = 20.0
+EXIT_TIMEOUT = 20.0
 """Seconds that process 0 waits for the others to stop, since its end is theirs."""
-PAUSE = 0.1
+POLL_INTERVAL = 0.1
 """Seconds between two looks at the store."""
 
 T = TypeVar("T")
@@ -52,7 +56,7 @@ class Store(Protocol):
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
 
 
-class Ended(NamedTuple):
+class ProcessEnd(NamedTuple):
     """How a process has ended.
 
     Attributes:
@@ -61,9 +65,9 @@ class Ended(NamedTuple):
         lost: whether another process has died, and the same command goes on.
     """
 
-    why: str | None
-    stopped: bool
-    lost: bool
+    reason: str | None
+    is_stopped: bool
+    is_lost: bool
 
 
 class Group:
@@ -81,17 +85,17 @@ class Group:
         index: int = 0,
         count: int = 1,
         store: Store | None = None,
-        patience: float = PATIENCE,
+        beat_timeout: float = BEAT_TIMEOUT,
     ) -> None:
         self.index, self.count = index, count
-        self._store, self._patience = store, patience
+        self._store, self._beat_timeout = store, beat_timeout
         self._beats: dict[int, str] = {}
-        self._heard = dict.fromkeys(range(count), time.monotonic())
-        self._first_failure: Ended | None = None
+        self._last_heard = dict.fromkeys(range(count), time.monotonic())
+        self._first_failure: ProcessEnd | None = None
         self._calls: Counter[str] = Counter()
         self._root = "tsi"
         self._left = threading.Event()
-        self._watch = threading.Thread(target=self._look_around, daemon=True)
+        self._watch = threading.Thread(target=self._watch_others, daemon=True)
         if store is not None:
             self._root = f"tsi/{self._count_groups()}"
             self._watch.start()
@@ -134,7 +138,7 @@ class Group:
             if not missing:
                 return [found[i] for i in range(self.count)]
             self._check(name, missing, ended)
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL)
 
     def agree(self, facts: Mapping[str, Any]) -> None:
         """Refuse processes that were started with different arguments.
@@ -146,12 +150,14 @@ class Group:
             ConfigurationError: they differ; the same sentence in all of them.
         """
         digests = {name: digest(fact) for name, fact in facts.items()}
-        told = [json.loads(text) for text in self.gather("facts", json.dumps(digests))]
-        for i, theirs in enumerate(told):
+        digests_of_all = [
+            json.loads(text) for text in self.gather("facts", json.dumps(digests))
+        ]
+        for i, theirs in enumerate(digests_of_all):
             names = [
                 name
-                for name in sorted(told[0].keys() | theirs.keys())
-                if told[0].get(name) != theirs.get(name)
+                for name in sorted(digests_of_all[0].keys() | theirs.keys())
+                if digests_of_all[0].get(name) != theirs.get(name)
             ]
             if names:
                 raise ConfigurationError(
@@ -169,26 +175,28 @@ class Group:
         if self._store is None:
             return
         self._left.set()
-        end = Ended(
+        end = ProcessEnd(
             None if error is None else _sentence(error),
             isinstance(error, KeyboardInterrupt),
             isinstance(error, LostProcessError),
         )
         with contextlib.suppress(Exception):
             self._set(f"ended/{self.index}", json.dumps(end))
-            until = time.monotonic() + GRACE
+            deadline = time.monotonic() + EXIT_TIMEOUT
             others = set(range(1, self.count)) if self.is_first else set()
-            while time.monotonic() < until and others:
-                time.sleep(PAUSE)
+            while time.monotonic() < deadline and others:
+                time.sleep(POLL_INTERVAL)
                 others -= self._read_ends().keys()
-                others -= {i for i in others if self._silence(i) > self._patience}
+                others -= {
+                    i for i in others if self._seconds_silent(i) > self._beat_timeout
+                }
 
     def reason(self, error: BaseException) -> BaseException:
         """An error, or where process 0 has made this one stop, why it has."""
         if self._first_failure is None or not isinstance(error, Stopped):
             return error
-        kind = LostProcessError if self._first_failure.lost else ProcessError
-        return kind(f"Process 0 has failed: {self._first_failure.why}")
+        kind = LostProcessError if self._first_failure.is_lost else ProcessError
+        return kind(f"Process 0 has failed: {self._first_failure.reason}")
 
     # The store
 
@@ -211,59 +219,65 @@ class Group:
         found = self._store.key_value_dir_get(f"{self._root}/{name}/")
         return {int(key.rsplit("/", 1)[1]): text for key, text in found}
 
-    def _read_ends(self) -> dict[int, Ended]:
-        return {i: Ended(*json.loads(x)) for i, x in self._get("ended").items()}
+    def _read_ends(self) -> dict[int, ProcessEnd]:
+        return {i: ProcessEnd(*json.loads(x)) for i, x in self._get("ended").items()}
 
     # The others
 
-    def _silence(self, i: int) -> float:
-        return time.monotonic() - self._heard[i]
+    def _seconds_silent(self, i: int) -> float:
+        return time.monotonic() - self._last_heard[i]
 
-    def _check(self, name: str, missing: set[int], ended: Mapping[int, Ended]) -> None:
+    def _check(
+        self, name: str, missing: set[int], ended: Mapping[int, ProcessEnd]
+    ) -> None:
         """Raise if those that are waited for will not come any more."""
-        gone = {i: ended[i] for i in sorted(missing & ended.keys())}
-        if any(end.stopped for end in gone.values()):
+        ended_missing = {i: ended[i] for i in sorted(missing & ended.keys())}
+        if any(end.is_stopped for end in ended_missing.values()):
             # Raises in the main thread, and knows then that this one was asked.
             stop_with_group()
             raise Stopped(signal.SIGTERM)
-        silent = {i for i in missing - gone.keys() if self._silence(i) > self._patience}
-        if 0 not in gone and missing != gone.keys() | silent:
+        silent_missing = {
+            i
+            for i in missing - ended_missing.keys()
+            if self._seconds_silent(i) > self._beat_timeout
+        }
+        if 0 not in ended_missing and missing != ended_missing.keys() | silent_missing:
             return
-        told = [_account(i, end, name) for i, end in gone.items()]
-        told += [
-            f"Process {i} gave no sign of life for {self._patience:.0f} s."
-            for i in sorted(silent)
+        sentences = [_explain_end(i, end, name) for i, end in ended_missing.items()]
+        sentences += [
+            f"Process {i} gave no sign of life for {self._beat_timeout:.0f} s."
+            for i in sorted(silent_missing)
         ]
-        if not all(end.lost for end in gone.values()):
-            raise ProcessError(" ".join(told))
+        if not all(end.is_lost for end in ended_missing.values()):
+            raise ProcessError(" ".join(sentences))
         raise LostProcessError(
-            f"{' '.join(told)} What was written is kept: run the same command again, "
-            "with any number of processes."
+            f"{' '.join(sentences)} What was written is kept: run the same command "
+            "again, with any number of processes."
         )
 
-    def _look_around(self) -> None:
+    def _watch_others(self) -> None:
         """Give signs of life, and stop if all are to."""
-        beat, told = 0, False
-        while not self._left.wait(BEAT):
+        beat, is_stopping = 0, False
+        while not self._left.wait(BEAT_INTERVAL):
             beat += 1
             # Where the service is gone for good, JAX ends this process.
             with contextlib.suppress(Exception):
                 self._set(f"beat/{self.index}", str(beat))
                 for i, theirs in self._get("beat").items():
                     if self._beats.get(i) != theirs:
-                        self._beats[i], self._heard[i] = theirs, time.monotonic()
-                if not told and self._is_over(self._read_ends()):
-                    told = True
+                        self._beats[i], self._last_heard[i] = theirs, time.monotonic()
+                if not is_stopping and self._is_over(self._read_ends()):
+                    is_stopping = True
                     self._stop_main()
 
-    def _is_over(self, ended: Mapping[int, Ended]) -> bool:
+    def _is_over(self, ended: Mapping[int, ProcessEnd]) -> bool:
         """Whether all are to stop: one was asked to, or process 0 has failed."""
         first = ended.get(0)
-        if first is not None and first.why is not None and not first.stopped:
+        if first is not None and first.reason is not None and not first.is_stopped:
             if not is_asked():
                 self._first_failure = first
             return True
-        return any(end.stopped for end in ended.values())
+        return any(end.is_stopped for end in ended.values())
 
     def _stop_main(self) -> None:
         """Let the main thread stop between two steps, unless it is leaving."""
@@ -295,7 +309,7 @@ def group_of(
             `processes` does.
     """
     if distributed:
-        with processes(coordinator, num_processes, process_id) as group:
+        with join_processes(coordinator, num_processes, process_id) as group:
             yield group
         return
     if (coordinator, num_processes, process_id) != (None, None, None):
@@ -307,7 +321,7 @@ def group_of(
 
 
 @contextlib.contextmanager
-def processes(
+def join_processes(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -326,13 +340,13 @@ def processes(
             of range, or the processes cannot be joined.
     """
     check_parts(coordinator, num_processes, process_id)
-    joined = jax.distributed.is_initialized()
-    if not joined:
+    is_joined = jax.distributed.is_initialized()
+    if not is_joined:
         # JAX's own handler of SIGTERM would take the place of ours.
         jax.config.update("jax_enable_preemption_service", False)
         # Else the death of one process ends all others, in the middle of a step.
         jax.config.update("jax_enable_recoverability", True)
-        _join(coordinator, num_processes, process_id)
+        _initialize(coordinator, num_processes, process_id)
     # Nothing public hands out the store; Orbax takes it from here too.
     from jax._src.distributed import global_state
 
@@ -340,7 +354,7 @@ def processes(
         global_state.process_id,
         global_state.num_processes,
         global_state.client,
-        PATIENCE,
+        BEAT_TIMEOUT,
     )
     try:
         with terminable():
@@ -354,12 +368,12 @@ def processes(
     else:
         group.leave()
     finally:
-        if not joined:
+        if not is_joined:
             with contextlib.suppress(Exception):
                 jax.distributed.shutdown()
 
 
-def _join(
+def _initialize(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
     try:
@@ -367,7 +381,7 @@ def _join(
             jax.distributed.initialize()
         else:
             if process_id:
-                reach(coordinator)
+                wait_for_coordinator(coordinator)
             else:
                 check_free(coordinator)
             jax.distributed.initialize(
@@ -394,14 +408,14 @@ def _join(
         ) from error
 
 
-def _account(i: int, end: Ended, name: str) -> str:
+def _explain_end(i: int, end: ProcessEnd, name: str) -> str:
     """Why a process that is waited for has ended."""
-    if end.why is None:
+    if end.reason is None:
         return (
             f"Process {i} has ended without giving its {name!r}. Let all processes run "
             "the same program."
         )
-    return f"Process {i} has failed: {end.why}"
+    return f"Process {i} has failed: {end.reason}"
 
 
 def _sentence(error: BaseException) -> str:

@@ -37,7 +37,7 @@ from tsi.experiments.worlds.world import World
 from tsi.reasoning.particles import ReasoningParams
 from tsi.sampler import Sampler
 
-MOST_BYTES = 2**28
+MAX_BYTES = 2**28
 """Of the matrices that the speed is measured with: more than caches hold."""
 
 
@@ -83,11 +83,11 @@ class Cost(NamedTuple):
     slots: int = 0
     blocks: int = 0
     bytes: int = 0
-    most_tokens: int = 0
+    max_tokens: int = 0
     tokens: float = math.nan
     flops: float = math.nan
-    busy: float = 1.0
-    refused: str = ""
+    device_share: float = 1.0
+    refusal: str = ""
 
 
 class Speed(NamedTuple):
@@ -106,7 +106,7 @@ class Forecast(NamedTuple):
     """
 
     text: str
-    refused: bool
+    is_refused: bool
 
 
 def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
@@ -120,8 +120,10 @@ def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
     Raises:
         ResultsError: the file cannot be continued.
     """
-    of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
-    done = known_cells(path, world.settings, of_method)
+    sampler_settings = {
+        name: method_settings(name, world.max_steps) for name in METHODS
+    }
+    done = known_cells(path, world.settings, sampler_settings)
     return [
         Run(
             batch.source,
@@ -152,18 +154,20 @@ def cost_of(world: World, run: Run) -> Cost:
             jax.eval_shape(lambda key: sampler.init(key, size), jax.random.key(0))
         engine.check_fits(sampler, size)
     except ConfigurationError as error:
-        return Cost(refused=str(error))
+        return Cost(refusal=str(error))
     if run.problems == 0:
         return Cost(tokens=0.0, flops=0.0)
     steps = run.problems * times * plan.rows * plan.turns
-    most = steps * target.max_step_tokens
-    typical = math.nan if world.typical_tokens is None else world.typical_tokens()
-    tokens = min(steps * typical / world.max_steps, float(most))
+    max_tokens = steps * target.max_step_tokens
+    typical_tokens = (
+        math.nan if world.typical_tokens is None else world.typical_tokens()
+    )
+    tokens = min(steps * typical_tokens / world.max_steps, float(max_tokens))
     prompt = prompt_tokens(world)
-    unread: Any = None
-    params = ReasoningParams(engine.policy, engine.reward_model, unread, unread)
+    no_value: Any = None
+    params = ReasoningParams(engine.policy, engine.reward_model, no_value, no_value)
     reader = target.reward.reader(params)
-    context = tokens * (prompt + typical / 2)
+    context = tokens * (prompt + typical_tokens / 2)
     flops = flops_of(engine.policy.config, tokens, context, head=True)
     reads = target.reward.reads_prompts
     prompts = run.problems * times * prompt
@@ -172,25 +176,27 @@ def cost_of(world: World, run: Run) -> Cost:
             attended = prompts * config.count_attended(0, prompt) / max(prompt, 1)
             flops += flops_of(config, prompts, attended)
     # A judge is asked at every step, and reads no more than the question.
-    asked = steps * getattr(target.reward, "positions_beyond", 0)
-    read = asked + (tokens if reads else 0)
+    judge_tokens = steps * getattr(target.reward, "positions_beyond", 0)
+    tokens_read = judge_tokens + (tokens if reads else 0)
     if reader is not None:
-        flops += flops_of(reader, read, read * (prompt + typical / 2))
+        flops += flops_of(
+            reader, tokens_read, tokens_read * (prompt + typical_tokens / 2)
+        )
     at_once = min(run.problems, engine.problems_at_once(sampler, size))
     groups = engine.num_groups
     sizes = engine.sizes_of(plan, -(-run.problems // groups), prompt)
-    longest = prompt + target.max_tokens
-    blocks = at_once * (plan.rows + plan.stored) * -(-longest // sizes.block)
-    whole = cache_sizes(target, engine.policy, engine.reward_model, 1)
+    max_positions = prompt + target.max_tokens
+    blocks = at_once * (plan.rows + plan.stored) * -(-max_positions // sizes.block)
+    position_bytes = cache_sizes(target, engine.policy, engine.reward_model, 1)
     return Cost(
         at_once=at_once,
         slots=min(groups, run.problems) * sizes.slots,
         blocks=blocks,
-        bytes=blocks * sizes.block * sum(whole),
-        most_tokens=most,
+        bytes=blocks * sizes.block * sum(position_bytes),
+        max_tokens=max_tokens,
         tokens=tokens,
         flops=float(flops),
-        busy=min(groups, run.problems) / groups,
+        device_share=min(groups, run.problems) / groups,
     )
 
 
@@ -214,40 +220,40 @@ def measure_speed(
     """
     itemsize = jnp.dtype(dtype).itemsize
     layer = 2 * config.width * config.hidden
-    layers = max(1, min(config.num_layers, MOST_BYTES // (layer * itemsize)))
+    layers = max(1, min(config.num_layers, MAX_BYTES // (layer * itemsize)))
     mesh = Mesh(np.asarray(devices), "devices")
-    whole, divided = (NamedSharding(mesh, P(axis)) for axis in (None, "devices"))
+    replicated, sharded = (NamedSharding(mesh, P(axis)) for axis in (None, "devices"))
 
     def ones(shape: tuple[int, ...], where: NamedSharding) -> Any:
         return jax.device_put(np.ones(shape, dtype), where)
 
-    up = ones((layers, config.width, config.hidden), whole)
-    down = ones((layers, config.hidden, config.width), whole)
+    up = ones((layers, config.width, config.hidden), replicated)
+    down = ones((layers, config.hidden, config.width), replicated)
 
     @jax.jit
     def products(x: Any, up: Any, down: Any) -> Any:
-        def through(x: Any, weights: Any) -> Any:
+        def apply_layer(x: Any, weights: Any) -> Any:
             # Numbers that stay in range, whatever the width.
             return x @ weights[0] / config.width @ weights[1] / config.hidden, None
 
-        return jax.lax.scan(through, x, (up, down))[0]
+        return jax.lax.scan(apply_layer, x, (up, down))[0]
 
-    x = ones((rows * len(devices), config.width), divided)
+    x = ones((rows * len(devices), config.width), sharded)
     jax.block_until_ready(products(x, up, down))
     best = math.inf
     for _ in range(5):
         began = time.perf_counter()
         jax.block_until_ready(products(x, up, down))
         best = min(best, time.perf_counter() - began)
-    of = "" if len(devices) == 1 else f" on each of {len(devices)} devices"
+    location = "" if len(devices) == 1 else f" on each of {len(devices)} devices"
     flops = 2.0 * x.shape[0] * layer * layers / best
-    return Speed(flops, f"measured, {rows} rows{of}")
+    return Speed(flops, f"measured, {rows} rows{location}")
 
 
 def forecast(
     world: World,
     runs: Iterable[Run],
-    stated: float | None = None,
+    flops_per_second: float | None = None,
     *,
     processes: int = 1,
 ) -> Forecast:
@@ -267,68 +273,70 @@ def forecast(
         counts[place] = counts.get(place, 0) + run.problems
     runs = [Run(*place, number) for place, number in counts.items()]
     costs = {run: cost_of(world, run) for run in runs}
-    if stated is None:
+    if flops_per_second is None:
         mesh = engine.mesh
         devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
         dtype = policy.trunk.dtype
         speed = measure_speed(policy.config, dtype, engine.max_rows, devices)
     else:
-        whose = "" if processes == 1 else f", a share of 1/{processes}"
-        speed = Speed(stated / processes, f"as stated{whose}")
+        share = "" if processes == 1 else f", a share of 1/{processes}"
+        speed = Speed(flops_per_second / processes, f"as stated{share}")
     lines = [[*HEAD]]
     seconds = 0.0
     for run, cost in costs.items():
-        if run.problems == 0 and not cost.refused:
+        if run.problems == 0 and not cost.refusal:
             continue
-        duration = cost.flops / (speed.flops * cost.busy)
-        seconds += 0.0 if cost.refused else duration
+        duration = cost.flops / (speed.flops * cost.device_share)
+        seconds += 0.0 if cost.refusal else duration
         numbers = [
             f"{cost.at_once:,}",
             f"{cost.slots:,}",
             f"{cost.blocks:,}",
             _size(cost.bytes),
-            _number(cost.most_tokens),
+            _number(cost.max_tokens),
             _number(cost.tokens),
             _number(cost.flops),
             _duration(duration),
         ]
-        if cost.refused:
+        if cost.refusal:
             numbers = ["refused"] * len(numbers)
         label = get_method(run.method).label
         lines.append([label, f"{run.budget:,}", f"{run.problems:,}", *numbers])
-    kept = [cost for cost in costs.values() if not cost.refused]
-    flops = sum(cost.flops for cost in kept)
-    refused = dict.fromkeys(cost.refused for cost in costs.values() if cost.refused)
-    told = [
+    accepted = [cost for cost in costs.values() if not cost.refusal]
+    flops = sum(cost.flops for cost in accepted)
+    refusals = dict.fromkeys(cost.refusal for cost in costs.values() if cost.refusal)
+    paragraphs = [
         *_memory(engine, target, prompt_tokens(world)),
         f"speed    {speed.flops / 1e9:,.1f} GFLOP/s ({speed.source})",
     ]
     if processes > 1:
-        told.append(
+        paragraphs.append(
             f"share    that of the first of {processes} processes, the largest; all "
             "work at the same time, and all numbers here are of this one"
         )
-    told += [
+    paragraphs += [
         "",
         markdown(lines),
         "",
         f"In all {_number(flops)} FLOPs, {_duration(seconds)} or more. "
         "Nothing has been run or written.",
-        *(f"Refused: {reason}" for reason in refused),
+        *(f"Refused: {reason}" for reason in refusals),
     ]
-    return Forecast("\n".join(told), bool(refused))
+    return Forecast("\n".join(paragraphs), bool(refusals))
 
 
 def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
     """Weights, what is free, rows and their caches."""
-    longest, sizes, free = (
+    max_positions, sizes, free = (
         prompt + target.max_tokens,
         engine.caches,
         engine.free_bytes(),
     )
     policy, reward = (_bytes_of(tree) for tree in (engine.policy, engine.reward_model))
-    row = f"{_size(longest * sum(sizes))} for a row of {longest:,} positions"
-    slots = room_of(longest) * sizes.policy * engine.max_rows
+    row = (
+        f"{_size(max_positions * sum(sizes))} for a row of {max_positions:,} positions"
+    )
+    slots = room_of(max_positions) * sizes.policy * engine.max_rows
     lines = [
         f"weights  {_size(policy)} of the policy, {_size(reward)} of the reward",
         f"memory   {_size(free)} free on a device beside the weights",
@@ -342,8 +350,8 @@ def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
 
 
 def _bytes_of(tree: Any) -> int:
-    here = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
-    return unloaded_bytes(tree) + sum(leaf.nbytes for leaf in here)
+    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    return unloaded_bytes(tree) + sum(leaf.nbytes for leaf in arrays)
 
 
 def _size(number: int) -> str:

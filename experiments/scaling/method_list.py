@@ -49,7 +49,7 @@ class Method(NamedTuple):
         return self.temperature == 0.0
 
 
-def _with_telescoping(constructor: Callable[..., Any]) -> Callable[..., Any]:
+def _bind_telescoping(constructor: Callable[..., Any]) -> Callable[..., Any]:
     """A constructor that names the weights of the telescoping potential."""
 
     def make(weights: str, **settings: Any) -> Sampler | Explorer:
@@ -58,24 +58,24 @@ def _with_telescoping(constructor: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-def _ess_triggered(ess_fraction: float, weights: str) -> Sampler:
+def _smc_below_ess(ess_fraction: float, weights: str) -> Sampler:
     return samplers.smc(
         schedule=samplers.ess_below(ess_fraction),
         potential=samplers.telescoping(weights),
     )
 
 
-def _divisor(budget: int, most: int) -> int:
+def _divisor(budget: int, max_size: int) -> int:
     """The largest size of equal rounds, `most` at most, that spend the whole budget."""
-    return next(size for size in range(max(most, 1), 0, -1) if budget % size == 0)
+    return next(size for size in range(max(max_size, 1), 0, -1) if budget % size == 0)
 
 
-def _votes(budget: int) -> Rounds:
+def _majority_rounds(budget: int) -> Rounds:
     size = _divisor(budget, 4)
     return Rounds(size, budget // size, sure_majority(0.95))
 
 
-def _islands(budget: int) -> Rounds:
+def _island_rounds(budget: int) -> Rounds:
     # Eight rounds or more: an error is judged from the fourth on.
     size = _divisor(budget, min(4, budget // 8))
     return Rounds(size, budget // size, answer_error_below(0.1))
@@ -85,7 +85,9 @@ def _uct(width: int, c: float) -> Explorer:
     return samplers.mcts(width, bonus=samplers.uct(c))
 
 
-def _power_in_blocks(num_blocks: int, max_steps: int, **settings: Any) -> Explorer:
+def _power_sampling_by_blocks(
+    num_blocks: int, max_steps: int, **settings: Any
+) -> Explorer:
     # The code has 16 blocks of a text, whatever its length; budgets here are small.
     return samplers.power_sampling(block_steps=-(-max_steps // num_blocks), **settings)
 
@@ -145,7 +147,7 @@ METHODS: dict[str, Method] = {
     "particle_filter_printed": Method(
         samplers.particle_filter, {"variant": "printed"}, "particle filter, printed"
     ),
-    "smc": Method(_ess_triggered, {"ess_fraction": 0.5, "weights": "odds"}, "SMC"),
+    "smc": Method(_smc_below_ess, {"ess_fraction": 0.5, "weights": "odds"}, "SMC"),
     "entropic_particle_filter": Method(
         samplers.entropic_particle_filter,
         {"weights": "odds", "variant": "corrected"},
@@ -164,41 +166,41 @@ METHODS: dict[str, Method] = {
         "annealed resampling",
     ),
     "auxiliary_particle_filter": Method(
-        _with_telescoping(samplers.auxiliary_particle_filter),
+        _bind_telescoping(samplers.auxiliary_particle_filter),
         {"epsilon": 0.1, **ODDS},
         "auxiliary particle filter",
     ),
     "smc_steering": Method(
-        _with_telescoping(samplers.smc_steering), {"width": 4, **ODDS}, "SMC steering"
+        _bind_telescoping(samplers.smc_steering), {"width": 4, **ODDS}, "SMC steering"
     ),
     "finished_branch_smc": Method(
-        _with_telescoping(samplers.finished_branch_smc),
+        _bind_telescoping(samplers.finished_branch_smc),
         dict(ODDS),
         "finished-branch SMC",
     ),
     "island_exchange": Method(
-        _with_telescoping(samplers.island_exchange),
+        _bind_telescoping(samplers.island_exchange),
         {"num_islands": 4, **ODDS},
         "islands with exchange",
         smallest=4,
     ),
     "pruning": Method(
-        _with_telescoping(samplers.pruning), {"epsilon": 0.1, **ODDS}, "pruning SMC"
+        _bind_telescoping(samplers.pruning), {"epsilon": 0.1, **ODDS}, "pruning SMC"
     ),
     "particle_gibbs": Method(
-        _with_telescoping(samplers.particle_gibbs),
+        _bind_telescoping(samplers.particle_gibbs),
         {"num_sweeps": 4, **ODDS},
         "particle Gibbs",
         smallest=8,
     ),
     "particle_gibbs_ancestor": Method(
-        _with_telescoping(samplers.particle_gibbs),
+        _bind_telescoping(samplers.particle_gibbs),
         {"num_sweeps": 4, "ancestor_sampling": True, **ODDS},
         "particle Gibbs, ancestor sampling",
         smallest=8,
     ),
     "particle_gibbs_backward": Method(
-        _with_telescoping(samplers.particle_gibbs),
+        _bind_telescoping(samplers.particle_gibbs),
         {"num_sweeps": 4, "backward_sampling": True, **ODDS},
         "particle Gibbs, backward sampling",
         smallest=8,
@@ -216,13 +218,13 @@ METHODS: dict[str, Method] = {
         smallest=8,
     ),
     "pimh": Method(
-        _with_telescoping(samplers.pimh),
+        _bind_telescoping(samplers.pimh),
         {"num_iterations": 4, **ODDS},
         "PIMH",
         smallest=4,
     ),
     "parallel_tempering": Method(
-        _with_telescoping(samplers.parallel_tempering),
+        _bind_telescoping(samplers.parallel_tempering),
         {"num_temperatures": 2, "num_sweeps": 2, **ODDS},
         "parallel tempering",
         smallest=8,
@@ -234,13 +236,13 @@ METHODS: dict[str, Method] = {
         smallest=8,
     ),
     "tempered_smc": Method(
-        _with_telescoping(samplers.tempered_smc),
+        _bind_telescoping(samplers.tempered_smc),
         {"num_levels": 3, "num_moves": 1, **ODDS},
         "tempered SMC",
         smallest=8,
     ),
     "waste_free_smc": Method(
-        _with_telescoping(samplers.waste_free_smc),
+        _bind_telescoping(samplers.waste_free_smc),
         {"num_levels": 2, "chain_length": 2, **ODDS},
         "waste-free SMC",
         smallest=8,
@@ -254,7 +256,7 @@ METHODS: dict[str, Method] = {
         reads_reward=False,
     ),
     "power_sampling_released": Method(
-        _power_in_blocks,
+        _power_sampling_by_blocks,
         {"alpha": 4.0, "variant": "released", "num_blocks": 4},
         "power sampling, released",
         proposal_temperature=0.25,
@@ -263,7 +265,7 @@ METHODS: dict[str, Method] = {
         smallest=8,
     ),
     "power_sampling_printed": Method(
-        _power_in_blocks,
+        _power_sampling_by_blocks,
         {"alpha": 4.0, "variant": "printed", "num_blocks": 4},
         "power sampling, printed",
         proposal_temperature=0.25,
@@ -276,13 +278,13 @@ METHODS: dict[str, Method] = {
         {},
         "adaptive self-consistency",
         reads_reward=False,
-        rounds=_votes,
+        rounds=_majority_rounds,
     ),
     "adaptive_smc": Method(
-        _ess_triggered,
+        _smc_below_ess,
         {"ess_fraction": 0.5, "weights": "odds"},
         "adaptive SMC",
-        rounds=_islands,
+        rounds=_island_rounds,
     ),
 }
 """By name, in the order of tables."""

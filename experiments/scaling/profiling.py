@@ -65,8 +65,8 @@ def profile_run(
     """
     recorder = Recorder(world.engine)
     engine: ProblemRunner = recorder
-    traced = contextlib.nullcontext() if trace is None else jax.profiler.trace(trace)
-    with traced:
+    tracing = contextlib.nullcontext() if trace is None else jax.profiler.trace(trace)
+    with tracing:
         run_method(
             world._replace(engine=engine),
             method,
@@ -93,17 +93,17 @@ def table_of(report: Report) -> str:
                 "" if programs is None else f"{programs}",
             ]
         )
-    cache, warm = report.cache, wall - parts.get("compile", 0.0)
+    cache, run_seconds = report.cache, wall - parts.get("compile", 0.0)
 
     def rate(tokens: int) -> str:
         if not tokens:
             return "0"
         return (
             f"{tokens:,} ({tokens / wall:,.0f} per second, "
-            f"{tokens / warm:,.0f} without compilation)"
+            f"{tokens / run_seconds:,.0f} without compilation)"
         )
 
-    whose = "the process" if jax.default_backend() == "cpu" else "a device"
+    owner = "the process" if jax.default_backend() == "cpu" else "a device"
     return "\n".join(
         [
             markdown(lines),
@@ -115,7 +115,7 @@ def table_of(report: Report) -> str:
             f"caches in blocks          {_megabytes(cache.held)} at the most: "
             f"{_megabytes(cache.shared)} shared, {_megabytes(cache.private)} private; "
             f"{_megabytes(cache.unshared)} if each row had its own",
-            f"peak memory               {_megabytes(report.peak_bytes)} of {whose}",
+            f"peak memory               {_megabytes(report.peak_bytes)} of {owner}",
             f"programs                  {report.programs} compiled or read from disk, "
             f"{sum(report.model_programs.values())} of them with models",
         ]

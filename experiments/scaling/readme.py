@@ -26,7 +26,7 @@ _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _COST_ROW = re.compile(r"^\|([^|\n]+)\| +(\d+) \|.*\n", re.MULTILINE)
 
 
-def with_tables(text: str, folder: Path) -> str:
+def insert_tables(text: str, folder: Path) -> str:
     """The text with every marked table replaced by its file's content.
 
     Args:
@@ -37,19 +37,19 @@ def with_tables(text: str, folder: Path) -> str:
         ResultsError: a file is missing.
     """
 
-    def table(found: re.Match[str]) -> str:
-        path = folder / found[2]
+    def render_table(match: re.Match[str]) -> str:
+        path = folder / match[2]
         if not path.is_file():
             raise ResultsError(
-                f"A page shows {found[2]}, which does not exist; run the experiment "
+                f"A page shows {match[2]}, which does not exist; run the experiment "
                 "that writes it."
             )
-        return f"{found[1]}\n{_without_title(path.read_text()).strip()}\n\n{found[3]}"
+        return f"{match[1]}\n{_drop_title(path.read_text()).strip()}\n\n{match[3]}"
 
-    return _BLOCK.sub(table, text)
+    return _BLOCK.sub(render_table, text)
 
 
-def _without_title(text: str) -> str:
+def _drop_title(text: str) -> str:
     """Without the first heading, and of the costs only those at the largest budget."""
     text = re.sub(r"\A# .*\n", "", text)
     costs = [(row, int(row[2])) for row in _COST_ROW.finditer(text)]
@@ -63,7 +63,7 @@ def _without_title(text: str) -> str:
 def main() -> None:
     """Rewrite the pages of the working folder."""
     for page in PAGES:
-        write_text(page, with_tables(page.read_text(), Path()))
+        write_text(page, insert_tables(page.read_text(), Path()))
 
 
 if __name__ == "__main__":

@@ -72,18 +72,18 @@ def curves_of(rows: Rows) -> Curves:
     """
     curves: Curves = {}
     for method in METHODS:
-        mine = [cell for cell in rows if cell.method == method]
-        seeds = sorted({cell.seed for cell in mine})
-        problems = sorted({cell.problem for cell in mine}, key=id_order)
-        for budget in sorted({cell.budget for cell in mine}):
+        method_cells = [cell for cell in rows if cell.method == method]
+        seeds = sorted({cell.seed for cell in method_cells})
+        problems = sorted({cell.problem for cell in method_cells}, key=id_order)
+        for budget in sorted({cell.budget for cell in method_cells}):
             grid = [
                 [Cell(method, budget, seed, problem) for seed in seeds]
                 for problem in problems
             ]
-            absent = [cell for line in grid for cell in line if cell not in rows]
-            if absent:
+            missing = [cell for line in grid for cell in line if cell not in rows]
+            if missing:
                 raise ResultsError(
-                    f"{len(absent)} rows are missing, the first for {absent[0]}; run "
+                    f"{len(missing)} rows are missing, the first for {missing[0]}; run "
                     "the same command again to finish them."
                 )
             curves.setdefault(method, {})[budget] = _point(
@@ -109,32 +109,34 @@ def row_notes(rows: Rows) -> list[str]:
     Args:
         rows: of any methods; what older rows do not tell is left out.
     """
-    lost = [
+    all_truncated = [
         row["num_answered"] == 0 and row["num_truncated"] > 0 for row in rows.values()
     ]
     unanswered = [
         row["unanswered"] for row in rows.values() if row.get("unanswered") is not None
     ]
-    alike = [
+    equal_rewards = [
         row["reward_spread"] <= MIN_SPREAD
         for cell, row in rows.items()
         if get_method(cell.method).reads_reward and row.get("reward_spread") is not None
     ]
     notes = []
-    if _share(lost) >= MIN_SHARE:
+    if _share(all_truncated) >= MIN_SHARE:
         notes.append(
-            f"In {sum(lost)} of {len(lost)} runs the token or step limit left no "
-            "particle with an answer; raise the limit, or have the policy write less."
+            f"In {sum(all_truncated)} of {len(all_truncated)} runs the token or step "
+            "limit left no particle with an answer; raise the limit, or have the "
+            "policy write less."
         )
     if _share(unanswered) >= MIN_SHARE:
         notes.append(
             f"On average {100 * _share(unanswered):.0f} % of the weight is on "
             "particles without an answer, which answer posteriors leave out."
         )
-    if _share(alike) >= MIN_SHARE:
+    if _share(equal_rewards) >= MIN_SHARE:
         notes.append(
-            f"In {sum(alike)} of {len(alike)} runs all rewards lie within {MIN_SPREAD} "
-            "of each other: there the reward does not discriminate between particles."
+            f"In {sum(equal_rewards)} of {len(equal_rewards)} runs all rewards lie "
+            f"within {MIN_SPREAD} of each other: there the reward does not "
+            "discriminate between particles."
         )
     return notes
 
@@ -159,7 +161,7 @@ def scaling_rates(
         if a not in curves or b not in curves:
             continue
         of_a, of_b = (_by_cost(curves[name], unit) for name in (a, b))
-        if _increasing(of_a) and _increasing(of_b):
+        if _is_increasing(of_a) and _is_increasing(of_b):
             rates[a, b] = bootstrap_scaling_rate(
                 of_a, of_b, num_replicates=num_replicates
             )
@@ -172,7 +174,7 @@ def _by_cost(curve: dict[int, Point], unit: str) -> Curve:
     return {getattr(point, unit): point.correct for point in curve.values()}
 
 
-def _increasing(curve: Curve) -> bool:
+def _is_increasing(curve: Curve) -> bool:
     costs = list(curve)
     return len(costs) > 1 and costs[0] > 0 and costs == sorted(costs)
 
@@ -230,12 +232,12 @@ def cost_table(curves: Curves, budgets: Iterable[int] | None = None) -> str:
         curves: from `curves_of`.
         budgets: which to show; by default all. Greedy decoding is always shown.
     """
-    wanted = None if budgets is None else set(budgets)
+    shown_budgets = None if budgets is None else set(budgets)
     head = "method|N|accuracy %|tokens|reward tokens|MFLOP|ms"
     lines = [head.split("|")]
     for method, curve in curves.items():
         for budget, point in curve.items():
-            if wanted is None or budget in wanted or len(curve) == 1:
+            if shown_budgets is None or budget in shown_budgets or len(curve) == 1:
                 lines.append(
                     [
                         get_method(method).label,
@@ -257,14 +259,16 @@ def rate_table(rates: Mapping[tuple[str, str], RateEstimate]) -> str:
     for (a, b), estimate in rates.items():
         rate = estimate.rate
         ends = rate.accuracies[[0, -1]] * 100
-        shared = np.isfinite(ends).all()
+        has_common_range = np.isfinite(ends).all()
         lines.append(
             [
                 get_method(a).label,
                 get_method(b).label,
                 _factor(rate.mean, estimate.mean),
                 _factor(rate.top, estimate.top),
-                f"{ends[0]:.1f} to {ends[1]:.1f}" if shared else "none shared",
+                f"{ends[0]:.1f} to {ends[1]:.1f}"
+                if has_common_range
+                else "none shared",
             ]
         )
     return markdown(lines)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tsi.errors import ResultsError
 from tsi.experiments.places import Place
-from tsi.experiments.scaling.row_shards import all_rows, open_shards
+from tsi.experiments.scaling.row_shards import open_shards, read_shards
 
 # Recorded, but free to change between a stop and a resume.
 FREE_SETTINGS = frozenset({"commit"})
@@ -87,7 +87,7 @@ class ResultsFile:
         self._shards.append("".join(lines).encode())
         self.rows.update(rows)
 
-    def missing(self, cells: Iterable[Cell]) -> list[Cell]:
+    def find_missing(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those of the cells that have no row yet, in their order."""
         return [cell for cell in cells if cell not in self.rows]
 
@@ -107,7 +107,7 @@ class ResultsFile:
         """
         self.rows, self._others = {}, []
         self._load(self.path, self._shards.read())
-        for path, content in self._shards.others():
+        for path, content in self._shards.read_others():
             self._load(path, content, self._others)
 
     def fold(self) -> None:
@@ -166,7 +166,7 @@ def known_cells(
     settings = json.loads(json.dumps(settings))
     method_settings = json.loads(json.dumps(method_settings or {}))
     known: set[Cell] = set()
-    for name, content in all_rows(path):
+    for name, content in read_shards(path):
         for number, _, cell, row in _parsed(name, content):
             wanted = {**settings, **method_settings.get(cell.method, {})}
             _check_settings(name, number, wanted, row["settings"])
@@ -182,7 +182,7 @@ def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
     Raises:
         ResultsError: the file is missing or malformed, or cannot be read.
     """
-    shards = all_rows(path)
+    shards = read_shards(path)
     if not shards:
         raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
     rows: dict[Cell, dict[str, Any]] = {}

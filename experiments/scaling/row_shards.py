@@ -22,12 +22,12 @@ from pathlib import Path
 
 from tsi.errors import ResultsError
 from tsi.experiments.append_only import AppendOnlyFile, is_json
-from tsi.experiments.places import Place, file_system, refusals
+from tsi.experiments.places import Place, file_system, typed_errors
 from tsi.models.files import check_regular, describe_error
 
-LOOKS = 10
+MAX_LISTINGS = 10
 """How often objects are listed, where one is removed before it is read."""
-VISIBLE = 30.0
+VISIBILITY_TIMEOUT = 30.0
 """Seconds after which a network file system shows a file that another host has made."""
 
 
@@ -60,9 +60,9 @@ class LocalShards:
         """What this process has written, in this run and earlier ones."""
         return self._own.read()
 
-    def others(self) -> list[tuple[Place, bytes]]:
+    def read_others(self) -> list[tuple[Place, bytes]]:
         """What other processes have written, with the names of their shards."""
-        found: list[tuple[Place, bytes]] = []
+        shards: list[tuple[Place, bytes]] = []
         for _, path in [(0, self._first), *shard_paths(self._first)]:
             if path == self.path:
                 continue
@@ -70,9 +70,9 @@ class LocalShards:
             content = _read(path) if orphan is None else orphan.read()
             if content is None:
                 continue
-            found.append((path, whole_lines(content)))
-        self._seen = [Path(path) for path, _ in found]
-        return found
+            shards.append((path, complete_lines(content)))
+        self._seen = [Path(path) for path, _ in shards]
+        return shards
 
     def append(self, lines: bytes) -> None:
         """Write whole lines and force them to disk."""
@@ -84,12 +84,12 @@ class LocalShards:
         Raises:
             ResultsError: some of them are not seen.
         """
-        until = time.monotonic() + VISIBLE
-        wanted = [shard_path(self._first, i) for i in range(self.count)]
-        while absent := [path for path in wanted if not path.exists()]:
-            if time.monotonic() > until:
+        deadline = time.monotonic() + VISIBILITY_TIMEOUT
+        paths = [shard_path(self._first, i) for i in range(self.count)]
+        while missing := [path for path in paths if not path.exists()]:
+            if time.monotonic() > deadline:
                 raise ResultsError(
-                    f"{absent[0]}, which another process has made, is not there for "
+                    f"{missing[0]}, which another process has made, is not there for "
                     "this one. Give --out a folder that all processes share, or an "
                     "object store."
                 )
@@ -132,17 +132,17 @@ class RemoteShards:
 
     def make_folder(self) -> None:
         """Make the folder that objects are written to."""
-        with refusals(self.path):
+        with typed_errors(self.path):
             self._system.makedirs(self._folder, exist_ok=True)
 
     def read(self) -> bytes:
         """Nothing: no object is this process's own once it is written."""
         return b""
 
-    def others(self) -> list[tuple[Place, bytes]]:
+    def read_others(self) -> list[tuple[Place, bytes]]:
         """All rows there are, with the names of the objects."""
-        with refusals(self.path):
-            for left in reversed(range(LOOKS)):
+        with typed_errors(self.path):
+            for attempts_left in reversed(range(MAX_LISTINGS)):
                 # What other processes have written since is not in the cache.
                 self._system.invalidate_cache()
                 try:
@@ -150,14 +150,14 @@ class RemoteShards:
                     break
                 except FileNotFoundError:
                     # Another run has brought it into an object that was not there yet.
-                    if not left:
+                    if not attempts_left:
                         raise
-        return [(name, whole_lines(content)) for name, content in self._seen.items()]
+        return [(name, complete_lines(content)) for name, content in self._seen.items()]
 
     def append(self, lines: bytes) -> None:
         """Write whole lines as an object of their own."""
         if lines:
-            with refusals(self.path):
+            with typed_errors(self.path):
                 self._write(lines)
 
     def check_shared(self) -> None:
@@ -173,7 +173,7 @@ class RemoteShards:
         is_folded = self._file in self._seen and contents in ([lines], [lines] * 2)
         if not lines or is_folded:
             return
-        with refusals(self.path):
+        with typed_errors(self.path):
             segments = self._seen.keys() - {self._file}
             self._write(lines)
             # A kill may leave half of the copy; the next run finds that it differs.
@@ -187,8 +187,8 @@ class RemoteShards:
         """Nothing is held."""
 
     def _write(self, lines: bytes) -> None:
-        unique = f"{time.time_ns():020d}-{self.index}-{uuid.uuid4().hex[:8]}"
-        self._system.pipe_file(f"{self._folder}/{unique}.jsonl", lines)
+        name = f"{time.time_ns():020d}-{self.index}-{uuid.uuid4().hex[:8]}"
+        self._system.pipe_file(f"{self._folder}/{name}.jsonl", lines)
 
     def _contents(self) -> dict[str, bytes]:
         segments = sorted(
@@ -216,7 +216,7 @@ def open_shards(path: Place, index: int = 0, count: int = 1) -> Shards:
     return LocalShards(path, index, count)
 
 
-def all_rows(path: Place) -> list[tuple[Place, bytes]]:
+def read_shards(path: Place) -> list[tuple[Place, bytes]]:
     """The names and contents of all shards of a file of rows, to be read only.
 
     Where there is no file the list is empty.
@@ -225,13 +225,13 @@ def all_rows(path: Place) -> list[tuple[Place, bytes]]:
         ResultsError: the system refuses to read one.
     """
     if isinstance(path, str):
-        return RemoteShards(path).others()
-    found: list[tuple[Place, bytes]] = []
+        return RemoteShards(path).read_others()
+    shards: list[tuple[Place, bytes]] = []
     for _, shard in [(0, path), *shard_paths(path)]:
         content = _read(shard)
         if content is not None:
-            found.append((shard, whole_lines(content)))
-    return found
+            shards.append((shard, complete_lines(content)))
+    return shards
 
 
 def shard_path(path: Path, index: int) -> Path:
@@ -245,10 +245,10 @@ def shard_paths(path: Path) -> list[tuple[int, Path]]:
         rf"{re.escape(path.stem)}-([1-9][0-9]*){re.escape(path.suffix)}"
     )
     try:
-        found = [(pattern.fullmatch(x.name), x) for x in path.parent.iterdir()]
+        matches = [(pattern.fullmatch(x.name), x) for x in path.parent.iterdir()]
     except OSError:
         return []
-    return sorted((int(match[1]), x) for match, x in found if match is not None)
+    return sorted((int(match[1]), x) for match, x in matches if match is not None)
 
 
 def _read(path: Path) -> bytes | None:
@@ -261,8 +261,8 @@ def _read(path: Path) -> bytes | None:
         raise ResultsError(describe_error(error, path)) from error
 
 
-def whole_lines(content: bytes) -> bytes:
+def complete_lines(content: bytes) -> bytes:
     """All but a last line that is half-written, by a process that still writes."""
-    whole = content[: content.rfind(b"\n") + 1]
-    last = whole.rfind(b"\n", 0, -1) + 1
-    return whole if is_json(whole[last:]) else whole[:last]
+    complete = content[: content.rfind(b"\n") + 1]
+    last = complete.rfind(b"\n", 0, -1) + 1
+    return complete if is_json(complete[last:]) else complete[:last]

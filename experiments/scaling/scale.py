@@ -76,9 +76,7 @@ class Batch(NamedTuple):
         ]
 
 
-def checked_plan(
-    methods: Sequence[str], budgets: Sequence[int], num_seeds: int
-) -> Plan:
+def make_plan(methods: Sequence[str], budgets: Sequence[int], num_seeds: int) -> Plan:
     """A plan with methods in the order of tables and budgets increasing.
 
     Raises:
@@ -87,11 +85,11 @@ def checked_plan(
     """
     numbers = {"seeds": num_seeds}
     numbers |= {f"budget {i}": budget for i, budget in enumerate(budgets)}
-    wrong = [f"{name} = {value}" for name, value in numbers.items() if value < 1]
-    if wrong or not budgets or not methods:
+    invalid = [f"{name} = {value}" for name, value in numbers.items() if value < 1]
+    if invalid or not budgets or not methods:
         raise ConfigurationError(
             f"A plan needs methods, budgets and positive numbers: "
-            f"{', '.join(wrong) or 'methods or budgets are missing'}."
+            f"{', '.join(invalid) or 'methods or budgets are missing'}."
         )
     names = tuple(get_methods(methods))
     return Plan(names, tuple(sorted(set(budgets))), num_seeds)
@@ -118,7 +116,7 @@ def check_budgets(plan: Plan, max_steps: int) -> None:
                 ) from error
 
 
-def sorted_problems(problems: Sequence[Problem]) -> list[Problem]:
+def sort_problems(problems: Sequence[Problem]) -> list[Problem]:
     """Problems by the length of their prompts, those of one length by their ids."""
     problems = [problem._replace(id=plain_id(problem.id)) for problem in problems]
     return sorted(problems, key=lambda x: (len(x.prompt), id_order(x.id)))
@@ -131,28 +129,26 @@ def batches(plan: Plan, world: World) -> Iterator[Batch]:
     length of their prompts: a batch lasts as long as its longest solution, and long
     questions tend to have long solutions.
     """
-    problems = sorted_problems(world.problems)
-    shared = [name for name in plan.methods if get_method(name).independent]
+    problems = sort_problems(world.problems)
+    shared_methods = [name for name in plan.methods if get_method(name).independent]
     for seed in range(plan.num_seeds):
         runs: list[tuple[str, int, list[tuple[str, int]]]] = []
-        if shared:
-            outcomes = [(name, n) for name in shared for n in plan.budgets]
+        if shared_methods:
+            outcomes = [(name, n) for name in shared_methods for n in plan.budgets]
             runs.append((SHARED_SOURCE, max(plan.budgets), outcomes))
         for name in plan.methods:
             method = get_method(name)
-            if name in shared or (method.deterministic and seed > 0):
+            if name in shared_methods or (method.deterministic and seed > 0):
                 continue
             runs += [(name, n, [(name, n)]) for n in budgets_of(name, plan.budgets)]
         for source, num_particles, outcomes in runs:
-            size = block_size(
-                len(problems), most_problems(world, source, num_particles)
-            )
+            size = block_size(len(problems), max_problems(world, source, num_particles))
             for start in range(0, len(problems), size):
                 block = list(problems[start : start + size])
                 yield Batch(source, num_particles, seed, block, outcomes)
 
 
-def most_problems(world: World, name: str, num_particles: int) -> int:
+def max_problems(world: World, name: str, num_particles: int) -> int:
     """Problems of one batch of a method: as many as the engine works on at once."""
     rounds = get_method(name).rounds
     if rounds is not None:
@@ -161,9 +157,9 @@ def most_problems(world: World, name: str, num_particles: int) -> int:
     return world.engine.problems_at_once(sampler, num_particles)
 
 
-def block_size(num_problems: int, most: int) -> int:
+def block_size(num_problems: int, max_problems: int) -> int:
     """Problems of one batch: as few batches as fit, of as equal sizes as possible."""
-    num_blocks = max(1, math.ceil(num_problems / most))
+    num_blocks = max(1, math.ceil(num_problems / max_problems))
     return max(1, math.ceil(num_problems / num_blocks))
 
 
@@ -204,47 +200,53 @@ def run_plan(
         method = sampler_of(batch.source, world.max_steps)
         world.engine.check_fits(method, batch.num_particles)
     # Of all methods: the file may hold rows of others than this plan's.
-    of_method = {name: method_settings(name, world.max_steps) for name in METHODS}
-    member = {"index": group.index, "count": group.count}
-    with ResultsFile(path, world.settings, of_method, **member) as results:
+    sampler_settings = {
+        name: method_settings(name, world.max_steps) for name in METHODS
+    }
+    shard = {"index": group.index, "count": group.count}
+    with ResultsFile(path, world.settings, sampler_settings, **shard) as results:
         group.agree(facts_of(plan, world, path))
         if group.is_first:
             results.check_shared()
-        share = group.share(sorted_problems(world.problems))
-        todo = list(batches(plan, world._replace(problems=share)))
-        sizes = [batch.num_particles * len(batch.problems) for batch in todo]
-        done = [not results.missing(batch.cells) for batch in todo]
+        share = group.share(sort_problems(world.problems))
+        plan_batches = list(batches(plan, world._replace(problems=share)))
+        sizes = [batch.num_particles * len(batch.problems) for batch in plan_batches]
+        is_done_list = [not results.find_missing(batch.cells) for batch in plan_batches]
         with tqdm(
             total=sum(sizes),
-            initial=sum(s for s, d in zip(sizes, done, strict=True) if d),
+            initial=sum(s for s, d in zip(sizes, is_done_list, strict=True) if d),
             unit=" rollouts",
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
             disable=not (progress and group.is_first),
         ) as bar:
-            for batch, size, is_done in zip(todo, sizes, done, strict=True):
+            for batch, size, is_done in zip(
+                plan_batches, sizes, is_done_list, strict=True
+            ):
                 if is_done:
                     continue
                 bar.set_description(
                     f"{batch.source} N={batch.num_particles} seed {batch.seed}"
                 )
-                missing = set(results.missing(batch.cells))
-                found, failed, stopped = run_batch(batch, world, missing)
-                failures |= failed
+                missing = set(results.find_missing(batch.cells))
+                batch_results, batch_failures, stopped = run_batch(
+                    batch, world, missing
+                )
+                failures |= batch_failures
                 with postponed():
-                    rows = rows_of(batch, world, found)
+                    rows = rows_of(batch, world, batch_results)
                     results.append(row for row in rows if row[0] in missing)
                 if stopped is not None:
                     raise stopped
                 bar.update(size)
         if not group.is_first:
             results.close()
-        failed_there = _failed_elsewhere(group, failures)
+        remote_failure = _wait_for_others(group, failures)
         if failures:
             raise ProblemError(failures)
-        if failed_there is not None:
-            raise failed_there
+        if remote_failure is not None:
+            raise remote_failure
         if group.is_first:
             results.reload()
             results.fold()
@@ -254,17 +256,17 @@ def run_plan(
 def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:
     """What processes of one run must have in common."""
     settings = {k: v for k, v in world.settings.items() if k not in FREE_SETTINGS}
-    problems = [list(problem) for problem in sorted_problems(world.problems)]
+    problems = [list(problem) for problem in sort_problems(world.problems)]
     return {**plan._asdict(), **settings, "problems": problems, "out": str(path)}
 
 
-def _failed_elsewhere(
+def _wait_for_others(
     group: Group, failures: dict[Any, Exception]
 ) -> ProcessError | None:
     """Wait for the other processes, and say whose problems failed if not ours."""
-    told = group.gather("rows", str(ProblemError(failures)) if failures else "")
-    failed = [f"Process {i}: {text}" for i, text in enumerate(told) if text]
-    return ProcessError(" ".join(failed)) if failed else None
+    texts = group.gather("rows", str(ProblemError(failures)) if failures else "")
+    messages = [f"Process {i}: {text}" for i, text in enumerate(texts) if text]
+    return ProcessError(" ".join(messages)) if messages else None
 
 
 def run_method(
@@ -294,21 +296,23 @@ def run_method(
             error.results = ()
             raise
     if method.proposal_temperature is not None:
-        warm = world.settings["temperature"] * method.proposal_temperature
-        settings["proposal_temperature"] = warm
-    free = not (method.reads_reward or method.independent or method.deterministic)
+        proposal_temperature = (
+            world.settings["temperature"] * method.proposal_temperature
+        )
+        settings["proposal_temperature"] = proposal_temperature
+    is_free = not (method.reads_reward or method.independent or method.deterministic)
     estimand = estimand_of(sampler, reads_reward=method.reads_reward)
 
-    def of_method(result: Result) -> Result:
+    def adapt_result(result: Result) -> Result:
         result = result._replace(estimand=estimand)
-        return price_without_reward(result) if free else result
+        return price_without_reward(result) if is_free else result
 
     try:
         results = world.engine.run(sampler, key, problems, num_particles, **settings)
     except (ProblemError, Stopped) as error:
-        error.results = tuple(map(of_method, error.results))
+        error.results = tuple(map(adapt_result, error.results))
         raise
-    return [of_method(result) for result in results]
+    return [adapt_result(result) for result in results]
 
 
 def run_batch(
@@ -325,23 +329,23 @@ def run_batch(
         The results, the problems that failed and why, and the signal that has cut the
         batch short, if one has. Problems that failed or had not ended have no result.
     """
-    lacking = {cell.problem for cell in batch.cells if cell in missing}
-    problems = [problem for problem in batch.problems if problem.id in lacking]
+    problem_ids = {cell.problem for cell in batch.cells if cell in missing}
+    problems = [problem for problem in batch.problems if problem.id in problem_ids]
     key = jax.random.key(batch.seed)
     try:
-        found = run_method(world, batch.source, key, problems, batch.num_particles)
+        results = run_method(world, batch.source, key, problems, batch.num_particles)
     except ProblemError as error:
         return error.results, error.failures, None
     except Stopped as error:
         return error.results, {}, error
-    return found, {}, None
+    return results, {}, None
 
 
 def rows_of(
-    batch: Batch, world: World, found: Sequence[Result]
+    batch: Batch, world: World, batch_results: Sequence[Result]
 ) -> list[tuple[Cell, dict[str, Any]]]:
     """The rows of a batch's results, in the order of its cells."""
-    results = {result.problem_id: result for result in found}
+    results = {result.problem_id: result for result in batch_results}
     rows = []
     for name, budget in batch.outcomes:
         method = get_method(name)
@@ -360,28 +364,28 @@ def rows_of(
 
 def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
     """What a row says besides its cell and settings."""
-    answered = [answer for answer in result.answers if answer is not None]
-    answers = {*answered, result.selected} - {None}
-    right = {answer: world.correct(problem, answer) for answer in answers}
+    given_answers = [answer for answer in result.answers if answer is not None]
+    answers = {*given_answers, result.selected} - {None}
+    is_right = {answer: world.is_correct(problem, answer) for answer in answers}
     ledger, steps, diagnostics = result.ledger, result.steps, result.diagnostics
     return {
         "prompt": problem.prompt,
         "answer": problem.answer,
         "selected": result.selected,
-        "correct": right.get(result.selected, False),
-        "probability": _rounded(result.answer_posterior.get(result.selected or "", 0)),
-        "unanswered": _rounded(result.unanswered),
-        "num_answered": len(answered),
-        "num_right": sum(right[answer] for answer in answered),
-        "mean_reward": _rounded(np.mean(result.rewards)),
-        "reward_spread": _rounded(reward_spread(result)),
-        "log_evidence": _rounded(result.log_evidence),
-        "log_evidence_variance": _rounded(result.evidence.variance),
-        "pareto_k": _rounded(diagnostics.pareto_k),
+        "correct": is_right.get(result.selected, False),
+        "probability": _round(result.answer_posterior.get(result.selected or "", 0)),
+        "unanswered": _round(result.unanswered),
+        "num_answered": len(given_answers),
+        "num_right": sum(is_right[answer] for answer in given_answers),
+        "mean_reward": _round(np.mean(result.rewards)),
+        "reward_spread": _round(reward_spread(result)),
+        "log_evidence": _round(result.log_evidence),
+        "log_evidence_variance": _round(result.evidence.variance),
+        "pareto_k": _round(diagnostics.pareto_k),
         "unique_eves": int(steps.unique_ancestors[0]),
-        "min_ess": _rounded(steps.ess.min()),
+        "min_ess": _round(steps.ess.min()),
         "num_distinct": result.particles.num_distinct,
-        "acceptance_rate": _rounded(diagnostics.acceptance_rate),
+        "acceptance_rate": _round(diagnostics.acceptance_rate),
         "num_steps": len(steps.ancestors),
         "rollouts": ledger.rollouts,
         "num_recoveries": diagnostics.num_recoveries,
@@ -391,11 +395,11 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "generated_tokens": ledger.generated_tokens,
         "reward_tokens": ledger.reward_tokens,
         "flops": ledger.flops,
-        "seconds": _rounded(ledger.seconds),
+        "seconds": _round(ledger.seconds),
     }
 
 
-def _rounded(value: Any) -> float | None:
+def _round(value: Any) -> float | None:
     """Six digits; what is not finite is null, because JSON has no word for it."""
     value = float(value)
     return float(f"{value:.6g}") if math.isfinite(value) else None

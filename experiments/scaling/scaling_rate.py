@@ -98,7 +98,7 @@ def scaling_rate(
     best_b = np.maximum.accumulate(np.asarray(accuracies_b, np.float64), axis=-1)
     low = np.maximum(best_a[..., 0], best_b[..., 0])
     high = np.minimum(best_a[..., -1], best_b[..., -1])
-    shared = high >= low
+    is_shared = high >= low
 
     def log_rate(targets: np.ndarray) -> np.ndarray:
         return log_budget_needed(log_b, best_b, targets) - log_budget_needed(
@@ -107,7 +107,7 @@ def scaling_rate(
 
     grid = np.linspace(low, high, num_points, axis=-1)
     # Between two neighbouring knots of either curve log_rate is linear.
-    knots = np.clip(_joined(best_a, best_b), low[..., None], high[..., None])
+    knots = np.clip(_join(best_a, best_b), low[..., None], high[..., None])
     knots = np.sort(knots, axis=-1)
     widths = np.diff(knots, axis=-1)
     pieces = log_rate((knots[..., 1:] + knots[..., :-1]) / 2)
@@ -117,7 +117,7 @@ def scaling_rate(
     log_mean = np.divide(
         (widths * pieces).sum(-1), total, out=log_top.copy(), where=total > 0
     )
-    nan = np.where(shared, 0.0, np.nan)
+    nan = np.where(is_shared, 0.0, np.nan)
     return ScalingRate(
         accuracies=grid + nan[..., None],
         rates=np.exp(log_rate(grid) + nan[..., None]),
@@ -126,7 +126,7 @@ def scaling_rate(
     )
 
 
-def _joined(best_a: np.ndarray, best_b: np.ndarray) -> np.ndarray:
+def _join(best_a: np.ndarray, best_b: np.ndarray) -> np.ndarray:
     batch = np.broadcast_shapes(best_a.shape[:-1], best_b.shape[:-1])
     return np.concatenate(
         [np.broadcast_to(best, (*batch, best.shape[-1])) for best in (best_a, best_b)],

@@ -53,8 +53,8 @@ def first_rollouts(result: Result, num_rollouts: int, estimand: Estimand) -> Res
         log_weights = particles.log_corrections.astype(np.float64)
     if estimand.reads_reward or particles.log_corrections is not None:
         log_evidence = _log_mean_exp(log_weights)
-        alive = math.isfinite(log_evidence)
-        log_weights = log_weights - log_evidence if alive else np.zeros(n)
+        has_weight = math.isfinite(log_evidence)
+        log_weights = log_weights - log_evidence if has_weight else np.zeros(n)
     num_steps = max(map(len, step_texts))
     rewards = result.steps.rewards
     ess = np.exp(2 * _log_sum_exp(log_weights) - _log_sum_exp(2 * log_weights))
@@ -64,8 +64,8 @@ def first_rollouts(result: Result, num_rollouts: int, estimand: Estimand) -> Res
         resampled=np.zeros(num_steps, bool),
         rewards=None if rewards is None else rewards[:num_steps, :n],
     )
-    whole = estimand.reads_reward and n == total
-    seconds = result.ledger.seconds if whole else math.nan
+    is_whole_run = estimand.reads_reward and n == total
+    seconds = result.ledger.seconds if is_whole_run else math.nan
     return build_result(
         result.problem_id,
         estimand,

@@ -76,11 +76,11 @@ def to_datatree(
     draws = _draws(runs, weighted, seed)
     estimands = dict.fromkeys(result.estimand.evidence for result in results)
 
-    def of_runs(value: Callable[[Result], Any]) -> np.ndarray:
+    def per_run(value: Callable[[Result], Any]) -> np.ndarray:
         return np.array([[value(result) for result in row] for row in runs])
 
-    def of_draws(value: Callable[[Result], Any]) -> np.ndarray:
-        by_particle = np.moveaxis(of_runs(value), 1, 2)
+    def per_draw(value: Callable[[Result], Any]) -> np.ndarray:
+        by_particle = np.moveaxis(per_run(value), 1, 2)
         return np.take_along_axis(by_particle, draws, axis=1)
 
     coords = {
@@ -89,39 +89,37 @@ def to_datatree(
         "step": np.arange(num_steps),
     }
     posterior = {
-        "reward": of_draws(lambda result: result.rewards),
-        "num_steps": of_draws(_lengths),
-        "num_characters": of_draws(lambda result: [len(t) for t in result.texts]),
-        "answer_index": of_draws(
+        "reward": per_draw(lambda result: result.rewards),
+        "num_steps": per_draw(_lengths),
+        "num_characters": per_draw(lambda result: [len(t) for t in result.texts]),
+        "answer_index": per_draw(
             lambda result: [
                 NO_ANSWER if a is None else answers.index(a) for a in result.answers
             ]
         ),
         "particle": draws,
         "log_weight": (
-            of_draws(lambda result: result.log_weights)
+            per_draw(lambda result: result.log_weights)
             if weighted
             else np.zeros(draws.shape)
         ),
     }
     stats = {
-        "log_weight": of_runs(lambda result: result.log_weights),
-        "ess": of_runs(lambda r: _padded(r.steps.ess, num_steps, np.nan)),
-        "unique_ancestors": of_runs(
-            lambda r: _padded(r.steps.unique_ancestors, num_steps, np.nan)
+        "log_weight": per_run(lambda result: result.log_weights),
+        "ess": per_run(lambda r: _pad(r.steps.ess, num_steps, np.nan)),
+        "unique_ancestors": per_run(
+            lambda r: _pad(r.steps.unique_ancestors, num_steps, np.nan)
         ),
-        "ancestors": of_runs(
-            lambda r: _padded(r.steps.ancestors, num_steps, NO_PARENT)
-        ),
-        "answer_posterior": of_runs(
+        "ancestors": per_run(lambda r: _pad(r.steps.ancestors, num_steps, NO_PARENT)),
+        "answer_posterior": per_run(
             lambda r: [r.answer_posterior.get(a, 0.0) for a in answers]
         ),
-        "answer_error": of_runs(
+        "answer_error": per_run(
             lambda r: [r.posterior.errors.get(a, math.nan) for a in answers]
         ),
     }
     for name, place in SCALARS.items():
-        stats[name] = of_runs(operator.attrgetter(place))
+        stats[name] = per_run(operator.attrgetter(place))
     dims = {
         "log_weight": ["problem", "particle"],
         "ess": ["problem", "step"],
@@ -153,8 +151,8 @@ def to_datatree(
 
 def _labels(ids: list[int | str]) -> Any:
     """Ids as a coordinate; as objects where kinds mix, since 7 and "7" are two ids."""
-    mixed = len({isinstance(id, str) for id in ids}) > 1
-    return np.asarray(ids, object) if mixed else ids
+    has_both_kinds = len({isinstance(id, str) for id in ids}) > 1
+    return np.asarray(ids, object) if has_both_kinds else ids
 
 
 def _by_problem(
@@ -181,19 +179,19 @@ def _draws(
 ) -> Int[np.ndarray, "chain draw problem"]:
     """Which particle each draw is."""
     rng = np.random.default_rng(seed)
-    chosen = []
+    indices = []
     for row in runs:
         for result in row:
             size = len(result.log_weights)
             if weighted:
-                chosen.append(np.arange(size))
+                indices.append(np.arange(size))
                 continue
             edges = np.cumsum(normalise(result.log_weights))
             places = (np.arange(size) + rng.random()) / size
             # The last edge may round to below one; nobody stands behind it.
-            chosen.append(np.searchsorted(edges / edges[-1], places, side="right"))
+            indices.append(np.searchsorted(edges / edges[-1], places, side="right"))
     shape = (len(runs), len(runs[0]), -1)
-    return np.moveaxis(np.array(chosen).reshape(shape), 1, 2)
+    return np.moveaxis(np.array(indices).reshape(shape), 1, 2)
 
 
 def _lengths(result: Result) -> list[float]:
@@ -203,8 +201,8 @@ def _lengths(result: Result) -> list[float]:
     return [float(len(steps)) for steps in step_texts]
 
 
-def _padded(values: Any, num_steps: int, fill: float | int) -> np.ndarray:
+def _pad(values: Any, num_steps: int, fill: float | int) -> np.ndarray:
     values = np.asarray(values)
-    whole = np.full((num_steps, *values.shape[1:]), fill)
-    whole[: len(values)] = values
-    return whole
+    padded_values = np.full((num_steps, *values.shape[1:]), fill)
+    padded_values[: len(values)] = values
+    return padded_values

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tsi.experiments.places import Place, inside, local_folder
+from tsi.experiments.places import Place, join_place, local_folder
 from tsi.experiments.scaling.plots import save_accuracy_plot
 from tsi.experiments.scaling.report import (
     Rows,
@@ -40,7 +40,7 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Place) -> str:
         ResultsError: rows of the plan are missing, or cannot be written there.
     """
     with local_folder(folder) as local:
-        text = _write(plan, world, rows, local, inside(folder, "rows.jsonl"))
+        text = _write(plan, world, rows, local, join_place(folder, "rows.jsonl"))
     return f"{text}\n\nWritten: {folder}/rows.jsonl, table.md, " + (
         "accuracy_rollouts.png, accuracy_flops.png, scaling_rate.json"
     )
@@ -55,11 +55,11 @@ def _write(plan: Plan, world: World, rows: Rows, folder: Path, source: Place) ->
     title = f"{task}: {len(world.problems)} problems, {plan.num_seeds} seed(s)"
     for unit in ("rollouts", "flops"):
         save_accuracy_plot(curves, unit, title, folder / f"accuracy_{unit}.png")
-    written = {
+    rates_by_unit = {
         unit: rates_as_json(scaling_rates(curves, unit) if unit == "flops" else rates)
         for unit in ("rollouts", "flops")
     }
-    write_text(folder / "scaling_rate.json", json.dumps(written, indent=1) + "\n")
+    write_text(folder / "scaling_rate.json", json.dumps(rates_by_unit, indent=1) + "\n")
     head = f"# {title}\n\nAccuracy in percent ± standard error, clustered by problem.\n"
     rate_text = (
         f"{RATE_MEANING}\n\n{rate_table(rates)}"
@@ -69,14 +69,16 @@ def _write(plan: Plan, world: World, rows: Rows, folder: Path, source: Place) ->
     notes = row_notes({cell: rows[cell] for cell in cells})
     rate_text = "\n\n".join([rate_text, *(f"Note: {note}" for note in notes)])
     # Rows of earlier releases do not say.
-    thinking = [bool(rows[cell].get("num_thinking")) for cell in cells]
-    if any(thinking):
+    is_thinking = [bool(rows[cell].get("num_thinking")) for cell in cells]
+    if any(is_thinking):
         rate_text += (
-            f"\n\nIn {sum(thinking)} of {len(cells)} runs the model was still thinking "
-            "when a limit was reached: raise the limit, or, where its chat template "
-            "has such a switch, pass --template-switch enable_thinking=false."
+            f"\n\nIn {sum(is_thinking)} of {len(cells)} runs the model was still "
+            "thinking when a limit was reached: raise the limit, or, if its chat "
+            "template has such a switch, pass --template-switch enable_thinking=false."
         )
-    full = f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
-    write_text(folder / "table.md", full)
-    largest = cost_table(curves, [max(plan.budgets)])
-    return f"{head}\n{accuracy_table(curves)}\n\n{largest}\n\n{rate_text}"
+    report = (
+        f"{head}\n{accuracy_table(curves)}\n\n{cost_table(curves)}\n\n{rate_text}\n"
+    )
+    write_text(folder / "table.md", report)
+    summary_costs = cost_table(curves, [max(plan.budgets)])
+    return f"{head}\n{accuracy_table(curves)}\n\n{summary_costs}\n\n{rate_text}"

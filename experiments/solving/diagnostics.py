@@ -68,15 +68,15 @@ def genealogy_figure(result: Result) -> Figure:
     ancestors = result.steps.ancestors
     num_steps, size = ancestors.shape
     slots = lineages(ancestors)
-    chosen = np.array(
+    is_selected = np.array(
         [answer is not None and answer == result.selected for answer in result.answers]
     )
     alive, selected = (
-        _mark_forebears(slots, np.ones(size, bool)),
-        _mark_forebears(slots, chosen),
+        _mark_ancestors(slots, np.ones(size, bool)),
+        _mark_ancestors(slots, is_selected),
     )
     rows = _planar_rows(ancestors, alive)
-    labelled = size <= MAX_LABELLED
+    has_labels = size <= MAX_LABELLED
     with matplotlib.rc_context(RC):
         figure = Figure(
             figsize=(1.35 * num_steps + 3.2, 0.3 * min(size, MAX_LABELLED) + 1.2),
@@ -84,10 +84,10 @@ def genealogy_figure(result: Result) -> Figure:
         )
         axes = figure.subplots()
         _branches(axes, ancestors, rows, alive, selected)
-        if labelled:
+        if has_labels:
             _step_labels(axes, result, slots, rows, selected)
-            _final_labels(axes, result, rows[-1], chosen)
-        axes.set_xlim(-0.1, num_steps + (1.6 if labelled else 0.1))
+            _final_labels(axes, result, rows[-1], is_selected)
+        axes.set_xlim(-0.1, num_steps + (1.6 if has_labels else 0.1))
         # The first row is at the top; texts stand above their line.
         axes.set_ylim(size - 0.3, -1.0)
         axes.set_xticks(np.arange(num_steps) + 0.35, np.arange(num_steps).astype(str))
@@ -98,7 +98,7 @@ def genealogy_figure(result: Result) -> Figure:
         axes.grid(False)
         axes.set_title(
             f"{len(np.unique(ancestors[0][slots[0]]))} of {size} first steps survive; "
-            f"selected answer: {result.selected}{_unanswered(result)}",
+            f"selected answer: {result.selected}{_unanswered_text(result)}",
             loc="left",
         )
     return figure
@@ -112,8 +112,8 @@ def ess_figure(result: Result) -> Figure:
         panels = 1 if rewards is None else 2
         figure = Figure(figsize=(7, 2.6 * panels + 0.4), layout="constrained")
         axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
-        known = not np.isnan(history.ess).all()
-        title = f"N = {size}" if known else f"N = {size}, no weighted sample"
+        has_ess = not np.isnan(history.ess).all()
+        title = f"N = {size}" if has_ess else f"N = {size}, no weighted sample"
         if history.resampled is not None:
             title += "; dotted: resampled before the step"
             for t in np.flatnonzero(history.resampled):
@@ -160,13 +160,13 @@ def weights_figure(result: Result) -> Figure:
         )
         axes.set_xlabel("normalised weight")
         axes.set_ylabel("particles")
-        known = not np.isnan(result.steps.ess).all()
-        size = f"{1 / np.sum(weights**2):.1f}" if known else "–"
-        axes.set_title(f"{tail}; ESS {size}{_unanswered(result)}", loc="left")
+        has_ess = not np.isnan(result.steps.ess).all()
+        size = f"{1 / np.sum(weights**2):.1f}" if has_ess else "–"
+        axes.set_title(f"{tail}; ESS {size}{_unanswered_text(result)}", loc="left")
     return figure
 
 
-def _unanswered(result: Result) -> str:
+def _unanswered_text(result: Result) -> str:
     share = result.unanswered
     return f"; no answer: {share:.3f} of the weight" if share > 0 else ""
 
@@ -175,14 +175,14 @@ def _has_tree(result: Result) -> bool:
     return result.particles.step_texts is not None
 
 
-def _mark_forebears(
-    slots: Int[np.ndarray, "T N"], chosen: Bool[np.ndarray, "N"]
+def _mark_ancestors(
+    slots: Int[np.ndarray, "T N"], is_selected: Bool[np.ndarray, "N"]
 ) -> Bool[np.ndarray, "T N"]:
     """Which particles of each step have a chosen final descendant."""
-    marked = np.zeros(slots.shape, bool)
+    marks = np.zeros(slots.shape, bool)
     for t, row in enumerate(slots):
-        marked[t, row[chosen]] = True
-    return marked
+        marks[t, row[is_selected]] = True
+    return marks
 
 
 def _planar_rows(
@@ -191,11 +191,11 @@ def _planar_rows(
     """Row of each particle: by the parent's row, survivors first among siblings."""
     rows = np.empty_like(ancestors)
     # Nobody stands before step 0, so only survival and place order its particles.
-    above = np.zeros(ancestors.shape[1], ancestors.dtype)
+    parent_rows = np.zeros(ancestors.shape[1], ancestors.dtype)
     for t, parents in enumerate(ancestors):
-        order = np.lexsort((np.arange(parents.size), ~alive[t], above[parents]))
+        order = np.lexsort((np.arange(parents.size), ~alive[t], parent_rows[parents]))
         rows[t, order] = np.arange(parents.size)
-        above = rows[t]
+        parent_rows = rows[t]
     return rows
 
 
@@ -245,13 +245,13 @@ def _final_labels(
     axes: Axes,
     result: Result,
     rows: Int[np.ndarray, "N"],
-    chosen: Bool[np.ndarray, "N"],
+    is_selected: Bool[np.ndarray, "N"],
 ) -> None:
     weights = normalise(result.log_weights)
     for n, answer in enumerate(result.answers):
         name = "no answer" if answer is None else _shorten(answer, 14)
         text = f"{name}   weight {weights[n]:.3f}"
-        colour = SELECTED if chosen[n] else "#222222"
+        colour = SELECTED if is_selected[n] else "#222222"
         axes.text(
             len(result.steps.ancestors) - 0.1,
             rows[n],

@@ -58,7 +58,7 @@ def genealogy_text(result: Result) -> str:
     weights = normalise(result.log_weights)
     lines: list[str] = []
 
-    def ended(branch: Branch) -> bool:
+    def is_end(branch: Branch) -> bool:
         return branch.step >= len(texts[branch.survivors[0]]) - 1
 
     def show(branches: tuple[Branch, ...], indent: str) -> None:
@@ -68,7 +68,7 @@ def genealogy_text(result: Result) -> str:
             steps = texts[first]
             step = steps[branch.step] if branch.step < len(steps) else ""
             line = f"{indent}{'└─ ' if last else '├─ '}{_one_line(step)}"
-            if ended(branch):
+            if is_end(branch):
                 mass = sum(float(weights[n]) for n in branch.survivors)
                 answer = result.answers[first]
                 line += (
@@ -79,7 +79,7 @@ def genealogy_text(result: Result) -> str:
                 line += f"   ×{len(branch.survivors)}"
             lines.append(line)
             # What follows the end of a finished text is copies of it.
-            if not ended(branch):
+            if not is_end(branch):
                 show(branch.children, indent + ("   " if last else "│  "))
 
     show(genealogy(result.steps.ancestors), "")
@@ -92,15 +92,15 @@ def _sampling_text(result: Result) -> list[str]:
     resampled = result.steps.resampled
     acceptance_rate = result.diagnostics.acceptance_rate
     sizes = " ".join("–" if np.isnan(x) else f"{x:.1f}" for x in ess)
-    whose = f"of {num_particles} after each step"
+    population = f"of {num_particles} after each step"
     if resampled is None:
-        whose = "of the particles in use, by turn"
+        population = "of the particles in use, by turn"
     if np.isnan(ess).all():
         lines = [
             "Effective sample size: –, for its particles are not a weighted sample"
         ]
     else:
-        lines = [f"Effective sample size {whose}: {sizes}"]
+        lines = [f"Effective sample size {population}: {sizes}"]
     if resampled is not None:
         steps = ", ".join(map(str, np.flatnonzero(resampled))) or "none"
         lines.append(f"Resampled before step: {steps} (counted from 0)")
@@ -142,8 +142,8 @@ def solution_text(result: Result) -> str:
         )
         if count
     ]
-    known = f"{result.log_evidence:.3f} ± {_error(result.evidence.standard_error)}"
-    product = f", times those of {other_targets} other temperatures"
+    estimate = f"{result.log_evidence:.3f} ± {_error(result.evidence.standard_error)}"
+    factor = f", times those of {other_targets} other temperatures"
     heading = "Answer posterior"
     if not has_target:
         heading = "Answers by weight, no posterior, for the method has no target"
@@ -153,8 +153,8 @@ def solution_text(result: Result) -> str:
         f"Surviving genealogy:\n{genealogy_text(result)}",
         f"{heading}:\n" + ("\n".join(posterior) or "  no particle has an answer"),
         f"Selected answer: {result.selected}",
-        f"Log evidence{product if other_targets else ''}: "
-        f"{known if has_target else 'none, for the method has no target'}",
+        f"Log evidence{factor if other_targets else ''}: "
+        f"{estimate if has_target else 'none, for the method has no target'}",
         _tail_text(diagnostics.pareto_k),
         f"Cost: {ledger.rollouts} rollouts, {ledger.generated_tokens} tokens, "
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "
@@ -170,11 +170,13 @@ def solution_text(result: Result) -> str:
 
 def thinking_text(number: int, total: int) -> str:
     """What to say of a model that has thought until it was cut."""
-    who = "The model was" if number == total else f"{number} of {total} particles were"
+    subject = (
+        "The model was" if number == total else f"{number} of {total} particles were"
+    )
     return (
-        f"{who} still thinking when the limit was reached; raise the limit (the task's "
-        "steps and tokens per step), or, where the model's chat template has such a "
-        "switch, pass --template-switch enable_thinking=false."
+        f"{subject} still thinking when the limit was reached; raise the limit (the "
+        "task's steps and tokens per step), or, if the model's chat template has such "
+        "a switch, pass --template-switch enable_thinking=false."
     )
 
 

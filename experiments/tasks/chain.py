@@ -85,12 +85,12 @@ def extract(text: str) -> str | None:
     return match[2] if match else None
 
 
-def correct(problem: Problem, answer: str | None) -> bool:
+def is_correct(problem: Problem, answer: str | None) -> bool:
     """Whether an extracted answer is the chain's value."""
     return answer == problem.answer
 
 
-def on_track(problem: Problem, prefix: str) -> bool:
+def is_on_track(problem: Problem, prefix: str) -> bool:
     """Whether the rest of the chain leads from the prefix's last number to the answer.
 
     The prefix must have followed the chain's own operations in order; a slip that a
@@ -127,6 +127,6 @@ CHAIN = Task(
     problem=problem,
     solution=solution,
     extract=extract,
-    correct=correct,
-    on_track=on_track,
+    is_correct=is_correct,
+    is_on_track=is_on_track,
 )

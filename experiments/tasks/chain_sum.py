@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks.equations import value_of, verdict
+from tsi.experiments.tasks.equations import judge_equations, value_of
 from tsi.experiments.tasks.task import Split, Task, distinct_problems
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
@@ -26,7 +26,7 @@ EXAMPLES = (
     ("3 - 8", "3 - 8 = -5\nAnswer: -5"),
     ("6 - 1 + 7 + 5", "6 - 1 = 5\n5 + 7 = 12\n12 + 5 = 17\nAnswer: 17"),
 )
-MOST = 2**31 - 1
+DATASET_SIZE = 2**31 - 1
 """Problems of a seed, each of which is generated when it is asked for."""
 
 _PROMPT = re.compile(r"\d( [-+] \d){1,3}")
@@ -50,7 +50,7 @@ def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Proble
         ConfigurationError: the package ``reasoning-gym`` is not installed, or there are
             not so many problems.
     """
-    first = int(np.random.default_rng(seed).integers(MOST))
+    first = int(np.random.default_rng(seed).integers(DATASET_SIZE))
     draws = ((problem.prompt, problem) for problem in _draws(first))
     return distinct_problems(draws, split, count)
 
@@ -81,16 +81,16 @@ def solution(problem: Problem, rng: np.random.Generator) -> str:
     first, *rest = problem.prompt.split(" ")
     lines, value = [], int(first)
     for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        found = value_of(f"{value} {sign} {term}")
-        lines.append(f"{value} {sign} {term} = {found}")
-        value = found
+        result = value_of(f"{value} {sign} {term}")
+        lines.append(f"{value} {sign} {term} = {result}")
+        value = result
     return "\n".join([*lines, f"Answer: {value}"])
 
 
 def _draws(seed: int) -> Iterator[Problem]:
     """Problems of a seed, in the dataset's order."""
     dataset = _dataset(seed)
-    for i in range(MOST):
+    for i in range(DATASET_SIZE):
         entry = dataset[i]
         yield Problem(i, entry["metadata"]["expression"], entry["answer"])
 
@@ -109,7 +109,7 @@ def _dataset(seed: int) -> Any:
         max_terms=4,
         min_digits=1,
         max_digits=1,
-        size=MOST,
+        size=DATASET_SIZE,
         seed=seed,
     )
 
@@ -130,20 +130,20 @@ def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
 
 def extract(text: str) -> str | None:
     """The number after the last "Answer:", else the last number of the text."""
-    found = _ANSWER.findall(text) or _NUMBER.findall(text)
-    return str(int(found[-1].replace("−", "-"))) if found else None
+    numbers = _ANSWER.findall(text) or _NUMBER.findall(text)
+    return str(int(numbers[-1].replace("−", "-"))) if numbers else None
 
 
-def correct(problem: Problem, answer: str | None) -> bool:
+def is_correct(problem: Problem, answer: str | None) -> bool:
     """Whether an extracted answer is the right number."""
     return answer is not None and answer == problem.answer
 
 
-def on_track(problem: Problem, prefix: str) -> bool:
+def is_on_track(problem: Problem, prefix: str) -> bool:
     """Whether the equations so far are true, and an answer that is stated is right."""
-    stated = _ANSWER.search(prefix) is not None
-    return verdict(prefix) != "wrong" and (
-        not stated or correct(problem, extract(prefix))
+    has_answer = _ANSWER.search(prefix) is not None
+    return judge_equations(prefix) != "wrong" and (
+        not has_answer or is_correct(problem, extract(prefix))
     )
 
 
@@ -157,8 +157,8 @@ CHAIN_SUM = Task(
     problem=problem,
     solution=solution,
     extract=extract,
-    correct=correct,
-    on_track=on_track,
+    is_correct=is_correct,
+    is_on_track=is_on_track,
     max_tokens=48,
     prompt_encoder=encoder,
 )

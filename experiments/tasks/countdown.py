@@ -55,27 +55,27 @@ def moves(numbers: Numbers) -> Iterator[tuple[int, str, int, Numbers]]:
             left, right = numbers[i], numbers[j]
             if left < right:
                 left, right = right, left
-            others = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
+            rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
             for sign in "+-*":
                 result = combine(left, sign, right)
                 if result is not None:
-                    yield left, sign, right, (result, *others)
+                    yield left, sign, right, (result, *rest)
 
 
 @functools.cache
-def reachable_bits(numbers: Numbers) -> int:
+def reachable_targets(numbers: Numbers) -> int:
     """All targets of a sorted tuple of numbers: bit t is set if t can be reached."""
     if len(numbers) == 1:
         return 1 << numbers[0]
     bits = 0
-    for *_, left_over in moves(numbers):
-        bits |= reachable_bits(tuple(sorted(left_over)))
+    for *_, rest in moves(numbers):
+        bits |= reachable_targets(tuple(sorted(rest)))
     return bits
 
 
-def solvable(numbers: Numbers, target: int) -> bool:
+def is_solvable(numbers: Numbers, target: int) -> bool:
     """Whether the target can be reached from the numbers, by exhaustive search."""
-    return bool(reachable_bits(tuple(sorted(numbers))) >> target & 1)
+    return bool(reachable_targets(tuple(sorted(numbers))) >> target & 1)
 
 
 def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
@@ -127,7 +127,7 @@ def solution(problem: Problem, rng: np.random.Generator) -> str:
     numbers, target = tuple(problem.data["numbers"]), problem.data["target"]
     lines = []
     while len(numbers) > 1:
-        choices = [move for move in moves(numbers) if solvable(move[3], target)]
+        choices = [move for move in moves(numbers) if is_solvable(move[3], target)]
         if not choices:
             raise ConfigurationError(f"{problem.prompt} has no solution.")
         left, sign, right, numbers = choices[rng.integers(len(choices))]
@@ -176,7 +176,7 @@ def evaluate(node: ast.expr) -> tuple[int, list[int]] | None:
     return None if value is None else (value, left[1] + right[1])
 
 
-def correct(problem: Problem, answer: str | None) -> bool:
+def is_correct(problem: Problem, answer: str | None) -> bool:
     """Whether an expression uses each given number once and equals the target.
 
     The expression is untrusted text: only its length and characters let it through to
@@ -185,18 +185,18 @@ def correct(problem: Problem, answer: str | None) -> bool:
     if answer is None or not EXPRESSION.fullmatch(answer):
         return False
     try:
-        found = evaluate(ast.parse(answer, mode="eval").body)
+        result = evaluate(ast.parse(answer, mode="eval").body)
     except SyntaxError:
         return False
-    if found is None:
+    if result is None:
         return False
-    value, leaves = found
+    value, leaves = result
     return value == problem.data["target"] and sorted(leaves) == sorted(
         problem.data["numbers"]
     )
 
 
-def on_track(problem: Problem, prefix: str) -> bool:
+def is_on_track(problem: Problem, prefix: str) -> bool:
     """Whether every line is legal and true, and the target still within reach."""
     finished = bool(prefix) and not prefix.endswith(DELIMITER)
     numbers = sorted(problem.data["numbers"])
@@ -209,16 +209,16 @@ def on_track(problem: Problem, prefix: str) -> bool:
             if operand not in numbers:
                 return False
             numbers.remove(operand)
-        at_hand = list(map(int, match[4].split(",")))
-        if at_hand[0] != combine(left, match[2], right) or sorted(
-            at_hand[1:]
+        available = list(map(int, match[4].split(",")))
+        if available[0] != combine(left, match[2], right) or sorted(
+            available[1:]
         ) != sorted(numbers):
             return False
-        numbers = at_hand
+        numbers = available
     if finished:
         return numbers == [problem.data["target"]]
     # One number left and the text not ended: only <eos> could follow a whole line.
-    return len(numbers) > 1 and solvable(tuple(numbers), problem.data["target"])
+    return len(numbers) > 1 and is_solvable(tuple(numbers), problem.data["target"])
 
 
 COUNTDOWN = Task(
@@ -231,6 +231,6 @@ COUNTDOWN = Task(
     problem=problem,
     solution=solution,
     extract=extract,
-    correct=correct,
-    on_track=on_track,
+    is_correct=is_correct,
+    is_on_track=is_on_track,
 )

@@ -27,22 +27,22 @@ _SIGNS = {"−": "-", "×": "*", "x": "*", "·": "*"}
 Verdict = Literal["right", "none", "wrong"]
 
 
-def verdict(text: str) -> Verdict:
+def judge_equations(text: str) -> Verdict:
     """What the equations of a text, taken together, amount to."""
-    found: Verdict = "none"
+    result: Verdict = "none"
     for line in text.splitlines():
         for chain in _CHAIN.finditer(line[:MAX_LINE]):
             values = {value_of(side) for side in chain[0].split("=")}
             if len(values) > 1:
                 return "wrong"
-            found = "right"
-    return found
+            result = "right"
+    return result
 
 
 def value_of(side: str) -> int:
     """Value of a sum of products of integers, such as ``6 - 2 * -3``."""
-    for sign, plain in _SIGNS.items():
-        side = side.replace(sign, plain)
+    for sign, operator in _SIGNS.items():
+        side = side.replace(sign, operator)
     total, product = 0, 0
     for operation, number in _TERM.findall(side):
         if operation == "*":
@@ -55,5 +55,5 @@ def value_of(side: str) -> int:
 
 def equation_log_odds(texts: Sequence[str]) -> np.ndarray:
     """Log-odds of the reward of each text, ``[R]`` float32."""
-    rewards = [REWARDS[verdict(text)] for text in texts]
+    rewards = [REWARDS[judge_equations(text)] for text in texts]
     return np.asarray([math.log(r / (1.0 - r)) for r in rewards], np.float32)

@@ -107,7 +107,7 @@ def serve(grader: str, megabytes: int) -> None:
         replies.flush()
 
     try:
-        function = _imported(grader)
+        function = _import_grader(grader)
     except (ImportError, AttributeError, ValueError) as error:
         reply(repr(error))
         return
@@ -123,7 +123,7 @@ def serve(grader: str, megabytes: int) -> None:
             reply([False, f"error: {type(error).__name__}"])
 
 
-def _imported(grader: str) -> Callable[[Problem, str], bool]:
+def _import_grader(grader: str) -> Callable[[Problem, str], bool]:
     module, _, name = grader.partition(":")
     function = importlib.import_module(module)
     for part in name.split("."):

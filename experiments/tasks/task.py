@@ -63,8 +63,8 @@ class Task(NamedTuple):
     problem: Callable[[str], Problem]
     solution: Callable[[Problem, np.random.Generator], str]
     extract: Callable[[str], str | None]
-    correct: Callable[[Problem, str | None], bool]
-    on_track: Callable[[Problem, str], bool]
+    is_correct: Callable[[Problem, str | None], bool]
+    is_on_track: Callable[[Problem, str], bool]
     delimiter: str = DELIMITER
     inline: bool = True
     max_tokens: int | None = None
@@ -72,7 +72,7 @@ class Task(NamedTuple):
 
     def verify(self, problem: Problem, text: str) -> bool:
         """Whether a generated text is finished and its answer right."""
-        return self.correct(problem, self.extract(text))
+        return self.is_correct(problem, self.extract(text))
 
 
 def split_of(identity: str) -> Split:
@@ -98,17 +98,17 @@ def distinct_problems(
         raise ConfigurationError(
             f"There is no split {split!r}; ask for 'train', 'validation' or 'test'."
         )
-    found: dict[str, Problem] = {}
-    misses = 0
-    while len(found) < count:
+    chosen_problems: dict[str, Problem] = {}
+    num_misses = 0
+    while len(chosen_problems) < count:
         identity, problem = next(draws)
-        if split_of(identity) != split or identity in found:
-            misses += 1
-            if misses > 1000 * (count + 10):
+        if split_of(identity) != split or identity in chosen_problems:
+            num_misses += 1
+            if num_misses > 1000 * (count + 10):
                 raise ConfigurationError(
-                    f"Only {len(found)} distinct {split} problems were found where "
-                    f"{count} were asked for; ask for fewer."
+                    f"There are only about {len(chosen_problems)} distinct {split} "
+                    f"problems, not {count}; ask for fewer."
                 )
             continue
-        found[identity] = problem._replace(id=len(found))
-    return list(found.values())
+        chosen_problems[identity] = problem._replace(id=len(chosen_problems))
+    return list(chosen_problems.values())

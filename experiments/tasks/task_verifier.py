@@ -25,7 +25,7 @@ def prefix_check(task: Task) -> Check:
     problem = functools.lru_cache(4096)(task.problem)
 
     def check(question: str, text: str, ended: bool) -> float:
-        judge = task.verify if ended else task.on_track
+        judge = task.verify if ended else task.is_on_track
         return CERTAIN if judge(problem(question), text) else -CERTAIN
 
     return check

@@ -124,14 +124,14 @@ def fit(
             for step in bar:
                 carry, value = advance(carry, batch_at(step))
                 losses.append(value)
-                done = step + 1
-                if done % 20 == 0 or done == until:
+                num_done = step + 1
+                if num_done % 20 == 0 or num_done == until:
                     bar.set_postfix(loss=f"{np.mean(losses):.4f}")
                     losses = []
-                if done % schedule.checkpoint_every == 0 or done == until:
-                    checkpoints.save(done, args=_saved(carry))
+                if num_done % schedule.checkpoint_every == 0 or num_done == until:
+                    checkpoints.save(num_done, args=_save_arguments(carry))
                 if after_step is not None:
-                    after_step(done)
+                    after_step(num_done)
         checkpoints.wait_until_finished()
     return nnx.merge(graph, carry[0])
 
@@ -141,7 +141,7 @@ def _leaves(carry: Any) -> dict[str, Any]:
     return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry))}
 
 
-def _saved(carry: Any) -> ocp.args.CheckpointArgs:
+def _save_arguments(carry: Any) -> ocp.args.CheckpointArgs:
     return ocp.args.StandardSave(_leaves(carry))
 
 
@@ -150,11 +150,11 @@ def _restore(
 ) -> Any:
     expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, _leaves(carry))
     try:
-        found = checkpoints.restore(step, args=ocp.args.StandardRestore(expected))
+        leaves = checkpoints.restore(step, args=ocp.args.StandardRestore(expected))
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise CheckpointError(
             f"The checkpoint of step {step} in {folder} does not fit this model: "
             f"{error}. Remove the folder to train again from nothing."
         ) from error
     structure = jax.tree.structure(carry)
-    return jax.tree.unflatten(structure, [found[str(i)] for i in range(len(found))])
+    return jax.tree.unflatten(structure, [leaves[str(i)] for i in range(len(leaves))])

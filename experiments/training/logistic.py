@@ -11,7 +11,7 @@ learning rate. Float64 throughout; exact Newton steps suit a few thousand featur
 import numpy as np
 from jaxtyping import Float
 
-MOST_STEPS = 100
+MAX_STEPS = 100
 
 
 def log_loss(
@@ -46,7 +46,7 @@ def fit_logistic(
         return loss + float(penalty @ w**2) / 2
 
     value = objective(weights)
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -500.0, 500.0)))
         gradient = design.T @ (p - labels) + penalty * weights
         # Where all labels agree the curvature in the intercept's direction fades.

@@ -163,7 +163,7 @@ def sample_texts(
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
         indices = jnp.arange(start, start + size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-        found = roll_out(
+        rollouts = roll_out(
             target,
             num_samples,
             keys,
@@ -171,7 +171,7 @@ def sample_texts(
             policy,
             jnp.float32(temperature),
         )
-        rows = jax.device_get(found)
+        rows = jax.device_get(rollouts)
         texts += [
             [
                 None
@@ -212,7 +212,7 @@ def label_steps(
     key_solve, key_complete = jax.random.split(single_key(key))
     prompts = [problem.prompt for problem in problems]
     texts = sample_texts(target, policy, tokenizer, key_solve, prompts, 1, width)
-    solved = [
+    solutions_of_problems = [
         (problem, text)
         for problem, (text,) in zip(problems, texts, strict=True)
         if text is not None
@@ -220,7 +220,7 @@ def label_steps(
     # Prefixes that end a step, without the finished solution.
     prefixes = [
         (row, text[: end + 1])
-        for row, (_, text) in enumerate(solved)
+        for row, (_, text) in enumerate(solutions_of_problems)
         for end in range(len(text))
         if text[end] == task.delimiter
     ]
@@ -231,7 +231,7 @@ def label_steps(
         policy,
         tokenizer,
         key_complete,
-        [solved[row][0].prompt + prefix for row, prefix in prefixes],
+        [solutions_of_problems[row][0].prompt + prefix for row, prefix in prefixes],
         num_completions,
         width,
     )
@@ -239,21 +239,23 @@ def label_steps(
     # for a text may end in an empty step.
     rows = [
         (problem, text, {len(text) + 1: float(task.verify(problem, text))})
-        for problem, text in solved
+        for problem, text in solutions_of_problems
     ]
     for (row, prefix), ends in zip(prefixes, completions, strict=True):
         problem, _, labels_of_solution = rows[row]
-        right = [end is not None and task.verify(problem, prefix + end) for end in ends]
-        label = float(np.mean(right))
+        is_right = [
+            end is not None and task.verify(problem, prefix + end) for end in ends
+        ]
+        label = float(np.mean(is_right))
         labels_of_solution[len(prefix)] = label
-        for end, outcome in zip(ends, right, strict=True):
+        for end, outcome in zip(ends, is_right, strict=True):
             # A completion may use up more steps than a solution from the start can.
             if end is not None and len(problem.prompt + prefix + end) < width:
                 text = prefix + end
-                later = _step_ends(text, len(prefix), task.delimiter)
-                outcomes = dict.fromkeys(later, float(outcome))
+                later_ends = _step_ends(text, len(prefix), task.delimiter)
+                outcomes = dict.fromkeys(later_ends, float(outcome))
                 rows.append((problem, text, {len(prefix): label} | outcomes))
-    return _as_arrays(task, tokenizer, rows, len(solved), width)
+    return _as_arrays(task, tokenizer, rows, len(solutions_of_problems), width)
 
 
 def _step_ends(text: str, start: int, delimiter: str) -> list[int]:
@@ -285,13 +287,13 @@ def _as_arrays(
             on_track[row, last] = (
                 task.verify(problem, text)
                 if length > len(text)
-                else task.on_track(problem, text[:length])
+                else task.is_on_track(problem, text[:length])
             )
     completion = np.arange(len(rows)) >= num_solutions
     return LabelledSteps(tokens, labels, on_track, completion)
 
 
-def labelled_chunk(
+def label_chunk(
     target: ReasoningTarget,
     policy: LanguageModel,
     tokenizer: Tokenizer,

@@ -27,7 +27,7 @@ def max_length(task: Task) -> int:
     return task.max_prompt_tokens + task.max_steps * task.max_step_tokens
 
 
-def worked_batch(
+def draw_solutions(
     task: Task, tokenizer: Tokenizer, size: int, seed: int, step: int
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
     """Problems with worked solutions, a pure function of (seed, step).
@@ -38,24 +38,24 @@ def worked_batch(
     problems = task.problems("train", size, (seed, step))
     rng = np.random.default_rng((seed, step, 1))
     tokens = np.full((size, max_length(task)), tokenizer.pad_id, np.int32)
-    learned = np.zeros(tokens.shape, bool)
+    is_learned = np.zeros(tokens.shape, bool)
     for row, problem in enumerate(problems):
         prompt = tokenizer.encode_prompt(problem.prompt)
         solution = tokenizer.encode(task.solution(problem, rng))
         text = [*prompt, *solution, tokenizer.eos_ids[0]]
         tokens[row, : len(text)] = text
-        learned[row, len(prompt) : len(text)] = True
-    return tokens, learned
+        is_learned[row, len(prompt) : len(text)] = True
+    return tokens, is_learned
 
 
 def solution_loss(
     model: LanguageModel, batch: tuple[Int[Array, "B T"], Bool[Array, "B T"]]
 ) -> Float[Array, ""]:
     """Mean negative log-likelihood of the learned tokens."""
-    tokens, learned = batch
+    tokens, is_learned = batch
     logits = model(tokens[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    weights = learned[:, 1:].astype(losses.dtype)
+    weights = is_learned[:, 1:].astype(losses.dtype)
     return (losses * weights).sum() / weights.sum()
 
 

@@ -58,7 +58,7 @@ class JudgeMetrics(NamedTuple):
     num_steps: int
 
 
-def reward_from(
+def extend_model(
     model: LanguageModel, num_new_blocks: int, *, rngs: nnx.Rngs
 ) -> RewardModel:
     """A reward model with a language model's blocks, some new ones, and a new head.
@@ -69,17 +69,17 @@ def reward_from(
     config = dataclasses.replace(model.config, num_layers=num_layers)
     reward = RewardModel(config, rngs=rngs)
     reward.score.kernel[...] = jnp.zeros_like(reward.score.kernel[...])
-    copied = nnx.state(model.trunk)
-    copied["blocks"] = jax.tree.map(
+    trunk_weights = nnx.state(model.trunk)
+    trunk_weights["blocks"] = jax.tree.map(
         lambda old, new: jnp.concatenate([old, new[len(old) :]]),
-        copied["blocks"],
+        trunk_weights["blocks"],
         nnx.state(reward.trunk.blocks),
     )
-    nnx.update(reward.trunk, copied)
+    nnx.update(reward.trunk, trunk_weights)
     return reward
 
 
-def frozen(reward: RewardModel, num_blocks: int) -> RewardModel:
+def freeze(reward: RewardModel, num_blocks: int) -> RewardModel:
     """The same model, with no gradient for the embedding and the first blocks."""
     graph, weights = nnx.split(reward)
     trunk = weights["trunk"]
@@ -107,7 +107,7 @@ class Marks(NamedTuple):
     pad_id: int
 
 
-def in_solution(tokens: Any, marks: Marks) -> Any:
+def is_in_solution(tokens: Any, marks: Marks) -> Any:
     """Which tokens belong to solutions, ``[B, T]``, of numpy or JAX as the tokens."""
     ends = tokens == marks.prompt_end
     return (ends.cumsum(1) > 0) & ~ends & (tokens != marks.pad_id)
@@ -118,7 +118,7 @@ def is_step_end(tokens: Any, marks: Marks) -> Any:
     return functools.reduce(operator.or_, (tokens == end for end in marks.step_ends))
 
 
-def corrupted(
+def corrupt(
     tokens: Int[np.ndarray, "B T"], marks: Marks, seed: int, step: int
 ) -> Int[np.ndarray, "B T"]:
     """In half of the texts, 15 % of a solution's tokens give way to random ones.
@@ -127,13 +127,15 @@ def corrupted(
     and everything is a pure function of (tokens, seed, step).
     """
     rng = np.random.default_rng((seed, step, 4))
-    inner = in_solution(tokens, marks) & ~is_step_end(tokens, marks)
-    struck = rng.random(tokens.shape) < 0.15
-    struck &= inner & (rng.random((len(tokens), 1)) < 0.5)
-    return np.where(struck, rng.choice(tokens[inner], tokens.shape), tokens)
+    is_replaceable = is_in_solution(tokens, marks) & ~is_step_end(tokens, marks)
+    is_replaced = rng.random(tokens.shape) < 0.15
+    is_replaced &= is_replaceable & (rng.random((len(tokens), 1)) < 0.5)
+    return np.where(
+        is_replaced, rng.choice(tokens[is_replaceable], tokens.shape), tokens
+    )
 
 
-def likely_tokens(
+def mark_likely_tokens(
     model: LanguageModel, tokens: Int[Array, "B T"], marks: Marks
 ) -> Float[Array, "B T"]:
     """1 where a language model gives a token at least one half, 0 where less.
@@ -149,15 +151,15 @@ def likely_tokens(
         NaN outside the solutions.
     """
     log_p = jax.nn.log_softmax(model(tokens)[:, :-1])
-    chosen = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
-    likely = jnp.pad(chosen, ((0, 0), (1, 0))) > jnp.log(0.5)
-    inside = in_solution(tokens, marks)
-    so_far = jnp.cumprod(likely | ~inside, axis=1).astype(bool)
-    likely = jnp.where(is_step_end(tokens, marks), so_far, likely)
-    return jnp.where(inside, likely, jnp.nan)
+    token_log_p = jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
+    is_likely = jnp.pad(token_log_p, ((0, 0), (1, 0))) > jnp.log(0.5)
+    is_inside = is_in_solution(tokens, marks)
+    is_likely_so_far = jnp.cumprod(is_likely | ~is_inside, axis=1).astype(bool)
+    is_likely = jnp.where(is_step_end(tokens, marks), is_likely_so_far, is_likely)
+    return jnp.where(is_inside, is_likely, jnp.nan)
 
 
-def labelled_batch(
+def draw_labels(
     data: LabelledSteps, size: int, seed: int, step: int
 ) -> tuple[Int[np.ndarray, "B T"], Float[np.ndarray, "B T"]]:
     """Rows of one step, a pure function of (data, seed, step): a shuffle an epoch."""
@@ -176,11 +178,11 @@ def label_loss(
 ) -> Float[Array, ""]:
     """Mean binary cross-entropy over the labelled tokens."""
     tokens, labels = batch
-    labelled = ~jnp.isnan(labels)
+    is_labelled = ~jnp.isnan(labels)
     losses = optax.sigmoid_binary_cross_entropy(
-        model(tokens), jnp.where(labelled, labels, 0.0)
+        model(tokens), jnp.where(is_labelled, labels, 0.0)
     )
-    return (losses * labelled).sum() / labelled.sum()
+    return (losses * is_labelled).sum() / is_labelled.sum()
 
 
 def auc(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
@@ -192,8 +194,8 @@ def auc(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float
     negatives = len(truth) - positives
     if positives == 0 or negatives == 0:
         return float("nan")
-    above = rankdata(scores)[truth].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
+    num_above = rankdata(scores)[truth].sum() - positives * (positives + 1) / 2
+    return float(num_above / (positives * negatives))
 
 
 def judge(model: RewardModel, data: LabelledSteps, eos_id: int) -> JudgeMetrics:
@@ -208,16 +210,16 @@ def judge(model: RewardModel, data: LabelledSteps, eos_id: int) -> JudgeMetrics:
             for start in range(0, len(data.tokens), 256)
         ]
     )
-    labelled = ~np.isnan(data.labels)
-    scores, labels = log_odds[labelled], data.labels[labelled].astype(np.float32)
-    truth = data.on_track[labelled]
-    finished = data.tokens[labelled] == eos_id
+    is_labelled = ~np.isnan(data.labels)
+    scores, labels = log_odds[is_labelled], data.labels[is_labelled].astype(np.float32)
+    truth = data.on_track[is_labelled]
+    is_finished = data.tokens[is_labelled] == eos_id
     losses = np.logaddexp(0.0, scores) - labels * scores
     return JudgeMetrics(
         auc_on_track=auc(scores, truth),
-        auc_on_track_unfinished=auc(scores[~finished], truth[~finished]),
-        auc_finished=auc(scores[finished], truth[finished]),
+        auc_on_track_unfinished=auc(scores[~is_finished], truth[~is_finished]),
+        auc_finished=auc(scores[is_finished], truth[is_finished]),
         auc_monte_carlo=auc(scores, labels > 0.5),
         cross_entropy=float(losses.mean()),
-        num_steps=int(labelled.sum()),
+        num_steps=int(is_labelled.sum()),
     )

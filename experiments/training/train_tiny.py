@@ -39,26 +39,26 @@ from tsi.experiments.tasks import Split, Task, get_task
 from tsi.experiments.training.fit import Schedule, fit
 from tsi.experiments.training.step_labels import (
     LabelledSteps,
-    labelled_chunk,
+    label_chunk,
     sample_texts,
     solving_target,
 )
 from tsi.experiments.training.train_policy import (
+    draw_solutions,
     max_length,
     solution_loss,
     task_tokenizer,
     tiny_config,
-    worked_batch,
 )
 from tsi.experiments.training.train_reward import (
     Marks,
-    corrupted,
-    frozen,
+    corrupt,
+    draw_labels,
+    extend_model,
+    freeze,
     judge,
     label_loss,
-    labelled_batch,
-    likely_tokens,
-    reward_from,
+    mark_likely_tokens,
 )
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.files import check_writable, write_text
@@ -133,7 +133,7 @@ RECIPES = {
 }
 
 
-class Workshop(NamedTuple):
+class TaskSetup(NamedTuple):
     """One task's recipe, tokenizer and folder of unfinished work."""
 
     recipe: Recipe
@@ -143,31 +143,31 @@ class Workshop(NamedTuple):
     folder: Path
 
 
-def workshop(recipe: Recipe, work: Path) -> Workshop:
+def set_up(recipe: Recipe, work: Path) -> TaskSetup:
     """Set up what every stage of a task needs."""
     task = get_task(recipe.task)
     tokenizer = task_tokenizer(task)
     target = solving_target(task, tokenizer)
-    return Workshop(recipe, task, tokenizer, target, work / recipe.task)
+    return TaskSetup(recipe, task, tokenizer, target, work / recipe.task)
 
 
-def kept(folder: Path, build: Callable[[Path], None]) -> Path:
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Build a folder once: it appears under its name only when it is complete."""
     if not folder.exists():
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial_folder = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        partial_folder.mkdir(parents=True)
         began = time.perf_counter()
-        build(partial)
+        build(partial_folder)
         seconds = time.perf_counter() - began
-        (partial / "seconds.json").write_text(json.dumps(round(seconds, 1)))
-        partial.rename(folder)
+        (partial_folder / "seconds.json").write_text(json.dumps(round(seconds, 1)))
+        partial_folder.rename(folder)
     return folder
 
 
-def language_model(shop: Workshop, until: int, name: str) -> LanguageModel:
+def language_model(setup: TaskSetup, until: int, name: str) -> LanguageModel:
     """The language model after so many steps; training goes on where it stopped."""
-    recipe, task, tokenizer = shop.recipe, shop.task, shop.tokenizer
+    recipe, task, tokenizer = setup.recipe, setup.task, setup.tokenizer
     config = tiny_config(
         task,
         tokenizer,
@@ -180,118 +180,120 @@ def language_model(shop: Workshop, until: int, name: str) -> LanguageModel:
         model = fit(
             LanguageModel(config, rngs=nnx.Rngs(recipe.seed)),
             solution_loss,
-            lambda step: worked_batch(
+            lambda step: draw_solutions(
                 task, tokenizer, recipe.language.batch, recipe.seed, step
             ),
             recipe.language,
-            shop.folder / "checkpoints-language",
+            setup.folder / "checkpoints-language",
             until=until,
             label=f"{task.name}: {name}",
         )
         save(model, config, folder, tokenizer=tokenizer)
 
-    model, _ = load(kept(shop.folder / name, build))
+    model, _ = load(build_once(setup.folder / name, build))
     assert isinstance(model, LanguageModel)
     return model
 
 
 def labels(
-    shop: Workshop,
+    setup: TaskSetup,
     policy: LanguageModel,
     split: Split,
     chunks: int,
     num_completions: int,
 ) -> LabelledSteps:
     """Monte Carlo labels of the policy's solutions, kept chunk by chunk."""
-    recipe = shop.recipe
+    recipe = setup.recipe
     parts = []
-    for chunk in tqdm(range(chunks), f"{shop.task.name}: {split} labels"):
+    for chunk in tqdm(range(chunks), f"{setup.task.name}: {split} labels"):
 
         def build(folder: Path, chunk: int = chunk) -> None:
-            made = labelled_chunk(
-                shop.target,
+            steps = label_chunk(
+                setup.target,
                 policy,
-                shop.tokenizer,
-                shop.task,
+                setup.tokenizer,
+                setup.task,
                 split,
                 recipe.chunk_size,
                 num_completions,
-                max_length(shop.task),
+                max_length(setup.task),
                 recipe.seed,
                 chunk,
             )
-            np.savez_compressed(folder / "steps.npz", **made._asdict())
+            np.savez_compressed(folder / "steps.npz", **steps._asdict())
 
-        folder = kept(shop.folder / f"labels-{split}-{chunk:03}", build)
-        with np.load(folder / "steps.npz") as stored:
-            parts.append(LabelledSteps(**stored))
+        folder = build_once(setup.folder / f"labels-{split}-{chunk:03}", build)
+        with np.load(folder / "steps.npz") as arrays:
+            parts.append(LabelledSteps(**arrays))
     return LabelledSteps(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def reward_model(
-    shop: Workshop, start: LanguageModel, data: LabelledSteps
+    setup: TaskSetup, start: LanguageModel, data: LabelledSteps
 ) -> RewardModel:
     """The reward model: a language model, new blocks, a warm-up, step labels."""
-    recipe = shop.recipe
-    fresh = reward_from(start, recipe.new_blocks, rngs=nnx.Rngs(recipe.seed))
-    likely = jax.jit(likely_tokens, static_argnums=2)
-    (colon,), (delimiter,) = map(shop.tokenizer.encode, (":", shop.task.delimiter))
+    recipe = setup.recipe
+    initial_model = extend_model(start, recipe.new_blocks, rngs=nnx.Rngs(recipe.seed))
+    mark_likely = jax.jit(mark_likely_tokens, static_argnums=2)
+    (colon,), (delimiter,) = map(setup.tokenizer.encode, (":", setup.task.delimiter))
     # Every task's prompts end with a colon, and every task's tokenizer can pad.
-    assert shop.tokenizer.pad_id is not None
-    marks = Marks(colon, (delimiter, *shop.tokenizer.eos_ids), shop.tokenizer.pad_id)
+    assert setup.tokenizer.pad_id is not None
+    marks = Marks(colon, (delimiter, *setup.tokenizer.eos_ids), setup.tokenizer.pad_id)
 
     def loss(model: RewardModel, batch: Any) -> jax.Array:
         if recipe.freeze:
-            model = frozen(model, recipe.num_layers)
+            model = freeze(model, recipe.num_layers)
         return label_loss(model, batch)
 
     def warm_up(model: RewardModel, schedule: Schedule) -> RewardModel:
         def batch_at(step: int) -> Any:
-            tokens, _ = labelled_batch(data, schedule.batch, recipe.seed + 1, step)
-            tokens = corrupted(tokens, marks, recipe.seed, step)
-            return tokens, likely(start, tokens, marks)
+            tokens, _ = draw_labels(data, schedule.batch, recipe.seed + 1, step)
+            tokens = corrupt(tokens, marks, recipe.seed, step)
+            return tokens, mark_likely(start, tokens, marks)
 
-        folder = shop.folder / "checkpoints-warm-up"
-        label = f"{shop.task.name}: warm-up"
+        folder = setup.folder / "checkpoints-warm-up"
+        label = f"{setup.task.name}: warm-up"
         model = fit(model, loss, batch_at, schedule, folder, label=label)
         for weight in (model.score.kernel, model.bias):
             weight[...] = jnp.zeros_like(weight[...])
         return model
 
     def build(folder: Path) -> None:
-        model = warm_up(fresh, recipe.warm_up) if recipe.warm_up else fresh
+        model = (
+            warm_up(initial_model, recipe.warm_up) if recipe.warm_up else initial_model
+        )
         model = fit(
             model,
             loss,
-            lambda step: labelled_batch(data, recipe.reward.batch, recipe.seed, step),
+            lambda step: draw_labels(data, recipe.reward.batch, recipe.seed, step),
             recipe.reward,
-            shop.folder / "checkpoints-reward",
-            label=f"{shop.task.name}: reward model",
+            setup.folder / "checkpoints-reward",
+            label=f"{setup.task.name}: reward model",
         )
-        save(model, model.config, folder, tokenizer=shop.tokenizer)
+        save(model, model.config, folder, tokenizer=setup.tokenizer)
 
-    model, _ = load(kept(shop.folder / "reward", build))
+    model, _ = load(build_once(setup.folder / "reward", build))
     assert isinstance(model, RewardModel)
     return model
 
 
 def accuracy(
-    shop: Workshop, policy: LanguageModel, temperature: float, num_samples: int
+    setup: TaskSetup, policy: LanguageModel, temperature: float, num_samples: int
 ) -> dict[str, float]:
     """Single-sample accuracy on held-out problems, and its standard error."""
-    problems = shop.task.problems("validation", shop.recipe.held_out, 0)
+    problems = setup.task.problems("validation", setup.recipe.held_out, 0)
     texts = sample_texts(
-        shop.target,
+        setup.target,
         policy,
-        shop.tokenizer,
-        jax.random.key(shop.recipe.seed),
+        setup.tokenizer,
+        jax.random.key(setup.recipe.seed),
         [problem.prompt for problem in problems],
         num_samples,
-        max_length(shop.task),
+        max_length(setup.task),
         temperature,
     )
     by_problem = [
-        np.mean([text is not None and shop.task.verify(problem, text) for text in row])
+        np.mean([text is not None and setup.task.verify(problem, text) for text in row])
         for problem, row in zip(problems, texts, strict=True)
     ]
     error = np.std(by_problem, ddof=1) / len(by_problem) ** 0.5
@@ -311,12 +313,12 @@ def train_task(recipe: Recipe, work: Path, out: Path) -> None:
         work: unfinished work, kept between runs.
         out: where the folders ``<task>-policy`` and ``<task>-reward`` go.
     """
-    shop = workshop(recipe, work)
-    policy = language_model(shop, recipe.policy_step, "policy")
-    start = language_model(shop, recipe.judge_step, "language-model")
-    data = labels(shop, policy, "train", recipe.label_chunks, recipe.num_completions)
-    held_out = labels(shop, policy, "validation", 1, recipe.held_out_completions)
-    reward = reward_model(shop, start, data)
+    setup = set_up(recipe, work)
+    policy = language_model(setup, recipe.policy_step, "policy")
+    start = language_model(setup, recipe.judge_step, "language-model")
+    data = labels(setup, policy, "train", recipe.label_chunks, recipe.num_completions)
+    held_out = labels(setup, policy, "validation", 1, recipe.held_out_completions)
+    reward = reward_model(setup, start, data)
 
     facts: dict[str, Any] = {
         "recipe": dataclasses.asdict(recipe),
@@ -324,20 +326,20 @@ def train_task(recipe: Recipe, work: Path, out: Path) -> None:
         "jax": jax.__version__,
         "seconds": {
             path.parent.name: json.loads(path.read_text())
-            for path in sorted(shop.folder.glob("*/seconds.json"))
+            for path in sorted(setup.folder.glob("*/seconds.json"))
         },
     }
-    measured = {
+    metrics_by_role = {
         "policy": {
-            "temperature 1": accuracy(shop, policy, 1.0, 4),
-            "temperature 0": accuracy(shop, policy, 0.0, 1),
+            "temperature 1": accuracy(setup, policy, 1.0, 4),
+            "temperature 0": accuracy(setup, policy, 0.0, 1),
         },
-        "reward": judge(reward, held_out, shop.tokenizer.eos_ids[0])._asdict(),
+        "reward": judge(reward, held_out, setup.tokenizer.eos_ids[0])._asdict(),
     }
-    for role, metrics in measured.items():
+    for role, metrics in metrics_by_role.items():
         folder = out / f"{recipe.task}-{role}"
         shutil.copytree(
-            shop.folder / role,
+            setup.folder / role,
             folder,
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("seconds.json"),
@@ -360,9 +362,9 @@ def main(
         work: checkpoints, labels and finished stages; remove it to start from nothing.
         out: the finished models go here.
     """
-    unknown = [name for name in tasks if name not in RECIPES]
-    if unknown:
-        raise UnknownNameError("task", unknown[0], RECIPES)
+    unknown_tasks = [name for name in tasks if name not in RECIPES]
+    if unknown_tasks:
+        raise UnknownNameError("task", unknown_tasks[0], RECIPES)
     for name in tasks:
         for role in ("policy", "reward"):
             check_writable(out / f"{name}-{role}" / "metrics.json")

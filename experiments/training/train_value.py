@@ -138,33 +138,33 @@ def prefixes_of(
     parts: list[Prefixes] = []
     for start in tqdm(range(0, len(problems), size), disable=not progress):
         # Every batch has the same shape; what fills the last one is dropped.
-        chosen = [min(start + i, len(problems) - 1) for i in range(size)]
-        lengths = np.asarray([len(prompts[i]) for i in chosen], np.int32)
-        padded = np.zeros((size, width), np.int32)
-        for row, i in zip(padded, chosen, strict=True):
+        indices = [min(start + i, len(problems) - 1) for i in range(size)]
+        lengths = np.asarray([len(prompts[i]) for i in indices], np.int32)
+        prompt_tokens = np.zeros((size, width), np.int32)
+        for row, i in zip(prompt_tokens, indices, strict=True):
             row[: len(prompts[i])] = prompts[i]
-        found = jax.device_get(
+        rollouts = jax.device_get(
             roll_out(
                 target,
                 num_rollouts,
-                jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(chosen)),
-                Prompts(jnp.asarray(padded), jnp.asarray(lengths)),
+                jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices)),
+                Prompts(jnp.asarray(prompt_tokens), jnp.asarray(lengths)),
                 engine.policy,
                 jnp.float32(engine.temperature),
             )
         )
         texts = np.zeros((size, num_rollouts, width + target.max_tokens), np.int32)
         for p, length in enumerate(lengths):
-            texts[p, :, :length] = padded[p, :length]
-            texts[p, :, length : length + target.max_tokens] = found.tokens[p]
-        places = np.maximum(lengths[:, None, None] + found.step_ends - 1, 0)
-        flat = (-1, texts.shape[-1]), (-1, places.shape[-1])
+            texts[p, :, :length] = prompt_tokens[p, :length]
+            texts[p, :, length : length + target.max_tokens] = rollouts.tokens[p]
+        places = np.maximum(lengths[:, None, None] + rollouts.step_ends - 1, 0)
+        flat_shapes = (-1, texts.shape[-1]), (-1, places.shape[-1])
         states = states_at(
-            engine.policy, texts.reshape(flat[0]), places.reshape(flat[1])
+            engine.policy, texts.reshape(flat_shapes[0]), places.reshape(flat_shapes[1])
         )
         states = np.asarray(states, np.float32).reshape(*places.shape, -1)
-        for p, i in enumerate(chosen[: len(problems) - start]):
-            rows = zip(*(leaf[p] for leaf in found), states[p], strict=True)
+        for p, i in enumerate(indices[: len(problems) - start]):
+            rows = zip(*(leaf[p] for leaf in rollouts), states[p], strict=True)
             group = i * target.max_steps
             parts += [_prefixes(engine, task, problems[i], group, *row) for row in rows]
     return Prefixes(*map(np.concatenate, zip(*parts, strict=True)))
@@ -182,22 +182,22 @@ def _prefixes(
     states: Float[np.ndarray, "M D"],
 ) -> Prefixes:
     ends = step_ends[step_ends > 0]
-    last = ends == length
+    is_last = ends == length
     texts = [
-        text_so_far(engine.decode, tokens[:end].tolist(), finished=bool(over))
-        for end, over in zip(ends, last, strict=True)
+        text_so_far(engine.decode, tokens[:end].tolist(), finished=bool(is_end))
+        for end, is_end in zip(ends, is_last, strict=True)
     ]
-    right = not truncated and task.verify(problem, texts[-1])
-    ended = last & ~truncated
+    is_right = not truncated and task.verify(problem, texts[-1])
+    is_ended = is_last & ~truncated
     on_track = [
-        task.verify(problem, text) if over else task.on_track(problem, text)
-        for text, over in zip(texts, ended, strict=True)
+        task.verify(problem, text) if is_end else task.is_on_track(problem, text)
+        for text, is_end in zip(texts, is_ended, strict=True)
     ]
     return Prefixes(
         states[: len(ends)],
-        np.full(len(ends), float(right)),
+        np.full(len(ends), float(is_right)),
         np.asarray(on_track, bool),
-        np.asarray(ended, bool),
+        np.asarray(is_ended, bool),
         group + np.arange(len(ends)),
     )
 
@@ -213,13 +213,13 @@ def auc_within(
     """
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order])) + 1
-    above = pairs = 0.0
+    num_above = num_pairs = 0.0
     for rows in np.split(order, starts):
         count = truth[rows].sum() * (~truth[rows]).sum()
         if count:
-            above += count * auc(scores[rows], truth[rows])
-            pairs += count
-    return above / pairs if pairs else float("nan")
+            num_above += count * auc(scores[rows], truth[rows])
+            num_pairs += count
+    return num_above / num_pairs if num_pairs else float("nan")
 
 
 def fit_head(data: Prefixes, ridge: float) -> ValueHead:
@@ -245,12 +245,12 @@ def fit_head(data: Prefixes, ridge: float) -> ValueHead:
 def measure(head: ValueHead, data: Prefixes, base_rate: float) -> ValueMetrics:
     """Judge a head on prefixes; ``base_rate`` is the constant it is compared with."""
     scores = np.asarray(head.log_odds(jnp.asarray(data.states)), np.float64)
-    right, unfinished = data.labels > 0.5, ~data.ended
+    is_right, is_unfinished = data.labels > 0.5, ~data.ended
     constant = np.full(len(scores), np.log(base_rate / (1.0 - base_rate)))
     return ValueMetrics(
-        auc=auc(scores, right),
-        auc_unfinished=auc(scores[unfinished], right[unfinished]),
-        auc_within=auc_within(scores, right, data.group),
+        auc=auc(scores, is_right),
+        auc_unfinished=auc(scores[is_unfinished], is_right[is_unfinished]),
+        auc_within=auc_within(scores, is_right, data.group),
         auc_on_track=auc(scores, data.on_track),
         log_loss=log_loss(scores, data.labels),
         constant_log_loss=log_loss(constant, data.labels),
@@ -295,30 +295,39 @@ def train_value(
     for name, value in numbers.items():
         if value <= 0:
             raise ConfigurationError(f"{name} must be above 0, not {value}.")
-    chosen = get_task(task)
+    task_definition = get_task(task)
     check_writable(out)
-    learnt = chosen.problems("train", num_problems, seed)
-    fresh = chosen.problems("validation", held_out, seed)
+    train_problems = task_definition.problems("train", num_problems, seed)
+    held_out_problems = task_definition.problems("validation", held_out, seed)
     engine = embedded_world(
         task,
-        learnt,
+        train_problems,
         policy=policy,
         reward="none",
         temperature=temperature,
         dtype=dtype,
     ).engine
     # Splits number their problems alike, and are run one after the other.
-    engine.check(fresh)
+    engine.check(held_out_problems)
     assert isinstance(engine, Engine)
-    take = functools.partial(
-        prefixes_of, engine, chosen, num_rollouts=num_rollouts, progress=progress
+    draw_prefixes = functools.partial(
+        prefixes_of,
+        engine,
+        task_definition,
+        num_rollouts=num_rollouts,
+        progress=progress,
     )
     keys = jax.random.split(jax.random.key(seed))
-    data = take(problems=learnt, key=keys[0])
-    head, rate = fit_head(data, ridge), float(data.labels.mean())
+    data = draw_prefixes(problems=train_problems, key=keys[0])
+    head, base_rate = fit_head(data, ridge), float(data.labels.mean())
     save_value_head(head, out)
-    metrics = measure(head, take(problems=fresh, key=keys[1]), rate)
-    print(f"{out}: learnt from {len(data.labels)} prefixes, {rate:.3f} of them right.")
+    metrics = measure(
+        head, draw_prefixes(problems=held_out_problems, key=keys[1]), base_rate
+    )
+    print(
+        f"{out}: trained on {len(data.labels)} prefixes, {base_rate:.3f} of them of "
+        "right solutions."
+    )
     for name, value in metrics._asdict().items():
         print(f"  {name:18} {value:.5g}")
     return metrics

@@ -15,12 +15,12 @@ from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.worlds.language_policy import (
     STEP_SLACK,
+    is_trained_on,
     prompt_encoder,
-    trained_on,
 )
 from tsi.experiments.worlds.provenance import sha256_of
 from tsi.experiments.worlds.step_ends import StepEnds
-from tsi.experiments.worlds.world import PROBLEM_SEED, World, limits_of, task_world
+from tsi.experiments.worlds.world import PROBLEM_SEED, World, task_limits, task_world
 from tsi.loading.named_reward import load_reward, parse_reward
 from tsi.loading.policy import load_policy
 from tsi.models.partition import make_mesh
@@ -92,33 +92,33 @@ def embedded_world(
     """
     task = get_task(task_name)
     if isinstance(problems, int):
-        check_number(problems)
-    named = None if reward is None else parse_reward(reward, aggregation)
-    mesh = all_devices(model_parallel)
-    loading: dict[str, Any] = {
+        check_problem_count(problems)
+    reward_name = None if reward is None else parse_reward(reward, aggregation)
+    mesh = device_mesh(model_parallel)
+    load_options: dict[str, Any] = {
         "dtype": dtype,
         "weights": weights,
         "mesh": mesh,
         "shapes_only": shapes_only,
     }
-    chosen_policy = load_policy(
+    loaded_policy = load_policy(
         policy or f"{task_name}-policy",
         temperature=temperature,
         truncation=truncation,
         repetition_penalty=repetition_penalty,
         model_sampling=model_sampling,
         template_switches=template_switches,
-        **loading,
+        **load_options,
     )
-    trained = trained_on(task, chosen_policy.tokenizer)
-    if named is None:
-        own = f"{task_name}-reward" if trained else "judge"
-        named = parse_reward(own, aggregation)
-    limits = limits_of(task, 0 if trained else STEP_SLACK)
+    is_trained = is_trained_on(task, loaded_policy.tokenizer)
+    if reward_name is None:
+        default_reward = f"{task_name}-reward" if is_trained else "judge"
+        reward_name = parse_reward(default_reward, aggregation)
+    limits = task_limits(task, 0 if is_trained else STEP_SLACK)
     (example,) = task.problems("train", 1, 0)
-    chosen_reward = load_reward(
-        named,
-        chosen_policy,
+    loaded_reward = load_reward(
+        reward_name,
+        loaded_policy,
         limits,
         checks={
             "verifier": prefix_check(task),
@@ -128,16 +128,16 @@ def embedded_world(
         example_prompt=example.prompt,
         # No two prompts differ by more tokens than the longest has characters.
         prompt_tokens=task.max_prompt_tokens,
-        **loading,
+        **load_options,
     )
     if isinstance(problems, int):
         problems = task.problems("test", problems, PROBLEM_SEED)
     settings: dict[str, Any] = {
-        "reward": str(named),
+        "reward": str(reward_name),
         "reward_sha256": None
-        if chosen_reward.path is None
-        else sha256_of(chosen_reward.path),
-        "aggregation": named.aggregation,
+        if loaded_reward.path is None
+        else sha256_of(loaded_reward.path),
+        "aggregation": reward_name.aggregation,
         "dtype": dtype,
     }
     if weights is not None:
@@ -147,8 +147,8 @@ def embedded_world(
     return task_world(
         task,
         problems,
-        chosen_policy,
-        chosen_reward,
+        loaded_policy,
+        loaded_reward,
         limits,
         ends=ends,
         cache_dtype=cache_dtype,
@@ -158,22 +158,22 @@ def embedded_world(
     )
 
 
-def check_number(problems: int) -> None:
+def check_problem_count(problems: int) -> None:
     """Refuse more problems than memory can hold, before the first is made.
 
     Raises:
         ConfigurationError: see above.
     """
-    needed, free = problems * PROBLEM_BYTES, free_bytes()
-    if needed > free:
+    needed_bytes, available_bytes = problems * PROBLEM_BYTES, free_bytes()
+    if needed_bytes > available_bytes:
         raise ConfigurationError(
-            f"{problems:,} problems take {needed / 1e9:,.0f} GB or more, and "
-            f"{free / 1e9:,.0f} GB are free: no more than about "
-            f"{free // PROBLEM_BYTES:,} fit. Ask for fewer."
+            f"{problems:,} problems take {needed_bytes / 1e9:,.0f} GB or more, and "
+            f"{available_bytes / 1e9:,.0f} GB are free: no more than about "
+            f"{available_bytes // PROBLEM_BYTES:,} fit. Ask for fewer."
         )
 
 
-def all_devices(model_parallel: int = 1) -> Mesh | None:
+def device_mesh(model_parallel: int = 1) -> Mesh | None:
     """A mesh of every device of this process; None where there is one.
 
     Args:

@@ -79,8 +79,8 @@ def forced_end_of(
         )
     answer = text.answer_tokens
     if answer is None:
-        left = min(max_step_tokens, max_tokens) - len(ids)
-        answer = max(1, min(ANSWER_TOKENS, left))
+        available = min(max_step_tokens, max_tokens) - len(ids)
+        answer = max(1, min(ANSWER_TOKENS, available))
     return ForcedEnd(ids, answer)
 
 
@@ -92,7 +92,7 @@ def forced_settings(text: ForcedText, forced: ForcedEnd) -> dict[str, Any]:
     >>> forced_settings(ForcedText(), ForcedEnd())
     {'forced_end': {'string': ''}}
     """
-    said: dict[str, Any] = {"string": text.string}
+    settings: dict[str, Any] = {"string": text.string}
     if text.string:
-        said["answer_tokens"] = forced.answer_tokens
-    return {"forced_end": said}
+        settings["answer_tokens"] = forced.answer_tokens
+    return {"forced_end": settings}

@@ -18,12 +18,12 @@ from tsi.models.loading.catalogue import MODELS, resolve
 from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.tokens.tokenizer import Tokenizer
 
-EXAMPLES = 3
+NUM_EXAMPLES = 3
 EXAMPLE_SEED = 1
 STEP_SLACK = 4
 """Tokens of a step beyond its characters: spaces that a language model may add."""
 INSTRUCTION = "Solve each problem in the same form, one step on a line.\n\n"
-PYTHON = {"true": "true", "false": "false", "none": "null", "off": "false"}
+JSON_WORDS = {"true": "true", "false": "false", "none": "null", "off": "false"}
 """Words for what is off or on, and how JSON has them."""
 
 
@@ -36,7 +36,7 @@ def parse_switches(switches: Sequence[str]) -> dict[str, Any]:
         ConfigurationError: one has no name or value, is there twice, or is written as
             in Python.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for switch in switches:
         name, equals, value = switch.partition("=")
         if not name.isidentifier() or not equals or not value:
@@ -44,33 +44,33 @@ def parse_switches(switches: Sequence[str]) -> dict[str, Any]:
                 f"The template switch {switch!r} is not written NAME=VALUE, as in "
                 "enable_thinking=false."
             )
-        if name in found:
+        if name in values:
             raise ConfigurationError(f"The template switch {name} is there twice.")
         # As a text each of them would be true in a template.
-        if value.lower() in PYTHON and value not in PYTHON.values():
+        if value.lower() in JSON_WORDS and value not in JSON_WORDS.values():
             raise ConfigurationError(
                 f"The template switch {name} is {value}; write it as JSON does, "
-                f"{name}={PYTHON[value.lower()]}."
+                f"{name}={JSON_WORDS[value.lower()]}."
             )
         try:
-            found[name] = json.loads(value)
+            values[name] = json.loads(value)
         except (ValueError, RecursionError):
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
-def worked_problems(task: Task) -> list[tuple[str, str]]:
+def draw_examples(task: Task) -> list[tuple[str, str]]:
     """Problems of the training split, with their solutions."""
     rng = np.random.default_rng(EXAMPLE_SEED)
     return [
         (problem.prompt, task.solution(problem, rng))
-        for problem in task.problems("train", EXAMPLES, EXAMPLE_SEED)
+        for problem in task.problems("train", NUM_EXAMPLES, EXAMPLE_SEED)
     ]
 
 
-def encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+def example_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     """From a problem to the token ids of examples and problem."""
-    worked = worked_problems(task)
+    examples = draw_examples(task)
     if tokenizer.chat_template is None:
         # The end token after each example shows a base model where to stop.
         end = list(tokenizer.eos_ids[:1])
@@ -79,12 +79,12 @@ def encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
             if tokenizer.add_bos and tokenizer.bos_id is not None
             else []
         )
-        shown = start + tokenizer.encode(INSTRUCTION)
-        for prompt, solution in worked:
-            shown += tokenizer.encode(f"{prompt}\n{solution}") + end
-        return lambda prompt: shown + tokenizer.encode(f"{prompt}\n")
+        prefix = start + tokenizer.encode(INSTRUCTION)
+        for prompt, solution in examples:
+            prefix += tokenizer.encode(f"{prompt}\n{solution}") + end
+        return lambda prompt: prefix + tokenizer.encode(f"{prompt}\n")
     turns = []
-    for prompt, solution in worked:
+    for prompt, solution in examples:
         turns += [
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": solution},
@@ -96,7 +96,7 @@ def encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     )
 
 
-def trained_on(task: Task, tokenizer: Tokenizer) -> bool:
+def is_trained_on(task: Task, tokenizer: Tokenizer) -> bool:
     """Whether a model reads the tokens of the task's own models, and needs no examples.
 
     Raises:
@@ -116,6 +116,6 @@ def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int
     """
     if task.prompt_encoder is not None:
         return task.prompt_encoder(tokenizer)
-    if trained_on(task, tokenizer):
+    if is_trained_on(task, tokenizer):
         return tokenizer.encode_prompt
-    return encoder(task, tokenizer)
+    return example_encoder(task, tokenizer)

@@ -30,8 +30,8 @@ def commit() -> str | None:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", "..")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", "..")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -32,12 +32,12 @@ class StepEnds(NamedTuple):
         >>> StepEnds(stop_strings=("##",)).settings()
         {'stop_strings': ['##']}
         """
-        asked = {
+        options = {
             "delimiters": list(self.delimiters),
             "stop_strings": list(self.stop_strings),
             "min_step_tokens": self.min_tokens if self.min_tokens != 1 else None,
         }
-        return {name: value for name, value in asked.items() if value}
+        return {name: value for name, value in options.items() if value}
 
 
 def step_ends(
@@ -59,16 +59,16 @@ def step_ends(
     >>> step_ends([r"\n\n", "## Step"], [], 1).delimiters
     ('\n\n', '## Step')
     """
-    string = None if forced_end_string is None else _read(forced_end_string)
+    string = None if forced_end_string is None else _unescape(forced_end_string)
     return StepEnds(
-        tuple(map(_read, delimiters)),
-        tuple(map(_read, stop_strings)),
+        tuple(map(_unescape, delimiters)),
+        tuple(map(_unescape, stop_strings)),
         min_tokens,
         forced_text(forced_end, string, forced_end_tokens),
     )
 
 
-def _read(text: str) -> str:
+def _unescape(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -76,9 +76,9 @@ def _read(text: str) -> str:
             f"The string {text!r} is no text in UTF-8; give another."
         ) from error
     # As in \neq and \times, which are no new line and no tab.
-    unclear = re.sub(r"\\\\", "|", text)
-    if found := re.search(r"\\[ntr][A-Za-z]\w*", unclear):
-        word = found.group()
+    unescaped = re.sub(r"\\\\", "|", text)
+    if match := re.search(r"\\[ntr][A-Za-z]\w*", unescaped):
+        word = match.group()
         raise ConfigurationError(
             f"The string {text!r} has {word}, which may be a command that begins with "
             f"a backslash or {word[:2]} with a word behind it. Write \\{word} for the "

@@ -24,7 +24,7 @@ from tsi.results.result import Result
 from tsi.sampler import Sampler
 
 PROBLEM_SEED = 0
-WORKED = 32
+NUM_SOLUTIONS = 32
 """Problems whose worked solutions say how long a solution may well be."""
 
 
@@ -71,7 +71,7 @@ class World(NamedTuple):
     engine: ProblemRunner
     problems: list[Problem]
     extract: Callable[[str], str | None]
-    correct: Callable[[Problem, str | None], bool]
+    is_correct: Callable[[Problem, str | None], bool]
     max_steps: int
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def task_world(
         ConfigurationError: parts do not fit each other.
         PromptTooLongError: a problem does not fit the models' context.
     """
-    tokenizer, drawing = policy.tokenizer, policy.drawing
+    tokenizer, sampling = policy.tokenizer, policy.drawing
     encode = encode or prompt_encoder(task, tokenizer)
     forced = None
     if ends.forced is not None:
@@ -134,38 +134,38 @@ def task_world(
         mesh=mesh,
     )
     engine.check(problems)
-    decided: dict[str, Any] = {
+    run_settings: dict[str, Any] = {
         "task": task.name,
         "problem_seed": PROBLEM_SEED,
         "policy": policy.name,
         "policy_sha256": sha256_of(policy.path),
         **settings,
-        "temperature": drawing.temperature,
+        "temperature": sampling.temperature,
         **limits._asdict(),
         **versions(),
     }
-    parts = drawing.truncation._asdict().items()
-    decided |= {name: part for name, part in parts if part is not None}
-    if drawing.repetition_penalty is not None:
-        decided["repetition_penalty"] = drawing.repetition_penalty
+    parts = sampling.truncation._asdict().items()
+    run_settings |= {name: part for name, part in parts if part is not None}
+    if sampling.repetition_penalty is not None:
+        run_settings["repetition_penalty"] = sampling.repetition_penalty
     if cache_dtype is not None:
-        decided["cache_dtype"] = cache_dtype
-    decided |= ends.settings()
+        run_settings["cache_dtype"] = cache_dtype
+    run_settings |= ends.settings()
     if ends.forced is not None and forced is not None:
-        decided |= forced_settings(ends.forced, forced)
+        run_settings |= forced_settings(ends.forced, forced)
     return World(
         engine,
         list(problems),
         task.extract,
-        task.correct,
+        task.is_correct,
         limits.max_steps,
-        decided,
-        drawing.notes,
-        functools.partial(worked_tokens, task, tokenizer, problems),
+        run_settings,
+        sampling.notes,
+        functools.partial(mean_solution_tokens, task, tokenizer, problems),
     )
 
 
-def limits_of(task: Task, slack: int = 0) -> SolutionLimits:
+def task_limits(task: Task, slack: int = 0) -> SolutionLimits:
     """Limits of a task's solutions.
 
     Args:
@@ -178,10 +178,10 @@ def limits_of(task: Task, slack: int = 0) -> SolutionLimits:
     return SolutionLimits(task.max_steps, step_tokens, task.max_steps * step_tokens)
 
 
-def worked_tokens(
+def mean_solution_tokens(
     task: Task, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> float:
     """Tokens of a worked solution, in the mean over the first problems."""
     rng = np.random.default_rng(PROBLEM_SEED)
-    texts = [task.solution(problem, rng) for problem in problems[:WORKED]]
+    texts = [task.solution(problem, rng) for problem in problems[:NUM_SOLUTIONS]]
     return float(np.mean([len(tokenizer.encode(text)) + 1 for text in texts]))
