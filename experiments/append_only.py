@@ -1,9 +1,9 @@
-"""A file of lines that only grows: whole lines on disk, or none of them.
+"""An append-only file of lines: each append writes all its lines, or none.
 
-Lines are forced to disk as they come. What a kill left half-written is dropped when the
-file is opened again; where the disk is full the file is cut back to its whole lines, so
-that it stays valid; and a file that is removed while it is written is put back. One
-process writes at a time, where the file system knows locks.
+Every append is flushed to disk. A line that a kill left incomplete is dropped when the
+file is opened again. If the disk is full, the file is cut back to complete lines, so
+that it stays valid. A file that is removed during a run is written again. A lock keeps
+other processes from writing, if the file system has locks.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from tsi.errors import ResultsError
 from tsi.models.files import check_regular, describe_error
 
 LOCK_HELD = errno.EWOULDBLOCK
-"""What flock answers if another process holds the lock; all else is another reason."""
+"""The error of flock if another process holds the lock."""
 
 NO_LOCKS = frozenset(
     {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 )
-"""What file systems without locks answer: some network and user-space ones."""
+"""Errors of flock on file systems without locks: some network and user-space ones."""
 
 
 class AppendOnlyFile:
     """Lines of JSON, locked against a second writer.
 
     Args:
-        path: of the file; folders are made.
+        path: of the file; missing folders are created.
 
     Raises:
-        ResultsError: another run writes it, or the system refuses it.
+        ResultsError: another run writes to it, or the system cannot open it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,10 +52,10 @@ class AppendOnlyFile:
             raise
 
     def append(self, lines: bytes) -> None:
-        """Write whole lines and force them to disk; where that fails, write none.
+        """Write complete lines and flush them to disk; if that fails, write none.
 
         Raises:
-            ResultsError: the system refuses it.
+            ResultsError: the system cannot write them.
         """
         with self._typed_errors(" What was written before is kept."):
             if self._is_removed():
@@ -65,16 +65,16 @@ class AppendOnlyFile:
                 _write(self._descriptor, lines)
                 os.fsync(self._descriptor)
             except BaseException:
-                # Also upon a signal between two parts of a write.
+                # Also after a signal between two parts of a write.
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, size)
                 raise
 
     def read(self) -> bytes:
-        """All that the file holds.
+        """The content of the file.
 
         Raises:
-            ResultsError: the system refuses it.
+            ResultsError: the system cannot read it.
         """
         with self._typed_errors():
             return _read_all(self._descriptor)
@@ -113,13 +113,13 @@ class AppendOnlyFile:
         if status.st_nlink:
             return False
         try:
-            # Some file systems count no links at all.
+            # Some file systems do not count links.
             return not os.path.samestat(status, os.stat(self.path))
         except FileNotFoundError:
             return True
 
     def _restore(self) -> None:
-        """Write a file that was removed meanwhile again, at its place."""
+        """Write the file again after another program removed it."""
         content = _read_all(self._descriptor)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -133,7 +133,7 @@ class AppendOnlyFile:
         os.close(self._descriptor)
         self._descriptor = descriptor
         print(
-            f"{self.path}: was removed while this run wrote to it, and is put back.",
+            f"{self.path} was removed while this run wrote to it, and is written again.",
             file=sys.stderr,
         )
 
@@ -146,8 +146,8 @@ class AppendOnlyFile:
         if size < len(content):
             os.ftruncate(self._descriptor, size)
             print(
-                f"{self.path}: dropped a half-written last line of "
-                f"{len(content) - size} bytes; its row will be done again.",
+                f"{self.path}: dropped an incomplete last line of "
+                f"{len(content) - size} bytes; its row will be computed again.",
                 file=sys.stderr,
             )
 

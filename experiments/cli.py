@@ -1,7 +1,7 @@
 """The command line: `tsi scale`, `solve`, `profile`, `models`, `paper`, `check`.
 
-Nothing heavy is imported before a command needs it, so that help is quick. How commands
-end, and with which exit codes, stands in `command.py`.
+Heavy modules are imported only when a command needs them, so that `--help` is quick.
+`command.py` describes how commands end and their exit codes.
 """
 
 import contextlib
@@ -50,24 +50,26 @@ def scale(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> int:
-    """Accuracy of methods against budget, with error bars; resumes where it stopped.
+    """Compare the accuracy of methods by budget, with error bars; can be resumed.
 
     Args:
         options: task and models.
-        methods: which to compare; standard is all but the entropic particle filter.
+        methods: which to compare; standard: the nine methods of the published
+            comparison; all: every method.
         budgets: rollouts N of each method.
-        num_problems: held-out problems; 420 keep standard errors below 2.5 points.
-        seeds: how often each problem is run.
-        out: folder for rows, table and plots; results/TASK by default. Also an address
-            that fsspec knows, such as gs://bucket/folder.
-        progress: show the bar with the time left.
+        num_problems: held-out problems; with 420, standard errors are below 2.5 points.
+        seeds: how many times each problem is run.
+        out: folder for rows, table and plots (default: results/TASK), or an address
+            that fsspec supports, such as gs://bucket/folder.
+        progress: show a progress bar with the time left.
         dry: what it would cost.
         distributed: divide the problems among several processes, all started with this
             same command; TPU pods, Slurm and Open MPI are detected, and Kubernetes
-            where jax[k8s] is installed.
-        coordinator: where they are not, HOST:PORT of process 0, the same for all.
-        num_processes: how many there are.
-        process_id: which of them this one is, from 0.
+            if jax[k8s] is installed.
+        coordinator: if no cluster is detected, HOST:PORT of process 0, the same for all
+            processes.
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
     """
     from tsi.experiments.places import join_place, parse_place
     from tsi.experiments.scaling.distributed import group_of
@@ -108,11 +110,11 @@ def solve(
     Args:
         prompt: the problem, for example "7*8+5-9".
         options: task and models.
-        method: which sampler.
+        method: name of the sampler.
         budget: rollouts N.
         seed: of the random numbers.
-        figures: folder for pictures of the genealogy, of effective sample size and
-            rewards by step, and of the weights; none are drawn by default.
+        figures: folder for plots of the genealogy, of effective sample size and rewards
+            per step, and of the weights; none are drawn by default.
         dry: what it would cost.
     """
     import jax
@@ -159,17 +161,17 @@ def profile(
 ) -> int:
     """Run a method on a few problems and show where its time and memory go.
 
-    The host waits for every program, so that each part of the time is its own; without
-    that a run is a little faster. Run it twice to see it without compilation, which the
-    second run finds on disk.
+    The host waits for every program, so that the times of the parts do not overlap; an
+    ordinary run is a little faster. The second run reads compiled programs from disk,
+    and so shows the time without compilation.
 
     Args:
         options: task and models.
-        method: which sampler.
+        method: name of the sampler.
         budget: rollouts N.
         num_problems: held-out problems.
         seed: of the random numbers.
-        trace: folder for a trace of jax.profiler, which TensorBoard or Perfetto show.
+        trace: folder for a trace of jax.profiler, for TensorBoard or Perfetto.
         dry: what it would cost.
     """
     from tsi.experiments.scaling.methods import get_method
@@ -209,7 +211,7 @@ def _print_cost(
 def _print_share_cost(
     plan: "Plan", world: "World", path: "Place", group: "Group", dry: DryRun
 ) -> int:
-    """Print what the share of the first process would cost, the largest of all."""
+    """Print the cost of the first process's share, which is the largest."""
     from tsi.experiments.scaling.dry_run import forecast, runs_of
     from tsi.experiments.scaling.scale import facts_of, sort_problems
 
@@ -226,7 +228,7 @@ def _print_share_cost(
 
 
 def _print_forecast(forecast: "Forecast") -> int:
-    """Print it; the exit code is that of the command itself."""
+    """Print a forecast and return the exit code that the command would have."""
     print(forecast.text)
     return REFUSED if forecast.is_refused else 0
 
@@ -234,11 +236,11 @@ def _print_forecast(forecast: "Forecast") -> int:
 def models(
     action: Positional[str] = "list", name: Positional[str | None] = None
 ) -> int:
-    """List families and named models, or fetch one: `tsi models get NAME_OR_ID`.
+    """List families and named models, or download one: `tsi models get NAME_OR_ID`.
 
     Args:
         action: list or get.
-        name: of the model to get, or its id on the Hugging Face hub.
+        name: name of the model to download, or its id on the Hugging Face hub.
     """
     from tsi.models.loading import catalogue, download
 
@@ -254,7 +256,7 @@ def models(
 
 
 def _list_models(models: "list[Description]") -> str:
-    """The named models family by family, with their sizes and where they lie."""
+    """The named models of each family, with their sizes and paths."""
     from tsi.models.families.architectures import FAMILIES
 
     lines = []
@@ -265,7 +267,7 @@ def _list_models(models: "list[Description]") -> str:
                 size = model.weights
                 text = f"{size / 1000:.1f} B" if size >= 1000 else f"{size:g} M"
                 lines.append(f"  {name:19} {text:>7}  {model.about}")
-                where = path or f"not here yet: tsi models get {name}"
+                where = path or f"not downloaded yet: tsi models get {name}"
                 lines.append(f"  {'':28} {where}")
     lines.append(
         "Other models of these families: their hub id (organisation/name), a folder "
@@ -304,17 +306,17 @@ def paper() -> int:
 def check(
     make_sampler: Positional[str], num_particles: int = 8, num_runs: int = 20_000
 ) -> int:
-    """Judge a sampler by the conformance checks; exit code 1 if it fails.
+    """Run the conformance checks on a sampler; exit code 1 if it fails.
 
     Args:
         make_sampler: "module:function"; the function returns a sampler.
-        num_particles: N, a number that the sampler can use.
-        num_runs: runs on each target; 20,000 notice a bias of about 2 %.
+        num_particles: N, a number that the sampler supports.
+        num_runs: runs on each target; 20,000 detect a bias of about 2 %.
     """
     from tsi.experiments.proofs.named_sampler import report_on, verdict
 
     check_positive(num_particles=num_particles, num_runs=num_runs)
-    # Where `python -m` looks too: the working folder.
+    # As `python -m` does, search the working folder too.
     sys.path.insert(0, "")
     report = report_on(make_sampler, num_particles, num_runs)
     print(f"{report}\n\n{verdict(report, num_particles, num_runs)}")
@@ -337,7 +339,7 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code, as `exit_code` does."""
+    """Run a command and return its exit code; see `exit_code`."""
     return exit_code(
         lambda: tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

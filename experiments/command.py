@@ -1,12 +1,11 @@
-"""How every command ends: what went wrong is one sentence, and an exit code.
+"""How every command ends: an error is one sentence on standard error, and an exit code.
 
-0: done. 1: judged and found wanting. 2: what tsi refused on purpose, or the system
-refused to open, read or write. 75 (EX_TEMPFAIL): stopped by SIGTERM, or another process
-of the run was lost; a scheduler may queue the same command again. What it says tells
-whether that goes on (`resumable`) or begins anew.
-130: stopped by Ctrl-C. 141: nobody reads the output any more, as in
-``tsi paper | head -1``; nothing is said then. Any other error is a mistake in tsi and
-shows its traceback.
+0: done. 1: a check failed. 2: refused by tsi, or the system could not open, read or
+write a file. 75 (EX_TEMPFAIL): stopped by SIGTERM, or another process of the run was
+lost; a scheduler may run the same command again, and the message says whether it
+resumes (`resumable`) or starts again. 130: stopped by Ctrl-C. 141: the reader of the
+output has closed it, as in ``tsi paper | head -1``; there is no message. Any other
+error is a bug in tsi and shows its traceback.
 """
 
 import contextlib
@@ -25,17 +24,17 @@ REQUEUE = os.EX_TEMPFAIL
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 RESUMES = "what was written is kept, and the same command goes on from there"
-RESTARTS = "the same command begins anew"
+RESTARTS = "the same command starts again from the beginning"
 
 
 def exit_code(command: Callable[[], Any]) -> int:
-    """Run a command and say in one sentence on standard error what stopped it.
+    """Run a command and print in one sentence on standard error what stopped it.
 
     Args:
-        command: takes no arguments; a whole number that it returns is the exit code.
+        command: takes no arguments; an integer that it returns is the exit code.
 
     Returns:
-        The exit code, as the module's docstring lists them.
+        The exit code; the module's docstring lists them.
     """
     _escape_unencodable()
     try:
@@ -65,7 +64,7 @@ def exit_code(command: Callable[[], Any]) -> int:
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """A block of which a second run does only what a stop has left."""
+    """A block that can be resumed: a second run does only what is missing."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -74,7 +73,7 @@ def resumable() -> Iterator[None]:
 
 
 def _run_and_flush(command: Callable[[], Any]) -> Any:
-    """Run a command; it is done when what it printed is out."""
+    """Run a command and flush what it printed."""
     try:
         code = command()
     except SystemExit:
@@ -101,14 +100,14 @@ def _report(text: str, code: int) -> int:
     try:
         print(f"tsi: {text}", file=sys.stderr)
     except OSError:
-        # Nowhere left to say it; the code still does.
+        # Standard error is closed too; the exit code remains.
         _discard(sys.stderr)
     return code
 
 
 def _discard(stream: Any) -> None:
-    """Let Python's own last flush succeed, which would complain and exit with 120."""
-    # A stream that is no file has none to exchange.
+    """Redirect a closed stream, so that Python's last flush does not exit with 120."""
+    # A stream without a file descriptor needs no redirection.
     with contextlib.suppress(OSError):
         null_device = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null_device, stream.fileno())
@@ -116,6 +115,6 @@ def _discard(stream: Any) -> None:
 
 
 def _escape_unencodable() -> None:
-    """Print names of files that are no text as escapes, not as a UnicodeEncodeError."""
+    """Print names of files that are not valid text with escapes, and do not raise."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

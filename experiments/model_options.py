@@ -1,4 +1,4 @@
-"""The command line's options of models, which several commands share."""
+"""Command-line options for tasks and models, which several commands share."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -17,18 +17,19 @@ RewardName = Annotated[
     tyro.conf.arg(
         metavar="KIND[:MODEL]",
         help=(
-            "what scores solutions; by default the task's own model, or judge for "
-            "a policy of other tokens. One of: MODEL: a token head, on the "
-            "policy's own tokens, or the name of a published reward model; "
-            "qwen:MODEL, and math-shepherd, rlhflow, skywork, outcome: a reward "
-            "model in its format; likelihood:MODEL: a larger model against the "
-            "policy; value:FILE: a value head on the policy's states; judge: the "
-            "policy's own judgement; verifier: the task's exact check of each "
-            "prefix; outcome-verifier: the same of answers alone; none."
+            "what scores solutions; by default the task's own reward model, or judge "
+            "if the policy has other tokens. One of: MODEL: a reward model that reads "
+            "the policy's tokens, or the name of a published reward model; "
+            "qwen:MODEL, and likewise math-shepherd, rlhflow, skywork, outcome: a "
+            "reward model in that format; likelihood:MODEL: likelihood ratio of a "
+            "larger model to the policy; value:FILE: a value head on the policy's "
+            "hidden states; judge: the policy judges its own text; verifier: the "
+            "task's exact check of each prefix; outcome-verifier: the exact check of "
+            "the answer alone; none."
         ),
     ),
 ]
-"""What scores solutions, as :mod:`tsi.loading.named_reward` reads it."""
+"""What scores solutions; :mod:`tsi.loading.named_reward` parses it."""
 
 TemplateSwitch = tyro.conf.UseAppendAction[
     Annotated[
@@ -36,8 +37,8 @@ TemplateSwitch = tyro.conf.UseAppendAction[
         tyro.conf.arg(
             metavar="NAME=JSON",
             help=(
-                "a variable of the policy's chat template, as in "
-                "enable_thinking=false; may be given several times."
+                "set a variable of the policy's chat template, for example "
+                "enable_thinking=false; can be repeated."
             ),
         ),
     ]
@@ -46,37 +47,38 @@ TemplateSwitch = tyro.conf.UseAppendAction[
 
 
 class ModelOptions(NamedTuple):
-    """A task, the models that work on it, and how they are used.
+    """A task, its models, and how they are used.
 
     Attributes:
-        task: chain or countdown; models ship for both.
-        temperature: of the policy, 1 by default.
-        top_k: the policy writes its so many most likely tokens alone.
-        top_p: the policy writes the fewest most likely tokens of this mass alone.
-        min_p: the policy writes no token below this share of the likeliest.
-        repetition_penalty: divides the logits of tokens that were read before.
-        model_sampling: let the policy's generation_config.json say what of these five
-            is not given.
-        delimiter: strings each of which ends a step, in place of the task's own.
-        stop_string: strings each of which ends the solution.
-        min_step_tokens: a delimiter that comes sooner does not end the step.
-        forced_end: a solution that reaches a limit must end there, and its weight pays
-            for it; without this it has no weight.
+        task: chain or countdown; the package includes models for both.
+        temperature: of the policy; 1 by default.
+        top_k: restrict the policy to this many most likely tokens.
+        top_p: restrict the policy to the smallest set of tokens with this probability.
+        min_p: exclude tokens below this fraction of the largest probability.
+        repetition_penalty: divides the logits of tokens that have already occurred.
+        model_sampling: take those of these five options that are not given from the
+            policy's generation_config.json.
+        delimiter: strings that end a step, in place of the task's own delimiter.
+        stop_string: strings that end the solution.
+        min_step_tokens: a step has at least this many tokens; delimiters before that
+            are ignored.
+        forced_end: force a solution that reaches a limit to end there, and correct its
+            weight for it; without this option its weight is zero.
         forced_end_string: the same, with a string such as "The answer is" before the
             answer.
-        forced_end_tokens: tokens kept for the answer behind that string.
+        forced_end_tokens: tokens reserved for the answer after that string.
         policy: another policy: a name, a hub id (organisation/name), a folder or a
             GGUF file.
         reward: what scores solutions; see :data:`RewardName`.
-        aggregation: from the scores of steps to one; model shows a
-            format all steps as one.
-        dtype: of the models' weights.
-        weights: keep the models' matrices in so few bits, and compute in dtype.
-        cache_dtype: of their keys and values; that of the weights by default.
-        max_rows: rows that write tokens together on a device; by default what suits
-            the device.
-        model_parallel: over how many devices each model is divided; rows are
-            spread over what that leaves of all devices.
+        aggregation: how the scores of steps become one; model: the reward model reads
+            all steps as one step.
+        dtype: of the models' weights and computations.
+        weights: keep the models' matrices in 8 or 4 bits, and compute in dtype.
+        cache_dtype: of keys and values; by default that of the weights.
+        max_rows: rows that write tokens together on a device; by default planned from
+            the free memory.
+        model_parallel: number of devices that each model is divided over; the problems
+            are divided over the groups of devices.
         template_switch: see :data:`TemplateSwitch`.
     """
 
@@ -106,15 +108,14 @@ class ModelOptions(NamedTuple):
     def world(
         self, problems: "int | Sequence[Problem]", *, shapes_only: bool = False
     ) -> "World":
-        """The task with these models.
+        """Load the models and return the world of the task.
 
         Args:
-            problems: how many held-out problems, or the problems themselves.
-            shapes_only: leave the weights on disk.
+            problems: number of held-out problems, or the problems themselves.
+            shapes_only: do not load the weights.
 
         Raises:
-            TsiError: as :func:`tsi.experiments.worlds.embedded_world.embedded_world`
-                does.
+            TsiError: see :func:`tsi.experiments.worlds.embedded_world.embedded_world`.
         """
         check_positive(max_rows=1 if self.max_rows is None else self.max_rows)
         from tsi.decoding.truncation import Truncation
@@ -155,29 +156,27 @@ Models = Annotated[ModelOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="
 
 
 class DryRun(NamedTuple):
-    """Whether a command only says what it would do.
+    """Whether a command only prints what it would do.
 
     Attributes:
-        dry_run: say what would be run, what of it fits and what it would cost, and run
-            nothing.
-        flops_per_second: of all devices, for the time that is expected; by default it
-            is measured in products of the policy's shape.
+        dry_run: print what would be run, what fits into memory and what it would cost,
+            and run nothing.
+        flops_per_second: speed of all devices, for the estimated time; by default it is
+            measured with matrix products of the policy's shape.
     """
 
     dry_run: bool = False
     flops_per_second: float | None = None
 
     def check(self) -> None:
-        """Refuse a speed that is none, or that nothing asks for.
+        """Refuse a speed that is not positive, or is given without `dry_run`.
 
         Raises:
             ConfigurationError: see above.
         """
         speed = self.flops_per_second
         if speed is not None and not self.dry_run:
-            raise ConfigurationError(
-                "--flops-per-second is a part of --dry-run; give that too."
-            )
+            raise ConfigurationError("--flops-per-second needs --dry-run; add it.")
         if speed is not None and not 0 < speed < float("inf"):
             raise ConfigurationError(
                 f"flops_per_second must be a positive number, not {speed}."
@@ -185,7 +184,7 @@ class DryRun(NamedTuple):
 
 
 Dry = Annotated[DryRun, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="cost")]
-"""As `Models`."""
+"""See `Models`."""
 
 
 def check_positive(**numbers: int) -> None:

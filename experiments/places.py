@@ -1,7 +1,7 @@
-"""Where results go: a folder of this machine, or one of any fsspec file system.
+"""Where results are written: a local folder, or one of any fsspec file system.
 
 A place with a scheme, such as ``gs://bucket/x`` or ``s3://bucket/x``, is a string, and
-all others are paths. What is written to the former is written as whole objects.
+all others are paths. On the former, files are written as whole objects.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ Place = Path | str
 """A path, or an address with a scheme."""
 
 HOSTLESS = frozenset({"file", "local", "memory", "hdfs"})
-"""Schemes whose addresses need name no host or bucket, as in ``file:///folder``."""
+"""Schemes whose addresses need no host or bucket, as in ``file:///folder``."""
 ADDRESS = re.compile(r"([^/]*)://(.*)", re.DOTALL)
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
 
 
 def parse_place(text: str) -> Place:
-    """A place as a user writes it.
+    """Parse a path or an address.
 
     Raises:
-        ConfigurationError: there is no file system for its scheme, or it names nothing
-            there.
+        ConfigurationError: there is no file system for the scheme, or the address has
+            no bucket or host.
     """
     address = ADDRESS.fullmatch(text)
     if address is None:
         _check_path(text)
         return Path(text)
     scheme, rest = address[1].rpartition("::")[2], address[2]
-    # As where a variable of the shell is empty: gs://$BUCKET/run.
+    # For example if a shell variable is empty: gs://$BUCKET/run.
     is_hostless = rest.startswith("/") and scheme not in HOSTLESS
     if not scheme or not rest.strip("/") or is_hostless:
         raise ConfigurationError(
@@ -46,7 +46,7 @@ def parse_place(text: str) -> Place:
 
 
 def _check_path(text: str) -> None:
-    """Refuse what was meant as an address, as in ``gs:/bucket/folder``."""
+    """Refuse a path that looks like an address, as in ``gs:/bucket/folder``."""
     match = SCHEME.fullmatch(text)
     if match is None:
         return
@@ -62,42 +62,42 @@ def _check_path(text: str) -> None:
 
 
 def join_place(folder: Place, name: str) -> Place:
-    """A file of a folder."""
+    """The place of a file in a folder."""
     return f"{folder}/{name}" if isinstance(folder, str) else folder / name
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """The file system of an address, and what the address is there.
+    """The file system of an address, and the path within it.
 
     Raises:
-        ConfigurationError: fsspec does not know it, or lacks a package, rights or
-            arguments for it.
+        ConfigurationError: fsspec does not know the file system, or lacks a package,
+            rights or arguments for it.
     """
     import fsspec
 
     try:
         return fsspec.core.url_to_fs(address)
-    # Each file system has errors of its own, of its arguments and credentials too.
+    # Every file system has its own errors, also for arguments and credentials.
     except Exception as error:
         raise ConfigurationError(
             f"{address} cannot be used: {one_line(error)}. Install the package for it, "
-            "such as gcsfs for gs:// or s3fs for s3://, see that its credentials are "
-            "there, or choose another place."
+            "such as gcsfs for gs:// or s3fs for s3://, provide its credentials, or "
+            "choose another place."
         ) from error
 
 
 @contextlib.contextmanager
 def typed_errors(address: str) -> Iterator[None]:
-    """Turn what a file system refuses into a sentence.
+    """Turn the errors of a file system into a `ResultsError`.
 
     Raises:
-        ResultsError: see above.
+        ResultsError: the file system failed.
     """
     try:
         yield
     except (ConfigurationError, ResultsError):
         raise
-    # Each file system has errors of its own.
+    # Every file system has its own errors.
     except Exception as error:
         raise ResultsError(
             f"{address} cannot be read or written ({one_line(error)}); what was "
@@ -108,10 +108,10 @@ def typed_errors(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_folder(folder: Place) -> Iterator[Path]:
-    """A folder of this machine, whose files go to the place when the block ends.
+    """A local folder, whose files are copied to the place when the block ends.
 
     Raises:
-        ResultsError: the file system refuses a file.
+        ResultsError: the file system failed.
     """
     if isinstance(folder, Path):
         yield folder
@@ -126,5 +126,5 @@ def local_folder(folder: Place) -> Iterator[Path]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line; its type where it says nothing."""
+    """The message of an error on one line, or its type if it has no message."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

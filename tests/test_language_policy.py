@@ -125,7 +125,7 @@ def test_switches_of_a_template_are_given_on_the_command_line(tmp_path, capsys):
     assert "still thinking" not in capsys.readouterr().out
     for switch, sentence in [
         ("thinking=false", "reads no switch 'thinking'. It reads: enable_thinking"),
-        ("enable_thinking=False", "write it as JSON does, enable_thinking=false"),
+        ("enable_thinking=False", "write it in JSON, enable_thinking=false"),
         ("enable_thinking", "is not written NAME=VALUE"),
     ]:
         assert main([*solve, "--template-switch", switch]) == 2

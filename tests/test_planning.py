@@ -313,7 +313,7 @@ def test_a_budget_that_is_refused_is_so_even_if_its_rows_are_there(
 def test_a_speed_is_a_part_of_a_dry_run(command, still, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--flops-per-second", "1e12"]) == 2
-    assert "a part of --dry-run; give that too." in capsys.readouterr().err
+    assert "needs --dry-run; add it." in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

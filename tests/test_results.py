@@ -54,7 +54,7 @@ def test_half_written_line_is_dropped_said_and_redone(tmp_path, capsys, cut):
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     with ResultsFile(path, SETTINGS) as results:
-        assert "dropped a half-written last line" in capsys.readouterr().err
+        assert "dropped an incomplete last line" in capsys.readouterr().err
         assert results.find_missing(CELLS) == CELLS[-1:]
         results.append([(CELLS[-1], _outcome(CELLS[-1]))])
     assert path.read_bytes() == whole

@@ -297,7 +297,7 @@ def test_a_file_that_is_removed_under_a_run_is_put_back(tmp_path, capsys):
         path.parent.rmdir()
         file.append(LINE)
         file.append(LINE)
-        assert "is put back" in capsys.readouterr().err
+        assert "is written again" in capsys.readouterr().err
         with pytest.raises(ResultsError, match="another run"):
             AppendOnlyFile(path)
         path.unlink()

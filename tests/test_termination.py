@@ -46,7 +46,7 @@ def test_sigterm_is_a_sentence_and_asks_for_a_requeue(no_handler, capsys):
     # Nothing is kept where nothing was written.
     assert exit_code(command) == 75
     assert capsys.readouterr().err == (
-        "tsi: stopped by SIGTERM; the same command begins anew.\n"
+        "tsi: stopped by SIGTERM; the same command starts again from the beginning.\n"
     )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -71,7 +71,7 @@ def test_a_command_says_whether_it_goes_on_or_begins_anew(
     assert cli.main(command) == 75
     told = capsys.readouterr().err
     assert ("goes on from there" in told) == goes_on
-    assert ("begins anew" in told) != goes_on
+    assert ("starts again" in told) != goes_on
 
 
 def test_a_handler_of_the_users_stays(no_handler):

@@ -14,7 +14,7 @@ def get_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        UnknownNameError: there is none; the message lists the known ones.
+        UnknownNameError: there is no such task; the message lists the known ones.
     """
     if name not in TASKS:
         raise UnknownNameError("task", name, TASKS)

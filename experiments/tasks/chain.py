@@ -5,10 +5,10 @@
               +5=61
               -9=52
 
-No precedence: each line applies the next operation to the number before it. Every
-result is taken modulo 100, so 3-9 is 94 and 56*9 is 4. One slip in any line makes the
-answer wrong (but for the rare ones that a later factor takes back modulo 100), hence
-the accuracy of a sample falls with the length of the chain.
+No precedence: each line applies the next operation to the previous result. Every
+result is taken modulo 100, so 3-9 is 94 and 56*9 is 4. An error in any line makes the
+answer wrong, except for rare errors that a later factor cancels modulo 100, so the
+accuracy of a sample falls with the length of the chain.
 """
 
 import re
@@ -35,7 +35,7 @@ def apply(operation: str, value: int) -> int:
 
 
 def problem(prompt: str) -> Problem:
-    """Read a chain such as ``"7*8+5-9"``; the closing colon may be left out."""
+    """Parse a chain such as ``"7*8+5-9"``; the final colon is optional."""
     text = prompt.replace(" ", "")
     num_steps = len(text.rstrip(":")) // 2
     if not PROMPT.fullmatch(text) or not MIN_STEPS <= num_steps <= MAX_STEPS:
@@ -53,7 +53,7 @@ def problem(prompt: str) -> Problem:
 
 
 def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
-    """An endless stream of problems; the chain itself is a problem's identity."""
+    """An infinite stream of problems; the chain itself is a problem's identity."""
     while True:
         num_steps = rng.integers(MIN_STEPS, MAX_STEPS + 1)
         digits = rng.integers(1, 10, num_steps + 1)
@@ -66,7 +66,7 @@ def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
 
 
 def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
-    """Distinct problems of a split, the shorter list a prefix of the longer."""
+    """Distinct problems of a split; a shorter list is a prefix of a longer one."""
     return distinct_problems(draws(np.random.default_rng(seed)), split, count)
 
 
@@ -80,7 +80,7 @@ def solution(problem: Problem, rng: np.random.Generator) -> str:
 
 
 def extract(text: str) -> str | None:
-    """The number that the last line of a finished text arrives at."""
+    """The result in the last line of a finished text."""
     match = LINE.fullmatch(text.split(DELIMITER)[-1])
     return match[2] if match else None
 
@@ -91,10 +91,10 @@ def is_correct(problem: Problem, answer: str | None) -> bool:
 
 
 def is_on_track(problem: Problem, prefix: str) -> bool:
-    """Whether the rest of the chain leads from the prefix's last number to the answer.
+    """Whether the other operations lead from the prefix's last result to the answer.
 
-    The prefix must have followed the chain's own operations in order; a slip that a
-    later factor takes back modulo 100 counts as on track, because it is.
+    The prefix must follow the chain's operations in order. An error that a later factor
+    cancels modulo 100 counts as on track.
     """
     operations = problem.data["operations"]
     if prefix and not prefix.endswith(DELIMITER):

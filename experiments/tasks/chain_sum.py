@@ -1,10 +1,10 @@
-"""reasoning-gym's chain_sum for chat models: short sums, one equation a line.
+"""reasoning-gym's chain_sum for chat models: short sums, one equation per line.
 
 The dataset (Apache-2.0, package ``reasoning-gym``, extra ``tasks``) gives expressions
-of one-digit terms with + and −; the prompt here shows three worked examples as earlier
-turns of the chat, for a small model follows a form better than an instruction. Limits
-are in tokens. A chat model may end a solution where it likes, so a text has the answer
-that it comes to, whether or not a line says so.
+of one-digit terms with + and −. The prompt shows three worked examples as earlier turns
+of the chat, because a small model follows examples better than an instruction. Limits
+are in tokens. A chat model may end a solution anywhere, so without a line "Answer: ..."
+the last number of the text is the answer.
 """
 
 import itertools
@@ -27,7 +27,7 @@ EXAMPLES = (
     ("6 - 1 + 7 + 5", "6 - 1 = 5\n5 + 7 = 12\n12 + 5 = 17\nAnswer: 17"),
 )
 DATASET_SIZE = 2**31 - 1
-"""Problems of a seed, each of which is generated when it is asked for."""
+"""Number of problems per seed; each is generated when it is requested."""
 
 _PROMPT = re.compile(r"\d( [-+] \d){1,3}")
 _ANSWER = re.compile(r"Answer: ?([-−]?\d{1,9})(?!\d)")
@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"(?<!\d)[-−]?\d{1,9}(?!\d)")
 
 
 def dataset_problems(count: int, seed: int) -> list[Problem]:
-    """The dataset's first problems of a seed, numbered from 0; some are repeated.
+    """The dataset's first problems of a seed, numbered from 0; some occur repeatedly.
 
     Raises:
         ConfigurationError: the package ``reasoning-gym`` is not installed.
@@ -47,8 +47,8 @@ def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Proble
     """Distinct problems of two to four one-digit terms.
 
     Raises:
-        ConfigurationError: the package ``reasoning-gym`` is not installed, or there are
-            not so many problems.
+        ConfigurationError: the package ``reasoning-gym`` is not installed, or the
+            dataset has fewer problems.
     """
     first = int(np.random.default_rng(seed).integers(DATASET_SIZE))
     draws = ((problem.prompt, problem) for problem in _draws(first))
@@ -59,18 +59,18 @@ def problem(prompt: str) -> Problem:
     """The problem of an expression.
 
     Raises:
-        ConfigurationError: it is none of two to four one-digit terms.
+        ConfigurationError: the prompt is not a sum of two to four one-digit terms.
     """
     if not _PROMPT.fullmatch(prompt):
         raise ConfigurationError(
-            f"{prompt!r} is no problem of chain_sum; write two to four digits with + "
-            "or - and spaces between them, as in '2 + 9 - 4'."
+            f"{prompt!r} is not a problem of chain_sum; write two to four digits with "
+            "+ or - and spaces between them, as in '2 + 9 - 4'."
         )
     return Problem(0, prompt, str(value_of(prompt)))
 
 
 def solution(problem: Problem, rng: np.random.Generator) -> str:
-    """One equation per operation, from left to right, and the answer.
+    """One equation per operation, from left to right, then the answer.
 
     >>> print(solution(Problem(0, "2 + 9 - 4", "7"), np.random.default_rng(0)))
     2 + 9 = 11
@@ -115,7 +115,7 @@ def _dataset(seed: int) -> Any:
 
 
 def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """Token ids of the chat in which a problem is asked after the examples."""
+    """A function from a prompt to token ids of a chat: examples, then the prompt."""
 
     def encode(prompt: str) -> list[int]:
         messages = [{"role": "system", "content": SYSTEM}]
@@ -129,7 +129,7 @@ def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
 
 
 def extract(text: str) -> str | None:
-    """The number after the last "Answer:", else the last number of the text."""
+    """The number after the last "Answer:", or else the last number of the text."""
     numbers = _ANSWER.findall(text) or _NUMBER.findall(text)
     return str(int(numbers[-1].replace("−", "-"))) if numbers else None
 
@@ -140,7 +140,7 @@ def is_correct(problem: Problem, answer: str | None) -> bool:
 
 
 def is_on_track(problem: Problem, prefix: str) -> bool:
-    """Whether the equations so far are true, and an answer that is stated is right."""
+    """Whether all equations so far are true, and the answer, if any, is right."""
     has_answer = _ANSWER.search(prefix) is not None
     return judge_equations(prefix) != "wrong" and (
         not has_answer or is_correct(problem, extract(prefix))

@@ -5,17 +5,17 @@
               15+7=22,2
               22+2=24
 
-Each line combines two of the numbers at hand; what follows its equals sign is what is
-at hand now, the new number first. Every number is used exactly once and every result
-stays within 0 to 99. Most first moves of a hard problem lead nowhere, so a single
-sample often walks into a dead end that only search can leave.
+Each line combines two of the remaining numbers; after the equals sign stand the numbers
+that remain now, the new one first. Every number is used exactly once and every result
+is within 0 to 99. Most first moves of a hard problem lead to a dead end, which a single
+sample cannot leave and a search can.
 
-Numbers go up to 20, because up to 9 there are only ten thousand problems: a policy then
-learns those it trains on by heart, and its mistakes on them, which are what a reward
-model is trained on, are not its mistakes on new ones.
+Numbers go up to 20, because there are only ten thousand problems with numbers up to 9:
+a policy memorises its training problems, and its errors on them, on which the reward
+model is trained, differ from its errors on new problems.
 
-The answer is the expression that the lines build, here ``((3*5)+7)+2``: many different
-expressions are right, and repeating the target proves nothing.
+The answer is the expression that the lines build, here ``((3*5)+7)+2``. Many different
+expressions are right, and a text that only repeats the target has no answer.
 """
 
 import ast
@@ -40,15 +40,15 @@ Numbers = tuple[int, ...]
 
 
 def combine(left: int, sign: str, right: int) -> int | None:
-    """The result of one operation, or None where it leaves 0 to 99."""
+    """The result of one operation, or None if it is outside 0 to 99."""
     result = {"+": left + right, "-": left - right, "*": left * right}[sign]
     return result if 0 <= result <= MAX_NUMBER else None
 
 
 def moves(numbers: Numbers) -> Iterator[tuple[int, str, int, Numbers]]:
-    """Every way to combine two numbers, the larger first: operands, sign, what is left.
+    """Every way to combine two numbers: larger operand, sign, smaller one, the rest.
 
-    What is left starts with the new number and keeps the order of the others.
+    The rest starts with the new number and keeps the order of the others.
     """
     for i in range(len(numbers)):
         for j in range(i + 1, len(numbers)):
@@ -64,7 +64,7 @@ def moves(numbers: Numbers) -> Iterator[tuple[int, str, int, Numbers]]:
 
 @functools.cache
 def reachable_targets(numbers: Numbers) -> int:
-    """All targets of a sorted tuple of numbers: bit t is set if t can be reached."""
+    """Targets that a sorted tuple of numbers can reach: bit t is set if t is one."""
     if len(numbers) == 1:
         return 1 << numbers[0]
     bits = 0
@@ -79,10 +79,10 @@ def is_solvable(numbers: Numbers, target: int) -> bool:
 
 
 def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
-    """An endless stream of solvable problems; order does not make a new problem.
+    """An infinite stream of solvable problems; the identity ignores their order.
 
-    The target is what random moves arrive at, so targets with more solutions come more
-    often.
+    The target is the result of random moves, so targets with more solutions are more
+    frequent.
     """
     while True:
         count = rng.integers(3, MAX_COUNT + 1)
@@ -138,9 +138,9 @@ def solution(problem: Problem, rng: np.random.Generator) -> str:
 def extract(text: str) -> str | None:
     """The expression that a finished text's lines build, in canonical form.
 
-    Lines are taken at their word, wrong arithmetic included: an operand stands for the
-    latest line that claimed it as a result and was not used since, or else for a given
-    number. Operands of + and * are sorted, so that 2+3 and 3+2 are one answer.
+    Lines are not checked, so wrong arithmetic is included: an operand refers to the
+    latest unused line that states it as its result, or else to a given number. Operands
+    of + and * are sorted, so that 2+3 and 3+2 are one answer.
     """
     composites: list[tuple[str, str]] = []
 
@@ -163,7 +163,7 @@ def extract(text: str) -> str | None:
 
 
 def evaluate(node: ast.expr) -> tuple[int, list[int]] | None:
-    """Value and leaves of a parsed expression; None where a result leaves 0 to 99."""
+    """Value and leaves of a parsed expression; None if a result is outside 0 to 99."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return node.value, [node.value]
     signs = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
@@ -179,8 +179,8 @@ def evaluate(node: ast.expr) -> tuple[int, list[int]] | None:
 def is_correct(problem: Problem, answer: str | None) -> bool:
     """Whether an expression uses each given number once and equals the target.
 
-    The expression is untrusted text: only its length and characters let it through to
-    the parser, and nothing but +, - and * on whole numbers is evaluated.
+    The expression is untrusted text: its length and characters are checked before it is
+    parsed, and only +, - and * of integers are evaluated.
     """
     if answer is None or not EXPRESSION.fullmatch(answer):
         return False
@@ -197,7 +197,7 @@ def is_correct(problem: Problem, answer: str | None) -> bool:
 
 
 def is_on_track(problem: Problem, prefix: str) -> bool:
-    """Whether every line is legal and true, and the target still within reach."""
+    """Whether every line is legal and true, and the target can still be reached."""
     finished = bool(prefix) and not prefix.endswith(DELIMITER)
     numbers = sorted(problem.data["numbers"])
     for line in prefix.removesuffix(DELIMITER).split(DELIMITER) if prefix else []:
@@ -217,7 +217,7 @@ def is_on_track(problem: Problem, prefix: str) -> bool:
         numbers = available
     if finished:
         return numbers == [problem.data["target"]]
-    # One number left and the text not ended: only <eos> could follow a whole line.
+    # With one number left the text must end; a delimiter makes it wrong.
     return len(numbers) > 1 and is_solvable(tuple(numbers), problem.data["target"])
 
 

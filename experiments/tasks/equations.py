@@ -1,8 +1,9 @@
-"""A verifier that needs no answer: are the equations that a text states true?
+"""A verifier that needs no answer: are the equations in a text true?
 
-Every line is searched for chains such as ``2 + 9 = 11``; a chain is right if all its
-sides have the same value. One wrong equation makes the text wrong; a text without any
-says nothing. The verdict is a reward in (0, 1), given as log-odds.
+Every line is searched for equations such as ``2 + 9 = 11``; an equation is right if all
+its sides have the same value. One wrong equation makes the text wrong; a text without
+equations has the verdict "none". Each verdict has a reward in (0, 1), given as
+log-odds.
 """
 
 import math
@@ -12,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-# Reward of a text by its verdict: a wrong equation hardly ever leads to a right answer,
-# a right one can still be beside the point, and silence is no evidence.
+# Reward by verdict: a wrong equation seldom leads to a right answer, right equations
+# need not be relevant, and a text without equations is no evidence.
 REWARDS = {"right": 0.8, "none": 0.5, "wrong": 0.02}
 
-# Untrusted text: bounded lengths and digits, and no part that can match in two ways.
+# Untrusted text: lengths and digits are bounded, and no part can match in two ways, so
+# that matching takes linear time.
 MAX_LINE = 200
 _NUMBER = r"[-+−]?\d{1,9}"
 _SIDE = rf"{_NUMBER}(?:[ ]?[-+−*×x·][ ]?{_NUMBER}){{0,8}}"
@@ -28,7 +30,7 @@ Verdict = Literal["right", "none", "wrong"]
 
 
 def judge_equations(text: str) -> Verdict:
-    """What the equations of a text, taken together, amount to."""
+    """The verdict on all equations of a text."""
     result: Verdict = "none"
     for line in text.splitlines():
         for chain in _CHAIN.finditer(line[:MAX_LINE]):

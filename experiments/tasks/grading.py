@@ -1,9 +1,9 @@
 """Grading of untrusted text, with limits of time, length and memory.
 
-A model's answer can make a grader loop or eat memory. `GradingWorker` runs the grader
-in a process of its own: a grade that is late is the grade "wrong, timed out", the
-process is killed and the next grade gets a fresh one. Graders that only compare
-strings declare themselves `inline` and run here.
+A model's answer can make a grader loop or use too much memory. `GradingWorker` runs the
+grader in a separate process. If it exceeds the time limit, the answer is wrong, the
+process is killed, and the next grade starts a new one. Tasks whose graders only compare
+strings are `inline`: their graders run in this process.
 
 A grader is named "module:function" and takes a `Problem` and an answer; the worker
 imports it by name, so nothing is pickled.
@@ -31,10 +31,10 @@ from tsi.results.answers import MAX_ANSWER
 
 
 class Grade(NamedTuple):
-    """A verdict.
+    """The grade of an answer.
 
     Args:
-        correct: whether the answer is right; False if the grader did not end.
+        correct: whether the answer is right; False if the grader did not finish.
         failure: None, or "timeout", "too long", "crash", "error: ...".
     """
 
@@ -43,11 +43,11 @@ class Grade(NamedTuple):
 
 
 class GradingWorker:
-    """A grader in a process that can be killed.
+    """A grader in a separate process that can be killed.
 
     Args:
         grader: "module:function"; called with (Problem, answer), returns a bool.
-        seconds: limit for one grade, wall clock.
+        seconds: wall-clock limit for one grade.
         megabytes: limit of the worker's address space.
 
     Raises:
@@ -67,7 +67,7 @@ class GradingWorker:
         self._process = LimitedProcess(command)
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        """Grade one answer; never raises for anything the answer does."""
+        """Grade one answer; no answer makes this raise."""
         if answer is None:
             return Grade(False)
         if len(answer) > MAX_ANSWER:
@@ -86,7 +86,7 @@ class GradingWorker:
             ) from None
 
     def close(self) -> None:
-        """Kill the process, if there is one; the next grade starts another."""
+        """Kill the process, if there is one; the next grade starts a new one."""
         self._process.close()
 
     def __enter__(self) -> "GradingWorker":
@@ -97,8 +97,8 @@ class GradingWorker:
 
 
 def serve(grader: str, megabytes: int) -> None:
-    """The worker's loop: a line of JSON in, a line of JSON out."""
-    # A grader that prints must not write into the replies.
+    """The loop of the process: reads and writes one line of JSON per answer."""
+    # What a grader prints must not get into the replies.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -111,7 +111,7 @@ def serve(grader: str, megabytes: int) -> None:
     except (ImportError, AttributeError, ValueError) as error:
         reply(repr(error))
         return
-    # After the imports: libraries map far more than they use.
+    # After the imports, because libraries map more memory than they use.
     limit = megabytes * 2**20 + mapped_bytes()
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     reply(READY)
@@ -119,7 +119,7 @@ def serve(grader: str, megabytes: int) -> None:
         *fields, answer = json.loads(line)
         try:
             reply([bool(function(Problem(*fields), answer)), None])
-        except Exception as error:  # whatever untrusted text makes a grader raise
+        except Exception as error:  # untrusted text can cause any error
             reply([False, f"error: {type(error).__name__}"])
 
 

@@ -1,8 +1,8 @@
-"""What a generated task offers: problems, worked solutions and an exact verifier.
+"""A generated task: problems, worked solutions and an exact verifier.
 
-A task is data and pure functions, so that samplers, training and the scaling
-experiment use one definition of what is right. Texts are short on purpose: the
-embedded models read and write characters, and every character costs a forward pass.
+A task is data and pure functions; samplers, training and the scaling experiment share
+its definition of a right answer. Texts are short, because the embedded models read and
+write characters, and every character costs a forward pass.
 """
 
 import zlib
@@ -17,7 +17,7 @@ from tsi.problem import Problem
 
 Split = Literal["train", "validation", "test"]
 
-# Of every 10 distinct problems 8 are for training and one each for the other two.
+# Of 10 distinct problems 8 are for training, 1 for validation and 1 for the test.
 SPLIT_OF_TENTH: tuple[Split, ...] = (*("train",) * 8, "validation", "test")
 
 DELIMITER = "\n"
@@ -31,27 +31,29 @@ class Task(NamedTuple):
     unfinished and has no answer.
 
     Attributes:
-        name: how the task is asked for.
-        alphabet: every character of prompts and solutions.
-        max_prompt_tokens: the longest prompt, in characters.
-        max_steps: the longest solution, in steps.
-        max_step_tokens: the longest step, in characters, its boundary included.
-        problems: ``(split, count, seed) -> list[Problem]``, distinct, the first ones
-            the same for every count; splits share no problem whatever the seeds.
-        problem: ``(prompt) -> Problem``; raises ConfigurationError on a malformed one.
-        solution: ``(problem, rng) -> str``, a worked text that is right.
+        name: by which the task is found.
+        alphabet: all characters of prompts and solutions.
+        max_prompt_tokens: length of the longest prompt, in characters.
+        max_steps: number of steps of the longest solution.
+        max_step_tokens: length of the longest step with its delimiter, in characters.
+        problems: ``(split, count, seed) -> list[Problem]``, distinct problems; the
+            first ones are the same for every count, and splits share no problem,
+            whatever the seeds.
+        problem: ``(prompt) -> Problem``; raises ConfigurationError on a malformed
+            prompt.
+        solution: ``(problem, rng) -> str``, a right solution.
         extract: ``(text) -> str | None``, the canonical answer of a generated text.
-        correct: ``(problem, answer) -> bool``, exact judgement of such an answer.
-        on_track: ``(problem, prefix) -> bool``, whether a flawless continuation of the
-            prefix (whole steps, or a finished text) ends right.
-        delimiter: what ends a step within a solution.
-        inline: ``correct`` is quick and safe on untrusted text, so that no process of
-            its own has to run it.
-        max_tokens: the longest solution, in tokens of any model, where
-            ``max_step_tokens`` counts those, too; None where both follow from steps and
-            characters.
-        prompt_encoder: ``(tokenizer) -> (prompt) -> token ids``, how a model is asked;
-            None for bare problems or worked examples, whichever the model knows.
+        is_correct: ``(problem, answer) -> bool``, whether such an answer is right.
+        is_on_track: ``(problem, prefix) -> bool``, whether a prefix (complete steps, or
+            a finished text) can still lead to a right answer.
+        delimiter: ends a step within a solution.
+        inline: whether ``is_correct`` is quick and safe on untrusted text, so that it
+            need not run in a separate process.
+        max_tokens: the longest solution, in tokens of any model; if it is given,
+            ``max_step_tokens`` is in tokens too. If None, limits are in characters.
+        prompt_encoder: ``(tokenizer) -> (prompt) -> token ids``, encodes prompts for a
+            model; None for the default: the problem alone if the model was trained on
+            the task, and worked examples before it otherwise.
     """
 
     name: str
@@ -71,12 +73,12 @@ class Task(NamedTuple):
     prompt_encoder: Callable[[Tokenizer], Callable[[str], list[int]]] | None = None
 
     def verify(self, problem: Problem, text: str) -> bool:
-        """Whether a generated text is finished and its answer right."""
+        """Whether a generated text is finished and its answer is right."""
         return self.is_correct(problem, self.extract(text))
 
 
 def split_of(identity: str) -> Split:
-    """The one split a problem belongs to: a hash of what makes it this problem."""
+    """The split of a problem, from a hash of its identity."""
     return SPLIT_OF_TENTH[zlib.crc32(identity.encode()) % 10]
 
 
@@ -86,7 +88,7 @@ def distinct_problems(
     """The first ``count`` distinct problems of a stream that fall into a split.
 
     Args:
-        draws: pairs of identity (what makes a problem the same as another) and problem.
+        draws: pairs of identity and problem; problems of one identity are the same.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         count: how many problems to return, numbered from 0.
 

@@ -1,9 +1,8 @@
 """A task's exact checks as rewards: of every prefix, or of finished solutions alone.
 
-What is judged right has reward 0.99 and what is judged wrong 0.01, not 1 and 0, so that
-a population without a right member goes on. These rewards know the answer: they are
-the most that a reward model could tell, to compare one with, and no way to solve what
-nobody can check.
+Right has reward 0.99 and wrong 0.01, and not 1 and 0, so that a population without a
+right particle keeps its weight. These rewards know the answer. They are an upper bound
+to compare reward models with, and not a way to solve new problems.
 """
 
 import functools
@@ -18,9 +17,9 @@ Check = Callable[[str, str, bool], float]
 
 
 def prefix_check(task: Task) -> Check:
-    """Log-odds of a prefix: can it still end right, as the task's solver knows?
+    """Log-odds of a prefix, from the task's solver: can it still end right?
 
-    A solution that has ended is judged by its answer.
+    A finished solution is judged by its answer.
     """
     problem = functools.lru_cache(4096)(task.problem)
 
@@ -32,7 +31,7 @@ def prefix_check(task: Task) -> Check:
 
 
 def outcome_check(task: Task) -> Check:
-    """Log-odds of a finished solution by its answer; 0 of one that has not ended."""
+    """Log-odds of a finished solution by its answer; 0 for an unfinished one."""
     problem = functools.lru_cache(4096)(task.problem)
 
     def check(question: str, text: str, ended: bool) -> float:

@@ -1,1 +1,1 @@
-"""A task with the models that work on it, from names on a command line."""
+"""A task with its models, from names on a command line."""

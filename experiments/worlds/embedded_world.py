@@ -1,4 +1,4 @@
-"""A task with its models, ready to run: what `tsi scale` and `tsi solve` start from."""
+"""A generated task with models by name, ready to run, as in `tsi scale` and `solve`."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from tsi.models.partition import make_mesh
 from tsi.problem import Problem
 
 PROBLEM_BYTES = 550
-"""What a problem takes in memory, of the shorter of the two tasks' questions."""
+"""Memory of a problem of the task with the shorter prompts."""
 
 
 def embedded_world(
@@ -50,45 +50,46 @@ def embedded_world(
     template_switches: Mapping[str, Any] = MappingProxyType({}),
     shapes_only: bool = False,
 ) -> World:
-    """A generated task with the tiny models that ship for it, or with others.
+    """A generated task with the embedded models for it, or with others.
 
     Args:
         task_name: of a task in `experiments/tasks`.
-        problems: how many held-out problems, or the problems themselves.
-        policy: name, hub id or path of the policy; the task's own by default. One that
-            was not trained on the task is shown examples.
-        reward: as `tsi.loading.named_reward.parse_reward` reads it. By
-            default the task's own reward model where it reads the policy's tokens, and
-            the policy's own judgement where it does not.
+        problems: number of held-out problems, or the problems themselves.
+        policy: name, hub id or path of the policy; by default the task's own. The
+            prompt of a policy that was not trained on the task begins with examples.
+        reward: parsed by `tsi.loading.named_reward.parse_reward`; by default the task's
+            own reward model if it reads the policy's tokens, and otherwise the policy's
+            judgement of its own text.
         aggregation: of the scores of steps, one of
             `tsi.rewards.formatted.FORMAT_AGGREGATIONS`.
         temperature: of the policy; 1 if None.
-        truncation: tokens that the policy may write; the truncated policy is what all
-            methods sample from and weigh by.
-        repetition_penalty: of that policy; None for none.
-        model_sampling: whether the policy's own files say what of these is None.
-        ends: of steps and solutions, beside those of the task and the policy.
-        max_rows: rows that write tokens together on a device; what suits the models
-            and the device, if None.
+        truncation: tokens that the policy may write; all methods use the truncated
+            policy for sampling and weights.
+        repetition_penalty: of that policy; None for no penalty.
+        model_sampling: whether the values that are None come from the policy's files.
+        ends: of steps and solutions, besides those of the task and the policy.
+        max_rows: rows that write tokens together on a device; planned from the free
+            memory, if None.
         dtype: of the models' weights.
-        cache_dtype: of their keys and values; that of the weights, if None.
-        weights: int8 or int4, to keep their matrices so; None to keep them in
+        cache_dtype: of keys and values; that of the weights, if None.
+        weights: int8 or int4, to quantize the models' matrices; None to keep them in
             ``dtype``.
-        model_parallel: over how many devices each model is divided; rows are spread
-            over what that leaves of all devices.
+        model_parallel: number of devices that each model is divided over; the problems
+            are divided over the groups of devices.
         template_switches: variables of the policy's chat template, of JSON types, such
             as ``enable_thinking``.
-        shapes_only: leave the weights on disk: a world to plan with, not to run.
+        shapes_only: do not load the weights; such a world can be planned with, and not
+            be run.
 
     Raises:
         UnknownNameError: there is no such task, model or kind of reward.
         CheckpointError: a model cannot be read.
         DownloadError: a model cannot be fetched.
         ConfigurationError: a model is of the wrong kind or width, the reward model
-            reads other tokens than the policy writes, its scores cannot be
-            aggregated so, the devices cannot be divided so, or the chat template
-            reads no switch of a name or cannot be used.
-        PromptTooLongError: a problem does not fit the models' context.
+            reads other tokens than the policy writes, its scores do not support the
+            aggregation, the devices cannot be divided in this way, or the chat template
+            does not have a switch or cannot be used.
+        PromptTooLongError: a prompt is longer than the models' context.
     """
     task = get_task(task_name)
     if isinstance(problems, int):
@@ -126,7 +127,7 @@ def embedded_world(
         },
         prompt_encoder=functools.partial(prompt_encoder, task),
         example_prompt=example.prompt,
-        # No two prompts differ by more tokens than the longest has characters.
+        # Prompts differ by at most as many tokens as the longest has characters.
         prompt_tokens=task.max_prompt_tokens,
         **load_options,
     )
@@ -159,10 +160,10 @@ def embedded_world(
 
 
 def check_problem_count(problems: int) -> None:
-    """Refuse more problems than memory can hold, before the first is made.
+    """Refuse more problems than fit into memory, before they are generated.
 
     Raises:
-        ConfigurationError: see above.
+        ConfigurationError: they do not fit.
     """
     needed_bytes, available_bytes = problems * PROBLEM_BYTES, free_bytes()
     if needed_bytes > available_bytes:
@@ -174,13 +175,13 @@ def check_problem_count(problems: int) -> None:
 
 
 def device_mesh(model_parallel: int = 1) -> Mesh | None:
-    """A mesh of every device of this process; None where there is one.
+    """A mesh of all devices of this process, or None for a single device.
 
     Args:
-        model_parallel: how many lie along its ``model`` axis.
+        model_parallel: number of devices along the ``model`` axis.
 
     Raises:
-        ConfigurationError: the number of devices is no multiple of it.
+        ConfigurationError: the number of devices is not a multiple of it.
     """
     devices = jax.local_devices()
     number = len(devices)
@@ -192,8 +193,8 @@ def device_mesh(model_parallel: int = 1) -> Mesh | None:
         )
     if model_parallel < 1 or number % model_parallel:
         raise ConfigurationError(
-            f"{model_parallel} devices were asked for along the axis model, and of "
-            f"{number} they leave a part; choose a divisor of {number}."
+            f"{number} devices cannot be divided into groups of {model_parallel} "
+            f"(--model-parallel); choose a divisor of {number}."
         )
     if number == 1:
         return None

@@ -1,4 +1,4 @@
-"""What a solution is made to write at a limit, as the command line says it."""
+"""Options of the command line for forced ends (`tsi.decoding.forced_end`)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,16 +7,16 @@ from tsi.decoding.forced_end import ForcedEnd
 from tsi.errors import ConfigurationError
 
 ANSWER_TOKENS = 32
-"""Tokens that are kept for an answer behind a forced string, if a step has them."""
+"""Tokens reserved for an answer after a forced string, if the step limit allows."""
 
 
 class ForcedText(NamedTuple):
-    """What is asked for.
+    """A forced end, before it is tokenised.
 
     Attributes:
         string: that a solution must have before its answer; empty for none.
-        answer_tokens: kept for the answer, its end included; None for what a step has
-            left behind the string, at most `ANSWER_TOKENS`.
+        answer_tokens: reserved for the answer with its end; None for the tokens that a
+            step has after the string, at most `ANSWER_TOKENS`.
     """
 
     string: str = ""
@@ -26,26 +26,25 @@ class ForcedText(NamedTuple):
 def forced_text(
     end: bool, string: str | None, answer_tokens: int | None
 ) -> ForcedText | None:
-    """What options ask for; None for nothing.
+    """The forced end that the options describe; None for no forced end.
 
     Args:
         end: whether solutions are forced to end.
         string: before the answer; implies `end`.
-        answer_tokens: behind the string.
+        answer_tokens: after the string.
 
     Raises:
-        ConfigurationError: the string is empty, or an answer is given room where no
-            string is.
+        ConfigurationError: the string is empty, or there are tokens for an answer
+            without a string.
     """
     if string == "":
         raise ConfigurationError(
-            "The forced string is empty; leave it out, and --forced-end forces the end "
-            "alone."
+            "The forced string is empty; use --forced-end to force the end alone."
         )
     if string is None and answer_tokens is not None:
         raise ConfigurationError(
-            "--forced-end-tokens are those behind a forced string; give "
-            "--forced-end-string, or leave them out."
+            "--forced-end-tokens are the tokens after a forced string; give "
+            "--forced-end-string too, or leave them out."
         )
     if string is None:
         return ForcedText() if end else None
@@ -58,16 +57,15 @@ def forced_end_of(
     max_step_tokens: int,
     max_tokens: int,
 ) -> ForcedEnd:
-    """The same in the policy's tokens.
+    """The forced end in the policy's tokens.
 
     Args:
-        text: what is asked for.
+        text: before it is tokenised.
         encode: a text to the policy's token ids.
         max_step_tokens, max_tokens: of the target.
 
     Raises:
-        ConfigurationError: the vocabulary cannot spell the string, or has no token for
-            it.
+        ConfigurationError: the string has no tokens in the vocabulary.
     """
     if not text.string:
         return ForcedEnd()
@@ -85,7 +83,7 @@ def forced_end_of(
 
 
 def forced_settings(text: ForcedText, forced: ForcedEnd) -> dict[str, Any]:
-    """What rows depend on.
+    """The settings that rows record.
 
     >>> forced_settings(ForcedText("So"), ForcedEnd((7, 2), 3))
     {'forced_end': {'string': 'So', 'answer_tokens': 3}}

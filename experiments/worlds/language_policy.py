@@ -1,8 +1,9 @@
-"""Any language model on a generated task: shown examples.
+"""Prompts for any language model on a generated task.
 
-The models that ship were trained on their task and read a bare problem. Others are
-shown worked problems first, as earlier turns of the chat or, without a chat template,
-as text, for a small model follows a form better than an instruction.
+The embedded models were trained on their task and read the problem alone. The prompts
+of other models begin with worked examples, as earlier turns of the chat or, without a
+chat template, as text, because a small model follows examples better than an
+instruction.
 """
 
 import json
@@ -21,20 +22,20 @@ from tsi.models.tokens.tokenizer import Tokenizer
 NUM_EXAMPLES = 3
 EXAMPLE_SEED = 1
 STEP_SLACK = 4
-"""Tokens of a step beyond its characters: spaces that a language model may add."""
+"""Tokens that a step may have beyond its characters, for spaces."""
 INSTRUCTION = "Solve each problem in the same form, one step on a line.\n\n"
 JSON_WORDS = {"true": "true", "false": "false", "none": "null", "off": "false"}
-"""Words for what is off or on, and how JSON has them."""
+"""Words for on and off, and how JSON writes them."""
 
 
 def parse_switches(switches: Sequence[str]) -> dict[str, Any]:
-    """Variables of a chat template as a command line has them: ``NAME=JSON``.
+    """Variables of a chat template from the command line, ``NAME=JSON`` each.
 
-    A value that is no JSON is a text: ``reasoning_effort=high``.
+    A value that is not JSON is a text: ``reasoning_effort=high``.
 
     Raises:
-        ConfigurationError: one has no name or value, is there twice, or is written as
-            in Python.
+        ConfigurationError: a switch has no name or value, occurs twice, or has a value
+            such as Python's True.
     """
     values: dict[str, Any] = {}
     for switch in switches:
@@ -45,11 +46,11 @@ def parse_switches(switches: Sequence[str]) -> dict[str, Any]:
                 "enable_thinking=false."
             )
         if name in values:
-            raise ConfigurationError(f"The template switch {name} is there twice.")
-        # As a text each of them would be true in a template.
+            raise ConfigurationError(f"The template switch {name} is given twice.")
+        # As a text, each of them would count as true in a template.
         if value.lower() in JSON_WORDS and value not in JSON_WORDS.values():
             raise ConfigurationError(
-                f"The template switch {name} is {value}; write it as JSON does, "
+                f"The template switch {name} is {value}; write it in JSON, "
                 f"{name}={JSON_WORDS[value.lower()]}."
             )
         try:
@@ -60,7 +61,7 @@ def parse_switches(switches: Sequence[str]) -> dict[str, Any]:
 
 
 def draw_examples(task: Task) -> list[tuple[str, str]]:
-    """Problems of the training split, with their solutions."""
+    """Problems of the training split, each with a worked solution."""
     rng = np.random.default_rng(EXAMPLE_SEED)
     return [
         (problem.prompt, task.solution(problem, rng))
@@ -69,7 +70,7 @@ def draw_examples(task: Task) -> list[tuple[str, str]]:
 
 
 def example_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """From a problem to the token ids of examples and problem."""
+    """A function from a prompt to the token ids of examples and prompt."""
     examples = draw_examples(task)
     if tokenizer.chat_template is None:
         # The end token after each example shows a base model where to stop.
@@ -89,7 +90,7 @@ def example_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[in
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": solution},
         ]
-    # Not every template has a place for a system message.
+    # Not every template supports a system message.
     turns[0]["content"] = INSTRUCTION + turns[0]["content"]
     return lambda prompt: tokenizer.encode_chat(
         [*turns, {"role": "user", "content": prompt}]
@@ -97,22 +98,22 @@ def example_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[in
 
 
 def is_trained_on(task: Task, tokenizer: Tokenizer) -> bool:
-    """Whether a model reads the tokens of the task's own models, and needs no examples.
+    """Whether a model has the tokens of the task's own models, and needs no examples.
 
     Raises:
-        CheckpointError: the task's own models are not there.
+        CheckpointError: the task's own models are missing.
     """
     own = f"{task.name}-reward"
     return own in MODELS and same_tokens(tokenizer, load_tokenizer(resolve(own)))
 
 
 def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """From a problem to token ids: bare for the task's own models, else with examples.
+    """A function from a prompt to token ids, with examples unless the model needs none.
 
-    A task that has a prompt format of its own decides alone.
+    If the task has its own `prompt_encoder`, that is used.
 
     Raises:
-        CheckpointError: the task's own models are not there.
+        CheckpointError: the task's own models are missing.
     """
     if task.prompt_encoder is not None:
         return task.prompt_encoder(tokenizer)

@@ -1,4 +1,4 @@
-"""What software and which files made a row of results."""
+"""Versions of the software and digests of the model files of a row of results."""
 
 import hashlib
 import subprocess
@@ -10,7 +10,7 @@ import jax
 
 
 def versions() -> dict[str, Any]:
-    """What software made a row."""
+    """Versions of the package, its commit, JAX and the platform."""
     return {
         "tsi": metadata.version("tsi"),
         "commit": commit(),
@@ -20,7 +20,7 @@ def versions() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that the package lies in, with "+" if files differ."""
+    """Commit of the package's checkout, with "+" if files differ from it."""
     here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
@@ -37,7 +37,7 @@ def commit() -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Digest of a model's file, or of all files of its folder with their names."""
+    """SHA-256 of a model's file, or of all files of its folder and their names."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*"))
     for file in files:

@@ -1,4 +1,4 @@
-"""Where steps and solutions end, as the command line says it."""
+"""Options of the command line for the ends of steps and solutions."""
 
 import re
 from collections.abc import Sequence
@@ -8,17 +8,18 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.worlds.forced_text import ForcedText, forced_text
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
-"""What stands behind a backslash that a shell hands over as it was typed."""
+"""Characters for the escapes that a shell passes on unchanged."""
 
 
 class StepEnds(NamedTuple):
-    """What is asked for beside a task's own delimiter and the policy's end tokens.
+    """Ends besides the task's own delimiter and the policy's end tokens.
 
     Attributes:
-        delimiters: each ends a step; the task's own, if there are none.
-        stop_strings: each ends the solution.
-        min_tokens: a delimiter that comes sooner does not end the step.
-        forced: what a solution must write at a limit; None for nothing.
+        delimiters: end a step; the task's own delimiter, if there are none.
+        stop_strings: end the solution.
+        min_tokens: a step has at least this many tokens; delimiters before that are
+            ignored.
+        forced: text that a solution must write at a limit; None for none.
     """
 
     delimiters: tuple[str, ...] = ()
@@ -27,7 +28,7 @@ class StepEnds(NamedTuple):
     forced: ForcedText | None = None
 
     def settings(self) -> dict[str, Any]:
-        r"""What rows depend on, of what is asked for; without what is forced.
+        r"""The settings that rows record, without those of forced ends.
 
         >>> StepEnds(stop_strings=("##",)).settings()
         {'stop_strings': ['##']}
@@ -49,12 +50,11 @@ def step_ends(
     forced_end_string: str | None = None,
     forced_end_tokens: int | None = None,
 ) -> StepEnds:
-    r"""Strings as they were typed, with ``\n``, ``\t``, ``\r`` and ``\\`` read.
+    r"""Step ends from strings with the escapes ``\n``, ``\t``, ``\r`` and ``\\``.
 
     Raises:
-        ConfigurationError: a string can be read in two ways, or is not UTF-8, or what
-            is forced is refused (see
-            :func:`tsi.experiments.worlds.forced_text.forced_text`).
+        ConfigurationError: a string is ambiguous or not UTF-8, or the forced end is
+            refused (see :func:`tsi.experiments.worlds.forced_text.forced_text`).
 
     >>> step_ends([r"\n\n", "## Step"], [], 1).delimiters
     ('\n\n', '## Step')
@@ -73,15 +73,15 @@ def _unescape(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigurationError(
-            f"The string {text!r} is no text in UTF-8; give another."
+            f"The string {text!r} is not valid UTF-8; give another."
         ) from error
-    # As in \neq and \times, which are no new line and no tab.
+    # \neq and \times do not begin with a new line and a tab.
     unescaped = re.sub(r"\\\\", "|", text)
     if match := re.search(r"\\[ntr][A-Za-z]\w*", unescaped):
         word = match.group()
         raise ConfigurationError(
-            f"The string {text!r} has {word}, which may be a command that begins with "
-            f"a backslash or {word[:2]} with a word behind it. Write \\{word} for the "
-            f"first; for the second let the shell make the character, as in $'{word}'."
+            f"The string {text!r} is ambiguous: {word} may be a command with a "
+            f"backslash, or {word[:2]} followed by a word. Write \\{word} for the "
+            f"command; for the other, let the shell make the character: $'{word}'."
         )
     return re.sub(r"\\([ntr\\])", lambda match: ESCAPES[match.group(1)], text)

@@ -1,4 +1,4 @@
-"""A task with the models that work on it, as experiments use it."""
+"""A task with its models, as experiments use them."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +25,11 @@ from tsi.sampler import Sampler
 
 PROBLEM_SEED = 0
 NUM_SOLUTIONS = 32
-"""Problems whose worked solutions say how long a solution may well be."""
+"""Number of problems whose worked solutions give the typical length of a solution."""
 
 
 class ProblemRunner(Protocol):
-    """What experiments ask of `tsi.engine.engine.Engine`."""
+    """The part of `tsi.engine.engine.Engine` that experiments use."""
 
     def check(self, problems: Sequence[Problem]) -> None: ...
 
@@ -53,18 +53,19 @@ class ProblemRunner(Protocol):
 
 
 class World(NamedTuple):
-    """A task with the models that work on it.
+    """A task with its models.
 
     Args:
         engine: runs samplers on problems.
-        problems: what is asked, in order, each with an id of its own.
-        extract: canonical answer of a generated text.
-        correct: whether an answer is right.
+        problems: in order, each with its own id.
+        extract: ``(text) -> answer``, the canonical answer of a generated text, or
+            None.
+        is_correct: ``(problem, answer) -> bool``, whether an answer is right.
         max_steps: the target's step limit.
-        settings: what decides a row besides method, budget, seed and problem: task,
-            models with their hashes, temperature, limits, versions.
-        notes: what a user should know of how the policy is used, a sentence each.
-        typical_tokens: says how many tokens a solution may well have; None where that
+        settings: everything that a row depends on besides method, budget, seed and
+            problem: task, models with their hashes, temperature, limits, versions.
+        notes: sentences for the user about how the policy is used.
+        typical_tokens: ``() -> number``, the typical length of a solution; None if it
             is not known.
     """
 
@@ -96,20 +97,21 @@ def task_world(
     """The world of a task, a policy and a reward.
 
     Args:
-        task: what is solved.
+        task: has the extractor and the grader.
         problems: of the task.
-        policy, reward: loaded.
+        policy, reward: from `load_policy` and `load_reward`.
         limits: of a solution.
-        encode: a problem to the policy's token ids; by default as
-            :func:`tsi.experiments.worlds.language_policy.prompt_encoder` does.
-        ends: of steps and solutions, beside those of the task and the policy.
+        encode: a prompt to the policy's token ids; by default
+            :func:`tsi.experiments.worlds.language_policy.prompt_encoder`.
+        ends: of steps and solutions, besides those of the task and the policy.
         cache_dtype: of keys and values; that of the weights, if None.
         max_rows, max_stored, mesh: see :func:`tsi.engine.assembly.reasoning_engine`.
-        settings: what decides a row besides: the reward, and the type of the weights.
+        settings: further settings that rows record, such as the reward and the type of
+            the weights.
 
     Raises:
-        ConfigurationError: parts do not fit each other.
-        PromptTooLongError: a problem does not fit the models' context.
+        ConfigurationError: the parts do not fit together.
+        PromptTooLongError: a prompt is longer than the models' context.
     """
     tokenizer, sampling = policy.tokenizer, policy.drawing
     encode = encode or prompt_encoder(task, tokenizer)
@@ -169,8 +171,9 @@ def task_limits(task: Task, slack: int = 0) -> SolutionLimits:
     """Limits of a task's solutions.
 
     Args:
-        task: see there.
-        slack: tokens of a step beyond its characters, where limits are told in those.
+        task: defines the limits.
+        slack: tokens that a step may have beyond its characters; ignored if the task's
+            limits are in tokens.
     """
     if task.max_tokens is not None:
         return SolutionLimits(task.max_steps, task.max_step_tokens, task.max_tokens)
@@ -181,7 +184,7 @@ def task_limits(task: Task, slack: int = 0) -> SolutionLimits:
 def mean_solution_tokens(
     task: Task, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> float:
-    """Tokens of a worked solution, in the mean over the first problems."""
+    """Mean number of tokens of worked solutions of the first problems."""
     rng = np.random.default_rng(PROBLEM_SEED)
     texts = [task.solution(problem, rng) for problem in problems[:NUM_SOLUTIONS]]
     return float(np.mean([len(tokenizer.encode(text)) + 1 for text in texts]))
