@@ -133,7 +133,7 @@ class AppendOnlyFile:
         os.close(self._descriptor)
         self._descriptor = descriptor
         print(
-            f"{self.path} was removed while this run wrote to it, and is written again.",
+            f"{self.path} was removed during this run, and is written again.",
             file=sys.stderr,
         )
 

@@ -24,7 +24,7 @@ from tsi.experiments.cli import main
         (["models", "get"], "no model named"),
         (["models", "burn"], "no models action named 'burn'. Known: get, list"),
         (["check", "nowhere"], "write module:function"),
-        (["scale", "--process-id", "1"], "parts of --distributed"),
+        (["scale", "--process-id", "1"], "need --distributed"),
         (
             ["scale", "--distributed", "--process-id", "1"],
             "one of the three is missing",

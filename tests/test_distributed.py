@@ -380,9 +380,7 @@ def test_a_process_that_ends_between_two_looks_has_not_failed(quick, looks):
 def test_a_process_that_ends_well_without_its_text_is_named(pair):
     first, second = pair
     second.leave()
-    with pytest.raises(
-        ProcessError, match="Process 1 has ended without giving its 'a'"
-    ):
+    with pytest.raises(ProcessError, match="Process 1 has ended before its 'a'"):
         first.gather("a")
 
 
@@ -463,18 +461,18 @@ def test_a_process_that_stops_with_another_still_gives_signs_of_life(pair):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((False, "host:1", None, None), "parts of --distributed"),
+        ((False, "host:1", None, None), "need --distributed"),
         ((True, "host:1", 2, None), "one of the three is missing"),
         ((True, "host", 2, 0), "is not HOST:PORT"),
         ((True, ":80", 2, 0), "is not HOST:PORT"),
         ((True, "host:²", 2, 0), "is not HOST:PORT"),
-        ((True, "host:99999", 2, 0), "has no port: those are 1 to 65535"),
-        ((True, "host:99999", 2, 1), "has no port"),
-        ((True, "host:0", 2, 1), "has no port"),
+        ((True, "host:99999", 2, 0), "has no valid port: ports are 1 to 65535"),
+        ((True, "host:99999", 2, 1), "has no valid port"),
+        ((True, "host:0", 2, 1), "has no valid port"),
         ((True, "host:80", 0, 0), "cannot be 0 processes"),
-        ((True, "host:80", 2, 7), "7 is no number of one of 2 processes: those are 0"),
-        ((True, "host:80", 2, 2), "2 is no number of one of 2 processes"),
-        ((True, "host:80", 2, -1), "-1 is no number of one of 2 processes"),
+        ((True, "host:80", 2, 7), "7 is not an index of 2 processes: indices are 0"),
+        ((True, "host:80", 2, 2), "2 is not an index of 2 processes"),
+        ((True, "host:80", 2, -1), "-1 is not an index of 2 processes"),
         ((True, None, None, None), "No cluster was detected"),
     ],
 )

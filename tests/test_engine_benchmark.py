@@ -130,7 +130,7 @@ def test_a_run_keeps_its_rows_and_measures_none_twice(tmp_path, monkeypatch):
     broken.clear()
     assert engine.main(SMALL, tmp_path, "a") == 0
     assert measured == [cell for cell in plan(SMALL, ()) if cell.size == 16]
-    assert "10 tokens, of the computed rows – of use" in table_text(tmp_path)
+    assert "10 tokens; utilisation –." in table_text(tmp_path)
     assert [line[1] for line in lines()] == ["4", "16"]
     measured.clear()
     assert engine.main(SMALL, tmp_path, "a") == 0

@@ -322,7 +322,7 @@ def test_a_dry_run_takes_options_of_processes_as_the_run_does(
 ):
     arguments = [*FEW, "--out", str(tmp_path), *COST]
     assert main([*arguments, "--num-processes", "4"]) == 2
-    assert "parts of --distributed" in capsys.readouterr().err
+    assert "need --distributed" in capsys.readouterr().err
 
     class Two(Group):
         """What the others tell is not waited for."""

@@ -101,7 +101,7 @@ def test_runs_without_diagnostics_can_be_exported():
 def test_what_is_no_rectangle_is_refused():
     pytest.importorskip("arviz_base")
     for bad in ([], [*results(), make_result(8)], results()[:3]):
-        with pytest.raises(ConfigurationError, match="one rectangle"):
+        with pytest.raises(ConfigurationError, match="is rectangular"):
             to_datatree(bad)
 
 

@@ -112,7 +112,7 @@ def test_a_killed_and_resumed_run_ends_with_the_undisturbed_weights(tmp_path):
 def test_a_finished_schedule_trains_no_more_and_an_earlier_end_is_refused(tmp_path):
     first = train(tmp_path)
     assert same(train(tmp_path), first)
-    with pytest.raises(CheckpointError, match="beyond the 4 asked for"):
+    with pytest.raises(CheckpointError, match="beyond the requested 4"):
         train(tmp_path, until=4)
 
 

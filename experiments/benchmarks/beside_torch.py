@@ -1,4 +1,4 @@
-"""The same work by transformers on torch, on the same machine."""
+"""The same measurements with transformers on torch, on the same machine."""
 
 import importlib.util
 import statistics
@@ -55,6 +55,6 @@ def measure_torch(model: Any, prompts: np.ndarray, work: Work) -> Speed:
     with torch.inference_mode():
         read_seconds = statistics.median(seconds_of(prefill, work.repeats))
         total_seconds = statistics.median(seconds_of(prefill_and_decode, work.repeats))
-    # The first token came with the prompt; ours has it with the others.
+    # The first token comes with the prompt; tsi draws it with the others.
     write_seconds = (total_seconds - read_seconds) * work.new / (work.new - 1)
     return Speed(read_seconds, write_seconds)

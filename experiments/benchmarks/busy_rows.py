@@ -1,8 +1,8 @@
-"""Tokens a second of a policy if every row is busy: what no scheduler can exceed.
+"""Tokens per second of a policy if every row is busy, an upper bound for any scheduler.
 
 ``python -m tsi.experiments.benchmarks.busy_rows --rows 64`` prints one line of JSON.
-Rows have caches of their own, all of one length, and draw tokens in one compiled loop;
-nothing is resampled, judged or waited for.
+Rows have separate caches of one length and draw tokens in one compiled loop, without
+resampling, rewards or waiting.
 """
 
 import json
@@ -26,7 +26,7 @@ from tsi.models.loading.download import get
 
 
 class BusyRows(NamedTuple):
-    """Rows, filled slots of each row's cache, and tokens of a loop."""
+    """Rows, filled positions of each row's cache, and tokens per loop."""
 
     model: str = "smollm2-135m"
     rows: int = 64
@@ -36,7 +36,7 @@ class BusyRows(NamedTuple):
 
 
 def make_context(policy: LanguageModel, busy: BusyRows) -> Segment:
-    """A cache whose content does not matter."""
+    """A cache with arbitrary content."""
     keys, values, _ = empty_cache(policy, busy.rows, busy.cache)
     places = jnp.broadcast_to(jnp.arange(busy.cache), (busy.rows, busy.cache))
     return Segment(keys + 0.01, values + 0.01, places, jnp.ones(places.shape, bool))
@@ -104,7 +104,7 @@ def run(busy: BusyRows) -> dict[str, Any]:
 
 
 def main(busy: tyro.conf.OmitArgPrefixes[BusyRows] = BusyRows()) -> None:  # noqa: B008
-    """Time the loop and print what it took, the best of a few runs.
+    """Time the loop and print the time of the best of a few runs.
 
     Args:
         busy: model, rows and lengths.

@@ -1,8 +1,8 @@
-"""What the default device can do at best, measured by two simple kernels.
+"""The highest speed of the default device, measured with simple kernels.
 
-A product of two square matrices for arithmetic, a sum and a copy of a long array for
-memory. Fractions of published peaks would say less: frequencies, libraries and
-neighbours differ between machines of one name.
+A product of two square matrices for arithmetic, and a sum and a copy of a long array
+for memory. Fractions of published peaks would be less informative, because clock rates,
+libraries and other users differ between machines with the same processor.
 """
 
 import time
@@ -16,14 +16,14 @@ from jax.typing import DTypeLike
 
 
 class Ceilings(NamedTuple):
-    """Of one device and type: FLOPs a second, and bytes a second."""
+    """FLOPs per second and bytes per second of a device, for one type of numbers."""
 
     flops: float
     bandwidth: float
 
 
 def seconds_of(call: Callable[[], object], repeats: int) -> list[float]:
-    """Wall times of a call that waits for its result, after one that is not timed."""
+    """Wall times of a call that waits for its result; a first call is not timed."""
     call()
     times = []
     for _ in range(repeats):
@@ -39,7 +39,7 @@ def measure_ceilings(dtype: DTypeLike, sizes: list[int], num_bytes: int) -> Ceil
     Args:
         dtype: of matrices and arrays.
         sizes: of the square matrices; the fastest counts.
-        num_bytes: of the array, well above any cache.
+        num_bytes: size of the array, much larger than any cache.
     """
     product = jax.jit(jnp.matmul)
     flops = 0.0

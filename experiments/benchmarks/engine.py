@@ -1,17 +1,17 @@
-"""Particles over a language model at full length, beside what people use for it.
+"""The engine's particle filter on full-length solutions, compared with other software.
 
 The paper's particle filter on SmolLM2-135M, which judges its own prefixes by one token:
 8 word problems, up to 12 steps of up to 100 tokens, steps ending in a blank line.
-Claims: at least 5 times its_hub's tokens a second over llama.cpp at N = 16 and 8 times
-at N = 64, and 0.7 of the engine's own rate with all rows busy.
+Claims: at N = 16 at least 5 times the tokens per second of its_hub over llama.cpp, at
+N = 64 at least 8 times, and 0.7 of the engine's own rate with all rows busy.
 
-Each measurement is a process of its own, so that memory and compilation are its own:
-``cold`` starts with an empty compilation cache, ``warm`` with the one that it filled.
-Peers are measured once, on fewer problems, by an interpreter of their own, if one is
-named (``--peers``; ``peer_its_hub.py`` says how to install them). Command:
-``make bench`` or ``python -m tsi.experiments.benchmarks.engine``. Rows are kept as they
-finish, and the same command goes on where it stopped; rows of another commit are kept
-and measured again, since ratios are those of one state of program and machine.
+Each measurement is a separate process with its own memory and compilation: ``cold``
+starts with an empty compilation cache, ``warm`` with the cache that ``cold`` has
+filled. Peers are measured once, on fewer problems, with the Python interpreter that
+``--peers`` names (``peer_its_hub.py`` says how to install them). Command: ``make
+bench`` or ``python -m tsi.experiments.benchmarks.engine``. Rows are written as they
+finish, and the same command resumes. Rows of other commits are kept, but measured
+again, because ratios are meaningful only for one state of software and machine.
 """
 
 import json
@@ -43,18 +43,18 @@ PEERS = {
     "transformers": ("transformers", "torch"),
     "llama.cpp": ("llama_cpp",),
 }
-"""What each peer needs of its interpreter."""
+"""The modules that each peer needs in its interpreter."""
 
 
 class Cell(NamedTuple):
     """One measurement.
 
     Attributes:
-        what: "filter", "rows" for decoding with all rows busy, or "law" for steps of a
-            known law.
+        what: "filter", "rows" for decoding with all rows busy, or "law" for steps whose
+            lengths have a known distribution.
         by: "tsi", "cold" or "warm" for this package, or a key of PEERS.
-        size: particles of a problem, or rows.
-        repeat: which of several.
+        size: particles per problem, or rows.
+        repeat: index of the repetition.
     """
 
     what: str
@@ -67,17 +67,18 @@ class Options(NamedTuple):
     """What to measure.
 
     Attributes:
-        model: a name from `tsi models`, of a GGUF file for the peers.
+        model: a name from `tsi models`; peers need a GGUF file.
         particles: budgets N of the filter.
-        problems: of the filter, at most 8.
-        repeats: measurements of each cell of this package, of which the median counts.
-        law_problems: of the run on steps of a known law, 16 particles each; 0 skips it.
-        rows: at once, where all are busy.
-        cache: filled slots of each of those rows.
-        max_rows: of a batch of the filter.
-        peers: an interpreter that has them, such as peers/bin/python.
+        problems: number of problems of the filter, at most 8.
+        repeats: measurements of each cell of this package; the median is reported.
+        law_problems: problems of the run with a known distribution of step lengths, of
+            16 particles each; 0 skips it.
+        rows: numbers of rows for decoding with all rows busy.
+        cache: filled positions of each of those rows' caches.
+        max_rows: rows of the filter that write tokens together.
+        peers: Python interpreter with the peers, such as peers/bin/python.
         peer_particles: budgets N of its_hub and transformers.
-        peer_problems: of its_hub; transformers has one.
+        peer_problems: problems of its_hub; transformers has one.
     """
 
     model: str = "smollm2-135m"
@@ -93,7 +94,7 @@ class Options(NamedTuple):
     peer_problems: int = 3
 
     def work(self, cell: Cell) -> dict[str, Any]:
-        """What decides a cell's row."""
+        """The settings on which a cell's row depends."""
         if cell.what == "rows":
             return busy_rows.BusyRows(self.model, cell.size, self.cache)._asdict()
         if cell.what == "law":
@@ -109,7 +110,7 @@ class Options(NamedTuple):
 
 
 def plan(options: Options, peers: tuple[str, ...]) -> list[Cell]:
-    """All measurements, in their order; a warm one follows its cold one."""
+    """All measurements in order; each warm one follows its cold one."""
     cells = [Cell("rows", "tsi", size) for size in options.rows]
     if options.law_problems:
         cells.append(Cell("law", "tsi", step_law.Law().particles))
@@ -127,14 +128,14 @@ def plan(options: Options, peers: tuple[str, ...]) -> list[Cell]:
 
 
 def key_of(cell: Cell, work: dict[str, Any], label: str) -> str:
-    """What a row must agree in to count for a cell."""
+    """The key of a row: label, cell and settings."""
     return json.dumps([label, *cell, work], sort_keys=True)
 
 
 def peers_of(interpreter: Path | None) -> tuple[str, ...]:
-    """Those of the peers that an interpreter has; the others are named and skipped."""
+    """Peers that are installed for an interpreter; prints which ones are skipped."""
     if interpreter is None:
-        print("Peers are skipped, for --peers names no interpreter that has them.")
+        print("Peers are skipped, because --peers is not given.")
         return ()
     peers = []
     for peer, modules in PEERS.items():
@@ -148,7 +149,7 @@ def peers_of(interpreter: Path | None) -> tuple[str, ...]:
 
 
 class Bench:
-    """Runs cells in processes of their own.
+    """Runs cells in separate processes.
 
     Args:
         options: what to measure.
@@ -183,7 +184,7 @@ class Bench:
         command = [sys.executable, "-m", module.__name__, *command_arguments(work)]
         cache_folder = self.scratch / f"compiled-{cell.size}"
         if cell.by == "warm" and not cache_folder.exists():
-            # The cold one was measured by a command before this one.
+            # An earlier command has measured the cold one.
             run_process(command, "", compilation_environment(cache_folder))
         if cell.by != "warm":
             self._folders += 1
@@ -210,17 +211,17 @@ class Bench:
 
 
 class BenchmarkError(TsiError):
-    """A measurement's process did not end well."""
+    """The process of a measurement failed."""
 
 
 def command_arguments(work: dict[str, Any]) -> list[str]:
-    """Command line of a process that measures."""
+    """Command-line arguments of a process that measures."""
     pairs = ((f"--{name.replace('_', '-')}", str(work[name])) for name in work)
     return [part for pair in pairs for part in pair]
 
 
 def compilation_environment(folder: Path) -> dict[str, str]:
-    """The environment of a process that keeps all its programs in a folder."""
+    """Environment variables of a process that keeps compiled programs in a folder."""
     return {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(folder),
@@ -242,7 +243,7 @@ def run_process(command: list[Any], request: str, environment: dict[str, str]) -
 
 
 def describe_machine() -> dict[str, Any]:
-    """Facts about the machine and this package's programs."""
+    """Processor, memory and versions."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
@@ -262,12 +263,12 @@ def main(
     out: Path = Path("docs/results/engine"),
     label: str | None = None,
 ) -> int:
-    """Measure and write the table; resumes where it stopped.
+    """Measure and write the table; can be resumed.
 
     Args:
         options: what to measure.
         out: folder of rows.jsonl, machine.json and table.md.
-        label: of the rows, by default the commit; rows of another count for nothing.
+        label: of the rows, by default the commit; rows with other labels are ignored.
     """
     check_writable(out / "table.md")
     label = label or commit() or metadata.version("tsi")

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
-    """The filter beside its peers, decoding with all rows busy, and steps by a law."""
+    """Tables of the filter and its peers, of busy rows, and of known step lengths."""
     busy = [row for row in rows if row["what"] == "rows"]
     runs = [row for row in rows if row["what"] == "filter"]
     versions = ("jax", "its_hub", "llama_cpp_python", "torch", "transformers")
@@ -29,27 +29,28 @@ def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
     ]
     if runs:
         parts += [
-            "The paper's particle filter. Generated tokens count those that resampling "
-            "threw away; reward tokens are those evaluated to judge. Medians of the "
-            "runs; the load is that of the machine before the first of them. Ratios "
-            "are to its_hub, and to this package's rate with all rows busy, at the "
-            "largest size measured that is no larger: N, and N times the problems.",
+            "The paper's particle filter. Generated tokens include those that "
+            "resampling discarded; reward tokens are those read to judge. Numbers are "
+            "medians of the runs; load is that of the machine before the first run. "
+            "Ratios are to its_hub at the largest measured N that is not larger, and "
+            "to this package's rate with all rows busy, at the largest measured number "
+            "of rows that does not exceed N times the problems.",
             filter_table(runs, busy),
         ]
     if busy:
         parts += [
-            f"Tokens a second with all rows busy, {busy[0]['work']['cache']} slots of "
-            "each row's cache filled.",
+            f"Tokens per second with all rows busy and {busy[0]['work']['cache']} "
+            "filled positions in each row's cache.",
             busy_table(busy),
         ]
     for row in rows:
         if row["what"] == "law":
             law = row["work"]
             parts.append(
-                f"Steps of a known law (log-normal, mean {law['mean']:.0f}, sigma "
+                f"Known step lengths (log-normal, mean {law['mean']:.0f}, sigma "
                 f"{law['sigma']:.0f}, cut at {law['cut']}), {law['problems']} problems "
                 f"of {law['particles']} particles and {law['steps']} steps, with a "
-                f"model of no size: {format_number(row['seconds'], 1)} s for "
+                f"tiny model: {format_number(row['seconds'], 1)} s for "
                 f"{format_number(row['generated_tokens'], 0)} tokens; utilisation "
                 f"{format_number(row.get('utilisation'), 2)}."
             )
@@ -57,12 +58,12 @@ def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
 
 
 def rate(row: Row) -> float:
-    """Generated tokens a second, end to end."""
+    """Generated tokens per second of the whole run."""
     return row["generated_tokens"] / row["seconds"]
 
 
 def median(rows: Sequence[Row], name: str) -> float | None:
-    """Of a number that rows may lack."""
+    """Median of a field that rows may lack."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return float(statistics.median(values)) if values else None
 
@@ -73,7 +74,7 @@ def _per_token(row: Row) -> Row:
 
 
 def group_repeats(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
-    """Repeats of one measurement together, by size and then as they came."""
+    """Group the repeats of a measurement, sorted by size."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["size"]):
         groups.setdefault((row["size"], row["by"]), []).append(row)
@@ -81,7 +82,7 @@ def group_repeats(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
 
 
 def rate_below(rows: Sequence[Row], by: str, size: int) -> float | None:
-    """Median rate of a program at the largest size that is no larger."""
+    """Median rate of a program at its largest size that is at most `size`."""
     groups = group_repeats(
         [row for row in rows if row["by"] == by and row["size"] <= size]
     )
@@ -135,7 +136,7 @@ def filter_table(rows: Sequence[Row], busy: Sequence[Row]) -> str:
 
 
 def busy_table(rows: Sequence[Row]) -> str:
-    """One line for each number of rows, programs side by side."""
+    """One line for each number of rows, one column for each program."""
     groups = group_repeats(rows)
     programs = list(dict.fromkeys(by for _, by in groups))
     lines = [["rows", *(f"{NAMES.get(by, by)} tokens/s" for by in programs)]]
@@ -155,5 +156,5 @@ def busy_table(rows: Sequence[Row]) -> str:
 
 
 def format_number(value: float | int | None, digits: int) -> str:
-    """A number, or a dash where there is none."""
+    """A formatted number, or a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}"

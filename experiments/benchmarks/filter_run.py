@@ -1,11 +1,10 @@
-"""One run of the paper's particle filter over a language model, in its own process.
+"""One run of the paper's particle filter on a language model, in its own process.
 
 ``python -m tsi.experiments.benchmarks.filter_run --particles 16`` prints one line of
 JSON. Potentials are products of odds, and the policy judges its own prefixes by one
-token. Seconds are those of :meth:`tsi.engine.engine.Engine.run`, compilation included
-and loading not; where nothing shall be compiled twice, JAX_COMPILATION_CACHE_DIR says
-where programs are kept. The same key each time, so that each repetition is the same
-work.
+token. Seconds are those of :meth:`tsi.engine.engine.Engine.run`, with compilation and
+without loading; JAX_COMPILATION_CACHE_DIR is the folder of compiled programs. Every run
+uses the same key, so that repetitions do the same work.
 """
 
 import json
@@ -33,7 +32,7 @@ QUESTION = "Is the solution above right so far? Answer Yes or No."
 
 
 class Work(NamedTuple):
-    """What is run; the limits are those of every program that is compared."""
+    """What is run; all compared programs have the same limits."""
 
     model: str = "smollm2-135m"
     particles: int = 4
@@ -46,7 +45,7 @@ class Work(NamedTuple):
 
 
 def run(work: Work) -> dict[str, Any]:
-    """Load the model, run the filter and say what it took."""
+    """Load the model, run the filter and return its costs."""
     policy = load_policy(work.model, temperature=work.temperature)
     limits = SolutionLimits(work.max_steps, work.max_step_tokens, work.max_tokens)
     engine = reasoning_engine(
@@ -78,7 +77,7 @@ def run(work: Work) -> dict[str, Any]:
 
 
 def costs(results: list[Result]) -> dict[str, Any]:
-    """Tokens of all problems, and how long the solutions were."""
+    """Tokens of all problems, and the mean number of steps of solutions."""
     steps = [
         len(steps) for result in results for steps in result.particles.step_texts or ()
     ]
@@ -91,7 +90,7 @@ def costs(results: list[Result]) -> dict[str, Any]:
 
 
 def request(work: Work, tokenizer: Tokenizer, path: str) -> dict[str, Any]:
-    """The same work for a program that has no part of this package; JSON types only."""
+    """The same work for programs without this package, in JSON types."""
     judge, example = self_judge(tokenizer, QUESTION), "7 plus 8 is 15"
     turns = [
         {"role": "user", "content": "7+8"},
@@ -119,7 +118,7 @@ def request(work: Work, tokenizer: Tokenizer, path: str) -> dict[str, Any]:
 
 
 def main(work: tyro.conf.OmitArgPrefixes[Work] = Work()) -> None:  # noqa: B008
-    """Run the filter once and print what it took.
+    """Run the filter once and print its costs.
 
     Args:
         work: model, particles and limits.

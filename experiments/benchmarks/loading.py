@@ -1,8 +1,8 @@
-"""Load one model in a fresh process: how long, and how much host memory at the peak.
+"""Load one model in a new process, and measure time and peak host memory.
 
 ``python -m tsi.experiments.benchmarks.loading PATH --dtype float32`` prints one line of
-JSON. The peak is of the whole process, mapped pages of files included; ``base_bytes``
-is what it was before loading, with everything imported and the device started.
+JSON. The peak is of the whole process, with mapped pages of files; ``base_bytes`` is
+the peak before loading, after imports and the start of the device.
 """
 
 import json
@@ -24,7 +24,7 @@ def peak_bytes() -> int:
     """The most host memory that this process has held at once."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux carries ru_maxrss over from the parent, however large that was.
+        # On Linux, ru_maxrss starts at the value of the parent process.
         lines = status.read_text().splitlines()
         line = next(line for line in lines if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
@@ -33,7 +33,7 @@ def peak_bytes() -> int:
 
 
 def measure_load(path: Path, dtype: str, by: By) -> dict[str, Any]:
-    """Load a model in this process and say what it took."""
+    """Load a model in this process, and return time and memory."""
     if by == "transformers":
         import torch
         import transformers
@@ -66,7 +66,7 @@ def measure_load(path: Path, dtype: str, by: By) -> dict[str, Any]:
 
 
 def measure_load_apart(path: Path, dtype: str, by: By) -> dict[str, Any]:
-    """The same in a process of its own."""
+    """Load a model in a separate process, and return time and memory."""
     module = "tsi.experiments.benchmarks.loading"
     command = [sys.executable, "-m", module, str(path), "--dtype", dtype, "--by", by]
     process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -76,7 +76,7 @@ def measure_load_apart(path: Path, dtype: str, by: By) -> dict[str, Any]:
 def main(
     path: tyro.conf.Positional[Path], dtype: str = "float32", by: By = "tsi"
 ) -> None:
-    """Load a model and print what it took.
+    """Load a model and print time and memory.
 
     Args:
         path: a Hugging Face folder or a GGUF file.

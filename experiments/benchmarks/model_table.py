@@ -16,13 +16,13 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{ceilings['flops'] / 1e9:,.0f} GFLOP/s in matrix products and "
             f"{ceilings['bandwidth'] / 1e9:,.1f} GB/s of memory, {ceilings['dtype']}, "
             "measured in the same run.",
-            "Loading, in a fresh process. The peak is all that the process held, on "
-            "the host; before it loaded it held the base. The bound is 1.1 times the "
-            "weights plus 1 GiB.",
+            "Loading in a new process. Base and peak are the process's peak host "
+            "memory before and after loading. The bound is 1.1 times the weights plus "
+            "1 GiB.",
             _loading([row for row in rows if row["kind"] == "load"]),
-            "Tokens a second of whole batches, and the parts of the ceilings that they "
-            "come to: of arithmetic where prompts are read, of arithmetic and of "
-            "memory where tokens are written.",
+            "Tokens per second of whole batches, as fractions of the ceilings too: of "
+            "arithmetic for reading prompts, and of arithmetic and memory for writing "
+            "tokens.",
             _speed([row for row in rows if row["kind"] == "speed"]),
         ]
     )

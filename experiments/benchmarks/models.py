@@ -1,11 +1,11 @@
-"""What models cost here: loading, reading and writing, beside transformers on torch.
+"""Cost of loading models, reading prompts and writing tokens, and that of transformers.
 
-Claim: loading takes at most 1.1 times the weights plus 1 GiB of host memory, and
-reading and writing come near the machine's ceilings. Cost: about 20 minutes on 2 cores
-with the defaults; on a GPU take ``--prompt 1024 --new 128``. Command:
-``python -m tsi.experiments.benchmarks.models``. transformers' numbers need the extra
-``parity``; without it their columns stay empty. Rows are kept as they finish; a table
-is made of one run's, since only those are of one machine in one state.
+Claim: loading takes at most 1.1 times the weights plus 1 GiB of host memory, and the
+speed of reading and writing is close to the machine's ceilings. Cost: about 20 minutes
+on 2 cores with the defaults; on a GPU use ``--prompt 1024 --new 128``. Command:
+``python -m tsi.experiments.benchmarks.models``. Rows of transformers need the extra
+``parity``. Rows are written as they finish; a table has the rows of one run, because
+only these are from one state of the machine.
 """
 
 import datetime
@@ -72,7 +72,7 @@ RANDOM: dict[str, DecoderConfig] = {
         attention_bias=True,
     ),
 }
-"""Models of random weights, for machines that can download none."""
+"""Models with random weights, for machines without downloads."""
 
 
 class Rows:
@@ -90,7 +90,7 @@ class Rows:
 
 
 def folder_of(name: str, scratch: Path) -> tuple[Path, Path]:
-    """A model's own file or folder, and a folder that transformers reads too."""
+    """A model's file or folder, and a folder that transformers can read too."""
     if name not in RANDOM:
         path = resolve(name)
         if path.is_dir():
@@ -165,19 +165,19 @@ def main(
 
     Args:
         models: names from `tsi models`, paths, or random-llama-135m and
-            random-qwen2-494m; smollm2-135m is added where it has been fetched.
-        load_only: models that are loaded and not timed further; beside a small one
-            the bound's 1 GiB would hide weights that are held twice.
+            random-qwen2-494m; smollm2-135m is added if it has been downloaded.
+        load_only: models that are loaded only. They should be large: with a small
+            model, the bound's 1 GiB would hide a second copy of the weights.
         out: folder of rows.jsonl and table.md.
-        batches: rows at once.
+        batches: numbers of rows per batch.
         prompt: tokens of each prompt.
         new: tokens written after it; at least 2.
-        repeats: timed runs of each, of which the median counts.
+        repeats: number of timed runs; the median is reported.
         dtype: of weights; auto is float32 on a CPU and bfloat16 elsewhere.
         matrix_sizes: of the products that measure the ceiling of arithmetic.
-        array_bytes: of the array that measures that of memory.
+        array_bytes: size of the array that measures the ceiling of memory.
     """
-    # One device holds the weights of two frameworks and of the processes that load.
+    # The device is shared by two frameworks and the processes that load.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device = jax.devices()[0]
     if dtype == "auto":

@@ -1,9 +1,9 @@
-"""What narrower weights and caches cost in log p, on texts that the model writes.
+"""Errors of log p with narrower weights and caches, on texts that the model writes.
 
 ``python -m tsi.experiments.benchmarks.number_formats`` prints a table. One text per row
-is drawn with float32 weights and read by the same model in every format; each format
-also draws texts of its own, token by token, and reads them again in one pass, which are
-matrices of other shapes.
+is drawn with float32 weights and read by the same model in every format. Each format
+also draws its own texts token by token and reads them again in one pass, with matrices
+of other shapes.
 """
 
 import sys
@@ -29,7 +29,7 @@ from tsi.models.partition import memory
 
 
 class Format(NamedTuple):
-    """How numbers are kept."""
+    """Number types of computation, weights and cache."""
 
     dtype: str = "float32"
     weights: str | None = None
@@ -67,7 +67,7 @@ HEAD = (
 
 
 class Texts(NamedTuple):
-    """Which model writes how many texts of how many tokens."""
+    """The model, the number of texts and their length."""
 
     model: str = "smollm2-135m"
     rows: int = 4

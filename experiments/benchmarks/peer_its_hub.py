@@ -1,16 +1,16 @@
-"""its_hub's particle filter over llama.cpp in process: the same work by the peer.
+"""its_hub's particle filter over llama.cpp, in one process, on the same work.
 
-Run by the interpreter that has the peers, with a request of
+Run by an interpreter with the peers, with a request of
 :func:`tsi.experiments.benchmarks.filter_run.request` on standard input::
 
     python -m venv peers
     peers/bin/pip install --no-deps its-hub
     peers/bin/pip install llama-cpp-python numpy typing-extensions
 
-llama-cpp-python keeps the keys and values of one sequence, so that each call reads what
-it does not share with the call before. its_hub has no adapter for it; this one draws
-from the whole distribution, as the policy of the target does. its_hub lets a solution
-have one step more than its ``max_steps``.
+llama-cpp-python caches the keys and values of one sequence, so that a call reads only
+the tokens that follow its common prefix with the previous call. its_hub has no adapter
+for it; the one here draws from the whole distribution, as the policy of the target
+does. In its_hub a solution may have one step more than its ``max_steps``.
 """
 
 import json
@@ -29,14 +29,15 @@ class Model:
 
     Attributes:
         generated: tokens drawn, end tokens and delimiters included.
-        judged: tokens that judgements evaluated, of ``judge_texts`` in all.
+        judged: tokens evaluated to judge, of ``judge_texts`` tokens in the judged
+            texts.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
         import llama_cpp
 
         class Counting(llama_cpp.Llama):
-            """Remembers what it draws and how much it evaluates."""
+            """Records drawn tokens and counts evaluated ones."""
 
             evaluated = 0
             drawn: tuple[int, ...] = ()
@@ -69,7 +70,7 @@ class Model:
         return self.llama.tokenize(text.encode(), add_bos=False, special=True)
 
     def write(self, text: str, temperature: float) -> str:
-        """One more step of a text, with what ended it."""
+        """The next step of a text, with its delimiter or end."""
         request = self.request
         reply = self.llama.create_completion(
             self.tokens(text),
@@ -90,7 +91,7 @@ class Model:
         return choice["text"] + (request["delimiter"] if stopped else "")
 
     def judge(self, text: str) -> float:
-        """Probability of Yes among the two answers to the question."""
+        """Probability of Yes, relative to Yes and No."""
         tokens = self.tokens(text + self.request["question"])
         before = self.llama.evaluated
         writing = self.llama.generate(tokens, temp=0.0)
@@ -164,7 +165,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held at once (Linux)."""
+    """Peak memory of this process (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in lines if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

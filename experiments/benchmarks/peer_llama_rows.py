@@ -1,10 +1,10 @@
-"""llama.cpp's tokens a second in one batch of rows: the peer of ``busy_rows``.
+"""Tokens per second of llama.cpp in one batch of rows, the peer of ``busy_rows``.
 
-Run by the interpreter that has llama-cpp-python (see ``peer_its_hub``), with
+Run by an interpreter with llama-cpp-python (see ``peer_its_hub``), with
 ``{"path": ..., "rows": ..., "cache": ..., "tokens": ..., "runs": ...}`` on standard
-input. Each row has a sequence of its own; its cache is a copy of the first one's. One
-token a row is decoded at a time, and its logits computed; the next is taken without
-looking at them, so that drawing costs nothing here.
+input. Each row is a separate sequence, whose cache is a copy of the first row's. Each
+call decodes one token per row and computes its logits. The next token does not depend
+on them, so that the time of drawing is not included.
 """
 
 import json
@@ -65,7 +65,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    # As a script it finds its neighbour, and not the package that both lie in.
+    # As a script, this file can import its neighbour, but not the package.
     from peer_its_hub import peak_bytes
 
     found = run(json.load(sys.stdin))

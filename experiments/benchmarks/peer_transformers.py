@@ -1,9 +1,9 @@
 """transformers' ``generate`` on torch: rollouts alone, without steps and judgements.
 
-Run by the interpreter that has them (``pip install torch transformers``), with a
-request of :func:`tsi.experiments.benchmarks.filter_run.request` on standard input whose
-``path`` is a folder. A problem's rollouts are one batch, which goes on until the
-longest has ended or reached the limit.
+Run by an interpreter with both (``pip install torch transformers``), with a request of
+:func:`tsi.experiments.benchmarks.filter_run.request` on standard input, whose ``path``
+is a folder. The rollouts of a problem are one batch, which runs until the longest
+rollout has ended or reached the limit.
 """
 
 import json
@@ -49,13 +49,13 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def num_written(row: list[int], eos_ids: list[int]) -> int:
-    """Tokens up to the first that ends the text, itself included."""
+    """Number of tokens up to and including the first end token."""
     ends = [i + 1 for i, token in enumerate(row) if token in eos_ids]
     return ends[0] if ends else len(row)
 
 
 if __name__ == "__main__":
-    # As a script it finds its neighbour, and not the package that both lie in.
+    # As a script, this file can import its neighbour, but not the package.
     from peer_its_hub import peak_bytes
 
     found = run(json.load(sys.stdin))

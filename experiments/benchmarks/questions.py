@@ -1,7 +1,7 @@
 """Eight short word problems, written for this benchmark, with their answers.
 
-Asked for blank lines, SmolLM2-135M writes about 200 tokens in 2 to 12 steps of very
-unequal length; it is seldom right.
+With the instruction to write blank lines, SmolLM2-135M writes about 200 tokens in 2 to
+12 steps of very different lengths. It is seldom right.
 """
 
 import re
@@ -63,6 +63,6 @@ def problems(count: int) -> list[Problem]:
 
 
 def extract(text: str) -> str | None:
-    """The last number of a text, without commas and empty decimals."""
+    """The last number of a text, without commas and a final .00."""
     numbers = _NUMBER.findall(text)
     return numbers[-1].replace(",", "").removesuffix(".00") if numbers else None

@@ -1,10 +1,10 @@
-"""What an accelerator can do at most, from its data sheet: nothing here is measured.
+"""Upper bounds on the speed of accelerators, from data sheets; nothing is measured.
 
 ``python -m tsi.experiments.benchmarks.roofline`` prints the table of
-``docs/accelerators.md``: a policy and a reward model of 7 billion weights each, side by
-side on every group of chips, with the paper's limits (arXiv 2502.01618: 64 particles,
-40 steps, 2,048 tokens). Work that waits for memory takes bytes over bandwidth, work
-that waits for products takes FLOPs over the peak, and the larger of the two counts.
+``docs/accelerators.md``: a policy and a reward model of 7 billion weights each, both on
+every group of chips, with the paper's limits (arXiv 2502.01618: 64 particles, 40 steps,
+2,048 tokens). The time of a program is the larger of bytes over memory bandwidth and
+FLOPs over peak speed.
 """
 
 import sys
@@ -28,18 +28,18 @@ QWEN_7B = DecoderConfig(
     tied=False,
     attention_bias=True,
 )
-"""The shape of Qwen2.5-Math-7B and of the reward model made of it."""
+"""The shape of Qwen2.5-Math-7B and of the reward model based on it."""
 ITEM = 2
-"""Bytes of a weight, a key and a value: bfloat16."""
+"""Bytes per number, for weights, keys and values in bfloat16."""
 
 
 class Chips(NamedTuple):
-    """A group of chips that hold both models, and how many such groups there are.
+    """Groups of chips; each group holds both models.
 
     Attributes:
-        name: as the table has it.
-        size: chips of a group; weights and heads are divided among them.
-        groups: that share the problems, and nothing else.
+        name: in the table.
+        size: chips per group; weights and heads are divided among them.
+        groups: number of groups; the problems are divided among them.
         memory: bytes of one chip.
         bandwidth: bytes per second of its memory.
         flops: per second, at its peak in bfloat16.
@@ -84,7 +84,7 @@ class Work(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """The most that a group, or all groups, can do with so many rows."""
+    """Upper bounds for a group, or all groups, with a number of rows."""
 
     rows: int
     token: float
@@ -95,17 +95,17 @@ class Bound(NamedTuple):
 
 
 def num_weights(config: DecoderConfig) -> float:
-    """Weights that every token reads: those of the products."""
+    """Number of weights that are multiplied for every token."""
     return config.flops_per_token(0.0) / 2
 
 
 def position_bytes(config: DecoderConfig) -> int:
-    """Of the keys and values of one position."""
+    """Bytes of the keys and values of one position."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_width * ITEM
 
 
 def max_rows(chips: Chips, config: DecoderConfig, work: Work) -> int:
-    """Rows whose caches, of both models, fit beside the weights at their longest."""
+    """Rows whose caches of both models fit beside the weights at full length."""
     weights = config.vocab_size * config.width + num_weights(config)
     free_bytes = 0.9 * chips.size * chips.memory - 2 * ITEM * weights
     return int(free_bytes // (2 * work.longest * position_bytes(config)))
@@ -124,7 +124,7 @@ def bound(chips: Chips, config: DecoderConfig, work: Work, rows: int) -> Bound:
     weights = num_weights(config)
     bytes_moved = (ITEM * weights + rows * work.past * position_bytes(config)) / n
     products = rows * config.flops_per_token(work.past) / n
-    # Two sums over the group per layer, each of which sends and receives about once.
+    # Two sums over the group per layer; each sends and receives its data about once.
     sums = 4 * config.num_layers * rows * config.width * ITEM * (n - 1) / n
     times = {
         "memory": bytes_moved / chips.bandwidth,

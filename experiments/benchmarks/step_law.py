@@ -1,13 +1,14 @@
-"""Steps of very unequal length, by a law that is known, through the engine.
+"""The engine on steps whose very different lengths have a known distribution.
 
-``python -m tsi.experiments.benchmarks.step_law`` prints one line of JSON: how many of
-the computed rows were of use, where the engine reports it, the drain at the end
-included. The policy is a tiny model whose last norm is zero, so that all tokens are
-alike to it; a boundary whose states count the step's tokens lets as many tokens end the
-step as the law's hazard says. Nothing in the engine knows of it.
+``python -m tsi.experiments.benchmarks.step_law`` prints one line of JSON with the
+utilisation (the share of computed tokens that were used), including the end of the run,
+when few rows are left. The policy is a tiny model whose last norm has scale zero, so
+that all tokens have the same probability. The states of the boundary count the tokens
+of a step, and as many tokens end the step as the hazard of the distribution requires.
+The engine itself is unchanged.
 
-The law: a log-normal variable of mean 60 and sigma 1, rounded up and cut at 512. A
-solution has eight such steps, and every step is followed by multinomial resampling.
+The length is a log-normal variable of mean 60 and sigma 1, rounded up and cut at 512. A
+solution has eight such steps, with multinomial resampling after every step.
 """
 
 import json
@@ -36,11 +37,11 @@ from tsi.rewards.reward import NoReward
 from tsi.samplers.particle_filter import particle_filter
 
 VOCABULARY = 4096
-"""So many tokens of equal probability: a hazard is right to half of one of them."""
+"""Number of tokens of equal probability; hazards are rounded to multiples of 1/4096."""
 
 
 class Law(NamedTuple):
-    """Problems, particles, steps, and the law of a step's length."""
+    """Problems, particles, steps, and the distribution of a step's length."""
 
     problems: int = 64
     particles: int = 16
@@ -67,9 +68,10 @@ def length_probabilities(hazard: Float[np.ndarray, "C"]) -> Float[np.ndarray, "C
 
 
 def counting_boundary(hazard: Float[np.ndarray, "C"], size: int) -> Boundary:
-    """Ends a step of n tokens with probability ``hazard[n - 1]`` if tokens are alike.
+    """Ends a step of n tokens with probability ``hazard[n - 1]``, for uniform tokens.
 
-    Whole tokens only: what rounding takes from one length it gives to the next.
+    The number of tokens that end a step is an integer; its rounding error is carried
+    over to the next length.
     """
     survival, carried = 1.0, 0.0
     ends = np.zeros((len(hazard), size), bool)
@@ -91,7 +93,7 @@ def counting_boundary(hazard: Float[np.ndarray, "C"], size: int) -> Boundary:
 
 
 def uniform_policy(size: int, length: int) -> LanguageModel:
-    """A tiny language model to which all tokens are alike."""
+    """A tiny language model for which all tokens have the same probability."""
     config = DecoderConfig(
         vocab_size=size,
         width=16,
@@ -109,7 +111,7 @@ def uniform_policy(size: int, length: int) -> LanguageModel:
 
 
 def run(law: Law) -> dict[str, Any]:
-    """Run the filter on steps of the law."""
+    """Run the filter on steps with this distribution."""
     max_tokens = law.steps * law.cut
     target = ReasoningTarget(
         counting_boundary(hazards(law), VOCABULARY),
@@ -144,7 +146,7 @@ def run(law: Law) -> dict[str, Any]:
 
 
 def main(law: tyro.conf.OmitArgPrefixes[Law] = Law()) -> None:  # noqa: B008
-    """Run the filter on steps of the law and print what it took.
+    """Run the filter on steps with this distribution and print its costs.
 
     Args:
         law: problems, particles and lengths.

@@ -1,8 +1,8 @@
-"""How fast a policy reads prompts and writes tokens, as the engine has it do so.
+"""The speed of reading prompts and writing tokens with a policy.
 
-Every row of a batch has a prompt of its own. Reading is the target's ``init``; writing
-is one step of ``propose`` that no boundary ends. The last token of a prompt is read
-with the first that is written.
+Every row of a batch has its own prompt. Reading is the target's ``init``; writing is
+one step of ``propose`` that no boundary ends. The last token of a prompt is read with
+the first token that is written.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from tsi.rewards.reward import NoReward, Prompts
 
 
 class Work(NamedTuple):
-    """Rows of a batch, tokens of a prompt, tokens written, timed runs."""
+    """Rows per batch, tokens per prompt, tokens written, and timed runs."""
 
     batch: int
     prompt: int
@@ -32,7 +32,7 @@ class Work(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """Median seconds to read all prompts, and to write all tokens."""
+    """Median seconds to read all prompts and to write all tokens."""
 
     prefill: float
     decode: float
@@ -78,10 +78,11 @@ def _median(call: Any, work: Work) -> float:
 def ceiling_fractions(
     model: LanguageModel, work: Work, speed: Speed, ceilings: Ceilings
 ) -> dict[str, float]:
-    """Tokens a second, and which part of the ceilings the work comes to.
+    """Tokens per second, and fractions of the ceilings.
 
     Writing a token reads each weight once for the whole batch, and each row's keys and
-    values; an embedding that is no head is looked up, not read.
+    values. Of an embedding that is not the head, only the tokens' rows are read, which
+    is neglected.
     """
     config = model.config
     read, written = work.batch * work.prompt, work.batch * work.new

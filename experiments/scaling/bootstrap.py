@@ -1,11 +1,11 @@
-"""Standard errors and intervals that respect how problems and seeds are nested.
+"""Standard errors and intervals for seeds nested in problems.
 
-Seeds of one problem share its difficulty, so the problem is the unit of resampling
-(clusters), and seeds are resampled within each resampled problem. The second stage
-counts the noise between seeds once more than the clustered formula does, so intervals
-are a little wide with many seeds, and the two agree with one. Two methods are
-compared on the same resampled problems and seeds (paired), because their runs share
-problems and random streams and the difference is less noisy than either.
+Seeds of one problem share its difficulty, so problems are resampled (clusters), and
+seeds are resampled within each resampled problem. This second stage counts the noise
+between seeds twice, so intervals are slightly too wide with many seeds; with one seed
+they agree with the clustered formula. Two methods are compared on the same resampled
+problems and seeds (paired), because their runs share problems and random numbers, and
+their difference is less noisy than either accuracy.
 
 Reference: Field and Welsh 2007, "Bootstrapping clustered data", J. R. Stat. Soc. B 69,
 the two-stage scheme; Miller 2024, arXiv 2411.00640, clustered standard errors of
@@ -30,7 +30,7 @@ Curve = Mapping[int, np.ndarray] | Mapping[float, np.ndarray]
 
 
 class Interval(NamedTuple):
-    """A percentile interval; NaN ends where too few replicates share a range."""
+    """A percentile interval; NaN if too few replicates have a value."""
 
     low: float
     high: float
@@ -112,7 +112,7 @@ def bootstrap_scaling_rate(
 
     Args:
         correct_a: budget -> 0 or 1 for each problem and seed.
-        correct_b: the same of B, on the same problems and seeds.
+        correct_b: the same for B, on the same problems and seeds.
         num_replicates: bootstrap replicates.
         seed: of the bootstrap.
         level: coverage.
@@ -133,7 +133,7 @@ def bootstrap_scaling_rate(
     weights = cluster_weights(seed, num_replicates, *stack_a.shape[:2])
     curves_a = bootstrap_accuracies(weights, stack_a)
     curves_b = bootstrap_accuracies(weights, stack_b)
-    # One matrix product sums in another order than the next: round what is equal.
+    # Matrix products may sum in different orders: rounding makes equal values equal.
     curves_a, curves_b = np.round(curves_a, 12), np.round(curves_b, 12)
     replicates = scaling_rate(budgets_a, curves_a, budgets_b, curves_b)
     at_grid = _rates_at(budgets_a, curves_a, budgets_b, curves_b, rate.accuracies)
@@ -159,7 +159,7 @@ def _rates_at(
     curves_b: np.ndarray,
     accuracies: np.ndarray,
 ) -> np.ndarray:
-    """Replicated rates at fixed accuracies, NaN where a replicate does not reach."""
+    """Rates of the replicates at fixed accuracies, NaN outside a replicate's range."""
     log_rates = log_budget_needed(np.log(budgets_b), curves_b, accuracies)
     log_rates = log_rates - log_budget_needed(np.log(budgets_a), curves_a, accuracies)
     is_reached = np.minimum(curves_a.max(-1), curves_b.max(-1))[:, None] >= accuracies

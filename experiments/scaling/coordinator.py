@@ -1,7 +1,7 @@
-"""The address of process 0, looked at before JAX gets it.
+"""Checks of the address of process 0, before JAX uses it.
 
-JAX ends the program in C++ where a port cannot be used or nobody answers, and waits in
-functions that no signal interrupts.
+JAX aborts the program in C++ if a port cannot be used or process 0 does not answer, and
+waits in functions that signals do not interrupt.
 """
 
 import os
@@ -11,9 +11,9 @@ import time
 from tsi.errors import ConfigurationError
 
 JOIN_TIMEOUT = 300.0
-"""Seconds in which process 0 must answer at the start, as in JAX."""
+"""Seconds within which process 0 must answer at the start, as in JAX."""
 PAUSE = 0.1
-"""Seconds between two attempts to reach it."""
+"""Seconds between two attempts to connect."""
 MAX_PORT = 65535
 """The largest port."""
 
@@ -21,24 +21,24 @@ MAX_PORT = 65535
 def check_parts(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Refuse what cannot be the parts of a run that is joined by hand.
+    """Refuse an address, number or index of processes that is missing or invalid.
 
     Args:
-        coordinator: ``HOST:PORT`` of process 0; None, as the others, where the cluster
-            is detected.
-        num_processes: how many there are.
-        process_id: which this one is, from 0.
+        coordinator: ``HOST:PORT`` of process 0; None, as the others, if the cluster is
+            detected.
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
 
     Raises:
-        ConfigurationError: some are missing, or one is none.
+        ConfigurationError: an argument is missing or invalid.
     """
     if coordinator is None and num_processes is None and process_id is None:
         return
     if coordinator is None or num_processes is None or process_id is None:
         raise ConfigurationError(
-            "Processes that are joined by hand need a coordinator (HOST:PORT of "
-            "process 0), a number of processes and each its own number from 0; one of "
-            "the three is missing."
+            "If no cluster is detected, --coordinator (HOST:PORT of process 0), "
+            "--num-processes and --process-id (from 0) are needed; one of the three is "
+            "missing."
         )
     host, port = split(coordinator)
     if not host or not (port.isascii() and port.isdigit()):
@@ -48,36 +48,37 @@ def check_parts(
         )
     if not 1 <= int(port) <= MAX_PORT:
         raise ConfigurationError(
-            f"The coordinator {coordinator!r} has no port: those are 1 to {MAX_PORT}."
+            f"The coordinator {coordinator!r} has no valid port: ports are 1 to "
+            f"{MAX_PORT}."
         )
     if num_processes < 1:
         raise ConfigurationError(
-            f"There cannot be {num_processes} processes; give the number of all that "
-            "are started, this one among them."
+            f"There cannot be {num_processes} processes; give the number of all "
+            "processes, including this one."
         )
     if not 0 <= process_id < num_processes:
         raise ConfigurationError(
-            f"{process_id} is no number of one of {num_processes} processes: those are "
+            f"{process_id} is not an index of {num_processes} processes: indices are "
             f"0 to {num_processes - 1}."
         )
 
 
 def split(address: str) -> tuple[str, str]:
-    """Host and port of an address; that of IPv6 may stand in brackets."""
+    """Host and port of an address; an IPv6 host may be in brackets."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), port
 
 
 def check_free(coordinator: str) -> None:
-    """See at process 0 that its port can be listened at.
+    """Check in process 0 that it can listen at its port.
 
     Args:
         coordinator: ``HOST:PORT`` of process 0.
 
     Raises:
-        ConfigurationError: another program has it, or this one has no right to it.
+        ConfigurationError: another program uses the port, or it is not permitted.
     """
-    # Where JAX listens.
+    # The address at which JAX listens.
     bind_address = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
     host, port = split(bind_address or f"[::]:{split(coordinator)[1]}")
     try:
@@ -91,12 +92,12 @@ def check_free(coordinator: str) -> None:
 
 
 def _bind(host: str, port: int) -> None:
-    """Take a port, and give it back; nobody can connect meanwhile."""
+    """Bind a port and release it, without accepting connections."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if host == "::" and not socket.has_dualstack_ipv6():
         host, family = "0.0.0.0", socket.AF_INET
     with socket.socket(family) as server:
-        # Else connections that have just ended would keep it from the next run.
+        # Otherwise connections that have just ended would block the port.
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if host == "::":
             server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -104,13 +105,13 @@ def _bind(host: str, port: int) -> None:
 
 
 def wait_for_coordinator(coordinator: str) -> None:
-    """Wait until process 0 can be connected to.
+    """Wait until process 0 accepts connections.
 
     Args:
         coordinator: ``HOST:PORT`` of process 0.
 
     Raises:
-        ConfigurationError: it does not answer for `JOINING` seconds.
+        ConfigurationError: it does not answer for `JOIN_TIMEOUT` seconds.
     """
     host, port = split(coordinator)
     deadline, reason = time.monotonic() + JOIN_TIMEOUT, ""

@@ -1,13 +1,13 @@
 """The scaling experiment with a real language model and two rewards.
 
-Claim under test: the ranking of methods seen with large models (Puri et al. 2025,
-arXiv 2502.01618, figure 2) holds for SmolLM2-135M-Instruct on short sums. Nothing is
-published for this model and task, so there is no expected number: the measured table
-stands in the README, whatever it says. With 20 problems a standard error is about 10
-points, and only large differences mean anything.
+Claim under test: the ranking of methods with large models (Puri et al. 2025, arXiv
+2502.01618, figure 2) also holds for SmolLM2-135M-Instruct on short sums. Nothing is
+published for this model and task, so there is no expected number; the measured tables
+are in docs/results/language_model.md, whatever the outcome. With 20 problems a standard
+error is about 10 points, so that only large differences are meaningful.
 
-Rewards: ``judge``, the policy's own one-token judgement of each prefix, and
-``equations``, an exact check of the equations that the text has stated.
+Rewards: ``judge``, the policy's one-token judgement of each prefix, and ``equations``,
+an exact check of the equations in the text.
 
 Cost: at most 40 minutes on 2 cores, after a download of 93 MB.
 Command: ``make curve-llm`` or ``python -m tsi.experiments.scaling.curve_llm``.
@@ -34,7 +34,7 @@ from tsi.rewards.text_reward import TextReward
 POLICY = "smollm2-135m"
 METHODS = ("self_consistency", "weighted_best_of_n", "particle_filter", "smc")
 QUESTION = "Is every equation above right? Answer Yes or No."
-"""What the policy is asked about its own text."""
+"""The question to the policy about its own text."""
 
 
 def language_worlds(
@@ -82,20 +82,21 @@ def main(
     max_stored: int = 800,
     progress: bool = True,
 ) -> None:
-    """Run the experiment with each reward; resumes where it stopped.
+    """Run the experiment with each reward; can be resumed.
 
     Args:
-        num_problems: of chain_sum.
+        num_problems: number of problems of chain_sum.
         budgets: rollouts N.
-        seeds: how often each problem is run.
-        out: folder, or an address that fsspec knows; each reward has one inside.
+        seeds: how many times each problem is run.
+        out: folder, or an address that fsspec supports, with a subfolder per reward.
         max_rows: rows that write tokens together on a device.
         temperature: of the policy.
-        methods: which samplers; "all" alone is every one.
-        rewards: which of the two.
+        methods: which to compare; standard: the nine methods of the published
+            comparison; all: every method.
+        rewards: judge, equations or both.
         max_stored: prefixes with caches that explorers keep at once; a thousand
-            are 3 GB of keys and values.
-        progress: show a bar with the time left.
+            prefixes have 3 GB of keys and values.
+        progress: show a progress bar with the time left.
     """
     plan = make_plan(methods, budgets, seeds)
     place = parse_place(out)

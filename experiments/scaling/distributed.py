@@ -1,15 +1,14 @@
-"""Several processes, on one or many hosts, that divide the problems of one run.
+"""Several processes, on one or several hosts, that divide the problems of one run.
 
-Each process works on its own devices with models of its own, so that no array spans two
-of them, and writes its own rows (`row_shards.py`). What they tell each other goes
-through the key-value store of JAX's coordination service, which process 0 serves: that
-they were started alike, that they are alive, and how each of them has ended.
-Collectives of the devices would hang, or end the program after a time limit of their
-own, where one process is hours ahead of another.
+Each process has its own devices and models, so that no array spans two processes, and
+writes its own rows (`row_shards.py`). Processes communicate through the key-value store
+of JAX's coordination service, which process 0 serves: that they were started with the
+same arguments, that they are alive, and how each of them has ended. Collectives of
+devices would hang or reach their time limit, because one process may be hours ahead of
+another.
 
-A process that dies or fails takes no other with it, save process 0: whoever waits for
-it goes on to wait for those that still work. One that is asked to stop lets the others
-stop too.
+If a process other than process 0 dies or fails, the others finish their work first. If
+one is asked to stop, all stop.
 """
 
 import contextlib
@@ -34,20 +33,20 @@ from tsi.models.files import format_path
 from tsi.termination import is_asked, stop_with_group, terminable
 
 BEAT_INTERVAL = 1.0
-"""Seconds between two signs of life of a process."""
+"""Seconds between two heartbeats of a process."""
 BEAT_TIMEOUT = 100.0
-"""Seconds without one after which a process counts as dead, as in JAX."""
+"""Seconds without a heartbeat after which a process counts as dead, as in JAX."""
 EXIT_TIMEOUT = 20.0
-"""Seconds that process 0 waits for the others to stop, since its end is theirs."""
+"""Seconds that process 0 waits for the others to stop, because they end with it."""
 POLL_INTERVAL = 0.1
-"""Seconds between two looks at the store."""
+"""Seconds between two reads of the store."""
 
 T = TypeVar("T")
 
 
 @runtime_checkable
 class Store(Protocol):
-    """What is asked of JAX's coordination service."""
+    """The part of JAX's coordination service that is used."""
 
     def key_value_set(
         self, key: str, value: str, allow_overwrite: bool = False
@@ -60,9 +59,9 @@ class ProcessEnd(NamedTuple):
     """How a process has ended.
 
     Attributes:
-        why: a sentence; None where all was well.
-        stopped: whether a signal has asked it to.
-        lost: whether another process has died, and the same command goes on.
+        reason: a sentence; None if there was no error.
+        is_stopped: whether a signal has stopped it.
+        is_lost: whether another process has died, so that the command can be resumed.
     """
 
     reason: str | None
@@ -71,13 +70,13 @@ class ProcessEnd(NamedTuple):
 
 
 class Group:
-    """The processes of a run, as one of them sees them.
+    """The processes of a run, and this process's index among them.
 
     Args:
         index: of this process, from 0.
-        count: how many there are.
-        store: which they share; None for one process.
-        patience: seconds without a sign of life after which one counts as dead.
+        count: number of processes.
+        store: shared by the processes; None for one process.
+        beat_timeout: seconds without a heartbeat after which a process counts as dead.
     """
 
     def __init__(
@@ -102,29 +101,28 @@ class Group:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that reports."""
+        """Whether this is process 0, which reports."""
         return self.index == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Every item is in the share of one process, in the same one every time."""
+        """This process's items: every item is in the share of exactly one process."""
         return list(items[self.index :: self.count])
 
     def gather(self, name: str, text: str = "") -> list[str]:
-        """The texts of all processes, in order; waits until all have given theirs.
+        """Wait for the texts of all processes, and return them in order.
 
-        Those that still work are waited for where others have died or failed, save
-        process 0, without which nothing goes on.
+        If a process other than process 0 has died or failed, this waits until the
+        others have given their texts or ended, and then raises.
 
         Args:
-            name: of what is gathered. Texts of a name that is used again are those of
-                the same use: of its n-th in each process.
+            name: of what is gathered. The n-th call with a name gathers the texts of
+                the n-th calls with this name in all processes.
             text: of this process.
 
         Raises:
-            ProcessError: of those that have not given one none is left, and some have
-                failed.
-            LostProcessError: none is left, and all of them have died.
-            Stopped: a signal has asked one to stop.
+            ProcessError: the remaining processes have ended, and some have failed.
+            LostProcessError: the remaining processes have died.
+            Stopped: a signal has stopped one of them.
         """
         if self._store is None:
             return [text]
@@ -132,7 +130,7 @@ class Group:
         self._calls[name] += 1
         self._set(f"{key}/{self.index}", text)
         while True:
-            # In this order: of whoever has ended by now the text is found as well.
+            # In this order, so that a process that has ended has also given its text.
             ended, found = self._read_ends(), self._get(key)
             missing = set(range(self.count)) - found.keys()
             if not missing:
@@ -144,10 +142,10 @@ class Group:
         """Refuse processes that were started with different arguments.
 
         Args:
-            facts: what decides the run, of JSON types.
+            facts: arguments and settings of the run, of JSON types.
 
         Raises:
-            ConfigurationError: they differ; the same sentence in all of them.
+            ConfigurationError: they differ; all processes raise the same message.
         """
         digests = {name: digest(fact) for name, fact in facts.items()}
         digests_of_all = [
@@ -167,10 +165,10 @@ class Group:
                 )
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Tell the others how this process ends; process 0 waits for them to end too.
+        """Publish how this process ends; process 0 waits until the others end too.
 
         Args:
-            error: why it ends; None where all was well.
+            error: that ends it; None if there is none.
         """
         if self._store is None:
             return
@@ -192,7 +190,7 @@ class Group:
                 }
 
     def reason(self, error: BaseException) -> BaseException:
-        """An error, or where process 0 has made this one stop, why it has."""
+        """The error, or that of process 0 if this process stops because of it."""
         if self._first_failure is None or not isinstance(error, Stopped):
             return error
         kind = LostProcessError if self._first_failure.is_lost else ProcessError
@@ -201,10 +199,10 @@ class Group:
     # The store
 
     def _count_groups(self) -> int:
-        """How many groups of this process the store has served before this one.
+        """Number of earlier groups of this process in the store.
 
-        One that the user has joined outlives a group; what is told in the next must not
-        be taken for what was told in the last.
+        If the user has joined the processes, the store outlives a group, and entries of
+        different groups must not be confused.
         """
         number = int(self._get("groups").get(self.index, "0"))
         self._set(f"groups/{self.index}", str(number + 1))
@@ -230,10 +228,10 @@ class Group:
     def _check(
         self, name: str, missing: set[int], ended: Mapping[int, ProcessEnd]
     ) -> None:
-        """Raise if those that are waited for will not come any more."""
+        """Raise if the missing texts will not come."""
         ended_missing = {i: ended[i] for i in sorted(missing & ended.keys())}
         if any(end.is_stopped for end in ended_missing.values()):
-            # Raises in the main thread, and knows then that this one was asked.
+            # Raises in the main thread, and records that this process was stopped.
             stop_with_group()
             raise Stopped(signal.SIGTERM)
         silent_missing = {
@@ -256,11 +254,11 @@ class Group:
         )
 
     def _watch_others(self) -> None:
-        """Give signs of life, and stop if all are to."""
+        """Write heartbeats, and stop this process if all processes stop."""
         beat, is_stopping = 0, False
         while not self._left.wait(BEAT_INTERVAL):
             beat += 1
-            # Where the service is gone for good, JAX ends this process.
+            # If the service has ended, JAX ends this process.
             with contextlib.suppress(Exception):
                 self._set(f"beat/{self.index}", str(beat))
                 for i, theirs in self._get("beat").items():
@@ -271,7 +269,7 @@ class Group:
                     self._stop_main()
 
     def _is_over(self, ended: Mapping[int, ProcessEnd]) -> bool:
-        """Whether all are to stop: one was asked to, or process 0 has failed."""
+        """Whether all processes stop: one was stopped, or process 0 has failed."""
         first = ended.get(0)
         if first is not None and first.reason is not None and not first.is_stopped:
             if not is_asked():
@@ -280,17 +278,17 @@ class Group:
         return any(end.is_stopped for end in ended.values())
 
     def _stop_main(self) -> None:
-        """Let the main thread stop between two steps, unless it is leaving."""
+        """Stop the main thread between two steps, unless it is already leaving."""
         if not self._left.is_set():
             stop_with_group()
 
 
 ALONE = Group()
-"""One process, which waits for none."""
+"""A single process."""
 
 
 def digest(fact: Any) -> str:
-    """A short name of a value of JSON types."""
+    """A short hash of a value of JSON types."""
     text = json.dumps(fact, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -302,11 +300,11 @@ def group_of(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[Group]:
-    """The processes that a command line asks for: `processes`, or this one alone.
+    """The group for the command line's options: joined processes, or this one alone.
 
     Raises:
-        ConfigurationError: the other arguments are given without the first, or as
-            `processes` does.
+        ConfigurationError: the other arguments are given without `distributed`, or see
+            `join_processes`.
     """
     if distributed:
         with join_processes(coordinator, num_processes, process_id) as group:
@@ -314,8 +312,8 @@ def group_of(
         return
     if (coordinator, num_processes, process_id) != (None, None, None):
         raise ConfigurationError(
-            "--coordinator, --num-processes and --process-id are parts of "
-            "--distributed; give that too."
+            "--coordinator, --num-processes and --process-id need --distributed; add "
+            "it."
         )
     yield ALONE
 
@@ -326,28 +324,28 @@ def join_processes(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[Group]:
-    """Join the other processes of a run; before JAX has computed anything.
+    """Join the other processes of a run, before JAX computes anything.
 
     Args:
-        coordinator: ``HOST:PORT`` of process 0; where JAX detects the cluster (TPU
-            pods, Slurm, Open MPI, and Kubernetes where jax[k8s] is installed), it and
-            the rest may be left out.
-        num_processes: how many there are.
-        process_id: which this one is, from 0.
+        coordinator: ``HOST:PORT`` of process 0. It and the other arguments may be left
+            out if JAX detects the cluster (TPU pods, Slurm, Open MPI, and Kubernetes
+            if jax[k8s] is installed).
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
 
     Raises:
-        ConfigurationError: no cluster is detected, the arguments are not whole or out
-            of range, or the processes cannot be joined.
+        ConfigurationError: no cluster is detected, an argument is missing or out of
+            range, or the processes cannot be joined.
     """
     check_parts(coordinator, num_processes, process_id)
     is_joined = jax.distributed.is_initialized()
     if not is_joined:
-        # JAX's own handler of SIGTERM would take the place of ours.
+        # JAX's own handler of SIGTERM would replace the one of this package.
         jax.config.update("jax_enable_preemption_service", False)
-        # Else the death of one process ends all others, in the middle of a step.
+        # Otherwise the death of one process ends all others in the middle of a step.
         jax.config.update("jax_enable_recoverability", True)
         _initialize(coordinator, num_processes, process_id)
-    # Nothing public hands out the store; Orbax takes it from here too.
+    # There is no public access to the store; Orbax takes it from here too.
     from jax._src.distributed import global_state
 
     group = Group(
@@ -393,8 +391,8 @@ def _initialize(
     except (ValueError, TypeError) as error:
         if coordinator is None:
             raise ConfigurationError(
-                "No cluster was detected (a TPU pod, Slurm, Open MPI, and Kubernetes "
-                "where jax[k8s] is installed): give --coordinator HOST:PORT, "
+                "No cluster was detected (a TPU pod, Slurm, Open MPI, or Kubernetes "
+                "with jax[k8s]): give --coordinator HOST:PORT, "
                 "--num-processes and --process-id."
             ) from error
         raise ConfigurationError(
@@ -403,17 +401,17 @@ def _initialize(
     except RuntimeError as error:
         raise ConfigurationError(
             f"The processes cannot be joined: {_sentence(error)} Check that process 0 "
-            "runs, that its address is right and its port free and open, and that all "
-            "processes were started."
+            "runs, that its address is right, that its port is free and open, and that "
+            "all processes were started."
         ) from error
 
 
 def _explain_end(i: int, end: ProcessEnd, name: str) -> str:
-    """Why a process that is waited for has ended."""
+    """A sentence on how a process has ended."""
     if end.reason is None:
         return (
-            f"Process {i} has ended without giving its {name!r}. Let all processes run "
-            "the same program."
+            f"Process {i} has ended before its {name!r}. All processes must run the "
+            "same program."
         )
     return f"Process {i} has failed: {end.reason}"
 

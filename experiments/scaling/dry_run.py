@@ -1,10 +1,9 @@
-"""`--dry-run`: what would be run, whether it fits, and what it would cost.
+"""`--dry-run`: what would be run, whether it fits into memory, and what it would cost.
 
-Shapes alone are read; the weights stay on disk, nothing is written and no model runs.
-The time is that of the FLOPs at a given speed, which is measured in products of
-matrices of the policy's shape, or stated by the user. Attention, the host and slots
-that wait come on top, and where a model is so small that the host is the slower of the
-two, that is most of the time.
+Only shapes are read; weights are not loaded, nothing is written and no model runs. The
+time is FLOPs divided by a speed, which is measured with matrix products of the policy's
+shape or given by the user. Attention, the host and waiting slots take further time. For
+a model so small that the host is slower than the device, that is most of the time.
 """
 
 import math
@@ -38,23 +37,23 @@ from tsi.reasoning.particles import ReasoningParams
 from tsi.sampler import Sampler
 
 MAX_BYTES = 2**28
-"""Of the matrices that the speed is measured with: more than caches hold."""
+"""Size of the matrices with which speed is measured: larger than processor caches."""
 
 
 HEAD = (
     *("", "N", "problems", "at once", "slots", "blocks", "bytes of blocks"),
     *("most tokens", "tokens", "FLOPs", "time"),
 )
-"""Of the table; blocks and their bytes are those of rows that share nothing."""
+"""Header of the table; blocks and their bytes assume that rows share no blocks."""
 
 
 class Run(NamedTuple):
-    """A method at a budget on problems that are run together.
+    """A method at a budget, on problems that are run together.
 
     Attributes:
         method: its name.
         budget: rollouts N.
-        problems: how many; none, where all rows of it are there.
+        problems: number of problems; 0 if all rows exist.
     """
 
     method: str
@@ -63,20 +62,20 @@ class Run(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a run may cost.
+    """The estimated cost of a run.
 
     Attributes:
-        at_once: problems in work.
+        at_once: problems that are worked on at the same time.
         slots: rows that write together, on all devices.
-        blocks: that the rows in work fill at the most, if they share nothing.
+        blocks: the most that the working rows fill, if they share none.
         bytes: of these blocks, on all devices.
-        most_tokens: that can be written.
-        tokens: that may well be written, if solutions are as long as worked ones; NaN
-            where it is not known how long these are.
-        flops: of these tokens, prompts and the reward included.
-        busy: the share of all devices that work on it; those of one group work on a
-            problem.
-        refused: why it cannot be run; empty if it can.
+        max_tokens: the most that can be written.
+        tokens: that will be written if solutions are as long as worked solutions; NaN
+            if the length of worked solutions is not known.
+        flops: for these tokens, the prompts and the reward.
+        device_share: share of the devices that have work; a problem is worked on by one
+            group of devices.
+        refusal: why the run is not possible; empty if it is.
     """
 
     at_once: int = 0
@@ -91,7 +90,7 @@ class Cost(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """FLOPs per second of all devices, and where the number is from."""
+    """FLOPs per second of all devices, and the source of the number."""
 
     flops: float
     source: str
@@ -102,7 +101,7 @@ class Forecast(NamedTuple):
 
     Attributes:
         text: for the user.
-        refused: whether it would do nothing, since some of it cannot be run.
+        is_refused: whether some of it is not possible, so that nothing would be run.
     """
 
     text: str
@@ -110,12 +109,12 @@ class Forecast(NamedTuple):
 
 
 def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
-    """What a plan would run: its batches, with the problems that lack a row there.
+    """What a plan would run: its batches, with the problems that lack a row.
 
     Args:
-        plan: what is compared.
-        world: on what.
-        path: of the rows' file, which need not be there.
+        plan: methods, budgets and seeds.
+        world: a task with its models.
+        path: of the file of rows, which need not exist.
 
     Raises:
         ResultsError: the file cannot be continued.
@@ -135,11 +134,11 @@ def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
 
 
 def cost_of(world: World, run: Run) -> Cost:
-    """What a run may cost, or why it is refused.
+    """The estimated cost of a run, or why it is refused.
 
     Args:
-        world: on what; its weights need not be there.
-        run: what.
+        world: a task with its models; their weights need not be loaded.
+        run: a method at a budget.
     """
     engine: Any = world.engine
     method, target = get_method(run.method), engine.target
@@ -175,7 +174,7 @@ def cost_of(world: World, run: Run) -> Cost:
         if config is not None:
             attended = prompts * config.count_attended(0, prompt) / max(prompt, 1)
             flops += flops_of(config, prompts, attended)
-    # A judge is asked at every step, and reads no more than the question.
+    # At every step a judge reads its question.
     judge_tokens = steps * getattr(target.reward, "positions_beyond", 0)
     tokens_read = judge_tokens + (tokens if reads else 0)
     if reader is not None:
@@ -201,7 +200,7 @@ def cost_of(world: World, run: Run) -> Cost:
 
 
 def prompt_tokens(world: World) -> int:
-    """Tokens of the longest prompt, as far as characters tell which one that is."""
+    """Tokens of the prompt with the most characters."""
     engine: Any = world.engine
     prompts = (problem.prompt for problem in world.problems)
     return len(engine.encode(max(prompts, key=len, default="")))
@@ -210,13 +209,13 @@ def prompt_tokens(world: World) -> int:
 def measure_speed(
     config: Any, dtype: Any, rows: int, devices: Sequence[jax.Device]
 ) -> Speed:
-    """Products of as many rows as write together with matrices of the policy's shape.
+    """Measure the speed of matrix products of the policy's shape.
 
     Args:
         config: of the policy.
-        dtype: of what it computes.
-        rows: R, on each device.
-        devices: all of which compute at the same time, nothing in common.
+        dtype: of its computations.
+        rows: R, number of rows on each device.
+        devices: compute at the same time and independently.
     """
     itemsize = jnp.dtype(dtype).itemsize
     layer = 2 * config.width * config.hidden
@@ -233,7 +232,7 @@ def measure_speed(
     @jax.jit
     def products(x: Any, up: Any, down: Any) -> Any:
         def apply_layer(x: Any, weights: Any) -> Any:
-            # Numbers that stay in range, whatever the width.
+            # Division keeps the numbers in range, whatever the width.
             return x @ weights[0] / config.width @ weights[1] / config.hidden, None
 
         return jax.lax.scan(apply_layer, x, (up, down))[0]
@@ -257,13 +256,14 @@ def forecast(
     *,
     processes: int = 1,
 ) -> Forecast:
-    """What would be run.
+    """What would be run, and its cost.
 
     Args:
-        world: of shapes alone, or with weights.
-        runs: of this process; those of one method and budget are summed.
-        stated: FLOPs per second on all devices of all processes; measured, if None.
-        processes: how many work at the same time, each on problems of its own.
+        world: with or without weights.
+        runs: of this process; those of one method and budget are added up.
+        flops_per_second: on all devices of all processes; measured, if None.
+        processes: number of processes that work at the same time, on different
+            problems.
     """
     engine: Any = world.engine
     policy, target = engine.policy, engine.target
@@ -311,8 +311,8 @@ def forecast(
     ]
     if processes > 1:
         paragraphs.append(
-            f"share    that of the first of {processes} processes, the largest; all "
-            "work at the same time, and all numbers here are of this one"
+            f"share    all numbers are of the first of {processes} processes, which "
+            "has the largest share; all processes work at the same time"
         )
     paragraphs += [
         "",
@@ -326,7 +326,7 @@ def forecast(
 
 
 def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
-    """Weights, what is free, rows and their caches."""
+    """Lines about weights, free memory, rows and their caches."""
     max_positions, sizes, free = (
         prompt + target.max_tokens,
         engine.caches,
@@ -340,7 +340,7 @@ def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
     lines = [
         f"weights  {_size(policy)} of the policy, {_size(reward)} of the reward",
         f"memory   {_size(free)} free on a device beside the weights",
-        f"rows     {engine.max_rows:,} write together on a device at the most, and "
+        f"rows     at most {engine.max_rows:,} write together on a device, and "
         f"explorers store {engine.max_stored:,} prefixes",
         f"caches   {sum(sizes):,} bytes per position, {row}; slots {_size(slots)}",
     ]

@@ -1,6 +1,6 @@
-"""The methods that experiments compare, with the settings they run under.
+"""The methods that experiments compare, with their settings.
 
-Settings are the constructor's arguments, so what a row records is what was run.
+Settings are the constructor's arguments, so that rows record exactly what was run.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,16 @@ class Method(NamedTuple):
         constructor: makes the sampler from the settings.
         settings: the constructor's arguments; JSON types only.
         label: for tables and plots.
-        temperature: of the policy, where the method fixes it; None for the run's own.
-        proposal_temperature: tokens are drawn at so many times the policy's temperature
-            and corrected for; None draws from the policy.
-        independent: the sampler never resamples, so that all such methods share
-            rollouts and smaller budgets are the first particles of larger ones.
-        reads_reward: False for a method whose answer depends on no reward.
-        annealed: the constructor also takes the target's `max_steps`.
-        smallest: the least N that the method can use; smaller budgets are left out.
-        rounds: `N -> Rounds` of a method that stops early, N being the most it spends;
-            None for the others.
+        temperature: of the policy, if the method fixes it; None for the run's own.
+        proposal_temperature: factor on the policy's temperature at which tokens are
+            drawn; weights are corrected for it. None to draw from the policy.
+        independent: whether the sampler never resamples. All such methods share
+            rollouts, and smaller budgets are the first particles of larger ones.
+        reads_reward: False for a method whose answer does not depend on the reward.
+        annealed: whether the constructor also takes the target's `max_steps`.
+        smallest: the smallest N of the method; smaller budgets are left out.
+        rounds: ``N -> Rounds`` for a method that stops early and uses at most N
+            particles; None for the others.
     """
 
     constructor: Callable[..., Sampler | Explorer]
@@ -45,12 +45,12 @@ class Method(NamedTuple):
 
     @property
     def deterministic(self) -> bool:
-        """At temperature zero every seed and every particle is the same."""
+        """Whether all seeds and particles are the same, at temperature zero."""
         return self.temperature == 0.0
 
 
 def _bind_telescoping(constructor: Callable[..., Any]) -> Callable[..., Any]:
-    """A constructor that names the weights of the telescoping potential."""
+    """A constructor with the telescoping potential, which takes `weights` by name."""
 
     def make(weights: str, **settings: Any) -> Sampler | Explorer:
         return constructor(potential=samplers.telescoping(weights), **settings)
@@ -66,7 +66,7 @@ def _smc_below_ess(ess_fraction: float, weights: str) -> Sampler:
 
 
 def _divisor(budget: int, max_size: int) -> int:
-    """The largest size of equal rounds, `most` at most, that spend the whole budget."""
+    """The largest divisor of the budget that is at most `max_size`."""
     return next(size for size in range(max(max_size, 1), 0, -1) if budget % size == 0)
 
 
@@ -76,7 +76,7 @@ def _majority_rounds(budget: int) -> Rounds:
 
 
 def _island_rounds(budget: int) -> Rounds:
-    # Eight rounds or more: an error is judged from the fourth on.
+    # Eight rounds or more, because errors are estimated from the fourth round on.
     size = _divisor(budget, min(4, budget // 8))
     return Rounds(size, budget // size, answer_error_below(0.1))
 
@@ -88,7 +88,7 @@ def _uct(width: int, c: float) -> Explorer:
 def _power_sampling_by_blocks(
     num_blocks: int, max_steps: int, **settings: Any
 ) -> Explorer:
-    # The code has 16 blocks of a text, whatever its length; budgets here are small.
+    # The released code divides every text into 16 blocks; budgets here allow fewer.
     return samplers.power_sampling(block_steps=-(-max_steps // num_blocks), **settings)
 
 
@@ -300,7 +300,7 @@ STANDARD = (
     "particle_filter",
     "smc",
 )
-"""What `tsi scale` compares unless told otherwise: a few minutes on two cores."""
+"""The methods that `tsi scale` compares by default: a few minutes on two cores."""
 
 SHARED_SOURCE = "weighted_best_of_n"
-"""The sampler whose particles and weights all independent methods are read off."""
+"""The method whose run gives the rows of all independent methods."""

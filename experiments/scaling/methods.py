@@ -1,6 +1,7 @@
-"""Methods by name: their samplers, what they record, and the budgets they can use.
+"""Methods by name: their samplers, recorded settings and usable budgets.
 
-One `Sampler` is built for each method and settings: compiled programs hang on it.
+One `Sampler` is built per method and settings, because compiled programs are cached by
+sampler.
 """
 
 import functools
@@ -19,7 +20,7 @@ def get_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        UnknownNameError: there is none; the message lists the known ones.
+        UnknownNameError: there is no such method; the message lists the known ones.
     """
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
@@ -27,14 +28,14 @@ def get_method(name: str) -> Method:
 
 
 def get_methods(names: Iterable[str]) -> dict[str, Method]:
-    """The methods of those names in the order of tables.
+    """The methods of these names, in the order of tables.
 
     Args:
-        names: of methods; "all" alone is every one, "standard" alone those of the
-            published comparison.
+        names: of methods; or "all" alone for every method, or "standard" alone for
+            those of the published comparison.
 
     Raises:
-        UnknownNameError: one does not exist.
+        UnknownNameError: there is no method of a name.
     """
     names = list(names)
     groups = {"all": tuple(METHODS), "standard": STANDARD}
@@ -45,7 +46,7 @@ def get_methods(names: Iterable[str]) -> dict[str, Method]:
 
 
 def method_settings(name: str, max_steps: int) -> dict[str, Any]:
-    """What a row of the method records besides the run's settings."""
+    """Settings that a row of the method records besides the settings of the run."""
     method = get_method(name)
     settings = dict(method.settings)
     if method.annealed:
@@ -74,10 +75,7 @@ def sampler_of(name: str, max_steps: int) -> Sampler | Explorer:
 
 
 def budgets_of(name: str, budgets: Iterable[int]) -> list[int]:
-    """The budgets at which a method is run.
-
-    Greedy decoding has only one rollout, and some methods need more than one.
-    """
+    """The budgets at which a method is run: 1 for greedy, none below its `smallest`."""
     method = get_method(name)
     if method.deterministic:
         return [1]

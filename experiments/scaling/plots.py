@@ -1,7 +1,7 @@
-"""Plots of accuracy against cost, in colours that every eye can tell apart.
+"""Plots of accuracy against cost, in colours that colour-blind readers can distinguish.
 
-Colours: Okabe and Ito, "Color universal design" (2008). Each method also has a marker
-of its own, so a black-and-white print reads as well.
+Colours: Okabe and Ito, "Color universal design" (2008). Methods also differ by marker
+and line, for prints in black and white.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "entropic_particle_filter": ("#882255", "X", "-"),
 }
 
-# Of the others, in turn: no two have colour and marker in common.
+# For the other methods, in turn: no two have the same colour and marker.
 _COLOURS = ("#332288", "#117733", "#44AA99", "#88CCEE", "#999933", "#AA4499", "#661100")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 

@@ -23,13 +23,13 @@ NAMES = {
     "compile": "compilation",
     "idle": "idle",
 }
-"""Parts of :data:`tsi.engine.meters.clock.PARTS` as the table names them."""
+"""Names in the table for the parts of :data:`tsi.engine.meters.clock.PARTS`."""
 
 
 class Recorder:
-    """An engine whose runs are timed program by program, and reported.
+    """An engine that times each program of its runs and keeps their reports.
 
-    A method may run an engine several times, as rounds do.
+    A method that runs in rounds calls the engine several times.
 
     Attributes:
         reports: of all runs so far.
@@ -43,7 +43,7 @@ class Recorder:
         return getattr(self._engine, name)
 
     def run(self, *arguments: Any, **settings: Any) -> list[Result]:
-        """As the engine's own, whose results it returns."""
+        """Run the engine and return its results."""
         try:
             return self._engine.run(*arguments, **settings, exact=True)
         finally:
@@ -54,14 +54,14 @@ class Recorder:
 def profile_run(
     world: World, method: str, budget: int, seed: int, trace: Path | None = None
 ) -> Report:
-    """Run a method on all problems of a world, timed.
+    """Run a method on all problems of a world and time its programs.
 
     Args:
-        world: on what.
+        world: a task with its models.
         method: its name.
         budget: rollouts N.
         seed: of the random numbers.
-        trace: folder for a trace of `jax.profiler`; none is made by default.
+        trace: folder for a trace of `jax.profiler`; None for no trace.
     """
     recorder = Recorder(world.engine)
     engine: ProblemRunner = recorder
@@ -78,7 +78,7 @@ def profile_run(
 
 
 def table_of(report: Report) -> str:
-    """A report as a table of parts that sum to the wall time, and what was done."""
+    """A report as a table of times that sum to the wall time, and counts below it."""
     wall, parts = report.wall, report.parts()
     lines = [["", "seconds", "share", "compiling", "model programs"]]
     for part, seconds in [*parts.items(), ("all", wall)]:
@@ -112,7 +112,7 @@ def table_of(report: Report) -> str:
             f"tokens read by the reward {rate(report.read)}",
             f"row utilisation           {report.utilisation:.2f} "
             f"({report.useful:,} of {report.computed:,} computed tokens)",
-            f"caches in blocks          {_megabytes(cache.held)} at the most: "
+            f"caches in blocks          at most {_megabytes(cache.held)}: "
             f"{_megabytes(cache.shared)} shared, {_megabytes(cache.private)} private; "
             f"{_megabytes(cache.unshared)} if each row had its own",
             f"peak memory               {_megabytes(report.peak_bytes)} of {owner}",

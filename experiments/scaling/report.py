@@ -1,7 +1,7 @@
-"""From rows to numbers: accuracies with errors, costs, scaling rates, and their texts.
+"""From rows to tables: accuracies with errors, costs and scaling rates.
 
-Everything here is a function of the rows alone, so a table can be recomputed from the
-JSONL file by anyone.
+Everything here is a function of the rows alone, so that anyone can recompute a table
+from the JSONL file.
 """
 
 import math
@@ -41,14 +41,14 @@ class Point(NamedTuple):
     """One method at one budget.
 
     Args:
-        correct: by problem and seed.
-        accuracy: mean.
+        correct: for each problem and seed.
+        accuracy: mean over problems and seeds.
         error: its standard error, clustered by problem.
-        generated_tokens: mean per problem; so are the costs below.
+        generated_tokens: mean per problem, as all costs below.
         reward_tokens: read by the reward model.
         flops: of both models.
-        seconds: of the whole batch, compilation included, shared out evenly; NaN
-            where rows were read off a larger run.
+        seconds: time of the batch, with compilation, divided by its problems; NaN if
+            rows were taken from a larger run.
     """
 
     correct: Bool[np.ndarray, "P S"]
@@ -67,8 +67,8 @@ def curves_of(rows: Rows) -> Curves:
     """Method -> budget -> point, in the order of tables.
 
     Raises:
-        ResultsError: a method at a budget lacks problems or seeds that others of its
-            budgets have.
+        ResultsError: a method has problems or seeds at one budget that it lacks at
+            another.
     """
     curves: Curves = {}
     for method in METHODS:
@@ -95,7 +95,7 @@ def curves_of(rows: Rows) -> Curves:
 def _point(grid: list[list[Mapping[str, Any]]]) -> Point:
     def mean(field: str) -> float:
         values = [[row[field] for row in line] for line in grid]
-        # A null in the file, None here, is NaN.
+        # null in the file is None here, and becomes NaN.
         return float(np.mean(np.array(values, np.float64)))
 
     correct = np.array([[bool(row["correct"]) for row in line] for line in grid])
@@ -104,10 +104,10 @@ def _point(grid: list[list[Mapping[str, Any]]]) -> Point:
 
 
 def row_notes(rows: Rows) -> list[str]:
-    """What to know before believing the table, each thing once; see `result_notes`.
+    """Reasons to distrust the table, each once; see `tsi.results.notes`.
 
     Args:
-        rows: of any methods; what older rows do not tell is left out.
+        rows: of any methods; older rows may lack some fields.
     """
     all_truncated = [
         row["num_answered"] == 0 and row["num_truncated"] > 0 for row in rows.values()
@@ -152,8 +152,8 @@ def scaling_rates(
 
     Args:
         curves: from `curves_of`.
-        unit: "rollouts", "flops", "generated_tokens" or "reward_tokens"; means over
-            problems are the budgets of all but the first.
+        unit: "rollouts", or "flops", "generated_tokens" or "reward_tokens", of which
+            the means over problems are the budgets.
         num_replicates: of the bootstrap.
     """
     rates = {}
@@ -226,11 +226,12 @@ def accuracy_table(curves: Curves) -> str:
 def cost_table(curves: Curves, budgets: Iterable[int] | None = None) -> str:
     """A line for each method and budget: accuracy and cost per problem.
 
-    Time is wall-clock, compilation included; "-" where no run was the method's own.
+    Time is wall-clock time with compilation, and "-" if rows were taken from another
+    run.
 
     Args:
         curves: from `curves_of`.
-        budgets: which to show; by default all. Greedy decoding is always shown.
+        budgets: to show; by default all. Greedy decoding is always shown.
     """
     shown_budgets = None if budgets is None else set(budgets)
     head = "method|N|accuracy %|tokens|reward tokens|MFLOP|ms"
@@ -291,7 +292,7 @@ def _factor(value: Any, interval: tuple[float, float]) -> str:
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table that reads well both rendered and as it stands; the first line heads."""
+    """A Markdown table with aligned columns; the first line is the header."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(

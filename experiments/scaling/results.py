@@ -1,13 +1,13 @@
 """Results on disk: one JSON line for each (method, budget, seed, problem).
 
-Rows are appended as they finish and forced to disk, so a killed run loses at most the
-block it was computing, and so does one whose disk is full (see `append_only.py`). A
-last line that a kill left half-written is dropped, said so, and redone.
-Every row carries the settings that decided it; a file of other settings is refused
-rather than mixed. Everything in a row but `seconds` is a function of those settings,
-so a resumed file equals an undisturbed one.
+Rows are appended and flushed to disk as they finish, so that a killed run, or one whose
+disk is full, loses at most the block that it was computing (`append_only.py`). An
+incomplete last line is dropped with a message, and its row is computed again. Every row
+records the settings on which it depends; a file with other settings is refused. All of
+a row but `seconds` is a function of these settings, so that a resumed file equals one
+of a run without interruption.
 
-Several processes write a shard each, and every one of them reads all (`row_shards.py`).
+If there are several processes, each writes one shard and reads all (`row_shards.py`).
 """
 
 import io
@@ -19,12 +19,12 @@ from tsi.errors import ResultsError
 from tsi.experiments.places import Place
 from tsi.experiments.scaling.row_shards import open_shards, read_shards
 
-# Recorded, but free to change between a stop and a resume.
+# Recorded, but may change before a run is resumed.
 FREE_SETTINGS = frozenset({"commit"})
 
 
 class Cell(NamedTuple):
-    """What one row is about."""
+    """The key of a row."""
 
     method: str
     budget: int
@@ -36,15 +36,15 @@ class ResultsFile:
     """An append-only file of rows, locked against a second writer.
 
     Args:
-        path: of the JSONL file; folders are made. Of an address with a scheme no file
-            system can lock anything.
-        settings: what decides every row; JSON types only.
-        method_settings: what else decides the rows of each method.
-        index, count: of this process among those that write rows beside each other.
+        path: of the JSONL file; missing folders are created. An address with a scheme
+            is not locked.
+        settings: on which every row depends; JSON types only.
+        method_settings: further settings of each method.
+        index, count: index of this process, and number of processes that write rows.
 
     Raises:
-        ResultsError: the file is malformed, of other settings or being written, or the
-            system refuses it.
+        ResultsError: the file is malformed, has other settings, is being written by
+            another run, or cannot be opened.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ResultsFile:
         index: int = 0,
         count: int = 1,
     ) -> None:
-        # Through JSON, so that a tuple here equals the list it became in the file.
+        # Through JSON, so that tuples become lists as in the file.
         self.settings = json.loads(json.dumps(settings))
         self.method_settings = json.loads(json.dumps(method_settings or {}))
         self.rows: dict[Cell, dict[str, Any]] = {}
@@ -70,11 +70,10 @@ class ResultsFile:
             raise
 
     def append(self, rows: Iterable[tuple[Cell, dict[str, Any]]]) -> None:
-        """Write rows and force them to disk.
+        """Write rows and flush them to disk; write all of them or none.
 
         Raises:
-            ResultsError: a row is already there, or the system refuses to write: then
-                none of the rows is.
+            ResultsError: a row exists already, or the system cannot write.
         """
         rows = list(rows)
         lines = []
@@ -82,28 +81,28 @@ class ResultsFile:
             if cell in self.rows:
                 raise ResultsError(f"{self.path} already holds a row for {cell}.")
             row = {**cell._asdict(), **outcome, "settings": self._settings(cell)}
-            # allow_nan=False: NaN is not JSON and other readers would refuse the file.
+            # NaN is not JSON, and other programs could not read it.
             lines.append(json.dumps(row, allow_nan=False) + "\n")
         self._shards.append("".join(lines).encode())
         self.rows.update(rows)
 
     def find_missing(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Those of the cells that have no row yet, in their order."""
+        """Cells without a row, in their order."""
         return [cell for cell in cells if cell not in self.rows]
 
     def check_shared(self) -> None:
-        """Refuse processes that do not see each other's rows.
+        """Check that this process sees the rows of the others.
 
         Raises:
-            ResultsError: they do not.
+            ResultsError: it does not.
         """
         self._shards.check_shared()
 
     def reload(self) -> None:
-        """Read all shards again: what other processes have written by now.
+        """Read all shards again, with the rows that other processes have written.
 
         Raises:
-            ResultsError: a row is malformed or of other settings.
+            ResultsError: a row is malformed or has other settings.
         """
         self.rows, self._others = {}, []
         self._load(self.path, self._shards.read())
@@ -111,10 +110,10 @@ class ResultsFile:
             self._load(path, content, self._others)
 
     def fold(self) -> None:
-        """Read all shards again, and bring the rows of others into one file.
+        """Read all shards again, and collect their rows in one file.
 
         Raises:
-            ResultsError: as `reload`, or the system refuses it; nothing is lost.
+            ResultsError: see `reload`, or the system cannot write; no row is lost.
         """
         self.reload()
         self._shards.fold(b"".join(self._others))
@@ -136,7 +135,7 @@ class ResultsFile:
     def _load(
         self, path: Place, content: bytes, others: list[bytes] | None = None
     ) -> None:
-        """Add rows; those of other processes that are known already are left out."""
+        """Add rows; rows of other processes that are already known are skipped."""
         for number, line, cell, row in _parsed(path, content):
             _check_settings(path, number, self._settings(cell), row.pop("settings"))
             if cell in self.rows:
@@ -153,15 +152,15 @@ def known_cells(
     settings: dict[str, Any],
     method_settings: Mapping[str, dict[str, Any]] | None = None,
 ) -> set[Cell]:
-    """What a run would not compute again, for reading only.
+    """Cells that a run would not compute again; the file is read without a lock.
 
     Args:
-        path: of the rows' file, which need not be there.
-        settings, method_settings: of the run, as of `ResultsFile`.
+        path: of the file of rows, which need not exist.
+        settings, method_settings: of the run; see `ResultsFile`.
 
     Raises:
-        ResultsError: the run could not continue the file, as `ResultsFile` says; that
-            another run writes it is no reason here.
+        ResultsError: the run could not continue the file; see `ResultsFile`. Another
+            run may be writing it.
     """
     settings = json.loads(json.dumps(settings))
     method_settings = json.loads(json.dumps(method_settings or {}))
@@ -177,7 +176,7 @@ def known_cells(
 
 
 def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
-    """Rows of all shards of a file, settings included, for reading only.
+    """Rows of all shards of a file, with their settings; read without a lock.
 
     Raises:
         ResultsError: the file is missing or malformed, or cannot be read.
@@ -205,7 +204,7 @@ def check_complete(path: Place, rows: dict[Cell, Any], cells: Sequence[Cell]) ->
 def _parsed(
     path: Place, content: bytes
 ) -> Iterator[tuple[int, bytes, Cell, dict[str, Any]]]:
-    """Each line of a shard with its number, as it stands and as it reads."""
+    """Number, bytes, cell and row of each line of a shard."""
     for number, line in enumerate(io.BytesIO(content), start=1):
         try:
             row = json.loads(line)

@@ -1,17 +1,17 @@
-"""Rows in shards, of which every process writes its own and reads all.
+"""Rows in shards: every process writes its own shard and reads all.
 
-On this machine's file systems process 0 writes ``rows.jsonl``, process 1
-``rows-1.jsonl`` and so on, each locked by whoever writes it (`append_only.py`). Process
-0 locks those of processes that this run does not have, too, so that one run at a time
-writes. Elsewhere nothing can be appended to and nothing locked: every flush is an
-object of its own in the folder ``rows``, under a name that no other has.
+On local file systems process 0 writes ``rows.jsonl``, process 1 ``rows-1.jsonl`` and so
+on, and each process locks its file (`append_only.py`). Process 0 also locks the shards
+of processes that this run does not have, so that only one run writes at a time. Object
+stores have neither appends nor locks: there, every flush is an object of its own in the
+folder ``rows``, with a unique name.
 
-Who wrote a row does not matter: the next run, of any number of processes, reads all
-shards. When a run is complete, its first process brings all rows into ``rows.jsonl``.
-Where nothing is locked another run may do so at the same moment, and what is written to
-one name by both is that of the later. So all rows go to one more object of ``rows``
-first, ``rows.jsonl`` is a copy of it, and what is removed was read before and stands in
-that object: each row is in some object that nobody has written over.
+It does not matter which process wrote a row: the next run, of any number of processes,
+reads all shards. When a run is complete, its first process collects all rows in
+``rows.jsonl``. Without locks another run may do so at the same time, and of two writes
+to one name the later one remains. Therefore all rows are first written to a new object
+in ``rows``, and ``rows.jsonl`` is a copy of it. Only objects whose rows are in that new
+object are removed, so that every row is always in an object that no one overwrites.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from tsi.experiments.places import Place, file_system, typed_errors
 from tsi.models.files import check_regular, describe_error
 
 MAX_LISTINGS = 10
-"""How often objects are listed, where one is removed before it is read."""
+"""How many times objects are listed, if one is removed before it is read."""
 VISIBILITY_TIMEOUT = 30.0
-"""Seconds after which a network file system shows a file that another host has made."""
+"""Seconds until a network file system shows a file that another host has created."""
 
 
 class LocalShards:
-    """Files beside each other, one per process.
+    """Files in one folder, one per process.
 
     Args:
-        path: of the first process's.
-        index, count: of this process, and how many there are.
+        path: of the first process's file.
+        index, count: index of this process, and number of processes.
 
     Raises:
-        ResultsError: another run writes one, or the system refuses it.
+        ResultsError: another run writes to one of them, or it cannot be opened.
     """
 
     def __init__(self, path: Path, index: int = 0, count: int = 1) -> None:
@@ -57,11 +57,11 @@ class LocalShards:
             raise
 
     def read(self) -> bytes:
-        """What this process has written, in this run and earlier ones."""
+        """The shard of this process, with rows of earlier runs."""
         return self._own.read()
 
     def read_others(self) -> list[tuple[Place, bytes]]:
-        """What other processes have written, with the names of their shards."""
+        """The shards of other processes, with their names."""
         shards: list[tuple[Place, bytes]] = []
         for _, path in [(0, self._first), *shard_paths(self._first)]:
             if path == self.path:
@@ -75,14 +75,14 @@ class LocalShards:
         return shards
 
     def append(self, lines: bytes) -> None:
-        """Write whole lines and force them to disk."""
+        """Write complete lines and flush them to disk."""
         self._own.append(lines)
 
     def check_shared(self) -> None:
         """Refuse processes that do not see each other's shards.
 
         Raises:
-            ResultsError: some of them are not seen.
+            ResultsError: a shard does not become visible.
         """
         deadline = time.monotonic() + VISIBILITY_TIMEOUT
         paths = [shard_path(self._first, i) for i in range(self.count)]
@@ -90,16 +90,16 @@ class LocalShards:
             if time.monotonic() > deadline:
                 raise ResultsError(
                     f"{missing[0]}, which another process has made, is not there for "
-                    "this one. Give --out a folder that all processes share, or an "
-                    "object store."
+                    "this one. Set --out to a folder that all processes share, or to "
+                    "an object store."
                 )
             time.sleep(0.2)
 
     def fold(self, lines: bytes) -> None:
-        """Bring the rows of others, as they were read last, into this shard.
+        """Append the rows of the other shards to this one, and remove those shards.
 
         Args:
-            lines: those of them that this shard lacks.
+            lines: rows of the shards that were read last, without those in this one.
         """
         if lines:
             self._own.append(lines)
@@ -116,12 +116,12 @@ class RemoteShards:
     """Objects of any fsspec file system, one per flush.
 
     Args:
-        address: of the file into which a complete run brings its rows.
+        address: of the file in which a complete run collects its rows.
         index: of this process.
 
     Raises:
         ConfigurationError: there is no such file system.
-        ResultsError: it refuses to be used.
+        ResultsError: it cannot be used.
     """
 
     def __init__(self, address: str, index: int = 0) -> None:
@@ -131,31 +131,31 @@ class RemoteShards:
         self._seen: dict[str, bytes] = {}
 
     def make_folder(self) -> None:
-        """Make the folder that objects are written to."""
+        """Create the folder that objects are written to."""
         with typed_errors(self.path):
             self._system.makedirs(self._folder, exist_ok=True)
 
     def read(self) -> bytes:
-        """Nothing: no object is this process's own once it is written."""
+        """Nothing, because objects do not belong to a process."""
         return b""
 
     def read_others(self) -> list[tuple[Place, bytes]]:
-        """All rows there are, with the names of the objects."""
+        """All objects with rows, with their names."""
         with typed_errors(self.path):
             for attempts_left in reversed(range(MAX_LISTINGS)):
-                # What other processes have written since is not in the cache.
+                # The cache lacks objects that other processes have written since.
                 self._system.invalidate_cache()
                 try:
                     self._seen = self._contents()
                     break
                 except FileNotFoundError:
-                    # Another run has brought it into an object that was not there yet.
+                    # Another run has moved its rows to a new object.
                     if not attempts_left:
                         raise
         return [(name, complete_lines(content)) for name, content in self._seen.items()]
 
     def append(self, lines: bytes) -> None:
-        """Write whole lines as an object of their own."""
+        """Write complete lines as a new object."""
         if lines:
             with typed_errors(self.path):
                 self._write(lines)
@@ -164,7 +164,7 @@ class RemoteShards:
         """Nothing to check: all processes have the same address."""
 
     def fold(self, lines: bytes) -> None:
-        """Write all rows as one object, in place of those that were read last.
+        """Write all rows as one object, and remove the objects that were read last.
 
         Args:
             lines: all rows, each once.
@@ -176,7 +176,7 @@ class RemoteShards:
         with typed_errors(self.path):
             segments = self._seen.keys() - {self._file}
             self._write(lines)
-            # A kill may leave half of the copy; the next run finds that it differs.
+            # A kill may leave an incomplete copy; the next run detects that it differs.
             self._system.pipe_file(self._file, lines)
             for name in segments:
                 # Another run may have removed it.
@@ -184,7 +184,7 @@ class RemoteShards:
                     self._system.rm_file(name)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     def _write(self, lines: bytes) -> None:
         name = f"{time.time_ns():020d}-{self.index}-{uuid.uuid4().hex[:8]}"
@@ -217,12 +217,12 @@ def open_shards(path: Place, index: int = 0, count: int = 1) -> Shards:
 
 
 def read_shards(path: Place) -> list[tuple[Place, bytes]]:
-    """The names and contents of all shards of a file of rows, to be read only.
+    """The names and contents of all shards of a file of rows, without locks.
 
-    Where there is no file the list is empty.
+    The list is empty if there is no file.
 
     Raises:
-        ResultsError: the system refuses to read one.
+        ResultsError: a shard cannot be read.
     """
     if isinstance(path, str):
         return RemoteShards(path).read_others()
@@ -235,12 +235,12 @@ def read_shards(path: Place) -> list[tuple[Place, bytes]]:
 
 
 def shard_path(path: Path, index: int) -> Path:
-    """Where a process writes its rows."""
+    """The path of a process's shard."""
     return path.with_stem(f"{path.stem}-{index}") if index else path
 
 
 def shard_paths(path: Path) -> list[tuple[int, Path]]:
-    """Shards of processes other than the first, with their numbers, in order."""
+    """Shards of processes other than the first, with their indices, in order."""
     pattern = re.compile(
         rf"{re.escape(path.stem)}-([1-9][0-9]*){re.escape(path.suffix)}"
     )
@@ -262,7 +262,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def complete_lines(content: bytes) -> bytes:
-    """All but a last line that is half-written, by a process that still writes."""
+    """The content without an incomplete last line, of a process that still writes."""
     complete = content[: content.rfind(b"\n") + 1]
     last = complete.rfind(b"\n", 0, -1) + 1
     return complete if is_json(complete[last:]) else complete[:last]

@@ -1,12 +1,12 @@
 """The scaling experiment: accuracy of every method at every budget, with error bars.
 
-A plan is cut into batches: (method, budget, seed, block of problems). Blocks are the
-same whatever is already done, and rows are written block by block. Of a block that a
-signal has cut short the problems that had ended are written too, and a resumed run
-computes the others. Methods that never resample are
-read off one run at their largest budget (`shared_rollouts.py`).
+A plan is divided into batches: (method, budget, seed, block of problems). Blocks do not
+depend on what is already done, and rows are written block by block. If a signal stops a
+block, the rows of its finished problems are written too, and a resumed run computes the
+others. Rows of methods that never resample are taken from one run at the largest budget
+(`shared_rollouts.py`).
 
-Keys: every method and budget of a seed runs under `key(seed)`, common random numbers.
+Keys: all methods and budgets of a seed use `key(seed)`, so they share random numbers.
 """
 
 import math
@@ -44,12 +44,12 @@ from tsi.results.result import Result
 
 
 class Plan(NamedTuple):
-    """What is compared.
+    """Methods, budgets and seeds that are compared.
 
     Args:
-        methods: names.
+        methods: names of methods.
         budgets: rollouts N.
-        num_seeds: seeds 0, 1, ...
+        num_seeds: number of seeds 0, 1, ...
     """
 
     methods: tuple[str, ...]
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One call of the engine and the rows that come of it."""
+    """One call of the engine, and the rows that it gives."""
 
     source: str
     num_particles: int
@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 
     @property
     def cells(self) -> list[Cell]:
-        """The rows, in the order in which they are written."""
+        """The keys of the rows, in the order in which they are written."""
         return [
             Cell(method, budget, self.seed, problem.id)
             for method, budget in self.outcomes
@@ -77,11 +77,17 @@ class Batch(NamedTuple):
 
 
 def make_plan(methods: Sequence[str], budgets: Sequence[int], num_seeds: int) -> Plan:
-    """A plan with methods in the order of tables and budgets increasing.
+    """Check arguments and make a plan, with methods in the order of tables.
+
+    Args:
+        methods: names of methods, or "standard" or "all" alone.
+        budgets: rollouts N, in any order.
+        num_seeds: number of seeds.
 
     Raises:
-        UnknownNameError: a method does not exist.
-        ConfigurationError: a number is not positive or there is no budget.
+        UnknownNameError: there is no such method.
+        ConfigurationError: a number is not positive, or there are no methods or
+            budgets.
     """
     numbers = {"seeds": num_seeds}
     numbers |= {f"budget {i}": budget for i, budget in enumerate(budgets)}
@@ -96,7 +102,7 @@ def make_plan(methods: Sequence[str], budgets: Sequence[int], num_seeds: int) ->
 
 
 def check_budgets(plan: Plan, max_steps: int) -> None:
-    """Refuse before any work what some sampler would refuse in the middle of it.
+    """Refuse budgets that a method cannot use, before any work.
 
     Raises:
         ConfigurationError: a method cannot use one of the plan's budgets.
@@ -117,17 +123,17 @@ def check_budgets(plan: Plan, max_steps: int) -> None:
 
 
 def sort_problems(problems: Sequence[Problem]) -> list[Problem]:
-    """Problems by the length of their prompts, those of one length by their ids."""
+    """Sort problems by the length of their prompts, and then by their ids."""
     problems = [problem._replace(id=plain_id(problem.id)) for problem in problems]
     return sorted(problems, key=lambda x: (len(x.prompt), id_order(x.id)))
 
 
 def batches(plan: Plan, world: World) -> Iterator[Batch]:
-    """The plan's batches in order: seed by seed, method by method, budget by budget.
+    """The plan's batches, ordered by seed, then by method, then by budget.
 
-    A batch has as many problems as the engine works on at once. They are sorted by the
-    length of their prompts: a batch lasts as long as its longest solution, and long
-    questions tend to have long solutions.
+    A batch has as many problems as the engine works on at once. Problems are sorted by
+    the length of their prompts, because a batch takes as long as its longest solution,
+    and long prompts tend to have long solutions.
     """
     problems = sort_problems(world.problems)
     shared_methods = [name for name in plan.methods if get_method(name).independent]
@@ -149,7 +155,7 @@ def batches(plan: Plan, world: World) -> Iterator[Batch]:
 
 
 def max_problems(world: World, name: str, num_particles: int) -> int:
-    """Problems of one batch of a method: as many as the engine works on at once."""
+    """Number of problems of a method that the engine works on at once."""
     rounds = get_method(name).rounds
     if rounds is not None:
         num_particles = rounds(num_particles).size
@@ -158,7 +164,7 @@ def max_problems(world: World, name: str, num_particles: int) -> int:
 
 
 def block_size(num_problems: int, max_problems: int) -> int:
-    """Problems of one batch: as few batches as fit, of as equal sizes as possible."""
+    """Number of problems per batch: the fewest batches, of nearly equal sizes."""
     num_blocks = max(1, math.ceil(num_problems / max_problems))
     return max(1, math.ceil(num_problems / num_blocks))
 
@@ -174,24 +180,23 @@ def run_plan(
     """Compute every row that the file lacks.
 
     Args:
-        plan: what is compared.
-        world: on what.
-        path: of the rows' file; an existing one is continued.
-        progress: show a bar with the time left, measured in rollouts.
+        plan: methods, budgets and seeds.
+        world: a task with its models.
+        path: of the file of rows; an existing file is continued.
+        progress: show a progress bar with the time left, in rollouts.
         group: the processes of this run; each computes the rows of its share of the
             problems, and waits for the others.
 
     Returns:
-        All rows of the file; of processes other than the first, those that it knows.
+        All rows of the file; in processes other than the first, the rows known to it.
 
     Raises:
-        ConfigurationError: a method cannot use one of the budgets, or problems share an
-            id or have none.
-            Or processes were started with different arguments.
-        ProblemError: some problems failed; raised when all other rows are written.
-        ProcessError: another process has failed, or some of its problems.
+        ConfigurationError: a method cannot use one of the budgets, problems share an id
+            or have none, or processes were started with different arguments.
+        ProblemError: some problems failed; raised after all other rows are written.
+        ProcessError: another process, or one of its problems, failed.
         ResultsError: the file cannot be continued.
-        Stopped: a signal came; the rows of problems that had ended are written.
+        Stopped: a signal came; the rows of finished problems are written.
     """
     failures: dict[Any, Exception] = {}
     check_ids(world.problems)
@@ -199,7 +204,7 @@ def run_plan(
     for batch in batches(plan, world._replace(problems=world.problems[:1])):
         method = sampler_of(batch.source, world.max_steps)
         world.engine.check_fits(method, batch.num_particles)
-    # Of all methods: the file may hold rows of others than this plan's.
+    # Settings of all methods, because the file may have rows of other plans.
     sampler_settings = {
         name: method_settings(name, world.max_steps) for name in METHODS
     }
@@ -254,7 +259,7 @@ def run_plan(
 
 
 def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:
-    """What processes of one run must have in common."""
+    """What all processes of a run must agree on."""
     settings = {k: v for k, v in world.settings.items() if k not in FREE_SETTINGS}
     problems = [list(problem) for problem in sort_problems(world.problems)]
     return {**plan._asdict(), **settings, "problems": problems, "out": str(path)}
@@ -263,7 +268,7 @@ def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:
 def _wait_for_others(
     group: Group, failures: dict[Any, Exception]
 ) -> ProcessError | None:
-    """Wait for the other processes, and say whose problems failed if not ours."""
+    """Wait for the other processes, and return the failures of their problems."""
     texts = group.gather("rows", str(ProblemError(failures)) if failures else "")
     messages = [f"Process {i}: {text}" for i, text in enumerate(texts) if text]
     return ProcessError(" ".join(messages)) if messages else None
@@ -272,14 +277,14 @@ def _wait_for_others(
 def run_method(
     world: World, name: str, key: Any, problems: Sequence[Problem], num_particles: int
 ) -> list[Result]:
-    """Run a method as it wants to be run: temperatures, rounds, what it is charged.
+    """Run a method with its own temperatures, rounds and costs.
 
     Args:
-        world: on what.
+        world: a task with its models.
         name: of the method.
         key: a typed key.
-        problems: any number.
-        num_particles: N, for a method that stops early the most it spends.
+        problems: any number of problems.
+        num_particles: N; for a method that stops early, the most that it uses.
     """
     method, sampler = get_method(name), sampler_of(name, world.max_steps)
     settings: dict[str, Any] = {
@@ -292,7 +297,7 @@ def run_method(
         try:
             return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
         except (ProblemError, Stopped) as error:
-            # Those of one round are no result of the method.
+            # The results of one round are not results of the method.
             error.results = ()
             raise
     if method.proposal_temperature is not None:
@@ -321,13 +326,13 @@ def run_batch(
     """Run the problems of a batch that lack a row.
 
     Args:
-        batch: which problems, and what is done with them.
-        world: on what.
-        missing: the rows that are to be made.
+        batch: a call of the engine.
+        world: a task with its models.
+        missing: cells without a row.
 
     Returns:
-        The results, the problems that failed and why, and the signal that has cut the
-        batch short, if one has. Problems that failed or had not ended have no result.
+        The results, the errors of failed problems, and the signal that stopped the
+        batch or None. Problems that failed or did not finish have no result.
     """
     problem_ids = {cell.problem for cell in batch.cells if cell in missing}
     problems = [problem for problem in batch.problems if problem.id in problem_ids]
@@ -363,7 +368,7 @@ def rows_of(
 
 
 def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
-    """What a row says besides its cell and settings."""
+    """The fields of a row besides its cell and settings."""
     given_answers = [answer for answer in result.answers if answer is not None]
     answers = {*given_answers, result.selected} - {None}
     is_right = {answer: world.is_correct(problem, answer) for answer in answers}
@@ -400,6 +405,6 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
 
 
 def _round(value: Any) -> float | None:
-    """Six digits; what is not finite is null, because JSON has no word for it."""
+    """Round to six digits; None, null in JSON, if the value is not finite."""
     value = float(value)
     return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -6,17 +6,17 @@ scaling rate of method A over method B at accuracy a is
 
     rate(a) = b_B(a) / b_A(a),
 
-larger than one where A needs less. It is far from constant, so it is reported as a
+which is larger than one where A needs less. It varies with a, so it is reported as a
 curve, as its geometric mean over the common accuracy range, and at the top of that
-range. The common range reaches from the larger of the two curves' first accuracies to
-the smaller of their maxima. log rate is piecewise linear in a, so the mean is exact:
-the sum over pieces of width times midpoint, no grid.
+range. The common range goes from the larger of the two curves' first accuracies to the
+smaller of their maxima. log rate is piecewise linear in a, so the mean is computed
+exactly: the sum over pieces of width times the value at the midpoint.
 
-The running maximum of noisy accuracies is biased upwards, for both methods alike; the
-interval of `bootstrap.py` carries that noise.
+The running maximum of noisy accuracies is biased upwards for both methods; the
+intervals of `bootstrap.py` include that noise.
 
-Reference: the "4-16x" of Puri et al. 2025, arXiv 2502.01618, figure 2, read off at
-single accuracies; the paper defines no estimator.
+Reference: the "4-16x" of Puri et al. 2025, arXiv 2502.01618, figure 2, which is read
+from the figure at single accuracies; the paper defines no estimator.
 """
 
 import json
@@ -30,11 +30,11 @@ from tsi.errors import ConfigurationError, UnknownNameError
 
 
 class ScalingRate(NamedTuple):
-    """The factor over accuracy; NaN everywhere if the curves share no accuracy.
+    """The factor by accuracy; NaN if the curves have no common accuracy range.
 
     Args:
-        accuracies: grid over the common range, both ends included.
-        rates: the factor at each of them.
+        accuracies: grid over the common range, with both ends.
+        rates: the factor at each accuracy.
         mean: geometric mean over the range.
         top: the factor at the top of the range.
     """
@@ -55,11 +55,11 @@ def log_budget_needed(
     Args:
         log_budgets: increasing.
         accuracies: one curve, or a batch of them.
-        targets: accuracies to reach; the first budget where they lie below the curve,
-            the last where they lie above it (callers stay within the common range).
+        targets: accuracies to reach. Targets below the curve give the first budget, and
+            targets above it the last one; callers stay within the common range.
     """
     best = np.maximum.accumulate(accuracies, axis=-1)
-    # The first point at or above the target: on a flat piece, where it begins.
+    # The first point at or above the target: on a flat piece, its beginning.
     upper = (best[..., None, :] < targets[..., :, None]).sum(-1)
     upper = np.minimum(upper, log_budgets.size - 1)
     lower = np.maximum(upper - 1, 0)
@@ -86,9 +86,9 @@ def scaling_rate(
     Args:
         budgets_a: increasing positive budgets of A in any unit (rollouts, FLOPs).
         accuracies_a: accuracy of A at each budget; leading axes are a batch.
-        budgets_b: the same of B, in the same unit.
-        accuracies_b: the same of B.
-        num_points: size of the grid on which the curve is reported.
+        budgets_b: the same for B, in the same unit.
+        accuracies_b: the same for B.
+        num_points: number of points of the reported curve.
 
     Raises:
         ConfigurationError: the budgets are not positive and increasing.

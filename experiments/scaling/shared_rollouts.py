@@ -1,10 +1,9 @@
-"""Smaller budgets of methods that never resample, read off one large run.
+"""Smaller budgets of methods that never resample, taken from one large run.
 
 Self-consistency, best-of-N and weighted best-of-N draw the same rollouts, because a
-particle's random stream depends on (seed, problem, particle, step, token) alone. So
-the first n particles of a run of N are exactly the run of n, and one run at the
-largest budget gives every row of all three methods, each with the cost that its own
-run would have had.
+particle's random numbers depend on (seed, problem, particle, step, token) alone. So the
+first n particles of a run of N equal the run of n, and one run at the largest budget
+gives the rows of all three methods at all budgets, each with the cost of its own run.
 """
 
 import math
@@ -21,33 +20,34 @@ from tsi.results.result import Result
 
 
 def first_rollouts(result: Result, num_rollouts: int, estimand: Estimand) -> Result:
-    """The result that the first n particles alone would have given.
+    """The result that a run of the first n particles alone would have given.
 
     Args:
         result: of a sampler that never resamples and weighs by the reward at the end.
         num_rollouts: n, at most the result's N.
-        estimand: of the method whose result it shall be. If it reads no reward, its
-            weights are all one, or what was forced at a limit has cost.
+        estimand: of the method whose result is wanted. If it does not read the reward,
+            weights are one, or the corrections of forced ends.
 
     Returns:
-        The result of n particles. Weights before the end decide nothing here, so its
-        ESS, recoveries and invalid potentials are those of the last step alone. Its
-        seconds are NaN, for time cannot be derived, unless it is the whole run.
+        The result of n particles. Its ESS, recoveries and invalid potentials are those
+        of the last step, because earlier weights are not used. Its seconds are NaN,
+        because time cannot be derived, unless n = N and the method reads the reward.
 
     Raises:
-        ConfigurationError: the result is too small or lacks costs by slot.
+        ConfigurationError: the result has fewer particles, or no steps or costs by
+            slot.
     """
     n, total, slots = num_rollouts, len(result.texts), result.slots
     particles = first_particles(result.particles, n)
     truncated, step_texts = particles.truncated, particles.step_texts
     if slots is None or truncated is None or step_texts is None or n > total:
         raise ConfigurationError(
-            f"{n} rollouts cannot be read off a result of {total} "
-            "that keeps steps and costs by slot: run the method itself."
+            f"{n} rollouts cannot be taken from a result of {total}; it must be as "
+            "large and keep steps and costs by slot. Run the method itself."
         )
     log_weights, log_evidence = np.zeros(n), 0.0
     if estimand.reads_reward:
-        # Undo the mean-one normalisation of N; that of n follows.
+        # Undo the normalisation of N weights to mean one; that of n weights follows.
         log_weights = particles.log_weights.astype(np.float64) + result.log_evidence
     elif particles.log_corrections is not None:
         log_weights = particles.log_corrections.astype(np.float64)

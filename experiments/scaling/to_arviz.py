@@ -1,10 +1,11 @@
 """Results as an ArviZ object: an `xarray.DataTree` with posterior and sample_stats.
 
 Dimensions follow ArviZ: chain, draw, problem. Particles are draws, and independent runs
-on one problem (other seeds) are its chains. ArviZ gives every draw the same weight, so
-the posterior holds draws that were resampled in proportion to the weights; asked for
-weighted ones it holds the particles as they are, beside their log weights. Statistics
-of the run are in sample_stats, by particle (not by draw) where they belong to one.
+on one problem (with different seeds) are chains. ArviZ gives every draw the same
+weight, so the posterior has draws that are resampled in proportion to the weights; with
+``weighted=True`` it has the particles themselves and their log weights. Statistics of
+the run are in sample_stats; those of particles are indexed by particle, and not by
+draw.
 
 Needs `pip install tsi[arviz]`; ArviZ 1 itself, for plots, needs Python 3.12.
 """
@@ -32,7 +33,7 @@ SCALARS = {
     "num_truncated": "diagnostics.num_truncated",
     "unanswered": "unanswered",
 }
-"""Statistics of a run that are one number, and where a result has them."""
+"""Scalar statistics of a run, and the attributes of a result that hold them."""
 
 
 def to_datatree(
@@ -42,33 +43,33 @@ def to_datatree(
 
     Args:
         results: of any problems; those with the same `problem_id` become chains, in
-            order, and every problem needs as many.
+            order, and every problem needs the same number of them.
         weighted: keep particles and weights instead of resampling draws.
-        seed: of the systematic resampling, one draw a run.
+        seed: of the systematic resampling, which uses one random number per run.
 
     Returns:
         Groups, with coordinates problem, answer and step:
         posterior [chain, draw, problem]: reward, num_steps, num_characters,
-        answer_index (into its attribute `answers`, -1 for none), particle (which one
-        the draw is) and log_weight (of the draw: 0 after resampling).
+        answer_index (into its attribute `answers`, -1 for none), particle (the index of
+        the draw's particle) and log_weight (of the draw: 0 after resampling).
         sample_stats [chain, problem, ...]: log_weight by particle; ess,
         unique_ancestors by step; ancestors by step and particle; log_evidence,
         log_evidence_variance, pareto_k, acceptance_rate, num_recoveries, num_invalid,
-        num_truncated; answer_posterior, answer_error by answer, given that there is
-        one; unanswered, the share of the weight that has none. Its attribute
+        num_truncated; answer_posterior, answer_error by answer, among particles with an
+        answer; unanswered, the share of the weight without one. Its attribute
         `log_evidence_of` says what the log evidence estimates. Steps that a run did not
-        take are NaN, its ancestors -1.
+        take are NaN, and their ancestors -1.
 
     Raises:
-        ConfigurationError: ArviZ is not installed, there is no result, or numbers of
-            particles or of runs a problem differ.
+        ConfigurationError: ArviZ is not installed, there is no result, or the number of
+            particles or of runs per problem differs.
     """
     try:
         from arviz_base import dict_to_dataset
         from xarray import DataTree
     except ImportError as error:
         raise ConfigurationError(
-            "Export to ArviZ needs arviz-base; install it by `pip install tsi[arviz]`."
+            "Export to ArviZ needs arviz-base; run `pip install tsi[arviz]`."
         ) from error
     runs, problems = _by_problem(results)
     answers = sorted({a for result in results for a in result.answers if a is not None})
@@ -150,7 +151,7 @@ def to_datatree(
 
 
 def _labels(ids: list[int | str]) -> Any:
-    """Ids as a coordinate; as objects where kinds mix, since 7 and "7" are two ids."""
+    """Ids as a coordinate; as objects if kinds are mixed, since 7 and "7" differ."""
     has_both_kinds = len({isinstance(id, str) for id in ids}) > 1
     return np.asarray(ids, object) if has_both_kinds else ids
 
@@ -166,9 +167,9 @@ def _by_problem(
     counts = {len(group) for group in groups.values()}
     if len(sizes) != 1 or len(counts) != 1:
         raise ConfigurationError(
-            "An ArviZ object is one rectangle: it needs results, all of one number of "
-            f"particles (got {sorted(sizes)}), and one number of runs for every "
-            f"problem (got {sorted(counts)}). Export what differs apart."
+            "An ArviZ object is rectangular: all results need the same number of "
+            f"particles (got {sorted(sizes)}), and all problems the same number of "
+            f"runs (got {sorted(counts)}). Export groups that differ separately."
         )
     runs = [list(row) for row in zip(*groups.values(), strict=True)]
     return runs, list(groups)
@@ -177,7 +178,7 @@ def _by_problem(
 def _draws(
     runs: list[list[Result]], weighted: bool, seed: int
 ) -> Int[np.ndarray, "chain draw problem"]:
-    """Which particle each draw is."""
+    """The index of each draw's particle."""
     rng = np.random.default_rng(seed)
     indices = []
     for row in runs:
@@ -188,7 +189,7 @@ def _draws(
                 continue
             edges = np.cumsum(normalise(result.log_weights))
             places = (np.arange(size) + rng.random()) / size
-            # The last edge may round to below one; nobody stands behind it.
+            # The last edge may be below one by rounding, so divide by it.
             indices.append(np.searchsorted(edges / edges[-1], places, side="right"))
     shape = (len(runs), len(runs[0]), -1)
     return np.moveaxis(np.array(indices).reshape(shape), 1, 2)

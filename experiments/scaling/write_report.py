@@ -1,4 +1,4 @@
-"""Write what an experiment found: table.md, two plots, scaling_rate.json."""
+"""Write the report of an experiment: table.md, two plots and scaling_rate.json."""
 
 import json
 from pathlib import Path
@@ -31,13 +31,13 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Place) -> str:
     """Write the report of a finished plan and return its text.
 
     Args:
-        plan: what was compared; other rows of the file are left out.
-        world: on what.
+        plan: methods, budgets and seeds; other rows are ignored.
+        world: a task with its models.
         rows: at least those of the plan.
-        folder: where to write.
+        folder: for the report's files.
 
     Raises:
-        ResultsError: rows of the plan are missing, or cannot be written there.
+        ResultsError: rows of the plan are missing, or the files cannot be written.
     """
     with local_folder(folder) as local:
         text = _write(plan, world, rows, local, join_place(folder, "rows.jsonl"))
@@ -68,7 +68,7 @@ def _write(plan: Plan, world: World, rows: Rows, folder: Path, source: Place) ->
     )
     notes = row_notes({cell: rows[cell] for cell in cells})
     rate_text = "\n\n".join([rate_text, *(f"Note: {note}" for note in notes)])
-    # Rows of earlier releases do not say.
+    # Rows of earlier versions lack this field.
     is_thinking = [bool(rows[cell].get("num_thinking")) for cell in cells]
     if any(is_thinking):
         rate_text += (

@@ -1,1 +1,1 @@
-"""One problem solved on the command line, with pictures of the run."""
+"""`tsi solve`: solve one problem, print the result and plot the run."""

@@ -1,7 +1,7 @@
-"""Pictures of one result: its genealogy, its effective sample size, its weights.
+"""Plots of one result: its genealogy, effective sample size and weights.
 
-In the genealogy every generation is a column and every particle a row of it, children
-in the order of their parents, so that no two branches cross.
+In the genealogy every step is a column and every particle a row of it. Children are in
+the order of their parents, so that no branches cross.
 """
 
 import math
@@ -22,11 +22,11 @@ from tsi.experiments.scaling.plots import RC
 from tsi.models.files import replace_file
 from tsi.results.result import Result
 
-# Okabe and Ito's vermilion and blue, and a grey that recedes.
+# Okabe and Ito's vermilion and blue, and a light grey.
 SELECTED, ALIVE, DEAD = "#D55E00", "#0072B2", "#D0D0D0"
 
 MAX_LABELLED = 64
-"""More particles than this are drawn without texts, which could not be read."""
+"""With more particles than this, texts would be too small to read and are left out."""
 
 
 def save_figures(result: Result, folder: Path) -> list[Path]:
@@ -34,10 +34,10 @@ def save_figures(result: Result, folder: Path) -> list[Path]:
 
     Args:
         result: of one problem.
-        folder: is made if it does not exist.
+        folder: created if it does not exist.
 
     Returns:
-        The files: ess.png, weights.png, and genealogy.png where steps are kept.
+        The files: ess.png, weights.png, and genealogy.png if steps are kept.
     """
     figures = {"ess": ess_figure, "weights": weights_figure}
     if _has_tree(result):
@@ -51,10 +51,11 @@ def save_figures(result: Result, folder: Path) -> list[Path]:
 
 
 def genealogy_figure(result: Result) -> Figure:
-    """The tree of all particles: who has descendants at the end, and what they wrote.
+    """The tree of all particles, with the texts of their steps.
 
-    Lineages that end in the selected answer are vermilion, other survivors blue, dead
-    branches grey; on the right every final particle's answer and weight.
+    Lineages that end in the selected answer are vermilion, other surviving lineages
+    blue, and branches without final descendants grey. The answer and weight of each
+    final particle are on the right.
 
     Raises:
         ConfigurationError: the result does not keep the texts of its steps.
@@ -105,7 +106,7 @@ def genealogy_figure(result: Result) -> Figure:
 
 
 def ess_figure(result: Result) -> Figure:
-    """Effective sample size by step, and rewards by step where they were kept."""
+    """Effective sample size by step, and rewards by step if they are kept."""
     history, size = result.steps, len(result.texts)
     steps, rewards = np.arange(len(history.ess)), history.rewards
     with matplotlib.rc_context(RC):
@@ -178,7 +179,7 @@ def _has_tree(result: Result) -> bool:
 def _mark_ancestors(
     slots: Int[np.ndarray, "T N"], is_selected: Bool[np.ndarray, "N"]
 ) -> Bool[np.ndarray, "T N"]:
-    """Which particles of each step have a chosen final descendant."""
+    """Which particles of each step have a selected final descendant."""
     marks = np.zeros(slots.shape, bool)
     for t, row in enumerate(slots):
         marks[t, row[is_selected]] = True
@@ -188,9 +189,9 @@ def _mark_ancestors(
 def _planar_rows(
     ancestors: Int[np.ndarray, "T N"], alive: Bool[np.ndarray, "T N"]
 ) -> Int[np.ndarray, "T N"]:
-    """Row of each particle: by the parent's row, survivors first among siblings."""
+    """Row of each particle: sorted by the parent's row, then survivors first."""
     rows = np.empty_like(ancestors)
-    # Nobody stands before step 0, so only survival and place order its particles.
+    # Particles of step 0 have no parents.
     parent_rows = np.zeros(ancestors.shape[1], ancestors.dtype)
     for t, parents in enumerate(ancestors):
         order = np.lexsort((np.arange(parents.size), ~alive[t], parent_rows[parents]))
@@ -278,7 +279,7 @@ def _text(
 
 
 def _escape(text: str) -> str:
-    """Text in which matplotlib finds no mathematics."""
+    """Escape dollar signs, which matplotlib would read as mathematics."""
     return text.replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""One problem in the open: effective sample sizes, genealogy, answers."""
+"""A result as text: effective sample sizes, genealogy, answers and costs."""
 
 import math
 from typing import NamedTuple
@@ -16,10 +16,10 @@ class Branch(NamedTuple):
     """A stored prefix with surviving descendants.
 
     Args:
-        particle: its slot in its generation.
-        step: its generation, from 0.
+        particle: index of the particle at its step.
+        step: index of the step, from 0.
         survivors: final particles that descend from it.
-        children: prefixes that extend it, those of most survivors first.
+        children: prefixes that extend it, those with most survivors first.
     """
 
     particle: int
@@ -48,10 +48,10 @@ def genealogy(ancestors: Int[np.ndarray, "T N"]) -> tuple[Branch, ...]:
 
 
 def genealogy_text(result: Result) -> str:
-    """The surviving genealogy as a text tree, one line a stored step.
+    """The surviving genealogy as a text tree, one line per stored step.
 
-    A line tells the step's text and how many final particles descend from it; a leaf
-    tells its particle's answer, reward and weight.
+    A line has the step's text and the number of final particles that descend from it; a
+    leaf also has its particle's answer, reward and weight.
     """
     texts = result.particles.step_texts
     assert texts is not None
@@ -78,7 +78,7 @@ def genealogy_text(result: Result) -> str:
             if len(branch.survivors) > 1:
                 line += f"   ×{len(branch.survivors)}"
             lines.append(line)
-            # What follows the end of a finished text is copies of it.
+            # After the end of a finished text there are only copies of it.
             if not is_end(branch):
                 show(branch.children, indent + ("   " if last else "│  "))
 
@@ -87,7 +87,7 @@ def genealogy_text(result: Result) -> str:
 
 
 def _sampling_text(result: Result) -> list[str]:
-    """Effective sizes, resampling and moves, as far as the method has them."""
+    """Lines on effective sample sizes, resampling and moves, if the method has them."""
     num_particles, ess = len(result.texts), result.steps.ess
     resampled = result.steps.resampled
     acceptance_rate = result.diagnostics.acceptance_rate
@@ -97,7 +97,7 @@ def _sampling_text(result: Result) -> list[str]:
         population = "of the particles in use, by turn"
     if np.isnan(ess).all():
         lines = [
-            "Effective sample size: –, for its particles are not a weighted sample"
+            "Effective sample size: –, because particles are not a weighted sample"
         ]
     else:
         lines = [f"Effective sample size {population}: {sizes}"]
@@ -113,7 +113,7 @@ def _sampling_text(result: Result) -> list[str]:
 
 
 def solution_text(result: Result) -> str:
-    """Everything that `tsi solve` prints about a result.
+    """The text that `tsi solve` prints about a result.
 
     Args:
         result: of one problem.
@@ -136,7 +136,7 @@ def solution_text(result: Result) -> str:
     notes = [
         f"{count} {what}"
         for count, what in (
-            (diagnostics.num_recoveries, "recoveries from zero weights everywhere"),
+            (diagnostics.num_recoveries, "recoveries, after all weights were zero"),
             (diagnostics.num_invalid, "scores that were not a number"),
             (diagnostics.num_truncated, "particles cut at a limit"),
         )
@@ -146,7 +146,7 @@ def solution_text(result: Result) -> str:
     factor = f", times those of {other_targets} other temperatures"
     heading = "Answer posterior"
     if not has_target:
-        heading = "Answers by weight, no posterior, for the method has no target"
+        heading = "Answers by weight (the method has no target, so no posterior)"
     sections = [
         *_sampling_text(result),
         f"Unique ancestors of the final particles, by step: {unique}",
@@ -154,7 +154,7 @@ def solution_text(result: Result) -> str:
         f"{heading}:\n" + ("\n".join(posterior) or "  no particle has an answer"),
         f"Selected answer: {result.selected}",
         f"Log evidence{factor if other_targets else ''}: "
-        f"{estimate if has_target else 'none, for the method has no target'}",
+        f"{estimate if has_target else 'none, because the method has no target'}",
         _tail_text(diagnostics.pareto_k),
         f"Cost: {ledger.rollouts} rollouts, {ledger.generated_tokens} tokens, "
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "
@@ -169,7 +169,7 @@ def solution_text(result: Result) -> str:
 
 
 def thinking_text(number: int, total: int) -> str:
-    """What to say of a model that has thought until it was cut."""
+    """A sentence on particles that were cut while the model was thinking."""
     subject = (
         "The model was" if number == total else f"{number} of {total} particles were"
     )

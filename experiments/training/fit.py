@@ -1,9 +1,9 @@
-"""One training loop: AdamW, checkpoints, and the same weights after any interruption.
+"""A training loop with AdamW and checkpoints, which gives the same weights if resumed.
 
-What a step sees is a pure function of (seed, step): the data's position is the step
-number, so a checkpoint is the weights, the optimiser's state and that number, and a run
-that is killed and resumed repeats no batch, skips none, and ends where an undisturbed
-one does, bit for bit on the same machine.
+The batch of a step is a pure function of (seed, step), so a checkpoint consists of the
+weights, the optimiser's state and the step number. A run that is killed and resumed
+repeats and skips no batch, and on the same machine its weights are bitwise equal to
+those of a run without interruption.
 
 References:
     AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101; cosine schedule: arXiv
@@ -31,14 +31,14 @@ Batch = Any
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train.
+    """Number of steps, learning rates and batch size.
 
     Attributes:
-        steps: the whole schedule; learning-rate decay ends there.
+        steps: length of the schedule, at which the decay of the learning rate ends.
         peak: highest learning rate.
         warmup: steps of linear warm-up before the cosine decay to a twentieth.
-        batch: sequences a step.
-        weight_decay: of AdamW; 0 where some weights must stay as they are.
+        batch: sequences per step.
+        weight_decay: of AdamW; 0 if some weights are frozen.
         checkpoint_every: steps between checkpoints.
     """
 
@@ -50,7 +50,7 @@ class Schedule:
     checkpoint_every: int = 100
 
     def optimiser(self) -> optax.GradientTransformation:
-        """AdamW with clipped gradients on this schedule."""
+        """AdamW with clipped gradients and this schedule."""
         rate = optax.warmup_cosine_decay_schedule(
             0.0, self.peak, self.warmup, self.steps, self.peak / 20
         )
@@ -74,13 +74,13 @@ def fit(
     """Train from the newest checkpoint in ``folder``, or from ``model``'s own weights.
 
     Args:
-        model: its weights are the start; they are not changed.
+        model: the initial weights, which are not changed.
         loss: ``(model, batch) -> scalar``.
-        batch_at: the batch of a step, a pure function of the step's number.
-        schedule: optimiser and lengths.
-        folder: checkpoints go here (made if absent).
-        until: stop after this step of the schedule; its end, if None. A later call
-            with a larger number goes on from there.
+        batch_at: ``(step) -> batch``, a pure function.
+        schedule: optimiser, lengths and batch size.
+        folder: of checkpoints; created if it does not exist.
+        until: stop after this step of the schedule; at its end, if None. A later call
+            with a larger number continues from there.
         label: shown before the progress bar.
         after_step: called with the number of finished steps.
 
@@ -88,7 +88,7 @@ def fit(
         A model with the weights after step ``until``.
 
     Raises:
-        CheckpointError: the folder's newest checkpoint lies beyond ``until``, or is of
+        CheckpointError: the folder's newest checkpoint is beyond ``until``, or is of
             another model.
     """
     until = schedule.steps if until is None else until
@@ -105,8 +105,8 @@ def fit(
         updates, moments = optimiser.update(slopes, moments, weights)
         return (optax.apply_updates(weights, updates), moments), value
 
-    # Orbax writes a checkpoint beside its final place and renames it, so a kill never
-    # leaves half of one.
+    # Orbax writes a checkpoint to a temporary folder and renames it, so that a kill
+    # does not leave an incomplete one.
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, save_interval_steps=1, enable_async_checkpointing=False
     )
@@ -114,8 +114,8 @@ def fit(
         start = checkpoints.latest_step() or 0
         if start > until:
             raise CheckpointError(
-                f"{folder} already holds step {start}, beyond the {until} asked for; "
-                "remove the folder to train again from nothing."
+                f"{folder} already holds step {start}, beyond the requested {until}; "
+                "remove the folder to train from the beginning."
             )
         if start:
             carry = _restore(checkpoints, start, carry, folder)
@@ -137,7 +137,7 @@ def fit(
 
 
 def _leaves(carry: Any) -> dict[str, Any]:
-    """The carry as a flat dictionary, which any release of the libraries can read."""
+    """The carry as a flat dictionary, which all versions of Orbax can read."""
     return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry))}
 
 
@@ -154,7 +154,7 @@ def _restore(
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise CheckpointError(
             f"The checkpoint of step {step} in {folder} does not fit this model: "
-            f"{error}. Remove the folder to train again from nothing."
+            f"{error}. Remove the folder to train from the beginning."
         ) from error
     structure = jax.tree.structure(carry)
     return jax.tree.unflatten(structure, [leaves[str(i)] for i in range(len(leaves))])

@@ -4,8 +4,9 @@ Minimises, over weights w of standardised features z and an intercept b,
 
     sum_i log(1 + exp(-s_i)) (for soft labels y_i the cross-entropy)  +  ridge/2 |w|²
 
-which is strictly convex for a positive ridge, so that there is one answer and no
-learning rate. Float64 throughout; exact Newton steps suit a few thousand features.
+which is strictly convex for a positive ridge, so that the minimum is unique and no
+learning rate is needed. All computations are in float64; exact Newton steps are
+practical for up to a few thousand features.
 """
 
 import numpy as np
@@ -24,16 +25,16 @@ def log_loss(
 def fit_logistic(
     features: Float[np.ndarray, "n D"], labels: Float[np.ndarray, " n"], ridge: float
 ) -> tuple[Float[np.ndarray, " D"], float]:
-    """Weights and intercept of the log-odds, for the features as they are given.
+    """Weights and intercept of the log-odds, for features that are not standardised.
 
     Args:
-        features: one row an example.
+        features: one row per example.
         labels: in [0, 1].
         ridge: weight of |w|², for features of unit variance; above 0. The intercept is
-            free.
+            not penalised.
     """
     mean, deviation = features.mean(0), features.std(0)
-    # A feature that never changes says nothing and keeps the weight 0.
+    # A constant feature keeps the weight 0.
     scale = np.where(deviation > 1e-9 * (1.0 + np.abs(mean)), deviation, np.inf)
     ones = np.ones((len(features), 1))
     design = np.concatenate([(features - mean) / scale, ones], axis=1)
@@ -49,7 +50,7 @@ def fit_logistic(
     for _ in range(MAX_STEPS):
         p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -500.0, 500.0)))
         gradient = design.T @ (p - labels) + penalty * weights
-        # Where all labels agree the curvature in the intercept's direction fades.
+        # If all labels agree, the curvature in the intercept goes to zero.
         curvature = (design * (p * (1.0 - p))[:, None]).T @ design
         curvature += np.diag(penalty + 1e-12)
         step = np.linalg.solve(curvature, gradient)
@@ -58,7 +59,7 @@ def fit_logistic(
             size /= 2
         weights = weights - size * step
         value = objective(weights)
-        # Convergence is quadratic: the step after a small one changes nothing.
+        # Convergence is quadratic: after a small step, another changes nothing.
         if gradient @ step < 1e-10 * len(labels):
             break
     slopes = weights[:-1] / scale

@@ -1,14 +1,13 @@
-"""Monte Carlo labels of reasoning steps: how often does this prefix end right?
+"""Monte Carlo labels of reasoning steps: how often is a prefix completed correctly?
 
-The policy writes one solution to each problem. From the end of each of its steps it
-then writes K completions, and the step's label is the fraction of them that are right;
-the last step's label is whether the solution itself is. No human and no solver looks
-at a step, so labels can be had for any task whose answers can be checked.
+The policy writes one solution of each problem. From the end of each step it then writes
+K completions, and the step's label is the fraction of right ones. The label of the last
+step is whether the solution itself is right. No human and no solver judges a step, so
+labels can be made for any task whose answers can be checked.
 
-The completions are solutions too, already paid for, and are kept as further rows: the
-step they start from has the label above, and the steps after it have the one outcome
-they led to, an unbiased estimate from a single completion. That is where we differ
-from Math-Shepherd, which throws them away.
+The completions are solutions too, and are kept as further rows: the step at which they
+start has the label above, and each later step has the outcome of this completion, an
+unbiased estimate from a single sample. Math-Shepherd, in contrast, discards them.
 
 References:
     Math-Shepherd, Wang et al. 2023, arXiv 2312.08935, section 3.2 (soft estimation;
@@ -43,8 +42,8 @@ class LabelledSteps(NamedTuple):
     Attributes:
         tokens: ``[B, T]``, prompt and solution, padded on the right.
         labels: ``[B, T]``, in [0, 1] at the end of a labelled step, NaN elsewhere.
-        on_track: ``[B, T]``, the exact truth there: could the prefix still end right?
-            For measuring only; training never sees it.
+        on_track: ``[B, T]``, the exact truth: can the prefix still lead to a right
+            answer? It is used to measure, and not to train.
         completion: ``[B]``, False for the first solution of each problem.
     """
 
@@ -55,14 +54,14 @@ class LabelledSteps(NamedTuple):
 
     @property
     def solutions(self) -> "LabelledSteps":
-        """The first solutions alone, every step of which has K completions."""
+        """The first solutions alone, whose steps have K completions each."""
         return LabelledSteps(*(field[~self.completion] for field in self))
 
 
 class Rollouts(NamedTuple):
     """K solutions of each of P prefixes, ``[P, K, ...]``.
 
-    ``step_ends`` are lengths after each step, 0 beyond the last.
+    ``step_ends`` are the lengths at the end of each step, and 0 after the last.
     """
 
     tokens: Int[Array, "P K T"]
@@ -72,7 +71,7 @@ class Rollouts(NamedTuple):
 
 
 def solving_target(task: Task, tokenizer: Tokenizer) -> ReasoningTarget:
-    """The policy alone: no reward is read."""
+    """A target of the policy alone, without a reward."""
     return ReasoningTarget(
         boundary=boundary_of(
             tokenizer, tokenizer.num_ids, task.delimiter.encode(), tokenizer.eos_ids
@@ -93,15 +92,15 @@ def roll_out(
     policy: LanguageModel,
     temperature: Float[Array, ""],
 ) -> Rollouts:
-    """Sample solutions of P prefixes to their ends.
+    """Sample complete solutions of P prefixes.
 
     Args:
         target: see :func:`solving_target`.
         num_samples: K.
-        keys: one for each prefix.
+        keys: one per prefix.
         prefixes: prompts, or prompts with the first steps of a solution.
         policy: writes the rest.
-        temperature: of its tokens.
+        temperature: of the policy.
     """
     keys = typed_key(keys)
     params = ReasoningParams(policy, None, prefixes, temperature)
@@ -139,23 +138,23 @@ def sample_texts(
     width: int,
     temperature: float = 1.0,
 ) -> list[list[str | None]]:
-    """K continuations of each prefix, as texts; None where the token limit cut one.
+    """K continuations of each prefix, as texts; None if the token limit cut it.
 
     Args:
         target: see :func:`solving_target`.
-        policy, tokenizer: who writes.
-        key: prefix i is continued under ``fold_in(key, i)``.
-        prefixes: prompts, or prompts and whole steps.
+        policy, tokenizer: write the texts.
+        key: prefix i uses the key ``fold_in(key, i)``.
+        prefixes: prompts, or prompts and complete steps.
         num_samples: K.
-        width: tokens that the longest prefix may have.
-        temperature: of the policy; 0 takes the most likely tokens.
+        width: largest number of tokens of a prefix.
+        temperature: of the policy; at 0 it writes its most likely tokens.
     """
     key = single_key(key)
     size = min(max(1, ROWS_A_BATCH // num_samples), len(prefixes))
     texts: list[list[str | None]] = []
     for start in range(0, len(prefixes), max(1, size)):
         part = prefixes[start : start + size]
-        # Every batch has the same shape, so that one program does them all.
+        # Every batch has the same shape, so that only one program is compiled.
         tokens = np.zeros((size, width), np.int32)
         lengths = np.ones(size, np.int32)
         starts = [tokenizer.encode_prompt(prefix) for prefix in part]
@@ -196,18 +195,18 @@ def label_steps(
     num_completions: int,
     width: int,
 ) -> LabelledSteps:
-    """Write one solution to each problem and label its steps by K completions each.
+    """Write one solution of each problem and label its steps by K completions each.
 
-    Solutions cut at the token limit are left out: they end with no answer.
+    Solutions that the token limit cut are left out, because they have no answer.
 
     Args:
         target: see :func:`solving_target`.
-        policy, tokenizer: who writes.
-        task: judges answers.
-        key: for all random numbers.
-        problems: one solution each.
+        policy, tokenizer: write the solutions.
+        task: grades answers.
+        key: of all random numbers.
+        problems: to solve, once each.
         num_completions: K.
-        width: T, tokens of the longest text.
+        width: T, number of tokens of the longest text.
     """
     key_solve, key_complete = jax.random.split(single_key(key))
     prompts = [problem.prompt for problem in problems]
@@ -224,7 +223,7 @@ def label_steps(
         for end in range(len(text))
         if text[end] == task.delimiter
     ]
-    # Those with equally many steps finish together, which wastes the fewest tokens.
+    # Prefixes with equally many steps finish together, so that few tokens are wasted.
     prefixes.sort(key=lambda item: item[1].count(task.delimiter))
     completions = sample_texts(
         target,
@@ -235,8 +234,8 @@ def label_steps(
         num_completions,
         width,
     )
-    # Texts with the labels of their steps by length; the end token counts as one more,
-    # for a text may end in an empty step.
+    # Texts with the labels of their steps by length. The end token adds one to the
+    # length, because a text may end in an empty step.
     rows = [
         (problem, text, {len(text) + 1: float(task.verify(problem, text))})
         for problem, text in solutions_of_problems
@@ -249,7 +248,7 @@ def label_steps(
         label = float(np.mean(is_right))
         labels_of_solution[len(prefix)] = label
         for end, outcome in zip(ends, is_right, strict=True):
-            # A completion may use up more steps than a solution from the start can.
+            # A completion may have more steps than a whole solution.
             if end is not None and len(problem.prompt + prefix + end) < width:
                 text = prefix + end
                 later_ends = _step_ends(text, len(prefix), task.delimiter)
@@ -278,7 +277,7 @@ def _as_arrays(
     on_track = np.zeros(tokens.shape, bool)
     for row, (problem, text, labels_of_text) in enumerate(rows):
         prompt = tokenizer.encode_prompt(problem.prompt)
-        # One token a character: lengths of text are lengths in tokens.
+        # Tokens are characters, so lengths of texts are lengths in tokens.
         ids = [*prompt, *tokenizer.encode(text), eos]
         tokens[row, : len(ids)] = ids
         for length, label in labels_of_text.items():
@@ -305,7 +304,7 @@ def label_chunk(
     seed: int,
     chunk: int,
 ) -> LabelledSteps:
-    """Labels of one chunk of problems: a function of weights, seed and chunk alone."""
+    """Labels of a chunk of problems, a function of weights, seed and chunk alone."""
     problems = task.problems(split, size, (seed, chunk, 2))
     key = jax.random.fold_in(jax.random.key(seed), chunk)
     return label_steps(

@@ -1,9 +1,8 @@
-"""Supervised training of a tiny policy on a task's worked solutions, from scratch.
+"""Supervised training of a tiny policy, from random weights, on worked solutions.
 
-The loss is the mean negative log-likelihood of the solution's tokens and of the end
-token; prompts are read, not learned. Each step draws new problems of the training
-split: nothing is seen twice on purpose, and how good the policy gets is a matter of
-when training stops.
+The loss is the mean negative log-likelihood of the tokens of solutions and their end
+tokens; tokens of prompts do not count. Each step draws new problems of the training
+split. The accuracy of the policy depends on the step at which training is stopped.
 """
 
 import numpy as np
@@ -18,12 +17,12 @@ from tsi.models.tokens.tokenizer import Tokenizer
 
 
 def task_tokenizer(task: Task) -> Tokenizer:
-    """One token a character, besides padding and the end of a solution."""
+    """A tokenizer with one token per character, one for padding and one for the end."""
     return char_tokenizer(task.alphabet)
 
 
 def max_length(task: Task) -> int:
-    """The longest text of a task in tokens: prompt, steps and end."""
+    """Length of a task's longest text in tokens: prompt, steps and end."""
     return task.max_prompt_tokens + task.max_steps * task.max_step_tokens
 
 
@@ -33,7 +32,7 @@ def draw_solutions(
     """Problems with worked solutions, a pure function of (seed, step).
 
     Returns:
-        Token ids, padded on the right, and the mask of tokens to learn.
+        Token ids, padded on the right, and the mask of tokens that the loss counts.
     """
     problems = task.problems("train", size, (seed, step))
     rng = np.random.default_rng((seed, step, 1))
@@ -51,7 +50,7 @@ def draw_solutions(
 def solution_loss(
     model: LanguageModel, batch: tuple[Int[Array, "B T"], Bool[Array, "B T"]]
 ) -> Float[Array, ""]:
-    """Mean negative log-likelihood of the learned tokens."""
+    """Mean negative log-likelihood of the tokens in the mask."""
     tokens, is_learned = batch
     logits = model(tokens[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
@@ -62,7 +61,7 @@ def solution_loss(
 def tiny_config(
     task: Task, tokenizer: Tokenizer, *, width: int, hidden: int, num_layers: int
 ) -> DecoderConfig:
-    """Four query heads on two key-value heads, tied embeddings."""
+    """A configuration of four query heads, two key-value heads and tied embeddings."""
     return DecoderConfig(
         vocab_size=tokenizer.vocab_size,
         width=width,

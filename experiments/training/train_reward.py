@@ -1,23 +1,23 @@
 """Train a process reward model on Monte Carlo step labels.
 
-The model starts from a language model's weights, since whoever can solve the next step
-can often judge it. What the language model expected next is known only at the end of
-its blocks, so a few new blocks follow them, which can compare it with what was written.
-The old blocks stay as they are: trained along, they forget their arithmetic faster than
-the new ones learn to use it.
+The model starts from a language model's weights, because a model that can solve the
+next step can often judge it. The language model's prediction of a token is known only
+after its last block, so a few new blocks follow, which can compare it with the token
+that was written. The old blocks may be frozen: if they are trained too, they lose their
+arithmetic faster than the new blocks learn to use it.
 
-Step labels alone teach that comparison slowly, a few noisy bits a solution. So the new
-blocks warm up on a question without labels, for every token of the policy's solutions:
-does the language model find this token likely, and at a step's end, were all tokens up
-to here likely? In half of the texts some tokens are replaced by others, for the policy
-alone makes too few mistakes to learn fast from. Then comes the binary cross-entropy
+Step labels alone train that comparison slowly, because a solution gives only a few
+noisy bits. So the new blocks are first trained without labels (warm-up): for every
+token of the policy's solutions, does the language model find it likely, and at the end
+of a step, were all tokens so far likely? In half of the texts some tokens are replaced,
+because the policy alone makes too few errors. Then the loss is the binary cross-entropy
 against the soft label at the last token of each step, so that the head's output is the
-log-odds that the policy gets it right from here.
+log-odds that the policy gets the answer right from there.
 
 References:
-    Math-Shepherd, arXiv 2312.08935, equation 2 with soft labels; there without the
-    warm-up, the frozen blocks and the new ones. Judging each token of a text in which
-    some were replaced, as a first task: ELECTRA, arXiv 2003.10555.
+    Math-Shepherd, arXiv 2312.08935, equation 2 with soft labels; it has no warm-up, no
+    frozen blocks and no new ones. Pretraining by judging each token of a text with
+    replaced tokens: ELECTRA, arXiv 2003.10555.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ from tsi.models.decoder import LanguageModel, RewardModel
 
 
 class JudgeMetrics(NamedTuple):
-    """How well a reward model judges steps of solutions it has not seen.
+    """How well a reward model judges the steps of held-out solutions.
 
     Attributes:
         auc_on_track: area under the ROC curve of its reward for "this prefix can still
-            end right", which a solver decides exactly; over all steps.
+            lead to a right answer", which a solver decides exactly; over all steps.
         auc_on_track_unfinished: the same without finished solutions.
         auc_finished: the same for finished solutions alone.
-        auc_monte_carlo: for "more than half of the completions end right".
-        cross_entropy: against the soft labels, in nats a step.
-        num_steps: steps judged.
+        auc_monte_carlo: for "more than half of the completions are right".
+        cross_entropy: against the soft labels, in nats per step.
+        num_steps: number of steps.
     """
 
     auc_on_track: float
@@ -63,7 +63,7 @@ def extend_model(
 ) -> RewardModel:
     """A reward model with a language model's blocks, some new ones, and a new head.
 
-    The head starts at even odds, so that the first loss is not noise.
+    The head starts at log-odds 0, so that the first loss is not random.
     """
     num_layers = model.config.num_layers + num_new_blocks
     config = dataclasses.replace(model.config, num_layers=num_layers)
@@ -80,7 +80,7 @@ def extend_model(
 
 
 def freeze(reward: RewardModel, num_blocks: int) -> RewardModel:
-    """The same model, with no gradient for the embedding and the first blocks."""
+    """The model without gradients for the embedding and the first blocks."""
     graph, weights = nnx.split(reward)
     trunk = weights["trunk"]
     trunk["embedding"] = jax.tree.map(jax.lax.stop_gradient, trunk["embedding"])
@@ -94,11 +94,11 @@ def freeze(reward: RewardModel, num_blocks: int) -> RewardModel:
 
 
 class Marks(NamedTuple):
-    """Tokens that tell the parts of a text.
+    """Tokens that mark the parts of a text.
 
     Attributes:
-        prompt_end: ends every prompt and occurs nowhere else.
-        step_ends: the last tokens of steps.
+        prompt_end: ends every prompt and does not occur elsewhere.
+        step_ends: the tokens that end steps.
         pad_id: padding.
     """
 
@@ -108,7 +108,7 @@ class Marks(NamedTuple):
 
 
 def is_in_solution(tokens: Any, marks: Marks) -> Any:
-    """Which tokens belong to solutions, ``[B, T]``, of numpy or JAX as the tokens."""
+    """Which tokens belong to solutions, ``[B, T]``, of numpy or JAX like `tokens`."""
     ends = tokens == marks.prompt_end
     return (ends.cumsum(1) > 0) & ~ends & (tokens != marks.pad_id)
 
@@ -121,10 +121,10 @@ def is_step_end(tokens: Any, marks: Marks) -> Any:
 def corrupt(
     tokens: Int[np.ndarray, "B T"], marks: Marks, seed: int, step: int
 ) -> Int[np.ndarray, "B T"]:
-    """In half of the texts, 15 % of a solution's tokens give way to random ones.
+    """Replace 15 % of the solution's tokens in half of the texts by random tokens.
 
-    The new tokens are drawn from those of all the solutions, steps end where they did,
-    and everything is a pure function of (tokens, seed, step).
+    New tokens are drawn from those of all solutions, and ends of steps are not
+    replaced. The result is a pure function of (tokens, seed, step).
     """
     rng = np.random.default_rng((seed, step, 4))
     is_replaceable = is_in_solution(tokens, marks) & ~is_step_end(tokens, marks)
@@ -138,14 +138,14 @@ def corrupt(
 def mark_likely_tokens(
     model: LanguageModel, tokens: Int[Array, "B T"], marks: Marks
 ) -> Float[Array, "B T"]:
-    """1 where a language model gives a token at least one half, 0 where less.
+    """1 where a token's probability under a language model exceeds one half, else 0.
 
-    At the end of a step, 1 where that holds of every token of the solution so far.
+    At the end of a step, 1 if that holds for every token of the solution so far.
 
     Args:
-        model: judges.
+        model: the language model.
         tokens: prompts and solutions, padded on the right.
-        marks: tell the parts.
+        marks: tokens that mark the parts.
 
     Returns:
         NaN outside the solutions.
@@ -162,7 +162,7 @@ def mark_likely_tokens(
 def draw_labels(
     data: LabelledSteps, size: int, seed: int, step: int
 ) -> tuple[Int[np.ndarray, "B T"], Float[np.ndarray, "B T"]]:
-    """Rows of one step, a pure function of (data, seed, step): a shuffle an epoch."""
+    """Rows of a training step, shuffled per epoch; a function of (data, seed, step)."""
     count = len(data.tokens)
     epochs = np.arange(step * size, (step + 1) * size) // count
     offsets = np.arange(step * size, (step + 1) * size) % count
@@ -186,9 +186,9 @@ def label_loss(
 
 
 def auc(scores: Float[np.ndarray, " n"], truth: Bool[np.ndarray, " n"]) -> float:
-    """Chance that a true case scores above a false one, ties counting half.
+    """Probability that a true case scores above a false one, ties counting half.
 
-    The Mann-Whitney form of the area under the ROC curve; NaN if either class is empty.
+    The Mann-Whitney form of the area under the ROC curve; NaN if a class is empty.
     """
     positives = int(truth.sum())
     negatives = len(truth) - positives

@@ -1,10 +1,10 @@
-"""Train the embedded models, from nothing.
+"""Train the embedded models from random weights.
 
-Claim: a Llama of 0.22 million weights that is stopped early solves about half of the
-held-out problems in a single sample, and a reward model trained on nothing but
-checked answers (Math-Shepherd, arXiv 2312.08935) tells its right steps from its wrong
-ones. The numbers that a run of this file measured stand in ``metrics.json`` beside
-each model.
+Claim: a Llama of 0.22 million weights whose training is stopped early solves about half
+of the held-out problems in a single sample, and a reward model that is trained on
+checked answers alone (Math-Shepherd, arXiv 2312.08935) distinguishes its right steps
+from its wrong ones. The numbers that a run of this file measured are in
+``metrics.json`` beside each model.
 
 Expected: single-sample accuracy at temperature 1 of 40 to 55 % on chain and 30 to 50 %
 on countdown (standard error 1 point); step AUC above 0.85 on both.
@@ -13,8 +13,8 @@ Cost: see ``seconds`` in ``metrics.json``; under two hours on one core.
 
     python -m tsi.experiments.training.train_tiny
 
-Stages keep what they made under ``--work`` and go on from there when run again, also
-after a kill; ``--work`` removed, everything starts from nothing with the same seed.
+Stages keep their results under ``--work``, and a second run continues from there, also
+after a kill. Without ``--work`` everything starts from random weights of the same seed.
 """
 
 import dataclasses
@@ -69,26 +69,26 @@ from tsi.reasoning.target import ReasoningTarget
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what the models of one task become.
+    """All settings on which the models of one task depend.
 
     Attributes:
         task: its name.
         width, hidden, num_layers: the shape of the language model.
-        new_blocks: so many more has the reward model.
-        freeze: the reward model keeps the language model's blocks as they are.
+        new_blocks: number of blocks that the reward model has in addition.
+        freeze: whether the language model's blocks are frozen in the reward model.
         language: schedule of the language model.
         policy_step: the step at which training is stopped for the policy.
-        judge_step: the later step whose language model the reward model starts from:
-            a judge must know more than the one it judges.
-        warm_up, reward: schedules of the reward model's two stages; None where the
-            labels alone suffice.
-        label_chunks, chunk_size: so many problems are labelled in so many chunks.
-        num_completions: K of the Monte Carlo labels. For the same cost, two completions
-            on four times as many problems taught more than eight: from few problems
-            the reward model learns the problems by heart.
-        held_out_completions: K of the labels that metrics are measured on.
-        held_out: problems that accuracies are measured on.
-        seed: of everything.
+        judge_step: the step of the language model from which the reward model starts.
+            It is later, because a judge must know more than the policy that it judges.
+        warm_up, reward: schedules of the reward model's two stages; `warm_up` is None
+            if the labels alone suffice.
+        label_chunks, chunk_size: number of chunks of labels, and problems per chunk.
+        num_completions: K of the Monte Carlo labels. At the same cost, two completions
+            on four times as many problems gave a better reward model than eight: it
+            memorises few problems.
+        held_out_completions: K of the labels on which metrics are measured.
+        held_out: number of problems on which accuracies are measured.
+        seed: of all random numbers.
     """
 
     task: str
@@ -134,7 +134,7 @@ RECIPES = {
 
 
 class TaskSetup(NamedTuple):
-    """One task's recipe, tokenizer and folder of unfinished work."""
+    """One task's recipe, tokenizer, target and folder of intermediate results."""
 
     recipe: Recipe
     task: Task
@@ -144,7 +144,7 @@ class TaskSetup(NamedTuple):
 
 
 def set_up(recipe: Recipe, work: Path) -> TaskSetup:
-    """Set up what every stage of a task needs."""
+    """Set up what all stages of a task share."""
     task = get_task(recipe.task)
     tokenizer = task_tokenizer(task)
     target = solving_target(task, tokenizer)
@@ -152,7 +152,7 @@ def set_up(recipe: Recipe, work: Path) -> TaskSetup:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Build a folder once: it appears under its name only when it is complete."""
+    """Build a folder unless it exists; it gets its name only when it is complete."""
     if not folder.exists():
         partial_folder = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -166,7 +166,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def language_model(setup: TaskSetup, until: int, name: str) -> LanguageModel:
-    """The language model after so many steps; training goes on where it stopped."""
+    """The language model after ``until`` steps; training continues from checkpoints."""
     recipe, task, tokenizer = setup.recipe, setup.task, setup.tokenizer
     config = tiny_config(
         task,
@@ -202,7 +202,7 @@ def labels(
     chunks: int,
     num_completions: int,
 ) -> LabelledSteps:
-    """Monte Carlo labels of the policy's solutions, kept chunk by chunk."""
+    """Monte Carlo labels of the policy's solutions, stored chunk by chunk."""
     recipe = setup.recipe
     parts = []
     for chunk in tqdm(range(chunks), f"{setup.task.name}: {split} labels"):
@@ -231,7 +231,7 @@ def labels(
 def reward_model(
     setup: TaskSetup, start: LanguageModel, data: LabelledSteps
 ) -> RewardModel:
-    """The reward model: a language model, new blocks, a warm-up, step labels."""
+    """Train the reward model: language model, new blocks, warm-up, step labels."""
     recipe = setup.recipe
     initial_model = extend_model(start, recipe.new_blocks, rngs=nnx.Rngs(recipe.seed))
     mark_likely = jax.jit(mark_likely_tokens, static_argnums=2)
@@ -306,12 +306,12 @@ def accuracy(
 
 
 def train_task(recipe: Recipe, work: Path, out: Path) -> None:
-    """Train policy and reward model of one task and put them under ``out``.
+    """Train policy and reward model of one task and write them to ``out``.
 
     Args:
-        recipe: what to make.
-        work: unfinished work, kept between runs.
-        out: where the folders ``<task>-policy`` and ``<task>-reward`` go.
+        recipe: settings of the task.
+        work: folder of intermediate results, kept between runs.
+        out: folder for ``<task>-policy`` and ``<task>-reward``.
     """
     setup = set_up(recipe, work)
     policy = language_model(setup, recipe.policy_step, "policy")
@@ -355,12 +355,13 @@ def main(
     work: Path = Path("results/train_tiny"),
     out: Path = Path("models/tiny"),
 ) -> None:
-    """Train the embedded models of some tasks from nothing.
+    """Train the embedded models of some tasks from random weights.
 
     Args:
         tasks: names of tasks.
-        work: checkpoints, labels and finished stages; remove it to start from nothing.
-        out: the finished models go here.
+        work: folder of checkpoints, labels and finished stages; remove it to start from
+            the beginning.
+        out: folder for the finished models.
     """
     unknown_tasks = [name for name in tasks if name not in RECIPES]
     if unknown_tasks:

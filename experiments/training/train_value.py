@@ -1,16 +1,16 @@
 """Train a value head on a policy's hidden states, from its own solutions.
 
-The policy solves training problems, some rollouts each, and the label of every prefix
-of a solution is whether that solution ended right: one Monte Carlo return, whose mean
-is the value, the chance that the policy gets it right from here. A logistic regression
-on the hidden state at the last token of each step
-(:mod:`tsi.experiments.training.logistic`) fits that chance. The policy is left as it
-is, so the head costs one token a step to read
+The policy solves training problems, with several rollouts each. The label of every
+prefix of a solution is whether the solution is right: a Monte Carlo return, whose mean
+is the value, which is the probability that the policy gets the answer right from there.
+A logistic regression on the hidden state at the last token of each step
+(:mod:`tsi.experiments.training.logistic`) fits that probability. The policy is not
+changed, so the head costs one token per step to read
 (:class:`tsi.rewards.reward.PolicyValue`).
 
 Claim and reference: a linear head on frozen states is the last layer of the value
-models of TRL's PPO and of AlphaZero-like tree search (arXiv 2309.17179), trained there
-together with the rest. Measured numbers of the embedded policy are in docs/rewards.md.
+models of TRL's PPO and of AlphaZero-like tree search (arXiv 2309.17179), which train it
+together with the policy. Numbers for the embedded policy are in docs/rewards.md.
 
 Cost: 2,000 problems of chain with 4 rollouts each take about a minute on one core.
 
@@ -54,11 +54,12 @@ class Prefixes(NamedTuple):
 
     Attributes:
         states: the policy's hidden state at the last token.
-        labels: 1 if the solution that the prefix was taken of ended right, else 0.
-        on_track: the exact truth: could the prefix still end right? Only measured on.
+        labels: 1 if the prefix's solution is right, else 0.
+        on_track: the exact truth: can the prefix still lead to a right answer? It is
+            used to measure, and not to train.
         ended: whether the prefix is the whole solution.
-        group: one number for the prefixes of a problem with equally many steps, which
-            are what a sampler compares with each other.
+        group: a number for the problem and number of steps; a sampler compares prefixes
+            of the same group.
     """
 
     states: Float[np.ndarray, "n D"]
@@ -69,19 +70,19 @@ class Prefixes(NamedTuple):
 
 
 class ValueMetrics(NamedTuple):
-    """How well a head predicts on problems it has not seen.
+    """How well a head predicts on held-out problems.
 
     Attributes:
-        auc: chance that a prefix whose solution ended right scores above one whose
-            solution did not.
+        auc: probability that a prefix of a right solution scores above one of a wrong
+            solution.
         auc_unfinished: the same without whole solutions.
-        auc_within: the same between prefixes of one problem with equally many steps: a
-            head that only knows which problems are hard has one half.
-        auc_on_track: chance that a prefix that can still end right scores above one
-            that cannot, which the task's solver decides.
-        log_loss: in nats a prefix.
-        constant_log_loss: that of the training labels' mean, whose AUC is one half.
-        num_prefixes: judged.
+        auc_within: the same between prefixes of one problem with equally many steps;
+            one half for a head that only knows which problems are hard.
+        auc_on_track: probability that a prefix that can still lead to a right answer
+            scores above one that cannot; the task's solver decides which can.
+        log_loss: in nats per prefix.
+        constant_log_loss: of the training labels' mean, whose AUC is one half.
+        num_prefixes: number of prefixes.
     """
 
     auc: float
@@ -97,13 +98,13 @@ class ValueMetrics(NamedTuple):
 def states_at(
     policy: LanguageModel, tokens: Int[Array, "R L"], places: Int[Array, "R M"]
 ) -> Float[Array, "R M D"]:
-    """Hidden states at some places of texts, read without a cache.
+    """Hidden states at some positions of texts, read without a cache.
 
     Args:
-        policy: who reads.
-        tokens: prompts and solutions, padded on the right, where nothing before can
-            see it.
-        places: to look at.
+        policy: reads the texts.
+        tokens: prompts and solutions, padded on the right; attention is causal, so that
+            the padding has no effect.
+        places: positions of the states.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, _ = policy.trunk(tokens, positions)
@@ -119,17 +120,18 @@ def prefixes_of(
     *,
     progress: bool = False,
 ) -> Prefixes:
-    """Solve problems and cut the solutions into prefixes, one a step.
+    """Solve problems and divide the solutions into prefixes, one per step.
 
-    A solution that was cut at a token limit has no answer and did not end right.
+    A solution that a token limit cut has no answer, and counts as wrong.
 
     Args:
-        engine: of a world without a reward: its policy, target and temperature.
-        task: judges answers.
-        problems: any number.
-        num_rollouts: K, of each.
-        key: problem i is solved under ``fold_in(key, i)``.
-        progress: show a bar.
+        engine: of a world without a reward; its policy, target and temperature are
+            used.
+        task: grades answers.
+        problems: any number of problems.
+        num_rollouts: K, solutions per problem.
+        key: problem i uses the key ``fold_in(key, i)``.
+        progress: show a progress bar.
     """
     key = single_key(key)
     prompts = [engine.encode(problem.prompt) for problem in problems]
@@ -137,7 +139,7 @@ def prefixes_of(
     size = min(max(1, engine.max_rows // num_rollouts), len(problems))
     parts: list[Prefixes] = []
     for start in tqdm(range(0, len(problems), size), disable=not progress):
-        # Every batch has the same shape; what fills the last one is dropped.
+        # Every batch has the same shape; the last one is filled up with copies.
         indices = [min(start + i, len(problems) - 1) for i in range(size)]
         lengths = np.asarray([len(prompts[i]) for i in indices], np.int32)
         prompt_tokens = np.zeros((size, width), np.int32)
@@ -207,9 +209,9 @@ def auc_within(
     truth: Bool[np.ndarray, " n"],
     group: Int[np.ndarray, " n"],
 ) -> float:
-    """Chance that a true case scores above a false one of its group, ties half.
+    """Probability that a true case scores above a false one of its group; ties half.
 
-    All such pairs count alike; NaN if there are none.
+    All such pairs have equal weight; NaN if there are none.
     """
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order])) + 1
@@ -223,7 +225,7 @@ def auc_within(
 
 
 def fit_head(data: Prefixes, ridge: float) -> ValueHead:
-    """The value head whose log-odds are those of the logistic regression.
+    """A value head with the log-odds of the logistic regression.
 
     Raises:
         ConfigurationError: all solutions are right, or all are wrong.
@@ -231,8 +233,8 @@ def fit_head(data: Prefixes, ridge: float) -> ValueHead:
     if data.labels.min() == data.labels.max():
         outcome = "right" if data.labels[0] else "wrong"
         raise ConfigurationError(
-            f"All of the policy's solutions are {outcome}, which teaches nothing; take "
-            "more problems or rollouts, or another policy or task."
+            f"All of the policy's solutions are {outcome}, so that no value can be "
+            "fitted; take more problems or rollouts, or another policy or task."
         )
     weight, bias = fit_logistic(data.states.astype(np.float64), data.labels, ridge)
     head = ValueHead(len(weight), rngs=nnx.Rngs(0))
@@ -243,7 +245,7 @@ def fit_head(data: Prefixes, ridge: float) -> ValueHead:
 
 
 def measure(head: ValueHead, data: Prefixes, base_rate: float) -> ValueMetrics:
-    """Judge a head on prefixes; ``base_rate`` is the constant it is compared with."""
+    """Measure a head on prefixes, and compare it with the constant ``base_rate``."""
     scores = np.asarray(head.log_odds(jnp.asarray(data.states)), np.float64)
     is_right, is_unfinished = data.labels > 0.5, ~data.ended
     constant = np.full(len(scores), np.log(base_rate / (1.0 - base_rate)))
@@ -271,20 +273,20 @@ def train_value(
     seed: int = 0,
     progress: bool = True,
 ) -> ValueMetrics:
-    """Train a value head of a policy on a task, and measure it on held-out problems.
+    """Train a value head for a policy and a task; measure it on held-out problems.
 
     Args:
         out: the safetensors file to write.
         task: chain or countdown.
         policy: a name, a hub id, a folder or a GGUF file; the task's own by default.
-        num_problems: to learn from.
-        held_out: problems to measure on.
-        num_rollouts: solutions of each problem.
+        num_problems: number of training problems.
+        held_out: number of problems on which metrics are measured.
+        num_rollouts: solutions per problem.
         ridge: of the logistic regression.
         temperature: of the policy.
         dtype: of the policy's weights.
         seed: of the rollouts.
-        progress: show a bar.
+        progress: show a progress bar.
     """
     numbers = {
         "num_problems": num_problems,
@@ -307,7 +309,7 @@ def train_value(
         temperature=temperature,
         dtype=dtype,
     ).engine
-    # Splits number their problems alike, and are run one after the other.
+    # Both splits number their problems from 0, but they are run one after the other.
     engine.check(held_out_problems)
     assert isinstance(engine, Engine)
     draw_prefixes = functools.partial(
