@@ -62,7 +62,7 @@ def scale(
         out: folder for rows, table and plots (default: results/TASK), or an address
             that fsspec supports, such as gs://bucket/folder.
         progress: show a progress bar with the time left.
-        dry: what it would cost.
+        dry: estimate the cost and run nothing.
         distributed: divide the problems among several processes, all started with this
             same command; TPU pods, Slurm and Open MPI are detected, and Kubernetes
             if jax[k8s] is installed.
@@ -112,10 +112,10 @@ def solve(
         options: task and models.
         method: name of the sampler.
         budget: rollouts N.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
         figures: folder for plots of the genealogy, of effective sample size and rewards
             per step, and of the weights; none are drawn by default.
-        dry: what it would cost.
+        dry: estimate the cost and run nothing.
     """
     import jax
 
@@ -170,9 +170,9 @@ def profile(
         method: name of the sampler.
         budget: rollouts N.
         num_problems: held-out problems.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
         trace: folder for a trace of jax.profiler, for TensorBoard or Perfetto.
-        dry: what it would cost.
+        dry: estimate the cost and run nothing.
     """
     from tsi.experiments.scaling.methods import get_method
     from tsi.experiments.scaling.profiling import profile_run, table_of

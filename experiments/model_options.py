@@ -51,7 +51,7 @@ class ModelOptions(NamedTuple):
 
     Attributes:
         task: chain or countdown; the package includes models for both.
-        temperature: of the policy; 1 by default.
+        temperature: temperature of the policy; 1 by default.
         top_k: restrict the policy to this many most likely tokens.
         top_p: restrict the policy to the smallest set of tokens with this probability.
         min_p: exclude tokens below this fraction of the largest probability.
@@ -72,9 +72,9 @@ class ModelOptions(NamedTuple):
         reward: what scores solutions; see :data:`RewardName`.
         aggregation: how the scores of steps become one; model: the reward model reads
             all steps as one step.
-        dtype: of the models' weights and computations.
+        dtype: number type of the models' weights and computations.
         weights: keep the models' matrices in 8 or 4 bits, and compute in dtype.
-        cache_dtype: of keys and values; by default that of the weights.
+        cache_dtype: number type of keys and values; by default that of the weights.
         max_rows: rows that write tokens together on a device; by default planned from
             the free memory.
         model_parallel: number of devices that each model is divided over; the problems
