@@ -1,6 +1,6 @@
-"""Experiments: tasks, the models that work on them, plans, rows and reports.
+"""Experiments: tasks with their models, plans, rows and reports.
 
-A module is imported when the first of its names is used, since the command line lies in
+A module is imported when the first of its names is used, because the command line is in
 this package and answers ``tsi --help`` without JAX.
 """
 

@@ -170,7 +170,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def is_json(line: bytes) -> bool:
-    """Whether a line is whole, as far as can be told."""
+    """Whether a line is valid JSON; an incomplete line is not."""
     try:
         json.loads(line)
     except ValueError:
@@ -190,7 +190,7 @@ def _lock(descriptor: int, path: Path) -> None:
         if error.errno not in NO_LOCKS:
             raise
         print(
-            f"{path}: its file system has no locks ({os.strerror(error.errno)}); see "
-            "to it that no other run writes to this file.",
+            f"{path}: its file system has no locks ({os.strerror(error.errno)}); make "
+            "sure that no other run writes to this file.",
             file=sys.stderr,
         )

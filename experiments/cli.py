@@ -131,7 +131,7 @@ def solve(
     if dry.dry_run:
         return _print_cost(options, dry, method, budget, [problem])
     if figures is not None:
-        # Refused before the work, not after it.
+        # Check this before the run, and not after it.
         check_writable(figures / "ess.png")
     world = options.world([problem])
     _print_notes(world.notes)

@@ -77,7 +77,7 @@ def _run_and_flush(command: Callable[[], Any]) -> Any:
     try:
         code = command()
     except SystemExit:
-        # Help, or wrong arguments, which tyro has told by now.
+        # tyro has already printed the help or the wrong arguments.
         _flush()
         raise
     _flush()

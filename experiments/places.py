@@ -38,7 +38,7 @@ def parse_place(text: str) -> Place:
     is_hostless = rest.startswith("/") and scheme not in HOSTLESS
     if not scheme or not rest.strip("/") or is_hostless:
         raise ConfigurationError(
-            f"{text} names no {'bucket or host' if scheme else 'file system'}; write "
+            f"{text} has no {'bucket or host' if scheme else 'file system'}; write "
             "an address such as gs://bucket/folder, or a path."
         )
     file_system(text)

@@ -77,7 +77,7 @@ def test_a_false_equation_or_answer_is_off_track(prefix):
 
 @pytest.mark.parametrize("prompt", ["", "12 + 3", "1+2", "1 + 2 + 3 + 4 + 5", "1 * 2"])
 def test_another_expression_is_no_problem(prompt):
-    with pytest.raises(ConfigurationError, match="no problem of chain_sum"):
+    with pytest.raises(ConfigurationError, match="not a problem of chain_sum"):
         CHAIN_SUM.problem(prompt)
 
 

@@ -180,7 +180,7 @@ def test_peers_that_are_not_installed_are_skipped_with_a_sentence(capsys, tmp_pa
     bare.chmod(0o755)
     assert engine.peers_of(bare) == ()
     said = capsys.readouterr().out
-    assert "names no interpreter" in said
+    assert "--peers is not given" in said
     assert all(f"{peer} is skipped" in said for peer in engine.PEERS)
 
 

@@ -223,11 +223,11 @@ def test_an_unknown_file_system_is_a_sentence():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("memory://", "names no bucket"),
-        ("gs://", "names no bucket"),
-        ("gs:///run", "names no bucket"),
-        ("simplecache::s3:///run", "names no bucket"),
-        ("://x", "names no file system"),
+        ("memory://", "has no bucket"),
+        ("gs://", "has no bucket"),
+        ("gs:///run", "has no bucket"),
+        ("simplecache::s3:///run", "has no bucket"),
+        ("://x", "has no file system"),
         ("gs:/bucket/run", "write gs://bucket/run for an address, or ./gs:/bucket"),
         ("gs:", "neither an address"),
         ("s3:bucket/run", "neither an address"),

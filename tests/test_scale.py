@@ -160,7 +160,7 @@ def test_results_without_slot_costs_are_refused():
         sampler_of("best_of_n", 5), "best_of_n", 0, world.problems[0], 4, None
     )
     for bad, n in ((result._replace(slots=None), 2), (result, 5)):
-        with pytest.raises(ConfigurationError, match="run the method itself"):
+        with pytest.raises(ConfigurationError, match="Run the method itself"):
             first_rollouts(bad, n, result.estimand)
 
 

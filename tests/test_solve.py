@@ -76,7 +76,7 @@ def test_an_evidence_that_is_a_product_says_so():
 def test_a_search_has_no_evidence():
     text = solution_text(vary(_result(), estimand={"has_target": False}))
     assert "Log evidence: none, because the method has no target" in text
-    assert "Answers by weight, no posterior" in text
+    assert "Answers by weight (the method has no target" in text
     assert "Answer posterior" not in text
 
 

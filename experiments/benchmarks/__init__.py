@@ -1,1 +1,1 @@
-"""What models cost on a machine: loading, reading, writing, beside its ceilings."""
+"""Benchmarks of models and the engine, compared with ceilings and other software."""

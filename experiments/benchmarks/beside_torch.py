@@ -27,7 +27,7 @@ def load_torch(folder: Path, dtype: str) -> Any:
 
 
 def measure_torch(model: Any, prompts: np.ndarray, work: Work) -> Speed:
-    """Time reading the prompts and drawing tokens one by one after them."""
+    """Time the reading of prompts and the drawing of tokens one by one after them."""
     import torch
 
     start = torch.tensor(prompts, dtype=torch.long, device=model.device)

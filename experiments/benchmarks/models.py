@@ -174,7 +174,7 @@ def main(
         new: tokens written after it; at least 2.
         repeats: number of timed runs; the median is reported.
         dtype: of weights; auto is float32 on a CPU and bfloat16 elsewhere.
-        matrix_sizes: of the products that measure the ceiling of arithmetic.
+        matrix_sizes: sizes of the products that measure the ceiling of arithmetic.
         array_bytes: size of the array that measures the ceiling of memory.
     """
     # The device is shared by two frameworks and the processes that load.

@@ -59,20 +59,19 @@ CHIPS = (
     Chips("H100 SXM, one", 1, 1, 80e9, 3.35e12, 989e12, 450e9),
     Chips("TPU v5e, 64 as 16 groups of 4", 4, 16, 16e9, 0.819e12, 197e12, 200e9),
 )
-"""Figures of NVIDIA's and Google's data sheets."""
+"""Numbers from NVIDIA's and Google's data sheets."""
 
 
 class Work(NamedTuple):
     """What is run.
 
     Attributes:
-        past: mean positions that a token attends to: a prompt of 200 tokens and half of
-            a solution of 1,000.
-        longest: positions of a row at its end, at most.
-        step: tokens of a step; SmolLM2's are 39 in the paper's filter, the law of
-            ``step_law`` has 60.
-        busy: the share of the computed rows that is of use.
-        particles, steps: of a problem.
+        past: mean number of positions that a token attends to: a prompt of 200 tokens
+            and half of a solution of 1,000.
+        longest: largest number of positions of a row.
+        step: tokens per step; 39 for SmolLM2 in the paper's filter, 60 in ``step_law``.
+        busy: share of the computed tokens that is used.
+        particles, steps: per problem.
     """
 
     past: float = 700.0
@@ -112,13 +111,13 @@ def max_rows(chips: Chips, config: DecoderConfig, work: Work) -> int:
 
 
 def bound(chips: Chips, config: DecoderConfig, work: Work, rows: int) -> Bound:
-    """Seconds of a token of all rows and of the tokens of a step read, and their rates.
+    """Seconds to write and to read one token of all rows, and the resulting rates.
 
     Args:
         chips: one group, and how many.
         config: of both models.
         work: what is run.
-        rows: that write together on one group.
+        rows: number of rows that write together on one group.
     """
     n = chips.size
     weights = num_weights(config)
@@ -132,7 +131,7 @@ def bound(chips: Chips, config: DecoderConfig, work: Work, rows: int) -> Bound:
         "links": sums / chips.link,
     }
     token = max(times["memory"], times["products"]) + times["links"]
-    # A reward reads whole steps of many rows at once, which products limit.
+    # A reward reads whole steps of many rows at once, so arithmetic limits it.
     read = rows * config.flops_per_token(work.past, head=False) / n / chips.flops
     read += sums / chips.link
     written = chips.groups * rows * work.busy / (token + read)

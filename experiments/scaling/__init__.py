@@ -1,1 +1,1 @@
-"""The scaling experiment: plans, rows, statistics, reports."""
+"""The scaling experiment: plans, rows, statistics and reports."""

@@ -44,7 +44,7 @@ class RateEstimate(NamedTuple):
         mean: interval of the geometric mean.
         top: interval of the factor at the top of the common range.
         curve: interval at each accuracy of `rate.accuracies`.
-        fraction_shared: replicates whose curves share an accuracy range.
+        fraction_shared: fraction of replicates whose curves have a common range.
     """
 
     rate: ScalingRate
@@ -77,7 +77,7 @@ def cluster_weights(
 
     Args:
         seed: of the numpy generator.
-        num_replicates: R.
+        num_replicates: R, number of replicates.
         num_problems: P, drawn with replacement.
         num_seeds: S, drawn with replacement within each drawn problem.
     """

@@ -87,7 +87,7 @@ def check_free(coordinator: str) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(
             f"Process 0 cannot listen at port {port} of its host ({reason}). Choose "
-            "another port for all processes, or end what uses it."
+            "another port for all processes, or end the program that uses it."
         ) from error
 
 

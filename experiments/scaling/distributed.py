@@ -220,7 +220,7 @@ class Group:
     def _read_ends(self) -> dict[int, ProcessEnd]:
         return {i: ProcessEnd(*json.loads(x)) for i, x in self._get("ended").items()}
 
-    # The others
+    # Other processes
 
     def _seconds_silent(self, i: int) -> float:
         return time.monotonic() - self._last_heard[i]

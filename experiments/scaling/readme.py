@@ -1,8 +1,8 @@
-"""Put measured tables into README.md and the pages of results, between their markers.
+"""Insert measured tables into README.md and the pages of results.
 
-A table stands between ``<!-- table: PATH -->`` and ``<!-- end -->``; PATH is a Markdown
-file that an experiment wrote. Run after an experiment, so that no measured table is
-typed by hand.
+A table is between ``<!-- table: PATH -->`` and ``<!-- end -->``, where PATH is a
+Markdown file that an experiment wrote. Run this after an experiment, so that no table
+is typed by hand.
 
 Command: ``python -m tsi.experiments.scaling.readme``.
 """
@@ -20,7 +20,7 @@ PAGES = (
     Path("docs/results/embedded.md"),
     Path("docs/results/language_model.md"),
 )
-"""The pages that show tables, from the repository's root."""
+"""The pages with tables, relative to the repository's root."""
 
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _COST_ROW = re.compile(r"^\|([^|\n]+)\| +(\d+) \|.*\n", re.MULTILINE)
@@ -31,7 +31,7 @@ def insert_tables(text: str, folder: Path) -> str:
 
     Args:
         text: Markdown with markers.
-        folder: that the markers' paths are relative to.
+        folder: to which the markers' paths are relative.
 
     Raises:
         ResultsError: a file is missing.
@@ -50,7 +50,7 @@ def insert_tables(text: str, folder: Path) -> str:
 
 
 def _drop_title(text: str) -> str:
-    """Without the first heading, and of the costs only those at the largest budget."""
+    """Drop the first heading, and all costs except those at the largest budget."""
     text = re.sub(r"\A# .*\n", "", text)
     costs = [(row, int(row[2])) for row in _COST_ROW.finditer(text)]
     largest = max((budget for _, budget in costs), default=0)
@@ -61,7 +61,7 @@ def _drop_title(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages of the working folder."""
+    """Update the pages in the working folder."""
     for page in PAGES:
         write_text(page, insert_tables(page.read_text(), Path()))
 

@@ -154,7 +154,7 @@ def scaling_rates(
         curves: from `curves_of`.
         unit: "rollouts", or "flops", "generated_tokens" or "reward_tokens", of which
             the means over problems are the budgets.
-        num_replicates: of the bootstrap.
+        num_replicates: number of bootstrap replicates.
     """
     rates = {}
     for a, b in product(CHALLENGERS, BASELINES):
@@ -214,7 +214,7 @@ def _number(value: Any) -> float | None:
 
 
 def accuracy_table(curves: Curves) -> str:
-    """Methods down, budgets across: accuracy ± standard error in percent."""
+    """Accuracy ± standard error in percent, by method (rows) and budget (columns)."""
     budgets = sorted({budget for curve in curves.values() for budget in curve})
     lines = [["method", *[f"N = {budget}" for budget in budgets]]]
     for method, curve in curves.items():

@@ -106,7 +106,7 @@ def scaling_rate(
         )
 
     grid = np.linspace(low, high, num_points, axis=-1)
-    # Between two neighbouring knots of either curve log_rate is linear.
+    # log_rate is linear between neighbouring knots of the two curves.
     knots = np.clip(_join(best_a, best_b), low[..., None], high[..., None])
     knots = np.sort(knots, axis=-1)
     widths = np.diff(knots, axis=-1)

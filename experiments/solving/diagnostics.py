@@ -89,7 +89,7 @@ def genealogy_figure(result: Result) -> Figure:
             _step_labels(axes, result, slots, rows, selected)
             _final_labels(axes, result, rows[-1], is_selected)
         axes.set_xlim(-0.1, num_steps + (1.6 if has_labels else 0.1))
-        # The first row is at the top; texts stand above their line.
+        # The first row is at the top; texts are above their line.
         axes.set_ylim(size - 0.3, -1.0)
         axes.set_xticks(np.arange(num_steps) + 0.35, np.arange(num_steps).astype(str))
         axes.set_yticks([])
@@ -236,7 +236,7 @@ def _step_labels(
     for t, row in enumerate(slots):
         for n in np.unique(row):
             steps = step_texts[int(np.flatnonzero(row == n)[0])]
-            # A finished particle is carried along without a step of its own.
+            # A finished particle is kept without a new step.
             if t < len(steps):
                 colour = SELECTED if selected[t, n] else "#222222"
                 _text(axes, t, rows[t, n], _shorten(steps[t], 15), colour, size=7)

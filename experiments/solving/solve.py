@@ -137,7 +137,7 @@ def solution_text(result: Result) -> str:
         f"{count} {what}"
         for count, what in (
             (diagnostics.num_recoveries, "recoveries, after all weights were zero"),
-            (diagnostics.num_invalid, "scores that were not a number"),
+            (diagnostics.num_invalid, "scores or corrections of NaN or infinity"),
             (diagnostics.num_truncated, "particles cut at a limit"),
         )
         if count
@@ -190,8 +190,9 @@ def _tail_text(k: float) -> str:
     text = f"Pareto k of the weights: {k:.2f}"
     if k > UNRELIABLE_K:
         text += (
-            f". Above {UNRELIABLE_K} a few particles carry the posterior; it and its "
-            "errors are not to be trusted. Take more particles, or resample earlier."
+            f". Above {UNRELIABLE_K} a few particles have most of the weight, and the "
+            "posterior and its errors are unreliable. Use more particles, or resample "
+            "earlier."
         )
     return text
 

@@ -27,7 +27,7 @@ LINE = re.compile(r"([-+*][1-9])=(0|[1-9]\d?)")
 
 
 def apply(operation: str, value: int) -> int:
-    """One step: ``operation`` is a sign and a digit, such as ``"*8"``."""
+    """Apply an operation, a sign and a digit such as ``"*8"``, modulo 100."""
     sign, digit = operation[0], int(operation[1])
     if sign == "*":
         return value * digit % MODULUS

@@ -102,7 +102,7 @@ def make_problem(numbers: Numbers, target: int) -> Problem:
 
 
 def problem(prompt: str) -> Problem:
-    """Read a problem such as ``"3,5,7,2>24"``; the closing colon may be left out."""
+    """Parse a problem such as ``"3,5,7,2>24"``; the final colon is optional."""
     match = PROMPT.fullmatch(prompt.replace(" ", ""))
     numbers = tuple(map(int, match[1].split(","))) if match else ()
     if not match or not 3 <= len(numbers) <= MAX_COUNT or max(numbers) > MAX_GIVEN:
@@ -114,12 +114,12 @@ def problem(prompt: str) -> Problem:
 
 
 def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
-    """Distinct solvable problems of a split; a shorter list starts a longer one."""
+    """Distinct solvable problems; a shorter list is a prefix of a longer one."""
     return distinct_problems(draws(np.random.default_rng(seed)), split, count)
 
 
 def solution(problem: Problem, rng: np.random.Generator) -> str:
-    """A random solution: each line drawn evenly from those that can still succeed.
+    """A random solution: each line is uniform among those that can still succeed.
 
     Raises:
         ConfigurationError: the problem has no solution.

@@ -270,7 +270,7 @@ def _as_arrays(
     num_solutions: int,
     width: int,
 ) -> LabelledSteps:
-    """Arrays of labelled texts, of which the first ones are not completions."""
+    """Arrays of labelled texts; the first ``num_solutions`` are not completions."""
     eos = tokenizer.eos_ids[0]
     tokens = np.full((len(rows), width), tokenizer.pad_id, np.uint8)
     labels = np.full(tokens.shape, np.nan, np.float16)

@@ -236,7 +236,7 @@ def reward_model(
     initial_model = extend_model(start, recipe.new_blocks, rngs=nnx.Rngs(recipe.seed))
     mark_likely = jax.jit(mark_likely_tokens, static_argnums=2)
     (colon,), (delimiter,) = map(setup.tokenizer.encode, (":", setup.task.delimiter))
-    # Every task's prompts end with a colon, and every task's tokenizer can pad.
+    # The prompts of all tasks end with a colon, and their tokenizers have a padding id.
     assert setup.tokenizer.pad_id is not None
     marks = Marks(colon, (delimiter, *setup.tokenizer.eos_ids), setup.tokenizer.pad_id)
 

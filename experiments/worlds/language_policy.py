@@ -73,7 +73,7 @@ def example_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[in
     """A function from a prompt to the token ids of examples and prompt."""
     examples = draw_examples(task)
     if tokenizer.chat_template is None:
-        # The end token after each example shows a base model where to stop.
+        # The end token after each example shows a base model where solutions end.
         end = list(tokenizer.eos_ids[:1])
         start = (
             [tokenizer.bos_id]
