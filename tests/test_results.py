@@ -145,7 +145,7 @@ from tsi.experiments.scaling.results import Cell, ResultsFile
 
 cells = [Cell("smc", 1, 0, problem) for problem in range(400)]
 with ResultsFile(Path(sys.argv[1]), {"task": "chain"}) as results:
-    for cell in results.missing(cells):
+    for cell in results.find_missing(cells):
         results.append([(cell, {"correct": cell.problem % 3 == 0})])
         time.sleep(float(sys.argv[2]))
 """

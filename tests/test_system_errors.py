@@ -285,7 +285,7 @@ def test_a_disk_that_fills_leaves_whole_lines_and_the_run_resumes(
                 assert path.read_bytes() == before
                 assert list(read_rows(path)) == cells[:2]
         with ResultsFile(path, {}) as results:
-            results.append(rows(results.missing(cells)))
+            results.append(rows(results.find_missing(cells)))
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

@@ -105,11 +105,11 @@ def draw(
         at = jnp.full((rows, 1), size - 1 + i)
         context = (past, Segment(*new, mask))
         hidden, read = policy.trunk(token[:, None], at, None, context)
-        put = jax.lax.dynamic_update_slice_in_dim
+        write = jax.lax.dynamic_update_slice_in_dim
         new = KeyValues(
-            put(new.keys, read.keys, i, axis=-1),
-            put(new.values, read.values, i, axis=-2),
-            put(new.positions, read.positions, i, axis=-1),
+            write(new.keys, read.keys, i, axis=-1),
+            write(new.values, read.values, i, axis=-2),
+            write(new.positions, read.positions, i, axis=-1),
         )
         keys = jax.random.split(jax.random.fold_in(key, i), rows)
         token, log_p = categorical(
@@ -128,10 +128,10 @@ def read(
 ) -> Float[Array, "R T"]:
     """log p of each token of texts that are read in one pass."""
     rows, size = tokens.shape[0], prompt.shape[0]
-    whole = [jnp.broadcast_to(prompt, (rows, size)), tokens]
-    log_p = jax.nn.log_softmax(policy(jnp.concatenate(whole, axis=1)[:, :-1]))
-    chosen = log_p[:, size - 1 :]
-    return jnp.take_along_axis(chosen, tokens[..., None], axis=2)[..., 0]
+    parts = [jnp.broadcast_to(prompt, (rows, size)), tokens]
+    log_p = jax.nn.log_softmax(policy(jnp.concatenate(parts, axis=1)[:, :-1]))
+    solution_log_p = log_p[:, size - 1 :]
+    return jnp.take_along_axis(solution_log_p, tokens[..., None], axis=2)[..., 0]
 
 
 def measure(path: Path, texts: Texts) -> Iterator[list[str]]:

@@ -131,10 +131,10 @@ class Group:
         self._set(f"{key}/{self.index}", text)
         while True:
             # In this order, so that a process that has ended has also given its text.
-            ended, found = self._read_ends(), self._get(key)
-            missing = set(range(self.count)) - found.keys()
+            ended, texts = self._read_ends(), self._get(key)
+            missing = set(range(self.count)) - texts.keys()
             if not missing:
-                return [found[i] for i in range(self.count)]
+                return [texts[i] for i in range(self.count)]
             self._check(name, missing, ended)
             time.sleep(POLL_INTERVAL)
 
@@ -151,11 +151,11 @@ class Group:
         digests_of_all = [
             json.loads(text) for text in self.gather("facts", json.dumps(digests))
         ]
-        for i, theirs in enumerate(digests_of_all):
+        for i, other_digests in enumerate(digests_of_all):
             names = [
                 name
-                for name in sorted(digests_of_all[0].keys() | theirs.keys())
-                if digests_of_all[0].get(name) != theirs.get(name)
+                for name in sorted(digests_of_all[0].keys() | other_digests.keys())
+                if digests_of_all[0].get(name) != other_digests.get(name)
             ]
             if names:
                 raise ConfigurationError(
@@ -214,8 +214,8 @@ class Group:
 
     def _get(self, name: str) -> dict[int, str]:
         assert self._store is not None
-        found = self._store.key_value_dir_get(f"{self._root}/{name}/")
-        return {int(key.rsplit("/", 1)[1]): text for key, text in found}
+        entries = self._store.key_value_dir_get(f"{self._root}/{name}/")
+        return {int(key.rsplit("/", 1)[1]): text for key, text in entries}
 
     def _read_ends(self) -> dict[int, ProcessEnd]:
         return {i: ProcessEnd(*json.loads(x)) for i, x in self._get("ended").items()}
@@ -261,9 +261,12 @@ class Group:
             # If the service has ended, JAX ends this process.
             with contextlib.suppress(Exception):
                 self._set(f"beat/{self.index}", str(beat))
-                for i, theirs in self._get("beat").items():
-                    if self._beats.get(i) != theirs:
-                        self._beats[i], self._last_heard[i] = theirs, time.monotonic()
+                for i, heartbeat in self._get("beat").items():
+                    if self._beats.get(i) != heartbeat:
+                        self._beats[i], self._last_heard[i] = (
+                            heartbeat,
+                            time.monotonic(),
+                        )
                 if not is_stopping and self._is_over(self._read_ends()):
                     is_stopping = True
                     self._stop_main()

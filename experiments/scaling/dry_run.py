@@ -122,12 +122,12 @@ def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
     sampler_settings = {
         name: method_settings(name, world.max_steps) for name in METHODS
     }
-    done = known_cells(path, world.settings, sampler_settings)
+    finished_cells = known_cells(path, world.settings, sampler_settings)
     return [
         Run(
             batch.source,
             batch.num_particles,
-            len({cell.problem for cell in batch.cells if cell not in done}),
+            len({cell.problem for cell in batch.cells if cell not in finished_cells}),
         )
         for batch in batches(plan, world)
     ]
@@ -327,7 +327,7 @@ def forecast(
 
 def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
     """Lines about weights, free memory, rows and their caches."""
-    max_positions, sizes, free = (
+    max_positions, sizes, free_bytes = (
         prompt + target.max_tokens,
         engine.caches,
         engine.free_bytes(),
@@ -339,13 +339,15 @@ def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
     slots = room_of(max_positions) * sizes.policy * engine.max_rows
     lines = [
         f"weights  {_size(policy)} of the policy, {_size(reward)} of the reward",
-        f"memory   {_size(free)} free on a device beside the weights",
+        f"memory   {_size(free_bytes)} free on a device beside the weights",
         f"rows     at most {engine.max_rows:,} write together on a device, and "
         f"explorers store {engine.max_stored:,} prefixes",
         f"caches   {sum(sizes):,} bytes per position, {row}; slots {_size(slots)}",
     ]
-    if free < 0:
-        lines.append(f"Refused: the weights take {_size(-free)} more than is free.")
+    if free_bytes < 0:
+        lines.append(
+            f"Refused: the weights take {_size(-free_bytes)} more than is free."
+        )
     return lines
 
 

@@ -39,10 +39,10 @@ def get_methods(names: Iterable[str]) -> dict[str, Method]:
     """
     names = list(names)
     groups = {"all": tuple(METHODS), "standard": STANDARD}
-    chosen = groups.get(names[0], names) if len(names) == 1 else names
-    for name in chosen:
+    selected_names = groups.get(names[0], names) if len(names) == 1 else names
+    for name in selected_names:
         get_method(name)
-    return {name: method for name, method in METHODS.items() if name in chosen}
+    return {name: method for name, method in METHODS.items() if name in selected_names}
 
 
 def method_settings(name: str, max_steps: int) -> dict[str, Any]:

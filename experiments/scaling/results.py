@@ -164,15 +164,15 @@ def known_cells(
     """
     settings = json.loads(json.dumps(settings))
     method_settings = json.loads(json.dumps(method_settings or {}))
-    known: set[Cell] = set()
+    cells: set[Cell] = set()
     for name, content in read_shards(path):
         for number, _, cell, row in _parsed(name, content):
-            wanted = {**settings, **method_settings.get(cell.method, {})}
-            _check_settings(name, number, wanted, row["settings"])
-            if cell in known and name == path:
+            expected = {**settings, **method_settings.get(cell.method, {})}
+            _check_settings(name, number, expected, row["settings"])
+            if cell in cells and name == path:
                 raise ResultsError(f"{name}, line {number}, repeats {cell}.")
-            known.add(cell)
-    return known
+            cells.add(cell)
+    return cells
 
 
 def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
@@ -193,11 +193,11 @@ def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
 
 def check_complete(path: Place, rows: dict[Cell, Any], cells: Sequence[Cell]) -> None:
     """Raise ResultsError unless every cell has a row."""
-    absent = [cell for cell in cells if cell not in rows]
-    if absent:
+    missing = [cell for cell in cells if cell not in rows]
+    if missing:
         raise ResultsError(
-            f"{path} lacks {len(absent)} of {len(cells)} rows, the first for "
-            f"{absent[0]}; run the same command again to finish them."
+            f"{path} lacks {len(missing)} of {len(cells)} rows, the first for "
+            f"{missing[0]}; run the same command again to finish them."
         )
 
 
@@ -220,22 +220,26 @@ def _parsed(
 
 
 def _check_settings(
-    path: Place, number: int, wanted: dict[str, Any], found: dict[str, Any]
+    path: Place,
+    number: int,
+    expected: dict[str, Any],
+    recorded: dict[str, Any],
 ) -> None:
-    different = _differences(wanted, found)
-    if different:
+    differences = _differences(expected, recorded)
+    if differences:
         raise ResultsError(
             f"{path}, line {number}, was made with other settings: "
-            f"{'; '.join(different)}. Choose another output folder or the same "
+            f"{'; '.join(differences)}. Choose another output folder or the same "
             "settings."
         )
 
 
-def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    absent = "absent"
-    names = sorted((wanted.keys() | found.keys()) - FREE_SETTINGS)
+def _differences(expected: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """A text for each setting that differs."""
+    names = sorted((expected.keys() | recorded.keys()) - FREE_SETTINGS)
+    pairs = [(recorded.get(x, "absent"), expected.get(x, "absent")) for x in names]
     return [
-        f"{name} is {found.get(name, absent)!r} there, {wanted.get(name, absent)!r} now"
-        for name in names
-        if found.get(name, absent) != wanted.get(name, absent)
+        f"{name} is {old!r} there, {new!r} now"
+        for name, (old, new) in zip(names, pairs, strict=True)
+        if old != new
     ]
