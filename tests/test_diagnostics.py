@@ -115,7 +115,7 @@ def test_branches_have_the_colours_of_what_became_of_them():
 def test_no_two_branches_cross(seed):
     result = make_result(16, 12, seed)
     slots = lineages(result.steps.ancestors)
-    alive = diagnostics._mark_forebears(slots, np.ones(16, bool))
+    alive = diagnostics._mark_ancestors(slots, np.ones(16, bool))
     rows = diagnostics._planar_rows(result.steps.ancestors, alive)
     for t in range(1, 12):
         assert sorted(rows[t]) == list(range(16))

@@ -186,7 +186,7 @@ def test_peers_that_are_not_installed_are_skipped_with_a_sentence(capsys, tmp_pa
 
 def test_arguments_of_a_process_give_the_same_work():
     work = SMALL.work(Cell("filter", "cold", 16))
-    assert engine.arguments({"max_rows": 3, "model": "a b"}) == [
+    assert engine.command_arguments({"max_rows": 3, "model": "a b"}) == [
         "--max-rows",
         "3",
         "--model",
