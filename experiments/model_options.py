@@ -55,8 +55,8 @@ class ModelOptions(NamedTuple):
         top_k: restrict the policy to this many most likely tokens.
         top_p: restrict the policy to the smallest set of tokens with this probability.
         min_p: exclude tokens below this fraction of the largest probability.
-        repetition_penalty: divides the logits of tokens that have already occurred.
-        model_sampling: take those of these five options that are not given from the
+        repetition_penalty: penalty on the logits of tokens that have already occurred.
+        model_sampling: take those of the five options above that are not given from the
             policy's generation_config.json.
         delimiter: strings that end a step, in place of the task's own delimiter.
         stop_string: strings that end the solution.
