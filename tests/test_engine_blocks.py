@@ -338,8 +338,8 @@ def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale)
     for lane in lanes:
         assert len(lane.writers.shapes.known) <= 12
         # Who leaves gives back every block.
-        assert lane.policy.tables.num_used == 0
-        assert [pool.tables.num_used for pool in lane.readers] == [0]
+        assert lane.store.policy.tables.num_used == 0
+        assert [pool.tables.num_used for pool in lane.store.readers] == [0]
 
 
 def test_slots_become_shorter_when_their_rows_do(monkeypatch):

@@ -12,6 +12,7 @@ from tsi.decoding.boundary import step_boundary
 from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
 from tsi.engine.sizing import sizes as sizes_module
+from tsi.engine.step_reader import StepReader
 from tsi.errors import ProblemError, RewardError
 from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
@@ -122,7 +123,7 @@ def test_a_function_that_fails_costs_its_problem(monkeypatch, name, reads):
     for left, right in zip(caught.value.results, kept, strict=True):
         test_engine.same(left, right)
     for lane in lanes:
-        assert lane.policy.tables.num_used == 0
+        assert lane.store.policy.tables.num_used == 0
 
 
 def test_only_rows_that_took_a_step_are_shown_to_a_function(monkeypatch):
@@ -133,14 +134,14 @@ def test_only_rows_that_took_a_step_are_shown_to_a_function(monkeypatch):
         [0],
         min_step_tokens=2,
     )
-    shown, took, rows_read, judge = [], [], [], Lane._judge
+    shown, took, rows_read, score = [], [], [], StepReader._score
 
     def count_rows(self, rows, told):
-        took.append(int((told.lengths > self.lengths[rows]).sum()))
+        took.append(int((told.lengths > self.population.lengths[rows]).sum()))
         rows_read.append(len(rows))
-        return judge(self, rows, told)
+        return score(self, rows, told)
 
-    monkeypatch.setattr(Lane, "_judge", count_rows)
+    monkeypatch.setattr(StepReader, "_score", count_rows)
 
     class Watched(TextReward):
         def score_rows(self, rows):
@@ -192,17 +193,18 @@ def test_an_error_that_cannot_be_shown_loses_no_result():
 
 def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeypatch):
     sampler, repeating = SAMPLERS["repeats"], []
-    repeat, decide = Lane._repeat_some, Lane._decide
+    repeat, decide = StepReader.repeat, Lane._decide
 
     def watch(self, rows, sources):
         repeating.append(rows)
-        repeat(self, rows, sources)
+        failed = repeat(self, rows, sources)
         repeating.pop()
+        return failed
 
     def check_queue(self, ready):
         yield from decide(self, ready)
         places = np.asarray(self.queue, int) // self.method.plan.rows
-        assert (self.index[places] >= 0).all()
+        assert (self.population.index[places] >= 0).all()
 
     def fails(question, text, ended):
         if repeating and question == "fin":
@@ -210,7 +212,7 @@ def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeyp
         return check(question, text, ended)
 
     whole = results(Verifier(check, tiny.decode), sampler)
-    monkeypatch.setattr(Lane, "_repeat_some", watch)
+    monkeypatch.setattr(StepReader, "repeat", watch)
     monkeypatch.setattr(Lane, "_decide", check_queue)
     with pytest.raises(ProblemError, match=r"1 problems .*3 \(ZeroD") as caught:
         results(Verifier(fails, tiny.decode), sampler)

@@ -153,9 +153,9 @@ def test_a_text_that_cannot_be_rendered_costs_its_problem(monkeypatch, name, rea
     assert "cannot spell this" in caught.value.tracebacks[2]
     assert "in render" in caught.value.tracebacks[2]
     for lane in lanes:
-        for pool in (lane.policy, *lane.readers):
+        for pool in lane.store.pools:
             assert pool.tables.num_used == 0
-        assert (lane.readers._transcripts == None).all()  # noqa: E711
+        assert (lane.store.readers._transcripts == None).all()  # noqa: E711
     Failing.spares = True
     try:
         whole = runner.run(*arguments, extract=test_engine.extract)

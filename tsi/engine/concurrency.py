@@ -5,8 +5,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tsi.engine.ended_problems import EndedProblem, FailedProblem
 from tsi.engine.interruption import StopEvent, deferred_interrupts
-from tsi.engine.lane import EndedProblem, FailedProblem
 from tsi.errors import Stopped
 
 

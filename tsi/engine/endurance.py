@@ -4,7 +4,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from tsi.engine.lane import EndedProblem, FailedProblem, Lane
+from tsi.engine.ended_problems import EndedProblem, FailedProblem
+from tsi.engine.lane import Lane
 from tsi.engine.meters.report import Report, total
 from tsi.engine.sizing.sizes import Sizes, half_of
 from tsi.errors import MemoryWarning, OutOfMemoryError

@@ -30,8 +30,9 @@ from tsi.decoding.repetition import check_penalty
 from tsi.decoding.truncation import Truncation
 from tsi.decoding.vocabularies import check_rows
 from tsi.engine.concurrency import run_concurrently
+from tsi.engine.ended_problems import FailedProblem
 from tsi.engine.endurance import Endurance
-from tsi.engine.lane import FailedProblem, Lane
+from tsi.engine.lane import Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.meters.clock import Timed
 from tsi.engine.meters.compilation import compilations, keep_programs

@@ -15,7 +15,7 @@ from tsi.accuracy.diagnostics import (
     prefix_families,
     rewards_of,
 )
-from tsi.engine.lane import EndedProblem
+from tsi.engine.ended_problems import EndedProblem
 from tsi.engine.methods import own_fields
 from tsi.engine.outcome import (
     count_members,

@@ -1,0 +1,23 @@
+"""How problems leave a lane: with their final rows, or with an error."""
+
+from typing import Any, NamedTuple
+
+from tsi.reasoning.particles import Particles
+
+
+class EndedProblem(NamedTuple):
+    """A problem that has ended: its index, and its final state on the host."""
+
+    problem: int
+    particles: Particles
+    state: Any
+    infos: Any
+    cost: Any
+
+
+class FailedProblem(NamedTuple):
+    """A problem that failed: its index, the error, and the step, counted from 1."""
+
+    problem: int
+    error: Exception
+    step: int

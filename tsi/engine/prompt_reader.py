@@ -1,0 +1,87 @@
+"""The prompts of problems that enter a lane, read in batches of few sizes."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.sizing.sizes import Sizes, width_of
+from tsi.reasoning.particles import ReasoningParams
+from tsi.rewards.reward import Prompts
+
+
+class PromptBatch(NamedTuple):
+    """Prompts that have been read together.
+
+    Attributes:
+        number: of problems.
+        problems: which, padded with the last one, [E].
+        places: of each, padded with a place that there is not, [E].
+        prompts: of these problems.
+        prefill: results of `Programs.prefill`.
+    """
+
+    number: int
+    problems: Int[np.ndarray, " E"]
+    places: Int[np.ndarray, " E"]
+    prompts: Prompts
+    prefill: Any
+
+
+class PromptReader:
+    """Reads prompts with the policy, and with a reward model that has its tokens.
+
+    Args:
+        programs: the compiled programs.
+        params: weights and temperatures; its prompts are not used.
+        prompts: token ids of all problems, on the host.
+        questions: the result of the reward's `prepare`, one row per problem, or None.
+        sizes: of the lane.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        params: ReasoningParams,
+        prompts: Prompts,
+        questions: Any,
+        sizes: Sizes,
+    ) -> None:
+        self.programs, self.params, self.sizes = programs, params, sizes
+        self.prompts = prompts._replace(questions=questions)
+
+    @property
+    def width(self) -> int:
+        """Positions of the prompts."""
+        return self.prompts.tokens.shape[1]
+
+    def read(
+        self, problems: list[int], places: Int[np.ndarray, " n"]
+    ) -> Iterator[PromptBatch]:
+        """Read the prompts of problems, batch by batch.
+
+        Args:
+            problems: which.
+            places: where they enter.
+        """
+        most = self.sizes.prompts(self.width)
+        for start in range(0, len(problems), most):
+            batch = slice(start, start + most)
+            yield self._read(problems[batch], places[batch], most)
+
+    def _read(
+        self, problems: list[int], places: Int[np.ndarray, " n"], most: int
+    ) -> PromptBatch:
+        count = len(problems)
+        size = width_of(count, most, self.sizes.shrinks)
+        # Padded, so that few sizes are compiled.
+        padded = np.asarray(problems + [problems[-1]] * (size - count))
+        nowhere = np.full(size - count, self.sizes.problems)
+        prompts = jax.tree.map(lambda leaf: leaf[padded], self.prompts)
+        params = self.params._replace(prompts=prompts)
+        prefill = self.programs.prefill(params, self.sizes.block)
+        at = np.concatenate([places, nowhere])
+        return PromptBatch(count, padded, at, prompts, prefill)

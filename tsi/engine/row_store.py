@@ -1,0 +1,191 @@
+"""What a group of devices holds of a lane's rows, and how rows get other prefixes.
+
+Numbers and tokens of all rows are in one pytree (:mod:`tsi.engine.programs.rows`), keys
+and values are in blocks (:mod:`tsi.engine.paging.pool`). A row that becomes another
+prefix copies its numbers, and shares its blocks.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from tsi.engine.meters.report import CacheBytes
+from tsi.engine.paging.blocks import Indices
+from tsi.engine.paging.pool import Pool, bytes_held
+from tsi.engine.programs.model_programs import Programs, RowReplies
+from tsi.engine.programs.rows import empty_stored
+from tsi.engine.prompt_reader import PromptBatch
+from tsi.engine.reward_pools import RewardPools
+from tsi.engine.sizing.sizes import Sizes
+from tsi.engine.text_readings import TextReadings
+from tsi.explorer import Plan
+from tsi.reasoning.particles import ReasoningParams
+
+POOL = 2**28
+"""Bytes of blocks per allocation; more are allocated when needed."""
+
+
+class RowStore:
+    """The rows of P problems: W working rows of each, and behind them M stored ones.
+
+    Memory is allocated when the first prompts have been read, which have the shapes.
+
+    Attributes:
+        stored: :class:`tsi.engine.programs.rows.Stored`.
+        policy: the policy's keys and values.
+        readers: those of the reward: pools, or a reward model that reads text.
+
+    Args:
+        programs: the compiled programs.
+        params: weights and temperatures.
+        sizes: of the lane.
+        plan: W and M.
+        longest: the most positions of a row, prompt included.
+        readings: of a reward model that reads text; None for other rewards.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        params: ReasoningParams,
+        sizes: Sizes,
+        plan: Plan,
+        longest: int,
+        readings: TextReadings | None,
+    ) -> None:
+        self.programs, self.params, self.sizes = programs, params, sizes
+        self.each, self.longest = plan.rows, longest
+        self.working = sizes.problems * plan.rows
+        self.total = sizes.problems * (plan.rows + plan.stored)
+        self.stored: Any = None
+        self.policy: Any = None
+        self.readers: Any = readings
+        # Positions of the policy's cache that each problem's prompt fills.
+        self._prompt_lengths = np.zeros(sizes.problems, np.int32)
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The caches of policy and reward."""
+        return [self.policy, *self.readers]
+
+    def held(self) -> CacheBytes:
+        """Bytes in blocks."""
+        return bytes_held(self.pools)
+
+    def enter(self, batch: PromptBatch, rows: Int[np.ndarray, " n"]) -> None:
+        """Give the rows of problems their prompts.
+
+        Args:
+            batch: prompts that have been read.
+            rows: all rows of these problems, in their order.
+        """
+        if self.stored is None:
+            self._allocate(batch)
+        dense, particles, reward, shared, _ = batch.prefill
+        count, size = batch.number, len(batch.problems)
+        each = len(rows) // count
+        origin = np.repeat(np.arange(count), each)
+        pad = (0, size * each - len(rows))
+        self.stored = self.programs.enter(
+            self.stored,
+            (batch.prompts, particles, reward, shared),
+            np.pad(rows, pad, constant_values=self.total),
+            np.pad(origin, pad),
+            batch.places,
+        )
+        first = rows.reshape(count, each)[:, 0]
+        # The last token of a prompt is read with the first step.
+        lengths = np.asarray(batch.prompts.lengths)[:count] - 1
+        self._prompt_lengths[batch.places[:count]] = lengths
+        self.policy.store(dense, first, np.zeros(count, np.int32), lengths)
+        self.policy.tables.fork(rows, np.repeat(first, each))
+        if isinstance(self.readers, TextReadings):
+            self.readers.enter(batch.problems, batch.places, rows, origin)
+
+    def _allocate(self, batch: PromptBatch) -> None:
+        dense, particles, reward, shared, like = batch.prefill
+        problems, block = self.sizes.problems, self.sizes.block
+        stored = empty_stored(
+            particles,
+            reward,
+            shared,
+            batch.prompts,
+            rows=self.total,
+            working=self.working,
+            problems=problems,
+        )
+        self.stored = self.programs.place(stored)
+        most = POOL // (1 + len(like))
+        # A common past is a row of the policy's tables as well.
+        rows = self.total + (problems if self.sizes.shares else 0)
+        self.policy = Pool(self.programs, rows, self.longest, block, dense, most)
+        if self.readers is None:
+            lengths = [x.shape[1] for x in self.programs.positions(self.stored)]
+            self.readers = RewardPools(
+                self.programs, self.total, lengths, block, like, most
+            )
+
+    def keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
+        """Copy working rows over stored ones.
+
+        Args:
+            stored: which are overwritten.
+            rows: the working row that each becomes.
+        """
+        to = np.full(self.working, self.total)
+        to[rows] = stored
+        self.stored = self.programs.keep(self.stored, to, np.arange(self.working))
+        self._fork(stored, rows)
+
+    def arrange(
+        self,
+        rows: Int[np.ndarray, " n"],
+        parents: Int[np.ndarray, " n"],
+        limit: Int[np.ndarray, " n"] | None,
+    ) -> RowReplies:
+        """Give working rows the prefixes of their parents, cut back.
+
+        Args:
+            rows: working rows.
+            parents: any rows.
+            limit: number of the parent's steps that are kept; None for all.
+
+        Returns:
+            The numbers of these prefixes.
+        """
+        working = np.arange(self.working)
+        slots = np.full(self.working, self.total, np.int32)
+        sources = working.astype(np.int32)
+        slots[rows], sources[rows] = rows, parents
+        depths = None
+        if limit is not None:
+            depths = np.zeros(self.working, np.int32)
+            depths[rows] = limit
+        self.stored, replies, lengths = self.programs.arrange(
+            self.stored,
+            slots,
+            sources,
+            depths,
+            self.readers.lengths(sources),
+            working // self.each,
+            self.params,
+        )
+        replies, lengths = jax.device_get((replies, lengths))
+        replies = jax.tree.map(lambda leaf: leaf[rows], replies)
+        self._fork(rows, parents)
+        if limit is not None:
+            prompt = self._prompt_lengths[rows // self.each]
+            self.policy.tables.cut(rows, prompt + replies.lengths)
+            self.readers.cut(rows, lengths)
+        return replies
+
+    def release(self, rows: Indices) -> None:
+        """Give the blocks of rows back."""
+        for pool in self.pools:
+            pool.tables.release(rows)
+
+    def _fork(self, rows: Indices, parents: Indices) -> None:
+        for pool in self.pools:
+            pool.tables.fork(rows, parents)

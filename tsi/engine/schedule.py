@@ -1,0 +1,95 @@
+"""When a lane does what: pure functions of how many rows write, wait and have ended.
+
+They decide only the pace. No sample depends on them, since random numbers belong to
+the problem, the particle, the step and the token.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+
+def num_to_enter(free: int, left: int, places: int) -> int:
+    """How many problems enter now.
+
+    Several enter together, since each entry costs as much as a turn of all problems.
+
+    Args:
+        free: number of free places.
+        left: number of problems that have not entered yet.
+        places: number of places.
+    """
+    enough = free >= min(left, -(-places // 4))
+    return min(free, left) if enough else 0
+
+
+def num_to_wait_for(
+    problems: Int[np.ndarray, " n"],
+    *,
+    slots: int,
+    part: float,
+    queued: bool,
+    smaller: int,
+) -> int:
+    """Number of rows that must end their steps before a burst returns.
+
+    Args:
+        problems: the place of the problem of each row that writes.
+        slots: number of slots.
+        part: the share of the slots that must have ended; 1 for all rows.
+        queued: whether other rows wait for a slot.
+        smaller: rows of the next smaller program that is known; 0 if there is none.
+    """
+    active, least = len(problems), int(part * slots)
+    if part == 1:
+        return active
+    if queued:
+        return min(max(least, 1), active)
+    # No sampler decides before all rows of its problem have ended.
+    counts = np.bincount(problems)
+    enough = max(int(counts[counts > 0].min()), least)
+    # With fewer rows a smaller program is enough.
+    return min(enough, active - smaller) if smaller else min(enough, active)
+
+
+def slots_to_read(
+    ended: Bool[np.ndarray, " R"],
+    active: Bool[np.ndarray, " R"],
+    problems: Int[np.ndarray, " R"],
+    counts: Int[np.ndarray, " R"],
+    reads: int,
+    *,
+    all_now: bool,
+) -> Int[np.ndarray, " A"]:
+    """Slots whose steps are read now, ordered by the length of the step.
+
+    A batch is padded to its longest step, therefore the order. A step is read later, in
+    a fuller batch, if neither its problem nor a queued row waits for it.
+
+    Args:
+        ended: slots with a step that has not been read.
+        active: slots that write.
+        problems: the place of the problem in each slot.
+        counts: tokens of each step.
+        reads: rows of a batch.
+        all_now: whether all steps are read now.
+    """
+    at = np.flatnonzero(ended)
+    if not all_now:
+        later = np.isin(problems[at], problems[active])
+        needed = int((~later).sum())
+        whole = max(-(-needed // reads), len(at) // reads) * reads
+        at = at[np.argsort(later, kind="stable")][:whole]
+    return at[np.argsort(counts[at], kind="stable")]
+
+
+def width_of_step(longest: int, most: int) -> int:
+    """The width at which steps are read: one of few, for few compiled programs.
+
+    Args:
+        longest: tokens of the longest step.
+        most: tokens that a step can have.
+    """
+    width = 32
+    while width < longest:
+        width *= 4
+    return min(width, most)

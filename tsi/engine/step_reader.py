@@ -1,0 +1,185 @@
+"""Steps that rows have taken, read by the reward.
+
+A step is drawn in a slot, or it repeats a step of another row. Either way one program
+appends it to the row and lets the reward's model read it. A reward on the host, or one
+that reads rendered text, scores the step afterwards: it is asked at once and its
+scores are collected later, so that the device reads while the host renders.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from tsi.engine.host_scores import Batch, HostScores
+from tsi.engine.population import Population
+from tsi.engine.programs.model_programs import Programs, RowReplies
+from tsi.engine.row_store import RowStore
+from tsi.engine.schedule import width_of_step
+from tsi.engine.sizing.shapes import Shapes, cost_of_reading
+from tsi.engine.sizing.sizes import Sizes, room_of, width_of
+from tsi.engine.text_readings import TextReadings
+from tsi.engine.writers import Writers
+from tsi.reasoning.particles import ReasoningParams
+
+
+class FailedStep(NamedTuple):
+    """A step that could not be scored: place of its problem, number, and error."""
+
+    place: int
+    step: int
+    error: Exception
+
+
+class StepReader:
+    """Reads the steps of the rows of one lane.
+
+    Args:
+        programs: the compiled programs.
+        params: weights and temperatures.
+        sizes: of the lane.
+        store: the rows.
+        population: the same rows, as the host counts them.
+        scores: what scores steps outside these programs; None if they do.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        params: ReasoningParams,
+        sizes: Sizes,
+        store: RowStore,
+        population: Population,
+        scores: HostScores | TextReadings | None,
+    ) -> None:
+        self.programs, self.params, self.sizes = programs, params, sizes
+        self.store, self.population, self.scores = store, population, scores
+        self.shapes = Shapes(cost_of_reading, sizes.price, exact=2)
+
+    def read(self, writers: Writers, at: Int[np.ndarray, " A"]) -> list[FailedStep]:
+        """Read the steps that rows have ended in some slots, which become free.
+
+        Args:
+            writers: the slots.
+            at: which, at most `sizes.reads`.
+
+        Returns:
+            Steps that could not be scored.
+        """
+        store, population = self.store, self.population
+        rows = writers.leave(at).astype(np.int32)
+        size, width = self._shape(int(writers.counts[at].max()), len(at), writers.room)
+        pad = (0, size - len(at))
+        caches = store.readers.fresh(rows, size, width)
+        store.stored, replies, caches, change = self.programs.end_step(
+            store.stored,
+            writers.slots,
+            writers.past,
+            np.pad(at, pad).astype(np.int32),
+            np.pad(rows, pad, constant_values=population.total),
+            np.pad(population.places_of(rows), pad),
+            np.pad(population.depths[rows], pad),
+            caches,
+            width,
+            self.params,
+        )
+        kept, filled = store.policy.tables.lengths[rows], writers.filled[at]
+        start = writers.start[at]
+        store.policy.store(writers.slots.cache, rows, kept, filled, at, start)
+        replies, change = jax.device_get((replies, change))
+        store.readers.store(caches, rows, change)
+        return self._score(rows, _first(replies, len(at)))
+
+    def repeat(
+        self, rows: Int[np.ndarray, " n"], sources: Int[np.ndarray, " n"]
+    ) -> list[FailedStep]:
+        """Let rows repeat the next step of other rows, and read it.
+
+        Args:
+            rows: working rows, at most `sizes.reads`.
+            sources: the row whose step each repeats.
+
+        Returns:
+            Steps that could not be scored.
+        """
+        store, population = self.store, self.population
+        rows = rows.astype(np.int32)
+        size = width_of(len(rows), self.sizes.reads, self.sizes.shrinks)
+        pad = (0, size - len(rows))
+        width = self.programs.target.max_step_tokens
+        filled = store.policy.tables.lengths[rows]
+        room = room_of(int(filled.max()) + width)
+        cache = store.policy.fresh(rows, size, room)
+        store.stored, replies, caches, change, cache = self.programs.repeat(
+            store.stored,
+            cache,
+            np.pad(filled, pad),
+            np.pad(rows, pad, constant_values=population.total),
+            np.pad(sources, pad).astype(np.int32),
+            np.pad(population.places_of(rows), pad),
+            np.pad(population.depths[rows], pad),
+            store.readers.fresh(rows, size, width),
+            self.params,
+            width,
+        )
+        replies, change = jax.device_get((replies, change))
+        replies = _first(replies, len(rows))
+        new = replies.lengths - population.lengths[rows]
+        store.policy.store(cache, rows, filled, filled + new)
+        store.readers.store(caches, rows, change)
+        return self._score(rows, replies)
+
+    def collect(self) -> None:
+        """Fetch the scores that are pending, and record that their steps are read."""
+        if self.scores is None:
+            return
+        for scored in self.scores.answers(self.store.stored, self.params):
+            self.store.stored, rows, replies = scored
+            self.population.end_step(rows, replies)
+
+    def _score(
+        self, rows: Int[np.ndarray, " n"], replies: RowReplies
+    ) -> list[FailedStep]:
+        """Record the steps as read, or ask for their scores."""
+        population = self.population
+        if self.scores is None:
+            population.end_step(rows, replies)
+            return []
+        places = population.places_of(rows)
+        batch = Batch(
+            rows,
+            replies,
+            population.lengths[rows],
+            population.depths[rows],
+            population.index[places],
+            places,
+        )
+        errors = self.scores.ask(self.store.stored, batch)
+        return [
+            FailedStep(int(places[i]), int(batch.depths[i]) + 1, error)
+            for i, error in errors.items()
+        ]
+
+    def _shape(self, longest: int, count: int, room: int) -> tuple[int, int]:
+        """Rows and positions of the program that reads some steps.
+
+        Args:
+            longest: tokens of the longest step.
+            count: number of steps.
+            room: positions of the slots.
+        """
+        target, most = self.programs.target, self.sizes.reads
+        width = target.max_step_tokens
+        if target.reward.reads_ids:
+            width = width_of_step(longest, width)
+        fewest = width_of(count, most, self.sizes.shrinks, factor=2)
+        wanted = (width, room, fewest)
+        used = self.shapes.choose(wanted, (width, room, most))
+        self.shapes.note(wanted, used)
+        return used[-1], width
+
+
+def _first(replies: Any, count: int) -> RowReplies:
+    """The replies of rows without those of the padding."""
+    return jax.tree.map(lambda leaf: leaf[:count], replies)
