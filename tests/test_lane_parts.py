@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tsi.engine.population import Population
-from tsi.engine.programs.model_programs import RowReplies
+from tsi.engine.programs.row_replies import RowReplies
 from tsi.engine.row_requests import requests_of_rows, rows_to_keep
 from tsi.engine.schedule import (
     num_to_enter,

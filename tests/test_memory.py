@@ -10,7 +10,6 @@ from flax import nnx
 from jax.errors import JaxRuntimeError
 
 from tsi import samplers
-from tsi.engine import engine as engine_module
 from tsi.engine.common_past import Common
 from tsi.engine.endurance import Endurance
 from tsi.engine.engine import Engine
@@ -18,6 +17,7 @@ from tsi.engine.lane import Lane
 from tsi.engine.meters.report import CacheBytes, Report
 from tsi.engine.methods import plan_of
 from tsi.engine.paging.pool import Pool
+from tsi.engine.sizing import memory as memory_module
 from tsi.engine.sizing import sizes as sizes_module
 from tsi.engine.sizing.memory import cache_sizes
 from tsi.engine.writers import Writers
@@ -188,7 +188,7 @@ def test_particles_that_cannot_fit_are_refused_before_work(
 
 def test_the_number_in_the_error_fits(monkeypatch):
     engine, sampler = test_engine.engine(), samplers.particle_filter()
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10**7)
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 10**7)
     with pytest.raises(ConfigurationError, match="no more than about") as caught:
         engine.check_fits(sampler, 10**6)
     said = str(caught.value).split("no more than about N = ")[1].split(" ")[0]
@@ -201,7 +201,7 @@ def test_the_number_in_the_error_fits(monkeypatch):
 
 def test_a_row_of_a_reward_model_with_a_cache_takes_more(monkeypatch):
     policy, reward = tiny.models()
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10**7)
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 10**7)
     fits = []
     for target in (tiny.target(), tiny.target(reward=NoReward())):
         models = {"encode": tiny.encode, "decode": tiny.decode}
@@ -230,7 +230,7 @@ def test_heads_that_do_not_divide_are_whole_on_every_device(heads, share):
 
 def test_weights_that_leave_nothing_are_what_the_error_names(monkeypatch):
     engine = test_engine.engine()
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: -3 * 10**9)
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: -3 * 10**9)
     with pytest.raises(ConfigurationError, match=r"weights take 3\.0 GB more than is"):
         engine.check_fits(samplers.particle_filter(), 4)
 

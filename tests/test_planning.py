@@ -12,9 +12,9 @@ import test_engine
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.engine import engine as engine_module
 from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
+from tsi.engine.sizing import memory as memory_module
 from tsi.engine.sizing import planning
 from tsi.engine.sizing.memory import CacheSizes, unloaded_bytes
 from tsi.engine.sizing.planning import Need, bytes_of_prefix, bytes_of_slot, task_limits
@@ -96,7 +96,7 @@ def test_weights_that_are_not_here_count_as_missing():
 
 
 def test_what_is_missing_is_taken_from_what_is_free(monkeypatch):
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 10**7)
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 10**7)
     world = embedded_world("chain", 3, shapes_only=True)
     missing = unloaded_bytes((world.engine.policy, world.engine.reward_model))
     assert world.engine.free_bytes() == 10**7 - missing < 10**7

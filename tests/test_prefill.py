@@ -10,7 +10,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from tsi import samplers
-from tsi.engine import engine as engine_module
+from tsi.engine.sizing import memory as memory_module
 from tsi.errors import ConfigurationError
 from tsi.models import layers
 from tsi.models.decoder import LanguageModel, positions_of
@@ -188,7 +188,7 @@ def test_the_engine_says_what_reading_takes_and_refuses_what_does_not_fit(monkey
     # Five problems' prompts of a bucket of 16, of policy and reward model.
     bound = 2 * prefill_bytes(engine.policy.config, 8, 16, 4)
     assert engine.report.prefill_bytes == bound
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(memory_module, "free_bytes", lambda device: 100_000)
     with pytest.raises(
         ConfigurationError, match=r"a prompt of 16 tokens takes 0\.18 MB"
     ):

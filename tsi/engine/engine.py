@@ -13,8 +13,6 @@ on which problems share its batch, on how many rows a batch has, or on how many 
 hold them.
 """
 
-import functools
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,18 +27,21 @@ from tsi.decoding.decode_step import check_temperatures
 from tsi.decoding.repetition import check_penalty
 from tsi.decoding.truncation import Truncation
 from tsi.decoding.vocabularies import check_rows
-from tsi.engine.concurrency import run_concurrently
-from tsi.engine.ended_problems import FailedProblem
-from tsi.engine.endurance import Endurance
+from tsi.engine.engine_run import EngineRun, collect
 from tsi.engine.lane import Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.meters.clock import Timed
-from tsi.engine.meters.compilation import compilations, keep_programs
-from tsi.engine.meters.report import Progress, Report, over, total
+from tsi.engine.meters.compilation import keep_programs
+from tsi.engine.meters.report import Progress, Report
 from tsi.engine.methods import method_of, plan_of
 from tsi.engine.outcomes import Outcomes
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.prompts import encode_prompt, pad_prompts
+from tsi.engine.run_checks import (
+    check_method,
+    check_num_particles,
+    truncation_in_effect,
+)
 from tsi.engine.sizing import sizes as sizing
 from tsi.engine.sizing.memory import (
     CacheSizes,
@@ -49,30 +50,21 @@ from tsi.engine.sizing.memory import (
     check_cache_dtype,
     check_fits,
     check_prompts_fit,
-    free_bytes,
-    peak_bytes,
-    unloaded_bytes,
+    free_beside_weights,
 )
+from tsi.engine.sizing.prompt_memory import bytes_to_read
 from tsi.engine.sizing.sizes import Sizes, problems_in_work, sizes_of
-from tsi.errors import (
-    ConfigurationError,
-    ProblemError,
-    Stopped,
-    detach,
-    warn_of_invalid,
-)
+from tsi.errors import ConfigurationError
 from tsi.explore import check_needs
 from tsi.explorer import Explorer, Plan
 from tsi.models.decoder import LanguageModel, with_cache_dtype
 from tsi.models.partition import MODEL, keep_or_replicate
-from tsi.models.prefill import prefill_bytes
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.reasoning.target import ReasoningTarget
 from tsi.results.result import Result
-from tsi.rewards.text_reader import TextReader
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key
 
@@ -206,41 +198,7 @@ class Engine:
 
     def free_bytes(self) -> int:
         """Free bytes of a device, less those of weights that are not loaded yet."""
-        devices = [None] if self.mesh is None else self.mesh.local_devices
-        free = min(free_bytes(device) for device in devices)
-        whole = self.mesh is None or self.mesh.shape.get(MODEL, 1) == 1
-        mesh = None if whole else self.mesh
-        return free - unloaded_bytes((self.policy, self.reward_model), mesh)
-
-    def _prefill_bytes(self, prompts: int, width: int, questions: Any) -> int:
-        """The most bytes that programs that read prompts need beside the weights.
-
-        Args:
-            prompts: number of prompts that are read together.
-            width: positions of the policy's prompts.
-            questions: the result of the reward's `prepare`, for all prompts.
-        """
-        unread: Any = None
-        params = ReasoningParams(self.policy, self.reward_model, unread, unread)
-        models: list[tuple[Any, Any, int]] = [(self.policy, self.policy.config, width)]
-        reward = self.target.reward
-        if reward.reads_prompts:
-            # A model with another tokenizer has prompts of another width.
-            own = isinstance(reward, TextReader) and questions is not None
-            read = questions.tokens.shape[1] if own else width
-            models.append((self.reward_model, reward.reader(params), read))
-        return sum(
-            prefill_bytes(
-                config,
-                prompts,
-                positions,
-                model.trunk.dtype.itemsize,
-                cached=model.trunk.cache_dtype.itemsize,
-            )
-            for model, config, positions in models
-            # The state of a custom reward is not known.
-            if config is not None and hasattr(model, "trunk")
-        )
+        return free_beside_weights((self.policy, self.reward_model), self.mesh)
 
     def run(
         self,
@@ -266,8 +224,6 @@ class Engine:
             Stopped: after a signal; it has the results of problems that had ended.
         """
         began = time.perf_counter()
-        failed: ProblemError | Stopped | None = None
-        found: list[Result] = []
         stream = self.stream(
             sampler,
             key,
@@ -280,25 +236,7 @@ class Engine:
             progress=progress,
             exact=exact,
         )
-        try:
-            found.extend(stream)
-        except (ProblemError, Stopped) as error:
-            failed = error
-        except KeyboardInterrupt:
-            failed = Stopped(signal.SIGINT)
-        # The problems ran together, so each gets an equal share of the time.
-        share = (time.perf_counter() - began) / max(1, len(found))
-        by_id = {
-            result.problem_id: result._replace(
-                ledger=result.ledger._replace(seconds=share)
-            )
-            for result in found
-        }
-        if failed is not None:
-            order = [problem.id for problem in problems if problem.id in by_id]
-            failed.results = tuple(by_id[name] for name in order)
-            raise failed
-        return [by_id[problem.id] for problem in problems]
+        return collect(stream, problems, began)
 
     def stream(
         self,
@@ -351,19 +289,9 @@ class Engine:
             ProblemError: `extract` failed on solutions of some problems; raised after
                 all others have ended.
         """
-        if not isinstance(sampler, Sampler | Explorer):
-            called = getattr(sampler, "__name__", None)
-            hint = f"; call it: {called}()" if callable(sampler) and called else ""
-            raise ConfigurationError(
-                f"The engine runs a Sampler or an Explorer, and was given "
-                f"{called or repr(sampler)}{hint}."
-            )
+        check_method(sampler)
         key = single_key(key)
-        if not isinstance(num_particles, int | np.integer) or num_particles < 1:
-            raise ConfigurationError(
-                f"A run needs at least one particle, and num_particles is "
-                f"{num_particles!r}."
-            )
+        check_num_particles(num_particles)
         if isinstance(sampler, Explorer):
             check_needs(sampler, ReasoningStore(self.target))
         self.check_fits(sampler, int(num_particles))
@@ -371,50 +299,39 @@ class Engine:
         method = method._replace(
             begin=Timed(method.begin, "decide"), turn=Timed(method.turn, "decide")
         )
-        warm = self.temperature if temperature is None else temperature
-        check_temperatures(warm, proposal_temperature)
+        temperature = self.temperature if temperature is None else temperature
+        check_temperatures(temperature, proposal_temperature)
         truncation = self.truncation if truncation is None else truncation
-        if truncation is not None:
-            truncation.check()
-            truncation = truncation.as_arrays()
-            truncation = None if truncation == Truncation() else truncation
+        truncation = truncation_in_effect(truncation)
         check_ids(problems)
         prompts = [self._encode(problem) for problem in problems]
         questions = self.target.reward.prepare([problem.prompt for problem in problems])
         if not problems:
             return iter(())
         keep_programs()
-        unread: Any = None
-        penalty = self.repetition_penalty
-        params = ReasoningParams(
-            self.policy,
-            self.reward_model,
-            unread,
-            jnp.float32(warm),
-            None if proposal_temperature is None else jnp.float32(proposal_temperature),
-            truncation,
-            None if penalty in (None, 1) else jnp.float32(penalty),
-        )
+        params = self._params(temperature, proposal_temperature, truncation)
         batch = pad_prompts(prompts)
         ids = id_words(problem.id for problem in problems)
-        asked = jax.tree.map(np.asarray, questions)
-        chosen = range(len(problems))
-        count = len(self._parts)
+        on_host = jax.tree.map(np.asarray, questions)
         width = batch.tokens.shape[1]
-        sizes = self.sizes_of(method.plan, -(-len(chosen) // count), width)
-        prefill = self._prefill_bytes(sizes.prompts(width), width, questions)
-        least = self._prefill_bytes(1, width, questions)
+        problems_each = -(-len(problems) // self.num_groups)
+        sizes = self.sizes_of(method.plan, problems_each, width)
+        prefill = self._bytes_to_read(sizes.prompts(width), width, questions)
+        least = self._bytes_to_read(1, width, questions)
         check_prompts_fit(least, width, self.free_bytes())
 
-        def lane_of(i: int, sizes: Sizes) -> Lane:
-            part, programs = self._parts[i], self._programs[i]
-            weights = (part_of(self.policy, part), part_of(self.reward_model, part))
-            mine = params._replace(policy=weights[0], reward_model=weights[1])
-            return Lane(programs, method, key, mine, batch, asked, ids, sizes, exact)
+        def lane_of(group: int, sizes: Sizes) -> Lane:
+            weights = part_of((self.policy, self.reward_model), self._parts[group])
+            own = params._replace(policy=weights[0], reward_model=weights[1])
+            programs = self._programs[group]
+            return Lane(programs, method, key, own, batch, on_host, ids, sizes, exact)
 
-        def results() -> Iterator[Result]:
-            began, before = time.perf_counter(), compilations()
-            outcomes = Outcomes(
+        run = EngineRun(
+            problems,
+            lane_of,
+            self.num_groups,
+            sizes,
+            Outcomes(
                 sampler,
                 self.target,
                 params,
@@ -422,79 +339,42 @@ class Engine:
                 self.encode,
                 self.decode,
                 extract,
+            ),
+            (batch.lengths, (batch if questions is None else questions).lengths),
+            progress,
+        )
+        devices = [None] if self.mesh is None else self.mesh.local_devices
+
+        def note() -> None:
+            self.report = run.report(devices)._replace(
+                model_programs=self._model_programs(), prefill_bytes=prefill
             )
-            told = Progress(0, len(chosen), 0, 0.0)
-            devices = [None] if self.mesh is None else self.mesh.local_devices
 
-            def tell() -> None:
-                if progress is not None:
-                    written = sum(lane.num_written for lane in lanes)
-                    seconds = time.perf_counter() - began
-                    now = told._replace(generated_tokens=written, seconds=seconds)
-                    progress(now)
+        return run.results(note)
 
-            lanes = [
-                Endurance(functools.partial(lane_of, i), sizes, chosen[i::count], tell)
-                for i in range(min(count, len(chosen)))
-            ]
-            read = batch if questions is None else questions
-            failures: dict[Any, Exception] = {}
-            steps: dict[Any, int] = {}
-            tracebacks: dict[Any, str] = {}
-            invalid: list[Result] = []
-            last, tokens_read = began, 0
+    def _params(
+        self,
+        temperature: float,
+        proposal_temperature: float | None,
+        truncation: Truncation | None,
+    ) -> ReasoningParams:
+        """The parameters of a run, without its prompts."""
+        penalty = self.repetition_penalty
+        unread: Any = None
+        return ReasoningParams(
+            self.policy,
+            self.reward_model,
+            unread,
+            jnp.float32(temperature),
+            None if proposal_temperature is None else jnp.float32(proposal_temperature),
+            truncation,
+            None if penalty in (None, 1) else jnp.float32(penalty),
+        )
 
-            def report() -> Report:
-                compiled = compilations().since(before)
-                found = total(lane.report() for lane in lanes)
-                found = over(found, time.perf_counter() - began, count)
-                return found._replace(
-                    programs=compiled.programs,
-                    compile_seconds=compiled.seconds,
-                    read=tokens_read,
-                    model_programs=self._model_programs(),
-                    prefill_bytes=prefill,
-                    peak_bytes=max(peak_bytes(device) for device in devices),
-                )
-
-            for ended in run_concurrently([lane.run for lane in lanes]):
-                told = told._replace(ended=told.ended + 1)
-                problem = problems[ended.problem]
-                if isinstance(ended, FailedProblem):
-                    failures[problem.id] = ended.error
-                    steps[problem.id] = ended.step
-                    tracebacks[problem.id] = detach(ended.error)
-                    self.report = report()
-                    continue
-                at = ended.problem
-                lengths = int(batch.lengths[at]), int(read.lengths[at])
-                now = time.perf_counter()
-                seconds, last = now - last, now
-                self.report = report()
-                try:
-                    solutions = outcomes.read(ended.particles)
-                except Exception as error:
-                    # The user's functions may fail on an unexpected text.
-                    failures[problem.id] = error
-                    tracebacks[problem.id] = detach(error)
-                    continue
-                result = outcomes.result(problem, ended, solutions, seconds, lengths)
-                if result.diagnostics.num_invalid:
-                    invalid.append(result)
-                tokens_read += result.ledger.reward_tokens
-                self.report = report()
-                if len(lanes) == 1:
-                    lanes[0].rest()
-                yield result
-            names = ", ".join(str(result.problem_id) for result in invalid[:5])
-            more = ", ..." if len(invalid) > 5 else ""
-            number = sum(result.diagnostics.num_invalid for result in invalid)
-            subject = f"{len(invalid)} problems of this run ({names}{more})"
-            warn_of_invalid(number, subject)
-            if failures:
-                raise ProblemError(failures, steps, tracebacks)
-
-        return results()
+    def _bytes_to_read(self, prompts: int, width: int, questions: Any) -> int:
+        """See :func:`tsi.engine.sizing.prompt_memory.bytes_to_read`."""
+        models = self.policy, self.reward_model
+        return bytes_to_read(self.target, *models, prompts, width, questions)
 
     def _problems_of_a_lane(self, plan: Plan) -> int:
         """The most problems of a plan that one group of devices has in work."""

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from tsi.engine.programs.model_programs import Programs, RowReplies
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.programs.row_replies import RowReplies
 from tsi.engine.programs.rows import Stored
 from tsi.rewards.host_reward import HostReward, Prefix, score_each
 from tsi.weights import weight_dtype

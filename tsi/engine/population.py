@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tsi.engine.programs.model_programs import RowReplies
+from tsi.engine.programs.row_replies import RowReplies
 from tsi.explorer import Plan, Reply
 from tsi.weights import weight_dtype
 

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from tsi.engine.meters.report import CacheBytes
 from tsi.engine.paging.blocks import Indices
 from tsi.engine.paging.pool import Pool, bytes_held
-from tsi.engine.programs.model_programs import Programs, RowReplies
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.programs.row_replies import RowReplies
 from tsi.engine.programs.rows import empty_stored
 from tsi.engine.prompt_reader import PromptBatch
 from tsi.engine.reward_pools import RewardPools

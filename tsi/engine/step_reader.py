@@ -14,7 +14,8 @@ from jaxtyping import Int
 
 from tsi.engine.host_scores import Batch, HostScores
 from tsi.engine.population import Population
-from tsi.engine.programs.model_programs import Programs, RowReplies
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.programs.row_replies import RowReplies
 from tsi.engine.row_store import RowStore
 from tsi.engine.schedule import width_of_step
 from tsi.engine.sizing.shapes import Shapes, cost_of_reading

@@ -19,7 +19,8 @@ from jaxtyping import Int
 from tsi.engine.host_scores import Batch, ScoredBatch, put_scores
 from tsi.engine.paging.blocks import BlockTables, Indices
 from tsi.engine.paging.pool import Pool
-from tsi.engine.programs.model_programs import Programs, Solutions
+from tsi.engine.programs.model_programs import Programs
+from tsi.engine.programs.row_replies import Solutions
 from tsi.engine.programs.rows import RewardCaches, RewardChange, Stored
 from tsi.engine.programs.text_programs import TextPrograms, dense_like, some_questions
 from tsi.engine.sizing.shapes import Shapes, cost_of_reading

@@ -142,6 +142,16 @@ def merge(
     return jax.lax.fori_loop(0, count, copy, rows)
 
 
+def resize(cache: Dense, size: int) -> Dense:
+    """The same rows with room for another number of positions."""
+    keep = min(cache.keys[0].shape[-1], size)
+    grow, none = (0, size - keep), (0, 0)
+    return Dense(
+        tuple(jnp.pad(x[..., :keep], [none, none, none, grow]) for x in cache.keys),
+        tuple(jnp.pad(x[:, :, :keep], [none, none, grow, none]) for x in cache.values),
+    )
+
+
 def _piece(x: Array, row: Any, position: Any, size: int, axis: int) -> Array:
     sizes = list(x.shape)
     sizes[0], sizes[axis] = 1, size

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tsi.errors import ConfigurationError
 from tsi.explorer import Plan
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.partition import sharding_of
+from tsi.models.partition import MODEL, sharding_of
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.target import ReasoningTarget
 
@@ -154,6 +154,19 @@ def free_bytes(device: jax.Device | None = None) -> int:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
     return int(psutil.virtual_memory().available)
+
+
+def free_beside_weights(models: Any, mesh: Mesh | None = None) -> int:
+    """Free bytes of a device, less those of weights that are not loaded yet.
+
+    Args:
+        models: a model, or several.
+        mesh: devices, of which the fullest counts; None for one device.
+    """
+    devices = [None] if mesh is None else mesh.local_devices
+    free = min(free_bytes(device) for device in devices)
+    is_divided = mesh is not None and mesh.shape.get(MODEL, 1) > 1
+    return free - unloaded_bytes(models, mesh if is_divided else None)
 
 
 def peak_bytes(device: jax.Device | None = None) -> int:

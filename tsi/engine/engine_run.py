@@ -1,0 +1,200 @@
+"""One run of an engine: lanes side by side, and a result as each problem ends."""
+
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from tsi.engine.concurrency import run_concurrently
+from tsi.engine.ended_problems import EndedProblem, FailedProblem
+from tsi.engine.endurance import Endurance
+from tsi.engine.lane import Lane
+from tsi.engine.meters.compilation import compilations
+from tsi.engine.meters.report import Progress, Report, over, total
+from tsi.engine.outcomes import Outcomes
+from tsi.engine.sizing.memory import peak_bytes
+from tsi.engine.sizing.sizes import Sizes
+from tsi.errors import ProblemError, Stopped, detach, warn_of_invalid
+from tsi.problem import Problem
+from tsi.results.result import Result
+
+
+class Failures:
+    """The problems of a run that failed, with the step and the traceback of each."""
+
+    def __init__(self) -> None:
+        self.errors: dict[Any, Exception] = {}
+        self.steps: dict[Any, int] = {}
+        self.tracebacks: dict[Any, str] = {}
+
+    def add(self, id: Any, error: Exception, step: int | None = None) -> None:
+        """Record a problem's error, and the step, counted from 1, if it was in one."""
+        self.errors[id] = error
+        self.tracebacks[id] = detach(error)
+        if step is not None:
+            self.steps[id] = step
+
+    def check(self) -> None:
+        """Raise one error for all of them.
+
+        Raises:
+            ProblemError: some problem failed.
+        """
+        if self.errors:
+            raise ProblemError(self.errors, self.steps, self.tracebacks)
+
+
+class EngineRun:
+    """Divides the problems of a run among lanes, and makes their results.
+
+    Args:
+        problems: of the run, at least one.
+        lane_of: `(group, sizes)` to the lane of a group of devices.
+        num_groups: number of groups of devices.
+        sizes: of the first lane of each group.
+        outcomes: makes results.
+        prompt_lengths: tokens of each prompt, as the policy and as the reward reads it.
+        progress: called each time the host reads the state of the slots, or None.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        lane_of: Callable[[int, Sizes], Lane],
+        num_groups: int,
+        sizes: Sizes,
+        outcomes: Outcomes,
+        prompt_lengths: tuple[Any, Any],
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.problems, self.outcomes = problems, outcomes
+        self.num_groups, self.prompt_lengths = num_groups, prompt_lengths
+        self.progress, self.failures = progress, Failures()
+        self._lanes = [
+            Endurance(
+                functools.partial(lane_of, group),
+                sizes,
+                range(len(problems))[group::num_groups],
+                self._tell,
+            )
+            for group in range(min(num_groups, len(problems)))
+        ]
+        self._invalid: list[Result] = []
+        self._num_ended = self._tokens_read = 0
+        self._began = self._last = 0.0
+        self._compiled = compilations()
+
+    def results(self, note: Callable[[], None]) -> Iterator[Result]:
+        """Run all problems, and yield each result as its problem ends.
+
+        Args:
+            note: called when a problem has ended or failed, before its result.
+
+        Raises:
+            ProblemError: some problems failed; raised after all others have ended.
+        """
+        self._began = self._last = time.perf_counter()
+        self._compiled = compilations()
+        for ended in run_concurrently([lane.run for lane in self._lanes]):
+            self._num_ended += 1
+            if isinstance(ended, FailedProblem):
+                id = self.problems[ended.problem].id
+                self.failures.add(id, ended.error, ended.step)
+                result = None
+            else:
+                result = self._result(ended)
+            note()
+            if result is None:
+                continue
+            if len(self._lanes) == 1:
+                self._lanes[0].rest()
+            yield result
+        # The warning names the caller's line as its place.
+        number = sum(result.diagnostics.num_invalid for result in self._invalid)
+        warn_of_invalid(number, self._names_of_invalid())
+        self.failures.check()
+
+    def report(self, devices: Sequence[jax.Device | None]) -> Report:
+        """What has been done so far, on these devices."""
+        compiled = compilations().since(self._compiled)
+        wall = time.perf_counter() - self._began
+        lanes = total(lane.report() for lane in self._lanes)
+        return over(lanes, wall, self.num_groups)._replace(
+            programs=compiled.programs,
+            compile_seconds=compiled.seconds,
+            read=self._tokens_read,
+            peak_bytes=max(peak_bytes(device) for device in devices),
+        )
+
+    def _result(self, ended: EndedProblem) -> Result | None:
+        """The result of a problem; None if a function of the user's fails on it."""
+        problem, at = self.problems[ended.problem], ended.problem
+        policy, reward = self.prompt_lengths
+        lengths = int(policy[at]), int(reward[at])
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        try:
+            solutions = self.outcomes.read(ended.particles)
+        except Exception as error:
+            # The user's functions may fail on an unexpected text.
+            self.failures.add(problem.id, error)
+            return None
+        result = self.outcomes.result(problem, ended, solutions, seconds, lengths)
+        if result.diagnostics.num_invalid:
+            self._invalid.append(result)
+        self._tokens_read += result.ledger.reward_tokens
+        return result
+
+    def _tell(self) -> None:
+        """Tell the user of the progress."""
+        if self.progress is not None:
+            written = sum(lane.num_written for lane in self._lanes)
+            seconds = time.perf_counter() - self._began
+            ended, problems = self._num_ended, len(self.problems)
+            self.progress(Progress(ended, problems, written, seconds))
+
+    def _names_of_invalid(self) -> str:
+        """How a warning names the problems that had invalid weights."""
+        results = self._invalid
+        names = ", ".join(str(result.problem_id) for result in results[:5])
+        more = ", ..." if len(results) > 5 else ""
+        return f"{len(results)} problems of this run ({names}{more})"
+
+
+def collect(
+    stream: Iterable[Result], problems: Sequence[Problem], began: float
+) -> list[Result]:
+    """All results of a stream, in the order of the problems.
+
+    The problems ran together, so each gets an equal share of the time.
+
+    Args:
+        stream: results as the problems end.
+        problems: of the run.
+        began: when the run was requested, by ``time.perf_counter()``.
+
+    Raises:
+        ProblemError: as the stream does; it has the results of the other problems.
+        Stopped: after a signal; it has the results of problems that had ended.
+    """
+    failed: ProblemError | Stopped | None = None
+    found: list[Result] = []
+    try:
+        found.extend(stream)
+    except (ProblemError, Stopped) as error:
+        failed = error
+    except KeyboardInterrupt:
+        failed = Stopped(signal.SIGINT)
+    share = (time.perf_counter() - began) / max(1, len(found))
+    by_id = {
+        result.problem_id: result._replace(ledger=result.ledger._replace(seconds=share))
+        for result in found
+    }
+    if failed is not None:
+        ended = [problem.id for problem in problems if problem.id in by_id]
+        failed.results = tuple(by_id[id] for id in ended)
+        raise failed
+    return [by_id[problem.id] for problem in problems]

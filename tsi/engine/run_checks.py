@@ -1,0 +1,52 @@
+"""Checks of what a run is asked to do, before anything is computed."""
+
+from typing import Any
+
+import numpy as np
+
+from tsi.decoding.truncation import Truncation
+from tsi.errors import ConfigurationError
+from tsi.explorer import Explorer
+from tsi.sampler import Sampler
+
+
+def check_method(sampler: Any) -> None:
+    """Refuse what is neither a sampler nor an explorer, such as its constructor.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    if isinstance(sampler, Sampler | Explorer):
+        return
+    name = getattr(sampler, "__name__", None)
+    hint = f"; call it: {name}()" if callable(sampler) and name else ""
+    raise ConfigurationError(
+        f"The engine runs a Sampler or an Explorer, and was given "
+        f"{name or repr(sampler)}{hint}."
+    )
+
+
+def check_num_particles(num_particles: Any) -> None:
+    """Refuse a number of particles that is not a positive integer.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    if not isinstance(num_particles, int | np.integer) or num_particles < 1:
+        raise ConfigurationError(
+            f"A run needs at least one particle, and num_particles is "
+            f"{num_particles!r}."
+        )
+
+
+def truncation_in_effect(truncation: Truncation | None) -> Truncation | None:
+    """A truncation as arrays; None if it keeps every token.
+
+    Raises:
+        ConfigurationError: it is invalid, see `Truncation.check`.
+    """
+    if truncation is None:
+        return None
+    truncation.check()
+    truncation = truncation.as_arrays()
+    return None if truncation == Truncation() else truncation
