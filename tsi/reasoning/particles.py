@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding.cache import Suffix
@@ -11,6 +10,7 @@ from tsi.decoding.repetition import mark_seen
 from tsi.decoding.truncation import Truncation
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment
+from tsi.reasoning.cost import Cost
 from tsi.rewards.reward import Prompts
 
 StepIndex = Int[Array, ""] | Int[Array, " R"] | int
@@ -61,29 +61,6 @@ class ReasoningParams(NamedTuple):
         return mark_seen(prompts.tokens, prompts.lengths, tokens, lengths, size)
 
 
-class Cost(NamedTuple):
-    """The tokens that each slot has cost, ``[R]`` each; not moved when rows fork.
-
-    ``generated`` tokens were drawn by the policy, ``repeated`` ones were read by it to
-    compute their probability, and ``reward_read`` ones were read by the reward model.
-    ``*_context`` is the sum of the positions that each token attended to, counted by
-    :meth:`tsi.models.decoder_config.DecoderConfig.attended`.
-    """
-
-    generated: Int[Array, " R"]
-    generated_context: Float[Array, " R"]
-    reward_read: Int[Array, " R"]
-    reward_context: Float[Array, " R"]
-    repeated: Int[Array, " R"]
-    repeated_context: Float[Array, " R"]
-
-
-def no_cost(rows: int) -> Cost:
-    """The cost of new rows: zero."""
-    zeros, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
-    return Cost(zeros, floats, zeros, floats, zeros, floats)
-
-
 class History(NamedTuple):
     """Values after each step, ``[R, M]``, to which a row that is cut back returns."""
 
@@ -110,7 +87,7 @@ class Particles(NamedTuple):
         history: the values above after each step.
         prompt, suffix: the policy's two cache segments.
         reward_state: of the reward.
-        cost: see :class:`Cost`.
+        cost: see :class:`tsi.reasoning.cost.Cost`.
     """
 
     tokens: Int[Array, "R T"]
@@ -128,3 +105,13 @@ class Particles(NamedTuple):
     suffix: Suffix
     reward_state: Any
     cost: Cost
+
+
+def without_caches(particles: Particles) -> Particles:
+    """Particles without caches and costs: the leaves whose first axis is that of rows.
+
+    The reward's state and the policy's caches have axes of their own, and a cost stays
+    where it is when rows move.
+    """
+    absent: dict[str, Any] = dict.fromkeys(("prompt", "suffix", "reward_state", "cost"))
+    return particles._replace(**absent)

@@ -21,12 +21,13 @@ from tsi.decoding.forced_end import ForcedStep, read_forced
 from tsi.decoding.repetition import mark_seen_within, penalise
 from tsi.errors import ConfigurationError
 from tsi.models.layers import Segment
+from tsi.reasoning.cost import no_cost
 from tsi.reasoning.particles import (
     History,
     Particles,
     ReasoningParams,
     StepIndex,
-    no_cost,
+    without_caches,
 )
 from tsi.rewards.reward import as_int32
 from tsi.step_keys import AnyKey
@@ -95,7 +96,7 @@ class ReasoningStore:
 
     def gather(self, particles: Particles, rows: Int[Array, " W"]) -> Particles:
         """Take W rows out of the store, with costs of zero."""
-        taken = jax.tree.map(lambda leaf: leaf[rows], _without_caches(particles))
+        taken = jax.tree.map(lambda leaf: leaf[rows], without_caches(particles))
         return taken._replace(
             prompt=particles.prompt,
             suffix=take(particles.suffix, rows),
@@ -109,8 +110,8 @@ class ReasoningStore:
         """Write W rows over those at `slots`; slots out of range are dropped."""
         merged = jax.tree.map(
             lambda old, new: old.at[slots].set(new, mode="drop"),
-            _without_caches(stored),
-            _without_caches(rows),
+            without_caches(stored),
+            without_caches(rows),
         )
         return merged._replace(
             prompt=stored.prompt,
@@ -344,10 +345,3 @@ class ReasoningStore:
 
 def _log_proposal(particles: Particles, params: Any) -> Float[Array, " R"]:
     return particles.log_proposal
-
-
-def _without_caches(particles: Particles) -> Any:
-    """The leaves whose first axis is that of rows."""
-    leaves = particles._asdict()
-    absent: dict[str, Any] = dict.fromkeys(("prompt", "suffix", "reward_state", "cost"))
-    return Particles(**(leaves | absent))

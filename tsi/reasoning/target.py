@@ -26,16 +26,16 @@ from tsi.decoding.forced_end import ForcedEnd, Places, places_of
 from tsi.errors import ConfigurationError
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
+from tsi.reasoning.cost import add_cost, no_cost
 from tsi.reasoning.particles import (
-    Cost,
     History,
     Particles,
     ReasoningParams,
     StepIndex,
-    no_cost,
+    without_caches,
 )
 from tsi.reasoning.store import ReasoningStore
-from tsi.rewards.reward import PolicyContext, Reading, Reward, Step, as_int32
+from tsi.rewards.reward import PolicyContext, Reward, Step, as_int32
 from tsi.step_keys import AnyKey
 from tsi.weights import weight_dtype
 
@@ -305,46 +305,15 @@ class ReasoningTarget:
                 record(log_odds, history.log_odds),
             ),
             reward_state=state,
-            cost=self._add_cost(
+            cost=add_cost(
                 particles.cost,
                 step.counts,
-                reading._replace(
-                    tokens_read=jnp.where(takes_step, reading.tokens_read, 0)
-                ),
+                reading,
                 prompt_rows + start,
-                params,
-                drawn,
+                params.policy.config,
+                self.reward.reader(params),
+                drawn=drawn,
             ),
-        )
-
-    def _add_cost(
-        self,
-        cost: Cost,
-        counts: Int[Array, " R"],
-        reading: Reading,
-        before: Int[Array, " R"],
-        params: ReasoningParams,
-        drawn: bool,
-    ) -> Cost:
-        """Add the cost of a step of `counts` tokens that starts at `before`."""
-        reader = self.reward.reader(params)
-        read = reading.tokens_read.astype(jnp.int32)
-        if reader is not None:
-            begin = before if reading.begin is None else reading.begin
-            cost = cost._replace(
-                reward_read=cost.reward_read + read,
-                reward_context=cost.reward_context + reader.count_attended(begin, read),
-            )
-        # To draw a token the policy reads the token before it.
-        context = params.policy.config.count_attended(before - 1, counts)
-        if drawn:
-            return cost._replace(
-                generated=cost.generated + counts,
-                generated_context=cost.generated_context + context,
-            )
-        return cost._replace(
-            repeated=cost.repeated + counts,
-            repeated_context=cost.repeated_context + context,
         )
 
     def log_potential(
@@ -366,18 +335,8 @@ class ReasoningTarget:
         """Fork rows: suffixes are copied; prompts and costs stay where they are."""
 
         def take(old: Particles) -> Particles:
-            return Particles(
-                tokens=old.tokens[ancestors],
-                lengths=old.lengths[ancestors],
-                step_ends=old.step_ends[ancestors],
-                pending=old.pending[ancestors],
-                boundary_state=old.boundary_state[ancestors],
-                finished=old.finished[ancestors],
-                truncated=old.truncated[ancestors],
-                log_prob=old.log_prob[ancestors],
-                log_proposal=old.log_proposal[ancestors],
-                log_odds=old.log_odds[ancestors],
-                history=jax.tree.map(lambda x: x[ancestors], old.history),
+            rows = jax.tree.map(lambda leaf: leaf[ancestors], without_caches(old))
+            return rows._replace(
                 prompt=old.prompt,
                 suffix=fork(old.suffix, ancestors),
                 reward_state=self.reward.fork(old.reward_state, ancestors),

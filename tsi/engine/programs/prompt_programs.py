@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from tsi.engine.paging.pages import Dense, layers_of
-from tsi.engine.programs.rows import Stored, parts_of, without_caches
+from tsi.engine.programs.rows import Stored, parts_of
 from tsi.models.layers import Segment
-from tsi.reasoning.particles import Particles, ReasoningParams
+from tsi.reasoning.particles import Particles, ReasoningParams, without_caches
 from tsi.reasoning.target import ReasoningTarget
 from tsi.rewards.reward import Prompts
 

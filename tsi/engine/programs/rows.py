@@ -16,7 +16,8 @@ from jaxtyping import Array, Int
 from tsi.decoding.cache import Suffix, squeeze
 from tsi.engine.paging.pages import Dense, layers_of
 from tsi.models.layers import Segment
-from tsi.reasoning.particles import Cost, Particles, ReasoningParams, no_cost
+from tsi.reasoning.cost import Cost, no_cost
+from tsi.reasoning.particles import Particles, ReasoningParams, without_caches
 from tsi.rewards.reward import Prompts
 
 
@@ -103,18 +104,9 @@ class RewardChange(NamedTuple):
     lengths: list[Int[Array, " A"]]
 
 
-CACHED = ("prompt", "suffix", "reward_state", "cost")
-
-
 def is_cache(x: Any) -> bool:
     """Whether a leaf of a reward's state is a cache."""
     return isinstance(x, Suffix | Segment)
-
-
-def without_caches(particles: Particles) -> Particles:
-    """Particles without caches and costs."""
-    absent: dict[str, Any] = dict.fromkeys(CACHED)
-    return particles._replace(**absent)
 
 
 def parts_of(state: Any) -> tuple[list[Array], list[Segment], list[Suffix], Any]:
