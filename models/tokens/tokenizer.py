@@ -20,6 +20,7 @@ from tokenizers import processors
 from tsi.errors import ConfigurationError
 from tsi.models.files import write_text
 from tsi.models.tokens.chat_template import ChatTemplate, contains_message
+from tsi.models.tokens.control_names import ControlNames, NameMask
 from tsi.models.tokens.recall import current_recall
 from tsi.models.tokens.text_encoder import TextEncoder
 from tsi.models.tokens.tokenizer_parts import disable_training_options
@@ -72,11 +73,8 @@ class Tokenizer:
         self.chat_template, self.name, self.roles = chat_template, name, roles
         self.switches, self.num_rows = dict(switches), num_rows
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        added = backend.get_added_tokens_decoder()
-        self.special_ids = {t.content: i for i, t in added.items() if t.special}
-        control_tokens = [token for token in added.values() if token.special]
-        self._strips_before = {t.content for t in control_tokens if t.lstrip}
-        self._strips_after = {t.content for t in control_tokens if t.rstrip}
+        self._control = ControlNames(backend)
+        self.special_ids = self._control.ids
         self._encoder = TextEncoder(self.backend, name)
         self._cached_template: ChatTemplate | None = None
         if self.switches and chat_template is None:
@@ -90,7 +88,7 @@ class Tokenizer:
     def prepare(self) -> None:
         """Make the tables that are otherwise made at first use."""
         self._encoder.prepare()
-        _ = self._special_pattern
+        _ = self._control.pattern
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token.
@@ -104,7 +102,7 @@ class Tokenizer:
             ConfigurationError: the vocabulary cannot spell the text.
         """
         if allow_special and self.special_ids:
-            pieces = enumerate(self._split(text))
+            pieces = enumerate(self._control.split(text))
             return self._require_rows(
                 [id for i, piece in pieces for id in self._piece(piece, i == 0)]
             )
@@ -132,8 +130,8 @@ class Tokenizer:
 
     def meaning(self, id: int) -> bytes | str | None:
         """The bytes of an id, or a control token's name; None if it has no token."""
-        if id in self._control_names:
-            return self._control_names[id]
+        if id in self._control.by_id:
+            return self._control.by_id[id]
         if not 0 <= id < self.num_ids or self.backend.id_to_token(id) is None:
             return None
         return self.token_bytes(id)
@@ -217,26 +215,14 @@ class Tokenizer:
         add_generation_prompt: bool,
     ) -> tuple[str, list[int], list[int]]:
         """The rendered text, the ids, and the positions of tags among them."""
-        names = list(self.special_ids)
-        used = "".join([*(m["content"] for m in messages), *names])
-        # The template must not see a control token's name in a message. It gets a mark
-        # in its place, made of a character that occurs nowhere in the messages.
-        mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
-        masked = [
-            {**m, "content": self._mask(m["content"], names, mark)} for m in messages
-        ]
+        mask = NameMask(self._control, (m["content"] for m in messages))
+        masked = [{**m, "content": mask.hide(m["content"])} for m in messages]
         text = self.render(masked, add_generation_prompt=add_generation_prompt)
-        name_of_mark = {f"{mark}{i}{mark}": name for i, name in enumerate(names)}
-        mark_pattern = re.compile(f"{mark}\\d+{mark}")
-
-        def unmask(text: str) -> str:
-            return mark_pattern.sub(lambda match: name_of_mark.get(match[0], ""), text)
-
         tag_pattern = re.compile("|".join(map(re.escape, tags)) or r"(?!)")
         ids: list[int] = []
         places: list[int] = []
-        for i, piece in enumerate(self._split(text) if names else [text]):
-            content = unmask(piece)
+        for i, piece in enumerate(self._control.split(text)):
+            content = mask.restore(piece)
             if content == piece and piece in self.special_ids:
                 ids.append(self.special_ids[piece])
                 continue
@@ -247,7 +233,7 @@ class Tokenizer:
                 ids.append(tags[match[0]])
                 begin = match.end()
             ids += self._text(content[begin:], i + begin == 0)
-        return unmask(text), self._require_rows(ids), places
+        return mask.restore(text), self._require_rows(ids), places
 
     def encode_prompt(self, prompt: str, *, system: str | None = None) -> list[int]:
         """Token ids of a question, ready for the policy to continue.
@@ -340,27 +326,6 @@ class Tokenizer:
             )
         return ids
 
-    def _split(self, text: str) -> list[str]:
-        """Text and control tokens in turn.
-
-        Some control tokens strip the white space around them (Phi-3, Phi-4).
-        """
-        pieces = self._special_pattern.split(text)
-        for i in range(1, len(pieces), 2):
-            if pieces[i] in self._strips_before:
-                pieces[i - 1] = pieces[i - 1].rstrip()
-            if pieces[i] in self._strips_after:
-                pieces[i + 1] = pieces[i + 1].lstrip()
-        return pieces
-
-    def _mask(self, content: str, names: list[str], mark: str) -> str:
-        if not names or not self._special_pattern.search(content):
-            return content
-        index = {name: i for i, name in enumerate(names)}
-        return self._special_pattern.sub(
-            lambda match: f"{mark}{index[match[0]]}{mark}", content
-        )
-
     def _piece(self, piece: str, at_start: bool) -> list[int]:
         """The id of a control token, or the ids of a text without any."""
         id = self.special_ids.get(piece)
@@ -382,15 +347,6 @@ class Tokenizer:
     def encode_text(self, text: str, at_start: bool, *, cut: bool = False) -> list[int]:
         """Ids of a text without control tokens, as :meth:`TextEncoder.encode`."""
         return self._encoder.encode(text, at_start, cut=cut)
-
-    @functools.cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self.special_ids, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
-
-    @functools.cached_property
-    def _control_names(self) -> dict[int, str]:
-        return {id: name for name, id in self.special_ids.items()}
 
     @property
     def _template(self) -> ChatTemplate:
