@@ -151,11 +151,9 @@ class Lane:
     def _enter(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
         """Read the prompts of problems, and let their samplers begin."""
         before = self.clock.phase("prefill")
-        start = 0
         for batch in self.prompts.read(problems, places):
-            at = places[start : start + batch.number]
-            self.store.enter(batch, self.population.rows_of(at))
-            start += batch.number
+            entering = batch.places[: batch.number]
+            self.store.enter(batch, self.population.rows_of(entering))
         if self.writers is None:
             most = room_of(self.store.longest + self.sizes.burst)
             each = self.method.plan.rows
