@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import test_engine
 import tiny_language as tiny
+from jax.sharding import Mesh
 
 from tsi import samplers
 from tsi.engine.engine import Engine
@@ -353,7 +355,7 @@ def test_the_speed_is_that_of_all_devices_and_one_problem_uses_one_group(
     devices, measured = [jax.local_devices()[0]] * 4, []
     world = embedded_world("chain", 8, shapes_only=True)
     monkeypatch.setattr(Engine, "num_groups", 4)
-    world.engine.mesh = SimpleNamespace(shape={}, local_devices=devices)
+    world.engine.mesh = Mesh(np.array(devices), ("data",))
 
     def measure(config, dtype, rows, devices):
         measured.append(len(devices))
