@@ -183,7 +183,7 @@ def test_solve_prints_errors_tail_and_degeneracy():
     assert "2  0.250 ± 0.123" in text
     assert "1  0.250 ± unknown" in text
     assert "Log evidence: -1.000 ± 0.500" in text
-    assert "Pareto k of the weights: 0.91. Above 0.7 a few particles carry" in text
+    assert "Pareto k of the weights: 0.91. Above 0.7 a few particles have" in text
     assert "by step: 1 16" in text
     calm = vary(result, diagnostics={"pareto_k": 0.69}, evidence={"variance": -0.1})
     assert "Above 0.7" not in solution_text(calm)
