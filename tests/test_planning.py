@@ -19,7 +19,7 @@ from tsi.engine.lane import Lane
 from tsi.engine.sizing import memory as memory_module
 from tsi.engine.sizing import planning
 from tsi.engine.sizing.memory import CacheSizes, unloaded_bytes
-from tsi.engine.sizing.planning import Need, bytes_of_prefix, bytes_of_slot, task_limits
+from tsi.engine.sizing.planning import Need, bytes_of_prefix, bytes_of_slot, limits_of
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
 from tsi.experiments.scaling import dry_run
@@ -39,7 +39,7 @@ LONG = tiny.target(max_tokens=2048, max_step_tokens=256, max_steps=40)
 def limits(free, reward=KEYS, target=LONG, prompt=256, *, on_cpu=False):
     need = Need(CacheSizes(KEYS, reward), prompt, 16)
     slot = bytes_of_slot(need, target, 152_064, 16)
-    return task_limits(slot, bytes_of_prefix(need, target), free, on_cpu=on_cpu)
+    return limits_of(slot, bytes_of_prefix(need, target), free, on_cpu=on_cpu)
 
 
 def test_what_a_slot_takes_by_hand():
