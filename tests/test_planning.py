@@ -173,7 +173,7 @@ def test_a_dry_run_says_what_is_refused_and_at_which_speed(still, tmp_path):
     assert refused
     assert "1.0 GFLOP/s (as stated)" in text
     assert text.count("Refused: ") >= 2
-    assert "cannot share out 6 particles" in text
+    assert "cannot divide 6 particles" in text
     slow, fast = (
         cost_of(world, Run("smc", 8, 5)).flops / speed for speed in (1e9, 2e9)
     )
@@ -295,7 +295,7 @@ def test_a_dry_run_ends_as_the_command_would(still, capsys, tmp_path):
         out = capsys.readouterr().out
         assert "refused" in out
         assert "Refused: " in out
-        assert "cannot share out 6 particles" in out
+        assert "cannot divide 6 particles" in out
     assert main([*arguments[:-1], *COST]) == 0
 
 
