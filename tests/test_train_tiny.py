@@ -88,7 +88,7 @@ KILLED = textwrap.dedent(
             os.kill(os.getpid(), signal.SIGKILL)
 
     task, tokenizer, model = small()
-    fit(model, solution_loss, lambda step: worked_batch(task, tokenizer, 4, 0, step),
+    fit(model, solution_loss, lambda step: draw_solutions(task, tokenizer, 4, 0, step),
         SCHEDULE, Path(sys.argv[1]), after_step=after_step)
     """
 )
