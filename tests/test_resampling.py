@@ -17,10 +17,10 @@ from tsi.samplers.parts.allocation import (
 )
 from tsi.samplers.parts.resampling import (
     _floor_counts,
-    below,
     grid,
     multinomial,
     residual,
+    scale_bits,
     ssp,
     stratified,
     systematic,
@@ -243,7 +243,7 @@ def test_integers_of_32_bits_multiply_and_divide_as_those_of_python_do():
     bits, bounds = rng.integers(0, 2**32, (2, 10_000), np.uint32)
     products = (bits.astype(object) * bounds.astype(object)) >> 32
     assert (
-        np.asarray(below(jnp.asarray(bits), jnp.asarray(bounds))).astype(object)
+        np.asarray(scale_bits(jnp.asarray(bits), jnp.asarray(bounds))).astype(object)
         == products
     ).all()
     for size in (1, 3, 64, 1025, 2**16 + 1, 2**20):
