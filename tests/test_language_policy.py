@@ -278,7 +278,7 @@ def test_a_chat_template_may_open_the_answer_itself():
     tokenizer.chat_template = TEMPLATE.replace(
         "m['content']", "('' if m['content'] in ('Yes', 'No') else m['content'])"
     )
-    with pytest.raises(ConfigurationError, match="makes no difference"):
+    with pytest.raises(ConfigurationError, match="does not distinguish"):
         self_judge(tokenizer)
 
 

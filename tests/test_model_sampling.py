@@ -6,7 +6,7 @@ import pytest
 
 from tsi.decoding.truncation import Truncation
 from tsi.errors import CheckpointError
-from tsi.loading.model_sampling import drawing_of
+from tsi.loading.model_sampling import combine_drawing
 
 NONE = Truncation()
 QWEN = {
@@ -27,10 +27,10 @@ def folder(tmp_path, fields):
 
 def test_what_the_model_says_is_used_when_asked_for(tmp_path):
     path = folder(tmp_path, QWEN)
-    drawing = drawing_of(path, None, NONE, as_the_model_says=True)
+    drawing = combine_drawing(path, None, NONE, use_model_settings=True)
     assert drawing[:3] == (0.7, Truncation(20, 0.8), 1.05)
     sentence = (
-        "policy's generation_config.json has typical_p 0.9, which is not done here."
+        "policy's generation_config.json has typical_p 0.9, which is not supported."
     )
     assert drawing.notes == (f"the {sentence}",)
 
@@ -38,19 +38,19 @@ def test_what_the_model_says_is_used_when_asked_for(tmp_path):
 def test_what_the_user_says_goes_before(tmp_path):
     path = folder(tmp_path, QWEN)
     said = Truncation(top_p=0.95)
-    drawing = drawing_of(path, 1.0, said, 1.0, as_the_model_says=True)
+    drawing = combine_drawing(path, 1.0, said, 1.0, use_model_settings=True)
     assert drawing[:3] == (1.0, Truncation(20, 0.95), 1.0)
-    cold = drawing_of(path, 0.0, NONE, as_the_model_says=True)
+    cold = combine_drawing(path, 0.0, NONE, use_model_settings=True)
     assert cold.temperature == 0.0
 
 
 def test_what_is_not_used_is_mentioned(tmp_path):
     path = folder(tmp_path, QWEN)
-    drawing = drawing_of(path, None, Truncation(20), as_the_model_says=False)
+    drawing = combine_drawing(path, None, Truncation(20), use_model_settings=False)
     assert drawing[:3] == (1.0, Truncation(20), None)
     (note,) = drawing.notes
     assert "temperature 0.7, top_p 0.8, repetition_penalty 1.05" in note
-    said = drawing_of(path, None, NONE, 1.05, as_the_model_says=False)
+    said = combine_drawing(path, None, NONE, 1.05, use_model_settings=False)
     assert "repetition_penalty" not in said.notes[0]
     assert "top_k" not in note
     assert "--model-sampling" in note
@@ -68,12 +68,12 @@ def test_what_is_not_used_is_mentioned(tmp_path):
 )
 def test_a_model_that_wishes_nothing_changes_nothing(tmp_path, fields):
     for asked in (True, False):
-        drawing = drawing_of(
-            folder(tmp_path, fields), None, NONE, as_the_model_says=asked
+        drawing = combine_drawing(
+            folder(tmp_path, fields), None, NONE, use_model_settings=asked
         )
         assert drawing == (1.0, NONE, None, ())
         file = tmp_path / "model.gguf"
-        assert drawing_of(file, None, NONE, as_the_model_says=asked) == drawing
+        assert combine_drawing(file, None, NONE, use_model_settings=asked) == drawing
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_a_model_that_wishes_nothing_changes_nothing(tmp_path, fields):
 def test_wishes_that_are_no_numbers_are_refused(tmp_path, fields, sentence):
     path = folder(tmp_path, {"do_sample": True, **fields})
     with pytest.raises(CheckpointError, match=sentence):
-        drawing_of(path, None, NONE, as_the_model_says=True)
+        combine_drawing(path, None, NONE, use_model_settings=True)

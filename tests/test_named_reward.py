@@ -17,8 +17,8 @@ from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import example_encoder
-from tsi.loading.language_reward import ShownContinuation
-from tsi.loading.named_reward import KINDS, forms, parse_reward
+from tsi.loading.language_reward import PromptContinuation
+from tsi.loading.named_reward import KINDS, list_forms, parse_reward
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.heads import ValueHead
 from tsi.models.loading.checkpoint import save
@@ -80,7 +80,7 @@ def test_a_name_is_a_kind_with_a_model_or_a_model():
 def test_an_unknown_kind_lists_all_of_them(name):
     with pytest.raises(UnknownNameError) as raised:
         parse_reward(name)
-    for form in forms():
+    for form in list_forms():
         assert form in str(raised.value)
 
 
@@ -206,7 +206,7 @@ def test_against_itself_a_policy_is_no_more_likely():
 def test_a_larger_model_of_other_tokens_is_shown_examples(places):
     task, tokenizer = get_task("chain"), bpe_tokenizer()
     shown = example_encoder(task, tokenizer)
-    format = ShownContinuation(tokenizer, encode=shown)
+    format = PromptContinuation(tokenizer, encode=shown)
     tokens, marks = format.render("1+2+3+4:", ["+2=3\n", "+3=6"], True)
     solution = [*tokenizer.encode("+2=3\n+3=6"), tokenizer.eos_ids[0]]
     prompt = shown("1+2+3+4:")
@@ -214,7 +214,7 @@ def test_a_larger_model_of_other_tokens_is_shown_examples(places):
     assert marks == [len(prompt) - 1, len(tokens) - 1]
     world = embedded_world("chain", 1, reward=f"likelihood:{places['chat']}")
     reward = world.engine.target.reward
-    assert isinstance(reward.format, ShownContinuation)
+    assert isinstance(reward.format, PromptContinuation)
     # Room for the prompt and twice the solution's tokens.
     assert reward.max_tokens >= len(prompt) + 2 * world.engine.target.max_tokens
     reward.prepare([problem.prompt for problem in world.problems])

@@ -20,31 +20,35 @@ def densities_check(walker: Walker, walk: Walk) -> Check:
     """Whether corrections equal the increments of the prefixes' densities."""
     if not walker.has("log_prob"):
         if not walker.why_no_replay:
-            return _as_policy(walk)
+            return _check_policy_proposal(walk)
         return Check("densities", None, "the target has no log_prob")
     empty = walker.target.log_prob(walk.particles[0], walker.params)
     if not agree(empty, np.zeros(len(walk.outputs[0].finished))):
         return Check("densities", False, "log_prob of an empty prefix is not zero")
     if not walker.has("log_proposal"):
         if not walker.why_no_replay:
-            return _as_policy(walk)
+            return _check_policy_proposal(walk)
         return Check("densities", None, "the target has no log_proposal")
     excess = np.zeros(len(walk.outputs[0].finished))
     for t, outputs in enumerate(walk.outputs):
-        now = np.asarray(outputs.log_probs) - np.asarray(outputs.log_proposals)
+        difference = np.asarray(outputs.log_probs) - np.asarray(outputs.log_proposals)
         live = _takes_step(walk, t)
-        if not agree((now - excess)[live], np.asarray(outputs.log_corrections)[live]):
-            worst = np.abs(np.where(live, now - excess - outputs.log_corrections, 0.0))
+        if not agree(
+            (difference - excess)[live], np.asarray(outputs.log_corrections)[live]
+        ):
+            errors = np.abs(
+                np.where(live, difference - excess - outputs.log_corrections, 0.0)
+            )
             detail = (
                 f"step {t} reports log p - log q and log_prob - log_proposal gains "
-                f"something else, by up to {worst.max():.3g}"
+                f"something else, by up to {errors.max():.3g}"
             )
             return Check("densities", False, detail)
-        excess = now
+        excess = difference
     return Check("densities", True, "log p - log q is what the densities gain")
 
 
-def _as_policy(walk: Walk) -> Check:
+def _check_policy_proposal(walk: Walk) -> Check:
     """Without `log_proposal`, repeated steps are weighted as if q were p."""
     largest = max(
         np.abs(np.asarray(outputs.log_corrections)[_takes_step(walk, t)]).max(
@@ -69,8 +73,8 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
     truncate = jax.jit(target.truncate)
     steps = len(walk.outputs)
     whole = walk.particles[-1]
-    long_enough = np.full(size, steps, np.int32)
-    kept = truncate(whole, jnp.asarray(long_enough), params)
+    all_steps = np.full(size, steps, np.int32)
+    kept = truncate(whole, jnp.asarray(all_steps), params)
     pairs = zip(
         rows_of(whole, size, slice(None)), rows_of(kept, size, slice(None)), strict=True
     )
@@ -84,17 +88,17 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
             detail = f"a prefix that was cut back to {depth} steps is finished"
             return Check("truncate", False, detail)
         if depth:
-            here = walk.outputs[depth - 1]
-            there = walker.evaluate(depth - 1, cut, jnp.zeros(size))
+            before = walk.outputs[depth - 1]
+            after = walker.evaluate(depth - 1, cut, jnp.zeros(size))
             for name in ("log_potentials", "log_probs", "log_proposals"):
-                now, then = np.asarray(getattr(there, name)), getattr(here, name)
-                if not agree(now[live], np.asarray(then)[live]):
+                new, old = np.asarray(getattr(after, name)), getattr(before, name)
+                if not agree(new[live], np.asarray(old)[live]):
                     detail = f"{name} of a prefix cut back to {depth} steps"
                     return Check("truncate", False, f"{detail} are not what they were")
-        _, again = walker.step(walker.key_of(key, depth), depth, cut)
-        for name, values in again._asdict().items():
-            then = np.asarray(getattr(walk.outputs[depth], name))
-            if not agree(np.asarray(values)[live], then[live]):
+        _, next_outputs = walker.step(walker.key_of(key, depth), depth, cut)
+        for name, values in next_outputs._asdict().items():
+            old = np.asarray(getattr(walk.outputs[depth], name))
+            if not agree(np.asarray(values)[live], old[live]):
                 detail = f"a prefix cut back to {depth} steps goes on otherwise: {name}"
                 return Check("truncate", False, f"{detail} differ under the same key")
     return Check("truncate", True, "a prefix that is cut back is what it was")
@@ -114,18 +118,18 @@ def replay_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> 
         before = rows
         rows, log_probs = replay(t, rows, sources, params)
         live = np.roll(_takes_step(walk, t), 1)
-        there = walker.evaluate(t, rows, jnp.zeros(size))
+        replayed = walker.evaluate(t, rows, jnp.zeros(size))
         for name in ("log_potentials", "log_probs", "log_proposals", "finished"):
-            now = np.asarray(getattr(there, name))
-            then = np.roll(np.asarray(getattr(outputs, name)), 1)
-            if not agree(now[live], then[live], 1e-3):
+            new = np.asarray(getattr(replayed, name))
+            old = np.roll(np.asarray(getattr(outputs, name)), 1)
+            if not agree(new[live], old[live], 1e-3):
                 detail = f"{name} after step {t} is repeated"
                 return Check("replay", False, f"{detail} are not the source's")
         if walker.has("log_prob"):
-            gained = np.asarray(there.log_probs) - np.asarray(
+            increments = np.asarray(replayed.log_probs) - np.asarray(
                 target.log_prob(before, params)
             )
-            if not agree(gained[live], np.asarray(log_probs)[live], 1e-3):
+            if not agree(increments[live], np.asarray(log_probs)[live], 1e-3):
                 detail = f"replay's log p of step {t} is not what log_prob gains by it"
                 return Check("replay", False, detail)
     return Check("replay", True, "repeated steps make the prefixes that they were")

@@ -48,8 +48,8 @@ def shapes_check(walker: Walker, key: Key[Array, ""], size: int) -> Check:
     for name, numbers in outputs._asdict().items():
         kind = "b" if name == "finished" else "f"
         if numbers.shape != (size,) or np.dtype(numbers.dtype).kind not in (kind, "V"):
-            wanted = "bool" if kind == "b" else "floating-point"
-            detail = f"{name} must be {wanted} [{size}], and are {numbers.dtype}"
+            expected = "bool" if kind == "b" else "floating-point"
+            detail = f"{name} must be {expected} [{size}], and are {numbers.dtype}"
             return Check("shapes", False, f"{detail}{list(numbers.shape)}")
     return Check("shapes", True, "the same before and after each method")
 
@@ -61,8 +61,8 @@ def numbers_check(walk: Walk) -> Check:
         for name in ("log_corrections", "log_potentials"):
             values = np.asarray(getattr(outputs, name), np.float64)[~before]
             if np.isnan(values).any() or (values == np.inf).any():
-                bad = values[np.isnan(values) | (values == np.inf)][0]
-                detail = f"{name} of step {t} are {bad} for some particle"
+                invalid_value = values[np.isnan(values) | (values == np.inf)][0]
+                detail = f"{name} of step {t} are {invalid_value} for some particle"
                 return Check("numbers", False, detail)
         before = np.asarray(outputs.finished)
     return Check("numbers", True, "log potentials and corrections are numbers")
@@ -78,31 +78,36 @@ def finished_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
     for t, (particles, outputs) in enumerate(
         zip(walk.particles[1:], walk.outputs, strict=True)
     ):
-        done = np.flatnonzero(outputs.finished)
-        if not len(done):
+        finished_rows = np.flatnonzero(outputs.finished)
+        if not len(finished_rows):
             continue
-        after, later = walker.step(jax.random.fold_in(key, t), t + 1, particles)
-        if not np.asarray(later.finished)[done].all():
+        after, next_outputs = walker.step(jax.random.fold_in(key, t), t + 1, particles)
+        if not np.asarray(next_outputs.finished)[finished_rows].all():
             detail = (
                 f"a particle that finished in step {t} is unfinished after the next"
             )
             return Check("finished", False, detail)
         for name in ("log_probs", "log_proposals"):
-            if not agree(getattr(outputs, name)[done], getattr(later, name)[done]):
+            if not agree(
+                getattr(outputs, name)[finished_rows],
+                getattr(next_outputs, name)[finished_rows],
+            ):
                 detail = f"{name} of a finished particle change with the next step"
                 return Check("finished", False, detail)
         if walker.has("put"):
             # It has caches, whose masked slots are arbitrary.
             continue
         pairs = zip(
-            rows_of(particles, size, done), rows_of(after, size, done), strict=True
+            rows_of(particles, size, finished_rows),
+            rows_of(after, size, finished_rows),
+            strict=True,
         )
         if not all(agree(a, b, 0.0) for a, b in pairs):
             detail = "a finished particle is changed by the next step"
             return Check("finished", False, detail)
     if not np.asarray(walk.outputs[-1].finished).any():
         return Check("finished", None, "no particle finished within the walk")
-    return Check("finished", True, "finished for good, and left as they are")
+    return Check("finished", True, "finished particles stay finished and unchanged")
 
 
 def _first_difference(outputs: Outputs, other: Outputs, rows: Any) -> str:
@@ -117,19 +122,19 @@ def own_numbers_check(
     walker: Walker, walk: Walk, key: Key[Array, ""], size: int
 ) -> Check:
     """Whether the draws of particle i do not depend on the number of particles."""
-    few = size // 2
-    fewer = walker.walk(key, few)
-    first = np.arange(few)
+    half = size // 2
+    small_walk = walker.walk(key, half)
+    half_rows = np.arange(half)
     for t, (outputs, other) in enumerate(
-        zip(walk.outputs, fewer.outputs, strict=False)
+        zip(walk.outputs, small_walk.outputs, strict=False)
     ):
-        live = first
+        live = half_rows
         if t:
-            live = first[~np.asarray(walk.outputs[t - 1].finished)[:few]]
+            live = half_rows[~np.asarray(walk.outputs[t - 1].finished)[:half]]
         name = _first_difference(outputs, other, live)
         if name:
             detail = (
-                f"{name} of step {t} depend on whether there are {few} particles or "
+                f"{name} of step {t} depend on whether there are {half} particles or "
                 f"{size}; draw the numbers of particle i from fold_in(key, i)"
             )
             return Check("own numbers", False, detail)
@@ -140,32 +145,36 @@ def own_numbers_check(
             live = ~np.asarray(walk.outputs[t - 1].finished)
         for place in np.flatnonzero(live)[:2]:
             # All particles are copies of this one, which must continue as before.
-            forked = walker.gather(before, jnp.full(size, place, jnp.int32))
-            _, other = walker.step(walker.key_of(key, t), t, forked)
+            copies = walker.gather(before, jnp.full(size, place, jnp.int32))
+            _, other = walker.step(walker.key_of(key, t), t, copies)
             name = _first_difference(outputs, jax.device_get(other), [place])
             if name:
                 detail = (
-                    f"{name} of particle {place} in step {t} depend on who stands "
-                    "beside it"
+                    f"{name} of particle {place} in step {t} depend on the "
+                    "particles beside it"
                 )
                 return Check("own numbers", False, detail)
-    return Check("own numbers", True, "particle i draws by its own number")
+    return Check("own numbers", True, "particle i draws with its own key")
 
 
 def gather_check(walker: Walker, walk: Walk, size: int) -> Check:
     """Whether `gather` moves all parts of a particle."""
     backwards = jnp.arange(size - 1, -1, -1, dtype=jnp.int32)
     for t, outputs in enumerate(walk.outputs):
-        moved = walker.gather(walk.particles[t + 1], backwards)
-        there = walker.evaluate(t, moved, jnp.zeros(size))
-        here = jax.tree.map(lambda values: np.asarray(values)[::-1], outputs)
+        reversed_particles = walker.gather(walk.particles[t + 1], backwards)
+        moved_outputs = walker.evaluate(t, reversed_particles, jnp.zeros(size))
+        expected_outputs = jax.tree.map(
+            lambda values: np.asarray(values)[::-1], outputs
+        )
         live = np.ones(size, bool)
         if t:
             live = ~np.asarray(walk.outputs[t - 1].finished)[::-1]
-        here = here._replace(log_corrections=np.zeros(size))
-        name = _first_difference(here, jax.device_get(there), live)
+        expected_outputs = expected_outputs._replace(log_corrections=np.zeros(size))
+        name = _first_difference(expected_outputs, jax.device_get(moved_outputs), live)
         if name:
-            row = first_row(getattr(here, name), getattr(there, name))
+            row = first_row(
+                getattr(expected_outputs, name), getattr(moved_outputs, name)
+            )
             detail = f"{name} after step {t} are not particle {size - 1 - row}'s"
             return Check("gather", False, f"{detail} once it stands at place {row}")
     return Check("gather", True, "a particle is the same at every place")
@@ -175,14 +184,14 @@ def rows_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Ch
     """Whether t may be one number per row."""
     step = jax.jit(walker.eager_step)
     for t, outputs in enumerate(walk.outputs):
-        each = jnp.full(size, t, jnp.int32)
-        _, other = step(walker.key_of(key, t), each, walk.particles[t])
+        step_numbers = jnp.full(size, t, jnp.int32)
+        _, other = step(walker.key_of(key, t), step_numbers, walk.particles[t])
         live = np.ones(size, bool)
         if t:
             live = ~np.asarray(walk.outputs[t - 1].finished)
         name = _first_difference(outputs, jax.device_get(other), live)
         if name:
-            detail = f"{name} of step {t} are others where t is given for each row"
+            detail = f"{name} of step {t} differ if t is given per row"
             return Check("rows", False, detail)
     return Check("rows", True, "t may be one number or one per row")
 
@@ -191,16 +200,20 @@ def compiled_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
     """Whether jit and vmap over problems do not change a step."""
     key_first = walker.key_of(key, 0)
     before, outputs = walk.particles[0], walk.outputs[0]
-    every = np.arange(size)
-    _, plain = walker.eager_step(key_first, 0, before)
-    name = _first_difference(outputs, jax.device_get(plain), every)
+    all_rows = np.arange(size)
+    _, eager_outputs = walker.eager_step(key_first, 0, before)
+    name = _first_difference(outputs, jax.device_get(eager_outputs), all_rows)
     if name:
         return Check("compiled", False, f"jit changes {name} of the first step")
-    two = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), before)
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), before)
     keys = jnp.stack([key_first, jax.random.fold_in(key_first, 1)])
-    _, mapped = jax.jit(jax.vmap(walker.eager_step, in_axes=(0, None, 0)))(keys, 0, two)
-    here = jax.tree.map(lambda values: np.asarray(values)[0], mapped)
-    name = _first_difference(outputs, here, every)
+    _, mapped_outputs = jax.jit(jax.vmap(walker.eager_step, in_axes=(0, None, 0)))(
+        keys, 0, copies
+    )
+    expected_outputs = jax.tree.map(
+        lambda values: np.asarray(values)[0], mapped_outputs
+    )
+    name = _first_difference(outputs, expected_outputs, all_rows)
     if name:
         return Check("compiled", False, f"vmap changes {name} of the first step")
     return Check("compiled", True, "jit and vmap change nothing")

@@ -21,11 +21,11 @@ MAX_Z = 4.0
 def _z(log_weights: np.ndarray) -> float:
     """Standard errors between a mean weight and one."""
     weights = np.exp(log_weights)
-    spread = float(weights.std(ddof=1)) / np.sqrt(len(weights))
-    return exact_z(float(weights.mean()) - 1.0, spread)
+    error = float(weights.std(ddof=1)) / np.sqrt(len(weights))
+    return exact_z(float(weights.mean()) - 1.0, error)
 
 
-def _draws(
+def _draw(
     walker: Walker, key: Key[Array, ""], num_draws: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """log p - log q, log potentials and the mask of live steps, [num_draws, T] each."""
@@ -46,7 +46,7 @@ def _draws(
 
 def proposal_check(walker: Walker, key: Key[Array, ""], num_draws: int) -> Check:
     """Whether the mean of p/q under q is one, as it must be for any p and q."""
-    excess, _, _ = _draws(walker, key, num_draws)
+    excess, _, _ = _draw(walker, key, num_draws)
     z = _z(np.asarray(excess, np.float64).sum(1))
     detail = f"p/q is one on average: z = {z:+.2f}"
     if abs(z) < MAX_Z:
@@ -59,14 +59,16 @@ def truth_check(target: Any, params: Any, key: Key[Array, ""], num_draws: int) -
     if getattr(target, "truth", None) is None:
         return Check("truth", None, "the target has no truth")
     walker = Walker(target, params, None)
-    excess, potentials, live = _draws(walker, key, num_draws)
+    excess, potentials, live = _draw(walker, key, num_draws)
     scores = []
     for name, path_log_weight in PATH_WEIGHTS.items():
         known = truth_of(target, path_log_weight)
         if known is None or not np.isfinite(known.log_evidence):
             continue
-        told = jnp.asarray(potentials, jnp.float32), jnp.asarray(live)
-        log_weights = np.asarray(path_log_weight(*told), np.float64) + excess.sum(1)
+        arguments = jnp.asarray(potentials, jnp.float32), jnp.asarray(live)
+        log_weights = np.asarray(path_log_weight(*arguments), np.float64) + excess.sum(
+            1
+        )
         z = _z(log_weights - known.log_evidence)
         if abs(z) > MAX_Z:
             detail = f"its evidence for {name} is not what its draws say: z = {z:+.2f}"

@@ -83,7 +83,7 @@ class Walker:
 
     @functools.cached_property
     def step(self) -> Callable[..., tuple[Any, Outputs]]:
-        """`(key, t, particles) -> (particles, Said)`, compiled."""
+        """`(key, t, particles) -> (particles, Outputs)`, compiled."""
         return jax.jit(self.eager_step)
 
     def eager_step(self, key: Any, t: Any, particles: Any) -> tuple[Any, Outputs]:
@@ -95,7 +95,7 @@ class Walker:
         """The target's numbers of particles after step t."""
         unknown = jnp.full(corrections.shape, jnp.nan)
 
-        def of(name: str) -> Any:
+        def evaluate_log_density(name: str) -> Any:
             if not self.has(name):
                 return unknown
             return getattr(self.target, name)(particles, self.params)
@@ -104,8 +104,8 @@ class Walker:
             corrections,
             self.target.log_potential(t, particles, self.params),
             self.target.finished(particles),
-            of("log_prob"),
-            of("log_proposal"),
+            evaluate_log_density("log_prob"),
+            evaluate_log_density("log_proposal"),
         )
 
     def start(self, key: Key[Array, ""], num_particles: int) -> Any:

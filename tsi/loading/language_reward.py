@@ -1,6 +1,6 @@
-"""Rewards of another tokenizer, with room for what a policy can write.
+"""Rewards that use another tokenizer than the policy.
 
-Published reward models in their formats, and a larger language model's likelihood.
+Published reward models in their formats, and the likelihood of a larger language model.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ from tsi.rewards.formats import FORMATS, ContinuationFormat, Rendering
 from tsi.rewards.formatted import FormattedReward
 from tsi.rewards.likelihood_ratio import LikelihoodRatio
 
-TOKENS_A_STEP = 32
-"""Tokens that a format may add to a step: a tag, a turn of a chat."""
+TOKENS_PER_STEP = 32
+"""Most tokens that a format adds per step: a tag, or a turn of a chat."""
 QUESTION_TOKENS = 512
-"""Room for a question, where nothing is known of its length."""
+"""Maximum length of a question, if its length is not known."""
 
 
 def formatted_reward(
@@ -30,49 +30,49 @@ def formatted_reward(
     prompt_tokens: int = QUESTION_TOKENS,
     aggregation: str = "last",
 ) -> FormattedReward:
-    """A reward in a named format, with room for what a policy can write.
+    """A reward in a named format, for solutions of a given length.
 
     Args:
-        name: of the format.
-        tokenizer, config: of the reward model, whose context bounds what is read.
-        decode: the policy's token ids to text.
-        max_steps, max_tokens: the target's, in the policy's tokens; the reward model
-            may need twice as many for the same text.
-        prompt_tokens: room for the question.
-        aggregation: of step scores.
+        name: name of the format.
+        tokenizer, config: of the reward model, whose context limits the length.
+        decode: maps token ids of the policy to text.
+        max_steps, max_tokens: limits of the target, in tokens of the policy; the reward
+            model may need twice as many tokens for the same text.
+        prompt_tokens: maximum length of the question.
+        aggregation: how step scores are aggregated.
 
     Raises:
-        UnknownNameError: there is no such format or way to aggregate.
+        UnknownNameError: for an unknown format or aggregation.
     """
     if name not in FORMATS:
         raise UnknownNameError("format of a reward model", name, FORMATS)
-    room = prompt_tokens + 2 * max_tokens + TOKENS_A_STEP * max_steps
+    length = prompt_tokens + 2 * max_tokens + TOKENS_PER_STEP * max_steps
     return FormattedReward(
         FORMATS[name](tokenizer),
         decode,
         max_steps=max_steps,
-        max_tokens=min(room, config.max_length),
+        max_tokens=min(length, config.max_length),
         width=max(2 * max_tokens // max_steps, 16),
         aggregation=aggregation,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownContinuation(ContinuationFormat):
-    """A continuation of the prompt that a policy is shown, worked examples included.
+class PromptContinuation(ContinuationFormat):
+    """A continuation of the prompt of the policy, including its worked examples.
 
     Attributes:
-        encode: a problem to the prompt's token ids.
+        encode: maps a problem to the token ids of its prompt.
     """
 
     encode: Callable[[str], list[int]] = dataclasses.field(kw_only=True)
 
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:
         """See :class:`tsi.rewards.formats.Format`."""
-        bare = super().render(question, steps, ended)
-        prompt, start = self.encode(question), bare.marks[0] + 1
-        marks = [mark + len(prompt) - start for mark in bare.marks]
-        return Rendering([*prompt, *bare.tokens[start:]], marks)
+        continuation = super().render(question, steps, ended)
+        prompt, start = self.encode(question), continuation.marks[0] + 1
+        marks = [mark + len(prompt) - start for mark in continuation.marks]
+        return Rendering([*prompt, *continuation.tokens[start:]], marks)
 
 
 def likelihood_reward(
@@ -85,18 +85,18 @@ def likelihood_reward(
     max_tokens: int,
     prompt_tokens: int,
 ) -> LikelihoodRatio:
-    """A larger language model's likelihood against the policy's.
+    """The likelihood ratio of a larger language model and the policy.
 
     Args:
-        tokenizer, config: of the larger model, whose context bounds what is read.
-        encode: a problem to the larger model's prompt.
-        decode: the policy's token ids to text.
-        max_steps, max_tokens: the target's, in the policy's tokens; the larger model
-            may need twice as many for the same text.
-        prompt_tokens: of the longest prompt.
+        tokenizer, config: of the larger model, whose context limits the length.
+        encode: maps a problem to the prompt of the larger model.
+        decode: maps token ids of the policy to text.
+        max_steps, max_tokens: limits of the target, in tokens of the policy; the larger
+            model may need twice as many tokens for the same text.
+        prompt_tokens: length of the longest prompt.
     """
     return LikelihoodRatio(
-        ShownContinuation(tokenizer, encode=encode),
+        PromptContinuation(tokenizer, encode=encode),
         decode,
         max_steps=max_steps,
         max_tokens=min(prompt_tokens + 2 * max_tokens, config.max_length),

@@ -1,4 +1,4 @@
-"""Models that must fit each other: of one kind, with one tokenizer."""
+"""Checks that models have the required type and the same tokenizer."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -15,20 +15,20 @@ T = TypeVar("T")
 
 
 def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:
-    """Whether every id stands for the same in two tokenizers."""
+    """Whether every id has the same meaning in two tokenizers."""
     return first_difference(left, right) is first_difference(right, left) is None
 
 
 def check_same_tokens(
     policy: Tokenizer, reward: Tokenizer, policy_name: str, reward_name: str
 ) -> None:
-    """Refuse a reward model that would take the policy's ids for other texts.
+    """Check that the reward model reads the token ids of the policy as the same text.
 
-    It may know more tokens than the policy, and either may pad its vocabulary.
+    It may have more tokens than the policy, and both vocabularies may be padded.
 
     Raises:
-        ConfigurationError: an id of the policy's tokenizer stands for something else in
-            the reward model's.
+        ConfigurationError: if an id of the policy's tokenizer has another meaning in
+            that of the reward model.
     """
     id = first_difference(policy, reward)
     if id is not None:
@@ -42,12 +42,12 @@ def check_same_tokens(
 
 
 def check_has_rows(tokenizer: Tokenizer, config: DecoderConfig) -> None:
-    """Refuse a tokenizer whose texts have ids that the model has no embedding of.
+    """Check that the model has an embedding for every id that a text may have.
 
-    Control tokens may lie beyond, as Gemma 3's for pictures does in its text model.
+    Control tokens may have larger ids, as the image token of Gemma 3 in its text model.
 
     Raises:
-        ConfigurationError: a text may have such an id.
+        ConfigurationError: if a text may have an id without an embedding.
     """
     largest = max(tokenizer.backend.get_vocab().values(), default=0)
     beyond = range(config.vocab_size, largest + 1)
@@ -68,24 +68,25 @@ def load_model(
     weights: str | None = None,
     shapes_only: bool = False,
 ) -> T:
-    """The model in a folder or file, which must be of a kind.
+    """Load a model of a given class from a folder or file.
 
     Args:
-        path: of the folder or file.
+        path: the folder or file.
         kind: the class.
-        role: what it is for, in the words of an error.
+        role: role of the model, for errors.
         dtype: of the weights.
-        mesh: devices to place them on, if any.
+        mesh: devices on which the weights are placed, if any.
+        weights: int8 or int4 for quantised matrices; None for ``dtype``.
         shapes_only: leave the weights on disk.
 
     Raises:
-        CheckpointError: it cannot be read.
-        ConfigurationError: it is of another kind.
+        CheckpointError: if it cannot be read.
+        ConfigurationError: if it is of another class.
     """
     model, _ = load(
         path, dtype=dtype, weights=weights, mesh=mesh, shapes_only=shapes_only
     )
-    # A head of another kind is a subclass, and is read by its own format.
+    # A head of another kind is a subclass and has its own format.
     if type(model) is not kind:
         raise ConfigurationError(
             f"{path} is a {type(model).__name__}, and the {role} must be a "

@@ -1,8 +1,8 @@
-"""How a model's authors sample from it, as its generation_config.json says.
+"""The sampling settings of a model, from its generation_config.json.
 
-Asked for, it decides the policy's temperature and truncation; not asked for, it is
-mentioned, since results differ by it. As in transformers it counts where ``do_sample``
-is true; fields that are absent change nothing here.
+If requested, they set the temperature and the truncation of the policy. If not, a note
+lists them, since they change results. As in transformers they apply if ``do_sample`` is
+true; absent fields change nothing.
 """
 
 import math
@@ -31,9 +31,9 @@ NEUTRAL: Mapping[str, Any] = MappingProxyType(
         "encoder_repetition_penalty": 1.0,
     }
 )
-"""Fields that change what is drawn, each with the value that changes nothing."""
-DONE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-"""Those of them that are done here."""
+"""Fields that affect sampling, each with its neutral value."""
+SUPPORTED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""The fields that are supported."""
 
 
 class Drawing(NamedTuple):
@@ -41,9 +41,9 @@ class Drawing(NamedTuple):
 
     Attributes:
         temperature: of the policy.
-        truncation: what it may write.
-        repetition_penalty: the price of what it has read before; None for none.
-        notes: what a user should know of it, a sentence each.
+        truncation: of the policy.
+        repetition_penalty: of the policy; None for none.
+        notes: notes for the user, one sentence each.
     """
 
     temperature: float = 1.0
@@ -52,56 +52,61 @@ class Drawing(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def drawing_of(
+def combine_drawing(
     path: Path,
     temperature: float | None,
     truncation: Truncation,
     repetition_penalty: float | None = None,
     *,
-    as_the_model_says: bool,
+    use_model_settings: bool,
 ) -> Drawing:
-    """What is used for a policy, and what of its own wishes is not.
+    """Combine the settings of the user with those of the model.
 
     Args:
-        path: of the policy, a folder or a file; only a folder has wishes.
-        temperature: what the user says; None for nothing.
-        truncation: what the user says of each part; None for nothing.
-        repetition_penalty: what the user says; None for nothing.
-        as_the_model_says: whether the model decides what the user does not.
+        path: folder or file of the policy; only a folder has settings.
+        temperature: setting of the user, or None.
+        truncation: settings of the user; a field may be None.
+        repetition_penalty: setting of the user, or None.
+        use_model_settings: whether the settings of the model replace None.
 
     Raises:
-        CheckpointError: the file is no JSON object, or a field is no number or below 0.
+        CheckpointError: if the file is not a JSON object, or a field is not a
+            non-negative number.
     """
-    wishes = _wishes(path)
-    undone = {name: wishes[name] for name in wishes if name not in DONE}
-    warm = 1.0 if temperature is None else temperature
-    said = Drawing(warm, truncation, repetition_penalty)
-    if as_the_model_says:
+    settings = _read_settings(path)
+    unsupported = {name: settings[name] for name in settings if name not in SUPPORTED}
+    temperature_used = 1.0 if temperature is None else temperature
+    user_drawing = Drawing(temperature_used, truncation, repetition_penalty)
+    if use_model_settings:
         parts = {
-            # Zero is how some files say that nothing is truncated.
-            name: (wishes.get(name) or None) if value is None else value
+            # Some files use zero for no truncation.
+            name: (settings.get(name) or None) if value is None else value
             for name, value in truncation._asdict().items()
         }
-        warm = wishes.get("temperature", 1.0) if temperature is None else temperature
+        temperature_used = (
+            settings.get("temperature", 1.0) if temperature is None else temperature
+        )
         penalty = repetition_penalty
         if penalty is None:
-            penalty = wishes.get("repetition_penalty")
-        used = Drawing(float(warm), Truncation(**parts), penalty)
+            penalty = settings.get("repetition_penalty")
+        used = Drawing(float(temperature_used), Truncation(**parts), penalty)
         try:
             used.truncation.check()
             if penalty is not None:
                 check_penalty(penalty)
         except ConfigurationError as error:
             raise CheckpointError(f"{format_path(_file(path))}: {error}") from error
-        return used._replace(notes=_notes(undone, "is not done here"))
-    told = (said.temperature, *truncation, repetition_penalty)
-    now = dict(zip(DONE, told, strict=True))
+        return used._replace(notes=_notes(unsupported, "is not supported"))
+    user_values = (user_drawing.temperature, *truncation, repetition_penalty)
+    current = dict(zip(SUPPORTED, user_values, strict=True))
     unused = {
         name: value
-        for name, value in wishes.items()
-        if name not in DONE or value != now[name]
+        for name, value in settings.items()
+        if name not in SUPPORTED or value != current[name]
     }
-    return said._replace(notes=_notes(unused, "is not used; see --model-sampling"))
+    return user_drawing._replace(
+        notes=_notes(unused, "is not used; see --model-sampling")
+    )
 
 
 def _notes(unused: Mapping[str, Any], what: str) -> tuple[str, ...]:
@@ -114,8 +119,8 @@ def _file(path: Path) -> Path:
     return path / "generation_config.json"
 
 
-def _wishes(path: Path) -> dict[str, Any]:
-    """Fields that change what is drawn."""
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Fields of the model that affect sampling and differ from their neutral value."""
     if not _file(path).is_file():
         return {}
     fields = read_json(_file(path))

@@ -1,6 +1,6 @@
-"""Every reward by a name, as `--reward` takes it: ``KIND``, ``KIND:MODEL`` or a model.
+"""Rewards by name, as in `--reward`: ``KIND``, ``KIND:MODEL`` or a model.
 
-    chain-reward              a token head that reads the policy's own tokens
+    chain-reward              a token head that reads the tokens of the policy
     qwen:MODEL                a published reward model in its format, of any tokenizer
     likelihood:MODEL          a larger language model against the policy
     value:FILE                a value head on the policy's hidden states
@@ -8,9 +8,9 @@
     verifier, outcome-verifier   an exact check of the task, of prefixes or of answers
     none                      nothing
 
-A bare model is short for ``head:MODEL``; the name of a published reward model that
-`tsi models` lists, for its format and it. A folder that is called as a kind is written
-with its path, ``./judge``.
+A model without a kind means ``head:MODEL``, or the model with its format if `tsi
+models` lists it as a published reward model. For a folder with the name of a kind write
+a path, ``./judge``.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,43 +44,43 @@ from tsi.rewards.reward import NoReward, PolicyValue, ProcessReward, Reward
 from tsi.rewards.verifier import Verifier
 
 Encoder = Callable[[str], list[int]]
-"""From a problem's prompt to token ids."""
+"""Maps the prompt of a problem to token ids."""
 Check = Callable[[str, str, bool], float]
-"""From question, text and whether it has ended to log-odds."""
+"""`(question, text, whether it has ended) -> log-odds`."""
 
-WHOLE = ("last",)
-"""The one way of a reward that scores whole prefixes and no steps."""
+PREFIX_ONLY = ("last",)
+"""The aggregation of a reward that scores whole prefixes and no steps."""
 
 
 class Kind(NamedTuple):
-    """What stands behind a kind's colon, if anything, and its ways to aggregate."""
+    """The argument after the colon of a kind, if any, and its aggregations."""
 
     argument: str
-    ways: tuple[str, ...]
+    aggregations: tuple[str, ...]
 
 
 KINDS: dict[str, Kind] = {
     "head": Kind("MODEL", AGGREGATIONS),
     **{name: Kind("MODEL", FORMAT_AGGREGATIONS) for name in FORMATS},
-    "outcome": Kind("MODEL", WHOLE),
-    "likelihood": Kind("MODEL", WHOLE),
+    "outcome": Kind("MODEL", PREFIX_ONLY),
+    "likelihood": Kind("MODEL", PREFIX_ONLY),
     "value": Kind("FILE", AGGREGATIONS),
     "judge": Kind("", AGGREGATIONS),
-    "verifier": Kind("", WHOLE),
-    "outcome-verifier": Kind("", WHOLE),
-    "none": Kind("", WHOLE),
+    "verifier": Kind("", PREFIX_ONLY),
+    "outcome-verifier": Kind("", PREFIX_ONLY),
+    "none": Kind("", PREFIX_ONLY),
 }
 
 
 class NamedReward(NamedTuple):
-    """A kind of reward, the model or file it is asked of, and how steps become one."""
+    """A kind of reward, its model or file, and the aggregation of step scores."""
 
     kind: str
     argument: str
     aggregation: str
 
     def __str__(self) -> str:
-        """As rows of results record it; a token head by its model alone."""
+        """The name in rows of results; for a token head only its model."""
         if self.kind == "judge":
             return "the policy's own judgement"
         if self.kind == "head" or not self.argument:
@@ -89,12 +89,12 @@ class NamedReward(NamedTuple):
 
 
 class LoadedReward(NamedTuple):
-    """A reward and the model that it asks.
+    """A reward and its model.
 
     Attributes:
-        reward: what scores prefixes.
-        model: its weights, which the engine hands it; None where it needs none.
-        path: of the model's folder or file, if it has one of its own.
+        reward: scores prefixes.
+        model: the weights, which the engine passes to the reward; None without a model.
+        path: folder or file of the model, or None.
     """
 
     reward: Reward
@@ -102,56 +102,56 @@ class LoadedReward(NamedTuple):
     path: Path | None = None
 
     def __repr__(self) -> str:
-        """The kind of reward, and the place of its model."""
+        """The kind of reward and the path of its model."""
         place = "" if self.path is None else f", {str(self.path)!r}"
         return f"LoadedReward({type(self.reward).__name__}{place})"
 
 
-def forms() -> list[str]:
+def list_forms() -> list[str]:
     """How each kind is written."""
-    return [written(kind) for kind in KINDS]
+    return [format_kind(kind) for kind in KINDS]
 
 
-def written(kind: str) -> str:
+def format_kind(kind: str) -> str:
     """How a kind is written: ``judge``, ``qwen:MODEL``."""
     argument = KINDS[kind].argument
     return f"{kind}:{argument}" if argument else kind
 
 
 def parse_reward(reward: str, aggregation: str = "last") -> NamedReward:
-    """What a name stands for; nothing is looked up yet.
+    """Parse the name of a reward, without looking up a model.
 
     Args:
-        reward: see the module's text.
+        reward: see the docstring of the module.
         aggregation: one of :data:`tsi.rewards.formatted.FORMAT_AGGREGATIONS`.
 
     Raises:
-        UnknownNameError: there is no such kind, or no such way to aggregate; the known
-            ones are listed.
-        ConfigurationError: the kind wants a model and has none, or the other way
-            round, or its scores cannot be aggregated so.
+        UnknownNameError: for an unknown kind or aggregation; the message lists the
+            known ones.
+        ConfigurationError: if the kind needs a model and has none, or has a model and
+            needs none, or does not support the aggregation.
     """
     check_aggregation(aggregation, FORMAT_AGGREGATIONS)
     kind, colon, argument = reward.partition(":")
     if kind not in KINDS:
         if colon and "/" not in kind:
-            raise UnknownNameError("kind of reward", kind, forms())
+            raise UnknownNameError("kind of reward", kind, list_forms())
         published = MODELS[reward].format if reward in MODELS else None
         kind, argument = published or "head", reward
     elif bool(argument) != bool(KINDS[kind].argument) or bool(argument) != bool(colon):
         raise ConfigurationError(
-            f"The reward {kind} is written {written(kind)}, not {reward!r}."
+            f"The reward {kind} is written {format_kind(kind)}, not {reward!r}."
         )
-    ways = KINDS[kind].ways
-    if aggregation not in ways:
+    aggregations = KINDS[kind].aggregations
+    if aggregation not in aggregations:
         raise ConfigurationError(
-            f"The reward {written(kind)} "
+            f"The reward {format_kind(kind)} "
             + (
-                "scores whole prefixes, so that there are no step scores to aggregate; "
+                "scores whole prefixes, so there are no step scores to aggregate; "
                 "leave the aggregation out."
-                if ways == WHOLE
-                else f"cannot be aggregated by {aggregation!r}, which shows a format "
-                f"all steps as one; choose one of {', '.join(ways)}."
+                if aggregations == PREFIX_ONLY
+                else f"does not support the aggregation {aggregation!r}, which needs a "
+                f"format; use one of {', '.join(aggregations)}."
             )
         )
     return NamedReward(kind, argument, aggregation)
@@ -176,36 +176,36 @@ def load_reward(
     """Load a reward and check that it fits the policy.
 
     Args:
-        reward: its name (see the module's text), or what :func:`parse_reward` has made
-            of one, which knows its aggregation.
-        policy: whose solutions are scored.
+        reward: its name (see the docstring of the module), or the result of
+            :func:`parse_reward`, which includes the aggregation.
+        policy: the policy whose solutions are scored.
         limits: of a solution.
-        aggregation: of the scores of steps, one of :data:`tsi.rewards.formatted.WAYS`.
-        question: what a policy that judges itself is asked, to be answered by Yes or
-            No.
-        checks: what ``verifier`` and ``outcome-verifier`` call, by that name.
-        prompt_encoder: from the tokenizer of a larger model to how it is shown a
-            problem; by default as the policy is, as one turn of a chat.
-        example_prompt: a problem, encoded to see how many tokens a prompt has.
-        prompt_tokens: by how many tokens another problem may be longer, at most.
-        dtype: of the reward model's weights.
-        weights: int8 or int4, to keep its matrices so; None to keep them in ``dtype``.
-        mesh: devices to place them on, if any.
-        shapes_only: leave them on disk, but for those of a value head.
+        aggregation: of step scores, one of
+            :data:`tsi.rewards.formatted.FORMAT_AGGREGATIONS`.
+        question: the question to a policy that judges itself, answered by Yes or No.
+        checks: functions for ``verifier`` and ``outcome-verifier``, by these names.
+        prompt_encoder: maps the tokenizer of a larger model to the encoder of its
+            prompts; by default one turn of a chat, as for the policy.
+        example_prompt: a problem, whose prompt is measured in tokens.
+        prompt_tokens: the most tokens by which other prompts may be longer.
+        dtype: of the weights of the reward model.
+        weights: int8 or int4 for quantised matrices; None for ``dtype``.
+        mesh: devices on which the weights are placed, if any.
+        shapes_only: leave the weights on disk, except those of a value head.
 
     Raises:
-        UnknownNameError: there is no such model, kind or way to aggregate.
-        CheckpointError: a model or file cannot be read.
-        DownloadError: a model cannot be fetched.
-        ConfigurationError: the model is of another kind or width, or reads other
-            tokens than the policy writes; the policy cannot be asked to judge; there
-            is no check for a verifier; or see :func:`parse_reward`.
+        UnknownNameError: for an unknown model, kind or aggregation.
+        CheckpointError: if a model or file cannot be read.
+        DownloadError: if a model cannot be downloaded.
+        ConfigurationError: if the model has another type or width, or another tokenizer
+            than the policy; if the policy cannot judge itself; if there is no check for
+            a verifier; or see :func:`parse_reward`.
     """
     if isinstance(reward, str):
         reward = parse_reward(reward, aggregation)
     kind, argument, aggregation = reward
     decode = policy.tokenizer.decode
-    room = {"max_steps": limits.max_steps, "max_tokens": limits.max_tokens}
+    length_limits = {"max_steps": limits.max_steps, "max_tokens": limits.max_tokens}
     if kind == "none":
         return LoadedReward(NoReward())
     if kind in ("verifier", "outcome-verifier"):
@@ -232,7 +232,7 @@ def load_reward(
                 encode,
                 decode,
                 prompt_tokens=len(encode(example_prompt)) + prompt_tokens,
-                **room,
+                **length_limits,
             )
         else:
             scorer = formatted_reward(
@@ -242,7 +242,7 @@ def load_reward(
                 decode,
                 prompt_tokens=max(prompt_tokens, QUESTION_TOKENS),
                 aggregation=aggregation,
-                **room,
+                **length_limits,
             )
         return LoadedReward(scorer, model, path)
     if kind == "judge":
@@ -252,7 +252,7 @@ def load_reward(
         head = load_value_head(path, policy.model.config.width)
         loaded = LoadedReward(PolicyValue(), head, path)
     else:
-        path = _found(argument)
+        path = _find_model(argument)
         check_same_tokens(policy.tokenizer, load_tokenizer(path), policy.name, argument)
         model = load_model(
             path, RewardModel, "reward", dtype, mesh, weights, shapes_only
@@ -265,12 +265,12 @@ def load_reward(
     )
 
 
-def _found(name: str) -> Path:
+def _find_model(name: str) -> Path:
     try:
         return get(name)
     except UnknownNameError:
-        # Whoever misspells a kind without a colon asks for a model of that name.
+        # A misspelled kind without a colon looks like the name of a model.
         known = [
             model for model in MODELS if MODELS[model].format or "-reward" in model
         ]
-        raise UnknownNameError("reward", name, (*forms(), *known)) from None
+        raise UnknownNameError("reward", name, (*list_forms(), *known)) from None

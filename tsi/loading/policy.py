@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from tsi.decoding.truncation import Truncation
 from tsi.loading.model_checks import check_has_rows, load_model
-from tsi.loading.model_sampling import Drawing, drawing_of
+from tsi.loading.model_sampling import Drawing, combine_drawing
 from tsi.models.decoder import LanguageModel
 from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
@@ -20,10 +20,10 @@ class Policy(NamedTuple):
     """A language model that proposes steps.
 
     Attributes:
-        name: as it was asked for.
-        path: of its folder or file.
-        model: its weights.
-        tokenizer: its own.
+        name: as passed to `load_policy`.
+        path: folder or file of the model.
+        model: the weights.
+        tokenizer: the tokenizer of the model.
         drawing: temperature, truncation and repetition penalty.
     """
 
@@ -35,12 +35,12 @@ class Policy(NamedTuple):
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Tokens that end a solution, by the tokenizer or by the model's own files."""
+        """Tokens that end a solution, from the tokenizer and the files of the model."""
         both = (*self.tokenizer.eos_ids, *self.model.config.eos_ids)
         return tuple(dict.fromkeys(both))
 
     def __repr__(self) -> str:
-        """The name, and how tokens are drawn; weights and vocabulary fill pages."""
+        """The name and the sampling settings, without weights and vocabulary."""
         return f"Policy({self.name!r}, {self.drawing})"
 
 
@@ -63,33 +63,34 @@ def load_policy(
         name: from `tsi models`, an id of the Hugging Face hub, or the path of a folder
             or a GGUF file.
         temperature: of the policy; 1 if None.
-        truncation: tokens that the policy may write; the truncated policy is what all
-            methods sample from and weigh by.
+        truncation: tokens that the policy may write; all methods sample from the
+            truncated policy and use its probabilities.
         repetition_penalty: of that policy; None for none.
-        model_sampling: whether the policy's own files say what of these is None.
+        model_sampling: whether the files of the model set those of the three that are
+            None.
         dtype: of the weights.
-        weights: int8 or int4, to keep their matrices so; None to keep them in
-            ``dtype``.
-        mesh: devices to place them on; None for the default device.
+        weights: int8 or int4 for quantised matrices; None for ``dtype``.
+        mesh: devices on which the weights are placed; None for the default device.
         template_switches: variables of the chat template, of JSON types, such as
             ``enable_thinking``.
-        shapes_only: leave the weights on disk: a policy to plan with, not to run.
+        shapes_only: leave the weights on disk, for planning only.
 
     Raises:
-        UnknownNameError: there is no such model.
-        CheckpointError: the model cannot be read.
-        DownloadError: it cannot be fetched.
-        ConfigurationError: it is no language model, its tokenizer is that of another,
-            the truncation is none, or the chat template reads no switch of a name.
+        UnknownNameError: for an unknown model.
+        CheckpointError: if the model cannot be read.
+        DownloadError: if it cannot be downloaded.
+        ConfigurationError: if it is not a language model, its tokenizer belongs to
+            another model, the truncation is invalid, or the chat template does not
+            read one of the switches.
     """
     truncation.check()
     path = get(name)
-    drawing = drawing_of(
+    drawing = combine_drawing(
         path,
         temperature,
         truncation,
         repetition_penalty,
-        as_the_model_says=model_sampling,
+        use_model_settings=model_sampling,
     )
     tokenizer = load_tokenizer(path, switches=template_switches)
     model = load_model(path, LanguageModel, "policy", dtype, mesh, weights, shapes_only)

@@ -1,1 +1,1 @@
-"""What a run gives back: particles, answers, cost, notes."""
+"""Results of runs: particles, answers, cost and notes."""

@@ -1,9 +1,9 @@
-"""Answers: found in untrusted text, brought to one form, counted and selected.
+"""Answers: extraction from untrusted text, canonical form, counts and selection.
 
 A model's text is never evaluated. Numbers are parsed by bounded regular expressions
 into exact fractions, so 1,000 = 1000.0 and \\frac{1}{2} = 0.5, but 0.333 is not 1/3.
-What is not a number is compared as a string without spaces and case. Percent signs and
-currency signs are dropped ("50%" = 50), the convention of the MATH graders.
+Other answers are compared as strings, ignoring spaces and case. Percent signs and
+currency signs are dropped ("50%" = 50), as in the MATH graders.
 
 The selection rules are those of the literature: the posterior mode; the particle of
 highest reward (best-of-N); the majority (self-consistency, Wang et al. 2022, arXiv
@@ -25,7 +25,7 @@ MAX_TEXT = 65_536
 MAX_ANSWER = 512
 MAX_DIGITS = 100
 UNANSWERED = "\ud800"
-"""In place of no answer: half a character, which no decoded text has."""
+"""Stands for a missing answer: a lone surrogate, which no decoded text has."""
 
 # Every quantifier below is bounded and no two adjacent ones can match the same
 # characters, so matching is linear in the text.
@@ -53,13 +53,13 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer a text states: its last box, else "answer is", else its last number.
+    """The answer of a text: its last box, else after "answer is", else its last number.
 
     Args:
         text: untrusted; only its last 65,536 characters are read.
 
     Returns:
-        The answer in canonical form, or None if the text states none.
+        The answer in canonical form, or None if the text has no answer.
     """
     text = text[-MAX_TEXT:]
     boxed = _last_boxed(text)
@@ -75,17 +75,17 @@ def extract_answer(text: str) -> str | None:
 
 
 def canonical(answer: str | None) -> str | None:
-    """One form for all ways to write the same answer; None if there is nothing.
+    """The canonical form of an answer; None if there is no answer.
 
     Args:
-        answer: untrusted; more than 512 characters are no answer.
+        answer: untrusted; a string of more than 512 characters is no answer.
 
     Returns:
-        "7", "-3/2" for whatever is a number, else the string without spaces and case.
+        "7" or "-3/2" for a number; otherwise the string in lower case without spaces.
     """
     if answer is None or len(answer) > MAX_ANSWER:
         return None
-    plain = _plain(answer)
+    plain = _remove_markup(answer)
     if not plain:
         return None
     assignment = _ASSIGNMENT.fullmatch(plain)
@@ -103,7 +103,7 @@ def canonical(answer: str | None) -> str | None:
 
 
 def equivalent(left: str | None, right: str | None) -> bool:
-    """Whether two answers are the same one; no answer equals nothing."""
+    """Whether two answers are equal; a missing answer equals no other."""
     left = canonical(left)
     return left is not None and left == canonical(right)
 
@@ -111,11 +111,10 @@ def equivalent(left: str | None, right: str | None) -> bool:
 def answer_posterior(
     answers: Sequence[str | None], log_weights: Float[np.ndarray, "N"]
 ) -> dict[str, float]:
-    """Probability of each answer given that there is one, most probable first.
+    """Probability of each answer among particles with an answer, most probable first.
 
-    What this leaves out is :func:`unanswered_weight`.
-
-    If every particle with an answer has weight zero, they count equally.
+    The weight of particles without an answer is :func:`unanswered_weight`. If every
+    particle with an answer has weight zero, they count equally.
 
     Args:
         answers: canonical answers.
@@ -143,7 +142,7 @@ def answer_posterior(
 def unanswered_weight(
     answers: Sequence[str | None], log_weights: Float[np.ndarray, "N"]
 ) -> float:
-    """Share of the weight that is on particles without an answer.
+    """Share of the weight of particles without an answer.
 
     If every weight is zero, particles count equally.
 
@@ -151,8 +150,8 @@ def unanswered_weight(
         answers: canonical answers.
         log_weights: in any normalisation; a NaN counts as weight zero.
     """
-    named = [UNANSWERED if answer is None else answer for answer in answers]
-    return answer_posterior(named, log_weights).get(UNANSWERED, 0.0)
+    labels = [UNANSWERED if answer is None else answer for answer in answers]
+    return answer_posterior(labels, log_weights).get(UNANSWERED, 0.0)
 
 
 def select(
@@ -161,7 +160,7 @@ def select(
     log_weights: Float[np.ndarray, "N"],
     rewards: Float[np.ndarray, "N"],
 ) -> str | None:
-    """The answer a rule selects; a particle without an answer is never selected.
+    """Select an answer by a rule; particles without an answer are ignored.
 
     Args:
         rule: "posterior", "argmax", "vote" or "weighted_vote".
@@ -173,7 +172,7 @@ def select(
         The answer, or None if no particle has one.
 
     Raises:
-        UnknownNameError: there is no such rule.
+        UnknownNameError: for an unknown rule.
     """
     if rule not in SELECTION_RULES:
         raise UnknownNameError("selection rule", rule, SELECTION_RULES)
@@ -204,7 +203,7 @@ def _select_vote(
     log_weights: Float[np.ndarray, "N"],
     rewards: Float[np.ndarray, "N"],
 ) -> str | None:
-    return _heaviest(answers, np.ones(len(answers)))
+    return _select_largest_total(answers, np.ones(len(answers)))
 
 
 def _select_weighted_vote(
@@ -212,7 +211,9 @@ def _select_weighted_vote(
     log_weights: Float[np.ndarray, "N"],
     rewards: Float[np.ndarray, "N"],
 ) -> str | None:
-    return _heaviest(answers, np.nan_to_num(np.asarray(rewards, np.float64), nan=0.0))
+    return _select_largest_total(
+        answers, np.nan_to_num(np.asarray(rewards, np.float64), nan=0.0)
+    )
 
 
 SELECTION_RULES: dict[str, Callable[..., str | None]] = {
@@ -223,7 +224,9 @@ SELECTION_RULES: dict[str, Callable[..., str | None]] = {
 }
 
 
-def _heaviest(answers: Sequence[str | None], weights: np.ndarray) -> str | None:
+def _select_largest_total(
+    answers: Sequence[str | None], weights: np.ndarray
+) -> str | None:
     indices = [n for n, answer in enumerate(answers) if answer is not None]
     totals = _totals([str(answers[n]) for n in indices], weights[indices])
     return max(totals, key=lambda answer: totals[answer]) if totals else None
@@ -233,7 +236,7 @@ def _totals(answers: Sequence[str], weights: np.ndarray) -> dict[str, float]:
     groups: dict[str, list[float]] = {}
     for answer, weight in zip(answers, weights, strict=True):
         groups.setdefault(answer, []).append(float(weight))
-    # fsum: equal weights in another order must tie exactly, not to the last bit.
+    # fsum: sums of equal weights in another order must be exactly equal.
     return {answer: math.fsum(group) for answer, group in groups.items()}
 
 
@@ -247,7 +250,7 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _brace_content(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and its partner, if that is near."""
+    """The text between the brace at `start` and the matching brace, if it is near."""
     depth = 0
     for i in range(start, min(len(text), start + MAX_ANSWER + 2)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
@@ -265,8 +268,8 @@ def _answer_after(tail: str) -> str:
     return re.split(r"\.(?!\d)", line, maxsplit=1)[0].strip(" *:,;")
 
 
-def _plain(answer: str) -> str:
-    """The answer without LaTeX dress, with single spaces."""
+def _remove_markup(answer: str) -> str:
+    """Remove LaTeX markup from an answer, and normalise spaces."""
     plain = answer.replace("−", "-").replace("{,}", ",").replace("\\ ", " ")
     plain = plain.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     plain = _DROPPED.sub("", plain)
@@ -282,7 +285,7 @@ def _plain(answer: str) -> str:
 
 
 def _slash_fractions(plain: str) -> str:
-    r"""\frac{a}{b}, \frac12 and 1\frac{1}{2} as a/b, 1/2 and "1 1/2"."""
+    r"""Write \frac{a}{b}, \frac12 and 1\frac{1}{2} as a/b, 1/2 and "1 1/2"."""
     match = _FRACTION.search(plain)
     while match:
         start, position, parts = match.start(), match.end() - 1, []
@@ -325,14 +328,14 @@ def _number(plain: str) -> Fraction | None:
 
 def _decimal(sign: str, digits: str) -> Fraction | None:
     mantissa, _, exponent = digits.replace(",", "").lower().partition("e")
-    # An exponent of three digits would be a number of a thousand digits: not a number.
+    # An exponent of three digits would make a number of up to a thousand digits.
     if len(mantissa) > 2 * MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:
         return None
     return Fraction(sign + mantissa) * Fraction(10) ** int(exponent or 0)
 
 
 def _tuple_parts(plain: str) -> list[str] | None:
-    """The members of "(a, b)" or "[a, b]", if that is what it is."""
+    """The members of "(a, b)" or "[a, b]", or None for another form."""
     if len(plain) < 2 or _BRACKETS.get(plain[0]) != plain[-1]:
         return None
     parts, depth, start = [], 0, 1

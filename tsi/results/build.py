@@ -1,9 +1,9 @@
-"""The one place where results are made, and where what follows from a part is derived.
+"""Construction of results: the only place where derived fields are computed.
 
-The engine, the rounds of an adaptive budget and the first n of N rollouts each know
-their particles, their steps and an estimate of their errors. Posterior and selected
-answer follow from the particles and the estimand, and so does what a method without a
-target does not have.
+The engine, the rounds of an adaptive budget and the first n of N rollouts give
+particles, steps and an estimate of the errors. The posterior and the selected answer
+are derived from the particles and the estimand; a method without a target has no
+evidence.
 """
 
 import math
@@ -34,20 +34,20 @@ def build_result(
     ledger: Ledger,
     slots: SlotCosts | None = None,
 ) -> Result:
-    """A result from its parts.
+    """Make a result from its parts.
 
     Args:
-        problem_id: the problem's.
+        problem_id: id of the problem.
         estimand: what the numbers estimate; its rule selects the answer.
-        particles: with log weights of mean weight one, of any float type: answers are
-            weighed as they are, and the result keeps them as `weight_dtype()`.
+        particles: with log weights of mean weight one, of any float type. Answers are
+            weighted in that type; the result has weights of `weight_dtype()`.
         steps: what happened at each step.
         diagnosis: errors of evidence and answers.
-        log_evidence: of the run; a method without a target has none.
+        log_evidence: of the run; ignored for a method without a target.
         num_recoveries, num_invalid, num_truncated, acceptance_rate: see
             `tsi.results.parts.Diagnostics`.
-        ledger: what it cost.
-        slots: the ledger by slot, where it is kept.
+        ledger: the cost.
+        slots: the ledger by slot, or None.
     """
     answers, log_weights = particles.answers, particles.log_weights
     return Result(
@@ -79,9 +79,9 @@ def build_result(
 
 
 def price_without_reward(result: Result) -> Result:
-    """The result of a method that never looks at the reward, priced as such.
+    """Recompute the cost of a result for a method that does not use the reward.
 
-    Its seconds are NaN: the engine has read the reward all the same.
+    Its seconds are NaN, since the engine has evaluated the reward in that time.
     """
     assert result.slots is not None
     rows = len(result.slots.flops)

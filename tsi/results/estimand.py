@@ -8,21 +8,21 @@ from tsi.sampler import Sampler, Select
 
 
 class Estimand(NamedTuple):
-    """What a result's numbers mean, as its sampler claims.
+    """What the numbers of a result estimate, as stated by its sampler.
 
     Args:
         has_target: whether the weights are importance weights of a target and the log
             evidence estimates its normalising constant. False for a search, whose
             weights are ranks.
         power: the target's density is p(path)^power exp(path_log_weight).
-        auxiliary_temperatures: of further targets that were sampled along, as in
-            parallel tempering; their evidences are factors of the reported one. NaN for
-            a target that is no temperature of the first.
+        auxiliary_temperatures: temperatures of further targets that were sampled
+            jointly, as in parallel tempering; their evidences are factors of the
+            reported one. NaN for a target that is not a temperature of the first.
         chain: the particles are states of Markov chains, which depend on each other.
         select: the rule that chooses one answer; see `tsi.results.answers.select`.
-        reads_reward: False for a method whose answer depends on no reward. Weights and
-            rule together decide that, so whoever runs the method says it; the engine
-            leaves it True.
+        reads_reward: False for a method whose answer does not depend on the reward. The
+            caller sets it, since it depends on weights and rule; the engine leaves it
+            True.
     """
 
     has_target: bool = True
@@ -34,12 +34,12 @@ class Estimand(NamedTuple):
 
     @property
     def is_weighted_sample(self) -> bool:
-        """Whether weights alone tell effective sizes and errors."""
+        """Whether the weights alone give effective sample sizes and errors."""
         return self.has_target and not self.chain
 
     @property
     def evidence(self) -> str:
-        """What the log evidence is the logarithm of, as a formula in words."""
+        """The quantity whose logarithm is the log evidence, as a formula in words."""
         if not self.has_target:
             return "none, for the method has no target"
         power = "" if self.power == 1.0 else f"^{self.power:g}"
@@ -53,11 +53,11 @@ class Estimand(NamedTuple):
 
 
 def estimand_of(sampler: Sampler | Explorer, *, reads_reward: bool = True) -> Estimand:
-    """What a sampler claims that the results of its runs estimate.
+    """The estimand of the results of a sampler.
 
     Args:
-        sampler: what ran.
-        reads_reward: False for a method whose answer depends on no reward.
+        sampler: the sampler of the run.
+        reads_reward: False for a method whose answer does not depend on the reward.
     """
     has_target = sampler.path_log_weight is not None
     if isinstance(sampler, Sampler):

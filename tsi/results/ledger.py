@@ -1,4 +1,4 @@
-"""What a run cost: tokens, operations, seconds, for all particles or slot by slot."""
+"""The cost of a run: tokens, operations and seconds, in total or per slot."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ from jaxtyping import Float, Int
 
 
 class Ledger(NamedTuple):
-    """What a run cost.
+    """The cost of a run.
 
     Args:
         rollouts: particles N, the budget that papers report.
-        generated_tokens: tokens the policy sampled, including those that resampling
-            threw away later; the prompt's are not among them.
-        reward_tokens: tokens the reward model read.
+        generated_tokens: tokens that the policy sampled, including those that
+            resampling dropped later, without the prompt.
+        reward_tokens: tokens that the reward model read.
         flops: floating-point operations of both models, prompt included.
-        seconds: wall-clock share of this problem in its batch.
+        seconds: this problem's share of the wall-clock time of its batch.
     """
 
     rollouts: int
@@ -26,19 +26,21 @@ class Ledger(NamedTuple):
 
 
 class SlotCosts(NamedTuple):
-    """The ledger split by particle slot, so that a run of n < N can be priced exactly.
+    """The ledger per particle slot, which gives the exact cost of a run of n < N.
 
-    Only a sampler that never resamples has slots that are rollouts of their own; then
-    the first n slots of a run of N cost what a run of n alone would have cost.
+    This needs a sampler that never resamples, whose slots are independent rollouts. The
+    first n slots of a run of N then cost as much as a run of n.
 
     Args:
         generated_tokens: tokens sampled in each slot.
-        reward_tokens: tokens the reward model read for each slot, the prompt excluded.
-        flops: operations the policy spent on each slot, the prompt excluded.
-        reward_flops: the same of the reward model.
-        prompt_reward_tokens: prompt tokens the reward model read, once for all slots.
-        prompt_flops: operations the policy spent on the prompt, once for all slots.
-        prompt_reward_flops: the same of the reward model.
+        reward_tokens: tokens that the reward model read per slot, without the prompt.
+        flops: operations of the policy per slot, without the prompt.
+        reward_flops: operations of the reward model per slot, without the prompt.
+        prompt_reward_tokens: prompt tokens that the reward model read, once per
+            problem.
+        prompt_flops: operations of the policy on the prompt, once per problem.
+        prompt_reward_flops: operations of the reward model on the prompt, once per
+            problem.
     """
 
     generated_tokens: Int[np.ndarray, "N"]
@@ -53,13 +55,13 @@ class SlotCosts(NamedTuple):
 def ledger_of_first(
     slots: SlotCosts, num_slots: int, seconds: float, *, reads_reward: bool = True
 ) -> Ledger:
-    """Ledger of a run of the first `num_slots` particles alone.
+    """Ledger of a run of only the first `num_slots` particles.
 
     Args:
-        slots: costs by slot of a run that never resampled.
-        num_slots: how many of its particles the smaller run has.
-        seconds: wall-clock time to enter, which cannot be derived.
-        reads_reward: False prices a method that never looks at the reward.
+        slots: costs per slot of a run that never resampled.
+        num_slots: number of particles of the smaller run.
+        seconds: wall-clock time, which cannot be derived.
+        reads_reward: False for a method that does not use the reward.
     """
     flops = slots.prompt_flops + slots.flops[:num_slots].sum()
     reward_tokens = slots.prompt_reward_tokens + slots.reward_tokens[:num_slots].sum()
@@ -74,5 +76,5 @@ def ledger_of_first(
 
 
 def add_ledgers(*ledgers: Ledger) -> Ledger:
-    """Ledger of several runs together."""
+    """Total ledger of several runs."""
     return Ledger(*map(sum, zip(*ledgers, strict=True)))

@@ -1,7 +1,8 @@
-"""What a reader must know before a result is believed, as sentences.
+"""Notes on the limitations of a result, as sentences.
 
-Pure functions of a result: its posterior may leave out weight that has no answer, its
-reward may tell no particle from another, and its limit may have cut every solution.
+Pure functions of a result: its posterior may leave out weight without an answer, its
+reward may not discriminate between particles, and its limit may have truncated every
+solution.
 """
 
 import math
@@ -10,29 +11,29 @@ from typing import Any
 import numpy as np
 
 MIN_SPREAD = 0.01
-"""Rewards that differ by less do not tell solutions apart."""
+"""Rewards that differ by less do not discriminate between solutions."""
 MIN_SHARE = 0.1
-"""A share of the weight, or of the runs, that is worth a sentence."""
+"""Share of the weight, or of the runs, from which a note is given."""
 
 
 def reward_spread(result: Any) -> float:
-    """How far apart the rewards of different solutions lie, at most.
+    """The largest difference between rewards of different solutions.
 
-    Rewards are compared at the end and, where they were kept, after each step, for a
-    sampler drops before the end what scores low.
+    Rewards are compared at the end and, if they are recorded, after each step, since a
+    sampler drops prefixes of low reward before the end.
 
     Args:
         result: a `tsi.results.result.Result`.
 
     Returns:
-        Largest minus smallest; NaN without two different texts that have rewards.
+        Largest minus smallest reward; NaN without two different texts with rewards.
     """
     if len(set(result.texts)) < 2:
         return math.nan
     rounds = [np.asarray(result.rewards, np.float64)]
     if result.steps.rewards is not None:
         steps = np.asarray(result.steps.rewards, np.float64)
-        # A limit makes the weight zero, which is no judgement of the reward's.
+        # A limit sets the reward to zero; the reward itself did not give this value.
         cut = (steps == 0) & (result.diagnostics.num_truncated > 0)
         rounds += list(np.where(cut, np.nan, steps))
     spreads = [
@@ -44,10 +45,10 @@ def reward_spread(result: Any) -> float:
 
 
 def all_truncated(result: Any) -> bool:
-    """Whether a limit cut every particle that counts, so that no solution is whole."""
+    """Whether a limit truncated every particle, so that no solution is complete."""
     if result.particles.truncated is None:
         return 0 < len(result.texts) <= result.diagnostics.num_truncated
-    # What an explorer's members are padded with has neither weight nor answer.
+    # The padding of an explorer's members has neither weight nor answer.
     padding = np.isneginf(result.log_weights) & np.array(
         [answer is None for answer in result.answers]
     )
@@ -56,7 +57,7 @@ def all_truncated(result: Any) -> bool:
 
 
 def notes(result: Any) -> tuple[str, ...]:
-    """The sentences that apply; none where all is well.
+    """The notes that apply to a result.
 
     Args:
         result: a `tsi.results.result.Result`.
@@ -80,7 +81,7 @@ def notes(result: Any) -> tuple[str, ...]:
             f"{100 * unanswered:.0f} % of the weight is on particles without an "
             "answer, which the answer posterior leaves out."
         )
-    # A difference of two decimal numbers may round to just above a hundredth.
+    # A difference of 0.01 may round to slightly more in floating point.
     alike = reward_spread(result) <= MIN_SPREAD * (1 + 1e-6)
     if result.estimand.reads_reward and alike:
         found.append(

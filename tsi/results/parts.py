@@ -12,20 +12,19 @@ from tsi.accuracy.degeneracy import unique_ancestors
 
 
 class FinalParticles(NamedTuple):
-    """The N weighted solutions that a run ends with.
+    """The N weighted solutions at the end of a run.
 
     Args:
-        texts: what each particle generated.
-        answers: canonical answer of each particle, None where it gave none.
+        texts: generated text of each particle.
+        answers: canonical answer of each particle, None if it has no answer.
         rewards: last reward of each particle, in (0, 1).
         log_weights: log weights with mean weight one.
-        step_texts: the steps of each particle, or None where not kept.
-        truncated: which particles ended at a limit instead of by themselves, or None
-            where not kept.
+        step_texts: the steps of each particle, or None if not recorded.
+        truncated: which particles were truncated at a limit, or None if not recorded.
         thinking: which of the truncated particles had not ended their thinking (see
-            `tsi.models.tokens.thinking`), or None where not kept.
-        log_corrections: log p - log q of each solution where something is forced at a
-            limit (`tsi.decoding.forced_end`); None where nothing is.
+            `tsi.models.tokens.thinking`), or None if not recorded.
+        log_corrections: log p - log q of each solution if tokens are forced at a limit
+            (`tsi.decoding.forced_end`); otherwise None.
     """
 
     texts: list[str]
@@ -39,17 +38,17 @@ class FinalParticles(NamedTuple):
 
     @property
     def num_thinking(self) -> int:
-        """Particles that were cut at a limit before their thinking ended."""
+        """Number of particles that were truncated before their thinking ended."""
         return 0 if self.thinking is None else int(self.thinking.sum())
 
     @property
     def num_distinct(self) -> int:
-        """Different texts."""
+        """Number of different texts."""
         return len(set(self.texts))
 
 
 def first_particles(particles: FinalParticles, size: int) -> FinalParticles:
-    """The first `size` particles, with their weights as they are."""
+    """The first `size` particles, with unchanged weights."""
 
     def head(column: Any) -> Any:
         return None if column is None else column[:size]
@@ -58,9 +57,9 @@ def first_particles(particles: FinalParticles, size: int) -> FinalParticles:
 
 
 def join_particles(runs: Sequence[FinalParticles]) -> FinalParticles:
-    """Particles of several runs, one run after the other, with weights as they are.
+    """Concatenate the particles of several runs, with unchanged weights.
 
-    What one of the runs does not keep, the whole does not.
+    A field that one of the runs has not recorded is None.
     """
 
     def join(columns: tuple[Any, ...]) -> Any:
@@ -74,20 +73,20 @@ def join_particles(runs: Sequence[FinalParticles]) -> FinalParticles:
 
 
 class Steps(NamedTuple):
-    """What happened at each of the T steps of a run.
+    """The record of the T steps of a run.
 
     Args:
-        ess: effective sample size after each step, or each turn of an explorer, where
-            it is that of the particle system in use; NaN where there is none, as of the
-            ranks of a search or the states of a chain.
-        ancestors: parent of each particle at each step; of explorers, the first
-            particle with the same steps before.
-        resampled: whether particles were resampled before each step, or None where
-            they are not extended together.
+        ess: effective sample size of the current particle system after each step, or
+            each turn of an explorer; NaN if undefined, as for ranks of a search or
+            states of a chain.
+        ancestors: parent of each particle at each step; for explorers, the first
+            particle with the same previous steps.
+        resampled: whether particles were resampled before each step, or None if they
+            are not extended together.
         rewards: reward of each particle after each step, in the slots of that step, or
-            None where not kept; 0 where a limit made the weight zero.
-        infos: what the infos of a sampler of one's own have beside the fields above,
-            by field, stacked over steps or turns; None where not kept.
+            None if not recorded; 0 for particles truncated by a limit.
+        infos: further fields of the infos of a user's sampler, by name, stacked over
+            steps or turns; None if not recorded.
     """
 
     ess: Float[np.ndarray, "T"]
@@ -98,18 +97,18 @@ class Steps(NamedTuple):
 
     @property
     def unique_ancestors(self) -> Int[np.ndarray, "T"]:
-        """Distinct particles of each step with descendants at the end."""
+        """Number of particles of each step that have descendants at the end."""
         return unique_ancestors(self.ancestors)
 
 
 class Evidence(NamedTuple):
-    """An estimate Z_hat of the target's normalising constant.
+    """An estimate Z_hat of the normalising constant of the target.
 
     Args:
         log_estimate: log Z_hat; NaN for a method without a target.
         variance: estimate of Var(Z_hat) / Z_hat^2, the variance of the log evidence to
-            first order; NaN where the sampler estimates no evidence, where the estimate
-            is zero, and for one particle. Single runs may be negative.
+            first order; NaN without an evidence estimate, for an estimate of zero, and
+            for one particle. It may be negative in single runs.
     """
 
     log_estimate: float
@@ -117,17 +116,18 @@ class Evidence(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """Of the log evidence; NaN where the estimated variance is negative."""
+        """Standard error of the log evidence; NaN if the variance is negative."""
         return math.sqrt(self.variance) if self.variance >= 0 else math.nan
 
 
 class Posterior(NamedTuple):
-    """What a run says of the answers.
+    """The posterior distribution of the answers.
 
     Args:
-        probabilities: of each answer given that there is one, most probable first.
-        errors: standard error of each probability, NaN where it cannot be estimated,
-            as for searches and chains.
+        probabilities: of each answer among particles with an answer, most probable
+            first.
+        errors: standard error of each probability, NaN if it cannot be estimated, as
+            for searches and chains.
         selected: the answer that the sampler's rule selects, None if there is none.
     """
 
@@ -137,17 +137,17 @@ class Posterior(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-    """What tells whether a run is to be believed.
+    """Diagnostics of the reliability of a run.
 
     Args:
-        num_recoveries: steps at which every weight of a group was zero.
-        num_invalid: potentials that were not a number (weight zero).
-        num_truncated: particles that ended at a limit instead of by themselves; a
-            stored prefix that is several particles counts once.
-        pareto_k: tail shape of the final weights; NaN where it cannot be estimated, as
-            for fewer than 25 particles. Above 0.7 the errors are not to be trusted.
-        acceptance_rate: fraction of a chain's moves that were accepted; NaN where none
-            was made or the method accepts none.
+        num_recoveries: number of times that all weights of a group became zero.
+        num_invalid: number of potentials of NaN or +inf, which count as weight zero.
+        num_truncated: number of particles truncated at a limit; a stored prefix that
+            is several particles counts once.
+        pareto_k: tail shape of the final weights; NaN if it cannot be estimated, as for
+            fewer than 25 particles. Above 0.7 the errors are not reliable.
+        acceptance_rate: fraction of the moves of a chain that were accepted; NaN
+            without moves, or for a method without an accept step.
     """
 
     num_recoveries: int = 0

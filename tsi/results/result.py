@@ -1,4 +1,4 @@
-"""What a run on one problem gives back: the same for every sampler."""
+"""The result of a run on one problem, the same type for every sampler."""
 
 from typing import NamedTuple
 
@@ -16,21 +16,21 @@ from tsi.results.summary import summary
 class Result(NamedTuple):
     """Weighted particles of one problem with their answers, diagnostics and cost.
 
-    What is used most is an attribute of the result itself: `texts`, `answers`,
+    The fields used most are attributes of the result itself: `texts`, `answers`,
     `rewards`, `log_weights`, `log_evidence`, `answer_posterior`, `selected`, `ledger`.
-    Everything else is in the part that it belongs to. `tsi.results.build.build_result`
-    makes results and derives what follows from other parts.
+    The others are in the parts. `tsi.results.build.build_result` makes results and
+    computes derived fields.
 
     Args:
-        problem_id: the problem's.
+        problem_id: id of the problem.
         estimand: what the weights and the evidence estimate.
         particles: the solutions at the end, with answers, rewards and weights.
-        steps: effective sample sizes, genealogy and rewards step by step.
-        evidence: its estimate and the variance of that.
+        steps: effective sample sizes, genealogy and rewards of each step.
+        evidence: the evidence estimate and its variance.
         posterior: probabilities of the answers, their errors, the selected answer.
-        diagnostics: counts of what went wrong, tail of the weights, accepted moves.
-        ledger: what the run cost.
-        slots: the ledger by particle slot, or None where it is not kept.
+        diagnostics: counts of problems, tail of the weights, acceptance rate.
+        ledger: the cost of the run.
+        slots: the ledger per particle slot, or None if not recorded.
     """
 
     problem_id: int | str
@@ -45,12 +45,12 @@ class Result(NamedTuple):
 
     @property
     def texts(self) -> list[str]:
-        """What each particle generated."""
+        """Generated text of each particle."""
         return self.particles.texts
 
     @property
     def answers(self) -> list[str | None]:
-        """Canonical answer of each particle, None where it gave none."""
+        """Canonical answer of each particle, None if it has no answer."""
         return self.particles.answers
 
     @property
@@ -70,7 +70,7 @@ class Result(NamedTuple):
 
     @property
     def answer_posterior(self) -> dict[str, float]:
-        """Probability of each answer given that there is one, most probable first."""
+        """Probability of each answer among particles with an answer, largest first."""
         return self.posterior.probabilities
 
     @property
@@ -80,12 +80,12 @@ class Result(NamedTuple):
 
     @property
     def unanswered(self) -> float:
-        """Share of the weight that has no answer, which the posterior leaves out."""
+        """Share of the weight of particles without an answer."""
         return unanswered_weight(self.answers, self.log_weights)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know before believing it, as sentences; see `tsi.results.notes`."""
+        """Notes on the limitations of the result; see `tsi.results.notes`."""
         return notes(self)
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
-"""Independent runs on one problem as one result.
+"""Merge independent runs on one problem into one result.
 
-Runs that never mix are islands: their mean evidence stays unbiased, and their particles
-together are weighted by each run's evidence. Independent runs also tell, by how far
-they lie apart, how far off their mean is.
+Independent runs are islands: their mean evidence is unbiased, and the particles of each
+run are weighted by its evidence. The variance between independent runs gives the
+standard error of their mean.
 """
 
 import math
@@ -22,13 +22,13 @@ from tsi.weights import weight_dtype
 
 
 def merge_rounds(rounds: Sequence[Result]) -> Result:
-    """One result of several independent runs on one problem.
+    """Merge several independent runs on one problem.
 
-    Where the log evidence estimates nothing, runs count alike. Where the particles of a
-    run are no weighted sample, as of chains, neither are they together.
+    Without an evidence estimate, runs have equal weights. If the particles of a run are
+    not a weighted sample, as for chains, the merged particles are none either.
 
     Args:
-        rounds: of one sampler, with as many particles each.
+        rounds: results of one sampler, with equal numbers of particles.
     """
     estimand = rounds[0].estimand
     log_evidences = [r.log_evidence if estimand.has_target else 0.0 for r in rounds]
@@ -72,9 +72,9 @@ def merge_rounds(rounds: Sequence[Result]) -> Result:
 def join_genealogies(
     genealogies: Sequence[Int[np.ndarray, "_t _n"]],
 ) -> Int[np.ndarray, "T N"]:
-    """Ancestors of runs that never mixed, as those of one run.
+    """Concatenate the genealogies of independent runs.
 
-    The particles of a run that ended early stay in their places.
+    The particles of a run that ended early keep their places.
     """
     longest = max(len(ancestors) for ancestors in genealogies)
     columns, start = [], 0
@@ -92,11 +92,11 @@ def join_genealogies(
 def answer_shares(
     rounds: Sequence[Result],
 ) -> tuple[list[str], Float[np.ndarray, "R A"], Float[np.ndarray, "R"]]:
-    """Each round's evidence, and how it shares it among answers.
+    """The evidence of each round, divided among the answers.
 
     Returns:
-        The answers; masses [R, A] of the answers and total masses [R] of solutions that
-        have one, both relative to the largest evidence.
+        The answers; masses [R, A] of the answers; and total masses [R] of solutions
+        with an answer. Masses are relative to the largest evidence.
     """
     evidences = np.array([r.log_evidence for r in rounds], np.float64)
     top = evidences.max()
@@ -114,8 +114,8 @@ def answer_shares(
 def answer_errors_between(rounds: Sequence[Result]) -> dict[str, float]:
     """Standard error of each answer's probability from independent rounds.
 
-    A ratio of two sums over R rounds, by the delta method; NaN with one round or
-    without any answer of positive mass.
+    The delta method for a ratio of two sums over R rounds; NaN for one round, or
+    without an answer of positive mass.
     """
     answers, masses, totals = answer_shares(rounds)
     size = len(rounds)

@@ -1,4 +1,4 @@
-"""A result in a few lines, as a notebook shows it."""
+"""The summary of a result in a few lines, for notebooks."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 WIDTH = 88
 MAX_LENGTH = 24
-"""Characters of an answer or an id that are shown."""
+"""Most characters of an answer or an id in the summary."""
 
 
 def summary(result: Any) -> str:
@@ -40,7 +40,7 @@ def summary(result: Any) -> str:
 
 
 def _answers(result: Any) -> str:
-    """As many answers as fit into a line, the most probable first."""
+    """As many answers as fit into a line, most probable first."""
     errors, room = result.posterior.errors, WIDTH - 16 - len(", 1000 more")
     shown: list[str] = []
     for answer, share in result.answer_posterior.items():
