@@ -139,7 +139,7 @@ def test_a_name_that_makes_no_sampler_is_a_sentence(name, words, module, capsys)
             "FAILED: breaks 1 of 2 promises (evidence, smooth), 1 skipped.",
             "target.",
         ),
-        ([("target, smooth", None), ("keys", True)], "PASSED: keeps all 1", "judged."),
+        ([("target, smooth", None), ("keys", True)], "PASSED: keeps all 1", "checked."),
     ],
 )
 def test_check_ends_with_a_verdict_and_its_thresholds(

@@ -211,7 +211,7 @@ def test_impossible_settings_are_refused():
         samplers.quest(0.0)
     with pytest.raises(ConfigurationError, match="power=-1"):
         samplers.power_sampling(-1.0)
-    with pytest.raises(ConfigurationError, match="rank"):
+    with pytest.raises(ConfigurationError, match="path weight"):
         samplers.suffix_metropolis(latest())
     with pytest.raises(UnknownNameError, match="variant"):
         samplers.power_sampling(variant="magic")
