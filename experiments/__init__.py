@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from tsi.experiments.places import join_place, parse_place
     from tsi.experiments.scaling.distributed import join_processes
     from tsi.experiments.scaling.methods import METHODS
+    from tsi.experiments.scaling.plan import Plan, make_plan
     from tsi.experiments.scaling.results import read_rows
-    from tsi.experiments.scaling.scale import Plan, make_plan, run_plan
+    from tsi.experiments.scaling.scale import run_plan
     from tsi.experiments.scaling.write_report import write_report
     from tsi.experiments.tasks import TASKS, Task, get_task
     from tsi.experiments.worlds.embedded_world import embedded_world
@@ -26,8 +27,9 @@ else:
             "tsi.experiments.places": ("join_place", "parse_place"),
             "tsi.experiments.scaling.distributed": ("join_processes",),
             "tsi.experiments.scaling.methods": ("METHODS",),
+            "tsi.experiments.scaling.plan": ("Plan", "make_plan"),
             "tsi.experiments.scaling.results": ("read_rows",),
-            "tsi.experiments.scaling.scale": ("Plan", "make_plan", "run_plan"),
+            "tsi.experiments.scaling.scale": ("run_plan",),
             "tsi.experiments.scaling.write_report": ("write_report",),
             "tsi.experiments.tasks": ("TASKS", "Task", "get_task"),
             "tsi.experiments.worlds.embedded_world": ("embedded_world",),

@@ -26,9 +26,9 @@ from tsi.models.files import check_writable
 
 if TYPE_CHECKING:
     from tsi.experiments.places import Place
-    from tsi.experiments.scaling.distributed import Group
     from tsi.experiments.scaling.dry_run import Forecast
-    from tsi.experiments.scaling.scale import Plan
+    from tsi.experiments.scaling.plan import Plan
+    from tsi.experiments.scaling.process_group import Group
     from tsi.experiments.worlds.world import World
     from tsi.models.loading.catalogue import Description
     from tsi.problem import Problem
@@ -73,7 +73,8 @@ def scale(
     """
     from tsi.experiments.places import join_place, parse_place
     from tsi.experiments.scaling.distributed import group_of
-    from tsi.experiments.scaling.scale import make_plan, run_plan
+    from tsi.experiments.scaling.plan import make_plan
+    from tsi.experiments.scaling.scale import run_plan
     from tsi.experiments.scaling.write_report import write_report
 
     plan = make_plan(methods, budgets, seeds)
@@ -120,7 +121,7 @@ def solve(
     import jax
 
     from tsi.experiments.scaling.methods import get_method
-    from tsi.experiments.scaling.scale import run_method
+    from tsi.experiments.scaling.run_method import run_method
     from tsi.experiments.solving.solve import solution_text
     from tsi.experiments.tasks import get_task
 
@@ -213,7 +214,8 @@ def _print_share_cost(
 ) -> int:
     """Print the cost of the first process's share, which is the largest."""
     from tsi.experiments.scaling.dry_run import forecast, runs_of
-    from tsi.experiments.scaling.scale import facts_of, sort_problems
+    from tsi.experiments.scaling.plan import sort_problems
+    from tsi.experiments.scaling.scale import facts_of
 
     group.agree(facts_of(plan, world, path))
     code = 0

@@ -8,9 +8,11 @@ from fake_world import fake_world
 
 from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.places import join_place, parse_place
-from tsi.experiments.scaling import distributed
-from tsi.experiments.scaling.distributed import ALONE, join_processes
-from tsi.experiments.scaling.scale import make_plan, run_plan
+from tsi.experiments.scaling import distributed, process_group
+from tsi.experiments.scaling.distributed import join_processes
+from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.scaling.process_group import ALONE
+from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.write_report import write_report
 
 
@@ -27,7 +29,7 @@ def main(
     settings=None,
     patience=100.0,
 ):
-    distributed.BEAT_TIMEOUT, distributed.EXIT_TIMEOUT = patience, 3.0
+    distributed.BEAT_TIMEOUT, process_group.EXIT_TIMEOUT = patience, 3.0
     group = contextlib.nullcontext(ALONE)
     if count > 1:
         group = join_processes(address, count, index) if address else join_processes()

@@ -11,7 +11,8 @@ import numpy as np
 from tsi.accuracy.diagnostics import Diagnosis
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.methods import METHODS, sampler_of
-from tsi.experiments.scaling.scale import make_plan, run_plan
+from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.worlds.world import World
 from tsi.explorer import Explorer
 from tsi.problem import Problem

@@ -16,10 +16,12 @@ from tsi.engine.interruption import StopEvent, deferred_interrupts
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.cli import main
-from tsi.experiments.scaling import coordinator, distributed
-from tsi.experiments.scaling.distributed import ALONE, Group, group_of, join_processes
+from tsi.experiments.scaling import coordinator, process_group
+from tsi.experiments.scaling.distributed import group_of, join_processes
+from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.scaling.process_group import ALONE, Group
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.scale import make_plan, run_plan
+from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.worlds.embedded_world import device_mesh
 from tsi.models.partition import DATA, MODEL
 from tsi.termination import terminable
@@ -230,9 +232,9 @@ def quick(monkeypatch):
     before = signal.signal(signal.SIGALRM, late)
     terminated = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(60)
-    monkeypatch.setattr(distributed, "BEAT_INTERVAL", 0.01)
-    monkeypatch.setattr(distributed, "POLL_INTERVAL", 0.01)
-    monkeypatch.setattr(distributed, "EXIT_TIMEOUT", 0.2)
+    monkeypatch.setattr(process_group, "BEAT_INTERVAL", 0.01)
+    monkeypatch.setattr(process_group, "POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(process_group, "EXIT_TIMEOUT", 0.2)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

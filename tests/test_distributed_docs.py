@@ -13,7 +13,7 @@ from fake_world import fake_world
 
 from tsi import experiments
 from tsi.experiments.scaling import distributed
-from tsi.experiments.scaling.distributed import ALONE
+from tsi.experiments.scaling.process_group import ALONE
 from tsi.experiments.scaling.results import read_rows
 
 TEXT = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()

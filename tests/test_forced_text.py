@@ -10,7 +10,7 @@ import pytest
 from tsi.decoding.forced_end import ForcedEnd
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.scale import run_method
+from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.scaling.shared_rollouts import first_rollouts
 from tsi.experiments.worlds import forced_text as module
 from tsi.experiments.worlds.embedded_world import embedded_world

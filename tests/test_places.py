@@ -12,9 +12,10 @@ from processes import Processes, ended, wait_for
 from tsi.errors import ConfigurationError, ResultsError
 from tsi.experiments.places import join_place, parse_place
 from tsi.experiments.scaling import curve_llm
+from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
 from tsi.experiments.scaling.row_shards import RemoteShards, complete_lines
-from tsi.experiments.scaling.scale import make_plan, run_plan
+from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.write_report import write_report
 
 PLAN = make_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)

@@ -23,11 +23,11 @@ from tsi.engine.sizing.planning import Need, bytes_of_prefix, bytes_of_slot, lim
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
 from tsi.experiments.scaling import dry_run
-from tsi.experiments.scaling.distributed import Group
 from tsi.experiments.scaling.dry_run import Run, Speed, cost_of, forecast, runs_of
 from tsi.experiments.scaling.methods import method_settings
+from tsi.experiments.scaling.plan import batches, make_plan
+from tsi.experiments.scaling.process_group import Group
 from tsi.experiments.scaling.results import ResultsFile
-from tsi.experiments.scaling.scale import batches, make_plan
 from tsi.experiments.worlds.embedded_world import embedded_world
 
 GB = 10**9

@@ -7,8 +7,9 @@ import pytest
 from fake_world import FakeEngine, fake_world, vary
 
 from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.scale import make_plan, run_plan
+from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.to_arviz import to_datatree
 from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.solving.diagnostics import genealogy_figure, weights_figure

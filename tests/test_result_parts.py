@@ -10,7 +10,7 @@ from fake_world import fake_world, vary
 from tsi import samplers
 from tsi.accuracy.diagnostics import Diagnosis
 from tsi.experiments.scaling.methods import METHODS, sampler_of
-from tsi.experiments.scaling.scale import run_method
+from tsi.experiments.scaling.run_method import run_method
 from tsi.results.answers import answer_posterior
 from tsi.results.build import build_result, price_without_reward
 from tsi.results.estimand import Estimand, estimand_of

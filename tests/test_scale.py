@@ -28,16 +28,11 @@ from tsi.experiments.scaling.methods import (
     get_methods,
     sampler_of,
 )
+from tsi.experiments.scaling.plan import batches, block_size, check_budgets, make_plan
 from tsi.experiments.scaling.plots import style_of
 from tsi.experiments.scaling.report import curves_of, scaling_rates
 from tsi.experiments.scaling.results import Cell, read_rows
-from tsi.experiments.scaling.scale import (
-    batches,
-    block_size,
-    check_budgets,
-    make_plan,
-    run_plan,
-)
+from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.shared_rollouts import first_rollouts
 from tsi.experiments.scaling.write_report import write_report
 from tsi.explorer import Explorer

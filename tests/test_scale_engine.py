@@ -11,7 +11,7 @@ from flax import nnx
 from tsi.experiments.cli import main
 from tsi.experiments.scaling.methods import METHODS, sampler_of
 from tsi.experiments.scaling.results import Cell, read_rows
-from tsi.experiments.scaling.scale import outcome
+from tsi.experiments.scaling.rows import outcome
 from tsi.experiments.tasks import get_task
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
 from tsi.experiments.worlds.embedded_world import embedded_world

@@ -14,8 +14,9 @@ from tsi.engine.interruption import StopEvent, deferred_interrupts, postponed
 from tsi.errors import ProblemError, Stopped
 from tsi.experiments import cli
 from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.scale import make_plan, run_plan
+from tsi.experiments.scaling.scale import run_plan
 from tsi.termination import stop_with_group, terminable
 
 KEY = jax.random.key(7)

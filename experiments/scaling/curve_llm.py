@@ -21,7 +21,8 @@ import tyro
 
 from tsi.experiments.command import exit_code, resumable
 from tsi.experiments.places import join_place, parse_place
-from tsi.experiments.scaling.scale import make_plan, run_plan
+from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.tasks.chain_sum import CHAIN_SUM, dataset_problems
 from tsi.experiments.tasks.equations import REWARDS, equation_log_odds

@@ -1,299 +1,23 @@
-"""Several processes, on one or several hosts, that divide the problems of one run.
-
-Each process has its own devices and models, so that no array spans two processes, and
-writes its own rows (`row_shards.py`). Processes communicate through the key-value store
-of JAX's coordination service, which process 0 serves: that they were started with the
-same arguments, that they are alive, and how each of them has ended. Collectives of
-devices would hang or reach their time limit, because one process may be hours ahead of
-another.
-
-If a process other than process 0 dies or fails, the others finish their work first. If
-one is asked to stop, all stop.
-"""
+"""Join the processes of a run by JAX's coordination service."""
 
 import contextlib
-import hashlib
-import json
-import signal
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterator
 
 import jax
 
-from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
+from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.coordinator import (
     check_free,
     check_parts,
     wait_for_coordinator,
 )
-from tsi.models.files import format_path
-from tsi.termination import is_asked, stop_with_group, terminable
-
-BEAT_INTERVAL = 1.0
-"""Seconds between two heartbeats of a process."""
-BEAT_TIMEOUT = 100.0
-"""Seconds without a heartbeat after which a process counts as dead, as in JAX."""
-EXIT_TIMEOUT = 20.0
-"""Seconds that process 0 waits for the others to stop, because they end with it."""
-POLL_INTERVAL = 0.1
-"""Seconds between two reads of the store."""
-
-T = TypeVar("T")
-
-
-@runtime_checkable
-class Store(Protocol):
-    """The part of JAX's coordination service that is used."""
-
-    def key_value_set(
-        self, key: str, value: str, allow_overwrite: bool = False
-    ) -> None: ...
-
-    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
-
-
-class ProcessEnd(NamedTuple):
-    """How a process has ended.
-
-    Attributes:
-        reason: a sentence; None if there was no error.
-        is_stopped: whether a signal has stopped it.
-        is_lost: whether another process has died, so that the command can be resumed.
-    """
-
-    reason: str | None
-    is_stopped: bool
-    is_lost: bool
-
-
-class Group:
-    """The processes of a run, and this process's index among them.
-
-    Args:
-        index: of this process, from 0.
-        count: number of processes.
-        store: shared by the processes; None for one process.
-        beat_timeout: seconds without a heartbeat after which a process counts as dead.
-    """
-
-    def __init__(
-        self,
-        index: int = 0,
-        count: int = 1,
-        store: Store | None = None,
-        beat_timeout: float = BEAT_TIMEOUT,
-    ) -> None:
-        self.index, self.count = index, count
-        self._store, self._beat_timeout = store, beat_timeout
-        self._beats: dict[int, str] = {}
-        self._last_heard = dict.fromkeys(range(count), time.monotonic())
-        self._first_failure: ProcessEnd | None = None
-        self._calls: Counter[str] = Counter()
-        self._root = "tsi"
-        self._left = threading.Event()
-        self._watch = threading.Thread(target=self._watch_others, daemon=True)
-        if store is not None:
-            self._root = f"tsi/{self._count_groups()}"
-            self._watch.start()
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is process 0, which reports."""
-        return self.index == 0
-
-    def share(self, items: Sequence[T]) -> list[T]:
-        """This process's items: every item is in the share of exactly one process."""
-        return list(items[self.index :: self.count])
-
-    def gather(self, name: str, text: str = "") -> list[str]:
-        """Wait for the texts of all processes, and return them in order.
-
-        If a process other than process 0 has died or failed, this waits until the
-        others have given their texts or ended, and then raises.
-
-        Args:
-            name: of what is gathered. The n-th call with a name gathers the texts of
-                the n-th calls with this name in all processes.
-            text: of this process.
-
-        Raises:
-            ProcessError: the remaining processes have ended, and some have failed.
-            LostProcessError: the remaining processes have died.
-            Stopped: a signal has stopped one of them.
-        """
-        if self._store is None:
-            return [text]
-        key = f"{name}/{self._calls[name]}"
-        self._calls[name] += 1
-        self._set(f"{key}/{self.index}", text)
-        while True:
-            # In this order, so that a process that has ended has also given its text.
-            ended, texts = self._read_ends(), self._get(key)
-            missing = set(range(self.count)) - texts.keys()
-            if not missing:
-                return [texts[i] for i in range(self.count)]
-            self._check(name, missing, ended)
-            time.sleep(POLL_INTERVAL)
-
-    def agree(self, facts: Mapping[str, Any]) -> None:
-        """Refuse processes that were started with different arguments.
-
-        Args:
-            facts: arguments and settings of the run, of JSON types.
-
-        Raises:
-            ConfigurationError: they differ; all processes raise the same message.
-        """
-        digests = {name: digest(fact) for name, fact in facts.items()}
-        digests_of_all = [
-            json.loads(text) for text in self.gather("facts", json.dumps(digests))
-        ]
-        for i, other_digests in enumerate(digests_of_all):
-            names = [
-                name
-                for name in sorted(digests_of_all[0].keys() | other_digests.keys())
-                if digests_of_all[0].get(name) != other_digests.get(name)
-            ]
-            if names:
-                raise ConfigurationError(
-                    f"Process {i} was started with other arguments than process 0 "
-                    f"({', '.join(names)}). Start all processes with the same command, "
-                    "files and versions."
-                )
-
-    def leave(self, error: BaseException | None = None) -> None:
-        """Publish how this process ends; process 0 waits until the others end too.
-
-        Args:
-            error: that ends it; None if there is none.
-        """
-        if self._store is None:
-            return
-        self._left.set()
-        end = ProcessEnd(
-            None if error is None else _sentence(error),
-            isinstance(error, KeyboardInterrupt),
-            isinstance(error, LostProcessError),
-        )
-        with contextlib.suppress(Exception):
-            self._set(f"ended/{self.index}", json.dumps(end))
-            deadline = time.monotonic() + EXIT_TIMEOUT
-            others = set(range(1, self.count)) if self.is_first else set()
-            while time.monotonic() < deadline and others:
-                time.sleep(POLL_INTERVAL)
-                others -= self._read_ends().keys()
-                others -= {
-                    i for i in others if self._seconds_silent(i) > self._beat_timeout
-                }
-
-    def reason(self, error: BaseException) -> BaseException:
-        """The error, or that of process 0 if this process stops because of it."""
-        if self._first_failure is None or not isinstance(error, Stopped):
-            return error
-        kind = LostProcessError if self._first_failure.is_lost else ProcessError
-        return kind(f"Process 0 has failed: {self._first_failure.reason}")
-
-    # The store
-
-    def _count_groups(self) -> int:
-        """Number of earlier groups of this process in the store.
-
-        If the user has joined the processes, the store outlives a group, and entries of
-        different groups must not be confused.
-        """
-        number = int(self._get("groups").get(self.index, "0"))
-        self._set(f"groups/{self.index}", str(number + 1))
-        return number
-
-    def _set(self, key: str, text: str) -> None:
-        assert self._store is not None
-        self._store.key_value_set(f"{self._root}/{key}", text, allow_overwrite=True)
-
-    def _get(self, name: str) -> dict[int, str]:
-        assert self._store is not None
-        entries = self._store.key_value_dir_get(f"{self._root}/{name}/")
-        return {int(key.rsplit("/", 1)[1]): text for key, text in entries}
-
-    def _read_ends(self) -> dict[int, ProcessEnd]:
-        return {i: ProcessEnd(*json.loads(x)) for i, x in self._get("ended").items()}
-
-    # Other processes
-
-    def _seconds_silent(self, i: int) -> float:
-        return time.monotonic() - self._last_heard[i]
-
-    def _check(
-        self, name: str, missing: set[int], ended: Mapping[int, ProcessEnd]
-    ) -> None:
-        """Raise if the missing texts will not come."""
-        ended_missing = {i: ended[i] for i in sorted(missing & ended.keys())}
-        if any(end.is_stopped for end in ended_missing.values()):
-            # Raises in the main thread, and records that this process was stopped.
-            stop_with_group()
-            raise Stopped(signal.SIGTERM)
-        silent_missing = {
-            i
-            for i in missing - ended_missing.keys()
-            if self._seconds_silent(i) > self._beat_timeout
-        }
-        if 0 not in ended_missing and missing != ended_missing.keys() | silent_missing:
-            return
-        sentences = [_explain_end(i, end, name) for i, end in ended_missing.items()]
-        sentences += [
-            f"Process {i} gave no sign of life for {self._beat_timeout:.0f} s."
-            for i in sorted(silent_missing)
-        ]
-        if not all(end.is_lost for end in ended_missing.values()):
-            raise ProcessError(" ".join(sentences))
-        raise LostProcessError(
-            f"{' '.join(sentences)} What was written is kept: run the same command "
-            "again, with any number of processes."
-        )
-
-    def _watch_others(self) -> None:
-        """Write heartbeats, and stop this process if all processes stop."""
-        beat, is_stopping = 0, False
-        while not self._left.wait(BEAT_INTERVAL):
-            beat += 1
-            # If the service has ended, JAX ends this process.
-            with contextlib.suppress(Exception):
-                self._set(f"beat/{self.index}", str(beat))
-                for i, heartbeat in self._get("beat").items():
-                    if self._beats.get(i) != heartbeat:
-                        self._beats[i], self._last_heard[i] = (
-                            heartbeat,
-                            time.monotonic(),
-                        )
-                if not is_stopping and self._is_over(self._read_ends()):
-                    is_stopping = True
-                    self._stop_main()
-
-    def _is_over(self, ended: Mapping[int, ProcessEnd]) -> bool:
-        """Whether all processes stop: one was stopped, or process 0 has failed."""
-        first = ended.get(0)
-        if first is not None and first.reason is not None and not first.is_stopped:
-            if not is_asked():
-                self._first_failure = first
-            return True
-        return any(end.is_stopped for end in ended.values())
-
-    def _stop_main(self) -> None:
-        """Stop the main thread between two steps, unless it is already leaving."""
-        if not self._left.is_set():
-            stop_with_group()
-
-
-ALONE = Group()
-"""A single process."""
-
-
-def digest(fact: Any) -> str:
-    """A short hash of a value of JSON types."""
-    text = json.dumps(fact, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+from tsi.experiments.scaling.process_group import (
+    ALONE,
+    BEAT_TIMEOUT,
+    Group,
+    first_sentence,
+)
+from tsi.termination import terminable
 
 
 @contextlib.contextmanager
@@ -399,28 +123,11 @@ def _initialize(
                 "--num-processes and --process-id."
             ) from error
         raise ConfigurationError(
-            f"The processes cannot be joined: {_sentence(error)}"
+            f"The processes cannot be joined: {first_sentence(error)}"
         ) from error
     except RuntimeError as error:
         raise ConfigurationError(
-            f"The processes cannot be joined: {_sentence(error)} Check that process 0 "
-            "runs, that its address is right, that its port is free and open, and that "
-            "all processes were started."
+            f"The processes cannot be joined: {first_sentence(error)} Check that "
+            "process 0 runs, that its address is right, that its port is free and "
+            "open, and that all processes were started."
         ) from error
-
-
-def _explain_end(i: int, end: ProcessEnd, name: str) -> str:
-    """A sentence on how a process has ended."""
-    if end.reason is None:
-        return (
-            f"Process {i} has ended before its {name!r}. All processes must run the "
-            "same program."
-        )
-    return f"Process {i} has failed: {end.reason}"
-
-
-def _sentence(error: BaseException) -> str:
-    """The first line of an error, as a sentence."""
-    line = (str(error).splitlines() or [""])[0].strip()
-    line = line or type(error).__name__
-    return format_path(line if line.endswith(".") else f"{line}.")

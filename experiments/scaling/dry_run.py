@@ -29,9 +29,9 @@ from tsi.experiments.scaling.methods import (
     method_settings,
     sampler_of,
 )
+from tsi.experiments.scaling.plan import Plan, batches
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.scaling.results import known_cells
-from tsi.experiments.scaling.scale import Plan, batches
 from tsi.experiments.worlds.world import World
 from tsi.reasoning.particles import ReasoningParams
 from tsi.sampler import Sampler

@@ -8,7 +8,7 @@ import jax
 
 from tsi.engine.meters.report import Report, in_turn
 from tsi.experiments.scaling.report import markdown
-from tsi.experiments.scaling.scale import run_method
+from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.worlds.world import ProblemRunner, World
 from tsi.results.result import Result
 

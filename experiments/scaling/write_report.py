@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tsi.experiments.places import Place, join_place, local_folder
+from tsi.experiments.scaling.plan import Plan, batches
 from tsi.experiments.scaling.plots import save_accuracy_plot
 from tsi.experiments.scaling.report import (
     Rows,
@@ -16,7 +17,6 @@ from tsi.experiments.scaling.report import (
     scaling_rates,
 )
 from tsi.experiments.scaling.results import check_complete
-from tsi.experiments.scaling.scale import Plan, batches
 from tsi.experiments.worlds.world import World
 from tsi.models.files import write_text
 
