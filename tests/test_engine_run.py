@@ -21,7 +21,9 @@ def test_failures_are_one_error_with_steps_and_tracebacks():
     except ZeroDivisionError as error:
         failures.add("a", error, 3)
     failures.add("b", ValueError("of an answer"))
-    with pytest.raises(ProblemError, match=r"2 problems failed: a .*at step 3") as one:
+    with pytest.raises(
+        ProblemError, match=r"2 problems failed: 'a' .*at step 3"
+    ) as one:
         failures.check()
     assert one.value.steps == {"a": 3}
     assert "of a score" in one.value.tracebacks["a"]

@@ -39,7 +39,7 @@ def test_a_burst_waits_for_the_rows_that_somebody_needs():
             problems, slots=slots, part=part, queued=queued, smaller=smaller
         )
 
-    assert number(part=1) == 5
+    assert number(part=1.0) == 5
     assert number(queued=True) == 1
     assert number(queued=True, slots=64) == 5
     # The sampler of problem 1 decides after two rows.
