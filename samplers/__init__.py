@@ -8,6 +8,7 @@ from tsi.samplers.annealed_resampling import annealed_resampling
 from tsi.samplers.auxiliary_particle_filter import auxiliary_particle_filter
 from tsi.samplers.beam_search import beam_search
 from tsi.samplers.best_of_n import best_of_n, weighted_best_of_n
+from tsi.samplers.contrastive_twist import fit_twist
 from tsi.samplers.dvts import dvts
 from tsi.samplers.entropic_particle_filter import entropic_particle_filter
 from tsi.samplers.evidence_bounds import EvidenceBounds, evidence_bounds
@@ -82,6 +83,7 @@ __all__ = [
     "evidence_bounds",
     "expansion",
     "finished_branch_smc",
+    "fit_twist",
     "greedy",
     "island_argmax",
     "island_exchange",

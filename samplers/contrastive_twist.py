@@ -18,7 +18,7 @@ which the fit converges, but not the target of twisted SMC with that theta. Earl
 have few distinct ancestors at the end, so they are learned slowly if N is small.
 
 Differences: [1] takes positives and negatives from separate runs, or positives from
-exact samples. A finished solution has_contrast as a prefix with psi = 1. If solutions
+exact samples. A finished solution counts as a prefix with psi = 1. If solutions
 finish at different steps, this fixes the scale of psi_t; if all finish at the same
 step, each psi_t is determined only up to a constant factor.
 

@@ -3,9 +3,9 @@ r"""Tempered SMC: a sequence of targets from the policy to the target, with MCMC
     pi_k(x) \propto p(x) exp(lambda_k s(x)),    0 = lambda_0 < ... < lambda_K = 1
 
 At each level k = 1, ..., K, n complete solutions are weighted by
-exp((lambda_k - lambda_{k-1}) s(x)) and resampled. Each then makes m Metropolis-Hastings
-moves that propose a new end of the solution and leave pi_k invariant. The product of
-the mean weights estimates the evidence,
+exp((lambda_k - lambda_{k-1}) s(x)), at level 1 also by p / q, and resampled. Each then
+makes m Metropolis-Hastings moves that propose a new end of the solution and leave pi_k
+invariant. The product of the mean weights estimates the evidence,
 
     E[ Z (1/n) sum_i phi(x_K^i) ] = sum_x p(x) exp(s(x)) phi(x)    for every phi,
 
@@ -54,6 +54,7 @@ def tempered_smc(
         exponents: None for lambda_k = k / K; a sequence that rises to 1; or "ess" for a
             pilot run on half of the rollouts. It chooses each lambda_k as the largest
             for which the weights keep their effective sample size; the last is 1.
+            A pilot that reaches 1 early stays there.
         ess_fraction: effective sample size that the pilot keeps, as a fraction of the
             particles with weight.
         num_moves: m, moves per particle at each level.

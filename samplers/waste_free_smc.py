@@ -7,13 +7,14 @@ particles. Each starts a chain of P states, the ancestor and the states after P 
 moves, and all M P states are the next particles:
 
     w^n = exp((lambda_k - lambda_{k-1}) s(x^n)),    Z_k = Z_{k-1} (1/N) sum_n w^n,
+        (w^n is also multiplied by p / q at level 1)
     a_m ~ w,    x^{m,1} = x^{a_m},    x^{m,p} ~ K_k(x^{m,p-1}, .)  for p = 2, ..., P.
 
-Given the previous level, the mean weight of a chain has the same expectation as the
-weight of one particle, so that E[ Z (1/N) sum_n phi(x^n) ] = sum_x p(x) exp(s(x))
-phi(x) for every phi, if the ladder is fixed. If the ladder is chosen by the effective
-sample size of the same particles, the estimate is biased; with `exponents="ess"` an
-independent pilot run chooses it.
+Weighted by Z_k, an ancestor has the unnormalised density of pi_k in expectation. K_k
+leaves pi_k invariant, so every state of its chain has that density too. Hence
+E[ Z (1/N) sum_n phi(x^n) ] = sum_x p(x) exp(s(x)) phi(x) for every phi, if the ladder
+is fixed. If the ladder is chosen by the effective sample size of the same particles,
+the estimate is biased; with `exponents="ess"` an independent pilot run chooses it.
 
 References:
     [1] Dau and Chopin 2022, Waste-free Sequential Monte Carlo, arXiv 2011.02328,
@@ -54,6 +55,7 @@ def waste_free_smc(
         exponents: None for lambda_k = k / K; a sequence that rises to 1; or "ess" for a
             pilot run on half of the rollouts. It chooses each lambda_k as the largest
             for which the weights keep their effective sample size; the last is 1.
+            A pilot that reaches 1 early stays there.
         ess_fraction: effective sample size that the pilot keeps, as a fraction of the
             particles with weight.
         chain_length: P, states per chain.

@@ -181,6 +181,7 @@ def test_every_constructor_is_judged():
         "puct",
         "at_mean_weight",
         "evidence_bounds",
+        "fit_twist",
         "optimal_resampling",
         "island_argmax",
         "rebase_allocation",

@@ -27,7 +27,7 @@ NAMES = {
         Truncation TsiError batch check_sampler check_target explore load_policy
         load_reward make_mesh reasoning_engine run
         accuracy bench errors experiments models numpyro rewards samplers targets twists
-        weights
+        weights undefined_ess where_rows
     """,
     targets: """
         EXAMPLES LinearGaussianTarget TabularTarget impossible_prefixes peaked smooth

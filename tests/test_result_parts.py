@@ -54,7 +54,7 @@ def test_a_search_a_filter_and_a_chain_say_what_they_estimate():
     search = estimand_of(samplers.mcts())
     assert not search.has_target
     assert not search.is_weighted_sample
-    assert search.evidence == "none, for the method has no target"
+    assert search.evidence == "none, because the method has no target"
     smc = estimand_of(samplers.smc())
     assert smc.is_weighted_sample
     assert smc.evidence == "sum of p(path) exp(path log weight)"
@@ -168,7 +168,7 @@ def test_a_result_shows_itself_in_a_few_short_lines():
     assert text.count("more") == 1
     assert "log evidence  -1.500 ± 0.200\n" in text
     search = repr(vary(result, estimand={"has_target": False}))
-    assert "log evidence  none, for the method has no target" in search
+    assert "log evidence  none, because the method has no target" in search
     assert "posterior" not in search
     together = vary(result, estimand={"auxiliary_temperatures": (2.0,)})
     assert "± 0.200, times those of 1 other temperatures" in repr(together)

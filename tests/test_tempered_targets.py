@@ -10,6 +10,7 @@ from tsi import samplers
 from tsi.bench.conformance import target_checks
 from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError
+from tsi.samplers.parts.allocation import top_k_replicate
 from tsi.samplers.parts.annealing import next_exponent
 from tsi.samplers.parts.potentials import latest, product, terminal, uniform
 from tsi.targets.examples import peaked, smooth, unequal_lengths
@@ -215,8 +216,29 @@ def test_a_constant_on_all_potentials_moves_the_evidence_and_nothing_else(name):
             lambda: samplers.tempered_smc(exponents="ess", ess_fraction=1.0),
             r"ess_fraction in \(0, 1\)",
         ),
+        (
+            lambda: samplers.waste_free_smc(ess_fraction=7.0),
+            r"ess_fraction in \(0, 1\)",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_reason(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [samplers.tempered_smc, samplers.waste_free_smc])
+def test_a_deterministic_scheme_states_no_target(make):
+    assert make(resampling=top_k_replicate(2)).path_log_weight is None
+    assert make().path_log_weight is not None
+
+
+def test_the_main_run_starts_with_full_effective_size():
+    """The last size of the pilot is not one of the run that counts."""
+    explorer = samplers.tempered_smc(num_levels=2, exponents="ess")
+    run = jax.jit(lambda key: tsi.run(explorer, peaked(), key, 60))(KEY)
+    sizes = np.asarray(run.infos.ess)[: int(run.num_steps)]
+    full = run.state.members.size
+    assert sizes[0] == full
+    first = np.flatnonzero(sizes < full)[0]
+    assert (sizes[first:] == full).any()

@@ -1,9 +1,10 @@
 """Probabilistic inference-time scaling.
 
 A reasoning process is a Feynman-Kac model, and every way of spending more compute at
-inference time is a sampler of it. Whoever builds an experiment imports from here, from
-`tsi.samplers` and from `tsi.experiments`; ``docs/design.md`` lists the names under
-*Public names*. A module is imported when the first of its names is used.
+inference time is a sampler of it. Experiments import from here, and from
+`tsi.samplers`, `tsi.targets`, `tsi.rewards` and `tsi.experiments`; ``docs/design.md``
+lists the names under *Public names*. A module is imported when the first of its names
+is used.
 """
 
 from typing import TYPE_CHECKING
@@ -33,7 +34,14 @@ if TYPE_CHECKING:
     from tsi.engine.engine import Engine
     from tsi.errors import TsiError
     from tsi.explore import explore
-    from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+    from tsi.explorer import (
+        Explorer,
+        ExplorerInfo,
+        Plan,
+        Reply,
+        Request,
+        undefined_ess,
+    )
     from tsi.loading.named_reward import LoadedReward, load_reward
     from tsi.loading.policy import Policy, load_policy
     from tsi.models.partition import make_mesh
@@ -43,7 +51,7 @@ if TYPE_CHECKING:
     from tsi.results.result import Result
     from tsi.run import Run, run
     from tsi.sampler import Sampler
-    from tsi.target import Target
+    from tsi.target import Target, where_rows
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -57,7 +65,14 @@ else:
             "tsi.engine.engine": ("Engine",),
             "tsi.errors": ("TsiError",),
             "tsi.explore": ("explore",),
-            "tsi.explorer": ("Explorer", "ExplorerInfo", "Plan", "Reply", "Request"),
+            "tsi.explorer": (
+                "Explorer",
+                "ExplorerInfo",
+                "Plan",
+                "Reply",
+                "Request",
+                "undefined_ess",
+            ),
             "tsi.loading.named_reward": ("LoadedReward", "load_reward"),
             "tsi.loading.policy": ("Policy", "load_policy"),
             "tsi.models.partition": ("make_mesh",),
@@ -67,7 +82,7 @@ else:
             "tsi.results.result": ("Result",),
             "tsi.run": ("Run", "run"),
             "tsi.sampler": ("Sampler",),
-            "tsi.target": ("Target",),
+            "tsi.target": ("Target", "where_rows"),
         },
         (
             "accuracy",
@@ -122,5 +137,7 @@ __all__ = [
     "samplers",
     "targets",
     "twists",
+    "undefined_ess",
     "weights",
+    "where_rows",
 ]

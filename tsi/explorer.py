@@ -101,7 +101,7 @@ class ExplorerState(Protocol):
 
     @property
     def log_evidence(self) -> Float[Array, "*batch"]:
-        """The logarithm of an unbiased estimate of the target's evidence."""
+        """Log of the evidence estimate, which is unbiased; 0 without a target."""
 
     @property
     def log_potentials(self) -> Float[Array, "*batch K"]:
@@ -122,7 +122,7 @@ class ExplorerInfo(NamedTuple):
             may have fewer than N particles; NaN for searches and chains of single
             states, which have no such weights.
         num_recoveries: number of populations that lost all weight in this turn.
-        num_invalid: number of rows with a NaN or infinite weight.
+        num_invalid: number of rows with a weight of NaN or +inf.
     """
 
     parents: Int[Array, "W"]

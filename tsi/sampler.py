@@ -1,7 +1,7 @@
 """The sampler contract: a sampler decides which particles survive.
 
-A sampler never sees a token or a model. `ask` returns which stored prefixes to extend,
-and `tell` takes the log potentials of the extended prefixes:
+A sampler never sees a token or a model. `ask` returns the ancestor of each particle of
+the next step, and `tell` takes the log potentials of the extended particles:
 
     state = init(key, N)
     state, ancestors = ask(key, state)
@@ -34,7 +34,7 @@ class SamplerState(Protocol):
 
     @property
     def log_evidence(self) -> Float[Array, "*batch"]:
-        """The logarithm of an unbiased estimate of the target's evidence."""
+        """Log of the evidence estimate, which is unbiased; 0 without a target."""
 
     @property
     def log_potentials(self) -> Float[Array, "*batch N"]:

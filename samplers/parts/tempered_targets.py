@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.samplers.parts.allocation import Deterministic
 from tsi.samplers.parts.annealing import (
     check_exponents,
     even_exponents,
@@ -143,6 +144,10 @@ def make_ladder(
         ConfigurationError: for a ladder that does not rise to 1, no levels, or a
             fraction outside (0, 1).
     """
+    if not 0.0 < ess_fraction < 1.0:
+        raise ConfigurationError(
+            f"The pilot of {method} needs ess_fraction in (0, 1); got {ess_fraction}."
+        )
     if exponents is None:
         return Ladder(even_exponents(num_levels), None)
     if not isinstance(exponents, str):
@@ -151,10 +156,6 @@ def make_ladder(
         raise ConfigurationError(
             f'{method} takes exponents=None for k / K, "ess" for a pilot run that '
             f"chooses them, or a sequence that rises to 1; got {exponents!r}."
-        )
-    if not 0.0 < ess_fraction < 1.0:
-        raise ConfigurationError(
-            f"The pilot of {method} needs ess_fraction in (0, 1); got {ess_fraction}."
         )
     return Ladder(even_exponents(num_levels), ess_fraction)
 
@@ -297,6 +298,8 @@ def tempered_explorer(
             parents=state.parents,
             slots=slots,
             ess=new_state.ess,
+            # A pilot that loses all weight changes no weight of the main run, but a
+            # reward that is not a number is a fault in both.
             num_recoveries=(lost & ~state.pilot).astype(jnp.int32),
             num_invalid=count_invalid(reply, steps),
         )
@@ -357,6 +360,7 @@ def tempered_explorer(
             log_evidence=jnp.zeros_like(state.log_evidence),
             log_evidence_rest=jnp.zeros_like(state.log_evidence_rest),
             log_pilot_evidence=state.log_evidence,
+            ess=jnp.full_like(state.ess, state.members.size),
             level=zero,
             wave=zero,
             pilot=jnp.zeros((), bool),
@@ -405,7 +409,8 @@ def tempered_explorer(
         init,
         ask,
         tell,
-        score,
+        # Offspring of a deterministic scheme have no expectation to be unbiased in.
+        None if isinstance(resampling, Deterministic) else score,
         select,
         needs=("truncate",),
         chain=True,

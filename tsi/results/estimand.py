@@ -41,7 +41,7 @@ class Estimand(NamedTuple):
     def evidence(self) -> str:
         """The quantity whose logarithm is the log evidence, as a formula in words."""
         if not self.has_target:
-            return "none, for the method has no target"
+            return "none, because the method has no target"
         power = "" if self.power == 1.0 else f"^{self.power:g}"
         formula = f"sum of p(path){power} exp(path log weight)"
         count = len(self.auxiliary_temperatures)

@@ -17,7 +17,7 @@ class FinalParticles(NamedTuple):
     Args:
         texts: generated text of each particle.
         answers: canonical answer of each particle, None if it has no answer.
-        rewards: last reward of each particle, in (0, 1).
+        rewards: last reward of each particle, in [0, 1]; NaN if it is invalid.
         log_weights: log weights with mean weight one.
         step_texts: the steps of each particle, or None if not recorded.
         truncated: which particles were truncated at a limit, or None if not recorded.

@@ -55,7 +55,7 @@ class Result(NamedTuple):
 
     @property
     def rewards(self) -> Float[np.ndarray, "N"]:
-        """Last reward of each particle, in (0, 1)."""
+        """Last reward of each particle, in [0, 1]; NaN if it is invalid."""
         return self.particles.rewards
 
     @property

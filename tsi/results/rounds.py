@@ -25,7 +25,7 @@ def merge_rounds(rounds: Sequence[Result]) -> Result:
     """Merge several independent runs on one problem.
 
     Without an evidence estimate, runs have equal weights. If the particles of a run are
-    not a weighted sample, as for chains, the merged particles are none either.
+    not a weighted sample, as for chains, neither are the merged particles.
 
     Args:
         rounds: results of one sampler, with equal numbers of particles.

@@ -65,7 +65,7 @@ def _evidence(result: Any) -> str:
 def _sizes(ess: Float[np.ndarray, "T"]) -> str:
     known = ess[np.isfinite(ess)]
     if not known.size:
-        return "none, for the particles are not a weighted sample"
+        return "none, because the particles are not a weighted sample"
     return f"{known[-1]:.1f} at the end, smallest {known.min():.1f}"
 
 
