@@ -48,7 +48,7 @@ class EvidenceBounds(NamedTuple):
     upper: Float[Array, ""]
 
 
-class SandwichState(NamedTuple):
+class PathState(NamedTuple):
     """A population in which particle 0 repeats the exact sample.
 
     Attributes:
@@ -62,7 +62,7 @@ class SandwichState(NamedTuple):
     done: Bool[Array, ""]
 
 
-def conditional_smc(potential: Potential) -> Explorer:
+def exact_path_smc(potential: Potential) -> Explorer:
     """Conditional SMC given the path that is stored in row N; particle 0 repeats it.
 
     Args:
@@ -72,11 +72,11 @@ def conditional_smc(potential: Potential) -> Explorer:
     def plan(num_particles: int, max_steps: int) -> Plan:
         return Plan(num_particles, num_particles + 1, max_steps)
 
-    def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> SandwichState:
+    def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> PathState:
         places = jnp.arange(num_particles, dtype=jnp.int32)
-        return SandwichState(new_population(num_particles), places, jnp.zeros((), bool))
+        return PathState(new_population(num_particles), places, jnp.zeros((), bool))
 
-    def ask(key: Key[Array, ""], state: SandwichState) -> tuple[SandwichState, Request]:
+    def ask(key: Key[Array, ""], state: PathState) -> tuple[PathState, Request]:
         population, places = state.population, state.members
         log_w = population.log_weights
         due = (population.t > 0) & ~all_dead(log_w) & ~population.recovering[0]
@@ -94,8 +94,8 @@ def conditional_smc(potential: Potential) -> Explorer:
         return state._replace(population=fork), request
 
     def tell(
-        key: Key[Array, ""], state: SandwichState, reply: Reply
-    ) -> tuple[SandwichState, ExplorerInfo]:
+        key: Key[Array, ""], state: PathState, reply: Reply
+    ) -> tuple[PathState, ExplorerInfo]:
         population, info = weigh_population(
             state.population,
             potential,
@@ -146,7 +146,7 @@ def evidence_bounds(
     lower = run(sampler, target, key_lower, num_particles, params).state.log_evidence
 
     key_init, key_steps = jax.random.split(key_upper)
-    explorer = conditional_smc(potential)
+    explorer = exact_path_smc(potential)
     exploration = start(explorer, target, key_init, num_particles, params)
     row = jnp.array([num_particles], jnp.int32)
     stored = put(as_store(target), exploration.stored, row, exact)

@@ -90,7 +90,7 @@ def test_rounds_spend_the_whole_budget():
     for method in (METHODS["adaptive_consistency"], METHODS["adaptive_smc"]):
         for budget in range(1, 40):
             rounds = method.rounds(budget)
-            assert rounds.size * rounds.most == budget
+            assert rounds.size * rounds.max_rounds == budget
             assert rounds.size <= 4
 
 

@@ -266,7 +266,7 @@ def test_shapes_take_at_most_twice_what_the_best_choice_in_hindsight_takes(seed)
 
 
 def test_the_number_of_shapes_is_bounded_but_for_what_nothing_else_can_do():
-    shapes = Shapes(area, 0.0, most=3)
+    shapes = Shapes(area, 0.0, max_shapes=3)
     for rows in (64, 48, 32, 16, 8, 4):
         shapes.choose((rows,), (64,))
     assert shapes.known == {(64,), (48,), (32,)}

@@ -231,7 +231,7 @@ def test_the_engine_and_what_drives_it_take_old_keys():
         tiny.target(), policy, reward, encode=tiny.encode, decode=tiny.decode
     )
     problems = [Problem(3, "abd", "")]
-    rounds = Rounds(size=4, most=2, stop=lambda results: False)
+    rounds = Rounds(size=4, max_rounds=2, stop=lambda results: False)
     kwargs = {"extract": lambda text: text[-1:]}
 
     def texts(key):

@@ -1,6 +1,7 @@
 """What whoever builds an experiment imports: a few names, each from one place."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from importlib import import_module
@@ -218,3 +219,28 @@ def test_a_policy_and_a_reward_are_shown_on_one_line(policy):
 def test_a_verifier_without_a_check_is_refused(policy):
     with pytest.raises(ConfigurationError, match="checks="):
         tsi.load_reward("outcome-verifier", policy, user_script.LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"delimiters": "=\n"}, r"delimiters is '=\\n'. Give a list of strings"),
+        ({"stop_strings": "=9"}, "stop_strings is '=9'. Give a list of strings"),
+        ({"reward": "judge"}, "The reward is 'judge', a name. Use tsi.load_reward"),
+        ({"reward": rewards.ProcessReward()}, "A ProcessReward reads with a model"),
+        ({"reward": rewards.PolicyValue()}, "A PolicyValue reads with a model"),
+        (
+            {"reward": rewards.Aggregated(rewards.PolicyValue(), "min", 3)},
+            "A PolicyValue reads with a model",
+        ),
+        ({"limits": tsi.SolutionLimits(0, 6, 42)}, "max_steps is 0"),
+        ({"limits": tsi.SolutionLimits(7, 0, 42)}, "max_step_tokens is 0"),
+        ({"limits": tsi.SolutionLimits(7, 6, -1)}, "max_tokens is -1"),
+    ],
+)
+def test_an_engine_that_cannot_work_is_refused(policy, arguments, message):
+    parts = {"reward": rewards.NoReward(), "limits": user_script.LIMITS} | arguments
+    # The types are wrong on purpose.
+    build = inspect.unwrap(tsi.reasoning_engine)
+    with pytest.raises(tsi.TsiError, match=message):
+        build(policy, parts.pop("reward"), parts.pop("limits"), **parts)

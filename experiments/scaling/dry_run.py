@@ -146,7 +146,7 @@ def cost_of(world: World, run: Run) -> Cost:
     size, times = run.budget, 1
     if method.rounds is not None:
         rounds = method.rounds(run.budget)
-        size, times = rounds.size, rounds.most
+        size, times = rounds.size, rounds.max_rounds
     try:
         plan = plan_of(sampler, size, world.max_steps)
         if isinstance(sampler, Sampler):

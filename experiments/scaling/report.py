@@ -21,6 +21,7 @@ from tsi.experiments.scaling.bootstrap import (
 )
 from tsi.experiments.scaling.methods import METHODS, get_method
 from tsi.experiments.scaling.results import Cell
+from tsi.experiments.scaling.rows import round_finite
 from tsi.problem_ids import id_order
 from tsi.results.notes import MIN_SHARE, MIN_SPREAD
 
@@ -185,15 +186,15 @@ def rates_as_json(rates: Mapping[tuple[str, str], RateEstimate]) -> list[dict]:
         {
             "method": a,
             "against": b,
-            "mean": _number(estimate.rate.mean),
-            "mean_interval": list(map(_number, estimate.mean)),
-            "top": _number(estimate.rate.top),
-            "top_interval": list(map(_number, estimate.top)),
+            "mean": round_finite(estimate.rate.mean),
+            "mean_interval": list(map(round_finite, estimate.mean)),
+            "top": round_finite(estimate.rate.top),
+            "top_interval": list(map(round_finite, estimate.top)),
             "curve": [
                 {
-                    "accuracy": _number(at),
-                    "rate": _number(rate),
-                    "interval": list(map(_number, interval)),
+                    "accuracy": round_finite(at),
+                    "rate": round_finite(rate),
+                    "interval": list(map(round_finite, interval)),
                 }
                 for at, rate, interval in zip(
                     estimate.rate.accuracies,
@@ -206,11 +207,6 @@ def rates_as_json(rates: Mapping[tuple[str, str], RateEstimate]) -> list[dict]:
         }
         for (a, b), estimate in rates.items()
     ]
-
-
-def _number(value: Any) -> float | None:
-    value = float(value)
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def accuracy_table(curves: Curves) -> str:

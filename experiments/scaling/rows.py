@@ -49,19 +49,21 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "answer": problem.answer,
         "selected": result.selected,
         "correct": is_right.get(result.selected, False),
-        "probability": _round(result.answer_posterior.get(result.selected or "", 0)),
-        "unanswered": _round(result.unanswered),
+        "probability": round_finite(
+            result.answer_posterior.get(result.selected or "", 0)
+        ),
+        "unanswered": round_finite(result.unanswered),
         "num_answered": len(given_answers),
         "num_right": sum(is_right[answer] for answer in given_answers),
-        "mean_reward": _round(np.mean(result.rewards)),
-        "reward_spread": _round(reward_spread(result)),
-        "log_evidence": _round(result.log_evidence),
-        "log_evidence_variance": _round(result.evidence.variance),
-        "pareto_k": _round(diagnostics.pareto_k),
+        "mean_reward": round_finite(np.mean(result.rewards)),
+        "reward_spread": round_finite(reward_spread(result)),
+        "log_evidence": round_finite(result.log_evidence),
+        "log_evidence_variance": round_finite(result.evidence.variance),
+        "pareto_k": round_finite(diagnostics.pareto_k),
         "unique_eves": int(steps.unique_ancestors[0]),
-        "min_ess": _round(steps.ess.min()),
+        "min_ess": round_finite(steps.ess.min()),
         "num_distinct": result.particles.num_distinct,
-        "acceptance_rate": _round(diagnostics.acceptance_rate),
+        "acceptance_rate": round_finite(diagnostics.acceptance_rate),
         "num_steps": len(steps.ancestors),
         "rollouts": ledger.rollouts,
         "num_recoveries": diagnostics.num_recoveries,
@@ -71,11 +73,11 @@ def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
         "generated_tokens": ledger.generated_tokens,
         "reward_tokens": ledger.reward_tokens,
         "flops": ledger.flops,
-        "seconds": _round(ledger.seconds),
+        "seconds": round_finite(ledger.seconds),
     }
 
 
-def _round(value: Any) -> float | None:
+def round_finite(value: Any) -> float | None:
     """Round to six digits; None, null in JSON, if the value is not finite."""
     value = float(value)
     return float(f"{value:.6g}") if math.isfinite(value) else None

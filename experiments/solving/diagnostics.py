@@ -19,6 +19,7 @@ from tsi.accuracy.diagnostics import normalise
 from tsi.accuracy.pareto import UNRELIABLE_K
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.plots import RC
+from tsi.experiments.solving.solve import shorten
 from tsi.models.files import replace_file
 from tsi.results.result import Result
 
@@ -239,7 +240,7 @@ def _step_labels(
             # A finished particle is kept without a new step.
             if t < len(steps):
                 colour = SELECTED if selected[t, n] else "#222222"
-                _text(axes, t, rows[t, n], _shorten(steps[t], 15), colour, size=7)
+                _text(axes, t, rows[t, n], shorten(steps[t], 15), colour, size=7)
 
 
 def _final_labels(
@@ -250,7 +251,7 @@ def _final_labels(
 ) -> None:
     weights = normalise(result.log_weights)
     for n, answer in enumerate(result.answers):
-        name = "no answer" if answer is None else _shorten(answer, 14)
+        name = "no answer" if answer is None else shorten(answer, 14)
         text = f"{name}   weight {weights[n]:.3f}"
         colour = SELECTED if is_selected[n] else "#222222"
         axes.text(
@@ -281,8 +282,3 @@ def _text(
 def _escape(text: str) -> str:
     """Escape dollar signs, which matplotlib would read as mathematics."""
     return text.replace("$", r"\$")
-
-
-def _shorten(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -67,7 +67,7 @@ def genealogy_text(result: Result) -> str:
             first = branch.survivors[0]
             steps = texts[first]
             step = steps[branch.step] if branch.step < len(steps) else ""
-            line = f"{indent}{'└─ ' if last else '├─ '}{_one_line(step)}"
+            line = f"{indent}{'└─ ' if last else '├─ '}{shorten(step)}"
             if is_end(branch):
                 mass = sum(float(weights[n]) for n in branch.survivors)
                 answer = result.answers[first]
@@ -197,6 +197,7 @@ def _tail_text(k: float) -> str:
     return text
 
 
-def _one_line(text: str, width: int = 60) -> str:
+def shorten(text: str, width: int = 60) -> str:
+    """One line of a text, of at most so many characters."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"

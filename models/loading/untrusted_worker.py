@@ -1,7 +1,7 @@
 """The process with limits, of which :mod:`tsi.models.workers.untrusted` is the client.
 
-It imports JAX and NumPy only when it reads a GGUF file, so that it starts in a third of
-a second.
+It imports JAX only when it reads a GGUF file, and NumPy only when it reads a tokenizer,
+so that it starts in a third of a second.
 """
 
 import json

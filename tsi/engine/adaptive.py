@@ -29,12 +29,12 @@ class Rounds(NamedTuple):
 
     Attributes:
         size: rollouts of one round.
-        most: rounds after which a problem stops in any case.
+        max_rounds: rounds after which a problem stops in any case.
         stop: the rule.
     """
 
     size: int
-    most: int
+    max_rounds: int
     stop: Stop
 
 
@@ -70,14 +70,14 @@ def run_rounds(
     """
     key = single_key(key)
     check_ids(problems)
-    if rounds.size < 1 or rounds.most < 1:
+    if rounds.size < 1 or rounds.max_rounds < 1:
         raise ConfigurationError(
             f"Rounds need rollouts and at least one of them; got size={rounds.size}, "
-            f"most={rounds.most}."
+            f"max_rounds={rounds.max_rounds}."
         )
     done: list[list[Result]] = [[] for _ in problems]
     running = list(range(len(problems)))
-    for number in range(rounds.most):
+    for number in range(rounds.max_rounds):
         if not running:
             break
         results = runner.run(

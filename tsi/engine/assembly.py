@@ -8,11 +8,14 @@ from tsi.decoding.forced_end import ForcedEnd
 from tsi.decoding.vocabularies import boundary_of
 from tsi.engine.engine import Engine
 from tsi.engine.sizing.planning import device_limits
+from tsi.errors import ConfigurationError
 from tsi.loading.named_reward import LoadedReward
 from tsi.loading.policy import Policy
 from tsi.reasoning.limits import SolutionLimits
 from tsi.reasoning.target import ReasoningTarget
-from tsi.rewards.reward import Reward
+from tsi.rewards.aggregation import Aggregated
+from tsi.rewards.reward import PolicyValue, ProcessReward, Reward
+from tsi.rewards.text_reader import TextReader
 
 
 def reasoning_engine(
@@ -54,10 +57,17 @@ def reasoning_engine(
 
     Raises:
         ConfigurationError: a delimiter or stop string is none that the policy can
-            write, the limits contradict the boundary or the forced end, or see
+            write, the reward is a name or needs a model and has none, the limits
+            contradict the boundary or the forced end, or see
             :class:`tsi.engine.engine.Engine`.
     """
+    for name, strings in (("delimiters", delimiters), ("stop_strings", stop_strings)):
+        if isinstance(strings, str | bytes):
+            raise ConfigurationError(
+                f"{name} is {strings!r}. Give a list of strings, as in [{strings!r}]."
+            )
     loaded = reward if isinstance(reward, LoadedReward) else LoadedReward(reward)
+    check_has_model(loaded)
     tokenizer, config = policy.tokenizer, policy.model.config
     target = ReasoningTarget(
         boundary_of(
@@ -92,3 +102,22 @@ def reasoning_engine(
         max_stored=max(suits.stored, rows) if max_stored is None else max_stored,
         mesh=mesh,
     )
+
+
+def check_has_model(loaded: LoadedReward) -> None:
+    """Check that a reward is one, and has the model that it reads with.
+
+    Raises:
+        ConfigurationError: it is the name of one, or has no model.
+    """
+    hint = "Use tsi.load_reward(name, policy, limits)."
+    reward = loaded.reward
+    if isinstance(reward, str):
+        raise ConfigurationError(f"The reward is {reward!r}, a name. {hint}")
+    if isinstance(reward, Aggregated):
+        reward = reward.reward
+    needs_model = isinstance(reward, ProcessReward | PolicyValue | TextReader)
+    if needs_model and loaded.model is None:
+        raise ConfigurationError(
+            f"A {type(reward).__name__} reads with a model, and none is given. {hint}"
+        )

@@ -27,15 +27,15 @@ class Common:
         programs: compiled ones.
         pool: the policy's caches; its last P rows are for the lines kept here.
         problems: P.
-        most: the most positions that a past may have.
+        max_positions: the most positions that a past may have.
     """
 
     def __init__(
-        self, programs: Programs, pool: Pool, problems: int, most: int
+        self, programs: Programs, pool: Pool, problems: int, max_positions: int
     ) -> None:
-        self.programs, self.pool, self.most = programs, pool, most
+        self.programs, self.pool, self.max_positions = programs, pool, max_positions
         self._first = pool.tables.lengths.size - problems
-        self.size = min(coarse_room_of(1), most)
+        self.size = min(coarse_room_of(1), max_positions)
         self.cache: Any = programs.empty(pool.like, problems, self.size)
 
     def starts(
@@ -71,5 +71,5 @@ class Common:
 
     def _make_room(self, needed: int) -> None:
         if needed > self.size:
-            self.size = min(coarse_room_of(needed), self.most)
+            self.size = min(coarse_room_of(needed), self.max_positions)
             self.cache = self.programs.widen(self.cache, self.size)

@@ -21,8 +21,8 @@ class Endurance:
     Args:
         lane_of: a lane of some sizes.
         sizes: the first ones.
-        problems: which.
-        tell: called after each look at the slots.
+        problems: indices of the problems.
+        tell: called after each burst.
     """
 
     def __init__(

@@ -395,7 +395,7 @@ class Engine:
             flops=self.policy.config.flops_per_token(0.0),
             step_tokens=self.target.max_step_tokens,
             max_rows=self.max_rows,
-            most=self._problems_of_a_lane(plan),
+            max_problems=self._problems_of_a_lane(plan),
         )
 
     def _encode(self, problem: Problem) -> list[int]:

@@ -154,11 +154,18 @@ class Lane:
         for batch in self.prompts.read(problems, places):
             entering = batch.places[: batch.number]
             self.store.enter(batch, self.population.rows_of(entering))
+            # Its dense caches must be free before the next batch is read.
+            del batch
         if self.writers is None:
-            most = room_of(self.store.longest + self.sizes.burst)
+            max_positions = room_of(self.store.longest + self.sizes.burst)
             each = self.method.plan.rows
             self.writers = Writers(
-                self.programs, self.store.policy, self.sizes, each, most, self.params
+                self.programs,
+                self.store.policy,
+                self.sizes,
+                each,
+                max_positions,
+                self.params,
             )
         self.writers.forget(self.population.rows_of(places))
         self.population.enter(problems, places)

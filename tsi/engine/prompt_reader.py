@@ -67,16 +67,16 @@ class PromptReader:
             problems: which.
             places: where they enter.
         """
-        most = self.sizes.prompts(self.width)
-        for start in range(0, len(problems), most):
-            batch = slice(start, start + most)
-            yield self._read(problems[batch], places[batch], most)
+        max_prompts = self.sizes.prompts(self.width)
+        for start in range(0, len(problems), max_prompts):
+            batch = slice(start, start + max_prompts)
+            yield self._read(problems[batch], places[batch], max_prompts)
 
     def _read(
-        self, problems: list[int], places: Int[np.ndarray, " n"], most: int
+        self, problems: list[int], places: Int[np.ndarray, " n"], max_prompts: int
     ) -> PromptBatch:
         count = len(problems)
-        size = width_of(count, most, self.sizes.shrinks)
+        size = width_of(count, max_prompts, self.sizes.shrinks)
         # Padded, so that few sizes are compiled.
         padded = np.asarray(problems + [problems[-1]] * (size - count))
         nowhere = np.full(size - count, self.sizes.problems)

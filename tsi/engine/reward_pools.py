@@ -23,7 +23,7 @@ class RewardPools:
         lengths: the most positions that a row can have in each cache.
         block: positions of a block.
         like: dense rows of each kind.
-        most: bytes of an extent.
+        max_bytes: bytes of an extent.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class RewardPools:
         lengths: list[int],
         block: int,
         like: list[Dense],
-        most: int,
+        max_bytes: int,
     ) -> None:
         self._fixed = not programs.target.reward.reads_ids
         self._pools = [
-            Pool(programs, rows, length, block, cache, most)
+            Pool(programs, rows, length, block, cache, max_bytes)
             for length, cache in zip(lengths, like, strict=True)
         ]
 

@@ -118,14 +118,14 @@ class RowStore:
             problems=problems,
         )
         self.stored = self.programs.place(stored)
-        most = POOL // (1 + len(like))
+        max_bytes = POOL // (1 + len(like))
         # A common past is a row of the policy's tables as well.
         rows = self.total + (problems if self.sizes.shares else 0)
-        self.policy = Pool(self.programs, rows, self.longest, block, dense, most)
+        self.policy = Pool(self.programs, rows, self.longest, block, dense, max_bytes)
         if self.readers is None:
             lengths = [x.shape[1] for x in self.programs.positions(self.stored)]
             self.readers = RewardPools(
-                self.programs, self.total, lengths, block, like, most
+                self.programs, self.total, lengths, block, like, max_bytes
             )
 
     def keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:

@@ -82,14 +82,14 @@ def slots_to_read(
     return at[np.argsort(counts[at], kind="stable")]
 
 
-def width_of_step(longest: int, most: int) -> int:
+def width_of_step(longest: int, max_tokens: int) -> int:
     """The width at which steps are read: one of few, for few compiled programs.
 
     Args:
         longest: tokens of the longest step.
-        most: tokens that a step can have.
+        max_tokens: tokens that a step can have.
     """
     width = 32
     while width < longest:
         width *= 4
-    return min(width, most)
+    return min(width, max_tokens)

@@ -170,13 +170,13 @@ class StepReader:
             count: number of steps.
             room: positions of the slots.
         """
-        target, most = self.programs.target, self.sizes.reads
+        target, max_rows = self.programs.target, self.sizes.reads
         width = target.max_step_tokens
         if target.reward.reads_ids:
             width = width_of_step(longest, width)
-        fewest = width_of(count, most, self.sizes.shrinks, factor=2)
-        wanted = (width, room, fewest)
-        used = self.shapes.choose(wanted, (width, room, most))
+        num_rows = width_of(count, max_rows, self.sizes.shrinks, factor=2)
+        wanted = (width, room, num_rows)
+        used = self.shapes.choose(wanted, (width, room, max_rows))
         self.shapes.note(wanted, used)
         return used[-1], width
 

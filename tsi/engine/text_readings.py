@@ -85,7 +85,7 @@ class TextReadings:
         questions: of all problems, on the host.
         rows: how many there are.
         sizes: how much is worked on at once.
-        most: bytes of an extent.
+        max_bytes: bytes of an extent.
 
     Raises:
         ConfigurationError: the questions were not prepared, or the model cannot read
@@ -100,7 +100,7 @@ class TextReadings:
         questions: Any,
         rows: int,
         sizes: Sizes,
-        most: int,
+        max_bytes: int,
     ) -> None:
         self.policy, self.programs, self.reader = policy, programs, programs.reader
         self.reader.check(questions, model.config)
@@ -108,7 +108,7 @@ class TextReadings:
         self.model, self.sizes = model, sizes
         self.shapes = Shapes(cost_of_reading, sizes.price, exact=1)
         self.questions: Questions = questions
-        self._rows, self._most = rows, most
+        self._rows, self._max_bytes = rows, max_bytes
         self._pool: Any = None
         self._prompts: Any = None
         self._pending: list[PendingReading] = []
@@ -168,7 +168,7 @@ class TextReadings:
             self.reader.max_tokens,
             self.sizes.block,
             dense_like(prompts),
-            self._most,
+            self._max_bytes,
         )
         tables = pool.tables
         pool.tables = TranscriptTables(
@@ -242,11 +242,11 @@ class TextReadings:
             width *= 4
         width = min(width, self.reader.width)
         # A pass may start after the last slot of the longest row.
-        needed, most = int(lengths.max()) + width, self.sizes.reads
-        size = width_of(count, most, self.sizes.shrinks, factor=2)
+        needed, max_rows = int(lengths.max()) + width, self.sizes.reads
+        size = width_of(count, max_rows, self.sizes.shrinks, factor=2)
         wanted = (width, room_of(needed), size)
         _, room, size = used = self.shapes.choose(
-            wanted, (width, coarse_room_of(needed), most)
+            wanted, (width, coarse_room_of(needed), max_rows)
         )
         self.shapes.note(wanted, used)
         pad = (0, size - count)

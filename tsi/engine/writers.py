@@ -44,7 +44,7 @@ class Writers:
         pool: the policy's caches.
         sizes: how much is worked on at once.
         each: rows of a problem.
-        most: the most positions that a slot may need.
+        max_positions: the most positions that a slot may need.
         params: weights and temperatures.
     """
 
@@ -54,15 +54,15 @@ class Writers:
         pool: Pool,
         sizes: Sizes,
         each: int,
-        most: int,
+        max_positions: int,
         params: ReasoningParams,
     ) -> None:
         self.programs, self.pool = programs, pool
-        self.sizes, self.each, self.most = sizes, each, most
+        self.sizes, self.each, self.max_positions = sizes, each, max_positions
         self.params = params
         self.common: Common | None = None
         if sizes.shares:
-            self.common = Common(programs, pool, sizes.problems, most)
+            self.common = Common(programs, pool, sizes.problems, max_positions)
         self.slots: Any = None
         number = sizes.slots
         self.row_of: Int[np.ndarray, " R"] = np.full(number, -1)
@@ -73,7 +73,7 @@ class Writers:
         self.start: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
         self.shapes = Shapes(cost_of_writing, sizes.price, exact=1)
         self.rooms = Shapes(lambda x: 1 + x[0] / ATTENDED, COPIES * sizes.price)
-        self.wanted, self.fine, self.idle = 0, 0, 0.0
+        self.wanted, self.needed_positions, self.idle = 0, 0, 0.0
         self.resident: dict[int, int] = {}
         self.useful = self.computed = self.bursts = 0
 
@@ -245,7 +245,7 @@ class Writers:
         if not self.sizes.shrinks:
             return
         self.shapes.note((self.room, self.wanted), (self.room, rows), turns)
-        waste = self.rooms.note((self.fine,), (self.room,), turns * rows)
+        waste = self.rooms.note((self.needed_positions,), (self.room,), turns * rows)
         self.idle += waste
 
     def _resize(self, queue: collections.deque[int]) -> None:
@@ -258,14 +258,19 @@ class Writers:
         if self.common is not None:
             longest += LAG
         needed = longest + self.sizes.burst
-        self.fine = min(room_of(needed), self.most)
+        self.needed_positions = min(room_of(needed), self.max_positions)
         if self.slots is not None:
             # Slots shrink only after their size has cost as much as a resize.
-            kept = self.idle <= self.sizes.price and self.room < 4 * self.fine
-            if kept and self.room >= self.fine:
+            near = self.room < 4 * self.needed_positions
+            keeps = near and self.idle <= self.sizes.price
+            if keeps and self.room >= self.needed_positions:
                 return
-        coarse = coarse_room_of(needed) if self.sizes.shrinks else self.fine
-        (size,) = self.rooms.choose((self.fine,), (min(coarse, self.most),))
+        coarse = self.needed_positions
+        if self.sizes.shrinks:
+            coarse = coarse_room_of(needed)
+        (size,) = self.rooms.choose(
+            (self.needed_positions,), (min(coarse, self.max_positions),)
+        )
         self.idle = 0.0
         if self.slots is None:
             priced = self.params.repetition_penalty is not None

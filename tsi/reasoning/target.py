@@ -58,8 +58,8 @@ class ReasoningTarget:
             :mod:`tsi.decoding.forced_end`. None for truncation.
 
     Raises:
-        ConfigurationError: the smallest number of tokens of a step is above the
-            largest, or `forced_end` does not fit (see `ForcedEnd.check`).
+        ConfigurationError: a limit is below 1, the smallest number of tokens of a step
+            is above the largest, or `forced_end` does not fit (see `ForcedEnd.check`).
     """
 
     boundary: Boundary
@@ -71,6 +71,12 @@ class ReasoningTarget:
     forced_end: ForcedEnd | None = None
 
     def __post_init__(self) -> None:
+        for name in ("max_steps", "max_step_tokens", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)}, so no solution could be "
+                    "written. Give at least 1."
+                )
         if self.forced_end is not None:
             self.forced_end.check(self.boundary, self.max_step_tokens, self.max_tokens)
         min_tokens = self.boundary.min_tokens

@@ -36,7 +36,7 @@ def aggregate(
     Args:
         log_odds: of each step; only the first ``counts`` of a row are used.
         counts: number of steps of each row.
-        how: one of :data:`AGGREGATIONS`.
+        aggregation: one of :data:`AGGREGATIONS`.
 
     Raises:
         UnknownNameError: there is no such aggregation.
@@ -90,7 +90,7 @@ class Aggregated:
 
     Args:
         reward: its log-odds of a prefix are the score of the prefix's newest step.
-        how: one of :data:`AGGREGATIONS`.
+        aggregation: one of :data:`AGGREGATIONS`.
         max_steps: M, the target's.
 
     Raises:

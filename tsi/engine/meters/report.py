@@ -32,7 +32,7 @@ class Report(NamedTuple):
         useful: tokens that rows have written, those among them that were lost when
             memory ran out.
         computed: tokens that were computed for all slots, in use or not.
-        bursts: how often the host looked at the slots.
+        bursts: number of bursts.
         seconds: of each of :data:`tsi.engine.meters.clock.PARTS`, summed over groups of
             devices that work side by side. Parts of an exact run are what programs
             took, each from its call to its last result, and "host" is all else;

@@ -27,7 +27,7 @@ class Pool:
         length: the most positions that a row can have.
         block: positions of a block.
         like: dense rows of this kind.
-        most: bytes of an extent.
+        max_bytes: bytes of an extent.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Pool:
         length: int,
         block: int,
         like: Dense,
-        most: int,
+        max_bytes: int,
     ) -> None:
         self.programs, self.block, self.like = programs, block, like
         self.tables = BlockTables(rows, length, block)
         bytes_of_block = max(1, block * bytes_of_position(like))
-        self._extent = max(1, min(self.tables.table.size, most // bytes_of_block))
+        self._extent = max(1, min(self.tables.table.size, max_bytes // bytes_of_block))
         self._extents: list[Pages] = []
 
     def store(

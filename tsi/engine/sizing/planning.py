@@ -132,14 +132,14 @@ def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
         on_cpu: whether it is a CPU, where no more rows pay.
     """
     usable = USABLE * free
-    most = Limits(MOST_ROWS, MOST_STORED)
+    limits = Limits(MOST_ROWS, MOST_STORED)
     if on_cpu:
-        most = Limits(MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU)
-    rows = max(1, min(most.rows, int((1 - STORED) * usable) // slot))
+        limits = Limits(MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU)
+    rows = max(1, min(limits.rows, int((1 - STORED) * usable) // slot))
     # Numbers that can be halved a few times, as slots are.
     unit = 1
     while unit < 16 and 2 * unit <= rows:
         unit *= 2
     rows = rows // unit * unit
-    stored = max(rows, min(most.stored, int(STORED * usable) // prefix))
+    stored = max(rows, min(limits.stored, int(STORED * usable) // prefix))
     return Limits(rows, stored)

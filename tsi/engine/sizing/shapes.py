@@ -39,7 +39,7 @@ class Shapes:
         cost: of one turn of a program of some shape, in tokens of one row.
         price: of a new shape, in the same.
         exact: how many axes, the first ones, must be as they are wanted.
-        most: shapes, but for work that none of these can do.
+        max_shapes: shapes, but for work that none of these can do.
     """
 
     def __init__(
@@ -48,9 +48,14 @@ class Shapes:
         price: float,
         *,
         exact: int = 0,
-        most: int = 12,
+        max_shapes: int = 12,
     ) -> None:
-        self.cost, self.price, self.exact, self.most = cost, price, exact, most
+        self.cost, self.price, self.exact, self.max_shapes = (
+            cost,
+            price,
+            exact,
+            max_shapes,
+        )
         self.known: set[Shape] = set()
         self.waste: defaultdict[Shape, float] = defaultdict(float)
 
@@ -74,7 +79,7 @@ class Shapes:
         fits = self.fitting(wanted)
         if not fits:
             chosen = coarse if self.price else wanted
-        elif self.waste[wanted] >= self.price and len(self.known) < self.most:
+        elif self.waste[wanted] >= self.price and len(self.known) < self.max_shapes:
             chosen = wanted
         else:
             chosen = fits[0]

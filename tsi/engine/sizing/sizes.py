@@ -36,9 +36,9 @@ class Sizes(NamedTuple):
         slots: R, rows that write tokens together.
         problems: P, in the lane at once.
         block: positions of a block.
-        burst: the most tokens that are written before the host looks.
-        part: the share of the slots that must have ended for the host to look, while
-            other rows wait for them; 1 where looking costs more than writing.
+        burst: the most tokens of a burst.
+        part: the share of the slots that must have ended for a burst to stop, while
+            other rows wait for them; 1 if a stop costs more than writing.
         reads: rows whose steps are read together, by the reward or by the policy.
         prefill: tokens of prompts that are read together.
         shrinks: whether programs of fewer rows are worth compiling.
@@ -89,21 +89,21 @@ def coarse_room_of(needed: int) -> int:
     return max(128, 1 << (needed - 1).bit_length())
 
 
-def width_of(count: int, most: int, shrinks: bool, *, factor: int = 4) -> int:
+def width_of(count: int, max_width: int, shrinks: bool, *, factor: int = 4) -> int:
     """Rows of a program: `most`, or if it shrinks that by a power of `factor`."""
-    size = most
+    size = max_width
     while shrinks and size >= factor * count and size % factor == 0 and size > 4:
         size //= factor
     return size
 
 
-def chosen_of(count: int, most: int, shrinks: bool) -> int:
+def chosen_of(count: int, max_rows: int, shrinks: bool) -> int:
     """Slots that are computed, of `most`: all, three quarters, half, a quarter, ..."""
-    if not shrinks or 4 * count > 3 * most or most % 4:
-        return most
-    if 2 * count > most:
-        return 3 * most // 4
-    return width_of(count, most // 2, shrinks, factor=2)
+    if not shrinks or 4 * count > 3 * max_rows or max_rows % 4:
+        return max_rows
+    if 2 * count > max_rows:
+        return 3 * max_rows // 4
+    return width_of(count, max_rows // 2, shrinks, factor=2)
 
 
 def problems_in_work(plan: Plan, max_rows: int, max_stored: int) -> int:
@@ -113,10 +113,10 @@ def problems_in_work(plan: Plan, max_rows: int, max_stored: int) -> int:
         plan: of a problem.
         max_rows, max_stored: as :class:`tsi.engine.engine.Engine` has them.
     """
-    most = IN_FLIGHT * max_rows // plan.rows
+    max_problems = IN_FLIGHT * max_rows // plan.rows
     if plan.stored:
-        most = min(most, max_stored // plan.stored)
-    return max(1, most)
+        max_problems = min(max_problems, max_stored // plan.stored)
+    return max(1, max_problems)
 
 
 def sizes_of(
@@ -127,7 +127,7 @@ def sizes_of(
     flops: float,
     step_tokens: int,
     max_rows: int,
-    most: int,
+    max_problems: int,
 ) -> Sizes:
     """The sizes of a lane of one group of devices.
 
@@ -138,7 +138,7 @@ def sizes_of(
         flops: of a token of one row.
         step_tokens: that a step can have.
         max_rows: that write together.
-        most: problems that may be in work.
+        max_problems: problems that may be in work.
     """
     places = 1
     while places < problems:
@@ -152,7 +152,7 @@ def sizes_of(
         slots *= 2
     return Sizes(
         min(slots, max_rows),
-        min(places, most),
+        min(places, max_problems),
         BLOCK if shrinks else 4 * BLOCK,
         min(step_tokens, BURST),
         PART if shrinks else 1.0,
