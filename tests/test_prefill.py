@@ -1,5 +1,8 @@
 """Long prompts, read in chunks: the same keys and values, in less memory."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,9 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from tsi import samplers
+from tsi.engine.prompt_reader import PromptReader
 from tsi.engine.sizing import memory as memory_module
+from tsi.engine.sizing import sizes as sizes_module
 from tsi.errors import ConfigurationError
 from tsi.models import layers
 from tsi.models.decoder import LanguageModel, positions_of
@@ -193,3 +198,23 @@ def test_the_engine_says_what_reading_takes_and_refuses_what_does_not_fit(monkey
         ConfigurationError, match=r"a prompt of 16 tokens takes 0\.18 MB"
     ):
         run()
+
+
+def test_a_batch_of_prompts_is_free_before_the_next_is_read(monkeypatch):
+    """The first stays, since the pools take their shapes from it."""
+    monkeypatch.setattr(sizes_module, "PREFILL", 1)
+    read, batches, alive = PromptReader._read, [], []
+
+    def watch(*arguments):
+        gc.collect()
+        alive.append([n for n, batch in enumerate(batches) if batch() is not None])
+        batch = read(*arguments)
+        batches.append(weakref.ref(jax.tree.leaves(batch.prefill)[0]))
+        return batch
+
+    monkeypatch.setattr(PromptReader, "_read", watch)
+    runner, problems = test_engine.engine(), test_engine.PROBLEMS
+    key, extract = jax.random.key(0), test_engine.extract
+    runner.run(samplers.smc(), key, problems, 2, extract=extract)
+    assert len(alive) > 2
+    assert all(set(numbers) <= {0} for numbers in alive)
