@@ -38,7 +38,7 @@ def test_the_context_of_any_family_may_be_lowered(folders):
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_context_beyond_the_configuration_is_refused(folders, which, max_length):
     folder = folders[which]
-    with pytest.raises(ConfigurationError, match="contexts of up to 64 tokens"):
+    with pytest.raises(ConfigurationError, match="a context of up to 64 tokens"):
         load(folder, max_length=max_length)
 
 

@@ -327,7 +327,7 @@ def test_those_that_work_are_waited_for_when_another_has_died(quick):
     store = FakeStore()
     first, third = (Group(i, 3, store, beat_timeout=5.0) for i in (0, 2))
     for group in (first, third):
-        group._heard[1] -= 100
+        group._last_heard[1] -= 100
     waiting, found = in_thread(lambda: first.gather("rows"))
     waiting.join(0.3)
     assert found == []

@@ -219,7 +219,7 @@ def test_at_temperature_zero_every_move_is_accepted():
 
 
 def test_a_proposal_that_cannot_draw_what_the_policy_may_is_refused():
-    with pytest.raises(ConfigurationError, match="no weight can correct"):
+    with pytest.raises(ConfigurationError, match="no weight could correct"):
         engine().run(
             samplers.smc(),
             jax.random.key(0),

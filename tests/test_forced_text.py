@@ -42,8 +42,8 @@ def test_options_that_say_nothing_are_refused(options, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (ForcedText("=12345"), "has 6 tokens and 1 are kept"),
-        (ForcedText("=1", 9), "has 2 tokens and 9 are kept"),
+        (ForcedText("=12345"), "has 6 tokens, 1 are reserved"),
+        (ForcedText("=1", 9), "has 2 tokens, 9 are reserved"),
         (ForcedText("The answer is"), "cannot spell all of"),
     ],
 )

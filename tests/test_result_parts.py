@@ -178,4 +178,4 @@ def test_a_result_shows_itself_in_a_few_short_lines():
         steps={"ess": np.full(3, np.nan)},
     )
     assert "no answers" in repr(bare)
-    assert "ESS           none, for" in repr(bare)
+    assert "ESS           none, because" in repr(bare)
