@@ -3,9 +3,9 @@
 0: done. 1: a check failed. 2: refused by tsi, or the system could not open, read or
 write a file. 75 (EX_TEMPFAIL): stopped by SIGTERM, or another process of the run was
 lost; a scheduler may run the same command again, and the message says whether it
-resumes (`resumable`) or starts again. 130: stopped by Ctrl-C. 141: the reader of the
-output has closed it, as in ``tsi paper | head -1``; there is no message. Any other
-error is a bug in tsi and shows its traceback.
+resumes (`resumable`) or starts again. 130: stopped by Ctrl-C. 141: the program
+that reads the output has stopped reading, as in ``tsi paper | head -1``; tsi prints no
+message then. Any other error is a bug in tsi and shows its traceback.
 """
 
 import contextlib

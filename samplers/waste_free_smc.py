@@ -28,9 +28,10 @@ from collections.abc import Sequence
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer
 from tsi.picklable import picklable
+from tsi.samplers.parts.annealing import make_ladder
 from tsi.samplers.parts.potentials import Potential, telescoping
 from tsi.samplers.parts.resampling import Resampling, systematic
-from tsi.samplers.parts.tempered_targets import make_ladder, tempered_explorer
+from tsi.samplers.parts.tempered_targets import tempered_explorer
 
 
 @picklable

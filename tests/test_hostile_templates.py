@@ -229,10 +229,10 @@ def test_what_system_and_assistant_say_is_not_dropped_in_silence():
         tokenizer.encode_prompt("1", system="Be brief.")
     turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "~"}]
     with pytest.raises(ConfigurationError, match="drops or repeats"):
-        tokenizer.encode_tagged(turns, {"~": 5})
+        tokenizer.encode_with_tags(turns, {"~": 5})
     twice = reader("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}")
     with pytest.raises(ConfigurationError, match="drops or repeats"):
-        twice.encode_tagged(turns, {"~": 5})
+        twice.encode_with_tags(turns, {"~": 5})
 
 
 def test_a_template_cannot_forge_the_marks_of_control_tokens():

@@ -98,7 +98,7 @@ def test_processes_without_a_common_folder_are_told_so(path, monkeypatch):
     monkeypatch.setattr("tsi.experiments.scaling.row_shards.VISIBILITY_TIMEOUT", 0.1)
     shards = LocalShards(path, 0, 2)
     with pytest.raises(ResultsError, match=r"rows-1\.jsonl, which another process"):
-        shards.check_shared()
+        shards.check_sharing()
     with ResultsFile(path, SETTINGS, index=1, count=2):
-        shards.check_shared()
+        shards.check_sharing()
     shards.close()

@@ -258,7 +258,7 @@ def explore(
         infos = jax.tree.map(lambda stack, leaf: stack.at[index].set(leaf), infos, info)
         return exploration, infos
 
-    def unfinished(carry: tuple[Exploration, Any]) -> Bool[Array, ""]:
+    def is_unfinished(carry: tuple[Exploration, Any]) -> Bool[Array, ""]:
         exploration, _ = carry
         return (exploration.turn < limit) & ~exploration.state.done
 
@@ -267,4 +267,4 @@ def explore(
         first,
     )
     infos = jax.tree.map(lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype), info)
-    return jax.lax.while_loop(unfinished, advance, (first, infos))
+    return jax.lax.while_loop(is_unfinished, advance, (first, infos))

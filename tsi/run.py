@@ -131,7 +131,7 @@ def run(
     _, _, info = jax.eval_shape(step, start, state, particles)
     infos = jax.tree.map(lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype), info)
 
-    def unfinished(carry: tuple) -> Array:
+    def is_unfinished(carry: tuple) -> Array:
         t, state, particles, _ = carry
         over = target.finished(particles)
         if sampler.prunes:
@@ -145,7 +145,7 @@ def run(
         return t + 1, state, particles, infos
 
     t, state, particles, infos = jax.lax.while_loop(
-        unfinished, advance, (start, state, particles, infos)
+        is_unfinished, advance, (start, state, particles, infos)
     )
     return _warn_of_invalid(Run(particles, state, infos, t))
 

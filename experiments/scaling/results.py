@@ -90,13 +90,13 @@ class ResultsFile:
         """Cells without a row, in their order."""
         return [cell for cell in cells if cell not in self.rows]
 
-    def check_shared(self) -> None:
+    def check_sharing(self) -> None:
         """Check that this process sees the rows of the others.
 
         Raises:
             ResultsError: it does not.
         """
-        self._shards.check_shared()
+        self._shards.check_sharing()
 
     def reload(self) -> None:
         """Read all shards again, with the rows that other processes have written.

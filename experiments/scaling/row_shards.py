@@ -78,7 +78,7 @@ class LocalShards:
         """Write complete lines and flush them to disk."""
         self._own.append(lines)
 
-    def check_shared(self) -> None:
+    def check_sharing(self) -> None:
         """Refuse processes that do not see each other's shards.
 
         Raises:
@@ -160,7 +160,7 @@ class RemoteShards:
             with typed_errors(self.path):
                 self._write(lines)
 
-    def check_shared(self) -> None:
+    def check_sharing(self) -> None:
         """Nothing to check: all processes have the same address."""
 
     def fold(self, lines: bytes) -> None:
@@ -219,7 +219,7 @@ def open_shards(path: Place, index: int = 0, count: int = 1) -> Shards:
 def read_shards(path: Place) -> list[tuple[Place, bytes]]:
     """The names and contents of all shards of a file of rows, without locks.
 
-    The list is empty if there is no file.
+    Returns an empty list if the folder has no such file.
 
     Raises:
         ResultsError: a shard cannot be read.

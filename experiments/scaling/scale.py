@@ -78,7 +78,7 @@ def run_plan(
     with ResultsFile(path, world.settings, sampler_settings, **shard) as results:
         group.agree(facts_of(plan, world, path))
         if group.is_first:
-            results.check_shared()
+            results.check_sharing()
         share = group.share(sort_problems(world.problems))
         plan_batches = list(batches(plan, world._replace(problems=share)))
         sizes = [batch.num_particles * len(batch.problems) for batch in plan_batches]

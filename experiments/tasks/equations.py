@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-# Reward by verdict: a wrong equation seldom leads to a right answer, right equations
-# need not be relevant, and a text without equations is no evidence.
+# Reward by verdict. A wrong equation seldom leads to a right answer. A right equation
+# may be irrelevant. A text without equations says nothing.
 REWARDS = {"right": 0.8, "none": 0.5, "wrong": 0.02}
 
 # Untrusted text: lengths and digits are bounded, and no part can match in two ways, so

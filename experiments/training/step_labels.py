@@ -113,12 +113,12 @@ def roll_out(
         particles, _ = target.propose(at_step, t, particles, params)
         return t + 1, particles
 
-    def unfinished(carry: tuple[Int[Array, ""], Particles]) -> Bool[Array, ""]:
+    def is_unfinished(carry: tuple[Int[Array, ""], Particles]) -> Bool[Array, ""]:
         t, particles = carry
         return (t < target.max_steps) & ~jnp.all(particles.finished)
 
     start = target.init(keys[0], num_samples, params)
-    _, end = jax.lax.while_loop(unfinished, write_step, (jnp.int32(0), start))
+    _, end = jax.lax.while_loop(is_unfinished, write_step, (jnp.int32(0), start))
     shape = (keys.shape[0], num_samples)
     return Rollouts(
         end.tokens.reshape(*shape, -1),

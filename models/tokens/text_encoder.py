@@ -127,7 +127,7 @@ class TextEncoder:
         A backend that might take long or much memory runs in the process with limits.
         """
         if not self._bounded:
-            return self._run_limited(text, at_start)
+            return self._run_within_limits(text, at_start)
         backend = self.backend if at_start else self._inner_backend
         # Set at each call: the backend is mutable, and others may hold it.
         backend.encode_special_tokens = True
@@ -139,7 +139,9 @@ class TextEncoder:
         except BaseException:  # panics of the Rust package derive from it alone
             return None, text
 
-    def _run_limited(self, text: str, at_start: bool) -> tuple[list[int] | None, str]:
+    def _run_within_limits(
+        self, text: str, at_start: bool
+    ) -> tuple[list[int] | None, str]:
         try:
             ids, text = untrusted.encode(*self._state(at_start), text)
         except untrusted.PanickedError as error:

@@ -165,11 +165,11 @@ class Tokenizer:
         The ids are those of the rendered text, except that a control token's name in a
         message is encoded as text.
         """
-        return self.encode_tagged(
+        return self.encode_with_tags(
             messages, {}, add_generation_prompt=add_generation_prompt
         )[0]
 
-    def encode_tagged(
+    def encode_with_tags(
         self,
         messages: Sequence[Mapping[str, str]],
         tags: Mapping[str, int],

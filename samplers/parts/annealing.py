@@ -9,6 +9,7 @@ References:
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,3 +111,56 @@ def check_exponents(exponents: Sequence[float]) -> tuple[float, ...]:
             f"itself; got {ladder}."
         )
     return ladder
+
+
+class Ladder(NamedTuple):
+    """Exponents of the targets, lambda_1, ..., lambda_K.
+
+    Attributes:
+        exponents: the exponents, or initial values that the pilot replaces; the last is
+            1.
+        ess_fraction: effective sample size that the pilot keeps at each level, as a
+            fraction of the particles with weight; None for no pilot.
+    """
+
+    exponents: tuple[float, ...]
+    ess_fraction: float | None
+
+    @property
+    def runs(self) -> int:
+        """Number of runs of the sequence: the main run, and a pilot if needed."""
+        return 1 if self.ess_fraction is None else 2
+
+
+def make_ladder(
+    method: str,
+    num_levels: int,
+    exponents: Sequence[float] | str | None,
+    ess_fraction: float,
+) -> Ladder:
+    """Make the ladder from the arguments of a constructor.
+
+    Args:
+        method: name of the method, for errors.
+        num_levels: K, unless the exponents are given as a sequence.
+        exponents: None for k / K, a sequence that rises to 1, or "ess" for a pilot.
+        ess_fraction: effective sample size that the pilot keeps, as a fraction.
+
+    Raises:
+        ConfigurationError: for a ladder that does not rise to 1, no levels, or a
+            fraction outside (0, 1).
+    """
+    if not 0.0 < ess_fraction < 1.0:
+        raise ConfigurationError(
+            f"The pilot of {method} needs ess_fraction in (0, 1); got {ess_fraction}."
+        )
+    if exponents is None:
+        return Ladder(even_exponents(num_levels), None)
+    if not isinstance(exponents, str):
+        return Ladder(check_exponents(exponents), None)
+    if exponents != "ess":
+        raise ConfigurationError(
+            f'{method} takes exponents=None for k / K, "ess" for a pilot run that '
+            f"chooses them, or a sequence that rises to 1; got {exponents!r}."
+        )
+    return Ladder(even_exponents(num_levels), ess_fraction)

@@ -20,7 +20,6 @@ the same size before the main run, and is then fixed.
 Rows: M chains make their moves in parallel, in waves of M proposals.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +30,7 @@ from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers.parts.allocation import Deterministic
 from tsi.samplers.parts.annealing import (
-    check_exponents,
-    even_exponents,
+    Ladder,
     next_exponent,
 )
 from tsi.samplers.parts.path_record import (
@@ -58,25 +56,6 @@ from tsi.weights import (
 
 NO_CUT = jnp.iinfo(jnp.int32).max
 """As a depth: no cut."""
-
-
-class Ladder(NamedTuple):
-    """Exponents of the targets, lambda_1, ..., lambda_K.
-
-    Attributes:
-        exponents: the exponents, or initial values that the pilot replaces; the last is
-            1.
-        ess_fraction: effective sample size that the pilot keeps at each level, as a
-            fraction of the particles with weight; None for no pilot.
-    """
-
-    exponents: tuple[float, ...]
-    ess_fraction: float | None
-
-    @property
-    def runs(self) -> int:
-        """Number of runs of the sequence: the main run, and a pilot if needed."""
-        return 1 if self.ess_fraction is None else 2
 
 
 class TemperedState(NamedTuple):
@@ -124,40 +103,6 @@ class TemperedState(NamedTuple):
     accepted: Int[Array, ""]
     proposed: Int[Array, ""]
     parents: Int[Array, "M"]
-
-
-def make_ladder(
-    method: str,
-    num_levels: int,
-    exponents: Sequence[float] | str | None,
-    ess_fraction: float,
-) -> Ladder:
-    """Make the ladder from the arguments of a constructor.
-
-    Args:
-        method: name of the method, for errors.
-        num_levels: K, unless the exponents are given as a sequence.
-        exponents: None for k / K, a sequence that rises to 1, or "ess" for a pilot.
-        ess_fraction: effective sample size that the pilot keeps, as a fraction.
-
-    Raises:
-        ConfigurationError: for a ladder that does not rise to 1, no levels, or a
-            fraction outside (0, 1).
-    """
-    if not 0.0 < ess_fraction < 1.0:
-        raise ConfigurationError(
-            f"The pilot of {method} needs ess_fraction in (0, 1); got {ess_fraction}."
-        )
-    if exponents is None:
-        return Ladder(even_exponents(num_levels), None)
-    if not isinstance(exponents, str):
-        return Ladder(check_exponents(exponents), None)
-    if exponents != "ess":
-        raise ConfigurationError(
-            f'{method} takes exponents=None for k / K, "ess" for a pilot run that '
-            f"chooses them, or a sequence that rises to 1; got {exponents!r}."
-        )
-    return Ladder(even_exponents(num_levels), ess_fraction)
 
 
 def tempered_explorer(

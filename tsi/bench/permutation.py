@@ -151,12 +151,12 @@ def row_permutation_check(
             labels = before.stored.symbols[parents, 0]
             return exploration, extensions + _count(labels, 1.0 * takes_step, rows)
 
-        def unfinished(carry: tuple[Any, Array]) -> Array:
+        def is_unfinished(carry: tuple[Any, Array]) -> Array:
             exploration, _ = carry
             return (exploration.turn < turns) & ~exploration.state.done
 
         exploration, extensions = jax.lax.while_loop(
-            unfinished, advance, (first, jnp.zeros(rows))
+            is_unfinished, advance, (first, jnp.zeros(rows))
         )
         state = exploration.state
         labels = exploration.stored.symbols[state.members, 0]

@@ -277,7 +277,7 @@ def _force(
     place = rows.counts
     here = in_string(forced_end, rows.places, place) | (place >= rows.places.end)
 
-    def draw_allowed() -> tuple[
+    def draw_allowed_token() -> tuple[
         Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]
     ]:
         allowed = allowed_tokens(
@@ -286,7 +286,7 @@ def _force(
         return _where(here, sample_among(keys, logits, allowed, temperatures), drawn)
 
     # Forced tokens are rare, so this is skipped where no row has one.
-    return jax.lax.cond(jnp.any(here & rows.active), draw_allowed, lambda: drawn)
+    return jax.lax.cond(jnp.any(here & rows.active), draw_allowed_token, lambda: drawn)
 
 
 def _where(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:

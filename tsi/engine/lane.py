@@ -133,8 +133,8 @@ class Lane:
             tell: called after each burst.
         """
         left = collections.deque(problems)
-        while (left or self.population.occupied.any()) and not stop.is_set():
-            free = np.flatnonzero(~self.population.occupied)
+        while (left or self.population.occupancy.any()) and not stop.is_set():
+            free = np.flatnonzero(~self.population.occupancy)
             count = num_to_enter(len(free), len(left), self.sizes.problems)
             if count:
                 self._enter([left.popleft() for _ in range(count)], free[:count])

@@ -53,14 +53,14 @@ class Population:
         )
 
     @property
-    def occupied(self) -> Bool[np.ndarray, " P"]:
+    def occupancy(self) -> Bool[np.ndarray, " P"]:
         """Which places have a problem."""
         return self.index >= 0
 
     @property
     def ready(self) -> Bool[np.ndarray, " P"]:
         """Which problems have no step left to read, so that their samplers decide."""
-        return self.occupied & (self.waiting == 0)
+        return self.occupancy & (self.waiting == 0)
 
     def is_in_work(self, rows: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Whether the problem of each working row is in work."""

@@ -91,7 +91,7 @@ class QwenFormat:
             {"role": "assistant", "content": "".join(step + tag for step in steps)},
         ]
         separator = _control_id(self.tokenizer, self.separator)
-        tokens, marks = self.tokenizer.encode_tagged(messages, {tag: separator})
+        tokens, marks = self.tokenizer.encode_with_tags(messages, {tag: separator})
         return _cut_after_last_mark(tokens, marks)
 
 
@@ -164,7 +164,7 @@ class RLHFlowFormat:
             messages.append({"role": "user", "content": turn})
             messages.append({"role": "assistant", "content": tag})
         answer = {tag: self.answers[0]}
-        tokens, places = self.tokenizer.encode_tagged(messages, answer)
+        tokens, places = self.tokenizer.encode_with_tags(messages, answer)
         # The answer is predicted at the token before it.
         return _cut_after_last_mark(tokens, [place - 1 for place in places])
 

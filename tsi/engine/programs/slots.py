@@ -197,7 +197,7 @@ def burst(
         c = write_token(c, logits, part.keys, part.room, boundary, temperatures, forced)
         return c, offset + 1, new
 
-    def unfinished(carry: Burst) -> Bool[Array, ""]:
+    def is_unfinished(carry: Burst) -> Bool[Array, ""]:
         c, offset, _ = carry
         ended = jnp.sum(was_active & ~c.active)
         return jnp.any(c.active) & (ended < enough) & (offset < width)
@@ -205,7 +205,7 @@ def burst(
     new = empty_key_values(policy.config, rows, width, slots.cache.keys[0].dtype)
     # The cache is not in the carry: it is read in the loop and written after it.
     start = (part._replace(keys=()), jnp.zeros((), jnp.int32), new)
-    slots_after, offset, new = jax.lax.while_loop(unfinished, write, start)
+    slots_after, offset, new = jax.lax.while_loop(is_unfinished, write, start)
     slots_after = slots_after._replace(
         keys=part.keys, filled=part.filled + slots_after.counts - part.counts
     )
