@@ -1,5 +1,6 @@
 """The bench for new samplers: what it catches, and that it names the place."""
 
+import inspect
 from pathlib import Path
 
 import jax
@@ -207,3 +208,24 @@ def test_every_constructor_is_judged():
     for name in made - constructors:
         assert any(name.startswith(f"{constructor}_") for constructor in constructors)
     assert isinstance(smooth(), TabularTarget)
+
+
+def takes_a_scheme(name):
+    constructor = getattr(samplers, name)
+    if name == "by_priority" or not inspect.isfunction(constructor):
+        return False
+    return "resampling" in inspect.signature(constructor).parameters
+
+
+@pytest.mark.parametrize("name", [*filter(takes_a_scheme, samplers.__all__)])
+def test_a_deterministic_scheme_states_no_target(name):
+    """Its offspring have no expectation in which the estimate could be unbiased."""
+    constructor = getattr(samplers, name)
+    best = constructor(resampling=samplers.top_k_replicate(2))
+    assert best.path_log_weight is None
+    assert constructor().path_log_weight is not None
+
+
+def test_every_kind_of_particle_method_takes_a_scheme():
+    names = set(filter(takes_a_scheme, samplers.__all__))
+    assert {"smc", "twisted_smc", "tempered_smc", "waste_free_smc"} <= names

@@ -10,7 +10,6 @@ from tsi import samplers
 from tsi.bench.conformance import target_checks
 from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError
-from tsi.samplers.parts.allocation import top_k_replicate
 from tsi.samplers.parts.annealing import next_exponent
 from tsi.samplers.parts.potentials import latest, product, terminal, uniform
 from tsi.targets.examples import peaked, smooth, unequal_lengths
@@ -225,12 +224,6 @@ def test_a_constant_on_all_potentials_moves_the_evidence_and_nothing_else(name):
 def test_what_cannot_be_run_is_refused_with_the_reason(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
-
-
-@pytest.mark.parametrize("make", [samplers.tempered_smc, samplers.waste_free_smc])
-def test_a_deterministic_scheme_states_no_target(make):
-    assert make(resampling=top_k_replicate(2)).path_log_weight is None
-    assert make().path_log_weight is not None
 
 
 def test_the_main_run_starts_with_full_effective_size():
