@@ -17,8 +17,8 @@ from tsi.engine.stopping import (
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.scaling.method_list import METHODS
 from tsi.experiments.scaling.methods import sampler_of
-from tsi.results.answers import answer_posterior
 from tsi.results.rounds import answer_errors_between, merge_rounds
+from tsi.results.selection import answer_posterior
 
 SAMPLER = sampler_of("self_consistency", 5)
 

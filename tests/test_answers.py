@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 
 from tsi.errors import UnknownNameError
-from tsi.results.answers import (
-    MAX_ANSWER,
-    answer_posterior,
-    canonical,
-    equivalent,
-    extract_answer,
-    select,
-)
+from tsi.results.answers import extract_answer
+from tsi.results.canonical import canonical, equivalent
+from tsi.results.markup import MAX_ANSWER
+from tsi.results.selection import answer_posterior, select
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tsi import samplers
 from tsi.accuracy.pareto import pareto_k
 from tsi.engine.stopping import answer_error_below, evidence_error_below
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.results.answers import select
+from tsi.results.selection import select
 from tsi.targets.examples import smooth
 
 TOP = samplers.top_k_replicate(2)

@@ -32,7 +32,8 @@ ROOMS: dict[str, list[str]] = {
     "tsi.engine": ["meters", "paging", "sizing", "programs", "*"],
     "tsi.samplers": ["parts", "*"],
     "tsi.experiments": [
-        "append_only command places",
+        "append_only command named_function places",
+        "grading",
         "tasks",
         "worlds",
         "scaling",

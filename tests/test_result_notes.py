@@ -14,8 +14,8 @@ from tsi.experiments.scaling.to_arviz import to_datatree
 from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.solving.diagnostics import genealogy_figure, weights_figure
 from tsi.experiments.solving.solve import solution_text
-from tsi.results.answers import answer_posterior, unanswered_weight
 from tsi.results.notes import all_truncated, reward_spread
+from tsi.results.selection import answer_posterior, unanswered_weight
 
 DEAD = -np.inf
 LIMIT, UNANSWERED, ALIKE = "limit cut every", "without an answer", "not discriminate"

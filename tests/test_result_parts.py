@@ -11,11 +11,11 @@ from tsi import samplers
 from tsi.accuracy.diagnostics import Diagnosis
 from tsi.experiments.scaling.methods import METHODS, sampler_of
 from tsi.experiments.scaling.run_method import run_method
-from tsi.results.answers import answer_posterior
 from tsi.results.build import build_result, price_without_reward
 from tsi.results.estimand import Estimand, estimand_of
 from tsi.results.ledger import Ledger
 from tsi.results.parts import FinalParticles, Steps, first_particles, join_particles
+from tsi.results.selection import answer_posterior
 from tsi.weights import weight_dtype
 
 

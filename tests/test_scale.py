@@ -36,8 +36,8 @@ from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.shared_rollouts import first_rollouts
 from tsi.experiments.scaling.write_report import write_report
 from tsi.explorer import Explorer
-from tsi.results.answers import select
 from tsi.results.estimand import estimand_of
+from tsi.results.selection import select
 
 SEVERAL = (
     *STANDARD,

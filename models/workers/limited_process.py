@@ -25,7 +25,15 @@ class ProcessLateError(Exception):
 
 
 class ProcessEndedError(Exception):
-    """The process ended instead of replying."""
+    """The process ended instead of replying.
+
+    Args:
+        returncode: of the process, -N if signal N ended it; None if it is not known.
+    """
+
+    def __init__(self, returncode: int | None = None) -> None:
+        super().__init__(returncode)
+        self.returncode = returncode
 
 
 class ProcessNotReadyError(Exception):
@@ -85,10 +93,26 @@ class LimitedProcess:
                 self._stop()
                 raise
 
+    def start(self) -> None:
+        """Start the process, if there is none, ahead of the next request.
+
+        Raises:
+            ProcessNotReadyError: it did not start.
+        """
+        with self._lock:
+            self._running_process()
+
     def close(self) -> None:
         """Stop the process, if there is one; the next request starts another."""
         with self._lock:
             self._stop()
+
+    def kill(self) -> None:
+        """Kill the process; a request amid work raises ProcessEndedError."""
+        process = self.process
+        if process is not None and self._owner == os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def _stop(self) -> None:
         process, self.process = self.process, None
@@ -149,7 +173,6 @@ def _receive(process: "subprocess.Popen[bytes]", seconds: float) -> Any:
             raise ProcessLateError
         part = os.read(process.stdout.fileno(), 65_536)
         if not part:
-            process.wait()
-            raise ProcessEndedError
+            raise ProcessEndedError(process.wait())
         line += part
     return json.loads(line)

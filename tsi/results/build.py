@@ -11,11 +11,11 @@ import math
 import numpy as np
 
 from tsi.accuracy.diagnostics import Diagnosis
-from tsi.results.answers import answer_posterior, select
 from tsi.results.estimand import Estimand
 from tsi.results.ledger import Ledger, SlotCosts, ledger_of_first
 from tsi.results.parts import Diagnostics, Evidence, FinalParticles, Posterior, Steps
 from tsi.results.result import Result
+from tsi.results.selection import answer_posterior, select
 from tsi.weights import weight_dtype
 
 

@@ -19,7 +19,7 @@ class Estimand(NamedTuple):
             jointly, as in parallel tempering; their evidences are factors of the
             reported one. NaN for a target that is not a temperature of the first.
         chain: the particles are states of Markov chains, which depend on each other.
-        select: the rule that chooses one answer; see `tsi.results.answers.select`.
+        select: the rule that chooses one answer; see `tsi.results.selection.select`.
         reads_reward: False for a method whose answer does not depend on the reward. The
             caller sets it, since it depends on weights and rule; the engine leaves it
             True.

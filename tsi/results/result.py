@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tsi.results.answers import unanswered_weight
 from tsi.results.estimand import Estimand
 from tsi.results.ledger import Ledger, SlotCosts
 from tsi.results.notes import notes
 from tsi.results.parts import Diagnostics, Evidence, FinalParticles, Posterior, Steps
+from tsi.results.selection import unanswered_weight
 from tsi.results.summary import summary
 
 

@@ -1,0 +1,1 @@
+"""Grading: whether an answer is right, decided on untrusted text within limits."""

@@ -1,0 +1,28 @@
+"""The grader "exact": the answer is the gold answer, character by character.
+
+Spaces around both do not count, and neither does the form in which Unicode writes a
+character (NFC).
+"""
+
+import unicodedata
+
+from tsi.problem import Problem
+from tsi.results.answers import find_answer
+
+
+def extract(text: str) -> str | None:
+    """The text of the last box, else after the last "answer is", else the last line."""
+    found = find_answer(text)
+    if found is None:
+        lines = text.strip().rsplit("\n", 1)
+        found = lines[-1]
+    return found.strip() or None
+
+
+def is_correct(problem: Problem, answer: str) -> bool:
+    """Whether the two are the same text."""
+    return _normal(answer) == _normal(problem.answer)
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())

@@ -1,0 +1,130 @@
+"""Graders by name: ``get_grader("math")``, or your own as ``module:function``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.experiments.grading import choice, exact, mathematics, numeric
+from tsi.experiments.named_function import find_function
+from tsi.problem import Problem
+from tsi.results.answers import extract_answer
+from tsi.results.canonical import MAX_ANSWER
+
+Shortcut = Callable[[Problem, str], bool | None]
+
+
+@dataclass(frozen=True)
+class Grader:
+    """What an answer is, and when it is right.
+
+    Args:
+        name: by which :func:`get_grader` finds it.
+        function: "module:function", of ``(Problem, answer) -> bool``.
+        extract: ``(text) -> answer``, the canonical answer of a text, by which
+            particles vote, or None.
+        is_inline: whether the function is quick and safe on untrusted text (bounded
+            regular expressions), so that it runs in this process.
+        shortcut: ``(Problem, answer) -> bool | None``, quick and safe; None if the
+            function must decide.
+        data: for the function, where a problem's own data does not have the key.
+        max_characters: of an answer; longer ones are not graded.
+        check_gold: ``(Problem) -> str | None``, what is wrong with a gold answer, as
+            the end of a sentence.
+    """
+
+    name: str
+    function: str
+    extract: Callable[[str], str | None] = extract_answer
+    is_inline: bool = False
+    shortcut: Shortcut | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    max_characters: int = 65_536
+    check_gold: Callable[[Problem], str | None] | None = None
+
+    def check(self, problems: "list[Problem] | tuple[Problem, ...]") -> None:
+        """Refuse gold answers by which nothing can be graded.
+
+        Raises:
+            ConfigurationError: names the first such problem.
+        """
+        for problem in problems:
+            wrong = None
+            if not isinstance(problem.answer, str) or not problem.answer.strip():
+                wrong = "is empty; write the right answer"
+            elif self.check_gold is not None:
+                wrong = self.check_gold(problem)
+            if wrong is not None:
+                raise ConfigurationError(
+                    f"The gold answer {problem.answer!r} of problem {problem.id!r} "
+                    f"{wrong}."
+                )
+
+
+GRADERS = {
+    grader.name: grader
+    for grader in (
+        Grader(
+            "math",
+            "tsi.experiments.grading.mathematics:is_correct",
+            shortcut=mathematics.shortcut,
+            max_characters=MAX_ANSWER,
+            check_gold=mathematics.check_gold,
+        ),
+        Grader(
+            "numeric",
+            "tsi.experiments.grading.numeric:is_correct",
+            extract=numeric.extract,
+            is_inline=True,
+            shortcut=numeric.is_correct,
+            check_gold=numeric.check_gold,
+        ),
+        Grader(
+            "choice",
+            "tsi.experiments.grading.choice:is_correct",
+            extract=choice.extract,
+            is_inline=True,
+            shortcut=choice.is_correct,
+            check_gold=choice.check_gold,
+        ),
+        Grader(
+            "exact",
+            "tsi.experiments.grading.exact:is_correct",
+            extract=exact.extract,
+            is_inline=True,
+            shortcut=exact.is_correct,
+        ),
+    )
+}
+
+
+def get_grader(name: str) -> Grader:
+    """The grader of that name.
+
+    Args:
+        name: "math", "numeric", "choice", "exact", or "module:function" of a function
+            ``(problem, answer) -> bool`` of one's own. "numeric:0.01" has a relative
+            tolerance of 1 %.
+
+    Raises:
+        UnknownNameError: there is no such grader; the message lists the known ones.
+        ConfigurationError: there is no such function.
+    """
+    if name in GRADERS:
+        return GRADERS[name]
+    kind, colon, setting = name.partition(":")
+    if kind == "numeric":
+        if not numeric.is_tolerance(setting):
+            raise ConfigurationError(
+                f"{name!r} has no tolerance; write a relative one from 0, such as "
+                "numeric:0.01."
+            )
+        return replace(GRADERS[kind], name=name, data={"tolerance": setting})
+    if not colon:
+        raise UnknownNameError("grader", name, [*GRADERS, "module:function"])
+    find_function(
+        name,
+        "a function of a problem and an answer",
+        "my_module:is_correct",
+    )
+    return Grader(name, name)

@@ -1,0 +1,138 @@
+"""The grader "numeric": numbers within a tolerance, with the gold answer's unit.
+
+A problem's data may have ``tolerance`` (relative to the gold answer) and
+``absolute_tolerance``; the answer may differ by the larger of the two. Without them it
+must be the same number. Numbers are exact fractions, so that 0.1 is 1/10. If the gold
+answer has a unit, the answer must have the same unit or none; units are compared by a
+list of common spellings and are not converted. A unit that only the answer has is
+ignored. A percent sign is a unit, too.
+"""
+
+import math
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from tsi.problem import Problem
+from tsi.results.answers import MAX_TEXT, find_answer, last_number
+from tsi.results.canonical import canonical
+from tsi.results.markup import MAX_ANSWER, remove_markup
+from tsi.results.names import drop_name
+from tsi.results.numbers import number_of
+from tsi.results.units import split_unit
+
+_SPELLINGS = """
+    % percent pct percentage
+    $ usd dollar us-dollar
+    € eur euro
+    £ gbp pound-sterling
+    ° deg degree
+    cm centimeter centimetre
+    mm millimeter millimetre
+    m meter metre
+    km kilometer kilometre
+    in inch inche
+    ft foot feet
+    yd yard
+    mi mile
+    g gram gramme
+    kg kilogram kilo
+    lb pound
+    oz ounce
+    l liter litre
+    ml milliliter millilitre
+    s sec second
+    min minute
+    h hr hour
+    km/h kmh kph
+    mi/h mph
+"""
+_SPELLING = {
+    word: line.split()[0]
+    for line in _SPELLINGS.strip().splitlines()
+    for word in line.split()
+}
+_CURRENCY = re.compile(r"^([-+]?) ?(?:\\?(\$)|([€£¥₹]))")
+_SIGN = re.compile(r"(\\?%|°|\^\\circ|\^\{\\circ\})$")
+
+
+class Quantity(NamedTuple):
+    """A number and its unit, "" if it has none."""
+
+    value: Fraction
+    unit: str
+
+
+def extract(text: str) -> str | None:
+    """The number that a text gives as its answer, with its unit, or its last number."""
+    text = text[-MAX_TEXT:]
+    for found in (find_answer(text), last_number(text)):
+        quantity = None if found is None else quantity_of(found)
+        if quantity is not None:
+            return f"{quantity.value} {quantity.unit}".strip()
+    return None
+
+
+def quantity_of(text: str) -> Quantity | None:
+    """The number and the unit of an answer; None if it is no number."""
+    text = text.strip(" .,;*\n")
+    if len(text) > MAX_ANSWER:
+        return None
+    unit = ""
+    if currency := _CURRENCY.match(text):
+        unit = currency.group(2) or currency.group(3)
+    elif sign := _SIGN.search(text):
+        unit = "%" if "%" in sign.group() else "°"
+    plain = drop_name(remove_markup(text, keep_units=True))
+    number, words = split_unit(plain, short_too=True)
+    value = number_of(number)
+    if value is None:
+        simple = canonical(text)
+        value = None if simple is None else number_of(simple)
+    return None if value is None else Quantity(value, unit or _normal_unit(words))
+
+
+def is_correct(problem: Problem, answer: str) -> bool:
+    """Whether the answer is the gold number, within the problem's tolerance."""
+    gold, given = quantity_of(problem.answer), quantity_of(answer)
+    if gold is None or given is None:
+        return False
+    if not gold.unit:
+        gold = gold._replace(unit=_normal_unit(str(problem.data.get("unit", ""))))
+    if gold.unit and given.unit and gold.unit != given.unit:
+        return False
+    relative = Fraction(str(problem.data.get("tolerance", 0)))
+    absolute = Fraction(str(problem.data.get("absolute_tolerance", 0)))
+    allowed = max(relative * abs(gold.value), absolute)
+    return abs(gold.value - given.value) <= allowed
+
+
+def check_gold(problem: Problem) -> str | None:
+    """What is wrong with a gold answer or a tolerance, as the end of a sentence."""
+    if quantity_of(problem.answer) is None:
+        return "is not a number; use the grader math or exact"
+    for name in ("tolerance", "absolute_tolerance"):
+        if not is_tolerance(problem.data.get(name, 0)):
+            return (
+                f"has the {name} {problem.data[name]!r}; write a number from 0, such "
+                "as 0.01"
+            )
+    return None
+
+
+def is_tolerance(value: object) -> bool:
+    """Whether a value is a finite number from 0."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, bool) and 0 <= number < math.inf
+
+
+def _normal_unit(words: str) -> str:
+    """One spelling of a unit."""
+    unit = re.sub(r"[\s.{}^]", "", words.casefold())
+    if unit in _SPELLING:
+        return _SPELLING[unit]
+    single = unit.removesuffix("s")
+    return _SPELLING.get(single, single or unit)

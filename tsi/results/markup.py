@@ -1,0 +1,141 @@
+r"""Plain text of an answer: LaTeX, Markdown and Unicode markup removed or unified."""
+
+import re
+
+from tsi.results.units import drop_text_unit
+
+MAX_ANSWER = 512
+
+# "\\" is the end of a row of a matrix: it stays, and so does what follows it.
+_DROPPED = re.compile(
+    r"(\\\\)|\\(?:left|right|displaystyle|textstyle|quad|qquad|degree)(?![A-Za-z])"
+    r"|\\[!,;:()\[\]]|\\?[$%]|\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})"
+    r"|[°€£¥₹\u200b\ufeff]"
+)
+_WRAPPER = re.compile(
+    r"\\(?:text|textrm|textit|textbf|textnormal|mathrm|mathbf|mathit|mbox|boxed|fbox"
+    r"|operatorname|underline)\{"
+)
+_FRACTION = re.compile(r"\\frac ?(\d|\{)")
+_FACTOR = re.compile(r" ?(?:[0-9({^!\\√]|[A-Za-z](?![A-Za-z]{2}))")
+_DIGITS = re.compile(r"\d{1,100}$")
+_AROUND = re.compile(r" ?([-+/=<>()\[\]]) ?")
+_BRACES = re.compile(r"([\^_])\{(\w)\}")
+_ROOT = re.compile(r"\\sqrt ?(\d)(?!\d)|√ ?(\d{1,20})")
+_DASHES = dict.fromkeys(map(ord, "−–—‐‑‒﹣－"), "-")
+_SYMBOLS = {
+    "×": "\\times ",
+    "·": "\\cdot ",
+    "⋅": "\\cdot ",
+    "π": "\\pi ",
+    "∞": "\\infty ",
+    "≤": "\\le ",
+    "≥": "\\ge ",
+    "≠": "\\ne ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "∈": "\\in ",
+    "∅": "\\emptyset ",
+    "±": "\\pm ",
+    "²": "^2",
+    "³": "^3",
+    "½": " 1/2",
+    "¼": " 1/4",
+    "¾": " 3/4",
+    "{,}": ",",
+    "\\ ": " ",
+    "~": " ",
+    "\\\\": "\\\\",
+}
+_SYMBOL = re.compile("|".join(map(re.escape, sorted(_SYMBOLS, key=len, reverse=True))))
+_COMMANDS = {
+    "leq": "\\le",
+    "geq": "\\ge",
+    "neq": "\\ne",
+    "varnothing": "\\emptyset",
+    "dfrac": "\\frac",
+    "tfrac": "\\frac",
+    "cfrac": "\\frac",
+    "lbrace": "\\{",
+    "rbrace": "\\}",
+}
+_COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
+
+
+def remove_markup(answer: str, *, keep_units: bool = False) -> str:
+    r"""An answer without markup, with one spelling of dashes, fractions and spaces.
+
+    Args:
+        answer: of any text.
+        keep_units: whether to keep units in ``\text{}``.
+    """
+    plain = answer.translate(_DASHES)
+    plain = _SYMBOL.sub(lambda match: _SYMBOLS[match.group()], plain)
+    plain = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], plain)
+    plain = _DROPPED.sub(lambda match: match.group(1) or "", plain)
+    plain = plain if keep_units else drop_text_unit(plain)
+    while wrapper := _WRAPPER.search(plain):
+        content = brace_content(plain, wrapper.end() - 1)
+        if content is None:
+            break
+        end = wrapper.end() + len(content) + 1
+        plain = plain[: wrapper.start()] + content + plain[end:]
+    plain = slash_fractions(
+        plain.replace("**", "^") if "**" in plain.strip("*_ ") else plain
+    )
+    plain = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", plain)
+    plain = _BRACES.sub(r"\1\2", plain)
+    plain = " ".join(plain.split()).strip("*`_ ")
+    return _AROUND.sub(r"\1", _strip_stops(plain))
+
+
+def brace_content(text: str, start: int) -> str | None:
+    """The text between the brace at `start` and the matching brace, if it is near."""
+    depth = 0
+    for i in range(start, min(len(text), start + MAX_ANSWER + 2)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[start + 1 : i]
+    return None
+
+
+def slash_fractions(plain: str) -> str:
+    r"""Write \frac{a}{b}, \frac12 and 1\frac{1}{2} as a/b, 1/2 and "1 1/2"."""
+    match = _FRACTION.search(plain)
+    while match:
+        start, position, parts = match.start(), match.end() - 1, []
+        for _ in range(2):
+            while plain[position : position + 1] == " ":
+                position += 1
+            if plain[position : position + 1] == "{":
+                part = brace_content(plain, position)
+                if part is None:
+                    return plain
+                position += len(part) + 2
+            else:
+                part = plain[position : position + 1]
+                position += 1
+            simple = re.fullmatch(r"[+-]?[\w.]{1,100}", part.strip())
+            parts.append(part.strip() if simple else f"({part.strip()})")
+        before, after = plain[:start], plain[position:]
+        ratio = f"{parts[0]}/{parts[1]}"
+        whole = _DIGITS.search(before)
+        if before.endswith("^"):
+            ratio = f"{{{ratio}}}"
+        elif whole and _FACTOR.match(after):
+            before, ratio = before[: whole.start()], f"({whole.group()}+{ratio})"
+        elif before.endswith("/") or _FACTOR.match(after):
+            # A ratio without brackets would end further to the right or left.
+            ratio = f"({ratio})"
+        elif whole:
+            ratio = f" {ratio}"
+        plain = before + ratio + after
+        match = _FRACTION.search(plain)
+    return plain
+
+
+def _strip_stops(plain: str) -> str:
+    """Without punctuation at the end, but with an ellipsis."""
+    while plain and plain[-1] in " .,;:" and not plain.endswith(".."):
+        plain = plain[:-1]
+    return plain

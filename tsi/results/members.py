@@ -1,0 +1,64 @@
+r"""Members of lists, tuples, intervals and sets: "1, 2", "(1, 2]", "\{1, 2\}"."""
+
+import re
+
+_SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[()\[\]{}]")
+_CLOSED_BY = {"(": ")]", "[": "])", "{": "}"}
+
+
+def bracket_members(plain: str) -> tuple[str, list[str], str] | None:
+    r"""The opening bracket, the members and the closing bracket.
+
+    Args:
+        plain: without markup; a set is in braces or in ``\{`` and ``\}``.
+
+    Returns:
+        None for another form, and for one member in round or square brackets. Sets have
+        the brackets ``\{`` and ``\}``.
+    """
+    if plain.startswith("\\{") and plain.endswith("\\}") and len(plain) >= 4:
+        members = _split(plain[2:-2], words=False)
+        return None if members is None else ("\\{", members, "\\}")
+    if len(plain) < 2 or plain[-1] not in _CLOSED_BY.get(plain[0], ""):
+        return None
+    members = _split(plain[1:-1], words=False)
+    if members is None or len(members) < 2:
+        return None
+    if plain[0] == "{":
+        return "\\{", members, "\\}"
+    if _CLOSED_BY[plain[0]][0] != plain[-1] and len(members) != 2:
+        return None
+    return plain[0], members, plain[-1]
+
+
+def list_members(plain: str) -> list[str]:
+    """The members of a list without brackets; the text alone if it is none."""
+    members = _split(plain, words=True)
+    if members is None or len(members) < 2 or not all(members):
+        return [plain]
+    return members
+
+
+def _split(text: str, *, words: bool) -> list[str] | None:
+    """Split at commas outside brackets, and at "and" and "or"; None if unbalanced."""
+    members, depth, start = [], 0, 0
+    for match in _SEPARATOR.finditer(text):
+        mark = match.group()
+        if mark in "([{":
+            depth += 1
+        elif mark in ")]}":
+            depth -= 1
+            if depth < 0:
+                return None
+        elif depth == 0 and (words or mark in ",;"):
+            members.append(text[start : match.start()].strip())
+            start = match.end()
+    if depth:
+        return None
+    members.append(text[start:].strip())
+    # "1, 2, and 3" has nothing between its comma and its "and".
+    return [
+        member
+        for i, member in enumerate(members)
+        if member or not 0 < i < len(members) - 1
+    ]

@@ -1,0 +1,33 @@
+"""Names of variables that an answer gives values to: "x = 5", "(x, y) = (1, 2)"."""
+
+import re
+
+_NAME = re.compile(
+    r"(\\?[A-Za-z]\w{0,15}(?:_?\{\w{1,8}\})?(?:\(\w{1,8}(?:, ?\w{1,8}){0,4}\))?"
+    r"|\([A-Za-z](?:, ?[A-Za-z]){1,4}\)) ?=(?!=) ?(?=\S)"
+)
+_NEXT_EQUATION = re.compile(r"[,;]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+
+
+def name_of(plain: str) -> tuple[str | None, str]:
+    """The name and the value of an assignment; None and the text of anything else.
+
+    In a chain, "x = y = 5", the name is the first and the value the last.
+
+    Args:
+        plain: without markup.
+    """
+    name, value = None, plain
+    while match := _NAME.match(value):
+        rest = value[match.end() :]
+        if "=" in rest and _NEXT_EQUATION.search(rest):
+            # Several equations: each has a name of its own.
+            break
+        name = name or match.group(1).replace(" ", "")
+        value = rest
+    return name, value
+
+
+def drop_name(plain: str) -> str:
+    """The value of an assignment; other texts as they are."""
+    return name_of(plain)[1]
