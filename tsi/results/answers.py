@@ -1,21 +1,81 @@
-"""Answers: extraction from untrusted text."""
+r"""Answers: extraction from untrusted text.
+
+The answer of a text is its last box, or else what its last cue ("the answer is",
+"Answer:", "####", <answer>) is followed by, or else its last number. After a cue the
+answer ends at the end of a sentence, of a line, of an emphasis or of a tag, and before
+a remark such as "(out of 9)" or ", because ...".
+"""
 
 import re
 
 from tsi.results.canonical import canonical
 from tsi.results.markup import MAX_ANSWER, brace_content
-from tsi.results.numbers import DECIMAL
+from tsi.results.names import name_of
+from tsi.results.numbers import DECIMAL, NUMBER
+from tsi.results.units import changes_meaning
 
 MAX_TEXT = 65_536
 
+# Every quantifier is bounded, so that matching is linear in the text.
 _NUMBER_IN_TEXT = re.compile(
     # The minus of "7-4" is not a sign.
     rf"(?:(?<![\w)])-)?\$?(?:{DECIMAL})(?:/\d{{1,100}})?"
 )
-_QUANTITY = re.compile(
-    rf"\s{{0,8}}([+-]?\$?(?:{DECIMAL})(?:/\d{{1,100}})?) [A-Za-z]{{2}}"
+_BOX = re.compile(r"\\f?boxed ?\{|\\fbox ?\{")
+_CUE = re.compile(
+    r"""
+    \#{4}(?=[ ]{0,4}(?:\$?(?:[A-Za-z][ ]?=[ ]?)?[-+−–$€£(\\*]{0,3}\d|\S{1,64}[ ]{0,4}$))
+    | <(?:final_)?answer>
+    | ^[#*_>\ ]{0,8}(?:the\ |my\ |your\ )?(?:final\ |correct\ )?answers?
+        [*_\ ]{0,6}(?P<heading>$)
+    | (?<![A-Za-z/])ans(?:wer)?s?[*_`"”)]{0,4}
+        (?: [ ]?(?P<sign>:|=|[–—→]|->|-(?=[ ]))
+          | (?:,?[ ][A-Za-z'’]{1,16}){0,6}?,?[ ](?:is|are|be|equals)
+            (?![A-Za-z'’])[ ]?[:=]?
+        )
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-_ANSWER_CUE = re.compile(r"answer (?:is|=)[: ]?|answer:|####", re.IGNORECASE)
+_LEAD = re.compile(
+    r"""(?:
+      [\s*_`:;>"“”]{1,64} | ['‘](?=\S)
+      | not[ ][^,.\n]{1,40}?,?[ ]but[ ]
+      | (?:(?:therefore|thus|then|hence|so|simply|just|indeed|clearly|obviously|exactly
+          |approximately|about|precisely|actually|finally|now|also|only|probably
+          |equal[ ]to|given[ ]by|found[ ]to[ ]be|to[ ]be|a[ ]total[ ]of|that
+          |there[ ](?:are|is)|equals?|the[ ](?:number|value|integer)|option|choice)
+        (?:,[ ]?|[ :]))
+    ){1,16}""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_MATHEMATICS = re.compile(
+    r"(?:\$\$(?P<double>[^$]{1,512})\$\$|\\\[(?P<display>(?:[^\\]|\\(?!\])){1,512})\\\]"
+    r"|\\\((?P<inline>(?:[^\\]|\\(?!\))){1,512})\\\)|\$(?P<single>[^$\n]{0,511}[^$\s])\$)"
+)
+_CONTINUES = re.compile(r"[*_ ]{0,4}(?:,|;|and |or |\\|[-+*/=^<>$0-9(]|%)")
+_DASHED = re.compile(r"[-−–—‐‑‒] ?(?=[\d$.\\])")
+_END = re.compile(
+    r"""\n | \.(?=[\s*_"”')]|$) | (?<!\w)\*\*|\*\*(?!\w) | </
+      | [ ]\((?!p?mod)(?=[^()\n]{0,200}[A-Za-z]{3})
+      | [ ][-–—]{1,3}[ ](?=[A-Za-z]{3})
+      | ;[ ](?=[A-Za-z]{3})
+      | ,?[ ](?:because|since)(?![A-Za-z])
+      | ,[ ](?:as|which|where|when|so|not|after|i\.e|for|given|but|with|assuming|using)
+        (?![A-Za-z])
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_QUANTITY = re.compile(
+    rf"\$?({NUMBER}) ?\\?%? ([A-Za-z]{{2,32}}[A-Za-z.']{{0,8}})(?![\w^\\])"
+)
+_TAG = re.compile(r"</?(?:b|i|u|em|strong|mark|code|span|p|br|div)(?: [^<>]{0,64})?/?>")
+_NO_ANSWER = re.compile(
+    r"(?:indeed |also |not |in)?(?:correct|right|wrong|clear|unclear|obvious|valid"
+    r"|reasonable|as follows|below|above|consistent|verified|complete|plausible"
+    r"|confirmed)(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_PROSE_WORDS = 4
 
 
 def extract_answer(text: str) -> str | None:
@@ -28,20 +88,15 @@ def extract_answer(text: str) -> str | None:
         The answer in canonical form, or None if the text has no answer.
     """
     text = text[-MAX_TEXT:]
-    stated = canonical(find_answer(text))
-    if stated is not None or _last_boxed(text) is not None:
-        return stated
-    return canonical(last_number(text))
-
-
-def last_number(text: str) -> str | None:
-    """The last number of a text; only its last 65,536 characters are read."""
-    numbers = _NUMBER_IN_TEXT.findall(text[-MAX_TEXT:])
-    return numbers[-1] if numbers else None
+    boxed = _last_boxed(text)
+    if boxed is not None:
+        return canonical(boxed)
+    stated = canonical(_only_number(_stated(text)))
+    return canonical(last_number(text)) if stated is None else stated
 
 
 def find_answer(text: str) -> str | None:
-    """The last box of a text, or else what its last "answer is" is followed by.
+    """The last box of a text, or else what its last cue is followed by.
 
     Args:
         text: untrusted; only its last 65,536 characters are read.
@@ -51,25 +106,62 @@ def find_answer(text: str) -> str | None:
     """
     text = text[-MAX_TEXT:]
     boxed = _last_boxed(text)
-    if boxed is not None:
-        return boxed
-    cues = list(_ANSWER_CUE.finditer(text))
-    return _answer_after(text[cues[-1].end() :]) if cues else None
+    return _stated(text) if boxed is None else boxed
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text; only its last 65,536 characters are read."""
+    numbers = _NUMBER_IN_TEXT.findall(text[-MAX_TEXT:])
+    return numbers[-1] if numbers else None
 
 
 def _last_boxed(text: str) -> str | None:
-    start = len(text)
-    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
-        content = brace_content(text, start + len("\\boxed"))
+    for box in reversed(list(_BOX.finditer(text))):
+        content = brace_content(text, box.end() - 1)
         if content is not None:
             return content
     return None
 
 
-def _answer_after(tail: str) -> str:
-    line = tail[: MAX_ANSWER + 2].strip().split("\n", 1)[0]
-    quantity = _QUANTITY.match(line)
-    if quantity:
-        return quantity.group(1)
-    # A full stop ends the sentence unless a digit follows it.
-    return re.split(r"\.(?!\d)", line, maxsplit=1)[0].strip(" *:,;")
+def _stated(text: str) -> str | None:
+    """What the last cue is followed by; a cue such as "the answer is right" is none."""
+    for cue in reversed(list(_CUE.finditer(text))):
+        tail = text[cue.end() : cue.end() + 2 * MAX_ANSWER]
+        stated = _answer_after(tail, is_line=cue["heading"] is not None)
+        if stated and not _NO_ANSWER.match(stated):
+            return stated
+    return None
+
+
+def _answer_after(tail: str, *, is_line: bool) -> str:
+    """The answer at the beginning of a text that follows a cue."""
+    tail = _TAG.sub("", tail)
+    lead = _LEAD.match(tail)
+    if lead:
+        is_line = is_line or "\n" in lead.group()
+        tail = tail[lead.end() :]
+    sign = ""
+    if dash := _DASHED.match(tail):
+        # "- 3" in a line of its own is an item of a list.
+        is_item = is_line and dash.group() in ("- ", "– ", "— ")
+        sign, tail = "" if is_item else "-", tail[dash.end() :]
+    if formula := _MATHEMATICS.match(tail):
+        inside = next(group for group in formula.groups() if group is not None)
+        if not _CONTINUES.match(tail, formula.end()):
+            return sign + inside.strip()
+    end = _END.search(tail)
+    line = tail[: end.start() if end else None].strip(" *_:,;\"“”'‘’`")
+    name, value = name_of(line)
+    quantity = _QUANTITY.match(sign + value)
+    if quantity and not changes_meaning(quantity.group(2)):
+        number = quantity.group(1)
+        return number if name is None else f"{name} = {number}"
+    return sign + line
+
+
+def _only_number(stated: str | None) -> str | None:
+    """The number of a sentence that has one, as "that there are 4 ways" has."""
+    if stated is None or len(re.findall(r"[A-Za-z]{2,}", stated)) < _PROSE_WORDS:
+        return stated
+    numbers = _NUMBER_IN_TEXT.findall(stated)
+    return numbers[0] if len(numbers) == 1 and "\\" not in stated else stated

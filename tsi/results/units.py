@@ -81,6 +81,12 @@ def split_unit(plain: str, *, short_too: bool = False) -> tuple[str, str]:
     return number, (first + rest).strip()
 
 
+def changes_meaning(word: str) -> bool:
+    """Whether a word after a number is of mathematics, or a number itself."""
+    word = word.casefold()
+    return word in _MATHEMATICS or word.rstrip("s") in _MULTIPLIERS
+
+
 def drop_text_unit(latex: str) -> str:
     r"""A formula without the unit in ``\text{}`` at its end."""
     match = _IN_TEXT.search(latex)
