@@ -27,6 +27,7 @@ class Grader:
             regular expressions), so that it runs in this process.
         shortcut: ``(Problem, answer) -> bool | None``, quick and safe; None if the
             function must decide.
+        prepare: "module:function", what each process calls first, without arguments.
         data: for the function, where a problem's own data does not have the key.
         max_characters: of an answer; longer ones are not graded.
         check_gold: ``(Problem) -> str | None``, what is wrong with a gold answer, as
@@ -38,6 +39,7 @@ class Grader:
     extract: Callable[[str], str | None] = extract_answer
     is_inline: bool = False
     shortcut: Shortcut | None = None
+    prepare: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     max_characters: int = 65_536
     check_gold: Callable[[Problem], str | None] | None = None
@@ -68,6 +70,7 @@ GRADERS = {
             "math",
             "tsi.experiments.grading.mathematics:is_correct",
             shortcut=mathematics.shortcut,
+            prepare="tsi.experiments.grading.mathematics:prepare",
             max_characters=MAX_ANSWER,
             check_gold=mathematics.check_gold,
         ),

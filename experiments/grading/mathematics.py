@@ -9,7 +9,8 @@ and "no" as n·o. It decides about the formulas that remain, each by itself.
 - (1, 2) is the list 1, 2, but not [1, 2], {1, 2} or (2, 1). Sets and lists without
   brackets have no order. ± stands for two members.
 - A decimal with at least six places is a number that rounds to it, as 0.333333 is 1/3.
-- With a percent sign, 50% is 50 and 1/2. Currency, degrees and units do not count.
+- With a percent sign, 50% is 50 and 1/2; extraction drops the sign, so that an
+  extracted answer is 50. Currency, degrees and units do not count.
 - Formulas with words, "...", \gcd, \pmod or a base, as in 101_2, must be the same
   text, because math-verify does not read them or drops a part.
 """
@@ -74,12 +75,17 @@ def is_correct(problem: Problem, answer: str) -> bool:
     return bool(decide(problem.answer, answer, verify))
 
 
+def prepare() -> None:
+    """Import math-verify, which takes two seconds, and what it imports later."""
+    if importlib.util.find_spec("math_verify") is not None:
+        verify("x^2+2x+1", "(x+1)^2")
+
+
 def check_gold(problem: Problem) -> str | None:
     """What is wrong with a gold answer, as the end of a sentence."""
     if canonical(problem.answer) is None:
         return f"is empty or has more than {MAX_ANSWER} characters"
-    needed = shortcut(problem, "?") is None
-    if needed and importlib.util.find_spec("math_verify") is None:
+    if _has_formula(problem.answer) and importlib.util.find_spec("math_verify") is None:
         return f"is a formula, and {INSTALL}"
     return None
 
@@ -170,6 +176,24 @@ def _math_verify() -> tuple[Callable[[str], Any], Callable[[Any, Any], bool]]:
     return parse, compare
 
 
+def _has_formula(gold: str) -> bool:
+    """Whether a gold answer has a part about which math-verify decides."""
+    value = drop_unit(name_of(remove_markup(gold))[1])
+    members = _members(value)[1]
+    if len(members) > 1:
+        return any(map(_has_formula, members))
+    return _number(value) is None and not _is_text(value)
+
+
+def _is_text(plain: str) -> bool:
+    """Whether an answer must be the same text, because math-verify cannot read it."""
+    if _WORDS.fullmatch(plain) and not _PRODUCT.fullmatch(plain):
+        return True
+    if _BASE.fullmatch(plain):
+        return True
+    return _TEXT_ONLY.search(_ENVIRONMENT.sub("", plain)) is not None
+
+
 def _number(plain: str) -> Fraction | None:
     value = number_of(plain)
     if value is None:
@@ -255,11 +279,8 @@ def _all(results: Sequence[bool | None]) -> bool | None:
 
 def _equal_formulas(gold: str, given: str, verify: Verify) -> bool | None:
     """Whether two formulas of different canonical forms are equal."""
-    for text in (gold, given):
-        if _WORDS.fullmatch(text) and not _PRODUCT.fullmatch(text):
-            return False
-        if _TEXT_ONLY.search(_ENVIRONMENT.sub("", text)):
-            return False
+    if _is_text(gold) or _is_text(given):
+        return False
     if Counter(_CAPITAL_COMMAND.findall(gold)) != Counter(
         _CAPITAL_COMMAND.findall(given)
     ):

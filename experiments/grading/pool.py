@@ -73,8 +73,9 @@ class GradingPool:
             self._start(num_workers or min(MAX_WORKERS, os.cpu_count() or 1))
 
     def _start(self, num_workers: int) -> None:
-        command = [sys.executable, "-m", WORKER, self.grader.function]
-        command += [str(number) for number in self.limits]
+        names = [self.grader.function, self.grader.prepare]
+        command = [sys.executable, "-m", WORKER, *map(str, self.limits)]
+        command += [name for name in names if name is not None]
         # What can be imported here can be imported there.
         path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         self._executor = ThreadPoolExecutor(num_workers, "grading")

@@ -42,8 +42,14 @@ def grade(
         return False, f"error: {type(error).__name__}", detail
 
 
-def serve(name: str, limits: Limits) -> None:
-    """Answer requests until standard input ends."""
+def serve(limits: Limits, name: str, prepare: str | None = None) -> None:
+    """Answer requests until standard input ends.
+
+    Args:
+        limits: of one grade.
+        name: "module:function" of the grader.
+        prepare: "module:function", called first and without limits.
+    """
     # What a grader prints must not get into the replies.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -54,9 +60,10 @@ def serve(name: str, limits: Limits) -> None:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
-    module, _, path = name.partition(":")
     try:
-        function = operator.attrgetter(path)(importlib.import_module(module))
+        function = _find(name)
+        if prepare is not None:
+            _find(prepare)()
     except Exception as error:
         reply(f"{type(error).__name__}: {error}")
         return
@@ -65,5 +72,10 @@ def serve(name: str, limits: Limits) -> None:
         reply(grade(function, limits, json.loads(line)))
 
 
+def _find(name: str) -> Callable[..., Any]:
+    module, _, path = name.partition(":")
+    return operator.attrgetter(path)(importlib.import_module(module))
+
+
 if __name__ == "__main__":
-    serve(sys.argv[1], Limits(float(sys.argv[2]), int(sys.argv[3])))
+    serve(Limits(float(sys.argv[1]), int(sys.argv[2])), *sys.argv[3:])

@@ -1,9 +1,11 @@
 r"""Answers: extraction from untrusted text.
 
 The answer of a text is its last box, or else what its last cue ("the answer is",
-"Answer:", "####", <answer>) is followed by, or else its last number. After a cue the
-answer ends at the end of a sentence, of a line, of an emphasis or of a tag, and before
-a remark such as "(out of 9)" or ", because ...".
+"Answer:", "####", <answer>) is followed by. After a cue the answer ends at the end of a
+sentence, of a line, of an emphasis or of a tag, and before a remark such as "(out of
+9)" or ", because ...". A text without box and cue is read from its last sentence: "No, ...",
+"there are 29 strings of length 6", "the sum of 3 terms is 2^n". Otherwise its last
+number is the answer.
 """
 
 import re
@@ -60,6 +62,7 @@ _END = re.compile(
       | [ ][-–—]{1,3}[ ](?=[A-Za-z]{3})
       | ;[ ](?=[A-Za-z]{3})
       | ,?[ ](?:because|since)(?![A-Za-z])
+      | [ ]for[ ](?:all|any|every|each|some)(?![A-Za-z])
       | ,[ ](?:as|which|where|when|so|not|after|i\.e|for|given|but|with|assuming|using)
         (?![A-Za-z])
     """,
@@ -77,9 +80,37 @@ _NO_ANSWER = re.compile(
 )
 _PROSE_WORDS = 4
 
+_SENTENCE_END = re.compile(r"(?<=[\w)$%])[.!][*_]{0,3} (?=[A-Z*])")
+_VERDICT = re.compile(r"[*_ ]{0,4}(yes|no)[*_]{0,3}(?:,|\.?$)", re.IGNORECASE)
+_COUNT = re.compile(
+    r"(?<![A-Za-z])there (?:are|is|exists?) (?:exactly |only |a total of )?"
+    rf"\$?({NUMBER})(?![\w^])",
+    re.IGNORECASE,
+)
+_VERB = re.compile(
+    r"(?<![A-Za-z])(?:is|are|be|equals?|equal to|as(?= \\?[$(]))(?![A-Za-z'’])|(?<![<>!=])="
+)
+_REMARK = re.compile(
+    r"[ ,](?:when|where|if|given|provided|which|assuming|since|because|achieved|attained)"
+    r"(?![A-Za-z])|[ ](?:at|with|for)[ ][$\\(]{0,3}[A-Za-z][ ]?=",
+    re.IGNORECASE,
+)
+_UNKNOWN = r"(?:[A-Za-z]|\([A-Za-z](?:, ?[A-Za-z]){1,3}\))"
+_VALUE = r"(?:\([^()=\n]{1,40}\)|[^=,;\s]{1,40})"
+_EQUATIONS = re.compile(
+    rf"(?<![\w)]){_UNKNOWN} ?= ?{_VALUE}"
+    rf"(?:(?:,? and |,? or |, ){_UNKNOWN} ?= ?{_VALUE}){{1,9}}"
+)
+_DOLLARS = re.compile(r"\$|\\\( ?| ?\\\)")
+_FORMULA = re.compile(r"[^\n]{0,512}[\dA-Za-z)}][^\n]{0,8}")
+_VARIABLE = re.compile(r"[A-Za-z](?: ?= ?[A-Za-z]){0,3}")
+_PROSE = re.compile(
+    r"(?<![A-Za-z\\])(?!sqrt|floor|ceil)[A-Za-z]{3,}|^[A-Za-z]{2}(?![\w(^])|^a "
+)
+
 
 def extract_answer(text: str) -> str | None:
-    """The answer of a text: its last box, else after "answer is", else its last number.
+    """The answer of a text: its last box, else after "answer is", else what it says.
 
     Args:
         text: untrusted; only its last 65,536 characters are read.
@@ -91,8 +122,11 @@ def extract_answer(text: str) -> str | None:
     boxed = _last_boxed(text)
     if boxed is not None:
         return canonical(boxed)
-    stated = canonical(_only_number(_stated(text)))
-    return canonical(last_number(text)) if stated is None else stated
+    for find in (_stated, _said, last_number):
+        found = canonical(_only_number(find(text)))
+        if found is not None:
+            return found
+    return None
 
 
 def find_answer(text: str) -> str | None:
@@ -131,6 +165,31 @@ def _stated(text: str) -> str | None:
         if stated and not _NO_ANSWER.match(stated):
             return stated
     return None
+
+
+def _said(text: str) -> str | None:
+    """The answer of a text's last sentence, by its verb."""
+    line = text.rstrip().rsplit("\n", 1)[-1][-MAX_ANSWER:]
+    sentence = _SENTENCE_END.split(line)[-1]
+    if verdict := _VERDICT.match(sentence):
+        return verdict.group(1)
+    if count := _COUNT.search(sentence):
+        return count.group(1)
+    plain = _DOLLARS.sub("", sentence)
+    if equations := _EQUATIONS.search(plain):
+        return equations.group()
+    said = None
+    for verb in _VERB.finditer(sentence):
+        tail = sentence[verb.end() :]
+        remark = _REMARK.search(tail)
+        found = _answer_after(tail[: remark.start() if remark else None], is_line=False)
+        if _FORMULA.fullmatch(found) and not _PROSE.search(found):
+            if verb.group() == "=" and _VARIABLE.fullmatch(found):
+                continue
+            said = found
+            if remark:
+                break
+    return said
 
 
 def _answer_after(tail: str, *, is_line: bool) -> str:

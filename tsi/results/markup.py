@@ -22,6 +22,10 @@ _DIGITS = re.compile(r"\d{1,100}$")
 _AROUND = re.compile(r" ?([-+/=<>()\[\]]) ?")
 _BRACES = re.compile(r"([\^_])\{(\w)\}")
 _ROOT = re.compile(r"\\sqrt ?(\d)(?!\d)|√ ?(\d{1,20})")
+_NAME = re.compile(
+    r"(?<![A-Za-z\\])(pi|infinity|theta|sin|cos|tan|ln|log)(?![A-Za-z]) ?"
+)
+_OPENING = re.compile(r"\^ ?\(|\\?(?<![A-Za-z])sqrt ?\(|√ ?\(")
 _DASHES = dict.fromkeys(map(ord, "−–—‐‑‒﹣－"), "-")
 _SYMBOLS = {
     "×": "\\times ",
@@ -80,13 +84,39 @@ def remove_markup(answer: str, *, keep_units: bool = False) -> str:
             break
         end = wrapper.end() + len(content) + 1
         plain = plain[: wrapper.start()] + content + plain[end:]
-    plain = slash_fractions(
-        plain.replace("**", "^") if "**" in plain.strip("*_ ") else plain
-    )
+    plain = plain.strip("*`_ ").replace("**", "^")
+    plain = slash_fractions(_plain_functions(plain))
     plain = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", plain)
     plain = _BRACES.sub(r"\1\2", plain)
     plain = " ".join(plain.split()).strip("*`_ ")
     return _AROUND.sub(r"\1", _strip_stops(plain))
+
+
+def _plain_functions(plain: str) -> str:
+    """LaTeX for what models write without it: sqrt(2), 2^(n-1), pi."""
+    plain = _NAME.sub(r"\\\1 ", plain)
+    plain = plain.replace("\\infinity", "\\infty")
+    start = 0
+    while match := _OPENING.search(plain, start):
+        content = _brackets_content(plain, match.end() - 1)
+        if content is None:
+            start = match.end()
+            continue
+        end = match.end() + len(content) + 1
+        head = "^" if match.group().startswith("^") else "\\sqrt"
+        plain = f"{plain[: match.start()]}{head}{{{content}}}{plain[end:]}"
+        start = match.start() + len(head)
+    return plain
+
+
+def _brackets_content(text: str, start: int) -> str | None:
+    """The text between the round bracket at `start` and the matching one."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[start + 1 : i]
+    return None
 
 
 def brace_content(text: str, start: int) -> str | None:

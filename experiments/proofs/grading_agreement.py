@@ -1,0 +1,157 @@
+"""How far graders of mathematics agree, on CHAMP's answers in prose.
+
+CHAMP (Mao, Kim and Zhou 2024, arXiv 2406.18321; package ``champ-dataset``, MIT, extra
+``champ``) has 270 competition problems, and 19,440 solutions of language models,
+each with a summary in one sentence. Each summary is graded against the gold answer
+
+- by canonical forms alone (:func:`tsi.results.canonical.equivalent`),
+- by the grader "math", and
+- by math-verify alone, which reads the sentence and the gold answer by its own rules.
+
+Then all gold answers are graded against each other. Cost: about ten minutes on two
+cores. A run that is stopped goes on where it was.
+
+    python -m tsi.experiments.proofs.grading_agreement docs/results/grading
+"""
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tsi.experiments.grading.grader import Grader, get_grader
+from tsi.experiments.grading.pool import GradingPool
+from tsi.problem import Problem
+from tsi.results.answers import extract_answer
+from tsi.results.canonical import equivalent
+
+ALONE = Grader(
+    "math-verify alone", "tsi.experiments.proofs.grading_agreement:math_verify_alone"
+)
+CHUNK, NUM_LABELS, SEED = 600, 200, 14
+GRADERS = ("canonical", "math", "alone")
+
+_PHRASES = re.compile(
+    r"(?:The limit exists and is equal to|The only possible value for the limit is"
+    r"|At (?:least|most)|Exactly)? ?(.*?)"
+    r"(?:,? or (?:equivalently|an equivalent form such as|approximately) .*"
+    r"| is the only possible value|,? or approximately .*| \(i\.e\.?,? .*| \(n.*"
+    r"| (?:values?|inequalities|pairs|times|numbers?|roots?|zeros?|sequence"
+    r"|integer-valued \w+)(?: .*)?)?"
+)
+
+
+def gold_forms(raw: str) -> list[str]:
+    """The answers that a gold answer of CHAMP allows, without its words.
+
+    >>> gold_forms("@@C(10, 5)@@, or equivalently @@252@@")
+    ['C(10, 5)', '252']
+    >>> gold_forms("The limit exists and is equal to 2")
+    ['2']
+    """
+    text = raw.replace("@@", "")
+    found = _PHRASES.fullmatch(text)
+    inner = found.group(1) if found else ""
+    is_short = inner == "one" or not re.search(
+        r"(?<![A-Za-z])(?!sqrt|sum)[A-Za-z]{2}", inner
+    )
+    forms = [inner if inner and is_short else text]
+    if verdict := re.match(r"(Yes|No)(?=[ ,])", text):
+        forms.append(verdict.group())
+    for other in re.findall(
+        r"or (?:equivalently|an equivalent form such as) (.*)", text
+    ):
+        forms.append(other)
+    return forms
+
+
+@functools.cache
+def problems() -> dict[str, Any]:
+    """The problems of CHAMP by their ids."""
+    text = files("champ_dataset").joinpath("dataset_files/v0.json").read_text()
+    return json.loads(text)["problems"]
+
+
+def summaries() -> Iterator[tuple[str, str, str]]:
+    """Problem, conversation and text of each summary that is not empty."""
+    for name, problem in problems().items():
+        for title, conversation in problem["conversations"].items():
+            text = conversation["messages"][-1]["text"]
+            if text:
+                yield name, title, text
+
+
+def math_verify_alone(problem: Problem, text: str) -> bool:
+    """Whether math-verify finds one of the gold forms in a text."""
+    import math_verify
+
+    given = math_verify.parse(text, parsing_timeout=None)
+    return any(
+        math_verify.verify(
+            math_verify.parse(f"${form}$", parsing_timeout=None),
+            given,
+            timeout_seconds=None,
+        )
+        for form in problem.data["forms"]
+    )
+
+
+def grade_summaries(path: Path) -> list[dict[str, Any]]:
+    """The grades of every summary, appended to a file as they are found."""
+    done = [json.loads(line) for line in path.open()] if path.exists() else []
+    rows = list(summaries())
+    with GradingPool(get_grader("math")) as ours, GradingPool(ALONE) as alone:
+        for start in range(len(done), len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            graded = _grade(part, ours, alone)
+            with path.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in graded)
+            done += graded
+            print(f"{len(done)} of {len(rows)} summaries", file=sys.stderr)
+        for pool in (ours, alone):
+            print(pool.summary(), file=sys.stderr)
+    return done
+
+
+def _grade(
+    part: Sequence[tuple[str, str, str]], ours: GradingPool, alone: GradingPool
+) -> list[dict[str, Any]]:
+    forms = {name: gold_forms(problems()[name]["_raw_answer"]) for name, _, _ in part}
+    answers = [extract_answer(text) for _, _, text in part]
+    pairs = [
+        (Problem(f"{name} {i}", "", form), answer)
+        for (name, _, _), answer in zip(part, answers, strict=True)
+        for i, form in enumerate(forms[name])
+    ]
+    grades = iter(ours.grade(pairs))
+    by_math = [[next(grades) for _ in forms[name]] for name, _, _ in part]
+    by_alone = alone.grade(
+        [
+            (Problem(name, "", forms[name][0], {"forms": forms[name]}), text)
+            for name, _, text in part
+        ]
+    )
+    return [
+        {
+            "problem": name,
+            "solution": title,
+            "gold": forms[name],
+            "summary": text,
+            "answer": answer,
+            "canonical": any(equivalent(form, answer) for form in forms[name]),
+            "math": any(grade.correct for grade in ours_too),
+            "alone": theirs.correct,
+            "failure": next((g.failure for g in ours_too if g.failure), theirs.failure),
+        }
+        for (name, title, text), answer, ours_too, theirs in zip(
+            part, answers, by_math, by_alone, strict=True
+        )
+    ]
+
+
+if __name__ == "__main__":
+    grade_summaries(Path(sys.argv[1]) / "grades.jsonl")
