@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from tsi.experiments.scaling.results import read_rows
     from tsi.experiments.scaling.scale import run_plan
     from tsi.experiments.scaling.write_report import write_report
-    from tsi.experiments.tasks import TASKS, Task, get_task
+    from tsi.experiments.tasks import (
+        TASKS,
+        GeneratedTask,
+        PromptFormat,
+        Task,
+        get_task,
+    )
     from tsi.experiments.worlds.embedded_world import embedded_world
     from tsi.experiments.worlds.step_ends import StepEnds
     from tsi.experiments.worlds.world import World, task_limits, task_world
@@ -31,7 +37,13 @@ else:
             "tsi.experiments.scaling.results": ("read_rows",),
             "tsi.experiments.scaling.scale": ("run_plan",),
             "tsi.experiments.scaling.write_report": ("write_report",),
-            "tsi.experiments.tasks": ("TASKS", "Task", "get_task"),
+            "tsi.experiments.tasks": (
+                "TASKS",
+                "GeneratedTask",
+                "PromptFormat",
+                "Task",
+                "get_task",
+            ),
             "tsi.experiments.worlds.embedded_world": ("embedded_world",),
             "tsi.experiments.worlds.step_ends": ("StepEnds",),
             "tsi.experiments.worlds.world": ("World", "task_limits", "task_world"),
@@ -41,7 +53,9 @@ else:
 __all__ = [
     "METHODS",
     "TASKS",
+    "GeneratedTask",
     "Plan",
+    "PromptFormat",
     "StepEnds",
     "Task",
     "World",

@@ -22,6 +22,7 @@ from tsi.experiments.model_options import (
     Models,
     check_positive,
 )
+from tsi.experiments.problem_options import ProblemOptions, Problems
 from tsi.models.files import check_writable
 
 if TYPE_CHECKING:
@@ -29,18 +30,20 @@ if TYPE_CHECKING:
     from tsi.experiments.scaling.dry_run import Forecast
     from tsi.experiments.scaling.plan import Plan
     from tsi.experiments.scaling.process_group import Group
+    from tsi.experiments.tasks.task import Task
     from tsi.experiments.worlds.world import World
     from tsi.models.loading.catalogue import Description
     from tsi.problem import Problem
 
 
 def scale(
+    problems: Problems = ProblemOptions(),  # noqa: B008
     options: Models = ModelOptions(),  # noqa: B008
     methods: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="standard|all|NAME...")
     ] = ("standard",),
     budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
-    num_problems: int = 420,
+    num_problems: int | None = None,
     seeds: int = 1,
     out: str | None = None,
     progress: bool = True,
@@ -53,11 +56,13 @@ def scale(
     """Compare the accuracy of methods by budget, with error bars; can be resumed.
 
     Args:
-        options: task and models.
+        problems: a task or a file, prompt and grader.
+        options: models.
         methods: which to compare; standard: the nine methods of the published
             comparison; all: every method.
         budgets: rollouts N of each method.
-        num_problems: held-out problems; with 420, standard errors are below 2.5 points.
+        num_problems: by default 420 of a generated task, with standard errors below 2.5
+            points, and all of a file or a published benchmark.
         seeds: how many times each problem is run.
         out: folder for rows, table and plots (default: results/TASK), or an address
             that fsspec supports, such as gs://bucket/folder.
@@ -78,15 +83,16 @@ def scale(
     from tsi.experiments.scaling.write_report import write_report
 
     plan = make_plan(methods, budgets, seeds)
-    check_positive(num_problems=num_problems)
+    check_positive(num_problems=1 if num_problems is None else num_problems)
     dry.check()
-    folder = parse_place(out or f"results/{options.task}")
+    folder = parse_place(out or f"results/{problems.name}")
     path = join_place(folder, "rows.jsonl")
     with (
         contextlib.nullcontext() if dry.dry_run else resumable(),
         group_of(distributed, coordinator, num_processes, process_id) as group,
     ):
-        world = options.world(num_problems, shapes_only=dry.dry_run)
+        task = problems.load()
+        world = options.world(task, num_problems, shapes_only=dry.dry_run)
         _print_notes(world.notes if group.is_first else ())
         if dry.dry_run:
             return _print_share_cost(plan, world, path, group, dry)
@@ -99,6 +105,7 @@ def scale(
 
 def solve(
     prompt: Positional[str],
+    problems: Problems = ProblemOptions(),  # noqa: B008
     options: Models = ModelOptions(),  # noqa: B008
     method: str = "smc",
     budget: int = 16,
@@ -109,8 +116,11 @@ def solve(
     """Solve one problem and show each step's ESS, the genealogy and the answers.
 
     Args:
-        prompt: the problem, for example "7*8+5-9".
-        options: task and models.
+        prompt: the problem, for example "7*8+5-9"; with --policy and without --task,
+            any question; with --problems or a published benchmark, the id of a problem
+            or any question.
+        problems: a task or a file, prompt and grader.
+        options: models.
         method: name of the sampler.
         budget: rollouts N.
         seed: seed of the random numbers.
@@ -123,26 +133,25 @@ def solve(
     from tsi.experiments.scaling.methods import get_method
     from tsi.experiments.scaling.run_method import run_method
     from tsi.experiments.solving.solve import solution_text
-    from tsi.experiments.tasks import get_task
 
     entry = get_method(method)
     check_positive(budget=budget)
-    problem = get_task(options.task).problem(prompt)
     dry.check()
+    task, problem = problems.load_for(prompt, has_policy=options.policy is not None)
     if dry.dry_run:
-        return _print_cost(options, dry, method, budget, [problem])
+        return _print_cost(task, options, dry, method, budget, [problem])
     if figures is not None:
         # Check this before the run, and not after it.
         check_writable(figures / "ess.png")
-    world = options.world([problem])
+    world = options.world(task, [problem])
     _print_notes(world.notes)
     (result,) = run_method(world, method, jax.random.key(seed), [problem], budget)
     print(f"{problem.prompt}   {entry.label}, N = {budget}, seed {seed}\n")
     print(solution_text(result))
-    is_right = world.is_correct(problem, result.selected)
-    print(
-        f"\nRight answer: {problem.answer} ({'solved' if is_right else 'not solved'})"
-    )
+    if problem.answer:
+        is_right = world.is_correct(problem, result.selected)
+        verdict = "solved" if is_right else "not solved"
+        print(f"\nRight answer: {problem.answer} ({verdict})")
     if figures is not None:
         from tsi.experiments.solving.diagnostics import save_figures
 
@@ -152,6 +161,7 @@ def solve(
 
 
 def profile(
+    problems: Problems = ProblemOptions(),  # noqa: B008
     options: Models = ModelOptions(),  # noqa: B008
     method: str = "smc",
     budget: int = 16,
@@ -167,10 +177,11 @@ def profile(
     and so shows the time without compilation.
 
     Args:
-        options: task and models.
+        problems: a task or a file, prompt and grader.
+        options: models.
         method: name of the sampler.
         budget: rollouts N.
-        num_problems: held-out problems.
+        num_problems: number of problems.
         seed: seed of the random numbers.
         trace: folder for a trace of jax.profiler, for TensorBoard or Perfetto.
         dry: estimate the cost and run nothing.
@@ -182,10 +193,10 @@ def profile(
     check_positive(budget=budget, num_problems=num_problems)
     dry.check()
     if dry.dry_run:
-        return _print_cost(options, dry, method, budget, num_problems)
+        return _print_cost(problems.load(), options, dry, method, budget, num_problems)
     if trace is not None:
         check_writable(trace / "trace")
-    world = options.world(num_problems)
+    world = options.world(problems.load(), num_problems)
     _print_notes(world.notes)
     report = profile_run(world, method, budget, seed, trace)
     print(f"{entry.label}, N = {budget}, {num_problems} problems, seed {seed}\n")
@@ -194,6 +205,7 @@ def profile(
 
 
 def _print_cost(
+    task: "Task",
     options: ModelOptions,
     dry: DryRun,
     method: str,
@@ -203,7 +215,7 @@ def _print_cost(
     """Print what one run would cost."""
     from tsi.experiments.scaling.dry_run import Run, forecast
 
-    world = options.world(problems, shapes_only=True)
+    world = options.world(task, problems, shapes_only=True)
     _print_notes(world.notes)
     run = Run(method, budget, len(world.problems))
     return _print_forecast(forecast(world, [run], dry.flops_per_second))

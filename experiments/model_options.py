@@ -1,4 +1,4 @@
-"""Command-line options for tasks and models, which several commands share."""
+"""Command-line options for models, which several commands share."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -8,6 +8,7 @@ import tyro
 from tsi.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from tsi.experiments.tasks.task import Task
     from tsi.experiments.worlds.world import World
     from tsi.problem import Problem
 
@@ -47,10 +48,9 @@ TemplateSwitch = tyro.conf.UseAppendAction[
 
 
 class ModelOptions(NamedTuple):
-    """A task, its models, and how they are used.
+    """Models, and how they are used.
 
     Attributes:
-        task: chain or countdown; the package includes models for both.
         temperature: temperature of the policy; 1 by default.
         top_k: restrict the policy to this many most likely tokens.
         top_p: restrict the policy to the smallest set of tokens with this probability.
@@ -82,7 +82,6 @@ class ModelOptions(NamedTuple):
         template_switch: see :data:`TemplateSwitch`.
     """
 
-    task: str = "chain"
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -106,12 +105,17 @@ class ModelOptions(NamedTuple):
     template_switch: TemplateSwitch = ()
 
     def world(
-        self, problems: "int | Sequence[Problem]", *, shapes_only: bool = False
+        self,
+        task: "Task",
+        problems: "int | Sequence[Problem] | None",
+        *,
+        shapes_only: bool = False,
     ) -> "World":
         """Load the models and return the world of the task.
 
         Args:
-            problems: number of held-out problems, or the problems themselves.
+            task: from :class:`tsi.experiments.problem_options.ProblemOptions`.
+            problems: number of test problems, the problems themselves, or None for all.
             shapes_only: do not load the weights.
 
         Raises:
@@ -124,7 +128,7 @@ class ModelOptions(NamedTuple):
         from tsi.experiments.worlds.step_ends import step_ends
 
         return embedded_world(
-            self.task,
+            task,
             problems,
             policy=self.policy,
             reward=self.reward,

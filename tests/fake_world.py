@@ -10,6 +10,7 @@ import numpy as np
 
 from tsi.accuracy.diagnostics import Diagnosis
 from tsi.errors import ConfigurationError
+from tsi.experiments.grading.grade import Grade
 from tsi.experiments.scaling.methods import METHODS, sampler_of
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.scale import run_plan
@@ -137,7 +138,7 @@ def fake_world(num_problems=20, sleep=0.0, settings=None, rows=40):
         FakeEngine(sleep, rows),
         problems,
         str,
-        lambda problem, answer: answer == problem.answer,
+        lambda pairs: [Grade(answer == problem.answer) for problem, answer in pairs],
         MAX_STEPS,
         settings or SETTINGS,
     )

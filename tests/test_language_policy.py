@@ -1,5 +1,6 @@
 """Any model as the policy: files, folders and hub ids, examples, its own judgement."""
 
+import dataclasses
 import json
 import re
 
@@ -17,15 +18,14 @@ from small_checkpoints import (
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as token_models
 
-from tsi.errors import ConfigurationError, PromptTooLongError, UnknownNameError
+from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.experiments.cli import main
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import (
-    INSTRUCTION,
     draw_examples,
-    example_encoder,
     parse_switches,
+    prompt_encoder,
 )
 from tsi.loading.model_checks import load_model
 from tsi.loading.self_judge import ANSWERS, JUDGE_QUESTION, self_judge
@@ -92,17 +92,19 @@ def test_a_policy_of_other_tokens_is_shown_examples_and_judges_itself(policies):
     assert world.settings["reward_sha256"] is None
     ids = world.engine.encode(world.problems[0].prompt)
     tokenizer = load_tokenizer(policies["folder"])
-    assert INSTRUCTION in tokenizer.decode(ids)
+    assert get_task("chain").rules in tokenizer.decode(ids)
     with pytest.raises(ConfigurationError, match="another tokenizer"):
         embedded_world("chain", 1, policy=policies["folder"], reward="chain-reward")
 
 
 def test_a_task_without_models_of_its_own_needs_a_policy(policies, monkeypatch):
-    monkeypatch.setitem(TASKS, "mine", get_task("chain")._replace(name="mine"))
+    monkeypatch.setitem(
+        TASKS, "mine", dataclasses.replace(get_task("chain"), name="mine")
+    )
     world = embedded_world("mine", 1, policy=policies["folder"])
     assert isinstance(world.engine.target.reward, SelfJudge)
     assert world.settings["task"] == "mine"
-    with pytest.raises(UnknownNameError, match="no model named 'mine-policy'"):
+    with pytest.raises(ConfigurationError, match="mine has no models of its own; name"):
         embedded_world("mine", 1)
 
 
@@ -182,25 +184,38 @@ def test_examples_are_right_and_are_none_of_the_problems_asked(task):
 
 def test_a_chat_model_sees_examples_as_turns():
     tokenizer, task = bpe_tokenizer(), get_task("chain")
-    turns = []
+    turns = [("system", task.rules)]
     for prompt, solution in draw_examples(task):
         turns += [("user", prompt), ("assistant", solution)]
-    turns[0] = ("user", INSTRUCTION + turns[0][1])
     text = "".join(
         f"<|im_start|>{role}\n{content}<|im_end|>\n"
         for role, content in [*turns, ("user", "1+2+3+4:")]
     )
     expected = tokenizer.encode(text + "<|im_start|>assistant\n", allow_special=True)
-    assert example_encoder(task, tokenizer)("1+2+3+4:") == expected
+    assert prompt_encoder(task, tokenizer)("1+2+3+4:") == expected
+    # Without support for system messages the rules stand in the first question.
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{% for",
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('no system') }}{% endif %}{% for",
+        1,
+    )
+    turns[:2] = [("user", f"{task.rules}\n\n{turns[1][1]}")]
+    text = "".join(
+        f"<|im_start|>{role}\n{content}<|im_end|>\n"
+        for role, content in [*turns, ("user", "1+2+3+4:")]
+    )
+    expected = tokenizer.encode(text + "<|im_start|>assistant\n", allow_special=True)
+    assert prompt_encoder(task, tokenizer)("1+2+3+4:") == expected
 
 
 def test_a_base_model_sees_examples_that_end():
     tokenizer, task = bpe_tokenizer(), get_task("chain")
     tokenizer.chat_template = None
-    ids = example_encoder(task, tokenizer)("1+2+3+4:")
+    ids = prompt_encoder(task, tokenizer)("1+2+3+4:")
     assert ids.count(2) == 3
     worked = "".join(f"{p}\n{s}" for p, s in draw_examples(task))
-    assert tokenizer.decode(ids) == INSTRUCTION + worked + "1+2+3+4:\n"
+    assert tokenizer.decode(ids) == f"{task.rules}\n\n{worked}1+2+3+4:\n"
 
 
 def test_the_judge_closes_the_turn_and_asks():

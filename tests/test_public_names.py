@@ -40,9 +40,9 @@ NAMES = {
         SelfJudge Stateless Step TextReward Verifier Prefix
     """,
     experiments: """
-        METHODS Plan StepEnds TASKS Task World embedded_world get_task join_place
-        join_processes make_plan parse_place read_rows run_plan task_limits task_world
-        write_report
+        GeneratedTask METHODS Plan PromptFormat StepEnds TASKS Task World embedded_world
+        get_task join_place join_processes make_plan parse_place read_rows run_plan
+        task_limits task_world write_report
     """,
 }
 """Removing one of these breaks the programs of others."""

@@ -1,5 +1,6 @@
 """Training resumes exactly, and step labels are what enumeration says they are."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -145,7 +146,8 @@ def test_only_the_solution_and_its_end_are_learned(name):
 def toy_task():
     """Solutions of up to two steps of up to two tokens over 0 and 1."""
     task = get_task("chain")
-    return task._replace(
+    return dataclasses.replace(
+        task,
         name="toy",
         alphabet="01:\n",
         max_prompt_tokens=2,

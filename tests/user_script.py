@@ -66,16 +66,12 @@ def importance_sampling():
 
 TASK = experiments.Task(
     name="sums",
-    alphabet="0123456789+=:\n",
-    max_prompt_tokens=4,
-    max_steps=LIMITS.max_steps,
-    max_step_tokens=LIMITS.max_step_tokens,
     problems=lambda split, count, seed: PROBLEMS[:count],
-    problem=lambda prompt: tsi.Problem(0, prompt, str(int(prompt[0]) + 1)),
-    solution=lambda problem, rng: problem.answer,
     extract=extract,
     is_correct=is_correct,
-    is_on_track=lambda problem, prefix: problem.answer in prefix,
+    max_steps=LIMITS.max_steps,
+    max_step_tokens=LIMITS.max_step_tokens,
+    max_tokens=LIMITS.max_tokens,
 )
 
 
@@ -99,7 +95,7 @@ def curve(policy, place):
     """Rows of two published methods on the own task, with its own verifier."""
 
     def check(question, text, ended):
-        return 2.0 if TASK.is_on_track(TASK.problem(question), text) else -2.0
+        return 2.0 if str(int(question[0]) + 1) in text else -2.0
 
     world = experiments.task_world(
         TASK,

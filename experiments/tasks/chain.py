@@ -17,7 +17,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks.task import DELIMITER, Split, Task, distinct_problems
+from tsi.experiments.tasks.generated import (
+    DELIMITER,
+    GeneratedTask,
+    distinct_problems,
+)
+from tsi.experiments.tasks.task import Split
 from tsi.problem import Problem
 
 MODULUS = 100
@@ -65,7 +70,9 @@ def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
         yield chain, problem(chain)
 
 
-def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
+def problems(
+    split: Split, count: int | None, seed: int | Sequence[int]
+) -> list[Problem]:
     """Distinct problems of a split; a shorter list is a prefix of a longer one."""
     return distinct_problems(draws(np.random.default_rng(seed)), split, count)
 
@@ -117,7 +124,14 @@ def is_on_track(problem: Problem, prefix: str) -> bool:
     return str(value) == problem.answer
 
 
-CHAIN = Task(
+RULES = (
+    "Apply the operations from left to right, one per line, without precedence. Take "
+    "every result modulo 100, so that it is from 0 to 99: 3-9 is 94 and 56*9 is 4. "
+    "Write each line as the operation, an equals sign and the result, such as *8=56, "
+    "and stop after the last operation."
+)
+
+CHAIN = GeneratedTask(
     name="chain",
     alphabet="0123456789+-*=:\n",
     max_prompt_tokens=2 * MAX_STEPS + 2,
@@ -129,4 +143,7 @@ CHAIN = Task(
     extract=extract,
     is_correct=is_correct,
     is_on_track=is_on_track,
+    max_tokens=None,
+    delimiters=(DELIMITER,),
+    rules=RULES,
 )

@@ -9,15 +9,20 @@ the last number of the text is the answer.
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.tasks.equations import judge_equations, value_of
-from tsi.experiments.tasks.task import Split, Task, distinct_problems
-from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.experiments.tasks.generated import (
+    DELIMITER,
+    GeneratedTask,
+    distinct_problems,
+)
+from tsi.experiments.tasks.prompts import PromptFormat
+from tsi.experiments.tasks.task import Split
 from tsi.problem import Problem
 
 SYSTEM = "Work from left to right, one equation per line. Then give the answer."
@@ -43,7 +48,9 @@ def dataset_problems(count: int, seed: int) -> list[Problem]:
     return list(itertools.islice(_draws(seed), count))
 
 
-def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
+def problems(
+    split: Split, count: int | None, seed: int | Sequence[int]
+) -> list[Problem]:
     """Distinct problems of two to four one-digit terms.
 
     Raises:
@@ -114,20 +121,6 @@ def _dataset(seed: int) -> Any:
     )
 
 
-def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """A function from a prompt to token ids of a chat: examples, then the prompt."""
-
-    def encode(prompt: str) -> list[int]:
-        messages = [{"role": "system", "content": SYSTEM}]
-        for question, answer in EXAMPLES:
-            messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": answer})
-        messages.append({"role": "user", "content": prompt})
-        return tokenizer.encode_chat(messages)
-
-    return encode
-
-
 def extract(text: str) -> str | None:
     """The number after the last "Answer:", or else the last number of the text."""
     numbers = _ANSWER.findall(text) or _NUMBER.findall(text)
@@ -147,7 +140,7 @@ def is_on_track(problem: Problem, prefix: str) -> bool:
     )
 
 
-CHAIN_SUM = Task(
+CHAIN_SUM = GeneratedTask(
     name="chain_sum",
     alphabet="0123456789+-= \nAnswer:",
     max_prompt_tokens=len("1 + 1 + 1 + 1"),
@@ -160,5 +153,6 @@ CHAIN_SUM = Task(
     is_correct=is_correct,
     is_on_track=is_on_track,
     max_tokens=48,
-    prompt_encoder=encoder,
+    delimiters=(DELIMITER,),
+    prompts=PromptFormat(SYSTEM, EXAMPLES),
 )

@@ -26,7 +26,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks.task import DELIMITER, Split, Task, distinct_problems
+from tsi.experiments.tasks.generated import (
+    DELIMITER,
+    GeneratedTask,
+    distinct_problems,
+)
+from tsi.experiments.tasks.task import Split
 from tsi.problem import Problem
 
 MAX_GIVEN, MAX_NUMBER, MIN_TARGET = 20, 99, 10
@@ -113,7 +118,9 @@ def problem(prompt: str) -> Problem:
     return make_problem(numbers, int(match[2]))
 
 
-def problems(split: Split, count: int, seed: int | Sequence[int]) -> list[Problem]:
+def problems(
+    split: Split, count: int | None, seed: int | Sequence[int]
+) -> list[Problem]:
     """Distinct solvable problems; a shorter list is a prefix of a longer one."""
     return distinct_problems(draws(np.random.default_rng(seed)), split, count)
 
@@ -221,7 +228,15 @@ def is_on_track(problem: Problem, prefix: str) -> bool:
     return len(numbers) > 1 and is_solvable(tuple(numbers), problem.data["target"])
 
 
-COUNTDOWN = Task(
+RULES = (
+    "Combine the numbers before > with +, - and * until one is left, the target after "
+    ">. Use every number once; every result is from 0 to 99. Each line combines two of "
+    "the numbers that remain, larger first, and after the equals sign names the "
+    "numbers that remain then, the new one first, such as 3*5=15,7,2. Stop when one is "
+    "left."
+)
+
+COUNTDOWN = GeneratedTask(
     name="countdown",
     alphabet="0123456789+-*=,>:\n",
     max_prompt_tokens=len("20,20,20,20>99:"),
@@ -233,4 +248,7 @@ COUNTDOWN = Task(
     extract=extract,
     is_correct=is_correct,
     is_on_track=is_on_track,
+    max_tokens=None,
+    delimiters=(DELIMITER,),
+    rules=RULES,
 )

@@ -1,116 +1,76 @@
-"""A generated task: problems, worked solutions and an exact verifier.
+"""A task: problems, how they are asked, how solutions are cut into steps and graded."""
 
-A task is data and pure functions; samplers, training and the scaling experiment share
-its definition of a right answer. Texts are short, because the embedded models read and
-write characters, and every character costs a forward pass.
-"""
-
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
-
-import numpy as np
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from tsi.errors import ConfigurationError
-from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.experiments.tasks.prompts import PromptFormat
 from tsi.problem import Problem
 
 Split = Literal["train", "validation", "test"]
+Seed = int | Sequence[int]
 
-# Of 10 distinct problems 8 are for training, 1 for validation and 1 for the test.
-SPLIT_OF_TENTH: tuple[Split, ...] = (*("train",) * 8, "validation", "test")
+PARAGRAPH = "\n\n"
+"""Ends a step of a model that writes prose."""
 
-DELIMITER = "\n"
+MAX_STEPS, MAX_STEP_TOKENS, MAX_TOKENS = 64, 512, 2048
+"""Default limits, for solutions of mathematical problems in prose."""
 
 
-class Task(NamedTuple):
-    """A family of problems whose answers are verified exactly.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A family of problems: how they are asked, how solutions are cut and graded.
 
-    A solution is a few lines, one step each, with ``DELIMITER`` between them and the
-    end-of-sequence token after the last: a text that ends with the delimiter is
-    unfinished and has no answer.
+    A solution is a sequence of steps, each of which ends with a delimiter, and ends
+    with an end token of the policy or a stop string.
 
     Attributes:
-        name: by which the task is found.
-        alphabet: all characters of prompts and solutions.
-        max_prompt_tokens: length of the longest prompt, in characters.
-        max_steps: number of steps of the longest solution.
-        max_step_tokens: length of the longest step with its delimiter, in characters.
-        problems: ``(split, count, seed) -> list[Problem]``, distinct problems; the
-            first ones are the same for every count, and splits share no problem,
-            whatever the seeds.
-        problem: ``(prompt) -> Problem``; raises ConfigurationError on a malformed
-            prompt.
-        solution: ``(problem, rng) -> str``, a right solution.
+        name: by which the task is found, and which rows record.
+        problems: ``(split, count, seed) -> list[Problem]``, distinct problems, at most
+            ``count``, or all if it is None; the first ones are the same for every
+            count.
         extract: ``(text) -> str | None``, the canonical answer of a generated text.
-        is_correct: ``(problem, answer) -> bool``, whether such an answer is right.
-        is_on_track: ``(problem, prefix) -> bool``, whether a prefix (complete steps, or
-            a finished text) can still lead to a right answer.
-        delimiter: ends a step within a solution.
-        inline: whether ``is_correct`` is quick and safe on untrusted text, so that it
-            need not run in a separate process.
-        max_tokens: the longest solution, in tokens of any model; if it is given,
-            ``max_step_tokens`` is in tokens too. If None, limits are in characters.
-        prompt_encoder: ``(tokenizer) -> (prompt) -> token ids``, encodes prompts for a
-            model; None for the default: the problem alone if the model was trained on
-            the task, and worked examples before it otherwise.
+        is_correct: ``(problem, answer) -> bool``, whether such an answer is right; it
+            runs in this process, so it must be quick and safe on untrusted text. None
+            if there is a `grader`.
+        max_steps: number of steps of the longest solution.
+        max_step_tokens: length of the longest step with its delimiter, in tokens, or in
+            characters if ``max_tokens`` is None.
+        max_tokens: the longest solution, in tokens of any model.
+        delimiters: strings that end a step.
+        stop_strings: strings that end a solution.
+        prompts: system text and worked examples; None for the problem alone.
+        grader: name or "module:function" of a grader that runs in a separate process
+            (:mod:`tsi.experiments.grading`); None if there is `is_correct`.
+        settings: further settings that rows record, such as the hash of a file.
+        citation: what to cite.
+        licence: of the problems, and where they come from.
     """
 
     name: str
-    alphabet: str
-    max_prompt_tokens: int
-    max_steps: int
-    max_step_tokens: int
-    problems: Callable[[Split, int, int | Sequence[int]], list[Problem]]
-    problem: Callable[[str], Problem]
-    solution: Callable[[Problem, np.random.Generator], str]
+    problems: Callable[[Split, int | None, Seed], list[Problem]]
     extract: Callable[[str], str | None]
-    is_correct: Callable[[Problem, str | None], bool]
-    is_on_track: Callable[[Problem, str], bool]
-    delimiter: str = DELIMITER
-    inline: bool = True
-    max_tokens: int | None = None
-    prompt_encoder: Callable[[Tokenizer], Callable[[str], list[int]]] | None = None
+    is_correct: Callable[[Problem, str | None], bool] | None = None
+    max_steps: int = MAX_STEPS
+    max_step_tokens: int = MAX_STEP_TOKENS
+    max_tokens: int | None = MAX_TOKENS
+    delimiters: tuple[str, ...] = (PARAGRAPH,)
+    stop_strings: tuple[str, ...] = ()
+    prompts: PromptFormat | None = None
+    grader: str | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    citation: str = ""
+    licence: str = ""
 
-    def verify(self, problem: Problem, text: str) -> bool:
-        """Whether a generated text is finished and its answer is right."""
-        return self.is_correct(problem, self.extract(text))
+    def __post_init__(self) -> None:
+        """Refuse a task without exactly one way to grade.
 
-
-def split_of(identity: str) -> Split:
-    """The split of a problem, from a hash of its identity."""
-    return SPLIT_OF_TENTH[zlib.crc32(identity.encode()) % 10]
-
-
-def distinct_problems(
-    draws: Iterator[tuple[str, Problem]], split: Split, count: int
-) -> list[Problem]:
-    """The first ``count`` distinct problems of a stream that fall into a split.
-
-    Args:
-        draws: pairs of identity and problem; problems of one identity are the same.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        count: how many problems to return, numbered from 0.
-
-    Raises:
-        ConfigurationError: the split's name is unknown, or the task runs out of
-            problems.
-    """
-    if split not in SPLIT_OF_TENTH:
-        raise ConfigurationError(
-            f"There is no split {split!r}; ask for 'train', 'validation' or 'test'."
-        )
-    chosen_problems: dict[str, Problem] = {}
-    num_misses = 0
-    while len(chosen_problems) < count:
-        identity, problem = next(draws)
-        if split_of(identity) != split or identity in chosen_problems:
-            num_misses += 1
-            if num_misses > 1000 * (count + 10):
-                raise ConfigurationError(
-                    f"There are only about {len(chosen_problems)} distinct {split} "
-                    f"problems, not {count}; ask for fewer."
-                )
-            continue
-        chosen_problems[identity] = problem._replace(id=len(chosen_problems))
-    return list(chosen_problems.values())
+        Raises:
+            ConfigurationError: see above.
+        """
+        if (self.is_correct is None) == (self.grader is None):
+            raise ConfigurationError(
+                f"The task {self.name!r} needs is_correct, which runs in this process, "
+                "or a grader, which runs in a separate one, and not both."
+            )

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding.step_texts import text_after
 from tsi.decoding.vocabularies import boundary_of
-from tsi.experiments.tasks import Split, Task
+from tsi.experiments.tasks import GeneratedTask, Split
 from tsi.models.decoder import LanguageModel
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
@@ -70,7 +70,7 @@ class Rollouts(NamedTuple):
     step_ends: Int[Array, "P K M"]
 
 
-def solving_target(task: Task, tokenizer: Tokenizer) -> ReasoningTarget:
+def solving_target(task: GeneratedTask, tokenizer: Tokenizer) -> ReasoningTarget:
     """A target of the policy alone, without a reward."""
     return ReasoningTarget(
         boundary=boundary_of(
@@ -189,7 +189,7 @@ def label_steps(
     target: ReasoningTarget,
     policy: LanguageModel,
     tokenizer: Tokenizer,
-    task: Task,
+    task: GeneratedTask,
     key: AnyKey,
     problems: list[Problem],
     num_completions: int,
@@ -264,7 +264,7 @@ def _step_ends(text: str, start: int, delimiter: str) -> list[int]:
 
 
 def _as_arrays(
-    task: Task,
+    task: GeneratedTask,
     tokenizer: Tokenizer,
     rows: list[tuple[Problem, str, dict[int, float]]],
     num_solutions: int,
@@ -296,7 +296,7 @@ def label_chunk(
     target: ReasoningTarget,
     policy: LanguageModel,
     tokenizer: Tokenizer,
-    task: Task,
+    task: GeneratedTask,
     split: Split,
     size: int,
     num_completions: int,

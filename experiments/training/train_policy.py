@@ -9,25 +9,25 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from tsi.experiments.tasks import Task
+from tsi.experiments.tasks import GeneratedTask
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.tokens.char_tokenizer import char_tokenizer
 from tsi.models.tokens.tokenizer import Tokenizer
 
 
-def task_tokenizer(task: Task) -> Tokenizer:
+def task_tokenizer(task: GeneratedTask) -> Tokenizer:
     """A tokenizer with one token per character, one for padding and one for the end."""
     return char_tokenizer(task.alphabet)
 
 
-def max_length(task: Task) -> int:
+def max_length(task: GeneratedTask) -> int:
     """Length of a task's longest text in tokens: prompt, steps and end."""
     return task.max_prompt_tokens + task.max_steps * task.max_step_tokens
 
 
 def draw_solutions(
-    task: Task, tokenizer: Tokenizer, size: int, seed: int, step: int
+    task: GeneratedTask, tokenizer: Tokenizer, size: int, seed: int, step: int
 ) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
     """Problems with worked solutions, a pure function of (seed, step).
 
@@ -59,7 +59,12 @@ def solution_loss(
 
 
 def tiny_config(
-    task: Task, tokenizer: Tokenizer, *, width: int, hidden: int, num_layers: int
+    task: GeneratedTask,
+    tokenizer: Tokenizer,
+    *,
+    width: int,
+    hidden: int,
+    num_layers: int,
 ) -> DecoderConfig:
     """A configuration of four query heads, two key-value heads and tied embeddings."""
     return DecoderConfig(

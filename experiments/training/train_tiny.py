@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from tsi.errors import UnknownNameError
 from tsi.experiments.command import exit_code, resumable
-from tsi.experiments.tasks import Split, Task, get_task
+from tsi.experiments.tasks import GeneratedTask, Split, get_generated_task
 from tsi.experiments.training.fit import Schedule, fit
 from tsi.experiments.training.step_labels import (
     LabelledSteps,
@@ -137,7 +137,7 @@ class TaskSetup(NamedTuple):
     """One task's recipe, tokenizer, target and folder of intermediate results."""
 
     recipe: Recipe
-    task: Task
+    task: GeneratedTask
     tokenizer: Tokenizer
     target: ReasoningTarget
     folder: Path
@@ -145,7 +145,7 @@ class TaskSetup(NamedTuple):
 
 def set_up(recipe: Recipe, work: Path) -> TaskSetup:
     """Set up what all stages of a task share."""
-    task = get_task(recipe.task)
+    task = get_generated_task(recipe.task)
     tokenizer = task_tokenizer(task)
     target = solving_target(task, tokenizer)
     return TaskSetup(recipe, task, tokenizer, target, work / recipe.task)

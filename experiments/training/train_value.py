@@ -35,7 +35,7 @@ from tsi.decoding.step_texts import text_so_far
 from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError
 from tsi.experiments.command import exit_code
-from tsi.experiments.tasks import Task, get_task
+from tsi.experiments.tasks import GeneratedTask, get_generated_task
 from tsi.experiments.training.logistic import fit_logistic, log_loss
 from tsi.experiments.training.step_labels import roll_out
 from tsi.experiments.training.train_reward import auc
@@ -113,7 +113,7 @@ def states_at(
 
 def prefixes_of(
     engine: Engine,
-    task: Task,
+    task: GeneratedTask,
     problems: list[Problem],
     num_rollouts: int,
     key: AnyKey,
@@ -174,7 +174,7 @@ def prefixes_of(
 
 def _prefixes(
     engine: Engine,
-    task: Task,
+    task: GeneratedTask,
     problem: Problem,
     group: int,
     tokens: Int[np.ndarray, " T"],
@@ -297,7 +297,7 @@ def train_value(
     for name, value in numbers.items():
         if value <= 0:
             raise ConfigurationError(f"{name} must be above 0, not {value}.")
-    task_definition = get_task(task)
+    task_definition = get_generated_task(task)
     check_writable(out)
     train_problems = task_definition.problems("train", num_problems, seed)
     held_out_problems = task_definition.problems("validation", held_out, seed)

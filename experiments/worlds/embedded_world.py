@@ -1,4 +1,4 @@
-"""A generated task with models by name, ready to run, as in `tsi scale` and `solve`."""
+"""A task with models by name, ready to run, as in `tsi scale` and `solve`."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from tsi.decoding.truncation import Truncation
 from tsi.engine.sizing.memory import free_bytes
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks import get_task
+from tsi.experiments.tasks import Task, get_task
+from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
+from tsi.experiments.worlds.answer_grading import task_grading
 from tsi.experiments.worlds.language_policy import (
     STEP_SLACK,
     is_trained_on,
@@ -23,16 +25,21 @@ from tsi.experiments.worlds.step_ends import StepEnds
 from tsi.experiments.worlds.world import PROBLEM_SEED, World, task_limits, task_world
 from tsi.loading.named_reward import load_reward, parse_reward
 from tsi.loading.policy import load_policy
+from tsi.models.loading.catalogue import MODELS
 from tsi.models.partition import make_mesh
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
+
+ROOM = 16
+"""Tokens by which a prompt may be longer than the longest that was measured."""
 
 PROBLEM_BYTES = 550
 """Memory of a problem of the task with the shorter prompts."""
 
 
 def embedded_world(
-    task_name: str,
-    problems: int | Sequence[Problem],
+    task: str | Task,
+    problems: int | Sequence[Problem] | None,
     *,
     policy: str | None = None,
     reward: str | None = None,
@@ -50,13 +57,15 @@ def embedded_world(
     template_switches: Mapping[str, Any] = MappingProxyType({}),
     shapes_only: bool = False,
 ) -> World:
-    """A generated task with the embedded models for it, or with others.
+    """A task with its embedded models, or with others.
 
     Args:
-        task_name: of a task in `experiments/tasks`.
-        problems: number of held-out problems, or the problems themselves.
+        task: a task, or the name of one, see :mod:`tsi.experiments.tasks`.
+        problems: number of held-out problems, or the problems themselves; None for all,
+            or for the usual number of a generated task.
         policy: name, hub id or path of the policy; by default the task's own. The
-            prompt of a policy that was not trained on the task begins with examples.
+            prompt of a policy that was not trained on a generated task begins with
+            rules and examples.
         reward: parsed by `tsi.loading.named_reward.parse_reward`; by default the task's
             own reward model if it reads the policy's tokens, and otherwise the policy's
             judgement of its own text.
@@ -91,9 +100,19 @@ def embedded_world(
             does not have a switch or cannot be used.
         PromptTooLongError: a prompt is longer than the models' context.
     """
-    task = get_task(task_name)
+    task = get_task(task) if isinstance(task, str) else task
+    if policy is None and not has_own_models(task):
+        raise ConfigurationError(
+            f"The task {task.name} has no models of its own; name a policy with "
+            "--policy: a hub id, a folder or a GGUF file, or one that `tsi models` "
+            "lists, such as smollm2-135m."
+        )
     if isinstance(problems, int):
         check_problem_count(problems)
+    if problems is None or isinstance(problems, int):
+        problems = task.problems("test", problems, PROBLEM_SEED)
+    if not problems:
+        raise ConfigurationError(f"The task {task.name} was given no problems.")
     reward_name = None if reward is None else parse_reward(reward, aggregation)
     mesh = device_mesh(model_parallel)
     load_options: dict[str, Any] = {
@@ -103,7 +122,7 @@ def embedded_world(
         "shapes_only": shapes_only,
     }
     loaded_policy = load_policy(
-        policy or f"{task_name}-policy",
+        policy or f"{task.name}-policy",
         temperature=temperature,
         truncation=truncation,
         repetition_penalty=repetition_penalty,
@@ -111,28 +130,34 @@ def embedded_world(
         template_switches=template_switches,
         **load_options,
     )
-    is_trained = is_trained_on(task, loaded_policy.tokenizer)
+    tokenizer = loaded_policy.tokenizer
+    is_trained = is_trained_on(task, tokenizer)
     if reward_name is None:
-        default_reward = f"{task_name}-reward" if is_trained else "judge"
+        default_reward = f"{task.name}-reward" if is_trained else "judge"
         reward_name = parse_reward(default_reward, aggregation)
     limits = task_limits(task, 0 if is_trained else STEP_SLACK)
-    (example,) = task.problems("train", 1, 0)
+    checks = {}
+    if reward_name.kind == "verifier":
+        if not isinstance(task, GeneratedTask):
+            raise ConfigurationError(
+                f"The task {task.name} has no check of unfinished solutions, which the "
+                "reward verifier needs; use outcome-verifier, or another reward."
+            )
+        checks["verifier"] = prefix_check(task)
+    if reward_name.kind == "outcome-verifier":
+        check = outcome_check(problems, task.extract, task_grading(task))
+        checks["outcome-verifier"] = check
+    example, prompt_tokens = prompt_room(task, problems, tokenizer)
     loaded_reward = load_reward(
         reward_name,
         loaded_policy,
         limits,
-        checks={
-            "verifier": prefix_check(task),
-            "outcome-verifier": outcome_check(task),
-        },
+        checks=checks,
         prompt_encoder=functools.partial(prompt_encoder, task),
-        example_prompt=example.prompt,
-        # Prompts differ by at most as many tokens as the longest has characters.
-        prompt_tokens=task.max_prompt_tokens,
+        example_prompt=example,
+        prompt_tokens=prompt_tokens,
         **load_options,
     )
-    if isinstance(problems, int):
-        problems = task.problems("test", problems, PROBLEM_SEED)
     settings: dict[str, Any] = {
         "reward": str(reward_name),
         "reward_sha256": None
@@ -157,6 +182,25 @@ def embedded_world(
         mesh=mesh,
         settings=settings,
     )
+
+
+def has_own_models(task: Task) -> bool:
+    """Whether this package has a policy that was trained on the task."""
+    return f"{task.name}-policy" in MODELS
+
+
+def prompt_room(
+    task: Task, problems: Sequence[Problem], tokenizer: Tokenizer
+) -> tuple[str, int]:
+    """An example of a problem, and the most tokens by which others may be longer."""
+    if isinstance(task, GeneratedTask):
+        (example,) = task.problems("train", 1, 0)
+        # Prompts differ by at most as many tokens as the longest has characters.
+        return example.prompt, task.max_prompt_tokens
+    lengths = {p.prompt: len(tokenizer.encode(p.prompt)) for p in problems}
+    longest = max(lengths, key=lambda prompt: lengths[prompt])
+    # Another tokenizer may need more tokens.
+    return longest, lengths[longest] + lengths[longest] // 4 + ROOM
 
 
 def check_problem_count(problems: int) -> None:

@@ -1,9 +1,9 @@
-"""Prompts for any language model on a generated task.
+"""Prompts for any language model on any task.
 
-The embedded models were trained on their task and read the problem alone. The prompts
-of other models begin with worked examples, as earlier turns of the chat or, without a
-chat template, as text, because a small model follows examples better than an
-instruction.
+The embedded models were trained on their task and read the problem alone. For other
+models, the prompt of a generated task begins with the rules of the task and worked
+examples (:mod:`tsi.experiments.tasks.prompts`). Other tasks have their own prompt
+format, or none.
 """
 
 import json
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks import Task
+from tsi.experiments.tasks.generated import GeneratedTask
+from tsi.experiments.tasks.prompts import PromptFormat, format_encoder
+from tsi.experiments.tasks.task import Task
 from tsi.loading.model_checks import same_tokens
 from tsi.models.loading.catalogue import MODELS, resolve
 from tsi.models.loading.load_tokenizer import load_tokenizer
@@ -23,7 +25,6 @@ NUM_EXAMPLES = 3
 EXAMPLE_SEED = 1
 STEP_SLACK = 4
 """Tokens that a step may have beyond its characters, for spaces."""
-INSTRUCTION = "Solve each problem in the same form, one step on a line.\n\n"
 JSON_WORDS = {"true": "true", "false": "false", "none": "null", "off": "false"}
 """Words for on and off, and how JSON writes them."""
 
@@ -60,7 +61,7 @@ def parse_switches(switches: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def draw_examples(task: Task) -> list[tuple[str, str]]:
+def draw_examples(task: GeneratedTask) -> list[tuple[str, str]]:
     """Problems of the training split, each with a worked solution."""
     rng = np.random.default_rng(EXAMPLE_SEED)
     return [
@@ -69,32 +70,9 @@ def draw_examples(task: Task) -> list[tuple[str, str]]:
     ]
 
 
-def example_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """A function from a prompt to the token ids of examples and prompt."""
-    examples = draw_examples(task)
-    if tokenizer.chat_template is None:
-        # The end token after each example shows a base model where solutions end.
-        end = list(tokenizer.eos_ids[:1])
-        start = (
-            [tokenizer.bos_id]
-            if tokenizer.add_bos and tokenizer.bos_id is not None
-            else []
-        )
-        prefix = start + tokenizer.encode(INSTRUCTION)
-        for prompt, solution in examples:
-            prefix += tokenizer.encode(f"{prompt}\n{solution}") + end
-        return lambda prompt: prefix + tokenizer.encode(f"{prompt}\n")
-    turns = []
-    for prompt, solution in examples:
-        turns += [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": solution},
-        ]
-    # Not every template supports a system message.
-    turns[0]["content"] = INSTRUCTION + turns[0]["content"]
-    return lambda prompt: tokenizer.encode_chat(
-        [*turns, {"role": "user", "content": prompt}]
-    )
+def rules_and_examples(task: GeneratedTask) -> PromptFormat:
+    """The rules of a generated task, and worked examples from its training split."""
+    return PromptFormat(task.rules, tuple(draw_examples(task)))
 
 
 def is_trained_on(task: Task, tokenizer: Tokenizer) -> bool:
@@ -107,16 +85,26 @@ def is_trained_on(task: Task, tokenizer: Tokenizer) -> bool:
     return own in MODELS and same_tokens(tokenizer, load_tokenizer(resolve(own)))
 
 
-def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """A function from a prompt to token ids, with examples unless the model needs none.
-
-    If the task has its own `prompt_encoder`, that is used.
+def prompt_format(task: Task, tokenizer: Tokenizer) -> PromptFormat | None:
+    """How a policy is asked the problems of a task; None for the problem alone.
 
     Raises:
         CheckpointError: the task's own models are missing.
     """
-    if task.prompt_encoder is not None:
-        return task.prompt_encoder(tokenizer)
-    if is_trained_on(task, tokenizer):
+    if task.prompts is not None:
+        return task.prompts.check()
+    if isinstance(task, GeneratedTask) and not is_trained_on(task, tokenizer):
+        return rules_and_examples(task)
+    return None
+
+
+def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """A function from a problem to token ids, as `prompt_format` says.
+
+    Raises:
+        CheckpointError: the task's own models are missing.
+    """
+    format = prompt_format(task, tokenizer)
+    if format is None:
         return tokenizer.encode_prompt
-    return example_encoder(task, tokenizer)
+    return format_encoder(format, tokenizer)

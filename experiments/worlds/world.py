@@ -9,9 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tsi.engine.assembly import reasoning_engine
-from tsi.experiments.tasks import Task
+from tsi.experiments.grading.grade import Grade
+from tsi.experiments.tasks.generated import GeneratedTask
+from tsi.experiments.tasks.task import Task
+from tsi.experiments.worlds.answer_grading import task_grading
 from tsi.experiments.worlds.forced_text import forced_end_of, forced_settings
-from tsi.experiments.worlds.language_policy import prompt_encoder
+from tsi.experiments.worlds.language_policy import prompt_encoder, prompt_format
 from tsi.experiments.worlds.provenance import sha256_of, versions
 from tsi.experiments.worlds.step_ends import StepEnds
 from tsi.explorer import Explorer
@@ -60,7 +63,7 @@ class World(NamedTuple):
         problems: in order, each with its own id.
         extract: ``(text) -> answer``, the canonical answer of a generated text, or
             None.
-        is_correct: ``(problem, answer) -> bool``, whether an answer is right.
+        grade: ``(pairs of problem and answer) -> grades``, one for each pair.
         max_steps: the target's step limit.
         settings: everything that a row depends on besides method, budget, seed and
             problem: task, models with their hashes, temperature, limits, versions.
@@ -72,11 +75,15 @@ class World(NamedTuple):
     engine: ProblemRunner
     problems: list[Problem]
     extract: Callable[[str], str | None]
-    is_correct: Callable[[Problem, str | None], bool]
+    grade: Callable[[Sequence[tuple[Problem, str | None]]], list[Grade]]
     max_steps: int
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
     typical_tokens: Callable[[], float] | None = None
+
+    def is_correct(self, problem: Problem, answer: str | None) -> bool:
+        """Whether an answer is right; one that cannot be graded is not."""
+        return self.grade([(problem, answer)])[0].correct
 
 
 def task_world(
@@ -124,8 +131,8 @@ def task_world(
         policy,
         reward,
         limits,
-        delimiters=ends.delimiters or (task.delimiter,),
-        stop_strings=ends.stop_strings,
+        delimiters=ends.delimiters or task.delimiters,
+        stop_strings=ends.stop_strings or task.stop_strings,
         min_step_tokens=ends.min_tokens,
         forced_end=forced,
         encode=encode,
@@ -141,6 +148,7 @@ def task_world(
         "problem_seed": PROBLEM_SEED,
         "policy": policy.name,
         "policy_sha256": sha256_of(policy.path),
+        **task_settings(task, tokenizer),
         **settings,
         "temperature": sampling.temperature,
         **limits._asdict(),
@@ -159,12 +167,32 @@ def task_world(
         engine,
         list(problems),
         task.extract,
-        task.is_correct,
+        task_grading(task),
         limits.max_steps,
         run_settings,
         sampling.notes,
-        functools.partial(mean_solution_tokens, task, tokenizer, problems),
+        functools.partial(mean_solution_tokens, task, tokenizer, problems)
+        if isinstance(task, GeneratedTask)
+        else None,
     )
+
+
+def task_settings(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What rows record of a task: its file or generator, its prompt and its grader.
+
+    The rules and examples of a generated task are a part of this package.
+    """
+    settings: dict[str, Any] = dict(task.settings)
+    if task.grader is not None:
+        settings["grader"] = task.grader
+    if task.prompts is not None:
+        format = prompt_format(task, tokenizer)
+        settings["prompts"] = None if format is None else format.settings()
+    if not isinstance(task, GeneratedTask):
+        settings["task_delimiters"] = list(task.delimiters)
+        if task.stop_strings:
+            settings["task_stop_strings"] = list(task.stop_strings)
+    return settings
 
 
 def task_limits(task: Task, slack: int = 0) -> SolutionLimits:
@@ -182,7 +210,7 @@ def task_limits(task: Task, slack: int = 0) -> SolutionLimits:
 
 
 def mean_solution_tokens(
-    task: Task, tokenizer: Tokenizer, problems: Sequence[Problem]
+    task: GeneratedTask, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> float:
     """Mean number of tokens of worked solutions of the first problems."""
     rng = np.random.default_rng(PROBLEM_SEED)

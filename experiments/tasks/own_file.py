@@ -1,0 +1,72 @@
+"""A task of a file of one's own, and worked examples from another."""
+
+import string
+from pathlib import Path
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.tasks.data_files import file_sha256
+from tsi.experiments.tasks.listed import graded_task
+from tsi.experiments.tasks.presets import Preset
+from tsi.experiments.tasks.problem_file import Columns, read_problems
+from tsi.experiments.tasks.task import Task
+from tsi.problem import Problem
+
+MAX_EXAMPLES = 100
+
+
+def file_task(path: Path, columns: Columns, grader: str, preset: Preset) -> Task:
+    """The task of a file's problems; its name is that of the file.
+
+    With the grader ``choice``, a list in the column ``choices`` is shown below the
+    question, with a letter before each.
+
+    Args:
+        path: see :func:`tsi.experiments.tasks.problem_file.read_problems`.
+        columns: names of the columns.
+        grader: name or "module:function".
+        preset: prompt, step ends and limits.
+
+    Raises:
+        ConfigurationError: the file or the grader is refused.
+    """
+    problems = read_problems(path, columns)
+    if grader == "choice":
+        problems = [_show_choices(problem, path) for problem in problems]
+    return graded_task(
+        path.stem,
+        problems,
+        grader,
+        preset,
+        settings={"problems_sha256": file_sha256(path)},
+    )
+
+
+def read_examples(path: Path) -> tuple[tuple[str, str], ...]:
+    """Pairs of question and worked solution, from a file with these two columns.
+
+    Raises:
+        ConfigurationError: the file is refused, or has more than `MAX_EXAMPLES` rows.
+    """
+    examples = read_problems(path, Columns("question", "solution", "id"))
+    if len(examples) > MAX_EXAMPLES:
+        raise ConfigurationError(
+            f"{path} has {len(examples)} worked examples, all of which would stand "
+            f"before each problem; write at most {MAX_EXAMPLES}."
+        )
+    return tuple((example.prompt, example.answer) for example in examples)
+
+
+def _show_choices(problem: Problem, path: Path) -> Problem:
+    choices = problem.data.get("choices")
+    if choices is None:
+        return problem
+    letters = string.ascii_uppercase
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(letters):
+        raise ConfigurationError(
+            f"{path}, problem {problem.id!r}, column 'choices': write a list of 2 to "
+            f"{len(letters)} texts."
+        )
+    lines = [
+        f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=False)
+    ]
+    return problem._replace(prompt="\n".join([problem.prompt, "", *lines]))
