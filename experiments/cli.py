@@ -81,6 +81,7 @@ def scale(
     from tsi.experiments.scaling.plan import make_plan
     from tsi.experiments.scaling.scale import run_plan
     from tsi.experiments.scaling.write_report import write_report
+    from tsi.experiments.worlds.chosen_task import choose_task
 
     plan = make_plan(methods, budgets, seeds)
     check_positive(num_problems=1 if num_problems is None else num_problems)
@@ -91,7 +92,7 @@ def scale(
         contextlib.nullcontext() if dry.dry_run else resumable(),
         group_of(distributed, coordinator, num_processes, process_id) as group,
     ):
-        task = problems.load()
+        task = choose_task(problems)
         world = options.world(task, num_problems, shapes_only=dry.dry_run)
         _print_notes(world.notes if group.is_first else ())
         if dry.dry_run:
@@ -133,11 +134,13 @@ def solve(
     from tsi.experiments.scaling.methods import get_method
     from tsi.experiments.scaling.run_method import run_method
     from tsi.experiments.solving.solve import solution_text
+    from tsi.experiments.worlds.chosen_task import choose_problem
 
     entry = get_method(method)
     check_positive(budget=budget)
     dry.check()
-    task, problem = problems.load_for(prompt, has_policy=options.policy is not None)
+    has_policy = options.policy is not None
+    task, problem = choose_problem(problems, prompt, has_policy=has_policy)
     if dry.dry_run:
         return _print_cost(task, options, dry, method, budget, [problem])
     if figures is not None:
@@ -188,15 +191,17 @@ def profile(
     """
     from tsi.experiments.scaling.methods import get_method
     from tsi.experiments.scaling.profiling import profile_run, table_of
+    from tsi.experiments.worlds.chosen_task import choose_task
 
     entry = get_method(method)
     check_positive(budget=budget, num_problems=num_problems)
     dry.check()
+    task = choose_task(problems)
     if dry.dry_run:
-        return _print_cost(problems.load(), options, dry, method, budget, num_problems)
+        return _print_cost(task, options, dry, method, budget, num_problems)
     if trace is not None:
         check_writable(trace / "trace")
-    world = options.world(problems.load(), num_problems)
+    world = options.world(task, num_problems)
     _print_notes(world.notes)
     report = profile_run(world, method, budget, seed, trace)
     print(f"{entry.label}, N = {budget}, {num_problems} problems, seed {seed}\n")

@@ -114,7 +114,7 @@ class ModelOptions(NamedTuple):
         """Load the models and return the world of the task.
 
         Args:
-            task: from :class:`tsi.experiments.problem_options.ProblemOptions`.
+            task: from :func:`tsi.experiments.worlds.chosen_task.choose_task`.
             problems: number of test problems, the problems themselves, or None for all.
             shapes_only: do not load the weights.
 

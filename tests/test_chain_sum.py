@@ -9,7 +9,7 @@ from tsi.experiments.scaling import curve_llm
 from tsi.experiments.tasks import chain_sum
 from tsi.experiments.tasks.chain_sum import CHAIN_SUM
 from tsi.experiments.tasks.equations import judge_equations, value_of
-from tsi.experiments.tasks.task import split_of
+from tsi.experiments.tasks.generated import split_of
 from tsi.models.loading.checkpoint import save
 
 

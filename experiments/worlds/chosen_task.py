@@ -1,0 +1,123 @@
+"""From the options of the command line to a task, or to a task and one problem."""
+
+import dataclasses
+from typing import Any
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.grading.grader import get_grader
+from tsi.experiments.problem_options import DEFAULT_TASK, ProblemOptions
+from tsi.experiments.tasks import get_task
+from tsi.experiments.tasks.generated import GeneratedTask
+from tsi.experiments.tasks.own_file import file_task, read_examples
+from tsi.experiments.tasks.presets import Preset, get_preset
+from tsi.experiments.tasks.problem_file import Columns
+from tsi.experiments.tasks.prompts import PromptFormat
+from tsi.experiments.tasks.question import question_task
+from tsi.experiments.tasks.task import Task
+from tsi.experiments.worlds.language_policy import rules_and_examples
+from tsi.problem import Problem
+
+
+def choose_task(options: ProblemOptions) -> Task:
+    """The task that the options name, with their prompt, limits and grader.
+
+    Raises:
+        TsiError: the task, the file, the preset or the grader is refused.
+    """
+    if options.problems is None:
+        return _adapt(options, get_task(options.task or DEFAULT_TASK))
+    if options.task is not None:
+        raise ConfigurationError(
+            f"--task {options.task} and --problems {options.problems} both name "
+            "problems; leave one of them out."
+        )
+    columns = Columns(options.question_column, options.answer_column, options.id_column)
+    preset = get_preset(options.preset or "plain")
+    return _adapt(
+        options, file_task(options.problems, columns, options.grader or "math", preset)
+    )
+
+
+def choose_problem(
+    options: ProblemOptions, text: str, *, has_policy: bool
+) -> tuple[Task, Problem]:
+    """The task and the problem that a user means by a text.
+
+    Args:
+        text: the id of a problem of the task or file; a problem of a generated
+            task; or else any question.
+        has_policy: whether a policy is named: without task or file, the text is
+            then a question of any kind.
+
+    Raises:
+        TsiError: see `choose_task`, or the text is no problem of a generated task.
+    """
+    if options.task is None and options.problems is None and has_policy:
+        preset = get_preset(options.preset or "plain")
+        task = _adapt(options, question_task(text, preset))
+        return task, task.problems("test", 1, 0)[0]
+    task = choose_task(options)
+    if isinstance(task, GeneratedTask):
+        return task, task.problem(text)
+    for problem in task.problems("test", None, 0):
+        if problem.id == text:
+            return task, problem
+    if not text.strip():
+        raise ConfigurationError("The question is empty; write one.")
+    return task, Problem("question", text, "")
+
+
+def _adapt(options: ProblemOptions, task: Task) -> Task:
+    """The task with the prompt, the limits and the grader of these options.
+
+    Raises:
+        TsiError: the preset, the grader or the file of examples is refused.
+    """
+    changes: dict[str, Any] = {}
+    if options.preset is not None:
+        changes |= _of_preset(get_preset(options.preset))
+    limits = ("max_steps", "max_step_tokens", "max_tokens")
+    changes |= {
+        name: getattr(options, name)
+        for name in limits
+        if getattr(options, name) is not None
+    }
+    for name in limits:
+        if changes.get(name) is not None and changes[name] < 1:
+            raise ConfigurationError(f"{name} must be at least 1, not {changes[name]}.")
+    if options.grader is not None:
+        changes |= {
+            "grader": options.grader,
+            "is_correct": None,
+            "extract": get_grader(options.grader).extract,
+        }
+    task = dataclasses.replace(task, **changes)
+    return dataclasses.replace(task, prompts=_prompts(options, task))
+
+
+def _prompts(options: ProblemOptions, task: Task) -> PromptFormat | None:
+
+    changes: dict[str, Any] = {}
+    if options.system is not None:
+        changes["system"] = options.system
+    if options.few_shot is not None:
+        changes["examples"] = read_examples(options.few_shot)
+    if options.question_form is not None:
+        changes["question"] = options.question_form
+    if not changes:
+        return task.prompts
+    format = task.prompts
+    if format is None:
+        format = PromptFormat()
+        if isinstance(task, GeneratedTask):
+            format = rules_and_examples(task)
+    return format._replace(**changes).check()
+
+
+def _of_preset(preset: Preset) -> dict[str, Any]:
+    return {
+        "prompts": preset.prompts,
+        "delimiters": preset.delimiters,
+        "stop_strings": preset.stop_strings,
+        **preset.limits._asdict(),
+    }
