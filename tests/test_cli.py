@@ -13,7 +13,7 @@ from tsi.experiments.cli import main
     ("arguments", "sentence"),
     [
         (["scale", "--methods", "magic"], "no method named 'magic'. Known: ab_mcts"),
-        (["scale", "--task", "chess"], "no task named 'chess'. Known: chain"),
+        (["scale", "--task", "chess"], "no task named 'chess'. Known: aime24"),
         (["scale", "--budgets", "0"], "budget 0 = 0"),
         (["scale", "--num-problems", "0"], "num_problems must be at least 1"),
         (["solve", "1+1+1+1", "--method", "magic"], "no method named"),

@@ -15,8 +15,9 @@ from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
+from tsi.experiments.worlds.answer_grading import task_grading
 from tsi.experiments.worlds.embedded_world import embedded_world
-from tsi.experiments.worlds.language_policy import example_encoder
+from tsi.experiments.worlds.language_policy import prompt_encoder
 from tsi.loading.language_reward import PromptContinuation
 from tsi.loading.named_reward import KINDS, list_forms, parse_reward
 from tsi.models.decoder import LanguageModel, RewardModel
@@ -27,7 +28,14 @@ from tsi.rewards.formats import FORMATS
 from tsi.rewards.formatted import FormattedReward
 
 WIDTH = 16
-CHECKS = (prefix_check, outcome_check)
+
+
+def outcome_of_chain(task):
+    problems = [task.problem("1+2+3-4:")]
+    return outcome_check(problems, task.extract, task_grading(task))
+
+
+CHECKS = (prefix_check, outcome_of_chain)
 SOLVE = ["solve", "3+4*2-1", "--budget", "2", "--method", "best_of_n"]
 
 
@@ -153,6 +161,16 @@ def test_an_end_is_judged_by_its_answer(text, ended, prefix, outcome):
     assert found == pytest.approx([prefix * sure, outcome * sure])
 
 
+def test_problems_of_one_question_need_one_answer():
+    task = get_task("chain")
+    one = task.problem("1+2+3-4:")
+    outcome_check([one, one._replace(id=1)], task.extract, task_grading(task))
+    with pytest.raises(ConfigurationError, match="same question and different answers"):
+        outcome_check(
+            [one, one._replace(id=1, answer="3")], task.extract, task_grading(task)
+        )
+
+
 def right_so_far(prompt: str, text: str) -> bool:
     """Whether a chain's lines follow from its prompt, by Python's own arithmetic."""
     value, rest = int(prompt[0]), prompt[1:].rstrip(":")
@@ -205,7 +223,7 @@ def test_against_itself_a_policy_is_no_more_likely():
 
 def test_a_larger_model_of_other_tokens_is_shown_examples(places):
     task, tokenizer = get_task("chain"), bpe_tokenizer()
-    shown = example_encoder(task, tokenizer)
+    shown = prompt_encoder(task, tokenizer)
     format = PromptContinuation(tokenizer, encode=shown)
     tokens, marks = format.render("1+2+3+4:", ["+2=3\n", "+3=6"], True)
     solution = [*tokenizer.encode("+2=3\n+3=6"), tokenizer.eos_ids[0]]
@@ -241,7 +259,7 @@ def test_formats_and_judges_take_their_aggregation(places):
     reward = world.engine.target.reward
     assert isinstance(reward, FormattedReward)
     assert reward.aggregation == "product"
-    asked = {"policy": places["chat"], "problems": 1, "task_name": "chain"}
+    asked = {"policy": places["chat"], "problems": 1, "task": "chain"}
     default, named = embedded_world(**asked), embedded_world(**asked, reward="judge")
     assert default.settings == named.settings
     least = embedded_world(**asked, aggregation="min").engine.target.reward
