@@ -11,12 +11,9 @@ pytest.importorskip("math_verify")
 
 GOLD = Problem("gold", "", "(x+1)^2")
 
-HANGING = [
-    "9^9^9^9",
-    "9^{9^{9^{9^9}}}",
-    "10**10**10 + x",
+HANGING = ["9^{9^{9^{9^9}}}", "(10^9)! + x"]
+MORE_HANGING = [
     "x^{10^{10^{10}}} - 1",
-    "(10^9)! + x",
     "((10^6)!)! / x",
     "\\binom{10^9}{10^8} + x",
     "(x+1)^{100000} - (x+y+z+w)^{1000}",
@@ -28,6 +25,8 @@ HANGING = [
     "\\sin(\\cos(\\tan(\\sin(\\cos(\\tan(\\sin(x)^{99})))))^{99})",
 ]
 MALFORMED = [
+    "9^9^9^9",
+    "10**10**10 + x",
     "\\frac{" * 80,
     "{" * 500,
     "(" * 250 + "x" + ")" * 250,
@@ -62,8 +61,11 @@ MALFORMED = [
 LONG = ["9" * 2**20, "x+" * 2**19, "{" * 2**20, "\ud800" * 1000]
 
 
-def test_nothing_that_a_model_writes_stops_the_grading():
-    answers = [*HANGING, *MALFORMED, *LONG]
+@pytest.mark.parametrize(
+    "hanging", [HANGING, pytest.param(MORE_HANGING, marks=pytest.mark.slow)]
+)
+def test_nothing_that_a_model_writes_stops_the_grading(hanging):
+    answers = [*hanging, *MALFORMED, *LONG]
     pairs = []
     for answer in answers:
         # A right and a wrong answer after each.
@@ -80,5 +82,5 @@ def test_nothing_that_a_model_writes_stops_the_grading():
         failed = {answer for answer, grade in bad.items() if grade.failure}
         assert pool.failures.total() == len(failed)
         assert {bad[answer] for answer in LONG} == {Grade(False, "too long")}
-        assert pool.failures["timeout"] >= 3
-        assert len(failed & set(HANGING)) >= 3
+        assert len(failed & set(hanging)) > len(hanging) / 2
+        assert pool.failures["timeout"] >= len(hanging) / 2

@@ -1,4 +1,4 @@
-"""The grader of mathematics: answers that are equal, and traps where they only look so."""
+"""The grader of mathematics: equal answers, and traps where they only look equal."""
 
 import importlib.util
 import sys
@@ -166,7 +166,7 @@ def test_without_math_verify_a_sentence_says_how_to_install_it(monkeypatch):
     assert mathematics.is_correct(Problem(0, "", "1/2"), "0.5")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     get_grader("math").check([Problem(0, "", "12"), Problem(1, "", "Yes")])
-    with pytest.raises(ConfigurationError, match="problem 'f' is a formula.*install"):
+    with pytest.raises(ConfigurationError, match=r"problem 'f' is a formula.*install"):
         get_grader("math").check([Problem("f", "", "(x+1)^2")])
 
 

@@ -10,7 +10,7 @@ import re
 import string
 
 from tsi.problem import Problem
-from tsi.results.answers import MAX_TEXT, find_answer
+from tsi.results.answers import MAX_TEXT, answers_in, last_number
 from tsi.results.canonical import canonical
 from tsi.results.markup import remove_markup
 
@@ -30,21 +30,24 @@ def extract(text: str) -> str | None:
     alone, apart from "I" and "A" before a word.
     """
     text = text[-MAX_TEXT:]
-    found = find_answer(text)
-    if found is not None:
-        return letter_of(found) or canonical(found)
+    found = [words for words in answers_in(text) if words != last_number(text)]
+    for words in found:
+        if letter := letter_of(words):
+            return letter
+    if found:
+        return canonical(found[0])
     letters = [m for m in _IN_TEXT.finditer(text) if not _is_word(text, m)]
     return letters[-1].group(1) if letters else None
 
 
 def letter_of(answer: str) -> str | None:
     """The letter of an answer such as "(B)", "B. seven" or "option b", if any."""
-    plain = remove_markup(answer)
-    if match := _LETTER.fullmatch(plain):
-        return match.group(1).upper()
-    if match := _LEADING.match(plain):
-        return match.group(1)
-    return None
+    words = answer.strip(" *_`$\n")
+    for plain in (words, remove_markup(words)):
+        if match := _LETTER.fullmatch(plain):
+            return match.group(1).upper()
+    match = _LEADING.match(words)
+    return match.group(1) if match else None
 
 
 def is_correct(problem: Problem, answer: str) -> bool:

@@ -14,11 +14,11 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from tsi.problem import Problem
-from tsi.results.answers import MAX_TEXT, find_answer, last_number
+from tsi.results.answers import MAX_TEXT, answers_in, last_number
 from tsi.results.canonical import canonical
 from tsi.results.markup import MAX_ANSWER, remove_markup
 from tsi.results.names import drop_name
-from tsi.results.numbers import number_of
+from tsi.results.numbers import DECIMAL, number_of
 from tsi.results.units import split_unit
 
 _SPELLINGS = """
@@ -56,6 +56,12 @@ _CURRENCY = re.compile(r"^([-+]?) ?(?:\\?(\$)|([€£¥₹]))")
 _SIGN = re.compile(r"(\\?%|°|\^\\circ|\^\{\\circ\})$")
 
 
+_QUANTITY_IN_TEXT = re.compile(
+    rf"((?:(?<![\w)])-)?[$€£]?(?:{DECIMAL})(?:/\d{{1,100}})?)"
+    r"(?: ?(%|°|[A-Za-z/]{1,16}))?"
+)
+
+
 class Quantity(NamedTuple):
     """A number and its unit, "" if it has none."""
 
@@ -65,9 +71,11 @@ class Quantity(NamedTuple):
 
 def extract(text: str) -> str | None:
     """The number that a text gives as its answer, with its unit, or its last number."""
-    text = text[-MAX_TEXT:]
-    for found in (find_answer(text), last_number(text)):
-        quantity = None if found is None else quantity_of(found)
+    *found, last = [None, *answers_in(text)]
+    if last is not None and last == last_number(text):
+        last = _last_quantity(text)
+    for words in (*found, last):
+        quantity = None if words is None else quantity_of(words)
         if quantity is not None:
             return f"{quantity.value} {quantity.unit}".strip()
     return None
@@ -92,6 +100,14 @@ def quantity_of(text: str) -> Quantity | None:
     return None if value is None else Quantity(value, unit or _normal_unit(words))
 
 
+def _last_quantity(text: str) -> str:
+    """The last number of a text, with the word after it if that is a known unit."""
+    *_, last = _QUANTITY_IN_TEXT.finditer(text[-MAX_TEXT:])
+    number, word = last.groups()
+    is_known = word is not None and _normal_unit(word) in _SPELLING.values()
+    return f"{number} {word}" if is_known else number
+
+
 def is_correct(problem: Problem, answer: str) -> bool:
     """Whether the answer is the gold number, within the problem's tolerance."""
     gold, given = quantity_of(problem.answer), quantity_of(answer)
@@ -99,7 +115,7 @@ def is_correct(problem: Problem, answer: str) -> bool:
         return False
     if not gold.unit:
         gold = gold._replace(unit=_normal_unit(str(problem.data.get("unit", ""))))
-    if gold.unit and given.unit and gold.unit != given.unit:
+    if gold.unit != given.unit and _is_other(gold.unit, given.unit):
         return False
     relative = Fraction(str(problem.data.get("tolerance", 0)))
     absolute = Fraction(str(problem.data.get("absolute_tolerance", 0)))
@@ -127,6 +143,13 @@ def is_tolerance(value: object) -> bool:
     except (TypeError, ValueError):
         return False
     return not isinstance(value, bool) and 0 <= number < math.inf
+
+
+def _is_other(gold: str, given: str) -> bool:
+    """Whether a unit excludes another; a word that is no unit excludes no unit."""
+    if not gold or not given:
+        return False
+    return given in _SPELLING.values() or gold not in _SPELLING.values()
 
 
 def _normal_unit(words: str) -> str:

@@ -1,6 +1,6 @@
 """How far graders of mathematics agree, on CHAMP's answers in prose.
 
-CHAMP (Mao, Kim and Zhou 2024, arXiv 2406.18321; package ``champ-dataset``, MIT, extra
+CHAMP (Mao, Kim and Zhou 2024, arXiv 2401.06961; package ``champ-dataset``, MIT, extra
 ``champ``) has 270 competition problems, and 19,440 solutions of language models,
 each with a summary in one sentence. Each summary is graded against the gold answer
 

@@ -3,18 +3,19 @@ r"""Answers: extraction from untrusted text.
 The answer of a text is its last box, or else what its last cue ("the answer is",
 "Answer:", "####", <answer>) is followed by. After a cue the answer ends at the end of a
 sentence, of a line, of an emphasis or of a tag, and before a remark such as "(out of
-9)" or ", because ...". A text without box and cue is read from its last sentence: "No, ...",
-"there are 29 strings of length 6", "the sum of 3 terms is 2^n". Otherwise its last
-number is the answer.
+9)" or ", because ...". A text without box and cue is read from its last sentence: "No,
+...", "there are 29 strings of length 6", "the sum of 3 terms is 2^n". Otherwise its
+last number is the answer.
 """
 
 import re
+from collections.abc import Iterator
 
 from tsi.results.canonical import canonical
 from tsi.results.markup import MAX_ANSWER, brace_content
 from tsi.results.names import name_of
 from tsi.results.numbers import DECIMAL, NUMBER
-from tsi.results.units import changes_meaning
+from tsi.results.units import changes_meaning, is_unit
 
 MAX_TEXT = 65_536
 
@@ -88,11 +89,12 @@ _COUNT = re.compile(
     re.IGNORECASE,
 )
 _VERB = re.compile(
-    r"(?<![A-Za-z])(?:is|are|be|equals?|equal to|as(?= \\?[$(]))(?![A-Za-z'’])|(?<![<>!=])="
+    r"(?<![A-Za-z])(?:is|are|be|equals?|equal to|as(?= \\?[$(]))(?![A-Za-z'’])"
+    r"|(?<![<>!=])="
 )
 _REMARK = re.compile(
-    r"[ ,](?:when|where|if|given|provided|which|assuming|since|because|achieved|attained)"
-    r"(?![A-Za-z])|[ ](?:at|with|for)[ ][$\\(]{0,3}[A-Za-z][ ]?=",
+    r"[ ,](?:when|where|if|given|provided|which|assuming|since|because|achieved"
+    r"|attained)(?![A-Za-z])|[ ](?:at|with|for)[ ][$\\(]{0,3}[A-Za-z][ ]?=",
     re.IGNORECASE,
 )
 _UNKNOWN = r"(?:[A-Za-z]|\([A-Za-z](?:, ?[A-Za-z]){1,3}\))"
@@ -118,15 +120,28 @@ def extract_answer(text: str) -> str | None:
     Returns:
         The answer in canonical form, or None if the text has no answer.
     """
+    for found in answers_in(text):
+        form = canonical(found)
+        if form is not None:
+            return form
+    return None
+
+
+def answers_in(text: str) -> Iterator[str]:
+    """What may be the answer of a text, in its own words, the most certain first.
+
+    Args:
+        text: untrusted; only its last 65,536 characters are read.
+    """
     text = text[-MAX_TEXT:]
     boxed = _last_boxed(text)
     if boxed is not None:
-        return canonical(boxed)
+        yield boxed
+        return
     for find in (_stated, _said, last_number):
-        found = canonical(_only_number(find(text)))
+        found = _only_number(find(text))
         if found is not None:
-            return found
-    return None
+            yield found
 
 
 def find_answer(text: str) -> str | None:
@@ -213,8 +228,9 @@ def _answer_after(tail: str, *, is_line: bool) -> str:
     name, value = name_of(line)
     quantity = _QUANTITY.match(sign + value)
     if quantity and not changes_meaning(quantity.group(2)):
-        number = quantity.group(1)
-        return number if name is None else f"{name} = {number}"
+        number, word = quantity.groups()
+        found = f"{number} {word}" if is_unit(word) else number
+        return found if name is None else f"{name} = {found}"
     return sign + line
 
 

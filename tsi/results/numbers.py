@@ -23,7 +23,8 @@ _DECIMAL_ONLY = re.compile(rf"([+-]?)({DECIMAL})")
 _RATIO = re.compile(rf"([+-]?)({DECIMAL})/([+-]?)({DECIMAL})")
 _MIXED = re.compile(r"([+-]?)(\d{1,100}) (\d{1,100})/(\d{1,100})")
 _POWER = re.compile(
-    rf"([+-]?)({DECIMAL}) ?(?:\\times|\\cdot|\*) ?10\^\{{?([+-]?\d{{1,3}})\}}?"
+    rf"([+-]?)(?:({DECIMAL}) ?(?:\\times|\\cdot|\*) ?)?"
+    r"10\^(?:\{([+-]?\d{1,3})\}|(\d))"
 )
 _RECURRING = re.compile(
     r"([+-]?)(\d{0,50})\.(\d{0,50})\\(?:overline|bar)(?:\{(\d{1,50})\}|(\d))"
@@ -50,11 +51,12 @@ def number_of(text: str) -> Fraction | None:
         value = int(whole) + Fraction(int(top), int(bottom))
         return -value if sign == "-" else value
     if power := _POWER.fullmatch(text):
-        sign, digits, exponent = power.groups()
-        number = _decimal(sign, digits)
-        if number is None or abs(int(exponent)) > MAX_DIGITS:
+        sign, digits, *exponents = power.groups()
+        number = _decimal(sign, digits or "1")
+        exponent = int(exponents[0] or exponents[1])
+        if number is None or abs(exponent) > MAX_DIGITS:
             return None
-        return number * Fraction(10) ** int(exponent)
+        return number * Fraction(10) ** exponent
     if recurring := _RECURRING.fullmatch(text):
         sign, whole, before, *after = recurring.groups()
         return _recurring(sign, whole, before, after[0] or after[1])

@@ -76,7 +76,9 @@ def split_unit(plain: str, *, short_too: bool = False) -> tuple[str, str]:
             return plain, ""
         product = str(Fraction(value * multiplier))
         return product, rest.strip() or "1"
-    if not _is_unit(word, bool(space)) and not (short_too and word not in _MATHEMATICS):
+    if not is_unit(word, has_space=bool(space)) and not (
+        short_too and word not in _MATHEMATICS
+    ):
         return plain, ""
     return number, (first + rest).strip()
 
@@ -98,7 +100,14 @@ def drop_text_unit(latex: str) -> str:
     return latex[: match.start()]
 
 
-def _is_unit(word: str, has_space: bool) -> bool:
+def is_unit(word: str, *, has_space: bool = True) -> bool:
+    """Whether a word after a number is a unit, or what is counted.
+
+    Args:
+        word: as it is written.
+        has_space: whether a space is before it.
+    """
+    word = word.casefold().rstrip(".")
     if word in _MATHEMATICS:
         return False
     bare = re.split(r"\^|\{|(?<=[a-z])-?[1-3]$", word)[0]
