@@ -15,9 +15,12 @@ cores. A run that is stopped goes on where it was.
 """
 
 import functools
+import itertools
 import json
+import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +28,7 @@ from typing import Any
 
 from tsi.experiments.grading.grader import Grader, get_grader
 from tsi.experiments.grading.pool import GradingPool
+from tsi.experiments.proofs.grading_page import KINDS, page
 from tsi.problem import Problem
 from tsi.results.answers import extract_answer
 from tsi.results.canonical import equivalent
@@ -33,8 +37,6 @@ ALONE = Grader(
     "math-verify alone", "tsi.experiments.proofs.grading_agreement:math_verify_alone"
 )
 CHUNK, NUM_LABELS, SEED = 600, 200, 14
-GRADERS = ("canonical", "math", "alone")
-
 _PHRASES = re.compile(
     r"(?:The limit exists and is equal to|The only possible value for the limit is"
     r"|At (?:least|most)|Exactly)? ?(.*?)"
@@ -153,5 +155,55 @@ def _grade(
     ]
 
 
+def sample(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Disagreements to label by hand: different answers, equally many of each kind."""
+    kinds: dict[str, dict[tuple, dict[str, Any]]] = {name: {} for name in KINDS}
+    for row in rows:
+        key: tuple[Any, ...] = row["problem"], row["answer"], row["alone"]
+        for name, (left, right) in KINDS.items():
+            if row[left] and not row[right]:
+                kinds[name].setdefault(key, row)
+    draw = random.Random(SEED)
+    chosen: list[dict[str, Any]] = []
+    for number, found in enumerate(sorted(kinds.values(), key=len)):
+        share = (NUM_LABELS - len(chosen)) // (len(kinds) - number)
+        rest = [row for row in found.values() if row not in chosen]
+        chosen += draw.sample(rest, min(share, len(rest)))
+    return chosen
+
+
+def compare_golds() -> tuple[Counter[tuple[bool, bool]], list[tuple[str, str]]]:
+    """Grade each gold answer against each other: counts, and where the two differ."""
+    golds = sorted({gold_forms(p["_raw_answer"])[0] for p in problems().values()})
+    pairs = list(itertools.permutations(golds, 2))
+    with GradingPool(get_grader("math")) as pool:
+        grades = pool.grade([(Problem(gold, "", gold), other) for gold, other in pairs])
+    counts: Counter[tuple[bool, bool]] = Counter()
+    differ = []
+    for pair, grade in zip(pairs, grades, strict=True):
+        ours = equivalent(*pair), grade.correct
+        counts[ours] += 1
+        if ours[0] != ours[1]:
+            differ.append(pair)
+    return counts, differ
+
+
+def main(folder: Path) -> None:
+    """Grade, sample the answers to label, and write the page once they have labels.
+
+    Labels stand in ``labels.jsonl``, "right", "wrong" or "unclear" in the field
+    ``label``: whether the sentence gives the gold answer, whatever the graders found.
+    """
+    rows = grade_summaries(folder / "grades.jsonl")
+    labelled = folder / "labels.jsonl"
+    if not labelled.exists():
+        chosen = [{**row, "label": None} for row in sample(rows)]
+        labelled.write_text("".join(json.dumps(row) + "\n" for row in chosen))
+        print(f"Fill in the field label of {labelled}, and run this again.")
+        return
+    labels = [json.loads(line) for line in labelled.open()]
+    folder.with_suffix(".md").write_text(page(rows, labels, compare_golds()))
+
+
 if __name__ == "__main__":
-    grade_summaries(Path(sys.argv[1]) / "grades.jsonl")
+    main(Path(sys.argv[1]))

@@ -46,7 +46,8 @@ _LEAD = re.compile(
       | (?:(?:therefore|thus|then|hence|so|simply|just|indeed|clearly|obviously|exactly
           |approximately|about|precisely|actually|finally|now|also|only|probably
           |equal[ ]to|given[ ]by|found[ ]to[ ]be|to[ ]be|a[ ]total[ ]of|that
-          |there[ ](?:are|is)|equals?|the[ ](?:number|value|integer)|option|choice)
+          |there[ ](?:are|is)|equals?|option|choice
+      |the[ ](?:number|value|integer|expression|formula|equation|set|fraction))
         (?:,[ ]?|[ :]))
     ){1,16}""",
     re.IGNORECASE | re.VERBOSE,
@@ -93,7 +94,7 @@ _VERB = re.compile(
     r"|(?<![<>!=])="
 )
 _REMARK = re.compile(
-    r"[ ,](?:when|where|if|given|provided|which|assuming|since|because|achieved"
+    r"[ ,](?:when|where|if|given(?! by)|provided|which|assuming|since|because|achieved"
     r"|attained)(?![A-Za-z])|[ ](?:at|with|for)[ ][$\\(]{0,3}[A-Za-z][ ]?=",
     re.IGNORECASE,
 )
