@@ -1,21 +1,25 @@
-"""An append-only file of lines: each append writes all its lines, or none.
+"""An append-only file: each append writes all its records, or none.
 
-Every append is flushed to disk. A line that a kill left incomplete is dropped when the
-file is opened again. If the disk is full, the file is cut back to complete lines, so
-that it stays valid. A file that is removed during a run is written again. A lock keeps
-other processes from writing, if the file system has locks.
+Every append is flushed to disk. If the disk is full, the file is cut back to complete
+records, so that it stays valid. A file that is removed during a run is written again. A
+lock keeps other processes from writing, if the file system has locks.
+
+A record that a kill left incomplete is moved to a file beside it, ``NAME.dropped-1``,
+before the first append after it. Until then nothing is written: a file of another kind
+is refused, and stays as it is.
 """
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from tsi.errors import ResultsError
+from tsi.experiments.json_lines import CHUNK, Ending, FileView, JsonLines, LineError
 from tsi.models.files import check_regular, describe_error
 
 LOCK_HELD = errno.EWOULDBLOCK
@@ -27,18 +31,33 @@ NO_LOCKS = frozenset(
 """Errors of flock on file systems without locks: some network and user-space ones."""
 
 
+@runtime_checkable
+class Layout(Protocol):
+    """How the records of a file follow each other; such as `JsonLines`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def record(self) -> str: ...
+
+    def find_end(self, view: FileView) -> Ending: ...
+
+
 class AppendOnlyFile:
-    """Lines of JSON, locked against a second writer.
+    """Records in a file, locked against a second writer.
 
     Args:
         path: of the file; missing folders are created.
+        layout: of its records, by default lines of JSON objects.
 
     Raises:
-        ResultsError: another run writes to it, or the system cannot open it.
+        ResultsError: another run writes to it, it is another kind of file, or the
+            system cannot open it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, layout: Layout = JsonLines()) -> None:  # noqa: B008
+        self.path, self._layout = path, layout
         self._descriptor = -1
         with self._typed_errors():
             check_regular(path)
@@ -46,23 +65,59 @@ class AppendOnlyFile:
             self._descriptor = self._open()
         try:
             with self._typed_errors():
-                self._drop_incomplete_line()
+                ending = layout.find_end(self._view())
+                self._ending: Ending | None = ending
+        except LineError as error:
+            self.close()
+            raise ResultsError(
+                f"{path} is not a {layout.kind}: {error}. It was left as it is; move "
+                "it away, or choose another output folder."
+            ) from error
         except BaseException:
             self.close()
             raise
 
-    def append(self, lines: bytes) -> None:
-        """Write complete lines and flush them to disk; if that fails, write none.
+    @property
+    def view(self) -> FileView:
+        """The complete records."""
+        view = self._view()
+        if self._ending is None:
+            return view
+        return view._replace(size=min(view.size, self._ending.size))
+
+    def repair(self) -> None:
+        """Move an incomplete last record to a file beside this one.
+
+        Raises:
+            ResultsError: the system cannot write.
+        """
+        if self._ending is None:
+            return
+        size, suffix = self._ending
+        view = self._view()
+        with self._typed_errors():
+            if view.size > size:
+                self._set_aside(view.read(size, view.size))
+                os.ftruncate(self._descriptor, size)
+            if suffix:
+                _write(self._descriptor, suffix)
+                os.fsync(self._descriptor)
+        # Once: on a file system without locks another process may write later.
+        self._ending = None
+
+    def append(self, records: bytes) -> None:
+        """Write complete records and flush them to disk; if that fails, write none.
 
         Raises:
             ResultsError: the system cannot write them.
         """
+        self.repair()
         with self._typed_errors(" What was written before is kept."):
             if self._is_removed():
                 self._restore()
             size = os.fstat(self._descriptor).st_size
             try:
-                _write(self._descriptor, lines)
+                _write(self._descriptor, records)
                 os.fsync(self._descriptor)
             except BaseException:
                 # Also after a signal between two parts of a write.
@@ -70,14 +125,17 @@ class AppendOnlyFile:
                     os.ftruncate(self._descriptor, size)
                 raise
 
-    def read(self) -> bytes:
-        """The content of the file.
+    def lines(self) -> Iterator[bytes]:
+        """The lines of a file of lines, without their newlines.
 
         Raises:
-            ResultsError: the system cannot read it.
+            ResultsError: a line is too long, or the system cannot read it.
         """
         with self._typed_errors():
-            return _read_all(self._descriptor)
+            try:
+                yield from self.view.lines()
+            except LineError as error:
+                raise ResultsError(f"{self.path}: {error}.") from error
 
     def close(self) -> None:
         """Release the file."""
@@ -120,7 +178,6 @@ class AppendOnlyFile:
 
     def _restore(self) -> None:
         """Write the file again after another program removed it."""
-        content = _read_all(self._descriptor)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = self._open(os.O_EXCL)
@@ -129,7 +186,9 @@ class AppendOnlyFile:
                 f"{self.path} was replaced by another file while this run wrote to it; "
                 "choose an output folder that no other program uses."
             ) from error
-        _write(descriptor, content)
+        view = self._view()
+        for start in range(0, view.size, CHUNK):
+            _write(descriptor, view.read(start, start + CHUNK))
         os.close(self._descriptor)
         self._descriptor = descriptor
         print(
@@ -137,45 +196,39 @@ class AppendOnlyFile:
             file=sys.stderr,
         )
 
-    def _drop_incomplete_line(self) -> None:
-        content = _read_all(self._descriptor)
-        size = content.rfind(b"\n") + 1
-        start = content.rfind(b"\n", 0, size - 1) + 1
-        if size == len(content) and not is_json(content[start:]):
-            size = start
-        if size < len(content):
-            os.ftruncate(self._descriptor, size)
-            print(
-                f"{self.path}: dropped an incomplete last line of "
-                f"{len(content) - size} bytes; its row will be computed again.",
-                file=sys.stderr,
-            )
+    def _view(self) -> FileView:
+        return FileView(self._descriptor, os.fstat(self._descriptor).st_size)
 
-
-def _read_all(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
-    parts, start = [], 0
-    while start < size:
-        parts.append(os.pread(descriptor, size - start, start))
-        start += len(parts[-1])
-        if not parts[-1]:
-            break
-    return b"".join(parts)
+    def _set_aside(self, dropped: bytes) -> None:
+        """Write what is dropped to a new file, before it is cut off."""
+        number, flags = 1, os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        while True:
+            place = self.path.with_name(f"{self.path.name}.dropped-{number}")
+            try:
+                descriptor = os.open(place, flags, 0o666)
+                break
+            except FileExistsError:
+                number += 1
+        try:
+            _write(descriptor, dropped)
+            os.fsync(descriptor)
+        except BaseException:
+            place.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        print(
+            f"{self.path}: dropped an incomplete last {self._layout.record} of "
+            f"{len(dropped)} bytes, which will be computed again; the bytes are in "
+            f"{place}.",
+            file=sys.stderr,
+        )
 
 
 def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def is_json(line: bytes) -> bool:
-    """Whether a line is valid JSON; an incomplete line is not."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 def _lock(descriptor: int, path: Path) -> None:

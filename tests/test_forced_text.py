@@ -1,7 +1,6 @@
 """Forced ends from the command line to the rows."""
 
 import doctest
-import json
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from tsi.decoding.forced_end import ForcedEnd
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
+from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.scaling.shared_rollouts import first_rollouts
 from tsi.experiments.worlds import forced_text as module
@@ -108,8 +108,8 @@ def test_a_problem_is_solved_and_rows_are_kept_apart(tmp_path, capsys):
     scale = ["scale", "--methods", "self_consistency", "--budgets", "2"]
     scale += ["--num-problems", "2", "--out", str(tmp_path), "--no-progress"]
     assert main([*scale, "--forced-end"]) == 0
-    rows = (tmp_path / "rows.jsonl").read_text().splitlines()
-    settings = [json.loads(row)["settings"]["forced_end"] for row in rows]
+    rows = read_rows(tmp_path / "rows.jsonl")
+    settings = [row["settings"]["forced_end"] for row in rows.values()]
     assert settings == [{"string": ""}] * 2
     assert main([*scale, "--forced-end"]) == 0
     capsys.readouterr()
@@ -117,4 +117,4 @@ def test_a_problem_is_solved_and_rows_are_kept_apart(tmp_path, capsys):
         assert main([*scale, *other]) == 2
         error = capsys.readouterr().err
         assert "forced_end is {'string': ''} there" in error
-    assert (tmp_path / "rows.jsonl").read_text().splitlines() == rows
+    assert read_rows(tmp_path / "rows.jsonl") == rows

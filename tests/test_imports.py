@@ -32,7 +32,7 @@ ROOMS: dict[str, list[str]] = {
     "tsi.engine": ["meters", "paging", "sizing", "programs", "*"],
     "tsi.samplers": ["parts", "*"],
     "tsi.experiments": [
-        "append_only command named_function places problem_options",
+        "append_only command json_lines named_function places problem_options",
         "grading",
         "tasks",
         "worlds",

@@ -1,7 +1,6 @@
 """Any model as the policy: files, folders and hub ids, examples, its own judgement."""
 
 import dataclasses
-import json
 import re
 
 import huggingface_hub
@@ -20,6 +19,7 @@ from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.experiments.cli import main
+from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import (
@@ -142,7 +142,7 @@ def test_switches_of_a_template_are_given_on_the_command_line(tmp_path, capsys):
     scale += ["--reward", "none", "--out", str(out)]
     assert main(scale) == 0
     assert "of 4 runs the model was still thinking" in capsys.readouterr().out
-    rows = [*map(json.loads, (out / "rows.jsonl").read_text().splitlines())]
+    rows = [*read_rows(out / "rows.jsonl").values()]
     assert any(row["num_thinking"] for row in rows)
     assert "template_switches" not in rows[0]["settings"]
     # Rows of another prompt are not mixed with these.

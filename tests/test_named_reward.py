@@ -1,6 +1,5 @@
 """Every reward by its name, from the command line down to what it scores."""
 
-import json
 import math
 
 import jax
@@ -12,6 +11,7 @@ from small_checkpoints import bpe_tokenizer, small_config, small_model
 from tsi.errors import CheckpointError, ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
 from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
@@ -276,8 +276,9 @@ def test_scale_reads_a_value_head_and_keeps_other_rewards_out_of_its_file(
     command += ["--methods", "smc", "--out", str(tmp_path), "--policy", places["p"]]
     value = ["--reward", f"value:{places['v']}"]
     assert main([*command, *value]) == 0
-    rows = [json.loads(x) for x in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    for row in rows:
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert len(rows) == 2
+    for row in rows.values():
         assert row["settings"]["reward"] == f"value:{places['v']}"
         assert len(row["settings"]["reward_sha256"]) == 64
         # One token a step of each particle.

@@ -47,7 +47,7 @@ def test_resume_skips_present_rows_and_keeps_their_order(tmp_path):
     assert path.read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("cut", [1, 2, 30, 100])
+@pytest.mark.parametrize("cut", [2, 30, 100])
 def test_half_written_line_is_dropped_said_and_redone(tmp_path, capsys, cut):
     path = tmp_path / "rows.jsonl"
     _write(path, CELLS)
@@ -58,6 +58,20 @@ def test_half_written_line_is_dropped_said_and_redone(tmp_path, capsys, cut):
         assert results.find_missing(CELLS) == CELLS[-1:]
         results.append([(CELLS[-1], _outcome(CELLS[-1]))])
     assert path.read_bytes() == whole
+    dropped = whole.splitlines(keepends=True)[-1][:-cut]
+    assert (tmp_path / "rows.jsonl.dropped-1").read_bytes() == dropped
+
+
+def test_a_whole_last_row_without_its_newline_is_kept(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS[:-1])
+    path.write_bytes(path.read_bytes()[:-1])
+    assert list(read_rows(path)) == CELLS[:-1]
+    _write(path, CELLS[-1:])
+    _write(tmp_path / "undisturbed.jsonl", CELLS)
+    assert path.read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
+    assert capsys.readouterr().err == ""
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("half", [b'{"method": "bea\n', b"\0\0\0\n", b"\n", b"}\n"])
@@ -118,8 +132,8 @@ def test_repeated_row_is_an_error(tmp_path):
     _write(path, CELLS)
     with ResultsFile(path, SETTINGS) as results, pytest.raises(ResultsError):
         results.append([(CELLS[0], {})])
-    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
-    with pytest.raises(ResultsError, match="line 7, repeats"):
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    with pytest.raises(ResultsError, match="line 8, repeats"):
         ResultsFile(path, SETTINGS)
 
 
@@ -171,7 +185,7 @@ def test_killed_writer_leaves_a_file_that_resumes_to_the_same_rows(tmp_path):
 
 
 def test_rows_of_earlier_versions_load_and_are_reported(tmp_path):
-    """Without what rows say today, with sizes of searches, of methods renamed since."""
+    """Without what rows say today, with sizes of searches, and settings in each row."""
     row = {
         "budget": 4,
         "seed": 0,
@@ -186,11 +200,64 @@ def test_rows_of_earlier_versions_load_and_are_reported(tmp_path):
         "settings": {"task": "chain"},
     }
     path = tmp_path / "rows.jsonl"
-    methods = ("beam_search", "quest", "entropic_published")
+    methods = ("beam_search", "quest")
     lines = [json.dumps({"method": method, **row}) for method in methods]
     path.write_text("\n".join(lines) + "\n")
     rows = read_rows(path)
-    assert len(rows) == 3
+    assert [row["settings"] for row in rows.values()] == [{"task": "chain"}] * 2
     assert set(curves_of(rows)) == {"beam_search", "quest"}
-    with ResultsFile(path, {"task": "chain"}) as results:
+    with ResultsFile(path, {"task": "chain", "device_kind": "cpu"}) as results:
         assert set(results.rows) == set(rows)
+        results.append([(CELLS[0], {"correct": True})])
+    assert set(read_rows(path)) == {*rows, CELLS[0]}
+    with pytest.raises(ResultsError, match="line 1, was made with other settings"):
+        ResultsFile(path, {"task": "countdown"})
+
+
+def test_settings_stand_in_the_file_once(tmp_path):
+    path, methods = tmp_path / "rows.jsonl", {"smc": {"sampler": {"width": 4}}}
+    others = [Cell("quest", 1, 0, problem) for problem in range(3)]
+    for cells in ([*CELLS[:3], *others[:1]], [*CELLS[3:], *others[1:]]):
+        with ResultsFile(path, SETTINGS, methods) as results:
+            results.append((cell, _outcome(cell)) for cell in cells)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    settings = {x["settings_id"]: x["settings"] for x in lines if "settings" in x}
+    assert list(settings.values()) == [SETTINGS | methods["smc"], SETTINGS]
+    assert len(lines) == len(CELLS) + len(others) + 2
+    assert {x["settings_id"] for x in lines} == set(settings)
+    for cell, row in read_rows(path).items():
+        assert row["settings"] == SETTINGS | methods.get(cell.method, {})
+
+
+def test_a_file_of_files_has_the_rows_of_both(tmp_path):
+    for name, cells in (("a", CELLS[:3]), ("b", CELLS[3:])):
+        _write(tmp_path / name, cells)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    assert list(read_rows(path)) == CELLS
+
+
+def test_settings_that_do_not_fit_their_id_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS)
+    text = path.read_text()
+    path.write_text(text.replace('"temperature": 1.0', '"temperature": 0.5'))
+    with pytest.raises(ResultsError, match="one of them was changed"):
+        read_rows(path)
+    with pytest.raises(ResultsError, match="one of them was changed"):
+        ResultsFile(path, SETTINGS)
+    path.write_text("".join(text.splitlines(keepends=True)[1:]))
+    with pytest.raises(ResultsError, match=r"rows\.jsonl, line 1, .*has its settings"):
+        read_rows(path)
+
+
+def test_pandas_reads_rows_and_their_settings(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS)
+    frame = pandas.read_json(path, lines=True, convert_dates=False)
+    rows = frame[frame.settings.isna()].drop(columns="settings")
+    settings = frame[["settings_id", "settings"]].dropna()
+    rows = rows.merge(settings.drop_duplicates("settings_id"), on="settings_id")
+    assert rows.problem.tolist() == [cell.problem for cell in CELLS]
+    assert rows.settings.tolist() == [SETTINGS] * len(CELLS)

@@ -15,7 +15,9 @@ SETTINGS = {"task": "chain"}
 
 def write(path, cells, index=0, count=4, settings=SETTINGS, **outcome):
     with ResultsFile(path, settings, index=index, count=count) as results:
-        results.append((cell, {"writer": index, **outcome}) for cell in cells)
+        results.append(
+            (cell, {"correct": True, "writer": index, **outcome}) for cell in cells
+        )
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def path(tmp_path):
     write(path, CELLS[:2])
     write(path, CELLS[2:4], 3)
     with AppendOnlyFile(tmp_path / "rows-3.jsonl") as file:
-        file.append(path.read_bytes().splitlines(keepends=True)[1])
+        file.append(path.read_bytes().splitlines(keepends=True)[2])
     return path
 
 
@@ -39,7 +41,7 @@ def test_every_process_of_any_number_knows_all_rows(path):
 def test_all_rows_are_brought_into_one_shard(path):
     with ResultsFile(path, SETTINGS) as results:
         write(path, CELLS[4:5], 1)
-        results.append([(CELLS[5], {"writer": 0})])
+        results.append([(CELLS[5], {"correct": True, "writer": 0})])
         results.reload()
         results.fold()
         assert set(results.rows) == set(CELLS)
@@ -61,7 +63,8 @@ def test_a_kill_between_merge_and_removal_leaves_each_row_once(path, monkeypatch
     with ResultsFile(path, SETTINGS) as results:
         assert results.find_missing(CELLS) == CELLS[4:]
         results.fold()
-    assert len(path.read_bytes().splitlines()) == 4
+    # The settings and four rows.
+    assert len(path.read_bytes().splitlines()) == 5
 
 
 def test_a_shard_that_another_run_still_writes_is_refused(path):
@@ -75,7 +78,7 @@ def test_a_shard_that_another_run_still_writes_is_refused(path):
 
 
 def test_a_shard_of_other_settings_or_without_sense_is_named(path):
-    with pytest.raises(ResultsError, match=r"rows\.jsonl, line 1, .* 'countdown' now"):
+    with pytest.raises(ResultsError, match=r"rows\.jsonl, line 2, .* 'countdown' now"):
         write(path, [], 1, settings={"task": "countdown"})
     path.with_name("rows-2.jsonl").write_text("nonsense\n" * 2 + "{}\n")
     with pytest.raises(ResultsError, match=r"rows-2\.jsonl, line 1, is not a row"):

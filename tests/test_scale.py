@@ -51,11 +51,16 @@ def _plan(methods=SEVERAL, budgets=(1, 2, 4, 8), seeds=2):
     return make_plan(methods, budgets, seeds)
 
 
+def _lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
 def _without_seconds(path):
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    for row in rows:
-        row.pop("seconds")
-    return rows
+    """The lines of a file, those with settings too."""
+    lines = _lines(path)
+    for line in lines:
+        line.pop("seconds", None)
+    return lines
 
 
 def test_every_cell_of_the_plan_gets_one_row(tmp_path):
@@ -69,7 +74,11 @@ def test_every_cell_of_the_plan_gets_one_row(tmp_path):
         for problem in range(20)
     }
     assert set(rows) == expected
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(expected)
+    lines = _lines(tmp_path / "rows.jsonl")
+    # Equal settings stand in the file once, those of several methods too.
+    settings = [line["settings_id"] for line in lines if "settings" in line]
+    assert len(settings) == len(set(settings)) < len(SEVERAL)
+    assert sum("method" in line for line in lines) == len(expected)
 
 
 def test_independent_methods_cost_one_run_at_the_largest_budget(tmp_path):
@@ -285,7 +294,7 @@ def test_rows_say_everything_that_decides_them(tmp_path):
 def test_table_is_what_a_hand_computes_from_the_rows(tmp_path):
     plan, world = _plan(), fake_world()
     run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
-    lines = [json.loads(x) for x in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    lines = [x for x in _lines(tmp_path / "rows.jsonl") if "method" in x]
     mine = [line for line in lines if line["method"] == "smc" and line["budget"] == 4]
     by_problem = np.zeros((20, 2))
     for line in mine:

@@ -278,7 +278,7 @@ def main(
         AppendOnlyFile(out / "rows.jsonl") as file,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        rows = {row["key"]: row for row in map(json.loads, file.read().splitlines())}
+        rows = {row["key"]: row for row in map(json.loads, file.lines())}
         bench, table_rows = Bench(options, Path(scratch)), []
         for cell in cells:
             work = options.work(cell)

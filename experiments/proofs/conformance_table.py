@@ -105,7 +105,7 @@ def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> Non
     """
     check_writable(out / "table.md")
     with AppendOnlyFile(out / "rows.jsonl") as file:
-        lines = map(json.loads, file.read().splitlines())
+        lines = map(json.loads, file.lines())
         done = {row["sampler"]: row for row in lines if row["runs"] == num_runs}
         for name, claim in CLAIMS.items():
             if name in done:

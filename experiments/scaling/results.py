@@ -2,34 +2,43 @@
 
 Rows are appended and flushed to disk as they finish, so that a killed run, or one whose
 disk is full, loses at most the block that it was computing (`append_only.py`). An
-incomplete last line is dropped with a message, and its row is computed again. Every row
-records the settings on which it depends; a file with other settings is refused. All of
-a row but `seconds` is a function of these settings, so that a resumed file equals one
-of a run without interruption.
+incomplete last line is moved aside with a message, and its row is computed again. Every
+row names the settings on which it depends, which stand in the file once
+(`row_format.py`); a file with other settings is refused (`settings_check.py`).
+
+A row is a function of its settings, method, budget, seed and problem up to rounding.
+Its random numbers depend on nothing else, but numbers are summed in another order in a
+batch of another shape, and rewards and weights then differ in the sixth digit. So a
+resumed file, or one with more problems, has the same texts, answers and counts as that
+of an uninterrupted run, unless two candidates for a token are tied to that precision,
+and the same numbers to about five digits. Batches of equal shape give equal rows.
+`seconds` is measured.
 
 If there are several processes, each writes one shard and reads all (`row_shards.py`).
 """
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tsi.errors import ResultsError
 from tsi.experiments.places import Place
+from tsi.experiments.scaling.row_format import (
+    SETTINGS,
+    SETTINGS_ID,
+    Cell,
+    Line,
+    id_of_settings,
+    parse_rows,
+    settings_line,
+)
 from tsi.experiments.scaling.row_shards import open_shards, read_shards
+from tsi.experiments.scaling.settings_check import SettingsCheck
 
-# Recorded, but may change before a run is resumed.
-FREE_SETTINGS = frozenset({"commit"})
+__all__ = ["Cell", "ResultsFile", "check_complete", "known_cells", "read_rows"]
 
-
-class Cell(NamedTuple):
-    """The key of a row."""
-
-    method: str
-    budget: int
-    seed: int
-    problem: int | str
+FOLD_BYTES = 2**23
+"""Rows of other shards that are appended at once."""
 
 
 class ResultsFile:
@@ -41,33 +50,39 @@ class ResultsFile:
         settings: on which every row depends; JSON types only.
         method_settings: further settings of each method.
         index, count: index of this process, and number of processes that write rows.
+        continue_anyway: continue rows of other versions or devices.
 
     Raises:
+        ConfigurationError: the settings are not JSON.
         ResultsError: the file is malformed, has other settings, is being written by
-            another run, or cannot be opened.
+            another run, or cannot be opened. It stays as it is.
     """
 
     def __init__(
         self,
         path: Place,
-        settings: dict[str, Any],
-        method_settings: Mapping[str, dict[str, Any]] | None = None,
+        settings: Mapping[str, Any],
+        method_settings: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         index: int = 0,
         count: int = 1,
+        continue_anyway: bool = False,
     ) -> None:
-        # Through JSON, so that tuples become lists as in the file.
-        self.settings = json.loads(json.dumps(settings))
-        self.method_settings = json.loads(json.dumps(method_settings or {}))
+        self._check = SettingsCheck(
+            settings, method_settings, continue_anyway=continue_anyway
+        )
         self.rows: dict[Cell, dict[str, Any]] = {}
-        self._others: list[bytes] = []
+        self._own_settings: dict[str, Any] = {}
         self._shards = open_shards(path, index, count)
         self.path = self._shards.path
         try:
             self.reload()
+            self._shards.repair()
         except BaseException:
             self._shards.close()
             raise
+        if index == 0:
+            self._check.print_remarks(path)
 
     def append(self, rows: Iterable[tuple[Cell, dict[str, Any]]]) -> None:
         """Write rows and flush them to disk; write all of them or none.
@@ -76,14 +91,21 @@ class ResultsFile:
             ResultsError: a row exists already, or the system cannot write.
         """
         rows = list(rows)
+        known = {} if self._shards.has_segments else dict(self._own_settings)
         lines = []
         for cell, outcome in rows:
             if cell in self.rows:
                 raise ResultsError(f"{self.path} already holds a row for {cell}.")
-            row = {**cell._asdict(), **outcome, "settings": self._settings(cell)}
+            settings = self._check.settings_of(cell.method)
+            name = id_of_settings(settings)
+            if name not in known:
+                known[name] = settings
+                lines.append(settings_line(settings))
+            row = {**cell._asdict(), **outcome, SETTINGS_ID: name}
             # NaN is not JSON, and other programs could not read it.
-            lines.append(json.dumps(row, allow_nan=False) + "\n")
-        self._shards.append("".join(lines).encode())
+            lines.append(json.dumps(row, allow_nan=False).encode() + b"\n")
+        self._shards.append(b"".join(lines))
+        self._own_settings = known
         self.rows.update(rows)
 
     def find_missing(self, cells: Iterable[Cell]) -> list[Cell]:
@@ -104,10 +126,19 @@ class ResultsFile:
         Raises:
             ResultsError: a row is malformed or has other settings.
         """
-        self.rows, self._others = {}, []
-        self._load(self.path, self._shards.read())
-        for path, content in self._shards.read_others():
-            self._load(path, content, self._others)
+        self.rows, self._own_settings = {}, {}
+        lines = self._shards.lines()
+        for line in parse_rows(self.path, lines, self._own_settings):
+            if line.cell in self.rows:
+                raise ResultsError(
+                    f"{self.path}, line {line.number}, repeats {line.cell}."
+                )
+            self._load(self.path, line)
+        for path, lines in self._shards.other_lines():
+            for line in parse_rows(path, lines):
+                # A row that two processes have computed counts once.
+                if line.cell not in self.rows:
+                    self._load(path, line)
 
     def fold(self) -> None:
         """Read all shards again, and collect their rows in one file.
@@ -116,8 +147,7 @@ class ResultsFile:
             ResultsError: see `reload`, or the system cannot write; no row is lost.
         """
         self.reload()
-        self._shards.fold(b"".join(self._others))
-        self._others = []
+        self._shards.fold(self._blocks_of_others())
 
     def close(self) -> None:
         """Release the file."""
@@ -129,65 +159,78 @@ class ResultsFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _settings(self, cell: Cell) -> dict[str, Any]:
-        return self.settings | self.method_settings.get(cell.method, {})
+    def _load(self, path: Place, line: Line) -> None:
+        self._check.check(path, line)
+        self.rows[line.cell] = line.row
 
-    def _load(
-        self, path: Place, content: bytes, others: list[bytes] | None = None
-    ) -> None:
-        """Add rows; rows of other processes that are already known are skipped."""
-        for number, line, cell, row in _parsed(path, content):
-            _check_settings(path, number, self._settings(cell), row.pop("settings"))
-            if cell in self.rows:
-                if others is not None:
+    def _blocks_of_others(self) -> Iterator[bytes]:
+        """Lines of other shards that this one lacks, some megabytes at a time."""
+        cells = {line.cell for line in parse_rows(self.path, self._shards.lines())}
+        known = set(self._own_settings)
+        block = bytearray()
+        for path, lines in self._shards.seen_lines():
+            for line in parse_rows(path, lines):
+                if line.cell in cells:
                     continue
-                raise ResultsError(f"{path}, line {number}, repeats {cell}.")
-            self.rows[cell] = row
-            if others is not None:
-                others.append(line)
+                cells.add(line.cell)
+                if not line.is_inline and line.settings_id not in known:
+                    known.add(line.settings_id)
+                    block += settings_line(line.settings)
+                block += line.content + b"\n"
+                if len(block) > FOLD_BYTES:
+                    yield bytes(block)
+                    block.clear()
+        if block:
+            yield bytes(block)
 
 
 def known_cells(
     path: Place,
-    settings: dict[str, Any],
-    method_settings: Mapping[str, dict[str, Any]] | None = None,
+    settings: Mapping[str, Any],
+    method_settings: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    continue_anyway: bool = False,
 ) -> set[Cell]:
     """Cells that a run would not compute again; the file is read without a lock.
 
     Args:
         path: of the file of rows, which need not exist.
-        settings, method_settings: of the run; see `ResultsFile`.
+        settings, method_settings, continue_anyway: of the run; see `ResultsFile`.
 
     Raises:
+        ConfigurationError: the settings are not JSON.
         ResultsError: the run could not continue the file; see `ResultsFile`. Another
             run may be writing it.
     """
-    settings = json.loads(json.dumps(settings))
-    method_settings = json.loads(json.dumps(method_settings or {}))
+    check = SettingsCheck(settings, method_settings, continue_anyway=continue_anyway)
     cells: set[Cell] = set()
-    for name, content in read_shards(path):
-        for number, _, cell, row in _parsed(name, content):
-            expected = {**settings, **method_settings.get(cell.method, {})}
-            _check_settings(name, number, expected, row["settings"])
-            if cell in cells and name == path:
-                raise ResultsError(f"{name}, line {number}, repeats {cell}.")
-            cells.add(cell)
+    for name, lines in read_shards(path):
+        for line in parse_rows(name, lines):
+            check.check(name, line)
+            if line.cell in cells and name == path:
+                raise ResultsError(f"{name}, line {line.number}, repeats {line.cell}.")
+            cells.add(line.cell)
     return cells
 
 
 def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
     """Rows of all shards of a file, with their settings; read without a lock.
 
+    Rows with the same settings share one dictionary of them, under ``settings``.
+
     Raises:
         ResultsError: the file is missing or malformed, or cannot be read.
     """
-    shards = read_shards(path)
-    if not shards:
-        raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
     rows: dict[Cell, dict[str, Any]] = {}
-    for name, content in shards:
-        for _, _, cell, row in _parsed(name, content):
-            rows.setdefault(cell, row)
+    is_missing = True
+    for name, lines in read_shards(path):
+        is_missing = False
+        for line in parse_rows(name, lines):
+            if line.cell not in rows:
+                line.row[SETTINGS] = line.settings
+                rows[line.cell] = line.row
+    if is_missing:
+        raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
     return rows
 
 
@@ -199,47 +242,3 @@ def check_complete(path: Place, rows: dict[Cell, Any], cells: Sequence[Cell]) ->
             f"{path} lacks {len(missing)} of {len(cells)} rows, the first for "
             f"{missing[0]}; run the same command again to finish them."
         )
-
-
-def _parsed(
-    path: Place, content: bytes
-) -> Iterator[tuple[int, bytes, Cell, dict[str, Any]]]:
-    """Number, bytes, cell and row of each line of a shard."""
-    for number, line in enumerate(io.BytesIO(content), start=1):
-        try:
-            row = json.loads(line)
-            cell = Cell(*(row.pop(field) for field in Cell._fields))
-            row["settings"].items()
-            hash(cell)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ResultsError(
-                f"{path}, line {number}, is not a row of results ({error!r}); "
-                "repair or remove the line."
-            ) from error
-        yield number, line, cell, row
-
-
-def _check_settings(
-    path: Place,
-    number: int,
-    expected: dict[str, Any],
-    recorded: dict[str, Any],
-) -> None:
-    differences = _differences(expected, recorded)
-    if differences:
-        raise ResultsError(
-            f"{path}, line {number}, was made with other settings: "
-            f"{'; '.join(differences)}. Choose another output folder or the same "
-            "settings."
-        )
-
-
-def _differences(expected: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-    """A text for each setting that differs."""
-    names = sorted((expected.keys() | recorded.keys()) - FREE_SETTINGS)
-    pairs = [(recorded.get(x, "absent"), expected.get(x, "absent")) for x in names]
-    return [
-        f"{name} is {old!r} there, {new!r} now"
-        for name, (old, new) in zip(names, pairs, strict=True)
-        if old != new
-    ]

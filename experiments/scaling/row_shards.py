@@ -15,15 +15,23 @@ object are removed, so that every row is always in an object that no one overwri
 """
 
 import contextlib
+import io
+import os
 import re
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tsi.errors import ResultsError
-from tsi.experiments.append_only import AppendOnlyFile, is_json
+from tsi.experiments.append_only import AppendOnlyFile
+from tsi.experiments.json_lines import FileView, LineError, without_half_line
 from tsi.experiments.places import Place, file_system, typed_errors
+from tsi.experiments.scaling.row_format import ROWS
 from tsi.models.files import check_regular, describe_error
+
+Lines = Iterator[bytes]
+"""The lines of a shard without their newlines, read one at a time."""
 
 MAX_LISTINGS = 10
 """How many times objects are listed, if one is removed before it is read."""
@@ -39,40 +47,48 @@ class LocalShards:
         index, count: index of this process, and number of processes.
 
     Raises:
-        ResultsError: another run writes to one of them, or it cannot be opened.
+        ResultsError: another run writes to one of them, it is another kind of file, or
+            it cannot be opened.
     """
+
+    has_segments = False
+    """Whether each append is a file of its own."""
 
     def __init__(self, path: Path, index: int = 0, count: int = 1) -> None:
         self._first, self.count = path, count
         self.path = shard_path(path, index)
-        self._own = AppendOnlyFile(self.path)
+        self._own = AppendOnlyFile(self.path, ROWS)
         self._orphans: dict[Path, AppendOnlyFile] = {}
         self._seen: list[Path] = []
         try:
             for number, other in shard_paths(path) if index == 0 else ():
                 if number >= count:
-                    self._orphans[other] = AppendOnlyFile(other)
+                    self._orphans[other] = AppendOnlyFile(other, ROWS)
         except BaseException:
             self.close()
             raise
 
-    def read(self) -> bytes:
+    def lines(self) -> Lines:
         """The shard of this process, with rows of earlier runs."""
-        return self._own.read()
+        return self._own.lines()
 
-    def read_others(self) -> list[tuple[Place, bytes]]:
+    def other_lines(self) -> Iterator[tuple[Place, Lines]]:
         """The shards of other processes, with their names."""
-        shards: list[tuple[Place, bytes]] = []
-        for _, path in [(0, self._first), *shard_paths(self._first)]:
-            if path == self.path:
-                continue
+        paths = [path for _, path in [(0, self._first), *shard_paths(self._first)]]
+        self._seen = [path for path in paths if path != self.path and _is_there(path)]
+        return self.seen_lines()
+
+    def seen_lines(self) -> Iterator[tuple[Place, Lines]]:
+        """The shards that `other_lines` has found, read again."""
+        for path in self._seen:
             orphan = self._orphans.get(path)
-            content = _read(path) if orphan is None else orphan.read()
-            if content is None:
-                continue
-            shards.append((path, complete_lines(content)))
-        self._seen = [Path(path) for path, _ in shards]
-        return shards
+            lines = read_lines(path) if orphan is None else orphan.lines()
+            yield path, without_half_line(lines)
+
+    def repair(self) -> None:
+        """Move incomplete last lines aside, once the files are known to be valid."""
+        for file in (self._own, *self._orphans.values()):
+            file.repair()
 
     def append(self, lines: bytes) -> None:
         """Write complete lines and flush them to disk."""
@@ -95,14 +111,14 @@ class LocalShards:
                 )
             time.sleep(0.2)
 
-    def fold(self, lines: bytes) -> None:
+    def fold(self, blocks: Iterable[bytes]) -> None:
         """Append the rows of the other shards to this one, and remove those shards.
 
         Args:
-            lines: rows of the shards that were read last, without those in this one.
+            blocks: rows of the shards that were read last, without those in this one.
         """
-        if lines:
-            self._own.append(lines)
+        for block in blocks:
+            self._own.append(block)
         for path in self._seen:
             path.unlink(missing_ok=True)
 
@@ -124,6 +140,9 @@ class RemoteShards:
         ResultsError: it cannot be used.
     """
 
+    has_segments = True
+    """Whether each append is a file of its own."""
+
     def __init__(self, address: str, index: int = 0) -> None:
         self.path, self.index = address, index
         self._system, self._file = file_system(address)
@@ -135,11 +154,11 @@ class RemoteShards:
         with typed_errors(self.path):
             self._system.makedirs(self._folder, exist_ok=True)
 
-    def read(self) -> bytes:
+    def lines(self) -> Lines:
         """Nothing, because objects do not belong to a process."""
-        return b""
+        return iter(())
 
-    def read_others(self) -> list[tuple[Place, bytes]]:
+    def other_lines(self) -> Iterator[tuple[Place, Lines]]:
         """All objects with rows, with their names."""
         with typed_errors(self.path):
             for attempts_left in reversed(range(MAX_LISTINGS)):
@@ -152,7 +171,16 @@ class RemoteShards:
                     # Another run has moved its rows to a new object.
                     if not attempts_left:
                         raise
-        return [(name, complete_lines(content)) for name, content in self._seen.items()]
+        return self.seen_lines()
+
+    def seen_lines(self) -> Iterator[tuple[Place, Lines]]:
+        """The objects that `other_lines` has read."""
+        for name, content in self._seen.items():
+            lines = (line.removesuffix(b"\n") for line in io.BytesIO(content))
+            yield name, without_half_line(lines)
+
+    def repair(self) -> None:
+        """Nothing to repair: incomplete objects are left out, and never changed."""
 
     def append(self, lines: bytes) -> None:
         """Write complete lines as a new object."""
@@ -163,12 +191,13 @@ class RemoteShards:
     def check_sharing(self) -> None:
         """Nothing to check: all processes have the same address."""
 
-    def fold(self, lines: bytes) -> None:
+    def fold(self, blocks: Iterable[bytes]) -> None:
         """Write all rows as one object, and remove the objects that were read last.
 
         Args:
-            lines: all rows, each once.
+            blocks: all rows, each once.
         """
+        lines = b"".join(blocks)
         contents = list(self._seen.values())
         is_folded = self._file in self._seen and contents in ([lines], [lines] * 2)
         if not lines or is_folded:
@@ -216,22 +245,20 @@ def open_shards(path: Place, index: int = 0, count: int = 1) -> Shards:
     return LocalShards(path, index, count)
 
 
-def read_shards(path: Place) -> list[tuple[Place, bytes]]:
-    """The names and contents of all shards of a file of rows, without locks.
+def read_shards(path: Place) -> Iterator[tuple[Place, Lines]]:
+    """The names and lines of all shards of a file of rows, without locks.
 
-    Returns an empty list if the folder has no such file.
+    There are none if the folder has no such file.
 
     Raises:
         ResultsError: a shard cannot be read.
     """
     if isinstance(path, str):
-        return RemoteShards(path).read_others()
-    shards: list[tuple[Place, bytes]] = []
+        yield from RemoteShards(path).other_lines()
+        return
     for _, shard in [(0, path), *shard_paths(path)]:
-        content = _read(shard)
-        if content is not None:
-            shards.append((shard, complete_lines(content)))
-    return shards
+        if _is_there(shard):
+            yield shard, without_half_line(read_lines(shard))
 
 
 def shard_path(path: Path, index: int) -> Path:
@@ -251,18 +278,33 @@ def shard_paths(path: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), x) for match, x in matches if match is not None)
 
 
-def _read(path: Path) -> bytes | None:
+def read_lines(path: Path) -> Lines:
+    """The lines of a file, without a lock.
+
+    Raises:
+        ResultsError: the system cannot read it, or a line is too long.
+    """
     try:
         check_regular(path)
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield from FileView(descriptor, os.fstat(descriptor).st_size).lines()
+        finally:
+            os.close(descriptor)
+    except LineError as error:
+        raise ResultsError(f"{path}: {error}.") from error
     except FileNotFoundError:
-        return None
+        # Another process has just folded it.
+        return
     except OSError as error:
         raise ResultsError(describe_error(error, path)) from error
 
 
-def complete_lines(content: bytes) -> bytes:
-    """The content without an incomplete last line, of a process that still writes."""
-    complete = content[: content.rfind(b"\n") + 1]
-    last = complete.rfind(b"\n", 0, -1) + 1
-    return complete if is_json(complete[last:]) else complete[:last]
+def _is_there(path: Path) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ResultsError(describe_error(error, path)) from error
+    return True

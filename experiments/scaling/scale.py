@@ -27,7 +27,7 @@ from tsi.experiments.scaling.plan import (
     sort_problems,
 )
 from tsi.experiments.scaling.process_group import ALONE, Group
-from tsi.experiments.scaling.results import FREE_SETTINGS, Cell, ResultsFile
+from tsi.experiments.scaling.results import Cell, ResultsFile
 from tsi.experiments.scaling.rows import rows_of
 from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.worlds.world import World
@@ -126,7 +126,7 @@ def run_plan(
 
 def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:
     """What all processes of a run must agree on."""
-    settings = {k: v for k, v in world.settings.items() if k not in FREE_SETTINGS}
+    settings = {k: v for k, v in world.settings.items() if k != "commit"}
     problems = [list(problem) for problem in sort_problems(world.problems)]
     return {**plan._asdict(), **settings, "problems": problems, "out": str(path)}
 

@@ -1,39 +1,82 @@
 """Versions of the software and digests of the model files of a row of results."""
 
+import functools
 import hashlib
+import os
 import subprocess
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+PACKAGES = ("tsi", "tsi.models", "tsi.samplers", "tsi.experiments")
+
 
 def versions() -> dict[str, Any]:
-    """Versions of the package, its commit, JAX and the platform."""
+    """Versions of the package, its commit and code, JAX, and the kind of device."""
     return {
         "tsi": metadata.version("tsi"),
         "commit": commit(),
+        "code": code_digest(),
         "jax": jax.__version__,
         "platform": jax.default_backend(),
+        "device_kind": jax.local_devices()[0].device_kind,
     }
 
 
-def commit() -> str | None:
-    """Commit of the package's checkout, with "+" if files differ from it."""
-    here = Path(__file__).resolve().parents[1]
+def commit(package: Path | None = None) -> str | None:
+    """Commit of the package's checkout, with "+" if files differ from it.
+
+    Args:
+        package: folder of the experiments; by default this package's own.
+
+    Returns:
+        None if the package is not in a checkout of its own repository. A repository
+        around it, such as that of an environment, has other commits.
+    """
+    here = package or Path(__file__).resolve().parents[1]
+    # A hook of another repository sets these, and git would follow them.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+            env=environment,
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
+            return None
+        git("ls-files", "--error-unmatch", "worlds/provenance.py")
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", "..")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@functools.cache
+def code_digest() -> str:
+    """Hash of the package's own Python files, without tests and documents.
+
+    It is the same for a checkout and an installation of the same files.
+    """
+    files: dict[str, Path] = {}
+    for name in PACKAGES:
+        # The namespaces of a checkout are links, which rglob() does not follow.
+        folder = Path(str(import_module(name).__file__)).resolve().parent
+        for path in folder.rglob("*.py"):
+            inner = path.relative_to(folder).as_posix()
+            files[f"{name.replace('.', '/')}/{inner}"] = path
+    digest = hashlib.sha256()
+    for inner, path in sorted(files.items()):
+        digest.update(inner.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def sha256_of(path: Path) -> str:
