@@ -1,4 +1,4 @@
-"""The command line: `tsi scale`, `solve`, `profile`, `models`, `paper`, `check`.
+"""The command line: `tsi scale`, `regrade`, `solve`, `profile`, `models`, `check`, ...
 
 Heavy modules are imported only when a command needs them, so that `--help` is quick.
 `command.py` describes how commands end and their exit codes.
@@ -8,7 +8,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -46,6 +46,8 @@ def scale(
     num_problems: int | None = None,
     seeds: int = 1,
     out: str | None = None,
+    keep: Literal["all", "solutions", "none"] = "solutions",
+    continue_anyway: bool = False,
     progress: bool = True,
     dry: Dry = DryRun(),  # noqa: B008
     distributed: bool = False,
@@ -66,6 +68,11 @@ def scale(
         seeds: how many times each problem is run.
         out: folder for rows, table and plots (default: results/TASK), or an address
             that fsspec supports, such as gs://bucket/folder.
+        keep: what to keep beside the rows, compressed: the texts, answers, weights and
+            rewards of all particles (solutions); also each step, with its ancestors and
+            rewards (all); or nothing.
+        continue_anyway: continue rows that were made with other versions of JAX or tsi,
+            or on another kind of device; every row records its own.
         progress: show a progress bar with the time left.
         dry: estimate the cost and run nothing.
         distributed: divide the problems among several processes, all started with this
@@ -97,10 +104,34 @@ def scale(
         _print_notes(world.notes if group.is_first else ())
         if dry.dry_run:
             return _print_share_cost(plan, world, path, group, dry)
-        rows = run_plan(plan, world, path, progress=progress, group=group)
+        rows = run_plan(
+            plan,
+            world,
+            path,
+            progress=progress,
+            group=group,
+            keep=keep,
+            continue_anyway=continue_anyway,
+        )
         if group.is_first:
             print(write_report(plan, world, rows, folder))
         group.gather("report")
+    return 0
+
+
+def regrade(run: Positional[str], grader: str | None = None) -> int:
+    """Extract and grade the answers of a finished run again, from its kept texts.
+
+    The rows are replaced, and the earlier ones are kept beside them.
+
+    Args:
+        run: folder of the run, or its rows.jsonl.
+        grader: name of another grader, or module:function, called with (Problem,
+            answer); by default the task's own.
+    """
+    from tsi.experiments.scaling.regrade_command import regrade_run
+
+    print(regrade_run(run, grader))
     return 0
 
 
@@ -344,6 +375,7 @@ def check(
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "scale": scale,
+    "regrade": regrade,
     "solve": solve,
     "profile": profile,
     "models": models,

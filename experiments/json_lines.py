@@ -89,6 +89,21 @@ class FileView(NamedTuple):
         return found[::-1]
 
 
+class BytesView(NamedTuple):
+    """Positioned reads of bytes, as `FileView` has them of a file."""
+
+    content: bytes
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return len(self.content)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to `stop`."""
+        return self.content[start:stop]
+
+
 class Ending(NamedTuple):
     """Where the valid part of a file ends.
 

@@ -32,7 +32,8 @@ ROOMS: dict[str, list[str]] = {
     "tsi.engine": ["meters", "paging", "sizing", "programs", "*"],
     "tsi.samplers": ["parts", "*"],
     "tsi.experiments": [
-        "append_only command json_lines named_function places problem_options",
+        "append_only command gzip_members json_lines named_function places"
+        " problem_options",
         "grading",
         "tasks",
         "worlds",
@@ -58,7 +59,7 @@ What they name for type checkers is no arrow; the rest of them is, as anywhere.
 
 LAZY = {
     # `tsi --help` answers at once; a command imports what it needs.
-    "tsi.experiments.cli": 23,
+    "tsi.experiments.cli": 24,
     "tsi.experiments.model_options": 4,
     # The process that works within limits starts in a third of a second.
     "tsi.models.loading.untrusted_worker": 2,

@@ -1,7 +1,7 @@
 """From the results of a batch to the rows of a results file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,45 +16,102 @@ from tsi.results.estimand import estimand_of
 from tsi.results.notes import reward_spread
 from tsi.results.result import Result
 
+Pair = tuple[Problem, str | None]
+"""A problem and an answer to it, which is to be graded."""
+
 
 def rows_of(
     batch: Batch, world: World, batch_results: Sequence[Result]
 ) -> list[tuple[Cell, dict[str, Any]]]:
     """The rows of a batch's results, in the order of its cells."""
     results = {result.problem_id: result for result in batch_results}
+    problems = [problem for problem in batch.problems if problem.id in results]
+    pairs = [
+        (problem, answer)
+        for problem in problems
+        for answer in answers_of(results[problem.id])
+    ]
+    is_right = dict(zip(map(_key, pairs), grade(world, pairs), strict=True))
     rows = []
     for name, budget in batch.outcomes:
         method = get_method(name)
         sampler = sampler_of(name, world.max_steps)
         estimand = estimand_of(sampler, reads_reward=method.reads_reward)
-        for problem in batch.problems:
-            result = results.get(problem.id)
-            if result is None:
-                continue
+        for problem in problems:
+            result = results[problem.id]
             if method.independent or method.deterministic:
                 result = first_rollouts(result, budget, estimand)
             cell = Cell(name, budget, batch.seed, problem.id)
-            rows.append((cell, outcome(world, problem, result)))
+            grades = {
+                answer: is_right[_key((problem, answer))]
+                for answer in answers_of(result)
+            }
+            rows.append((cell, outcome(problem, result, grades)))
     return rows
 
 
-def outcome(world: World, problem: Problem, result: Result) -> dict[str, Any]:
-    """The fields of a row besides its cell and settings."""
-    given_answers = [answer for answer in result.answers if answer is not None]
-    answers = {*given_answers, result.selected} - {None}
-    is_right = {answer: world.is_correct(problem, answer) for answer in answers}
+def grade(world: World, pairs: Sequence[Pair]) -> list[bool]:
+    """Whether each answer is right."""
+    return [world.is_correct(problem, answer) for problem, answer in pairs]
+
+
+def answers_of(result: Result) -> list[str]:
+    """The different answers of a result, that are graded once each."""
+    return list(dict.fromkeys(x for x in result.answers if x is not None))
+
+
+def _key(pair: Pair) -> tuple[int | str, str | None]:
+    return pair[0].id, pair[1]
+
+
+def graded_fields(
+    answers: Sequence[str | None],
+    selected: str | None,
+    probability: float,
+    unanswered: float,
+    is_right: Mapping[str, bool],
+) -> dict[str, Any]:
+    """The fields of a row that depend on the answers and on their grades.
+
+    Args:
+        answers: of all particles.
+        selected: one of them, or None.
+        probability: of the selected answer.
+        unanswered: share of the weight without an answer.
+        is_right: whether each answer is right.
+    """
+    given_answers = [answer for answer in answers if answer is not None]
+    return {
+        "selected": selected,
+        "correct": selected is not None and is_right[selected],
+        "probability": round_finite(probability),
+        "unanswered": round_finite(unanswered),
+        "num_answered": len(given_answers),
+        "num_right": sum(is_right[answer] for answer in given_answers),
+    }
+
+
+def outcome(
+    problem: Problem, result: Result, is_right: Mapping[str, bool]
+) -> dict[str, Any]:
+    """The fields of a row besides its cell and settings.
+
+    Args:
+        problem: with its right answer.
+        result: of the row's method at its budget.
+        is_right: whether each of its answers is right.
+    """
     ledger, steps, diagnostics = result.ledger, result.steps, result.diagnostics
     return {
         "prompt": problem.prompt,
         "answer": problem.answer,
-        "selected": result.selected,
-        "correct": is_right.get(result.selected, False),
-        "probability": round_finite(
-            result.answer_posterior.get(result.selected or "", 0)
+        **graded_fields(
+            result.answers,
+            result.selected,
+            result.answer_posterior.get(result.selected or "", 0),
+            result.unanswered,
+            is_right,
         ),
-        "unanswered": round_finite(result.unanswered),
-        "num_answered": len(given_answers),
-        "num_right": sum(is_right[answer] for answer in given_answers),
         "mean_reward": round_finite(np.mean(result.rewards)),
         "reward_spread": round_finite(reward_spread(result)),
         "log_evidence": round_finite(result.log_evidence),

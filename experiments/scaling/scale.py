@@ -9,16 +9,18 @@ others. Rows of methods that never resample are taken from one run at the larges
 Keys: all methods and budgets of a seed use `key(seed)`, so they share random numbers.
 """
 
-from collections.abc import Container, Sequence
+import contextlib
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from tsi.engine.interruption import postponed
 from tsi.errors import ProblemError, ProcessError, Stopped
 from tsi.experiments.places import Place
+from tsi.experiments.scaling.kept_particles import Keep
 from tsi.experiments.scaling.methods import METHODS, method_settings, sampler_of
+from tsi.experiments.scaling.particle_files import ParticlesFile
 from tsi.experiments.scaling.plan import (
     Batch,
     Plan,
@@ -26,9 +28,11 @@ from tsi.experiments.scaling.plan import (
     check_budgets,
     sort_problems,
 )
+from tsi.experiments.scaling.plan_check import check_problems, print_plan_change
 from tsi.experiments.scaling.process_group import ALONE, Group
+from tsi.experiments.scaling.progress import Progress
 from tsi.experiments.scaling.results import Cell, ResultsFile
-from tsi.experiments.scaling.rows import rows_of
+from tsi.experiments.scaling.row_writer import RowWriter
 from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.worlds.world import World
 from tsi.problem_ids import check_ids
@@ -42,6 +46,8 @@ def run_plan(
     *,
     progress: bool = True,
     group: Group = ALONE,
+    keep: Keep = "solutions",
+    continue_anyway: bool = False,
 ) -> dict[Cell, dict[str, Any]]:
     """Compute every row that the file lacks.
 
@@ -49,9 +55,12 @@ def run_plan(
         plan: methods, budgets and seeds.
         world: a task with its models.
         path: of the file of rows; an existing file is continued.
-        progress: show a progress bar with the time left, in rollouts.
+        progress: show a progress bar with the time left.
         group: the processes of this run; each computes the rows of its share of the
             problems, and waits for the others.
+        keep: what is kept of the particles, in a file beside the rows: "solutions"
+            (texts, answers, weights, rewards), "all" (each step too) or "none".
+        continue_anyway: continue a file of rows of other versions or devices.
 
     Returns:
         All rows of the file; in processes other than the first, the rows known to it.
@@ -64,7 +73,6 @@ def run_plan(
         ResultsError: the file cannot be continued.
         Stopped: a signal came; the rows of finished problems are written.
     """
-    failures: dict[Any, Exception] = {}
     check_ids(world.problems)
     check_budgets(plan, world.max_steps)
     for batch in batches(plan, world._replace(problems=world.problems[:1])):
@@ -74,54 +82,80 @@ def run_plan(
     sampler_settings = {
         name: method_settings(name, world.max_steps) for name in METHODS
     }
-    shard = {"index": group.index, "count": group.count}
-    with ResultsFile(path, world.settings, sampler_settings, **shard) as results:
+    with (
+        ResultsFile(
+            path,
+            world.settings,
+            sampler_settings,
+            index=group.index,
+            count=group.count,
+            continue_anyway=continue_anyway,
+        ) as results,
+        _particles_file(path, group.index, keep) as particles,
+    ):
         group.agree(facts_of(plan, world, path))
+        check_problems(path, results.rows, world.problems)
         if group.is_first:
             results.check_sharing()
+            print_plan_change(path, results.rows, plan, world.problems)
+        writer = RowWriter(world, results, particles, keep)
         share = group.share(sort_problems(world.problems))
-        plan_batches = list(batches(plan, world._replace(problems=share)))
-        sizes = [batch.num_particles * len(batch.problems) for batch in plan_batches]
-        is_done_list = [not results.find_missing(batch.cells) for batch in plan_batches]
-        with tqdm(
-            total=sum(sizes),
-            initial=sum(s for s, d in zip(sizes, is_done_list, strict=True) if d),
-            unit=" rollouts",
-            unit_scale=True,
-            dynamic_ncols=True,
-            smoothing=0.05,
-            disable=not (progress and group.is_first),
-        ) as bar:
-            for batch, size, is_done in zip(
-                plan_batches, sizes, is_done_list, strict=True
-            ):
-                if is_done:
-                    continue
-                bar.set_description(
-                    f"{batch.source} N={batch.num_particles} seed {batch.seed}"
-                )
-                missing = set(results.find_missing(batch.cells))
-                batch_results, batch_failures, stopped = run_batch(
-                    batch, world, missing
-                )
-                failures |= batch_failures
-                with postponed():
-                    rows = rows_of(batch, world, batch_results)
-                    results.append(row for row in rows if row[0] in missing)
-                if stopped is not None:
-                    raise stopped
-                bar.update(size)
+        share_world = world._replace(problems=share)
+        failures = _run_batches(plan, share_world, writer, progress and group.is_first)
         if not group.is_first:
             results.close()
+            if particles is not None:
+                particles.close()
         remote_failure = _wait_for_others(group, failures)
         if failures:
             raise ProblemError(failures)
         if remote_failure is not None:
             raise remote_failure
         if group.is_first:
+            if particles is not None:
+                particles.fold()
             results.reload()
             results.fold()
         return dict(results.rows)
+
+
+def _run_batches(
+    plan: Plan, world: World, writer: RowWriter, is_visible: bool
+) -> dict[Any, Exception]:
+    """Run what lacks rows, and return the errors of problems that failed."""
+    failures: dict[Any, Exception] = {}
+    plan_batches = list(batches(plan, world))
+    is_done_list = [not writer.find_missing(batch) for batch in plan_batches]
+    with Progress(
+        plan_batches,
+        is_done_list,
+        visible=is_visible,
+        is_length_known=world.typical_tokens is not None,
+    ) as bar:
+        for batch, is_done in zip(plan_batches, is_done_list, strict=True):
+            if is_done:
+                continue
+            bar.begin(batch)
+            missing = writer.find_missing(batch)
+            results, batch_failures, stopped = run_batch(batch, world, missing)
+            failures |= batch_failures
+            with postponed():
+                writer.write(batch, results, missing)
+            if stopped is not None:
+                raise stopped
+            bar.end(batch, results)
+    return failures
+
+
+@contextlib.contextmanager
+def _particles_file(
+    path: Place, index: int, keep: Keep
+) -> Iterator[ParticlesFile | None]:
+    if keep == "none":
+        yield None
+        return
+    with ParticlesFile(path, index) as particles:
+        yield particles
 
 
 def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:

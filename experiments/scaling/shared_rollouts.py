@@ -9,13 +9,14 @@ gives the rows of all three methods at all budgets, each with the cost of its ow
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 from tsi.accuracy.diagnostics import diagnose, eves
 from tsi.errors import ConfigurationError
 from tsi.results.build import build_result
 from tsi.results.estimand import Estimand
 from tsi.results.ledger import ledger_of_first
-from tsi.results.parts import Steps, first_particles
+from tsi.results.parts import FinalParticles, Steps, first_particles
 from tsi.results.result import Result
 
 
@@ -45,16 +46,9 @@ def first_rollouts(result: Result, num_rollouts: int, estimand: Estimand) -> Res
             f"{n} rollouts cannot be taken from a result of {total}; it must be as "
             "large and keep steps and costs by slot. Run the method itself."
         )
-    log_weights, log_evidence = np.zeros(n), 0.0
-    if estimand.reads_reward:
-        # Undo the normalisation of N weights to mean one; that of n weights follows.
-        log_weights = particles.log_weights.astype(np.float64) + result.log_evidence
-    elif particles.log_corrections is not None:
-        log_weights = particles.log_corrections.astype(np.float64)
-    if estimand.reads_reward or particles.log_corrections is not None:
-        log_evidence = _log_mean_exp(log_weights)
-        has_weight = math.isfinite(log_evidence)
-        log_weights = log_weights - log_evidence if has_weight else np.zeros(n)
+    log_weights, log_evidence = first_log_weights(
+        result.particles, result.log_evidence, n, reads_reward=estimand.reads_reward
+    )
     num_steps = max(map(len, step_texts))
     rewards = result.steps.rewards
     ess = np.exp(2 * _log_sum_exp(log_weights) - _log_sum_exp(2 * log_weights))
@@ -85,6 +79,30 @@ def first_rollouts(result: Result, num_rollouts: int, estimand: Estimand) -> Res
         num_truncated=int(truncated.sum()),
         ledger=ledger_of_first(slots, n, seconds, reads_reward=estimand.reads_reward),
     )
+
+
+def first_log_weights(
+    particles: FinalParticles, log_evidence: float, size: int, *, reads_reward: bool
+) -> tuple[Float[np.ndarray, "n"], float]:
+    """Log weights of the first n of N rollouts, with mean weight one, and log evidence.
+
+    Args:
+        particles: of a run of N that never resampled.
+        log_evidence: of that run.
+        size: n.
+        reads_reward: whether rollouts are weighted by the reward; if not, weights are
+            one, or the corrections of forced ends.
+    """
+    if reads_reward:
+        # Undo the normalisation of N weights to mean one; that of n weights follows.
+        log_weights = particles.log_weights[:size].astype(np.float64) + log_evidence
+    elif particles.log_corrections is not None:
+        log_weights = particles.log_corrections[:size].astype(np.float64)
+    else:
+        return np.zeros(size), 0.0
+    log_mean = _log_mean_exp(log_weights)
+    has_weight = math.isfinite(log_mean)
+    return log_weights - log_mean if has_weight else np.zeros(size), log_mean
 
 
 def _log_sum_exp(values: np.ndarray) -> float:

@@ -1,0 +1,117 @@
+"""Progress of a run: cells done, tokens per second, time left, and a measured forecast.
+
+Time left is estimated from rollouts, since most rollouts of a plan take about as long
+as each other. The bar names the methods whose rows are being computed, and not the
+method that draws the rollouts which they share.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.scaling.plan import Batch
+from tsi.results.result import Result
+
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+MAX_LABEL = 40
+
+
+class Progress:
+    """A progress bar on standard error.
+
+    Args:
+        batches: of the plan.
+        is_done: for each batch, whether all its rows exist.
+        visible: whether anything is printed.
+        is_length_known: whether the typical length of a solution is known; if not, it
+            is measured on the first batch, and the forecast is printed again.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        is_done: Sequence[bool],
+        *,
+        visible: bool,
+        is_length_known: bool = True,
+    ) -> None:
+        self._num_cells = sum(len(batch.cells) for batch in batches)
+        done = [batch for batch, ok in zip(batches, is_done, strict=True) if ok]
+        self._cells_done = sum(len(batch.cells) for batch in done)
+        self._tokens, self._rollouts, self._start = 0, 0, time.monotonic()
+        self._text = ""
+        self._is_measured, self._visible = is_length_known, visible
+        self._bar = tqdm(
+            total=sum(map(num_rollouts, batches)),
+            initial=sum(map(num_rollouts, done)),
+            bar_format=BAR,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not visible,
+        )
+
+    def begin(self, batch: Batch) -> None:
+        """Show what is computed now."""
+        self._text = describe_batch(batch)
+        self._show()
+
+    def end(self, batch: Batch, results: Sequence[Result]) -> None:
+        """Count a batch that has ended."""
+        self._cells_done += len(batch.cells)
+        self._tokens += sum(result.ledger.generated_tokens for result in results)
+        self._rollouts += num_rollouts(batch)
+        self._show()
+        self._bar.update(num_rollouts(batch))
+        if self._tokens and not self._is_measured:
+            self._is_measured = True
+            self._print_measured()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _show(self) -> None:
+        seconds = time.monotonic() - self._start
+        speed = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
+        cells = f"{self._cells_done:,}/{self._num_cells:,} cells"
+        self._bar.set_description_str(f"{self._text}: {cells}{speed}", refresh=False)
+
+    def _print_measured(self) -> None:
+        """The forecast again, from the batches that have ended."""
+        total, left = self._bar.total, self._bar.total - self._bar.n
+        per_rollout = self._tokens / self._rollouts
+        hours = (time.monotonic() - self._start) * left / self._rollouts / 3600
+        text = (
+            f"measured on the first {self._rollouts:,} rollouts: {per_rollout:,.0f} "
+            f"tokens per rollout, so about {per_rollout * total:,.0f} tokens in all, "
+            f"and {hours:,.2f} hours or less for those that are left (this includes "
+            "the time of compilation)"
+        )
+        if self._visible:
+            tqdm.write(f"tsi: {text}", file=sys.stderr)
+
+
+def num_rollouts(batch: Batch) -> int:
+    """Rollouts of a batch."""
+    return batch.num_particles * len(batch.problems)
+
+
+def describe_batch(batch: Batch) -> str:
+    """The methods, budget and seed of a batch's rows."""
+    labels = [get_method(name).label for name, _ in batch.outcomes]
+    names = list(dict.fromkeys(labels))
+    text = ", ".join(names)
+    if len(text) > MAX_LABEL and len(names) > 1:
+        text = f"{names[0]} and {len(names) - 1} more"
+    budgets = sorted({budget for _, budget in batch.outcomes})
+    numbers = f"{budgets[0]}" if len(budgets) == 1 else f"{budgets[0]}-{budgets[-1]}"
+    return f"{text}, N = {numbers}, seed {batch.seed}"

@@ -1,0 +1,69 @@
+"""Writes what a batch gives: first its particles, then its rows."""
+
+from collections.abc import Sequence
+
+from tsi.experiments.scaling.kept_particles import Keep, record_of
+from tsi.experiments.scaling.methods import method_settings
+from tsi.experiments.scaling.particle_files import ParticlesFile
+from tsi.experiments.scaling.plan import Batch
+from tsi.experiments.scaling.results import Cell, ResultsFile
+from tsi.experiments.scaling.rows import rows_of
+from tsi.experiments.worlds.world import World
+from tsi.results.result import Result
+
+
+class RowWriter:
+    """Writes batches to a file of rows and one of particles.
+
+    Args:
+        world: a task with its models, which grades answers.
+        results: the file of rows.
+        particles: the file of particles; None if they are not kept.
+        keep: what is kept of them.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        results: ResultsFile,
+        particles: ParticlesFile | None,
+        keep: Keep,
+    ) -> None:
+        self._world, self._results = world, results
+        self._particles, self._keep = particles, keep
+
+    def find_missing(self, batch: Batch) -> set[Cell]:
+        """Cells of a batch without a row."""
+        return set(self._results.find_missing(batch.cells))
+
+    def write(
+        self, batch: Batch, results: Sequence[Result], missing: set[Cell]
+    ) -> None:
+        """Grade and write the rows of a batch, after its particles.
+
+        Args:
+            batch: a call of the engine.
+            results: of the problems that have ended.
+            missing: cells whose rows are written; others exist.
+
+        Raises:
+            ResultsError: the system cannot write.
+        """
+        world = self._world
+        rows = rows_of(batch, world, results)
+        if self._particles is not None:
+            problems = {problem.id: problem for problem in batch.problems}
+            records = [
+                record_of(
+                    batch,
+                    problems[result.problem_id],
+                    result,
+                    world.extract,
+                    world.max_steps,
+                    self._keep,
+                )
+                for result in results
+            ]
+            settings = method_settings(batch.source, world.max_steps)
+            self._particles.append(records, world.settings | settings)
+        self._results.append(row for row in rows if row[0] in missing)
