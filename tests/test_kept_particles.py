@@ -334,7 +334,7 @@ def test_rows_without_texts_are_refused_and_counted(tmp_path):
         plan = make_plan([method], [2], 1)
         run_plan(plan, fake_world(3), path, progress=False, keep=keep)
     before = path.read_bytes()
-    with pytest.raises(ResultsError, match="3 of 6 rows of .* have no kept texts"):
+    with pytest.raises(ResultsError, match=r"3 of 6 rows of .* have no kept texts"):
         regrade(path, fake_grading)
     assert path.read_bytes() == before
     with pytest.raises(ResultsError, match="There is no results file"):

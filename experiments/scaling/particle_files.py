@@ -112,11 +112,11 @@ class ParticlesFile:
         """
         if not records:
             return
-        settings = as_json(dict(settings))
-        name = id_of_settings(settings)
+        recorded = as_json(dict(settings))
+        name = id_of_settings(recorded)
         lines = [record_line(record, name) for record in records]
         if name not in self._known:
-            lines.insert(0, settings_line(settings))
+            lines.insert(0, settings_line(recorded))
         member = compress_member(b"".join(lines))
         if self._file is not None:
             self._file.append(member)
@@ -198,16 +198,16 @@ def read_particles(place: Place, *, unique: bool = True) -> Iterator[KeptRun]:
         settings: dict[str, dict[str, Any]] = {}
         number = 0
         try:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(lines, start=1):  # noqa: B007
                 record = parse_object(line)
                 if is_settings_line(record):
                     settings_id, found = parse_settings(record)
                     settings.setdefault(settings_id, found)
                     continue
-                settings_id = record.get(SETTINGS_ID)
-                if not isinstance(settings_id, str) or settings_id not in settings:
+                own_id = record.get(SETTINGS_ID)
+                if not isinstance(own_id, str) or own_id not in settings:
                     raise LineError("no line before it has its settings")
-                run = parse_record(record, settings[settings_id])
+                run = parse_record(record, settings[own_id])
                 if unique and run.key in seen:
                     continue
                 seen.add(run.key)
