@@ -102,8 +102,10 @@ def scale(
         task = choose_task(problems)
         world = options.world(task, num_problems, shapes_only=dry.dry_run)
         _print_notes(world.notes if group.is_first else ())
+        forecast = _forecast_share(plan, world, path, group, continue_anyway, dry)
         if dry.dry_run:
-            return _print_share_cost(plan, world, path, group, dry)
+            return _print_share_cost(forecast, group)
+        _print_notes([] if forecast is None else [forecast.line])
         rows = run_plan(
             plan,
             world,
@@ -257,23 +259,30 @@ def _print_cost(
     return _print_forecast(forecast(world, [run], dry.flops_per_second))
 
 
-def _print_share_cost(
-    plan: "Plan", world: "World", path: "Place", group: "Group", dry: DryRun
-) -> int:
-    """Print the cost of the first process's share, which is the largest."""
+def _forecast_share(
+    plan: "Plan",
+    world: "World",
+    path: "Place",
+    group: "Group",
+    continue_anyway: bool,
+    dry: DryRun,
+) -> "Forecast | None":
+    """The cost of the first process's share, which is the largest; None in others."""
     from tsi.experiments.scaling.dry_run import forecast, runs_of
     from tsi.experiments.scaling.plan import sort_problems
     from tsi.experiments.scaling.scale import facts_of
 
     group.agree(facts_of(plan, world, path))
-    code = 0
-    if group.is_first:
-        share = group.share(sort_problems(world.problems))
-        world = world._replace(problems=share)
-        runs, flops_per_second = runs_of(plan, world, path), dry.flops_per_second
-        code = _print_forecast(
-            forecast(world, runs, flops_per_second, processes=group.count)
-        )
+    if not group.is_first:
+        return None
+    world = world._replace(problems=group.share(sort_problems(world.problems)))
+    runs = runs_of(plan, world, path, continue_anyway=continue_anyway)
+    return forecast(world, runs, dry.flops_per_second, processes=group.count)
+
+
+def _print_share_cost(forecast: "Forecast | None", group: "Group") -> int:
+    """Print the forecast of the first process, and return the exit code of all."""
+    code = 0 if forecast is None else _print_forecast(forecast)
     return int(group.gather("forecast", str(code))[0])
 
 

@@ -169,7 +169,7 @@ def test_a_dry_run_says_what_is_refused_and_at_which_speed(still, tmp_path):
     plan = make_plan(["beam_search", "smc"], [6, 8, 10**8], 2)
     runs = runs_of(plan, world, tmp_path / "rows.jsonl")
     assert sum(run.problems for run in runs) == 2 * 2 * 3 * 5
-    text, refused = forecast(world, runs, 1e9)
+    text, _, refused = forecast(world, runs, 1e9)
     assert refused
     assert "1.0 GFLOP/s (as stated)" in text
     assert text.count("Refused: ") >= 2
@@ -207,9 +207,14 @@ def test_a_dry_run_writes_and_computes_nothing(command, still, tmp_path, capsys)
 def test_rows_that_are_there_are_not_counted_again(tmp_path, capsys):
     arguments = ["scale", "--methods", "greedy", "beam_search", "--num-problems", "2"]
     arguments += ["--out", str(tmp_path), "--no-progress", "--budgets"]
+    assert main([*arguments, "1", "--dry-run"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "rollouts: " in x]
     assert main([*arguments, "1"]) == 0
     before = (tmp_path / "rows.jsonl").read_bytes()
-    capsys.readouterr()
+    # The run says the same before it begins, up to the time, which is measured.
+    said = line.split(", up to")[0]
+    assert said.startswith("2 problems, 4 rollouts: ")
+    assert f"tsi: {said}" in capsys.readouterr().err
     assert main([*arguments, "1", "4", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert out.count("| beam search |") == 1
@@ -237,7 +242,7 @@ def finished(tmp_path, still):
     of_method = {"smc": method_settings("smc", world.max_steps)}
     with ResultsFile(path, world.settings, of_method) as results:
         for batch in batches(plan, world):
-            results.append((cell, {}) for cell in batch.cells)
+            results.append((cell, {"correct": True}) for cell in batch.cells)
     return [*FEW, "--out", str(tmp_path)], path
 
 
@@ -250,11 +255,13 @@ def charged(out):
 def test_only_problems_that_lack_a_row_are_charged(finished, capsys):
     arguments, path = finished
     assert main([*arguments, *COST]) == 0
-    assert "In all 0 FLOPs, 0.0 seconds" in capsys.readouterr().out
+    assert "All rows exist. Nothing has been run" in capsys.readouterr().out
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     assert main([*arguments, *COST]) == 0
     out = capsys.readouterr().out
     assert charged(out) == [("2", "1")]
+    assert "3 problems, 2 rollouts: " in out
+    assert " FLOPs, up to " in out
 
 
 def test_a_dry_run_refuses_rows_of_other_settings_as_the_run_does(finished, capsys):

@@ -7,15 +7,10 @@ a model so small that the host is slower than the device, that is most of the ti
 """
 
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from tsi.engine.methods import plan_of
 from tsi.engine.outcome import flops_of
@@ -23,6 +18,7 @@ from tsi.engine.sizing.memory import cache_sizes, unloaded_bytes
 from tsi.engine.sizing.sizes import room_of
 from tsi.errors import ConfigurationError
 from tsi.experiments.places import Place
+from tsi.experiments.scaling.device_speed import Speed, measure_speed
 from tsi.experiments.scaling.methods import (
     METHODS,
     get_method,
@@ -35,10 +31,6 @@ from tsi.experiments.scaling.results import known_cells
 from tsi.experiments.worlds.world import World
 from tsi.reasoning.particles import ReasoningParams
 from tsi.sampler import Sampler
-
-MAX_BYTES = 2**28
-"""Size of the matrices with which speed is measured: larger than processor caches."""
-
 
 HEAD = (
     *("", "N", "problems", "at once", "slots", "blocks", "bytes of blocks"),
@@ -89,32 +81,31 @@ class Cost(NamedTuple):
     refusal: str = ""
 
 
-class Speed(NamedTuple):
-    """FLOPs per second of all devices, and the source of the number."""
-
-    flops: float
-    source: str
-
-
 class Forecast(NamedTuple):
     """What a command would do.
 
     Attributes:
         text: for the user.
+        line: problems, rollouts, tokens, FLOPs, memory and time in one sentence, which
+            a real run prints too.
         is_refused: whether some of it is not possible, so that nothing would be run.
     """
 
     text: str
+    line: str
     is_refused: bool
 
 
-def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
+def runs_of(
+    plan: Plan, world: World, path: Place, *, continue_anyway: bool = False
+) -> list[Run]:
     """What a plan would run: its batches, with the problems that lack a row.
 
     Args:
         plan: methods, budgets and seeds.
         world: a task with its models.
         path: of the file of rows, which need not exist.
+        continue_anyway: as the run is given it.
 
     Raises:
         ResultsError: the file cannot be continued.
@@ -122,7 +113,9 @@ def runs_of(plan: Plan, world: World, path: Place) -> list[Run]:
     sampler_settings = {
         name: method_settings(name, world.max_steps) for name in METHODS
     }
-    finished_cells = known_cells(path, world.settings, sampler_settings)
+    finished_cells = known_cells(
+        path, world.settings, sampler_settings, continue_anyway=continue_anyway
+    )
     return [
         Run(
             batch.source,
@@ -206,49 +199,6 @@ def prompt_tokens(world: World) -> int:
     return len(engine.encode(max(prompts, key=len, default="")))
 
 
-def measure_speed(
-    config: Any, dtype: Any, rows: int, devices: Sequence[jax.Device]
-) -> Speed:
-    """Measure the speed of matrix products of the policy's shape.
-
-    Args:
-        config: of the policy.
-        dtype: of its computations.
-        rows: R, number of rows on each device.
-        devices: compute at the same time and independently.
-    """
-    itemsize = jnp.dtype(dtype).itemsize
-    layer = 2 * config.width * config.hidden
-    layers = max(1, min(config.num_layers, MAX_BYTES // (layer * itemsize)))
-    mesh = Mesh(np.asarray(devices), "devices")
-    replicated, sharded = (NamedSharding(mesh, P(axis)) for axis in (None, "devices"))
-
-    def ones(shape: tuple[int, ...], where: NamedSharding) -> Any:
-        return jax.device_put(np.ones(shape, dtype), where)
-
-    up = ones((layers, config.width, config.hidden), replicated)
-    down = ones((layers, config.hidden, config.width), replicated)
-
-    @jax.jit
-    def products(x: Any, up: Any, down: Any) -> Any:
-        def apply_layer(x: Any, weights: Any) -> Any:
-            # Division keeps the numbers in range, whatever the width.
-            return x @ weights[0] / config.width @ weights[1] / config.hidden, None
-
-        return jax.lax.scan(apply_layer, x, (up, down))[0]
-
-    x = ones((rows * len(devices), config.width), sharded)
-    jax.block_until_ready(products(x, up, down))
-    best = math.inf
-    for _ in range(5):
-        began = time.perf_counter()
-        jax.block_until_ready(products(x, up, down))
-        best = min(best, time.perf_counter() - began)
-    location = "" if len(devices) == 1 else f" on each of {len(devices)} devices"
-    flops = 2.0 * x.shape[0] * layer * layers / best
-    return Speed(flops, f"measured, {rows} rows{location}")
-
-
 def forecast(
     world: World,
     runs: Iterable[Run],
@@ -302,8 +252,8 @@ def forecast(
             numbers = ["refused"] * len(numbers)
         label = get_method(run.method).label
         lines.append([label, f"{run.budget:,}", f"{run.problems:,}", *numbers])
-    accepted = [cost for cost in costs.values() if not cost.refusal]
-    flops = sum(cost.flops for cost in accepted)
+    accepted = {run: cost for run, cost in costs.items() if not cost.refusal}
+    line = _line(world, accepted, seconds, processes)
     refusals = dict.fromkeys(cost.refusal for cost in costs.values() if cost.refusal)
     paragraphs = [
         *_memory(engine, target, prompt_tokens(world)),
@@ -318,11 +268,40 @@ def forecast(
         "",
         markdown(lines),
         "",
-        f"In all {_number(flops)} FLOPs, {_duration(seconds)} or more. "
-        "Nothing has been run or written.",
+        f"{line} Nothing has been run or written.",
         *(f"Refused: {reason}" for reason in refusals),
     ]
-    return Forecast("\n".join(paragraphs), bool(refusals))
+    return Forecast("\n".join(paragraphs), line, bool(refusals))
+
+
+def _line(
+    world: World, costs: Mapping[Run, Cost], seconds: float, processes: int
+) -> str:
+    """What would be run and its cost, in one sentence."""
+    engine: Any = world.engine
+    rollouts = sum(run.budget * run.problems for run in costs)
+    if rollouts == 0:
+        return "All rows exist."
+    weights = sum(map(_bytes_of, (engine.policy, engine.reward_model)))
+    prompt = prompt_tokens(world)
+    room = room_of(prompt + engine.target.max_tokens)
+    slots = max(cost.slots for cost in costs.values()) * room * engine.caches.policy
+    memory = weights + slots + max(cost.bytes for cost in costs.values())
+    tokens = sum(cost.tokens for cost in costs.values())
+    flops = sum(cost.flops for cost in costs.values())
+    share = "" if processes == 1 else f" on the first of {processes} processes"
+    text = (
+        f"{len(world.problems):,} problems, {rollouts:,} rollouts{share}: "
+        f"{_number(tokens)} tokens, {_number(flops)} FLOPs, up to {_size(memory)} of "
+        f"memory, {_duration(seconds)} or more."
+    )
+    if math.isfinite(tokens):
+        return text
+    return (
+        f"{text} No worked solutions say how long a solution is; at most "
+        f"{_number(sum(cost.max_tokens for cost in costs.values()))} tokens are "
+        "written, and a run measures it on its first problems."
+    )
 
 
 def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:

@@ -7,11 +7,11 @@ row names the settings on which it depends, which stand in the file once
 (`row_format.py`); a file with other settings is refused (`settings_check.py`).
 
 A row is a function of its settings, method, budget, seed and problem up to rounding.
-Its random numbers depend on nothing else, but numbers are summed in another order in a
-batch of another shape, and rewards and weights then differ in the sixth digit. So a
-resumed file, or one with more problems, has the same texts, answers and counts as that
-of an uninterrupted run, unless two candidates for a token are tied to that precision,
-and the same numbers to about five digits. Batches of equal shape give equal rows.
+Its random numbers depend on nothing else. But XLA sums in another order in a batch of
+another shape, and numbers such as the mean reward and the log evidence then differ by a
+few millionths. So a resumed file, or one with more problems, has the texts, answers and
+counts of an uninterrupted run, unless two candidates for a token are tied to that
+precision, and numbers that are as close. Batches of equal shape give equal rows.
 `seconds` is measured.
 
 If there are several processes, each writes one shard and reads all (`row_shards.py`).
