@@ -35,6 +35,7 @@ ROOMS: dict[str, list[str]] = {
         "append_only command gzip_members json_lines named_function places"
         " problem_options",
         "grading",
+        "statistics",
         "tasks",
         "worlds",
         "scaling",

@@ -12,9 +12,9 @@ from test_engine import engine, extract
 from tsi import problem_ids, samplers
 from tsi.engine.adaptive import Rounds, run_rounds
 from tsi.errors import ConfigurationError
+from tsi.experiments.scaling.curves import curves_of
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.report import curves_of
 from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.to_arviz import to_datatree

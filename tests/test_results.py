@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tsi.errors import ResultsError
-from tsi.experiments.scaling.report import curves_of
+from tsi.experiments.scaling.curves import curves_of
 from tsi.experiments.scaling.results import Cell, ResultsFile, check_complete, read_rows
 
 SETTINGS = {"task": "chain", "temperature": 1.0, "commit": "abc"}

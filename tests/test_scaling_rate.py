@@ -4,18 +4,14 @@ import numpy as np
 import pytest
 
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.experiments.scaling.bootstrap import (
-    accuracy,
+from tsi.experiments.scaling.paper_curves import paper_curves, paper_scaling_rate
+from tsi.experiments.statistics.accuracy import accuracy
+from tsi.experiments.statistics.bootstrap import (
     bootstrap_accuracies,
     bootstrap_scaling_rate,
     cluster_weights,
 )
-from tsi.experiments.scaling.scaling_rate import (
-    log_budget_needed,
-    paper_curves,
-    paper_scaling_rate,
-    scaling_rate,
-)
+from tsi.experiments.statistics.scaling_rate import log_budget_needed, scaling_rate
 
 BUDGETS = 2.0 ** np.arange(8)
 
@@ -105,12 +101,44 @@ def test_curves_without_common_accuracy_have_no_rate():
     assert np.isnan(rate.rates).all()
 
 
-def test_single_common_accuracy_is_its_own_mean():
-    rate = scaling_rate(
-        BUDGETS[:3], np.array([0.1, 0.2, 0.3]), BUDGETS[:1], np.array([0.2])
+def test_a_range_without_width_has_no_rate():
+    flat = np.full(3, 0.25)
+    rate = scaling_rate(BUDGETS[:3], flat, BUDGETS[:3], flat)
+    assert np.isnan([rate.mean, rate.top]).all()
+    estimate = bootstrap_scaling_rate(
+        {b: np.eye(8)[:, :1] for b in (1, 2)}, {b: np.eye(8)[:, :1] for b in (1, 2)}
     )
-    assert float(rate.mean) == pytest.approx(0.5)
-    assert float(rate.top) == pytest.approx(0.5)
+    assert np.isnan([*estimate.mean, estimate.rate.mean]).all()
+    assert estimate.fraction_shared == 0
+
+
+def test_both_envelopes_agree_where_both_curves_rise():
+    curves = paper_curves()["Llama-3.1-8B"]
+    best = scaling_rate(*curves["PF"], *curves["DVTS"])
+    raw = scaling_rate(*curves["PF"], *curves["DVTS"], envelope="raw")
+    for one, other in zip(best, raw, strict=True):
+        np.testing.assert_allclose(one, other)
+
+
+def test_a_raw_range_ends_at_the_accuracy_of_the_largest_budget():
+    rising, falling = np.array([0.2, 0.3, 0.4, 0.5]), np.array([0.2, 0.6, 0.5, 0.3])
+    raw = scaling_rate(BUDGETS[:4], rising, BUDGETS[:4], falling, envelope="raw")
+    np.testing.assert_allclose(raw.accuracies[[0, -1]], [0.2, 0.3])
+    # The falling curve reaches 0.3 a quarter of the way to budget 2, the other at 2.
+    assert float(raw.top) == pytest.approx(2**0.25 / 2)
+    best = scaling_rate(BUDGETS[:4], rising, BUDGETS[:4], falling)
+    assert best.accuracies[-1] == 0.5
+    back = np.array([0.2, 0.6, 0.5, 0.2])
+    raw = scaling_rate(BUDGETS[:4], rising, BUDGETS[:4], back, envelope="raw")
+    assert np.isnan(raw.mean)
+
+
+def test_raw_accuracies_are_interpolated_from_the_bottom_of_a_dip():
+    dipping = np.array([0.1, 0.3, 0.2, 0.5])
+    needed = np.exp(
+        log_budget_needed(np.log(BUDGETS[:4]), dipping, np.array([0.3, 0.35]), "raw")
+    )
+    np.testing.assert_allclose(needed, [2, 4 * 2**0.5])
 
 
 def test_batched_rates_equal_single_ones():

@@ -1,9 +1,11 @@
 """Plots of accuracy against cost, in colours that colour-blind readers can distinguish.
 
-Colours: Okabe and Ito, "Color universal design" (2008). Methods also differ by marker
-and line, for prints in black and white.
+Colours: Okabe and Ito, "Color universal design" (2008), and Paul Tol's muted scheme.
+Methods also differ by marker and line, for prints in black and white.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,23 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tsi.experiments.scaling.curves import UNITS, Curves, Point
 from tsi.experiments.scaling.methods import METHODS, get_method
-from tsi.experiments.scaling.report import Curves
+from tsi.experiments.statistics.accuracy import ONE_ERROR, accuracy_interval, has_few
 from tsi.models.files import replace_file
 
 # Searches are dashed, samplers solid, independent rollouts dotted.
 STYLES: dict[str, tuple[str, str, str]] = {
     "greedy": ("#000000", "*", "none"),
-    "self_consistency": ("#999999", "v", ":"),
+    "self_consistency": ("#888888", "v", ":"),
     "best_of_n": ("#E69F00", "<", ":"),
     "weighted_best_of_n": ("#8C6D00", ">", ":"),
     "beam_search": ("#009E73", "s", "--"),
     "dvts": ("#0072B2", "D", "--"),
-    "rebase": ("#56B4E9", "P", "--"),
+    "rebase": ("#882255", "P", "--"),
     "particle_filter": ("#D55E00", "o", "-"),
     "smc": ("#CC79A7", "^", "-"),
-    "entropic_particle_filter": ("#882255", "X", "-"),
+    "entropic_particle_filter": ("#56B4E9", "X", "-"),
 }
 
 # For the other methods, in turn: no two have the same colour and marker.
@@ -41,37 +44,106 @@ RC: dict[Any, Any] = {
     "grid.color": "#E5E5E5",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "font.size": 10,
-    "savefig.dpi": 160,
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
 }
 
+PAPER_WIDTH = 6.75
+"""Inches; the text of a page in two columns."""
 
-def save_accuracy_plot(curves: Curves, unit: str, title: str, path: Path) -> None:
+SPREAD = 0.16
+"""Points at one cost are moved by up to this much, as a share of the tick distance of
+budgets that double."""
+
+BARS = (
+    "Bars: ±1 standard error, clustered by problem (68 % Wilson intervals where fewer "
+    "than ten problems are right or wrong)."
+)
+MOVED = (
+    "Methods are moved by up to 12 % along the axis, so that they do not hide each "
+    "other."
+)
+
+
+def save_accuracy_plots(
+    curves: Curves, unit: str, title: str, paths: Sequence[Path]
+) -> None:
     """Draw accuracy against cost with error bars of one standard error.
 
     Args:
-        curves: from `report.curves_of`.
-        unit: "rollouts" or "flops".
+        curves: from `curves.curves_of`.
+        unit: one of `curves.UNITS`.
         title: of the figure.
-        path: of the PNG file.
+        paths: of the files, whose suffixes are their formats.
     """
+    label, base = UNITS[unit]
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-        axes = figure.subplots()
-        for method, curve in curves.items():
-            _draw(axes, method, curve, unit)
-        axes.set_xscale("log", base=2 if unit == "rollouts" else 10)
+        figure, axes = _paper_figure(curves)
+        # Measured seconds differ between methods, and so stay where they are.
+        is_moved = unit != "seconds"
+        shifts = spread(len(curves)) if is_moved else [1.0] * len(curves)
+        for (method, curve), shift in zip(curves.items(), shifts, strict=True):
+            _draw(axes, method, list(curve.values()), unit, shift)
+        axes.set_xscale("log", base=base)
         if unit == "rollouts":
             budgets = sorted({budget for curve in curves.values() for budget in curve})
             axes.set_xticks(budgets, [str(budget) for budget in budgets])
-            axes.set_xlabel("rollouts N")
-        else:
-            axes.set_xlabel("model FLOPs per problem")
+            axes.set_xticks([], minor=True)
+        elif base == 2:
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel(label)
         axes.set_ylabel("accuracy (%)")
         axes.set_title(title, loc="left")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        with replace_file(path) as place:
-            figure.savefig(place)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5)
+        note = f"{BARS}\n{MOVED}" if is_moved else BARS
+        figure.text(0.01, 0.01, note, fontsize=6.5, color="#555555", va="bottom")
+        for path in paths:
+            save(figure, path)
+
+
+def _paper_figure(curves: Curves) -> tuple[Figure, Axes]:
+    """A figure with room for the legend and a note of two lines.
+
+    Its margins are computed here, because matplotlib's layout takes longer than all of
+    the drawing.
+    """
+    height = max(3.7, 1.0 + 0.165 * len(curves))
+    figure = Figure(figsize=(PAPER_WIDTH, height))
+    longest = max((len(get_method(method).label) for method in curves), default=0)
+    legend = min(0.5 + 0.062 * longest, PAPER_WIDTH / 2)
+    figure.subplots_adjust(
+        left=0.5 / PAPER_WIDTH,
+        right=1 - legend / PAPER_WIDTH,
+        bottom=0.82 / height,
+        top=1 - 0.28 / height,
+    )
+    return figure, figure.subplots()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the same figure gives the same bytes."""
+    # A PDF records the time, unless it is told not to.
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+    with replace_file(path) as place:
+        figure.savefig(place, format=path.suffix[1:], metadata=metadata)
+
+
+def has_costs(curves: Curves, unit: str) -> bool:
+    """Whether a method has a known cost in the unit."""
+    return any(
+        math.isfinite(getattr(point, unit))
+        for curve in curves.values()
+        for point in curve.values()
+    )
+
+
+def spread(number: int) -> list[float]:
+    """A factor for each of some methods, evenly spread on a logarithmic axis."""
+    if number < 2:
+        return [1.0] * number
+    return [2 ** (SPREAD * (2 * i / (number - 1) - 1)) for i in range(number)]
 
 
 def style_of(method: str) -> tuple[str, str, str]:
@@ -83,20 +155,32 @@ def style_of(method: str) -> tuple[str, str, str]:
     return colour, _MARKERS[place // len(_COLOURS)], "-."
 
 
-def _draw(axes: Axes, method: str, curve: dict, unit: str) -> None:
+def bar(point: Point) -> tuple[float, float]:
+    """Lengths of the bar below and above a point, of one standard error."""
+    if has_few(point.correct):
+        low, high = accuracy_interval(point.correct, ONE_ERROR)
+        return point.accuracy - low, high - point.accuracy
+    return point.error, point.error
+
+
+def _draw(
+    axes: Axes, method: str, points: list[Point], unit: str, shift: float
+) -> None:
     colour, marker, line = style_of(method)
-    costs = [b if unit == "rollouts" else point.flops for b, point in curve.items()]
-    points = list(curve.values())
+    points = [point for point in points if math.isfinite(getattr(point, unit))]
+    if not points:
+        return
+    below, above = zip(*map(bar, points), strict=True)
     axes.errorbar(
-        costs,
+        [getattr(point, unit) * shift for point in points],
         [100 * point.accuracy for point in points],
-        [100 * point.error for point in points],
+        [[100 * x for x in below], [100 * x for x in above]],
         label=get_method(method).label,
         color=colour,
         marker=marker,
         linestyle=line,
-        markersize=5,
-        linewidth=1.4,
-        elinewidth=0.8,
-        capsize=2,
+        markersize=4,
+        linewidth=1.1,
+        elinewidth=0.7,
+        capsize=1.5,
     )

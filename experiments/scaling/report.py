@@ -1,4 +1,4 @@
-"""From rows to tables: accuracies with errors, costs and scaling rates.
+"""From curves to tables: accuracies with errors, costs, comparisons and confidence.
 
 Everything here is a function of the rows alone, so that anyone can recompute a table
 from the JSONL file.
@@ -6,102 +6,20 @@ from the JSONL file.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
-from tsi.errors import ResultsError
-from tsi.experiments.scaling.bootstrap import (
-    Curve,
-    RateEstimate,
-    accuracy,
-    bootstrap_scaling_rate,
-)
-from tsi.experiments.scaling.methods import METHODS, get_method
-from tsi.experiments.scaling.results import Cell
-from tsi.experiments.scaling.rows import round_finite
-from tsi.problem_ids import id_order
+from tsi.experiments.scaling.comparisons import SOUGHT, Comparison
+from tsi.experiments.scaling.curves import Curves, Point, Rows
+from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.statistics.accuracy import Interval, accuracy_interval, has_few
+from tsi.experiments.statistics.bootstrap import RateEstimate
+from tsi.experiments.statistics.calibration import Calibration
 from tsi.results.notes import MIN_SHARE, MIN_SPREAD
 
-Rows = Mapping[Cell, Mapping[str, Any]]
-
-CHALLENGERS = ("particle_filter", "smc", "entropic_particle_filter")
-BASELINES = (
-    "self_consistency",
-    "best_of_n",
-    "weighted_best_of_n",
-    "beam_search",
-    "dvts",
-    "rebase",
-)
-
-
-class Point(NamedTuple):
-    """One method at one budget.
-
-    Args:
-        correct: for each problem and seed.
-        accuracy: mean over problems and seeds.
-        error: its standard error, clustered by problem.
-        generated_tokens: mean per problem, as all costs below.
-        reward_tokens: read by the reward model.
-        flops: of both models.
-        seconds: time of the batch, with compilation, divided by its problems; NaN if
-            rows were taken from a larger run.
-    """
-
-    correct: Bool[np.ndarray, "P S"]
-    accuracy: float
-    error: float
-    generated_tokens: float
-    reward_tokens: float
-    flops: float
-    seconds: float
-
-
-Curves = dict[str, dict[int, Point]]
-
-
-def curves_of(rows: Rows) -> Curves:
-    """Method -> budget -> point, in the order of tables.
-
-    Raises:
-        ResultsError: a method has problems or seeds at one budget that it lacks at
-            another.
-    """
-    curves: Curves = {}
-    for method in METHODS:
-        method_cells = [cell for cell in rows if cell.method == method]
-        seeds = sorted({cell.seed for cell in method_cells})
-        problems = sorted({cell.problem for cell in method_cells}, key=id_order)
-        for budget in sorted({cell.budget for cell in method_cells}):
-            grid = [
-                [Cell(method, budget, seed, problem) for seed in seeds]
-                for problem in problems
-            ]
-            missing = [cell for line in grid for cell in line if cell not in rows]
-            if missing:
-                raise ResultsError(
-                    f"{len(missing)} rows are missing, the first for {missing[0]}; run "
-                    "the same command again to finish them."
-                )
-            curves.setdefault(method, {})[budget] = _point(
-                [[rows[cell] for cell in line] for line in grid]
-            )
-    return curves
-
-
-def _point(grid: list[list[Mapping[str, Any]]]) -> Point:
-    def mean(field: str) -> float:
-        values = [[row[field] for row in line] for line in grid]
-        # null in the file is None here, and becomes NaN.
-        return float(np.mean(np.array(values, np.float64)))
-
-    correct = np.array([[bool(row["correct"]) for row in line] for line in grid])
-    costs = ("generated_tokens", "reward_tokens", "flops", "seconds")
-    return Point(correct, *accuracy(correct), *map(mean, costs))
+MIN_SHARED = 0.9
+"""If fewer bootstrap replicates have a common range, a rate has no interval."""
 
 
 def row_notes(rows: Rows) -> list[str]:
@@ -146,75 +64,24 @@ def _share(values: Sequence[float] | Sequence[bool]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def scaling_rates(
-    curves: Curves, unit: str = "rollouts", num_replicates: int = 1000
-) -> dict[tuple[str, str], RateEstimate]:
-    """(A, B) -> the factor by which B needs more than A for equal accuracy.
-
-    Args:
-        curves: from `curves_of`.
-        unit: "rollouts", or "flops", "generated_tokens" or "reward_tokens", of which
-            the means over problems are the budgets.
-        num_replicates: number of bootstrap replicates.
-    """
-    rates = {}
-    for a, b in product(CHALLENGERS, BASELINES):
-        if a not in curves or b not in curves:
-            continue
-        of_a, of_b = (_by_cost(curves[name], unit) for name in (a, b))
-        if _is_increasing(of_a) and _is_increasing(of_b):
-            rates[a, b] = bootstrap_scaling_rate(
-                of_a, of_b, num_replicates=num_replicates
-            )
-    return rates
-
-
-def _by_cost(curve: dict[int, Point], unit: str) -> Curve:
-    if unit == "rollouts":
-        return {budget: point.correct for budget, point in curve.items()}
-    return {getattr(point, unit): point.correct for point in curve.values()}
-
-
-def _is_increasing(curve: Curve) -> bool:
-    costs = list(curve)
-    return len(costs) > 1 and costs[0] > 0 and costs == sorted(costs)
-
-
-def rates_as_json(rates: Mapping[tuple[str, str], RateEstimate]) -> list[dict]:
-    """The estimates as JSON values; NaN is null."""
-    return [
-        {
-            "method": a,
-            "against": b,
-            "mean": round_finite(estimate.rate.mean),
-            "mean_interval": list(map(round_finite, estimate.mean)),
-            "top": round_finite(estimate.rate.top),
-            "top_interval": list(map(round_finite, estimate.top)),
-            "curve": [
-                {
-                    "accuracy": round_finite(at),
-                    "rate": round_finite(rate),
-                    "interval": list(map(round_finite, interval)),
-                }
-                for at, rate, interval in zip(
-                    estimate.rate.accuracies,
-                    estimate.rate.rates,
-                    estimate.curve,
-                    strict=True,
-                )
-            ],
-            "fraction_shared": estimate.fraction_shared,
-        }
-        for (a, b), estimate in rates.items()
-    ]
+def accuracy_text(curves: Curves) -> str:
+    """What the accuracies of a table mean."""
+    points = [point for curve in curves.values() for point in curve.values()]
+    text = "Accuracy in percent ± standard error, clustered by problem."
+    if any(has_few(point.correct) for point in points):
+        text += (
+            " Brackets are 95 % Wilson intervals, which replace the standard error "
+            "where fewer than ten problems are right or wrong."
+        )
+    return text
 
 
 def accuracy_table(curves: Curves) -> str:
-    """Accuracy ± standard error in percent, by method (rows) and budget (columns)."""
+    """Accuracy and its error in percent, by method (rows) and budget (columns)."""
     budgets = sorted({budget for curve in curves.values() for budget in curve})
     lines = [["method", *[f"N = {budget}" for budget in budgets]]]
     for method, curve in curves.items():
-        cells = [_percent(curve[b]) if b in curve else "" for b in budgets]
+        cells = [percent(curve[b]) if b in curve else "" for b in budgets]
         lines.append([get_method(method).label, *cells])
     return markdown(lines)
 
@@ -222,7 +89,7 @@ def accuracy_table(curves: Curves) -> str:
 def cost_table(curves: Curves, budgets: Iterable[int] | None = None) -> str:
     """A line for each method and budget: accuracy and cost per problem.
 
-    Time is wall-clock time with compilation, and "-" if rows were taken from another
+    Time is wall-clock time with compilation, and "–" if rows were taken from another
     run.
 
     Args:
@@ -230,7 +97,7 @@ def cost_table(curves: Curves, budgets: Iterable[int] | None = None) -> str:
         budgets: to show; by default all. Greedy decoding is always shown.
     """
     shown_budgets = None if budgets is None else set(budgets)
-    head = "method|N|accuracy %|tokens|reward tokens|MFLOP|ms"
+    head = "method|N|accuracy %|tokens|reward tokens|MFLOP|ms with compilation"
     lines = [head.split("|")]
     for method, curve in curves.items():
         for budget, point in curve.items():
@@ -239,51 +106,152 @@ def cost_table(curves: Curves, budgets: Iterable[int] | None = None) -> str:
                     [
                         get_method(method).label,
                         str(budget),
-                        _percent(point),
+                        percent(point),
                         f"{point.generated_tokens:.0f}",
                         f"{point.reward_tokens:.0f}",
                         f"{point.flops / 1e6:.1f}",
-                        _milliseconds(point.seconds),
+                        number(1e3 * point.seconds, 1),
                     ]
                 )
     return markdown(lines)
 
 
-def rate_table(rates: Mapping[tuple[str, str], RateEstimate]) -> str:
-    """A line for each pair: mean and top of the scaling rate with their intervals."""
-    head = "method|against|mean [95 %]|top [95 %]|accuracies %"
-    lines = [head.split("|")]
-    for (a, b), estimate in rates.items():
-        rate = estimate.rate
-        ends = rate.accuracies[[0, -1]] * 100
-        has_common_range = np.isfinite(ends).all()
+def paired_text(comparisons: Sequence[Comparison]) -> str:
+    """What the columns of `paired_table` mean, with the number of comparisons."""
+    budgets = sorted({comparison.budget for comparison in comparisons})
+    count = len(comparisons)
+    return (
+        f"Paired differences at N = {', '.join(map(str, budgets))}, in points ± "
+        'standard error, on the\nsame problems. "only first" and "only second" count '
+        "runs in which one of the two\nalone is right. p: exact test that the two are "
+        "interchangeable on each problem (with\none seed McNemar's). Holm: p adjusted "
+        f"for the {count} comparison{'s' * (count > 1)} of this table. Last column: "
+        f"problems\nat which a difference of {100 * SOUGHT:.0f} points would be found "
+        "with probability 0.8 at level 0.05,\ngiven these discordant pairs."
+    )
+
+
+BEST_TEXT = """\
+Each method is compared with the best of SMC, REBASE and DVTS at this budget, and the
+best with the second best. Which one is best was read from the same problems, which
+favours it."""
+
+
+def paired_table(comparisons: Sequence[Comparison]) -> str:
+    """A line for each comparison; see `paired_text`."""
+    head = "method|against|difference|95 %|only first|only second|p|Holm"
+    lines = [[*head.split("|"), f"problems for {100 * SOUGHT:.0f}"]]
+    for method, against, _, result, adjusted, needed in comparisons:
+        error = number(100 * result.error, 1)
         lines.append(
             [
-                get_method(a).label,
-                get_method(b).label,
-                _factor(rate.mean, estimate.mean),
-                _factor(rate.top, estimate.top),
-                f"{ends[0]:.1f} to {ends[1]:.1f}"
-                if has_common_range
-                else "none shared",
+                get_method(method).label,
+                get_method(against).label,
+                f"{signed(100 * result.difference)} ± {error}",
+                f"[{signed(100 * result.interval.low)}, "
+                f"{signed(100 * result.interval.high)}]",
+                str(result.only_a),
+                str(result.only_b),
+                p_text(result.p_value),
+                p_text(adjusted),
+                "–" if needed is None else str(needed),
             ]
         )
     return markdown(lines)
 
 
-def _percent(point: Point) -> str:
+def rate_table(
+    best: Mapping[tuple[str, str], RateEstimate],
+    raw: Mapping[tuple[str, str], RateEstimate],
+) -> str:
+    """A line for each pair: scaling rates at running maxima, and at raw accuracies.
+
+    Args:
+        best: at running maxima.
+        raw: at raw accuracies, of the same pairs.
+    """
+    head = "method|against|mean [95 %]|top [95 %]|accuracies %"
+    lines = [[*head.split("|"), "raw: mean [95 %]", "raw: accuracies %"]]
+    for (a, b), estimate in best.items():
+        other = raw[a, b]
+        lines.append(
+            [
+                get_method(a).label,
+                get_method(b).label,
+                _factor(estimate.rate.mean, estimate.mean, estimate),
+                _factor(estimate.rate.top, estimate.top, estimate),
+                _range(estimate),
+                _factor(other.rate.mean, other.mean, other),
+                _range(other),
+            ]
+        )
+    return markdown(lines)
+
+
+def pass_table(rates: Mapping[int, tuple[float, float]]) -> str:
+    """pass@k in percent ± standard error, by k."""
+    lines = [["", *[f"k = {k}" for k in rates]]]
+    cells = [f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in rates.values()]
+    return markdown([*lines, ["pass@k", *cells]])
+
+
+def calibration_table(found: Mapping[str, Calibration]) -> str:
+    """A line for each method: calibration, scores and selective accuracy."""
+    head = (
+        "method|ECE [95 %]|if calibrated|RMS|Brier|log score|best 25 %|50 %|75 %|area"
+    )
+    lines = [head.split("|")]
+    for method, values in found.items():
+        low, high = values.ece_interval
+        lines.append(
+            [
+                get_method(method).label,
+                f"{values.ece:.3f} [{low:.3f}, {high:.3f}]",
+                f"{values.ece_if_calibrated:.3f}",
+                number(values.rms_error, 3),
+                f"{values.brier:.3f}",
+                f"{values.log_score:.3f}",
+                *[f"{100 * share:.1f}" for share in values.selective],
+                f"{100 * values.selective_area:.1f}",
+            ]
+        )
+    return markdown(lines)
+
+
+def percent(point: Point) -> str:
+    """Accuracy ± standard error, or with Wilson's interval."""
+    if has_few(point.correct):
+        low, high = accuracy_interval(point.correct)
+        return f"{100 * point.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     return f"{100 * point.accuracy:.1f} ± {100 * point.error:.1f}"
 
 
-def _milliseconds(seconds: float) -> str:
-    return "-" if math.isnan(seconds) else f"{1e3 * seconds:.1f}"
+def number(value: float, digits: int) -> str:
+    """A number, or a dash if it is not known."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def _factor(value: Any, interval: tuple[float, float]) -> str:
+def signed(value: float) -> str:
+    """A difference with its sign; zero has none."""
+    text = f"{value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def p_text(p: float) -> str:
+    """A p-value with three digits after the point."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _range(estimate: RateEstimate) -> str:
+    ends = estimate.rate.accuracies[[0, -1]] * 100
+    return f"{ends[0]:.1f} to {ends[1]:.1f}" if np.isfinite(ends).all() else "–"
+
+
+def _factor(value: Any, interval: Interval, estimate: RateEstimate) -> str:
     if not math.isfinite(float(value)):
-        return "-"
-    if not all(map(math.isfinite, interval)):
-        return f"{float(value):.2f}"
+        return "–"
+    if estimate.fraction_shared < MIN_SHARED or not all(map(math.isfinite, interval)):
+        return f"{float(value):.2f} [–]"
     return f"{float(value):.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 

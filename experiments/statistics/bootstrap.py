@@ -19,21 +19,17 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling.scaling_rate import (
+from tsi.experiments.statistics.accuracy import Interval
+from tsi.experiments.statistics.scaling_rate import (
+    Envelope,
     ScalingRate,
+    is_in_range,
     log_budget_needed,
     scaling_rate,
 )
 
 # Budget -> 0 or 1 for each problem and seed, [P, S].
 Curve = Mapping[int, np.ndarray] | Mapping[float, np.ndarray]
-
-
-class Interval(NamedTuple):
-    """A percentile interval; NaN if too few replicates have a value."""
-
-    low: float
-    high: float
 
 
 class RateEstimate(NamedTuple):
@@ -52,22 +48,6 @@ class RateEstimate(NamedTuple):
     top: Interval
     curve: list[Interval]
     fraction_shared: float
-
-
-def accuracy(correct: Shaped[np.ndarray, "P S"]) -> tuple[float, float]:
-    """Mean and its standard error, clustered by problem.
-
-    The mean over seeds of each problem is one observation; the error is their standard
-    deviation over the root of their number, NaN for a single problem.
-
-    Args:
-        correct: 0 or 1 for each problem and seed.
-    """
-    by_problem = np.asarray(correct, np.float64).mean(axis=1)
-    if by_problem.size < 2:
-        return float(by_problem.mean()), float("nan")
-    error = by_problem.std(ddof=1) / np.sqrt(by_problem.size)
-    return float(by_problem.mean()), float(error)
 
 
 def cluster_weights(
@@ -93,6 +73,15 @@ def cluster_weights(
     return counts.reshape(num_replicates, size) / size
 
 
+def cluster_draws(
+    seed: int, num_replicates: int, num_problems: int
+) -> Float[np.ndarray, "R P"]:
+    """How often each problem, with all its seeds, is in each bootstrap replicate."""
+    generator = np.random.default_rng(seed)
+    shares = np.full(num_problems, 1 / num_problems)
+    return generator.multinomial(num_problems, shares, num_replicates).astype(float)
+
+
 def bootstrap_accuracies(
     weights: Float[np.ndarray, "R PS"], correct: Shaped[np.ndarray, "P S K"]
 ) -> Float[np.ndarray, "R K"]:
@@ -104,6 +93,7 @@ def bootstrap_scaling_rate(
     correct_a: Curve,
     correct_b: Curve,
     *,
+    envelope: Envelope = "running_maximum",
     num_replicates: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -113,6 +103,7 @@ def bootstrap_scaling_rate(
     Args:
         correct_a: budget -> 0 or 1 for each problem and seed.
         correct_b: the same for B, on the same problems and seeds.
+        envelope: of the accuracies; see `scaling_rate`.
         num_replicates: bootstrap replicates.
         seed: of the bootstrap.
         level: coverage.
@@ -127,16 +118,19 @@ def bootstrap_scaling_rate(
             f"A paired bootstrap needs the same problems and seeds, got "
             f"{stack_a.shape[:2]} and {stack_b.shape[:2]}; finish the runs first."
         )
-    rate = scaling_rate(
-        budgets_a, stack_a.mean((0, 1)), budgets_b, stack_b.mean((0, 1))
-    )
+    # Sums may be taken in different orders: rounding makes equal values equal.
+    means_a = np.round(stack_a.mean((0, 1)), 12)
+    means_b = np.round(stack_b.mean((0, 1)), 12)
+    rate = scaling_rate(budgets_a, means_a, budgets_b, means_b, envelope=envelope)
     weights = cluster_weights(seed, num_replicates, *stack_a.shape[:2])
-    curves_a = bootstrap_accuracies(weights, stack_a)
-    curves_b = bootstrap_accuracies(weights, stack_b)
-    # Matrix products may sum in different orders: rounding makes equal values equal.
-    curves_a, curves_b = np.round(curves_a, 12), np.round(curves_b, 12)
-    replicates = scaling_rate(budgets_a, curves_a, budgets_b, curves_b)
-    at_grid = _rates_at(budgets_a, curves_a, budgets_b, curves_b, rate.accuracies)
+    curves_a = np.round(bootstrap_accuracies(weights, stack_a), 12)
+    curves_b = np.round(bootstrap_accuracies(weights, stack_b), 12)
+    replicates = scaling_rate(
+        budgets_a, curves_a, budgets_b, curves_b, envelope=envelope
+    )
+    at_grid = _rates_at(
+        budgets_a, curves_a, budgets_b, curves_b, rate.accuracies, envelope
+    )
     return RateEstimate(
         rate=rate,
         mean=_interval(replicates.mean, level),
@@ -158,13 +152,15 @@ def _rates_at(
     budgets_b: np.ndarray,
     curves_b: np.ndarray,
     accuracies: np.ndarray,
+    envelope: Envelope,
 ) -> np.ndarray:
     """Rates of the replicates at fixed accuracies, NaN outside a replicate's range."""
-    log_rates = log_budget_needed(np.log(budgets_b), curves_b, accuracies)
-    log_rates = log_rates - log_budget_needed(np.log(budgets_a), curves_a, accuracies)
-    is_reached = np.minimum(curves_a.max(-1), curves_b.max(-1))[:, None] >= accuracies
-    is_started = np.maximum(curves_a[:, 0], curves_b[:, 0])[:, None] <= accuracies
-    return np.where(is_reached & is_started, np.exp(log_rates), np.nan)
+    log_rates = log_budget_needed(np.log(budgets_b), curves_b, accuracies, envelope)
+    log_rates = log_rates - log_budget_needed(
+        np.log(budgets_a), curves_a, accuracies, envelope
+    )
+    is_shared = is_in_range(curves_a, curves_b, accuracies, envelope)
+    return np.where(is_shared, np.exp(log_rates), np.nan)
 
 
 def _interval(values: np.ndarray, level: float) -> Interval:

@@ -1,0 +1,179 @@
+"""Comparisons of methods on the same problems: differences and scaling rates.
+
+Which pairs are compared is fixed before the results are seen: each method against the
+best of `REFERENCES`, and the samplers among `CHALLENGERS` against `BASELINES`. (Which
+of the references is best is read from the same problems, which favours it.)
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from tsi.experiments.scaling.curves import Curves, Point
+from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.statistics.bootstrap import (
+    Curve,
+    RateEstimate,
+    bootstrap_scaling_rate,
+)
+from tsi.experiments.statistics.paired import (
+    PairedDifference,
+    holm,
+    paired_difference,
+)
+from tsi.experiments.statistics.power import problems_needed
+from tsi.experiments.statistics.scaling_rate import Envelope
+
+CHALLENGERS = ("particle_filter", "smc", "entropic_particle_filter")
+BASELINES = (
+    "self_consistency",
+    "best_of_n",
+    "weighted_best_of_n",
+    "beam_search",
+    "dvts",
+    "rebase",
+)
+REFERENCES = ("smc", "rebase", "dvts")
+
+SOUGHT = 0.05
+"""The difference for which the number of problems is reported."""
+
+
+class Comparison(NamedTuple):
+    """Two methods at one budget.
+
+    Args:
+        method, against: names of the methods.
+        budget: N of both.
+        result: accuracy of the first minus that of the second.
+        adjusted: Holm's p-value for all comparisons of the list.
+        needed: problems at which a difference of `SOUGHT` is found with probability 0.8
+            at level 0.05; None if no pair is discordant.
+    """
+
+    method: str
+    against: str
+    budget: int
+    result: PairedDifference
+    adjusted: float
+    needed: int | None
+
+
+def compare(
+    curves: Curves, pairs: Sequence[tuple[str, str]], budgets: Sequence[int]
+) -> list[Comparison]:
+    """Compare pairs of methods at all budgets that both have.
+
+    Args:
+        curves: from `curves_of`.
+        pairs: names of methods.
+        budgets: to compare at.
+    """
+    found = [
+        (a, b, n, paired_difference(curves[a][n].correct, curves[b][n].correct))
+        for n in budgets
+        for a, b in pairs
+        if n in curves[a] and n in curves[b]
+    ]
+    adjusted = holm([result.p_value for *_, result in found])
+    return [
+        Comparison(a, b, n, result, float(p), _needed(curves[a][n], result))
+        for (a, b, n, result), p in zip(found, adjusted, strict=True)
+    ]
+
+
+def compare_with_best(curves: Curves, budget: int) -> list[Comparison]:
+    """Compare each method with the best of `REFERENCES` at one budget.
+
+    The best itself is compared with the second best of them. Without two methods, of
+    which one is a reference, the list is empty.
+    """
+    here = [method for method, curve in curves.items() if budget in curve]
+    references = sorted(
+        (method for method in REFERENCES if method in here),
+        key=lambda method: -curves[method][budget].accuracy,
+    )
+    pairs = [
+        (method, next(r for r in references if r != method))
+        for method in here
+        if set(references) - {method}
+    ]
+    return compare(curves, pairs, [budget])
+
+
+def chosen_pairs(curves: Curves) -> list[tuple[str, str]]:
+    """The challengers and baselines among the methods, in pairs."""
+    return [
+        (a, b)
+        for a, b in product(CHALLENGERS, BASELINES)
+        if a in curves and b in curves
+    ]
+
+
+def compared_budget(curves: Curves) -> int | None:
+    """The largest budget that two methods have; None if there is none."""
+    budgets = [budget for curve in curves.values() for budget in curve]
+    shared = [budget for budget in budgets if budgets.count(budget) > 1]
+    return max(shared, default=None)
+
+
+def _needed(point: Point, result: PairedDifference) -> int | None:
+    if result.mean_square == 0:
+        return None
+    num_seeds = result.num_pairs // len(point.correct)
+    return problems_needed(result.mean_square, SOUGHT, num_seeds=num_seeds)
+
+
+def scaling_rates(
+    curves: Curves,
+    unit: str = "rollouts",
+    envelope: Envelope = "running_maximum",
+    num_replicates: int = 1000,
+) -> dict[tuple[str, str], RateEstimate]:
+    """(A, B) -> the factor by which B needs more than A for equal accuracy.
+
+    Args:
+        curves: from `curves_of`.
+        unit: one of `curves.UNITS`; means over problems are the budgets.
+        envelope: "running_maximum" or "raw"; see `statistics.scaling_rate`.
+        num_replicates: number of bootstrap replicates.
+    """
+    rates = {}
+    for a, b in chosen_pairs(curves):
+        of_a, of_b = (_by_cost(curves[name], unit) for name in (a, b))
+        if _is_increasing(of_a) and _is_increasing(of_b):
+            rates[a, b] = bootstrap_scaling_rate(
+                of_a, of_b, envelope=envelope, num_replicates=num_replicates
+            )
+    return rates
+
+
+def missing_rates_reason(curves: Curves) -> str:
+    """Why there is no scaling rate in rollouts, as a sentence."""
+    if not chosen_pairs(curves):
+        return (
+            f"it compares {_labels(CHALLENGERS)} with {_labels(BASELINES)}, and this "
+            "run lacks the former or the latter."
+        )
+    budgets = {budget for curve in curves.values() for budget in curve}
+    return (
+        "it needs two budgets of each method, and here methods that would be compared "
+        f"have one (N = {', '.join(map(str, sorted(budgets)))})."
+    )
+
+
+def _labels(methods: Sequence[str]) -> str:
+    *first, last = (get_method(method).label for method in methods)
+    return f"{', '.join(first)} or {last}"
+
+
+def _by_cost(curve: dict[int, Point], unit: str) -> Curve:
+    costs = {getattr(point, unit): point.correct for point in curve.values()}
+    return {cost: correct for cost, correct in costs.items() if np.isfinite(cost)}
+
+
+def _is_increasing(curve: Curve) -> bool:
+    costs = list(curve)
+    return len(costs) > 1 and costs[0] > 0 and costs == sorted(costs)

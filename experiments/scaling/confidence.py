@@ -1,0 +1,41 @@
+"""What the particles of a run say besides the selected answer: pass@k, calibration."""
+
+import numpy as np
+
+from tsi.experiments.scaling.curves import Curves
+from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.statistics.accuracy import accuracy
+from tsi.experiments.statistics.calibration import Calibration, calibration
+from tsi.experiments.statistics.pass_at_k import pass_at_k
+
+
+def pass_at_budgets(curves: Curves) -> dict[int, tuple[float, float]]:
+    """k -> pass@k and its standard error, clustered by problem.
+
+    All methods with independent samples share them, so the first one's largest pool is
+    used. Without such a method there is none.
+
+    Args:
+        curves: from `curves_of`; their budgets are the values of k.
+    """
+    for method, curve in curves.items():
+        if get_method(method).independent:
+            size = max(curve)
+            right = curve[size].num_right
+            return {k: accuracy(pass_at_k(right, size, k)) for k in curve}
+    return {}
+
+
+def calibrations(curves: Curves, budget: int) -> dict[str, Calibration]:
+    """Method -> calibration of the probability of its selected answer.
+
+    Args:
+        curves: from `curves_of`.
+        budget: N, more than one: a single particle is always certain.
+    """
+    found = {}
+    for method, curve in curves.items():
+        point = curve.get(budget)
+        if point is not None and budget > 1 and np.isfinite(point.probability).all():
+            found[method] = calibration(point.probability, point.correct, budget)
+    return found

@@ -1,0 +1,1 @@
+"""Statistics of accuracies: pure functions of numpy arrays."""

@@ -1,0 +1,146 @@
+r"""Paired differences of two methods on the same problems.
+
+Let d_p be the difference of two methods' accuracies on problem p, averaged over seeds.
+Runs share problems and random numbers, so the differences vary less than either
+accuracy, and the standard error of their mean is that of P independent observations.
+
+**Test.** If the two methods were interchangeable on each problem, every d_p would have
+either sign with equal probability. The p-value is the probability of a total as far
+from zero, over all signs:
+
+    p = P(|\sum_p s_p d_p| >= |\sum_p d_p|),    s_p = -1 or 1 with probability 1/2.
+
+S d_p is a whole number, so the distribution of the total is computed exactly, by
+convolution. With one seed this is McNemar's exact test on the discordant pairs.
+
+**Interval.** The standard error is zero if no pair is discordant. The interval adds
+half a pair to each of the four cells of the table of pairs (two problems in all), which
+covers well for few problems, too.
+
+**Several comparisons.** `holm` adjusts p-values so that the probability of one or more
+false rejections among all of them is at most the level.
+
+References: McNemar 1947, Psychometrika 12; Agresti and Min 2005, Statistics in Medicine
+24, the interval; Holm 1979, Scand. J. Statist. 6.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from scipy import stats
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.statistics.accuracy import Interval
+
+
+class PairedDifference(NamedTuple):
+    """Accuracy of A minus accuracy of B on the same problems.
+
+    Args:
+        difference: mean over problems and seeds.
+        error: its standard error, clustered by problem; NaN for a single problem, or
+            if no pair is discordant.
+        interval: of the difference.
+        only_a: pairs of runs where A alone is right.
+        only_b: pairs of runs where B alone is right.
+        num_pairs: all pairs, problems times seeds.
+        mean_square: of the differences by problem; with one seed the share of
+            discordant pairs.
+        p_value: of the exact test that A and B are interchangeable on each problem.
+    """
+
+    difference: float
+    error: float
+    interval: Interval
+    only_a: int
+    only_b: int
+    num_pairs: int
+    mean_square: float
+    p_value: float
+
+
+def paired_difference(
+    correct_a: Shaped[np.ndarray, "P S"],
+    correct_b: Shaped[np.ndarray, "Q R"],
+    level: float = 0.95,
+) -> PairedDifference:
+    """Compare two methods on the same problems and seeds.
+
+    Args:
+        correct_a: 0 or 1 for each problem and seed.
+        correct_b: the same for B; one of the two may have a single seed, which then
+            is compared with each seed of the other.
+        level: coverage of the interval.
+
+    Raises:
+        ConfigurationError: the problems differ, or both have several seeds that differ
+            in number.
+    """
+    a, b = np.asarray(correct_a, np.int64), np.asarray(correct_b, np.int64)
+    num_seeds = {a.shape[1], b.shape[1]} - {1}
+    if len(a) != len(b) or len(num_seeds) > 1:
+        raise ConfigurationError(
+            f"A paired comparison needs the same problems and seeds, got {a.shape} and "
+            f"{b.shape}; finish the runs first."
+        )
+    signs = a - b
+    totals = signs.sum(axis=1)
+    num_problems = len(signs)
+    by_problem = totals / signs.shape[1]
+    mean, square = float(by_problem.mean()), float((by_problem**2).mean())
+    has_error = num_problems > 1 and square > 0
+    error = by_problem.std(ddof=1) / math.sqrt(num_problems) if has_error else math.nan
+    return PairedDifference(
+        mean,
+        float(error),
+        _interval(mean, square, num_problems, level),
+        int((signs > 0).sum()),
+        int((signs < 0).sum()),
+        signs.size,
+        square,
+        sign_flip_p_value(totals),
+    )
+
+
+def _interval(mean: float, square: float, num_problems: int, level: float) -> Interval:
+    """Agresti and Min's: two more problems, of total 0 and sum of squares 1."""
+    number = num_problems + 2
+    centre = mean * num_problems / number
+    variance = (square * num_problems + 1) / number - centre**2
+    half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(variance / number)
+    return Interval(max(centre - half, -1.0), min(centre + half, 1.0))
+
+
+def sign_flip_p_value(totals: Int[np.ndarray, "P"]) -> float:
+    """Exact two-sided p-value of whole-numbered differences under random signs.
+
+    Args:
+        totals: difference of each problem, in whole numbers.
+    """
+    sizes = np.abs(totals[totals != 0])
+    # The sum of s_p |d_p| is twice the sum of those with sign +1, minus all.
+    reach, everything = abs(int(totals.sum())), int(sizes.sum())
+    chances = np.zeros(everything + 1)
+    chances[0] = 1.0
+    for size in sizes:
+        chances[size:] = 0.5 * (chances[size:] + chances[:-size])
+        chances[:size] *= 0.5
+    values = 2 * np.arange(everything + 1) - everything
+    return float(min(chances[np.abs(values) >= reach].sum(), 1.0))
+
+
+def holm(p_values: Sequence[float]) -> Float[np.ndarray, "K"]:
+    """Holm's adjusted p-values, for all comparisons together.
+
+    Args:
+        p_values: of K comparisons.
+    """
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
+    result = np.empty_like(p)
+    result[order] = np.minimum(adjusted, 1.0)
+    return result
