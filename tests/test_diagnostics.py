@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from fake_world import fake_world, vary
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from tsi.accuracy.degeneracy import lineages
@@ -13,6 +12,7 @@ from tsi.accuracy.diagnostics import diagnose, eves
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.solving import diagnostics
+from tsi.experiments.solving.merged_tree import merged_tree
 from tsi.experiments.solving.solve import solution_text
 
 
@@ -82,58 +82,119 @@ def test_every_surviving_step_is_labelled_once_and_no_texts_overlap():
     labels = [text.get_text() for text in figure.axes[0].texts]
     slots = lineages(result.steps.ancestors)
     steps = {
-        (t, int(slots[t, n]))
+        f"step {t}, slot {slots[t, n]}, \\$and \\mo"[:26]
         for n, texts in enumerate(result.particles.step_texts)
         for t in range(len(texts))
     }
-    assert len(labels) == len(steps) + 16
+    shown = [label for label in labels if label.startswith("step ")]
+    assert len(shown) == len(set(shown)) == len(steps)
+    assert sum("weight" in label for label in labels) == 16
     assert not overlaps(figure)
 
 
-def test_branches_have_the_colours_of_what_became_of_them():
-    ancestors = np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]])
-    result = vary(
+def make_small():
+    """Four particles, of which 0 and 1 write the same, and 2 dies after one step."""
+    return vary(
         make_result(4, 3),
-        steps={"ancestors": ancestors},
-        particles={"answers": ["7", "8", "2", None]},
+        steps={
+            "ancestors": np.array([[0, 1, 2, 3], [0, 1, 3, 3], [0, 1, 2, 3]]),
+            "rewards": np.array([[0.2, 0.4, 0.9, 0.5]] * 3),
+        },
+        particles={
+            "step_texts": [
+                ["a", "b", "c"],
+                ["a", "b", "c"],
+                ["d", "e", "f"],
+                ["d", "g"],
+            ],
+            "answers": ["7", "7", "8", None],
+            "log_weights": np.log([0.1, 0.2, 0.3, 0.4]),
+        },
+        posterior={"selected": "7"},
     )
-    (axes,) = diagnostics.genealogy_figure(result).axes
-    count = {
-        to_hex(lines.get_colors()[0]).upper(): len(lines.get_paths())
-        for lines in axes.collections
-        if isinstance(lines, LineCollection) and lines.get_paths()
-    }
-    # Selected: 3, 2, 2. Alive: 1; 0 and 1; 0, 1 and 3. Dead: 0 and 2; 3; none.
-    assert count == {
-        diagnostics.SELECTED: 3,
-        diagnostics.ALIVE: 6,
-        diagnostics.DEAD: 3,
-    }
+
+
+def test_equal_branches_are_merged_with_their_rewards_and_ends():
+    result = make_small()
+    steps, particles = result.steps, result.particles
+    nodes = merged_tree(steps.ancestors, particles.step_texts, steps.rewards)
+    found = [(n.step, n.text, n.slots, n.finals, n.ends) for n in nodes]
+    assert found == [
+        (0, "a", (0, 1), (0, 1), ()),
+        (1, "b", (0, 1), (0, 1), ()),
+        (2, "c", (0, 1), (0, 1), (0, 1)),
+        (0, "d", (3,), (2, 3), ()),
+        (1, "e", (2,), (2,), ()),
+        (2, "f", (2,), (2,), (2,)),
+        (1, "g", (3,), (3,), (3,)),
+        (0, None, (2,), (), ()),
+    ]
+    assert nodes[0].reward == pytest.approx(0.3)
+    assert nodes[-1].reward == pytest.approx(0.9)
+    assert [node.row for node in nodes] == [0, 0, 0, 1, 1, 1, 2, 3]
+    bare = merged_tree(steps.ancestors, particles.step_texts, None)
+    assert np.isnan(bare[0].reward)
+
+
+def test_a_solution_that_is_a_prefix_of_another_ends_on_a_line_of_its_own():
+    ancestors = np.array([[0, 1], [0, 0]])
+    nodes = merged_tree(ancestors, [["a"], ["a", "b"]], None)
+    # Particle 0 has ended with its first step, which particle 1 continues.
+    assert [(n.text, n.ends, n.row) for n in nodes] == [
+        ("a", (0,), 0),
+        ("b", (1,), 1),
+        (None, (), 2),
+    ]
+
+
+def test_branches_have_the_colours_of_what_became_of_them_and_a_legend():
+    (axes,) = diagnostics.genealogy_figure(make_small()).axes
+    colours = [to_hex(line.get_color()).upper() for line in axes.lines]
+    assert colours == [diagnostics.SELECTED] * 3 + [diagnostics.ALIVE] * 4 + [
+        diagnostics.DEAD
+    ]
+    labels = [text.get_text() for text in axes.texts]
+    for label in (
+        "×2 r 0.30",
+        "7   weight 0.300",
+        "no answer   weight 0.400",
+        "r 0.90",
+    ):
+        assert label in labels
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend[0] == "leads to the selected answer"
+    assert len(legend) == 3
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_two_branches_cross(seed):
     result = make_result(16, 12, seed)
-    slots = lineages(result.steps.ancestors)
-    alive = diagnostics._mark_ancestors(slots, np.ones(16, bool))
-    rows = diagnostics._planar_rows(result.steps.ancestors, alive)
-    for t in range(1, 12):
-        assert sorted(rows[t]) == list(range(16))
-        parents = rows[t - 1][result.steps.ancestors[t]][np.argsort(rows[t])]
-        assert np.all(np.diff(parents) >= 0)
+    nodes = merged_tree(result.steps.ancestors, result.particles.step_texts, None)
+    for t in range(12):
+        here = [node for node in nodes if node.step == t]
+        here.sort(key=lambda node: node.row)
+        assert len({node.row for node in here}) == len(here)
+        parents = [nodes[n.parent].row for n in here if n.parent is not None]
+        assert parents == sorted(parents)
+    # Every particle that exists at a step, and has not ended, is in one node.
+    assert sorted(n for node in nodes for n in node.ends) == list(range(16))
 
 
 def test_figures_are_files_that_can_be_read(tmp_path):
     paths = diagnostics.save_figures(make_result(5, 2), tmp_path / "deep" / "er")
-    assert [p.name for p in paths] == ["ess.png", "weights.png", "genealogy.png"]
-    for path in paths:
+    assert [p.name for p in paths] == [
+        f"{name}.{suffix}"
+        for name in ("ess", "weights", "genealogy")
+        for suffix in ("png", "pdf")
+    ]
+    for path in paths[::2]:
         assert matplotlib.image.imread(path).std() > 0.01
     bare = vary(make_result(5, 2), particles={"step_texts": None})
-    assert len(diagnostics.save_figures(bare, tmp_path)) == 2
+    assert len(diagnostics.save_figures(bare, tmp_path)) == 4
 
 
 def test_many_particles_are_drawn_without_texts():
-    figure = diagnostics.genealogy_figure(make_result(70, 3))
+    figure = diagnostics.genealogy_figure(make_result(200, 3))
     assert not figure.axes[0].texts
 
 

@@ -1,7 +1,7 @@
 """Plots of one result: its genealogy, effective sample size and weights.
 
-In the genealogy every step is a column and every particle a row of it. Children are in
-the order of their parents, so that no branches cross.
+In the genealogy every step is a column, and equal prefixes are one branch. Children
+stand beside their parents, so that no branches cross.
 """
 
 import math
@@ -9,100 +9,118 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Int
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from tsi.accuracy.degeneracy import lineages
 from tsi.accuracy.diagnostics import normalise
 from tsi.accuracy.pareto import UNRELIABLE_K
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling.plots import RC
+from tsi.experiments.scaling.plots import PAPER_WIDTH, RC, save
+from tsi.experiments.solving.merged_tree import Node, merged_tree
 from tsi.experiments.solving.solve import shorten
-from tsi.models.files import replace_file
 from tsi.results.result import Result
 
 # Okabe and Ito's vermilion and blue, and a light grey.
 SELECTED, ALIVE, DEAD = "#D55E00", "#0072B2", "#D0D0D0"
 
 MAX_LABELLED = 64
-"""With more particles than this, texts would be too small to read and are left out."""
+"""With more branches than this, texts would be too small to read and are left out."""
+
+MAX_CHARACTERS = 26
+"""Longer texts of steps are cut in the genealogy."""
 
 
 def save_figures(result: Result, folder: Path) -> list[Path]:
-    """Write all figures as PNG files.
+    """Write all figures as PNG and PDF files.
 
     Args:
         result: of one problem.
         folder: created if it does not exist.
 
     Returns:
-        The files: ess.png, weights.png, and genealogy.png if steps are kept.
+        The files: ess, weights, and genealogy if steps are kept.
     """
     figures = {"ess": ess_figure, "weights": weights_figure}
     if _has_tree(result):
         figures["genealogy"] = genealogy_figure
     paths = []
     for name, draw in figures.items():
-        paths.append(folder / f"{name}.png")
-        with replace_file(paths[-1]) as place:
-            draw(result).savefig(place, dpi=RC["savefig.dpi"])
+        figure = draw(result)
+        for suffix in ("png", "pdf"):
+            paths.append(folder / f"{name}.{suffix}")
+            with matplotlib.rc_context(RC):
+                save(figure, paths[-1])
     return paths
 
 
 def genealogy_figure(result: Result) -> Figure:
-    """The tree of all particles, with the texts of their steps.
+    """The tree of all particles, with the texts and rewards of their steps.
 
-    Lineages that end in the selected answer are vermilion, other surviving lineages
-    blue, and branches without final descendants grey. The answer and weight of each
-    final particle are on the right.
+    Branches that end in the selected answer are vermilion, other surviving branches
+    blue, and branches without final descendants grey. Answer, weight and reward are at
+    the end of each branch.
 
     Raises:
         ConfigurationError: the result does not keep the texts of its steps.
     """
-    if not _has_tree(result):
+    step_texts = result.particles.step_texts
+    if step_texts is None:
         raise ConfigurationError(
             f"The result of problem {result.problem_id!r} does not keep the texts of "
             "its steps, so its tree cannot be drawn. Run the sampler in an engine, "
             "which keeps them."
         )
-    ancestors = result.steps.ancestors
-    num_steps, size = ancestors.shape
-    slots = lineages(ancestors)
-    is_selected = np.array(
-        [answer is not None and answer == result.selected for answer in result.answers]
-    )
-    alive, selected = (
-        _mark_ancestors(slots, np.ones(size, bool)),
-        _mark_ancestors(slots, is_selected),
-    )
-    rows = _planar_rows(ancestors, alive)
-    has_labels = size <= MAX_LABELLED
+    ancestors, rewards = result.steps.ancestors, result.steps.rewards
+    nodes = merged_tree(ancestors, step_texts, rewards)
+    num_rows = 1 + max((node.row for node in nodes), default=0)
+    has_labels = num_rows <= MAX_LABELLED
+    lefts = _columns(nodes, len(ancestors)) if has_labels else _equal(len(ancestors))
+    # Inches: a row has a text above its line and a reward below it.
+    row_height = 0.3 if has_labels else 0.06
+    end = 2.3 if has_labels else 0.3
+    width = max(lefts[-1] + end, PAPER_WIDTH)
+    height = num_rows * row_height + 1.15
     with matplotlib.rc_context(RC):
-        figure = Figure(
-            figsize=(1.35 * num_steps + 3.2, 0.3 * min(size, MAX_LABELLED) + 1.2),
-            layout="constrained",
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_axes(
+            (0.1 / width, 0.5 / height, 1 - 0.2 / width, 1 - 1.07 / height)
         )
-        axes = figure.subplots()
-        _branches(axes, ancestors, rows, alive, selected)
+        _draw_branches(axes, result, nodes, lefts)
         if has_labels:
-            _step_labels(axes, result, slots, rows, selected)
-            _final_labels(axes, result, rows[-1], is_selected)
-        axes.set_xlim(-0.1, num_steps + (1.6 if has_labels else 0.1))
-        # The first row is at the top; texts are above their line.
-        axes.set_ylim(size - 0.3, -1.0)
-        axes.set_xticks(np.arange(num_steps) + 0.35, np.arange(num_steps).astype(str))
+            _label_nodes(axes, result, nodes, lefts)
+        # One unit is an inch.
+        axes.set_xlim(-0.02, width - 0.22)
+        axes.set_ylim(num_rows - 0.35, -0.8)
+        axes.set_xticks(lefts[:-1], [f"step {t}" for t in range(len(ancestors))])
+        for tick in axes.get_xticklabels():
+            tick.set_ha("left")
         axes.set_yticks([])
-        axes.set_xlabel("step", loc="left")
+        axes.set_xlabel(
+            "×n: n equal particles; r: their mean reward",
+            loc="left",
+            fontsize=6.5,
+            color="#555555",
+        )
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
         axes.grid(False)
-        axes.set_title(
-            f"{len(np.unique(ancestors[0][slots[0]]))} of {size} first steps survive; "
-            f"selected answer: {result.selected}{_unanswered_text(result)}",
-            loc="left",
+        survivors = len(
+            {
+                slot
+                for node in nodes
+                if not node.step and node.finals
+                for slot in node.slots
+            }
         )
+        axes.set_title(
+            f"{survivors} of {ancestors.shape[1]} first steps survive; "
+            f"selected answer: {_escape(shorten(str(result.selected), 30))}"
+            f"{_unanswered_text(result)}",
+            loc="left",
+            pad=20,
+        )
+        _legend(axes)
     return figure
 
 
@@ -112,34 +130,37 @@ def ess_figure(result: Result) -> Figure:
     steps, rewards = np.arange(len(history.ess)), history.rewards
     with matplotlib.rc_context(RC):
         panels = 1 if rewards is None else 2
-        figure = Figure(figsize=(7, 2.6 * panels + 0.4), layout="constrained")
-        axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+        figure = Figure(figsize=(PAPER_WIDTH, 2.7), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
         has_ess = not np.isnan(history.ess).all()
         title = f"N = {size}" if has_ess else f"N = {size}, no weighted sample"
-        if history.resampled is not None:
+        if history.resampled is not None and history.resampled.any():
             title += "; dotted: resampled before the step"
             for t in np.flatnonzero(history.resampled):
                 axes[0].axvline(t - 0.5, color="#999999", linestyle=":", zorder=0)
-        axes[0].plot(steps, history.ess, color=ALIVE, marker="o")
+        axes[0].plot(steps, history.ess, color=ALIVE, marker="o", markersize=4)
         axes[0].axhline(size, color="#999999", linewidth=0.8)
-        axes[0].set_ylim(0, 1.08 * size)
+        axes[0].set_ylim(0, 1.06 * size)
         axes[0].set_ylabel("effective sample size")
         axes[0].set_title(title, loc="left")
         if rewards is not None:
-            times = np.repeat(np.arange(len(rewards)), size)
-            axes[1].scatter(times, rewards.ravel(), s=12, color=ALIVE, alpha=0.3)
+            # Particles of one step are spread, so that equal rewards can be counted.
+            places = np.linspace(-0.25, 0.25, size) if size > 1 else np.zeros(1)
+            times = np.arange(len(rewards))[:, None] + places
+            axes[1].scatter(times, rewards, s=9, color=ALIVE, alpha=0.35, linewidths=0)
             axes[1].plot(rewards.mean(axis=1), color=SELECTED, label="mean")
             axes[1].plot(rewards.max(axis=1), color="#000000", label="highest")
-            axes[1].set_ylim(-0.03, 1.03)
             axes[1].set_ylabel("reward")
+            axes[1].set_title("dots: particles", loc="left")
             axes[1].legend(loc="best")
-        axes[-1].set_xticks(steps)
-        axes[-1].set_xlabel("turn" if history.resampled is None else "step")
+        for panel in axes:
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set_xlabel("turn" if history.resampled is None else "step")
     return figure
 
 
 def weights_figure(result: Result) -> Figure:
-    """Histogram of the normalised weights of the final particles, with Pareto k."""
+    """The normalised weights of the final particles in order, with Pareto k."""
     weights = normalise(result.log_weights)
     k = result.diagnostics.pareto_k
     if math.isnan(k):
@@ -147,25 +168,46 @@ def weights_figure(result: Result) -> Figure:
     else:
         verdict = "unreliable" if k > UNRELIABLE_K else "fine"
         tail = f"Pareto k = {k:.2f} ({verdict}; limit {UNRELIABLE_K})"
+    order = np.argsort(-weights, kind="stable")
+    colours = [_colour_of(result.answers[n], result.selected) for n in order]
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(7, 3.4), layout="constrained")
+        figure = Figure(figsize=(PAPER_WIDTH, 2.7), layout="constrained")
         axes = figure.subplots()
-        top = max(float(weights.max()), 2 / weights.size)
-        axes.hist(weights, bins=np.linspace(0, top, 31).tolist(), color=ALIVE)
-        axes.axvline(1 / weights.size, color="#000000", linestyle=":")
+        ranks = np.arange(1, weights.size + 1)
+        axes.bar(ranks, weights[order], width=0.85, color=colours)
+        axes.axhline(1 / weights.size, color="#000000", linestyle=":", linewidth=1)
         axes.annotate(
             "1/N",
-            (1 / weights.size, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -10),
+            (1.0, 1 / weights.size),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 2),
             textcoords="offset points",
+            ha="right",
         )
-        axes.set_xlabel("normalised weight")
-        axes.set_ylabel("particles")
+        axes.set_xlim(0.4, weights.size + 0.6)
+        axes.set_xlabel("particles, by weight")
+        axes.set_ylabel("normalised weight")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(
+            handles=[
+                Line2D([], [], color=colour, linewidth=5, label=label)
+                for label, colour in {
+                    "selected answer": SELECTED,
+                    "other answers": ALIVE,
+                    "no answer": DEAD,
+                }.items()
+            ]
+        )
         has_ess = not np.isnan(result.steps.ess).all()
         size = f"{1 / np.sum(weights**2):.1f}" if has_ess else "–"
         axes.set_title(f"{tail}; ESS {size}{_unanswered_text(result)}", loc="left")
     return figure
+
+
+def _colour_of(answer: str | None, selected: str | None) -> str:
+    if answer is None:
+        return DEAD
+    return SELECTED if answer == selected else ALIVE
 
 
 def _unanswered_text(result: Result) -> str:
@@ -177,105 +219,117 @@ def _has_tree(result: Result) -> bool:
     return result.particles.step_texts is not None
 
 
-def _mark_ancestors(
-    slots: Int[np.ndarray, "T N"], is_selected: Bool[np.ndarray, "N"]
-) -> Bool[np.ndarray, "T N"]:
-    """Which particles of each step have a selected final descendant."""
-    marks = np.zeros(slots.shape, bool)
-    for t, row in enumerate(slots):
-        marks[t, row[is_selected]] = True
-    return marks
-
-
-def _planar_rows(
-    ancestors: Int[np.ndarray, "T N"], alive: Bool[np.ndarray, "T N"]
-) -> Int[np.ndarray, "T N"]:
-    """Row of each particle: sorted by the parent's row, then survivors first."""
-    rows = np.empty_like(ancestors)
-    # Particles of step 0 have no parents.
-    parent_rows = np.zeros(ancestors.shape[1], ancestors.dtype)
-    for t, parents in enumerate(ancestors):
-        order = np.lexsort((np.arange(parents.size), ~alive[t], parent_rows[parents]))
-        rows[t, order] = np.arange(parents.size)
-        parent_rows = rows[t]
-    return rows
-
-
-def _branches(
-    axes: Axes,
-    ancestors: Int[np.ndarray, "T N"],
-    rows: Int[np.ndarray, "T N"],
-    alive: Bool[np.ndarray, "T N"],
-    selected: Bool[np.ndarray, "T N"],
-) -> None:
-    num_steps, size = ancestors.shape
-    lines: dict[str, list] = {DEAD: [], ALIVE: [], SELECTED: []}
+def _columns(nodes: list[Node], num_steps: int) -> list[float]:
+    """Left edge of each step's column in inches, and the end of the last one."""
+    lefts = [0.0]
     for t in range(num_steps):
-        for n in range(size):
-            colour = SELECTED if selected[t, n] else ALIVE if alive[t, n] else DEAD
-            y = rows[t, n]
-            path = [(t, y), (t + 0.8, y)]
-            if t > 0:
-                path.insert(0, (t - 0.2, rows[t - 1, ancestors[t, n]]))
-            lines[colour].append(path)
-    for z, (colour, paths) in enumerate(lines.items()):
-        width = 0.8 if colour == DEAD else 1.3
-        axes.add_collection(
-            LineCollection(paths, colors=colour, linewidths=width, zorder=z + 1)
+        texts = [
+            shorten(node.text or "", MAX_CHARACTERS) for node in nodes if node.step == t
+        ]
+        longest = max(map(len, texts), default=0)
+        lefts.append(lefts[-1] + max(0.9, 0.3 + 0.062 * longest))
+    return lefts
+
+
+def _equal(num_steps: int) -> list[float]:
+    width = (PAPER_WIDTH - 0.5) / num_steps
+    return [t * width for t in range(num_steps + 1)]
+
+
+def _is_selected(result: Result, node: Node) -> bool:
+    answers = (result.answers[n] for n in node.finals)
+    return any(a is not None and a == result.selected for a in answers)
+
+
+def _node_colour(result: Result, node: Node) -> str:
+    if not node.finals:
+        return DEAD
+    return SELECTED if _is_selected(result, node) else ALIVE
+
+
+def _draw_branches(
+    axes: Axes, result: Result, nodes: list[Node], lefts: list[float]
+) -> None:
+    for node in nodes:
+        colour = _node_colour(result, node)
+        right = lefts[node.step + 1] - 0.18
+        if not node.finals:
+            right = lefts[node.step] + 0.3
+        x, y = [lefts[node.step], right], [node.row, node.row]
+        if node.parent is not None:
+            x.insert(0, lefts[node.step] - 0.18)
+            y.insert(0, nodes[node.parent].row)
+        # A branch is as wide as the share of particles that pass through it.
+        share = len(node.finals) / len(result.texts)
+        rank = [DEAD, ALIVE, SELECTED].index(colour)
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            linewidth=0.8 + 2.4 * share,
+            zorder=rank + 1,
+            solid_capstyle="round",
         )
 
 
-def _step_labels(
-    axes: Axes,
-    result: Result,
-    slots: Int[np.ndarray, "T N"],
-    rows: Int[np.ndarray, "T N"],
-    selected: Bool[np.ndarray, "T N"],
-) -> None:
-    step_texts = result.particles.step_texts
-    assert step_texts is not None
-    for t, row in enumerate(slots):
-        for n in np.unique(row):
-            steps = step_texts[int(np.flatnonzero(row == n)[0])]
-            # A finished particle is kept without a new step.
-            if t < len(steps):
-                colour = SELECTED if selected[t, n] else "#222222"
-                _text(axes, t, rows[t, n], shorten(steps[t], 15), colour, size=7)
-
-
-def _final_labels(
-    axes: Axes,
-    result: Result,
-    rows: Int[np.ndarray, "N"],
-    is_selected: Bool[np.ndarray, "N"],
+def _label_nodes(
+    axes: Axes, result: Result, nodes: list[Node], lefts: list[float]
 ) -> None:
     weights = normalise(result.log_weights)
-    for n, answer in enumerate(result.answers):
-        name = "no answer" if answer is None else shorten(answer, 14)
-        text = f"{name}   weight {weights[n]:.3f}"
-        colour = SELECTED if is_selected[n] else "#222222"
-        axes.text(
-            len(result.steps.ancestors) - 0.1,
-            rows[n],
-            _escape(text),
-            color=colour,
-            fontsize=8,
-            va="center",
-        )
+    for node in nodes:
+        left, number = lefts[node.step], len(node.slots)
+        # Number of equal particles, and their reward.
+        facts = [f"×{number}"] if number > 1 else []
+        if not math.isnan(node.reward):
+            facts.append(f"r {node.reward:.2f}")
+        below = " ".join(facts)
+        if node.text is None:
+            _text(axes, left + 0.33, node.row, below, "#8A8A8A", 6, va="center")
+            continue
+        colour = SELECTED if _is_selected(result, node) else "#222222"
+        text = shorten(node.text, MAX_CHARACTERS)
+        _text(axes, left + 0.02, node.row - 0.12, text, colour, 7, family="monospace")
+        _text(axes, left + 0.02, node.row + 0.14, below, "#666666", 6, va="top")
+        if node.ends:
+            answer = result.answers[node.ends[0]]
+            mass = float(sum(weights[n] for n in node.ends))
+            name = "no answer" if answer is None else shorten(answer, 14)
+            text = f"{name}   weight {mass:.3f}"
+            right = lefts[node.step + 1] - 0.1
+            _text(axes, right, node.row, text, colour, 8, va="center")
 
 
 def _text(
-    axes: Axes, x: int, y: int | np.integer, text: str, colour: str, size: int
+    axes: Axes,
+    x: float,
+    y: float | int,
+    text: str,
+    colour: str,
+    size: float | int,
+    **style: str,
 ) -> None:
-    axes.annotate(
-        _escape(text),
-        (x, y),
-        xytext=(1, 2.5),
-        textcoords="offset points",
-        fontsize=size,
-        color=colour,
-        family="monospace",
-        zorder=5,
+    style = {"va": "bottom"} | style
+    axes.text(x, y, _escape(text), fontsize=size, color=colour, zorder=5, **style)
+
+
+def _legend(axes: Axes) -> None:
+    labels = {
+        "leads to the selected answer": SELECTED,
+        "survives": ALIVE,
+        "has no descendants at the end": DEAD,
+    }
+    handles = [
+        Line2D([], [], color=colour, linewidth=2, label=label)
+        for label, colour in labels.items()
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(-0.005, 1.0),
+        bbox_transform=axes.transAxes,
+        ncols=3,
+        borderaxespad=0.1,
+        fontsize=7.5,
     )
 
 
