@@ -1,4 +1,4 @@
-"""The command line: `tsi scale`, `regrade`, `solve`, `profile`, `models`, `check`, ...
+"""The command line: `tsi scale`, `regrade`, `report`, `solve`, `models` and others.
 
 Heavy modules are imported only when a command needs them, so that `--help` is quick.
 `command.py` describes how commands end and their exit codes.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from tsi.errors import UnknownNameError
+from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.command import REFUSED, exit_code, resumable
 from tsi.experiments.model_options import (
     Dry,
@@ -134,6 +134,31 @@ def regrade(run: Positional[str], grader: str | None = None) -> int:
     from tsi.experiments.scaling.regrade_command import regrade_run
 
     print(regrade_run(run, grader))
+    return 0
+
+
+def report(
+    runs: Positional[tuple[str, ...]], out: Path | None = None, tables: bool = False
+) -> int:
+    """Write finished runs as one HTML page, which needs no network to be read.
+
+    Args:
+        runs: folders with a file rows.jsonl, as `tsi scale` writes them.
+        out: the page (default: report.html in the first run's folder).
+        tables: also write the tables and figures into each folder again.
+    """
+    from tsi.experiments.pages.report_runs import report_runs
+    from tsi.experiments.places import parse_place
+
+    if not runs:
+        raise ConfigurationError(
+            "tsi report needs a folder with rows.jsonl; run `tsi scale` first."
+        )
+    places = [parse_place(run) for run in runs]
+    if out is None:
+        first = places[0]
+        out = (first if isinstance(first, Path) else Path()) / "report.html"
+    print(report_runs(places, out, tables=tables))
     return 0
 
 
@@ -385,6 +410,7 @@ def check(
 COMMANDS: dict[str, Callable[..., Any]] = {
     "scale": scale,
     "regrade": regrade,
+    "report": report,
     "solve": solve,
     "profile": profile,
     "models": models,

@@ -22,6 +22,8 @@ from tsi.experiments.cli import main
         (["solve", "1+1+1+1", "--policy", "gpt"], "no model named 'gpt'. Known"),
         (["models", "get", "gpt"], "no model named 'gpt'. Known"),
         (["models", "get"], "no model named"),
+        (["report"], "needs a folder with rows.jsonl"),
+        (["report", "nowhere"], "There is no results file"),
         (["models", "burn"], "no models action named 'burn'. Known: get, list"),
         (["check", "nowhere"], "write module:function"),
         (["scale", "--process-id", "1"], "need --distributed"),

@@ -6,12 +6,14 @@ stand beside their parents, so that no branches cross.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from tsi.accuracy.diagnostics import normalise
 from tsi.accuracy.pareto import UNRELIABLE_K
@@ -92,16 +94,12 @@ def genealogy_figure(result: Result) -> Figure:
         # One unit is an inch.
         axes.set_xlim(-0.02, width - 0.22)
         axes.set_ylim(num_rows - 0.35, -0.8)
-        axes.set_xticks(lefts[:-1], [f"step {t}" for t in range(len(ancestors))])
-        for tick in axes.get_xticklabels():
-            tick.set_ha("left")
+        steps = [f"step {t}" for t in range(len(ancestors))]
+        axes.set_xticks(lefts[:-1], steps, ha="left")
         axes.set_yticks([])
-        axes.set_xlabel(
-            "×n: n equal particles; r: their mean reward",
-            loc="left",
-            fontsize=6.5,
-            color="#555555",
-        )
+        if has_labels:
+            note = "×n: n equal particles; r: their mean reward"
+            axes.set_xlabel(note, loc="left", fontsize=6.5, color="#555555")
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
         axes.grid(False)
@@ -154,7 +152,7 @@ def ess_figure(result: Result) -> Figure:
             axes[1].set_title("dots: particles", loc="left")
             axes[1].legend(loc="best")
         for panel in axes:
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.set_xlabel("turn" if history.resampled is None else "step")
     return figure
 
@@ -187,7 +185,7 @@ def weights_figure(result: Result) -> Figure:
         axes.set_xlim(0.4, weights.size + 0.6)
         axes.set_xlabel("particles, by weight")
         axes.set_ylabel("normalised weight")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(
             handles=[
                 Line2D([], [], color=colour, linewidth=5, label=label)
@@ -306,7 +304,7 @@ def _text(
     text: str,
     colour: str,
     size: float | int,
-    **style: str,
+    **style: Any,
 ) -> None:
     style = {"va": "bottom"} | style
     axes.text(x, y, _escape(text), fontsize=size, color=colour, zorder=5, **style)

@@ -1,0 +1,49 @@
+"""The command `tsi report`: a page of finished runs, and their tables and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tsi.experiments.pages.page import write_page
+from tsi.experiments.pages.page_data import page_data
+from tsi.experiments.places import Place, join_place, local_folder
+from tsi.experiments.scaling.curves import Rows
+from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.scaling.write_report import run_title, write_files
+from tsi.models.files import check_writable
+
+
+def report_runs(folders: Sequence[Place], out: Path, *, tables: bool = False) -> str:
+    """Write the page of some runs, from their rows alone.
+
+    Args:
+        folders: each with a file rows.jsonl.
+        out: the HTML file.
+        tables: also write the tables and figures of each run into its folder again.
+
+    Returns:
+        What was written, as text.
+
+    Raises:
+        ConfigurationError: plotly is not installed.
+        ResultsError: there are no rows, or some are missing.
+    """
+    found = [read_rows(join_place(folder, "rows.jsonl")) for folder in folders]
+    check_writable(out)
+    runs, written = [], [str(out)]
+    for folder, rows in zip(folders, found, strict=True):
+        runs.append(page_data(str(folder), rows))
+        if tables:
+            with local_folder(folder) as local:
+                _, names = write_files(rows, _title(rows), local)
+            written += [f"{folder}/{name}" for name in names]
+    write_page(runs, out)
+    return f"Written: {', '.join(written)}"
+
+
+def _title(rows: Rows) -> str:
+    tasks = {
+        str((row.get("settings") or {}).get("task", "task")) for row in rows.values()
+    }
+    problems = {cell.problem for cell in rows}
+    seeds = {cell.seed for cell in rows}
+    return run_title(", ".join(sorted(tasks)), len(problems), len(seeds))
