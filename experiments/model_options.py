@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 RewardName = Annotated[
     str | None,
     tyro.conf.arg(
-        metavar="KIND[:MODEL]",
+        metavar="KIND[:ARGUMENT]",
         help=(
             "what scores solutions; by default the task's own reward model, or judge "
             "if the policy has other tokens. One of: MODEL: a reward model that reads "
@@ -24,7 +24,10 @@ RewardName = Annotated[
             "qwen:MODEL, and likewise math-shepherd, rlhflow, skywork, outcome: a "
             "reward model in that format; likelihood:MODEL: likelihood ratio of a "
             "larger model to the policy; value:FILE: a value head on the policy's "
-            "hidden states; judge: the policy judges its own text; verifier: the "
+            "hidden states; judge: the policy judges its own text; mean-log-prob, "
+            "self-certainty, tail-entropy, token-confidence: the policy's confidence "
+            "in its own tokens, with options such as self-certainty:last=64, "
+            "worst=W, scale=raw, slope=A, offset=B; verifier: the "
             "task's exact check of each prefix; outcome-verifier: the exact check of "
             "the answer alone; none."
         ),

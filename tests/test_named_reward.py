@@ -1,6 +1,7 @@
 """Every reward by its name, from the command line down to what it scores."""
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from tsi.experiments.worlds.answer_grading import task_grading
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import prompt_encoder
 from tsi.loading.language_reward import PromptContinuation
-from tsi.loading.named_reward import KINDS, list_forms, parse_reward
+from tsi.loading.named_reward import KINDS, format_kind, list_forms, parse_reward
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.heads import ValueHead
 from tsi.models.loading.checkpoint import save
@@ -71,6 +72,7 @@ def run(method, *, problems=2, num_particles=4, task="chain", **world):
 def test_a_name_is_a_kind_with_a_model_or_a_model():
     for kind in KINDS:
         argument = "a/b:c" if KINDS[kind].argument else ""
+        argument = "last=8" if KINDS[kind].optional else argument
         text = f"{kind}:{argument}" if argument else kind
         assert parse_reward(text) == (kind, argument, "last")
     for model in ("chain-reward", "/models/a:b", "./judge"):
@@ -92,11 +94,12 @@ def test_an_unknown_kind_lists_all_of_them(name):
         assert form in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["judge:x", "none:", "value", "qwen:", "likelihood"])
+@pytest.mark.parametrize(
+    "name", ["judge:x", "none:", "value", "qwen:", "likelihood", "mean-log-prob:"]
+)
 def test_a_kind_with_too_much_or_too_little_says_how_it_is_written(name):
     kind = name.partition(":")[0]
-    argument = KINDS[kind].argument
-    expected = f"is written {kind}{':' if argument else ''}{argument}, not '{name}'"
+    expected = re.escape(f"is written {format_kind(kind)}, not '{name}'")
     with pytest.raises(ConfigurationError, match=expected):
         parse_reward(name)
 
@@ -104,7 +107,8 @@ def test_a_kind_with_too_much_or_too_little_says_how_it_is_written(name):
 def test_only_what_scores_steps_is_aggregated():
     assert parse_reward("qwen:m", "model").aggregation == "model"
     assert parse_reward("judge", "min").aggregation == "min"
-    for name in ("likelihood:m", "outcome:m", "verifier", "outcome-verifier", "none"):
+    whole = ("likelihood:m", "outcome:m", "verifier", "outcome-verifier", "none")
+    for name in (*whole, "self-certainty", "tail-entropy:last=3"):
         with pytest.raises(ConfigurationError, match="no step scores to aggregate"):
             parse_reward(name, "min")
     for name in ("judge", "value:f", "chain-reward"):

@@ -36,8 +36,9 @@ NAMES = {
     """,
     rewards: """
         AGGREGATIONS Aggregated FORMATS Format FormattedReward HostReward
-        LikelihoodRatio NoReward PolicyValue ProcessReward Prompts Reading Reward
-        SelfJudge Stateless Step TextReward Verifier Prefix
+        LikelihoodRatio NoReward PolicyConfidence PolicyValue Prefix ProcessReward
+        Prompts Reading Reward SelfJudge Stateless Step TextReward TokenConfidence
+        Verifier
     """,
     experiments: """
         GeneratedTask METHODS Plan PromptFormat StepEnds TASKS Task World embedded_world

@@ -23,6 +23,7 @@ from tsi.decoding.forced_end import (
     in_string,
 )
 from tsi.decoding.repetition import penalise
+from tsi.decoding.token_confidence import TokenConfidence
 from tsi.decoding.truncation import Truncation, truncate
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import KeyValues, LanguageModel
@@ -48,6 +49,8 @@ class Decoding(NamedTuple):
         new: keys and values of the tokens that were read.
         seen: tokens of prompt and solution, ``[R, V]``; None without a penalty.
         places: places of a forced end; None without one.
+        confidences: the policy's confidence at each token of the step, ``[R, C]``; None
+            if no reward reads it.
     """
 
     offset: Int[Array, ""]
@@ -62,6 +65,7 @@ class Decoding(NamedTuple):
     new: KeyValues
     seen: Bool[Array, "R V"] | None = None
     places: Places | None = None
+    confidences: Float[Array, "R C"] | None = None
 
 
 class Temperatures(NamedTuple):
@@ -136,6 +140,7 @@ def decode(
     seen: Bool[Array, "R V"] | None = None,
     forced_end: ForcedEnd | None = None,
     places: Places | None = None,
+    confidence: TokenConfidence | None = None,
 ) -> Decoding:
     """Sample tokens until every active row has ended its step.
 
@@ -151,6 +156,7 @@ def decode(
         seen: tokens of prompt and solution; None without a penalty of repetition.
         forced_end: what is forced at a limit, or None.
         places: its places in this step.
+        confidence: what is recorded of each token for the reward, or None.
     """
     rows = start.shape[0]
     max_tokens = particles.tokens.shape[1]
@@ -178,6 +184,7 @@ def decode(
             boundary,
             temperatures,
             forced_end,
+            confidence,
         )
 
     zeros = jnp.zeros(rows, weight_dtype())
@@ -199,6 +206,9 @@ def decode(
             ),
             seen=seen,
             places=places,
+            confidences=None
+            if confidence is None
+            else jnp.zeros((rows, width), weight_dtype()),
         ),
     )
 
@@ -211,23 +221,26 @@ def write_token(
     boundary: Boundary,
     temperatures: Temperatures,
     forced_end: ForcedEnd | None = None,
+    confidence: TokenConfidence | None = None,
 ) -> Any:
     """Draw the next token of every active row and append it.
 
     Args:
         rows: a :class:`Decoding`, or another tuple with its fields ``token`` to
-            ``tokens``, ``seen`` and ``places``.
+            ``tokens``, ``seen``, ``places`` and ``confidences``.
         logits: of the next token.
         keys: one key per row, of its step.
         room: the most tokens that each solution may add in this step.
         boundary: where steps and solutions end.
         temperatures: of policy and proposal.
         forced_end: what is forced at a limit, or None.
+        confidence: what is recorded of each token for the reward, or None.
 
     Returns:
         The same tuple with these fields updated.
     """
     logits, seen = boundary.mask_padding(logits), rows.seen
+    unprocessed = logits
     if temperatures.repetition is not None:
         logits = penalise(logits, seen, temperatures.repetition)
     # ``counts`` is the index of an active row's next token in its step.
@@ -251,6 +264,10 @@ def write_token(
         # For a row that is not active this token is marked already.
         seen = seen.at[jnp.arange(seen.shape[0]), token].set(True)
     here = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
+    confidences = rows.confidences
+    if confidence is not None:
+        value = confidence(unprocessed, token).astype(confidences.dtype)
+        confidences = jnp.where(here, value[:, None], confidences)
     return rows._replace(
         token=token,
         state=jnp.where(active, state, rows.state),
@@ -261,6 +278,7 @@ def write_token(
         log_correction=rows.log_correction + jnp.where(active, log_correction, 0.0),
         tokens=jnp.where(here, token[:, None], rows.tokens),
         seen=seen,
+        confidences=confidences,
     )
 
 

@@ -1,10 +1,13 @@
-"""Rewards by name, as in `--reward`: ``KIND``, ``KIND:MODEL`` or a model.
+"""Rewards by name, as in `--reward`: ``KIND``, ``KIND:ARGUMENT`` or a model.
 
     chain-reward              a token head that reads the tokens of the policy
     qwen:MODEL                a published reward model in its format, of any tokenizer
     likelihood:MODEL          a larger language model against the policy
     value:FILE                a value head on the policy's hidden states
     judge                     the policy's own judgement
+    mean-log-prob, self-certainty, tail-entropy, token-confidence
+                              the policy's confidence in its own tokens; may be followed
+                              by options (:mod:`tsi.loading.confidence_reward`)
     verifier, outcome-verifier   an exact check of the task, of prefixes or of answers
     none                      nothing
 
@@ -21,6 +24,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.loading.confidence_reward import MEASURE_OF, confidence_reward
 from tsi.loading.language_reward import (
     QUESTION_TOKENS,
     formatted_reward,
@@ -53,10 +57,14 @@ PREFIX_ONLY = ("last",)
 
 
 class Kind(NamedTuple):
-    """The argument after the colon of a kind, if any, and its aggregations."""
+    """The argument after the colon of a kind, if any, and its aggregations.
+
+    An optional argument may be left out.
+    """
 
     argument: str
     aggregations: tuple[str, ...]
+    optional: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -66,6 +74,7 @@ KINDS: dict[str, Kind] = {
     "likelihood": Kind("MODEL", PREFIX_ONLY),
     "value": Kind("FILE", AGGREGATIONS),
     "judge": Kind("", AGGREGATIONS),
+    **{name: Kind("OPTIONS", PREFIX_ONLY, optional=True) for name in MEASURE_OF},
     "verifier": Kind("", PREFIX_ONLY),
     "outcome-verifier": Kind("", PREFIX_ONLY),
     "none": Kind("", PREFIX_ONLY),
@@ -73,7 +82,7 @@ KINDS: dict[str, Kind] = {
 
 
 class NamedReward(NamedTuple):
-    """A kind of reward, its model or file, and the aggregation of step scores."""
+    """A kind of reward, its model, file or options, and the aggregation of scores."""
 
     kind: str
     argument: str
@@ -113,8 +122,10 @@ def list_forms() -> list[str]:
 
 
 def format_kind(kind: str) -> str:
-    """How a kind is written: ``judge``, ``qwen:MODEL``."""
+    """How a kind is written: ``judge``, ``qwen:MODEL``, ``tail-entropy[:OPTIONS]``."""
     argument = KINDS[kind].argument
+    if KINDS[kind].optional:
+        return f"{kind}[:{argument}]"
     return f"{kind}:{argument}" if argument else kind
 
 
@@ -126,10 +137,10 @@ def parse_reward(reward: str, aggregation: str = "last") -> NamedReward:
         aggregation: one of :data:`tsi.rewards.formatted.FORMAT_AGGREGATIONS`.
 
     Raises:
-        UnknownNameError: for an unknown kind or aggregation; the message lists the
-            known ones.
+        UnknownNameError: for an unknown kind, option or aggregation; the message lists
+            the known ones.
         ConfigurationError: if the kind needs a model and has none, or has a model and
-            needs none, or does not support the aggregation.
+            needs none, or does not support the aggregation; if an option is invalid.
     """
     check_aggregation(aggregation, FORMAT_AGGREGATIONS)
     kind, colon, argument = reward.partition(":")
@@ -138,10 +149,15 @@ def parse_reward(reward: str, aggregation: str = "last") -> NamedReward:
             raise UnknownNameError("kind of reward", kind, list_forms())
         published = MODELS[reward].format if reward in MODELS else None
         kind, argument = published or "head", reward
-    elif bool(argument) != bool(KINDS[kind].argument) or bool(argument) != bool(colon):
+    elif bool(argument) != bool(colon) or (
+        bool(argument) != bool(KINDS[kind].argument) and not KINDS[kind].optional
+    ):
         raise ConfigurationError(
             f"The reward {kind} is written {format_kind(kind)}, not {reward!r}."
         )
+    if kind in MEASURE_OF:
+        # Refuses invalid options; the reward is made when the limits are known.
+        confidence_reward(kind, argument, max_tokens=1)
     aggregations = KINDS[kind].aggregations
     if aggregation not in aggregations:
         raise ConfigurationError(
@@ -208,6 +224,8 @@ def load_reward(
     length_limits = {"max_steps": limits.max_steps, "max_tokens": limits.max_tokens}
     if kind == "none":
         return LoadedReward(NoReward())
+    if kind in MEASURE_OF:
+        return LoadedReward(confidence_reward(kind, argument, limits.max_tokens))
     if kind in ("verifier", "outcome-verifier"):
         if kind not in checks:
             raise ConfigurationError(

@@ -31,6 +31,7 @@ from tsi.reasoning.particles import (
 )
 from tsi.rewards.reward import as_int32
 from tsi.step_keys import AnyKey
+from tsi.weights import weight_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,6 +248,9 @@ class ReasoningStore:
             read, start[:, None] + offsets, valid, context
         )
         logits = target.boundary.mask_padding(policy.logits(hidden))
+        confidence, confidences = target.reward.token_confidence, None
+        if confidence is not None:
+            confidences = confidence(logits, tokens).astype(weight_dtype())
         seen = params.mark_seen(particles.tokens, particles.lengths)
         penalty = params.repetition_penalty
         if seen is not None and penalty is not None:
@@ -272,6 +276,7 @@ class ReasoningStore:
             log_correction=correction,
             tokens=tokens,
             new=key_values,
+            confidences=confidences,
         )
         return step, impossible
 

@@ -179,6 +179,7 @@ class ReasoningTarget:
             params.mark_seen(particles.tokens, particles.lengths),
             self.forced_end,
             self.places(particles),
+            self.reward.token_confidence,
         )
         return self.append_step(t, particles, step, params), step.log_correction
 
@@ -279,6 +280,7 @@ class ReasoningTarget:
                 log_prob=particles.log_prob + step.log_prob,
                 policy=context,
                 max_steps=self.max_steps,
+                confidences=step.confidences,
             ),
             params,
         )

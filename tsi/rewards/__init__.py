@@ -1,10 +1,12 @@
 """Rewards: what scores a prefix, and how a published reward model is asked."""
 
+from tsi.decoding.token_confidence import TokenConfidence
 from tsi.rewards.aggregation import AGGREGATIONS, Aggregated
 from tsi.rewards.formats import FORMATS, Format
 from tsi.rewards.formatted import FormattedReward
 from tsi.rewards.host_reward import HostReward, Prefix
 from tsi.rewards.likelihood_ratio import LikelihoodRatio
+from tsi.rewards.policy_confidence import PolicyConfidence
 from tsi.rewards.reward import (
     NoReward,
     PolicyValue,
@@ -28,6 +30,7 @@ __all__ = [
     "HostReward",
     "LikelihoodRatio",
     "NoReward",
+    "PolicyConfidence",
     "PolicyValue",
     "Prefix",
     "ProcessReward",
@@ -38,5 +41,6 @@ __all__ = [
     "Stateless",
     "Step",
     "TextReward",
+    "TokenConfidence",
     "Verifier",
 ]

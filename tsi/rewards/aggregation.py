@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import UnknownNameError
 from tsi.models.decoder_config import DecoderConfig
 from tsi.rewards.reward import Prompts, Reading, Reward, Step
@@ -160,6 +161,11 @@ class Aggregated:
     def reads_ids(self) -> bool:
         """See :class:`tsi.rewards.reward.Reward`."""
         return self.reward.reads_ids
+
+    @property
+    def token_confidence(self) -> TokenConfidence | None:
+        """See :class:`tsi.rewards.reward.Reward`."""
+        return self.reward.token_confidence
 
 
 def append_end(ends: Int[Array, "R M"], step: Step) -> tuple[Array, Int[Array, "R M"]]:

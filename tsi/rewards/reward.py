@@ -6,6 +6,8 @@ only the new tokens of each step. The kinds:
 - :class:`ProcessReward`: a token-scoring model that reads the policy's own token ids,
 - :class:`SelfJudge`: the policy's one-token judgement, on the policy's own cache,
 - :class:`PolicyValue`: a value head on the policy's hidden states, on its cache,
+- :class:`tsi.rewards.policy_confidence.PolicyConfidence`: numbers that the policy's
+  decoder records of each token that it writes,
 - :class:`tsi.rewards.text_reward.TextReward`: a Python function of the text,
 - :class:`tsi.rewards.verifier.Verifier`: a Python function of question and text,
 - :class:`NoReward`: log-odds 0, for methods that use no reward,
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding.cache import Suffix, append, cut, empty_suffix, fork, keep, take
+from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
@@ -76,6 +79,8 @@ class Step(NamedTuple):
         log_prob: ``[R]``, the policy's log p of the solution, at its temperature.
         policy: the policy's caches, the step included.
         max_steps: the step limit of the run; static.
+        confidences: ``[R, C]``, the policy's confidence at each of the step's tokens;
+            None if the reward has no `token_confidence`.
     """
 
     tokens: Int[Array, "R C"]
@@ -87,6 +92,7 @@ class Step(NamedTuple):
     log_prob: Float[Array, " R"]
     policy: "PolicyContext"
     max_steps: int
+    confidences: Float[Array, "R C"] | None = None
 
 
 class PolicyContext(NamedTuple):
@@ -180,6 +186,10 @@ class Reward(Protocol):
     def reads_ids(self) -> bool:
         """Whether another model reads the policy's token ids and needs their rows."""
 
+    @property
+    def token_confidence(self) -> TokenConfidence | None:
+        """What is recorded of the policy's logits at each token; None for nothing."""
+
 
 class ProcessRewardState(NamedTuple):
     """Shared prompt, forked suffix, and the prompts' lengths by row."""
@@ -193,6 +203,10 @@ class PolicyTokens:
     """A reward that reads the policy's tokens and not the text of the question."""
 
     reads_ids = False
+
+    @property
+    def token_confidence(self) -> TokenConfidence | None:
+        return None
 
     def prepare(self, questions: Sequence[str]) -> Any:
         return None

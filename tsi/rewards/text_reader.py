@@ -109,6 +109,7 @@ class TextReader:
 
     reads_prompts = True
     reads_ids = False
+    token_confidence = None
     looks_ahead = False
     """Whether the value at an id also depends on the next id."""
 

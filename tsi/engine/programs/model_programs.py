@@ -120,7 +120,14 @@ class Programs(PagePrograms):
         # A buffer must not be donated twice under several names.
         forced = self.target.forced_end is not None
         step_tokens = self.target.max_step_tokens
-        empty = empty_slots(cache, step_tokens, keys, vocab_size, forced=forced)
+        empty = empty_slots(
+            cache,
+            step_tokens,
+            keys,
+            vocab_size,
+            forced=forced,
+            confident=self.target.reward.token_confidence is not None,
+        )
         rest = jax.tree.map(jnp.copy, empty._replace(cache=()))
         return self.place(rest)._replace(cache=cache)
 
@@ -160,6 +167,7 @@ class Programs(PagePrograms):
             enough,
             width,
             self.target.forced_end,
+            self.target.reward.token_confidence,
         )
 
     def _append_burst(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.decoding.boundary import Boundary
 from tsi.decoding.decode_step import Temperatures, empty_key_values, write_token
 from tsi.decoding.forced_end import ForcedEnd, Places, no_places
+from tsi.decoding.token_confidence import TokenConfidence
 from tsi.engine.paging.pages import Dense, layers_of, merge
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.layers import Routes, Segment
@@ -51,6 +52,7 @@ class Slots(NamedTuple):
     tokens: Int[Array, "R C"]
     seen: Bool[Array, "R V"] | None = None
     places: Places | None = None
+    confidences: Float[Array, "R C"] | None = None
 
 
 class Chosen(NamedTuple):
@@ -84,8 +86,18 @@ def empty_slots(
     vocab_size: int | None = None,
     *,
     forced: bool = False,
+    confident: bool = False,
 ) -> Slots:
-    """Slots without rows; with a vocabulary's size they record tokens that occurred."""
+    """Slots without rows.
+
+    Args:
+        cache: of R rows.
+        step_tokens: C.
+        keys: of R rows.
+        vocab_size: V, if tokens that occurred are recorded; else None.
+        forced: whether tokens may be forced.
+        confident: whether the policy's confidence at each token is recorded.
+    """
     rows = cache.keys[0].shape[0]
     zeros, no = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
     floats = jnp.zeros(rows, weight_dtype())
@@ -105,6 +117,9 @@ def empty_slots(
         tokens=jnp.zeros((rows, step_tokens), jnp.int32),
         seen=None if vocab_size is None else jnp.zeros((rows, vocab_size), bool),
         places=no_places(rows) if forced else None,
+        confidences=jnp.zeros((rows, step_tokens), weight_dtype())
+        if confident
+        else None,
     )
 
 
@@ -141,6 +156,7 @@ def burst(
     enough: Int[Array, ""],
     width: int,
     forced: ForcedEnd | None = None,
+    confidence: TokenConfidence | None = None,
 ) -> tuple[Slots, Dense, BurstStatus]:
     """Draw tokens until `enough` rows have ended their steps, at most `width` each.
 
@@ -159,6 +175,7 @@ def burst(
         enough: rows.
         width: static.
         forced: what is forced at a limit, or None.
+        confidence: what is recorded of each token for the reward, or None.
 
     Returns:
         The slots without their cache, the new keys and values, and the status.
@@ -194,7 +211,16 @@ def burst(
             update(new.positions, read.positions, offset, axis=-1),
         )
         logits = policy.logits(hidden[:, 0])
-        c = write_token(c, logits, part.keys, part.room, boundary, temperatures, forced)
+        c = write_token(
+            c,
+            logits,
+            part.keys,
+            part.room,
+            boundary,
+            temperatures,
+            forced,
+            confidence,
+        )
         return c, offset + 1, new
 
     def is_unfinished(carry: Burst) -> Bool[Array, ""]:

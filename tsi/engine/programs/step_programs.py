@@ -84,6 +84,9 @@ def admit(
             particles.tokens, particles.lengths
         ),
         places=target.places(particles),
+        confidences=None
+        if slots.confidences is None
+        else jnp.zeros((*rows.shape, slots.confidences.shape[1]), weight_dtype()),
     )
     return jax.tree.map(
         lambda old, values: old.at[at].set(values, mode="drop"), slots, new
@@ -129,7 +132,9 @@ def end_step(
     step = jax.tree.map(lambda leaf: leaf[at], slots._replace(cache=()))
     in_store = rows < stored.rows.lengths.shape[0]
     step = step._replace(
-        counts=jnp.where(in_store, step.counts, 0), tokens=step.tokens[:, :width]
+        counts=jnp.where(in_store, step.counts, 0),
+        tokens=step.tokens[:, :width],
+        confidences=None if step.confidences is None else step.confidences[:, :width],
     )
     cache = jax.tree.map(lambda leaf: leaf[at], slots.cache)
     own = slot_segment(cache, step.start, step.filled)

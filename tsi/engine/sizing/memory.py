@@ -49,6 +49,8 @@ def bytes_of_row(target: Any, caches: list[int], block: int) -> RowBytes:
     """
     # Ends, states, log p and log-odds of each step, and half a dozen of its own.
     numbers = 4 * target.max_tokens + 4 * 4 * target.max_steps + 32
+    if target.reward.token_confidence is not None:
+        numbers += 4 * target.max_tokens
     columns = -(-target.max_tokens // block)
     return RowBytes(numbers, 4 * columns * len(caches), block * sum(caches))
 
