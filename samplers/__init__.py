@@ -50,6 +50,7 @@ from tsi.samplers.parts.resampling import (
 from tsi.samplers.parts.schedules import ess_below, every_step, never
 from tsi.samplers.pimh import pimh
 from tsi.samplers.power_sampling import power_sampling
+from tsi.samplers.power_smc import power_smc
 from tsi.samplers.pruning import pruning
 from tsi.samplers.quest import quest
 from tsi.samplers.rebase import rebase
@@ -98,6 +99,7 @@ __all__ = [
     "particle_gibbs",
     "pimh",
     "power_sampling",
+    "power_smc",
     "product",
     "pruning",
     "puct",

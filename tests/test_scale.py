@@ -373,7 +373,7 @@ def test_samplers_are_built_once():
 
 
 def test_methods_that_never_look_at_the_reward_are_not_charged_for_it(tmp_path):
-    names = ("power_sampling", "adaptive_consistency", "quest")
+    names = ("power_sampling", "power_smc", "adaptive_consistency", "quest")
     world = fake_world(6)
     rows = run_plan(_plan(names, (8,), 1), world, tmp_path / "r.jsonl", progress=False)
     for cell, row in rows.items():

@@ -90,6 +90,11 @@ CLAIMS: dict[str, Claim] = {
     "suffix_metropolis": Claim(lambda: samplers.suffix_metropolis(product()), P_ALL),
     "quest": Claim(lambda: samplers.quest(0.5), "p(x) exp(r_T / beta)"),
     "power_sampling": Claim(lambda: samplers.power_sampling(2.0), "p(x)^alpha"),
+    "power_smc": Claim(lambda: samplers.power_smc(2.0, ramp_steps=3), "p(x)^alpha"),
+    "power_smc, product": Claim(
+        lambda: samplers.power_smc(2.0, ramp_steps=2, potential=product()),
+        "p(x)^alpha prod f(r_t)",
+    ),
     "beam_search": Claim(samplers.beam_search, "none"),
     "dvts": Claim(samplers.dvts, "none"),
     "rebase": Claim(samplers.rebase, "none"),

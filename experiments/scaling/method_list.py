@@ -273,6 +273,13 @@ METHODS: dict[str, Method] = {
         annealed=True,
         smallest=8,
     ),
+    "power_smc": Method(
+        samplers.power_smc,
+        {"alpha": 4.0, "ramp_steps": 4},
+        "power SMC",
+        proposal_temperature=0.25,
+        reads_reward=False,
+    ),
     "adaptive_consistency": Method(
         samplers.self_consistency,
         {},
