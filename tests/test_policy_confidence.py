@@ -122,9 +122,11 @@ def test_sums_of_windows_are_those_of_slices(size):
         np.testing.assert_allclose(found[:, start], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [-3, 3])
 @pytest.mark.parametrize("window", ["all", "last", "worst"])
-def test_a_score_reads_only_the_tokens_of_its_row(window):
+def test_a_score_reads_only_the_tokens_of_its_row(window, shift):
     values = np.random.default_rng(1).standard_normal((6, 12)).astype(np.float32)
+    values += shift
     lengths = np.array([0, 1, 3, 4, 9, 12])
     reward = PolicyConfidence(TokenConfidence("log-prob"), 12, window, 4)
     found = reward.score(jnp.asarray(values), jnp.asarray(lengths))
@@ -284,9 +286,18 @@ def test_numbers_do_not_depend_on_the_batch_and_cost_nothing():
         assert one.ledger.reward_tokens == 0
 
 
-def test_a_compiled_run_has_the_numbers_of_the_engine():
-    reward = PolicyConfidence(TokenConfidence("log-prob"), MAX_TOKENS, "last", 3)
-    made, sampler = engine(reward), samplers.smc()
+STORED = {
+    "a filter": samplers.smc,
+    "stored prefixes that are cut": lambda: samplers.suffix_metropolis(
+        samplers.product()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_compiled_run_has_the_numbers_of_a_forward_pass(name):
+    reward = PolicyConfidence(TokenConfidence("log-prob"), MAX_TOKENS, "last", 12)
+    made, sampler = engine(reward), STORED[name]()
     params = ReasoningParams(made.policy, None, tiny.prompts("hello"), jnp.float32(1.0))
     final = run(sampler, made.target, jax.random.key(3), 6, params)
     rows = final.particles
