@@ -31,12 +31,22 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 install_import_hook("tsi", "beartype.beartype")
 
 
-MOST_RESIDENT = 1.5 * 2**30
-"""Bytes of a process from which on programs are forgotten after every test."""
+MANY, MOST_RESIDENT = 1.0 * 2**30, 2.0 * 2**30
+"""Bytes of a process from which on programs are forgotten after a file, and after every
+test: a file forgets those of others no earlier, since what JAX compiles for operations
+outside of programs is the same in most files."""
+
+
+def _resident() -> int:
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    # Where it cannot be read, programs are forgotten after every file.
+    return int(MANY) + 1
 
 
 def _forget_programs():
-    """Compiled programs are a file's own: kept, they pile up to gigabytes."""
+    """Compiled programs pile up to gigabytes if they are kept."""
     import jax
 
     jax.clear_caches()
@@ -49,13 +59,12 @@ def _forget_programs():
 @pytest.fixture(autouse=True, scope="module")
 def _programs_of_one_file():
     yield
-    _forget_programs()
+    if _resident() > MANY:
+        _forget_programs()
 
 
 @pytest.fixture(autouse=True)
 def _bounded_memory():
     yield
-    with contextlib.suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        if pages * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
-            _forget_programs()
+    if _resident() > MOST_RESIDENT:
+        _forget_programs()

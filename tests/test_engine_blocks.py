@@ -313,12 +313,14 @@ def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale)
         write(self, *arguments)
 
     monkeypatch.setattr(Lane, "_leave", watch)
-    plain = test_engine.engine(64).run(sampler, key, test_engine.PROBLEMS, 8, **run)
+    plain = test_engine.shared_engine().run(
+        sampler, key, test_engine.PROBLEMS, 8, **run
+    )
     monkeypatch.setattr(Writers, "write", note_starts)
     for constant, value in SCALES[scale]._asdict().items():
         monkeypatch.setattr(sizes_module, constant, value)
     monkeypatch.setattr(writers_module, "LAG", 3)
-    engine = test_engine.engine(16)
+    engine = test_engine.shared_engine(16)
     other = engine.run(sampler, key, test_engine.PROBLEMS, 8, **run)
     for left, right in zip(plain, other, strict=True):
         test_engine.same(left, right)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_language as tiny
-from test_engine import PROBLEMS, engine, extract, same
+from test_engine import PROBLEMS, extract, same, shared_engine
 
 from tsi import samplers
 from tsi.accuracy.degeneracy import common_past
@@ -25,11 +25,11 @@ SAMPLER = samplers.quest(0.5, num_chains=2)
 
 @pytest.fixture(scope="module")
 def results():
-    return engine().run(SAMPLER, jax.random.key(7), PROBLEMS, 6, extract=extract)
+    return shared_engine().run(SAMPLER, jax.random.key(7), PROBLEMS, 6, extract=extract)
 
 
 def test_a_problem_gets_the_same_whatever_shares_its_batch(results):
-    runner = engine(12)
+    runner = shared_engine(12)
     alone = runner.run(SAMPLER, jax.random.key(7), PROBLEMS[::-1], 6, extract=extract)
     for left, right in zip(results, alone[::-1], strict=True):
         same(left, right)
@@ -98,7 +98,7 @@ def test_a_proposal_temperature_is_corrected_for():
 
 def test_steps_repeated_to_be_scored_cost_flops_and_reward_tokens():
     plain, ancestor = (
-        engine().run(
+        shared_engine().run(
             samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=sampled),
             jax.random.key(1),
             PROBLEMS,
@@ -205,7 +205,7 @@ def test_a_result_of_a_chain_tells_moves_and_no_sizes(results):
 
 
 def test_at_temperature_zero_every_move_is_accepted():
-    results = engine().run(
+    results = shared_engine().run(
         samplers.quest(0.5),
         jax.random.key(0),
         PROBLEMS[:2],
@@ -220,7 +220,7 @@ def test_at_temperature_zero_every_move_is_accepted():
 
 def test_a_proposal_that_cannot_draw_what_the_policy_may_is_refused():
     with pytest.raises(ConfigurationError, match="no weight could correct"):
-        engine().run(
+        shared_engine().run(
             samplers.smc(),
             jax.random.key(0),
             PROBLEMS[:1],

@@ -6,7 +6,7 @@ import signal
 
 import jax
 import pytest
-from test_engine import PROBLEMS, SAMPLER, engine, extract, same
+from test_engine import PROBLEMS, SAMPLER, extract, same, shared_engine
 
 from tsi import samplers
 from tsi.engine.concurrency import run_concurrently
@@ -19,7 +19,7 @@ KEY = jax.random.key(7)
 
 @pytest.fixture(scope="module")
 def runner():
-    return engine(16)
+    return shared_engine(16)
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,8 @@ FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.\nAllocations: 
 
 
 def run(sampler=None, num_particles=8):
-    sampler = samplers.particle_filter() if sampler is None else sampler
-    return test_engine.engine(16).run(
+    sampler = test_engine.SAMPLER if sampler is None else sampler
+    return test_engine.shared_engine(16).run(
         sampler, KEY, PROBLEMS, num_particles, extract=test_engine.extract
     )
 
@@ -114,7 +114,7 @@ def test_a_callers_lack_of_memory_is_not_the_engines():
     def progress(_):
         raise MemoryError("the caller's")
 
-    engine, sampler = test_engine.engine(16), samplers.particle_filter()
+    engine, sampler = test_engine.shared_engine(16), samplers.particle_filter()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(MemoryError, match="the caller's"):
@@ -140,7 +140,7 @@ def test_the_bound_is_below_what_a_run_takes(monkeypatch, name):
     monkeypatch.setattr(Pool, "store", watch)
     for constant, value in {"CHEAP": 0, "BLOCK": 4}.items():
         monkeypatch.setattr(sizes_module, constant, value)
-    engine, sampler = test_engine.engine(64), getattr(samplers, name)()
+    engine, sampler = test_engine.shared_engine(), getattr(samplers, name)()
     engine.run(sampler, KEY, PROBLEMS[:1], 32, extract=test_engine.extract)
     plan = plan_of(sampler, 32, engine.target.max_steps)
     assert plan.rows <= most[0]
@@ -187,7 +187,7 @@ def test_particles_that_cannot_fit_are_refused_before_work(
 
 
 def test_the_number_in_the_error_fits(monkeypatch):
-    engine, sampler = test_engine.engine(), samplers.particle_filter()
+    engine, sampler = test_engine.shared_engine(), samplers.particle_filter()
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: 10**7)
     with pytest.raises(ConfigurationError, match="no more than about") as caught:
         engine.check_fits(sampler, 10**6)
@@ -229,7 +229,7 @@ def test_heads_that_do_not_divide_are_whole_on_every_device(heads, share):
 
 
 def test_weights_that_leave_nothing_are_what_the_error_names(monkeypatch):
-    engine = test_engine.engine()
+    engine = test_engine.shared_engine()
     monkeypatch.setattr(memory_module, "free_bytes", lambda device: -3 * 10**9)
     with pytest.raises(ConfigurationError, match=r"weights take 3\.0 GB more than is"):
         engine.check_fits(samplers.particle_filter(), 4)

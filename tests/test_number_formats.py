@@ -147,14 +147,14 @@ def test_the_engine_keeps_its_caches_in_another_type():
             extract=test_engine.extract,
         )
 
-    left, right = run(engine), run(test_engine.engine(16))
+    left, right = run(engine), run(test_engine.shared_engine(16))
     for narrow, wide in zip(left, right, strict=True):
         # Random numbers are the same, and few thresholds lie between both.
         assert narrow.texts[0][:3] == wide.texts[0][:3]
         evidence = pytest.approx(wide.log_evidence, abs=0.5)
         assert narrow.log_evidence == evidence
         assert narrow.log_evidence != wide.log_evidence
-    prefill = [test_engine.engine(16).policy, engine.policy]
+    prefill = [test_engine.shared_engine(16).policy, engine.policy]
     sizes = [model.trunk.cache_dtype.itemsize for model in prefill]
     assert sizes == [4, 2]
     assert engine.reward_model.trunk.cache_dtype == NARROW

@@ -113,7 +113,7 @@ def test_an_engine_needs_room_for_a_row(limit):
 
 
 def test_the_engine_alone_says_how_many_problems_are_in_work(monkeypatch):
-    engine, sampler = test_engine.engine(16), samplers.particle_filter()
+    engine, sampler = test_engine.shared_engine(16), test_engine.SAMPLER
     assert engine.problems_at_once(sampler, 8) == 4
     assert engine.problems_at_once(sampler, 1000) == 1
     seen = []

@@ -181,7 +181,7 @@ def test_policy_and_reward_read_prompts_so(monkeypatch):
 
 
 def test_the_engine_says_what_reading_takes_and_refuses_what_does_not_fit(monkeypatch):
-    engine = test_engine.engine(16)
+    engine = test_engine.shared_engine(16)
     run = lambda: engine.run(  # noqa: E731
         samplers.self_consistency(),
         jax.random.key(0),
@@ -213,7 +213,7 @@ def test_a_batch_of_prompts_is_free_before_the_next_is_read(monkeypatch):
         return batch
 
     monkeypatch.setattr(PromptReader, "_read", watch)
-    runner, problems = test_engine.engine(), test_engine.PROBLEMS
+    runner, problems = test_engine.shared_engine(), test_engine.PROBLEMS
     key, extract = jax.random.key(0), test_engine.extract
     runner.run(samplers.smc(), key, problems, 2, extract=extract)
     assert len(alive) > 2

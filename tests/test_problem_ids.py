@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_language as tiny
 from fake_world import fake_world
-from test_engine import engine, extract
+from test_engine import SAMPLER, extract, shared_engine
 
 from tsi import problem_ids, samplers
 from tsi.engine.adaptive import Rounds, run_rounds
@@ -89,7 +89,7 @@ def test_two_strings_of_one_hash_are_refused(monkeypatch):
 
 
 def test_the_engine_runs_strings_and_refuses_ids_given_twice():
-    e, sampler = engine(8), samplers.particle_filter()
+    e, sampler = shared_engine(8), SAMPLER
     problems = [Problem(id, tiny.ALPHABET[:4], "") for id in (7, "7", "x")]
     key, settings = jax.random.key(7), {"extract": extract, "temperature": 30.0}
     # Two problems at once, and then the third.

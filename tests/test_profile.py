@@ -131,7 +131,7 @@ def test_groups_of_devices_sum_to_their_number_times_the_wall_time():
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("repeats", [False, True])
 def test_the_parts_of_a_run_sum_to_its_wall_time(repeats, exact):
-    engine, sampler = test_engine.engine(16), samplers.particle_filter()
+    engine, sampler = test_engine.shared_engine(16), test_engine.SAMPLER
     if repeats:
         sampler = samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=True)
     settings = {"extract": test_engine.extract, "exact": exact}
@@ -192,7 +192,7 @@ def test_utilisation_and_bytes_of_a_tiny_run_by_hand(monkeypatch, cheap):
 
 
 def test_a_recorder_reports_every_run_of_a_method():
-    engine = test_engine.engine(16)
+    engine = test_engine.shared_engine(16)
     recorder = Recorder(engine)
     sampler = sampler_of("self_consistency", engine.target.max_steps)
     for problems in (test_engine.PROBLEMS[:2], test_engine.PROBLEMS[2:3]):

@@ -127,9 +127,9 @@ def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, sampler):
     together = results()
     assert max(len(set(result.texts)) for result in together) > 2
     if sampler.__class__.__name__ == "Sampler":
+        alone = jax.jit(lambda key, p: run(sampler, target, key, 8, p))
         for problem, result in zip(test_engine.PROBLEMS, together, strict=True):
             p = params()._replace(prompts=tiny.prompts(problem.prompt))
-            alone = jax.jit(lambda key, p: run(sampler, target, key, 8, p))
             final = alone(jax.random.fold_in(key, problem.id), p)
             rows = zip(final.particles.tokens, final.particles.lengths, strict=True)
             assert [tiny.decode(row[:n].tolist()) for row, n in rows] == result.texts

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_language as tiny
-from test_engine import PROBLEMS, engine, extract, same
+from test_engine import PROBLEMS, extract, same, shared_engine
 
 from tsi import samplers
 from tsi.reasoning.particles import ReasoningParams
@@ -24,8 +24,10 @@ CASES = {
 def test_a_problem_gets_what_tsi_run_gives_it_whatever_shares_its_batch(name):
     explorer, budget = CASES[name]
     key, target, (policy, reward) = jax.random.key(7), tiny.target(), tiny.models()
-    results = engine().run(explorer, key, PROBLEMS, budget, extract=extract)
-    others = engine(12).run(explorer, key, PROBLEMS[::-1], budget, extract=extract)
+    results = shared_engine().run(explorer, key, PROBLEMS, budget, extract=extract)
+    others = shared_engine(12).run(
+        explorer, key, PROBLEMS[::-1], budget, extract=extract
+    )
     for left, right in zip(results, others[::-1], strict=True):
         same(left, right)
     alone = jax.jit(lambda key, params: run(explorer, target, key, budget, params))

@@ -8,7 +8,7 @@ import jax
 import pytest
 from fake_world import FakeEngine, fake_world
 from processes import Processes, ended, wait_for
-from test_engine import PROBLEMS, SAMPLER, engine, extract, same
+from test_engine import PROBLEMS, SAMPLER, extract, same, shared_engine
 
 from tsi.engine.interruption import StopEvent, deferred_interrupts, postponed
 from tsi.errors import ProblemError, Stopped
@@ -127,7 +127,7 @@ def test_without_a_handler_the_stop_of_the_group_does_nothing(no_handler):
 
 
 def test_the_engine_stops_between_two_looks_and_hands_over_what_has_ended(no_handler):
-    runner = engine(16)
+    runner = shared_engine(16)
     results = runner.run(SAMPLER, KEY, PROBLEMS, 8, extract=extract)
     told = []
 

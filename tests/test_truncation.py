@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import tiny_language as tiny
 from scipy import stats
-from test_engine import PROBLEMS, engine, extract
+from test_engine import PROBLEMS, SAMPLER, engine, extract
 
-from tsi import samplers
 from tsi.decoding.decode_step import Temperatures, log_prob_of, sample_token
 from tsi.decoding.truncation import Truncation, truncate
 from tsi.errors import ConfigurationError
@@ -162,19 +161,33 @@ def test_what_truncates_to_nothing_is_refused(wrong, sentence):
         Truncation(**wrong).check()
 
 
-def test_the_engine_writes_and_weighs_by_the_truncated_policy():
+@pytest.fixture(scope="module")
+def runner():
+    """An engine with a truncation of its own, which runs may override."""
+    return engine(truncation=Truncation(top_k=1))
+
+
+def test_the_engine_writes_and_weighs_by_the_truncated_policy(runner):
     """Samples are those of `tsi.run`, and each solution's log p is that of what the
     truncated policy may write."""
     key, truncation = jax.random.key(7), Truncation(top_k=2, top_p=0.9)
-    sampler, target, runner = samplers.particle_filter(), tiny.target(), engine()
+    sampler, target, everything = SAMPLER, tiny.target(), Truncation()
     arguments = {"extract": extract, "temperature": 20.0}
-    whole = runner.run(sampler, key, PROBLEMS[:2], 6, **arguments)
+    whole = runner.run(
+        sampler, key, PROBLEMS[:2], 6, truncation=everything, **arguments
+    )
     filtered = runner.run(
         sampler, key, PROBLEMS[:2], 6, truncation=truncation, **arguments
     )
     assert [r.texts for r in filtered] != [r.texts for r in whole]
     alone = jax.jit(lambda key, params: run(sampler, target, key, 6, params))
     policy, reward = tiny.models()
+
+    @jax.jit
+    def log_p_of(tokens):
+        kept = truncate(policy(tokens), jnp.float32(20.0), truncation.as_arrays())
+        return jax.nn.log_softmax(kept / 20.0)
+
     for problem, result in zip(PROBLEMS, filtered, strict=False):
         params = ReasoningParams(
             policy,
@@ -187,18 +200,19 @@ def test_the_engine_writes_and_weighs_by_the_truncated_policy():
         rows = list(zip(final.tokens, final.lengths, final.log_prob, strict=True))
         assert [tiny.decode(row[:n].tolist()) for row, n, _ in rows] == result.texts
         prompt = tiny.encode(problem.prompt)
-        for row, n, log_prob in rows:
-            tokens = jnp.asarray(prompt + row[:n].tolist())
-            logits = policy(tokens[None])[0, len(prompt) - 1 : -1]
-            kept = truncate(logits, jnp.float32(20.0), truncation.as_arrays()) / 20.0
-            log_p = jax.nn.log_softmax(kept)[jnp.arange(n), row[:n]]
-            assert jnp.all(jnp.isfinite(log_p))
+        sequences = np.zeros((len(rows), 40), np.int32)
+        for sequence, (row, n, _) in zip(sequences, rows, strict=True):
+            sequence[: len(prompt) + n] = [*prompt, *row[:n].tolist()]
+        for log_p, (row, n, log_prob) in zip(log_p_of(sequences), rows, strict=True):
+            log_p = np.asarray(log_p)[len(prompt) - 1 + np.arange(n), row[:n]]
+            assert np.all(np.isfinite(log_p))
             assert float(log_prob) == pytest.approx(float(log_p.sum()), abs=1e-4)
 
 
-def test_the_most_likely_token_alone_is_greedy():
-    arguments = (samplers.particle_filter(), jax.random.key(0), PROBLEMS[:2], 2)
-    runner = engine()
-    greedy = runner.run(*arguments, extract=extract, temperature=0.0)
-    single = engine(truncation=Truncation(top_k=1)).run(*arguments, extract=extract)
+def test_the_most_likely_token_alone_is_greedy(runner):
+    arguments = (SAMPLER, jax.random.key(0), PROBLEMS[:2], 2)
+    greedy = runner.run(
+        *arguments, extract=extract, temperature=0.0, truncation=Truncation()
+    )
+    single = runner.run(*arguments, extract=extract)
     assert [r.texts for r in single] == [r.texts for r in greedy]
