@@ -9,7 +9,7 @@ import tiny_language as tiny
 from fake_world import fake_world
 from test_engine import SAMPLER, extract, shared_engine
 
-from tsi import problem_ids, samplers
+from tsi import problem_ids
 from tsi.engine.adaptive import Rounds, run_rounds
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.curves import curves_of

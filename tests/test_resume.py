@@ -95,12 +95,12 @@ def test_other_software_or_devices_continue_only_if_the_user_says_so(
     path, other, capsys
 ):
     before = path.read_bytes()
-    for attempt in (lambda: write(path, CELLS[2:], **other), None):
+    for attempt in (
+        lambda: write(path, CELLS[2:], **other),
+        lambda: known_cells(path, SETTINGS | other),
+    ):
         with pytest.raises(ResultsError, match="--continue-anyway") as refused:
-            if attempt is None:
-                known_cells(path, SETTINGS | other)
-            else:
-                attempt()
+            attempt()
         for name, value in other.items():
             told = f"{name} is {SETTINGS[name]!r} there, {value!r} now"
             assert told in str(refused.value)

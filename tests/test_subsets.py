@@ -12,7 +12,7 @@ from tsi.experiments.statistics.subsets import (
     vote_of_subsets,
     weighted_vote_of_subsets,
 )
-from tsi.results.answers import select
+from tsi.results.selection import select
 
 SIZES = (1, 2, 3, 5, 7)
 

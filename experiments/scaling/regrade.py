@@ -34,8 +34,8 @@ from tsi.experiments.scaling.row_shards import LocalShards
 from tsi.experiments.scaling.rows import Pair, graded_fields
 from tsi.experiments.scaling.shared_rollouts import first_log_weights
 from tsi.models.files import describe_error, replace_file
-from tsi.results.answers import answer_posterior, select, unanswered_weight
 from tsi.results.estimand import Estimand, estimand_of
+from tsi.results.selection import answer_posterior, select, unanswered_weight
 from tsi.weights import weight_dtype
 
 

@@ -1,16 +1,16 @@
 """What `tsi regrade` does: finds extractors and graders, and says what changed."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tsi.errors import ConfigurationError
+from tsi.experiments.grading.grader import GRADERS, get_grader
+from tsi.experiments.grading.pool import GradingPool
 from tsi.experiments.places import Place, join_place, parse_place
 from tsi.experiments.scaling.regrade import Grading, Regraded, regrade
 from tsi.experiments.scaling.rows import Pair
 from tsi.experiments.tasks import get_task
-from tsi.experiments.tasks.grading import GradingWorker
-from tsi.experiments.tasks.task import Task
+from tsi.experiments.tasks.gym import PREFIX
+from tsi.experiments.worlds.answer_grading import task_grading
 
 
 def regrade_run(run: str, grader: str | None = None) -> str:
@@ -18,7 +18,8 @@ def regrade_run(run: str, grader: str | None = None) -> str:
 
     Args:
         run: folder of the run, or its file of rows.
-        grader: "module:function", in place of the tasks' own graders.
+        grader: name of a grader or "module:function", in place of the recorded one. A
+            named grader also finds the answers in the texts.
 
     Raises:
         TsiError: see `tsi.experiments.scaling.regrade.regrade`; or there is no such
@@ -28,17 +29,16 @@ def regrade_run(run: str, grader: str | None = None) -> str:
     if not run.endswith(".jsonl"):
         place = join_place(place, "rows.jsonl")
     if grader is None:
-        return describe(place, regrade(place, _own_grading))
-    if ":" not in grader:
-        raise ConfigurationError(
-            f"The grader {grader!r} must be given as module:function."
-        )
-    with GradingWorker(grader) as worker:
+        return describe(place, regrade(place, _recorded_grading()))
+    chosen, recorded = _named_grading(grader), _recorded_grading()
 
-        def grade(pairs: Sequence[Pair]) -> list[bool]:
-            return [worker.grade(*pair).correct for pair in pairs]
+    def grading_of(settings: Mapping[str, Any]) -> Grading:
+        extract = chosen.extract
+        if grader not in GRADERS:
+            extract = recorded(settings).extract
+        return Grading(extract, chosen.grade, grader)
 
-        return describe(place, regrade(place, _grading_by(grade, grader)))
+    return describe(place, regrade(place, grading_of))
 
 
 def describe(place: Place, regraded: Regraded) -> str:
@@ -52,26 +52,38 @@ def describe(place: Place, regraded: Regraded) -> str:
     )
 
 
-def _own_grading(settings: Mapping[str, Any]) -> Grading:
-    return _grading_of_task(_task_of(settings))
+def _recorded_grading() -> Callable[[Mapping[str, Any]], Grading]:
+    """From the settings of rows to the grading with which they were made."""
+    known: dict[tuple[str, str | None], Grading] = {}
 
-
-@functools.cache
-def _grading_of_task(task: Task) -> Grading:
-    def grade(pairs: Sequence[Pair]) -> list[bool]:
-        return [task.is_correct(problem, answer) for problem, answer in pairs]
-
-    return Grading(task.extract, grade)
-
-
-def _grading_by(
-    grade: Callable[[Sequence[Pair]], Sequence[bool]], name: str
-) -> Callable[[Mapping[str, Any]], Grading]:
     def grading_of(settings: Mapping[str, Any]) -> Grading:
-        return Grading(_task_of(settings).extract, grade, name)
+        name, grader = str(settings.get("task")), settings.get("grader")
+        if (name, grader) not in known:
+            # A task of a file or a benchmark is its grader; others extract themselves.
+            is_listed = grader is not None and not name.startswith(PREFIX)
+            known[name, grader] = (
+                _named_grading(str(grader)) if is_listed else _grading_of_task(name)
+            )
+        return known[name, grader]
 
     return grading_of
 
 
-def _task_of(settings: Mapping[str, Any]) -> Task:
-    return get_task(str(settings.get("task")))
+def _named_grading(name: str) -> Grading:
+    grader = get_grader(name)
+    pool = GradingPool(grader)
+
+    def grade(pairs: Sequence[Pair]) -> list[bool]:
+        return [grade.correct for grade in pool.grade(pairs)]
+
+    return Grading(grader.extract, grade)
+
+
+def _grading_of_task(name: str) -> Grading:
+    task = get_task(name)
+    grade_answers = task_grading(task)
+
+    def grade(pairs: Sequence[Pair]) -> list[bool]:
+        return [grade.correct for grade in grade_answers(pairs)]
+
+    return Grading(task.extract, grade)

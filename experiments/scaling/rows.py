@@ -52,7 +52,7 @@ def rows_of(
 
 def grade(world: World, pairs: Sequence[Pair]) -> list[bool]:
     """Whether each answer is right."""
-    return [world.is_correct(problem, answer) for problem, answer in pairs]
+    return [grade.correct for grade in world.grade(pairs)]
 
 
 def answers_of(result: Result) -> list[str]:
