@@ -123,7 +123,7 @@ def record_of(
         "complete": _complete(batch, result, extract, max_steps).tolist(),
         "log_evidence": _as_number(result.log_evidence),
         "selected": result.selected,
-        "probability": float(result.answer_posterior.get(result.selected or "", 0)),
+        "probability": float(result.answer_posterior.get(result.selected or "", 0.0)),
         "unanswered": float(result.unanswered),
     }
     if problem.data:

@@ -108,7 +108,7 @@ def outcome(
         **graded_fields(
             result.answers,
             result.selected,
-            result.answer_posterior.get(result.selected or "", 0),
+            result.answer_posterior.get(result.selected or "", 0.0),
             result.unanswered,
             is_right,
         ),
