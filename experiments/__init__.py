@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from tsi.public_names import lazy_names
 
 if TYPE_CHECKING:
+    from tsi.experiments.experiment import Experiment
+    from tsi.experiments.model_options import ModelOptions
     from tsi.experiments.places import join_place, parse_place
+    from tsi.experiments.problem_options import ProblemOptions
     from tsi.experiments.scaling.distributed import join_processes
     from tsi.experiments.scaling.methods import METHODS
     from tsi.experiments.scaling.plan import Plan, make_plan
@@ -30,6 +33,9 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "tsi.experiments.experiment": ("Experiment",),
+            "tsi.experiments.model_options": ("ModelOptions",),
+            "tsi.experiments.problem_options": ("ProblemOptions",),
             "tsi.experiments.places": ("join_place", "parse_place"),
             "tsi.experiments.scaling.distributed": ("join_processes",),
             "tsi.experiments.scaling.methods": ("METHODS",),
@@ -53,8 +59,11 @@ else:
 __all__ = [
     "METHODS",
     "TASKS",
+    "Experiment",
     "GeneratedTask",
+    "ModelOptions",
     "Plan",
+    "ProblemOptions",
     "PromptFormat",
     "StepEnds",
     "Task",

@@ -100,7 +100,9 @@ def scale(
         group_of(distributed, coordinator, num_processes, process_id) as group,
     ):
         task = choose_task(problems)
-        world = options.world(task, num_problems, shapes_only=dry.dry_run)
+        world = options.world(
+            task, num_problems, shapes_only=dry.dry_run, split=problems.split
+        )
         _print_notes(world.notes if group.is_first else ())
         forecast = _forecast_share(plan, world, path, group, continue_anyway, dry)
         if dry.dry_run:
@@ -259,7 +261,7 @@ def profile(
         return _print_cost(task, options, dry, method, budget, num_problems)
     if trace is not None:
         check_writable(trace / "trace")
-    world = options.world(task, num_problems)
+    world = options.world(task, num_problems, split=problems.split)
     _print_notes(world.notes)
     report = profile_run(world, method, budget, seed, trace)
     print(f"{entry.label}, N = {budget}, {num_problems} problems, seed {seed}\n")
@@ -407,11 +409,67 @@ def check(
     return 0 if report.passed else 1
 
 
+def run(
+    file: Positional[Path],
+    out: Path | None = None,
+    progress: bool = True,
+    dry: Dry = DryRun(),  # noqa: B008
+) -> int:
+    """Run the experiments of a Python file, which defines EXPERIMENTS; can be resumed.
+
+    Args:
+        file: see the module tsi.experiments.experiment.
+        out: folder for a folder per experiment, a table that compares them and a copy
+            of the file (default: results/NAME).
+        progress: show progress bars with the time left.
+        dry: estimate the costs and run nothing.
+    """
+    from tsi.experiments.experiment import read_experiments, run_experiments
+
+    experiments = read_experiments(file)
+    folder = out or Path("results") / file.stem
+    return run_experiments(
+        experiments, folder, scale, dry=dry, progress=progress, record=file
+    )
+
+
+def reproduce(
+    name: Positional[str] = "list",
+    small: bool = False,
+    out: Path | None = None,
+    progress: bool = True,
+    dry: Dry = DryRun(),  # noqa: B008
+) -> int:
+    """Test a published claim: `tsi reproduce list` names them; can be resumed.
+
+    Args:
+        name: of the claim.
+        small: with embedded models, in minutes on two cores.
+        out: folder (default: results/reproductions/NAME, or NAME-small).
+        progress: show progress bars with the time left.
+        dry: estimate the costs and run nothing.
+    """
+    from tsi.experiments.experiment import run_experiments
+    from tsi.experiments.reproductions import NAMES, get_reproduction
+
+    if name == "list":
+        for known in NAMES:
+            print(f"{known:22} {get_reproduction(known).claim.splitlines()[0]}")
+        return 0
+    found = get_reproduction(name)
+    print(found.claim)
+    folder = out or Path("results/reproductions") / f"{name}{'-small' * small}"
+    experiments = found.small if small else found.full
+    return run_experiments(experiments, folder, scale, dry=dry, progress=progress)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "scale": scale,
     "regrade": regrade,
     "report": report,
     "solve": solve,
+    "run": run,
+    "reproduce": reproduce,
     "profile": profile,
     "models": models,
     "paper": paper,

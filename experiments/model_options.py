@@ -8,7 +8,7 @@ import tyro
 from tsi.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tsi.experiments.tasks.task import Task
+    from tsi.experiments.tasks.task import Split, Task
     from tsi.experiments.worlds.world import World
     from tsi.problem import Problem
 
@@ -113,6 +113,7 @@ class ModelOptions(NamedTuple):
         problems: "int | Sequence[Problem] | None",
         *,
         shapes_only: bool = False,
+        split: "Split" = "test",
     ) -> "World":
         """Load the models and return the world of the task.
 
@@ -120,6 +121,7 @@ class ModelOptions(NamedTuple):
             task: from :func:`tsi.experiments.worlds.chosen_task.choose_task`.
             problems: number of test problems, the problems themselves, or None for all.
             shapes_only: do not load the weights.
+            split: of the problems.
 
         Raises:
             TsiError: see :func:`tsi.experiments.worlds.embedded_world.embedded_world`.
@@ -155,6 +157,7 @@ class ModelOptions(NamedTuple):
             model_parallel=self.model_parallel,
             template_switches=parse_switches(self.template_switch),
             shapes_only=shapes_only,
+            split=split,
         )
 
 

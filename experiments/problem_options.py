@@ -1,7 +1,7 @@
 """Command-line options for problems: a task by name, a file, or any question."""
 
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -12,11 +12,13 @@ class ProblemOptions(NamedTuple):
     r"""Problems, how they are asked, and how answers are graded.
 
     Attributes:
-        task: chain or countdown, for which the package has models; gym:NAME or
-            gym:NAME,SETTING=VALUE, a generator of reasoning-gym; champ; math500,
-            aime24, aime25, gsm8k, numglue2, financebench or gpqa, which are fetched.
+        task: chain, countdown, chain_long or countdown_four, for which the package has
+            models; gym:NAME or gym:NAME,SETTING=VALUE, a generator of reasoning-gym;
+            champ; math500, aime24, aime25, gsm8k, numglue2, financebench or gpqa, which
+            are fetched.
         problems: a file of one's own instead: .jsonl, .json, .csv or .parquet, with a
             column question and a column answer.
+        split: of a generated task; choose parameters on validation problems.
         question_column: name of the column of questions in that file.
         answer_column: name of the column of answers.
         id_column: name of the column of ids; rows are numbered if there is none.
@@ -34,6 +36,7 @@ class ProblemOptions(NamedTuple):
 
     task: str | None = None
     problems: Path | None = None
+    split: Literal["test", "validation", "train"] = "test"
     question_column: str = "question"
     answer_column: str = "answer"
     id_column: str = "id"

@@ -44,6 +44,8 @@ ROOMS: dict[str, list[str]] = {
         "training",
         "proofs",
         "benchmarks",
+        "model_options experiment",
+        "reproductions",
         "*",
     ],
 }
@@ -61,7 +63,7 @@ What they name for type checkers is no arrow; the rest of them is, as anywhere.
 
 LAZY = {
     # `tsi --help` answers at once; a command imports what it needs.
-    "tsi.experiments.cli": 26,
+    "tsi.experiments.cli": 29,
     "tsi.experiments.model_options": 4,
     # The process that works within limits starts in a third of a second.
     "tsi.models.loading.untrusted_worker": 2,

@@ -41,7 +41,8 @@ NAMES = {
         Verifier
     """,
     experiments: """
-        GeneratedTask METHODS Plan PromptFormat StepEnds TASKS Task World embedded_world
+        Experiment GeneratedTask METHODS ModelOptions Plan ProblemOptions PromptFormat
+        StepEnds TASKS Task World embedded_world
         get_task join_place join_processes make_plan parse_place read_rows run_plan
         task_limits task_world write_report
     """,

@@ -1,16 +1,17 @@
 """Tasks by name: generated, of packages, and published ones that are fetched.
 
 chain, countdown, chain_sum   generated here, with exact verifiers of prefixes
+chain_long, countdown_four    the hard problems of two of them
 gym:NAME[,SETTING=VALUE...]   a generator of reasoning-gym
 champ                         competition problems, from a package
 math500, aime24, aime25, gsm8k, numglue2, financebench, gpqa   published
 """
 
 from tsi.errors import UnknownNameError
-from tsi.experiments.tasks.chain import CHAIN
+from tsi.experiments.tasks.chain import CHAIN, CHAIN_LONG
 from tsi.experiments.tasks.chain_sum import CHAIN_SUM
 from tsi.experiments.tasks.champ import champ_task
-from tsi.experiments.tasks.countdown import COUNTDOWN
+from tsi.experiments.tasks.countdown import COUNTDOWN, COUNTDOWN_FOUR
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.gym import PREFIX, gym_task
 from tsi.experiments.tasks.prompts import PromptFormat
@@ -28,7 +29,10 @@ __all__ = [
     "task_names",
 ]
 
-TASKS: dict[str, Task] = {task.name: task for task in (CHAIN, COUNTDOWN, CHAIN_SUM)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (CHAIN, CHAIN_LONG, COUNTDOWN, COUNTDOWN_FOUR, CHAIN_SUM)
+}
 """Tasks by name; add one's own to use it on the command line of one's own script."""
 
 

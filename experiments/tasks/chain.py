@@ -11,6 +11,7 @@ answer wrong, except for rare errors that a later factor cancels modulo 100, so 
 accuracy of a sample falls with the length of the chain.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
@@ -57,10 +58,12 @@ def problem(prompt: str) -> Problem:
     return Problem(0, text + ":", str(value), data)
 
 
-def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
+def draws(
+    rng: np.random.Generator, min_steps: int = MIN_STEPS
+) -> Iterator[tuple[str, Problem]]:
     """An infinite stream of problems; the chain itself is a problem's identity."""
     while True:
-        num_steps = rng.integers(MIN_STEPS, MAX_STEPS + 1)
+        num_steps = rng.integers(min_steps, MAX_STEPS + 1)
         digits = rng.integers(1, 10, num_steps + 1)
         signs = rng.integers(0, 3, num_steps)
         chain = str(digits[0]) + "".join(
@@ -75,6 +78,14 @@ def problems(
 ) -> list[Problem]:
     """Distinct problems of a split; a shorter list is a prefix of a longer one."""
     return distinct_problems(draws(np.random.default_rng(seed)), split, count)
+
+
+def long_problems(
+    split: Split, count: int | None, seed: int | Sequence[int]
+) -> list[Problem]:
+    """Distinct problems of the longest chains, which samples seldom get right."""
+    rng = np.random.default_rng(seed)
+    return distinct_problems(draws(rng, MAX_STEPS), split, count)
 
 
 def solution(problem: Problem, rng: np.random.Generator) -> str:
@@ -146,4 +157,8 @@ CHAIN = GeneratedTask(
     max_tokens=None,
     delimiters=(DELIMITER,),
     rules=RULES,
+)
+
+CHAIN_LONG = dataclasses.replace(
+    CHAIN, name="chain_long", problems=long_problems, models="chain"
 )

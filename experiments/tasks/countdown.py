@@ -19,6 +19,7 @@ expressions are right, and a text that only repeats the target has no answer.
 """
 
 import ast
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from tsi.experiments.tasks.task import Split
 from tsi.problem import Problem
 
 MAX_GIVEN, MAX_NUMBER, MIN_TARGET = 20, 99, 10
-MAX_COUNT = 4
+MIN_COUNT, MAX_COUNT = 3, 4
 NUMBER = r"(?:0|[1-9]\d?)"
 PROMPT = re.compile(rf"({NUMBER}(?:,{NUMBER})*)>({NUMBER}):?")
 LINE = re.compile(rf"({NUMBER})([-+*])({NUMBER})=({NUMBER}(?:,{NUMBER})*)")
@@ -83,14 +84,16 @@ def is_solvable(numbers: Numbers, target: int) -> bool:
     return bool(reachable_targets(tuple(sorted(numbers))) >> target & 1)
 
 
-def draws(rng: np.random.Generator) -> Iterator[tuple[str, Problem]]:
+def draws(
+    rng: np.random.Generator, min_count: int = MIN_COUNT
+) -> Iterator[tuple[str, Problem]]:
     """An infinite stream of solvable problems; the identity ignores their order.
 
     The target is the result of random moves, so targets with more solutions are more
     frequent.
     """
     while True:
-        count = rng.integers(3, MAX_COUNT + 1)
+        count = rng.integers(min_count, MAX_COUNT + 1)
         given = tuple(map(int, rng.integers(1, MAX_GIVEN + 1, count)))
         numbers = given
         while len(numbers) > 1:
@@ -110,10 +113,12 @@ def problem(prompt: str) -> Problem:
     """Parse a problem such as ``"3,5,7,2>24"``; the final colon is optional."""
     match = PROMPT.fullmatch(prompt.replace(" ", ""))
     numbers = tuple(map(int, match[1].split(","))) if match else ()
-    if not match or not 3 <= len(numbers) <= MAX_COUNT or max(numbers) > MAX_GIVEN:
+    counts = range(MIN_COUNT, MAX_COUNT + 1)
+    if not match or len(numbers) not in counts or max(numbers) > MAX_GIVEN:
         raise ConfigurationError(
-            f"{prompt!r} is not a countdown problem: write 3 to {MAX_COUNT} numbers of "
-            f"at most {MAX_GIVEN} and a target below 100, such as '3,5,7,2>24'."
+            f"{prompt!r} is not a countdown problem: write {MIN_COUNT} to {MAX_COUNT} "
+            f"numbers of at most {MAX_GIVEN} and a target below 100, such as "
+            "'3,5,7,2>24'."
         )
     return make_problem(numbers, int(match[2]))
 
@@ -123,6 +128,14 @@ def problems(
 ) -> list[Problem]:
     """Distinct solvable problems; a shorter list is a prefix of a longer one."""
     return distinct_problems(draws(np.random.default_rng(seed)), split, count)
+
+
+def problems_of_four(
+    split: Split, count: int | None, seed: int | Sequence[int]
+) -> list[Problem]:
+    """Distinct solvable problems of four numbers, most of whose moves lead nowhere."""
+    rng = np.random.default_rng(seed)
+    return distinct_problems(draws(rng, MAX_COUNT), split, count)
 
 
 def solution(problem: Problem, rng: np.random.Generator) -> str:
@@ -251,4 +264,8 @@ COUNTDOWN = GeneratedTask(
     max_tokens=None,
     delimiters=(DELIMITER,),
     rules=RULES,
+)
+
+COUNTDOWN_FOUR = dataclasses.replace(
+    COUNTDOWN, name="countdown_four", problems=problems_of_four, models="countdown"
 )

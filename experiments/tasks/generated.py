@@ -37,6 +37,8 @@ class GeneratedTask(Task):
         solution: ``(problem, rng) -> str``, a right solution.
         is_on_track: ``(problem, prefix) -> bool``, whether a prefix (complete steps, or
             a finished text) can still lead to a right answer.
+        models: name of the task whose trained models solve this one too; empty for its
+            own name.
         rules: tells a model that was not trained on the task what to do.
     """
 
@@ -46,6 +48,17 @@ class GeneratedTask(Task):
     solution: Callable[[Problem, np.random.Generator], str]
     is_on_track: Callable[[Problem, str], bool]
     rules: str = ""
+    models: str = ""
+
+    @property
+    def own_policy(self) -> str:
+        """The name of the policy that was trained on the task, if there is one."""
+        return f"{self.models or self.name}-policy"
+
+    @property
+    def own_reward(self) -> str:
+        """The name of its reward model."""
+        return f"{self.models or self.name}-reward"
 
     @property
     def delimiter(self) -> str:

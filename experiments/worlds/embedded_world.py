@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tsi.decoding.truncation import Truncation
 from tsi.engine.sizing.memory import free_bytes
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks import Task, get_task
+from tsi.experiments.tasks import Split, Task, get_task
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.worlds.answer_grading import task_grading
@@ -56,6 +56,7 @@ def embedded_world(
     model_parallel: int = 1,
     template_switches: Mapping[str, Any] = MappingProxyType({}),
     shapes_only: bool = False,
+    split: Split = "test",
 ) -> World:
     """A task with its embedded models, or with others.
 
@@ -89,6 +90,8 @@ def embedded_world(
             as ``enable_thinking``.
         shapes_only: do not load the weights; such a world can be planned with, and not
             be run.
+        split: of the problems; choices are made on validation problems, so that test
+            problems remain untouched.
 
     Raises:
         UnknownNameError: there is no such task, model or kind of reward.
@@ -101,7 +104,10 @@ def embedded_world(
         PromptTooLongError: a prompt is longer than the models' context.
     """
     task = get_task(task) if isinstance(task, str) else task
-    if policy is None and not has_own_models(task):
+    own_policy = own_reward = ""
+    if isinstance(task, GeneratedTask):
+        own_policy, own_reward = task.own_policy, task.own_reward
+    if policy is None and own_policy not in MODELS:
         raise ConfigurationError(
             f"The task {task.name} has no models of its own; name a policy with "
             "--policy: a hub id, a folder or a GGUF file, or one that `tsi models` "
@@ -110,7 +116,7 @@ def embedded_world(
     if isinstance(problems, int):
         check_problem_count(problems)
     if problems is None or isinstance(problems, int):
-        problems = task.problems("test", problems, PROBLEM_SEED)
+        problems = task.problems(split, problems, PROBLEM_SEED)
     if not problems:
         raise ConfigurationError(f"The task {task.name} was given no problems.")
     reward_name = None if reward is None else parse_reward(reward, aggregation)
@@ -122,7 +128,7 @@ def embedded_world(
         "shapes_only": shapes_only,
     }
     loaded_policy = load_policy(
-        policy or f"{task.name}-policy",
+        policy or own_policy,
         temperature=temperature,
         truncation=truncation,
         repetition_penalty=repetition_penalty,
@@ -133,8 +139,8 @@ def embedded_world(
     tokenizer = loaded_policy.tokenizer
     is_trained = is_trained_on(task, tokenizer)
     if reward_name is None:
-        default_reward = f"{task.name}-reward" if is_trained else "judge"
-        reward_name = parse_reward(default_reward, aggregation)
+        is_own = isinstance(task, GeneratedTask) and is_trained
+        reward_name = parse_reward(own_reward if is_own else "judge", aggregation)
     limits = task_limits(task, 0 if is_trained else STEP_SLACK)
     checks = {}
     if reward_name.kind == "verifier":
@@ -166,6 +172,8 @@ def embedded_world(
         "aggregation": reward_name.aggregation,
         "dtype": dtype,
     }
+    if split != "test":
+        settings["split"] = split
     if weights is not None:
         settings["weights"] = weights
     if template_switches:
@@ -182,11 +190,6 @@ def embedded_world(
         mesh=mesh,
         settings=settings,
     )
-
-
-def has_own_models(task: Task) -> bool:
-    """Whether this package has a policy that was trained on the task."""
-    return f"{task.name}-policy" in MODELS
 
 
 def prompt_room(

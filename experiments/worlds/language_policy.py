@@ -81,7 +81,9 @@ def is_trained_on(task: Task, tokenizer: Tokenizer) -> bool:
     Raises:
         CheckpointError: the task's own models are missing.
     """
-    own = f"{task.name}-reward"
+    if not isinstance(task, GeneratedTask):
+        return False
+    own = task.own_reward
     return own in MODELS and same_tokens(tokenizer, load_tokenizer(resolve(own)))
 
 

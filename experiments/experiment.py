@@ -1,0 +1,185 @@
+"""Experiments as Python values, and files of them: one file is the record of a study.
+
+A file defines ``EXPERIMENTS``, a sequence of `Experiment`; each is one call of
+``tsi scale``. So several policies, rewards, temperatures and tasks stand in one plan:
+
+    from tsi.experiments import Experiment, ModelOptions, ProblemOptions
+
+    EXPERIMENTS = [
+        Experiment(
+            f"t{temperature}",
+            ProblemOptions("countdown"),
+            ModelOptions(temperature=temperature),
+            methods=("particle_filter", "rebase"),
+            budgets=(4, 16),
+        )
+        for temperature in (0.4, 1.0)
+    ]
+
+``tsi run FILE`` runs them one after the other, each in its own folder, and can be
+resumed. It copies the file beside the rows and writes a table that compares them.
+"""
+
+import math
+import runpy
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tsi.errors import ConfigurationError, ResultsError, TsiError
+from tsi.experiments.model_options import DryRun, ModelOptions
+from tsi.experiments.problem_options import ProblemOptions
+from tsi.experiments.scaling.curves import Curves, curves_of
+from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.scaling.report import markdown, percent
+from tsi.experiments.scaling.results import read_rows
+from tsi.models.files import describe_error, write_text
+
+TABLE = "comparison.md"
+
+
+class Experiment(NamedTuple):
+    """One call of ``tsi scale``.
+
+    Attributes:
+        name: of its folder; unique within a study.
+        problems: a task or a file, prompt and grader.
+        models: policy, reward and how they are used.
+        methods: names of methods.
+        budgets: rollouts N.
+        num_problems: None for the usual number.
+        seeds: how many times each problem is run.
+    """
+
+    name: str
+    problems: ProblemOptions = ProblemOptions()
+    models: ModelOptions = ModelOptions()
+    methods: tuple[str, ...] = ("standard",)
+    budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    num_problems: int | None = None
+    seeds: int = 1
+
+
+def read_experiments(path: Path) -> list[Experiment]:
+    """The experiments of a Python file, which is run.
+
+    Raises:
+        ConfigurationError: the file cannot be run, or does not define EXPERIMENTS.
+    """
+    try:
+        found = runpy.run_path(str(path)).get("EXPERIMENTS")
+    except OSError as error:
+        raise ConfigurationError(describe_error(error, path)) from error
+    except TsiError:
+        raise
+    except Exception as error:  # whatever a user's file raises
+        raise ConfigurationError(
+            f"{path} could not be run: {type(error).__name__}: {error}."
+        ) from error
+    is_sequence = isinstance(found, Sequence) and not isinstance(found, str)
+    if not is_sequence or not all(isinstance(x, Experiment) for x in found or [None]):
+        raise ConfigurationError(
+            f"{path} does not define EXPERIMENTS, a list of "
+            "tsi.experiments.Experiment; see `tsi run --help`."
+        )
+    return check_experiments(list(found or []))
+
+
+def check_experiments(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """The experiments, unless their names cannot be folders.
+
+    Raises:
+        ConfigurationError: a name is empty, has a slash or occurs twice.
+    """
+    names = [experiment.name for experiment in experiments]
+    for name in names:
+        if not name or name in (".", "..") or "/" in name or names.count(name) > 1:
+            raise ConfigurationError(
+                f"The name {name!r} of an experiment is empty, has a slash or occurs "
+                "twice; it is the name of the experiment's folder."
+            )
+    return list(experiments)
+
+
+def run_experiments(
+    experiments: Sequence[Experiment],
+    folder: Path,
+    scale: Callable[..., int],
+    *,
+    dry: DryRun = DryRun(),  # noqa: B008
+    progress: bool = True,
+    record: Path | None = None,
+) -> int:
+    """Run experiments one after the other, and compare them.
+
+    Args:
+        experiments: of a study.
+        folder: for a folder per experiment and the comparison.
+        scale: the command `tsi scale`.
+        dry: estimate the costs and run nothing.
+        progress: show progress bars.
+        record: a file to copy into the folder.
+
+    Returns:
+        The first exit code that is not 0, or 0.
+
+    Raises:
+        TsiError: an experiment is refused or fails.
+    """
+    if record is not None and not dry.dry_run:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(record, folder / record.name)
+    code = 0
+    for experiment in experiments:
+        print(f"\n== {experiment.name}\n")
+        code = code or scale(
+            experiment.problems,
+            experiment.models,
+            methods=experiment.methods,
+            budgets=experiment.budgets,
+            num_problems=experiment.num_problems,
+            seeds=experiment.seeds,
+            out=str(folder / experiment.name),
+            dry=dry,
+            progress=progress,
+        )
+    if not dry.dry_run:
+        table = comparison_table(read_curves(experiments, folder))
+        write_text(folder / TABLE, f"{table}\n")
+        print(f"\n{table}\n\nWritten: {folder / TABLE}")
+    return code
+
+
+def read_curves(experiments: Sequence[Experiment], folder: Path) -> dict[str, Curves]:
+    """The curves of each experiment, by its name.
+
+    Raises:
+        ResultsError: an experiment has not been run.
+    """
+    curves = {}
+    for experiment in experiments:
+        path = folder / experiment.name / "rows.jsonl"
+        if not path.exists():
+            raise ResultsError(f"There is no {path}; run the experiment first.")
+        curves[experiment.name] = curves_of(read_rows(path))
+    return curves
+
+
+def comparison_table(studies: dict[str, Curves]) -> str:
+    """Accuracy ± standard error in percent, by experiment, method and budget.
+
+    Costs are the mean tokens per problem at the largest budget, of both models.
+    """
+    budgets = sorted(
+        {n for curves in studies.values() for curve in curves.values() for n in curve}
+    )
+    lines = [["experiment", "method", *[f"N = {n}" for n in budgets], "tokens"]]
+    for name, curves in studies.items():
+        for method, curve in curves.items():
+            cells = [percent(curve[n]) if n in curve else "" for n in budgets]
+            last = curve[max(curve)]
+            tokens = last.generated_tokens + last.reward_tokens
+            cost = f"{tokens:,.0f}" if math.isfinite(tokens) else "-"
+            lines.append([name, get_method(method).label, *cells, cost])
+    return markdown(lines)

@@ -1,0 +1,62 @@
+"""Reproductions of published claims, one file per claim.
+
+A module's docstring has the claim, its source, the expected numbers, the cost and the
+command. ``FULL`` are the experiments of the claim on the published models. ``SMALL``
+asks the same question of the models of this package, in minutes on two cores. The
+answers may differ: the small models are not those of the claim.
+"""
+
+import importlib
+from typing import NamedTuple
+
+from tsi.errors import UnknownNameError
+from tsi.experiments.experiment import Experiment, check_experiments
+
+NAMES = (
+    "main_figure",
+    "headline",
+    "reward_choice",
+    "aggregation",
+    "policy_temperature",
+    "particle_gibbs",
+    "parallel_chains",
+    "weights",
+    "overconfident_reward",
+    "difficulty",
+    "tuned_temperature",
+    "self_certainty",
+    "power_sampling",
+)
+
+
+class Reproduction(NamedTuple):
+    """A claim and its experiments.
+
+    Attributes:
+        name: of the module.
+        claim: its docstring.
+        full: experiments on the published models.
+        small: experiments on embedded models.
+    """
+
+    name: str
+    claim: str
+    full: list[Experiment]
+    small: list[Experiment]
+
+
+def get_reproduction(name: str) -> Reproduction:
+    """The reproduction of that name.
+
+    Raises:
+        UnknownNameError: there is none; the message lists the known ones.
+    """
+    if name not in NAMES:
+        raise UnknownNameError("reproduction", name, NAMES)
+    module = importlib.import_module(f"{__name__}.{name}")
+    return Reproduction(
+        name,
+        (module.__doc__ or "").strip(),
+        check_experiments(module.FULL),
+        check_experiments(module.SMALL),
+    )

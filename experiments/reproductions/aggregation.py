@@ -1,0 +1,21 @@
+"""Reading the whole prefix as one step is the best way to aggregate step scores.
+
+Source: Puri et al. 2025, arXiv 2502.01618, figure 5: aggregation by the model is ahead
+of last, min and product for the particle filter with Llama-3.2-1B-Instruct.
+Small: last, min, product and mean of the embedded reward model's scores, which has no
+aggregation by the model.
+Cost: 4 x 500 problems x 255 rollouts; small: 4 minutes on 2 cores.
+Command: tsi reproduce aggregation [--small]
+"""
+
+from tsi.experiments.reproductions.published_models import embedded, published
+
+METHODS = ("particle_filter", "smc")
+FULL = [
+    published(name, aggregation=name, methods=METHODS)
+    for name in ("model", "last", "min", "product")
+]
+SMALL = [
+    embedded(name, aggregation=name, methods=METHODS)
+    for name in ("last", "min", "product", "mean")
+]

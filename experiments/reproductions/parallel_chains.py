@@ -1,0 +1,24 @@
+"""Parallel chains with a temperature ladder improve on one chain of the same cost.
+
+Source: Puri et al. 2025, arXiv 2502.01618, figure 8, whose runs had independent chains
+without swaps. Here: parallel tempering with exact swaps, as printed, islands with
+exchange, particle Gibbs, PIMH, and SMC with all rollouts at once.
+Cost: 500 problems x 6 methods; small: 5 minutes on 2 cores.
+Command: tsi reproduce parallel_chains [--small]
+"""
+
+from tsi.experiments.reproductions.published_models import embedded, published
+
+METHODS = (
+    "smc",
+    "island_exchange",
+    "particle_gibbs",
+    "pimh",
+    "parallel_tempering",
+    "parallel_tempering_printed",
+)
+FULL = [published("llama-1b", methods=METHODS, budgets=(8, 16, 32, 64, 128))]
+SMALL = [
+    embedded(task, task, methods=METHODS, budgets=(8, 16, 32))
+    for task in ("chain", "countdown")
+]

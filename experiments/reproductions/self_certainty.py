@@ -1,0 +1,21 @@
+"""A policy's own confidence can take the place of a reward model.
+
+Source: Kang et al. 2025, arXiv 2502.18581 (self-certainty); Fu et al. 2025, arXiv
+2508.15260 (confidence of the last tokens). No reward model is read.
+Expected: between self-consistency and best-of-N with a reward model.
+Cost: 4 x 500 problems; small: 4 minutes on 2 cores.
+Command: tsi reproduce self_certainty [--small]
+"""
+
+from tsi.experiments.reproductions.published_models import embedded, published
+
+METHODS = ("self_consistency", "best_of_n", "weighted_best_of_n", "smc")
+REWARDS = ("mean-log-prob", "self-certainty", "tail-entropy", "token-confidence")
+FULL = [
+    published(name, reward=name, aggregation="last", methods=METHODS)
+    for name in REWARDS
+]
+SMALL = [
+    *[embedded(name, reward=name, methods=METHODS) for name in REWARDS],
+    embedded("reward-model", methods=METHODS),
+]

@@ -1,0 +1,155 @@
+"""Files of experiments, their comparison, and the reproductions of claims."""
+
+import json
+
+import pytest
+
+from tsi.errors import ConfigurationError, ResultsError, UnknownNameError
+from tsi.experiments.cli import main
+from tsi.experiments.experiment import (
+    Experiment,
+    check_experiments,
+    read_curves,
+    read_experiments,
+    run_experiments,
+)
+from tsi.experiments.model_options import DryRun, ModelOptions
+from tsi.experiments.problem_options import ProblemOptions
+from tsi.experiments.reproductions import NAMES, get_reproduction
+from tsi.experiments.scaling.methods import get_methods
+from tsi.experiments.tasks import TASKS
+from tsi.experiments.worlds.chosen_task import choose_task
+from tsi.loading.named_reward import parse_reward
+
+STUDY = """
+from tsi.experiments import Experiment, ModelOptions, ProblemOptions
+
+EXPERIMENTS = [
+    Experiment(
+        f"t{temperature}",
+        ProblemOptions("chain"),
+        ModelOptions(temperature=temperature, reward="none"),
+        methods=("self_consistency",),
+        budgets=(1, 2),
+        num_problems=2,
+    )
+    for temperature in (0.5, 1.0)
+]
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.py"
+    path.write_text(STUDY)
+    return path
+
+
+def test_a_file_of_experiments_is_run_compared_and_resumed(study, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["run", str(study), "--out", str(out), "--no-progress"]
+    assert main([*command, "--dry-run"]) == 0
+    assert not out.exists()
+    assert main(command) == 0
+    table = (out / "comparison.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = [line.split("|")[1:4] for line in table.splitlines()]
+    assert [cell.strip() for cell in lines[0]] == ["experiment", "method", "N = 1"]
+    assert [line[0].strip() for line in lines[2:]] == ["t0.5", "t1.0"]
+    assert (out / "study.py").read_text() == STUDY
+    rows = {name: (out / name / "rows.jsonl").read_bytes() for name in ("t0.5", "t1.0")}
+    assert main(command) == 0
+    for name, content in rows.items():
+        assert (out / name / "rows.jsonl").read_bytes() == content
+
+
+def test_every_field_reaches_the_command(tmp_path):
+    calls = []
+    experiment = Experiment(
+        "one",
+        ProblemOptions("countdown"),
+        ModelOptions(temperature=0.3),
+        ("smc",),
+        (4,),
+        7,
+        2,
+    )
+
+    def scale(problems, options, **others):
+        calls.append((problems, options, others))
+        return 3
+
+    code = run_experiments([experiment], tmp_path, scale, dry=DryRun(dry_run=True))
+    ((problems, options, others),) = calls
+    assert code == 3, "the command's exit code is handed on"
+    assert (problems, options) == (experiment.problems, experiment.models)
+    assert others["out"] == str(tmp_path / "one")
+    for name in ("methods", "budgets", "num_problems", "seeds"):
+        assert others[name] == getattr(experiment, name)
+    with pytest.raises(ResultsError, match=r"There is no .*one/rows\.jsonl"):
+        read_curves([experiment], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("x = 1", "does not define EXPERIMENTS"),
+        ("EXPERIMENTS = []", "does not define EXPERIMENTS"),
+        ("EXPERIMENTS = 'text'", "does not define EXPERIMENTS"),
+        ("EXPERIMENTS = [1]", "does not define EXPERIMENTS"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def (", "SyntaxError"),
+        (STUDY.replace('f"t{temperature}"', '"same"'), "'same' of an experiment"),
+        (STUDY.replace('f"t{temperature}"', '"../up"'), "'../up' of an experiment"),
+    ],
+)
+def test_a_file_without_experiments_is_a_sentence(tmp_path, source, sentence):
+    path = tmp_path / "study.py"
+    path.write_text(source)
+    with pytest.raises(ConfigurationError) as caught:
+        read_experiments(path)
+    assert sentence in str(caught.value)
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        read_experiments(tmp_path / "nowhere.py")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reproduction_names_what_exists(name):
+    found = get_reproduction(name)
+    for part in ("Source: ", "Cost: ", f"Command: tsi reproduce {name}"):
+        if name != "headline" or part != "Source: ":
+            assert part in found.claim
+    assert len(found.claim.splitlines()[0]) < 90
+    assert check_experiments(found.full)
+    for experiment in [*found.full, *found.small]:
+        assert get_methods(experiment.methods)
+        models = experiment.models
+        if models.reward is not None:
+            parse_reward(models.reward, models.aggregation)
+    for experiment in found.small:
+        assert experiment.problems.task in TASKS
+        assert experiment.models.policy is None
+        assert choose_task(experiment.problems).name == experiment.problems.task
+
+
+def test_an_unknown_reproduction_lists_the_known_ones(capsys):
+    with pytest.raises(UnknownNameError, match="main_figure"):
+        get_reproduction("figure_9")
+    assert main(["reproduce"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(NAMES)
+
+
+def test_validation_problems_are_no_test_problems(tmp_path):
+    prompts = {}
+    for split in ("test", "validation"):
+        command = ["scale", "--task", "chain_long", "--split", split, "--reward"]
+        command += ["none", "--methods", "self_consistency", "--budgets", "1"]
+        command += ["--num-problems", "3", "--no-progress"]
+        assert main([*command, "--out", str(tmp_path / split)]) == 0
+        lines = (tmp_path / split / "rows.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if "prompt" in row]
+        prompts[split] = {row["prompt"] for row in rows}
+        assert len(prompts[split]) == 3
+        assert all(len(prompt) == 16 for prompt in prompts[split])
+    assert prompts["test"].isdisjoint(prompts["validation"])
