@@ -33,6 +33,7 @@ def test_nothing_right_of_eight_is_not_certainly_zero():
     assert high == pytest.approx(0.324, abs=1e-3)
     assert accuracy_interval(np.ones((8, 1))).high == 1.0
     assert has_few(np.zeros((8, 1)))
+    assert has_few(np.ones((400, 1)))
 
 
 def test_one_standard_error_on_either_side_has_its_own_level():

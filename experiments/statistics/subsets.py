@@ -58,7 +58,7 @@ def best_of_subsets(
     Args:
         rewards: of each sample; -inf for one without an answer. NaN counts as 0, as in
             `tsi.results.answers.select`.
-        correct: whether each sample is right.
+        correct: whether each sample is right; False for one without an answer.
         sizes: n, each at most N.
 
     Raises:
@@ -68,7 +68,6 @@ def best_of_subsets(
     values, groups = np.unique(np.nan_to_num(rewards, nan=0.0), return_inverse=True)
     members = np.bincount(groups, minlength=values.size)
     shares = np.bincount(groups, np.asarray(correct, float)) / members
-    shares[np.isneginf(values)] = 0.0
     # Samples at or below each group, and below it.
     upto = np.cumsum(members)
     accuracies = []
