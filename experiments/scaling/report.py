@@ -122,12 +122,12 @@ def paired_text(comparisons: Sequence[Comparison]) -> str:
     count = len(comparisons)
     return (
         f"Paired differences at N = {', '.join(map(str, budgets))}, in points ± "
-        'standard error, on the\nsame problems. "only first" and "only second" count '
-        "runs in which one of the two\nalone is right. p: exact test that the two are "
-        "interchangeable on each problem (with\none seed McNemar's). Holm: p adjusted "
+        'standard error, on the same problems.\n"only first" and "only second" count '
+        "runs in which one of the two alone is right.\np: exact test that the two are "
+        "interchangeable on each problem (with one seed McNemar's).\nHolm: p adjusted "
         f"for the {count} comparison{'s' * (count > 1)} of this table. Last column: "
-        f"problems\nat which a difference of {100 * SOUGHT:.0f} points would be found "
-        "with probability 0.8 at level 0.05,\ngiven these discordant pairs."
+        f"problems at which a\ndifference of {100 * SOUGHT:.0f} points would be found "
+        "with probability 0.8 at level 0.05, given these\ndiscordant pairs."
     )
 
 
