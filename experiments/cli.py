@@ -140,7 +140,10 @@ def regrade(run: Positional[str], grader: str | None = None) -> int:
 
 
 def report(
-    runs: Positional[tuple[str, ...]], out: Path | None = None, tables: bool = False
+    runs: Positional[tuple[str, ...]],
+    out: Path | None = None,
+    tables: bool = False,
+    genealogies: int = 40,
 ) -> int:
     """Write finished runs as one HTML page, which needs no network to be read.
 
@@ -148,6 +151,8 @@ def report(
         runs: folders with a file rows.jsonl, as `tsi scale` writes them.
         out: the page (default: report.html in the first run's folder).
         tables: also write the tables and figures into each folder again.
+        genealogies: problems of each run whose genealogies are shown, if texts were
+            kept (with --keep all step by step), those on which methods disagree first.
     """
     from tsi.experiments.pages.report_runs import report_runs
     from tsi.experiments.places import parse_place
@@ -160,7 +165,7 @@ def report(
     if out is None:
         first = places[0]
         out = (first if isinstance(first, Path) else Path()) / "report.html"
-    print(report_runs(places, out, tables=tables))
+    print(report_runs(places, out, tables=tables, genealogies=genealogies))
     return 0
 
 

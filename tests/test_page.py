@@ -5,14 +5,19 @@ import json
 
 import numpy as np
 import pytest
+from fake_world import fake_world
 from headless_browser import Browser, chromium
 from test_report import RISING, Shares, rows_where
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
+from tsi.experiments.pages.kept_trees import trees_of
 from tsi.experiments.pages.page import as_script_data, write_page
 from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.pages.tree_data import OUTCOMES, tree_of
+from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.scaling.results import Cell
+from tsi.experiments.scaling.scale import run_plan
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
@@ -221,3 +226,35 @@ def test_the_command_writes_the_page_and_the_tables_from_rows_alone(tmp_path, ca
     page = (tmp_path / "report.html").read_text()
     assert page.rstrip().endswith("</html>")
     assert "{{" not in page.split('<main id="page">')[0]
+
+
+@pytest.mark.parametrize("keep", ["all", "solutions", "none"])
+def test_genealogies_come_from_what_was_kept(tmp_path, keep):
+    plan = make_plan(("smc", "self_consistency"), (2, 8), 1)
+    path = tmp_path / "rows.jsonl"
+    rows = run_plan(plan, fake_world(6), path, progress=False, keep=keep)
+    trees = trees_of(rows, path, 3)
+    if keep == "none":
+        assert trees == []
+        return
+    # Three problems, of each SMC's run and the pool of independent samples.
+    assert len(trees) == 6
+    chosen = {tree["problem"] for tree in trees}
+    differ = {
+        p
+        for p in range(6)
+        if len({rows[Cell(m, 8, 0, p)]["correct"] for m in plan.methods}) == 2
+    }
+    assert chosen <= differ or differ <= chosen
+    for tree in trees:
+        ends = [end for node in tree["nodes"] for end in node["ends"]]
+        assert len(ends) == 8
+        assert sum(end["weight"] for end in ends) == pytest.approx(1, abs=1e-4)
+        assert max(node["step"] for node in tree["nodes"]) == (
+            2 if keep == "all" else 0
+        )
+        row = rows[Cell("smc", 8, 0, tree["problem"])]
+        if tree["method"] == "smc":
+            assert tree["selected"] == row["selected"]
+            assert (tree["outcome"] == OUTCOMES["right"]) == row["correct"]
+    assert trees_of(rows, path, 0) == []

@@ -85,7 +85,7 @@ function problemView(run, i) {
   } else {
     made.append(element("p", { class: "note", text: run.trees.length
       ? "No genealogy of this problem is in this page."
-      : "Genealogies are shown if texts and ancestors are kept beside the rows." }));
+      : "Genealogies are shown if texts are kept beside the rows (tsi scale --keep all)." }));
   }
   made.append(answers);
   return made;

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tsi.experiments.pages.kept_trees import trees_of
 from tsi.experiments.pages.page import write_page
 from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.places import Place, join_place, local_folder
@@ -12,26 +13,30 @@ from tsi.experiments.scaling.write_report import run_title, write_files
 from tsi.models.files import check_writable
 
 
-def report_runs(folders: Sequence[Place], out: Path, *, tables: bool = False) -> str:
-    """Write the page of some runs, from their rows alone.
+def report_runs(
+    folders: Sequence[Place], out: Path, *, tables: bool = False, genealogies: int = 40
+) -> str:
+    """Write the page of some runs, from their rows and kept particles.
 
     Args:
         folders: each with a file rows.jsonl.
         out: the HTML file.
         tables: also write the tables and figures of each run into its folder again.
+        genealogies: problems of each run whose genealogies are in the page.
 
     Returns:
         What was written, as text.
 
     Raises:
         ConfigurationError: plotly is not installed.
-        ResultsError: there are no rows, or some are missing.
+        ResultsError: there are no rows, or some are missing or malformed.
     """
     found = [read_rows(join_place(folder, "rows.jsonl")) for folder in folders]
     check_writable(out)
     runs, written = [], [str(out)]
     for folder, rows in zip(folders, found, strict=True):
-        runs.append(page_data(str(folder), rows))
+        trees = trees_of(rows, join_place(folder, "rows.jsonl"), genealogies)
+        runs.append(page_data(str(folder), rows, trees))
         if tables:
             with local_folder(folder) as local:
                 _, names = write_files(rows, _title(rows), local)

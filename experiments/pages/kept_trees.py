@@ -1,0 +1,101 @@
+"""Genealogies for the page, from the particles that are kept beside the rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tsi.experiments.pages.tree_data import tree_of
+from tsi.experiments.places import Place, file_system
+from tsi.experiments.scaling.curves import Rows
+from tsi.experiments.scaling.kept_particles import KeptRun
+from tsi.experiments.scaling.particle_files import (
+    particle_files,
+    particles_place,
+    read_particles,
+)
+from tsi.problem_ids import id_order
+
+MAX_PARTICLES = 16
+"""The page has the runs of the largest budget up to this: larger trees are hard to read
+and make the page large."""
+
+
+def trees_of(rows: Rows, place: Place, max_problems: int) -> list[dict[str, Any]]:
+    """The genealogies of some problems, those on which methods disagree first.
+
+    Runs whose steps were not kept are shown as one step, with the whole text.
+
+    Args:
+        rows: of the run.
+        place: of its file of rows.
+        max_problems: problems with a genealogy; the page grows with them.
+
+    Raises:
+        ResultsError: the file of particles is malformed.
+    """
+    if max_problems < 1 or not _has_particles(place):
+        return []
+    budgets = {cell.budget for cell in rows}
+    small = [budget for budget in budgets if budget <= MAX_PARTICLES]
+    budget = max(small, default=min(budgets))
+    problems = set(_problems(rows, budget)[:max_problems])
+    grades = _grades(rows)
+    return [
+        _tree(run, grades[run.key.problem])
+        for run in read_particles(place)
+        if run.key.problem in problems and run.key.num_particles == budget
+    ]
+
+
+def _has_particles(place: Place) -> bool:
+    if isinstance(place, str):
+        system, root = file_system(str(particles_place(place)))
+        return bool(system.exists(root))
+    return bool(particle_files(place))
+
+
+def _problems(rows: Rows, budget: int) -> list[int | str]:
+    """Problems on which methods disagree at a budget, and then the others."""
+    outcomes: dict[int | str, set[bool]] = {}
+    for cell, row in rows.items():
+        seen = outcomes.setdefault(cell.problem, set())
+        if cell.budget == budget:
+            seen.add(bool(row.get("correct")))
+    return sorted(outcomes, key=lambda id: (len(outcomes[id]) < 2, id_order(id)))
+
+
+def _grades(rows: Rows) -> dict[int | str, dict[str, bool]]:
+    """Of each problem the answers that were graded, as all methods selected them."""
+    grades: dict[int | str, dict[str, bool]] = {}
+    for cell, row in rows.items():
+        known = grades.setdefault(cell.problem, {})
+        known.setdefault(str(row.get("answer")), True)
+        if row.get("selected") is not None:
+            known[row["selected"]] = bool(row.get("correct"))
+    return grades
+
+
+def _tree(run: KeptRun, grades: Mapping[str, bool]) -> dict[str, Any]:
+    particles, steps = run.particles, run.steps
+    size = len(particles.texts)
+    if steps is None or steps.step_texts is None:
+        ancestors, rewards = np.arange(size)[None], None
+        step_texts = [[text] for text in particles.texts]
+    else:
+        ancestors, rewards = steps.ancestors, steps.rewards
+        step_texts = steps.step_texts
+    return tree_of(
+        run.key.method,
+        run.key.num_particles,
+        run.key.seed,
+        run.key.problem,
+        ancestors=ancestors,
+        step_texts=step_texts,
+        step_rewards=rewards,
+        answers=particles.answers,
+        log_weights=particles.log_weights,
+        rewards=particles.rewards,
+        selected=run.selected,
+        grades=grades,
+    )
