@@ -60,7 +60,7 @@ def score_by_hand(reward: PolicyConfidence, values: list[float]) -> float:
 def log_odds_by_hand(reward: PolicyConfidence, score: float) -> float:
     if reward.scale == "probability":
         negative = reward.confidence.measure in ("log-prob", "negative-entropy")
-        r = math.exp(score) if negative else 1 - math.exp(-score)
+        r = math.exp(score) if negative else score / (1 + score)
         score = math.log(r / (1 - r))
     return reward.slope * score + reward.offset
 

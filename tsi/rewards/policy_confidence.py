@@ -11,13 +11,13 @@ these numbers,
 and of all n tokens if n < W. The log-odds are slope * f(s) + offset, where f is the
 identity on the scale "raw", and on the scale "probability"
 
-    r = exp(s)        for log-prob and negative-entropy, where s <= 0,
-    r = 1 - exp(-s)   for self-certainty and top-k, where s >= 0,
+    r = exp(s)       for log-prob and negative-entropy, where s <= 0,
+    r = s / (1 + s)  for self-certainty and top-k, where s >= 0,
 
 f(s) = logit(r). The first is the geometric mean of the tokens' probabilities, or the
-inverse perplexity of the next-token distributions. The second is close to s itself
-where s is large. A score of exactly 0 counts as 2^-24 away from it, so that no log-odds
-are infinite.
+inverse perplexity of the next-token distributions. The second has the odds s, so that
+odds-weighted votes are the confidence-weighted votes of [2]. A score of exactly 0
+counts as 2^-24 away from it, so that no log-odds are infinite.
 
 Nothing is read: reward tokens are 0, and the prompt does not count. Every token of the
 solution counts, also one that was forced.
@@ -144,8 +144,7 @@ class PolicyConfidence(PolicyTokens):
                 s = jnp.minimum(score, -SMALLEST)
                 score = s - jnp.log(-jnp.expm1(s))
             else:
-                s = jnp.maximum(score, SMALLEST)
-                score = s + jnp.log(-jnp.expm1(-s))
+                score = jnp.log(jnp.maximum(score, SMALLEST))
         return self.slope * score + self.offset
 
     def fork(
