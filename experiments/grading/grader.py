@@ -1,6 +1,6 @@
 """Graders by name: ``get_grader("math")``, or your own as ``module:function``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class Grader:
     max_characters: int = 65_536
     check_gold: Callable[[Problem], str | None] | None = None
 
-    def check(self, problems: "list[Problem] | tuple[Problem, ...]") -> None:
+    def check(self, problems: Sequence[Problem]) -> None:
         """Refuse gold answers by which nothing can be graded.
 
         Raises:
