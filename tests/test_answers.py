@@ -68,7 +68,7 @@ def test_answer_is_found_where_a_reader_finds_it(text, answer):
         ["{1, 2}", "\\{2, 1\\}", "\\left\\{1,2\\right\\}"],
         ["x=1, y=2", "y = 2 and x = 1"],
         ["(1,2)", "(x, y) = (1, 2)", "( 1 , 2 )"],
-        ["5", "x = y = 5", "f(2) = 5", "x_{1} = 5", "\\theta = 5"],
+        ["5", "x = y = 5", "x is 5", "f(2) = 5", "x_{1} = 5", "\\theta = 5"],
         ["x^2", "x^{2}", "x²"],
     ],
 )

@@ -93,7 +93,12 @@ DIFFERENT = {
     "times": [("6:30", "1:5"), ("10 a.m.", "10 p.m."), ("10 a.m.", "10")],
     "zero": [("0", "1/0"), ("\\infty", "-\\infty"), ("\\emptyset", "0")],
     "series": [("1+2+\\cdots+n", "1+2+\\cdots+m"), ("0.333...", "0.333")],
-    "conditions": [("3 if n is even", "3"), ("1\\pmod 4", "1")],
+    "conditions": [
+        ("3 if n is even", "3"),
+        ("0", "xis0"),
+        ("0", "y at 0"),
+        ("1\\pmod 4", "1"),
+    ],
 }
 
 

@@ -44,9 +44,12 @@ INSTALL = (
 
 _WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'’-]{1,511}")
 _PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}")
+# Words, also those that have lost their spaces ("xis0"), and what cannot be parsed.
 _TEXT_ONLY = re.compile(
-    r"(?<![A-Za-z\\])[A-Za-z]{4,}|\\(?:gcd|lcm|max|min|p?mod|bmod|equiv|choose|[cl]?dots"
-    r"|ldots|vdots|sim|approx)(?![A-Za-z])|\.\.|\?|\d:\d\d(?!\d)"
+    r"(?<![A-Za-z\\])(?:[A-Za-z]{4,}|(?=[A-Za-z]{3})[A-Za-z]*(?:i[sfn]|o[rf]|to|at)"
+    r"|(?:i[sfn]|o[rf]|to|at|as|by)(?![A-Za-z]))"
+    r"|\\(?:gcd|lcm|max|min|p?mod|bmod|equiv|choose|[clv]?dots|sim|approx)(?![A-Za-z])"
+    r"|\.\.|\?|\d:\d\d(?!\d)"
 )
 _BASE = re.compile(r"(\d{1,100})_(?:\{(\w{1,8})\}|(\w))")
 _CAPITAL_COMMAND = re.compile(r"\\[A-Z][A-Za-z]{0,31}")
