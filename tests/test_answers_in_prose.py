@@ -135,6 +135,33 @@ def test_the_words_of_an_answer(text, words):
     assert find_answer(text) == words
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("There are 29 strings of length 6 with digits from 1 to 3.", "29"),
+        ("The number of ways is 2^(n-1).", "2^{n-1}"),
+        ("The number of ways is given by the formula D(n) = n(n-3)/2.", "n(n-3)/2"),
+        ("The sum for all n up to 9 is \\(\\frac{n}{2}\\), where n > 3.", "n/2"),
+        ("No, 3 does not divide 2^n for any n.", "no"),
+        ("The smallest value of a/b + b/a is 2, and it occurs when a = b = 1.", "2"),
+        ("The minimum is 0, which is attained at x = 3.", "0"),
+        ("The minimum is attained at x = 3 and is 5.", "5"),
+        (
+            "The values of \\(a\\) and \\(b\\) are \\( a = 3 \\) and \\( b = -4 \\).",
+            "a=3,b=-4",
+        ),
+        ("The solutions are (x, y) = (5, 6) and (x, y) = (6, 5).", "(5,6),(6,5)"),
+        ("The value of f(x) = x^3(x+1) at its minimum is $-8$.", "-8"),
+        ("It factorizes as \\((x+1)(x-2)\\).", "(x+1)(x-2)"),
+        ("So 5 + 2 = 7 apples and 3 left", "7"),
+        ("first 3, then 17.", "17"),
+        ("3 + 4 = 7. Then she buys 2 more, so 9", "9"),
+    ],
+)
+def test_a_text_without_cue_is_read_from_its_last_sentence(text, answer):
+    assert extract_answer(text) == answer
+
+
 TOKENS = [
     *"0123456789.,/+-*^_=()[]{}<>;: eExyAB$%\\!'",
     *(

@@ -15,7 +15,7 @@ from tsi.results.canonical import canonical
 from tsi.results.markup import MAX_ANSWER, brace_content
 from tsi.results.names import name_of
 from tsi.results.numbers import DECIMAL, NUMBER
-from tsi.results.units import changes_meaning, is_unit
+from tsi.results.units import changes_meaning, drop_unit, is_unit
 
 MAX_TEXT = 65_536
 
@@ -47,7 +47,7 @@ _LEAD = re.compile(
           |approximately|about|precisely|actually|finally|now|also|only|probably
           |equal[ ]to|given[ ]by|found[ ]to[ ]be|to[ ]be|a[ ]total[ ]of|that
           |there[ ](?:are|is)|equals?|option|choice
-      |the[ ](?:number|value|integer|expression|formula|equation|set|fraction))
+      |the[ ](?:number|value|integer|interval|expression|formula|equation|set|fraction))
         (?:,[ ]?|[ :]))
     ){1,16}""",
     re.IGNORECASE | re.VERBOSE,
@@ -95,7 +95,8 @@ _VERB = re.compile(
 )
 _REMARK = re.compile(
     r"[ ,](?:when|where|if|given(?! by)|provided|which|assuming|since|because|achieved"
-    r"|attained)(?![A-Za-z])|[ ](?:at|with|for)[ ][$\\(]{0,3}[A-Za-z][ ]?=",
+    r"|attained)(?![A-Za-z])|,?[ ]and[ ](?:(?:it|this|that|they)(?![A-Za-z])|is (?:achiev|attain))"
+    r"|[ ](?:at|with|for)[ ][$\\(]{0,3}[A-Za-z][ ]?=",
     re.IGNORECASE,
 )
 _UNKNOWN = r"(?:[A-Za-z]|\([A-Za-z](?:, ?[A-Za-z]){1,3}\))"
@@ -109,6 +110,7 @@ _FORMULA = re.compile(r"[^\n]{0,512}[\dA-Za-z)}][^\n]{0,8}")
 _VARIABLE = re.compile(r"[A-Za-z](?: ?= ?[A-Za-z]){0,3}")
 _PROSE = re.compile(
     r"(?<![A-Za-z\\])(?!sqrt|floor|ceil)[A-Za-z]{3,}|^[A-Za-z]{2}(?![\w(^])|^a "
+    r"| (?:is|are) "
 )
 
 
@@ -199,13 +201,25 @@ def _said(text: str) -> str | None:
         tail = sentence[verb.end() :]
         remark = _REMARK.search(tail)
         found = _answer_after(tail[: remark.start() if remark else None], is_line=False)
-        if _FORMULA.fullmatch(found) and not _PROSE.search(found):
+        if _is_formula(drop_unit(found)):
             if verb.group() == "=" and _VARIABLE.fullmatch(found):
                 continue
             said = found
             if remark:
                 break
     return said
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text is a formula, and not words or a part of one."""
+    if not _FORMULA.fullmatch(text) or _PROSE.search(text):
+        return False
+    depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _answer_after(tail: str, *, is_line: bool) -> str:
