@@ -95,7 +95,8 @@ _VERB = re.compile(
 )
 _REMARK = re.compile(
     r"[ ,](?:when|where|if|given(?! by)|provided|which|assuming|since|because|achieved"
-    r"|attained)(?![A-Za-z])|,?[ ]and[ ](?:(?:it|this|that|they)(?![A-Za-z])|is (?:achiev|attain))"
+    r"|attained)(?![A-Za-z])"
+    r"|,?[ ]and[ ](?:(?:it|this|that|they)(?![A-Za-z])|is (?:achiev|attain))"
     r"|[ ](?:at|with|for)[ ][$\\(]{0,3}[A-Za-z][ ]?=",
     re.IGNORECASE,
 )
