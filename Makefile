@@ -10,7 +10,7 @@ BIN := .venv/bin
 	touch $@
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

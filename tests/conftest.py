@@ -22,7 +22,8 @@ flags = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     flags += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", flags)
-# One folder a process, since writes to it are not atomic.
+# One folder a run: workers, and processes that tests start, inherit the variable. JAX
+# compiles anew what it cannot read, as where another process is writing it.
 _programs = tempfile.TemporaryDirectory(prefix="tsi-programs-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -35,6 +36,22 @@ MANY, MOST_RESIDENT = 1.0 * 2**30, 2.0 * 2**30
 """Bytes of a process from which on programs are forgotten after a file, and after every
 test: a file forgets those of others no earlier, since what JAX compiles for operations
 outside of programs is the same in most files."""
+
+
+LONGEST = """
+    forced_end partition resampling engine particle_samplers conformance
+    numpyro_users reasoning twist learned_twist text_readings reward_engine
+    engine_blocks repetition float64 reasoning_store bench_scale engine_explorers
+    value_twist suffix_metropolis distributed train_tiny readme language_policy
+    search named_reward host_reward truncation result_errors tempered_engine
+    numpyro_pmmh
+"""
+"""Files that take the longest. They begin, so that none of them ends alone."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def _resident() -> int:

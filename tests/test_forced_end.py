@@ -168,6 +168,7 @@ CASES = {
 }
 
 
+@functools.cache
 def case(name):
     limits, forced, settings = CASES[name]
     ends = settings.get("ends", (END,))
@@ -178,6 +179,34 @@ def case(name):
     edges = boundary(size, ends, stop_strings=strings, min_step_tokens=least)
     target = tiny.target(boundary=edges, forced_end=forced, **limits)
     return target, params(size), ends, stop
+
+
+ROWS = 512
+
+
+@functools.cache
+def steps_of(name):
+    """Both ways to write a step, as programs that the tests of a case share."""
+    store = ReasoningStore(case(name)[0])
+    return jax.jit(store.propose), jax.jit(store.replay)
+
+
+def write(name, p):
+    """Rows after each number of steps, the first without any; and all corrections."""
+    store, (propose, _) = ReasoningStore(case(name)[0]), steps_of(name)
+    written = [store.gather(store.init(None, ROWS, p), jnp.arange(ROWS))]
+    corrections = np.zeros(ROWS)
+    for t in range(store.max_steps):
+        key, steps = jax.random.key(t), jnp.full(ROWS, t)
+        rows, correction = propose(key, steps, written[-1], p)
+        written.append(rows)
+        corrections += np.asarray(correction)
+    return written, corrections
+
+
+def unpenalised(p):
+    """A penalty that changes nothing, for the programs of those that have one."""
+    return p._replace(repetition_penalty=jnp.float32(1.0))
 
 
 def masses_of(found):
@@ -203,23 +232,20 @@ def test_densities_of_both_are_those_of_enumeration(name):
     assert total == pytest.approx(1.0, abs=1e-4)
     assert sum(np.exp(log_p) for log_p, *_ in found.values()) < 0.999
 
-    size = 512
-    run_once = jax.jit(lambda key, p: run(best_of_n(), target, key, size, p))
-    result = run_once(jax.random.key(0), p)
-    rows = result.particles
+    written, corrections = write(name, unpenalised(p))
+    rows = jax.device_get(written[-1])
     assert bool(rows.finished.all())
     assert not bool(rows.truncated.any())
     seen = set()
-    for row in range(size):
-        tokens = tuple(np.asarray(rows.tokens)[row, : int(rows.lengths[row])].tolist())
+    for row in range(ROWS):
+        tokens = tuple(rows.tokens[row, : int(rows.lengths[row])].tolist())
         log_p, gap, odds = found[tokens]
         assert float(rows.log_prob[row]) == pytest.approx(log_p, abs=1e-4)
         assert float(rows.log_prob[row] - rows.log_proposal[row]) == pytest.approx(
             gap, abs=1e-4
         )
-        log_weight = float(result.state.log_weights[row] + result.state.log_evidence)
-        log_reward = -np.logaddexp(0.0, -odds)
-        assert log_weight == pytest.approx(gap + log_reward, abs=2e-4)
+        assert corrections[row] == pytest.approx(gap, abs=1e-4)
+        assert float(rows.log_odds[row]) == pytest.approx(odds, abs=2e-4)
         seen.add(tokens)
     assert len(seen) > 4
     assert any(gap < -0.1 for tokens in seen for _, gap, _ in [found[tokens]])
@@ -279,14 +305,10 @@ def test_a_proposal_of_another_temperature_is_corrected_for():
 def test_a_repeated_step_is_weighed_as_the_drawn_one(name):
     target, p, *_ = case(name)
     p = p._replace(temperature=jnp.float32(1.5), repetition_penalty=jnp.float32(1.1))
-    store, size = ReasoningStore(target), 256
-    rows = store.gather(store.init(None, size, p), jnp.arange(size))
-    propose, replay = jax.jit(store.propose), jax.jit(store.replay)
-    again = rows
-    for t in range(store.max_steps):
-        rows, _ = propose(jax.random.key(t), jnp.full(size, t), rows, p)
-    for t in range(store.max_steps):
-        again, log_p = replay(jnp.full(size, t), again, rows, p)
+    (again, *_, rows), _ = write(name, p)
+    _, replay = steps_of(name)
+    for t in range(target.max_steps):
+        again, log_p = replay(jnp.full(ROWS, t), again, rows, p)
         assert np.isfinite(log_p).all()
     for field in ("tokens", "step_ends", "finished", "truncated", "boundary_state"):
         np.testing.assert_array_equal(getattr(again, field), getattr(rows, field))
@@ -300,19 +322,14 @@ def test_a_repeated_step_is_weighed_as_the_drawn_one(name):
 def test_a_step_under_another_past_is_weighed_by_enumeration_or_impossible(name):
     target, p, ends, stop = case(name)
     found = enumerate_target(target, p, ends, stop)
-    store, size = ReasoningStore(target), 256
-    empty = store.gather(store.init(None, size, p), jnp.arange(size))
-    propose, replay = jax.jit(store.propose), jax.jit(store.replay)
-    written = [empty]
-    for t in range(store.max_steps):
-        after, _ = propose(jax.random.key(t), jnp.full(size, t), written[-1], p)
-        written.append(after)
+    store, (_, replay), p = ReasoningStore(target), steps_of(name), unpenalised(p)
+    written, _ = write(name, p)
     # Each row begins as it did and goes on as the next one.
-    order = jnp.roll(jnp.arange(size), 1)
+    order = jnp.roll(jnp.arange(ROWS), 1)
     sources = store.gather(written[-1], order)
-    rows, possible = written[1], np.ones(size, bool)
+    rows, possible = written[1], np.ones(ROWS, bool)
     for t in range(1, store.max_steps):
-        rows, log_p = replay(jnp.full(size, t), rows, sources, p)
+        rows, log_p = replay(jnp.full(ROWS, t), rows, sources, p)
         possible &= np.isfinite(log_p)
     whole = possible & np.asarray(rows.finished)
     joined = 0
@@ -338,23 +355,28 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
-    sampler = SAMPLERS[name]
+@functools.cache
+def forcing_engine(max_rows):
     policy, reward = tiny.models(sharpness=1.0)
     string = tuple(tiny.encode("bcd"))
     limits = {"max_step_tokens": 6, "max_tokens": 16, "max_steps": 5}
     target = tiny.target(forced_end=ForcedEnd(string, 3), **limits)
-    key, size = jax.random.key(4), 8
+    settings = {"repetition_penalty": 1.3, "temperature": 0.9, "max_rows": max_rows}
     models = {"encode": tiny.encode, "decode": tiny.decode}
+    return Engine(target, policy, reward, **models, **settings)
 
-    def results(**changes):
-        settings = {"repetition_penalty": 1.3, "temperature": 0.9, **changes}
-        runner = Engine(target, policy, reward, **models, **settings)
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
+    sampler, runner = SAMPLERS[name], forcing_engine(2048)
+    target, policy, reward = runner.target, runner.policy, runner.reward_model
+    key, size = jax.random.key(4), 8
+
+    def results(runner):
         problems = test_engine.PROBLEMS
         return runner.run(sampler, key, problems, size, extract=test_engine.extract)
 
-    together = results()
+    together = results(runner)
     alone = jax.jit(lambda key, p: run(sampler, target, key, size, p))
     for problem, result in zip(test_engine.PROBLEMS, together, strict=True):
         p = ReasoningParams(
@@ -377,7 +399,7 @@ def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
     assert any(len(text) > 11 for result in together for text in result.texts)
     for constant, value in {"CHEAP": 0, "BURST": 2, "READS": 2}.items():
         monkeypatch.setattr(sizes_module, constant, value)
-    for left, right in zip(together, results(max_rows=8), strict=True):
+    for left, right in zip(together, results(forcing_engine(8)), strict=True):
         test_engine.same(left, right)
         np.testing.assert_allclose(
             left.particles.log_corrections, right.particles.log_corrections, atol=1e-4
