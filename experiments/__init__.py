@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tsi.experiments.problem_options import ProblemOptions
     from tsi.experiments.scaling.distributed import join_processes
     from tsi.experiments.scaling.methods import METHODS
+    from tsi.experiments.scaling.particle_files import read_particles
     from tsi.experiments.scaling.plan import Plan, make_plan
     from tsi.experiments.scaling.results import read_rows
     from tsi.experiments.scaling.scale import run_plan
@@ -39,6 +40,7 @@ else:
             "tsi.experiments.places": ("join_place", "parse_place"),
             "tsi.experiments.scaling.distributed": ("join_processes",),
             "tsi.experiments.scaling.methods": ("METHODS",),
+            "tsi.experiments.scaling.particle_files": ("read_particles",),
             "tsi.experiments.scaling.plan": ("Plan", "make_plan"),
             "tsi.experiments.scaling.results": ("read_rows",),
             "tsi.experiments.scaling.scale": ("run_plan",),
@@ -74,6 +76,7 @@ __all__ = [
     "join_processes",
     "make_plan",
     "parse_place",
+    "read_particles",
     "read_rows",
     "run_plan",
     "task_limits",

@@ -1,0 +1,50 @@
+"""What a run says while it goes on."""
+
+import re
+
+from fake_world import fake_world
+
+from tsi.experiments.scaling.plan import batches, make_plan
+from tsi.experiments.scaling.progress import describe_batch
+from tsi.experiments.scaling.scale import run_plan
+
+
+def described(methods, budgets, rows=400):
+    plan = make_plan(methods, budgets, 1)
+    return [describe_batch(batch) for batch in batches(plan, fake_world(2, rows=rows))]
+
+
+def test_a_batch_is_named_after_the_methods_that_were_asked_for():
+    # Its rollouts are those of weighted best-of-N, which nobody asked for.
+    assert described(["self_consistency"], [2]) == ["self-consistency, N = 2, seed 0"]
+    assert described(["best_of_n", "smc"], [1, 4]) == [
+        "best-of-N, N = 1-4, seed 0",
+        "SMC, N = 1, seed 0",
+        "SMC, N = 4, seed 0",
+    ]
+    independent = ["self_consistency", "best_of_n", "weighted_best_of_n"]
+    assert described(independent, [2]) == [
+        "self-consistency and 2 more, N = 2, seed 0"
+    ]
+
+
+def test_the_bar_counts_cells_and_tokens_and_the_cost_is_measured(tmp_path, capsys):
+    plan = make_plan(["self_consistency", "smc"], [1, 4], 1)
+    world = fake_world(6, rows=8)
+    run_plan(plan, world, tmp_path / "rows.jsonl", progress=True)
+    told = capsys.readouterr().err
+    assert "weighted" not in told
+    assert re.search(r"SMC, N = 4, seed 0: 24/24 cells, [\d,]+ tokens/s 100%", told)
+    assert re.search(r"\d left", told)
+    # No worked solution says how long a solution is.
+    (measured,) = re.findall("measured on .*", told)
+    # Two problems of four rollouts; six of four, and six of one and of four by SMC.
+    assert "first 8 rollouts: " in measured
+    per_rollout, total = re.findall(r"([\d,]+) tokens", measured)
+    assert abs(int(total) - 54 * int(per_rollout)) <= 27
+    # A known length needs no measurement.
+    other = world._replace(typical_tokens=lambda: 3.0)
+    run_plan(plan, other, tmp_path / "other.jsonl", progress=True)
+    assert "measured" not in capsys.readouterr().err
+    run_plan(plan, other, tmp_path / "third.jsonl", progress=False)
+    assert capsys.readouterr().err == ""
