@@ -64,7 +64,7 @@ def test_two_processes_write_the_rows_of_one_and_one_report(
     assert rows_of(tmp_path) == expected
     # All rows are brought together in the first shard.
     found = sorted(path.name for path in tmp_path.iterdir())
-    assert found == sorted([*FILES, "rows.jsonl"])
+    assert found == sorted([*FILES, "rows.jsonl", "rows.particles.jsonl.gz"])
 
 
 def test_every_problem_is_in_one_share():

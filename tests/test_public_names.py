@@ -41,16 +41,10 @@ NAMES = {
         Verifier
     """,
     experiments: """
-<<<<<<< HEAD
         Experiment GeneratedTask METHODS ModelOptions Plan ProblemOptions PromptFormat
-        StepEnds TASKS Task World embedded_world
-        get_task join_place join_processes make_plan parse_place read_rows run_plan
-        task_limits task_world write_report
-=======
-        GeneratedTask METHODS Plan PromptFormat StepEnds TASKS Task World embedded_world
-        get_task join_place join_processes make_plan parse_place read_particles
-        read_rows run_plan task_limits task_world write_report
->>>>>>> add794d (Progress names the methods that were asked for, and documents describe rows and kept particles)
+        StepEnds TASKS Task World embedded_world get_task join_place join_processes
+        make_plan parse_place read_particles read_rows run_plan task_limits task_world
+        write_report
     """,
 }
 """Removing one of these breaks the programs of others."""

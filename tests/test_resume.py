@@ -95,18 +95,11 @@ def test_other_software_or_devices_continue_only_if_the_user_says_so(
     path, other, capsys
 ):
     before = path.read_bytes()
-<<<<<<< HEAD
-    for attempt in (
-        lambda: write(path, CELLS[2:], **other),
-        lambda: known_cells(path, SETTINGS | other),
-    ):
-=======
     attempts = (
         lambda: write(path, CELLS[2:], **other),
         lambda: known_cells(path, SETTINGS | other),
     )
     for attempt in attempts:
->>>>>>> add794d (Progress names the methods that were asked for, and documents describe rows and kept particles)
         with pytest.raises(ResultsError, match="--continue-anyway") as refused:
             attempt()
         for name, value in other.items():
