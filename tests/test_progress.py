@@ -23,9 +23,7 @@ def test_a_batch_is_named_after_the_methods_that_were_asked_for():
         "SMC, N = 4, seed 0",
     ]
     independent = ["self_consistency", "best_of_n", "weighted_best_of_n"]
-    assert described(independent, [2]) == [
-        "self-consistency and 2 more, N = 2, seed 0"
-    ]
+    assert described(independent, [2]) == ["self-consistency and 2 more, N = 2, seed 0"]
 
 
 def test_the_bar_counts_cells_and_tokens_and_the_cost_is_measured(tmp_path, capsys):
