@@ -11,6 +11,7 @@ from tsi.errors import ResultsError
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.json_lines import MAX_LINE
 from tsi.experiments.scaling.results import Cell, ResultsFile, known_cells, read_rows
+from tsi.experiments.scaling.row_format import ROWS
 
 SETTINGS = {"task": "chain"}
 CELLS = [Cell("smc", 1, 0, problem) for problem in range(4)]
@@ -69,6 +70,14 @@ def test_nothing_is_dropped_from_a_file_that_is_refused_later(path):
         ResultsFile(path, {"task": "other"})
     assert path.read_bytes() == whole
     assert len(list(path.parent.iterdir())) == 1
+
+
+def test_rows_behind_the_lines_of_another_program_are_no_file_of_rows(path):
+    whole = b"my notes\n" + path.read_bytes() + b'{"method": "smc", "bud'
+    path.write_bytes(whole)
+    with pytest.raises(ResultsError, match="its first line is none"):
+        AppendOnlyFile(path, ROWS)
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("start", [b"", b'{"method": "smc", "prompt": "'])

@@ -10,21 +10,24 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from fake_world import fake_world, read_answer
+from fake_world import fake_world, read_answer, vary
 
 from tsi.errors import ConfigurationError, ResultsError
 from tsi.experiments.gzip_members import compress_member
+from tsi.experiments.scaling.kept_particles import record_of
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.scaling.particle_files import (
     ParticlesFile,
     particle_files,
     read_particles,
 )
-from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.scaling.plan import Batch, make_plan
 from tsi.experiments.scaling.regrade import Grading, regrade
 from tsi.experiments.scaling.results import Cell, read_rows
+from tsi.experiments.scaling.row_writer import BackgroundWriter
 from tsi.experiments.scaling.scale import run_plan
 
 METHODS = ("greedy", "self_consistency", "weighted_best_of_n", "smc", "rebase")
@@ -326,6 +329,68 @@ def test_another_extractor_finds_other_answers(run):
         assert row["num_answered"] == row["num_right"]
         if row["num_answered"]:
             assert row["probability"] == 1.0
+
+
+@pytest.mark.parametrize(("method", "counts"), [("mcts", False), ("smc", True)])
+def test_what_a_search_has_dismissed_is_no_solution(method, counts):
+    """It has no weight; a particle of a filter without weight is a solution."""
+    world = fake_world(1)
+    batch = Batch(method, 4, 0, world.problems, [(method, 4)])
+    (result,) = world.engine.run(
+        sampler_of(method, 5), jax.random.key(0), world.problems, 4, extract=read_answer
+    )
+    log_weights = np.array([0.5, -np.inf, 0.5, 0.5], np.float32)
+    answers = ["7", None, "7", None]
+    dismissed = vary(
+        result,
+        particles={
+            "texts": ["7", "None", "7", "7"],
+            "log_weights": log_weights,
+            "answers": answers,
+            "truncated": np.zeros(4, bool),
+        },
+    )
+    (problem,) = world.problems
+    record = record_of(batch, problem, dismissed, read_answer, 5, "solutions")
+    # The last is a prefix that had not ended: its text has an answer, and it had none.
+    assert record["complete"] == [True, counts, True, False]
+
+
+class Failing(RowWriter):
+    """A writer that fails at its second batch, as on a full disk."""
+
+    def __init__(self):
+        self.written = []
+
+    def write(self, batch, results, missing):
+        time.sleep(0.05)
+        if batch.seed == 2:
+            raise ResultsError("the disk is full")
+        self.written.append(batch.seed)
+
+
+def write_batches(writer, seeds, error=None):
+    with BackgroundWriter(writer) as file:
+        for seed in seeds:
+            file.write(Batch("smc", 1, seed, [], []), [], set())
+        if error is not None:
+            raise error
+
+
+def test_an_error_of_the_writer_surfaces_and_the_next_batch_is_written_too():
+    writer = Failing()
+    with pytest.raises(ResultsError, match="full"):
+        write_batches(writer, range(1, 6))
+    assert writer.written == [1, 3]
+    with pytest.raises(ResultsError, match="full"):
+        write_batches(writer, [2])
+
+
+def test_what_was_given_is_written_before_an_interruption_ends_the_run():
+    writer = Failing()
+    with pytest.raises(KeyboardInterrupt):
+        write_batches(writer, [7], KeyboardInterrupt())
+    assert writer.written == [7]
 
 
 def test_rows_without_texts_are_refused_and_counted(tmp_path):

@@ -199,7 +199,8 @@ def test_rows_that_are_being_written_when_a_signal_comes_are_kept(
     monkeypatch.setattr(os, "fsync", fsync)
     plan, path = make_plan(["smc"], [4], 1), tmp_path / "rows.jsonl"
     with terminable(), pytest.raises(Stopped):
-        run_plan(plan, fake_world(8, rows=16), path, progress=False)
+        # The engine works on the second batch meanwhile.
+        run_plan(plan, fake_world(8, sleep=2.0, rows=16), path, progress=False)
     assert len(read_rows(path)) == 4
 
 

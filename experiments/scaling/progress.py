@@ -89,15 +89,16 @@ class Progress:
         """The forecast again, from the batches that have ended."""
         total, left = self._bar.total, self._bar.total - self._bar.n
         per_rollout = self._tokens / self._rollouts
-        hours = (time.monotonic() - self._start) * left / self._rollouts / 3600
+        if not (left and self._visible):
+            return
+        seconds = (time.monotonic() - self._start) * left / self._rollouts
         text = (
             f"measured on the first {self._rollouts:,} rollouts: {per_rollout:,.0f} "
             f"tokens per rollout, so about {per_rollout * total:,.0f} tokens in all, "
-            f"and {hours:,.2f} hours or less for those that are left (this includes "
-            "the time of compilation)"
+            f"and {tqdm.format_interval(seconds)} or less for those that are left, "
+            "since this includes compilation"
         )
-        if self._visible:
-            tqdm.write(f"tsi: {text}", file=sys.stderr)
+        tqdm.write(f"tsi: {text}.", file=sys.stderr)
 
 
 def num_rollouts(batch: Batch) -> int:

@@ -1,7 +1,12 @@
-"""Writes what a batch gives: first its particles, then its rows."""
+"""Writes what a batch gives, first its particles and then its rows, beside the run.
+
+One thread grades and writes a batch while the engine works on the next one.
+"""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+from tsi.engine.interruption import postponed
 from tsi.experiments.scaling.kept_particles import Keep, record_of
 from tsi.experiments.scaling.methods import method_settings
 from tsi.experiments.scaling.particle_files import ParticlesFile
@@ -67,3 +72,49 @@ class RowWriter:
             settings = method_settings(batch.source, world.max_steps)
             self._particles.append(records, world.settings | settings)
         self._results.append(row for row in rows if row[0] in missing)
+
+
+class BackgroundWriter:
+    """Grades and writes a batch in a thread, while the next one is computed.
+
+    When the context ends, for whatever reason, what was given is written first.
+
+    Args:
+        writer: of the run; nothing else writes to its files meanwhile.
+    """
+
+    def __init__(self, writer: RowWriter) -> None:
+        self._writer = writer
+        self._executor = ThreadPoolExecutor(1, "row-writer")
+        self._pending: Future[None] | None = None
+
+    def write(
+        self, batch: Batch, results: Sequence[Result], missing: set[Cell]
+    ) -> None:
+        """Begin to write a batch, and wait for the one before it.
+
+        Args:
+            batch, results, missing: see `RowWriter.write`.
+
+        Raises:
+            ResultsError: the batch before it could not be written.
+        """
+        before = self._pending
+        with postponed():
+            self._pending = self._executor.submit(
+                self._writer.write, batch, results, missing
+            )
+        if before is not None:
+            before.result()
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if self._pending is not None:
+            with postponed():
+                wait([self._pending])
+        self._executor.shutdown()
+        # An earlier error is the one to be reported.
+        if self._pending is not None and error_type is None:
+            self._pending.result()

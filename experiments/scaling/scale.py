@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 
-from tsi.engine.interruption import postponed
 from tsi.errors import ProblemError, ProcessError, Stopped
 from tsi.experiments.places import Place
 from tsi.experiments.scaling.kept_particles import Keep
@@ -32,7 +31,7 @@ from tsi.experiments.scaling.plan_check import check_problems, print_plan_change
 from tsi.experiments.scaling.process_group import ALONE, Group
 from tsi.experiments.scaling.progress import Progress
 from tsi.experiments.scaling.results import Cell, ResultsFile
-from tsi.experiments.scaling.row_writer import RowWriter
+from tsi.experiments.scaling.row_writer import BackgroundWriter, RowWriter
 from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.worlds.world import World
 from tsi.problem_ids import check_ids
@@ -126,12 +125,15 @@ def _run_batches(
     failures: dict[Any, Exception] = {}
     plan_batches = list(batches(plan, world))
     is_done_list = [not writer.find_missing(batch) for batch in plan_batches]
-    with Progress(
-        plan_batches,
-        is_done_list,
-        visible=is_visible,
-        is_length_known=world.typical_tokens is not None,
-    ) as bar:
+    with (
+        Progress(
+            plan_batches,
+            is_done_list,
+            visible=is_visible,
+            is_length_known=world.typical_tokens is not None,
+        ) as bar,
+        BackgroundWriter(writer) as background,
+    ):
         for batch, is_done in zip(plan_batches, is_done_list, strict=True):
             if is_done:
                 continue
@@ -139,8 +141,7 @@ def _run_batches(
             missing = writer.find_missing(batch)
             results, batch_failures, stopped = run_batch(batch, world, missing)
             failures |= batch_failures
-            with postponed():
-                writer.write(batch, results, missing)
+            background.write(batch, results, missing)
             if stopped is not None:
                 raise stopped
             bar.end(batch, results)
