@@ -117,6 +117,7 @@ def scale(
             keep=keep,
             continue_anyway=continue_anyway,
         )
+        _print_notes(world.ungraded_notes())
         if group.is_first:
             print(write_report(plan, world, rows, folder))
         group.gather("report")

@@ -16,7 +16,7 @@ from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
-from tsi.experiments.worlds.answer_grading import task_grading
+from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import prompt_encoder
 from tsi.loading.language_reward import PromptContinuation
@@ -33,7 +33,7 @@ WIDTH = 16
 
 def outcome_of_chain(task):
     problems = [task.problem("1+2+3-4:")]
-    return outcome_check(problems, task.extract, task_grading(task))
+    return outcome_check(problems, task.extract, AnswerGrading(task))
 
 
 CHECKS = (prefix_check, outcome_of_chain)
@@ -168,10 +168,10 @@ def test_an_end_is_judged_by_its_answer(text, ended, prefix, outcome):
 def test_problems_of_one_question_need_one_answer():
     task = get_task("chain")
     one = task.problem("1+2+3-4:")
-    outcome_check([one, one._replace(id=1)], task.extract, task_grading(task))
+    outcome_check([one, one._replace(id=1)], task.extract, AnswerGrading(task))
     with pytest.raises(ConfigurationError, match="same question and different answers"):
         outcome_check(
-            [one, one._replace(id=1, answer="3")], task.extract, task_grading(task)
+            [one, one._replace(id=1, answer="3")], task.extract, AnswerGrading(task)
         )
 
 

@@ -9,7 +9,7 @@ from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
 from tsi.experiments.problem_options import ProblemOptions
 from tsi.experiments.tasks.presets import PRESETS
-from tsi.experiments.worlds.answer_grading import task_grading
+from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.chosen_task import choose_task
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.models.loading.checkpoint import save
@@ -24,6 +24,13 @@ ROWS = [
 def count_digits(problem, answer):
     """A grader of one's own: as many characters as the problem's note."""
     return len(answer) == problem.data["note"]
+
+
+def refuse_odd_notes(problem, answer):
+    """A grader that raises on some problems."""
+    if problem.data["note"] % 2:
+        raise KeyError("odd")
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +101,23 @@ def test_a_grader_of_ones_own_decides(file):
     )
     task = choose_task(options)
     problems = task.problems("test", None, 0)
-    grades = task_grading(task)([(p, "abc") for p in problems])
+    grades = AnswerGrading(task)([(p, "abc") for p in problems])
     assert [grade.correct for grade in grades] == [i == 3 for i in range(6)]
     assert task.prompts.system == "Be brief."
+
+
+def test_a_grader_that_raises_leaves_its_answers_ungraded(file):
+    grader = "test_problem_options:refuse_odd_notes"
+    task = choose_task(ProblemOptions(problems=file, grader=grader))
+    problems = task.problems("test", None, 0)
+    grading = AnswerGrading(task)
+    assert grading.summary() is None
+    grades = grading([(p, "abc") for p in problems])
+    assert [grade.correct for grade in grades] == [i % 2 == 0 for i in range(6)]
+    assert grades[1].failure == "error: KeyError"
+    summary = grading.summary()
+    assert "3 answers could not be graded" in summary
+    assert "problem 'p1', 'abc'" in summary
 
 
 def test_prompts_are_the_system_text_the_examples_and_the_form(policy, file, tmp_path):

@@ -12,7 +12,7 @@ from tsi.experiments.scaling.regrade import Grading, Regraded, regrade
 from tsi.experiments.scaling.rows import Pair
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.tasks.gym import PREFIX
-from tsi.experiments.worlds.answer_grading import task_grading
+from tsi.experiments.worlds.answer_grading import AnswerGrading
 
 
 def regrade_run(run: str, grader: str | None = None) -> str:
@@ -62,7 +62,7 @@ def _own_grading(task_name: str, grader: str | None) -> Grading:
         task = get_task(task_name)
         # A file of problems may have the name of a task.
         if task.grader == grader:
-            return Grading(task.extract, _bools(task_grading(task)))
+            return Grading(task.extract, _bools(AnswerGrading(task)))
     return _grading_by(str(grader))
 
 

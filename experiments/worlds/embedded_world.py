@@ -14,7 +14,7 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.tasks import Split, Task, get_task
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
-from tsi.experiments.worlds.answer_grading import task_grading
+from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.language_policy import (
     STEP_SLACK,
     is_trained_on,
@@ -151,7 +151,7 @@ def embedded_world(
             )
         checks["verifier"] = prefix_check(task)
     if reward_name.kind == "outcome-verifier":
-        check = outcome_check(problems, task.extract, task_grading(task))
+        check = outcome_check(problems, task.extract, AnswerGrading(task))
         checks["outcome-verifier"] = check
     example, prompt_tokens = prompt_room(task, problems, tokenizer)
     loaded_reward = load_reward(

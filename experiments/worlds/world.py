@@ -12,7 +12,7 @@ from tsi.engine.assembly import reasoning_engine
 from tsi.experiments.grading.grade import Grade
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task import Task
-from tsi.experiments.worlds.answer_grading import task_grading
+from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.forced_text import forced_end_of, forced_settings
 from tsi.experiments.worlds.language_policy import prompt_encoder, prompt_format
 from tsi.experiments.worlds.provenance import sha256_of, versions
@@ -68,6 +68,8 @@ class World(NamedTuple):
         settings: everything that a row depends on besides method, budget, seed and
             problem: task, models with their hashes, temperature, limits, versions.
         notes: sentences for the user about how the policy is used.
+        ungraded: ``() -> str | None``, a sentence that counts and names the answers
+            that could not be graded; None if every answer can be.
         typical_tokens: ``() -> number``, the typical length of a solution; None if it
             is not known.
     """
@@ -80,6 +82,12 @@ class World(NamedTuple):
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
     typical_tokens: Callable[[], float] | None = None
+    ungraded: Callable[[], str | None] | None = None
+
+    def ungraded_notes(self) -> list[str]:
+        """A sentence about answers that could not be graded, if there are any."""
+        sentence = None if self.ungraded is None else self.ungraded()
+        return [] if sentence is None else [sentence]
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:
         """Whether an answer is right; one that cannot be graded is not."""
@@ -143,6 +151,7 @@ def task_world(
         mesh=mesh,
     )
     engine.check(problems)
+    grading = AnswerGrading(task)
     run_settings: dict[str, Any] = {
         "task": task.name,
         "problem_seed": PROBLEM_SEED,
@@ -167,13 +176,14 @@ def task_world(
         engine,
         list(problems),
         task.extract,
-        task_grading(task),
+        grading,
         limits.max_steps,
         run_settings,
         sampling.notes,
         functools.partial(mean_solution_tokens, task, tokenizer, problems)
         if isinstance(task, GeneratedTask)
         else None,
+        grading.summary,
     )
 
 
