@@ -466,7 +466,14 @@ def reproduce(
     print(found.claim)
     folder = out or Path("results/reproductions") / f"{name}{'-small' * small}"
     experiments = found.small if small else found.full
-    return run_experiments(experiments, folder, scale, dry=dry, progress=progress)
+    return run_experiments(
+        experiments,
+        folder,
+        scale,
+        dry=dry,
+        progress=progress,
+        summarize=found.summarize if small else None,
+    )
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

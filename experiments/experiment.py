@@ -23,7 +23,7 @@ resumed. It copies the file beside the rows and writes a table that compares the
 import math
 import runpy
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,9 @@ from tsi.experiments.scaling.results import read_rows
 from tsi.models.files import describe_error, write_text
 
 TABLE = "comparison.md"
+
+Summary = Callable[[Mapping[str, Curves]], str]
+"""From the curves of each experiment, by its name, to a text."""
 
 
 class Experiment(NamedTuple):
@@ -110,6 +113,7 @@ def run_experiments(
     dry: DryRun = DryRun(),  # noqa: B008
     progress: bool = True,
     record: Path | None = None,
+    summarize: Summary | None = None,
 ) -> int:
     """Run experiments one after the other, and compare them.
 
@@ -120,6 +124,8 @@ def run_experiments(
         dry: estimate the costs and run nothing.
         progress: show progress bars.
         record: a file to copy into the folder.
+        summarize: a text on the curves of all experiments, which follows the
+            comparison.
 
     Returns:
         The first exit code that is not 0, or 0.
@@ -145,9 +151,13 @@ def run_experiments(
             progress=progress,
         )
     if not dry.dry_run:
-        table = comparison_table(read_curves(experiments, folder))
-        write_text(folder / TABLE, f"{table}\n")
-        print(f"\n{table}\n\nWritten: {folder / TABLE}")
+        curves = read_curves(experiments, folder)
+        parts = [comparison_table(curves)]
+        if summarize is not None:
+            parts.append(summarize(curves))
+        text = "\n\n".join(parts)
+        write_text(folder / TABLE, f"{text}\n")
+        print(f"\n{text}\n\nWritten: {folder / TABLE}")
     return code
 
 
@@ -166,7 +176,7 @@ def read_curves(experiments: Sequence[Experiment], folder: Path) -> dict[str, Cu
     return curves
 
 
-def comparison_table(studies: dict[str, Curves]) -> str:
+def comparison_table(studies: Mapping[str, Curves]) -> str:
     """Accuracy ± standard error in percent, by experiment, method and budget.
 
     Costs are the mean tokens per problem at the largest budget, of both models.

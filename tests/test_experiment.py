@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tsi.errors import ConfigurationError, ResultsError, UnknownNameError
@@ -15,8 +16,15 @@ from tsi.experiments.experiment import (
 )
 from tsi.experiments.model_options import DryRun, ModelOptions
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.reproductions import NAMES, get_reproduction
+from tsi.experiments.reproductions import (
+    NAMES,
+    get_reproduction,
+    headline,
+    tuned_temperature,
+)
+from tsi.experiments.scaling.curves import Point
 from tsi.experiments.scaling.methods import get_methods
+from tsi.experiments.statistics.accuracy import accuracy
 from tsi.experiments.tasks import TASKS
 from tsi.experiments.worlds.chosen_task import choose_task
 from tsi.loading.named_reward import parse_reward
@@ -117,8 +125,7 @@ def test_a_file_without_experiments_is_a_sentence(tmp_path, source, sentence):
 def test_a_reproduction_names_what_exists(name):
     found = get_reproduction(name)
     for part in ("Source: ", "Cost: ", f"Command: tsi reproduce {name}"):
-        if name != "headline" or part != "Source: ":
-            assert part in found.claim
+        assert part in found.claim
     assert len(found.claim.splitlines()[0]) < 90
     assert check_experiments(found.full)
     for experiment in [*found.full, *found.small]:
@@ -130,6 +137,63 @@ def test_a_reproduction_names_what_exists(name):
         assert experiment.problems.task in TASKS
         assert experiment.models.policy is None
         assert choose_task(experiment.problems).name == experiment.problems.task
+
+
+def point(correct):
+    table = np.array(correct, bool)[:, None]
+    costs = [10.0] * 4
+    empty = np.zeros(table.shape)
+    return Point(
+        table, *accuracy(table), 16, *costs, empty, np.zeros(table.shape, np.int64)
+    )
+
+
+def test_the_best_temperature_is_chosen_by_validation_accuracy():
+    generator = np.random.default_rng(0)
+    chances = {0.4: 0.3, 0.7: 0.9, 1.0: 0.5}
+    curves = {
+        f"{task}-t{t}": {
+            method: {16: point(generator.random(200) < chance)}
+            for method in tuned_temperature.METHODS
+        }
+        for task in tuned_temperature.TASKS
+        for t, chance in chances.items()
+    }
+    text = tuned_temperature.summarize(curves)
+    lines = [line for line in text.splitlines() if line.startswith("| chain_long")]
+    assert len(lines) == len(tuned_temperature.METHODS)
+    for line in lines:
+        assert line.split("|")[-2].strip() == "0.7"
+    # Of equal accuracies the higher temperature is chosen.
+    for key in curves:
+        curves[key] = {m: {16: point([1, 0])} for m in tuned_temperature.METHODS}
+    for line in tuned_temperature.summarize(curves).splitlines():
+        if line.startswith("| chain_long"):
+            assert line.split("|")[-2].strip() == "1"
+
+
+def test_the_headline_compares_methods_at_their_own_temperatures():
+    generator = np.random.default_rng(0)
+    curves = {}
+    for experiment in headline.SMALL:
+        temperature = experiment.models.temperature
+        curves[experiment.name] = {
+            method: {
+                n: point(generator.random(400) < 0.9 - 0.5 * temperature)
+                for n in experiment.budgets
+            }
+            for method in experiment.methods
+        }
+    text = headline.summarize(curves)
+    for task, chosen in headline.CHOSEN.items():
+        for title in ("its own", "a common"):
+            assert f"{task}, each method at {title} temperature:" in text
+        for method, best in chosen.items():
+            assert method in curves[f"{task}-t{best}"]
+    own, common = text.split("a common temperature")[:2]
+    assert "particle filter" in own
+    assert "| 1 " not in own.split("| ---")[0]
+    assert common.count("| REBASE") >= 2
 
 
 def test_an_unknown_reproduction_lists_the_known_ones(capsys):

@@ -10,7 +10,7 @@ import importlib
 from typing import NamedTuple
 
 from tsi.errors import UnknownNameError
-from tsi.experiments.experiment import Experiment, check_experiments
+from tsi.experiments.experiment import Experiment, Summary, check_experiments
 
 NAMES = (
     "main_figure",
@@ -37,12 +37,15 @@ class Reproduction(NamedTuple):
         claim: its docstring.
         full: experiments on the published models.
         small: experiments on embedded models.
+        summarize: what the small experiments say about the claim; None for their
+            comparison alone.
     """
 
     name: str
     claim: str
     full: list[Experiment]
     small: list[Experiment]
+    summarize: Summary | None = None
 
 
 def get_reproduction(name: str) -> Reproduction:
@@ -59,4 +62,5 @@ def get_reproduction(name: str) -> Reproduction:
         (module.__doc__ or "").strip(),
         check_experiments(module.FULL),
         check_experiments(module.SMALL),
+        getattr(module, "summarize", None),
     )

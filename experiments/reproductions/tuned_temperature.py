@@ -8,14 +8,22 @@ Cost: 3 x 500 problems; small: 8 minutes on 2 cores.
 Command: tsi reproduce tuned_temperature [--small]
 """
 
+from collections.abc import Mapping
+
 from tsi.experiments.problem_options import ProblemOptions
 from tsi.experiments.reproductions.published_models import embedded, published
+from tsi.experiments.scaling.curves import Curves
+from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.scaling.report import markdown, percent
 
 METHODS = ("weighted_best_of_n", "dvts", "rebase", "particle_filter", "smc")
 FULL = [
     published(f"t{t}", temperature=t, methods=METHODS, budgets=(4, 16, 64))
     for t in (0.4, 0.7, 1.0)
 ]
+TASKS = ("chain_long", "countdown_four")
+TEMPERATURES = (0.4, 0.7, 1.0)
+BUDGET = 16
 SMALL = [
     embedded(
         f"{task}-t{t}",
@@ -23,8 +31,25 @@ SMALL = [
         problems=ProblemOptions(task, split="validation"),
         temperature=t,
         methods=METHODS,
-        budgets=(16,),
+        budgets=(BUDGET,),
     )
-    for task in ("chain_long", "countdown_four")
-    for t in (0.4, 0.7, 1.0)
+    for task in TASKS
+    for t in TEMPERATURES
 ]
+
+
+def summarize(curves: Mapping[str, Curves]) -> str:
+    """Accuracy by temperature, and the best one of each method.
+
+    Of equal accuracies the higher temperature counts as better: its samples differ
+    more, so that it has more to gain from a larger budget.
+    """
+    head = [f"temperature {t:g}" for t in TEMPERATURES]
+    lines = [["task", "method", *head, "best"]]
+    for task in TASKS:
+        for method in METHODS:
+            points = {t: curves[f"{task}-t{t}"][method][BUDGET] for t in TEMPERATURES}
+            best = max(points, key=lambda t: (points[t].accuracy, t))
+            cells = [percent(point) for point in points.values()]
+            lines.append([task, get_method(method).label, *cells, f"{best:g}"])
+    return f"Validation problems, N = {BUDGET}:\n\n{markdown(lines)}"
