@@ -27,7 +27,7 @@ from tsi.experiments.scaling.particle_files import (
 from tsi.experiments.scaling.plan import Batch, make_plan
 from tsi.experiments.scaling.regrade import Grading, regrade
 from tsi.experiments.scaling.results import Cell, read_rows
-from tsi.experiments.scaling.row_writer import BackgroundWriter
+from tsi.experiments.scaling.row_writer import BackgroundWriter, RowWriter
 from tsi.experiments.scaling.scale import run_plan
 
 METHODS = ("greedy", "self_consistency", "weighted_best_of_n", "smc", "rebase")
