@@ -81,7 +81,8 @@ def test_every_problem_is_in_one_share():
 def test_killed_and_stopped_processes_go_on_with_another_number(
     several, tmp_path, expected, count
 ):
-    first, second = several.fakes(tmp_path, 2, sleep=0.5)
+    # Long enough that the other run starts meanwhile, on a busy machine too.
+    first, second = several.fakes(tmp_path, 2, sleep=4.0 if count == 1 else 0.5)
     shards = [tmp_path / "rows.jsonl", tmp_path / "rows-1.jsonl"]
     wait_for(lambda: all(lines(shard) for shard in shards))
     if count == 1:
