@@ -1,6 +1,5 @@
 """Confidence as a reward by name, from the command line to what it scores."""
 
-import json
 import math
 
 import jax
@@ -11,6 +10,7 @@ from tsi import samplers
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
+from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.loading.confidence_reward import MEASURE_OF, confidence_reward
 from tsi.loading.named_reward import parse_reward
@@ -94,9 +94,9 @@ def test_scale_runs_by_confidence_and_charges_no_reward_tokens(tmp_path, capsys)
         command = ["scale", "--num-problems", "2", "--budgets", "4", "--no-progress"]
         command += ["--methods", "smc", "best_of_n", "--out", str(out)]
         assert main([*command, "--reward", name]) == 0
-        rows = [json.loads(x) for x in (out / "rows.jsonl").read_text().splitlines()]
+        rows = read_rows(out / "rows.jsonl")
         assert len(rows) == 4
-        for row in rows:
+        for row in rows.values():
             assert row["settings"]["reward"] == name
             assert row["settings"]["reward_sha256"] is None
             assert row["reward_tokens"] == 0
