@@ -113,7 +113,7 @@ def page(
         unclear=len(labels) - len(judged),
         quality=_table(quality),
         golds=_table(gold_rows),
-        differ=pairs or "None.\n",
+        differ=pairs.strip() or "None.",
         labels=_table(label_rows),
     )
 
