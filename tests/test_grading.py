@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -58,7 +59,13 @@ def test_a_bad_answer_is_counted_and_the_next_grade_is_right(answer, failure):
     with GradingPool(
         grader, seconds=0.3, wall_seconds=4.0, megabytes=256, num_workers=1
     ) as pool:
-        grades = pool.grade([(PROBLEM, "2"), (PROBLEM, answer), (PROBLEM, "3")])
+        pairs = [(PROBLEM, "2"), (PROBLEM, answer), (PROBLEM, "3")]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            grades = pool.grade(pairs)
+        said = [str(one.message) for one in caught]
+        assert len(said) == (failure is not None)
+        assert all(failure in text and "problem 3" in text for text in said)
         assert grades == [Grade(True), Grade(False, failure), Grade(False)]
         assert pool.failures == ({failure: 1} if failure else {})
         if failure:

@@ -141,6 +141,10 @@ class RewardError(TsiError):
     """A reward that is not a number, or a reward model that cannot score."""
 
 
+class UngradedAnswerWarning(UserWarning):
+    """A grader failed on an answer, which counts as wrong."""
+
+
 class InvalidWeightWarning(UserWarning):
     """Log potentials or corrections were NaN or +inf, and count as weight zero."""
 

@@ -11,12 +11,13 @@ import os
 import queue
 import signal
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
-from tsi.errors import AnswerError
+from tsi.errors import AnswerError, UngradedAnswerWarning
 from tsi.experiments.grading.grade import Grade
 from tsi.experiments.grading.grader import Grader
 from tsi.models.workers.limited_process import (
@@ -45,6 +46,8 @@ class GradingPool:
         megabytes: of memory that one grade may take.
         num_workers: number of processes; by default one per CPU core, at most four.
         wall_seconds: after which a worker counts as hanging.
+
+    The first failure of each kind is a warning, `UngradedAnswerWarning`.
 
     Attributes:
         failures: number of answers that could not be graded, by kind: "timeout",
@@ -142,10 +145,27 @@ class GradingPool:
 
     def _ask(self, pair: tuple[Problem, str]) -> tuple[Grade, str]:
         """The grade that a worker gives."""
-        problem, answer = pair
         worker = self._free.get()
         try:
+            grade, detail = self._ask_worker(worker, *pair)
+            if grade.failure is not None:
+                # An error amid a computation may leave a library in a state that makes
+                # it grade the next answer wrong.
+                worker.close()
+        finally:
+            self._free.put(worker)
+        if grade.failure is not None:
+            assert self._executor is not None
+            with contextlib.suppress(RuntimeError):
+                self._executor.submit(_start_quietly, worker)
+        return grade, detail
+
+    def _ask_worker(
+        self, worker: LimitedProcess, problem: Problem, answer: str
+    ) -> tuple[Grade, str]:
+        try:
             correct, failure, detail = worker.ask([*problem, answer], self.wall_seconds)
+            return Grade(correct, failure), detail
         except ProcessLateError:
             failure, detail = "timeout", f"no reply within {self.wall_seconds:g} s"
         except ProcessEndedError as error:
@@ -157,41 +177,43 @@ class GradingPool:
         except (TypeError, ValueError) as error:
             # Data of the problem that JSON cannot express.
             failure, detail = f"error: {type(error).__name__}", str(error)
-        finally:
-            self._free.put(worker)
-        if failure is None:
-            return Grade(correct), ""
-        # An error amid a computation may leave a library in a state that makes it
-        # grade the next answer wrong.
-        worker.close()
-        assert self._executor is not None
-        with contextlib.suppress(RuntimeError):
-            self._executor.submit(_start_quietly, worker)
         return Grade(False, failure), detail
 
     def _record(self, key: tuple[int | str, str], grade: Grade, detail: str) -> None:
         self._grades[key] = grade
-        if grade.failure is not None:
-            self.failures[grade.failure] += 1
-            self.examples.setdefault(grade.failure, (*key, detail))
+        kind = grade.failure
+        if kind is None:
+            return
+        self.failures[kind] += 1
+        if kind not in self.examples:
+            self.examples[kind] = *key, detail
+            warnings.warn(
+                f"An answer could not be graded by {self.grader.name!r} and counts as "
+                f"wrong: {self._describe(kind)}. Further {kind!r} are counted.",
+                UngradedAnswerWarning,
+                stacklevel=3,
+            )
 
     def summary(self) -> str | None:
         """A sentence that names the answers that could not be graded, if any."""
         if not self.failures:
             return None
-        parts = []
-        for kind, number in self.failures.most_common():
-            name, answer, detail = self.examples[kind]
-            shown = answer if len(answer) <= MAX_SHOWN else answer[:MAX_SHOWN] + "…"
-            because = f": {detail}" if detail else ""
-            parts.append(
-                f"{number} {kind} (first: problem {name!r}, {shown!r}{because})"
-            )
+        parts = [
+            f"{number} {kind} (first: {self._describe(kind)})"
+            for kind, number in self.failures.most_common()
+        ]
         total = self.failures.total()
         return (
             f"{total} answers could not be graded by {self.grader.name!r} and count as "
             f"wrong: {'; '.join(parts)}."
         )
+
+    def _describe(self, kind: str) -> str:
+        """The first answer of a kind of failure."""
+        name, answer, detail = self.examples[kind]
+        shown = answer if len(answer) <= MAX_SHOWN else answer[:MAX_SHOWN] + "…"
+        because = f": {detail}" if detail else ""
+        return f"problem {name!r}, {shown!r}, {kind}{because}"
 
     def close(self) -> None:
         """Kill all workers."""
