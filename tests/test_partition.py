@@ -79,7 +79,7 @@ def on_eight_devices(folder: Path):
         "explored": explored,
         "caches": {
             f"{data} times {model}": cache_memory(make_mesh(data, model))
-            for data, model in ((4, 1), (2, 2), (2, 4))
+            for data, model in ((8, 1), (4, 2), (2, 4))
         },
         "solved": solved("--model-parallel", "2"),
         "refused": solved("--model-parallel", "3"),
@@ -207,8 +207,8 @@ def test_the_command_line_divides_models_and_solves_the_same(eight):
 def test_keys_and_values_lie_with_their_problems_divided_by_their_heads(eight):
     """Of 2 heads: by two devices, and by four not at all; problems by ``data``."""
     for shape, lanes, model, heads in (
-        ("4 times 1", 4, 1, 1),
-        ("2 times 2", 2, 2, 2),
+        ("8 times 1", 8, 1, 1),
+        ("4 times 2", 4, 2, 2),
         ("2 times 4", 2, 4, 1),
     ):
         found = eight["caches"][shape]
