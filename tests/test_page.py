@@ -16,6 +16,7 @@ from tsi.experiments.pages.page import as_script_data, write_page
 from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.pages.tree_data import OUTCOMES, tree_of
 from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.scaling.pool_curves import PoolPoint
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.scale import run_plan
 
@@ -51,7 +52,8 @@ def make_data(name="results/x"):
         row["settings"] = {"task": HOSTILE, "temperature": 0.4}
         if cell.problem == 5:
             row["selected"] = HOSTILE
-    return page_data(name, rows, [make_tree()])
+    pool = {1: PoolPoint(0.25, 0.1, 0.0), 4: PoolPoint(0.5, 0.1, 0.01)}
+    return page_data(name, rows, [make_tree()], {"best_of_n": pool})
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,8 @@ def test_curves_are_drawn_with_a_band_for_each_method(opened):
     assert opened.run(traces) == 8
     points = "document.querySelectorAll('#curve-figure .points path').length"
     assert opened.run(points) == 12
+    names = "[...document.querySelectorAll('#pass-figure .legendtext')]"
+    assert opened.run(f"{names}.map(e => e.textContent)") == ["pass@k", "best_of_n"]
     for figure in ("reliability-figure", "pass-figure"):
         assert opened.run(f"!!document.querySelector('#{figure} svg.main-svg')")
 

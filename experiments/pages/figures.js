@@ -102,9 +102,20 @@ function drawPass(place, run) {
       fillcolor: "rgba(0,114,178,0.15)", line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false },
     { x, y: run.pass.map((p) => 100 * p.pass), mode: "lines+markers", name: "pass@k",
       line: { color: "#0072B2" }, hovertemplate: "pass@%{x}: %{y:.1f} %<extra></extra>" },
+    ...run.pools.map((pool) => {
+      const method = run.methods.find((m) => m.name === pool.method);
+      const styled = method || { label: pool.method, colour: "#5f6368", dash: "dot", symbol: "circle" };
+      return {
+        x: pool.points.map((p) => p.n), y: pool.points.map((p) => 100 * p.accuracy),
+        error_y: { type: "data", array: pool.points.map((p) => 100 * p.error), thickness: 1 },
+        name: styled.label, mode: "lines+markers", line: { color: styled.colour, dash: styled.dash },
+        marker: { color: styled.colour, symbol: styled.symbol, size: 7 },
+        hovertemplate: "%{fullData.name} of %{x}: %{y:.1f} ± %{error_y.array:.1f} %<extra></extra>",
+      };
+    }),
   ], {
-    ...LAYOUT, showlegend: false,
-    xaxis: { type: "log", title: { text: "k" }, tickvals: x, gridcolor: "#e8eaed" },
-    yaxis: { title: { text: "pass@k (%)" }, gridcolor: "#e8eaed" },
+    ...LAYOUT, showlegend: run.pools.length > 0,
+    xaxis: { type: "log", title: { text: "samples k" }, tickvals: x, gridcolor: "#e8eaed" },
+    yaxis: { title: { text: "right (%)" }, gridcolor: "#e8eaed" },
   }, CONFIG);
 }

@@ -34,7 +34,7 @@ def trees_of(rows: Rows, place: Place, max_problems: int) -> list[dict[str, Any]
     Raises:
         ResultsError: the file of particles is malformed.
     """
-    if max_problems < 1 or not _has_particles(place):
+    if max_problems < 1 or not has_particles(place):
         return []
     budgets = {cell.budget for cell in rows}
     small = [budget for budget in budgets if budget <= MAX_PARTICLES]
@@ -48,7 +48,8 @@ def trees_of(rows: Rows, place: Place, max_problems: int) -> list[dict[str, Any]
     ]
 
 
-def _has_particles(place: Place) -> bool:
+def has_particles(place: Place) -> bool:
+    """Whether particles are kept beside a file of rows."""
     if isinstance(place, str):
         system, root = file_system(str(particles_place(place)))
         return bool(system.exists(root))

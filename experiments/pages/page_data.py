@@ -15,6 +15,7 @@ from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
 from tsi.experiments.scaling.curves import UNITS, Curves, Point, Rows, curves_of
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.scaling.plots import bar, style_of
+from tsi.experiments.scaling.pool_curves import PoolPoint
 from tsi.experiments.scaling.report import MIN_SHARED, percent, row_notes
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.rows import round_finite
@@ -46,13 +47,19 @@ RATE_UNITS = ("rollouts", "all_tokens", "flops")
 NUM_REPLICATES = 500
 
 
-def page_data(name: str, rows: Rows, trees: Sequence[Mapping] = ()) -> dict[str, Any]:
+def page_data(
+    name: str,
+    rows: Rows,
+    trees: Sequence[Mapping] = (),
+    pools: Mapping[str, Mapping[int, PoolPoint]] | None = None,
+) -> dict[str, Any]:
     """Everything that the page shows of one run.
 
     Args:
         name: of the run, to tell several apart.
         rows: complete for all their methods, with their settings.
         trees: of kept runs; see `tree_data.tree_of`.
+        pools: curves over subsets of kept pools; see `pool_curves`.
 
     Raises:
         ResultsError: rows are missing.
@@ -96,6 +103,13 @@ def page_data(name: str, rows: Rows, trees: Sequence[Mapping] = ()) -> dict[str,
         "problems": _problems(rows, problems),
         "answers": _answers(rows, curves, problems, sorted(seeds)),
         "trees": list(trees),
+        "pools": [
+            {
+                "method": method,
+                "points": [{"n": n, **point._asdict()} for n, point in curve.items()],
+            }
+            for method, curve in (pools or {}).items()
+        ],
     }
 
 
