@@ -261,4 +261,8 @@ def test_genealogies_come_from_what_was_kept(tmp_path, keep):
         if tree["method"] == "smc":
             assert tree["selected"] == row["selected"]
             assert (tree["outcome"] == OUTCOMES["right"]) == row["correct"]
+    grades = {
+        end["right"] for tree in trees for node in tree["nodes"] for end in node["ends"]
+    }
+    assert {True, False} <= grades
     assert trees_of(rows, path, 0) == []
