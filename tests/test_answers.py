@@ -128,6 +128,14 @@ def test_canonical_form_is_a_fixed_point():
         "\\boxed{" + "(" * 200 + ")" * 200 + "}",
         "\\boxed{" + "(1," * 120 + "1" + ")" * 120 + "}",
         "answer is " + " " * 1_000_000 + "9",
+        "\\boxed {" * 100_000,
+        "the answer a b c d e " * 50_000,
+        "answer is correct. " * 50_000,
+        "**" * 100_000 + " is x=" * 100_000,
+        "x=" * 100_000,
+        "there are (x, y) = (1" * 50_000,
+        "<answer>#### " * 50_000,
+        "sqrt(" * 100_000 + "^(" * 100_000,
     ],
 )
 def test_hostile_text_ends_in_a_bounded_answer(text):

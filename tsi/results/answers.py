@@ -18,6 +18,8 @@ from tsi.results.numbers import DECIMAL, NUMBER
 from tsi.results.units import changes_meaning, drop_unit, is_unit
 
 MAX_TEXT = 65_536
+MAX_PLACES, MAX_VERBS = 64, 16
+"""Boxes and cues, and verbs of the last sentence, that are tried from the end."""
 
 # Every quantifier is bounded, so that matching is linear in the text.
 _NUMBER_IN_TEXT = re.compile(
@@ -169,7 +171,7 @@ def last_number(text: str) -> str | None:
 
 
 def _last_boxed(text: str) -> str | None:
-    for box in reversed(list(_BOX.finditer(text))):
+    for box in reversed(list(_BOX.finditer(text))[-MAX_PLACES:]):
         content = brace_content(text, box.end() - 1)
         if content is not None:
             return content
@@ -178,7 +180,7 @@ def _last_boxed(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """What the last cue is followed by; a cue such as "the answer is right" is none."""
-    for cue in reversed(list(_CUE.finditer(text))):
+    for cue in reversed(list(_CUE.finditer(text))[-MAX_PLACES:]):
         tail = text[cue.end() : cue.end() + 2 * MAX_ANSWER]
         stated = _answer_after(tail, is_line=cue["heading"] is not None)
         if stated and not _NO_ANSWER.match(stated):
@@ -198,7 +200,7 @@ def _said(text: str) -> str | None:
     if equations := _EQUATIONS.search(plain):
         return equations.group()
     said = None
-    for verb in _VERB.finditer(sentence):
+    for verb in list(_VERB.finditer(sentence))[-MAX_VERBS:]:
         tail = sentence[verb.end() :]
         remark = _REMARK.search(tail)
         found = _answer_after(tail[: remark.start() if remark else None], is_line=False)
