@@ -204,8 +204,8 @@ class GradingPool:
         ]
         total = self.failures.total()
         return (
-            f"{total} answers could not be graded by {self.grader.name!r} and count as "
-            f"wrong: {'; '.join(parts)}."
+            f"Not graded by {self.grader.name!r} and counted as wrong: {total} in all, "
+            f"{'; '.join(parts)}."
         )
 
     def _describe(self, kind: str) -> str:

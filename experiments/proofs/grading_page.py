@@ -34,7 +34,7 @@ Could not be graded: {failures}.
 
 ## Labels by a reader
 
-200 different disagreements, as many of each kind as there are, were read one by one.
+200 different disagreements, drawn evenly from the kinds below, were read one by one.
 The label says whether the sentence gives the gold answer. {unclear} were unclear and
 do not count below. The sample says which grader is to be trusted where they disagree;
 it does not say how often each is right in all.
