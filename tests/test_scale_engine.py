@@ -126,7 +126,8 @@ def test_another_model_does_not_continue_the_file(models, finished, capsys):
 
 def test_solve_prints_ess_genealogy_and_posterior(models, capsys, tmp_path):
     pictures = ["--figures", str(tmp_path)]
-    assert main(["solve", "7*8+5-9", "--budget", "4", *pictures, *models]) == 0
+    command = ["solve", "7*8+5-9", "--task", "chain", "--budget", "4"]
+    assert main([*command, *pictures, *models]) == 0
     out = capsys.readouterr().out
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["ess.png", "genealogy.png", "weights.png"]
