@@ -129,7 +129,7 @@ def test_solve_prints_ess_genealogy_and_posterior(models, capsys, tmp_path):
     command = ["solve", "7*8+5-9", "--task", "chain", "--budget", "4"]
     assert main([*command, *pictures, *models]) == 0
     out = capsys.readouterr().out
-    found = sorted(path.name for path in tmp_path.iterdir())
+    found = sorted(path.name for path in tmp_path.glob("*.png"))
     assert found == ["ess.png", "genealogy.png", "weights.png"]
     for part in ("Effective sample size of 4", "Surviving genealogy", "Answer post"):
         assert part in out
