@@ -320,9 +320,14 @@ class Engine:
         least = self._bytes_to_read(1, width, questions)
         check_prompts_fit(least, width, self.free_bytes())
 
+        # Here, on one thread: JAX builds the list of an array's shards when it is first
+        # read, and threads of several lanes could read a list that is not complete.
+        both = self.policy, self.reward_model
+        weights = [part_of(both, part) for part in self._parts]
+
         def lane_of(group: int, sizes: Sizes) -> Lane:
-            weights = part_of((self.policy, self.reward_model), self._parts[group])
-            own = params._replace(policy=weights[0], reward_model=weights[1])
+            policy, reward_model = weights[group]
+            own = params._replace(policy=policy, reward_model=reward_model)
             programs = self._programs[group]
             return Lane(programs, method, key, own, batch, on_host, ids, sizes, exact)
 
