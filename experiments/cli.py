@@ -108,16 +108,18 @@ def scale(
         if dry.dry_run:
             return _print_share_cost(forecast, group)
         _print_notes([] if forecast is None else [forecast.line])
-        rows = run_plan(
-            plan,
-            world,
-            path,
-            progress=progress,
-            group=group,
-            keep=keep,
-            continue_anyway=continue_anyway,
-        )
-        _print_notes(world.ungraded_notes())
+        try:
+            rows = run_plan(
+                plan,
+                world,
+                path,
+                progress=progress,
+                group=group,
+                keep=keep,
+                continue_anyway=continue_anyway,
+            )
+        finally:
+            _print_notes(world.ungraded_notes())
         if group.is_first:
             print(write_report(plan, world, rows, folder))
         group.gather("report")
@@ -132,11 +134,13 @@ def regrade(run: Positional[str], grader: str | None = None) -> int:
     Args:
         run: folder of the run, or its rows.jsonl.
         grader: name of another grader, or module:function, called with (Problem,
-            answer); by default the task's own.
+            answer); by default the one that the rows record.
     """
     from tsi.experiments.scaling.regrade_command import regrade_run
 
-    print(regrade_run(run, grader))
+    text, notes = regrade_run(run, grader)
+    print(text)
+    _print_notes(notes)
     return 0
 
 
@@ -221,6 +225,7 @@ def solve(
         is_right = world.is_correct(problem, result.selected)
         verdict = "solved" if is_right else "not solved"
         print(f"\nRight answer: {problem.answer} ({verdict})")
+        _print_notes(world.ungraded_notes())
     if figures is not None:
         from tsi.experiments.solving.diagnostics import save_figures
 
@@ -408,8 +413,6 @@ def check(
     from tsi.experiments.proofs.named_sampler import report_on, verdict
 
     check_positive(num_particles=num_particles, num_runs=num_runs)
-    # As `python -m` does, search the working folder too.
-    sys.path.insert(0, "")
     report = report_on(make_sampler, num_particles, num_runs)
     print(f"{report}\n\n{verdict(report, num_particles, num_runs)}")
     return 0 if report.passed else 1

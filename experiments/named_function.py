@@ -7,6 +7,7 @@ happened.
 import importlib
 import operator
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from tsi.errors import ConfigurationError
 
 def find_function(name: str, purpose: str, example: str) -> Callable[..., Any]:
     """Import the function with the name "module:function".
+
+    As with ``python -m``, modules of the working folder are found, before others.
 
     Args:
         name: "module:function"; the function may be an attribute, as in
@@ -37,6 +40,9 @@ def find_function(name: str, purpose: str, example: str) -> Callable[..., Any]:
             f"{module_name!r} is not the name of a "
             f"module{_suggest_module(module_name)}; {write}."
         )
+    folder = os.getcwd()
+    if "" not in sys.path and folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         found = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -132,11 +132,26 @@ def test_the_text_of_a_choice_may_be_written_otherwise(answer, right):
         ("The best choice is (c)", "C"),
         ("It is C. I am sure. A proof follows", "C"),
         ("Answer: Red blood cells", "redbloodcells"),
+        ("\\boxed{12}", "12"),
+        ("The answer is 12.", "12"),
+        ("In step 3 I choose C, not B", "B"),
+        ("3 + 4 = 7", None),
+        ("3 + 4 = 7. So I choose C.", "C"),
         ("none", None),
     ],
 )
 def test_a_letter_is_found_in_a_text(text, letter):
     assert get_grader("choice").extract(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [("4", True), ("B", True), ("2", False), ("D", False)]
+)
+def test_a_digit_is_the_text_of_a_choice(answer, right):
+    choices = {"choices": ["2", "4", "6", "8"]}
+    grader = get_grader("choice")
+    assert grader.check_gold(Problem("p", "?", "4", choices)) is None
+    assert is_right("choice", "4", answer, choices) is right
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from fake_world import fake_world, read_answer, vary
 
 from tsi.errors import ConfigurationError, ResultsError
+from tsi.experiments.grading.grade import Grade
 from tsi.experiments.gzip_members import compress_member
 from tsi.experiments.scaling.kept_particles import record_of
 from tsi.experiments.scaling.methods import sampler_of
@@ -37,7 +38,7 @@ PLAN = make_plan(METHODS, (1, 2, 8), 2)
 
 def fake_grading(settings):
     def grade(pairs):
-        return [answer == problem.answer for problem, answer in pairs]
+        return [Grade(answer == problem.answer) for problem, answer in pairs]
 
     return Grading(read_answer, grade)
 
@@ -299,7 +300,7 @@ def test_corrupt_grades_are_restored_exactly(run):
 def test_another_grader_is_used_and_recorded(run):
     def grading_of(settings):
         def grade(pairs):
-            return [True for _ in pairs]
+            return [Grade(True) for _ in pairs]
 
         return Grading(read_answer, grade, "all:right")
 
@@ -318,7 +319,7 @@ def test_another_grader_is_used_and_recorded(run):
 def test_another_extractor_finds_other_answers(run):
     def grading_of(settings):
         def grade(pairs):
-            return [answer == "last" for _, answer in pairs]
+            return [Grade(answer == "last") for _, answer in pairs]
 
         return Grading(lambda text: "last", grade)
 

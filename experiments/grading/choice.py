@@ -2,15 +2,15 @@
 
 A letter may be written A, (A), A., A), **A**, "option A", \\text{A} or \\boxed{A}. If
 the problem's data has ``choices``, a list of texts, an answer that is the text of one
-of them counts as its letter, and so does a gold answer. A number is no letter: write
-the letter or the text of the right choice into the file.
+of them counts as its letter, and so does a gold answer. A number is a text
+and no letter: 2 is the choice that reads 2, and not the second.
 """
 
 import re
 import string
 
 from tsi.problem import Problem
-from tsi.results.answers import MAX_TEXT, answers_in, last_number
+from tsi.results.answers import MAX_TEXT, answers_in, find_answer, last_number
 from tsi.results.canonical import canonical
 from tsi.results.markup import remove_markup
 
@@ -30,7 +30,14 @@ def extract(text: str) -> str | None:
     alone, apart from "I" and "A" before a word.
     """
     text = text[-MAX_TEXT:]
-    found = [words for words in answers_in(text) if words != last_number(text)]
+    # A number is a choice only where a box or a cue says so; elsewhere a letter of the
+    # text is likelier.
+    number, is_stated = last_number(text), find_answer(text) is not None
+    found = [
+        words
+        for index, words in enumerate(answers_in(text))
+        if words != number or (index == 0 and is_stated)
+    ]
     for words in found:
         if letter := letter_of(words):
             return letter
@@ -77,8 +84,9 @@ def _choice_of(problem: Problem, answer: str) -> str | None:
     """The letter of an answer, by its text if it has none; None if it is neither."""
     choices = [canonical(str(text)) for text in problem.data.get("choices", [])]
     form = canonical(answer)
-    # A choice whose text is one letter is found by its text first.
-    if form is not None and choices.count(form) == 1 and len(form) > 1:
+    # One letter names a choice by its position, and not by its text.
+    is_letter = form is not None and len(form) == 1 and form.isalpha()
+    if form is not None and choices.count(form) == 1 and not is_letter:
         return string.ascii_uppercase[choices.index(form)]
     return letter_of(answer)
 

@@ -11,6 +11,9 @@ from tsi.problem import Problem
 from tsi.results.answers import extract_answer
 from tsi.results.canonical import MAX_ANSWER
 
+MAX_SHOWN = 100
+"""Characters of an answer in a message."""
+
 Shortcut = Callable[[Problem, str], bool | None]
 
 
@@ -57,9 +60,11 @@ class Grader:
             elif self.check_gold is not None:
                 wrong = self.check_gold(problem)
             if wrong is not None:
+                shown = repr(problem.answer)
+                if len(shown) > MAX_SHOWN:
+                    shown = f"{shown[:MAX_SHOWN]}…"
                 raise ConfigurationError(
-                    f"The gold answer {problem.answer!r} of problem {problem.id!r} "
-                    f"{wrong}."
+                    f"The gold answer {shown} of problem {problem.id!r} {wrong}."
                 )
 
 
@@ -101,6 +106,11 @@ GRADERS = {
 }
 
 
+def is_named(name: str) -> bool:
+    """Whether a grader is one of `GRADERS`, with or without a tolerance."""
+    return name.partition(":")[0] in GRADERS
+
+
 def get_grader(name: str) -> Grader:
     """The grader of that name.
 
@@ -123,6 +133,10 @@ def get_grader(name: str) -> Grader:
                 "numeric:0.01."
             )
         return replace(GRADERS[kind], name=name, data={"tolerance": setting})
+    if colon and kind in GRADERS:
+        raise ConfigurationError(
+            f"{name!r}: the grader {kind} takes no settings; write {kind}."
+        )
     if not colon:
         raise UnknownNameError("grader", name, [*GRADERS, "module:function"])
     find_function(

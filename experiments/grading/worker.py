@@ -31,7 +31,10 @@ def grade(
     *problem, answer = fields
     try:
         with enforce_limits(limits):
-            return bool(function(Problem(*problem), answer)), None, ""
+            result = function(Problem(*problem), answer)
+            if not isinstance(result, bool) and result not in (0, 1):
+                raise TypeError(f"it returned {result!r:.80}, and not True or False")
+            return bool(result), None, ""
     except TimeLimit:
         return False, "timeout", f"more than {limits.seconds:g} s of processor time"
     except KeyboardInterrupt:

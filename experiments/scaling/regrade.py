@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tsi.errors import ConfigurationError, ResultsError
+from tsi.experiments.grading.grade import Grade
 from tsi.experiments.places import Place
 from tsi.experiments.scaling.kept_particles import KeptRun
 from tsi.experiments.scaling.methods import SHARED_SOURCE, get_method
@@ -44,12 +45,12 @@ class Grading(NamedTuple):
 
     Attributes:
         extract: the canonical answer of a text, or None.
-        grade: whether each answer to a problem is right.
+        grade: the grade of each answer to a problem.
         name: of the grader, if rows are to record it; None if it is their own.
     """
 
     extract: Callable[[str], str | None]
-    grade: Callable[[Sequence[Pair]], Sequence[bool]]
+    grade: Callable[[Sequence[Pair]], Sequence[Grade]]
     name: str | None = None
 
 
@@ -161,7 +162,10 @@ class _GradedRun:
         self._answers = [grading.extract(text) if ok else None for text, ok in texts]
         given_answers = list(dict.fromkeys(x for x in self._answers if x is not None))
         grades = grading.grade([(run.problem, answer) for answer in given_answers])
-        self._is_right = dict(zip(given_answers, map(bool, grades), strict=True))
+        self._is_right = {
+            answer: graded.correct
+            for answer, graded in zip(given_answers, grades, strict=True)
+        }
 
     def fields(self, line: Line) -> dict[str, Any]:
         """The graded fields of a row that was read off this run."""

@@ -1,22 +1,20 @@
 """What `tsi regrade` does: finds extractors and graders, and says what changed."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from tsi.experiments.grading.grade import Grade
-from tsi.experiments.grading.grader import GRADERS, get_grader
+from tsi.experiments.grading.grader import get_grader, is_named
 from tsi.experiments.grading.pool import GradingPool
 from tsi.experiments.places import Place, join_place, parse_place
 from tsi.experiments.scaling.regrade import Grading, Regraded, regrade
-from tsi.experiments.scaling.rows import Pair
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.tasks.gym import PREFIX
 from tsi.experiments.worlds.answer_grading import AnswerGrading
 
 
-def regrade_run(run: str, grader: str | None = None) -> str:
-    """Regrade a run, and return a text on what changed.
+def regrade_run(run: str, grader: str | None = None) -> tuple[str, list[str]]:
+    """Regrade a run, and return what changed, and notes on ungraded answers.
 
     Args:
         run: folder of the run, or its file of rows.
@@ -31,18 +29,31 @@ def regrade_run(run: str, grader: str | None = None) -> str:
     if not run.endswith(".jsonl"):
         place = join_place(place, "rows.jsonl")
 
+    used: list[Grading] = []
+
     def grading_of(settings: Mapping[str, Any]) -> Grading:
+        used.append(choose(settings))
+        return used[-1]
+
+    def choose(settings: Mapping[str, Any]) -> Grading:
         recorded = settings.get("grader")
         if grader is None:
             return _own_grading(str(settings.get("task")), recorded and str(recorded))
         chosen = _grading_by(grader)._replace(name=grader)
-        if grader in GRADERS:
+        if is_named(grader):
             return chosen
         # A function of one's own grades what the rows' own grader finds in the texts.
         own = _own_grading(str(settings.get("task")), recorded and str(recorded))
         return chosen._replace(extract=own.extract)
 
-    return describe(place, regrade(place, grading_of))
+    text = describe(place, regrade(place, grading_of))
+    notes = [_summary(grading.grade) for grading in used]
+    return text, list(dict.fromkeys(note for note in notes if note is not None))
+
+
+def _summary(grade: Any) -> str | None:
+    """The summary of an `AnswerGrading`, or of the pool whose method this is."""
+    return getattr(grade, "__self__", grade).summary()
 
 
 def describe(place: Place, regraded: Regraded) -> str:
@@ -62,17 +73,11 @@ def _own_grading(task_name: str, grader: str | None) -> Grading:
         task = get_task(task_name)
         # A file of problems may have the name of a task.
         if task.grader == grader:
-            return Grading(task.extract, _bools(AnswerGrading(task)))
+            return Grading(task.extract, AnswerGrading(task))
     return _grading_by(str(grader))
 
 
 @functools.cache
 def _grading_by(name: str) -> Grading:
     grader = get_grader(name)
-    return Grading(grader.extract, _bools(GradingPool(grader).grade))
-
-
-def _bools(
-    grade: Callable[[Sequence[Pair]], Sequence[Grade]],
-) -> Callable[[Sequence[Pair]], list[bool]]:
-    return lambda pairs: [graded.correct for graded in grade(pairs)]
+    return Grading(grader.extract, GradingPool(grader).grade)
