@@ -166,7 +166,9 @@ def report(
         raise ConfigurationError(
             "tsi report needs a folder with rows.jsonl; run `tsi scale` first."
         )
-    places = [parse_place(run) for run in runs]
+    if genealogies < 0:
+        raise ConfigurationError(f"genealogies must be 0 or more, not {genealogies}.")
+    places = [parse_place(run.removesuffix("/rows.jsonl")) for run in runs]
     if out is None:
         first = places[0]
         out = (first if isinstance(first, Path) else Path()) / "report.html"

@@ -20,12 +20,23 @@ A file defines ``EXPERIMENTS``, a sequence of `Experiment`; each is one call of
 resumed. It copies the file beside the rows and writes a table that compares them.
 """
 
+import contextlib
 import math
 import runpy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from tsi.errors import ConfigurationError, ResultsError, TsiError
 from tsi.experiments.model_options import DryRun, ModelOptions
@@ -76,7 +87,7 @@ def read_experiments(path: Path) -> list[Experiment]:
         raise ConfigurationError(describe_error(error, path)) from error
     except TsiError:
         raise
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         raise ConfigurationError(
             f"{path} could not be run: {type(error).__name__}: {error}."
         ) from error
@@ -90,11 +101,18 @@ def read_experiments(path: Path) -> list[Experiment]:
 
 
 def check_experiments(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """The experiments, unless their names cannot be folders.
+    """The experiments, unless a field has a wrong type or a name cannot be a folder.
 
     Raises:
-        ConfigurationError: a name is empty, has a slash or occurs twice.
+        ConfigurationError: a field has a value of another type; or a name is empty, has
+            a slash or occurs twice.
     """
+    for experiment in experiments:
+        _check_types(experiment, f"The experiment {experiment.name!r}", Experiment)
+        for field in ("problems", "models"):
+            options = getattr(experiment, field)
+            place = f"The experiment {experiment.name!r}, {field}"
+            _check_types(options, place, type(options))
     names = [experiment.name for experiment in experiments]
     for name in names:
         if not name or name in (".", "..") or "/" in name or names.count(name) > 1:
@@ -103,6 +121,53 @@ def check_experiments(experiments: Sequence[Experiment]) -> list[Experiment]:
                 "twice; it is the name of the experiment's folder."
             )
     return list(experiments)
+
+
+def _check_types(values: Any, place: str, kind: type) -> None:
+    """Refuse the fields of a NamedTuple whose values have another type than declared.
+
+    Raises:
+        ConfigurationError: names the first such field.
+    """
+    for field, declared in get_type_hints(kind).items():
+        value = getattr(values, field)
+        if not is_of_type(value, declared):
+            written = getattr(declared, "__name__", None)
+            raise ConfigurationError(
+                f"{place}: {field} is {value!r:.80}, and must be of the type "
+                f"{written if isinstance(declared, type) else declared}."
+            )
+
+
+def is_of_type(value: Any, declared: Any) -> bool:
+    """Whether a value is of a declared type; an integer is a float, no truth value is.
+
+    Args:
+        value: of a field.
+        declared: a class, a union, a literal or a tuple of these.
+    """
+    origin, arguments = get_origin(declared), get_args(declared)
+    if origin is Annotated:
+        return is_of_type(value, arguments[0])
+    if origin in (Union, UnionType):
+        return any(is_of_type(value, part) for part in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        parts = arguments[:1] if arguments[1:] == (...,) else ()
+        return isinstance(value, tuple | list) and all(
+            is_of_type(item, part) for item in value for part in parts
+        )
+    kind = origin or declared
+    if not isinstance(kind, type):
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    return (
+        isinstance(value, int)
+        if kind is float and isinstance(value, int)
+        else (isinstance(value, kind))
+    )
 
 
 def run_experiments(
@@ -135,7 +200,9 @@ def run_experiments(
     """
     if record is not None and not dry.dry_run:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(record, folder / record.name)
+        # A file that already is in the folder is its own record.
+        with contextlib.suppress(shutil.SameFileError):
+            shutil.copyfile(record, folder / record.name)
     code = 0
     for experiment in experiments:
         print(f"\n== {experiment.name}\n")

@@ -13,7 +13,7 @@ class ProblemOptions(NamedTuple):
 
     Attributes:
         task: chain, countdown, chain_long or countdown_four, for which the package has
-            models; gym:NAME or gym:NAME,SETTING=VALUE, a generator of reasoning-gym;
+            models; chain_sum, short sums; gym:NAME or gym:NAME,SETTING=VALUE, a generator of reasoning-gym;
             champ; math500, aime24, aime25, gsm8k, numglue2, financebench or gpqa, which
             are fetched.
         problems: a file of one's own instead: .jsonl, .json, .csv or .parquet, with a

@@ -217,3 +217,30 @@ def test_validation_problems_are_no_test_problems(tmp_path):
         assert len(prompts[split]) == 3
         assert all(len(prompt) == 16 for prompt in prompts[split])
     assert prompts["test"].isdisjoint(prompts["validation"])
+
+
+@pytest.mark.parametrize(
+    ("field", "experiment"),
+    [
+        ("methods", Experiment("a", methods="smc")),
+        ("budgets", Experiment("a", budgets=4)),
+        ("num_problems", Experiment("a", num_problems="2")),
+        ("seeds", Experiment("a", seeds=True)),
+        ("name", Experiment(3)),
+        ("problems", Experiment("a", "chain")),
+        ("problems", Experiment("a", ProblemOptions(problems="mine.jsonl"))),
+        ("temperature", Experiment("a", models=ModelOptions(temperature="1"))),
+    ],
+)
+def test_a_field_of_another_type_is_named(field, experiment):
+    with pytest.raises(ConfigurationError, match=f"{field} is .* of the type"):
+        check_experiments([experiment])
+
+
+def test_a_file_that_exits_is_refused_and_may_be_its_own_record(study, capsys):
+    exits = study.with_name("exits.py")
+    exits.write_text("import sys\nsys.exit('no')")
+    with pytest.raises(ConfigurationError, match="SystemExit: no"):
+        read_experiments(exits)
+    run_experiments([], study.parent, lambda *_, **__: 0, record=study)
+    assert study.read_text() == STUDY

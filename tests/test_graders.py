@@ -1,10 +1,13 @@
 """The graders numeric, choice and exact, on answers as models write them."""
 
+import sys
+
 import pytest
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.grading.grader import get_grader
 from tsi.experiments.grading.pool import GradingPool
+from tsi.experiments.worlds.answer_grading import ungraded_note
 from tsi.problem import Problem
 
 CHOICES = {"choices": ["4", "Red blood cells", "\\frac{1}{2}", "None of these"]}
@@ -193,3 +196,24 @@ def test_the_exact_answer_of_a_text(text, answer):
 def test_a_gold_answer_that_grades_nothing_is_refused(grader, gold, data, message):
     with pytest.raises(ConfigurationError, match=message):
         get_grader(grader).check([Problem("p", "", gold, data)])
+
+
+def test_a_module_of_the_working_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "own_grader.py").write_text(
+        "def starts(problem, answer): return answer.startswith(problem.answer)\n"
+        "def says_no(problem, answer): return 'no'\n"
+    )
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert is_right("own_grader:starts", "4", "42")
+    with GradingPool(get_grader("own_grader:says_no"), num_workers=1) as pool:
+        (grade,) = pool.grade([(Problem(0, "", "4"), "42")])
+        assert grade == (False, "error: TypeError")
+        assert "returned 'no'" in pool.summary()
+        assert ungraded_note(pool.grade) == pool.summary()
+
+
+@pytest.mark.parametrize("name", ["math:0.1", "choice:3", "exact:"])
+def test_settings_of_a_grader_without_settings_are_refused(name):
+    with pytest.raises(ConfigurationError, match="takes no settings"):
+        get_grader(name)

@@ -186,3 +186,10 @@ def test_examples_are_pairs_of_question_and_solution(tmp_path):
     write_jsonl(path, rows * 60)
     with pytest.raises(ConfigurationError, match="120 worked examples"):
         read_examples(path)
+
+
+def test_a_column_of_ids_that_was_named_is_not_replaced_by_numbers(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "1 + 1", "answer": "2"}\n')
+    with pytest.raises(ConfigurationError, match="no column 'number'"):
+        read_problems(path, Columns(id="number"))

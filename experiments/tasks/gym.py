@@ -134,7 +134,13 @@ def _distinct_problems(
     for index in range(SIZE):
         if len(chosen) == count:
             break
-        entry = dataset[index]
+        try:
+            entry = dataset[index]
+        except Exception as error:  # whatever a generator raises on odd settings
+            raise ConfigurationError(
+                f"The generator {generator} of reasoning-gym fails with the settings "
+                f"{json.dumps(settings)}: {type(error).__name__}: {error}."
+            ) from error
         question = entry["question"]
         if question in chosen:
             continue

@@ -64,6 +64,9 @@ def read_problems(path: Path, columns: Columns = Columns()) -> list[Problem]:  #
         identity = fields.get(columns.id)
         if has_ids is None:
             has_ids = identity is not None
+            if columns.id != Columns().id:
+                # A column that was asked for is not replaced by numbers.
+                _text(fields, columns.id, place)
         if has_ids != (identity is not None):
             raise ConfigurationError(
                 f"{place}, column {columns.id!r}: some rows have an id and others "

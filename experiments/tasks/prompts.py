@@ -39,11 +39,19 @@ class PromptFormat(NamedTuple):
         return self.question.replace(QUESTION, prompt)
 
     def check(self) -> "PromptFormat":
-        """This format, unless the form of the question leaves the problem out.
+        """This format, unless it lacks the problem or is not valid Unicode.
 
         Raises:
-            ConfigurationError: it does.
+            ConfigurationError: see above.
         """
+        for text in (self.system, self.question):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ConfigurationError(
+                    f"The text {text!r:.80} is not UTF-8 at character "
+                    f"{error.start + 1}; write it in that encoding."
+                ) from error
         if QUESTION not in self.question:
             raise ConfigurationError(
                 f"The form of the question, {self.question!r}, lacks {QUESTION}, which "

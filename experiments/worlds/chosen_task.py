@@ -25,7 +25,8 @@ def choose_task(options: ProblemOptions) -> Task:
         TsiError: the task, the file, the preset or the grader is refused.
     """
     if options.problems is None:
-        return _adapt(options, get_task(options.task or DEFAULT_TASK))
+        name = DEFAULT_TASK if options.task is None else options.task
+        return _adapt(options, get_task(name))
     if options.task is not None:
         raise ConfigurationError(
             f"--task {options.task} and --problems {options.problems} both name "
