@@ -13,9 +13,9 @@ class ProblemOptions(NamedTuple):
 
     Attributes:
         task: chain, countdown, chain_long or countdown_four, for which the package has
-            models; chain_sum, short sums; gym:NAME or gym:NAME,SETTING=VALUE, a generator of reasoning-gym;
-            champ; math500, aime24, aime25, gsm8k, numglue2, financebench or gpqa, which
-            are fetched.
+            models; chain_sum, short sums; gym:NAME or gym:NAME,SETTING=VALUE, a
+            generator of reasoning-gym; champ; math500, aime24, aime25, gsm8k, numglue2,
+            financebench or gpqa, which are fetched.
         problems: a file of one's own instead: .jsonl, .json, .csv or .parquet, with a
             column question and a column answer.
         split: of a generated task; choose parameters on validation problems.
