@@ -28,15 +28,15 @@ from tsi.experiments.scaling.report import (
 COMMON = 1.0
 CHOSEN: dict[str, dict[str, float]] = {
     "chain_long": {
-        "weighted_best_of_n": 0.4,
-        "dvts": 0.4,
-        "rebase": 0.4,
+        "weighted_best_of_n": 1.0,
+        "dvts": 0.7,
+        "rebase": 0.7,
         "particle_filter": 0.4,
-        "smc": 0.4,
+        "smc": 0.7,
     },
     "countdown_four": {
-        "weighted_best_of_n": 0.4,
-        "dvts": 0.4,
+        "weighted_best_of_n": 0.7,
+        "dvts": 0.7,
         "rebase": 0.4,
         "particle_filter": 0.4,
         "smc": 0.4,
