@@ -12,9 +12,11 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tsi import errors
 from tsi.errors import LostProcessError, Stopped, TsiError
 from tsi.models.files import describe_error, system_error
 from tsi.termination import terminable
@@ -38,7 +40,7 @@ def exit_code(command: Callable[[], Any]) -> int:
     """
     _escape_unencodable()
     try:
-        with terminable():
+        with terminable(), _plain_warnings():
             code = _run_and_flush(command)
     except BrokenPipeError:
         _discard(sys.stdout)
@@ -70,6 +72,25 @@ def resumable() -> Iterator[None]:
     except KeyboardInterrupt as error:
         error.add_note(RESUMES)
         raise
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print this package's warnings as sentences, without a line of its source."""
+    usual = warnings.formatwarning
+
+    def format_warning(
+        message: Warning | str, category: type[Warning], *place: Any
+    ) -> str:
+        if category.__module__ == errors.__name__:
+            return f"tsi: {message}\n"
+        return usual(message, category, *place)
+
+    warnings.formatwarning = format_warning  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _run_and_flush(command: Callable[[], Any]) -> Any:

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from tsi.bench import conformance
+from tsi.errors import InvalidWeightWarning
 from tsi.experiments.cli import main
+from tsi.experiments.command import exit_code
 
 
 @pytest.mark.parametrize(
@@ -167,3 +170,21 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert done.returncode == 0
     assert b"scale" in done.stdout
+
+
+def test_warnings_of_this_package_are_sentences(capsys):
+    def command():
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = print_warning
+            warnings.warn("Something is odd.", InvalidWeightWarning, stacklevel=1)
+            warnings.warn("Something else.", UserWarning, stacklevel=1)
+
+    def print_warning(message, category, filename, lineno, file=None, line=None):
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        sys.stderr.write(text)
+
+    assert exit_code(command) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("tsi: Something is odd.\n")
+    assert "UserWarning: Something else." in error

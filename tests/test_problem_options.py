@@ -8,6 +8,7 @@ from small_checkpoints import bpe_tokenizer, small_config, small_model
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
 from tsi.experiments.problem_options import ProblemOptions
+from tsi.experiments.scaling import regrade_command
 from tsi.experiments.tasks.presets import PRESETS
 from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.chosen_task import choose_task
@@ -104,6 +105,17 @@ def test_a_grader_of_ones_own_decides(file):
     grades = AnswerGrading(task)([(p, "abc") for p in problems])
     assert [grade.correct for grade in grades] == [i == 3 for i in range(6)]
     assert task.prompts.system == "Be brief."
+
+
+def test_a_function_of_ones_own_grades_what_the_task_finds():
+    pytest.importorskip("reasoning_gym")
+    own = "test_problem_options:count_digits"
+    options = ProblemOptions(task="gym:chain_sum", grader=own)
+    text = "We add.\n\n<answer>about -12</answer>"
+    assert choose_task(options).extract(text) == "about -12"
+    assert choose_task(options._replace(grader="numeric")).extract(text) == "-12"
+    grading = regrade_command._own_grading("gym:chain_sum", own)
+    assert grading.extract(text) == "about -12"
 
 
 def test_a_grader_that_raises_leaves_its_answers_ungraded(file):

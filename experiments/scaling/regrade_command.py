@@ -10,6 +10,7 @@ from tsi.experiments.places import Place, join_place, parse_place
 from tsi.experiments.scaling.regrade import Grading, Regraded, regrade
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.tasks.gym import PREFIX
+from tsi.experiments.tasks.published import BENCHMARKS
 from tsi.experiments.worlds.answer_grading import AnswerGrading
 
 
@@ -74,6 +75,11 @@ def _own_grading(task_name: str, grader: str | None) -> Grading:
         # A file of problems may have the name of a task.
         if task.grader == grader:
             return Grading(task.extract, AnswerGrading(task))
+        if not is_named(str(grader)):
+            return _grading_by(str(grader))._replace(extract=task.extract)
+    if task_name in BENCHMARKS and not is_named(str(grader)):
+        extract = get_grader(BENCHMARKS[task_name].grader).extract
+        return _grading_by(str(grader))._replace(extract=extract)
     return _grading_by(str(grader))
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.grading.grader import get_grader
+from tsi.experiments.grading.grader import get_grader, is_named
 from tsi.experiments.problem_options import DEFAULT_TASK, ProblemOptions
 from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.generated import GeneratedTask
@@ -87,11 +87,11 @@ def _adapt(options: ProblemOptions, task: Task) -> Task:
         if changes.get(name) is not None and changes[name] < 1:
             raise ConfigurationError(f"{name} must be at least 1, not {changes[name]}.")
     if options.grader is not None:
-        changes |= {
-            "grader": options.grader,
-            "is_correct": None,
-            "extract": get_grader(options.grader).extract,
-        }
+        grader = get_grader(options.grader)
+        changes |= {"grader": options.grader, "is_correct": None}
+        # A function of one's own grades what the task finds in the texts.
+        if is_named(options.grader):
+            changes["extract"] = grader.extract
     task = dataclasses.replace(task, **changes)
     return dataclasses.replace(task, prompts=_prompts(options, task))
 
