@@ -101,7 +101,7 @@ FAULTS = {
     "an empty id": ([GOOD | {"id": " "}], "column 'id': an id has 1 to 200 characters"),
     "half a surrogate": ([GOOD | {"question": "\ud800"}], "half a surrogate pair at"),
     "too long": ([GOOD | {"question": "x" * (MAX_FIELD + 1)}], "1,000,001 characters"),
-    "no rows": ([], "has no problems"),
+    "no rows": ([], "has no rows"),
 }
 
 
@@ -183,6 +183,9 @@ def test_examples_are_pairs_of_question_and_solution(tmp_path):
     rows = [{"question": "1+1", "solution": "2\nAnswer: 2"}] * 2
     path = write_jsonl(tmp_path / "few.jsonl", rows)
     assert read_examples(path) == (("1+1", "2\nAnswer: 2"),) * 2
+    write_jsonl(path, [{"question": "1+1", "answer": "2"}])
+    with pytest.raises(ConfigurationError, match="the columns question and solution"):
+        read_examples(path)
     write_jsonl(path, rows * 60)
     with pytest.raises(ConfigurationError, match="120 worked examples"):
         read_examples(path)

@@ -47,7 +47,8 @@ def read_examples(path: Path) -> tuple[tuple[str, str], ...]:
     Raises:
         ConfigurationError: the file is refused, or has more than `MAX_EXAMPLES` rows.
     """
-    examples = read_problems(path, Columns("question", "solution", "id"))
+    advice = "Worked examples have the columns question and solution."
+    examples = read_problems(path, Columns("question", "solution", "id", advice))
     if len(examples) > MAX_EXAMPLES:
         raise ConfigurationError(
             f"{path} has {len(examples)} worked examples, all of which would stand "

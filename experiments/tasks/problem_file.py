@@ -35,11 +35,15 @@ class Columns(NamedTuple):
         question: the problem as the policy reads it.
         answer: the right answer.
         id: unique per row; a file without this column is numbered.
+        advice: on a column that is missing.
     """
 
     question: str = "question"
     answer: str = "answer"
     id: str = "id"
+    advice: str = (
+        "Name the right one with --question-column, --answer-column or --id-column."
+    )
 
 
 def read_problems(path: Path, columns: Columns = Columns()) -> list[Problem]:  # noqa: B008
@@ -59,14 +63,14 @@ def read_problems(path: Path, columns: Columns = Columns()) -> list[Problem]:  #
     has_ids: bool | None = None
     for line, fields in read_rows(path):
         place = f"{path}, line {line}"
-        question = _text(fields, columns.question, place)
-        answer = _text(fields, columns.answer, place)
+        question = _text(fields, columns.question, place, columns.advice)
+        answer = _text(fields, columns.answer, place, columns.advice)
         identity = fields.get(columns.id)
         if has_ids is None:
             has_ids = identity is not None
             if columns.id != Columns().id:
                 # A column that was asked for is not replaced by numbers.
-                _text(fields, columns.id, place)
+                _text(fields, columns.id, place, columns.advice)
         if has_ids != (identity is not None):
             raise ConfigurationError(
                 f"{place}, column {columns.id!r}: some rows have an id and others "
@@ -83,7 +87,7 @@ def read_problems(path: Path, columns: Columns = Columns()) -> list[Problem]:  #
         data = {k: v for k, v in fields.items() if k not in known and v is not None}
         problems.append(Problem(name, question, answer, _json_types(data)))
     if not problems:
-        raise ConfigurationError(f"{path} has no problems; write one per row.")
+        raise ConfigurationError(f"{path} has no rows; write one problem per row.")
     return problems
 
 
@@ -230,7 +234,7 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 """How a file is read, by the ending of its name."""
 
 
-def _text(fields: dict[str, Any], column: str, place: str) -> str:
+def _text(fields: dict[str, Any], column: str, place: str, advice: str) -> str:
     """The field of a column as text.
 
     Raises:
@@ -239,8 +243,7 @@ def _text(fields: dict[str, Any], column: str, place: str) -> str:
     if column not in fields:
         names = ", ".join(map(repr, list(fields)[:20])) or "none"
         raise ConfigurationError(
-            f"{place}: there is no column {column!r}; the columns are {names}. Name "
-            "the right one with --question-column, --answer-column or --id-column."
+            f"{place}: there is no column {column!r}; the columns are {names}. {advice}"
         )
     value = fields[column]
     if isinstance(value, float) and not math.isfinite(value):
