@@ -95,6 +95,9 @@ def scale(
     dry.check()
     folder = parse_place(out or f"results/{problems.name}")
     path = join_place(folder, "rows.jsonl")
+    if isinstance(path, Path) and not dry.dry_run:
+        # Check this before models are loaded, and not after it.
+        check_writable(path)
     with (
         contextlib.nullcontext() if dry.dry_run else resumable(),
         group_of(distributed, coordinator, num_processes, process_id) as group,

@@ -57,7 +57,8 @@ def grade(world: World, pairs: Sequence[Pair]) -> list[bool]:
 
 def answers_of(result: Result) -> list[str]:
     """The different answers of a result, that are graded once each."""
-    return list(dict.fromkeys(x for x in result.answers if x is not None))
+    answers = (*result.answers, result.selected)
+    return list(dict.fromkeys(answer for answer in answers if answer is not None))
 
 
 def _key(pair: Pair) -> tuple[int | str, str | None]:
