@@ -148,7 +148,7 @@ def regrade(run: Positional[str], grader: str | None = None) -> int:
 
 
 def report(
-    runs: Positional[tuple[str, ...]],
+    runs: Positional[tuple[str, ...]] = (),
     out: Path | None = None,
     tables: bool = False,
     genealogies: int = 40,
