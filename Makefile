@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow test-lowest test-newest test-parity lint docs benchmark bench curve curve-llm train-tiny clean
+.PHONY: test test-slow test-lowest test-newest test-parity lint docs benchmark bench curve headline curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -85,6 +85,10 @@ bench: .venv/installed
 
 curve: .venv/installed
 	$(BIN)/tsi scale
+
+# Hard problems, each method at the temperature that validation problems chose.
+headline: .venv/installed
+	$(BIN)/tsi reproduce headline
 
 curve-llm: .venv/installed
 	$(BIN)/python -m tsi.experiments.scaling.curve_llm
