@@ -85,7 +85,7 @@ def test_cue_form_and_remark_do_not_change_an_answer(cue):
         ("Answer: −3", "-3"),
         ("Answer: $-3$", "-3"),
         ("Answer: -$3$", "-3"),
-        # A dash for a colon, and an item of a list, are no signs.
+        # A dash that stands for a colon or begins a list item is not a minus sign.
         ("Answer – 3", "3"),
         ("Answer — 3", "3"),
         ("Answer:\n- 3 apples", "3"),

@@ -9,21 +9,25 @@ from tsi.experiments.scaling.progress import describe_batch
 from tsi.experiments.scaling.scale import run_plan
 
 
-def described(methods, budgets, rows=400):
+def describe_progress(methods, budgets, rows=400):
     plan = make_plan(methods, budgets, 1)
     return [describe_batch(batch) for batch in batches(plan, fake_world(2, rows=rows))]
 
 
 def test_a_batch_is_named_after_the_methods_that_were_asked_for():
     # Its rollouts are those of weighted best-of-N, which nobody asked for.
-    assert described(["self_consistency"], [2]) == ["self-consistency, N = 2, seed 0"]
-    assert described(["best_of_n", "smc"], [1, 4]) == [
+    assert describe_progress(["self_consistency"], [2]) == [
+        "self-consistency, N = 2, seed 0"
+    ]
+    assert describe_progress(["best_of_n", "smc"], [1, 4]) == [
         "best-of-N, N = 1-4, seed 0",
         "SMC, N = 1, seed 0",
         "SMC, N = 4, seed 0",
     ]
     independent = ["self_consistency", "best_of_n", "weighted_best_of_n"]
-    assert described(independent, [2]) == ["self-consistency and 2 more, N = 2, seed 0"]
+    assert describe_progress(independent, [2]) == [
+        "self-consistency and 2 more, N = 2, seed 0"
+    ]
 
 
 def test_the_bar_counts_cells_and_tokens_and_the_cost_is_measured(tmp_path, capsys):

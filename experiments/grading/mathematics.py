@@ -38,7 +38,7 @@ MIN_PLACES = 6
 """Decimal places from which on a decimal may stand for the number that rounds to it."""
 
 INSTALL = (
-    "math-verify is not installed; install it with `pip install 'tsi[tasks]'` or "
+    "math-verify is not installed; install it with `pip install -e '.[tasks]'` or "
     "`pip install math-verify`"
 )
 

@@ -82,7 +82,7 @@ def extract(text: str) -> str | None:
 
 
 def quantity_of(text: str) -> Quantity | None:
-    """The number and the unit of an answer; None if it is no number."""
+    """The number and the unit of an answer, or None for other answers."""
     text = text.strip(" .,;*\n")
     if len(text) > MAX_ANSWER:
         return None

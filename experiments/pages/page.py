@@ -67,6 +67,6 @@ def _plotly() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise ConfigurationError(
-            "A report as a page needs plotly; run `pip install tsi[report]`."
+            "A report as a page needs plotly; run `pip install -e '.[report]'`."
         ) from error
     return get_plotlyjs()

@@ -67,7 +67,7 @@ class Progress:
         self._bar.update(num_rollouts(batch))
         if self._tokens and not self._is_measured:
             self._is_measured = True
-            self._print_measured()
+            self._print_measurement()
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -85,7 +85,7 @@ class Progress:
         cells = f"{self._cells_done:,}/{self._num_cells:,} cells"
         self._bar.set_description_str(f"{self._text}: {cells}{speed}", refresh=False)
 
-    def _print_measured(self) -> None:
+    def _print_measurement(self) -> None:
         """The forecast again, from the batches that have ended."""
         total, left = self._bar.total, self._bar.total - self._bar.n
         per_rollout = self._tokens / self._rollouts

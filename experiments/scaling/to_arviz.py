@@ -7,7 +7,7 @@ weight, so the posterior has draws that are resampled in proportion to the weigh
 the run are in sample_stats; those of particles are indexed by particle, and not by
 draw.
 
-Needs `pip install tsi[arviz]`; ArviZ 1 itself, for plots, needs Python 3.12.
+Needs `pip install -e '.[arviz]'`; ArviZ 1 itself, for plots, needs Python 3.12.
 """
 
 import math
@@ -69,7 +69,7 @@ def to_datatree(
         from xarray import DataTree
     except ImportError as error:
         raise ConfigurationError(
-            "Export to ArviZ needs arviz-base; run `pip install tsi[arviz]`."
+            "Export to ArviZ needs arviz-base; run `pip install -e '.[arviz]'`."
         ) from error
     runs, problems = _by_problem(results)
     answers = sorted({a for result in results for a in result.answers if a is not None})

@@ -108,7 +108,7 @@ def _dataset(seed: int) -> Any:
     except ImportError as error:
         raise ConfigurationError(
             "The task chain_sum needs the package reasoning-gym; install it with "
-            "`pip install 'tsi[tasks]'`."
+            "`pip install -e '.[tasks]'`."
         ) from error
     return reasoning_gym.create_dataset(
         "chain_sum",

@@ -52,7 +52,7 @@ def champ_file() -> Path:
     if spec is None or spec.origin is None:
         raise ConfigurationError(
             "The task champ needs the package champ-dataset; install it with "
-            "`pip install 'tsi[champ]'`."
+            "`pip install -e '.[champ]'`."
         )
     return Path(spec.origin).parent / MEMBER
 

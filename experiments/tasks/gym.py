@@ -173,7 +173,7 @@ def _cached_dataset(generator: str, settings: str, seed: int) -> Any:
     except ImportError as error:
         raise ConfigurationError(
             f"The task {PREFIX}{generator} needs the package reasoning-gym; install it "
-            "with `pip install 'tsi[tasks]'`."
+            "with `pip install -e '.[tasks]'`."
         ) from error
     if generator not in DATASETS:
         raise UnknownNameError("generator of reasoning-gym", generator, DATASETS)

@@ -209,7 +209,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except ImportError as error:
         raise ConfigurationError(
             f"Reading {path} needs the package pyarrow; install it with `pip install "
-            "'tsi[tasks]'`, or convert the file to JSONL."
+            "-e '.[tasks]'` in the clone, or convert the file to JSONL."
         ) from error
     number = 0
     try:

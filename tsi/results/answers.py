@@ -144,7 +144,7 @@ def answers_in(text: str) -> Iterator[str]:
     if boxed is not None:
         yield boxed
         return
-    for find in (_stated, _said, last_number):
+    for find in (_find_statement, _said, last_number):
         found = _only_number(find(text))
         if found is not None:
             yield found
@@ -161,7 +161,7 @@ def find_answer(text: str) -> str | None:
     """
     text = text[-MAX_TEXT:]
     boxed = _last_boxed(text)
-    return _stated(text) if boxed is None else boxed
+    return _find_statement(text) if boxed is None else boxed
 
 
 def last_number(text: str) -> str | None:
@@ -178,7 +178,7 @@ def _last_boxed(text: str) -> str | None:
     return None
 
 
-def _stated(text: str) -> str | None:
+def _find_statement(text: str) -> str | None:
     """What the last cue is followed by; a cue such as "the answer is right" is none."""
     for cue in reversed(list(_CUE.finditer(text))[-MAX_PLACES:]):
         tail = text[cue.end() : cue.end() + 2 * MAX_ANSWER]

@@ -27,10 +27,10 @@ _LETTER = re.compile(r"\(([A-Za-z])\)")
 
 
 def canonical(answer: str | None) -> str | None:
-    """The canonical form of an answer; None if there is no answer.
+    """The canonical form of an answer, or None for an empty or too long one.
 
     Args:
-        answer: untrusted; a string of more than 512 characters is no answer.
+        answer: untrusted; more than 512 characters give None.
 
     Returns:
         "7" or "-3/2" for a number; "a,b" for a list; otherwise the string without
