@@ -212,7 +212,7 @@ def test_without_plotly_one_is_told_what_to_install(tmp_path, monkeypatch):
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigurationError, match=r"pip install tsi\[report\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install -e '\.\[report\]'"):
         write_page([], tmp_path / "x.html")
 
 
