@@ -63,7 +63,11 @@ What they name for type checkers is no arrow; the rest of them is, as anywhere.
 
 LAZY = {
     # `tsi --help` answers at once; a command imports what it needs.
-    "tsi.experiments.cli": 29,
+    "tsi.experiments.forecast_output": 4,
+    "tsi.experiments.reference_commands": 5,
+    "tsi.experiments.scale_commands": 9,
+    "tsi.experiments.solve_commands": 8,
+    "tsi.experiments.study_commands": 3,
     "tsi.experiments.model_options": 4,
     # The process that works within limits starts in a third of a second.
     "tsi.models.loading.untrusted_worker": 2,

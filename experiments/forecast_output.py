@@ -1,0 +1,72 @@
+"""What commands print before a run: notes on the policy, and what the run will cost."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tsi.experiments.command import REFUSED
+from tsi.experiments.model_options import DryRun, ModelOptions
+
+if TYPE_CHECKING:
+    from tsi.experiments.places import Place
+    from tsi.experiments.scaling.dry_run import Forecast
+    from tsi.experiments.scaling.plan import Plan
+    from tsi.experiments.scaling.process_group import Group
+    from tsi.experiments.tasks.task import Task
+    from tsi.experiments.worlds.world import World
+    from tsi.problem import Problem
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"tsi: {note}", file=sys.stderr)
+
+
+def print_cost(
+    task: "Task",
+    options: ModelOptions,
+    dry: DryRun,
+    method: str,
+    budget: int,
+    problems: "int | list[Problem]",
+) -> int:
+    """Print what one run would cost."""
+    from tsi.experiments.scaling.dry_run import Run, forecast
+
+    world = options.world(task, problems, shapes_only=True)
+    print_notes(world.notes)
+    run = Run(method, budget, len(world.problems))
+    return print_forecast(forecast(world, [run], dry.flops_per_second))
+
+
+def forecast_share(
+    plan: "Plan",
+    world: "World",
+    path: "Place",
+    group: "Group",
+    continue_anyway: bool,
+    dry: DryRun,
+) -> "Forecast | None":
+    """The cost of the first process's share, which is the largest; None in others."""
+    from tsi.experiments.scaling.dry_run import forecast, runs_of
+    from tsi.experiments.scaling.plan import sort_problems
+    from tsi.experiments.scaling.scale import facts_of
+
+    group.agree(facts_of(plan, world, path))
+    if not group.is_first:
+        return None
+    world = world._replace(problems=group.share(sort_problems(world.problems)))
+    runs = runs_of(plan, world, path, continue_anyway=continue_anyway)
+    return forecast(world, runs, dry.flops_per_second, processes=group.count)
+
+
+def print_share_cost(forecast: "Forecast | None", group: "Group") -> int:
+    """Print the forecast of the first process, and return the exit code of all."""
+    code = 0 if forecast is None else print_forecast(forecast)
+    return int(group.gather("forecast", str(code))[0])
+
+
+def print_forecast(forecast: "Forecast") -> int:
+    """Print a forecast and return the exit code that the command would have."""
+    print(forecast.text)
+    return REFUSED if forecast.is_refused else 0

@@ -1,0 +1,168 @@
+"""The commands that make rows and read them: `tsi scale`, `regrade` and `report`."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from tsi.errors import ConfigurationError
+from tsi.experiments.command import resumable
+from tsi.experiments.forecast_output import (
+    forecast_share,
+    print_notes,
+    print_share_cost,
+)
+from tsi.experiments.model_options import (
+    Dry,
+    DryRun,
+    ModelOptions,
+    Models,
+    check_positive,
+)
+from tsi.experiments.problem_options import ProblemOptions, Problems
+from tsi.models.files import check_writable
+
+
+def scale(
+    problems: Problems = ProblemOptions(),  # noqa: B008
+    options: Models = ModelOptions(),  # noqa: B008
+    methods: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="standard|all|NAME...")
+    ] = ("standard",),
+    budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
+    num_problems: int | None = None,
+    seeds: int = 1,
+    out: str | None = None,
+    keep: Literal["all", "solutions", "none"] = "solutions",
+    continue_anyway: bool = False,
+    progress: bool = True,
+    dry: Dry = DryRun(),  # noqa: B008
+    distributed: bool = False,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> int:
+    """Compare the accuracy of methods by budget, with error bars; can be resumed.
+
+    Args:
+        problems: a task or a file, prompt and grader.
+        options: models.
+        methods: which to compare; standard: the nine methods of the published
+            comparison; all: every method.
+        budgets: rollouts N of each method.
+        num_problems: by default 420 of a generated task, with standard errors below 2.5
+            points, and all of a file or a published benchmark.
+        seeds: how many times each problem is run.
+        out: folder for rows, table and plots (default: results/TASK), or an address
+            that fsspec supports, such as gs://bucket/folder.
+        keep: what to keep beside the rows, compressed: the texts, answers, weights and
+            rewards of all particles (solutions); also each step, with its ancestors and
+            rewards (all); or nothing.
+        continue_anyway: continue rows that were made with other versions of JAX or tsi,
+            or on another kind of device; every row records its own.
+        progress: show a progress bar with the time left.
+        dry: estimate the cost and run nothing.
+        distributed: divide the problems among several processes, all started with this
+            same command; TPU pods, Slurm and Open MPI are detected, and Kubernetes
+            if jax[k8s] is installed.
+        coordinator: if no cluster is detected, HOST:PORT of process 0, the same for all
+            processes.
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
+    """
+    from tsi.experiments.places import join_place, parse_place
+    from tsi.experiments.scaling.distributed import group_of
+    from tsi.experiments.scaling.plan import make_plan
+    from tsi.experiments.scaling.scale import run_plan
+    from tsi.experiments.scaling.write_report import write_report
+    from tsi.experiments.worlds.chosen_task import choose_task
+
+    plan = make_plan(methods, budgets, seeds)
+    check_positive(num_problems=1 if num_problems is None else num_problems)
+    dry.check()
+    folder = parse_place(out or f"results/{problems.name}")
+    path = join_place(folder, "rows.jsonl")
+    if isinstance(path, Path) and not dry.dry_run:
+        # Check this before models are loaded, and not after it.
+        check_writable(path)
+    with (
+        contextlib.nullcontext() if dry.dry_run else resumable(),
+        group_of(distributed, coordinator, num_processes, process_id) as group,
+    ):
+        task = choose_task(problems)
+        world = options.world(
+            task, num_problems, shapes_only=dry.dry_run, split=problems.split
+        )
+        print_notes(world.notes if group.is_first else ())
+        forecast = forecast_share(plan, world, path, group, continue_anyway, dry)
+        if dry.dry_run:
+            return print_share_cost(forecast, group)
+        print_notes([] if forecast is None else [forecast.line])
+        try:
+            rows = run_plan(
+                plan,
+                world,
+                path,
+                progress=progress,
+                group=group,
+                keep=keep,
+                continue_anyway=continue_anyway,
+            )
+        finally:
+            print_notes(world.ungraded_notes())
+        if group.is_first:
+            print(write_report(plan, world, rows, folder))
+        group.gather("report")
+    return 0
+
+
+def regrade(run: Positional[str], grader: str | None = None) -> int:
+    """Extract and grade the answers of a finished run again, from its kept texts.
+
+    The rows are replaced, and the earlier ones are kept beside them.
+
+    Args:
+        run: folder of the run, or its rows.jsonl.
+        grader: name of another grader, or module:function, called with (Problem,
+            answer); by default the one that the rows record.
+    """
+    from tsi.experiments.scaling.regrade_command import regrade_run
+
+    text, notes = regrade_run(run, grader)
+    print(text)
+    print_notes(notes)
+    return 0
+
+
+def report(
+    runs: Positional[tuple[str, ...]] = (),
+    out: Path | None = None,
+    tables: bool = False,
+    genealogies: int = 40,
+) -> int:
+    """Write finished runs as one HTML page, which needs no network to be read.
+
+    Args:
+        runs: folders with a file rows.jsonl, as `tsi scale` writes them.
+        out: the page (default: report.html in the first run's folder).
+        tables: also write the tables and figures into each folder again.
+        genealogies: problems of each run whose genealogies are shown, if texts were
+            kept (with --keep all step by step), those on which methods disagree first.
+    """
+    from tsi.experiments.pages.report_runs import report_runs
+    from tsi.experiments.places import parse_place
+
+    if not runs:
+        raise ConfigurationError(
+            "tsi report needs a folder with rows.jsonl; run `tsi scale` first."
+        )
+    if genealogies < 0:
+        raise ConfigurationError(f"genealogies must be 0 or more, not {genealogies}.")
+    places = [parse_place(run.removesuffix("/rows.jsonl")) for run in runs]
+    if out is None:
+        first = places[0]
+        out = (first if isinstance(first, Path) else Path()) / "report.html"
+    print(report_runs(places, out, tables=tables, genealogies=genealogies))
+    return 0

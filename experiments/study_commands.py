@@ -1,0 +1,69 @@
+"""The commands that run several plans: `tsi run` and `tsi reproduce`."""
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from tsi.experiments.model_options import Dry, DryRun
+from tsi.experiments.scale_commands import scale
+
+
+def run(
+    file: Positional[Path],
+    out: Path | None = None,
+    progress: bool = True,
+    dry: Dry = DryRun(),  # noqa: B008
+) -> int:
+    """Run the experiments of a Python file, which defines EXPERIMENTS; can be resumed.
+
+    Args:
+        file: see the module tsi.experiments.experiment.
+        out: folder for a folder per experiment, a table that compares them and a copy
+            of the file (default: results/NAME).
+        progress: show progress bars with the time left.
+        dry: estimate the costs and run nothing.
+    """
+    from tsi.experiments.experiment import read_experiments, run_experiments
+
+    experiments = read_experiments(file)
+    folder = out or Path("results") / file.stem
+    return run_experiments(
+        experiments, folder, scale, dry=dry, progress=progress, record=file
+    )
+
+
+def reproduce(
+    name: Positional[str] = "list",
+    small: bool = False,
+    out: Path | None = None,
+    progress: bool = True,
+    dry: Dry = DryRun(),  # noqa: B008
+) -> int:
+    """Test a published claim: `tsi reproduce list` names them; can be resumed.
+
+    Args:
+        name: of the claim.
+        small: with embedded models, in minutes on two cores.
+        out: folder (default: results/reproductions/NAME, or NAME-small).
+        progress: show progress bars with the time left.
+        dry: estimate the costs and run nothing.
+    """
+    from tsi.experiments.experiment import run_experiments
+    from tsi.experiments.reproductions import NAMES, get_reproduction
+
+    if name == "list":
+        for known in NAMES:
+            print(f"{known:22} {get_reproduction(known).claim.splitlines()[0]}")
+        return 0
+    found = get_reproduction(name)
+    print(found.claim)
+    folder = out or Path("results/reproductions") / f"{name}{'-small' * small}"
+    experiments = found.small if small else found.full
+    return run_experiments(
+        experiments,
+        folder,
+        scale,
+        dry=dry,
+        progress=progress,
+        summarize=found.summarize if small else None,
+    )
