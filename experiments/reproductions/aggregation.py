@@ -4,7 +4,8 @@ Source: Puri et al. 2025, arXiv 2502.01618, figure 5: aggregation by the model i
 of last, min and product for the particle filter with Llama-3.2-1B-Instruct.
 Small: last, min, product and mean of the embedded reward model's scores, which has no
 aggregation by the model.
-Cost: 4 x 500 problems x 255 rollouts; small: 4 minutes on 2 cores.
+Cost: 4 x 500 problems x 255 rollouts; small: minutes on 2 cores,
+not timed.
 Command: tsi reproduce aggregation [--small]
 """
 

@@ -6,7 +6,7 @@ policies; DVTS 52.8, 65.7, 83.4, 85.4; weighted best-of-N 47.8, 59.0, 82.8, 84.6
 scaling rates that follow from the published curves are between 1.1 and 4.3 (`tsi
 paper`); the published runs have no error bars.
 Cost: four policies x 500 problems x 9 methods x 255 rollouts of about 600 tokens: days
-on one H200; `--dry-run` says how long on yours. Small: a few minutes on 2 cores.
+on one H200; `--dry-run` says how long on yours. Small: minutes, not timed.
 Command: tsi reproduce main_figure [--small]
 """
 

@@ -3,7 +3,8 @@
 Source: Puri et al. 2025, arXiv 2502.01618, figure 8, whose runs had independent chains
 without swaps. Here: parallel tempering with exact swaps, as printed, islands with
 exchange, particle Gibbs, PIMH, and SMC with all rollouts at once.
-Cost: 500 problems x 6 methods; small: 5 minutes on 2 cores.
+Cost: 500 problems x 6 methods; small: minutes on 2 cores,
+not timed.
 Command: tsi reproduce parallel_chains [--small]
 """
 

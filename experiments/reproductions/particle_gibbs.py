@@ -3,7 +3,8 @@
 Source: Puri et al. 2025, arXiv 2502.01618, figure 7: at equal rollouts more particles
 are better than more iterations of particle Gibbs.
 Each method uses N rollouts in all: 4 sweeps of N / 4 particles, or N particles once.
-Cost: 500 problems x 5 methods; small: 4 minutes on 2 cores.
+Cost: 500 problems x 5 methods; small: minutes on 2 cores,
+not timed.
 Command: tsi reproduce particle_gibbs [--small]
 """
 

@@ -2,7 +2,8 @@
 
 Source: Puri et al. 2025, arXiv 2502.01618, figure 6: 0.8 is the best of the tried
 temperatures of Llama-3.2-1B-Instruct; at low temperatures particles do not differ.
-Cost: 5 x 500 problems x 255 rollouts; small: 6 minutes on 2 cores.
+Cost: 5 x 500 problems x 255 rollouts; small: minutes on 2 cores,
+not timed.
 Command: tsi reproduce policy_temperature [--small]
 """
 

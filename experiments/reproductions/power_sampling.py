@@ -3,7 +3,7 @@
 Source: Karan and Du 2025 (MCMC), and Power-SMC, arXiv 2602.10273, at alpha = 4 with a
 proposal at temperature 1 / 4.
 Expected: both above self-consistency at one sample, and SMC faster than MCMC.
-Cost: 500 problems x 4 methods; small: 3 minutes on 2 cores.
+Cost: 500 problems x 4 methods; small: 2 minutes on 2 cores.
 Command: tsi reproduce power_sampling [--small]
 """
 

@@ -3,7 +3,7 @@
 Source: Kang et al. 2025, arXiv 2502.18581 (self-certainty); Fu et al. 2025, arXiv
 2508.15260 (confidence of the last tokens). No reward model is read.
 Expected: between self-consistency and best-of-N with a reward model.
-Cost: 4 x 500 problems; small: 4 minutes on 2 cores.
+Cost: 4 x 500 problems; small: 2 minutes on 2 cores.
 Command: tsi reproduce self_certainty [--small]
 """
 

@@ -4,7 +4,7 @@ Source: Puri et al. 2025, arXiv 2502.01618: the printed algorithm resamples by t
 softmax of rewards, the released code by the softmax of log-odds, at every step, so that
 early steps count again and again; with telescoping ratios (SMC here) the target is the
 policy times the final odds. Expected: not published.
-Cost: 500 problems x 4 methods; small: 3 minutes on 2 cores.
+Cost: 500 problems x 4 methods; small: 2 minutes on 2 cores.
 Command: tsi reproduce weights [--small]
 """
 

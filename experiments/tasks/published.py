@@ -4,8 +4,8 @@
     aime24, aime25 30 problems each, with answers from 0 to 999
     gsm8k          1,319 word problems of primary school
     numglue2       325 problems of chemistry and physics, task 2 of NumGLUE
-    financebench   questions about annual reports, with the page that has the answer;
-                   only those whose answer is a number, since others need a judge
+    financebench   53 of 150 questions about annual reports, with the page that has the
+                   answer: those whose answer is a number, since others need a judge
     gpqa           198 questions of science with four choices (gated)
 
 Each row of `BENCHMARKS` says where the file is, how its rows become problems, and how
@@ -154,18 +154,19 @@ BENCHMARKS = {
         325,
         "numeric",
         "Mishra et al. 2022, arXiv 2204.05660",
-        "ODC-BY, see the repository",
+        "ODC-BY",
     ),
     "financebench": Benchmark(
         WebFile(
             f"{GITHUB}/patronus-ai/financebench/"
-            "3b830572e9af88c1152b548622bd81ca94eb640a/data/financebench_open_source.jsonl"
+            "cc39aeb4afdf33909ee1412188bf89035950c2eb/data/financebench_open_source.jsonl",
+            "a5a2aa673e573e55675fc3c0f9aa38c1cf59d2abc91edb077534f71f10a71877",
         ),
         _financebench,
-        None,
+        53,
         "numeric",
         "Islam et al. 2023, arXiv 2311.11944",
-        "CC BY-NC 4.0",
+        "not stated in the repository",
     ),
     "gpqa": Benchmark(
         HubFile("Idavidrein/gpqa", "gpqa_diamond.csv"),
