@@ -1,11 +1,11 @@
 """Reading the whole prefix as one step is the best way to aggregate step scores.
 
-Source: Puri et al. 2025, arXiv 2502.01618, figure 5: aggregation by the model is ahead
-of last, min and product for the particle filter with Llama-3.2-1B-Instruct.
+Source: Puri et al. 2025, arXiv 2502.01618, figure 5: the particle filter with
+Llama-3.2-1B-Instruct on 100 problems. Expected, in percent at N = 32: model 60, last
+59, product 54, min 51; at N = 64 last is ahead, 62 to 57.
 Small: last, min, product and mean of the embedded reward model's scores, which has no
 aggregation by the model.
-Cost: 4 x 500 problems x 255 rollouts; small: minutes on 2 cores,
-not timed.
+Cost: 4 x 500 problems x 255 rollouts; small: not timed.
 Command: tsi reproduce aggregation [--small]
 """
 

@@ -4,8 +4,7 @@ Source: Snell et al. 2024, arXiv 2408.03314: search is best on problems of mediu
 difficulty, best-of-N on easy ones. Liu et al. 2025, arXiv 2502.06703: it also depends
 on the policy and the reward model. Here difficulty is the task: short and long chains,
 Countdown with all problems and with four numbers alone.
-Cost: 500 problems x 6 methods; small: minutes on 2 cores,
-not timed.
+Cost: 500 problems x 6 methods; small: not timed.
 Command: tsi reproduce difficulty [--small]
 """
 

@@ -4,8 +4,7 @@ Source: entropic particle filtering, with resampling temperature max(1, (N/ESS)(
 t/T)) while ESS is below half and in the first half of the steps.
 Overconfidence is made by the product aggregation, which sharpens scores step by step.
 Expected: a gain that grows with N; not published for these models.
-Cost: 500 problems x 5 methods; small: minutes on 2 cores,
-not timed.
+Cost: 500 problems x 5 methods; small: not timed.
 Command: tsi reproduce overconfident_reward [--small]
 """
 

@@ -5,8 +5,7 @@ Llama-3.2-1B-Instruct on 100 problems of MATH500, at N = 32: Qwen2.5-Math-PRM-7B
 EurusPRM-Stage2 57, RLHFlow-Deepseek-8B 42 percent.
 Small: the particle filter with the task's reward model, with the policy's judgement of
 itself, with an exact check of each prefix, and without a reward.
-Cost: 4 reward models x 500 problems x 255 rollouts; small: minutes on 2 cores,
-not timed.
+Cost: 4 reward models x 500 problems x 255 rollouts; small: not timed.
 Command: tsi reproduce reward_choice [--small]
 """
 

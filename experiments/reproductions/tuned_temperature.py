@@ -4,8 +4,7 @@ Source: Bag of Tricks for inference-time computation, Liu et al. 2025, arXiv 250
 The temperatures are compared on validation problems, so that test problems stay
 untouched; run `headline` with the better one of each method.
 Expected: not published for these models.
-Cost: 3 x 500 problems; small: minutes on 2 cores,
-not timed.
+Cost: 3 x 500 problems; small: not timed.
 Command: tsi reproduce tuned_temperature [--small]
 """
 
