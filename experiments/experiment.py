@@ -206,7 +206,7 @@ def run_experiments(
     code = 0
     for experiment in experiments:
         print(f"\n== {experiment.name}\n")
-        code = code or scale(
+        ended = scale(
             experiment.problems,
             experiment.models,
             methods=experiment.methods,
@@ -217,6 +217,8 @@ def run_experiments(
             dry=dry,
             progress=progress,
         )
+        # One that is refused does not keep the others from being run.
+        code = code or ended
     if not dry.dry_run:
         curves = read_curves(experiments, folder)
         parts = [comparison_table(curves)]

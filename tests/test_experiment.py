@@ -85,10 +85,14 @@ def test_every_field_reaches_the_command(tmp_path):
 
     def scale(problems, options, **others):
         calls.append((problems, options, others))
-        return 3
+        return 3 if len(calls) == 1 else 0
 
-    code = run_experiments([experiment], tmp_path, scale, dry=DryRun(dry_run=True))
-    ((problems, options, others),) = calls
+    other = experiment._replace(name="two")
+    code = run_experiments(
+        [experiment, other], tmp_path, scale, dry=DryRun(dry_run=True)
+    )
+    (problems, options, others), (_, _, second) = calls
+    assert second["out"] == str(tmp_path / "two")
     assert code == 3, "the command's exit code is handed on"
     assert (problems, options) == (experiment.problems, experiment.models)
     assert others["out"] == str(tmp_path / "one")
@@ -191,6 +195,13 @@ def test_the_headline_compares_methods_at_their_own_temperatures():
         for method, best in chosen.items():
             assert method in curves[f"{task}-t{best}"]
     own, common = text.split("a common temperature")[:2]
+    shown = [
+        float(next(line for line in part.splitlines() if "| particle" in line)[-13:-9])
+        for part in (own, common)
+    ]
+    # Chances are 0.7 at the filter's own temperature 0.4, and 0.4 at temperature 1.
+    assert shown[0] > 60
+    assert shown[1] < 50
     assert "particle filter" in own
     assert "| 1 " not in own.split("| ---")[0]
     assert common.count("| REBASE") >= 2
