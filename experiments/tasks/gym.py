@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.experiments.tasks.generated import NUM_PROBLEMS
 from tsi.experiments.tasks.prompts import PromptFormat
 from tsi.experiments.tasks.task import Split, Task
 from tsi.problem import Problem
 from tsi.results.answers import MAX_ANSWER, MAX_TEXT
 
 PREFIX = "gym:"
-NUM_PROBLEMS = 420
-"""Number of problems if none is given."""
 SPLIT_SEEDS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 MAX_SEED = 2**31 - 1
 SIZE = 10_000
@@ -56,9 +55,9 @@ def gym_task(name: str) -> Task:
         """Problems with different questions; a shorter list is a prefix of a longer."""
         seeds = (seed,) if isinstance(seed, int) else tuple(seed)
         rng = np.random.default_rng((SPLIT_SEEDS[split], *seeds))
-        wanted = NUM_PROBLEMS if count is None else count
         first = int(rng.integers(MAX_SEED))
-        return _distinct_problems(generator, settings, first, wanted)
+        size = NUM_PROBLEMS if count is None else count
+        return _distinct_problems(generator, settings, first, size)
 
     return Task(
         name=name,
