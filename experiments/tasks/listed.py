@@ -57,18 +57,12 @@ def graded_task(
             )
         return list(order[:count])
 
-    limits = preset.limits
     return Task(
         name=name,
         problems=choose,
         extract=chosen_grader.extract,
         grader=grader,
-        max_steps=limits.max_steps,
-        max_step_tokens=limits.max_step_tokens,
-        max_tokens=limits.max_tokens,
-        delimiters=preset.delimiters,
-        stop_strings=preset.stop_strings,
-        prompts=preset.prompts,
+        **preset.task_fields(),
         settings=settings,
         citation=citation,
         licence=licence,

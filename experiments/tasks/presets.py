@@ -15,7 +15,7 @@ published one. A reproduction that needs the published wording passes it with
 ``--system``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tsi.errors import UnknownNameError
 from tsi.experiments.tasks.prompts import PromptFormat
@@ -49,6 +49,15 @@ class Preset(NamedTuple):
     delimiters: tuple[str, ...] = (PARAGRAPH,)
     limits: SolutionLimits = SolutionLimits(64, 512, 2048)
     stop_strings: tuple[str, ...] = ()
+
+    def task_fields(self) -> dict[str, Any]:
+        """The fields of a task that the preset sets."""
+        return {
+            "prompts": self.prompts,
+            "delimiters": self.delimiters,
+            "stop_strings": self.stop_strings,
+            **self.limits._asdict(),
+        }
 
 
 PRESETS = {

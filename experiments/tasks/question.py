@@ -23,16 +23,10 @@ def question_task(question: str, preset: Preset) -> Task:
     def problems(split: Split, count: int | None, seed: Seed) -> list[Problem]:
         return [Problem("question", question, "")][:count]
 
-    limits = preset.limits
     return Task(
         name="question",
         problems=problems,
         extract=extract_answer,
         is_correct=lambda problem, answer: False,
-        max_steps=limits.max_steps,
-        max_step_tokens=limits.max_step_tokens,
-        max_tokens=limits.max_tokens,
-        delimiters=preset.delimiters,
-        stop_strings=preset.stop_strings,
-        prompts=preset.prompts,
+        **preset.task_fields(),
     )

@@ -9,7 +9,7 @@ from tsi.experiments.problem_options import DEFAULT_TASK, ProblemOptions
 from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.own_file import file_task, read_examples
-from tsi.experiments.tasks.presets import Preset, get_preset
+from tsi.experiments.tasks.presets import get_preset
 from tsi.experiments.tasks.problem_file import Columns
 from tsi.experiments.tasks.prompts import PromptFormat
 from tsi.experiments.tasks.question import question_task
@@ -76,7 +76,7 @@ def _adapt(options: ProblemOptions, task: Task) -> Task:
     """
     changes: dict[str, Any] = {}
     if options.preset is not None:
-        changes |= _of_preset(get_preset(options.preset))
+        changes |= get_preset(options.preset).task_fields()
     limits = ("max_steps", "max_step_tokens", "max_tokens")
     changes |= {
         name: getattr(options, name)
@@ -113,12 +113,3 @@ def _prompts(options: ProblemOptions, task: Task) -> PromptFormat | None:
         if isinstance(task, GeneratedTask):
             format = rules_and_examples(task)
     return format._replace(**changes).check()
-
-
-def _of_preset(preset: Preset) -> dict[str, Any]:
-    return {
-        "prompts": preset.prompts,
-        "delimiters": preset.delimiters,
-        "stop_strings": preset.stop_strings,
-        **preset.limits._asdict(),
-    }
