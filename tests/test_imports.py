@@ -26,6 +26,7 @@ ROOMS: dict[str, list[str]] = {
         "accuracy",
         "results",
         "engine",
+        "serving",
         "bench",
         "numpyro",
     ],

@@ -38,6 +38,10 @@ class DownloadError(TsiError):
     """A published file that could not be downloaded, or has another checksum."""
 
 
+class ServerError(TsiError):
+    """An inference server that cannot be reached, refuses, or answers nonsense."""
+
+
 class CapabilityError(TsiError):
     """A sampler needs an optional capability that the target does not have."""
 

@@ -13,6 +13,7 @@ on which problems share its batch, on how many rows a batch has, or on how many 
 hold them.
 """
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from tsi.engine.meters.clock import Timed
 from tsi.engine.meters.compilation import keep_programs
 from tsi.engine.meters.report import Progress, Report
 from tsi.engine.methods import method_of, plan_of
+from tsi.engine.outcome import slot_costs
 from tsi.engine.outcomes import Outcomes
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.prompts import encode_prompt, pad_prompts
@@ -338,12 +340,12 @@ class Engine:
             sizes,
             Outcomes(
                 sampler,
-                self.target,
-                params,
                 num_particles,
                 self.encode,
                 self.decode,
                 extract,
+                functools.partial(slot_costs, target=self.target, params=params),
+                corrects=self.target.forced_end is not None,
             ),
             (batch.lengths, (batch if questions is None else questions).lengths),
             progress,

@@ -17,20 +17,14 @@ from tsi.accuracy.diagnostics import (
 )
 from tsi.engine.ended_problems import EndedProblem
 from tsi.engine.methods import own_fields
-from tsi.engine.outcome import (
-    count_members,
-    drop_weightless,
-    slot_costs,
-    texts_by_step,
-)
+from tsi.engine.outcome import count_members, drop_weightless, texts_by_step
 from tsi.explorer import Explorer, ExplorerInfo
 from tsi.models.tokens.thinking import is_thinking
 from tsi.problem import Problem
-from tsi.reasoning.particles import Particles, ReasoningParams
-from tsi.reasoning.target import ReasoningTarget
+from tsi.reasoning.particles import Particles
 from tsi.results.build import build_result
 from tsi.results.estimand import Estimand, estimand_of
-from tsi.results.ledger import ledger_of_first
+from tsi.results.ledger import SlotCosts, ledger_of_first
 from tsi.results.parts import FinalParticles, Steps
 from tsi.results.result import Result
 from tsi.sampler import Sampler
@@ -49,21 +43,23 @@ class Outcomes(NamedTuple):
 
     Attributes:
         sampler: the one that ran.
-        target: policy, reward and boundary.
-        params: weights, for their FLOPs.
         num_particles: N.
         encode: a prompt to token ids.
         decode: token ids to text.
         extract: canonical answer of a solution's text, or None.
+        costs: `(cost, tokens of the prompt, the same as the reward reads it)` to the
+            costs by slot.
+        corrects: whether the proposal is not the policy, so that solutions have
+            log p - log q.
     """
 
     sampler: Sampler | Explorer
-    target: ReasoningTarget
-    params: ReasoningParams
     num_particles: int
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
     extract: Callable[[str], str | None]
+    costs: Callable[[Any, int, int], SlotCosts]
+    corrects: bool = False
 
     def read(self, particles: Particles) -> Solutions:
         """Texts and answers of rows, by `decode` and `extract` of the user."""
@@ -118,7 +114,7 @@ class Outcomes(NamedTuple):
                 infos.own,
             )
             diagnosis = diagnose_run(estimand, state, infos, answers)
-        slots = slot_costs(cost, *lengths, self.target, self.params)
+        slots = self.costs(cost, *lengths)
         ledger = ledger_of_first(slots, len(slots.flops), seconds)
         return build_result(
             problem.id,
@@ -132,9 +128,9 @@ class Outcomes(NamedTuple):
                 truncated=truncated,
                 thinking=self._thinking(problem, truncated, texts),
                 log_corrections=(
-                    None
-                    if self.target.forced_end is None
-                    else np.asarray(rows.log_prob - rows.log_proposal)
+                    np.asarray(rows.log_prob - rows.log_proposal)
+                    if self.corrects
+                    else None
                 ),
             ),
             steps,

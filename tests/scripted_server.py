@@ -1,0 +1,438 @@
+"""An inference server for tests: a model that can be enumerated, and faults on demand.
+
+The model is a Markov chain over a few tokens, so that every solution and its
+probability can be listed. It speaks the dialects of real servers.
+"""
+
+import asyncio
+import itertools
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+
+PIECES = ("<s>", "1", "2", "+", "\n", "</s>", "\n\n")
+"""Text of each token; the first begins a prompt and the sixth ends a solution."""
+BOS, EOS = 0, 5
+PROBABILITIES = np.asarray(
+    [
+        # <s>   1    2     +    \n   </s>  \n\n
+        [0.0, 0.45, 0.25, 0.1, 0.1, 0.05, 0.05],
+        [0.0, 0.1, 0.2, 0.3, 0.2, 0.15, 0.05],
+        [0.0, 0.25, 0.05, 0.15, 0.25, 0.2, 0.1],
+        [0.0, 0.4, 0.4, 0.05, 0.05, 0.05, 0.05],
+        [0.0, 0.3, 0.3, 0.05, 0.05, 0.25, 0.05],
+        [0.0, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1],
+        [0.0, 0.2, 0.4, 0.1, 0.1, 0.1, 0.1],
+    ]
+)
+"""Of the next token after each."""
+
+
+def text_of(tokens: Any) -> str:
+    """The text of tokens without those that begin and end."""
+    return "".join(PIECES[t] for t in tokens if t not in (BOS, EOS))
+
+
+def tokens_of(text: str) -> list[int]:
+    """Tokens of a text, two line ends as one token."""
+    found = []
+    while text:
+        piece = "\n\n" if text.startswith("\n\n") else text[0]
+        found.append(PIECES.index(piece))
+        text = text[len(piece) :]
+    return found
+
+
+def controlled(
+    row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
+) -> np.ndarray:
+    """Probabilities after temperature and truncation."""
+    if temperature == 0:
+        return np.eye(len(row))[np.argmax(row)]
+    p = row ** (1 / temperature)
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    keep = np.zeros(len(p), bool)
+    kept = order[: top_k if top_k > 0 else len(p)]
+    before = np.concatenate([[0.0], np.cumsum(p[kept])[:-1]])
+    keep[kept[before < top_p]] = True
+    keep &= p >= min_p * p.max()
+    p = np.where(keep, p, 0.0)
+    return p / p.sum()
+
+
+class Drawn:
+    """One completion: its tokens, why it ended, and log-probabilities."""
+
+    def __init__(self, prompt: list[int], most: int, stops: list[str], draw: Any):
+        self.tokens: list[int] = []
+        self.raw: list[float] = []
+        self.processed: list[float] = []
+        self.reason, self.word = "limit", ""
+        last = prompt[-1]
+        while len(self.tokens) < most:
+            row = PROBABILITIES[last]
+            p = draw.controlled(row)
+            token = int(np.searchsorted(np.cumsum(p), draw.uniform(), side="right"))
+            token = min(token, len(p) - 1)
+            self.tokens.append(token)
+            with np.errstate(divide="ignore"):
+                self.raw.append(float(np.log(row[token])))
+                self.processed.append(float(np.log(p[token])))
+            last = token
+            if token == EOS:
+                self.reason = "eos"
+                return
+            text = text_of(self.tokens)
+            found = [word for word in stops if word in text]
+            if found:
+                self.reason = "word"
+                self.word = min(found, key=text.find)
+                return
+
+    @property
+    def trimmed(self) -> str:
+        """The text without the string that has stopped it."""
+        text = text_of(self.tokens)
+        return text[: text.find(self.word)] if self.reason == "word" else text
+
+
+class Draw:
+    """Random numbers and controls of one completion."""
+
+    def __init__(self, seed: int | None, controls: dict[str, float]):
+        self._rng = np.random.default_rng(seed)
+        self._controls = controls
+
+    def uniform(self) -> float:
+        return float(self._rng.random())
+
+    def controlled(self, row: np.ndarray) -> np.ndarray:
+        return controlled(row, **self._controls)  # type: ignore[arg-type]
+
+
+Fault = Callable[[web.Request], Any]
+"""Given a request, a response in place of the right one, or None."""
+
+
+class ScriptedServer:
+    """A server in a thread; use as a context.
+
+    Attributes:
+        requests: bodies of all requests for completions so far, with their path.
+        faults: called in turn, one for each request for a completion; an exhausted
+            iterator means no fault.
+        top_k: truncation that applies unasked.
+
+    Args:
+        dialect: "llama.cpp", "vLLM", "SGLang" or "text".
+        log_probs: "raw", "processed" or "none".
+        key: bearer token that requests need, or None.
+    """
+
+    def __init__(
+        self, dialect: str = "llama.cpp", log_probs: str = "raw", key: str | None = None
+    ) -> None:
+        self.dialect, self.log_probs, self.key = dialect, log_probs, key
+        self.requests: list[tuple[str, Any]] = []
+        self.faults: Iterator[Fault | None] = iter(())
+        self.top_k = 0
+        self.context = 4096
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "ScriptedServer":
+        self._thread.start()
+        assert self._ready.wait(20)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(20)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application(client_max_size=2**26)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app)
+        self._loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
+        self._loop.run_until_complete(site.start())
+        self.port = runner.addresses[0][1]
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+
+    async def _answer(self, request: web.Request) -> Any:
+        path = request.path
+        if self.key is not None and path != "/health":
+            if request.headers.get("Authorization") != f"Bearer {self.key}":
+                return web.json_response(
+                    {"error": {"message": "wrong key"}}, status=401
+                )
+        body = await request.json() if request.can_read_body else None
+        handlers = {
+            "llama.cpp": self._llama,
+            "vLLM": self._vllm,
+            "SGLang": self._sglang,
+            "text": self._text,
+        }
+        if path in ("/completion", "/v1/completions", "/generate"):
+            self.requests.append((path, body))
+            fault = next(self.faults, None)
+            if fault is not None:
+                found = fault(request)
+                if asyncio.iscoroutine(found):
+                    found = await found
+                if found is not None:
+                    return found
+        answer = handlers[self.dialect](path, body)
+        if isinstance(answer, list) and answer and answer[0] == "stream":
+            return await self._stream(request, answer[1:])
+        if answer is None:
+            return web.json_response({"error": "no such path"}, status=404)
+        return web.json_response(answer)
+
+    async def _stream(self, request: web.Request, events: list[Any]) -> Any:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for event in events:
+            data = event if isinstance(event, str) else json.dumps(event)
+            await response.write(f"data: {data}\n\n".encode())
+        await response.write_eof()
+        return response
+
+    def _draws(
+        self, body: Any, prompts: list[list[int]], n: int, most: int, names: Any
+    ) -> list[Drawn]:
+        seed, stops = body.get(names["seed"]), body.get("stop") or []
+        seed = None if seed in (None, -1) else seed
+        controls = {
+            "temperature": body.get("temperature", 0.8),
+            "top_k": body.get("top_k", 2) or self.top_k,
+            "top_p": body.get("top_p", 0.9),
+            "min_p": body.get("min_p", 0.1),
+        }
+        if self.top_k:
+            controls["top_k"] = self.top_k
+        copies = itertools.product(prompts, range(n))
+        return [
+            Drawn(
+                prompt,
+                most,
+                stops,
+                Draw(None if seed is None else seed + copy, controls),
+            )
+            for prompt, copy in copies
+        ]
+
+    def _llama(self, path: str, body: Any) -> Any:
+        if path == "/props":
+            return {
+                "default_generation_settings": {"n_ctx": self.context},
+                "total_slots": 4,
+                "chat_template": "",
+                "build_info": "b1-test",
+                "eos_token": "</s>",
+            }
+        if path == "/v1/models":
+            meta = {"n_params": 1000, "n_ctx_train": self.context}
+            return {"data": [{"id": "tiny", "meta": meta}]}
+        if path == "/tokenize":
+            bos = [BOS] if body.get("add_special") else []
+            return {"tokens": bos + tokens_of(body["content"])}
+        if path == "/detokenize":
+            return {"content": text_of(body["tokens"])}
+        if path != "/completion":
+            return None
+        prompts = body["prompt"]
+        prompts = prompts if prompts and isinstance(prompts[0], list) else [prompts]
+        draws = self._draws(
+            body, prompts, body.get("n", 1), body["n_predict"], {"seed": "seed"}
+        )
+        copies = body.get("n", 1)
+        if body.get("stream"):
+            events: list[Any] = ["stream"]
+            for index, drawn in enumerate(draws):
+                post = body["post_sampling_probs"]
+                numbers = drawn.processed if post else drawn.raw
+                for token, x in zip(drawn.tokens, numbers, strict=True):
+                    entry = {
+                        "id": token,
+                        **({"prob": math.exp(x)} if post else {"logprob": x}),
+                    }
+                    events.append(
+                        {
+                            "index": index,
+                            "stop": False,
+                            "tokens": [token],
+                            "completion_probabilities": [entry],
+                        }
+                    )
+                last = self._llama_last(index, drawn, prompts[index // copies])
+                events.append(last)
+            return events
+        found = [
+            self._llama_last(i, drawn, prompts[i // copies])
+            | {"tokens": drawn.tokens, "content": drawn.trimmed}
+            for i, drawn in enumerate(draws)
+        ]
+        return found if len(found) > 1 else found[0]
+
+    def _llama_last(self, index: int, drawn: Drawn, prompt: list[int]) -> Any:
+        return {
+            "index": index,
+            "stop": True,
+            "stop_type": drawn.reason,
+            "stopping_word": drawn.word,
+            "tokens": [],
+            "tokens_predicted": len(drawn.tokens),
+            "tokens_evaluated": len(prompt),
+            "truncated": False,
+            "timings": {"cache_n": max(len(prompt) - 1, 0)},
+        }
+
+    def _numbers(self, drawn: Drawn) -> list[float]:
+        return drawn.raw if self.log_probs == "raw" else drawn.processed
+
+    def _vllm(self, path: str, body: Any) -> Any:
+        if path == "/version":
+            return {"version": "0.15.0"}
+        if path == "/v1/models":
+            return {"data": [{"id": "tiny", "max_model_len": self.context}]}
+        if path == "/tokenize":
+            if "messages" in body:
+                return {"tokens": [BOS, *tokens_of(body["messages"][-1]["content"])]}
+            bos = [BOS] if body.get("add_special_tokens", True) else []
+            return {"tokens": bos + tokens_of(body["prompt"])}
+        if path == "/detokenize":
+            return {"prompt": text_of(body["tokens"])}
+        if path != "/v1/completions":
+            return None
+        prompts = body["prompt"]
+        prompts = prompts if isinstance(prompts[0], list) else [prompts]
+        draws = self._draws(
+            body, prompts, body.get("n", 1), body["max_tokens"], {"seed": "seed"}
+        )
+        choices = []
+        for index, drawn in enumerate(draws):
+            kinds = {"limit": "length", "eos": "stop", "word": "stop"}
+            choice: dict[str, Any] = {
+                "index": index,
+                "text": text_of(drawn.tokens),
+                "token_ids": drawn.tokens,
+                "finish_reason": kinds[drawn.reason],
+                "stop_reason": drawn.word or None,
+                "logprobs": None,
+            }
+            if body.get("logprobs") is not None and self.log_probs != "none":
+                choice["logprobs"] = {"token_logprobs": self._numbers(drawn)}
+            if "prompt_logprobs" in body:
+                (prompt,) = prompts
+                choice["prompt_logprobs"] = prompt_entries(prompt)
+            choices.append(choice)
+        return {
+            "choices": choices,
+            "usage": {
+                "prompt_tokens": sum(map(len, prompts)),
+                "prompt_tokens_details": {"cached_tokens": 1},
+            },
+        }
+
+    def _sglang(self, path: str, body: Any) -> Any:
+        if path == "/get_model_info":
+            return {"model_path": "tiny"}
+        if path == "/server_info":
+            return {"version": "0.6.0", "max_total_num_tokens": self.context}
+        if path == "/v1/models":
+            return {"data": [{"id": "tiny", "max_model_len": self.context}]}
+        if path != "/generate":
+            return None
+        prompts = body["input_ids"]
+        prompts = prompts if isinstance(prompts[0], list) else [prompts]
+        settings = body["sampling_params"]
+        draws = self._draws(
+            settings,
+            prompts,
+            settings.get("n", 1),
+            settings["max_new_tokens"],
+            {"seed": "sampling_seed"},
+        )
+        found = []
+        for index, drawn in enumerate(draws):
+            prompt = prompts[index // settings.get("n", 1)]
+            reason = {
+                "limit": {"type": "length", "length": len(drawn.tokens)},
+                "eos": {"type": "stop", "matched": EOS},
+                "word": {"type": "stop", "matched": drawn.word},
+            }[drawn.reason]
+            meta: dict[str, Any] = {
+                "finish_reason": reason,
+                "prompt_tokens": len(prompt),
+                "completion_tokens": len(drawn.tokens),
+                "cached_tokens": 0,
+            }
+            if body.get("return_logprob"):
+                pairs = zip(self._numbers(drawn), drawn.tokens, strict=True)
+                meta["output_token_logprobs"] = [[x, t, None] for x, t in pairs]
+                if body["logprob_start_len"] == 0:
+                    meta["input_token_logprobs"] = [
+                        [None, prompt[0], None],
+                        *(
+                            [float(np.log(PROBABILITIES[a][b])), b, None]
+                            for a, b in itertools.pairwise(prompt)
+                        ),
+                    ]
+            found.append(
+                {
+                    "text": text_of(drawn.tokens),
+                    "output_ids": drawn.tokens,
+                    "meta_info": meta,
+                }
+            )
+        return found if len(found) > 1 else found[0]
+
+    def _text(self, path: str, body: Any) -> Any:
+        if path == "/v1/models":
+            return {"data": [{"id": "tiny"}]}
+        if path != "/v1/completions" or not isinstance(body["prompt"], str):
+            return None
+        prompt = [BOS, *tokens_of(body["prompt"])]
+        (drawn,) = self._draws(
+            {**body, "stop": []}, [prompt], 1, body["max_tokens"], {"seed": "seed"}
+        )
+        reason = "stop" if drawn.reason == "eos" else "length"
+
+        def event(text: str, reason: str | None) -> Any:
+            return {"choices": [{"index": 0, "text": text, "finish_reason": reason}]}
+
+        if body.get("stream"):
+            pieces = [event(text_of([token]), None) for token in drawn.tokens]
+            return ["stream", *pieces, event("", reason), "[DONE]"]
+        usage = {
+            "prompt_tokens": len(prompt),
+            "completion_tokens": len(drawn.tokens),
+        }
+        return event(text_of(drawn.tokens), reason) | {"usage": usage}
+
+
+def prompt_entries(prompt: list[int]) -> list[Any]:
+    """Log-probabilities of a prompt as vLLM writes them."""
+    return [
+        None,
+        *(
+            {str(b): {"logprob": float(np.log(PROBABILITIES[a][b])), "rank": 1}}
+            for a, b in itertools.pairwise(prompt)
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""Policies and rewards behind an inference server, and the engine that drives them."""

@@ -1,0 +1,103 @@
+"""What a server can do, and what a run may ask of it."""
+
+from typing import Literal, NamedTuple
+
+from tsi.errors import CapabilityError
+from tsi.serving.step import Controls
+
+Meaning = Literal["raw", "processed", "none", "unknown"]
+"""What log-probabilities are of: the model's own distribution at temperature 1; the one
+that tokens are drawn from; there are none; or it could not be measured."""
+
+
+class Abilities(NamedTuple):
+    """What a server can do, as measured by :func:`tsi.serving.probe.probe`.
+
+    Attributes:
+        server: kind and version.
+        model: name of the model that is used.
+        models: names of all models.
+        context: positions of a prompt and its solution; None if not known.
+        takes_ids: whether prefixes are sent and returned as token ids.
+        log_probs: what the log-probabilities of drawn tokens mean.
+        reads_prompts: whether the server gives log-probabilities of given tokens.
+        seeds: whether a seed gives the same tokens again, and another one others.
+        reuses_prompts: whether a repeated prompt is read from a cache.
+        draws_all: whether tokens far from the most likely ones are drawn as often as
+            they should be, so that no truncation applies unasked; None if not measured.
+        num_weights: of the model, for FLOPs; None if not known.
+        bos_from_server: whether the server itself adds a token at the beginning.
+    """
+
+    server: str
+    model: str | None
+    models: tuple[str, ...] = ()
+    context: int | None = None
+    takes_ids: bool = True
+    log_probs: Meaning = "none"
+    reads_prompts: bool = False
+    seeds: bool = False
+    reuses_prompts: bool = False
+    draws_all: bool | None = None
+    num_weights: float | None = None
+    bos_from_server: bool = False
+
+    def knows_log_prob(self, controls: Controls) -> bool:
+        """Whether log p of drawn steps is exact for these controls.
+
+        p is the policy as the controls define it. Raw log-probabilities are those of p
+        only where the controls change nothing.
+        """
+        if self.log_probs == "raw":
+            return controls.is_plain
+        return self.log_probs == "processed"
+
+    def knows_replay(self, controls: Controls) -> bool:
+        """Whether log p of a given step is exact for these controls."""
+        return self.reads_prompts and controls.is_plain
+
+    def store(self, controls: Controls) -> "ServedStore":
+        """A target with the capabilities that explorers may use over this server."""
+        return ServedStore(self, controls)
+
+
+class ServedStore:
+    """What :func:`tsi.explore.check_needs` asks: a method for each capability."""
+
+    def __init__(self, abilities: Abilities, controls: Controls) -> None:
+        self._abilities, self._controls = abilities, controls
+
+    def truncate(self) -> None:
+        """Prefixes are texts or ids, which can always be cut."""
+
+    def __getattr__(self, name: str) -> object:
+        abilities, controls = self._abilities, self._controls
+        if name == "log_prob" and not abilities.knows_log_prob(controls):
+            raise CapabilityError(
+                "This method needs log p of the steps that the policy draws, and "
+                f"{abilities.server} {_why(abilities, controls)}. Choose a method that "
+                "sees rewards alone, such as smc, or a server that gives them."
+            )
+        if name == "replay" and not abilities.knows_replay(controls):
+            raise CapabilityError(
+                "This method repeats steps after other prefixes and needs their log p, "
+                f"for which a server must read given tokens; {abilities.server} "
+                + (
+                    "gives it for temperature 1 without other controls only"
+                    if abilities.reads_prompts
+                    else "does not give log-probabilities of a prompt"
+                )
+                + ". Choose a method without ancestor sampling, or vLLM or SGLang."
+            )
+        if name in ("log_prob", "replay"):
+            return lambda: None
+        raise AttributeError(name)
+
+
+def _why(abilities: Abilities, controls: Controls) -> str:
+    if abilities.log_probs == "raw" and not controls.is_plain:
+        return (
+            "gives them before temperature and truncation, which this run changes "
+            "(vLLM: start it with --logprobs-mode processed_logprobs)"
+        )
+    return "does not give them"

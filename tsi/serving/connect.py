@@ -1,0 +1,88 @@
+"""From the address of a server to a policy."""
+
+from tsi.errors import ConfigurationError, ServerError
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.serving.address import parse_address, server_key
+from tsi.serving.client import Client, Patience
+from tsi.serving.identify import Identity, identify
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.probe import measure
+from tsi.serving.spelling import ServerTokenizer, Spelling, TextSpelling
+
+PROBE = "1"
+"""The prompt of measurements."""
+PROBE_ANSWER = "12"
+
+
+def connect(
+    address: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    together: bool = False,
+    patience: Patience = Patience(),  # noqa: B008
+) -> ServedPolicy:
+    """The policy at an address, with what its server can do.
+
+    Args:
+        address: ``URL`` or ``URL#MODEL``.
+        tokenizer: of the policy, if this machine has it; else the server's is used.
+        together: see :class:`tsi.serving.policy.ServedPolicy`.
+        patience: how long to wait for the server.
+
+    Raises:
+        ConfigurationError: the address is malformed; or the server has no tokenizer to
+            be asked, and none is given.
+        ServerError: the server cannot be reached, refuses, or answers nonsense.
+        UnknownNameError: it does not have the model.
+    """
+    client = Client(parse_address(address), server_key(), patience)
+    try:
+        identity = client.call(identify(client))
+        spelling = spelling_of(client, identity, tokenizer)
+        prompt = spelling.encode_prompt(PROBE)
+        text = spelling.encode(PROBE_ANSWER)
+        abilities = client.call(measure(client, identity, prompt, text))
+    except BaseException:
+        client.close()
+        raise
+    return ServedPolicy(client, identity.dialect, abilities, spelling, together)
+
+
+def spelling_of(
+    client: Client, identity: Identity, tokenizer: Tokenizer | None
+) -> Spelling:
+    """How prompts are written for a server.
+
+    Raises:
+        ConfigurationError: see `connect`.
+    """
+    dialect = identity.dialect
+    name = identity.model or client.address.url
+    if not dialect.takes_ids:
+        # Servers of text begin it as the model's tokenizer wants.
+        return TextSpelling(tokenizer, True, name)
+    if tokenizer is not None:
+        return tokenizer
+    if dialect.name == "SGLang":
+        raise ConfigurationError(
+            f"{identity.server} at {client.address.url} takes token ids; name the "
+            "policy's tokenizer, a folder or hub id (--served-tokenizer)."
+        )
+    chat = identity.chat
+    if chat is None:
+        chat = client.call(has_template(client, identity.model))
+    return ServerTokenizer(client, dialect.name, identity.model, chat)
+
+
+async def has_template(client: Client, model: str | None) -> bool:
+    """Whether vLLM's model has a chat template."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": PROBE}],
+        "add_generation_prompt": True,
+    }
+    try:
+        await client.post("/tokenize", body, patient=False)
+    except ServerError:
+        return False
+    return True

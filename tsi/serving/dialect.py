@@ -1,0 +1,89 @@
+"""How one kind of server is spoken to: requests to JSON, and JSON to steps."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from tsi.serving.step import Controls, ServedStep, StepRequest
+
+
+class Call(NamedTuple):
+    """A request over HTTP.
+
+    Attributes:
+        path: begins with a slash.
+        body: JSON.
+        streamed: whether the reply is a stream of events.
+        enough: whether the events so far are enough, so that the rest is not awaited.
+    """
+
+    path: str
+    body: dict[str, Any]
+    streamed: bool = False
+    enough: Callable[[list[Any]], bool] | None = None
+
+
+class Drawing(NamedTuple):
+    """What all steps of a run have in common.
+
+    Attributes:
+        model: name of the server's model, or None.
+        controls: how tokens are drawn.
+        delimiters: strings that end a step.
+        stop_strings: strings that end the solution.
+        end_ids: tokens that end the solution.
+        log_probs: whether log-probabilities are needed.
+    """
+
+    model: str | None
+    controls: Controls
+    delimiters: tuple[str, ...]
+    stop_strings: tuple[str, ...] = ()
+    end_ids: tuple[int, ...] = ()
+    log_probs: bool = False
+
+    @property
+    def stops(self) -> list[str]:
+        """All strings at which a server stops."""
+        return [*self.delimiters, *self.stop_strings]
+
+
+@runtime_checkable
+class Dialect(Protocol):
+    """The requests and replies of one kind of server.
+
+    Attributes:
+        name: of the server.
+        takes_ids: whether prefixes are token ids; else they are text.
+        takes_lists: whether one request may hold several prefixes.
+        copies: whether one request may ask for several steps of one prefix.
+    """
+
+    name: str
+    takes_ids: bool
+    takes_lists: bool
+    copies: bool
+
+    def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
+        """The request for steps.
+
+        Args:
+            requests: one; or several with one `max_tokens`, where the server takes
+                lists, or with one prefix as well, where it makes copies. The seed of
+                the first is that of all.
+            drawing: of the run.
+        """
+
+    def steps(
+        self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
+    ) -> list[ServedStep]:
+        """The steps of a reply, one for each request.
+
+        Raises:
+            ServerError: the reply is malformed.
+        """
+
+    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+        """A request for the log-probabilities of given ids; None if there is none."""
+
+    def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
+        """Log-probability of each id from the second on, of the reply to `reading`."""

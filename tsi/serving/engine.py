@@ -1,0 +1,318 @@
+"""The engine over a served policy, with the interface of :class:`tsi.engine.Engine`."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tsi.decoding.decode_step import check_temperatures
+from tsi.decoding.truncation import Truncation
+from tsi.engine.engine_run import EngineRun, collect
+from tsi.engine.meters.report import Progress, Report
+from tsi.engine.methods import method_of, plan_of
+from tsi.engine.outcomes import Outcomes
+from tsi.engine.run_checks import check_method, check_num_particles
+from tsi.engine.sizing.sizes import Sizes, problems_in_work
+from tsi.errors import CapabilityError, ConfigurationError, PromptTooLongError
+from tsi.explore import check_needs
+from tsi.explorer import Explorer
+from tsi.problem import Problem
+from tsi.problem_ids import check_ids, id_words
+from tsi.reasoning.limits import SolutionLimits
+from tsi.results.ledger import SlotCosts
+from tsi.results.result import Result
+from tsi.sampler import Sampler
+from tsi.serving.dialect import Drawing
+from tsi.serving.lane import ServedLane
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.scorer import Scorer, ServedScorer
+from tsi.serving.served_rows import Spending
+from tsi.serving.step import Controls
+from tsi.step_keys import AnyKey, single_key
+
+MAX_STORED = 2**20
+"""Prefixes that explorers store at once; they are references to tuples of ids."""
+
+
+class ServedEngine:
+    """Runs samplers on problems of a policy behind a server.
+
+    Attributes:
+        report: of the last run; None before the first.
+
+    Args:
+        policy: the policy.
+        scorer: the reward.
+        limits: of a solution, in tokens as the server counts them.
+        delimiters: strings that end a step.
+        stop_strings: strings that end a solution.
+        controls: how tokens are drawn. The policy with these controls is the p of the
+            target and of all weights.
+        encode: a problem's prompt to ids or code points; by default one turn of a chat.
+        max_rows: rows for which the server draws at once; twice as many are in work.
+        log_truncation: added to the log potential of a truncated solution; the target
+            is p conditioned on finishing by default.
+
+    Raises:
+        ConfigurationError: a limit is below 1, there is no delimiter, or a string that
+            ends a step is empty.
+    """
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        scorer: Scorer | ServedScorer,
+        limits: SolutionLimits,
+        *,
+        delimiters: Sequence[str] = ("\n\n",),
+        stop_strings: Sequence[str] = (),
+        controls: Controls = Controls(),  # noqa: B008
+        encode: Callable[[str], list[int]] | None = None,
+        max_rows: int = 64,
+        log_truncation: float = -math.inf,
+    ) -> None:
+        for name, limit in {**limits._asdict(), "max_rows": max_rows}.items():
+            if limit < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {limit}.")
+        strings = (*delimiters, *stop_strings)
+        if not delimiters or not all(strings):
+            raise ConfigurationError(
+                "A served policy needs at least one delimiter, and none of the strings "
+                f"that end steps may be empty; they are {list(strings)}."
+            )
+        controls.check()
+        self.policy, self.scorer, self.limits = policy, scorer, limits
+        self.delimiters, self.stop_strings = tuple(delimiters), tuple(stop_strings)
+        self.controls, self.max_rows = controls, max_rows
+        self.encode = encode or policy.spelling.encode_prompt
+        self.decode = policy.spelling.decode
+        self.log_truncation = log_truncation
+        self.report: Report | None = None
+
+    @property
+    def temperature(self) -> float:
+        """Of the policy."""
+        return self.controls.temperature
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Refuse problems that cannot be run, before anything is computed.
+
+        Raises:
+            ConfigurationError: problems have the same id or an invalid one, or a prompt
+                is empty.
+            PromptTooLongError: a prompt and the token limit exceed the server's
+                context.
+        """
+        check_ids(problems)
+        for problem in problems:
+            self._encode(problem)
+
+    def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None:
+        """Refuse a number of particles whose prefixes would be too many to store.
+
+        Raises:
+            ConfigurationError: see above.
+        """
+        plan = plan_of(sampler, num_particles, self.limits.max_steps)
+        rows = plan.rows + plan.stored
+        if rows > MAX_STORED:
+            raise ConfigurationError(
+                f"{num_particles:,} particles need {rows:,} prefixes of one problem; "
+                f"at most {MAX_STORED:,} are stored. Lower the budget."
+            )
+
+    def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
+        """The most problems in work at once."""
+        plan = plan_of(sampler, num_particles, self.limits.max_steps)
+        return problems_in_work(plan, self.max_rows, MAX_STORED)
+
+    def run(
+        self,
+        sampler: Sampler | Explorer,
+        key: AnyKey,
+        problems: Sequence[Problem],
+        num_particles: int,
+        *,
+        extract: Callable[[str], str | None],
+        temperature: float | None = None,
+        proposal_temperature: float | None = None,
+        truncation: Truncation | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Result]:
+        """Run a sampler on every problem; see :meth:`tsi.engine.Engine.run`."""
+        began = time.perf_counter()
+        stream = self.stream(
+            sampler,
+            key,
+            problems,
+            num_particles,
+            extract=extract,
+            temperature=temperature,
+            proposal_temperature=proposal_temperature,
+            truncation=truncation,
+            progress=progress,
+        )
+        return collect(stream, problems, began)
+
+    def stream(
+        self,
+        sampler: Sampler | Explorer,
+        key: AnyKey,
+        problems: Sequence[Problem],
+        num_particles: int,
+        *,
+        extract: Callable[[str], str | None],
+        temperature: float | None = None,
+        proposal_temperature: float | None = None,
+        truncation: Truncation | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[Result]:
+        """Run a sampler, and yield each result as its problem ends.
+
+        Arguments are those of :meth:`tsi.engine.Engine.stream`.
+
+        Raises:
+            CapabilityError: the method needs what the server cannot do, or a proposal
+                other than the policy.
+            ConfigurationError: see `tsi.engine.Engine.stream`.
+            PromptTooLongError: see `check`.
+            ServerError: the server cannot encode a prompt.
+            ProblemError: the server, the reward or `extract` failed on some problems;
+                raised after all others have ended.
+        """
+        check_method(sampler)
+        key = single_key(key)
+        check_num_particles(num_particles)
+        if proposal_temperature is not None:
+            raise CapabilityError(
+                "A proposal temperature needs log p and log q of each token, and a "
+                "server gives one of them. Leave it out: over a server the policy "
+                "itself proposes."
+            )
+        controls = self._controls(temperature, truncation)
+        needs = tuple(sampler.needs) if isinstance(sampler, Explorer) else ()
+        if isinstance(sampler, Explorer):
+            check_needs(sampler, self.policy.abilities.store(controls))
+        if self.scorer.needs_log_probs:
+            _ = self.policy.abilities.store(controls).log_prob
+        self.check_fits(sampler, int(num_particles))
+        check_ids(problems)
+        prompts = [tuple(self._encode(problem)) for problem in problems]
+        if not problems:
+            return iter(())
+        self.scorer.prepare([problem.prompt for problem in problems])
+        method = method_of(sampler, num_particles, self.limits.max_steps)
+        ids = id_words(problem.id for problem in problems)
+        places = min(len(problems), self.problems_at_once(sampler, num_particles))
+        log_probs = "log_prob" in needs or self.scorer.needs_log_probs
+        knows = self.policy.abilities.knows_log_prob(controls)
+        drawing = Drawing(
+            self.policy.abilities.model,
+            controls,
+            self.delimiters,
+            self.stop_strings,
+            tuple(self.policy.spelling.eos_ids),
+            log_probs=log_probs or ("replay" in needs and knows),
+        )
+
+        def lane_of(group: int, sizes: Sizes) -> ServedLane:
+            return ServedLane(
+                self.policy,
+                self.scorer,
+                method,
+                key,
+                prompts,
+                ids,
+                self.limits,
+                drawing,
+                sizes.problems,
+                self.log_truncation,
+            )
+
+        lengths = np.asarray([len(prompt) for prompt in prompts])
+        sizes = Sizes(self.max_rows, places, 1, 1, 1.0, 1, 1, False, False)
+        outcomes = Outcomes(
+            sampler,
+            num_particles,
+            self.encode,
+            self.decode,
+            extract,
+            functools.partial(slot_costs, self.policy.abilities.num_weights),
+        )
+        # Lanes have the interface of the local engine's.
+        make: Any = lane_of
+        run = EngineRun(
+            problems, make, 1, sizes, outcomes, (lengths, lengths), progress
+        )
+
+        def note() -> None:
+            self.report = run.report([None])
+
+        return run.results(note)
+
+    def _controls(
+        self, temperature: float | None, truncation: Truncation | None
+    ) -> Controls:
+        """How this run draws.
+
+        Raises:
+            ConfigurationError: a value is invalid.
+        """
+        controls = self.controls
+        if temperature is not None:
+            check_temperatures(temperature, None)
+            controls = controls._replace(temperature=float(temperature))
+        if truncation is not None:
+            truncation.check()
+            controls = controls._replace(
+                top_k=None if truncation.top_k is None else int(truncation.top_k),
+                top_p=None if truncation.top_p is None else float(truncation.top_p),
+                min_p=None if truncation.min_p is None else float(truncation.min_p),
+            )
+        return controls
+
+    def _encode(self, problem: Problem) -> list[int]:
+        tokens = self.encode(problem.prompt)
+        if not tokens:
+            raise ConfigurationError(
+                f"The prompt of problem {problem.id!r} is empty; give it a text."
+            )
+        context, limit = self.policy.abilities.context, self.limits.max_tokens
+        # Code points are no tokens: only the server can count those of a text.
+        is_counted = context is not None and self.policy.abilities.takes_ids
+        if is_counted and context is not None and len(tokens) + limit > context:
+            raise PromptTooLongError(
+                f"The prompt of problem {problem.id!r} has {len(tokens)} tokens; with "
+                f"max_tokens={limit} it exceeds the server's context of {context}. "
+                "Shorten the prompt, lower max_tokens, or start the server with a "
+                "larger context."
+            )
+        return tokens
+
+
+def slot_costs(
+    num_weights: float | None, cost: Spending, prompt_length: int, read_length: int
+) -> SlotCosts:
+    """Cost of each row of a problem: two FLOPs per weight and token, no attention.
+
+    Args:
+        num_weights: of the policy; None makes FLOPs NaN.
+        cost: of its working rows.
+        prompt_length: tokens of the prompt, which is read once.
+        read_length: unused: what a reward model reads of a prompt is in its scores.
+    """
+    del read_length
+    per_token = math.nan if num_weights is None else 2.0 * num_weights
+    tokens = (cost.generated + cost.repeated).astype(float)
+    return SlotCosts(
+        generated_tokens=cost.generated,
+        reward_tokens=cost.reward_read,
+        flops=per_token * tokens,
+        reward_flops=np.zeros(len(tokens)),
+        prompt_reward_tokens=0,
+        prompt_flops=per_token * prompt_length,
+        prompt_reward_flops=0.0,
+    )

@@ -1,0 +1,123 @@
+"""Which kind of server answers at an address, and which models it has."""
+
+from typing import Any, NamedTuple
+
+from tsi.errors import ServerError, UnknownNameError
+from tsi.serving.client import Client, TransientError
+from tsi.serving.dialect import Dialect
+from tsi.serving.llama_cpp import LlamaCpp
+from tsi.serving.reading import field, string
+from tsi.serving.sglang import Sglang
+from tsi.serving.text_server import TextServer
+from tsi.serving.vllm import Vllm
+
+MAX_MODELS = 1000
+
+
+class Identity(NamedTuple):
+    """A server and the model that is used.
+
+    Attributes:
+        dialect: how it is spoken to.
+        server: kind and version.
+        model: the model's name; None if the server has no list.
+        models: names of all models.
+        context: positions of a prompt and its solution; None if not known.
+        num_weights: of the model; None if not known.
+        chat: whether the model has a chat template; None if not known.
+        slots: requests that the server works on at once; None if not known.
+    """
+
+    dialect: Dialect
+    server: str
+    model: str | None
+    models: tuple[str, ...]
+    context: int | None = None
+    num_weights: float | None = None
+    chat: bool | None = None
+    slots: int | None = None
+
+
+async def identify(client: Client) -> Identity:
+    """Ask a server what it is.
+
+    Raises:
+        ServerError: it does not answer, or not as an inference server.
+        UnknownNameError: it does not have the model of the client's address.
+    """
+    models = await list_models(client)
+    model = client.address.model
+    names = tuple(entry["id"] for entry in models)
+    if model is not None and model not in names:
+        raise UnknownNameError(f"model at {client.address.url}", model, names)
+    chosen = next((e for e in models if e["id"] == model), models[0])
+    meta = chosen.get("meta")
+    weights = positive(meta.get("n_params")) if isinstance(meta, dict) else None
+    found = Identity(
+        TextServer(),
+        "a server with OpenAI's completions endpoint",
+        chosen["id"],
+        names,
+        context=positive(chosen.get("max_model_len")),
+        num_weights=None if weights is None else float(weights),
+    )
+    props = await try_get(client, "/props")
+    if isinstance(props, dict) and "default_generation_settings" in props:
+        settings = props["default_generation_settings"]
+        settings = settings if isinstance(settings, dict) else {}
+        return found._replace(
+            dialect=LlamaCpp(),
+            server=f"llama.cpp {props.get('build_info', '')!s:.40}".strip(),
+            context=positive(settings.get("n_ctx")),
+            chat=bool(props.get("chat_template")),
+            slots=positive(props.get("total_slots")),
+        )
+    info = await try_get(client, "/get_model_info")
+    if isinstance(info, dict) and "model_path" in info:
+        server = await try_get(client, "/server_info") or {}
+        version = server.get("version", "") if isinstance(server, dict) else ""
+        return found._replace(
+            dialect=Sglang(), server=f"SGLang {version!s:.40}".strip()
+        )
+    version = await try_get(client, "/version")
+    if isinstance(version, dict) and "version" in version:
+        return found._replace(
+            dialect=Vllm(), server=f"vLLM {version['version']!s:.40}".strip()
+        )
+    return found
+
+
+async def list_models(client: Client) -> list[dict[str, Any]]:
+    """The models of a server, each with its name as ``id``.
+
+    Raises:
+        ServerError: it does not answer, or has none.
+    """
+    reply = await client.get("/v1/models", patient=False)
+    found = field(reply, "data")
+    if not isinstance(found, list) or not found:
+        raise ServerError(
+            f"{client.address.url} lists no models under /v1/models; is it an "
+            "inference server?"
+        )
+    for entry in found[:MAX_MODELS]:
+        string(field(entry, "id"), "name of a model", 500)
+    return found[:MAX_MODELS]
+
+
+async def try_get(client: Client, path: str) -> Any:
+    """The JSON under a path; None if the server does not have it."""
+    try:
+        return await client.get(path, patient=False)
+    except TransientError as error:
+        if "cannot be reached" in str(error):
+            raise
+        return None
+    except ServerError:
+        return None
+
+
+def positive(value: Any) -> Any:
+    """A positive number, or None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 < value < float("inf") else None

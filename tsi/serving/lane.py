@@ -1,0 +1,454 @@
+"""The loop over problems whose policy is behind a server.
+
+Every problem has its own pace: when all rows of a problem have taken their steps and
+have been scored, its sampler decides, while the server works on those of the others.
+The programs of the sampler run for all problems that are ready, in the thread that
+calls `run`; requests run in the thread of the client, and their results come back
+through a queue. Seeds belong to the run's key, the problem, the turn and the row alone,
+so that they do not depend on which problems run together, nor on how often a request
+was repeated.
+"""
+
+import asyncio
+import collections
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from tsi.engine.decisions import Decisions
+from tsi.engine.ended_problems import EndedProblem, FailedProblem
+from tsi.engine.meters.clock import Clock
+from tsi.engine.meters.report import Report
+from tsi.engine.methods import Method
+from tsi.engine.population import Population
+from tsi.engine.row_requests import requests_of_rows, rows_to_keep
+from tsi.engine.schedule import num_to_enter
+from tsi.problem_ids import IdWords
+from tsi.reasoning.limits import SolutionLimits
+from tsi.serving.dialect import Drawing
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.scorer import Score, ScoredRow, Scorer, ServedScorer
+from tsi.serving.served_rows import Row, ServedRows, Spending
+from tsi.serving.step import ServedStep, StepRequest
+
+WAIT = 0.2
+"""Seconds after which the loop looks whether it has been stopped."""
+
+
+class Extension(NamedTuple):
+    """A row that has taken a step, not scored yet.
+
+    Attributes:
+        row: working row.
+        after: the solution, whose newest step has log-odds of 0.
+        log_prob: log p of the step.
+        step: as the server drew it; None for a repeated step.
+        repeated: tokens that the policy has read to repeat the step.
+    """
+
+    row: int
+    after: Row
+    log_prob: float
+    step: ServedStep | None
+    repeated: int = 0
+
+
+Scored = tuple[list[Extension], list[Score] | None]
+"""Rows that have taken a step, and their scores if a server has made them."""
+
+
+class Arrival(NamedTuple):
+    """What comes back from the client's thread.
+
+    Attributes:
+        place: of a problem.
+        visit: how many problems had left this place when the request began; an arrival
+            for a problem that has left is dropped.
+        extensions: rows that have taken a step.
+        scores: of each, from a server; None where this machine scores.
+        error: why there are none.
+    """
+
+    place: int
+    visit: int
+    extensions: list[Extension]
+    scores: list[Score] | None = None
+    error: Exception | None = None
+
+
+class ServedLane:
+    """Runs one method on problems.
+
+    Args:
+        policy: draws steps.
+        scorer: their reward.
+        method: the programs of the sampler.
+        key: of the run.
+        prompts: of all problems: ids, or code points.
+        ids: of all problems.
+        limits: of a solution.
+        drawing: how steps are drawn.
+        places: P, problems in work at once.
+        log_truncation: added to the log potential of a truncated solution.
+    """
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        scorer: Scorer | ServedScorer,
+        method: Method,
+        key: Any,
+        prompts: Sequence[tuple[int, ...]],
+        ids: IdWords,
+        limits: SolutionLimits,
+        drawing: Drawing,
+        places: int,
+        log_truncation: float,
+    ) -> None:
+        self.policy, self.scorer, self.method = policy, scorer, method
+        self.prompts, self.ids, self.limits = prompts, ids, limits
+        self.drawing = drawing
+        self.population = Population(places, method.plan, limits.max_steps)
+        self.decisions = Decisions(method, key, places)
+        population = self.population
+        self.rows = ServedRows(population.working, population.total, log_truncation)
+        self.clock = Clock()
+        self._seed = np.asarray(jax.random.key_data(key)).tobytes()
+        self._visits = np.zeros(places, np.int64)
+        self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._failed: list[FailedProblem] = []
+        self._generated = 0
+        self._running: set[Any] = set()
+
+    def report(self) -> Report:
+        """What has been done so far."""
+        spent = self.clock.read()
+        return Report(
+            self._generated,
+            self._generated,
+            0,
+            spent.seconds,
+            compiling=spent.compiling,
+        )
+
+    def run(
+        self,
+        problems: Sequence[int],
+        stop: threading.Event,
+        tell: Callable[[], None] = lambda: None,
+    ) -> Iterator[EndedProblem | FailedProblem]:
+        """Run problems, given by index; yield each as soon as it has ended.
+
+        Args:
+            problems: indices.
+            stop: when it is set, unfinished problems are abandoned.
+            tell: called each time that steps have been scored.
+        """
+        left, population = collections.deque(problems), self.population
+        try:
+            while (left or population.occupancy.any()) and not stop.is_set():
+                free = np.flatnonzero(~population.occupancy)
+                count = num_to_enter(len(free), len(left), population.places)
+                if count:
+                    self._enter([left.popleft() for _ in range(count)], free[:count])
+                while (ready := population.ready).any():
+                    yield from self._decide(ready)
+                if population.waiting.any():
+                    self._receive()
+                    tell()
+                yield from self._failed
+                self._failed.clear()
+        finally:
+            for future in list(self._running):
+                future.cancel()
+
+    # Problems
+
+    def _enter(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
+        before = self.clock.phase("decide")
+        self.rows.enter(self.population.rows_of(places))
+        self.population.enter(problems, places)
+        entered = np.isin(np.arange(self.population.places), places)
+        index = np.maximum(self.population.index, 0)
+        ids = jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.ids)
+        self.decisions.begin(ids, entered)
+        self._extend(entered)
+        self.clock.switch(before)
+
+    def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[EndedProblem]:
+        """Let the samplers of problems decide; yield those that have ended."""
+        before = self.clock.phase("decide")
+        population = self.population
+        if self.method.plan.stored:
+            stored, rows = rows_to_keep(self.decisions.request, ready, population)
+            self.rows.keep(stored, rows)
+            population.keep(stored, rows)
+        continues = self.decisions.decide(ready, population.reply_by_place())
+        self._extend(continues)
+        ended = np.flatnonzero(ready & ~continues)
+        leaving = list(self._leave(ended)) if len(ended) else []
+        self.clock.switch(before)
+        yield from leaving
+
+    def _leave(self, places: Int[np.ndarray, " n"]) -> Iterator[EndedProblem]:
+        population = self.population
+        results = self.decisions.results(places)
+        for place, (state, infos) in zip(places.tolist(), results, strict=True):
+            working = population.working_rows(place)
+            rows = working
+            if self.method.plan.stored:
+                rows = population.prefix_rows(place, np.asarray(state.members))
+            particles = self.rows.particles(rows, self.limits.max_steps)
+            cost: Spending = self.rows.cost(working)
+            problem = int(population.index[place])
+            yield EndedProblem(problem, particles, state, infos, cost)
+        self._release(places)
+
+    def _release(self, places: Int[np.ndarray, " n"]) -> None:
+        self._visits[places] += 1
+        self.decisions.leave(places)
+        self.population.leave(places)
+
+    def _give_up(self, place: int, error: Exception, step: int) -> None:
+        problem = int(self.population.index[place])
+        self._failed.append(FailedProblem(problem, error, step))
+        self._release(np.asarray([place]))
+
+    # Steps
+
+    def _extend(self, asked: Bool[np.ndarray, " P"]) -> None:
+        """Give rows the prefixes that are requested, and extend them."""
+        if not asked.any():
+            return
+        population = self.population
+        rows, parents, limit, extend, sources = requests_of_rows(
+            self.decisions.request, asked, population
+        )
+        repeated = None if sources is None else [self.rows.rows[s] for s in sources]
+        replies = self.rows.arrange(rows, parents, limit)
+        population.move(rows, parents, limit, replies)
+        active = population.start_turn(rows, extend)
+        is_new = active if sources is None else active & (sources < 0)
+        places = population.places_of(rows)
+        for place in np.unique(places[active]).tolist():
+            here = places == place
+            self._draw(place, rows[is_new & here])
+            if repeated is not None and sources is not None:
+                again = np.flatnonzero(active & here & (sources >= 0))
+                self._repeat(place, rows[again], [repeated[i] for i in again])
+
+    def _draw(self, place: int, rows: Int[np.ndarray, " n"]) -> None:
+        """Ask the server for new steps of rows of one problem."""
+        problem = int(self.population.index[place])
+        turn = int(self.decisions.turns[place])
+        prompt = self.prompts[problem]
+        requests = []
+        for row in rows.tolist():
+            old = self.rows.rows[row]
+            left = self.limits.max_tokens - old.now.num_tokens
+            requests.append(
+                StepRequest(
+                    prompt + old.tokens,
+                    min(self.limits.max_step_tokens, left),
+                    self._seed_of(problem, turn, row % self.method.plan.rows),
+                )
+            )
+        for group in self.policy.groups(requests):
+            drawn = [int(rows[i]) for i in group]
+            old = [self.rows.rows[row] for row in drawn]
+            asked = [requests[i] for i in group]
+            self._start(place, self._steps(problem, drawn, old, asked))
+
+    def _repeat(
+        self, place: int, rows: Int[np.ndarray, " n"], sources: list[Row]
+    ) -> None:
+        """Let rows of one problem repeat the next step of their sources."""
+        known: list[Extension] = []
+        scores: list[Score] = []
+        unknown: list[tuple[int, Row, Row]] = []
+        for row, source in zip(rows.tolist(), sources, strict=True):
+            old = self.rows.rows[row]
+            depth = len(old.steps)
+            if old == source.cut(depth):
+                # The same step after the same prefix: all is known.
+                after = source.cut(depth + 1)
+                log_prob = after.now.log_prob - old.now.log_prob
+                known.append(Extension(row, after, log_prob, None))
+                scores.append(Score(after.now.log_odds))
+            else:
+                unknown.append((row, old, source))
+        if known:
+            visit = int(self._visits[place])
+            self._arrivals.put(Arrival(place, visit, known, scores))
+        if unknown:
+            problem = int(self.population.index[place])
+            self._start(place, self._readings(problem, unknown))
+
+    def _start(self, place: int, work: Coroutine[Any, Any, Scored]) -> None:
+        """Start work in the client's thread, whose result will arrive."""
+        visit = int(self._visits[place])
+
+        def arrive(future: Any) -> None:
+            self._running.discard(future)
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                self._arrivals.put(Arrival(place, visit, *future.result()))
+            else:
+                self._arrivals.put(Arrival(place, visit, [], None, error))
+
+        future = self.policy.client.submit(work)
+        self._running.add(future)
+        future.add_done_callback(arrive)
+
+    async def _steps(
+        self,
+        problem: int,
+        rows: list[int],
+        old: list[Row],
+        requests: list[StepRequest],
+    ) -> Scored:
+        """Draw steps, and score them if a server does that."""
+        steps = await self.policy.draw(requests, self.drawing)
+        extensions = [
+            Extension(row, self._after(before, step), step.log_prob, step)
+            for row, before, step in zip(rows, old, steps, strict=True)
+        ]
+        return await self._with_scores(problem, extensions)
+
+    async def _readings(
+        self, problem: int, repeats: list[tuple[int, Row, Row]]
+    ) -> Scored:
+        """Read the probabilities of repeated steps."""
+        prompt = self.prompts[problem]
+        steps = [source.step(len(old.steps)) for _, old, source in repeats]
+        pairs = [
+            (prompt + old.tokens, step)
+            for (_, old, _), step in zip(repeats, steps, strict=True)
+        ]
+        log_probs = await self.policy.log_probs(pairs)
+        extensions = []
+        for (row, old, source), step, log_prob in zip(
+            repeats, steps, log_probs, strict=True
+        ):
+            depth = len(old.steps)
+            before = source.steps[depth - 1].num_tokens if depth else 0
+            count = source.steps[depth].num_tokens - before
+            is_last = len(source.steps) == depth + 1
+            after = self._end(
+                old, step, count, log_prob, stopped=is_last and source.stopped
+            )
+            extensions.append(Extension(row, after, log_prob, None, count))
+        return await self._with_scores(problem, extensions)
+
+    async def _with_scores(self, problem: int, extensions: list[Extension]) -> Scored:
+        scorer = self.scorer
+        if not hasattr(scorer, "ask"):
+            return extensions, None
+        rows = [scored_row(problem, extension.after) for extension in extensions]
+        scores = await asyncio.gather(*map(scorer.ask, rows))
+        return extensions, list(scores)
+
+    def _after(self, old: Row, step: ServedStep) -> Row:
+        """A row with a drawn step, not scored yet."""
+        stopped = step.end == "end"
+        return self._end(
+            old, step.tokens, step.num_tokens, step.log_prob, stopped=stopped
+        )
+
+    def _end(
+        self,
+        old: Row,
+        tokens: tuple[int, ...],
+        count: int,
+        log_prob: float,
+        *,
+        stopped: bool,
+    ) -> Row:
+        at_limit = (
+            old.now.num_tokens + count >= self.limits.max_tokens
+            or len(old.steps) + 1 >= self.limits.max_steps
+        )
+        return old.extend(
+            tokens,
+            count,
+            log_prob,
+            0.0,
+            stopped=stopped,
+            truncated=at_limit and not stopped,
+        )
+
+    def _receive(self) -> None:
+        """Wait for steps, score those that have arrived, and record them."""
+        before = self.clock.phase("decode")
+        arrivals: list[Arrival] = []
+        try:
+            arrivals.append(self._arrivals.get(timeout=WAIT))
+            while True:
+                arrivals.append(self._arrivals.get_nowait())
+        except queue.Empty:
+            pass
+        self.clock.phase("reward")
+        for place in {arrival.place for arrival in arrivals}:
+            own = [a for a in arrivals if a.place == place]
+            self._record(place, [a for a in own if a.visit == self._visits[place]])
+        self.clock.switch(before)
+
+    def _record(self, place: int, arrivals: list[Arrival]) -> None:
+        """Record the steps of one problem, scored here where no server has."""
+        depth = int(self.decisions.turns[place]) + 1
+        failed = [a.error for a in arrivals if a.error is not None]
+        extensions: list[Extension] = []
+        scores: list[Any] = []
+        for arrival in arrivals:
+            found: Any = arrival.scores
+            if found is None:
+                problem = int(self.population.index[place])
+                rows = [scored_row(problem, e.after) for e in arrival.extensions]
+                found = self.scorer.score(rows) if rows else []  # type: ignore[union-attr]
+            extensions += arrival.extensions
+            scores += found
+        failed += [score for score in scores if isinstance(score, Exception)]
+        if failed:
+            self._give_up(place, failed[0], depth)
+            return
+        for extension, score in zip(extensions, scores, strict=True):
+            row, after, log_prob, step, repeated = extension
+            newest = after.now._replace(log_odds=score.log_odds)
+            after = after._replace(steps=(*after.steps[:-1], newest))
+            counts = self.rows.spending
+            counts.reward_read[row] += score.tokens_read
+            if step is None:
+                self.rows.rows[row] = after
+                counts.repeated[row] += repeated
+            else:
+                self.rows.extend(row, after, step)
+                self._generated += step.num_tokens
+            index = np.asarray([row])
+            self.population.end_step(index, self.rows.replies(index, [log_prob]))
+
+    def _seed_of(self, problem: int, turn: int, row: int) -> int:
+        words = np.asarray(self.ids.words)[problem].tolist()
+        kind = bool(np.asarray(self.ids.is_string)[problem])
+        text = f"{words}{kind}/{turn}/{row}".encode()
+        digest = hashlib.blake2b(text, key=self._seed[:64], digest_size=4).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+
+def scored_row(problem: int, row: Row) -> ScoredRow:
+    """What a scorer reads of a row."""
+    return ScoredRow(
+        problem,
+        row.tokens,
+        tuple(after.length for after in row.steps),
+        row.stopped,
+        row.finished,
+        row.now.log_prob,
+    )

@@ -1,0 +1,172 @@
+"""llama.cpp's own server, by its native endpoint.
+
+Its OpenAI-compatible endpoint does not say which string has stopped a step, and leaves
+the log-probabilities of that string out. The native one gives all ids and the reason.
+Log-probabilities come whole only in a streamed reply. The server knows no
+log-probabilities of a prompt.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tsi.errors import ServerError
+from tsi.serving.dialect import Call, Drawing
+from tsi.serving.reading import field, integer, log_probability, string, token_ids
+from tsi.serving.step import End, ServedStep, StepRequest
+
+PATH = "/completion"
+OFF: dict[str, Any] = {
+    "typical_p": 1.0,
+    "top_n_sigma": -1.0,
+    "xtc_probability": 0.0,
+    "dynatemp_range": 0.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "dry_multiplier": 0.0,
+    "mirostat": 0,
+    "logit_bias": [],
+    "ignore_eos": False,
+    "n_keep": -1,
+}
+"""Controls of this server which this package never uses."""
+
+
+class LlamaCpp:
+    """See the text of the module."""
+
+    name = "llama.cpp"
+    takes_ids = True
+    takes_lists = True
+    copies = True
+
+    def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        controls, first = drawing.controls, requests[0]
+        alone = len(requests) == 1 or all(r.prefix == first.prefix for r in requests)
+        penalty = controls.repetition_penalty
+        prompts = [list(request.prefix) for request in requests]
+        body = OFF | {
+            "prompt": prompts[0] if alone else prompts,
+            "n_predict": first.max_tokens,
+            # The prompts of a list would all get the same random numbers.
+            "seed": first.seed if alone else -1,
+            "stop": drawing.stops,
+            "temperature": controls.temperature,
+            "top_k": controls.top_k or 0,
+            "top_p": 1.0 if controls.top_p is None else controls.top_p,
+            "min_p": controls.min_p or 0.0,
+            "repeat_penalty": 1.0 if penalty is None else penalty,
+            # The penalty sees the whole prefix, as in this package's own engine.
+            "repeat_last_n": 0 if penalty is None else 2**31 - 1,
+            "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+            "cache_prompt": True,
+            "return_tokens": True,
+        }
+        if alone and len(requests) > 1:
+            body["n"] = len(requests)
+        if drawing.log_probs:
+            body |= {
+                "n_probs": 1,
+                "post_sampling_probs": not controls.is_plain,
+                "stream": True,
+            }
+        return Call(PATH, body, streamed=drawing.log_probs)
+
+    def steps(
+        self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
+    ) -> list[ServedStep]:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        if drawing.log_probs:
+            return self._streamed(reply, requests, drawing)
+        found = reply if isinstance(reply, list) else [reply]
+        if len(found) != len(requests):
+            raise ServerError(
+                f"The server sent {len(found)} steps; {len(requests)} were asked for."
+            )
+        if len(found) > 1:
+            found = sorted(
+                found, key=lambda item: integer(field(item, "index"), "index")
+            )
+        return [
+            step_of(item, token_ids(field(item, "tokens"), r.max_tokens), drawing)
+            for item, r in zip(found, requests, strict=True)
+        ]
+
+    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+        """None: this server does not give them."""
+        return None
+
+    def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
+        """Never called; see `reading`."""
+        raise NotImplementedError
+
+    def _streamed(
+        self, events: list[Any], requests: Sequence[StepRequest], drawing: Drawing
+    ) -> list[ServedStep]:
+        steps = []
+        for index, request in enumerate(requests):
+            own = [
+                e for e in events if len(requests) == 1 or field(e, "index") == index
+            ]
+            tokens: list[int] = []
+            log_prob = 0.0
+            for event in own[:-1]:
+                ids = token_ids(field(event, "tokens"), request.max_tokens)
+                probabilities = event.get("completion_probabilities", [])
+                if len(ids) != len(probabilities):
+                    log_prob = math.nan
+                tokens += ids
+                for id, item in zip(ids, probabilities, strict=False):
+                    if integer(field(item, "id"), "token id") != id:
+                        raise ServerError(
+                            "The server's log-probabilities are of other tokens than "
+                            "it drew."
+                        )
+                    log_prob += log_prob_of(item)
+            if not own or field(own[-1], "stop") is not True:
+                raise ServerError("The server's reply does not say how a step ended.")
+            last = own[-1]
+            if integer(field(last, "tokens_predicted"), "count") != len(tokens):
+                raise ServerError(
+                    "llama.cpp's server gives no log-probability for the tokens of a "
+                    "character that takes several of them, and the policy has drawn "
+                    "such a character. Use a method that needs no log-probabilities."
+                )
+            step = step_of(last, tuple(tokens), drawing)
+            steps.append(step._replace(log_prob=log_prob))
+        return steps
+
+
+def log_prob_of(item: Any) -> float:
+    """The log-probability of an entry, which has it or the probability."""
+    if "prob" in item:
+        probability = log_probability(field(item, "prob") - 1.0, "probability") + 1.0
+        return math.log(probability) if probability > 0 else -math.inf
+    value = log_probability(field(item, "logprob"), "log-probability")
+    return value if value > -1e38 else -math.inf
+
+
+def step_of(item: Any, tokens: tuple[int, ...], drawing: Drawing) -> ServedStep:
+    """The step of a reply, or of the last event of a streamed one."""
+    kind = string(field(item, "stop_type"), "stop_type", 20)
+    word = string(field(item, "stopping_word"), "stopping_word")
+    end: End = "limit"
+    if kind == "eos" or (kind == "word" and word in drawing.stop_strings):
+        end = "end"
+    elif kind == "word":
+        end = "delimiter"
+    elif item.get("truncated") is True:
+        raise ServerError(
+            "The server's context is full: it cut a step short. Start it with a larger "
+            "context per slot (-c is divided by --parallel), or lower max_tokens."
+        )
+    cached = item.get("timings", {}).get("cache_n", 0)
+    return ServedStep(
+        tokens,
+        len(tokens),
+        end,
+        kind == "eos",
+        prompt_tokens=integer(field(item, "tokens_evaluated"), "count"),
+        cached_tokens=integer(cached, "count"),
+    )

@@ -1,0 +1,88 @@
+"""A policy behind a server: draws steps, and reads the probabilities of given ones."""
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+from tsi.serving.abilities import Abilities
+from tsi.serving.client import Client
+from tsi.serving.dialect import Dialect, Drawing
+from tsi.serving.spelling import ServerTokenizer, Spelling
+from tsi.serving.step import ServedStep, StepRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedPolicy:
+    """A language model behind a server.
+
+    Attributes:
+        client: of the server.
+        dialect: how it is spoken to.
+        abilities: what it can do.
+        spelling: prompts and texts.
+        together: whether the rows of a step share one request where the server takes
+            it. Then their random numbers are the server's own, and no run can be
+            repeated; else each row has a request and a seed of its own.
+    """
+
+    client: Client
+    dialect: Dialect
+    abilities: Abilities
+    spelling: Spelling
+    together: bool = False
+
+    @property
+    def name(self) -> str:
+        """Where the policy is, for rows and messages."""
+        return f"served:{self.client.address}"
+
+    def groups(self, requests: Sequence[StepRequest]) -> list[list[int]]:
+        """The requests that go to the server together, by index."""
+        if not self.together or not self.dialect.takes_lists:
+            return [[index] for index in range(len(requests))]
+        by_limit: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_limit.setdefault(request.max_tokens, []).append(index)
+        return list(by_limit.values())
+
+    async def draw(
+        self, requests: Sequence[StepRequest], drawing: Drawing
+    ) -> list[ServedStep]:
+        """Draw the steps of one group.
+
+        Raises:
+            ServerError: the server refuses, fails for too long, or answers nonsense.
+        """
+        call = self.dialect.call(requests, drawing)
+        if call.streamed:
+            reply = await self.client.events(call.path, call.body, call.enough)
+        else:
+            reply = await self.client.post(call.path, call.body)
+        steps = self.dialect.steps(reply, requests, drawing)
+        if isinstance(self.spelling, ServerTokenizer):
+            for step in steps:
+                if step.has_end_token and step.tokens:
+                    self.spelling.know_end(step.tokens[-1])
+        return steps
+
+    async def log_prob(self, prefix: Sequence[int], step: Sequence[int]) -> float:
+        """log p of a step after a prefix, at temperature 1.
+
+        Args:
+            prefix: prompt and solution so far, at least one id.
+            step: ids.
+
+        Raises:
+            ServerError: see `draw`.
+        """
+        tokens = [*prefix, *step]
+        call = self.dialect.reading(tokens, self.abilities.model)
+        assert call is not None, "Abilities.reads_prompts is False"
+        reply = await self.client.post(call.path, call.body)
+        return float(sum(self.dialect.log_probs(reply, tokens)[len(prefix) - 1 :]))
+
+    async def log_probs(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[float]:
+        """The same for several prefixes and steps."""
+        return list(await asyncio.gather(*(self.log_prob(*pair) for pair in pairs)))

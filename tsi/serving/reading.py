@@ -1,0 +1,117 @@
+"""Reads the JSON of a server, which is not trusted: types, ranges and sizes."""
+
+import math
+from typing import Any
+
+from tsi.errors import ServerError
+
+MAX_ID = 2**31
+
+
+def field(reply: Any, *names: str | int) -> Any:
+    """What stands under names in a reply.
+
+    Raises:
+        ServerError: it is missing.
+    """
+    found = reply
+    for name in names:
+        try:
+            found = found[name]
+        except (KeyError, IndexError, TypeError) as error:
+            path = "/".join(map(str, names))
+            raise ServerError(
+                f"The server's reply lacks {path}; it has {shape_of(reply)}. It is "
+                "another kind of server, or another version, than it seemed."
+            ) from error
+    return found
+
+
+def number(value: Any, what: str) -> float:
+    """A finite number, or minus infinity.
+
+    Raises:
+        ServerError: it is none.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or math.isnan(value) or value == math.inf:
+        raise ServerError(f"The server's {what} is {value!r:.60}, which is no number.")
+    return float(value)
+
+
+def log_probability(value: Any, what: str) -> float:
+    """A log-probability: a number of at most zero, rounding apart.
+
+    Raises:
+        ServerError: it is none.
+    """
+    found = number(value, what)
+    if found > 1e-3:
+        raise ServerError(f"The server's {what} is {found}, above 0.")
+    return min(found, 0.0)
+
+
+def integer(value: Any, what: str, limit: int = MAX_ID) -> int:
+    """An integer from 0 to below a limit.
+
+    Raises:
+        ServerError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+        raise ServerError(
+            f"The server's {what} is {value!r:.60}; it must be a whole number from 0 "
+            f"to {limit - 1}."
+        )
+    return value
+
+
+def token_ids(value: Any, most: int, what: str = "list of tokens") -> tuple[int, ...]:
+    """A list of at most `most` token ids.
+
+    Raises:
+        ServerError: it is none.
+    """
+    if not isinstance(value, list) or len(value) > most:
+        size = f", {len(value)} long" if isinstance(value, list) else ""
+        raise ServerError(
+            f"The server's {what} is {type(value).__name__}{size}; it must be a list "
+            f"of at most {most} ids."
+        )
+    return tuple(integer(item, "token id") for item in value)
+
+
+def string(value: Any, what: str, most: int = 2**22) -> str:
+    """A text of bounded length, without lone surrogates.
+
+    Raises:
+        ServerError: it is none.
+    """
+    if not isinstance(value, str) or len(value) > most:
+        raise ServerError(
+            f"The server's {what} is {type(value).__name__} {value!r:.40}; it must be "
+            f"a text of at most {most:,} characters."
+        )
+    return value.encode("utf-8", "replace").decode()
+
+
+def choices(reply: Any, name: str, count: int) -> list[Any]:
+    """The choices of a reply in the order of their index.
+
+    Raises:
+        ServerError: there are not `count` of them, each with its own index.
+    """
+    found = field(reply, name)
+    if not isinstance(found, list) or len(found) != count:
+        size = len(found) if isinstance(found, list) else type(found).__name__
+        raise ServerError(f"The server sent {size} choices; {count} were asked for.")
+    by_index = {integer(field(c, "index"), "index", count): c for c in found}
+    if len(by_index) != count:
+        raise ServerError("The server's choices do not have one index each.")
+    return [by_index[index] for index in range(count)]
+
+
+def shape_of(reply: Any) -> str:
+    """The fields of a reply, for a message."""
+    if isinstance(reply, dict):
+        return "the fields " + ", ".join(sorted(map(str, reply))[:12])
+    return f"the type {type(reply).__name__}"

@@ -1,0 +1,129 @@
+"""The reward of prefixes that a server has written."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from tsi.rewards.host_reward import HostReward, Prefix, score_each
+
+
+class ScoredRow(NamedTuple):
+    """A solution that has taken a step.
+
+    Attributes:
+        problem: index among the prepared questions.
+        tokens: of the solution so far: ids, or code points of text.
+        ends: length after each step.
+        stopped: whether the policy has ended the solution.
+        finished: whether it has ended, by itself or at a limit.
+        log_prob: log p of the solution; NaN if it is not known.
+    """
+
+    problem: int
+    tokens: tuple[int, ...]
+    ends: tuple[int, ...]
+    stopped: bool
+    finished: bool
+    log_prob: float
+
+
+class Score(NamedTuple):
+    """The reward of a row.
+
+    Attributes:
+        log_odds: of the reward; log potentials are these.
+        tokens_read: that a model has read for it.
+    """
+
+    log_odds: float
+    tokens_read: int = 0
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores rows on this machine, in the thread that runs the problems.
+
+    Attributes:
+        needs_log_probs: whether it reads `ScoredRow.log_prob`.
+        name: for rows of results.
+    """
+
+    needs_log_probs: bool
+    name: str
+
+    def prepare(self, questions: Sequence[str]) -> None:
+        """Read the questions of all problems, before the first row."""
+
+    def score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
+        """The score of each row, or the error of those that cannot be scored."""
+
+
+@runtime_checkable
+class ServedScorer(Protocol):
+    """Scores rows on a server, in the thread of its client; attributes as `Scorer`."""
+
+    needs_log_probs: bool
+    name: str
+
+    def prepare(self, questions: Sequence[str]) -> None:
+        """Read the questions of all problems, before the first row."""
+
+    async def ask(self, row: ScoredRow) -> Score:
+        """The score of a row.
+
+        Raises:
+            ServerError: the server refuses, fails for too long, or answers nonsense.
+        """
+
+
+class NoScorer:
+    """A reward of 0.5 for every prefix."""
+
+    needs_log_probs = False
+    name = "none"
+
+    def prepare(self, questions: Sequence[str]) -> None:
+        """See `Scorer`."""
+
+    def score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
+        """See `Scorer`."""
+        return [Score(0.0)] * len(rows)
+
+
+@dataclasses.dataclass
+class HostScorer:
+    """A Python function of the text so far, such as a verifier.
+
+    Args:
+        reward: its `decode` must be that of the served policy.
+        name: for rows of results.
+    """
+
+    reward: HostReward
+    name: str = "function"
+    needs_log_probs: bool = False
+    _questions: Any = None
+
+    def prepare(self, questions: Sequence[str]) -> None:
+        """See `Scorer`."""
+        self._questions = jax.tree.map(np.asarray, self.reward.prepare(questions))
+
+    def score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
+        """See `Scorer`."""
+        prefixes = [
+            Prefix(
+                jax.tree.map(lambda leaf, p=row.problem: leaf[p], self._questions),
+                list(row.tokens),
+                row.stopped,
+                row.finished,
+            )
+            for row in rows
+        ]
+        log_odds, errors = score_each(self.reward, prefixes)
+        return [
+            errors.get(index, Score(float(value)))
+            for index, value in enumerate(log_odds)
+        ]

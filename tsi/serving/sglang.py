@@ -1,0 +1,133 @@
+"""SGLang, by its native endpoint ``/generate``, with each of its backends.
+
+The reply has ids, the string or token that has matched, and log-probabilities, those of
+a prompt from a given place on. Seeds hold where the server runs with
+``--enable-deterministic-inference``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tsi.errors import ServerError
+from tsi.serving.dialect import Call, Drawing
+from tsi.serving.reading import field, integer, log_probability, string, token_ids
+from tsi.serving.step import End, ServedStep, StepRequest
+
+PATH = "/generate"
+
+
+class Sglang:
+    """See the text of the module."""
+
+    name = "SGLang"
+    takes_ids = True
+    takes_lists = True
+    copies = True
+
+    def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        controls, first = drawing.controls, requests[0]
+        alone = all(request.prefix == first.prefix for request in requests)
+        penalty = controls.repetition_penalty
+        prompts = [list(request.prefix) for request in requests]
+        settings: dict[str, Any] = {
+            "max_new_tokens": first.max_tokens,
+            "n": len(requests) if alone else 1,
+            "stop": drawing.stops,
+            "stop_token_ids": list(drawing.end_ids),
+            "no_stop_trim": True,
+            "temperature": controls.temperature,
+            "top_k": -1 if controls.top_k is None else controls.top_k,
+            "top_p": 1.0 if controls.top_p is None else controls.top_p,
+            "min_p": controls.min_p or 0.0,
+            "repetition_penalty": 1.0 if penalty is None else penalty,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            "ignore_eos": False,
+            "min_new_tokens": 0,
+        }
+        if alone:
+            settings["sampling_seed"] = first.seed
+        body = {
+            "input_ids": prompts[0] if alone else prompts,
+            "sampling_params": settings,
+            "return_logprob": drawing.log_probs,
+            # Of generated tokens alone.
+            "logprob_start_len": -1,
+        }
+        return Call(PATH, body)
+
+    def steps(
+        self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
+    ) -> list[ServedStep]:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        found = reply if isinstance(reply, list) else [reply]
+        if len(found) != len(requests):
+            raise ServerError(
+                f"The server sent {len(found)} steps; {len(requests)} were asked for."
+            )
+        return [
+            self._step(item, request, drawing)
+            for item, request in zip(found, requests, strict=True)
+        ]
+
+    def _step(self, item: Any, request: StepRequest, drawing: Drawing) -> ServedStep:
+        meta = field(item, "meta_info")
+        tokens = token_ids(field(item, "output_ids"), request.max_tokens + 1)
+        log_prob = float("nan")
+        if drawing.log_probs:
+            log_prob = sum(paired(field(meta, "output_token_logprobs"), tokens))
+        reason = field(meta, "finish_reason")
+        end = end_of(reason, drawing)
+        return ServedStep(
+            tokens,
+            len(tokens),
+            end,
+            end == "end" and not isinstance(reason.get("matched"), str),
+            log_prob,
+            integer(field(meta, "prompt_tokens"), "count"),
+            integer(meta.get("cached_tokens") or 0, "count"),
+        )
+
+    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        body = {
+            "input_ids": list(tokens),
+            "sampling_params": {"max_new_tokens": 0, "temperature": 0.0},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+        }
+        return Call(PATH, body)
+
+    def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        entries = field(reply, "meta_info", "input_token_logprobs")
+        if isinstance(entries, list) and len(entries) == len(tokens):
+            entries = entries[1:]
+        return paired(entries, tuple(tokens)[1:])
+
+
+def paired(entries: Any, tokens: Sequence[int]) -> list[float]:
+    """The log-probabilities of entries [log-probability, id, text], one for each id."""
+    if not isinstance(entries, list) or len(entries) != len(tokens):
+        raise ServerError(
+            "The server's log-probabilities do not have one entry for each token."
+        )
+    if any(field(e, 1) != id for e, id in zip(entries, tokens, strict=True)):
+        raise ServerError(
+            "The server's log-probabilities are of other tokens than were drawn."
+        )
+    return [log_probability(field(entry, 0), "log-probability") for entry in entries]
+
+
+def end_of(reason: Any, drawing: Drawing) -> End:
+    """Why a step ended, by its finish reason."""
+    kind = string(field(reason, "type"), "finish reason", 40)
+    if kind == "length":
+        return "limit"
+    if kind != "stop":
+        raise ServerError(
+            f"The server ended a step with the reason {kind!r}; it must be 'stop' or "
+            "'length'."
+        )
+    return "delimiter" if reason.get("matched") in drawing.delimiters else "end"

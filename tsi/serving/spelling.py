@@ -1,0 +1,231 @@
+"""Prompts and texts of a served policy, as the ids or code points that it is sent.
+
+A tokenizer of this package does it without the server. Without one the server's own
+endpoints do (:class:`ServerTokenizer`). A server that takes text alone is sent the
+rendered prompt (:class:`TextSpelling`), whose units are code points.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from tsi.errors import ConfigurationError, ServerError
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.serving.client import Client
+from tsi.serving.reading import field, string, token_ids
+from tsi.serving.step import as_points, as_text
+
+MAX_PROMPT = 2**20
+Messages = Sequence[Mapping[str, str]]
+
+
+@runtime_checkable
+class Spelling(Protocol):
+    """What the engine and prompt formats need of a tokenizer."""
+
+    name: str
+    chat_template: str | None
+    eos_ids: tuple[int, ...]
+    add_bos: bool
+    bos_id: int | None
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_chat(self, messages: Messages) -> list[int]: ...
+
+    def encode_prompt(self, prompt: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class ServerTokenizer:
+    """The tokenizer of a server, over HTTP.
+
+    Args:
+        client: of the server.
+        kind: "llama.cpp" or "vLLM".
+        model: name of the model, or None.
+        chat: whether the model has a chat template.
+
+    Raises:
+        ServerError: when used, the server does not have the endpoint.
+    """
+
+    def __init__(self, client: Client, kind: str, model: str | None, chat: bool):
+        self._client, self._kind, self._model = client, kind, model
+        self.name = model or "the server's model"
+        self.chat_template = "on the server" if chat else None
+        self.eos_ids: tuple[int, ...] = ()
+        # A server begins a prompt without a template by itself where the model wants
+        # it: `encode_prompt` asks for it.
+        self.add_bos = False
+        self.bos_id: int | None = None
+        self._decode = functools.lru_cache(2**14)(self._decode_on_server)
+
+    def know_end(self, id: int) -> None:
+        """Leave an id out of texts from now on, since it has ended a solution."""
+        if id not in self.eos_ids:
+            self.eos_ids = (*self.eos_ids, id)
+            self._decode.cache_clear()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, in which names of control tokens are text.
+
+        Raises:
+            ConfigurationError: the text names a control token, and the server would
+                read it as one.
+        """
+        if self._kind == "llama.cpp":
+            body = {"content": text, "add_special": False, "parse_special": False}
+            return self._ids(body)
+        self._check_plain(text)
+        return self._ids({"prompt": text, "add_special_tokens": False})
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Ids of a chat, rendered by the server's template.
+
+        Raises:
+            ConfigurationError: a message names a control token.
+        """
+        for message in messages:
+            self._check_plain(message["content"])
+        turns = [dict(message) for message in messages]
+        if self._kind == "llama.cpp":
+            reply = self._post("/apply-template", {"messages": turns})
+            text = string(field(reply, "prompt"), "prompt")
+            body = {"content": text, "add_special": True, "parse_special": True}
+            return self._ids(body)
+        return self._ids({"messages": turns, "add_generation_prompt": True})
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Ids of a question, ready for the policy to continue."""
+        if self.chat_template is not None:
+            return self.encode_chat([{"role": "user", "content": prompt}])
+        if self._kind == "llama.cpp":
+            body = {"content": prompt, "add_special": True, "parse_special": False}
+            return self._ids(body)
+        self._check_plain(prompt)
+        return self._ids({"prompt": prompt, "add_special_tokens": True})
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without those that end solutions."""
+        return self._decode(tuple(id for id in ids if id not in self.eos_ids))
+
+    def _decode_on_server(self, ids: tuple[int, ...]) -> str:
+        if not ids:
+            return ""
+        reply = self._post("/detokenize", {"tokens": list(ids)})
+        name = "content" if self._kind == "llama.cpp" else "prompt"
+        return string(field(reply, name), "text")
+
+    def _check_plain(self, text: str) -> None:
+        """Refuse a text with the name of a control token."""
+        if self._kind == "llama.cpp":
+            both = [
+                self._ids({"content": text, "parse_special": parse})
+                for parse in (True, False)
+            ]
+            named = both[0] != both[1]
+        else:
+            reply = self._post(
+                "/tokenize", self._vllm({"prompt": text, "return_token_strs": True})
+            )
+            pieces = reply.get("token_strs") or []
+            named = any(is_control(piece) for piece in pieces)
+        if named:
+            raise ConfigurationError(
+                f"The text {text!r:.80} contains the name of a control token, which "
+                "the server would read as one. Give the policy's tokenizer (a folder "
+                "or hub id), with which such names stay text, or take it out."
+            )
+
+    def _vllm(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"model": self._model, **body} if self._model else body
+
+    def _ids(self, body: dict[str, Any]) -> list[int]:
+        if self._kind != "llama.cpp":
+            body = self._vllm(body)
+        reply = self._post("/tokenize", body)
+        return list(token_ids(field(reply, "tokens"), MAX_PROMPT))
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        try:
+            return self._client.call(self._client.post(path, body))
+        except ServerError as error:
+            raise ServerError(
+                f"{error} Without this endpoint, name the policy's tokenizer (a folder "
+                "or hub id)."
+            ) from error
+
+
+class TextSpelling:
+    """Prompts as text, for servers that take nothing else.
+
+    Args:
+        tokenizer: of the policy, for its chat template; None for bare text.
+        bos_from_server: whether the server adds the beginning-of-sequence token.
+        name: of the policy, for messages.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, bos_from_server: bool, name: str
+    ) -> None:
+        self._tokenizer, self._bos_from_server = tokenizer, bos_from_server
+        self.name = name
+        self.chat_template = None if tokenizer is None else tokenizer.chat_template
+        self.eos_ids: tuple[int, ...] = ()
+        self.add_bos = False
+        self.bos_id: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Code points of a text.
+
+        Raises:
+            ConfigurationError: it names a control token, which a server would read as
+                one.
+        """
+        if self._tokenizer is not None:
+            plain = self._tokenizer.encode(text)
+            if plain != self._tokenizer.encode(text, allow_special=True):
+                raise ConfigurationError(
+                    f"The text {text!r:.80} contains the name of a control token. This "
+                    "server takes text alone, and would read it as one; take it out, "
+                    "or use a server that takes token ids."
+                )
+        return list(as_points(text))
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Code points of a rendered chat; see `encode`."""
+        assert self._tokenizer is not None
+        for message in messages:
+            self.encode(message["content"])
+        text = self._tokenizer.render(messages, add_generation_prompt=True)
+        bos = self._tokenizer.bos_id
+        if self._bos_from_server and bos is not None:
+            name = self._tokenizer.meaning(bos)
+            text = text.removeprefix(name if isinstance(name, str) else "")
+        return list(as_points(text))
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Code points of a question, ready for the policy to continue."""
+        if self.chat_template is not None:
+            return self.encode_chat([{"role": "user", "content": prompt}])
+        return self.encode(prompt)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of code points."""
+        return as_text(tuple(ids))
+
+
+def is_control(piece: Any) -> bool:
+    """Whether a piece of a text looks like the name of a control token.
+
+    >>> is_control("<|im_end|>"), is_control("</s>"), is_control("<b")
+    (True, True, False)
+    """
+    return (
+        isinstance(piece, str)
+        and len(piece) > 2
+        and (piece[0], piece[-1]) in (("<", ">"), ("[", "]"))
+        and any(letter.isalpha() for letter in piece)
+    )

@@ -1,0 +1,88 @@
+"""What a served policy is asked for, and what it answers: one step of one row."""
+
+import math
+from typing import Literal, NamedTuple
+
+from tsi.errors import ConfigurationError
+
+End = Literal["delimiter", "end", "limit"]
+"""Why a step ended: at a delimiter, with the solution, or at its token limit."""
+
+
+class Controls(NamedTuple):
+    """How a server draws tokens; everything is sent, so that no default applies.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_k: the most likely tokens that are kept; None for all.
+        top_p: the probability that is kept; None for all.
+        min_p: the fraction of the largest probability that a token needs; None for
+            none.
+        repetition_penalty: of tokens that occurred before; None for none.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens are drawn from the model's own probabilities."""
+        return self == Controls()
+
+    def check(self) -> None:
+        """Refuse a penalty that is not positive; the rest is checked elsewhere."""
+        penalty = self.repetition_penalty
+        if penalty is not None and not 0 < penalty < math.inf:
+            raise ConfigurationError(
+                f"The repetition penalty must be a positive number, not {penalty}."
+            )
+
+
+class StepRequest(NamedTuple):
+    """A step of one row.
+
+    Attributes:
+        prefix: prompt and solution so far: token ids, or code points of text.
+        max_tokens: of the step.
+        seed: of its random numbers, below 2^31.
+    """
+
+    prefix: tuple[int, ...]
+    max_tokens: int
+    seed: int
+
+
+class ServedStep(NamedTuple):
+    """A step that a server has drawn.
+
+    Attributes:
+        tokens: of the step, delimiter and end token included: ids, or code points of
+            text.
+        num_tokens: of the step, as the server counts them.
+        end: why it ended.
+        has_end_token: whether its last token is one that ends solutions.
+        log_prob: log p of the step; NaN if the server did not say.
+        prompt_tokens: of the prefix, as the server counts them.
+        cached_tokens: of these, read from the server's cache.
+    """
+
+    tokens: tuple[int, ...]
+    num_tokens: int
+    end: End
+    has_end_token: bool = False
+    log_prob: float = math.nan
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def as_text(points: tuple[int, ...]) -> str:
+    """The text of code points."""
+    return "".join(map(chr, points))
+
+
+def as_points(text: str) -> tuple[int, ...]:
+    """The code points of a text."""
+    return tuple(map(ord, text))

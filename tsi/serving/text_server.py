@@ -1,0 +1,100 @@
+"""A server that takes text alone, by a streamed completions endpoint.
+
+Such a server cuts the string that has stopped a step from the text, and names the same
+reason for it as for an end token. Therefore no stop string is sent: the text is read as
+it is written, and at the first delimiter the connection is closed, which ends the
+server's work.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tsi.serving.dialect import Call, Drawing
+from tsi.serving.reading import field, string
+from tsi.serving.step import End, ServedStep, StepRequest, as_points, as_text
+
+PATH = "/v1/completions"
+
+
+class TextServer:
+    """See the text of the module."""
+
+    name = "text"
+    takes_ids = False
+    takes_lists = False
+    copies = False
+
+    def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        controls, (request,) = drawing.controls, requests
+        body: dict[str, Any] = {
+            "prompt": as_text(request.prefix),
+            "max_tokens": request.max_tokens,
+            "seed": request.seed,
+            "temperature": controls.temperature,
+            "top_p": 1.0 if controls.top_p is None else controls.top_p,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            # Not of OpenAI's interface, but where known they have defaults.
+            "top_k": controls.top_k or 0,
+            "min_p": controls.min_p or 0.0,
+            "repeat_penalty": controls.repetition_penalty or 1.0,
+            "stream": True,
+        }
+        if drawing.model is not None:
+            body["model"] = drawing.model
+        longest = max(map(len, drawing.stops), default=1)
+
+        def enough(events: list[Any]) -> bool:
+            tail = text_of(events[-1])
+            for event in events[-2::-1]:
+                if len(tail) >= longest + len(text_of(events[-1])):
+                    break
+                tail = text_of(event) + tail
+            return first_of(tail, drawing.stops)[1] is not None
+
+        return Call(PATH, body, streamed=True, enough=enough)
+
+    def steps(
+        self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
+    ) -> list[ServedStep]:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        pieces = [text_of(event) for event in reply]
+        text = "".join(pieces)
+        place, word = first_of(text, drawing.stops)
+        if word is not None:
+            points = as_points(text[: place + len(word)])
+            # Each event holds one token, or some; the server's own count never comes.
+            ended: End = "end" if word in drawing.stop_strings else "delimiter"
+            return [ServedStep(points, sum(map(bool, pieces)), ended)]
+        reasons = [reason_of(event) for event in reply]
+        ended = "limit" if "length" in reasons else "end"
+        return [ServedStep(as_points(text), sum(map(bool, pieces)), ended)]
+
+    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+        """None: there are no ids."""
+        return None
+
+    def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
+        """Never called; see `reading`."""
+        raise NotImplementedError
+
+
+def text_of(event: Any) -> str:
+    """The text of one event; empty for one that only tells of usage."""
+    if not isinstance(event, dict) or not event.get("choices"):
+        return ""
+    return string(field(event, "choices", 0, "text"), "text")
+
+
+def reason_of(event: Any) -> Any:
+    """The finish reason of one event, or None."""
+    if not isinstance(event, dict) or not event.get("choices"):
+        return None
+    return event["choices"][0].get("finish_reason")
+
+
+def first_of(text: str, words: Sequence[str]) -> tuple[int, str | None]:
+    """Where the first of some words begins in a text; None if there is none."""
+    places = [(text.find(word), word) for word in words if word in text]
+    return min(places, default=(len(text), None))

@@ -1,0 +1,134 @@
+"""vLLM, and servers with the same extensions of the completions endpoint.
+
+Ids are sent as the prompt and returned with ``return_token_ids``; ``stop_reason`` says
+which string has stopped a step, and nothing for an end token. Log-probabilities of a
+prompt come by ``prompt_logprobs``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tsi.errors import ServerError
+from tsi.serving.dialect import Call, Drawing
+from tsi.serving.reading import choices, field, integer, log_probability, token_ids
+from tsi.serving.step import End, ServedStep, StepRequest
+
+PATH = "/v1/completions"
+
+
+class Vllm:
+    """See the text of the module."""
+
+    name = "vLLM"
+    takes_ids = True
+    takes_lists = True
+    copies = True
+
+    def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        controls, first = drawing.controls, requests[0]
+        alone = all(request.prefix == first.prefix for request in requests)
+        penalty = controls.repetition_penalty
+        prompts = [list(request.prefix) for request in requests]
+        body: dict[str, Any] = {
+            "model": drawing.model,
+            "prompt": prompts[0] if alone else prompts,
+            "max_tokens": first.max_tokens,
+            "n": len(requests) if alone else 1,
+            "stop": drawing.stops,
+            "stop_token_ids": list(drawing.end_ids),
+            "include_stop_str_in_output": True,
+            "temperature": controls.temperature,
+            # vLLM writes -1 for all tokens; newer versions take 0 as well.
+            "top_k": -1 if controls.top_k is None else controls.top_k,
+            "top_p": 1.0 if controls.top_p is None else controls.top_p,
+            "min_p": controls.min_p or 0.0,
+            "repetition_penalty": 1.0 if penalty is None else penalty,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            "ignore_eos": False,
+            "min_tokens": 0,
+            "add_special_tokens": False,
+            "return_token_ids": True,
+        }
+        if alone:
+            # The prompts of a list would all get the same random numbers.
+            body["seed"] = first.seed
+        if drawing.log_probs:
+            body["logprobs"] = 0
+        return Call(PATH, body)
+
+    def steps(
+        self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
+    ) -> list[ServedStep]:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        usage = field(reply, "usage")
+        details = usage.get("prompt_tokens_details") or {}
+        cached = integer(details.get("cached_tokens") or 0, "count")
+        steps = []
+        for item, request in zip(
+            choices(reply, "choices", len(requests)), requests, strict=True
+        ):
+            # An end token may come on top.
+            tokens = token_ids(field(item, "token_ids"), request.max_tokens + 1)
+            log_prob = float("nan")
+            if drawing.log_probs:
+                numbers = field(item, "logprobs", "token_logprobs")
+                if not isinstance(numbers, list) or len(numbers) != len(tokens):
+                    raise ServerError(
+                        "The server's log-probabilities do not have one number for "
+                        "each token."
+                    )
+                log_prob = sum(log_probability(x, "log-probability") for x in numbers)
+            end = end_of(item, drawing)
+            steps.append(
+                ServedStep(
+                    tokens,
+                    len(tokens),
+                    end,
+                    end == "end" and not isinstance(item["stop_reason"], str),
+                    log_prob,
+                    len(request.prefix),
+                    cached // len(requests),
+                )
+            )
+        return steps
+
+    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        body = {
+            "model": model,
+            "prompt": list(tokens),
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": 0,
+            "add_special_tokens": False,
+        }
+        return Call(PATH, body)
+
+    def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        by_place = field(reply, "choices", 0, "prompt_logprobs")
+        if not isinstance(by_place, list) or len(by_place) != len(tokens):
+            raise ServerError(
+                "The server's log-probabilities of a prompt do not have one entry for "
+                "each token."
+            )
+        return [
+            log_probability(field(entry, str(id), "logprob"), "log-probability")
+            for entry, id in zip(by_place[1:], tokens[1:], strict=True)
+        ]
+
+
+def end_of(item: Any, drawing: Drawing) -> End:
+    """Why a choice ended, by its `finish_reason` and `stop_reason`."""
+    reason = field(item, "finish_reason")
+    if reason == "length":
+        return "limit"
+    if reason != "stop":
+        raise ServerError(
+            f"The server ended a step with the reason {reason!r:.40}; it must be "
+            "'stop' or 'length'."
+        )
+    stop = field(item, "stop_reason")
+    return "delimiter" if stop in drawing.delimiters else "end"
