@@ -176,11 +176,9 @@ class ScriptedServer:
 
     async def _answer(self, request: web.Request) -> Any:
         path = request.path
-        if self.key is not None and path != "/health":
-            if request.headers.get("Authorization") != f"Bearer {self.key}":
-                return web.json_response(
-                    {"error": {"message": "wrong key"}}, status=401
-                )
+        given = request.headers.get("Authorization")
+        if self.key is not None and given != f"Bearer {self.key}":
+            return web.json_response({"error": {"message": "wrong key"}}, status=401)
         body = await request.json() if request.can_read_body else None
         handlers = {
             "llama.cpp": self._llama,

@@ -1,6 +1,8 @@
 """Samplers over a server, against the enumeration of its model."""
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
