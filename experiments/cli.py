@@ -13,6 +13,7 @@ import tyro
 from tsi.experiments.command import exit_code
 from tsi.experiments.reference_commands import check, models, paper
 from tsi.experiments.scale_commands import regrade, report, scale
+from tsi.experiments.server_command import server
 from tsi.experiments.solve_commands import profile, solve
 from tsi.experiments.study_commands import reproduce, run
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "reproduce": reproduce,
     "profile": profile,
     "models": models,
+    "server": server,
     "paper": paper,
     "check": check,
 }

@@ -83,6 +83,11 @@ class ModelOptions(NamedTuple):
         model_parallel: number of devices that each model is divided over; the problems
             are divided over the groups of devices.
         template_switch: see :data:`TemplateSwitch`.
+        served_tokenizer: tokenizer of a policy served:URL, a name, folder or hub id; by
+            default the server's own is asked.
+        served_together: send all rows of a step in one request; the server then chooses
+            the random numbers, and the run cannot be repeated.
+        served_price: price of a million generated tokens, for the forecast.
     """
 
     temperature: float | None = None
@@ -106,6 +111,9 @@ class ModelOptions(NamedTuple):
     max_rows: int | None = None
     model_parallel: int = 1
     template_switch: TemplateSwitch = ()
+    served_tokenizer: str | None = None
+    served_together: bool = False
+    served_price: float | None = None
 
     def world(
         self,
@@ -132,6 +140,15 @@ class ModelOptions(NamedTuple):
         from tsi.experiments.worlds.language_policy import parse_switches
         from tsi.experiments.worlds.step_ends import step_ends
 
+        if (self.policy or "").startswith("served:"):
+            return self._served_world(task, problems, split)
+        for name in ("served_tokenizer", "served_together", "served_price"):
+            if getattr(self, name) != ModelOptions._field_defaults[name]:
+                option = name.replace("_", "-")
+                raise ConfigurationError(
+                    f"--{option} needs a policy behind a server, --policy served:URL; "
+                    "leave it out."
+                )
         return embedded_world(
             task,
             problems,
@@ -157,6 +174,59 @@ class ModelOptions(NamedTuple):
             model_parallel=self.model_parallel,
             template_switches=parse_switches(self.template_switch),
             shapes_only=shapes_only,
+            split=split,
+        )
+
+    def _served_world(
+        self, task: "Task", problems: "int | Sequence[Problem] | None", split: "Split"
+    ) -> "World":
+        """The world of a policy behind a server.
+
+        Raises:
+            TsiError: see :func:`tsi.experiments.worlds.served_world.served_world`.
+        """
+        from tsi.decoding.truncation import Truncation
+        from tsi.experiments.worlds.served_world import Served, served_world
+        from tsi.experiments.worlds.step_ends import step_ends
+
+        local = (
+            *("aggregation", "dtype", "weights", "cache_dtype", "model_parallel"),
+            *("model_sampling", "template_switch"),
+        )
+        for name in local:
+            if getattr(self, name) != ModelOptions._field_defaults[name]:
+                option = name.replace("_", "-")
+                raise ConfigurationError(
+                    f"--{option} is about models in this process, and the policy is "
+                    "behind a server; leave it out."
+                )
+        if self.served_price is not None and not 0 <= self.served_price < float("inf"):
+            raise ConfigurationError(
+                f"The price must be a number of at least 0, not {self.served_price}."
+            )
+        served = Served(
+            (self.policy or "").removeprefix("served:"),
+            self.served_tokenizer,
+            self.served_together,
+            self.max_rows,
+            self.served_price,
+        )
+        return served_world(
+            task,
+            problems,
+            served,
+            reward=self.reward,
+            temperature=self.temperature,
+            truncation=Truncation(self.top_k, self.top_p, self.min_p),
+            repetition_penalty=self.repetition_penalty,
+            ends=step_ends(
+                self.delimiter,
+                self.stop_string,
+                self.min_step_tokens,
+                forced_end=self.forced_end,
+                forced_end_string=self.forced_end_string,
+                forced_end_tokens=self.forced_end_tokens,
+            ),
             split=split,
         )
 

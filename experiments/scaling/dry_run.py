@@ -28,6 +28,7 @@ from tsi.experiments.scaling.methods import (
 from tsi.experiments.scaling.plan import Plan, batches
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.scaling.results import known_cells
+from tsi.experiments.scaling.served_forecast import served_line
 from tsi.experiments.worlds.world import World
 from tsi.reasoning.particles import ReasoningParams
 from tsi.sampler import Sampler
@@ -216,12 +217,17 @@ def forecast(
             problems.
     """
     engine: Any = world.engine
-    policy, target = engine.policy, engine.target
     counts: dict[tuple[str, int], int] = {}
     for run in runs:
         place = run.method, run.budget
         counts[place] = counts.get(place, 0) + run.problems
     runs = [Run(*place, number) for place, number in counts.items()]
+    if world.is_served:
+        table, line, refused = served_line(world, runs)
+        paragraphs = [table, "", f"{line} Nothing has been run or written."]
+        paragraphs += [f"Refused: {reason}" for reason in dict.fromkeys(refused)]
+        return Forecast("\n".join(paragraphs), line, bool(refused))
+    policy, target = engine.policy, engine.target
     costs = {run: cost_of(world, run) for run in runs}
     if flops_per_second is None:
         mesh = engine.mesh

@@ -130,7 +130,8 @@ def outcome(
         "num_thinking": result.particles.num_thinking,
         "generated_tokens": ledger.generated_tokens,
         "reward_tokens": ledger.reward_tokens,
-        "flops": ledger.flops,
+        # Those of a served policy of unknown size are not known.
+        "flops": ledger.flops if math.isfinite(ledger.flops) else None,
         "seconds": round_finite(ledger.seconds),
     }
 

@@ -81,7 +81,7 @@ def is_trained_on(task: Task, tokenizer: Tokenizer) -> bool:
     Raises:
         CheckpointError: the task's own models are missing.
     """
-    if not isinstance(task, GeneratedTask):
+    if not isinstance(task, GeneratedTask) or not isinstance(tokenizer, Tokenizer):
         return False
     own = task.own_reward
     return own in MODELS and same_tokens(tokenizer, load_tokenizer(resolve(own)))

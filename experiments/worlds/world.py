@@ -72,6 +72,8 @@ class World(NamedTuple):
             that could not be graded; None if every answer can be.
         typical_tokens: ``() -> number``, the typical length of a solution; None if it
             is not known.
+        is_served: whether the policy is behind a server, so that this machine has
+            neither its weights nor its caches.
     """
 
     engine: ProblemRunner
@@ -83,6 +85,7 @@ class World(NamedTuple):
     notes: tuple[str, ...] = ()
     typical_tokens: Callable[[], float] | None = None
     ungraded: Callable[[], str | None] | None = None
+    is_served: bool = False
 
     def ungraded_notes(self) -> list[str]:
         """A sentence about answers that could not be graded, if there are any."""

@@ -18,10 +18,16 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-import aiohttp
-
-from tsi.errors import ServerError
+from tsi.errors import ConfigurationError, ServerError
 from tsi.serving.address import KEY_VARIABLE, Address
+
+try:
+    import aiohttp
+except ModuleNotFoundError as error:
+    raise ConfigurationError(
+        "A policy behind a server needs the package aiohttp; install it with "
+        "pip install 'tsi[served]'."
+    ) from error
 
 MAX_EXCERPT = 300
 """Characters of a server's own message that an error repeats."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tsi.decoding.decode_step import check_temperatures
 from tsi.decoding.truncation import Truncation
 from tsi.engine.engine_run import EngineRun, collect
 from tsi.engine.meters.report import Progress, Report
@@ -55,6 +54,7 @@ class ServedEngine:
         max_rows: rows for which the server draws at once; twice as many are in work.
         log_truncation: added to the log potential of a truncated solution; the target
             is p conditioned on finishing by default.
+        price: of a million generated tokens, for forecasts; None for none.
 
     Raises:
         ConfigurationError: a limit is below 1, there is no delimiter, or a string that
@@ -73,6 +73,7 @@ class ServedEngine:
         encode: Callable[[str], list[int]] | None = None,
         max_rows: int = 64,
         log_truncation: float = -math.inf,
+        price: float | None = None,
     ) -> None:
         for name, limit in {**limits._asdict(), "max_rows": max_rows}.items():
             if limit < 1:
@@ -89,7 +90,7 @@ class ServedEngine:
         self.controls, self.max_rows = controls, max_rows
         self.encode = encode or policy.spelling.encode_prompt
         self.decode = policy.spelling.decode
-        self.log_truncation = log_truncation
+        self.log_truncation, self.price = log_truncation, price
         self.report: Report | None = None
 
     @property
@@ -192,7 +193,7 @@ class ServedEngine:
                 "server gives one of them. Leave it out: over a server the policy "
                 "itself proposes."
             )
-        controls = self._controls(temperature, truncation)
+        controls = self.controls.change(temperature, truncation)
         needs = tuple(sampler.needs) if isinstance(sampler, Explorer) else ()
         if isinstance(sampler, Explorer):
             check_needs(sampler, self.policy.abilities.store(controls))
@@ -252,27 +253,6 @@ class ServedEngine:
             self.report = run.report([None])
 
         return run.results(note)
-
-    def _controls(
-        self, temperature: float | None, truncation: Truncation | None
-    ) -> Controls:
-        """How this run draws.
-
-        Raises:
-            ConfigurationError: a value is invalid.
-        """
-        controls = self.controls
-        if temperature is not None:
-            check_temperatures(temperature, None)
-            controls = controls._replace(temperature=float(temperature))
-        if truncation is not None:
-            truncation.check()
-            controls = controls._replace(
-                top_k=None if truncation.top_k is None else int(truncation.top_k),
-                top_p=None if truncation.top_p is None else float(truncation.top_p),
-                min_p=None if truncation.min_p is None else float(truncation.min_p),
-            )
-        return controls
 
     def _encode(self, problem: Problem) -> list[int]:
         tokens = self.encode(problem.prompt)

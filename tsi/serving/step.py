@@ -3,6 +3,8 @@
 import math
 from typing import Literal, NamedTuple
 
+from tsi.decoding.decode_step import check_temperatures
+from tsi.decoding.truncation import Truncation
 from tsi.errors import ConfigurationError
 
 End = Literal["delimiter", "end", "limit"]
@@ -31,6 +33,28 @@ class Controls(NamedTuple):
     def is_plain(self) -> bool:
         """Whether tokens are drawn from the model's own probabilities."""
         return self == Controls()
+
+    def change(
+        self, temperature: float | None, truncation: Truncation | None
+    ) -> "Controls":
+        """These controls with another temperature or truncation; None changes neither.
+
+        Raises:
+            ConfigurationError: a value is invalid.
+        """
+        controls = self
+        if temperature is not None:
+            check_temperatures(temperature, None)
+            controls = controls._replace(temperature=float(temperature))
+        if truncation is not None:
+            truncation.check()
+            top_k, top_p, min_p = truncation
+            controls = controls._replace(
+                top_k=None if top_k is None else int(top_k),
+                top_p=None if top_p is None else float(top_p),
+                min_p=None if min_p is None else float(min_p),
+            )
+        return controls
 
     def check(self) -> None:
         """Refuse a penalty that is not positive; the rest is checked elsewhere."""

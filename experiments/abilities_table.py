@@ -1,0 +1,68 @@
+"""The abilities of a server as a text, and the methods that it cannot run."""
+
+from tsi.errors import CapabilityError
+from tsi.experiments.scaling.methods import METHODS, sampler_of
+from tsi.explore import check_needs
+from tsi.explorer import Explorer
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.step import Controls
+
+MAX_STEPS = 8
+"""Steps of a problem, for methods whose plan depends on it."""
+
+
+def abilities_table(policy: ServedPolicy) -> str:
+    """What a server can do, line by line."""
+    found = policy.abilities
+    others = [name for name in found.models if name != found.model]
+    draws = {
+        True: "yes, as the frequencies of drawn tokens show",
+        False: "no: it truncates or changes the model's probabilities unasked",
+        None: "not measured",
+    }
+    meaning = {
+        "raw": "of the model at temperature 1, whatever is drawn from",
+        "processed": "of the distribution that tokens are drawn from",
+        "none": "none",
+        "unknown": "given, and their meaning could not be measured",
+    }
+    lines = {
+        "server": found.server,
+        "model": found.model or "unnamed",
+        "other models": ", ".join(others) or "none",
+        "context": f"{found.context:,}" if found.context else "not known",
+        "prefixes": "token ids" if found.takes_ids else "text",
+        "log-probabilities": meaning[found.log_probs],
+        "of given tokens": yes_or_no(found.reads_prompts),
+        "seeds": "repeat a step" if found.seeds else "do not repeat a step",
+        "cache of prefixes": yes_or_no(found.reuses_prompts),
+        "draws all tokens": draws[found.draws_all],
+        "weights": f"{found.num_weights:.3g}" if found.num_weights else "not known",
+    }
+    width = max(map(len, lines))
+    text = [f"{name:{width}}  {value}" for name, value in lines.items()]
+    refused = refused_methods(policy)
+    names = ", ".join(refused) if refused else "none"
+    text.append(f"{'refused methods':{width}}  {names}")
+    return "\n".join(text)
+
+
+def refused_methods(policy: ServedPolicy) -> list[str]:
+    """Methods that the server cannot run at temperature 1."""
+    refused = []
+    store = policy.abilities.store(Controls())
+    for name, method in METHODS.items():
+        sampler = sampler_of(name, MAX_STEPS)
+        try:
+            if isinstance(sampler, Explorer):
+                check_needs(sampler, store)
+        except CapabilityError:
+            refused.append(name)
+            continue
+        if method.proposal_temperature is not None:
+            refused.append(name)
+    return refused
+
+
+def yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"

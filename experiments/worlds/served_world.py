@@ -1,0 +1,218 @@
+"""A task with a policy behind a server: the world of `--policy served:URL#MODEL`."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tsi.decoding.truncation import Truncation
+from tsi.errors import ConfigurationError
+from tsi.experiments.tasks.generated import GeneratedTask
+from tsi.experiments.tasks.prompts import format_encoder
+from tsi.experiments.tasks.task import Split, Task
+from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
+from tsi.experiments.worlds.answer_grading import AnswerGrading
+from tsi.experiments.worlds.embedded_world import check_problem_count
+from tsi.experiments.worlds.language_policy import STEP_SLACK, rules_and_examples
+from tsi.experiments.worlds.provenance import versions
+from tsi.experiments.worlds.step_ends import StepEnds
+from tsi.experiments.worlds.world import (
+    PROBLEM_SEED,
+    World,
+    mean_solution_tokens,
+    task_limits,
+    task_settings,
+)
+from tsi.models.loading.download import get
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.problem import Problem
+from tsi.rewards.verifier import Verifier
+from tsi.serving.connect import connect
+from tsi.serving.engine import ServedEngine
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.scorer import HostScorer, NoScorer, Scorer, ServedScorer
+from tsi.serving.step import Controls
+
+PREFIX = "served:"
+
+
+class Served(NamedTuple):
+    """How a served policy is used.
+
+    Attributes:
+        address: ``URL#MODEL``.
+        tokenizer: name, folder or hub id of the policy's tokenizer; None asks the
+            server.
+        together: whether the rows of a step share a request.
+        max_rows: rows that the server works on at once.
+        price: of a million generated tokens, in any currency; None for none.
+    """
+
+    address: str
+    tokenizer: str | None = None
+    together: bool = False
+    max_rows: int | None = None
+    price: float | None = None
+
+
+def is_served(policy: str | None) -> bool:
+    """Whether the name of a policy is that of one behind a server."""
+    return policy is not None and policy.startswith(PREFIX)
+
+
+def served_world(
+    task: Task,
+    problems: int | Sequence[Problem] | None,
+    served: Served,
+    *,
+    reward: str | None = None,
+    temperature: float | None = None,
+    truncation: Truncation = Truncation(),  # noqa: B008
+    repetition_penalty: float | None = None,
+    ends: StepEnds = StepEnds(),  # noqa: B008
+    split: Split = "test",
+) -> World:
+    """A task with a policy behind a server.
+
+    Args:
+        task: of the problems.
+        problems: number of problems, the problems themselves, or None for all.
+        served: the policy and how it is used.
+        reward: verifier, outcome-verifier or none.
+        temperature, truncation, repetition_penalty: of the policy, the p of the target.
+        ends: of steps and solutions; forced ends and the least number of tokens of a
+            step need a policy in this process.
+        split: of the problems.
+
+    Raises:
+        ConfigurationError: an option needs a policy in this process, or see
+            :func:`tsi.serving.connect.connect`.
+        ServerError: the server cannot be reached, refuses or answers nonsense.
+        UnknownNameError: it does not have the model.
+        PromptTooLongError: a prompt is longer than the server's context.
+    """
+    if ends.forced is not None or ends.min_tokens != 1:
+        raise ConfigurationError(
+            "Forced ends and the least number of tokens of a step need each token's "
+            "probabilities, which a server does not give; leave them out."
+        )
+    if isinstance(problems, int):
+        check_problem_count(problems)
+    if problems is None or isinstance(problems, int):
+        problems = task.problems(split, problems, PROBLEM_SEED)
+    if not problems:
+        raise ConfigurationError(f"The task {task.name} was given no problems.")
+    tokenizer = None
+    if served.tokenizer is not None:
+        tokenizer = load_tokenizer(get(served.tokenizer))
+    policy = connect(served.address, tokenizer=tokenizer, together=served.together)
+    limits = task_limits(task, STEP_SLACK)
+    scorer = scorer_of(reward, task, problems, policy)
+    plain = Controls(repetition_penalty=repetition_penalty)
+    controls = plain.change(temperature, truncation)
+    spelling: Any = policy.spelling
+    engine = ServedEngine(
+        policy,
+        scorer,
+        limits,
+        delimiters=ends.delimiters or task.delimiters,
+        stop_strings=ends.stop_strings or task.stop_strings,
+        controls=controls,
+        encode=prompt_writer(task, policy),
+        max_rows=served.max_rows or 64,
+        price=served.price,
+    )
+    engine.check(problems)
+    grading = AnswerGrading(task)
+    settings = {
+        "task": task.name,
+        "problem_seed": PROBLEM_SEED,
+        "policy": policy.name,
+        "server": policy.abilities.server,
+        "served_tokenizer": served.tokenizer,
+        "server_seeds": policy.abilities.seeds and not served.together,
+        **task_settings(task, spelling),
+        "reward": scorer.name,
+        "temperature": controls.temperature,
+        **limits._asdict(),
+        **versions(),
+        **ends.settings(),
+    }
+    settings |= {k: v for k, v in controls._asdict().items() if v is not None}
+    if split != "test":
+        settings["split"] = split
+    typical: Callable[[], float] | None = None
+    if isinstance(task, GeneratedTask) and isinstance(spelling, Tokenizer):
+        typical = functools.partial(mean_solution_tokens, task, spelling, problems)
+    return World(
+        engine,
+        list(problems),
+        task.extract,
+        grading,
+        limits.max_steps,
+        settings,
+        notes_of(policy),
+        typical,
+        grading.summary,
+        is_served=True,
+    )
+
+
+def prompt_writer(task: Task, policy: ServedPolicy) -> Callable[[str], list[int]]:
+    """A function from a problem to its prompt, as ids or code points."""
+    spelling: Any = policy.spelling
+    if task.prompts is not None:
+        return format_encoder(task.prompts.check(), spelling)
+    if isinstance(task, GeneratedTask):
+        return format_encoder(rules_and_examples(task), spelling)
+    return spelling.encode_prompt
+
+
+def scorer_of(
+    reward: str | None, task: Task, problems: Sequence[Problem], policy: ServedPolicy
+) -> Scorer | ServedScorer:
+    """The reward of a served policy by its name.
+
+    Raises:
+        ConfigurationError: there is none of this name, or the task lacks its check.
+    """
+    decode = policy.spelling.decode
+    if reward == "none":
+        return NoScorer()
+    if reward == "verifier" and isinstance(task, GeneratedTask):
+        return HostScorer(Verifier(prefix_check(task), decode), "verifier")
+    if reward == "outcome-verifier":
+        check = outcome_check(problems, task.extract, AnswerGrading(task))
+        return HostScorer(Verifier(check, decode), "outcome-verifier")
+    raise ConfigurationError(
+        f"A served policy has no reward {reward or 'of its own'}; choose one of "
+        "outcome-verifier, none, and, for a generated task, verifier (--reward)."
+    )
+
+
+def notes_of(policy: ServedPolicy) -> tuple[str, ...]:
+    """Sentences for the user about a served policy."""
+    abilities = policy.abilities
+    notes = []
+    if policy.together:
+        notes.append(
+            "The rows of a step share a request, so the server chooses their random "
+            "numbers, and the run cannot be repeated."
+        )
+    elif abilities.seeds:
+        notes.append(
+            f"Samples are as reproducible as {abilities.server}'s seeds: it may round "
+            "differently when other requests share its batch."
+        )
+    else:
+        notes.append(
+            f"{abilities.server} does not give the same tokens for the same seed, so "
+            "the run cannot be repeated."
+        )
+    if abilities.draws_all is False:
+        notes.append(
+            f"{abilities.server} does not draw unlikely tokens as often as the model's "
+            "own probabilities say: it truncates or changes them unasked, and the "
+            "results are those of that policy."
+        )
+    return tuple(notes)
