@@ -39,11 +39,11 @@ def text_of(tokens: Any) -> str:
 
 
 def tokens_of(text: str) -> list[int]:
-    """Tokens of a text, two line ends as one token."""
+    """Tokens of a text: two line ends are one, and all other characters are "1"."""
     found = []
     while text:
         piece = "\n\n" if text.startswith("\n\n") else text[0]
-        found.append(PIECES.index(piece))
+        found.append(PIECES.index(piece) if piece in PIECES else 1)
         text = text[len(piece) :]
     return found
 
