@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tsi.errors import ConfigurationError
-from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.models.tokens.spelling import Spelling
 
 QUESTION = "{question}"
 """Stands for the problem in `PromptFormat.question`."""
@@ -73,7 +73,7 @@ class PromptFormat(NamedTuple):
 
 
 def format_encoder(
-    format: PromptFormat, tokenizer: Tokenizer
+    format: PromptFormat, tokenizer: Spelling
 ) -> Callable[[str], list[int]]:
     """A function from a problem to the token ids of its prompt.
 
@@ -109,7 +109,7 @@ def format_encoder(
 
 
 def _text_encoder(
-    format: PromptFormat, tokenizer: Tokenizer
+    format: PromptFormat, tokenizer: Spelling
 ) -> Callable[[str], list[int]]:
     end = list(tokenizer.eos_ids[:1])
     prefix: list[int] = []

@@ -19,6 +19,7 @@ from tsi.experiments.tasks.task import Task
 from tsi.loading.model_checks import same_tokens
 from tsi.models.loading.catalogue import MODELS, resolve
 from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.spelling import Spelling
 from tsi.models.tokens.tokenizer import Tokenizer
 
 NUM_EXAMPLES = 3
@@ -75,7 +76,7 @@ def rules_and_examples(task: GeneratedTask) -> PromptFormat:
     return PromptFormat(task.rules, tuple(draw_examples(task)))
 
 
-def is_trained_on(task: Task, tokenizer: Tokenizer) -> bool:
+def is_trained_on(task: Task, tokenizer: Spelling) -> bool:
     """Whether a model has the tokens of the task's own models, and needs no examples.
 
     Raises:
@@ -87,7 +88,7 @@ def is_trained_on(task: Task, tokenizer: Tokenizer) -> bool:
     return own in MODELS and same_tokens(tokenizer, load_tokenizer(resolve(own)))
 
 
-def prompt_format(task: Task, tokenizer: Tokenizer) -> PromptFormat | None:
+def prompt_format(task: Task, tokenizer: Spelling) -> PromptFormat | None:
     """How a policy is asked the problems of a task; None for the problem alone.
 
     Raises:
@@ -100,7 +101,7 @@ def prompt_format(task: Task, tokenizer: Tokenizer) -> PromptFormat | None:
     return None
 
 
-def prompt_encoder(task: Task, tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+def prompt_encoder(task: Task, tokenizer: Spelling) -> Callable[[str], list[int]]:
     """A function from a problem to token ids, as `prompt_format` says.
 
     Raises:

@@ -2,17 +2,20 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tsi.decoding.truncation import Truncation
 from tsi.errors import ConfigurationError
 from tsi.experiments.tasks.generated import GeneratedTask
-from tsi.experiments.tasks.prompts import format_encoder
 from tsi.experiments.tasks.task import Split, Task
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.embedded_world import check_problem_count
-from tsi.experiments.worlds.language_policy import STEP_SLACK, rules_and_examples
+from tsi.experiments.worlds.language_policy import (
+    STEP_SLACK,
+    is_trained_on,
+    prompt_encoder,
+)
 from tsi.experiments.worlds.provenance import versions
 from tsi.experiments.worlds.step_ends import StepEnds
 from tsi.experiments.worlds.world import (
@@ -24,7 +27,6 @@ from tsi.experiments.worlds.world import (
 )
 from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
-from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
 from tsi.rewards.verifier import Verifier
 from tsi.serving.connect import connect
@@ -106,11 +108,11 @@ def served_world(
     if served.tokenizer is not None:
         tokenizer = load_tokenizer(get(served.tokenizer))
     policy = connect(served.address, tokenizer=tokenizer, together=served.together)
-    limits = task_limits(task, STEP_SLACK)
+    is_trained = is_trained_on(task, policy.spelling)
+    limits = task_limits(task, 0 if is_trained else STEP_SLACK)
     scorer = scorer_of(reward, task, problems, policy)
     plain = Controls(repetition_penalty=repetition_penalty)
     controls = plain.change(temperature, truncation)
-    spelling: Any = policy.spelling
     engine = ServedEngine(
         policy,
         scorer,
@@ -118,7 +120,7 @@ def served_world(
         delimiters=ends.delimiters or task.delimiters,
         stop_strings=ends.stop_strings or task.stop_strings,
         controls=controls,
-        encode=prompt_writer(task, policy),
+        encode=prompt_encoder(task, policy.spelling),
         max_rows=served.max_rows or 64,
         price=served.price,
     )
@@ -131,7 +133,7 @@ def served_world(
         "server": policy.abilities.server,
         "served_tokenizer": served.tokenizer,
         "server_seeds": policy.abilities.seeds and not served.together,
-        **task_settings(task, spelling),
+        **task_settings(task, policy.spelling),
         "reward": scorer.name,
         "temperature": controls.temperature,
         **limits._asdict(),
@@ -142,8 +144,10 @@ def served_world(
     if split != "test":
         settings["split"] = split
     typical: Callable[[], float] | None = None
-    if isinstance(task, GeneratedTask) and isinstance(spelling, Tokenizer):
-        typical = functools.partial(mean_solution_tokens, task, spelling, problems)
+    if isinstance(task, GeneratedTask):
+        typical = functools.partial(
+            mean_solution_tokens, task, policy.spelling, problems
+        )
     return World(
         engine,
         list(problems),
@@ -156,16 +160,6 @@ def served_world(
         grading.summary,
         is_served=True,
     )
-
-
-def prompt_writer(task: Task, policy: ServedPolicy) -> Callable[[str], list[int]]:
-    """A function from a problem to its prompt, as ids or code points."""
-    spelling: Any = policy.spelling
-    if task.prompts is not None:
-        return format_encoder(task.prompts.check(), spelling)
-    if isinstance(task, GeneratedTask):
-        return format_encoder(rules_and_examples(task), spelling)
-    return spelling.encode_prompt
 
 
 def scorer_of(

@@ -20,7 +20,7 @@ from tsi.experiments.worlds.step_ends import StepEnds
 from tsi.explorer import Explorer
 from tsi.loading.named_reward import LoadedReward
 from tsi.loading.policy import Policy
-from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.models.tokens.spelling import Spelling
 from tsi.problem import Problem
 from tsi.reasoning.limits import SolutionLimits
 from tsi.results.result import Result
@@ -190,7 +190,7 @@ def task_world(
     )
 
 
-def task_settings(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
+def task_settings(task: Task, tokenizer: Spelling) -> dict[str, Any]:
     """What rows record of a task: its file or generator, its prompt and its grader.
 
     The rules and examples of a generated task are a part of this package.
@@ -223,7 +223,7 @@ def task_limits(task: Task, slack: int = 0) -> SolutionLimits:
 
 
 def mean_solution_tokens(
-    task: GeneratedTask, tokenizer: Tokenizer, problems: Sequence[Problem]
+    task: GeneratedTask, tokenizer: Spelling, problems: Sequence[Problem]
 ) -> float:
     """Mean number of tokens of worked solutions of the first problems."""
     rng = np.random.default_rng(PROBLEM_SEED)

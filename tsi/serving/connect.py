@@ -1,13 +1,14 @@
 """From the address of a server to a policy."""
 
 from tsi.errors import ConfigurationError, ServerError
+from tsi.models.tokens.spelling import Spelling
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.serving.address import parse_address, server_key
 from tsi.serving.client import Client, Patience
 from tsi.serving.identify import Identity, identify
 from tsi.serving.policy import ServedPolicy
 from tsi.serving.probe import measure
-from tsi.serving.spelling import ServerTokenizer, Spelling, TextSpelling
+from tsi.serving.spelling import ServerTokenizer, TextSpelling
 
 PROBE = "1"
 """The prompt of measurements."""

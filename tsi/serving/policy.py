@@ -4,10 +4,11 @@ import asyncio
 import dataclasses
 from collections.abc import Sequence
 
+from tsi.models.tokens.spelling import Spelling
 from tsi.serving.abilities import Abilities
 from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect, Drawing
-from tsi.serving.spelling import ServerTokenizer, Spelling
+from tsi.serving.spelling import ServerTokenizer
 from tsi.serving.step import ServedStep, StepRequest
 
 

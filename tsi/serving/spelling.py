@@ -6,36 +6,17 @@ rendered prompt (:class:`TextSpelling`), whose units are code points.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 from tsi.errors import ConfigurationError, ServerError
+from tsi.models.tokens.spelling import Messages
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.serving.client import Client
 from tsi.serving.reading import field, string, token_ids
 from tsi.serving.step import as_points, as_text
 
 MAX_PROMPT = 2**20
-Messages = Sequence[Mapping[str, str]]
-
-
-@runtime_checkable
-class Spelling(Protocol):
-    """What the engine and prompt formats need of a tokenizer."""
-
-    name: str
-    chat_template: str | None
-    eos_ids: tuple[int, ...]
-    add_bos: bool
-    bos_id: int | None
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_chat(self, messages: Messages) -> list[int]: ...
-
-    def encode_prompt(self, prompt: str) -> list[int]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class ServerTokenizer:
