@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from tsi.errors import ConfigurationError
 from tsi.experiments.forecast_output import print_cost, print_notes
 from tsi.experiments.model_options import (
     Dry,
@@ -115,6 +116,11 @@ def profile(
     if trace is not None:
         check_writable(trace / "trace")
     world = options.world(task, num_problems, split=problems.split)
+    if world.is_served:
+        raise ConfigurationError(
+            "tsi profile measures programs of this process, and the policy is behind a "
+            "server; read the server's own metrics."
+        )
     print_notes(world.notes)
     report = profile_run(world, method, budget, seed, trace)
     print(f"{entry.label}, N = {budget}, {num_problems} problems, seed {seed}\n")

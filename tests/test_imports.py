@@ -69,7 +69,8 @@ LAZY = {
     "tsi.experiments.scale_commands": 9,
     "tsi.experiments.solve_commands": 8,
     "tsi.experiments.study_commands": 3,
-    "tsi.experiments.model_options": 4,
+    "tsi.experiments.model_options": 7,
+    "tsi.experiments.server_command": 4,
     # The process that works within limits starts in a third of a second.
     "tsi.models.loading.untrusted_worker": 2,
     # Loading is measured in a fresh process, its imports included.
