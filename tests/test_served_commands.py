@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from scripted_server import ScriptedServer
 
-from tests.scripted_server import ScriptedServer
 from tsi.experiments.cli import main
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from scripted_server import EOS, PROBABILITIES, ScriptedServer, text_of, tokens_of
 
-from tests.scripted_server import EOS, PROBABILITIES, ScriptedServer, text_of, tokens_of
 from tsi import samplers
 from tsi.problem import Problem
 from tsi.reasoning.limits import SolutionLimits
