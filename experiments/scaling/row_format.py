@@ -56,6 +56,8 @@ COUNTS = frozenset(
         "num_thinking",
         "generated_tokens",
         "reward_tokens",
+        "sent_tokens",
+        "cached_tokens",
     }
 )
 NUMBERS = frozenset(

@@ -13,6 +13,7 @@ from tsi.experiments.scaling.shared_rollouts import first_rollouts
 from tsi.experiments.worlds.world import World
 from tsi.problem import Problem
 from tsi.results.estimand import estimand_of
+from tsi.results.ledger import Ledger
 from tsi.results.notes import reward_spread
 from tsi.results.result import Result
 
@@ -133,6 +134,17 @@ def outcome(
         # Those of a served policy of unknown size are not known.
         "flops": ledger.flops if math.isfinite(ledger.flops) else None,
         "seconds": round_finite(ledger.seconds),
+        **served_counts(ledger),
+    }
+
+
+def served_counts(ledger: Ledger) -> dict[str, int]:
+    """Tokens that a server was sent and found in its cache; nothing without one."""
+    if not ledger.sent_tokens:
+        return {}
+    return {
+        "sent_tokens": ledger.sent_tokens,
+        "cached_tokens": ledger.cached_tokens,
     }
 
 

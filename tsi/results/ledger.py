@@ -16,6 +16,9 @@ class Ledger(NamedTuple):
         reward_tokens: tokens that the reward model read.
         flops: floating-point operations of both models, prompt included.
         seconds: this problem's share of the wall-clock time of its batch.
+        sent_tokens: tokens of prefixes that a server was sent, once per step; 0 where
+            the policy is in this process.
+        cached_tokens: of these, read from the server's cache.
     """
 
     rollouts: int
@@ -23,6 +26,8 @@ class Ledger(NamedTuple):
     reward_tokens: int
     flops: float
     seconds: float
+    sent_tokens: int = 0
+    cached_tokens: int = 0
 
 
 class SlotCosts(NamedTuple):
@@ -41,6 +46,8 @@ class SlotCosts(NamedTuple):
         prompt_flops: operations of the policy on the prompt, once per problem.
         prompt_reward_flops: operations of the reward model on the prompt, once per
             problem.
+        sent_tokens, cached_tokens: as in `Ledger`, per slot; None where the policy is
+            in this process.
     """
 
     generated_tokens: Int[np.ndarray, "N"]
@@ -50,6 +57,8 @@ class SlotCosts(NamedTuple):
     prompt_reward_tokens: int
     prompt_flops: float
     prompt_reward_flops: float
+    sent_tokens: Int[np.ndarray, "N"] | None = None
+    cached_tokens: Int[np.ndarray, "N"] | None = None
 
 
 def ledger_of_first(
@@ -72,7 +81,14 @@ def ledger_of_first(
         reward_tokens=int(reward_tokens) if reads_reward else 0,
         flops=float(flops + reward_flops) if reads_reward else float(flops),
         seconds=seconds,
+        sent_tokens=sum_of_first(slots.sent_tokens, num_slots),
+        cached_tokens=sum_of_first(slots.cached_tokens, num_slots),
     )
+
+
+def sum_of_first(counts: Int[np.ndarray, "N"] | None, number: int) -> int:
+    """Sum of the first counts; 0 if there are none."""
+    return 0 if counts is None else int(counts[:number].sum())
 
 
 def add_ledgers(*ledgers: Ledger) -> Ledger:

@@ -295,4 +295,6 @@ def slot_costs(
         prompt_reward_tokens=0,
         prompt_flops=per_token * prompt_length,
         prompt_reward_flops=0.0,
+        sent_tokens=cost.prompt,
+        cached_tokens=cost.cached,
     )
