@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tasks,report,served]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tasks,report,served,serve]'
 	touch $@
 
 test: .venv/installed lint

@@ -13,6 +13,7 @@ import tyro
 from tsi.experiments.command import exit_code
 from tsi.experiments.reference_commands import check, models, paper
 from tsi.experiments.scale_commands import regrade, report, scale
+from tsi.experiments.serve_commands import serve
 from tsi.experiments.server_command import server
 from tsi.experiments.solve_commands import profile, solve
 from tsi.experiments.study_commands import reproduce, run
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "regrade": regrade,
     "report": report,
     "solve": solve,
+    "serve": serve,
     "run": run,
     "reproduce": reproduce,
     "profile": profile,

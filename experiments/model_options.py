@@ -9,6 +9,7 @@ from tsi.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tsi.experiments.tasks.task import Split, Task
+    from tsi.experiments.worlds.embedded_world import Encoder
     from tsi.experiments.worlds.world import World
     from tsi.problem import Problem
 
@@ -122,6 +123,7 @@ class ModelOptions(NamedTuple):
         *,
         shapes_only: bool = False,
         split: "Split" = "test",
+        encoder: "Encoder | None" = None,
     ) -> "World":
         """Load the models and return the world of the task.
 
@@ -130,6 +132,8 @@ class ModelOptions(NamedTuple):
             problems: number of test problems, the problems themselves, or None for all.
             shapes_only: do not load the weights.
             split: of the problems.
+            encoder: how prompts become token ids; by default
+                :func:`tsi.experiments.worlds.language_policy.prompt_encoder`.
 
         Raises:
             TsiError: see :func:`tsi.experiments.worlds.embedded_world.embedded_world`.
@@ -137,7 +141,10 @@ class ModelOptions(NamedTuple):
         check_positive(max_rows=1 if self.max_rows is None else self.max_rows)
         from tsi.decoding.truncation import Truncation
         from tsi.experiments.worlds.embedded_world import embedded_world
-        from tsi.experiments.worlds.language_policy import parse_switches
+        from tsi.experiments.worlds.language_policy import (
+            parse_switches,
+            prompt_encoder,
+        )
         from tsi.experiments.worlds.step_ends import step_ends
 
         if (self.policy or "").startswith("served:"):
@@ -175,6 +182,7 @@ class ModelOptions(NamedTuple):
             template_switches=parse_switches(self.template_switch),
             shapes_only=shapes_only,
             split=split,
+            encoder=encoder or prompt_encoder,
         )
 
     def _served_world(

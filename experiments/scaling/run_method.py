@@ -1,10 +1,11 @@
 """One method on some problems, with its settings in the list of methods."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tsi.engine.adaptive import run_rounds
-from tsi.errors import ProblemError, Stopped
+from tsi.engine.meters.report import Progress
+from tsi.errors import ConfigurationError, ProblemError, Stopped
 from tsi.experiments.scaling.methods import get_method, sampler_of
 from tsi.experiments.worlds.world import World
 from tsi.problem import Problem
@@ -14,7 +15,14 @@ from tsi.results.result import Result
 
 
 def run_method(
-    world: World, name: str, key: Any, problems: Sequence[Problem], num_particles: int
+    world: World,
+    name: str,
+    key: Any,
+    problems: Sequence[Problem],
+    num_particles: int,
+    *,
+    temperature: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[Result]:
     """Run a method with its own temperatures, rounds and costs.
 
@@ -24,12 +32,25 @@ def run_method(
         key: a typed key.
         problems: any number of problems.
         num_particles: N; for a method that stops early, the most that it uses.
+        temperature: of the policy; by default the world's.
+        progress: called each time the host reads the state of the slots; an error that
+            it raises ends the run.
+
+    Raises:
+        ConfigurationError: the method fixes another temperature; or see
+            :meth:`tsi.engine.engine.Engine.stream`.
     """
     method, sampler = get_method(name), sampler_of(name, world.max_steps)
-    settings: dict[str, Any] = {
-        "extract": world.extract,
-        "temperature": method.temperature,
-    }
+    if temperature is None:
+        temperature = method.temperature
+    elif method.temperature not in (None, temperature):
+        raise ConfigurationError(
+            f"The method {name} has the temperature {method.temperature:g}, and not "
+            f"{temperature:g}. Leave the temperature out, or choose another method."
+        )
+    settings: dict[str, Any] = {"extract": world.extract, "temperature": temperature}
+    if progress is not None:
+        settings["progress"] = progress
     if method.rounds is not None:
         rounds = method.rounds(num_particles)
         settings["reads_reward"] = method.reads_reward
@@ -40,10 +61,8 @@ def run_method(
             error.results = ()
             raise
     if method.proposal_temperature is not None:
-        proposal_temperature = (
-            world.settings["temperature"] * method.proposal_temperature
-        )
-        settings["proposal_temperature"] = proposal_temperature
+        base = world.settings["temperature"] if temperature is None else temperature
+        settings["proposal_temperature"] = base * method.proposal_temperature
     is_free = not (method.reads_reward or method.independent or method.deterministic)
     estimand = estimand_of(sampler, reads_reward=method.reads_reward)
 

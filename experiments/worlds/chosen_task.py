@@ -53,9 +53,8 @@ def choose_problem(
     Raises:
         TsiError: see `choose_task`, or the text is no problem of a generated task.
     """
-    if options.task is None and options.problems is None and has_policy:
-        preset = get_preset(options.preset or "plain")
-        task = _adapt(options, question_task(text, preset))
+    task = choose_questions(options, text, has_policy=has_policy)
+    if task is not None:
         return task, task.problems("test", 1, 0)[0]
     task = choose_task(options)
     if isinstance(task, GeneratedTask):
@@ -66,6 +65,25 @@ def choose_problem(
     if not text.strip():
         raise ConfigurationError("The question is empty; write one.")
     return task, Problem("question", text, "")
+
+
+def choose_questions(
+    options: ProblemOptions, text: str, *, has_policy: bool
+) -> Task | None:
+    """The task of any question; None if the options name other problems.
+
+    Args:
+        text: a question.
+        has_policy: whether a policy is named; without one, questions are those of the
+            default task.
+
+    Raises:
+        TsiError: the question is empty, or see `choose_task`.
+    """
+    if options.task is not None or options.problems is not None or not has_policy:
+        return None
+    preset = get_preset(options.preset or "plain")
+    return _adapt(options, question_task(text, preset))
 
 
 def _adapt(options: ProblemOptions, task: Task) -> Task:

@@ -1,7 +1,7 @@
 """A task with models by name, ready to run, as in `tsi scale` and `solve`."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +30,8 @@ from tsi.models.partition import make_mesh
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
 
+Encoder = Callable[[Task, Tokenizer], Callable[[str], list[int]]]
+
 ROOM = 16
 """Tokens by which a prompt may be longer than the longest that was measured."""
 
@@ -57,6 +59,7 @@ def embedded_world(
     template_switches: Mapping[str, Any] = MappingProxyType({}),
     shapes_only: bool = False,
     split: Split = "test",
+    encoder: Encoder = prompt_encoder,
 ) -> World:
     """A task with its embedded models, or with others.
 
@@ -92,6 +95,7 @@ def embedded_world(
             be run.
         split: of the problems; choices are made on validation problems, so that test
             problems remain untouched.
+        encoder: ``(task, tokenizer) -> encode``, how prompts become token ids.
 
     Raises:
         UnknownNameError: there is no such task, model or kind of reward.
@@ -159,7 +163,7 @@ def embedded_world(
         loaded_policy,
         limits,
         checks=checks,
-        prompt_encoder=functools.partial(prompt_encoder, task),
+        prompt_encoder=functools.partial(encoder, task),
         example_prompt=example,
         prompt_tokens=prompt_tokens,
         **load_options,
@@ -184,6 +188,7 @@ def embedded_world(
         loaded_policy,
         loaded_reward,
         limits,
+        encode=encoder(task, tokenizer),
         ends=ends,
         cache_dtype=cache_dtype,
         max_rows=max_rows,

@@ -70,6 +70,7 @@ class World(NamedTuple):
         notes: sentences for the user about how the policy is used.
         ungraded: ``() -> str | None``, a sentence that counts and names the answers
             that could not be graded; None if every answer can be.
+        tokenizer: of the policy; None if it is not known.
         typical_tokens: ``() -> number``, the typical length of a solution; None if it
             is not known.
         is_served: whether the policy is behind a server, so that this machine has
@@ -86,6 +87,7 @@ class World(NamedTuple):
     typical_tokens: Callable[[], float] | None = None
     ungraded: Callable[[], str | None] | None = None
     is_served: bool = False
+    tokenizer: Spelling | None = None
 
     def ungraded_notes(self) -> list[str]:
         """A sentence about answers that could not be graded, if there are any."""
@@ -187,6 +189,7 @@ def task_world(
         if isinstance(task, GeneratedTask)
         else None,
         grading.summary,
+        tokenizer,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tsi.errors import ConfigurationError
+from tsi.models.tokens.unused_character import unused_character
 from tsi.models.workers import untrusted
 from tsi.models.workers.process_limits import LimitExceeded
 
@@ -62,10 +63,10 @@ class ChatTemplate:
 
         Raises:
             ConfigurationError: the template rejects the messages, drops or changes a
-                user's message, or was stopped at a limit.
+                user's message, or was stopped at a limit; or the messages have every
+                character that could mark a place.
         """
-        used = "".join(message["content"] for message in messages)
-        mark = next(c for c in map(chr, MARKS) if c not in used)
+        mark = unused_character((message["content"] for message in messages), MARKS)
         template_messages: list[dict[str, str]] = []
         contents: list[str] = []
         for message in messages:
@@ -110,7 +111,8 @@ class ChatTemplate:
     ) -> str:
         """The rendered text, with marks in place of the users' messages."""
         key = json.dumps([messages, add_generation_prompt])
-        if key not in self._frames:
+        text = self._frames.get(key)
+        if text is None:
             if len(self._frames) >= MAX_FRAMES:
                 self._frames.clear()
             variables = {
@@ -127,7 +129,7 @@ class ChatTemplate:
             except LimitExceeded as error:
                 raise self._limit_error(error) from None
             self._frames[key] = text
-        return self._frames[key]
+        return text
 
     def _check_switches(self, switches: Mapping[str, Any]) -> None:
         try:

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 import tokenizers
 
+from tsi.models.tokens.unused_character import unused_character
+
+MARKS = range(0xE000, 0xF8FF)
+
 
 class ControlNames:
     """The control tokens of a tokenizer.
@@ -60,13 +64,15 @@ class NameMask:
     Args:
         control: the names.
         texts: all texts in which they will be hidden.
+
+    Raises:
+        ConfigurationError: the texts have every private-use character.
     """
 
     def __init__(self, control: ControlNames, texts: Iterable[str]) -> None:
         self._control = control
         # A mark is made of a character that occurs nowhere in the texts.
-        used = "".join([*texts, *control.ids])
-        mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
+        mark = unused_character([*texts, *control.ids], MARKS)
         self._mark_of = {name: f"{mark}{i}{mark}" for i, name in enumerate(control.ids)}
         self._name_of = {found: name for name, found in self._mark_of.items()}
         self._marks = re.compile(f"{mark}\\d+{mark}")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from tsi.engine.meters.report import Progress
 from tsi.engine.stopping import Stop
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer
@@ -48,6 +49,7 @@ def run_rounds(
     extract: Callable[[str], str | None],
     temperature: float | None = None,
     reads_reward: bool = True,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[Result]:
     """Run a sampler on every problem, round by round, until its rule says stop.
 
@@ -60,6 +62,7 @@ def run_rounds(
         extract: canonical answer of a solution's text, or None.
         temperature: overrides the engine's.
         reads_reward: False prices a sampler and a rule that never look at the reward.
+        progress: called each time the host reads the state of the slots of a round.
 
     Returns:
         One result per problem, in order, with the particles of all its rounds.
@@ -75,6 +78,7 @@ def run_rounds(
             f"Rounds need rollouts and at least one of them; got size={rounds.size}, "
             f"max_rounds={rounds.max_rounds}."
         )
+    told = {} if progress is None else {"progress": progress}
     done: list[list[Result]] = [[] for _ in problems]
     running = list(range(len(problems)))
     for number in range(rounds.max_rounds):
@@ -87,6 +91,7 @@ def run_rounds(
             rounds.size,
             extract=extract,
             temperature=temperature,
+            **told,
         )
         for i, result in zip(running, results, strict=True):
             done[i].append(result if reads_reward else price_without_reward(result))

@@ -33,8 +33,11 @@ from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.models.heads import OutcomeScorer, ProcessScorer, SequenceScorer, ValueScorer
 from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.models.tokens.unused_character import unused_character
 
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+TAGS = range(0xF8FF, 0xF000, -1)
+"""Characters one of which stands for the token at which scores are read."""
 
 
 class Rendering(NamedTuple):
@@ -84,7 +87,7 @@ class QwenFormat:
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:
         """See :class:`Format`."""
         steps = [step.strip() for step in steps]
-        tag = _unused_character([self.system, question, *steps])
+        tag = unused_character([self.system, question, *steps], TAGS)
         messages = [
             {"role": "system", "content": self.system},
             {"role": "user", "content": question},
@@ -157,7 +160,7 @@ class RLHFlowFormat:
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:
         """See :class:`Format`."""
         steps = [step.strip() for step in steps]
-        tag = _unused_character([question, *steps])
+        tag = unused_character([question, *steps], TAGS)
         turns = [f"{question} {steps[0]}", *steps[1:]] if steps else [question]
         messages = []
         for turn in turns:
@@ -273,9 +276,3 @@ def _control_id(tokenizer: Tokenizer, name: str) -> int:
             "reads the score of a step. Choose the format of this model."
         )
     return id
-
-
-def _unused_character(texts: Sequence[str]) -> str:
-    """A private-use character that occurs in none of the texts."""
-    used = set().union(*texts)
-    return next(c for c in map(chr, range(0xF8FF, 0xF000, -1)) if c not in used)

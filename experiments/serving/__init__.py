@@ -1,0 +1,1 @@
+"""`tsi serve`: a sampler behind an endpoint with OpenAI's interface."""

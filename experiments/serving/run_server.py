@@ -1,0 +1,116 @@
+"""A server that runs an application until a signal asks it to stop.
+
+After the first Ctrl-C or SIGTERM it takes no more connections, refuses the requests
+that wait, and lets the running ones end within the grace period. After a second Ctrl-C
+it waits for none.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+MAX_HEADER_BYTES = 65_536
+
+
+class Server(uvicorn.Server):
+    """A server that calls a function as soon as it is asked to stop.
+
+    Args:
+        config: of uvicorn.
+        drain: called in the event loop.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Remember the event loop, which signal handlers must not enter."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._drain)
+        super().handle_exit(sig, frame)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket with this address, which does not listen yet.
+
+    It is bound before models are loaded, so that a port in use is known at once.
+
+    Args:
+        host: a name or an address, of IPv4 or IPv6.
+        port: 0 for any free one.
+
+    Raises:
+        OSError: the address is in use or is none of this machine.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    found = socket.socket(family, kind, protocol)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        raise OSError(error.errno, error.strerror, f"{host}:{port}") from error
+    return found
+
+
+def url_of(host: str, port: int) -> str:
+    """The base URL for clients.
+
+    >>> url_of("::1", 8000)
+    'http://[::1]:8000/v1'
+    """
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+def run_server(
+    app: Any,
+    listener: socket.socket,
+    drain: Callable[[], None],
+    *,
+    max_connections: int,
+    grace_seconds: int,
+) -> None:
+    """Serve until a signal asks to stop.
+
+    Args:
+        app: an ASGI application.
+        listener: of `bind`.
+        drain: called when the server is asked to stop.
+        max_connections: open ones; more are answered with status 503.
+        grace_seconds: that running requests may take to end.
+    """
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=grace_seconds,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+    server = Server(config, drain)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        # uvicorn raises the signal again once it has stopped in good order.
+        if not server.started:
+            raise

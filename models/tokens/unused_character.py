@@ -1,0 +1,28 @@
+"""A character that stands for something else, because no text has it."""
+
+from collections.abc import Iterable
+
+from tsi.errors import ConfigurationError
+
+
+def unused_character(texts: Iterable[str], candidates: Iterable[int]) -> str:
+    """The first of some characters that occurs in none of the texts.
+
+    Args:
+        texts: untrusted.
+        candidates: code points.
+
+    Raises:
+        ConfigurationError: the texts have all of them.
+
+    >>> unused_character(["ab", "c"], range(ord("a"), ord("z")))
+    'd'
+    """
+    used = set().union(*texts)
+    for candidate in candidates:
+        if chr(candidate) not in used:
+            return chr(candidate)
+    raise ConfigurationError(
+        "A text has every private-use character of Unicode, one of which must be free "
+        "to mark a place in the prompt. Remove these characters from the text."
+    )
