@@ -77,11 +77,15 @@ def serve(
         worker = EngineWorker(service.world, limits.max_concurrent)
         url = url_of(host, listener.getsockname()[1])
         offer = service.offer
-        print(f"{offer.model} at {url} ({method}, N = {budget})", flush=True)
+
+        def announce() -> None:
+            print(f"{offer.model} at {url} ({method}, N = {budget})", flush=True)
+
         run_server(
             make_app(service, worker, bearer=bearer, hosts=hosts_of(host)),
             listener,
             worker.drain,
+            announce,
             max_connections=limits.max_connections,
             grace_seconds=limits.grace_seconds,
         )

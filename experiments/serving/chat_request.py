@@ -146,7 +146,7 @@ def parse_request(fields: Mapping[str, Any], offer: Offer) -> ChatRequest:
         seed=integer(fields, "seed", 0, MAX_SEED),
         problem_id=problem_id,
         temperature=_check_temperature(
-            method, number(fields, "temperature", 0, MAX_TEMPERATURE)
+            method, number(fields, "temperature", 0.0, MAX_TEMPERATURE)
         ),
         max_tokens=min((limit for limit in limits if limit), default=None),
         stream=boolean(fields, "stream"),

@@ -17,22 +17,29 @@ MAX_HEADER_BYTES = 65_536
 
 
 class Server(uvicorn.Server):
-    """A server that calls a function as soon as it is asked to stop.
+    """A server that says when it listens and when it is asked to stop.
 
     Args:
         config: of uvicorn.
-        drain: called in the event loop.
+        drain: called in the event loop when it is asked to stop.
+        announce: called when it listens.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain: Callable[[], None],
+        announce: Callable[[], None],
+    ) -> None:
         super().__init__(config)
-        self._drain = drain
+        self._drain, self._announce = drain, announce
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Remember the event loop, which signal handlers must not enter."""
+        """Listen, and remember the event loop, which signal handlers must not enter."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -79,6 +86,7 @@ def run_server(
     app: Any,
     listener: socket.socket,
     drain: Callable[[], None],
+    announce: Callable[[], None],
     *,
     max_connections: int,
     grace_seconds: int,
@@ -89,6 +97,7 @@ def run_server(
         app: an ASGI application.
         listener: of `bind`.
         drain: called when the server is asked to stop.
+        announce: called when it listens.
         max_connections: open ones; more are answered with status 503.
         grace_seconds: that running requests may take to end.
     """
@@ -107,7 +116,7 @@ def run_server(
         timeout_graceful_shutdown=grace_seconds,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-    server = Server(config, drain)
+    server = Server(config, drain, announce)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:

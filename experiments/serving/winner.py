@@ -71,8 +71,8 @@ def choose_winner(
     particle = choose_particle(result)
     truncated, steps = result.particles.truncated, result.particles.step_texts
     is_cut = truncated is not None and bool(truncated[particle])
-    text = result.texts[particle]
-    pieces = [text] if steps is None else steps[particle]
+    pieces = [result.texts[particle]] if steps is None else steps[particle]
+    text = "".join(pieces)
     ids = tokenizer.encode(text)
     if max_tokens is not None and len(ids) > max_tokens:
         ids, is_cut = ids[:max_tokens], True
