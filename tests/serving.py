@@ -29,20 +29,20 @@ class GatedEngine(FakeEngine):
     Attributes:
         gate: open unless a test closes it.
         fails: errors of the next runs; None for a run that has none.
-        temperatures: of the runs.
+        settings, prompts: of the runs.
     """
 
     def __init__(self):
         super().__init__(rows=64)
         self.gate = threading.Event()
         self.gate.set()
-        self.fails, self.temperatures, self.prompts = [], [], []
+        self.fails, self.settings, self.prompts = [], [], []
 
     def check(self, problems):
         pass
 
     def run(self, sampler, key, problems, num_particles, *, progress=None, **settings):
-        self.temperatures.append(settings.get("temperature"))
+        self.settings.append(settings)
         self.prompts.append([problem.prompt for problem in problems])
         while not self.gate.wait(0.01):
             progress(None)

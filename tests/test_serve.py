@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -17,11 +18,12 @@ from starlette.testclient import TestClient
 
 from tsi.errors import ConfigurationError, PromptTooLongError, UnknownNameError
 from tsi.experiments import embedded_world
+from tsi.experiments.cli import main
 from tsi.experiments.model_options import ModelOptions
 from tsi.experiments.problem_options import ProblemOptions
 from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.serving.app import make_app
-from tsi.experiments.serving.engine_worker import EngineWorker
+from tsi.experiments.serving.engine_worker import AbandonedError, EngineWorker
 from tsi.experiments.serving.limits import Limits
 from tsi.experiments.serving.load_service import load_service
 from tsi.experiments.serving.winner import choose_particle, choose_winner
@@ -127,6 +129,19 @@ def test_a_stream_ends_with_the_same_extension(served, solved):
     assert whole == solved.texts[events[-1]["tsi"]["particle"]]
     assert events[-1]["tsi"]["answer"] == solved.selected
     assert events[-1]["usage"]["prompt_tokens"] > 0
+
+
+def test_a_run_that_is_abandoned_leaves_the_engine_as_it_was(served, service, solved):
+    def abandon(progress):
+        raise AbandonedError
+
+    problem = get_task("chain").problem(PROBLEM)
+    with pytest.raises(AbandonedError):
+        run_method(
+            service.world, "smc", jax.random.key(0), [problem], 4, progress=abandon
+        )
+    own = chat(served, question()).json()["tsi"]
+    assert own["log_evidence"] == pytest.approx(solved.log_evidence, abs=1e-5)
 
 
 def test_what_the_model_cannot_read_is_refused(served):
@@ -236,11 +251,9 @@ def test_a_language_model_reads_a_conversation(tmp_path):
         ]
         fields = {"model": tmp_path.name, "messages": messages, "seed": 0}
         first, again = chat(client, fields).json(), chat(client, fields).json()
-        alone = chat(client, {**fields, "messages": messages[-1:]}).json()
     expected = service.tokenizer.encode_chat(messages)
     assert first["usage"]["prompt_tokens"] == len(expected)
     assert first["choices"] == again["choices"]
-    assert alone["usage"]["prompt_tokens"] < len(expected)
     assert first["tsi"]["problem_id"] == "question"
 
 
@@ -298,8 +311,6 @@ def test_the_command_serves_until_it_is_told_to_stop():
     ],
 )
 def test_wrong_options_are_a_sentence(arguments, sentence, capsys):
-    from tsi.experiments.cli import main
-
     assert main(["serve", *arguments]) == 2
     error = capsys.readouterr().err
     assert sentence in error
@@ -307,10 +318,6 @@ def test_wrong_options_are_a_sentence(arguments, sentence, capsys):
 
 
 def test_a_port_in_use_is_known_before_models_are_loaded(capsys):
-    import socket
-
-    from tsi.experiments.cli import main
-
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = used.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2

@@ -79,7 +79,27 @@ def test_other_settings_are_another_batch(served, other):
     served.engine.gate.set()
     batches = [reply.result().json()["tsi"]["batch"] for reply in (first, *others)]
     assert batches == [1, 1, 1]
-    assert other.get("temperature") in served.engine.temperatures
+    temperatures = [each["temperature"] for each in served.engine.settings]
+    assert other.get("temperature") in temperatures
+
+
+def test_a_method_of_rounds_can_be_abandoned_too(served):
+    (held,) = hold(served, tsi={"method": "adaptive_consistency"})
+    # The engine tells of its progress, or it would fail on the closed gate.
+    served.engine.gate.set()
+    own = held.result().json()["tsi"]
+    assert own["cost"]["rollouts"] <= 4
+    assert len(served.engine.prompts) >= 1
+
+
+def test_a_temperature_scales_that_of_the_proposals(served):
+    for temperature, proposal in ((None, 0.25), (0.5, 0.125)):
+        fields = question(temperature=temperature, tsi={"method": "power_smc"})
+        assert chat(served.http, fields).json()["tsi"]["temperature"] == (
+            temperature or 1.0
+        )
+        assert served.engine.settings[-1]["proposal_temperature"] == proposal
+        assert served.engine.settings[-1]["temperature"] == temperature
 
 
 def test_equal_seeds_of_one_id_never_share_a_batch(served):
@@ -112,6 +132,7 @@ def test_one_request_does_not_make_the_others_of_its_batch_fail(served):
         (OutOfMemoryError("No memory."), 503, "No memory."),
         (ProblemError({"question": ValueError("secret")}), 500, FAILED),
         (ZeroDivisionError("secret"), 500, FAILED),
+        (SystemExit("secret"), 500, FAILED),
     ],
 )
 def test_an_error_of_a_run_ends_its_requests_alone(served, error, status, words):

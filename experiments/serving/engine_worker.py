@@ -180,8 +180,9 @@ class EngineWorker:
         while batch := self._take():
             try:
                 self._run(batch)
-            except Exception:
-                # A mistake here must not end the thread, on which all requests wait.
+            except BaseException:
+                # Nothing may end the thread on which all requests wait, not even the
+                # panic of a Rust library, which is no Exception.
                 log.exception("A request failed.")
                 self._fail(batch, ApiError(FAILED, 500))
             finally:

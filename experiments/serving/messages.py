@@ -7,6 +7,7 @@ from tsi.experiments.serving.conversation import Conversation
 from tsi.experiments.serving.fields import check_text, name_type
 
 SYSTEM_ROLES = ("system", "developer")
+MAX_MESSAGES = 256
 ORDER = (
     "messages must be: at most one of system, then user and assistant in turn, and the "
     "last one of the user"
@@ -24,6 +25,11 @@ def parse_messages(value: Any) -> Conversation:
         raise ApiError(
             f"messages must be an array of messages, not "
             f"{'empty' if value == [] else name_type(value)}.",
+            param="messages",
+        )
+    if len(value) > MAX_MESSAGES:
+        raise ApiError(
+            f"messages has {len(value):,} messages; send at most {MAX_MESSAGES}.",
             param="messages",
         )
     texts = [_parse_message(message, i) for i, message in enumerate(value)]
