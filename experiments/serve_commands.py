@@ -1,6 +1,7 @@
 """The command `tsi serve`: a sampler behind an endpoint with OpenAI's interface."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -84,9 +85,14 @@ def serve(
         run_server(
             make_app(service, worker, bearer=bearer, hosts=hosts_of(host)),
             listener,
-            worker.drain,
+            worker,
             announce,
             max_connections=limits.max_connections,
             grace_seconds=limits.grace_seconds,
         )
+        if not worker.join():
+            print_notes(["the run did not end in time and is abandoned."])
+            # A thread within XLA would make the end of the interpreter a crash.
+            sys.stdout.flush()
+            os._exit(0)
     return 0

@@ -96,7 +96,7 @@ def wait_until(condition):
 
 @contextlib.contextmanager
 def listening(served, **settings):
-    """The port of a real server in a thread of this process."""
+    """The port of a real server in a thread of this process, and the server."""
     import uvicorn
 
     port = free_port()
@@ -110,13 +110,13 @@ def listening(served, **settings):
         timeout_graceful_shutdown=1,
         **settings,
     )
-    server = Server(config, served.worker.drain, lambda: None)
+    server = Server(config, served.worker, lambda: None, 0.1)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_until(lambda: server.started or not thread.is_alive())
         assert thread.is_alive()
-        yield port
+        yield port, server
     finally:
         server.should_exit = True
         thread.join(LONGEST)

@@ -382,7 +382,7 @@ def test_no_malformed_request_ends_the_server():
     rng = random.Random(0)
     statuses = {}
     served = Served(max_body="100KB", body_seconds=1)
-    with listening(served) as port:
+    with listening(served) as (port, _):
         for _ in range(500):
             data, is_complete = malformed_request(rng)
             answer = exchange(port, data, is_complete=is_complete)

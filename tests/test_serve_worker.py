@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import logging
+import signal
 import socket
 
 import pytest
@@ -12,6 +13,16 @@ from serving import Served, chat, events_of, listening, question, wait_until
 from tsi.errors import ConfigurationError, OutOfMemoryError, ProblemError
 from tsi.experiments.serving.bearer import Bearer
 from tsi.experiments.serving.engine_worker import FAILED
+
+
+def send(port, fields):
+    """A connection on which a request was sent."""
+    body = json.dumps(fields).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(head % len(body) + body)
+    return connection
 
 
 @pytest.fixture
@@ -153,16 +164,11 @@ def test_an_error_of_a_run_ends_its_requests_alone(served, error, status, words)
 
 def test_a_client_that_goes_away_takes_its_request_with_it():
     served = Served(max_concurrent=2)
-    with listening(served) as port:
+    with listening(served) as (port, _):
         served.engine.gate.clear()
         sockets = []
         for stream in (True, False):
-            body = json.dumps(question(stream=stream)).encode()
-            found = socket.create_connection(("127.0.0.1", port), timeout=60)
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
-            head += b"Content-Type: application/json\r\n"
-            found.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            sockets.append(found)
+            sockets.append(send(port, question(stream=stream)))
             wait_until(lambda: served.worker.num_open == len(sockets))
             wait_until(lambda: served.engine.prompts)
         # The second waits, and is forgotten; the first runs, and is ended.
@@ -183,16 +189,26 @@ def test_a_server_that_stops_refuses_what_waits_and_ends_what_runs(served):
     assert held[0].result().status_code == 200
 
 
-def test_a_run_without_end_is_ended_with_the_server():
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_run_without_end_is_ended_with_the_server(deaf, monkeypatch):
+    monkeypatch.setattr("tsi.experiments.serving.engine_worker.STOP_SECONDS", 0.1)
     served = Served()
-    with served.client() as client, concurrent.futures.ThreadPoolExecutor() as pool:
+    if deaf:
+        # As the engine is while it compiles: it does not tell of its progress.
+        wait = served.engine.gate.wait
+        served.engine.gate.wait = lambda seconds: wait()
+    with listening(served) as (port, server):
         served.engine.gate.clear()
-        held = pool.submit(chat, client, question())
+        connection = send(port, question())
         wait_until(lambda: served.engine.prompts)
-        served.worker.stop()
-        reply = held.result()
-    assert reply.status_code == 503
-    assert "stopping" in reply.json()["error"]["message"]
+        server.handle_exit(signal.SIGTERM, None)
+        answer = b""
+        while part := connection.recv(65_536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"stopping" in answer
+    assert served.worker.join() != deaf
+    served.engine.gate.set()
 
 
 def test_a_stream_has_the_text_step_by_step_and_then_the_rest(served):
@@ -250,7 +266,7 @@ def test_the_log_has_neither_tokens_nor_questions(caplog):
 def test_the_number_of_connections_is_bounded():
     served = Served()
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(listening(served, limit_concurrency=3))
+        port, _ = stack.enter_context(listening(served, limit_concurrency=3))
         for _ in range(3):
             connection = socket.create_connection(("127.0.0.1", port), timeout=60)
             stack.enter_context(connection)

@@ -96,7 +96,8 @@ def make_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         worker.start()
         yield
-        await run_in_threadpool(worker.stop)
+        worker.stop()
+        await run_in_threadpool(worker.join)
 
     app = Starlette(
         routes=[

@@ -40,8 +40,8 @@ from tsi.results.result import Result
 
 log = logging.getLogger("tsi.serve")
 
-STOP_SECONDS = 10.0
-"""Within which the thread ends when it is told to stop."""
+STOP_SECONDS = 10
+"""Within which a program of the engine usually ends, unless it is compiled."""
 
 STOPPING = "The server is stopping; send the request again later."
 FAILED = "The server failed on this request; its log has the reason."
@@ -168,13 +168,17 @@ class EngineWorker:
             job.end(ApiError(STOPPING, 503, code="stopping"))
 
     def stop(self) -> None:
-        """End the run after its current program, and the thread."""
+        """End the run after its current program, and then the thread."""
         self.drain()
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
-        if self._thread.is_alive():
+
+    def join(self) -> bool:
+        """Wait for the end of the thread, for a while; whether it has ended."""
+        if self._thread.ident is not None:
             self._thread.join(STOP_SECONDS)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         while batch := self._take():

@@ -4,6 +4,7 @@ The log has the method, the route, the status and the time. It has no headers, q
 body, so no credentials or questions.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from tsi.experiments.serving.api_error import ApiError
 from tsi.experiments.serving.bearer import Bearer, host_name
 from tsi.experiments.serving.completion import encode_json
+from tsi.experiments.serving.engine_worker import STOPPING
 
 log = logging.getLogger("tsi.serve")
 
@@ -65,7 +67,14 @@ class Guard:
         except ApiError as error:
             await error_response(error)(scope, receive, send_and_note)
         else:
-            await self.app(scope, receive, send_and_note)
+            try:
+                await self.app(scope, receive, send_and_note)
+            except asyncio.CancelledError:
+                # The server does not wait for this request any longer.
+                if status:
+                    raise
+                stopping = ApiError(STOPPING, 503, code="stopping")
+                await error_response(stopping)(scope, receive, send_and_note)
         finally:
             path = scope["path"] if scope["path"] in self.routes else "other"
             method = scope["method"] if scope["method"] in ("GET", "POST") else "other"

@@ -1,8 +1,8 @@
 """A server that runs an application until a signal asks it to stop.
 
 After the first Ctrl-C or SIGTERM it takes no more connections, refuses the requests
-that wait, and lets the running ones end within the grace period. After a second Ctrl-C
-it waits for none.
+that wait, and lets the running ones end within the grace period. Then the run is ended
+after its current program. After a second Ctrl-C it waits for none.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ from typing import Any
 
 import uvicorn
 
+from tsi.experiments.serving.engine_worker import STOP_SECONDS, EngineWorker
+
 MAX_HEADER_BYTES = 65_536
 
 
@@ -21,18 +23,21 @@ class Server(uvicorn.Server):
 
     Args:
         config: of uvicorn.
-        drain: called in the event loop when it is asked to stop.
+        worker: told when the server is asked to stop, and when the grace period ends.
         announce: called when it listens.
+        grace_seconds: that running requests may take to end.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
-        drain: Callable[[], None],
+        worker: EngineWorker,
         announce: Callable[[], None],
+        grace_seconds: float,
     ) -> None:
         super().__init__(config)
-        self._drain, self._announce = drain, announce
+        self._worker, self._announce = worker, announce
+        self._grace_seconds = grace_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -44,8 +49,12 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._drain)
+            self._loop.call_soon_threadsafe(self._begin_end, self._loop)
         super().handle_exit(sig, frame)
+
+    def _begin_end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._worker.drain()
+        loop.call_later(self._grace_seconds, self._worker.stop)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -85,7 +94,7 @@ def url_of(host: str, port: int) -> str:
 def run_server(
     app: Any,
     listener: socket.socket,
-    drain: Callable[[], None],
+    worker: EngineWorker,
     announce: Callable[[], None],
     *,
     max_connections: int,
@@ -96,7 +105,7 @@ def run_server(
     Args:
         app: an ASGI application.
         listener: of `bind`.
-        drain: called when the server is asked to stop.
+        worker: of the application.
         announce: called when it listens.
         max_connections: open ones; more are answered with status 503.
         grace_seconds: that running requests may take to end.
@@ -113,10 +122,10 @@ def run_server(
         proxy_headers=False,
         server_header=False,
         limit_concurrency=max_connections,
-        timeout_graceful_shutdown=grace_seconds,
+        timeout_graceful_shutdown=grace_seconds + STOP_SECONDS,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-    server = Server(config, drain, announce)
+    server = Server(config, worker, announce, grace_seconds)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
