@@ -97,7 +97,6 @@ def make_app(
         worker.start()
         yield
         worker.stop()
-        await run_in_threadpool(worker.join)
 
     app = Starlette(
         routes=[
