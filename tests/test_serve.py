@@ -233,6 +233,11 @@ def load_language_model(folder, **limits):
     )
 
 
+def test_a_prompt_that_is_too_long_without_a_question_is_known_at_the_start(tmp_path):
+    with pytest.raises(ConfigurationError, match="--max-prompt-tokens is 5; raise it"):
+        load_language_model(tmp_path, max_prompt_tokens=5)
+
+
 def test_a_context_that_is_shorter_than_the_longest_prompt_is_refused(tmp_path):
     with pytest.raises(PromptTooLongError, match="--max-prompt-tokens, does not fit"):
         load_language_model(tmp_path)

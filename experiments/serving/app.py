@@ -76,13 +76,13 @@ def make_app(
     async def answer_chat(request: Request) -> Response:
         limits = service.limits
         body = await read_body(request, limits.body_bytes, limits.body_seconds)
-        asked = parse_request(parse_body(body), service.offer)
+        chat = parse_request(parse_body(body), service.offer)
         worker.check_room()
-        problem, completion = await run_in_threadpool(service.prepare, asked)
-        job = service.make_job(asked, problem)
+        problem, completion = await run_in_threadpool(service.prepare, chat)
+        job = service.make_job(chat, problem)
         worker.submit(job)
-        if asked.stream:
-            events = stream_events(worker, job, completion, asked)
+        if chat.stream:
+            events = stream_events(worker, job, completion, chat)
             return StreamingResponse(
                 events, media_type="text/event-stream", headers=HEADERS
             )
@@ -106,10 +106,10 @@ def make_app(
             Route(CHAT, answer_chat, methods=["POST"]),
         ],
         exception_handlers={
-            ApiError: _answer_refused,
-            HTTPException: _answer_unknown,
-            ClientDisconnect: _answer_nobody,
-            Exception: _answer_failed,
+            ApiError: _answer_api_error,
+            HTTPException: _answer_http_error,
+            ClientDisconnect: _answer_disconnect,
+            Exception: _answer_exception,
         },
         lifespan=lifespan,
     )
@@ -135,7 +135,7 @@ async def wait_for(job: Job, request: Request) -> Any:
 
 
 async def stream_events(
-    worker: EngineWorker, job: Job, completion: Completion, asked: ChatRequest
+    worker: EngineWorker, job: Job, completion: Completion, chat: ChatRequest
 ) -> AsyncIterator[bytes]:
     """The events of a response: comments while it is computed, then the text."""
     try:
@@ -151,7 +151,7 @@ async def stream_events(
             yield event(error.body())
             return
         for data in completion.events(
-            winner, extension, include_usage=asked.include_usage
+            winner, extension, include_usage=chat.include_usage
         ):
             yield data
     finally:
@@ -163,12 +163,12 @@ async def _disconnection(request: Request) -> None:
         pass
 
 
-async def _answer_refused(request: Request, error: Exception) -> Response:
+async def _answer_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error_response(error)
 
 
-async def _answer_unknown(request: Request, error: Exception) -> Response:
+async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     sentence = f"The request is refused: {error.detail}."
     if error.status_code == 404:
@@ -179,9 +179,9 @@ async def _answer_unknown(request: Request, error: Exception) -> Response:
     return error_response(ApiError(sentence, error.status_code, headers=headers))
 
 
-async def _answer_nobody(request: Request, error: Exception) -> Response:
+async def _answer_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-async def _answer_failed(request: Request, error: Exception) -> Response:
+async def _answer_exception(request: Request, error: Exception) -> Response:
     return error_response(ApiError(FAILED, 500))

@@ -55,7 +55,7 @@ class Job:
     """A request that waits for the engine or is computed.
 
     Args:
-        request: what is asked.
+        request: what the client wants.
         problem: whose id is the one of the random numbers.
         present: `(result, run)` to what the request's coroutine receives; it runs in
             the engine's thread.
@@ -78,8 +78,8 @@ class Job:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What requests of one batch have in common."""
-        asked = self.request
-        return asked.method, asked.budget, asked.temperature, asked.seed
+        request = self.request
+        return request.method, request.budget, request.temperature, request.seed
 
     def end(self, value: Any) -> None:
         """Give the coroutine a value, or an ApiError; from any thread."""
@@ -163,8 +163,8 @@ class EngineWorker:
         """Take no more requests, and refuse those that wait."""
         with self._changed:
             self._is_draining = True
-            refused, self._waiting = self._waiting, []
-        for job in refused:
+            waiting, self._waiting = self._waiting, []
+        for job in waiting:
             job.end(ApiError(STOPPING, 503, code="stopping"))
 
     def stop(self) -> None:
@@ -222,8 +222,8 @@ class EngineWorker:
             return 1
 
     def _run(self, batch: list[Job]) -> None:
-        asked = batch[0].request
-        seed = secrets.randbelow(MAX_SEED + 1) if asked.seed is None else asked.seed
+        request = batch[0].request
+        seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
 
         def check_wanted(progress: Any) -> None:
             if self._is_stopping or all(job.is_cancelled for job in batch):
@@ -232,11 +232,11 @@ class EngineWorker:
         try:
             results = run_method(
                 self.world,
-                asked.method,
+                request.method,
                 jax.random.key(seed),
                 [job.problem for job in batch],
-                asked.budget,
-                temperature=asked.temperature,
+                request.budget,
+                temperature=request.temperature,
                 progress=check_wanted,
             )
         except AbandonedError:
@@ -259,7 +259,11 @@ class EngineWorker:
             return
         by_id = {result.problem_id: result for result in results}
         run = Run(
-            asked.method, asked.budget, seed, self._temperature_of(asked), len(batch)
+            request.method,
+            request.budget,
+            seed,
+            self._temperature_of(request),
+            len(batch),
         )
         for job in batch:
             result = by_id.get(job.problem.id)
@@ -268,10 +272,10 @@ class EngineWorker:
             else:
                 job.end(job.present(result, run))
 
-    def _temperature_of(self, asked: ChatRequest) -> float:
-        fixed = get_method(asked.method).temperature
-        if asked.temperature is not None:
-            return asked.temperature
+    def _temperature_of(self, request: ChatRequest) -> float:
+        fixed = get_method(request.method).temperature
+        if request.temperature is not None:
+            return request.temperature
         return float(self.world.settings["temperature"]) if fixed is None else fixed
 
     def _fail(self, batch: list[Job], error: ApiError) -> None:

@@ -50,7 +50,9 @@ def integer(
     return value
 
 
-def number(fields: Mapping[str, Any], name: str, low: float, high: float) -> Any:
+def number(
+    fields: Mapping[str, Any], name: str, low: float, high: float
+) -> float | None:
     """A number within bounds, as a float; None if it is missing or null.
 
     Raises:

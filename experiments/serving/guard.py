@@ -56,7 +56,7 @@ class Guard:
             return
         began, status = time.monotonic(), 0
 
-        async def send_and_note(message: MutableMapping[str, Any]) -> None:
+        async def send_and_record(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -65,16 +65,16 @@ class Guard:
         try:
             self._check(scope)
         except ApiError as error:
-            await error_response(error)(scope, receive, send_and_note)
+            await error_response(error)(scope, receive, send_and_record)
         else:
             try:
-                await self.app(scope, receive, send_and_note)
+                await self.app(scope, receive, send_and_record)
             except asyncio.CancelledError:
                 # The server does not wait for this request any longer.
                 if status:
                     raise
                 stopping = ApiError(STOPPING, 503, code="stopping")
-                await error_response(stopping)(scope, receive, send_and_note)
+                await error_response(stopping)(scope, receive, send_and_record)
         finally:
             path = scope["path"] if scope["path"] in self.routes else "other"
             method = scope["method"] if scope["method"] in ("GET", "POST") else "other"

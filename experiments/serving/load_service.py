@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.experiments.problem_options import ProblemOptions
@@ -55,9 +54,8 @@ def load_service(
     task = choose_questions(problems, filler, has_policy=has_policy)
     task = task or choose_task(problems)
     try:
-        world = load_world(
-            task, [_longest_problem(task, filler)], encoder=conversation_encoder
-        )
+        longest = _longest_problem(task, filler)
+        world = load_world(task, [longest], encoder=conversation_encoder)
     except PromptTooLongError as error:
         raise PromptTooLongError(
             f"A prompt of about {limits.max_prompt_tokens:,} tokens, the limit "
@@ -70,7 +68,15 @@ def load_service(
         limits.max_budget,
         {name: world.settings.get(name) for name in POLICY_FIELDS},
     )
-    return make_service(world, task, offer, limits)
+    service = make_service(world, task, offer, limits)
+    shortest = longest.prompt if isinstance(task, GeneratedTask) else FILLER.strip()
+    num_tokens = len(service.encode(shortest))
+    if num_tokens > limits.max_prompt_tokens:
+        raise ConfigurationError(
+            f"A short question already makes a prompt of {num_tokens:,} tokens, and "
+            f"--max-prompt-tokens is {limits.max_prompt_tokens:,}; raise it."
+        )
+    return service
 
 
 def _longest_problem(task: Task, filler: str) -> Problem:
@@ -85,7 +91,7 @@ def _short_name(policy: str) -> str:
     return Path(policy).name if Path(policy).exists() else policy
 
 
-def check_name(name: Any) -> None:
+def check_name(name: str | None) -> None:
     """Refuse a name of the model that cannot be written in a URL.
 
     Raises:
