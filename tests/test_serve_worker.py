@@ -10,7 +10,12 @@ import socket
 import pytest
 from serving import Served, chat, events_of, listening, question, wait_until
 
-from tsi.errors import ConfigurationError, OutOfMemoryError, ProblemError
+from tsi.errors import (
+    ConfigurationError,
+    OutOfMemoryError,
+    ProblemError,
+    ServerError,
+)
 from tsi.experiments.serving.bearer import Bearer
 from tsi.experiments.serving.engine_worker import FAILED
 
@@ -144,6 +149,7 @@ def test_one_request_does_not_make_the_others_of_its_batch_fail(served):
         (ProblemError({"question": ValueError("secret")}), 500, FAILED),
         (ZeroDivisionError("secret"), 500, FAILED),
         (SystemExit("secret"), 500, FAILED),
+        (ServerError("secret"), 502, "server of the policy"),
     ],
 )
 def test_an_error_of_a_run_ends_its_requests_alone(served, error, status, words):

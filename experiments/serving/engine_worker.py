@@ -27,6 +27,7 @@ from tsi.errors import (
     OutOfMemoryError,
     ProblemError,
     PromptTooLongError,
+    ServerError,
     TsiError,
 )
 from tsi.experiments.scaling.methods import get_method, sampler_of
@@ -44,6 +45,7 @@ STOP_SECONDS = 10
 """Within which a program of the engine usually ends, unless it is compiled."""
 
 STOPPING = "The server is stopping; send the request again later."
+NO_POLICY = "The server of the policy does not answer; send the request again later."
 FAILED = "The server failed on this request; its log has the reason."
 
 
@@ -256,6 +258,11 @@ class EngineWorker:
             return
         except OutOfMemoryError as error:
             self._fail(batch, ApiError(str(error), 503, code="out_of_memory"))
+            return
+        except ServerError:
+            # Its message may have the address of the policy's server.
+            log.exception("The server of the policy failed.")
+            self._fail(batch, ApiError(NO_POLICY, 502, code="policy_failed"))
             return
         by_id = {result.problem_id: result for result in results}
         run = Run(
