@@ -196,7 +196,7 @@ def test_a_server_that_stops_refuses_what_waits_and_ends_what_runs(served):
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_a_run_without_end_is_ended_with_the_server(deaf, monkeypatch):
+def test_a_run_without_end_is_ended_with_the_server(deaf, monkeypatch, caplog):
     monkeypatch.setattr("tsi.experiments.serving.engine_worker.STOP_SECONDS", 0.1)
     served = Served()
     if deaf:
@@ -213,6 +213,8 @@ def test_a_run_without_end_is_ended_with_the_server(deaf, monkeypatch):
             answer += part
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"stopping" in answer
+    # A run that tells of its progress is ended before the server gives up waiting.
+    assert ("Cancel 1 running task" in caplog.text) == deaf
     assert served.worker.join() != deaf
     served.engine.gate.set()
 
