@@ -30,6 +30,7 @@ class GatedEngine(FakeEngine):
         gate: open unless a test closes it.
         fails: errors of the next runs; None for a run that has none.
         settings, prompts: of the runs.
+        num_progress: how often the runs have told of their progress.
     """
 
     def __init__(self):
@@ -37,6 +38,7 @@ class GatedEngine(FakeEngine):
         self.gate = threading.Event()
         self.gate.set()
         self.fails, self.settings, self.prompts = [], [], []
+        self.num_progress = 0
 
     def check(self, problems):
         pass
@@ -46,6 +48,7 @@ class GatedEngine(FakeEngine):
         self.prompts.append([problem.prompt for problem in problems])
         while not self.gate.wait(0.01):
             progress(None)
+            self.num_progress += 1
         error = self.fails.pop(0) if self.fails else None
         if error is not None:
             raise error
