@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
-from scipy import stats
+from scipy import special
 
 FEW = 10
 """If fewer effective observations than this are right, or wrong, an interval takes the
 place of the standard error."""
 
-ONE_ERROR = float(stats.norm.cdf(1) - stats.norm.cdf(-1))
+ONE_ERROR = float(special.ndtr(1) - special.ndtr(-1))
 """Coverage of plus or minus one standard error."""
 
 
@@ -67,7 +67,7 @@ def effective_number(correct: Shaped[np.ndarray, "P S"]) -> float:
     if mean in (0.0, 1.0):
         return float(num_problems)
     number = math.inf if variance == 0 else mean * (1 - mean) / variance * num_problems
-    shrinkage = (stats.norm.ppf(0.975) / stats.t.ppf(0.975, num_problems - 1)) ** 2
+    shrinkage = (special.ndtri(0.975) / special.stdtrit(num_problems - 1, 0.975)) ** 2
     number = min(number, float(correct.size)) * shrinkage
     return float(max(number, num_problems))
 
@@ -82,7 +82,7 @@ def wilson_interval(
         number: of independent observations; need not be whole.
         level: coverage.
     """
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(special.ndtri(0.5 + level / 2))
     scale = 1 + z**2 / number
     centre = (proportion + z**2 / (2 * number)) / scale
     variance = proportion * (1 - proportion) / number + z**2 / (4 * number**2)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from scipy import stats
+from scipy import special
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.statistics.accuracy import Interval
@@ -110,7 +110,7 @@ def _interval(mean: float, square: float, num_problems: int, level: float) -> In
     number = num_problems + 2
     centre = mean * num_problems / number
     variance = (square * num_problems + 1) / number - centre**2
-    half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(variance / number)
+    half = float(special.ndtri(0.5 + level / 2)) * math.sqrt(variance / number)
     return Interval(max(centre - half, -1.0), min(centre + half, 1.0))
 
 

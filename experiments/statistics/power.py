@@ -17,7 +17,7 @@ Casagrande, Pike and Smith 1978, Biometrics 34, the correction.
 
 import math
 
-from scipy import stats
+from scipy import special
 
 from tsi.errors import ConfigurationError
 
@@ -50,7 +50,7 @@ def problems_needed(
         )
     # With S seeds d_p is a multiple of 1/S, so that E[d^2] >= E|d| / S.
     square = max(mean_square, difference / num_seeds, difference**2)
-    z_level, z_power = stats.norm.ppf([1 - level / 2, power])
+    z_level, z_power = special.ndtri([1 - level / 2, power])
     root = z_level * math.sqrt(square) + z_power * math.sqrt(square - difference**2)
     correction = 1 / (num_seeds * difference)
     return math.ceil((root / difference) ** 2 + correction)

@@ -15,7 +15,7 @@ chi-square. Everything is divided by Z first, which may be outside the range of 
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tsi.targets.linear_gaussian import LinearGaussianTruth
 from tsi.targets.tabular import TabularTarget, TabularTruth
@@ -79,7 +79,7 @@ def chi_square(estimates: np.ndarray, truth: np.ndarray) -> tuple[float, int]:
         return 0.0, int(varies.sum())
     statistic = float(np.sum(error[varies] ** 2 / variances[varies]))
     degrees = int(varies.sum())
-    return (float(stats.chi2.sf(statistic, degrees)) if degrees else 1.0), degrees
+    return (float(special.chdtrc(degrees, statistic)) if degrees else 1.0), degrees
 
 
 def path_groups(truth: TabularTruth) -> np.ndarray:

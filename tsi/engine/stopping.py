@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tsi.accuracy.replicates import evidence_from_replicates
 from tsi.errors import ConfigurationError, UnknownNameError
@@ -29,7 +29,7 @@ NUM_NODES = 400
 
 def beta_confidence(first: int, second: int) -> float:
     """P(p_1 > p_2) of the two leading answers under Beta(first + 1, second + 1) [1]."""
-    return float(stats.beta.sf(0.5, first + 1, second + 1))
+    return float(special.betainc(second + 1, first + 1, 0.5))
 
 
 def dirichlet_confidence(counts: Sequence[int]) -> float:
@@ -39,8 +39,8 @@ def dirichlet_confidence(counts: Sequence[int]) -> float:
     g_1(x) \prod_j F_j(x), taken by Gauss-Legendre quadrature over quantiles of g_1.
     """
     nodes, weights = np.polynomial.legendre.leggauss(NUM_NODES)
-    x = stats.gamma.ppf(0.5 * (nodes + 1.0), counts[0] + 1)
-    others = np.prod([stats.gamma.cdf(x, count + 1) for count in counts[1:]], axis=0)
+    x = special.gammaincinv(counts[0] + 1, 0.5 * (nodes + 1.0))
+    others = np.prod([special.gammainc(count + 1, x) for count in counts[1:]], axis=0)
     return float(np.sum(0.5 * weights * others))
 
 
