@@ -2,11 +2,7 @@
 
 import collections
 import functools
-import json
 import math
-import os
-import subprocess
-import sys
 from typing import NamedTuple
 
 import jax
@@ -208,31 +204,6 @@ def test_rewards_that_are_no_numbers_are_counted_and_never_win():
     assert not np.isnan(result.log_evidence)
 
 
-ON_FOUR_DEVICES = """
-import sys
-sys.path.insert(0, {tests!r})
-import test_engine as t
-print(t.samples_on(4))
-"""
-
-
-def samples_on(count: int) -> str:
-    """What some devices draw, as JSON."""
-    assert len(jax.devices()) >= count
-    mesh = jax.make_mesh(
-        (count,),
-        ("data",),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.devices()[:count],
-    )
-    results = engine(32, mesh=mesh).run(
-        SAMPLER, jax.random.key(7), PROBLEMS[:4], 8, extract=extract
-    )
-    return json.dumps(
-        [[r.texts, r.steps.ancestors.tolist(), r.selected] for r in results]
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -248,18 +219,6 @@ def test_numbers_that_no_run_can_have_are_refused(arguments, says):
     settings = {"num_particles": 2, "extract": extract} | arguments
     with pytest.raises(ConfigurationError, match=says):
         shared_engine().run(SAMPLER, jax.random.key(0), PROBLEMS, **settings)
-
-
-def test_four_devices_give_the_samples_of_one(monkeypatch):
-    flags = os.environ.get("XLA_FLAGS", "")
-    count = "--xla_force_host_platform_device_count=4"
-    monkeypatch.setenv("XLA_FLAGS", f"{flags} {count}")
-    script = ON_FOUR_DEVICES.format(tests=str(__file__).rsplit("/", 1)[0])
-    command = [sys.executable, "-c", script]
-    four = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    one = samples_on(1)
-    assert four.strip() == one
-    assert len(one) > 100
 
 
 def steps_as_read(text: str, delimiters, stops, least: int, most: int):

@@ -26,7 +26,6 @@ from tsi.experiments.cli import main
 from tsi.models.families.architectures import FAMILIES
 from tsi.models.loading.checkpoint import load, save
 from tsi.models.partition import make_mesh, memory, sharding_of
-from tsi.problem import Problem
 
 EXPLORER = samplers.particle_gibbs()
 TOKENS = np.arange(18).reshape(2, 9) % 40
@@ -71,22 +70,22 @@ def divided(folder: Path, names):
 
 
 def on_eight_devices(folder: Path):
-    """What an engine and the command line give on some or all of eight devices.
+    """What engines and the command line give on some or all of eight devices.
 
     Each group of devices compiles its own programs, hence few groups.
     """
-    draw = draw_with_loaded(folder, mesh_of(2, 2))
-    with cache_memory() as square:
-        drawn = draw(test_engine.SAMPLER)
+    drawn, caches = {}, {}
+    for data, model in ((2, 1), (1, 4), (2, 2)):
+        draw, shape = draw_with_loaded(folder, mesh_of(data, model)), f"{data} {model}"
+        with cache_memory() as seen:
+            drawn[shape] = draw(test_engine.SAMPLER)
+        caches[shape] = list(seen.values())
     return {
         "families": divided(folder, QUICK),
         "samples": drawn,
+        # Along both axes at once.
         "explored": draw(EXPLORER),
-        "caches": {
-            "2 times 1": filter_memory(mesh_of(2, 1)),
-            "2 times 2": list(square.values()),
-            "1 times 4": filter_memory(mesh_of(1, 4)),
-        },
+        "caches": caches,
         "solved": solved("--model-parallel", "2"),
         "refused": solved("--model-parallel", "3"),
     }
@@ -119,16 +118,6 @@ def cache_memory():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writers, "write", watch)
         yield seen
-
-
-def filter_memory(mesh):
-    """Bytes of each lane's slots, as a filter runs."""
-    problems = [Problem(i, "abc", "") for i in range(2)]
-    with cache_memory() as seen:
-        engine = test_engine.engine(32, mesh=mesh)
-        key, extract = jax.random.key(0), test_engine.extract
-        engine.run(test_engine.SAMPLER, key, problems, 4, extract=extract)
-    return list(seen.values())
 
 
 def draw_with_loaded(folder: Path, mesh=None):
@@ -211,10 +200,11 @@ def test_eight_devices_give_the_logits_of_one(folder, family, name):
     np.testing.assert_allclose(np.asarray(family["logits"]), alone, atol=2e-5)
 
 
-def test_an_engine_draws_the_same_from_divided_weights(folder, eight):
+def test_an_engine_draws_the_same_from_divided_problems_and_weights(folder, eight):
     draw = draw_with_loaded(folder)
-    for name, sampler in (("samples", test_engine.SAMPLER), ("explored", EXPLORER)):
-        assert eight[name] == json.loads(json.dumps(draw(sampler)))
+    alone = json.loads(json.dumps(draw(test_engine.SAMPLER)))
+    assert eight["samples"] == dict.fromkeys(("2 1", "1 4", "2 2"), alone)
+    assert eight["explored"] == json.loads(json.dumps(draw(EXPLORER)))
 
 
 def test_the_command_line_divides_models_and_solves_the_same(eight):
@@ -225,9 +215,9 @@ def test_the_command_line_divides_models_and_solves_the_same(eight):
 def test_keys_and_values_lie_with_their_problems_divided_by_their_heads(eight):
     """Of 2 heads: by two devices, and by four not at all; problems by ``data``."""
     for shape, lanes, model, heads in (
-        ("2 times 1", 2, 1, 1),
-        ("2 times 2", 2, 2, 2),
-        ("1 times 4", 1, 4, 1),
+        ("2 1", 2, 1, 1),
+        ("2 2", 2, 2, 2),
+        ("1 4", 1, 4, 1),
     ):
         found = eight["caches"][shape]
         assert len(found) == lanes
