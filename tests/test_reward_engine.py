@@ -1,5 +1,7 @@
 """The engine with rewards that have a tokenizer of their own, filters and explorers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,8 +40,14 @@ def engine(name: str, sharpness: float = SHARPNESS, **changes) -> Engine:
     )
 
 
+@functools.cache
+def shared_engine(name: str) -> Engine:
+    """One that tests share."""
+    return engine(name)
+
+
 def solve(name: str, sampler):
-    return engine(name).run(
+    return shared_engine(name).run(
         sampler, jax.random.key(0), PROBLEMS, 4, extract=lambda text: text or None
     )
 

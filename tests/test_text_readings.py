@@ -1,5 +1,6 @@
 """Reward models that read text, between the engine's programs: what `tsi.run` gives."""
 
+import functools
 import json
 import os
 import subprocess
@@ -43,14 +44,20 @@ EXPLORERS = {
 }
 
 
-def results(name, sampler, problems=engines.PROBLEMS, **changes):
-    runner = engines.engine(name, 1.0, **changes)
+@functools.cache
+def shared_engine(name) -> Engine:
+    """One that tests share, for those that count and patch no programs."""
+    return engines.engine(name, 1.0)
+
+
+def results(name, sampler, problems=engines.PROBLEMS, runner=None):
+    runner = shared_engine(name) if runner is None else runner
     return runner.run(sampler, KEY, problems, 4, extract=test_engine.extract)
 
 
 def check_against_run(name, sampler, result):
     """Particle by particle, and what the ledger says of the reward model."""
-    runner = engines.engine(name, 1.0)
+    runner = shared_engine(name)
     problem = engines.PROBLEMS[result.problem_id]
     prompts = tiny.prompts(problem.prompt)
     asked = runner.target.reward.prepare([problem.prompt])
@@ -172,8 +179,9 @@ def test_a_text_without_room_has_no_weight_and_others_go_on():
         len(kinds.reward_of("qwen").format.render("hello", steps, False).tokens)
         for steps in whole[0].particles.step_texts
     )
+    runner = engines.engine("qwen", 1.0, max_tokens=size - 1)
     with pytest.warns(match="no weight because|weight zero"):
-        tight = results("qwen", FILTER, max_tokens=size - 1)
+        tight = results("qwen", FILTER, runner=runner)
     assert tight[0].diagnostics.num_invalid > 0
     assert np.isfinite(tight[0].log_weights).any()
 
@@ -193,17 +201,16 @@ class Watched:
         return getattr(self.program, name)
 
 
-@pytest.mark.parametrize("name", ["filter", "repeats"])
-def test_no_program_calls_back(monkeypatch, name):
+def test_no_program_calls_back(monkeypatch):
     runner, seen = engines.engine("rlhflow", 1.0), {}
-    sampler = EXPLORERS.get(name, FILTER)
     for programs in (runner._programs[0], runner._programs[0].texts):
         for called, program in list(vars(programs).items()):
             if isinstance(program, Timed):
                 name = (type(programs).__name__, called)
                 watched = Watched(name, program.program, seen)
                 monkeypatch.setattr(program, "program", watched)
-    runner.run(sampler, KEY, engines.PROBLEMS, 4, extract=test_engine.extract)
+    for sampler in (FILTER, EXPLORERS["repeats"]):
+        results("rlhflow", sampler, runner=runner)
     assert {("TextPrograms", "read"), ("Programs", "end_step")} <= seen.keys()
     assert not [called for called, text in seen.items() if "callback" in text]
     # Within one program there is one.
@@ -230,10 +237,11 @@ def test_programs_are_found_again_by_another_process():
     try:
         # What other tests have compiled was kept only if it took long.
         jax.clear_caches()
-        once = results("skywork", FILTER)
+        once, again = (engines.engine("skywork", 1.0) for _ in range(2))
+        once = results("skywork", FILTER, runner=once)
         jax.clear_caches()
         events.clear()
-        again = results("skywork", FILTER)
+        again = results("skywork", FILTER, runner=again)
     finally:
         jax.config.update(least, before)
         jax.monitoring.unregister_event_listener(listen)
@@ -341,7 +349,7 @@ def test_programs_that_read_text_are_few_and_have_a_price(monkeypatch):
     known = []
     for price in (0.0, 1e30):
         monkeypatch.setattr(sizes_module, "COMPILATION", price)
-        results("rlhflow", FILTER)
+        results("rlhflow", FILTER, runner=engines.engine("rlhflow", 1.0))
         known.append({shape for one in shapes for shape in one.known})
         shapes.clear()
     cheap, dear = known
@@ -349,7 +357,7 @@ def test_programs_that_read_text_are_few_and_have_a_price(monkeypatch):
 
 
 def test_the_bound_of_reading_prompts_counts_those_of_the_reward():
-    runner = engines.engine("qwen", 1.0)
+    runner = shared_engine("qwen")
     runner.run(FILTER, jax.random.key(0), WORDS[:1], 2, extract=str)
     questions = runner.target.reward.prepare([WORDS[0].prompt])
     alone = prefill_bytes(
