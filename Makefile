@@ -17,7 +17,7 @@ test-slow: .venv/installed
 
 # A part of the suite at the lowest versions that pyproject.toml promises: it uses each
 # of the packages. Types and style are judged by the pinned versions alone.
-LOWEST := $(patsubst %,tests/test_%.py,cli system_errors results tokenizer gguf hub \
+LOWEST := $(patsubst %,tests/test_%.py,cli system_errors file_errors results tokenizer gguf hub \
 	checkpoint tasks numpyro_kernel solve) \
 	tests/test_train_tiny.py::test_a_checkpoint_of_another_model_is_refused
 LOWEST_PYTHON ?= 3.11

@@ -41,8 +41,8 @@ outside of programs is the same in most files."""
 
 
 LONGEST = """
-    forced_end partition resampling engine particle_samplers conformance
-    numpyro_users reasoning twist learned_twist text_readings reward_engine
+    forced_end forced_end_engine partition resampling engine particle_samplers
+    conformance numpyro_users reasoning twist learned_twist text_readings reward_engine
     engine_blocks repetition float64 reasoning_store bench_scale engine_explorers
     value_twist suffix_metropolis distributed train_tiny readme language_policy
     search named_reward host_reward truncation result_errors tempered_engine
@@ -60,6 +60,27 @@ def pytest_collection_finish():
 def pytest_collection_modifyitems(items):
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST.split())}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+MANY_RUNS = 4_000
+"""Number of runs from which on they take longer than compiling them."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _optimised_long_runs():
+    from long_runs import OPTIMISED
+
+    from tsi.bench.robustness import Programs
+
+    plain = Programs.compile
+
+    def compile(self, target):
+        options = OPTIMISED if self.num_runs >= MANY_RUNS else None
+        return plain(self, target, options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Programs, "compile", compile)
+        yield
 
 
 def _resident() -> int:

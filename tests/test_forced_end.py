@@ -1,4 +1,4 @@
-"""Forced ends: densities by enumeration, replays, batches, and what is refused."""
+"""Forced ends: densities by enumeration, replays, and what is refused."""
 
 import functools
 import itertools
@@ -7,126 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_engine
 import tiny_language as tiny
-from flax import nnx
+from forced_paths import (
+    END,
+    LIMITS,
+    VOCABULARY,
+    A,
+    B,
+    boundary,
+    enumerate_target,
+    params,
+)
+from long_runs import jit_optimised
 
-from tsi import samplers
-from tsi.decoding.boundary import step_boundary
 from tsi.decoding.forced_end import ForcedEnd
-from tsi.decoding.truncation import Truncation
-from tsi.engine.engine import Engine
-from tsi.engine.sizing import sizes as sizes_module
 from tsi.errors import ConfigurationError
-from tsi.models.decoder import LanguageModel, RewardModel
-from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.run import run
 from tsi.samplers import best_of_n, smc
-
-END, A, B = 0, 1, 2
-VOCABULARY = 3
-LIMITS = {"max_step_tokens": 2, "max_tokens": 4, "max_steps": 4}
-
-
-def boundary(vocabulary=VOCABULARY, ends=(END,), **settings):
-    letters = [letter.encode() for letter in tiny.ALPHABET[: vocabulary - 1]]
-    return step_boundary([b"", *letters], b"a", ends, **settings)
-
-
-def params(vocabulary=VOCABULARY, **changes):
-    """Models that are small and rewards that differ little, for many runs."""
-    small = {"width": 8, "hidden": 8, "num_layers": 1, "num_heads": 2}
-    config = tiny.config(vocabulary, num_kv_heads=1, **small)
-    policy = LanguageModel(config, rngs=nnx.Rngs(0))
-    reward = RewardModel(config, rngs=nnx.Rngs(1))
-    whole = ReasoningParams(policy, reward, tiny.prompts("ab"), jnp.float32(1.0))
-    return whole._replace(**changes)
-
-
-class Path:
-    """A solution by the words of the module's text: a string, then an end."""
-
-    def __init__(self, target, ends, stop_string=""):
-        self.target, self.ends, self.stop_string = target, ends, stop_string
-        self.tokens, self.forced = (), ()
-        self.step = self.place = 0
-        self.left, self.due, self.over = None, False, False
-
-    def allowed(self):
-        """Tokens that may come next, or None for all."""
-        target, forced, n = self.target, self.target.forced_end, len(self.tokens)
-        last = self.step == target.max_steps - 1
-        left = self.left
-        if left is None and (
-            n == target.max_tokens - forced.reserve or (last and self.place == 0)
-        ):
-            left = forced.string
-        if left:
-            return {left[0]}, left
-        at_end = n == target.max_tokens - 1
-        at_end |= last and (self.place == target.max_step_tokens - 1 or self.due)
-        return ({*self.completing()} if at_end else None), left
-
-    def completing(self):
-        text = tiny.decode(list(self.tokens))
-        size = len(self.target.boundary.stops)
-        for token in range(size):
-            whole = text + (tiny.decode([token]) if token not in self.ends else "")
-            if token in self.ends or (
-                self.stop_string and whole.endswith(self.stop_string)
-            ):
-                yield token
-
-    def then(self, token):
-        allowed, left = self.allowed()
-        new = object.__new__(Path)
-        new.__dict__ |= self.__dict__
-        new.tokens = (*self.tokens, token)
-        if allowed is not None:
-            new.forced = (*self.forced, (len(self.tokens), tuple(allowed)))
-        new.left = left[1:] if left else left
-        new.over = token in {*self.completing()}
-        new.place, last = self.place + 1, self.step == self.target.max_steps - 1
-        ended = token == A and not (last and left)
-        ended &= new.place >= (self.target.boundary.min_tokens or 1)
-        new.due = self.due or (last and ended)
-        cut = new.place == self.target.max_step_tokens
-        if cut or (ended and not last):
-            new.step, new.place = self.step + 1, 0
-        return new
-
-
-def support(path):
-    """All solutions of the target."""
-    if path.over:
-        return [path]
-    size = len(path.target.boundary.stops)
-    allowed, _ = path.allowed()
-    tokens = range(size) if allowed is None else sorted(allowed)
-    return [whole for token in tokens for whole in support(path.then(token))]
-
-
-def enumerate_target(target, p, ends=(END,), stop_string=""):
-    """Log p, log p - log q and log-odds of every solution, by its tokens."""
-    paths = support(Path(target, ends, stop_string))
-    rows = [("ab", list(path.tokens)) for path in paths]
-    log_p, log_odds = tiny.uncached(p, rows)
-    prefixes = sorted({path.tokens[:at] for path in paths for at, _ in path.forced})
-    size = len(target.boundary.stops)
-    asked = [("ab", [*prefix, v]) for prefix in prefixes for v in range(size)]
-    after, _ = tiny.uncached(p, asked) if asked else (np.zeros(0), None)
-    after = dict(zip(prefixes, after.reshape(-1, size), strict=True))
-    found = {}
-    for path, log_prob, odds in zip(paths, log_p, log_odds, strict=True):
-        correction = 0.0
-        for at, allowed in path.forced:
-            by_token = after[path.tokens[:at]]
-            correction += np.logaddexp.reduce(by_token[list(allowed)])
-            correction -= np.logaddexp.reduce(by_token)
-        found[path.tokens] = (log_prob, correction, odds)
-    return found
-
 
 CASES = {
     "the token limit": (LIMITS, ForcedEnd(), {}),
@@ -253,7 +151,7 @@ def test_densities_of_both_are_those_of_enumeration(name):
 
 @functools.cache
 def many_runs(target):
-    return jax.jit(
+    return jit_optimised(
         jax.vmap(lambda key, p: run(smc(), target, key, 64, p), in_axes=(0, None))
     )
 
@@ -289,7 +187,7 @@ def test_a_proposal_of_another_temperature_is_corrected_for():
     expected = sum(np.exp(a) / (1 + np.exp(-odds)) for a, _, odds in found.values())
     warm = p._replace(proposal_temperature=jnp.float32(1.5))
     size = 16384
-    many = jax.jit(lambda key, p: run(best_of_n(), target, key, size, p))
+    many = jit_optimised(lambda key, p: run(best_of_n(), target, key, size, p))
     result = many(jax.random.key(2), warm)
     state, rows = result.state, result.particles
     weights = np.exp(np.asarray(state.log_weights + state.log_evidence, np.float64))
@@ -344,100 +242,6 @@ def test_a_step_under_another_past_is_weighed_by_enumeration_or_impossible(name)
         joined += tokens != tuple(own.tolist())
     assert whole.sum() > 10
     assert joined > 0 or possible.all()
-
-
-SAMPLERS = {
-    "a particle filter": samplers.particle_filter(),
-    "SMC": samplers.smc(),
-    "particle Gibbs": samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=True),
-    "tree search": samplers.mcts(),
-    "power sampling": samplers.power_sampling(alpha=2.0),
-}
-
-
-@functools.cache
-def forcing_engine(max_rows):
-    policy, reward = tiny.models(sharpness=1.0)
-    string = tuple(tiny.encode("bcd"))
-    limits = {"max_step_tokens": 6, "max_tokens": 16, "max_steps": 5}
-    target = tiny.target(forced_end=ForcedEnd(string, 3), **limits)
-    settings = {"repetition_penalty": 1.3, "temperature": 0.9, "max_rows": max_rows}
-    models = {"encode": tiny.encode, "decode": tiny.decode}
-    return Engine(target, policy, reward, **models, **settings)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
-    sampler, runner = SAMPLERS[name], forcing_engine(2048)
-    target, policy, reward = runner.target, runner.policy, runner.reward_model
-    key, size = jax.random.key(4), 8
-
-    def results(runner):
-        problems = test_engine.PROBLEMS
-        return runner.run(sampler, key, problems, size, extract=test_engine.extract)
-
-    together = results(runner)
-    alone = jax.jit(lambda key, p: run(sampler, target, key, size, p))
-    for problem, result in zip(test_engine.PROBLEMS, together, strict=True):
-        p = ReasoningParams(
-            policy,
-            reward,
-            tiny.prompts(problem.prompt),
-            jnp.float32(0.9),
-            repetition_penalty=jnp.float32(1.3),
-        )
-        final = alone(jax.random.fold_in(key, problem.id), p)
-        rows = zip(final.particles.tokens, final.particles.lengths, strict=True)
-        assert [tiny.decode(row[:n].tolist()) for row, n in rows] == result.texts
-        weights = np.asarray(final.state.log_weights)
-        np.testing.assert_allclose(weights, result.log_weights, atol=1e-3)
-        gaps = np.asarray(final.particles.log_prob - final.particles.log_proposal)
-        np.testing.assert_allclose(gaps, result.particles.log_corrections, atol=1e-3)
-        assert result.diagnostics.num_truncated == 0
-        long = [text for text in result.texts if len(text) > 11]
-        assert all("bcd" in text for text in long)
-    assert any(len(text) > 11 for result in together for text in result.texts)
-    for constant, value in {"CHEAP": 0, "BURST": 2, "READS": 2}.items():
-        monkeypatch.setattr(sizes_module, constant, value)
-    for left, right in zip(together, results(forcing_engine(8)), strict=True):
-        test_engine.same(left, right)
-        np.testing.assert_allclose(
-            left.particles.log_corrections, right.particles.log_corrections, atol=1e-4
-        )
-
-
-def test_what_the_policy_cannot_write_has_no_weight():
-    policy, reward = tiny.models(sharpness=1.0)
-    # Never the likeliest token for these prompts.
-    target = tiny.target(forced_end=ForcedEnd(tuple(tiny.encode("q")), 3))
-    runner = Engine(
-        target,
-        policy,
-        reward,
-        encode=tiny.encode,
-        decode=tiny.decode,
-        truncation=Truncation(top_k=2),
-    )
-    problems, key = test_engine.PROBLEMS, jax.random.key(0)
-    dead = 0
-    for sampler in (samplers.smc(), samplers.quest(0.5)):
-        results = runner.run(sampler, key, problems, 8, extract=test_engine.extract)
-        for result in results:
-            cut = result.particles.truncated
-            np.testing.assert_array_equal(
-                np.isneginf(result.particles.log_corrections), cut
-            )
-            for text, answer in zip(
-                np.array(result.texts)[cut], np.array(result.answers)[cut], strict=True
-            ):
-                # It ends there, and not when it would have.
-                assert (text[-1], answer) == ("q", None)
-            assert result.diagnostics.num_invalid == 0
-            assert not np.isnan(result.log_weights).any()
-            if cut.all():
-                assert "forced" in result.notes[0]
-            dead += cut.sum()
-    assert dead > 20
 
 
 @pytest.mark.parametrize(

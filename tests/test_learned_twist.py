@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from long_runs import jit_optimised
 from numpyro_programs import GAUSSIAN, gaussian
 
 import tsi
@@ -46,7 +47,7 @@ QUICK = ("narrow", "unequal lengths")
 @functools.cache
 def fitting():
     """One program for all tables, which have one shape."""
-    return jax.jit(
+    return jit_optimised(
         lambda params: fit_twist(KEY, SHAPE, TWIST, NONE, OPTIMISER, 1000, 800, params)
     )
 
@@ -62,7 +63,7 @@ def running():
     """20,000 runs of 32 particles, whatever table and theta."""
     twisted = TwistedTarget(SHAPE, TWIST.log_twist)
     sampler = samplers.twisted_smc()
-    return jax.jit(
+    return jit_optimised(
         jax.vmap(lambda key, both: tsi.run(sampler, twisted, key, 32, both), (0, None))
     )
 

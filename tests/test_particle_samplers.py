@@ -77,10 +77,16 @@ def test_they_are_exact_on_every_table(name):
 
 def tell_first(sampler, told, finished=None):
     """The state after one step with the log potentials `told`."""
-    told = jnp.asarray(told, jnp.float32)
-    state, _ = sampler.ask(KEY, sampler.init(KEY, len(told)))
-    done = jnp.zeros(told.shape, bool) if finished is None else jnp.asarray(finished)
-    return sampler.tell(KEY, state, told, jnp.zeros_like(told), done)[0]
+    told = np.asarray(told, np.float32)
+    done = np.zeros(told.shape, bool) if finished is None else np.asarray(finished)
+
+    # One program: each operation on its own would be one too.
+    @jax.jit
+    def tell(told, done):
+        state, _ = sampler.ask(KEY, sampler.init(KEY, len(told)))
+        return sampler.tell(KEY, state, told, jnp.zeros_like(told), done)[0]
+
+    return tell(told, done)
 
 
 # Tempered SMC.
@@ -117,9 +123,9 @@ def test_dead_particles_stay_dead_at_any_exponent():
 def test_offspring_carry_the_power_that_annealing_left_out(schedule):
     sampler = samplers.annealed_resampling(schedule)
     told = np.array([0.5, -0.5, 2.0, 1.0])
-    state = tell_first(sampler, told)
+    state, ask = tell_first(sampler, told), jax.jit(sampler.ask)
     for t, power in ((1, 0.25), (2, 0.5)):
-        asked, ancestors = sampler.ask(KEY, state._replace(t=jnp.int32(t)))
+        asked, ancestors = ask(KEY, state._replace(t=jnp.int32(t)))
         rest = np.exp(told[np.asarray(ancestors)]) ** (1.0 - power)
         ratios = np.exp(np.asarray(asked.log_weights)) / rest
         np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
@@ -130,7 +136,7 @@ def test_offspring_carry_the_power_that_annealing_left_out(schedule):
 def test_the_last_exponent_of_a_schedule_holds_from_there_on():
     sampler = samplers.annealed_resampling([0.0, 1.0])
     state = tell_first(sampler, [0.5, -0.5, 2.0, 1.0])
-    asked, _ = sampler.ask(KEY, state._replace(t=jnp.int32(7)))
+    asked, _ = jax.jit(sampler.ask)(KEY, state._replace(t=jnp.int32(7)))
     np.testing.assert_allclose(asked.log_weights, 0.0, atol=1e-6)
 
 
@@ -153,8 +159,8 @@ def test_without_exchange_islands_are_those_of_smc_bit_for_bit():
 def test_whole_islands_are_copied_and_carry_their_part_of_the_weight():
     sampler = samplers.island_exchange(4, schedule=samplers.never)
     told = np.array([0.0, 0.2, 9.0, 9.5, -9.0, -9.5, -9.0, -8.0])
-    state = tell_first(sampler, told)
-    asked, ancestors = sampler.ask(KEY, state)
+    state, ask = tell_first(sampler, told), jax.jit(sampler.ask)
+    asked, ancestors = ask(KEY, state)
     copied = np.asarray(ancestors).reshape(4, 2)
     islands = copied[:, 0] // 2
     np.testing.assert_array_equal(copied, islands[:, None] * 2 + np.arange(2))
@@ -166,21 +172,21 @@ def test_whole_islands_are_copied_and_carry_their_part_of_the_weight():
     np.testing.assert_allclose(asked.log_scores, told[ancestors], rtol=1e-6)
     assert bool(asked.resampled.all())
     # A second question, with nothing told in between, moves nothing.
-    _, ancestors = sampler.ask(KEY, asked)
+    _, ancestors = ask(KEY, asked)
     np.testing.assert_array_equal(ancestors, np.arange(8))
 
 
 def test_equal_islands_are_left_alone():
     sampler = samplers.island_exchange(4, resampling=samplers.multinomial)
     state = tell_first(sampler, [0.1, 0.2, 0.2, 0.1, 0.0, 0.3, 0.3, 0.0])
-    _, ancestors = sampler.ask(KEY, state)
+    _, ancestors = jax.jit(sampler.ask)(KEY, state)
     np.testing.assert_array_equal(ancestors, np.arange(8))
 
 
 def test_the_dead_of_a_copied_island_are_not_copied():
     sampler = samplers.island_exchange(2)
     state = tell_first(sampler, [0.0, 0.0, 3.0, -np.inf])
-    copied, sources = exchange(state, jnp.array([1, 1], jnp.int32))
+    copied, sources = jax.jit(exchange)(state, jnp.array([1, 1], jnp.int32))
     np.testing.assert_array_equal(sources, [2, 1, 2, 3])
     expected = [0.0, -np.inf, 0.0, -np.inf]
     weights = copied.log_weights - copied.log_weights[0]
@@ -208,20 +214,25 @@ def threshold_by_search(weights, num_kept):
     return np.minimum(1.0, low * weights)
 
 
+probabilities_of = jax.jit(inclusion_probabilities, static_argnums=1)
+draw_many = jax.jit(
+    jax.vmap(optimal_resampling, in_axes=(0, None, None)), static_argnums=2
+)
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("num_kept", [1, 3])
 def test_optimal_resampling_keeps_each_as_often_as_it_says(name, num_kept):
     weights = np.array(WEIGHTS[name])
     with np.errstate(divide="ignore"):
         log_weights = jnp.asarray(np.log(weights), jnp.float32)
-    probabilities = np.asarray(inclusion_probabilities(log_weights, num_kept))
+    probabilities = np.asarray(probabilities_of(log_weights, num_kept))
     expected = threshold_by_search(weights, num_kept)
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5, atol=1e-7)
 
     draws = 200_000
     keys = jax.random.split(jax.random.key(num_kept), draws)
-    draw = jax.vmap(lambda key: optimal_resampling(key, log_weights, num_kept))
-    kept, new = jax.jit(draw)(keys)
+    kept, new = draw_many(keys, log_weights, num_kept)
     kept, new = np.asarray(kept), np.exp(np.asarray(new, np.float64))
     assert (kept.sum(1) == num_kept).all()
     assert (new[~kept] == 0.0).all()
@@ -236,11 +247,12 @@ def test_optimal_resampling_keeps_each_as_often_as_it_says(name, num_kept):
 
 def test_fewer_weights_than_places_are_all_kept_as_they_are():
     log_weights = jnp.array([-jnp.inf, 1.0, -jnp.inf, -2.0, jnp.nan])
+    draw = jax.jit(optimal_resampling, static_argnums=2)
     for num_kept in (2, 3, 5, 9):
-        kept, new = optimal_resampling(KEY, log_weights, num_kept)
+        kept, new = draw(KEY, log_weights, num_kept)
         np.testing.assert_array_equal(kept, [False, True, False, True, False])
         np.testing.assert_allclose(new, [-np.inf, 1.0, -np.inf, -2.0, -np.inf])
-    kept, _ = optimal_resampling(KEY, jnp.full(4, -jnp.inf), 2)
+    kept, _ = draw(KEY, jnp.full(4, -jnp.inf), 2)
     assert not kept.any()
 
 
@@ -248,9 +260,9 @@ def test_many_places_are_filled_exactly():
     # More than the 32 bits of a sum could hold without wrapping.
     log_weights = 2.0 * jax.random.normal(KEY, (3000,))
     keys = jax.random.split(KEY, 50)
-    kept, _ = jax.vmap(lambda key: optimal_resampling(key, log_weights, 1500))(keys)
+    kept, _ = draw_many(keys, log_weights, 1500)
     assert (np.abs(np.asarray(kept).sum(1) - 1500) <= 1).all()
-    sure = np.asarray(inclusion_probabilities(log_weights, 1500)) == 1.0
+    sure = np.asarray(probabilities_of(log_weights, 1500)) == 1.0
     assert np.asarray(kept)[:, sure].all()
 
 
@@ -259,9 +271,9 @@ def test_kept_prefixes_are_expanded_and_finished_ones_keep_one_place():
     log_weights = jnp.log(jnp.array([5.0, 1e-9, 4.0, 1e-9, 3.0, 1e-9]))
     finished = jnp.array([False, False, True, False, False, False])
     group = Group(log_weights, log_weights, finished, jnp.int32(1))
-    seen = set()
+    seen, draw = set(), jax.jit(rule.draw)
     for seed in range(20):
-        offspring = rule.draw(jax.random.key(seed), group)
+        offspring = draw(jax.random.key(seed), group)
         first, second = (int(i) for i in offspring.ancestors[::3])
         np.testing.assert_array_equal(offspring.ancestors, [first] * 3 + [second] * 3)
         assert first != second
@@ -307,7 +319,8 @@ def test_roulette_leaves_large_weights_alone_and_is_fair_to_small_ones():
     with np.errstate(divide="ignore"):
         log_weights = jnp.asarray(np.log(weights), jnp.float32)
     keys = jax.random.split(KEY, 200_000)
-    played = jax.vmap(lambda key: russian_roulette(key, log_weights, exempt, 0.6))(keys)
+    play = jax.vmap(lambda key: russian_roulette(key, log_weights, exempt, 0.6))
+    played = jax.jit(play)(keys)
     played = np.exp(np.asarray(played, np.float64))
     np.testing.assert_allclose(played[:, [0, 3, 5, 6, 7]].std(0), 0.0, atol=1e-9)
     np.testing.assert_allclose(played[0, [3, 5, 6, 7]], weights[[3, 5, 6, 7]], 1e-5)
@@ -322,18 +335,20 @@ def test_the_pruned_rest_in_their_places_until_the_schedule_resamples():
     told = [3.0, 2.5, 2.0, 2.0, -9.0, -9.0, -9.0, -9.0]
     finished = [False] * 7 + [True]
     patient = samplers.pruning(0.5, schedule=samplers.never)
-    asked, ancestors = patient.ask(KEY, tell_first(patient, told, finished))
+    asked, ancestors = jax.jit(patient.ask)(KEY, tell_first(patient, told, finished))
     np.testing.assert_array_equal(ancestors, np.arange(8))
     dead = np.asarray(asked.log_weights) == -np.inf
     np.testing.assert_array_equal(dead, [False] * 4 + [True] * 3 + [False])
     # Dead for good, whatever they are told next.
     good = jnp.full(8, 5.0)
-    told_again, info = patient.tell(KEY, asked, good, jnp.zeros(8), jnp.zeros(8, bool))
+    told_again, info = jax.jit(patient.tell)(
+        KEY, asked, good, jnp.zeros(8), jnp.zeros(8, bool)
+    )
     np.testing.assert_array_equal(np.isinf(told_again.log_weights), dead)
     assert not bool(info.resampled)
 
     busy = samplers.pruning(0.5, schedule=samplers.every_step)
-    asked, ancestors = busy.ask(KEY, tell_first(busy, told, finished))
+    asked, ancestors = jax.jit(busy.ask)(KEY, tell_first(busy, told, finished))
     assert np.isfinite(np.asarray(asked.log_weights)).all()
     assert not np.isin(np.asarray(ancestors), [4, 5, 6]).any()
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_language as tiny
+from long_runs import jit_optimised
 
 from tsi import samplers
 from tsi.decoding.decode_step import Temperatures, sample_token
@@ -28,8 +29,7 @@ def texts_of(particles):
 
 def test_cached_densities_and_rewards_equal_uncached_ones_after_forks():
     target, params, count = tiny.target(), tiny.params(*PROMPTS), 4
-    particles = target.init(None, count, params)
-    propose, gather = jax.jit(target.propose), jax.jit(target.gather)
+    particles, gather = target.init(None, count, params), jax.jit(target.gather)
     for t in range(target.max_steps):
         keys = jax.random.split(jax.random.key(t), len(PROMPTS))
         if t in (1, 2, 4):
@@ -38,7 +38,7 @@ def test_cached_densities_and_rewards_equal_uncached_ones_after_forks():
             )
             rows = within + count * jnp.arange(len(PROMPTS))[:, None]
             particles = gather(particles, rows.reshape(-1))
-        particles, _ = propose(keys, t, particles, params)
+        particles, _ = propose()(keys, t, particles, params)
         rows = [
             (PROMPTS[row // count], tokens)
             for row, tokens in enumerate(texts_of(particles))
@@ -49,16 +49,25 @@ def test_cached_densities_and_rewards_equal_uncached_ones_after_forks():
     assert bool(particles.finished.all())
 
 
+@functools.cache
+def propose():
+    """A step of the plain target, as one program that tests share."""
+    return jax.jit(tiny.target().propose)
+
+
+def first_step(target, params, propose):
+    """Four particles after their first step."""
+    return propose(jax.random.key(0), 0, target.init(None, 4, params), params)[0]
+
+
 def test_fork_then_step_equals_step_then_index():
     target, params = tiny.target(), tiny.params("hello")
-    particles, _ = target.propose(
-        jax.random.key(0), 0, target.init(None, 4, params), params
-    )
+    particles = first_step(target, params, propose())
     ancestors = jnp.array([2, 2, 2, 2])
     forked = target.gather(particles, ancestors)
     # Slot 2 draws the same numbers either way, so it must write the same step.
-    one, _ = target.propose(jax.random.key(1), 1, forked, params)
-    other, _ = target.propose(jax.random.key(1), 1, particles, params)
+    one, _ = propose()(jax.random.key(1), 1, forked, params)
+    other, _ = propose()(jax.random.key(1), 1, particles, params)
     assert texts_of(one)[2] == texts_of(other)[2]
     assert float(one.log_odds[2]) == pytest.approx(float(other.log_odds[2]), abs=1e-5)
 
@@ -71,17 +80,15 @@ def test_a_delimiter_across_the_cut_of_a_long_step_ends_the_next(monkeypatch):
     monkeypatch.setattr("tsi.decoding.decode_step.sample_token", write_c)
     params = tiny.params("hello")
     target = tiny.target(boundary=tiny.boundary(delimiter=b"ccc"), max_step_tokens=2)
-    particles = target.init(None, 2, params)
+    particles, step = target.init(None, 2, params), jax.jit(target.propose)
     for t, length in enumerate([2, 3, 5, 6]):
-        particles, _ = target.propose(jax.random.key(0), t, particles, params)
+        particles, _ = step(jax.random.key(0), t, particles, params)
         np.testing.assert_array_equal(particles.lengths, [length] * 2)
 
 
 def test_costs_stay_with_the_slot_that_spent_them():
     target, params = tiny.target(), tiny.params("hello")
-    particles, _ = target.propose(
-        jax.random.key(0), 0, target.init(None, 4, params), params
-    )
+    particles = first_step(target, params, propose())
     forked = target.gather(particles, jnp.array([1, 1, 1, 1]))
     np.testing.assert_array_equal(forked.cost.generated, particles.cost.generated)
     np.testing.assert_array_equal(forked.cost.generated, particles.lengths)
@@ -123,7 +130,7 @@ def test_particle_estimates_equal_enumeration_of_a_language_model(log_truncation
     evidence = sum(masses.values())
 
     sampler = samplers.smc()
-    many = jax.jit(
+    many = jit_optimised(
         jax.vmap(lambda key, params: run(sampler, target, key, 32, params), (0, None))
     )
     runs = many(jax.random.split(jax.random.key(0), 2000), params)
@@ -194,9 +201,7 @@ def test_the_policys_own_judgement_equals_its_logits_without_a_cache():
     question, yes, no = (3, 7, 1), 4, 5
     target = tiny.target(reward=SelfJudge(question, yes, no))
     params = tiny.params("hello")
-    particles, _ = target.propose(
-        jax.random.key(0), 0, target.init(None, 4, params), params
-    )
+    particles = first_step(target, params, jax.jit(target.propose))
     for row, tokens in enumerate(texts_of(particles)):
         sequence = jnp.asarray([tiny.encode("hello") + tokens + list(question)])
         logits = params.policy(sequence)[0, -1]
@@ -247,8 +252,6 @@ def test_a_reward_that_smc_reads_on_the_way_is_a_twist():
 
 def test_no_reward_reads_nothing():
     target, params = tiny.target(reward=NoReward()), tiny.params("hello")
-    particles, _ = target.propose(
-        jax.random.key(0), 0, target.init(None, 4, params), params
-    )
+    particles = first_step(target, params, jax.jit(target.propose))
     assert particles.cost.reward_read.tolist() == [0] * 4
     assert particles.log_odds.tolist() == [0.0] * 4

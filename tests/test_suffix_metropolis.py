@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from long_runs import jit_optimised
 
 import tsi
 from tsi import samplers
@@ -75,9 +76,10 @@ def test_without_the_ratio_of_lengths_a_chain_favours_short_solutions():
 
 def stationary(explorer, target, num_runs=4_000, num_particles=48):
     """The law of the last state, by path code."""
-    runs = jax.jit(jax.vmap(lambda key: tsi.run(explorer, target, key, num_particles)))(
-        jax.random.split(jax.random.key(0), num_runs)
+    many = jit_optimised(
+        jax.vmap(lambda key: tsi.run(explorer, target, key, num_particles))
     )
+    runs = many(jax.random.split(jax.random.key(0), num_runs))
     return np.asarray(runs.particles.symbols)[:, -1]
 
 

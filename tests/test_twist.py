@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from long_runs import jit_optimised
 
 import tsi
 from tsi import samplers
@@ -32,7 +33,7 @@ def compile_runs(twisted, sampler=None, num_particles=8):
     def one(key, params):
         return tsi.run(sampler, twisted, key, num_particles, params)
 
-    return jax.jit(jax.vmap(one, (0, None)))
+    return jit_optimised(jax.vmap(one, (0, None)))
 
 
 def runs_of(twisted, sampler=None, num_runs=20_000, num_particles=8):
@@ -283,7 +284,7 @@ def test_chains_run_on_a_twisted_target_and_keep_its_posterior(accumulate):
     chain = samplers.particle_gibbs(
         potential=samplers.telescoping(), num_sweeps=2, ancestor_sampling=True
     )
-    runs = jax.jit(jax.vmap(lambda key: tsi.run(chain, twisted, key, 8)))(
+    runs = jit_optimised(jax.vmap(lambda key: tsi.run(chain, twisted, key, 8)))(
         jax.random.split(KEY, 20_000)
     )
     plain = samplers.product() if accumulate == "product" else samplers.telescoping()

@@ -93,15 +93,27 @@ class Programs:
         if kind not in self.programs:
             # An id identifies an object only while the object lives.
             self.targets.append(target)
-            self.programs[kind] = jax.jit(
-                jax.vmap(
-                    lambda key, params: run(
-                        self.sampler, target, key, self.num_particles, params
-                    ),
-                    in_axes=(0, None),
-                )
-            )
+            self.programs[kind] = self.compile(target)
         return self.programs[kind](keys, params)
+
+    def compile(
+        self, target: KnownTarget, options: dict[str, Any] | None = None
+    ) -> Callable[..., Run]:
+        """A program of many runs: a function of their keys and the parameters.
+
+        Args:
+            target: its shapes are those of the parameters.
+            options: of the compiler, in place of those of the process.
+        """
+        return jax.jit(
+            jax.vmap(
+                lambda key, params: run(
+                    self.sampler, target, key, self.num_particles, params
+                ),
+                in_axes=(0, None),
+            ),
+            compiler_options=options,
+        )
 
 
 def _numbers(leaf: Any) -> np.ndarray:
