@@ -11,7 +11,7 @@ import tiny_language as tiny
 from long_runs import jit_optimised
 
 from tsi import samplers
-from tsi.decoding.decode_step import Temperatures, sample_token
+from tsi.decoding.token_draws import Temperatures, sample_token
 from tsi.reasoning.particles import ReasoningParams
 from tsi.rewards.reward import NoReward, SelfJudge
 from tsi.rewards.text_reward import TextReward

@@ -103,7 +103,15 @@ def test_explorers_read_what_they_read_within_one_program(name, explorer):
     check_against_run(name, sampler, result)
 
 
-@pytest.mark.parametrize("name", ["rlhflow", "math-shepherd", "likelihood"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rlhflow",
+        # Read by the same programs, with another format.
+        pytest.param("math-shepherd", marks=pytest.mark.slow),
+        "likelihood",
+    ],
+)
 @pytest.mark.parametrize("explorer", EXPLORERS)
 def test_batches_and_company_change_no_reading(monkeypatch, name, explorer):
     sampler = EXPLORERS[explorer]

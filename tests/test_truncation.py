@@ -8,7 +8,7 @@ import tiny_language as tiny
 from scipy import stats
 from test_engine import PROBLEMS, SAMPLER, engine, extract
 
-from tsi.decoding.decode_step import Temperatures, log_prob_of, sample_token
+from tsi.decoding.token_draws import Temperatures, log_prob_of, sample_token
 from tsi.decoding.truncation import Truncation, truncate
 from tsi.errors import ConfigurationError
 from tsi.reasoning.particles import ReasoningParams

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tsi.decoding.decode_step import check_temperatures
 from tsi.decoding.repetition import check_penalty
+from tsi.decoding.token_draws import check_temperatures
 from tsi.decoding.truncation import Truncation
 from tsi.decoding.vocabularies import check_rows
 from tsi.engine.engine_run import EngineRun, collect

@@ -32,13 +32,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.numpyro.arguments import call, model_arguments
-from tsi.numpyro.particles import (
-    ProgramParticles,
-    ProgramStep,
-    as_arrays,
-    check_carry,
-)
-from tsi.numpyro.sites import Sites, run_program, sum_sites
+from tsi.numpyro.one_step import init_has_sites, run_init, run_step
+from tsi.numpyro.particles import ProgramParticles, ProgramStep
+from tsi.numpyro.sites import run_program, sum_sites
 from tsi.numpyro.whole_model import model_sites, run_model
 from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
@@ -105,88 +101,14 @@ class ProgramTarget:
         jax.eval_shape(trace_step)
         return found[0]
 
-    def _run_init(
-        self, key: Key[Array, ""], values: dict[str, Any], params: Any
-    ) -> Sites:
-        sites = run_program(self.init_fn, key, values, params=params)
-        return sites._replace(returned=as_arrays(sites.returned))
-
-    def _run_proposal(
-        self,
-        key: Key[Array, ""],
-        t: Array,
-        carry: Any,
-        stored: dict[str, Any] | None,
-        params: Any,
-    ) -> Sites | None:
-        """Run the proposal to draw latents, or to get the density of stored ones."""
-        if self.proposal is None:
-            return None
-        guide = run_program(self.proposal, key, stored or {}, t, carry, params=params)
-        if guide.num_observed or guide.fixed:
-            raise ConfigurationError(
-                "The proposal has observed or fixed sites or factors, but it may only "
-                "draw. Move these sites into step_fn."
-            )
-        return guide
-
-    def _step(
-        self,
-        key: Key[Array, ""],
-        t: Array,
-        before: Any,
-        stored: dict[str, Any] | None,
-        params: Any,
-    ) -> ProgramStep:
-        """Run step t of one particle, with new or stored latents."""
-        key_guide, key_step = jax.random.split(jax.random.fold_in(key, 1))
-        guide = self._run_proposal(key_guide, t, before, stored, params)
-        values = {} if guide is None else guide.latents
-        values = values if stored is None else stored
-        sites = run_program(self.step_fn, key_step, values, t, before, params=params)
-        excess = sites.log_excess
-        if guide is not None:
-            unknown = set(values) - set(sites.latents) | (set(values) & sites.fixed)
-            if unknown:
-                raise ConfigurationError(
-                    f"The proposal draws {sorted(unknown)}, which are not latent "
-                    f"sites of step_fn (it has {sorted(sites.latents)}). Use the same "
-                    "names in both programs; observed and hidden sites need no "
-                    "proposal."
-                )
-            drawn = {n: sites.log_probs[n] - q for n, q in guide.log_draws.items()}
-            excess = {**excess, **drawn}
-        after = as_arrays(sites.returned)
-        check_carry(before, after)
-        log_prob = sum_sites(sites.log_probs)
-        return ProgramStep(
-            key,
-            sites.latents,
-            sites.deterministics,
-            after,
-            log_prob,
-            sites.log_likelihood,
-            sum_sites(excess),
-        )
-
-    def _init_has_sites(self, key: Key[Array, ""], params: Any) -> bool:
-        """Whether `init_fn` has sites, which are then part of the first step."""
-        found = []
-
-        def begin() -> Any:
-            sites = self._run_init(key, {}, params)
-            found.append(sites.random)
-            return sites.returned
-
-        jax.eval_shape(begin)
-        return found[0]
-
     def _empty_carry(self, key: Key[Array, ""], num_rows: int, params: Any) -> Any:
-        if self._init_has_sites(key, params):
-            carry = jax.eval_shape(lambda: self._run_init(key, {}, params).returned)
+        if init_has_sites(self.init_fn, key, params):
+            carry = jax.eval_shape(
+                lambda: run_init(self.init_fn, key, {}, params).returned
+            )
             carry = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), carry)
         else:
-            carry = self._run_init(key, {}, params).returned
+            carry = run_init(self.init_fn, key, {}, params).returned
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (num_rows, *leaf.shape)), carry
         )
@@ -197,10 +119,10 @@ class ProgramTarget:
         """Latent and deterministic values of `init_fn`, zero if not yet drawn."""
 
         def begin() -> tuple[dict[str, Any], dict[str, Any]]:
-            sites = self._run_init(key, {}, params)
+            sites = run_init(self.init_fn, key, {}, params)
             return sites.latents, sites.deterministics
 
-        if self._init_has_sites(key, params):
+        if init_has_sites(self.init_fn, key, params):
             shapes = jax.eval_shape(begin)
             init_values = jax.tree.map(
                 lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes
@@ -222,7 +144,7 @@ class ProgramTarget:
 
         def trace_step() -> ProgramStep:
             row = jax.tree.map(lambda leaf: leaf[0], carry)
-            return self._step(key, t, row, None, params)
+            return run_step(self.step_fn, self.proposal, key, t, row, None, params)
 
         shapes = jax.eval_shape(trace_step)._replace(key=None)
         rows, length = num_particles, self.max_steps
@@ -255,11 +177,11 @@ class ProgramTarget:
         before = particles.carry
         init_values = (particles.initial, particles.initial_deterministics)
         log_p, log_g, excess = zeros, zeros, zeros
-        if self._init_has_sites(keys[0], params):
+        if init_has_sites(self.init_fn, keys[0], params):
 
             def begin(key: Array, values: dict[str, Any] | None) -> tuple:
                 key = jax.random.fold_in(key, 0)
-                sites = self._run_init(key, values or {}, params)
+                sites = run_init(self.init_fn, key, values or {}, params)
                 log_p = sum_sites(sites.log_probs)
                 log_g, excess = sites.log_likelihood, sum_sites(sites.log_excess)
                 drawn = (sites.latents, sites.deterministics)
@@ -274,7 +196,9 @@ class ProgramTarget:
                 lambda: unchanged,
             )
         step = jax.vmap(
-            lambda key, t, carry, stored: self._step(key, t, carry, stored, params)
+            lambda key, t, carry, stored: run_step(
+                self.step_fn, self.proposal, key, t, carry, stored, params
+            )
         )(keys, t, before, stored)
         step = step._replace(
             log_prob=log_p + step.log_prob,

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding.cache import Suffix
-from tsi.decoding.decode_step import Temperatures
 from tsi.decoding.repetition import mark_seen
+from tsi.decoding.token_draws import Temperatures
 from tsi.decoding.truncation import Truncation
 from tsi.models.decoder import LanguageModel
 from tsi.models.layers import Segment

@@ -16,9 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding.boundary import Advance
 from tsi.decoding.cache import cut, keep, take
-from tsi.decoding.decode_step import Decoding, log_prob_among, log_prob_of
+from tsi.decoding.decode_step import Decoding
 from tsi.decoding.forced_end import ForcedStep, read_forced
 from tsi.decoding.repetition import mark_seen_within, penalise
+from tsi.decoding.token_draws import log_prob_among, log_prob_of
 from tsi.errors import ConfigurationError
 from tsi.models.layers import Segment
 from tsi.reasoning.cost import no_cost

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tsi.decoding.decode_step import log_prob_of
+from tsi.decoding.token_draws import log_prob_of
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.rewards.formats import ContinuationFormat

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding.boundary import Boundary
-from tsi.decoding.decode_step import Temperatures, empty_key_values, write_token
+from tsi.decoding.decode_step import empty_key_values, write_token
 from tsi.decoding.forced_end import ForcedEnd, Places, no_places
 from tsi.decoding.token_confidence import TokenConfidence
+from tsi.decoding.token_draws import Temperatures
 from tsi.engine.paging.pages import Dense, layers_of, merge
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.layers import Routes, Segment

@@ -1,0 +1,164 @@
+"""Draws of one token per row, and their log probabilities, at a temperature.
+
+Log p is that of the policy p, and the correction log p - log q that of a proposal q at
+another temperature, or of the policy restricted to some tokens.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tsi.decoding.categorical import categorical
+from tsi.decoding.truncation import Truncation, truncate
+from tsi.errors import ConfigurationError
+
+
+class Temperatures(NamedTuple):
+    """Temperatures of the policy p and the proposal q; 0 takes the most likely token.
+
+    The truncation and the penalty of repetition belong to both.
+
+    Attributes:
+        policy: temperature of p.
+        proposal: temperature of q; None for q = p.
+        truncation: tokens that p may draw.
+        repetition: the penalty.
+    """
+
+    policy: Float[Array, ""]
+    proposal: Float[Array, ""] | None = None
+    truncation: Truncation | None = None
+    repetition: Float[Array, ""] | None = None
+
+
+def check_temperatures(policy: Any, proposal: Any = None) -> None:
+    """Refuse an invalid temperature, and a proposal that cannot draw all that p can.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    for name, value in (("temperature", policy), ("proposal_temperature", proposal)):
+        if value is None and name != "temperature":
+            continue
+        number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+        if not number or not 0.0 <= value < math.inf:
+            raise ConfigurationError(
+                f"{name} is {value!r}. Give a finite number: 0 for greedy, or above 0."
+            )
+    if proposal == 0.0 and policy > 0.0:
+        raise ConfigurationError(
+            f"A proposal of temperature 0 draws one token where the policy at "
+            f"temperature {policy} may draw any, so no weight could correct it. Give "
+            "a positive proposal_temperature."
+        )
+
+
+def scale_logits(
+    logits: Float[Array, "*b V"], temperature: Float[Array, ""]
+) -> Float[Array, "*b V"]:
+    """Logits divided by the temperature (by 1 at temperature 0), the largest one 0."""
+    # Without the shift, logits near temperature 0 would overflow.
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    return shifted / jnp.where(temperature > 0, temperature, 1.0)
+
+
+def log_prob_of(
+    logits: Float[Array, "*b V"],
+    token: Int[Array, "*b"],
+    temperature: Float[Array, ""],
+    truncation: Truncation | None = None,
+) -> Float[Array, "*b"]:
+    """log p of tokens; at temperature 0, 0 for the most likely token and else -inf."""
+    if truncation is not None:
+        logits = truncate(logits, temperature, truncation)
+
+    def log_softmax() -> Float[Array, "*b"]:
+        scaled = scale_logits(logits, temperature)
+        chosen = jnp.take_along_axis(scaled, token[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(scaled, axis=-1)
+
+    def log_greedy() -> Float[Array, "*b"]:
+        return jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(
+            logits.dtype
+        )
+
+    # On a CPU the argmax of 50,000 logits takes as long as their softmax.
+    return jax.lax.cond(temperature > 0, log_softmax, log_greedy)
+
+
+def sample_token(
+    keys: Any, logits: Float[Array, "R V"], temperatures: Temperatures
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """Draw one token per row, each row with its own key.
+
+    At temperature 0 the most likely token is taken, and its log p is 0.
+
+    Returns:
+        Token ids, their log p under the policy, and log p - log q.
+    """
+    policy, proposal, truncation, _ = temperatures
+    if truncation is not None:
+        logits = truncate(logits, policy, truncation)
+    zeros = jnp.zeros(logits.shape[0], logits.dtype)
+    drawing = policy if proposal is None else proposal
+    token, log_q = jax.lax.cond(
+        drawing > 0,
+        lambda: categorical(keys, scale_logits(logits, drawing)),
+        lambda: (jnp.argmax(logits, axis=-1).astype(jnp.int32), zeros),
+    )
+    if proposal is None:
+        return token, log_q, zeros
+    log_p = log_prob_of(logits, token, policy)
+    return token, log_p, log_p - log_q
+
+
+def sample_among(
+    keys: Any,
+    logits: Float[Array, "R V"],
+    allowed: Bool[Array, "R V"],
+    temperatures: Temperatures,
+) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """Draw one token per row from the policy restricted to the allowed tokens.
+
+    If the policy can draw none of them, the most likely one before truncation is taken.
+
+    Returns:
+        Token ids, their log p under the unrestricted policy, and the log of the allowed
+        tokens' total probability, which is log p - log q.
+    """
+    policy, _, truncation, _ = temperatures
+    log_mass = log_prob_among(logits, allowed, policy, truncation)
+    kept = logits if truncation is None else truncate(logits, policy, truncation)
+    impossible = (log_mass == -jnp.inf)[:, None]
+    masked = jnp.where(allowed, jnp.where(impossible, logits, kept), -jnp.inf)
+    likeliest = jnp.argmax(masked, axis=-1).astype(jnp.int32)
+    token, _ = categorical(keys, scale_logits(masked, policy))
+    token = jnp.where((policy > 0) & ~impossible[:, 0], token, likeliest)
+    return token, log_prob_of(logits, token, policy, truncation), log_mass
+
+
+def log_prob_among(
+    logits: Float[Array, "R V"],
+    allowed: Bool[Array, "R V"],
+    temperature: Float[Array, ""],
+    truncation: Truncation | None = None,
+) -> Float[Array, " R"]:
+    """The log of the allowed tokens' total probability."""
+    if truncation is not None:
+        logits = truncate(logits, temperature, truncation)
+
+    def log_softmax() -> Float[Array, " R"]:
+        scaled = scale_logits(logits, temperature)
+        mass = jax.nn.logsumexp(jnp.where(allowed, scaled, -jnp.inf), axis=-1)
+        return mass - jax.nn.logsumexp(scaled, axis=-1)
+
+    def log_greedy() -> Float[Array, " R"]:
+        best = jnp.argmax(logits, axis=-1)[:, None]
+        is_allowed = jnp.take_along_axis(allowed, best, axis=-1)[:, 0]
+        return jnp.where(is_allowed, 0.0, -jnp.inf).astype(logits.dtype)
+
+    return jax.lax.cond(temperature > 0, log_softmax, log_greedy)
