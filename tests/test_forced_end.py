@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import math
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from forced_paths import (
     params,
 )
 from long_runs import jit_optimised
+from scipy import stats
 
 from tsi.decoding.forced_end import ForcedEnd
 from tsi.errors import ConfigurationError
@@ -134,7 +137,7 @@ def test_densities_of_both_are_those_of_enumeration(name):
     rows = jax.device_get(written[-1])
     assert bool(rows.finished.all())
     assert not bool(rows.truncated.any())
-    seen = set()
+    seen = Counter()
     for row in range(ROWS):
         tokens = tuple(rows.tokens[row, : int(rows.lengths[row])].tolist())
         log_p, gap, odds = found[tokens]
@@ -144,9 +147,18 @@ def test_densities_of_both_are_those_of_enumeration(name):
         )
         assert corrections[row] == pytest.approx(gap, abs=1e-4)
         assert float(rows.log_odds[row]) == pytest.approx(odds, abs=2e-4)
-        seen.add(tokens)
+        seen[tokens] += 1
     assert len(seen) > 4
     assert any(gap < -0.1 for tokens in seen for _, gap, _ in [found[tokens]])
+    # And each is drawn as often as the proposal says; rare ones are counted together.
+    q = {x: math.exp(log_p - gap) for x, (log_p, gap, _) in found.items()}
+    cells = {x: x if ROWS * share > 5 else "rare" for x, share in q.items()}
+    drawn, expected = Counter(), Counter()
+    for x, cell in cells.items():
+        drawn[cell] += seen[x]
+        expected[cell] += ROWS * q[x] / sum(q.values())
+    counts = [(drawn[cell], number) for cell, number in expected.items()]
+    assert stats.chisquare(*np.transpose(counts)).pvalue > 1e-3
 
 
 @functools.cache
@@ -156,7 +168,18 @@ def many_runs(target):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+# Several tokens may be forced, or a string, over a step's end. Densities and
+# frequencies of the others are tested above.
+QUICK = ("several ends", "a stop string", "a string over a step's end")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in CASES
+    ],
+)
 def test_evidence_and_posterior_are_those_of_enumeration(name):
     target, p, ends, stop = case(name)
     masses = masses_of(enumerate_target(target, p, ends, stop))
