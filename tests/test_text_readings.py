@@ -144,6 +144,13 @@ class Failing:
     spares = False
 
 
+@functools.cache
+def failing_engine() -> Engine:
+    runner = engines.engine("skywork", 1.0)
+    runner.target.reward.format = Failing(runner.target.reward.format)
+    return runner
+
+
 @pytest.mark.parametrize(
     ("name", "reads"), [("filter", 1), ("filter", 8), ("repeats", 3), ("tree", 2)]
 )
@@ -158,10 +165,7 @@ def test_a_text_that_cannot_be_rendered_costs_its_problem(monkeypatch, name, rea
         lanes.append(self)
 
     monkeypatch.setattr(Lane, "_release", watch)
-    runner = engines.engine("skywork", 1.0)
-    reader = runner.target.reward
-    reader.format = Failing(reader.format)
-    arguments = sampler, KEY, WORDS, 4
+    runner, arguments = failing_engine(), (sampler, KEY, WORDS, 4)
     with pytest.raises(ProblemError, match="1 problems failed: 2 ") as caught:
         runner.run(*arguments, extract=test_engine.extract)
     assert caught.value.steps[2] >= 2
