@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
-MANY_RUNS = 4_000
+MANY_RUNS = 10_000
 """Number of runs from which on they take longer than compiling them."""
 
 

@@ -33,7 +33,7 @@ def compile_runs(twisted, sampler=None, num_particles=8):
     def one(key, params):
         return tsi.run(sampler, twisted, key, num_particles, params)
 
-    return jit_optimised(jax.vmap(one, (0, None)))
+    return jax.jit(jax.vmap(one, (0, None)))
 
 
 def runs_of(twisted, sampler=None, num_runs=20_000, num_particles=8):
