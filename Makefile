@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow test-lowest test-newest test-parity lint docs benchmark bench curve headline curve-llm train-tiny clean
+.PHONY: test test-slow test-lowest test-newest test-parity lint docs benchmark bench curve curve-chain curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -83,12 +83,13 @@ benchmark: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tsi.experiments.benchmarks.engine $(if $(PEERS),--peers $(PEERS))
 
-curve: .venv/installed
-	$(BIN)/tsi scale
-
 # Hard problems, each method at the temperature that validation problems chose.
-headline: .venv/installed
+curve: .venv/installed
 	$(BIN)/tsi reproduce headline
+
+# Nine methods on the task chain, at one temperature and budgets up to 64.
+curve-chain: .venv/installed
+	$(BIN)/tsi scale
 
 curve-llm: .venv/installed
 	$(BIN)/python -m tsi.experiments.scaling.curve_llm

@@ -52,6 +52,9 @@ TABLE = "comparison.md"
 Summary = Callable[[Mapping[str, Curves]], str]
 """From the curves of each experiment, by its name, to a text."""
 
+Drawing = Callable[[Mapping[str, Curves], Path], list[Path]]
+"""From these curves and a folder to the figures that it has drawn there."""
+
 
 class Experiment(NamedTuple):
     """One call of ``tsi scale``.
@@ -179,6 +182,7 @@ def run_experiments(
     progress: bool = True,
     record: Path | None = None,
     summarize: Summary | None = None,
+    draw: Drawing | None = None,
 ) -> int:
     """Run experiments one after the other, and compare them.
 
@@ -191,6 +195,7 @@ def run_experiments(
         record: a file to copy into the folder.
         summarize: a text on the curves of all experiments, which follows the
             comparison.
+        draw: figures of all experiments together.
 
     Returns:
         The first exit code that is not 0, or 0.
@@ -226,7 +231,8 @@ def run_experiments(
             parts.append(summarize(curves))
         text = "\n\n".join(parts)
         write_text(folder / TABLE, f"{text}\n")
-        print(f"\n{text}\n\nWritten: {folder / TABLE}")
+        paths = [folder / TABLE, *(draw(curves, folder) if draw is not None else [])]
+        print(f"\n{text}\n\nWritten: {', '.join(map(str, paths))}")
     return code
 
 

@@ -59,11 +59,13 @@ def reproduce(
     print(found.claim)
     folder = out or Path("results/reproductions") / f"{name}{'-small' * small}"
     experiments = found.small if small else found.full
+    is_small = small or found.is_small
     return run_experiments(
         experiments,
         folder,
         scale,
         dry=dry,
         progress=progress,
-        summarize=found.summarize if small else None,
+        summarize=found.summarize if is_small else None,
+        draw=found.draw if is_small else None,
     )

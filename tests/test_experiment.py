@@ -176,7 +176,7 @@ def test_the_best_temperature_is_chosen_by_validation_accuracy():
             assert line.split("|")[-2].strip() == "1"
 
 
-def test_the_headline_compares_methods_at_their_own_temperatures():
+def test_the_headline_compares_methods_at_their_own_temperatures(tmp_path):
     generator = np.random.default_rng(0)
     curves = {}
     for experiment in headline.SMALL:
@@ -191,10 +191,17 @@ def test_the_headline_compares_methods_at_their_own_temperatures():
     text = headline.summarize(curves)
     for task, chosen in headline.CHOSEN.items():
         for title in ("its own", "a common"):
-            assert f"{task}, each method at {title} temperature:" in text
+            assert f"{task}, each method at {title} temperature T:" in text
         for method, best in chosen.items():
             assert method in curves[f"{task}-t{best}"]
+            # No method is run twice at one temperature and budget.
+            assert (method in curves[f"{task}-common"]) == (best != headline.COMMON)
     own, common = text.split("a common temperature")[:2]
+    # Both the tables of accuracies and of differences have the temperature.
+    for part, temperature in ((own, "0.4"), (common, "1")):
+        assert f"| particle filter, T = {temperature} " in part
+        line = next(x for x in part.splitlines() if x.startswith("| particle filter  "))
+        assert line.split("|")[2].strip() == temperature
     shown = [
         float(next(line for line in part.splitlines() if "| particle" in line)[-13:-9])
         for part in (own, common)
@@ -205,6 +212,11 @@ def test_the_headline_compares_methods_at_their_own_temperatures():
     assert "particle filter" in own
     assert "| 1 " not in own.split("| ---")[0]
     assert common.count("| REBASE") >= 2
+    drawn = headline.draw(curves, tmp_path)
+    assert len(drawn) == 8
+    assert all(path.stat().st_size > 1000 for path in drawn)
+    assert get_reproduction("headline").is_small
+    assert not get_reproduction("main_figure").is_small
 
 
 def test_an_unknown_reproduction_lists_the_known_ones(capsys):

@@ -10,7 +10,7 @@ import importlib
 from typing import NamedTuple
 
 from tsi.errors import UnknownNameError
-from tsi.experiments.experiment import Experiment, Summary, check_experiments
+from tsi.experiments.experiment import Drawing, Experiment, Summary, check_experiments
 
 NAMES = (
     "main_figure",
@@ -39,6 +39,7 @@ class Reproduction(NamedTuple):
         small: experiments on embedded models.
         summarize: what the small experiments say about the claim; None for their
             comparison alone.
+        draw: their figures, besides those of each experiment.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Reproduction(NamedTuple):
     full: list[Experiment]
     small: list[Experiment]
     summarize: Summary | None = None
+    draw: Drawing | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether nothing was published, so that all runs are on embedded models."""
+        return self.full == self.small
 
 
 def get_reproduction(name: str) -> Reproduction:
@@ -63,4 +70,5 @@ def get_reproduction(name: str) -> Reproduction:
         check_experiments(module.FULL),
         check_experiments(module.SMALL),
         getattr(module, "summarize", None),
+        getattr(module, "draw", None),
     )

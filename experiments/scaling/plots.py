@@ -5,7 +5,7 @@ Methods also differ by marker and line, for prints in black and white.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,12 @@ MOVED = (
 
 
 def save_accuracy_plots(
-    curves: Curves, unit: str, title: str, paths: Sequence[Path]
+    curves: Curves,
+    unit: str,
+    title: str,
+    paths: Sequence[Path],
+    *,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
     """Draw accuracy against cost with error bars of one standard error.
 
@@ -77,15 +82,18 @@ def save_accuracy_plots(
         unit: one of `curves.UNITS`.
         title: of the figure.
         paths: of the files, whose suffixes are their formats.
+        labels: of methods, if not those of `Method.label`.
     """
     label, base = UNITS[unit]
+    labels = {method: get_method(method).label for method in curves} | (labels or {})
     with matplotlib.rc_context(RC):
-        figure, axes = _paper_figure(curves)
+        figure, axes = _paper_figure(list(labels.values()))
         # Measured seconds differ between methods, and so stay where they are.
         is_moved = unit != "seconds"
         shifts = spread(len(curves)) if is_moved else [1.0] * len(curves)
         for (method, curve), shift in zip(curves.items(), shifts, strict=True):
-            _draw(axes, method, list(curve.values()), unit, shift)
+            points = list(curve.values())
+            _draw(axes, style_of(method), labels[method], points, unit, shift)
         axes.set_xscale("log", base=base)
         if unit == "rollouts":
             budgets = sorted({budget for curve in curves.values() for budget in curve})
@@ -103,15 +111,15 @@ def save_accuracy_plots(
             save(figure, path)
 
 
-def _paper_figure(curves: Curves) -> tuple[Figure, Axes]:
+def _paper_figure(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure with room for the legend and a note of two lines.
 
     Its margins are computed here, because matplotlib's layout takes longer than all of
     the drawing.
     """
-    height = max(3.7, 1.0 + 0.165 * len(curves))
+    height = max(3.7, 1.0 + 0.165 * len(labels))
     figure = Figure(figsize=(PAPER_WIDTH, height))
-    longest = max((len(get_method(method).label) for method in curves), default=0)
+    longest = max(map(len, labels), default=0)
     legend = min(0.5 + 0.062 * longest, PAPER_WIDTH / 2)
     figure.subplots_adjust(
         left=0.5 / PAPER_WIDTH,
@@ -164,9 +172,14 @@ def bar(point: Point) -> tuple[float, float]:
 
 
 def _draw(
-    axes: Axes, method: str, points: list[Point], unit: str, shift: float
+    axes: Axes,
+    style: tuple[str, str, str],
+    label: str,
+    points: list[Point],
+    unit: str,
+    shift: float,
 ) -> None:
-    colour, marker, line = style_of(method)
+    colour, marker, line = style
     points = [point for point in points if math.isfinite(getattr(point, unit))]
     if not points:
         return
@@ -175,7 +188,7 @@ def _draw(
         [getattr(point, unit) * shift for point in points],
         [100 * point.accuracy for point in points],
         [[100 * x for x in below], [100 * x for x in above]],
-        label=get_method(method).label,
+        label=label,
         color=colour,
         marker=marker,
         linestyle=line,

@@ -137,16 +137,24 @@ best with the second best. Which one is best was read from the same problems, wh
 favours it."""
 
 
-def paired_table(comparisons: Sequence[Comparison]) -> str:
-    """A line for each comparison; see `paired_text`."""
+def paired_table(
+    comparisons: Sequence[Comparison], labels: Mapping[str, str] | None = None
+) -> str:
+    """A line for each comparison; see `paired_text`.
+
+    Args:
+        comparisons: of methods.
+        labels: of methods, if not those of `Method.label`.
+    """
+    labels = labels or {}
     head = "method|against|difference|95 %|only first|only second|p|Holm"
     lines = [[*head.split("|"), f"problems for {100 * SOUGHT:.0f}"]]
     for method, against, _, result, adjusted, needed in comparisons:
         error = number(100 * result.error, 1)
         lines.append(
             [
-                get_method(method).label,
-                get_method(against).label,
+                labels.get(method, get_method(method).label),
+                labels.get(against, get_method(against).label),
                 f"{signed(100 * result.difference)} ± {error}",
                 f"[{signed(100 * result.interval.low)}, "
                 f"{signed(100 * result.interval.high)}]",
