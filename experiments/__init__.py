@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tsi.experiments.scaling.plan import Plan, make_plan
     from tsi.experiments.scaling.results import read_rows
     from tsi.experiments.scaling.scale import run_plan
+    from tsi.experiments.scaling.to_pandas import to_frame
     from tsi.experiments.scaling.write_report import write_report
     from tsi.experiments.tasks import (
         TASKS,
@@ -44,6 +45,7 @@ else:
             "tsi.experiments.scaling.plan": ("Plan", "make_plan"),
             "tsi.experiments.scaling.results": ("read_rows",),
             "tsi.experiments.scaling.scale": ("run_plan",),
+            "tsi.experiments.scaling.to_pandas": ("to_frame",),
             "tsi.experiments.scaling.write_report": ("write_report",),
             "tsi.experiments.tasks": (
                 "TASKS",
@@ -81,5 +83,6 @@ __all__ = [
     "run_plan",
     "task_limits",
     "task_world",
+    "to_frame",
     "write_report",
 ]

@@ -70,6 +70,11 @@ def test_bins_and_scores_are_what_a_hand_computes():
     expected = np.log([7 / 8, 1 / 8, 7 / 8, 1 / 8]).mean()
     assert got.log_score == pytest.approx(expected)
     assert got.selective[1] == 0.5
+    assert np.isnan(got.right_log_score)
+    # Of several right answers the probabilities add; none is kept below 1/8.
+    right = np.array([[0.5], [0.0], [1.0], [0.25]])
+    got = calibration(p, y, 4, right_probabilities=right)
+    assert got.right_log_score == pytest.approx(np.log([1 / 2, 1 / 8, 1, 1 / 4]).mean())
 
 
 def test_both_scores_are_best_for_the_true_probability():

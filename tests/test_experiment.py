@@ -148,7 +148,14 @@ def point(correct):
     costs = [10.0] * 4
     empty = np.zeros(table.shape)
     return Point(
-        table, *accuracy(table), 16, *costs, empty, np.zeros(table.shape, np.int64)
+        table,
+        *accuracy(table),
+        16,
+        *costs,
+        empty,
+        np.zeros(table.shape, np.int64),
+        table * 1.0,
+        empty,
     )
 
 

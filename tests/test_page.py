@@ -16,7 +16,6 @@ from tsi.experiments.pages.page import as_script_data, write_page
 from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.pages.tree_data import OUTCOMES, tree_of
 from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.pool_curves import PoolPoint
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.scale import run_plan
 
@@ -52,8 +51,7 @@ def make_data(name="results/x"):
         row["settings"] = {"task": HOSTILE, "temperature": 0.4}
         if cell.problem == 5:
             row["selected"] = HOSTILE
-    pool = {1: PoolPoint(0.25, 0.1, 0.0), 4: PoolPoint(0.5, 0.1, 0.01)}
-    return page_data(name, rows, [make_tree()], {"best_of_n": pool})
+    return page_data(name, rows, [make_tree()])
 
 
 @pytest.fixture(scope="module")

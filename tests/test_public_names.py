@@ -44,7 +44,7 @@ NAMES = {
         Experiment GeneratedTask METHODS ModelOptions Plan ProblemOptions PromptFormat
         StepEnds TASKS Task World embedded_world get_task join_place join_processes
         make_plan parse_place read_particles read_rows run_plan task_limits task_world
-        write_report
+        to_frame write_report
     """,
 }
 """Removing one of these breaks the programs of others."""

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from matplotlib.colors import to_rgb
 
 from tsi.experiments.scaling.comparisons import (
@@ -17,6 +18,7 @@ from tsi.experiments.scaling.comparisons import (
 from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
 from tsi.experiments.scaling.curves import UNITS, curves_of
 from tsi.experiments.scaling.plots import STYLES, bar, save_accuracy_plots, spread
+from tsi.experiments.scaling.reliability_plot import save_reliability_plot
 from tsi.experiments.scaling.report import (
     accuracy_table,
     accuracy_text,
@@ -24,6 +26,7 @@ from tsi.experiments.scaling.report import (
     paired_table,
     paired_text,
     rate_table,
+    row_notes,
 )
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.write_report import run_title, write_files
@@ -272,3 +275,44 @@ def test_colours_differ_for_every_reader(vision):
                 )
                 assert marker_a != marker_b
                 assert gap > 20 or line_a != line_b, (a, b, gap)
+
+
+def test_ungraded_answers_are_counted_in_a_note():
+    rows = rows_where(Shares(smc=0.5))
+    assert not any("could not be graded" in note for note in row_notes(rows))
+    first, second, *_ = rows
+    rows[first]["num_ungraded"], rows[second]["num_ungraded"] = 1, 2
+    (note,) = row_notes(rows)
+    answered = sum(row["num_answered"] for row in rows.values())
+    assert f"3 of {answered} answers, in 2 of 120 runs, could not be graded" in note
+
+
+def test_a_reliability_figure_has_a_curve_for_each_method(tmp_path):
+    curves = curves_of(rows_where(Shares(smc=0.5, dvts=0.75)))
+    path = tmp_path / "reliability.png"
+    save_reliability_plot(calibrations(curves, 4), "title", [path])
+    assert path.stat().st_size > 5000
+    empty = tmp_path / "empty.png"
+    save_reliability_plot({}, "title", [empty])
+    assert path.read_bytes() != empty.read_bytes()
+
+
+def test_expected_correctness_gives_the_difference_and_its_error():
+    rows = rows_where(Shares(self_consistency=0.5, smc=0.75))
+    rng = np.random.default_rng(0)
+    for cell, row in rows.items():
+        if cell.method == "self_consistency":
+            row["expected_correct"] = float(rng.random())
+    curves = curves_of(rows)
+    point = curves["self_consistency"][4]
+    (result,) = compare(curves, [("smc", "self_consistency")], [4])
+    differences = curves["smc"][4].correct[:, 0] - point.expected[:, 0]
+    assert result.result.difference == pytest.approx(differences.mean())
+    assert result.result.error == pytest.approx(differences.std(ddof=1) / 40**0.5)
+    assert result.result.p_value == pytest.approx(
+        scipy.stats.ttest_1samp(differences, 0).pvalue
+    )
+    # Runs are counted by their selected answers.
+    assert (result.result.only_a, result.result.only_b) == (10, 0)
+    assert "over these" in accuracy_text(curves)
+    assert "over these" not in accuracy_text(curves_of(rows_where(Shares(smc=0.5))))

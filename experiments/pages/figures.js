@@ -103,8 +103,7 @@ function drawPass(place, run) {
     { x, y: run.pass.map((p) => 100 * p.pass), mode: "lines+markers", name: "pass@k",
       line: { color: "#0072B2" }, hovertemplate: "pass@%{x}: %{y:.1f} %<extra></extra>" },
     ...run.pools.map((pool) => {
-      const method = run.methods.find((m) => m.name === pool.method);
-      const styled = method || { label: pool.method, colour: "#5f6368", dash: "dot", symbol: "circle" };
+      const styled = run.methods.find((m) => m.name === pool.method);
       return {
         x: pool.points.map((p) => p.n), y: pool.points.map((p) => 100 * p.accuracy),
         error_y: { type: "data", array: pool.points.map((p) => 100 * p.error), thickness: 1 },

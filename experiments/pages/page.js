@@ -61,7 +61,7 @@ function showRun(place, run) {
   else calibration.append(element("p", { class: "note", text: "No two methods have a budget above 1 in common." }));
 
   const pass = section("pass", "pass@k",
-    "Probability that one or more of k independent samples is right (unbiased; band ±1 standard error). No selection from k samples can be right more often. If particles were kept, the other curves are the accuracy of selection from k samples, over all subsets of the pool (bars ±1 standard error), which varies less than that of its first k samples.");
+    "Probability that one or more of k independent samples is right (unbiased; band ±1 standard error). No selection from k samples can be right more often. The other curves are the accuracy of selection from k samples, over all subsets of the pool (bars ±1 standard error).");
   const passFigure = element("div", { class: "figure", id: "pass-figure" });
   if (run.pass.length > 1) pass.append(passFigure);
   else pass.append(element("p", { class: "note", text: "This run has no method with independent samples at several budgets." }));

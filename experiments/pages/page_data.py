@@ -15,7 +15,6 @@ from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
 from tsi.experiments.scaling.curves import UNITS, Curves, Point, Rows, curves_of
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.scaling.plots import bar, style_of
-from tsi.experiments.scaling.pool_curves import PoolPoint
 from tsi.experiments.scaling.report import MIN_SHARED, percent, row_notes
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.rows import round_finite
@@ -51,7 +50,6 @@ def page_data(
     name: str,
     rows: Rows,
     trees: Sequence[Mapping] = (),
-    pools: Mapping[str, Mapping[int, PoolPoint]] | None = None,
 ) -> dict[str, Any]:
     """Everything that the page shows of one run.
 
@@ -59,7 +57,6 @@ def page_data(
         name: of the run, to tell several apart.
         rows: complete for all their methods, with their settings.
         trees: of kept runs; see `tree_data.tree_of`.
-        pools: curves over subsets of kept pools; see `pool_curves`.
 
     Raises:
         ResultsError: rows are missing.
@@ -106,9 +103,17 @@ def page_data(
         "pools": [
             {
                 "method": method,
-                "points": [{"n": n, **point._asdict()} for n, point in curve.items()],
+                "points": [
+                    {
+                        "n": n,
+                        "accuracy": point.accuracy,
+                        "error": round_finite(point.error),
+                    }
+                    for n, point in curve.items()
+                ],
             }
-            for method, curve in (pools or {}).items()
+            for method, curve in curves.items()
+            if get_method(method).independent
         ],
     }
 

@@ -81,9 +81,9 @@ function calibrationTable(run) {
     labelOf(run, row.method),
     `${row.ece.toFixed(3)} [${row.ece_interval.map((x) => x.toFixed(3)).join(", ")}]`,
     fixed(row.ece_if_calibrated, 3), fixed(row.rms_error, 3), fixed(row.brier, 3),
-    fixed(row.log_score, 3), ...row.selective.map((x) => (100 * x).toFixed(1)),
+    fixed(row.log_score, 3), fixed(row.right_log_score, 3), ...row.selective.map((x) => (100 * x).toFixed(1)),
     (100 * row.selective_area).toFixed(1),
   ]);
   return table(["method", "ECE [95 %]", "if calibrated", "RMS", "Brier", "log score",
-    "best 25 %", "50 %", "75 %", "area"], lines);
+    "log p(right)", "best 25 %", "50 %", "75 %", "area"], lines);
 }

@@ -72,7 +72,7 @@ def compare(
         budgets: to compare at.
     """
     found = [
-        (a, b, n, paired_difference(curves[a][n].correct, curves[b][n].correct))
+        (a, b, n, _difference(curves[a][n], curves[b][n]))
         for n in budgets
         for a, b in pairs
         if n in curves[a] and n in curves[b]
@@ -117,6 +117,12 @@ def compared_budget(curves: Curves) -> int | None:
     budgets = [budget for curve in curves.values() for budget in curve]
     shared = [budget for budget in budgets if budgets.count(budget) > 1]
     return max(shared, default=None)
+
+
+def _difference(a: Point, b: Point) -> PairedDifference:
+    return paired_difference(
+        a.correct, b.correct, expected_a=a.expected, expected_b=b.expected
+    )
 
 
 def _needed(point: Point, result: PairedDifference) -> int | None:
@@ -170,8 +176,8 @@ def _labels(methods: Sequence[str]) -> str:
 
 
 def _by_cost(curve: dict[int, Point], unit: str) -> Curve:
-    costs = {getattr(point, unit): point.correct for point in curve.values()}
-    return {cost: correct for cost, correct in costs.items() if np.isfinite(cost)}
+    costs = {getattr(point, unit): point.expected for point in curve.values()}
+    return {cost: expected for cost, expected in costs.items() if np.isfinite(cost)}
 
 
 def _is_increasing(curve: Curve) -> bool:

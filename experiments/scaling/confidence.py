@@ -37,5 +37,10 @@ def calibrations(curves: Curves, budget: int) -> dict[str, Calibration]:
     for method, curve in curves.items():
         point = curve.get(budget)
         if point is not None and budget > 1 and np.isfinite(point.probability).all():
-            found[method] = calibration(point.probability, point.correct, budget)
+            found[method] = calibration(
+                point.probability,
+                point.correct,
+                budget,
+                right_probabilities=point.right_probability,
+            )
     return found

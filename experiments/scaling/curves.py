@@ -19,8 +19,8 @@ class Point(NamedTuple):
     """One method at one budget.
 
     Args:
-        correct: for each problem and seed.
-        accuracy: mean over problems and seeds.
+        correct: for each problem and seed, of the answer that was selected.
+        accuracy: mean of the expected correctness over problems and seeds.
         error: its standard error, clustered by problem.
         rollouts: the budget N.
         generated_tokens: mean per problem, as all costs below.
@@ -30,6 +30,10 @@ class Point(NamedTuple):
             rows were taken from a larger run.
         probability: of the selected answer, 0 if there is none.
         num_right: particles with a right answer.
+        expected: correctness expected over all subsets of a pool, for a method that
+            never resamples; that of the selected answer otherwise.
+        right_probability: posterior probability of right answers; NaN if rows of
+            earlier versions lack it.
     """
 
     correct: Bool[np.ndarray, "P S"]
@@ -42,6 +46,8 @@ class Point(NamedTuple):
     seconds: float
     probability: Float[np.ndarray, "P S"]
     num_right: Int[np.ndarray, "P S"]
+    expected: Float[np.ndarray, "P S"]
+    right_probability: Float[np.ndarray, "P S"]
 
     @property
     def all_tokens(self) -> float:
@@ -114,7 +120,9 @@ def _point(budget: int, grid: list[list[Mapping[str, Any]]]) -> Point:
     correct = table("correct", 0.0) > 0
     costs = ("generated_tokens", "reward_tokens", "flops", "seconds")
     means = {cost: float(table(cost).mean()) for cost in costs}
-    mean, error = accuracy(correct)
+    expected = table("expected_correct")
+    expected = np.where(np.isnan(expected), correct, expected)
+    mean, error = accuracy(expected)
     return Point(
         correct,
         mean,
@@ -123,4 +131,6 @@ def _point(budget: int, grid: list[list[Mapping[str, Any]]]) -> Point:
         **means,
         probability=table("probability", 0.0),
         num_right=table("num_right", 0.0).astype(np.int64),
+        expected=expected,
+        right_probability=table("right_probability"),
     )

@@ -85,15 +85,16 @@ def save_accuracy_plots(
         labels: of methods, if not those of `Method.label`.
     """
     label, base = UNITS[unit]
-    labels = {method: get_method(method).label for method in curves} | (labels or {})
+    names = {method: get_method(method).label for method in curves}
+    names.update(labels or {})
     with matplotlib.rc_context(RC):
-        figure, axes = _paper_figure(list(labels.values()))
+        figure, axes = _paper_figure(list(names.values()))
         # Measured seconds differ between methods, and so stay where they are.
         is_moved = unit != "seconds"
         shifts = spread(len(curves)) if is_moved else [1.0] * len(curves)
         for (method, curve), shift in zip(curves.items(), shifts, strict=True):
             points = list(curve.values())
-            _draw(axes, style_of(method), labels[method], points, unit, shift)
+            _draw(axes, style_of(method), names[method], points, unit, shift)
         axes.set_xscale("log", base=base)
         if unit == "rollouts":
             budgets = sorted({budget for curve in curves.values() for budget in curve})
@@ -165,8 +166,8 @@ def style_of(method: str) -> tuple[str, str, str]:
 
 def bar(point: Point) -> tuple[float, float]:
     """Lengths of the bar below and above a point, of one standard error."""
-    if has_few(point.correct):
-        low, high = accuracy_interval(point.correct, ONE_ERROR)
+    if has_few(point.expected):
+        low, high = accuracy_interval(point.expected, ONE_ERROR)
         return point.accuracy - low, high - point.accuracy
     return point.error, point.error
 

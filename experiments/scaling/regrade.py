@@ -21,6 +21,7 @@ from tsi.experiments.places import Place
 from tsi.experiments.scaling.kept_particles import KeptRun
 from tsi.experiments.scaling.methods import SHARED_SOURCE, get_method
 from tsi.experiments.scaling.particle_files import read_particles
+from tsi.experiments.scaling.pool_subsets import subset_correctness
 from tsi.experiments.scaling.row_format import (
     SETTINGS,
     SETTINGS_ID,
@@ -162,29 +163,27 @@ class _GradedRun:
         self._answers = [grading.extract(text) if ok else None for text, ok in texts]
         given_answers = list(dict.fromkeys(x for x in self._answers if x is not None))
         grades = grading.grade([(run.problem, answer) for answer in given_answers])
-        self._is_right = {
-            answer: graded.correct
-            for answer, graded in zip(given_answers, grades, strict=True)
-        }
+        self._grades = dict(zip(given_answers, grades, strict=True))
 
     def fields(self, line: Line) -> dict[str, Any]:
         """The graded fields of a row that was read off this run."""
         cell, run, answers = line.cell, self._run, self._answers
+        expected = None
         method = get_method(cell.method)
         settings = canonical_json(line.settings.get("sampler", {}))
         estimand = _estimand(cell.method, settings)
         if not (method.independent or method.deterministic):
             if answers == run.particles.answers:
                 # As the engine computed it, before weights were rounded.
+                posterior = answer_posterior(answers, run.particles.log_weights)
+                if run.selected is not None:
+                    posterior[run.selected] = run.probability
                 return graded_fields(
-                    answers,
-                    run.selected,
-                    run.probability,
-                    run.unanswered,
-                    self._is_right,
+                    answers, run.selected, posterior, run.unanswered, self._grades
                 )
             log_weights = run.particles.log_weights
         else:
+            expected = self._expected(estimand, cell.budget)
             answers = answers[: cell.budget]
             log_weights, _ = first_log_weights(
                 run.particles,
@@ -197,10 +196,23 @@ class _GradedRun:
         return graded_fields(
             answers,
             selected,
-            answer_posterior(answers, log_weights).get(selected or "", 0.0),
+            answer_posterior(answers, log_weights),
             unanswered_weight(answers, np.asarray(log_weights, weight_dtype())),
-            self._is_right,
+            self._grades,
+            expected,
         )
+
+    def _expected(self, estimand: Estimand, budget: int) -> float:
+        """Expected correctness over all subsets of that size of the pool."""
+        run = self._run
+        (mean,), _ = subset_correctness(
+            run.particles._replace(answers=self._answers),
+            run.log_evidence,
+            estimand,
+            {answer: grade.correct for answer, grade in self._grades.items()},
+            [budget],
+        )
+        return float(mean)
 
 
 @functools.cache

@@ -39,7 +39,15 @@ def row_notes(rows: Rows) -> list[str]:
         for cell, row in rows.items()
         if get_method(cell.method).reads_reward and row.get("reward_spread") is not None
     ]
+    num_ungraded = [row.get("num_ungraded") or 0 for row in rows.values()]
     notes = []
+    if any(num_ungraded):
+        answered = sum(row.get("num_answered") or 0 for row in rows.values())
+        notes.append(
+            f"{sum(num_ungraded):,} of {answered:,} answers, in "
+            f"{sum(map(bool, num_ungraded)):,} of {len(rows):,} runs, could not be "
+            "graded and count as wrong; `tsi regrade` grades them again."
+        )
     if _share(all_truncated) >= MIN_SHARE:
         notes.append(
             f"In {sum(all_truncated)} of {len(all_truncated)} runs the token or step "
@@ -68,7 +76,12 @@ def accuracy_text(curves: Curves) -> str:
     """What the accuracies of a table mean."""
     points = [point for curve in curves.values() for point in curve.values()]
     text = "Accuracy in percent ± standard error, clustered by problem."
-    if any(has_few(point.correct) for point in points):
+    if any((point.expected != point.correct).any() for point in points):
+        text += (
+            " Methods that never resample select from all subsets of n of their N "
+            "samples, and the accuracy is the mean over these."
+        )
+    if any(has_few(point.expected) for point in points):
         text += (
             " Brackets are 95 % Wilson intervals, which replace the standard error "
             "where fewer than ten problems are right or wrong."
@@ -124,10 +137,12 @@ def paired_text(comparisons: Sequence[Comparison]) -> str:
         f"Paired differences at N = {', '.join(map(str, budgets))}, in points ± "
         'standard error, on the same problems.\n"only first" and "only second" count '
         "runs in which one of the two alone is right.\np: exact test that the two are "
-        "interchangeable on each problem (with one seed McNemar's).\nHolm: p adjusted "
-        f"for the {count} comparison{'s' * (count > 1)} of this table. Last column: "
-        f"problems at which a\ndifference of {100 * SOUGHT:.0f} points would be found "
-        "with probability 0.8 at level 0.05, given these\ndiscordant pairs."
+        "interchangeable on each problem (with one seed McNemar's);\nStudent's t test "
+        "of the mean where accuracies are means over subsets of a pool.\n"
+        f"Holm: p adjusted for the {count} comparison{'s' * (count > 1)} of this "
+        f"table. Last column: problems at which a\ndifference of {100 * SOUGHT:.0f} "
+        "points would be found with probability 0.8 at level 0.05, given these\n"
+        "discordant pairs."
     )
 
 
@@ -206,7 +221,8 @@ def pass_table(rates: Mapping[int, tuple[float, float]]) -> str:
 def calibration_table(found: Mapping[str, Calibration]) -> str:
     """A line for each method: calibration, scores and selective accuracy."""
     head = (
-        "method|ECE [95 %]|if calibrated|RMS|Brier|log score|best 25 %|50 %|75 %|area"
+        "method|ECE [95 %]|if calibrated|RMS|Brier|log score|log p(right)"
+        "|best 25 %|50 %|75 %|area"
     )
     lines = [head.split("|")]
     for method, values in found.items():
@@ -219,6 +235,7 @@ def calibration_table(found: Mapping[str, Calibration]) -> str:
                 number(values.rms_error, 3),
                 f"{values.brier:.3f}",
                 f"{values.log_score:.3f}",
+                number(values.right_log_score, 3),
                 *[f"{100 * share:.1f}" for share in values.selective],
                 f"{100 * values.selective_area:.1f}",
             ]
@@ -228,8 +245,8 @@ def calibration_table(found: Mapping[str, Calibration]) -> str:
 
 def percent(point: Point) -> str:
     """Accuracy ± standard error, or with Wilson's interval."""
-    if has_few(point.correct):
-        low, high = accuracy_interval(point.correct)
+    if has_few(point.expected):
+        low, high = accuracy_interval(point.expected)
         return f"{100 * point.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     return f"{100 * point.accuracy:.1f} ± {100 * point.error:.1f}"
 

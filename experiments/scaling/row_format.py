@@ -46,6 +46,7 @@ COUNTS = frozenset(
     {
         "num_answered",
         "num_right",
+        "num_ungraded",
         "unique_eves",
         "num_distinct",
         "num_steps",
@@ -62,7 +63,9 @@ COUNTS = frozenset(
 )
 NUMBERS = frozenset(
     {
+        "expected_correct",
         "probability",
+        "right_probability",
         "unanswered",
         "mean_reward",
         "reward_spread",

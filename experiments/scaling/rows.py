@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from tsi.experiments.grading.grade import Grade
 from tsi.experiments.scaling.methods import get_method, sampler_of
 from tsi.experiments.scaling.plan import Batch
+from tsi.experiments.scaling.pool_subsets import subset_correctness
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.shared_rollouts import first_rollouts
 from tsi.experiments.worlds.world import World
@@ -32,28 +34,38 @@ def rows_of(
         for problem in problems
         for answer in answers_of(results[problem.id])
     ]
-    is_right = dict(zip(map(_key, pairs), grade(world, pairs), strict=True))
+    all_grades = dict(zip(map(_key, pairs), world.grade(pairs), strict=True))
     rows = []
+    sizes: dict[str, list[int]] = {}
+    for name, budget in batch.outcomes:
+        sizes.setdefault(name, []).append(budget)
+    expected: dict[tuple[str, int | str], dict[int, float]] = {}
     for name, budget in batch.outcomes:
         method = get_method(name)
         sampler = sampler_of(name, world.max_steps)
         estimand = estimand_of(sampler, reads_reward=method.reads_reward)
         for problem in problems:
             result = results[problem.id]
+            grades = {
+                answer: all_grades[_key((problem, answer))]
+                for answer in answers_of(result)
+            }
+            if method.independent and (name, problem.id) not in expected:
+                means, _ = subset_correctness(
+                    result.particles,
+                    result.log_evidence,
+                    estimand,
+                    {answer: found.correct for answer, found in grades.items()},
+                    sizes[name],
+                )
+                of_size = dict(zip(sizes[name], map(float, means), strict=True))
+                expected[name, problem.id] = of_size
             if method.independent or method.deterministic:
                 result = first_rollouts(result, budget, estimand)
             cell = Cell(name, budget, batch.seed, problem.id)
-            grades = {
-                answer: is_right[_key((problem, answer))]
-                for answer in answers_of(result)
-            }
-            rows.append((cell, outcome(problem, result, grades)))
+            mean = expected.get((name, problem.id), {}).get(budget)
+            rows.append((cell, outcome(problem, result, grades, mean)))
     return rows
-
-
-def grade(world: World, pairs: Sequence[Pair]) -> list[bool]:
-    """Whether each answer is right."""
-    return [grade.correct for grade in world.grade(pairs)]
 
 
 def answers_of(result: Result) -> list[str]:
@@ -69,39 +81,52 @@ def _key(pair: Pair) -> tuple[int | str, str | None]:
 def graded_fields(
     answers: Sequence[str | None],
     selected: str | None,
-    probability: float,
+    posterior: Mapping[str, float],
     unanswered: float,
-    is_right: Mapping[str, bool],
+    grades: Mapping[str, Grade],
+    expected: float | None = None,
 ) -> dict[str, Any]:
     """The fields of a row that depend on the answers and on their grades.
 
     Args:
         answers: of all particles.
         selected: one of them, or None.
-        probability: of the selected answer.
+        posterior: probability of each answer.
         unanswered: share of the weight without an answer.
-        is_right: whether each answer is right.
+        grades: of all these answers.
+        expected: correctness over all subsets of a pool; None for a run without one.
     """
     given_answers = [answer for answer in answers if answer is not None]
+    right = [answer for answer in posterior if grades[answer].correct]
+    correct = selected is not None and grades[selected].correct
     return {
         "selected": selected,
-        "correct": selected is not None and is_right[selected],
-        "probability": round_finite(probability),
+        "correct": correct,
+        "expected_correct": round_finite(correct if expected is None else expected),
+        "probability": round_finite(posterior.get(selected or "", 0.0)),
+        "right_probability": round_finite(math.fsum(posterior[a] for a in right)),
         "unanswered": round_finite(unanswered),
         "num_answered": len(given_answers),
-        "num_right": sum(is_right[answer] for answer in given_answers),
+        "num_right": sum(grades[answer].correct for answer in given_answers),
+        "num_ungraded": sum(
+            grades[answer].failure is not None for answer in given_answers
+        ),
     }
 
 
 def outcome(
-    problem: Problem, result: Result, is_right: Mapping[str, bool]
+    problem: Problem,
+    result: Result,
+    grades: Mapping[str, Grade],
+    expected: float | None = None,
 ) -> dict[str, Any]:
     """The fields of a row besides its cell and settings.
 
     Args:
         problem: with its right answer.
         result: of the row's method at its budget.
-        is_right: whether each of its answers is right.
+        grades: of its answers.
+        expected: see `graded_fields`.
     """
     ledger, steps, diagnostics = result.ledger, result.steps, result.diagnostics
     return {
@@ -110,9 +135,10 @@ def outcome(
         **graded_fields(
             result.answers,
             result.selected,
-            result.answer_posterior.get(result.selected or "", 0.0),
+            result.answer_posterior,
             result.unanswered,
-            is_right,
+            grades,
+            expected,
         ),
         "mean_reward": round_finite(np.mean(result.rewards)),
         "reward_spread": round_finite(reward_spread(result)),

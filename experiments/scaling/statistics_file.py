@@ -42,6 +42,7 @@ def calibrations_as_json(found: Mapping[str, Calibration]) -> list[dict[str, Any
             "rms_error": round_finite(values.rms_error),
             "brier": round_finite(values.brier),
             "log_score": round_finite(values.log_score),
+            "right_log_score": round_finite(values.right_log_score),
             "selective": list(map(round_finite, values.selective)),
             "selective_area": round_finite(values.selective_area),
             "bins": [

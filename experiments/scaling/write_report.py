@@ -16,6 +16,7 @@ from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
 from tsi.experiments.scaling.curves import UNITS, Curves, Rows, curves_of
 from tsi.experiments.scaling.plan import Plan, batches
 from tsi.experiments.scaling.plots import has_costs, save_accuracy_plots
+from tsi.experiments.scaling.reliability_plot import save_reliability_plot
 from tsi.experiments.scaling.report import (
     BEST_TEXT,
     accuracy_table,
@@ -40,11 +41,13 @@ from tsi.models.files import write_text
 
 FILES = (
     *(f"accuracy_{unit}.{suffix}" for unit in UNITS for suffix in ("png", "pdf")),
+    "reliability.png",
+    "reliability.pdf",
     "scaling_rate.json",
     "statistics.json",
     "table.md",
 )
-"""The files of a report, of a run whose seconds are known."""
+"""The files of a report, of a run whose seconds are known, with N above 1."""
 
 RATE_MEANING = """\
 Scaling rate: rollouts that the method under "against" needs, divided by those that
@@ -65,8 +68,9 @@ of the weight, for self-consistency of the votes. ECE: expected calibration erro
 bins of equal width, with a 95 % bootstrap interval over problems. "if calibrated": the
 ECE that noise alone would give. RMS: signed root of the debiased mean squared error of
 the bins. Brier and log score are means over problems (log: probabilities kept within
-1 / 2N of 0 and 1). "best 25 %": accuracy in percent of the most confident quarter;
-area: its mean over all fractions."""
+1 / 2N of 0 and 1). "log p(right)": mean log of the posterior probability of right
+answers, kept at 1 / 2N or above. "best 25 %": accuracy in percent of the most confident
+quarter; area: its mean over all fractions."""
 
 
 def write_report(plan: Plan, world: World, rows: Rows, folder: Place) -> str:
@@ -125,6 +129,11 @@ def write_files(rows: Rows, title: str, folder: Path) -> tuple[str, list[str]]:
     rates = rates_section(curves, folder / "scaling_rate.json")
     passed = pass_at_budgets(curves)
     calibrated = calibrations(curves, budget) if budget else {}
+    if calibrated:
+        pair = ["reliability.png", "reliability.pdf"]
+        heading = f"{title}, N = {budget}"
+        save_reliability_plot(calibrated, heading, [folder / name for name in pair])
+        names += pair
     statistics = {
         "compared_with_best": comparisons_as_json(compared),
         "pairs": comparisons_as_json(

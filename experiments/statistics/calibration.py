@@ -13,6 +13,8 @@ not. Runs of one problem are one cluster: bootstrap replicates draw problems.
 - *Brier score*: mean (p - y)^2. *Log score*: mean log probability of what happened, y
   or not y. N particles cannot tell a probability of 0 from 1 / (2 N), so p is kept
   within [1 / (2 N), 1 - 1 / (2 N)] for the log score alone.
+- *Log score of the right answer*: mean log of the posterior probability of all right
+  answers, kept at 1 / (2 N) or above. It is a proper score of the whole posterior.
 - *Selective accuracy*: accuracy of the most confident fraction of runs, with ties in
   random order; its mean over all fractions is the area under the curve.
 
@@ -61,6 +63,8 @@ class Calibration(NamedTuple):
         rms_error: signed root of the debiased squared error.
         brier: mean squared error.
         log_score: mean log probability of the outcome, in nats; larger is better.
+        right_log_score: mean log posterior probability of right answers, in nats; NaN
+            if it is not known.
         selective: accuracy of the most confident 25, 50 and 75 % of runs.
         selective_area: mean accuracy over all fractions.
     """
@@ -72,6 +76,7 @@ class Calibration(NamedTuple):
     rms_error: float
     brier: float
     log_score: float
+    right_log_score: float
     selective: tuple[float, float, float]
     selective_area: float
 
@@ -81,6 +86,7 @@ def calibration(
     correct: Bool[np.ndarray, "P S"],
     num_particles: int,
     *,
+    right_probabilities: Float[np.ndarray, "P S"] | None = None,
     num_bins: int = NUM_BINS,
     num_replicates: int = 1000,
     seed: int = 0,
@@ -92,6 +98,7 @@ def calibration(
             none.
         correct: whether it is right.
         num_particles: N, which bounds the probabilities of the log score.
+        right_probabilities: posterior probability of all right answers.
         num_bins: bins of equal width.
         num_replicates: bootstrap replicates.
         seed: of bootstrap and consistency resampling.
@@ -113,6 +120,7 @@ def calibration(
         _rms_error(p, y, places, num_bins),
         brier_score(p, y),
         log_score(p, y, num_particles),
+        right_log_score(right_probabilities, num_particles),
         (_at(curve, 0.25), _at(curve, 0.5), _at(curve, 0.75)),
         float(curve.mean()),
     )
@@ -193,6 +201,20 @@ def log_score(
     margin = 1 / (2 * num_particles)
     p = np.clip(p, margin, 1 - margin)
     return float(np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
+
+
+def right_log_score(
+    probabilities: Float[np.ndarray, "P S"] | None, num_particles: int
+) -> float:
+    """Mean log probability of right answers, in nats; larger is better.
+
+    Args:
+        probabilities: of all right answers; NaN where it is not known.
+        num_particles: N; a probability counts as 1 / (2 N) if it is smaller.
+    """
+    if probabilities is None:
+        return math.nan
+    return float(np.log(np.maximum(probabilities, 1 / (2 * num_particles))).mean())
 
 
 def selective_accuracy(

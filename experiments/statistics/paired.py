@@ -13,6 +13,10 @@ from zero, over all signs:
 S d_p is a whole number, so the distribution of the total is computed exactly, by
 convolution. With one seed this is McNemar's exact test on the discordant pairs.
 
+A method that never resamples may be known by its expected correctness, over all subsets
+of a pool of samples. Then d_p is neither whole nor of random sign, and p is that of
+Student's t test with P - 1 degrees of freedom, which is approximate.
+
 **Interval.** The standard error is zero if no pair is discordant. The interval adds
 half a pair to each of the four cells of the table of pairs (two problems in all), which
 covers well for few problems, too.
@@ -40,7 +44,7 @@ class PairedDifference(NamedTuple):
     """Accuracy of A minus accuracy of B on the same problems.
 
     Args:
-        difference: mean over problems and seeds.
+        difference: mean over problems and seeds, of expected correctness if given.
         error: its standard error, clustered by problem; NaN for a single problem, or
             if no pair is discordant.
         interval: of the difference.
@@ -49,7 +53,8 @@ class PairedDifference(NamedTuple):
         num_pairs: all pairs, problems times seeds.
         mean_square: of the differences by problem; with one seed the share of
             discordant pairs.
-        p_value: of the exact test that A and B are interchangeable on each problem.
+        p_value: of the exact test that A and B are interchangeable on each problem; of
+            Student's if expected values are no whole numbers.
     """
 
     difference: float
@@ -66,6 +71,9 @@ def paired_difference(
     correct_a: Shaped[np.ndarray, "P S"],
     correct_b: Shaped[np.ndarray, "Q R"],
     level: float = 0.95,
+    *,
+    expected_a: Float[np.ndarray, "P S"] | None = None,
+    expected_b: Float[np.ndarray, "Q R"] | None = None,
 ) -> PairedDifference:
     """Compare two methods on the same problems and seeds.
 
@@ -74,6 +82,9 @@ def paired_difference(
         correct_b: the same for B; one of the two may have a single seed, which then
             is compared with each seed of the other.
         level: coverage of the interval.
+        expected_a: expected correctness of A, for the difference and its error; the
+            correctness if None.
+        expected_b: the same for B.
 
     Raises:
         ConfigurationError: the problems differ, or both have several seeds that differ
@@ -87,9 +98,11 @@ def paired_difference(
             f"{b.shape}; finish the runs first."
         )
     signs = a - b
-    totals = signs.sum(axis=1)
+    means_a = a if expected_a is None else np.asarray(expected_a, np.float64)
+    means_b = b if expected_b is None else np.asarray(expected_b, np.float64)
+    differences = means_a - means_b
     num_problems = len(signs)
-    by_problem = totals / signs.shape[1]
+    by_problem = differences.mean(axis=1)
     mean, square = float(by_problem.mean()), float((by_problem**2).mean())
     has_error = num_problems > 1 and square > 0
     error = by_problem.std(ddof=1) / math.sqrt(num_problems) if has_error else math.nan
@@ -101,8 +114,19 @@ def paired_difference(
         int((signs < 0).sum()),
         signs.size,
         square,
-        sign_flip_p_value(totals),
+        _p_value(differences),
     )
+
+
+def _p_value(differences: Shaped[np.ndarray, "P S"]) -> float:
+    totals = differences.sum(axis=1)
+    whole = np.round(totals).astype(np.int64)
+    # Expected values of whole numbers differ from them by rounding alone.
+    if np.allclose(totals, whole, rtol=0, atol=1e-6):
+        return sign_flip_p_value(whole)
+    if len(totals) < 2 or np.ptp(totals) == 0:
+        return 1.0
+    return float(stats.ttest_1samp(totals, 0.0).pvalue)
 
 
 def _interval(mean: float, square: float, num_problems: int, level: float) -> Interval:
