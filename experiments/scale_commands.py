@@ -118,7 +118,14 @@ def scale(
     return 0
 
 
-def regrade(run: Positional[str], grader: str | None = None) -> int:
+def regrade(
+    run: Positional[str],
+    grader: str | None = None,
+    problems: Path | None = None,
+    question_column: str = "question",
+    answer_column: str = "answer",
+    id_column: str = "id",
+) -> int:
     """Extract and grade the answers of a finished run again, from its kept texts.
 
     The rows are replaced, and the earlier ones are kept beside them.
@@ -126,11 +133,19 @@ def regrade(run: Positional[str], grader: str | None = None) -> int:
     Args:
         run: folder of the run, or its rows.jsonl.
         grader: name of another grader, or module:function, called with (Problem,
-            answer); by default the one that the rows record.
+            answer), or task for that of a generated task; by default the one that the
+            rows record.
+        problems: a file of one's own whose answers were corrected; problems are matched
+            by id, and questions must be those of the run.
+        question_column: name of its column of questions.
+        answer_column: name of its column of answers.
+        id_column: name of its column of ids.
     """
     from tsi.experiments.scaling.regrade_command import regrade_run
+    from tsi.experiments.tasks.problem_file import Columns
 
-    text, notes = regrade_run(run, grader)
+    columns = Columns(question_column, answer_column, id_column)
+    text, notes = regrade_run(run, grader, problems, columns)
     print(text)
     print_notes(notes)
     return 0

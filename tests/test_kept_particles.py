@@ -18,6 +18,7 @@ from fake_world import fake_world, read_answer, vary
 from tsi.errors import ConfigurationError, ResultsError
 from tsi.experiments.grading.grade import Grade
 from tsi.experiments.gzip_members import compress_member
+from tsi.experiments.scaling.graded_run import Grading
 from tsi.experiments.scaling.kept_particles import record_of
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.scaling.particle_files import (
@@ -26,7 +27,7 @@ from tsi.experiments.scaling.particle_files import (
     read_particles,
 )
 from tsi.experiments.scaling.plan import Batch, make_plan
-from tsi.experiments.scaling.regrade import Grading, regrade
+from tsi.experiments.scaling.regrade import regrade
 from tsi.experiments.scaling.results import Cell, read_rows
 from tsi.experiments.scaling.row_writer import BackgroundWriter, RowWriter
 from tsi.experiments.scaling.scale import run_plan
@@ -302,7 +303,7 @@ def test_another_grader_is_used_and_recorded(run):
         def grade(pairs):
             return [Grade(True) for _ in pairs]
 
-        return Grading(read_answer, grade, "all:right")
+        return Grading(read_answer, grade, {"grader": "all:right"})
 
     before = read_rows(run)
     regraded = regrade(run, grading_of)

@@ -2,10 +2,10 @@
 
 Answers are extracted anew from the texts and graded; each method's rule selects its
 answer again. What does not depend on answers stays as it is. The rows are replaced as a
-whole, and the earlier ones are kept beside them.
+whole, and the earlier ones are kept beside them. The right answer of a problem is that
+of its rows, so that a correction lasts; the file of particles is not changed.
 """
 
-import functools
 import json
 import os
 import shutil
@@ -13,46 +13,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tsi.errors import ConfigurationError, ResultsError
-from tsi.experiments.grading.grade import Grade
 from tsi.experiments.places import Place
-from tsi.experiments.scaling.kept_particles import KeptRun
+from tsi.experiments.scaling.graded_run import GradedRun, Grading
 from tsi.experiments.scaling.methods import SHARED_SOURCE, get_method
 from tsi.experiments.scaling.particle_files import read_particles
-from tsi.experiments.scaling.pool_subsets import subset_correctness
 from tsi.experiments.scaling.row_format import (
     SETTINGS,
     SETTINGS_ID,
     Cell,
     Line,
-    canonical_json,
     id_of_settings,
     parse_rows,
     settings_line,
 )
 from tsi.experiments.scaling.row_shards import LocalShards
-from tsi.experiments.scaling.rows import Pair, graded_fields
-from tsi.experiments.scaling.shared_rollouts import first_log_weights
 from tsi.models.files import describe_error, replace_file
-from tsi.results.estimand import Estimand, estimand_of
-from tsi.results.selection import answer_posterior, select, unanswered_weight
-from tsi.weights import weight_dtype
+from tsi.problem import Problem
 
-
-class Grading(NamedTuple):
-    """How texts become graded answers.
-
-    Attributes:
-        extract: the canonical answer of a text, or None.
-        grade: the grade of each answer to a problem.
-        name: of the grader, if rows are to record it; None if it is their own.
-    """
-
-    extract: Callable[[str], str | None]
-    grade: Callable[[Sequence[Pair]], Sequence[Grade]]
-    name: str | None = None
+Correct = Callable[[Problem], Problem]
+"""From a problem to the same one with its right answer corrected."""
 
 
 class Regraded(NamedTuple):
@@ -73,16 +53,20 @@ class Regraded(NamedTuple):
 
 
 def regrade(
-    place: Place, grading_of: Callable[[Mapping[str, Any]], Grading]
+    place: Place,
+    grading_of: Callable[[Mapping[str, Any]], Grading],
+    correct: Correct | None = None,
 ) -> Regraded:
     """Compute the rows of a file again from the particles beside it.
 
     Args:
         place: of the file of rows; it is locked against a run.
         grading_of: from the settings of a row to its extractor and grader.
+        correct: corrects right answers; None if they are those of the rows.
 
     Raises:
-        ConfigurationError: the file is on an object store.
+        ConfigurationError: the file is on an object store, or a problem cannot be
+            corrected.
         ResultsError: texts are missing for some rows, a file is malformed, a run is
             writing it, or the system cannot write. Nothing is changed then.
     """
@@ -98,10 +82,10 @@ def regrade(
         files = [(Path(place), list(parse_rows(place, shards.lines())))]
         for name, lines in shards.other_lines():
             files.append((Path(name), list(parse_rows(name, lines))))
-        fields, names = _fields_of(
-            place, [x for _, xs in files for x in xs], grading_of
+        fields, changes = _fields_of(
+            place, [x for _, xs in files for x in xs], grading_of, correct
         )
-        return _replace(files, fields, names)
+        return _replace(files, fields, changes)
     except OSError as error:
         raise ResultsError(describe_error(error, place)) from error
     finally:
@@ -112,18 +96,23 @@ def _fields_of(
     place: Path,
     lines: Sequence[Line],
     grading_of: Callable[[Mapping[str, Any]], Grading],
-) -> tuple[dict[Cell, dict[str, Any]], dict[str, str]]:
-    """The graded fields of all rows, and the graders that their settings get."""
+    correct: Correct | None,
+) -> tuple[dict[Cell, dict[str, Any]], dict[str, Mapping[str, Any]]]:
+    """The graded fields of all rows, and what changes of their settings."""
     gradings = {line.settings_id: grading_of(line.settings) for line in lines}
     by_run: dict[tuple[str, int, int | str], list[Line]] = {}
     for line in lines:
         method, _, seed, problem = line.cell
         source = SHARED_SOURCE if get_method(method).independent else method
         by_run.setdefault((source, seed, problem), []).append(line)
+    answers = _answers(lines, correct)
     sizes: dict[Cell, int] = {}
     fields: dict[Cell, dict[str, Any]] = {}
     for run in read_particles(place, unique=False):
-        graded: dict[tuple[int, int], _GradedRun] = {}
+        graded: dict[tuple[int, int], GradedRun] = {}
+        answer = answers.get(run.key.problem)
+        if answer is not None:
+            run = run._replace(problem=run.problem._replace(answer=answer))
         for line in by_run.get((run.key.method, run.key.seed, run.key.problem), ()):
             budget, size = line.cell.budget, run.key.num_particles
             is_shared = get_method(line.cell.method).independent
@@ -135,8 +124,10 @@ def _fields_of(
             grading = gradings[line.settings_id]
             key = id(grading.extract), id(grading.grade)
             if key not in graded:
-                graded[key] = _GradedRun(run, grading)
+                graded[key] = GradedRun(run, grading)
             fields[line.cell] = graded[key].fields(line)
+            if answer is not None:
+                fields[line.cell]["answer"] = answer
             sizes[line.cell] = size
     missing = [line.cell for line in lines if line.cell not in fields]
     if missing:
@@ -145,94 +136,39 @@ def _fields_of(
             f"first for {missing[0]}, so the run cannot be regraded. Rows of runs with "
             "--keep none have none."
         )
-    names = {key: g.name for key, g in gradings.items() if g.name is not None}
-    return fields, names
+    return fields, {key: grading.settings for key, grading in gradings.items()}
 
 
-class _GradedRun:
-    """The answers of a kept run, extracted and graded once.
+def _answers(
+    lines: Sequence[Line], correct: Correct | None
+) -> dict[int | str, str | None]:
+    """The right answer of each problem; None if rows do not tell.
 
-    Args:
-        run: with the texts.
-        grading: extracts and grades.
+    Raises:
+        ConfigurationError: a problem cannot be corrected.
     """
-
-    def __init__(self, run: KeptRun, grading: Grading) -> None:
-        self._run = run
-        texts = zip(run.particles.texts, run.complete, strict=True)
-        self._answers = [grading.extract(text) if ok else None for text, ok in texts]
-        given_answers = list(dict.fromkeys(x for x in self._answers if x is not None))
-        grades = grading.grade([(run.problem, answer) for answer in given_answers])
-        self._grades = dict(zip(given_answers, grades, strict=True))
-
-    def fields(self, line: Line) -> dict[str, Any]:
-        """The graded fields of a row that was read off this run."""
-        cell, run, answers = line.cell, self._run, self._answers
-        expected = None
-        method = get_method(cell.method)
-        settings = canonical_json(line.settings.get("sampler", {}))
-        estimand = _estimand(cell.method, settings)
-        if not (method.independent or method.deterministic):
-            if answers == run.particles.answers:
-                # As the engine computed it, before weights were rounded.
-                posterior = answer_posterior(answers, run.particles.log_weights)
-                if run.selected is not None:
-                    posterior[run.selected] = run.probability
-                return graded_fields(
-                    answers, run.selected, posterior, run.unanswered, self._grades
-                )
-            log_weights = run.particles.log_weights
-        else:
-            expected = self._expected(estimand, cell.budget)
-            answers = answers[: cell.budget]
-            log_weights, _ = first_log_weights(
-                run.particles,
-                run.log_evidence,
-                cell.budget,
-                reads_reward=estimand.reads_reward,
-            )
-        rewards = run.particles.rewards[: len(answers)]
-        selected = select(estimand.select, answers, log_weights, rewards)
-        return graded_fields(
-            answers,
-            selected,
-            answer_posterior(answers, log_weights),
-            unanswered_weight(answers, np.asarray(log_weights, weight_dtype())),
-            self._grades,
-            expected,
-        )
-
-    def _expected(self, estimand: Estimand, budget: int) -> float:
-        """Expected correctness over all subsets of that size of the pool."""
-        run = self._run
-        (mean,), _ = subset_correctness(
-            run.particles._replace(answers=self._answers),
-            run.log_evidence,
-            estimand,
-            {answer: grade.correct for answer, grade in self._grades.items()},
-            [budget],
-        )
-        return float(mean)
-
-
-@functools.cache
-def _estimand(name: str, settings: str) -> Estimand:
-    """The estimand of a method with the settings that a row records."""
-    method = get_method(name)
-    sampler = method.constructor(**json.loads(settings))
-    return estimand_of(sampler, reads_reward=method.reads_reward)
+    problems = {
+        line.cell.problem: (line.row.get("prompt"), line.row.get("answer"))
+        for line in lines
+    }
+    if correct is None:
+        return {key: answer for key, (_, answer) in problems.items()}
+    return {
+        key: correct(Problem(key, prompt or "", answer or "")).answer
+        for key, (prompt, answer) in problems.items()
+    }
 
 
 def _replace(
     files: Sequence[tuple[Path, Sequence[Line]]],
     fields: Mapping[Cell, dict[str, Any]],
-    names: Mapping[str, str],
+    changes: Mapping[str, Mapping[str, Any]],
 ) -> Regraded:
     """Write the rows of each file with their new fields, and keep the old file."""
     num_changed, copies = 0, []
     lines = [line for _, lines in files for line in lines]
     for path, own in files:
-        content = list(_new_lines(own, fields, names))
+        content = list(_new_lines(own, fields, changes))
         num_changed += sum(
             any(line.row.get(k) != v for k, v in fields[line.cell].items())
             for line in own
@@ -254,14 +190,17 @@ def _replace(
 def _new_lines(
     lines: Sequence[Line],
     fields: Mapping[Cell, dict[str, Any]],
-    names: Mapping[str, str],
+    changes: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[bytes]:
     known: set[str] = set()
     for line in lines:
         row = json.loads(line.content) | fields[line.cell]
-        settings = dict(line.settings)
-        if line.settings_id in names:
-            settings["grader"] = names[line.settings_id]
+        changed = changes[line.settings_id]
+        settings = {
+            name: value
+            for name, value in {**line.settings, **changed}.items()
+            if value is not None or name not in changed
+        }
         if line.is_inline:
             row[SETTINGS] = settings
         else:

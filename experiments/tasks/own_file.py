@@ -1,6 +1,8 @@
 """A task of a file of one's own, and worked examples from another."""
 
+import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 from tsi.errors import ConfigurationError
@@ -14,7 +16,13 @@ from tsi.problem import Problem
 MAX_EXAMPLES = 100
 
 
-def file_task(path: Path, columns: Columns, grader: str, preset: Preset) -> Task:
+def file_task(
+    path: Path,
+    columns: Columns,
+    grader: str,
+    preset: Preset,
+    reserved: Sequence[str] = (),
+) -> Task:
     """The task of a file's problems; its name is that of the file.
 
     With the grader ``choice``, a list in the column ``choices`` is shown below the
@@ -25,15 +33,16 @@ def file_task(path: Path, columns: Columns, grader: str, preset: Preset) -> Task
         columns: names of the columns.
         grader: name or "module:function".
         preset: prompt, step ends and limits.
+        reserved: names of tasks; a file of such a name has the name "file:NAME".
 
     Raises:
         ConfigurationError: the file or the grader is refused.
     """
     problems = read_problems(path, columns)
     if grader == "choice":
-        problems = [_show_choices(problem, path) for problem in problems]
+        problems = [show_choices(problem, path) for problem in problems]
     return graded_task(
-        path.stem,
+        f"file:{path.stem}" if path.stem in reserved else path.stem,
         problems,
         grader,
         preset,
@@ -57,17 +66,31 @@ def read_examples(path: Path) -> tuple[tuple[str, str], ...]:
     return tuple((example.prompt, example.answer) for example in examples)
 
 
-def _show_choices(problem: Problem, path: Path) -> Problem:
+def has_choices(problem: Problem) -> bool:
+    """Whether a problem has choices that can be shown."""
+    return isinstance(problem.data.get("choices"), list)
+
+
+def show_choices(problem: Problem, path: Path) -> Problem:
+    """The problem with its choices below the question, with a letter before each.
+
+    Raises:
+        ConfigurationError: the choices are no list of texts or numbers, or they are too
+            few or too many.
+    """
     choices = problem.data.get("choices")
     if choices is None:
         return problem
     letters = string.ascii_uppercase
+    place = f"{path}, problem {problem.id!r}, column 'choices'"
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(letters):
-        raise ConfigurationError(
-            f"{path}, problem {problem.id!r}, column 'choices': write a list of 2 to "
-            f"{len(letters)} texts."
-        )
-    lines = [
-        f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=False)
-    ]
+        raise ConfigurationError(f"{place}: write a list of 2 to {len(letters)} texts.")
+    lines = []
+    for letter, choice in zip(letters, choices, strict=False):
+        if isinstance(choice, bool) or not isinstance(choice, str | int | float):
+            raise ConfigurationError(
+                f"{place}: choice {letter} is a JSON {type(choice).__name__}, and must "
+                f"be a text, not {json.dumps(choice)[:60]}."
+            )
+        lines.append(f"({letter}) {choice}")
     return problem._replace(prompt="\n".join([problem.prompt, "", *lines]))

@@ -6,7 +6,7 @@ from typing import Any
 from tsi.errors import ConfigurationError
 from tsi.experiments.grading.grader import get_grader, is_named
 from tsi.experiments.problem_options import DEFAULT_TASK, ProblemOptions
-from tsi.experiments.tasks import get_task
+from tsi.experiments.tasks import get_task, task_names
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.own_file import file_task, read_examples
 from tsi.experiments.tasks.presets import get_preset
@@ -34,9 +34,9 @@ def choose_task(options: ProblemOptions) -> Task:
         )
     columns = Columns(options.question_column, options.answer_column, options.id_column)
     preset = get_preset(options.preset or "plain")
-    return _adapt(
-        options, file_task(options.problems, columns, options.grader or "math", preset)
-    )
+    grader = options.grader or "math"
+    task = file_task(options.problems, columns, grader, preset, task_names())
+    return _adapt(options, task)
 
 
 def choose_problem(
