@@ -18,6 +18,7 @@ from tsi.experiments.model_options import DryRun, ModelOptions
 from tsi.experiments.problem_options import ProblemOptions
 from tsi.experiments.reproductions import (
     NAMES,
+    difficulty,
     get_reproduction,
     headline,
     tuned_temperature,
@@ -25,6 +26,7 @@ from tsi.experiments.reproductions import (
 from tsi.experiments.scaling.curves import Point
 from tsi.experiments.scaling.methods import get_methods
 from tsi.experiments.statistics.accuracy import accuracy
+from tsi.experiments.statistics.difficulty import difficulty_bins
 from tsi.experiments.tasks import TASKS
 from tsi.experiments.worlds.chosen_task import choose_task
 from tsi.loading.named_reward import parse_reward
@@ -224,6 +226,43 @@ def test_the_headline_compares_methods_at_their_own_temperatures(tmp_path):
     assert all(path.stat().st_size > 1000 for path in drawn)
     assert get_reproduction("headline").is_small
     assert not get_reproduction("main_figure").is_small
+
+
+def test_difficulty_is_that_of_other_samples():
+    generator = np.random.default_rng(0)
+    chances = {task: generator.random(200) for task in ("chain", "countdown")}
+    curves = {}
+    for task, chance in chances.items():
+        curves[task] = {
+            method: {n: point(generator.random(200) < chance) for n in (4, 16)}
+            for method in difficulty.METHODS
+        }
+        pool = point(generator.random(200) < chance)
+        counts = generator.binomial(16, chance[:, None], (200, 3))
+        # The first seed is that of the methods, and has no say.
+        counts[:, 0] = 16 * (chance < 0.5)
+        pool = pool._replace(num_right=counts)
+        curves[f"{task}-pool"] = {"self_consistency": {16: pool}}
+    text = difficulty.summarize(curves)
+    lines = [line.split("|") for line in text.splitlines() if "est " in line]
+    assert len(lines) == 4
+    for name, low, high in (("hardest", 0, 30), ("easiest", 70, 100)):
+        shown = [line for line in lines if line[1].strip() == name]
+        assert len(shown) == 2
+        for line in shown:
+            assert 90 <= int(line[2]) <= 110
+            for cell in line[4:-1]:
+                assert low < float(cell.split()[0]) < high
+
+
+def test_bins_of_difficulty_are_quantiles_and_keep_equal_rates_together():
+    rates = np.random.default_rng(0).permutation(np.arange(100) / 100)
+    bins = difficulty_bins(rates, 4)
+    assert np.bincount(bins).tolist() == [25] * 4
+    np.testing.assert_array_equal(bins, (rates * 4).astype(int))
+    many = difficulty_bins(np.array([0.0] * 6 + [0.5, 1.0]), 4)
+    assert many.tolist() == [1] * 6 + [3, 3]
+    assert difficulty_bins(np.zeros(3), 4).tolist() == [2, 2, 2]
 
 
 def test_an_unknown_reproduction_lists_the_known_ones(capsys):

@@ -5,7 +5,7 @@ Llama-3.2-1B-Instruct on 100 problems. Expected, in percent at N = 32: model 60,
 59, product 54, min 51; at N = 64 last is ahead, 62 to 57.
 Small: last, min, product and mean of the embedded reward model's scores, which has no
 aggregation by the model.
-Cost: 4 x 500 problems x 255 rollouts; small: not timed.
+Cost: 4 x 500 problems x 255 rollouts; small: 4 minutes of one core.
 Command: tsi reproduce aggregation [--small]
 """
 

@@ -3,9 +3,9 @@
 Source: Puri et al. 2025, arXiv 2502.01618, figure 4: particle filter with
 Llama-3.2-1B-Instruct on 100 problems of MATH500, at N = 32: Qwen2.5-Math-PRM-7B 61,
 EurusPRM-Stage2 57, RLHFlow-Deepseek-8B 42 percent.
-Small: the particle filter with the task's reward model, with the policy's judgement of
-itself, with an exact check of each prefix, and without a reward.
-Cost: 4 reward models x 500 problems x 255 rollouts; small: not timed.
+Small: the particle filter with the task's reward model, with an exact check of each
+prefix, and without a reward.
+Cost: 4 reward models x 500 problems x 255 rollouts; small: 2 minutes of one core.
 Command: tsi reproduce reward_choice [--small]
 """
 
