@@ -156,6 +156,7 @@ def report(
     out: Path | None = None,
     tables: bool = False,
     genealogies: int = 40,
+    published: str | None = None,
 ) -> int:
     """Write finished runs as one HTML page, which needs no network to be read.
 
@@ -165,6 +166,9 @@ def report(
         tables: also write the tables and figures into each folder again.
         genealogies: problems of each run whose genealogies are shown, if texts were
             kept (with --keep all step by step), those on which methods disagree first.
+        published: draw the published curves of a policy of arXiv 2502.01618 behind, in
+            grey: Llama-3.2-1B, Llama-3.1-8B, Qwen2.5-Math-1.5B or Qwen2.5-Math-7B. By
+            default runs of these on math500 have their own.
     """
     from tsi.experiments.pages.report_runs import report_runs
     from tsi.experiments.places import parse_place
@@ -179,5 +183,8 @@ def report(
     if out is None:
         first = places[0]
         out = (first if isinstance(first, Path) else Path()) / "report.html"
-    print(report_runs(places, out, tables=tables, genealogies=genealogies))
+    written = report_runs(
+        places, out, tables=tables, genealogies=genealogies, published=published
+    )
+    print(written)
     return 0

@@ -15,6 +15,7 @@ from tsi.experiments.pages.kept_trees import trees_of
 from tsi.experiments.pages.page import as_script_data, write_page
 from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.pages.tree_data import OUTCOMES, tree_of
+from tsi.experiments.scaling.paper_curves import published_curves
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.scale import run_plan
@@ -51,7 +52,7 @@ def make_data(name="results/x"):
         row["settings"] = {"task": HOSTILE, "temperature": 0.4}
         if cell.problem == 5:
             row["selected"] = HOSTILE
-    return page_data(name, rows, [make_tree()])
+    return page_data(name, rows, [make_tree()], published_curves("Llama-3.2-1B"))
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +83,16 @@ def opened(page):
 
 def test_curves_are_drawn_with_a_band_for_each_method(opened):
     traces = "document.querySelectorAll('#curve-figure .scatterlayer .trace').length"
-    assert opened.run(traces) == 8
+    # Four methods have a band each, and three published curves stand behind.
+    assert opened.run(traces) == 11
     points = "document.querySelectorAll('#curve-figure .points path').length"
-    assert opened.run(points) == 12
+    assert opened.run(points) == 12 + 8 + 8 + 6
+    shown = "[...document.querySelectorAll('#curve-figure .legendtext')]"
+    labels = opened.run(f"{shown}.map(e => e.textContent)")
+    assert "DVTS, Llama-3.2-1B, published" in labels
     names = "[...document.querySelectorAll('#pass-figure .legendtext')]"
-    assert opened.run(f"{names}.map(e => e.textContent)") == ["pass@k", "best_of_n"]
+    expected = ["pass@k", "self-consistency"]
+    assert opened.run(f"{names}.map(e => e.textContent)") == expected
     for figure in ("reliability-figure", "pass-figure"):
         assert opened.run(f"!!document.querySelector('#{figure} svg.main-svg')")
 

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 from matplotlib.colors import to_rgb
 
+from tsi.errors import UnknownNameError
 from tsi.experiments.scaling.comparisons import (
     compare,
     compare_with_best,
@@ -17,6 +18,7 @@ from tsi.experiments.scaling.comparisons import (
 )
 from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
 from tsi.experiments.scaling.curves import UNITS, curves_of
+from tsi.experiments.scaling.paper_curves import paper_curves
 from tsi.experiments.scaling.plots import STYLES, bar, save_accuracy_plots, spread
 from tsi.experiments.scaling.reliability_plot import save_reliability_plot
 from tsi.experiments.scaling.report import (
@@ -29,7 +31,11 @@ from tsi.experiments.scaling.report import (
     row_notes,
 )
 from tsi.experiments.scaling.results import Cell
-from tsi.experiments.scaling.write_report import run_title, write_files
+from tsi.experiments.scaling.write_report import (
+    published_behind,
+    run_title,
+    write_files,
+)
 
 
 def rows_where(right, num_problems=40, num_seeds=1, budgets=(1, 2, 4)):
@@ -316,3 +322,34 @@ def test_expected_correctness_gives_the_difference_and_its_error():
     assert (result.result.only_a, result.result.only_b) == (10, 0)
     assert "over these" in accuracy_text(curves)
     assert "over these" not in accuracy_text(curves_of(rows_where(Shares(smc=0.5))))
+
+
+def test_published_curves_stand_behind_runs_that_repeat_them(tmp_path):
+    rows = rows_where(Shares(particle_filter=RISING, dvts=RISING))
+    assert published_behind(rows) == []
+    settings = {"task": "math500", "policy": "meta-llama/Llama-3.2-1B-Instruct"}
+    repeated = {cell: row | {"settings": settings} for cell, row in rows.items()}
+    behind = published_behind(repeated)
+    assert [curve.method for curve in behind] == [
+        "particle_filter",
+        "weighted_best_of_n",
+        "dvts",
+    ]
+    for curve in behind:
+        budgets, accuracies = paper_curves()["Llama-3.2-1B"][curve.label.split(",")[0]]
+        assert curve.budgets == list(budgets)
+        assert curve.accuracies == list(accuracies)
+    other = {"task": "math500", "policy": "mine", "temperature": 1.0}
+    assert published_behind({c: r | {"settings": other} for c, r in rows.items()}) == []
+    assert published_behind(rows, "Qwen2.5-Math-7B")[0].accuracies[0] == 0.764
+    with pytest.raises(UnknownNameError, match=r"Llama-3\.1-8B"):
+        published_behind(rows, "Llama-9")
+    # A figure by rollouts has them, and one by FLOPs does not.
+    curves, images = curves_of(rows), {}
+    for unit in ("rollouts", "flops"):
+        for name, lines in (("with", behind), ("without", ())):
+            path = tmp_path / f"{unit}_{name}.png"
+            save_accuracy_plots(curves, unit, "title", [path], published=lines)
+            images[unit, name] = path.read_bytes()
+    assert images["rollouts", "with"] != images["rollouts", "without"]
+    assert images["flops", "with"] == images["flops", "without"]

@@ -20,8 +20,21 @@ function translucent(colour, opacity) {
   return `rgba(${parts.join(",")},${opacity})`;
 }
 
+const GREY = "#a8a8a8";
+
+// Published curves have rollouts alone, and no error bars.
+function publishedTraces(run, unit) {
+  if (unit !== "rollouts") return [];
+  return run.published.map((curve) => ({
+    x: curve.budgets, y: curve.accuracies.map((a) => 100 * a), name: curve.label,
+    mode: "lines+markers", line: { color: GREY, dash: curve.dash, width: 1.5 },
+    marker: { color: GREY, symbol: curve.symbol, size: 6 },
+    hovertemplate: "%{fullData.name}<br>N = %{x}: %{y:.1f} %<extra></extra>",
+  }));
+}
+
 function curveTraces(run, unit) {
-  const traces = [];
+  const traces = publishedTraces(run, unit);
   for (const method of run.methods) {
     const here = run.points.filter((p) => p.method === method.name && p.costs[unit] !== null);
     if (!here.length) continue;
@@ -57,7 +70,8 @@ function curveTraces(run, unit) {
 function drawCurves(place, run, unit) {
   const axis = { type: "log", title: { text: run.units[unit] }, gridcolor: "#e8eaed" };
   if (unit === "rollouts") {
-    axis.tickvals = unique(run.points.map((p) => p.budget)).sort((a, b) => a - b);
+    const budgets = [...run.points.map((p) => p.budget), ...run.published.flatMap((c) => c.budgets)];
+    axis.tickvals = unique(budgets).sort((a, b) => a - b);
   }
   return Plotly.react(place, curveTraces(run, unit), {
     ...LAYOUT, xaxis: axis, yaxis: { title: { text: "accuracy (%)" }, gridcolor: "#e8eaed" },

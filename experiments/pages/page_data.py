@@ -14,6 +14,7 @@ from tsi.experiments.scaling.comparisons import (
 from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
 from tsi.experiments.scaling.curves import UNITS, Curves, Point, Rows, curves_of
 from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.scaling.paper_curves import PublishedCurve
 from tsi.experiments.scaling.plots import bar, style_of
 from tsi.experiments.scaling.report import MIN_SHARED, percent, row_notes
 from tsi.experiments.scaling.results import Cell
@@ -50,6 +51,7 @@ def page_data(
     name: str,
     rows: Rows,
     trees: Sequence[Mapping] = (),
+    published: Sequence[PublishedCurve] = (),
 ) -> dict[str, Any]:
     """Everything that the page shows of one run.
 
@@ -57,6 +59,7 @@ def page_data(
         name: of the run, to tell several apart.
         rows: complete for all their methods, with their settings.
         trees: of kept runs; see `tree_data.tree_of`.
+        published: curves that stand behind those of the run.
 
     Raises:
         ResultsError: rows are missing.
@@ -79,6 +82,15 @@ def page_data(
             _point(method, budget, point)
             for method, curve in curves.items()
             for budget, point in curve.items()
+        ],
+        "published": [
+            {
+                **_style(curve.method),
+                "label": curve.label,
+                "budgets": curve.budgets,
+                "accuracies": curve.accuracies,
+            }
+            for curve in published
         ],
         "paired": {
             budget: {
@@ -135,14 +147,12 @@ def _common_settings(rows: Rows) -> dict[str, Any]:
 
 
 def _method(method: str) -> dict[str, str]:
+    return {"name": method, "label": get_method(method).label, **_style(method)}
+
+
+def _style(method: str) -> dict[str, str]:
     colour, marker, line = style_of(method)
-    return {
-        "name": method,
-        "label": get_method(method).label,
-        "colour": colour,
-        "dash": DASHES[line],
-        "symbol": SYMBOLS[marker],
-    }
+    return {"colour": colour, "dash": DASHES[line], "symbol": SYMBOLS[marker]}
 
 
 def _point(method: str, budget: int, point: Point) -> dict[str, Any]:

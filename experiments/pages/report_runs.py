@@ -9,12 +9,21 @@ from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.places import Place, join_place, local_folder
 from tsi.experiments.scaling.curves import Rows
 from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.write_report import run_title, write_files
+from tsi.experiments.scaling.write_report import (
+    published_behind,
+    run_title,
+    write_files,
+)
 from tsi.models.files import check_writable
 
 
 def report_runs(
-    folders: Sequence[Place], out: Path, *, tables: bool = False, genealogies: int = 40
+    folders: Sequence[Place],
+    out: Path,
+    *,
+    tables: bool = False,
+    genealogies: int = 40,
+    published: str | None = None,
 ) -> str:
     """Write the page of some runs, from their rows and kept particles.
 
@@ -23,6 +32,8 @@ def report_runs(
         out: the HTML file.
         tables: also write the tables and figures of each run into its folder again.
         genealogies: problems of each run whose genealogies are in the page.
+        published: policy of arXiv 2502.01618 whose curves stand behind those of the
+            runs; if None, that of runs which repeat them.
 
     Returns:
         What was written, as text.
@@ -36,10 +47,11 @@ def report_runs(
     runs, written = [], [str(out)]
     for folder, rows in zip(folders, found, strict=True):
         trees = trees_of(rows, join_place(folder, "rows.jsonl"), genealogies)
-        runs.append(page_data(str(folder), rows, trees))
+        behind = published_behind(rows, published)
+        runs.append(page_data(str(folder), rows, trees, behind))
         if tables:
             with local_folder(folder) as local:
-                _, names = write_files(rows, _title(rows), local)
+                _, names = write_files(rows, _title(rows), local, behind)
             written += [f"{folder}/{name}" for name in names]
     write_page(runs, out)
     return f"Written: {', '.join(written)}"

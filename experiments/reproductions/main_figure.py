@@ -6,9 +6,13 @@ policies; DVTS 52.8, 65.7, 83.4, 85.4; weighted best-of-N 47.8, 59.0, 82.8, 84.6
 scaling rates that follow from the published curves are between 1.1 and 4.3 (`tsi
 paper`); the published runs have no error bars.
 Cost: four policies x 500 problems x 9 methods x 255 rollouts of about 600 tokens: days
-on one H200; `--dry-run` says how long on yours. Small: minutes, not timed.
+on one H200; `--dry-run` says how long on yours. Small: 8 minutes on 2
+cores.
 Command: tsi reproduce main_figure [--small]
 """
+
+from collections.abc import Mapping
+from pathlib import Path
 
 from tsi.experiments.reproductions.published_models import (
     EMBEDDED_TASKS,
@@ -16,6 +20,29 @@ from tsi.experiments.reproductions.published_models import (
     embedded,
     published,
 )
+from tsi.experiments.scaling.curves import Curves
+from tsi.experiments.scaling.paper_curves import published_curves
+from tsi.experiments.scaling.plots import save_accuracy_plots
 
 FULL = [published(name, policy) for name, policy in POLICIES.items()]
 SMALL = [embedded(task, task) for task in EMBEDDED_TASKS]
+
+
+def draw(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
+    """Draw the curves of each embedded task, and the published ones behind in grey.
+
+    The published ones are of MATH500: their shapes can be compared, and not their
+    heights.
+
+    Args:
+        curves: of each experiment, by its name.
+        folder: for the figures.
+    """
+    paths = []
+    for task in EMBEDDED_TASKS:
+        names = [folder / f"{task}_published.{suffix}" for suffix in ("png", "pdf")]
+        title = f"{task} with the embedded models; in grey MATH500, as published"
+        behind = published_curves("Llama-3.2-1B")
+        save_accuracy_plots(curves[task], "rollouts", title, names, published=behind)
+        paths += names
+    return paths

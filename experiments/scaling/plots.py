@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from tsi.experiments.scaling.curves import UNITS, Curves, Point
 from tsi.experiments.scaling.methods import METHODS, get_method
+from tsi.experiments.scaling.paper_curves import CITATION, PublishedCurve
 from tsi.experiments.statistics.accuracy import ONE_ERROR, accuracy_interval, has_few
 from tsi.models.files import replace_file
 
@@ -57,6 +58,9 @@ SPREAD = 0.16
 """Points at one cost are moved by up to this much, as a share of the tick distance of
 budgets that double."""
 
+GREY = "#A8A8A8"
+"""Of published curves, which have no error bars."""
+
 BARS = (
     "Bars: ±1 standard error, clustered by problem (68 % Wilson intervals where fewer "
     "than ten problems are right or wrong)."
@@ -74,6 +78,7 @@ def save_accuracy_plots(
     paths: Sequence[Path],
     *,
     labels: Mapping[str, str] | None = None,
+    published: Sequence[PublishedCurve] = (),
 ) -> None:
     """Draw accuracy against cost with error bars of one standard error.
 
@@ -83,12 +88,17 @@ def save_accuracy_plots(
         title: of the figure.
         paths: of the files, whose suffixes are their formats.
         labels: of methods, if not those of `Method.label`.
+        published: curves behind, in grey; a figure by rollouts alone has them.
     """
     label, base = UNITS[unit]
     names = {method: get_method(method).label for method in curves}
     names.update(labels or {})
     with matplotlib.rc_context(RC):
-        figure, axes = _paper_figure(list(names.values()))
+        behind = published if unit == "rollouts" else ()
+        legend = [*names.values(), *(line.label for line in behind)]
+        figure, axes = _paper_figure(legend)
+        for line in behind:
+            _draw_behind(axes, line)
         # Measured seconds differ between methods, and so stay where they are.
         is_moved = unit != "seconds"
         shifts = spread(len(curves)) if is_moved else [1.0] * len(curves)
@@ -97,7 +107,8 @@ def save_accuracy_plots(
             _draw(axes, style_of(method), names[method], points, unit, shift)
         axes.set_xscale("log", base=base)
         if unit == "rollouts":
-            budgets = sorted({budget for curve in curves.values() for budget in curve})
+            own = {budget for curve in curves.values() for budget in curve}
+            budgets = sorted(own.union(*(line.budgets for line in behind)))
             axes.set_xticks(budgets, [str(budget) for budget in budgets])
             axes.set_xticks([], minor=True)
         elif base == 2:
@@ -107,6 +118,7 @@ def save_accuracy_plots(
         axes.set_title(title, loc="left")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5)
         note = f"{BARS}\n{MOVED}" if is_moved else BARS
+        note += f" {CITATION}" if behind else ""
         figure.text(0.01, 0.01, note, fontsize=6.5, color="#555555", va="bottom")
         for path in paths:
             save(figure, path)
@@ -170,6 +182,22 @@ def bar(point: Point) -> tuple[float, float]:
         low, high = accuracy_interval(point.expected, ONE_ERROR)
         return point.accuracy - low, high - point.accuracy
     return point.error, point.error
+
+
+def _draw_behind(axes: Axes, curve: PublishedCurve) -> None:
+    """Draw a published curve in grey, with the marker and line of its method."""
+    _, marker, line = style_of(curve.method)
+    axes.plot(
+        curve.budgets,
+        [100 * accuracy for accuracy in curve.accuracies],
+        label=curve.label,
+        color=GREY,
+        marker=marker,
+        linestyle=line,
+        markersize=3,
+        linewidth=0.9,
+        zorder=1,
+    )
 
 
 def _draw(

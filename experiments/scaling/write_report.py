@@ -1,6 +1,7 @@
 """Write the report of an experiment: tables, plots by unit of cost, and statistics."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tsi.experiments.places import Place, join_place, local_folder
@@ -14,6 +15,11 @@ from tsi.experiments.scaling.comparisons import (
 )
 from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
 from tsi.experiments.scaling.curves import UNITS, Curves, Rows, curves_of
+from tsi.experiments.scaling.paper_curves import (
+    PublishedCurve,
+    published_curves,
+    published_model,
+)
 from tsi.experiments.scaling.plan import Plan, batches
 from tsi.experiments.scaling.plots import has_costs, save_accuracy_plots
 from tsi.experiments.scaling.reliability_plot import save_reliability_plot
@@ -92,7 +98,8 @@ def write_report(plan: Plan, world: World, rows: Rows, folder: Place) -> str:
         str(world.settings.get("task", "task")), len(world.problems), plan.num_seeds
     )
     with local_folder(folder) as local:
-        text, names = write_files(chosen_rows, title, local)
+        behind = published_behind(chosen_rows)
+        text, names = write_files(chosen_rows, title, local, behind)
     return f"{text}\n\nWritten: {folder}/rows.jsonl, {', '.join(names)}"
 
 
@@ -102,13 +109,32 @@ def run_title(task: str, num_problems: int, num_seeds: int) -> str:
     return f"{task}: {problems}, {num_seeds} seed{'s' * (num_seeds > 1)}"
 
 
-def write_files(rows: Rows, title: str, folder: Path) -> tuple[str, list[str]]:
+def published_behind(rows: Rows, model: str | None = None) -> list[PublishedCurve]:
+    """The published curves of the policy and task of rows, if there are any.
+
+    Args:
+        rows: with their settings.
+        model: a policy of the figure, for rows of other models or tasks.
+
+    Raises:
+        UnknownNameError: the figure has no such policy.
+    """
+    found = {published_model(row.get("settings") or {}) for row in rows.values()}
+    if model is None and len(found) == 1:
+        (model,) = found
+    return [] if model is None else published_curves(model)
+
+
+def write_files(
+    rows: Rows, title: str, folder: Path, published: Sequence[PublishedCurve] = ()
+) -> tuple[str, list[str]]:
     """Write tables, plots and statistics of rows.
 
     Args:
         rows: complete for all their methods.
         title: see `run_title`.
         folder: for the files.
+        published: curves behind those of the rows.
 
     Returns:
         The text to print, and the names of the files.
@@ -121,7 +147,8 @@ def write_files(rows: Rows, title: str, folder: Path) -> tuple[str, list[str]]:
     for unit in UNITS:
         if has_costs(curves, unit):
             pair = [f"accuracy_{unit}.png", f"accuracy_{unit}.pdf"]
-            save_accuracy_plots(curves, unit, title, [folder / name for name in pair])
+            paths = [folder / name for name in pair]
+            save_accuracy_plots(curves, unit, title, paths, published=published)
             names += pair
     budget = compared_budget(curves)
     compared = compare_with_best(curves, budget) if budget else []
