@@ -188,3 +188,24 @@ def test_a_canonical_answer_grades_as_the_answer_itself():
             form = canonical(answer)
             quick = shortcut(Problem(0, "", gold), answer)
             assert shortcut(Problem(0, "", gold), form) in (quick, None), answer
+
+
+@pytest.mark.parametrize(
+    ("gold", "text", "right"),
+    [
+        ("1/2", "The probability is 50%.", True),
+        ("0.5", "The probability is \\boxed{50\\%}.", True),
+        ("\\frac{5}{14}", "It is approximately 35.7143%.", True),
+        ("50", "So 50 percent of them are red.\n\nAnswer: 50 percent", True),
+        ("50\\%", "The answer is 50.", True),
+        ("50\\%", "The answer is 1/2.", True),
+        ("1/2", "The answer is 50.", False),
+        ("1/2", "The answer is 5%.", False),
+    ],
+)
+def test_a_percent_sign_survives_extraction(gold, text, right):
+    grader = get_grader("math")
+    answer = grader.extract(text)
+    assert shortcut(Problem(0, "", gold), answer) is right
+    # The answer is its own canonical form, also as another's gold answer.
+    assert canonical(answer) == answer

@@ -9,8 +9,8 @@ and "no" as n·o. It decides about the formulas that remain, each by itself.
 - (1, 2) is the list 1, 2, but not [1, 2], {1, 2} or (2, 1). Sets and lists without
   brackets have no order. ± stands for two members.
 - A decimal with at least six places is a number that rounds to it, as 0.333333 is 1/3.
-- With a percent sign, 50% is 50 and 1/2; extraction drops the sign, so that an
-  extracted answer is 50. Currency, degrees and units do not count.
+- With a percent sign, 50% is 50 and 1/2; 50 without a sign is not 1/2. Currency,
+  degrees and units do not count.
 - Formulas with words, "...", \gcd, \pmod or a base, as in 101_2, must be the same
   text, because math-verify does not read them or drops a part.
 """
@@ -208,11 +208,15 @@ def _number(plain: str) -> Fraction | None:
 def _equal_numbers(
     gold: Fraction, given: Fraction, gold_percent: bool, given_percent: bool
 ) -> bool:
-    if gold == given or _rounds_to(gold, given) or _rounds_to(given, gold):
-        return True
-    if gold_percent != given_percent:
-        return gold == given / 100 if given_percent else gold / 100 == given
-    return False
+    readings = [given]
+    if given_percent and not gold_percent:
+        readings.append(given / 100)
+    if gold_percent and not given_percent:
+        readings.append(given * 100)
+    return any(
+        gold == value or _rounds_to(gold, value) or _rounds_to(value, gold)
+        for value in readings
+    )
 
 
 def _rounds_to(exact: Fraction, decimal: Fraction) -> bool:

@@ -5,7 +5,8 @@ A problem's data may have ``tolerance`` (relative to the gold answer) and
 must be the same number. Numbers are exact fractions, so that 0.1 is 1/10. If the gold
 answer has a unit, the answer must have the same unit or none; units are compared by a
 list of common spellings and are not converted. A unit that only the answer has is
-ignored. A percent sign is a unit, too.
+ignored. A percent sign is a unit, too: 50% is 50, and it is 1/2 if one of the two has
+the sign and the other has no unit.
 """
 
 import math
@@ -120,7 +121,12 @@ def is_correct(problem: Problem, answer: str) -> bool:
     relative = Fraction(str(problem.data.get("tolerance", 0)))
     absolute = Fraction(str(problem.data.get("absolute_tolerance", 0)))
     allowed = max(relative * abs(gold.value), absolute)
-    return abs(gold.value - given.value) <= allowed
+    readings = [given.value]
+    if (gold.unit, given.unit) == ("", "%"):
+        readings.append(given.value / 100)
+    if (gold.unit, given.unit) == ("%", ""):
+        readings.append(given.value * 100)
+    return any(abs(gold.value - value) <= allowed for value in readings)
 
 
 def check_gold(problem: Problem) -> str | None:

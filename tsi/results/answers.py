@@ -24,7 +24,7 @@ MAX_PLACES, MAX_VERBS = 64, 16
 # Every quantifier is bounded, so that matching is linear in the text.
 _NUMBER_IN_TEXT = re.compile(
     # The minus of "7-4" is not a sign.
-    rf"(?:(?<![\w)])-)?\$?(?:{DECIMAL})(?:/\d{{1,100}})?"
+    rf"(?:(?<![\w)])-)?\$?(?:{DECIMAL})(?:/\d{{1,100}})?(?: ?\\?%)?"
 )
 _BOX = re.compile(r"\\f?boxed ?\{|\\fbox ?\{")
 _CUE = re.compile(
@@ -73,7 +73,7 @@ _END = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _QUANTITY = re.compile(
-    rf"\$?({NUMBER}) ?\\?%? ([A-Za-z]{{2,32}}[A-Za-z.']{{0,8}})(?![\w^\\])"
+    rf"\$?({NUMBER}) ?(\\?%)? ([A-Za-z]{{2,32}}[A-Za-z.']{{0,8}})(?![\w^\\])"
 )
 _TAG = re.compile(r"</?(?:b|i|u|em|strong|mark|code|span|p|br|div)(?: [^<>]{0,64})?/?>")
 _NO_ANSWER = re.compile(
@@ -245,9 +245,10 @@ def _answer_after(tail: str, *, is_line: bool) -> str:
     line = tail[: end.start() if end else None].strip(" *_:,;\"“”'‘’`")
     name, value = name_of(line)
     quantity = _QUANTITY.match(sign + value)
-    if quantity and not changes_meaning(quantity.group(2)):
-        number, word = quantity.groups()
+    if quantity and not changes_meaning(quantity.group(3)):
+        number, percent, word = quantity.groups()
         found = f"{number} {word}" if is_unit(word) else number
+        found = f"{number}%" if percent else found
         return found if name is None else f"{name} = {found}"
     return sign + line
 

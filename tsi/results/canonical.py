@@ -2,9 +2,11 @@
 
 A model's text is never evaluated. Numbers are parsed by bounded regular expressions
 into exact fractions, so 1,000 = 1000.0 and \\frac{1}{2} = 0.5, but 0.333 is not 1/3.
-Other answers are compared as strings without spaces, words without case. Percent
-signs, currency signs, units and the name of a variable are dropped ("50%" = 50,
-"4 apples" = 4, "x = 5" is 5), as in the MATH graders.
+Other answers are compared as strings without spaces, words without case. Currency
+signs, units and the name of a variable are dropped ("4 apples" = 4, "x = 5" is 5), as
+in the MATH graders. A number keeps its percent sign ("50 percent" is 50%), because
+graders call it equal to 50 and to 1/2, and without its gold answer a text does not tell
+which is meant.
 
 The canonical form is LaTeX as far as the answer was, so that a computer algebra system
 can read it, and it is its own canonical form.
@@ -23,6 +25,9 @@ MAX_PASSES = 64
 # A command of LaTeX ends at its space, and "1 2" must not become the number 12.
 _SPACE = re.compile(r"(\\[A-Za-z]{1,32} )(?=[A-Za-z])|(\d )(?=\d)| ")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'’()-]{0,511}")
+_PERCENT = re.compile(
+    r"(?:%|(?<![A-Za-z])per ?cent(?:age)?)[\s.,;:$*_`)}\\]{0,16}$", re.IGNORECASE
+)
 _LETTER = re.compile(r"\(([A-Za-z])\)")
 
 
@@ -33,8 +38,9 @@ def canonical(answer: str | None) -> str | None:
         answer: untrusted; more than 512 characters give None.
 
     Returns:
-        "7" or "-3/2" for a number; "a,b" for a list; otherwise the string without
-        spaces, in lower case if it is words. It is a fixed point of this function.
+        "7", "-3/2" or "50%" for a number; "a,b" for a list; otherwise the string
+        without spaces, in lower case if it is words. It is a fixed point of this
+        function.
     """
     form = answer
     for _ in range(MAX_PASSES):
@@ -60,7 +66,7 @@ def _simplify(answer: str) -> str | None:
     plain = drop_unit(drop_name(plain))
     number = number_of(plain)
     if number is not None:
-        return str(number)
+        return f"{number}%" if _PERCENT.search(answer) else str(number)
     bracketed = bracket_members(plain)
     if bracketed is not None:
         left, members, right = bracketed
