@@ -214,3 +214,13 @@ def test_multiple_choice_shows_its_letters(tmp_path):
     path.write_text(json.dumps(row | {"choices": ["no"]}))
     with pytest.raises(ConfigurationError, match="column 'choices': write a list of 2"):
         choose_task(ProblemOptions(problems=path, grader="choice"))
+
+
+def test_a_policy_of_one_task_is_told_from_a_language_model(file):
+    task = choose_task(ProblemOptions(problems=file))
+    for given in (task, "countdown"):
+        with pytest.raises(ConfigurationError) as caught:
+            embedded_world(given, 2, policy="chain-policy")
+        sentence = str(caught.value)
+        assert "The policy chain-policy cannot read" in sentence
+        assert "name a language model with --policy" in sentence

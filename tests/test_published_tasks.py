@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import socket
 
 import huggingface_hub
 import pytest
@@ -164,6 +165,7 @@ def test_what_cannot_be_fetched_says_where_to_put_it(cache, tmp_path, monkeypatc
         raise GatedRepoError("403")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(data_files, "check_reachable", lambda *_: None)
     hub = HubFile("somebody/secret", "data.csv")
     with pytest.raises(DownloadError) as caught:
         find_file("secret", hub)
@@ -183,11 +185,44 @@ def test_the_hub_is_asked_for_the_pinned_revision(cache, monkeypatch, tmp_path):
         return str(target)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(data_files, "check_reachable", lambda *_: None)
     math500 = BENCHMARKS["math500"]
     monkeypatch.setitem(published.BENCHMARKS, "math500", math500._replace(size=1))
     get_task("math500")
     assert asked["repo_type"] == "dataset"
     assert len(asked["revision"]) == 40
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(cache, monkeypatch, tmp_path):
+    asked = []
+
+    def download(*_, **__):
+        asked.append(1)
+        return str(tmp_path / "x.csv")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(data_files, "getproxies", dict)
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        hub = HubFile("somebody/some", "x.csv")
+        # The port is bound, and nothing listens there.
+        with pytest.raises(DownloadError, match="cannot be reached") as caught:
+            find_file("some", hub)
+        assert str(local_path("some", hub)) in str(caught.value)
+        assert not asked
+        server.listen()
+        assert find_file("some", hub) == tmp_path / "x.csv"
+    # In offline mode and behind a proxy the client decides.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    find_file("some", hub)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(data_files, "getproxies", lambda: {"https": "proxy"})
+    find_file("some", hub)
+    assert len(asked) == 3
 
 
 def test_problems_of_a_generator_are_right_by_its_own_verifier():

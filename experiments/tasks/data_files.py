@@ -8,11 +8,14 @@ named in the address.
 
 import hashlib
 import os
+import socket
 import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from tsi.errors import DownloadError
 from tsi.models.files import describe_error
@@ -20,6 +23,7 @@ from tsi.models.loading.catalogue import cache_directory
 
 MAX_BYTES = 2**28
 SECONDS = 60.0
+CONNECT_SECONDS = 5.0
 
 
 class HubFile(NamedTuple):
@@ -83,6 +87,7 @@ def _hub_file(name: str, source: HubFile) -> Path:
     import huggingface_hub
 
     repo, path, revision = source
+    check_reachable(name, source)
     try:
         return Path(
             huggingface_hub.hf_hub_download(
@@ -103,6 +108,36 @@ def _hub_file(name: str, source: HubFile) -> Path:
             reason = f"{source.repo} could not be fetched from the hub ({first})"
         raise DownloadError(
             f"{reason}; or put {source.path} of {page} at {local_path(name, source)}."
+        ) from error
+
+
+def check_reachable(name: str, source: HubFile) -> None:
+    """Refuse a hub that cannot be reached, before its client tries again and again.
+
+    A file in the client's own cache needs no hub, nor does the client's offline mode.
+
+    Raises:
+        DownloadError: says where to put the file by hand.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    repo, path, revision = source
+    cached = huggingface_hub.try_to_load_from_cache(
+        repo, path, repo_type="dataset", revision=revision
+    )
+    # A proxy is the client's matter: it may reach what a socket does not.
+    if isinstance(cached, str) or constants.HF_HUB_OFFLINE or getproxies():
+        return
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise DownloadError(
+            f"{repo} could not be fetched, because {address.hostname} cannot be "
+            f"reached ({error}); or put {path} of "
+            f"https://huggingface.co/datasets/{repo} at {local_path(name, source)}."
         ) from error
 
 

@@ -19,8 +19,10 @@ from tsi.experiments.worlds.language_policy import (
     STEP_SLACK,
     is_trained_on,
     prompt_encoder,
+    rules_and_examples,
 )
 from tsi.experiments.worlds.provenance import sha256_of
+from tsi.experiments.worlds.spelling import check_spelling
 from tsi.experiments.worlds.step_ends import StepEnds
 from tsi.experiments.worlds.world import PROBLEM_SEED, World, task_limits, task_world
 from tsi.loading.named_reward import load_reward, parse_reward
@@ -142,6 +144,11 @@ def embedded_world(
     )
     tokenizer = loaded_policy.tokenizer
     is_trained = is_trained_on(task, tokenizer)
+    if not is_trained:
+        read = [problem.prompt for problem in problems]
+        if isinstance(task, GeneratedTask):
+            read.append(rules_and_examples(task).system or "")
+        check_spelling(tokenizer, policy or own_policy, task.name, read)
     if reward_name is None:
         is_own = isinstance(task, GeneratedTask) and is_trained
         reward_name = parse_reward(own_reward if is_own else "judge", aggregation)
