@@ -67,7 +67,7 @@ LAZY = {
     # `tsi --help` answers at once; a command imports what it needs.
     "tsi.experiments.forecast_output": 4,
     "tsi.experiments.reference_commands": 5,
-    "tsi.experiments.scale_commands": 9,
+    "tsi.experiments.scale_commands": 10,
     "tsi.experiments.serve_commands": 5,
     "tsi.experiments.solve_commands": 8,
     "tsi.experiments.study_commands": 3,
