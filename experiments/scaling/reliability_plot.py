@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from tsi.experiments.scaling.methods import get_method
@@ -44,9 +45,12 @@ def save_reliability_plot(
                 y,
                 [lows, highs],
                 color=colour,
+                marker=marker,
+                markersize=3,
                 linestyle=line,
                 linewidth=1.1,
                 elinewidth=0.6,
+                ecolor=to_rgba(colour, 0.4),
                 label=get_method(method).label,
             )
             areas = [6 + 120 * bin.size / number for bin in values.bins]
