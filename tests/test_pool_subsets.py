@@ -117,3 +117,16 @@ def test_random_subsets_agree_with_all_of_them():
     assert exact.error[0] == 0
     assert 0 < few.error[0] < 0.5 / 200**0.5 + 1e-9
     assert abs(few.accuracy[0] - exact.accuracy[0]) < 4 * few.error[0]
+
+
+def test_a_sample_without_an_answer_is_never_selected():
+    rewards = np.array([0.9, 0.5, 0.1])
+    answers = [None, "1", "2"]
+    pool = FinalParticles(["", "1", "2"], answers, rewards, np.log(rewards))
+    for method in METHODS:
+        correct = subset_correctness(
+            pool, 0.0, estimand(method), {"1": True, "2": False}, [1, 3]
+        ).accuracy
+        assert correct[0] == pytest.approx(1 / 3)
+        # Of equally many votes each is as likely.
+        assert correct[1] == (0.5 if method == "self_consistency" else 1.0), method
