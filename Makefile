@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow test-lowest test-newest test-parity lint docs benchmark bench curve curve-chain curve-llm train-tiny clean
+.PHONY: test test-slow test-lowest test-newest test-parity lint docs benchmark bench bench-served curve curve-chain curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -82,6 +82,13 @@ benchmark: .venv/installed
 # is an interpreter that has them.
 bench: .venv/installed
 	$(BIN)/python -m tsi.experiments.benchmarks.engine $(if $(PEERS),--peers $(PEERS))
+
+# Methods over llama.cpp's server beside its_hub, if LLAMA_SERVER is the path of
+# llama-server and PEERS an interpreter that has its_hub.
+bench-served: .venv/installed
+	$(BIN)/python -m tsi.experiments.benchmarks.served_client
+	$(BIN)/python -m tsi.experiments.benchmarks.served \
+		$(if $(LLAMA_SERVER),--server $(LLAMA_SERVER)) $(if $(PEERS),--peers $(PEERS))
 
 # Hard problems, each method at the temperature that validation problems chose.
 curve: .venv/installed

@@ -66,6 +66,13 @@ class Traffic(NamedTuple):
     seconds: float
 
 
+KEPT_ERRORS = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+"""What is seen when a server has closed a connection; the second one also where it
+cannot be opened."""
+KEPT_SECONDS = 3.0
+"""Seconds for which an idle connection is kept; llama.cpp's server ends it after 5."""
+
+
 class TransientError(ServerError):
     """A failure that may pass.
 
@@ -176,7 +183,7 @@ class Client:
         self, verb: str, path: str, body: Any, patient: bool, enough: Any = None
     ) -> Any:
         patience = self.patience
-        began, pause = time.monotonic(), patience.first_pause
+        began, pause, repeated = time.monotonic(), patience.first_pause, False
         while True:
             try:
                 reply = await self._attempt(verb, path, body, enough)
@@ -185,9 +192,12 @@ class Client:
                 if not patient or spent > patience.total:
                     raise
                 self._failures += 1
+                if error.pause == 0 and not repeated:
+                    repeated = True
+                    continue
                 # Servers that restart are not asked by all rows at one moment.
                 wait = pause * random.uniform(0.5, 1.0)
-                if error.pause is not None:
+                if error.pause:
                     wait = min(error.pause, patience.total)
                 await asyncio.sleep(wait)
                 pause = min(2 * pause, patience.longest_pause)
@@ -198,14 +208,16 @@ class Client:
     async def _attempt(self, verb: str, path: str, body: Any, enough: Any) -> Any:
         url = self.address.url + path
         stream = verb == "STREAM"
+        # llama.cpp's server closes the connection of a stream and does not say so.
+        headers = {"Connection": "close"} if stream else None
         try:
             async with self._open().request(
                 "POST" if stream else verb,
                 url,
                 data=None if body is None else json.dumps(body).encode(),
+                headers=headers,
                 # A redirect would carry the key elsewhere.
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=self.patience.deadline),
             ) as reply:
                 if reply.status != 200:
                     await self._refuse(reply, path)
@@ -217,9 +229,14 @@ class Client:
                 f"{url} did not answer within {self.patience.deadline:g} s."
             ) from error
         except (aiohttp.ClientError, ConnectionError, OSError) as error:
+            # A kept connection may have been closed by the server meanwhile.
+            kept = isinstance(error, KEPT_ERRORS) and not isinstance(
+                error, aiohttp.ClientConnectorError
+            )
             raise TransientError(
                 f"{url} cannot be reached ({type(error).__name__}: {error!s:.200}). "
-                "Is the server running at this address?"
+                "Is the server running at this address?",
+                0.0 if kept else None,
             ) from error
 
     def _open(self) -> aiohttp.ClientSession:
@@ -228,8 +245,15 @@ class Client:
             if self._key is not None:
                 headers["Authorization"] = f"Bearer {self._key}"
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self.patience.max_connections),
+                connector=aiohttp.TCPConnector(
+                    limit=self.patience.max_connections,
+                    keepalive_timeout=KEPT_SECONDS,
+                ),
                 headers=headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=("Accept", "Accept-Encoding"),
+                timeout=aiohttp.ClientTimeout(total=self.patience.deadline),
             )
         return self._session
 

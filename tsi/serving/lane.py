@@ -259,11 +259,14 @@ class ServedLane:
                     self._seed_of(problem, turn, row % self.method.plan.rows),
                 )
             )
+        works = []
         for group in self.policy.groups(requests):
             drawn = [int(rows[i]) for i in group]
             old = [self.rows.rows[row] for row in drawn]
             asked = [requests[i] for i in group]
-            self._start(place, self._steps(problem, drawn, old, asked))
+            works.append(self._steps(problem, drawn, old, asked))
+        if works:
+            self._start(place, all_scored(works))
 
     def _repeat(
         self, place: int, rows: Int[np.ndarray, " n"], sources: list[Row]
@@ -419,11 +422,11 @@ class ServedLane:
         if failed:
             self._give_up(place, failed[0], depth)
             return
+        counts = self.rows.spending
         for extension, score in zip(extensions, scores, strict=True):
-            row, after, log_prob, step, repeated = extension
+            row, after, _, step, repeated = extension
             newest = after.now._replace(log_odds=score.log_odds)
             after = after._replace(steps=(*after.steps[:-1], newest))
-            counts = self.rows.spending
             counts.reward_read[row] += score.tokens_read
             if step is None:
                 self.rows.rows[row] = after
@@ -431,8 +434,10 @@ class ServedLane:
             else:
                 self.rows.extend(row, after, step)
                 self._generated += step.num_tokens
-            index = np.asarray([row])
-            self.population.end_step(index, self.rows.replies(index, [log_prob]))
+        if extensions:
+            index = np.asarray([extension.row for extension in extensions])
+            log_probs = [extension.log_prob for extension in extensions]
+            self.population.end_step(index, self.rows.replies(index, log_probs))
 
     def _seed_of(self, problem: int, turn: int, row: int) -> int:
         words = np.asarray(self.ids.words)[problem].tolist()
@@ -440,6 +445,21 @@ class ServedLane:
         text = f"{words}{kind}/{turn}/{row}".encode()
         digest = hashlib.blake2b(text, key=self._seed[:64], digest_size=4).digest()
         return int.from_bytes(digest, "big") >> 1
+
+
+async def all_scored(works: Sequence[Coroutine[Any, Any, Scored]]) -> Scored:
+    """The rows of several requests; at the first error the others are given up."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        found = await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
+    extensions = [extension for own, _ in found for extension in own]
+    if any(scores is None for _, scores in found):
+        return extensions, None
+    return extensions, [score for _, scores in found for score in scores or []]
 
 
 def scored_row(problem: int, row: Row) -> ScoredRow:

@@ -2,8 +2,10 @@
 
 Its OpenAI-compatible endpoint does not say which string has stopped a step, and leaves
 the log-probabilities of that string out. The native one gives all ids and the reason.
-Log-probabilities come whole only in a streamed reply. The server knows no
-log-probabilities of a prompt.
+A reply that is not streamed leaves out the log-probabilities of the string that has
+stopped it. Therefore it is streamed where they are needed. No reply has those of a
+token after which a character is incomplete. The server knows no log-probabilities of a
+prompt.
 """
 
 import math
@@ -30,6 +32,20 @@ OFF: dict[str, Any] = {
     "n_keep": -1,
 }
 """Controls of this server which this package never uses."""
+
+FIELDS = [
+    "index",
+    "stop",
+    "tokens",
+    "tokens_predicted",
+    "tokens_evaluated",
+    "truncated",
+    "stop_type",
+    "stopping_word",
+    "timings",
+    "completion_probabilities",
+]
+"""Of the reply; the rest repeats the request."""
 
 
 class LlamaCpp:
@@ -62,6 +78,7 @@ class LlamaCpp:
             "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
             "cache_prompt": True,
             "return_tokens": True,
+            "response_fields": FIELDS,
         }
         if alone and len(requests) > 1:
             body["n"] = len(requests)

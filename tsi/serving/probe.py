@@ -15,10 +15,11 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from tsi.errors import ServerError
 from tsi.serving.abilities import Abilities, Meaning
-from tsi.serving.client import Client
+from tsi.serving.client import Client, TransientError
 from tsi.serving.dialect import Dialect, Drawing
 from tsi.serving.identify import Identity
 from tsi.serving.step import Controls, ServedStep, StepRequest
@@ -27,6 +28,8 @@ NUM_DRAWS = 192
 """Tokens that are drawn to see frequencies."""
 NUM_COMPARED = 24
 """Tokens that are drawn at another temperature."""
+MAX_MISSING = 0.1
+"""Fraction of these tokens whose log-probability a server may leave out."""
 SEED_TOKENS = 8
 
 
@@ -70,22 +73,24 @@ async def measure(
     )
     if not dialect.takes_ids:
         return abilities
-    try:
-        drawn = await asyncio.gather(
-            *(
-                draw(seed, 1, plain._replace(log_probs=True))
-                for seed in range(100, 100 + NUM_DRAWS)
-            )
+
+    async def draw_tokens(first_seed: int, count: int, drawing: Drawing) -> list[Any]:
+        seeds = range(first_seed, first_seed + count)
+        return await asyncio.gather(
+            *(draw(seed, 1, drawing) for seed in seeds), return_exceptions=True
         )
-    except ServerError:
+
+    drawn, missing = with_log_probs(
+        await draw_tokens(100, NUM_DRAWS, plain._replace(log_probs=True))
+    )
+    if missing > MAX_MISSING * NUM_DRAWS:
         return abilities
     at_one = {step.tokens: step.log_prob for step in drawn}
     half = plain._replace(controls=Controls(temperature=0.5), log_probs=True)
-    sharp = await asyncio.gather(
-        *(draw(seed, 1, half) for seed in range(500, 500 + NUM_COMPARED))
+    sharp, _ = with_log_probs(await draw_tokens(500, NUM_COMPARED, half))
+    abilities = abilities._replace(
+        log_probs=meaning_of(at_one, sharp), draws_all=kept_mass_is_one(drawn, missing)
     )
-    meaning = meaning_of(at_one, sharp)
-    abilities = abilities._replace(log_probs=meaning, draws_all=kept_mass_is_one(drawn))
     given = await read_given(client, dialect, identity.model, [*prefix, *text])
     if given is None:
         return abilities
@@ -113,6 +118,24 @@ async def draw_steps(
     else:
         reply = await client.post(call.path, call.body)
     return dialect.steps(reply, requests, drawing)[0]
+
+
+def with_log_probs(found: Sequence[Any]) -> tuple[list[ServedStep], int]:
+    """The steps among steps and errors, and the number of errors of the server.
+
+    llama.cpp's server gives no log-probability of a token that is a part of a
+    character; see :mod:`tsi.serving.llama_cpp`.
+
+    Raises:
+        TransientError: the server has failed for too long.
+    """
+    steps = [item for item in found if isinstance(item, ServedStep)]
+    for error in found:
+        if isinstance(error, BaseException) and (
+            isinstance(error, TransientError) or not isinstance(error, ServerError)
+        ):
+            raise error
+    return steps, len(found) - len(steps)
 
 
 async def read_given(
@@ -147,8 +170,12 @@ def meaning_of(
     return "processed" if max(moved) > 0.02 else "raw"
 
 
-def kept_mass_is_one(drawn: Sequence[ServedStep]) -> bool | None:
+def kept_mass_is_one(drawn: Sequence[ServedStep], missing: int = 0) -> bool | None:
     """Whether tokens are drawn from the whole vocabulary; see the module's text.
+
+    Args:
+        drawn: steps of one token.
+        missing: further ones, of which neither token nor log-probability is known.
 
     Returns:
         None where the most likely tokens have nearly all of the probability, so that a
@@ -158,9 +185,9 @@ def kept_mass_is_one(drawn: Sequence[ServedStep]) -> bool | None:
     log_probs = {step.tokens: step.log_prob for step in drawn}
     ones = sum(count == 1 for count in counts.values())
     twos = sum(count == 2 for count in counts.values())
-    total = len(drawn)
+    total = len(drawn) + missing
     if len(counts) < 3 or any(math.isnan(x) for x in log_probs.values()):
         return None
-    covered = sum(map(math.exp, log_probs.values()))
+    covered = sum(map(math.exp, log_probs.values())) + missing / total
     error = math.sqrt(ones + 2 * twos + 1) / total
     return covered > 1 - ones / total - max(4 * error, 0.02)

@@ -77,7 +77,11 @@ def token_ids(value: Any, most: int, what: str = "list of tokens") -> tuple[int,
             f"The server's {what} is {type(value).__name__}{size}; it must be a list "
             f"of at most {most} ids."
         )
-    return tuple(integer(item, "token id") for item in value)
+    if value and not (set(map(type, value)) == {int} and min(value) >= 0):
+        value = [integer(item, "token id") for item in value]
+    if value and max(value) >= MAX_ID:
+        integer(max(value), "token id")
+    return tuple(value)
 
 
 def string(value: Any, what: str, most: int = 2**22) -> str:

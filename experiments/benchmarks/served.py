@@ -1,0 +1,265 @@
+"""Methods over a llama.cpp server, compared with its_hub over the same server.
+
+The particle filter and the weighted best-of-N on word problems, with N = 4, 16, 64,
+SmolLM2-135M and a Python function as the reward, which costs nothing. Claim: at least
+twice its_hub's generated tokens per second.
+
+Measurements of both alternate, so that other load on the machine meets both. Tokens
+are those of the server's own counters; seconds of the client are processor time,
+without compilation. Command: ``make bench-served LLAMA_SERVER=path PEERS=python``,
+where the server is llama.cpp's ``llama-server`` and the interpreter has its_hub. Either
+is skipped with a sentence if it is absent.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import tyro
+
+from tsi.experiments.append_only import AppendOnlyFile
+from tsi.experiments.benchmarks.engine import describe_machine, run_process
+from tsi.experiments.benchmarks.questions import extract, problems
+from tsi.experiments.benchmarks.served_table import table
+from tsi.experiments.command import exit_code
+from tsi.experiments.worlds.provenance import commit
+from tsi.models.files import write_text
+from tsi.models.loading.download import get
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.reasoning.limits import SolutionLimits
+from tsi.rewards.verifier import Verifier
+from tsi.samplers.best_of_n import weighted_best_of_n
+from tsi.samplers.particle_filter import particle_filter
+from tsi.serving.connect import connect
+from tsi.serving.engine import ServedEngine
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.scorer import HostScorer
+from tsi.serving.step import Controls
+
+HERE = Path(__file__).resolve().parent
+DELIMITER = "\n\n"
+NEVER = "\0"
+"""A delimiter that no policy writes, for solutions of one step."""
+METHODS = ("particle filter", "best of N")
+COUNTERS = {
+    "generated_tokens": "llamacpp:tokens_predicted_total",
+    "prompt_tokens": "llamacpp:prompt_tokens_total",
+    "cached_tokens": "llamacpp:prompt_tokens_cached_total",
+    "decodes": "llamacpp:n_decode_total",
+}
+
+
+class Options(NamedTuple):
+    """What to measure.
+
+    Attributes:
+        server: path of llama-server; empty skips everything.
+        peers: interpreter with its_hub; empty skips it.
+        model: a name from `tsi models`.
+        particles: budgets N.
+        problems: at most 8.
+        repeats: of each measurement.
+        max_steps, max_step_tokens: of the particle filter.
+        max_tokens: of a solution.
+        temperature: of the policy.
+        slots: sequences that the server works on at once.
+        threads: of the server.
+        at_once: whether its_hub gets all problems at once; else one after the other.
+    """
+
+    server: str = os.environ.get("LLAMA_SERVER", "")
+    peers: str = os.environ.get("PEERS", "")
+    model: str = "smollm2-135m"
+    particles: tuple[int, ...] = (4, 16, 64)
+    problems: int = 8
+    repeats: int = 2
+    max_steps: int = 6
+    max_step_tokens: int = 60
+    max_tokens: int = 240
+    temperature: float = 0.8
+    slots: int = 16
+    threads: int = os.cpu_count() or 1
+    at_once: bool = False
+
+
+def log_odds(question: str, text: str, ended: bool) -> float:
+    """A reward that costs nothing: whether the solution has a digit."""
+    return 0.85 if re.search(r"\d", text) else -0.85
+
+
+@contextlib.contextmanager
+def server_of(options: Options) -> Iterator[str]:
+    """Start a server; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = str(Path(options.server).resolve().parent)
+    paths = [folder, os.environ.get("LD_LIBRARY_PATH", "")]
+    # Prompt and solution of every slot.
+    context = options.slots * (512 + options.max_tokens + options.max_step_tokens)
+    process = subprocess.Popen(
+        [
+            options.server,
+            *("--model", str(get(options.model)), "--port", str(port)),
+            *("--ctx-size", str(context), "--parallel", str(options.slots)),
+            *("--threads", str(options.threads), "--metrics", "--no-webui"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"LD_LIBRARY_PATH": ":".join(filter(None, paths))},
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
+    """Wait until a server has loaded its model."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{url}/health", timeout=5)
+            return
+        time.sleep(0.5)
+    raise SystemExit("llama-server did not start; run it by hand to see why.")
+
+
+def counters(url: str) -> dict[str, float]:
+    """The server's own counters."""
+    text = urllib.request.urlopen(f"{url}/metrics", timeout=60).read().decode()
+    values = dict(re.findall(r"^(llamacpp:\w+) (\S+)$", text, re.MULTILINE))
+    return {name: float(values.get(key, 0)) for name, key in COUNTERS.items()}
+
+
+def measure_own(
+    policy: ServedPolicy, options: Options, method: str, particles: int
+) -> dict[str, Any]:
+    """This package on all problems."""
+    filtering = method == METHODS[0]
+    most = options.max_tokens
+    limits = (
+        SolutionLimits(options.max_steps, options.max_step_tokens, most)
+        if filtering
+        else SolutionLimits(1, most, most)
+    )
+    engine = ServedEngine(
+        policy,
+        HostScorer(Verifier(log_odds, policy.spelling.decode)),
+        limits,
+        delimiters=(DELIMITER if filtering else NEVER,),
+        controls=Controls(temperature=options.temperature),
+    )
+    sampler = particle_filter() if filtering else weighted_best_of_n()
+    before, began = policy.client.traffic, time.perf_counter()
+    thread_began = time.thread_time()
+    results = engine.run(
+        sampler,
+        jax.random.key(particles),
+        problems(options.problems),
+        particles,
+        extract=extract,
+    )
+    after = policy.client.traffic
+    report = engine.report
+    assert report is not None
+    return {
+        "seconds": time.perf_counter() - began,
+        "client_seconds": after.seconds - before.seconds,
+        "sampler_seconds": time.thread_time() - thread_began,
+        "requests": after.requests - before.requests,
+        "turns": sum(len(result.steps.ess) for result in results),
+    }
+
+
+def measure_peer(
+    url: str, options: Options, method: str, particles: int
+) -> dict[str, Any]:
+    """its_hub on all problems."""
+    request = {
+        "url": url,
+        "method": method,
+        "particles": particles,
+        "prompts": [problem.prompt for problem in problems(options.problems)],
+        "delimiter": DELIMITER,
+        "max_steps": options.max_steps,
+        "max_step_tokens": options.max_step_tokens,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "at_once": options.at_once,
+    }
+    command = [options.peers, HERE / "peer_its_hub_served.py"]
+    return run_process(command, json.dumps(request), dict(os.environ))
+
+
+def main(
+    options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008
+    out: Path = Path("docs/results/served"),
+) -> int:
+    """Measure, and write rows.jsonl, machine.json and table.md.
+
+    Args:
+        options: what to measure.
+        out: folder.
+    """
+    if not options.server:
+        print("Skipped: give the path of llama.cpp's llama-server (LLAMA_SERVER).")
+        return 0
+    names = ["tsi", "its_hub"] if options.peers else ["tsi"]
+    if not options.peers:
+        print("its_hub is skipped: give an interpreter that has it (PEERS).")
+    rows: list[dict[str, Any]] = []
+    tokenizer = load_tokenizer(get(options.model))
+    with server_of(options) as url, AppendOnlyFile(out / "rows.jsonl") as file:
+        policy = connect(url, tokenizer=tokenizer)
+        print(policy.abilities)
+        # Programs of each size are compiled first.
+        few = options._replace(problems=1, max_step_tokens=1, max_tokens=2, max_steps=2)
+        for particles in options.particles:
+            for method in METHODS:
+                measure_own(policy, few, method, particles)
+                for repeat in range(options.repeats):
+                    for by in names:
+                        load, before = os.getloadavg()[0], counters(url)
+                        numbers = (
+                            measure_own(policy, options, method, particles)
+                            if by == "tsi"
+                            else measure_peer(url, options, method, particles)
+                        )
+                        after = counters(url)
+                        row = {
+                            "by": by,
+                            "method": method,
+                            "particles": particles,
+                            "repeat": repeat,
+                            "load": load,
+                            "commit": commit(),
+                            **numbers,
+                            **{name: after[name] - before[name] for name in COUNTERS},
+                            "work": options._replace(server="", peers="")._asdict(),
+                        }
+                        rows.append(row)
+                        file.append(json.dumps(row).encode() + b"\n")
+                        print(json.dumps(row), flush=True)
+                        write_text(out / "table.md", table(rows) + "\n")
+        policy.client.close()
+    write_text(out / "machine.json", json.dumps(describe_machine(), indent=1) + "\n")
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: tyro.cli(main)))

@@ -1,0 +1,67 @@
+"""The table of measurements over a server."""
+
+from collections.abc import Sequence
+from typing import Any
+
+HEADER = (
+    "method",
+    "N",
+    "by",
+    "tokens/s",
+    "beside its_hub",
+    "requests per step",
+    "read per generated token",
+    "client ms per step",
+)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table: sums over repetitions."""
+    lines = [line(HEADER), line("---" for _ in HEADER)]
+    cells = list(dict.fromkeys((r["method"], r["particles"], r["by"]) for r in rows))
+    for method, particles, by in cells:
+        mine = sums(rows, method, particles, by)
+        peer = sums(rows, method, particles, "its_hub")
+        ratio = rate(mine) / rate(peer) if peer else None
+        turns = mine["turns"]
+        client = mine["client_seconds"] + mine.get("sampler_seconds", 0.0)
+        lines.append(
+            line(
+                (
+                    method,
+                    particles,
+                    by,
+                    f"{rate(mine):.1f}",
+                    "" if ratio is None else f"{ratio:.2f}",
+                    f"{mine['requests'] / turns:.1f}",
+                    f"{mine['prompt_tokens'] / mine['generated_tokens']:.3f}",
+                    f"{1e3 * client / turns:.1f}",
+                )
+            )
+        )
+    return "\n".join(lines)
+
+
+def sums(
+    rows: Sequence[dict[str, Any]], method: str, particles: int, by: str
+) -> dict[str, float]:
+    """Numbers of one cell, added up; empty without rows."""
+    own = [
+        row
+        for row in rows
+        if (row["method"], row["particles"], row["by"]) == (method, particles, by)
+    ]
+    if not own:
+        return {}
+    names = [name for name, value in own[0].items() if type(value) in (int, float)]
+    return {name: sum(row[name] for row in own) for name in names}
+
+
+def rate(cell: dict[str, float]) -> float:
+    """Generated tokens per second."""
+    return cell["generated_tokens"] / cell["seconds"]
+
+
+def line(cells: Any) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
