@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -161,11 +162,30 @@ class ScriptedServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
 
+    def restart(self, pause: float = 0.0) -> None:
+        """Drop all connections, and serve again at the same port after a pause."""
+        self.__exit__()
+        time.sleep(pause)
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.__enter__()
+
+    def answer(self, path: str, body: Any) -> Any:
+        """The right answer to a request."""
+        handlers = {
+            "llama.cpp": self._llama,
+            "vLLM": self._vllm,
+            "SGLang": self._sglang,
+            "text": self._text,
+        }
+        return handlers[self.dialect](path, body)
+
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         app = web.Application(client_max_size=2**26)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.05)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
         self._loop.run_until_complete(site.start())
@@ -180,12 +200,6 @@ class ScriptedServer:
         if self.key is not None and given != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "wrong key"}}, status=401)
         body = await request.json() if request.can_read_body else None
-        handlers = {
-            "llama.cpp": self._llama,
-            "vLLM": self._vllm,
-            "SGLang": self._sglang,
-            "text": self._text,
-        }
         if path in ("/completion", "/v1/completions", "/generate"):
             self.requests.append((path, body))
             fault = next(self.faults, None)
@@ -195,14 +209,15 @@ class ScriptedServer:
                     found = await found
                 if found is not None:
                     return found
-        answer = handlers[self.dialect](path, body)
+        answer = self.answer(path, body)
         if isinstance(answer, list) and answer and answer[0] == "stream":
-            return await self._stream(request, answer[1:])
+            return await self.stream(request, answer[1:])
         if answer is None:
             return web.json_response({"error": "no such path"}, status=404)
         return web.json_response(answer)
 
-    async def _stream(self, request: web.Request, events: list[Any]) -> Any:
+    async def stream(self, request: web.Request, events: list[Any]) -> Any:
+        """Answer with events; texts are sent as they are."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for event in events:

@@ -3,42 +3,42 @@
 Connections are kept alive and their number is bounded. A request that fails for a
 reason that may pass (no connection, a deadline, a status of 429 or 5xx, a body that is
 cut short or is no JSON) is repeated with growing pauses. The requests of this package
-change nothing on a server, so that a repetition does no harm.
+change nothing on a server, so that a repetition does no harm. Errors never contain the
+key, not even where a server repeats it.
 
 An event loop in a thread of its own does the work; callers are in other threads.
 """
 
 import asyncio
-import contextlib
 import json
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
-from tsi.errors import ConfigurationError, ServerError
-from tsi.serving.address import KEY_VARIABLE, Address
+import aiohttp
 
-try:
-    import aiohttp
-except ModuleNotFoundError as error:
-    raise ConfigurationError(
-        "A policy behind a server needs the package aiohttp; install it with "
-        "pip install 'tsi[served]'."
-    ) from error
-
-MAX_EXCERPT = 300
-"""Characters of a server's own message that an error repeats."""
+from tsi.errors import ServerError
+from tsi.serving.address import Address
+from tsi.serving.http_replies import (
+    MAX_LINE,
+    TransientError,
+    parse_json,
+    read_body,
+    read_events,
+    refuse,
+)
 
 
 class Patience(NamedTuple):
     """How long a client waits, and for how much.
 
     Attributes:
-        deadline: seconds for one attempt of a request.
-        total: seconds after which a request that has failed is not repeated.
+        deadline: seconds for one attempt of a request, from the moment that it is sent.
+        total: seconds after its first failure after which a request is not repeated.
         first_pause, longest_pause: seconds between attempts; pauses double.
         max_bytes: of a reply.
         max_connections: requests at once.
@@ -50,6 +50,16 @@ class Patience(NamedTuple):
     longest_pause: float = 15.0
     max_bytes: int = 64 * 2**20
     max_connections: int = 64
+
+
+MAX_CONNECT = 10.0
+"""Seconds in which a server must accept a connection."""
+BRIEF_ATTEMPTS = 3
+BRIEF_TOTAL = 2.0
+BRIEF_DEADLINE = 30.0
+"""Patience with requests that only ask what a server is."""
+MIN_KEY = 4
+"""Characters of the shortest key that is taken out of messages."""
 
 
 class Traffic(NamedTuple):
@@ -73,19 +83,6 @@ KEPT_SECONDS = 3.0
 """Seconds for which an idle connection is kept; llama.cpp's server ends it after 5."""
 
 
-class TransientError(ServerError):
-    """A failure that may pass.
-
-    Args:
-        message: of the error.
-        pause: seconds that the server asks to wait; None if it does not say.
-    """
-
-    def __init__(self, message: str, pause: float | None = None) -> None:
-        super().__init__(message)
-        self.pause = pause
-
-
 class Client:
     """Sends requests to one server.
 
@@ -105,6 +102,9 @@ class Client:
         self._key = key
         self._requests = self._failures = 0
         self._session: aiohttp.ClientSession | None = None
+        self._lock, self._is_closed = threading.Lock(), False
+        # Attempts wait here and not in the pool, where their deadlines would run.
+        self._slots = asyncio.Semaphore(patience.max_connections)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -117,9 +117,12 @@ class Client:
 
     def close(self) -> None:
         """Cancel what is under way, and close all connections."""
-        if self._loop.is_closed():
-            return
-        self.call(self._close())
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        closing.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -132,14 +135,31 @@ class Client:
         return Traffic(self._requests, self._failures, seconds)
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
-        """Start a coroutine in the client's thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Start a coroutine in the client's thread.
+
+        Returns:
+            Its future; one that has failed if the client is closed.
+        """
+        with self._lock:
+            if not self._is_closed:
+                guarded = self._without_key(work)
+                return asyncio.run_coroutine_threadsafe(guarded, self._loop)
+        work.close()
+        future: Future[Any] = Future()
+        future.set_exception(closed(self.address))
+        return future
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a coroutine in the client's thread."""
+        """The result of a coroutine in the client's thread.
+
+        Raises:
+            ServerError: as the coroutine does, or the client is closed.
+        """
         future = self.submit(work)
         try:
             return future.result()
+        except CancelledError as error:
+            raise closed(self.address) from error
         except BaseException:
             future.cancel()
             raise
@@ -156,7 +176,8 @@ class Client:
         Args:
             path: begins with a slash.
             body: of the request.
-            patient: whether failures that may pass are waited out.
+            patient: whether failures that may pass are waited out; else a few attempts
+                are made in a short time.
 
         Raises:
             ServerError: the server refuses the request, or has failed for too long.
@@ -183,13 +204,25 @@ class Client:
         self, verb: str, path: str, body: Any, patient: bool, enough: Any = None
     ) -> Any:
         patience = self.patience
-        began, pause, repeated = time.monotonic(), patience.first_pause, False
+        if not patient:
+            patience = patience._replace(
+                deadline=min(patience.deadline, BRIEF_DEADLINE),
+                total=min(patience.total, BRIEF_TOTAL),
+            )
+        attempts, failed, pause = 0, 0.0, patience.first_pause
+        repeated = False
         while True:
             try:
-                reply = await self._attempt(verb, path, body, enough)
+                async with self._slots:
+                    reply = await self._attempt(
+                        verb, path, body, enough, patience.deadline
+                    )
             except TransientError as error:
-                spent = time.monotonic() - began
-                if not patient or spent > patience.total:
+                now = time.monotonic()
+                # Time in a queue is no failure: the clock starts at the first one.
+                failed, attempts = failed or now, attempts + 1
+                left = patience.total - (now - failed)
+                if left <= 0 or (not patient and attempts >= BRIEF_ATTEMPTS):
                     raise
                 self._failures += 1
                 if error.pause == 0 and not repeated:
@@ -197,19 +230,22 @@ class Client:
                     continue
                 # Servers that restart are not asked by all rows at one moment.
                 wait = pause * random.uniform(0.5, 1.0)
-                if error.pause:
-                    wait = min(error.pause, patience.total)
-                await asyncio.sleep(wait)
+                await asyncio.sleep(min(max(wait, error.pause or 0.0), left))
                 pause = min(2 * pause, patience.longest_pause)
             else:
                 self._requests += 1
                 return reply
 
-    async def _attempt(self, verb: str, path: str, body: Any, enough: Any) -> Any:
+    async def _attempt(
+        self, verb: str, path: str, body: Any, enough: Any, deadline: float
+    ) -> Any:
         url = self.address.url + path
         stream = verb == "STREAM"
         # llama.cpp's server closes the connection of a stream and does not say so.
         headers = {"Connection": "close"} if stream else None
+        limits = aiohttp.ClientTimeout(
+            total=deadline, sock_connect=min(deadline, MAX_CONNECT)
+        )
         try:
             async with self._open().request(
                 "POST" if stream else verb,
@@ -218,16 +254,25 @@ class Client:
                 headers=headers,
                 # A redirect would carry the key elsewhere.
                 allow_redirects=False,
+                timeout=limits,
             ) as reply:
                 if reply.status != 200:
-                    await self._refuse(reply, path)
+                    await refuse(reply)
+                most = self.patience.max_bytes
                 if stream:
-                    return await self._read_events(reply, enough)
-                return parse_json(await self._read(reply), url)
+                    return await read_events(reply, enough, most)
+                return parse_json(await read_body(reply, most), url)
+        except aiohttp.ConnectionTimeoutError as error:
+            raise TransientError(
+                f"{url} cannot be reached: it did not accept a connection within "
+                f"{limits.sock_connect:g} s. Is the server running at this address?"
+            ) from error
         except TimeoutError as error:
             raise TransientError(
-                f"{url} did not answer within {self.patience.deadline:g} s."
+                f"{url} did not answer within {deadline:g} s."
             ) from error
+        except (aiohttp.InvalidURL, UnicodeError) as error:
+            raise ServerError(f"{url:.200} is not the address of a server.") from error
         except (aiohttp.ClientError, ConnectionError, OSError) as error:
             # A kept connection may have been closed by the server meanwhile.
             kept = isinstance(error, KEPT_ERRORS) and not isinstance(
@@ -238,6 +283,18 @@ class Client:
                 "Is the server running at this address?",
                 0.0 if kept else None,
             ) from error
+
+    async def _without_key(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine, whose errors do not contain the key."""
+        try:
+            return await work
+        except ServerError as error:
+            key = self._key
+            if key is not None and len(key) >= MIN_KEY:
+                error.args = tuple(str(arg).replace(key, "***") for arg in error.args)
+                if key in "".join(traceback.format_exception(error)):
+                    error.__cause__ = error.__context__ = None
+            raise
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -250,75 +307,13 @@ class Client:
                     keepalive_timeout=KEPT_SECONDS,
                 ),
                 headers=headers,
+                # What a server wants to store here is of no use.
                 cookie_jar=aiohttp.DummyCookieJar(),
+                read_bufsize=MAX_LINE // 2,
                 auto_decompress=False,
                 skip_auto_headers=("Accept", "Accept-Encoding"),
-                timeout=aiohttp.ClientTimeout(total=self.patience.deadline),
             )
         return self._session
-
-    async def _read(self, reply: aiohttp.ClientResponse) -> bytes:
-        pieces, size = [], 0
-        async for piece in reply.content.iter_chunked(2**16):
-            pieces.append(piece)
-            size += len(piece)
-            self._check_size(size, reply)
-        return b"".join(pieces)
-
-    async def _read_events(
-        self, reply: aiohttp.ClientResponse, enough: Callable[[list[Any]], bool]
-    ) -> list[Any]:
-        events: list[Any] = []
-        size, ended = 0, False
-        try:
-            async for line in reply.content:
-                size += len(line)
-                self._check_size(size, reply)
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    ended = True
-                    break
-                events.append(parse_json(data, str(reply.url)))
-                ended = ended or is_last(events[-1])
-                if enough(events):
-                    ended = True
-                    break
-        except ValueError as error:  # a line above the parser's limit
-            raise TransientError(
-                f"{reply.url} sent a line that is too long."
-            ) from error
-        if not ended:
-            raise TransientError(f"The reply of {reply.url} was cut short.")
-        return events
-
-    def _check_size(self, size: int, reply: aiohttp.ClientResponse) -> None:
-        if size > self.patience.max_bytes:
-            raise ServerError(
-                f"The reply of {reply.url} is longer than {self.patience.max_bytes:,} "
-                "bytes; this is no reply of an inference server."
-            )
-
-    async def _refuse(self, reply: aiohttp.ClientResponse, path: str) -> None:
-        """Raise the error of a status that is not 200."""
-        message = own_message(await self._read(reply))
-        said = f": {message}" if message else "."
-        where, status = f"{self.address.url}{path}", reply.status
-        if status in (401, 403):
-            raise ServerError(
-                f"{where} wants a key (status {status}){said} Put the right one into "
-                f"the environment variable {KEY_VARIABLE}."
-            )
-        if status in (408, 425, 429) or status >= 500:
-            pause = seconds_of(reply.headers.get("Retry-After"))
-            raise TransientError(f"{where} failed with status {status}{said}", pause)
-        if 300 <= status < 400:
-            raise ServerError(
-                f"{where} redirects (status {status}); give the address that it leads "
-                "to."
-            )
-        raise ServerError(f"{where} refused the request with status {status}{said}")
 
     async def _close(self) -> None:
         own = asyncio.current_task()
@@ -334,42 +329,8 @@ class Client:
         self._loop.run_forever()
 
 
-def parse_json(data: bytes, url: str) -> Any:
-    """A reply as JSON.
-
-    Raises:
-        TransientError: it is none, as when it has been cut short.
-    """
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise TransientError(
-            f"The reply of {url} is not JSON: {data[:80]!r}."
-        ) from error
-
-
-def is_last(event: Any) -> bool:
-    """Whether a streamed event is the last one of llama.cpp's own protocol."""
-    return isinstance(event, dict) and event.get("stop") is True
-
-
-def own_message(body: bytes) -> str:
-    """What a server says about an error, as one short line."""
-    text = body[: 2**16].decode("utf-8", "replace")
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text)
-        for name in ("error", "message", "detail"):
-            if isinstance(found, dict) and name in found:
-                found = found[name]
-        text = found if isinstance(found, str) else json.dumps(found)
-    line = " ".join(text.split())
-    return line[:MAX_EXCERPT].rstrip(".") + "." if line else ""
-
-
-def seconds_of(header: str | None) -> float | None:
-    """The seconds of a Retry-After header; None for a date or nonsense."""
-    try:
-        seconds = float(header or "")
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < float("inf") else None
+def closed(address: Address) -> ServerError:
+    """The error of work for a client that is closed."""
+    return ServerError(
+        f"The client of {address} has been closed. Connect again, and run what is left."
+    )

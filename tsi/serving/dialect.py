@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from tsi.serving.step import Controls, ServedStep, StepRequest
+from tsi.errors import ServerError
+from tsi.serving.reading import show
+from tsi.serving.step import Controls, End, ServedStep, StepRequest
 
 
 class Call(NamedTuple):
@@ -45,6 +47,28 @@ class Drawing(NamedTuple):
     def stops(self) -> list[str]:
         """All strings at which a server stops."""
         return [*self.delimiters, *self.stop_strings]
+
+
+def end_at(stop: Any, drawing: Drawing) -> End:
+    """Why a step ended that a server has stopped by itself.
+
+    Args:
+        stop: what the server names: one of the strings at which it was to stop; or an
+            end token, or nothing.
+        drawing: of the run.
+
+    Raises:
+        ServerError: it names something else, such as an error of its own.
+    """
+    if isinstance(stop, str):
+        if stop in drawing.delimiters:
+            return "delimiter"
+        if stop not in drawing.stop_strings:
+            raise ServerError(
+                f"The server stopped a step at {show(stop)}, which is none of the "
+                "strings that it was given."
+            )
+    return "end"
 
 
 @runtime_checkable

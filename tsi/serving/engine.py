@@ -57,8 +57,8 @@ class ServedEngine:
         price: of a million generated tokens, for forecasts; None for none.
 
     Raises:
-        ConfigurationError: a limit is below 1, there is no delimiter, or a string that
-            ends a step is empty.
+        ConfigurationError: a limit is below 1, there is no delimiter, a string that
+            ends a step is empty, or a control is out of range.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class ServedEngine:
                 "A served policy needs at least one delimiter, and none of the strings "
                 f"that end steps may be empty; they are {list(strings)}."
             )
+        check_temperatures(controls.temperature, None)
+        Truncation(controls.top_k, controls.top_p, controls.min_p).check()
         controls.check()
         self.policy, self.scorer, self.limits = policy, scorer, limits
         self.delimiters, self.stop_strings = tuple(delimiters), tuple(stop_strings)

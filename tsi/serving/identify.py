@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 from tsi.errors import ServerError, UnknownNameError
-from tsi.serving.client import Client, TransientError
+from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect
+from tsi.serving.http_replies import TransientError
 from tsi.serving.llama_cpp import LlamaCpp
 from tsi.serving.reading import field, string
 from tsi.serving.sglang import Sglang
@@ -12,6 +13,7 @@ from tsi.serving.text_server import TextServer
 from tsi.serving.vllm import Vllm
 
 MAX_MODELS = 1000
+MAX_COUNT = 10**16
 
 
 class Identity(NamedTuple):
@@ -100,24 +102,30 @@ async def list_models(client: Client) -> list[dict[str, Any]]:
             f"{client.address.url} lists no models under /v1/models; is it an "
             "inference server?"
         )
-    for entry in found[:MAX_MODELS]:
-        string(field(entry, "id"), "name of a model", 500)
-    return found[:MAX_MODELS]
+    return [
+        {**entry, "id": string(field(entry, "id"), "name of a model", 500)}
+        for entry in found[:MAX_MODELS]
+    ]
 
 
 async def try_get(client: Client, path: str) -> Any:
-    """The JSON under a path; None if the server does not have it."""
+    """The JSON under a path; None if the server does not have it.
+
+    Raises:
+        TransientError: it is overloaded, or gone, so that this cannot be known.
+    """
     try:
         return await client.get(path, patient=False)
     except TransientError as error:
-        if "cannot be reached" in str(error):
-            raise
-        return None
+        # Some servers answer an unknown path with a page, or with an error of theirs.
+        if error.status in (200, 500, 501):
+            return None
+        raise
     except ServerError:
         return None
 
 
 def positive(value: Any) -> Any:
-    """A positive number, or None for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and 0 < value < float("inf") else None
+    """A positive whole number of credible size, or None for anything else."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and 0 < value < MAX_COUNT else None

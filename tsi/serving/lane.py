@@ -31,6 +31,7 @@ from tsi.engine.row_requests import requests_of_rows, rows_to_keep
 from tsi.engine.schedule import num_to_enter
 from tsi.problem_ids import IdWords
 from tsi.reasoning.limits import SolutionLimits
+from tsi.serving.client import closed
 from tsi.serving.dialect import Drawing
 from tsi.serving.policy import ServedPolicy
 from tsi.serving.scorer import Score, ScoredRow, Scorer, ServedScorer
@@ -299,9 +300,9 @@ class ServedLane:
 
         def arrive(future: Any) -> None:
             self._running.discard(future)
-            if future.cancelled():
-                return
-            error = future.exception()
+            error: Any = closed(self.policy.client.address)
+            if not future.cancelled():
+                error = future.exception()
             if error is None:
                 self._arrivals.put(Arrival(place, visit, *future.result()))
             else:

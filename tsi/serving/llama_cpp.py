@@ -13,8 +13,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsi.errors import ServerError
-from tsi.serving.dialect import Call, Drawing
-from tsi.serving.reading import field, integer, log_probability, string, token_ids
+from tsi.serving.dialect import Call, Drawing, end_at
+from tsi.serving.reading import (
+    choices,
+    count,
+    field,
+    integer,
+    log_probability,
+    number,
+    show,
+    string,
+    token_ids,
+)
 from tsi.serving.step import End, ServedStep, StepRequest
 
 PATH = "/completion"
@@ -102,9 +112,7 @@ class LlamaCpp:
                 f"The server sent {len(found)} steps; {len(requests)} were asked for."
             )
         if len(found) > 1:
-            found = sorted(
-                found, key=lambda item: integer(field(item, "index"), "index")
-            )
+            found = choices({"steps": found}, "steps", len(requests))
         return [
             step_of(item, token_ids(field(item, "tokens"), r.max_tokens), drawing)
             for item, r in zip(found, requests, strict=True)
@@ -131,6 +139,11 @@ class LlamaCpp:
             for event in own[:-1]:
                 ids = token_ids(field(event, "tokens"), request.max_tokens)
                 probabilities = event.get("completion_probabilities", [])
+                if not isinstance(probabilities, list):
+                    raise ServerError(
+                        "The server's log-probabilities are no list, but "
+                        f"{show(probabilities)}."
+                    )
                 if len(ids) != len(probabilities):
                     log_prob = math.nan
                 tokens += ids
@@ -157,8 +170,9 @@ class LlamaCpp:
 
 def log_prob_of(item: Any) -> float:
     """The log-probability of an entry, which has it or the probability."""
-    if "prob" in item:
-        probability = log_probability(field(item, "prob") - 1.0, "probability") + 1.0
+    if isinstance(item, dict) and "prob" in item:
+        given = number(item["prob"], "probability")
+        probability = log_probability(given - 1.0, "probability less 1") + 1.0
         return math.log(probability) if probability > 0 else -math.inf
     value = log_probability(field(item, "logprob"), "log-probability")
     return value if value > -1e38 else -math.inf
@@ -169,21 +183,20 @@ def step_of(item: Any, tokens: tuple[int, ...], drawing: Drawing) -> ServedStep:
     kind = string(field(item, "stop_type"), "stop_type", 20)
     word = string(field(item, "stopping_word"), "stopping_word")
     end: End = "limit"
-    if kind == "eos" or (kind == "word" and word in drawing.stop_strings):
+    if kind == "eos":
         end = "end"
     elif kind == "word":
-        end = "delimiter"
+        end = end_at(word, drawing)
     elif item.get("truncated") is True:
         raise ServerError(
             "The server's context is full: it cut a step short. Start it with a larger "
             "context per slot (-c is divided by --parallel), or lower max_tokens."
         )
-    cached = item.get("timings", {}).get("cache_n", 0)
     return ServedStep(
         tokens,
         len(tokens),
         end,
         kind == "eos",
         prompt_tokens=integer(field(item, "tokens_evaluated"), "count"),
-        cached_tokens=integer(cached, "count"),
+        cached_tokens=count(item, "timings", "cache_n"),
     )

@@ -9,7 +9,7 @@ from tsi.serving.abilities import Abilities
 from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect, Drawing
 from tsi.serving.spelling import ServerTokenizer
-from tsi.serving.step import ServedStep, StepRequest
+from tsi.serving.step import ServedStep, StepRequest, check_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,9 @@ class ServedPolicy:
         else:
             reply = await self.client.post(call.path, call.body)
         steps = self.dialect.steps(reply, requests, drawing)
+        if self.dialect.takes_ids:
+            for step, request in zip(steps, requests, strict=True):
+                check_step(step, request)
         if isinstance(self.spelling, ServerTokenizer):
             for step in steps:
                 if step.has_end_token and step.tokens:

@@ -2,7 +2,8 @@
 
 A few short steps are drawn after a short prompt. Log-probabilities are compared between
 temperatures, to see whether they are of the model or of the distribution that is drawn
-from. Seeds are used twice.
+from. Seeds are used twice each: a server that ignores them would have to draw the same
+tokens again for all of them.
 
 That no truncation applies unasked is seen by frequencies. Of K drawn tokens let S be
 the different ones and f1 the number of those that were drawn once. The probability of
@@ -14,22 +15,22 @@ has Z times that.
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Iterable, Sequence
 
 from tsi.errors import ServerError
 from tsi.serving.abilities import Abilities, Meaning
-from tsi.serving.client import Client, TransientError
+from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect, Drawing
+from tsi.serving.http_replies import TransientError
 from tsi.serving.identify import Identity
 from tsi.serving.step import Controls, ServedStep, StepRequest
 
 NUM_DRAWS = 192
 """Tokens that are drawn to see frequencies."""
+MAX_FAILED = NUM_DRAWS // 4
 NUM_COMPARED = 24
 """Tokens that are drawn at another temperature."""
-MAX_MISSING = 0.1
-"""Fraction of these tokens whose log-probability a server may leave out."""
+SEEDS = (1, 2, 3, 4, 5, 6)
 SEED_TOKENS = 8
 
 
@@ -54,42 +55,39 @@ async def measure(
         requests = [StepRequest(prefix, tokens, seed)]
         return await draw_steps(client, dialect, requests, drawing)
 
-    first = await draw(1, SEED_TOKENS, plain)
-    again, *others = await asyncio.gather(
-        *(draw(seed, SEED_TOKENS, plain) for seed in (1, 2, 3, 4))
+    # One request alone, so that the others can find its prompt in a cache.
+    first = await draw(SEEDS[0], SEED_TOKENS, plain)
+    others = await asyncio.gather(
+        *(draw(seed, SEED_TOKENS, plain) for seed in (*SEEDS[1:], *SEEDS))
     )
-    seeds = first.tokens == again.tokens and any(
-        other.tokens != first.tokens for other in others
-    )
+    tokens = [step.tokens for step in (first, *others)]
+    once, twice = tokens[: len(SEEDS)], tokens[len(SEEDS) :]
     abilities = Abilities(
         identity.server,
         identity.model,
         identity.models,
         identity.context,
         takes_ids=dialect.takes_ids,
-        seeds=seeds,
-        reuses_prompts=max(again.cached_tokens, *(o.cached_tokens for o in others)) > 0,
+        seeds=once == twice and len(set(once)) > 1,
+        reuses_prompts=any(step.cached_tokens for step in others),
         num_weights=identity.num_weights,
     )
     if not dialect.takes_ids:
         return abilities
-
-    async def draw_tokens(first_seed: int, count: int, drawing: Drawing) -> list[Any]:
-        seeds = range(first_seed, first_seed + count)
-        return await asyncio.gather(
-            *(draw(seed, 1, drawing) for seed in seeds), return_exceptions=True
-        )
-
-    drawn, missing = with_log_probs(
-        await draw_tokens(100, NUM_DRAWS, plain._replace(log_probs=True))
+    drawn = await each(
+        draw(seed, 1, plain._replace(log_probs=True))
+        for seed in range(100, 100 + NUM_DRAWS)
     )
-    if missing > MAX_MISSING * NUM_DRAWS:
+    # llama.cpp has no number for a token that is a part of a character.
+    failed = NUM_DRAWS - len(drawn)
+    if failed > MAX_FAILED:
         return abilities
     at_one = {step.tokens: step.log_prob for step in drawn}
     half = plain._replace(controls=Controls(temperature=0.5), log_probs=True)
-    sharp, _ = with_log_probs(await draw_tokens(500, NUM_COMPARED, half))
+    sharp = await each(draw(seed, 1, half) for seed in range(500, 500 + NUM_COMPARED))
+    meaning = meaning_of(at_one, sharp)
     abilities = abilities._replace(
-        log_probs=meaning_of(at_one, sharp), draws_all=kept_mass_is_one(drawn, missing)
+        log_probs=meaning, draws_all=kept_mass_is_one(drawn, failed)
     )
     given = await read_given(client, dialect, identity.model, [*prefix, *text])
     if given is None:
@@ -105,6 +103,22 @@ async def measure(
     return abilities._replace(reads_prompts=agree)
 
 
+async def each(draws: Iterable[Awaitable[ServedStep]]) -> list[ServedStep]:
+    """The steps of those draws that the server does not refuse.
+
+    Raises:
+        TransientError: it has failed for too long.
+    """
+    answers = await asyncio.gather(*draws, return_exceptions=True)
+    for answer in answers:
+        refused = isinstance(answer, ServerError)
+        if isinstance(answer, TransientError) or not (
+            refused or isinstance(answer, ServedStep)
+        ):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, ServedStep)]
+
+
 async def draw_steps(
     client: Client,
     dialect: Dialect,
@@ -118,24 +132,6 @@ async def draw_steps(
     else:
         reply = await client.post(call.path, call.body)
     return dialect.steps(reply, requests, drawing)[0]
-
-
-def with_log_probs(found: Sequence[Any]) -> tuple[list[ServedStep], int]:
-    """The steps among steps and errors, and the number of errors of the server.
-
-    llama.cpp's server gives no log-probability of a token that is a part of a
-    character; see :mod:`tsi.serving.llama_cpp`.
-
-    Raises:
-        TransientError: the server has failed for too long.
-    """
-    steps = [item for item in found if isinstance(item, ServedStep)]
-    for error in found:
-        if isinstance(error, BaseException) and (
-            isinstance(error, TransientError) or not isinstance(error, ServerError)
-        ):
-            raise error
-    return steps, len(found) - len(steps)
 
 
 async def read_given(
@@ -170,12 +166,12 @@ def meaning_of(
     return "processed" if max(moved) > 0.02 else "raw"
 
 
-def kept_mass_is_one(drawn: Sequence[ServedStep], missing: int = 0) -> bool | None:
+def kept_mass_is_one(drawn: Sequence[ServedStep], failed: int = 0) -> bool | None:
     """Whether tokens are drawn from the whole vocabulary; see the module's text.
 
     Args:
         drawn: steps of one token.
-        missing: further ones, of which neither token nor log-probability is known.
+        failed: draws whose log-probability is not known.
 
     Returns:
         None where the most likely tokens have nearly all of the probability, so that a
@@ -185,9 +181,11 @@ def kept_mass_is_one(drawn: Sequence[ServedStep], missing: int = 0) -> bool | No
     log_probs = {step.tokens: step.log_prob for step in drawn}
     ones = sum(count == 1 for count in counts.values())
     twos = sum(count == 2 for count in counts.values())
-    total = len(drawn) + missing
-    if len(counts) < 3 or any(math.isnan(x) for x in log_probs.values()):
+    total = len(drawn) + failed
+    if any(math.isnan(x) for x in log_probs.values()):
         return None
-    covered = sum(map(math.exp, log_probs.values())) + missing / total
-    error = math.sqrt(ones + 2 * twos + 1) / total
-    return covered > 1 - ones / total - max(4 * error, 0.02)
+    covered = sum(map(math.exp, log_probs.values()))
+    # Few ones say little about their expectation: a constant keeps false alarms rare.
+    error = math.sqrt(ones + 2 * twos + 4) / total
+    is_whole = covered > 1 - (ones + failed) / total - 4 * error
+    return None if is_whole and len(counts) < 3 else is_whole

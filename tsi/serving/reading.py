@@ -1,11 +1,13 @@
 """Reads the JSON of a server, which is not trusted: types, ranges and sizes."""
 
 import math
+import reprlib
 from typing import Any
 
 from tsi.errors import ServerError
 
 MAX_ID = 2**31
+MAX_NUMBER = 1e300
 
 
 def field(reply: Any, *names: str | int) -> Any:
@@ -27,6 +29,23 @@ def field(reply: Any, *names: str | int) -> Any:
     return found
 
 
+def count(reply: Any, *names: str) -> int:
+    """The count under names in a reply; 0 where the server does not give it.
+
+    Raises:
+        ServerError: it is no count.
+    """
+    found = reply
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
+    return 0 if found is None else integer(found, names[-1])
+
+
+def show(value: Any) -> str:
+    """A value for a message: short, however long or deep it is."""
+    return f"{reprlib.repr(value):.80}"
+
+
 def number(value: Any, what: str) -> float:
     """A finite number, or minus infinity.
 
@@ -34,9 +53,10 @@ def number(value: Any, what: str) -> float:
         ServerError: it is none.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or math.isnan(value) or value == math.inf:
-        raise ServerError(f"The server's {what} is {value!r:.60}, which is no number.")
-    return float(value)
+    # Whole numbers of JSON may be too large for a float.
+    if not is_number or not -math.inf <= value <= MAX_NUMBER:
+        raise ServerError(f"The server's {what} is {show(value)}, which is no number.")
+    return float(max(value, -MAX_NUMBER)) if value != -math.inf else value
 
 
 def log_probability(value: Any, what: str) -> float:
@@ -59,7 +79,7 @@ def integer(value: Any, what: str, limit: int = MAX_ID) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
         raise ServerError(
-            f"The server's {what} is {value!r:.60}; it must be a whole number from 0 "
+            f"The server's {what} is {show(value)}; it must be a whole number from 0 "
             f"to {limit - 1}."
         )
     return value
@@ -92,7 +112,7 @@ def string(value: Any, what: str, most: int = 2**22) -> str:
     """
     if not isinstance(value, str) or len(value) > most:
         raise ServerError(
-            f"The server's {what} is {type(value).__name__} {value!r:.40}; it must be "
+            f"The server's {what} is {type(value).__name__} {show(value)}; it must be "
             f"a text of at most {most:,} characters."
         )
     return value.encode("utf-8", "replace").decode()
@@ -117,5 +137,5 @@ def choices(reply: Any, name: str, count: int) -> list[Any]:
 def shape_of(reply: Any) -> str:
     """The fields of a reply, for a message."""
     if isinstance(reply, dict):
-        return "the fields " + ", ".join(sorted(map(str, reply))[:12])
+        return "the fields " + ", ".join(name[:40] for name in sorted(reply)[:12])
     return f"the type {type(reply).__name__}"

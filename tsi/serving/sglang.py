@@ -9,8 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsi.errors import ServerError
-from tsi.serving.dialect import Call, Drawing
-from tsi.serving.reading import field, integer, log_probability, string, token_ids
+from tsi.serving.dialect import Call, Drawing, end_at
+from tsi.serving.reading import (
+    count,
+    field,
+    integer,
+    log_probability,
+    string,
+    token_ids,
+)
 from tsi.serving.step import End, ServedStep, StepRequest
 
 PATH = "/generate"
@@ -73,12 +80,15 @@ class Sglang:
 
     def _step(self, item: Any, request: StepRequest, drawing: Drawing) -> ServedStep:
         meta = field(item, "meta_info")
-        tokens = token_ids(field(item, "output_ids"), request.max_tokens + 1)
+        tokens = token_ids(field(item, "output_ids"), request.max_tokens)
         log_prob = float("nan")
         if drawing.log_probs:
             log_prob = sum(paired(field(meta, "output_token_logprobs"), tokens))
         reason = field(meta, "finish_reason")
         end = end_of(reason, drawing)
+        if end == "limit" and tokens and tokens[-1] in drawing.end_ids:
+            # This server looks at the limit first.
+            end = "end"
         return ServedStep(
             tokens,
             len(tokens),
@@ -86,7 +96,7 @@ class Sglang:
             end == "end" and not isinstance(reason.get("matched"), str),
             log_prob,
             integer(field(meta, "prompt_tokens"), "count"),
-            integer(meta.get("cached_tokens") or 0, "count"),
+            count(meta, "cached_tokens"),
         )
 
     def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
@@ -130,4 +140,4 @@ def end_of(reason: Any, drawing: Drawing) -> End:
             f"The server ended a step with the reason {kind!r}; it must be 'stop' or "
             "'length'."
         )
-    return "delimiter" if reason.get("matched") in drawing.delimiters else "end"
+    return end_at(reason.get("matched"), drawing)

@@ -3,9 +3,9 @@
 import math
 from typing import Literal, NamedTuple
 
-from tsi.decoding.decode_step import check_temperatures
+from tsi.decoding.token_draws import check_temperatures
 from tsi.decoding.truncation import Truncation
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, ServerError
 
 End = Literal["delimiter", "end", "limit"]
 """Why a step ended: at a delimiter, with the solution, or at its token limit."""
@@ -100,6 +100,23 @@ class ServedStep(NamedTuple):
     log_prob: float = math.nan
     prompt_tokens: int = 0
     cached_tokens: int = 0
+
+
+def check_step(step: ServedStep, request: StepRequest) -> None:
+    """Refuse a step of ids that does not end as it says.
+
+    Raises:
+        ServerError: it has no token and is not the end; or it ended at its limit before
+            it got there, because the server's context is full.
+    """
+    if step.end == "delimiter" and not step.tokens:
+        raise ServerError("The server's step ends at a string, but has no token.")
+    if step.end == "limit" and len(step.tokens) < request.max_tokens:
+        raise ServerError(
+            f"The server cut a step short after {len(step.tokens)} of "
+            f"{request.max_tokens} tokens, which follow {len(request.prefix)} others: "
+            "its context is full. Start it with a larger context, or lower max_tokens."
+        )
 
 
 def as_text(points: tuple[int, ...]) -> str:

@@ -9,8 +9,9 @@ server's work.
 from collections.abc import Sequence
 from typing import Any
 
+from tsi.errors import ServerError
 from tsi.serving.dialect import Call, Drawing
-from tsi.serving.reading import field, string
+from tsi.serving.reading import field, show
 from tsi.serving.step import End, ServedStep, StepRequest, as_points, as_text
 
 PATH = "/v1/completions"
@@ -60,7 +61,7 @@ class TextServer:
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
         pieces = [text_of(event) for event in reply]
-        text = "".join(pieces)
+        text = whole("".join(pieces))
         place, word = first_of(text, drawing.stops)
         if word is not None:
             points = as_points(text[: place + len(word)])
@@ -84,14 +85,27 @@ def text_of(event: Any) -> str:
     """The text of one event; empty for one that only tells of usage."""
     if not isinstance(event, dict) or not event.get("choices"):
         return ""
-    return string(field(event, "choices", 0, "text"), "text")
+    text = field(event, "choices", 0, "text")
+    if text is None or isinstance(text, str):
+        return text or ""
+    raise ServerError(f"The server's text is {show(text)}; it must be a text.")
+
+
+def whole(text: str) -> str:
+    """A text in which both halves of a character may have come in two events.
+
+    JSON writes a character outside the basic plane as two halves. A half without the
+    other becomes the replacement character.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def reason_of(event: Any) -> Any:
     """The finish reason of one event, or None."""
     if not isinstance(event, dict) or not event.get("choices"):
         return None
-    return event["choices"][0].get("finish_reason")
+    choice = field(event, "choices", 0)
+    return choice.get("finish_reason") if isinstance(choice, dict) else None
 
 
 def first_of(text: str, words: Sequence[str]) -> tuple[int, str | None]:

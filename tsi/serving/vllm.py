@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsi.errors import ServerError
-from tsi.serving.dialect import Call, Drawing
-from tsi.serving.reading import choices, field, integer, log_probability, token_ids
+from tsi.serving.dialect import Call, Drawing, end_at
+from tsi.serving.reading import choices, count, field, log_probability, show, token_ids
 from tsi.serving.step import End, ServedStep, StepRequest
 
 PATH = "/v1/completions"
@@ -62,15 +62,12 @@ class Vllm:
         self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
-        usage = field(reply, "usage")
-        details = usage.get("prompt_tokens_details") or {}
-        cached = integer(details.get("cached_tokens") or 0, "count")
+        cached = count(reply, "usage", "prompt_tokens_details", "cached_tokens")
         steps = []
         for item, request in zip(
             choices(reply, "choices", len(requests)), requests, strict=True
         ):
-            # An end token may come on top.
-            tokens = token_ids(field(item, "token_ids"), request.max_tokens + 1)
+            tokens = token_ids(field(item, "token_ids"), request.max_tokens)
             log_prob = float("nan")
             if drawing.log_probs:
                 numbers = field(item, "logprobs", "token_logprobs")
@@ -127,8 +124,7 @@ def end_of(item: Any, drawing: Drawing) -> End:
         return "limit"
     if reason != "stop":
         raise ServerError(
-            f"The server ended a step with the reason {reason!r:.40}; it must be "
+            f"The server ended a step with the reason {show(reason)}; it must be "
             "'stop' or 'length'."
         )
-    stop = field(item, "stop_reason")
-    return "delimiter" if stop in drawing.delimiters else "end"
+    return end_at(field(item, "stop_reason"), drawing)

@@ -1,0 +1,172 @@
+"""Reads the replies of a server over HTTP, none of which is trusted."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from tsi.errors import ServerError
+from tsi.serving.address import KEY_VARIABLE
+
+MAX_EXCERPT = 300
+"""Characters of a server's own message that an error repeats."""
+MAX_LINE = 2**23
+"""Bytes of one event of a stream; llama.cpp's last event repeats the prompt."""
+
+
+class TransientError(ServerError):
+    """A failure that may pass.
+
+    Args:
+        message: of the error.
+        pause: seconds that the server asks to wait; None if it does not say.
+        status: of the reply; 0 if there is none.
+    """
+
+    def __init__(
+        self, message: str, pause: float | None = None, status: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.pause, self.status = pause, status
+
+
+async def read_body(reply: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body of a reply.
+
+    Raises:
+        ServerError: it has more than `most` bytes.
+    """
+    pieces, size = [], 0
+    async for piece in reply.content.iter_chunked(2**16):
+        pieces.append(piece)
+        size += len(piece)
+        check_size(size, most, reply)
+    return b"".join(pieces)
+
+
+async def read_events(
+    reply: aiohttp.ClientResponse, enough: Callable[[list[Any]], bool], most: int
+) -> list[Any]:
+    """The events of a streamed reply.
+
+    Args:
+        reply: of the server.
+        enough: whether the events so far are enough, so that the rest is not read.
+        most: bytes.
+
+    Raises:
+        TransientError: the stream ends too early, or with an error that may pass.
+        ServerError: it is too long, or ends with another error.
+    """
+    events: list[Any] = []
+    size, url = 0, str(reply.url)
+    try:
+        async for line in reply.content:
+            size += len(line)
+            check_size(size, most, reply)
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return events
+            event = parse_json(data, url)
+            if isinstance(event, dict) and event.get("error"):
+                raise reported(event["error"], url)
+            events.append(event)
+            if enough(events):
+                return events
+    except (ValueError, aiohttp.http_exceptions.LineTooLong) as error:
+        raise ServerError(
+            f"{url} sent an event of more than {MAX_LINE:,} bytes; this is no reply of "
+            "an inference server."
+        ) from error
+    if not (events and is_last(events[-1])):
+        raise TransientError(f"The reply of {url} was cut short.")
+    return events
+
+
+def reported(error: Any, url: str) -> ServerError:
+    """The error that a server reports in place of an event."""
+    message = own_message(json.dumps(error).encode())
+    code = error.get("code") if isinstance(error, dict) else None
+    passes = not isinstance(code, int) or code >= 500 or code == 429
+    kind = TransientError if passes else ServerError
+    return kind(f"{url} failed in the middle of a reply: {message}")
+
+
+async def refuse(reply: aiohttp.ClientResponse) -> None:
+    """Raise the error of a status that is not 200."""
+    message = own_message(await reply.content.read(2**16))
+    said = f": {message}" if message else "."
+    where, status = str(reply.url), reply.status
+    if status in (401, 403):
+        raise ServerError(
+            f"{where} wants a key (status {status}){said} Put the right one into the "
+            f"environment variable {KEY_VARIABLE}."
+        )
+    if status in (408, 425, 429) or status >= 500:
+        pause = seconds_of(reply.headers.get("Retry-After"))
+        raise TransientError(
+            f"{where} failed with status {status}{said}", pause, status
+        )
+    if 300 <= status < 400:
+        raise ServerError(
+            f"{where} redirects (status {status}); give the address that it leads to."
+        )
+    raise ServerError(f"{where} refused the request with status {status}{said}")
+
+
+def check_size(size: int, most: int, reply: aiohttp.ClientResponse) -> None:
+    """Refuse a reply that is too long.
+
+    Raises:
+        ServerError: see above.
+    """
+    if size > most:
+        raise ServerError(
+            f"The reply of {reply.url} is longer than {most:,} bytes; this is no reply "
+            "of an inference server."
+        )
+
+
+def parse_json(data: bytes, url: str) -> Any:
+    """A reply as JSON.
+
+    Raises:
+        TransientError: it is none, as when it has been cut short.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise TransientError(
+            f"The reply of {url} is not JSON: {data[:80]!r}.", status=200
+        ) from error
+
+
+def is_last(event: Any) -> bool:
+    """Whether a streamed event is the last one of llama.cpp's own protocol."""
+    return isinstance(event, dict) and event.get("stop") is True
+
+
+def own_message(body: bytes) -> str:
+    """What a server says about an error, as one short line."""
+    text = body[: 2**16].decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        for name in ("error", "message", "detail"):
+            if isinstance(found, dict) and name in found:
+                found = found[name]
+        text = found if isinstance(found, str) else json.dumps(found)
+    line = " ".join(text.split())
+    return line[:MAX_EXCERPT].rstrip(".") + "." if line else ""
+
+
+def seconds_of(header: str | None) -> float | None:
+    """The seconds of a Retry-After header; None for a date or nonsense."""
+    try:
+        seconds = float(header or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < float("inf") else None
