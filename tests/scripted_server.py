@@ -129,6 +129,7 @@ class ScriptedServer:
         faults: called in turn, one for each request for a completion; an exhausted
             iterator means no fault.
         top_k: truncation that applies unasked.
+        ignores_seeds: whether every request is drawn anew.
 
     Args:
         dialect: "llama.cpp", "vLLM", "SGLang" or "text".
@@ -142,11 +143,8 @@ class ScriptedServer:
         self.dialect, self.log_probs, self.key = dialect, log_probs, key
         self.requests: list[tuple[str, Any]] = []
         self.faults: Iterator[Fault | None] = iter(())
-        self.top_k = 0
+        self.top_k, self.ignores_seeds = 0, False
         self.context = 4096
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
         self.port = 0
 
     @property
@@ -154,6 +152,9 @@ class ScriptedServer:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "ScriptedServer":
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         assert self._ready.wait(20)
         return self
@@ -166,9 +167,6 @@ class ScriptedServer:
         """Drop all connections, and serve again at the same port after a pause."""
         self.__exit__()
         time.sleep(pause)
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
         self.__enter__()
 
     def answer(self, path: str, body: Any) -> Any:
@@ -193,6 +191,12 @@ class ScriptedServer:
         self._ready.set()
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        ended = asyncio.gather(*left, return_exceptions=True)
+        self._loop.run_until_complete(ended)
+        self._loop.close()
 
     async def _answer(self, request: web.Request) -> Any:
         path = request.path
@@ -230,7 +234,7 @@ class ScriptedServer:
         self, body: Any, prompts: list[list[int]], n: int, most: int, names: Any
     ) -> list[Drawn]:
         seed, stops = body.get(names["seed"]), body.get("stop") or []
-        seed = None if seed in (None, -1) else seed
+        seed = None if seed in (None, -1) or self.ignores_seeds else seed
         controls = {
             "temperature": body.get("temperature", 0.8),
             "top_k": body.get("top_k", 2) or self.top_k,
