@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tsi.experiments.tasks.prompts import PromptFormat, format_encoder
 from tsi.experiments.tasks.task import Task
 from tsi.experiments.worlds.language_policy import prompt_encoder, prompt_format
-from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.models.tokens.spelling import Spelling
 
 SEPARATOR = "\x1e"
 _SYSTEM, _USER, _ASSISTANT = "System: ", "User: ", "Assistant: "
@@ -71,9 +71,7 @@ def parse_conversation(text: str) -> Conversation:
     return Conversation(question, system, tuple(turns))
 
 
-def conversation_encoder(
-    task: Task, tokenizer: Tokenizer
-) -> Callable[[str], list[int]]:
+def conversation_encoder(task: Task, tokenizer: Spelling) -> Callable[[str], list[int]]:
     """A function from the text of a conversation to token ids.
 
     A single question is encoded as the task's problems are. A system message replaces
@@ -98,7 +96,7 @@ def conversation_encoder(
 
 
 def _encoder_of(
-    conversation: Conversation, base: PromptFormat, tokenizer: Tokenizer
+    conversation: Conversation, base: PromptFormat, tokenizer: Spelling
 ) -> Callable[[str], list[int]]:
     system = base.system if conversation.system is None else conversation.system
     examples = (*base.examples, *conversation.turns)

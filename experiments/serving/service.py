@@ -17,7 +17,7 @@ from tsi.experiments.serving.winner import Winner, choose_winner
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task import Task
 from tsi.experiments.worlds.world import World
-from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.models.tokens.spelling import Spelling
 from tsi.problem import Problem
 from tsi.results.result import Result
 
@@ -40,7 +40,7 @@ class Service(NamedTuple):
 
     world: World
     task: Task
-    tokenizer: Tokenizer
+    tokenizer: Spelling
     encode: Callable[[str], list[int]]
     offer: Offer
     limits: Limits

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.models.tokens.spelling import Spelling
 from tsi.results.result import Result
 
 BROKEN = "�"
@@ -59,7 +59,7 @@ def choose_particle(result: Result) -> int:
 
 
 def choose_winner(
-    result: Result, tokenizer: Tokenizer, max_tokens: int | None
+    result: Result, tokenizer: Spelling, max_tokens: int | None
 ) -> Winner:
     """The winning text, cut to a number of tokens.
 

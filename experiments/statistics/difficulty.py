@@ -10,7 +10,6 @@ rate, estimated from 2,048 samples of each problem.
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 
 def difficulty_bins(
@@ -24,5 +23,8 @@ def difficulty_bins(
         pass_rates: of each problem.
         num_bins: number of quantiles.
     """
-    middles = (stats.rankdata(pass_rates) - 0.5) / len(pass_rates)
+    _, groups, sizes = np.unique(pass_rates, return_inverse=True, return_counts=True)
+    # Equal rates share the mean of their ranks.
+    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[groups]
+    middles = (ranks - 0.5) / len(pass_rates)
     return np.minimum((middles * num_bins).astype(np.int64), num_bins - 1)

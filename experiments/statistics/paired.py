@@ -124,9 +124,11 @@ def _p_value(differences: Shaped[np.ndarray, "P S"]) -> float:
     # Expected values of whole numbers differ from them by rounding alone.
     if np.allclose(totals, whole, rtol=0, atol=1e-6):
         return sign_flip_p_value(whole)
-    if len(totals) < 2 or np.ptp(totals) == 0:
+    number = len(totals)
+    if number < 2 or np.ptp(totals) == 0:
         return 1.0
-    return float(stats.ttest_1samp(totals, 0.0).pvalue)
+    statistic = totals.mean() / (totals.std(ddof=1) / np.sqrt(number))
+    return float(2.0 * special.stdtr(number - 1, -abs(statistic)))
 
 
 def _interval(mean: float, square: float, num_problems: int, level: float) -> Interval:

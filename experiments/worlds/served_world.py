@@ -159,6 +159,7 @@ def served_world(
         typical,
         grading.summary,
         is_served=True,
+        tokenizer=policy.spelling,
     )
 
 

@@ -189,7 +189,7 @@ def task_world(
         if isinstance(task, GeneratedTask)
         else None,
         grading.summary,
-        tokenizer,
+        tokenizer=tokenizer,
     )
 
 

@@ -84,8 +84,6 @@ class ServedEngine:
                 "A served policy needs at least one delimiter, and none of the strings "
                 f"that end steps may be empty; they are {list(strings)}."
             )
-        check_temperatures(controls.temperature, None)
-        Truncation(controls.top_k, controls.top_p, controls.min_p).check()
         controls.check()
         self.policy, self.scorer, self.limits = policy, scorer, limits
         self.delimiters, self.stop_strings = tuple(delimiters), tuple(stop_strings)

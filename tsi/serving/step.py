@@ -57,7 +57,13 @@ class Controls(NamedTuple):
         return controls
 
     def check(self) -> None:
-        """Refuse a penalty that is not positive; the rest is checked elsewhere."""
+        """Refuse values that no policy can have.
+
+        Raises:
+            ConfigurationError: see above.
+        """
+        check_temperatures(self.temperature, None)
+        Truncation(self.top_k, self.top_p, self.min_p).check()
         penalty = self.repetition_penalty
         if penalty is not None and not 0 < penalty < math.inf:
             raise ConfigurationError(
