@@ -130,6 +130,10 @@ class ScriptedServer:
             iterator means no fault.
         top_k: truncation that applies unasked.
         ignores_seeds: whether every request is drawn anew.
+        num_named: likeliest tokens that vLLM's dialect names; None if it names the ids
+            that are asked for, as newer versions do.
+        scores: of vLLM's reward models: ids and whether an activation is applied, to
+            a row of numbers per token.
 
     Args:
         dialect: "llama.cpp", "vLLM", "SGLang" or "text".
@@ -145,6 +149,8 @@ class ScriptedServer:
         self.faults: Iterator[Fault | None] = iter(())
         self.top_k, self.ignores_seeds = 0, False
         self.context = 4096
+        self.num_named: int | None = None
+        self.scores: Callable[[list[int], bool], list[list[float]]] | None = None
         self.port = 0
 
     @property
@@ -275,6 +281,8 @@ class ScriptedServer:
             return None
         prompts = body["prompt"]
         prompts = prompts if prompts and isinstance(prompts[0], list) else [prompts]
+        if body.get("logit_bias"):
+            return llama_choice(prompts[0], body)
         draws = self._draws(
             body, prompts, body.get("n", 1), body["n_predict"], {"seed": "seed"}
         )
@@ -335,10 +343,17 @@ class ScriptedServer:
             return {"tokens": bos + tokens_of(body["prompt"])}
         if path == "/detokenize":
             return {"prompt": text_of(body["tokens"])}
+        if path in ("/pooling", "/classify") and self.scores is not None:
+            ids = body["input"]
+            rows = self.scores(ids, body["use_activation"])
+            item = {"data": rows} if path == "/pooling" else {"probs": rows[-1]}
+            return {"data": [item], "usage": {"prompt_tokens": len(ids)}}
         if path != "/v1/completions":
             return None
         prompts = body["prompt"]
         prompts = prompts if isinstance(prompts[0], list) else [prompts]
+        if "allowed_token_ids" in body:
+            return vllm_choice(prompts[0], body, self.num_named)
         draws = self._draws(
             body, prompts, body.get("n", 1), body["max_tokens"], {"seed": "seed"}
         )
@@ -378,6 +393,8 @@ class ScriptedServer:
             return None
         prompts = body["input_ids"]
         prompts = prompts if isinstance(prompts[0], list) else [prompts]
+        if "token_ids_logprob" in body:
+            return sglang_choice(prompts[0], body)
         settings = body["sampling_params"]
         draws = self._draws(
             settings,
@@ -442,6 +459,52 @@ class ScriptedServer:
             "completion_tokens": len(drawn.tokens),
         }
         return event(text_of(drawn.tokens), reason) | {"usage": usage}
+
+
+def llama_choice(prompt: list[int], body: Any) -> Any:
+    """The likeliest next tokens after biases, as llama.cpp writes them."""
+    p = PROBABILITIES[prompt[-1]].copy()
+    for id, bias in body["logit_bias"]:
+        p[id] *= math.exp(bias)
+    p /= p.sum()
+    best = np.argsort(-p, kind="stable")[: body["n_probs"]]
+    top = [{"id": int(id), "prob": float(p[id])} for id in best if p[id] > 0]
+    return {
+        "tokens_evaluated": len(prompt),
+        "timings": {"cache_n": len(prompt) - 2},
+        "completion_probabilities": [{"id": top[0]["id"], "top_probs": top}],
+    }
+
+
+def vllm_choice(prompt: list[int], body: Any, num_named: int | None) -> Any:
+    """The log-probabilities of next tokens as vLLM writes them."""
+    p = PROBABILITIES[prompt[-1]]
+    allowed = body["allowed_token_ids"]
+    drawn = allowed[int(np.argmax(p[allowed]))]
+    likely = np.argsort(-p, kind="stable")[:num_named].tolist()
+    named = body["logprob_token_ids"] if num_named is None else likely
+    with np.errstate(divide="ignore"):
+        top = {
+            f"token_id:{id}": max(float(np.log(p[id])), -9999.0)
+            for id in {drawn, *named}
+        }
+    return {
+        "choices": [{"index": 0, "logprobs": {"top_logprobs": [top]}}],
+        "usage": {"prompt_tokens": len(prompt), "prompt_tokens_details": None},
+    }
+
+
+def sglang_choice(prompt: list[int], body: Any) -> Any:
+    """The log-probabilities of given next tokens as SGLang writes them."""
+    p = PROBABILITIES[prompt[-1]]
+    entries = [[float(np.log(p[id])), id, None] for id in body["token_ids_logprob"]]
+    return {
+        "meta_info": {
+            "prompt_tokens": len(prompt),
+            "cached_tokens": 1,
+            "output_token_ids_logprobs": [entries],
+        }
+    }
 
 
 def prompt_entries(prompt: list[int]) -> list[Any]:

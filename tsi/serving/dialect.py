@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tsi.errors import ServerError
+from tsi.serving.choice import Choice
 from tsi.serving.reading import show
 from tsi.serving.step import Controls, End, ServedStep, StepRequest
 
@@ -111,3 +112,24 @@ class Dialect(Protocol):
 
     def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
         """Log-probability of each id from the second on, of the reply to `reading`."""
+
+    def choice(
+        self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
+    ) -> Call | None:
+        """A request for the probabilities of candidates for the next token.
+
+        Args:
+            tokens: ids of the prefix.
+            candidates: ids, at least two.
+            model: name of the server's model, or None.
+
+        Returns:
+            None if the server does not take ids.
+        """
+
+    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
+        """The probabilities in the reply to `choice`.
+
+        Raises:
+            ServerError: the reply is malformed, or names none of the candidates.
+        """

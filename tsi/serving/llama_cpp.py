@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsi.errors import ServerError
+from tsi.serving.choice import Choice, choice_of
 from tsi.serving.dialect import Call, Drawing, end_at
 from tsi.serving.reading import (
     choices,
@@ -42,6 +43,9 @@ OFF: dict[str, Any] = {
     "n_keep": -1,
 }
 """Controls of this server which this package never uses."""
+BIAS = 100.0
+"""Added to the logits of candidates: they become the likeliest tokens, and the ratio of
+their probabilities stays. A larger number would cost digits of float32."""
 
 FIELDS = [
     "index",
@@ -126,6 +130,44 @@ class LlamaCpp:
         """Never called; see `reading`."""
         raise NotImplementedError
 
+    def choice(
+        self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
+    ) -> Call | None:
+        """See :class:`tsi.serving.dialect.Dialect`.
+
+        The server names the likeliest tokens only, so the candidates get a bias.
+        """
+        body = OFF | {
+            "prompt": list(tokens),
+            "n_predict": 1,
+            "seed": 0,
+            "temperature": 1.0,
+            "samplers": ["temperature"],
+            "logit_bias": [[id, BIAS] for id in candidates],
+            "n_probs": len(candidates),
+            "post_sampling_probs": True,
+            "cache_prompt": True,
+        }
+        return Call(PATH, body)
+
+    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        entries = field(reply, "completion_probabilities", 0, "top_probs")
+        if not isinstance(entries, list) or len(entries) > len(candidates):
+            raise ServerError(
+                "The server's list of likely tokens is none, or longer than was asked."
+            )
+        named = {
+            integer(field(item, "id"), "token id"): log_prob_of(item)
+            for item in entries
+        }
+        return choice_of(
+            named,
+            candidates,
+            integer(field(reply, "tokens_evaluated"), "count"),
+            integer(reply.get("timings", {}).get("cache_n", 0), "count"),
+        )
+
     def _streamed(
         self, events: list[Any], requests: Sequence[StepRequest], drawing: Drawing
     ) -> list[ServedStep]:
@@ -171,9 +213,10 @@ class LlamaCpp:
 def log_prob_of(item: Any) -> float:
     """The log-probability of an entry, which has it or the probability."""
     if isinstance(item, dict) and "prob" in item:
-        given = number(item["prob"], "probability")
-        probability = log_probability(given - 1.0, "probability less 1") + 1.0
-        return math.log(probability) if probability > 0 else -math.inf
+        probability = number(item["prob"], "probability")
+        if not 0 <= probability <= 1 + 1e-3:
+            raise ServerError(f"The server's probability is {probability}.")
+        return min(math.log(probability), 0.0) if probability > 0 else -math.inf
     value = log_probability(field(item, "logprob"), "log-probability")
     return value if value > -1e38 else -math.inf
 

@@ -4,8 +4,10 @@ import asyncio
 import dataclasses
 from collections.abc import Sequence
 
+from tsi.errors import CapabilityError
 from tsi.models.tokens.spelling import Spelling
 from tsi.serving.abilities import Abilities
+from tsi.serving.choice import Choice
 from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect, Drawing
 from tsi.serving.spelling import ServerTokenizer
@@ -90,3 +92,25 @@ class ServedPolicy:
     ) -> list[float]:
         """The same for several prefixes and steps."""
         return list(await asyncio.gather(*(self.log_prob(*pair) for pair in pairs)))
+
+    async def choose(self, tokens: Sequence[int], candidates: Sequence[int]) -> Choice:
+        """The probabilities of candidates for the next token, at temperature 1.
+
+        It runs in the thread of its own client and may be awaited in another one.
+
+        Args:
+            tokens: ids of the prefix, at least one.
+            candidates: ids, at least two.
+
+        Raises:
+            CapabilityError: the server does not take ids.
+            ServerError: see `draw`.
+        """
+        call = self.dialect.choice(tokens, candidates, self.abilities.model)
+        if call is None:
+            raise CapabilityError(
+                f"{self.abilities.server} takes text alone and cannot say how likely a "
+                "given next token is. Use llama.cpp's server, vLLM or SGLang."
+            )
+        request = self.client.submit(self.client.post(call.path, call.body))
+        return self.dialect.chosen(await asyncio.wrap_future(request), candidates)

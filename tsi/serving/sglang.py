@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsi.errors import ServerError
+from tsi.serving.choice import Choice, choice_of
 from tsi.serving.dialect import Call, Drawing, end_at
 from tsi.serving.reading import (
     count,
@@ -115,6 +116,31 @@ class Sglang:
         if isinstance(entries, list) and len(entries) == len(tokens):
             entries = entries[1:]
         return paired(entries, tuple(tokens)[1:])
+
+    def choice(
+        self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
+    ) -> Call | None:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        body = {
+            "input_ids": list(tokens),
+            "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
+            "return_logprob": True,
+            "logprob_start_len": -1,
+            "token_ids_logprob": list(candidates),
+        }
+        return Call(PATH, body)
+
+    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        meta = field(reply, "meta_info")
+        entries = field(meta, "output_token_ids_logprobs", 0)
+        numbers = paired(entries, tuple(candidates))
+        return choice_of(
+            dict(zip(candidates, numbers, strict=True)),
+            candidates,
+            integer(field(meta, "prompt_tokens"), "count"),
+            integer(meta.get("cached_tokens") or 0, "count"),
+        )
 
 
 def paired(entries: Any, tokens: Sequence[int]) -> list[float]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsi.errors import ServerError
+from tsi.serving.choice import Choice
 from tsi.serving.dialect import Call, Drawing
 from tsi.serving.reading import field, show
 from tsi.serving.step import End, ServedStep, StepRequest, as_points, as_text
@@ -78,6 +79,16 @@ class TextServer:
 
     def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
         """Never called; see `reading`."""
+        raise NotImplementedError
+
+    def choice(
+        self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
+    ) -> Call | None:
+        """None: there are no ids."""
+        return None
+
+    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
+        """Never called; see `choice`."""
         raise NotImplementedError
 
 

@@ -14,6 +14,8 @@ from tsi.serving.reading import choices, count, field, log_probability, show, to
 from tsi.serving.step import End, ServedStep, StepRequest
 
 PATH = "/v1/completions"
+MAX_NAMED = 20
+"""Log-probabilities per token that vLLM gives unless it is started for more."""
 
 
 class Vllm:
@@ -115,6 +117,76 @@ class Vllm:
             log_probability(field(entry, str(id), "logprob"), "log-probability")
             for entry, id in zip(by_place[1:], tokens[1:], strict=True)
         ]
+
+    def choice(
+        self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
+    ) -> Call | None:
+        """See :class:`tsi.serving.dialect.Dialect`.
+
+        Newer versions give the log-probabilities of named ids. Older ones give those
+        of the likeliest tokens and of the drawn one, which is a candidate.
+        """
+        body = {
+            "model": model,
+            "prompt": list(tokens),
+            "max_tokens": 1,
+            "seed": 0,
+            "temperature": 1.0,
+            "top_k": -1,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            "allowed_token_ids": list(candidates),
+            "logprob_token_ids": list(candidates),
+            "logprobs": MAX_NAMED,
+            "return_tokens_as_token_ids": True,
+            "add_special_tokens": False,
+        }
+        return Call(PATH, body)
+
+    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
+        """See :class:`tsi.serving.dialect.Dialect`."""
+        found = field(reply, "choices", 0, "logprobs", "top_logprobs", 0)
+        most = MAX_NAMED + len(candidates) + 1
+        if not isinstance(found, dict) or len(found) > most:
+            raise ServerError(
+                "The server's log-probabilities of a next token are no table of at "
+                f"most {most} entries."
+            )
+        named = {
+            id_of(name): log_probability(value, "log-probability")
+            for name, value in found.items()
+        }
+        usage = field(reply, "usage")
+        return choice_of(
+            named,
+            candidates,
+            integer(field(usage, "prompt_tokens"), "count"),
+            cached_of(usage),
+        )
+
+
+def cached_of(usage: Any) -> int:
+    """Tokens that were read from the cache; 0 where the server does not say."""
+    details = usage.get("prompt_tokens_details") or {}
+    return integer(details.get("cached_tokens") or 0, "count")
+
+
+def id_of(name: Any) -> int:
+    """The id of a token that is written ``token_id:ID``.
+
+    Raises:
+        ServerError: it is not written so.
+    """
+    prefix, _, digits = str(name).partition(":")
+    if prefix != "token_id" or not (digits.isascii() and digits.isdigit()):
+        raise ServerError(
+            f"The server names a token {name!r:.40} where its id was asked for, as in "
+            "token_id:42; it is another kind of server, or an older version."
+        )
+    return integer(int(digits[:12]), "token id")
 
 
 def end_of(item: Any, drawing: Drawing) -> End:
