@@ -1,0 +1,51 @@
+"""The policy's mean log-probability as its reward, from what the server said of it."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from tsi.errors import CapabilityError, ServerError
+from tsi.rewards.policy_confidence import PolicyConfidence
+from tsi.serving.scorer import Score, ScoredRow
+
+
+class ConfidenceScorer:
+    """A :class:`tsi.serving.scorer.Scorer`: a function of log p of the solution.
+
+    Args:
+        reward: of the measure "log-prob" over all tokens; its log-odds are computed as
+            on this machine.
+        name: for rows of results.
+
+    Raises:
+        CapabilityError: the reward needs more than log p of the whole solution.
+    """
+
+    needs_log_probs = True
+
+    def __init__(self, reward: PolicyConfidence, name: str) -> None:
+        if reward.confidence.measure != "log-prob" or reward.window != "all":
+            raise CapabilityError(
+                f"The reward {name} reads the distribution at each token, and over a "
+                "server only log p of a whole solution is known. Use mean-log-prob "
+                "without a window."
+            )
+        self.reward, self.name = reward, name
+
+    def prepare(self, questions: Sequence[str]) -> None:
+        """See :class:`tsi.serving.scorer.Scorer`."""
+
+    def score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
+        """See :class:`tsi.serving.scorer.Scorer`."""
+        means = [row.log_prob / max(len(row.tokens), 1) for row in rows]
+        log_odds = np.asarray(self.reward.log_odds(jnp.asarray(means, jnp.float32)))
+        unknown = ServerError(
+            "The server gave no log-probability for a token of a solution, so "
+            f"{self.name} is not known."
+        )
+        return [
+            unknown if math.isnan(row.log_prob) else Score(float(value))
+            for row, value in zip(rows, log_odds, strict=True)
+        ]

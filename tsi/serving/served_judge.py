@@ -1,0 +1,100 @@
+r"""A served policy as a judge of solutions, by the probabilities of one token.
+
+The policy reads prompt, solution and a question, and the log-odds are
+log p(yes) - log p(no) of the next token (arXiv 2410.02725), as
+:class:`tsi.rewards.reward.SelfJudge` computes them on this machine. Prefixes are sent
+as token ids, so that a server whose cache has the prompt and the solution reads the
+question alone.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from tsi.errors import CapabilityError
+from tsi.rewards.aggregation import check_aggregation
+from tsi.rewards.reward import SelfJudge
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.scorer import Score, ScoredRow
+from tsi.serving.step_scores import StepScores, aggregate_scores, prefix_after
+
+
+class ServedJudge:
+    """A :class:`tsi.serving.scorer.ServedScorer`; see the text of the module.
+
+    Attributes:
+        num_bounded: scores so far for which the server did not name one of the answers,
+            since it was too unlikely; the least likely token that it named stands for
+            it, so that the log-odds are too close to 0.
+
+    Args:
+        judge: the policy that judges.
+        question: the question's ids, and those of the two answers.
+        encode: a problem's prompt to ids of the judge.
+        translate: a row to the solution's ids of a judge with another tokenizer; it may
+            wait for a server. None if the row's own ids are those.
+        aggregation: of the scores of steps.
+        name: for rows of results.
+
+    Raises:
+        CapabilityError: the server takes text alone.
+        UnknownNameError: there is no such aggregation.
+    """
+
+    needs_log_probs = False
+
+    def __init__(
+        self,
+        judge: ServedPolicy,
+        question: SelfJudge,
+        encode: Callable[[str], list[int]],
+        *,
+        translate: Callable[[ScoredRow], Sequence[int]] | None = None,
+        aggregation: str = "last",
+        name: str = "the policy's own judgement",
+    ) -> None:
+        check_aggregation(aggregation)
+        if not judge.dialect.takes_ids:
+            raise CapabilityError(
+                f"{judge.abilities.server} takes text alone and does not say how "
+                "likely given tokens are, so it cannot judge. Use llama.cpp's server, "
+                "vLLM or SGLang."
+            )
+        self.judge, self.name, self.num_bounded = judge, name, 0
+        self._question, self._encode, self._translate = question, encode, translate
+        self._aggregation = aggregation
+        self._prompts: list[tuple[int, ...]] = []
+        self._scores = StepScores()
+
+    def prepare(self, questions: Sequence[str]) -> None:
+        """See :class:`tsi.serving.scorer.ServedScorer`."""
+        self._prompts = [tuple(self._encode(question)) for question in questions]
+        self._scores = StepScores()
+
+    async def ask(self, row: ScoredRow) -> Score:
+        """See :class:`tsi.serving.scorer.ServedScorer`."""
+        steps = len(row.ends)
+        first = steps - 1 if self._aggregation == "last" else 0
+        scores, read = [], 0
+        for step in range(first, steps):
+            prefix = prefix_after(row, step)
+            known = self._scores.find(row.problem, prefix.tokens)
+            if known is None or prefix is row:
+                known, spent = await self._judge(prefix)
+                read += spent
+                if self._aggregation != "last":
+                    self._scores.keep(row.problem, prefix.tokens, known)
+            scores.append(known)
+        return Score(aggregate_scores(scores, self._aggregation), read)
+
+    async def _judge(self, row: ScoredRow) -> tuple[float, int]:
+        """The log-odds of one prefix, and the tokens read for them."""
+        solution: Sequence[int] = row.tokens
+        if self._translate is not None:
+            solution = await asyncio.to_thread(self._translate, row)
+        asked, yes, no = self._question.question, self._question.yes, self._question.no
+        if row.stopped and tuple(solution[-1:]) == asked[:1]:
+            asked = asked[1:]
+        tokens = (*self._prompts[row.problem], *solution, *asked)
+        choice = await self.judge.choose(tokens, (yes, no))
+        self.num_bounded += choice.bounded > 0
+        return choice.log_probs[0] - choice.log_probs[1], choice.tokens_read

@@ -1,0 +1,324 @@
+"""The reward of a served policy by name, as in ``--reward``.
+
+    verifier, outcome-verifier, none      as for a policy of this machine
+    mean-log-prob[:OPTIONS]               the server's log p of the solution
+    judge                                 the policy's own judgement, by its server
+    served-judge:URL#MODEL                that of a policy behind another server
+    served-prm:URL#MODEL[,format=FORMAT][,tokenizer=PATH]
+                                          a reward model behind a server
+    MODEL, head:MODEL                     a token head of this machine, same tokenizer
+    FORMAT:MODEL                          a published reward model of this machine
+
+FORMAT is one of :data:`tsi.rewards.formats.FORMATS`; "qwen" if none is named and
+`tsi models` does not list the model.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from tsi.decoding.step_texts import text_so_far
+from tsi.errors import CapabilityError, ConfigurationError, UnknownNameError
+from tsi.loading.confidence_reward import MEASURE_OF, confidence_reward
+from tsi.loading.language_reward import (
+    QUESTION_TOKENS,
+    TOKENS_PER_STEP,
+    formatted_reward,
+)
+from tsi.loading.model_checks import check_has_rows, check_same_tokens, load_model
+from tsi.loading.named_reward import Check, NamedReward, parse_reward
+from tsi.loading.self_judge import JUDGE_QUESTION
+from tsi.models.decoder import RewardModel
+from tsi.models.loading.catalogue import MODELS
+from tsi.models.loading.checkpoint import load
+from tsi.models.loading.download import get
+from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.reasoning.limits import SolutionLimits
+from tsi.rewards.formats import FORMATS, OutcomeFormat
+from tsi.rewards.formatted import FormattedReward
+from tsi.rewards.verifier import Verifier
+from tsi.serving.abilities import Abilities
+from tsi.serving.address import parse_address, server_key
+from tsi.serving.client import Client, Patience
+from tsi.serving.confidence_scorer import ConfidenceScorer
+from tsi.serving.connect import connect
+from tsi.serving.identify import list_models
+from tsi.serving.judge_question import judge_question
+from tsi.serving.local_rendering import IdRenderer, TextRenderer
+from tsi.serving.local_scorer import MAX_BYTES, LocalScorer
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.scorer import HostScorer, NoScorer, ScoredRow, Scorer, ServedScorer
+from tsi.serving.served_judge import ServedJudge
+from tsi.serving.served_prm import ChosenMarks, PooledMarks, ServedPrm
+from tsi.serving.step import Controls
+
+JUDGE, PRM = "served-judge", "served-prm"
+MAX_CONTEXT = 2**20
+
+
+class Settings(NamedTuple):
+    """What the rewards of a run have in common.
+
+    Attributes:
+        limits: of a solution.
+        checks: functions for ``verifier`` and ``outcome-verifier``, by these names.
+        encode: a problem's prompt to ids of the policy; None for its spelling's.
+        tokenizer: of the policy; None where its server has it.
+        controls: how the policy's tokens are drawn.
+        aggregation: of the scores of steps.
+        question: to a judge, answered by Yes or No.
+        prompt_tokens: of the longest question or prompt that a reward model reads.
+        dtype, weights: of a model of this machine, see :func:`tsi.loading.load_reward`.
+        max_bytes: of keys and values that a model of this machine keeps.
+        patience: with servers of rewards.
+    """
+
+    limits: SolutionLimits
+    checks: Mapping[str, Check] = MappingProxyType({})
+    encode: Callable[[str], list[int]] | None = None
+    tokenizer: Tokenizer | None = None
+    controls: Controls = Controls()
+    aggregation: str = "last"
+    question: str = JUDGE_QUESTION
+    prompt_tokens: int = QUESTION_TOKENS
+    dtype: str = "float32"
+    weights: str | None = None
+    max_bytes: int = MAX_BYTES
+    patience: Patience = Patience()
+
+
+def served_reward(
+    name: str, policy: ServedPolicy, settings: Settings
+) -> Scorer | ServedScorer:
+    """The reward of a name, for what a served policy writes.
+
+    Args:
+        name: see the text of the module.
+        policy: whose solutions are scored.
+        settings: of the run.
+
+    Raises:
+        UnknownNameError: there is no such reward, model, format or aggregation.
+        ConfigurationError: the name is malformed, the reward needs something that is
+            absent, or a model has another tokenizer than the policy.
+        CapabilityError: the reward needs what a server does not give.
+        CheckpointError: a model cannot be read.
+        ServerError: a server of a reward cannot be reached, or answers nonsense.
+    """
+    kind, _, argument = name.partition(":")
+    if kind == JUDGE and argument:
+        return _other_judge(argument, policy, settings, name)
+    if kind == PRM and argument:
+        return _served_prm(argument, policy, settings, name)
+    if kind in (JUDGE, PRM):
+        raise ConfigurationError(
+            f"The reward {kind} is written {kind}:URL#MODEL, not {name!r}."
+        )
+    reward = parse_reward(name, settings.aggregation)
+    if reward.kind == "none":
+        return NoScorer()
+    if reward.kind in ("verifier", "outcome-verifier"):
+        if reward.kind not in settings.checks:
+            raise ConfigurationError(
+                f"The reward {reward.kind} is an exact check, and this task has none; "
+                "name another reward."
+            )
+        check = settings.checks[reward.kind]
+        return HostScorer(Verifier(check, policy.spelling.decode), reward.kind)
+    if reward.kind in MEASURE_OF:
+        return _confidence(reward, policy.abilities, settings)
+    if reward.kind == "judge":
+        return ServedJudge(
+            policy,
+            judge_question(settings.tokenizer or policy.spelling, settings.question),
+            settings.encode or policy.spelling.encode_prompt,
+            aggregation=settings.aggregation,
+        )
+    if reward.kind in ("likelihood", "value"):
+        why = {
+            "value": "hidden states of the policy, which a server does not give",
+            "likelihood": "log p under a second model of the same steps, which is not "
+            "supported over a server",
+        }
+        raise CapabilityError(
+            f"The reward {name} needs {why[reward.kind]}. Use judge, served-prm:URL"
+            "#MODEL, a reward model of this machine or an exact check."
+        )
+    return _local(reward, policy, settings)
+
+
+def _confidence(
+    reward: NamedReward, abilities: Abilities, settings: Settings
+) -> ConfidenceScorer:
+    found = confidence_reward(reward.kind, reward.argument, settings.limits.max_tokens)
+    scorer = ConfidenceScorer(found, str(reward))
+    if not settings.controls.is_plain:
+        raise CapabilityError(
+            f"The reward {reward} is log p of the model at temperature 1, and the "
+            "server's numbers are of the tokens as they are drawn, with another "
+            "temperature, a truncation or a penalty. Leave these out, or use another "
+            "reward."
+        )
+    # Says why where the server gives none.
+    _ = abilities.store(settings.controls).log_prob
+    return scorer
+
+
+def _local(
+    reward: NamedReward, policy: ServedPolicy, settings: Settings
+) -> LocalScorer:
+    """A reward model of this machine."""
+    kind, argument, aggregation = reward
+    limits, path = settings.limits, get(argument)
+    if kind == "head":
+        if settings.tokenizer is None:
+            raise ConfigurationError(
+                f"The reward {reward} reads the policy's token ids, so its tokenizer "
+                "must be the policy's, and whether it is can be seen only from the "
+                "files of both. Name the policy's tokenizer (--served-tokenizer), or "
+                "the format that the reward model was trained with, as in qwen:PATH."
+            )
+        check_same_tokens(
+            settings.tokenizer, load_tokenizer(path), policy.name, argument
+        )
+        model = load_model(
+            path, RewardModel, "reward", settings.dtype, None, settings.weights
+        )
+        longest = settings.prompt_tokens + limits.max_tokens
+        renderer = IdRenderer(
+            settings.encode or policy.spelling.encode_prompt,
+            min(longest, model.config.max_length),
+            aggregation,
+        )
+        return LocalScorer(model, renderer, str(reward), settings.max_bytes)
+    loaded, config = load(path, dtype=settings.dtype, weights=settings.weights)
+    tokenizer = load_tokenizer(path)
+    check_has_rows(tokenizer, config)
+    text_reward = formatted_reward(
+        kind,
+        tokenizer,
+        config,
+        policy.spelling.decode,
+        max_steps=limits.max_steps,
+        max_tokens=limits.max_tokens,
+        prompt_tokens=max(settings.prompt_tokens, QUESTION_TOKENS),
+        aggregation=aggregation,
+    )
+    return LocalScorer(
+        loaded, TextRenderer(text_reward), str(reward), settings.max_bytes
+    )
+
+
+def _other_judge(
+    address: str, policy: ServedPolicy, settings: Settings, name: str
+) -> ServedJudge:
+    """A judge behind another server, with a tokenizer of its own."""
+    judge = connect(address, patience=settings.patience)
+    spelling, decode = judge.spelling, policy.spelling.decode
+
+    def translate(row: ScoredRow) -> list[int]:
+        text = text_so_far(decode, list(row.tokens), finished=row.finished)
+        return spelling.encode(text)
+
+    try:
+        return ServedJudge(
+            judge,
+            judge_question(spelling, settings.question),
+            spelling.encode_prompt,
+            translate=translate,
+            aggregation=settings.aggregation,
+            name=name,
+        )
+    except BaseException:
+        judge.client.close()
+        raise
+
+
+def _served_prm(
+    text: str, policy: ServedPolicy, settings: Settings, name: str
+) -> ServedPrm:
+    """A reward model behind a server."""
+    address, options = parse_prm(text)
+    model = parse_address(address).model
+    listed = model if model in MODELS else None
+    published = None if listed is None else MODELS[listed].format
+    kind = options.get("format") or published or "qwen"
+    if kind not in FORMATS:
+        raise UnknownNameError("format of a reward model", kind, FORMATS)
+    place = options.get("tokenizer") or listed
+    if place is None:
+        raise ConfigurationError(
+            f"The reward {name:.200} is rendered and encoded on this machine, so that "
+            "no text can pass for a control token. Name the tokenizer of the reward "
+            f"model, a folder or GGUF file, as in {PRM}:URL#MODEL,format={kind},"
+            "tokenizer=PATH."
+        )
+    tokenizer = load_tokenizer(get(place))
+    limits, format = settings.limits, FORMATS[kind](tokenizer)
+    longest = max(settings.prompt_tokens, QUESTION_TOKENS)
+    longest += 2 * limits.max_tokens + TOKENS_PER_STEP * limits.max_steps
+
+    def reward_within(context: int) -> FormattedReward:
+        return FormattedReward(
+            format,
+            policy.spelling.decode,
+            max_steps=limits.max_steps,
+            max_tokens=min(longest, context),
+            aggregation=settings.aggregation,
+        )
+
+    # Refuses an unknown aggregation before a server is asked.
+    reward_within(MAX_CONTEXT)
+    if format.answers is not None:
+        judge = connect(address, tokenizer=tokenizer, patience=settings.patience)
+        reward = reward_within(judge.abilities.context or MAX_CONTEXT)
+        return ServedPrm(ChosenMarks(judge, format.answers), reward, name)
+    client = Client(parse_address(address), server_key(), settings.patience)
+    try:
+        context = client.call(_context_of(client, model))
+        probe = format.render("1+1", ["2"], True).tokens
+        whole = isinstance(format, OutcomeFormat)
+        marks = PooledMarks(client, model, whole, probe)
+    except BaseException:
+        client.close()
+        raise
+    return ServedPrm(marks, reward_within(context), name)
+
+
+def parse_prm(text: str) -> tuple[str, dict[str, str]]:
+    """The address and options of ``URL#MODEL[,format=FORMAT][,tokenizer=PATH]``.
+
+    Raises:
+        UnknownNameError: an option is unknown.
+        ConfigurationError: an option is empty or given twice.
+
+    >>> parse_prm("http://host:8000#m,format=qwen")
+    ('http://host:8000#m', {'format': 'qwen'})
+    """
+    address, *parts = text.split(",")
+    options: dict[str, str] = {}
+    for part in parts:
+        key, _, value = part.partition("=")
+        if key not in ("format", "tokenizer"):
+            raise UnknownNameError(f"option of {PRM}", key, ["format", "tokenizer"])
+        if not value or key in options:
+            raise ConfigurationError(
+                f"The option {key} of {PRM} is empty or given twice; write {key}=VALUE "
+                "once."
+            )
+        options[key] = value
+    return address, options
+
+
+async def _context_of(client: Client, model: str | None) -> int:
+    """Positions of a reward model, as its server lists them."""
+    models = await list_models(client)
+    names = [entry["id"] for entry in models]
+    if model is not None and model not in names:
+        raise UnknownNameError(f"model at {client.address.url}", model, names)
+    entry = models[0] if model is None else models[names.index(model)]
+    context = entry.get("max_model_len")
+    if isinstance(context, int) and 0 < context < MAX_CONTEXT:
+        return context
+    return MAX_CONTEXT
