@@ -198,8 +198,7 @@ class ModelOptions(NamedTuple):
         from tsi.experiments.worlds.step_ends import step_ends
 
         local = (
-            *("aggregation", "dtype", "weights", "cache_dtype", "model_parallel"),
-            *("model_sampling", "template_switch"),
+            *("cache_dtype", "model_parallel", "model_sampling", "template_switch"),
         )
         for name in local:
             if getattr(self, name) != ModelOptions._field_defaults[name]:
@@ -224,6 +223,9 @@ class ModelOptions(NamedTuple):
             problems,
             served,
             reward=self.reward,
+            aggregation=self.aggregation,
+            dtype=self.dtype,
+            weights=self.weights,
             temperature=self.temperature,
             truncation=Truncation(self.top_k, self.top_p, self.min_p),
             repetition_penalty=self.repetition_penalty,

@@ -75,9 +75,12 @@ def test_solve_shows_the_posterior(server, problems, capsys):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (("--weights", "int8"), "--weights is about models in this process"),
+        (
+            ("--cache-dtype", "bfloat16"),
+            "--cache-dtype is about models",
+        ),
         (("--forced-end",), "a server does not give"),
-        (("--reward", "judge-of-judges"), "no reward"),
+        (("--reward", "judge-of-judges"), "There is no reward"),
         (("--method", "power_sampling", "--temperature", "0.5"), ""),
         (("--served-price", "-1"), "at least 0"),
     ],

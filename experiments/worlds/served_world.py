@@ -8,7 +8,7 @@ from tsi.decoding.truncation import Truncation
 from tsi.errors import ConfigurationError
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task import Split, Task
-from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
+from tsi.experiments.tasks.task_verifier import Check, outcome_check, prefix_check
 from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.embedded_world import check_problem_count
 from tsi.experiments.worlds.language_policy import (
@@ -25,14 +25,14 @@ from tsi.experiments.worlds.world import (
     task_limits,
     task_settings,
 )
+from tsi.loading.language_reward import QUESTION_TOKENS
 from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.problem import Problem
-from tsi.rewards.verifier import Verifier
 from tsi.serving.connect import connect
 from tsi.serving.engine import ServedEngine
 from tsi.serving.policy import ServedPolicy
-from tsi.serving.scorer import HostScorer, NoScorer, Scorer, ServedScorer
+from tsi.serving.served_reward import Settings, served_reward
 from tsi.serving.step import Controls
 
 PREFIX = "served:"
@@ -68,6 +68,9 @@ def served_world(
     served: Served,
     *,
     reward: str | None = None,
+    aggregation: str = "last",
+    dtype: str = "float32",
+    weights: str | None = None,
     temperature: float | None = None,
     truncation: Truncation = Truncation(),  # noqa: B008
     repetition_penalty: float | None = None,
@@ -80,7 +83,10 @@ def served_world(
         task: of the problems.
         problems: number of problems, the problems themselves, or None for all.
         served: the policy and how it is used.
-        reward: verifier, outcome-verifier or none.
+        reward: see :mod:`tsi.serving.served_reward`; the policy's own judgement by
+            default.
+        aggregation: of the scores of steps.
+        dtype, weights: of a reward model in this process.
         temperature, truncation, repetition_penalty: of the policy, the p of the target.
         ends: of steps and solutions; forced ends and the least number of tokens of a
             step need a policy in this process.
@@ -110,9 +116,24 @@ def served_world(
     policy = connect(served.address, tokenizer=tokenizer, together=served.together)
     is_trained = is_trained_on(task, policy.spelling)
     limits = task_limits(task, 0 if is_trained else STEP_SLACK)
-    scorer = scorer_of(reward, task, problems, policy)
+    encode = prompt_encoder(task, policy.spelling)
     plain = Controls(repetition_penalty=repetition_penalty)
     controls = plain.change(temperature, truncation)
+    scorer = served_reward(
+        reward or "judge",
+        policy,
+        Settings(
+            limits,
+            checks_of(reward, task, problems),
+            encode,
+            tokenizer,
+            controls,
+            aggregation,
+            prompt_tokens=max(QUESTION_TOKENS, longest_prompt(problems, encode)),
+            dtype=dtype,
+            weights=weights,
+        ),
+    )
     engine = ServedEngine(
         policy,
         scorer,
@@ -120,7 +141,7 @@ def served_world(
         delimiters=ends.delimiters or task.delimiters,
         stop_strings=ends.stop_strings or task.stop_strings,
         controls=controls,
-        encode=prompt_encoder(task, policy.spelling),
+        encode=encode,
         max_rows=served.max_rows or 64,
         price=served.price,
     )
@@ -135,6 +156,7 @@ def served_world(
         "server_seeds": policy.abilities.seeds and not served.together,
         **task_settings(task, policy.spelling),
         "reward": scorer.name,
+        "aggregation": aggregation,
         "temperature": controls.temperature,
         **limits._asdict(),
         **versions(),
@@ -163,26 +185,22 @@ def served_world(
     )
 
 
-def scorer_of(
-    reward: str | None, task: Task, problems: Sequence[Problem], policy: ServedPolicy
-) -> Scorer | ServedScorer:
-    """The reward of a served policy by its name.
-
-    Raises:
-        ConfigurationError: there is none of this name, or the task lacks its check.
-    """
-    decode = policy.spelling.decode
-    if reward == "none":
-        return NoScorer()
+def checks_of(
+    reward: str | None, task: Task, problems: Sequence[Problem]
+) -> dict[str, Check]:
+    """The exact checks of a task that a reward of this name needs."""
     if reward == "verifier" and isinstance(task, GeneratedTask):
-        return HostScorer(Verifier(prefix_check(task), decode), "verifier")
+        return {reward: prefix_check(task)}
     if reward == "outcome-verifier":
-        check = outcome_check(problems, task.extract, AnswerGrading(task))
-        return HostScorer(Verifier(check, decode), "outcome-verifier")
-    raise ConfigurationError(
-        f"A served policy has no reward {reward or 'of its own'}; choose one of "
-        "outcome-verifier, none, and, for a generated task, verifier (--reward)."
-    )
+        return {reward: outcome_check(problems, task.extract, AnswerGrading(task))}
+    return {}
+
+
+def longest_prompt(
+    problems: Sequence[Problem], encode: Callable[[str], list[int]]
+) -> int:
+    """Units of the prompt with the most characters."""
+    return len(encode(max((p.prompt for p in problems), key=len)))
 
 
 def notes_of(policy: ServedPolicy) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 from tsi.decoding.step_texts import num_common
 from tsi.errors import ConfigurationError
 from tsi.loading.self_judge import ANSWERS, JUDGE_QUESTION, self_judge
+from tsi.models.tokens.spelling import Spelling
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.rewards.reward import SelfJudge
-from tsi.serving.spelling import Spelling
 
 EXAMPLE = ("7+8", "7 plus 8 is 15")
 """A question and its solution, before which nothing of the judge's question stands."""

@@ -17,8 +17,7 @@ from jaxtyping import Float
 
 from tsi.errors import ServerError
 from tsi.serving.dialect import Call
-from tsi.serving.reading import field, integer, number
-from tsi.serving.vllm import cached_of
+from tsi.serving.reading import count, field, integer, number
 
 MAX_LABELS = 2
 
@@ -99,6 +98,6 @@ def _table(rows: list[list[Any]]) -> Float[np.ndarray, "T K"]:
 
 
 def _read(reply: Any) -> int:
-    usage = field(reply, "usage")
-    read = integer(field(usage, "prompt_tokens"), "count")
-    return max(read - cached_of(usage), 0)
+    read = integer(field(reply, "usage", "prompt_tokens"), "count")
+    cached = count(reply, "usage", "prompt_tokens_details", "cached_tokens")
+    return max(read - cached, 0)

@@ -9,8 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from tsi.errors import ServerError
+from tsi.serving.choice import Choice, choice_of
 from tsi.serving.dialect import Call, Drawing, end_at
-from tsi.serving.reading import choices, count, field, log_probability, show, token_ids
+from tsi.serving.reading import (
+    choices,
+    count,
+    field,
+    integer,
+    log_probability,
+    show,
+    token_ids,
+)
 from tsi.serving.step import End, ServedStep, StepRequest
 
 PATH = "/v1/completions"
@@ -159,19 +168,12 @@ class Vllm:
             id_of(name): log_probability(value, "log-probability")
             for name, value in found.items()
         }
-        usage = field(reply, "usage")
         return choice_of(
             named,
             candidates,
-            integer(field(usage, "prompt_tokens"), "count"),
-            cached_of(usage),
+            integer(field(reply, "usage", "prompt_tokens"), "count"),
+            count(reply, "usage", "prompt_tokens_details", "cached_tokens"),
         )
-
-
-def cached_of(usage: Any) -> int:
-    """Tokens that were read from the cache; 0 where the server does not say."""
-    details = usage.get("prompt_tokens_details") or {}
-    return integer(details.get("cached_tokens") or 0, "count")
 
 
 def id_of(name: Any) -> int:
