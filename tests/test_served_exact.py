@@ -99,10 +99,17 @@ def engine_of(server: ScriptedServer, together: bool = False) -> ServedEngine:
     return ServedEngine(policy, scorer, LIMITS, delimiters=["\n"])
 
 
-def check(engine: ServedEngine, sampler: object, seed: int = 0) -> None:
+def check(
+    engine: ServedEngine,
+    sampler: object,
+    seed: int = 0,
+    *,
+    truths: tuple[float, dict[str | None, float]] | None = None,
+    num_problems: int = NUM_PROBLEMS,
+) -> None:
     """Evidence and the expected mass of an answer, at |z| < 4."""
-    evidence, posterior = truth()
-    problems = [Problem(i, "1", "") for i in range(NUM_PROBLEMS)]
+    evidence, posterior = truth() if truths is None else truths
+    problems = [Problem(i, "1", "") for i in range(num_problems)]
     results = engine.run(sampler, jax.random.key(seed), problems, N, extract=extract)
     estimates = np.asarray([math.exp(r.log_evidence) for r in results])
     error = estimates.std(ddof=1) / math.sqrt(len(estimates))

@@ -103,7 +103,8 @@ async def list_models(client: Client) -> list[dict[str, Any]]:
             "inference server?"
         )
     return [
-        {**entry, "id": string(field(entry, "id"), "name of a model", 500)}
+        {"id": string(field(entry, "id"), "name of a model", 500)}
+        | {name: value for name, value in entry.items() if name != "id"}
         for entry in found[:MAX_MODELS]
     ]
 

@@ -6,6 +6,7 @@ rendered prompt (:class:`TextSpelling`), whose units are code points.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from tsi.serving.reading import field, string, token_ids
 from tsi.serving.step import as_points, as_text
 
 MAX_PROMPT = 2**20
+NAME = re.compile(r"<[^<>\s]{1,64}>|\[[A-Z_/]{2,64}\]")
 
 
 class ServerTokenizer:
@@ -111,7 +113,10 @@ class ServerTokenizer:
             reply = self._post(
                 "/tokenize", self._vllm({"prompt": text, "return_token_strs": True})
             )
-            pieces = reply.get("token_strs") or []
+            pieces = reply.get("token_strs") if isinstance(reply, dict) else None
+            if not isinstance(pieces, list):
+                # An older server: whatever looks like a name might be one.
+                pieces = NAME.findall(text)
             named = any(is_control(piece) for piece in pieces)
         if named:
             raise ConfigurationError(
