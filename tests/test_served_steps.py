@@ -73,7 +73,7 @@ def server(request):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_steps_are_drawn_and_numbered_as_the_controls_say(server, setting):
-    controls, copies, calls = SETTINGS[setting], 50, 24
+    controls, copies, calls = SETTINGS[setting], 50, 10
     drawing = Drawing("tiny", controls, ("\n",), (), (EOS,), log_probs=True)
     policy = policy_of(server)
     counts = {}
@@ -126,13 +126,13 @@ def test_power_smc_over_a_server_is_exact(name):
 @pytest.mark.parametrize("how", ["ancestor_sampling", "backward_sampling"])
 def test_particle_gibbs_with_replay_over_a_server_is_exact(name, how):
     sampler = samplers.particle_gibbs(
-        num_sweeps=6, potential=potentials.telescoping(), **{how: True}
+        num_sweeps=4, potential=potentials.telescoping(), **{how: True}
     )
     with ScriptedServer(name) as server:
         policy = policy_of(server, reads_prompts=True)
-        problems = [Problem(i, "1", "") for i in range(40)]
+        problems = [Problem(i, "1", "") for i in range(30)]
         results = engine_over(policy).run(
-            sampler, jax.random.key(1), problems, 48, extract=extract
+            sampler, jax.random.key(1), problems, 32, extract=extract
         )
         policy.client.close()
     _, posterior = truth()
@@ -142,7 +142,7 @@ def test_particle_gibbs_with_replay_over_a_server_is_exact(name, how):
         ]
         error = np.std(found, ddof=1) / math.sqrt(len(found))
         assert abs(np.mean(found) - posterior[answer]) < 4 * error
-        assert error < 0.03
+        assert error < 0.05
 
 
 def test_a_problem_may_be_alone_and_its_id_a_string(server):
