@@ -5,13 +5,16 @@ SmolLM2-135M and a Python function as the reward, which costs nothing. Claim: at
 twice its_hub's generated tokens per second.
 
 Measurements of both alternate, so that other load on the machine meets both. Tokens
-are those of the server's own counters; seconds of the client are processor time,
-without compilation. Command: ``make bench-served LLAMA_SERVER=path PEERS=python``,
-where the server is llama.cpp's ``llama-server`` and the interpreter has its_hub. Either
-is skipped with a sentence if it is absent.
+are those of the server's own counters, and each measurement has a new server, whose
+cache is empty. Seconds of the client are processor time; ``served_client`` measures
+those without tracing and compilation. Command: ``make bench-served
+LLAMA_SERVER=path PEERS=python``, where the server is llama.cpp's ``llama-server`` and
+the interpreter has its_hub. Either is skipped with a sentence if it is absent.
 """
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import re
@@ -51,6 +54,8 @@ DELIMITER = "\n\n"
 NEVER = "\0"
 """A delimiter that no policy writes, for solutions of one step."""
 METHODS = ("particle filter", "best of N")
+OWN = {"tsi": False, "tsi, one request": True}
+"""This package, and whether the rows of a step share a request."""
 COUNTERS = {
     "generated_tokens": "llamacpp:tokens_predicted_total",
     "prompt_tokens": "llamacpp:prompt_tokens_total",
@@ -66,6 +71,7 @@ class Options(NamedTuple):
         server: path of llama-server; empty skips everything.
         peers: interpreter with its_hub; empty skips it.
         model: a name from `tsi models`.
+        methods: of METHODS.
         particles: budgets N.
         problems: at most 8.
         repeats: of each measurement.
@@ -80,6 +86,7 @@ class Options(NamedTuple):
     server: str = os.environ.get("LLAMA_SERVER", "")
     peers: str = os.environ.get("PEERS", "")
     model: str = "smollm2-135m"
+    methods: tuple[str, ...] = METHODS
     particles: tuple[int, ...] = (4, 16, 64)
     problems: int = 8
     repeats: int = 2
@@ -97,12 +104,16 @@ def log_odds(question: str, text: str, ended: bool) -> float:
     return 0.85 if re.search(r"\d", text) else -0.85
 
 
-@contextlib.contextmanager
-def server_of(options: Options) -> Iterator[str]:
-    """Start a server; its address."""
+def free_port() -> int:
+    """A port that no process uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server_of(options: Options, port: int) -> Iterator[str]:
+    """Start a server with an empty cache; its address."""
     folder = str(Path(options.server).resolve().parent)
     paths = [folder, os.environ.get("LD_LIBRARY_PATH", "")]
     # Prompt and solution of every slot.
@@ -218,44 +229,49 @@ def main(
     if not options.server:
         print("Skipped: give the path of llama.cpp's llama-server (LLAMA_SERVER).")
         return 0
-    names = ["tsi", "its_hub"] if options.peers else ["tsi"]
+    names = [*OWN, "its_hub"] if options.peers else [*OWN]
     if not options.peers:
         print("its_hub is skipped: give an interpreter that has it (PEERS).")
     rows: list[dict[str, Any]] = []
     tokenizer = load_tokenizer(get(options.model))
-    with server_of(options) as url, AppendOnlyFile(out / "rows.jsonl") as file:
+    port = free_port()
+    with server_of(options, port) as url:
         policy = connect(url, tokenizer=tokenizer)
         print(policy.abilities)
-        # Programs of each size are compiled first.
-        few = options._replace(problems=1, max_step_tokens=1, max_tokens=2, max_steps=2)
-        for particles in options.particles:
-            for method in METHODS:
-                measure_own(policy, few, method, particles)
-                for repeat in range(options.repeats):
-                    for by in names:
-                        load, before = os.getloadavg()[0], counters(url)
-                        numbers = (
-                            measure_own(policy, options, method, particles)
-                            if by == "tsi"
-                            else measure_peer(url, options, method, particles)
-                        )
-                        after = counters(url)
-                        row = {
-                            "by": by,
-                            "method": method,
-                            "particles": particles,
-                            "repeat": repeat,
-                            "load": load,
-                            "commit": commit(),
-                            **numbers,
-                            **{name: after[name] - before[name] for name in COUNTERS},
-                            "work": options._replace(server="", peers="")._asdict(),
-                        }
-                        rows.append(row)
-                        file.append(json.dumps(row).encode() + b"\n")
-                        print(json.dumps(row), flush=True)
-                        write_text(out / "table.md", table(rows) + "\n")
-        policy.client.close()
+    with AppendOnlyFile(out / "rows.jsonl") as file, policy.client:
+        cells = itertools.product(
+            options.particles, options.methods, range(options.repeats), names
+        )
+        for particles, method, repeat, by in cells:
+            load = os.getloadavg()[0]
+            with server_of(options, port) as url:
+                before = counters(url)
+                numbers = (
+                    measure_own(
+                        dataclasses.replace(policy, together=OWN[by]),
+                        options,
+                        method,
+                        particles,
+                    )
+                    if by in OWN
+                    else measure_peer(url, options, method, particles)
+                )
+                after = counters(url)
+            row = {
+                "by": by,
+                "method": method,
+                "particles": particles,
+                "repeat": repeat,
+                "load": load,
+                "commit": commit(),
+                **numbers,
+                **{name: after[name] - before[name] for name in COUNTERS},
+                "work": options._replace(server="", peers="")._asdict(),
+            }
+            rows.append(row)
+            file.append(json.dumps(row).encode() + b"\n")
+            print(json.dumps(row), flush=True)
+            write_text(out / "table.md", table(rows) + "\n")
     write_text(out / "machine.json", json.dumps(describe_machine(), indent=1) + "\n")
     print(table(rows))
     return 0
