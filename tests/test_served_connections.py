@@ -8,8 +8,9 @@ import pytest
 
 from tsi.errors import ServerError
 from tsi.serving.address import parse_address
-from tsi.serving.client import Client, Patience, TransientError
-from tsi.serving.probe import kept_mass_is_one, with_log_probs
+from tsi.serving.client import Client, Patience
+from tsi.serving.http_replies import TransientError
+from tsi.serving.probe import each, kept_mass_is_one
 from tsi.serving.step import ServedStep
 
 REPLY = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"fine": 1}'
@@ -55,9 +56,18 @@ def test_a_connection_that_the_server_has_closed_is_replaced_without_a_pause():
 
 def test_a_few_tokens_without_log_probability_do_not_hide_those_of_the_others():
     step = ServedStep((1,), 1, "limit", log_prob=-1.0)
-    assert with_log_probs([step, ServerError("a part"), step]) == ([step, step], 1)
+
+    async def draw(found):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def draw_each(*found):
+        return asyncio.run(each(map(draw, found)))
+
+    assert draw_each(step, ServerError("a part"), step) == [step, step]
     with pytest.raises(TransientError):
-        with_log_probs([step, TransientError("gone")])
+        draw_each(step, TransientError("gone"))
 
 
 def test_tokens_without_log_probability_count_as_drawn():
@@ -69,5 +79,5 @@ def test_tokens_without_log_probability_count_as_drawn():
         for tokens, count in counts.items()
         for _ in range(count)
     ]
-    assert kept_mass_is_one(drawn, missing=100)
+    assert kept_mass_is_one(drawn, failed=100)
     assert not kept_mass_is_one(drawn)
