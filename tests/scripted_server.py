@@ -10,6 +10,8 @@ import json
 import math
 import threading
 import time
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -106,7 +108,7 @@ class Drawn:
 class Draw:
     """Random numbers and controls of one completion."""
 
-    def __init__(self, seed: int | None, controls: dict[str, float]):
+    def __init__(self, seed: int, controls: dict[str, float]):
         self._rng = np.random.default_rng(seed)
         self._controls = controls
 
@@ -151,6 +153,7 @@ class ScriptedServer:
         self.context = 4096
         self.num_named: int | None = None
         self.scores: Callable[[list[int], bool], list[list[float]]] | None = None
+        self._asked: Counter[str] = Counter()
         self.port = 0
 
     @property
@@ -241,6 +244,10 @@ class ScriptedServer:
     ) -> list[Drawn]:
         seed, stops = body.get(names["seed"]), body.get("stop") or []
         seed = None if seed in (None, -1) or self.ignores_seeds else seed
+        # Requests without a seed differ, and so do equal ones; a run of tests repeats.
+        content = json.dumps(body, sort_keys=True)
+        self._asked[content] += 1
+        anew = zlib.crc32(f"{self._asked[content]}{content}".encode()) << 8
         controls = {
             "temperature": body.get("temperature", 0.8),
             "top_k": body.get("top_k", 2) or self.top_k,
@@ -255,9 +262,9 @@ class ScriptedServer:
                 prompt,
                 most,
                 stops,
-                Draw(None if seed is None else seed + copy, controls),
+                Draw(anew + place if seed is None else seed + copy, controls),
             )
-            for prompt, copy in copies
+            for place, (prompt, copy) in enumerate(copies)
         ]
 
     def _llama(self, path: str, body: Any) -> Any:

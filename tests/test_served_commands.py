@@ -80,7 +80,7 @@ def test_solve_shows_the_posterior(server, problems, capsys):
             "--cache-dtype is about models",
         ),
         (("--forced-end",), "a server does not give"),
-        (("--reward", "judge-of-judges"), "There is no reward"),
+        (("--reward", "judge-of-judges"), "There is no model named"),
         (("--method", "power_sampling", "--temperature", "0.5"), ""),
         (("--served-price", "-1"), "at least 0"),
     ],

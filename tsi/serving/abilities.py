@@ -22,6 +22,8 @@ class Abilities(NamedTuple):
         log_probs: what the log-probabilities of drawn tokens mean.
         reads_prompts: whether the server gives log-probabilities of given tokens.
         seeds: whether a seed gives the same tokens again, and another one others.
+        copies: the most steps of one prefix that one request may ask for, each with
+            random numbers of its own that the request's seed repeats; 1 for no copies.
         reuses_prompts: whether a repeated prompt is read from a cache.
         draws_all: whether tokens far from the most likely ones are drawn as often as
             they should be, so that no truncation applies unasked; None if not measured.
@@ -37,6 +39,7 @@ class Abilities(NamedTuple):
     log_probs: Meaning = "none"
     reads_prompts: bool = False
     seeds: bool = False
+    copies: int = 1
     reuses_prompts: bool = False
     draws_all: bool | None = None
     num_weights: float | None = None

@@ -13,6 +13,7 @@ from tsi.serving.text_server import TextServer
 from tsi.serving.vllm import Vllm
 
 MAX_MODELS = 1000
+MAX_COPIES = 64
 MAX_COUNT = 10**16
 
 
@@ -28,6 +29,7 @@ class Identity(NamedTuple):
         num_weights: of the model; None if not known.
         chat: whether the model has a chat template; None if not known.
         slots: requests that the server works on at once; None if not known.
+        copies: the most steps of one prefix that one request may ask for.
     """
 
     dialect: Dialect
@@ -38,6 +40,7 @@ class Identity(NamedTuple):
     num_weights: float | None = None
     chat: bool | None = None
     slots: int | None = None
+    copies: int = MAX_COPIES
 
 
 async def identify(client: Client) -> Identity:
@@ -67,12 +70,15 @@ async def identify(client: Client) -> Identity:
     if isinstance(props, dict) and "default_generation_settings" in props:
         settings = props["default_generation_settings"]
         settings = settings if isinstance(settings, dict) else {}
+        slots = positive(props.get("total_slots"))
         return found._replace(
             dialect=LlamaCpp(),
             server=f"llama.cpp {props.get('build_info', '')!s:.40}".strip(),
             context=positive(settings.get("n_ctx")),
             chat=bool(props.get("chat_template")),
-            slots=positive(props.get("total_slots")),
+            slots=slots,
+            # It refuses more copies than it has slots.
+            copies=min(slots or 1, MAX_COPIES),
         )
     info = await try_get(client, "/get_model_info")
     if isinstance(info, dict) and "model_path" in info:

@@ -11,6 +11,7 @@ was repeated.
 
 import asyncio
 import collections
+import functools
 import hashlib
 import queue
 import threading
@@ -265,7 +266,7 @@ class ServedLane:
             drawn = [int(rows[i]) for i in group]
             old = [self.rows.rows[row] for row in drawn]
             asked = [requests[i] for i in group]
-            works.append(self._steps(problem, drawn, old, asked))
+            works.append(functools.partial(self._steps, problem, drawn, old, asked))
         if works:
             self._start(place, all_scored(works))
 
@@ -448,9 +449,11 @@ class ServedLane:
         return int.from_bytes(digest, "big") >> 1
 
 
-async def all_scored(works: Sequence[Coroutine[Any, Any, Scored]]) -> Scored:
+async def all_scored(
+    works: Sequence[Callable[[], Coroutine[Any, Any, Scored]]],
+) -> Scored:
     """The rows of several requests; at the first error the others are given up."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+    tasks = [asyncio.ensure_future(work()) for work in works]
     try:
         found = await asyncio.gather(*tasks)
     except BaseException:

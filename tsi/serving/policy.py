@@ -23,9 +23,10 @@ class ServedPolicy:
         dialect: how it is spoken to.
         abilities: what it can do.
         spelling: prompts and texts.
-        together: whether the rows of a step share one request where the server takes
+        together: whether all rows of a step share one request where the server takes
             it. Then their random numbers are the server's own, and no run can be
-            repeated; else each row has a request and a seed of its own.
+            repeated. Else only rows with one prefix do, as far as the server draws
+            copies from one seed; the others have a request and a seed of their own.
     """
 
     client: Client
@@ -41,12 +42,18 @@ class ServedPolicy:
 
     def groups(self, requests: Sequence[StepRequest]) -> list[list[int]]:
         """The requests that go to the server together, by index."""
-        if not self.together or not self.dialect.takes_lists:
-            return [[index] for index in range(len(requests))]
-        by_limit: dict[int, list[int]] = {}
+        lists = self.together and self.dialect.takes_lists
+        alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for index, request in enumerate(requests):
-            by_limit.setdefault(request.max_tokens, []).append(index)
-        return list(by_limit.values())
+            prefix = () if lists else request.prefix
+            alike.setdefault((request.max_tokens, prefix), []).append(index)
+        found = []
+        for group in alike.values():
+            first = requests[group[0]].prefix
+            copies = all(requests[index].prefix == first for index in group)
+            size = self.abilities.copies if copies else len(group)
+            found += [group[i : i + size] for i in range(0, len(group), size)]
+        return found
 
     async def draw(
         self, requests: Sequence[StepRequest], drawing: Drawing

@@ -32,6 +32,7 @@ NUM_COMPARED = 24
 """Tokens that are drawn at another temperature."""
 SEEDS = (1, 2, 3, 4, 5, 6)
 SEED_TOKENS = 8
+NUM_COPIES = 4
 
 
 async def measure(
@@ -74,6 +75,8 @@ async def measure(
     )
     if not dialect.takes_ids:
         return abilities
+    if await draws_copies(client, identity, StepRequest(prefix, SEED_TOKENS, SEEDS[0])):
+        abilities = abilities._replace(copies=identity.copies)
     drawn = await each(
         draw(seed, 1, plain._replace(log_probs=True))
         for seed in range(100, 100 + NUM_DRAWS)
@@ -101,6 +104,31 @@ async def measure(
     ]
     agree = all(abs(a - b) < 0.05 for a, b in both)
     return abilities._replace(reads_prompts=agree)
+
+
+async def draws_copies(
+    client: Client, identity: Identity, request: StepRequest
+) -> bool:
+    """Whether a seed repeats all steps of a request for several, which differ."""
+    count = min(NUM_COPIES, identity.copies)
+    if count < 2 or not identity.dialect.copies:
+        return False
+    drawing = Drawing(identity.model, Controls(), ())
+    call = identity.dialect.call([request] * count, drawing)
+    try:
+        replies = [await client.post(call.path, call.body) for _ in range(2)]
+        first, again = (
+            [
+                step.tokens
+                for step in identity.dialect.steps(reply, [request] * count, drawing)
+            ]
+            for reply in replies
+        )
+    except TransientError:
+        raise
+    except ServerError:
+        return False
+    return first == again and len(set(first)) > 1
 
 
 async def each(draws: Iterable[Awaitable[ServedStep]]) -> list[ServedStep]:
