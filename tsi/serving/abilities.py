@@ -57,7 +57,8 @@ class Abilities(NamedTuple):
 
     def knows_replay(self, controls: Controls) -> bool:
         """Whether log p of a given step is exact for these controls."""
-        return self.reads_prompts and controls.is_plain
+        known = self.knows_log_prob(controls)
+        return self.reads_prompts and controls.is_plain and known
 
     def store(self, controls: Controls) -> "ServedStore":
         """A target with the capabilities that explorers may use over this server."""

@@ -146,7 +146,7 @@ class Client:
                 return asyncio.run_coroutine_threadsafe(guarded, self._loop)
         work.close()
         future: Future[Any] = Future()
-        future.set_exception(closed(self.address))
+        future.set_exception(closed_error(self.address))
         return future
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -159,7 +159,7 @@ class Client:
         try:
             return future.result()
         except CancelledError as error:
-            raise closed(self.address) from error
+            raise closed_error(self.address) from error
         except BaseException:
             future.cancel()
             raise
@@ -329,7 +329,7 @@ class Client:
         self._loop.run_forever()
 
 
-def closed(address: Address) -> ServerError:
+def closed_error(address: Address) -> ServerError:
     """The error of work for a client that is closed."""
     return ServerError(
         f"The client of {address} has been closed. Connect again, and run what is left."

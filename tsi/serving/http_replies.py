@@ -73,7 +73,7 @@ async def read_events(
                 return events
             event = parse_json(data, url)
             if isinstance(event, dict) and event.get("error"):
-                raise reported(event["error"], url)
+                raise error_of_event(event["error"], url)
             events.append(event)
             if enough(events):
                 return events
@@ -87,7 +87,7 @@ async def read_events(
     return events
 
 
-def reported(error: Any, url: str) -> ServerError:
+def error_of_event(error: Any, url: str) -> ServerError:
     """The error that a server reports in place of an event."""
     message = own_message(json.dumps(error).encode())
     code = error.get("code") if isinstance(error, dict) else None

@@ -9,10 +9,7 @@ so that they do not depend on which problems run together, nor on how often a re
 was repeated.
 """
 
-import asyncio
 import collections
-import functools
-import hashlib
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -32,37 +29,21 @@ from tsi.engine.row_requests import requests_of_rows, rows_to_keep
 from tsi.engine.schedule import num_to_enter
 from tsi.problem_ids import IdWords
 from tsi.reasoning.limits import SolutionLimits
-from tsi.serving.client import closed
+from tsi.serving.client import closed_error
 from tsi.serving.dialect import Drawing
 from tsi.serving.policy import ServedPolicy
-from tsi.serving.scorer import Score, ScoredRow, Scorer, ServedScorer
+from tsi.serving.scorer import Score, Scorer, ServedScorer
 from tsi.serving.served_rows import Row, ServedRows, Spending
-from tsi.serving.step import ServedStep, StepRequest
+from tsi.serving.step_requests import (
+    Answer,
+    Extension,
+    Repeat,
+    StepRequests,
+    scored_row,
+)
 
 WAIT = 0.2
 """Seconds after which the loop looks whether it has been stopped."""
-
-
-class Extension(NamedTuple):
-    """A row that has taken a step, not scored yet.
-
-    Attributes:
-        row: working row.
-        after: the solution, whose newest step has log-odds of 0.
-        log_prob: log p of the step.
-        step: as the server drew it; None for a repeated step.
-        repeated: tokens that the policy has read to repeat the step.
-    """
-
-    row: int
-    after: Row
-    log_prob: float
-    step: ServedStep | None
-    repeated: int = 0
-
-
-Scored = tuple[list[Extension], list[Score] | None]
-"""Rows that have taken a step, and their scores if a server has made them."""
 
 
 class Arrival(NamedTuple):
@@ -114,14 +95,13 @@ class ServedLane:
         log_truncation: float,
     ) -> None:
         self.policy, self.scorer, self.method = policy, scorer, method
-        self.prompts, self.ids, self.limits = prompts, ids, limits
-        self.drawing = drawing
+        self.ids, self.limits = ids, limits
+        self.requests = StepRequests(policy, scorer, key, prompts, ids, limits, drawing)
         self.population = Population(places, method.plan, limits.max_steps)
         self.decisions = Decisions(method, key, places)
         population = self.population
         self.rows = ServedRows(population.working, population.total, log_truncation)
         self.clock = Clock()
-        self._seed = np.asarray(jax.random.key_data(key)).tobytes()
         self._visits = np.zeros(places, np.int64)
         self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._failed: list[FailedProblem] = []
@@ -247,28 +227,13 @@ class ServedLane:
 
     def _draw(self, place: int, rows: Int[np.ndarray, " n"]) -> None:
         """Ask the server for new steps of rows of one problem."""
+        if not len(rows):
+            return
         problem = int(self.population.index[place])
         turn = int(self.decisions.turns[place])
-        prompt = self.prompts[problem]
-        requests = []
-        for row in rows.tolist():
-            old = self.rows.rows[row]
-            left = self.limits.max_tokens - old.now.num_tokens
-            requests.append(
-                StepRequest(
-                    prompt + old.tokens,
-                    min(self.limits.max_step_tokens, left),
-                    self._seed_of(problem, turn, row % self.method.plan.rows),
-                )
-            )
-        works = []
-        for group in self.policy.groups(requests):
-            drawn = [int(rows[i]) for i in group]
-            old = [self.rows.rows[row] for row in drawn]
-            asked = [requests[i] for i in group]
-            works.append(functools.partial(self._steps, problem, drawn, old, asked))
-        if works:
-            self._start(place, all_scored(works))
+        each = self.method.plan.rows
+        known = [(row % each, row, self.rows.rows[row]) for row in rows.tolist()]
+        self._start(place, self.requests.draw(problem, turn, known))
 
     def _repeat(
         self, place: int, rows: Int[np.ndarray, " n"], sources: list[Row]
@@ -276,7 +241,7 @@ class ServedLane:
         """Let rows of one problem repeat the next step of their sources."""
         known: list[Extension] = []
         scores: list[Score] = []
-        unknown: list[tuple[int, Row, Row]] = []
+        unknown: list[Repeat] = []
         for row, source in zip(rows.tolist(), sources, strict=True):
             old = self.rows.rows[row]
             depth = len(old.steps)
@@ -287,21 +252,21 @@ class ServedLane:
                 known.append(Extension(row, after, log_prob, None))
                 scores.append(Score(after.now.log_odds))
             else:
-                unknown.append((row, old, source))
+                unknown.append(Repeat(row, old, source))
         if known:
             visit = int(self._visits[place])
             self._arrivals.put(Arrival(place, visit, known, scores))
         if unknown:
             problem = int(self.population.index[place])
-            self._start(place, self._readings(problem, unknown))
+            self._start(place, self.requests.repeat(problem, unknown))
 
-    def _start(self, place: int, work: Coroutine[Any, Any, Scored]) -> None:
+    def _start(self, place: int, work: Coroutine[Any, Any, Answer]) -> None:
         """Start work in the client's thread, whose result will arrive."""
         visit = int(self._visits[place])
 
         def arrive(future: Any) -> None:
             self._running.discard(future)
-            error: Any = closed(self.policy.client.address)
+            error: Any = closed_error(self.policy.client.address)
             if not future.cancelled():
                 error = future.exception()
             if error is None:
@@ -312,83 +277,6 @@ class ServedLane:
         future = self.policy.client.submit(work)
         self._running.add(future)
         future.add_done_callback(arrive)
-
-    async def _steps(
-        self,
-        problem: int,
-        rows: list[int],
-        old: list[Row],
-        requests: list[StepRequest],
-    ) -> Scored:
-        """Draw steps, and score them if a server does that."""
-        steps = await self.policy.draw(requests, self.drawing)
-        extensions = [
-            Extension(row, self._after(before, step), step.log_prob, step)
-            for row, before, step in zip(rows, old, steps, strict=True)
-        ]
-        return await self._with_scores(problem, extensions)
-
-    async def _readings(
-        self, problem: int, repeats: list[tuple[int, Row, Row]]
-    ) -> Scored:
-        """Read the probabilities of repeated steps."""
-        prompt = self.prompts[problem]
-        steps = [source.step(len(old.steps)) for _, old, source in repeats]
-        pairs = [
-            (prompt + old.tokens, step)
-            for (_, old, _), step in zip(repeats, steps, strict=True)
-        ]
-        log_probs = await self.policy.log_probs(pairs)
-        extensions = []
-        for (row, old, source), step, log_prob in zip(
-            repeats, steps, log_probs, strict=True
-        ):
-            depth = len(old.steps)
-            before = source.steps[depth - 1].num_tokens if depth else 0
-            count = source.steps[depth].num_tokens - before
-            is_last = len(source.steps) == depth + 1
-            after = self._end(
-                old, step, count, log_prob, stopped=is_last and source.stopped
-            )
-            extensions.append(Extension(row, after, log_prob, None, count))
-        return await self._with_scores(problem, extensions)
-
-    async def _with_scores(self, problem: int, extensions: list[Extension]) -> Scored:
-        scorer = self.scorer
-        if not hasattr(scorer, "ask"):
-            return extensions, None
-        rows = [scored_row(problem, extension.after) for extension in extensions]
-        scores = await asyncio.gather(*map(scorer.ask, rows))
-        return extensions, list(scores)
-
-    def _after(self, old: Row, step: ServedStep) -> Row:
-        """A row with a drawn step, not scored yet."""
-        stopped = step.end == "end"
-        return self._end(
-            old, step.tokens, step.num_tokens, step.log_prob, stopped=stopped
-        )
-
-    def _end(
-        self,
-        old: Row,
-        tokens: tuple[int, ...],
-        count: int,
-        log_prob: float,
-        *,
-        stopped: bool,
-    ) -> Row:
-        at_limit = (
-            old.now.num_tokens + count >= self.limits.max_tokens
-            or len(old.steps) + 1 >= self.limits.max_steps
-        )
-        return old.extend(
-            tokens,
-            count,
-            log_prob,
-            0.0,
-            stopped=stopped,
-            truncated=at_limit and not stopped,
-        )
 
     def _receive(self) -> None:
         """Wait for steps, score those that have arrived, and record them."""
@@ -440,39 +328,3 @@ class ServedLane:
             index = np.asarray([extension.row for extension in extensions])
             log_probs = [extension.log_prob for extension in extensions]
             self.population.end_step(index, self.rows.replies(index, log_probs))
-
-    def _seed_of(self, problem: int, turn: int, row: int) -> int:
-        words = np.asarray(self.ids.words)[problem].tolist()
-        kind = bool(np.asarray(self.ids.is_string)[problem])
-        text = f"{words}{kind}/{turn}/{row}".encode()
-        digest = hashlib.blake2b(text, key=self._seed[:64], digest_size=4).digest()
-        return int.from_bytes(digest, "big") >> 1
-
-
-async def all_scored(
-    works: Sequence[Callable[[], Coroutine[Any, Any, Scored]]],
-) -> Scored:
-    """The rows of several requests; at the first error the others are given up."""
-    tasks = [asyncio.ensure_future(work()) for work in works]
-    try:
-        found = await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        raise
-    extensions = [extension for own, _ in found for extension in own]
-    if any(scores is None for _, scores in found):
-        return extensions, None
-    return extensions, [score for _, scores in found for score in scores or []]
-
-
-def scored_row(problem: int, row: Row) -> ScoredRow:
-    """What a scorer reads of a row."""
-    return ScoredRow(
-        problem,
-        row.tokens,
-        tuple(after.length for after in row.steps),
-        row.stopped,
-        row.finished,
-        row.now.log_prob,
-    )

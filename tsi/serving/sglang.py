@@ -84,7 +84,7 @@ class Sglang:
         tokens = token_ids(field(item, "output_ids"), request.max_tokens)
         log_prob = float("nan")
         if drawing.log_probs:
-            log_prob = sum(paired(field(meta, "output_token_logprobs"), tokens))
+            log_prob = sum(pair_log_probs(field(meta, "output_token_logprobs"), tokens))
         reason = field(meta, "finish_reason")
         end = end_of(reason, drawing)
         if end == "limit" and tokens and tokens[-1] in drawing.end_ids:
@@ -115,7 +115,7 @@ class Sglang:
         entries = field(reply, "meta_info", "input_token_logprobs")
         if isinstance(entries, list) and len(entries) == len(tokens):
             entries = entries[1:]
-        return paired(entries, tuple(tokens)[1:])
+        return pair_log_probs(entries, tuple(tokens)[1:])
 
     def choice(
         self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
@@ -134,7 +134,7 @@ class Sglang:
         """See :class:`tsi.serving.dialect.Dialect`."""
         meta = field(reply, "meta_info")
         entries = field(meta, "output_token_ids_logprobs", 0)
-        numbers = paired(entries, tuple(candidates))
+        numbers = pair_log_probs(entries, tuple(candidates))
         return choice_of(
             dict(zip(candidates, numbers, strict=True)),
             candidates,
@@ -143,7 +143,7 @@ class Sglang:
         )
 
 
-def paired(entries: Any, tokens: Sequence[int]) -> list[float]:
+def pair_log_probs(entries: Any, tokens: Sequence[int]) -> list[float]:
     """The log-probabilities of entries [log-probability, id, text], one for each id."""
     if not isinstance(entries, list) or len(entries) != len(tokens):
         raise ServerError(

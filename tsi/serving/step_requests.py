@@ -1,0 +1,228 @@
+"""The steps that a lane asks a server for: drawn, or repeated after other prefixes.
+
+Everything here runs in the thread of the client and sees only values, so that the rows
+of the lane may change meanwhile.
+"""
+
+import asyncio
+import functools
+import hashlib
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tsi.problem_ids import IdWords
+from tsi.reasoning.limits import SolutionLimits
+from tsi.serving.dialect import Drawing
+from tsi.serving.policy import ServedPolicy
+from tsi.serving.scorer import Score, ScoredRow, Scorer, ServedScorer
+from tsi.serving.served_rows import Row
+from tsi.serving.step import ServedStep, StepRequest
+
+
+class Extension(NamedTuple):
+    """A row that has taken a step, not scored yet.
+
+    Attributes:
+        row: working row.
+        after: the solution, whose newest step has log-odds of 0.
+        log_prob: log p of the step.
+        step: as the server drew it; None for a repeated step.
+        repeated: tokens that the policy has read to repeat the step.
+    """
+
+    row: int
+    after: Row
+    log_prob: float
+    step: ServedStep | None
+    repeated: int = 0
+
+
+Answer = tuple[list[Extension], list[Score] | None]
+"""Rows that have taken a step, and their scores if a server has made them."""
+
+
+class Repeat(NamedTuple):
+    """A row that is to take the next step of another solution.
+
+    Attributes:
+        row: working row.
+        old: its solution.
+        source: the solution whose step it repeats.
+    """
+
+    row: int
+    old: Row
+    source: Row
+
+
+class StepRequests:
+    """Asks the server of a policy for steps.
+
+    Args:
+        policy: draws steps.
+        scorer: their reward; asked here if a server computes it.
+        key: of the run.
+        prompts: of all problems: ids, or code points.
+        ids: of all problems.
+        limits: of a solution.
+        drawing: how steps are drawn.
+    """
+
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        scorer: Scorer | ServedScorer,
+        key: Any,
+        prompts: Sequence[tuple[int, ...]],
+        ids: IdWords,
+        limits: SolutionLimits,
+        drawing: Drawing,
+    ) -> None:
+        self.policy, self.scorer, self.prompts = policy, scorer, prompts
+        self.limits, self.drawing = limits, drawing
+        self._words = np.asarray(ids.words), np.asarray(ids.is_string)
+        self._key = np.asarray(jax.random.key_data(key)).tobytes()[:64]
+
+    def draw(
+        self, problem: int, turn: int, rows: Sequence[tuple[int, int, Row]]
+    ) -> Coroutine[Any, Any, Answer]:
+        """New steps of rows of one problem.
+
+        Args:
+            problem: its index.
+            turn: of its sampler.
+            rows: of each, its number within the problem, the working row and the
+                solution so far.
+        """
+        prompt, limits = self.prompts[problem], self.limits
+        requests = [
+            StepRequest(
+                prompt + old.tokens,
+                min(limits.max_step_tokens, limits.max_tokens - old.now.num_tokens),
+                self._seed_of(problem, turn, number),
+            )
+            for number, _, old in rows
+        ]
+        works = [
+            functools.partial(
+                self._draw_group,
+                problem,
+                [rows[index][1:] for index in group],
+                [requests[index] for index in group],
+            )
+            for group in self.policy.groups(requests)
+        ]
+        return gather_answers(works)
+
+    async def repeat(self, problem: int, repeats: Sequence[Repeat]) -> Answer:
+        """Read the probabilities of repeated steps of rows of one problem."""
+        prompt = self.prompts[problem]
+        steps = [source.step(len(old.steps)) for _, old, source in repeats]
+        pairs = [
+            (prompt + old.tokens, step)
+            for (_, old, _), step in zip(repeats, steps, strict=True)
+        ]
+        log_probs = await self.policy.log_probs(pairs)
+        extensions = []
+        for (row, old, source), step, log_prob in zip(
+            repeats, steps, log_probs, strict=True
+        ):
+            depth = len(old.steps)
+            before = source.steps[depth - 1].num_tokens if depth else 0
+            count = source.steps[depth].num_tokens - before
+            stopped = source.stopped and len(source.steps) == depth + 1
+            after = self._extend(old, step, count, log_prob, stopped=stopped)
+            extensions.append(Extension(row, after, log_prob, None, count))
+        return await self._score(problem, extensions)
+
+    async def _draw_group(
+        self,
+        problem: int,
+        rows: Sequence[tuple[int, Row]],
+        requests: Sequence[StepRequest],
+    ) -> Answer:
+        steps = await self.policy.draw(requests, self.drawing)
+        extensions = [
+            Extension(
+                row,
+                self._extend(
+                    old,
+                    step.tokens,
+                    step.num_tokens,
+                    step.log_prob,
+                    stopped=step.end == "end",
+                ),
+                step.log_prob,
+                step,
+            )
+            for (row, old), step in zip(rows, steps, strict=True)
+        ]
+        return await self._score(problem, extensions)
+
+    async def _score(self, problem: int, extensions: list[Extension]) -> Answer:
+        scorer = self.scorer
+        if not hasattr(scorer, "ask"):
+            return extensions, None
+        rows = [scored_row(problem, extension.after) for extension in extensions]
+        return extensions, list(await asyncio.gather(*map(scorer.ask, rows)))
+
+    def _extend(
+        self,
+        old: Row,
+        tokens: tuple[int, ...],
+        num_tokens: int,
+        log_prob: float,
+        *,
+        stopped: bool,
+    ) -> Row:
+        """A row with one more step, not scored yet."""
+        at_limit = (
+            old.now.num_tokens + num_tokens >= self.limits.max_tokens
+            or len(old.steps) + 1 >= self.limits.max_steps
+        )
+        return old.extend(
+            tokens,
+            num_tokens,
+            log_prob,
+            0.0,
+            stopped=stopped,
+            truncated=at_limit and not stopped,
+        )
+
+    def _seed_of(self, problem: int, turn: int, number: int) -> int:
+        words, is_string = self._words
+        text = f"{words[problem].tolist()}{bool(is_string[problem])}/{turn}/{number}"
+        digest = hashlib.blake2b(text.encode(), key=self._key, digest_size=4).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+
+async def gather_answers(
+    works: Sequence[Callable[[], Coroutine[Any, Any, Answer]]],
+) -> Answer:
+    """The rows of several requests; at the first error the others are given up."""
+    tasks = [asyncio.ensure_future(work()) for work in works]
+    try:
+        found = await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
+    extensions = [extension for own, _ in found for extension in own]
+    if any(scores is None for _, scores in found):
+        return extensions, None
+    return extensions, [score for _, scores in found for score in scores or []]
+
+
+def scored_row(problem: int, row: Row) -> ScoredRow:
+    """What a scorer reads of a row."""
+    return ScoredRow(
+        problem,
+        row.tokens,
+        tuple(after.length for after in row.steps),
+        row.stopped,
+        row.finished,
+        row.now.log_prob,
+    )
