@@ -77,9 +77,8 @@ class Drawn:
         self.raw: list[float] = []
         self.processed: list[float] = []
         self.reason, self.word = "limit", ""
-        last = prompt[-1]
         while len(self.tokens) < most:
-            row = PROBABILITIES[last]
+            row = draw.next_of((*prompt, *self.tokens))
             p = draw.controlled(row)
             token = int(np.searchsorted(np.cumsum(p), draw.uniform(), side="right"))
             token = min(token, len(p) - 1)
@@ -87,7 +86,6 @@ class Drawn:
             with np.errstate(divide="ignore"):
                 self.raw.append(float(np.log(row[token])))
                 self.processed.append(float(np.log(p[token])))
-            last = token
             if token == EOS:
                 self.reason = "eos"
                 return
@@ -105,12 +103,17 @@ class Drawn:
         return text[: text.find(self.word)] if self.reason == "word" else text
 
 
-class Draw:
-    """Random numbers and controls of one completion."""
+def next_of_chain(tokens: tuple[int, ...]) -> np.ndarray:
+    """Probabilities of the next token in the Markov chain."""
+    return PROBABILITIES[tokens[-1]]
 
-    def __init__(self, seed: int, controls: dict[str, float]):
+
+class Draw:
+    """The model, the random numbers and the controls of one completion."""
+
+    def __init__(self, seed: int, controls: dict[str, float], next_of: Any):
         self._rng = np.random.default_rng(seed)
-        self._controls = controls
+        self._controls, self.next_of = controls, next_of
 
     def uniform(self) -> float:
         return float(self._rng.random())
@@ -130,6 +133,9 @@ class ScriptedServer:
         requests: bodies of all requests for completions so far, with their path.
         faults: called in turn, one for each request for a completion; an exhausted
             iterator means no fault.
+        next_of: probabilities of the next token after a prompt and a completion; of
+            the chain, unless it is replaced. Log-probabilities of prompts are the
+            chain's.
         top_k: truncation that applies unasked.
         ignores_seeds: whether every request is drawn anew.
         num_named: likeliest tokens that vLLM's dialect names; None if it names the ids
@@ -153,6 +159,7 @@ class ScriptedServer:
         self.context = 4096
         self.num_named: int | None = None
         self.scores: Callable[[list[int], bool], list[list[float]]] | None = None
+        self.next_of: Callable[[tuple[int, ...]], np.ndarray] = next_of_chain
         self._asked: Counter[str] = Counter()
         self.port = 0
 
@@ -262,7 +269,11 @@ class ScriptedServer:
                 prompt,
                 most,
                 stops,
-                Draw(anew + place if seed is None else seed + copy, controls),
+                Draw(
+                    anew + place if seed is None else seed + copy,
+                    controls,
+                    self.next_of,
+                ),
             )
             for place, (prompt, copy) in enumerate(copies)
         ]
