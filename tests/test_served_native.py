@@ -85,17 +85,18 @@ class ModelSpelling:
         return "".join(ALPHABET[id - 1] for id in ids if 1 <= id <= len(ALPHABET))
 
 
-def answers_here(policy: Policy, problems: list[tsi.Problem], n: int) -> list[Any]:
+def results_here(
+    policy: Policy, sampler: Any, problems: list[tsi.Problem], n: int
+) -> list[Any]:
     reward = rewards.Verifier(log_odds, policy.tokenizer.decode)
     engine = tsi.reasoning_engine(
         policy, reward, LIMITS, delimiters=["\n"], max_rows=512
     )
-    key = jax.random.key(1)
-    return [r.selected for r in engine.run(SAMPLER, key, problems, n, extract=extract)]
+    return engine.run(sampler, jax.random.key(1), problems, n, extract=extract)
 
 
-def answers_over_server(
-    policy: Policy, problems: list[tsi.Problem], n: int
+def results_over_server(
+    policy: Policy, sampler: Any, problems: list[tsi.Problem], n: int
 ) -> list[Any]:
     with ScriptedServer("llama.cpp") as server:
         served = connect(server.url)
@@ -103,29 +104,38 @@ def answers_over_server(
         served = dataclasses.replace(served, spelling=ModelSpelling())
         scorer = HostScorer(rewards.Verifier(log_odds, served.spelling.decode))
         engine = ServedEngine(served, scorer, LIMITS, delimiters=["\n"])
-        key = jax.random.key(2)
-        results = engine.run(SAMPLER, key, problems, n, extract=extract)
-    return [result.selected for result in results]
+        return engine.run(sampler, jax.random.key(2), problems, n, extract=extract)
 
 
-@pytest.mark.parametrize(
-    "runs", [200, pytest.param(2000, marks=pytest.mark.slow)], ids=str
-)
-def test_answers_over_a_server_are_those_of_the_same_weights_here(runs):
-    policy = small_policy()
-    problems = [tsi.Problem(i, "1", "") for i in range(runs)]
-    here = answers_here(policy, problems, 4)
-    there = answers_over_server(policy, problems, 4)
-    names = sorted({*map(str, here), *map(str, there)})
-    counts = np.asarray(
-        [
-            [sum(str(a) == name for a in found) for name in names]
-            for found in (here, there)
-        ]
-    )
-    # Rare answers are counted together.
+def agree(here: list[str], there: list[str]) -> bool:
+    """Whether two samples are of one distribution, by a chi-square test."""
+    names = sorted({*here, *there})
+    counts = np.asarray([[own.count(name) for name in names] for own in (here, there)])
+    # Rare values are counted together.
     rare = counts.sum(0) < 10
     table = np.column_stack([counts[:, ~rare], counts[:, rare].sum(1)])
     table = table[:, table.sum(0) > 0]
     assert table.shape[1] >= 4
-    assert stats.chi2_contingency(table).pvalue > 1e-3
+    return stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_rollouts_over_a_server_are_those_of_the_same_weights_here():
+    policy, sampler = small_policy(), samplers.best_of_n()
+    problems = [tsi.Problem(i, "1", "") for i in range(120)]
+    # Rollouts are independent, so that all their texts count.
+    here, there = (
+        [text for result in run(policy, sampler, problems, 16) for text in result.texts]
+        for run in (results_here, results_over_server)
+    )
+    assert agree([text[:3] for text in here], [text[:3] for text in there])
+
+
+@pytest.mark.slow
+def test_answers_over_a_server_are_those_of_the_same_weights_here():
+    policy = small_policy()
+    problems = [tsi.Problem(i, "1", "") for i in range(2000)]
+    here, there = (
+        [str(result.selected) for result in run(policy, SAMPLER, problems, 4)]
+        for run in (results_here, results_over_server)
+    )
+    assert agree(here, there)
