@@ -38,7 +38,7 @@ from typing import (
     get_type_hints,
 )
 
-from tsi.errors import ConfigurationError, ResultsError, TsiError
+from tsi.errors import ConfigurationError, ResultsError, TsiError, UnknownNameError
 from tsi.experiments.model_options import DryRun, ModelOptions
 from tsi.experiments.problem_options import ProblemOptions
 from tsi.experiments.scaling.curves import Curves, curves_of
@@ -124,6 +124,49 @@ def check_experiments(experiments: Sequence[Experiment]) -> list[Experiment]:
                 "twice; it is the name of the experiment's folder."
             )
     return list(experiments)
+
+
+def change_models(
+    experiments: Sequence[Experiment],
+    only: Sequence[str] = (),
+    served: str | None = None,
+    reward: str | None = None,
+) -> list[Experiment]:
+    """Some experiments, with policies behind a server or with another reward.
+
+    Args:
+        experiments: of a study.
+        only: names of those that are kept; all if empty.
+        served: address of a server that has their policies; None changes nothing.
+        reward: in place of theirs; None changes nothing.
+
+    Raises:
+        UnknownNameError: there is no experiment of a name.
+        ConfigurationError: an experiment's policy is embedded, so no server has it.
+    """
+    names = [experiment.name for experiment in experiments]
+    for name in only:
+        if name not in names:
+            raise UnknownNameError("experiment", name, names)
+    changed = []
+    for experiment in experiments:
+        if only and experiment.name not in only:
+            continue
+        models = experiment.models
+        if reward is not None:
+            models = models._replace(reward=reward)
+        if served is not None:
+            if models.policy is None:
+                raise ConfigurationError(
+                    f"The experiment {experiment.name} has a policy that is a part of "
+                    "this package, which no server has; leave --served out."
+                )
+            models = models._replace(
+                policy=f"served:{served}#{models.policy}",
+                served_tokenizer=models.policy,
+            )
+        changed.append(experiment._replace(models=models))
+    return changed
 
 
 def _check_types(values: Any, place: str, kind: type) -> None:

@@ -36,6 +36,9 @@ def reproduce(
     name: Positional[str] = "list",
     small: bool = False,
     out: Path | None = None,
+    only: tuple[str, ...] = (),
+    served: str | None = None,
+    reward: str | None = None,
     progress: bool = True,
     dry: Dry = DryRun(),  # noqa: B008
 ) -> int:
@@ -45,10 +48,14 @@ def reproduce(
         name: of the claim.
         small: with embedded models, in minutes on two cores.
         out: folder (default: results/reproductions/NAME, or NAME-small).
+        only: names of the experiments of the claim that are run; all by default.
+        served: address of a server that has the policies, which are then not loaded.
+        reward: in place of the published reward model, for example
+            served-prm:URL,format=qwen,tokenizer=PATH.
         progress: show progress bars with the time left.
         dry: estimate the costs and run nothing.
     """
-    from tsi.experiments.experiment import run_experiments
+    from tsi.experiments.experiment import change_models, run_experiments
     from tsi.experiments.reproductions import NAMES, get_reproduction
 
     if name == "list":
@@ -59,6 +66,7 @@ def reproduce(
     print(found.claim)
     folder = out or Path("results/reproductions") / f"{name}{'-small' * small}"
     experiments = found.small if small else found.full
+    experiments = change_models(experiments, only, served, reward)
     is_small = small or found.is_small
     return run_experiments(
         experiments,
@@ -66,6 +74,6 @@ def reproduce(
         scale,
         dry=dry,
         progress=progress,
-        summarize=found.summarize if is_small else None,
-        draw=found.draw if is_small else None,
+        summarize=found.summarize if is_small and not only else None,
+        draw=found.draw if is_small and not only else None,
     )

@@ -5,7 +5,10 @@ import json
 import pytest
 from scripted_server import ScriptedServer
 
+from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
+from tsi.experiments.experiment import change_models
+from tsi.experiments.reproductions import get_reproduction
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,18 @@ def test_abilities_are_listed(server, capsys):
 def test_served_options_need_a_served_policy(capsys):
     assert main(["solve", "7*8+5-9", "--served-price", "1"]) == 2
     assert "--served-price needs a policy behind a server" in capsys.readouterr().err
+
+
+def test_a_study_runs_over_a_server_with_another_reward():
+    published = get_reproduction("main_figure").full
+    reward = "served-prm:http://b"
+    (one,) = change_models(published, ["llama-8b"], "http://a:1", reward)
+    hub_id = "meta-llama/Llama-3.1-8B-Instruct"
+    assert one.models.policy == f"served:http://a:1#{hub_id}"
+    assert one.models.served_tokenizer == hub_id
+    assert one.models.reward == reward
+    assert one.models.temperature == 0.8
+    with pytest.raises(UnknownNameError, match="llama-8b"):
+        change_models(published, ["llama-80b"])
+    with pytest.raises(ConfigurationError, match="which no server has"):
+        change_models(get_reproduction("weights").small, (), "http://a:1")
