@@ -146,6 +146,15 @@ def test_a_malformed_step_fails_its_problem_alone(server, truth):
     policy.client.close()
 
 
+@pytest.fixture
+def pythons_own_handler():
+    # A process in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_handler")
 def test_a_signal_ends_a_run_whose_server_hangs(vllm):
     policy = policy_of(vllm)
     vllm.faults = itertools.repeat(slow(600.0))

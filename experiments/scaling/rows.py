@@ -97,7 +97,7 @@ def graded_fields(
         expected: correctness over all subsets of a pool; None for a run without one.
     """
     given_answers = [answer for answer in answers if answer is not None]
-    right = [answer for answer in posterior if grades[answer].correct]
+    right = [name for name in posterior if name in grades and grades[name].correct]
     correct = selected is not None and grades[selected].correct
     return {
         "selected": selected,
