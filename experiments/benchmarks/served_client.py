@@ -68,7 +68,7 @@ def measure(port: int, work: Work, together: bool) -> dict[str, Any]:
         policy = ServedPolicy(
             client,
             LlamaCpp(),
-            Abilities("no model", None),
+            Abilities("no model", None, copies=work.particles if together else 1),
             NoText(client, "llama.cpp", None, False),
             together,
         )
