@@ -51,7 +51,7 @@ def tokens_of(text: str) -> list[int]:
     return found
 
 
-def controlled(
+def apply_controls(
     row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> np.ndarray:
     """Probabilities after temperature and truncation."""
@@ -79,7 +79,7 @@ class Drawn:
         self.reason, self.word = "limit", ""
         while len(self.tokens) < most:
             row = draw.next_of((*prompt, *self.tokens))
-            p = draw.controlled(row)
+            p = draw.apply_controls(row)
             token = int(np.searchsorted(np.cumsum(p), draw.uniform(), side="right"))
             token = min(token, len(p) - 1)
             self.tokens.append(token)
@@ -118,8 +118,8 @@ class Draw:
     def uniform(self) -> float:
         return float(self._rng.random())
 
-    def controlled(self, row: np.ndarray) -> np.ndarray:
-        return controlled(row, **self._controls)  # type: ignore[arg-type]
+    def apply_controls(self, row: np.ndarray) -> np.ndarray:
+        return apply_controls(row, **self._controls)  # type: ignore[arg-type]
 
 
 Fault = Callable[[web.Request], Any]

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 from aiohttp import web
+from local_spelling import LocalSpelling
+from scripted_server import ScriptedServer
 
-from tests.scripted_server import EOS, ScriptedServer, text_of, tokens_of
 from tsi import samplers
 from tsi.problem import Problem
 from tsi.reasoning.limits import SolutionLimits
@@ -35,24 +36,6 @@ SHORT = Patience(deadline=5.0, total=30.0, first_pause=0.001, longest_pause=0.01
 LIMITS = SolutionLimits(max_steps=3, max_step_tokens=3, max_tokens=6)
 PROBLEMS = [Problem(i, "1", "") for i in range(3)]
 SMC = samplers.smc(potential=potentials.telescoping())
-
-
-class LocalSpelling:
-    """Texts of the tokens without a request to the server."""
-
-    name, chat_template, eos_ids, add_bos, bos_id = "tiny", None, (EOS,), False, None
-
-    def encode(self, text: str) -> list[int]:
-        return tokens_of(text)
-
-    def encode_chat(self, messages: Any) -> list[int]:
-        return self.encode_prompt(messages[-1]["content"])
-
-    def encode_prompt(self, prompt: str) -> list[int]:
-        return [0, *tokens_of(prompt)]
-
-    def decode(self, ids: Any) -> str:
-        return text_of(ids)
 
 
 def log_odds(question: str, text: str, ended: bool) -> float:

@@ -198,9 +198,9 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch)
     assert "download" not in str(refused.value)
     (tmp_path / "other.json").write_text(json.dumps({}))
 
-    def denied(*_, **__):
+    def deny(*_, **__):
         raise PermissionError(errno.EACCES, "denied")
 
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr(Path, "read_text", deny)
     with pytest.raises(CheckpointError, match="permission denied"):
         read_json(tmp_path / "other.json")

@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 from aiohttp import web
-
-from tests.scripted_server import PROBABILITIES, ScriptedServer
-from tests.served_faults import (
+from scripted_server import PROBABILITIES, ScriptedServer
+from served_faults import (
     LIMITS,
     PROBLEMS,
     client_of,
@@ -16,6 +15,7 @@ from tests.served_faults import (
     reset,
     status,
 )
+
 from tsi.errors import CapabilityError, ServerError
 from tsi.experiments.scaling.methods import METHODS, get_method, sampler_of
 from tsi.serving.identify import identify

@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from local_spelling import LocalSpelling
 from scripted_server import EOS, PROBABILITIES, ScriptedServer, text_of, tokens_of
 
 from tsi import samplers
@@ -70,24 +70,6 @@ def truth(power: float = 1.0) -> tuple[float, dict[str | None, float]]:
         masses[answer] = masses.get(answer, 0.0) + p**power * math.exp(odds[-1])
     evidence = sum(masses.values())
     return evidence, {a: m / evidence for a, m in masses.items()}
-
-
-class LocalSpelling:
-    """Texts of the tokens without a request to the server."""
-
-    name, chat_template, eos_ids, add_bos, bos_id = "tiny", None, (EOS,), False, None
-
-    def encode(self, text: str) -> list[int]:
-        return tokens_of(text)
-
-    def encode_chat(self, messages: Any) -> list[int]:
-        return self.encode_prompt(messages[-1]["content"])
-
-    def encode_prompt(self, prompt: str) -> list[int]:
-        return [0, *tokens_of(prompt)]
-
-    def decode(self, ids: Any) -> str:
-        return text_of(ids)
 
 
 def engine_of(server: ScriptedServer, together: bool = False) -> ServedEngine:

@@ -9,9 +9,8 @@ import threading
 import time
 
 import pytest
-
-from tests.scripted_server import ScriptedServer
-from tests.served_faults import (
+from scripted_server import ScriptedServer
+from served_faults import (
     DIALECTS,
     PROBLEMS,
     SHORT,
@@ -27,6 +26,7 @@ from tests.served_faults import (
     slow,
     status,
 )
+
 from tsi.errors import (
     ConfigurationError,
     ProblemError,

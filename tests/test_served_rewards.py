@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import reading_rewards as kinds
 import tiny_language as tiny
+from local_spelling import LocalSpelling
+from scripted_server import EOS, PROBABILITIES, ScriptedServer, tokens_of
+from test_served_exact import LIMITS, PROMPT
 
-from tests.scripted_server import EOS, PROBABILITIES, ScriptedServer, tokens_of
-from tests.test_served_exact import LIMITS, PROMPT, LocalSpelling
 from tsi import samplers
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import CapabilityError, ConfigurationError, ServerError
@@ -290,7 +291,7 @@ def test_a_server_that_answers_at_separators_alone_is_understood():
     ("scores", "sentence"),
     [
         ([], "must be a list of at most"),
-        ([[math.nan, 0.0]], "is no number"),
+        ([[math.nan, 0.0]], "must be a finite number"),
         ([[0.1] * 64] * 2, "64 numbers per token"),
         ([[0.1, 0.2], [0.1]], "2 numbers per token"),
         ([[0.1, 0.2]] * 10_000, "must be a list of at most"),

@@ -6,23 +6,23 @@ import math
 import jax
 import numpy as np
 import pytest
-
-from tests.scripted_server import (
+from scripted_server import (
     BOS,
     EOS,
     PROBABILITIES,
     ScriptedServer,
-    controlled,
+    apply_controls,
     text_of,
 )
-from tests.served_faults import (
+from served_faults import (
     DIALECTS,
     engine_over,
     extract,
     policy_of,
     run,
 )
-from tests.test_served_exact import check, truth
+from test_served_exact import check, truth
+
 from tsi import samplers
 from tsi.errors import ConfigurationError
 from tsi.models.tokens.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def enumerated(controls):
         if step and (step[-1] == EOS or "\n" in text_of(step) or len(step) == MOST):
             found[step] = found.get(step, 0.0) + p
             return
-        row = controlled(
+        row = apply_controls(
             PROBABILITIES[step[-1] if step else PREFIX[-1]],
             controls.temperature,
             controls.top_k or 0,

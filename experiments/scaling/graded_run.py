@@ -68,7 +68,7 @@ class GradedRun:
                 )
             log_weights = run.particles.log_weights
         else:
-            expected = self._expected(estimand, cell.budget)
+            expected = self._mean_correct(estimand, cell.budget)
             answers = answers[: cell.budget]
             log_weights, _ = first_log_weights(
                 run.particles,
@@ -87,7 +87,7 @@ class GradedRun:
             expected,
         )
 
-    def _expected(self, estimand: Estimand, budget: int) -> float:
+    def _mean_correct(self, estimand: Estimand, budget: int) -> float:
         """Expected correctness over all subsets of that size of the pool."""
         run = self._run
         (mean,), _ = subset_correctness(

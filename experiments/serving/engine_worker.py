@@ -227,7 +227,7 @@ class EngineWorker:
         request = batch[0].request
         seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
 
-        def check_wanted(progress: Any) -> None:
+        def check_waiting(progress: Any) -> None:
             if self._is_stopping or all(job.is_cancelled for job in batch):
                 raise AbandonedError
 
@@ -239,7 +239,7 @@ class EngineWorker:
                 [job.problem for job in batch],
                 request.budget,
                 temperature=request.temperature,
-                progress=check_wanted,
+                progress=check_waiting,
             )
         except AbandonedError:
             self._fail(batch, ApiError(STOPPING, 503, code="stopping"))

@@ -99,7 +99,7 @@ def check_text(value: Any, name: str) -> str:
     """A text, unless it has half a character or the separator of turns.
 
     Raises:
-        ApiError: see above, or it is no string.
+        ApiError: see above, or the value is not a string.
     """
     if not isinstance(value, str):
         raise ApiError(f"{name} must be a string, not {name_type(value)}.", param=name)

@@ -72,6 +72,25 @@ def end_at(stop: Any, drawing: Drawing) -> End:
     return "end"
 
 
+def control_fields(drawing: Drawing) -> dict[str, Any]:
+    """Controls and ends as both vLLM and SGLang write them; no default applies."""
+    controls = drawing.controls
+    penalty = controls.repetition_penalty
+    return {
+        "stop": drawing.stops,
+        "stop_token_ids": list(drawing.end_ids),
+        "temperature": controls.temperature,
+        # -1 stands for all tokens; newer versions of vLLM take 0 as well.
+        "top_k": -1 if controls.top_k is None else controls.top_k,
+        "top_p": 1.0 if controls.top_p is None else controls.top_p,
+        "min_p": controls.min_p or 0.0,
+        "repetition_penalty": 1.0 if penalty is None else penalty,
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "ignore_eos": False,
+    }
+
+
 @runtime_checkable
 class Dialect(Protocol):
     """The requests and replies of one kind of server.

@@ -109,7 +109,7 @@ class LlamaCpp:
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
         if drawing.log_probs:
-            return self._streamed(reply, requests, drawing)
+            return self._read_stream(reply, requests, drawing)
         found = reply if isinstance(reply, list) else [reply]
         if len(found) != len(requests):
             raise ServerError(
@@ -168,7 +168,7 @@ class LlamaCpp:
             integer(reply.get("timings", {}).get("cache_n", 0), "count"),
         )
 
-    def _streamed(
+    def _read_stream(
         self, events: list[Any], requests: Sequence[StepRequest], drawing: Drawing
     ) -> list[ServedStep]:
         steps = []

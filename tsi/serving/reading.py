@@ -33,7 +33,7 @@ def count(reply: Any, *names: str) -> int:
     """The count under names in a reply; 0 where the server does not give it.
 
     Raises:
-        ServerError: it is no count.
+        ServerError: the value is not a count.
     """
     found = reply
     for name in names:
@@ -55,7 +55,9 @@ def number(value: Any, what: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     # Whole numbers of JSON may be too large for a float.
     if not is_number or not -math.inf <= value <= MAX_NUMBER:
-        raise ServerError(f"The server's {what} is {show(value)}, which is no number.")
+        raise ServerError(
+            f"The server's {what} is {show(value)}; it must be a finite number."
+        )
     return float(max(value, -MAX_NUMBER)) if value != -math.inf else value
 
 

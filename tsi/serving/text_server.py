@@ -74,7 +74,7 @@ class TextServer:
         return [ServedStep(as_points(text), sum(map(bool, pieces)), ended)]
 
     def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
-        """None: there are no ids."""
+        """None, since text servers do not name tokens."""
         return None
 
     def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
@@ -84,7 +84,7 @@ class TextServer:
     def choice(
         self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
     ) -> Call | None:
-        """None: there are no ids."""
+        """None, since text servers do not name tokens."""
         return None
 
     def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tsi.errors import ServerError
 from tsi.serving.choice import Choice, choice_of
-from tsi.serving.dialect import Call, Drawing, end_at
+from tsi.serving.dialect import Call, Drawing, control_fields, end_at
 from tsi.serving.reading import (
     choices,
     count,
@@ -37,27 +37,16 @@ class Vllm:
 
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""
-        controls, first = drawing.controls, requests[0]
+        first = requests[0]
         alone = all(request.prefix == first.prefix for request in requests)
-        penalty = controls.repetition_penalty
         prompts = [list(request.prefix) for request in requests]
         body: dict[str, Any] = {
             "model": drawing.model,
             "prompt": prompts[0] if alone else prompts,
             "max_tokens": first.max_tokens,
             "n": len(requests) if alone else 1,
-            "stop": drawing.stops,
-            "stop_token_ids": list(drawing.end_ids),
+            **control_fields(drawing),
             "include_stop_str_in_output": True,
-            "temperature": controls.temperature,
-            # vLLM writes -1 for all tokens; newer versions take 0 as well.
-            "top_k": -1 if controls.top_k is None else controls.top_k,
-            "top_p": 1.0 if controls.top_p is None else controls.top_p,
-            "min_p": controls.min_p or 0.0,
-            "repetition_penalty": 1.0 if penalty is None else penalty,
-            "frequency_penalty": 0.0,
-            "presence_penalty": 0.0,
-            "ignore_eos": False,
             "min_tokens": 0,
             "add_special_tokens": False,
             "return_token_ids": True,
