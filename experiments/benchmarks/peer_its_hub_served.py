@@ -20,13 +20,15 @@ from typing import Any
 
 async def run(request: dict[str, Any]) -> dict[str, Any]:
     """The method on all problems at once, or one after the other."""
+    import aiohttp
     from its_hub.api import AbstractOutcomeRewardModel, AbstractProcessRewardModel
     from its_hub.core.algorithms.bon import BestOfN
     from its_hub.core.algorithms.particle_gibbs import ParticleFiltering
     from its_hub.core.lms.openai_lm import OpenAICompatibleLanguageModel
     from its_hub.core.lms.step_generation import StepGeneration
 
-    counts = {"requests": 0, "turns": 0}
+    counts = {"requests": 0, "turns": 0, "reward_tokens": 0}
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
 
     def without_echo(messages: Any, reply: dict[str, Any]) -> dict[str, Any]:
         last = messages[-1]
@@ -45,18 +47,36 @@ async def run(request: dict[str, Any]) -> dict[str, Any]:
             counts["requests"] += 1
             return await super().agenerate_single(*args, **options)
 
-    def reward(text: str) -> float:
+    async def judge(prompt: str, text: str) -> float:
+        """Probability of Yes, relative to Yes and No, by llama.cpp's own endpoint."""
+        asked = request["judge"]
+        whole = asked["prompts"][prompt] + text + asked["question"]
+        body = asked["body"] | {"prompt": whole}
+        async with session.post(request["url"] + asked["path"], json=body) as reply:
+            found = await reply.json()
+        counts["requests"] += 1
+        counts["reward_tokens"] += found["timings"]["prompt_n"]
+        named = found["completion_probabilities"][0]["top_probs"]
+        likely = {item["id"]: item["prob"] for item in named}
+        yes, no = (likely.get(asked[answer], 0.0) for answer in ("yes", "no"))
+        return yes / (yes + no)
+
+    async def reward(prompt: str, text: str) -> float:
+        if request["judge"] is not None:
+            return await judge(prompt, text)
         return 0.7 if re.search(r"\d", text) else 0.3
 
     class Process(AbstractProcessRewardModel):
         async def ascore(self, prompt: Any, texts: Any) -> Any:
-            return list(map(reward, texts))
+            return await asyncio.gather(*(reward(prompt, text) for text in texts))
 
         score: Any = None
 
     class Outcome(AbstractOutcomeRewardModel):
         async def ascore(self, messages: Any, orchestrator: Any = None) -> Any:
-            return [reward(turns[-1].content) for turns in messages]
+            return await asyncio.gather(
+                *(reward(turns[0].content, turns[-1].content) for turns in messages)
+            )
 
         score: Any = None
 
@@ -91,6 +111,7 @@ async def run(request: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     cpu_seconds = time.process_time() - cpu_began
     await writer.close()
+    await session.close()
     counts["turns"] = counts["turns"] or len(works)
     return {
         "seconds": seconds,

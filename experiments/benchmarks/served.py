@@ -1,8 +1,9 @@
 """Methods over a llama.cpp server, compared with its_hub over the same server.
 
 The particle filter and the weighted best-of-N on word problems, with N = 4, 16, 64,
-SmolLM2-135M and a Python function as the reward, which costs nothing. Claim: at least
-twice its_hub's generated tokens per second.
+SmolLM2-135M, and two rewards: a Python function, which costs nothing, and the policy's
+own judgement by one token, which the same server gives. Claim: at least twice its_hub's
+generated tokens per second.
 
 Measurements of both alternate, so that other load on the machine meets both. Tokens
 are those of the server's own counters, and each measurement has a new server, whose
@@ -32,6 +33,7 @@ import tyro
 
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks.engine import describe_machine, run_process
+from tsi.experiments.benchmarks.filter_run import QUESTION, Work, request
 from tsi.experiments.benchmarks.questions import extract, problems
 from tsi.experiments.benchmarks.served_table import table
 from tsi.experiments.command import exit_code
@@ -39,14 +41,18 @@ from tsi.experiments.worlds.provenance import commit
 from tsi.models.files import write_text
 from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.reasoning.limits import SolutionLimits
 from tsi.rewards.verifier import Verifier
 from tsi.samplers.best_of_n import weighted_best_of_n
 from tsi.samplers.particle_filter import particle_filter
 from tsi.serving.connect import connect
 from tsi.serving.engine import ServedEngine
+from tsi.serving.judge_question import judge_question
+from tsi.serving.llama_cpp import LlamaCpp
 from tsi.serving.policy import ServedPolicy
-from tsi.serving.scorer import HostScorer
+from tsi.serving.scorer import HostScorer, Scorer, ServedScorer
+from tsi.serving.served_judge import ServedJudge
 from tsi.serving.step import Controls
 
 HERE = Path(__file__).resolve().parent
@@ -54,6 +60,7 @@ DELIMITER = "\n\n"
 NEVER = "\0"
 """A delimiter that no policy writes, for solutions of one step."""
 METHODS = ("particle filter", "best of N")
+REWARDS = ("function", "judge")
 OWN = {"tsi": False, "tsi, one request": True}
 """This package, and whether the rows of a step share a request."""
 COUNTERS = {
@@ -72,6 +79,7 @@ class Options(NamedTuple):
         peers: interpreter with its_hub; empty skips it.
         model: a name from `tsi models`.
         methods: of METHODS.
+        rewards: of REWARDS.
         particles: budgets N.
         problems: at most 8.
         repeats: of each measurement.
@@ -87,6 +95,7 @@ class Options(NamedTuple):
     peers: str = os.environ.get("PEERS", "")
     model: str = "smollm2-135m"
     methods: tuple[str, ...] = METHODS
+    rewards: tuple[str, ...] = REWARDS
     particles: tuple[int, ...] = (4, 16, 64)
     problems: int = 8
     repeats: int = 2
@@ -94,7 +103,7 @@ class Options(NamedTuple):
     max_step_tokens: int = 60
     max_tokens: int = 240
     temperature: float = 0.8
-    slots: int = 16
+    slots: int = 64
     threads: int = os.cpu_count() or 1
     at_once: bool = False
 
@@ -156,8 +165,29 @@ def counters(url: str) -> dict[str, float]:
     return {name: float(values.get(key, 0)) for name, key in COUNTERS.items()}
 
 
+def scorer_of(policy: ServedPolicy, reward: str) -> Scorer | ServedScorer:
+    """This package's reward of a name."""
+    if reward == "judge":
+        spelling = policy.spelling
+        question = judge_question(spelling, QUESTION)
+        return ServedJudge(policy, question, spelling.encode_prompt)
+    return HostScorer(Verifier(log_odds, policy.spelling.decode))
+
+
+def peer_judge(tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
+    """What its_hub needs to ask the same question over the same endpoint."""
+    work = request(Work(problems=options.problems), tokenizer, "")
+    call = LlamaCpp().choice([], (work["yes"], work["no"]), None)
+    assert call is not None, "This server takes token ids."
+    names = ("prompts", "question", "yes", "no")
+    return {name: work[name] for name in names} | {
+        "path": call.path,
+        "body": call.body,
+    }
+
+
 def measure_own(
-    policy: ServedPolicy, options: Options, method: str, particles: int
+    policy: ServedPolicy, options: Options, method: str, particles: int, reward: str
 ) -> dict[str, Any]:
     """This package on all problems."""
     filtering = method == METHODS[0]
@@ -169,7 +199,7 @@ def measure_own(
     )
     engine = ServedEngine(
         policy,
-        HostScorer(Verifier(log_odds, policy.spelling.decode)),
+        scorer_of(policy, reward),
         limits,
         delimiters=(DELIMITER if filtering else NEVER,),
         controls=Controls(temperature=options.temperature),
@@ -193,18 +223,25 @@ def measure_own(
         "sampler_seconds": time.thread_time() - thread_began,
         "requests": after.requests - before.requests,
         "turns": sum(len(result.steps.ess) for result in results),
+        "reward_tokens": sum(result.ledger.reward_tokens for result in results),
     }
 
 
 def measure_peer(
-    url: str, options: Options, method: str, particles: int
+    url: str,
+    tokenizer: Tokenizer,
+    options: Options,
+    method: str,
+    particles: int,
+    reward: str,
 ) -> dict[str, Any]:
     """its_hub on all problems."""
-    request = {
+    work = {
         "url": url,
         "method": method,
         "particles": particles,
         "prompts": [problem.prompt for problem in problems(options.problems)],
+        "judge": peer_judge(tokenizer, options) if reward == "judge" else None,
         "delimiter": DELIMITER,
         "max_steps": options.max_steps,
         "max_step_tokens": options.max_step_tokens,
@@ -213,7 +250,7 @@ def measure_peer(
         "at_once": options.at_once,
     }
     command = [options.peers, HERE / "peer_its_hub_served.py"]
-    return run_process(command, json.dumps(request), dict(os.environ))
+    return run_process(command, json.dumps(work), dict(os.environ))
 
 
 def main(
@@ -240,9 +277,13 @@ def main(
         print(policy.abilities)
     with AppendOnlyFile(out / "rows.jsonl") as file, policy.client:
         cells = itertools.product(
-            options.particles, options.methods, range(options.repeats), names
+            options.rewards,
+            options.particles,
+            options.methods,
+            range(options.repeats),
+            names,
         )
-        for particles, method, repeat, by in cells:
+        for reward, particles, method, repeat, by in cells:
             load = os.getloadavg()[0]
             with server_of(options, port) as url:
                 before = counters(url)
@@ -252,14 +293,18 @@ def main(
                         options,
                         method,
                         particles,
+                        reward,
                     )
                     if by in OWN
-                    else measure_peer(url, options, method, particles)
+                    else measure_peer(
+                        url, tokenizer, options, method, particles, reward
+                    )
                 )
                 after = counters(url)
             row = {
                 "by": by,
                 "method": method,
+                "reward": reward,
                 "particles": particles,
                 "repeat": repeat,
                 "load": load,

@@ -5,12 +5,14 @@ from typing import Any
 
 HEADER = (
     "method",
+    "reward",
     "N",
     "by",
     "tokens/s",
     "beside its_hub",
     "requests per step",
     "read per generated token",
+    "by the reward",
     "client ms per step (HTTP)",
 )
 
@@ -18,22 +20,21 @@ HEADER = (
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table: sums over repetitions."""
     lines = [line(HEADER), line("---" for _ in HEADER)]
-    cells = list(dict.fromkeys((r["method"], r["particles"], r["by"]) for r in rows))
-    for method, particles, by in cells:
-        mine = sums(rows, method, particles, by)
-        peer = sums(rows, method, particles, "its_hub")
+    cells = list(dict.fromkeys(map(cell_of, rows)))
+    for *cell, by in cells:
+        mine, peer = sums(rows, *cell, by), sums(rows, *cell, "its_hub")
         ratio = rate(mine) / rate(peer) if peer else None
         turns = mine["turns"]
         lines.append(
             line(
                 (
-                    method,
-                    particles,
+                    *cell,
                     by,
                     f"{rate(mine):.1f}",
                     "" if ratio is None else f"{ratio:.2f}",
                     f"{mine['requests'] / turns:.1f}",
                     f"{mine['prompt_tokens'] / mine['generated_tokens']:.3f}",
+                    f"{mine['reward_tokens'] / mine['generated_tokens']:.3f}",
                     f"{1e3 * mine['client_seconds'] / turns:.1f}",
                 )
             )
@@ -41,15 +42,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def sums(
-    rows: Sequence[dict[str, Any]], method: str, particles: int, by: str
-) -> dict[str, float]:
+def cell_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What measurements have in common whose numbers are added up."""
+    return row["method"], row["reward"], row["particles"], row["by"]
+
+
+def sums(rows: Sequence[dict[str, Any]], *cell: Any) -> dict[str, float]:
     """Numbers of one cell, added up; empty without rows."""
-    own = [
-        row
-        for row in rows
-        if (row["method"], row["particles"], row["by"]) == (method, particles, by)
-    ]
+    own = [row for row in rows if cell_of(row) == cell]
     if not own:
         return {}
     names = [name for name, value in own[0].items() if type(value) in (int, float)]

@@ -46,7 +46,7 @@ class Served(NamedTuple):
         tokenizer: name, folder or hub id of the policy's tokenizer; None asks the
             server.
         together: whether the rows of a step share a request.
-        max_rows: rows that the server works on at once.
+        max_rows: rows that the server works on at once; None leaves it to the engine.
         price: of a million generated tokens, in any currency; None for none.
     """
 
@@ -142,7 +142,7 @@ def served_world(
         stop_strings=ends.stop_strings or task.stop_strings,
         controls=controls,
         encode=encode,
-        max_rows=served.max_rows or 64,
+        max_rows=served.max_rows,
         price=served.price,
     )
     engine.check(problems)

@@ -28,6 +28,8 @@ class Abilities(NamedTuple):
         draws_all: whether tokens far from the most likely ones are drawn as often as
             they should be, so that no truncation applies unasked; None if not measured.
         num_weights: of the model, for FLOPs; None if not known.
+        slots: sequences that the server works on at once, each with a cache of its own;
+            None if they share a cache, or if it is not known.
         bos_from_server: whether the server itself adds a token at the beginning.
     """
 
@@ -43,6 +45,7 @@ class Abilities(NamedTuple):
     reuses_prompts: bool = False
     draws_all: bool | None = None
     num_weights: float | None = None
+    slots: int | None = None
     bos_from_server: bool = False
 
     def knows_log_prob(self, controls: Controls) -> bool:

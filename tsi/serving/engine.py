@@ -32,6 +32,7 @@ from tsi.serving.served_rows import Spending
 from tsi.serving.step import Controls
 from tsi.step_keys import AnyKey, single_key
 
+MAX_ROWS = 64
 MAX_STORED = 2**20
 """Prefixes that explorers store at once; they are references to tuples of ids."""
 
@@ -51,7 +52,10 @@ class ServedEngine:
         controls: how tokens are drawn. The policy with these controls is the p of the
             target and of all weights.
         encode: a problem's prompt to ids or code points; by default one turn of a chat.
-        max_rows: rows for which the server draws at once; twice as many are in work.
+        max_rows: rows for which the server draws at once; by default the server's
+            slots, or else 64. Twice as many are in work, but where the server has
+            slots no more than these: the prefix of a row without one is read again at
+            each step.
         log_truncation: added to the log potential of a truncated solution; the target
             is p conditioned on finishing by default.
         price: of a million generated tokens, for forecasts; None for none.
@@ -71,11 +75,12 @@ class ServedEngine:
         stop_strings: Sequence[str] = (),
         controls: Controls = Controls(),  # noqa: B008
         encode: Callable[[str], list[int]] | None = None,
-        max_rows: int = 64,
+        max_rows: int | None = None,
         log_truncation: float = -math.inf,
         price: float | None = None,
     ) -> None:
-        for name, limit in {**limits._asdict(), "max_rows": max_rows}.items():
+        rows = policy.abilities.slots or MAX_ROWS if max_rows is None else max_rows
+        for name, limit in {**limits._asdict(), "max_rows": rows}.items():
             if limit < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {limit}.")
         strings = (*delimiters, *stop_strings)
@@ -87,7 +92,7 @@ class ServedEngine:
         controls.check()
         self.policy, self.scorer, self.limits = policy, scorer, limits
         self.delimiters, self.stop_strings = tuple(delimiters), tuple(stop_strings)
-        self.controls, self.max_rows = controls, max_rows
+        self.controls, self.max_rows = controls, rows
         self.encode = encode or policy.spelling.encode_prompt
         self.decode = policy.spelling.decode
         self.log_truncation, self.price = log_truncation, price
@@ -128,7 +133,9 @@ class ServedEngine:
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
         """The most problems in work at once."""
         plan = plan_of(sampler, num_particles, self.limits.max_steps)
-        return problems_in_work(plan, self.max_rows, MAX_STORED)
+        most = problems_in_work(plan, self.max_rows, MAX_STORED)
+        slots = self.policy.abilities.slots
+        return most if slots is None else max(1, min(most, slots // plan.rows))
 
     def run(
         self,

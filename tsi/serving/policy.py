@@ -41,7 +41,11 @@ class ServedPolicy:
         return f"served:{self.client.address}"
 
     def groups(self, requests: Sequence[StepRequest]) -> list[list[int]]:
-        """The requests that go to the server together, by index."""
+        """The requests that go to the server together, by index; small ones first.
+
+        llama.cpp puts the copies of a prefix into any idle slots, where the prefixes of
+        other rows may be. Rows that go on alone take theirs before.
+        """
         lists = self.together and self.dialect.takes_lists
         alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for index, request in enumerate(requests):
@@ -53,7 +57,7 @@ class ServedPolicy:
             copies = all(requests[index].prefix == first for index in group)
             size = self.abilities.copies if copies else len(group)
             found += [group[i : i + size] for i in range(0, len(group), size)]
-        return found
+        return sorted(found, key=len)
 
     async def draw(
         self, requests: Sequence[StepRequest], drawing: Drawing

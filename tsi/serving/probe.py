@@ -72,6 +72,7 @@ async def measure(
         seeds=once == twice and len(set(once)) > 1,
         reuses_prompts=any(step.cached_tokens for step in others),
         num_weights=identity.num_weights,
+        slots=identity.slots,
     )
     if not dialect.takes_ids:
         return abilities
