@@ -14,7 +14,7 @@ from flax import nnx
 from small_checkpoints import small_config
 
 import tsi
-from tsi import experiments, rewards, samplers, targets
+from tsi import experiments, rewards, samplers, serving, targets
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.models.loading.checkpoint import save
@@ -27,8 +27,8 @@ NAMES = {
         ReasoningTarget Reply Request Result Run Sampler SolutionLimits Target
         Truncation TsiError batch check_sampler check_target explore load_policy
         load_reward make_mesh reasoning_engine run
-        accuracy bench errors experiments models numpyro rewards samplers targets twists
-        weights undefined_ess where_rows
+        accuracy bench errors experiments models numpyro rewards samplers serving
+        targets twists weights undefined_ess where_rows
     """,
     targets: """
         EXAMPLES LinearGaussianTarget TabularTarget impossible_prefixes peaked smooth
@@ -39,6 +39,10 @@ NAMES = {
         LikelihoodRatio NoReward PolicyConfidence PolicyValue Prefix ProcessReward
         Prompts Reading Reward SelfJudge Stateless Step TextReward TokenConfidence
         Verifier
+    """,
+    serving: """
+        Abilities Controls HostScorer NoScorer Patience RewardSettings ServedEngine
+        ServedPolicy connect served_reward
     """,
     experiments: """
         Experiment GeneratedTask METHODS ModelOptions Plan ProblemOptions PromptFormat

@@ -41,7 +41,7 @@ from tsi.serving.reading_slots import bytes_per_slot
 from tsi.serving.scorer import HostScorer, NoScorer, Score, ScoredRow
 from tsi.serving.served_judge import ServedJudge
 from tsi.serving.served_prm import ChosenMarks, PooledMarks, ServedPrm
-from tsi.serving.served_reward import Settings, parse_prm, served_reward
+from tsi.serving.served_reward import RewardSettings, parse_prm, served_reward
 from tsi.serving.step import Controls
 
 QUESTION = SelfJudge((3, 4), 1, 5)
@@ -446,7 +446,7 @@ def test_the_mean_log_probability_is_that_of_the_local_definition(changes):
 def test_a_filter_weighs_by_the_servers_own_log_probabilities():
     with ScriptedServer("vLLM") as server:
         policy = policy_of(server)
-        settings = Settings(LIMITS)
+        settings = RewardSettings(LIMITS)
         scorer = served_reward("mean-log-prob:scale=raw", policy, settings)
         rows, score = [], scorer.score
         scorer.score = lambda new: rows.extend(new) or score(new)
@@ -469,7 +469,7 @@ def test_a_filter_weighs_by_the_servers_own_log_probabilities():
         policy.client.close()
 
 
-SETTINGS = Settings(LIMITS, checks={"verifier": lambda q, t, e: 1.0})
+SETTINGS = RewardSettings(LIMITS, checks={"verifier": lambda q, t, e: 1.0})
 
 
 def test_names_become_rewards(policy):

@@ -32,7 +32,7 @@ from tsi.problem import Problem
 from tsi.serving.connect import connect
 from tsi.serving.engine import ServedEngine
 from tsi.serving.policy import ServedPolicy
-from tsi.serving.served_reward import Settings, served_reward
+from tsi.serving.served_reward import RewardSettings, served_reward
 from tsi.serving.step import Controls
 
 PREFIX = "served:"
@@ -122,7 +122,7 @@ def served_world(
     scorer = served_reward(
         reward or "judge",
         policy,
-        Settings(
+        RewardSettings(
             limits,
             checks_of(reward, task, problems),
             encode,

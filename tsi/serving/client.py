@@ -10,6 +10,7 @@ An event loop in a thread of its own does the work; callers are in other threads
 """
 
 import asyncio
+import atexit
 import json
 import random
 import threading
@@ -79,6 +80,8 @@ class Traffic(NamedTuple):
 KEPT_ERRORS = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 """What is seen when a server has closed a connection; the second one also where it
 cannot be opened."""
+CLOSING_SECONDS = 10.0
+"""Seconds that a client may take to close."""
 KEPT_SECONDS = 3.0
 """Seconds for which an idle connection is kept; llama.cpp's server ends it after 5."""
 
@@ -108,6 +111,8 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
+        # So that no connection is left open where nobody closes the client.
+        atexit.register(self.close)
 
     def __enter__(self) -> "Client":
         return self
@@ -121,8 +126,9 @@ class Client:
             if self._is_closed:
                 return
             self._is_closed = True
+            atexit.unregister(self.close)
             closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-        closing.result()
+        closing.result(CLOSING_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

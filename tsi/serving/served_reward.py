@@ -57,7 +57,7 @@ JUDGE, PRM = "served-judge", "served-prm"
 MAX_CONTEXT = 2**20
 
 
-class Settings(NamedTuple):
+class RewardSettings(NamedTuple):
     """What the rewards of a run have in common.
 
     Attributes:
@@ -89,7 +89,7 @@ class Settings(NamedTuple):
 
 
 def served_reward(
-    name: str, policy: ServedPolicy, settings: Settings
+    name: str, policy: ServedPolicy, settings: RewardSettings
 ) -> Scorer | ServedScorer:
     """The reward of a name, for what a served policy writes.
 
@@ -149,7 +149,7 @@ def served_reward(
 
 
 def _confidence(
-    reward: NamedReward, abilities: Abilities, settings: Settings
+    reward: NamedReward, abilities: Abilities, settings: RewardSettings
 ) -> ConfidenceScorer:
     found = confidence_reward(reward.kind, reward.argument, settings.limits.max_tokens)
     scorer = ConfidenceScorer(found, str(reward))
@@ -166,7 +166,7 @@ def _confidence(
 
 
 def _local(
-    reward: NamedReward, policy: ServedPolicy, settings: Settings
+    reward: NamedReward, policy: ServedPolicy, settings: RewardSettings
 ) -> LocalScorer:
     """A reward model of this machine."""
     kind, argument, aggregation = reward
@@ -211,7 +211,7 @@ def _local(
 
 
 def _other_judge(
-    address: str, policy: ServedPolicy, settings: Settings, name: str
+    address: str, policy: ServedPolicy, settings: RewardSettings, name: str
 ) -> ServedJudge:
     """A judge behind another server, with a tokenizer of its own."""
     judge = connect(address, patience=settings.patience)
@@ -236,7 +236,7 @@ def _other_judge(
 
 
 def _served_prm(
-    text: str, policy: ServedPolicy, settings: Settings, name: str
+    text: str, policy: ServedPolicy, settings: RewardSettings, name: str
 ) -> ServedPrm:
     """A reward model behind a server."""
     address, options = parse_prm(text)
