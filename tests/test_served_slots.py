@@ -48,15 +48,17 @@ def test_results_do_not_depend_on_slots(server):
 def test_a_problem_begins_when_the_slots_of_another_are_free(server, monkeypatch):
     policy = policy_of(server, slots=4)
     engine = engine_over(policy)
-    working, most = set(), []
+    prompts = [tuple(engine.encode(text)) for text in "12+"]
+    assert len(set(prompts)) == 3
+    working, most = [], []
     draw = type(policy).draw
 
     async def watch(self, requests, drawing):
-        prompts = {request.prefix[:1] for request in requests}
-        working.update(prompts)
-        most.append(len(working))
+        (own,) = {p for p in prompts for r in requests if r.prefix[: len(p)] == p}
+        working.append(own)
+        most.append(len(set(working)))
         steps = await draw(self, requests, drawing)
-        working.difference_update(prompts)
+        working.remove(own)
         return steps
 
     monkeypatch.setattr(type(policy), "draw", watch)
@@ -74,9 +76,11 @@ def test_rows_that_go_on_alone_are_sent_first(server):
 
 
 PROGRAM = """
-import sys
+import atexit, sys, threading
 from tsi.serving.address import parse_address
 from tsi.serving.client import Client
+# The functions that are registered first run last.
+atexit.register(lambda: print(threading.active_count()))
 client = Client(parse_address(sys.argv[1]))
 client.call(client.get("/v1/models"))
 print("open", flush=True)
@@ -90,4 +94,4 @@ def test_a_client_that_nobody_closes_is_closed_with_the_program(server):
         text=True,
         timeout=120,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "open\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "open\n1\n", "")
