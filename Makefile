@@ -2,15 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test test-slow test-lowest test-newest test-parity lint docs benchmark bench bench-served curve curve-chain curve-llm train-tiny clean
+.PHONY: test test-long test-slow test-lowest test-newest test-parity lint docs benchmark bench bench-served curve curve-chain curve-llm train-tiny clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tasks,report,served,serve]'
 	touch $@
 
+SUITE := pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+	$(BIN)/python -m $(SUITE)
+
+# The tests that compile most, which take twice as long as all others together.
+test-long: .venv/installed
+	$(BIN)/python -m $(SUITE) -m 'long and not slow'
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
@@ -38,7 +44,7 @@ NEWEST := $(patsubst %,tests/test_%.py,cli system_errors run cache engine value_
 	touch $@
 
 test-lowest: .venv-lowest/installed
-	.venv-lowest/bin/python -m pytest -n 2 $(LOWEST)
+	.venv-lowest/bin/python -m pytest -n 2 -m 'not slow' $(LOWEST)
 
 test-newest: .venv/uv-installed
 	@newest="$$(.ci/newest_python)"; if [ -z "$$newest" ]; then \
@@ -50,7 +56,7 @@ test-newest: .venv/uv-installed
 			--editable '.[test,tasks]'; \
 		.venv-newest/bin/python -c 'import sys, jax; \
 			print("Python", sys.version.split()[0], "with jax", jax.__version__)'; \
-		.venv-newest/bin/python -m pytest -n 2 $(NEWEST); \
+		.venv-newest/bin/python -m pytest -n 2 -m 'not slow' $(NEWEST); \
 	fi
 
 # Logits beside transformers' on torch: a large download, hence not in `make test`.

@@ -43,6 +43,7 @@ def test_a_key_kept_for_the_next_turn_is_seen():
     assert key_check(MISTAKES["reused key"](claim.make()), 8, KEY).passed is False
 
 
+@pytest.mark.long
 def test_choosing_by_place_is_seen_and_islands_are_not_mistaken_for_it():
     def first_half_twice(key, log_weights, num_samples):
         return jnp.arange(num_samples, dtype=jnp.int32) // 2
@@ -58,6 +59,7 @@ def test_choosing_by_place_is_seen_and_islands_are_not_mistaken_for_it():
         assert permutation_check(fair, 8, KEY).passed
 
 
+@pytest.mark.long
 def test_explorers_that_never_end_or_call_prefixes_solutions_are_seen():
     plain = samplers.quest(0.5)
 
@@ -121,6 +123,7 @@ CAUGHT_ELSEWHERE = (
 """Mistakes that tests of the promises they break make as well, at less cost."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mistake",
     [

@@ -162,6 +162,7 @@ def weighs_the_finished_again():
     return good._replace(tell=tell)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -220,6 +221,7 @@ def test_a_difference_of_runs_counts_decisions_weights_and_ulps():
     assert difference(before, other, 256.0).runs > 0.5
 
 
+@pytest.mark.long
 def test_weights_that_are_wrong_late_show_on_a_long_table():
     good = samplers.particle_filter()
     late = quiet_mistakes.weights_not_reset_from_step_5(good)
@@ -334,6 +336,7 @@ def test_a_bias_of_one_percent_is_seen_on_all_targets_together():
     assert pooled_p([exact, exact]) == 1.0
 
 
+@pytest.mark.long
 def test_one_percent_is_seen_where_the_evidence_is_that_of_one_rollout():
     good = samplers.suffix_metropolis(samplers.product())
     wrong = quiet_mistakes.evidence_one_percent_off(good)
@@ -379,6 +382,7 @@ def flatter_for_more_particles():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [decides_by_stale_weights, flatter_for_more_particles])
 def test_what_is_legal_is_no_mistake(make):
     sampler = make()

@@ -13,6 +13,7 @@ from tsi.decoding.categorical import categorical
 DRAWS = 200_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1, 3, 20, 256, 257, 1000])
 def test_draws_are_in_proportion(size):
     log_p = 2.0 * jax.random.normal(jax.random.key(size), (size,))
@@ -42,6 +43,7 @@ def test_draws_are_in_proportion(size):
     assert observed[~keep].sum() == 0
 
 
+@pytest.mark.long
 def test_an_impossible_entry_is_never_drawn_even_at_the_end():
     log_p = jnp.full((DRAWS, 300), -jnp.inf).at[:, 7].set(0.0).at[:, 290].set(-17.0)
     drawn, told = categorical(jax.random.split(jax.random.key(2), DRAWS), log_p)

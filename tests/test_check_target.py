@@ -50,6 +50,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_targets_of_the_package_keep_every_promise(name):
     report = check_target(TARGETS[name]())
@@ -173,6 +174,7 @@ class DependsOnItsNeighbours(Table):
         return values - jnp.mean(values)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("target", "promise"),
     [

@@ -62,6 +62,7 @@ def test_an_invalid_option_is_named_before_a_model_is_loaded(name, sentence, cap
     assert error.count("\n") == 1
 
 
+@pytest.mark.long
 def test_the_mean_log_prob_of_a_world_is_that_of_its_texts():
     world = embedded_world("chain", 3, reward="mean-log-prob:scale=raw")
     assert world.settings["reward"] == "mean-log-prob:scale=raw"
@@ -88,6 +89,7 @@ def test_the_mean_log_prob_of_a_world_is_that_of_its_texts():
         assert result.ledger.reward_tokens == 0
 
 
+@pytest.mark.long
 def test_scale_runs_by_confidence_and_charges_no_reward_tokens(tmp_path, capsys):
     for number, name in enumerate(("self-certainty:last=8", "tail-entropy")):
         out = tmp_path / str(number)

@@ -40,6 +40,7 @@ ON_TABLES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -85,6 +86,7 @@ def test_variants_are_exact_on_every_table(name):
     assert sum(check.passed is True for check in report.checks) == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "make", [pytest.param(samplers.dvts, marks=pytest.mark.slow), samplers.rebase]
 )
@@ -96,6 +98,7 @@ def test_search_methods_keep_the_other_promises_and_say_what_was_skipped(make):
     assert "claims no target" in str(report)
 
 
+@pytest.mark.long
 def test_greedy_is_judged_with_its_one_particle():
     check_sampler(samplers.greedy, num_particles=1, num_runs=2000).raise_if_failed()
 
@@ -170,6 +173,7 @@ def deterministic_resampling_that_claims_a_target():
     return wrong._replace(path_log_weight=samplers.product().path_log_weight)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "mutant",
     [

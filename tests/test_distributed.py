@@ -44,6 +44,7 @@ def lines(path):
     return path.read_bytes().count(b'{"method"') if path.exists() else 0
 
 
+@pytest.mark.long
 def test_two_processes_write_the_rows_of_one_and_one_report(
     several, tmp_path, expected
 ):
@@ -66,6 +67,7 @@ def test_every_problem_is_in_one_share():
     assert Group(2, 3).share([1, 2]) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 3])
 def test_killed_and_stopped_processes_go_on_with_another_number(
     several, tmp_path, expected, count
@@ -100,6 +102,7 @@ def test_killed_and_stopped_processes_go_on_with_another_number(
     assert not shards[1].exists()
 
 
+@pytest.mark.long
 def test_when_one_is_asked_to_stop_all_stop(several, tmp_path):
     started = several.fakes(tmp_path, 2, sleep=0.5)
     shards = [tmp_path / "rows.jsonl", tmp_path / "rows-1.jsonl"]
@@ -111,6 +114,7 @@ def test_when_one_is_asked_to_stop_all_stop(several, tmp_path):
     assert all(lines(shard) < 6 * 2 * 6 for shard in shards)
 
 
+@pytest.mark.long
 def test_the_death_of_the_first_process_loses_nothing_that_was_written(
     several, tmp_path
 ):
@@ -126,6 +130,7 @@ def test_the_death_of_the_first_process_loses_nothing_that_was_written(
         assert shard.read_bytes().startswith(content)
 
 
+@pytest.mark.long
 def test_a_process_that_dies_is_missed_when_the_others_have_done_their_share(
     several, tmp_path
 ):
@@ -142,6 +147,7 @@ def test_a_process_that_dies_is_missed_when_the_others_have_done_their_share(
     assert lines(tmp_path / "rows-2.jsonl") == share
 
 
+@pytest.mark.long
 def test_processes_that_disagree_are_refused_before_work(several, tmp_path):
     settings = [{"task": "fake", "temperature": t} for t in (1.0, 0.5)]
     started = several.fakes(
@@ -157,6 +163,7 @@ def test_processes_that_disagree_are_refused_before_work(several, tmp_path):
     assert lines(tmp_path / "rows.jsonl") == 0
 
 
+@pytest.mark.long
 def test_the_failure_of_the_first_process_ends_the_others(several, tmp_path):
     with AppendOnlyFile(tmp_path / "rows.jsonl"):
         codes, told = ended(several.fakes(tmp_path, 2))
@@ -166,6 +173,7 @@ def test_the_failure_of_the_first_process_ends_the_others(several, tmp_path):
     assert "rows.jsonl is being written by another run" in told[1]
 
 
+@pytest.mark.long
 def test_two_processes_with_two_devices_each_compute_the_rows_of_one(
     several, tmp_path, capfd
 ):

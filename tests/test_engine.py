@@ -58,6 +58,7 @@ def same(left, right):
 SAMPLER = samplers.particle_filter()
 
 
+@pytest.mark.long
 def test_a_problem_gets_the_same_whatever_shares_its_batch():
     key = jax.random.key(7)
     together = shared_engine().run(SAMPLER, key, PROBLEMS, 8, extract=extract)
@@ -68,6 +69,7 @@ def test_a_problem_gets_the_same_whatever_shares_its_batch():
         same(left, right)
 
 
+@pytest.mark.long
 def test_a_problem_gets_what_tsi_run_gives_it():
     key, policy_and_reward = jax.random.key(7), tiny.models()
     results = shared_engine().run(SAMPLER, key, PROBLEMS, 8, extract=extract)
@@ -109,6 +111,7 @@ def says_of_itself(result, final):
     )
 
 
+@pytest.mark.long
 def test_without_resampling_a_smaller_budget_is_the_first_particles():
     key, sampler = jax.random.key(7), samplers.self_consistency()
     eight = shared_engine().run(sampler, key, PROBLEMS, 8, extract=extract)
@@ -121,6 +124,7 @@ def test_without_resampling_a_smaller_budget_is_the_first_particles():
         )
 
 
+@pytest.mark.long
 def test_the_ledger_counts_every_token_of_every_rollout():
     result = shared_engine().run(
         samplers.self_consistency(), jax.random.key(1), PROBLEMS[:1], 4, extract=extract
@@ -149,6 +153,7 @@ def test_greedy_depends_on_no_seed():
     assert [r.texts for r in runs[0]] == [r.texts for r in runs[1]]
 
 
+@pytest.mark.long
 def test_the_steps_of_a_text_end_at_boundaries():
     for result in shared_engine().run(
         SAMPLER, jax.random.key(2), PROBLEMS, 4, extract=extract
@@ -238,6 +243,7 @@ def steps_as_read(text: str, delimiters, stops, least: int, most: int):
     return ([*steps, text[begin:]] if begin < len(text) else steps), False, ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("least", [1, 3])
 def test_steps_and_solutions_end_at_strings_of_one_s_own(least):
     size, delimiters, stops = 6, ["cc", "ab"], ["dd", "ccd"]
@@ -279,6 +285,7 @@ def test_steps_and_solutions_end_at_strings_of_one_s_own(least):
     assert min(seen[True, False], seen[False, False]) > 10
 
 
+@pytest.mark.long
 def test_log_p_of_solutions_that_strings_end_is_the_policys_own():
     boundary = step_boundary(
         [b"", *(x.encode() for x in tiny.ALPHABET[:5])], b"c", [0], stop_strings=[b"dd"]
@@ -341,6 +348,7 @@ def test_what_a_sampler_of_ones_own_says_of_its_steps_is_in_the_result(as_dict):
         assert (right.steps.infos["spread"] > 0).any()
 
 
+@pytest.mark.long
 def test_what_an_explorer_of_ones_own_says_of_its_turns_is_in_the_result():
     inner = samplers.mcts()
     more = collections.namedtuple("more", (*ExplorerInfo._fields, "best"))

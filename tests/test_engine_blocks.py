@@ -293,6 +293,7 @@ SCALES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["particle_filter", "mcts"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale):
@@ -344,6 +345,7 @@ def test_samples_do_not_depend_on_pace_slots_or_bursts(monkeypatch, name, scale)
         assert [pool.tables.num_used for pool in lane.store.readers] == [0]
 
 
+@pytest.mark.long
 def test_slots_become_shorter_when_their_rows_do(monkeypatch):
     """Long rows leave, short ones enter; what a row's slot held of it may be cut."""
     rooms, write = [], Writers.write

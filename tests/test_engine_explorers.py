@@ -28,6 +28,7 @@ def results():
     return shared_engine().run(SAMPLER, jax.random.key(7), PROBLEMS, 6, extract=extract)
 
 
+@pytest.mark.long
 def test_a_problem_gets_the_same_whatever_shares_its_batch(results):
     runner = shared_engine(12)
     alone = runner.run(SAMPLER, jax.random.key(7), PROBLEMS[::-1], 6, extract=extract)
@@ -35,6 +36,7 @@ def test_a_problem_gets_the_same_whatever_shares_its_batch(results):
         same(left, right)
 
 
+@pytest.mark.long
 def test_a_problem_gets_what_tsi_run_gives_it(results):
     target, (policy, reward) = tiny.target(), tiny.models()
     alone = jax.jit(lambda key, params: run(SAMPLER, target, key, 6, params))
@@ -73,6 +75,7 @@ def test_only_new_steps_are_paid_for(results):
         assert whole > 0
 
 
+@pytest.mark.long
 def test_a_proposal_temperature_is_corrected_for():
     policy, reward = tiny.models(sharpness=2.0)
     runner = Engine(
@@ -96,6 +99,7 @@ def test_a_proposal_temperature_is_corrected_for():
     assert abs(weights.mean() - 1.0) < 4 * weights.std() / np.sqrt(512)
 
 
+@pytest.mark.long
 def test_steps_repeated_to_be_scored_cost_flops_and_reward_tokens():
     plain, ancestor = (
         shared_engine().run(
@@ -123,6 +127,7 @@ def test_what_has_no_weight_is_no_answer_beside_what_has():
     assert drop_weightless(["7", "8", None], np.full(3, -np.inf)) == ["7", "8", None]
 
 
+@pytest.mark.long
 def test_a_solution_that_a_chain_stays_at_is_counted_once():
     assert (
         count_members(np.array([4, 4, 2, 4]), np.array([True, True, True, False])) == 2
@@ -204,6 +209,7 @@ def test_a_result_of_a_chain_tells_moves_and_no_sizes(results):
         assert result.steps.resampled is None
 
 
+@pytest.mark.long
 def test_at_temperature_zero_every_move_is_accepted():
     results = shared_engine().run(
         samplers.quest(0.5),

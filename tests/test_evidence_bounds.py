@@ -23,6 +23,7 @@ def exact_samples(target, truth, seed=0):
     return TabularParticles(symbols[:, None], lengths[:, None], done)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "potential"),
     [(smooth, telescoping()), (peaked, product()), (unequal_lengths, product())],

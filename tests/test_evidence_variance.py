@@ -34,6 +34,7 @@ def variance_and_estimates(target, sampler, size=8):
     return squares, evidence**2 * relative
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "target", [smooth(), peaked(), impossible_prefixes(), unequal_lengths()]
 )

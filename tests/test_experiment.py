@@ -55,6 +55,7 @@ def study(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_a_file_of_experiments_is_run_compared_and_resumed(study, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["run", str(study), "--out", str(out), "--no-progress"]
@@ -274,6 +275,7 @@ def test_an_unknown_reproduction_lists_the_known_ones(capsys):
     assert len(out.splitlines()) == len(NAMES)
 
 
+@pytest.mark.long
 def test_validation_problems_are_no_test_problems(tmp_path):
     prompts = {}
     for split in ("test", "validation"):

@@ -86,6 +86,7 @@ QUICK = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -211,6 +212,7 @@ def posed(name: str, dtype=jnp.float32):
     return target, params
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stored", [False, True], ids=["rows", "store"])
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_step_leaves_the_types_of_particles_as_they_were(name, stored):
@@ -254,6 +256,7 @@ def solve(name: str, sampler):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["process", "text", "verifier", "texts of steps", "qwen"]
 )
@@ -271,12 +274,14 @@ def test_a_reward_of_the_host_keeps_its_digits():
         np.testing.assert_allclose(odds, counted(result.texts), atol=1e-14)
 
 
+@pytest.mark.long
 def test_the_engine_runs_explorers_that_cut_and_repeat():
     explorer = samplers.particle_gibbs(ancestor_sampling=True, num_sweeps=2)
     for result in solve("process", explorer):
         assert result.log_weights.dtype == np.float64
 
 
+@pytest.mark.long
 def test_tokens_are_those_of_float32():
     wide = solve("none", samplers.self_consistency())
     jax.config.update("jax_enable_x64", False)
@@ -287,6 +292,7 @@ def test_tokens_are_those_of_float32():
     assert weight_dtype() == jnp.float32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("forced", [ForcedEnd(), ForcedEnd((2, 3), 2)])
 def test_steps_with_a_forced_end_are_drawn_and_repeated(forced):
     policy, reward = tiny.models()

@@ -124,6 +124,7 @@ def test_without_a_string_the_token_limit_gives_the_policy_that_finishes():
     assert enumerate_target(target, p).keys() == finishing
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_densities_of_both_are_those_of_enumeration(name):
     target, p, ends, stop = case(name)
@@ -173,6 +174,7 @@ def many_runs(target):
 QUICK = ("several ends", "a stop string", "a string over a step's end")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -204,6 +206,7 @@ def test_evidence_and_posterior_are_those_of_enumeration(name):
         assert abs(shares.mean() - mass) <= 4 * deviation + 1e-6 * evidence
 
 
+@pytest.mark.long
 def test_a_proposal_of_another_temperature_is_corrected_for():
     target, p, ends, stop = case("a string in the last step")
     found = enumerate_target(target, p, ends, stop)
@@ -222,6 +225,7 @@ def test_a_proposal_of_another_temperature_is_corrected_for():
     np.testing.assert_allclose(np.log(weights), gaps + rewards, atol=2e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_a_repeated_step_is_weighed_as_the_drawn_one(name):
     target, p, *_ = case(name)

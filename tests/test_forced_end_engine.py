@@ -41,6 +41,7 @@ def forcing_engine(max_rows):
 QUICK = ("a particle filter", "particle Gibbs", "power sampling")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -87,6 +88,7 @@ def test_the_engine_draws_as_tsi_run_in_any_batch(monkeypatch, name):
         )
 
 
+@pytest.mark.long
 def test_what_the_policy_cannot_write_has_no_weight():
     policy, reward = tiny.models(sharpness=1.0)
     # Never the likeliest token for these prompts.

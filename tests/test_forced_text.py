@@ -64,6 +64,7 @@ def forced_world():
     return embedded_world("chain", 2, ends=ends, temperature=3.0)
 
 
+@pytest.mark.long
 def test_a_world_forces_what_is_asked_for_and_says_so(forced_world):
     world = forced_world
     assert world.settings["forced_end"] == {"string": "+5=", "answer_tokens": 2}
@@ -87,6 +88,7 @@ def test_a_world_forces_what_is_asked_for_and_says_so(forced_world):
     assert "forced_end" not in plain.settings
 
 
+@pytest.mark.long
 def test_votes_are_read_off_a_run_with_what_their_ends_cost(forced_world):
     world, key = forced_world, jax.random.key(1)
     (whole, _) = run_method(world, "weighted_best_of_n", key, world.problems, 8)
@@ -101,6 +103,7 @@ def test_votes_are_read_off_a_run_with_what_their_ends_cost(forced_world):
     )
 
 
+@pytest.mark.long
 def test_a_problem_is_solved_and_rows_are_kept_apart(tmp_path, capsys):
     solve = ["solve", "7*8+5-9", "--budget", "4", "--forced-end-string", "="]
     assert main([*solve, "--forced-end-tokens", "3", "--temperature", "3"]) == 0

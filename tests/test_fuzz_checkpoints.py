@@ -173,6 +173,7 @@ def test_headers_that_say_something_else_never_crash(family, tmp_path):
     assert refused > MUTATIONS // 3
 
 
+@pytest.mark.long
 def test_configurations_that_say_something_else_never_crash(family, tmp_path):
     folder, names = family
     target = shutil.copytree(folder, tmp_path / "copy")
@@ -189,6 +190,7 @@ def test_configurations_that_say_something_else_never_crash(family, tmp_path):
     assert good > 0
 
 
+@pytest.mark.long
 def test_damaged_indices_and_shards_never_crash(files, tmp_path):
     folder, _, names = files
     target = shutil.copytree(folder, tmp_path / "copy")
@@ -243,6 +245,7 @@ def test_damaged_gguf_never_crashes(files, tmp_path):
     assert good > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_damaged_gguf_of_every_family_never_crashes(name, tmp_path):
     config = CASES[name]

@@ -70,6 +70,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("fuse", [False, True])
 def test_a_gguf_of_every_family_equals_the_safetensors(tmp_path, name, fuse):

@@ -39,6 +39,7 @@ def test_each_answer_of_a_problem_is_graded_once(tmp_path):
     assert len(counter.read_text()) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("answer", "failure"),
     [

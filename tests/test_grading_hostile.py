@@ -63,6 +63,7 @@ MALFORMED = [
 LONG = ["9" * 2**20, "x+" * 2**19, "{" * 2**20, "\ud800" * 1000]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "hanging", [HANGING, pytest.param(MORE_HANGING, marks=pytest.mark.slow)]
 )

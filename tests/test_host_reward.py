@@ -56,6 +56,7 @@ def results(reward, sampler, problems=PROBLEMS) -> list[Result]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reward", [TEXT, Verifier(check, tiny.decode)])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_engine_gets_the_numbers_of_a_callback_without_one(
@@ -87,6 +88,7 @@ def test_the_engine_gets_the_numbers_of_a_callback_without_one(
         test_engine.same(left, right)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("reads", [1, 3, 8])
 def test_a_function_that_fails_costs_its_problem(monkeypatch, name, reads):
@@ -126,6 +128,7 @@ def test_a_function_that_fails_costs_its_problem(monkeypatch, name, reads):
         assert lane.store.policy.tables.num_used == 0
 
 
+@pytest.mark.long
 def test_only_rows_that_took_a_step_are_shown_to_a_function(monkeypatch):
     """Steps that cannot be repeated under another prefix are none."""
     boundary = step_boundary(
@@ -191,6 +194,7 @@ def test_an_error_that_cannot_be_shown_loses_no_result():
     assert "1 (Odd at step 3), 2 (ValueError('two'))" in str(error)
 
 
+@pytest.mark.long
 def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeypatch):
     sampler, repeating = SAMPLERS["repeats"], []
     repeat, decide = StepReader.repeat, Lane._decide

@@ -80,6 +80,7 @@ def test_rows_behind_the_lines_of_another_program_are_no_file_of_rows(path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", [b"", b'{"method": "smc", "prompt": "'])
 @pytest.mark.parametrize("rows", [False, True])
 def test_a_large_file_of_one_line_is_refused_in_little_memory(path, start, rows):

@@ -68,6 +68,7 @@ def as_text(runs):
     return {key: str(run) for key, run in runs.items()}
 
 
+@pytest.mark.long
 def test_every_row_has_its_texts_and_a_run_is_kept_once(finished):
     runs = particles_of(finished)
     for cell, row in read_rows(finished).items():
@@ -106,6 +107,7 @@ def test_what_is_kept_is_what_was_asked_for(tmp_path, keep):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", [0.4, 1.2])
 def test_a_kill_at_any_moment_loses_no_text_of_a_row(tmp_path, when):
     script = (
@@ -145,6 +147,7 @@ def test_a_kill_at_any_moment_loses_no_text_of_a_row(tmp_path, when):
     assert regrade(paths[0], fake_grading).num_changed == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(12))
 def test_an_incomplete_last_member_is_set_aside_and_the_rest_is_read(
     run, tmp_path, seed, capsys

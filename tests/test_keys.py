@@ -163,6 +163,7 @@ def same(left, right):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ENTRIES)
 def test_an_old_key_gives_what_the_new_one_of_its_seed_gives(name):
     entry = ENTRIES[name]
@@ -225,6 +226,7 @@ def test_the_bench_takes_old_keys():
         check_sampler(samplers.smc, key=SEED)
 
 
+@pytest.mark.long
 def test_the_engine_and_what_drives_it_take_old_keys():
     policy, reward = tiny.models()
     engine = Engine(
@@ -275,6 +277,7 @@ KERNEL = ExplorerKernel(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_chains", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_chains_take_old_keys_and_go_on_with_them(num_chains):
     def chain(make):

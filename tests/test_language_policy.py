@@ -69,6 +69,7 @@ def policies(tmp_path_factory):
         yield {"folder": str(folder), "file": str(file), "hub": "Somebody/Model"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["folder", "file", "hub"])
 def test_solve_takes_a_policy_from_anywhere(policies, place, capsys):
     arguments = ["solve", "7*8+5-9", "--task", "chain", "--budget", "2"]
@@ -79,6 +80,7 @@ def test_solve_takes_a_policy_from_anywhere(policies, place, capsys):
     assert "reward tokens" in out
 
 
+@pytest.mark.long
 def test_scale_takes_a_policy_from_anywhere(policies, tmp_path, capsys):
     arguments = ["scale", "--num-problems", "2", "--budgets", "2", "--no-progress"]
     arguments += ["--methods", "smc", "--out", str(tmp_path)]
@@ -114,6 +116,7 @@ THINKS = TEMPLATE.replace(
 )
 
 
+@pytest.mark.long
 def test_switches_of_a_template_are_given_on_the_command_line(tmp_path, capsys):
     folder, tokenizer = folder_of(tmp_path / "thinker"), bpe_tokenizer()
     tokenizer.chat_template = THINKS
@@ -320,6 +323,7 @@ def test_a_chat_template_that_fails_is_named_with_its_model(tmp_path, capsys):
     assert "odd-template" in error
 
 
+@pytest.mark.long
 def test_a_reward_model_of_another_tokenizer_is_named_with_its_format(tmp_path, capsys):
     folder = folder_of(tmp_path / "reward", max_length=1024)
     arguments = ["solve", "3+4*2-1", "--budget", "2"]

@@ -267,6 +267,7 @@ def quadratic_twist():
     return rows
 
 
+@pytest.mark.long
 def test_a_programs_twist_is_the_backward_filter():
     twist = LearnedTwist(
         log_linear, lambda t, rows, _: jnp.stack([rows.carry, rows.carry**2], axis=-1)

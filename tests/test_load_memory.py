@@ -84,6 +84,7 @@ def files(tmp_path_factory):
     return {"safetensors": folder, "gguf": file}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 @pytest.mark.parametrize(
     ("kind", "dtype", "devices"),

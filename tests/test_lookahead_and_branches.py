@@ -27,6 +27,7 @@ MAKERS = {
 POTENTIALS = {"product": product(), "telescoping": telescoping()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("potential", POTENTIALS)
 @pytest.mark.parametrize("maker", MAKERS)
 def test_both_are_exact_under_both_potentials(maker, potential):
@@ -54,6 +55,7 @@ def fated():
     )
 
 
+@pytest.mark.long
 def test_looking_ahead_helps_where_prefixes_decide_and_hurts_where_they_do_not():
     plain = samplers.smc(schedule=samplers.every_step, potential=product())
     ahead = samplers.auxiliary_particle_filter(product())

@@ -59,6 +59,7 @@ def runs_out(monkeypatch, calls):
     return seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cheap", [0, 10**18])
 @pytest.mark.parametrize(
     "sampler", [samplers.particle_filter(), samplers.particle_gibbs(num_sweeps=2)]
@@ -92,6 +93,7 @@ def test_a_run_that_never_fits_says_so(monkeypatch):
     assert len([w for w in told if w.category is MemoryWarning]) == 4
 
 
+@pytest.mark.long
 def test_memory_that_runs_out_for_a_common_past_is_no_other_error(monkeypatch):
     whole, seen, init = run(), [], Common.__init__
 
@@ -128,6 +130,7 @@ def test_a_callers_lack_of_memory_is_not_the_engines():
             )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["particle_filter", "mcts", "particle_gibbs"])
 def test_the_bound_is_below_what_a_run_takes(monkeypatch, name):
     """Blocks in use at the most, of the policy's cache, against those that count."""

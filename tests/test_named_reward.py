@@ -187,6 +187,7 @@ def right_so_far(prompt: str, text: str) -> bool:
     return bool(rest) == text.endswith("\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["particle_filter", "quest"])
 def test_a_verifier_knows_which_prefixes_are_right(method):
     world, results = run(method, problems=6, num_particles=8, reward="verifier")
@@ -202,6 +203,7 @@ def test_a_verifier_knows_which_prefixes_are_right(method):
     assert seen == {True, False}
 
 
+@pytest.mark.long
 def test_an_outcome_verifier_says_nothing_before_the_end():
     world, results = run("self_consistency", problems=6, reward="outcome-verifier")
     seen = set()
@@ -216,6 +218,7 @@ def test_an_outcome_verifier_says_nothing_before_the_end():
     assert seen == {True, False}
 
 
+@pytest.mark.long
 def test_against_itself_a_policy_is_no_more_likely():
     _, results = run("smc", reward="likelihood:chain-policy")
     for result in results:
@@ -242,6 +245,7 @@ def test_a_larger_model_of_other_tokens_is_shown_examples(places):
     reward.prepare([problem.prompt for problem in world.problems])
 
 
+@pytest.mark.long
 def test_scores_of_steps_are_aggregated_for_a_token_head(places):
     models = {"policy": places["p"], "reward": places["r"]}
     (_, plain), (world, least) = (
@@ -273,6 +277,7 @@ def test_formats_and_judges_take_their_aggregation(places):
     assert least.positions_beyond == judge.positions_beyond > 0
 
 
+@pytest.mark.long
 def test_scale_reads_a_value_head_and_keeps_other_rewards_out_of_its_file(
     places, tmp_path, capsys
 ):

@@ -135,6 +135,7 @@ def test_a_narrow_cache_takes_half_the_memory_and_changes_little():
     assert narrow * 2 == whole
 
 
+@pytest.mark.long
 def test_the_engine_keeps_its_caches_in_another_type():
     engine = test_engine.engine(16, cache_dtype="bfloat16")
 

@@ -64,6 +64,7 @@ def same_where_taken(a, b, max_steps=4):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_replaying_every_step_repeats_a_path(name):
     target, params, paths = TARGETS[name], PARAMS.get(name), finished(name)
@@ -168,6 +169,7 @@ def test_a_whole_paths_densities_are_numpyros():
     np.testing.assert_allclose(log_joint, expected, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_repeated_steps_of_a_guided_program_are_weighed_by_the_guide():
     def start(params):
         return jnp.zeros(())

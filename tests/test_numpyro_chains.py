@@ -24,6 +24,7 @@ CHAINS = {
 QUICK = ("particle_gibbs", "parallel_tempering")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

@@ -52,6 +52,7 @@ def mcmc(kernel, chains=4, samples=50, method="vectorized", **changes):
     )
 
 
+@pytest.mark.long
 def test_chains_have_the_kalman_filters_posterior(capsys):
     run = mcmc(gaussian_kernel(), chains=64, samples=500)
     run.run(KEY, None)
@@ -93,6 +94,7 @@ def test_chains_visit_paths_of_unequal_length_as_enumerated():
         assert abs(share.mean() - expected) / error < 4
 
 
+@pytest.mark.long
 def test_chains_are_the_same_sequential_or_vectorized():
     runs = [mcmc(table_kernel(), 2, method=m) for m in ("sequential", "vectorized")]
     for run in runs:
@@ -103,6 +105,7 @@ def test_chains_are_the_same_sequential_or_vectorized():
     assert len({chain.tobytes() for chain in np.asarray(a["symbols"])}) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "chains"), [("sequential", 1), ("vectorized", 3)])
 def test_a_resumed_chain_goes_on_without_a_new_start(method, chains):
     whole = mcmc(table_kernel(), chains, 40, method, num_warmup=0)
@@ -175,6 +178,7 @@ print("same")
 """
 
 
+@pytest.mark.long
 def test_chains_on_two_devices_are_the_same():
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parent), str(here)])

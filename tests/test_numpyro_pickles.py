@@ -22,6 +22,7 @@ from tsi.picklable import picklable
 from tsi.samplers.parts.potentials import product
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "chains"),
     [

@@ -111,6 +111,7 @@ def gaussian_scores(kernel, precision=0.02):
     return z_scores(features, kalman_posterior(), precision)
 
 
+@pytest.mark.long
 def test_parameters_and_paths_have_the_quadrature_of_the_kalman_likelihood():
     # Few particles: the posterior is exact for any number of them.
     scores = gaussian_scores(PMMH(SMC, PROGRAM, prior, num_particles=4))
@@ -173,6 +174,7 @@ def enumerated_posterior():
     return np.array([mass[1].sum(), (mass * values).sum(), *by_length])
 
 
+@pytest.mark.long
 def test_discrete_and_continuous_parameters_have_the_enumerated_posterior():
     kernel = PMMH(
         SMC,
@@ -189,6 +191,7 @@ def test_discrete_and_continuous_parameters_have_the_enumerated_posterior():
     assert np.abs(z_scores(features, enumerated_posterior(), 0.02)).max() < 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -213,6 +216,7 @@ def test_without_a_prior_it_is_particle_independent_metropolis_hastings(sampler)
 FIELDS = ("z", "log_evidence", "accept_prob", "mean_accept_prob", "num_accepted")
 
 
+@pytest.mark.long
 def test_an_evidence_estimate_is_kept_until_a_proposal_is_accepted():
     run = mcmc(PMMH(SMC, PROGRAM, prior, num_particles=4), 200, 50, chains=2)
     run.warmup(KEY, OBSERVED)
@@ -233,6 +237,7 @@ def test_an_evidence_estimate_is_kept_until_a_proposal_is_accepted():
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.long
 def test_a_resumed_chain_goes_on_as_if_it_had_never_stopped():
     def kernel():
         return PMMH(SMC, PROGRAM, prior, num_particles=4)

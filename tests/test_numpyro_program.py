@@ -32,6 +32,7 @@ KEY = jax.random.key(0)
 FILTER = samplers.particle_filter("odds")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", [FILTER, SMC], ids=["filter", "smc"])
 @pytest.mark.parametrize("proposal", [None, optimal_proposal])
 def test_a_state_space_program_has_the_kalman_filters_posterior(sampler, proposal):
@@ -42,6 +43,7 @@ def test_a_state_space_program_has_the_kalman_filters_posterior(sampler, proposa
     assert z_score(log_evidence, test.truth) == pytest.approx(test.z)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", list(EXAMPLES))
 def test_a_program_of_a_table_is_that_table(name):
     table = Table(name)
@@ -114,6 +116,7 @@ def volatility_proposal(t, h, params):
     numpyro.sample("h", dist.StudentT(4.0, -0.2 + 0.8 * h, 0.7))
 
 
+@pytest.mark.long
 def test_stochastic_volatility_does_not_depend_on_the_proposal():
     means, errors = [], []
     for proposal in (None, volatility_proposal):

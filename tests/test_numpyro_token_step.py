@@ -111,6 +111,7 @@ def write(t, carry, params):
     return append_step(tokens, length, step)
 
 
+@pytest.mark.long
 def test_a_program_over_a_language_models_steps_has_the_enumerated_evidence():
     target = program_target(
         lambda params: (jnp.zeros(4, jnp.int32), jnp.zeros((), jnp.int32)),
@@ -153,6 +154,7 @@ def llama_next(policy, tokens, length):
     return jax.nn.log_softmax(policy(tokens[None])[0, length - 1])
 
 
+@pytest.mark.long
 def test_a_flax_llama_is_such_a_model():
     policy, _ = tiny_language.models(sharpness=1.5)
     params = tiny_language.params("ab")._replace(policy=policy)

@@ -137,6 +137,7 @@ def test_old_style_keys_give_the_same_chains(make):
 # Deterministic sites, and what else is collected
 
 
+@pytest.mark.long
 @both
 def test_latent_and_deterministic_sites_are_samples(make):
     run = mcmc(make(), chains=2)
@@ -147,6 +148,7 @@ def test_latent_and_deterministic_sites_are_samples(make):
     np.testing.assert_array_equal(samples["first"], np.full((2, 8), OBSERVED[0]))
 
 
+@pytest.mark.long
 def test_deterministic_sites_follow_cuts_and_repeats():
     paths = tsi.run(SMC, SHORT, KEY, 16).particles
     rows = SHORT.truncate(paths, jnp.minimum(paths.length, 1))
@@ -245,6 +247,7 @@ def starts(sampler):
     return True
 
 
+@pytest.mark.long
 def test_every_sampler_with_an_evidence_works_in_pmmh_at_its_default():
     worked = {name for name, sampler in all_samplers() if starts(sampler)}
     names = {name for name, _ in all_samplers()}

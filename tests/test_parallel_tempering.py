@@ -26,6 +26,7 @@ TEMPERED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["tempering", pytest.param("three, telescoping", marks=pytest.mark.slow)]
 )
@@ -33,6 +34,7 @@ def test_the_cold_chain_is_exact_by_the_product_of_all_evidences(name):
     judged(TEMPERED[name](), num_particles=12).raise_if_failed()
 
 
+@pytest.mark.long
 def test_tempering_keeps_the_other_promises():
     other_promises(TEMPERED["tempering"](), 12).raise_if_failed()
 

@@ -60,6 +60,7 @@ def quick(names, kept=QUICK):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", quick(EXACT))
 def test_every_finite_chain_is_exact(name):
     report = judged(EXACT[name]())
@@ -67,6 +68,7 @@ def test_every_finite_chain_is_exact(name):
     assert sum(check.passed is True for check in report.checks) == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", quick(["two sweeps", "ancestors", "backward", "pimh"], ["ancestors"])
 )
@@ -76,6 +78,7 @@ def test_continuous_steps_agree_with_the_kalman_filter(name):
     assert len(report.checks) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", quick(["two sweeps", "ancestors", "pimh"], ["two sweeps"])
 )
@@ -282,6 +285,7 @@ def test_mutants_of_particle_gibbs_are_caught(name, monkeypatch):
     assert not report.passed
 
 
+@pytest.mark.long
 def test_pimh_that_accepts_everything_is_caught():
     good = samplers.pimh(particles_per_iteration=2)
 
@@ -312,6 +316,7 @@ def test_budgets_that_cannot_be_used_are_refused():
         run(gibbs(ancestor_sampling=True), target, key, 8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_chain_survives_a_dead_start(name):
     target = smooth()

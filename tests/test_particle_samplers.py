@@ -59,6 +59,7 @@ VARIANTS = {
 QUICK = ("annealed", "exchange, product", "steering, islands", "pruning, islands")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -143,6 +144,7 @@ def test_the_last_exponent_of_a_schedule_holds_from_there_on():
 # Islands with exchange.
 
 
+@pytest.mark.long
 def test_without_exchange_islands_are_those_of_smc_bit_for_bit():
     target = peaked()
     for settings in ({}, {"schedule": samplers.every_step}):
@@ -298,6 +300,7 @@ def test_a_single_prefix_with_weight_is_given_all_places():
         np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("size", "width"), [(1, 4), (4, 1), (3, 8), (6, 3)])
 def test_steering_at_the_edges_of_its_width(size, width):
     target = unequal_lengths()

@@ -194,12 +194,14 @@ def test_every_family_has_a_configuration_here():
     assert set(NAMES) == set(FAMILIES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILY)
 def test_eight_devices_give_the_logits_of_one(folder, family, name):
     alone = logits(load(folder / name)[0], TOKENS)
     np.testing.assert_allclose(np.asarray(family["logits"]), alone, atol=2e-5)
 
 
+@pytest.mark.long
 def test_an_engine_draws_the_same_from_divided_problems_and_weights(folder, eight):
     draw = draw_with_loaded(folder)
     alone = json.loads(json.dumps(draw(test_engine.SAMPLER)))
@@ -207,6 +209,7 @@ def test_an_engine_draws_the_same_from_divided_problems_and_weights(folder, eigh
     assert eight["explored"] == json.loads(json.dumps(draw(EXPLORER)))
 
 
+@pytest.mark.long
 def test_the_command_line_divides_models_and_solves_the_same(eight):
     assert eight["solved"] == solved() != ""
     assert "choose a divisor of 8" in eight["refused"]

@@ -54,6 +54,7 @@ def test_an_address_stays_as_it_is_and_a_path_is_a_path(tmp_path):
     assert join_place(parse_place(str(tmp_path)), "a") == tmp_path / "a"
 
 
+@pytest.mark.long
 def test_rows_and_report_go_to_an_object_store(bucket, tmp_path):
     world = fake_world(12, rows=8)
     path = join_place(bucket, "rows.jsonl")
@@ -288,6 +289,7 @@ def test_half_an_object_of_a_file_system_without_whole_writes_is_left_out(tmp_pa
         assert results.find_missing(CELLS[:2]) == CELLS[1:2]
 
 
+@pytest.mark.long
 def test_two_processes_write_to_a_file_system_and_one_goes_on(tmp_path):
     several = Processes()
     address = f"file://{tmp_path}/x"

@@ -204,6 +204,7 @@ def test_a_dry_run_writes_and_computes_nothing(command, still, tmp_path, capsys)
     assert main([*arguments, *stated, "0"]) == 2
 
 
+@pytest.mark.long
 def test_rows_that_are_there_are_not_counted_again(tmp_path, capsys):
     arguments = ["scale", "--methods", "greedy", "beam_search", "--num-problems", "2"]
     arguments += ["--out", str(tmp_path), "--no-progress", "--budgets"]

@@ -246,6 +246,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_the_engines_numbers_are_those_of_a_forward_pass(name):
     make, measure, window, settings = CASES[name]
@@ -269,6 +270,7 @@ def test_the_engines_numbers_are_those_of_a_forward_pass(name):
     assert len(distinct) > 3
 
 
+@pytest.mark.long
 def test_numbers_do_not_depend_on_the_batch_and_cost_nothing():
     reward = PolicyConfidence(TokenConfidence("self-certainty"), MAX_TOKENS)
     sampler = samplers.particle_filter()
@@ -294,6 +296,7 @@ STORED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STORED)
 def test_a_compiled_run_has_the_numbers_of_a_forward_pass(name):
     reward = PolicyConfidence(TokenConfidence("log-prob"), MAX_TOKENS, "last", 12)

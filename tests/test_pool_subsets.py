@@ -31,6 +31,7 @@ def run(tmp_path_factory):
     return run_plan(plan, fake_world(8), path, progress=False), path
 
 
+@pytest.mark.long
 def test_rows_of_pools_have_the_mean_over_all_subsets(run):
     rows, path = run
     pools = {

@@ -79,6 +79,7 @@ EXACT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXACT)
 def test_evidence_and_posterior_are_those_of_the_table(name):
     explorer, proposal = EXACT[name]
@@ -172,6 +173,7 @@ def test_a_path_that_the_policy_cannot_take_has_weight_zero(alpha):
     assert np.isfinite(float(state.log_evidence))
 
 
+@pytest.mark.long
 def test_power_sampling_by_mcmc_has_the_same_posterior():
     target, alpha = chain(4.0), 4.0
     shares = []
@@ -189,6 +191,7 @@ def test_power_sampling_by_mcmc_has_the_same_posterior():
     np.testing.assert_allclose(shares[0], shares[1], atol=0.02)
 
 
+@pytest.mark.long
 def test_the_evidence_of_a_language_model_is_the_sum_of_powers_of_its_texts():
     vocabulary, tokens, alpha = 3, 4, 2.0
     policy, reward = tiny.models(vocabulary, sharpness=2.0)
@@ -217,6 +220,7 @@ def test_the_evidence_of_a_language_model_is_the_sum_of_powers_of_its_texts():
     assert error < 0.02 * truth
 
 
+@pytest.mark.long
 def test_the_engine_gives_what_tsi_run_gives():
     explorer, key, target = samplers.power_smc(3.0), jax.random.key(7), tiny.target()
     policy, reward = tiny.models()
@@ -305,6 +309,7 @@ HARMLESS = ("the ramp is one step late",)
 """Changes of the path to the target, which leave the target unchanged."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught_and_another_ramp_is_not(name):
     explorer = mutant_of(*MUTANTS[name])(

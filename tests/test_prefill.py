@@ -200,6 +200,7 @@ def test_the_engine_says_what_reading_takes_and_refuses_what_does_not_fit(monkey
         run()
 
 
+@pytest.mark.long
 def test_a_batch_of_prompts_is_free_before_the_next_is_read(monkeypatch):
     """The first stays, since the pools take their shapes from it."""
     monkeypatch.setattr(sizes_module, "PREFILL", 1)

@@ -88,6 +88,7 @@ def test_two_strings_of_one_hash_are_refused(monkeypatch):
         check_ids(problems_of(["a", "bc", "de"]))
 
 
+@pytest.mark.long
 def test_the_engine_runs_strings_and_refuses_ids_given_twice():
     e, sampler = shared_engine(8), SAMPLER
     problems = [Problem(id, tiny.ALPHABET[:4], "") for id in (7, "7", "x")]

@@ -52,6 +52,7 @@ def file(tmp_path):
 SHORT = ["--max-steps", "2", "--max-step-tokens", "8", "--max-tokens", "12"]
 
 
+@pytest.mark.long
 def test_a_file_is_run_by_one_command(policy, file, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["scale", "--problems", str(file), "--policy", policy, *SHORT]
@@ -118,6 +119,7 @@ def test_a_function_of_ones_own_grades_what_the_task_finds():
     assert grading.extract(text) == "about -12"
 
 
+@pytest.mark.long
 def test_a_grader_that_raises_leaves_its_answers_ungraded(file):
     grader = "test_problem_options:refuse_odd_notes"
     task = choose_task(ProblemOptions(problems=file, grader=grader))

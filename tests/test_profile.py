@@ -128,6 +128,7 @@ def test_groups_of_devices_sum_to_their_number_times_the_wall_time():
     assert sum(both.parts().values()) == pytest.approx(both.wall) == 16
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("repeats", [False, True])
 def test_the_parts_of_a_run_sum_to_its_wall_time(repeats, exact):
@@ -164,6 +165,7 @@ def test_the_parts_of_a_run_sum_to_its_wall_time(repeats, exact):
         test_engine.same(left, right)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cheap", [0, 10**18])
 def test_utilisation_and_bytes_of_a_tiny_run_by_hand(monkeypatch, cheap):
     """Three rows of one problem, greedy and so alike, in four slots."""
@@ -191,6 +193,7 @@ def test_utilisation_and_bytes_of_a_tiny_run_by_hand(monkeypatch, cheap):
     assert report.cache == CacheBytes(block, own * block, (3 + own) * block)
 
 
+@pytest.mark.long
 def test_a_recorder_reports_every_run_of_a_method():
     engine = test_engine.shared_engine(16)
     recorder = Recorder(engine)
@@ -206,6 +209,7 @@ def test_a_recorder_reports_every_run_of_a_method():
     assert "row utilisation" in text
 
 
+@pytest.mark.long
 def test_the_command_prints_parts_that_sum_and_a_trace(capsys, tmp_path):
     arguments = ["--num-problems", "2", "--budget", "2", "--trace", str(tmp_path)]
     assert main(["profile", *arguments, "--max-rows", "4"]) == 0

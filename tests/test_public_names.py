@@ -196,6 +196,7 @@ def test_the_users_sampler_weighs_by_the_users_reward(policy):
         np.testing.assert_allclose(evidence, result.log_evidence, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_users_task_makes_rows_of_published_methods(policy, tmp_path):
     rows = user_script.curve(policy, tmp_path / "rows.jsonl")
     assert {(cell.method, cell.budget, cell.problem) for cell in rows} == {

@@ -76,6 +76,7 @@ MODELS = {
 BOUNDS = {"int8": 0.1, "int4": 0.6}
 
 
+@pytest.mark.long
 @KINDS
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_in_few_bits_computes_what_its_weights_stand_for(kind, name):
@@ -105,6 +106,7 @@ def test_memory_is_a_quarter_and_an_eighth_of_float32(kind):
     assert bits / 32 < share < bits / 32 + 0.02
 
 
+@pytest.mark.long
 @KINDS
 def test_loading_quantizes_as_it_reads(kind, tmp_path):
     model = MODELS["head"]
@@ -132,6 +134,7 @@ def test_a_world_keeps_weights_and_caches_as_asked():
     assert not {"weights", "cache_dtype"} & plain.settings.keys()
 
 
+@pytest.mark.long
 def test_the_engine_runs_models_in_few_bits():
     policy, reward = tiny.models()
     engine = test_engine.Engine(

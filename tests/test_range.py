@@ -128,6 +128,7 @@ def test_what_is_no_weight_makes_a_path_impossible_in_the_target(make, transform
     assert np.isfinite(weights[2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "make",
     [

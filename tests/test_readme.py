@@ -22,6 +22,7 @@ def documents():
     return [name for name, text in named.items() if PROGRAMS.search(text)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted({*documents()} - SKETCHES))
 def test_the_snippets_print_what_the_text_says(name):
     failed, attempted = doctest.testfile(

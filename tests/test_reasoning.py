@@ -106,6 +106,7 @@ def enumerate_texts(target, params, vocabulary):
     return list(zip(map(tuple, texts), log_prob, log_odds, cut, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "log_truncation", [0.0, pytest.param(-np.inf, marks=pytest.mark.slow)]
 )

@@ -70,6 +70,7 @@ def grown():
     return store, params, rows, extended, stored, depths
 
 
+@pytest.mark.long
 def test_rows_cut_and_continued_many_times_equal_uncached_models(grown):
     _, params, _, extended, stored, depths = grown
     assert_as_uncached(params, extended, 3)
@@ -128,6 +129,7 @@ def test_a_repeated_step_is_scored_under_its_new_prefix(grown):
     assert grew > 4
 
 
+@pytest.mark.long
 def test_rows_that_do_not_take_part_cost_nothing_and_stay():
     store, params = ReasoningStore(tiny.target()), tiny.params("hello")
     rows = store.gather(store.init(None, 4, params), jnp.arange(4))
@@ -139,6 +141,7 @@ def test_rows_that_do_not_take_part_cost_nothing_and_stay():
     assert not np.asarray(after.finished)[1::2].any()
 
 
+@pytest.mark.long
 def test_markov_chains_run_on_a_language_model():
     sampler = samplers.quest(0.5)
     result = jax.jit(lambda key: tsi.run(sampler, tiny.target(), key, 5, params))
@@ -155,6 +158,7 @@ def test_markov_chains_run_on_a_language_model():
     np.testing.assert_allclose(kept[~truncated], log_odds[~truncated], atol=2e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "explorer",
     [
@@ -183,6 +187,7 @@ def test_stores_of_every_size_keep_both_caches_whole(explorer):
     )
 
 
+@pytest.mark.long
 def test_a_reward_without_a_cache_follows_cuts_too():
     target = tiny.target(reward=SelfJudge((3, 7, 1), 4, 5))
     params = tiny.params("hello")
@@ -194,6 +199,7 @@ def test_a_reward_without_a_cache_follows_cuts_too():
         assert float(run.particles.log_odds[row]) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_step_cannot_follow_a_past_where_it_would_have_ended_elsewhere(monkeypatch):
     def write_c(keys, logits, temperatures):
         token = jnp.full(len(keys), tiny.encode("c")[0], jnp.int32)
@@ -229,6 +235,7 @@ def test_a_step_cannot_follow_a_past_where_it_would_have_ended_elsewhere(monkeyp
         assert int(rows.boundary_state[0]) == int(written[past].boundary_state[0])
 
 
+@pytest.mark.long
 def test_steps_that_strings_end_are_repeated_as_they_were_written():
     """Every row's own steps, from the beginning, with a least number of tokens."""
     letters = [b"", *(letter.encode() for letter in tiny.ALPHABET[:5])]

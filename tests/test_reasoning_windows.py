@@ -7,6 +7,7 @@ partly out of sight; log-probabilities equal those of the uncached models.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny_language as tiny
 from flax import nnx
 
@@ -59,6 +60,7 @@ def within(key):
     return (rows + COUNT * jnp.arange(len(PROMPTS))[:, None]).reshape(-1)
 
 
+@pytest.mark.long
 def test_forked_rows_of_a_windowed_policy_equal_uncached_models():
     target, params = tiny.target(), windowed_params()
 
@@ -77,6 +79,7 @@ def test_forked_rows_of_a_windowed_policy_equal_uncached_models():
     assert tokens > 8 * len(PROMPTS) * COUNT, "the texts are no longer than a window"
 
 
+@pytest.mark.long
 def test_cut_stored_and_repeated_rows_of_a_windowed_policy_equal_uncached_models():
     store, params = ReasoningStore(tiny.target(reward=NoReward())), windowed_params()
     everyone = jnp.arange(len(PROMPTS) * COUNT)

@@ -113,6 +113,7 @@ def grow(tokenizer, prefixes):
     return found, count
 
 
+@pytest.mark.long
 def test_a_text_that_grows_and_is_cut_back_gets_the_ids_of_the_whole(tokenizer):
     assert tokenizer.has_word_ends
     rng, shorter = np.random.default_rng(1), 0

@@ -70,6 +70,7 @@ def test_what_has_been_seen_is_what_was_read():
     assert found[1] == [[1, 3, 6], [0, 1, 3, 6], [0, 1, 3, 6]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("truncation", [None, Truncation(top_k=5)])
 def test_log_p_of_what_is_written_and_repeated_is_the_penalised_policys(truncation):
     p = params(truncation=truncation)
@@ -106,6 +107,7 @@ def test_a_proposal_is_corrected_to_the_penalised_policy():
         assert float(correction[row]) == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sampler",
     [

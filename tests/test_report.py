@@ -198,6 +198,7 @@ def test_single_particles_are_not_judged_for_calibration():
     assert found.brier == pytest.approx(0.75 * 0.25)
 
 
+@pytest.mark.long
 def test_a_report_says_the_same_in_its_table_and_its_statistics(tmp_path):
     shares = Shares(
         self_consistency=0.25, dvts=RISING, particle_filter=RISING, smc=RISING
@@ -215,6 +216,7 @@ def test_a_report_says_the_same_in_its_table_and_its_statistics(tmp_path):
         assert part in table
 
 
+@pytest.mark.long
 def test_a_run_without_references_compares_what_it_has(tmp_path):
     text, _ = write_files(
         rows_where(Shares(best_of_n=0.5, beam_search=0.75)), "x", tmp_path

@@ -53,6 +53,7 @@ def counts_over_runs(scheme, log_weights, num_samples, num_runs, seed=0):
     return np.bincount(flat, minlength=num_runs * size).reshape(num_runs, size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_samples", [5, 19, 1])
 @pytest.mark.parametrize("scheme", PROPORTIONAL, ids=name)
 def test_expected_counts_are_num_samples_times_the_weight(scheme, num_samples):
@@ -99,6 +100,7 @@ def test_joint_frequencies_agree_with_the_weights(scheme):
     assert p > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", PROPORTIONAL + DETERMINISTIC, ids=name)
 @pytest.mark.parametrize("size", [4, 1000, 100_000])
 def test_a_zero_weight_particle_is_never_drawn(scheme, size):
@@ -282,6 +284,7 @@ def test_the_least_and_the_largest_draw_belong_to_particles_with_weight(
             assert set(drawn.tolist()) <= {1, 2, 3}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", [residual, ssp, systematic], ids=name)
 def test_two_in_a_million_are_drawn_two_times_in_a_million(scheme):
     log_weights = jnp.log(jnp.asarray([1.0 - 2e-6, 2e-6], jnp.float32))

@@ -48,6 +48,7 @@ def systematic_filter():
 
 # Measured ratios stand in the docstring of tsi.accuracy.answer_errors; these are its
 # bounds with room for the noise of 500 estimates (standard error up to 0.04).
+@pytest.mark.long
 @pytest.mark.parametrize("name", ONE_QUICK)
 @pytest.mark.parametrize(
     ("make_sampler", "low", "high"),

@@ -211,6 +211,7 @@ class Blind(FakeEngine):
         return vary(result, particles=particles, diagnostics=counts)
 
 
+@pytest.mark.long
 def test_a_run_says_each_thing_once_and_old_rows_have_nothing_to_say(tmp_path):
     plan = make_plan(["smc", "self_consistency"], [2, 4], 1)
     sound = fake_world()

@@ -165,6 +165,7 @@ with ResultsFile(Path(sys.argv[1]), {"task": "chain"}) as results:
 """
 
 
+@pytest.mark.long
 def test_killed_writer_leaves_a_file_that_resumes_to_the_same_rows(tmp_path):
     path, undisturbed = tmp_path / "rows.jsonl", tmp_path / "undisturbed.jsonl"
     for sleep in (0.01, 0.002):

@@ -134,6 +134,7 @@ def test_settings_that_are_no_json_are_a_sentence(tmp_path):
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+@pytest.mark.long
 def test_a_run_is_continued_from_another_folder(tmp_path, monkeypatch, capsys):
     """The same file of the embedded policy, spelled in three ways."""
     from tsi.models.loading import catalogue

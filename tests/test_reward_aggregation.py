@@ -91,6 +91,7 @@ def test_a_store_knows_the_scores_of_the_steps_that_are_left():
     assert deepest > 3
 
 
+@pytest.mark.long
 def test_a_value_head_reads_the_policys_hidden_state_at_the_last_token():
     policy, _ = tiny.models(sharpness=2.0)
     head = ValueHead(32, rngs=nnx.Rngs(5))

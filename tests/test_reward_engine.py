@@ -62,6 +62,7 @@ def rewards_at_once(name: str, result) -> np.ndarray:
     return 1 / (1 + np.exp(-kinds.at_once(name, rows)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n for n in kinds.KINDS if n != "likelihood"])
 def test_a_filters_rewards_are_those_of_its_texts_read_at_once(name):
     for result in solve(name, samplers.particle_filter()):

@@ -76,6 +76,7 @@ def random_step(rng, may_end: bool) -> list[int]:
     return [*step[:-1], 0] if may_end and len(step) > 1 and rng.random() < 0.2 else step
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", kinds.KINDS)
 def test_rows_taken_cut_and_continued_score_as_if_read_at_once(name):
     rng, rows = np.random.default_rng(1), Rows(name, STORED)

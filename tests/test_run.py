@@ -32,6 +32,7 @@ class Counter:
         return particles[ancestors]
 
 
+@pytest.mark.long
 def test_exactly_max_steps_steps_are_proposed():
     for limit in (1, 2, 7):
         run = tsi.run(
@@ -63,6 +64,7 @@ def test_a_run_stops_when_all_have_finished_and_leaves_later_infos_zero():
     np.testing.assert_array_equal(run.infos.ess[1:], 0.0)
 
 
+@pytest.mark.long
 def test_twenty_thousand_runs_fit_one_program():
     target, sampler = tabular_examples.smooth(), samplers.smc()
     many = jax.jit(jax.vmap(lambda key: tsi.run(sampler, target, key, 16)))
@@ -87,6 +89,7 @@ def test_the_key_rule_is_the_documented_one():
     np.testing.assert_array_equal(run.particles.symbols, extended.symbols)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_islands", [1, 2])
 def test_a_batched_sampler_gives_each_problem_its_own_run(num_islands):
     target = tabular_examples.peaked()
@@ -133,6 +136,7 @@ def test_a_batched_sampler_gives_each_problem_its_own_run(num_islands):
         )
 
 
+@pytest.mark.long
 def test_x64_mode_has_weights_in_float64_and_ancestors_in_int32():
     target = tabular_examples.peaked()
     with jax.enable_x64(True):

@@ -64,6 +64,7 @@ def _without_seconds(path):
     return lines
 
 
+@pytest.mark.long
 def test_every_cell_of_the_plan_gets_one_row(tmp_path):
     world, plan = fake_world(), _plan()
     rows = run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
@@ -210,6 +211,7 @@ def test_blocks_have_sizes_as_equal_as_can_be(tmp_path):
     assert [len(ids) for *_, ids in world.engine.calls] == [5, 5, 5, 2] * 2
 
 
+@pytest.mark.long
 def test_some_methods_are_run_again_or_added_in_the_same_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     run_plan(_plan(("smc", "beam_search")), fake_world(), path, progress=False)
@@ -242,6 +244,7 @@ def test_second_run_computes_nothing_and_more_budgets_only_what_is_new(tmp_path)
     assert {n for _, _, n, _ in world.engine.calls} == {4}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cut", [3, 200, 5000, 40000])
 def test_truncated_file_is_completed_to_the_same_rows(tmp_path, cut):
     path = tmp_path / "rows.jsonl"
@@ -252,6 +255,7 @@ def test_truncated_file_is_completed_to_the_same_rows(tmp_path, cut):
     assert _without_seconds(path) == undisturbed
 
 
+@pytest.mark.long
 def test_run_killed_twice_resumes_to_the_same_rows(tmp_path):
     path, undisturbed = tmp_path / "rows.jsonl", tmp_path / "undisturbed.jsonl"
     script = str(Path(__file__).parent / "fake_world.py")
@@ -276,6 +280,7 @@ def test_other_settings_are_refused(tmp_path):
         run_plan(_plan(("smc",)), other, path, progress=False)
 
 
+@pytest.mark.long
 def test_rows_say_everything_that_decides_them(tmp_path):
     path = tmp_path / "rows.jsonl"
     run_plan(_plan(), fake_world(), path, progress=False)
@@ -292,6 +297,7 @@ def test_rows_say_everything_that_decides_them(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_table_is_what_a_hand_computes_from_the_rows(tmp_path):
     plan, world = _plan(), fake_world()
     run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
@@ -313,6 +319,7 @@ def test_table_is_what_a_hand_computes_from_the_rows(tmp_path):
     assert cell in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.long
 def test_report_writes_plots_and_rates_of_challengers_against_baselines(tmp_path):
     plan, world = _plan(), fake_world(60)
     rows = run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)

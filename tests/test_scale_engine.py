@@ -48,6 +48,7 @@ def world(models):
     return embedded_world("chain", 5, policy=models[1], reward=models[3])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["best_of_n", "self_consistency"])
 def test_derived_rows_equal_a_run_of_their_own(world, finished, method):
     direct = world.engine.run(
@@ -81,6 +82,7 @@ def test_derived_rows_equal_a_run_of_their_own(world, finished, method):
         assert row.keys() == expected.keys()
 
 
+@pytest.mark.long
 def test_cut_file_is_completed_to_the_same_rows(models, finished, tmp_path):
     lines = (finished / "rows.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:-3]) + lines[-3][:-9])
@@ -124,6 +126,7 @@ def test_another_model_does_not_continue_the_file(models, finished, capsys):
     assert "temperature is 1.0 there, 0.5 now" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_solve_prints_ess_genealogy_and_posterior(models, capsys, tmp_path):
     pictures = ["--figures", str(tmp_path)]
     command = ["solve", "7*8+5-9", "--task", "chain", "--budget", "4"]

@@ -62,6 +62,7 @@ def assert_asked(textbook, recorded):
         assert next(asked)[0] == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("to_end", [True, False])
 @pytest.mark.parametrize("rule", ["puct", "uct"])
 def test_mcts_is_the_textbook(rule, to_end):
@@ -90,6 +91,7 @@ def test_mcts_is_the_textbook(rule, to_end):
     assert revisits > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "batch", "to_end"),
     [("gaussian", 1, True), ("gaussian", 3, False), ("beta", 2, True)],
@@ -118,6 +120,7 @@ def test_ab_mcts_is_the_textbook(name, batch, to_end):
     assert deeper > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_lookahead_search_is_the_textbook(k):
     for _, _, recorded in recordings(samplers.lookahead_search(3, k), 6):
@@ -214,6 +217,7 @@ def runs_on(sampler, size, *, tables=TABLES):
     return [compiled(KEYS, table.params) for table in tables]
 
 
+@pytest.mark.long
 def test_lookahead_of_zero_steps_is_beam_search():
     pairs = zip(
         runs_on(samplers.lookahead_search(4, 0), 8),
@@ -229,6 +233,7 @@ def test_lookahead_of_zero_steps_is_beam_search():
 EQUAL_LENGTHS = TABLES[:2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("search", "limit", "size"),
     [
@@ -263,6 +268,7 @@ def test_a_search_in_its_limit_is_a_particle_system(search, limit, size):
             assert sorted(run.tolist()) == sorted(twin[:size].tolist())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "search",
     [

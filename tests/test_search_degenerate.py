@@ -81,6 +81,7 @@ def runs(request, name):
     }
 
 
+@pytest.mark.long
 def test_results_are_always_defined(runs):
     for table, run in runs.items():
         state, weights = run.state, np.exp(run.state.log_weights)
@@ -126,6 +127,7 @@ def test_what_finished_at_once_ends_the_run(runs, name):
     assert run.state.finished.any(-1).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", SEARCHES.values(), ids=SEARCHES)
 def test_a_thousand_keys_and_a_limit_below_the_target_s_own(make):
     explorer, limit, size = make(), 3, 4

@@ -75,6 +75,7 @@ def solved():
     return result
 
 
+@pytest.mark.long
 def test_a_seed_gives_the_answer_of_tsi_solve(served, solved):
     reply = chat(served, question()).json()
     own = reply["tsi"]
@@ -267,6 +268,7 @@ COMMAND = (
 )
 
 
+@pytest.mark.long
 def test_the_command_serves_until_it_is_told_to_stop():
     port = free_port()
     command = [sys.executable, "-c", COMMAND, "serve", "--port", str(port)]

@@ -217,6 +217,7 @@ def test_methods_of_power_need_numbers_of_the_distribution(log_probs, controls, 
         policy.client.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mcts", "dvts", "particle_gibbs", "pimh", "greedy"])
 def test_methods_run_over_a_server(name):
     method = get_method(name)

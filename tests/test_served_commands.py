@@ -42,6 +42,7 @@ def scale(server, problems, out, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_scale_runs_resumes_and_reports(server, problems, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(scale(server, problems, out, "--no-progress")) == 0

@@ -115,10 +115,12 @@ def server(request):
         yield server
 
 
+@pytest.mark.long
 def test_smc_over_a_server_is_exact(server):
     check(engine_of(server), samplers.smc(potential=potentials.telescoping()))
 
 
+@pytest.mark.long
 def test_rows_of_a_step_may_share_a_request(server):
     if server.dialect == "text":
         pytest.skip("a server of text takes one prompt per request")

@@ -119,6 +119,7 @@ def agree(here: list[str], there: list[str]) -> bool:
     return stats.chi2_contingency(table).pvalue > 1e-3
 
 
+@pytest.mark.long
 def test_rollouts_over_a_server_are_those_of_the_same_weights_here():
     policy, sampler = small_policy(), samplers.best_of_n()
     problems = [tsi.Problem(i, "1", "") for i in range(120)]

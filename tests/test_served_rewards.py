@@ -381,6 +381,7 @@ def test_rows_in_any_order_score_as_if_read_at_once(name, slots):
     assert np.ptp(found) > 0.02
 
 
+@pytest.mark.long
 def test_a_token_head_scores_as_if_read_at_once_and_reads_each_token_once():
     model = load_model(get("chain-reward"), RewardModel, "reward")
     tokenizer = load_tokenizer(get("chain-policy"))

@@ -110,6 +110,7 @@ def test_log_p_of_given_steps_is_that_of_the_model(name):
         policy.client.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["llama.cpp", "vLLM"])
 def test_power_smc_over_a_server_is_exact(name):
     with ScriptedServer(name) as server:
@@ -122,6 +123,7 @@ def test_power_smc_over_a_server_is_exact(name):
         policy.client.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["vLLM"])
 @pytest.mark.parametrize("how", ["ancestor_sampling", "backward_sampling"])
 def test_particle_gibbs_with_replay_over_a_server_is_exact(name, how):

@@ -307,6 +307,7 @@ def test_an_unknown_variant_lists_the_known_ones():
         samplers.entropic_particle_filter(variant="exact")
 
 
+@pytest.mark.long
 def test_every_method_runs_with_a_single_particle():
     target = tabular_examples.unequal_lengths()
     for make in (

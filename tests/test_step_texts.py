@@ -193,6 +193,7 @@ def test_the_reward_reads_at_every_step_what_the_result_says():
     assert answers == result.answers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("explores", [False, True])
 def test_a_verifier_reads_prefixes_of_what_the_result_says(explores):
     seen = set()

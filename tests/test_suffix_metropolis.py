@@ -32,6 +32,7 @@ def failures(explorer, num_particles=8, num_runs=20_000):
     return [check for check in checks if check.passed is False]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "explorer",
     [

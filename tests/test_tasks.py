@@ -149,6 +149,7 @@ def test_countdown_solver_agrees_with_plain_enumeration():
         assert {t for t in range(100) if is_solvable(tuple(numbers), t)} == reached
 
 
+@pytest.mark.long
 @BOTH
 def test_splits_share_no_problem_whatever_the_seeds(name):
     task = get_task(name)

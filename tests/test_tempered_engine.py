@@ -20,6 +20,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_a_problem_gets_what_tsi_run_gives_it_whatever_shares_its_batch(name):
     explorer, budget = CASES[name]

@@ -33,6 +33,7 @@ EXPLORERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -58,6 +59,7 @@ def z_score(log_estimates, log_truth):
     return (ratio.mean() - 1) / ratio.std() * np.sqrt(ratio.size)
 
 
+@pytest.mark.long
 def test_a_ladder_from_the_same_particles_is_biased_and_one_from_a_pilot_is_not():
     # One symbol, one step: few are worth much, so that the ladder follows the luck.
     target = TabularTarget(
@@ -158,6 +160,7 @@ def test_moves_cost_their_new_steps_only():
     assert 5 <= int(run.num_steps) <= 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tempered", "waste-free", "tempered, pilot"])
 @pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize("value", [-np.inf, np.nan])
@@ -175,6 +178,7 @@ def test_weights_of_zero_everywhere_leave_no_evidence_and_no_nan(name, step, val
     assert not np.isnan(np.asarray(run.state.ess))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tempered", "waste-free", "tempered, pilot"])
 def test_a_constant_on_all_potentials_moves_the_evidence_and_nothing_else(name):
     explorer, num_particles = EXPLORERS[name]

@@ -231,6 +231,7 @@ def several():
     found.close()
 
 
+@pytest.mark.long
 def test_a_run_that_sigterm_stops_is_finished_by_the_same_command(several, tmp_path):
     (process,) = several.fakes(tmp_path / "cut", 1, sleep=0.2)
     path = tmp_path / "cut" / "rows.jsonl"

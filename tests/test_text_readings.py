@@ -81,6 +81,7 @@ def check_against_run(name, sampler, result):
     return final
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", kinds.KINDS)
 def test_forks_read_what_they_read_within_one_program(name):
     result = results(name, FILTER)[0]
@@ -94,6 +95,7 @@ def test_forks_read_what_they_read_within_one_program(name):
     np.testing.assert_allclose(result.slots.reward_flops, flops, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["rlhflow", "likelihood"])
 @pytest.mark.parametrize("explorer", EXPLORERS)
 def test_explorers_read_what_they_read_within_one_program(name, explorer):
@@ -103,6 +105,7 @@ def test_explorers_read_what_they_read_within_one_program(name, explorer):
     check_against_run(name, sampler, result)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
@@ -151,6 +154,7 @@ def failing_engine() -> Engine:
     return runner
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "reads"), [("filter", 1), ("filter", 8), ("repeats", 3), ("tree", 2)]
 )
@@ -185,6 +189,7 @@ def test_a_text_that_cannot_be_rendered_costs_its_problem(monkeypatch, name, rea
         test_engine.same(left, right)
 
 
+@pytest.mark.long
 def test_a_text_without_room_has_no_weight_and_others_go_on():
     whole = results("qwen", FILTER)
     size = max(
@@ -213,6 +218,7 @@ class Watched:
         return getattr(self.program, name)
 
 
+@pytest.mark.long
 def test_no_program_calls_back(monkeypatch):
     runner, seen = engines.engine("rlhflow", 1.0), {}
     for programs in (runner._programs[0], runner._programs[0].texts):
@@ -236,6 +242,7 @@ def test_no_program_calls_back(monkeypatch):
     assert "callback" in alone.lower(KEY, params).as_text()
 
 
+@pytest.mark.long
 def test_programs_are_found_again_by_another_process():
     """What a process has compiled is forgotten here, but for what it keeps on disk."""
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
@@ -259,6 +266,7 @@ def test_programs_are_found_again_by_another_process():
 LETTERS = char_tokenizer("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ \n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("format", "model"),
     [(OutcomeFormat, SequenceScorer), (SkyworkFormat, ValueScorer)],
@@ -322,6 +330,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.long
 def test_the_reward_model_may_lie_on_another_device():
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
     done = subprocess.run(
@@ -338,6 +347,7 @@ def test_the_reward_model_may_lie_on_another_device():
     np.testing.assert_allclose(one[2], two[2], atol=1e-5)
 
 
+@pytest.mark.long
 def test_programs_that_read_text_are_few_and_have_a_price(monkeypatch):
     monkeypatch.setattr(sizes_module, "CHEAP", 0)
     shapes = []
@@ -358,6 +368,7 @@ def test_programs_that_read_text_are_few_and_have_a_price(monkeypatch):
     assert 0 < len(dear) < len(cheap) <= 12
 
 
+@pytest.mark.long
 def test_the_bound_of_reading_prompts_counts_those_of_the_reward():
     runner = shared_engine("qwen")
     runner.run(FILTER, jax.random.key(0), WORDS[:1], 2, extract=str)

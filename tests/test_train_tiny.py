@@ -95,6 +95,7 @@ KILLED = textwrap.dedent(
 )
 
 
+@pytest.mark.long
 def test_a_killed_and_resumed_run_ends_with_the_undisturbed_weights(tmp_path):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     killed = subprocess.run(
@@ -189,6 +190,7 @@ def chance_of_a_right_end(model, task, tokenizer, prompt, prefix):
     return total((), 0, 0)
 
 
+@pytest.mark.long
 def test_step_labels_are_the_chances_that_enumeration_gives():
     task = toy_task()
     tokenizer = task_tokenizer(task)
@@ -248,6 +250,7 @@ def test_a_fresh_reward_model_starts_from_the_language_model_and_even_odds():
         assert np.array_equal(one, other[: len(one)])
 
 
+@pytest.mark.long
 def test_frozen_blocks_get_no_gradient_and_the_new_ones_do():
     _, _, model = small(seed=4)
     reward = extend_model(model, 1, rngs=nnx.Rngs(9))
@@ -321,6 +324,7 @@ def test_auc_counts_pairs():
     assert np.isnan(auc(scores, np.ones(60, bool)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["chain", pytest.param("countdown", marks=pytest.mark.slow)]
 )

@@ -99,6 +99,7 @@ def test_a_head_predicts_better_than_a_constant(trained):
     assert metrics.log_loss < metrics.constant_log_loss
 
 
+@pytest.mark.long
 def test_a_head_reads_in_a_run_the_states_that_it_was_trained_on(trained):
     path, _ = trained
     task, count = get_task("chain"), 6

@@ -167,6 +167,7 @@ def runner():
     return engine(truncation=Truncation(top_k=1))
 
 
+@pytest.mark.long
 def test_the_engine_writes_and_weighs_by_the_truncated_policy(runner):
     """Samples are those of `tsi.run`, and each solution's log p is that of what the
     truncated policy may write."""
@@ -209,6 +210,7 @@ def test_the_engine_writes_and_weighs_by_the_truncated_policy(runner):
             assert float(log_prob) == pytest.approx(float(log_p.sum()), abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_most_likely_token_alone_is_greedy(runner):
     arguments = (SAMPLER, jax.random.key(0), PROBLEMS[:2], 2)
     greedy = runner.run(

@@ -88,6 +88,7 @@ def at_random(accumulate):
     return compile_runs(TwistedTarget(shape, twist, accumulate))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accumulate", ["product", "last"])
 @pytest.mark.parametrize("name", tabular_examples.EXAMPLES)
 def test_any_positive_twist_leaves_evidence_and_posterior_alone(name, accumulate):
@@ -98,6 +99,7 @@ def test_any_positive_twist_leaves_evidence_and_posterior_alone(name, accumulate
     assert measure.p_value > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accumulate", ["product", "last"])
 @pytest.mark.parametrize("name", ["peaked", "impossible prefixes", "unequal lengths"])
 def test_exact_twist_and_proposal_have_no_variance(name, accumulate):
@@ -275,6 +277,7 @@ def test_cut_and_replayed_particles_earn_what_they_did(accumulate):
     np.testing.assert_array_equal(log_prob, target.log_prob(rows.particles))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "accumulate", ["product", pytest.param("last", marks=pytest.mark.slow)]
 )

@@ -118,12 +118,14 @@ def test_features_are_the_hidden_states_of_whole_texts():
     assert len({len(text) for text in texts}) > 2
 
 
+@pytest.mark.long
 def test_the_fit_lowers_its_objective_by_enumeration(fitted):
     # Measured: 2.72 and 0.55.
     # Measured: 0.60 and 2.72.
     assert divergence(fitted) < 0.3 * divergence(ZERO)
 
 
+@pytest.mark.long
 def test_the_engine_is_exact_with_the_fitted_twist(fitted):
     names = {"encode": tiny.encode, "decode": tiny.decode, "max_rows": 4096}
     engine = Engine(target(TwistedVerifier(VERIFIER)), MODELS[0], fitted, **names)

@@ -86,6 +86,7 @@ def test_a_reward_model_needs_rows_for_what_may_be_drawn_and_no_more():
         Engine(short, policy, small, **arguments)
 
 
+@pytest.mark.long
 def test_a_smaller_reward_model_scores_what_a_padded_policy_writes():
     policy, reward = tiny.models()
     smaller = RewardModel(tiny.config(REAL), rngs=nnx.Rngs(1))
