@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scripted_server import EOS, text_of, tokens_of
+from scripted_chain import EOS, text_of, tokens_of
 
 
 class LocalSpelling:

@@ -1,7 +1,6 @@
 """An inference server for tests: a model that can be enumerated, and faults on demand.
 
-The model is a Markov chain over a few tokens, so that every solution and its
-probability can be listed. It speaks the dialects of real servers.
+It speaks the dialects of real servers.
 """
 
 import asyncio
@@ -12,115 +11,28 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 from aiohttp import web
-
-PIECES = ("<s>", "1", "2", "+", "\n", "</s>", "\n\n")
-"""Text of each token; the first begins a prompt and the sixth ends a solution."""
-BOS, EOS = 0, 5
-PROBABILITIES = np.asarray(
-    [
-        # <s>   1    2     +    \n   </s>  \n\n
-        [0.0, 0.45, 0.25, 0.1, 0.1, 0.05, 0.05],
-        [0.0, 0.1, 0.2, 0.3, 0.2, 0.15, 0.05],
-        [0.0, 0.25, 0.05, 0.15, 0.25, 0.2, 0.1],
-        [0.0, 0.4, 0.4, 0.05, 0.05, 0.05, 0.05],
-        [0.0, 0.3, 0.3, 0.05, 0.05, 0.25, 0.05],
-        [0.0, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1],
-        [0.0, 0.2, 0.4, 0.1, 0.1, 0.1, 0.1],
-    ]
+from scripted_chain import (
+    BOS,
+    EOS,
+    PROBABILITIES,
+    Draw,
+    Drawn,
+    next_of_chain,
+    text_of,
+    tokens_of,
 )
-"""Of the next token after each."""
-
-
-def text_of(tokens: Any) -> str:
-    """The text of tokens without those that begin and end."""
-    return "".join(PIECES[t] for t in tokens if t not in (BOS, EOS))
-
-
-def tokens_of(text: str) -> list[int]:
-    """Tokens of a text: two line ends are one, and all other characters are "1"."""
-    found = []
-    while text:
-        piece = "\n\n" if text.startswith("\n\n") else text[0]
-        found.append(PIECES.index(piece) if piece in PIECES else 1)
-        text = text[len(piece) :]
-    return found
-
-
-def apply_controls(
-    row: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
-) -> np.ndarray:
-    """Probabilities after temperature and truncation."""
-    if temperature == 0:
-        return np.eye(len(row))[np.argmax(row)]
-    p = row ** (1 / temperature)
-    p /= p.sum()
-    order = np.argsort(-p, kind="stable")
-    keep = np.zeros(len(p), bool)
-    kept = order[: top_k if top_k > 0 else len(p)]
-    before = np.concatenate([[0.0], np.cumsum(p[kept])[:-1]])
-    keep[kept[before < top_p]] = True
-    keep &= p >= min_p * p.max()
-    p = np.where(keep, p, 0.0)
-    return p / p.sum()
-
-
-class Drawn:
-    """One completion: its tokens, why it ended, and log-probabilities."""
-
-    def __init__(self, prompt: list[int], most: int, stops: list[str], draw: Any):
-        self.tokens: list[int] = []
-        self.raw: list[float] = []
-        self.processed: list[float] = []
-        self.reason, self.word = "limit", ""
-        while len(self.tokens) < most:
-            row = draw.next_of((*prompt, *self.tokens))
-            p = draw.apply_controls(row)
-            token = int(np.searchsorted(np.cumsum(p), draw.uniform(), side="right"))
-            token = min(token, len(p) - 1)
-            self.tokens.append(token)
-            with np.errstate(divide="ignore"):
-                self.raw.append(float(np.log(row[token])))
-                self.processed.append(float(np.log(p[token])))
-            if token == EOS:
-                self.reason = "eos"
-                return
-            text = text_of(self.tokens)
-            found = [word for word in stops if word in text]
-            if found:
-                self.reason = "word"
-                self.word = min(found, key=text.find)
-                return
-
-    @property
-    def trimmed(self) -> str:
-        """The text without the string that has stopped it."""
-        text = text_of(self.tokens)
-        return text[: text.find(self.word)] if self.reason == "word" else text
-
-
-def next_of_chain(tokens: tuple[int, ...]) -> np.ndarray:
-    """Probabilities of the next token in the Markov chain."""
-    return PROBABILITIES[tokens[-1]]
-
-
-class Draw:
-    """The model, the random numbers and the controls of one completion."""
-
-    def __init__(self, seed: int, controls: dict[str, float], next_of: Any):
-        self._rng = np.random.default_rng(seed)
-        self._controls, self.next_of = controls, next_of
-
-    def uniform(self) -> float:
-        return float(self._rng.random())
-
-    def apply_controls(self, row: np.ndarray) -> np.ndarray:
-        return apply_controls(row, **self._controls)  # type: ignore[arg-type]
-
+from scripted_choices import (
+    llama_choice,
+    llama_list,
+    prompt_entries,
+    sglang_choice,
+    vllm_choice,
+)
 
 Fault = Callable[[web.Request], Any]
 """Given a request, a response in place of the right one, or None."""
@@ -138,6 +50,7 @@ class ScriptedServer:
             chain's.
         top_k: truncation that applies unasked.
         ignores_seeds: whether every request is drawn anew.
+        hidden: ids after which a character is incomplete, in llama.cpp's dialect.
         num_named: likeliest tokens that vLLM's dialect names; None if it names the ids
             that are asked for, as newer versions do.
         scores: of vLLM's reward models: ids and whether an activation is applied, to
@@ -156,6 +69,7 @@ class ScriptedServer:
         self.requests: list[tuple[str, Any]] = []
         self.faults: Iterator[Fault | None] = iter(())
         self.top_k, self.ignores_seeds = 0, False
+        self.hidden: Collection[int] = ()
         self.context = 4096
         self.num_named: int | None = None
         self.scores: Callable[[list[int], bool], list[list[float]]] | None = None
@@ -300,7 +214,8 @@ class ScriptedServer:
         prompts = body["prompt"]
         prompts = prompts if prompts and isinstance(prompts[0], list) else [prompts]
         if body.get("logit_bias"):
-            return llama_choice(prompts[0], body)
+            kind = llama_choice if body["post_sampling_probs"] else llama_list
+            return kind(prompts[0], body, self.hidden)
         draws = self._draws(
             body, prompts, body.get("n", 1), body["n_predict"], {"seed": "seed"}
         )
@@ -310,19 +225,23 @@ class ScriptedServer:
             for index, drawn in enumerate(draws):
                 post = body["post_sampling_probs"]
                 numbers = drawn.processed if post else drawn.raw
-                for token, x in zip(drawn.tokens, numbers, strict=True):
+                for place, (token, x) in enumerate(
+                    zip(drawn.tokens, numbers, strict=True), 1
+                ):
                     entry = {
                         "id": token,
                         **({"prob": math.exp(x)} if post else {"logprob": x}),
                     }
-                    events.append(
-                        {
-                            "index": index,
-                            "stop": False,
-                            "tokens": [token],
-                            "completion_probabilities": [entry],
-                        }
-                    )
+                    if token not in self.hidden:
+                        events.append(
+                            {
+                                "index": index,
+                                "stop": False,
+                                "tokens": [token],
+                                "tokens_predicted": place,
+                                "completion_probabilities": [entry],
+                            }
+                        )
                 last = self._llama_last(index, drawn, prompts[index // copies])
                 events.append(last)
             return events
@@ -477,60 +396,3 @@ class ScriptedServer:
             "completion_tokens": len(drawn.tokens),
         }
         return event(text_of(drawn.tokens), reason) | {"usage": usage}
-
-
-def llama_choice(prompt: list[int], body: Any) -> Any:
-    """The likeliest next tokens after biases, as llama.cpp writes them."""
-    p = PROBABILITIES[prompt[-1]].copy()
-    for id, bias in body["logit_bias"]:
-        p[id] *= math.exp(bias)
-    p /= p.sum()
-    best = np.argsort(-p, kind="stable")[: body["n_probs"]]
-    top = [{"id": int(id), "prob": float(p[id])} for id in best if p[id] > 0]
-    return {
-        "tokens_evaluated": len(prompt),
-        "timings": {"cache_n": len(prompt) - 2},
-        "completion_probabilities": [{"id": top[0]["id"], "top_probs": top}],
-    }
-
-
-def vllm_choice(prompt: list[int], body: Any, num_named: int | None) -> Any:
-    """The log-probabilities of next tokens as vLLM writes them."""
-    p = PROBABILITIES[prompt[-1]]
-    allowed = body["allowed_token_ids"]
-    drawn = allowed[int(np.argmax(p[allowed]))]
-    likely = np.argsort(-p, kind="stable")[:num_named].tolist()
-    named = body["logprob_token_ids"] if num_named is None else likely
-    with np.errstate(divide="ignore"):
-        top = {
-            f"token_id:{id}": max(float(np.log(p[id])), -9999.0)
-            for id in {drawn, *named}
-        }
-    return {
-        "choices": [{"index": 0, "logprobs": {"top_logprobs": [top]}}],
-        "usage": {"prompt_tokens": len(prompt), "prompt_tokens_details": None},
-    }
-
-
-def sglang_choice(prompt: list[int], body: Any) -> Any:
-    """The log-probabilities of given next tokens as SGLang writes them."""
-    p = PROBABILITIES[prompt[-1]]
-    entries = [[float(np.log(p[id])), id, None] for id in body["token_ids_logprob"]]
-    return {
-        "meta_info": {
-            "prompt_tokens": len(prompt),
-            "cached_tokens": 1,
-            "output_token_ids_logprobs": [entries],
-        }
-    }
-
-
-def prompt_entries(prompt: list[int]) -> list[Any]:
-    """Log-probabilities of a prompt as vLLM writes them."""
-    return [
-        None,
-        *(
-            {str(b): {"logprob": float(np.log(PROBABILITIES[a][b])), "rank": 1}}
-            for a, b in itertools.pairwise(prompt)
-        ),
-    ]

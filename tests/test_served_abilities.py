@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 from aiohttp import web
-from scripted_server import PROBABILITIES, ScriptedServer
+from scripted_chain import PROBABILITIES
+from scripted_server import ScriptedServer
 from served_faults import (
     LIMITS,
     PROBLEMS,

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 from local_spelling import LocalSpelling
-from scripted_server import EOS, PROBABILITIES, ScriptedServer, text_of, tokens_of
+from scripted_chain import EOS, PROBABILITIES, text_of, tokens_of
+from scripted_server import ScriptedServer
 
 from tsi import samplers
 from tsi.problem import Problem

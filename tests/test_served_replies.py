@@ -5,7 +5,8 @@ import json
 import math
 
 import pytest
-from scripted_server import EOS, ScriptedServer
+from scripted_chain import EOS
+from scripted_server import ScriptedServer
 from served_faults import DIALECTS
 
 from tsi.errors import ServerError

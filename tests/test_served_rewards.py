@@ -11,7 +11,8 @@ import pytest
 import reading_rewards as kinds
 import tiny_language as tiny
 from local_spelling import LocalSpelling
-from scripted_server import EOS, PROBABILITIES, ScriptedServer, tokens_of
+from scripted_chain import EOS, PROBABILITIES, tokens_of
+from scripted_server import ScriptedServer
 from test_served_exact import LIMITS, PROMPT
 
 from tsi import samplers

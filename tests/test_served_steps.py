@@ -6,14 +6,8 @@ import math
 import jax
 import numpy as np
 import pytest
-from scripted_server import (
-    BOS,
-    EOS,
-    PROBABILITIES,
-    ScriptedServer,
-    apply_controls,
-    text_of,
-)
+from scripted_chain import BOS, EOS, PROBABILITIES, apply_controls, text_of
+from scripted_server import ScriptedServer
 from served_faults import (
     DIALECTS,
     engine_over,

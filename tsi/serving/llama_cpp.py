@@ -4,10 +4,11 @@ Its OpenAI-compatible endpoint does not say which string has stopped a step, and
 the log-probabilities of that string out. The native one gives all ids and the reason.
 A reply that is not streamed leaves out the log-probabilities of the string that has
 stopped it. Therefore it is streamed where they are needed. No reply has those of a
-token after which a character is incomplete. The server knows no log-probabilities of a
-prompt.
+token after which a character is incomplete (:mod:`tsi.serving.hidden_tokens` finds
+them). The server knows no log-probabilities of a prompt.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,12 @@ from tsi.serving.reading import (
 from tsi.serving.step import End, ServedStep, StepRequest
 
 PATH = "/completion"
+
+
+class HiddenTokensError(ServerError):
+    """A streamed step lacks tokens that are a part of a character."""
+
+
 OFF: dict[str, Any] = {
     "typical_p": 1.0,
     "top_n_sigma": -1.0,
@@ -168,46 +175,93 @@ class LlamaCpp:
             integer(reply.get("timings", {}).get("cache_n", 0), "count"),
         )
 
+    def listing(self, tokens: Sequence[int], drawn: int, count: int) -> Call:
+        """A request for the log-probabilities of the likeliest next tokens.
+
+        Args:
+            tokens: ids of the prefix.
+            drawn: the id that is drawn, by a bias that the list does not have.
+            count: of the list.
+        """
+        body = OFF | {
+            "prompt": list(tokens),
+            "n_predict": 1,
+            "seed": 0,
+            "temperature": 1.0,
+            "samplers": ["temperature"],
+            "logit_bias": [[drawn, BIAS]],
+            "n_probs": count,
+            "post_sampling_probs": False,
+            "cache_prompt": True,
+        }
+        return Call(PATH, body)
+
     def _read_stream(
         self, events: list[Any], requests: Sequence[StepRequest], drawing: Drawing
     ) -> list[ServedStep]:
         steps = []
         for index, request in enumerate(requests):
-            own = [
-                e for e in events if len(requests) == 1 or field(e, "index") == index
-            ]
-            tokens: list[int] = []
-            log_prob = 0.0
-            for event in own[:-1]:
-                ids = token_ids(field(event, "tokens"), request.max_tokens)
-                probabilities = event.get("completion_probabilities", [])
-                if not isinstance(probabilities, list):
-                    raise ServerError(
-                        "The server's log-probabilities are no list, but "
-                        f"{show(probabilities)}."
-                    )
-                if len(ids) != len(probabilities):
-                    log_prob = math.nan
-                tokens += ids
-                for id, item in zip(ids, probabilities, strict=False):
-                    if integer(field(item, "id"), "token id") != id:
-                        raise ServerError(
-                            "The server's log-probabilities are of other tokens than "
-                            "it drew."
-                        )
-                    log_prob += log_prob_of(item)
+            own = events_of(events, index, len(requests))
             if not own or field(own[-1], "stop") is not True:
                 raise ServerError("The server's reply does not say how a step ended.")
             last = own[-1]
-            if integer(field(last, "tokens_predicted"), "count") != len(tokens):
-                raise ServerError(
-                    "llama.cpp's server gives no log-probability for the tokens of a "
-                    "character that takes several of them, and the policy has drawn "
-                    "such a character. Use a method that needs no log-probabilities."
+            known = streamed_tokens(events, index, len(requests), request.max_tokens)
+            if integer(field(last, "tokens_predicted"), "count") != len(known):
+                raise HiddenTokensError(
+                    "llama.cpp's server left out tokens of a character that takes "
+                    "several of them."
                 )
-            step = step_of(last, tuple(tokens), drawing)
+            tokens = tuple(id for id, _ in known.values())
+            log_prob = sum(log_prob for _, log_prob in known.values())
+            step = step_of(last, tokens, drawing)
             steps.append(step._replace(log_prob=log_prob))
         return steps
+
+
+def events_of(events: Sequence[Any], index: int, count: int) -> list[Any]:
+    """The events of one step of a stream of several."""
+    return [e for e in events if count == 1 or field(e, "index") == index]
+
+
+def streamed_tokens(
+    events: Sequence[Any], index: int, count: int, most: int
+) -> dict[int, tuple[int, float]]:
+    """The id and log p of each token of a step that a stream has, by their places.
+
+    Args:
+        events: of the stream.
+        index: of the step.
+        count: of the steps of the stream.
+        most: tokens that a step may have.
+
+    Raises:
+        ServerError: the events are malformed.
+    """
+    known: dict[int, tuple[int, float]] = {}
+    for event in events_of(events, index, count)[:-1]:
+        ids = token_ids(field(event, "tokens"), most)
+        probabilities = event.get("completion_probabilities", [])
+        if not isinstance(probabilities, list):
+            raise ServerError(
+                "The server's log-probabilities are no list, but "
+                f"{show(probabilities)}."
+            )
+        first = integer(field(event, "tokens_predicted"), "count") - len(ids)
+        for place, (id, item) in enumerate(
+            itertools.zip_longest(ids, probabilities[: len(ids)]), first
+        ):
+            # A server that gives no log-probabilities leaves them out.
+            known[place] = (id, math.nan if item is None else log_prob_for(item, id))
+    return known
+
+
+def log_prob_for(item: Any, id: int) -> float:
+    """The log-probability of an entry, which must be that of a token."""
+    if integer(field(item, "id"), "token id") != id:
+        raise ServerError(
+            "The server's log-probabilities are of other tokens than it drew."
+        )
+    return log_prob_of(item)
 
 
 def log_prob_of(item: Any) -> float:

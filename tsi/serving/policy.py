@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from tsi.errors import CapabilityError
 from tsi.models.tokens.spelling import Spelling
@@ -10,6 +11,8 @@ from tsi.serving.abilities import Abilities
 from tsi.serving.choice import Choice
 from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect, Drawing
+from tsi.serving.hidden_tokens import read_hidden_tokens
+from tsi.serving.llama_cpp import HiddenTokensError
 from tsi.serving.spelling import ServerTokenizer
 from tsi.serving.step import ServedStep, StepRequest, check_step
 
@@ -65,6 +68,7 @@ class ServedPolicy:
         """Draw the steps of one group.
 
         Raises:
+            CapabilityError: log p of the drawn step cannot be found.
             ServerError: the server refuses, fails for too long, or answers nonsense.
         """
         call = self.dialect.call(requests, drawing)
@@ -72,7 +76,13 @@ class ServedPolicy:
             reply = await self.client.events(call.path, call.body, call.enough)
         else:
             reply = await self.client.post(call.path, call.body)
-        steps = self.dialect.steps(reply, requests, drawing)
+        try:
+            steps = self.dialect.steps(reply, requests, drawing)
+        except HiddenTokensError:
+            dialect: Any = self.dialect
+            steps = await read_hidden_tokens(
+                self.client, dialect, requests, drawing, reply
+            )
         if self.dialect.takes_ids:
             for step, request in zip(steps, requests, strict=True):
                 check_step(step, request)

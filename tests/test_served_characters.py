@@ -1,0 +1,127 @@
+"""Log p of steps of which llama.cpp's server leaves out parts of a character."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scripted_chain import EOS, PROBABILITIES
+from scripted_server import ScriptedServer
+from served_faults import engine_over, policy_of, run
+from test_served_exact import check, truth
+
+from tsi import samplers
+from tsi.errors import CapabilityError, ProblemError, ServerError
+from tsi.samplers.parts import potentials
+from tsi.serving.dialect import Drawing
+from tsi.serving.hidden_tokens import tempered
+from tsi.serving.step import Controls, StepRequest
+
+PREFIX = (0, 1)
+HIDDEN = (1, 3)
+"""Tokens that have no event, so that about half of the steps lack some."""
+POWER = samplers.power_smc(1.5, ramp_steps=2, potential=potentials.telescoping())
+
+
+@pytest.fixture
+def server():
+    with ScriptedServer("llama.cpp") as server:
+        server.hidden = HIDDEN
+        yield server
+
+
+@pytest.fixture
+def policy(server):
+    policy = policy_of(server, copies=4)
+    yield policy
+    policy.client.close()
+
+
+def draw(policy, controls=Controls(), seed=3, count=3, end_ids=(EOS,)):  # noqa: B008
+    drawing = Drawing("tiny", controls, ["\n"], (), end_ids, log_probs=True)
+    requests = [StepRequest(PREFIX, 4, seed)] * count
+    return policy.client.call(policy.draw(requests, drawing))
+
+
+def draw_many(policy, **settings):
+    return [step for seed in range(20) for step in draw(policy, seed=seed, **settings)]
+
+
+def log_prob(tokens, temperature=1.0):
+    total = 0.0
+    for a, b in itertools.pairwise((*PREFIX[-1:], *tokens)):
+        powers = PROBABILITIES[a] ** (1 / temperature)
+        total += math.log(powers[b] / powers.sum())
+    return total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_steps_have_the_log_p_of_all_their_tokens(policy, temperature):
+    controls = Controls(temperature=temperature)
+    steps = draw_many(policy, controls=controls)
+    lacking = [step for step in steps if set(step.tokens) & set(HIDDEN)]
+    assert 10 < len(lacking) < len(steps)
+    for step in steps:
+        assert step.log_prob == pytest.approx(log_prob(step.tokens, temperature))
+
+
+def test_steps_are_those_that_a_server_without_such_tokens_draws(server, policy):
+    lacking = [step.tokens for seed in range(5) for step in draw(policy, seed=seed)]
+    server.hidden = ()
+    whole = [step.tokens for seed in range(5) for step in draw(policy, seed=seed)]
+    assert lacking == whole
+
+
+def test_greedy_steps_have_probability_one(policy):
+    for step in draw(policy, Controls(temperature=0.0)):
+        assert step.log_prob == 0.0
+
+
+def test_a_short_list_is_followed_by_a_long_one(policy, monkeypatch, server):
+    monkeypatch.setattr("tsi.serving.hidden_tokens.LISTS", (2, 7))
+    step = next(s for s in draw(policy, seed=1) if set(s.tokens) & set(HIDDEN))
+    assert step.log_prob == pytest.approx(log_prob(step.tokens))
+    asked = [body["n_probs"] for _, body in server.requests if body.get("logit_bias")]
+    assert {2, 7} <= set(asked)
+
+
+def test_power_smc_is_exact_with_such_characters(server):
+    policy = policy_of(server)
+    check(engine_over(policy), POWER, truths=truth(1.5), num_problems=30)
+    assert any(body.get("n_probs", 0) > 1 for _, body in server.requests)
+    policy.client.close()
+
+
+def test_a_server_that_draws_another_step_is_refused(server, policy):
+    server.ignores_seeds = True
+    with pytest.raises(ServerError, match="another step for the same seed"):
+        draw_many(policy)
+
+
+@pytest.mark.parametrize("controls", [Controls(top_k=5), Controls(min_p=0.01)])
+def test_truncated_policies_are_refused_where_log_p_is_needed(server, controls):
+    policy = policy_of(server, log_probs="processed")
+    engine = engine_over(policy, controls=controls)
+    with pytest.raises(ProblemError, match="several tokens"):
+        run(engine, POWER)
+    policy.client.close()
+
+
+def test_without_an_end_token_nothing_is_known(policy):
+    with pytest.raises(CapabilityError, match="several tokens"):
+        draw_many(policy, end_ids=())
+
+
+def test_methods_that_need_no_log_p_never_ask(server):
+    policy = policy_of(server)
+    run(engine_over(policy), samplers.smc())
+    assert not any(body.get("n_probs") for _, body in server.requests)
+    policy.client.close()
+
+
+def test_a_list_becomes_a_distribution_at_any_temperature():
+    named = {5: math.log(0.5), 6: math.log(0.3), 7: math.log(0.2), 8: -3.4e38}
+    powers = np.asarray([0.5, 0.3, 0.2]) ** 2
+    assert tempered(named, 6, 0.5) == pytest.approx(math.log(0.09 / powers.sum()))
+    assert tempered(named, 6, 1.0) == math.log(0.3)
+    assert tempered(named, 8, 1.0) < -1e38

@@ -1,0 +1,125 @@
+"""Tokens of llama.cpp's server that are a part of a character, and their log p.
+
+The stream of a step has no event for a token after which a character is incomplete.
+The same step that is not streamed has the ids of all tokens, and its seed makes it the
+same step. The log-probability of such a token is read from the list of likely tokens
+after its prefix: the server lists them for each token that it reports, so a token that
+it always reports, one that ends solutions, is drawn by a bias. Listed are the model's
+own log-probabilities, before the bias.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tsi.errors import CapabilityError, ServerError
+from tsi.serving.client import Client
+from tsi.serving.dialect import Drawing
+from tsi.serving.llama_cpp import LlamaCpp, streamed_tokens
+from tsi.serving.reading import field, integer, log_probability
+from tsi.serving.step import Controls, ServedStep, StepRequest
+
+LISTS = (64, 2**20)
+"""Tokens that are asked for: few at first, then all of the vocabulary."""
+
+
+async def read_hidden_tokens(
+    client: Client,
+    dialect: LlamaCpp,
+    requests: Sequence[StepRequest],
+    drawing: Drawing,
+    events: Sequence[Any],
+) -> list[ServedStep]:
+    """The steps of a stream that lacks tokens, with the log p of each step.
+
+    Args:
+        client: of the server.
+        dialect: of the server.
+        requests: of the stream.
+        drawing: of the run.
+        events: of the stream.
+
+    Raises:
+        CapabilityError: the controls truncate or penalise, so that log p needs more
+            than the model's own probabilities; or no token is known to end solutions.
+        ServerError: the server draws another step this time, fails or answers nonsense.
+    """
+    controls = drawing.controls
+    if not drawing.end_ids or controls != Controls(temperature=controls.temperature):
+        raise CapabilityError(
+            "The policy has drawn a character that takes several tokens, for which "
+            "llama.cpp's server gives no log-probabilities; they can be found only "
+            "without top-k, top-p, min-p and a repetition penalty. Leave these out, or "
+            "use a method that needs no log-probabilities."
+        )
+    call = dialect.call(requests, drawing._replace(log_probs=False))
+    reply = await client.post(call.path, call.body)
+    steps = dialect.steps(reply, requests, drawing._replace(log_probs=False))
+    found = []
+    for index, (step, request) in enumerate(zip(steps, requests, strict=True)):
+        known = streamed_tokens(events, index, len(requests), request.max_tokens)
+        if any(step.tokens[p : p + 1] != (id,) for p, (id, _) in known.items()):
+            raise ServerError(
+                "llama.cpp's server drew another step for the same seed, so that the "
+                "log-probabilities of a character that takes several tokens are not "
+                "known. Use a method that needs no log-probabilities."
+            )
+        log_prob = 0.0
+        for place, token in enumerate(step.tokens):
+            if place in known:
+                log_prob += known[place][1]
+                continue
+            prefix = (*request.prefix, *step.tokens[:place])
+            log_prob += await _log_prob(client, dialect, prefix, token, drawing)
+        found.append(step._replace(log_prob=log_prob))
+    return found
+
+
+async def _log_prob(
+    client: Client,
+    dialect: LlamaCpp,
+    prefix: tuple[int, ...],
+    token: int,
+    drawing: Drawing,
+) -> float:
+    """log p of one token after a prefix, at the temperature of a run."""
+    temperature = drawing.controls.temperature
+    if temperature == 0:
+        return 0.0
+    for size in LISTS if temperature == 1 else LISTS[-1:]:
+        call = dialect.listing(prefix, drawing.end_ids[0], size)
+        named = listed(await client.post(call.path, call.body))
+        if token in named:
+            return tempered(named, token, temperature)
+    raise ServerError(
+        f"llama.cpp's server lists {len(named):,} tokens, and not the token {token} "
+        "that it drew."
+    )
+
+
+def listed(reply: Any) -> dict[int, float]:
+    """The log-probabilities of likely tokens by id, of the reply to a listing."""
+    entries = field(reply, "completion_probabilities", 0, "top_logprobs")
+    if not isinstance(entries, list) or len(entries) > LISTS[-1]:
+        raise ServerError("The server's list of likely tokens is none, or too long.")
+    return {
+        integer(field(item, "id"), "token id"): log_probability(
+            field(item, "logprob"), "log-probability"
+        )
+        for item in entries
+    }
+
+
+def tempered(named: Mapping[int, float], token: int, temperature: float) -> float:
+    """log p of a token at a temperature, from log p of all tokens at temperature 1.
+
+    At temperature 1 the others are not needed.
+    """
+    if temperature == 1:
+        return named[token]
+    scaled = np.asarray(list(named.values())) / temperature
+    largest = float(scaled.max())
+    total = largest + math.log(np.exp(scaled - largest).sum())
+    return named[token] / temperature - total
