@@ -243,6 +243,7 @@ def test_a_repeated_step_is_weighed_as_the_drawn_one(name):
     assert float(jnp.max(jnp.abs(rows.log_prob - rows.log_proposal))) > 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_under_another_past_is_weighed_by_enumeration_or_impossible(name):
     target, p, ends, stop = case(name)

@@ -215,6 +215,7 @@ def test_the_command_line_divides_models_and_solves_the_same(eight):
     assert "choose a divisor of 8" in eight["refused"]
 
 
+@pytest.mark.long
 def test_keys_and_values_lie_with_their_problems_divided_by_their_heads(eight):
     """Of 2 heads: by two devices, and by four not at all; problems by ``data``."""
     for shape, lanes, model, heads in (
