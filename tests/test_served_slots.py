@@ -3,12 +3,16 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 from scripted_server import ScriptedServer
-from served_faults import PROBLEMS, SMC, engine_over, numbers, policy_of, run
+from served_faults import LIMITS, PROBLEMS, SMC, engine_over, numbers, policy_of, run
 
 from tsi.problem import Problem
+from tsi.rewards.reward import SelfJudge
 from tsi.serving.connect import connect
+from tsi.serving.engine import ServedEngine
+from tsi.serving.served_judge import ServedJudge
 from tsi.serving.step import StepRequest
 
 SLOTS = 4
@@ -67,11 +71,41 @@ def test_a_problem_begins_when_the_slots_of_another_are_free(server, monkeypatch
     policy.client.close()
 
 
-def test_rows_that_go_on_alone_are_sent_first(server):
+PREFIXES = [(1,), (1,), (1,), (2,), (3,), (3,), (4,)]
+REQUESTS = [StepRequest(prefix, 3, i) for i, prefix in enumerate(PREFIXES)]
+
+
+def test_the_first_request_of_each_prefix_is_sent_before_others(server):
+    policy = policy_of(server, copies=2)
+    assert policy.groups(REQUESTS) == [[0, 1], [3], [4, 5], [6], [2]]
+    policy.client.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("llama.cpp", [[0], [3], [4], [6], [1], [2], [5]]),
+        ("vLLM", [[0, 1, 2], [3], [4, 5], [6]]),
+    ],
+)
+def test_steps_that_are_judged_are_no_copies_where_those_are_forgotten(name, groups):
+    with ScriptedServer(name) as server:
+        policy = policy_of(server, copies=4)
+        assert policy.groups(REQUESTS, judged=True) == groups
+        policy.client.close()
+
+
+def test_a_judges_steps_have_a_request_each(server):
+    server.requests.clear()
     policy = policy_of(server, copies=4)
-    prefixes = [(1,), (1,), (1,), (2,), (3,), (3,), (4,)]
-    requests = [StepRequest(p, 3, i) for i, p in enumerate(prefixes)]
-    assert policy.groups(requests) == [[3], [6], [4, 5], [0, 1, 2]]
+    judge = ServedJudge(policy, SelfJudge((3,), 1, 2), policy.spelling.encode_prompt)
+    ServedEngine(policy, judge, LIMITS, delimiters=["\n"]).run(
+        SMC, jax.random.key(0), PROBLEMS[:1], 4, extract=lambda text: None
+    )
+    assert not any("n" in body for _, body in server.requests)
+    server.requests.clear()
+    run(engine_over(policy), SMC, PROBLEMS[:1])
+    assert any(body.get("n") == 4 for _, body in server.requests)
     policy.client.close()
 
 

@@ -100,12 +100,14 @@ class Dialect(Protocol):
         takes_ids: whether prefixes are token ids; else they are text.
         takes_lists: whether one request may hold several prefixes.
         copies: whether one request may ask for several steps of one prefix.
+        keeps_copies: whether the server's cache has the steps of copies afterwards.
     """
 
     name: str
     takes_ids: bool
     takes_lists: bool
     copies: bool
+    keeps_copies: bool
 
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """The request for steps.

@@ -76,6 +76,7 @@ class LlamaCpp:
     takes_ids = True
     takes_lists = True
     copies = True
+    keeps_copies = False
 
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""

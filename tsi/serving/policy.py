@@ -43,24 +43,36 @@ class ServedPolicy:
         """Where the policy is, for rows and messages."""
         return f"served:{self.client.address}"
 
-    def groups(self, requests: Sequence[StepRequest]) -> list[list[int]]:
-        """The requests that go to the server together, by index; small ones first.
+    def groups(
+        self, requests: Sequence[StepRequest], *, judged: bool = False
+    ) -> list[list[int]]:
+        """The requests that go to the server together, by index, in this order.
 
-        llama.cpp puts the copies of a prefix into any idle slots, where the prefixes of
-        other rows may be. Rows that go on alone take theirs before.
+        Args:
+            requests: of one turn of a problem.
+            judged: whether the server reads the steps again at once. llama.cpp's
+                forgets copies of a prefix, so that each then has a request of its own.
+
+        The first request of each prefix comes before all others: on llama.cpp's server
+        it finds the prefix in its slot, where others would write theirs.
         """
         lists = self.together and self.dialect.takes_lists
         alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for index, request in enumerate(requests):
             prefix = () if lists else request.prefix
             alike.setdefault((request.max_tokens, prefix), []).append(index)
-        found = []
+        first: list[list[int]] = []
+        others: list[list[int]] = []
         for group in alike.values():
-            first = requests[group[0]].prefix
-            copies = all(requests[index].prefix == first for index in group)
+            prefixes = {requests[index].prefix for index in group}
+            copies = len(prefixes) == 1
             size = self.abilities.copies if copies else len(group)
-            found += [group[i : i + size] for i in range(0, len(group), size)]
-        return sorted(found, key=len)
+            if copies and judged and not self.dialect.keeps_copies:
+                size = 1
+            parts = [group[i : i + size] for i in range(0, len(group), size)]
+            first.append(parts[0])
+            others += parts[1:]
+        return first + others
 
     async def draw(
         self, requests: Sequence[StepRequest], drawing: Drawing

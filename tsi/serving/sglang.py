@@ -31,6 +31,7 @@ class Sglang:
     takes_ids = True
     takes_lists = True
     copies = True
+    keeps_copies = True
 
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""

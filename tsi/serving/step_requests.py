@@ -83,6 +83,8 @@ class StepRequests:
     ) -> None:
         self.policy, self.scorer, self.prompts = policy, scorer, prompts
         self.limits, self.drawing = limits, drawing
+        # Most often it is the server that has drawn the steps.
+        self._asks = hasattr(scorer, "ask")
         self._words = np.asarray(ids.words), np.asarray(ids.is_string)
         self._key = np.asarray(jax.random.key_data(key)).tobytes()[:64]
 
@@ -113,7 +115,7 @@ class StepRequests:
                 [rows[index][1:] for index in group],
                 [requests[index] for index in group],
             )
-            for group in self.policy.groups(requests)
+            for group in self.policy.groups(requests, judged=self._asks)
         ]
         return gather_answers(works)
 
@@ -163,8 +165,8 @@ class StepRequests:
         return await self._score(problem, extensions)
 
     async def _score(self, problem: int, extensions: list[Extension]) -> Answer:
-        scorer = self.scorer
-        if not hasattr(scorer, "ask"):
+        scorer: Any = self.scorer
+        if not self._asks:
             return extensions, None
         rows = [scored_row(problem, extension.after) for extension in extensions]
         return extensions, list(await asyncio.gather(*map(scorer.ask, rows)))

@@ -25,6 +25,7 @@ class TextServer:
     takes_ids = False
     takes_lists = False
     copies = False
+    keeps_copies = True
 
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""

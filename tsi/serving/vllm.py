@@ -34,6 +34,7 @@ class Vllm:
     takes_ids = True
     takes_lists = True
     copies = True
+    keeps_copies = True
 
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""
