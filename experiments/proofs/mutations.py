@@ -2,8 +2,9 @@
 
 Claim: a sampler with one of the mistakes below breaks a promise of
 `tsi.bench.conformance`. Expected: no mistake is missed. Cost: 30 to 90 minutes on 2
-cores. Command: ``python -m tsi.experiments.proofs.mutations``. Each mistake is a
-wrapper, so it is the same mistake in every sampler.
+cores. Command: ``python -m tsi.experiments.proofs.mutations``. Each row is written when
+it is complete, and the command continues where it stopped. Each mistake is a wrapper,
+so it is the same mistake in every sampler.
 
 - dropped correction: log p - log q is ignored;
 - wrong ancestor: the ancestor of the neighbouring particle is extended;
@@ -26,6 +27,7 @@ without resampling no weight is reset, one particle has no neighbour, and a sear
 no target. The table gives the reason in these cases.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +41,7 @@ import tyro
 from tsi import samplers
 from tsi.bench.conformance import checks_of
 from tsi.errors import UnknownNameError
+from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.command import exit_code
 from tsi.experiments.proofs import mistakes, quiet_mistakes
 from tsi.experiments.proofs.claims import CLAIMS, Claim
@@ -66,6 +69,7 @@ MISTAKES: dict[str, mistakes.Mistake] = {
 }
 
 NAIVE_SUM = "naive sum"
+MISSED = "MISSED"
 SMALL = ("target, unequal lengths", "target, peaked", "target, impossible prefixes")
 LONG = ("target, long", "target, wide", "target, long, unequal lengths")
 FIRST: dict[str, tuple[str, ...]] = {
@@ -201,6 +205,13 @@ def apply_mistake(name: str, mistake: str, num_runs: int = 20_000) -> Verdict:
     return Verdict(next((c.promise for c in checks if c.passed is False), None))
 
 
+def cell_of(verdict: Verdict) -> str:
+    """What the table says of a verdict."""
+    if verdict.reason is not None:
+        return f"({verdict.reason})"
+    return verdict.caught_by or MISSED
+
+
 def main(
     out: Path = Path("results/conformance"),
     num_runs: int = 20_000,
@@ -209,7 +220,7 @@ def main(
     """Apply every mistake to every sampler; exit code 1 if one is missed.
 
     Args:
-        out: folder of mutations.md.
+        out: folder of mutations.md and mutations.jsonl.
         num_runs: number of runs per target.
         names: samplers of `tsi.experiments.proofs.claims.CLAIMS`; by default all.
     """
@@ -218,24 +229,28 @@ def main(
             raise UnknownNameError("sampler", name, CLAIMS)
     check_writable(out / "mutations.md")
     all_mistakes = (*MISTAKES, NAIVE_SUM)
-    lines = [["sampler", *all_mistakes]]
-    missed = []
     start = time.perf_counter()
-    for name in names:
-        cells = []
-        for mistake in all_mistakes:
-            verdict = apply_mistake(name, mistake, num_runs)
-            if verdict.reason is not None:
-                cells.append(f"({verdict.reason})")
-            elif verdict.caught_by is None:
-                cells.append("MISSED")
-                missed.append(f"{name}: {mistake}")
-            else:
-                cells.append(verdict.caught_by)
-        lines.append([name, *cells])
-        seconds = time.perf_counter() - start
-        print(f"{seconds:5.0f} s  {name}: {', '.join(cells)}", flush=True)
+    with AppendOnlyFile(out / "mutations.jsonl") as file:
+        rows = [row for row in map(json.loads, file.lines()) if row["runs"] == num_runs]
+        done = {row["sampler"]: row["cells"] for row in rows}
+        for name in names:
+            if name not in done:
+                done[name] = [
+                    cell_of(apply_mistake(name, mistake, num_runs))
+                    for mistake in all_mistakes
+                ]
+                row = {"sampler": name, "runs": num_runs, "cells": done[name]}
+                file.append(json.dumps(row).encode() + b"\n")
+            seconds = time.perf_counter() - start
+            print(f"{seconds:5.0f} s  {name}: {', '.join(done[name])}", flush=True)
+    lines = [["sampler", *all_mistakes], *([name, *done[name]] for name in names)]
     write_text(out / "mutations.md", markdown(lines) + "\n")
+    missed = [
+        f"{name}: {mistake}"
+        for name in names
+        for mistake, cell in zip(all_mistakes, done[name], strict=True)
+        if cell == MISSED
+    ]
     print(f"{len(missed)} missed{': ' if missed else ''}{'; '.join(missed)}")
     return int(bool(missed))
 
