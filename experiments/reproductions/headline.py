@@ -9,10 +9,9 @@ shown at temperature 1, too.
 Source: none; the claim is this package's own question about arXiv 2502.01618.
 Expected: not published. The paired difference of the particle filter and the best of
 SMC, REBASE and DVTS is reported whatever it is.
-Cost: 131,000 rollouts; the 84,000 of an earlier layout on countdown_four took 4:17 on
-two quiet cores, so about 7 minutes are expected. To fit into 8, 400 problems are used
-(420 before), and at the common temperature the largest budget and no weighted
-best-of-N. --small changes nothing.
+Cost: 131,000 rollouts, 6:44 on two quiet cores. To fit into 8 minutes 400 problems are
+used, and at the common temperature the largest budget and no weighted best-of-N.
+--small changes nothing.
 Command: tsi reproduce headline (make curve)
 """
 
