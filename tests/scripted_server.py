@@ -50,6 +50,7 @@ class ScriptedServer:
             chain's.
         top_k: truncation that applies unasked.
         ignores_seeds: whether every request is drawn anew.
+        drawn: tokens that were drawn so far.
         hidden: ids after which a character is incomplete, in llama.cpp's dialect.
         num_named: likeliest tokens that vLLM's dialect names; None if it names the ids
             that are asked for, as newer versions do.
@@ -70,6 +71,7 @@ class ScriptedServer:
         self.faults: Iterator[Fault | None] = iter(())
         self.top_k, self.ignores_seeds = 0, False
         self.hidden: Collection[int] = ()
+        self.drawn = 0
         self.context = 4096
         self.num_named: int | None = None
         self.scores: Callable[[list[int], bool], list[list[float]]] | None = None
@@ -178,7 +180,7 @@ class ScriptedServer:
         if self.top_k:
             controls["top_k"] = self.top_k
         copies = itertools.product(prompts, range(n))
-        return [
+        found = [
             Drawn(
                 prompt,
                 most,
@@ -191,6 +193,8 @@ class ScriptedServer:
             )
             for place, (prompt, copy) in enumerate(copies)
         ]
+        self.drawn += sum(len(drawn.tokens) for drawn in found)
+        return found
 
     def _llama(self, path: str, body: Any) -> Any:
         if path == "/props":

@@ -209,3 +209,16 @@ def test_names_of_control_tokens_are_refused_where_texts_are_sent():
     for act in (spelling.encode, spelling.encode_prompt):
         with pytest.raises(ConfigurationError, match="name of a control token"):
             act("a<|im_end|>b")
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("copies", [1, 4])
+def test_the_ledger_has_what_the_server_was_sent_and_has_drawn(name, copies):
+    with ScriptedServer(name) as server:
+        policy = policy_of(server, copies=copies)
+        results = run(engine_over(policy))
+        policy.client.close()
+    sent = [body.get("prompt", body.get("input_ids")) for _, body in server.requests]
+    ledgers = [result.ledger for result in results]
+    assert sum(ledger.sent_tokens for ledger in ledgers) == sum(map(len, sent))
+    assert sum(ledger.generated_tokens for ledger in ledgers) == server.drawn

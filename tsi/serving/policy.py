@@ -95,6 +95,12 @@ class ServedPolicy:
             steps = await read_hidden_tokens(
                 self.client, dialect, requests, drawing, reply
             )
+        if len({request.prefix for request in requests}) == 1:
+            # It was sent once.
+            steps = [
+                step._replace(prompt_tokens=0, cached_tokens=0) if place else step
+                for place, step in enumerate(steps)
+            ]
         if self.dialect.takes_ids:
             for step, request in zip(steps, requests, strict=True):
                 check_step(step, request)

@@ -64,6 +64,8 @@ class Vllm:
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
         cached = count(reply, "usage", "prompt_tokens_details", "cached_tokens")
+        # Copies of one prefix are counted as one.
+        cached //= len({request.prefix for request in requests})
         steps = []
         for item, request in zip(
             choices(reply, "choices", len(requests)), requests, strict=True
@@ -87,7 +89,7 @@ class Vllm:
                     end == "end" and not isinstance(item["stop_reason"], str),
                     log_prob,
                     len(request.prefix),
-                    cached // len(requests),
+                    cached,
                 )
             )
         return steps
