@@ -1,5 +1,7 @@
 """What a server can do, as measured, and what methods may then ask of it."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -77,6 +79,21 @@ def test_truncation_that_nobody_asked_for_is_seen():
 
 def test_seeds_that_are_ignored_are_seen():
     assert not measured("vLLM", ignores_seeds=True).seeds
+
+
+@pytest.mark.parametrize(("others", "repeats"), [(2, True), (99, False)])
+def test_steps_that_company_has_changed_are_drawn_again_alone(others, repeats):
+    with ScriptedServer("vLLM") as server, client_of(server) as client:
+        seeds = itertools.count(1000)
+
+        async def draw_another(request):
+            body = await request.json() | {"seed": next(seeds)}
+            return web.json_response(server.answer(request.path, body))
+
+        identity = client.call(identify(client))
+        server.faults = iter([None] * 2 + [draw_another] * others)
+        found = client.call(measure(client, identity, PROMPT, TEXT))
+        assert found.seeds is repeats
 
 
 def test_failures_that_pass_change_no_ability():
