@@ -231,6 +231,7 @@ class EngineWorker:
             if self._is_stopping or all(job.is_cancelled for job in batch):
                 raise AbandonedError
 
+        failures: dict[Any, Exception] = {}
         try:
             results = run_method(
                 self.world,
@@ -247,7 +248,7 @@ class EngineWorker:
         except ProblemError as error:
             for text in error.tracebacks.values():
                 log.error("A problem failed.\n%s", text)
-            results = list(error.results)
+            results, failures = list(error.results), error.failures
         except (ConfigurationError, PromptTooLongError, CapabilityError) as error:
             if len(batch) > 1:
                 # One request must not make the others fail.
@@ -260,9 +261,8 @@ class EngineWorker:
             self._fail(batch, ApiError(str(error), 503, code="out_of_memory"))
             return
         except ServerError:
-            # Its message may have the address of the policy's server.
             log.exception("The server of the policy failed.")
-            self._fail(batch, ApiError(NO_POLICY, 502, code="policy_failed"))
+            self._fail(batch, policy_error())
             return
         by_id = {result.problem_id: result for result in results}
         run = Run(
@@ -275,7 +275,7 @@ class EngineWorker:
         for job in batch:
             result = by_id.get(job.problem.id)
             if result is None:
-                job.end(ApiError(FAILED, 500))
+                job.end(error_of(failures.get(job.problem.id)))
             else:
                 job.end(job.present(result, run))
 
@@ -288,3 +288,13 @@ class EngineWorker:
     def _fail(self, batch: list[Job], error: ApiError) -> None:
         for job in batch:
             job.end(error)
+
+
+def error_of(failure: Exception | None) -> ApiError:
+    """What a client is told of the failure of its problem."""
+    return policy_error() if isinstance(failure, ServerError) else ApiError(FAILED, 500)
+
+
+def policy_error() -> ApiError:
+    """That the server of a served policy has failed; it does not name its address."""
+    return ApiError(NO_POLICY, 502, code="policy_failed")
