@@ -14,7 +14,7 @@ from tsi import samplers
 from tsi.errors import CapabilityError, ProblemError, ServerError
 from tsi.samplers.parts import potentials
 from tsi.serving.dialect import Drawing
-from tsi.serving.hidden_tokens import tempered
+from tsi.serving.hidden_tokens import log_prob_at
 from tsi.serving.step import Controls, StepRequest
 
 PREFIX = (0, 1)
@@ -122,6 +122,6 @@ def test_methods_that_need_no_log_p_never_ask(server):
 def test_a_list_becomes_a_distribution_at_any_temperature():
     named = {5: math.log(0.5), 6: math.log(0.3), 7: math.log(0.2), 8: -3.4e38}
     powers = np.asarray([0.5, 0.3, 0.2]) ** 2
-    assert tempered(named, 6, 0.5) == pytest.approx(math.log(0.09 / powers.sum()))
-    assert tempered(named, 6, 1.0) == math.log(0.3)
-    assert tempered(named, 8, 1.0) < -1e38
+    assert log_prob_at(named, 6, 0.5) == pytest.approx(math.log(0.09 / powers.sum()))
+    assert log_prob_at(named, 6, 1.0) == math.log(0.3)
+    assert log_prob_at(named, 8, 1.0) < -1e38

@@ -90,16 +90,16 @@ async def _log_prob(
         return 0.0
     for size in LISTS if temperature == 1 else LISTS[-1:]:
         call = dialect.listing(prefix, drawing.end_ids[0], size)
-        named = listed(await client.post(call.path, call.body))
+        named = read_list(await client.post(call.path, call.body))
         if token in named:
-            return tempered(named, token, temperature)
+            return log_prob_at(named, token, temperature)
     raise ServerError(
         f"llama.cpp's server lists {len(named):,} tokens, and not the token {token} "
         "that it drew."
     )
 
 
-def listed(reply: Any) -> dict[int, float]:
+def read_list(reply: Any) -> dict[int, float]:
     """The log-probabilities of likely tokens by id, of the reply to a listing."""
     entries = field(reply, "completion_probabilities", 0, "top_logprobs")
     if not isinstance(entries, list) or len(entries) > LISTS[-1]:
@@ -112,7 +112,7 @@ def listed(reply: Any) -> dict[int, float]:
     }
 
 
-def tempered(named: Mapping[int, float], token: int, temperature: float) -> float:
+def log_prob_at(named: Mapping[int, float], token: int, temperature: float) -> float:
     """log p of a token at a temperature, from log p of all tokens at temperature 1.
 
     At temperature 1 the others are not needed.
