@@ -81,7 +81,7 @@ def test_seeds_that_are_ignored_are_seen():
     assert not measured("vLLM", ignores_seeds=True).seeds
 
 
-@pytest.mark.parametrize(("others", "repeats"), [(2, True), (99, False)])
+@pytest.mark.parametrize(("others", "repeats"), [(2, True), (3, False), (99, False)])
 def test_steps_that_company_has_changed_are_drawn_again_alone(others, repeats):
     with ScriptedServer("vLLM") as server, client_of(server) as client:
         seeds = itertools.count(1000)

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from aiohttp import web
 from scripted_chain import EOS, PROBABILITIES
 from scripted_server import ScriptedServer
 from served_faults import engine_over, policy_of, run
@@ -13,8 +14,10 @@ from test_served_exact import check, truth
 from tsi import samplers
 from tsi.errors import CapabilityError, ProblemError, ServerError
 from tsi.samplers.parts import potentials
+from tsi.serving.connect import connect
 from tsi.serving.dialect import Drawing
 from tsi.serving.hidden_tokens import log_prob_at
+from tsi.serving.llama_cpp import streamed_step
 from tsi.serving.step import Controls, StepRequest
 
 PREFIX = (0, 1)
@@ -107,9 +110,84 @@ def test_truncated_policies_are_refused_where_log_p_is_needed(server, controls):
     policy.client.close()
 
 
-def test_without_an_end_token_nothing_is_known(policy):
-    with pytest.raises(CapabilityError, match="several tokens"):
+def test_without_a_whole_token_nothing_is_known(policy):
+    with pytest.raises(CapabilityError, match="whose text is whole"):
         draw_many(policy, end_ids=())
+
+
+def test_a_policy_that_is_connected_needs_no_tokenizer_here(server):
+    server.hidden = (3,)
+    policy = connect(server.url)
+    assert not policy.spelling.eos_ids
+    steps = draw_many(policy, end_ids=())
+    policy.client.close()
+    assert any(3 in step.tokens for step in steps)
+    for step in steps:
+        assert step.log_prob == pytest.approx(log_prob(step.tokens))
+
+
+def test_rows_that_share_a_request_without_a_seed_are_refused(policy):
+    drawing = Drawing("tiny", Controls(), ["\n"], (), (EOS,), log_probs=True)
+    requests = [StepRequest((*PREFIX, i), 4, 1) for i in (1, 2, 3)]
+
+    def draw_together():
+        for _ in range(20):
+            policy.client.call(policy.draw(requests, drawing))
+
+    with pytest.raises(CapabilityError, match="served-together"):
+        draw_together()
+
+
+def test_steps_that_lack_nothing_are_those_of_the_stream(server, policy):
+    requests = [StepRequest(PREFIX, 4, 3)] * 4
+    drawing = Drawing("tiny", Controls(), ["\n"], (), (EOS,), log_probs=True)
+    call = policy.dialect.call(requests, drawing)
+    stream = policy.client.call(policy.client.events(call.path, call.body))
+    whole = [streamed_step(stream, i, 4, requests[i], drawing) for i in range(4)]
+    assert 0 < sum(found.hidden > 0 for found in whole) < 4
+
+    async def change(request):
+        answer = server.answer(request.path, await request.json())
+        for item, found in zip(answer, whole, strict=True):
+            if not found.hidden:
+                item["tokens"] = [2, 2, 2, 2]
+        return web.json_response(answer)
+
+    server.faults = iter([None, change])
+    steps = policy.client.call(policy.draw(requests, drawing))
+    for step, found in zip(steps, whole, strict=True):
+        assert found.hidden or step.tokens == found.step.tokens
+        assert step.log_prob == pytest.approx(log_prob(step.tokens))
+
+
+@pytest.mark.parametrize("change", ["longer", "ended"])
+def test_a_step_that_differs_after_what_the_stream_has_is_refused(
+    server, policy, change
+):
+    async def differ(request):
+        answer = server.answer(request.path, await request.json())
+        if change == "longer":
+            answer["tokens"] = [*answer["tokens"], 1]
+        else:
+            answer["stop_type"] = "limit"
+        return web.json_response(answer)
+
+    drawing = Drawing("tiny", Controls(), [], (), (EOS,), log_probs=True)
+    for seed in range(20):
+        request = StepRequest(PREFIX, 9, seed)
+        (right,) = policy.client.call(policy.draw([request], drawing))
+        if set(right.tokens) & set(HIDDEN) and right.end == "end":
+            break
+    server.faults = iter([None, differ])
+    with pytest.raises(ServerError, match="another step"):
+        policy.client.call(policy.draw([request], drawing))
+
+
+def test_what_the_stream_has_read_is_what_counts(server, policy):
+    (step, *copies) = draw(policy)
+    assert step.prompt_tokens == len(PREFIX)
+    assert step.cached_tokens == len(PREFIX) - 1
+    assert {copy.prompt_tokens for copy in copies} == {0}
 
 
 def test_methods_that_need_no_log_p_never_ask(server):

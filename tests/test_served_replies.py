@@ -314,3 +314,15 @@ class TestText:
         assert self.step("\ud83d", "\ude00", "!")[0] == "\U0001f600!"
         assert self.step("a\ud83d", "b\ude00")[0] == "a\ufffdb\ufffd"
         assert self.step("é", "\n", "\n")[:2] == ("é\n\n", "delimiter")
+
+
+@pytest.mark.parametrize(("prefixes", "each"), [("aaa", 12), ("aab", 4), ("abc", 4)])
+def test_cached_tokens_of_vllm_are_a_sum_over_different_prompts(prefixes, each):
+    requests = [StepRequest((ord(letter),) * 9, 4, 0) for letter in prefixes]
+    choice = {"token_ids": [1], "finish_reason": "length", "stop_reason": None}
+    reply = {
+        "choices": [choice | {"index": index} for index in range(3)],
+        "usage": {"prompt_tokens_details": {"cached_tokens": 12}},
+    }
+    steps = Vllm().steps(reply, requests, Drawing("tiny", Controls(), ()))
+    assert [step.cached_tokens for step in steps] == [each] * 3

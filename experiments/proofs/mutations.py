@@ -3,8 +3,8 @@
 Claim: a sampler with one of the mistakes below breaks a promise of
 `tsi.bench.conformance`. Expected: no mistake is missed. Cost: 30 to 90 minutes on 2
 cores. Command: ``python -m tsi.experiments.proofs.mutations``. Each row is written when
-it is complete, and the command continues where it stopped. Each mistake is a wrapper,
-so it is the same mistake in every sampler.
+it is complete, and the command continues where it stopped, if the code is still the
+same. Each mistake is a wrapper, so it is the same mistake in every sampler.
 
 - dropped correction: log p - log q is ignored;
 - wrong ancestor: the ancestor of the neighbouring particle is extended;
@@ -46,6 +46,7 @@ from tsi.experiments.command import exit_code
 from tsi.experiments.proofs import mistakes, quiet_mistakes
 from tsi.experiments.proofs.claims import CLAIMS, Claim
 from tsi.experiments.scaling.report import markdown
+from tsi.experiments.worlds.provenance import versions
 from tsi.explorer import Explorer, Reply
 from tsi.models.files import check_writable, write_text
 from tsi.sampler import Sampler
@@ -231,7 +232,16 @@ def main(
     all_mistakes = (*MISTAKES, NAIVE_SUM)
     start = time.perf_counter()
     with AppendOnlyFile(out / "mutations.jsonl") as file:
-        rows = [row for row in map(json.loads, file.lines()) if row["runs"] == num_runs]
+        known = {
+            "runs": num_runs,
+            "mistakes": list(all_mistakes),
+            "code": versions()["code"],
+        }
+        rows = [
+            row
+            for row in map(json.loads, file.lines())
+            if all(row.get(name) == value for name, value in known.items())
+        ]
         done = {row["sampler"]: row["cells"] for row in rows}
         for name in names:
             if name not in done:
@@ -239,7 +249,7 @@ def main(
                     cell_of(apply_mistake(name, mistake, num_runs))
                     for mistake in all_mistakes
                 ]
-                row = {"sampler": name, "runs": num_runs, "cells": done[name]}
+                row = {"sampler": name, "cells": done[name], **known}
                 file.append(json.dumps(row).encode() + b"\n")
             seconds = time.perf_counter() - start
             print(f"{seconds:5.0f} s  {name}: {', '.join(done[name])}", flush=True)

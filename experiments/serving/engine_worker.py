@@ -45,7 +45,10 @@ STOP_SECONDS = 10
 """Within which a program of the engine usually ends, unless it is compiled."""
 
 STOPPING = "The server is stopping; send the request again later."
-NO_POLICY = "The server of the policy does not answer; send the request again later."
+NO_POLICY = (
+    "The server of the policy or of the reward does not answer, or refuses the "
+    "request; the log has the reason."
+)
 FAILED = "The server failed on this request; its log has the reason."
 
 
@@ -292,9 +295,11 @@ class EngineWorker:
 
 def error_of(failure: Exception | None) -> ApiError:
     """What a client is told of the failure of its problem."""
+    if isinstance(failure, CapabilityError):
+        return ApiError(str(failure))
     return policy_error() if isinstance(failure, ServerError) else ApiError(FAILED, 500)
 
 
 def policy_error() -> ApiError:
-    """That the server of a served policy has failed; it does not name its address."""
+    """That a server behind this one has failed; it does not name its address."""
     return ApiError(NO_POLICY, 502, code="policy_failed")

@@ -16,8 +16,8 @@ class Ledger(NamedTuple):
         reward_tokens: tokens that the reward model read.
         flops: floating-point operations of both models, prompt included.
         seconds: this problem's share of the wall-clock time of its batch.
-        sent_tokens: tokens of prefixes that a server was sent, once per step, and once
-            for copies of a prefix; 0 where the policy is in this process.
+        sent_tokens: tokens of prefixes that a server was sent to draw steps; a prefix
+            counts once per request. 0 where the policy is in this process.
         cached_tokens: of these, read from the server's cache.
     """
 

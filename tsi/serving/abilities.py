@@ -21,15 +21,16 @@ class Abilities(NamedTuple):
         takes_ids: whether prefixes are sent and returned as token ids.
         log_probs: what the log-probabilities of drawn tokens mean.
         reads_prompts: whether the server gives log-probabilities of given tokens.
-        seeds: whether a seed gives the same tokens again, and another one others.
+        seeds: whether a seed gives the same tokens again, at least where no other
+            request shares the batch, and another seed gives others.
         copies: the most steps of one prefix that one request may ask for, each with
             random numbers of its own that the request's seed repeats; 1 for no copies.
         reuses_prompts: whether a repeated prompt is read from a cache.
         draws_all: whether tokens far from the most likely ones are drawn as often as
             they should be, so that no truncation applies unasked; None if not measured.
         num_weights: of the model, for FLOPs; None if not known.
-        slots: sequences that the server works on at once, each with a cache of its own;
-            None if they share a cache, or if it is not known.
+        slots: sequences that the server works on at once and whose prefixes it keeps;
+            None if it is not known.
         bos_from_server: whether the server itself adds a token at the beginning.
     """
 

@@ -11,6 +11,7 @@ An event loop in a thread of its own does the work; callers are in other threads
 
 import asyncio
 import atexit
+import contextlib
 import json
 import random
 import threading
@@ -123,12 +124,14 @@ class Client:
     def close(self) -> None:
         """Cancel what is under way, and close all connections."""
         with self._lock:
-            if self._is_closed:
+            # A process that was forked does not have the thread.
+            if self._is_closed or not self._thread.is_alive():
                 return
             self._is_closed = True
             atexit.unregister(self.close)
             closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
-        closing.result(CLOSING_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            closing.result(CLOSING_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -46,7 +46,9 @@ def connect(
     except BaseException:
         client.close()
         raise
-    return ServedPolicy(client, identity.dialect, abilities, spelling, together)
+    return ServedPolicy(
+        client, identity.dialect, abilities, spelling, together, text[-1]
+    )
 
 
 def spelling_of(

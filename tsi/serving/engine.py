@@ -33,6 +33,7 @@ from tsi.serving.step import Controls
 from tsi.step_keys import AnyKey, single_key
 
 MAX_ROWS = 64
+"""Rows for which a server draws at once, unless it says how many it can."""
 MAX_STORED = 2**20
 """Prefixes that explorers store at once; they are references to tuples of ids."""
 
@@ -53,9 +54,9 @@ class ServedEngine:
             target and of all weights.
         encode: a problem's prompt to ids or code points; by default one turn of a chat.
         max_rows: rows for which the server draws at once; by default the server's
-            slots, or else 64. Twice as many are in work, but where the server has
-            slots no more than these: the prefix of a row without one is read again at
-            each step.
+            slots, or else 64. Problems enter while twice as many rows are in work, or
+            where the server has slots while their rows fit into these: the prefix of a
+            row without a slot is read again at each step. One problem always may.
         log_truncation: added to the log potential of a truncated solution; the target
             is p conditioned on finishing by default.
         price: of a million generated tokens, for forecasts; None for none.

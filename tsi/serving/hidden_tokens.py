@@ -2,10 +2,11 @@
 
 The stream of a step has no event for a token after which a character is incomplete.
 The same step that is not streamed has the ids of all tokens, and its seed makes it the
-same step. The log-probability of such a token is read from the list of likely tokens
-after its prefix: the server lists them for each token that it reports, so a token that
-it always reports, one that ends solutions, is drawn by a bias. Listed are the model's
-own log-probabilities, before the bias.
+same step: where the stream has a token it must be the same, and so must the number of
+tokens and the end. A difference in hidden tokens alone is not seen. The log-probability
+of a hidden token is read from the list of likely tokens after its prefix. The server
+lists them for each token that it reports, so a token with a whole text is drawn by a
+bias. Listed are the model's own log-probabilities, before the bias.
 """
 
 import math
@@ -17,12 +18,16 @@ import numpy as np
 from tsi.errors import CapabilityError, ServerError
 from tsi.serving.client import Client
 from tsi.serving.dialect import Drawing
-from tsi.serving.llama_cpp import LlamaCpp, streamed_tokens
+from tsi.serving.llama_cpp import LlamaCpp, streamed_step
 from tsi.serving.reading import field, integer, log_probability
 from tsi.serving.step import Controls, ServedStep, StepRequest
 
 LISTS = (64, 2**20)
 """Tokens that are asked for: few at first, then all of the vocabulary."""
+REASON = (
+    "The policy has drawn a character that takes several tokens, for which llama.cpp's "
+    "server gives no log-probabilities. "
+)
 
 
 async def read_hidden_tokens(
@@ -31,8 +36,11 @@ async def read_hidden_tokens(
     requests: Sequence[StepRequest],
     drawing: Drawing,
     events: Sequence[Any],
+    whole: int | None,
 ) -> list[ServedStep]:
     """The steps of a stream that lacks tokens, with the log p of each step.
+
+    What is read again to find them is in no ledger.
 
     Args:
         client: of the server.
@@ -40,40 +48,57 @@ async def read_hidden_tokens(
         requests: of the stream.
         drawing: of the run.
         events: of the stream.
+        whole: a token with a whole text; None if none is known.
 
     Raises:
         CapabilityError: the controls truncate or penalise, so that log p needs more
-            than the model's own probabilities; or no token is known to end solutions.
+            than the model's own probabilities; rows share a request that has no seed;
+            or no token with a whole text is known.
         ServerError: the server draws another step this time, fails or answers nonsense.
     """
-    controls = drawing.controls
-    if not drawing.end_ids or controls != Controls(temperature=controls.temperature):
+    controls, count = drawing.controls, len(requests)
+    if controls != Controls(temperature=controls.temperature):
         raise CapabilityError(
-            "The policy has drawn a character that takes several tokens, for which "
-            "llama.cpp's server gives no log-probabilities; they can be found only "
-            "without top-k, top-p, min-p and a repetition penalty. Leave these out, or "
-            "use a method that needs no log-probabilities."
+            f"{REASON}They can be found only without top-k, top-p, min-p and a "
+            "repetition penalty. Leave these out, or use a method that needs no "
+            "log-probabilities."
+        )
+    if len({request.prefix for request in requests}) > 1:
+        raise CapabilityError(
+            f"{REASON}They can be found only where rows with different prefixes do not "
+            "share a request (--served-together)."
+        )
+    if whole is None:
+        raise CapabilityError(
+            f"{REASON}They can be found only if a token is known whose text is whole. "
+            "Use a method that needs no log-probabilities."
         )
     call = dialect.call(requests, drawing._replace(log_probs=False))
     reply = await client.post(call.path, call.body)
     steps = dialect.steps(reply, requests, drawing._replace(log_probs=False))
     found = []
-    for index, (step, request) in enumerate(zip(steps, requests, strict=True)):
-        known = streamed_tokens(events, index, len(requests), request.max_tokens)
-        if any(step.tokens[p : p + 1] != (id,) for p, (id, _) in known.items()):
+    for index, (again, request) in enumerate(zip(steps, requests, strict=True)):
+        step, known, hidden = streamed_step(events, index, count, request, drawing)
+        if not hidden:
+            found.append(step)
+            continue
+        tokens = again.tokens
+        alike = all(tokens[p : p + 1] == (id,) for p, (id, _) in known.items())
+        if not (alike and len(tokens) == len(known) + hidden and again.end == step.end):
             raise ServerError(
                 "llama.cpp's server drew another step for the same seed, so that the "
                 "log-probabilities of a character that takes several tokens are not "
                 "known. Use a method that needs no log-probabilities."
             )
-        log_prob = 0.0
-        for place, token in enumerate(step.tokens):
-            if place in known:
-                log_prob += known[place][1]
-                continue
-            prefix = (*request.prefix, *step.tokens[:place])
-            log_prob += await _log_prob(client, dialect, prefix, token, drawing)
-        found.append(step._replace(log_prob=log_prob))
+        log_prob = step.log_prob
+        for place in sorted(set(range(len(tokens))) - set(known)):
+            prefix = (*request.prefix, *tokens[:place])
+            log_prob += await _log_prob(
+                client, dialect, prefix, tokens[place], whole, controls.temperature
+            )
+        found.append(
+            step._replace(tokens=tokens, num_tokens=len(tokens), log_prob=log_prob)
+        )
     return found
 
 
@@ -82,14 +107,14 @@ async def _log_prob(
     dialect: LlamaCpp,
     prefix: tuple[int, ...],
     token: int,
-    drawing: Drawing,
+    whole: int,
+    temperature: float,
 ) -> float:
     """log p of one token after a prefix, at the temperature of a run."""
-    temperature = drawing.controls.temperature
     if temperature == 0:
         return 0.0
     for size in LISTS if temperature == 1 else LISTS[-1:]:
-        call = dialect.listing(prefix, drawing.end_ids[0], size)
+        call = dialect.listing(prefix, whole, size)
         named = read_list(await client.post(call.path, call.body))
         if token in named:
             return log_prob_at(named, token, temperature)

@@ -11,7 +11,7 @@ them). The server knows no log-probabilities of a prompt.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tsi.errors import ServerError
 from tsi.serving.choice import Choice, choice_of
@@ -30,12 +30,6 @@ from tsi.serving.reading import (
 from tsi.serving.step import End, ServedStep, StepRequest
 
 PATH = "/completion"
-
-
-class HiddenTokensError(ServerError):
-    """A streamed step lacks tokens that are a part of a character."""
-
-
 OFF: dict[str, Any] = {
     "typical_p": 1.0,
     "top_n_sigma": -1.0,
@@ -67,6 +61,10 @@ FIELDS = [
     "completion_probabilities",
 ]
 """Of the reply; the rest repeats the request."""
+
+
+class HiddenTokensError(ServerError):
+    """A streamed step lacks tokens that are a part of a character."""
 
 
 class LlamaCpp:
@@ -202,21 +200,61 @@ class LlamaCpp:
     ) -> list[ServedStep]:
         steps = []
         for index, request in enumerate(requests):
-            own = events_of(events, index, len(requests))
-            if not own or field(own[-1], "stop") is not True:
-                raise ServerError("The server's reply does not say how a step ended.")
-            last = own[-1]
-            known = streamed_tokens(events, index, len(requests), request.max_tokens)
-            if integer(field(last, "tokens_predicted"), "count") != len(known):
+            found = streamed_step(events, index, len(requests), request, drawing)
+            if found.hidden:
                 raise HiddenTokensError(
                     "llama.cpp's server left out tokens of a character that takes "
                     "several of them."
                 )
-            tokens = tuple(id for id, _ in known.values())
-            log_prob = sum(log_prob for _, log_prob in known.values())
-            step = step_of(last, tokens, drawing)
-            steps.append(step._replace(log_prob=log_prob))
+            steps.append(found.step)
         return steps
+
+
+class StreamedStep(NamedTuple):
+    """What a stream says of a step.
+
+    Attributes:
+        step: with the tokens that the stream has, and the sum of their log p.
+        known: the id and log p of each of them, by their places.
+        hidden: number of tokens that the stream lacks.
+    """
+
+    step: ServedStep
+    known: dict[int, tuple[int, float]]
+    hidden: int
+
+
+def streamed_step(
+    events: Sequence[Any],
+    index: int,
+    count: int,
+    request: StepRequest,
+    drawing: Drawing,
+) -> StreamedStep:
+    """One step of a stream of several.
+
+    Args:
+        events: of the stream.
+        index: of the step.
+        count: of the steps of the stream.
+        request: of the step.
+        drawing: of the run.
+
+    Raises:
+        ServerError: the events are malformed.
+    """
+    own = events_of(events, index, count)
+    if not own or field(own[-1], "stop") is not True:
+        raise ServerError("The server's reply does not say how a step ended.")
+    last = own[-1]
+    known = streamed_tokens(events, index, count, request.max_tokens)
+    tokens = tuple(id for id, _ in known.values())
+    step = step_of(last, tokens, drawing)
+    return StreamedStep(
+        step._replace(log_prob=sum(log_prob for _, log_prob in known.values())),
+        known,
+        integer(field(last, "tokens_predicted"), "count") - len(known),
+    )
 
 
 def events_of(events: Sequence[Any], index: int, count: int) -> list[Any]:

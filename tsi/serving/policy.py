@@ -30,6 +30,7 @@ class ServedPolicy:
             it. Then their random numbers are the server's own, and no run can be
             repeated. Else only rows with one prefix do, as far as the server draws
             copies from one seed; the others have a request and a seed of their own.
+        whole_token: the id of a token with whole characters; None if none is known.
     """
 
     client: Client
@@ -37,6 +38,7 @@ class ServedPolicy:
     abilities: Abilities
     spelling: Spelling
     together: bool = False
+    whole_token: int | None = None
 
     @property
     def name(self) -> str:
@@ -53,8 +55,8 @@ class ServedPolicy:
             judged: whether the server reads the steps again at once. llama.cpp's
                 forgets copies of a prefix, so that each then has a request of its own.
 
-        The first request of each prefix comes before all others: on llama.cpp's server
-        it finds the prefix in its slot, where others would write theirs.
+        The first request of each prefix is sent before all others: on llama.cpp's
+        server it finds the prefix in its slot, where others would write theirs.
         """
         lists = self.together and self.dialect.takes_lists
         alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
@@ -92,8 +94,9 @@ class ServedPolicy:
             steps = self.dialect.steps(reply, requests, drawing)
         except HiddenTokensError:
             dialect: Any = self.dialect
+            whole = next(iter(drawing.end_ids), self.whole_token)
             steps = await read_hidden_tokens(
-                self.client, dialect, requests, drawing, reply
+                self.client, dialect, requests, drawing, reply, whole
             )
         if len({request.prefix for request in requests}) == 1:
             # It was sent once.

@@ -3,8 +3,8 @@
 A few short steps are drawn after a short prompt. Log-probabilities are compared between
 temperatures, to see whether they are of the model or of the distribution that is drawn
 from. Seeds are used twice each: a server that ignores them would have to draw the same
-tokens again for all of them. Where it does not, it may have rounded differently because
-other requests shared its batch, so that the seed is used twice again, alone.
+tokens again for all of them. A server rounds differently when other requests share its
+batch. Therefore the few seeds whose tokens differ are used again several times, alone.
 
 That no truncation applies unasked is seen by frequencies. Of K drawn tokens let S be
 the different ones and f1 the number of those that were drawn once. The probability of
@@ -33,6 +33,8 @@ NUM_COMPARED = 24
 """Tokens that are drawn at another temperature."""
 SEEDS = (1, 2, 3, 4, 5, 6)
 SEED_TOKENS = 8
+MAX_UNLIKE, NUM_ALONE = 2, 4
+"""Seeds that may have drawn different tokens, and how often each is used again."""
 NUM_COPIES = 4
 
 
@@ -64,12 +66,11 @@ async def measure(
     )
     tokens = [step.tokens for step in (first, *others)]
     once, twice = tokens[: len(SEEDS)], tokens[len(SEEDS) :]
-    repeats = len(set(once)) > 1
-    for seed, one, other in zip(SEEDS, once, twice, strict=True):
-        if repeats and one != other:
-            # A server rounds differently in other company: once more, alone.
-            alone = [await draw(seed, SEED_TOKENS, plain) for _ in range(2)]
-            repeats = alone[0].tokens == alone[1].tokens
+    unlike = [s for s, a, b in zip(SEEDS, once, twice, strict=True) if a != b]
+    repeats = len(set(once)) > 1 and len(unlike) <= MAX_UNLIKE
+    for seed in unlike if repeats else ():
+        alone = [await draw(seed, SEED_TOKENS, plain) for _ in range(NUM_ALONE)]
+        repeats = repeats and len({step.tokens for step in alone}) == 1
     abilities = Abilities(
         identity.server,
         identity.model,

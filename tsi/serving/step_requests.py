@@ -83,8 +83,9 @@ class StepRequests:
     ) -> None:
         self.policy, self.scorer, self.prompts = policy, scorer, prompts
         self.limits, self.drawing = limits, drawing
-        # Most often it is the server that has drawn the steps.
         self._asks = hasattr(scorer, "ask")
+        judge: Any = getattr(scorer, "judge", None)
+        self._judged = judge is not None and judge.client is policy.client
         self._words = np.asarray(ids.words), np.asarray(ids.is_string)
         self._key = np.asarray(jax.random.key_data(key)).tobytes()[:64]
 
@@ -115,7 +116,7 @@ class StepRequests:
                 [rows[index][1:] for index in group],
                 [requests[index] for index in group],
             )
-            for group in self.policy.groups(requests, judged=self._asks)
+            for group in self.policy.groups(requests, judged=self._judged)
         ]
         return gather_answers(works)
 

@@ -64,8 +64,9 @@ class Vllm:
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
         cached = count(reply, "usage", "prompt_tokens_details", "cached_tokens")
-        # Copies of one prefix are counted as one.
-        cached //= len({request.prefix for request in requests})
+        # Copies of one prefix are counted as one; of a list there is only the sum.
+        if len({request.prefix for request in requests}) > 1:
+            cached //= len(requests)
         steps = []
         for item, request in zip(
             choices(reply, "choices", len(requests)), requests, strict=True
