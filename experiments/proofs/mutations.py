@@ -251,6 +251,8 @@ def main(
                 ]
                 row = {"sampler": name, "cells": done[name], **known}
                 file.append(json.dumps(row).encode() + b"\n")
+                # Many samplers have too many programs for one process.
+                jax.clear_caches()
             seconds = time.perf_counter() - start
             print(f"{seconds:5.0f} s  {name}: {', '.join(done[name])}", flush=True)
     lines = [["sampler", *all_mistakes], *([name, *done[name]] for name in names)]
