@@ -86,7 +86,7 @@ class Drawn:
                 return
 
     @property
-    def trimmed(self) -> str:
+    def text_before_stop(self) -> str:
         """The text without the string that has stopped it."""
         text = text_of(self.tokens)
         return text[: text.find(self.word)] if self.reason == "word" else text

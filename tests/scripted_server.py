@@ -251,7 +251,7 @@ class ScriptedServer:
             return events
         found = [
             self._llama_last(i, drawn, prompts[i // copies])
-            | {"tokens": drawn.tokens, "content": drawn.trimmed}
+            | {"tokens": drawn.tokens, "content": drawn.text_before_stop}
             for i, drawn in enumerate(draws)
         ]
         return found if len(found) > 1 else found[0]

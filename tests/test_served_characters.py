@@ -17,7 +17,7 @@ from tsi.samplers.parts import potentials
 from tsi.serving.connect import connect
 from tsi.serving.dialect import Drawing
 from tsi.serving.hidden_tokens import log_prob_at
-from tsi.serving.llama_cpp import streamed_step
+from tsi.serving.llama_replies import streamed_step
 from tsi.serving.step import Controls, StepRequest
 
 PREFIX = (0, 1)

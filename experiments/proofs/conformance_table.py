@@ -3,7 +3,8 @@
 Claim: every sampler that states a target passes on the targets of `tsi.bench.suite`.
 Expected: |z| < 4 and p > 0.0001 everywhere. Cost: up to an hour on a shared core.
 Command: ``python -m tsi.experiments.proofs.conformance_table``. Each row is written
-when it is complete, and the command continues where it stopped.
+when it is complete, and the command continues where it stopped, if the code is still
+the same.
 """
 
 import json
@@ -22,6 +23,7 @@ from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.command import exit_code
 from tsi.experiments.proofs.claims import CLAIMS, Claim
 from tsi.experiments.scaling.report import markdown
+from tsi.experiments.worlds.provenance import versions
 from tsi.models.files import check_writable, write_text
 
 SHORT = {
@@ -106,14 +108,18 @@ def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> Non
     """
     check_writable(out / "table.md")
     with AppendOnlyFile(out / "rows.jsonl") as file:
-        lines = map(json.loads, file.lines())
-        done = {row["sampler"]: row for row in lines if row["runs"] == num_runs}
+        known = {"runs": num_runs, "code": versions()["code"]}
+        done = {
+            row["sampler"]: row
+            for row in map(json.loads, file.lines())
+            if all(row.get(name) == value for name, value in known.items())
+        }
         for name, claim in CLAIMS.items():
             if name in done:
                 continue
-            done[name] = check_claim(name, claim, num_runs)
+            done[name] = check_claim(name, claim, num_runs) | known
             file.append(json.dumps(done[name]).encode() + b"\n")
-            # After some forty samplers their programs were too many for one process.
+            # The programs of forty samplers take about 3 GB.
             jax.clear_caches()
             print(f"{name}: {'passed' if done[name]['passed'] else 'BROKEN'}")
     text = format_table([done[name] for name in CLAIMS])

@@ -251,7 +251,7 @@ def main(
                 ]
                 row = {"sampler": name, "cells": done[name], **known}
                 file.append(json.dumps(row).encode() + b"\n")
-                # Many samplers have too many programs for one process.
+                # The programs of many samplers take gigabytes.
                 jax.clear_caches()
             seconds = time.perf_counter() - start
             print(f"{seconds:5.0f} s  {name}: {', '.join(done[name])}", flush=True)

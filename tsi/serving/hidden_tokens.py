@@ -18,8 +18,9 @@ import numpy as np
 from tsi.errors import CapabilityError, ServerError
 from tsi.serving.client import Client
 from tsi.serving.dialect import Drawing
-from tsi.serving.llama_cpp import LlamaCpp, streamed_step
-from tsi.serving.reading import field, integer, log_probability
+from tsi.serving.llama_cpp import LlamaCpp
+from tsi.serving.llama_replies import log_prob_of, streamed_step
+from tsi.serving.reading import field, integer
 from tsi.serving.step import Controls, ServedStep, StepRequest
 
 LISTS = (64, 2**20)
@@ -130,10 +131,7 @@ def read_list(reply: Any) -> dict[int, float]:
     if not isinstance(entries, list) or len(entries) > LISTS[-1]:
         raise ServerError("The server's list of likely tokens is none, or too long.")
     return {
-        integer(field(item, "id"), "token id"): log_probability(
-            field(item, "logprob"), "log-probability"
-        )
-        for item in entries
+        integer(field(item, "id"), "token id"): log_prob_of(item) for item in entries
     }
 
 

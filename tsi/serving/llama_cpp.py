@@ -8,26 +8,20 @@ token after which a character is incomplete (:mod:`tsi.serving.hidden_tokens` fi
 them). The server knows no log-probabilities of a prompt.
 """
 
-import itertools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tsi.errors import ServerError
 from tsi.serving.choice import Choice, choice_of
-from tsi.serving.dialect import Call, Drawing, end_at
-from tsi.serving.reading import (
-    choices,
-    count,
-    field,
-    integer,
-    log_probability,
-    number,
-    show,
-    string,
-    token_ids,
+from tsi.serving.dialect import Call, Drawing
+from tsi.serving.llama_replies import (
+    HiddenTokensError,
+    log_prob_of,
+    step_of,
+    streamed_step,
 )
-from tsi.serving.step import End, ServedStep, StepRequest
+from tsi.serving.reading import choices, field, integer, token_ids
+from tsi.serving.step import ServedStep, StepRequest
 
 PATH = "/completion"
 OFF: dict[str, Any] = {
@@ -61,10 +55,6 @@ FIELDS = [
     "completion_probabilities",
 ]
 """Of the reply; the rest repeats the request."""
-
-
-class HiddenTokensError(ServerError):
-    """A streamed step lacks tokens that are a part of a character."""
 
 
 class LlamaCpp:
@@ -143,18 +133,7 @@ class LlamaCpp:
 
         The server names the likeliest tokens only, so the candidates get a bias.
         """
-        body = OFF | {
-            "prompt": list(tokens),
-            "n_predict": 1,
-            "seed": 0,
-            "temperature": 1.0,
-            "samplers": ["temperature"],
-            "logit_bias": [[id, BIAS] for id in candidates],
-            "n_probs": len(candidates),
-            "post_sampling_probs": True,
-            "cache_prompt": True,
-        }
-        return Call(PATH, body)
+        return likely_tokens(tokens, candidates, len(candidates), with_bias=True)
 
     def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
         """See :class:`tsi.serving.dialect.Dialect`."""
@@ -182,18 +161,7 @@ class LlamaCpp:
             drawn: the id that is drawn, by a bias that the list does not have.
             count: of the list.
         """
-        body = OFF | {
-            "prompt": list(tokens),
-            "n_predict": 1,
-            "seed": 0,
-            "temperature": 1.0,
-            "samplers": ["temperature"],
-            "logit_bias": [[drawn, BIAS]],
-            "n_probs": count,
-            "post_sampling_probs": False,
-            "cache_prompt": True,
-        }
-        return Call(PATH, body)
+        return likely_tokens(tokens, [drawn], count, with_bias=False)
 
     def _read_stream(
         self, events: list[Any], requests: Sequence[StepRequest], drawing: Drawing
@@ -210,129 +178,27 @@ class LlamaCpp:
         return steps
 
 
-class StreamedStep(NamedTuple):
-    """What a stream says of a step.
-
-    Attributes:
-        step: with the tokens that the stream has, and the sum of their log p.
-        known: the id and log p of each of them, by their places.
-        hidden: number of tokens that the stream lacks.
-    """
-
-    step: ServedStep
-    known: dict[int, tuple[int, float]]
-    hidden: int
-
-
-def streamed_step(
-    events: Sequence[Any],
-    index: int,
-    count: int,
-    request: StepRequest,
-    drawing: Drawing,
-) -> StreamedStep:
-    """One step of a stream of several.
+def likely_tokens(
+    tokens: Sequence[int], biased: Sequence[int], count: int, *, with_bias: bool
+) -> Call:
+    """A request for the probabilities of the likeliest next tokens.
 
     Args:
-        events: of the stream.
-        index: of the step.
-        count: of the steps of the stream.
-        request: of the step.
-        drawing: of the run.
-
-    Raises:
-        ServerError: the events are malformed.
+        tokens: ids of the prefix.
+        biased: ids that get a bias; one of them is drawn.
+        count: of the list.
+        with_bias: whether the list has probabilities after the bias; else the model's
+            own log-probabilities.
     """
-    own = events_of(events, index, count)
-    if not own or field(own[-1], "stop") is not True:
-        raise ServerError("The server's reply does not say how a step ended.")
-    last = own[-1]
-    known = streamed_tokens(events, index, count, request.max_tokens)
-    tokens = tuple(id for id, _ in known.values())
-    step = step_of(last, tokens, drawing)
-    return StreamedStep(
-        step._replace(log_prob=sum(log_prob for _, log_prob in known.values())),
-        known,
-        integer(field(last, "tokens_predicted"), "count") - len(known),
-    )
-
-
-def events_of(events: Sequence[Any], index: int, count: int) -> list[Any]:
-    """The events of one step of a stream of several."""
-    return [e for e in events if count == 1 or field(e, "index") == index]
-
-
-def streamed_tokens(
-    events: Sequence[Any], index: int, count: int, most: int
-) -> dict[int, tuple[int, float]]:
-    """The id and log p of each token of a step that a stream has, by their places.
-
-    Args:
-        events: of the stream.
-        index: of the step.
-        count: of the steps of the stream.
-        most: tokens that a step may have.
-
-    Raises:
-        ServerError: the events are malformed.
-    """
-    known: dict[int, tuple[int, float]] = {}
-    for event in events_of(events, index, count)[:-1]:
-        ids = token_ids(field(event, "tokens"), most)
-        probabilities = event.get("completion_probabilities", [])
-        if not isinstance(probabilities, list):
-            raise ServerError(
-                "The server's log-probabilities are no list, but "
-                f"{show(probabilities)}."
-            )
-        first = integer(field(event, "tokens_predicted"), "count") - len(ids)
-        for place, (id, item) in enumerate(
-            itertools.zip_longest(ids, probabilities[: len(ids)]), first
-        ):
-            # A server that gives no log-probabilities leaves them out.
-            known[place] = (id, math.nan if item is None else log_prob_for(item, id))
-    return known
-
-
-def log_prob_for(item: Any, id: int) -> float:
-    """The log-probability of an entry, which must be that of a token."""
-    if integer(field(item, "id"), "token id") != id:
-        raise ServerError(
-            "The server's log-probabilities are of other tokens than it drew."
-        )
-    return log_prob_of(item)
-
-
-def log_prob_of(item: Any) -> float:
-    """The log-probability of an entry, which has it or the probability."""
-    if isinstance(item, dict) and "prob" in item:
-        probability = number(item["prob"], "probability")
-        if not 0 <= probability <= 1 + 1e-3:
-            raise ServerError(f"The server's probability is {probability}.")
-        return min(math.log(probability), 0.0) if probability > 0 else -math.inf
-    value = log_probability(field(item, "logprob"), "log-probability")
-    return value if value > -1e38 else -math.inf
-
-
-def step_of(item: Any, tokens: tuple[int, ...], drawing: Drawing) -> ServedStep:
-    """The step of a reply, or of the last event of a streamed one."""
-    kind = string(field(item, "stop_type"), "stop_type", 20)
-    word = string(field(item, "stopping_word"), "stopping_word")
-    end: End = "limit"
-    if kind == "eos":
-        end = "end"
-    elif kind == "word":
-        end = end_at(word, drawing)
-    elif item.get("truncated") is True:
-        raise ServerError(
-            "The server's context is full: it cut a step short. Start it with a larger "
-            "context per slot (-c is divided by --parallel), or lower max_tokens."
-        )
-    return ServedStep(
-        tokens,
-        len(tokens),
-        end,
-        kind == "eos",
-        prompt_tokens=integer(field(item, "tokens_evaluated"), "count"),
-        cached_tokens=count(item, "timings", "cache_n"),
-    )
+    body = OFF | {
+        "prompt": list(tokens),
+        "n_predict": 1,
+        "seed": 0,
+        "temperature": 1.0,
+        "samplers": ["temperature"],
+        "logit_bias": [[id, BIAS] for id in biased],
+        "n_probs": count,
+        "post_sampling_probs": with_bias,
+        "cache_prompt": True,
+    }
+    return Call(PATH, body)

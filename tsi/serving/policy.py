@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from tsi.errors import CapabilityError
 from tsi.models.tokens.spelling import Spelling
@@ -12,7 +11,8 @@ from tsi.serving.choice import Choice
 from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect, Drawing
 from tsi.serving.hidden_tokens import read_hidden_tokens
-from tsi.serving.llama_cpp import HiddenTokensError
+from tsi.serving.llama_cpp import LlamaCpp
+from tsi.serving.llama_replies import HiddenTokensError
 from tsi.serving.spelling import ServerTokenizer
 from tsi.serving.step import ServedStep, StepRequest, check_step
 
@@ -93,10 +93,10 @@ class ServedPolicy:
         try:
             steps = self.dialect.steps(reply, requests, drawing)
         except HiddenTokensError:
-            dialect: Any = self.dialect
+            assert isinstance(self.dialect, LlamaCpp), "No other server hides tokens."
             whole = next(iter(drawing.end_ids), self.whole_token)
             steps = await read_hidden_tokens(
-                self.client, dialect, requests, drawing, reply, whole
+                self.client, self.dialect, requests, drawing, reply, whole
             )
         if len({request.prefix for request in requests}) == 1:
             # It was sent once.

@@ -33,7 +33,7 @@ NUM_COMPARED = 24
 """Tokens that are drawn at another temperature."""
 SEEDS = (1, 2, 3, 4, 5, 6)
 SEED_TOKENS = 8
-MAX_UNLIKE, NUM_ALONE = 2, 4
+MAX_DOUBTS, NUM_ALONE = 2, 4
 """Seeds that may have drawn different tokens, and how often each is used again."""
 NUM_COPIES = 4
 
@@ -66,9 +66,9 @@ async def measure(
     )
     tokens = [step.tokens for step in (first, *others)]
     once, twice = tokens[: len(SEEDS)], tokens[len(SEEDS) :]
-    unlike = [s for s, a, b in zip(SEEDS, once, twice, strict=True) if a != b]
-    repeats = len(set(once)) > 1 and len(unlike) <= MAX_UNLIKE
-    for seed in unlike if repeats else ():
+    doubts = [s for s, a, b in zip(SEEDS, once, twice, strict=True) if a != b]
+    repeats = len(set(once)) > 1 and len(doubts) <= MAX_DOUBTS
+    for seed in doubts if repeats else ():
         alone = [await draw(seed, SEED_TOKENS, plain) for _ in range(NUM_ALONE)]
         repeats = repeats and len({step.tokens for step in alone}) == 1
     abilities = Abilities(

@@ -1,10 +1,10 @@
-"""The table of mistakes is continued where it stopped, by the same code alone."""
+"""The tables of proofs are continued where they stopped, by the same code alone."""
 
 import json
 
 import pytest
 
-from tsi.experiments.proofs import mutations
+from tsi.experiments.proofs import conformance_table, mutations
 from tsi.experiments.proofs.mutations import Verdict, main
 
 NAMES = ("smc", "greedy")
@@ -49,3 +49,25 @@ def test_rows_of_the_same_code_are_not_computed_again(runs, tmp_path, monkeypatc
     assert len(runs) == len(NAMES) * 2
     rows = (tmp_path / "mutations.jsonl").read_text().splitlines()
     assert {len(json.loads(row)["cells"]) for row in rows} == {2, 3}
+
+
+def test_conformance_of_the_same_code_is_not_computed_again(tmp_path, monkeypatch):
+    runs = []
+
+    def check_claim(name, claim, num_runs):
+        runs.append(name)
+        row = {"sampler": name, "target": "none", "num_particles": 4, "numbers": {}}
+        return row | {"others_kept": 1, "others": 1, "passed": True, "seconds": 0.0}
+
+    monkeypatch.setattr(conformance_table, "check_claim", check_claim)
+    claims = {name: conformance_table.CLAIMS[name] for name in NAMES}
+    monkeypatch.setattr(conformance_table, "CLAIMS", claims)
+    conformance_table.main(tmp_path, 10)
+    conformance_table.main(tmp_path, 10)
+    assert runs == list(NAMES)
+    conformance_table.main(tmp_path, 20)
+    monkeypatch.setattr(conformance_table, "versions", lambda: {"code": "another"})
+    conformance_table.main(tmp_path, 10)
+    assert runs == [*NAMES] * 3
+    table = (tmp_path / "table.md").read_text()
+    assert all(f"| {name}" in table for name in NAMES)
