@@ -88,6 +88,13 @@ def test_a_short_list_is_followed_by_a_long_one(policy, monkeypatch, server):
     assert {2, 7} <= set(asked)
 
 
+def test_at_another_temperature_the_whole_list_is_asked_for(policy, monkeypatch):
+    monkeypatch.setattr("tsi.serving.hidden_tokens.LISTS", (2, 7))
+    steps = draw_many(policy, controls=Controls(temperature=0.5))
+    for step in steps:
+        assert step.log_prob == pytest.approx(log_prob(step.tokens, 0.5))
+
+
 def test_power_smc_is_exact_with_such_characters(server):
     policy = policy_of(server)
     check(engine_over(policy), POWER, truths=truth(1.5), num_problems=30)
@@ -184,7 +191,16 @@ def test_a_step_that_differs_after_what_the_stream_has_is_refused(
 
 
 def test_what_the_stream_has_read_is_what_counts(server, policy):
+    async def find_all(request):
+        answer = server.answer(request.path, await request.json())
+        return web.json_response(
+            [item | {"timings": {"cache_n": 2}} for item in answer]
+        )
+
+    server.hidden = (1, 2, 3, 4, 6)
+    server.faults = iter([None, find_all])
     (step, *copies) = draw(policy)
+    assert next(server.faults, None) is None
     assert step.prompt_tokens == len(PREFIX)
     assert step.cached_tokens == len(PREFIX) - 1
     assert {copy.prompt_tokens for copy in copies} == {0}
