@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from tsi.serving.client import Client, Patience
 from tsi.serving.engine import ServedEngine
 from tsi.serving.llama_cpp import LlamaCpp
 from tsi.serving.policy import ServedPolicy
-from tsi.serving.scorer import HostScorer
+from tsi.serving.scorer import HostScorer, ScoredRow
 from tsi.serving.sglang import Sglang
 from tsi.serving.spelling import TextSpelling
 from tsi.serving.text_server import TextServer
@@ -32,10 +33,22 @@ from tsi.serving.vllm import Vllm
 DIALECTS: dict[str, Any] = {
     dialect.name: dialect for dialect in (LlamaCpp(), Vllm(), Sglang(), TextServer())
 }
+BRIEF = Patience(deadline=5.0, total=0.2, first_pause=0.01)
 SHORT = Patience(deadline=5.0, total=30.0, first_pause=0.001, longest_pause=0.01)
 LIMITS = SolutionLimits(max_steps=3, max_step_tokens=3, max_tokens=6)
 PROBLEMS = [Problem(i, "1", "") for i in range(3)]
 SMC = samplers.smc(potential=potentials.telescoping())
+
+
+def row_of(
+    tokens: Any,
+    ends: Any,
+    problem: int = 0,
+    stopped: bool = False,
+    log_prob: float = math.nan,
+) -> ScoredRow:
+    """A row as scorers see it."""
+    return ScoredRow(problem, tuple(tokens), tuple(ends), stopped, stopped, log_prob)
 
 
 def log_odds(question: str, text: str, ended: bool) -> float:

@@ -28,20 +28,13 @@ from served_faults import (
 )
 
 from tsi.errors import (
-    ConfigurationError,
     ProblemError,
-    PromptTooLongError,
     ServerError,
     Stopped,
-    UnknownNameError,
 )
-from tsi.problem import Problem
-from tsi.reasoning.limits import SolutionLimits
 from tsi.serving import client as client_module
-from tsi.serving.address import KEY_VARIABLE, parse_address
-from tsi.serving.connect import connect
+from tsi.serving.address import KEY_VARIABLE
 from tsi.serving.http_replies import own_message, seconds_of
-from tsi.serving.step import Controls
 
 KEY = "sk-secret/0123"
 PATH = "/v1/completions"
@@ -292,99 +285,6 @@ def test_errors_and_logs_do_not_have_the_key(vllm, caplog):
         assert KEY not in text
         assert all(isinstance(e, ServerError) for e in error.failures.values())
     assert KEY not in caplog.text
-    policy.client.close()
-
-
-def test_a_missing_or_wrong_key_is_one_sentence(monkeypatch):
-    with ScriptedServer("vLLM", key=KEY) as server:
-        with pytest.raises(ServerError, match=f"wants a key.*{KEY_VARIABLE}"):
-            connect(server.url)
-        monkeypatch.setenv(KEY_VARIABLE, "sk-wrong")
-        with pytest.raises(ServerError, match=r"status 401\): wrong key") as caught:
-            connect(server.url)
-        assert "sk-wrong" not in str(caught.value)
-        assert server.requests == []
-
-
-def test_a_server_that_is_not_there_is_one_sentence():
-    with pytest.raises(ServerError, match=r"cannot be reached .*Is the server running"):
-        connect("http://127.0.0.1:9", patience=SHORT)
-    label = "a" * 70
-    with pytest.raises(ServerError):
-        connect(f"http://{label}.example", patience=SHORT)
-
-
-def test_a_model_that_is_not_there_is_one_sentence(vllm):
-    with pytest.raises(UnknownNameError, match=r"no model at .* 'big'\. Known: tiny"):
-        connect(f"{vllm.url}#big", patience=SHORT)
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["", "localhost:8000", "ftp://a", "http://", "http://u:p@a", "http://a?b"],
-)
-def test_a_malformed_address_is_refused(address):
-    with pytest.raises(ConfigurationError) as caught:
-        parse_address(address)
-    assert "u:p" not in str(caught.value)
-
-
-def test_a_key_that_no_header_carries_is_refused(monkeypatch, vllm):
-    monkeypatch.setenv(KEY_VARIABLE, "a\r\nX: b")
-    with pytest.raises(ConfigurationError, match=KEY_VARIABLE):
-        connect(vllm.url)
-
-
-def test_prompts_that_are_too_long_are_refused_before_any_request(vllm):
-    policy = policy_of(vllm, context=8)
-    engine = engine_over(policy)
-    before = len(vllm.requests)
-    for act in (engine.check, lambda problems: run(engine, problems=problems)):
-        with pytest.raises(PromptTooLongError, match=r"problem 'x' has 4 tokens"):
-            act([Problem(0, "1", ""), Problem("x", "121", "")])
-    assert len(vllm.requests) == before
-    assert len(run(engine, problems=[Problem("x", "1", "")])) == 1
-    policy.client.close()
-
-
-def test_a_server_whose_context_is_full_is_one_sentence(vllm):
-    def cut(answer):
-        (choice,) = answer["choices"]
-        choice["token_ids"], choice["finish_reason"] = [1], "length"
-
-    vllm.faults = iter([edited(vllm, cut)])
-    policy = policy_of(vllm)
-    with pytest.raises(ProblemError, match="context is full"):
-        run(engine_over(policy))
-    policy.client.close()
-
-
-@pytest.mark.parametrize(
-    "controls",
-    [
-        Controls(temperature=-1.0),
-        Controls(temperature=float("nan")),
-        Controls(top_k=0),
-        Controls(top_p=0.0),
-        Controls(min_p=2.0),
-        Controls(repetition_penalty=0.0),
-    ],
-)
-def test_controls_out_of_range_are_refused(vllm, controls):
-    policy = policy_of(vllm)
-    with pytest.raises(ConfigurationError):
-        engine_over(policy, controls=controls)
-    policy.client.close()
-
-
-def test_limits_and_strings_that_cannot_be_are_refused(vllm):
-    policy = policy_of(vllm)
-    with pytest.raises(ConfigurationError, match="max_steps must be at least 1"):
-        engine_over(policy, limits=SolutionLimits(0, 3, 6))
-    with pytest.raises(ConfigurationError, match="strings that end steps"):
-        engine_over(policy, stop_strings=[""])
-    with pytest.raises(ConfigurationError, match="max_rows"):
-        engine_over(policy, max_rows=0)
     policy.client.close()
 
 
