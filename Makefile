@@ -84,9 +84,10 @@ benchmark: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
 	$(BIN)/python -m tsi.experiments.benchmarks.models
 
-# Particles over a language model, beside its_hub, llama.cpp and transformers if PEERS
-# is an interpreter that has them.
+# Cost against N and lengths; then particles over a language model, beside its_hub,
+# llama.cpp and transformers if PEERS is an interpreter that has them.
 bench: .venv/installed
+	$(BIN)/python -m tsi.experiments.benchmarks.growth_table
 	$(BIN)/python -m tsi.experiments.benchmarks.engine $(if $(PEERS),--peers $(PEERS))
 
 # Methods over llama.cpp's server beside its_hub, if LLAMA_SERVER is the path of
