@@ -29,7 +29,6 @@ from tsi.experiments.scaling.particle_files import (
 from tsi.experiments.scaling.plan import Batch, make_plan
 from tsi.experiments.scaling.regrade import regrade
 from tsi.experiments.scaling.results import Cell, read_rows
-from tsi.experiments.scaling.row_writer import BackgroundWriter, RowWriter
 from tsi.experiments.scaling.scale import run_plan
 
 METHODS = ("greedy", "self_consistency", "weighted_best_of_n", "smc", "rebase")
@@ -359,43 +358,6 @@ def test_what_a_search_has_dismissed_is_no_solution(method, counts):
     record = record_of(batch, problem, dismissed, read_answer, 5, "solutions")
     # The last is a prefix that had not ended: its text has an answer, and it had none.
     assert record["complete"] == [True, counts, True, False]
-
-
-class Failing(RowWriter):
-    """A writer that fails at its second batch, as on a full disk."""
-
-    def __init__(self):
-        self.written = []
-
-    def write(self, batch, results, missing):
-        time.sleep(0.05)
-        if batch.seed == 2:
-            raise ResultsError("the disk is full")
-        self.written.append(batch.seed)
-
-
-def write_batches(writer, seeds, error=None):
-    with BackgroundWriter(writer) as file:
-        for seed in seeds:
-            file.write(Batch("smc", 1, seed, [], []), [], set())
-        if error is not None:
-            raise error
-
-
-def test_an_error_of_the_writer_surfaces_and_the_next_batch_is_written_too():
-    writer = Failing()
-    with pytest.raises(ResultsError, match="full"):
-        write_batches(writer, range(1, 6))
-    assert writer.written == [1, 3]
-    with pytest.raises(ResultsError, match="full"):
-        write_batches(writer, [2])
-
-
-def test_what_was_given_is_written_before_an_interruption_ends_the_run():
-    writer = Failing()
-    with pytest.raises(KeyboardInterrupt):
-        write_batches(writer, [7], KeyboardInterrupt())
-    assert writer.written == [7]
 
 
 def test_rows_without_texts_are_refused_and_counted(tmp_path):

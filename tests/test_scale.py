@@ -29,14 +29,13 @@ from tsi.experiments.scaling.methods import (
     get_methods,
     sampler_of,
 )
-from tsi.experiments.scaling.plan import batches, block_size, check_budgets, make_plan
+from tsi.experiments.scaling.plan import check_budgets, make_plan
 from tsi.experiments.scaling.plots import style_of
 from tsi.experiments.scaling.results import Cell, read_rows
 from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.shared_rollouts import first_rollouts
 from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.statistics.accuracy import accuracy, accuracy_interval
-from tsi.explorer import Explorer
 from tsi.results.estimand import estimand_of
 from tsi.results.selection import select
 
@@ -168,47 +167,6 @@ def test_results_without_slot_costs_are_refused():
     for bad, n in ((result._replace(slots=None), 2), (result, 5)):
         with pytest.raises(ConfigurationError, match="Run the method itself"):
             first_rollouts(bad, n, result.estimand)
-
-
-def test_blocks_are_what_the_engine_takes_at_once_and_cover_every_problem_once():
-    world = fake_world(17, rows=24)
-    for batch in batches(_plan(), world):
-        rows, method = batch.num_particles, get_method(batch.source)
-        sampler = sampler_of(batch.source, world.max_steps)
-        if isinstance(sampler, Explorer):
-            rows = sampler.plan(rows, world.max_steps).rows
-        if method.rounds is not None:
-            rows = method.rounds(rows).size
-        assert len(batch.problems) <= max(1, 24 // rows)
-    assert block_size(400, 2048 // 64) == 31
-    assert block_size(5, 1) == 1
-    for name in ("beam_search", "weighted_best_of_n"):
-        covered = [
-            problem.id
-            for batch in batches(_plan(budgets=(8,), seeds=1), world)
-            if batch.source == name
-            for problem in batch.problems
-        ]
-        assert covered == list(range(17))
-
-
-def test_problems_of_like_length_share_a_batch():
-    world = fake_world(120)
-    plan = _plan(("beam_search",), (8,), seeds=1)
-    sizes = [
-        {len(problem.prompt) for problem in batch.problems}
-        for batch in batches(plan, world)
-    ]
-    # Ten prompts of four letters, ninety of five, twenty of six, in blocks of five.
-    assert all(len(lengths) == 1 for lengths in sizes)
-
-
-def test_blocks_have_sizes_as_equal_as_can_be(tmp_path):
-    world = fake_world(17)
-    run_plan(
-        _plan(("beam_search",), (8,)), world, tmp_path / "rows.jsonl", progress=False
-    )
-    assert [len(ids) for *_, ids in world.engine.calls] == [5, 5, 5, 2] * 2
 
 
 @pytest.mark.long
