@@ -34,6 +34,7 @@ def scale(
     budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
     num_problems: int | None = None,
     seeds: int = 1,
+    temperatures: tuple[float, ...] = (),
     out: str | None = None,
     keep: Literal["all", "solutions", "none"] = "solutions",
     continue_anyway: bool = False,
@@ -55,6 +56,8 @@ def scale(
         num_problems: by default 420 of a generated task, with standard errors below 2.5
             points, and all of a file or a published benchmark.
         seeds: how many times each problem is run.
+        temperatures: of the policy, at each of which each method is run; rows, tables
+            and plots name methods as in smc@0.4. By default all run at --temperature.
         out: folder for rows, table and plots (default: results/TASK), or an address
             that fsspec supports, such as gs://bucket/folder.
         keep: what to keep beside the rows, compressed: the texts, answers, weights and
@@ -79,7 +82,7 @@ def scale(
     from tsi.experiments.scaling.write_report import write_report
     from tsi.experiments.worlds.chosen_task import choose_task
 
-    plan = make_plan(methods, budgets, seeds)
+    plan = make_plan(methods, budgets, seeds, temperatures)
     check_positive(num_problems=1 if num_problems is None else num_problems)
     dry.check()
     folder = parse_place(out or f"results/{problems.name}")

@@ -15,7 +15,7 @@ from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
 from tsi.experiments.scaling.curves import UNITS, Curves, Point, Rows, curves_of
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.scaling.paper_curves import PublishedCurve
-from tsi.experiments.scaling.plots import bar, style_of
+from tsi.experiments.scaling.plots import bar, style_of, styles_of
 from tsi.experiments.scaling.report import MIN_SHARED, percent, row_notes
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.rows import round_finite
@@ -77,7 +77,10 @@ def page_data(
         "settings": {key: str(value) for key, value in settings.items()},
         "units": {unit: label for unit, (label, _) in UNITS.items()},
         "bases": {unit: base for unit, (_, base) in UNITS.items()},
-        "methods": [_method(method) for method in curves],
+        "methods": [
+            {"name": name, "label": get_method(name).label, **_in_html(style)}
+            for name, style in styles_of(curves).items()
+        ],
         "points": [
             _point(method, budget, point)
             for method, curve in curves.items()
@@ -85,7 +88,7 @@ def page_data(
         ],
         "published": [
             {
-                **_style(curve.method),
+                **_in_html(style_of(curve.method)),
                 "label": curve.label,
                 "budgets": curve.budgets,
                 "accuracies": curve.accuracies,
@@ -146,12 +149,8 @@ def _common_settings(rows: Rows) -> dict[str, Any]:
     return common or {}
 
 
-def _method(method: str) -> dict[str, str]:
-    return {"name": method, "label": get_method(method).label, **_style(method)}
-
-
-def _style(method: str) -> dict[str, str]:
-    colour, marker, line = style_of(method)
+def _in_html(style: tuple[str, str, str]) -> dict[str, str]:
+    colour, marker, line = style
     return {"colour": colour, "dash": DASHES[line], "symbol": SYMBOLS[marker]}
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tsi.experiments.scaling.curves import Curves, Point
-from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.scaling.methods import base_of, get_method
 from tsi.experiments.statistics.bootstrap import (
     Curve,
     RateEstimate,
@@ -92,8 +92,11 @@ def compare_with_best(curves: Curves, budget: int) -> list[Comparison]:
     """
     here = [method for method, curve in curves.items() if budget in curve]
     references = sorted(
-        (method for method in REFERENCES if method in here),
-        key=lambda method: -curves[method][budget].accuracy,
+        (method for method in here if base_of(method) in REFERENCES),
+        key=lambda method: (
+            -curves[method][budget].accuracy,
+            REFERENCES.index(base_of(method)),
+        ),
     )
     pairs = [
         (method, next(r for r in references if r != method))
@@ -104,11 +107,12 @@ def compare_with_best(curves: Curves, budget: int) -> list[Comparison]:
 
 
 def chosen_pairs(curves: Curves) -> list[tuple[str, str]]:
-    """The challengers and baselines among the methods, in pairs."""
+    """The challengers and baselines of one temperature among the methods, in pairs."""
+    suffixes = dict.fromkeys(name.removeprefix(base_of(name)) for name in curves)
     return [
-        (a, b)
-        for a, b in product(CHALLENGERS, BASELINES)
-        if a in curves and b in curves
+        (a + suffix, b + suffix)
+        for suffix, a, b in product(suffixes, CHALLENGERS, BASELINES)
+        if a + suffix in curves and b + suffix in curves
     ]
 
 

@@ -12,8 +12,9 @@ from tsi.experiments.statistics.pass_at_k import pass_at_k
 def pass_at_budgets(curves: Curves) -> dict[int, tuple[float, float]]:
     """k -> pass@k and its standard error, clustered by problem.
 
-    All methods with independent samples share them, so the first one's largest pool is
-    used. Without such a method there is none.
+    All methods with independent samples share them (those of one temperature, if
+    methods have several), so the first one's largest pool is used. Without such a
+    method there is none.
 
     Args:
         curves: from `curves_of`; their budgets are the values of k.

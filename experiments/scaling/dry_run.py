@@ -20,9 +20,8 @@ from tsi.errors import ConfigurationError
 from tsi.experiments.places import Place
 from tsi.experiments.scaling.device_speed import Speed, measure_speed
 from tsi.experiments.scaling.methods import (
-    METHODS,
+    MethodSettings,
     get_method,
-    method_settings,
     sampler_of,
 )
 from tsi.experiments.scaling.plan import Plan, batches
@@ -111,11 +110,11 @@ def runs_of(
     Raises:
         ResultsError: the file cannot be continued.
     """
-    sampler_settings = {
-        name: method_settings(name, world.max_steps) for name in METHODS
-    }
     finished_cells = known_cells(
-        path, world.settings, sampler_settings, continue_anyway=continue_anyway
+        path,
+        world.settings,
+        MethodSettings(world.max_steps),
+        continue_anyway=continue_anyway,
     )
     return [
         Run(

@@ -1,30 +1,85 @@
 """Methods by name: their samplers, recorded settings and usable budgets.
 
+A name may have a temperature of the policy: ``smc@0.4`` is the method ``smc`` at
+temperature 0.4. Without one, a method runs at the temperature of the run.
+
 One `Sampler` is built per method and settings, because compiled programs are cached by
 sampler.
 """
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tsi.errors import UnknownNameError
+from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.scaling.method_list import METHODS, SHARED_SOURCE, STANDARD, Method
 from tsi.explorer import Explorer
 from tsi.sampler import Sampler
 
 __all__ = ["METHODS", "SHARED_SOURCE", "STANDARD", "Method"]
 
+AT = "@"
+"""Between the name of a method and a temperature."""
+
 
 def get_method(name: str) -> Method:
-    """The method of that name.
+    """The method of that name, such as "smc" or "smc@0.4".
 
     Raises:
         UnknownNameError: there is no such method; the message lists the known ones.
+        ConfigurationError: its temperature is not a positive number in its shortest
+            form, or the method fixes another.
     """
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    return METHODS[name]
+    base, at, number = name.partition(AT)
+    if base not in METHODS:
+        raise UnknownNameError("method", base, METHODS)
+    return _at_temperature(name, base, number) if at else METHODS[base]
+
+
+def _at_temperature(name: str, base: str, number: str) -> Method:
+    try:
+        temperature = float(number)
+    except ValueError:
+        temperature = math.nan
+    if not 0.0 < temperature < math.inf or name != name_at(base, temperature):
+        raise ConfigurationError(
+            f"The method {name!r} needs a positive temperature after {AT}, in its "
+            f"shortest form, as in {base}{AT}0.4."
+        )
+    method = METHODS[base]
+    if method.temperature is not None:
+        raise ConfigurationError(
+            f"The method {base} has the temperature {method.temperature:g}, and cannot "
+            f"run as {name!r}. Use {base}."
+        )
+    label = f"{method.label}, T = {number}"
+    return method._replace(temperature=temperature, label=label)
+
+
+def name_at(base: str, temperature: float) -> str:
+    """The name of a method at a temperature of the policy."""
+    return f"{base}{AT}{temperature:g}"
+
+
+def base_of(name: str) -> str:
+    """The name of a method without a temperature."""
+    return name.partition(AT)[0]
+
+
+def shared_source_of(name: str) -> str:
+    """The method whose run has the rollouts of an independent method."""
+    return SHARED_SOURCE + name.removeprefix(base_of(name))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Different names of methods in the order of tables, then by temperature."""
+    places = {name: place for place, name in enumerate(METHODS)}
+
+    def key(name: str) -> tuple[int, float]:
+        return places[base_of(name)], get_method(name).temperature or 0.0
+
+    return sorted(set(names), key=key)
 
 
 def get_methods(names: Iterable[str]) -> dict[str, Method]:
@@ -36,13 +91,28 @@ def get_methods(names: Iterable[str]) -> dict[str, Method]:
 
     Raises:
         UnknownNameError: there is no method of a name.
+        ConfigurationError: see `get_method`.
     """
     names = list(names)
     groups = {"all": tuple(METHODS), "standard": STANDARD}
     selected_names = groups.get(names[0], names) if len(names) == 1 else names
-    for name in selected_names:
-        get_method(name)
-    return {name: method for name, method in METHODS.items() if name in selected_names}
+    methods = {name: get_method(name) for name in selected_names}
+    return {name: methods[name] for name in in_order(methods)}
+
+
+def at_temperatures(names: Iterable[str], temperatures: Iterable[float]) -> list[str]:
+    """Each method at each temperature; one that has its own stays as it is.
+
+    Raises:
+        ConfigurationError: a temperature is not a positive number.
+    """
+    found = []
+    for name in names:
+        if get_method(name).temperature is None:
+            found += [name_at(name, temperature) for temperature in temperatures]
+        else:
+            found.append(name)
+    return list(get_methods(found))
 
 
 def method_settings(name: str, max_steps: int) -> dict[str, Any]:
@@ -59,19 +129,45 @@ def method_settings(name: str, max_steps: int) -> dict[str, Any]:
     return recorded
 
 
-@functools.cache
+class MethodSettings(Mapping[str, dict[str, Any]]):
+    """The settings of every method in a run, by name; names without temperature first.
+
+    Args:
+        max_steps: the target's step limit.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return method_settings(name, self.max_steps)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(METHODS)
+
+    def __len__(self) -> int:
+        return len(METHODS)
+
+
 def sampler_of(name: str, max_steps: int) -> Sampler | Explorer:
     """The method's sampler; the same object for the same arguments.
 
     Args:
-        name: of the method.
+        name: of the method; its temperature does not matter.
         max_steps: the target's step limit.
 
     Raises:
         UnknownNameError: there is no such method.
+        ConfigurationError: see `get_method`.
     """
+    get_method(name)
+    return _sampler_of(base_of(name), max_steps)
+
+
+@functools.cache
+def _sampler_of(name: str, max_steps: int) -> Sampler | Explorer:
     settings = method_settings(name, max_steps)["sampler"]
-    return get_method(name).constructor(**settings)
+    return METHODS[name].constructor(**settings)
 
 
 def budgets_of(name: str, budgets: Iterable[int]) -> list[int]:

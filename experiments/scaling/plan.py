@@ -13,11 +13,12 @@ import jax
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.methods import (
-    SHARED_SOURCE,
+    at_temperatures,
     budgets_of,
     get_method,
     get_methods,
     sampler_of,
+    shared_source_of,
 )
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.worlds.world import World
@@ -59,13 +60,20 @@ class Batch(NamedTuple):
         ]
 
 
-def make_plan(methods: Sequence[str], budgets: Sequence[int], num_seeds: int) -> Plan:
+def make_plan(
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    num_seeds: int,
+    temperatures: Sequence[float] = (),
+) -> Plan:
     """Check arguments and make a plan, with methods in the order of tables.
 
     Args:
         methods: names of methods, or "standard" or "all" alone.
         budgets: rollouts N, in any order.
         num_seeds: number of seeds.
+        temperatures: of the policy, at each of which each method is run; without any,
+            methods have the temperature of the run or of their names.
 
     Raises:
         UnknownNameError: there is no such method.
@@ -81,6 +89,8 @@ def make_plan(methods: Sequence[str], budgets: Sequence[int], num_seeds: int) ->
             f"{', '.join(invalid) or 'methods or budgets are missing'}."
         )
     names = tuple(get_methods(methods))
+    if temperatures:
+        names = tuple(at_temperatures(names, temperatures))
     return Plan(names, tuple(sorted(set(budgets))), num_seeds)
 
 
@@ -122,9 +132,12 @@ def batches(plan: Plan, world: World) -> Iterator[Batch]:
     shared_methods = [name for name in plan.methods if get_method(name).independent]
     for seed in range(plan.num_seeds):
         runs: list[tuple[str, int, list[tuple[str, int]]]] = []
-        if shared_methods:
-            outcomes = [(name, n) for name in shared_methods for n in plan.budgets]
-            runs.append((SHARED_SOURCE, max(plan.budgets), outcomes))
+        sources: dict[str, list[str]] = {}
+        for name in shared_methods:
+            sources.setdefault(shared_source_of(name), []).append(name)
+        for source, names in sources.items():
+            outcomes = [(name, n) for name in names for n in plan.budgets]
+            runs.append((source, max(plan.budgets), outcomes))
         for name in plan.methods:
             method = get_method(name)
             if name in shared_methods or (method.deterministic and seed > 0):

@@ -5,7 +5,7 @@ Methods also differ by marker and line, for prints in black and white.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tsi.experiments.scaling.curves import UNITS, Curves, Point
-from tsi.experiments.scaling.methods import METHODS, get_method
+from tsi.experiments.scaling.methods import AT, METHODS, base_of, get_method
 from tsi.experiments.scaling.paper_curves import CITATION, PublishedCurve
 from tsi.experiments.statistics.accuracy import ONE_ERROR, accuracy_interval, has_few
 from tsi.models.files import replace_file
@@ -36,6 +36,9 @@ STYLES: dict[str, tuple[str, str, str]] = {
 # For the other methods, in turn: no two have the same colour and marker.
 _COLOURS = ("#332288", "#117733", "#44AA99", "#88CCEE", "#999933", "#AA4499", "#661100")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
+
+LINES = ("-", "--", ":", "-.")
+"""Of the lowest temperature, the second lowest, and so on."""
 
 RC: dict[Any, Any] = {
     "axes.spines.right": False,
@@ -102,9 +105,10 @@ def save_accuracy_plots(
         # Measured seconds differ between methods, and so stay where they are.
         is_moved = unit != "seconds"
         shifts = spread(len(curves)) if is_moved else [1.0] * len(curves)
+        styles = styles_of(curves)
         for (method, curve), shift in zip(curves.items(), shifts, strict=True):
             points = list(curve.values())
-            _draw(axes, style_of(method), names[method], points, unit, shift)
+            _draw(axes, styles[method], names[method], points, unit, shift)
         axes.set_xscale("log", base=base)
         if unit == "rollouts":
             own = {budget for curve in curves.values() for budget in curve}
@@ -169,11 +173,28 @@ def spread(number: int) -> list[float]:
 
 def style_of(method: str) -> tuple[str, str, str]:
     """Colour, marker and line of a method, the same in every figure."""
-    if method in STYLES:
-        return STYLES[method]
-    place = [name for name in METHODS if name not in STYLES].index(method)
+    base = base_of(method)
+    if base in STYLES:
+        return STYLES[base]
+    place = [name for name in METHODS if name not in STYLES].index(base)
     colour = _COLOURS[place % len(_COLOURS)]
     return colour, _MARKERS[place // len(_COLOURS)], "-."
+
+
+def styles_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Styles in a figure, in which the temperatures of methods differ by their lines.
+
+    Args:
+        methods: all of the figure.
+    """
+    styles = {name: style_of(name) for name in methods}
+    own = {name: get_method(name).temperature or 0.0 for name in styles if AT in name}
+    temperatures = sorted({*own.values()})
+    for name, temperature in own.items():
+        colour, marker, _ = styles[name]
+        line = LINES[temperatures.index(temperature) % len(LINES)]
+        styles[name] = colour, marker, line
+    return styles
 
 
 def bar(point: Point) -> tuple[float, float]:

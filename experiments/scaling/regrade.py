@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from tsi.errors import ConfigurationError, ResultsError
 from tsi.experiments.places import Place
 from tsi.experiments.scaling.graded_run import GradedRun, Grading
-from tsi.experiments.scaling.methods import SHARED_SOURCE, get_method
+from tsi.experiments.scaling.methods import get_method, shared_source_of
 from tsi.experiments.scaling.particle_files import read_particles
 from tsi.experiments.scaling.row_format import (
     SETTINGS,
@@ -103,7 +103,8 @@ def _fields_of(
     by_run: dict[tuple[str, int, int | str], list[Line]] = {}
     for line in lines:
         method, _, seed, problem = line.cell
-        source = SHARED_SOURCE if get_method(method).independent else method
+        is_shared = get_method(method).independent
+        source = shared_source_of(method) if is_shared else method
         by_run.setdefault((source, seed, problem), []).append(line)
     answers = _answers(lines, correct)
     sizes: dict[Cell, int] = {}

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from tsi.experiments.scaling.methods import get_method
-from tsi.experiments.scaling.plots import PAPER_WIDTH, RC, save, style_of
+from tsi.experiments.scaling.plots import PAPER_WIDTH, RC, save, styles_of
 from tsi.experiments.statistics.calibration import NUM_BINS, Calibration
 
 NOTE = (
@@ -33,8 +33,9 @@ def save_reliability_plot(
         figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.93)
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="#9aa0a6", linewidth=1, label="calibrated")
+        styles = styles_of(found)
         for method, values in found.items():
-            colour, marker, line = style_of(method)
+            colour, marker, line = styles[method]
             x = [bin.probability for bin in values.bins]
             y = [bin.accuracy for bin in values.bins]
             lows = [bin.accuracy - bin.interval.low for bin in values.bins]

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tsi.errors import ConfigurationError, ResultsError
+from tsi.errors import ConfigurationError, ResultsError, TsiError
 from tsi.experiments.json_lines import (
     JsonLines,
     LineError,
@@ -26,7 +26,7 @@ from tsi.experiments.json_lines import (
     parse_object,
 )
 from tsi.experiments.places import Place
-from tsi.experiments.scaling.methods import METHODS
+from tsi.experiments.scaling.methods import get_method
 
 SETTINGS_ID, SETTINGS = "settings_id", "settings"
 
@@ -236,11 +236,13 @@ def _check_cell(cell: Cell) -> None:
         raise LineError(f"its problem cannot be {_shorten(cell.problem)}")
     if not isinstance(cell.method, str):
         raise LineError(f"its method cannot be {_shorten(cell.method)}")
-    if cell.method not in METHODS:
+    try:
+        get_method(cell.method)
+    except TsiError as error:
         raise LineError(
             f"there is no method {_shorten(cell.method)}; it was renamed, or its "
             "module must be imported first"
-        )
+        ) from error
 
 
 def _has_type(name: str, value: object) -> bool:

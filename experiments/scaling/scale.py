@@ -18,7 +18,7 @@ import jax
 from tsi.errors import ProblemError, ProcessError, Stopped
 from tsi.experiments.places import Place
 from tsi.experiments.scaling.kept_particles import Keep
-from tsi.experiments.scaling.methods import METHODS, method_settings, sampler_of
+from tsi.experiments.scaling.methods import MethodSettings, sampler_of
 from tsi.experiments.scaling.particle_files import ParticlesFile
 from tsi.experiments.scaling.plan import (
     Batch,
@@ -77,15 +77,11 @@ def run_plan(
     for batch in batches(plan, world._replace(problems=world.problems[:1])):
         method = sampler_of(batch.source, world.max_steps)
         world.engine.check_fits(method, batch.num_particles)
-    # Settings of all methods, because the file may have rows of other plans.
-    sampler_settings = {
-        name: method_settings(name, world.max_steps) for name in METHODS
-    }
     with (
         ResultsFile(
             path,
             world.settings,
-            sampler_settings,
+            MethodSettings(world.max_steps),  # of all, for rows of other plans
             index=group.index,
             count=group.count,
             continue_anyway=continue_anyway,

@@ -46,7 +46,8 @@ class SettingsCheck:
         continue_anyway: bool = False,
     ) -> None:
         self._settings = as_json(dict(settings))
-        self._method_settings = as_json(dict(method_settings or {}))
+        self._method_settings = method_settings or {}
+        as_json(dict(self._method_settings))  # refuses settings that are not JSON
         self._continue_anyway = continue_anyway
         self._accepted: set[tuple[str, str]] = set()
         self._others: Counter[str] = Counter()
@@ -54,7 +55,7 @@ class SettingsCheck:
 
     def settings_of(self, method: str) -> dict[str, Any]:
         """The settings of a method's rows."""
-        return self._settings | self._method_settings.get(method, {})
+        return self._settings | as_json(self._method_settings.get(method, {}))
 
     def check(self, path: Place, line: Line) -> None:
         """Compare the settings of a row.

@@ -8,7 +8,7 @@ send them by default. Unknown fields are ignored, as by other servers.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tsi.errors import UnknownNameError
+from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.serving.api_error import ApiError
 from tsi.experiments.serving.conversation import Conversation
@@ -222,7 +222,7 @@ def _own_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 def _check_method(name: str, budget: int) -> None:
     try:
         method = get_method(name[:MAX_ID])
-    except UnknownNameError as error:
+    except (ConfigurationError, UnknownNameError) as error:
         raise ApiError(str(error), param="tsi.method") from None
     if budget < method.smallest:
         raise ApiError(
