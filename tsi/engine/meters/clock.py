@@ -29,9 +29,10 @@ PARTS = (
     "compile",
     "idle",
 )
-"""Prompts read; rows copied between blocks and slots; tokens written; steps read by the
-reward; steps repeated; samplers and the rows that they ask for; all else that the host
-does; programs compiled, or read from disk; and nothing to do."""
+"""In order: reading prompts; copying rows between blocks and slots; drawing tokens;
+reading steps by the reward; repeating steps; samplers and the rows that they request;
+all other work of the host; compiling programs or reading them from disk; and idle
+time."""
 
 _here = threading.local()
 

@@ -20,7 +20,7 @@ from tsi.models.loading.catalogue import cache_directory
 MOST_BYTES = 2 * 2**30
 """Size of the cache in bytes; the least recently used programs are dropped."""
 WORTH_KEEPING = 0.1
-"""Programs that take at least so many seconds to compile are kept."""
+"""Programs that take at least this many seconds to compile are kept."""
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event that JAX sends when a program is compiled, or read from disk."""
 COMPILING = (
@@ -28,7 +28,7 @@ COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     COMPILED,
 )
-"""The events of all stages that a call waits for when it compiles its program."""
+"""The events of all stages of compilation for which a call waits."""
 
 
 def keep_programs() -> Path | None:

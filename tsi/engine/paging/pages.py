@@ -57,7 +57,8 @@ class Moves(NamedTuple):
 
 
 MOVES = 1024
-"""The most blocks that one call moves; one number, for one compiled program."""
+"""The most blocks that one call moves; a single number, so that one program is
+compiled."""
 
 
 def moves_of(copies: Copies) -> Iterator[Moves]:

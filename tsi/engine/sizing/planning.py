@@ -29,18 +29,18 @@ from tsi.models.partition import MODEL
 from tsi.reasoning.target import ReasoningTarget
 
 USABLE = 0.85
-"""The share of free memory that is planned; the rest is for reading."""
+"""The share of free memory that a plan uses; the rest is left for reading."""
 STORED = 0.2
-"""The share of that for prefixes that explorers store."""
+"""The share of the planned memory for prefixes that explorers store."""
 COPIES = 2
-"""Dense rows of a slot, at the moment when slots are copied."""
+"""Dense rows per slot while slots are being copied."""
 DRAWING = 3 * 4
-"""Bytes of a logit, and of what is made of it to draw a token."""
+"""Bytes per logit, including the temporary arrays of drawing a token."""
 MOST_ROWS, MOST_STORED = 4096, 65_536
-"""Limits on other grounds than memory."""
+"""Limits for reasons other than memory."""
 MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU = 128, 16_384
-"""On two cores 128 rows of the tiny models take a seventh less time than 2,048, because
-their keys and values stay in the processor's caches."""
+"""On two cores, 128 rows of the tiny models take a seventh less time than 2,048 rows,
+because their keys and values stay in the processor's caches."""
 
 
 class Need(NamedTuple):

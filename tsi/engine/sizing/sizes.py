@@ -5,28 +5,29 @@ from typing import NamedTuple
 from tsi.explorer import Plan
 
 BLOCK = 16
-"""Positions of a block, of models whose caches are large."""
+"""Positions per block for models with large caches."""
 BURST = 16
 """The most tokens of a burst."""
 PART = 0.125
-"""The share of the slots that must end their steps to end a burst."""
+"""The share of the slots that must have ended their steps for a burst to stop."""
 IN_FLIGHT = 2
-"""Rows in work per slot, so that no slot waits for the slowest row of a problem."""
+"""Rows of unfinished problems per slot; with more than one, no slot waits for the
+slowest row of a problem."""
 CHEAP = 2e9
 """FLOPs per token of all slots below which the host limits the speed."""
 READS = 8
-"""Rows whose steps are read together: with a question of 30 tokens that is a matrix
-large enough for two cores, and few of its rows are padding."""
+"""Rows whose steps are read together. With a question of 30 tokens this gives a matrix
+that is large enough for two cores, and few of its rows are padding."""
 COMPILATION = 1.5e11
-"""FLOPs that take as long as the compilation of a program, on a CPU of two cores; where
-much more is computed in a second, compilation takes longer as well."""
+"""FLOPs that take as long as the compilation of a program, on a CPU of two cores. On
+faster devices compilation takes longer as well."""
 SHARED = 512
-"""Positions of prompts from which on a problem's common past is read once for all of
-its rows: with less of it, what that takes is more than what it saves."""
+"""Prompts of at least this many positions are read once for all rows of a problem. For
+shorter ones the overhead is larger than the saving."""
 SHARED_ROWS = 4
-"""Rows of a problem from which on the same pays."""
+"""The fewest rows of a problem for which this saves time."""
 PREFILL = 16384
-"""Tokens of prompts that are read together."""
+"""Number of prompt tokens that are read together."""
 
 
 class Sizes(NamedTuple):
