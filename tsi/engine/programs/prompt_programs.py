@@ -58,8 +58,7 @@ def enter(
         stored: of P problems.
         fresh: prompts, and the results of `prefill`.
         rows: rows that are written; indices out of range are dropped.
-        origin: index of the fresh row that is copied to each. problems: place of each
-            fresh problem.
+        origin: index of the fresh row that is copied to each.
         problems: place of each fresh problem.
     """
     prompts, particles, reward, shared = fresh
