@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: their indices in the store.
-        replies: their replies.
+        replies: what the programs returned for these rows.
         before: number of their tokens before the step. A step that could not be
             repeated leaves the row, and therefore its number of tokens, unchanged.
         depths: index of each row's step.

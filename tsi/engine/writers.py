@@ -20,8 +20,8 @@ from tsi.engine.sizing.sizes import Sizes, chosen_of, coarse_room_of, room_of, w
 from tsi.reasoning.particles import ReasoningParams
 
 LAG = 64
-"""Positions of the common past that a slot may still hold itself. Loading the row again
-takes longer than attending to so many positions twice."""
+"""Number of positions of the common past that a slot may still contain itself. Loading
+the row again takes longer than attending to this many positions twice."""
 
 COPIES = 3
 """Cost of the programs for a new slot size, in bursts: a burst, a program that reads

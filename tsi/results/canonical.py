@@ -1,4 +1,4 @@
-"""The canonical form of an answer, by which particles vote.
+"""The canonical form of an answer; particles with the same form vote together.
 
 A model's text is never evaluated. Numbers are parsed by bounded regular expressions
 into exact fractions, so 1,000 = 1000.0 and \\frac{1}{2} = 0.5, but 0.333 is not 1/3.

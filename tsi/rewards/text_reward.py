@@ -23,8 +23,8 @@ class TextReward(HostReward):
         decode: maps a list of token ids to text.
         scale: what `score` returns, "log-odds" or a "probability". A probability of 1
             becomes log-odds of 16.64, and 0 becomes -inf
-            (:mod:`tsi.rewards.reward_scale`). floor: smaller probabilities are raised
-            to this value; None keeps 0 impossible.
+            (:mod:`tsi.rewards.reward_scale`).
+        floor: smaller probabilities are raised to this value; None keeps 0 impossible.
 
     Raises:
         UnknownNameError: there is no such scale.

@@ -22,7 +22,7 @@ from tsi.rewards.reward_scale import check_scale, log_odds_of
 from tsi.weights import weight_dtype
 
 QUESTION_BUCKET = 64
-"""Questions are padded to multiples of so many bytes, for few compiled shapes."""
+"""Questions are padded to a multiple of this many bytes, for few compiled shapes."""
 
 
 class QuestionBytes(NamedTuple):

@@ -43,7 +43,7 @@ from tsi.serving.step_requests import (
 )
 
 WAIT = 0.2
-"""The loop checks whether it has been stopped every so many seconds."""
+"""The loop checks after this many seconds whether it has been stopped."""
 
 
 class Arrival(NamedTuple):

@@ -80,9 +80,9 @@ def _machine() -> str:
 
 
 class Compilations(NamedTuple):
-    """Number of programs that a process compiled or read from disk, and seconds spent.
+    """Number of programs that a process compiled or read from disk, and the seconds.
 
-    Programs of models and all others are counted, in all threads.
+    All programs in all threads are counted, with or without models.
     """
 
     programs: int

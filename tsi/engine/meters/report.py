@@ -35,8 +35,8 @@ class Report(NamedTuple):
         seconds: seconds of each of :data:`tsi.engine.meters.clock.PARTS`, summed over
             groups of devices that work side by side. In an exact run, the time of a
             program is counted from its call to its last result, and all other time is
-            "host". In other runs, the parts are phases of the host. Compilation is
-            counted separately in both cases.
+            "host". In other runs, the parts are phases of the host. Compilation is a
+            separate part in both cases.
         programs: number of programs that were compiled, or read from disk, during the
             run.
         compile_seconds: seconds that the process spent on that, without tracing.
@@ -130,7 +130,7 @@ def in_turn(reports: Iterable[Report]) -> Report:
     """One report of several runs of one engine, one after the other.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no runs.
     """
     reports = list(reports)
     last, summed = reports[-1], total(reports)
