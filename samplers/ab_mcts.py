@@ -21,9 +21,9 @@ References:
         Differs: in the paper a node is a whole answer and a child is a refinement of
         it; here a node is a prefix and a child adds one step. A walk therefore
         continues from its new child (`to_end`), since otherwise most walks would end
-        before any solution does. A finished child cannot be continued and is not a
-        choice, and neither is a child of reward zero while a sibling has a positive
-        reward. The rewards of both kinds count for GEN and CONT as all others do.
+        before any solution does. A finished child cannot be continued and cannot be
+        chosen, nor can a child of reward zero while a sibling has a positive reward.
+        The rewards of such children still count for GEN and CONT.
 """
 
 from typing import NamedTuple
@@ -148,9 +148,9 @@ def ab_mcts(
     Args:
         posterior: "gaussian", "beta", or a function as in
             `tsi.samplers.parts.thompson`.
-        batch: number of parallel walks, at most N; larger values mean N. Walks of one
-            turn do not see each other's rewards. 1 is the published method; more walks
-            use a device better.
+        batch: number of parallel walks; values above N mean N. Walks of one turn do not
+            see each other's rewards. 1 is the published method; more walks use a device
+            better.
         to_end: whether a walk continues from its new child. If not, the budget may be
             spent before any solution is finished.
         select: how one answer is chosen.

@@ -6,14 +6,15 @@ particles. Here the ancestors before step t + 1 are drawn in proportion to
     v = w f(lp_t)^(lambda_t - 1),    0 <= lambda_t <= 1,
 
 which under the telescoping potential is the weight for a target whose score is raised
-to lambda_t. Offspring have the weights mean(v) w / v, which hold the part of the score
-that annealing left out, so the target is p(x) f(lp_T) for all lambdas. The lambdas are
-fixed in advance, or each is the largest for which the weights v keep an effective
+to lambda_t. Offspring have the weights mean(v) w / v, which contain the part of the
+score that annealing omitted, so the target is p(x) f(lp_T) for all lambdas. The lambdas
+are fixed in advance, or each is the largest for which the weights v keep an effective
 sample size,
 
     lambda_t = max { lambda : ESS(w f^(lambda - 1)) >= fraction N },
 
-found by bisection; if no lambda keeps it, lambda = 0, the weights without any score.
+found by bisection. If no lambda keeps this size, lambda = 0, the weights without any
+score.
 
 References:
     [1] Del Moral, Doucet and Jasra 2006, Sequential Monte Carlo samplers (sequences of

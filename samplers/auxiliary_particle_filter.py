@@ -12,9 +12,10 @@ exact for any v. epsilon keeps prefixes alive whose only trial had weight zero; 
 it the estimate would be biased where eta is zero and w is not. A step costs two rows of
 the policy, of which one is kept.
 
-The method helps if the prefix determines how good its continuations are. If they differ
-much from each other, one trial is noise and v is worse than w: on the table `peaked`
-with 16 particles the evidence has four times the variance of the plain filter's.
+The method helps if the prefix determines how good its continuations are. If the
+continuations differ much from each other, one trial is mostly noise and v is worse than
+w: on the table `peaked` with 16 particles, the evidence estimate has four times the
+variance of the plain filter's estimate.
 
 References:
     [1] Pitt and Shephard 1999, Filtering via simulation: auxiliary particle filters.

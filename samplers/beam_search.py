@@ -26,7 +26,7 @@ def beam_search(
     """Beam search with N / width beams of `width` continuations.
 
     Args:
-        width: M, continuations per beam; at most N, larger values mean N.
+        width: M, continuations per beam; values above N mean N.
         select: how one answer is chosen.
         num_islands: independent beam searches of N / num_islands particles.
 

@@ -6,7 +6,7 @@ twisted SMC after step t. The objective and its gradient are
     L(theta) = sum_t KL(sigma(x_{1:t}) || pi_t(x_{1:t})),
     -grad L = sum_t E_sigma[grad log psi_t] - E_{pi_t}[grad log psi_t].
 
-L is minimal at the exact twist, if that is in the family, and convex in theta if psi is
+If the exact twist is in the family, L is minimal there. L is convex in theta if psi is
 log-linear. Both expectations come from one run of twisted SMC with the current theta.
 After step t its particles have weights W_t under pi_t. Under sigma the weight of a
 particle is the sum of the final weights of its descendants,

@@ -120,7 +120,7 @@ def mcts(
     twice as many turns as expansions.
 
     Args:
-        width: children per expansion; at most N, larger values mean N.
+        width: children per expansion; values above N mean N.
         bonus: the exploration bonus, by default puct().
         to_end: whether a simulation continues from each expanded node to its best child
             until it reaches a finished node, and backs up that node's reward. If not,

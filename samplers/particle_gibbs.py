@@ -20,7 +20,7 @@ Variants: "corrected", the default, is the method above. "printed" and "released
 the algorithm of [3] as printed and as its code runs it. Their sweeps draw by the last
 reward only (`samplers.parts.published`), draw the next reference in the same way among
 the n particles, and end when the n - 1 new particles have finished. The last sweep is
-the result. They have no target. The code also weighs the reference at each step by its
+the result. They have no target. The code also weights the reference at each step by its
 reward after the next step.
 
 References:

@@ -9,18 +9,18 @@ is p(x_{1:t})^{alpha_t}. A particle that proposes x_t ~ q has the weight
 
     w_t = w_{t-1} p(x_{1:t-1})^{alpha_t - alpha_{t-1}} p(x_t | x_{<t})^{alpha_t} / q.
 
-A solution that has finished makes no step, and its weight changes by the first factor
-until the exponent is alpha. So the last target is p(x)^alpha whatever the ramp is, and
+A solution that has finished takes no step, and its weight changes by the first factor
+until the exponent is alpha. The last target is therefore p(x)^alpha for every ramp, and
 
     E[ exp(log_evidence) * (1/N) sum_i w^i phi(x^i) ] = sum_x p(x)^alpha phi(x)
 
 for every phi; the evidence is the sum of p^alpha over all solutions. With a potential,
 p^alpha is multiplied by its path weight, at every step.
 
-The proposal q is the target's. That at temperature 1 / alpha is proportional to
-p(x_t | x_{<t})^alpha token by token; of all proposals that depend only on the prefix
-it has the smallest variance of the weights [1]. The weight is then the normaliser of
-that distribution, so it is small where many continuations are likely. With the ramp,
+The proposal q is the target's. At temperature 1 / alpha, q is proportional to p(x_t |
+x_{<t})^alpha token by token. Among all proposals that depend only on the prefix, it
+gives weights of the smallest variance [1]. The weight is then the normaliser of this
+distribution, so it is small where many continuations are likely. With the ramp,
 prefixes are weighed by milder powers first, while they are short and differ little.
 
 References:

@@ -39,8 +39,8 @@ def expansion(width: int) -> Reproduction:
     """Keep n / width distinct particles of an island, and expand them.
 
     Args:
-        width: M, copies per kept particle; at most n, larger values mean n. The rule
-            raises `ConfigurationError` if M is less than one or does not divide n.
+        width: M, copies per kept particle; values above n mean n. The rule raises
+            `ConfigurationError` if M is less than one or does not divide n.
     """
 
     @with_typed_key
@@ -80,7 +80,7 @@ def smc_steering(
     """SMC steering: N / width prefixes, each expanded in `width` ways.
 
     Args:
-        width: M, expansions per prefix; at most N, larger values mean N.
+        width: M, expansions per prefix; values above N mean N.
         schedule: when to resample and expand.
         potential: product, telescoping or uniform; by default telescoping("odds").
         select: how one answer is chosen.

@@ -6,7 +6,7 @@ answer is the finished solution of the highest value. Only ranks matter, not the
 of the value head: AlphaMath's value in [-1, 1] is 2 r - 1 for a reward r, and log
 potentials give the same ranks.
 
-Seen as a particle method this is `beam_search(width)` with finished solutions kept
+As a particle method, this is `beam_search(width)` with finished solutions kept
 separately. If all solutions have the same number of steps, the two methods are equal,
 particle for particle.
 

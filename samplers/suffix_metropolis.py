@@ -11,15 +11,15 @@ The last factor is the ratio of the probabilities of that cut; without it
 so a move costs only its new steps.
 
 Power sampling was published with blocks: prefixes of B, 2B, ... steps are sampled in
-turn. In the printed algorithm texts are sequences of one length, that of the block, and
-nothing follows the end: c is uniform over the whole length, a cut beyond the end
-changes nothing, and A has no ratio of lengths. In the released code c is uniform over
-the current length, a proposal may not be longer than that, and it is compared with the
-current path up to its own length. The chain stops after the first block at whose end
-its path is a complete solution.
+turn. In the printed algorithm, texts are sequences of the same length, that of the
+block, and nothing follows the end of a solution: c is uniform over the whole length, a
+cut beyond the end changes nothing, and A has no ratio of lengths. In the released code
+c is uniform over the current length, a proposal may not be longer than that, and it is
+compared with the current path up to its own length. The chain stops after the first
+block at whose end its path is a complete solution.
 
-Start: C rollouts are weighted by pi / q and resampled, and are the initial states of C
-chains. A kernel that leaves pi invariant preserves proper weighting, so for every
+Start: C rollouts are weighted by pi / q and resampled, and become the initial states of
+C chains. A kernel that leaves pi invariant preserves proper weighting, so for every
 number of moves
 
     E[ mean initial weight * phi(state) ] = sum_x p(x)^power exp(s(x)) phi(x),
@@ -63,7 +63,7 @@ class Blocks(NamedTuple):
 
     Attributes:
         steps: B, the length of a block.
-        released: as in the released code, not as printed.
+        released: whether to follow the released code instead of the printed algorithm.
     """
 
     steps: int

@@ -12,7 +12,7 @@ only the variance. If psi is the conditional expectation of the future potential
 steps are proposed in proportion to p G psi, the evidence estimate has no variance.
 
 The sampler itself does not depend on the twist. It is SMC with telescoping potentials,
-in which psi cancels; for a target without a twist it is plain SMC.
+in which psi cancels. For a target without a twist it is plain SMC.
 
 References:
     [1] Zhao, Brekelmans, Makhzani and Grosse 2024, arXiv 2404.17546, Section 3.

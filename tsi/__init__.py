@@ -3,8 +3,8 @@
 A reasoning process is a Feynman-Kac model, and every way of spending more compute at
 inference time is a sampler of it. Experiments import from here, and from
 `tsi.samplers`, `tsi.targets`, `tsi.rewards` and `tsi.experiments`; ``docs/design.md``
-lists the names under *Public names*. A module is imported when the first of its names
-is used.
+lists the names under *Public names*. A module is imported when one of its names is
+first used.
 """
 
 from typing import TYPE_CHECKING

@@ -35,11 +35,11 @@ class CheckpointError(TsiError):
 
 
 class DownloadError(TsiError):
-    """A published file that could not be downloaded, or has another checksum."""
+    """A published file that could not be downloaded, or has a wrong checksum."""
 
 
 class ServerError(TsiError):
-    """An inference server that cannot be reached, refuses, or answers nonsense."""
+    """An inference server that cannot be reached, refuses, or sends invalid data."""
 
 
 class CapabilityError(TsiError):
@@ -61,7 +61,8 @@ class ProblemError(TsiError):
 
     Attributes:
         failures, steps, tracebacks: as above.
-        results: of the other problems, in order, if the caller asked for a list.
+        results: results of the other problems, in order, if the caller asked for a
+            list.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ def _describe(error: Exception) -> str:
     try:
         return repr(error)
     except Exception:
-        # A class whose repr fails must not cost the results of the other problems.
+        # A class whose repr fails must not lose the results of the other problems.
         return type(error).__name__
 
 
@@ -121,11 +122,11 @@ class Stopped(KeyboardInterrupt):
     A KeyboardInterrupt, so that handlers of errors do not catch it.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
 
     Attributes:
-        results: of the problems that had ended, in order, if the caller asked for a
-            list.
+        results: results of the problems that had ended, in order, if the caller asked
+            for a list.
     """
 
     def __init__(self, number: int) -> None:
@@ -157,8 +158,8 @@ def warn_of_invalid(count: int, subject: str) -> None:
     """Warn once per run of log potentials or corrections that were NaN or +inf.
 
     Args:
-        count: how many there were; zero gives no warning.
-        subject: what had them, the start of the sentence.
+        count: number of invalid values; zero gives no warning.
+        subject: subject of the warning's sentence: what had invalid values.
     """
     if count:
         warnings.warn(

@@ -1,8 +1,8 @@
 """The driver of explorers: one turn, and the loop over turns.
 
-A turn is ask, gather, cut back, step, store, tell. Rows that take no step cost nothing
-if the target can propose for some rows only (`propose_some`); otherwise their proposals
-are discarded.
+A turn consists of ask, gather, cut back, step, store, tell. Rows that take no step cost
+nothing if the target can propose for a subset of rows (`propose_some`); otherwise their
+proposals are discarded.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class Exploration(NamedTuple):
 
     Attributes:
         stored: M prefixes.
-        depths: number of steps of each, [M].
+        depths: number of steps of each stored prefix, [M].
         state: the explorer's state.
         turn: number of turns taken.
     """
@@ -33,7 +33,7 @@ class Exploration(NamedTuple):
 
 
 def as_store(target: Any) -> Any:
-    """The form of a target that stores prefixes; for most targets the target itself."""
+    """The target's version that stores prefixes; for most targets the target itself."""
     method = getattr(target, "as_store", None)
     return target if method is None else method()
 
@@ -83,14 +83,14 @@ def start(
 
 
 def put(target: Any, stored: Particles, slots: Int[Array, "W"], rows: Any) -> Particles:
-    """Write rows over the stored ones at `slots`; slots out of range are dropped."""
+    """Overwrite the stored rows at `slots`; slots out of range are dropped."""
     method = getattr(target, "put", None)
     if method is not None:
         return method(stored, slots, rows)
 
     def write(old: Array, new: Array) -> Array:
-        # Arrays made of lists are int64 under x64; the store keeps its types. Keys
-        # have one type only and cannot be cast.
+        # Arrays made from lists are int64 under x64, so rows are cast to the store's
+        # types. Keys have only one type and cannot be cast.
         new = new if new.dtype == old.dtype else new.astype(old.dtype)
         return old.at[slots].set(new, mode="drop")
 
@@ -98,7 +98,7 @@ def put(target: Any, stored: Particles, slots: Int[Array, "W"], rows: Any) -> Pa
 
 
 class StepResult(NamedTuple):
-    """Rows after a step: what is stored, and the reply to the explorer."""
+    """Rows after a step: the rows to store, and the reply to the explorer."""
 
     rows: Particles
     depths: Int[Array, "W"]
@@ -126,7 +126,7 @@ def step_rows(
         sources: the prefixes whose steps are repeated, gathered; None if there are
             none.
         params: the target's parameters.
-        limit: steps after which every row counts as finished.
+        limit: number of steps after which every row counts as finished.
     """
     if request.depths is not None:
         depths = jnp.minimum(depths, request.depths)
@@ -192,7 +192,7 @@ def _replayed_correction(
 
 
 def _slots_where(mask: Bool[Array, "W"]) -> Int[Array, "W"]:
-    """Slots that write each row over itself if the mask is set, and drop the rest."""
+    """Each row's own index where the mask is set; else an index out of range."""
     size = mask.shape[0]
     return jnp.where(mask, jnp.arange(size, dtype=jnp.int32), size)
 
@@ -217,7 +217,7 @@ def turn(
     *,
     max_steps: int | None = None,
 ) -> tuple[Exploration, Any]:
-    """One turn; also the explorer's info."""
+    """Run one turn; also return the explorer's info."""
     target = as_store(target)
     stored, depths, state, count = exploration
     keys: StepKeys = step_keys(key_steps, count)
@@ -239,7 +239,7 @@ def explore(
     *,
     max_steps: int | None = None,
 ) -> tuple[Exploration, Any]:
-    """Turns until the explorer is done; also its infos, [turns, ...], padded with zero.
+    """Run turns until the explorer is done; also return its infos, zero-padded.
 
     Arguments as in `start`; `key` is the run's key, as in `tsi.run`.
     """

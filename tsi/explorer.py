@@ -2,15 +2,15 @@
 
 A `Sampler` sees one generation of particles, each of which replaces its parent. Tree
 search, Markov chain Monte Carlo, conditional SMC and lookahead return to earlier
-prefixes. An `Explorer` therefore has a store of M prefixes. In each turn it requests
-that W of them be extended, and where the children are stored:
+prefixes. An `Explorer` therefore has a store of M prefixes. In each turn it chooses W
+prefixes to extend, and the places at which their children are stored:
 
     state = init(key, N, max_steps)
     state, request = ask(key, state)
     (each row: the stored parent, cut back if the request says so, takes one step)
     state, info = tell(key, state, reply)
 
-Like a sampler it never sees a token or a model. `tsi.run` and the engine take either.
+Like a sampler, it never sees a token or a model. `tsi.run` and the engine accept both.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What an explorer asks for in one turn.
+    """The request of an explorer in one turn.
 
     Attributes:
         parents: index of each stored prefix to extend, [W].
@@ -85,7 +85,7 @@ class Reply(NamedTuple):
 
 @runtime_checkable
 class ExplorerState(Protocol):
-    """The fields that the state of every explorer has, among others."""
+    """The fields that the state of every explorer must have."""
 
     @property
     def done(self) -> Bool[Array, "*batch"]:
@@ -133,7 +133,7 @@ class ExplorerInfo(NamedTuple):
 
 
 class Explorer(NamedTuple):
-    """Pure functions and properties, as in `tsi.sampler.Sampler`.
+    """Pure functions and properties of the method, as in `tsi.sampler.Sampler`.
 
     Attributes:
         plan: `(num_particles, max_steps) -> Plan`. Raises `ConfigurationError` for a
@@ -146,16 +146,16 @@ class Explorer(NamedTuple):
         select: how one answer is chosen, as in `Sampler`.
         needs: capabilities that the target must have, see `tsi.target.CAPABILITIES`.
         power: the target density is p(path)^power exp(path_log_weight).
-        endless: it is never done and its store does not fill up, so that it can be run
-            move by move, for instance by numpyro's MCMC.
+        endless: whether it is never done and its store does not fill up, so that it can
+            be run move by move, for instance by numpyro's MCMC.
         auxiliary: path weights of further targets that are sampled jointly; the
             reported evidence is the product of theirs and the target's.
-        auxiliary_temperatures: of these targets, where each is a temperature of the
-            first; empty where they are not, or where the temperatures adapt.
-        chain: its particles are states of Markov chains. They depend on each other, so
-            their weights alone give no standard errors.
-        acceptance: `state -> fraction` of moves accepted so far, NaN before the first;
-            None for a method without an accept step.
+        auxiliary_temperatures: temperatures of these targets, if they are tempered
+            versions of the first; empty if they are not, or if the temperatures adapt.
+        chain: whether its particles are states of Markov chains. These depend on each
+            other, so weights alone give no standard errors.
+        acceptance: `state -> fraction` of moves accepted so far, NaN before the first
+            move; None for a method without an accept step.
         default_particles: N of an endless explorer if the caller gives none.
         recipe: the call that made it, see `tsi.picklable`.
     """

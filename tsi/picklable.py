@@ -1,7 +1,7 @@
-"""Samplers that are pickled and printed as the call that made them.
+"""Pickle and print samplers as the call that made them.
 
-A sampler is a tuple of nested functions. They cannot be pickled, and their addresses
-tell a reader nothing. The constructor and its arguments can be pickled, make the same
+A sampler is a tuple of nested functions. These cannot be pickled, and printing them
+shows only addresses. The constructor and its arguments can be pickled, make the same
 sampler again, and print as one line:
 
     @picklable
@@ -27,7 +27,7 @@ class Recipe:
         constructor: the function that was called, defined in a module.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        fields: of the tuple that it returned, without the recipe.
+        fields: fields of the tuple that it returned, without the recipe.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Recipe:
 
 
 def picklable(constructor: Callable[P, R]) -> Callable[P, R]:
-    """Let the samplers, explorers or potentials of a constructor be pickled.
+    """Make the samplers, explorers or potentials of a constructor picklable.
 
     Args:
         constructor: a function of a module, which pickle finds by its name. Its
@@ -63,8 +63,8 @@ def describe(value: Any) -> str:
 
     The line is the call that made the tuple, with the arguments that were given:
     `smc(potential=telescoping('odds'), schedule=every_step)`. Fields that were changed
-    later follow as `._replace(...)`. A tuple without a recipe prints its own fields, as
-    far as they differ from the defaults.
+    later follow as `._replace(...)`. A tuple without a recipe prints the fields that
+    differ from their defaults.
     """
     recipe = value.recipe
     fields = value._replace(recipe=None)._asdict()

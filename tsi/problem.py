@@ -14,7 +14,7 @@ class Problem(NamedTuple):
         id: an integer from 0 to 2^32 - 1 or a string, unique within a run.
         prompt: the question as the policy reads it, before any chat template.
         answer: the canonical right answer, or one of them if the task has a verifier.
-        data: what the task's verifier needs in addition; JSON types only.
+        data: further data for the task's verifier; JSON types only.
     """
 
     id: int | str

@@ -6,9 +6,9 @@ An id is an integer or a string. The stream of problem i is
     fold_in(fold_in(fold_in(key, TAG), w_1), w_2)      for a string,
 
 with w_1 w_2 the first 64 bits of the SHA-256 of its UTF-8. Python's own hash of strings
-changes from process to process; this one does not change. "7" and 7 are different ids.
-Problems with the same id would share a random stream, and their results would not be
-independent. They are refused.
+changes from process to process; this hash does not. "7" and 7 are different ids.
+Problems with the same id are refused: they would share a random stream, and their
+results would not be independent.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ LIMIT = 2**32
 STRING_TAG = 0x6E616D65
 """Separates the streams of strings from those of integers."""
 MAX_NAMED = 5
-"""A message lists this many faults and counts the rest."""
+"""A message names at most this many faulty ids and gives the number of the others."""
 
 
 class IdWords(NamedTuple):
@@ -119,7 +119,7 @@ def id_words(ids: Iterable[Any]) -> IdWords:
     """P ids, integers or strings, as arrays.
 
     Raises:
-        ConfigurationError: one of them is not valid.
+        ConfigurationError: an id is not valid.
     """
     plain = [plain_id(id) for id in ids]
     words = [hash_words(id) if isinstance(id, str) else (id, 0) for id in plain]
@@ -130,7 +130,7 @@ def id_words(ids: Iterable[Any]) -> IdWords:
 
 
 def problem_keys(key: Key[Array, ""], ids: IdWords) -> Key[Array, " P"]:
-    """The key of each problem, from a typed key and the ids; see the module's text."""
+    """The key of each problem, from a typed key and the ids; see above."""
     fold, (first, second) = jax.vmap(jax.random.fold_in), ids.words.T
     of_integers = jax.vmap(jax.random.fold_in, (None, 0))(key, first)
     tagged = jax.random.fold_in(key, STRING_TAG)
@@ -139,9 +139,9 @@ def problem_keys(key: Key[Array, ""], ids: IdWords) -> Key[Array, " P"]:
 
 
 def problem_key(key: AnyKey, id: Any) -> Key[Array, ""]:
-    """The key under which an engine runs the problem of an id, integer or string.
+    """The key under which an engine runs the problem with an id, integer or string.
 
     Raises:
-        ConfigurationError: it is no id, or the key is none.
+        ConfigurationError: the id is not valid, or `key` is not a key.
     """
     return problem_keys(single_key(key), id_words([id]))[0]

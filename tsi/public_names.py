@@ -1,8 +1,8 @@
 """Public names of a package, imported when they are first used (PEP 562).
 
-``import tsi`` and ``tsi --help`` answer at once, since JAX is imported with the first
-name that needs it. Two packages have such names, `tsi` and `tsi.experiments`: the
-command line lies inside the second. All others import what they export.
+``import tsi`` and ``tsi --help`` are fast, since JAX is imported only with the first
+name that needs it. Two packages have such names: `tsi`, and `tsi.experiments`, which
+contains the command line. All other packages import the names that they export.
 """
 
 import sys
@@ -17,14 +17,14 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The functions ``__getattr__`` and ``__dir__`` of a package.
 
-    A public name may be that of the module that defines it, as `tsi.run` is. The import
-    system binds a module to its name when it has loaded it, and would hide the
-    function; what it binds there is the function instead.
+    A public name may equal the name of the module that defines it, such as `tsi.run`.
+    After loading a module, the import system binds the module to this name, which would
+    hide the function. Here it binds the function instead.
 
     Args:
-        package: its name, ``__name__``.
+        package: the package's ``__name__``.
         exports: public names, by the module that defines them.
-        modules: modules and packages inside it that are public as well.
+        modules: modules and packages inside the package that are public as well.
     """
     definer = {name: module for module, names in exports.items() for name in names}
     inside = frozenset(modules)

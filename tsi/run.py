@@ -104,8 +104,8 @@ def run(
         A `Run`.
 
     Raises:
-        ConfigurationError: the sampler cannot use so many particles, or the key is not
-            a single JAX key.
+        ConfigurationError: the sampler cannot use this number of particles, or the key
+            is not a single JAX key.
     """
     key = single_key(key)
     limit = step_limit(target, max_steps)

@@ -8,8 +8,9 @@ the next step, and `tell` takes the log potentials of the extended particles:
     (the target gathers the ancestors and extends each by one step)
     state, info = tell(key, state, log_potentials, log_corrections, finished)
 
-So a method fits into one short file, it can be tested on a table of numbers, and the
-same sampler runs in `tsi.run` and in the engine, which works on many problems at once.
+A method therefore fits into one short file and can be tested on a table of numbers, and
+the same sampler runs in `tsi.run` and in the engine, which works on many problems at
+once.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ Select = str
 
 @runtime_checkable
 class SamplerState(Protocol):
-    """The fields that the state of every sampler has, among others."""
+    """The fields that the state of every sampler must have."""
 
     @property
     def log_weights(self) -> Float[Array, "*batch N"]:
@@ -63,8 +64,8 @@ class Sampler(NamedTuple):
             search, DVTS, REBASE).
         select: how one answer is chosen: "posterior", "argmax", "vote" or
             "weighted_vote".
-        prunes: particles of weight zero keep weight zero, and drivers need not extend
-            them.
+        prunes: whether particles of weight zero keep weight zero, so that drivers need
+            not extend them.
         recipe: the call that made it, see `tsi.picklable`.
     """
 

@@ -5,7 +5,7 @@ split(fold_in(key_steps, t), 3)`. A step's randomness is therefore a function of
 (key, t) alone, and every driver that follows this rule draws the same samples.
 
 JAX has two styles of keys: typed arrays (`jax.random.key`), and uint32 arrays
-(`jax.random.PRNGKey`). Public functions take either and convert it to the first.
+(`jax.random.PRNGKey`). Public functions accept both and convert them to typed keys.
 """
 
 import functools
@@ -35,7 +35,7 @@ def typed_key(keys: AnyKey) -> Key[Array, "*batch"]:
         keys: typed, [...]; or uint32 [..., 2] (threefry) or [..., 4] (rbg).
 
     Raises:
-        ConfigurationError: for anything else, such as a seed.
+        ConfigurationError: for any other argument, such as a seed.
     """
     is_array = isinstance(keys, jax.Array | np.ndarray)
     if is_array and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
@@ -48,7 +48,7 @@ def typed_key(keys: AnyKey) -> Key[Array, "*batch"]:
             "jax.random.key(seed), or an old-style jax.random.PRNGKey(seed)."
         )
     kind = {2: "threefry2x32", 4: "rbg"}[words]
-    # Two implementations have four words; for a raw key the default decides.
+    # Two implementations have keys of four words; the default decides for a raw key.
     default = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
     if words == 4 and default == "unsafe_rbg":
         kind = default
@@ -62,7 +62,7 @@ def single_key(key: AnyKey) -> Key[Array, ""]:
         key: typed, or uint32 [2] or [4].
 
     Raises:
-        ConfigurationError: for anything else, such as a seed or several keys.
+        ConfigurationError: for any other argument, such as a seed or several keys.
     """
     one = typed_key(key)
     if one.ndim:
@@ -74,7 +74,7 @@ def single_key(key: AnyKey) -> Key[Array, ""]:
 
 
 def with_typed_key(function: Callable[P, R]) -> Callable[P, R]:
-    """Let the first argument `key` of a function be of either style.
+    """Allow the first argument `key` of a function to have either style.
 
     Raises:
         ConfigurationError: when called, for anything but one key.

@@ -1,7 +1,7 @@
 """The target contract: a Feynman-Kac model from which samplers sample.
 
-A target is a Feynman-Kac model in steps: `propose` draws x_t given the particle so far
-(the proposal q; its density ratio to the policy p comes back as log p - log q), and
+A target is a Feynman-Kac model in steps. `propose` draws x_t from the proposal q given
+the particle so far, and also returns log p - log q, where p is the policy.
 `log_potential` is log G_t of the extended prefix.
 """
 
@@ -21,10 +21,10 @@ Particles = Any
 class Target(Protocol):
     """The methods of a target that `tsi.run` and the engine call; all are pure.
 
-    An attribute `max_steps`, where there is one, is the step limit that drivers use by
-    default. Randomness of particle i comes from `fold_in(key, i)` alone, so that a
-    particle's stream does not depend on how many others there are. The step t is one
-    number, or [N] if rows have different depths: the number of steps of each row.
+    If there is an attribute `max_steps`, drivers use it as the default step limit.
+    Particle i uses only `fold_in(key, i)`, so that its random stream does not depend on
+    the number of particles. The step t is one number, or [N] if rows have different
+    depths: the number of steps of each row.
     """
 
     def init(self, key: Key[Array, ""], num_particles: int, params: Any) -> Particles:
@@ -98,7 +98,7 @@ def require(target: Any, capability: str, needed_by: str) -> Any:
 
 
 def where_rows(flags: Bool[Array, "N"], yes: Particles, no: Particles) -> Particles:
-    """Rows of one tree where the flags are set, and of the other elsewhere."""
+    """Rows of the first tree where the flags are set, and of the second elsewhere."""
 
     def choose(a: Array, b: Array) -> Array:
         return jnp.where(flags.reshape(-1, *[1] * (a.ndim - 1)), a, b)

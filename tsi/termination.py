@@ -14,7 +14,7 @@ class Request:
 
     Attributes:
         signals: number of signals since `terminable` began.
-        by_group: whether one of them says that another process of the run stops.
+        by_group: whether one of them means that another process of the run is stopping.
     """
 
     signals: int = 0
@@ -25,11 +25,12 @@ _request = Request()
 
 
 def is_repetition() -> bool:
-    """Count a signal; also whether it repeats the request of `stop_with_group`.
+    """Count a signal; return whether it repeats the request of `stop_with_group`.
 
     A scheduler signals all processes of a run, some later than others, and the first
-    process that stops makes the others stop. Both are one request. They must not count
-    as two signals, since a second signal ends the program at once.
+    process that stops also stops the others. A process may thus receive the same
+    request twice. This must not count as two signals, since a second signal ends the
+    program at once.
     """
     _request.signals += 1
     return _request.by_group and _request.signals == 2

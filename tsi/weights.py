@@ -36,8 +36,8 @@ def centre(
     """Subtract the largest finite value of the last axis; also return that value.
 
     The difference of two large numbers is exact, and the sum of a large number and a
-    weight is not. So a constant that all values share is subtracted first, and no
-    decision depends on it.
+    weight is not. A constant that all values share is therefore subtracted first, so
+    that no decision depends on it.
 
     Args:
         log_values: [N]; -inf is not changed.
@@ -57,7 +57,7 @@ class CompensatedSum(NamedTuple):
 
     Attributes:
         value: the sum, rounded.
-        rest: the exact sum less `value`.
+        rest: the exact sum minus `value`.
 
     Source: Neumaier 1974, Rundungsfehleranalyse einiger Verfahren zur Summation
     endlicher Summen.
@@ -74,7 +74,7 @@ class CompensatedSum(NamedTuple):
             larger, (self.value - value) + term, (term - value) + self.value
         )
         rest = jnp.where(jnp.isfinite(value), self.rest + lost, 0.0)
-        # So that the value is the rounded sum, and the rest less than half an ulp.
+        # This makes `value` the rounded sum, and `rest` smaller than half an ulp.
         whole = value + rest
         return CompensatedSum(
             whole, jnp.where(jnp.isfinite(whole), rest - (whole - value), 0.0)

@@ -36,7 +36,7 @@ class Deterministic:
 
 
 def effective_width(width: int, num_particles: int, method: str) -> int:
-    """The width for N particles: at most N, larger values mean N.
+    """The width for N particles; values above N mean N.
 
     Raises:
         ConfigurationError: if the width is less than one or does not divide N.

@@ -12,7 +12,8 @@ scores become log weights:
 
 (written for weights; the code adds logarithms). `telescoping` and `terminal` have the
 same target except at zeros. Under telescoping, which allows resampling, a prefix of
-score zero stays dead. Under terminal, which does not, it may get weight again.
+score zero stays dead. Under terminal, which does not allow resampling, the prefix may
+get weight again.
 
 A log potential of NaN or +inf is invalid. It counts as -inf, an impossible prefix, both
 in the weights of particles and in the path weight.
@@ -45,8 +46,9 @@ def reward(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
 def softmax(log_potentials: Float[Array, "..."]) -> Float[Array, "..."]:
     """Weight exp(r), and zero if the log potential is -inf: an impossible prefix.
 
-    Published code uses exp(0) for it. But a truncated solution or a forbidden step is
-    not a solution of reward zero, and with exp(0) it would survive resampling.
+    Published code uses weight exp(0) for an impossible prefix. But a truncated solution
+    or a forbidden step is not a solution of reward zero, and with exp(0) it would
+    survive resampling.
     """
     return jnp.where(
         log_potentials == -jnp.inf, -jnp.inf, jax.nn.sigmoid(log_potentials)
@@ -170,7 +172,7 @@ def telescoping(transform: str | Transform = "odds") -> Potential:
 
 @picklable
 def terminal(transform: str | Transform = "reward") -> Potential:
-    """Only the last score counts, without resampling: best-of-N."""
+    """Only the last score counts, without resampling, as in best-of-N."""
     f = get_transform(transform)
 
     def log_factor(scores: Array, before: Array, live: Array) -> Array:
@@ -184,7 +186,7 @@ def terminal(transform: str | Transform = "reward") -> Potential:
 
 @picklable
 def latest(transform: str | Transform = "odds") -> Potential:
-    """The latest score is a rank: beam search, DVTS, REBASE.
+    """The latest score is a rank, as in beam search, DVTS and REBASE.
 
     Corrections of the proposal are ignored, since a rank is not an importance weight.
     """

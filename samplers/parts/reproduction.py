@@ -6,9 +6,9 @@ and give an offspring of i the weight
     mean(v) w_i / v_i.
 
 Particle i has n v_i / sum(v) offspring on average, whose total weight is w_i on average
-for any v. So the weighted empirical measure keeps its expectation, and v can be chosen:
-v = w makes all offspring equal, a flatter v keeps more particles, and a v that looks
-ahead favours promising ones. A rule that breaks this balance has no target.
+for any v. The weighted empirical measure therefore keeps its expectation for any choice
+of v: v = w makes all offspring equal, a flatter v keeps more particles, and a v that
+looks ahead favours promising particles. A rule without this balance has no target.
 
 References:
     [1] Liu, Chen and Logvinenko 2001, A theoretical framework for sequential importance

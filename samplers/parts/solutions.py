@@ -83,7 +83,7 @@ def best_solutions(
     order = sort_best_first(log_potentials, classes)
     count = jnp.sum(classes == jnp.max(classes))
     places = jnp.arange(size)
-    # A slice: gathered by places, programs of XLA on CPUs crash (jax 0.10.2, K = 2).
+    # A slice instead of a gather, which crashes XLA on CPUs (jax 0.10.2, K = 2).
     members = jnp.where(places < count, order[:size], order[0])
     return Solutions(
         members,

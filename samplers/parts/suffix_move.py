@@ -6,7 +6,7 @@ new end from the proposal q, and accepts the result x' with probability min(1, A
     A = pi(x') q(x_{>c} | x_{<=c}) L(x) / (pi(x) q(x'_{>c} | x_{<=c}) L(x')),
 
 which leaves pi(x) \propto p(x) exp(lambda s(x)) invariant. L(x) / L(x') is the ratio of
-the probabilities of that cut; without it short paths would be favoured.
+the probabilities of this cut; without it, short paths would be favoured.
 
 References:
     [1] Faria et al. 2024, QUEST, arXiv 2406.00049.

@@ -44,7 +44,7 @@ def shared_budget(
         min_sweeps: minimum number of sweeps.
 
     Raises:
-        ConfigurationError: if N cannot be divided so.
+        ConfigurationError: if N cannot be divided in this way.
     """
     if particles_per_sweep is not None:
         size, rest = particles_per_sweep, num_particles % max(particles_per_sweep, 1)

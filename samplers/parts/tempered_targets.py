@@ -354,7 +354,7 @@ def tempered_explorer(
         init,
         ask,
         tell,
-        # Offspring of a deterministic scheme have no expectation to be unbiased in.
+        # A deterministic scheme is not unbiased, so the method then has no target.
         None if isinstance(resampling, Deterministic) else score,
         select,
         needs=("truncate",),

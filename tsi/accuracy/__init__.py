@@ -1,1 +1,1 @@
-"""How far a run can be trusted: tails of weights, errors of evidence and answers."""
+"""The accuracy of a run: tails of weights, errors of evidence and answers."""

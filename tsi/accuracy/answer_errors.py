@@ -4,7 +4,7 @@ The posterior probability of answer a is a ratio of sums of normalised weights,
 
     p_a = sum_i W_i [a_i = a] / sum_i W_i [i has an answer],
 
-whose first-order error is that of the sum of residuals, over particles with an answer,
+whose first-order error is that of the sum of the residuals of particles with an answer,
 
     r_i = W_i ([a_i = a] - p_a) / sum_j W_j.
 
@@ -18,12 +18,12 @@ The factor corrects for pairs of families that R resamplings have removed [3]:
 With R = 0 every particle is its own Eve, and the factor replaces N by N - 1 as in a
 sample variance.
 
-Accuracy. The estimate is first-order. On the tables of `tsi.targets.tabular` the
-mean of se^2 is 0.86 to 1.01 times the variance over runs at N = 64, and 0.3 to 1.1
-times at N = 8, too small mainly for answers that were decided in early steps. The
-theorem does not cover systematic and the other low-variance resamplings; with
-systematic it is 0.95 to 1.05 times at N = 64, and 0.5 to 1.4 at N = 8. It is zero if
-all answers agree, which does not mean that no other answer is possible.
+Accuracy. The estimate is first-order. On the tables of `tsi.targets.tabular`, the mean
+of se^2 is 0.86 to 1.01 times the variance over runs at N = 64, and 0.3 to 1.1 times at
+N = 8, where it is too small mainly for answers that were decided in early steps. The
+theorem does not cover systematic and other low-variance resampling. With systematic
+resampling the ratio is 0.95 to 1.05 at N = 64, and 0.5 to 1.4 at N = 8. The estimate is
+zero if all answers agree, which does not mean that no other answer is possible.
 
 References:
     [1] Owen 2013, Monte Carlo theory, methods and examples, equation 9.9.

@@ -1,7 +1,8 @@
 """Path degeneracy: the number of particles of each step with descendants at the end.
 
-Every resampling removes some particles, so the final ones share their early steps. If
-only one ancestor is left at a step, the run has a single sample of the steps before.
+Every resampling removes some particles, so the final particles share their early steps.
+If only one ancestor is left at a step, the run has a single sample of all steps up to
+this one.
 
 Source: Jacob, Murray and Rubenthaler 2015, arXiv 1307.3180.
 """
@@ -28,7 +29,7 @@ def lineages(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "T N"]:
 
 
 def unique_ancestors(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "T"]:
-    """Distinct particles of each step with descendants at the end; the last is N.
+    """Number of particles of each step with descendants at the end; the last is N.
 
     The first number is that of the Eves, since there is no resampling before step 0.
     """

@@ -1,7 +1,7 @@
 """Error estimates of a run, from its weights and genealogy.
 
-Computed on the host in numpy: a few sums per problem, over arrays whose shapes change
-from run to run.
+They are computed on the host in numpy, since they are a few sums per problem, over
+arrays whose shapes change from run to run.
 """
 
 import math
@@ -18,7 +18,7 @@ from tsi.accuracy.pareto import pareto_k
 
 
 def normalise(log_weights: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    """Weights that sum to one; equal ones if all are zero."""
+    """Weights that sum to one; equal weights if all are zero."""
     log_weights = np.asarray(log_weights, np.float64)
     top = log_weights.max()
     if not np.isfinite(top):
@@ -57,15 +57,15 @@ def diagnose(
         answers: canonical answers.
         log_weights: of the final particles, in any normalisation.
         log_evidence: of the run; if it is -inf, the errors are NaN.
-        families: a number per particle from 0 to N - 1; particles of one number depend
-            on each other. See `eves` and `prefix_families`.
-        num_resamplings: R, how often the run resampled.
+        families: a number per particle from 0 to N - 1; particles with the same number
+            depend on each other. See `eves` and `prefix_families`.
+        num_resamplings: R, number of resamplings of the run.
         has_evidence: False if the log evidence estimates nothing, or if particles
             resample in islands or come from a store, for which its variance is not
             known.
-        has_errors: False if the particles are no weighted sample: the spread of ranks
-            does not estimate an error, and the dependence between states of a chain
-            cannot be estimated from their weights.
+        has_errors: False if the particles are not a weighted sample: the spread of
+            ranks does not estimate an error, and the dependence between states of a
+            chain cannot be estimated from their weights.
     """
     shares = normalise(log_weights)
     unknown = math.isinf(log_evidence) or not has_errors
@@ -87,12 +87,12 @@ def eves(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "N"]:
 
 
 def prefix_families(past: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "N"]:
-    """Families of an explorer's members: those with the same first step are one.
+    """Families of an explorer's members: members with the same first step.
 
-    Copies of one solution of a single step are one family as well.
+    Copies of a solution of one step are therefore one family as well.
 
     Args:
-        past: what the members have in common, see `common_past`.
+        past: common past of the members; see `common_past`.
     """
     return past[min(1, len(past) - 1)]
 

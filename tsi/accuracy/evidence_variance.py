@@ -8,7 +8,7 @@ index of the first ancestor of particle i), normalised weights W_i and R resampl
 
 and Z_hat^2 V is an unbiased estimate of Var(Z_hat) when every resampling is
 multinomial. The theorem does not cover systematic and other low-variance resampling,
-for which the estimate is usually too large. One island only.
+for which the estimate is usually too large. The run must have a single island.
 
 References:
     [1] Lee and Whiteley 2018, arXiv 1509.00394, equation 8 and section 4.1 (weighted

@@ -32,10 +32,10 @@ def pareto_k(log_weights: Float[np.ndarray, "N"]) -> float:
         log_weights: of the final particles, in any normalisation; -inf is zero weight.
 
     Returns:
-        k, or NaN if fewer than five weights are above the threshold: always for less
-        than 25 particles, and if all weights are equal or tie at the threshold. After a
-        resampling the final weights are those of the last steps only, so that k does
-        not measure earlier losses.
+        k, or NaN if fewer than five weights are above the threshold. This is always so
+        for fewer than 25 particles, and if all weights are equal or tie at the
+        threshold. After a resampling, the final weights contain only the last steps, so
+        k does not measure earlier losses.
     """
     log_weights = np.asarray(log_weights, np.float64)
     tail_length = math.floor(min(log_weights.size / 5, 3 * log_weights.size**0.5))
@@ -64,7 +64,8 @@ def generalized_pareto_k(exceedances: Float[np.ndarray, "M"]) -> float:
     grid_size = 30 + math.floor(size**0.5)
     places = np.arange(1, grid_size + 1) - 0.5
     grid = 1 / x[-1] + (1 - np.sqrt(grid_size / places)) / (3 * quartile)
-    # At zero the law is exponential and the formula 0 / 0, so a value next to it.
+    # At zero the law is exponential and the formula gives 0 / 0, so use a value near
+    # zero.
     grid = np.where(grid == 0.0, np.finfo(float).eps / x[-1], grid)
     k = np.log1p(-grid[:, None] * x).mean(axis=1)
     log_likelihood = size * (np.log(-grid / k) - k - 1)

@@ -1,7 +1,8 @@
 """The evidence from independent replicates, with the error of its logarithm.
 
-The mean of R unbiased estimates is unbiased, and its logarithm is not, so replicates
-are averaged before the logarithm is taken. By the delta method
+The mean of R unbiased estimates is unbiased, but the mean of their logarithms is not an
+unbiased log evidence, so replicates are averaged before the logarithm is taken. By the
+delta method
 
     se(log Z_bar) = sd(Z) / (sqrt(R) Z_bar),    sd with R - 1 in the denominator.
 """

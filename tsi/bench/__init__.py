@@ -1,1 +1,1 @@
-"""The bench: checks of samplers and of targets against known answers."""
+"""Conformance checks of samplers and of targets, against known answers."""

@@ -13,7 +13,7 @@ inputs, and reports which promises of the contract it keeps:
   `tsi.bench.far_below`);
 - counts: invalid potentials and lost populations are counted (see
   `tsi.bench.reported_counts`);
-- finished: the log potentials of a finished particle have no effect;
+- finished: the log potentials of particles that have finished have no effect;
 - zero weights: potentials of -inf, NaN or +inf never give NaN, and the evidence
   estimate is zero if the evidence is zero;
 - ancestors: int32, within range, and no particle of zero weight is copied over another
@@ -33,8 +33,9 @@ probability below 0.003.
 
 Samplers without a target (`path_log_weight=None`) skip the checks of a target.
 
-A broken promise is reported with the line of the function that broke it, or of all
-functions that may have. An error that the sampler raises is reported with its line.
+A broken promise is reported with the line of the function that broke it, or with the
+lines of all functions that may have broken it. An error that the sampler raises is
+reported with its line.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,7 +101,7 @@ RunCheck = Callable[[], list[Check]]
 def target_checks(
     name: str, target: KnownTarget, sampler: Sampler | Explorer, result: Run
 ) -> list[Check]:
-    """Whether many runs estimate the measure that the sampler targets."""
+    """Checks whether many runs estimate the measure that the sampler targets."""
     return _judge_target(name, target, sampler, result)[0]
 
 

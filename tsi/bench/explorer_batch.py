@@ -1,13 +1,13 @@
 """Explorers in a batch: the results of a problem do not depend on the other problems.
 
-Four problems with their own keys run together under vmap, and each of them alone. Two
-have ordinary replies, the replies of one are NaN, and one is finished after its first
-step, so that the others continue beside a problem that is done. Replies are synthetic,
-but which prefixes have finished is consistent with the requests.
+Four problems with their own keys run together under vmap, and each of them runs alone.
+Two have ordinary replies, one has replies of NaN, and one is finished after its first
+step, so that the others continue in a batch with a problem that is done. Replies are
+synthetic, but their finished flags are consistent with the requests.
 
 `init`, `ask` and `tell` are compiled separately, as in the engine, where only the state
-is passed between them. A value passed in a closure would be lost there, and is found
-here.
+is passed between them. A value that is passed in a closure would be lost in the engine;
+this check finds it.
 """
 
 from collections.abc import Callable

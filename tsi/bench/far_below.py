@@ -2,19 +2,19 @@
 
 Two checks of a sampler's draws of ancestors:
 
-- range: two particles have weight, one of them far below the other. If a rule always
-  keeps the lower one when its log weight is 12 below, it does not draw in proportion to
-  weights, which would keep it once in 20,000 draws. Then it must not always lose it at
-  40, 80 and 120 below, where only rounding can make a difference. (A rule that draws in
-  proportion to a power of the weights would keep it with probability 0.999 at 12 and
-  0.03 at 120.)
+- range: two particles have weight, one of them far below the other. A draw in
+  proportion to weights would keep the lower one once in 20,000 draws when its log
+  weight is 12 below. A rule that always keeps it there follows another rule, and must
+  then not always lose it at 40, 80 and 120 below, where only rounding can make a
+  difference. (A rule that draws in proportion to a power of the weights would keep it
+  with probability 0.999 at 12 and 0.03 at 120.)
 - resolution: 8 of 16,384 particles have nearly all the weight, and each of the others
   has 2^-28 of it. Together these must keep their weight, 2^-14, and each must have a
   chance to be drawn. A cumulative sum in float32 has steps of 2^-24, so that most of
   the light particles can never be drawn and the same few are drawn repeatedly; the same
-  happens with a uniform number of 23 random bits. With each of 256 keys about one light
-  particle is drawn, so that about 2 of them are drawn twice by chance, and 64 with such
-  rounding.
+  happens with a uniform number of 23 random bits. Each of 256 keys draws about one
+  light particle, so that about 2 light particles are drawn twice by chance, and about
+  64 with such rounding errors.
 """
 
 import numpy as np

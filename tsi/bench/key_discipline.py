@@ -1,8 +1,8 @@
 """Check that no key is used twice, by JAX's checker of key reuse.
 
-Two draws from the same key are equal, which may not show in a sampler's output. Two
+Two draws from the same key are equal, but a sampler's output may not show this. Two
 turns are traced in one program, so that a key that is kept in the state between turns
-is found as well. `tsi.bench.key_values` compares keys by value, and finds equal keys
+is found as well. `tsi.bench.key_values` compares keys by value, and so finds equal keys
 that are derived in different ways.
 """
 
@@ -33,7 +33,8 @@ def key_check(
 
     try:
         with jax.debug_key_reuse(True):
-            # The checker remembers used keys, and this one belongs to the caller.
+            # Copy the key: the checker marks keys as used, and this one belongs to the
+            # caller.
             jax.block_until_ready(jax.jit(two_turns)(jax.random.clone(key)))
     except jax.errors.KeyReuseError as error:
         return Check("keys", False, f"a key is used twice, {_line_of(error, sampler)}")

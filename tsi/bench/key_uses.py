@@ -43,9 +43,9 @@ def record_keys(
     """Compile a function so that `record_use` is called for every key that it uses.
 
     Args:
-        function: of pytrees of arrays.
-        files: the place of a use is the line in one of these files that led to it, if
-            there is one.
+        function: function of pytrees of arrays.
+        files: files of interest: the place of a use is the line in one of these files
+            that led to it, if there is one.
         record_use: see `Record`; all calls have returned after `jax.effects_barrier()`.
     """
 
@@ -72,7 +72,7 @@ class _Evaluation:
         self.files, self.record_use = files, record_use
 
     def __call__(self, jaxpr: Any, arguments: Sequence[Any], place: Any) -> list[Any]:
-        """Evaluate a jaxpr; `place` is that of the call, if it is known already."""
+        """Evaluate a jaxpr; `place` is the place of the call, if already known."""
         consts = getattr(jaxpr, "consts", ())
         inside = getattr(jaxpr, "jaxpr", jaxpr)
         values: dict[Any, Any] = dict(zip(inside.constvars, consts, strict=True))

@@ -1,9 +1,9 @@
 """Check by value that no key is used twice, since equal keys give equal draws.
 
-`tsi.bench.key_discipline` follows keys through a program and finds one that is used
+`tsi.bench.key_discipline` follows keys through a program and finds a key that is used
 twice. It does not find equal keys that are derived in two ways, such as `split(key)[1]`
-and `fold_in(key, 1)`. So several turns are run here, and the data of all keys that are
-used for draws and splits are compared.
+and `fold_in(key, 1)`. This check therefore runs several turns and compares the data of
+all keys that are used for draws and splits.
 """
 
 import linecache

@@ -1,4 +1,4 @@
-"""Targets with a known evidence, and how runs on them are judged.
+"""Targets with a known evidence, and the tests of runs on them.
 
 Such a target has a method
 
@@ -38,7 +38,7 @@ from tsi.targets.tabular import TabularTarget
 
 @runtime_checkable
 class KnownTarget(Protocol):
-    """A `tsi.target.Target` that has a `truth`; see the text of the module."""
+    """A `tsi.target.Target` that has a `truth`; see the module docstring."""
 
     def truth(self, path_log_weight: Callable[..., Any]) -> Any:
         """Evidence and means of p(x)^power exp(path_log_weight(x)), or None."""
@@ -69,12 +69,12 @@ def truth_of(
 def measure(
     target: KnownTarget, sampler: Sampler | Explorer, particles: Any, state: Any
 ) -> MeasureTest | None:
-    """Compare many runs on a target with its truth; None if that is unknown.
+    """Compare many runs on a target with its truth; None if the truth is unknown.
 
     Args:
         target: the target.
         sampler: a sampler that claims a target.
-        particles: of all runs, leading axes [R, N].
+        particles: particles of all runs, leading axes [R, N].
         state: the sampler's state after each run, leading axis [R].
     """
     claim = sampler.path_log_weight

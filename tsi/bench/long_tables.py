@@ -5,15 +5,16 @@ Each is hard where the four small tables of `tsi.targets.examples` are easy:
 - long: scores change sign from step to step, so that a filter resamples at every step,
   and weights that are wrong from some step on affect later steps;
 - wide: log potentials between -60 and +60. The part that all prefixes of a step share
-  spans the whole range, and a sink that takes a tenth of the policy at each step lies
-  60 below. It is never left, so that the dominating paths have 0.39 of the policy's
-  mass. (With less, a mean over runs would miss paths that matter but are rarely drawn.)
+  spans the whole range. A sink state, which is entered with probability 0.1 at each
+  step and never left, has log potentials that are 60 lower. The dominating paths, which
+  avoid the sink, have 0.39 of the policy's mass. (With less, a mean over runs would
+  miss paths that matter but are rarely drawn.)
 - long, unequal lengths: paths end after one to ten steps, with scores above and below
   those of the paths that continue.
 
-Scores along the path must not outweigh those at the end by much: with weights like the
-exponential of a normal of standard deviation 3, a feasible number of runs does not give
-a mean that is nearly normal.
+Scores along the path must not outweigh those at the end by much. If weights were
+distributed like the exponential of a normal variable with standard deviation 3, the
+mean over a feasible number of runs would not be nearly normal.
 """
 
 from collections.abc import Callable

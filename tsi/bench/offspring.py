@@ -19,7 +19,7 @@ NUM_KEYS = 4_000
 
 
 class Offspring(NamedTuple):
-    """Of N particles, under each of K keys.
+    """The offspring of N particles, under each of K keys.
 
     Attributes:
         counts: number of offspring, [K, N].

@@ -1,10 +1,10 @@
 """Check that a sampler's decisions do not depend on the order of the particles.
 
-The particles are given in two orders, one the reverse of the other, with some of them
-finished and with none. Averaged over many keys, the offspring of each particle must
-have the same weight in both orders. A reversal maps islands of neighbours onto islands,
-so that methods with islands can be tested, and systematic resampling is invariant to
-it.
+The particles are given in two orders, one the reverse of the other, once with some of
+them finished and once with none. Averaged over many keys, the offspring of each
+particle must have the same weight in both orders. A reversal is used because it maps
+islands of neighbours onto islands, so that methods with islands can be tested, and
+because systematic resampling is invariant to it.
 
 For an explorer, the rows of the first turn are reversed, since all of them extend the
 empty prefix. In both orders each prefix must be extended equally often in later turns,
@@ -30,7 +30,7 @@ from tsi.sampler import Sampler
 from tsi.targets.tabular import TabularParticles, TabularTarget
 
 MAX_Z = 5.0
-"""For the largest of N scores, and therefore larger than for a single score."""
+"""Limit for the largest of N scores, and therefore larger than for a single score."""
 
 
 def permutation_check(
@@ -92,7 +92,7 @@ class _Labelled(TabularTarget):
     def propose(
         self, key: Any, t: Any, particles: TabularParticles, params: Any = None
     ) -> tuple[TabularParticles, Any]:
-        """As for any table, but in the first turn row i gets symbol order[i]."""
+        """As in any table, but in the first turn row i gets symbol order[i]."""
         after, corrections = super().propose(key, t, particles, params)
         t = jnp.broadcast_to(t, self.order.shape)
         labelled = self._append_symbol(particles, t, self.order, self.params)
@@ -210,5 +210,5 @@ def _count(labels: Int[Array, "M"], weights: Any, num_labels: int) -> Float[Arra
 def _scores(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
     """The difference of the means of two samples [n, ...], in standard errors."""
     variance = (forward.var(0) + backward.var(0)) / len(forward)
-    # For shares that do not vary, up to rounding errors.
+    # For shares that vary only by rounding errors.
     return np.abs(forward.mean(0) - backward.mean(0)) / np.sqrt(variance + 1e-12)

@@ -1,8 +1,9 @@
 """Tests of the reported numbers of invalid potentials and recoveries.
 
 The sampler is given a known number of potentials that are NaN or +inf. Some belong to
-particles that count, some to others, and `num_invalid` must be the number of the
-former. Then all potentials are -inf, which is valid and must be reported as a recovery.
+particles that count and some to others; `num_invalid` must be the number of those that
+belong to particles that count. Then all potentials are -inf, which is valid and must be
+reported as a recovery.
 
 A particle counts if it is unfinished and has weight. The check is skipped if
 `path_log_weight` does not depend on potentials (`uniform`).
@@ -60,7 +61,7 @@ def _count(info: Any, name: str) -> int:
 
 
 def _all_steps(sampler: Any, num_particles: int, key: Key[Array, ""]) -> str:
-    """Four steps with all particles unfinished, and again with one finished."""
+    """Run four steps with all particles unfinished, and again with one finished."""
     for some_end in (False, True) if num_particles > 1 else (False,):
         violation = _four_steps(sampler, num_particles, key, some_end)
         if violation:
@@ -110,11 +111,11 @@ def _insert_invalid(
 ) -> tuple[np.ndarray, int]:
     """Replace some numbers by NaN and +inf; also return how many of these count."""
     log_potentials = ordinary.copy()
-    # Those of particles that have finished or have no weight do not count.
+    # Numbers of particles that have finished or have no weight do not count.
     log_potentials[~counts] = np.nan
     log_potentials[finished] = np.inf
     places = np.flatnonzero(counts)
-    # Not all, so that some weight is left.
+    # Not all numbers, so that some weight is left.
     chosen = places[: max(1, len(places) // 2)]
     log_potentials[chosen] = np.where(np.arange(len(chosen)) % 2, np.inf, np.nan)
     return log_potentials, len(chosen)

@@ -1,7 +1,7 @@
 """Checks of the sampler contract that need no known target, on adversarial inputs.
 
-The parts of `tsi.bench.conformance.check_sampler` that apply to every sampler, with or
-without a target.
+These are the parts of `tsi.bench.conformance.check_sampler` that apply to every
+sampler, with or without a target.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,7 @@ class Programs:
     def __call__(self, target: KnownTarget, key: Key[Array, ""]) -> Run:
         """`num_runs` runs under `split(key, num_runs)`."""
         keys = jax.random.split(key, self.num_runs)
-        # The last call is filled up with keys from the start.
+        # The last call is padded with keys from the start.
         places = np.arange(self.at_once)
         starts = range(0, self.num_runs, self.at_once)
         parts = [
@@ -103,7 +103,7 @@ class Programs:
 
         Args:
             target: its shapes are those of the parameters.
-            options: of the compiler, in place of those of the process.
+            options: compiler options, in place of those of the process.
         """
         return jax.jit(
             jax.vmap(
@@ -117,7 +117,7 @@ class Programs:
 
 
 def _numbers(leaf: Any) -> np.ndarray:
-    """A NumPy array; for keys, of their data."""
+    """A NumPy array; for keys, an array of their data."""
     is_key = jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 

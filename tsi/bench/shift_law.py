@@ -171,7 +171,7 @@ def difference(before: Any, after: Any, gain: float) -> Difference:
         np.where(np.isnan(x), np.inf, x) for x in (weight_differences, errors)
     )
     largest = np.abs(np.stack(evidence)).max(0)
-    # If the two cancel, the partial sums still had the size of the gain.
+    # If the two cancel, the rounding error still has the scale of the partial sums.
     size = np.where(np.isfinite(largest), largest, 0.0)
     size = np.maximum(size, max(abs(gain), 1.0))
     ulps = errors / np.spacing(size.astype(np.float32))

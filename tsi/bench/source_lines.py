@@ -66,7 +66,7 @@ def own_files(sampler: Sampler | Explorer) -> set[str]:
 def line_of_error(sampler: Sampler | Explorer, error: BaseException) -> str | None:
     """The innermost line of the sampler's files in an error's traceback.
 
-    None if there is none, so that the error is not the sampler's.
+    None if there is none; the error is then not the sampler's.
     """
     files = own_files(sampler)
     frames = traceback.extract_tb(error.__traceback__)

@@ -4,9 +4,10 @@ A few particles take some steps, and the target's numbers must be consistent:
 
 - shapes: a step changes no shape or dtype, and numbers are one per particle;
 - numbers: log potentials and corrections are neither NaN nor +inf;
-- finished: no particle at the start, absorbing, and a finished particle is not changed;
+- finished: no particle starts finished, a finished particle stays finished and is not
+  changed;
 - own numbers: the first n of N particles equal a run of n particles, and a forked
-  particle draws the random numbers of its own place;
+  particle draws the random numbers of its new place;
 - gather: a particle has the same numbers at its new place;
 - rows: step t may be one number per row;
 - densities: log p - log q of a step equals the increments of `log_prob` and
@@ -16,7 +17,7 @@ A few particles take some steps, and the target's numbers must be consistent:
   continues as before; a prefix that is short enough is not changed;
 - replay: repeating the steps of a prefix from an empty row gives the same prefix;
 - proposal: the mean of p/q over many particles is one, |z| < 4;
-- truth, if the target has one: importance sampling finds its evidence, |z| < 4;
+- truth, if the target has one: importance sampling estimates its evidence, |z| < 4;
 - compiled: jit and vmap change nothing.
 
 Capabilities that a target does not have are skipped.
@@ -64,8 +65,8 @@ def check_target(
         target: any `tsi.target.Target`.
         params: its parameters.
         num_particles: N of the walks, at least 2.
-        num_draws: particles for means; 0 skips the checks that need them, for expensive
-            targets.
+        num_draws: number of particles for means; 0 skips the checks that need means,
+            for expensive targets.
         max_steps: step limit; by default the target's. Walks end after six steps.
         key: of either style (see `tsi.step_keys`), by default that of seed 0; the same
             key gives the same report.

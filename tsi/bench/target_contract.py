@@ -95,7 +95,7 @@ def finished_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
                 detail = f"{name} of a finished particle change with the next step"
                 return Check("finished", False, detail)
         if walker.has("put"):
-            # It has caches, whose masked slots are arbitrary.
+            # The particle has caches, whose masked slots are arbitrary.
             continue
         pairs = zip(
             rows_of(particles, size, finished_rows),

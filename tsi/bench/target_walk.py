@@ -1,7 +1,7 @@
 """A walk of N particles through a target, with all numbers that the target reports.
 
 `tsi.bench.target_check` compares the particles before the first step and after each
-step, and the numbers of these particles.
+step, and the numbers that the target reports for them.
 """
 
 import functools
@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
         log_potentials: of the prefixes.
         finished: whether they take no further step.
         log_probs: log p of the prefixes; NaN if the target has no `log_prob`.
-        log_proposals: log q of them; NaN if it has no `log_proposal`.
+        log_proposals: log q of the prefixes; NaN if it has no `log_proposal`.
     """
 
     log_corrections: Any
@@ -49,7 +49,7 @@ class Walker:
     Args:
         target: the target; its store is used if it has one.
         params: its parameters.
-        max_steps: of a walk; by default the target's, but at most 6.
+        max_steps: steps of a walk; by default the target's, but at most 6.
     """
 
     def __init__(self, target: Any, params: Any, max_steps: int | None) -> None:

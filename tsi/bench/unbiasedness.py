@@ -28,16 +28,16 @@ SMALLEST_GROUP = 0.02
 
 
 class MeasureTest(NamedTuple):
-    """The outcome.
+    """The outcome of a test of the evidence and the posterior.
 
     Attributes:
         ratio: the mean estimate of Z over the runs, divided by Z; not divided if Z is
             zero.
         log_truth: log Z.
-        standard_error: of the ratio.
-        z: standard errors between the ratio and one.
-        p_value: of the chi-square test; 0 if an impossible path has weight, NaN where
-            only the evidence is known.
+        standard_error: standard error of the ratio.
+        z: difference of the ratio from one, in standard errors.
+        p_value: p value of the chi-square test; 0 if an impossible path has weight, NaN
+            if only the evidence is known.
         degrees: degrees of freedom of that test.
     """
 
@@ -55,7 +55,7 @@ class MeasureTest(NamedTuple):
 
 
 def exact_z(error: float, standard_error: float) -> float:
-    """Standard errors from zero, of a relative error that may be exact.
+    """A relative error in standard errors; the error may be exactly zero.
 
     Some estimates do not vary (self-consistency's evidence is always 1). Their standard
     error is zero, so the error is compared with the rounding error instead.

@@ -1,1 +1,1 @@
-"""One reasoning step: which tokens a policy draws and where the step ends."""
+"""Draw one reasoning step: its tokens, and where it ends."""

@@ -1,6 +1,6 @@
 """Where a reasoning step ends, decided on token ids inside a compiled loop.
 
-A delimiter such as a blank line may be one token, the end of a token, or span several
+A delimiter such as a blank line may be one token, the end of a token, or several
 tokens. An automaton over bytes (:mod:`tsi.decoding.byte_search`) searches for it, and
 its tables are lifted to tokens: ``next_state[a, v]`` is the automaton's state after
 reading all bytes of token v from state a, and ``ends[a, v]`` says whether these bytes
@@ -23,7 +23,7 @@ from tsi.errors import ConfigurationError
 
 
 class Advance(NamedTuple):
-    """After a token: the automata's state, and whether step and solution end.
+    """The automata's state after a token, and whether step and solution end.
 
     Attributes:
         state: of both automata.
@@ -43,11 +43,12 @@ class Boundary(NamedTuple):
         next_state: ``[A, V]``, the automaton's next state.
         ends: ``[A, V]``, whether the token completes a delimiter.
         stops: ``[V]``, whether the token ends the whole solution.
-        padding: ``[V]``, ids of no token, which are never drawn; None if there are
+        padding: ``[V]``, ids without a token, which are never drawn; None if there are
             none.
         strings: ``[S, V]``, the next state of the search for strings that end the whole
             solution, -1 where the token completes one; None if there are no strings.
-        min_tokens: the fewest tokens of a step, unless the solution ends; None for 1.
+        min_tokens: the fewest tokens of a step, except at the end of the solution; None
+            for 1.
     """
 
     next_state: Int[Array, "A V"]
@@ -58,7 +59,7 @@ class Boundary(NamedTuple):
     min_tokens: int | None = None
 
     def mask_padding(self, logits: Float[Array, "*b V"]) -> Float[Array, "*b V"]:
-        """A policy's logits, -inf at ids that only pad its vocabulary."""
+        """A policy's logits, with -inf at ids that only pad its vocabulary."""
         return (
             logits
             if self.padding is None
@@ -74,12 +75,12 @@ class Boundary(NamedTuple):
     def advance(
         self, state: Int[Array, "*b"], token: Int[Array, "*b"], count: Int[Array, "..."]
     ) -> Advance:
-        """Read a token.
+        """Advance both automata by a token.
 
         Args:
             state: of both automata before the token; 0 at the start of a solution.
-            token: ids.
-            count: number of the step's tokens, this one included; broadcasts.
+            token: token ids.
+            count: number of the step's tokens, including this one; broadcasts.
         """
         stopped = self.stops[token]
         num_string_states, string_state = 1, jnp.zeros_like(state)
@@ -93,7 +94,7 @@ class Boundary(NamedTuple):
         if self.min_tokens is not None:
             ended &= count >= self.min_tokens
         ended |= stopped
-        # A new search after a boundary; a step that is cut does not interrupt it.
+        # The search restarts after a boundary, but not after a step that a limit cuts.
         state = jnp.where(ended, 0, self.next_state[state, token])
         return Advance(state * num_string_states + string_state, ended, stopped)
 
@@ -115,13 +116,15 @@ def step_boundary(
         delimiter: the bytes that end a step, for example ``b"\\n\\n"``, or a list of
             such byte strings.
         eos_ids: tokens that end the solution (and its last step).
-        padding: ids of no token, which are never drawn.
+        padding: ids without a token, which are never drawn.
         stop_strings: byte strings that also end the solution.
-        min_step_tokens: an earlier delimiter does not end the step.
+        min_step_tokens: the fewest tokens of a step; an earlier delimiter does not end
+            it.
 
     Raises:
         ConfigurationError: a delimiter or stop string is empty, an end token or padding
-            id is out of range, an id is both, or min_step_tokens is below 1.
+            id is out of range, an id is both an end token and padding, or
+            min_step_tokens is below 1.
     """
     delimiters = [delimiter] if isinstance(delimiter, bytes | str) else delimiter
     if not len(delimiters) or not all(map(_is_string, delimiters)):
@@ -156,7 +159,7 @@ def step_boundary(
     strings = None
     if len(stop_strings):
         next_string_state, complete = search_tables(token_bytes, stop_strings)
-        # The table lies in the memory of every program: one byte per entry if enough.
+        # Every program holds the table in memory: one byte per entry if that is enough.
         dtype = np.int8 if len(next_string_state) < 128 else np.int32
         strings = jnp.asarray(np.where(complete, -1, next_string_state).astype(dtype))
     stops = np.zeros(size, bool)

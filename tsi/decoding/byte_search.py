@@ -1,8 +1,8 @@
 """Search for byte strings in a text that is generated token by token.
 
-The automaton of Aho and Corasick (Communications of the ACM 18, 1975) over bytes; with
-one string it is that of Knuth, Morris and Pratt. After a match the search starts again,
-so that matches do not overlap.
+This is the automaton of Aho and Corasick (Communications of the ACM 18, 1975) over
+bytes; for one string it is that of Knuth, Morris and Pratt. After a match the search
+starts again, so matches do not overlap.
 """
 
 from collections import deque
@@ -15,10 +15,10 @@ from jaxtyping import Bool, Int
 def search_tables(
     token_bytes: Sequence[bytes], patterns: Sequence[bytes]
 ) -> tuple[Int[np.ndarray, "A V"], Bool[np.ndarray, "A V"]]:
-    """The next state after each token from each state, and whether a pattern was found.
+    """The next state for each state and token, and whether a pattern was found.
 
     Args:
-        token_bytes: bytes of each token; an empty token leaves the state as it is.
+        token_bytes: bytes of each token; an empty token does not change the state.
         patterns: byte strings that are not empty.
     """
     table, found = byte_automaton(patterns)
@@ -45,7 +45,7 @@ def search_tables(
 def byte_automaton(
     patterns: Sequence[bytes],
 ) -> tuple[Int[np.ndarray, "A 256"], Bool[np.ndarray, "A 256"]]:
-    """Transitions by byte, and which of them complete a pattern.
+    """Transitions for each byte, and which of them complete a pattern.
 
     A state is the longest suffix of the text that is a prefix of some pattern. With one
     pattern, states are numbered by the length of that prefix.

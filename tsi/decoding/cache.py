@@ -1,11 +1,11 @@
 """The per-particle part of the key-value cache: written per step, forked by gather.
 
 All rows write a step's keys and values into the same slots, so that a write is one
-contiguous update. Rows whose step was shorter leave masked holes. When the slots run
-out, the holes are squeezed out, and every row takes only its own length again. This
-does not change results: keys are stored with their rotary positions, the positions of
-slots are stored too (for attention to a window), and attention sums over unmasked
-slots in any order.
+contiguous update. Rows with a shorter step have masked gaps. When the slots run out,
+the gaps are removed, and every row again takes only its own length. This does not
+change results: keys are stored with their rotary positions, the positions of slots are
+also stored (for attention to a window), and attention is a sum over unmasked slots in
+any order.
 
 Axes: L layers, R rows, K key-value heads, h head width, S slots, C tokens of a step.
 """
@@ -47,10 +47,10 @@ def empty_suffix(
 
 
 def slots_needed(max_tokens: int, max_steps: int, step_tokens: int) -> int:
-    """A capacity that is enough for a run.
+    """A number of slots that is enough for a run.
 
-    Either every step keeps its full width, or, if that is less, there is room for the
-    longest row and one more step, with holes squeezed out when the slots run out.
+    It is the smaller of two numbers: room for the full width of every step, or room for
+    the longest row and one more step, where gaps are removed when the slots run out.
     """
     return min(max_steps * step_tokens, max_tokens + step_tokens)
 
@@ -69,7 +69,7 @@ def append(
     """
     width = new.keys.shape[-1]
     capacity = suffix.segment.mask.shape[-1]
-    # A conditional copies the cache, so it is compiled only if the slots can run out.
+    # A conditional copies the cache, so it is used only if the slots can run out.
     if max_steps * width > capacity:
         full = suffix.used + width > capacity
         suffix = jax.lax.cond(full, squeeze, lambda s: s, suffix)
@@ -105,7 +105,7 @@ def fork(suffix: Suffix, ancestors: Int[Array, " R"]) -> Suffix:
 
 
 def take(suffix: Suffix, rows: Int[Array, " W"]) -> Suffix:
-    """Take W rows out of a store, each squeezed to its own length."""
+    """Take W rows out of a store, each reduced to its own length."""
     return squeeze(Suffix(_rows(suffix.segment, rows), suffix.used))
 
 
@@ -115,7 +115,7 @@ def _rows(segment: Segment, rows: Int[Array, " W"]) -> Segment:
 
 
 def keep(stored: Suffix, slots: Int[Array, " W"], rows: Suffix) -> Suffix:
-    """Write rows over the stored ones at ``slots``; slots out of range are dropped."""
+    """Overwrite the stored rows at ``slots``; slots out of range are dropped."""
     segment = Segment(
         stored.segment.keys.at[:, slots].set(rows.segment.keys, mode="drop"),
         stored.segment.values.at[:, slots].set(rows.segment.values, mode="drop"),

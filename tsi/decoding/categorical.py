@@ -2,9 +2,9 @@
 
 The Gumbel trick needs a random number per entry of the vocabulary, which costs as much
 as a layer of a small model. Here a uniform number is looked up in the cumulative sum
-instead. It is looked up in two levels (blocks, then the entries of a block), since the
-rounding errors of a long cumulative sum would grow. If rounding leaves the sum below
-the drawn number, the last entry with a positive probability is returned.
+instead. The lookup has two levels (blocks, then the entries of a block), since the
+rounding errors of one long cumulative sum would be larger. If rounding leaves the sum
+below the drawn number, the last entry with a positive probability is returned.
 """
 
 import jax
@@ -21,17 +21,17 @@ def categorical(
 
     Args:
         keys: one key per row.
-        logits: log-probabilities, normalised or not; entries of -inf are never drawn.
+        logits: log-probabilities up to a constant; entries of -inf are never drawn.
 
     Returns:
         Indices, int32, and their normalised log-probabilities. A row without a finite
         entry gives index 0 and NaN.
     """
     rows, size = logits.shape
-    # The type of the logits decides, so that x64 draws the same tokens.
+    # The uniform has the type of the logits, so that x64 draws the same tokens.
     dtype = jnp.promote_types(jnp.float32, logits.dtype)
     uniforms = jax.vmap(lambda key: jax.random.uniform(key, dtype=dtype))(keys)
-    # One pass for the exponentials: on a CPU each costs as much as a layer.
+    # The exponentials are computed once: on a CPU one pass costs as much as a layer.
     peak = jnp.max(logits, axis=-1, keepdims=True)
     p = jnp.exp(logits - peak)
     p = jnp.where(jnp.isnan(p), 0.0, p)

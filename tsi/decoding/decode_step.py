@@ -30,20 +30,21 @@ from tsi.weights import weight_dtype
 
 
 class Decoding(NamedTuple):
-    """The carry of the loop over the tokens of one step, and its result.
+    """Carry and result of the loop over the tokens of one step.
 
     Attributes:
         offset: tokens drawn so far by the longest row.
         token: the newest token, not yet in the cache, ``[R]``.
-        state: of the boundary's automaton, ``[R]``.
+        state: state of the boundary's automaton, ``[R]``.
         active: rows that have not ended the step, ``[R]``.
         stopped: rows that ended their solution in this step, ``[R]``.
         counts: number of the step's tokens, ``[R]``.
-        log_prob: log p of them, ``[R]``.
-        log_correction: log p - log q of them, ``[R]``.
-        tokens: ``[R, C]``.
+        log_prob: log p of the step's tokens, ``[R]``.
+        log_correction: log p - log q of the step's tokens, ``[R]``.
+        tokens: the step's tokens, ``[R, C]``.
         new: keys and values of the tokens that were read.
-        seen: tokens of prompt and solution, ``[R, V]``; None without a penalty.
+        seen: which tokens occur in prompt and solution, ``[R, V]``; None without a
+            penalty.
         places: places of a forced end; None without one.
         confidences: the policy's confidence at each token of the step, ``[R, C]``; None
             if no reward reads it.
@@ -109,10 +110,11 @@ def decode(
         active: rows that take a step, ``[R]``.
         temperatures: of policy and proposal.
         width: C, the most tokens of a step.
-        seen: tokens of prompt and solution; None without a penalty of repetition.
-        forced_end: what is forced at a limit, or None.
-        places: its places in this step.
-        confidence: what is recorded of each token for the reward, or None.
+        seen: which tokens occur in prompt and solution; None without a repetition
+            penalty.
+        forced_end: end that is forced at a limit, or None.
+        places: places of the forced end in this step.
+        confidence: confidence measure that is recorded at each token, or None.
     """
     rows = start.shape[0]
     max_tokens = particles.tokens.shape[1]
@@ -184,13 +186,13 @@ def write_token(
     Args:
         rows: a :class:`Decoding`, or another tuple with its fields ``token`` to
             ``tokens``, ``seen``, ``places`` and ``confidences``.
-        logits: of the next token.
-        keys: one key per row, of its step.
+        logits: logits of the next token.
+        keys: the key of each row's step.
         room: the most tokens that each solution may add in this step.
         boundary: where steps and solutions end.
         temperatures: of policy and proposal.
-        forced_end: what is forced at a limit, or None.
-        confidence: what is recorded of each token for the reward, or None.
+        forced_end: end that is forced at a limit, or None.
+        confidence: confidence measure that is recorded at each token, or None.
 
     Returns:
         The same tuple with these fields updated.
@@ -213,11 +215,11 @@ def write_token(
     if forced_end is not None:
         places, ended = end_step(forced_end, rows.places, counts, now)
         rows = rows._replace(places=_where(active, places, rows.places))
-        # A row whose forced token the policy cannot draw has weight zero: it ends.
+        # A row ends with weight zero if the policy cannot draw its forced token.
         ended |= log_correction == -jnp.inf
         stopped &= log_correction > -jnp.inf
     if seen is not None:
-        # For a row that is not active this token is marked already.
+        # In a row that is not active, this token is already marked.
         seen = seen.at[jnp.arange(seen.shape[0]), token].set(True)
     here = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
     confidences = rows.confidences
@@ -259,7 +261,7 @@ def _force(
         )
         return _where(here, sample_among(keys, logits, allowed, temperatures), drawn)
 
-    # Forced tokens are rare, so this is skipped where no row has one.
+    # Forced tokens are rare, so this is skipped if no row has one.
     return jax.lax.cond(jnp.any(here & rows.active), draw_allowed_token, lambda: drawn)
 
 

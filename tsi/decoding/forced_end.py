@@ -7,22 +7,22 @@ to F, and the weight is multiplied by the probability of F,
 
     q(x | past) = p(x | past) / p(F | past),    p / q = p(F | past),
 
-so that the target is still p, restricted to the solutions with a token of F there.
+so that the target is still p, restricted to solutions with a token of F at this place.
 
 - *The end.* At the last token that the limits allow, F contains the tokens that end the
   solution: all end tokens, and all tokens that complete a stop string. If a delimiter
   ends the last step that the step limit allows, that step has one more token, with the
   same F.
-- *The string*, if there is one. It begins at the place that leaves `answer_tokens`
-  tokens after it, or at the start of the last step that the step limit allows,
-  whichever comes first. At each of its places F is the string's token. After the string
-  the policy draws freely until the solution ends or reaches the limit. In the last
-  step, delimiters within the string do not end the step.
+- *The string*, if there is one. It begins where `answer_tokens` tokens remain after it,
+  or at the start of the last step that the step limit allows, whichever comes first. At
+  each of its places F contains only the string's token. After the string the policy
+  draws freely until the solution ends or reaches the limit. In the last step,
+  delimiters within the string do not end the step.
 
-A solution that ends earlier is not changed, and counts by its own probability. One that
-continues past the string's place without the string does not belong to the target.
-Where p(F) is zero, which is possible for a truncated policy or at temperature 0, the
-solution ends with weight zero and counts as truncated.
+A solution that ends earlier is not changed and has its own probability. A solution that
+continues past the string's place without the string does not belong to the target. If
+p(F) is zero, which is possible for a truncated policy or at temperature 0, the solution
+ends with weight zero and counts as truncated.
 
 The places depend only on the solution's length and its number of steps, so that a
 repeated step has the same weight as a drawn one.
@@ -40,12 +40,12 @@ from tsi.errors import ConfigurationError
 
 
 class ForcedEnd(NamedTuple):
-    """What is forced: the end of the solution, after a string if there is one.
+    """The forced end of a solution, after a forced string if there is one.
 
     Attributes:
         string: token ids of the string; empty for none.
-        answer_tokens: the most tokens after the string, the token that ends the
-            solution included; used with a string only.
+        answer_tokens: the most tokens after the string, including the token that ends
+            the solution; used only with a string.
     """
 
     string: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ class ForcedEnd(NamedTuple):
 
     @property
     def reserve(self) -> int:
-        """Tokens that are left before the token limit when the string begins."""
+        """Number of tokens before the token limit at which the string begins."""
         return len(self.string) + self.answer_tokens
 
     def check(self, boundary: Boundary, max_step_tokens: int, max_tokens: int) -> None:
@@ -62,7 +62,7 @@ class ForcedEnd(NamedTuple):
         Raises:
             ConfigurationError: the string and the answer do not fit into a step or a
                 solution, the string has ids that are never drawn or would itself end
-                the solution, or no token is left for the answer.
+                the solution, or no token remains for the answer.
         """
         string, answer = self.string, self.answer_tokens
         if not isinstance(answer, int | np.integer) or answer < 1:
@@ -100,11 +100,11 @@ class ForcedEnd(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Places of forced tokens in a step of each row, from the step's first token on.
+    """Places of forced tokens in a step of each row, counted from its first token.
 
     Attributes:
-        last: whether it is the last step that the row may have, ``[R]``.
-        string: place of the string's first token, ``[R]``; negative if that is in an
+        last: whether this is the last step that the row may have, ``[R]``.
+        string: place of the string's first token, ``[R]``; negative if it is in an
             earlier step. Not used without a string.
         end: place of the token that must end the solution, ``[R]``; beyond the step if
             the step does not reach the limit.
@@ -121,12 +121,12 @@ def places_of(
     depths: Int[Array, " R"],
     limits: tuple[int, int, int],
 ) -> Places:
-    """Places in the next step.
+    """Places of forced tokens in the next step.
 
     Args:
-        forced_end: what is forced.
+        forced_end: the forced end.
         lengths: number of tokens of each solution so far.
-        depths: number of its steps so far.
+        depths: number of steps of each solution so far.
         limits: ``max_step_tokens``, ``max_tokens`` and ``max_steps``.
     """
     step_tokens, tokens, steps = limits
@@ -172,9 +172,9 @@ def allowed_tokens(
     """The set F at a place of the step; all tokens where none is forced.
 
     Args:
-        forced_end: what is forced.
+        forced_end: the forced end.
         boundary: where solutions end.
-        places: of the step.
+        places: places of forced tokens in the step.
         place: of the token.
         state: of the boundary before the token.
         vocab_size: V.
@@ -191,13 +191,13 @@ def end_step(
     count: Int[Array, "..."],
     now: Advance,
 ) -> tuple[Places, Bool[Array, " R"]]:
-    """Update the places after a token; also whether the step has ended.
+    """Update the places after a token; also return whether the step has ended.
 
     Args:
-        forced_end: what is forced.
-        places: of the step.
-        count: number of its tokens, this one included.
-        now: the boundary after the token.
+        forced_end: the forced end.
+        places: places of forced tokens in the step.
+        count: number of the step's tokens, including this one.
+        now: state of the boundary after the token.
     """
     # After a delimiter of the last step the solution must end.
     due = places.last & now.ended & ~in_string(forced_end, places, count - 1)
@@ -207,14 +207,14 @@ def end_step(
 
 
 class ForcedStep(NamedTuple):
-    """A given step and its forced tokens; ``[R]`` unless stated otherwise.
+    """Forced tokens of a given step; ``[R]`` unless stated otherwise.
 
     Attributes:
-        state: of the boundary after the step.
-        before: of the boundary before its last token.
+        state: state of the boundary after the step.
+        before: state of the boundary before the step's last token.
         ended: whether the step is possible and ends with its last token.
-        stopped: whether it ends the solution.
-        string: which of its tokens belong to the string, ``[R, C]``.
+        stopped: whether the step ends the solution.
+        string: which of its tokens belong to the forced string, ``[R, C]``.
         end: whether its last token is a forced end.
     """
 
@@ -245,13 +245,13 @@ def read_forced(
     """Find the forced tokens of a given step, and whether it could have been drawn.
 
     Args:
-        forced_end: what is forced.
+        forced_end: the forced end.
         boundary: where steps and solutions end.
-        tokens: of the step, padded.
+        tokens: tokens of the step, padded.
         counts: number of tokens of each row.
-        state: of the boundary before the step.
-        places: of the step.
-        cut: whether a limit ends the step after so many tokens.
+        state: state of the boundary before the step.
+        places: places of forced tokens in the step.
+        cut: whether a limit ends the step after these tokens.
     """
     false = jnp.zeros(counts.shape, bool)
 

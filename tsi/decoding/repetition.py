@@ -1,9 +1,9 @@
 """The repetition penalty: tokens that occurred before become less likely.
 
-The logit of every token in the prompt or the solution so far is divided by the penalty
-if it is positive and multiplied by it if it is negative, before temperature and
-truncation. arXiv 1909.05858, section 4.1, divides all of them; the two cases are those
-of transformers' generation. The penalty belongs to the policy: the penalised
+Before temperature and truncation, the logit of every token in the prompt or the
+solution so far is divided by the penalty if the logit is positive, and multiplied by it
+if the logit is negative. arXiv 1909.05858, section 4.1, always divides; the two cases
+follow transformers' generation. The penalty is part of the policy: the penalised
 distribution is the p of the target, in draws, repeated steps and proposals.
 """
 

@@ -3,12 +3,12 @@
 A token's text depends on its neighbours. SentencePiece tokenizers drop the space before
 the first word that they decode, so that steps decoded one by one lose the spaces
 between them. A character of several bytes may be cut by the end of a step, which leaves
-a replacement mark on either side. So only prefixes of a solution are decoded, from its
-first token on, and a step's text is the difference of two such texts. The texts of the
-steps, joined, are the text of the solution.
+a replacement mark on either side. Therefore only prefixes of the whole solution are
+decoded, and a step's text is the difference of two such texts. The texts of the steps,
+joined, are the text of the solution.
 
 While a solution continues, replacement marks at its end may be an incomplete character.
-They are left out, and the character belongs to the step that completes it. Rewards and
+They are omitted, and the character belongs to the step that completes it. Rewards and
 results both use these functions, so that they read the same text.
 """
 
@@ -29,8 +29,8 @@ def text_so_far(decode: Decode, tokens: list[int], *, finished: bool) -> str:
 
     Args:
         decode: token ids to text.
-        tokens: of the solution, from the first on.
-        finished: whether no token follows; then incomplete characters are kept.
+        tokens: tokens of the solution, from the first on.
+        finished: whether no token follows, so that incomplete characters are kept.
     """
     text = decode(tokens)
     return text if finished else text.rstrip(REPLACEMENT_MARK)
@@ -39,7 +39,7 @@ def text_so_far(decode: Decode, tokens: list[int], *, finished: bool) -> str:
 def texts_of_steps(
     decode: Decode, tokens: list[int], ends: Sequence[int], *, finished: bool
 ) -> list[str]:
-    """The text of each step; joined, they are the text of the solution.
+    """The text of each step; joined, these are the text of the solution.
 
     Args:
         decode: token ids to text.
@@ -65,7 +65,7 @@ class Decoded(NamedTuple):
         ends: increasing lengths in tokens after each step.
         places: length in characters of the text after each step. Each of these texts is
             a prefix of the last one.
-        text: after the last step, without an incomplete character.
+        text: the text after the last step, without an incomplete character.
     """
 
     tokens: Int[np.ndarray, " T"]
@@ -86,14 +86,15 @@ def texts_of_more_steps(
     *,
     finished: bool,
 ) -> tuple[list[str], Decoded]:
-    """The same as `texts_of_steps`, with the texts of earlier steps reused.
+    """As `texts_of_steps`, but reuses the texts of earlier steps.
 
     The whole solution is decoded once. Steps in ``before`` are not decoded again if the
     solution begins with their tokens and text.
 
     Args:
         decode: token ids to text.
-        before: of this solution, or of another with which it may share its first steps.
+        before: texts of this solution, or of another that may have the same first
+            steps.
         tokens: of the solution; padding may follow.
         ends: increasing lengths in tokens after each step, at least one.
         finished: whether no token follows.
@@ -117,26 +118,26 @@ def texts_of_more_steps(
     text = whole.rstrip(REPLACEMENT_MARK) if finished else whole
     sizes = [*before.places[:known], *map(len, texts), len(text)]
     if common != list(map(len, texts)) or sizes != sorted(sizes):
-        # The decoder changed earlier text: nothing is reused next time.
+        # The decoder changed earlier text, so nothing is reused next time.
         return steps, NO_TEXT
     # A copy, since a view would keep the tokens of all rows of the batch in memory.
     return steps, Decoded(tokens[: ends[-1]].copy(), tuple(ends), tuple(sizes), text)
 
 
 def text_after(decode: Decode, before: list[int], tokens: list[int]) -> str:
-    """The text that tokens add to the text of the tokens before them.
+    """The text that tokens add to the text of the preceding tokens.
 
     Args:
         decode: token ids to text.
         before: a prompt, or a prompt and complete steps.
-        tokens: after it.
+        tokens: the tokens after it.
     """
     head, whole = decode(before), decode(before + tokens)
     return whole[num_common(head, whole) :]
 
 
 def num_common(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """Length of the common prefix of two sequences of one type."""
+    """Length of the common prefix of two sequences of the same type."""
     if left == right[: len(left)]:
         return len(left)
     pairs = zip(left, right, strict=False)

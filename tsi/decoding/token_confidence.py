@@ -1,7 +1,7 @@
-r"""How confident a policy is at a token, from its next-token distribution p_j.
+r"""A policy's confidence at a token, from its next-token distribution p_j.
 
-With V the tokens that may be drawn, x_j the token that was written at place j, and the
-other tokens v:
+Let V be the number of tokens that may be drawn, x_j the token that was written at place
+j, and v any of the V tokens:
 
     log-prob         log p_j(x_j)
     negative-entropy sum_v p_j(v) log p_j(v)
@@ -9,11 +9,11 @@ other tokens v:
     top-k            -(1/k) sum over the k most likely v of log p_j(v)
 
 All are larger where the policy is more confident. p_j is the softmax of the model's
-logits: at temperature 1, without truncation and without a penalty of repetition,
-whatever distribution the token was drawn from. So the value of a token depends on the
-text alone, and is that of a plain forward pass over it. (Under a truncation, the
-divergence from the uniform distribution would be infinite.) Ids that only pad the
-vocabulary are not among the V.
+logits at temperature 1, without truncation and without a repetition penalty, whatever
+distribution the token was drawn from. The value at a token therefore depends only on
+the text, and a plain forward pass over the text gives the same value. (Under a
+truncation, the divergence from the uniform distribution would be infinite.) Ids that
+only pad the vocabulary are not among the V.
 
 References:
     [1] Kang, Zhao and Song 2025, arXiv 2502.18581 (self-certainty).
@@ -37,7 +37,7 @@ class TokenConfidence:
 
     Attributes:
         measure: one of :data:`MEASURES`.
-        k: number of tokens of "top-k"; of a smaller vocabulary, all tokens.
+        k: number of tokens of "top-k"; a smaller vocabulary uses all of its tokens.
 
     Raises:
         UnknownNameError: there is no such measure.
@@ -61,7 +61,7 @@ class TokenConfidence:
         """The confidence at each token.
 
         Args:
-            logits: of the model, -inf at ids that only pad the vocabulary.
+            logits: logits of the model, -inf at ids that only pad the vocabulary.
             tokens: the tokens that were written.
         """
         # Without the shift, sums over a large vocabulary would lose digits.

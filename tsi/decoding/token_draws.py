@@ -1,7 +1,7 @@
 """Draws of one token per row, and their log probabilities, at a temperature.
 
-Log p is that of the policy p, and the correction log p - log q that of a proposal q at
-another temperature, or of the policy restricted to some tokens.
+Log p is the log probability under the policy p. The correction is log p - log q, where
+the proposal q is the policy at another temperature, or restricted to some tokens.
 """
 
 import math
@@ -20,13 +20,13 @@ from tsi.errors import ConfigurationError
 class Temperatures(NamedTuple):
     """Temperatures of the policy p and the proposal q; 0 takes the most likely token.
 
-    The truncation and the penalty of repetition belong to both.
+    The truncation and the repetition penalty apply to both.
 
     Attributes:
         policy: temperature of p.
         proposal: temperature of q; None for q = p.
-        truncation: tokens that p may draw.
-        repetition: the penalty.
+        truncation: restricts the tokens that may be drawn.
+        repetition: the repetition penalty.
     """
 
     policy: Float[Array, ""]
@@ -36,7 +36,7 @@ class Temperatures(NamedTuple):
 
 
 def check_temperatures(policy: Any, proposal: Any = None) -> None:
-    """Refuse an invalid temperature, and a proposal that cannot draw all that p can.
+    """Refuse an invalid temperature, or a proposal that cannot draw every token of p.
 
     Raises:
         ConfigurationError: see above.
@@ -60,7 +60,7 @@ def check_temperatures(policy: Any, proposal: Any = None) -> None:
 def scale_logits(
     logits: Float[Array, "*b V"], temperature: Float[Array, ""]
 ) -> Float[Array, "*b V"]:
-    """Logits divided by the temperature (by 1 at temperature 0), the largest one 0."""
+    """Logits divided by the temperature (by 1 at temperature 0), with maximum 0."""
     # Without the shift, logits near temperature 0 would overflow.
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
     return shifted / jnp.where(temperature > 0, temperature, 1.0)
@@ -124,7 +124,8 @@ def sample_among(
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
     """Draw one token per row from the policy restricted to the allowed tokens.
 
-    If the policy can draw none of them, the most likely one before truncation is taken.
+    If the policy can draw none of them, the most likely allowed token before truncation
+    is taken.
 
     Returns:
         Token ids, their log p under the unrestricted policy, and the log of the allowed

@@ -1,12 +1,13 @@
 """Top-k, top-p and min-p: restrict the tokens that a policy may draw.
 
 The truncated policy is the p of the target. Its probabilities are those of the kept
-tokens, normalised, in draws and in repeated steps. Weights cannot correct back to the
-full policy, since tokens that are left out are never drawn.
+tokens, normalised, in draws and in repeated steps. Weights cannot correct for the
+difference to the full policy, since excluded tokens are never drawn.
 
-The order is that of transformers' generation: temperature, top-k, top-p among the rest,
-then min-p. Ties with the least likely kept token are kept as well, so that the result
-does not depend on the order of the vocabulary; transformers' top-p drops some ties.
+The order is that of transformers' generation: temperature, top-k, top-p among the
+remaining tokens, then min-p. Tokens that tie with the least likely kept token are kept
+as well, so that the result does not depend on the order of the vocabulary;
+transformers' top-p drops some ties.
 """
 
 import math
@@ -58,7 +59,7 @@ class Truncation(NamedTuple):
             )
 
     def as_arrays(self) -> "Truncation":
-        """Values as arrays, for one program for all values; None where all is kept."""
+        """Values as arrays, so that one program serves all values; None keeps all."""
         k, p, share = self
         return Truncation(
             None if k is None else jnp.int32(min(int(k), 2**31 - 1)),
@@ -70,11 +71,12 @@ class Truncation(NamedTuple):
 def truncate(
     logits: Float[Array, "*b V"], temperature: Float[Array, ""], truncation: Truncation
 ) -> Float[Array, "*b V"]:
-    """Logits, -inf at tokens that are left out at this temperature.
+    """Logits, with -inf at tokens that are excluded at this temperature.
 
     Args:
-        logits: before division by the temperature.
-        temperature: of the policy; at 0 the most likely tokens are always kept.
+        logits: logits before division by the temperature.
+        temperature: the policy's temperature; at 0 the most likely tokens are always
+            kept.
         truncation: which tokens are kept.
     """
     top_k, top_p, min_p = truncation
@@ -104,7 +106,7 @@ def _order(x: Float[Array, "*b V"]) -> Int[Array, "*b V"]:
 def _threshold(
     order: Int[Array, "*b V"], weights: Float[Array, "*b V"], amount: Any
 ) -> Int[Array, "*b"]:
-    """The largest integer with at least that much weight at or above it.
+    """The largest integer such that at least the given weight is at or above it.
 
     Bisection takes 32 sums, which is faster than sorting a vocabulary.
     """

@@ -1,10 +1,11 @@
-"""Token ids: which of them a policy may draw, and whether its readers have their rows.
+"""Token ids: which ids a policy may draw, and whether all readers have rows for them.
 
-Models pad their vocabularies: Qwen2.5 of 1.5 billion weights has 151,936 rows and that
-of 7 billion 152,064, for one tokenizer of 151,665 tokens. So equal numbers of rows do
-not mean that two models read the same text; their tokenizers must be compared. Rows
-without a token are never drawn (:class:`tsi.decoding.boundary.Boundary`). JAX clips an
-index beyond the end of a table silently, so a missing row must be found here.
+Models pad their vocabularies: Qwen2.5 with 1.5 billion weights has 151,936 rows and
+with 7 billion weights 152,064 rows, for the same tokenizer of 151,665 tokens. Equal
+numbers of rows do not mean that two models read the same text, so their tokenizers must
+be compared. Rows without a token are never drawn
+(:class:`tsi.decoding.boundary.Boundary`). JAX clips an index beyond the end of a table
+silently, so a missing row must be found here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,8 +30,8 @@ def boundary_of(
     """The boundary of a policy; ids that its tokenizer does not know are never drawn.
 
     Args:
-        tokenizer: of the policy.
-        vocab_size: rows of the policy, padding included.
+        tokenizer: the policy's tokenizer.
+        vocab_size: number of rows of the policy, including padding.
         delimiter: the bytes that end a step, or a list of such byte strings.
         eos_ids: tokens that end the solution; they can always be drawn.
         stop_strings, min_step_tokens: see :func:`tsi.decoding.boundary.step_boundary`.
@@ -84,8 +85,8 @@ def check_prompt(id: int | str, tokens: Sequence[int], num_rows: int) -> None:
 
     Args:
         id: the problem's id, for the message.
-        tokens: of the prompt.
-        num_rows: the smallest number of rows of the models that read it.
+        tokens: token ids of the prompt.
+        num_rows: the smallest number of rows among the models that read it.
 
     Raises:
         ConfigurationError: an id is out of range.
@@ -100,9 +101,9 @@ def check_prompt(id: int | str, tokens: Sequence[int], num_rows: int) -> None:
 
 
 def first_difference(policy: Tokenizer, reader: Tokenizer) -> int | None:
-    """The first id of the policy's tokenizer that is another token for the reader.
+    """The first id that means different tokens for the policy and the reader.
 
-    Further ids of the reader do not matter, since the policy does not draw them.
+    Further ids of the reader are ignored, since the policy does not draw them.
     """
     for id in range(policy.num_ids):
         meaning = policy.meaning(id)

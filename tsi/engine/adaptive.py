@@ -1,10 +1,10 @@
 """Budgets that adapt: rounds of a sampler on each problem until a rule says stop.
 
-Rounds are independent runs, islands that never mix, so that their mean evidence stays
-unbiased and their particles together are weighted by each round's evidence:
-self-consistency that adds votes until the majority is sure, or SMC that adds particles
-until its error is small. Easy problems stop early and leave the batch. The ledger of a
-result has the cost of all rounds of its problem.
+Rounds are independent runs (islands that never mix). The mean of their evidence
+therefore stays unbiased, and the particles of all rounds are pooled, each weighted by
+its round's evidence. Self-consistency adds votes until the majority is sure; SMC adds
+particles until its error is small. Easy problems stop early and leave the batch. The
+ledger of a result contains the cost of all rounds of its problem.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,20 +55,21 @@ def run_rounds(
 
     Args:
         runner: an engine; see `tsi.engine.engine.Engine.run`.
-        sampler: what decides in a round.
+        sampler: the sampler or explorer of each round.
         key: of either style; round r runs under ``fold_in(key, r)``.
         problems: any number.
         rounds: how the budget is spent.
         extract: canonical answer of a solution's text, or None.
         temperature: overrides the engine's.
-        reads_reward: False prices a sampler and a rule that never look at the reward.
+        reads_reward: False leaves the reward out of the cost, for a sampler and a rule
+            that never look at it.
         progress: called each time the host reads the state of the slots of a round.
 
     Returns:
         One result per problem, in order, with the particles of all its rounds.
 
     Raises:
-        ConfigurationError: if a number of the rounds is not positive, a key is none, or
+        ConfigurationError: a number in `rounds` is not positive, `key` is not a key, or
             problems share an id or have none.
     """
     key = single_key(key)

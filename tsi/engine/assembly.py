@@ -45,21 +45,22 @@ def reasoning_engine(
         stop_strings: strings each of which ends the solution, beside the policy's end
             tokens.
         min_step_tokens: a delimiter that comes sooner does not end the step.
-        forced_end: what a solution must write at a limit, which its weight pays for.
+        forced_end: text that a solution must write at a limit; its probability enters
+            the weight.
         encode: a problem's prompt to token ids; by default one turn of a chat.
-        longest_prompt: of the problems, for the number of rows that memory holds.
-        cache_dtype: of keys and values; that of the weights, if None.
-        max_rows: rows that write tokens together on one device, or group of devices;
-            what suits the models and the device, if None.
-        max_stored: prefixes that explorers store at once; what suits the device, if
-            None.
+        longest_prompt: tokens of the longest prompt, from which the number of rows that
+            fit into memory is computed.
+        cache_dtype: type of keys and values; None for the type of the weights.
+        max_rows: rows for which tokens are drawn together on one device, or group of
+            devices; None for a number that suits the models and the device.
+        max_stored: prefixes that explorers store at once; None for a number that suits
+            the device.
         mesh: devices, as :class:`tsi.engine.engine.Engine` divides them.
 
     Raises:
-        ConfigurationError: a delimiter or stop string is none that the policy can
-            write, the reward is a name or needs a model and has none, the limits
-            contradict the boundary or the forced end, or see
-            :class:`tsi.engine.engine.Engine`.
+        ConfigurationError: the policy cannot write a delimiter or stop string; the
+            reward is only a name, or needs a model and has none; the limits contradict
+            the boundary or the forced end; or as for :class:`tsi.engine.engine.Engine`.
     """
     for name, strings in (("delimiters", delimiters), ("stop_strings", stop_strings)):
         if isinstance(strings, str | bytes):
@@ -105,10 +106,10 @@ def reasoning_engine(
 
 
 def check_has_model(loaded: LoadedReward) -> None:
-    """Check that a reward is one, and has the model that it reads with.
+    """Check that the argument is a reward and has the model that it needs.
 
     Raises:
-        ConfigurationError: it is the name of one, or has no model.
+        ConfigurationError: it is the name of a reward, or it has no model.
     """
     hint = "Use tsi.load_reward(name, policy, limits)."
     reward = loaded.reward

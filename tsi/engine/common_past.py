@@ -21,11 +21,11 @@ class Common:
     """Common pasts of P problems.
 
     Attributes:
-        cache: :class:`tsi.engine.paging.pages.Dense`, one row a problem.
+        cache: :class:`tsi.engine.paging.pages.Dense`, one row per problem.
 
     Args:
         programs: compiled ones.
-        pool: the policy's caches; its last P rows are for the lines kept here.
+        pool: the policy's caches; its last P rows are the common pasts.
         problems: P.
         max_positions: the most positions that a past may have.
     """
@@ -50,8 +50,8 @@ class Common:
         """Store the past that the rows of each problem share now.
 
         Args:
-            rows: of each problem, at least one.
-            problems: which.
+            rows: the rows of each problem, at least one.
+            problems: the places of these problems.
         """
         tables, lines = self.pool.tables, self._first + problems
         first = np.asarray([members[0] for members in rows])

@@ -13,10 +13,11 @@ from tsi.errors import Stopped
 def run_concurrently(
     runs: Sequence[Callable[[threading.Event], Iterator[EndedProblem | FailedProblem]]],
 ) -> Iterator[EndedProblem | FailedProblem]:
-    """The problems that several lanes have ended, in the order of their ends.
+    """The ended problems of several lanes, in the order in which they end.
 
     Args:
-        runs: each starts one lane, which stops soon after its event is set.
+        runs: functions that each start one lane, which stops soon after its event is
+            set.
 
     Raises:
         Stopped: Ctrl-C was typed, or SIGTERM came; all lanes have stopped.

@@ -1,7 +1,7 @@
 """The decisions of one method: its states, requests and diagnostics for P problems.
 
 Every problem has its own turn. The two programs of :mod:`tsi.engine.methods` run for
-all places; those that do not take part keep their state.
+all places; places that do not take part keep their state.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from tsi.problem_ids import IdWords
 
 
 class Decisions:
-    """What a method knows and wants of each problem.
+    """The states and requests of a method for each problem.
 
     Attributes:
         turns: number of decisions of each problem, [P].
         key_steps: the key of each problem's steps, [P].
         state: of the sampler, with a leading axis of places.
-        request: the newest of each problem, on the host, [P, W] each.
+        request: the newest request of each problem, on the host, [P, W] each.
 
     Args:
         method: the programs of the sampler or explorer.
@@ -42,7 +42,7 @@ class Decisions:
         """Begin with the problems that have entered.
 
         Args:
-            ids: of the problem at each place; of any problem where there is none.
+            ids: id of the problem at each place; any id at an empty place.
             entered: places of the problems that begin.
         """
         self.turns[entered] = 0
@@ -58,10 +58,10 @@ class Decisions:
     def decide(
         self, ready: Bool[np.ndarray, " P"], reply: Reply
     ) -> Bool[np.ndarray, " P"]:
-        """`tell` and `ask` for the problems that are ready; returns which continue.
+        """Run `tell` and `ask` for the problems that are ready; return which continue.
 
         Args:
-            ready: problems of which all steps have been read.
+            ready: problems for which all steps have been read.
             reply: the numbers of all working rows, [P, W] each.
         """
         parents = np.asarray(self.request.parents)
@@ -89,12 +89,12 @@ class Decisions:
         ]
 
     def leave(self, places: Int[np.ndarray, " n"]) -> None:
-        """Forget the infos of problems."""
+        """Delete the infos of problems."""
         for place in places:
             self._infos[place] = []
 
     def _receive(self, request: Request, asked: Bool[np.ndarray, " P"]) -> None:
-        """Keep the requests of some problems beside those that the others have."""
+        """Replace the requests of some problems and keep those of the others."""
         if self.request is None:
             self.request = jax.tree.map(np.array, request)
             return

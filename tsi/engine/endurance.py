@@ -22,7 +22,7 @@ class Endurance:
         lane_of: a lane of some sizes.
         sizes: the first ones.
         problems: indices of the problems.
-        tell: called after each burst.
+        tell: function called after each burst.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Endurance:
         self._reports: list[Report] = []
 
     def report(self) -> Report:
-        """Of all lanes so far, which followed each other."""
+        """The report of all lanes so far, which ran one after the other."""
         reports = self._all_reports()
-        # Lanes follow each other, so their memory is not added up.
+        # Lanes run one after the other, so their memory is not summed.
         held = max((r.cache for r in reports), key=lambda c: c.held, default=None)
         found = total(reports)
         return found if held is None else found._replace(cache=held)
@@ -61,10 +61,10 @@ class Endurance:
             self._lane.clock.switch("idle")
 
     def run(self, stop: threading.Event) -> Iterator[EndedProblem | FailedProblem]:
-        """All problems, each as soon as it has ended.
+        """Run all problems; yield each as soon as it has ended.
 
         Raises:
-            OutOfMemoryError: one slot and one problem at once do not fit either.
+            OutOfMemoryError: not even one slot and one problem at once fit.
         """
         while self._left and not stop.is_set():
             failure = ""
@@ -82,7 +82,8 @@ class Endurance:
                 failure = str(error).splitlines()[0]
             if not failure:
                 return
-            # Out of the handler, whose traceback holds the arrays of the lane.
+            # Outside the exception handler: its traceback keeps the lane's arrays
+            # alive.
             self._reports, self._lane = self._all_reports(), None
             lane = None  # type: ignore[assignment]
             fewer = half_of(self.sizes)
@@ -102,7 +103,7 @@ class Endurance:
             self.sizes = fewer
 
     def _tell(self) -> None:
-        """Call the user's function; a lack of memory in it is not the lane's."""
+        """Call the user's function; if it runs out of memory, the lane has not."""
         try:
             self._call()
         except Exception as error:

@@ -81,22 +81,22 @@ class Engine:
         target: the target.
         policy: the language model's weights.
         reward_model: the reward model's weights, or None if the reward has no model.
-        encode: a problem's prompt to token ids, chat template included.
-        decode: token ids to text, end tokens dropped.
+        encode: function from a problem's prompt to token ids, chat template included.
+        decode: function from token ids to text, end tokens dropped.
         temperature: of the policy; 0 takes the most likely token.
         truncation: restricts the tokens of the policy. The truncated policy is the p of
             the target and of all weights; None for the full policy.
-        repetition_penalty: of tokens that occurred before, as a part of the policy
-            (:mod:`tsi.decoding.repetition`); None for none.
+        repetition_penalty: penalty on tokens that occurred before, as a part of the
+            policy (:mod:`tsi.decoding.repetition`); None for no penalty.
         cache_dtype: type of the keys and values of policy and reward model, such as
-            ``"bfloat16"`` beside float32 weights; that of the weights if None.
+            ``"bfloat16"`` with float32 weights; None for the type of the weights.
         max_rows: the most rows for which one device, or group of devices, draws tokens
             at once.
         max_stored: the most prefixes that explorers store at once; by default 16 times
             `max_rows`.
         mesh: devices: problems are divided along its ``data`` axis, weights and heads
-            along ``model``; None for one device. Weights that are on these devices
-            already, divided or not, are not moved.
+            along ``model``; None for one device. Weights that are already on these
+            devices, divided or not, are not moved.
 
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
@@ -155,7 +155,7 @@ class Engine:
 
     @property
     def num_programs(self) -> int:
-        """Number of compiled model programs: to read prompts and steps, and to draw."""
+        """Number of compiled programs that read prompts, read steps or draw tokens."""
         return sum(self._model_programs().values())
 
     def _model_programs(self) -> dict[str, int]:
@@ -178,7 +178,7 @@ class Engine:
             self._encode(problem)
 
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
-        """The most problems in work at once, over all groups of devices."""
+        """The most problems that run at once, over all groups of devices."""
         plan = plan_of(sampler, num_particles, self.target.max_steps)
         return len(self._parts) * self._problems_of_a_lane(plan)
 
@@ -194,12 +194,12 @@ class Engine:
 
     @property
     def caches(self) -> CacheSizes:
-        """Bytes of a position in the caches of the policy and the reward."""
+        """Bytes per position in the caches of the policy and the reward."""
         parts = 1 if self.mesh is None else self.mesh.shape.get(MODEL, 1)
         return cache_sizes(self.target, self.policy, self.reward_model, parts)
 
     def free_bytes(self) -> int:
-        """Free bytes of a device, less those of weights that are not loaded yet."""
+        """Free bytes of a device minus those of weights that are not loaded yet."""
         return free_beside_weights((self.policy, self.reward_model), self.mesh)
 
     def run(
@@ -277,7 +277,7 @@ class Engine:
 
         Returns:
             Results in the order in which their problems end; the order may change
-            between runs. Their seconds are those since the previous result.
+            between runs. The seconds of a result are the time since the previous one.
 
         Raises:
             PromptTooLongError: a prompt and the token limit exceed the context of the
@@ -322,8 +322,8 @@ class Engine:
         least = self._bytes_to_read(1, width, questions)
         check_prompts_fit(least, width, self.free_bytes())
 
-        # Here, on one thread: JAX builds the list of an array's shards when it is first
-        # read, and threads of several lanes could read a list that is not complete.
+        # Read here, on one thread: JAX builds the list of an array's shards when it is
+        # first read, and threads of several lanes could read an incomplete list.
         both = self.policy, self.reward_model
         weights = [part_of(both, part) for part in self._parts]
 
@@ -384,7 +384,7 @@ class Engine:
         return bytes_to_read(self.target, *models, prompts, width, questions)
 
     def _problems_of_a_lane(self, plan: Plan) -> int:
-        """The most problems of a plan that one group of devices has in work."""
+        """The most problems of a plan that one group of devices runs at once."""
         return problems_in_work(plan, self.max_rows, self.max_stored)
 
     def sizes_of(self, plan: Plan, problems: int, width: int) -> Sizes:

@@ -52,9 +52,9 @@ class EngineRun:
 
     Args:
         problems: of the run, at least one.
-        lane_of: `(group, sizes)` to the lane of a group of devices.
+        lane_of: function of `(group, sizes)` that makes the lane of a group of devices.
         num_groups: number of groups of devices.
-        sizes: of the first lane of each group.
+        sizes: sizes of the first lane of each group.
         outcomes: makes results.
         prompt_lengths: tokens of each prompt, as the policy and as the reward reads it.
         progress: called each time the host reads the state of the slots, or None.
@@ -112,7 +112,7 @@ class EngineRun:
             if len(self._lanes) == 1:
                 self._lanes[0].rest()
             yield result
-        # The warning names the caller's line as its place.
+        # The warning is reported at the caller's line.
         number = sum(result.diagnostics.num_invalid for result in self._invalid)
         warn_of_invalid(number, self._names_of_invalid())
         self.failures.check()
@@ -130,7 +130,7 @@ class EngineRun:
         )
 
     def _result(self, ended: EndedProblem) -> Result | None:
-        """The result of a problem; None if a function of the user's fails on it."""
+        """The result of a problem; None if a user's function fails on it."""
         problem, at = self.problems[ended.problem], ended.problem
         policy, reward = self.prompt_lengths
         lengths = int(policy[at]), int(reward[at])

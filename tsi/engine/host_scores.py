@@ -18,13 +18,13 @@ class Batch(NamedTuple):
     """Rows that have ended a step.
 
     Attributes:
-        rows: which of the store.
-        replies: their numbers.
-        before: number of their tokens before the step. It is the same after a step that
-            could not be repeated: that row is not changed.
-        depths: of the step.
-        problems: of each row, among all problems.
-        places: of the problem of each.
+        rows: their indices in the store.
+        replies: what the programs returned for these rows.
+        before: number of their tokens before the step. A step that could not be
+            repeated leaves the row, and therefore its number of tokens, unchanged.
+        depths: index of each row's step.
+        problems: index of each row's problem among all problems.
+        places: place of each row's problem.
     """
 
     rows: Int[np.ndarray, " n"]
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class ScoredBatch(NamedTuple):
-    """The store, and the numbers of a batch's rows with their scores."""
+    """The store, and the replies of a batch's rows with their scores."""
 
     stored: Stored
     rows: Int[np.ndarray, " n"]
@@ -49,7 +49,7 @@ class ScoredBatch(NamedTuple):
 
 
 class HostScores:
-    """Scores rows that have taken a step by a reward on the host.
+    """Scores rows that have taken a step, with a reward on the host.
 
     Args:
         programs: compiled ones.
@@ -69,7 +69,7 @@ class HostScores:
         """Score the steps of rows.
 
         Returns:
-            Errors of rows that could not be scored, by their index in the batch.
+            The errors of rows that could not be scored, by index in the batch.
         """
         log_odds = np.zeros(self.size, weight_dtype())
         errors: dict[int, Exception] = {}
@@ -115,9 +115,10 @@ def put_scores(
     Args:
         programs: compiled ones.
         stored: all rows.
-        batch: of at most A rows.
-        log_odds: of these.
-        spent: what a model has read for them, as `Programs.score` takes it.
+        batch: at most A rows.
+        log_odds: log-odds of these rows.
+        spent: tokens and positions that a model has read for them, as in
+            `Programs.score`.
         params: weights and temperatures.
     """
     rows, replies, took = batch.rows, batch.replies, batch.took

@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM between two programs, and never inside one.
+"""Handle Ctrl-C and SIGTERM between two programs, never inside one.
 
 JAX turns an exception of a callback into an error of its own, or loses it, so a signal
 that arrives while a reward function runs would be reported as another error.
@@ -15,10 +15,10 @@ from tsi.termination import is_main_thread, is_repetition, stop_at_once
 
 
 class StopEvent(threading.Event):
-    """Set when lanes are to stop.
+    """An event that is set when lanes must stop.
 
     Attributes:
-        number: of the signal that asked for it.
+        number: number of the signal that set it.
     """
 
     number: int = signal.SIGINT
@@ -26,7 +26,7 @@ class StopEvent(threading.Event):
 
 @contextlib.contextmanager
 def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
-    """A context in which a first signal sets `stop`, and a second interrupts at once.
+    """A context where a first signal sets `stop` and a second interrupts at once.
 
     The signals are Ctrl-C, and SIGTERM within `terminable`. A handler that the user has
     set is kept. In threads other than the main one the context does nothing.
@@ -57,10 +57,10 @@ def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """A context that delays signals to its end.
+    """A context that delays signals until its end.
 
     Raises:
-        Stopped: see above; a second signal interrupts at once.
+        Stopped: a signal came; a second signal interrupts at once.
     """
     stop = StopEvent()
     with deferred_interrupts(stop):

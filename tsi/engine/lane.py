@@ -5,7 +5,7 @@ row ends a step, the reward reads it and its slot becomes free. When all rows of
 problem have been read, its sampler decides, and they join the queue again. The samples
 do not depend on which rows share the slots, since their random numbers do not.
 
-A lane is composed of what each part of the loop needs:
+A lane is composed of these parts:
 
 - :class:`tsi.engine.prompt_reader.PromptReader` reads the prompts of problems;
 - :class:`tsi.engine.decisions.Decisions` has the sampler's states and requests, which
@@ -59,7 +59,7 @@ class Lane:
         questions: the result of the reward's `prepare`, one row per problem, or None.
         ids: of all problems.
         sizes: of the lane.
-        exact: whether its clock is exact, see :mod:`tsi.engine.meters.clock`.
+        exact: whether its clock is exact (:mod:`tsi.engine.meters.clock`).
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Lane:
             reward = programs.host_reward
             scores = HostScores(programs, reward, questions, sizes.reads)
         if programs.texts is not None:
-            # The model that reads text has programs and devices of its own.
+            # A reward model that reads text has its own programs and devices.
             model, params = params.reward_model, params._replace(reward_model=None)
             total = self.population.total
             scores = readings = TextReadings(
@@ -130,7 +130,7 @@ class Lane:
         Args:
             problems: indices.
             stop: when it is set, unfinished problems are abandoned.
-            tell: called after each burst.
+            tell: function called after each burst.
         """
         left = collections.deque(problems)
         while (left or self.population.occupancy.any()) and not stop.is_set():
@@ -170,7 +170,7 @@ class Lane:
         self.writers.forget(self.population.rows_of(places))
         self.population.enter(problems, places)
         entered = np.isin(np.arange(self.sizes.problems), places)
-        # Free places begin with the first problem, and are not asked.
+        # Empty places get the first problem's id; their requests are not used.
         index = np.maximum(self.population.index, 0)
         ids = jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.ids)
         self.decisions.begin(ids, entered)
@@ -235,7 +235,7 @@ class Lane:
     # Prefixes
 
     def _keep(self, ready: Bool[np.ndarray, " P"]) -> None:
-        """Store the rows of an explorer's turn where it wants them."""
+        """Copy the rows of an explorer's turn to the stored rows that it requests."""
         stored, rows = rows_to_keep(self.decisions.request, ready, self.population)
         self.store.keep(stored, rows)
         self.population.keep(stored, rows)
@@ -321,7 +321,7 @@ class Lane:
         )
 
     def _read(self) -> None:
-        """Let the reward read the steps for which some problem or row waits."""
+        """Let the reward read the steps that some problem or row waits for."""
         writers, reads = self.writers, self.sizes.reads
         at = slots_to_read(
             writers.ended,

@@ -1,8 +1,8 @@
 """The groups of devices, each with its own problems.
 
-Along a mesh's axis ``data`` only the values of weights are the same; no cache is ever
-copied from one group to another. Along ``model`` a group divides weights and heads
-(:mod:`tsi.models.partition`).
+Along a mesh's axis ``data``, groups have the same weights and share nothing else; no
+cache is copied from one group to another. Along ``model``, a group divides weights and
+heads (:mod:`tsi.models.partition`).
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ def part_of(tree: Any, part: Mesh | None) -> Any:
     """The weights of one group of devices, without a copy.
 
     Args:
-        tree: of arrays on a whole mesh, replicated over the groups.
+        tree: pytree of arrays on a whole mesh, replicated over the groups.
         part: the group; None for unchanged arrays.
     """
     if part is None:

@@ -1,9 +1,9 @@
 """The programs of a sampler or an explorer for P problems, each at its own turn.
 
-Samplers and explorers are driven alike: both request prefixes for W working rows and
-get the numbers of the extended rows. `tell` of one turn and `ask` of the next are one
-program, which is small since it sees only weights. It runs for the problems that are
-ready and does not change the others.
+Samplers and explorers are run in the same way: both request prefixes for W working rows
+and receive the log potentials and other numbers of the extended rows. `tell` of one
+turn and `ask` of the next are one program, which is small because it handles only
+importance weights and indices. It changes only the problems that are ready.
 """
 
 import functools
@@ -29,7 +29,7 @@ class StepInfo(NamedTuple):
         ess: effective sample size, [P].
         resampled: whether any particle moved, [P].
         num_recoveries, num_invalid: as in `SMCInfo`; zero if the info has none, [P].
-        log_potentials: of each particle, the newest, [P, N].
+        log_potentials: the newest log potential of each particle, [P, N].
         own: further fields of the info, by name.
     """
 
@@ -58,7 +58,7 @@ class Method(NamedTuple):
 
 
 def step_info(info: Any, ancestors: Int[Array, "P N"], state: Any) -> StepInfo:
-    """A step's diagnostics: fields of the info, or else computed from the state."""
+    """A step's diagnostics: fields of the info, or computed from the state."""
     zeros = jnp.zeros(ancestors.shape[0], jnp.int32)
     default = StepInfo(
         ancestors,
@@ -75,7 +75,7 @@ def step_info(info: Any, ancestors: Int[Array, "P N"], state: Any) -> StepInfo:
 
 
 def fields_of(info: Any) -> dict[str, Any]:
-    """The fields of an info that is a dictionary or a NamedTuple; else none."""
+    """The fields of an info that is a dictionary or a NamedTuple; empty otherwise."""
     return info if isinstance(info, dict) else getattr(info, "_asdict", dict)()
 
 

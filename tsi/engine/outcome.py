@@ -16,10 +16,11 @@ from tsi.results.ledger import SlotCosts
 def flops_of(
     config: DecoderConfig | None, tokens: Any, context: Any, *, head: bool = False
 ) -> Any:
-    """FLOPs of a number of tokens that attended to `context` positions in total.
+    """FLOPs of `tokens` tokens that attended to `context` positions in total.
 
-    ``config.count_attended`` counts positions, with regard to windows. Tokens that are
-    only read need no logits; the one number per step of a reward's head is neglected.
+    ``config.count_attended`` counts positions and takes attention windows into account.
+    Tokens that are only read need no logits; the cost of a reward's head, one number
+    per step, is neglected.
     """
     if config is None:
         return np.zeros_like(context)
@@ -59,7 +60,7 @@ def slot_costs(
     target: ReasoningTarget,
     params: Any,
 ) -> SlotCosts:
-    """Cost of each slot of a problem, and of its prompt, which is read once.
+    """Cost of each slot of a problem, and of the problem's prompt, which is read once.
 
     Args:
         cost: counts of tokens and positions by slot.
@@ -92,10 +93,10 @@ def slot_costs(
 def drop_weightless(
     answers: Sequence[str | None], log_weights: Float[np.ndarray, "K"]
 ) -> list[str | None]:
-    """Answers of an explorer's members, None where other members alone have weight.
+    """Answers of an explorer's members; None for members without weight.
 
-    Members without weight are padding, or what a search has dismissed; a vote must not
-    count them.
+    Members without weight are padding or were rejected by a search. A vote must not
+    count them, unless no member has weight.
     """
     weightless = np.isneginf(log_weights)
     if weightless.all():
@@ -107,5 +108,5 @@ def drop_weightless(
 
 
 def count_members(members: Int[np.ndarray, "K"], flags: Bool[np.ndarray, "K"]) -> int:
-    """Stored prefixes among the members with a flag; a prefix may be a member twice."""
+    """Number of distinct flagged prefixes; a prefix may be a member twice."""
     return len(set(np.asarray(members)[np.asarray(flags)].tolist()))

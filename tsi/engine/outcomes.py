@@ -31,7 +31,7 @@ from tsi.sampler import Sampler
 
 
 class Solutions(NamedTuple):
-    """Texts of one problem's rows, and the answers that they end in."""
+    """Texts of one problem's rows, and the answers extracted from them."""
 
     step_texts: list[list[str]]
     texts: list[str]
@@ -47,8 +47,8 @@ class Outcomes(NamedTuple):
         encode: a prompt to token ids.
         decode: token ids to text.
         extract: canonical answer of a solution's text, or None.
-        costs: `(cost, tokens of the prompt, the same as the reward reads it)` to the
-            costs by slot.
+        costs: function of `(cost, prompt tokens of the policy, prompt tokens of the
+            reward)` that returns the costs by slot.
         corrects: whether the proposal is not the policy, so that solutions have
             log p - log q.
     """
@@ -159,7 +159,7 @@ class Outcomes(NamedTuple):
 def diagnose_run(
     estimand: Estimand, state: Any, infos: Any, answers: Sequence[str | None]
 ) -> Diagnosis:
-    """Errors of a sampler's run, from its genealogy.
+    """Error estimates of a sampler's run, from its genealogy.
 
     Args:
         estimand: what the sampler claims.
@@ -185,7 +185,7 @@ def diagnose_store(
     past: Int[np.ndarray, "T K"],
     answers: Sequence[str | None],
 ) -> Diagnosis:
-    """The same of an explorer's members, whose common past is their common text.
+    """Error estimates of an explorer's members; their common past is their common text.
 
     Args:
         estimand: what the explorer claims.
@@ -205,7 +205,7 @@ def diagnose_store(
 
 
 def accepted_share(explorer: Explorer, state: Any) -> float:
-    """Fraction of its moves that a chain accepted; NaN for none, or of no chain."""
+    """Fraction of a chain's moves that were accepted; NaN without moves or a chain."""
     if explorer.acceptance is None:
         return math.nan
     with np.errstate(invalid="ignore"):  # 0 of 0 moves is NaN, as it should be

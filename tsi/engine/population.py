@@ -1,10 +1,10 @@
-"""The problems and rows of a lane as the host counts them.
+"""Host-side counts of a lane's problems and rows.
 
 A lane has P places, each for one problem. A problem has W working rows, which take
 steps, and M stored rows, the prefixes that an explorer stores. Row ``p * W + w`` is
 working row w of place p, and row ``P * W + p * M + m`` is its stored row m. Methods
-number the prefixes of one problem from 0: an explorer its stored rows, a sampler its
-working rows.
+number the prefixes of one problem from 0: for an explorer these are its stored rows,
+for a sampler its working rows.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from tsi.weights import weight_dtype
 
 
 class Population:
-    """Which problem is at each place, and how far each row is.
+    """Which problem is at each place, and the length of each row.
 
     Attributes:
         working: P * W.
@@ -27,7 +27,7 @@ class Population:
         waiting: number of working rows whose steps have not been read yet, [P].
         depths: number of steps of each row, [P * (W + M)].
         lengths: number of tokens of each working row, [P * W].
-        reply: the numbers of the working rows for the next decision, [P * W] each.
+        reply: replies of the working rows for the next decision, [P * W] each.
 
     Args:
         places: P.
@@ -63,7 +63,7 @@ class Population:
         return self.occupancy & (self.waiting == 0)
 
     def is_in_work(self, rows: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        """Whether the problem of each working row is in work."""
+        """Whether each working row belongs to a problem."""
         return self.index[self.places_of(rows)] >= 0
 
     def places_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -84,7 +84,7 @@ class Population:
     def prefix_rows(
         self, places: int | Int[np.ndarray, "..."], numbers: Int[np.ndarray, "..."]
     ) -> Int[np.ndarray, "..."]:
-        """The rows of prefixes, by place and by the method's number in the problem."""
+        """The rows of prefixes, by place and by the method's number of the prefix."""
         if self.plan.stored:
             return self.working + places * self.plan.stored + numbers
         return places * self.plan.rows + numbers
@@ -94,16 +94,16 @@ class Population:
         return Reply(*(leaf.reshape(self.places, -1) for leaf in self.reply))
 
     def enter(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
-        """Problems enter at free places, with rows without steps."""
+        """Put problems at free places, with rows that have no steps."""
         self.index[places] = problems
         self.depths[self.rows_of(places)] = 0
 
     def leave(self, places: Int[np.ndarray, " n"]) -> None:
-        """Problems leave."""
+        """Remove problems."""
         self.index[places], self.waiting[places] = -1, 0
 
     def keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
-        """Stored rows become copies of working rows."""
+        """Copy the numbers of working rows to stored rows."""
         self.depths[stored] = self.depths[rows]
 
     def move(
@@ -113,13 +113,13 @@ class Population:
         limit: Int[np.ndarray, " n"] | None,
         replies: RowReplies,
     ) -> None:
-        """Working rows get the prefixes of their parents.
+        """Give working rows the prefixes of their parents.
 
         Args:
             rows: working rows.
             parents: any rows.
-            limit: number of the parent's steps that are kept at most; None for all.
-            replies: the numbers of these prefixes.
+            limit: the most steps of the parent that are kept; None for all.
+            replies: the replies of these prefixes.
         """
         depths = self.depths[parents]
         self.depths[rows] = depths if limit is None else np.minimum(depths, limit)
@@ -132,7 +132,7 @@ class Population:
 
         Args:
             rows: all working rows of some problems, in order.
-            extend: whether the method wants a step of each.
+            extend: whether the method requests a step of each row.
         """
         over = self.depths[rows] >= self.max_steps
         active = extend & ~self.reply.finished[rows] & ~over
@@ -143,7 +143,7 @@ class Population:
         return active
 
     def record(self, rows: Int[np.ndarray, " n"], replies: RowReplies) -> None:
-        """Record the numbers of working rows for the next decision."""
+        """Record the replies of working rows for the next decision."""
         for old, new in zip(self.reply, replies, strict=False):
             old[rows] = new
         self.lengths[rows] = replies.lengths
@@ -155,5 +155,5 @@ class Population:
         if self.plan.stored:
             self.reply.finished[rows] |= self.depths[rows] >= self.max_steps
         places = self.places_of(rows)
-        # Rows of a problem that failed in the meantime are not waited for.
+        # A problem that failed in the meantime does not wait for its rows.
         np.subtract.at(self.waiting, places[self.index[places] >= 0], 1)

@@ -18,8 +18,8 @@ class PromptBatch(NamedTuple):
 
     Attributes:
         number: of problems.
-        problems: which, padded with the last one, [E].
-        places: of each, padded with a place that there is not, [E].
+        problems: their indices, padded with the last one, [E].
+        places: place of each, padded with an index out of range, [E].
         prompts: of these problems.
         prefill: results of `Programs.prefill`.
     """
@@ -32,7 +32,7 @@ class PromptBatch(NamedTuple):
 
 
 class PromptReader:
-    """Reads prompts with the policy, and with a reward model that has its tokens.
+    """Reads prompts with the policy, and with a reward model of the same tokenizer.
 
     Args:
         programs: the compiled programs.
@@ -55,7 +55,7 @@ class PromptReader:
 
     @property
     def width(self) -> int:
-        """Positions of the prompts."""
+        """Positions to which prompts are padded."""
         return self.prompts.tokens.shape[1]
 
     def read(
@@ -64,8 +64,8 @@ class PromptReader:
         """Read the prompts of problems, batch by batch.
 
         Args:
-            problems: which.
-            places: where they enter.
+            problems: indices of the problems.
+            places: places at which they enter.
         """
         max_prompts = self.sizes.prompts(self.width)
         for start in range(0, len(problems), max_prompts):
@@ -77,7 +77,7 @@ class PromptReader:
     ) -> PromptBatch:
         count = len(problems)
         size = width_of(count, max_prompts, self.sizes.shrinks)
-        # Padded, so that few sizes are compiled.
+        # Padded, so that programs are compiled for few sizes.
         padded = np.asarray(problems + [problems[-1]] * (size - count))
         nowhere = np.full(size - count, self.sizes.problems)
         prompts = jax.tree.map(lambda leaf: leaf[padded], self.prompts)

@@ -15,11 +15,11 @@ from tsi.engine.sizing.sizes import coarse_room_of
 
 
 class RewardPools:
-    """One pool for each cache of a reward; none, if it keeps none that grows.
+    """One pool for each growing cache of a reward; no pool if it has none.
 
     Args:
         programs: compiled ones.
-        rows: how many.
+        rows: number of rows.
         lengths: the most positions that a row can have in each cache.
         block: positions of a block.
         like: dense rows of each kind.
@@ -49,7 +49,7 @@ class RewardPools:
         return [pool.tables.lengths[rows] for pool in self]
 
     def cut(self, rows: Indices, lengths: list[Any]) -> None:
-        """Forget all but the first positions of rows; all rows' lengths are given."""
+        """Keep only the first positions of rows; the lengths of all rows are given."""
         for pool, length in zip(self, lengths, strict=True):
             pool.tables.cut(rows, length[rows])
 
@@ -57,8 +57,8 @@ class RewardPools:
         """Dense rows with room for a step, padded to a number of rows.
 
         Args:
-            rows: which.
-            size: the number.
+            rows: the rows.
+            size: number of rows after padding.
             width: positions of the step.
         """
         dense, lengths = [], []

@@ -14,14 +14,15 @@ from tsi.explorer import Request
 
 
 class RowRequests(NamedTuple):
-    """What the working rows of some problems become, all in one axis.
+    """The requests for the working rows of some problems, along one axis.
 
     Attributes:
         rows: working rows, in order.
         parents: the row whose prefix each gets.
-        limit: number of the parent's steps that are kept; None for all.
+        limit: the most steps of the parent that are kept; None for all.
         extend: whether each takes a step.
-        sources: the row whose next step each repeats, -1 for none; None if none does.
+        sources: the row whose next step each repeats, -1 for no repeat; None if no row
+            repeats a step.
     """
 
     rows: Int[np.ndarray, " n"]

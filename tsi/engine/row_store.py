@@ -1,8 +1,8 @@
-"""What a group of devices holds of a lane's rows, and how rows get other prefixes.
+"""Data of a lane's rows on a group of devices, and how rows get other prefixes.
 
 Numbers and tokens of all rows are in one pytree (:mod:`tsi.engine.programs.rows`), keys
-and values are in blocks (:mod:`tsi.engine.paging.pool`). A row that becomes another
-prefix copies its numbers, and shares its blocks.
+and values are in blocks (:mod:`tsi.engine.paging.pool`). A row that gets another prefix
+copies the numbers of that prefix and shares its blocks.
 """
 
 from typing import Any
@@ -29,14 +29,15 @@ POOL = 2**28
 
 
 class RowStore:
-    """The rows of P problems: W working rows of each, and behind them M stored ones.
+    """The rows of P problems: all working rows (W each), then all stored ones (M each).
 
-    Memory is allocated when the first prompts have been read, which have the shapes.
+    Memory is allocated after the first prompts have been read, since these give the
+    shapes.
 
     Attributes:
         stored: :class:`tsi.engine.programs.rows.Stored`.
         policy: the policy's keys and values.
-        readers: those of the reward: pools, or a reward model that reads text.
+        readers: the reward's caches: pools, or a reward model that reads text.
 
     Args:
         programs: the compiled programs.
@@ -72,7 +73,7 @@ class RowStore:
         return [self.policy, *self.readers]
 
     def held(self) -> CacheBytes:
-        """Bytes in blocks."""
+        """Bytes of keys and values in blocks."""
         return bytes_held(self.pools)
 
     def enter(self, batch: PromptBatch, rows: Int[np.ndarray, " n"]) -> None:
@@ -97,7 +98,7 @@ class RowStore:
             batch.places,
         )
         first = rows.reshape(count, each)[:, 0]
-        # The last token of a prompt is read with the first step.
+        # The last token of a prompt is read together with the first step.
         lengths = np.asarray(batch.prompts.lengths)[:count] - 1
         self._prompt_lengths[batch.places[:count]] = lengths
         self.policy.store(dense, first, np.zeros(count, np.int32), lengths)
@@ -129,11 +130,11 @@ class RowStore:
             )
 
     def keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
-        """Copy working rows over stored ones.
+        """Overwrite stored rows with copies of working rows.
 
         Args:
-            stored: which are overwritten.
-            rows: the working row that each becomes.
+            stored: stored rows that are overwritten.
+            rows: the working row that is copied to each.
         """
         to = np.full(self.working, self.total)
         to[rows] = stored
@@ -151,10 +152,10 @@ class RowStore:
         Args:
             rows: working rows.
             parents: any rows.
-            limit: number of the parent's steps that are kept; None for all.
+            limit: the most steps of the parent that are kept; None for all.
 
         Returns:
-            The numbers of these prefixes.
+            The replies of these prefixes.
         """
         working = np.arange(self.working)
         slots = np.full(self.working, self.total, np.int32)
@@ -183,7 +184,7 @@ class RowStore:
         return replies
 
     def release(self, rows: Indices) -> None:
-        """Give the blocks of rows back."""
+        """Release the blocks of rows."""
         for pool in self.pools:
             pool.tables.release(rows)
 

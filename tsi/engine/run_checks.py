@@ -1,4 +1,4 @@
-"""Checks of what a run is asked to do, before anything is computed."""
+"""Checks of the arguments of a run, before anything is computed."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tsi.sampler import Sampler
 
 
 def check_method(sampler: Any) -> None:
-    """Refuse what is neither a sampler nor an explorer, such as its constructor.
+    """Refuse a method that is neither a sampler nor an explorer, such as a constructor.
 
     Raises:
         ConfigurationError: see above.

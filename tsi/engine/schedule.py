@@ -1,7 +1,7 @@
-"""When a lane does what: pure functions of how many rows write, wait and have ended.
+"""The schedule of a lane: pure functions of how many rows write, wait and have ended.
 
-They decide only the pace. No sample depends on them, since random numbers belong to
-the problem, the particle, the step and the token.
+They affect only the speed. No sample depends on them, since random numbers depend only
+on the problem, the particle, the step and the token.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 def num_to_enter(free: int, left: int, places: int) -> int:
     """How many problems enter now.
 
-    Several enter together, since each entry costs as much as a turn of all problems.
+    Several enter together, since an entry costs as much as a turn of all problems.
 
     Args:
         free: number of free places.
@@ -62,15 +62,15 @@ def slots_to_read(
 ) -> Int[np.ndarray, " A"]:
     """Slots whose steps are read now, ordered by the length of the step.
 
-    A batch is padded to its longest step, therefore the order. A step is read later, in
-    a fuller batch, if neither its problem nor a queued row waits for it.
+    Slots are ordered because a batch is padded to its longest step. A step is left for
+    a later, fuller batch if neither its problem nor a queued row waits for it.
 
     Args:
         ended: slots with a step that has not been read.
         active: slots that write.
         problems: the place of the problem in each slot.
         counts: tokens of each step.
-        reads: rows of a batch.
+        reads: number of rows of a batch.
         all_now: whether all steps are read now.
     """
     at = np.flatnonzero(ended)
@@ -83,7 +83,7 @@ def slots_to_read(
 
 
 def width_of_step(longest: int, max_tokens: int) -> int:
-    """The width at which steps are read: one of few, for few compiled programs.
+    """The width at which steps are read; few widths, so that few programs are compiled.
 
     Args:
         longest: tokens of the longest step.

@@ -2,7 +2,7 @@
 
 A step is drawn in a slot, or it repeats a step of another row. Either way one program
 appends it to the row and lets the reward's model read it. A reward on the host, or one
-that reads rendered text, scores the step afterwards: it is asked at once and its
+that reads rendered text, scores the step afterwards: the request starts at once and the
 scores are collected later, so that the device reads while the host renders.
 """
 
@@ -26,7 +26,7 @@ from tsi.reasoning.particles import ReasoningParams
 
 
 class FailedStep(NamedTuple):
-    """A step that could not be scored: place of its problem, number, and error."""
+    """A step that could not be scored: its problem's place, its number, its error."""
 
     place: int
     step: int
@@ -42,7 +42,7 @@ class StepReader:
         sizes: of the lane.
         store: the rows.
         population: the same rows, as the host counts them.
-        scores: what scores steps outside these programs; None if they do.
+        scores: scorer outside these programs; None if the programs score steps.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class StepReader:
         self.shapes = Shapes(cost_of_reading, sizes.price, exact=2)
 
     def read(self, writers: Writers, at: Int[np.ndarray, " A"]) -> list[FailedStep]:
-        """Read the steps that rows have ended in some slots, which become free.
+        """Read the steps that have ended in some slots; the slots become free.
 
         Args:
             writers: the slots.
-            at: which, at most `sizes.reads`.
+            at: indices of slots, at most `sizes.reads`.
 
         Returns:
             Steps that could not be scored.
@@ -132,7 +132,7 @@ class StepReader:
         return self._score(rows, replies)
 
     def collect(self) -> None:
-        """Fetch the scores that are pending, and record that their steps are read."""
+        """Fetch pending scores, and record that their steps have been read."""
         if self.scores is None:
             return
         for scored in self.scores.answers(self.store.stored, self.params):
@@ -142,7 +142,7 @@ class StepReader:
     def _score(
         self, rows: Int[np.ndarray, " n"], replies: RowReplies
     ) -> list[FailedStep]:
-        """Record the steps as read, or ask for their scores."""
+        """Record that steps have been read, or request their scores."""
         population = self.population
         if self.scores is None:
             population.end_step(rows, replies)
@@ -163,7 +163,7 @@ class StepReader:
         ]
 
     def _shape(self, longest: int, count: int, room: int) -> tuple[int, int]:
-        """Rows and positions of the program that reads some steps.
+        """Number of rows and positions of the program that reads some steps.
 
         Args:
             longest: tokens of the longest step.

@@ -2,8 +2,8 @@ r"""Stopping rules: when a problem has had enough rollouts.
 
 A rule is a function of the results of independent rounds of one problem. Rules on
 answers count votes or masses; rules on errors use the rounds as replicates. A stopping
-time that depends on the data introduces a bias: a mean that stops when its spread is
-small by chance is off by an amount that vanishes with the bound.
+time that depends on the data introduces a bias, since a run may stop when the spread is
+small by chance. The bias vanishes with the bound.
 
 References:
     [1] Aggarwal et al. 2023, Let's sample step by step, arXiv 2305.11860 (Beta and
@@ -35,8 +35,9 @@ def beta_confidence(first: int, second: int) -> float:
 def dirichlet_confidence(counts: Sequence[int]) -> float:
     r"""P(p_1 is the largest) under a Dirichlet with parameters counts + 1 [1].
 
-    Gamma variables normalised by their sum are Dirichlet, so it is the integral of
-    g_1(x) \prod_j F_j(x), taken by Gauss-Legendre quadrature over quantiles of g_1.
+    Gamma variables normalised by their sum are Dirichlet, so the probability is the
+    integral of g_1(x) \prod_j F_j(x), computed by Gauss-Legendre quadrature over
+    quantiles of g_1.
     """
     nodes, weights = np.polynomial.legendre.leggauss(NUM_NODES)
     x = special.gammaincinv(counts[0] + 1, 0.5 * (nodes + 1.0))
@@ -48,7 +49,7 @@ def sure_majority(confidence: float = 0.95, rule: str = "beta") -> Stop:
     """Stop when the leading answer is, at some confidence, the most probable one.
 
     Args:
-        confidence: of the leading answer, in (0.5, 1).
+        confidence: the required confidence in the leading answer, in (0.5, 1).
         rule: "beta" compares it with the runner-up alone, "dirichlet" with all answers
             seen.
 
@@ -80,7 +81,7 @@ def answer_error_below(bound: float, min_rounds: int = 4) -> Stop:
     """Stop when the leading answer's probability has a standard error below a bound.
 
     Args:
-        bound: of the standard error.
+        bound: upper bound of the standard error.
         min_rounds: the fewest rounds before the rule applies, at least two.
 
     Raises:

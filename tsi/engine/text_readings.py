@@ -1,11 +1,11 @@
-"""A reward model that reads text, between the programs of the policy.
+"""Run a reward model that reads text, between the programs of the policy.
 
 The host renders and encodes the solutions of a batch of rows, and starts a program that
 reads the new ids. It fetches the results after all batches have been started, so that
 the device reads one batch while the host renders the next.
 
-Of each row the device stores only keys and values, in blocks. Everything else is in the
-row's transcript on the host (:mod:`tsi.rewards.transcripts`), which is forked and
+For each row the device stores only keys and values, in blocks. Everything else is in
+the row's transcript on the host (:mod:`tsi.rewards.transcripts`), which is forked and
 released with the row's blocks.
 """
 
@@ -40,7 +40,7 @@ LEAST = 16
 
 
 class TranscriptTables(BlockTables):
-    """Blocks of rows, each with its transcript."""
+    """Block tables of rows, and the transcript of each row."""
 
     def __init__(self, num_rows: int, length: int, block: int) -> None:
         super().__init__(num_rows, length, block)
@@ -61,11 +61,11 @@ class PendingReading(NamedTuple):
     """A batch whose results have not been fetched yet.
 
     Attributes:
-        batch: its rows.
-        read: index of the rows that are read.
-        nowhere: index of the rows whose text is too long.
-        continued: transcripts of those that are read.
-        numbers: their log-odds and values, on the device.
+        batch: rows of the batch.
+        read: indices of the rows that are read.
+        nowhere: indices of the rows whose text is too long.
+        continued: transcripts of the rows that are read.
+        numbers: log-odds and values of these rows, on the device.
     """
 
     batch: Batch
@@ -80,16 +80,16 @@ class TextReadings:
 
     Args:
         policy: the policy's programs, which have the rows.
-        programs: the reward model's.
-        model: its weights.
-        questions: of all problems, on the host.
-        rows: how many there are.
-        sizes: how much is worked on at once.
+        programs: the reward model's programs.
+        model: the reward model's weights.
+        questions: questions of all problems, on the host.
+        rows: number of rows.
+        sizes: sizes of the lane.
         max_bytes: bytes of an extent.
 
     Raises:
-        ConfigurationError: the questions were not prepared, or the model cannot read
-            as far as the reward is to read.
+        ConfigurationError: the questions were not prepared, or the reward's longest
+            text exceeds the model's context.
     """
 
     def __init__(
@@ -116,21 +116,21 @@ class TextReadings:
     def __iter__(self) -> Iterator[Pool]:
         return iter(() if self._pool is None else (self._pool,))
 
-    # The interface of RewardPools; this reward has no caches beside the policy's.
+    # The interface of RewardPools; the policy's programs hold no caches of this reward.
 
     def lengths(self, rows: Indices) -> list[Any]:
         """Lengths of the reward's caches: none."""
         return []
 
     def cut(self, rows: Indices, lengths: list[Any]) -> None:
-        """Nothing; rows are cut back when they are rendered next."""
+        """Do nothing: rows are cut when they are next rendered."""
 
     def fresh(self, rows: Indices, size: int, width: int) -> RewardCaches:
         """No caches."""
         return RewardCaches([], [])
 
     def store(self, caches: RewardCaches, rows: Indices, change: RewardChange) -> None:
-        """Nothing was read."""
+        """Do nothing: no caches were read."""
 
     # Readings
 
@@ -144,10 +144,10 @@ class TextReadings:
         """Read the prompts of problems.
 
         Args:
-            problems: which.
-            places: of each, beyond those that there are for none.
+            problems: indices of the problems.
+            places: place of each; an index out of range marks padding.
             rows: all rows of these problems.
-            origin: which of these problems each belongs to.
+            origin: index, among these problems, of each row's problem.
         """
         asked = some_questions(self.questions, problems)
         prompts = self.programs.read_prompts(self.model, asked)
@@ -241,7 +241,7 @@ class TextReadings:
         while width < longest:
             width *= 4
         width = min(width, self.reader.width)
-        # A pass may start after the last slot of the longest row.
+        # A pass may begin after the last position of the longest row.
         needed, max_rows = int(lengths.max()) + width, self.sizes.reads
         size = width_of(count, max_rows, self.sizes.shrinks, factor=2)
         wanted = (width, room_of(needed), size)

@@ -1,7 +1,7 @@
-"""The slots as the host manages them: their rows, their order, and their size.
+"""Management of the slots by the host: their rows, their order, and their size.
 
-A row that continues its own prefix finds its cache in the slot that it left, if no
-other row has taken the slot since. Other rows are copied out of blocks.
+A row that continues its own prefix finds its cache in its former slot, if no other row
+has used that slot since. The caches of other rows are copied out of blocks.
 """
 
 import collections
@@ -20,8 +20,8 @@ from tsi.engine.sizing.sizes import Sizes, chosen_of, coarse_room_of, room_of, w
 from tsi.reasoning.particles import ReasoningParams
 
 LAG = 64
-"""Positions of the common past that a slot may still hold itself. Loading the row again
-takes longer than attending to so many positions twice."""
+"""Number of positions of the common past that a slot may still contain itself. Loading
+the row again takes longer than attending to this many positions twice."""
 
 COPIES = 3
 """Cost of the programs for a new slot size, in bursts: a burst, a program that reads
@@ -32,18 +32,18 @@ class Writers:
     """Slots of one lane.
 
     Attributes:
-        row_of: the row in each slot, or the last one.
-        active: whether tokens are drawn for it.
-        ended: whether it has ended a step that has not been read yet.
+        row_of: the row in each slot, or the last row that was in it.
+        active: whether tokens are drawn for this row.
+        ended: whether this row has ended a step that has not been read yet.
         counts: number of tokens of its step.
         filled: number of positions of its past.
-        start: number of these that are only in the common past.
+        start: number of first positions that are only in the common past.
 
     Args:
         programs: compiled ones.
         pool: the policy's caches.
-        sizes: how much is worked on at once.
-        each: rows of a problem.
+        sizes: sizes of the lane.
+        each: number of working rows per problem.
         max_positions: the most positions that a slot may need.
         params: weights and temperatures.
     """
@@ -79,7 +79,7 @@ class Writers:
 
     @property
     def number(self) -> int:
-        """R."""
+        """The number of slots, R."""
         return len(self.row_of)
 
     @property
@@ -88,17 +88,17 @@ class Writers:
         return None if self.common is None else self.common.cache
 
     def forget(self, rows: Int[np.ndarray, " n"]) -> None:
-        """The slots' caches of these rows are no longer valid."""
+        """Mark the slots' caches of these rows as invalid."""
         for row in rows.tolist():
             self.resident.pop(row, None)
 
     def release(self, problems: Int[np.ndarray, " n"]) -> None:
-        """Problems have left."""
+        """Release the common pasts of problems that have left."""
         if self.common is not None:
             self.common.release(problems)
 
     def drop(self, rows: Int[np.ndarray, " n"]) -> None:
-        """Rows leave their slots before their steps have ended."""
+        """Remove rows from their slots before their steps have ended."""
         gone = np.isin(self.row_of, rows)
         self.active &= ~gone
         self.ended &= ~gone
@@ -124,12 +124,12 @@ class Writers:
         at = np.full(count, -1, np.int32)
         for i, row in enumerate(rows.tolist()):
             slot = self.resident.get(row)
-            # The positions that the slot lacks must still be in the common past.
+            # Positions that are not in the slot must still be in the common past.
             if slot in free and 0 <= start[i] - self.start[slot] < LAG:
                 at[i] = slot
                 free.discard(slot)
         loaded = at < 0
-        # Slots to which no row can return are taken first.
+        # Slots whose caches no row can reuse are taken first.
         held = set(self.resident.values())
         order = sorted(free, key=lambda slot: (slot in held, slot))
         at[loaded] = order[: int(loaded.sum())]
@@ -162,7 +162,7 @@ class Writers:
         self.slots = small._replace(cache=cache)
 
     def write(self, enough: int) -> None:
-        """One burst."""
+        """Run one burst."""
         was, cache, chosen = self.filled, self.slots.cache, self._choose()
         # Rows of abandoned problems are still active on the device.
         self.slots = self.slots._replace(active=self.active)
@@ -206,7 +206,7 @@ class Writers:
         return self.common.starts(rows, rows // self.each).astype(np.int32)
 
     def _choose(self) -> Any:
-        """The slots that a burst computes: the active ones, and padding."""
+        """Choose the slots that a burst computes: the active ones, and padding."""
         number, each, shrinks = self.number, self.each, self.sizes.shrinks
         self.wanted = chosen_of(int(self.active.sum()), number, shrinks)
         coarse = width_of(self.wanted, number, shrinks, factor=2)
@@ -217,7 +217,7 @@ class Writers:
         rows: Any = np.sort(first).astype(np.int32)
         if self.common is None:
             return Chosen(rows, None, None)
-        # The rank of each active row among those of its problem.
+        # The rank of each active row among the active rows of its problem.
         active = np.flatnonzero(self.active[rows])
         problems = self.row_of[rows[active]] // each
         order = np.argsort(problems, kind="stable")
@@ -232,7 +232,7 @@ class Writers:
 
     @property
     def room(self) -> int:
-        """S, the positions of a slot."""
+        """The number of positions of a slot, S."""
         return self.slots.cache.keys[0].shape[-1]
 
     def below(self, count: int) -> int:
@@ -279,7 +279,7 @@ class Writers:
             self.slots = self.programs.slots(like, number, size, vocab_size)
         elif size != self.room:
             if size < self.room:
-                # The caches of rows that may return can be longer than the new size.
+                # Caches that rows may still reuse can be longer than the new size.
                 self.resident = {}
             cache = self.programs.widen(self.slots.cache, size)
             self.slots = self.slots._replace(cache=cache)

@@ -40,13 +40,13 @@ def confidence_reward(kind: str, options: str, max_tokens: int) -> PolicyConfide
 
     Args:
         kind: one of :data:`MEASURE_OF`.
-        options: see the docstring of the module; may be empty.
+        options: see the module docstring; may be empty.
         max_tokens: of a solution.
 
     Raises:
         UnknownNameError: for an unknown option or scale.
-        ConfigurationError: for an option without a valid value, given twice, or of
-            another kind, or for two windows.
+        ConfigurationError: for an option without a valid value, an option that is given
+            twice or belongs to another kind, or two windows.
     """
     values = parse_options(kind, options)
     confidence = TokenConfidence(MEASURE_OF[kind], **_part(values, "k"))
@@ -58,7 +58,7 @@ def confidence_reward(kind: str, options: str, max_tokens: int) -> PolicyConfide
 
 
 def parse_options(kind: str, options: str) -> dict[str, Any]:
-    """Options by name, as numbers where they are.
+    """Options by name; values that are numbers are converted.
 
     Raises:
         UnknownNameError, ConfigurationError: see :func:`confidence_reward`.

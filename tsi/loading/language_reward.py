@@ -1,6 +1,7 @@
 """Rewards that use another tokenizer than the policy.
 
-Published reward models in their formats, and the likelihood of a larger language model.
+These are published reward models in their formats, and the likelihood ratio of a larger
+language model.
 """
 
 import dataclasses

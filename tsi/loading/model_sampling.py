@@ -1,8 +1,8 @@
 """The sampling settings of a model, from its generation_config.json.
 
-If requested, they set the temperature and the truncation of the policy. If not, a note
-lists them, since they change results. As in transformers they apply if ``do_sample`` is
-true; absent fields change nothing.
+If requested, the settings define the temperature and the truncation of the policy. If
+not, a note lists them, since they would change results. As in transformers, they apply
+only if ``do_sample`` is true; missing fields change nothing.
 """
 
 import math

@@ -57,9 +57,9 @@ PREFIX_ONLY = ("last",)
 
 
 class Kind(NamedTuple):
-    """The argument after the colon of a kind, if any, and its aggregations.
+    """The argument after the colon of a kind, if any, and the aggregations of the kind.
 
-    An optional argument may be left out.
+    An optional argument may be omitted.
     """
 
     argument: str
@@ -133,7 +133,7 @@ def parse_reward(reward: str, aggregation: str = "last") -> NamedReward:
     """Parse the name of a reward, without looking up a model.
 
     Args:
-        reward: see the docstring of the module.
+        reward: see the module docstring.
         aggregation: one of :data:`tsi.rewards.formatted.FORMAT_AGGREGATIONS`.
 
     Raises:
@@ -192,18 +192,20 @@ def load_reward(
     """Load a reward and check that it fits the policy.
 
     Args:
-        reward: its name (see the docstring of the module), or the result of
+        reward: its name (see the module docstring), or the result of
             :func:`parse_reward`, which includes the aggregation.
         policy: the policy whose solutions are scored.
         limits: of a solution.
         aggregation: of step scores, one of
             :data:`tsi.rewards.formatted.FORMAT_AGGREGATIONS`.
-        question: the question to a policy that judges itself, answered by Yes or No.
+        question: the question, answered by Yes or No, to a policy that judges its own
+            solutions.
         checks: functions for ``verifier`` and ``outcome-verifier``, by these names.
         prompt_encoder: maps the tokenizer of a larger model to the encoder of its
             prompts; by default one turn of a chat, as for the policy.
-        example_prompt: a problem, whose prompt is measured in tokens.
-        prompt_tokens: the most tokens by which other prompts may be longer.
+        example_prompt: a problem, from whose prompt the length of prompts is measured.
+        prompt_tokens: the most tokens by which other prompts may be longer than this
+            one.
         dtype: of the weights of the reward model.
         weights: int8 or int4 for quantised matrices; None for ``dtype``.
         mesh: devices on which the weights are placed, if any.

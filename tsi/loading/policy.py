@@ -66,8 +66,8 @@ def load_policy(
         truncation: tokens that the policy may write; all methods sample from the
             truncated policy and use its probabilities.
         repetition_penalty: of that policy; None for none.
-        model_sampling: whether the files of the model set those of the three that are
-            None.
+        model_sampling: whether the settings of the model replace temperature,
+            truncation and penalty where these are None.
         dtype: of the weights.
         weights: int8 or int4 for quantised matrices; None for ``dtype``.
         mesh: devices on which the weights are placed; None for the default device.

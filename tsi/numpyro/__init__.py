@@ -1,4 +1,4 @@
-"""numpyro programs as targets, and explorers of this package as numpyro kernels."""
+"""numpyro programs as targets, and this package's samplers as numpyro kernels."""
 
 from tsi.numpyro.arguments import ModelArguments
 from tsi.numpyro.explorer_kernel import ExplorerKernel, KernelState

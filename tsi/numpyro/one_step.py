@@ -1,4 +1,4 @@
-"""The programs of one particle, run to draw its latents or to weigh stored ones."""
+"""Run the programs of one particle, to draw its latents or to weight stored ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ def run_init(
 def init_has_sites(
     init_fn: Callable[..., Any], key: Key[Array, ""], params: Any
 ) -> bool:
-    """Whether `init_fn` has sites, which are then part of the first step."""
+    """Whether `init_fn` has sites; these are then part of the first step."""
     found = []
 
     def begin() -> Any:

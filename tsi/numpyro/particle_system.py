@@ -1,7 +1,7 @@
 """A particle system as the state of a Metropolis-Hastings chain.
 
-The evidence estimate of the system replaces the likelihood, which cannot be computed.
-The path is one of its particles, drawn in proportion to the weights.
+The system's evidence estimate replaces the likelihood, which cannot be computed
+exactly. The path is one of its particles, drawn in proportion to the weights.
 """
 
 from collections.abc import Callable

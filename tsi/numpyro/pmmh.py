@@ -9,7 +9,7 @@ A particle system run at theta gives an unbiased estimate Z of p(y | theta), and
 
 leaves p(theta, x | y) invariant, where x is one particle of the accepted system, drawn
 in proportion to its weights. Z is part of the state and is kept until a proposal is
-accepted; a chain that estimated it anew at each move would have another target.
+accepted; a chain that estimates Z again at each move has another target.
 
 theta moves by a random walk on unconstrained values z, so the prior density of z
 includes |d theta / dz|. Scale and covariance of the walk adapt only during warm-up.
@@ -68,7 +68,7 @@ class PMMHState(NamedTuple):
         num_warmup: number of moves that adapt the walk.
         z: the parameters as real values, by name.
         log_prior: log density of z under the prior.
-        log_evidence: log Z of the accepted system, which is not estimated again.
+        log_evidence: log Z of the accepted system; it is not estimated again.
         accept_prob: acceptance probability of the latest proposal.
         mean_accept_prob: mean since the end of warm-up; during warm-up, mean so far.
         num_accepted: number of accepted proposals so far.

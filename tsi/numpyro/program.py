@@ -57,9 +57,10 @@ class ProgramTarget:
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """The whole model, a numpyro program of the arguments of `init_fn`.
 
-        A site of a step is one site with a leading axis T. A site of `init_fn` whose
-        name a step has as well gets the prefix "initial/". The proposal is not part of
-        the model, and steps after the end of a particle are masked.
+        A site of a step becomes one site with a leading axis T. If a site of `init_fn`
+        has the same name as a site of a step, it gets the prefix "initial/". The
+        proposal is not part of the model, and steps after the end of a particle are
+        masked.
 
         Returns:
             The last carry.

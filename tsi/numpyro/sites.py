@@ -53,7 +53,7 @@ class Sites(NamedTuple):
 
 
 class _Recorder(Messenger):
-    """Records what the handlers of the program do to a site before ours see it."""
+    """Records what the program's own handlers do to a site before ours see it."""
 
     def __init__(self) -> None:
         self.fixed: set[str] = set()

@@ -1,6 +1,7 @@
 """A step of a language model as a numpyro distribution.
 
-A step is the tokens up to and including one that ends a step, at most `max_tokens`:
+A step consists of the tokens up to and including one that ends a step, at most
+`max_tokens`:
 
     log p(step | prefix) = sum_j log p(token_j | prefix, token_{<j}).
 

@@ -21,11 +21,11 @@ from tsi.numpyro.arguments import call
 from tsi.numpyro.particles import ProgramParticles, as_arrays
 
 INITIAL = "initial/"
-"""Prefix of the name of a site of `init_fn` that `step_fn` has as well."""
+"""Prefix of a site of `init_fn` that shares its name with a site of `step_fn`."""
 
 
 class _AddPrefix(Messenger):
-    """Adds the prefix to sites of `init_fn` whose names a step has as well."""
+    """Adds the prefix to sites of `init_fn` that share a name with a site of a step."""
 
     def __init__(self, step_names: frozenset[str]) -> None:
         self.step_names = step_names

@@ -1,4 +1,4 @@
-"""The tokens that rows have cost, counted step by step."""
+"""The cost of rows in tokens, counted step by step."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from tsi.rewards.reward import Reading
 
 
 class Cost(NamedTuple):
-    """The tokens that each slot has cost, ``[R]`` each; not moved when rows fork.
+    """The cost of each slot in tokens, ``[R]`` each; not moved when rows fork.
 
     ``generated`` tokens were drawn by the policy, ``repeated`` ones were read by it to
     compute their probability, and ``reward_read`` ones were read by the reward model.
@@ -45,13 +45,13 @@ def add_cost(
     """Add the cost of one step of each row.
 
     Args:
-        cost: so far.
-        counts: tokens of the step; 0 in rows that take none.
-        reading: what the reward has read of it.
-        before: positions before the step, those of the prompt included.
-        policy: of the policy, which counts its positions.
-        reader: the same of the reward's model, or None.
-        drawn: whether the policy drew the step, or read it as a repeated one.
+        cost: the cost so far.
+        counts: number of tokens of the step; 0 in rows that take no step.
+        reading: which tokens the reward has read.
+        before: number of positions before the step, including the prompt.
+        policy: configuration of the policy, which counts attended positions.
+        reader: configuration of the reward's model, or None.
+        drawn: True if the policy drew the step, False if it read a repeated step.
     """
     read = jnp.where(counts > 0, reading.tokens_read, 0).astype(jnp.int32)
     if reader is not None:
@@ -60,7 +60,7 @@ def add_cost(
             reward_read=cost.reward_read + read,
             reward_context=cost.reward_context + reader.count_attended(begin, read),
         )
-    # To draw a token the policy reads the token before it.
+    # To draw a token, the policy reads the previous token.
     context = policy.count_attended(before - 1, counts)
     if drawn:
         return cost._replace(

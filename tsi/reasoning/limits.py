@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 
 class SolutionLimits(NamedTuple):
-    """Limits of a solution, of which the first that is reached counts.
+    """Limits of a solution; the first one that is reached applies.
 
     Attributes:
-        max_steps: M; a solution with so many steps is truncated.
-        max_step_tokens: C; a step is cut after that many tokens and the next begins.
-        max_tokens: T; a solution that reaches it without an end token is truncated.
+        max_steps: M; a solution of M steps without an end is truncated.
+        max_step_tokens: C; a step is cut after C tokens, and the next begins.
+        max_tokens: T; a solution of T tokens without an end token is truncated.
     """
 
     max_steps: int

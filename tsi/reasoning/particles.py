@@ -1,4 +1,4 @@
-"""The particles of reasoning: solutions so far, with the caches that models need."""
+"""The particles of reasoning: solutions so far, with the caches of the models."""
 
 from typing import Any, NamedTuple
 
@@ -22,15 +22,15 @@ class ReasoningParams(NamedTuple):
 
     Attributes:
         policy: the language model that generates steps.
-        reward_model: its weights, or None.
+        reward_model: the reward model's weights, or None.
         prompts: the problems' prompts.
         temperature: of the policy's tokens; 0 means the most likely token. The policy
             *at this temperature* is the p of the target.
-        proposal_temperature: of the proposal q, for which log p - log q is reported;
+        proposal_temperature: temperature of the proposal q; log p - log q is reported.
             None draws from the policy.
         truncation: restricts the tokens of the policy; p is the truncated policy.
-        repetition_penalty: of tokens that occurred before; p is the penalised policy
-            (:mod:`tsi.decoding.repetition`).
+        repetition_penalty: penalty on tokens that occurred before; p is the penalised
+            policy (:mod:`tsi.decoding.repetition`).
     """
 
     policy: LanguageModel
@@ -43,7 +43,7 @@ class ReasoningParams(NamedTuple):
 
     @property
     def temperatures(self) -> Temperatures:
-        """The parameters of drawing a token."""
+        """The parameters for drawing a token."""
         return Temperatures(
             self.temperature,
             self.proposal_temperature,
@@ -54,7 +54,7 @@ class ReasoningParams(NamedTuple):
     def mark_seen(
         self, tokens: Int[Array, "R T"], lengths: Int[Array, " R"]
     ) -> Bool[Array, "R V"] | None:
-        """Mark tokens of each row's prompt and solution; None without a penalty."""
+        """Mark the tokens in each row's prompt and solution; None without a penalty."""
         if self.repetition_penalty is None:
             return None
         prompts, size = self.prompts, self.policy.config.vocab_size
@@ -77,16 +77,17 @@ class Particles(NamedTuple):
         tokens: ``[R, T]`` generated ids, the first ``lengths`` of each row.
         step_ends: ``[R, M]``, length after each step.
         pending: ``[R]``, the newest token, not yet in the policy's cache.
-        boundary_state: ``[R]``, of the boundary's automaton after that token; a
-            delimiter may span the end of a step that was cut at its token limit.
-        finished: ``[R]``, ended by itself or at the token limit.
-        truncated: ``[R]``, ended at the token limit.
+        boundary_state: ``[R]``, state of the boundary's automaton after that token; a
+            delimiter may continue across the end of a step that was cut at its token
+            limit.
+        finished: ``[R]``, whether it has ended, by itself or at the token limit.
+        truncated: ``[R]``, whether it has ended at the token limit.
         log_prob: ``[R]``, log p(steps | prompt) at the policy's temperature.
         log_proposal: ``[R]``, log q of the same; a step with p = 0 counts as 0.
         log_odds: ``[R]``, the reward of the prefix.
         history: the values above after each step.
         prompt, suffix: the policy's two cache segments.
-        reward_state: of the reward.
+        reward_state: state of the reward.
         cost: see :class:`tsi.reasoning.cost.Cost`.
     """
 
@@ -108,10 +109,10 @@ class Particles(NamedTuple):
 
 
 def without_caches(particles: Particles) -> Particles:
-    """Particles without caches and costs: the leaves whose first axis is that of rows.
+    """Particles without caches and costs: only leaves whose first axis is that of rows.
 
-    The reward's state and the policy's caches have axes of their own, and a cost stays
-    where it is when rows move.
+    The reward's state and the policy's caches have other axes, and costs do not move
+    when rows move.
     """
     absent: dict[str, Any] = dict.fromkeys(("prompt", "suffix", "reward_state", "cost"))
     return particles._replace(**absent)

@@ -1,9 +1,9 @@
-"""The target of reasoning as explorers use it: a store of prefixes.
+"""The target of reasoning for explorers: a store of prefixes.
 
 M rows are stored with their caches. In each turn W of them are taken out, cut back,
 extended and stored again. Only new tokens are computed: a cut masks cache positions,
-and a repeated step is read in one pass instead of token by token. Costs start from zero
-when rows are taken out, and are added up when the rows are stored.
+and a repeated step is read in one pass instead of token by token. Costs are set to zero
+when rows are taken out, and are added to the stored costs when the rows are stored.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class ReasoningStore:
         self, key: AnyKey | None, num_particles: int, params: ReasoningParams
     ) -> Particles:
         """M empty rows per problem, with room for a solution and one more step."""
-        # A turn has rows of all lengths, and a short row's step may start after the
+        # A turn has rows of all lengths, so a short row's step may begin after the
         # slots of the longest row.
         capacity = self.target.max_tokens + self.target.max_step_tokens
         return self.target.init(key, num_particles, params, capacity)
@@ -109,7 +109,7 @@ class ReasoningStore:
     def put(
         self, stored: Particles, slots: Int[Array, " W"], rows: Particles
     ) -> Particles:
-        """Write W rows over those at `slots`; slots out of range are dropped."""
+        """Overwrite the rows at `slots` with W rows; slots out of range are dropped."""
         merged = jax.tree.map(
             lambda old, new: old.at[slots].set(new, mode="drop"),
             without_caches(stored),
@@ -121,7 +121,7 @@ class ReasoningStore:
             reward_state=self.target.reward.keep(
                 stored.reward_state, slots, rows.reward_state
             ),
-            # The cost of a row that is overwritten still counts.
+            # The cost of an overwritten row still counts.
             cost=jax.tree.map(
                 lambda old, new: old.at[slots].add(new, mode="drop"),
                 stored.cost,
@@ -142,7 +142,7 @@ class ReasoningStore:
     def shorten(
         self, particles: Particles, depths: Int[Array, " R"], params: ReasoningParams
     ) -> Particles:
-        """The same, without the caches and the reward's state."""
+        """As `truncate`, without the caches and the reward's state."""
         taken = jnp.sum(particles.step_ends > 0, axis=1)
         shorter = depths < taken
         steps = jnp.arange(self.max_steps)
@@ -188,7 +188,7 @@ class ReasoningStore:
         sources: Particles,
         params: ReasoningParams,
     ) -> tuple[Particles, Float[Array, " R"]]:
-        """Extend each unfinished row by step t of its source; also log p of that step.
+        """Extend each unfinished row by step t of its source; also return its log p.
 
         See `repeat_step`.
         """
@@ -206,7 +206,7 @@ class ReasoningStore:
         context: tuple[Segment, ...],
         width: int | None = None,
     ) -> tuple[Decoding, Bool[Array, " R"]]:
-        """Step t of each row's source, read after the row; also where it is impossible.
+        """Read step t of each row's source after the row; find where it is impossible.
 
         A step is impossible after a prefix if it would have ended at another token (a
         delimiter may begin in an earlier step that was cut), or if it would exceed the
@@ -291,9 +291,9 @@ class ReasoningStore:
     ]:
         """The boundary's state after a step, and whether step and solution end there.
 
-        A step ends there if only its last token completes a delimiter or the solution,
-        or if no token does and a limit cuts the step. With a forced end, the step must
-        contain the forced tokens, which are returned as well.
+        The step ends with its last token if only this token completes a delimiter or
+        the solution, or if no token does and a limit cuts the step. With a forced end,
+        the step must contain the forced tokens, which are also returned.
         """
         boundary, target = self.target.boundary, self.target
         full = particles.lengths + counts >= target.max_tokens
@@ -339,9 +339,9 @@ class ReasoningStore:
         """log p(F) of a forced end; 0 in rows without one.
 
         Args:
-            logits: of the step's last token.
+            logits: logits of the step's last token.
             forced: the forced tokens of the step.
-            takes_step: rows that take it.
+            takes_step: which rows take the step.
             params: weights, prompts and temperature.
         """
         ends = self.target.boundary.stop_tokens(forced.before)[:, : logits.shape[-1]]

@@ -6,9 +6,9 @@ the policy, in one compiled loop over tokens, and lets the reward read it.
 convert to weights. Rows are the particles of P problems, N per problem and ordered by
 problem (R = P·N); with P = 1 this is a :class:`tsi.target.Target`.
 
-:mod:`tsi.decoding.decode_step` draws the tokens and states their keys.
-:mod:`tsi.reasoning.store` has what explorers need in addition: to cut, repeat and store
-prefixes.
+:mod:`tsi.decoding.decode_step` draws the tokens and documents their keys.
+:mod:`tsi.reasoning.store` has the further methods that explorers need: to cut, repeat
+and store prefixes.
 """
 
 import dataclasses
@@ -42,18 +42,17 @@ from tsi.weights import weight_dtype
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReasoningTarget:
-    """Solutions weighted by their reward; see the module's text.
+    """Solutions weighted by their reward; see the module docstring.
 
     Attributes:
         boundary: where steps and solutions end.
         reward: computes log-odds of prefixes.
-        max_step_tokens: C; a step is cut after that many tokens and the next one
-            begins.
-        max_tokens: T; a solution that reaches it without an end token is truncated.
-        max_steps: M; a solution that has M steps without an end is truncated as well.
+        max_step_tokens: C; a step is cut after C tokens, and the next one begins.
+        max_tokens: T; a solution of T tokens without an end token is truncated.
+        max_steps: M; a solution of M steps without an end is truncated as well.
         log_truncation: added to the log potential of a truncated solution. The default
-            gives it weight zero, so that the target is p conditioned on finishing;
-            with 0 it counts by its reward.
+            gives it weight zero, so that the target is p conditioned on finishing; with
+            0 it is weighted by its reward.
         forced_end: tokens that are forced where a limit would truncate a solution; see
             :mod:`tsi.decoding.forced_end`. None for truncation.
 
@@ -100,8 +99,8 @@ class ReasoningTarget:
             key: unused.
             num_particles: N per problem.
             params: weights, prompts and temperature.
-            capacity: slots of the caches' suffixes; by default enough for a run without
-                a store.
+            capacity: number of slots of the caches' suffixes; by default enough for a
+                run without a store.
         """
         del key
         policy, prompts = params.policy, as_int32(params.prompts)
@@ -166,7 +165,7 @@ class ReasoningTarget:
         params: ReasoningParams,
         active: Bool[Array, " R"],
     ) -> tuple[Particles, Float[Array, " R"]]:
-        """The same for the rows ``active [R]`` only; the others are not changed."""
+        """As `propose` for the rows ``active [R]``; the others are not changed."""
         step = decode(
             params.policy,
             self.boundary,
@@ -184,7 +183,7 @@ class ReasoningTarget:
         return self.append_step(t, particles, step, params), step.log_correction
 
     def places(self, particles: Any) -> Places | None:
-        """Places of forced tokens in the next step of each row; None without any.
+        """Places of forced tokens in the next step of each row; None if none is forced.
 
         Args:
             particles: R rows, with or without caches.
@@ -244,8 +243,8 @@ class ReasoningTarget:
             particles: R rows; the policy's caches in them are not used.
             step: a `Decoding`, or another tuple with its fields.
             params: weights, prompts and temperature.
-            segments: the policy's caches, the step included.
-            drawn: whether the policy drew the step, or read it as a repeated one.
+            segments: the policy's caches, including the step.
+            drawn: True if the policy drew the step, False if it read a repeated step.
         """
         start, lengths = particles.lengths, particles.lengths + step.counts
         width = step.tokens.shape[1]
@@ -260,7 +259,7 @@ class ReasoningTarget:
         at_limit = (lengths >= self.max_tokens) | (t + 1 >= self.max_steps)
         impossible = step.log_correction == -jnp.inf
         if self.forced_end is not None:
-            # A solution ends at a forced token that the policy cannot draw.
+            # If the policy cannot draw a forced token, the solution ends there.
             at_limit |= impossible
         at_limit &= takes_step
         truncated = particles.truncated | (at_limit & ~step.stopped)

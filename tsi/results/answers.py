@@ -1,9 +1,9 @@
 r"""Answers: extraction from untrusted text.
 
-The answer of a text is its last box, or else what its last cue ("the answer is",
-"Answer:", "####", <answer>) is followed by. After a cue the answer ends at the end of a
-sentence, of a line, of an emphasis or of a tag, and before a remark such as "(out of
-9)" or ", because ...". A text without box and cue is read from its last sentence: "No,
+The answer of a text is the content of its last box, or else the text after its last cue
+("the answer is", "Answer:", "####", <answer>). After a cue the answer ends at the end
+of the sentence, line, emphasis or tag, and before a remark such as "(out of 9)" or ",
+because ...". If a text has neither a box nor a cue, its last sentence is read: "No,
 ...", "there are 29 strings of length 6", "the sum of 3 terms is 2^n". Otherwise its
 last number is the answer.
 """
@@ -19,7 +19,8 @@ from tsi.results.units import changes_meaning, drop_unit, is_unit
 
 MAX_TEXT = 65_536
 MAX_PLACES, MAX_VERBS = 64, 16
-"""Boxes and cues, and verbs of the last sentence, that are tried from the end."""
+"""The most boxes and cues, and verbs of the last sentence, that are tried from the
+end."""
 
 # Every quantifier is bounded, so that matching is linear in the text.
 _NUMBER_IN_TEXT = re.compile(
@@ -118,7 +119,7 @@ _PROSE = re.compile(
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer of a text: its last box, else after "answer is", else what it says.
+    """The answer of a text: from its last box, its last cue, or its last sentence.
 
     Args:
         text: untrusted; only its last 65,536 characters are read.
@@ -134,7 +135,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def answers_in(text: str) -> Iterator[str]:
-    """What may be the answer of a text, in its own words, the most certain first.
+    """Candidates for the answer of a text, as written there, the most certain first.
 
     Args:
         text: untrusted; only its last 65,536 characters are read.
@@ -151,13 +152,13 @@ def answers_in(text: str) -> Iterator[str]:
 
 
 def find_answer(text: str) -> str | None:
-    """The last box of a text, or else what its last cue is followed by.
+    """The last box of a text, or else the text after its last cue.
 
     Args:
         text: untrusted; only its last 65,536 characters are read.
 
     Returns:
-        The words of the text; None if it has neither.
+        The answer as written in the text; None if it has neither box nor cue.
     """
     text = text[-MAX_TEXT:]
     boxed = _last_boxed(text)
@@ -179,7 +180,7 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _find_statement(text: str) -> str | None:
-    """What the last cue is followed by; a cue such as "the answer is right" is none."""
+    """The text after the last cue; "the answer is right" does not count as a cue."""
     for cue in reversed(list(_CUE.finditer(text))[-MAX_PLACES:]):
         tail = text[cue.end() : cue.end() + 2 * MAX_ANSWER]
         stated = _answer_after(tail, is_line=cue["heading"] is not None)
@@ -189,7 +190,7 @@ def _find_statement(text: str) -> str | None:
 
 
 def _said(text: str) -> str | None:
-    """The answer of a text's last sentence, by its verb."""
+    """The answer in a text's last sentence, found by its verb."""
     line = text.rstrip().rsplit("\n", 1)[-1][-MAX_ANSWER:]
     sentence = _SENTENCE_END.split(line)[-1]
     if verdict := _VERDICT.match(sentence):
@@ -214,7 +215,7 @@ def _said(text: str) -> str | None:
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a text is a formula, and not words or a part of one."""
+    """Whether a text is a complete formula, not words or a part of a formula."""
     if not _FORMULA.fullmatch(text) or _PROSE.search(text):
         return False
     depth = 0
@@ -234,7 +235,7 @@ def _answer_after(tail: str, *, is_line: bool) -> str:
         tail = tail[lead.end() :]
     sign = ""
     if dash := _DASHED.match(tail):
-        # "- 3" in a line of its own is an item of a list.
+        # "- 3" on its own line is an item of a list.
         is_item = is_line and dash.group() in ("- ", "– ", "— ")
         sign, tail = "" if is_item else "-", tail[dash.end() :]
     if formula := _MATHEMATICS.match(tail):
@@ -254,7 +255,7 @@ def _answer_after(tail: str, *, is_line: bool) -> str:
 
 
 def _only_number(stated: str | None) -> str | None:
-    """The number of a sentence that has one, as "that there are 4 ways" has."""
+    """The number of a sentence with exactly one, such as "that there are 4 ways"."""
     if stated is None or len(re.findall(r"[A-Za-z]{2,}", stated)) < _PROSE_WORDS:
         return stated
     numbers = _NUMBER_IN_TEXT.findall(stated)

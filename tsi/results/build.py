@@ -1,9 +1,8 @@
 """Construction of results: the only place where derived fields are computed.
 
-The engine, the rounds of an adaptive budget and the first n of N rollouts give
-particles, steps and an estimate of the errors. The posterior and the selected answer
-are derived from the particles and the estimand; a method without a target has no
-evidence.
+The engine, the rounds of an adaptive budget and the first n of N rollouts provide
+particles, steps and error estimates. The posterior and the selected answer are derived
+from the particles and the estimand. A method without a target has no evidence.
 """
 
 import math
@@ -39,11 +38,12 @@ def build_result(
     Args:
         problem_id: id of the problem.
         estimand: what the numbers estimate; its rule selects the answer.
-        particles: with log weights of mean weight one, of any float type. Answers are
-            weighted in that type; the result has weights of `weight_dtype()`.
-        steps: what happened at each step.
-        diagnosis: errors of evidence and answers.
-        log_evidence: of the run; ignored for a method without a target.
+        particles: final particles, with log weights of mean weight one in any float
+            type. Answers are weighted in that type; the result has weights of
+            `weight_dtype()`.
+        steps: record of each step.
+        diagnosis: error estimates of evidence and answers.
+        log_evidence: log evidence of the run; ignored for a method without a target.
         num_recoveries, num_invalid, num_truncated, acceptance_rate: see
             `tsi.results.parts.Diagnostics`.
         ledger: the cost.
@@ -81,7 +81,7 @@ def build_result(
 def price_without_reward(result: Result) -> Result:
     """Recompute the cost of a result for a method that does not use the reward.
 
-    Its seconds are NaN, since the engine has evaluated the reward in that time.
+    Its seconds are NaN, since the measured time includes the evaluation of the reward.
     """
     assert result.slots is not None
     rows = len(result.slots.flops)

@@ -1,15 +1,15 @@
-"""The canonical form of an answer, by which particles vote.
+"""The canonical form of an answer; particles with the same form vote together.
 
 A model's text is never evaluated. Numbers are parsed by bounded regular expressions
 into exact fractions, so 1,000 = 1000.0 and \\frac{1}{2} = 0.5, but 0.333 is not 1/3.
-Other answers are compared as strings without spaces, words without case. Currency
+Other answers are compared as strings without spaces; case is ignored in words. Currency
 signs, units and the name of a variable are dropped ("4 apples" = 4, "x = 5" is 5), as
 in the MATH graders. A number keeps its percent sign ("50 percent" is 50%), because
-graders call it equal to 50 and to 1/2, and without its gold answer a text does not tell
-which is meant.
+graders accept it as equal to 50 and to 1/2, and without the gold answer it is unknown
+which one is meant.
 
-The canonical form is LaTeX as far as the answer was, so that a computer algebra system
-can read it, and it is its own canonical form.
+LaTeX in the answer remains LaTeX in the canonical form, so that a computer algebra
+system can read it. The canonical form of a canonical form is itself.
 """
 
 import re
@@ -22,7 +22,7 @@ from tsi.results.units import drop_unit
 
 MAX_PASSES = 64
 
-# A command of LaTeX ends at its space, and "1 2" must not become the number 12.
+# A space ends a LaTeX command, and "1 2" must not become the number 12.
 _SPACE = re.compile(r"(\\[A-Za-z]{1,32} )(?=[A-Za-z])|(\d )(?=\d)| ")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z ,.'’()-]{0,511}")
 _PERCENT = re.compile(
@@ -35,12 +35,12 @@ def canonical(answer: str | None) -> str | None:
     """The canonical form of an answer, or None for an empty or too long one.
 
     Args:
-        answer: untrusted; more than 512 characters give None.
+        answer: untrusted text; more than 512 characters give None.
 
     Returns:
         "7", "-3/2" or "50%" for a number; "a,b" for a list; otherwise the string
-        without spaces, in lower case if it is words. It is a fixed point of this
-        function.
+        without spaces, in lower case if it consists of words. The result is a fixed
+        point of this function.
     """
     form = answer
     for _ in range(MAX_PASSES):
@@ -59,7 +59,7 @@ def equivalent(left: str | None, right: str | None) -> bool:
 
 
 def _simplify(answer: str) -> str | None:
-    """One pass; it may leave something for another."""
+    """One pass of simplification; further passes may simplify more."""
     plain = remove_markup(answer)
     if not plain:
         return None

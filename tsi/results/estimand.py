@@ -17,12 +17,12 @@ class Estimand(NamedTuple):
         power: the target's density is p(path)^power exp(path_log_weight).
         auxiliary_temperatures: temperatures of further targets that were sampled
             jointly, as in parallel tempering; their evidences are factors of the
-            reported one. NaN for a target that is not a temperature of the first.
+            reported one. NaN for a target that is not a tempered version of the first.
         chain: the particles are states of Markov chains, which depend on each other.
         select: the rule that chooses one answer; see `tsi.results.selection.select`.
         reads_reward: False for a method whose answer does not depend on the reward. The
-            caller sets it, since it depends on weights and rule; the engine leaves it
-            True.
+            caller sets it, since it depends on weights and selection rule; the engine
+            leaves it True.
     """
 
     has_target: bool = True

@@ -16,9 +16,9 @@ class Ledger(NamedTuple):
         reward_tokens: tokens that the reward model read.
         flops: floating-point operations of both models, prompt included.
         seconds: this problem's share of the wall-clock time of its batch.
-        sent_tokens: tokens of prefixes that a server was sent to draw steps; a prefix
-            counts once per request. 0 where the policy is in this process.
-        cached_tokens: of these, read from the server's cache.
+        sent_tokens: tokens of prefixes that were sent to a server to draw steps; a
+            prefix counts once per request. 0 if the policy is in this process.
+        cached_tokens: how many of these were read from the server's cache.
     """
 
     rollouts: int
@@ -31,10 +31,10 @@ class Ledger(NamedTuple):
 
 
 class SlotCosts(NamedTuple):
-    """The ledger per particle slot, which gives the exact cost of a run of n < N.
+    """The ledger per particle slot; it gives the exact cost of a run of n < N.
 
-    This needs a sampler that never resamples, whose slots are independent rollouts. The
-    first n slots of a run of N then cost as much as a run of n.
+    This requires a sampler that never resamples, so that slots are independent
+    rollouts. The first n slots of a run of N then cost as much as a run of n.
 
     Args:
         generated_tokens: tokens sampled in each slot.
@@ -46,8 +46,8 @@ class SlotCosts(NamedTuple):
         prompt_flops: operations of the policy on the prompt, once per problem.
         prompt_reward_flops: operations of the reward model on the prompt, once per
             problem.
-        sent_tokens, cached_tokens: as in `Ledger`, per slot; None where the policy is
-            in this process.
+        sent_tokens, cached_tokens: as in `Ledger`, per slot; None if the policy is in
+            this process.
     """
 
     generated_tokens: Int[np.ndarray, "N"]
@@ -69,7 +69,7 @@ def ledger_of_first(
     Args:
         slots: costs per slot of a run that never resampled.
         num_slots: number of particles of the smaller run.
-        seconds: wall-clock time, which cannot be derived.
+        seconds: wall-clock time, which cannot be derived from the slots.
         reads_reward: False for a method that does not use the reward.
     """
     flops = slots.prompt_flops + slots.flops[:num_slots].sum()

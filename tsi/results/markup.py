@@ -6,7 +6,7 @@ from tsi.results.units import drop_text_unit
 
 MAX_ANSWER = 512
 
-# "\\" is the end of a row of a matrix: it stays, and so does what follows it.
+# "\\" ends a row of a matrix: it is kept, and the characters after it as well.
 _DROPPED = re.compile(
     r"(\\\\)|\\(?:left|right|displaystyle|textstyle|quad|qquad|degree)(?![A-Za-z])"
     r"|\\[!,;:()\[\]]|\\?[$%]|\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})"
@@ -70,7 +70,7 @@ def remove_markup(answer: str, *, keep_units: bool = False) -> str:
     r"""An answer without markup, with one spelling of dashes, fractions and spaces.
 
     Args:
-        answer: of any text.
+        answer: any text.
         keep_units: whether to keep units in ``\text{}``.
     """
     plain = answer.translate(_DASHES)
@@ -93,7 +93,7 @@ def remove_markup(answer: str, *, keep_units: bool = False) -> str:
 
 
 def _plain_functions(plain: str) -> str:
-    """LaTeX for what models write without it: sqrt(2), 2^(n-1), pi."""
+    """LaTeX for formulas that models write in plain text: sqrt(2), 2^(n-1), pi."""
     plain = _NAME.sub(r"\\\1 ", plain)
     plain = plain.replace("\\infinity", "\\infty")
     start = 0
@@ -155,7 +155,7 @@ def slash_fractions(plain: str) -> str:
         elif whole and _FACTOR.match(after):
             before, ratio = before[: whole.start()], f"({whole.group()}+{ratio})"
         elif before.endswith("/") or _FACTOR.match(after):
-            # A ratio without brackets would end further to the right or left.
+            # Without brackets, the numerator or denominator could extend further.
             ratio = f"({ratio})"
         elif whole:
             ratio = f" {ratio}"
@@ -165,7 +165,7 @@ def slash_fractions(plain: str) -> str:
 
 
 def _strip_stops(plain: str) -> str:
-    """Without punctuation at the end, but with an ellipsis."""
+    """Remove punctuation at the end, except an ellipsis."""
     while plain and plain[-1] in " .,;:" and not plain.endswith(".."):
         plain = plain[:-1]
     return plain

@@ -13,8 +13,8 @@ def bracket_members(plain: str) -> tuple[str, list[str], str] | None:
         plain: without markup; a set is in braces or in ``\{`` and ``\}``.
 
     Returns:
-        None for another form, and for one member in round or square brackets. Sets have
-        the brackets ``\{`` and ``\}``.
+        None if the text has another form, or has one member in round or square
+        brackets. Sets have the brackets ``\{`` and ``\}``.
     """
     if plain.startswith("\\{") and plain.endswith("\\}") and len(plain) >= 4:
         members = _split(plain[2:-2], words=False)
@@ -32,7 +32,7 @@ def bracket_members(plain: str) -> tuple[str, list[str], str] | None:
 
 
 def list_members(plain: str) -> list[str]:
-    """The members of a list without brackets; the text alone if it is none."""
+    """The members of a list without brackets; the whole text if it is not a list."""
     members = _split(plain, words=True)
     if members is None or len(members) < 2 or not all(members):
         return [plain]
@@ -56,7 +56,7 @@ def _split(text: str, *, words: bool) -> list[str] | None:
     if depth:
         return None
     members.append(text[start:].strip())
-    # "1, 2, and 3" has nothing between its comma and its "and".
+    # "1, 2, and 3" has nothing between the last comma and "and".
     return [
         member
         for i, member in enumerate(members)

@@ -1,4 +1,4 @@
-"""Names of variables that an answer gives values to: "x = 5", "(x, y) = (1, 2)"."""
+"""Names of variables in answers such as "x = 5" and "(x, y) = (1, 2)"."""
 
 import re
 
@@ -10,7 +10,7 @@ _NEXT_EQUATION = re.compile(r"[,;]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 
 
 def name_of(plain: str) -> tuple[str | None, str]:
-    """The name and the value of an assignment; None and the text of anything else.
+    """The name and the value of an assignment; None and the text otherwise.
 
     In a chain, "x = y = 5", the name is the first and the value the last.
 
@@ -21,7 +21,7 @@ def name_of(plain: str) -> tuple[str | None, str]:
     while match := _NAME.match(value):
         rest = value[match.end() :]
         if "=" in rest and _NEXT_EQUATION.search(rest):
-            # Several equations: each has a name of its own.
+            # Several equations: each has its own name.
             break
         name = name or match.group(1).replace(" ", "")
         value = rest
@@ -29,5 +29,5 @@ def name_of(plain: str) -> tuple[str | None, str]:
 
 
 def drop_name(plain: str) -> str:
-    """The value of an assignment; other texts as they are."""
+    """The value of an assignment; other texts are returned unchanged."""
     return name_of(plain)[1]

@@ -1,8 +1,7 @@
 """Notes on the limitations of a result, as sentences.
 
-Pure functions of a result: its posterior may leave out weight without an answer, its
-reward may not discriminate between particles, and its limit may have truncated every
-solution.
+Pure functions of a result. Examples: the posterior omits weight without an answer, the
+reward does not discriminate between particles, a limit has truncated every solution.
 """
 
 import math
@@ -13,7 +12,7 @@ import numpy as np
 MIN_SPREAD = 0.01
 """Rewards that differ by less do not discriminate between solutions."""
 MIN_SHARE = 0.1
-"""Share of the weight, or of the runs, from which a note is given."""
+"""A note is given from this share of the weight, or of the runs, on."""
 
 
 def reward_spread(result: Any) -> float:
@@ -33,7 +32,8 @@ def reward_spread(result: Any) -> float:
     rounds = [np.asarray(result.rewards, np.float64)]
     if result.steps.rewards is not None:
         steps = np.asarray(result.steps.rewards, np.float64)
-        # A limit sets the reward to zero; the reward itself did not give this value.
+        # A limit has set this reward to zero; the reward itself did not give this
+        # value.
         cut = (steps == 0) & (result.diagnostics.num_truncated > 0)
         rounds += list(np.where(cut, np.nan, steps))
     spreads = [

@@ -2,7 +2,8 @@ r"""Numbers in untrusted text, as exact fractions.
 
 Integers, decimals, thousands separators, powers of ten, ratios, mixed numbers,
 recurring decimals such as 0.1\overline{6}, and the words from zero to twenty. A number
-of more than a hundred digits, or an exponent of more than a hundred, is no number here.
+of more than a hundred digits, or with an exponent of more than a hundred, is not read
+as a number.
 """
 
 import re
@@ -14,10 +15,10 @@ MAX_DIGITS = 100
 # so matching is linear in the text.
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3}){1,32}|\d{1,100})(?:\.\d{1,100})?|\.\d{1,100}"
 DECIMAL = rf"(?:{_UNSIGNED})(?:[eE][+-]?\d{{1,3}})?"
-"""A number without sign, as the text of a regular expression."""
+"""Regular expression of a number without a sign."""
 
 NUMBER = rf"[+-]?(?:{DECIMAL})(?:(?: \d{{1,100}})?/\d{{1,100}})?"
-"""A number with sign, a ratio or a mixed number."""
+"""Regular expression of a number with a sign, a ratio or a mixed number."""
 
 _DECIMAL_ONLY = re.compile(rf"([+-]?)({DECIMAL})")
 _RATIO = re.compile(rf"([+-]?)({DECIMAL})/([+-]?)({DECIMAL})")
@@ -37,7 +38,7 @@ _VALUES = {word: Fraction(value) for value, word in enumerate(WORDS.split())}
 
 
 def number_of(text: str) -> Fraction | None:
-    """The number that a text is; None if it is something else."""
+    """The number that a text represents; None if it is not a number."""
     if decimal := _DECIMAL_ONLY.fullmatch(text):
         return _decimal(*decimal.groups())
     if ratio := _RATIO.fullmatch(text):

@@ -21,7 +21,7 @@ class FinalParticles(NamedTuple):
         log_weights: log weights with mean weight one.
         step_texts: the steps of each particle, or None if not recorded.
         truncated: which particles were truncated at a limit, or None if not recorded.
-        thinking: which of the truncated particles had not ended their thinking (see
+        thinking: which of the truncated particles had not finished thinking (see
             `tsi.models.tokens.thinking`), or None if not recorded.
         log_corrections: log p - log q of each solution if tokens are forced at a limit
             (`tsi.decoding.forced_end`); otherwise None.
@@ -83,8 +83,8 @@ class Steps(NamedTuple):
             particle with the same previous steps.
         resampled: whether particles were resampled before each step, or None if they
             are not extended together.
-        rewards: reward of each particle after each step, in the slots of that step, or
-            None if not recorded; 0 for particles truncated by a limit.
+        rewards: reward of each particle after each step, ordered by the slots of that
+            step, or None if not recorded; 0 for particles truncated by a limit.
         infos: further fields of the infos of a user's sampler, by name, stacked over
             steps or turns; None if not recorded.
     """
@@ -124,8 +124,8 @@ class Posterior(NamedTuple):
     """The posterior distribution of the answers.
 
     Args:
-        probabilities: of each answer among particles with an answer, most probable
-            first.
+        probabilities: probability of each answer among particles with an answer, most
+            probable first.
         errors: standard error of each probability, NaN if it cannot be estimated, as
             for searches and chains.
         selected: the answer that the sampler's rule selects, None if there is none.

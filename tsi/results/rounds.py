@@ -1,8 +1,8 @@
 """Merge independent runs on one problem into one result.
 
-Independent runs are islands: their mean evidence is unbiased, and the particles of each
-run are weighted by its evidence. The variance between independent runs gives the
-standard error of their mean.
+Independent runs are islands. The mean of their evidence estimates is unbiased, and the
+particles of each run are weighted by its evidence. The variance between runs gives the
+standard error of the mean.
 """
 
 import math
@@ -112,7 +112,7 @@ def answer_shares(
 
 
 def answer_errors_between(rounds: Sequence[Result]) -> dict[str, float]:
-    """Standard error of each answer's probability from independent rounds.
+    """Standard error of each answer's probability, from independent rounds.
 
     The delta method for a ratio of two sums over R rounds; NaN for one round, or
     without an answer of positive mass.

@@ -24,7 +24,7 @@ def answer_posterior(
     """Probability of each answer among particles with an answer, most probable first.
 
     The weight of particles without an answer is :func:`unanswered_weight`. If every
-    particle with an answer has weight zero, they count equally.
+    particle with an answer has weight zero, these particles count equally.
 
     Args:
         answers: canonical answers.
@@ -75,8 +75,9 @@ def select(
     Args:
         rule: "posterior", "argmax", "vote" or "weighted_vote".
         answers: canonical answers.
-        log_weights: used by "posterior".
-        rewards: in (0, 1); used by "argmax" and "weighted_vote"; a NaN counts as 0.
+        log_weights: log weights, used by "posterior".
+        rewards: rewards in (0, 1), used by "argmax" and "weighted_vote"; a NaN counts
+            as 0.
 
     Returns:
         The answer, or None if no particle has one.
@@ -104,7 +105,7 @@ def _select_argmax(
 ) -> str | None:
     indices = [n for n, answer in enumerate(answers) if answer is not None]
     rewards = np.nan_to_num(np.asarray(rewards, np.float64), nan=0.0)
-    # max() keeps the first of equals.
+    # max() keeps the first of equal values.
     return answers[max(indices, key=lambda n: rewards[n])] if indices else None
 
 

@@ -1,8 +1,8 @@
 r"""Units after a number: ``4 apples``, ``5\text{ cm}^2``, ``90 degrees``, ``3 km/h``.
 
 A word after a number is a unit unless it belongs to mathematics ("2 or 3", "3 pi") or
-is short enough to be variables ("3 xy"); short units are those of a list. In
-``\text{}`` every other word is a unit.
+is short enough to be a product of variables ("3 xy"). Short units are recognised from a
+list. In ``\text{}`` every word that does not belong to mathematics is a unit.
 """
 
 import re
@@ -15,7 +15,8 @@ SHORT = """
     kmh hz khz mhz ghz kb mb gb tb ev kj kw kwh mw pa kpa psi mol usd eur gbp deg rad
     sq cu pts km/h mi/h m/s m/s^2 cm/s km/s ft/s g/l g/ml mol/l
 """
-"""Units that need no space before them, or are as short as a product of variables."""
+"""Units that need no space before them, or that are as short as a product of
+variables."""
 
 MATHEMATICS = """
     or and pi sqrt mod modulo choose to times plus minus over divided multiplied by
@@ -47,7 +48,7 @@ _IN_TEXT = re.compile(
 
 
 def drop_unit(plain: str) -> str:
-    """The number of a quantity; other texts as they are.
+    """The number of a quantity; other texts are returned unchanged.
 
     Args:
         plain: without markup.
@@ -57,12 +58,12 @@ def drop_unit(plain: str) -> str:
 
 
 def split_unit(plain: str, *, short_too: bool = False) -> tuple[str, str]:
-    """The number and the unit of a quantity; the text and "" if it is none.
+    """The number and the unit of a quantity; the text and "" otherwise.
 
     Args:
         plain: without markup.
-        short_too: whether every word is a unit that is not of mathematics, although
-            "5 m" may be a product.
+        short_too: whether every word that does not belong to mathematics is a unit,
+            although "5 m" may be a product.
     """
     quantity = _QUANTITY.fullmatch(plain)
     if quantity is None:
@@ -84,7 +85,7 @@ def split_unit(plain: str, *, short_too: bool = False) -> tuple[str, str]:
 
 
 def changes_meaning(word: str) -> bool:
-    """Whether a word after a number is of mathematics, or a number itself."""
+    """Whether a word after a number belongs to mathematics, or is a number itself."""
     word = word.casefold()
     return word in _MATHEMATICS or word.rstrip("s") in _MULTIPLIERS
 
@@ -101,11 +102,11 @@ def drop_text_unit(latex: str) -> str:
 
 
 def is_unit(word: str, *, has_space: bool = True) -> bool:
-    """Whether a word after a number is a unit, or what is counted.
+    """Whether a word after a number is a unit or names the counted objects.
 
     Args:
-        word: as it is written.
-        has_space: whether a space is before it.
+        word: the word as written.
+        has_space: whether a space precedes it.
     """
     word = word.casefold().rstrip(".")
     if word in _MATHEMATICS:

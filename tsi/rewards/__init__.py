@@ -1,4 +1,4 @@
-"""Rewards: what scores a prefix, and how a published reward model is asked."""
+"""Rewards: the scores of prefixes, and the formats of published reward models."""
 
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.rewards.aggregation import AGGREGATIONS, Aggregated

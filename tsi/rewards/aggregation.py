@@ -8,8 +8,8 @@ With step rewards r_k = sigmoid(l_k) of a prefix of K steps:
     mean     mean_k r_k          RLHFlow's prm_evaluate.py
 
 Scores and results are log-odds. None is computed as a difference of nearly equal
-numbers: 1 - prod_k r_k is computed as sum_k (1 - r_k) prod_{j<k} r_j. The fifth option,
-"model", needs no aggregation: a format shows the model the whole prefix as one step
+numbers: 1 - prod_k r_k is computed as sum_k (1 - r_k) prod_{j<k} r_j. A fifth option,
+"model", needs no aggregation: the whole prefix is rendered for the model as one step
 (:mod:`tsi.rewards.formatted`).
 """
 
@@ -32,10 +32,10 @@ AGGREGATIONS = ("last", "min", "product", "mean")
 def aggregate(
     log_odds: Float[Array, "R M"], counts: Int[Array, " R"], aggregation: str
 ) -> Float[Array, " R"]:
-    """The log-odds of prefixes from those of their steps; 0 for a prefix without any.
+    """The log-odds of prefixes from those of their steps; 0 for an empty prefix.
 
     Args:
-        log_odds: of each step; only the first ``counts`` of a row are used.
+        log_odds: log-odds of each step; only the first ``counts`` of a row are used.
         counts: number of steps of each row.
         aggregation: one of :data:`AGGREGATIONS`.
 
@@ -92,7 +92,7 @@ class Aggregated:
     Args:
         reward: its log-odds of a prefix are the score of the prefix's newest step.
         aggregation: one of :data:`AGGREGATIONS`.
-        max_steps: M, the target's.
+        max_steps: M, the target's step limit.
 
     Raises:
         UnknownNameError: there is no such aggregation.
@@ -169,7 +169,7 @@ class Aggregated:
 
 
 def append_end(ends: Int[Array, "R M"], step: Step) -> tuple[Array, Int[Array, "R M"]]:
-    """Append a step's end; also the mask of its place in each row that took it.
+    """Append a step's end; also return a mask of its place in each row that took it.
 
     Args:
         ends: length of the solution after each step, 0 beyond the last.

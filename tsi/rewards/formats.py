@@ -2,10 +2,10 @@
 
 A format is a small object: ``render(question, steps, ended)`` returns the token ids of
 a solution so far and the places at which scores are read, one per step (or one in all).
-Tokens after the last such place are left out, since a causal model cannot see them.
+Tokens after the last of these places are omitted, since a causal model cannot see them.
 
-Steps are stripped of the white space around them, delimiters included, as in the
-published examples. The text of a step never becomes a control token: a step that spells
+White space around steps, including delimiters, is removed, as in the published
+examples. The text of a step never becomes a control token: a step that spells
 ``<extra_0>`` is encoded as ordinary text.
 
 ====================  ==============================================================
@@ -37,11 +37,12 @@ from tsi.models.tokens.unused_character import unused_character
 
 QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 TAGS = range(0xF8FF, 0xF000, -1)
-"""Characters one of which stands for the token at which scores are read."""
+"""Characters; one that does not occur in the text marks the token at which scores are
+read."""
 
 
 class Rendering(NamedTuple):
-    """A solution so far as a reward model reads it.
+    """A solution so far in the form that a reward model reads.
 
     Attributes:
         tokens: token ids.
@@ -73,7 +74,7 @@ class QwenFormat:
     """Qwen2.5-Math-PRM: the score of a step is read at the separator after it.
 
     Attributes:
-        tokenizer: of the reward model, with its chat template.
+        tokenizer: the reward model's tokenizer, with its chat template.
         system: the system prompt.
         separator: the control token after each step.
     """
@@ -113,7 +114,7 @@ class MathShepherdFormat:
 
     @property
     def answers(self) -> tuple[int, int]:
-        """Ids of "+" and "-" after a space, as the card's ``encode("+ -")`` has them.
+        """Ids of "+" and "-" after a space, as in the model card's ``encode("+ -")``.
 
         With Mistral's tokenizer these are 648 and 387.
         """
@@ -129,7 +130,8 @@ class MathShepherdFormat:
         tokenizer = self.tokenizer
         tokens = tokenizer.encode(text)
         sizes = [len(tokenizer.token_bytes(id)) for id in tokens]
-        # A tokenizer may put a space before the text, so offsets count from its end.
+        # A tokenizer may put a space before the text, so offsets are counted from the
+        # end.
         offset = sum(sizes) - self._size(text)
         first = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
         begins, begin = [], -offset
@@ -146,7 +148,7 @@ class MathShepherdFormat:
 
 @dataclasses.dataclass(frozen=True)
 class RLHFlowFormat:
-    """RLHFlow: steps are a user's turns and "+" is the assistant's answer to each."""
+    """RLHFlow: each step is a turn of the user, and "+" is the assistant's answer."""
 
     tokenizer: Tokenizer
 
@@ -168,7 +170,7 @@ class RLHFlowFormat:
             messages.append({"role": "assistant", "content": tag})
         answer = {tag: self.answers[0]}
         tokens, places = self.tokenizer.encode_with_tags(messages, answer)
-        # The answer is predicted at the token before it.
+        # The answer is predicted at the token before the answer.
         return _cut_after_last_mark(tokens, [place - 1 for place in places])
 
 
@@ -201,11 +203,12 @@ class SkyworkFormat:
 class OutcomeFormat:
     """An outcome reward model: one score, read at the last token.
 
-    Transformers' sequence classification and Qwen2.5-Math-RM read it there too. The
-    tokens that end the assistant's turn are read again after each step.
+    Transformers' sequence classification and Qwen2.5-Math-RM also read the score there.
+    The tokens that end the assistant's turn are read again after each step.
 
     Attributes:
-        tokenizer: of the reward model; without a chat template it reads plain text.
+        tokenizer: the reward model's tokenizer; without a chat template, plain text is
+            rendered.
         system: a system prompt, or None.
     """
 
@@ -233,11 +236,12 @@ class OutcomeFormat:
 
 @dataclasses.dataclass(frozen=True)
 class ContinuationFormat:
-    """A language model whose likelihood of the solution after a prompt is read.
+    """A language model that gives the likelihood of the solution after a prompt.
 
-    Marks: the token that predicts the solution's first token, and the last token. The
-    solution is encoded separately, as a policy writes it, and appended to the prompt's
-    tokens. If it has ended, the token that ends a turn of this model's chats follows.
+    The marks are the token that predicts the solution's first token, and the last
+    token. The solution is encoded separately, as a policy writes it, and appended to
+    the prompt's tokens. If the solution has ended, the token that ends a turn in this
+    model's chat template follows.
     """
 
     tokenizer: Tokenizer

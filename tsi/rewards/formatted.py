@@ -1,4 +1,4 @@
-"""Published reward models: a format, a tokenizer of their own, and step scores.
+"""Published reward models, with their own format, tokenizer and step scores.
 
 ``params.reward_model`` is a :class:`tsi.models.decoder.RewardModel` for formats that
 read a head, or a :class:`tsi.models.decoder.LanguageModel` for formats that compare two
@@ -18,18 +18,19 @@ from tsi.rewards.formats import Format
 from tsi.rewards.text_reader import RenderedRows, TextReader
 
 FORMAT_AGGREGATIONS = (*AGGREGATIONS, "model")
-"""Those of :mod:`tsi.rewards.aggregation`, and "model": all steps as one step."""
+"""The aggregations of :mod:`tsi.rewards.aggregation`, and "model": all steps as one
+step."""
 
 
 class FormattedReward(TextReader):
-    """The aggregated step scores of the solution so far; see :class:`TextReader`.
+    """Aggregated step scores of the solution so far; see :class:`TextReader`.
 
     Scores are read from the rendering that ends with the newest step, so they equal
     what the published code computes from the same text in one pass.
 
     Args:
-        format: of :mod:`tsi.rewards.formats`.
-        decode: the policy's token ids to text.
+        format: a format of :mod:`tsi.rewards.formats`.
+        decode: function from the policy's token ids to text.
         aggregation: one of :data:`FORMAT_AGGREGATIONS`.
         max_steps, max_tokens, width: see :class:`TextReader`.
 

@@ -1,9 +1,9 @@
 """Rewards that are Python functions of the text so far.
 
-They run on the host. The engine calls them between two programs (`score_rows`).
-Therefore its programs contain no callback and can be cached between processes, and a
-function that fails costs only the problem that it failed on. Within one compiled
-program, as in :func:`tsi.run.run`, the same function is called by a callback.
+They run on the host. The engine calls them between two programs (`score_rows`), so its
+programs contain no callback and can be cached between processes, and an error in the
+function affects only the problem on which it occurred. Within one compiled program, as
+in :func:`tsi.run.run`, the same function is called through a callback.
 """
 
 from abc import abstractmethod
@@ -23,13 +23,13 @@ HostArray = np.ndarray | jax.Array
 
 
 class Prefix(NamedTuple):
-    """One row as a reward on the host reads it, after a step.
+    """One row after a step, in the form that a reward on the host takes.
 
     Attributes:
-        question: arrays that ``prepare`` made of the row's problem, or None.
+        question: arrays that ``prepare`` made from the row's problem, or None.
         tokens: ids of the solution so far.
-        stopped: whether the policy has ended it in this step.
-        finished: whether it has ended, by itself or at a limit.
+        stopped: whether the policy has ended the solution in this step.
+        finished: whether the solution has ended, by itself or at a limit.
     """
 
     question: Any
@@ -43,7 +43,7 @@ class HostReward(Stateless):
 
     @abstractmethod
     def score_rows(self, rows: Sequence[Prefix]) -> Float[np.ndarray, " R"]:
-        """Log-odds of rows that have taken a step, at least one.
+        """Log-odds of rows that have taken a step; there is at least one row.
 
         Raises:
             RewardError: the user's function did not return numbers.
@@ -63,7 +63,7 @@ class HostReward(Stateless):
         ) -> Float[np.ndarray, " R"]:
             log_odds = np.zeros(lengths.shape, dtype)
             scored = np.flatnonzero(live)
-            # The rows of a problem are contiguous.
+            # The rows of one problem are contiguous.
             per_problem = [len(lengths) // len(x) for x in jax.tree.leaves(prepared)]
             each = per_problem[0] if per_problem else 1
             rows = [
@@ -95,7 +95,7 @@ class HostReward(Stateless):
         return state, Reading(log_odds, jnp.zeros_like(step.counts))
 
     def reader(self, params: Any) -> None:
-        """None: no model reads."""
+        """None: no model reads tokens."""
         return None
 
 
@@ -119,8 +119,8 @@ def score_each(
 ) -> tuple[Float[np.ndarray, " R"], dict[int, Exception]]:
     """Log-odds of rows, 0 where the function failed, and the errors by row.
 
-    If it fails for several rows at once, each is scored alone, since one may be the
-    cause.
+    If the function fails for several rows at once, each row is scored alone, since a
+    single row may be the cause.
     """
     try:
         return reward.score_rows(rows), {}
@@ -133,14 +133,14 @@ def score_each(
 
 
 def check_scores(scores: Any, count: int) -> Float[np.ndarray, " R"]:
-    """The numbers that a user's function returned, as float64.
+    """The scores that a user's function returned, as float64.
 
     Args:
-        scores: what it returned.
-        count: number of texts that it was given.
+        scores: the function's result.
+        count: number of texts that the function was given.
 
     Raises:
-        RewardError: it did not return one number per text.
+        RewardError: the function did not return one number per text.
     """
     try:
         numbers = np.asarray(scores)

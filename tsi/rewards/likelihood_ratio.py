@@ -1,13 +1,13 @@
-"""A larger model's likelihood of the solution against the policy's, as log-odds.
+"""The likelihood ratio of a larger model and the policy, as log-odds.
 
     log-odds = beta (log p_large(y | c) - log p_policy(y | c))
 
-With beta = 1 and telescoping odds, the weights are p_large/p_policy, so that the
-particles are an importance sample of the larger model with the policy as the proposal.
-The policy's log p is that of its own tokens at its temperature. The larger model's
-log p is that of the same text at temperature 1, encoded by the larger model's
-tokenizer. That is one of several encodings of the text, so it is a lower bound of the
-text's log p.
+With beta = 1 and telescoping odds, the weights are p_large / p_policy. The particles
+are then an importance sample of the larger model, with the policy as the proposal. The
+policy's log p is that of its own tokens at its temperature. The larger model's log p is
+that of the same text at temperature 1, encoded by the larger model's tokenizer. Since
+this is only one of several encodings of the text, it is a lower bound of the text's log
+p.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ from tsi.rewards.text_reader import RenderedRows, TextReader
 class LikelihoodRatio(TextReader):
     """``params.reward_model`` is the larger :class:`LanguageModel`.
 
-    The likelihood of a token needs the model's output at the token before it, so each
-    step reads one token again.
+    The likelihood of a token needs the model's output at the previous token, so one
+    token is read again in each step.
 
     Args:
-        format: with the larger model's tokenizer.
-        decode: the policy's token ids to text.
-        beta: scales the difference.
+        format: a format with the larger model's tokenizer.
+        decode: function from the policy's token ids to text.
+        beta: factor of the difference.
         max_steps, max_tokens, width: see :class:`TextReader`.
     """
 
@@ -57,7 +57,7 @@ class LikelihoodRatio(TextReader):
     def values(
         self, model: Any, hidden: Float[Array, "R W D"], following: Int[Array, "R W"]
     ) -> Float[Array, "R W"]:
-        """log p of the next id at each id, computed place by place to save memory.
+        """log p of the next id at each id, one place at a time to save memory.
 
         Raises:
             ConfigurationError: the model is not a language model.

@@ -14,13 +14,13 @@ identity on the scale "raw", and on the scale "probability"
     r = exp(s)       for log-prob and negative-entropy, where s <= 0,
     r = s / (1 + s)  for self-certainty and top-k, where s >= 0,
 
-f(s) = logit(r). The first is the geometric mean of the tokens' probabilities, or the
-inverse perplexity of the next-token distributions. The second has the odds s, so that
-odds-weighted votes are the confidence-weighted votes of [2]. A score of exactly 0
-counts as 2^-24 away from it, so that no log-odds are infinite.
+f(s) = logit(r). The first r is the geometric mean of the tokens' probabilities, or the
+inverse perplexity of the next-token distributions. The second r has odds s, so that
+odds-weighted votes are the confidence-weighted votes of [2]. A score of exactly 0 is
+replaced by a score at distance 2^-24, so that no log-odds are infinite.
 
-Nothing is read: reward tokens are 0, and the prompt does not count. Every token of the
-solution counts, also one that was forced.
+No tokens are read, so the number of reward tokens is 0. The prompt does not count;
+every token of the solution does, including forced ones.
 
 References:
     [1] Kang, Zhao and Song 2025, arXiv 2502.18581 (the mean self-certainty of a text).
@@ -42,7 +42,7 @@ from tsi.weights import weight_dtype
 WINDOWS = ("all", "last", "worst")
 SCALES = ("probability", "raw")
 SMALLEST = 2.0**-24
-"""The distance from 0 that a score keeps on the scale "probability"."""
+"""Smallest distance of a score from 0 on the scale "probability"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +50,12 @@ class PolicyConfidence(PolicyTokens):
     """The policy's confidence in a prefix; its state is c of every token, ``[R, T]``.
 
     Attributes:
-        confidence: the number c of a token.
-        max_tokens: T, the target's.
+        confidence: the function that gives c.
+        max_tokens: T, the target's token limit.
         window: which tokens count: "all", "last" or "worst".
         size: W, tokens of the window; not used for "all".
         scale: "probability" or "raw".
-        slope: positive.
+        slope: factor of f(s), positive.
         offset: added to the log-odds.
 
     Raises:
@@ -117,11 +117,11 @@ class PolicyConfidence(PolicyTokens):
     def score(
         self, confidences: Float[Array, "R T"], lengths: Int[Array, " R"]
     ) -> Float[Array, " R"]:
-        """s of each prefix; 0 of an empty one.
+        """The score s of each prefix; 0 for an empty prefix.
 
         Args:
-            confidences: of the tokens of each row; only the first ``lengths`` count.
-            lengths: number of tokens.
+            confidences: c of the tokens of each row; only the first ``lengths`` count.
+            lengths: number of tokens of each row.
         """
         places, size = jnp.arange(confidences.shape[1]), self.size
         lengths = lengths[:, None]
@@ -168,7 +168,7 @@ class PolicyConfidence(PolicyTokens):
     def cut(
         self, state: Float[Array, "R T"], lengths: Int[Array, " R"]
     ) -> Float[Array, "R T"]:
-        # Only the first tokens of a row count, and later ones are written over.
+        # Only the first ``lengths`` tokens of a row count; later ones are overwritten.
         return state
 
     def reader(self, params: Any) -> None:
@@ -176,10 +176,10 @@ class PolicyConfidence(PolicyTokens):
 
 
 def window_sums(values: Float[Array, "R T"], size: int) -> Float[Array, "R T"]:
-    """Sums of `size` values from each place on, zeros after the last.
+    """Sums of `size` values from each place on; values after the last count as zero.
 
-    Sums of 1, 2, 4, ... values are added by the binary digits of the size, since
-    differences of cumulative sums lose digits in long texts.
+    Sums of 1, 2, 4, ... values are combined according to the binary digits of the size,
+    since differences of cumulative sums lose digits in long texts.
     """
 
     def shift(array: Array, by: int) -> Array:

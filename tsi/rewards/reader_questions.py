@@ -1,4 +1,4 @@
-"""Questions as a reward model with its own tokenizer reads them."""
+"""Questions for a reward model with its own tokenizer."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ TEXT_BUCKET, TOKEN_BUCKET = 64, 16
 
 
 class Questions(NamedTuple):
-    """P questions, and the tokens that the model reads of them.
+    """P questions, and their tokens for the model.
 
     Attributes:
         text: ``[P, B]`` bytes of UTF-8, padded; ``sizes`` of them belong to the text.
@@ -42,7 +42,7 @@ def encode_questions(
         max_tokens: the longest rendering that is read.
 
     Raises:
-        PromptTooLongError: one leaves no room for a solution.
+        PromptTooLongError: a question leaves no room for a solution.
     """
     heads = [_head(format, question) for question in questions]
     for question, head in zip(questions, heads, strict=True):
@@ -61,7 +61,7 @@ def encode_questions(
 def _head(format: Format, question: str) -> list[int]:
     """Ids with which renderings of a question begin.
 
-    A guess: reading compares them with each rendering.
+    They may be wrong, since reading compares them with each rendering.
     """
     empty, full = (
         format.render(question, [step], False).tokens for step in ("", question)

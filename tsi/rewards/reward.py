@@ -1,13 +1,13 @@
 """Rewards: numbers in (0, 1) for prefixes, read incrementally and given as log-odds.
 
-A reward keeps a state of its own, which is forked along with the particles, and reads
-only the new tokens of each step. The kinds:
+A reward has its own state, which is forked along with the particles, and reads only the
+new tokens of each step. The kinds are:
 
 - :class:`ProcessReward`: a token-scoring model that reads the policy's own token ids,
 - :class:`SelfJudge`: the policy's one-token judgement, on the policy's own cache,
 - :class:`PolicyValue`: a value head on the policy's hidden states, on its cache,
 - :class:`tsi.rewards.policy_confidence.PolicyConfidence`: numbers that the policy's
-  decoder records of each token that it writes,
+  decoder records for each token,
 - :class:`tsi.rewards.text_reward.TextReward`: a Python function of the text,
 - :class:`tsi.rewards.verifier.Verifier`: a Python function of question and text,
 - :class:`NoReward`: log-odds 0, for methods that use no reward,
@@ -44,7 +44,7 @@ class Prompts(NamedTuple):
     Attributes:
         tokens: ``[P, S]`` ids.
         lengths: ``[P]``, at least 1 each.
-        questions: what the reward's ``prepare`` made of the problems' questions.
+        questions: the result of the reward's ``prepare`` for the problems' questions.
     """
 
     tokens: Int[Array, "P S"]
@@ -53,7 +53,7 @@ class Prompts(NamedTuple):
 
     @property
     def mask(self) -> Bool[Array, "P S"]:
-        """True where there is a token and no padding."""
+        """True at tokens, False at padding."""
         return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
 
@@ -66,18 +66,18 @@ def as_int32(prompts: Prompts) -> Prompts:
 
 
 class Step(NamedTuple):
-    """What a reward reads after all rows have ended a step.
+    """The input of a reward after all rows have ended a step.
 
     Attributes:
         tokens: ``[R, C]``, the step's new tokens: the first ``counts`` of each row.
-        counts: ``[R]``, zero for rows that had finished before.
+        counts: ``[R]``, zero for rows that had finished before this step.
         start: ``[R]``, number of generated tokens before this step.
-        solution: ``[R, T]``, all generated tokens, this step's included.
+        solution: ``[R, T]``, all generated tokens, including those of this step.
         stopped: ``[R]``, whether the step's last token ends the solution.
         finished: ``[R]``, whether the row takes no further step: the solution has
             ended or reached a limit.
         log_prob: ``[R]``, the policy's log p of the solution, at its temperature.
-        policy: the policy's caches, the step included.
+        policy: the policy's caches, including this step.
         max_steps: the step limit of the run; static.
         confidences: ``[R, C]``, the policy's confidence at each of the step's tokens;
             None if the reward has no `token_confidence`.
@@ -104,7 +104,7 @@ class PolicyContext(NamedTuple):
 
 
 def newest_hidden(policy: LanguageModel, context: PolicyContext) -> Float[Array, "R D"]:
-    """The policy's hidden state at each row's newest token, read on its caches."""
+    """The policy's hidden state at each row's newest token, read with its caches."""
     hidden, _ = policy.trunk(
         context.pending[:, None],
         context.position[:, None],
@@ -115,13 +115,13 @@ def newest_hidden(policy: LanguageModel, context: PolicyContext) -> Float[Array,
 
 
 class Reading(NamedTuple):
-    """Log-odds of prefixes, and which tokens were read to compute them.
+    """Log-odds of prefixes, and the tokens that were read to compute them.
 
     Attributes:
         log_odds: ``[R]``.
         tokens_read: ``[R]``, number of consecutive tokens that were read.
-        begin: ``[R]``, position of the first of them. Each attends to all positions
-            before it and to itself. None if they are the step's own tokens.
+        begin: ``[R]``, position of the first of these tokens. Each token attends to all
+            positions before it and to itself. None if they are the step's own tokens.
     """
 
     log_odds: Float[Array, " R"]
@@ -131,9 +131,9 @@ class Reading(NamedTuple):
 
 @runtime_checkable
 class Models(Protocol):
-    """The weights that a reward reads with.
+    """The weights that a reward uses.
 
-    :class:`tsi.reasoning.particles.ReasoningParams` has them.
+    :class:`tsi.reasoning.particles.ReasoningParams` has these fields.
     """
 
     @property
@@ -147,14 +147,14 @@ class Models(Protocol):
 
 @runtime_checkable
 class Reward(Protocol):
-    """What :class:`tsi.reasoning.target.ReasoningTarget` asks of a reward."""
+    """The interface of a reward for :class:`tsi.reasoning.target.ReasoningTarget`."""
 
     def prepare(self, questions: Sequence[str]) -> Any:
         """Encode the texts of P questions for ``init``, as arrays ``[P, ...]``.
 
-        None if the reward does not read them. The result has an attribute ``lengths
-        [P]``, the number of tokens that are read per prompt, unless these are the
-        policy's own.
+        None if the reward does not read the questions. If the prompts that are read are
+        not the policy's own, the result has an attribute ``lengths [P]``, their numbers
+        of tokens.
         """
 
     def init(self, prompts: Prompts, rows: int, capacity: int, params: Any) -> Any:
@@ -167,16 +167,16 @@ class Reward(Protocol):
         """Give each row its ancestor's state."""
 
     def take(self, state: Any, rows: Int[Array, " W"]) -> Any:
-        """Take the states of W rows out of a store, their caches without holes."""
+        """Take the states of W rows out of a store, with caches without gaps."""
 
     def keep(self, stored: Any, slots: Int[Array, " W"], rows: Any) -> Any:
-        """Write the state of W rows over the stored ones at ``slots``."""
+        """Overwrite the stored rows at ``slots`` with the state of W rows."""
 
     def cut(self, state: Any, lengths: Int[Array, " R"]) -> Any:
         """Forget all but the first ``lengths`` tokens of each row."""
 
     def reader(self, params: Any) -> DecoderConfig | None:
-        """The model that reads tokens, for the cost ledger; None if none does."""
+        """The model that reads tokens, for the cost ledger; None if no model does."""
 
     @property
     def reads_prompts(self) -> bool:
@@ -188,11 +188,11 @@ class Reward(Protocol):
 
     @property
     def token_confidence(self) -> TokenConfidence | None:
-        """What is recorded of the policy's logits at each token; None for nothing."""
+        """The confidence that is recorded at each token; None for no confidence."""
 
 
 class ProcessRewardState(NamedTuple):
-    """Shared prompt, forked suffix, and the prompts' lengths by row."""
+    """Shared prompt, forked suffix, and prompt length of each row."""
 
     prompt: Segment
     suffix: Suffix
@@ -200,7 +200,7 @@ class ProcessRewardState(NamedTuple):
 
 
 class PolicyTokens:
-    """A reward that reads the policy's tokens and not the text of the question."""
+    """A reward that reads the policy's tokens instead of the question's text."""
 
     reads_ids = False
 
@@ -215,8 +215,8 @@ class PolicyTokens:
 class ProcessReward(PolicyTokens):
     """A reward model with a token head.
 
-    ``params.reward_model`` is a :class:`RewardModel`. It shares the policy's tokenizer.
-    Its output at the last token of the newest step is the reward of the whole prefix.
+    ``params.reward_model`` is a :class:`RewardModel` with the policy's tokenizer. Its
+    output at the last token of the newest step is the reward of the whole prefix.
     """
 
     reads_ids = True
@@ -316,8 +316,8 @@ class SelfJudge(Stateless):
 
     Attributes:
         question: token ids of the question, at least one. The first may be the token
-            that ends the policy's turn: it is left out after a solution that already
-            ends with it.
+            that ends the policy's turn; it is omitted after a solution that already
+            ends with this token.
         yes, no: ids of the two answers.
 
     Raises:
@@ -337,7 +337,7 @@ class SelfJudge(Stateless):
 
     @property
     def positions_beyond(self) -> int:
-        """Positions that are read after the longest solution and need room as well."""
+        """Number of further positions that are read after the longest solution."""
         return len(self.question)
 
     def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
@@ -348,10 +348,10 @@ class SelfJudge(Stateless):
         ended = step.stopped & (context.pending == question[0])
         length = jnp.where(ended, size, size + 1)
         places = jnp.arange(size + 1)
-        # A row that ends with the question's first token goes on with the second.
+        # A row that ends with the question's first token continues with the second.
         asked = question[jnp.minimum(places - 1 + ended[:, None], size - 1)]
         tokens = jnp.where(places == 0, context.pending[:, None], asked)
-        # In those rows the last place is padding, to which nothing before it attends.
+        # In those rows the last place is padding; no earlier token attends to it.
         hidden, _ = policy.trunk(
             tokens,
             context.position[:, None] + places,
@@ -374,7 +374,7 @@ class PolicyValue(Stateless):
     """A value head on the policy's hidden state at the newest step's last token.
 
     ``params.reward_model`` is a :class:`tsi.models.heads.ValueHead`. The policy has not
-    read that token yet, so it is read here, on the policy's cache.
+    read this token yet, so it is read here, with the policy's cache.
     """
 
     def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
@@ -390,7 +390,7 @@ class PolicyValue(Stateless):
 
 
 class NoReward(Stateless):
-    """Log-odds 0 for every prefix (reward 0.5); no model reads."""
+    """Log-odds 0 (reward 0.5) for every prefix; no model is used."""
 
     def read(self, state: State, step: Step, params: Any) -> tuple[State, Reading]:
         zeros = jnp.zeros_like(step.counts)

@@ -1,13 +1,14 @@
 """Convert the scores of a reward function to log-odds.
 
-Samplers weigh by log-odds. A function that scores texts, such as a verifier, often
-returns a probability instead, and returns 1 for a right answer. The log-odds of 1 are
-+inf, which is not a valid weight. So a reward states its scale, and a probability of
+Samplers use log-odds as weights. A function that scores texts, such as a verifier,
+often returns a probability instead, and 1 for a right answer. The log-odds of 1 are
++inf, which is not a valid weight. A reward therefore declares its scale, and a
+probability of
 
     1 becomes the log-odds of the largest float32 below 1, log(2^24 - 1) = 16.64,
     0 becomes -inf, an impossible prefix, unless a floor is given.
 
-A number outside [0, 1] becomes NaN, which has weight zero and is counted as invalid.
+A number outside [0, 1] becomes NaN, which gives weight zero and is counted as invalid.
 """
 
 from typing import Any
@@ -28,8 +29,9 @@ def check_scale(scale: str, floor: float | None) -> None:
     """Refuse an unknown scale, and a floor that is not a probability.
 
     Raises:
-        UnknownNameError: for another scale.
-        ConfigurationError: for a floor outside (0, 1), or a floor of log-odds.
+        UnknownNameError: for an unknown scale.
+        ConfigurationError: for a floor outside (0, 1), or a floor with the scale
+            log-odds.
     """
     if scale not in SCALES:
         raise UnknownNameError("scale of rewards", scale, SCALES)
@@ -57,12 +59,12 @@ def log_odds_of(
 
     Args:
         values: probabilities, or log-odds, which are not changed.
-        scale: which of the two they are.
-        floor: smaller probabilities are raised to it; None keeps 0 impossible.
-        dtype: of the log-odds.
+        scale: "probability" or "log-odds".
+        floor: smaller probabilities are raised to this value; None keeps 0 impossible.
+        dtype: type of the log-odds.
     """
     values = np.asarray(values, np.float64)
-    # Log-odds beyond the type are infinite.
+    # Log-odds beyond the range of the type become infinite.
     with np.errstate(over="ignore", divide="ignore"):
         if scale == "log-odds":
             return values.astype(dtype)

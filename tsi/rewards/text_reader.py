@@ -2,18 +2,18 @@
 
 At every step the host renders and tokenises the whole solution so far. The ids are
 compared with those that the model has already read, its cache is cut back to the common
-prefix, and the rest is read. This is right when the next text changes how a step's last
-characters are tokenised, and when an explorer has cut a row back.
+prefix, and the rest is read. This remains correct when the next text changes how a
+step's last characters are tokenised, and when an explorer has cut a row back.
 
-Within one compiled program, as in :func:`tsi.run.run`, the host is called by a callback
-and encodes every text in full. The engine calls it between two programs
-(:mod:`tsi.engine.text_readings`) and encodes a text that has grown from the end of a
-word on, where the tokenizer allows it (:mod:`tsi.rewards.transcripts`).
+Within one compiled program, as in :func:`tsi.run.run`, the host is called through a
+callback and encodes every text in full. The engine calls the host between two programs
+(:mod:`tsi.engine.text_readings`) and, where the tokenizer allows it, encodes a text
+that has grown only from the end of a word on (:mod:`tsi.rewards.transcripts`).
 
-The prompt is read once per problem and shared by its rows. The first step may merge
-with the prompt's last characters, so that a rendering differs from the prompt's tokens
-before their end. Such a row attends to fewer of the shared tokens and reads the rest
-itself.
+The prompt is read once per problem and shared by its rows. The tokenizer may merge the
+prompt's last characters with the first step, so that a rendering differs from the
+prompt in its last tokens. Such a row attends to fewer of the shared tokens and reads
+the rest itself.
 
 Each row also keeps the model's output at each id, so that the scores of earlier steps
 are forked and cut along with the ids.
@@ -48,14 +48,15 @@ from tsi.rewards.reward import Models, Prompts, Reading, Step
 
 
 class ReaderState(NamedTuple):
-    """What the model has read of each row.
+    """The ids of each row that the model has read, and their caches.
 
     Attributes:
-        questions, prompt: of the problems, shared by their rows.
+        questions, prompt: questions and prompt caches of the problems, shared by their
+            rows.
         shared: ``[R]``, number of the prompt's tokens that the row attends to.
         suffix: keys and values of the tokens after them.
         tokens: ``[R, L]``, all ids that have been read: the first ``lengths``.
-        values: ``[R, L]``, the model's output at each.
+        values: ``[R, L]``, the model's output at each id.
         ends: ``[R, M]``, the length of the policy's solution after each step.
     """
 
@@ -87,21 +88,23 @@ class RenderedRows(NamedTuple):
 
 
 Progress = tuple[Int[Array, " R"], Suffix, Float[Array, "R L"]]
-"""Number of ids of each row that have been read, their cache, and their values."""
+"""For each row, the number of ids that have been read, their cache, and their
+values."""
 
 
 class TextReader:
-    """Base of rewards whose model has its own tokenizer; see the module's text.
+    """Base class of rewards with a model that has its own tokenizer; see the module.
 
     Args:
         format: how a solution is rendered for the model.
-        decode: the policy's token ids to text.
-        max_steps: M, the target's.
+        decode: function from the policy's token ids to text.
+        max_steps: M, the target's step limit.
         max_tokens: L, the longest rendering that is read. A longer one has log-odds
             NaN, which samplers count as invalid and give weight zero.
-        width: ids read in one pass of the model; longer texts take several.
-        one_block: render all steps as one, lines joined, which gives one mark (the
-            "model" aggregation of arXiv 2502.01618's code).
+        width: number of ids read in one pass of the model; longer texts take several
+            passes.
+        one_block: join all steps and render them as one step with one mark (the "model"
+            aggregation of arXiv 2502.01618's code).
 
     Raises:
         ConfigurationError: a number is not positive.
@@ -140,8 +143,8 @@ class TextReader:
 
         Args:
             model: ``params.reward_model``.
-            hidden: states of its trunk.
-            following: the id after each.
+            hidden: hidden states of the model's trunk.
+            following: the id after each id.
         """
         raise NotImplementedError
 
@@ -188,7 +191,7 @@ class TextReader:
         room = ((0, 0), (0, max(self.max_tokens - width, 0)))
         read = jnp.pad(questions.tokens, room)[:, : self.max_tokens]
         lengths = jnp.repeat(questions.lengths, each)
-        # A pass may start after the last slot of the longest row.
+        # A pass may begin after the last slot of the longest row.
         slots = self.max_tokens + self.width
         return ReaderState(
             questions=questions,
@@ -228,7 +231,7 @@ class TextReader:
         return state, Reading(log_odds, read, rendered.common)
 
     def read_prompts(self, model: Any, questions: Questions) -> Segment:
-        """Keys and values of the tokens with which renderings begin."""
+        """Keys and values of the tokens with which all renderings begin."""
         width = questions.tokens.shape[1]
         mask = jnp.arange(width) < questions.lengths[:, None]
         new = read_prompts(model.trunk, questions.tokens, mask)
@@ -248,10 +251,10 @@ class TextReader:
         Args:
             model: ``params.reward_model``.
             prompt: the shared prompt, masked to what each row attends to.
-            suffix: the cache of the ids after it.
+            suffix: the cache of the ids after the prompt.
             values: the model's output at the ids in the cache.
             rendered: the renderings.
-            width: ids read in one pass, by default the reader's.
+            width: number of ids read in one pass, by default the reader's.
         """
         width = self.width if width is None else width
         end, last = rendered.lengths, rendered.tokens.shape[1] - 1
@@ -271,7 +274,7 @@ class TextReader:
             )
             output = self.values(model, hidden, following)
             counts = jnp.clip(end - done, 0, width)
-            # So many steps that `append` squeezes whenever the slots run out.
+            # So many steps that `append` removes gaps whenever the slots run out.
             num_slots = suffix.segment.mask.shape[-1]
             suffix = append(suffix, key_values, counts, num_slots + 1)
             slots = jnp.arange(last + 1) - done[:, None]
@@ -312,7 +315,7 @@ class TextReader:
     def keep(
         self, stored: ReaderState, slots: Int[Array, " W"], rows: ReaderState
     ) -> ReaderState:
-        """Write the state of W rows over the stored ones at ``slots``."""
+        """Overwrite the stored rows at ``slots`` with the state of W rows."""
         written = {
             name: getattr(stored, name).at[slots].set(getattr(rows, name), mode="drop")
             for name in BY_ROW
@@ -383,9 +386,10 @@ class TextReader:
         return tokens, end, common, marks, num_marks
 
     def num_kept(self, rendering: Rendering, read: list[int]) -> int:
-        """How many of the ids that have been read are kept."""
+        """Number of ids that have been read and are kept."""
         same = num_common(rendering.tokens, read) - self.looks_ahead
-        # The newest score must come from this pass.
+        # At least one id is read again, since the newest score must come from this
+        # pass.
         return max(0, min(same, *rendering.marks[-1:], len(rendering.tokens)))
 
     def steps(
@@ -399,9 +403,9 @@ class TextReader:
 
         Args:
             solution: the policy's tokens.
-            ends: lengths after each step, 0 where there is none.
+            ends: length after each step; 0 beyond the last step.
             finished: whether no further step follows.
-            before: the decoded texts of its first steps.
+            before: decoded texts of the solution's first steps.
         """
         cuts = [int(end) for end in ends if end > 0]
         if self.one_block:

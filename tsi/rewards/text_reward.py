@@ -18,12 +18,13 @@ class TextReward(HostReward):
 
     Attributes:
         score: maps a list of texts to one number each. It runs on the host and must be
-            deterministic: a text's number may not depend on the other texts. It is
-            given the rows that have taken a step, whose text is untrusted.
+            deterministic: a text's number may not depend on the other texts. It gets
+            the texts of the rows that have taken a step; these are untrusted.
         decode: maps a list of token ids to text.
         scale: what `score` returns, "log-odds" or a "probability". A probability of 1
-            has log-odds 16.64 and one of 0 has -inf (:mod:`tsi.rewards.reward_scale`).
-        floor: smaller probabilities are raised to it; None keeps 0 impossible.
+            becomes log-odds of 16.64, and 0 becomes -inf
+            (:mod:`tsi.rewards.reward_scale`).
+        floor: smaller probabilities are raised to this value; None keeps 0 impossible.
 
     Raises:
         UnknownNameError: there is no such scale.

@@ -1,11 +1,11 @@
-"""Transcripts: what a reward model has read of a row, on the host.
+"""Transcripts: host-side records of the ids that a reward model has read.
 
-A transcript is immutable, so that forks, stored prefixes and rows that were cut back
+A transcript is immutable, so forks, stored prefixes and rows that were cut back can
 share one. It may be a step behind its row, and after a cut it may be longer than its
-row: the next rendering is compared with it in any case.
+row. Both are safe, since the next rendering is always compared with it.
 
-It also holds the texts of steps and the ids of encoded texts, which make the next
-rendering cheaper and do not change its ids.
+A transcript also contains the texts of steps and the ids of encoded texts. They make
+the next rendering cheaper and do not change its ids.
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ from tsi.rewards.text_reader import TextReader
 
 
 class Transcript(NamedTuple):
-    """What a reward model has read of one row.
+    """A record of the ids of one row that a reward model has read.
 
     Attributes:
         tokens: ids that have been read.
-        values: the model's output at each.
+        values: the model's output at each id.
         shared: number of the problem's prompt tokens that the row attends to.
-        decoded: texts of its steps.
+        decoded: texts of the row's steps.
         pieces: texts that were encoded, with their ids.
     """
 
@@ -41,9 +41,9 @@ class Continuation(NamedTuple):
     """A transcript after a step.
 
     Attributes:
-        transcript: its values after the first ``common`` are not known yet.
-        common: number of ids that are unchanged; the others have to be read.
-        rendering: None if it is too long.
+        transcript: the new transcript; only its first ``common`` values are known yet.
+        common: number of first ids that are unchanged; the others must be read.
+        rendering: the rendering; None if it is too long.
     """
 
     transcript: Transcript
@@ -52,7 +52,7 @@ class Continuation(NamedTuple):
 
 
 def begin_transcript(tokens: Int[np.ndarray, " L"]) -> Transcript:
-    """The transcript of a row of which only the problem's prompt has been read."""
+    """The transcript of a row before its first step: only the prompt has been read."""
     return Transcript(tokens, np.zeros(len(tokens), np.float32), len(tokens))
 
 
@@ -71,11 +71,11 @@ def continue_transcript(
     Args:
         reader: the reward.
         before: the row's transcript.
-        question: of its problem.
+        question: question of the row's problem.
         solution: the policy's tokens.
-        ends: lengths after each of its steps, 0 where there is none.
+        ends: length after each of the row's steps; 0 beyond the last step.
         stopped: whether the policy has ended the solution.
-        finished: whether it has ended, by itself or at a limit.
+        finished: whether the solution has ended, by itself or at a limit.
     """
     steps, decoded = reader.steps(solution, ends, finished, before.decoded)
     with use_recall(before.pieces) as recall:

@@ -2,7 +2,8 @@
 
 :class:`tsi.rewards.text_reward.TextReward` scores a solution without its question. A
 checker that decides whether the steps follow from the question needs both. Questions
-are bytes in the reward's state, so that one compiled program serves all problems.
+are stored as bytes in the reward's state, so that one compiled program serves all
+problems.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from tsi.rewards.reward_scale import check_scale, log_odds_of
 from tsi.weights import weight_dtype
 
 QUESTION_BUCKET = 64
-"""Questions are padded to multiples of so many bytes, for few compiled shapes."""
+"""Questions are padded to a multiple of this many bytes, for few compiled shapes."""
 
 
 class QuestionBytes(NamedTuple):
@@ -29,7 +30,7 @@ class QuestionBytes(NamedTuple):
 
     Attributes:
         text: ``[P, B]`` bytes of UTF-8, padded; ``sizes`` of them belong to the text.
-        lengths: ``[P]``, the tokens that are read of each prompt: zero.
+        lengths: ``[P]``, number of tokens that are read per prompt: zero.
     """
 
     text: Int[Array, "P B"]
@@ -44,9 +45,9 @@ class Verifier(HostReward):
     Attributes:
         check: ``(question, text, ended) -> number``, where ``ended`` says whether the
             policy has ended the solution. It runs on the host and must be
-            deterministic; its text is untrusted.
+            deterministic; the text is untrusted.
         decode: maps a list of token ids to text.
-        scale, floor: of what ``check`` returns, as in `TextReward`.
+        scale, floor: scale and floor of the result of ``check``, as in `TextReward`.
 
     Raises:
         UnknownNameError: there is no such scale.
@@ -76,7 +77,7 @@ class Verifier(HostReward):
     def init(
         self, prompts: Prompts, rows: int, capacity: int, params: Any
     ) -> QuestionBytes:
-        """The questions are the state.
+        """The initial state: the questions.
 
         Raises:
             ConfigurationError: the prompts were not prepared.

@@ -1,4 +1,4 @@
-"""What a server can do, and what a run may ask of it."""
+"""The abilities of a server, and the capabilities that they give to a run."""
 
 from typing import Literal, NamedTuple
 
@@ -6,8 +6,9 @@ from tsi.errors import CapabilityError
 from tsi.serving.step import Controls
 
 Meaning = Literal["raw", "processed", "none", "unknown"]
-"""What log-probabilities are of: the model's own distribution at temperature 1; the one
-that tokens are drawn from; there are none; or it could not be measured."""
+"""The distribution that log-probabilities belong to: the model's own at temperature 1
+("raw"), or the one from which tokens are drawn ("processed"). "none": the server gives
+no log-probabilities. "unknown": it could not be measured."""
 
 
 class Abilities(NamedTuple):
@@ -19,18 +20,19 @@ class Abilities(NamedTuple):
         models: names of all models.
         context: positions of a prompt and its solution; None if not known.
         takes_ids: whether prefixes are sent and returned as token ids.
-        log_probs: what the log-probabilities of drawn tokens mean.
+        log_probs: which distribution the log-probabilities of drawn tokens belong to.
         reads_prompts: whether the server gives log-probabilities of given tokens.
-        seeds: whether a seed gives the same tokens again, at least where no other
-            request shares the batch, and another seed gives others.
-        copies: the most steps of one prefix that one request may ask for, each with
-            random numbers of its own that the request's seed repeats; 1 for no copies.
+        seeds: whether the same seed gives the same tokens, at least if no other request
+            shares the batch, and another seed gives other tokens.
+        copies: the most steps of one prefix that one request may ask for. Each has its
+            own random numbers, which the request's seed determines. 1 for no copies.
         reuses_prompts: whether a repeated prompt is read from a cache.
-        draws_all: whether tokens far from the most likely ones are drawn as often as
-            they should be, so that no truncation applies unasked; None if not measured.
-        num_weights: of the model, for FLOPs; None if not known.
-        slots: sequences that the server works on at once and whose prefixes it keeps;
-            None if it is not known.
+        draws_all: whether unlikely tokens are drawn as often as their probability
+            requires, so that the server applies no truncation by default; None if not
+            measured.
+        num_weights: number of weights of the model, for FLOPs; None if not known.
+        slots: number of sequences that the server works on at once and whose prefixes
+            it caches; None if not known.
         bos_from_server: whether the server itself adds a token at the beginning.
     """
 
@@ -50,7 +52,7 @@ class Abilities(NamedTuple):
     bos_from_server: bool = False
 
     def knows_log_prob(self, controls: Controls) -> bool:
-        """Whether log p of drawn steps is exact for these controls.
+        """Whether log p of drawn steps is exact under these controls.
 
         p is the policy as the controls define it. Raw log-probabilities are those of p
         only where the controls change nothing.
@@ -60,7 +62,7 @@ class Abilities(NamedTuple):
         return self.log_probs == "processed"
 
     def knows_replay(self, controls: Controls) -> bool:
-        """Whether log p of a given step is exact for these controls."""
+        """Whether log p of a given step is exact under these controls."""
         known = self.knows_log_prob(controls)
         return self.reads_prompts and controls.is_plain and known
 
@@ -70,13 +72,13 @@ class Abilities(NamedTuple):
 
 
 class ServedStore:
-    """What :func:`tsi.explore.check_needs` asks: a method for each capability."""
+    """The object that :func:`tsi.explore.check_needs` checks: methods by capability."""
 
     def __init__(self, abilities: Abilities, controls: Controls) -> None:
         self._abilities, self._controls = abilities, controls
 
     def truncate(self) -> None:
-        """Prefixes are texts or ids, which can always be cut."""
+        """Do nothing: prefixes are texts or ids, which can always be cut."""
 
     def __getattr__(self, name: str) -> object:
         abilities, controls = self._abilities, self._controls

@@ -1,4 +1,4 @@
-"""Where a server is, and which of its models is meant: ``URL#MODEL``."""
+"""The address of a server and of one of its models: ``URL#MODEL``."""
 
 import os
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Address(NamedTuple):
 
     Attributes:
         url: without a slash or ``/v1`` at its end.
-        model: None for the only model, or the first.
+        model: name of the model; None for the only one, or the first.
     """
 
     url: str
@@ -29,7 +29,7 @@ def parse_address(text: str) -> Address:
     """A server's address from ``URL#MODEL`` or ``URL``.
 
     Raises:
-        ConfigurationError: it is no address, or contains a password.
+        ConfigurationError: the text is not an address, or contains a password.
 
     >>> parse_address("http://localhost:8000/v1#Qwen/Qwen3-8B")
     Address(url='http://localhost:8000', model='Qwen/Qwen3-8B')
@@ -61,7 +61,7 @@ def parse_address(text: str) -> Address:
 
 
 def server_key() -> str | None:
-    """The key for servers, from the environment; None without one.
+    """The key for servers, from the environment; None if it is not set.
 
     Raises:
         ConfigurationError: it is not one line of printable ASCII.

@@ -7,18 +7,18 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from tsi.errors import ServerError
 
 NO_LOWER = -9999.0
-"""Servers that cannot write minus infinity write this in its place."""
+"""Servers that cannot write minus infinity write this number instead."""
 
 
 class Choice(NamedTuple):
-    """What a server says of candidates for the next token.
+    """A server's log-probabilities of candidates for the next token.
 
     Attributes:
-        log_probs: log-probability of each candidate, all of them up to one constant.
+        log_probs: log-probability of each candidate, up to a common constant.
         bounded: number of candidates that the server did not name because they are too
             unlikely; their log-probabilities are upper bounds.
-        prompt_tokens: of the prefix, as the server counts them.
-        cached_tokens: of these, read from the server's cache.
+        prompt_tokens: tokens of the prefix, as the server counts them.
+        cached_tokens: how many of these were read from the server's cache.
     """
 
     log_probs: tuple[float, ...]
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
 
 @runtime_checkable
 class Chooser(Protocol):
-    """A language model that says how likely given next tokens are."""
+    """A language model that gives log-probabilities of given next tokens."""
 
     async def choose(self, tokens: Sequence[int], candidates: Sequence[int]) -> Choice:
         """The probabilities of candidates after a prefix; both are ids."""
@@ -48,8 +48,8 @@ def choice_of(
 ) -> Choice:
     """The choice among candidates from the log-probabilities of the likeliest tokens.
 
-    A candidate that the server does not name is less likely than all that it names, so
-    that the smallest of them is an upper bound.
+    A candidate that the server does not name is less likely than all tokens that it
+    names, so the smallest of the named probabilities is an upper bound.
 
     Args:
         named: log-probabilities by token id.
@@ -57,7 +57,7 @@ def choice_of(
         prompt_tokens, cached_tokens: see :class:`Choice`.
 
     Raises:
-        ServerError: no candidate is named, so that nothing is known of them.
+        ServerError: the server names none of the candidates.
     """
     finite = [x for x in named.values() if x > NO_LOWER and not math.isinf(x)]
     known = [id for id in candidates if named.get(id, -math.inf) > NO_LOWER]

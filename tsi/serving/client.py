@@ -1,12 +1,12 @@
-"""A client of one server: JSON over HTTP, with patience for servers that fail.
+"""A client of one server: JSON over HTTP, with retries for servers that fail.
 
 Connections are kept alive and their number is bounded. A request that fails for a
-reason that may pass (no connection, a deadline, a status of 429 or 5xx, a body that is
-cut short or is no JSON) is repeated with growing pauses. The requests of this package
-change nothing on a server, so that a repetition does no harm. Errors never contain the
-key, not even where a server repeats it.
+temporary reason (no connection, a deadline, a status of 429 or 5xx, a body that is cut
+short or is not JSON) is repeated after growing pauses. The requests of this package
+change nothing on a server, so repeating them is safe. Errors never contain the key, not
+even where a server repeats it.
 
-An event loop in a thread of its own does the work; callers are in other threads.
+The requests run in an event loop in a separate thread; callers are in other threads.
 """
 
 import asyncio
@@ -36,14 +36,15 @@ from tsi.serving.http_replies import (
 
 
 class Patience(NamedTuple):
-    """How long a client waits, and for how much.
+    """Limits of a client: waiting times, reply size and connections.
 
     Attributes:
         deadline: seconds for one attempt of a request, from the moment that it is sent.
-        total: seconds after its first failure after which a request is not repeated.
+        total: a request is not repeated later than this many seconds after its first
+            failure.
         first_pause, longest_pause: seconds between attempts; pauses double.
-        max_bytes: of a reply.
-        max_connections: requests at once.
+        max_bytes: largest size of a reply.
+        max_connections: the most requests at once.
     """
 
     deadline: float = 600.0
@@ -59,17 +60,17 @@ MAX_CONNECT = 10.0
 BRIEF_ATTEMPTS = 3
 BRIEF_TOTAL = 2.0
 BRIEF_DEADLINE = 30.0
-"""Patience with requests that only ask what a server is."""
+"""Limits for requests that only identify a server."""
 MIN_KEY = 4
-"""Characters of the shortest key that is taken out of messages."""
+"""Keys of at least this many characters are removed from messages."""
 
 
 class Traffic(NamedTuple):
-    """What a client has done so far.
+    """Counts of a client's requests so far.
 
     Attributes:
-        requests: answered ones.
-        failures: attempts that failed and were repeated.
+        requests: number of answered requests.
+        failures: number of attempts that failed and were repeated.
         seconds: processor time of the client's thread.
     """
 
@@ -79,8 +80,8 @@ class Traffic(NamedTuple):
 
 
 KEPT_ERRORS = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
-"""What is seen when a server has closed a connection; the second one also where it
-cannot be opened."""
+"""Errors when a server has closed a connection; the second also occurs when a
+connection cannot be opened."""
 CLOSING_SECONDS = 10.0
 """Seconds that a client may take to close."""
 KEPT_SECONDS = 3.0
@@ -92,8 +93,8 @@ class Client:
 
     Args:
         address: of the server.
-        key: sent as a bearer token; None for none.
-        patience: how long it waits.
+        key: sent as a bearer token; None for no key.
+        patience: the client's limits.
     """
 
     def __init__(
@@ -107,12 +108,13 @@ class Client:
         self._requests = self._failures = 0
         self._session: aiohttp.ClientSession | None = None
         self._lock, self._is_closed = threading.Lock(), False
-        # Attempts wait here and not in the pool, where their deadlines would run.
+        # Attempts wait here and not in the connection pool, where their deadlines would
+        # run.
         self._slots = asyncio.Semaphore(patience.max_connections)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
-        # So that no connection is left open where nobody closes the client.
+        # Connections are closed even if nobody closes the client.
         atexit.register(self.close)
 
     def __enter__(self) -> "Client":
@@ -122,9 +124,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is under way, and close all connections."""
+        """Cancel all running requests, and close all connections."""
         with self._lock:
-            # A process that was forked does not have the thread.
+            # A forked process does not have the thread.
             if self._is_closed or not self._thread.is_alive():
                 return
             self._is_closed = True
@@ -147,7 +149,7 @@ class Client:
         """Start a coroutine in the client's thread.
 
         Returns:
-            Its future; one that has failed if the client is closed.
+            The coroutine's future; a failed one if the client is closed.
         """
         with self._lock:
             if not self._is_closed:
@@ -162,7 +164,7 @@ class Client:
         """The result of a coroutine in the client's thread.
 
         Raises:
-            ServerError: as the coroutine does, or the client is closed.
+            ServerError: the coroutine raised it, or the client is closed.
         """
         future = self.submit(work)
         try:
@@ -228,7 +230,8 @@ class Client:
                     )
             except TransientError as error:
                 now = time.monotonic()
-                # Time in a queue is no failure: the clock starts at the first one.
+                # Waiting in a queue is not a failure: time is counted from the first
+                # failure.
                 failed, attempts = failed or now, attempts + 1
                 left = patience.total - (now - failed)
                 if left <= 0 or (not patient and attempts >= BRIEF_ATTEMPTS):
@@ -237,7 +240,8 @@ class Client:
                 if error.pause == 0 and not repeated:
                     repeated = True
                     continue
-                # Servers that restart are not asked by all rows at one moment.
+                # Random pauses keep all rows from asking a restarted server at the same
+                # moment.
                 wait = pause * random.uniform(0.5, 1.0)
                 await asyncio.sleep(min(max(wait, error.pause or 0.0), left))
                 pause = min(2 * pause, patience.longest_pause)
@@ -250,7 +254,7 @@ class Client:
     ) -> Any:
         url = self.address.url + path
         stream = verb == "STREAM"
-        # llama.cpp's server closes the connection of a stream and does not say so.
+        # llama.cpp's server closes the connection of a stream without announcing it.
         headers = {"Connection": "close"} if stream else None
         limits = aiohttp.ClientTimeout(
             total=deadline, sock_connect=min(deadline, MAX_CONNECT)
@@ -283,7 +287,7 @@ class Client:
         except (aiohttp.InvalidURL, UnicodeError) as error:
             raise ServerError(f"{url:.200} is not the address of a server.") from error
         except (aiohttp.ClientError, ConnectionError, OSError) as error:
-            # A kept connection may have been closed by the server meanwhile.
+            # The server may have closed a kept connection in the meantime.
             kept = isinstance(error, KEPT_ERRORS) and not isinstance(
                 error, aiohttp.ClientConnectorError
             )
@@ -316,7 +320,7 @@ class Client:
                     keepalive_timeout=KEPT_SECONDS,
                 ),
                 headers=headers,
-                # What a server wants to store here is of no use.
+                # Cookies from a server are ignored.
                 cookie_jar=aiohttp.DummyCookieJar(),
                 read_bufsize=MAX_LINE // 2,
                 auto_decompress=False,
@@ -339,7 +343,7 @@ class Client:
 
 
 def closed_error(address: Address) -> ServerError:
-    """The error of work for a client that is closed."""
+    """The error for a request to a client that is closed."""
     return ServerError(
         f"The client of {address} has been closed. Connect again, and run what is left."
     )

@@ -1,4 +1,4 @@
-"""The policy's mean log-probability as its reward, from what the server said of it."""
+"""The policy's mean log-probability as its reward, as reported by the server."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ class ConfidenceScorer:
     """A :class:`tsi.serving.scorer.Scorer`: a function of log p of the solution.
 
     Args:
-        reward: of the measure "log-prob" over all tokens; its log-odds are computed as
-            on this machine.
+        reward: a reward with the measure "log-prob" over all tokens; its log-odds are
+            computed as for a policy on this machine.
         name: for rows of results.
 
     Raises:

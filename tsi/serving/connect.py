@@ -1,4 +1,4 @@
-"""From the address of a server to a policy."""
+"""Connect to the policy at the address of a server."""
 
 from tsi.errors import ConfigurationError, ServerError
 from tsi.models.tokens.spelling import Spelling
@@ -11,7 +11,7 @@ from tsi.serving.probe import measure
 from tsi.serving.spelling import ServerTokenizer, TextSpelling
 
 PROBE = "1"
-"""The prompt of measurements."""
+"""The prompt of the measurements."""
 PROBE_ANSWER = "12"
 
 
@@ -26,15 +26,16 @@ def connect(
 
     Args:
         address: ``URL`` or ``URL#MODEL``.
-        tokenizer: of the policy, if this machine has it; else the server's is used.
+        tokenizer: the policy's tokenizer, if this machine has it; None uses the
+            server's.
         together: see :class:`tsi.serving.policy.ServedPolicy`.
         patience: how long to wait for the server.
 
     Raises:
-        ConfigurationError: the address is malformed; or the server has no tokenizer to
-            be asked, and none is given.
-        ServerError: the server cannot be reached, refuses, or answers nonsense.
-        UnknownNameError: it does not have the model.
+        ConfigurationError: the address is malformed; or the server offers no tokenizer
+            and none is given.
+        ServerError: the server cannot be reached, refuses, or sends an invalid answer.
+        UnknownNameError: the server does not have the model.
     """
     client = Client(parse_address(address), server_key(), patience)
     try:
@@ -54,7 +55,7 @@ def connect(
 def spelling_of(
     client: Client, identity: Identity, tokenizer: Tokenizer | None
 ) -> Spelling:
-    """How prompts are written for a server.
+    """The spelling of prompts for a server.
 
     Raises:
         ConfigurationError: see `connect`.
@@ -62,7 +63,7 @@ def spelling_of(
     dialect = identity.dialect
     name = identity.model or client.address.url
     if not dialect.takes_ids:
-        # Servers of text begin it as the model's tokenizer wants.
+        # Servers that take text add the beginning-of-sequence token themselves.
         return TextSpelling(tokenizer, True, name)
     if tokenizer is not None:
         return tokenizer

@@ -1,4 +1,4 @@
-"""How one kind of server is spoken to: requests to JSON, and JSON to steps."""
+"""The protocol of one kind of server: requests to JSON, and JSON to steps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,7 +16,8 @@ class Call(NamedTuple):
         path: begins with a slash.
         body: JSON.
         streamed: whether the reply is a stream of events.
-        enough: whether the events so far are enough, so that the rest is not awaited.
+        enough: function of the events so far: whether they are enough and the rest can
+            be ignored.
     """
 
     path: str
@@ -26,7 +27,7 @@ class Call(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """What all steps of a run have in common.
+    """Settings that all steps of a run have in common.
 
     Attributes:
         model: name of the server's model, or None.
@@ -51,15 +52,15 @@ class Drawing(NamedTuple):
 
 
 def end_at(stop: Any, drawing: Drawing) -> End:
-    """Why a step ended that a server has stopped by itself.
+    """Why a step ended that the server stopped by itself.
 
     Args:
-        stop: what the server names: one of the strings at which it was to stop; or an
+        stop: what the server reports: one of the strings at which it had to stop, an
             end token, or nothing.
-        drawing: of the run.
+        drawing: settings of the run.
 
     Raises:
-        ServerError: it names something else, such as an error of its own.
+        ServerError: it reports something else, such as an error of its own.
     """
     if isinstance(stop, str):
         if stop in drawing.delimiters:
@@ -73,14 +74,14 @@ def end_at(stop: Any, drawing: Drawing) -> End:
 
 
 def control_fields(drawing: Drawing) -> dict[str, Any]:
-    """Controls and ends as both vLLM and SGLang write them; no default applies."""
+    """Controls and ends as both vLLM and SGLang write them; all are sent explicitly."""
     controls = drawing.controls
     penalty = controls.repetition_penalty
     return {
         "stop": drawing.stops,
         "stop_token_ids": list(drawing.end_ids),
         "temperature": controls.temperature,
-        # -1 stands for all tokens; newer versions of vLLM take 0 as well.
+        # -1 means all tokens; newer versions of vLLM accept 0 as well.
         "top_k": -1 if controls.top_k is None else controls.top_k,
         "top_p": 1.0 if controls.top_p is None else controls.top_p,
         "min_p": controls.min_p or 0.0,
@@ -100,7 +101,7 @@ class Dialect(Protocol):
         takes_ids: whether prefixes are token ids; else they are text.
         takes_lists: whether one request may hold several prefixes.
         copies: whether one request may ask for several steps of one prefix.
-        keeps_copies: whether the server's cache has the steps of copies afterwards.
+        keeps_copies: whether the steps of copies stay in the server's cache.
     """
 
     name: str
@@ -113,10 +114,10 @@ class Dialect(Protocol):
         """The request for steps.
 
         Args:
-            requests: one; or several with one `max_tokens`, where the server takes
-                lists, or with one prefix as well, where it makes copies. The seed of
-                the first is that of all.
-            drawing: of the run.
+            requests: one request, or several with the same `max_tokens` if the server
+                takes lists, or several with the same `max_tokens` and prefix if it
+                makes copies. The first seed is used for all.
+            drawing: settings of the run.
         """
 
     def steps(
@@ -129,10 +130,10 @@ class Dialect(Protocol):
         """
 
     def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
-        """A request for the log-probabilities of given ids; None if there is none."""
+        """A request for the log-probabilities of given ids; None if not supported."""
 
     def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
-        """Log-probability of each id from the second on, of the reply to `reading`."""
+        """Log-probability of each id from the second on, in the reply to `reading`."""
 
     def choice(
         self, tokens: Sequence[int], candidates: Sequence[int], model: str | None

@@ -33,7 +33,7 @@ from tsi.serving.step import Controls
 from tsi.step_keys import AnyKey, single_key
 
 MAX_ROWS = 64
-"""Rows for which a server draws at once, unless it says how many it can."""
+"""Rows for which a server draws at once if it does not report its number of slots."""
 MAX_STORED = 2**20
 """Prefixes that explorers store at once; they are references to tuples of ids."""
 
@@ -52,14 +52,16 @@ class ServedEngine:
         stop_strings: strings that end a solution.
         controls: how tokens are drawn. The policy with these controls is the p of the
             target and of all weights.
-        encode: a problem's prompt to ids or code points; by default one turn of a chat.
+        encode: function from a problem's prompt to ids or code points; by default one
+            turn of a chat.
         max_rows: rows for which the server draws at once; by default the server's
-            slots, or else 64. Problems enter while twice as many rows are in work, or
-            where the server has slots while their rows fit into these: the prefix of a
-            row without a slot is read again at each step. One problem always may.
+            number of slots, or 64 if it is not known. If the server has slots, problems
+            enter while their rows fit into these, since the prefix of a row without a
+            slot is read again at each step. Otherwise problems enter while at most
+            twice `max_rows` rows are in progress. One problem can always enter.
         log_truncation: added to the log potential of a truncated solution; the target
             is p conditioned on finishing by default.
-        price: of a million generated tokens, for forecasts; None for none.
+        price: price of a million generated tokens, for forecasts; None for no price.
 
     Raises:
         ConfigurationError: a limit is below 1, there is no delimiter, a string that
@@ -101,7 +103,7 @@ class ServedEngine:
 
     @property
     def temperature(self) -> float:
-        """Of the policy."""
+        """Temperature of the policy."""
         return self.controls.temperature
 
     def check(self, problems: Sequence[Problem]) -> None:
@@ -132,7 +134,7 @@ class ServedEngine:
             )
 
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
-        """The most problems in work at once."""
+        """The most problems that run at once."""
         plan = plan_of(sampler, num_particles, self.limits.max_steps)
         most = problems_in_work(plan, self.max_rows, MAX_STORED)
         slots = self.policy.abilities.slots
@@ -251,7 +253,7 @@ class ServedEngine:
             extract,
             functools.partial(slot_costs, self.policy.abilities.num_weights),
         )
-        # Lanes have the interface of the local engine's.
+        # Lanes have the same interface as those of the local engine.
         make: Any = lane_of
         run = EngineRun(
             problems, make, 1, sizes, outcomes, (lengths, lengths), progress
@@ -269,7 +271,7 @@ class ServedEngine:
                 f"The prompt of problem {problem.id!r} is empty; give it a text."
             )
         context, limit = self.policy.abilities.context, self.limits.max_tokens
-        # Code points are no tokens: only the server can count those of a text.
+        # Code points are not tokens: only the server can count the tokens of a text.
         is_counted = context is not None and self.policy.abilities.takes_ids
         if is_counted and context is not None and len(tokens) + limit > context:
             raise PromptTooLongError(
@@ -287,10 +289,11 @@ def slot_costs(
     """Cost of each row of a problem: two FLOPs per weight and token, no attention.
 
     Args:
-        num_weights: of the policy; None makes FLOPs NaN.
-        cost: of its working rows.
+        num_weights: number of the policy's weights; None makes FLOPs NaN.
+        cost: cost of the problem's working rows.
         prompt_length: tokens of the prompt, which is read once.
-        read_length: unused: what a reward model reads of a prompt is in its scores.
+        read_length: unused; the prompt tokens that a reward model reads are counted
+            with its scores.
     """
     del read_length
     per_token = math.nan if num_weights is None else 2.0 * num_weights

@@ -1,12 +1,13 @@
-"""Tokens of llama.cpp's server that are a part of a character, and their log p.
+"""Tokens of llama.cpp's server that are part of a character, and their log p.
 
-The stream of a step has no event for a token after which a character is incomplete.
-The same step that is not streamed has the ids of all tokens, and its seed makes it the
-same step: where the stream has a token it must be the same, and so must the number of
-tokens and the end. A difference in hidden tokens alone is not seen. The log-probability
-of a hidden token is read from the list of likely tokens after its prefix. The server
-lists them for each token that it reports, so a token with a whole text is drawn by a
-bias. Listed are the model's own log-probabilities, before the bias.
+If a character is incomplete after a token, the token is hidden: the stream of the step
+has no event for it. The step is therefore requested again with the same seed and
+without streaming, which gives the ids of all tokens. Both replies must agree in all
+tokens of the stream, in the number of tokens, and in the end. A difference in hidden
+tokens alone is not detected. The log-probability of a hidden token is read from the
+list of likely tokens after its prefix. The server gives this list only with a token
+that it reports, so a bias makes it draw a token that completes its characters. The list
+contains the model's own log-probabilities, before the bias.
 """
 
 import math
@@ -24,7 +25,7 @@ from tsi.serving.reading import field, integer
 from tsi.serving.step import Controls, ServedStep, StepRequest
 
 LISTS = (64, 2**20)
-"""Tokens that are asked for: few at first, then all of the vocabulary."""
+"""Lengths of the requested lists: few tokens at first, then the whole vocabulary."""
 REASON = (
     "The policy has drawn a character that takes several tokens, for which llama.cpp's "
     "server gives no log-probabilities. "
@@ -126,7 +127,7 @@ async def _log_prob(
 
 
 def read_list(reply: Any) -> dict[int, float]:
-    """The log-probabilities of likely tokens by id, of the reply to a listing."""
+    """The log-probabilities of likely tokens, by id, from the reply to a listing."""
     entries = field(reply, "completion_probabilities", 0, "top_logprobs")
     if not isinstance(entries, list) or len(entries) > LISTS[-1]:
         raise ServerError("The server's list of likely tokens is none, or too long.")
@@ -138,7 +139,7 @@ def read_list(reply: Any) -> dict[int, float]:
 def log_prob_at(named: Mapping[int, float], token: int, temperature: float) -> float:
     """log p of a token at a temperature, from log p of all tokens at temperature 1.
 
-    At temperature 1 the others are not needed.
+    At temperature 1 the other tokens are not needed.
     """
     if temperature == 1:
         return named[token]

@@ -1,4 +1,4 @@
-"""Reads the replies of a server over HTTP, none of which is trusted."""
+"""Read the replies of a server over HTTP, which are not trusted."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ MAX_LINE = 2**23
 
 
 class TransientError(ServerError):
-    """A failure that may pass.
+    """A failure that may be temporary.
 
     Args:
         message: of the error.
-        pause: seconds that the server asks to wait; None if it does not say.
+        pause: seconds that the server asks the client to wait; None if it does not say.
         status: of the reply; 0 if there is none.
     """
 
@@ -135,7 +135,7 @@ def parse_json(data: bytes, url: str) -> Any:
     """A reply as JSON.
 
     Raises:
-        TransientError: it is none, as when it has been cut short.
+        TransientError: it is not JSON, for example because it was cut short.
     """
     try:
         return json.loads(data)
@@ -151,7 +151,7 @@ def is_last(event: Any) -> bool:
 
 
 def own_message(body: bytes) -> str:
-    """What a server says about an error, as one short line."""
+    """A server's own error message, as one short line."""
     text = body[: 2**16].decode("utf-8", "replace")
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(text)
@@ -164,7 +164,7 @@ def own_message(body: bytes) -> str:
 
 
 def seconds_of(header: str | None) -> float | None:
-    """The seconds of a Retry-After header; None for a date or nonsense."""
+    """The seconds of a Retry-After header; None for a date or an invalid value."""
     try:
         seconds = float(header or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which kind of server answers at an address, and which models it has."""
+"""Identify the kind of server at an address, and its models."""
 
 from typing import Any, NamedTuple
 
@@ -21,14 +21,14 @@ class Identity(NamedTuple):
     """A server and the model that is used.
 
     Attributes:
-        dialect: how it is spoken to.
+        dialect: its protocol.
         server: kind and version.
         model: the model's name; None if the server has no list.
         models: names of all models.
         context: positions of a prompt and its solution; None if not known.
-        num_weights: of the model; None if not known.
+        num_weights: number of weights of the model; None if not known.
         chat: whether the model has a chat template; None if not known.
-        slots: requests that the server works on at once; None if not known.
+        slots: number of requests that the server works on at once; None if not known.
         copies: the most steps of one prefix that one request may ask for.
     """
 
@@ -77,7 +77,7 @@ async def identify(client: Client) -> Identity:
             context=positive(settings.get("n_ctx")),
             chat=bool(props.get("chat_template")),
             slots=slots,
-            # It refuses more copies than it has slots.
+            # llama.cpp's server refuses more copies than it has slots.
             copies=min(slots or 1, MAX_COPIES),
         )
     info = await try_get(client, "/get_model_info")
@@ -124,7 +124,7 @@ async def try_get(client: Client, path: str) -> Any:
     try:
         return await client.get(path, patient=False)
     except TransientError as error:
-        # Some servers answer an unknown path with a page, or with an error of theirs.
+        # Some servers answer an unknown path with a web page, or with their own error.
         if error.status in (200, 500, 501):
             return None
         raise
@@ -133,6 +133,6 @@ async def try_get(client: Client, path: str) -> Any:
 
 
 def positive(value: Any) -> Any:
-    """A positive whole number of credible size, or None for anything else."""
+    """A positive integer of plausible size; None for anything else."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return value if is_whole and 0 < value < MAX_COUNT else None

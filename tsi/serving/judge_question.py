@@ -1,4 +1,4 @@
-"""The question to a served policy that judges a text, as token ids."""
+"""The token ids of the question to a served policy that judges a text."""
 
 from tsi.decoding.step_texts import num_common
 from tsi.errors import ConfigurationError
@@ -8,19 +8,20 @@ from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.rewards.reward import SelfJudge
 
 EXAMPLE = ("7+8", "7 plus 8 is 15")
-"""A question and its solution, before which nothing of the judge's question stands."""
+"""A question and its solution; the part of the rendered text after them is the judge's
+question."""
 
 
 def judge_question(spelling: Spelling, question: str = JUDGE_QUESTION) -> SelfJudge:
     """The question after a solution, and the answers, Yes and No.
 
-    With a tokenizer of this machine it is that of :func:`tsi.loading.self_judge`. A
-    server's tokenizer renders chats up to the answer only, so the answer is compared as
-    the first token of a turn.
+    With a tokenizer on this machine, the question is that of
+    :func:`tsi.loading.self_judge`. A server's tokenizer renders chats only up to the
+    answer, so the answer is compared as the first token of a turn.
 
     Args:
         spelling: of the policy that judges.
-        question: to be answered by Yes or No.
+        question: text of a question with the answers Yes and No.
 
     Raises:
         ConfigurationError: the chat template drops the solution, or the tokenizer does

@@ -1,12 +1,12 @@
 """The loop over problems whose policy is behind a server.
 
 Every problem has its own pace: when all rows of a problem have taken their steps and
-have been scored, its sampler decides, while the server works on those of the others.
-The programs of the sampler run for all problems that are ready, in the thread that
-calls `run`; requests run in the thread of the client, and their results come back
-through a queue. Seeds belong to the run's key, the problem, the turn and the row alone,
-so that they do not depend on which problems run together, nor on how often a request
-was repeated.
+have been scored, its sampler decides, while the server works on the rows of other
+problems. The programs of the sampler run for all problems that are ready, in the thread
+that calls `run`; requests run in the thread of the client, and their results come back
+through a queue. A seed depends only on the run's key, the problem, the turn and the
+row. It does not depend on which problems run together, nor on how often a request was
+repeated.
 """
 
 import collections
@@ -43,19 +43,19 @@ from tsi.serving.step_requests import (
 )
 
 WAIT = 0.2
-"""Seconds after which the loop looks whether it has been stopped."""
+"""The loop checks after this many seconds whether it has been stopped."""
 
 
 class Arrival(NamedTuple):
-    """What comes back from the client's thread.
+    """A message from the client's thread.
 
     Attributes:
-        place: of a problem.
-        visit: how many problems had left this place when the request began; an arrival
-            for a problem that has left is dropped.
+        place: place of the problem.
+        visit: number of problems that had left this place when the request began; an
+            arrival for a problem that has left is dropped.
         extensions: rows that have taken a step.
-        scores: of each, from a server; None where this machine scores.
-        error: why there are none.
+        scores: score of each from a server; None if this machine computes scores.
+        error: the error, if the request failed.
     """
 
     place: int
@@ -70,10 +70,10 @@ class ServedLane:
 
     Args:
         policy: draws steps.
-        scorer: their reward.
+        scorer: the reward of steps.
         method: the programs of the sampler.
         key: of the run.
-        prompts: of all problems: ids, or code points.
+        prompts: ids or code points of each problem's prompt.
         ids: of all problems.
         limits: of a solution.
         drawing: how steps are drawn.
@@ -130,7 +130,7 @@ class ServedLane:
         Args:
             problems: indices.
             stop: when it is set, unfinished problems are abandoned.
-            tell: called each time that steps have been scored.
+            tell: function called each time that steps have been scored.
         """
         left, population = collections.deque(problems), self.population
         try:
@@ -246,7 +246,7 @@ class ServedLane:
             old = self.rows.rows[row]
             depth = len(old.steps)
             if old == source.cut(depth):
-                # The same step after the same prefix: all is known.
+                # The same step after the same prefix, so its log p and score are known.
                 after = source.cut(depth + 1)
                 log_prob = after.now.log_prob - old.now.log_prob
                 known.append(Extension(row, after, log_prob, None))
@@ -295,7 +295,7 @@ class ServedLane:
         self.clock.switch(before)
 
     def _record(self, place: int, arrivals: list[Arrival]) -> None:
-        """Record the steps of one problem, scored here where no server has."""
+        """Record the steps of one problem; score them here if no server has."""
         depth = int(self.decisions.turns[place]) + 1
         failed = [a.error for a in arrivals if a.error is not None]
         extensions: list[Extension] = []

@@ -1,11 +1,12 @@
-"""llama.cpp's own server, by its native endpoint.
+"""llama.cpp's own server, through its native endpoint.
 
-Its OpenAI-compatible endpoint does not say which string has stopped a step, and leaves
-the log-probabilities of that string out. The native one gives all ids and the reason.
-A reply that is not streamed leaves out the log-probabilities of the string that has
-stopped it. Therefore it is streamed where they are needed. No reply has those of a
-token after which a character is incomplete (:mod:`tsi.serving.hidden_tokens` finds
-them). The server knows no log-probabilities of a prompt.
+The OpenAI-compatible endpoint does not say which string has stopped a step, and omits
+the log-probabilities of that string. The native endpoint gives all ids and the reason.
+Without streaming, its reply also omits the log-probabilities of the string that has
+stopped the step, so the reply is streamed where they are needed. No reply has the
+log-probability of a token after which a character is incomplete;
+:mod:`tsi.serving.hidden_tokens` finds these. The server does not give log-probabilities
+of a prompt.
 """
 
 from collections.abc import Sequence
@@ -37,10 +38,10 @@ OFF: dict[str, Any] = {
     "ignore_eos": False,
     "n_keep": -1,
 }
-"""Controls of this server which this package never uses."""
+"""Controls of this server that this package never uses."""
 BIAS = 100.0
-"""Added to the logits of candidates: they become the likeliest tokens, and the ratio of
-their probabilities stays. A larger number would cost digits of float32."""
+"""Added to the logits of candidates, which become the likeliest tokens; the ratio of
+their probabilities does not change. A larger number would lose digits of float32."""
 
 FIELDS = [
     "index",
@@ -54,11 +55,11 @@ FIELDS = [
     "timings",
     "completion_probabilities",
 ]
-"""Of the reply; the rest repeats the request."""
+"""Requested fields of a reply; the other fields repeat the request."""
 
 
 class LlamaCpp:
-    """See the text of the module."""
+    """See the module docstring."""
 
     name = "llama.cpp"
     takes_ids = True
@@ -131,7 +132,7 @@ class LlamaCpp:
     ) -> Call | None:
         """See :class:`tsi.serving.dialect.Dialect`.
 
-        The server names the likeliest tokens only, so the candidates get a bias.
+        The server lists only the likeliest tokens, so the candidates get a bias.
         """
         return likely_tokens(tokens, candidates, len(candidates), with_bias=True)
 
@@ -158,8 +159,9 @@ class LlamaCpp:
 
         Args:
             tokens: ids of the prefix.
-            drawn: the id that is drawn, by a bias that the list does not have.
-            count: of the list.
+            drawn: the id that is drawn, because of a bias that does not change the
+                list.
+            count: length of the list.
         """
         return likely_tokens(tokens, [drawn], count, with_bias=False)
 
@@ -186,7 +188,7 @@ def likely_tokens(
     Args:
         tokens: ids of the prefix.
         biased: ids that get a bias; one of them is drawn.
-        count: of the list.
+        count: length of the list.
         with_bias: whether the list has probabilities after the bias; else the model's
             own log-probabilities.
     """

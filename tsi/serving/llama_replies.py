@@ -1,4 +1,4 @@
-"""Steps as llama.cpp's server writes them: whole, or in events."""
+"""Read steps from the replies of llama.cpp's server: whole, or as events."""
 
 import itertools
 import math
@@ -25,12 +25,12 @@ class HiddenTokensError(ServerError):
 
 
 class StreamedStep(NamedTuple):
-    """What a stream says of a step.
+    """A step as far as a stream reports it.
 
     Attributes:
         step: with the tokens that the stream has, and the sum of their log p.
-        known: the id and log p of each of them, by their places.
-        hidden: number of tokens that the stream lacks.
+        known: id and log p of each of these tokens, by place.
+        hidden: number of tokens that the stream does not contain.
     """
 
     step: ServedStep
@@ -45,13 +45,13 @@ def streamed_step(
     request: StepRequest,
     drawing: Drawing,
 ) -> StreamedStep:
-    """One step of a stream of several.
+    """One step of a stream that contains several steps.
 
     Args:
-        events: of the stream.
-        index: of the step.
-        num_steps: of the stream.
-        request: of the step.
+        events: events of the stream.
+        index: index of the step.
+        num_steps: number of steps in the stream.
+        request: request of the step.
         drawing: of the run.
 
     Raises:
@@ -72,16 +72,16 @@ def streamed_step(
 
 
 def events_of(events: Sequence[Any], index: int, num_steps: int) -> list[Any]:
-    """The events of one step of a stream of several."""
+    """The events of one step of a stream that contains several steps."""
     return [e for e in events if num_steps == 1 or field(e, "index") == index]
 
 
 def streamed_tokens(events: Sequence[Any], most: int) -> dict[int, tuple[int, float]]:
-    """The id and log p of each token of a step that a stream has, by their places.
+    """The id and log p of each token of a step that a stream contains, by place.
 
     Args:
-        events: of the step.
-        most: tokens that a step may have.
+        events: events of the step.
+        most: the most tokens that a step may have.
 
     Raises:
         ServerError: the events are malformed.
@@ -99,13 +99,13 @@ def streamed_tokens(events: Sequence[Any], most: int) -> dict[int, tuple[int, fl
         for place, (id, item) in enumerate(
             itertools.zip_longest(ids, probabilities[: len(ids)]), first
         ):
-            # A server that gives no log-probabilities leaves them out.
+            # A server without log-probabilities omits the field.
             known[place] = (id, math.nan if item is None else log_prob_for(item, id))
     return known
 
 
 def log_prob_for(item: Any, id: int) -> float:
-    """The log-probability of an entry, which must be that of a token."""
+    """The log-probability of an entry, which must be for this token."""
     if integer(field(item, "id"), "token id") != id:
         raise ServerError(
             "The server's log-probabilities are of other tokens than it drew."
@@ -114,7 +114,7 @@ def log_prob_for(item: Any, id: int) -> float:
 
 
 def log_prob_of(item: Any) -> float:
-    """The log-probability of an entry, which has it or the probability."""
+    """The log-probability of an entry, which contains it or the probability."""
     if isinstance(item, dict) and "prob" in item:
         probability = number(item["prob"], "probability")
         if not 0 <= probability <= 1 + 1e-3:

@@ -1,4 +1,4 @@
-"""What a reward model of this machine reads of rows that a server has written."""
+"""Render rows that a server has written for a reward model on this machine."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +22,7 @@ from tsi.serving.scorer import ScoredRow
 
 @runtime_checkable
 class Renderer(Protocol):
-    """Rows as ids of the reward model.
+    """Renders rows as ids of the reward model.
 
     Attributes:
         max_tokens: the longest rendering.
@@ -36,18 +36,18 @@ class Renderer(Protocol):
         """Encode the questions of all problems.
 
         Raises:
-            PromptTooLongError: one leaves no room for a solution.
+            PromptTooLongError: a question leaves no room for a solution.
         """
 
     def begin(self, problem: int) -> Transcript:
-        """The ids that all renderings of a problem begin with, its values unknown."""
+        """The ids with which all renderings of a problem begin, without values."""
 
     def render(self, before: Transcript, row: ScoredRow) -> Continuation:
         """The ids of a row.
 
         Args:
-            before: of a prefix of the row, or any other.
-            row: to be read.
+            before: transcript of a prefix of the row, or any other transcript.
+            row: the row to be read.
         """
 
     def values(
@@ -57,10 +57,10 @@ class Renderer(Protocol):
 
 
 class TextRenderer:
-    """Texts in the format of a published reward model.
+    """Renders texts in the format of a published reward model.
 
     Args:
-        reward: its `decode` must be that of the served policy.
+        reward: the reward; its `decode` must be that of the served policy.
     """
 
     def __init__(self, reward: FormattedReward) -> None:
@@ -102,11 +102,11 @@ class TextRenderer:
 
 
 class IdRenderer:
-    """The policy's own ids, for a token head of the same tokenizer.
+    """Renders the policy's own ids, for a token head with the same tokenizer.
 
     Args:
-        encode: a problem's prompt to ids, as the policy reads it.
-        max_tokens: of prompt and solution.
+        encode: function from a problem's prompt to the ids that the policy reads.
+        max_tokens: the most tokens of prompt and solution together.
         aggregation: of the scores of steps.
     """
 
@@ -137,7 +137,8 @@ class IdRenderer:
             return Continuation(before, len(before.tokens), None)
         marks = [len(prompt) + end - 1 for end in row.ends]
         same = num_common(tokens, before.tokens.tolist())
-        # The newest score must come from this pass.
+        # At least one id is read again, since the newest score must come from this
+        # pass.
         common = min(same, marks[-1])
         values = np.zeros(len(tokens), np.float32)
         values[:common] = before.values[:common]

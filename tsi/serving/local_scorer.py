@@ -1,8 +1,8 @@
-"""A reward model of this machine that scores what a server has written.
+"""A reward model on this machine that scores text from a server.
 
-It reads only what is new of a row: keys and values of earlier texts are kept by
-problem and solution (:mod:`tsi.serving.reading_slots`), those that were not used for
-the longest are written over. A problem's prompt is read once and belongs to the row
+It reads only the new part of a row. Keys and values of earlier texts are kept by
+problem and solution (:mod:`tsi.serving.reading_slots`); the least recently used ones
+are overwritten. A problem's prompt is read once, and its cost is counted for the row
 that was scored first.
 """
 
@@ -20,7 +20,7 @@ from tsi.serving.scorer import Score, ScoredRow
 from tsi.serving.step_scores import aggregate_scores
 
 MAX_ROWS = 64
-"""Rows that are read at once."""
+"""The most rows that are read at once."""
 MAX_BYTES = 2**31
 MAX_SLOTS = 2**12
 
@@ -36,16 +36,16 @@ class Stored(NamedTuple):
 
 
 class LocalScorer:
-    """A :class:`tsi.serving.scorer.Scorer`; see the text of the module.
+    """A :class:`tsi.serving.scorer.Scorer`; see the module docstring.
 
     Args:
         model: the reward model.
-        renderer: rows to ids of the model.
+        renderer: converts rows to ids of the model.
         name: for rows of results.
-        max_bytes: of keys and values that are kept, beside the weights.
+        max_bytes: the most bytes of keys and values that are kept, beside the weights.
 
     Raises:
-        ConfigurationError: the bytes are not enough for two texts.
+        ConfigurationError: `max_bytes` is not enough for two texts.
     """
 
     needs_log_probs = False
@@ -78,7 +78,8 @@ class LocalScorer:
 
     def score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
         """See :class:`tsi.serving.scorer.Scorer`."""
-        # Rows of one call may continue each other's prompt, so half of the slots stay.
+        # Rows of one call may continue each other's prompt, so a batch overwrites at
+        # most half of the slots.
         size = max(1, min(MAX_ROWS, self.num_slots // 2))
         scores: list[Score | Exception] = []
         for start in range(0, len(rows), size):
@@ -95,7 +96,7 @@ class LocalScorer:
             try:
                 text = self.renderer.render(parent.transcript, row)
             except Exception as error:
-                # One text that cannot be rendered costs its own problem alone.
+                # A text that cannot be rendered fails only its own problem.
                 found[index] = error
                 continue
             if text.rendering is not None:
@@ -151,12 +152,12 @@ class LocalScorer:
             if key in self._stored:
                 self._stored.move_to_end(key)
                 return self._stored[key]
-        # Its prompt was written over for other rows of this batch.
+        # Its prompt was overwritten for other rows of this batch.
         nothing = np.zeros(0, np.int32)
         return Stored(0, self.renderer.begin(row.problem)._replace(tokens=nothing))
 
     def _free(self, count: int) -> list[int]:
-        """Slots to be written: unused ones, then those not used for the longest."""
+        """Slots to be overwritten: unused ones, then the least recently used ones."""
         used = {stored.slot for stored in self._stored.values()}
         free = [slot for slot in range(self.num_slots) if slot not in used][:count]
         while len(free) < count:

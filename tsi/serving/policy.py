@@ -22,15 +22,17 @@ class ServedPolicy:
     """A language model behind a server.
 
     Attributes:
-        client: of the server.
-        dialect: how it is spoken to.
-        abilities: what it can do.
-        spelling: prompts and texts.
-        together: whether all rows of a step share one request where the server takes
-            it. Then their random numbers are the server's own, and no run can be
-            repeated. Else only rows with one prefix do, as far as the server draws
-            copies from one seed; the others have a request and a seed of their own.
-        whole_token: the id of a token with whole characters; None if none is known.
+        client: client of the server.
+        dialect: protocol of the server.
+        abilities: abilities of the server.
+        spelling: converts prompts and texts to ids or code points.
+        together: whether all rows of a step share one request, if the server takes
+            lists. Their random numbers are then the server's own, and no run can be
+            repeated. Otherwise only rows with the same prefix share a request, if the
+            server draws copies from one seed; all other rows have their own request and
+            seed.
+        whole_token: id of a token that consists of complete characters; None if none is
+            known.
     """
 
     client: Client
@@ -42,21 +44,23 @@ class ServedPolicy:
 
     @property
     def name(self) -> str:
-        """Where the policy is, for rows and messages."""
+        """The policy's address, for result rows and messages."""
         return f"served:{self.client.address}"
 
     def groups(
         self, requests: Sequence[StepRequest], *, judged: bool = False
     ) -> list[list[int]]:
-        """The requests that go to the server together, by index, in this order.
+        """Groups of requests that are sent together, by index, in the order of sending.
 
         Args:
             requests: of one turn of a problem.
-            judged: whether the server reads the steps again at once. llama.cpp's
-                forgets copies of a prefix, so that each then has a request of its own.
+            judged: whether the server reads the steps again immediately. llama.cpp's
+                server does not cache copies of a prefix, so each step then has a
+                request of its own.
 
-        The first request of each prefix is sent before all others: on llama.cpp's
-        server it finds the prefix in its slot, where others would write theirs.
+        The first request of each prefix is sent before all others. On llama.cpp's
+        server it then finds the prefix in its slot, which other requests would
+        overwrite.
         """
         lists = self.together and self.dialect.takes_lists
         alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}

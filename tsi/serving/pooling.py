@@ -1,8 +1,9 @@
-"""vLLM's endpoints of models that score: ``/pooling`` tokens, ``/classify`` texts.
+"""vLLM's endpoints of scoring models: ``/pooling`` for tokens, ``/classify`` for texts.
 
 A request has the field ``input``, a list of token ids, and ``use_activation``: whether
-a softmax, or a sigmoid of one output, is applied. Versions that do not know the field
-ignore it, so :func:`tsi.serving.served_prm.is_probability` measures what comes back.
+the server applies a softmax (a sigmoid if there is one output). Versions that do not
+know the field ignore it, so :func:`tsi.serving.served_prm.is_probability` measures what
+comes back.
 
 References:
     docs/models/pooling_models (reward.md, token_classify.md, classify.md) and
@@ -28,9 +29,9 @@ def pooling_call(
     """A request for a score at each token.
 
     Args:
-        tokens: ids.
+        tokens: token ids.
         model: name of the server's model, or None.
-        activation: whether probabilities are asked for, not logits.
+        activation: True requests probabilities, False logits.
     """
     body = _body(tokens, model, activation)
     return Call(
@@ -53,7 +54,7 @@ def read_pooling(reply: Any, most: int) -> tuple[Float[np.ndarray, "T K"], int]:
         most: the most tokens that may have a score.
 
     Raises:
-        ServerError: it is malformed.
+        ServerError: the reply is malformed.
     """
     rows = field(reply, "data", 0, "data")
     if not isinstance(rows, list) or not 0 < len(rows) <= most:
@@ -67,7 +68,7 @@ def read_pooling(reply: Any, most: int) -> tuple[Float[np.ndarray, "T K"], int]:
 
 
 def read_classify(reply: Any) -> tuple[Float[np.ndarray, "T K"], int]:
-    """The same of a reply to `classify_call`, of one row."""
+    """As `read_pooling`, for a reply to `classify_call`; one row of scores."""
     values = field(reply, "data", 0, "probs")
     if not isinstance(values, list):
         raise ServerError(

@@ -1,16 +1,17 @@
-"""Measures what a server can do, and what its numbers mean.
+"""Measure what a server can do, and what its numbers mean.
 
 A few short steps are drawn after a short prompt. Log-probabilities are compared between
-temperatures, to see whether they are of the model or of the distribution that is drawn
-from. Seeds are used twice each: a server that ignores them would have to draw the same
-tokens again for all of them. A server rounds differently when other requests share its
-batch. Therefore the few seeds whose tokens differ are used again several times, alone.
+temperatures, to see whether they belong to the model or to the distribution from which
+tokens are drawn. Each seed is used twice: a server that ignores seeds is very unlikely
+to repeat the tokens of all of them. A server rounds differently when other requests
+share its batch. If the tokens of a few seeds differ, these seeds are therefore used
+again several times, alone.
 
-That no truncation applies unasked is seen by frequencies. Of K drawn tokens let S be
-the different ones and f1 the number of those that were drawn once. The probability of
-what was not drawn is about f1 / K (Good 1953), so that the model's probability of S is
-about 1 - f1 / K. A server that draws from a part of the vocabulary with probability Z
-has Z times that.
+Frequencies show whether the server truncates by default. Among K drawn tokens, let S be
+the set of distinct tokens and f1 the number of tokens that were drawn exactly once. The
+tokens outside S have a total probability of about f1 / K (Good 1953), so the model's
+probability of S is about 1 - f1 / K. If a server draws only from a part of the
+vocabulary with total probability Z, the model's probability of S is Z times that.
 """
 
 import asyncio
@@ -27,14 +28,15 @@ from tsi.serving.identify import Identity
 from tsi.serving.step import Controls, ServedStep, StepRequest
 
 NUM_DRAWS = 192
-"""Tokens that are drawn to see frequencies."""
+"""Number of tokens that are drawn to measure frequencies."""
 MAX_FAILED = NUM_DRAWS // 4
 NUM_COMPARED = 24
-"""Tokens that are drawn at another temperature."""
+"""Number of tokens that are drawn at another temperature."""
 SEEDS = (1, 2, 3, 4, 5, 6)
 SEED_TOKENS = 8
 MAX_DOUBTS, NUM_ALONE = 2, 4
-"""Seeds that may have drawn different tokens, and how often each is used again."""
+"""The most seeds that may have drawn different tokens, and how often each is used
+again."""
 NUM_COPIES = 4
 
 
@@ -59,7 +61,7 @@ async def measure(
         requests = [StepRequest(prefix, tokens, seed)]
         return await draw_steps(client, dialect, requests, drawing)
 
-    # One request alone, so that the others can find its prompt in a cache.
+    # This request is sent first, so that the others can find its prompt in a cache.
     first = await draw(SEEDS[0], SEED_TOKENS, plain)
     others = await asyncio.gather(
         *(draw(seed, SEED_TOKENS, plain) for seed in (*SEEDS[1:], *SEEDS))
@@ -90,7 +92,7 @@ async def measure(
         draw(seed, 1, plain._replace(log_probs=True))
         for seed in range(100, 100 + NUM_DRAWS)
     )
-    # llama.cpp has no number for a token that is a part of a character.
+    # llama.cpp gives no log-probability for a token that is part of a character.
     failed = NUM_DRAWS - len(drawn)
     if failed > MAX_FAILED:
         return abilities
@@ -104,7 +106,7 @@ async def measure(
     given = await read_given(client, dialect, identity.model, [*prefix, *text])
     if given is None:
         return abilities
-    # A number for a token that was drawn as well must be the same.
+    # If a token was also drawn, both numbers must agree.
     both = [
         (known, value)
         for tokens, known in at_one.items()
@@ -188,11 +190,11 @@ async def read_given(
 def meaning_of(
     at_one: dict[tuple[int, ...], float], sharp: Sequence[ServedStep]
 ) -> Meaning:
-    """What log-probabilities mean, from those of the same tokens at temperature 1/2.
+    """The meaning of log-probabilities, from the same tokens at temperature 1/2.
 
     Args:
-        at_one: of tokens at temperature 1.
-        sharp: steps of one token at temperature 1/2.
+        at_one: log-probabilities of tokens drawn at temperature 1.
+        sharp: steps of one token, drawn at temperature 1/2.
     """
     pairs = [(at_one[s.tokens], s.log_prob) for s in sharp if s.tokens in at_one]
     if any(math.isnan(b) for _, b in pairs):
@@ -204,15 +206,15 @@ def meaning_of(
 
 
 def kept_mass_is_one(drawn: Sequence[ServedStep], failed: int = 0) -> bool | None:
-    """Whether tokens are drawn from the whole vocabulary; see the module's text.
+    """Whether tokens are drawn from the whole vocabulary; see the module docstring.
 
     Args:
         drawn: steps of one token.
         failed: draws whose log-probability is not known.
 
     Returns:
-        None where the most likely tokens have nearly all of the probability, so that a
-        truncation would not be seen.
+        None if the most likely tokens have nearly all of the probability, so that a
+        truncation could not be detected.
     """
     counts = Counter(step.tokens for step in drawn)
     log_probs = {step.tokens: step.log_prob for step in drawn}
@@ -222,7 +224,8 @@ def kept_mass_is_one(drawn: Sequence[ServedStep], failed: int = 0) -> bool | Non
     if any(math.isnan(x) for x in log_probs.values()):
         return None
     covered = sum(map(math.exp, log_probs.values()))
-    # Few ones say little about their expectation: a constant keeps false alarms rare.
+    # A small f1 is a poor estimate of its mean: an added constant keeps false alarms
+    # rare.
     error = math.sqrt(ones + 2 * twos + 4) / total
     is_whole = covered > 1 - (ones + failed) / total - 4 * error
     return None if is_whole and len(counts) < 3 else is_whole

@@ -1,4 +1,4 @@
-"""Reads the JSON of a server, which is not trusted: types, ranges and sizes."""
+"""Read a server's JSON, which is not trusted: check types, ranges and sizes."""
 
 import math
 import reprlib
@@ -11,7 +11,7 @@ MAX_NUMBER = 1e300
 
 
 def field(reply: Any, *names: str | int) -> Any:
-    """What stands under names in a reply.
+    """The value at a path of names in a reply.
 
     Raises:
         ServerError: it is missing.
@@ -30,7 +30,7 @@ def field(reply: Any, *names: str | int) -> Any:
 
 
 def count(reply: Any, *names: str) -> int:
-    """The count under names in a reply; 0 where the server does not give it.
+    """The count at a path of names in a reply; 0 if the server does not give it.
 
     Raises:
         ServerError: the value is not a count.
@@ -42,7 +42,7 @@ def count(reply: Any, *names: str) -> int:
 
 
 def show(value: Any) -> str:
-    """A value for a message: short, however long or deep it is."""
+    """A short form of a value of any size or depth, for a message."""
     return f"{reprlib.repr(value):.80}"
 
 
@@ -50,10 +50,10 @@ def number(value: Any, what: str) -> float:
     """A finite number, or minus infinity.
 
     Raises:
-        ServerError: it is none.
+        ServerError: the value is not valid.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Whole numbers of JSON may be too large for a float.
+    # An integer in JSON may be too large for a float.
     if not is_number or not -math.inf <= value <= MAX_NUMBER:
         raise ServerError(
             f"The server's {what} is {show(value)}; it must be a finite number."
@@ -62,10 +62,10 @@ def number(value: Any, what: str) -> float:
 
 
 def log_probability(value: Any, what: str) -> float:
-    """A log-probability: a number of at most zero, rounding apart.
+    """A log-probability: a number of at most zero, up to rounding.
 
     Raises:
-        ServerError: it is none.
+        ServerError: the value is not valid.
     """
     found = number(value, what)
     if found > 1e-3:
@@ -77,7 +77,7 @@ def integer(value: Any, what: str, limit: int = MAX_ID) -> int:
     """An integer from 0 to below a limit.
 
     Raises:
-        ServerError: it is none.
+        ServerError: the value is not valid.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
         raise ServerError(
@@ -91,7 +91,7 @@ def token_ids(value: Any, most: int, what: str = "list of tokens") -> tuple[int,
     """A list of at most `most` token ids.
 
     Raises:
-        ServerError: it is none.
+        ServerError: the value is not valid.
     """
     if not isinstance(value, list) or len(value) > most:
         size = f", {len(value)} long" if isinstance(value, list) else ""
@@ -110,7 +110,7 @@ def string(value: Any, what: str, most: int = 2**22) -> str:
     """A text of bounded length, without lone surrogates.
 
     Raises:
-        ServerError: it is none.
+        ServerError: the value is not valid.
     """
     if not isinstance(value, str) or len(value) > most:
         raise ServerError(
@@ -137,7 +137,7 @@ def choices(reply: Any, name: str, count: int) -> list[Any]:
 
 
 def shape_of(reply: Any) -> str:
-    """The fields of a reply, for a message."""
+    """A description of the fields of a reply, for a message."""
     if isinstance(reply, dict):
         return "the fields " + ", ".join(name[:40] for name in sorted(reply)[:12])
     return f"the type {type(reply).__name__}"

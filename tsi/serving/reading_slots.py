@@ -1,8 +1,8 @@
 """Keys and values of a reward model on this machine, in slots of one length.
 
-A slot holds what was read of one text. A text that continues another begins with a copy
-of that slot, cut to what they have in common, so that forks need no bookkeeping. The
-caller decides which slots are written over.
+A slot contains the keys and values of one text. A text that continues another begins
+with a copy of that text's slot, cut to their common prefix, so that forks need no
+bookkeeping. The caller decides which slots are overwritten.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from tsi.models.layers import Segment
 
 WIDTHS = (16, 64, 256)
-"""Ids that are read in one pass; a longer text takes several."""
+"""Numbers of ids that are read in one pass; a longer text takes several passes."""
 
 Values = Callable[[Any, Array, Array], Array]
 
@@ -26,10 +26,10 @@ class SlotReading(NamedTuple):
     """A text to be read.
 
     Attributes:
-        tokens: all ids.
-        common: how many of them the parent has.
-        parent: slot with them; any if there are none.
-        slot: that is written.
+        tokens: all ids of the text.
+        common: number of first ids that the parent shares.
+        parent: slot of the parent; any slot if `common` is 0.
+        slot: the slot that is written.
     """
 
     tokens: Int[np.ndarray, " L"]
@@ -42,7 +42,7 @@ class ReadingSlots:
     """Slots of one reward model.
 
     Args:
-        model: with a trunk.
+        model: the reward model, which has a trunk.
         values: the model's output at each id, from hidden states and following ids.
         length: ids of the longest text.
         num_slots: how many texts are stored.
@@ -63,7 +63,7 @@ class ReadingSlots:
         """The model's output at the new ids of each text.
 
         Args:
-            readings: with different slots; each has at least one new id.
+            readings: texts with distinct slots, each with at least one new id.
         """
         size = 1
         while size < len(readings):
@@ -125,12 +125,12 @@ def read_rows(
     Args:
         values_of: see :class:`ReadingSlots`.
         model: the reward model.
-        keys, values: of all slots.
-        parents: slot of what each row has read.
-        slots: where each row goes; rows out of range are dropped.
-        kept: number of ids that it has read.
-        tokens: the next C ids and the one after them.
-        counts: how many of the C ids there are.
+        keys, values: keys and values of all slots.
+        parents: slot with the ids that each row has already read.
+        slots: slot to which each row is written; indices out of range are dropped.
+        kept: number of ids that each row has already read.
+        tokens: the next C ids of each row and the id after them.
+        counts: number of the C ids that are not padding.
 
     Returns:
         The model's output at each id, and all slots.
@@ -153,7 +153,7 @@ def read_rows(
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
         return jax.vmap(update, in_axes=(1, 1, 0), out_axes=1)
 
-    # What is written beyond a row's counts is padding, which `kept` masks.
+    # Positions beyond a row's count are padding, which `kept` masks.
     own_keys = write(-1)(own_keys, new.keys, kept)
     own_values = write(-2)(own_values, new.values, kept)
     return (

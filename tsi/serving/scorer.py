@@ -14,12 +14,12 @@ class ScoredRow(NamedTuple):
     """A solution that has taken a step.
 
     Attributes:
-        problem: index among the prepared questions.
-        tokens: of the solution so far: ids, or code points of text.
-        ends: length after each step.
+        problem: index of the problem among the prepared questions.
+        tokens: ids, or code points of text, of the solution so far.
+        ends: length of the solution after each step.
         stopped: whether the policy has ended the solution.
-        finished: whether it has ended, by itself or at a limit.
-        log_prob: log p of the solution; NaN if it is not known.
+        finished: whether the solution has ended, by itself or at a limit.
+        log_prob: log p of the solution; NaN if not known.
     """
 
     problem: int
@@ -34,8 +34,8 @@ class Score(NamedTuple):
     """The reward of a row.
 
     Attributes:
-        log_odds: of the reward; log potentials are these.
-        tokens_read: that a model has read for it.
+        log_odds: log-odds of the reward, used as the log potential.
+        tokens_read: number of tokens that a model has read to compute it.
     """
 
     log_odds: float
@@ -47,7 +47,7 @@ class Scorer(Protocol):
     """Scores rows on this machine, in the thread that runs the problems.
 
     Attributes:
-        needs_log_probs: whether it reads `ScoredRow.log_prob`.
+        needs_log_probs: whether the scorer uses `ScoredRow.log_prob`.
         name: for rows of results.
     """
 
@@ -55,7 +55,7 @@ class Scorer(Protocol):
     name: str
 
     def prepare(self, questions: Sequence[str]) -> None:
-        """Read the questions of all problems, before the first row."""
+        """Prepare the questions of all problems, before the first row is scored."""
 
     def score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
         """The score of each row, or the error of those that cannot be scored."""
@@ -69,7 +69,7 @@ class ServedScorer(Protocol):
     name: str
 
     def prepare(self, questions: Sequence[str]) -> None:
-        """Read the questions of all problems, before the first row."""
+        """Prepare the questions of all problems, before the first row is scored."""
 
     async def ask(self, row: ScoredRow) -> Score:
         """The score of a row.

@@ -1,10 +1,9 @@
 r"""A served policy as a judge of solutions, by the probabilities of one token.
 
-The policy reads prompt, solution and a question, and the log-odds are
-log p(yes) - log p(no) of the next token (arXiv 2410.02725), as
-:class:`tsi.rewards.reward.SelfJudge` computes them on this machine. Prefixes are sent
-as token ids, so that a server whose cache has the prompt and the solution reads the
-question alone.
+The policy reads prompt, solution and a question. The log-odds are log p(yes) - log
+p(no) of the next token (arXiv 2410.02725), as :class:`tsi.rewards.reward.SelfJudge`
+computes them on this machine. Prefixes are sent as token ids, so that a server with the
+prompt and the solution in its cache reads only the question.
 """
 
 import asyncio
@@ -19,24 +18,25 @@ from tsi.serving.step_scores import StepScores, aggregate_scores, prefix_after
 
 
 class ServedJudge:
-    """A :class:`tsi.serving.scorer.ServedScorer`; see the text of the module.
+    """A :class:`tsi.serving.scorer.ServedScorer`; see the module docstring.
 
     Attributes:
-        num_bounded: scores so far for which the server did not name one of the answers,
-            since it was too unlikely; the least likely token that it named stands for
-            it, so that the log-odds are too close to 0.
+        num_bounded: number of scores so far for which the server did not list one of
+            the answers, because it was too unlikely. The least likely listed token is
+            used instead, so these log-odds are too close to 0.
 
     Args:
         judge: the policy that judges.
-        question: the question's ids, and those of the two answers.
-        encode: a problem's prompt to ids of the judge.
-        translate: a row to the solution's ids of a judge with another tokenizer; it may
-            wait for a server. None if the row's own ids are those.
-        aggregation: of the scores of steps.
+        question: ids of the question and of the two answers.
+        encode: function from a problem's prompt to ids of the judge.
+        translate: function from a row to ids of the solution, for a judge with another
+            tokenizer; it may wait for a server. None if the judge reads the row's own
+            ids.
+        aggregation: how step scores are aggregated.
         name: for rows of results.
 
     Raises:
-        CapabilityError: the server takes text alone.
+        CapabilityError: the server takes only text.
         UnknownNameError: there is no such aggregation.
     """
 

@@ -1,16 +1,16 @@
 """A process reward model behind a server, in the format that it was published with.
 
 The solution is rendered and encoded on this machine (:mod:`tsi.rewards.formats`), and
-ids are sent, so that the text of a step never becomes a control token. How scores come
-back depends on the format:
+ids are sent, so that the text of a step never becomes a control token. The format
+determines how scores are requested:
 
     a head that scores tokens (qwen, skywork)     vLLM's ``/pooling``; all marks at once
     a head that scores the whole (outcome)        vLLM's ``/classify``
     two tokens compared (math-shepherd, rlhflow)  a server that writes text: the two as
                                                   candidates for the next token
 
-vLLM reads all tokens of a request to ``/pooling`` anew, since its prefix cache holds no
-scores of tokens. The two others are read from the cache on.
+vLLM reads all tokens of a request to ``/pooling`` anew, since its prefix cache contains
+no token scores. The other two requests reuse the prefix cache.
 """
 
 import asyncio
@@ -36,12 +36,12 @@ from tsi.serving.scorer import Score, ScoredRow
 from tsi.serving.step_scores import StepScores, aggregate_scores
 
 SMALLEST = 2.0**-24
-"""The distance from 0 and 1 that a probability keeps."""
+"""Probabilities are clipped to this distance from 0 and 1."""
 
 
 @runtime_checkable
 class MarkScores(Protocol):
-    """Gives the log-odds at the marks of a rendering."""
+    """Computes the log-odds at the marks of a rendering."""
 
     async def read(
         self, problem: int, rendering: Rendering, *, last: bool
@@ -60,9 +60,10 @@ class PooledMarks:
 
     Args:
         client: of the server.
-        model: its model, or None.
-        whole: whether the head scores the whole text and not its tokens.
-        probe: a few ids, which are read to see what numbers the server gives.
+        model: name of the server's model, or None.
+        whole: whether the head scores the whole text instead of its tokens.
+        probe: a few ids, which are scored once to see whether the server returns logits
+            or probabilities.
     """
 
     def __init__(
@@ -82,7 +83,8 @@ class PooledMarks:
         scores, read = await self._ask(tokens, False)
         if not self._whole and len(scores) == len(tokens):
             scores = scores[marks]
-        # A server that is told the id of the separator answers for the marks alone.
+        # A server that is configured with the separator's id returns scores of the
+        # marks only.
         if len(scores) != len(marks):
             raise ServerError(
                 f"The reward server scored {len(scores)} tokens of a text of "
@@ -111,7 +113,7 @@ class ChosenMarks:
 
     Args:
         model: the language model.
-        answers: ids of good and bad.
+        answers: ids of the tokens for good and bad.
     """
 
     def __init__(self, model: Chooser, answers: tuple[int, int]) -> None:
@@ -138,12 +140,12 @@ class ChosenMarks:
 
 
 class ServedPrm:
-    """A :class:`tsi.serving.scorer.ServedScorer`; see the text of the module.
+    """A :class:`tsi.serving.scorer.ServedScorer`; see the module docstring.
 
     Args:
-        marks: asks the server.
-        reward: renders texts and says how step scores are aggregated; its model is the
-            server's.
+        marks: requests scores from the server.
+        reward: renders texts and defines how step scores are aggregated; the server has
+            its model.
         name: for rows of results.
     """
 
@@ -164,7 +166,7 @@ class ServedPrm:
 
     async def ask(self, row: ScoredRow) -> Score:
         """See :class:`tsi.serving.scorer.ServedScorer`."""
-        # Texts may come from the policy's server, in whose thread this runs.
+        # In another thread, since rendering may wait for a request of this event loop.
         rendering = await asyncio.to_thread(self._render, row)
         if len(rendering.tokens) > self.reward.max_tokens:
             return Score(float("nan"))
@@ -185,11 +187,12 @@ class ServedPrm:
 def is_probability(
     plain: Float[np.ndarray, "T K"], squashed: Float[np.ndarray, "T K"]
 ) -> bool:
-    """Whether a server gives probabilities even where logits are asked for.
+    """Whether a server gives probabilities even if logits are requested.
 
     Args:
-        plain: scores of a text, asked for without an activation.
-        squashed: the same with one. If they differ, the server does as it is asked.
+        plain: scores of a text, requested without an activation.
+        squashed: scores of the same text, requested with an activation. If they differ,
+            the server follows the request.
     """
     if plain.shape == squashed.shape and not np.allclose(plain, squashed, atol=1e-6):
         return False
@@ -205,7 +208,7 @@ def label_log_odds(
 
     Args:
         scores: logits or probabilities.
-        are_probabilities: which.
+        are_probabilities: True for probabilities, False for logits.
     """
     if are_probabilities:
         if scores.shape[1] == 1:

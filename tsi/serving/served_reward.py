@@ -1,4 +1,4 @@
-"""The reward of a served policy by name, as in ``--reward``.
+"""Rewards for served policies by name, as in ``--reward``.
 
     verifier, outcome-verifier, none      as for a policy of this machine
     mean-log-prob[:OPTIONS]               the server's log p of the solution
@@ -9,8 +9,8 @@
     MODEL, head:MODEL                     a token head of this machine, same tokenizer
     FORMAT:MODEL                          a published reward model of this machine
 
-FORMAT is one of :data:`tsi.rewards.formats.FORMATS`; "qwen" if none is named and
-`tsi models` does not list the model.
+FORMAT is one of :data:`tsi.rewards.formats.FORMATS`; "qwen" if none is given and `tsi
+models` does not list the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,15 +63,18 @@ class RewardSettings(NamedTuple):
     Attributes:
         limits: of a solution.
         checks: functions for ``verifier`` and ``outcome-verifier``, by these names.
-        encode: a problem's prompt to ids of the policy; None for its spelling's.
-        tokenizer: of the policy; None where its server has it.
+        encode: function from a problem's prompt to ids of the policy; None for the
+            policy's own.
+        tokenizer: the policy's tokenizer; None if only its server has one.
         controls: how the policy's tokens are drawn.
-        aggregation: of the scores of steps.
-        question: to a judge, answered by Yes or No.
-        prompt_tokens: of the longest question or prompt that a reward model reads.
-        dtype, weights: of a model of this machine, see :func:`tsi.loading.load_reward`.
-        max_bytes: of keys and values that a model of this machine keeps.
-        patience: with servers of rewards.
+        aggregation: how step scores are aggregated.
+        question: question to a judge, answered by Yes or No.
+        prompt_tokens: tokens of the longest question or prompt that a reward model
+            reads.
+        dtype, weights: types of a model on this machine; see
+            :func:`tsi.loading.load_reward`.
+        max_bytes: the most bytes of keys and values that a model on this machine keeps.
+        patience: limits of the clients of reward servers.
     """
 
     limits: SolutionLimits
@@ -91,20 +94,20 @@ class RewardSettings(NamedTuple):
 def served_reward(
     name: str, policy: ServedPolicy, settings: RewardSettings
 ) -> Scorer | ServedScorer:
-    """The reward of a name, for what a served policy writes.
+    """The reward with a name, for solutions of a served policy.
 
     Args:
-        name: see the text of the module.
-        policy: whose solutions are scored.
-        settings: of the run.
+        name: see the module docstring.
+        policy: the policy whose solutions are scored.
+        settings: settings of the run.
 
     Raises:
         UnknownNameError: there is no such reward, model, format or aggregation.
         ConfigurationError: the name is malformed, the reward needs something that is
-            absent, or a model has another tokenizer than the policy.
-        CapabilityError: the reward needs what a server does not give.
+            missing, or a model has another tokenizer than the policy.
+        CapabilityError: the reward needs something that the server does not provide.
         CheckpointError: a model cannot be read.
-        ServerError: a server of a reward cannot be reached, or answers nonsense.
+        ServerError: a reward server cannot be reached, or sends an invalid answer.
     """
     kind, _, argument = name.partition(":")
     if kind == JUDGE and argument:
@@ -160,7 +163,7 @@ def _confidence(
             "temperature, a truncation or a penalty. Leave these out, or use another "
             "reward."
         )
-    # Says why where the server gives none.
+    # Raises an error with the reason if the server gives no log p.
     _ = abilities.store(settings.controls).log_prob
     return scorer
 
@@ -168,7 +171,7 @@ def _confidence(
 def _local(
     reward: NamedReward, policy: ServedPolicy, settings: RewardSettings
 ) -> LocalScorer:
-    """A reward model of this machine."""
+    """A reward model on this machine."""
     kind, argument, aggregation = reward
     limits, path = settings.limits, get(argument)
     if kind == "head":
@@ -213,7 +216,7 @@ def _local(
 def _other_judge(
     address: str, policy: ServedPolicy, settings: RewardSettings, name: str
 ) -> ServedJudge:
-    """A judge behind another server, with a tokenizer of its own."""
+    """A judge behind another server, with its own tokenizer."""
     judge = connect(address, patience=settings.patience)
     spelling, decode = judge.spelling, policy.spelling.decode
 
@@ -268,7 +271,7 @@ def _served_prm(
             aggregation=settings.aggregation,
         )
 
-    # Refuses an unknown aggregation before a server is asked.
+    # Refuse an unknown aggregation before a request is sent.
     reward_within(MAX_CONTEXT)
     if format.answers is not None:
         judge = connect(address, tokenizer=tokenizer, patience=settings.patience)

@@ -1,6 +1,6 @@
 """The rows of a lane whose policy is behind a server: tokens, and numbers by step.
 
-A row is a value that is never changed, so a fork copies a reference.
+A row is immutable, so a fork copies a reference.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class AfterStep(NamedTuple):
     """The numbers of a solution after one of its steps.
 
     Attributes:
-        length: of its tokens: ids, or code points.
-        num_tokens: of the solution, as the server counts them.
+        length: number of its ids or code points.
+        num_tokens: number of tokens of the solution, as the server counts them.
         log_prob: log p of the solution so far; NaN if not known.
-        log_odds: of its reward.
+        log_odds: log-odds of its reward.
     """
 
     length: int
@@ -40,8 +40,8 @@ class Row(NamedTuple):
     Attributes:
         tokens: ids, or code points of text.
         steps: numbers after each step.
-        stopped: whether the policy has ended it.
-        truncated: whether it has ended at a limit.
+        stopped: whether the policy has ended the solution.
+        truncated: whether the solution has ended at a limit.
     """
 
     tokens: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether it takes no further step."""
+        """Whether the row takes no further step."""
         return self.stopped or self.truncated
 
     def cut(self, depth: int) -> "Row":
@@ -94,15 +94,16 @@ class Row(NamedTuple):
 
 
 class Spending(NamedTuple):
-    """What each working row has cost, [W] each, where it stands and not where it goes.
+    """The cost of each working row, [W] each; a cost does not move when rows fork.
 
     Attributes:
-        generated: tokens drawn.
-        reward_read: tokens that a reward model has read.
-        repeated: tokens read by the policy for their probability.
-        prompt: tokens of prefixes that were sent.
-        cached: of these, read from the server's cache.
-        requests: steps that were asked for.
+        generated: number of tokens drawn.
+        reward_read: number of tokens that a reward model has read.
+        repeated: number of tokens that the policy has read to compute their
+            probability.
+        prompt: number of tokens of prefixes that were sent.
+        cached: how many of these were read from the server's cache.
+        requests: number of steps that were requested.
     """
 
     generated: Int[np.ndarray, " W"]
@@ -119,7 +120,7 @@ def no_spending(rows: int) -> Spending:
 
 
 class ServedRows:
-    """W working rows of each of P problems, and behind them M stored ones of each.
+    """The rows of P problems: all working rows (W each), then all stored ones (M each).
 
     Attributes:
         rows: all of them.
@@ -135,11 +136,11 @@ class ServedRows:
         self.rows = [Row()] * total
         self.spending = no_spending(working)
         self._log_truncation = log_truncation
-        # It takes JAX a tenth of a millisecond to say.
+        # Looked up once, since JAX takes a tenth of a millisecond.
         self._dtype: Any = weight_dtype()
 
     def enter(self, rows: Int[np.ndarray, " n"]) -> None:
-        """Begin with empty solutions, at no cost yet."""
+        """Begin with empty solutions and a cost of zero."""
         for row in rows.tolist():
             self.rows[row] = Row()
             if row < len(self.spending.generated):
@@ -147,7 +148,7 @@ class ServedRows:
                     counts[row] = 0
 
     def keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
-        """Stored rows become copies of working rows."""
+        """Overwrite stored rows with copies of working rows."""
         kept = [self.rows[row] for row in rows.tolist()]
         for slot, row in zip(stored.tolist(), kept, strict=True):
             self.rows[slot] = row
@@ -158,7 +159,7 @@ class ServedRows:
         parents: Int[np.ndarray, " n"],
         limit: Int[np.ndarray, " n"] | None,
     ) -> RowReplies:
-        """Give working rows the prefixes of their parents, cut back; their numbers."""
+        """Give working rows their parents' prefixes, cut back; also their replies."""
         moved = [self.rows[parent] for parent in parents.tolist()]
         if limit is not None:
             moved = [
@@ -169,7 +170,7 @@ class ServedRows:
         return self.replies(rows, np.zeros(len(rows)))
 
     def extend(self, index: int, row: Row, step: ServedStep) -> None:
-        """A working row has taken a step, which the server has drawn."""
+        """Append a step that the server has drawn to a working row."""
         self.rows[index] = row
         counts = self.spending
         counts.generated[index] += step.num_tokens
@@ -178,11 +179,11 @@ class ServedRows:
         counts.requests[index] += 1
 
     def replies(self, rows: Int[np.ndarray, " n"], log_probs: Any) -> RowReplies:
-        """The numbers of working rows for their sampler.
+        """The replies of working rows for their sampler.
 
         Args:
-            rows: which.
-            log_probs: log p of the step of each.
+            rows: working rows.
+            log_probs: log p of each row's step.
         """
         found = [self.rows[row] for row in rows.tolist()]
         dtype = self._dtype
@@ -197,7 +198,7 @@ class ServedRows:
         return RowReplies(potentials, zeros, steps, finished, lengths)
 
     def particles(self, rows: Int[np.ndarray, " n"], max_steps: int) -> Particles:
-        """Rows as the outcome of a run reads them; their caches are absent."""
+        """Rows as particles for the outcome of a run, without caches."""
         found = [self.rows[row] for row in rows.tolist()]
         width = max([1, *(len(row.tokens) for row in found)])
         tokens = np.zeros((len(found), width), np.int32)
@@ -227,5 +228,5 @@ class ServedRows:
         )
 
     def cost(self, rows: Int[np.ndarray, " n"]) -> Spending:
-        """What working rows have cost."""
+        """The cost of working rows."""
         return Spending(*(counts[rows].copy() for counts in self.spending))

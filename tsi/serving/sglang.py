@@ -1,7 +1,7 @@
-"""SGLang, by its native endpoint ``/generate``, with each of its backends.
+"""SGLang, through its native endpoint ``/generate``, with any of its backends.
 
-The reply has ids, the string or token that has matched, and log-probabilities, those of
-a prompt from a given place on. Seeds hold where the server runs with
+The reply has ids, the matched stop string or token, and log-probabilities, also of the
+prompt from a given place on. Seeds have an effect if the server runs with
 ``--enable-deterministic-inference``.
 """
 
@@ -25,7 +25,7 @@ PATH = "/generate"
 
 
 class Sglang:
-    """See the text of the module."""
+    """See the module docstring."""
 
     name = "SGLang"
     takes_ids = True
@@ -51,7 +51,7 @@ class Sglang:
             "input_ids": prompts[0] if alone else prompts,
             "sampling_params": settings,
             "return_logprob": drawing.log_probs,
-            # Of generated tokens alone.
+            # Log-probabilities of generated tokens only.
             "logprob_start_len": -1,
         }
         return Call(PATH, body)
@@ -79,7 +79,7 @@ class Sglang:
         reason = field(meta, "finish_reason")
         end = end_of(reason, drawing)
         if end == "limit" and tokens and tokens[-1] in drawing.end_ids:
-            # This server looks at the limit first.
+            # This server checks the token limit before the stop condition.
             end = "end"
         return ServedStep(
             tokens,

@@ -1,8 +1,8 @@
-"""Prompts and texts of a served policy, as the ids or code points that it is sent.
+"""Convert prompts and texts to the ids or code points that are sent to a policy.
 
-A tokenizer of this package does it without the server. Without one the server's own
-endpoints do (:class:`ServerTokenizer`). A server that takes text alone is sent the
-rendered prompt (:class:`TextSpelling`), whose units are code points.
+If this machine has the policy's tokenizer, the server is not needed for this. Otherwise
+the server's endpoints are used (:class:`ServerTokenizer`). A server that takes only
+text gets the rendered prompt (:class:`TextSpelling`), in code points.
 """
 
 import functools
@@ -27,11 +27,11 @@ class ServerTokenizer:
     Args:
         client: of the server.
         kind: "llama.cpp" or "vLLM".
-        model: name of the model, or None.
+        model: name of the model, or None for the only one.
         chat: whether the model has a chat template.
 
     Raises:
-        ServerError: when used, the server does not have the endpoint.
+        ServerError: raised by methods if the server does not have the endpoint.
     """
 
     def __init__(self, client: Client, kind: str, model: str | None, chat: bool):
@@ -39,24 +39,24 @@ class ServerTokenizer:
         self.name = model or "the server's model"
         self.chat_template = "on the server" if chat else None
         self.eos_ids: tuple[int, ...] = ()
-        # A server begins a prompt without a template by itself where the model wants
-        # it: `encode_prompt` asks for it.
+        # Without a chat template, the server adds the beginning-of-sequence token if
+        # the model needs it; `encode_prompt` requests this.
         self.add_bos = False
         self.bos_id: int | None = None
         self._decode = functools.lru_cache(2**14)(self._decode_on_server)
 
     def know_end(self, id: int) -> None:
-        """Leave an id out of texts from now on, since it has ended a solution."""
+        """From now on omit this id from texts, since it has ended a solution."""
         if id not in self.eos_ids:
             self.eos_ids = (*self.eos_ids, id)
             self._decode.cache_clear()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, in which names of control tokens are text.
+        """Ids of a text; names of control tokens are encoded as text.
 
         Raises:
-            ConfigurationError: the text names a control token, and the server would
-                read it as one.
+            ConfigurationError: the text contains the name of a control token, and the
+                server would read it as the token.
         """
         if self._kind == "llama.cpp":
             body = {"content": text, "add_special": False, "parse_special": False}
@@ -91,7 +91,7 @@ class ServerTokenizer:
         return self._ids({"prompt": prompt, "add_special_tokens": True})
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without those that end solutions."""
+        """The text of ids, without the ids that end solutions."""
         return self._decode(tuple(id for id in ids if id not in self.eos_ids))
 
     def _decode_on_server(self, ids: tuple[int, ...]) -> str:
@@ -102,7 +102,7 @@ class ServerTokenizer:
         return string(field(reply, name), "text")
 
     def _check_plain(self, text: str) -> None:
-        """Refuse a text with the name of a control token."""
+        """Refuse a text that contains the name of a control token."""
         if self._kind == "llama.cpp":
             both = [
                 self._ids({"content": text, "parse_special": parse})
@@ -115,7 +115,8 @@ class ServerTokenizer:
             )
             pieces = reply.get("token_strs") if isinstance(reply, dict) else None
             if not isinstance(pieces, list):
-                # An older server: whatever looks like a name might be one.
+                # Older servers cannot list control tokens: refuse anything that looks
+                # like one.
                 pieces = NAME.findall(text)
             named = any(is_control(piece) for piece in pieces)
         if named:
@@ -145,10 +146,10 @@ class ServerTokenizer:
 
 
 class TextSpelling:
-    """Prompts as text, for servers that take nothing else.
+    """Prompts as text, for servers that take only text.
 
     Args:
-        tokenizer: of the policy, for its chat template; None for bare text.
+        tokenizer: the policy's tokenizer, for its chat template; None for bare text.
         bos_from_server: whether the server adds the beginning-of-sequence token.
         name: of the policy, for messages.
     """
@@ -167,8 +168,8 @@ class TextSpelling:
         """Code points of a text.
 
         Raises:
-            ConfigurationError: it names a control token, which a server would read as
-                one.
+            ConfigurationError: the text contains the name of a control token, which a
+                server would read as the token.
         """
         if self._tokenizer is not None:
             plain = self._tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""What a served policy is asked for, and what it answers: one step of one row."""
+"""A request to a served policy and its answer: one step of one row."""
 
 import math
 from typing import Literal, NamedTuple
@@ -12,15 +12,15 @@ End = Literal["delimiter", "end", "limit"]
 
 
 class Controls(NamedTuple):
-    """How a server draws tokens; everything is sent, so that no default applies.
+    """How a server draws tokens; all settings are sent, so no server default applies.
 
     Attributes:
         temperature: 0 takes the most likely token.
-        top_k: the most likely tokens that are kept; None for all.
-        top_p: the probability that is kept; None for all.
-        min_p: the fraction of the largest probability that a token needs; None for
-            none.
-        repetition_penalty: of tokens that occurred before; None for none.
+        top_k: number of most likely tokens that are kept; None for all.
+        top_p: total probability of the tokens that are kept; None for all.
+        min_p: smallest probability of a kept token, as a fraction of the largest; None
+            for all.
+        repetition_penalty: penalty on tokens that occurred before; None for no penalty.
     """
 
     temperature: float = 1.0
@@ -57,7 +57,7 @@ class Controls(NamedTuple):
         return controls
 
     def check(self) -> None:
-        """Refuse values that no policy can have.
+        """Refuse invalid values.
 
         Raises:
             ConfigurationError: see above.
@@ -75,9 +75,9 @@ class StepRequest(NamedTuple):
     """A step of one row.
 
     Attributes:
-        prefix: prompt and solution so far: token ids, or code points of text.
-        max_tokens: of the step.
-        seed: of its random numbers, below 2^31.
+        prefix: token ids, or code points of text, of prompt and solution so far.
+        max_tokens: the most tokens of the step.
+        seed: seed of its random numbers, below 2^31.
     """
 
     prefix: tuple[int, ...]
@@ -91,12 +91,12 @@ class ServedStep(NamedTuple):
     Attributes:
         tokens: of the step, delimiter and end token included: ids, or code points of
             text.
-        num_tokens: of the step, as the server counts them.
+        num_tokens: number of tokens of the step, as the server counts them.
         end: why it ended.
-        has_end_token: whether its last token is one that ends solutions.
-        log_prob: log p of the step; NaN if the server did not say.
-        prompt_tokens: of the prefix, as the server counts them.
-        cached_tokens: of these, read from the server's cache.
+        has_end_token: whether its last token is a token that ends solutions.
+        log_prob: log p of the step; NaN if the server did not report it.
+        prompt_tokens: number of tokens of the prefix, as the server counts them.
+        cached_tokens: how many of these were read from the server's cache.
     """
 
     tokens: tuple[int, ...]
@@ -109,11 +109,11 @@ class ServedStep(NamedTuple):
 
 
 def check_step(step: ServedStep, request: StepRequest) -> None:
-    """Refuse a step of ids that does not end as it says.
+    """Refuse a step of ids that does not end as the server reports.
 
     Raises:
-        ServerError: it has no token and is not the end; or it ended at its limit before
-            it got there, because the server's context is full.
+        ServerError: the step has no token and does not end the solution; or it ended
+            before its token limit because the server's context is full.
     """
     if step.end == "delimiter" and not step.tokens:
         raise ServerError("The server's step ends at a string, but has no token.")

@@ -1,7 +1,7 @@
-"""The steps that a lane asks a server for: drawn, or repeated after other prefixes.
+"""The steps that a lane requests: drawn, or repeated after other prefixes.
 
-Everything here runs in the thread of the client and sees only values, so that the rows
-of the lane may change meanwhile.
+Everything here runs in the client's thread and reads only immutable values, so the rows
+of the lane may change in the meantime.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ class Extension(NamedTuple):
 
     Attributes:
         row: working row.
-        after: the solution, whose newest step has log-odds of 0.
+        after: the solution with the step, whose log-odds are still 0.
         log_prob: log p of the step.
         step: as the server drew it; None for a repeated step.
-        repeated: tokens that the policy has read to repeat the step.
+        repeated: number of tokens that the policy has read to repeat the step.
     """
 
     row: int
@@ -41,7 +41,7 @@ class Extension(NamedTuple):
 
 
 Answer = tuple[list[Extension], list[Score] | None]
-"""Rows that have taken a step, and their scores if a server has made them."""
+"""Rows that have taken a step, and their scores if a server computes them."""
 
 
 class Repeat(NamedTuple):
@@ -49,7 +49,7 @@ class Repeat(NamedTuple):
 
     Attributes:
         row: working row.
-        old: its solution.
+        old: the row's solution.
         source: the solution whose step it repeats.
     """
 
@@ -59,13 +59,13 @@ class Repeat(NamedTuple):
 
 
 class StepRequests:
-    """Asks the server of a policy for steps.
+    """Requests steps from the server of a policy.
 
     Args:
         policy: draws steps.
-        scorer: their reward; asked here if a server computes it.
+        scorer: the reward of steps; requested here if a server computes it.
         key: of the run.
-        prompts: of all problems: ids, or code points.
+        prompts: ids or code points of each problem's prompt.
         ids: of all problems.
         limits: of a solution.
         drawing: how steps are drawn.
@@ -95,9 +95,9 @@ class StepRequests:
         """New steps of rows of one problem.
 
         Args:
-            problem: its index.
-            turn: of its sampler.
-            rows: of each, its number within the problem, the working row and the
+            problem: index of the problem.
+            turn: number of the turn of the problem's sampler.
+            rows: for each row, its number within the problem, the working row, and the
                 solution so far.
         """
         prompt, limits = self.prompts[problem], self.limits
@@ -220,7 +220,7 @@ async def gather_answers(
 
 
 def scored_row(problem: int, row: Row) -> ScoredRow:
-    """What a scorer reads of a row."""
+    """A row in the form that scorers take."""
     return ScoredRow(
         problem,
         row.tokens,

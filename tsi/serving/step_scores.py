@@ -1,4 +1,4 @@
-"""Scores of the steps of prefixes, remembered by content."""
+"""A cache of the scores of steps, by the content of the prefix."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from tsi.rewards.aggregation import aggregate
 from tsi.serving.scorer import ScoredRow
 
 MAX_SCORES = 2**16
-"""Scores that are remembered at once; one that was forgotten is asked for again."""
+"""The most scores that are stored; a score that was dropped is requested again."""
 
 
 class StepScores:
@@ -27,14 +27,14 @@ class StepScores:
         return self._scores.get(key)
 
     def keep(self, problem: int, tokens: tuple[int, ...], score: float) -> None:
-        """Remember a score, and forget the one that was not used for the longest."""
+        """Store a score, and drop the least recently used one if there are too many."""
         self._scores[problem, tokens] = score
         if len(self._scores) > MAX_SCORES:
             self._scores.popitem(last=False)
 
 
 def prefix_after(row: ScoredRow, step: int) -> ScoredRow:
-    """A row as it was after one of its steps, the row itself after its last.
+    """A row as it was after one of its steps; after the last, the row itself.
 
     Args:
         row: with at least one step.
@@ -57,7 +57,7 @@ def aggregate_scores(scores: Sequence[float], aggregation: str) -> float:
     """
     if aggregation == "last" or not scores:
         return float(scores[-1]) if scores else 0.0
-    # Few widths, since each is compiled.
+    # Few widths, since a program is compiled for each.
     width = 1 << (len(scores) - 1).bit_length()
     padded = np.zeros((1, width), np.float32)
     padded[0, : len(scores)] = scores

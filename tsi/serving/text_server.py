@@ -1,9 +1,9 @@
-"""A server that takes text alone, by a streamed completions endpoint.
+"""A server that takes only text, through a streamed completions endpoint.
 
-Such a server cuts the string that has stopped a step from the text, and names the same
-reason for it as for an end token. Therefore no stop string is sent: the text is read as
-it is written, and at the first delimiter the connection is closed, which ends the
-server's work.
+Such a server removes a matched stop string from the text, and gives the same finish
+reason as for an end token. Therefore no stop string is sent. The text is read as it is
+written, and the connection is closed at the first delimiter, which makes the server
+stop.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ PATH = "/v1/completions"
 
 
 class TextServer:
-    """See the text of the module."""
+    """See the module docstring."""
 
     name = "text"
     takes_ids = False
@@ -38,7 +38,8 @@ class TextServer:
             "top_p": 1.0 if controls.top_p is None else controls.top_p,
             "frequency_penalty": 0.0,
             "presence_penalty": 0.0,
-            # Not of OpenAI's interface, but where known they have defaults.
+            # Not part of OpenAI's interface, but servers that know these fields have
+            # defaults.
             "top_k": controls.top_k or 0,
             "min_p": controls.min_p or 0.0,
             "repeat_penalty": controls.repetition_penalty or 1.0,
@@ -67,7 +68,8 @@ class TextServer:
         place, word = first_of(text, drawing.stops)
         if word is not None:
             points = as_points(text[: place + len(word)])
-            # Each event holds one token, or some; the server's own count never comes.
+            # An event contains one or more tokens; the server's own count never
+            # arrives.
             ended: End = "end" if word in drawing.stop_strings else "delimiter"
             return [ServedStep(points, sum(map(bool, pieces)), ended)]
         reasons = [reason_of(event) for event in reply]
@@ -94,7 +96,7 @@ class TextServer:
 
 
 def text_of(event: Any) -> str:
-    """The text of one event; empty for one that only tells of usage."""
+    """The text of one event; empty for an event that only reports usage."""
     if not isinstance(event, dict) or not event.get("choices"):
         return ""
     text = field(event, "choices", 0, "text")
@@ -104,10 +106,10 @@ def text_of(event: Any) -> str:
 
 
 def whole(text: str) -> str:
-    """A text in which both halves of a character may have come in two events.
+    """A text with surrogate pairs joined, also if they arrived in two events.
 
-    JSON writes a character outside the basic plane as two halves. A half without the
-    other becomes the replacement character.
+    JSON writes a character outside the basic plane as two surrogates. A surrogate
+    without its partner becomes the replacement character.
     """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -121,6 +123,6 @@ def reason_of(event: Any) -> Any:
 
 
 def first_of(text: str, words: Sequence[str]) -> tuple[int, str | None]:
-    """Where the first of some words begins in a text; None if there is none."""
+    """The place at which the first of some strings begins; None if there is none."""
     places = [(text.find(word), word) for word in words if word in text]
     return min(places, default=(len(text), None))

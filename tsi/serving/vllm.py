@@ -1,8 +1,8 @@
 """vLLM, and servers with the same extensions of the completions endpoint.
 
-Ids are sent as the prompt and returned with ``return_token_ids``; ``stop_reason`` says
-which string has stopped a step, and nothing for an end token. Log-probabilities of a
-prompt come by ``prompt_logprobs``.
+Ids are sent as the prompt and returned with ``return_token_ids``. ``stop_reason`` gives
+the string that has stopped a step, and is empty for an end token. ``prompt_logprobs``
+requests the log-probabilities of a prompt.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ MAX_NAMED = 20
 
 
 class Vllm:
-    """See the text of the module."""
+    """See the module docstring."""
 
     name = "vLLM"
     takes_ids = True
@@ -64,7 +64,7 @@ class Vllm:
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
         cached = count(reply, "usage", "prompt_tokens_details", "cached_tokens")
-        # Copies of one prefix are counted as one; of a list there is only the sum.
+        # The server counts the prompt of copies once; for a list it gives only the sum.
         if len({request.prefix for request in requests}) > 1:
             cached //= len(requests)
         steps = []
@@ -125,8 +125,9 @@ class Vllm:
     ) -> Call | None:
         """See :class:`tsi.serving.dialect.Dialect`.
 
-        Newer versions give the log-probabilities of named ids. Older ones give those
-        of the likeliest tokens and of the drawn one, which is a candidate.
+        Newer versions give the log-probabilities of the requested ids. Older ones give
+        those of the likeliest tokens and of the drawn token, which is one of the
+        candidates.
         """
         body = {
             "model": model,
@@ -170,10 +171,10 @@ class Vllm:
 
 
 def id_of(name: Any) -> int:
-    """The id of a token that is written ``token_id:ID``.
+    """The id of a token in the form ``token_id:ID``.
 
     Raises:
-        ServerError: it is not written so.
+        ServerError: it has another form.
     """
     prefix, _, digits = str(name).partition(":")
     if prefix != "token_id" or not (digits.isascii() and digits.isdigit()):

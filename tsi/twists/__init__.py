@@ -1,1 +1,1 @@
-"""Targets seen through a twist, and where twists come from."""
+"""Twisted targets, and exact and learned twists."""

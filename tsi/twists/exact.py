@@ -1,13 +1,13 @@
 """The exact twist of a tabular target, and the proposal that goes with it.
 
-Computed backwards from the last step, with x' the next symbol,
+The recursion, computed backwards from the last step, with x' the next symbol,
 
     psi_t(x) = sum_x' p(x' | x) G_{t+1}(x') psi_{t+1}(x'),    psi = 1 where paths end,
 
-is the expected product of the future potentials, given the current symbol. If only the
-last potential counts, G is that potential where a path ends and 1 elsewhere. With steps
-drawn from q(x' | x) in proportion to p(x' | x) G(x') psi(x'), all weights are equal and
-the evidence estimate has no variance.
+gives the expected product of the future potentials, given the current symbol. If only
+the last potential counts, G is that potential where a path ends and 1 elsewhere. With
+steps drawn from q(x' | x) in proportion to p(x' | x) G(x') psi(x'), all weights are
+equal and the evidence estimate has no variance.
 
 References:
     [1] Guarniero, Johansen and Lee 2017, arXiv 1511.06286.
@@ -80,8 +80,9 @@ def with_twisted_proposal(
 ) -> TabularTarget:
     """The same target with steps proposed in proportion to p G psi.
 
-    Where G psi is zero for every continuation, the proposal is the policy. Elsewhere
-    the policy has a share of `SAFETY`, too small to be drawn in practice.
+    Where G psi is zero for every continuation, the proposal is the policy. Elsewhere it
+    is a mixture with a share `SAFETY` of the policy, which is too small to matter in
+    practice.
     """
     _, log_worth = _log_tables(target, accumulate)
 

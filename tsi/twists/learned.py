@@ -1,10 +1,10 @@
 """A twist with parameters: log psi_t(x_{1:t}) = f_theta(t, features of x_{1:t}).
 
-Features are separate from what is learned. They are computed from particles and do not
-depend on theta: the last symbol of a table, the state of a program, a hidden state of a
-language model. `apply` is any function of them, such as a log-linear one or a network.
-Theta is a pytree in `tsi.twists.twisted_target.TwistedParams`, so that one compiled
-program serves every theta; `tsi.samplers.contrastive_twist` fits it.
+Features are computed from particles and do not depend on theta, the learned parameters:
+the last symbol of a table, the state of a program, a hidden state of a language model.
+`apply` is any function of them, such as a log-linear one or a network. Theta is a
+pytree in `tsi.twists.twisted_target.TwistedParams`, so that one compiled program serves
+every theta; `tsi.samplers.contrastive_twist` fits it.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def log_linear(
 def last_symbol(num_symbols: int) -> Callable[..., Array]:
     """Features of a table's paths: the last of K symbols, one-hot.
 
-    Log-linear in these is every twist of a table, the exact one too.
+    Every twist of a table is log-linear in these, including the exact one.
     """
 
     def features(

@@ -74,10 +74,10 @@ class TwistedTarget:
             particles after step t (a scalar, or [N]); ignored for finished ones.
         accumulate: "product" of all potentials, or the "last" one only.
         propose: replaces the inner target's proposal: `(key, t, particles, params) ->
-            (particles, log p - log q)`; the best q is in proportion to p G psi.
+            (particles, log p - log q)`; the optimal q is proportional to p G psi.
 
     Raises:
-        UnknownNameError: `accumulate` is neither of these.
+        UnknownNameError: `accumulate` is neither "product" nor "last".
         ConfigurationError: the target has no step limit.
     """
 
@@ -99,7 +99,7 @@ class TwistedTarget:
         self.target, self.log_twist, self.accumulate = target, log_twist, accumulate
         self.max_steps: int = target.max_steps
         self._own_proposal = propose
-        # For `tsi.target.require` a method that is None is missing.
+        # `tsi.target.require` treats a method that is None as missing.
         for name in ("truncate", "replay", "log_prob", "log_proposal", "put"):
             is_available = getattr(target, name, None) is not None
             # The inner target does not know the density of another proposal, and

@@ -1,1 +1,1 @@
-"""What a run took: seconds, compiled programs, bytes."""
+"""Measurements of a run: seconds, compiled programs, bytes."""

@@ -29,9 +29,10 @@ PARTS = (
     "compile",
     "idle",
 )
-"""Prompts read; rows copied between blocks and slots; tokens written; steps read by the
-reward; steps repeated; samplers and the rows that they ask for; all else that the host
-does; programs compiled, or read from disk; and nothing to do."""
+"""In order: reading prompts; copying rows between blocks and slots; drawing tokens;
+reading steps by the reward; repeating steps; samplers and the rows that they request;
+all other work of the host; compiling programs or reading them from disk; and idle
+time."""
 
 _here = threading.local()
 
@@ -52,7 +53,7 @@ class Clock:
     """The clock of one lane; it starts in the part "host".
 
     Args:
-        exact: whether programs are timed one by one, see the module's text.
+        exact: whether programs are timed one by one; see the module docstring.
         now: seconds.
     """
 
@@ -67,7 +68,7 @@ class Clock:
         self._spans: list[tuple[float, float]] = []
 
     def switch(self, part: str) -> str:
-        """End the part that runs, begin another, and return the one before."""
+        """End the current part, begin another, and return the previous one."""
         before, now = self._part, self._now()
         compiling = sum(end - start for start, end in self._spans)
         self._seconds["compile"] += compiling
@@ -77,7 +78,7 @@ class Clock:
         return before
 
     def phase(self, part: str) -> str:
-        """As `switch`, for a phase of the host, which in an exact clock is "host"."""
+        """As `switch`, for a phase of the host; an exact clock counts it as "host"."""
         return self.switch("host" if self.exact else part)
 
     def read(self) -> ClockReading:
@@ -90,15 +91,15 @@ class Clock:
         return ClockReading(seconds, compiling)
 
     def resume(self) -> None:
-        """Make this the clock of the calling thread, and switch to the part "host"."""
+        """Make this clock that of the calling thread, and switch to the part "host"."""
         _here.clock = self
         self.switch("host")
 
     def note_compilation(self, seconds: float) -> None:
-        """Record a compilation that ends now and took so many seconds."""
+        """Record a compilation that ends now and took `seconds`."""
         end = self._now()
         start = max(end - seconds, self._since)
-        # Nested compilations are reported before the outer one.
+        # JAX reports nested compilations before the outer one.
         while self._spans and self._spans[-1][0] >= start:
             self._spans.pop()
         if self._spans:
@@ -114,7 +115,7 @@ def tell_compilation(seconds: float) -> None:
 
 
 class Timed:
-    """A program whose time an exact clock of the calling thread charges to a part.
+    """A program whose time is charged to a part by the calling thread's exact clock.
 
     Args:
         program: compiled, or to be compiled.
@@ -125,7 +126,7 @@ class Timed:
         self.program, self.part = program, part
 
     def num_compiled(self) -> int:
-        """For how many shapes it has been compiled."""
+        """Number of shapes for which it has been compiled."""
         return self.program._cache_size()
 
     def __call__(self, *arguments: Any) -> Any:

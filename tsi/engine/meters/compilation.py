@@ -1,7 +1,7 @@
-"""Compiled programs: kept between processes, and counted.
+"""Cache compiled programs between processes, and count them.
 
-Reading a program from disk takes a tenth of the time of compiling it. A run of another
-process, or the same run resumed, therefore finds the programs of the one before.
+Reading a program from disk takes a tenth of the time of compiling it. Programs are
+therefore cached on disk for later processes and resumed runs.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from tsi.models.loading.catalogue import cache_directory
 MOST_BYTES = 2 * 2**30
 """Size of the cache in bytes; the least recently used programs are dropped."""
 WORTH_KEEPING = 0.1
-"""Programs that take at least so many seconds to compile are kept."""
+"""Programs that take at least this many seconds to compile are kept."""
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event that JAX sends when a program is compiled, or read from disk."""
 COMPILING = (
@@ -28,7 +28,7 @@ COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     COMPILED,
 )
-"""The events of all stages that a call waits for when it compiles its program."""
+"""The events of all stages of compilation for which a call waits."""
 
 
 def keep_programs() -> Path | None:
@@ -52,7 +52,7 @@ def keep_programs() -> Path | None:
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
     except OSError:
-        # A read-only home: programs are compiled anew, as they would be without this.
+        # The home is read-only: programs are compiled anew, as without a cache.
         return None
     jax.config.update("jax_compilation_cache_dir", str(directory))
     settings: dict[str, float] = {
@@ -70,7 +70,7 @@ def keep_programs() -> Path | None:
 def _machine() -> str:
     """Programs for a CPU use its instructions, and a home may serve several machines.
 
-    What else they depend on is part of the names that JAX gives them.
+    JAX includes everything else that they depend on in their file names.
     """
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
@@ -80,16 +80,16 @@ def _machine() -> str:
 
 
 class Compilations(NamedTuple):
-    """Programs that a process has compiled, or read from disk, and the seconds of it.
+    """Number of programs that a process compiled or read from disk, and the seconds.
 
-    Models' programs and all others, of whichever thread.
+    All programs in all threads are counted, with or without models.
     """
 
     programs: int
     seconds: float
 
     def since(self, before: "Compilations") -> "Compilations":
-        """Those that came after others were counted."""
+        """The difference from an earlier count."""
         return Compilations(
             self.programs - before.programs, self.seconds - before.seconds
         )
@@ -99,12 +99,12 @@ _so_far = Compilations(0, 0.0)
 
 
 def compilations() -> Compilations:
-    """Those of this process so far."""
+    """The compilations of this process so far."""
     return _so_far
 
 
 def _count(event: str, duration_secs: Any, **_: object) -> None:
-    # All packages that time anything call this, with whatever they have counted.
+    # JAX calls this for every event that any package times.
     global _so_far
     if event in COMPILING:
         tell_compilation(duration_secs)

@@ -21,34 +21,36 @@ class CacheBytes(NamedTuple):
 
     @property
     def held(self) -> int:
-        """Bytes of all blocks that some row reads."""
+        """Bytes of all blocks that at least one row reads."""
         return self.shared + self.private
 
 
 class Report(NamedTuple):
-    """Of one run of the engine.
+    """Measurements of one run of the engine.
 
     Attributes:
-        useful: tokens that rows have written, those among them that were lost when
-            memory ran out.
+        useful: tokens that rows have written, including those lost when memory ran out.
         computed: tokens that were computed for all slots, in use or not.
         bursts: number of bursts.
-        seconds: of each of :data:`tsi.engine.meters.clock.PARTS`, summed over groups of
-            devices that work side by side. Parts of an exact run are what programs
-            took, each from its call to its last result, and "host" is all else;
-            otherwise they are the host's phases. Compilation is in neither.
-        programs: that were compiled, or read from disk, while the run went on.
-        compile_seconds: what the process spent on that, without tracing.
+        seconds: seconds of each of :data:`tsi.engine.meters.clock.PARTS`, summed over
+            groups of devices that work side by side. In an exact run, the time of a
+            program is counted from its call to its last result, and all other time is
+            "host". In other runs, the parts are phases of the host. Compilation is a
+            separate part in both cases.
+        programs: number of programs that were compiled, or read from disk, during the
+            run.
+        compile_seconds: seconds that the process spent on that, without tracing.
         compiling: seconds of "compile" by the part that they interrupted.
-        wall: seconds that have passed.
-        groups: of devices, side by side; their seconds sum to `wall` times this.
-        read: tokens that the reward has read, of problems that have a result.
-        model_programs: of the engine so far, by part.
-        cache: summed over groups, each at its own largest.
-        prefill_bytes: what reading prompts takes beside the weights at its peak, at
-            most (:func:`tsi.models.prefill.prefill_bytes`).
-        peak_bytes: the most that a device of the run has held, or on a CPU the
-            process, since it began.
+        wall: elapsed seconds.
+        groups: number of groups of devices; the seconds of all parts sum to `wall`
+            times this number.
+        read: tokens that the reward has read, for problems that have a result.
+        model_programs: number of the engine's compiled model programs so far, by part.
+        cache: sum over groups of the peak of each.
+        prefill_bytes: upper bound of the peak memory, beside the weights, for reading
+            prompts (:func:`tsi.models.prefill.prefill_bytes`).
+        peak_bytes: peak memory of a device of the run since the process began; on a CPU
+            that of the process.
     """
 
     useful: int
@@ -68,11 +70,11 @@ class Report(NamedTuple):
 
     @property
     def utilisation(self) -> float:
-        """The share of the computed tokens that were useful; NaN if there are none."""
+        """Fraction of computed tokens that were useful; NaN if none was computed."""
         return self.useful / self.computed if self.computed else math.nan
 
     def parts(self) -> dict[str, float]:
-        """Seconds of each part, in the mean over groups; they sum to `wall`."""
+        """Seconds of each part, averaged over groups; they sum to `wall`."""
         return {part: spent / self.groups for part, spent in self.seconds.items()}
 
 
@@ -80,9 +82,9 @@ class Progress(NamedTuple):
     """The progress of a run.
 
     Attributes:
-        ended: problems.
-        problems: in all.
-        generated_tokens: so far, of all problems.
+        ended: number of problems that have ended.
+        problems: number of all problems.
+        generated_tokens: tokens generated so far, for all problems.
         seconds: since the run began.
     """
 
@@ -114,7 +116,7 @@ def total(reports: Iterable[Report]) -> Report:
 
 
 def over(report: Report, wall: float, groups: int) -> Report:
-    """A report of groups that worked side by side for so many seconds.
+    """A report of groups that worked side by side for a number of seconds.
 
     Time before a group starts and after it ends counts as idle.
     """
@@ -125,10 +127,10 @@ def over(report: Report, wall: float, groups: int) -> Report:
 
 
 def in_turn(reports: Iterable[Report]) -> Report:
-    """One report of runs of one engine that followed each other.
+    """One report of several runs of one engine, one after the other.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no runs.
     """
     reports = list(reports)
     last, summed = reports[-1], total(reports)
@@ -137,7 +139,7 @@ def in_turn(reports: Iterable[Report]) -> Report:
         compile_seconds=sum(report.compile_seconds for report in reports),
         prefill_bytes=max(report.prefill_bytes for report in reports),
         wall=sum(report.wall for report in reports),
-        # Not all runs need have had as many groups: each group's time is counted.
+        # Runs may have different numbers of groups, so each group's time is counted.
         groups=max(report.groups for report in reports),
         read=sum(report.read for report in reports),
         model_programs=last.model_programs,

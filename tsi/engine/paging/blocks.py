@@ -1,4 +1,4 @@
-"""Which blocks of a pool hold each row's cache: tables and counts, on the host.
+"""Tables of the blocks that contain each row's cache, with counts, on the host.
 
 A row's positions 0 to n - 1 lie in ceil(n / s) blocks of s positions. Rows share the
 blocks of their common past, so that a fork copies one row of a table, and memory grows
@@ -53,7 +53,7 @@ class BlockTables:
         return int(np.count_nonzero(self.uses))
 
     def fork(self, rows: Indices, parents: Indices) -> None:
-        """Give each of `rows` the past of its parent; all at once."""
+        """Give each of `rows` the past of its parent, simultaneously."""
         rows, parents = np.asarray(rows), np.asarray(parents)
         moved = rows != parents
         rows, parents = rows[moved], parents[moved]
@@ -91,8 +91,8 @@ class BlockTables:
 
         Args:
             rows: distinct rows.
-            kept: number of their first positions that are unchanged.
-            lengths: number of their positions now.
+            kept: number of first positions of each row that are unchanged.
+            lengths: new number of positions of each row.
 
         Returns:
             The blocks of the new positions, to be copied out of dense rows.
@@ -114,8 +114,8 @@ class BlockTables:
         """The blocks of rows, to be copied into dense ones.
 
         Args:
-            rows: which.
-            starts: first position of each, a multiple of the block; 0 if None.
+            rows: the rows.
+            starts: first position of each row, a multiple of the block size; 0 if None.
         """
         held = self.table[np.asarray(rows)]
         wanted = held >= 0
@@ -144,7 +144,7 @@ class BlockTables:
     ) -> tuple[
         Int[np.ndarray, "n b"], Bool[np.ndarray, "n b"], Bool[np.ndarray, "n b"]
     ]:
-        """Blocks of rows, which of them are written, and which of these are private."""
+        """Blocks of rows; which ones are written; which of the latter are private."""
         before, now = np.asarray(kept), np.asarray(lengths)
         first, last = before // self.block, self._blocks_of(now)
         last = np.where(now > before, last, 0)

@@ -34,7 +34,7 @@ class PagePrograms:
         self.page_in = Timed(donate(paging.page_in), "move")
 
     def empty(self, like: Dense, rows: int, size: int) -> Dense:
-        """Dense rows of zeros, where programs leave dense rows."""
+        """Dense rows of zeros, placed where programs return dense rows."""
         dense = Dense(
             tuple(jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys),
             tuple(
@@ -45,13 +45,13 @@ class PagePrograms:
         return self._place_heads(dense, axis=1)
 
     def empty_pages(self, like: Dense, block: int, count: int) -> Pages:
-        """Blocks without content, where programs leave them."""
+        """Blocks of zeros, placed where programs return blocks."""
         return self._place_heads(paging.no_pages(like, block, count), axis=2)
 
     def _place_heads(self, tree: Any, axis: int) -> Any:
-        """Arrays with heads along an axis, divided as the weights that make them.
+        """Arrays with heads along an axis, sharded like the weights that produce them.
 
-        A program compiles once more for what lies elsewhere.
+        A program is compiled again for an argument with another sharding.
         """
         heads = jax.tree.leaves(tree)[0].shape[axis]
         if self.mesh is None or parts_of_heads(heads, self.mesh) == 1:
@@ -60,10 +60,10 @@ class PagePrograms:
         return jax.device_put(tree, NamedSharding(self.mesh, spec))
 
     def place(self, tree: Any) -> Any:
-        """Arrays where the weights lie, if these are bound to devices.
+        """Place arrays with the weights, if these are committed to devices.
 
-        What comes out of programs is bound to them as well, and a program compiles
-        once more for what is not.
+        The results of programs are then committed as well, and a program is compiled
+        again for an argument that is not.
         """
         return tree if self.home is None else jax.device_put(tree, self.home)
 
@@ -78,7 +78,7 @@ class PagePrograms:
             self.home = SingleDeviceSharding(next(iter(leaf.devices())))
 
     def divide(self, dense: Dense) -> Dense:
-        """Heads along the axis ``model``, as the weights that make them."""
+        """Divide heads along the axis ``model``, like the weights that produce them."""
         heads = dense.keys[0].shape[1]
         if self.mesh is None or parts_of_heads(heads, self.mesh) == 1:
             return dense

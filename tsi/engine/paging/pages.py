@@ -1,8 +1,8 @@
 """Blocks of keys and values on the device, copied to and from dense rows.
 
-Attention reads dense rows, and waiting rows lie in blocks. A row is copied out of its
-blocks when it starts a step, and into new blocks when it ends the step. The blocks are
-copied in a loop with a dynamic count, so that the count is not part of a program's
+Attention reads dense rows; waiting rows are stored in blocks. A row is copied out of
+its blocks when it starts a step, and into new blocks when it ends the step. The blocks
+are copied in a loop with a dynamic count, so that the count is not part of a program's
 shape.
 """
 
@@ -57,11 +57,12 @@ class Moves(NamedTuple):
 
 
 MOVES = 1024
-"""The most blocks that one call moves; one number, for one compiled program."""
+"""The most blocks that one call moves; a single number, so that one program is
+compiled."""
 
 
 def moves_of(copies: Copies) -> Iterator[Moves]:
-    """Copies as arguments of programs."""
+    """Copies in the form that programs take."""
     for start in range(0, len(copies.rows), MOVES):
         some = (x[start : start + MOVES].astype(np.int32) for x in copies)
         count = min(MOVES, len(copies.rows) - start)
@@ -125,11 +126,11 @@ def merge(
     """Put new keys and values into rows, each at a position of its own.
 
     Args:
-        rows: S positions, with room for all new ones.
-        new: W positions of r rows.
-        at: the row to which each of the r belongs.
-        positions: the position at which each is written.
-        some: an order of the r; the first `count` of it are written.
+        rows: dense rows of S positions, with room for all new ones.
+        new: keys and values of W positions of r rows.
+        at: index in `rows` of each of the r rows.
+        positions: the position at which each of the r rows is written.
+        some: an order of the r rows, of which the first `count` are written.
     """
 
     def copy(i: Any, rows: Dense) -> Dense:
@@ -143,7 +144,7 @@ def merge(
 
 
 def resize(cache: Dense, size: int) -> Dense:
-    """The same rows with room for another number of positions."""
+    """The same rows with space for another number of positions."""
     keep = min(cache.keys[0].shape[-1], size)
     grow, none = (0, size - keep), (0, 0)
     return Dense(

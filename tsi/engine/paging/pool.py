@@ -1,7 +1,7 @@
 """One kind of cache in blocks: tables on the host, arrays on the device.
 
-The arrays are extents of equal size. A pool grows by one more extent, so that nothing
-is copied, and no program that moves blocks is compiled again.
+The arrays are extents of equal size. A pool grows by adding an extent, so nothing is
+copied and no program that moves blocks is compiled again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,10 +23,10 @@ class Pool:
 
     Args:
         programs: compiled ones.
-        rows: how many.
+        rows: number of rows.
         length: the most positions that a row can have.
         block: positions of a block.
-        like: dense rows of this kind.
+        like: dense rows of this kind of cache, for their shapes.
         max_bytes: bytes of an extent.
     """
 
@@ -57,11 +57,11 @@ class Pool:
         """Copy the new positions of rows into blocks.
 
         Args:
-            dense: where they are now.
-            rows: different ones.
-            kept: how many of their first positions are as they were.
-            lengths: how many positions they have now.
-            at: the dense row of each; the first ones, if None.
+            dense: dense rows that contain the new positions.
+            rows: distinct rows.
+            kept: number of first positions of each row that are unchanged.
+            lengths: new number of positions of each row.
+            at: index of the dense row of each; by default 0, 1, 2, ...
             starts: the position at which each dense row begins; 0, if None.
         """
         while self.tables.missing(rows, kept, lengths):
@@ -84,11 +84,12 @@ class Pool:
         """Copy rows out of blocks into dense rows.
 
         Args:
-            dense: rows that are written.
-            rows: which.
-            at: the dense row of each; the first ones, if None.
+            dense: dense rows that are written.
+            rows: the rows to copy.
+            at: index of the dense row of each; by default 0, 1, 2, ...
             starts: the position at which each dense row begins; 0, if None.
-            since: the position from which on each is copied; where it begins, if None.
+            since: first position of each row that is copied; by default where its dense
+                row begins.
         """
         copies = self.tables.contents(rows, starts if since is None else since)
         for i, moves in self._moves(copies, at, starts):
@@ -96,13 +97,13 @@ class Pool:
         return dense
 
     def fresh(self, rows: Indices, number: int, size: int) -> Any:
-        """New dense rows of `size` positions, `number` of them, with these in front."""
+        """`number` dense rows of `size` positions; the first ones contain `rows`."""
         return self.load(self.programs.empty(self.like, number, size), rows)
 
     def _moves(
         self, copies: Copies, at: Indices | None, starts: Indices | None
     ) -> Iterator[tuple[int, Moves]]:
-        """The copies of each extent, with blocks counted from its first."""
+        """The copies of each extent, with blocks numbered within the extent."""
         if starts is not None:
             before = np.asarray(starts)[copies.rows]
             copies = copies._replace(positions=copies.positions - before)
@@ -116,7 +117,7 @@ class Pool:
 
 
 def bytes_held(pools: Iterable[Pool]) -> CacheBytes:
-    """Bytes in the blocks of some pools, by whether several rows read them."""
+    """Bytes in the blocks of some pools: read by several rows, and by one."""
     found = CacheBytes()
     for pool in pools:
         uses = pool.tables.uses

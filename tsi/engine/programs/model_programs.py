@@ -1,12 +1,12 @@
 """The compiled programs of a lane, which do not depend on the sampler.
 
-Models run on dense rows of few shapes: R slots of S positions when tokens are drawn, A
-rows when steps are read. Copies between these and the blocks are separate programs, so
-that a model is not compiled again when a pool grows.
+Models run on dense rows of few shapes: R slots of S positions to draw tokens, A rows to
+read steps. Separate programs copy between dense rows and blocks, so that a model is not
+compiled again when a pool grows.
 
-What the programs compute is in the functions of this folder:
+The computation of each program is defined in the other modules of this folder:
 :mod:`tsi.engine.programs.prompt_programs`, `prefix_programs`, `step_programs`, `slots`
-and `row_replies`. Here they are bound to one target and compiled.
+and `row_replies`. This module binds them to one target and compiles them.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ class Programs(PagePrograms):
             setattr(self, name, Timed(getattr(self, name), part))
 
     def counts(self) -> dict[str, int]:
-        """Programs with models in them that have been compiled, by part."""
+        """Number of compiled programs that contain a model, by part."""
         models: dict[str, Any] = {
             "prefill": self.prefill,
             "decode": self.burst,
@@ -110,11 +110,11 @@ class Programs(PagePrograms):
         return counts
 
     def count(self) -> int:
-        """Programs with models in them that have been compiled."""
+        """Number of compiled programs that contain a model."""
         return sum(self.counts().values())
 
     def slots(self, like: Dense, rows: int, size: int, vocab_size: int | None) -> Slots:
-        """R slots without rows, see `empty_slots`."""
+        """R slots without rows; see `empty_slots`."""
         keys = jax.random.split(jax.random.key(0), rows)
         cache = self.empty(like, rows, size)
         # A buffer must not be donated twice under several names.
@@ -135,7 +135,7 @@ class Programs(PagePrograms):
         """The positions of the reward's growing caches."""
         return cache_positions(stored, self.structure)
 
-    # The bodies of programs, which are traced with this target.
+    # The functions that are compiled, traced with this target.
 
     def _prefill(self, params: ReasoningParams, block: int) -> Prefill:
         results, self.structure = prefill(self.target, params, block)

@@ -31,18 +31,18 @@ def arrange(
         structure: of the reward's state.
         stored: of P problems.
         rows: all working rows; an index out of range leaves the row unchanged.
-        parents: the prefix of each.
-        depths: number of its steps that are kept; None for all.
-        lengths: of the parents' reward caches.
-        problems: of each row.
+        parents: the row whose prefix each gets.
+        depths: number of the prefix's steps that are kept; None for all.
+        lengths: lengths of the parents' reward caches.
+        problems: problem of each row.
         params: weights and temperatures.
 
     Returns:
-        The store, the numbers of the rows, and the lengths of their reward caches.
+        The store, the replies of the rows, and the lengths of their reward caches.
     """
     sizes = [positions.shape[1] for positions in cache_positions(stored, structure)]
     count = rows.shape[0]
-    # A cut reads only the masks.
+    # Cutting a cache reads only its masks.
     nothing = [
         Dense((jnp.zeros((count, 0, 0, n)),), (jnp.zeros((count, 0, n, 0)),))
         for n in sizes
@@ -62,13 +62,13 @@ def arrange(
 def cache_positions(stored: Stored, structure: Any) -> list[Array]:
     """The positions of the reward's growing caches, which are leaves of its state."""
     _, kinds = structure
-    # Small leaves in order, those of caches among them.
+    # The small leaves in order, including those of caches.
     names = [kind for kind in kinds if kind is None or kind.__name__ == "Suffix"]
     return [x for x, kind in zip(stored.reward, names, strict=True) if kind]
 
 
 def keep(stored: Stored, rows: Int[Array, " A"], sources: Int[Array, " A"]) -> Stored:
-    """Copy rows over others; indices out of range are dropped."""
+    """Overwrite rows with copies of others; indices out of range are dropped."""
 
     def write(leaf: Array) -> Array:
         return leaf.at[rows].set(leaf[sources], mode="drop")

@@ -27,10 +27,10 @@ def prefill(
     Args:
         target: policy and reward.
         params: weights, prompts and temperatures.
-        block: positions of a block, of which the caches get a whole number.
+        block: positions of a block; caches are padded to a whole number of blocks.
 
     Returns:
-        The results, and the structure of the reward's state, see `rows.parts_of`.
+        The results, and the structure of the reward's state (see `rows.parts_of`).
     """
     particles = target.init(None, 1, params)
     rows, shared, caches, structure = parts_of(particles.reward_state)
@@ -58,7 +58,7 @@ def enter(
         stored: of P problems.
         fresh: prompts, and the results of `prefill`.
         rows: rows that are written; indices out of range are dropped.
-        origin: index of the fresh row that each becomes.
+        origin: index of the fresh row that is copied to each.
         problems: place of each fresh problem.
     """
     prompts, particles, reward, shared = fresh

@@ -1,4 +1,4 @@
-"""What the host reads of rows, and the scores that it sets."""
+"""Numbers of rows that the host reads, and scores that the host writes."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ class RowReplies(NamedTuple):
 class Solutions(NamedTuple):
     """The solutions of rows that the host scores, ``[A]`` each; see `Particles`.
 
-    ``truncated`` ones were cut at a limit.
+    ``truncated`` marks those that were cut at a limit.
     """
 
     tokens: Int[Array, "A T"]
@@ -45,8 +45,8 @@ def replies_of(
     Args:
         target: for the log potentials.
         particles: the rows.
-        step: with the log p and the log p - log q of the step that they have taken, or
-            None if they have taken none.
+        step: has log p and log p - log q of the step that they have taken; None if they
+            have taken none.
         params: weights and temperatures.
     """
     zeros = jnp.zeros(particles.lengths.shape, weight_dtype())
@@ -80,11 +80,11 @@ def score(
     Args:
         target: for the log potentials.
         stored: all rows.
-        rows: which; indices out of range are dropped.
+        rows: rows to write; indices out of range are dropped.
         depths: index of the step.
         log_odds: of the rows.
-        spent: tokens that a model has read for them, and the positions that these
-            attended to; None if no model has read.
+        spent: tokens that a model has read for the rows, and the positions that these
+            tokens attended to; None if no model was used.
         params: weights and temperatures.
 
     Returns:

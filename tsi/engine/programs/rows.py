@@ -27,7 +27,7 @@ class Stored(NamedTuple):
     Attributes:
         rows: particles without caches and costs.
         reward: small leaves of the reward's state, and the positions of its caches.
-        cost: of the working rows; not moved when a row becomes another prefix.
+        cost: cost of each working row; not moved when the row gets another prefix.
         shared: caches of the reward's prompts, one row per problem.
         prompts: of the problems.
     """
@@ -98,7 +98,7 @@ class RewardCaches(NamedTuple):
 
 
 class RewardChange(NamedTuple):
-    """Changes of a cache by a step; the first ``kept`` positions are the same."""
+    """A cache after a step; the first ``kept`` positions are unchanged."""
 
     kept: list[Int[Array, " A"]]
     lengths: list[Int[Array, " A"]]
@@ -110,7 +110,7 @@ def is_cache(x: Any) -> bool:
 
 
 def parts_of(state: Any) -> tuple[list[Array], list[Segment], list[Suffix], Any]:
-    """A reward's state as small leaves, caches of prompts, growing caches, structure.
+    """Split a reward's state: small leaves, prompt caches, growing caches, structure.
 
     The positions of growing caches are among the small leaves.
     """
@@ -126,7 +126,7 @@ def parts_of(state: Any) -> tuple[list[Array], list[Segment], list[Suffix], Any]
 def state_of(
     rows: list[Array], shared: list[Segment], caches: RewardCaches, structure: Any
 ) -> Any:
-    """A reward's state of A rows, from the parts of each; see `parts_of`."""
+    """The reward's state of A rows, put together from their parts; see `parts_of`."""
     tree, kinds = structure
     row_leaves, prompts = iter(rows), iter(shared)
     grown = iter(zip(caches.dense, caches.lengths, strict=True))
@@ -161,11 +161,11 @@ def take(
 
     Args:
         stored: all rows.
-        rows: which.
-        working: the working rows to which the costs are added.
+        rows: rows to take.
+        working: the working rows to which costs are added.
         problems: the problem of each.
         caches: the reward's growing caches of these rows.
-        structure: of the reward's state, of `parts_of`.
+        structure: structure of the reward's state, from `parts_of`.
     """
     shared = [
         Segment(
@@ -195,7 +195,7 @@ def put(
         caches: the reward's, as they were before.
 
     Returns:
-        The store; the reward's caches, without holes; and what has changed in them.
+        The store; the reward's caches, without gaps; and what has changed in them.
     """
     _, _, grown, _ = parts_of(particles.reward_state)
     kept, lengths, dense, squeezed = [], [], [], []
@@ -216,7 +216,7 @@ def put(
     leaves, _, _, _ = parts_of(state)
 
     def write(old: Array, new: Array) -> Array:
-        # Positions are those of the blocks that were read.
+        # The number of positions is that of the blocks that were read.
         if new.ndim > 1 and new.shape[1] != old.shape[1]:
             width = min(new.shape[1], old.shape[1])
             return old.at[rows, :width].set(new[:, :width], mode="drop")

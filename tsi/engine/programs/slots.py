@@ -32,8 +32,8 @@ class Slots(NamedTuple):
         cache: :class:`tsi.engine.paging.pages.Dense` rows of S positions.
         start: the first position in the slot's cache, ``[R]``; those before it are in
             the common past.
-        filled: number of positions in both, which is the position of the row's newest
-            token, ``[R]``.
+        filled: number of positions in the common past and the slot's cache together,
+            which is the position of the row's newest token, ``[R]``.
         keys: PRNG keys of each row's step.
         room: the most tokens of each step, ``[R]``.
     """
@@ -57,7 +57,7 @@ class Slots(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The r of R slots that take part in a burst, and the common pasts that they read.
+    """The r of R slots that take part in a burst, and the common pasts that these read.
 
     Attributes:
         rows: which slots.
@@ -94,8 +94,8 @@ def empty_slots(
     Args:
         cache: of R rows.
         step_tokens: C.
-        keys: of R rows.
-        vocab_size: V, if tokens that occurred are recorded; else None.
+        keys: PRNG keys of R rows.
+        vocab_size: V if the tokens that occurred are recorded; else None.
         forced: whether tokens may be forced.
         confident: whether the policy's confidence at each token is recorded.
     """
@@ -159,7 +159,7 @@ def burst(
     forced: ForcedEnd | None = None,
     confidence: TokenConfidence | None = None,
 ) -> tuple[Slots, Dense, BurstStatus]:
-    """Draw tokens until `enough` rows have ended their steps, at most `width` each.
+    """Draw at most `width` tokens per slot, until `enough` rows have ended steps.
 
     The caches are only read. A separate program (`append_burst`) appends the new keys
     and values to each row, since a program that both reads and writes a cache copies
@@ -170,13 +170,13 @@ def burst(
         policy: the language model.
         boundary: where steps and solutions end.
         slots: R rows, with room for `width` more positions in every active one.
-        common: past of P problems, or None if slots hold the whole past.
+        common: common pasts of P problems, or None if slots hold the whole past.
         chosen: the slots that take part; None for all.
         temperatures: of policy and proposal.
-        enough: rows.
-        width: static.
-        forced: what is forced at a limit, or None.
-        confidence: what is recorded of each token for the reward, or None.
+        enough: number of rows that must end their steps.
+        width: the most tokens per slot; static.
+        forced: end that is forced at a limit, or None.
+        confidence: confidence measure that is recorded at each token, or None.
 
     Returns:
         The slots without their cache, the new keys and values, and the status.
@@ -230,7 +230,8 @@ def burst(
         return jnp.any(c.active) & (ended < enough) & (offset < width)
 
     new = empty_key_values(policy.config, rows, width, slots.cache.keys[0].dtype)
-    # The cache is not in the carry: it is read in the loop and written after it.
+    # The cache is not in the carry: the loop only reads it, and it is written
+    # afterwards.
     start = (part._replace(keys=()), jnp.zeros((), jnp.int32), new)
     slots_after, offset, new = jax.lax.while_loop(is_unfinished, write, start)
     slots_after = slots_after._replace(

@@ -1,4 +1,4 @@
-"""Rows take a step: they get a slot, draw it or repeat it, and the reward reads it.
+"""Rows take a step: it is drawn in a slot or repeated, and the reward reads it.
 
 The burst that draws tokens is in :mod:`tsi.engine.programs.slots`.
 """
@@ -48,15 +48,15 @@ def admit(
     Args:
         target: for its limits.
         slots: R slots without their cache, which holds the rows' past already.
-        at: slot of each row, R for none.
+        at: slot of each row; R for no slot.
         stored: all rows.
         rows: A working rows.
-        start: the position at which their slots' caches begin.
-        filled: number of positions of their past.
+        start: position at which the cache of each row's slot begins.
+        filled: number of positions of each row's past.
         problems: of each row.
-        key_steps: of the problem of each.
-        turns: of the problem of each.
-        places: of the row in its problem.
+        key_steps: key of the steps of each row's problem.
+        turns: number of the turn of each row's problem.
+        places: number of each row within its problem.
         params: weights and temperatures.
     """
     particles = jax.tree.map(lambda leaf: leaf[rows], stored.rows)
@@ -114,7 +114,7 @@ def end_step(
         structure: of the reward's state.
         stored: all rows.
         slots: where the steps are.
-        common: past of P problems, or None if slots hold the whole past.
+        common: common pasts of P problems, or None if slots hold the whole past.
         at: the slot of each row.
         rows: A working rows; indices out of range are dropped.
         problems: of each row.
@@ -124,8 +124,8 @@ def end_step(
         params: weights and temperatures.
 
     Returns:
-        The store, the numbers of the rows, the reward's caches, and what has changed
-        in them.
+        The store, the replies of the rows, the reward's caches, and what has changed in
+        them.
     """
     row_params = of_rows(params, stored, problems)
     taken = take(stored, rows, rows, problems, caches, structure)
@@ -161,10 +161,10 @@ def repeat(
     params: ReasoningParams,
     width: int,
 ) -> tuple[Stored, RowReplies, RewardCaches, RewardChange, Dense]:
-    """Let rows repeat steps of others, and the reward read these.
+    """Let rows repeat steps of other rows, and let the reward read these steps.
 
-    Arguments and results are those of `end_step`, and the policy's caches of the rows,
-    with room for the step.
+    Arguments and results are those of `end_step`, and in addition the policy's caches
+    of the rows, with room for the step.
     """
     target = store.target
     row_params = of_rows(params, stored, problems)

@@ -80,16 +80,16 @@ class TextPrograms(PagePrograms):
         Args:
             model: the reward model.
             prompts: of all problems.
-            cache: of the rows, cut to what stays.
-            places: the problem of each.
-            shared: how much of the prompt each attends to.
-            rendered: what is to be read.
-            values: what the model said at the ids that stay.
-            log_prob: the policy's, of each solution.
-            width: ids that are read in one pass.
+            cache: caches of the rows, cut to the positions that stay valid.
+            places: place of each row's problem.
+            shared: number of positions of the prompt that each row attends to.
+            rendered: rendered rows to be read.
+            values: the model's output at the ids that stay.
+            log_prob: the policy's log-probability of each solution.
+            width: number of ids that are read in one pass.
 
         Returns:
-            Log-odds, the values of all ids, and the caches without holes.
+            Log-odds, the values of all ids, and the caches without gaps.
         """
         prompt = prompts._replace(
             keys=prompts.keys[:, places],

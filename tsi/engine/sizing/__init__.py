@@ -1,1 +1,1 @@
-"""How many rows and blocks, and in which shapes programs are compiled."""
+"""Choose the number of rows and blocks, and the shapes of compiled programs."""

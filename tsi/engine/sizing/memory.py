@@ -1,9 +1,9 @@
 """Check before a run that it can fit into memory.
 
-The bound counts memory that rows cannot share: tokens and numbers, the table of blocks,
-and for each working row one block per cache, since the last block of a row is private.
-A run that passes may still run out of memory later (see :mod:`tsi.engine.endurance`);
-a run that does not pass cannot end.
+The check uses a lower bound: the memory that rows cannot share. This is their tokens
+and numbers, the table of blocks, and for each working row one block per cache, since
+the last block of a row is private. A run that passes the check may still run out of
+memory later (see :mod:`tsi.engine.endurance`); a run that does not pass cannot finish.
 """
 
 import math
@@ -30,8 +30,8 @@ class RowBytes(NamedTuple):
 
     Attributes:
         numbers: tokens, step ends and rewards by step.
-        tables: numbers of its blocks.
-        blocks: one in each cache.
+        tables: its part of the table of blocks.
+        blocks: one block in each cache.
     """
 
     numbers: int
@@ -47,7 +47,7 @@ def bytes_of_row(target: Any, caches: list[int], block: int) -> RowBytes:
         caches: bytes of a position in each cache that grows with the row.
         block: positions of a block.
     """
-    # Ends, states, log p and log-odds of each step, and half a dozen of its own.
+    # Ends, states, log p and log-odds of each step, and about six numbers per row.
     numbers = 4 * target.max_tokens + 4 * 4 * target.max_steps + 32
     if target.reward.token_confidence is not None:
         numbers += 4 * target.max_tokens
@@ -65,7 +65,7 @@ CACHE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_cache_dtype(name: str) -> None:
-    """Refuse a type that keys and values cannot have.
+    """Refuse a type that is not supported for keys and values.
 
     Raises:
         ConfigurationError: see above.
@@ -85,7 +85,7 @@ class CacheSizes(NamedTuple):
 
     @property
     def grown(self) -> list[int]:
-        """Of those that there are."""
+        """The sizes of the caches that exist."""
         return [size for size in self if size]
 
 
@@ -96,14 +96,14 @@ def cache_sizes(
     parts: int,
     dtype: str | None = None,
 ) -> CacheSizes:
-    """What a position takes in the caches of a policy and a reward.
+    """Bytes per position in the caches of a policy and a reward.
 
     Args:
-        target: for its reward.
+        target: the target, for its reward.
         policy: the language model, or its shapes.
         reward_model: its weights, or their shapes, or None.
-        parts: devices that heads are divided over.
-        dtype: of keys and values; the models' own, if None.
+        parts: number of devices over which heads are divided.
+        dtype: type of keys and values; None for the models' own.
     """
     unread: Any = None
 
@@ -112,7 +112,7 @@ def cache_sizes(
         if config is None or not hasattr(model, "trunk"):
             return 0
         chosen = model.trunk.cache_dtype if dtype is None else np.dtype(dtype)
-        # Heads that do not divide evenly are whole on every device.
+        # Heads that cannot be divided evenly are replicated on every device.
         share = parts if config.num_kv_heads % parts == 0 else 1
         return bytes_per_position(config, chosen.itemsize) // share
 
@@ -150,7 +150,7 @@ def unloaded_bytes(models: Any, mesh: Mesh | None = None) -> int:
 
 
 def free_bytes(device: jax.Device | None = None) -> int:
-    """Free bytes of a device; for a CPU those of the host."""
+    """Free bytes of a device; for a CPU, free bytes of the host."""
     device = jax.local_devices()[0] if device is None else device
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
@@ -159,11 +159,12 @@ def free_bytes(device: jax.Device | None = None) -> int:
 
 
 def free_beside_weights(models: Any, mesh: Mesh | None = None) -> int:
-    """Free bytes of a device, less those of weights that are not loaded yet.
+    """Free bytes of a device minus those of weights that are not loaded yet.
 
     Args:
         models: a model, or several.
-        mesh: devices, of which the fullest counts; None for one device.
+        mesh: devices, of which the one with the least free memory counts; None for one
+            device.
     """
     devices = [None] if mesh is None else mesh.local_devices
     free = min(free_bytes(device) for device in devices)
@@ -172,12 +173,12 @@ def free_beside_weights(models: Any, mesh: Mesh | None = None) -> int:
 
 
 def peak_bytes(device: jax.Device | None = None) -> int:
-    """Peak bytes of a device; for a CPU those of the process."""
+    """Peak bytes of a device; for a CPU, peak bytes of the process."""
     device = jax.local_devices()[0] if device is None else device
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
-    # Kilobytes, but on macOS bytes.
+    # The unit is kilobytes, but bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -186,7 +187,7 @@ def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None
     """Refuse a number of particles that cannot fit.
 
     Args:
-        row: of one row.
+        row: bytes of one row.
         plan: working and stored rows of a problem.
         num_particles: N, for the message.
         free: bytes.
@@ -211,13 +212,13 @@ def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None
 
 
 def check_weights_fit(free: int) -> None:
-    """Refuse models whose weights do not fit.
+    """Refuse models whose weights do not fit into memory.
 
     Args:
-        free: bytes beside the weights.
+        free: free bytes after the weights are loaded.
 
     Raises:
-        ConfigurationError: there are none.
+        ConfigurationError: no memory is free.
     """
     if free <= 0:
         raise ConfigurationError(
@@ -235,7 +236,7 @@ def check_prompts_fit(needed: int, width: int, free: int) -> None:
         free: bytes.
 
     Raises:
-        ConfigurationError: it takes more than is free.
+        ConfigurationError: this is more than is free.
     """
     if needed > free:
         check_weights_fit(free)

@@ -2,14 +2,14 @@
 
 The memory of a row, if all rows have the length of the longest solution:
 
-- a slot, dense, with room for prompt and solution, twice, because slots that change
-  size, or of which some are chosen, are copied;
-- the blocks of the rows in work, of which there are two for every slot; in the mean
-  they are half as long as the longest, in the policy's cache and in the reward's;
-- the logits of a token in float32, with what sampling makes of them.
+- a dense slot with room for prompt and solution, counted twice, because slots are
+  copied when their size changes or when only some of them are chosen;
+- the blocks of two rows per slot, in the caches of the policy and of the reward; on
+  average a row is half as long as the longest;
+- the logits of a token in float32, with the temporary arrays of sampling.
 
-A row that shares its past with others takes less. A plan that is too large all the same
-costs time, and no result is lost (:mod:`tsi.engine.endurance`).
+A row that shares its past with others takes less. If a plan is still too large, the run
+takes longer, but no result is lost (:mod:`tsi.engine.endurance`).
 """
 
 from typing import Any, NamedTuple
@@ -29,25 +29,25 @@ from tsi.models.partition import MODEL
 from tsi.reasoning.target import ReasoningTarget
 
 USABLE = 0.85
-"""The share of free memory that is planned; the rest is for reading."""
+"""The share of free memory that a plan uses; the rest is left for reading."""
 STORED = 0.2
-"""The share of that for prefixes that explorers store."""
+"""The share of the planned memory for prefixes that explorers store."""
 COPIES = 2
-"""Dense rows of a slot, at the moment when slots are copied."""
+"""Dense rows per slot while slots are being copied."""
 DRAWING = 3 * 4
-"""Bytes of a logit, and of what is made of it to draw a token."""
+"""Bytes per logit, including the temporary arrays of drawing a token."""
 MOST_ROWS, MOST_STORED = 4096, 65_536
-"""Limits on other grounds than memory."""
+"""Limits for reasons other than memory."""
 MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU = 128, 16_384
-"""On two cores 128 rows of the tiny models take a seventh less time than 2,048, because
-their keys and values stay in the processor's caches."""
+"""On two cores, 128 rows of the tiny models take a seventh less time than 2,048 rows,
+because their keys and values stay in the processor's caches."""
 
 
 class Need(NamedTuple):
-    """What decides how much memory a row takes.
+    """The quantities that determine how much memory a row takes.
 
     Attributes:
-        caches: bytes of a position.
+        caches: bytes per position in each cache.
         prompt: positions of the longest prompt.
         block: positions of a block.
     """
@@ -58,7 +58,7 @@ class Need(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The numbers of rows and of stored prefixes."""
+    """The maximum numbers of rows and of stored prefixes."""
 
     rows: int
     stored: int
@@ -76,11 +76,12 @@ def device_limits(
 
     Args:
         target: for its limits and its reward.
-        policy: the language model, or its shapes, whose weights then count as missing.
+        policy: the language model, or its shapes; in that case memory for its weights
+            is subtracted.
         reward_model: its weights, or their shapes, or None.
         prompt: tokens of the longest prompt.
         mesh: the devices, as :class:`tsi.engine.engine.Engine` has them.
-        cache_dtype: of keys and values; the models' own, if None.
+        cache_dtype: type of keys and values; None for the models' own.
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     parts = 1 if mesh is None else mesh.shape.get(MODEL, 1)
@@ -99,11 +100,11 @@ def device_limits(
 def bytes_of_slot(
     need: Need, target: ReasoningTarget, vocab_size: int, burst: int
 ) -> int:
-    """Bytes of one slot and its two rows in work, see the module's text.
+    """Bytes of one slot and its two rows; see the module docstring.
 
     Args:
-        need: see there.
-        target: for its limits.
+        need: the quantities that determine it.
+        target: the target, for its limits.
         vocab_size: of the policy.
         burst: positions that a slot has beyond the longest row.
     """
@@ -129,14 +130,14 @@ def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
         slot: bytes, see `bytes_of_slot`.
         prefix: bytes, see `bytes_of_prefix`.
         free: bytes of one device, beside the weights.
-        on_cpu: whether it is a CPU, where no more rows pay.
+        on_cpu: whether it is a CPU, where more rows are not faster.
     """
     usable = USABLE * free
     limits = Limits(MOST_ROWS, MOST_STORED)
     if on_cpu:
         limits = Limits(MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU)
     rows = max(1, min(limits.rows, int((1 - STORED) * usable) // slot))
-    # Numbers that can be halved a few times, as slots are.
+    # Numbers that can be halved a few times, since slots are halved.
     unit = 1
     while unit < 16 and 2 * unit <= rows:
         unit *= 2

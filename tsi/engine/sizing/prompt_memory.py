@@ -16,7 +16,7 @@ def bytes_to_read(
     width: int,
     questions: Any,
 ) -> int:
-    """The most bytes that programs that read prompts need beside the weights.
+    """The most bytes, beside the weights, that programs need to read prompts.
 
     Args:
         target: for its reward.

@@ -1,10 +1,10 @@
 """Choose the shapes for which a program is compiled.
 
-A program of a larger shape can do the work of a smaller one, but slower. The waste is
-added up, and a shape is compiled once it would have saved the cost of compilation. The
-total cost is at most twice that of the best choice in hindsight, as in the ski rental
-problem (Karlin et al., Algorithmica 3, 1988). Work is counted and not timed, so that a
-repeated run uses the same shapes and has the same rounding errors.
+A program of a larger shape can do the work of a smaller one, but is slower. The waste
+is summed, and a smaller shape is compiled when it would have saved its own cost of
+compilation. The total cost is at most twice that of the best choice in hindsight, as in
+the ski rental problem (Karlin et al., Algorithmica 3, 1988). Work is counted and not
+timed, so that a repeated run uses the same shapes and has the same rounding errors.
 """
 
 from collections import defaultdict
@@ -13,8 +13,9 @@ from collections.abc import Callable
 Shape = tuple[int, ...]
 
 ATTENDED, OWN = 512, 16
-"""Positions to attend to, and rows, that take as long as what a token of a row takes
-besides, and a turn of all rows besides: as measured with 135M weights on two cores."""
+"""ATTENDED: attending to this many positions takes as long as the other work for one
+token of one row. OWN: this many rows take as long as the constant cost of a turn of all
+rows. Both were measured with 135M weights on two cores."""
 
 
 def cost_of_writing(shape: Shape) -> float:
@@ -33,13 +34,13 @@ class Shapes:
     """Shapes of one program in one run.
 
     Attributes:
-        known: those that it is called with.
+        known: shapes with which it has been called.
 
     Args:
-        cost: of one turn of a program of some shape, in tokens of one row.
-        price: of a new shape, in the same.
-        exact: how many axes, the first ones, must be as they are wanted.
-        max_shapes: shapes, but for work that none of these can do.
+        cost: cost of one turn of a program of some shape, in tokens of one row.
+        price: cost of compiling a new shape, in the same unit.
+        exact: number of leading axes that must equal the wanted ones.
+        max_shapes: the most shapes, except for work that none of these can do.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class Shapes:
         """The shape to call the program with.
 
         Args:
-            wanted: the smallest that can do the work.
-            coarse: what is compiled if no known shape can, and shapes have a price.
+            wanted: the smallest shape that can do the work.
+            coarse: shape that is compiled if no known shape can do the work and shapes
+                have a price.
         """
         fits = self.fitting(wanted)
         if not fits:
@@ -90,8 +92,8 @@ class Shapes:
         """Record the waste of a call, and return it.
 
         Args:
-            wanted, used: as `choose` was asked and has answered.
-            turns: how often the call has gone through its work.
+            wanted, used: the argument and the result of `choose`.
+            turns: number of turns of the program in this call.
         """
         waste = turns * (self.cost(used) - self.cost(wanted))
         self.waste[wanted] += waste

@@ -5,45 +5,47 @@ from typing import NamedTuple
 from tsi.explorer import Plan
 
 BLOCK = 16
-"""Positions of a block, of models whose caches are large."""
+"""Positions per block for models with large caches."""
 BURST = 16
 """The most tokens of a burst."""
 PART = 0.125
-"""The share of the slots that must end their steps to end a burst."""
+"""The share of the slots that must have ended their steps for a burst to stop."""
 IN_FLIGHT = 2
-"""Rows in work per slot, so that no slot waits for the slowest row of a problem."""
+"""Rows of unfinished problems per slot; with more than one, no slot waits for the
+slowest row of a problem."""
 CHEAP = 2e9
 """FLOPs per token of all slots below which the host limits the speed."""
 READS = 8
-"""Rows whose steps are read together: with a question of 30 tokens that is a matrix
-large enough for two cores, and few of its rows are padding."""
+"""Rows whose steps are read together. With a question of 30 tokens this gives a matrix
+that is large enough for two cores, and few of its rows are padding."""
 COMPILATION = 1.5e11
-"""FLOPs that take as long as the compilation of a program, on a CPU of two cores; where
-much more is computed in a second, compilation takes longer as well."""
+"""FLOPs that take as long as the compilation of a program, on a CPU of two cores. On
+faster devices compilation takes longer as well."""
 SHARED = 512
-"""Positions of prompts from which on a problem's common past is read once for all of
-its rows: with less of it, what that takes is more than what it saves."""
+"""Prompts of at least this many positions are read once for all rows of a problem. For
+shorter ones the overhead is larger than the saving."""
 SHARED_ROWS = 4
-"""Rows of a problem from which on the same pays."""
+"""The fewest rows of a problem for which this saves time."""
 PREFILL = 16384
-"""Tokens of prompts that are read together."""
+"""Number of prompt tokens that are read together."""
 
 
 class Sizes(NamedTuple):
     """The sizes of a lane.
 
     Attributes:
-        slots: R, rows that write tokens together.
-        problems: P, in the lane at once.
-        block: positions of a block.
+        slots: R, number of rows for which tokens are drawn together.
+        problems: P, number of problems in the lane at once.
+        block: positions per block.
         burst: the most tokens of a burst.
-        part: the share of the slots that must have ended for a burst to stop, while
-            other rows wait for them; 1 if a stop costs more than writing.
+        part: fraction of the slots that must have ended for a burst to stop while other
+            rows wait for slots; 1 if stopping costs more than drawing tokens.
         reads: rows whose steps are read together, by the reward or by the policy.
-        prefill: tokens of prompts that are read together.
+        prefill: number of prompt tokens that are read together.
         shrinks: whether programs of fewer rows are worth compiling.
-        shares: whether what a problem's rows have in common is read once for all.
-        price: of compiling a program, in tokens of one row.
+        shares: whether the common past of a problem's rows is read once for all of
+            them.
+        price: cost of compiling a program, in tokens of one row.
     """
 
     slots: int
@@ -58,7 +60,7 @@ class Sizes(NamedTuple):
     price: float = 0.0
 
     def prompts(self, width: int) -> int:
-        """Number of prompts of so many positions that are read together."""
+        """Number of prompts of `width` positions that are read together."""
         return max(1, min(self.problems, self.prefill // width))
 
 
@@ -85,12 +87,12 @@ def room_of(needed: int) -> int:
 
 
 def coarse_room_of(needed: int) -> int:
-    """The powers of two among these, from 128 on."""
+    """The powers of two among the sizes of `room_of`, from 128 on."""
     return max(128, 1 << (needed - 1).bit_length())
 
 
 def width_of(count: int, max_width: int, shrinks: bool, *, factor: int = 4) -> int:
-    """Rows of a program: `most`, or if it shrinks that by a power of `factor`."""
+    """Rows of a program: `max_width`, divided by a power of `factor` if `shrinks`."""
     size = max_width
     while shrinks and size >= factor * count and size % factor == 0 and size > 4:
         size //= factor
@@ -98,7 +100,7 @@ def width_of(count: int, max_width: int, shrinks: bool, *, factor: int = 4) -> i
 
 
 def chosen_of(count: int, max_rows: int, shrinks: bool) -> int:
-    """Slots that are computed, of `most`: all, three quarters, half, a quarter, ..."""
+    """Number of computed slots: `max_rows` times 1, 3/4, 1/2, 1/4, ..."""
     if not shrinks or 4 * count > 3 * max_rows or max_rows % 4:
         return max_rows
     if 2 * count > max_rows:
@@ -107,7 +109,7 @@ def chosen_of(count: int, max_rows: int, shrinks: bool) -> int:
 
 
 def problems_in_work(plan: Plan, max_rows: int, max_stored: int) -> int:
-    """The most problems of a plan in work on a group of devices, at least one.
+    """The most problems of a plan that a group of devices runs at once, at least one.
 
     Args:
         plan: of a problem.
@@ -133,12 +135,12 @@ def sizes_of(
 
     Args:
         plan: of a problem.
-        problems: in work together.
+        problems: number of problems of the group.
         width: positions of the prompts.
-        flops: of a token of one row.
-        step_tokens: that a step can have.
-        max_rows: that write together.
-        max_problems: problems that may be in work.
+        flops: FLOPs per token of one row.
+        step_tokens: the most tokens of a step.
+        max_rows: the most rows for which tokens are drawn together.
+        max_problems: the most problems that run at once.
     """
     places = 1
     while places < problems:
