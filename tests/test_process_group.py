@@ -9,7 +9,7 @@ import pytest
 from fake_world import fake_world
 from processes import wait_for
 
-from tsi.engine.interruption import StopEvent, deferred_interrupts
+from tsi.engine.interruption import StopEvent, defer_interrupts
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
 from tsi.experiments.scaling import process_group
 from tsi.experiments.scaling.plan import make_plan
@@ -246,7 +246,7 @@ def test_one_group_runs_two_plans_in_turn(pair, tmp_path):
 def test_a_signal_to_all_is_no_second_signal_to_the_slower(pair):
     first, second = pair
     stop = StopEvent()
-    with terminable(), deferred_interrupts(stop):
+    with terminable(), defer_interrupts(stop):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.is_set()
         second.leave(Stopped(signal.SIGTERM))
@@ -258,7 +258,7 @@ def test_a_signal_to_all_is_no_second_signal_to_the_slower(pair):
 def test_a_process_that_stops_with_another_still_gives_signs_of_life(pair):
     first, second = pair
     stop = StopEvent()
-    with terminable(), deferred_interrupts(stop):
+    with terminable(), defer_interrupts(stop):
         second.leave(Stopped(signal.SIGTERM))
         assert stop.wait(10)
         before = first._store.texts["tsi/0/beat/0"]

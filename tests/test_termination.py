@@ -10,7 +10,7 @@ from fake_world import FakeEngine, fake_world
 from processes import Processes, ended, wait_for
 from test_engine import PROBLEMS, SAMPLER, extract, same, shared_engine
 
-from tsi.engine.interruption import StopEvent, deferred_interrupts, postponed
+from tsi.engine.interruption import StopEvent, defer_interrupts, delay_signals
 from tsi.errors import ProblemError, Stopped
 from tsi.experiments import cli
 from tsi.experiments.command import exit_code, resumable
@@ -87,7 +87,7 @@ def test_a_signal_and_the_stop_of_the_group_are_one_request(
     no_handler, signalled_first
 ):
     stop = StopEvent()
-    with terminable(), deferred_interrupts(stop):
+    with terminable(), defer_interrupts(stop):
         for ask in (terminate, stop_with_group)[:: 1 if signalled_first else -1]:
             ask()
             assert stop.is_set()
@@ -112,7 +112,7 @@ def test_a_signal_and_the_stop_of_the_group_cut_no_rows_short(no_handler):
     written = []
 
     def write():
-        with postponed():
+        with delay_signals():
             terminate()
             stop_with_group()
             written.append("all")

@@ -6,7 +6,7 @@ One thread grades and writes a batch while the engine works on the next one.
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from tsi.engine.interruption import postponed
+from tsi.engine.interruption import delay_signals
 from tsi.experiments.scaling.kept_particles import Keep, record_of
 from tsi.experiments.scaling.methods import method_settings
 from tsi.experiments.scaling.particle_files import ParticlesFile
@@ -100,7 +100,7 @@ class BackgroundWriter:
             ResultsError: the batch before it could not be written.
         """
         before = self._pending
-        with postponed():
+        with delay_signals():
             self._pending = self._executor.submit(
                 self._writer.write, batch, results, missing
             )
@@ -112,7 +112,7 @@ class BackgroundWriter:
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if self._pending is not None:
-            with postponed():
+            with delay_signals():
                 wait([self._pending])
         self._executor.shutdown()
         # An earlier error is the one to be reported.

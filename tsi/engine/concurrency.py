@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tsi.engine.ended_problems import EndedProblem, FailedProblem
-from tsi.engine.interruption import StopEvent, deferred_interrupts
+from tsi.engine.interruption import StopEvent, defer_interrupts
 from tsi.errors import Stopped
 
 
@@ -26,7 +26,7 @@ def run_concurrently(
     merged = runs[0](stop) if len(runs) == 1 else _merge(runs, stop)
     try:
         while True:
-            with deferred_interrupts(stop):
+            with defer_interrupts(stop):
                 ended = next(merged, None)
             if ended is None:
                 break

@@ -25,7 +25,7 @@ class StopEvent(threading.Event):
 
 
 @contextlib.contextmanager
-def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
+def defer_interrupts(stop: StopEvent) -> Iterator[None]:
     """A context where a first signal sets `stop` and a second interrupts at once.
 
     The signals are Ctrl-C, and SIGTERM within `terminable`. A handler that the user has
@@ -56,14 +56,14 @@ def deferred_interrupts(stop: StopEvent) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def postponed() -> Iterator[None]:
+def delay_signals() -> Iterator[None]:
     """A context that delays signals until its end.
 
     Raises:
         Stopped: a signal came; a second signal interrupts at once.
     """
     stop = StopEvent()
-    with deferred_interrupts(stop):
+    with defer_interrupts(stop):
         yield
     if stop.is_set():
         raise Stopped(stop.number)
