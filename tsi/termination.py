@@ -49,12 +49,12 @@ def stop_with_group() -> None:
     """
     thread = threading.main_thread().ident
     handled = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)
-    if thread is not None and handled and not is_asked():
+    if thread is not None and handled and not is_stop_requested():
         _request.by_group = True
         signal.pthread_kill(thread, signal.SIGTERM)
 
 
-def is_asked() -> bool:
+def is_stop_requested() -> bool:
     """Whether a signal has asked this program to stop."""
     return _request.signals > 0
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
 from tsi.models.files import format_path
-from tsi.termination import is_asked, stop_with_group
+from tsi.termination import is_stop_requested, stop_with_group
 
 BEAT_INTERVAL = 1.0
 """Seconds between two heartbeats of a process."""
@@ -275,7 +275,7 @@ class Group:
         """Whether all processes stop: one was stopped, or process 0 has failed."""
         first = ended.get(0)
         if first is not None and first.reason is not None and not first.is_stopped:
-            if not is_asked():
+            if not is_stop_requested():
                 self._first_failure = first
             return True
         return any(end.is_stopped for end in ended.values())
