@@ -12,7 +12,13 @@ import tiny_language as tiny
 from tsi import samplers
 from tsi.engine.engine import Engine
 from tsi.engine.meters.clock import PARTS, Clock, Timed
-from tsi.engine.meters.report import CacheBytes, Report, in_turn, over, total
+from tsi.engine.meters.report import (
+    CacheBytes,
+    Report,
+    report_of_groups,
+    report_of_runs,
+    total,
+)
 from tsi.engine.sizing import sizes as sizes_module
 from tsi.experiments.cli import main
 from tsi.experiments.scaling.methods import sampler_of
@@ -116,13 +122,13 @@ def test_compilations_are_told_to_the_clock_of_their_thread():
 def test_groups_of_devices_sum_to_their_number_times_the_wall_time():
     seconds = [dict.fromkeys(PARTS, 0.0) | {"decode": x, "idle": 1.0} for x in (3, 5)]
     reports = [Report(10, 20, 1, part, cache=CacheBytes(4, 2, 9)) for part in seconds]
-    report = over(total(reports), wall=8.0, groups=3)
+    report = report_of_groups(total(reports), wall=8.0, groups=3)
     assert report.parts()["decode"] == pytest.approx(8 / 3)
     # Two seconds of the groups before and after, and all eight of a third.
     assert report.seconds["idle"] == 2 + (3 * 8 - 10)
     assert sum(report.parts().values()) == pytest.approx(report.wall)
     assert report.cache == CacheBytes(8, 4, 18)
-    both = in_turn([report, report._replace(cache=CacheBytes(50, 1, 60))])
+    both = report_of_runs([report, report._replace(cache=CacheBytes(50, 1, 60))])
     assert both.useful == 40
     assert both.cache == CacheBytes(50, 1, 60)
     assert sum(both.parts().values()) == pytest.approx(both.wall) == 16
@@ -201,7 +207,7 @@ def test_a_recorder_reports_every_run_of_a_method():
     for problems in (test_engine.PROBLEMS[:2], test_engine.PROBLEMS[2:3]):
         recorder.run(sampler, KEY, problems, 4, extract=test_engine.extract)
     assert recorder.target is engine.target
-    report = in_turn(recorder.reports)
+    report = report_of_runs(recorder.reports)
     assert report.useful == sum(r.useful for r in recorder.reports)
     text = table_of(report)
     shares = [line for line in text.splitlines() if "%" in line]

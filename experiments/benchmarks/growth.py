@@ -130,7 +130,7 @@ def run(work: Growth) -> dict[str, Any]:
         "cold_seconds": seconds[0],
         **costs(results),
         "shared_bytes": report.cache.shared,
-        "held_bytes": report.cache.held,
+        "held_bytes": report.cache.num_bytes,
         "unshared_bytes": report.cache.unshared,
         "prefill_bytes": report.prefill_bytes,
         "peak_bytes": peak_bytes(),

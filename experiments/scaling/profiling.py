@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from tsi.engine.meters.report import Report, in_turn
+from tsi.engine.meters.report import Report, report_of_runs
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.worlds.world import ProblemRunner, World
@@ -74,7 +74,7 @@ def profile_run(
             world.problems,
             budget,
         )
-    return in_turn(recorder.reports)
+    return report_of_runs(recorder.reports)
 
 
 def table_of(report: Report) -> str:
@@ -112,7 +112,7 @@ def table_of(report: Report) -> str:
             f"tokens read by the reward {rate(report.read)}",
             f"row utilisation           {report.utilisation:.2f} "
             f"({report.useful:,} of {report.computed:,} computed tokens)",
-            f"caches in blocks          at most {_megabytes(cache.held)}: "
+            f"caches in blocks          at most {_megabytes(cache.num_bytes)}: "
             f"{_megabytes(cache.shared)} shared, {_megabytes(cache.private)} private; "
             f"{_megabytes(cache.unshared)} if each row had its own",
             f"peak memory               {_megabytes(report.peak_bytes)} of {owner}",

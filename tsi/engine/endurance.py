@@ -42,9 +42,9 @@ class Endurance:
         """The report of all lanes so far, which ran one after the other."""
         reports = self._all_reports()
         # Lanes run one after the other, so their memory is not summed.
-        held = max((r.cache for r in reports), key=lambda c: c.held, default=None)
+        cache = max((r.cache for r in reports), key=lambda c: c.num_bytes, default=None)
         found = total(reports)
-        return found if held is None else found._replace(cache=held)
+        return found if cache is None else found._replace(cache=cache)
 
     def _all_reports(self) -> list[Report]:
         now = [] if self._lane is None else [self._lane.report()]

@@ -13,7 +13,7 @@ from tsi.engine.ended_problems import EndedProblem, FailedProblem
 from tsi.engine.endurance import Endurance
 from tsi.engine.lane import Lane
 from tsi.engine.meters.compilation import compilations
-from tsi.engine.meters.report import Progress, Report, over, total
+from tsi.engine.meters.report import Progress, Report, report_of_groups, total
 from tsi.engine.outcomes import Outcomes
 from tsi.engine.sizing.memory import peak_bytes
 from tsi.engine.sizing.sizes import Sizes
@@ -122,7 +122,7 @@ class EngineRun:
         compiled = compilations().since(self._compiled)
         wall = time.perf_counter() - self._began
         lanes = total(lane.report() for lane in self._lanes)
-        return over(lanes, wall, self.num_groups)._replace(
+        return report_of_groups(lanes, wall, self.num_groups)._replace(
             programs=compiled.programs,
             compile_seconds=compiled.seconds,
             read=self._tokens_read,

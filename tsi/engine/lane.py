@@ -288,7 +288,9 @@ class Lane:
         self.clock.phase("reward")
         self._read()
         self.clock.switch(before)
-        self.cache = max(self.cache, self.store.held(), key=lambda cache: cache.held)
+        self.cache = max(
+            self.cache, self.store.cache_bytes(), key=lambda cache: cache.num_bytes
+        )
 
     def _fill(self) -> None:
         """Move rows from the queue into free slots."""

@@ -72,7 +72,7 @@ class RowStore:
         """The caches of policy and reward."""
         return [self.policy, *self.readers]
 
-    def held(self) -> CacheBytes:
+    def cache_bytes(self) -> CacheBytes:
         """Bytes of keys and values in blocks."""
         return bytes_held(self.pools)
 

@@ -20,7 +20,7 @@ class CacheBytes(NamedTuple):
     unshared: int = 0
 
     @property
-    def held(self) -> int:
+    def num_bytes(self) -> int:
         """Bytes of all blocks that at least one row reads."""
         return self.shared + self.private
 
@@ -115,7 +115,7 @@ def total(reports: Iterable[Report]) -> Report:
     )
 
 
-def over(report: Report, wall: float, groups: int) -> Report:
+def report_of_groups(report: Report, wall: float, groups: int) -> Report:
     """A report of groups that worked side by side for a number of seconds.
 
     Time before a group starts and after it ends counts as idle.
@@ -126,7 +126,7 @@ def over(report: Report, wall: float, groups: int) -> Report:
     return report._replace(seconds=seconds, wall=wall, groups=groups)
 
 
-def in_turn(reports: Iterable[Report]) -> Report:
+def report_of_runs(reports: Iterable[Report]) -> Report:
     """One report of several runs of one engine, one after the other.
 
     Raises:
@@ -143,6 +143,8 @@ def in_turn(reports: Iterable[Report]) -> Report:
         groups=max(report.groups for report in reports),
         read=sum(report.read for report in reports),
         model_programs=last.model_programs,
-        cache=max((report.cache for report in reports), key=lambda cache: cache.held),
+        cache=max(
+            (report.cache for report in reports), key=lambda cache: cache.num_bytes
+        ),
         peak_bytes=last.peak_bytes,
     )
