@@ -120,11 +120,11 @@ def test_memory_follows_the_genealogy():
 def test_a_pool_says_how_many_blocks_it_lacks():
     tables = BlockTables(2, 16, 4)
     tables.grow(3)
-    assert tables.missing([0, 1], [0, 0], [8, 8]) == 1
+    assert tables.num_missing([0, 1], [0, 0], [8, 8]) == 1
     tables.grow(1)
-    assert tables.missing([0, 1], [0, 0], [8, 8]) == 0
+    assert tables.num_missing([0, 1], [0, 0], [8, 8]) == 0
     tables.extend([0, 1], [0, 0], [8, 8])
-    assert tables.missing([0], [8], [9]) == 1
+    assert tables.num_missing([0], [8], [9]) == 1
 
 
 def dense(seed: int, rows: int, size: int) -> Dense:

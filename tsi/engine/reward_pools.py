@@ -53,7 +53,9 @@ class RewardPools:
         for pool, length in zip(self, lengths, strict=True):
             pool.tables.cut(rows, length[rows])
 
-    def fresh(self, rows: Int[np.ndarray, " n"], size: int, width: int) -> RewardCaches:
+    def caches_of(
+        self, rows: Int[np.ndarray, " n"], size: int, width: int
+    ) -> RewardCaches:
         """Dense rows with room for a step, padded to a number of rows.
 
         Args:
@@ -64,7 +66,7 @@ class RewardPools:
         dense, lengths = [], []
         for pool, held in zip(self, self.lengths(rows), strict=True):
             room = self._room(pool, int(held.max(initial=0)) + width)
-            dense.append(pool.fresh(rows, size, room))
+            dense.append(pool.dense_rows_of(rows, size, room))
             lengths.append(np.pad(held, (0, size - len(rows))))
         return RewardCaches(dense, lengths)
 

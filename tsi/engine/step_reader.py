@@ -72,7 +72,7 @@ class StepReader:
         rows = writers.leave(at).astype(np.int32)
         size, width = self._shape(int(writers.counts[at].max()), len(at), writers.room)
         pad = (0, size - len(at))
-        caches = store.readers.fresh(rows, size, width)
+        caches = store.readers.caches_of(rows, size, width)
         store.stored, replies, caches, change = self.programs.end_step(
             store.stored,
             writers.slots,
@@ -111,7 +111,7 @@ class StepReader:
         width = self.programs.target.max_step_tokens
         filled = store.policy.tables.lengths[rows]
         room = room_of(int(filled.max()) + width)
-        cache = store.policy.fresh(rows, size, room)
+        cache = store.policy.dense_rows_of(rows, size, room)
         store.stored, replies, caches, change, cache = self.programs.repeat(
             store.stored,
             cache,
@@ -120,7 +120,7 @@ class StepReader:
             np.pad(sources, pad).astype(np.int32),
             np.pad(population.places_of(rows), pad),
             np.pad(population.depths[rows], pad),
-            store.readers.fresh(rows, size, width),
+            store.readers.caches_of(rows, size, width),
             self.params,
             width,
         )

@@ -125,7 +125,7 @@ class TextReadings:
     def cut(self, rows: Indices, lengths: list[Any]) -> None:
         """Do nothing: rows are cut when they are next rendered."""
 
-    def fresh(self, rows: Indices, size: int, width: int) -> RewardCaches:
+    def caches_of(self, rows: Indices, size: int, width: int) -> RewardCaches:
         """No caches."""
         return RewardCaches([], [])
 
@@ -251,7 +251,7 @@ class TextReadings:
         self.shapes.note(wanted, used)
         pad = (0, size - count)
         rendered, values = self._pad(continued, size)
-        cache = pool.fresh(rows, size, room)
+        cache = pool.dense_rows_of(rows, size, room)
         log_odds, values, cache = self.programs.read(
             self.model,
             self._prompts,

@@ -76,7 +76,7 @@ class BlockTables:
         """Forget rows."""
         self.cut(rows, np.zeros(len(rows), np.int32))
 
-    def missing(self, rows: Indices, kept: Indices, lengths: Indices) -> int:
+    def num_missing(self, rows: Indices, kept: Indices, lengths: Indices) -> int:
         """How many more blocks :meth:`extend` needs than the pool has free."""
         _, needed, own = self._needs(np.asarray(rows), kept, lengths)
         free = self.uses.size - self.num_used

@@ -64,7 +64,7 @@ class Pool:
             at: index of the dense row of each; by default 0, 1, 2, ...
             starts: the position at which each dense row begins; 0, if None.
         """
-        while self.tables.missing(rows, kept, lengths):
+        while self.tables.num_missing(rows, kept, lengths):
             pages = self.programs.empty_pages(self.like, self.block, self._extent)
             self._extents.append(pages)
             self.tables.grow(self._extent)
@@ -96,7 +96,7 @@ class Pool:
             dense = self.programs.page_in(dense, self._extents[i], moves)
         return dense
 
-    def fresh(self, rows: Indices, number: int, size: int) -> Any:
+    def dense_rows_of(self, rows: Indices, number: int, size: int) -> Any:
         """`number` dense rows of `size` positions; the first ones contain `rows`."""
         return self.load(self.programs.empty(self.like, number, size), rows)
 
