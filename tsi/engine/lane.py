@@ -319,7 +319,7 @@ class Lane:
             slots=writers.number,
             part=self.sizes.part,
             queued=bool(self.queue),
-            smaller=writers.below(int(writers.active.sum())),
+            smaller=writers.largest_size_below(int(writers.active.sum())),
         )
 
     def _read(self) -> None:

@@ -76,7 +76,7 @@ class StepReader:
         store.stored, replies, caches, change = self.programs.end_step(
             store.stored,
             writers.slots,
-            writers.past,
+            writers.common_cache,
             np.pad(at, pad).astype(np.int32),
             np.pad(rows, pad, constant_values=population.total),
             np.pad(population.places_of(rows), pad),

@@ -83,7 +83,7 @@ class Writers:
         return len(self.row_of)
 
     @property
-    def past(self) -> Any:
+    def common_cache(self) -> Any:
         """The cache of common pasts, or None."""
         return None if self.common is None else self.common.cache
 
@@ -169,7 +169,7 @@ class Writers:
         small, new, seen = self.programs.burst(
             self.params,
             self.slots,
-            self.past,
+            self.common_cache,
             chosen,
             np.int32(enough),
             self.sizes.burst,
@@ -235,7 +235,7 @@ class Writers:
         """The number of positions of a slot, S."""
         return self.slots.cache.keys[0].shape[-1]
 
-    def below(self, count: int) -> int:
+    def largest_size_below(self, count: int) -> int:
         """The most rows for which a smaller program is known; 0 if there is none."""
         sizes = [size for room, size in self.shapes.known if room == self.room]
         return max((size for size in sizes if size < count), default=0)
