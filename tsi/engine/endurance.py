@@ -55,7 +55,7 @@ class Endurance:
         """Number of tokens drawn so far, lost ones included."""
         return sum(report.useful for report in self._all_reports())
 
-    def rest(self) -> None:
+    def switch_to_idle(self) -> None:
         """Count the time as idle until the next problem is requested."""
         if self._lane is not None:
             self._lane.clock.switch("idle")

@@ -110,7 +110,7 @@ class EngineRun:
             if result is None:
                 continue
             if len(self._lanes) == 1:
-                self._lanes[0].rest()
+                self._lanes[0].switch_to_idle()
             yield result
         # The warning is reported at the caller's line.
         number = sum(result.diagnostics.num_invalid for result in self._invalid)

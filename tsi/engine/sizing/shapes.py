@@ -60,7 +60,7 @@ class Shapes:
         self.known: set[Shape] = set()
         self.waste: defaultdict[Shape, float] = defaultdict(float)
 
-    def fitting(self, wanted: Shape) -> list[Shape]:
+    def find_shapes(self, wanted: Shape) -> list[Shape]:
         """Known shapes that can do the work of a shape, the cheapest first."""
         fits = [
             shape
@@ -78,7 +78,7 @@ class Shapes:
             coarse: shape that is compiled if no known shape can do the work and shapes
                 have a price.
         """
-        fits = self.fitting(wanted)
+        fits = self.find_shapes(wanted)
         if not fits:
             chosen = coarse if self.price else wanted
         elif self.waste[wanted] >= self.price and len(self.known) < self.max_shapes:

@@ -67,14 +67,14 @@ class Sizes(NamedTuple):
 def half_of(sizes: Sizes) -> Sizes:
     """Sizes of half as many slots and problems, at least one of each."""
 
-    def half(count: int) -> int:
+    def halve(count: int) -> int:
         return max(1, count // 2)
 
     return sizes._replace(
-        slots=half(sizes.slots),
-        problems=half(sizes.problems),
-        reads=min(sizes.reads, half(sizes.slots)),
-        prefill=half(sizes.prefill),
+        slots=halve(sizes.slots),
+        problems=halve(sizes.problems),
+        reads=min(sizes.reads, halve(sizes.slots)),
+        prefill=halve(sizes.prefill),
     )
 
 
