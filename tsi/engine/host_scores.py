@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     places: Int[np.ndarray, " n"]
 
     @property
-    def took(self) -> Any:
+    def step_mask(self) -> Any:
         """Which rows took the step, ``[n]``."""
         return self.replies.lengths > self.before
 
@@ -73,10 +73,10 @@ class HostScores:
         """
         log_odds = np.zeros(self.size, weight_dtype())
         errors: dict[int, Exception] = {}
-        at = np.flatnonzero(batch.took)
+        at = np.flatnonzero(batch.step_mask)
         if len(at):
             padded = np.pad(batch.rows, (0, self.size - len(batch.rows)))
-            solutions = jax.device_get(self.programs.written(stored, padded))
+            solutions = jax.device_get(self.programs.solutions_of(stored, padded))
             replies = batch.replies
             written = [
                 Prefix(
@@ -121,16 +121,16 @@ def put_scores(
             `Programs.score`.
         params: weights and temperatures.
     """
-    rows, replies, took = batch.rows, batch.replies, batch.took
-    if not took.any():
+    rows, replies, step_mask = batch.rows, batch.replies, batch.step_mask
+    if not step_mask.any():
         return ScoredBatch(stored, rows, replies)
     pad = (0, len(log_odds) - len(rows))
     # Indices out of range are dropped.
     beyond = stored.rows.lengths.shape[0]
-    padded = np.pad(np.where(took, rows, beyond), pad, constant_values=beyond)
+    padded = np.pad(np.where(step_mask, rows, beyond), pad, constant_values=beyond)
     stored, potentials = programs.score(
         stored, padded, np.pad(batch.depths, pad), log_odds, spent, params
     )
     now = jax.device_get(potentials)[: len(rows)]
-    scored: Any = np.where(took, now, replies.log_potentials)
+    scored: Any = np.where(step_mask, now, replies.log_potentials)
     return ScoredBatch(stored, rows, replies._replace(log_potentials=scored))

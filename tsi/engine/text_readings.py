@@ -190,10 +190,10 @@ class TextReadings:
         errors: dict[int, Exception] = {}
         read, nowhere, continued = [], [], []
         numbers: Any = None
-        if batch.took.any():
+        if batch.step_mask.any():
             padded = np.pad(batch.rows, (0, self.sizes.reads - len(batch.rows)))
-            solutions = jax.device_get(self.policy.written(stored, padded))
-            for i in np.flatnonzero(batch.took).tolist():
+            solutions = jax.device_get(self.policy.solutions_of(stored, padded))
+            for i in np.flatnonzero(batch.step_mask).tolist():
                 try:
                     one = self._continue(i, batch, solutions)
                 except Exception as error:

@@ -23,7 +23,7 @@ from tsi.engine.paging.page_programs import PagePrograms
 from tsi.engine.paging.pages import Dense, resize
 from tsi.engine.programs.prefix_programs import arrange, cache_positions, keep
 from tsi.engine.programs.prompt_programs import Prefill, enter, prefill
-from tsi.engine.programs.row_replies import score, written
+from tsi.engine.programs.row_replies import score, solutions_of
 from tsi.engine.programs.rows import Stored
 from tsi.engine.programs.slots import (
     BurstStatus,
@@ -47,7 +47,7 @@ PARTS = {
     "enter": "prefill",
     "burst": "decode",
     "end_step": "reward",
-    "written": "reward",
+    "solutions_of": "reward",
     "score": "reward",
     "repeat": "repeat",
     "arrange": "decide",
@@ -89,7 +89,7 @@ class Programs(PagePrograms):
         self.append_burst = donate(self._append_burst)
         self.end_step = jax.jit(self._end_step, static_argnums=8, donate_argnums=0)
         self.repeat = jax.jit(self._repeat, static_argnums=9, donate_argnums=0)
-        self.written = jax.jit(written)
+        self.solutions_of = jax.jit(solutions_of)
         self.score = donate(self._score)
         self.widen = jax.jit(resize, static_argnums=1)
         for name, part in PARTS.items():

@@ -59,7 +59,7 @@ def replies_of(
     )
 
 
-def written(stored: Stored, rows: Int[Array, " A"]) -> Solutions:
+def solutions_of(stored: Stored, rows: Int[Array, " A"]) -> Solutions:
     """The solutions of rows so far."""
     old = stored.rows
     leaves = old.tokens, old.truncated, old.step_ends, old.log_prob
