@@ -205,7 +205,7 @@ def mcts(
         expansions_left = state.expansions_left - expanded
         turns_left = state.turns_left - 1
         spent = (expansions_left <= 0) | (turns_left <= 0)
-        done = (tree.num_finished >= size) | spent | tree.exhausted
+        done = (tree.num_finished >= size) | spent | tree.is_exhausted
         state = state._replace(
             **solutions(tree, size)._asdict(),
             done=done,

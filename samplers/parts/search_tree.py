@@ -52,7 +52,7 @@ class SearchTree(NamedTuple):
         return jnp.sum(self.finished)
 
     @property
-    def exhausted(self) -> Bool[Array, ""]:
+    def is_exhausted(self) -> Bool[Array, ""]:
         """Whether every node has children or is a complete solution."""
         slots = jnp.arange(self.parent.shape[0])
         parents = jnp.where(self.parent >= 0, self.parent, slots.size)

@@ -145,7 +145,7 @@ def answers_in(text: str) -> Iterator[str]:
     if boxed is not None:
         yield boxed
         return
-    for find in (_find_statement, _said, last_number):
+    for find in (_find_statement, _find_in_last_sentence, last_number):
         found = _only_number(find(text))
         if found is not None:
             yield found
@@ -189,7 +189,7 @@ def _find_statement(text: str) -> str | None:
     return None
 
 
-def _said(text: str) -> str | None:
+def _find_in_last_sentence(text: str) -> str | None:
     """The answer in a text's last sentence, found by its verb."""
     line = text.rstrip().rsplit("\n", 1)[-1][-MAX_ANSWER:]
     sentence = _SENTENCE_END.split(line)[-1]
@@ -200,7 +200,7 @@ def _said(text: str) -> str | None:
     plain = _DOLLARS.sub("", sentence)
     if equations := _EQUATIONS.search(plain):
         return equations.group()
-    said = None
+    answer = None
     for verb in list(_VERB.finditer(sentence))[-MAX_VERBS:]:
         tail = sentence[verb.end() :]
         remark = _REMARK.search(tail)
@@ -208,10 +208,10 @@ def _said(text: str) -> str | None:
         if _is_formula(drop_unit(found)):
             if verb.group() == "=" and _VARIABLE.fullmatch(found):
                 continue
-            said = found
+            answer = found
             if remark:
                 break
-    return said
+    return answer
 
 
 def _is_formula(text: str) -> bool:

@@ -60,7 +60,7 @@ def number_of(text: str) -> Fraction | None:
         return number * Fraction(10) ** exponent
     if recurring := _RECURRING.fullmatch(text):
         sign, whole, before, *after = recurring.groups()
-        return _recurring(sign, whole, before, after[0] or after[1])
+        return _recurring_decimal(sign, whole, before, after[0] or after[1])
     return _VALUES.get(text.casefold())
 
 
@@ -72,7 +72,7 @@ def _decimal(sign: str, digits: str) -> Fraction | None:
     return Fraction(sign + mantissa) * Fraction(10) ** int(exponent or 0)
 
 
-def _recurring(sign: str, whole: str, before: str, period: str) -> Fraction:
+def _recurring_decimal(sign: str, whole: str, before: str, period: str) -> Fraction:
     r"""The value of whole.before\overline{period}."""
     head = Fraction(int(f"0{whole}{before}"), 10 ** len(before))
     tail = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(before))
