@@ -161,7 +161,7 @@ def test_choices_have_one_index_each(index):
 @pytest.mark.parametrize("name", ["vLLM", "SGLang"])
 def test_log_probabilities_of_a_prompt_are_checked(name):
     dialect, server, tokens = DIALECTS[name], ScriptedServer(name), [0, 1, 2, 3]
-    call = dialect.reading(tokens, "tiny")
+    call = dialect.log_probs_call(tokens, "tiny")
     reply = server.answer(call.path, call.body)
     right = dialect.log_probs(reply, tokens)
     assert len(right) == 3

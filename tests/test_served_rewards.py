@@ -147,7 +147,7 @@ def test_an_answer_that_a_server_does_not_name_is_bounded_and_counted():
 )
 def test_a_malformed_choice_is_refused(policy, reply):
     with pytest.raises(ServerError):
-        policy.dialect.chosen(reply, (1, 5))
+        policy.dialect.read_choice(reply, (1, 5))
 
 
 class Templated(LocalSpelling):

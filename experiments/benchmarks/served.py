@@ -177,7 +177,7 @@ def scorer_of(policy: ServedPolicy, reward: str) -> Scorer | ServedScorer:
 def peer_judge(tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
     """What its_hub needs to ask the same question over the same endpoint."""
     work = request(Work(problems=options.problems), tokenizer, "")
-    call = LlamaCpp().choice([], (work["yes"], work["no"]), None)
+    call = LlamaCpp().choice_call([], (work["yes"], work["no"]), None)
     assert call is not None, "This server takes token ids."
     names = ("prompts", "question", "yes", "no")
     return {name: work[name] for name in names} | {

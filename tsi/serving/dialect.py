@@ -129,13 +129,13 @@ class Dialect(Protocol):
             ServerError: the reply is malformed.
         """
 
-    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+    def log_probs_call(self, tokens: Sequence[int], model: str | None) -> Call | None:
         """A request for the log-probabilities of given ids; None if not supported."""
 
     def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
-        """Log-probability of each id from the second on, in the reply to `reading`."""
+        """log p of each id from the second on, in the reply to `log_probs_call`."""
 
-    def choice(
+    def choice_call(
         self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
     ) -> Call | None:
         """A request for the probabilities of candidates for the next token.
@@ -149,8 +149,8 @@ class Dialect(Protocol):
             None if the server does not take ids.
         """
 
-    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
-        """The probabilities in the reply to `choice`.
+    def read_choice(self, reply: Any, candidates: Sequence[int]) -> Choice:
+        """The probabilities in the reply to `choice_call`.
 
         Raises:
             ServerError: the reply is malformed, or names none of the candidates.

@@ -116,7 +116,7 @@ async def _log_prob(
     if temperature == 0:
         return 0.0
     for size in LISTS if temperature == 1 else LISTS[-1:]:
-        call = dialect.listing(prefix, whole, size)
+        call = dialect.likely_tokens_call(prefix, whole, size)
         named = read_list(await client.post(call.path, call.body))
         if token in named:
             return log_prob_at(named, token, temperature)
@@ -127,7 +127,7 @@ async def _log_prob(
 
 
 def read_list(reply: Any) -> dict[int, float]:
-    """The log-probabilities of likely tokens, by id, from the reply to a listing."""
+    """log p of likely tokens, by id, from the reply to `likely_tokens_call`."""
     entries = field(reply, "completion_probabilities", 0, "top_logprobs")
     if not isinstance(entries, list) or len(entries) > LISTS[-1]:
         raise ServerError("The server's list of likely tokens is none, or too long.")

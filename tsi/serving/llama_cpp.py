@@ -119,15 +119,15 @@ class LlamaCpp:
             for item, r in zip(found, requests, strict=True)
         ]
 
-    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+    def log_probs_call(self, tokens: Sequence[int], model: str | None) -> Call | None:
         """None: this server does not give them."""
         return None
 
     def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
-        """Never called; see `reading`."""
+        """Never called; see `log_probs_call`."""
         raise NotImplementedError
 
-    def choice(
+    def choice_call(
         self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
     ) -> Call | None:
         """See :class:`tsi.serving.dialect.Dialect`.
@@ -136,7 +136,7 @@ class LlamaCpp:
         """
         return likely_tokens(tokens, candidates, len(candidates), with_bias=True)
 
-    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
+    def read_choice(self, reply: Any, candidates: Sequence[int]) -> Choice:
         """See :class:`tsi.serving.dialect.Dialect`."""
         entries = field(reply, "completion_probabilities", 0, "top_probs")
         if not isinstance(entries, list) or len(entries) > len(candidates):
@@ -154,7 +154,7 @@ class LlamaCpp:
             integer(reply.get("timings", {}).get("cache_n", 0), "count"),
         )
 
-    def listing(self, tokens: Sequence[int], drawn: int, count: int) -> Call:
+    def likely_tokens_call(self, tokens: Sequence[int], drawn: int, count: int) -> Call:
         """A request for the log-probabilities of the likeliest next tokens.
 
         Args:

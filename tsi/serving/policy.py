@@ -128,7 +128,7 @@ class ServedPolicy:
             ServerError: see `draw`.
         """
         tokens = [*prefix, *step]
-        call = self.dialect.reading(tokens, self.abilities.model)
+        call = self.dialect.log_probs_call(tokens, self.abilities.model)
         assert call is not None, "Abilities.reads_prompts is False"
         reply = await self.client.post(call.path, call.body)
         return float(sum(self.dialect.log_probs(reply, tokens)[len(prefix) - 1 :]))
@@ -152,11 +152,11 @@ class ServedPolicy:
             CapabilityError: the server does not take ids.
             ServerError: see `draw`.
         """
-        call = self.dialect.choice(tokens, candidates, self.abilities.model)
+        call = self.dialect.choice_call(tokens, candidates, self.abilities.model)
         if call is None:
             raise CapabilityError(
                 f"{self.abilities.server} takes text alone and cannot say how likely a "
                 "given next token is. Use llama.cpp's server, vLLM or SGLang."
             )
         request = self.client.submit(self.client.post(call.path, call.body))
-        return self.dialect.chosen(await asyncio.wrap_future(request), candidates)
+        return self.dialect.read_choice(await asyncio.wrap_future(request), candidates)

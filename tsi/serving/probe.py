@@ -177,7 +177,7 @@ async def read_given(
     client: Client, dialect: Dialect, model: str | None, tokens: Sequence[int]
 ) -> list[float] | None:
     """Log-probabilities of given ids; None if the server does not give them."""
-    call = dialect.reading(tokens, model)
+    call = dialect.log_probs_call(tokens, model)
     if call is None:
         return None
     try:

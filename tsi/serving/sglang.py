@@ -91,7 +91,7 @@ class Sglang:
             count(meta, "cached_tokens"),
         )
 
-    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+    def log_probs_call(self, tokens: Sequence[int], model: str | None) -> Call | None:
         """See :class:`tsi.serving.dialect.Dialect`."""
         body = {
             "input_ids": list(tokens),
@@ -108,7 +108,7 @@ class Sglang:
             entries = entries[1:]
         return pair_log_probs(entries, tuple(tokens)[1:])
 
-    def choice(
+    def choice_call(
         self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
     ) -> Call | None:
         """See :class:`tsi.serving.dialect.Dialect`."""
@@ -121,7 +121,7 @@ class Sglang:
         }
         return Call(PATH, body)
 
-    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
+    def read_choice(self, reply: Any, candidates: Sequence[int]) -> Choice:
         """See :class:`tsi.serving.dialect.Dialect`."""
         meta = field(reply, "meta_info")
         entries = field(meta, "output_token_ids_logprobs", 0)

@@ -64,7 +64,7 @@ class TextServer:
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
         pieces = [text_of(event) for event in reply]
-        text = whole("".join(pieces))
+        text = join_surrogates("".join(pieces))
         place, word = first_of(text, drawing.stops)
         if word is not None:
             points = as_points(text[: place + len(word)])
@@ -76,22 +76,22 @@ class TextServer:
         ended = "limit" if "length" in reasons else "end"
         return [ServedStep(as_points(text), sum(map(bool, pieces)), ended)]
 
-    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+    def log_probs_call(self, tokens: Sequence[int], model: str | None) -> Call | None:
         """None, since text servers do not name tokens."""
         return None
 
     def log_probs(self, reply: Any, tokens: Sequence[int]) -> list[float]:
-        """Never called; see `reading`."""
+        """Never called; see `log_probs_call`."""
         raise NotImplementedError
 
-    def choice(
+    def choice_call(
         self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
     ) -> Call | None:
         """None, since text servers do not name tokens."""
         return None
 
-    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
-        """Never called; see `choice`."""
+    def read_choice(self, reply: Any, candidates: Sequence[int]) -> Choice:
+        """Never called; see `choice_call`."""
         raise NotImplementedError
 
 
@@ -105,7 +105,7 @@ def text_of(event: Any) -> str:
     raise ServerError(f"The server's text is {show(text)}; it must be a text.")
 
 
-def whole(text: str) -> str:
+def join_surrogates(text: str) -> str:
     """A text with surrogate pairs joined, also if they arrived in two events.
 
     JSON writes a character outside the basic plane as two surrogates. A surrogate

@@ -95,7 +95,7 @@ class Vllm:
             )
         return steps
 
-    def reading(self, tokens: Sequence[int], model: str | None) -> Call | None:
+    def log_probs_call(self, tokens: Sequence[int], model: str | None) -> Call | None:
         """See :class:`tsi.serving.dialect.Dialect`."""
         body = {
             "model": model,
@@ -120,7 +120,7 @@ class Vllm:
             for entry, id in zip(by_place[1:], tokens[1:], strict=True)
         ]
 
-    def choice(
+    def choice_call(
         self, tokens: Sequence[int], candidates: Sequence[int], model: str | None
     ) -> Call | None:
         """See :class:`tsi.serving.dialect.Dialect`.
@@ -149,7 +149,7 @@ class Vllm:
         }
         return Call(PATH, body)
 
-    def chosen(self, reply: Any, candidates: Sequence[int]) -> Choice:
+    def read_choice(self, reply: Any, candidates: Sequence[int]) -> Choice:
         """See :class:`tsi.serving.dialect.Dialect`."""
         found = field(reply, "choices", 0, "logprobs", "top_logprobs", 0)
         most = MAX_NAMED + len(candidates) + 1
