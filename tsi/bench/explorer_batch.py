@@ -70,8 +70,8 @@ def batched_explorer_check(
         ]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *replies)
         states_after = [
-            alone[2](k, state, reply, going)
-            for k, (state, _), reply, going in zip(
+            alone[2](k, state, reply, is_running)
+            for k, (state, _), reply, is_running in zip(
                 now, asks, replies, np.asarray(running), strict=True
             )
         ]

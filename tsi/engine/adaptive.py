@@ -79,7 +79,7 @@ def run_rounds(
             f"Rounds need rollouts and at least one of them; got size={rounds.size}, "
             f"max_rounds={rounds.max_rounds}."
         )
-    told = {} if progress is None else {"progress": progress}
+    options = {} if progress is None else {"progress": progress}
     done: list[list[Result]] = [[] for _ in problems]
     running = list(range(len(problems)))
     for number in range(rounds.max_rounds):
@@ -92,7 +92,7 @@ def run_rounds(
             rounds.size,
             extract=extract,
             temperature=temperature,
-            **told,
+            **options,
         )
         for i, result in zip(running, results, strict=True):
             done[i].append(result if reads_reward else price_without_reward(result))

@@ -319,8 +319,8 @@ class Engine:
         problems_each = -(-len(problems) // self.num_groups)
         sizes = self.sizes_of(method.plan, problems_each, width)
         prefill = self._bytes_to_read(sizes.prompts(width), width, questions)
-        least = self._bytes_to_read(1, width, questions)
-        check_prompts_fit(least, width, self.free_bytes())
+        min_bytes = self._bytes_to_read(1, width, questions)
+        check_prompts_fit(min_bytes, width, self.free_bytes())
 
         # Read here, on one thread: JAX builds the list of an array's shards when it is
         # first read, and threads of several lanes could read an incomplete list.

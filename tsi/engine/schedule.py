@@ -39,14 +39,14 @@ def num_to_wait_for(
         queued: whether other rows wait for a slot.
         smaller: rows of the next smaller program that is known; 0 if there is none.
     """
-    active, least = len(problems), int(part * slots)
+    active, min_ended = len(problems), int(part * slots)
     if part == 1:
         return active
     if queued:
-        return min(max(least, 1), active)
+        return min(max(min_ended, 1), active)
     # No sampler decides before all rows of its problem have ended.
     counts = np.bincount(problems)
-    enough = max(int(counts[counts > 0].min()), least)
+    enough = max(int(counts[counts > 0].min()), min_ended)
     # With fewer rows a smaller program is enough.
     return min(enough, active - smaller) if smaller else min(enough, active)
 

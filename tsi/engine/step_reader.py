@@ -175,9 +175,9 @@ class StepReader:
         if target.reward.reads_ids:
             width = width_of_step(longest, width)
         num_rows = width_of(count, max_rows, self.sizes.shrinks, factor=2)
-        wanted = (width, room, num_rows)
-        used = self.shapes.choose(wanted, (width, room, max_rows))
-        self.shapes.note(wanted, used)
+        min_shape = (width, room, num_rows)
+        used = self.shapes.choose(min_shape, (width, room, max_rows))
+        self.shapes.note(min_shape, used)
         return used[-1], width
 
 

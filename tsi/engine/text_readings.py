@@ -244,11 +244,11 @@ class TextReadings:
         # A pass may begin after the last position of the longest row.
         needed, max_rows = int(lengths.max()) + width, self.sizes.reads
         size = width_of(count, max_rows, self.sizes.shrinks, factor=2)
-        wanted = (width, room_of(needed), size)
+        min_shape = (width, room_of(needed), size)
         _, room, size = used = self.shapes.choose(
-            wanted, (width, coarse_room_of(needed), max_rows)
+            min_shape, (width, coarse_room_of(needed), max_rows)
         )
-        self.shapes.note(wanted, used)
+        self.shapes.note(min_shape, used)
         pad = (0, size - count)
         rendered, values = self._pad(continued, size)
         cache = pool.dense_rows_of(rows, size, room)
@@ -301,8 +301,8 @@ class TextReadings:
             if read:
                 numbers, values = jax.device_get(both)
                 log_odds[read] = numbers[: len(read)]
-                for i, one, said in zip(read, continued, values, strict=False):
-                    self._keep(int(batch.rows[i]), one.transcript, said)
+                for i, one, row_values in zip(read, continued, values, strict=False):
+                    self._keep(int(batch.rows[i]), one.transcript, row_values)
                     count = len(one.transcript.tokens) - one.common
                     spent[0][i] = count
                     spent[1][i] = config.count_attended(one.common, count)
@@ -310,8 +310,8 @@ class TextReadings:
             stored = scored.stored
             yield scored
 
-    def _keep(self, row: int, transcript: Transcript, said: np.ndarray) -> None:
+    def _keep(self, row: int, transcript: Transcript, row_values: np.ndarray) -> None:
         # A problem that failed in the meantime has no transcripts.
         if self._transcripts[row] is transcript:
-            values = said[: len(transcript.tokens)].copy()
+            values = row_values[: len(transcript.tokens)].copy()
             self._transcripts[row] = transcript._replace(values=values)

@@ -73,7 +73,7 @@ class Writers:
         self.start: Int[np.ndarray, " R"] = np.zeros(number, np.int32)
         self.shapes = Shapes(cost_of_writing, sizes.price, exact=1)
         self.rooms = Shapes(lambda x: 1 + x[0] / ATTENDED, COPIES * sizes.price)
-        self.wanted, self.needed_positions, self.idle = 0, 0, 0.0
+        self.min_slots, self.needed_positions, self.idle = 0, 0, 0.0
         self.resident: dict[int, int] = {}
         self.useful = self.computed = self.bursts = 0
 
@@ -99,9 +99,9 @@ class Writers:
 
     def drop(self, rows: Int[np.ndarray, " n"]) -> None:
         """Remove rows from their slots before their steps have ended."""
-        gone = np.isin(self.row_of, rows)
-        self.active &= ~gone
-        self.ended &= ~gone
+        drop_mask = np.isin(self.row_of, rows)
+        self.active &= ~drop_mask
+        self.ended &= ~drop_mask
 
     def share(self, rows: Int[np.ndarray, " n"]) -> None:
         """Update the common past of the rows of each problem.
@@ -208,9 +208,9 @@ class Writers:
     def _choose(self) -> Any:
         """Choose the slots that a burst computes: the active ones, and padding."""
         number, each, shrinks = self.number, self.each, self.sizes.shrinks
-        self.wanted = chosen_of(int(self.active.sum()), number, shrinks)
-        coarse = width_of(self.wanted, number, shrinks, factor=2)
-        _, size = self.shapes.choose((self.room, self.wanted), (self.room, coarse))
+        self.min_slots = chosen_of(int(self.active.sum()), number, shrinks)
+        coarse = width_of(self.min_slots, number, shrinks, factor=2)
+        _, size = self.shapes.choose((self.room, self.min_slots), (self.room, coarse))
         if size == number and self.common is None:
             return None
         first = np.argsort(~self.active, kind="stable")[:size]
@@ -244,7 +244,7 @@ class Writers:
         """Record how much of a burst smaller programs would have saved."""
         if not self.sizes.shrinks:
             return
-        self.shapes.note((self.room, self.wanted), (self.room, rows), turns)
+        self.shapes.note((self.room, self.min_slots), (self.room, rows), turns)
         waste = self.rooms.note((self.needed_positions,), (self.room,), turns * rows)
         self.idle += waste
 

@@ -82,8 +82,8 @@ def notes(result: Any) -> tuple[str, ...]:
             "answer, which the answer posterior leaves out."
         )
     # A difference of 0.01 may round to slightly more in floating point.
-    alike = reward_spread(result) <= MIN_SPREAD * (1 + 1e-6)
-    if result.estimand.reads_reward and alike:
+    has_equal_rewards = reward_spread(result) <= MIN_SPREAD * (1 + 1e-6)
+    if result.estimand.reads_reward and has_equal_rewards:
         found.append(
             f"All rewards lie within {MIN_SPREAD} of each other: the reward does not "
             "discriminate between the particles, and weights by it say little."

@@ -69,10 +69,10 @@ class FormattedReward(TextReader):
             ConfigurationError: the format does not read models of this class.
         """
         if type(model) not in self.format.heads:
-            wanted = " or ".join(head.__name__ for head in self.format.heads)
+            head_names = " or ".join(head.__name__ for head in self.format.heads)
             raise ConfigurationError(
-                f"{type(self.format).__name__} reads a {wanted}, and the reward model "
-                f"is a {type(model).__name__}. Choose the format of this model."
+                f"{type(self.format).__name__} reads a {head_names}, and the reward "
+                f"model is a {type(model).__name__}. Choose the format of this model."
             )
         answers = self.format.answers
         if answers is None:

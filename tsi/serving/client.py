@@ -271,10 +271,10 @@ class Client:
             ) as reply:
                 if reply.status != 200:
                     await refuse(reply)
-                most = self.patience.max_bytes
+                max_bytes = self.patience.max_bytes
                 if stream:
-                    return await read_events(reply, enough, most)
-                return parse_json(await read_body(reply, most), url)
+                    return await read_events(reply, enough, max_bytes)
+                return parse_json(await read_body(reply, max_bytes), url)
         except aiohttp.ConnectionTimeoutError as error:
             raise TransientError(
                 f"{url} cannot be reached: it did not accept a connection within "

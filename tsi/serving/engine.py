@@ -136,9 +136,11 @@ class ServedEngine:
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
         """The most problems that run at once."""
         plan = plan_of(sampler, num_particles, self.limits.max_steps)
-        most = problems_in_work(plan, self.max_rows, MAX_STORED)
+        max_problems = problems_in_work(plan, self.max_rows, MAX_STORED)
         slots = self.policy.abilities.slots
-        return most if slots is None else max(1, min(most, slots // plan.rows))
+        if slots is None:
+            return max_problems
+        return max(1, min(max_problems, slots // plan.rows))
 
     def run(
         self,

@@ -85,8 +85,10 @@ async def read_hidden_tokens(
             found.append(step)
             continue
         tokens = again.tokens
-        alike = all(tokens[p : p + 1] == (id,) for p, (id, _) in known.items())
-        if not (alike and len(tokens) == len(known) + hidden and again.end == step.end):
+        is_same = all(tokens[p : p + 1] == (id,) for p, (id, _) in known.items())
+        if not (
+            is_same and len(tokens) == len(known) + hidden and again.end == step.end
+        ):
             raise ServerError(
                 "llama.cpp's server drew another step for the same seed, so that the "
                 "log-probabilities of a character that takes several tokens are not "

@@ -32,29 +32,29 @@ class TransientError(ServerError):
         self.pause, self.status = pause, status
 
 
-async def read_body(reply: aiohttp.ClientResponse, most: int) -> bytes:
+async def read_body(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     """The body of a reply.
 
     Raises:
-        ServerError: it has more than `most` bytes.
+        ServerError: it has more than `max_bytes` bytes.
     """
     pieces, size = [], 0
     async for piece in reply.content.iter_chunked(2**16):
         pieces.append(piece)
         size += len(piece)
-        check_size(size, most, reply)
+        check_size(size, max_bytes, reply)
     return b"".join(pieces)
 
 
 async def read_events(
-    reply: aiohttp.ClientResponse, enough: Callable[[list[Any]], bool], most: int
+    reply: aiohttp.ClientResponse, enough: Callable[[list[Any]], bool], max_bytes: int
 ) -> list[Any]:
     """The events of a streamed reply.
 
     Args:
         reply: of the server.
         enough: whether the events so far are enough, so that the rest is not read.
-        most: bytes.
+        max_bytes: the most bytes of the stream.
 
     Raises:
         TransientError: the stream ends too early, or with an error that may pass.
@@ -65,7 +65,7 @@ async def read_events(
     try:
         async for line in reply.content:
             size += len(line)
-            check_size(size, most, reply)
+            check_size(size, max_bytes, reply)
             if not line.startswith(b"data:"):
                 continue
             data = line[5:].strip()
@@ -99,35 +99,35 @@ def error_of_event(error: Any, url: str) -> ServerError:
 async def refuse(reply: aiohttp.ClientResponse) -> None:
     """Raise the error of a status that is not 200."""
     message = own_message(await reply.content.read(2**16))
-    said = f": {message}" if message else "."
+    detail = f": {message}" if message else "."
     where, status = str(reply.url), reply.status
     if status in (401, 403):
         raise ServerError(
-            f"{where} wants a key (status {status}){said} Put the right one into the "
+            f"{where} wants a key (status {status}){detail} Put the right one into the "
             f"environment variable {KEY_VARIABLE}."
         )
     if status in (408, 425, 429) or status >= 500:
         pause = seconds_of(reply.headers.get("Retry-After"))
         raise TransientError(
-            f"{where} failed with status {status}{said}", pause, status
+            f"{where} failed with status {status}{detail}", pause, status
         )
     if 300 <= status < 400:
         raise ServerError(
             f"{where} redirects (status {status}); give the address that it leads to."
         )
-    raise ServerError(f"{where} refused the request with status {status}{said}")
+    raise ServerError(f"{where} refused the request with status {status}{detail}")
 
 
-def check_size(size: int, most: int, reply: aiohttp.ClientResponse) -> None:
+def check_size(size: int, max_bytes: int, reply: aiohttp.ClientResponse) -> None:
     """Refuse a reply that is too long.
 
     Raises:
         ServerError: see above.
     """
-    if size > most:
+    if size > max_bytes:
         raise ServerError(
-            f"The reply of {reply.url} is longer than {most:,} bytes; this is no reply "
-            "of an inference server."
+            f"The reply of {reply.url} is longer than {max_bytes:,} bytes; this is no "
+            "reply of an inference server."
         )
 
 

@@ -76,19 +76,21 @@ def events_of(events: Sequence[Any], index: int, num_steps: int) -> list[Any]:
     return [e for e in events if num_steps == 1 or field(e, "index") == index]
 
 
-def streamed_tokens(events: Sequence[Any], most: int) -> dict[int, tuple[int, float]]:
+def streamed_tokens(
+    events: Sequence[Any], max_tokens: int
+) -> dict[int, tuple[int, float]]:
     """The id and log p of each token of a step that a stream contains, by place.
 
     Args:
         events: events of the step.
-        most: the most tokens that a step may have.
+        max_tokens: the most tokens that a step may have.
 
     Raises:
         ServerError: the events are malformed.
     """
     known: dict[int, tuple[int, float]] = {}
     for event in events[:-1]:
-        ids = token_ids(field(event, "tokens"), most)
+        ids = token_ids(field(event, "tokens"), max_tokens)
         probabilities = event.get("completion_probabilities", [])
         if not isinstance(probabilities, list):
             raise ServerError(

@@ -63,13 +63,13 @@ class ServedPolicy:
         overwrite.
         """
         lists = self.together and self.dialect.takes_lists
-        alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for index, request in enumerate(requests):
             prefix = () if lists else request.prefix
-            alike.setdefault((request.max_tokens, prefix), []).append(index)
+            groups.setdefault((request.max_tokens, prefix), []).append(index)
         first: list[list[int]] = []
         others: list[list[int]] = []
-        for group in alike.values():
+        for group in groups.values():
             prefixes = {requests[index].prefix for index in group}
             copies = len(prefixes) == 1
             size = self.abilities.copies if copies else len(group)

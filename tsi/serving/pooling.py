@@ -46,22 +46,22 @@ def classify_call(
     return Call("/classify", _body(tokens, model, activation))
 
 
-def read_pooling(reply: Any, most: int) -> tuple[Float[np.ndarray, "T K"], int]:
+def read_pooling(reply: Any, max_scores: int) -> tuple[Float[np.ndarray, "T K"], int]:
     """The scores of a reply to `pooling_call`, and the number of tokens that were read.
 
     Args:
         reply: JSON.
-        most: the most tokens that may have a score.
+        max_scores: the most tokens that may have a score.
 
     Raises:
         ServerError: the reply is malformed.
     """
     rows = field(reply, "data", 0, "data")
-    if not isinstance(rows, list) or not 0 < len(rows) <= most:
+    if not isinstance(rows, list) or not 0 < len(rows) <= max_scores:
         size = len(rows) if isinstance(rows, list) else type(rows).__name__
         raise ServerError(
             f"The reward server's scores are {size}; they must be a list of at most "
-            f"{most} numbers, one per token. Does the model score tokens (vLLM: "
+            f"{max_scores} numbers, one per token. Does the model score tokens (vLLM: "
             "--runner pooling)?"
         )
     return _table([r if isinstance(r, list) else [r] for r in rows]), _read(reply)

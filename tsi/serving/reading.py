@@ -87,17 +87,19 @@ def integer(value: Any, what: str, limit: int = MAX_ID) -> int:
     return value
 
 
-def token_ids(value: Any, most: int, what: str = "list of tokens") -> tuple[int, ...]:
-    """A list of at most `most` token ids.
+def token_ids(
+    value: Any, max_ids: int, what: str = "list of tokens"
+) -> tuple[int, ...]:
+    """A list of at most `max_ids` token ids.
 
     Raises:
         ServerError: the value is not valid.
     """
-    if not isinstance(value, list) or len(value) > most:
+    if not isinstance(value, list) or len(value) > max_ids:
         size = f", {len(value)} long" if isinstance(value, list) else ""
         raise ServerError(
             f"The server's {what} is {type(value).__name__}{size}; it must be a list "
-            f"of at most {most} ids."
+            f"of at most {max_ids} ids."
         )
     if value and not (set(map(type, value)) == {int} and min(value) >= 0):
         value = [integer(item, "token id") for item in value]
@@ -106,16 +108,16 @@ def token_ids(value: Any, most: int, what: str = "list of tokens") -> tuple[int,
     return tuple(value)
 
 
-def string(value: Any, what: str, most: int = 2**22) -> str:
+def string(value: Any, what: str, max_length: int = 2**22) -> str:
     """A text of bounded length, without lone surrogates.
 
     Raises:
         ServerError: the value is not valid.
     """
-    if not isinstance(value, str) or len(value) > most:
+    if not isinstance(value, str) or len(value) > max_length:
         raise ServerError(
             f"The server's {what} is {type(value).__name__} {show(value)}; it must be "
-            f"a text of at most {most:,} characters."
+            f"a text of at most {max_length:,} characters."
         )
     return value.encode("utf-8", "replace").decode()
 

@@ -152,11 +152,11 @@ class Vllm:
     def read_choice(self, reply: Any, candidates: Sequence[int]) -> Choice:
         """See :class:`tsi.serving.dialect.Dialect`."""
         found = field(reply, "choices", 0, "logprobs", "top_logprobs", 0)
-        most = MAX_NAMED + len(candidates) + 1
-        if not isinstance(found, dict) or len(found) > most:
+        max_entries = MAX_NAMED + len(candidates) + 1
+        if not isinstance(found, dict) or len(found) > max_entries:
             raise ServerError(
                 "The server's log-probabilities of a next token are no table of at "
-                f"most {most} entries."
+                f"most {max_entries} entries."
             )
         named = {
             id_of(name): log_probability(value, "log-probability")

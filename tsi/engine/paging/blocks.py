@@ -66,10 +66,10 @@ class BlockTables:
         """Forget all but the first `lengths` positions of rows."""
         rows = np.asarray(rows)
         left = np.minimum(self.lengths[rows], np.asarray(lengths))
-        gone = self._columns >= self._blocks_of(left)[:, None]
+        cut_mask = self._columns >= self._blocks_of(left)[:, None]
         held = self.table[rows]
-        self._count(np.where(gone, held, -1), -1)
-        self.table[rows] = np.where(gone, -1, held)
+        self._count(np.where(cut_mask, held, -1), -1)
+        self.table[rows] = np.where(cut_mask, -1, held)
         self.lengths[rows] = left
 
     def release(self, rows: Indices) -> None:
@@ -118,10 +118,10 @@ class BlockTables:
             starts: first position of each row, a multiple of the block size; 0 if None.
         """
         held = self.table[np.asarray(rows)]
-        wanted = held >= 0
+        copy_mask = held >= 0
         if starts is not None:
-            wanted &= self._columns * self.block >= np.asarray(starts)[:, None]
-        at, columns = np.nonzero(wanted)
+            copy_mask &= self._columns * self.block >= np.asarray(starts)[:, None]
+        at, columns = np.nonzero(copy_mask)
         return Copies(at, columns * self.block, held[at, columns])
 
     def in_common(self, rows: Indices, others: Indices) -> Int[np.ndarray, " n"]:
@@ -129,8 +129,8 @@ class BlockTables:
         rows, others = np.asarray(rows), np.asarray(others)
         full = np.minimum(self.lengths[rows], self.lengths[others]) // self.block
         same = self.table[rows] == self.table[others]
-        alike = np.cumprod(same, axis=1).sum(axis=1)
-        return np.minimum(alike, full) * self.block
+        num_equal = np.cumprod(same, axis=1).sum(axis=1)
+        return np.minimum(num_equal, full) * self.block
 
     @property
     def _columns(self) -> Int[np.ndarray, "1 b"]:

@@ -39,7 +39,7 @@ class Shapes:
     Args:
         cost: cost of one turn of a program of some shape, in tokens of one row.
         price: cost of compiling a new shape, in the same unit.
-        exact: number of leading axes that must equal the wanted ones.
+        exact: number of leading axes that must equal those of the work.
         max_shapes: the most shapes, except for work that none of these can do.
     """
 
@@ -60,41 +60,41 @@ class Shapes:
         self.known: set[Shape] = set()
         self.waste: defaultdict[Shape, float] = defaultdict(float)
 
-    def find_shapes(self, wanted: Shape) -> list[Shape]:
+    def find_shapes(self, min_shape: Shape) -> list[Shape]:
         """Known shapes that can do the work of a shape, the cheapest first."""
         fits = [
             shape
             for shape in self.known
-            if shape[: self.exact] == wanted[: self.exact]
-            and all(a >= b for a, b in zip(shape, wanted, strict=True))
+            if shape[: self.exact] == min_shape[: self.exact]
+            and all(a >= b for a, b in zip(shape, min_shape, strict=True))
         ]
         return sorted(fits, key=self.cost)
 
-    def choose(self, wanted: Shape, coarse: Shape) -> Shape:
+    def choose(self, min_shape: Shape, coarse: Shape) -> Shape:
         """The shape to call the program with.
 
         Args:
-            wanted: the smallest shape that can do the work.
+            min_shape: the smallest shape that can do the work.
             coarse: shape that is compiled if no known shape can do the work and shapes
                 have a price.
         """
-        fits = self.find_shapes(wanted)
+        fits = self.find_shapes(min_shape)
         if not fits:
-            chosen = coarse if self.price else wanted
-        elif self.waste[wanted] >= self.price and len(self.known) < self.max_shapes:
-            chosen = wanted
+            chosen = coarse if self.price else min_shape
+        elif self.waste[min_shape] >= self.price and len(self.known) < self.max_shapes:
+            chosen = min_shape
         else:
             chosen = fits[0]
         self.known.add(chosen)
         return chosen
 
-    def note(self, wanted: Shape, used: Shape, turns: int = 1) -> float:
+    def note(self, min_shape: Shape, used: Shape, turns: int = 1) -> float:
         """Record the waste of a call, and return it.
 
         Args:
-            wanted, used: the argument and the result of `choose`.
+            min_shape, used: the argument and the result of `choose`.
             turns: number of turns of the program in this call.
         """
-        waste = turns * (self.cost(used) - self.cost(wanted))
-        self.waste[wanted] += waste
+        waste = turns * (self.cost(used) - self.cost(min_shape))
+        self.waste[min_shape] += waste
         return waste

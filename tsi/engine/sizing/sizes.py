@@ -148,9 +148,9 @@ def sizes_of(
     rows = problems * plan.rows
     shrinks = flops * min(max_rows, rows) >= CHEAP
     # Half of the rows wait for a slot, so that no slot waits for a row.
-    wanted = max(rows // 2, min(rows, 16)) if shrinks else rows
+    min_slots = max(rows // 2, min(rows, 16)) if shrinks else rows
     slots = 1
-    while slots < wanted:
+    while slots < min_slots:
         slots *= 2
     return Sizes(
         min(slots, max_rows),
