@@ -36,6 +36,7 @@ class Decisions:
         self.key_steps: Any = None
         self.state: Any = None
         self.request: Any = None
+        # Of all places at the turns of each; each takes its own when it ends.
         self._infos: list[list[Any]] = [[] for _ in range(places)]
 
     def begin(self, ids: IdWords, entered: Bool[np.ndarray, " P"]) -> None:
@@ -70,8 +71,7 @@ class Decisions:
         )
         request, info, continues = jax.device_get(results)
         for place in np.flatnonzero(ready):
-            of_place = jax.tree.map(lambda leaf, p=place: leaf[p], info)
-            self._infos[place].append(of_place)
+            self._infos[place].append(info)
         self.turns += ready
         continues = ready & continues
         self._receive(request, continues)
@@ -83,7 +83,10 @@ class Decisions:
         return [
             (
                 jax.tree.map(lambda leaf, p=place: leaf[p], state),
-                jax.tree.map(lambda *leaves: np.stack(leaves), *self._infos[place]),
+                jax.tree.map(
+                    lambda *leaves, p=place: np.stack([leaf[p] for leaf in leaves]),
+                    *self._infos[place],
+                ),
             )
             for place in places
         ]

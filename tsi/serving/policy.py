@@ -63,15 +63,15 @@ class ServedPolicy:
         overwrite.
         """
         lists = self.together and self.dialect.takes_lists
-        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        for index, request in enumerate(requests):
-            prefix = () if lists else request.prefix
-            groups.setdefault((request.max_tokens, prefix), []).append(index)
+        numbers = number_prefixes(requests)
+        sent_together: dict[tuple[int, int], list[int]] = {}
+        for index, (request, number) in enumerate(zip(requests, numbers, strict=True)):
+            key = request.max_tokens, 0 if lists else number
+            sent_together.setdefault(key, []).append(index)
         first: list[list[int]] = []
         others: list[list[int]] = []
-        for group in groups.values():
-            prefixes = {requests[index].prefix for index in group}
-            copies = len(prefixes) == 1
+        for group in sent_together.values():
+            copies = len({numbers[index] for index in group}) == 1
             size = self.abilities.copies if copies else len(group)
             if copies and judged and not self.dialect.keeps_copies:
                 size = 1
@@ -160,3 +160,18 @@ class ServedPolicy:
             )
         request = self.client.submit(self.client.post(call.path, call.body))
         return self.dialect.read_choice(await asyncio.wrap_future(request), candidates)
+
+
+def number_prefixes(requests: Sequence[StepRequest]) -> list[int]:
+    """A number for each request, the same for equal prefixes.
+
+    A tuple computes its hash anew each time, so a prefix that several requests share as
+    one object is looked up once.
+    """
+    by_object: dict[int, int] = {}
+    by_value: dict[tuple[int, ...], int] = {}
+    for request in requests:
+        name = id(request.prefix)
+        if name not in by_object:
+            by_object[name] = by_value.setdefault(request.prefix, len(by_value))
+    return [by_object[id(request.prefix)] for request in requests]

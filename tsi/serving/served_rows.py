@@ -186,15 +186,16 @@ class ServedRows:
             log_probs: log p of each row's step.
         """
         found = [self.rows[row] for row in rows.tolist()]
+        newest = [row.now for row in found]
         dtype = self._dtype
-        log_odds = [row.now.log_odds for row in found]
+        log_odds = [after.log_odds for after in newest]
         truncated = np.asarray([row.truncated for row in found], bool)
         potentials: Any = np.asarray(log_odds, dtype)
         potentials = np.where(truncated, potentials + self._log_truncation, potentials)
         zeros: Any = np.zeros(len(found), dtype)
         steps: Any = np.asarray(log_probs, dtype)
         finished: Any = np.asarray([row.finished for row in found], bool)
-        lengths: Any = np.asarray([row.now.num_tokens for row in found], np.int32)
+        lengths: Any = np.asarray([after.num_tokens for after in newest], np.int32)
         return RowReplies(potentials, zeros, steps, finished, lengths)
 
     def particles(self, rows: Int[np.ndarray, " n"], max_steps: int) -> Particles:

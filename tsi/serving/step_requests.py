@@ -101,13 +101,17 @@ class StepRequests:
                 solution so far.
         """
         prompt, limits = self.prompts[problem], self.limits
+        # Rows that were forked from one row share its tokens, and then their prefix.
+        prefixes = {id(old.tokens): old.tokens for _, _, old in rows}
+        prefixes = {name: prompt + tokens for name, tokens in prefixes.items()}
+        seeds = self._seeds_of(problem, turn, [number for number, _, _ in rows])
         requests = [
             StepRequest(
-                prompt + old.tokens,
+                prefixes[id(old.tokens)],
                 min(limits.max_step_tokens, limits.max_tokens - old.now.num_tokens),
-                self._seed_of(problem, turn, number),
+                seed,
             )
-            for number, _, old in rows
+            for (_, _, old), seed in zip(rows, seeds, strict=True)
         ]
         works = [
             functools.partial(
@@ -195,11 +199,16 @@ class StepRequests:
             truncated=at_limit and not stopped,
         )
 
-    def _seed_of(self, problem: int, turn: int, number: int) -> int:
+    def _seeds_of(self, problem: int, turn: int, numbers: Sequence[int]) -> list[int]:
         words, is_string = self._words
-        text = f"{words[problem].tolist()}{bool(is_string[problem])}/{turn}/{number}"
-        digest = hashlib.blake2b(text.encode(), key=self._key, digest_size=4).digest()
-        return int.from_bytes(digest, "big") >> 1
+        text = f"{words[problem].tolist()}{bool(is_string[problem])}/{turn}/"
+        common = hashlib.blake2b(text.encode(), key=self._key, digest_size=4)
+        seeds = []
+        for number in numbers:
+            own = common.copy()
+            own.update(str(number).encode())
+            seeds.append(int.from_bytes(own.digest(), "big") >> 1)
+        return seeds
 
 
 async def gather_answers(
@@ -224,7 +233,7 @@ def scored_row(problem: int, row: Row) -> ScoredRow:
     return ScoredRow(
         problem,
         row.tokens,
-        tuple(after.length for after in row.steps),
+        tuple([after.length for after in row.steps]),
         row.stopped,
         row.finished,
         row.now.log_prob,
