@@ -1,6 +1,7 @@
 """Rows are planned from bytes, and a dry run says what a run would cost."""
 
 import contextlib
+import dataclasses
 import fcntl
 import math
 from types import SimpleNamespace
@@ -162,6 +163,20 @@ def test_costs_by_hand(still):
     assert rounds.max_tokens == cost.max_tokens
     search = cost_of(world, Run("mcts", 8, 5))
     assert search.max_tokens > cost.max_tokens
+
+
+def test_a_solution_bounds_the_tokens_of_rows_that_never_resample(still):
+    world = embedded_world("chain", 5, shapes_only=True)
+    engine = world.engine
+    short = dataclasses.replace(engine.target, max_tokens=7)
+    engine.target = short
+    world = world._replace(engine=engine, typical_tokens=lambda: 30.0)
+    independent = cost_of(world, Run("weighted_best_of_n", 8, 5))
+    assert independent.max_tokens == 5 * 8 * 7
+    filtered = cost_of(world, Run("particle_filter", 8, 5))
+    assert filtered.max_tokens == 5 * 8 * short.max_steps * short.max_step_tokens
+    # The typical solution is no longer than the limit.
+    assert independent.tokens == filtered.tokens == 5 * 8 * 7
 
 
 def test_a_dry_run_says_what_is_refused_and_at_which_speed(still, tmp_path):

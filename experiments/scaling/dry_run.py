@@ -28,6 +28,7 @@ from tsi.experiments.scaling.plan import Plan, batches
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.scaling.results import known_cells
 from tsi.experiments.scaling.served_forecast import served_line
+from tsi.experiments.scaling.token_bounds import most_tokens
 from tsi.experiments.worlds.world import World
 from tsi.reasoning.particles import ReasoningParams
 from tsi.sampler import Sampler
@@ -150,10 +151,11 @@ def cost_of(world: World, run: Run) -> Cost:
     if run.problems == 0:
         return Cost(tokens=0.0, flops=0.0)
     steps = run.problems * times * plan.rows * plan.turns
-    max_tokens = steps * target.max_step_tokens
+    max_tokens = most_tokens(method, plan, target, run.problems * times)
     typical_tokens = (
         math.nan if world.typical_tokens is None else world.typical_tokens()
     )
+    typical_tokens = min(typical_tokens, float(target.max_tokens))
     tokens = min(steps * typical_tokens / world.max_steps, float(max_tokens))
     prompt = prompt_tokens(world)
     no_value: Any = None

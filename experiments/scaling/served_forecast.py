@@ -8,6 +8,7 @@ from tsi.engine.methods import plan_of
 from tsi.errors import CapabilityError, ConfigurationError
 from tsi.experiments.scaling.methods import get_method, sampler_of
 from tsi.experiments.scaling.report import markdown
+from tsi.experiments.scaling.token_bounds import most_tokens
 from tsi.experiments.worlds.world import World
 from tsi.explore import check_needs
 from tsi.explorer import Explorer
@@ -58,10 +59,9 @@ def served_line(
         sampler = sampler_of(method, engine.limits.max_steps)
         plan = plan_of(sampler, budget, engine.limits.max_steps)
         steps = problems * plan.rows * plan.turns
-        tokens = steps * engine.limits.max_step_tokens
-        if not isinstance(sampler, Explorer):
-            tokens = min(tokens, problems * budget * engine.limits.max_tokens)
+        tokens = most_tokens(get_method(method), plan, engine.limits, problems)
         each = math.nan if world.typical_tokens is None else world.typical_tokens()
+        each = min(each, float(engine.limits.max_tokens))
         rollouts, most = rollouts + problems * budget, most + tokens
         typical += min(steps * each / engine.limits.max_steps, float(tokens))
         lines.append(
