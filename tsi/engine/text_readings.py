@@ -26,7 +26,7 @@ from tsi.engine.programs.text_programs import TextPrograms, dense_like, some_que
 from tsi.engine.sizing.shapes import Shapes, cost_of_reading
 from tsi.engine.sizing.sizes import Sizes, coarse_room_of, room_of, width_of
 from tsi.rewards.reader_questions import Questions
-from tsi.rewards.text_reader import RenderedRows
+from tsi.rewards.reader_state import RenderedRows
 from tsi.rewards.transcripts import (
     Continuation,
     Transcript,

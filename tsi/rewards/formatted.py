@@ -15,7 +15,8 @@ from tsi.errors import ConfigurationError
 from tsi.models.heads import token_log_odds
 from tsi.rewards.aggregation import AGGREGATIONS, aggregate, check_aggregation
 from tsi.rewards.formats import Format
-from tsi.rewards.text_reader import RenderedRows, TextReader
+from tsi.rewards.reader_state import RenderedRows
+from tsi.rewards.text_reader import TextReader
 
 FORMAT_AGGREGATIONS = (*AGGREGATIONS, "model")
 """The aggregations of :mod:`tsi.rewards.aggregation`, and "model": all steps as one

@@ -21,7 +21,8 @@ from tsi.decoding.token_draws import log_prob_of
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
 from tsi.rewards.formats import ContinuationFormat
-from tsi.rewards.text_reader import RenderedRows, TextReader
+from tsi.rewards.reader_state import RenderedRows
+from tsi.rewards.text_reader import TextReader
 
 
 class LikelihoodRatio(TextReader):

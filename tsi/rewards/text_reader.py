@@ -22,7 +22,7 @@ are forked and cut along with the ids.
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,48 +44,14 @@ from tsi.models.prefill import read_prompts
 from tsi.rewards.aggregation import append_end, cut_ends
 from tsi.rewards.formats import Format, Rendering
 from tsi.rewards.reader_questions import Questions, encode_questions
+from tsi.rewards.reader_state import (
+    ReaderState,
+    RenderedRows,
+    mask_prompt,
+    with_rows,
+    write_rows,
+)
 from tsi.rewards.reward import Models, Prompts, Reading, Step
-
-
-class ReaderState(NamedTuple):
-    """The ids of each row that the model has read, and their caches.
-
-    Attributes:
-        questions, prompt: questions and prompt caches of the problems, shared by their
-            rows.
-        shared: ``[R]``, number of the prompt's tokens that the row attends to.
-        suffix: keys and values of the tokens after them.
-        tokens: ``[R, L]``, all ids that have been read: the first ``lengths``.
-        values: ``[R, L]``, the model's output at each id.
-        ends: ``[R, M]``, the length of the policy's solution after each step.
-    """
-
-    questions: Questions
-    prompt: Segment
-    shared: Int[Array, " R"]
-    suffix: Suffix
-    tokens: Int[Array, "R L"]
-    lengths: Int[Array, " R"]
-    values: Float[Array, "R L"]
-    ends: Int[Array, "R M"]
-
-
-class RenderedRows(NamedTuple):
-    """Renderings of R rows, padded.
-
-    Attributes:
-        tokens, lengths: ids of each row.
-        common: number of its first ids that are in the cache already.
-        marks: indices at which scores are read.
-        num_marks: number of marks; -1 for a rendering that is too long.
-    """
-
-    tokens: Int[Array, "R L"]
-    lengths: Int[Array, " R"]
-    common: Int[Array, " R"]
-    marks: Int[Array, "R K"]
-    num_marks: Int[Array, " R"]
-
 
 Progress = tuple[Int[Array, " R"], Suffix, Float[Array, "R L"]]
 """For each row, the number of ids that have been read, their cache, and their
@@ -306,23 +272,17 @@ class TextReader:
 
     def fork(self, state: ReaderState, ancestors: Int[Array, " R"]) -> ReaderState:
         """Give each row its ancestor's state."""
-        return self._rows(state, ancestors, fork(state.suffix, ancestors))
+        return with_rows(state, ancestors, fork(state.suffix, ancestors))
 
     def take(self, state: ReaderState, rows: Int[Array, " W"]) -> ReaderState:
         """Take the state of W rows out of a store."""
-        return self._rows(state, rows, take(state.suffix, rows))
+        return with_rows(state, rows, take(state.suffix, rows))
 
     def keep(
         self, stored: ReaderState, slots: Int[Array, " W"], rows: ReaderState
     ) -> ReaderState:
-        """Overwrite the stored rows at ``slots`` with the state of W rows."""
-        written = {
-            name: getattr(stored, name).at[slots].set(getattr(rows, name), mode="drop")
-            for name in BY_ROW
-        }
-        return stored._replace(
-            suffix=keep(stored.suffix, slots, rows.suffix), **written
-        )
+        """Write the state of W rows over the stored ones at ``slots``."""
+        return write_rows(stored, slots, rows, keep(stored.suffix, slots, rows.suffix))
 
     def cut(self, state: ReaderState, lengths: Int[Array, " R"]) -> ReaderState:
         """Forget steps; the cache is cut back when the next one is read."""
@@ -331,12 +291,6 @@ class TextReader:
     def reader(self, params: Models) -> DecoderConfig:
         """The reward model."""
         return params.reward_model.config
-
-    def _rows(
-        self, state: ReaderState, rows: Int[Array, " W"], suffix: Suffix
-    ) -> ReaderState:
-        taken = {name: getattr(state, name)[rows] for name in BY_ROW}
-        return state._replace(suffix=suffix, **taken)
 
     def _render(
         self, state: ReaderState, step: Step, ends: Int[Array, "R M"]
@@ -415,12 +369,3 @@ class TextReader:
         return texts_of_more_steps(
             self.decode, before, solution, cuts, finished=finished
         )
-
-
-def mask_prompt(prompt: Segment, shared: Int[Array, " R"]) -> Segment:
-    """A prompt, masked to the first ``shared`` tokens of each row."""
-    places = jnp.arange(prompt.mask.shape[1])
-    return prompt._replace(mask=places < shared[:, None])
-
-
-BY_ROW = ("shared", "tokens", "lengths", "values", "ends")

@@ -17,7 +17,8 @@ from tsi.engine.paging.page_programs import PagePrograms
 from tsi.engine.paging.pages import Dense, layers_of
 from tsi.models.layers import Segment
 from tsi.rewards.reader_questions import Questions
-from tsi.rewards.text_reader import RenderedRows, TextReader, mask_prompt
+from tsi.rewards.reader_state import RenderedRows, mask_prompt
+from tsi.rewards.text_reader import TextReader
 
 
 class TextPrograms(PagePrograms):
