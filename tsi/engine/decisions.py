@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from tsi.engine.methods import Method, enter
+from tsi.engine.packing import unpack
 from tsi.explorer import Reply, Request
 from tsi.problem_ids import IdWords
 
@@ -66,10 +67,10 @@ class Decisions:
             reply: the numbers of all working rows, [P, W] each.
         """
         parents = np.asarray(self.request.parents)
-        self.state, *results = self.method.turn(
+        self.state, numbers = self.method.turn(
             self.key_steps, self.turns, self.state, ready, parents, reply
         )
-        request, info, continues = jax.device_get(results)
+        request, info, continues = unpack(numbers)
         for place in np.flatnonzero(ready):
             self._infos[place].append(info)
         self.turns += ready

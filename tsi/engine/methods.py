@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from tsi.engine.packing import Packed, pack
 from tsi.explorer import Explorer, Plan, Reply, Request
 from tsi.problem_ids import IdWords, problem_keys
 from tsi.sampler import Sampler, has_no_weight
@@ -49,7 +50,7 @@ class Method(NamedTuple):
         plan: working rows, stored rows and turns of a problem.
         begin: `(key, ids) -> (key_steps, state, request)`.
         turn: `(key_steps, turns [P], state, ready [P], parents [P, W], reply) ->
-            (state, request, info, continues [P])`.
+            (state, packed (request, info, continues [P]))`.
     """
 
     plan: Plan
@@ -122,7 +123,7 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
         ready: Bool[Array, " P"],
         parents: Int[Array, "P W"],
         reply: Reply,
-    ) -> tuple[Any, Request, Any, Bool[Array, " P"]]:
+    ) -> tuple[Any, Packed]:
         tells = jax.vmap(lambda k, t: step_keys(k, t).tell)(key_steps, turns)
         state_after, info = jax.vmap(sampler.tell)(
             tells,
@@ -145,7 +146,7 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
         ancestors = jnp.where(continues[:, None], ancestors, places)
         if sampler.prunes:
             pruned = has_no_weight(state)
-        return state, request_of(ancestors, ~pruned), info, continues
+        return state, pack((request_of(ancestors, ~pruned), info, continues))
 
     return Method(plan_of(sampler, num_particles, max_steps), begin, turn)
 
@@ -172,7 +173,7 @@ def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> 
         ready: Bool[Array, " P"],
         parents: Int[Array, "P W"],
         reply: Reply,
-    ) -> tuple[Any, Request, Any, Bool[Array, " P"]]:
+    ) -> tuple[Any, Packed]:
         tells = jax.vmap(lambda k, t: step_keys(k, t).tell)(key_steps, turns)
         state_after, info = jax.vmap(explorer.tell)(tells, state, reply)
         state = _where_ready(state_after, state, ready)
@@ -180,7 +181,7 @@ def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> 
         asks = jax.vmap(lambda k, t: step_keys(k, t + 1).ask)(key_steps, turns)
         state_asked, request = jax.vmap(explorer.ask)(asks, state)
         state = _where_ready(state_asked, state, continues)
-        return state, request, info, continues
+        return state, pack((request, info, continues))
 
     return Method(plan, begin, turn)
 
