@@ -184,7 +184,38 @@ def test_a_sampler_that_knows_a_scale_breaks_the_law_of_shifts(make, said):
     assert said in check.detail
 
 
-@pytest.mark.parametrize("make", [samplers.best_of_n, samplers.beam_search])
+@pytest.mark.parametrize(
+    "make",
+    [
+        samplers.best_of_n,
+        lambda: samplers.particle_filter("softmax"),
+        lambda: samplers.smc(potential=samplers.telescoping("reward")),
+        lambda: samplers.quest(0.5),
+    ],
+)
+def test_weights_that_saturate_have_a_law_far_below_zero(make):
+    sampler = make()
+    assert total_gain(sampler, equal_length_table()) is None
+    [check] = shift_checks(few_runs(sampler), KEY)
+    assert check.passed, check.detail
+    assert "equal lengths, -1024" in check.detail
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [quiet_mistakes.potentials_in_bfloat16, quiet_mistakes.clipped_potentials],
+)
+@pytest.mark.parametrize("make", [samplers.best_of_n, samplers.weighted_best_of_n])
+def test_a_mistake_far_below_zero_breaks_that_law(make, mistake):
+    [check] = shift_checks(few_runs(mistake(make())), KEY)
+    assert check.passed is False
+
+
+def weighs_by_a_wave():
+    return samplers.particle_filter(lambda log_potentials: jnp.sin(log_potentials))
+
+
+@pytest.mark.parametrize("make", [weighs_by_a_wave, samplers.beam_search])
 def test_where_the_law_is_void_it_says_why(make):
     [check] = shift_checks(few_runs(make()), KEY)
     assert check.passed is None

@@ -36,7 +36,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
+from jaxtyping import Float
 
 from tsi import samplers
 from tsi.bench.conformance import checks_of
@@ -93,9 +95,12 @@ NAIVE: dict[str, Callable[..., Sampler | Explorer]] = {
     "smc, 2 islands": lambda resampling: samplers.smc(
         num_islands=2, resampling=resampling
     ),
-    "annealed_resampling": samplers.annealed_resampling,
+    # By default neither draws by weights that differ much.
+    "annealed_resampling": lambda resampling: samplers.annealed_resampling(
+        (1.0,), resampling=resampling
+    ),
     "island_exchange": samplers.island_exchange,
-    "pruning": lambda resampling: samplers.pruning(0.7, resampling=resampling),
+    "pruning": lambda resampling: samplers.pruning(1e-6, resampling=resampling),
     "twisted_smc": samplers.twisted_smc,
 }
 """Constructors that take a resampling scheme, for `NAIVE_SUM`."""
@@ -106,9 +111,18 @@ NO_REWARD = (
     "power_sampling",
     "power_sampling_released",
     "power_sampling_printed",
+    "power_smc",
 )
 NEVER_RESAMPLE = ("greedy", "self_consistency", "best_of_n", "weighted_best_of_n")
 ABOUT_REWARDS = ("late reward", "bfloat16", "clipped", "last score", "counts of 0")
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "bfloat16": quiet_mistakes.round_to_bfloat16,
+    "clipped": quiet_mistakes.clip,
+}
+"""Mistakes that replace each log potential by a function of it."""
+SMALLEST_CHANGE, MOST_STEPS = 0.005, 12
+"""The smallest relative change of a weight that the bench must find, since it finds a
+bias of 1 %; and the largest number of steps of its tables."""
 ABOUT_RESETS = ("weights not reset", "not reset from 5")
 ABOUT_KEYS = ("reused key", "equal keys")
 
@@ -142,7 +156,26 @@ def _find_weight_reason(
         return "draws by no weights that it shows"
     if mistake == "mean of the living" and (explores or name in NO_REWARD):
         return "no mean that it shows"
+    if mistake in CHANGES:
+        scores = np.arange(-200.0, 200.0, 1 / 64)
+        change = log_weights_of(sampler, CHANGES[mistake](scores))
+        if np.abs(change - log_weights_of(sampler, scores)).max() < SMALLEST_CHANGE:
+            return f"changes no weight by {100 * SMALLEST_CHANGE:g} %"
+    if mistake == "light dropped":
+        span = np.ptp(log_weights_of(sampler, np.array([-200.0, 200.0])))
+        if span * MOST_STEPS < -quiet_mistakes.MIN_LOG_WEIGHT:
+            return "has no light particles"
     return None
+
+
+def log_weights_of(
+    sampler: Sampler | Explorer, scores: Float[np.ndarray, "K"]
+) -> Float[np.ndarray, "K"]:
+    """Log weights of paths of one step with these log potentials."""
+    assert sampler.path_log_weight is not None
+    paths = jnp.asarray(scores, jnp.float32)[:, None]
+    alive = jnp.ones(paths.shape, bool)
+    return np.asarray(sampler.path_log_weight(paths, alive), np.float64)
 
 
 def _find_population(sampler: Sampler | Explorer, num_particles: int) -> Any:

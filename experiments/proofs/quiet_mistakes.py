@@ -42,21 +42,26 @@ def _change_potentials(sampler: Sampler | Explorer, change: Any) -> Sampler | Ex
     return sampler._replace(tell=tell)
 
 
+def round_to_bfloat16(potentials: Any) -> Any:
+    """Log potentials rounded to the 8 bits of bfloat16."""
+    potentials = jnp.asarray(potentials)
+    return potentials.astype(jnp.bfloat16).astype(potentials.dtype)
+
+
+def clip(potentials: Any) -> Any:
+    """Log potentials clipped to [-20, 20], infinite ones excepted."""
+    clipped = jnp.clip(potentials, -MAX_POTENTIAL, MAX_POTENTIAL)
+    return jnp.where(jnp.isfinite(potentials), clipped, potentials)
+
+
 def potentials_in_bfloat16(sampler: Sampler | Explorer) -> Sampler | Explorer:
     """Round log potentials to the 8 bits of bfloat16."""
-    return _change_potentials(
-        sampler, lambda p, now, before: p.astype(jnp.bfloat16).astype(p.dtype)
-    )
+    return _change_potentials(sampler, lambda p, now, before: round_to_bfloat16(p))
 
 
 def clipped_potentials(sampler: Sampler | Explorer) -> Sampler | Explorer:
     """Clip log potentials to [-20, 20]."""
-
-    def change(potentials: Any, now: Any, before: Any) -> Any:
-        clipped = jnp.clip(potentials, -MAX_POTENTIAL, MAX_POTENTIAL)
-        return jnp.where(jnp.isfinite(potentials), clipped, potentials)
-
-    return _change_potentials(sampler, change)
+    return _change_potentials(sampler, lambda p, now, before: clip(p))
 
 
 def last_score_twice(sampler: Sampler | Explorer) -> Sampler | Explorer:
