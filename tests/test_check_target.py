@@ -174,6 +174,31 @@ class DependsOnItsNeighbours(Table):
         return values - jnp.mean(values)
 
 
+class PairsShareNumbers(Table):
+    """Neighbours draw the same step while their prefixes are equal."""
+
+    def propose(self, key, t, particles, params=None):
+        after, corrections = super().propose(key, t, particles, params)
+        first = (jnp.arange(corrections.shape[0]) // 2) * 2
+        same = jnp.all(particles.symbols == particles.symbols[first], axis=1)
+        source = jnp.where(same, first, jnp.arange(corrections.shape[0]))
+        return self.gather(after, source), corrections[source]
+
+
+class HalvesShareNumbers(Table):
+    """Particle i + N/2 draws with the key of particle i."""
+
+    def propose(self, key, t, particles, params=None):
+        half = particles.length.shape[0] // 2
+        first = jax.tree.map(lambda leaf: leaf[:half], particles)
+        second = jax.tree.map(lambda leaf: leaf[half:], particles)
+        drawn = [
+            super(HalvesShareNumbers, self).propose(key, t, part, params)
+            for part in (first, second)
+        ]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("target", "promise"),
@@ -190,12 +215,14 @@ class DependsOnItsNeighbours(Table):
         (CutsOneShort, "truncate"),
         (StaysFinished, "truncate"),
         (RepeatsWithTheProposal, "replay"),
+        (PairsShareNumbers, "independence"),
+        (HalvesShareNumbers, "independence"),
         (DrawsOfAnother, "proposal"),
         (AnotherTruth, "truth"),
     ],
 )
 def test_a_broken_promise_is_named(target, promise):
-    draws = 4_000 if promise in ("proposal", "truth") else 0
+    draws = 4_000 if promise in ("independence", "proposal", "truth") else 0
     report = check_target(target(), num_draws=draws)
     assert promise in {check.promise for check in report.failures}
     with pytest.raises(ConformanceError, match="The target breaks its contract"):

@@ -188,9 +188,9 @@ def test_a_reference_that_is_not_kept_is_caught():
 def _mutated_reference(change):
     weigh = conditional_smc.weigh
 
-    def mutant(sweep, reply, potential, conditional, reference):
-        told = reference._replace(log_potentials=change(reference))
-        return weigh(sweep, reply, potential, conditional, told)
+    def mutant(sweep, reply, potential, conditional, reference, **options):
+        changed = reference._replace(log_potentials=change(reference))
+        return weigh(sweep, reply, potential, conditional, changed, **options)
 
     return lambda patch: patch.setattr(conditional_smc, "weigh", mutant)
 

@@ -21,6 +21,9 @@ from tsi.explorer import Explorer
 from tsi.sampler import Sampler
 
 MAX_STEPS, MAX_TURNS = 4, 24
+"""Steps of an explorer's paths, and the most turns of an explorer."""
+NUM_TURNS = 12
+"""Of a sampler: mistakes may begin at a later step."""
 
 
 class Use(NamedTuple):
@@ -101,16 +104,16 @@ def _run_sampler(
     sampler: Sampler, num_particles: int, key: Key[Array, ""], record: _KeyRecord
 ) -> None:
     call = _RecordedFunctions(sampler, record, num_particles)
-    keys = jax.random.split(key, 2 * MAX_STEPS + 1)
+    keys = jax.random.split(key, 2 * NUM_TURNS + 1)
     state = call("init", 0, keys[0])
     numbers = np.linspace(-1.0, 1.0, num_particles, dtype=np.float32)
     zeros = np.zeros(num_particles, np.float32)
-    for turn in range(MAX_STEPS):
+    for turn in range(NUM_TURNS):
         state, _ = call("ask", turn, keys[2 * turn + 1], state)
         # Flat weights first and steep ones later, so that adaptive schedules resample
         # at some steps only.
         numbers_of_turn = (
-            np.roll(numbers, turn) * 4.0**turn,
+            np.roll(numbers, turn) * 4.0 ** (turn % 4),
             zeros,
             numbers > 0.5 + 0.5 / (1 + turn),
         )

@@ -22,6 +22,8 @@ from tsi.explorer import Explorer, Reply
 from tsi.sampler import Sampler
 
 MAX_STEPS = 4
+STEPS = ("usual", "invalid", "usual", "invalid correction", "usual", "-inf")
+"""What a sampler is told, step by step."""
 
 
 def counts_check(
@@ -61,36 +63,41 @@ def _count(info: Any, name: str) -> int:
 
 
 def _all_steps(sampler: Any, num_particles: int, key: Key[Array, ""]) -> str:
-    """Run four steps with all particles unfinished, and again with one finished."""
+    """Run the steps with all particles unfinished, and again with one finished."""
     for some_end in (False, True) if num_particles > 1 else (False,):
-        violation = _four_steps(sampler, num_particles, key, some_end)
+        violation = _run_steps(sampler, num_particles, key, some_end)
         if violation:
             return violation
     return ""
 
 
-def _four_steps(
+def _run_steps(
     sampler: Any, num_particles: int, key: Key[Array, ""], some_end: bool
 ) -> str:
     ask, tell = jax.jit(sampler.ask), jax.jit(sampler.tell)
-    keys = jax.random.split(key, 9)
+    keys = jax.random.split(key, 2 * len(STEPS) + 1)
     state = sampler.init(keys[0], num_particles)
     ordinary = np.linspace(-0.5, 0.5, num_particles, dtype=np.float32)
     zeros = np.zeros(num_particles, np.float32)
     last = np.arange(num_particles) == num_particles - 1
-    for step, kind in enumerate(("usual", "invalid", "usual", "-inf")):
+    for step, kind in enumerate(STEPS):
         state, _ = ask(keys[2 * step + 1], state)
-        log_potentials, expected = ordinary.copy(), 0
+        log_potentials, corrections, expected = ordinary.copy(), zeros, 0
         counts = np.asarray(~state.finished & (state.log_weights > -np.inf))
         if kind == "invalid":
             log_potentials, expected = _insert_invalid(
                 ordinary, counts, np.asarray(state.finished)
             )
+        if kind == "invalid correction":
+            corrections, expected = _insert_invalid(
+                zeros, counts, np.asarray(state.finished)
+            )
         if kind == "-inf":
             log_potentials[:] = -np.inf
         ended = (last & (step == 0) & some_end) | np.asarray(state.finished)
         had_weight = bool(counts.any())
-        state, info = tell(keys[2 * step + 2], state, log_potentials, zeros, ended)
+        numbers = log_potentials, corrections, ended
+        state, info = tell(keys[2 * step + 2], state, *numbers)
         invalid = _count(info, "num_invalid")
         if invalid != expected:
             return (
@@ -132,14 +139,15 @@ def _first_turn(explorer: Any, num_particles: int, key: Key[Array, ""]) -> str:
         raise _NoCountsError("not applicable: the first turn keeps no row")
     rows = len(extended)
     ordinary = np.linspace(-0.5, 0.5, rows, dtype=np.float32)
-    for log_potentials, expected in (
-        (ordinary, 0),
-        _insert_invalid(ordinary, extended, np.zeros(rows, bool)),
+    zeros, none = np.zeros(rows, np.float32), np.zeros(rows, bool)
+    invalid_potentials, count = _insert_invalid(ordinary, extended, none)
+    invalid_corrections, _ = _insert_invalid(zeros, extended, none)
+    for log_potentials, corrections, expected in (
+        (ordinary, zeros, 0),
+        (invalid_potentials, zeros, count),
+        (ordinary, invalid_corrections, count),
     ):
-        zeros = jnp.zeros(rows, jnp.float32)
-        reply = Reply(
-            jnp.asarray(log_potentials), zeros, zeros - 1.0, jnp.zeros(rows, bool)
-        )
+        reply = Reply(*map(jnp.asarray, (log_potentials, corrections, zeros - 1, none)))
         _, info = jax.jit(explorer.tell)(key_tell, state, reply)
         invalid = _count(info, "num_invalid")
         if invalid != expected:

@@ -165,11 +165,14 @@ def finished_check(programs: Programs, key: Key[Array, ""]) -> Check:
 
 
 NO_WEIGHT = {"-inf": -np.inf, "NaN": np.nan, "+inf": np.inf}
-"""Log potentials that give weight zero; the last two are invalid."""
+"""Log potentials and corrections of weight zero; the last two are invalid."""
 
 
 def zero_weight_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
-    """Whether a step at which all weights are zero gives evidence zero and no NaN."""
+    """Whether a step at which all weights are zero gives evidence zero and no NaN.
+
+    Weights are zero by the potential, or by the correction log p - log q.
+    """
     claim = programs.sampler.path_log_weight
     checks = []
     for name, value in NO_WEIGHT.items():
@@ -193,7 +196,19 @@ def zero_weight_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
             if violation:
                 detail = f"potentials all {name} at step {step}: {violation}"
                 checks.append(Check("zero weights", False, detail))
-    detail = "potentials of -inf, NaN and +inf are survived"
+            target = smooth()
+            target.log_scale[step] = value
+            result = programs.first_call(target, key)
+            log_evidence = np.asarray(result.state.log_evidence)
+            violation = ""
+            if has_nan((result.state.log_weights, log_evidence)):
+                violation = "log weights or evidence are NaN"
+            elif claim is not None and not np.all(log_evidence == -np.inf):
+                violation = "the evidence is zero and its estimate is not"
+            if violation:
+                detail = f"corrections all {name} at step {step}: {violation}"
+                checks.append(Check("zero weights", False, detail))
+    detail = "potentials and corrections of -inf, NaN and +inf are survived"
     return checks or [Check("zero weights", True, detail)]
 
 

@@ -7,10 +7,12 @@ changes by what each path gains,
 
     T c (product, equal lengths),  c (telescoping, terminal),  0 (uniform),
 
-plus the gains of `auxiliary` targets. The gain is computed from `path_log_weight`. The
-law applies if all paths gain the same. Weights that saturate (reward, softmax) have no
-such law where log potentials are near zero. Far below zero they have one: the logarithm
-of a reward equals its log-odds there, and exp(reward) is 1.
+plus the gains of `auxiliary` targets. Adding c to all log corrections (log p - log q)
+is a policy that is not normalised, and moves log evidence by T c. The gain is computed
+from `path_log_weight`. The law applies if all paths gain the same. Weights that
+saturate (reward, softmax) have no such law where log potentials are near zero. Far
+below zero they have one: the logarithm of a reward equals its log-odds there, and
+exp(reward) is 1.
 
 Log potentials are multiples of 1/64, so that float32 adds up to 20,000 without
 rounding. The logarithm of a mean is rounded to 2^-24 of its size. The tolerances follow
@@ -108,6 +110,20 @@ def shift_table(target: TabularTarget, shift: float) -> TabularTarget:
         end=target.end,
         proposal_initial=target.proposal_initial,
         proposal_transition=target.proposal_transition,
+        log_scale=target.log_scale,
+    )
+
+
+def scale_policy(target: TabularTarget, log_scale: float) -> TabularTarget:
+    """The same table with `log_scale` added to all its log corrections and log p."""
+    return TabularTarget(
+        target.initial,
+        target.transition,
+        target.log_potentials,
+        end=target.end,
+        proposal_initial=target.proposal_initial,
+        proposal_transition=target.proposal_transition,
+        log_scale=target.log_scale + log_scale,
     )
 
 
@@ -204,11 +220,17 @@ def shift_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
         if gain is None:
             continue
         gains_by_table.append(f"{gain:.4g} ({name})")
-        change = _find_change(programs, target, gain, shifts, key)
+        change = _find_change(programs, target, shift_table, gain, shifts, key)
         if change:
             # Whole runs are compared, so the cause may lie in either function.
             where = places_of_functions(sampler, "tell", "ask")
-            return [Check("shift", False, f"{name}: {change}", where)]
+            detail = f"{name}: {change.format('log potentials')}"
+            return [Check("shift", False, detail, where)]
+    change = _find_change_of_policy(programs, key)
+    if change:
+        where = places_of_functions(sampler, "tell", "ask")
+        detail = change.format("log corrections")
+        return [Check("shift", False, detail, where)]
     if not gains_by_table:
         reason = "its path weight does not gain the same on all paths: no law of scale"
         return [Check("shift", None, reason)]
@@ -216,20 +238,37 @@ def shift_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
     return [Check("shift", True, f"c more on all log potentials is c times {gains}")]
 
 
+def _find_change_of_policy(programs: Programs, key: Key[Array, ""]) -> str:
+    """The forbidden change that another scale of the policy causes; empty if none."""
+    sampler, target = programs.sampler, equal_length_table()
+    power = getattr(sampler, "power", 1.0)
+    claims = (sampler.path_log_weight, *getattr(sampler, "auxiliary", ()))
+    num_measures = sum(claim is not None for claim in claims)
+    # With a power, log p itself is a part of weights, and its sums are rounded.
+    shifts = [*NEAR, *FAR] if power == 1.0 else [min(NEAR, key=abs)]
+    gain = num_measures * power * target.max_steps
+    return _find_change(programs, target, scale_policy, gain, shifts, key)
+
+
 def _find_change(
     programs: Programs,
     target: TabularTarget,
+    change: Callable[[TabularTarget, float], TabularTarget],
     gain: float,
     shifts: Sequence[float],
     key: Key[Array, ""],
 ) -> str:
-    """The forbidden change that a shift causes; empty if there is none."""
+    """The forbidden change that a shift causes; empty if there is none.
+
+    Returns:
+        A text in which ``{}`` stands for what was shifted.
+    """
     before = jax.device_get(programs.first_call(target, key))
     for shift in shifts:
         allowed = NEAR_TOLERANCE if shift in NEAR else FAR_TOLERANCE
-        after = jax.device_get(programs.first_call(shift_table(target, shift), key))
+        after = jax.device_get(programs.first_call(change(target, shift), key))
         differences = difference(before, after, gain * shift)
-        what = f"{shift:+g} on all log potentials"
+        what = f"{shift:+g} on all {{}}"
         if differences.runs > allowed.runs:
             return f"{what} changes decisions in {100 * differences.runs:.2g} % of runs"
         if differences.weight > allowed.weight:

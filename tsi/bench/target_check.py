@@ -16,6 +16,7 @@ A few particles take some steps, and the target's numbers must be consistent:
 - truncate: a prefix that is cut back has its earlier numbers, is unfinished, and
   continues as before; a prefix that is short enough is not changed;
 - replay: repeating the steps of a prefix from an empty row gives the same prefix;
+- independence: particles with one prefix draw their steps independently, |z| < 4;
 - proposal: the mean of p/q over many particles is one, |z| < 4;
 - truth, if the target has one: importance sampling estimates its evidence, |z| < 4;
 - compiled: jit and vmap change nothing.
@@ -44,7 +45,11 @@ from tsi.bench.target_contract import (
     rows_check,
     shapes_check,
 )
-from tsi.bench.target_measure import proposal_check, truth_check
+from tsi.bench.target_measure import (
+    independence_check,
+    proposal_check,
+    truth_check,
+)
 from tsi.bench.target_walk import Walker
 from tsi.errors import ConfigurationError, TsiError
 from tsi.step_keys import AnyKey, single_key
@@ -92,6 +97,7 @@ def _named_checks(
     walker: Walker, target: Any, params: Any, size: int, num_draws: int, key: Any
 ) -> Iterator[tuple[str, Callable[[], Check]]]:
     key_walk, key_other, key_draws, key_truth = jax.random.split(key, 4)
+    key_pairs = jax.random.fold_in(key, 4)
     yield "shapes", lambda: shapes_check(walker, key_walk, size)
     walk = walker.walk(key_walk, size)
     yield "numbers", lambda: numbers_check(walk)
@@ -104,6 +110,7 @@ def _named_checks(
     yield "replay", lambda: replay_check(walker, walk, key_walk, size)
     yield "compiled", lambda: compiled_check(walker, walk, key_walk, size)
     if num_draws:
+        yield "independence", lambda: independence_check(walker, key_pairs, num_draws)
         yield "proposal", lambda: proposal_check(walker, key_draws, num_draws)
         yield "truth", lambda: truth_check(target, params, key_truth, num_draws)
 

@@ -1,6 +1,7 @@
-"""Means of a target's numbers: of p/q, and of p/q times weights.
+"""Means of a target's numbers, and the independence of its particles.
 
-They are estimated by plain importance sampling, without a sampler of the package.
+The means of p/q and of p/q times weights are estimated by plain importance sampling,
+without a sampler of the package.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import Array, Key
 
 from tsi.bench.known_truth import truth_of
 from tsi.bench.robustness import Check
-from tsi.bench.target_walk import Walker
+from tsi.bench.target_walk import Outputs, Walker, rows_of
 from tsi.bench.unbiasedness import exact_z
 
 MAX_Z = 4.0
@@ -52,6 +53,54 @@ def proposal_check(walker: Walker, key: Key[Array, ""], num_draws: int) -> Check
     if abs(z) < MAX_Z:
         return Check("proposal", True, detail)
     return Check("proposal", False, f"p/q is not one on average: z = {z:+.2f}")
+
+
+def independence_check(walker: Walker, key: Key[Array, ""], num_draws: int) -> Check:
+    """Whether particles with one prefix draw their steps independently.
+
+    Neighbours, and particles half the number apart, must draw the same step as often as
+    two of all particles do. If they share random numbers, they agree more often.
+    """
+    size = num_draws - num_draws % 2
+    if size < 2:
+        return Check("independence", None, "fewer than two draws")
+    particles = walker.start(jax.random.fold_in(key, 0), size)
+    for t in range(min(walker.limit, 2)):
+        # All continue the first particle.
+        particles = walker.gather(particles, jnp.zeros(size, jnp.int32))
+        if np.asarray(walker.target.finished(particles)).all():
+            break
+        particles, outputs = walker.step(walker.key_of(key, t), t, particles)
+        names = _number_rows(particles, outputs, size)
+        shares = np.bincount(names) / size
+        # Of two different particles; a pair of equal ones always agrees.
+        expected = (np.sum(shares**2) * size - 1.0) / (size - 1.0)
+        half = size // 2
+        for what, first, second in (
+            ("neighbours", names[::2], names[1::2]),
+            ("particles far apart", names[:half], names[half:]),
+        ):
+            agreements = float(np.sum(first == second))
+            spread = np.sqrt(max(half * expected * (1.0 - expected), 1.0))
+            z = (agreements - half * expected) / spread
+            if abs(z) > MAX_Z:
+                detail = (
+                    f"of {half} pairs of {what} with one prefix, {agreements:.0f} draw "
+                    f"the same in step {t}, and {half * expected:.0f} would by chance "
+                    f"(z = {z:+.1f}); draw the numbers of particle i from "
+                    "fold_in(key, i)"
+                )
+                return Check("independence", False, detail)
+    return Check("independence", True, "particles with one prefix draw independently")
+
+
+def _number_rows(particles: Any, outputs: Outputs, size: int) -> np.ndarray:
+    """A number for each particle, equal if and only if the particles are equal."""
+    leaves = [*rows_of(particles, size, slice(None)), *map(np.asarray, outputs)]
+    rows = [leaf.reshape(size, -1).view(np.uint8).reshape(size, -1) for leaf in leaves]
+    return np.unique(np.concatenate(rows, axis=1), axis=0, return_inverse=True)[
+        1
+    ].ravel()
 
 
 def truth_check(target: Any, params: Any, key: Key[Array, ""], num_draws: int) -> Check:

@@ -46,6 +46,7 @@ class TabularParams(NamedTuple):
         log_proposal_transition: [K, K], or [T, K, K] if it depends on the step.
         log_potentials: [T, K].
         end: the symbol that ends a path, -1 for none.
+        log_scale: [T], see `TabularTarget`.
         idle: see `TabularTarget`.
     """
 
@@ -55,6 +56,7 @@ class TabularParams(NamedTuple):
     log_proposal_transition: Float[Array, "K K"] | Float[Array, "T K K"]
     log_potentials: Float[Array, "T K"]
     end: Int[Array, ""]
+    log_scale: Float[Array, "T"]
     idle: Float[Array, ""]
 
 
@@ -107,6 +109,9 @@ class TabularTarget:
         proposal_initial: q of the first symbol, [K]; by default the policy.
         proposal_transition: q of the next symbol, [K, K], or [T, K, K] with a table per
             step, of which the first is unused; by default the policy.
+        log_scale: log of a factor on the policy's probability of each step, [T] or one
+            number: a policy that is not normalised. Corrections, log p and the evidence
+            have these factors.
         idle: potential and correction that are reported for a particle that had
             finished before the step. A sampler must ignore them.
 
@@ -124,6 +129,7 @@ class TabularTarget:
         end: int | None = None,
         proposal_initial: Any = None,
         proposal_transition: Any = None,
+        log_scale: Any = 0.0,
         idle: float = 0.0,
     ) -> None:
         self.initial = np.asarray(initial, np.float64)
@@ -133,6 +139,7 @@ class TabularTarget:
         self.max_steps, self.num_symbols = self.log_potentials.shape
         self.proposal_initial = self._default(proposal_initial, self.initial)
         self.proposal_transition = self._default(proposal_transition, self.transition)
+        self.log_scale = np.full(self.max_steps, log_scale, np.float64)
         self.idle = idle
         self._check()
 
@@ -181,6 +188,7 @@ class TabularTarget:
             log_proposal_transition=jnp.asarray(_log(self.proposal_transition), dtype),
             log_potentials=jnp.asarray(self.log_potentials, dtype),
             end=jnp.asarray(-1 if self.end is None else self.end, jnp.int32),
+            log_scale=jnp.asarray(self.log_scale, dtype),
             idle=jnp.asarray(self.idle, dtype),
         )
 
@@ -220,7 +228,8 @@ class TabularTarget:
         log_q = jnp.where(first, tables.log_proposal_initial, row)
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
         drawn = jax.vmap(jax.random.categorical)(keys, log_q).astype(jnp.int32)
-        correction = (log_p - log_q)[slots, drawn]
+        scale = tables.log_scale[jnp.minimum(t, self.max_steps - 1)]
+        correction = (log_p - log_q)[slots, drawn] + scale
         extended = self._append_symbol(particles, t, drawn, tables)
         return extended, jnp.where(finished, tables.idle, correction)
 
@@ -259,7 +268,9 @@ class TabularTarget:
     ) -> Float[Array, "N"]:
         """log p of each path so far."""
         tables = self.params if params is None else params
-        return _log_chain(particles.symbols, tables.log_initial, tables.log_transition)
+        log_p = _log_chain(particles.symbols, tables.log_initial, tables.log_transition)
+        scales = jnp.where(particles.symbols >= 0, tables.log_scale, 0.0)
+        return log_p + jnp.sum(scales, axis=1)
 
     def log_proposal(
         self, particles: TabularParticles, params: TabularParams | None = None
@@ -304,6 +315,7 @@ class TabularTarget:
         log_p = jnp.where(
             t == 0, tables.log_initial[symbol], tables.log_transition[last, symbol]
         )
+        log_p += tables.log_scale[jnp.minimum(t, self.max_steps - 1)]
         extended = self._append_symbol(particles, t, symbol, tables)
         rows = where_rows(step_mask, extended, particles)
         return rows, jnp.where(step_mask, log_p, 0.0)
@@ -336,7 +348,7 @@ class TabularTarget:
         return np.sum((np.asarray(symbols, np.int64) + 1) * places, axis=-1)
 
     def paths(self, max_steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Every path of positive probability, [M, T], and its log p, [M].
+        """Every path of positive probability, [M, T], and its log p without scale, [M].
 
         Args:
             max_steps: step limit; paths are cut there, as in a run with that limit.
@@ -375,6 +387,7 @@ class TabularTarget:
         """
         symbols, log_prob = self.paths(max_steps)
         live = symbols >= 0
+        log_prob = log_prob + np.where(live, self.log_scale, 0.0).sum(1)
         steps = np.arange(self.max_steps)
         log_potentials = np.where(live, self.log_potentials[steps, symbols], 0.0)
         log_weights = np.asarray(
