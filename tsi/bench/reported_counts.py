@@ -5,7 +5,8 @@ particles that count and some to others; `num_invalid` must be the number of tho
 belong to particles that count. Then all potentials are -inf, which is valid and must be
 reported as a recovery.
 
-A particle counts if it is unfinished and has weight. The check is skipped if
+A particle counts if it is unfinished and has weight. Invalid corrections count in the
+same way; a search without a target need not read them. The check is skipped if
 `path_log_weight` does not depend on potentials (`uniform`).
 """
 
@@ -88,7 +89,7 @@ def _run_steps(
             log_potentials, expected = _insert_invalid(
                 ordinary, counts, np.asarray(state.finished)
             )
-        if kind == "invalid correction":
+        if kind == "invalid correction" and sampler.path_log_weight is not None:
             corrections, expected = _insert_invalid(
                 zeros, counts, np.asarray(state.finished)
             )
@@ -142,11 +143,10 @@ def _first_turn(explorer: Any, num_particles: int, key: Key[Array, ""]) -> str:
     zeros, none = np.zeros(rows, np.float32), np.zeros(rows, bool)
     invalid_potentials, count = _insert_invalid(ordinary, extended, none)
     invalid_corrections, _ = _insert_invalid(zeros, extended, none)
-    for log_potentials, corrections, expected in (
-        (ordinary, zeros, 0),
-        (invalid_potentials, zeros, count),
-        (ordinary, invalid_corrections, count),
-    ):
+    replies = [(ordinary, zeros, 0), (invalid_potentials, zeros, count)]
+    if explorer.path_log_weight is not None:
+        replies.append((ordinary, invalid_corrections, count))
+    for log_potentials, corrections, expected in replies:
         reply = Reply(*map(jnp.asarray, (log_potentials, corrections, zeros - 1, none)))
         _, info = jax.jit(explorer.tell)(key_tell, state, reply)
         invalid = _count(info, "num_invalid")
