@@ -2,13 +2,16 @@
 meanings for what is no weight."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 import tsi
+import tsi.rewards
 from tsi import samplers
 from tsi.errors import ConfigurationError, InvalidWeightWarning, UnknownNameError
 from tsi.rewards.host_reward import Prefix
@@ -217,3 +220,46 @@ def test_a_mean_in_float32_of_right_answers_has_the_weight_of_certainty():
     row = Prefix(question, [1], stopped=True, finished=True)
     for scorer in (reward, verifier):
         np.testing.assert_array_equal(scorer.score_rows([row]), log_odds_of([1.0]))
+
+
+NUMERIC = (int, float, float | None)
+GIVEN = {
+    "reward": TextReward(len, str),
+    "aggregation": "last",
+    "measure": "top-k",
+    "question": (1,),
+    "scale": "probability",
+}
+
+
+def reward_classes():
+    public = [getattr(tsi.rewards, name) for name in tsi.rewards.__all__]
+    kinds = [kind for kind in public if inspect.isclass(kind)]
+    return {
+        kind: [n for n, p in parameters.items() if p.annotation in NUMERIC]
+        for kind in kinds
+        if not hasattr(kind, "_fields")
+        for parameters in [inspect.signature(kind).parameters]
+    }
+
+
+@pytest.fixture
+def unchecked_types():
+    """Users have no type checker, which would refuse the arguments first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("value", ["a", [1, 2], 1j, b"1"], ids=repr)
+def test_an_argument_of_a_reward_that_is_no_number_is_named(value, unchecked_types):
+    checked = set()
+    for kind, names in reward_classes().items():
+        for name in names:
+            wanted = inspect.signature(kind).parameters
+            others = {n: 8 for n, p in wanted.items() if p.default is p.empty}
+            known = {n: v for n, v in GIVEN.items() if n in wanted}
+            with pytest.raises(ConfigurationError, match=f"{name}=.*not a number"):
+                kind(**{**others, **known, name: value})
+            checked.add(name)
+    assert checked >= {"floor", "beta", "slope", "offset", "size", "width", "yes"}

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.numeric_arguments import check_numbers
 
 SCALES = ("log-odds", "probability")
 
@@ -35,8 +36,8 @@ def check_scale(scale: str, floor: float | None) -> None:
 
     Raises:
         UnknownNameError: for an unknown scale.
-        ConfigurationError: for a floor outside (0, 1), or a floor with the scale
-            log-odds.
+        ConfigurationError: for a floor that is not a number or is outside (0, 1), or a
+            floor with the scale log-odds.
     """
     if scale not in SCALES:
         raise UnknownNameError("scale of rewards", scale, SCALES)
@@ -47,6 +48,7 @@ def check_scale(scale: str, floor: float | None) -> None:
             f"A floor of {floor} is the smallest probability of a reward, and this "
             'reward returns log-odds. Give scale="probability", or no floor.'
         )
+    check_numbers("A reward of probabilities", floor=floor)
     if not 0.0 < floor < 1.0:
         raise ConfigurationError(
             f"The floor of a reward must be a probability above 0 and below 1, and it "
