@@ -88,6 +88,44 @@ def test_arguments_that_a_program_does_not_take_are_named():
         tsi.run(SMC, bare, KEY, 2, OBSERVED)
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        explorer_kernel(),
+        pmmh_kernel(),
+        PMMH(SMC, TARGET),
+        PMMH(SMC, TARGET, lambda y: y),
+        ExplorerKernel(METROPOLIS, program_target(lambda: 0.0, step, max_steps=4)),
+    ],
+    ids=["explorer", "prior", "no prior", "lambda", "step alone"],
+)
+def test_an_argument_that_a_program_needs_and_does_not_get_is_named(kernel):
+    sentence = "missing a required argument: 'y'.*give the run"
+    with pytest.raises(ConfigurationError, match=sentence):
+        kernel.init(KEY, 0, None, (), {})
+    with pytest.raises(ConfigurationError, match=sentence):
+        numpyro.handlers.seed(TARGET.model, 0)()
+
+
+def test_a_run_without_arguments_gives_none_to_params_alone():
+    given = []
+
+    def begin(params):
+        given.append(params)
+        return jnp.zeros(())
+
+    def go_on(t, x, y=3.0):
+        given.append(y)
+        return numpyro.sample("x", dist.Normal(x, 1.0))
+
+    def end(t, x):
+        return x > 9.0
+
+    target = program_target(begin, go_on, max_steps=2, end=end)
+    ExplorerKernel(METROPOLIS, target).init(KEY, 0, None, (), {})
+    assert {None, 3.0} == set(given)
+
+
 def test_a_guided_program_and_one_with_an_end_take_them_too():
     def guide(t, x, y, scale):
         numpyro.sample("x", dist.Normal(0.5 * x + 0.4 * y[t], scale))
