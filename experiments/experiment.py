@@ -45,7 +45,7 @@ from tsi.experiments.scaling.curves import Curves, curves_of
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.scaling.report import markdown, percent
 from tsi.experiments.scaling.results import read_rows
-from tsi.models.files import describe_error, write_text
+from tsi.models.files import check_regular, describe_error, write_text
 
 TABLE = "comparison.md"
 
@@ -85,6 +85,7 @@ def read_experiments(path: Path) -> list[Experiment]:
         ConfigurationError: the file cannot be run, or does not define EXPERIMENTS.
     """
     try:
+        check_regular(path)
         found = runpy.run_path(str(path)).get("EXPERIMENTS")
     except OSError as error:
         raise ConfigurationError(describe_error(error, path)) from error

@@ -37,7 +37,8 @@ def serve(
             it.
         port: to listen on; 0 for any free one.
         model_name: by which clients name the model; by default the policy's name.
-        token_file: file with the token that clients must send.
+        token_file: file with the token that clients must send, or a pipe from which it
+            is read to its end, such as `<(pass show tsi)` of a shell.
         limits: of requests.
     """
     try:

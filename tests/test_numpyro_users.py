@@ -7,7 +7,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from every_sampler import all_samplers
+from numpyro.infer.mcmc import MCMCKernel
 from numpyro_kernels import (
+    KERNELS,
     KEY,
     METROPOLIS,
     SHORT,
@@ -27,6 +29,7 @@ import tsi
 from tsi import samplers
 from tsi.errors import ConfigurationError, TsiError, UnknownNameError
 from tsi.numpyro import PMMH, ExplorerKernel, ModelArguments, program_target
+from tsi.numpyro.extra_fields import check_extra_fields
 from tsi.numpyro.named_fields import NamedValues
 from tsi.targets.examples import unequal_lengths
 
@@ -86,6 +89,44 @@ def test_arguments_that_a_program_does_not_take_are_named():
     bare = program_target(lambda y: 0.0, lambda t, x: x, max_steps=2)
     with pytest.raises(ConfigurationError, match="too many positional"):
         tsi.run(SMC, bare, KEY, 2, OBSERVED)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        explorer_kernel(),
+        pmmh_kernel(),
+        PMMH(SMC, TARGET),
+        PMMH(SMC, TARGET, lambda y: y),
+        ExplorerKernel(METROPOLIS, program_target(lambda: 0.0, step, max_steps=4)),
+    ],
+    ids=["explorer", "prior", "no prior", "lambda", "step alone"],
+)
+def test_an_argument_that_a_program_needs_and_does_not_get_is_named(kernel):
+    sentence = "missing a required argument: 'y'.*give the run"
+    with pytest.raises(ConfigurationError, match=sentence):
+        kernel.init(KEY, 0, None, (), {})
+    with pytest.raises(ConfigurationError, match=sentence):
+        numpyro.handlers.seed(TARGET.model, 0)()
+
+
+def test_a_run_without_arguments_gives_none_to_params_alone():
+    given = []
+
+    def begin(params):
+        given.append(params)
+        return jnp.zeros(())
+
+    def go_on(t, x, y=3.0):
+        given.append(y)
+        return numpyro.sample("x", dist.Normal(x, 1.0))
+
+    def end(t, x):
+        return x > 9.0
+
+    target = program_target(begin, go_on, max_steps=2, end=end)
+    ExplorerKernel(METROPOLIS, target).init(KEY, 0, None, (), {})
+    assert {None, 3.0} == set(given)
 
 
 def test_a_guided_program_and_one_with_an_end_take_them_too():
@@ -202,6 +243,71 @@ def test_a_wrong_extra_field_is_a_sentence_with_those_there_are(make, name, know
     wrong = name.split(".")[-1]
     with pytest.raises(UnknownNameError, match=f"'{wrong}'.*Known: .*{known}"):
         mcmc(make()).run(KEY, OBSERVED, extra_fields=(name,))
+
+
+class Started(MCMCKernel):
+    """A kernel that has made its first state, which it only checks."""
+
+    sample_field = "sample"
+
+    def __init__(self, kernel, chains):
+        keys = jax.random.split(KEY, chains) if chains > 1 else KEY
+        self.state = kernel.init(keys, 0, None, (OBSERVED,), {})
+
+    def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
+        check_extra_fields(self.state, self.sample_field)
+        return self.state
+
+    def sample(self, state, model_args, model_kwargs):
+        raise AssertionError("a move has begun")
+
+
+ATTRIBUTES = ("count", "index", "_fields", "_replace", "__class__", "keys", "0", "")
+PREFIXES = {
+    "explorer": ("", "exploration.", "exploration.state.", "sample."),
+    "pmmh": ("", "walk.", "z.", "sample."),
+}
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+@pytest.mark.parametrize("which", KERNELS)
+def test_attributes_that_are_no_fields_are_no_extra_fields(which, chains):
+    run = mcmc(Started(KERNELS[which](), chains), chains)
+    names = [f"{prefix}{name}" for prefix in PREFIXES[which] for name in ATTRIBUTES]
+    for name in [*names, "sample.x.shape"]:
+        wrong = name.split(".")[-1]
+        with pytest.raises(UnknownNameError, match=f"'{wrong}'.*Known:"):
+            run.run(KEY, OBSERVED, extra_fields=("sample.x", name))
+
+
+@pytest.mark.parametrize("which", KERNELS)
+def test_fields_with_random_keys_are_refused_and_not_offered(which):
+    run = mcmc(Started(KERNELS[which](), 1))
+    keyed = ["exploration", "exploration.stored", "exploration.stored.history"]
+    offered = []
+    for name in ["rng_key", *(keyed if which == "explorer" else [])]:
+        with pytest.raises(ConfigurationError, match="random keys") as refused:
+            run.run(KEY, OBSERVED, extra_fields=(name,))
+        names = str(refused.value).split("without keys: ")[1].rstrip(".").split(", ")
+        assert all(n.startswith(name) for n in names) or name == "rng_key"
+        offered += names
+    with pytest.raises(UnknownNameError) as unknown:
+        run.run(KEY, OBSERVED, extra_fields=("none",))
+    assert "rng_key" not in str(unknown.value)
+    assert not any(name.endswith("key") for name in offered)
+    # What is offered can be collected.
+    run = mcmc(KERNELS[which]())
+    run.run(KEY, OBSERVED, extra_fields=offered)
+    assert {"sample", *run.get_extra_fields()} == {"sample", *offered}
+
+
+def test_a_state_that_mcmc_did_not_ask_for_has_no_extra_fields_to_check():
+    inner = explorer_kernel()
+
+    def extra_fields_of_another(extra_fields=("none",)):
+        return inner.init(KEY, 0, None, (OBSERVED,), {})
+
+    assert extra_fields_of_another().sample
 
 
 def test_right_extra_fields_are_collected_and_sites_left_out():

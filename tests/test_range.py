@@ -2,16 +2,22 @@
 meanings for what is no weight."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 import tsi
+import tsi.rewards
 from tsi import samplers
 from tsi.errors import ConfigurationError, InvalidWeightWarning, UnknownNameError
+from tsi.rewards.host_reward import Prefix
 from tsi.rewards.reward_scale import CERTAIN, log_odds_of
+from tsi.rewards.text_reward import TextReward
+from tsi.rewards.verifier import Verifier
 from tsi.samplers.conditional_smc import conditional_systematic
 from tsi.samplers.parts.optimal_resampling import optimal_resampling
 from tsi.targets.examples import smooth
@@ -190,6 +196,70 @@ def test_probabilities_of_one_are_certain_and_of_zero_impossible():
 
 
 def log_odds_of_reward(scale, floor):
-    from tsi.rewards.text_reward import TextReward
-
     return TextReward(len, str, scale=scale, floor=floor)
+
+
+def test_rounded_probabilities_of_one_and_zero_are_one_and_zero():
+    certain, impossible = log_odds_of([1.0, 0.0])
+    above = [1.0 + 1e-9, np.nextafter(np.float32(1), np.float32(2)), 1.0 + 1e-6]
+    np.testing.assert_array_equal(log_odds_of(above), certain)
+    below = [-5e-324, -1e-9, np.float32(-1e-7), -1e-6]
+    np.testing.assert_array_equal(log_odds_of(below), impossible)
+    least = np.log(1e-3 / (1 - 1e-3))
+    np.testing.assert_allclose(log_odds_of(below, floor=1e-3), least, rtol=1e-5)
+    assert np.isnan(log_odds_of([1.0 + 2e-6, -2e-6])).all()
+
+
+def test_a_mean_in_float32_of_right_answers_has_the_weight_of_certainty():
+    mean = np.cumsum(np.full(10, 0.1, np.float32))[-1]
+    assert mean > 1
+    reward = TextReward(lambda texts: [mean] * len(texts), str, scale="probability")
+    verifier = Verifier(lambda *prefix: mean, str, scale="probability")
+    question = verifier.prepare(["x"])._replace(lengths=0)
+    question = question._replace(text=np.array([120], np.uint8), sizes=1)
+    row = Prefix(question, [1], stopped=True, finished=True)
+    for scorer in (reward, verifier):
+        np.testing.assert_array_equal(scorer.score_rows([row]), log_odds_of([1.0]))
+
+
+NUMERIC = (int, float, float | None)
+GIVEN = {
+    "reward": TextReward(len, str),
+    "aggregation": "last",
+    "measure": "top-k",
+    "question": (1,),
+    "scale": "probability",
+}
+
+
+def reward_classes():
+    public = [getattr(tsi.rewards, name) for name in tsi.rewards.__all__]
+    kinds = [kind for kind in public if inspect.isclass(kind)]
+    return {
+        kind: [n for n, p in parameters.items() if p.annotation in NUMERIC]
+        for kind in kinds
+        if not hasattr(kind, "_fields")
+        for parameters in [inspect.signature(kind).parameters]
+    }
+
+
+@pytest.fixture
+def unchecked_types():
+    """Users have no type checker, which would refuse the arguments first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("value", ["a", [1, 2], 1j, b"1"], ids=repr)
+def test_an_argument_of_a_reward_that_is_no_number_is_named(value, unchecked_types):
+    checked = set()
+    for kind, names in reward_classes().items():
+        for name in names:
+            wanted = inspect.signature(kind).parameters
+            others = {n: 8 for n, p in wanted.items() if p.default is p.empty}
+            known = {n: v for n, v in GIVEN.items() if n in wanted}
+            with pytest.raises(ConfigurationError, match=f"{name}=.*not a number"):
+                kind(**{**others, **known, name: value})
+            checked.add(name)
+    assert checked >= {"floor", "beta", "slope", "offset", "size", "width", "yes"}

@@ -1,5 +1,8 @@
 """`tsi serve` reads requests of unknown origin: what is refused, and how."""
 
+import os
+from pathlib import Path
+
 import pytest
 from serving import MODEL, Served, chat, question
 
@@ -256,6 +259,18 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
         monkeypatch.setenv("TSI_SERVE_TOKEN", wrong)
         with pytest.raises(ConfigurationError, match="printable ASCII"):
             read_bearer(None)
+
+
+def test_a_token_may_come_from_a_pipe(monkeypatch):
+    monkeypatch.delenv("TSI_SERVE_TOKEN", raising=False)
+    reading, writing = os.pipe()
+    os.write(writing, b"from-a-pipe\n")
+    os.close(writing)
+    try:
+        bearer = read_bearer(Path(f"/dev/fd/{reading}"))
+    finally:
+        os.close(reading)
+    assert bearer.allows("Bearer from-a-pipe")
 
 
 def test_a_local_server_has_no_other_name():

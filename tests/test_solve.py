@@ -1,10 +1,13 @@
 """What `tsi solve` shows of a genealogy."""
 
 import numpy as np
+import pytest
 from fake_world import fake_world, vary
 
-from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.scaling.methods import METHODS, sampler_of
+from tsi.experiments.solving.diagnostics import weights_figure
 from tsi.experiments.solving.solve import genealogy, genealogy_text, solution_text
+from tsi.results.estimand import estimand_of
 
 # Four particles; at step 1 two survive, at step 2 three of the new generation do.
 ANCESTORS = np.array([[0, 1, 2, 3], [1, 1, 3, 3], [0, 0, 2, 1]])
@@ -78,6 +81,25 @@ def test_a_search_has_no_evidence():
     assert "Log evidence: none, because the method has no target" in text
     assert "Answers by weight (the method has no target" in text
     assert "Answer posterior" not in text
+    assert "Pareto" in solution_text(_result())
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_no_number_is_shown_of_what_a_method_does_not_estimate(method):
+    """Whatever has no target has no posterior, no errors and no tail of weights."""
+    estimand = estimand_of(sampler_of(method, 5))
+    result = vary(
+        _result(),
+        estimand=estimand._asdict(),
+        posterior={"errors": dict.fromkeys("789", np.nan)},
+        evidence={"log_estimate": -1.0 if estimand.has_target else np.nan},
+    )
+    text = solution_text(result)
+    title = weights_figure(result).axes[0].get_title(loc="left")
+    assert ("Pareto" in text) == ("Pareto" in title) == estimand.is_weighted_sample
+    assert ("±" in text) == ("Answer posterior" in text) == estimand.has_target
+    assert ("posterior leaves out" in text) == estimand.has_target
+    assert "nan" not in text + title
 
 
 def test_what_has_no_effective_size_shows_a_dash():

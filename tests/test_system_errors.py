@@ -15,6 +15,11 @@ from tsi.errors import ResultsError, TsiError
 from tsi.experiments import cli
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.command import exit_code
+from tsi.experiments.experiment import read_experiments
+from tsi.experiments.tasks.champ import read_champ
+from tsi.experiments.tasks.data_files import file_sha256
+from tsi.experiments.tasks.own_file import read_examples
+from tsi.experiments.tasks.problem_file import read_problems
 from tsi.experiments.training.train_value import train_value
 from tsi.models import files
 from tsi.models.files import (
@@ -23,6 +28,8 @@ from tsi.models.files import (
     describe_error,
     write_text,
 )
+from tsi.models.gguf.file import read_header
+from tsi.models.tensors.safetensors import open_safetensors, read_json
 
 EXPERIMENTS = Path(cli.__file__).parent
 LINE = b'{"a": 1}\n'
@@ -169,6 +176,50 @@ def test_scale_and_policies_at_impossible_paths_are_sentences(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("tsi: ")
         assert error.count("\n") == 1
+
+
+def test_commands_that_read_a_fifo_say_so_and_do_not_wait(tmp_path, capsys):
+    few = ["--num-problems", "1", "--budgets", "1", "--no-progress"]
+    for name in ("study.py", "problems.csv"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "rows.jsonl")
+    run, problems = str(tmp_path / "run"), str(tmp_path / "problems.csv")
+    for arguments in (
+        ["run", str(tmp_path / "study.py")],
+        ["regrade", run, "--problems", problems],
+        ["regrade", run],
+        ["regrade", f"{run}/rows.jsonl"],
+        ["report", run],
+        ["scale", *few, "--out", run],
+        ["scale", *few, "--problems", problems, "--out", str(tmp_path / "new")],
+        ["solve", "1+1", "--problems", problems],
+        ["solve", "1+1", "--few-shot", problems],
+    ):
+        assert cli.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "is not a regular file but a fifo" in error
+        assert error.startswith("tsi: ")
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        file_sha256,
+        open_safetensors,
+        read_champ,
+        read_examples,
+        read_experiments,
+        read_header,
+        read_json,
+        read_problems,
+    ],
+)
+def test_a_function_that_reads_a_file_does_not_wait_for_a_fifo(read, tmp_path):
+    os.mkfifo(tmp_path / "fifo.csv")
+    with pytest.raises((TsiError, OSError), match="a fifo"):
+        read(tmp_path / "fifo.csv")
 
 
 def run(arguments, **options):

@@ -29,6 +29,7 @@ from typing import Any
 from tsi.experiments.grading.grader import Grader, get_grader
 from tsi.experiments.grading.pool import GradingPool
 from tsi.experiments.proofs.grading_page import KINDS, page
+from tsi.models.files import check_regular
 from tsi.problem import Problem
 from tsi.results.answers import extract_answer
 from tsi.results.canonical import equivalent
@@ -104,6 +105,7 @@ def math_verify_alone(problem: Problem, text: str) -> bool:
 
 def grade_summaries(path: Path) -> list[dict[str, Any]]:
     """The grades of every summary, appended to a file as they are found."""
+    check_regular(path)
     done = [json.loads(line) for line in path.open()] if path.exists() else []
     rows = list(summaries())
     with GradingPool(get_grader("math")) as ours, GradingPool(ALONE) as alone:
@@ -196,6 +198,7 @@ def main(folder: Path) -> None:
     """
     rows = grade_summaries(folder / "grades.jsonl")
     labelled = folder / "labels.jsonl"
+    check_regular(labelled)
     if not labelled.exists():
         chosen = [{**row, "label": None} for row in sample(rows)]
         labelled.write_text("".join(json.dumps(row) + "\n" for row in chosen))

@@ -75,7 +75,7 @@ def regrade(
             f"{place} is on an object store; copy its folder to this machine, and "
             "regrade it there."
         )
-    if not place.is_file():
+    if not place.exists():
         raise ResultsError(f"There is no results file {place}; run `tsi scale` first.")
     shards = LocalShards(place)
     try:

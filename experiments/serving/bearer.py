@@ -41,7 +41,8 @@ def read_bearer(file: Path | None) -> Bearer | None:
     The variable is removed, so that no process that is started later inherits it.
 
     Args:
-        file: has the token and perhaps a line end.
+        file: has the token and perhaps a line end. It may be a pipe, which is read to
+            its end, so that a shell's `<(command)` can give the token.
 
     Raises:
         ConfigurationError: both are given, or the token is empty or not plain.

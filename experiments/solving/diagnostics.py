@@ -158,10 +158,15 @@ def ess_figure(result: Result) -> Figure:
 
 
 def weights_figure(result: Result) -> Figure:
-    """The normalised weights of the final particles in order, with Pareto k."""
+    """The normalised weights of the final particles in order.
+
+    The title has Pareto k if the particles are a weighted sample.
+    """
     weights = normalise(result.log_weights)
     k = result.diagnostics.pareto_k
-    if math.isnan(k):
+    if not result.estimand.is_weighted_sample:
+        tail = "not a weighted sample"
+    elif math.isnan(k):
         tail = "Pareto k not estimated"
     else:
         verdict = "unreliable" if k > UNRELIABLE_K else "fine"

@@ -120,16 +120,16 @@ def solution_text(result: Result) -> str:
     """
     has_target = result.estimand.has_target
     other_targets = len(result.estimand.auxiliary_temperatures)
-    errors, diagnostics = result.posterior.errors, result.diagnostics
+    diagnostics = result.diagnostics
     posterior = [
-        f"  {answer}  {probability:.3f} ± {_error(errors.get(answer, math.nan))}"
+        f"  {answer}  {probability:.3f}{_error_of(result, answer)}"
         f"  {'█' * round(30 * probability)}"
         for answer, probability in result.answer_posterior.items()
     ]
     if result.unanswered > 0:
         posterior.append(
-            f"  no answer  {result.unanswered:.3f} of the weight, which the posterior "
-            "leaves out"
+            f"  no answer  {result.unanswered:.3f} of the weight, which the "
+            f"{'posterior leaves' if has_target else 'shares above leave'} out"
         )
     unique = " ".join(map(str, result.steps.unique_ancestors.tolist()))
     ledger = result.ledger
@@ -155,7 +155,7 @@ def solution_text(result: Result) -> str:
         f"Selected answer: {result.selected}",
         f"Log evidence{factor if other_targets else ''}: "
         f"{estimate if has_target else 'none, because the method has no target'}",
-        _tail_text(diagnostics.pareto_k),
+        *_tail_text(result),
         f"Cost: {ledger.rollouts} rollouts, {ledger.generated_tokens} tokens, "
         f"{ledger.reward_tokens} reward tokens, {ledger.flops / 1e6:.1f} MFLOP, "
         f"{ledger.seconds:.2f} s",
@@ -180,13 +180,26 @@ def thinking_text(number: int, total: int) -> str:
     )
 
 
+def _error_of(result: Result, answer: str) -> str:
+    """The error of an answer's probability; a share of a search's ranks has none."""
+    if not result.estimand.has_target:
+        return ""
+    return f" ± {_error(result.posterior.errors.get(answer, math.nan))}"
+
+
 def _error(value: float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.3f}"
 
 
-def _tail_text(k: float) -> str:
+def _tail_text(result: Result) -> list[str]:
+    """A line on the tail of the weights, if these are those of a weighted sample."""
+    if not result.estimand.is_weighted_sample:
+        return []
+    k = result.diagnostics.pareto_k
     if math.isnan(k):
-        return "Pareto k of the weights: not estimated (too few distinct large weights)"
+        return [
+            "Pareto k of the weights: not estimated (too few distinct large weights)"
+        ]
     text = f"Pareto k of the weights: {k:.2f}"
     if k > UNRELIABLE_K:
         text += (
@@ -194,7 +207,7 @@ def _tail_text(k: float) -> str:
             "posterior and its errors are unreliable. Use more particles, or resample "
             "earlier."
         )
-    return text
+    return [text]
 
 
 def shorten(text: str, width: int = 60) -> str:

@@ -16,6 +16,7 @@ from tsi.experiments.tasks.data_files import file_sha256
 from tsi.experiments.tasks.listed import graded_task
 from tsi.experiments.tasks.presets import get_preset
 from tsi.experiments.tasks.task import Task
+from tsi.models.files import check_regular
 from tsi.problem import Problem
 
 SIZE = 270
@@ -64,6 +65,7 @@ def read_champ(path: Path) -> dict[str, Any]:
         ConfigurationError: the file has another layout.
     """
     try:
+        check_regular(path)
         records = json.loads(path.read_bytes())["problems"]
         if len(records) != SIZE:
             raise ValueError(f"{len(records)} problems")

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from tsi.errors import DownloadError
-from tsi.models.files import describe_error
+from tsi.models.files import check_regular, describe_error
 from tsi.models.loading.catalogue import cache_directory
 
 MAX_BYTES = 2**28
@@ -78,7 +78,12 @@ def local_path(name: str, source: HubFile | WebFile) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content."""
+    """The SHA-256 of a file's content.
+
+    Raises:
+        OSError: the file cannot be read, or is not a regular file.
+    """
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

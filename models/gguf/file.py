@@ -18,6 +18,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from tsi.errors import CheckpointError
+from tsi.models.files import check_regular, describe_error
 
 MAX_DIMENSIONS = 4
 MAX_ENTRIES = 1 << 22
@@ -116,8 +117,11 @@ def read_header(path: Path) -> Header:
             is impossible.
     """
     try:
+        check_regular(path)
         data = np.memmap(path, mode="r")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(describe_error(error, path)) from None
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     cursor = _Cursor(path, data)
     if bytes(data[:4]) != b"GGUF":

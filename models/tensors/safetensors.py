@@ -122,6 +122,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file is truncated or malformed.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             names = set(file.keys())
         with path.open("rb") as raw:

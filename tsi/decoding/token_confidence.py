@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.numeric_arguments import check_numbers
 
 MEASURES = ("log-prob", "negative-entropy", "self-certainty", "top-k")
 
@@ -41,7 +42,7 @@ class TokenConfidence:
 
     Raises:
         UnknownNameError: there is no such measure.
-        ConfigurationError: k is below 1.
+        ConfigurationError: k is not a number, or is below 1.
     """
 
     measure: str
@@ -50,6 +51,7 @@ class TokenConfidence:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise UnknownNameError("measure of confidence", self.measure, MEASURES)
+        check_numbers("A measure of confidence", k=self.k)
         if self.k < 1:
             raise ConfigurationError(
                 f"top-k confidence averages over k={self.k} tokens. Give at least 1."

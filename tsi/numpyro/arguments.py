@@ -6,6 +6,7 @@ unpacked when a program is called.
 """
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,10 +29,11 @@ def model_arguments(*args: Any, **kwargs: Any) -> Any:
     """Pack arguments into the `params` of a target.
 
     A single argument, positional or named `params`, is passed as it is. Without
-    arguments the result is None, which every program then receives.
+    arguments, a program receives None if its own argument is `params`, or a name that
+    begins with an underscore, and nothing otherwise.
     """
-    if not args and set(kwargs) <= {"params"}:
-        return kwargs.get("params")
+    if not args and set(kwargs) == {"params"}:
+        return kwargs["params"]
     if len(args) == 1 and not kwargs:
         return args[0]
     return ModelArguments(args, kwargs)
@@ -45,8 +47,11 @@ def params_of(target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             is not made of programs and so takes only `params`.
     """
     params = model_arguments(*args, **kwargs)
-    several = isinstance(params, ModelArguments)
-    if several and not getattr(target, "takes_arguments", False):
+    if getattr(target, "takes_arguments", False):
+        return params
+    if not args and not kwargs:
+        return None
+    if isinstance(params, ModelArguments):
         raise ConfigurationError(
             f"{type(target).__name__} takes one argument, `params`, but mcmc.run got "
             f"{len(args)} positional arguments and the keywords {sorted(kwargs)}. Pass "
@@ -59,7 +64,8 @@ def call(program: Callable[..., Any], *leading: Any, params: Any) -> Any:
     """Call a program with its leading arguments and the arguments packed in `params`.
 
     Raises:
-        ConfigurationError: if the program does not take these arguments.
+        ConfigurationError: if the program does not take these arguments, or needs one
+            that is not among them.
     """
     args, kwargs = (params,), {}
     if isinstance(params, ModelArguments):
@@ -68,6 +74,8 @@ def call(program: Callable[..., Any], *leading: Any, params: Any) -> Any:
         signature = inspect.signature(program)
     except (TypeError, ValueError):
         signature = None
+    if not args and not kwargs and _takes_params(signature, len(leading)):
+        args = (None,)
     if signature is not None:
         try:
             signature.bind(*leading, *args, **kwargs)
@@ -77,6 +85,15 @@ def call(program: Callable[..., Any], *leading: Any, params: Any) -> Any:
                 f"{name}{signature} cannot be called with {len(leading)} arguments of "
                 f"the step, {len(args)} positional arguments of the run and the "
                 f"keywords {sorted(kwargs)}: {error}. Every program of a target gets "
-                "the arguments of the run after those of the step."
+                "the arguments of the run after those of the step, so give the run "
+                "what all of its programs need."
             ) from error
     return program(*leading, *args, **kwargs)
+
+
+def _takes_params(signature: inspect.Signature | None, place: int) -> bool:
+    """Whether the argument at this place is `params`, which is None in runs without."""
+    if signature is None:
+        return True
+    name = next(itertools.islice(signature.parameters, place, None), "")
+    return name == "params" or name.startswith("_")

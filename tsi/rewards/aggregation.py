@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import UnknownNameError
 from tsi.models.decoder_config import DecoderConfig
+from tsi.numeric_arguments import check_numbers
 from tsi.rewards.reward import Prompts, Reading, Reward, Step
 from tsi.weights import weight_dtype
 
@@ -96,10 +97,12 @@ class Aggregated:
 
     Raises:
         UnknownNameError: there is no such aggregation.
+        ConfigurationError: `max_steps` is not a number.
     """
 
     def __init__(self, reward: Reward, aggregation: str, max_steps: int) -> None:
         check_aggregation(aggregation)
+        check_numbers("An aggregation of rewards", max_steps=max_steps)
         self.reward, self.aggregation, self.max_steps = reward, aggregation, max_steps
 
     def prepare(self, questions: Sequence[str]) -> Any:

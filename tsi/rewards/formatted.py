@@ -37,7 +37,7 @@ class FormattedReward(TextReader):
 
     Raises:
         UnknownNameError: there is no such aggregation.
-        ConfigurationError: a number is not positive.
+        ConfigurationError: an argument is not a positive number.
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from tsi.decoding.token_draws import log_prob_of
 from tsi.errors import ConfigurationError
 from tsi.models.decoder import LanguageModel
+from tsi.numeric_arguments import check_numbers
 from tsi.rewards.formats import ContinuationFormat
 from tsi.rewards.reader_state import RenderedRows
 from tsi.rewards.text_reader import TextReader
@@ -53,6 +54,7 @@ class LikelihoodRatio(TextReader):
         super().__init__(
             format, decode, max_steps=max_steps, max_tokens=max_tokens, width=width
         )
+        check_numbers("A likelihood ratio", beta=beta)
         self.beta = beta
 
     def values(

@@ -36,6 +36,7 @@ from jaxtyping import Array, Float, Int
 
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.numeric_arguments import check_numbers
 from tsi.rewards.reward import PolicyTokens, Prompts, Reading, Step
 from tsi.weights import weight_dtype
 
@@ -60,8 +61,8 @@ class PolicyConfidence(PolicyTokens):
 
     Raises:
         UnknownNameError: there is no such window or scale.
-        ConfigurationError: W is below 1, or the slope is not positive and finite, or
-            the offset is not finite.
+        ConfigurationError: an argument is not a number, W is below 1, the slope is not
+            positive and finite, or the offset is not finite.
     """
 
     confidence: TokenConfidence
@@ -79,6 +80,13 @@ class PolicyConfidence(PolicyTokens):
             raise UnknownNameError("window of confidence", self.window, WINDOWS)
         if self.scale not in SCALES:
             raise UnknownNameError("scale of confidence", self.scale, SCALES)
+        check_numbers(
+            "The reward of confidence",
+            max_tokens=self.max_tokens,
+            size=self.size,
+            slope=self.slope,
+            offset=self.offset,
+        )
         if self.size < 1:
             raise ConfigurationError(
                 f"A window of {self.size} tokens has no mean. Give at least 1."

@@ -33,6 +33,7 @@ from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
+from tsi.numeric_arguments import check_numbers
 from tsi.weights import weight_dtype
 
 State = TypeVar("State")
@@ -321,7 +322,7 @@ class SelfJudge(Stateless):
         yes, no: ids of the two answers.
 
     Raises:
-        ConfigurationError: the question is empty.
+        ConfigurationError: the question is empty, or an answer is not a number.
     """
 
     question: tuple[int, ...]
@@ -329,6 +330,7 @@ class SelfJudge(Stateless):
     no: int
 
     def __post_init__(self) -> None:
+        check_numbers("A SelfJudge", yes=self.yes, no=self.no)
         if not self.question:
             raise ConfigurationError(
                 "The question of a SelfJudge has no tokens. Give the token ids of the "

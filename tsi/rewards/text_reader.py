@@ -41,6 +41,7 @@ from tsi.errors import ConfigurationError
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
+from tsi.numeric_arguments import check_numbers
 from tsi.rewards.aggregation import append_end, cut_ends
 from tsi.rewards.formats import Format, Rendering
 from tsi.rewards.reader_questions import Questions, encode_questions
@@ -73,7 +74,7 @@ class TextReader:
             aggregation of arXiv 2502.01618's code).
 
     Raises:
-        ConfigurationError: a number is not positive.
+        ConfigurationError: an argument is not a positive number.
     """
 
     reads_prompts = True
@@ -92,6 +93,12 @@ class TextReader:
         width: int = 64,
         one_block: bool = False,
     ) -> None:
+        check_numbers(
+            "A reward that reads text",
+            max_steps=max_steps,
+            max_tokens=max_tokens,
+            width=width,
+        )
         if min(max_steps, max_tokens, width) < 1:
             raise ConfigurationError(
                 f"A reward that reads text has max_steps={max_steps}, "

@@ -22,8 +22,8 @@ class TextReward(HostReward):
             the texts of the rows that have taken a step; these are untrusted.
         decode: maps a list of token ids to text.
         scale: what `score` returns, "log-odds" or a "probability". A probability of 1
-            becomes log-odds of 16.64, and 0 becomes -inf
-            (:mod:`tsi.rewards.reward_scale`).
+            becomes log-odds of 16.64, and 0 becomes -inf; up to 1e-6 outside [0, 1] is
+            rounding (:mod:`tsi.rewards.reward_scale`).
         floor: smaller probabilities are raised to this value; None keeps 0 impossible.
 
     Raises:
