@@ -7,7 +7,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from every_sampler import all_samplers
+from numpyro.infer.mcmc import MCMCKernel
 from numpyro_kernels import (
+    KERNELS,
     KEY,
     METROPOLIS,
     SHORT,
@@ -27,6 +29,7 @@ import tsi
 from tsi import samplers
 from tsi.errors import ConfigurationError, TsiError, UnknownNameError
 from tsi.numpyro import PMMH, ExplorerKernel, ModelArguments, program_target
+from tsi.numpyro.extra_fields import check_extra_fields
 from tsi.numpyro.named_fields import NamedValues
 from tsi.targets.examples import unequal_lengths
 
@@ -240,6 +243,74 @@ def test_a_wrong_extra_field_is_a_sentence_with_those_there_are(make, name, know
     wrong = name.split(".")[-1]
     with pytest.raises(UnknownNameError, match=f"'{wrong}'.*Known: .*{known}"):
         mcmc(make()).run(KEY, OBSERVED, extra_fields=(name,))
+
+
+class Started(MCMCKernel):
+    """A kernel that has made its first state, which it only checks."""
+
+    sample_field = "sample"
+
+    def __init__(self, kernel, chains):
+        keys = jax.random.split(KEY, chains) if chains > 1 else KEY
+        self.state = kernel.init(keys, 0, None, (OBSERVED,), {})
+
+    def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
+        check_extra_fields(self.state, self.sample_field)
+        return self.state
+
+    def sample(self, state, model_args, model_kwargs):
+        raise AssertionError("a move has begun")
+
+
+ATTRIBUTES = ("count", "index", "_fields", "_replace", "__class__", "keys", "0", "")
+PREFIXES = {
+    "explorer": ("", "exploration.", "exploration.state.", "sample."),
+    "pmmh": ("", "walk.", "z.", "sample."),
+}
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+@pytest.mark.parametrize("which", KERNELS)
+def test_attributes_that_are_no_fields_are_no_extra_fields(which, chains):
+    run = mcmc(Started(KERNELS[which](), chains), chains)
+    names = [f"{prefix}{name}" for prefix in PREFIXES[which] for name in ATTRIBUTES]
+    for name in names:
+        wrong = name.split(".")[-1]
+        with pytest.raises(UnknownNameError, match=f"'{wrong}'.*Known:"):
+            run.run(KEY, OBSERVED, extra_fields=("sample.x", name))
+    for name in ("sample.x.shape", "rng_key._impl"):
+        with pytest.raises(ConfigurationError, match="has no fields"):
+            run.run(KEY, OBSERVED, extra_fields=(name,))
+
+
+@pytest.mark.parametrize("which", KERNELS)
+def test_fields_with_random_keys_are_refused_and_not_offered(which):
+    run = mcmc(Started(KERNELS[which](), 1))
+    keyed = ["exploration", "exploration.stored", "exploration.stored.history"]
+    offered = []
+    for name in ["rng_key", *(keyed if which == "explorer" else [])]:
+        with pytest.raises(ConfigurationError, match="random keys") as refused:
+            run.run(KEY, OBSERVED, extra_fields=(name,))
+        names = str(refused.value).split("without keys: ")[1].rstrip(".").split(", ")
+        assert all(n.startswith(name) for n in names) or name == "rng_key"
+        offered += names
+    with pytest.raises(UnknownNameError) as unknown:
+        run.run(KEY, OBSERVED, extra_fields=("none",))
+    assert "rng_key" not in str(unknown.value)
+    assert not any(name.endswith("key") for name in offered)
+    # What is offered can be collected.
+    run = mcmc(KERNELS[which]())
+    run.run(KEY, OBSERVED, extra_fields=offered)
+    assert {"sample", *run.get_extra_fields()} == {"sample", *offered}
+
+
+def test_a_state_that_mcmc_did_not_ask_for_has_no_extra_fields_to_check():
+    inner = explorer_kernel()
+
+    def extra_fields_of_another(extra_fields=("none",)):
+        return inner.init(KEY, 0, None, (OBSERVED,), {})
+
+    assert extra_fields_of_another().sample
 
 
 def test_right_extra_fields_are_collected_and_sites_left_out():

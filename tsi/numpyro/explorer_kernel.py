@@ -21,6 +21,7 @@ from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explore import Exploration, as_store, start, turn
 from tsi.explorer import Explorer
 from tsi.numpyro.arguments import params_of
+from tsi.numpyro.extra_fields import check_extra_fields
 from tsi.numpyro.hosting import (
     check_target,
     collect_values,
@@ -79,7 +80,8 @@ class ExplorerKernel(MCMCKernel):
             is not a `Target`.
 
     MCMC collects `sample`. Other fields of the state are collected with `extra_fields`,
-    for instance "exploration.state.accepted". The kernel can be pickled if the
+    for instance "exploration.state.accepted"; fields with random keys cannot be
+    collected. The kernel can be pickled if the
     constructor of the explorer is `picklable`, and target and `collect` can be pickled.
     """
 
@@ -122,8 +124,9 @@ class ExplorerKernel(MCMCKernel):
 
         Raises:
             ConfigurationError: for `init_params`, since chains start from rollouts; for
-                arguments that the target does not take; or for an explorer of several
-                chains.
+                arguments that the target does not take; for an explorer of several
+                chains; or for extra fields with random keys.
+            UnknownNameError: MCMC is to collect a field that the state does not have.
         """
         if init_params is not None:
             raise ConfigurationError(
@@ -133,8 +136,11 @@ class ExplorerKernel(MCMCKernel):
         params = params_of(self.target, model_args, model_kwargs)
         key = typed_key(rng_key)
         if key.ndim:
-            return jax.vmap(lambda key: self._start(key, params))(key)
-        return self._start(key, params)
+            state = jax.vmap(lambda key: self._start(key, params))(key)
+        else:
+            state = self._start(key, params)
+        check_extra_fields(state, self.sample_field)
+        return state
 
     def sample(
         self, state: KernelState, model_args: tuple, model_kwargs: dict[str, Any]

@@ -3,7 +3,9 @@
 MCMC looks up `extra_fields` by attribute and then by index. For a wrong name a tuple
 raises a bare TypeError, and a dict a bare KeyError. In the states that MCMC gets, every
 NamedTuple is therefore replaced by a subclass, and every dict by a `NamedValues`, whose
-errors list the known names.
+errors list the known names. Names are checked before a new run
+(`tsi.numpyro.extra_fields`); these containers serve chains that are continued, and
+names of sites that are left out.
 """
 
 import functools

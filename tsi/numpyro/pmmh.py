@@ -45,6 +45,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer
 from tsi.numpyro.arguments import call, model_arguments, params_of
+from tsi.numpyro.extra_fields import check_extra_fields
 from tsi.numpyro.hosting import check_target, warn_of_another_posterior
 from tsi.numpyro.named_fields import NamedValues, with_names, without_names
 from tsi.numpyro.parameters import draw_parameters, evaluate_prior
@@ -91,7 +92,8 @@ class PMMHState(NamedTuple):
     def __getitem__(self, index: Any) -> Any:
         # MCMC looks up extra fields by attribute first, and then here.
         if isinstance(index, str):
-            raise UnknownNameError("extra field", index, self._fields)
+            known = [name for name in self._fields if name != "rng_key"]
+            raise UnknownNameError("extra field", index, known)
         return tuple.__getitem__(self, index)
 
 
@@ -200,7 +202,9 @@ class PMMH(MCMCKernel):
 
         Raises:
             ConfigurationError: if `init_params` has a name that is not a continuous
-                site, or the target does not take these arguments.
+                site, the target does not take these arguments, or an extra field holds
+                random keys.
+            UnknownNameError: MCMC is to collect a field that the state does not have.
         """
         arguments = self._arguments(model_args, model_kwargs)
         if init_params is not None and not isinstance(init_params, dict):
@@ -210,11 +214,13 @@ class PMMH(MCMCKernel):
             )
         given = jax.tree.map(jnp.asarray, init_params)
         key = typed_key(rng_key)
-        if key.ndim:
-            return jax.vmap(
-                lambda key, given: self._start(key, num_warmup, given, arguments)
-            )(key, given)
-        return self._start(key, num_warmup, given, arguments)
+
+        def start(key: Key[Array, ""], given: dict[str, Array] | None) -> PMMHState:
+            return self._start(key, num_warmup, given, arguments)
+
+        state = jax.vmap(start)(key, given) if key.ndim else start(key, given)
+        check_extra_fields(state, self.sample_field)
+        return state
 
     def sample(
         self, state: PMMHState, model_args: tuple, model_kwargs: dict[str, Any]
