@@ -274,10 +274,13 @@ PREFIXES = {
 def test_attributes_that_are_no_fields_are_no_extra_fields(which, chains):
     run = mcmc(Started(KERNELS[which](), chains), chains)
     names = [f"{prefix}{name}" for prefix in PREFIXES[which] for name in ATTRIBUTES]
-    for name in [*names, "sample.x.shape"]:
+    for name in names:
         wrong = name.split(".")[-1]
         with pytest.raises(UnknownNameError, match=f"'{wrong}'.*Known:"):
             run.run(KEY, OBSERVED, extra_fields=("sample.x", name))
+    for name in ("sample.x.shape", "rng_key._impl"):
+        with pytest.raises(ConfigurationError, match="has no fields"):
+            run.run(KEY, OBSERVED, extra_fields=(name,))
 
 
 @pytest.mark.parametrize("which", KERNELS)

@@ -26,7 +26,8 @@ def check_extra_fields(state: Any, sample_field: str) -> None:
 
     Raises:
         UnknownNameError: a name is no field; the message lists those that there are.
-        ConfigurationError: a field holds typed keys.
+        ConfigurationError: a field holds typed keys, or a name goes on after a field
+            that has no fields of its own.
     """
     for name in _requested_fields():
         if not name.startswith(f"~{sample_field}."):
@@ -47,16 +48,21 @@ def _check(state: Any, name: str) -> None:
     value, path = state, ""
     for part in name.split("."):
         fields = _fields_of(value)
+        if not fields:
+            raise ConfigurationError(
+                f"There is no extra field {name!r}, because {path} has no fields. "
+                f"Leave out what follows {path}."
+            )
         if part not in fields:
             kind = f"field of {path}" if path else "extra field"
             raise UnknownNameError(kind, part, _without_keys(value))
         value, path = fields[part], f"{path}.{part}" if path else part
     if _has_keys(value):
         within = [f"{path}.{inner}" for inner in _without_keys(value)]
-        fields = within or list(_without_keys(state))
+        known = within or list(_without_keys(state))
         raise ConfigurationError(
             f"The extra field {name!r} holds random keys, which MCMC cannot collect. "
-            f"Give fields without keys: {', '.join(sorted(fields))}."
+            f"Give fields without keys: {', '.join(sorted(known))}."
         )
 
 
