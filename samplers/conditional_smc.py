@@ -42,11 +42,11 @@ from tsi.samplers.parts.resampling import (
     find_interval,
     grid,
     multinomial,
-    scale_bits,
     stay_if_dead,
 )
 from tsi.samplers.parts.schedules import Schedule, every_step
 from tsi.samplers.smc import SMCInfo, SMCState, smc
+from tsi.scaled_bits import scale_bits
 from tsi.weights import all_dead, log_mean_exp
 
 Scheme = Callable[[Array, Array, Array], Array]

@@ -45,10 +45,12 @@ class FinishedBranchState(NamedTuple):
     """A population of unfinished prefixes, and the finished branches.
 
     Attributes:
-        population: N rows; a finished row has weight zero from then on.
+        population: N rows; a finished row has weight zero from then on. Its evidence
+            is relative to `reference`.
         log_shares: log mass of each stored branch minus `reference`, [M]; -inf if no
             branch is stored there.
-        reference: the log evidence of the population, to which masses are relative.
+        reference: the log evidence of all rows after the latest step, before the
+            finished ones left.
         log_potentials: of the stored branches, [M].
         finished: which stored prefixes are finished branches, [M].
         members: all stored prefixes, [M].
@@ -173,13 +175,13 @@ def finished_branch_smc(
         alive = before.log_weights > -jnp.inf
         ended = alive & reply.finished
         # Masses are relative to the current evidence, so they do not contain the scale
-        # of the potentials. If the population has no evidence, they stay as they are.
-        evidence = after.evidence_sum
-        no_evidence = evidence.value == -jnp.inf
-        change = jnp.where(no_evidence, 0.0, evidence.minus(state.reference))
-        reference = jax.tree.map(
-            lambda new, old: jnp.where(no_evidence, old, new), evidence, state.reference
-        )
+        # of the potentials. Nor does the change of the evidence once there are masses:
+        # it is summed by itself, since a difference of two evidences would have the
+        # rounding of that scale. If the population has no evidence, nothing changes.
+        change = after.evidence_sum
+        no_evidence = change.value == -jnp.inf
+        change = jax.tree.map(lambda part: jnp.where(no_evidence, 0.0, part), change)
+        reference = state.reference.add(change.value).add(change.rest)
         newly_finished = ended & ~no_evidence
         log_shares = jnp.where(
             newly_finished, after.log_weights - jnp.log(float(size)), -jnp.inf
@@ -189,21 +191,20 @@ def finished_branch_smc(
         log_remaining = jnp.where(ended | ~alive, -jnp.inf, after.log_weights)
         share = log_mean_exp(log_remaining)
         shift = jnp.where(share == -jnp.inf, 0.0, share)
-        remaining_evidence = evidence.add(share)
         # Rows that restart after all weight was lost have no mass.
         lost = (after.log_evidence == -jnp.inf) & jnp.any(state.log_shares > -jnp.inf)
         done = (share == -jnp.inf) | lost
         population = after._replace(
             log_weights=log_remaining - shift,
             log_base=log_remaining - shift,
-            log_evidence=remaining_evidence.value,
-            log_evidence_rest=remaining_evidence.rest,
+            log_evidence=jnp.where(no_evidence, -jnp.inf, share),
+            log_evidence_rest=jnp.zeros_like(share),
             # Rows that have left the population take no further steps.
             finished=log_remaining == -jnp.inf,
         )
         new_state = state._replace(
             population=population,
-            log_shares=(state.log_shares - change).at[rows].set(log_shares),
+            log_shares=(state.log_shares - change.value).at[rows].set(log_shares),
             reference=reference,
             log_potentials=state.log_potentials.at[rows].set(after.log_potentials),
             finished=state.finished.at[rows].set(ended),

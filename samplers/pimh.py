@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.log_uniform import log_uniform
 from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.parts.path_record import (
@@ -186,7 +187,7 @@ def pimh(
         dead = state.log_accepted.value == -jnp.inf
         evidence = smc.evidence_sum
         log_ratio = jnp.where(dead, jnp.inf, evidence.minus(state.log_accepted))
-        accept = jnp.log(jax.random.uniform(key_accept)) < log_ratio
+        accept = log_uniform(key_accept) < log_ratio
 
         # First members of the last iteration, if there was one, and of this iteration.
         last_start = jnp.maximum(0 if endless else state.iteration - 1, 0) * size

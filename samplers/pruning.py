@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.log_uniform import log_uniform
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.parts.potentials import Potential, require_running, telescoping
@@ -38,6 +39,9 @@ def russian_roulette(
 ) -> Float[Array, "N"]:
     """Set weights below epsilon times the mean to that threshold or zero, unbiasedly.
 
+    A weight w survives with probability w / threshold, exact to 2^-64. Below 2^-65 it
+    never survives; what is lost is at most 2^-65 epsilon of the total weight.
+
     Args:
         key: a typed key.
         log_weights: [N]; weights of zero stay zero.
@@ -45,8 +49,7 @@ def russian_roulette(
         epsilon: the threshold, as a multiple of the mean weight.
     """
     threshold = log_mean_exp(log_weights) + jnp.log(epsilon)
-    survival = jnp.exp(log_weights - threshold)
-    survives = jax.random.uniform(key, log_weights.shape) < survival
+    survives = log_uniform(key, log_weights.shape) < log_weights - threshold
     new_weights = jnp.where(survives, threshold, -jnp.inf)
     below_threshold = (log_weights < threshold) & ~exempt
     return jnp.where(below_threshold, new_weights, log_weights)

@@ -39,6 +39,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request, undefined_ess
+from tsi.log_uniform import log_uniform
 from tsi.picklable import picklable
 from tsi.samplers.parts.metropolis_state import Blocks, MetropolisState
 from tsi.samplers.parts.path_record import (
@@ -293,8 +294,8 @@ def suffix_metropolis(
         log_accept = log_ratio(rows, compared, score, power, state.cut)
         if lengths and blocks is None:
             log_accept += jnp.log(state.current.length) - jnp.log(rows.length)
-        uniform = jax.random.uniform(key, (num_chains,))
-        accept = all_complete & ~state.stopped & (jnp.log(uniform) < log_accept)
+        accept = log_uniform(key, (num_chains,)) < log_accept
+        accept = accept & all_complete & ~state.stopped
 
         def choose(new: Array, old: Array) -> Array:
             return jnp.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -20,11 +20,11 @@ from tsi.samplers.parts.resampling import (
     grid,
     multinomial,
     residual,
-    scale_bits,
     ssp,
     stratified,
     systematic,
 )
+from tsi.scaled_bits import scale_bits
 
 PROPORTIONAL = [multinomial, systematic, stratified, residual, ssp]
 DETERMINISTIC = [top_k_replicate(4), island_argmax(4), rebase_allocation]

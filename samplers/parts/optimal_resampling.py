@@ -29,8 +29,8 @@ from tsi.samplers.parts.resampling import (
     cumulate,
     find_interval,
     grid,
-    scale_bits,
 )
+from tsi.scaled_bits import scale_bits
 from tsi.step_keys import with_typed_key
 from tsi.weights import sanitise
 

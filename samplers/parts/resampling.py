@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, Key, UInt32
 
 from tsi.errors import ConfigurationError
+from tsi.scaled_bits import scale_bits
 from tsi.step_keys import with_typed_key
 from tsi.weights import all_dead, normalise
 
@@ -71,17 +72,6 @@ def find_interval(
 ) -> Int[Array, "M"]:
     """The particle whose interval [cdf_{i-1}, cdf_i) contains each position."""
     return jnp.searchsorted(cdf, positions, side="right").astype(jnp.int32)
-
-
-def scale_bits(
-    bits: UInt32[Array, "..."], bound: UInt32[Array, "..."]
-) -> UInt32[Array, "..."]:
-    """floor(bits * bound / 2^32): scale random bits to integers in [0, bound)."""
-    low, high = bits & 0xFFFF, bits >> 16
-    bound_low, bound_high = bound & 0xFFFF, bound >> 16
-    middle = high * bound_low + ((low * bound_low) >> 16)
-    carry = (middle & 0xFFFF) + low * bound_high
-    return high * bound_high + (middle >> 16) + (carry >> 16)
 
 
 def stay_if_dead(

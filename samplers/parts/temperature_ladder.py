@@ -18,12 +18,12 @@ References:
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.log_uniform import log_uniform
 from tsi.samplers.parts.potentials import Potential
 
 
@@ -106,7 +106,7 @@ def swap(
     rates = jnp.exp(jnp.minimum(log_ratio, 0.0))
     pairs = jnp.arange(rates.shape[0])
     due = pairs % 2 == turn % 2
-    swaps = due & (jax.random.uniform(key, rates.shape) < rates)
+    swaps = due & (log_uniform(key, rates.shape) < log_ratio)
     steps = swaps.astype(jnp.int32)
     chains = jnp.arange(scores.shape[0], dtype=jnp.int32)
     origins = chains + jnp.pad(steps, (0, 1)) - jnp.pad(steps, (1, 0))

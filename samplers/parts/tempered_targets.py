@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
+from tsi.log_uniform import log_uniform
 from tsi.samplers.parts.allocation import Deterministic
 from tsi.samplers.parts.annealing import (
     Ladder,
@@ -258,8 +259,7 @@ def tempered_explorer(
         before = jax.tree.map(lambda leaf: leaf[rows], state.records)
         exponent = state.exponents[jnp.maximum(state.level - 1, 0)]
         log_ratio = log_acceptance(state.proposal, before, score, state.cut, exponent)
-        uniform = jax.random.uniform(key, (chains,))
-        accepts = at_level_zero | (jnp.log(uniform) < log_ratio)
+        accepts = at_level_zero | (log_uniform(key, (chains,)) < log_ratio)
         # States that are not yet drawn are copies, so that every member is a solution
         # and at most as many slots are used as there are states.
         place = jnp.minimum(state.wave, num_states - 1)

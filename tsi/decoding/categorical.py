@@ -1,17 +1,26 @@
-"""Draws from large categorical distributions with one random number per row.
+"""Draws from large categorical distributions with 64 random bits per row.
 
 The Gumbel trick needs a random number per entry of the vocabulary, which costs as much
 as a layer of a small model. Here a uniform number is looked up in the cumulative sum
-instead. The lookup has two levels (blocks, then the entries of a block), since the
-rounding errors of one long cumulative sum would be larger. If rounding leaves the sum
-below the drawn number, the last entry with a positive probability is returned.
+instead. The lookup has two levels, blocks and then the entries of a block. In each, the
+weights are counted in units of 2^-30 of their total, and the arithmetic is in integers,
+as in resampling: in floating point a number of 23 bits is at the very start of a block
+with probability 2^-23, and its first entry would be drawn that often even if its
+probability were 1e-20.
+
+So an entry with less than 2^-31 of the weight of its block, or in a block with less
+than 2^-31 of the whole, is never drawn.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+from tsi.scaled_bits import position_bits, scale_bits
 
 BLOCK = 256
+UNITS = 2**30
+"""Number of units in the total weight of a level."""
 
 
 def categorical(
@@ -27,10 +36,15 @@ def categorical(
         Indices, int32, and their normalised log-probabilities. A row without a finite
         entry gives index 0 and NaN.
     """
+    words = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+    return draw_by_bits(words, logits)
+
+
+def draw_by_bits(
+    words: UInt32[Array, "R 2"], logits: Float[Array, "R V"]
+) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
+    """The same from 64 random bits per row."""
     rows, size = logits.shape
-    # The uniform has the type of the logits, so that x64 draws the same tokens.
-    dtype = jnp.promote_types(jnp.float32, logits.dtype)
-    uniforms = jax.vmap(lambda key: jax.random.uniform(key, dtype=dtype))(keys)
     # The exponentials are computed once: on a CPU one pass costs as much as a layer.
     peak = jnp.max(logits, axis=-1, keepdims=True)
     p = jnp.exp(logits - peak)
@@ -38,23 +52,34 @@ def categorical(
     blocks = -(-size // BLOCK)
     p = jnp.pad(p, ((0, 0), (0, blocks * BLOCK - size))).reshape(rows, blocks, BLOCK)
     mass = jnp.sum(p, axis=-1)
-    block, fraction = _look_up(mass, uniforms)
+    block, place, bound = _look_up(mass, words[:, 0])
     inside = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
-    index, _ = _look_up(inside, fraction)
+    index, _, _ = _look_up(inside, position_bits(place, words[:, 1], bound))
     index = block * BLOCK + index
     chosen = jnp.take_along_axis(logits, index[:, None], axis=-1) - peak
     return index, chosen[:, 0] - jnp.log(jnp.sum(mass, axis=-1))
 
 
 def _look_up(
-    weights: Float[Array, "R n"], uniforms: Float[Array, " R"]
-) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
-    """Invert the cumulative sum; also the fraction of the entry's weight below u."""
-    ends = jnp.cumsum(weights, axis=-1)
-    place = uniforms * ends[:, -1]
-    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
-    index = jnp.minimum(jnp.sum(ends <= place[:, None], axis=-1), last)
-    weight = jnp.take_along_axis(weights, index[:, None], axis=-1)[:, 0]
-    start = jnp.take_along_axis(ends, index[:, None], axis=-1)[:, 0] - weight
-    fraction = (place - start) / jnp.where(weight > 0, weight, 1.0)
-    return index.astype(jnp.int32), jnp.clip(fraction, 0.0, 1.0)
+    weights: Float[Array, "R n"], bits: UInt32[Array, " R"]
+) -> tuple[Int[Array, " R"], UInt32[Array, " R"], UInt32[Array, " R"]]:
+    """Invert the cumulative sum of units.
+
+    Returns:
+        The entry, 0 if no weight is positive; the place within it, in units; and its
+        number of units.
+    """
+    # bfloat16 has too few bits for units; float64 is kept.
+    weights = weights.astype(jnp.promote_types(jnp.float32, weights.dtype))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    share = jnp.where(total > 0, weights / total, 0.0)
+    units = jnp.round(share * UNITS).astype(jnp.uint32)
+    ends = jnp.cumsum(units, axis=-1, dtype=jnp.uint32)
+    place = scale_bits(bits, ends[:, -1])
+    index = jnp.sum(ends <= place[:, None], axis=-1, dtype=jnp.int32)
+    index = jnp.where(ends[:, -1] > 0, index, 0)
+    end, bound = (
+        jnp.take_along_axis(values, index[:, None], axis=-1)[:, 0]
+        for values in (ends, units)
+    )
+    return index, place - (end - bound), bound

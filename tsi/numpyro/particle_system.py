@@ -87,9 +87,9 @@ def run_system(
     return result.state.log_evidence, path
 
 
-def acceptance_probability(current: System, proposal: System) -> Float[Array, ""]:
-    """The acceptance probability of a symmetric proposal."""
+def log_acceptance(current: System, proposal: System) -> Float[Array, ""]:
+    """The log acceptance probability of a symmetric proposal."""
     # Accept every move from a system of density zero: -inf - -inf is NaN.
     dead = current.log_density == -jnp.inf
     log_ratio = jnp.where(dead, 0.0, proposal.log_density - current.log_density)
-    return jnp.exp(jnp.minimum(log_ratio, 0.0))
+    return jnp.minimum(log_ratio, 0.0)

@@ -44,6 +44,7 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explorer import Explorer
+from tsi.log_uniform import log_uniform
 from tsi.numpyro.arguments import call, model_arguments, params_of
 from tsi.numpyro.extra_fields import check_extra_fields
 from tsi.numpyro.hosting import check_target, warn_of_another_posterior
@@ -52,7 +53,7 @@ from tsi.numpyro.parameters import draw_parameters, evaluate_prior
 from tsi.numpyro.particle_system import (
     Setting,
     System,
-    acceptance_probability,
+    log_acceptance,
     run_system,
 )
 from tsi.numpyro.random_walk import RandomWalk, adapt_walk, start_walk, step
@@ -314,8 +315,9 @@ class PMMH(MCMCKernel):
         z = unravel(step(key_walk, state.walk, vector))
         proposal = self._system(key_system, z, arguments)
 
-        accept_prob = acceptance_probability(current, proposal)
-        accept = jax.random.uniform(key_accept) < accept_prob
+        log_accept = log_acceptance(current, proposal)
+        accept_prob = jnp.exp(log_accept)
+        accept = log_uniform(key_accept) < log_accept
         system: System = jax.tree.map(
             lambda new, old: jnp.where(accept, new, old), proposal, current
         )
