@@ -226,7 +226,7 @@ def shift_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
             where = places_of_functions(sampler, "tell", "ask")
             detail = f"{name}: {change.format('log potentials')}"
             return [Check("shift", False, detail, where)]
-    change = _find_change_of_policy(programs, key)
+    change = _find_change_of_policy(programs, key) if gains_by_table else ""
     if change:
         where = places_of_functions(sampler, "tell", "ask")
         detail = change.format("log corrections")
@@ -241,6 +241,9 @@ def shift_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
 def _find_change_of_policy(programs: Programs, key: Key[Array, ""]) -> str:
     """The forbidden change that another scale of the policy causes; empty if none."""
     sampler, target = programs.sampler, equal_length_table()
+    if total_gain(sampler, target) is None:
+        # There the weights are not rounded when a number is added.
+        target = shift_table(target, TAIL)
     power = getattr(sampler, "power", 1.0)
     claims = (sampler.path_log_weight, *getattr(sampler, "auxiliary", ()))
     num_measures = sum(claim is not None for claim in claims)
