@@ -159,6 +159,21 @@ def total_gain(sampler: Sampler | Explorer, target: TabularTarget) -> float | No
     return sum(known) if len(known) == len(claims) else None
 
 
+def decisions_of(run: Any) -> np.ndarray:
+    """The symbols of runs [R] and all integers that each step reports, [R, K].
+
+    Runs that took another way to the same symbols may have other weights.
+    """
+    symbols = np.asarray(run.particles.symbols)
+    integers = jnp.integer, jnp.bool_
+    arrays = [
+        np.asarray(leaf)
+        for leaf in jax.tree.leaves((symbols, run.infos))
+        if any(jnp.issubdtype(leaf.dtype, kind) for kind in integers)
+    ]
+    return np.concatenate([array.reshape(len(symbols), -1) for array in arrays], 1)
+
+
 def difference(before: Any, after: Any, gain: float) -> Difference:
     """Compare runs [R] under the same keys, before and after a shift.
 
@@ -167,8 +182,7 @@ def difference(before: Any, after: Any, gain: float) -> Difference:
         after: the same with a shift.
         gain: the expected change of log evidence.
     """
-    symbols = [np.asarray(run.particles.symbols) for run in (before, after)]
-    agreeing = np.all(symbols[0] == symbols[1], axis=(1, 2))
+    agreeing = np.all(decisions_of(before) == decisions_of(after), axis=1)
     weights = [
         np.asarray(r.state.log_weights, np.float64)[agreeing] for r in (before, after)
     ]
