@@ -55,7 +55,10 @@ def test_a_name_with_a_temperature_is_the_method_at_it():
 
 @pytest.mark.parametrize(
     "name",
-    ["smc@", "smc@0", "smc@-1", "smc@nan", "smc@inf", "smc@0.40", "smc@ 1", "smc@1@2"],
+    [
+        *("smc@", "smc@0", "smc@-1", "smc@nan", "smc@inf", "smc@0.40", "smc@ 1"),
+        *("smc@1@2", "smc@1e-300", "smc@1e+300"),
+    ],
 )
 def test_a_temperature_is_positive_and_written_in_one_way(name):
     with pytest.raises(ConfigurationError, match=r"as in smc@0\.4"):
@@ -83,6 +86,8 @@ def test_a_plan_has_each_method_at_each_temperature_in_the_order_of_tables():
     assert make_plan(("smc", "smc@0.4"), (1,), 1).methods == ("smc", "smc@0.4")
     with pytest.raises(ConfigurationError, match="positive temperature"):
         make_plan(("smc",), (1,), 1, (0.0,))
+    with pytest.raises(ConfigurationError, match="six digits"):
+        make_plan(("smc",), (1,), 1, (0.5, 0.50000001))
 
 
 def test_each_temperature_is_run_once_and_recorded(tmp_path):
@@ -143,7 +148,9 @@ def test_temperatures_of_a_method_share_a_colour_and_differ_by_line():
     styles = styles_of(["smc", "smc@0.4", "smc@1", "dvts@0.4"])
     assert len({styles[name][:2] for name in ("smc", "smc@0.4", "smc@1")}) == 1
     assert styles["smc@0.4"][2] == styles["dvts@0.4"][2] != styles["smc@1"][2]
-    assert styles["smc"] == styles_of(["smc"])["smc"]
+    assert len(set(styles.values())) == len(styles)
+    many = ["smc", *(f"smc@0.{i}" for i in range(1, 10))]
+    assert len(set(styles_of(many).values())) == len(many)
 
 
 def test_the_command_line_has_temperatures_as_an_axis(capsys):

@@ -154,6 +154,13 @@ def test_a_wrong_field_is_named_in_a_sentence(fields, param, words):
     assert error.message.endswith(".")
 
 
+def test_a_method_cannot_have_a_temperature_above_the_limit():
+    error = refusal(question(tsi={"method": "smc@2.5"}))
+    assert error.param == "tsi.method"
+    assert "above 2" in str(error)
+    assert parse_request(question(tsi={"method": "smc@0.5"}), OFFER).method == "smc@0.5"
+
+
 def test_an_unknown_model_is_not_found(served):
     reply = chat(served.http, question(model="gpt"))
     assert (reply.status_code, reply.json()["error"]["code"]) == (

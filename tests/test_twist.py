@@ -356,3 +356,38 @@ def test_proposals_of_each_step_follow_their_own_table():
             smooth.log_potentials,
             proposal_transition=tables,
         )
+
+
+@pytest.mark.parametrize("accumulate", ["product", "last"])
+def test_a_policy_that_is_not_normalised_keeps_its_scale_under_a_twist(accumulate):
+    table = tabular_examples.unequal_lengths()
+    scaled = tabular.TabularTarget(
+        table.initial,
+        table.transition,
+        table.log_potentials,
+        end=table.end,
+        log_scale=np.linspace(-0.5, 1.0, table.max_steps),
+    )
+    twisted = with_twisted_proposal(scaled, accumulate)
+    potential = (
+        samplers.product() if accumulate == "product" else samplers.telescoping()
+    )
+    truth = scaled.truth(potential.path_log_weight)
+    assert twisted.truth(potential.path_log_weight).log_evidence == pytest.approx(
+        truth.log_evidence
+    )
+    # Proposed by p G psi, a path has the evidence as its weight.
+    symbols, _ = twisted.paths()
+    particles = tabular.TabularParticles(
+        jnp.asarray(symbols),
+        jnp.asarray((symbols >= 0).sum(1)),
+        jnp.ones(len(symbols), bool),
+    )
+    steps = np.arange(scaled.max_steps)
+    live = symbols >= 0
+    scores = np.where(live, scaled.log_potentials[steps, symbols], 0.0)
+    weights = np.asarray(
+        potential.path_log_weight(jnp.asarray(scores), jnp.asarray(live))
+    )
+    ratio = twisted.log_prob(particles) - twisted.log_proposal(particles) + weights
+    np.testing.assert_allclose(ratio, truth.log_evidence, rtol=1e-4)

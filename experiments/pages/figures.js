@@ -85,7 +85,7 @@ function drawReliability(place, run) {
   }];
   for (const entry of run.calibration) {
     const method = run.methods.find((m) => m.name === entry.method);
-    const show = ["smc", "self_consistency", "particle_filter"].includes(entry.method);
+    const show = ["smc", "self_consistency", "particle_filter"].includes(entry.method.split("@")[0]);
     traces.push({
       x: entry.bins.map((b) => b.probability), y: entry.bins.map((b) => b.accuracy),
       error_y: {

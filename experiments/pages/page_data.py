@@ -40,6 +40,10 @@ SYMBOLS = {
     "o": "circle",
     "^": "triangle-up",
     "X": "x",
+    "d": "diamond-tall",
+    "h": "hexagon",
+    "p": "pentagon",
+    "8": "octagon",
 }
 """Plotly's names of matplotlib's lines and markers."""
 

@@ -2,7 +2,9 @@
 // Tables of accuracy, cost, paired differences, scaling rates and calibration.
 
 function labelOf(run, name) {
-  return run.methods.find((m) => m.name === name).label;
+  // Texts of independent methods are kept under one of them, which may have no rows.
+  const method = run.methods.find((m) => m.name === name);
+  return method ? method.label : name;
 }
 
 function budgetsOf(run) {

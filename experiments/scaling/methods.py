@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.scaling.method_list import METHODS, SHARED_SOURCE, STANDARD, Method
 from tsi.explorer import Explorer
@@ -42,10 +44,12 @@ def _at_temperature(name: str, base: str, number: str) -> Method:
         temperature = float(number)
     except ValueError:
         temperature = math.nan
-    if not 0.0 < temperature < math.inf or name != name_at(base, temperature):
+    # In float32, in which it is used, it may be zero or infinite.
+    is_positive = 0.0 < float(np.float32(temperature)) < math.inf
+    if not is_positive or name != name_at(base, temperature):
         raise ConfigurationError(
             f"The method {name!r} needs a positive temperature after {AT}, in its "
-            f"shortest form, as in {base}{AT}0.4."
+            f"shortest form of at most six digits, as in {base}{AT}0.4."
         )
     method = METHODS[base]
     if method.temperature is not None:
@@ -106,6 +110,13 @@ def at_temperatures(names: Iterable[str], temperatures: Iterable[float]) -> list
     Raises:
         ConfigurationError: a temperature is not a positive number.
     """
+    temperatures = list(temperatures)
+    for temperature in temperatures:
+        if float(f"{temperature:g}") != temperature:
+            raise ConfigurationError(
+                f"The temperature {temperature} has more than six digits. Round it, as "
+                f"to {temperature:g}, because it becomes a part of names."
+            )
     found = []
     for name in names:
         if get_method(name).temperature is None:

@@ -39,6 +39,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 LINES = ("-", "--", ":", "-.")
 """Of the lowest temperature, the second lowest, and so on."""
+MORE_MARKERS = ("d", "h", "p", "8")
+"""In turn, once all lines are used."""
 
 RC: dict[Any, Any] = {
     "axes.spines.right": False,
@@ -189,11 +191,15 @@ def styles_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str]]:
     """
     styles = {name: style_of(name) for name in methods}
     own = {name: get_method(name).temperature or 0.0 for name in styles if AT in name}
+    # A method without a temperature beside one with it comes first.
+    own |= {base: 0.0 for base in map(base_of, own) if base in styles}
     temperatures = sorted({*own.values()})
     for name, temperature in own.items():
         colour, marker, _ = styles[name]
-        line = LINES[temperatures.index(temperature) % len(LINES)]
-        styles[name] = colour, marker, line
+        rank = temperatures.index(temperature)
+        if rank >= len(LINES):
+            marker = MORE_MARKERS[rank // len(LINES) % len(MORE_MARKERS)]
+        styles[name] = colour, marker, LINES[rank % len(LINES)]
     return styles
 
 

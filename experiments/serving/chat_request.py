@@ -224,6 +224,11 @@ def _check_method(name: str, budget: int) -> None:
         method = get_method(name[:MAX_ID])
     except (ConfigurationError, UnknownNameError) as error:
         raise ApiError(str(error), param="tsi.method") from None
+    if (method.temperature or 0.0) > MAX_TEMPERATURE:
+        raise ApiError(
+            f"The temperature of {name} is above {MAX_TEMPERATURE:g}.",
+            param="tsi.method",
+        )
     if budget < method.smallest:
         raise ApiError(
             f"The method {name} needs a budget of at least {method.smallest}.",

@@ -16,7 +16,7 @@ A few particles take some steps, and the target's numbers must be consistent:
 - truncate: a prefix that is cut back has its earlier numbers, is unfinished, and
   continues as before; a prefix that is short enough is not changed;
 - replay: repeating the steps of a prefix from an empty row gives the same prefix;
-- independence: particles with one prefix draw their steps independently, |z| < 4;
+- independence: particles with one prefix draw their steps independently, p > 3e-5;
 - proposal: the mean of p/q over many particles is one, |z| < 4;
 - truth, if the target has one: importance sampling estimates its evidence, |z| < 4;
 - compiled: jit and vmap change nothing.

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
+from scipy import special
 
 from tsi.bench.known_truth import truth_of
 from tsi.bench.robustness import Check
 from tsi.bench.target_walk import Outputs, Walker, rows_of
 from tsi.bench.unbiasedness import exact_z
 
-MAX_Z = 4.0
+MAX_Z, MIN_P = 4.0, 3e-5
 
 
 def _z(log_weights: np.ndarray) -> float:
@@ -81,13 +82,15 @@ def independence_check(walker: Walker, key: Key[Array, ""], num_draws: int) -> C
             ("particles far apart", names[:half], names[half:]),
         ):
             agreements = float(np.sum(first == second))
-            spread = np.sqrt(max(half * expected * (1.0 - expected), 1.0))
-            z = (agreements - half * expected) / spread
-            if abs(z) > MAX_Z:
+            p_value = min(
+                special.bdtrc(agreements - 1.0, half, expected) if agreements else 1.0,
+                special.bdtr(agreements, half, expected),
+            )
+            if p_value < MIN_P:
                 detail = (
                     f"of {half} pairs of {what} with one prefix, {agreements:.0f} draw "
                     f"the same in step {t}, and {half * expected:.0f} would by chance "
-                    f"(z = {z:+.1f}); draw the numbers of particle i from "
+                    f"(p = {p_value:.1g}); draw the numbers of particle i from "
                     "fold_in(key, i)"
                 )
                 return Check("independence", False, detail)

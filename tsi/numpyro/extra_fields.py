@@ -72,7 +72,11 @@ def _fields_of(value: Any) -> dict[str, Any]:
         return dict(zip(value._fields, value, strict=True))
     if isinstance(value, dict):
         # MCMC finds a method of the same name first.
-        return {key: item for key, item in value.items() if not hasattr(dict, key)}
+        return {
+            key: item
+            for key, item in value.items()
+            if isinstance(key, str) and not hasattr(dict, key)
+        }
     if isinstance(value, tuple | list):
         return {str(place): item for place, item in enumerate(value)}
     return {}

@@ -43,6 +43,7 @@ def _log_tables(
         log_transition = np.log(target.transition)
     for t in range(target.max_steps - 2, -1, -1):
         future = np.logaddexp.reduce(log_transition + worth[t + 1], axis=-1)
+        future += target.log_scale[t + 1]
         twist[t] = np.where(ends[t], 0.0, future)
         worth[t] = gains[t] + twist[t]
     return twist, worth
@@ -105,5 +106,6 @@ def with_twisted_proposal(
         end=target.end,
         proposal_initial=tilt(target.initial, log_worth[0]),
         proposal_transition=tilt(transition, log_worth[:, None, :]),
+        log_scale=target.log_scale,
         idle=target.idle,
     )
