@@ -102,7 +102,7 @@ def test_arguments_that_a_program_does_not_take_are_named():
     ],
     ids=["explorer", "prior", "no prior", "lambda", "step alone"],
 )
-def test_an_argument_that_a_program_needs_and_does_not_get_is_named(kernel):
+def test_a_run_names_the_argument_that_a_program_lacks(kernel):
     sentence = "missing a required argument: 'y'.*give the run"
     with pytest.raises(ConfigurationError, match=sentence):
         kernel.init(KEY, 0, None, (), {})
@@ -284,7 +284,7 @@ def test_attributes_that_are_no_fields_are_no_extra_fields(which, chains):
 
 
 @pytest.mark.parametrize("which", KERNELS)
-def test_fields_with_random_keys_are_refused_and_not_offered(which):
+def test_a_kernel_refuses_fields_with_random_keys(which):
     run = mcmc(Started(KERNELS[which](), 1))
     keyed = ["exploration", "exploration.stored", "exploration.stored.history"]
     offered = []

@@ -252,7 +252,7 @@ def unchecked_types():
 
 
 @pytest.mark.parametrize("value", ["a", [1, 2], 1j, b"1"], ids=repr)
-def test_an_argument_of_a_reward_that_is_no_number_is_named(value, unchecked_types):
+def test_a_reward_names_an_argument_that_is_no_number(value, unchecked_types):
     checked = set()
     for kind, names in reward_classes().items():
         for name in names:

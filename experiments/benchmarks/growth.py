@@ -25,7 +25,7 @@ from tsi.decoding.token_confidence import TokenConfidence
 from tsi.engine.engine import Engine
 from tsi.experiments.benchmarks.filter_run import costs
 from tsi.experiments.benchmarks.loading import peak_bytes
-from tsi.experiments.benchmarks.step_law import counting_boundary
+from tsi.experiments.benchmarks.step_law import VOCABULARY, counting_boundary
 from tsi.experiments.command import exit_code
 from tsi.explorer import Explorer
 from tsi.models.decoder import LanguageModel
@@ -39,7 +39,6 @@ from tsi.samplers.particle_filter import particle_filter
 from tsi.samplers.particle_gibbs import particle_gibbs
 from tsi.samplers.power_sampling import power_sampling
 
-VOCABULARY = 4096
 SWEEP_PARTICLES = 16
 """Particles of a sweep of particle Gibbs."""
 Name = Literal["particle-filter", "mcts", "particle-gibbs", "power-sampling"]

@@ -42,6 +42,7 @@ from jaxtyping import Float
 
 from tsi import samplers
 from tsi.bench.conformance import checks_of
+from tsi.bench.long_tables import NUM_STEPS
 from tsi.errors import UnknownNameError
 from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.command import exit_code
@@ -120,9 +121,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "clipped": quiet_mistakes.clip,
 }
 """Mistakes that replace each log potential by a function of it."""
-SMALLEST_CHANGE, MOST_STEPS = 0.005, 12
-"""The smallest relative change of a weight that the bench must find, since it finds a
-bias of 1 %; and the largest number of steps of its tables."""
+SMALLEST_CHANGE = 0.005
+"""The smallest relative change of a weight that the bench must find: it finds a bias of
+1 %."""
 ABOUT_RESETS = ("weights not reset", "not reset from 5")
 ABOUT_KEYS = ("reused key", "equal keys")
 
@@ -163,7 +164,7 @@ def _find_weight_reason(
             return f"changes no weight by {100 * SMALLEST_CHANGE:g} %"
     if mistake == "light dropped":
         span = np.ptp(log_weights_of(sampler, np.array([-200.0, 200.0])))
-        if span * MOST_STEPS < -quiet_mistakes.MIN_LOG_WEIGHT:
+        if span * NUM_STEPS < -quiet_mistakes.MIN_LOG_WEIGHT:
             return "has no light particles"
     return None
 

@@ -173,43 +173,43 @@ def zero_weight_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
 
     Weights are zero by the potential, or by the correction log p - log q.
     """
-    claim = programs.sampler.path_log_weight
     checks = []
     for name, value in NO_WEIGHT.items():
         for step in (0, 1, 3):
-            target = smooth()
-            target.log_potentials[step] = value
-            result = programs.first_call(target, key)
-            log_evidence = np.asarray(result.state.log_evidence)
-            violation = ""
-            if has_nan((result.state.log_weights, log_evidence)):
-                violation = "log weights or evidence are NaN"
-            if not violation and claim is not None:
-                power = getattr(programs.sampler, "power", 1.0)
-                truth = target.truth(claim, power=power).log_evidence
-                if truth == -np.inf and not np.all(log_evidence == -np.inf):
-                    violation = "the evidence is zero and its estimate is not"
-                if truth == np.inf or np.isnan(truth):
-                    violation = (
-                        f"path_log_weight of such a path is {truth}, and not -inf"
-                    )
-            if violation:
-                detail = f"potentials all {name} at step {step}: {violation}"
-                checks.append(Check("zero weights", False, detail))
-            target = smooth()
-            target.log_scale[step] = value
-            result = programs.first_call(target, key)
-            log_evidence = np.asarray(result.state.log_evidence)
-            violation = ""
-            if has_nan((result.state.log_weights, log_evidence)):
-                violation = "log weights or evidence are NaN"
-            elif claim is not None and not np.all(log_evidence == -np.inf):
-                violation = "the evidence is zero and its estimate is not"
-            if violation:
-                detail = f"corrections all {name} at step {step}: {violation}"
-                checks.append(Check("zero weights", False, detail))
+            by_potential, by_correction = smooth(), smooth()
+            by_potential.log_potentials[step] = value
+            by_correction.log_scale[step] = value
+            for what, target in (
+                ("potentials", by_potential),
+                ("corrections", by_correction),
+            ):
+                violation = _find_weight(programs, target, key)
+                if violation:
+                    detail = f"{what} all {name} at step {step}: {violation}"
+                    checks.append(Check("zero weights", False, detail))
     detail = "potentials and corrections of -inf, NaN and +inf are survived"
     return checks or [Check("zero weights", True, detail)]
+
+
+def _find_weight(programs: Programs, target: TabularTarget, key: Key[Array, ""]) -> str:
+    """What is wrong with runs on a table without weight; empty if nothing is."""
+    claim = programs.sampler.path_log_weight
+    result = programs.first_call(target, key)
+    log_evidence = np.asarray(result.state.log_evidence)
+    if has_nan((result.state.log_weights, log_evidence)):
+        return "log weights or evidence are NaN"
+    if claim is None:
+        return ""
+    # An invalid correction has weight zero whatever the path weight says.
+    truth = -np.inf
+    if np.all(np.isfinite(target.log_scale)):
+        power = getattr(programs.sampler, "power", 1.0)
+        truth = target.truth(claim, power=power).log_evidence
+    if truth == np.inf or np.isnan(truth):
+        return f"path_log_weight of such a path is {truth}, and not -inf"
+    if truth == -np.inf and not np.all(log_evidence == -np.inf):
+        return "the evidence is zero and its estimate is not"
+    return ""
 
 
 def _synthetic_replies(

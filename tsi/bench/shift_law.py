@@ -19,6 +19,7 @@ rounding. The logarithm of a mean is rounded to 2^-24 of its size. The tolerance
 from that: one decision in thousands at |c| = 300, weights to 2 % at |c| = 20,000.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -103,28 +104,16 @@ TABLES = {"equal lengths": equal_length_table, "unequal lengths": unequal_length
 
 def shift_table(target: TabularTarget, shift: float) -> TabularTarget:
     """The same table with `shift` added to all its log potentials."""
-    return TabularTarget(
-        target.initial,
-        target.transition,
-        target.log_potentials + shift,
-        end=target.end,
-        proposal_initial=target.proposal_initial,
-        proposal_transition=target.proposal_transition,
-        log_scale=target.log_scale,
-    )
+    shifted = copy.copy(target)
+    shifted.log_potentials = target.log_potentials + shift
+    return shifted
 
 
 def scale_policy(target: TabularTarget, log_scale: float) -> TabularTarget:
     """The same table with `log_scale` added to all its log corrections and log p."""
-    return TabularTarget(
-        target.initial,
-        target.transition,
-        target.log_potentials,
-        end=target.end,
-        proposal_initial=target.proposal_initial,
-        proposal_transition=target.proposal_transition,
-        log_scale=target.log_scale + log_scale,
-    )
+    scaled = copy.copy(target)
+    scaled.log_scale = target.log_scale + log_scale
+    return scaled
 
 
 def gain_of_paths(

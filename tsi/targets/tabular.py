@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tsi.errors import ConfigurationError
 from tsi.step_keys import AnyKey, single_key
 from tsi.target import where_rows
+from tsi.targets.enumeration import enumerate_paths, log_of
 from tsi.weights import weight_dtype
 
 
@@ -75,11 +76,6 @@ class TabularTruth(NamedTuple):
     log_prob: np.ndarray
     log_evidence: float
     posterior: np.ndarray
-
-
-def _log(probabilities: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log(probabilities)
 
 
 def _log_chain(
@@ -182,10 +178,12 @@ class TabularTarget:
         """The tables as arrays: the default of all methods."""
         dtype = weight_dtype()
         return TabularParams(
-            log_initial=jnp.asarray(_log(self.initial), dtype),
-            log_transition=jnp.asarray(_log(self.transition), dtype),
-            log_proposal_initial=jnp.asarray(_log(self.proposal_initial), dtype),
-            log_proposal_transition=jnp.asarray(_log(self.proposal_transition), dtype),
+            log_initial=jnp.asarray(log_of(self.initial), dtype),
+            log_transition=jnp.asarray(log_of(self.transition), dtype),
+            log_proposal_initial=jnp.asarray(log_of(self.proposal_initial), dtype),
+            log_proposal_transition=jnp.asarray(
+                log_of(self.proposal_transition), dtype
+            ),
             log_potentials=jnp.asarray(self.log_potentials, dtype),
             end=jnp.asarray(-1 if self.end is None else self.end, jnp.int32),
             log_scale=jnp.asarray(self.log_scale, dtype),
@@ -354,22 +352,9 @@ class TabularTarget:
             max_steps: step limit; paths are cut there, as in a run with that limit.
         """
         limit = self.max_steps if max_steps is None else min(max_steps, self.max_steps)
-        found: list[tuple[tuple[int, ...], float]] = []
-
-        def extend(path: tuple[int, ...], probability: float) -> None:
-            ended = bool(path) and path[-1] == self.end
-            if len(path) == limit or ended:
-                found.append((path, probability))
-                return
-            row = self.transition[path[-1]] if path else self.initial
-            for symbol in np.flatnonzero(row):
-                extend((*path, int(symbol)), probability * row[symbol])
-
-        extend((), 1.0)
-        symbols = np.full((len(found), self.max_steps), -1, np.int32)
-        for row, (path, _) in enumerate(found):
-            symbols[row, : len(path)] = path
-        return symbols, _log(np.array([probability for _, probability in found]))
+        return enumerate_paths(
+            self.initial, self.transition, self.end, limit, self.max_steps
+        )
 
     def truth(
         self,

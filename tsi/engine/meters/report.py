@@ -129,8 +129,8 @@ def report_of_groups(report: Report, wall: float, groups: int) -> Report:
 def report_of_runs(reports: Iterable[Report]) -> Report:
     """One report of several runs of one engine, one after the other.
 
-    Raises:
-        ValueError: there are no runs.
+    Args:
+        reports: of the runs, at least one.
     """
     reports = list(reports)
     last, summed = reports[-1], total(reports)
