@@ -207,3 +207,15 @@ def test_a_difference_of_runs_counts_decisions_weights_and_ulps():
         particles=runs.first_call(equal_length_table(), jax.random.key(1)).particles
     )
     assert difference(before, other, 256.0).runs > 0.5
+
+
+def test_runs_that_report_other_ancestors_have_made_other_decisions():
+    runs = few_runs(samplers.particle_filter())
+    before = runs.first_call(equal_length_table(), KEY)
+    moved = before.infos._replace(ancestors=before.infos.ancestors.at[:100].add(1))
+    # Other weights come with the other decisions, and are not compared.
+    other = before.state.log_weights.at[:100].add(1.0)
+    after = before._replace(infos=moved, state=before.state._replace(log_weights=other))
+    found = difference(before, after, 0.0)
+    assert found.runs == pytest.approx(100 / 400)
+    assert found.weight == 0.0
