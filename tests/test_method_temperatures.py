@@ -7,6 +7,7 @@ from fake_world import FakeEngine, fake_world, read_answer
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
 from tsi.experiments.grading.grade import Grade
+from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.scaling.comparisons import chosen_pairs, compare_with_best
 from tsi.experiments.scaling.curves import curves_of
 from tsi.experiments.scaling.graded_run import Grading
@@ -161,3 +162,17 @@ def test_the_command_line_has_temperatures_as_an_axis(capsys):
     assert "T = 0.4" in told
     assert "T = 1" in told
     assert "greedy" in told
+
+
+def test_a_page_shows_each_temperature_with_a_style_of_its_own(tmp_path):
+    world, path = recording_world(), tmp_path / "rows.jsonl"
+    plan = make_plan(("smc", "best_of_n"), (2, 4), 1, (0.4, 1.0))
+    run_plan(plan, world, path, progress=False)
+    methods = page_data("run", read_rows(path))["methods"]
+    assert [method["name"] for method in methods] == list(plan.methods)
+    styles = {tuple(m[key] for key in ("colour", "dash", "symbol")) for m in methods}
+    assert len(styles) == len(methods)
+    assert {method["label"].rpartition(", ")[2] for method in methods} == {
+        "T = 0.4",
+        "T = 1",
+    }
