@@ -117,6 +117,9 @@ CAUGHT_ELSEWHERE = (
     "clipped",
     "counts of 0",
     "equal keys",
+    "late key",
+    "clipped correction",
+    "floored correction",
     "light dropped",
     NAIVE_SUM,
 )

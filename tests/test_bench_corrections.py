@@ -1,14 +1,13 @@
 """The bench finds mistakes about corrections, and keys that are used again late."""
 
 import itertools
-from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import pytest
 
 from tsi import samplers
 from tsi.bench.conformance import checks_of
+from tsi.experiments.proofs.quiet_mistakes import change_corrections, late_key
 
 PROMISES = ("shift", "zero weights", "counts", "keys")
 
@@ -20,22 +19,6 @@ def is_kept(sampler, promise: str) -> bool:
         lambda check: check.promise.partition(",")[0] == promise, checks
     )
     return all(check.passed is not False for check in own)
-
-
-def with_corrections(change, sampler):
-    """The sampler, told `change(log corrections)`."""
-    if hasattr(sampler, "plan"):
-
-        def tell_explorer(key, state, reply):
-            changed = reply._replace(log_corrections=change(reply.log_corrections))
-            return sampler.tell(key, state, changed)
-
-        return sampler._replace(tell=tell_explorer)
-
-    def tell(key, state, potentials, corrections, finished):
-        return sampler.tell(key, state, potentials, change(corrections), finished)
-
-    return sampler._replace(tell=tell)
 
 
 def clip(corrections):
@@ -84,38 +67,10 @@ def test_correct_samplers_keep_these_promises(name):
 )
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_mistake_about_corrections_breaks_a_promise(name, change, promise):
-    assert not is_kept(with_corrections(change, SAMPLERS[name]()), promise)
+    assert not is_kept(change_corrections(SAMPLERS[name](), change), promise)
 
 
-class StateWithKey(NamedTuple):
-    """The state of a sampler, and a key that `ask` has used."""
-
-    inner: Any
-    key_data: Any
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
-def keeps_a_key_from_step(late):
-    sampler = samplers.smc(potential=samplers.product())
-
-    def init(key, num_particles):
-        state = sampler.init(key, num_particles)
-        return StateWithKey(state, jax.random.key_data(key))
-
-    def ask(key, state):
-        own = jnp.where(state.t < late, jax.random.key_data(key), state.key_data)
-        inner, ancestors = sampler.ask(jax.random.wrap_key_data(own), state.inner)
-        return StateWithKey(inner, own), ancestors
-
-    def tell(key, state, *numbers):
-        inner, info = sampler.tell(key, state.inner, *numbers)
-        return StateWithKey(inner, state.key_data), info
-
-    return sampler._replace(init=init, ask=ask, tell=tell)
-
-
-@pytest.mark.parametrize("late", [1, 4, 8])
-def test_a_key_that_is_used_again_at_a_late_step_is_found(late):
-    assert not is_kept(keeps_a_key_from_step(late), "keys")
+@pytest.mark.parametrize("num_new_keys", [1, 4, 8])
+def test_a_key_that_is_used_again_at_a_late_step_is_found(num_new_keys):
+    mutant = late_key(samplers.smc(potential=samplers.product()), num_new_keys)
+    assert not is_kept(mutant, "keys")

@@ -180,6 +180,7 @@ def test_no_two_branches_cross(seed):
     assert sorted(n for node in nodes for n in node.ends) == list(range(16))
 
 
+@pytest.mark.long
 def test_figures_are_files_that_can_be_read(tmp_path):
     paths = diagnostics.save_figures(make_result(5, 2), tmp_path / "deep" / "er")
     assert [p.name for p in paths] == [

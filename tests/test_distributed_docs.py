@@ -23,6 +23,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
+@pytest.mark.long
 def test_the_program_can_be_run_as_it_stands(monkeypatch, tmp_path, capsys):
     joined = []
 

@@ -22,7 +22,7 @@ from tsi.models.decoder import RewardModel
 from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
 from tsi.results.ledger import ledger_of_first
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 from tsi.run import run
 
 PROBLEMS = [Problem(i, tiny.ALPHABET[i : i + 3 + i % 4], "") for i in range(5)]
@@ -316,6 +316,7 @@ class Talkative(NamedTuple):
     squares: dict
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_what_a_sampler_of_ones_own_says_of_its_steps_is_in_the_result(as_dict):
     inner = samplers.particle_filter()

@@ -219,6 +219,7 @@ def test_all_tokens_are_alike_to_the_policy_of_the_law():
     assert (logits == logits[..., :1]).all()
 
 
+@pytest.mark.long
 def test_a_run_by_the_law_draws_its_mean():
     law = Law(problems=2, particles=16, steps=2, mean=4.0, sigma=0.5, cut=12)
     found = step_law.run(law)

@@ -52,6 +52,7 @@ def test_a_problem_gets_what_tsi_run_gives_it(results):
         )
 
 
+@pytest.mark.long
 def test_solutions_part_in_the_genealogy_where_their_texts_do(results):
     for result in results:
         ancestors = result.steps.ancestors

@@ -105,6 +105,7 @@ def test_an_extract_that_raises_costs_its_problem(runner):
         same(left, right)
 
 
+@pytest.mark.long
 def test_a_temperature_near_zero_is_greedy(runner):
     greedy = runner.run(SAMPLER, KEY, PROBLEMS, 2, extract=extract, temperature=0.0)
     for temperature in (1e-6, 1e-10, 1e-30):

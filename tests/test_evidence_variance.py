@@ -53,6 +53,7 @@ def test_without_resampling_it_is_the_variance_of_independent_weights():
     assert abs(estimates.mean() - squares.mean()) < 4 * error
 
 
+@pytest.mark.long
 def test_resampling_at_some_steps_only_is_close():
     """Adaptive resampling is covered for large N; at N = 32 within a tenth."""
     sampler = samplers.smc(resampling=samplers.multinomial, schedule=ess_below(0.7))

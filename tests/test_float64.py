@@ -29,7 +29,10 @@ from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.rewards.aggregation import Aggregated
-from tsi.rewards.reward import NoReward, PolicyValue, ProcessReward, SelfJudge
+from tsi.rewards.policy_value import PolicyValue
+from tsi.rewards.process_reward import ProcessReward
+from tsi.rewards.reward import NoReward
+from tsi.rewards.self_judge import SelfJudge
 from tsi.rewards.text_reward import TextReward
 from tsi.rewards.verifier import Verifier
 from tsi.samplers.contrastive_twist import fit_twist

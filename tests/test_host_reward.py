@@ -173,6 +173,7 @@ def test_only_rows_that_took_a_step_are_shown_to_a_function(monkeypatch):
     assert len(shown) == sum(took) < sum(rows_read)
 
 
+@pytest.mark.long
 def test_an_error_that_is_raised_again_and_again_names_each_step():
     whole = results(TEXT, SAMPLERS["filter"])
     once = ZeroDivisionError("always the same")

@@ -35,7 +35,7 @@ from tsi.models.loading.checkpoint import save
 from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.tokens.char_tokenizer import char_tokenizer
 from tsi.models.tokens.tokenizer import Tokenizer
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 
 VOCABULARY = 400
 

@@ -81,6 +81,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_with_less(monkeypatch, sampler, c
         test_engine.same(left, right)
 
 
+@pytest.mark.long
 def test_a_run_that_never_fits_says_so(monkeypatch):
     seen = runs_out(monkeypatch, range(100))
     with (

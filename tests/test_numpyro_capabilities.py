@@ -78,6 +78,7 @@ def test_replaying_every_step_repeats_a_path(name):
     np.testing.assert_allclose(log_probs, target.log_prob(paths), rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_path_cut_back_and_replayed_from_there_is_itself(name):
     target, params, paths = TARGETS[name], PARAMS.get(name), finished(name)

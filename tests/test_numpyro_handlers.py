@@ -164,6 +164,7 @@ def plated(t, x, params):
     return jnp.sum(shift)
 
 
+@pytest.mark.long
 def test_plates_and_vector_sites():
     particles, _, log_g = one_step(plated)
     latents = particles.history.latents
@@ -199,6 +200,7 @@ def scanned_proposal(t, x, params):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("proposal", [None, scanned_proposal])
 def test_numpyros_scan_inside_a_step(proposal):
     operator = np.linalg.inv(np.eye(3) - 0.8 * np.eye(3, k=-1))

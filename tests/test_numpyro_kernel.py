@@ -77,6 +77,7 @@ def test_chains_have_the_kalman_filters_posterior(capsys):
         assert name in printed
 
 
+@pytest.mark.long
 def test_chains_visit_paths_of_unequal_length_as_enumerated():
     run = mcmc(table_kernel(), chains=64, samples=400)
     run.run(KEY, TABLE.params)
@@ -135,6 +136,7 @@ def test_resuming_never_calls_init(monkeypatch):
     assert int(run.last_state.exploration.state.iteration) == 20
 
 
+@pytest.mark.long
 def test_warmup_is_kept_and_extra_fields_are_collected():
     run = mcmc(table_kernel(), 2)
     run.warmup(KEY, TABLE.params)
@@ -150,6 +152,7 @@ def test_warmup_is_kept_and_extra_fields_are_collected():
     np.testing.assert_array_equal(run.last_state.exploration.state.iteration, 60)
 
 
+@pytest.mark.long
 def test_a_whole_run_may_be_vmapped():
     def one(key):
         run = mcmc(table_kernel(), 1, 5)

@@ -93,6 +93,7 @@ def hidden_step(t, state, params):
     return state.astype(jnp.int32)
 
 
+@pytest.mark.long
 def test_a_hidden_markov_model_has_the_forward_algorithms_evidence():
     target = program_target(hidden_start, hidden_step, max_steps=len(SEEN) - 1)
     state, log_weights, log_evidence = many(target, FILTER)

@@ -133,6 +133,7 @@ def test_a_program_over_a_language_models_steps_has_the_enumerated_evidence():
     assert abs(z_score(log_evidence, evidence)) < 4
 
 
+@pytest.mark.long
 def test_the_whole_model_scores_steps_that_numpyro_has_stacked():
     target = program_target(
         lambda params: (jnp.zeros(4, jnp.int32), jnp.zeros((), jnp.int32)),

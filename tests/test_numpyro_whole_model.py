@@ -48,6 +48,7 @@ def test_the_whole_model_has_the_densities_of_paths(name):
     np.testing.assert_allclose(known, log_p + log_g, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_the_whole_model_predicts():
     run = mcmc(explorer_kernel(), samples=40)
     run.run(KEY, y=OBSERVED)

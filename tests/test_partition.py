@@ -232,6 +232,7 @@ def test_keys_and_values_lie_with_their_problems_divided_by_their_heads(eight):
             assert list(where.values()) == [total // heads] * model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILY)
 def test_each_device_holds_a_quarter_of_what_four_divide(folder, family, name):
     config = family_configs()[name]

@@ -48,8 +48,8 @@ def test_what_a_slot_takes_by_hand():
     target = tiny.target(max_tokens=50, max_step_tokens=20, max_steps=3)
     # Room for 64 positions holds 50 + 10 and no burst of 5, so that it is 128.
     for burst, room in ((4, 64), (5, 128)):
-        numbers = 2 * (4 * 50 + 4 * 4 * 3 + 32)
-        expected = 2 * room * 100 + 54 * 130 + 12 * 1000 + numbers
+        numbers = 4 * (4 * 50 + 4 * 4 * 3 + 32)
+        expected = 2 * room * 100 + 2 * 54 * 130 + 12 * 1000 + numbers
         assert bytes_of_slot(need, target, 1000, burst) == expected
     row = 4 * 50 + 4 * 4 * 3 + 32 + 4 * 13 * 2
     assert bytes_of_prefix(need, target) == (10 + 4) * 130 + row

@@ -174,6 +174,7 @@ def test_invalid_settings_are_refused_in_a_sentence():
 SLOW = ("mistral", "qwen2", "qwen3", "phi3")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family",
     [

@@ -70,6 +70,7 @@ def test_rows_of_pools_have_the_mean_over_all_subsets(run):
     assert num_compared == 3 * 2 * 64
 
 
+@pytest.mark.long
 def test_curves_and_their_errors_are_of_expected_correctness(run):
     rows, _ = run
     curves = curves_of(rows)

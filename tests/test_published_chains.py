@@ -93,6 +93,7 @@ def textbook_particle_gibbs(turns, size, sweeps, weigh, ahead):
     return everyone, chances, reference, descents
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("variant", "weigh"), [("released", odds_weights), ("printed", softmax_weights)]
 )

@@ -97,6 +97,7 @@ def test_a_model_in_few_bits_computes_what_its_weights_stand_for(kind, name):
     assert 0.001 < error < most[kind]
 
 
+@pytest.mark.long
 @KINDS
 def test_memory_is_a_quarter_and_an_eighth_of_float32(kind):
     config = tiny.config(width=256, hidden=512, num_layers=4, tied=False)

@@ -21,7 +21,9 @@ from tsi.models.decoder_config import SlidingWindow
 from tsi.models.heads import ValueHead
 from tsi.models.rotary import Rope
 from tsi.reasoning.particles import ReasoningParams
-from tsi.rewards.reward import PolicyValue, ProcessReward, SelfJudge
+from tsi.rewards.policy_value import PolicyValue
+from tsi.rewards.process_reward import ProcessReward
+from tsi.rewards.self_judge import SelfJudge
 
 PROMPT, ROWS, MAX_TOKENS = "hello", 12, 8
 END, YES, NO = 0, 4, 5

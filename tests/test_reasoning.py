@@ -13,7 +13,8 @@ from long_runs import jit_optimised
 from tsi import samplers
 from tsi.decoding.token_draws import Temperatures, sample_token
 from tsi.reasoning.particles import ReasoningParams
-from tsi.rewards.reward import NoReward, SelfJudge
+from tsi.rewards.reward import NoReward
+from tsi.rewards.self_judge import SelfJudge
 from tsi.rewards.text_reward import TextReward
 from tsi.run import run, turn
 from tsi.twists.learned import LearnedTwist

@@ -11,7 +11,7 @@ from tsi import samplers
 from tsi.decoding.boundary import step_boundary
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 
 PROMPTS = ("hello", "bad")
 STORED = 6

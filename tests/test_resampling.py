@@ -150,6 +150,7 @@ def test_equal_weights_give_every_particle_one_child(scheme, size):
         np.testing.assert_array_equal(np.sort(np.asarray(drawn)), np.arange(size))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", PROPORTIONAL, ids=name)
 def test_large_systems_stay_unbiased(scheme):
     size, num_runs = 100_000, 20

@@ -191,6 +191,7 @@ def test_dead_particles_share_weight_equally_and_others_sum_to_one():
     np.testing.assert_allclose(normalise(np.log([3.0, 1.0]) - 800), [0.75, 0.25])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ONE_QUICK)
 def test_replicates_know_their_error(name):
     """z-scores of 400 means of 50 runs: centred, and of variance one."""

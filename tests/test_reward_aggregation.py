@@ -15,7 +15,7 @@ from tsi.models.heads import ValueHead
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.rewards.aggregation import AGGREGATIONS, Aggregated, aggregate
-from tsi.rewards.reward import PolicyValue
+from tsi.rewards.policy_value import PolicyValue
 from tsi.rewards.text_reward import TextReward
 from tsi.run import run
 

@@ -14,7 +14,7 @@ from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.problem import Problem
 from tsi.rewards.aggregation import Aggregated
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 
 # Flat enough that texts differ.
 SHARPNESS = 2.0
@@ -72,6 +72,7 @@ def test_a_filters_rewards_are_those_of_its_texts_read_at_once(name):
         assert np.isfinite(result.ledger.flops)
 
 
+@pytest.mark.long
 def test_an_explorers_rewards_are_those_of_its_texts_read_at_once():
     for result in solve("rlhflow", samplers.mcts()):
         expected = rewards_at_once("rlhflow", result)

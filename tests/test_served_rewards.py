@@ -18,7 +18,7 @@ from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import CapabilityError, ConfigurationError, ServerError
 from tsi.problem import Problem
 from tsi.rewards.policy_confidence import PolicyConfidence
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 from tsi.samplers.parts import potentials
 from tsi.serving.address import Address
 from tsi.serving.choice import choice_of

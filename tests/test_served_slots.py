@@ -9,7 +9,7 @@ from scripted_server import ScriptedServer
 from served_faults import LIMITS, PROBLEMS, SMC, engine_over, numbers, policy_of, run
 
 from tsi.problem import Problem
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 from tsi.serving.connect import connect
 from tsi.serving.engine import ServedEngine
 from tsi.serving.served_judge import ServedJudge

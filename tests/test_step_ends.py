@@ -29,6 +29,7 @@ def test_what_may_be_meant_in_two_ways_is_refused(text):
             step_ends(*said, 1)
 
 
+@pytest.mark.long
 def test_a_world_takes_its_strings_from_the_user():
     ends = StepEnds(("=", "+"), ("2",), 2)
     world = embedded_world("chain", 2, ends=ends)

@@ -36,6 +36,7 @@ TEXTS = [b"", *(letter.encode() for letter in tiny.ALPHABET)]
 PADDED = step_boundary(TEXTS, b"c", [0], padding=range(REAL, ROWS))
 
 
+@pytest.mark.long
 def test_padding_is_never_drawn_and_has_no_share_of_p():
     policy, _ = tiny.models(sharpness=1.0)
     target = tiny.target(boundary=PADDED, reward=NoReward())
@@ -171,6 +172,7 @@ def test_ids_that_the_tokenizer_has_not_are_padding():
     assert np.flatnonzero(boundary.padding).tolist() == [size]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("of_policy", "of_reward"), [(32, 24), (24, 40)])
 def test_models_of_one_tokenizer_padded_apart_run_together(
     tmp_path, of_policy, of_reward

@@ -10,7 +10,8 @@ from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.target import ReasoningTarget
-from tsi.rewards.reward import ProcessReward, Prompts
+from tsi.rewards.process_reward import ProcessReward
+from tsi.rewards.reward import Prompts
 
 ALPHABET = "abcdefghijklmnopqrs"
 

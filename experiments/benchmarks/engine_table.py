@@ -50,7 +50,7 @@ def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
                 f"Known step lengths (log-normal, mean {law['mean']:.0f}, sigma "
                 f"{law['sigma']:.0f}, cut at {law['cut']}), {law['problems']} problems "
                 f"of {law['particles']} particles and {law['steps']} steps, with a "
-                f"tiny model: {format_number(row['seconds'], 1)} s for "
+                f"model of 5 million weights: {format_number(row['seconds'], 1)} s for "
                 f"{format_number(row['generated_tokens'], 0)} tokens; utilisation "
                 f"{format_number(row.get('utilisation'), 2)}."
             )

@@ -2,10 +2,11 @@
 
 ``python -m tsi.experiments.benchmarks.step_law`` prints one line of JSON with the
 utilisation (the share of computed tokens that were used), including the end of the run,
-when few rows are left. The policy is a tiny model whose last norm has scale zero, so
-that all tokens have the same probability. The states of the boundary count the tokens
-of a step, and as many tokens end the step as the hazard of the distribution requires.
-The engine itself is unchanged.
+when few rows are left. The last norm of the policy has scale zero, so that all tokens
+have the same probability. The states of the boundary count the tokens of a step, and as
+many tokens end the step as the hazard of the distribution requires. The engine itself
+is unchanged. For a tiny policy it would compute all slots until the last row has ended,
+since the host would be slower than that, so the policy has 5 million weights.
 
 The length is a log-normal variable of mean 60 and sigma 1, rounded up and cut at 512. A
 solution has eight such steps, with multinomial resampling after every step.
@@ -93,15 +94,15 @@ def counting_boundary(hazard: Float[np.ndarray, "C"], size: int) -> Boundary:
 
 
 def uniform_policy(size: int, length: int) -> LanguageModel:
-    """A tiny language model for which all tokens have the same probability."""
+    """A small language model for which all tokens have the same probability."""
     config = DecoderConfig(
         vocab_size=size,
-        width=16,
-        hidden=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_width=8,
+        width=256,
+        hidden=1024,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_width=64,
         max_length=length,
     )
     policy = LanguageModel(config, rngs=nnx.Rngs(0))

@@ -17,6 +17,9 @@ same. Each mistake is a wrapper, so it is the same mistake in every sampler.
 - last score: a finishing particle is weighed by 1.5 times its log potential;
 - counts of 0: invalid potentials and lost populations are not counted;
 - equal keys: a number is drawn with a key that is used elsewhere;
+- late key: no turn after the sixth has a new key;
+- clipped correction: log p - log q is clipped to [-20, 20];
+- floored correction: a log correction of -inf counts as -60;
 - one percent: the evidence is one per cent too large;
 - mean of the living: the evidence leaves out dead particles;
 - light dropped: weights below exp(-16) of the largest are zero;
@@ -67,6 +70,9 @@ MISTAKES: dict[str, mistakes.Mistake] = {
     "last score": quiet_mistakes.last_score_twice,
     "counts of 0": quiet_mistakes.counts_of_zero,
     "equal keys": quiet_mistakes.equal_keys,
+    "late key": quiet_mistakes.late_key,
+    "clipped correction": quiet_mistakes.clipped_corrections,
+    "floored correction": quiet_mistakes.floored_corrections,
     "one percent": quiet_mistakes.evidence_one_percent_off,
     "mean of the living": quiet_mistakes.mean_of_the_living,
     "light dropped": quiet_mistakes.light_particles_dropped,
@@ -79,6 +85,9 @@ LONG = ("target, long", "target, wide", "target, long, unequal lengths")
 FIRST: dict[str, tuple[str, ...]] = {
     "reused key": ("keys",),
     "equal keys": ("keys",),
+    "late key": ("keys",),
+    "clipped correction": ("shift",),
+    "floored correction": ("zero weights",),
     "not reset from 5": LONG,
     "bfloat16": ("shift", "target, wide"),
     "clipped": ("shift", "target, wide"),
@@ -125,7 +134,7 @@ SMALLEST_CHANGE = 0.005
 """The smallest relative change of a weight that the bench must find: it finds a bias of
 1 %."""
 ABOUT_RESETS = ("weights not reset", "not reset from 5")
-ABOUT_KEYS = ("reused key", "equal keys")
+ABOUT_KEYS = ("reused key", "equal keys", "late key")
 
 
 def find_reason(name: str, claim: Claim, mistake: str) -> str | None:

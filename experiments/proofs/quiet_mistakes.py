@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tsi.experiments.proofs.mistakes import weights_not_reset
+from tsi.experiments.proofs.mistakes import StateWithMemory, weights_not_reset
 from tsi.explorer import Explorer, Reply
 from tsi.sampler import Sampler
 
-MAX_POTENTIAL, MIN_LOG_WEIGHT = 20.0, -16.0
-"""Bound of clipped log potentials, and relative log weight that is set to zero."""
+BOUND, MIN_LOG_WEIGHT = 20.0, -16.0
+"""Bound of clipped numbers, and relative log weight that is set to zero."""
+FLOOR = -60.0
+"""What replaces a log correction of -inf."""
 
 
 def weights_not_reset_from_step_5(sampler: Sampler | Explorer) -> Sampler | Explorer:
@@ -48,10 +50,35 @@ def round_to_bfloat16(potentials: Any) -> Any:
     return potentials.astype(jnp.bfloat16).astype(potentials.dtype)
 
 
-def clip(potentials: Any) -> Any:
-    """Log potentials clipped to [-20, 20], infinite ones excepted."""
-    clipped = jnp.clip(potentials, -MAX_POTENTIAL, MAX_POTENTIAL)
-    return jnp.where(jnp.isfinite(potentials), clipped, potentials)
+def clip(numbers: Any) -> Any:
+    """Numbers clipped to [-20, 20], infinite ones excepted."""
+    return jnp.where(jnp.isfinite(numbers), jnp.clip(numbers, -BOUND, BOUND), numbers)
+
+
+def change_corrections(sampler: Sampler | Explorer, change: Any) -> Sampler | Explorer:
+    """Replace log corrections by `change(corrections)`."""
+    if isinstance(sampler, Explorer):
+
+        def tell_explorer(key: Any, state: Any, reply: Reply) -> Any:
+            changed = reply._replace(log_corrections=change(reply.log_corrections))
+            return sampler.tell(key, state, changed)
+
+        return sampler._replace(tell=tell_explorer)
+
+    def tell(key: Any, state: Any, potentials: Any, corrections: Any, f: Any) -> Any:
+        return sampler.tell(key, state, potentials, change(corrections), f)
+
+    return sampler._replace(tell=tell)
+
+
+def clipped_corrections(sampler: Sampler | Explorer) -> Sampler | Explorer:
+    """Clip log corrections to [-20, 20]."""
+    return change_corrections(sampler, clip)
+
+
+def floored_corrections(sampler: Sampler | Explorer) -> Sampler | Explorer:
+    """Read a log correction of -inf as -60."""
+    return change_corrections(sampler, lambda c: jnp.where(c == -jnp.inf, FLOOR, c))
 
 
 def potentials_in_bfloat16(sampler: Sampler | Explorer) -> Sampler | Explorer:
@@ -96,6 +123,48 @@ def equal_keys(sampler: Sampler | Explorer) -> Sampler | Explorer:
         return state, jax.tree.map(jitter_leaf, request)
 
     return sampler._replace(ask=ask)
+
+
+class TurnKeys(NamedTuple):
+    """The keys of a turn.
+
+    Attributes:
+        turn: number of turns before.
+        ask: key data of `ask`.
+        tell: key data of `tell`.
+    """
+
+    turn: Any
+    ask: Any
+    tell: Any
+
+
+def late_key(sampler: Sampler | Explorer, num_new_keys: int = 6) -> Sampler | Explorer:
+    """Take no new key after the sixth turn."""
+
+    def choose(keys: TurnKeys, name: str, new: Any) -> tuple[Any, TurnKeys]:
+        is_new = keys.turn < num_new_keys
+        data = jnp.where(is_new, jax.random.key_data(new), getattr(keys, name))
+        return jax.random.wrap_key_data(data), keys._replace(**{name: data})
+
+    def init(key: Any, *numbers: int) -> StateWithMemory:
+        data = jax.random.key_data(key)
+        keys = TurnKeys(jnp.int32(0), data, data)
+        return StateWithMemory(sampler.init(key, *numbers), keys)
+
+    def ask(key: Any, state: StateWithMemory) -> tuple[StateWithMemory, Any]:
+        own, keys = choose(state.memory, "ask", key)
+        inner, request = sampler.ask(own, state.inner)
+        return StateWithMemory(inner, keys), request
+
+    def tell(
+        key: Any, state: StateWithMemory, *replies: Any
+    ) -> tuple[StateWithMemory, Any]:
+        own, keys = choose(state.memory, "tell", key)
+        inner, info = sampler.tell(own, state.inner, *replies)
+        return StateWithMemory(inner, keys._replace(turn=keys.turn + 1)), info
+
+    return sampler._replace(init=init, ask=ask, tell=tell)
 
 
 class StateWithLargerEvidence(NamedTuple):

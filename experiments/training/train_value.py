@@ -6,7 +6,7 @@ is the value, which is the probability that the policy gets the answer right fro
 A logistic regression on the hidden state at the last token of each step
 (:mod:`tsi.experiments.training.logistic`) fits that probability. The policy is not
 changed, so the head costs one token per step to read
-(:class:`tsi.rewards.reward.PolicyValue`).
+(:class:`tsi.rewards.policy_value.PolicyValue`).
 
 Claim and reference: a linear head on frozen states is the last layer of the value
 models of TRL's PPO and of AlphaZero-like tree search (arXiv 2309.17179), which train it

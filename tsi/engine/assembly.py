@@ -14,7 +14,9 @@ from tsi.loading.policy import Policy
 from tsi.reasoning.limits import SolutionLimits
 from tsi.reasoning.target import ReasoningTarget
 from tsi.rewards.aggregation import Aggregated
-from tsi.rewards.reward import PolicyValue, ProcessReward, Reward
+from tsi.rewards.policy_value import PolicyValue
+from tsi.rewards.process_reward import ProcessReward
+from tsi.rewards.reward import Reward
 from tsi.rewards.text_reader import TextReader
 
 

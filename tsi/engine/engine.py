@@ -14,7 +14,6 @@ hold them.
 """
 
 import functools
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,12 +27,13 @@ from tsi.decoding.repetition import check_penalty
 from tsi.decoding.token_draws import check_temperatures
 from tsi.decoding.truncation import Truncation
 from tsi.decoding.vocabularies import check_rows
-from tsi.engine.engine_run import EngineRun, collect
+from tsi.engine.base import BaseEngine
+from tsi.engine.engine_run import EngineRun
 from tsi.engine.lane import Lane
 from tsi.engine.lanes import divide, part_of
 from tsi.engine.meters.clock import Timed
 from tsi.engine.meters.compilation import keep_programs
-from tsi.engine.meters.report import Progress, Report
+from tsi.engine.meters.report import Progress
 from tsi.engine.methods import method_of, plan_of
 from tsi.engine.outcome import slot_costs
 from tsi.engine.outcomes import Outcomes
@@ -55,7 +55,12 @@ from tsi.engine.sizing.memory import (
     free_beside_weights,
 )
 from tsi.engine.sizing.prompt_memory import bytes_to_read
-from tsi.engine.sizing.sizes import Sizes, problems_in_work, sizes_of
+from tsi.engine.sizing.sizes import (
+    Sizes,
+    problems_in_work,
+    rows_in_flight,
+    sizes_of,
+)
 from tsi.errors import ConfigurationError
 from tsi.explore import check_needs
 from tsi.explorer import Explorer, Plan
@@ -71,7 +76,7 @@ from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey, single_key
 
 
-class Engine:
+class Engine(BaseEngine):
     """Runs samplers on problems of one policy and one reward.
 
     Attributes:
@@ -146,7 +151,6 @@ class Engine:
         self.policy, self.reward_model = policy, reward_model
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
-        self.report: Report | None = None
 
     @property
     def num_groups(self) -> int:
@@ -201,44 +205,6 @@ class Engine:
     def free_bytes(self) -> int:
         """Free bytes of a device minus those of weights that are not loaded yet."""
         return free_beside_weights((self.policy, self.reward_model), self.mesh)
-
-    def run(
-        self,
-        sampler: Sampler | Explorer,
-        key: AnyKey,
-        problems: Sequence[Problem],
-        num_particles: int,
-        *,
-        extract: Callable[[str], str | None],
-        temperature: float | None = None,
-        proposal_temperature: float | None = None,
-        truncation: Truncation | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        exact: bool = False,
-    ) -> list[Result]:
-        """Run a sampler on every problem; arguments and errors are those of `stream`.
-
-        Returns:
-            One result per problem, in order.
-
-        Raises:
-            ProblemError: as `stream` does; it has the results of the other problems.
-            Stopped: after a signal; it has the results of problems that had ended.
-        """
-        began = time.perf_counter()
-        stream = self.stream(
-            sampler,
-            key,
-            problems,
-            num_particles,
-            extract=extract,
-            temperature=temperature,
-            proposal_temperature=proposal_temperature,
-            truncation=truncation,
-            progress=progress,
-            exact=exact,
-        )
-        return collect(stream, problems, began)
 
     def stream(
         self,
@@ -385,7 +351,8 @@ class Engine:
 
     def _problems_of_a_lane(self, plan: Plan) -> int:
         """The most problems of a plan that one group of devices runs at once."""
-        return problems_in_work(plan, self.max_rows, self.max_stored)
+        in_flight = rows_in_flight(self.max_rows, self._flops)
+        return problems_in_work(plan, in_flight, self.max_stored)
 
     def sizes_of(self, plan: Plan, problems: int, width: int) -> Sizes:
         """The sizes of a lane of one group of devices.
@@ -399,11 +366,16 @@ class Engine:
             plan,
             min(problems, self._problems_of_a_lane(plan)),
             width,
-            flops=self.policy.config.flops_per_token(0.0),
+            flops=self._flops,
             step_tokens=self.target.max_step_tokens,
             max_rows=self.max_rows,
             max_problems=self._problems_of_a_lane(plan),
         )
+
+    @property
+    def _flops(self) -> float:
+        """FLOPs per token of one row, without attention."""
+        return self.policy.config.flops_per_token(0.0)
 
     def _encode(self, problem: Problem) -> list[int]:
         return encode_prompt(

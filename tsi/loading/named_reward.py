@@ -44,7 +44,9 @@ from tsi.reasoning.limits import SolutionLimits
 from tsi.rewards.aggregation import AGGREGATIONS, Aggregated, check_aggregation
 from tsi.rewards.formats import FORMATS
 from tsi.rewards.formatted import FORMAT_AGGREGATIONS
-from tsi.rewards.reward import NoReward, PolicyValue, ProcessReward, Reward
+from tsi.rewards.policy_value import PolicyValue
+from tsi.rewards.process_reward import ProcessReward
+from tsi.rewards.reward import NoReward, Reward
 from tsi.rewards.verifier import Verifier
 
 Encoder = Callable[[str], list[int]]

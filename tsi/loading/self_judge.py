@@ -3,7 +3,7 @@
 from tsi.decoding.step_texts import num_common
 from tsi.errors import ConfigurationError
 from tsi.models.tokens.tokenizer import Tokenizer
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 
 JUDGE_QUESTION = "Is every line above right? Answer Yes or No."
 ANSWERS = ("Yes", "No")

@@ -7,17 +7,10 @@ from tsi.rewards.formatted import FormattedReward
 from tsi.rewards.host_reward import HostReward, Prefix
 from tsi.rewards.likelihood_ratio import LikelihoodRatio
 from tsi.rewards.policy_confidence import PolicyConfidence
-from tsi.rewards.reward import (
-    NoReward,
-    PolicyValue,
-    ProcessReward,
-    Prompts,
-    Reading,
-    Reward,
-    SelfJudge,
-    Stateless,
-    Step,
-)
+from tsi.rewards.policy_value import PolicyValue
+from tsi.rewards.process_reward import ProcessReward
+from tsi.rewards.reward import NoReward, Prompts, Reading, Reward, Stateless, Step
+from tsi.rewards.self_judge import SelfJudge
 from tsi.rewards.text_reward import TextReward
 from tsi.rewards.verifier import Verifier
 

@@ -152,7 +152,7 @@ class Aggregated:
 
     @property
     def positions_beyond(self) -> int:
-        """See :class:`tsi.rewards.reward.SelfJudge`."""
+        """See :class:`tsi.rewards.self_judge.SelfJudge`."""
         return getattr(self.reward, "positions_beyond", 0)
 
     @property

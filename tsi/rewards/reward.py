@@ -3,9 +3,12 @@
 A reward has its own state, which is forked along with the particles, and reads only the
 new tokens of each step. The kinds are:
 
-- :class:`ProcessReward`: a token-scoring model that reads the policy's own token ids,
-- :class:`SelfJudge`: the policy's one-token judgement, on the policy's own cache,
-- :class:`PolicyValue`: a value head on the policy's hidden states, on its cache,
+- :class:`tsi.rewards.process_reward.ProcessReward`: a token-scoring model that reads
+  the policy's own token ids,
+- :class:`tsi.rewards.self_judge.SelfJudge`: the policy's one-token judgement, on the
+  policy's own cache,
+- :class:`tsi.rewards.policy_value.PolicyValue`: a value head on the policy's hidden
+  states, on its cache,
 - :class:`tsi.rewards.policy_confidence.PolicyConfidence`: numbers that the policy's
   decoder records for each token,
 - :class:`tsi.rewards.text_reward.TextReward`: a Python function of the text,
@@ -19,21 +22,16 @@ new tokens of each step. The kinds are:
 :class:`tsi.rewards.aggregation.Aggregated` combines the scores of all steps into one.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tsi.decoding.cache import Suffix, append, cut, empty_suffix, fork, keep, take
 from tsi.decoding.token_confidence import TokenConfidence
-from tsi.errors import ConfigurationError
-from tsi.models.decoder import LanguageModel, RewardModel
+from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.layers import Segment
-from tsi.models.prefill import read_prompts
-from tsi.numeric_arguments import check_numbers
 from tsi.weights import weight_dtype
 
 State = TypeVar("State")
@@ -192,14 +190,6 @@ class Reward(Protocol):
         """The confidence that is recorded at each token; None for no confidence."""
 
 
-class ProcessRewardState(NamedTuple):
-    """Shared prompt, forked suffix, and prompt length of each row."""
-
-    prompt: Segment
-    suffix: Suffix
-    prompt_lengths: Int[Array, " R"]
-
-
 class PolicyTokens:
     """A reward that reads the policy's tokens instead of the question's text."""
 
@@ -211,77 +201,6 @@ class PolicyTokens:
 
     def prepare(self, questions: Sequence[str]) -> Any:
         return None
-
-
-class ProcessReward(PolicyTokens):
-    """A reward model with a token head.
-
-    ``params.reward_model`` is a :class:`RewardModel` with the policy's tokenizer. Its
-    output at the last token of the newest step is the reward of the whole prefix.
-    """
-
-    reads_ids = True
-
-    def init(
-        self, prompts: Prompts, rows: int, capacity: int, params: Models
-    ) -> ProcessRewardState:
-        model: RewardModel = params.reward_model
-        key_values = read_prompts(model.trunk, prompts.tokens, prompts.mask)
-        return ProcessRewardState(
-            Segment(*key_values, prompts.mask),
-            empty_suffix(model.config, rows, capacity, key_values.keys.dtype),
-            jnp.repeat(prompts.lengths, rows // prompts.lengths.shape[0]),
-        )
-
-    def read(
-        self, state: ProcessRewardState, step: Step, params: Models
-    ) -> tuple[ProcessRewardState, Reading]:
-        model: RewardModel = params.reward_model
-        offsets = jnp.arange(step.tokens.shape[1])
-        positions = (state.prompt_lengths + step.start)[:, None] + offsets
-        hidden, key_values = model.trunk(
-            step.tokens,
-            positions,
-            offsets < step.counts[:, None],
-            (state.prompt, state.suffix.segment),
-        )
-        last = jnp.maximum(step.counts - 1, 0)
-        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        suffix = append(state.suffix, key_values, step.counts, step.max_steps)
-        return state._replace(suffix=suffix), Reading(
-            model.log_odds(hidden), step.counts
-        )
-
-    def fork(
-        self, state: ProcessRewardState, ancestors: Int[Array, " R"]
-    ) -> ProcessRewardState:
-        return state._replace(suffix=fork(state.suffix, ancestors))
-
-    def take(
-        self, state: ProcessRewardState, rows: Int[Array, " W"]
-    ) -> ProcessRewardState:
-        return state._replace(
-            suffix=take(state.suffix, rows),
-            prompt_lengths=state.prompt_lengths[rows],
-        )
-
-    def keep(
-        self,
-        stored: ProcessRewardState,
-        slots: Int[Array, " W"],
-        rows: ProcessRewardState,
-    ) -> ProcessRewardState:
-        return stored._replace(suffix=keep(stored.suffix, slots, rows.suffix))
-
-    def cut(
-        self, state: ProcessRewardState, lengths: Int[Array, " R"]
-    ) -> ProcessRewardState:
-        return state._replace(suffix=cut(state.suffix, lengths))
-
-    def reader(self, params: Models) -> DecoderConfig:
-        return params.reward_model.config
-
-    reads_prompts = True
 
 
 class Stateless(PolicyTokens):
@@ -305,90 +224,6 @@ class Stateless(PolicyTokens):
         return state
 
     reads_prompts = False
-
-
-@dataclasses.dataclass(frozen=True)
-class SelfJudge(Stateless):
-    """The policy's own one-token judgement of a prefix (arXiv 2410.02725).
-
-    The policy reads a question after the prefix, on its own cache. The log-odds are
-    log p(yes) − log p(no) of the next token. Only the prefix's last token and the
-    question's tokens are read, and nothing is stored.
-
-    Attributes:
-        question: token ids of the question, at least one. The first may be the token
-            that ends the policy's turn; it is omitted after a solution that already
-            ends with this token.
-        yes, no: ids of the two answers.
-
-    Raises:
-        ConfigurationError: the question is empty, or an answer is not a number.
-    """
-
-    question: tuple[int, ...]
-    yes: int
-    no: int
-
-    def __post_init__(self) -> None:
-        check_numbers("A SelfJudge", yes=self.yes, no=self.no)
-        if not self.question:
-            raise ConfigurationError(
-                "The question of a SelfJudge has no tokens. Give the token ids of the "
-                "question that the policy answers about its own text."
-            )
-
-    @property
-    def positions_beyond(self) -> int:
-        """Number of further positions that are read after the longest solution."""
-        return len(self.question)
-
-    def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
-        policy = params.policy
-        context = step.policy
-        question = jnp.asarray(self.question, jnp.int32)
-        size = len(self.question)
-        ended = step.stopped & (context.pending == question[0])
-        length = jnp.where(ended, size, size + 1)
-        places = jnp.arange(size + 1)
-        # A row that ends with the question's first token continues with the second.
-        asked = question[jnp.minimum(places - 1 + ended[:, None], size - 1)]
-        tokens = jnp.where(places == 0, context.pending[:, None], asked)
-        # In those rows the last place is padding; no earlier token attends to it.
-        hidden, _ = policy.trunk(
-            tokens,
-            context.position[:, None] + places,
-            None,
-            context.segments,
-        )
-        last = (length - 1)[:, None, None]
-        logits = policy.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
-        return state, Reading(
-            logits[:, self.yes] - logits[:, self.no],
-            jnp.where(step.counts > 0, length, 0),
-            context.position,
-        )
-
-    def reader(self, params: Models) -> DecoderConfig:
-        return params.policy.config
-
-
-class PolicyValue(Stateless):
-    """A value head on the policy's hidden state at the newest step's last token.
-
-    ``params.reward_model`` is a :class:`tsi.models.heads.ValueHead`. The policy has not
-    read this token yet, so it is read here, with the policy's cache.
-    """
-
-    def read(self, state: State, step: Step, params: Models) -> tuple[State, Reading]:
-        hidden = newest_hidden(params.policy, step.policy)
-        return state, Reading(
-            params.reward_model.log_odds(hidden),
-            jnp.where(step.counts > 0, 1, 0),
-            step.policy.position,
-        )
-
-    def reader(self, params: Models) -> DecoderConfig:
-        return params.policy.config
 
 
 class NoReward(Stateless):

@@ -2,15 +2,15 @@
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tsi.decoding.truncation import Truncation
-from tsi.engine.engine_run import EngineRun, collect
-from tsi.engine.meters.report import Progress, Report
+from tsi.engine.base import BaseEngine
+from tsi.engine.engine_run import EngineRun
+from tsi.engine.meters.report import Progress
 from tsi.engine.methods import method_of, plan_of
 from tsi.engine.outcomes import Outcomes
 from tsi.engine.run_checks import check_method, check_num_particles
@@ -34,11 +34,13 @@ from tsi.step_keys import AnyKey, single_key
 
 MAX_ROWS = 64
 """Rows for which a server draws at once if it does not report its number of slots."""
+IN_FLIGHT = 2
+"""Rows in progress per row of `MAX_ROWS`, over a server without slots."""
 MAX_STORED = 2**20
 """Prefixes that explorers store at once; they are references to tuples of ids."""
 
 
-class ServedEngine:
+class ServedEngine(BaseEngine):
     """Runs samplers on problems of a policy behind a server.
 
     Attributes:
@@ -99,7 +101,6 @@ class ServedEngine:
         self.encode = encode or policy.spelling.encode_prompt
         self.decode = policy.spelling.decode
         self.log_truncation, self.price = log_truncation, price
-        self.report: Report | None = None
 
     @property
     def temperature(self) -> float:
@@ -136,39 +137,11 @@ class ServedEngine:
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
         """The most problems that run at once."""
         plan = plan_of(sampler, num_particles, self.limits.max_steps)
-        max_problems = problems_in_work(plan, self.max_rows, MAX_STORED)
+        max_problems = problems_in_work(plan, IN_FLIGHT * self.max_rows, MAX_STORED)
         slots = self.policy.abilities.slots
         if slots is None:
             return max_problems
         return max(1, min(max_problems, slots // plan.rows))
-
-    def run(
-        self,
-        sampler: Sampler | Explorer,
-        key: AnyKey,
-        problems: Sequence[Problem],
-        num_particles: int,
-        *,
-        extract: Callable[[str], str | None],
-        temperature: float | None = None,
-        proposal_temperature: float | None = None,
-        truncation: Truncation | None = None,
-        progress: Callable[[Progress], None] | None = None,
-    ) -> list[Result]:
-        """Run a sampler on every problem; see :meth:`tsi.engine.Engine.run`."""
-        began = time.perf_counter()
-        stream = self.stream(
-            sampler,
-            key,
-            problems,
-            num_particles,
-            extract=extract,
-            temperature=temperature,
-            proposal_temperature=proposal_temperature,
-            truncation=truncation,
-            progress=progress,
-        )
-        return collect(stream, problems, began)
 
     def stream(
         self,
@@ -182,15 +155,17 @@ class ServedEngine:
         proposal_temperature: float | None = None,
         truncation: Truncation | None = None,
         progress: Callable[[Progress], None] | None = None,
+        exact: bool = False,
     ) -> Iterator[Result]:
         """Run a sampler, and yield each result as its problem ends.
 
-        Arguments are those of :meth:`tsi.engine.Engine.stream`.
+        Arguments are those of :meth:`tsi.engine.engine.Engine.stream`; times are always
+        exact, since the server computes.
 
         Raises:
             CapabilityError: the method needs what the server cannot do, or a proposal
                 other than the policy.
-            ConfigurationError: see `tsi.engine.Engine.stream`.
+            ConfigurationError: see `tsi.engine.engine.Engine.stream`.
             PromptTooLongError: see `check`.
             ServerError: the server cannot encode a prompt.
             ProblemError: the server, the reward or `extract` failed on some problems;

@@ -5,7 +5,7 @@ from tsi.errors import ConfigurationError
 from tsi.loading.self_judge import ANSWERS, JUDGE_QUESTION, self_judge
 from tsi.models.tokens.spelling import Spelling
 from tsi.models.tokens.tokenizer import Tokenizer
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 
 EXAMPLE = ("7+8", "7 plus 8 is 15")
 """A question and its solution; the part of the rendered text after them is the judge's

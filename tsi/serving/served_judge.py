@@ -1,7 +1,7 @@
 r"""A served policy as a judge of solutions, by the probabilities of one token.
 
 The policy reads prompt, solution and a question. The log-odds are log p(yes) - log
-p(no) of the next token (arXiv 2410.02725), as :class:`tsi.rewards.reward.SelfJudge`
+p(no) of the next token (arXiv 2410.02725), as :class:`tsi.rewards.self_judge.SelfJudge`
 computes them on this machine. Prefixes are sent as token ids, so that a server with the
 prompt and the solution in its cache reads only the question.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tsi.errors import CapabilityError
 from tsi.rewards.aggregation import check_aggregation
-from tsi.rewards.reward import SelfJudge
+from tsi.rewards.self_judge import SelfJudge
 from tsi.serving.policy import ServedPolicy
 from tsi.serving.scorer import Score, ScoredRow
 from tsi.serving.step_scores import StepScores, aggregate_scores, prefix_after

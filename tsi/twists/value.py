@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tsi.models.heads import ValueHead
+from tsi.rewards.policy_value import PolicyValue
 from tsi.rewards.reward import (
     Models,
     PolicyContext,
-    PolicyValue,
     Reading,
     State,
     Step,

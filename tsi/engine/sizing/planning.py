@@ -4,8 +4,8 @@ The memory of a row, if all rows have the length of the longest solution:
 
 - a dense slot with room for prompt and solution, counted twice, because slots are
   copied when their size changes or when only some of them are chosen;
-- the blocks of two rows per slot, in the caches of the policy and of the reward; on
-  average a row is half as long as the longest;
+- the blocks of four rows per slot (`IN_FLIGHT`), in the caches of the policy and of the
+  reward; on average a row is half as long as the longest;
 - the logits of a token in float32, with the temporary arrays of sampling.
 
 A row that shares its past with others takes less. If a plan is still too large, the run
@@ -24,7 +24,7 @@ from tsi.engine.sizing.memory import (
     free_bytes,
     unloaded_bytes,
 )
-from tsi.engine.sizing.sizes import BLOCK, BURST, room_of
+from tsi.engine.sizing.sizes import BLOCK, BURST, IN_FLIGHT, room_of
 from tsi.models.partition import MODEL
 from tsi.reasoning.target import ReasoningTarget
 
@@ -100,7 +100,7 @@ def device_limits(
 def bytes_of_slot(
     need: Need, target: ReasoningTarget, vocab_size: int, burst: int
 ) -> int:
-    """Bytes of one slot and its two rows; see the module docstring.
+    """Bytes of one slot and its rows; see the module docstring.
 
     Args:
         need: the quantities that determine it.
@@ -110,9 +110,9 @@ def bytes_of_slot(
     """
     solution = target.max_tokens
     dense = room_of(need.prompt + solution + burst) * need.caches.policy
-    blocks = (solution + need.block) * sum(need.caches)
+    blocks = IN_FLIGHT * (solution + need.block) // 2 * sum(need.caches)
     numbers = bytes_of_row(target, need.caches.grown, need.block).numbers
-    return COPIES * dense + blocks + DRAWING * vocab_size + 2 * numbers
+    return COPIES * dense + blocks + DRAWING * vocab_size + IN_FLIGHT * numbers
 
 
 def bytes_of_prefix(need: Need, target: ReasoningTarget) -> int:

@@ -10,11 +10,15 @@ BURST = 16
 """The most tokens of a burst."""
 PART = 0.125
 """The share of the slots that must have ended their steps for a burst to stop."""
-IN_FLIGHT = 2
-"""Rows of unfinished problems per slot; with more than one, no slot waits for the
-slowest row of a problem."""
+IN_FLIGHT = 4
+"""Rows of unfinished problems per slot. The rows that have ended their steps wait for
+the slowest row of their problem, and other problems use their slots meanwhile."""
+IN_FLIGHT_CHEAP = 2
+"""The same for models so small that the host limits the speed."""
 CHEAP = 2e9
 """FLOPs per token of all slots below which the host limits the speed."""
+WIDE = 64
+"""Rows that make matrix products wide enough; fewer are slower per row."""
 READS = 8
 """Rows whose steps are read together. With a question of 30 tokens this gives a matrix
 that is large enough for two cores, and few of its rows are padding."""
@@ -108,14 +112,26 @@ def chosen_of(count: int, max_rows: int, shrinks: bool) -> int:
     return width_of(count, max_rows // 2, shrinks, factor=2)
 
 
-def problems_in_work(plan: Plan, max_rows: int, max_stored: int) -> int:
-    """The most problems of a plan that a group of devices runs at once, at least one.
+def rows_in_flight(max_rows: int, flops: float) -> int:
+    """The most rows of the problems that a group of devices runs at once.
+
+    Args:
+        max_rows: as :class:`tsi.engine.engine.Engine` has it.
+        flops: FLOPs per token of one row.
+    """
+    is_cheap = flops * max_rows < CHEAP
+    return max_rows * (IN_FLIGHT_CHEAP if is_cheap else IN_FLIGHT)
+
+
+def problems_in_work(plan: Plan, in_flight: int, max_stored: int) -> int:
+    """The most problems of a plan that run at once, at least one.
 
     Args:
         plan: of a problem.
-        max_rows, max_stored: as :class:`tsi.engine.engine.Engine` has them.
+        in_flight: the most rows of all these problems.
+        max_stored: as :class:`tsi.engine.engine.Engine` has it.
     """
-    max_problems = IN_FLIGHT * max_rows // plan.rows
+    max_problems = in_flight // plan.rows
     if plan.stored:
         max_problems = min(max_problems, max_stored // plan.stored)
     return max(1, max_problems)
@@ -147,8 +163,10 @@ def sizes_of(
         places *= 2
     rows = problems * plan.rows
     shrinks = flops * min(max_rows, rows) >= CHEAP
-    # Half of the rows wait for a slot, so that no slot waits for a row.
-    min_slots = max(rows // 2, min(rows, 16)) if shrinks else rows
+    # The other rows wait for a slot, so that no slot waits for a row.
+    min_slots = max(rows // IN_FLIGHT, min(rows // 2, WIDE), min(rows, 16))
+    if not shrinks:
+        min_slots = rows
     slots = 1
     while slots < min_slots:
         slots *= 2

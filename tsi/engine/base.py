@@ -1,0 +1,91 @@
+"""What an engine offers, wherever its policy runs."""
+
+import abc
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from tsi.decoding.truncation import Truncation
+from tsi.engine.engine_run import collect
+from tsi.engine.meters.report import Progress, Report
+from tsi.explorer import Explorer
+from tsi.problem import Problem
+from tsi.results.result import Result
+from tsi.sampler import Sampler
+from tsi.step_keys import AnyKey
+
+
+class BaseEngine(abc.ABC):
+    """Runs samplers on problems.
+
+    Attributes:
+        report: of the last run; None before the first.
+    """
+
+    report: Report | None = None
+
+    @abc.abstractmethod
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Refuse problems that cannot be run, before anything is computed."""
+
+    @abc.abstractmethod
+    def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None:
+        """Refuse a number of particles that is too large, before work begins."""
+
+    @abc.abstractmethod
+    def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
+        """The most problems that run at once."""
+
+    @abc.abstractmethod
+    def stream(
+        self,
+        sampler: Sampler | Explorer,
+        key: AnyKey,
+        problems: Sequence[Problem],
+        num_particles: int,
+        *,
+        extract: Callable[[str], str | None],
+        temperature: float | None = None,
+        proposal_temperature: float | None = None,
+        truncation: Truncation | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        exact: bool = False,
+    ) -> Iterator[Result]:
+        """Run a sampler on problems and yield each result as its problem ends."""
+
+    def run(
+        self,
+        sampler: Sampler | Explorer,
+        key: AnyKey,
+        problems: Sequence[Problem],
+        num_particles: int,
+        *,
+        extract: Callable[[str], str | None],
+        temperature: float | None = None,
+        proposal_temperature: float | None = None,
+        truncation: Truncation | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        exact: bool = False,
+    ) -> list[Result]:
+        """Run a sampler on every problem; arguments and errors are those of `stream`.
+
+        Returns:
+            One result per problem, in order.
+
+        Raises:
+            ProblemError: as `stream` does; it has the results of the other problems.
+            Stopped: after a signal; it has the results of problems that had ended.
+        """
+        began = time.perf_counter()
+        stream = self.stream(
+            sampler,
+            key,
+            problems,
+            num_particles,
+            extract=extract,
+            temperature=temperature,
+            proposal_temperature=proposal_temperature,
+            truncation=truncation,
+            progress=progress,
+            exact=exact,
+        )
+        return collect(stream, problems, began)
