@@ -10,8 +10,10 @@ from tsi.public_names import lazy_names
 
 if TYPE_CHECKING:
     from tsi.experiments.experiment import Experiment
+    from tsi.experiments.files.places import join_place, parse_place
+    from tsi.experiments.grading.grader import get_grader
+    from tsi.experiments.grading.pool import GradingPool
     from tsi.experiments.model_options import ModelOptions
-    from tsi.experiments.places import join_place, parse_place
     from tsi.experiments.problem_options import ProblemOptions
     from tsi.experiments.scaling.distributed import join_processes
     from tsi.experiments.scaling.methods import METHODS
@@ -35,10 +37,12 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "tsi.experiments.grading.pool": ("GradingPool",),
+            "tsi.experiments.grading.grader": ("get_grader",),
             "tsi.experiments.experiment": ("Experiment",),
             "tsi.experiments.model_options": ("ModelOptions",),
             "tsi.experiments.problem_options": ("ProblemOptions",),
-            "tsi.experiments.places": ("join_place", "parse_place"),
+            "tsi.experiments.files.places": ("join_place", "parse_place"),
             "tsi.experiments.scaling.distributed": ("join_processes",),
             "tsi.experiments.scaling.methods": ("METHODS",),
             "tsi.experiments.scaling.particle_files": ("read_particles",),
@@ -65,6 +69,7 @@ __all__ = [
     "TASKS",
     "Experiment",
     "GeneratedTask",
+    "GradingPool",
     "ModelOptions",
     "Plan",
     "ProblemOptions",
@@ -73,6 +78,7 @@ __all__ = [
     "Task",
     "World",
     "embedded_world",
+    "get_grader",
     "get_task",
     "join_place",
     "join_processes",

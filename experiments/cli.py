@@ -11,12 +11,12 @@ from typing import Any
 import tyro
 
 from tsi.experiments.command import exit_code
-from tsi.experiments.reference_commands import check, models, paper
-from tsi.experiments.scale_commands import regrade, report, scale
-from tsi.experiments.serve_commands import serve
-from tsi.experiments.server_command import server
-from tsi.experiments.solve_commands import profile, solve
-from tsi.experiments.study_commands import reproduce, run
+from tsi.experiments.commands.reference_commands import check, models, paper
+from tsi.experiments.commands.scale_commands import regrade, report, scale
+from tsi.experiments.commands.serve_commands import serve
+from tsi.experiments.commands.server_command import server
+from tsi.experiments.commands.solve_commands import profile, solve
+from tsi.experiments.commands.study_commands import reproduce, run
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "scale": scale,

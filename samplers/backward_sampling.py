@@ -22,8 +22,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from tsi.ess import ess
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.samplers import conditional_smc as csmc
+from tsi.samplers.parts.ancestor_weights import (
+    Scoring,
+    log_past_weights,
+    repeat_step,
+    start_scoring,
+)
 from tsi.samplers.parts.path_record import (
     ChainSample,
     PathRecord,
@@ -32,15 +39,9 @@ from tsi.samplers.parts.path_record import (
     summarise,
 )
 from tsi.samplers.parts.potentials import Potential
-from tsi.samplers.parts.suffix_scoring import (
-    Scoring,
-    log_past_weights,
-    repeat_step,
-    start_scoring,
-)
 from tsi.samplers.parts.sweep_budget import SWEEP_SIZE
 from tsi.step_keys import with_typed_key
-from tsi.weights import all_dead, ess
+from tsi.weights import all_dead
 
 NO_CUT = jnp.iinfo(jnp.int32).max
 """As a depth: no cut."""

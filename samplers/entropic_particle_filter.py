@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.ess import ess
 from tsi.picklable import picklable
 from tsi.sampler import Sampler
 from tsi.samplers.parts.potentials import Transform, latest, product
@@ -38,7 +39,7 @@ from tsi.samplers.parts.reproduction import Group, at_mean_weight, by_priority
 from tsi.samplers.parts.resampling import systematic
 from tsi.samplers.parts.schedules import every_step
 from tsi.samplers.smc import smc
-from tsi.weights import ess, normalise
+from tsi.weights import normalise
 
 VARIANTS = ("corrected", "released", "normalised_entropy")
 

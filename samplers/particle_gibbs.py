@@ -12,7 +12,7 @@ draw is given by the weighted particles of the sweep. Hence for every number of 
 
 With ancestor sampling [2] the past of the reference is drawn anew at each step. The
 cost is that all prefixes repeat the future of the reference
-(`samplers.parts.suffix_scoring`). The early steps then move even if all particles
+(`samplers.parts.ancestor_weights`). The early steps then move even if all particles
 descend from the reference. Backward sampling does the same after the sweep
 (`samplers.backward_sampling`).
 
@@ -36,10 +36,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.ess import ess
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.picklable import picklable
 from tsi.samplers import conditional_smc as csmc
 from tsi.samplers.backward_sampling import backward_gibbs
+from tsi.samplers.parts.ancestor_weights import (
+    Scoring,
+    log_past_weights,
+    repeat_step,
+    start_scoring,
+)
 from tsi.samplers.parts.path_record import (
     ChainSample,
     PathRecord,
@@ -50,15 +57,8 @@ from tsi.samplers.parts.path_record import (
 from tsi.samplers.parts.potentials import Potential, telescoping
 from tsi.samplers.parts.published import choose_potential
 from tsi.samplers.parts.schedules import Schedule, every_step
-from tsi.samplers.parts.suffix_scoring import (
-    Scoring,
-    log_past_weights,
-    repeat_step,
-    start_scoring,
-)
 from tsi.samplers.parts.sweep_budget import SWEEP_SIZE, path_score, shared_budget
 from tsi.step_keys import with_typed_key
-from tsi.weights import ess
 
 BEYOND = jnp.iinfo(jnp.int32).max
 """As a depth: no cut. As a slot: not stored."""

@@ -7,7 +7,7 @@ import sys
 from fake_world import fake_world
 
 from tsi.experiments.command import exit_code, resumable
-from tsi.experiments.places import join_place, parse_place
+from tsi.experiments.files.places import join_place, parse_place
 from tsi.experiments.scaling import distributed, process_group
 from tsi.experiments.scaling.distributed import join_processes
 from tsi.experiments.scaling.plan import make_plan

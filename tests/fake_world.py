@@ -82,7 +82,7 @@ class FakeEngine:
         if temperature == 0.0:
             draws[:] = 0.5
         difficulty = np.random.default_rng((99, number_of(problem.id))).random()
-        skill = 0.0 if METHODS[name].independent else 0.1 * np.log2(num_particles)
+        skill = 0.0 if METHODS[name].never_resamples else 0.1 * np.log2(num_particles)
         right = draws[:, 0] < 0.1 + 0.5 * (1 - difficulty) + skill
         answers = [
             problem.answer if good else str(int(10 * u)) if u > 0.1 else None

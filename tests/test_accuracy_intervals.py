@@ -10,8 +10,8 @@ from tsi.experiments.statistics.accuracy import (
     accuracy_interval,
     effective_number,
     has_few,
-    wilson_interval,
 )
+from tsi.experiments.statistics.wilson_interval import wilson_interval
 
 
 def simulate(generator, num_problems, num_seeds, a, b):

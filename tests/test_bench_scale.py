@@ -22,10 +22,10 @@ from tsi.bench.shift_law import (
 )
 from tsi.bench.suite import default_trials, mild_potentials
 from tsi.bench.unbiasedness import MeasureTest
+from tsi.ess import ess
 from tsi.experiments.proofs import quiet_mistakes
 from tsi.experiments.proofs.mistakes import StateWithMemory
 from tsi.samplers.parts.reproduction import Offspring, Reproduction, by_priority
-from tsi.weights import ess
 
 KEY = jax.random.key(0)
 

@@ -8,8 +8,8 @@ import pytest
 from fake_world import fake_world
 from processes import Processes, ended, free_port, wait_for
 
-from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.cli import main
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.process_group import ALONE, Group
 from tsi.experiments.scaling.results import read_rows

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from tsi.errors import CheckpointError, ResultsError
-from tsi.experiments import append_only
-from tsi.experiments.append_only import AppendOnlyFile
+from tsi.experiments.files import append_only
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
 from tsi.models.files import (
     describe_error,

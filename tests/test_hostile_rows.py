@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from tsi.errors import ResultsError
-from tsi.experiments.append_only import AppendOnlyFile
-from tsi.experiments.json_lines import MAX_LINE
+from tsi.experiments.files.append_only import AppendOnlyFile
+from tsi.experiments.files.json_lines import MAX_LINE
 from tsi.experiments.scaling.results import Cell, ResultsFile, known_cells, read_rows
 from tsi.experiments.scaling.row_format import ROWS
 

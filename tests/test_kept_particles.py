@@ -16,8 +16,8 @@ import pytest
 from fake_world import fake_world, read_answer, vary
 
 from tsi.errors import ConfigurationError, ResultsError
+from tsi.experiments.files.gzip_members import compress_member
 from tsi.experiments.grading.grade import Grade
-from tsi.experiments.gzip_members import compress_member
 from tsi.experiments.scaling.graded_run import Grading
 from tsi.experiments.scaling.kept_particles import record_of
 from tsi.experiments.scaling.methods import sampler_of
@@ -203,7 +203,7 @@ def test_damage_before_the_last_member_is_refused_and_left_as_it_is(run):
 
 
 def test_a_file_that_grows_when_decompressed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tsi.experiments.gzip_members.MAX_RECORD", 2**22)
+    monkeypatch.setattr("tsi.experiments.files.gzip_members.MAX_RECORD", 2**22)
     file = tmp_path / "rows.particles.jsonl.gz"
     file.write_bytes(compress_member(b'{"method": "' + b"a" * 2**25))
     assert file.stat().st_size < 2**16

@@ -7,12 +7,10 @@ import pytest
 from scipy import stats
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.statistics.paired import (
-    holm,
-    paired_difference,
-    sign_flip_p_value,
-)
-from tsi.experiments.statistics.power import problems_needed
+from tsi.experiments.statistics.holm import holm
+from tsi.experiments.statistics.paired import paired_difference
+from tsi.experiments.statistics.power_analysis import problems_needed
+from tsi.experiments.statistics.sign_flip_test import sign_flip_p_value
 
 
 def simulate(generator, num_problems, only_a, only_b, num_seeds=1):

@@ -11,6 +11,7 @@ from tsi import samplers
 from tsi.bench.conformance import check_sampler, target_checks
 from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.ess import ess
 from tsi.samplers.island_exchange import exchange
 from tsi.samplers.parts.annealing import anneal, largest_exponent
 from tsi.samplers.parts.optimal_resampling import (
@@ -20,7 +21,7 @@ from tsi.samplers.parts.optimal_resampling import (
 from tsi.samplers.parts.reproduction import Group
 from tsi.samplers.pruning import russian_roulette
 from tsi.targets.examples import EXAMPLES, peaked, smooth, unequal_lengths
-from tsi.weights import ess, log_mean_exp
+from tsi.weights import log_mean_exp
 
 KEY = jax.random.key(0)
 

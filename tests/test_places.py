@@ -10,8 +10,8 @@ from fake_world import fake_world
 from processes import Processes, ended, wait_for
 
 from tsi.errors import ConfigurationError, ResultsError
-from tsi.experiments.json_lines import without_half_line
-from tsi.experiments.places import join_place, parse_place
+from tsi.experiments.files.json_lines import without_half_line
+from tsi.experiments.files.places import join_place, parse_place
 from tsi.experiments.scaling import curve_llm
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows

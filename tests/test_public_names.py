@@ -25,9 +25,9 @@ NAMES = {
     tsi: """
         Engine Explorer ExplorerInfo ForcedEnd LoadedReward Plan Policy Problem
         ReasoningTarget Reply Request Result Run Sampler SolutionLimits Target
-        Truncation TsiError batch check_sampler check_target explore load_policy
-        load_reward make_mesh reasoning_engine run
-        accuracy bench errors experiments models numpyro rewards samplers serving
+        Truncation TsiError batch check_sampler check_target explore extract_answer
+        load_policy load_reward make_mesh picklable reasoning_engine run
+        accuracy bench errors ess experiments models numpyro rewards samplers serving
         targets twists weights undefined_ess where_rows
     """,
     targets: """
@@ -45,10 +45,10 @@ NAMES = {
         ServedPolicy connect served_reward
     """,
     experiments: """
-        Experiment GeneratedTask METHODS ModelOptions Plan ProblemOptions PromptFormat
-        StepEnds TASKS Task World embedded_world get_task join_place join_processes
-        make_plan parse_place read_particles read_rows run_plan task_limits task_world
-        to_frame write_report
+        Experiment GeneratedTask GradingPool METHODS ModelOptions Plan ProblemOptions
+        PromptFormat StepEnds TASKS Task World embedded_world get_grader get_task
+        join_place join_processes make_plan parse_place read_particles read_rows
+        run_plan task_limits task_world to_frame write_report
     """,
 }
 """Removing one of these breaks the programs of others."""

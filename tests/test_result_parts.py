@@ -79,7 +79,7 @@ def test_parallel_tempering_names_the_temperatures_that_its_evidence_has_in_it()
 @pytest.mark.parametrize("name", METHODS)
 def test_results_say_of_every_method_what_its_sampler_does(name):
     world, sampler = fake_world(1), sampler_of(name, 5)
-    size = 1 if METHODS[name].deterministic else METHODS[name].smallest
+    size = 1 if METHODS[name].is_deterministic else METHODS[name].min_particles
     (result,) = run_method(world, name, jax.random.key(0), world.problems, size)
     estimand = result.estimand
     assert estimand.has_target == (sampler.path_log_weight is not None)

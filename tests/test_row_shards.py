@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tsi.errors import ResultsError
-from tsi.experiments.append_only import AppendOnlyFile
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
 from tsi.experiments.scaling.row_shards import LocalShards
 

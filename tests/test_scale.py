@@ -319,7 +319,7 @@ def test_every_method_has_a_style_of_its_own():
 def test_methods_that_need_more_particles_leave_small_budgets_out():
     assert budgets_of("particle_gibbs", (1, 4, 8, 64)) == [8, 64]
     for name in METHODS:
-        (smallest,) = budgets_of(name, [get_method(name).smallest])
+        (smallest,) = budgets_of(name, [get_method(name).min_particles])
         checked = make_plan([name], [smallest], 1)
         check_budgets(checked, 6)
 

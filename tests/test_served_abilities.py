@@ -21,8 +21,9 @@ from served_faults import (
 
 from tsi.errors import CapabilityError, ServerError
 from tsi.experiments.scaling.methods import METHODS, get_method, sampler_of
+from tsi.serving.good_turing import kept_mass_is_one
 from tsi.serving.identify import identify
-from tsi.serving.probe import NUM_DRAWS, kept_mass_is_one, meaning_of, measure
+from tsi.serving.probe import NUM_DRAWS, meaning_of, measure
 from tsi.serving.step import Controls, ServedStep
 
 PROMPT, TEXT = [0, 1], [1, 2]
@@ -196,7 +197,7 @@ def test_methods_are_refused_before_any_request(abilities, controls, refused):
                     sampler_of(name, LIMITS.max_steps),
                     jax.random.key(0),
                     PROBLEMS,
-                    max(4, method.smallest),
+                    max(4, method.min_particles),
                     extract=extract,
                     temperature=method.temperature,
                     proposal_temperature=method.proposal_temperature,
@@ -239,7 +240,7 @@ def test_methods_of_power_need_numbers_of_the_distribution(log_probs, controls, 
 @pytest.mark.parametrize("name", ["mcts", "dvts", "particle_gibbs", "pimh", "greedy"])
 def test_methods_run_over_a_server(name):
     method = get_method(name)
-    size = 1 if method.deterministic else max(4, method.smallest)
+    size = 1 if method.is_deterministic else max(4, method.min_particles)
     with ScriptedServer("llama.cpp") as server:
         policy = policy_of(server, log_probs="none")
         results = engine_over(policy).run(

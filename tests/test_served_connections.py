@@ -9,8 +9,9 @@ import pytest
 from tsi.errors import ServerError
 from tsi.serving.address import parse_address
 from tsi.serving.client import Client, Patience
+from tsi.serving.good_turing import kept_mass_is_one
 from tsi.serving.http_replies import TransientError
-from tsi.serving.probe import each, kept_mass_is_one
+from tsi.serving.probe import each
 from tsi.serving.step import ServedStep
 
 REPLY = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"fine": 1}'

@@ -8,10 +8,11 @@ import pytest
 import tsi
 from tsi import samplers
 from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.ess import ess
 from tsi.samplers.parts.potentials import odds, reward, softmax
 from tsi.samplers.parts.reproduction import by_priority
 from tsi.targets import examples as tabular_examples
-from tsi.weights import ess, log_mean_exp
+from tsi.weights import log_mean_exp
 
 KEY = jax.random.key(0)
 NOT_FINISHED = jnp.zeros(4, bool)

@@ -13,9 +13,9 @@ import tyro
 
 from tsi.errors import ResultsError, TsiError
 from tsi.experiments import cli
-from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.command import exit_code
 from tsi.experiments.experiment import read_experiments
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.tasks.champ import read_champ
 from tsi.experiments.tasks.data_files import file_sha256
 from tsi.experiments.tasks.own_file import read_examples

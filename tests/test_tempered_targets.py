@@ -10,11 +10,11 @@ from tsi import samplers
 from tsi.bench.conformance import target_checks
 from tsi.bench.robustness import Programs
 from tsi.errors import ConfigurationError
+from tsi.ess import ess
 from tsi.samplers.parts.annealing import next_exponent
 from tsi.samplers.parts.potentials import latest, product, terminal, uniform
 from tsi.targets.examples import peaked, smooth, unequal_lengths
 from tsi.targets.tabular import TabularTarget
-from tsi.weights import ess
 
 KEY = jax.random.key(0)
 TARGETS = {"peaked": peaked, "unequal lengths": unequal_lengths}

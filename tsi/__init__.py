@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tsi.engine.assembly import reasoning_engine
     from tsi.engine.engine import Engine
     from tsi.errors import TsiError
+    from tsi.ess import ess
     from tsi.explore import explore
     from tsi.explorer import (
         Explorer,
@@ -46,9 +47,11 @@ if TYPE_CHECKING:
     from tsi.loading.named_reward import LoadedReward, load_reward
     from tsi.loading.policy import Policy, load_policy
     from tsi.models.partition import make_mesh
+    from tsi.picklable import picklable
     from tsi.problem import Problem
     from tsi.reasoning.limits import SolutionLimits
     from tsi.reasoning.target import ReasoningTarget
+    from tsi.results.answers import extract_answer
     from tsi.results.result import Result
     from tsi.run import Run, run
     from tsi.sampler import Sampler
@@ -57,6 +60,8 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "tsi.picklable": ("picklable",),
+            "tsi.results.answers": ("extract_answer",),
             "tsi.batch": ("batch",),
             "tsi.bench.conformance": ("check_sampler",),
             "tsi.bench.target_check": ("check_target",),
@@ -65,6 +70,7 @@ else:
             "tsi.engine.assembly": ("reasoning_engine",),
             "tsi.engine.engine": ("Engine",),
             "tsi.errors": ("TsiError",),
+            "tsi.ess": ("ess",),
             "tsi.explore": ("explore",),
             "tsi.explorer": (
                 "Explorer",
@@ -126,13 +132,16 @@ __all__ = [
     "check_sampler",
     "check_target",
     "errors",
+    "ess",
     "experiments",
     "explore",
+    "extract_answer",
     "load_policy",
     "load_reward",
     "make_mesh",
     "models",
     "numpyro",
+    "picklable",
     "reasoning_engine",
     "rewards",
     "run",

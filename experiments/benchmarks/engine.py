@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import tyro
 
 from tsi.errors import TsiError
-from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks import busy_rows, filter_run, step_law
 from tsi.experiments.benchmarks.engine_table import table
 from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.worlds.provenance import commit
 from tsi.models.files import check_writable, write_text
 from tsi.models.loading.checkpoint import load, save

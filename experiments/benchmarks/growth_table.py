@@ -20,7 +20,6 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
-from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks import growth
 from tsi.experiments.benchmarks.engine import (
     command_arguments,
@@ -29,6 +28,7 @@ from tsi.experiments.benchmarks.engine import (
 )
 from tsi.experiments.benchmarks.engine_table import format_number
 from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.worlds.provenance import commit
 from tsi.models.files import check_writable, write_text

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
-from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks.beside_torch import (
     has_torch,
     load_torch,
@@ -39,6 +38,7 @@ from tsi.experiments.benchmarks.throughput import (
     prompts_of,
 )
 from tsi.experiments.command import exit_code
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.files import check_writable, write_text

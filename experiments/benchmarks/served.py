@@ -31,12 +31,12 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
-from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.benchmarks.engine import describe_machine, run_process
 from tsi.experiments.benchmarks.filter_run import QUESTION, Work, request
 from tsi.experiments.benchmarks.questions import extract, problems
 from tsi.experiments.benchmarks.served_table import table
 from tsi.experiments.command import exit_code
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.worlds.provenance import commit
 from tsi.models.files import write_text
 from tsi.models.loading.download import get

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from tsi.experiments.files.places import Place, file_system
 from tsi.experiments.pages.tree_data import tree_of
-from tsi.experiments.places import Place, file_system
 from tsi.experiments.scaling.curves import Rows
 from tsi.experiments.scaling.kept_particles import KeptRun
 from tsi.experiments.scaling.particle_files import (

@@ -132,7 +132,7 @@ def page_data(
                 ],
             }
             for method, curve in curves.items()
-            if get_method(method).independent
+            if get_method(method).never_resamples
         ],
     }
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tsi.experiments.files.places import Place, join_place, local_folder
 from tsi.experiments.pages.kept_trees import trees_of
 from tsi.experiments.pages.page import write_page
 from tsi.experiments.pages.page_data import page_data
-from tsi.experiments.places import Place, join_place, local_folder
 from tsi.experiments.scaling.curves import Rows
 from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.scaling.write_report import (

@@ -19,8 +19,8 @@ import tyro
 
 from tsi.bench.conformance import check_sampler
 from tsi.bench.robustness import Check
-from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.command import exit_code
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.proofs.claims import CLAIMS, Claim
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.worlds.provenance import versions

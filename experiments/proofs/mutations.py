@@ -47,8 +47,8 @@ from tsi import samplers
 from tsi.bench.conformance import checks_of
 from tsi.bench.long_tables import NUM_STEPS
 from tsi.errors import UnknownNameError
-from tsi.experiments.append_only import AppendOnlyFile
 from tsi.experiments.command import exit_code
+from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.proofs import mistakes, quiet_mistakes
 from tsi.experiments.proofs.claims import CLAIMS, Claim
 from tsi.experiments.scaling.report import markdown

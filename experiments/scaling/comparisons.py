@@ -18,12 +18,9 @@ from tsi.experiments.statistics.bootstrap import (
     RateEstimate,
     bootstrap_scaling_rate,
 )
-from tsi.experiments.statistics.paired import (
-    PairedDifference,
-    holm,
-    paired_difference,
-)
-from tsi.experiments.statistics.power import problems_needed
+from tsi.experiments.statistics.holm import holm
+from tsi.experiments.statistics.paired import PairedDifference, paired_difference
+from tsi.experiments.statistics.power_analysis import problems_needed
 from tsi.experiments.statistics.scaling_rate import Envelope
 
 CHALLENGERS = ("particle_filter", "smc", "entropic_particle_filter")

@@ -20,7 +20,7 @@ def pass_at_budgets(curves: Curves) -> dict[int, tuple[float, float]]:
         curves: from `curves_of`; their budgets are the values of k.
     """
     for method, curve in curves.items():
-        if get_method(method).independent:
+        if get_method(method).never_resamples:
             size = max(curve)
             right = curve[size].num_right
             return {k: accuracy(pass_at_k(right, size, k)) for k in curve}

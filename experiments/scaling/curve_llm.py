@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 from tsi.experiments.command import exit_code, resumable
-from tsi.experiments.places import join_place, parse_place
+from tsi.experiments.files.places import join_place, parse_place
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.scaling.write_report import write_report

@@ -17,7 +17,7 @@ from tsi.engine.outcome import flops_of
 from tsi.engine.sizing.memory import cache_sizes, unloaded_bytes
 from tsi.engine.sizing.sizes import room_of
 from tsi.errors import ConfigurationError
-from tsi.experiments.places import Place
+from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.device_speed import Speed, measure_speed
 from tsi.experiments.scaling.methods import (
     MethodSettings,

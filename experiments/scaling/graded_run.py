@@ -57,7 +57,7 @@ class GradedRun:
         method = get_method(cell.method)
         settings = canonical_json(line.settings.get("sampler", {}))
         estimand = _estimand(cell.method, settings)
-        if not (method.independent or method.deterministic):
+        if not (method.never_resamples or method.is_deterministic):
             if answers == run.particles.answers:
                 # As the engine computed it, before weights were rounded.
                 posterior = answer_posterior(answers, run.particles.log_weights)

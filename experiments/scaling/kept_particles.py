@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tsi.experiments.json_lines import LineError
+from tsi.experiments.files.json_lines import LineError
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.experiments.scaling.plan import Batch
 from tsi.experiments.scaling.record_fields import RecordFields

@@ -23,11 +23,11 @@ class Method(NamedTuple):
         temperature: of the policy, if the method fixes it; None for the run's own.
         proposal_temperature: factor on the policy's temperature at which tokens are
             drawn; weights are corrected for it. None to draw from the policy.
-        independent: whether the sampler never resamples. All such methods share
+        never_resamples: whether the sampler never resamples. All such methods share
             rollouts, and smaller budgets are the first particles of larger ones.
         reads_reward: False for a method whose answer does not depend on the reward.
-        annealed: whether the constructor also takes the target's `max_steps`.
-        smallest: the smallest N of the method; smaller budgets are left out.
+        takes_max_steps: whether the constructor also takes the target's `max_steps`.
+        min_particles: the smallest N of the method; smaller budgets are left out.
         rounds: ``N -> Rounds`` for a method that stops early and uses at most N
             particles; None for the others.
     """
@@ -37,14 +37,14 @@ class Method(NamedTuple):
     label: str
     temperature: float | None = None
     proposal_temperature: float | None = None
-    independent: bool = False
+    never_resamples: bool = False
     reads_reward: bool = True
-    annealed: bool = False
-    smallest: int = 1
+    takes_max_steps: bool = False
+    min_particles: int = 1
     rounds: Callable[[int], Rounds] | None = None
 
     @property
-    def deterministic(self) -> bool:
+    def is_deterministic(self) -> bool:
         """Whether all seeds and particles are the same, at temperature zero."""
         return self.temperature == 0.0
 
@@ -102,17 +102,17 @@ METHODS: dict[str, Method] = {
         samplers.self_consistency,
         {},
         "self-consistency",
-        independent=True,
+        never_resamples=True,
         reads_reward=False,
     ),
     "best_of_n": Method(
-        samplers.best_of_n, {"weights": "reward"}, "best-of-N", independent=True
+        samplers.best_of_n, {"weights": "reward"}, "best-of-N", never_resamples=True
     ),
     "weighted_best_of_n": Method(
         samplers.weighted_best_of_n,
         {"weights": "reward"},
         "weighted best-of-N",
-        independent=True,
+        never_resamples=True,
     ),
     "beam_search": Method(
         samplers.beam_search, {"width": 4, "select": "argmax"}, "beam search"
@@ -152,13 +152,13 @@ METHODS: dict[str, Method] = {
         samplers.entropic_particle_filter,
         {"weights": "odds", "variant": "corrected"},
         "entropic particle filter",
-        annealed=True,
+        takes_max_steps=True,
     ),
     "entropic_particle_filter_released": Method(
         samplers.entropic_particle_filter,
         {"variant": "released"},
         "entropic particle filter, released",
-        annealed=True,
+        takes_max_steps=True,
     ),
     "annealed_resampling": Method(
         samplers.annealed_resampling,
@@ -182,7 +182,7 @@ METHODS: dict[str, Method] = {
         _bind_telescoping(samplers.island_exchange),
         {"num_islands": 4, **ODDS},
         "islands with exchange",
-        smallest=4,
+        min_particles=4,
     ),
     "pruning": Method(
         _bind_telescoping(samplers.pruning), {"epsilon": 0.1, **ODDS}, "pruning SMC"
@@ -191,61 +191,61 @@ METHODS: dict[str, Method] = {
         _bind_telescoping(samplers.particle_gibbs),
         {"num_sweeps": 4, **ODDS},
         "particle Gibbs",
-        smallest=8,
+        min_particles=8,
     ),
     "particle_gibbs_ancestor": Method(
         _bind_telescoping(samplers.particle_gibbs),
         {"num_sweeps": 4, "ancestor_sampling": True, **ODDS},
         "particle Gibbs, ancestor sampling",
-        smallest=8,
+        min_particles=8,
     ),
     "particle_gibbs_backward": Method(
         _bind_telescoping(samplers.particle_gibbs),
         {"num_sweeps": 4, "backward_sampling": True, **ODDS},
         "particle Gibbs, backward sampling",
-        smallest=8,
+        min_particles=8,
     ),
     "particle_gibbs_released": Method(
         samplers.particle_gibbs,
         {"num_sweeps": 4, "variant": "released"},
         "particle Gibbs, released",
-        smallest=8,
+        min_particles=8,
     ),
     "particle_gibbs_printed": Method(
         samplers.particle_gibbs,
         {"num_sweeps": 4, "variant": "printed"},
         "particle Gibbs, printed",
-        smallest=8,
+        min_particles=8,
     ),
     "pimh": Method(
         _bind_telescoping(samplers.pimh),
         {"num_iterations": 4, **ODDS},
         "PIMH",
-        smallest=4,
+        min_particles=4,
     ),
     "parallel_tempering": Method(
         _bind_telescoping(samplers.parallel_tempering),
         {"num_temperatures": 2, "num_sweeps": 2, **ODDS},
         "parallel tempering",
-        smallest=8,
+        min_particles=8,
     ),
     "parallel_tempering_printed": Method(
         samplers.parallel_tempering,
         {"num_temperatures": 2, "num_sweeps": 2, "variant": "printed"},
         "parallel tempering, printed",
-        smallest=8,
+        min_particles=8,
     ),
     "tempered_smc": Method(
         _bind_telescoping(samplers.tempered_smc),
         {"num_levels": 3, "num_moves": 1, **ODDS},
         "tempered SMC",
-        smallest=8,
+        min_particles=8,
     ),
     "waste_free_smc": Method(
         _bind_telescoping(samplers.waste_free_smc),
         {"num_levels": 2, "chain_length": 2, **ODDS},
         "waste-free SMC",
-        smallest=8,
+        min_particles=8,
     ),
     "quest": Method(samplers.quest, {"beta": 0.1}, "QUEST"),
     "power_sampling": Method(
@@ -261,8 +261,8 @@ METHODS: dict[str, Method] = {
         "power sampling, released",
         proposal_temperature=0.25,
         reads_reward=False,
-        annealed=True,
-        smallest=8,
+        takes_max_steps=True,
+        min_particles=8,
     ),
     "power_sampling_printed": Method(
         _power_sampling_by_blocks,
@@ -270,8 +270,8 @@ METHODS: dict[str, Method] = {
         "power sampling, printed",
         proposal_temperature=0.25,
         reads_reward=False,
-        annealed=True,
-        smallest=8,
+        takes_max_steps=True,
+        min_particles=8,
     ),
     "power_smc": Method(
         samplers.power_smc,

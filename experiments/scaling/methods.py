@@ -130,7 +130,7 @@ def method_settings(name: str, max_steps: int) -> dict[str, Any]:
     """Settings that a row of the method records besides the settings of the run."""
     method = get_method(name)
     settings = dict(method.settings)
-    if method.annealed:
+    if method.takes_max_steps:
         settings["max_steps"] = max_steps
     recorded: dict[str, Any] = {"sampler": settings}
     if method.temperature is not None:
@@ -184,6 +184,6 @@ def _sampler_of(name: str, max_steps: int) -> Sampler | Explorer:
 def budgets_of(name: str, budgets: Iterable[int]) -> list[int]:
     """The budgets at which a method is run: 1 for greedy, none below its `smallest`."""
     method = get_method(name)
-    if method.deterministic:
+    if method.is_deterministic:
         return [1]
-    return sorted({budget for budget in budgets if budget >= method.smallest})
+    return sorted({budget for budget in budgets if budget >= method.min_particles})

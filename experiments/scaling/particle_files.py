@@ -21,16 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from tsi.errors import ResultsError
-from tsi.experiments.append_only import AppendOnlyFile
-from tsi.experiments.gzip_members import (
+from tsi.experiments.files.append_only import AppendOnlyFile
+from tsi.experiments.files.gzip_members import (
     DamagedMemberError,
     GzipMembers,
     compress_member,
     decompress,
     decompressed_lines,
 )
-from tsi.experiments.json_lines import BytesView, FileView, LineError, parse_object
-from tsi.experiments.places import Place, file_system, typed_errors
+from tsi.experiments.files.json_lines import (
+    BytesView,
+    FileView,
+    LineError,
+    parse_object,
+)
+from tsi.experiments.files.places import Place, file_system, typed_errors
 from tsi.experiments.scaling.kept_particles import (
     KeptRun,
     RunKey,

@@ -129,7 +129,7 @@ def batches(plan: Plan, world: World) -> Iterator[Batch]:
     and long prompts tend to have long solutions.
     """
     problems = sort_problems(world.problems)
-    shared_methods = [name for name in plan.methods if get_method(name).independent]
+    shared_methods = [name for name in plan.methods if get_method(name).never_resamples]
     for seed in range(plan.num_seeds):
         runs: list[tuple[str, int, list[tuple[str, int]]]] = []
         sources: dict[str, list[str]] = {}
@@ -140,7 +140,7 @@ def batches(plan: Plan, world: World) -> Iterator[Batch]:
             runs.append((source, max(plan.budgets), outcomes))
         for name in plan.methods:
             method = get_method(name)
-            if name in shared_methods or (method.deterministic and seed > 0):
+            if name in shared_methods or (method.is_deterministic and seed > 0):
                 continue
             runs += [(name, n, [(name, n)]) for n in budgets_of(name, plan.budgets)]
         for source, num_particles, outcomes in runs:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tsi.errors import ResultsError
-from tsi.experiments.places import Place
+from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.methods import budgets_of
 from tsi.experiments.scaling.plan import Plan
 from tsi.experiments.scaling.results import Cell

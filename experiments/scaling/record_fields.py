@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tsi.experiments.json_lines import LineError, is_finite_number
+from tsi.experiments.files.json_lines import LineError, is_finite_number
 
 NOT_FINITE = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tsi.errors import ConfigurationError, ResultsError
-from tsi.experiments.places import Place
+from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.graded_run import GradedRun, Grading
 from tsi.experiments.scaling.methods import get_method, shared_source_of
 from tsi.experiments.scaling.particle_files import read_particles
@@ -103,7 +103,7 @@ def _fields_of(
     by_run: dict[tuple[str, int, int | str], list[Line]] = {}
     for line in lines:
         method, _, seed, problem = line.cell
-        is_shared = get_method(method).independent
+        is_shared = get_method(method).never_resamples
         source = shared_source_of(method) if is_shared else method
         by_run.setdefault((source, seed, problem), []).append(line)
     answers = _answers(lines, correct)
@@ -116,7 +116,7 @@ def _fields_of(
             run = run._replace(problem=run.problem._replace(answer=answer))
         for line in by_run.get((run.key.method, run.key.seed, run.key.problem), ()):
             budget, size = line.cell.budget, run.key.num_particles
-            is_shared = get_method(line.cell.method).independent
+            is_shared = get_method(line.cell.method).never_resamples
             # The run of a row is the smallest that holds its rollouts; of two runs of
             # one size, the rows are those of the second.
             fits = size >= budget if is_shared else size == budget

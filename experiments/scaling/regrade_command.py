@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tsi.errors import ConfigurationError
+from tsi.experiments.files.places import Place, join_place, parse_place
 from tsi.experiments.grading.grader import get_grader, is_named
 from tsi.experiments.grading.pool import GradingPool
-from tsi.experiments.places import Place, join_place, parse_place
 from tsi.experiments.scaling.graded_run import Grading
 from tsi.experiments.scaling.regrade import Correct, Regraded, regrade
 from tsi.experiments.tasks import TASKS, get_task

@@ -13,9 +13,10 @@ import numpy as np
 from tsi.experiments.scaling.comparisons import SOUGHT, Comparison
 from tsi.experiments.scaling.curves import Curves, Point, Rows
 from tsi.experiments.scaling.methods import get_method
-from tsi.experiments.statistics.accuracy import Interval, accuracy_interval, has_few
+from tsi.experiments.statistics.accuracy import accuracy_interval, has_few
 from tsi.experiments.statistics.bootstrap import RateEstimate
 from tsi.experiments.statistics.calibration import Calibration
+from tsi.experiments.statistics.wilson_interval import Interval
 from tsi.results.notes import MIN_SHARE, MIN_SPREAD
 
 MIN_SHARED = 0.9

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tsi.errors import ResultsError
-from tsi.experiments.places import Place
+from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.row_format import (
     SETTINGS,
     SETTINGS_ID,

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from tsi.errors import ConfigurationError, ResultsError, TsiError
-from tsi.experiments.json_lines import (
+from tsi.experiments.files.json_lines import (
     JsonLines,
     LineError,
     is_finite_number,
     parse_object,
 )
-from tsi.experiments.places import Place
+from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.methods import get_method
 
 SETTINGS_ID, SETTINGS = "settings_id", "settings"

@@ -24,9 +24,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tsi.errors import ResultsError
-from tsi.experiments.append_only import AppendOnlyFile
-from tsi.experiments.json_lines import FileView, LineError, without_half_line
-from tsi.experiments.places import Place, file_system, typed_errors
+from tsi.experiments.files.append_only import AppendOnlyFile
+from tsi.experiments.files.json_lines import FileView, LineError, without_half_line
+from tsi.experiments.files.places import Place, file_system, typed_errors
 from tsi.experiments.scaling.row_format import ROWS
 from tsi.models.files import check_regular, describe_error
 

@@ -50,7 +50,7 @@ def rows_of(
                 answer: all_grades[_key((problem, answer))]
                 for answer in answers_of(result)
             }
-            if method.independent and (name, problem.id) not in expected:
+            if method.never_resamples and (name, problem.id) not in expected:
                 means, _ = subset_correctness(
                     result.particles,
                     result.log_evidence,
@@ -60,7 +60,7 @@ def rows_of(
                 )
                 of_size = dict(zip(sizes[name], map(float, means), strict=True))
                 expected[name, problem.id] = of_size
-            if method.independent or method.deterministic:
+            if method.never_resamples or method.is_deterministic:
                 result = first_rollouts(result, budget, estimand)
             cell = Cell(name, budget, batch.seed, problem.id)
             mean = expected.get((name, problem.id), {}).get(budget)

@@ -63,7 +63,9 @@ def run_method(
     if method.proposal_temperature is not None:
         base = world.settings["temperature"] if temperature is None else temperature
         settings["proposal_temperature"] = base * method.proposal_temperature
-    is_free = not (method.reads_reward or method.independent or method.deterministic)
+    is_free = not (
+        method.reads_reward or method.never_resamples or method.is_deterministic
+    )
     estimand = estimand_of(sampler, reads_reward=method.reads_reward)
 
     def adapt_result(result: Result) -> Result:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from tsi.errors import ProblemError, ProcessError, Stopped
-from tsi.experiments.places import Place
+from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.kept_particles import Keep
 from tsi.experiments.scaling.methods import MethodSettings, sampler_of
 from tsi.experiments.scaling.particle_files import ParticlesFile

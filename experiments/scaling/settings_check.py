@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tsi.errors import ResultsError
-from tsi.experiments.places import Place
+from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.row_format import Line, as_json
 
 ENVIRONMENT = frozenset({"tsi", "jax", "platform", "device_kind"})

@@ -24,6 +24,6 @@ def most_tokens(
         problems: number of problems.
     """
     tokens = plan.turns * limits.max_step_tokens
-    if method.independent or method.deterministic:
+    if method.never_resamples or method.is_deterministic:
         tokens = min(tokens, limits.max_tokens)
     return problems * plan.rows * tokens

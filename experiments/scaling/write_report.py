@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsi.experiments.places import Place, join_place, local_folder
+from tsi.experiments.files.places import Place, join_place, local_folder
 from tsi.experiments.scaling.comparisons import (
     chosen_pairs,
     compare,

@@ -229,9 +229,9 @@ def _check_method(name: str, budget: int) -> None:
             f"The temperature of {name} is above {MAX_TEMPERATURE:g}.",
             param="tsi.method",
         )
-    if budget < method.smallest:
+    if budget < method.min_particles:
         raise ApiError(
-            f"The method {name} needs a budget of at least {method.smallest}.",
+            f"The method {name} needs a budget of at least {method.min_particles}.",
             param="tsi.budget",
         )
 

@@ -44,7 +44,7 @@ def load_service(
     Raises:
         TsiError: the method, the task or the models are refused.
     """
-    smallest = get_method(method).smallest
+    smallest = get_method(method).min_particles
     if not smallest <= budget <= limits.max_budget:
         raise ConfigurationError(
             f"The budget of {method} must be between {smallest} and --max-budget, "

@@ -19,11 +19,12 @@ Methodology 24, effective sample sizes for proportions in clusters; Miller 2024,
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 from scipy import special
+
+from tsi.experiments.statistics.wilson_interval import Interval, wilson_interval
 
 FEW = 10
 """If fewer effective observations than this are right, or wrong, an interval takes the
@@ -31,13 +32,6 @@ place of the standard error."""
 
 ONE_ERROR = float(special.ndtr(1) - special.ndtr(-1))
 """Coverage of plus or minus one standard error."""
-
-
-class Interval(NamedTuple):
-    """An interval; NaN if there is none."""
-
-    low: float
-    high: float
 
 
 def accuracy(correct: Shaped[np.ndarray, "P S"]) -> tuple[float, float]:
@@ -70,27 +64,6 @@ def effective_number(correct: Shaped[np.ndarray, "P S"]) -> float:
     shrinkage = (special.ndtri(0.975) / special.stdtrit(num_problems - 1, 0.975)) ** 2
     number = min(number, float(correct.size)) * shrinkage
     return float(max(number, num_problems))
-
-
-def wilson_interval(
-    proportion: float, number: float | int, level: float = 0.95
-) -> Interval:
-    """Wilson's score interval of a proportion.
-
-    Args:
-        proportion: share of successes.
-        number: of independent observations; need not be whole.
-        level: coverage.
-    """
-    z = float(special.ndtri(0.5 + level / 2))
-    scale = 1 + z**2 / number
-    centre = (proportion + z**2 / (2 * number)) / scale
-    variance = proportion * (1 - proportion) / number + z**2 / (4 * number**2)
-    half = z * math.sqrt(variance) / scale
-    # At 0 and 1 an end is exact, and rounding may not move it.
-    low = 0.0 if proportion == 0 else max(centre - half, 0.0)
-    high = 1.0 if proportion == 1 else min(centre + half, 1.0)
-    return Interval(low, high)
 
 
 def accuracy_interval(

@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.statistics.accuracy import Interval
 from tsi.experiments.statistics.scaling_rate import (
     Envelope,
     ScalingRate,
@@ -27,6 +26,7 @@ from tsi.experiments.statistics.scaling_rate import (
     log_budget_needed,
     scaling_rate,
 )
+from tsi.experiments.statistics.wilson_interval import Interval
 
 # Budget -> 0 or 1 for each problem and seed, [P, S].
 Curve = Mapping[int, np.ndarray] | Mapping[float, np.ndarray]

@@ -30,8 +30,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tsi.experiments.statistics.accuracy import Interval, wilson_interval
 from tsi.experiments.statistics.bootstrap import cluster_draws
+from tsi.experiments.statistics.wilson_interval import Interval, wilson_interval
 
 NUM_BINS = 10
 

@@ -29,15 +29,15 @@ References: McNemar 1947, Psychometrika 12; Agresti and Min 2005, Statistics in 
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from scipy import special
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.statistics.accuracy import Interval
+from tsi.experiments.statistics.sign_flip_test import sign_flip_p_value
+from tsi.experiments.statistics.wilson_interval import Interval
 
 
 class PairedDifference(NamedTuple):
@@ -138,35 +138,3 @@ def _interval(mean: float, square: float, num_problems: int, level: float) -> In
     variance = (square * num_problems + 1) / number - centre**2
     half = float(special.ndtri(0.5 + level / 2)) * math.sqrt(variance / number)
     return Interval(max(centre - half, -1.0), min(centre + half, 1.0))
-
-
-def sign_flip_p_value(totals: Int[np.ndarray, "P"]) -> float:
-    """Exact two-sided p-value of whole-numbered differences under random signs.
-
-    Args:
-        totals: difference of each problem, in whole numbers.
-    """
-    sizes = np.abs(totals[totals != 0])
-    # The sum of s_p |d_p| is twice the sum of those with sign +1, minus all.
-    reach, everything = abs(int(totals.sum())), int(sizes.sum())
-    chances = np.zeros(everything + 1)
-    chances[0] = 1.0
-    for size in sizes:
-        chances[size:] = 0.5 * (chances[size:] + chances[:-size])
-        chances[:size] *= 0.5
-    values = 2 * np.arange(everything + 1) - everything
-    return float(min(chances[np.abs(values) >= reach].sum(), 1.0))
-
-
-def holm(p_values: Sequence[float]) -> Float[np.ndarray, "K"]:
-    """Holm's adjusted p-values, for all comparisons together.
-
-    Args:
-        p_values: of K comparisons.
-    """
-    p = np.asarray(p_values, np.float64)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
-    result = np.empty_like(p)
-    result[order] = np.minimum(adjusted, 1.0)
-    return result

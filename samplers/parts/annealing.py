@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tsi.errors import ConfigurationError
-from tsi.weights import centre, ess, weight_dtype
+from tsi.ess import ess
+from tsi.weights import centre, weight_dtype
 
 NUM_BISECTIONS = 20
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tsi.ess import ess
 from tsi.samplers.parts.potentials import Potential
 from tsi.weights import (
     CompensatedSum,
     all_dead,
     centre,
-    ess,
     is_invalid,
     log_mean_exp,
     sanitise,

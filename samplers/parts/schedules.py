@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.errors import ConfigurationError
-from tsi.weights import ess
+from tsi.ess import ess
 
 Schedule = Callable[[Array, Array], Array]
 

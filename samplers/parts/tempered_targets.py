@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.errors import ConfigurationError
+from tsi.ess import ess
 from tsi.explorer import Explorer, ExplorerInfo, Plan, Reply, Request
 from tsi.log_uniform import log_uniform
 from tsi.samplers.parts.allocation import Deterministic
@@ -46,14 +47,7 @@ from tsi.samplers.parts.potentials import Potential
 from tsi.samplers.parts.resampling import Resampling
 from tsi.samplers.parts.suffix_move import draw_cut, log_acceptance, truncate
 from tsi.step_keys import with_typed_key
-from tsi.weights import (
-    CompensatedSum,
-    centre,
-    ess,
-    log_mean_exp,
-    sanitise,
-    weight_dtype,
-)
+from tsi.weights import CompensatedSum, centre, log_mean_exp, sanitise, weight_dtype
 
 NO_CUT = jnp.iinfo(jnp.int32).max
 """As a depth: no cut."""

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from tsi.engine.packing import Packed, pack
+from tsi.ess import ess
 from tsi.explorer import Explorer, Plan, Reply, Request
 from tsi.problem_ids import IdWords, problem_keys
 from tsi.sampler import Sampler, has_no_weight
 from tsi.step_keys import step_keys
-from tsi.weights import ess
 
 
 class StepInfo(NamedTuple):

@@ -8,7 +8,7 @@ from tsi.experiments.command import REFUSED
 from tsi.experiments.model_options import DryRun, ModelOptions
 
 if TYPE_CHECKING:
-    from tsi.experiments.places import Place
+    from tsi.experiments.files.places import Place
     from tsi.experiments.scaling.dry_run import Forecast
     from tsi.experiments.scaling.plan import Plan
     from tsi.experiments.scaling.process_group import Group

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from tsi.experiments.commands.scale_commands import scale
 from tsi.experiments.model_options import Dry, DryRun
-from tsi.experiments.scale_commands import scale
 
 
 def run(

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.command import resumable
-from tsi.experiments.forecast_output import (
+from tsi.experiments.commands.forecast_output import (
     forecast_share,
     print_notes,
     print_share_cost,
@@ -75,7 +75,7 @@ def scale(
         num_processes: number of processes.
         process_id: index of this process, from 0.
     """
-    from tsi.experiments.places import join_place, parse_place
+    from tsi.experiments.files.places import join_place, parse_place
     from tsi.experiments.scaling.distributed import group_of
     from tsi.experiments.scaling.plan import make_plan
     from tsi.experiments.scaling.scale import run_plan
@@ -173,8 +173,8 @@ def report(
             grey: Llama-3.2-1B, Llama-3.1-8B, Qwen2.5-Math-1.5B or Qwen2.5-Math-7B. By
             default runs of these on math500 have their own.
     """
+    from tsi.experiments.files.places import parse_place
     from tsi.experiments.pages.report_runs import report_runs
-    from tsi.experiments.places import parse_place
 
     if not runs:
         raise ConfigurationError(

@@ -13,7 +13,7 @@ def server(address: Positional[str], served_tokenizer: str | None = None) -> int
         served_tokenizer: the policy's tokenizer, a folder or hub id; by default the
             server's own is asked.
     """
-    from tsi.experiments.abilities_table import abilities_table
+    from tsi.experiments.commands.abilities_table import abilities_table
     from tsi.models.loading.download import get
     from tsi.models.loading.load_tokenizer import load_tokenizer
     from tsi.serving.connect import connect

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.forecast_output import print_notes
+from tsi.experiments.commands.forecast_output import print_notes
 from tsi.experiments.model_options import ModelOptions, Models, check_positive
 from tsi.experiments.problem_options import ProblemOptions, Problems
 from tsi.experiments.serving.limits import LOOPBACK, Limits, ServeLimits

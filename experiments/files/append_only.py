@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tsi.errors import ResultsError
-from tsi.experiments.json_lines import CHUNK, Ending, FileView, JsonLines, LineError
+from tsi.experiments.files.json_lines import (
+    CHUNK,
+    Ending,
+    FileView,
+    JsonLines,
+    LineError,
+)
 from tsi.models.files import check_regular, describe_error
 
 LOCK_HELD = errno.EWOULDBLOCK

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tsi.experiments.json_lines import (
+from tsi.experiments.files.json_lines import (
     CHUNK,
     BytesView,
     Ending,

@@ -5,7 +5,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.forecast_output import print_cost, print_notes
+from tsi.experiments.commands.forecast_output import print_cost, print_notes
 from tsi.experiments.model_options import (
     Dry,
     DryRun,
