@@ -27,7 +27,7 @@ from tsi.errors import (
     OutOfMemoryError,
     ProblemError,
 )
-from tsi.experiments.worlds.embedded_world import check_problem_count
+from tsi.experiments.worlds.task_problems import check_problem_count
 from tsi.models.decoder import LanguageModel
 from tsi.rewards.reward import NoReward
 from tsi.rewards.verifier import Verifier

@@ -84,6 +84,14 @@ class ProblemError(TsiError):
             "of the others are kept. Fix the cause and run the failed ones again."
         )
 
+    def joined(self, other: "ProblemError") -> "ProblemError":
+        """One error for the failed problems of both, without results."""
+        return ProblemError(
+            self.failures | other.failures,
+            self.steps | other.steps,
+            self.tracebacks | other.tracebacks,
+        )
+
     def _step(self, name: Any) -> str:
         return f" at step {self.steps[name]}" if name in self.steps else ""
 

@@ -9,7 +9,7 @@ import jax
 from tsi.engine.meters.report import Report, report_of_runs
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.scaling.run_method import run_method
-from tsi.experiments.worlds.world import ProblemRunner, World
+from tsi.experiments.worlds.world import World
 from tsi.results.result import Result
 
 NAMES = {
@@ -64,7 +64,7 @@ def profile_run(
         trace: folder for a trace of `jax.profiler`; None for no trace.
     """
     recorder = Recorder(world.engine)
-    engine: ProblemRunner = recorder
+    engine: Any = recorder
     tracing = contextlib.nullcontext() if trace is None else jax.profiler.trace(trace)
     with tracing:
         run_method(

@@ -54,12 +54,7 @@ def run_method(
     if method.rounds is not None:
         rounds = method.rounds(num_particles)
         settings["reads_reward"] = method.reads_reward
-        try:
-            return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
-        except (ProblemError, Stopped) as error:
-            # The results of one round are not results of the method.
-            error.results = ()
-            raise
+        return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
     if method.proposal_temperature is not None:
         base = world.settings["temperature"] if temperature is None else temperature
         settings["proposal_temperature"] = base * method.proposal_temperature

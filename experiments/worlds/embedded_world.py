@@ -9,12 +9,9 @@ import jax
 from jax.sharding import Mesh
 
 from tsi.decoding.truncation import Truncation
-from tsi.engine.sizing.memory import free_bytes
 from tsi.errors import ConfigurationError
 from tsi.experiments.tasks import Split, Task, get_task
 from tsi.experiments.tasks.generated import GeneratedTask
-from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
-from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.language_policy import (
     STEP_SLACK,
     is_trained_on,
@@ -24,7 +21,8 @@ from tsi.experiments.worlds.language_policy import (
 from tsi.experiments.worlds.provenance import sha256_of
 from tsi.experiments.worlds.spelling import check_spelling
 from tsi.experiments.worlds.step_ends import StepEnds
-from tsi.experiments.worlds.world import PROBLEM_SEED, World, task_limits, task_world
+from tsi.experiments.worlds.task_problems import checks_of, resolve_problems
+from tsi.experiments.worlds.world import World, task_limits, task_world
 from tsi.loading.named_reward import load_reward, parse_reward
 from tsi.loading.policy import load_policy
 from tsi.models.loading.catalogue import MODELS
@@ -36,9 +34,6 @@ Encoder = Callable[[Task, Tokenizer], Callable[[str], list[int]]]
 
 ROOM = 16
 """Tokens by which a prompt may be longer than the longest that was measured."""
-
-PROBLEM_BYTES = 550
-"""Memory of a problem of the task with the shorter prompts."""
 
 
 def embedded_world(
@@ -119,12 +114,7 @@ def embedded_world(
             "--policy: a hub id, a folder or a GGUF file, or one that `tsi models` "
             "lists, such as smollm2-135m."
         )
-    if isinstance(problems, int):
-        check_problem_count(problems)
-    if problems is None or isinstance(problems, int):
-        problems = task.problems(split, problems, PROBLEM_SEED)
-    if not problems:
-        raise ConfigurationError(f"The task {task.name} was given no problems.")
+    problems = resolve_problems(task, problems, split)
     reward_name = None if reward is None else parse_reward(reward, aggregation)
     mesh = device_mesh(model_parallel)
     load_options: dict[str, Any] = {
@@ -153,23 +143,12 @@ def embedded_world(
         is_own = isinstance(task, GeneratedTask) and is_trained
         reward_name = parse_reward(own_reward if is_own else "judge", aggregation)
     limits = task_limits(task, 0 if is_trained else STEP_SLACK)
-    checks = {}
-    if reward_name.kind == "verifier":
-        if not isinstance(task, GeneratedTask):
-            raise ConfigurationError(
-                f"The task {task.name} has no check of unfinished solutions, which the "
-                "reward verifier needs; use outcome-verifier, or another reward."
-            )
-        checks["verifier"] = prefix_check(task)
-    if reward_name.kind == "outcome-verifier":
-        check = outcome_check(problems, task.extract, AnswerGrading(task))
-        checks["outcome-verifier"] = check
     example, prompt_tokens = prompt_room(task, problems, tokenizer)
     loaded_reward = load_reward(
         reward_name,
         loaded_policy,
         limits,
-        checks=checks,
+        checks=checks_of(reward_name.kind, task, problems),
         prompt_encoder=functools.partial(encoder, task),
         example_prompt=example,
         prompt_tokens=prompt_tokens,
@@ -216,21 +195,6 @@ def prompt_room(
     longest = max(lengths, key=lambda prompt: lengths[prompt])
     # Another tokenizer may need more tokens.
     return longest, lengths[longest] + lengths[longest] // 4 + ROOM
-
-
-def check_problem_count(problems: int) -> None:
-    """Refuse more problems than fit into memory, before they are generated.
-
-    Raises:
-        ConfigurationError: they do not fit.
-    """
-    needed_bytes, available_bytes = problems * PROBLEM_BYTES, free_bytes()
-    if needed_bytes > available_bytes:
-        raise ConfigurationError(
-            f"{problems:,} problems take {needed_bytes / 1e9:,.0f} GB or more, and "
-            f"{available_bytes / 1e9:,.0f} GB are free: no more than about "
-            f"{available_bytes // PROBLEM_BYTES:,} fit. Ask for fewer."
-        )
 
 
 def device_mesh(model_parallel: int = 1) -> Mesh | None:

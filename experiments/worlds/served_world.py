@@ -1,30 +1,19 @@
 """A task with a policy behind a server: the world of `--policy served:URL#MODEL`."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tsi.decoding.truncation import Truncation
 from tsi.errors import ConfigurationError
-from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task import Split, Task
-from tsi.experiments.tasks.task_verifier import Check, outcome_check, prefix_check
-from tsi.experiments.worlds.answer_grading import AnswerGrading
-from tsi.experiments.worlds.embedded_world import check_problem_count
 from tsi.experiments.worlds.language_policy import (
     STEP_SLACK,
     is_trained_on,
     prompt_encoder,
 )
-from tsi.experiments.worlds.provenance import versions
 from tsi.experiments.worlds.step_ends import StepEnds
-from tsi.experiments.worlds.world import (
-    PROBLEM_SEED,
-    World,
-    mean_solution_tokens,
-    task_limits,
-    task_settings,
-)
+from tsi.experiments.worlds.task_problems import checks_of, resolve_problems
+from tsi.experiments.worlds.world import World, assemble_world, task_limits
 from tsi.loading.language_reward import QUESTION_TOKENS
 from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
@@ -104,12 +93,7 @@ def served_world(
             "Forced ends and the least number of tokens of a step need each token's "
             "probabilities, which a server does not give; leave them out."
         )
-    if isinstance(problems, int):
-        check_problem_count(problems)
-    if problems is None or isinstance(problems, int):
-        problems = task.problems(split, problems, PROBLEM_SEED)
-    if not problems:
-        raise ConfigurationError(f"The task {task.name} was given no problems.")
+    problems = resolve_problems(task, problems, split)
     tokenizer = None
     if served.tokenizer is not None:
         tokenizer = load_tokenizer(get(served.tokenizer))
@@ -145,55 +129,30 @@ def served_world(
         max_rows=served.max_rows,
         price=served.price,
     )
-    engine.check(problems)
-    grading = AnswerGrading(task)
     settings = {
-        "task": task.name,
-        "problem_seed": PROBLEM_SEED,
-        "policy": policy.name,
-        "server": policy.abilities.server,
-        "served_tokenizer": served.tokenizer,
-        "server_seeds": policy.abilities.seeds and not served.together,
-        **task_settings(task, policy.spelling),
         "reward": scorer.name,
         "aggregation": aggregation,
-        "temperature": controls.temperature,
-        **limits._asdict(),
-        **versions(),
-        **ends.settings(),
+        **{k: v for k, v in controls._asdict().items() if v is not None},
     }
-    settings |= {k: v for k, v in controls._asdict().items() if v is not None}
     if split != "test":
         settings["split"] = split
-    typical: Callable[[], float] | None = None
-    if isinstance(task, GeneratedTask):
-        typical = functools.partial(
-            mean_solution_tokens, task, policy.spelling, problems
-        )
-    return World(
+    return assemble_world(
+        task,
+        problems,
         engine,
-        list(problems),
-        task.extract,
-        grading,
-        limits.max_steps,
+        limits,
+        policy.spelling,
+        ends,
+        {
+            "policy": policy.name,
+            "server": policy.abilities.server,
+            "served_tokenizer": served.tokenizer,
+            "server_seeds": policy.abilities.seeds and not served.together,
+        },
         settings,
         notes_of(policy),
-        typical,
-        grading.summary,
         is_served=True,
-        tokenizer=policy.spelling,
     )
-
-
-def checks_of(
-    reward: str | None, task: Task, problems: Sequence[Problem]
-) -> dict[str, Check]:
-    """The exact checks of a task that a reward of this name needs."""
-    if reward == "verifier" and isinstance(task, GeneratedTask):
-        return {reward: prefix_check(task)}
-    if reward == "outcome-verifier":
-        return {reward: outcome_check(problems, task.extract, AnswerGrading(task))}
-    return {}
 
 
 def longest_prompt(

@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from tsi.engine.assembly import reasoning_engine
+from tsi.engine.base import BaseEngine
 from tsi.experiments.grading.grade import Grade
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task import Task
@@ -17,42 +18,15 @@ from tsi.experiments.worlds.forced_text import forced_end_of, forced_settings
 from tsi.experiments.worlds.language_policy import prompt_encoder, prompt_format
 from tsi.experiments.worlds.provenance import sha256_of, versions
 from tsi.experiments.worlds.step_ends import StepEnds
-from tsi.explorer import Explorer
 from tsi.loading.named_reward import LoadedReward
 from tsi.loading.policy import Policy
 from tsi.models.tokens.spelling import Spelling
 from tsi.problem import Problem
 from tsi.reasoning.limits import SolutionLimits
-from tsi.results.result import Result
-from tsi.sampler import Sampler
 
 PROBLEM_SEED = 0
 NUM_SOLUTIONS = 32
 """Number of problems whose worked solutions give the typical length of a solution."""
-
-
-class ProblemRunner(Protocol):
-    """The part of `tsi.engine.engine.Engine` that experiments use."""
-
-    def check(self, problems: Sequence[Problem]) -> None: ...
-
-    def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None: ...
-
-    def problems_at_once(
-        self, sampler: Sampler | Explorer, num_particles: int
-    ) -> int: ...
-
-    def run(
-        self,
-        sampler: Sampler | Explorer,
-        key: Any,
-        problems: Sequence[Problem],
-        num_particles: int,
-        *,
-        extract: Callable[[str], str | None],
-        temperature: float | None = None,
-        proposal_temperature: float | None = None,
-    ) -> list[Result]: ...
 
 
 class World(NamedTuple):
@@ -77,7 +51,7 @@ class World(NamedTuple):
             neither its weights nor its caches.
     """
 
-    engine: ProblemRunner
+    engine: BaseEngine
     problems: list[Problem]
     extract: Callable[[str], str | None]
     grade: Callable[[Sequence[tuple[Problem, str | None]]], list[Grade]]
@@ -155,40 +129,86 @@ def task_world(
         max_stored=max_stored,
         mesh=mesh,
     )
+    drawing: dict[str, Any] = {"temperature": sampling.temperature}
+    parts = sampling.truncation._asdict().items()
+    drawing |= {name: part for name, part in parts if part is not None}
+    if sampling.repetition_penalty is not None:
+        drawing["repetition_penalty"] = sampling.repetition_penalty
+    if cache_dtype is not None:
+        drawing["cache_dtype"] = cache_dtype
+    if ends.forced is not None and forced is not None:
+        drawing |= forced_settings(ends.forced, forced)
+    return assemble_world(
+        task,
+        problems,
+        engine,
+        limits,
+        tokenizer,
+        ends,
+        {"policy": policy.name, "policy_sha256": sha256_of(policy.path)},
+        {**settings, **drawing},
+        sampling.notes,
+    )
+
+
+def assemble_world(
+    task: Task,
+    problems: Sequence[Problem],
+    engine: BaseEngine,
+    limits: SolutionLimits,
+    tokenizer: Spelling,
+    ends: StepEnds,
+    policy: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    *,
+    is_served: bool = False,
+) -> World:
+    """The world of a task and an engine.
+
+    Args:
+        task: has the extractor and the grader.
+        problems: of the task.
+        engine: runs samplers on the problems.
+        limits: of a solution.
+        tokenizer: of the policy.
+        ends: of steps and solutions.
+        policy: settings that identify the policy.
+        settings: further settings that rows record.
+        notes: sentences for the user about how the policy is used.
+        is_served: whether the policy is behind a server.
+
+    Raises:
+        ConfigurationError: a problem cannot be run.
+        PromptTooLongError: a prompt is longer than the context.
+    """
     engine.check(problems)
     grading = AnswerGrading(task)
-    run_settings: dict[str, Any] = {
-        "task": task.name,
-        "problem_seed": PROBLEM_SEED,
-        "policy": policy.name,
-        "policy_sha256": sha256_of(policy.path),
-        **task_settings(task, tokenizer),
-        **settings,
-        "temperature": sampling.temperature,
-        **limits._asdict(),
-        **versions(),
-    }
-    parts = sampling.truncation._asdict().items()
-    run_settings |= {name: part for name, part in parts if part is not None}
-    if sampling.repetition_penalty is not None:
-        run_settings["repetition_penalty"] = sampling.repetition_penalty
-    if cache_dtype is not None:
-        run_settings["cache_dtype"] = cache_dtype
-    run_settings |= ends.settings()
-    if ends.forced is not None and forced is not None:
-        run_settings |= forced_settings(ends.forced, forced)
+    typical_tokens = None
+    if isinstance(task, GeneratedTask):
+        typical_tokens = functools.partial(
+            mean_solution_tokens, task, tokenizer, problems
+        )
     return World(
         engine,
         list(problems),
         task.extract,
         grading,
         limits.max_steps,
-        run_settings,
-        sampling.notes,
-        functools.partial(mean_solution_tokens, task, tokenizer, problems)
-        if isinstance(task, GeneratedTask)
-        else None,
+        {
+            "task": task.name,
+            "problem_seed": PROBLEM_SEED,
+            **policy,
+            **task_settings(task, tokenizer),
+            **settings,
+            **limits._asdict(),
+            **versions(),
+            **ends.settings(),
+        },
+        tuple(notes),
+        typical_tokens,
         grading.summary,
+        is_served=is_served,
         tokenizer=tokenizer,
     )
 

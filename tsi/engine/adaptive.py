@@ -14,7 +14,7 @@ import jax
 
 from tsi.engine.meters.report import Progress
 from tsi.engine.stopping import Stop
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, ProblemError, Stopped
 from tsi.explorer import Explorer
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids
@@ -71,6 +71,9 @@ def run_rounds(
     Raises:
         ConfigurationError: a number in `rounds` is not positive, `key` is not a key, or
             problems share an id or have none.
+        ProblemError: some problems failed in a round and left; raised after all others
+            have ended, with their results.
+        Stopped: after a signal; it has the results of problems that had stopped.
     """
     key = single_key(key)
     check_ids(problems)
@@ -81,20 +84,43 @@ def run_rounds(
         )
     options = {} if progress is None else {"progress": progress}
     done: list[list[Result]] = [[] for _ in problems]
+    complete: dict[int, Result] = {}
     running = list(range(len(problems)))
+    failure: ProblemError | None = None
     for number in range(rounds.max_rounds):
         if not running:
             break
-        results = runner.run(
-            sampler,
-            jax.random.fold_in(key, number),
-            [problems[i] for i in running],
-            rounds.size,
-            extract=extract,
-            temperature=temperature,
-            **options,
-        )
-        for i, result in zip(running, results, strict=True):
+        stopped: Stopped | None = None
+        try:
+            results = runner.run(
+                sampler,
+                jax.random.fold_in(key, number),
+                [problems[i] for i in running],
+                rounds.size,
+                extract=extract,
+                temperature=temperature,
+                **options,
+            )
+        except ProblemError as error:
+            failure = error if failure is None else failure.joined(error)
+            results = error.results
+        except Stopped as error:
+            stopped, results = error, error.results
+        # Problems that have failed are not among the results.
+        by_id = {result.problem_id: result for result in results}
+        running = [i for i in running if problems[i].id in by_id]
+        is_last = number + 1 == rounds.max_rounds
+        for i in list(running):
+            result = by_id[problems[i].id]
             done[i].append(result if reads_reward else price_without_reward(result))
-        running = [i for i in running if not rounds.stop(done[i])]
-    return [merge_rounds(results) for results in done]
+            if rounds.stop(done[i]) or is_last:
+                complete[i] = merge_rounds(done[i])
+                running.remove(i)
+        if stopped is not None:
+            stopped.results = tuple(complete[i] for i in sorted(complete))
+            raise stopped
+    merged = [complete[i] for i in sorted(complete)]
+    if failure is not None:
+        failure.results = tuple(merged)
+        raise failure
+    return merged

@@ -9,6 +9,7 @@ from tsi.engine.engine_run import collect
 from tsi.engine.meters.report import Progress, Report
 from tsi.explorer import Explorer
 from tsi.problem import Problem
+from tsi.problem_ids import check_ids
 from tsi.results.result import Result
 from tsi.sampler import Sampler
 from tsi.step_keys import AnyKey
@@ -24,8 +25,25 @@ class BaseEngine(abc.ABC):
     report: Report | None = None
 
     @abc.abstractmethod
+    def encode_problem(self, problem: Problem) -> list[int]:
+        """The prompt of a problem, as the policy reads it.
+
+        Raises:
+            ConfigurationError: the prompt is empty, or has tokens that a model lacks.
+            PromptTooLongError: the prompt and the token limit exceed the context.
+        """
+
     def check(self, problems: Sequence[Problem]) -> None:
-        """Refuse problems that cannot be run, before anything is computed."""
+        """Refuse problems that cannot be run, before anything is computed.
+
+        Raises:
+            ConfigurationError: problems have the same id or an invalid one, or see
+                `encode_problem`.
+            PromptTooLongError: see `encode_problem`.
+        """
+        check_ids(problems)
+        for problem in problems:
+            self.encode_problem(problem)
 
     @abc.abstractmethod
     def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None:

@@ -168,19 +168,6 @@ class Engine(BaseEngine):
             counts.update(programs.counts())
         return dict(counts)
 
-    def check(self, problems: Sequence[Problem]) -> None:
-        """Refuse problems that cannot be run, before anything is computed.
-
-        Raises:
-            ConfigurationError: problems have the same id or an invalid one, or a prompt
-                is empty or has tokens that a model lacks.
-            PromptTooLongError: a prompt and the token limit exceed the context of the
-                policy or the reward model.
-        """
-        check_ids(problems)
-        for problem in problems:
-            self._encode(problem)
-
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
         """The most problems that run at once, over all groups of devices."""
         plan = plan_of(sampler, num_particles, self.target.max_steps)
@@ -272,7 +259,7 @@ class Engine(BaseEngine):
         truncation = self.truncation if truncation is None else truncation
         truncation = truncation_in_effect(truncation)
         check_ids(problems)
-        prompts = [self._encode(problem) for problem in problems]
+        prompts = [self.encode_problem(problem) for problem in problems]
         questions = self.target.reward.prepare([problem.prompt for problem in problems])
         if not problems:
             return iter(())
@@ -377,7 +364,8 @@ class Engine(BaseEngine):
         """FLOPs per token of one row, without attention."""
         return self.policy.config.flops_per_token(0.0)
 
-    def _encode(self, problem: Problem) -> list[int]:
+    def encode_problem(self, problem: Problem) -> list[int]:
+        """See :class:`tsi.engine.base.BaseEngine`."""
         return encode_prompt(
             problem, self.encode, self.target, self._num_rows, self._context
         )

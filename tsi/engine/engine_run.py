@@ -138,11 +138,12 @@ class EngineRun:
         seconds, self._last = now - self._last, now
         try:
             solutions = self.outcomes.read(ended.particles)
+            result = self.outcomes.result(problem, ended, solutions, seconds, lengths)
         except Exception as error:
-            # The user's functions may fail on an unexpected text.
+            # The user's functions may fail on an unexpected text, or return what is
+            # not an answer.
             self.failures.add(problem.id, error)
             return None
-        result = self.outcomes.result(problem, ended, solutions, seconds, lengths)
         if result.diagnostics.num_invalid:
             self._invalid.append(result)
         self._tokens_read += result.ledger.reward_tokens

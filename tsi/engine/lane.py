@@ -5,7 +5,7 @@ row ends a step, the reward reads it and its slot becomes free. When all rows of
 problem have been read, its sampler decides, and they join the queue again. The samples
 do not depend on which rows share the slots, since their random numbers do not.
 
-A lane is composed of these parts:
+A lane is a :class:`tsi.engine.problem_loop.ProblemLoop` with these parts:
 
 - :class:`tsi.engine.prompt_reader.PromptReader` reads the prompts of problems;
 - :class:`tsi.engine.decisions.Decisions` has the sampler's states and requests, which
@@ -18,26 +18,23 @@ A lane is composed of these parts:
 """
 
 import collections
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tsi.engine.decisions import Decisions
-from tsi.engine.ended_problems import EndedProblem, FailedProblem
 from tsi.engine.host_scores import HostScores
 from tsi.engine.meters.clock import Clock
 from tsi.engine.meters.report import CacheBytes, Report
 from tsi.engine.methods import Method
-from tsi.engine.population import Population
+from tsi.engine.problem_loop import ProblemLoop
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.prompt_reader import PromptReader
-from tsi.engine.row_requests import requests_of_rows, rows_to_keep
+from tsi.engine.row_requests import requests_of_rows
 from tsi.engine.row_store import POOL, RowStore
-from tsi.engine.schedule import num_to_enter, num_to_wait_for, slots_to_read
+from tsi.engine.schedule import num_to_wait_for, slots_to_read
 from tsi.engine.sizing.sizes import Sizes, room_of, width_of
 from tsi.engine.step_reader import FailedStep, StepReader
 from tsi.engine.text_readings import TextReadings
@@ -47,7 +44,7 @@ from tsi.reasoning.particles import ReasoningParams
 from tsi.rewards.reward import Prompts
 
 
-class Lane:
+class Lane(ProblemLoop):
     """Runs one method on problems, on one group of devices.
 
     Args:
@@ -75,10 +72,11 @@ class Lane:
         exact: bool = False,
     ) -> None:
         programs.set_home(params.policy)
-        self.method, self.ids, self.sizes = method, ids, sizes
-        self.programs, plan, target = programs, method.plan, programs.target
-        self.population = Population(sizes.problems, plan, target.max_steps)
-        self.decisions = Decisions(method, key, sizes.problems)
+        plan, target = method.plan, programs.target
+        super().__init__(
+            method, key, ids, sizes.problems, target.max_steps, Clock(exact)
+        )
+        self.programs, self.sizes = programs, sizes
         scores: HostScores | TextReadings | None = None
         readings: TextReadings | None = None
         if programs.host_reward is not None:
@@ -101,8 +99,7 @@ class Lane:
         )
         self.writers: Any = None
         self.queue: collections.deque[int] = collections.deque()
-        self.failed: list[FailedProblem] = []
-        self.clock, self.cache = Clock(exact), CacheBytes()
+        self.cache = CacheBytes()
 
     def report(self) -> Report:
         """What has been done so far."""
@@ -118,33 +115,6 @@ class Lane:
     def num_written(self) -> int:
         """Tokens that have been written so far."""
         return 0 if self.writers is None else self.writers.useful
-
-    def run(
-        self,
-        problems: Sequence[int],
-        stop: threading.Event,
-        tell: Callable[[], None] = lambda: None,
-    ) -> Iterator[EndedProblem | FailedProblem]:
-        """Run problems, given by index; yield each as soon as it has ended.
-
-        Args:
-            problems: indices.
-            stop: when it is set, unfinished problems are abandoned.
-            tell: function called after each burst.
-        """
-        left = collections.deque(problems)
-        while (left or self.population.occupancy.any()) and not stop.is_set():
-            free = np.flatnonzero(~self.population.occupancy)
-            count = num_to_enter(len(free), len(left), self.sizes.problems)
-            if count:
-                self._enter([left.popleft() for _ in range(count)], free[:count])
-            while (ready := self.population.ready).any():
-                yield from self._decide(ready)
-            if self.queue or (self.writers.active | self.writers.ended).any():
-                self._write()
-                tell()
-            yield from self.failed
-            self.failed.clear()
 
     # Problems
 
@@ -168,77 +138,42 @@ class Lane:
                 self.params,
             )
         self.writers.forget(self.population.rows_of(places))
-        self.population.enter(problems, places)
-        entered = np.isin(np.arange(self.sizes.problems), places)
-        # Empty places get the first problem's id; their requests are not used.
-        index = np.maximum(self.population.index, 0)
-        ids = jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.ids)
-        self.decisions.begin(ids, entered)
-        self._extend(entered)
+        self._begin(problems, places)
         self.clock.switch(before)
 
-    def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[EndedProblem]:
-        """Let the samplers of problems decide; yield those that have ended."""
-        before = self.clock.phase("decide")
-        if self.method.plan.stored:
-            self._keep(ready)
-        reply = self.population.reply_by_place()
-        continues = self.decisions.decide(ready, reply)
-        self._extend(continues)
-        ended = np.flatnonzero(ready & ~continues)
-        leaving = list(self._leave(ended)) if len(ended) else []
-        self.clock.switch(before)
-        yield from leaving
-
-    def _leave(self, places: Int[np.ndarray, " n"]) -> Iterator[EndedProblem]:
-        """Fetch the results of problems that have ended, and release their rows."""
-        population = self.population
+    def _reader(self) -> Callable[[Any, Any], tuple[Any, Any]]:
         host = jax.device_get(self.store.stored.rows)
         cost = jax.device_get(self.store.stored.cost)
-        results = self.decisions.results(places)
-        for place, (state, infos) in zip(places.tolist(), results, strict=True):
-            working = population.working_rows(place)
-            rows = working
-            if self.method.plan.stored:
-                rows = population.prefix_rows(place, np.asarray(state.members))
-            yield EndedProblem(
-                int(population.index[place]),
-                jax.tree.map(lambda leaf, r=rows: leaf[r], host),
-                state,
-                infos,
-                jax.tree.map(lambda leaf, w=working: leaf[w], cost),
-            )
-        self._release(places)
 
-    def _give_up(self, failed: list[FailedStep]) -> None:
+        def read(rows: Any, working: Any) -> tuple[Any, Any]:
+            return (
+                jax.tree.map(lambda leaf: leaf[rows], host),
+                jax.tree.map(lambda leaf: leaf[working], cost),
+            )
+
+        return read
+
+    def _give_up_all(self, failed: list[FailedStep]) -> None:
         """Abandon the problems of steps that could not be scored."""
         population = self.population
         for place, step, error in failed:
             if population.index[place] < 0:
                 continue
-            problem = int(population.index[place])
-            self.failed.append(FailedProblem(problem, error, step))
-            places = np.asarray([place])
-            rows = population.rows_of(places)
+            rows = population.rows_of(np.asarray([place]))
             self.queue = collections.deque(r for r in self.queue if r not in rows)
             self.writers.drop(rows)
-            self._release(places)
+            self._give_up(place, error, step)
 
-    def _release(self, places: Int[np.ndarray, " n"]) -> None:
+    def _free(self, places: Int[np.ndarray, " n"]) -> None:
         rows = self.population.rows_of(places)
         self.store.release(rows)
         self.writers.forget(rows)
         self.writers.release(places)
-        self.decisions.leave(places)
-        self.population.leave(places)
 
     # Prefixes
 
-    def _keep(self, ready: Bool[np.ndarray, " P"]) -> None:
-        """Copy the rows of an explorer's turn to the stored rows that it requests."""
-        stored, rows = rows_to_keep(self.decisions.request, ready, self.population)
+    def _keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
         self.store.keep(stored, rows)
-        self.population.keep(stored, rows)
 
     def _extend(self, asked: Bool[np.ndarray, " P"]) -> None:
         """Give the rows of problems the prefixes that are requested, and queue them."""
@@ -272,14 +207,16 @@ class Lane:
             batch = batch[self.population.is_in_work(rows[batch])]
             if len(batch):
                 self.writers.forget(rows[batch])
-                self._give_up(self.steps.repeat(rows[batch], sources[batch]))
+                self._give_up_all(self.steps.repeat(rows[batch], sources[batch]))
         self.steps.collect()
         self.clock.switch(before)
 
     # Steps
 
-    def _write(self) -> None:
+    def _work(self) -> bool:
         """Fill the slots, draw tokens, and let the reward read the steps that ended."""
+        if not (self.queue or (self.writers.active | self.writers.ended).any()):
+            return False
         before = self.clock.phase("move")
         self._fill()
         self.clock.phase("decode")
@@ -291,6 +228,7 @@ class Lane:
         self.cache = max(
             self.cache, self.store.cache_bytes(), key=lambda cache: cache.num_bytes
         )
+        return True
 
     def _fill(self) -> None:
         """Move rows from the queue into free slots."""
@@ -338,5 +276,5 @@ class Lane:
             # The rows of a problem that has just failed are not read.
             batch = batch[writers.ended[batch]]
             if len(batch):
-                self._give_up(self.steps.read(writers, batch))
+                self._give_up_all(self.steps.read(writers, batch))
         self.steps.collect()

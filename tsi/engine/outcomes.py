@@ -70,6 +70,12 @@ class Outcomes(NamedTuple):
             self.extract(text) if ended else None
             for text, ended in zip(texts, whole, strict=True)
         ]
+        for answer in answers:
+            if not (answer is None or isinstance(answer, str)):
+                raise TypeError(
+                    "extract must return the answer as a string, or None; it returned "
+                    f"{type(answer).__name__}."
+                )
         return Solutions(step_texts, texts, answers)
 
     def result(

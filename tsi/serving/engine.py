@@ -107,19 +107,6 @@ class ServedEngine(BaseEngine):
         """Temperature of the policy."""
         return self.controls.temperature
 
-    def check(self, problems: Sequence[Problem]) -> None:
-        """Refuse problems that cannot be run, before anything is computed.
-
-        Raises:
-            ConfigurationError: problems have the same id or an invalid one, or a prompt
-                is empty.
-            PromptTooLongError: a prompt and the token limit exceed the server's
-                context.
-        """
-        check_ids(problems)
-        for problem in problems:
-            self._encode(problem)
-
     def check_fits(self, sampler: Sampler | Explorer, num_particles: int) -> None:
         """Refuse a number of particles whose prefixes would be too many to store.
 
@@ -166,7 +153,7 @@ class ServedEngine(BaseEngine):
             CapabilityError: the method needs what the server cannot do, or a proposal
                 other than the policy.
             ConfigurationError: see `tsi.engine.engine.Engine.stream`.
-            PromptTooLongError: see `check`.
+            PromptTooLongError: see `encode_problem`.
             ServerError: the server cannot encode a prompt.
             ProblemError: the server, the reward or `extract` failed on some problems;
                 raised after all others have ended.
@@ -188,7 +175,7 @@ class ServedEngine(BaseEngine):
             _ = self.policy.abilities.store(controls).log_prob
         self.check_fits(sampler, int(num_particles))
         check_ids(problems)
-        prompts = [tuple(self._encode(problem)) for problem in problems]
+        prompts = [tuple(self.encode_problem(problem)) for problem in problems]
         if not problems:
             return iter(())
         self.scorer.prepare([problem.prompt for problem in problems])
@@ -241,7 +228,8 @@ class ServedEngine(BaseEngine):
 
         return run.results(note)
 
-    def _encode(self, problem: Problem) -> list[int]:
+    def encode_problem(self, problem: Problem) -> list[int]:
+        """See :class:`tsi.engine.base.BaseEngine`."""
         tokens = self.encode(problem.prompt)
         if not tokens:
             raise ConfigurationError(

@@ -9,31 +9,27 @@ row. It does not depend on which problems run together, nor on how often a reque
 repeated.
 """
 
-import collections
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tsi.engine.decisions import Decisions
 from tsi.engine.ended_problems import EndedProblem, FailedProblem
 from tsi.engine.meters.clock import Clock
 from tsi.engine.meters.report import Report
 from tsi.engine.methods import Method
-from tsi.engine.population import Population
-from tsi.engine.row_requests import requests_of_rows, rows_to_keep
-from tsi.engine.schedule import num_to_enter
+from tsi.engine.problem_loop import ProblemLoop
+from tsi.engine.row_requests import requests_of_rows
 from tsi.problem_ids import IdWords
 from tsi.reasoning.limits import SolutionLimits
 from tsi.serving.client import closed_error
 from tsi.serving.dialect import Drawing
 from tsi.serving.policy import ServedPolicy
 from tsi.serving.scorer import Score, Scorer, ServedScorer
-from tsi.serving.served_rows import Row, ServedRows, Spending
+from tsi.serving.served_rows import Row, ServedRows
 from tsi.serving.step_requests import (
     Answer,
     Extension,
@@ -65,7 +61,7 @@ class Arrival(NamedTuple):
     error: Exception | None = None
 
 
-class ServedLane:
+class ServedLane(ProblemLoop):
     """Runs one method on problems.
 
     Args:
@@ -94,17 +90,13 @@ class ServedLane:
         places: int,
         log_truncation: float,
     ) -> None:
-        self.policy, self.scorer, self.method = policy, scorer, method
-        self.ids, self.limits = ids, limits
+        super().__init__(method, key, ids, places, limits.max_steps, Clock())
+        self.policy, self.scorer, self.limits = policy, scorer, limits
         self.requests = StepRequests(policy, scorer, key, prompts, ids, limits, drawing)
-        self.population = Population(places, method.plan, limits.max_steps)
-        self.decisions = Decisions(method, key, places)
         population = self.population
         self.rows = ServedRows(population.working, population.total, log_truncation)
-        self.clock = Clock()
         self._visits = np.zeros(places, np.int64)
         self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
-        self._failed: list[FailedProblem] = []
         self._generated = 0
         self._running: set[Any] = set()
 
@@ -125,27 +117,9 @@ class ServedLane:
         stop: threading.Event,
         tell: Callable[[], None] = lambda: None,
     ) -> Iterator[EndedProblem | FailedProblem]:
-        """Run problems, given by index; yield each as soon as it has ended.
-
-        Args:
-            problems: indices.
-            stop: when it is set, unfinished problems are abandoned.
-            tell: function called each time that steps have been scored.
-        """
-        left, population = collections.deque(problems), self.population
+        """See :class:`tsi.engine.problem_loop.ProblemLoop`."""
         try:
-            while (left or population.occupancy.any()) and not stop.is_set():
-                free = np.flatnonzero(~population.occupancy)
-                count = num_to_enter(len(free), len(left), population.places)
-                if count:
-                    self._enter([left.popleft() for _ in range(count)], free[:count])
-                while (ready := population.ready).any():
-                    yield from self._decide(ready)
-                if population.waiting.any():
-                    self._receive()
-                    tell()
-                yield from self._failed
-                self._failed.clear()
+            yield from super().run(problems, stop, tell)
         finally:
             for future in list(self._running):
                 future.cancel()
@@ -155,52 +129,22 @@ class ServedLane:
     def _enter(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
         before = self.clock.phase("decide")
         self.rows.enter(self.population.rows_of(places))
-        self.population.enter(problems, places)
-        entered = np.isin(np.arange(self.population.places), places)
-        index = np.maximum(self.population.index, 0)
-        ids = jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.ids)
-        self.decisions.begin(ids, entered)
-        self._extend(entered)
+        self._begin(problems, places)
         self.clock.switch(before)
 
-    def _decide(self, ready: Bool[np.ndarray, " P"]) -> Iterator[EndedProblem]:
-        """Let the samplers of problems decide; yield those that have ended."""
-        before = self.clock.phase("decide")
-        population = self.population
-        if self.method.plan.stored:
-            stored, rows = rows_to_keep(self.decisions.request, ready, population)
-            self.rows.keep(stored, rows)
-            population.keep(stored, rows)
-        continues = self.decisions.decide(ready, population.reply_by_place())
-        self._extend(continues)
-        ended = np.flatnonzero(ready & ~continues)
-        leaving = list(self._leave(ended)) if len(ended) else []
-        self.clock.switch(before)
-        yield from leaving
+    def _reader(self) -> Callable[[Any, Any], tuple[Any, Any]]:
+        max_steps = self.limits.max_steps
 
-    def _leave(self, places: Int[np.ndarray, " n"]) -> Iterator[EndedProblem]:
-        population = self.population
-        results = self.decisions.results(places)
-        for place, (state, infos) in zip(places.tolist(), results, strict=True):
-            working = population.working_rows(place)
-            rows = working
-            if self.method.plan.stored:
-                rows = population.prefix_rows(place, np.asarray(state.members))
-            particles = self.rows.particles(rows, self.limits.max_steps)
-            cost: Spending = self.rows.cost(working)
-            problem = int(population.index[place])
-            yield EndedProblem(problem, particles, state, infos, cost)
-        self._release(places)
+        def read(rows: Any, working: Any) -> tuple[Any, Any]:
+            return self.rows.particles(rows, max_steps), self.rows.cost(working)
 
-    def _release(self, places: Int[np.ndarray, " n"]) -> None:
+        return read
+
+    def _keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
+        self.rows.keep(stored, rows)
+
+    def _free(self, places: Int[np.ndarray, " n"]) -> None:
         self._visits[places] += 1
-        self.decisions.leave(places)
-        self.population.leave(places)
-
-    def _give_up(self, place: int, error: Exception, step: int) -> None:
-        problem = int(self.population.index[place])
-        self._failed.append(FailedProblem(problem, error, step))
-        self._release(np.asarray([place]))
 
     # Steps
 
@@ -278,8 +222,10 @@ class ServedLane:
         self._running.add(future)
         future.add_done_callback(arrive)
 
-    def _receive(self) -> None:
+    def _work(self) -> bool:
         """Wait for steps, score those that have arrived, and record them."""
+        if not self.population.waiting.any():
+            return False
         before = self.clock.phase("decode")
         arrivals: list[Arrival] = []
         try:
@@ -293,6 +239,7 @@ class ServedLane:
             own = [a for a in arrivals if a.place == place]
             self._record(place, [a for a in own if a.visit == self._visits[place]])
         self.clock.switch(before)
+        return True
 
     def _record(self, place: int, arrivals: list[Arrival]) -> None:
         """Record the steps of one problem; score them here if no server has."""
