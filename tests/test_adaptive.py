@@ -1,5 +1,7 @@
 """Rounds stop when their rule says so, and what they merge to is one honest result."""
 
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,12 @@ from tsi.engine.stopping import (
     evidence_error_below,
     sure_majority,
 )
-from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.errors import (
+    ConfigurationError,
+    ProblemError,
+    Stopped,
+    UnknownNameError,
+)
 from tsi.experiments.scaling.method_list import METHODS
 from tsi.experiments.scaling.methods import sampler_of
 from tsi.results.rounds import answer_errors_between, merge_rounds
@@ -84,6 +91,59 @@ def test_each_problem_stops_by_itself_and_pays_for_its_own_rounds():
     alone = world.engine.run(SAMPLER, jax.random.key(0), world.problems, 2, extract=str)
     spent = sum(result.ledger.seconds for result in results)
     assert spent == pytest.approx((12 + 9 + 6) * alone[0].ledger.seconds, rel=0.01)
+
+
+class FailingEngine:
+    """A fake engine for which problem 1 fails in the second of three rounds."""
+
+    def __init__(self, engine, error):
+        self.engine, self.error, self.num_calls = engine, error, 0
+
+    def run(self, sampler, key, problems, num_particles, **settings):
+        self.num_calls += 1
+        results = self.engine.run(sampler, key, problems, num_particles, **settings)
+        if self.num_calls == 2:
+            self.error.results = tuple(r for r in results if r.problem_id != 1)
+            raise self.error
+        return results
+
+
+def test_a_problem_that_fails_in_a_round_costs_no_other():
+    world = fake_world(3)
+    failing = FailingEngine(
+        world.engine, ProblemError({1: ValueError("broken")}, {1: 2})
+    )
+    with pytest.raises(ProblemError, match=r"1 \(.*broken.* at step 2") as raised:
+        run_rounds(
+            failing,
+            SAMPLER,
+            jax.random.key(0),
+            world.problems,
+            Rounds(2, 3, never),
+            extract=str,
+        )
+    assert [result.problem_id for result in raised.value.results] == [0, 2]
+    assert all(result.ledger.rollouts == 6 for result in raised.value.results)
+
+
+def test_a_signal_keeps_the_problems_that_had_stopped():
+    world = fake_world(3)
+    failing = FailingEngine(world.engine, Stopped(signal.SIGTERM))
+
+    def stop(rounds):
+        return rounds[0].problem_id == 0
+
+    with pytest.raises(Stopped) as raised:
+        run_rounds(
+            failing,
+            SAMPLER,
+            jax.random.key(0),
+            world.problems,
+            Rounds(2, 3, stop),
+            extract=str,
+        )
+    assert [result.problem_id for result in raised.value.results] == [0]
+    assert raised.value.results[0].ledger.rollouts == 2
 
 
 def test_rounds_spend_the_whole_budget():

@@ -16,12 +16,13 @@ from tsi import samplers
 from tsi.accuracy.evidence_variance import genealogy, relative_variance
 from tsi.decoding.boundary import step_boundary
 from tsi.engine.engine import Engine
-from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.errors import ConfigurationError, ProblemError, PromptTooLongError
 from tsi.explorer import ExplorerInfo
-from tsi.models.decoder import RewardModel
+from tsi.models.decoder import LanguageModel, RewardModel
 from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
 from tsi.results.ledger import ledger_of_first
+from tsi.rewards.reward import NoReward
 from tsi.rewards.self_judge import SelfJudge
 from tsi.run import run
 
@@ -216,14 +217,48 @@ def test_rewards_that_are_no_numbers_are_counted_and_never_win():
         ({"num_particles": -2}, "num_particles is -2"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": 1e39}, "temperature is 1e\\+39"),
+        ({"temperature": 1e-46}, "temperature is 1e-46"),
         ({"proposal_temperature": -1.0}, "proposal_temperature is -1.0"),
         ({"proposal_temperature": math.inf}, "proposal_temperature is inf"),
+        ({"proposal_temperature": 1e-46}, "proposal_temperature is 1e-46"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused(arguments, says):
     settings = {"num_particles": 2, "extract": extract} | arguments
     with pytest.raises(ConfigurationError, match=says):
         shared_engine().run(SAMPLER, jax.random.key(0), PROBLEMS, **settings)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_fail_their_problem_at_its_step(temperature):
+    size = len(tiny.ALPHABET) + 1
+    letters = [b"", *(letter.encode() for letter in tiny.ALPHABET)]
+    policy = LanguageModel(tiny.config(tied=False), rngs=nnx.Rngs(0))
+    embedding = policy.trunk.embedding
+    embedding[...] = embedding[...].at[size - 1].set(jnp.nan)
+    # The policy never writes the letter; one prompt has it.
+    boundary = step_boundary(letters, b"c", [0], padding=[size - 1])
+    broken = Engine(
+        tiny.target(boundary=boundary, reward=NoReward()),
+        policy,
+        None,
+        encode=tiny.encode,
+        decode=tiny.decode,
+    )
+    problems = [Problem("good", "abc", ""), Problem("bad", "s", "")]
+    with pytest.raises(ProblemError, match="logits are not numbers") as raised:
+        broken.run(
+            SAMPLER,
+            jax.random.key(0),
+            problems,
+            4,
+            extract=extract,
+            temperature=temperature,
+        )
+    assert raised.value.steps == {"bad": 1}
+    assert [result.problem_id for result in raised.value.results] == ["good"]
 
 
 def steps_as_read(text: str, delimiters, stops, least: int, most: int):

@@ -86,12 +86,29 @@ def test_a_run_that_never_fits_says_so(monkeypatch):
     seen = runs_out(monkeypatch, range(100))
     with (
         pytest.warns(MemoryWarning) as told,
-        pytest.raises(OutOfMemoryError, match="Lower N"),
+        pytest.raises(ProblemError, match="Lower N") as raised,
     ):
         run()
-    # Each attempt has half as many; the last is not said to go on.
-    assert seen == [16, 8, 4, 2, 1]
+    # Each attempt has half as many; then each problem fails alone.
+    assert seen == [16, 8, 4, 2] + [1] * len(PROBLEMS)
     assert len([w for w in told if w.category is MemoryWarning]) == 4
+    failures = raised.value.failures
+    assert failures.keys() == {problem.id for problem in PROBLEMS}
+    assert all(isinstance(x, OutOfMemoryError) for x in failures.values())
+
+
+@pytest.mark.long
+def test_a_problem_that_does_not_fit_alone_costs_no_other(monkeypatch):
+    whole = run()
+    runs_out(monkeypatch, range(1, 6))
+    with (
+        pytest.warns(MemoryWarning),
+        pytest.raises(ProblemError, match="Lower N") as raised,
+    ):
+        run()
+    assert list(raised.value.failures) == [PROBLEMS[0].id]
+    for left, right in zip(whole[1:], raised.value.results, strict=True):
+        test_engine.same(left, right)
 
 
 @pytest.mark.long
@@ -260,3 +277,18 @@ def test_a_run_of_which_all_problems_fail_has_a_report():
         engine.run(samplers.particle_filter(), KEY, PROBLEMS, 4, extract=str)
     assert engine.report is not None
     assert engine.report.useful > 0
+
+
+def test_a_store_that_cannot_hold_one_problem_is_refused():
+    policy, reward = tiny.models()
+    small = Engine(
+        tiny.target(),
+        policy,
+        reward,
+        encode=tiny.encode,
+        decode=tiny.decode,
+        max_stored=10,
+    )
+    with pytest.raises(ConfigurationError, match="max_stored is 10"):
+        small.check_fits(samplers.mcts(), 16)
+    small.check_fits(samplers.mcts(2), 2)

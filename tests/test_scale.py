@@ -316,6 +316,10 @@ def test_every_method_has_a_style_of_its_own():
     assert len(styles) == len(METHODS)
 
 
+def test_budgets_beyond_all_memory_are_checked_without_arrays():
+    check_budgets(make_plan(["smc", "best_of_n"], [10**12], 1), 6)
+
+
 def test_methods_that_need_more_particles_leave_small_budgets_out():
     assert budgets_of("particle_gibbs", (1, 4, 8, 64)) == [8, 64]
     for name in METHODS:

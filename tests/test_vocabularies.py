@@ -172,6 +172,16 @@ def test_ids_that_the_tokenizer_has_not_are_padding():
     assert np.flatnonzero(boundary.padding).tolist() == [size]
 
 
+def test_strings_that_no_text_can_contain_are_refused():
+    plain = bpe_tokenizer()
+    size = plain.num_ids
+    with pytest.raises(ConfigurationError, match=r"the control token <\|im_end\|>"):
+        boundary_of(plain, size, b"\n", [2], stop_strings=[b"x<|im_end|>"])
+    letters = task_tokenizer(get_task("chain"))
+    with pytest.raises(ConfigurationError, match=r"no token with the byte b'#'"):
+        boundary_of(letters, letters.num_ids, [b";", b"## Step"], letters.eos_ids)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("of_policy", "of_reward"), [(32, 24), (24, 40)])
 def test_models_of_one_tokenizer_padded_apart_run_together(

@@ -150,6 +150,10 @@ class MemoryWarning(UserWarning):
     """Memory ran out, and the run continues with smaller batches."""
 
 
+class PolicyError(TsiError):
+    """A policy whose probabilities are not numbers."""
+
+
 class RewardError(TsiError):
     """A reward that is not a number, or a reward model that cannot score."""
 

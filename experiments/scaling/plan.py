@@ -107,7 +107,11 @@ def check_budgets(plan: Plan, max_steps: int) -> None:
                 if isinstance(sampler, Explorer):
                     sampler.plan(budget, max_steps)
                 else:
-                    sampler.init(jax.random.key(0), budget)
+                    # Without arrays: a budget that cannot fit is refused later.
+                    jax.eval_shape(
+                        lambda key, init=sampler.init, n=budget: init(key, n),
+                        jax.random.key(0),
+                    )
             except ConfigurationError as error:
                 raise ConfigurationError(
                     f"{get_method(name).label} cannot run at N = {budget}: {error} "

@@ -88,7 +88,8 @@ def run_plan(
         ) as results,
         _particles_file(path, group.index, keep) as particles,
     ):
-        group.agree(facts_of(plan, world, path))
+        facts = facts_of(plan, world, path)
+        group.agree({**facts, "keep": keep, "continue_anyway": continue_anyway})
         check_problems(path, results.rows, world.problems)
         if group.is_first:
             results.check_sharing()

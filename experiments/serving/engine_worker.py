@@ -260,9 +260,6 @@ class EngineWorker:
             else:
                 self._fail(batch, ApiError(str(error)))
             return
-        except OutOfMemoryError as error:
-            self._fail(batch, ApiError(str(error), 503, code="out_of_memory"))
-            return
         except ServerError:
             log.exception("The server of the policy failed.")
             self._fail(batch, policy_error())
@@ -297,6 +294,8 @@ def error_of(failure: Exception | None) -> ApiError:
     """What a client is told of the failure of its problem."""
     if isinstance(failure, CapabilityError):
         return ApiError(str(failure))
+    if isinstance(failure, OutOfMemoryError):
+        return ApiError(str(failure), 503, code="out_of_memory")
     return policy_error() if isinstance(failure, ServerError) else ApiError(FAILED, 500)
 
 

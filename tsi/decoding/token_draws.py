@@ -4,7 +4,6 @@ Log p is the log probability under the policy p. The correction is log p - log q
 the proposal q is the policy at another temperature, or restricted to some tokens.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -45,9 +44,13 @@ def check_temperatures(policy: Any, proposal: Any = None) -> None:
         if value is None and name != "temperature":
             continue
         number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
-        if not number or not 0.0 <= value < math.inf:
+        # Temperatures are float32 numbers on the device.
+        single = np.float32(min(value, 1e39)) if number else np.float32(0)
+        is_lost = bool(single == 0) and number and value > 0
+        if not number or not value >= 0.0 or not np.isfinite(single) or is_lost:
             raise ConfigurationError(
-                f"{name} is {value!r}. Give a finite number: 0 for greedy, or above 0."
+                f"{name} is {value!r}. Give 0 for greedy, or a number above 0 between "
+                "1e-45 and 3e38, the range of float32."
             )
     if proposal == 0.0 and policy > 0.0:
         raise ConfigurationError(
@@ -105,10 +108,17 @@ def sample_token(
         logits = truncate(logits, policy, truncation)
     zeros = jnp.zeros(logits.shape[0], logits.dtype)
     drawing = policy if proposal is None else proposal
+
+    def take_likeliest() -> tuple[Int[Array, " R"], Float[Array, " R"]]:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        # NaN if a logit is, since the argmax is then its index.
+        largest = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+        return token, jnp.where(jnp.isnan(largest), largest, 0.0)
+
     token, log_q = jax.lax.cond(
         drawing > 0,
         lambda: categorical(keys, scale_logits(logits, drawing)),
-        lambda: (jnp.argmax(logits, axis=-1).astype(jnp.int32), zeros),
+        take_likeliest,
     )
     if proposal is None:
         return token, log_q, zeros

@@ -37,17 +37,47 @@ def boundary_of(
         stop_strings, min_step_tokens: see :func:`tsi.decoding.boundary.step_boundary`.
 
     Raises:
-        ConfigurationError: see :func:`tsi.decoding.boundary.step_boundary`.
+        ConfigurationError: the policy cannot write one of the strings; or see
+            :func:`tsi.decoding.boundary.step_boundary`.
     """
+    token_bytes = [tokenizer.token_bytes(id) for id in range(vocab_size)]
+    delimiters = [delimiter] if isinstance(delimiter, bytes) else delimiter
+    for string in (*delimiters, *stop_strings):
+        check_is_written(string, tokenizer, token_bytes)
     unknown = [id for id in range(vocab_size) if tokenizer.meaning(id) is None]
     return step_boundary(
-        [tokenizer.token_bytes(id) for id in range(vocab_size)],
+        token_bytes,
         delimiter,
         eos_ids,
         padding=sorted({*unknown} - {*eos_ids}),
         stop_strings=stop_strings,
         min_step_tokens=min_step_tokens,
     )
+
+
+def check_is_written(
+    string: bytes, tokenizer: Tokenizer, token_bytes: Sequence[bytes]
+) -> None:
+    """Refuse a delimiter or stop string that the policy's texts cannot contain.
+
+    Raises:
+        ConfigurationError: it has the name of a control token, which has no text, or a
+            byte that is in no token.
+    """
+    name = string.decode("utf-8", "replace")
+    control = next((x for x in tokenizer.special_ids if x and x in name), None)
+    if control is not None:
+        raise ConfigurationError(
+            f"The string {name!r} contains the control token {control}, which has no "
+            "text, so that it would never be found. Leave it out: the policy's end "
+            "tokens end a solution anyway."
+        )
+    missing = set(string).difference(*token_bytes)
+    if missing:
+        raise ConfigurationError(
+            f"The policy has no token with the byte {bytes([min(missing)])!r}, so it "
+            f"cannot write {name!r}. Choose another delimiter or stop string."
+        )
 
 
 def check_rows(

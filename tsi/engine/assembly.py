@@ -91,7 +91,7 @@ def reasoning_engine(
     prompt = len(encode(longest_prompt))
     suits = device_limits(target, policy.model, loaded.model, prompt, mesh, cache_dtype)
     rows = suits.rows if max_rows is None else max_rows
-    return Engine(
+    engine = Engine(
         target,
         policy.model,
         loaded.model,
@@ -102,9 +102,12 @@ def reasoning_engine(
         repetition_penalty=policy.drawing.repetition_penalty,
         cache_dtype=cache_dtype,
         max_rows=rows,
-        max_stored=max(suits.stored, rows) if max_stored is None else max_stored,
+        max_stored=max_stored,
         mesh=mesh,
     )
+    if max_stored is None:
+        engine.max_stored = max(suits.stored, rows)
+    return engine
 
 
 def check_has_model(loaded: LoadedReward) -> None:

@@ -16,8 +16,11 @@ class EndedProblem(NamedTuple):
 
 
 class FailedProblem(NamedTuple):
-    """A problem that failed: its index, the error, and the step, counted from 1."""
+    """A problem that failed: its index, the error, and the step, counted from 1.
+
+    The step is None if the error did not occur at a certain step.
+    """
 
     problem: int
     error: Exception
-    step: int
+    step: int | None = None

@@ -63,8 +63,8 @@ class Endurance:
     def run(self, stop: threading.Event) -> Iterator[EndedProblem | FailedProblem]:
         """Run all problems; yield each as soon as it has ended.
 
-        Raises:
-            OutOfMemoryError: not even one slot and one problem at once fit.
+        A problem fails with an `OutOfMemoryError` if it does not fit alone, with one
+        slot.
         """
         while self._left and not stop.is_set():
             failure = ""
@@ -88,10 +88,13 @@ class Endurance:
             lane = None  # type: ignore[assignment]
             fewer = half_of(self.sizes)
             if self.sizes.slots == self.sizes.problems == 1:
-                raise OutOfMemoryError(
+                # The others may need less memory.
+                error = OutOfMemoryError(
                     "Memory ran out with one problem and one slot at once "
                     f"({failure}). Lower N, max_tokens or the models' size."
                 )
+                yield FailedProblem(self._left.pop(0), error)
+                continue
             warnings.warn(
                 f"Memory ran out with {self.sizes.slots} slots and "
                 f"{self.sizes.problems} problems at once ({failure}); continuing with "

@@ -132,6 +132,8 @@ class Engine(BaseEngine):
         if repetition_penalty is not None:
             check_penalty(repetition_penalty)
         self.max_stored = 16 * max_rows if max_stored is None else max_stored
+        # A planned number may be exceeded by a single problem, one that is given not.
+        self._stored_limit = max_stored
         for name, limit in {
             "max_rows": max_rows,
             "max_stored": self.max_stored,
@@ -177,9 +179,15 @@ class Engine(BaseEngine):
         """Refuse a number of particles that memory cannot hold, before work begins.
 
         Raises:
-            ConfigurationError: the rows of one problem need more memory than is free.
+            ConfigurationError: the rows of one problem need more memory than is free,
+                or its prefixes are more than `max_stored`.
         """
         plan = plan_of(sampler, num_particles, self.target.max_steps)
+        if self._stored_limit is not None and plan.stored > self._stored_limit:
+            raise ConfigurationError(
+                f"N = {num_particles:,} stores {plan.stored:,} prefixes of a problem, "
+                f"and max_stored is {self._stored_limit:,}. Raise it, or lower N."
+            )
         row = bytes_of_row(self.target, self.caches.grown, sizing.BLOCK)
         check_fits(row, plan, num_particles, self.free_bytes())
 

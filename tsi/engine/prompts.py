@@ -7,12 +7,13 @@ import numpy as np
 
 from tsi.decoding.vocabularies import check_prompt
 from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.models.buckets import bucket_size
 from tsi.problem import Problem
 from tsi.reasoning.target import ReasoningTarget
 from tsi.rewards.reward import Prompts
 
-PROMPT_BUCKET = 16
-"""Prompts are padded to a multiple of this, so that few shapes are compiled."""
+PROMPT_UNIT = 16
+"""The smallest width of prompts; see :func:`tsi.models.buckets.bucket_size`."""
 
 
 def encode_prompt(
@@ -57,7 +58,7 @@ def encode_prompt(
 
 def pad_prompts(prompts: list[list[int]]) -> Prompts:
     """Prompts in one array, padded so that few widths are compiled."""
-    width = -(-max(map(len, prompts)) // PROMPT_BUCKET) * PROMPT_BUCKET
+    width = bucket_size(max(map(len, prompts)), PROMPT_UNIT)
     tokens = np.zeros((len(prompts), width), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt

@@ -22,6 +22,7 @@ from tsi.engine.sizing.shapes import Shapes, cost_of_reading
 from tsi.engine.sizing.sizes import Sizes, room_of, width_of
 from tsi.engine.text_readings import TextReadings
 from tsi.engine.writers import Writers
+from tsi.errors import PolicyError
 from tsi.reasoning.particles import ReasoningParams
 
 
@@ -142,12 +143,23 @@ class StepReader:
     def _score(
         self, rows: Int[np.ndarray, " n"], replies: RowReplies
     ) -> list[FailedStep]:
-        """Record that steps have been read, or request their scores."""
+        """Record that steps have been read, or request their scores.
+
+        Returns:
+            Steps that could not be scored, or that the policy has not drawn from
+            numbers.
+        """
         population = self.population
+        places = population.places_of(rows)
+        failed = [
+            FailedStep(
+                int(places[i]), int(population.depths[rows[i]]) + 1, _no_number()
+            )
+            for i in np.flatnonzero(np.isnan(replies.log_probs))
+        ]
         if self.scores is None:
             population.end_step(rows, replies)
-            return []
-        places = population.places_of(rows)
+            return failed
         batch = Batch(
             rows,
             replies,
@@ -157,7 +169,7 @@ class StepReader:
             places,
         )
         errors = self.scores.ask(self.store.stored, batch)
-        return [
+        return failed + [
             FailedStep(int(places[i]), int(batch.depths[i]) + 1, error)
             for i, error in errors.items()
         ]
@@ -179,6 +191,13 @@ class StepReader:
         used = self.shapes.choose(min_shape, (width, room, max_rows))
         self.shapes.note(min_shape, used)
         return used[-1], width
+
+
+def _no_number() -> PolicyError:
+    return PolicyError(
+        "The policy's logits are not numbers (NaN) in this step. Check its weights and "
+        "their type: bfloat16 or float16 weights may overflow."
+    )
 
 
 def _first(replies: Any, count: int) -> RowReplies:

@@ -10,10 +10,11 @@ from jaxtyping import Array, Int, Integer
 
 from tsi.decoding.step_texts import num_common
 from tsi.errors import PromptTooLongError
+from tsi.models.buckets import bucket_size
 from tsi.rewards.formats import Format
 
-TEXT_BUCKET, TOKEN_BUCKET = 64, 16
-"""Questions are padded to multiples of these, so that few shapes are compiled."""
+TEXT_UNIT, TOKEN_UNIT = 64, 16
+"""The smallest widths of questions; see :func:`tsi.models.buckets.bucket_size`."""
 
 
 class Questions(NamedTuple):
@@ -53,8 +54,8 @@ def encode_questions(
                 "Shorten the question or raise max_tokens."
             )
     texts = [list(question.encode("utf-8")) for question in questions]
-    text, sizes = _pad(texts, TEXT_BUCKET, np.uint8)
-    tokens, lengths = _pad(heads, TOKEN_BUCKET, np.int32)
+    text, sizes = _pad(texts, TEXT_UNIT, np.uint8)
+    tokens, lengths = _pad(heads, TOKEN_UNIT, np.int32)
     return Questions(*map(jnp.asarray, (text, sizes, tokens, lengths)))
 
 
@@ -70,10 +71,9 @@ def _head(format: Format, question: str) -> list[int]:
 
 
 def _pad(
-    rows: Sequence[list[int]], bucket: int, dtype: DTypeLike
+    rows: Sequence[list[int]], unit: int, dtype: DTypeLike
 ) -> tuple[Integer[np.ndarray, "P width"], Int[np.ndarray, " P"]]:
-    longest = max((len(row) for row in rows), default=1)
-    width = max(-(-longest // bucket), 1) * bucket
+    width = bucket_size(max((len(row) for row in rows), default=1), unit)
     padded = np.zeros((len(rows), width), dtype)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values

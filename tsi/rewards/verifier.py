@@ -16,13 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from tsi.decoding.step_texts import text_so_far
 from tsi.errors import ConfigurationError
+from tsi.models.buckets import bucket_size
 from tsi.rewards.host_reward import HostReward, Prefix, check_scores
 from tsi.rewards.reward import Prompts
 from tsi.rewards.reward_scale import check_scale, log_odds_of
 from tsi.weights import weight_dtype
 
-QUESTION_BUCKET = 64
-"""Questions are padded to a multiple of this many bytes, for few compiled shapes."""
+QUESTION_UNIT = 64
+"""The smallest width of questions, in bytes; see `tsi.models.buckets.bucket_size`."""
 
 
 class QuestionBytes(NamedTuple):
@@ -66,8 +67,7 @@ class Verifier(HostReward):
         """The questions' bytes."""
         encoded = [question.encode("utf-8") for question in questions]
         sizes = np.asarray([len(text) for text in encoded], np.int32)
-        longest = max([1, *map(len, encoded)])
-        width = -(-longest // QUESTION_BUCKET) * QUESTION_BUCKET
+        width = bucket_size(max([1, *map(len, encoded)]), QUESTION_UNIT)
         padded = np.zeros((len(encoded), width), np.uint8)
         for row, text in zip(padded, encoded, strict=True):
             row[: len(text)] = list(text)
