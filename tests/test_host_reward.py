@@ -18,6 +18,7 @@ from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.results.result import Result
+from tsi.rewards.aggregation import Aggregated
 from tsi.rewards.host_reward import Prefix, check_scores, score_each
 from tsi.rewards.text_reward import TextReward
 from tsi.rewards.verifier import Verifier
@@ -57,7 +58,9 @@ def results(reward, sampler, problems=PROBLEMS) -> list[Result]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("reward", [TEXT, Verifier(check, tiny.decode)])
+@pytest.mark.parametrize(
+    "reward", [TEXT, Verifier(check, tiny.decode), Aggregated(TEXT, "mean", 8)]
+)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_engine_gets_the_numbers_of_a_callback_without_one(
     monkeypatch, reward, name
@@ -174,7 +177,8 @@ def test_only_rows_that_took_a_step_are_shown_to_a_function(monkeypatch):
 
 
 @pytest.mark.long
-def test_an_error_that_is_raised_again_and_again_names_each_step():
+@pytest.mark.parametrize("aggregation", [None, "min"])
+def test_an_error_that_is_raised_again_and_again_names_each_step(aggregation):
     whole = results(TEXT, SAMPLERS["filter"])
     once = ZeroDivisionError("always the same")
 
@@ -182,7 +186,10 @@ def test_an_error_that_is_raised_again_and_again_names_each_step():
         raise once
 
     with pytest.raises(ProblemError, match="5 problems failed") as caught:
-        results(TextReward(fails, tiny.decode), SAMPLERS["filter"])
+        reward = TextReward(fails, tiny.decode)
+        if aggregation is not None:
+            reward = Aggregated(reward, aggregation, 8)
+        results(reward, SAMPLERS["filter"])
     assert caught.value.steps == dict.fromkeys(range(len(whole)), 1)
 
 

@@ -86,6 +86,7 @@ class HostScores:
                     solutions.tokens[i, : replies.lengths[i]].tolist(),
                     bool(replies.finished[i] & ~solutions.truncated[i]),
                     bool(replies.finished[i]),
+                    tuple(solutions.step_ends[i, : batch.depths[i] + 1].tolist()),
                 )
                 for i in at
             ]

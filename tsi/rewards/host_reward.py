@@ -30,12 +30,15 @@ class Prefix(NamedTuple):
         tokens: ids of the solution so far.
         stopped: whether the policy has ended the solution in this step.
         finished: whether the solution has ended, by itself or at a limit.
+        step_ends: number of tokens at the end of each step; empty within a compiled
+            program.
     """
 
     question: Any
     tokens: list[int]
     stopped: bool
     finished: bool
+    step_ends: tuple[int, ...] = ()
 
 
 class HostReward(Stateless):

@@ -38,6 +38,8 @@ from tsi.engine.programs.text_programs import TextPrograms
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.reasoning.target import ReasoningTarget
+from tsi.rewards.aggregated_on_host import AggregatedOnHost
+from tsi.rewards.aggregation import Aggregated
 from tsi.rewards.host_reward import DeferredReward, HostReward
 from tsi.rewards.reward import NoReward
 from tsi.rewards.text_reader import TextReader
@@ -71,9 +73,12 @@ class Programs(PagePrograms):
         super().__init__(mesh)
         self.host_reward: HostReward | None = None
         self.texts: TextPrograms | None = None
-        if isinstance(target.reward, HostReward):
-            self.host_reward = target.reward
-            target = dataclasses.replace(target, reward=DeferredReward(target.reward))
+        reward = target.reward
+        if isinstance(reward, Aggregated) and isinstance(reward.reward, HostReward):
+            reward = AggregatedOnHost(reward.reward, reward.aggregation)
+        if isinstance(reward, HostReward):
+            self.host_reward = reward
+            target = dataclasses.replace(target, reward=DeferredReward(reward))
         if isinstance(target.reward, TextReader):
             self.texts = TextPrograms(target.reward, mesh)
             target = dataclasses.replace(target, reward=NoReward())
