@@ -185,10 +185,10 @@ def test_an_error_that_is_raised_again_and_again_names_each_step(aggregation):
     def fails(texts):
         raise once
 
+    reward = TextReward(fails, tiny.decode)
+    if aggregation is not None:
+        reward = Aggregated(reward, aggregation, 8)
     with pytest.raises(ProblemError, match="5 problems failed") as caught:
-        reward = TextReward(fails, tiny.decode)
-        if aggregation is not None:
-            reward = Aggregated(reward, aggregation, 8)
         results(reward, SAMPLERS["filter"])
     assert caught.value.steps == dict.fromkeys(range(len(whole)), 1)
 

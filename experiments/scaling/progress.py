@@ -8,9 +8,11 @@ method that draws the rollouts which they share.
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
+from tsi.engine.meters.report import Totals
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.scaling.plan import Batch
 from tsi.results.result import Result
@@ -28,6 +30,7 @@ class Progress:
         visible: whether anything is printed.
         is_length_known: whether the typical length of a solution is known; if not, it
             is measured on the first batch, and the forecast is printed again.
+        engine: whose counts are printed at the end; None prints none.
     """
 
     def __init__(
@@ -37,7 +40,10 @@ class Progress:
         *,
         visible: bool,
         is_length_known: bool = True,
+        engine: Any = None,
     ) -> None:
+        self._engine = engine
+        self._totals: Totals = getattr(engine, "totals", Totals())
         self._num_cells = sum(len(batch.cells) for batch in batches)
         done = [batch for batch, ok in zip(batches, is_done, strict=True) if ok]
         self._cells_done = sum(len(batch.cells) for batch in done)
@@ -70,8 +76,14 @@ class Progress:
             self._print_measurement()
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar as it is, and say what the engine has done."""
         self._bar.close()
+        totals = getattr(self._engine, "totals", None)
+        if totals is None or not self._visible:
+            return
+        done = totals.minus(self._totals)
+        if done.computed:
+            print(f"tsi: {describe_totals(done)}", file=sys.stderr)
 
     def __enter__(self) -> "Progress":
         return self
@@ -99,6 +111,15 @@ class Progress:
             "since this includes compilation"
         )
         tqdm.write(f"tsi: {text}.", file=sys.stderr)
+
+
+def describe_totals(totals: Totals) -> str:
+    """A sentence on tokens, row utilisation and compilation."""
+    return (
+        f"{totals.useful:,} tokens were written, with a row utilisation of "
+        f"{totals.useful / totals.computed:.2f}; {totals.programs:,} programs were "
+        f"compiled or read from disk in {totals.compile_seconds:.0f} s."
+    )
 
 
 def num_rollouts(batch: Batch) -> int:

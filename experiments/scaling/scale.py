@@ -128,6 +128,7 @@ def _run_batches(
             is_done_list,
             visible=is_visible,
             is_length_known=world.typical_tokens is not None,
+            engine=None if world.is_served else world.engine,
         ) as bar,
         BackgroundWriter(writer) as background,
     ):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tsi.decoding.truncation import Truncation
 from tsi.engine.engine_run import collect
-from tsi.engine.meters.report import Progress, Report
+from tsi.engine.meters.report import Progress, Report, Totals
 from tsi.explorer import Explorer
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids
@@ -20,9 +20,11 @@ class BaseEngine(abc.ABC):
 
     Attributes:
         report: of the last run; None before the first.
+        totals: counts of all calls of `run`.
     """
 
     report: Report | None = None
+    totals: Totals = Totals()
 
     @abc.abstractmethod
     def encode_problem(self, problem: Problem) -> list[int]:
@@ -106,4 +108,8 @@ class BaseEngine(abc.ABC):
             progress=progress,
             exact=exact,
         )
-        return collect(stream, problems, began)
+        try:
+            return collect(stream, problems, began)
+        finally:
+            if self.report is not None:
+                self.totals = self.totals.plus(self.report)

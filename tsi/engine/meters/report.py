@@ -25,6 +25,23 @@ class CacheBytes(NamedTuple):
         return self.shared + self.private
 
 
+class Totals(NamedTuple):
+    """Counts of all runs of an engine so far; fields as in :class:`Report`."""
+
+    useful: int = 0
+    computed: int = 0
+    programs: int = 0
+    compile_seconds: float = 0.0
+
+    def plus(self, run: "Totals | Report") -> "Totals":
+        """With the counts of another run."""
+        return Totals(*(getattr(self, x) + getattr(run, x) for x in self._fields))
+
+    def minus(self, earlier: "Totals") -> "Totals":
+        """Without the counts of earlier runs."""
+        return Totals(*(a - b for a, b in zip(self, earlier, strict=True)))
+
+
 class Report(NamedTuple):
     """Measurements of one run of the engine.
 
