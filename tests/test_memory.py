@@ -291,4 +291,4 @@ def test_a_store_that_cannot_hold_one_problem_is_refused():
     )
     with pytest.raises(ConfigurationError, match="max_stored is 10"):
         small.check_fits(samplers.mcts(), 16)
-    small.check_fits(samplers.mcts(2), 2)
+    small.check_fits(samplers.mcts(), 1)

@@ -45,7 +45,8 @@ def check_temperatures(policy: Any, proposal: Any = None) -> None:
             continue
         number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
         # Temperatures are float32 numbers on the device.
-        single = np.float32(min(value, 1e39)) if number else np.float32(0)
+        with np.errstate(over="ignore"):
+            single = np.float32(value) if number else np.float32(0)
         is_lost = bool(single == 0) and number and value > 0
         if not number or not value >= 0.0 or not np.isfinite(single) or is_lost:
             raise ConfigurationError(

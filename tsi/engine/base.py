@@ -95,7 +95,7 @@ class BaseEngine(abc.ABC):
             ProblemError: as `stream` does; it has the results of the other problems.
             Stopped: after a signal; it has the results of problems that had ended.
         """
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self.report
         stream = self.stream(
             sampler,
             key,
@@ -111,5 +111,5 @@ class BaseEngine(abc.ABC):
         try:
             return collect(stream, problems, began)
         finally:
-            if self.report is not None:
+            if self.report is not None and self.report is not before:
                 self.totals = self.totals.plus(self.report)
