@@ -89,11 +89,11 @@ class Endurance:
             fewer = half_of(self.sizes)
             if self.sizes.slots == self.sizes.problems == 1:
                 # The others may need less memory.
-                error = OutOfMemoryError(
+                lack = OutOfMemoryError(
                     "Memory ran out with one problem and one slot at once "
                     f"({failure}). Lower N, max_tokens or the models' size."
                 )
-                yield FailedProblem(self._left.pop(0), error)
+                yield FailedProblem(self._left.pop(0), lack)
                 continue
             warnings.warn(
                 f"Memory ran out with {self.sizes.slots} slots and "

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from tsi.errors import ConfigurationError
 from tsi.models.decoder_config import DecoderConfig
 from tsi.numeric_arguments import check_numbers
 from tsi.rewards.reward import Models, Reading, State, Stateless, Step

@@ -35,11 +35,21 @@ class Totals(NamedTuple):
 
     def plus(self, run: "Totals | Report") -> "Totals":
         """With the counts of another run."""
-        return Totals(*(getattr(self, x) + getattr(run, x) for x in self._fields))
+        return Totals(
+            self.useful + run.useful,
+            self.computed + run.computed,
+            self.programs + run.programs,
+            self.compile_seconds + run.compile_seconds,
+        )
 
     def minus(self, earlier: "Totals") -> "Totals":
         """Without the counts of earlier runs."""
-        return Totals(*(a - b for a, b in zip(self, earlier, strict=True)))
+        return Totals(
+            self.useful - earlier.useful,
+            self.computed - earlier.computed,
+            self.programs - earlier.programs,
+            self.compile_seconds - earlier.compile_seconds,
+        )
 
 
 class Report(NamedTuple):
