@@ -3,7 +3,7 @@
 0: done. 1: a check failed. 2: refused by tsi, or the system could not open, read or
 write a file. 75 (EX_TEMPFAIL): stopped by SIGTERM, or another process of the run was
 lost; a scheduler may run the same command again, and the message says whether it
-resumes (`resumable`) or starts again. 130: stopped by Ctrl-C. 141: the program
+resumes (`exit_resumably`) or starts again. 130: stopped by Ctrl-C. 141: the program
 that reads the output has stopped reading, as in ``tsi paper | head -1``; tsi prints no
 message then. Any other error is a bug in tsi and shows its traceback.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from tsi import errors
 from tsi.errors import LostProcessError, Stopped, TsiError
 from tsi.models.files import describe_error, system_error
-from tsi.termination import terminable
+from tsi.termination import raise_on_sigterm
 
 REFUSED, STOPPED = 2, 128 + signal.SIGINT
 REQUEUE = os.EX_TEMPFAIL
@@ -40,7 +40,7 @@ def exit_code(command: Callable[[], Any]) -> int:
     """
     _escape_unencodable()
     try:
-        with terminable(), _plain_warnings():
+        with raise_on_sigterm(), _plain_warnings():
             code = _run_and_flush(command)
     except BrokenPipeError:
         _discard(sys.stdout)
@@ -65,7 +65,7 @@ def exit_code(command: Callable[[], Any]) -> int:
 
 
 @contextlib.contextmanager
-def resumable() -> Iterator[None]:
+def exit_resumably() -> Iterator[None]:
     """A block that can be resumed: a second run does only what is missing."""
     try:
         yield

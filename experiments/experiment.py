@@ -86,7 +86,7 @@ def read_experiments(path: Path) -> list[Experiment]:
     """
     try:
         check_regular(path)
-        found = runpy.run_path(str(path)).get("EXPERIMENTS")
+        experiments = runpy.run_path(str(path)).get("EXPERIMENTS")
     except OSError as error:
         raise ConfigurationError(describe_error(error, path)) from error
     except TsiError:
@@ -95,13 +95,15 @@ def read_experiments(path: Path) -> list[Experiment]:
         raise ConfigurationError(
             f"{path} could not be run: {type(error).__name__}: {error}."
         ) from error
-    is_sequence = isinstance(found, Sequence) and not isinstance(found, str)
-    if not is_sequence or not all(isinstance(x, Experiment) for x in found or [None]):
+    is_sequence = isinstance(experiments, Sequence) and not isinstance(experiments, str)
+    if not is_sequence or not all(
+        isinstance(x, Experiment) for x in experiments or [None]
+    ):
         raise ConfigurationError(
             f"{path} does not define EXPERIMENTS, a list of "
             "tsi.experiments.Experiment; see `tsi run --help`."
         )
-    return check_experiments(list(found or []))
+    return check_experiments(list(experiments or []))
 
 
 def check_experiments(experiments: Sequence[Experiment]) -> list[Experiment]:
@@ -225,7 +227,7 @@ def run_experiments(
     dry: DryRun = DryRun(),  # noqa: B008
     progress: bool = True,
     record: Path | None = None,
-    summarize: Summary | None = None,
+    summarise: Summary | None = None,
     draw: Drawing | None = None,
 ) -> int:
     """Run experiments one after the other, and compare them.
@@ -237,7 +239,7 @@ def run_experiments(
         dry: estimate the costs and run nothing.
         progress: show progress bars.
         record: a file to copy into the folder.
-        summarize: a text on the curves of all experiments, which follows the
+        summarise: a text on the curves of all experiments, which follows the
             comparison.
         draw: figures of all experiments together.
 
@@ -255,7 +257,7 @@ def run_experiments(
     code = 0
     for experiment in experiments:
         print(f"\n== {experiment.name}\n")
-        ended = scale(
+        exit_code = scale(
             experiment.problems,
             experiment.models,
             methods=experiment.methods,
@@ -267,12 +269,12 @@ def run_experiments(
             progress=progress,
         )
         # One that is refused does not keep the others from being run.
-        code = code or ended
+        code = code or exit_code
     if not dry.dry_run:
         curves = read_curves(experiments, folder)
         parts = [comparison_table(curves)]
-        if summarize is not None:
-            parts.append(summarize(curves))
+        if summarise is not None:
+            parts.append(summarise(curves))
         text = "\n\n".join(parts)
         write_text(folder / TABLE, f"{text}\n")
         paths = [folder / TABLE, *(draw(curves, folder) if draw is not None else [])]

@@ -44,7 +44,7 @@ def find_function(name: str, purpose: str, example: str) -> Callable[..., Any]:
     if "" not in sys.path and folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        found = importlib.import_module(module_name)
+        function = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigurationError(
@@ -58,14 +58,14 @@ def find_function(name: str, purpose: str, example: str) -> Callable[..., Any]:
         # Includes SystemExit, and panics of Rust extensions.
         raise _import_error(module_name, error) from error
     try:
-        found = operator.attrgetter(path)(found)
+        function = operator.attrgetter(path)(function)
     except Exception as error:
         raise ConfigurationError(f"{module_name} has no {path!r}; {write}.") from error
-    if not callable(found):
+    if not callable(function):
         raise ConfigurationError(
-            f"{name!r} is {describe_kind(found)}, not {purpose}; {write}."
+            f"{name!r} is {describe_kind(function)}, not {purpose}; {write}."
         )
-    return found
+    return function
 
 
 def describe_kind(value: Any) -> str:

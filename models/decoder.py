@@ -265,14 +265,14 @@ class Trunk(nnx.Module):
                     context, stacked, has_arrays, strict=True
                 )
             )
-            chosen = without_window
+            tables = without_window
             if windows is not None:
-                chosen = jax.tree.map(
+                tables = jax.tree.map(
                     lambda a, b: jnp.where(has_window, a, b),
                     window_geometry,
                     full_geometry,
                 )
-            return block(x, chosen, cached)
+            return block(x, tables, cached)
 
         x = self.embed(tokens)
         if config.embedding_scale != 1.0:

@@ -83,14 +83,14 @@ class DecoderConfig:
         if self.sliding_window is None:
             return total
 
-        def positive(x: Any) -> Any:
+        def relu(x: Any) -> Any:
             return (x + abs(x)) / 2
 
         # The positions outside the window increase by one per token: from ``first`` on,
         # or from zero.
         first = begin + 1 - self.sliding_window.size
-        beyond = positive(count - positive(-first))
-        hidden = beyond * (positive(first) + positive(first + count - 1)) / 2
+        num_outside = relu(count - relu(-first))
+        hidden = num_outside * (relu(first) + relu(first + count - 1)) / 2
         return total - hidden * sum(self.sliding_window.layers) / self.num_layers
 
     @property
@@ -116,8 +116,8 @@ class DecoderConfig:
         block = self.width * (attention + 3 * self.hidden)
         attended = self.num_layers * context
         if self.sliding_window is not None:
-            beyond = max(context - self.sliding_window.size, 0.0)
-            attended -= sum(self.sliding_window.layers) * beyond
+            num_outside = max(context - self.sliding_window.size, 0.0)
+            attended -= sum(self.sliding_window.layers) * num_outside
         scores = 2 * self.num_heads * self.head_width * attended
         logits = self.width * self.vocab_size if head else 0
         return 2.0 * (self.num_layers * block + scores + logits)

@@ -224,15 +224,15 @@ def _scratch_folder(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]
         ) as scratch:
             yield Path(scratch), place
     except Exception as error:
-        found = system_error(error)
-        if found is None:
+        cause = system_error(error)
+        if cause is None:
             raise
-        name = found.filename
+        name = cause.filename
         if name is None or _SCRATCH in os.fsdecode(name):
-            found = OSError(found.errno, _line(found), str(place))
-        if found is error:
+            cause = OSError(cause.errno, _line(cause), str(place))
+        if cause is error:
             raise
-        raise found from error
+        raise cause from error
 
 
 def _line(error: BaseException) -> str:

@@ -107,16 +107,16 @@ class ValueHead(nnx.Module):
 
 
 def token_log_odds(
-    model: LanguageModel, hidden: Float[Array, "*b D"], good: int, bad: int
+    model: LanguageModel, hidden: Float[Array, "*b D"], good_id: int, bad_id: int
 ) -> Float[Array, "*b"]:
     """log p(good) − log p(bad) of the next token; only these two logits are computed.
 
     Args:
         model: a language model, whose head is used.
         hidden: states of its trunk.
-        good, bad: token ids.
+        good_id, bad_id: token ids.
     """
-    ids = jnp.asarray([good, bad])
+    ids = jnp.asarray([good_id, bad_id])
     head = model.head
     if head is None:
         logits = product_in_float32(hidden, model.trunk.embed(ids).T)

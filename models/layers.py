@@ -237,12 +237,16 @@ def attend_part(
         preferred_element_type=jnp.float32,
     )
 
-    def by_row(x: Array) -> Array:
+    def arrange_by_row(x: Array) -> Array:
         x = jnp.moveaxis(x, 1, 3)
         x = x.reshape(rows, *x.shape[2:])
         return x if routes is None else x[routes.places]
 
-    return Partial(by_row(peak), by_row(jnp.sum(weights, -1)), by_row(mixed))
+    return Partial(
+        arrange_by_row(peak),
+        arrange_by_row(jnp.sum(weights, -1)),
+        arrange_by_row(mixed),
+    )
 
 
 def merge(parts: Sequence[Partial]) -> Partial:
@@ -304,7 +308,7 @@ def attend_in_blocks(
     return jax.lax.fori_loop(0, -(-size // block), read, empty)
 
 
-def attend_cached(
+def attend_to_cache(
     queries: Float[Array, "R Q K G h"], cached: Any, view: View, softcap: float | None
 ) -> Partial:
     """`attend_part` on one layer of a segment: its keys and values, or `ByLayer`."""
@@ -377,10 +381,10 @@ def attend(
     causal = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, :]
     if window is not None:
         causal &= positions[:, :, None] - positions[:, None, :] < window
-    own = View(causal[:, None, None, :, None, :])
+    own_view = View(causal[:, None, None, :, None, :])
     parts = [
-        attend_part(grouped, keys, values, own, softcap),
-        *(attend_cached(grouped, cached, view, softcap) for cached, view in context),
+        attend_part(grouped, keys, values, own_view, softcap),
+        *(attend_to_cache(grouped, cached, view, softcap) for cached, view in context),
     ]
     _, total, mixed = merge(parts)
     return (mixed / total[..., None]).astype(queries.dtype).reshape(queries.shape)

@@ -48,8 +48,8 @@ def read_prompts(
     if length <= max_chunk:
         return trunk(tokens, positions_of(tokens), mask)[1]
     chunk = chunk_size(length, max_chunk)
-    beyond = -length % chunk
-    tokens, mask = (jnp.pad(x, ((0, 0), (0, beyond))) for x in (tokens, mask))
+    num_padded = -length % chunk
+    tokens, mask = (jnp.pad(x, ((0, 0), (0, num_padded))) for x in (tokens, mask))
     places = positions_of(tokens).astype(jnp.int32)
 
     def piece(x: Array, start: Array) -> Array:

@@ -121,11 +121,11 @@ def record_rewards(
 
     def climb(carry: tuple) -> tuple:
         nodes, continued, subtree = carry
-        above = tree.parent[nodes]
-        has_parent = above >= 0
-        continued = observe(continued, above, rewards, has_parent)
+        parent = tree.parent[nodes]
+        has_parent = parent >= 0
+        continued = observe(continued, parent, rewards, has_parent)
         subtree = observe(subtree, nodes, rewards, has_parent)
-        return jnp.where(has_parent, above, 0), continued, subtree
+        return jnp.where(has_parent, parent, 0), continued, subtree
 
     _, continued, subtree = jax.lax.while_loop(
         lambda carry: jnp.any(carry[0] > 0), climb, (parents, continued, subtree)
@@ -172,13 +172,13 @@ def ab_mcts(
 
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> ABMCTSState:
-        rows, stored, turns = plan(num_particles, max_steps)
-        empty = empty_observations((stored,))
+        rows, num_stored, turns = plan(num_particles, max_steps)
+        empty = empty_observations((num_stored,))
         return ABMCTSState(
             done=jnp.zeros((), bool),
             **empty_solutions(num_particles)._asdict(),
             log_evidence=jnp.zeros((), weight_dtype()),
-            tree=new_tree(stored),
+            tree=new_tree(num_stored),
             evidence=Evidence(empty, empty, empty),
             nodes=jnp.zeros(rows, jnp.int32),
             parents=jnp.zeros(rows, jnp.int32),

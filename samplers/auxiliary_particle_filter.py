@@ -133,13 +133,13 @@ def auxiliary_particle_filter(
     ) -> tuple[AuxiliaryState, Request]:
         population, size = state.population, state.members.shape[0]
         log_w, log_v = population.log_weights, state.log_priority
-        due = ~state.is_trial & (population.t > 0)
-        due = due & ~all_dead(log_w) & ~population.recovering[0]
-        drawn = resampling(key, log_v, size)
-        ratio = jnp.where(log_v > -jnp.inf, log_w - log_v, -jnp.inf)[drawn]
-        ancestors = jnp.where(due, drawn, state.members)
-        log_weights = jnp.where(due, log_mean_exp(log_v) + ratio, log_w)
-        fork = fork_population(population, ancestors, log_weights, due[None])
+        is_resampling = ~state.is_trial & (population.t > 0)
+        is_resampling = is_resampling & ~all_dead(log_w) & ~population.recovering[0]
+        indices = resampling(key, log_v, size)
+        ratio = jnp.where(log_v > -jnp.inf, log_w - log_v, -jnp.inf)[indices]
+        ancestors = jnp.where(is_resampling, indices, state.members)
+        log_weights = jnp.where(is_resampling, log_mean_exp(log_v) + ratio, log_w)
+        fork = fork_population(population, ancestors, log_weights, is_resampling[None])
         request = Request(
             parents=ancestors,
             slots=jnp.where(state.is_trial, size, state.members),
@@ -170,12 +170,12 @@ def auxiliary_particle_filter(
         # If no trial has weight, the priority is the weight.
         log_v = jnp.where(after.recovering[0], log_w, log_v)
         population = _select_population(state.is_trial, before, after)
-        resting = population.finished | (population.log_weights == -jnp.inf)
+        takes_no_step = population.finished | (population.log_weights == -jnp.inf)
         new_state = state._replace(
             population=population,
             log_priority=log_v,
             is_trial=~state.is_trial,
-            done=jnp.all(resting),
+            done=jnp.all(takes_no_step),
         )
         zero = jnp.zeros((), jnp.int32)
         size = state.members.shape[0]

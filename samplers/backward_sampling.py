@@ -188,7 +188,7 @@ def backward_gibbs(
         t, conditional = state.sweep.smc.t, state.iteration > 0
         forked = csmc.fork(key, state.sweep, potential, conditional)
         first = (rows(state) == 0) & conditional
-        forward = Request(
+        forward_request = Request(
             parents=jnp.where(
                 first, state.place, generation_slots(state, t)[forked.smc.ancestors]
             ),
@@ -199,15 +199,15 @@ def backward_gibbs(
             depths=jnp.where(first, t + 1, t),
             sources=jnp.full_like(state.parents, -1),
         )
-        keep = Request(
+        keep_request = Request(
             parents=generation_slots(state, t),
             slots=member_slots(state),
             extend=jnp.zeros_like(first),
             depths=jnp.full_like(state.parents, NO_CUT),
-            sources=forward.sources,
+            sources=forward_request.sources,
         )
         is_first_step = state.pasts.step == state.level
-        backward = Request(
+        backward_request = Request(
             parents=jnp.where(
                 is_first_step,
                 generation_slots(state, state.level),
@@ -215,11 +215,11 @@ def backward_gibbs(
             ),
             slots=scratch_slots(state),
             extend=state.pasts.possible,
-            depths=keep.depths,
+            depths=keep_request.depths,
             sources=jnp.broadcast_to(state.place, first.shape),
         )
-        request = _select(state.phase == KEEP, keep, backward)
-        request = _select(state.phase == FORWARD, forward, request)
+        request = _select(state.phase == KEEP, keep_request, backward_request)
+        request = _select(state.phase == FORWARD, forward_request, request)
         sweep = _select(state.phase == FORWARD, forked, state.sweep)
         parents, slots = request.parents, request.slots
         return state._replace(sweep=sweep, parents=parents, slots=slots), request
@@ -229,14 +229,14 @@ def backward_gibbs(
         key: Key[Array, ""], state: BackwardState, reply: Reply
     ) -> tuple[BackwardState, ExplorerInfo]:
         key_forward, key_backward = jax.random.split(key)
-        forward, info = _step_forward(key_forward, state, reply)
-        backward = _step_backward(key_backward, state, reply)
+        forward_state, info = _step_forward(key_forward, state, reply)
+        backward_state = _step_backward(key_backward, state, reply)
         level = state.reference.length - 1
-        keep = _finish_sweep(
+        keep_state = _finish_sweep(
             _offer_pasts(state._replace(phase=jnp.full_like(level, 2)), level)
         )
-        new_state = _select(state.phase == KEEP, keep, backward)
-        new_state = _select(state.phase == FORWARD, forward, new_state)
+        new_state = _select(state.phase == KEEP, keep_state, backward_state)
+        new_state = _select(state.phase == FORWARD, forward_state, new_state)
         steps, repeats = state.phase == FORWARD, state.phase == BACKWARD
         num_invalid = jnp.where(repeats, count_invalid(reply, state.pasts.possible), 0)
         return new_state, ExplorerInfo(
@@ -261,18 +261,18 @@ def backward_gibbs(
             Generations(sweep.records, smc.finished, smc.log_weights),
         )
         state = state._replace(sweep=sweep, generations=generations)
-        chosen = csmc.draw(key, smc.log_weights)
+        index = csmc.draw(key, smc.log_weights)
         evidence = jnp.where(state.iteration == 0, smc.log_evidence, state.log_evidence)
-        ended = state._replace(
+        ended_state = state._replace(
             log_weights=state.log_weights.at[slots].set(smc.log_weights),
             log_potentials=state.log_potentials.at[slots].set(smc.log_potentials),
             finished=state.finished.at[slots].set(smc.finished),
             log_evidence=evidence,
             phase=jnp.full_like(state.phase, KEEP),
-            reference=_index(sweep.records, chosen),
-            place=slots[chosen],
+            reference=_index(sweep.records, index),
+            place=slots[index],
         )
-        return _select(jnp.all(smc.finished), ended, state), info
+        return _select(jnp.all(smc.finished), ended_state, state), info
 
     def _offer_pasts(state: BackwardState, level: Int[Array, ""]) -> BackwardState:
         """Take the candidates for a past from the generation of `level` steps."""
@@ -291,10 +291,10 @@ def backward_gibbs(
         log_w = log_past_weights(
             state.pasts, offer.records, offer.log_weights, state.level, score
         )
-        chosen = csmc.draw(key, log_w)
+        index = csmc.draw(key, log_w)
         joined = state._replace(
-            reference=_index(state.pasts.joined, chosen),
-            place=scratch_slots(state)[chosen],
+            reference=_index(state.pasts.joined, index),
+            place=scratch_slots(state)[index],
             bank=1 - state.bank,
         )
         # A reference of density zero keeps its past.

@@ -72,8 +72,8 @@ def conditional_multinomial(
     key: Key[Array, ""], log_weights: Float[Array, "n"], conditional: Bool[Array, ""]
 ) -> Int[Array, "n"]:
     """Independent ancestors for all particles but particle 0."""
-    drawn = multinomial(key, log_weights, log_weights.shape[0])
-    return jnp.where(_is_first(drawn) & conditional, 0, drawn)
+    indices = multinomial(key, log_weights, log_weights.shape[0])
+    return jnp.where(_is_first(indices) & conditional, 0, indices)
 
 
 def conditional_systematic(
@@ -94,10 +94,12 @@ def conditional_systematic(
     interval = jnp.where(conditional, jnp.maximum(units[0], 1), total)
     start = scale_bits(jax.random.bits(key_unit, (), jnp.uint32), interval)
     offset = scale_bits(jax.random.bits(key_offset, (), jnp.uint32), jnp.uint32(size))
-    around = start + grid(total, jnp.broadcast_to(offset, size), size)
-    drawn = find_interval(cdf, jnp.where(around >= total, around - total, around))
-    drawn = stay_if_dead(log_weights, drawn)
-    return jnp.where(_is_first(drawn) & conditional, 0, drawn)
+    shifted_grid = start + grid(total, jnp.broadcast_to(offset, size), size)
+    indices = find_interval(
+        cdf, jnp.where(shifted_grid >= total, shifted_grid - total, shifted_grid)
+    )
+    indices = stay_if_dead(log_weights, indices)
+    return jnp.where(_is_first(indices) & conditional, 0, indices)
 
 
 def _is_first(rows: Array) -> Bool[Array, "n"]:
@@ -120,8 +122,8 @@ def _sampler(
     lineage: Int[Array, ""] | int,
 ) -> Sampler:
     def resampling(key: Array, log_weights: Array, num_samples: int) -> Array:
-        drawn = scheme(key, log_weights, conditional)
-        return jnp.where(_is_first(drawn) & conditional, lineage, drawn)
+        indices = scheme(key, log_weights, conditional)
+        return jnp.where(_is_first(indices) & conditional, lineage, indices)
 
     return smc(resampling=resampling, schedule=schedule, potential=potential)
 
@@ -150,10 +152,10 @@ def fork(
     sampler = _sampler(potential, schedule, scheme, conditional, lineage)
     state, ancestors = sampler.ask(key, sweep.smc)
     # A reference of density zero remains its own ancestor, with weight zero.
-    dead = sweep.smc.log_weights[ancestors] == -jnp.inf
+    is_dead = sweep.smc.log_weights[ancestors] == -jnp.inf
     state = state._replace(
-        log_weights=jnp.where(dead, -jnp.inf, state.log_weights),
-        log_base=jnp.where(dead, -jnp.inf, state.log_base),
+        log_weights=jnp.where(is_dead, -jnp.inf, state.log_weights),
+        log_base=jnp.where(is_dead, -jnp.inf, state.log_base),
     )
     return Sweep(state, jax.tree.map(lambda leaf: leaf[ancestors], sweep.records))
 
@@ -165,7 +167,7 @@ def weigh(
     conditional: Bool[Array, ""],
     reference: PathRecord,
     *,
-    ahead: bool = False,
+    one_reward_ahead: bool = False,
 ) -> tuple[Sweep, SMCInfo]:
     """Weigh the particles after a step; also returns the diagnostics of SMC.
 
@@ -175,8 +177,8 @@ def weigh(
         potential: the potential that weighs the particles.
         conditional: whether particle 0 is a reference.
         reference: the numbers of the reference's complete path.
-        ahead: weigh the reference by its reward after the next step, as the released
-            code of arXiv 2502.01618 does; its record keeps the true rewards.
+        one_reward_ahead: weigh the reference by its reward after the next step, as the
+            released code of arXiv 2502.01618 does; its record keeps the true rewards.
     """
     step = jnp.minimum(sweep.smc.t, reference.log_potentials.shape[-1] - 1)
     recorded = Reply(
@@ -192,10 +194,10 @@ def weigh(
     records = extend_record(sweep.records, full_reply, ~sweep.smc.finished)
     sampler = smc(schedule=every_step, potential=potential)
     log_potentials = full_reply.log_potentials
-    if ahead:
-        following = jnp.minimum(step + 1, jnp.maximum(reference.length - 1, 0))
+    if one_reward_ahead:
+        next_step = jnp.minimum(step + 1, jnp.maximum(reference.length - 1, 0))
         log_potentials = jnp.where(
-            is_reference, reference.log_potentials[following], log_potentials
+            is_reference, reference.log_potentials[next_step], log_potentials
         )
     state, info = sampler.tell(
         jax.random.key(0),

@@ -79,12 +79,14 @@ def exact_path_smc(potential: Potential) -> Explorer:
     def ask(key: Key[Array, ""], state: PathState) -> tuple[PathState, Request]:
         population, places = state.population, state.members
         log_w = population.log_weights
-        due = (population.t > 0) & ~all_dead(log_w) & ~population.recovering[0]
-        drawn = conditional_multinomial(key, log_w, jnp.ones((), bool))
-        ancestors = jnp.where(due, drawn, places)
+        is_resampling = (
+            (population.t > 0) & ~all_dead(log_w) & ~population.recovering[0]
+        )
+        indices = conditional_multinomial(key, log_w, jnp.ones((), bool))
+        ancestors = jnp.where(is_resampling, indices, places)
         equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
-        log_weights = jnp.where(due, equal, log_w)
-        fork = fork_population(population, ancestors, log_weights, due[None])
+        log_weights = jnp.where(is_resampling, equal, log_w)
+        fork = fork_population(population, ancestors, log_weights, is_resampling[None])
         request = Request(
             parents=ancestors,
             slots=places,

@@ -123,14 +123,14 @@ def finished_branch_smc(
     def init(
         key: Key[Array, ""], num_particles: int, max_steps: int
     ) -> FinishedBranchState:
-        stored = num_particles * max_steps
+        num_stored = num_particles * max_steps
         return FinishedBranchState(
             population=new_population(num_particles),
-            log_shares=jnp.full(stored, -jnp.inf),
+            log_shares=jnp.full(num_stored, -jnp.inf),
             reference=CompensatedSum(jnp.zeros(()), jnp.zeros(())),
-            log_potentials=jnp.zeros(stored),
-            finished=jnp.zeros(stored, bool),
-            members=jnp.arange(stored, dtype=jnp.int32),
+            log_potentials=jnp.zeros(num_stored),
+            finished=jnp.zeros(num_stored, bool),
+            members=jnp.arange(num_stored, dtype=jnp.int32),
             done=jnp.zeros((), bool),
         )
 
@@ -140,13 +140,15 @@ def finished_branch_smc(
     ) -> tuple[FinishedBranchState, Request]:
         population = state.population
         log_w, size = population.log_weights, population.log_weights.shape[0]
-        due = schedule(log_w, population.t) & ~all_dead(log_w) & (population.t > 0)
-        drawn = resampling(key, log_w, size)
+        is_resampling = (
+            schedule(log_w, population.t) & ~all_dead(log_w) & (population.t > 0)
+        )
+        indices = resampling(key, log_w, size)
         places = jnp.arange(size, dtype=jnp.int32)
-        ancestors = jnp.where(due, drawn, places)
+        ancestors = jnp.where(is_resampling, indices, places)
         equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
-        log_weights = jnp.where(due, equal, log_w)
-        fork = fork_population(population, ancestors, log_weights, due[None])
+        log_weights = jnp.where(is_resampling, equal, log_w)
+        fork = fork_population(population, ancestors, log_weights, is_resampling[None])
         # Generation t is stored in rows t N to t N + N - 1.
         offset = jnp.maximum(population.t - 1, 0) * size
         extend = log_weights > -jnp.inf
@@ -163,38 +165,42 @@ def finished_branch_smc(
     def tell(
         key: Key[Array, ""], state: FinishedBranchState, reply: Reply
     ) -> tuple[FinishedBranchState, ExplorerInfo]:
-        before = state.population
-        size = before.log_weights.shape[0]
-        after, info = weigh_population(
-            before,
+        old_population = state.population
+        size = old_population.log_weights.shape[0]
+        new_population, info = weigh_population(
+            old_population,
             potential,
             reply.log_potentials,
             reply.log_corrections,
             reply.finished,
         )
-        alive = before.log_weights > -jnp.inf
-        ended = alive & reply.finished
+        has_weight = old_population.log_weights > -jnp.inf
+        has_ended = has_weight & reply.finished
         # Masses are relative to the current evidence, so they do not contain the scale
         # of the potentials. Nor does the change of the evidence once there are masses:
         # it is summed by itself, since a difference of two evidences would have the
         # rounding of that scale. If the population has no evidence, nothing changes.
-        change = after.evidence_sum
+        change = new_population.evidence_sum
         no_evidence = change.value == -jnp.inf
         change = jax.tree.map(lambda part: jnp.where(no_evidence, 0.0, part), change)
         reference = state.reference.add(change.value).add(change.rest)
-        newly_finished = ended & ~no_evidence
+        newly_finished = has_ended & ~no_evidence
         log_shares = jnp.where(
-            newly_finished, after.log_weights - jnp.log(float(size)), -jnp.inf
+            newly_finished, new_population.log_weights - jnp.log(float(size)), -jnp.inf
         )
-        rows = before.t * size + jnp.arange(size)
+        rows = old_population.t * size + jnp.arange(size)
         # Finished rows leave the population; the remaining weights get mean one again.
-        log_remaining = jnp.where(ended | ~alive, -jnp.inf, after.log_weights)
+        log_remaining = jnp.where(
+            has_ended | ~has_weight, -jnp.inf, new_population.log_weights
+        )
         share = log_mean_exp(log_remaining)
         shift = jnp.where(share == -jnp.inf, 0.0, share)
         # Rows that restart after all weight was lost have no mass.
-        lost = (after.log_evidence == -jnp.inf) & jnp.any(state.log_shares > -jnp.inf)
+        lost = (new_population.log_evidence == -jnp.inf) & jnp.any(
+            state.log_shares > -jnp.inf
+        )
         done = (share == -jnp.inf) | lost
-        population = after._replace(
+        population = new_population._replace(
             log_weights=log_remaining - shift,
             log_base=log_remaining - shift,
             log_evidence=jnp.where(no_evidence, -jnp.inf, share),
@@ -206,13 +212,15 @@ def finished_branch_smc(
             population=population,
             log_shares=(state.log_shares - change.value).at[rows].set(log_shares),
             reference=reference,
-            log_potentials=state.log_potentials.at[rows].set(after.log_potentials),
-            finished=state.finished.at[rows].set(ended),
+            log_potentials=state.log_potentials.at[rows].set(
+                new_population.log_potentials
+            ),
+            finished=state.finished.at[rows].set(has_ended),
             done=done,
         )
-        offset = jnp.maximum(before.t - 1, 0) * size
+        offset = jnp.maximum(old_population.t - 1, 0) * size
         turn_info = ExplorerInfo(
-            parents=before.ancestors + offset,
+            parents=old_population.ancestors + offset,
             slots=rows.astype(jnp.int32),
             ess=info.ess,
             num_recoveries=info.num_recoveries,

@@ -47,8 +47,8 @@ def exchange(
     places = jnp.arange(state.log_weights.shape[0], dtype=jnp.int32)
     size = places.shape[0] // num_islands
     sources = (islands[:, None] * size + places[:size]).reshape(-1)
-    alive = state.log_weights[sources] > -jnp.inf
-    sources = jnp.where(alive, sources, places)
+    has_weight = state.log_weights[sources] > -jnp.inf
+    sources = jnp.where(has_weight, sources, places)
 
     means = log_mean_exp(state.log_weights.reshape(num_islands, size))
     change = jnp.repeat(log_mean_exp(means) - means[islands], size)
@@ -59,7 +59,7 @@ def exchange(
     log_potentials, log_scores, finished = copied_fields
 
     def rescale(log_values: Float[Array, "N"]) -> Float[Array, "N"]:
-        return jnp.where(alive, log_values[sources] + change, -jnp.inf)
+        return jnp.where(has_weight, log_values[sources] + change, -jnp.inf)
 
     copied = state._replace(
         log_weights=rescale(state.log_weights),
@@ -112,17 +112,19 @@ def island_exchange(
     @with_typed_key
     def ask(key: Key[Array, ""], state: SMCState) -> tuple[SMCState, Int[Array, "N"]]:
         means = log_mean_exp(state.log_weights.reshape(num_islands, -1))
-        due = is_due(means, state.t)
-        drawn = resampling(jax.random.fold_in(key, num_islands), means, num_islands)
-        exchanged, copied_from = exchange(state, drawn)
+        is_exchanging = is_due(means, state.t)
+        indices = resampling(jax.random.fold_in(key, num_islands), means, num_islands)
+        exchanged, copied_from = exchange(state, indices)
         places = jnp.arange(copied_from.shape[0], dtype=jnp.int32)
         state = jax.tree.map(
-            lambda new, old: jnp.where(due, new, old), exchanged, state
+            lambda new, old: jnp.where(is_exchanging, new, old), exchanged, state
         )
-        asked, ancestors = sampler.ask(key, state._replace(ancestors=places))
-        ancestors = jnp.where(due, copied_from, places)[ancestors]
-        asked = asked._replace(ancestors=ancestors, resampled=asked.resampled | due)
-        return asked, ancestors
+        state_after_ask, ancestors = sampler.ask(key, state._replace(ancestors=places))
+        ancestors = jnp.where(is_exchanging, copied_from, places)[ancestors]
+        state_after_ask = state_after_ask._replace(
+            ancestors=ancestors, resampled=state_after_ask.resampled | is_exchanging
+        )
+        return state_after_ask, ancestors
 
     # The scheme draws islands even if the schedule never resamples particles.
     exact = not isinstance(resampling, Deterministic) or exchange_below == 0.0

@@ -85,8 +85,8 @@ def lookahead_search(
 
     def plan(num_particles: int, max_steps: int) -> Plan:
         effective_width(width, num_particles, "lookahead_search")
-        stored = num_particles if k == 0 else 2 * num_particles
-        return Plan(num_particles, stored, (k + 1) * max_steps)
+        num_stored = num_particles if k == 0 else 2 * num_particles
+        return Plan(num_particles, num_stored, (k + 1) * max_steps)
 
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> LookaheadState:
@@ -115,16 +115,16 @@ def lookahead_search(
     ) -> tuple[LookaheadState, Request]:
         size = state.members.shape[0]
         round_begins = state.ahead == 0
-        kept = allocate(key, state.ranks, size)
+        survivors = allocate(key, state.ranks, size)
         continuation_slots = state.members + size
         parents = jnp.where(state.ahead == 1, state.members, continuation_slots)
-        parents = jnp.where(round_begins, kept, parents)
+        parents = jnp.where(round_begins, survivors, parents)
         slots = jnp.where(round_begins, state.members, continuation_slots)
-        kept = jnp.where(round_begins, kept, state.members)
-        finished = state.finished[kept]
+        survivors = jnp.where(round_begins, survivors, state.members)
+        finished = state.finished[survivors]
         ended = jnp.where(round_begins, finished, state.ended)
         state = state._replace(
-            log_potentials=state.log_potentials[kept],
+            log_potentials=state.log_potentials[survivors],
             finished=finished,
             ended=ended,
             parents=parents,
@@ -147,7 +147,7 @@ def lookahead_search(
         ended = state.ended | (step_mask & reply.finished)
         complete = (state.ahead == k) | jnp.all(ended)
         classes = rank_classes(log_potentials, finished)
-        dead = jnp.where(complete, jnp.all(ranks == -jnp.inf), state.dead)
+        all_weights_zero = jnp.where(complete, jnp.all(ranks == -jnp.inf), state.dead)
         state = state._replace(
             done=jnp.all(finished),
             log_weights=equal_weights(classes == jnp.max(classes)),
@@ -156,13 +156,13 @@ def lookahead_search(
             ahead=jnp.where(complete, 0, state.ahead + 1),
             ranks=ranks,
             ended=ended,
-            dead=dead,
+            dead=all_weights_zero,
         )
         info = ExplorerInfo(
             parents=state.parents,
             slots=state.slots,
             ess=undefined_ess(),
-            num_recoveries=(dead & ~was_dead).astype(jnp.int32),
+            num_recoveries=(all_weights_zero & ~was_dead).astype(jnp.int32),
             num_invalid=count_invalid(reply, step_mask),
         )
         return state, info

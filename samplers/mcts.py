@@ -145,13 +145,13 @@ def mcts(
 
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> MCTSState:
-        rows, stored, turns = plan(num_particles, max_steps)
+        rows, num_stored, turns = plan(num_particles, max_steps)
         zero = jnp.zeros((), jnp.int32)
         return MCTSState(
             done=jnp.zeros((), bool),
             **empty_solutions(num_particles)._asdict(),
             log_evidence=jnp.zeros((), weight_dtype()),
-            tree=new_tree(stored),
+            tree=new_tree(num_stored),
             node=zero,
             parents=jnp.zeros(rows, jnp.int32),
             slots=jnp.zeros(rows, jnp.int32),
@@ -182,10 +182,10 @@ def mcts(
             lambda node: best_child(tree, node),
             state.node,
         )
-        rows, stored = state.parents.shape[0], tree.parent.shape[0]
+        rows, num_stored = state.parents.shape[0], tree.parent.shape[0]
         extend = jnp.full(rows, ~tree.finished[node])
         free_slots = tree.size + jnp.arange(rows, dtype=jnp.int32)
-        slots = jnp.where(extend, free_slots, stored)
+        slots = jnp.where(extend, free_slots, num_stored)
         parents = jnp.full(rows, node)
         state = state._replace(node=node, parents=parents, slots=slots)
         return state, Request(parents, slots, extend)
@@ -204,8 +204,8 @@ def mcts(
         size = state.members.shape[0]
         expansions_left = state.expansions_left - expanded
         turns_left = state.turns_left - 1
-        spent = (expansions_left <= 0) | (turns_left <= 0)
-        done = (tree.num_finished >= size) | spent | tree.is_exhausted
+        budget_is_spent = (expansions_left <= 0) | (turns_left <= 0)
+        done = (tree.num_finished >= size) | budget_is_spent | tree.is_exhausted
         state = state._replace(
             **solutions(tree, size)._asdict(),
             done=done,

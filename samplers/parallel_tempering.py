@@ -106,7 +106,7 @@ def parallel_tempering(
     potential: Potential | None = None,
     variant: str = "corrected",
     num_temperatures: int = 3,
-    hottest: float = 4.0,
+    max_temperature: float = 4.0,
     temperatures: Sequence[float] | None = None,
     num_sweeps: int | None = None,
     particles_per_sweep: int | None = None,
@@ -125,7 +125,7 @@ def parallel_tempering(
         potential: product, telescoping or uniform.
         variant: "corrected" or "printed".
         num_temperatures: C.
-        hottest: the highest temperature; the ladder from 1 to it is geometric.
+        max_temperature: the highest temperature; the ladder from 1 to it is geometric.
         temperatures: the ladder itself, rising from 1, in place of the two above.
         num_sweeps: J, by default 4; at least 2, since one sweep has no move.
         particles_per_sweep: n, in place of J.
@@ -161,7 +161,7 @@ def parallel_tempering(
         select = "argmax" if printed else "posterior"
     overwrites = endless or printed
     if temperatures is None:
-        temperatures = geometric_temperatures(num_temperatures, hottest)
+        temperatures = geometric_temperatures(num_temperatures, max_temperature)
     ladder = check_ladder(temperatures)
     num_chains = len(ladder)
     if num_sweeps is not None and particles_per_sweep is not None:
@@ -332,16 +332,16 @@ def parallel_tempering(
             )
         smc = sweep.smc
         keys = jax.random.split(key_draw, num_chains)
-        chosen = jax.vmap(csmc.draw)(keys, smc.log_weights)
+        indices = jax.vmap(csmc.draw)(keys, smc.log_weights)
         chains = jnp.arange(num_chains)
-        drawn = jax.tree.map(lambda leaf: leaf[chains, chosen], sweep.records)
+        proposals = jax.tree.map(lambda leaf: leaf[chains, indices], sweep.records)
         origins, rates = swap(
             key_swap,
-            log_density(drawn, score),
+            log_density(proposals, score),
             state.log_temperatures,
             state.iteration,
         )
-        reference = jax.tree.map(lambda leaf: leaf[origins], drawn)
+        reference = jax.tree.map(lambda leaf: leaf[origins], proposals)
         fixed_sweeps = state.iteration + 1 - adapt_sweeps
         mean = state.swap_rates + (rates - state.swap_rates) / jnp.maximum(
             fixed_sweeps, 1
@@ -366,7 +366,7 @@ def parallel_tempering(
             sample=summarise(jax.tree.map(lambda leaf: leaf[0], reference), score),
             sweep=start_sweeps(size, reference.log_potentials.shape[-1]),
             reference=reference,
-            place=slots[chains, chosen][origins],
+            place=slots[chains, indices][origins],
             log_temperatures=log_temperatures,
             swap_rates=mean,
         )

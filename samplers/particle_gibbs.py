@@ -233,8 +233,8 @@ def particle_gibbs(
 
     def is_repeating(state: GibbsState) -> Bool[Array, ""]:
         """Whether this turn repeats a step of the reference."""
-        due = (state.iteration > 0) & (state.sweep.smc.t > 0)
-        return ancestor_sampling & due & (state.pasts.step < state.reference.length)
+        is_due = (state.iteration > 0) & (state.sweep.smc.t > 0)
+        return ancestor_sampling & is_due & (state.pasts.step < state.reference.length)
 
     @with_typed_key
     def ask(key: Key[Array, ""], state: GibbsState) -> tuple[GibbsState, Request]:
@@ -261,16 +261,16 @@ def particle_gibbs(
             log_w = log_past_weights(
                 state.pasts, sweep.records, sweep.smc.log_weights, t, score
             )
-            due = conditional & (t > 0)
-            lineage = jnp.where(due, csmc.draw(key_past, log_w), 0)
+            is_due = conditional & (t > 0)
+            lineage = jnp.where(is_due, csmc.draw(key_past, log_w), 0)
             joined = jax.tree.map(lambda leaf: leaf[lineage], state.pasts.joined)
             reference = jax.tree.map(
-                lambda new, old: jnp.where(due, new, old), joined, reference
+                lambda new, old: jnp.where(is_due, new, old), joined, reference
             )
             # If the reference has no steps left, nothing was repeated.
             bank = jnp.where(state.reference.length > t, scratch_slots(state), slots)
             past_slot = jnp.where(lineage > 0, bank[lineage], slots[0])
-            reference_slot = jnp.where(due, past_slot, reference_slot)
+            reference_slot = jnp.where(is_due, past_slot, reference_slot)
             stores_reference = stores_reference | (lineage > 0)
         sweep = csmc.fork(
             key_fork,
@@ -319,7 +319,7 @@ def particle_gibbs(
             potential,
             conditional,
             state.reference,
-            ahead=variant == "released",
+            one_reward_ahead=variant == "released",
         )
         new_state = _finish_sweep(key, state._replace(sweep=sweep))
         turn_ess, recoveries, num_invalid = (
@@ -361,8 +361,8 @@ def particle_gibbs(
                 sweep, potential, conditional, state.reference
             )
         smc, records = sweep
-        chosen = csmc.draw(key, smc.log_weights)
-        reference = jax.tree.map(lambda leaf: leaf[chosen], records)
+        index = csmc.draw(key, smc.log_weights)
+        reference = jax.tree.map(lambda leaf: leaf[index], records)
         slots = sweep_slots(state)
 
         def store(old: Array, new: Array) -> Array:
@@ -381,7 +381,7 @@ def particle_gibbs(
             sample=summarise(reference, score),
             sweep=csmc.start_sweep(size, records.log_potentials.shape[-1]),
             reference=reference,
-            place=slots[chosen],
+            place=slots[index],
         )
         return jax.tree.map(lambda a, b: jnp.where(complete, a, b), next_sweep, state)
 

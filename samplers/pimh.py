@@ -184,9 +184,11 @@ def pimh(
         complete = jnp.all(smc.finished)
         first = state.iteration == 0
         # Accept every move from a system of evidence zero: -inf - -inf is NaN.
-        dead = state.log_accepted.value == -jnp.inf
+        has_no_evidence = state.log_accepted.value == -jnp.inf
         evidence = smc.evidence_sum
-        log_ratio = jnp.where(dead, jnp.inf, evidence.minus(state.log_accepted))
+        log_ratio = jnp.where(
+            has_no_evidence, jnp.inf, evidence.minus(state.log_accepted)
+        )
         accept = log_uniform(key_accept) < log_ratio
 
         # First members of the last iteration, if there was one, and of this iteration.
@@ -197,9 +199,9 @@ def pimh(
             before = jax.lax.dynamic_slice(old, (last_start,), (size,))
             return old.at[places].set(jnp.where(accept, new, before))
 
-        chosen = csmc.draw(key_draw, smc.log_weights)
-        drawn: PathRecord = jax.tree.map(lambda leaf: leaf[chosen], state.sweep.records)
-        sample = summarise(drawn, score)
+        index = csmc.draw(key_draw, smc.log_weights)
+        path: PathRecord = jax.tree.map(lambda leaf: leaf[index], state.sweep.records)
+        sample = summarise(path, score)
         next_system = state._replace(
             done=jnp.asarray(not endless)
             & ((state.iteration + 1) * size >= num_members),
@@ -212,7 +214,7 @@ def pimh(
             sample=jax.tree.map(
                 lambda new, old: jnp.where(accept, new, old), sample, state.sample
             ),
-            place=jnp.where(accept, slots[chosen], state.place),
+            place=jnp.where(accept, slots[index], state.place),
             sweep=csmc.start_sweep(size, state.sweep.records.log_potentials.shape[-1]),
             log_accepted=jax.tree.map(
                 lambda new, old: jnp.where(accept, new, old),

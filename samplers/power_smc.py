@@ -168,13 +168,17 @@ def power_smc(
     def ask(key: Key[Array, ""], state: PowerState) -> tuple[PowerState, Request]:
         population, places = state.population, state.members
         log_w = population.log_weights
-        due = schedule(log_w, population.t) & ~all_dead(log_w) & (population.t > 0)
-        due &= ~population.recovering[0]
-        drawn = resampling(key, log_w, places.shape[0])
-        ancestors = jnp.where(due, drawn, places)
+        is_resampling = (
+            schedule(log_w, population.t) & ~all_dead(log_w) & (population.t > 0)
+        )
+        is_resampling &= ~population.recovering[0]
+        indices = resampling(key, log_w, places.shape[0])
+        ancestors = jnp.where(is_resampling, indices, places)
         equal = jnp.broadcast_to(log_mean_exp(log_w), log_w.shape)
-        log_weights = jnp.where(due, equal, log_w)
-        population = fork_population(population, ancestors, log_weights, due[None])
+        log_weights = jnp.where(is_resampling, equal, log_w)
+        population = fork_population(
+            population, ancestors, log_weights, is_resampling[None]
+        )
         request = Request(ancestors, places, ~population.finished)
         state = state._replace(
             population=population, log_probs=state.log_probs[ancestors]
@@ -185,17 +189,17 @@ def power_smc(
     def tell(
         key: Key[Array, ""], state: PowerState, reply: Reply
     ) -> tuple[PowerState, PowerInfo]:
-        before = state.population
-        live = ~before.finished
-        exponent = ramp(before.t + 1)
-        over = jnp.all(before.finished | reply.finished)
-        exponent = jnp.where(over, jnp.asarray(alpha, exponent.dtype), exponent)
+        old_population = state.population
+        is_live = ~old_population.finished
+        exponent = ramp(old_population.t + 1)
+        all_finished = jnp.all(old_population.finished | reply.finished)
+        exponent = jnp.where(all_finished, jnp.asarray(alpha, exponent.dtype), exponent)
         # p / q is in the corrections, so one power of the step's p is already there.
-        step = jnp.where(live, reply.log_probs.astype(weight_dtype()), 0.0)
+        step = jnp.where(is_live, reply.log_probs.astype(weight_dtype()), 0.0)
         corrections = reply.log_corrections + _log_power(step, exponent - 1.0)
         past = _log_power(state.log_probs, exponent - state.exponent)
         population, info = weigh_population(
-            before._replace(log_base=before.log_base + past),
+            old_population._replace(log_base=old_population.log_base + past),
             potential,
             reply.log_potentials,
             corrections,
@@ -205,10 +209,10 @@ def power_smc(
             population=population,
             log_probs=state.log_probs + step,
             exponent=exponent,
-            done=over,
+            done=all_finished,
         )
         turn_info = PowerInfo(
-            parents=before.ancestors,
+            parents=old_population.ancestors,
             slots=state.members,
             ess=info.ess,
             num_recoveries=info.num_recoveries,

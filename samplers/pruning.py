@@ -103,9 +103,9 @@ def pruning(
         log_weights = russian_roulette(
             key_roulette, state.log_weights, state.finished, epsilon
         )
-        alive = log_weights > -jnp.inf
-        gain = jnp.where(alive, log_weights - state.log_weights, 0.0)
-        log_base = jnp.where(alive, state.log_base + gain, -jnp.inf)
+        has_weight = log_weights > -jnp.inf
+        gain = jnp.where(has_weight, log_weights - state.log_weights, 0.0)
+        log_base = jnp.where(has_weight, state.log_base + gain, -jnp.inf)
         pruned = state._replace(log_weights=log_weights, log_base=log_base)
         return sampler.ask(key_ask, pruned)
 

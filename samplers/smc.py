@@ -121,8 +121,10 @@ def smc(
         log_w = state.log_weights.reshape(islands, -1)
         size = log_w.shape[1]
 
-        due = jax.vmap(schedule, in_axes=(0, None))(log_w, state.t)
-        due = due & ~all_dead(log_w) & ~state.recovering & (state.t > 0)
+        is_resampling = jax.vmap(schedule, in_axes=(0, None))(log_w, state.t)
+        is_resampling = (
+            is_resampling & ~all_dead(log_w) & ~state.recovering & (state.t > 0)
+        )
         keys = key[None] if islands == 1 else jax.random.split(key, islands)
         groups = Group(
             log_w,
@@ -132,12 +134,14 @@ def smc(
         )
         offspring = jax.vmap(rule.draw)(keys, groups)
         places = jnp.arange(size, dtype=jnp.int32)
-        local = jnp.where(due[:, None], offspring.ancestors, places)
-        log_weights = jnp.where(due[:, None], offspring.log_weights, log_w).reshape(-1)
+        local = jnp.where(is_resampling[:, None], offspring.ancestors, places)
+        log_weights = jnp.where(
+            is_resampling[:, None], offspring.log_weights, log_w
+        ).reshape(-1)
 
         starts = jnp.arange(islands, dtype=jnp.int32) * size
         ancestors = (local + starts[:, None]).reshape(-1)
-        state = fork_population(state, ancestors, log_weights, due)
+        state = fork_population(state, ancestors, log_weights, is_resampling)
         return state, ancestors
 
     @with_typed_key

@@ -48,9 +48,9 @@ def expansion(width: int) -> Reproduction:
         size = group.log_weights.shape[0]
         copies = effective_width(width, size, "smc_steering")
         max_kept = size // copies
-        kept, log_weights = optimal_resampling(key, group.log_weights, max_kept)
-        (rows,) = jnp.nonzero(kept, size=max_kept, fill_value=0)
-        num_kept = jnp.maximum(jnp.sum(kept), 1)
+        is_kept, log_weights = optimal_resampling(key, group.log_weights, max_kept)
+        (rows,) = jnp.nonzero(is_kept, size=max_kept, fill_value=0)
+        num_kept = jnp.maximum(jnp.sum(is_kept), 1)
         places = jnp.arange(size)
         ancestors = rows[(places // copies) % num_kept].astype(jnp.int32)
 

@@ -129,14 +129,14 @@ def step_beam_search(
 
     @with_typed_key
     def ask(key: Key[Array, ""], state: StepBeamState) -> tuple[StepBeamState, Request]:
-        size, stored = state.members.shape[0], state.collected.shape[0]
+        size, num_stored = state.members.shape[0], state.collected.shape[0]
         copies = size // state.beams.shape[0]
         step_mask = jnp.repeat(
             jnp.arange(state.beams.shape[0]) < state.num_beams, copies
         )
         parents = jnp.repeat(state.beams, copies)
         free_slots = jnp.argsort(state.collected, stable=True)[:size].astype(jnp.int32)
-        slots = jnp.where(step_mask, free_slots, stored)
+        slots = jnp.where(step_mask, free_slots, num_stored)
         state = state._replace(parents=parents, slots=slots, step_mask=step_mask)
         return state, Request(parents, slots, step_mask)
 

@@ -137,23 +137,23 @@ def suffix_metropolis(
                 f"{-(-max_steps // (rollouts_per_chain - 1))} steps."
             )
         moves = moves_of_stage(num_particles, max_steps) * stages
-        stored = 2 * num_chains if keeps_current_only else num_particles
-        return Plan(num_chains, stored, (moves + 1) * max_steps)
+        num_stored = 2 * num_chains if keeps_current_only else num_particles
+        return Plan(num_chains, num_stored, (moves + 1) * max_steps)
 
     @with_typed_key
     def init(
         key: Key[Array, ""], num_particles: int, max_steps: int
     ) -> MetropolisState:
-        kept = num_chains if keeps_current_only else num_particles
+        num_kept = num_chains if keeps_current_only else num_particles
         chains = jnp.arange(num_chains, dtype=jnp.int32)
         empty = empty_paths((num_chains,), max_steps)
         all_false = jnp.zeros(num_chains, bool)
         return MetropolisState(
             done=jnp.zeros((), bool),
-            members=jnp.arange(kept, dtype=jnp.int32) % num_chains,
-            log_weights=jnp.zeros(kept),
-            log_potentials=jnp.zeros(kept),
-            finished=jnp.zeros(kept, bool),
+            members=jnp.arange(num_kept, dtype=jnp.int32) % num_chains,
+            log_weights=jnp.zeros(num_kept),
+            log_potentials=jnp.zeros(num_kept),
+            finished=jnp.zeros(num_kept, bool),
             log_evidence=jnp.zeros(()),
             iteration=jnp.zeros((), jnp.int32),
             moves=jnp.asarray(moves_of_stage(num_particles, max_steps), jnp.int32),
@@ -183,8 +183,8 @@ def suffix_metropolis(
         chains = jnp.arange(num_chains, dtype=jnp.int32)
         if keeps_current_only:
             # Chains that start from the same rollout share its slot.
-            taken = jnp.zeros(2 * num_chains, bool).at[state.slots].set(True)
-            return jnp.argsort(taken, stable=True)[:num_chains].astype(jnp.int32)
+            is_occupied = jnp.zeros(2 * num_chains, bool).at[state.slots].set(True)
+            return jnp.argsort(is_occupied, stable=True)[:num_chains].astype(jnp.int32)
         return chains + num_chains * (state.iteration + 1)
 
     @with_typed_key
@@ -193,28 +193,28 @@ def suffix_metropolis(
     ) -> tuple[MetropolisState, Request]:
         begins = ~state.growing & jnp.all(state.proposal.length == 0)
         drawn_cut = draw_cut(key, state.limits if printed else state.current.length)
-        beyond = begins & (drawn_cut >= state.current.length)
+        cuts_past_end = begins & (drawn_cut >= state.current.length)
         cut = jnp.where(begins, jnp.minimum(drawn_cut, state.current.length), state.cut)
-        kept = truncate(state.current, cut)
+        prefix = truncate(state.current, cut)
         proposal = jax.tree.map(
-            lambda new, old: jnp.where(begins, new, old), kept, state.proposal
+            lambda new, old: jnp.where(begins, new, old), prefix, state.proposal
         )
         slots = proposal_slots(state)
         parents = jnp.where(state.growing | begins, state.slots, slots)
         # Only the current path is cut, once, where the proposal starts.
         depths = jnp.where(begins, cut, jnp.iinfo(jnp.int32).max)
         at_goal = state.current.length >= goal_lengths(state)
-        resting = jnp.where(state.growing, state.ended | at_goal, state.waiting)
-        resting = jnp.where(begins, beyond | state.stopped, resting)
+        takes_no_step = jnp.where(state.growing, state.ended | at_goal, state.waiting)
+        takes_no_step = jnp.where(begins, cuts_past_end | state.stopped, takes_no_step)
         request = Request(
             parents=parents,
             slots=jnp.where(state.growing, state.slots, slots),
-            extend=~resting,
+            extend=~takes_no_step,
             depths=depths,
         )
-        ending = jnp.where(beyond, state.ended, state.ending)
+        ending = jnp.where(cuts_past_end, state.ended, state.ending)
         state = state._replace(cut=cut, proposal=proposal, ending=ending)
-        return state._replace(waiting=resting), request
+        return state._replace(waiting=takes_no_step), request
 
     @with_typed_key
     def tell(
@@ -226,8 +226,8 @@ def suffix_metropolis(
             lambda a, b: jnp.where(state.growing, a, b), state.current, state.proposal
         )
         rows = extend_record(rows, reply, step_mask)
-        before = jnp.where(state.growing, state.ended, state.ending)
-        new_ended = jnp.where(step_mask, reply.finished, before)
+        had_ended = jnp.where(state.growing, state.ended, state.ending)
+        new_ended = jnp.where(step_mask, reply.finished, had_ended)
         complete = state.waiting | new_ended | (rows.length >= goal_lengths(state))
         all_complete = jnp.all(complete)
 
@@ -320,14 +320,14 @@ def suffix_metropolis(
         all_complete: Bool[Array, ""],
     ) -> MetropolisState:
         """Record a completed state as a sample, and end the stage if it is complete."""
-        kept = new_state.members.shape[0]
+        num_kept = new_state.members.shape[0]
         log_potentials = summarise(new_state.current, score, power).log_potential
         # Fill all later samples as well; later iterations overwrite them.
-        group = jnp.arange(kept) // num_chains
+        group = jnp.arange(num_kept) // num_chains
         is_filled = all_complete & ((group >= new_state.iteration) | keeps_current_only)
 
         def fill(new: Array, old: Array) -> Array:
-            repeats = jnp.tile(new, kept // num_chains)
+            repeats = jnp.tile(new, num_kept // num_chains)
             return jnp.where(is_filled, repeats, old)
 
         new_state = new_state._replace(

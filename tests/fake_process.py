@@ -6,7 +6,7 @@ import sys
 
 from fake_world import fake_world
 
-from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.files.places import join_place, parse_place
 from tsi.experiments.scaling import distributed, process_group
 from tsi.experiments.scaling.distributed import join_processes
@@ -33,7 +33,7 @@ def main(
     group = contextlib.nullcontext(ALONE)
     if count > 1:
         group = join_processes(address, count, index) if address else join_processes()
-    with resumable(), group as group:
+    with exit_resumably(), group as group:
         plan = make_plan(methods, [1, 2, 4], 2)
         world, folder = (
             fake_world(num_problems, sleep, settings, rows=max_rows),

@@ -37,7 +37,7 @@ def test_what_paths_gain_is_read_off_the_path_weight():
         weight = samplers.product(transform).path_log_weight
         assert gain_of_paths(weight, equal) is None
     tempered = samplers.parallel_tempering(
-        num_temperatures=2, num_sweeps=2, hottest=4.0
+        num_temperatures=2, num_sweeps=2, max_temperature=4.0
     )
     assert total_gain(tempered, equal) == pytest.approx(4.0 * (1 + 1 / 4))
 

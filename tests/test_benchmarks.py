@@ -11,7 +11,7 @@ from tsi.experiments.benchmarks import models
 from tsi.experiments.benchmarks.ceilings import Ceilings, measure_ceilings, seconds_of
 from tsi.experiments.benchmarks.loading import (
     measure_load,
-    measure_load_apart,
+    measure_load_in_new_process,
     peak_bytes,
 )
 from tsi.experiments.benchmarks.throughput import Speed, Work, ceiling_fractions
@@ -22,7 +22,7 @@ def alone(monkeypatch, tmp_path):
     """Nothing fetched, no torch, no processes."""
     monkeypatch.setenv("TSI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "has_torch", lambda: False)
-    monkeypatch.setattr(models, "measure_load_apart", measure_load)
+    monkeypatch.setattr(models, "measure_load_in_new_process", measure_load)
     return tmp_path
 
 
@@ -74,7 +74,7 @@ def test_loading_counts_the_weights_in_their_final_type(tmp_path):
 def test_the_peak_is_of_the_process_that_loads_and_not_of_its_parent(tmp_path):
     held = bytearray(b"x" * 2**30)
     assert peak_bytes() > 2**30
-    row = measure_load_apart(saved(tmp_path, small_config()), "float32", "tsi")
+    row = measure_load_in_new_process(saved(tmp_path, small_config()), "float32", "tsi")
     del held
     assert 2**25 < row["base_bytes"] <= row["peak_bytes"] < 2**30
 

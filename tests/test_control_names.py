@@ -18,7 +18,7 @@ CONTROL = names(("<|a|>", {}), ("<|a|>b", {}), ("<|end|>", {"rstrip": True}))
 
 def test_only_control_tokens_have_names():
     assert set(CONTROL.ids) == {"<|a|>", "<|a|>b", "<|end|>"}
-    assert CONTROL.by_id == {id: name for name, id in CONTROL.ids.items()}
+    assert CONTROL.names_by_id == {id: name for name, id in CONTROL.ids.items()}
 
 
 def test_a_text_is_split_at_the_longest_names():

@@ -18,10 +18,10 @@ from tsi.engine.lane import Lane
 from tsi.engine.paging.blocks import BlockTables
 from tsi.engine.paging.pages import (
     Dense,
+    empty_pages,
     layers_of,
     merge,
     moves_of,
-    no_pages,
     page_in,
     page_out,
 )
@@ -140,7 +140,7 @@ def test_blocks_come_back_as_they_went():
     tables.grow(9)
     rows = dense(0, 3, 24)
     copies = tables.extend([0, 1, 2], [0, 0, 0], [24, 9, 16])
-    pages, back = no_pages(rows, 8, 9), jax.tree.map(jnp.zeros_like, dense(1, 4, 32))
+    pages, back = empty_pages(rows, 8, 9), jax.tree.map(jnp.zeros_like, dense(1, 4, 32))
     for moves in moves_of(copies):
         pages = jax.jit(page_out)(pages, rows, moves)
     for moves in moves_of(tables.contents([2, 0, 1])):
@@ -197,7 +197,7 @@ def test_a_common_past_is_loaded_as_it_grows_and_falls_back():
         common.update([members], np.asarray([1]))
         starts = common.starts(members, np.ones_like(members))
         assert starts.min() == length
-        alone = programs.empty(rows, 1, 40)
+        alone = programs.make_zeros(rows, 1, 40)
         own = pool.load(alone, members[:1])
         for ours, theirs in zip(
             jax.tree.leaves(common.cache), jax.tree.leaves(own), strict=True

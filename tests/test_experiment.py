@@ -173,7 +173,7 @@ def test_the_best_temperature_is_chosen_by_validation_accuracy():
         for task in tuned_temperature.TASKS
         for t, chance in chances.items()
     }
-    text = tuned_temperature.summarize(curves)
+    text = tuned_temperature.summarise(curves)
     lines = [line for line in text.splitlines() if line.startswith("| chain_long")]
     assert len(lines) == len(tuned_temperature.METHODS)
     for line in lines:
@@ -181,7 +181,7 @@ def test_the_best_temperature_is_chosen_by_validation_accuracy():
     # Of equal accuracies the higher temperature is chosen.
     for key in curves:
         curves[key] = {m: {16: point([1, 0])} for m in tuned_temperature.METHODS}
-    for line in tuned_temperature.summarize(curves).splitlines():
+    for line in tuned_temperature.summarise(curves).splitlines():
         if line.startswith("| chain_long"):
             assert line.split("|")[-2].strip() == "1"
 
@@ -198,7 +198,7 @@ def test_the_headline_compares_methods_at_their_own_temperatures(tmp_path):
             }
             for method in experiment.methods
         }
-    text = headline.summarize(curves)
+    text = headline.summarise(curves)
     for task, chosen in headline.CHOSEN.items():
         for title in ("its own", "a common"):
             assert f"{task}, each method at {title} temperature T:" in text
@@ -245,7 +245,7 @@ def test_difficulty_is_that_of_other_samples():
         counts[:, 0] = 16 * (chance < 0.5)
         pool = pool._replace(num_right=counts)
         curves[f"{task}-pool"] = {"self_consistency": {16: pool}}
-    text = difficulty.summarize(curves)
+    text = difficulty.summarise(curves)
     lines = [line.split("|") for line in text.splitlines() if "est " in line]
     assert len(lines) == 4
     for name, low, high in (("hardest", 0, 30), ("easiest", 70, 100)):

@@ -314,7 +314,7 @@ def test_a_tokenizer_of_its_own_rules_has_the_ids_that_it_has(tmp_path):
         assert ours.encode(text, allow_special=True) == expected
     untrusted.close()
     assert ours.encode("ab a") == [3, 2, 4]
-    assert ours.normalize("a  b") == "a b"
+    assert ours.normalise("a  b") == "a b"
 
 
 def test_tokenizers_of_released_kinds_encode_here(tmp_path):

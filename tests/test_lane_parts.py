@@ -87,12 +87,12 @@ def test_a_sampler_decides_when_all_steps_of_its_problem_are_read():
     active = population.start_turn(rows, np.array([True, True, True, True]))
     assert active.tolist() == [True, True, False, True]
     population.end_step(np.array([1, 3]), replies([False, False]))
-    assert population.ready.tolist() == [False, True]
+    assert population.is_ready.tolist() == [False, True]
     assert population.depths.tolist() == [0, 1, 0, 1]
     # The rows of a problem that has left are not waited for.
     population.leave(np.array([1]))
     population.end_step(np.array([0, 2]), replies([False, False]))
-    assert population.ready.tolist() == [True, False]
+    assert population.is_ready.tolist() == [True, False]
     assert population.waiting.tolist() == [0, 0]
     assert population.lengths.tolist() == [5, 5, 5, 5]
 

@@ -18,7 +18,7 @@ tempering = importlib.import_module("tsi.samplers.parallel_tempering")
 
 TEMPERED = {
     "tempering": lambda: samplers.parallel_tempering(
-        num_temperatures=2, hottest=3.0, num_sweeps=2
+        num_temperatures=2, max_temperature=3.0, num_sweeps=2
     ),
     "three, telescoping": lambda: samplers.parallel_tempering(
         potential=samplers.telescoping(), temperatures=(1.0, 2.0, 3.5), num_sweeps=2
@@ -62,7 +62,7 @@ def swapped_the_wrong_way(patch):
 def test_wrong_swaps_are_caught(mutate, monkeypatch):
     mutate(monkeypatch)
     explorer = samplers.parallel_tempering(
-        num_temperatures=2, hottest=6.0, particles_per_sweep=2
+        num_temperatures=2, max_temperature=6.0, particles_per_sweep=2
     )
     report = judged(explorer, {"peaked": peaked}, num_particles=24)
     assert "posterior, peaked" in {check.promise for check in report.failures}
@@ -72,7 +72,7 @@ def test_wrong_swaps_are_caught(mutate, monkeypatch):
 def test_the_ladder_is_adapted_until_neighbours_swap_equally_often():
     def rates(**settings):
         explorer = samplers.parallel_tempering(
-            num_temperatures=4, hottest=8.0, particles_per_sweep=3, **settings
+            num_temperatures=4, max_temperature=8.0, particles_per_sweep=3, **settings
         )
         state = Programs(explorer, 480, 100)(peaked(), jax.random.key(0)).state
         return state, np.asarray(state.swap_rates).mean(0)
@@ -99,7 +99,7 @@ def test_endless_tempering_runs_on():
     [
         ({"temperatures": (2.0, 4.0)}, 12, "rise from 1"),
         ({"temperatures": (1.0, 1.0)}, 12, "rise from 1"),
-        ({"hottest": 1.0}, 12, "the hottest above 1"),
+        ({"max_temperature": 1.0}, 12, "the hottest above 1"),
         ({}, 8, "multiple of"),
         ({"num_sweeps": 2, "adapt_sweeps": 2}, 12, "adapt_sweeps must be"),
         ({"num_sweeps": 2, "adapt_sweeps": -1}, 12, "adapt_sweeps must be"),

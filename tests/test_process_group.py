@@ -15,7 +15,7 @@ from tsi.experiments.scaling import process_group
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.process_group import Group
 from tsi.experiments.scaling.scale import run_plan
-from tsi.termination import terminable
+from tsi.termination import raise_on_sigterm
 
 
 class FakeStore:
@@ -246,7 +246,7 @@ def test_one_group_runs_two_plans_in_turn(pair, tmp_path):
 def test_a_signal_to_all_is_no_second_signal_to_the_slower(pair):
     first, second = pair
     stop = StopEvent()
-    with terminable(), defer_interrupts(stop):
+    with raise_on_sigterm(), defer_interrupts(stop):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.is_set()
         second.leave(Stopped(signal.SIGTERM))
@@ -258,7 +258,7 @@ def test_a_signal_to_all_is_no_second_signal_to_the_slower(pair):
 def test_a_process_that_stops_with_another_still_gives_signs_of_life(pair):
     first, second = pair
     stop = StopEvent()
-    with terminable(), defer_interrupts(stop):
+    with raise_on_sigterm(), defer_interrupts(stop):
         second.leave(Stopped(signal.SIGTERM))
         # No `stop.wait`: it may begin just after the signal, and then sleeps on.
         wait_for(stop.is_set)

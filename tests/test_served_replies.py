@@ -11,7 +11,7 @@ from served_faults import DIALECTS
 
 from tsi.errors import ServerError
 from tsi.serving.dialect import Drawing
-from tsi.serving.identify import positive
+from tsi.serving.identify import positive_integer_or_none
 from tsi.serving.llama_cpp import LlamaCpp
 from tsi.serving.reading import log_probability, number, shape_of
 from tsi.serving.sglang import Sglang
@@ -254,9 +254,14 @@ def test_a_number_that_no_float_holds_is_none():
     with pytest.raises(ServerError):
         number(10**400, "x")
     assert log_probability(-(10**400), "x") < -1e299
-    assert positive(10**400) is None
-    assert positive(1.5) is positive(True) is positive("1") is None
-    assert positive(4096) == 4096
+    assert positive_integer_or_none(10**400) is None
+    assert (
+        positive_integer_or_none(1.5)
+        is positive_integer_or_none(True)
+        is positive_integer_or_none("1")
+        is None
+    )
+    assert positive_integer_or_none(4096) == 4096
 
 
 def test_the_shape_of_a_reply_is_short():
@@ -277,7 +282,7 @@ class TestText:
             else:
                 why = reason if piece is None else None
                 events.append({"choices": [{"text": piece, "finish_reason": why}]})
-            if call.enough(events):
+            if call.is_enough(events):
                 break
         (step,) = TextServer().steps(events, [request], drawing)
         text = "".join(map(chr, step.tokens))

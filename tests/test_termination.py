@@ -13,11 +13,11 @@ from test_engine import PROBLEMS, SAMPLER, extract, same, shared_engine
 from tsi.engine.interruption import StopEvent, defer_interrupts, delay_signals
 from tsi.errors import ProblemError, Stopped
 from tsi.experiments import cli
-from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
-from tsi.termination import stop_with_group, terminable
+from tsi.termination import raise_on_sigterm, stop_with_group
 
 KEY = jax.random.key(7)
 
@@ -39,7 +39,7 @@ def test_sigterm_is_a_sentence_and_asks_for_a_requeue(no_handler, capsys):
         terminate()
         time.sleep(60)
 
-    assert exit_code(resumable()(command)) == os.EX_TEMPFAIL == 75
+    assert exit_code(exit_resumably()(command)) == os.EX_TEMPFAIL == 75
     assert capsys.readouterr().err == (
         "tsi: stopped by SIGTERM; what was written is kept, and the same command goes "
         "on from there.\n"
@@ -87,19 +87,19 @@ def test_a_signal_and_the_stop_of_the_group_are_one_request(
     no_handler, signalled_first
 ):
     stop = StopEvent()
-    with terminable(), defer_interrupts(stop):
+    with raise_on_sigterm(), defer_interrupts(stop):
         for ask in (terminate, stop_with_group)[:: 1 if signalled_first else -1]:
             ask()
             assert stop.is_set()
         with pytest.raises(Stopped):
             terminate()
     # It is forgotten when all is over.
-    with terminable(), pytest.raises(Stopped):
+    with raise_on_sigterm(), pytest.raises(Stopped):
         terminate()
 
 
 def test_a_signal_after_the_stop_of_the_group_interrupts_no_farewell(no_handler):
-    with terminable():
+    with raise_on_sigterm():
         with pytest.raises(Stopped):
             stop_with_group()
         terminate()
@@ -117,7 +117,7 @@ def test_a_signal_and_the_stop_of_the_group_cut_no_rows_short(no_handler):
             stop_with_group()
             written.append("all")
 
-    with terminable(), pytest.raises(Stopped):
+    with raise_on_sigterm(), pytest.raises(Stopped):
         write()
     assert written == ["all"]
 
@@ -138,7 +138,7 @@ def test_the_engine_stops_between_two_looks_and_hands_over_what_has_ended(no_han
             # Here, inside of the engine, nothing is raised.
             told.append("went on")
 
-    with terminable(), pytest.raises(Stopped) as caught:
+    with raise_on_sigterm(), pytest.raises(Stopped) as caught:
         runner.run(SAMPLER, KEY, PROBLEMS, 8, extract=extract, progress=press)
     assert caught.value.number == signal.SIGTERM
     assert told.count("went on") == 1
@@ -198,7 +198,7 @@ def test_rows_that_are_being_written_when_a_signal_comes_are_kept(
 
     monkeypatch.setattr(os, "fsync", fsync)
     plan, path = make_plan(["smc"], [4], 1), tmp_path / "rows.jsonl"
-    with terminable(), pytest.raises(Stopped):
+    with raise_on_sigterm(), pytest.raises(Stopped):
         # The engine works on the second batch meanwhile.
         run_plan(plan, fake_world(8, sleep=2.0, rows=16), path, progress=False)
     assert len(read_rows(path)) == 4

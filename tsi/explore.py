@@ -156,7 +156,7 @@ def step_rows(
     return StepResult(after, depths, reply)
 
 
-def extend_stored(
+def extend_stored_prefixes(
     target: Any,
     key: Key[Array, "..."],
     stored: Particles,
@@ -223,7 +223,7 @@ def turn(
     keys: StepKeys = step_keys(key_steps, count)
     state, request = explorer.ask(keys.ask, state)
     limit = step_limit(target, max_steps)
-    stored, depths, result = extend_stored(
+    stored, depths, result = extend_stored_prefixes(
         target, keys.propose, stored, depths, request, params, limit
     )
     state, info = explorer.tell(keys.tell, state, result.reply)

@@ -86,11 +86,11 @@ def check_ids(problems: Sequence[Problem]) -> None:
     places: dict[int | str, list[int]] = {}
     for place, problem in enumerate(problems):
         places.setdefault(plain_id(problem.id), []).append(place)
-    shared = {id: found for id, found in places.items() if len(found) > 1}
+    shared = {id: positions for id, positions in places.items() if len(positions) > 1}
     if shared:
         listed = "; ".join(
-            f"{id!r} at {', '.join(map(str, found))}"
-            for id, found in list(shared.items())[:MAX_NAMED]
+            f"{id!r} at {', '.join(map(str, positions))}"
+            for id, positions in list(shared.items())[:MAX_NAMED]
         )
         more = f"; and {len(shared) - MAX_NAMED} more" * (len(shared) > MAX_NAMED)
         raise ConfigurationError(
@@ -121,11 +121,11 @@ def id_words(ids: Iterable[Any]) -> IdWords:
     Raises:
         ConfigurationError: an id is not valid.
     """
-    plain = [plain_id(id) for id in ids]
-    words = [hash_words(id) if isinstance(id, str) else (id, 0) for id in plain]
+    plain_ids = [plain_id(id) for id in ids]
+    words = [hash_words(id) if isinstance(id, str) else (id, 0) for id in plain_ids]
     return IdWords(
         jnp.asarray(np.asarray(words, np.uint32).reshape(-1, 2)),
-        jnp.asarray([isinstance(id, str) for id in plain], bool),
+        jnp.asarray([isinstance(id, str) for id in plain_ids], bool),
     )
 
 

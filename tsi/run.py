@@ -133,10 +133,10 @@ def run(
 
     def is_unfinished(carry: tuple) -> Array:
         t, state, particles, _ = carry
-        over = target.finished(particles)
+        is_finished = target.finished(particles)
         if sampler.prunes:
-            over |= has_no_weight(state)
-        return (t < limit) & ~jnp.all(over)
+            is_finished |= has_no_weight(state)
+        return (t < limit) & ~jnp.all(is_finished)
 
     def advance(carry: tuple) -> tuple:
         t, state, particles, infos = carry

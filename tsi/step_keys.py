@@ -42,9 +42,9 @@ def typed_key(keys: AnyKey) -> Key[Array, "*batch"]:
         return keys
     words = keys.shape[-1] if is_array and keys.ndim else 0
     if not is_array or keys.dtype != jnp.uint32 or words not in (2, 4):
-        found = f"{keys.dtype}{list(keys.shape)}" if is_array else repr(keys)[:60]
+        description = f"{keys.dtype}{list(keys.shape)}" if is_array else repr(keys)[:60]
         raise ConfigurationError(
-            f"A key must be one of JAX's keys, and it is {found}. Give "
+            f"A key must be one of JAX's keys, and it is {description}. Give "
             "jax.random.key(seed), or an old-style jax.random.PRNGKey(seed)."
         )
     kind = {2: "threefry2x32", 4: "rbg"}[words]

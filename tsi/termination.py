@@ -13,7 +13,7 @@ class Request:
     """The requests to stop this program.
 
     Attributes:
-        signals: number of signals since `terminable` began.
+        signals: number of signals since `raise_on_sigterm` began.
         by_group: whether one of them means that another process of the run is stopping.
     """
 
@@ -60,7 +60,7 @@ def is_stop_requested() -> bool:
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """A context in which SIGTERM raises `Stopped`, as Ctrl-C raises KeyboardInterrupt.
 
     A handler that the user has set is kept. In threads other than the main one, which

@@ -43,8 +43,8 @@ def centre(
         log_values: [N]; -inf is not changed.
         where: the values among which the largest is taken; it is 0 if there are none.
     """
-    finite = jnp.isfinite(log_values) & where
-    largest = jnp.max(jnp.where(finite, log_values, -jnp.inf), axis=-1)
+    is_finite = jnp.isfinite(log_values) & where
+    largest = jnp.max(jnp.where(is_finite, log_values, -jnp.inf), axis=-1)
     pivot = jnp.where(jnp.isfinite(largest), largest, 0.0)
     return log_values - pivot[..., None], pivot
 

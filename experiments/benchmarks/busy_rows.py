@@ -91,9 +91,9 @@ def run(busy: BusyRows) -> dict[str, Any]:
     jax.block_until_ready(draw(policy, context, key, busy))
     seconds = []
     for _ in range(busy.runs):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         jax.block_until_ready(draw(policy, context, key, busy))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start_time)
     seconds_per_loop = min(seconds)
     generated = busy.rows * busy.tokens
     return {

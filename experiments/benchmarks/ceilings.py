@@ -27,9 +27,9 @@ def seconds_of(call: Callable[[], object], repeats: int) -> list[float]:
     call()
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         call()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start_time)
     return times
 
 

@@ -29,7 +29,7 @@ import tyro
 from tsi.errors import TsiError
 from tsi.experiments.benchmarks import busy_rows, filter_run, step_law
 from tsi.experiments.benchmarks.engine_table import table
-from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.worlds.provenance import commit
 from tsi.models.files import check_writable, write_text
@@ -257,7 +257,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-@resumable()
+@exit_resumably()
 def main(
     options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008
     out: Path = Path("docs/results/engine"),

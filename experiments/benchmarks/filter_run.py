@@ -55,7 +55,7 @@ def run(work: Work) -> dict[str, Any]:
         delimiters=(DELIMITER,),
         max_rows=work.max_rows,
     )
-    began, cpu_began = time.perf_counter(), time.process_time()
+    start_time, cpu_start_time = time.perf_counter(), time.process_time()
     results = engine.run(
         particle_filter(),
         jax.random.key(0),
@@ -63,11 +63,11 @@ def run(work: Work) -> dict[str, Any]:
         work.particles,
         extract=extract,
     )
-    seconds, report = time.perf_counter() - began, engine.report
+    seconds, report = time.perf_counter() - start_time, engine.report
     assert report is not None
     return {
         "seconds": seconds,
-        "cpu_seconds": time.process_time() - cpu_began,
+        "cpu_seconds": time.process_time() - cpu_start_time,
         **costs(results),
         "utilisation": report.utilisation,
         "programs": report.programs,

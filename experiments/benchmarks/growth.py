@@ -113,7 +113,7 @@ def run(work: Growth) -> dict[str, Any]:
     engine, problems = engine_of(work), [Problem(0, "", "")]
     seconds = []
     for _ in range(2):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         results = engine.run(
             SAMPLERS[work.sampler](),
             jax.random.key(0),
@@ -121,7 +121,7 @@ def run(work: Growth) -> dict[str, Any]:
             work.particles,
             extract=lambda text: None,
         )
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start_time)
     report = engine.report
     assert report is not None
     return {

@@ -27,7 +27,7 @@ from tsi.experiments.benchmarks.engine import (
     run_process,
 )
 from tsi.experiments.benchmarks.engine_table import format_number
-from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.worlds.provenance import commit
@@ -127,20 +127,20 @@ def table(rows: Sequence[Row]) -> str:
     """A table for each sweep that has rows."""
     parts = []
     for name, title in TITLES.items():
-        own = [row for row in rows if row["sweep"] == name]
-        if own:
-            work = {**own[0]["work"]}
+        rows_of_sweep = [row for row in rows if row["sweep"] == name]
+        if rows_of_sweep:
+            work = {**rows_of_sweep[0]["work"]}
             del work[name]
             if name != "sampler":
                 del work["sampler"]
             settings = ", ".join(
                 f"{key.replace('_', ' ')} {value}" for key, value in work.items()
             )
-            parts += [f"**{title}** ({settings})", sweep_table(name, own)]
+            parts += [f"**{title}** ({settings})", sweep_table(name, rows_of_sweep)]
     return "\n\n".join(parts)
 
 
-@resumable()
+@exit_resumably()
 def main(
     sizes: tyro.conf.OmitArgPrefixes[Sizes] = Sizes(),  # noqa: B008
     out: Path = Path("docs/results/engine"),
@@ -159,26 +159,26 @@ def main(
         AppendOnlyFile(out / "growth.jsonl") as file,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        kept = {row["key"]: row for row in map(json.loads, file.lines())}
+        rows_by_key = {row["key"]: row for row in map(json.loads, file.lines())}
         rows: list[Row] = []
         for sweep, runs in sizes.sweeps().items():
             for work in runs:
                 key = json.dumps([label, sweep, *work])
-                if key not in kept:
+                if key not in rows_by_key:
                     command = [sys.executable, "-m", growth.__name__]
                     command += command_arguments(work._asdict())
                     numbers = run_process(
                         command, "", compilation_environment(Path(scratch))
                     )
-                    kept[key] = {
+                    rows_by_key[key] = {
                         "key": key,
                         "sweep": sweep,
                         "work": work._asdict(),
                         **numbers,
                     }
-                    file.append(json.dumps(kept[key]).encode() + b"\n")
-                    print(json.dumps(kept[key]), flush=True)
-                rows.append(kept[key])
+                    file.append(json.dumps(rows_by_key[key]).encode() + b"\n")
+                    print(json.dumps(rows_by_key[key]), flush=True)
+                rows.append(rows_by_key[key])
                 write_text(out / "growth.md", table(rows) + "\n")
     print(table(rows))
     return 0

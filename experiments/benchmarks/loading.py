@@ -38,10 +38,10 @@ def measure_load(path: Path, dtype: str, by: By) -> dict[str, Any]:
         import torch
         import transformers
 
-        base, began = peak_bytes(), time.perf_counter()
+        base, start_time = peak_bytes(), time.perf_counter()
         make = transformers.AutoModelForCausalLM
         torch_model = make.from_pretrained(path, dtype=getattr(torch, dtype))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         num_bytes = sum(p.numel() * p.element_size() for p in torch_model.parameters())
     else:
         import jax
@@ -50,10 +50,10 @@ def measure_load(path: Path, dtype: str, by: By) -> dict[str, Any]:
         from tsi.models.loading.checkpoint import load
 
         jax.block_until_ready(jax.numpy.zeros(1) + 1)
-        base, began = peak_bytes(), time.perf_counter()
+        base, start_time = peak_bytes(), time.perf_counter()
         model, _ = load(path, dtype=dtype)
         weights = jax.block_until_ready(jax.tree.leaves(nnx.state(model, nnx.Param)))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         num_bytes = sum(leaf.nbytes for leaf in weights)
     return {
         "by": by,
@@ -65,7 +65,7 @@ def measure_load(path: Path, dtype: str, by: By) -> dict[str, Any]:
     }
 
 
-def measure_load_apart(path: Path, dtype: str, by: By) -> dict[str, Any]:
+def measure_load_in_new_process(path: Path, dtype: str, by: By) -> dict[str, Any]:
     """Load a model in a separate process, and return time and memory."""
     module = "tsi.experiments.benchmarks.loading"
     command = [sys.executable, "-m", module, str(path), "--dtype", dtype, "--by", by]

@@ -19,16 +19,16 @@ def table(rows: list[dict[str, Any]]) -> str:
             "Loading in a new process. Base and peak are the process's peak host "
             "memory before and after loading. The bound is 1.1 times the weights plus "
             "1 GiB.",
-            _loading([row for row in rows if row["kind"] == "load"]),
+            _loading_table([row for row in rows if row["kind"] == "load"]),
             "Tokens per second of whole batches, as fractions of the ceilings too: of "
             "arithmetic for reading prompts, and of arithmetic and memory for writing "
             "tokens.",
-            _speed([row for row in rows if row["kind"] == "speed"]),
+            _speed_table([row for row in rows if row["kind"] == "speed"]),
         ]
     )
 
 
-def _loading(rows: list[dict[str, Any]]) -> str:
+def _loading_table(rows: list[dict[str, Any]]) -> str:
     head = ["model", "form", "by", "weights GiB", "s", "s per GiB"]
     lines = [[*head, "base GiB", "peak GiB", "bound GiB", "kept"]]
     for row in rows:
@@ -51,7 +51,7 @@ def _loading(rows: list[dict[str, Any]]) -> str:
     return markdown(lines)
 
 
-def _speed(rows: list[dict[str, Any]]) -> str:
+def _speed_table(rows: list[dict[str, Any]]) -> str:
     head = ["model", "by", "batch", "prompt", "new", "read tok/s", "% FLOP/s"]
     lines = [[*head, "written tok/s", "% FLOP/s", "% GB/s"]]
     for row in rows:

@@ -28,7 +28,7 @@ from tsi.experiments.benchmarks.beside_torch import (
     measure_torch,
 )
 from tsi.experiments.benchmarks.ceilings import Ceilings, measure_ceilings
-from tsi.experiments.benchmarks.loading import measure_load_apart
+from tsi.experiments.benchmarks.loading import measure_load_in_new_process
 from tsi.experiments.benchmarks.model_table import table
 from tsi.experiments.benchmarks.throughput import (
     Speed,
@@ -115,13 +115,16 @@ def measure_model(
     """Add the rows of one model."""
     path, folder = folder_of(name, scratch)
     rows.add(
-        "load", model=name, form=_form(path), **measure_load_apart(path, dtype, "tsi")
+        "load",
+        model=name,
+        form=_form(path),
+        **measure_load_in_new_process(path, dtype, "tsi"),
     )
     if path != folder:
-        row = measure_load_apart(folder, dtype, "tsi")
+        row = measure_load_in_new_process(folder, dtype, "tsi")
         rows.add("load", model=name, form=_form(folder), **row)
     if has_torch():
-        row = measure_load_apart(folder, dtype, "transformers")
+        row = measure_load_in_new_process(folder, dtype, "transformers")
         rows.add("load", model=name, form=_form(folder), **row)
     if not works:
         return

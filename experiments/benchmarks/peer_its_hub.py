@@ -82,10 +82,10 @@ class Model:
             min_p=0.0,
             repeat_penalty=1.0,
         )
-        drawn = self.llama.drawn
-        self.generated += len(drawn)
+        tokens = self.llama.drawn
+        self.generated += len(tokens)
         choice = reply["choices"][0]
-        if drawn and drawn[-1] in request["eos_ids"]:
+        if tokens and tokens[-1] in request["eos_ids"]:
             return choice["text"] + request["end"]
         stopped = choice["finish_reason"] == "stop"
         return choice["text"] + (request["delimiter"] if stopped else "")
@@ -143,15 +143,15 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         include_stop_str_in_output=True,
     )
     lengths: list[int] = []
-    began, cpu_began = time.perf_counter(), time.process_time()
+    start_time, cpu_start_time = time.perf_counter(), time.process_time()
     for prompt in request["prompts"]:
         result = ParticleFiltering(steps, Judge()).infer(
             Writer(), prompt, request["particles"], return_response_only=False
         )
         lengths += result.steps_used_lst
     return {
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - cpu_began,
+        "seconds": time.perf_counter() - start_time,
+        "cpu_seconds": time.process_time() - cpu_start_time,
         "generated_tokens": model.generated,
         "reward_tokens": model.judged,
         "judge_texts_tokens": model.judge_texts,

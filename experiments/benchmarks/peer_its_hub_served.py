@@ -49,16 +49,22 @@ async def run(request: dict[str, Any]) -> dict[str, Any]:
 
     async def judge(prompt: str, text: str) -> float:
         """Probability of Yes, relative to Yes and No, by llama.cpp's own endpoint."""
-        asked = request["judge"]
-        whole = asked["prompts"][prompt] + text + asked["question"]
-        body = asked["body"] | {"prompt": whole}
-        async with session.post(request["url"] + asked["path"], json=body) as reply:
-            found = await reply.json()
+        question_data = request["judge"]
+        full_prompt = (
+            question_data["prompts"][prompt] + text + question_data["question"]
+        )
+        body = question_data["body"] | {"prompt": full_prompt}
+        async with session.post(
+            request["url"] + question_data["path"], json=body
+        ) as reply:
+            content = await reply.json()
         counts["requests"] += 1
-        counts["reward_tokens"] += found["timings"]["prompt_n"]
-        named = found["completion_probabilities"][0]["top_probs"]
-        likely = {item["id"]: item["prob"] for item in named}
-        yes, no = (likely.get(asked[answer], 0.0) for answer in ("yes", "no"))
+        counts["reward_tokens"] += content["timings"]["prompt_n"]
+        named = content["completion_probabilities"][0]["top_probs"]
+        probabilities = {item["id"]: item["prob"] for item in named}
+        yes, no = (
+            probabilities.get(question_data[answer], 0.0) for answer in ("yes", "no")
+        )
         return yes / (yes + no)
 
     async def reward(prompt: str, text: str) -> float:
@@ -81,12 +87,12 @@ async def run(request: dict[str, Any]) -> dict[str, Any]:
         score: Any = None
 
     filtering = request["method"] == "particle filter"
-    most = request["max_step_tokens"] if filtering else request["max_tokens"]
+    max_tokens = request["max_step_tokens"] if filtering else request["max_tokens"]
     writer = Writer(
         request["url"] + "/v1",
         "none",
         "model",
-        max_completion_tokens=most,
+        max_completion_tokens=max_tokens,
         temperature=request["temperature"],
     )
     steps = StepGeneration(
@@ -98,7 +104,7 @@ async def run(request: dict[str, Any]) -> dict[str, Any]:
     method: Any = (
         ParticleFiltering(steps, Process()) if filtering else BestOfN(Outcome())
     )
-    began, cpu_began = time.perf_counter(), time.process_time()
+    start_time, cpu_start_time = time.perf_counter(), time.process_time()
     works = [
         method.ainfer(writer, prompt, request["particles"])
         for prompt in request["prompts"]
@@ -108,8 +114,8 @@ async def run(request: dict[str, Any]) -> dict[str, Any]:
     else:
         for work in works:
             await work
-    seconds = time.perf_counter() - began
-    cpu_seconds = time.process_time() - cpu_began
+    seconds = time.perf_counter() - start_time
+    cpu_seconds = time.process_time() - cpu_start_time
     await writer.close()
     await session.close()
     counts["turns"] = counts["turns"] or len(works)

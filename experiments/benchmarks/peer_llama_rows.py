@@ -51,10 +51,10 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         api.llama_memory_seq_cp(memory, 0, row, -1, -1)
     seconds = []
     for _ in range(request["runs"] + 1):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         for i in range(tokens):
             decode([(row, cache + i) for row in range(rows)], logits=True)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start_time)
         for row in range(rows):
             api.llama_memory_seq_rm(memory, row, cache, -1)
     return {

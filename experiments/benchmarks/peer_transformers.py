@@ -22,7 +22,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     make: Any = AutoModelForCausalLM
     model = make.from_pretrained(request["path"], dtype=torch.float32).eval()
     generated = 0
-    began, cpu_began = time.perf_counter(), time.process_time()
+    start_time, cpu_start_time = time.perf_counter(), time.process_time()
     for prompt in request["prompt_ids"]:
         start = torch.tensor([prompt] * request["particles"])
         with torch.inference_mode():
@@ -40,8 +40,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         rows = output[:, len(prompt) :].tolist()
         generated += sum(num_written(row, request["eos_ids"]) for row in rows)
     return {
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - cpu_began,
+        "seconds": time.perf_counter() - start_time,
+        "cpu_seconds": time.process_time() - cpu_start_time,
         "generated_tokens": generated,
         "reward_tokens": 0,
         "versions": {p: version(p) for p in ("torch", "transformers")},

@@ -186,16 +186,16 @@ def peer_judge(tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
     }
 
 
-def measure_own(
+def measure_tsi(
     policy: ServedPolicy, options: Options, method: str, particles: int, reward: str
 ) -> dict[str, Any]:
     """This package on all problems."""
     filtering = method == METHODS[0]
-    most = options.max_tokens
+    max_tokens = options.max_tokens
     limits = (
-        SolutionLimits(options.max_steps, options.max_step_tokens, most)
+        SolutionLimits(options.max_steps, options.max_step_tokens, max_tokens)
         if filtering
-        else SolutionLimits(1, most, most)
+        else SolutionLimits(1, max_tokens, max_tokens)
     )
     engine = ServedEngine(
         policy,
@@ -205,8 +205,8 @@ def measure_own(
         controls=Controls(temperature=options.temperature),
     )
     sampler = particle_filter() if filtering else weighted_best_of_n()
-    before, began = policy.client.traffic, time.perf_counter()
-    thread_began = time.thread_time()
+    before, start_time = policy.client.traffic, time.perf_counter()
+    thread_start_time = time.thread_time()
     results = engine.run(
         sampler,
         jax.random.key(particles),
@@ -218,9 +218,9 @@ def measure_own(
     report = engine.report
     assert report is not None
     return {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - start_time,
         "client_seconds": after.seconds - before.seconds,
-        "sampler_seconds": time.thread_time() - thread_began,
+        "sampler_seconds": time.thread_time() - thread_start_time,
         "requests": after.requests - before.requests,
         "turns": sum(len(result.steps.ess) for result in results),
         "reward_tokens": sum(result.ledger.reward_tokens for result in results),
@@ -288,7 +288,7 @@ def main(
             with server_of(options, port) as url:
                 before = counters(url)
                 numbers = (
-                    measure_own(
+                    measure_tsi(
                         dataclasses.replace(policy, together=OWN[by]),
                         options,
                         method,

@@ -72,13 +72,13 @@ def measure(port: int, work: Work, together: bool) -> dict[str, Any]:
             NoText(client, "llama.cpp", None, False),
             together,
         )
-        most = work.steps * instant_server.STEP_TOKENS + 1
-        limits = SolutionLimits(work.steps, instant_server.STEP_TOKENS, most)
+        max_tokens = work.steps * instant_server.STEP_TOKENS + 1
+        limits = SolutionLimits(work.steps, instant_server.STEP_TOKENS, max_tokens)
         engine = ServedEngine(policy, NoScorer(), limits, max_rows=work.particles)
         problems = [Problem(i, str(i), "") for i in range(work.problems)]
 
         def spend(count: int) -> tuple[float, float, int]:
-            began, before = time.thread_time(), client.traffic
+            start_time, before = time.thread_time(), client.traffic
             engine.run(
                 particle_filter(),
                 jax.random.key(0),
@@ -89,16 +89,16 @@ def measure(port: int, work: Work, together: bool) -> dict[str, Any]:
             after = client.traffic
             return (
                 after.seconds - before.seconds,
-                time.thread_time() - began,
+                time.thread_time() - start_time,
                 after.requests - before.requests,
             )
 
         # Each run traces the sampler's programs once, which the difference leaves out.
         spend(2)
-        few, all_of_them = spend(2), spend(work.problems)
+        costs_of_two, costs_of_all = spend(2), spend(work.problems)
         steps = work.steps * (work.problems - 2)
         http, sampler, requests = (
-            (b - a) / steps for a, b in zip(few, all_of_them, strict=True)
+            (b - a) / steps for a, b in zip(costs_of_two, costs_of_all, strict=True)
         )
     return {
         **work._asdict(),

@@ -22,20 +22,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [line(HEADER), line("---" for _ in HEADER)]
     cells = list(dict.fromkeys(map(cell_of, rows)))
     for *cell, by in cells:
-        mine, peer = sums(rows, *cell, by), sums(rows, *cell, "its_hub")
-        ratio = rate(mine) / rate(peer) if peer else None
-        turns = mine["turns"]
+        tsi_sums, peer_sums = sums(rows, *cell, by), sums(rows, *cell, "its_hub")
+        ratio = rate(tsi_sums) / rate(peer_sums) if peer_sums else None
+        turns = tsi_sums["turns"]
         lines.append(
             line(
                 (
                     *cell,
                     by,
-                    f"{rate(mine):.1f}",
+                    f"{rate(tsi_sums):.1f}",
                     "" if ratio is None else f"{ratio:.2f}",
-                    f"{mine['requests'] / turns:.1f}",
-                    f"{mine['prompt_tokens'] / mine['generated_tokens']:.3f}",
-                    f"{mine['reward_tokens'] / mine['generated_tokens']:.3f}",
-                    f"{1e3 * mine['client_seconds'] / turns:.1f}",
+                    f"{tsi_sums['requests'] / turns:.1f}",
+                    f"{tsi_sums['prompt_tokens'] / tsi_sums['generated_tokens']:.3f}",
+                    f"{tsi_sums['reward_tokens'] / tsi_sums['generated_tokens']:.3f}",
+                    f"{1e3 * tsi_sums['client_seconds'] / turns:.1f}",
                 )
             )
         )
@@ -49,11 +49,13 @@ def cell_of(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def sums(rows: Sequence[dict[str, Any]], *cell: Any) -> dict[str, float]:
     """Numbers of one cell, added up; empty without rows."""
-    own = [row for row in rows if cell_of(row) == cell]
-    if not own:
+    rows_of_cell = [row for row in rows if cell_of(row) == cell]
+    if not rows_of_cell:
         return {}
-    names = [name for name, value in own[0].items() if type(value) in (int, float)]
-    return {name: sum(row[name] for row in own) for name in names}
+    names = [
+        name for name, value in rows_of_cell[0].items() if type(value) in (int, float)
+    ]
+    return {name: sum(row[name] for row in rows_of_cell) for name in names}
 
 
 def rate(cell: dict[str, float]) -> float:

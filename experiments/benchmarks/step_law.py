@@ -131,11 +131,11 @@ def run(law: Law) -> dict[str, Any]:
         max_rows=law.max_rows,
     )
     problems = [Problem(i, "", "") for i in range(law.problems)]
-    key, began = jax.random.key(0), time.perf_counter()
+    key, start_time = jax.random.key(0), time.perf_counter()
     results = engine.run(
         particle_filter(), key, problems, law.particles, extract=lambda text: None
     )
-    seconds, run_costs = time.perf_counter() - began, costs(results)
+    seconds, run_costs = time.perf_counter() - start_time, costs(results)
     steps = law.problems * law.particles * law.steps
     return {
         "seconds": seconds,

@@ -96,11 +96,11 @@ def ceiling_fractions(
         num_bytes -= embedding.nbytes
     per_position = 2 * config.num_layers * config.num_kv_heads * config.head_width
     cache = work.batch * context * per_position * model.trunk.cache_dtype.itemsize
-    moved = work.new * (num_bytes + cache)
+    bytes_moved = work.new * (num_bytes + cache)
     return {
         "prefill_tokens_per_s": read / speed.prefill,
         "decode_tokens_per_s": written / speed.decode,
         "prefill_of_flops": flops_read / speed.prefill / ceilings.flops,
         "decode_of_flops": flops_written / speed.decode / ceilings.flops,
-        "decode_of_bandwidth": moved / speed.decode / ceilings.bandwidth,
+        "decode_of_bandwidth": bytes_moved / speed.decode / ceilings.bandwidth,
     }

@@ -13,8 +13,8 @@ MAX_STEPS = 8
 
 def abilities_table(policy: ServedPolicy) -> str:
     """What a server can do, line by line."""
-    found = policy.abilities
-    others = [name for name in found.models if name != found.model]
+    abilities = policy.abilities
+    others = [name for name in abilities.models if name != abilities.model]
     draws = {
         True: "yes, as the frequencies of drawn tokens show",
         False: "no: it truncates or changes the model's probabilities unasked",
@@ -27,17 +27,19 @@ def abilities_table(policy: ServedPolicy) -> str:
         "unknown": "given, and their meaning could not be measured",
     }
     lines = {
-        "server": found.server,
-        "model": found.model or "unnamed",
+        "server": abilities.server,
+        "model": abilities.model or "unnamed",
         "other models": ", ".join(others) or "none",
-        "context": f"{found.context:,}" if found.context else "not known",
-        "prefixes": "token ids" if found.takes_ids else "text",
-        "log-probabilities": meaning[found.log_probs],
-        "of given tokens": yes_or_no(found.reads_prompts),
-        "seeds": "repeat a step" if found.seeds else "do not repeat a step",
-        "cache of prefixes": yes_or_no(found.reuses_prompts),
-        "draws all tokens": draws[found.draws_all],
-        "weights": f"{found.num_weights:.3g}" if found.num_weights else "not known",
+        "context": f"{abilities.context:,}" if abilities.context else "not known",
+        "prefixes": "token ids" if abilities.takes_ids else "text",
+        "log-probabilities": meaning[abilities.log_probs],
+        "of given tokens": yes_or_no(abilities.reads_prompts),
+        "seeds": "repeat a step" if abilities.seeds else "do not repeat a step",
+        "cache of prefixes": yes_or_no(abilities.reuses_prompts),
+        "draws all tokens": draws[abilities.draws_all],
+        "weights": f"{abilities.num_weights:.3g}"
+        if abilities.num_weights
+        else "not known",
     }
     width = max(map(len, lines))
     text = [f"{name:{width}}  {value}" for name, value in lines.items()]

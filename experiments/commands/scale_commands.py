@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.command import resumable
+from tsi.experiments.command import exit_resumably
 from tsi.experiments.commands.forecast_output import (
     forecast_share,
     print_notes,
@@ -91,7 +91,7 @@ def scale(
         # Check this before models are loaded, and not after it.
         check_writable(path)
     with (
-        contextlib.nullcontext() if dry.dry_run else resumable(),
+        contextlib.nullcontext() if dry.dry_run else exit_resumably(),
         group_of(distributed, coordinator, num_processes, process_id) as group,
     ):
         task = choose_task(problems)

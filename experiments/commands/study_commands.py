@@ -59,21 +59,23 @@ def reproduce(
     from tsi.experiments.reproductions import NAMES, get_reproduction
 
     if name == "list":
-        for known in NAMES:
-            print(f"{known:22} {get_reproduction(known).claim.splitlines()[0]}")
+        for known_name in NAMES:
+            print(
+                f"{known_name:22} {get_reproduction(known_name).claim.splitlines()[0]}"
+            )
         return 0
-    found = get_reproduction(name)
-    print(found.claim)
+    reproduction = get_reproduction(name)
+    print(reproduction.claim)
     folder = out or Path("results/reproductions") / f"{name}{'-small' * small}"
-    experiments = found.small if small else found.full
+    experiments = reproduction.small if small else reproduction.full
     experiments = change_models(experiments, only, served, reward)
-    is_small = small or found.is_small
+    is_small = small or reproduction.is_small
     return run_experiments(
         experiments,
         folder,
         scale,
         dry=dry,
         progress=progress,
-        summarize=found.summarize if is_small and not only else None,
-        draw=found.draw if is_small and not only else None,
+        summarise=reproduction.summarise if is_small and not only else None,
+        draw=reproduction.draw if is_small and not only else None,
     )

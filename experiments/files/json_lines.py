@@ -82,11 +82,11 @@ class FileView(NamedTuple):
             if start == 0 or len(lines) > count:
                 break
             window *= 2
-        end, found = self.size, []
+        end, newest_lines = self.size, []
         for line in reversed(lines[-count:]):
             end -= len(line)
-            found.append((end, line))
-        return found[::-1]
+            newest_lines.append((end, line))
+        return newest_lines[::-1]
 
 
 class BytesView(NamedTuple):
@@ -211,13 +211,13 @@ def is_json(line: bytes) -> bool:
 
 def without_half_line(lines: Iterable[bytes]) -> Iterator[bytes]:
     """All lines but an incomplete last one, which another process may be writing."""
-    held: bytes | None = None
+    previous_line: bytes | None = None
     for line in lines:
-        if held is not None:
-            yield held
-        held = line
-    if held is not None and is_json(held):
-        yield held
+        if previous_line is not None:
+            yield previous_line
+        previous_line = line
+    if previous_line is not None and is_json(previous_line):
+        yield previous_line
 
 
 def _refuse_constant(name: str) -> None:

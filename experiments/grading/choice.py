@@ -33,16 +33,16 @@ def extract(text: str) -> str | None:
     # A number is a choice only where a box or a cue says so; elsewhere a letter of the
     # text is likelier.
     number, is_stated = last_number(text), find_answer(text) is not None
-    found = [
+    answers = [
         words
         for index, words in enumerate(answers_in(text))
         if words != number or (index == 0 and is_stated)
     ]
-    for words in found:
+    for words in answers:
         if letter := letter_of(words):
             return letter
-    if found:
-        return canonical(found[0])
+    if answers:
+        return canonical(answers[0])
     letters = [m for m in _IN_TEXT.finditer(text) if not _is_word(text, m)]
     return letters[-1].group(1) if letters else None
 
@@ -50,8 +50,8 @@ def extract(text: str) -> str | None:
 def letter_of(answer: str) -> str | None:
     """The letter of an answer such as "(B)", "B. seven" or "option b", if any."""
     words = answer.strip(" *_`$\n")
-    for plain in (words, remove_markup(words)):
-        if match := _LETTER.fullmatch(plain):
+    for text in (words, remove_markup(words)):
+        if match := _LETTER.fullmatch(text):
             return match.group(1).upper()
     match = _LEADING.match(words)
     return match.group(1) if match else None
@@ -68,13 +68,13 @@ def check_gold(problem: Problem) -> str | None:
     choices = problem.data.get("choices", [])
     if not isinstance(choices, list) or len(choices) > len(string.ascii_uppercase):
         return "has choices that are not a list of at most 26 texts"
-    chosen = _choice_of(problem, problem.answer)
-    if chosen is None:
+    letters = _choice_of(problem, problem.answer)
+    if letters is None:
         return "is neither a letter nor one of the choices"
     if (
         choices
-        and len(chosen) == 1
-        and chosen >= string.ascii_uppercase[len(choices) :][:1]
+        and len(letters) == 1
+        and letters >= string.ascii_uppercase[len(choices) :][:1]
     ):
         return f"is not one of {len(choices)} choices"
     return None

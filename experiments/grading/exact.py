@@ -12,17 +12,17 @@ from tsi.results.answers import find_answer
 
 def extract(text: str) -> str | None:
     """The text of the last box, else after the last "answer is", else the last line."""
-    found = find_answer(text)
-    if found is None:
+    answer = find_answer(text)
+    if answer is None:
         lines = text.strip().rsplit("\n", 1)
-        found = lines[-1]
-    return found.strip() or None
+        answer = lines[-1]
+    return answer.strip() or None
 
 
 def is_correct(problem: Problem, answer: str) -> bool:
     """Whether the two are the same text."""
-    return _normal(answer) == _normal(problem.answer)
+    return _normalise(answer) == _normalise(problem.answer)
 
 
-def _normal(text: str) -> str:
+def _normalise(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())

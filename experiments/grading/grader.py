@@ -60,11 +60,11 @@ class Grader:
             elif self.check_gold is not None:
                 wrong = self.check_gold(problem)
             if wrong is not None:
-                shown = repr(problem.answer)
-                if len(shown) > MAX_SHOWN:
-                    shown = f"{shown[:MAX_SHOWN]}…"
+                excerpt = repr(problem.answer)
+                if len(excerpt) > MAX_SHOWN:
+                    excerpt = f"{excerpt[:MAX_SHOWN]}…"
                 raise ConfigurationError(
-                    f"The gold answer {shown} of problem {problem.id!r} {wrong}."
+                    f"The gold answer {excerpt} of problem {problem.id!r} {wrong}."
                 )
 
 

@@ -188,19 +188,19 @@ def _has_formula(gold: str) -> bool:
     return _number(value) is None and not _is_text(value)
 
 
-def _is_text(plain: str) -> bool:
+def _is_text(plain_text: str) -> bool:
     """Whether an answer must be the same text, because math-verify cannot read it."""
-    if _WORDS.fullmatch(plain) and not _PRODUCT.fullmatch(plain):
+    if _WORDS.fullmatch(plain_text) and not _PRODUCT.fullmatch(plain_text):
         return True
-    if _BASE.fullmatch(plain):
+    if _BASE.fullmatch(plain_text):
         return True
-    return _TEXT_ONLY.search(_ENVIRONMENT.sub("", plain)) is not None
+    return _TEXT_ONLY.search(_ENVIRONMENT.sub("", plain_text)) is not None
 
 
-def _number(plain: str) -> Fraction | None:
-    value = number_of(plain)
+def _number(plain_text: str) -> Fraction | None:
+    value = number_of(plain_text)
     if value is None:
-        form = canonical(plain)
+        form = canonical(plain_text)
         value = None if form is None else number_of(form)
     return value
 
@@ -258,7 +258,7 @@ def _equal_members(
         results = [
             decide(*pair, verify) for pair in zip(members, given_members, strict=True)
         ]
-        return _all(results)
+        return _conjunction(results)
     return _equal_without_order(members, given_members, verify)
 
 
@@ -278,7 +278,7 @@ def _equal_without_order(
     return None if undecided else True
 
 
-def _all(results: Sequence[bool | None]) -> bool | None:
+def _conjunction(results: Sequence[bool | None]) -> bool | None:
     if False in results:
         return False
     return None if None in results else True

@@ -72,10 +72,10 @@ class Quantity(NamedTuple):
 
 def extract(text: str) -> str | None:
     """The number that a text gives as its answer, with its unit, or its last number."""
-    *found, last = [None, *answers_in(text)]
+    *earlier_answers, last = [None, *answers_in(text)]
     if last is not None and last == last_number(text):
         last = _last_quantity(text)
-    for words in (*found, last):
+    for words in (*earlier_answers, last):
         quantity = None if words is None else quantity_of(words)
         if quantity is not None:
             return f"{quantity.value} {quantity.unit}".strip()
@@ -92,8 +92,8 @@ def quantity_of(text: str) -> Quantity | None:
         unit = currency.group(2) or currency.group(3)
     elif sign := _SIGN.search(text):
         unit = "%" if "%" in sign.group() else "°"
-    plain = drop_name(remove_markup(text, keep_units=True))
-    number, words = split_unit(plain, short_too=True)
+    plain_text = drop_name(remove_markup(text, keep_units=True))
+    number, words = split_unit(plain_text, short_too=True)
     value = number_of(number)
     if value is None:
         simple = canonical(text)

@@ -169,8 +169,8 @@ class GradingPool:
         except ProcessLateError:
             failure, detail = "timeout", f"no reply within {self.wall_seconds:g} s"
         except ProcessEndedError as error:
-            late = error.returncode == -signal.SIGVTALRM
-            failure = "timeout" if late else "crash"
+            is_timeout = error.returncode == -signal.SIGVTALRM
+            failure = "timeout" if is_timeout else "crash"
             detail = f"the process ended with code {error.returncode}"
         except ProcessNotReadyError as error:
             failure, detail = "error: the grader did not start", str(error)
@@ -211,9 +211,9 @@ class GradingPool:
     def _describe(self, kind: str) -> str:
         """The first answer of a kind of failure."""
         name, answer, detail = self.examples[kind]
-        shown = answer if len(answer) <= MAX_SHOWN else answer[:MAX_SHOWN] + "…"
+        excerpt = answer if len(answer) <= MAX_SHOWN else answer[:MAX_SHOWN] + "…"
         because = f": {detail}" if detail else ""
-        return f"problem {name!r}, {shown!r}, {kind}{because}"
+        return f"problem {name!r}, {excerpt!r}, {kind}{because}"
 
     def close(self) -> None:
         """Kill all workers."""

@@ -70,10 +70,10 @@ def _grades(rows: Rows) -> dict[int | str, dict[str, bool]]:
     """Of each problem the answers that were graded, as all methods selected them."""
     grades: dict[int | str, dict[str, bool]] = {}
     for cell, row in rows.items():
-        known = grades.setdefault(cell.problem, {})
-        known.setdefault(str(row.get("answer")), True)
+        grades_of_problem = grades.setdefault(cell.problem, {})
+        grades_of_problem.setdefault(str(row.get("answer")), True)
         if row.get("selected") is not None:
-            known[row["selected"]] = bool(row.get("correct"))
+            grades_of_problem[row["selected"]] = bool(row.get("correct"))
     return grades
 
 

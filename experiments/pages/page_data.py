@@ -174,11 +174,11 @@ def _point(method: str, budget: int, point: Point) -> dict[str, Any]:
 
 def _rates(curves: Curves) -> dict[str, list[dict[str, Any]]]:
     """Scaling rates by unit of cost, at running maxima and at raw accuracies."""
-    found = {}
+    rates = {}
     for unit in RATE_UNITS:
         best = scaling_rates(curves, unit, num_replicates=NUM_REPLICATES)
         raw = scaling_rates(curves, unit, "raw", num_replicates=NUM_REPLICATES)
-        found[unit] = [
+        rates[unit] = [
             {
                 "method": a,
                 "against": b,
@@ -187,7 +187,7 @@ def _rates(curves: Curves) -> dict[str, list[dict[str, Any]]]:
             }
             for (a, b), estimate in best.items()
         ]
-    return found
+    return rates
 
 
 def _rate(estimate: RateEstimate) -> dict[str, Any]:
@@ -224,17 +224,17 @@ def _answers(
                 cells = [Cell(method, budget, seed, problem) for problem in problems]
                 if cells[0] not in rows:
                     continue
-                found = [rows[cell] for cell in cells]
+                matches = [rows[cell] for cell in cells]
                 records.append(
                     {
                         "method": method,
                         "budget": budget,
                         "seed": seed,
-                        "selected": [row.get("selected") for row in found],
-                        "correct": [bool(row.get("correct")) for row in found],
-                        "probability": [row.get("probability") for row in found],
-                        "num_right": [row.get("num_right") for row in found],
-                        "num_answered": [row.get("num_answered") for row in found],
+                        "selected": [row.get("selected") for row in matches],
+                        "correct": [bool(row.get("correct")) for row in matches],
+                        "probability": [row.get("probability") for row in matches],
+                        "num_right": [row.get("num_right") for row in matches],
+                        "num_answered": [row.get("num_answered") for row in matches],
                     }
                 )
     return records

@@ -42,10 +42,10 @@ def report_runs(
         ConfigurationError: plotly is not installed.
         ResultsError: there are no rows, or some are missing or malformed.
     """
-    found = [read_rows(join_place(folder, "rows.jsonl")) for folder in folders]
+    rows_by_folder = [read_rows(join_place(folder, "rows.jsonl")) for folder in folders]
     check_writable(out)
     runs, written = [], [str(out)]
-    for folder, rows in zip(folders, found, strict=True):
+    for folder, rows in zip(folders, rows_by_folder, strict=True):
         trees = trees_of(rows, join_place(folder, "rows.jsonl"), genealogies)
         behind = published_behind(rows, published)
         runs.append(page_data(str(folder), rows, trees, behind))

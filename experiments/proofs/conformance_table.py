@@ -67,8 +67,8 @@ def check_claim(name: str, claim: Claim, num_runs: int) -> dict[str, Any]:
 
 def _number(check: Check) -> float | None:
     """The z score or p value in the detail of a check."""
-    found = re.search(r"(?:z|p) = ([-+.\deinf]+)", check.detail)
-    return float(found.group(1)) if found and check.passed is not None else None
+    match = re.search(r"(?:z|p) = ([-+.\deinf]+)", check.detail)
+    return float(match.group(1)) if match and check.passed is not None else None
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
@@ -108,16 +108,16 @@ def main(out: Path = Path("results/conformance"), num_runs: int = 20_000) -> Non
     """
     check_writable(out / "table.md")
     with AppendOnlyFile(out / "rows.jsonl") as file:
-        known = {"runs": num_runs, "code": versions()["code"]}
+        settings = {"runs": num_runs, "code": versions()["code"]}
         done = {
             row["sampler"]: row
             for row in map(json.loads, file.lines())
-            if all(row.get(name) == value for name, value in known.items())
+            if all(row.get(name) == value for name, value in settings.items())
         }
         for name, claim in CLAIMS.items():
             if name in done:
                 continue
-            done[name] = check_claim(name, claim, num_runs) | known
+            done[name] = check_claim(name, claim, num_runs) | settings
             file.append(json.dumps(done[name]).encode() + b"\n")
             # The programs of forty samplers take about 3 GB.
             jax.clear_caches()

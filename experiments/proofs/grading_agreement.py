@@ -57,8 +57,8 @@ def gold_forms(raw: str) -> list[str]:
     ['2']
     """
     text = raw.replace("@@", "")
-    found = _PHRASES.fullmatch(text)
-    inner = found.group(1) if found else ""
+    match = _PHRASES.fullmatch(text)
+    inner = match.group(1) if match else ""
     is_short = inner == "one" or not re.search(
         r"(?<![A-Za-z])(?!sqrt|sum)[A-Za-z]{2}", inner
     )
@@ -166,12 +166,12 @@ def sample(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             if row[left] and not row[right]:
                 kinds[name].setdefault(key, row)
     draw = random.Random(SEED)
-    chosen: list[dict[str, Any]] = []
-    for number, found in enumerate(sorted(kinds.values(), key=len)):
-        share = (NUM_LABELS - len(chosen)) // (len(kinds) - number)
-        rest = [row for row in found.values() if row not in chosen]
-        chosen += draw.sample(rest, min(share, len(rest)))
-    return chosen
+    selection: list[dict[str, Any]] = []
+    for number, rows_of_kind in enumerate(sorted(kinds.values(), key=len)):
+        share = (NUM_LABELS - len(selection)) // (len(kinds) - number)
+        rest = [row for row in rows_of_kind.values() if row not in selection]
+        selection += draw.sample(rest, min(share, len(rest)))
+    return selection
 
 
 def compare_golds() -> tuple[Counter[tuple[bool, bool]], list[tuple[str, str]]]:
@@ -200,8 +200,8 @@ def main(folder: Path) -> None:
     labelled = folder / "labels.jsonl"
     check_regular(labelled)
     if not labelled.exists():
-        chosen = [{**row, "label": None} for row in sample(rows)]
-        labelled.write_text("".join(json.dumps(row) + "\n" for row in chosen))
+        selection = [{**row, "label": None} for row in sample(rows)]
+        labelled.write_text("".join(json.dumps(row) + "\n" for row in selection))
         print(f"Fill in the field label of {labelled}, and run this again.")
         return
     labels = [json.loads(line) for line in labelled.open()]

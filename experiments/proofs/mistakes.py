@@ -147,10 +147,12 @@ def weights_not_reset(
 def _restore_weights(before: Any, after: Any, from_step: int) -> Any:
     """Restore the weights that every population had before a draw."""
     if isinstance(after, SMCState):
-        kept = jnp.take_along_axis(before.log_weights, after.ancestors, axis=-1)
-        alive = jnp.isfinite(kept) & jnp.isfinite(after.log_weights)
+        weights_before = jnp.take_along_axis(
+            before.log_weights, after.ancestors, axis=-1
+        )
+        alive = jnp.isfinite(weights_before) & jnp.isfinite(after.log_weights)
         is_due = jnp.expand_dims(after.t >= from_step, -1)
-        change = jnp.where(alive & is_due, kept - after.log_weights, 0.0)
+        change = jnp.where(alive & is_due, weights_before - after.log_weights, 0.0)
         return after._replace(
             log_weights=after.log_weights + change, log_base=after.log_base + change
         )

@@ -192,10 +192,10 @@ def _find_population(sampler: Sampler | Explorer, num_particles: int) -> Any:
     limit = (4,) if isinstance(sampler, Explorer) else ()
     state = sampler.init(jax.random.key(0), num_particles, *limit)
     is_population = lambda leaf: isinstance(leaf, SMCState)  # noqa: E731
-    found = [
+    populations = [
         x for x in jax.tree.leaves(state, is_leaf=is_population) if is_population(x)
     ]
-    return found[0] if found else None
+    return populations[0] if populations else None
 
 
 def _uses_key(sampler: Sampler | Explorer, num_particles: int) -> bool:
@@ -275,7 +275,7 @@ def main(
     all_mistakes = (*MISTAKES, NAIVE_SUM)
     start = time.perf_counter()
     with AppendOnlyFile(out / "mutations.jsonl") as file:
-        known = {
+        settings = {
             "runs": num_runs,
             "mistakes": list(all_mistakes),
             "code": versions()["code"],
@@ -283,7 +283,7 @@ def main(
         rows = [
             row
             for row in map(json.loads, file.lines())
-            if all(row.get(name) == value for name, value in known.items())
+            if all(row.get(name) == value for name, value in settings.items())
         ]
         done = {row["sampler"]: row["cells"] for row in rows}
         for name in names:
@@ -292,7 +292,7 @@ def main(
                     cell_of(apply_mistake(name, mistake, num_runs))
                     for mistake in all_mistakes
                 ]
-                row = {"sampler": name, "cells": done[name], **known}
+                row = {"sampler": name, "cells": done[name], **settings}
                 file.append(json.dumps(row).encode() + b"\n")
                 # The programs of many samplers take gigabytes.
                 jax.clear_caches()

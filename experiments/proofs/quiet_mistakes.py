@@ -153,15 +153,15 @@ def late_key(sampler: Sampler | Explorer, num_new_keys: int = 6) -> Sampler | Ex
         return StateWithMemory(sampler.init(key, *numbers), keys)
 
     def ask(key: Any, state: StateWithMemory) -> tuple[StateWithMemory, Any]:
-        own, keys = choose(state.memory, "ask", key)
-        inner, request = sampler.ask(own, state.inner)
+        own_key, keys = choose(state.memory, "ask", key)
+        inner, request = sampler.ask(own_key, state.inner)
         return StateWithMemory(inner, keys), request
 
     def tell(
         key: Any, state: StateWithMemory, *replies: Any
     ) -> tuple[StateWithMemory, Any]:
-        own, keys = choose(state.memory, "tell", key)
-        inner, info = sampler.tell(own, state.inner, *replies)
+        own_key, keys = choose(state.memory, "tell", key)
+        inner, info = sampler.tell(own_key, state.inner, *replies)
         return StateWithMemory(inner, keys._replace(turn=keys.turn + 1)), info
 
     return sampler._replace(init=init, ask=ask, tell=tell)
@@ -208,9 +208,9 @@ def mean_of_the_living(sampler: Sampler | Explorer) -> Sampler | Explorer:
     def tell(key: Any, state: Any, *replies: Any) -> tuple[Any, Any]:
         after, info = sampler.tell(key, state, *replies)
         alive = jnp.isfinite(after.log_weights)
-        died = jnp.isfinite(state.log_weights) & ~alive
+        is_newly_dead = jnp.isfinite(state.log_weights) & ~alive
         share = jnp.mean(alive, dtype=jnp.float32)
-        correction = jnp.where(died.any() & alive.any(), -jnp.log(share), 0.0)
+        correction = jnp.where(is_newly_dead.any() & alive.any(), -jnp.log(share), 0.0)
         return after._replace(log_evidence=after.log_evidence + correction), info
 
     return sampler._replace(tell=tell)
@@ -232,5 +232,5 @@ def naive_sum(key: Any, log_weights: Any, num_samples: int) -> Any:
     """A resampling scheme with a cumulative sum in float32, as in a first draft."""
     weights = jax.nn.softmax(log_weights)
     uniforms = jax.random.uniform(key, (num_samples,))
-    drawn = jnp.searchsorted(jnp.cumsum(weights), uniforms)
-    return jnp.minimum(drawn, weights.size - 1).astype(jnp.int32)
+    indices = jnp.searchsorted(jnp.cumsum(weights), uniforms)
+    return jnp.minimum(indices, weights.size - 1).astype(jnp.int32)

@@ -37,7 +37,7 @@ class Reproduction(NamedTuple):
         claim: its docstring.
         full: experiments on the published models.
         small: experiments on embedded models.
-        summarize: what the small experiments say about the claim; None for their
+        summarise: what the small experiments say about the claim; None for their
             comparison alone.
         draw: their figures, besides those of each experiment.
     """
@@ -46,7 +46,7 @@ class Reproduction(NamedTuple):
     claim: str
     full: list[Experiment]
     small: list[Experiment]
-    summarize: Summary | None = None
+    summarise: Summary | None = None
     draw: Drawing | None = None
 
     @property
@@ -69,6 +69,6 @@ def get_reproduction(name: str) -> Reproduction:
         (module.__doc__ or "").strip(),
         check_experiments(module.FULL),
         check_experiments(module.SMALL),
-        getattr(module, "summarize", None),
+        getattr(module, "summarise", None),
         getattr(module, "draw", None),
     )

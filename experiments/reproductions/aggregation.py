@@ -9,14 +9,17 @@ Cost: 4 x 500 problems x 255 rollouts; small: 4 minutes of one core.
 Command: tsi reproduce aggregation [--small]
 """
 
-from tsi.experiments.reproductions.published_models import embedded, published
+from tsi.experiments.reproductions.published_models import (
+    embedded_experiment,
+    published_experiment,
+)
 
 METHODS = ("particle_filter", "smc")
 FULL = [
-    published(name, aggregation=name, methods=METHODS)
+    published_experiment(name, aggregation=name, methods=METHODS)
     for name in ("model", "last", "min", "product")
 ]
 SMALL = [
-    embedded(name, aggregation=name, methods=METHODS)
+    embedded_experiment(name, aggregation=name, methods=METHODS)
     for name in ("last", "min", "product", "mean")
 ]

@@ -16,8 +16,8 @@ import numpy as np
 
 from tsi.experiments.reproductions.published_models import (
     EMBEDDED_TASKS,
-    embedded,
-    published,
+    embedded_experiment,
+    published_experiment,
 )
 from tsi.experiments.scaling.curves import Curves, Point
 from tsi.experiments.scaling.methods import get_method
@@ -40,8 +40,8 @@ POOL_SEEDS = 3
 """Samples of the first seed are those of the methods; the others tell difficulty."""
 
 FULL = [
-    published("llama-1b", methods=METHODS),
-    published(
+    published_experiment("llama-1b", methods=METHODS),
+    published_experiment(
         "llama-1b-pool", methods=("self_consistency",), budgets=(16,), seeds=POOL_SEEDS
     ),
 ]
@@ -49,8 +49,8 @@ SMALL = [
     experiment
     for task in EMBEDDED_TASKS
     for experiment in (
-        embedded(task, task, methods=METHODS, budgets=BUDGETS),
-        embedded(
+        embedded_experiment(task, task, methods=METHODS, budgets=BUDGETS),
+        embedded_experiment(
             f"{task}-pool",
             task,
             methods=("self_consistency",),
@@ -61,7 +61,7 @@ SMALL = [
 ]
 
 
-def summarize(curves: Mapping[str, Curves]) -> str:
+def summarise(curves: Mapping[str, Curves]) -> str:
     """Accuracy by difficulty, method and budget, for the problems of all tasks."""
     rates = np.concatenate([_pass_rates(curves[f"{t}-pool"]) for t in EMBEDDED_TASKS])
     bins = difficulty_bins(rates, NUM_BINS)

@@ -19,7 +19,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tsi.experiments.experiment import Experiment
-from tsi.experiments.reproductions.published_models import SMALL_BUDGETS, embedded
+from tsi.experiments.reproductions.published_models import (
+    SMALL_BUDGETS,
+    embedded_experiment,
+)
 from tsi.experiments.scaling.comparisons import compare_with_best
 from tsi.experiments.scaling.curves import Curves
 from tsi.experiments.scaling.methods import get_method
@@ -59,30 +62,32 @@ STEPWISE = ("dvts", "rebase", "particle_filter", "smc")
 """The methods that are compared at the common temperature, too."""
 
 
-def _own(task: str, temperature: float) -> str:
+def _name_at(task: str, temperature: float) -> str:
     return f"{task}-t{temperature}"
 
 
-def _common(task: str) -> str:
+def _name_at_common_temperature(task: str) -> str:
     return f"{task}-common"
 
 
 def _experiments(task: str) -> Iterator[Experiment]:
     """Each method at its own temperature, and the others at the common one."""
-    chosen = CHOSEN[task]
-    for temperature in sorted({*chosen.values()}):
-        methods = tuple(name for name, best in chosen.items() if best == temperature)
-        yield embedded(
-            _own(task, temperature),
+    temperatures = CHOSEN[task]
+    for temperature in sorted({*temperatures.values()}):
+        methods = tuple(
+            name for name, best in temperatures.items() if best == temperature
+        )
+        yield embedded_experiment(
+            _name_at(task, temperature),
             task,
             methods=methods,
             temperature=temperature,
             num_problems=NUM_PROBLEMS,
         )
-    yield embedded(
-        _common(task),
+    yield embedded_experiment(
+        _name_at_common_temperature(task),
         task,
-        methods=tuple(name for name in STEPWISE if chosen[name] != COMMON),
+        methods=tuple(name for name in STEPWISE if temperatures[name] != COMMON),
         temperature=COMMON,
         budgets=(BUDGET,),
         num_problems=NUM_PROBLEMS,
@@ -101,7 +106,7 @@ def own_curves(curves: Mapping[str, Curves], task: str) -> Curves:
         task: one of `CHOSEN`.
     """
     return {
-        method: curves[_own(task, temperature)][method]
+        method: curves[_name_at(task, temperature)][method]
         for method, temperature in CHOSEN[task].items()
     }
 
@@ -113,35 +118,35 @@ def common_curves(curves: Mapping[str, Curves], task: str) -> Curves:
         curves: of each experiment, by its name.
         task: one of `CHOSEN`.
     """
-    found = {}
+    selection = {}
     for method in STEPWISE:
         is_own = CHOSEN[task][method] == COMMON
-        place = _own(task, COMMON) if is_own else _common(task)
-        found[method] = {BUDGET: curves[place][method][BUDGET]}
-    return found
+        place = _name_at(task, COMMON) if is_own else _name_at_common_temperature(task)
+        selection[method] = {BUDGET: curves[place][method][BUDGET]}
+    return selection
 
 
-def summarize(curves: Mapping[str, Curves]) -> str:
+def summarise(curves: Mapping[str, Curves]) -> str:
     """Accuracies and paired differences, at own temperatures and at the common one."""
     parts = []
-    for task, chosen in CHOSEN.items():
+    for task, best_temperatures in CHOSEN.items():
         common = dict.fromkeys(STEPWISE, COMMON)
-        for title, temperatures, shown in (
-            ("its own", chosen, own_curves(curves, task)),
+        for title, temperatures, curves_shown in (
+            ("its own", best_temperatures, own_curves(curves, task)),
             ("a common", common, common_curves(curves, task)),
         ):
-            budgets = list(shown["particle_filter"])
+            budgets = list(curves_shown["particle_filter"])
             lines = [["method", "temperature", *[f"N = {n}" for n in budgets]]]
-            for method, curve in shown.items():
+            for method, curve in curves_shown.items():
                 cells = [percent(curve[n]) for n in budgets]
                 label = get_method(method).label
                 lines.append([label, f"{temperatures[method]:g}", *cells])
-            found = compare_with_best(shown, BUDGET)
+            comparisons = compare_with_best(curves_shown, BUDGET)
             parts += [
                 f"{task}, each method at {title} temperature T:",
                 markdown(lines),
-                paired_text(found),
-                paired_table(found, labels_at(temperatures)),
+                paired_text(comparisons),
+                paired_table(comparisons, labels_at(temperatures)),
             ]
     return "\n\n".join([*parts, BEST_TEXT])
 
@@ -162,7 +167,7 @@ def draw(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
         folder: for the figures.
     """
     paths = []
-    for task, chosen in CHOSEN.items():
+    for task, best_temperatures in CHOSEN.items():
         title = f"{task}: each method at the temperature T that validation chose"
         for unit in ("rollouts", "flops"):
             names = [f"{task}_{unit}.{suffix}" for suffix in ("png", "pdf")]
@@ -171,7 +176,7 @@ def draw(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
                 unit,
                 title,
                 [folder / name for name in names],
-                labels=labels_at(chosen),
+                labels=labels_at(best_temperatures),
             )
             paths += [folder / name for name in names]
     return paths

@@ -17,15 +17,15 @@ from pathlib import Path
 from tsi.experiments.reproductions.published_models import (
     EMBEDDED_TASKS,
     POLICIES,
-    embedded,
-    published,
+    embedded_experiment,
+    published_experiment,
 )
 from tsi.experiments.scaling.curves import Curves
 from tsi.experiments.scaling.paper_curves import published_curves
 from tsi.experiments.scaling.plots import save_accuracy_plots
 
-FULL = [published(name, policy) for name, policy in POLICIES.items()]
-SMALL = [embedded(task, task, num_problems=100) for task in EMBEDDED_TASKS]
+FULL = [published_experiment(name, policy) for name, policy in POLICIES.items()]
+SMALL = [embedded_experiment(task, task, num_problems=100) for task in EMBEDDED_TASKS]
 
 
 def draw(curves: Mapping[str, Curves], folder: Path) -> list[Path]:

@@ -9,7 +9,10 @@ problems: a standard error is about 5 points, and of a paired difference about 3
 Command: tsi reproduce overconfident_reward [--small]
 """
 
-from tsi.experiments.reproductions.published_models import embedded, published
+from tsi.experiments.reproductions.published_models import (
+    embedded_experiment,
+    published_experiment,
+)
 
 METHODS = (
     "particle_filter",
@@ -18,9 +21,12 @@ METHODS = (
     "annealed_resampling",
 )
 FULL = [
-    published(name, aggregation=name, methods=METHODS) for name in ("last", "product")
+    published_experiment(name, aggregation=name, methods=METHODS)
+    for name in ("last", "product")
 ]
 SMALL = [
-    embedded(name, aggregation=name, methods=METHODS, budgets=(4, 16), num_problems=100)
+    embedded_experiment(
+        name, aggregation=name, methods=METHODS, budgets=(4, 16), num_problems=100
+    )
     for name in ("last", "product")
 ]

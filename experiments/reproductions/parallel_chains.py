@@ -9,7 +9,10 @@ problems of Countdown: a standard error is about 5 points.
 Command: tsi reproduce parallel_chains [--small]
 """
 
-from tsi.experiments.reproductions.published_models import embedded, published
+from tsi.experiments.reproductions.published_models import (
+    embedded_experiment,
+    published_experiment,
+)
 
 METHODS = (
     "smc",
@@ -19,7 +22,9 @@ METHODS = (
     "parallel_tempering",
     "parallel_tempering_printed",
 )
-FULL = [published("llama-1b", methods=METHODS, budgets=(8, 16, 32, 64, 128))]
+FULL = [published_experiment("llama-1b", methods=METHODS, budgets=(8, 16, 32, 64, 128))]
 SMALL = [
-    embedded("countdown", methods=METHODS, budgets=(8, 16), num_problems=100),
+    embedded_experiment(
+        "countdown", methods=METHODS, budgets=(8, 16), num_problems=100
+    ),
 ]

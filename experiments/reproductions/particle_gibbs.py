@@ -8,7 +8,10 @@ Cost: 500 problems x 5 methods; small: 10 minutes on 2 cores, on chain alone.
 Command: tsi reproduce particle_gibbs [--small]
 """
 
-from tsi.experiments.reproductions.published_models import embedded, published
+from tsi.experiments.reproductions.published_models import (
+    embedded_experiment,
+    published_experiment,
+)
 
 METHODS = (
     "smc",
@@ -17,5 +20,5 @@ METHODS = (
     "particle_gibbs_ancestor",
     "particle_gibbs_printed",
 )
-FULL = [published("llama-1b", methods=METHODS, budgets=(8, 16, 32, 64, 128))]
-SMALL = [embedded("chain", "chain", methods=METHODS, budgets=(8, 16, 32))]
+FULL = [published_experiment("llama-1b", methods=METHODS, budgets=(8, 16, 32, 64, 128))]
+SMALL = [embedded_experiment("chain", "chain", methods=METHODS, budgets=(8, 16, 32))]

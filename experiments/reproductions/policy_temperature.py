@@ -7,12 +7,17 @@ Cost: 5 x 500 problems x 255 rollouts; small: 5 minutes on 2 cores.
 Command: tsi reproduce policy_temperature [--small]
 """
 
-from tsi.experiments.reproductions.published_models import embedded, published
+from tsi.experiments.reproductions.published_models import (
+    embedded_experiment,
+    published_experiment,
+)
 
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0, 1.2)
 METHODS = ("particle_filter", "self_consistency")
-FULL = [published(f"t{t}", temperature=t, methods=METHODS) for t in TEMPERATURES]
+FULL = [
+    published_experiment(f"t{t}", temperature=t, methods=METHODS) for t in TEMPERATURES
+]
 SMALL = [
-    embedded(f"t{t}", temperature=t, methods=METHODS, budgets=(4, 16))
+    embedded_experiment(f"t{t}", temperature=t, methods=METHODS, budgets=(4, 16))
     for t in TEMPERATURES
 ]

@@ -9,13 +9,13 @@ Command: tsi reproduce power_sampling [--small]
 
 from tsi.experiments.reproductions.published_models import (
     EMBEDDED_TASKS,
-    embedded,
-    published,
+    embedded_experiment,
+    published_experiment,
 )
 
 METHODS = ("greedy", "self_consistency", "power_sampling", "power_smc")
 FULL = [
-    published(
+    published_experiment(
         "qwen-math-7b",
         "Qwen/Qwen2.5-Math-7B",
         reward="none",
@@ -26,5 +26,6 @@ FULL = [
     )
 ]
 SMALL = [
-    embedded(task, task, reward="none", methods=METHODS) for task in EMBEDDED_TASKS
+    embedded_experiment(task, task, reward="none", methods=METHODS)
+    for task in EMBEDDED_TASKS
 ]

@@ -21,7 +21,9 @@ SMALL_BUDGETS = (1, 4, 16)
 EMBEDDED_TASKS = ("chain", "countdown")
 
 
-def published(name: str, policy: str = LLAMA, **changes: object) -> Experiment:
+def published_experiment(
+    name: str, policy: str = LLAMA, **changes: object
+) -> Experiment:
     """An experiment on MATH500 with the published reward model, in bfloat16.
 
     Args:
@@ -34,7 +36,9 @@ def published(name: str, policy: str = LLAMA, **changes: object) -> Experiment:
     return _change(Experiment(name, MATH500, models, budgets=BUDGETS), changes)
 
 
-def embedded(name: str, task: str = "countdown", **changes: object) -> Experiment:
+def embedded_experiment(
+    name: str, task: str = "countdown", **changes: object
+) -> Experiment:
     """An experiment on an embedded task, with few problems and budgets.
 
     Args:
@@ -52,7 +56,7 @@ def embedded(name: str, task: str = "countdown", **changes: object) -> Experimen
 
 
 def _change(experiment: Experiment, changes: dict[str, object]) -> Experiment:
-    own = {k: v for k, v in changes.items() if k in Experiment._fields}
-    models = {k: v for k, v in changes.items() if k not in own}
+    own_fields = {k: v for k, v in changes.items() if k in Experiment._fields}
+    models = {k: v for k, v in changes.items() if k not in own_fields}
     changed = experiment.models._replace(**models)  # type: ignore[arg-type]
-    return experiment._replace(models=changed)._replace(**own)  # type: ignore[arg-type]
+    return experiment._replace(models=changed)._replace(**own_fields)  # type: ignore[arg-type]

@@ -9,7 +9,11 @@ Cost: 4 reward models x 500 problems x 255 rollouts; small: 2 minutes of one cor
 Command: tsi reproduce reward_choice [--small]
 """
 
-from tsi.experiments.reproductions.published_models import PRM, embedded, published
+from tsi.experiments.reproductions.published_models import (
+    PRM,
+    embedded_experiment,
+    published_experiment,
+)
 
 REWARDS = {
     "qwen-prm": PRM,
@@ -19,11 +23,11 @@ REWARDS = {
 }
 METHODS = ("particle_filter",)
 FULL = [
-    published(name, reward=reward, aggregation="last", methods=METHODS)
+    published_experiment(name, reward=reward, aggregation="last", methods=METHODS)
     for name, reward in REWARDS.items()
 ]
 SMALL = [
-    embedded(name, reward=reward, methods=METHODS)
+    embedded_experiment(name, reward=reward, methods=METHODS)
     for name, reward in {
         "trained": "countdown-reward",
         "exact": "verifier",

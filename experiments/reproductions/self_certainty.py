@@ -7,15 +7,18 @@ Cost: 4 x 500 problems; small: 2 minutes on 2 cores.
 Command: tsi reproduce self_certainty [--small]
 """
 
-from tsi.experiments.reproductions.published_models import embedded, published
+from tsi.experiments.reproductions.published_models import (
+    embedded_experiment,
+    published_experiment,
+)
 
 METHODS = ("self_consistency", "best_of_n", "weighted_best_of_n", "smc")
 REWARDS = ("mean-log-prob", "self-certainty", "tail-entropy", "token-confidence")
 FULL = [
-    published(name, reward=name, aggregation="last", methods=METHODS)
+    published_experiment(name, reward=name, aggregation="last", methods=METHODS)
     for name in REWARDS
 ]
 SMALL = [
-    *[embedded(name, reward=name, methods=METHODS) for name in REWARDS],
-    embedded("reward-model", methods=METHODS),
+    *[embedded_experiment(name, reward=name, methods=METHODS) for name in REWARDS],
+    embedded_experiment("reward-model", methods=METHODS),
 ]

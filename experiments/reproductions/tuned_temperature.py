@@ -11,21 +11,24 @@ Command: tsi reproduce tuned_temperature [--small]
 from collections.abc import Mapping
 
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.reproductions.published_models import embedded, published
+from tsi.experiments.reproductions.published_models import (
+    embedded_experiment,
+    published_experiment,
+)
 from tsi.experiments.scaling.curves import Curves
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.scaling.report import markdown, percent
 
 METHODS = ("weighted_best_of_n", "dvts", "rebase", "particle_filter", "smc")
 FULL = [
-    published(f"t{t}", temperature=t, methods=METHODS, budgets=(4, 16, 64))
+    published_experiment(f"t{t}", temperature=t, methods=METHODS, budgets=(4, 16, 64))
     for t in (0.4, 0.7, 1.0)
 ]
 TASKS = ("chain_long", "countdown_four")
 TEMPERATURES = (0.4, 0.7, 1.0)
 BUDGET = 16
 SMALL = [
-    embedded(
+    embedded_experiment(
         f"{task}-t{t}",
         task,
         problems=ProblemOptions(task, split="validation"),
@@ -38,7 +41,7 @@ SMALL = [
 ]
 
 
-def summarize(curves: Mapping[str, Curves]) -> str:
+def summarise(curves: Mapping[str, Curves]) -> str:
     """Accuracy by temperature, and the best one of each method.
 
     Of equal accuracies the higher temperature counts as better: its samples differ

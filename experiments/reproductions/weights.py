@@ -10,8 +10,8 @@ Command: tsi reproduce weights [--small]
 
 from tsi.experiments.reproductions.published_models import (
     EMBEDDED_TASKS,
-    embedded,
-    published,
+    embedded_experiment,
+    published_experiment,
 )
 
 METHODS = (
@@ -20,5 +20,5 @@ METHODS = (
     "particle_filter_printed",
     "smc",
 )
-FULL = [published("llama-1b", methods=METHODS)]
-SMALL = [embedded(task, task, methods=METHODS) for task in EMBEDDED_TASKS]
+FULL = [published_experiment("llama-1b", methods=METHODS)]
+SMALL = [embedded_experiment(task, task, methods=METHODS) for task in EMBEDDED_TASKS]

@@ -68,16 +68,16 @@ def compare(
         pairs: names of methods.
         budgets: to compare at.
     """
-    found = [
+    results = [
         (a, b, n, _difference(curves[a][n], curves[b][n]))
         for n in budgets
         for a, b in pairs
         if n in curves[a] and n in curves[b]
     ]
-    adjusted = holm([result.p_value for *_, result in found])
+    adjusted = holm([result.p_value for *_, result in results])
     return [
-        Comparison(a, b, n, result, float(p), _needed(curves[a][n], result))
-        for (a, b, n, result), p in zip(found, adjusted, strict=True)
+        Comparison(a, b, n, result, float(p), _problems_needed(curves[a][n], result))
+        for (a, b, n, result), p in zip(results, adjusted, strict=True)
     ]
 
 
@@ -87,9 +87,9 @@ def compare_with_best(curves: Curves, budget: int) -> list[Comparison]:
     The best itself is compared with the second best of them. Without two methods, of
     which one is a reference, the list is empty.
     """
-    here = [method for method, curve in curves.items() if budget in curve]
+    methods_here = [method for method, curve in curves.items() if budget in curve]
     references = sorted(
-        (method for method in here if base_of(method) in REFERENCES),
+        (method for method in methods_here if base_of(method) in REFERENCES),
         key=lambda method: (
             -curves[method][budget].accuracy,
             REFERENCES.index(base_of(method)),
@@ -97,7 +97,7 @@ def compare_with_best(curves: Curves, budget: int) -> list[Comparison]:
     )
     pairs = [
         (method, next(r for r in references if r != method))
-        for method in here
+        for method in methods_here
         if set(references) - {method}
     ]
     return compare(curves, pairs, [budget])
@@ -126,7 +126,7 @@ def _difference(a: Point, b: Point) -> PairedDifference:
     )
 
 
-def _needed(point: Point, result: PairedDifference) -> int | None:
+def _problems_needed(point: Point, result: PairedDifference) -> int | None:
     if result.mean_square == 0:
         return None
     num_seeds = result.num_pairs // len(point.correct)

@@ -34,14 +34,14 @@ def calibrations(curves: Curves, budget: int) -> dict[str, Calibration]:
         curves: from `curves_of`.
         budget: N, more than one: a single particle is always certain.
     """
-    found = {}
+    calibration_of = {}
     for method, curve in curves.items():
         point = curve.get(budget)
         if point is not None and budget > 1 and np.isfinite(point.probability).all():
-            found[method] = calibration(
+            calibration_of[method] = calibration(
                 point.probability,
                 point.correct,
                 budget,
                 right_probabilities=point.right_probability,
             )
-    return found
+    return calibration_of

@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.files.places import join_place, parse_place
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.scale import run_plan
@@ -70,7 +70,7 @@ def language_worlds(
         yield name, world
 
 
-@resumable()
+@exit_resumably()
 def main(
     num_problems: int = 20,
     budgets: tuple[int, ...] = (1, 4, 16),

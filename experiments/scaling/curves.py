@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from tsi.errors import ResultsError
-from tsi.experiments.scaling.methods import in_order
+from tsi.experiments.scaling.methods import sort_methods
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.statistics.accuracy import accuracy
 from tsi.problem_ids import id_order
@@ -88,7 +88,7 @@ def curves_of(rows: Rows) -> Curves:
             another.
     """
     curves: Curves = {}
-    for method in in_order({cell.method for cell in rows}):
+    for method in sort_methods({cell.method for cell in rows}):
         method_cells = [cell for cell in rows if cell.method == method]
         seeds = sorted({cell.seed for cell in method_cells})
         problems = sorted({cell.problem for cell in method_cells}, key=id_order)

@@ -57,9 +57,9 @@ def measure_speed(
     jax.block_until_ready(products(x, up, down))
     best = math.inf
     for _ in range(5):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         jax.block_until_ready(products(x, up, down))
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start_time)
     location = "" if len(devices) == 1 else f" on each of {len(devices)} devices"
     flops = 2.0 * x.shape[0] * layer * layers / best
     return Speed(flops, f"measured, {rows} rows{location}")

@@ -17,7 +17,7 @@ from tsi.experiments.scaling.process_group import (
     Group,
     first_sentence,
 )
-from tsi.termination import terminable
+from tsi.termination import raise_on_sigterm
 
 
 @contextlib.contextmanager
@@ -82,7 +82,7 @@ def join_processes(
         BEAT_TIMEOUT,
     )
     try:
-        with terminable():
+        with raise_on_sigterm():
             yield group
     except BaseException as error:
         group.leave(error)

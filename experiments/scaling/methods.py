@@ -76,7 +76,7 @@ def shared_source_of(name: str) -> str:
     return SHARED_SOURCE + name.removeprefix(base_of(name))
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def sort_methods(names: Iterable[str]) -> list[str]:
     """Different names of methods in the order of tables, then by temperature."""
     places = {name: place for place, name in enumerate(METHODS)}
 
@@ -101,10 +101,12 @@ def get_methods(names: Iterable[str]) -> dict[str, Method]:
     groups = {"all": tuple(METHODS), "standard": STANDARD}
     selected_names = groups.get(names[0], names) if len(names) == 1 else names
     methods = {name: get_method(name) for name in selected_names}
-    return {name: methods[name] for name in in_order(methods)}
+    return {name: methods[name] for name in sort_methods(methods)}
 
 
-def at_temperatures(names: Iterable[str], temperatures: Iterable[float]) -> list[str]:
+def expand_temperatures(
+    names: Iterable[str], temperatures: Iterable[float]
+) -> list[str]:
     """Each method at each temperature; one that has its own stays as it is.
 
     Raises:
@@ -117,13 +119,15 @@ def at_temperatures(names: Iterable[str], temperatures: Iterable[float]) -> list
                 f"The temperature {temperature} has more than six digits. Round it, as "
                 f"to {temperature:g}, because it becomes a part of names."
             )
-    found = []
+    expanded_names = []
     for name in names:
         if get_method(name).temperature is None:
-            found += [name_at(name, temperature) for temperature in temperatures]
+            expanded_names += [
+                name_at(name, temperature) for temperature in temperatures
+            ]
         else:
-            found.append(name)
-    return list(get_methods(found))
+            expanded_names.append(name)
+    return list(get_methods(expanded_names))
 
 
 def method_settings(name: str, max_steps: int) -> dict[str, Any]:

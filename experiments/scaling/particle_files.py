@@ -129,8 +129,8 @@ class ParticlesFile:
             return
         with typed_errors(str(self.path)):
             self._system.makedirs(self._folder, exist_ok=True)
-            own = f"{time.time_ns():020d}-{self.index}-{uuid.uuid4().hex[:8]}"
-            self._system.pipe_file(f"{self._folder}/{own}.jsonl.gz", member)
+            file_name = f"{time.time_ns():020d}-{self.index}-{uuid.uuid4().hex[:8]}"
+            self._system.pipe_file(f"{self._folder}/{file_name}.jsonl.gz", member)
 
     def fold(self) -> None:
         """Append the shards of the other processes to this one, and remove them.
@@ -206,8 +206,8 @@ def read_particles(place: Place, *, unique: bool = True) -> Iterator[KeptRun]:
             for number, line in enumerate(lines, start=1):  # noqa: B007
                 record = parse_object(line)
                 if is_settings_line(record):
-                    settings_id, found = parse_settings(record)
-                    settings.setdefault(settings_id, found)
+                    settings_id, values = parse_settings(record)
+                    settings.setdefault(settings_id, values)
                     continue
                 own_id = record.get(SETTINGS_ID)
                 if not isinstance(own_id, str) or own_id not in settings:

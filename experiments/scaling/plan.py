@@ -13,8 +13,8 @@ import jax
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.methods import (
-    at_temperatures,
     budgets_of,
+    expand_temperatures,
     get_method,
     get_methods,
     sampler_of,
@@ -90,7 +90,7 @@ def make_plan(
         )
     names = tuple(get_methods(methods))
     if temperatures:
-        names = tuple(at_temperatures(names, temperatures))
+        names = tuple(expand_temperatures(names, temperatures))
     return Plan(names, tuple(sorted(set(budgets))), num_seeds)
 
 

@@ -29,14 +29,14 @@ def check_problems(
         problem = by_id.get(cell.problem)
         if problem is None:
             continue
-        for name, now in (("prompt", problem.prompt), ("answer", problem.answer)):
-            there = row.get(name, now)
-            if there != now:
+        for name, new_value in (("prompt", problem.prompt), ("answer", problem.answer)):
+            recorded_value = row.get(name, new_value)
+            if recorded_value != new_value:
                 raise ResultsError(
                     f"{path} has rows of another problem {cell.problem!r}: its {name} "
-                    f"is {_shorten(there)} there, and {_shorten(now)} now. Give the "
-                    "problem that was changed a new id, or choose another output "
-                    "folder."
+                    f"is {_shorten(recorded_value)} there, and {_shorten(new_value)} "
+                    "now. Give the problem that was changed a new id, or choose "
+                    "another output folder."
                 )
 
 
@@ -93,5 +93,5 @@ def _list(names: list[Any]) -> str:
 
 
 def _shorten(text: object) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 80 else f"{shown[:80]}..."
+    representation = repr(text)
+    return representation if len(representation) <= 80 else f"{representation[:80]}..."

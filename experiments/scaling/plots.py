@@ -113,8 +113,8 @@ def save_accuracy_plots(
             _draw(axes, styles[method], names[method], points, unit, shift)
         axes.set_xscale("log", base=base)
         if unit == "rollouts":
-            own = {budget for curve in curves.values() for budget in curve}
-            budgets = sorted(own.union(*(line.budgets for line in behind)))
+            own_budgets = {budget for curve in curves.values() for budget in curve}
+            budgets = sorted(own_budgets.union(*(line.budgets for line in behind)))
             axes.set_xticks(budgets, [str(budget) for budget in budgets])
             axes.set_xticks([], minor=True)
         elif base == 2:
@@ -190,11 +190,15 @@ def styles_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str]]:
         methods: all of the figure.
     """
     styles = {name: style_of(name) for name in methods}
-    own = {name: get_method(name).temperature or 0.0 for name in styles if AT in name}
+    temperature_of = {
+        name: get_method(name).temperature or 0.0 for name in styles if AT in name
+    }
     # A method without a temperature beside one with it comes first.
-    own |= {base: 0.0 for base in map(base_of, own) if base in styles}
-    temperatures = sorted({*own.values()})
-    for name, temperature in own.items():
+    temperature_of |= {
+        base: 0.0 for base in map(base_of, temperature_of) if base in styles
+    }
+    temperatures = sorted({*temperature_of.values()})
+    for name, temperature in temperature_of.items():
         colour, marker, _ = styles[name]
         rank = temperatures.index(temperature)
         if rank >= len(LINES):

@@ -131,11 +131,11 @@ class Group:
         self._set(f"{key}/{self.index}", text)
         while True:
             # In this order, so that a process that has ended has also given its text.
-            ended, texts = self._read_ends(), self._get(key)
+            process_ends, texts = self._read_ends(), self._get(key)
             missing = set(range(self.count)) - texts.keys()
             if not missing:
                 return [texts[i] for i in range(self.count)]
-            self._check(name, missing, ended)
+            self._check(name, missing, process_ends)
             time.sleep(POLL_INTERVAL)
 
     def agree(self, facts: Mapping[str, Any]) -> None:
@@ -226,10 +226,12 @@ class Group:
         return time.monotonic() - self._last_heard[i]
 
     def _check(
-        self, name: str, missing: set[int], ended: Mapping[int, ProcessEnd]
+        self, name: str, missing: set[int], process_ends: Mapping[int, ProcessEnd]
     ) -> None:
         """Raise if the missing texts will not come."""
-        ended_missing = {i: ended[i] for i in sorted(missing & ended.keys())}
+        ended_missing = {
+            i: process_ends[i] for i in sorted(missing & process_ends.keys())
+        }
         if any(end.is_stopped for end in ended_missing.values()):
             # Raises in the main thread, and records that this process was stopped.
             stop_with_group()
@@ -271,14 +273,14 @@ class Group:
                     is_stopping = True
                     self._stop_main()
 
-    def _is_over(self, ended: Mapping[int, ProcessEnd]) -> bool:
+    def _is_over(self, process_ends: Mapping[int, ProcessEnd]) -> bool:
         """Whether all processes stop: one was stopped, or process 0 has failed."""
-        first = ended.get(0)
+        first = process_ends.get(0)
         if first is not None and first.reason is not None and not first.is_stopped:
             if not is_stop_requested():
                 self._first_failure = first
             return True
-        return any(end.is_stopped for end in ended.values())
+        return any(end.is_stopped for end in process_ends.values())
 
     def _stop_main(self) -> None:
         """Stop the main thread between two steps, unless it is already leaving."""

@@ -39,11 +39,11 @@ class RecordFields:
     def optional_text(self, name: str) -> str | None:
         return self._get(name, lambda x: x is None or _is_text(x), "a text or null")
 
-    def count(self, name: str, least: int) -> int:
+    def count(self, name: str, minimum: int) -> int:
         def is_count(x: Any) -> bool:
-            return type(x) is int and x >= least
+            return type(x) is int and x >= minimum
 
-        return self._get(name, is_count, f"an integer of at least {least}")
+        return self._get(name, is_count, f"an integer of at least {minimum}")
 
     def identity(self, name: str) -> int | str:
         return self._get(name, lambda x: type(x) in (int, str), "an id")

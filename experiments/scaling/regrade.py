@@ -168,11 +168,11 @@ def _replace(
     """Write the rows of each file with their new fields, and keep the old file."""
     num_changed, copies = 0, []
     lines = [line for _, lines in files for line in lines]
-    for path, own in files:
-        content = list(_new_lines(own, fields, changes))
+    for path, lines_of_file in files:
+        content = list(_new_lines(lines_of_file, fields, changes))
         num_changed += sum(
             any(line.row.get(k) != v for k, v in fields[line.cell].items())
-            for line in own
+            for line in lines_of_file
         )
         copies.append(_copy_aside(path))
         with replace_file(path) as place, place.open("wb") as file:
@@ -193,7 +193,7 @@ def _new_lines(
     fields: Mapping[Cell, dict[str, Any]],
     changes: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[bytes]:
-    known: set[str] = set()
+    settings_ids: set[str] = set()
     for line in lines:
         row = json.loads(line.content) | fields[line.cell]
         changed = changes[line.settings_id]
@@ -206,8 +206,8 @@ def _new_lines(
             row[SETTINGS] = settings
         else:
             row[SETTINGS_ID] = id_of_settings(settings)
-            if row[SETTINGS_ID] not in known:
-                known.add(row[SETTINGS_ID])
+            if row[SETTINGS_ID] not in settings_ids:
+                settings_ids.add(row[SETTINGS_ID])
                 yield settings_line(settings)
         yield json.dumps(row, allow_nan=False).encode() + b"\n"
 

@@ -47,26 +47,26 @@ def regrade_run(
     if not run.endswith(".jsonl"):
         place = join_place(place, "rows.jsonl")
 
-    used: list[Grading] = []
+    gradings: list[Grading] = []
     file: dict[str, Any] = {}
     if problems is not None:
         file = {"problems_sha256": file_sha256(problems)}
 
     def grading_of(settings: Mapping[str, Any]) -> Grading:
-        chosen = choose_grading(settings, grader)
+        grading = choose_grading(settings, grader)
         if problems is not None and "problems_sha256" not in settings:
             raise ConfigurationError(
                 f"{place} has rows of the task {settings.get('task')!r}, which has no "
                 "file of problems; leave --problems out."
             )
-        used.append(chosen._replace(settings=dict(chosen.settings) | file))
-        return used[-1]
+        gradings.append(grading._replace(settings=dict(grading.settings) | file))
+        return gradings[-1]
 
     correct = None
     if problems is not None:
         correct = correction(problems, columns)
     text = describe(place, regrade(place, grading_of, correct))
-    notes = [_summary(grading.grade) for grading in used]
+    notes = [_summary(grading.grade) for grading in gradings]
     return text, list(dict.fromkeys(note for note in notes if note is not None))
 
 
@@ -92,13 +92,13 @@ def choose_grading(settings: Mapping[str, Any], grader: str | None) -> Grading:
                 "grader of its own; name the grader, such as math."
             )
         in_task = BENCHMARKS[task] if task in BENCHMARKS else get_task(task)
-        own = _own_grading(task, in_task.grader)
-        return own._replace(settings={"grader": in_task.grader})
-    chosen = _grading_by(grader)._replace(settings={"grader": grader})
+        own_grading = _own_grading(task, in_task.grader)
+        return own_grading._replace(settings={"grader": in_task.grader})
+    grading = _grading_by(grader)._replace(settings={"grader": grader})
     if is_named(grader):
-        return chosen
+        return grading
     # A function of one's own grades what the rows' own grader finds in the texts.
-    return chosen._replace(extract=_own_grading(task, name).extract)
+    return grading._replace(extract=_own_grading(task, name).extract)
 
 
 def task_of(settings: Mapping[str, Any]) -> str | None:

@@ -19,12 +19,12 @@ NOTE = (
 
 
 def save_reliability_plot(
-    found: Mapping[str, Calibration], title: str, paths: Sequence[Path]
+    calibrations: Mapping[str, Calibration], title: str, paths: Sequence[Path]
 ) -> None:
     """Draw the reliability curve of each method beside the diagonal.
 
     Args:
-        found: calibration of each method.
+        calibrations: calibration of each method.
         title: of the figure.
         paths: of the files, whose suffixes are their formats.
     """
@@ -33,8 +33,8 @@ def save_reliability_plot(
         figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.93)
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="#9aa0a6", linewidth=1, label="calibrated")
-        styles = styles_of(found)
-        for method, values in found.items():
+        styles = styles_of(calibrations)
+        for method, values in calibrations.items():
             colour, marker, line = styles[method]
             x = [bin.probability for bin in values.bins]
             y = [bin.accuracy for bin in values.bins]

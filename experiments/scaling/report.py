@@ -171,9 +171,9 @@ def paired_table(
             [
                 labels.get(method, get_method(method).label),
                 labels.get(against, get_method(against).label),
-                f"{signed(100 * result.difference)} ± {error}",
-                f"[{signed(100 * result.interval.low)}, "
-                f"{signed(100 * result.interval.high)}]",
+                f"{format_difference(100 * result.difference)} ± {error}",
+                f"[{format_difference(100 * result.interval.low)}, "
+                f"{format_difference(100 * result.interval.high)}]",
                 str(result.only_a),
                 str(result.only_b),
                 p_text(result.p_value),
@@ -219,14 +219,14 @@ def pass_table(rates: Mapping[int, tuple[float, float]]) -> str:
     return markdown([*lines, ["pass@k", *cells]])
 
 
-def calibration_table(found: Mapping[str, Calibration]) -> str:
+def calibration_table(calibrations: Mapping[str, Calibration]) -> str:
     """A line for each method: calibration, scores and selective accuracy."""
     head = (
         "method|ECE [95 %]|if calibrated|RMS|Brier|log score|log p(right)"
         "|best 25 %|50 %|75 %|area"
     )
     lines = [head.split("|")]
-    for method, values in found.items():
+    for method, values in calibrations.items():
         low, high = values.ece_interval
         lines.append(
             [
@@ -257,7 +257,7 @@ def number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def signed(value: float) -> str:
+def format_difference(value: float) -> str:
     """A difference with its sign; zero has none."""
     text = f"{value:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")

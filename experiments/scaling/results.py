@@ -91,21 +91,21 @@ class ResultsFile:
             ResultsError: a row exists already, or the system cannot write.
         """
         rows = list(rows)
-        known = {} if self._shards.has_segments else dict(self._own_settings)
+        settings_by_id = {} if self._shards.has_segments else dict(self._own_settings)
         lines = []
         for cell, outcome in rows:
             if cell in self.rows:
                 raise ResultsError(f"{self.path} already holds a row for {cell}.")
             settings = self._check.settings_of(cell.method)
             name = id_of_settings(settings)
-            if name not in known:
-                known[name] = settings
+            if name not in settings_by_id:
+                settings_by_id[name] = settings
                 lines.append(settings_line(settings))
             row = {**cell._asdict(), **outcome, SETTINGS_ID: name}
             # NaN is not JSON, and other programs could not read it.
             lines.append(json.dumps(row, allow_nan=False).encode() + b"\n")
         self._shards.append(b"".join(lines))
-        self._own_settings = known
+        self._own_settings = settings_by_id
         self.rows.update(rows)
 
     def find_missing(self, cells: Iterable[Cell]) -> list[Cell]:
@@ -166,15 +166,15 @@ class ResultsFile:
     def _blocks_of_others(self) -> Iterator[bytes]:
         """Lines of other shards that this one lacks, some megabytes at a time."""
         cells = {line.cell for line in parse_rows(self.path, self._shards.lines())}
-        known = set(self._own_settings)
+        settings_ids = set(self._own_settings)
         block = bytearray()
         for path, lines in self._shards.seen_lines():
             for line in parse_rows(path, lines):
                 if line.cell in cells:
                     continue
                 cells.add(line.cell)
-                if not line.is_inline and line.settings_id not in known:
-                    known.add(line.settings_id)
+                if not line.is_inline and line.settings_id not in settings_ids:
+                    settings_ids.add(line.settings_id)
                     block += settings_line(line.settings)
                 block += line.content + b"\n"
                 if len(block) > FOLD_BYTES:

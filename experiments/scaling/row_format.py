@@ -143,26 +143,28 @@ def as_json(settings: Any) -> Any:
 
 
 def parse_rows(
-    path: Place, lines: Iterable[bytes], known: dict[str, dict[str, Any]] | None = None
+    path: Place,
+    lines: Iterable[bytes],
+    settings_by_id: dict[str, dict[str, Any]] | None = None,
 ) -> Iterator[Line]:
     """The rows of a file.
 
     Args:
         path: of the file, for messages.
         lines: without their newlines.
-        known: gets the settings that stand in lines of their own, by their ids.
+        settings_by_id: gets the settings that stand in lines of their own.
 
     Raises:
         ResultsError: a line is neither a row nor settings; the message has its number.
     """
-    known = {} if known is None else known
+    settings_by_id = {} if settings_by_id is None else settings_by_id
     inline: dict[str, dict[str, Any]] = {}
     for number, content in enumerate(lines, start=1):
         try:
             line = parse_object(content)
             if is_settings_line(line):
                 name, settings = parse_settings(line)
-                known.setdefault(name, settings)
+                settings_by_id.setdefault(name, settings)
                 continue
             cell, row = check_row(line)
             is_inline = SETTINGS in row
@@ -172,9 +174,9 @@ def parse_rows(
                 settings = inline.setdefault(name, settings)
             else:
                 name = row.pop(SETTINGS_ID)
-                if name not in known:
+                if name not in settings_by_id:
                     raise LineError(f"no line before it has its settings, {name!r}")
-                settings = known[name]
+                settings = settings_by_id[name]
         except LineError as error:
             raise ResultsError(
                 f"{path}, line {number}, is not a row of results: {error}. Repair or "
@@ -228,9 +230,9 @@ def check_row(line: dict[str, Any]) -> tuple[Cell, dict[str, Any]]:
 
 
 def _check_cell(cell: Cell) -> None:
-    for name, least in (("budget", 1), ("seed", 0)):
+    for name, minimum in (("budget", 1), ("seed", 0)):
         value = getattr(cell, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise LineError(f"its {name} cannot be {_shorten(value)}")
     if isinstance(cell.problem, bool) or not isinstance(cell.problem, int | str):
         raise LineError(f"its problem cannot be {_shorten(cell.problem)}")

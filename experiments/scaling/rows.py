@@ -55,7 +55,7 @@ def rows_of(
                     result.particles,
                     result.log_evidence,
                     estimand,
-                    {answer: found.correct for answer, found in grades.items()},
+                    {answer: grade.correct for answer, grade in grades.items()},
                     sizes[name],
                 )
                 of_size = dict(zip(sizes[name], map(float, means), strict=True))

@@ -47,7 +47,7 @@ def served_line(
     """
     engine: Any = world.engine
     lines, refusals = [[*HEAD]], []
-    rollouts, most, typical = 0, 0, 0.0
+    rollouts, max_tokens, expected_tokens = 0, 0, 0.0
     for method, budget, problems in runs:
         if problems == 0:
             continue
@@ -62,21 +62,23 @@ def served_line(
         tokens = most_tokens(get_method(method), plan, engine.limits, problems)
         each = math.nan if world.typical_tokens is None else world.typical_tokens()
         each = min(each, float(engine.limits.max_tokens))
-        rollouts, most = rollouts + problems * budget, most + tokens
-        typical += min(steps * each / engine.limits.max_steps, float(tokens))
+        rollouts, max_tokens = rollouts + problems * budget, max_tokens + tokens
+        expected_tokens += min(steps * each / engine.limits.max_steps, float(tokens))
         lines.append(
             [label, f"{budget:,}", f"{problems:,}", f"{steps:,}", f"{tokens:,}"]
         )
     if rollouts == 0 and not refusals:
         return markdown(lines), "All rows exist.", refusals
-    about = f"about {typical:,.0f} and " if math.isfinite(typical) else ""
+    about = (
+        f"about {expected_tokens:,.0f} and " if math.isfinite(expected_tokens) else ""
+    )
     line = (
         f"{len(world.problems):,} problems, {rollouts:,} rollouts over "
-        f"{engine.policy.name}: {about}at most {most:,} generated tokens"
+        f"{engine.policy.name}: {about}at most {max_tokens:,} generated tokens"
     )
     price = engine.price
     if price is not None:
-        expected = typical if math.isfinite(typical) else most
-        bound = "" if math.isfinite(typical) else "at most "
+        expected = expected_tokens if math.isfinite(expected_tokens) else max_tokens
+        bound = "" if math.isfinite(expected_tokens) else "at most "
         line += f", {bound}{price * expected / 1e6:,.2f} at {price:g} per million"
     return markdown(lines), line + ".", refusals

@@ -86,12 +86,12 @@ class SettingsCheck:
     def _compare(self, path: Place, line: Line) -> None:
         expected, recorded = self.settings_of(line.cell.method), line.settings
         names = differing_names(expected, recorded)
-        deciding = [name for name in names if name not in ENVIRONMENT | CODE]
-        if deciding:
+        deciding_names = [name for name in names if name not in ENVIRONMENT | CODE]
+        if deciding_names:
             raise ResultsError(
                 f"{path}, line {line.number}, was made with other settings: "
-                f"{describe(deciding, expected, recorded)}. Choose another output "
-                "folder or the same settings."
+                f"{describe(deciding_names, expected, recorded)}. Choose another "
+                "output folder or the same settings."
             )
         environment = [name for name in names if name in ENVIRONMENT]
         if environment and not self._continue_anyway:
@@ -102,9 +102,11 @@ class SettingsCheck:
                 "another output folder, or continue this one with --continue-anyway "
                 "(continue_anyway=True); every row records its own."
             )
-        said = [name for name in names if name != "commit"]
-        if said:
-            self._remarks[line.settings_id] = describe(said, expected, recorded)
+        reported_names = [name for name in names if name != "commit"]
+        if reported_names:
+            self._remarks[line.settings_id] = describe(
+                reported_names, expected, recorded
+            )
 
 
 def differing_names(expected: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
@@ -112,31 +114,42 @@ def differing_names(expected: dict[str, Any], recorded: dict[str, Any]) -> list[
     return [
         name
         for name in sorted(expected.keys() | recorded.keys())
-        if not _agrees(name, expected, recorded)
+        if not _is_equal_setting(name, expected, recorded)
     ]
 
 
-def describe(names: list[str], now: dict[str, Any], there: dict[str, Any]) -> str:
+def describe(
+    names: list[str], expected: dict[str, Any], recorded: dict[str, Any]
+) -> str:
     """A text for each setting of these names."""
     return "; ".join(
-        f"{name} is {there.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} "
-        "now"
+        f"{name} is {recorded.get(name, 'absent')!r} there, "
+        f"{expected.get(name, 'absent')!r} now"
         for name in names
     )
 
 
-def _agrees(name: str, expected: dict[str, Any], recorded: dict[str, Any]) -> bool:
+def _is_equal_setting(
+    name: str, expected: dict[str, Any], recorded: dict[str, Any]
+) -> bool:
     if name in ENVIRONMENT | CODE and not (name in expected and name in recorded):
         return True
-    now, there = expected.get(name, "absent"), recorded.get(name, "absent")
-    if now == there:
+    expected_value, recorded_value = (
+        expected.get(name, "absent"),
+        recorded.get(name, "absent"),
+    )
+    if expected_value == recorded_value:
         return True
     digest = f"{name}_sha256"
     is_same_model = expected.get(digest) == recorded.get(digest) is not None
-    if not (is_same_model and isinstance(now, str) and isinstance(there, str)):
+    if not (
+        is_same_model
+        and isinstance(expected_value, str)
+        and isinstance(recorded_value, str)
+    ):
         return False
     # As in value:PATH, where the kind of reward stands before the path.
-    return _kind(now) == _kind(there)
+    return _kind(expected_value) == _kind(recorded_value)
 
 
 def _kind(name: str) -> str:

@@ -31,7 +31,9 @@ def comparisons_as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any
     ]
 
 
-def calibrations_as_json(found: Mapping[str, Calibration]) -> list[dict[str, Any]]:
+def calibrations_as_json(
+    calibrations: Mapping[str, Calibration],
+) -> list[dict[str, Any]]:
     """Calibration of each method, with its reliability curve."""
     return [
         {
@@ -55,7 +57,7 @@ def calibrations_as_json(found: Mapping[str, Calibration]) -> list[dict[str, Any
                 for bin in values.bins
             ],
         }
-        for method, values in found.items()
+        for method, values in calibrations.items()
     ]
 
 

@@ -119,9 +119,9 @@ def published_behind(rows: Rows, model: str | None = None) -> list[PublishedCurv
     Raises:
         UnknownNameError: the figure has no such policy.
     """
-    found = {published_model(row.get("settings") or {}) for row in rows.values()}
-    if model is None and len(found) == 1:
-        (model,) = found
+    models = {published_model(row.get("settings") or {}) for row in rows.values()}
+    if model is None and len(models) == 1:
+        (model,) = models
     return [] if model is None else published_curves(model)
 
 

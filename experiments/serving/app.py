@@ -90,7 +90,7 @@ def make_app(
             winner, extension = await wait_for(job, request)
         finally:
             worker.cancel(job)
-        return json_response(completion.whole(winner, extension))
+        return json_response(completion.response(winner, extension))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -124,14 +124,16 @@ async def wait_for(job: Job, request: Request) -> Any:
         ApiError: it is refused or has failed.
         ClientDisconnect: nobody waits for it any more.
     """
-    gone = asyncio.ensure_future(_disconnection(request))
+    disconnection = asyncio.ensure_future(_disconnection(request))
     try:
-        await asyncio.wait({job.future, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {job.future, disconnection}, return_when=asyncio.FIRST_COMPLETED
+        )
         if not job.future.done():
             raise ClientDisconnect
         return job.future.result()
     finally:
-        gone.cancel()
+        disconnection.cancel()
 
 
 async def stream_events(
@@ -139,7 +141,7 @@ async def stream_events(
 ) -> AsyncIterator[bytes]:
     """The events of a response: comments while it is computed, then the text."""
     try:
-        yield completion.opening()
+        yield completion.first_event()
         while not job.future.done():
             await asyncio.wait({job.future}, timeout=KEEP_ALIVE_SECONDS)
             if not job.future.done():

@@ -120,13 +120,13 @@ def parse_request(fields: Mapping[str, Any], offer: Offer) -> ChatRequest:
     """
     _check_model(fields, offer)
     _check_unsupported(fields, offer)
-    own = _own_fields(fields)
-    method = string(own, "method", prefix="tsi.") or offer.method
-    budget = integer(own, "budget", 1, offer.max_budget, prefix="tsi.")
+    extension = _own_fields(fields)
+    method = string(extension, "method", prefix="tsi.") or offer.method
+    budget = integer(extension, "budget", 1, offer.max_budget, prefix="tsi.")
     if budget is None:
         budget = offer.budget
     _check_method(method, budget)
-    problem_id = string(own, "problem_id", prefix="tsi.")
+    problem_id = string(extension, "problem_id", prefix="tsi.")
     if problem_id is not None and not 0 < len(problem_id) <= MAX_ID:
         raise ApiError(
             f"tsi.problem_id must have 1 to {MAX_ID} characters.",
@@ -151,7 +151,7 @@ def parse_request(fields: Mapping[str, Any], offer: Offer) -> ChatRequest:
         max_tokens=min((limit for limit in limits if limit), default=None),
         stream=boolean(fields, "stream"),
         include_usage=boolean(options or {}, "include_usage"),
-        genealogy=boolean(own, "genealogy", prefix="tsi."),
+        genealogy=boolean(extension, "genealogy", prefix="tsi."),
     )
 
 
@@ -204,19 +204,21 @@ def _own_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ApiError: it is no object or has an unknown field, which may be a misspelling.
     """
-    own = fields.get("tsi")
-    if own is None:
+    extension = fields.get("tsi")
+    if extension is None:
         return {}
-    if not isinstance(own, dict):
-        raise ApiError(f"tsi must be an object, not {name_type(own)}.", param="tsi")
-    for name in own:
+    if not isinstance(extension, dict):
+        raise ApiError(
+            f"tsi must be an object, not {name_type(extension)}.", param="tsi"
+        )
+    for name in extension:
         if name not in OWN_FIELDS:
-            shown = ascii(name[:40])
+            excerpt = ascii(name[:40])
             raise ApiError(
-                f"tsi has no field {shown}; its fields are {', '.join(OWN_FIELDS)}.",
+                f"tsi has no field {excerpt}; its fields are {', '.join(OWN_FIELDS)}.",
                 param="tsi",
             )
-    return own
+    return extension
 
 
 def _check_method(name: str, budget: int) -> None:

@@ -40,7 +40,7 @@ class Completion(NamedTuple):
     created: int
     prompt_tokens: int
 
-    def whole(self, winner: Winner, extension: dict[str, Any]) -> dict[str, Any]:
+    def response(self, winner: Winner, extension: dict[str, Any]) -> dict[str, Any]:
         """The response to a request without ``stream``."""
         message = {"role": "assistant", "content": winner.text, "refusal": None}
         choice = {
@@ -56,7 +56,7 @@ class Completion(NamedTuple):
             "tsi": extension,
         }
 
-    def opening(self) -> bytes:
+    def first_event(self) -> bytes:
         """The first event, which is sent before anything is computed."""
         return self._event(self._choice({"role": "assistant", "content": ""}))
 

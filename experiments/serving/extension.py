@@ -44,35 +44,37 @@ def describe_run(
     estimand, diagnostics = result.estimand, result.diagnostics
     errors, cost = result.posterior.errors, result.ledger
     weights = normalise(result.log_weights)
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         **run._asdict(),
         "problem_id": result.problem_id,
         "answer": result.selected,
         "particle": particle,
-        "weight": _finite(weights[particle]),
-        "reward": _finite(result.rewards[particle]),
+        "weight": _finite_or_none(weights[particle]),
+        "reward": _finite_or_none(result.rewards[particle]),
         "answer_posterior": [
             {
                 "answer": answer,
-                "probability": _finite(probability),
-                "error": _finite(errors.get(answer, math.nan)),
+                "probability": _finite_or_none(probability),
+                "error": _finite_or_none(errors.get(answer, math.nan)),
             }
             for answer, probability in result.answer_posterior.items()
         ],
-        "no_answer": _finite(result.unanswered),
-        "log_evidence": _finite(result.log_evidence),
-        "log_evidence_error": _finite(result.evidence.standard_error),
+        "no_answer": _finite_or_none(result.unanswered),
+        "log_evidence": _finite_or_none(result.log_evidence),
+        "log_evidence_error": _finite_or_none(result.evidence.standard_error),
         "estimand": {
             "posterior": _meaning(result),
             "evidence": estimand.evidence,
             "has_target": estimand.has_target,
-            "power": _finite(estimand.power),
+            "power": _finite_or_none(estimand.power),
             "selection_rule": estimand.select,
         },
         "diagnostics": {
-            "ess": _finite(1 / np.sum(weights**2)) if _has_ess(result) else None,
-            "pareto_k": _finite(diagnostics.pareto_k),
-            "acceptance_rate": _finite(diagnostics.acceptance_rate),
+            "ess": _finite_or_none(1 / np.sum(weights**2))
+            if _has_ess(result)
+            else None,
+            "pareto_k": _finite_or_none(diagnostics.pareto_k),
+            "acceptance_rate": _finite_or_none(diagnostics.acceptance_rate),
             "num_distinct": result.particles.num_distinct,
             "num_truncated": diagnostics.num_truncated,
             "num_recoveries": diagnostics.num_recoveries,
@@ -82,14 +84,14 @@ def describe_run(
             "rollouts": cost.rollouts,
             "generated_tokens": cost.generated_tokens,
             "reward_tokens": cost.reward_tokens,
-            "flops": _finite(cost.flops),
-            "seconds": _finite(cost.seconds),
+            "flops": _finite_or_none(cost.flops),
+            "seconds": _finite_or_none(cost.seconds),
         },
         "warnings": _warnings(result),
     }
     if genealogy:
-        found["genealogy"] = describe_genealogy(result)
-    return found
+        fields["genealogy"] = describe_genealogy(result)
+    return fields
 
 
 def describe_genealogy(result: Result) -> dict[str, Any]:
@@ -106,8 +108,8 @@ def describe_genealogy(result: Result) -> dict[str, Any]:
             {
                 "steps": texts[n],
                 "answer": particles.answers[n],
-                "reward": _finite(particles.rewards[n]),
-                "weight": _finite(weights[n]),
+                "reward": _finite_or_none(particles.rewards[n]),
+                "weight": _finite_or_none(weights[n]),
                 "truncated": None
                 if particles.truncated is None
                 else bool(particles.truncated[n]),
@@ -116,7 +118,7 @@ def describe_genealogy(result: Result) -> dict[str, Any]:
         ],
         "ancestors": steps.ancestors.tolist(),
         "rewards": None if steps.rewards is None else _rows(steps.rewards),
-        "ess": [_finite(size) for size in steps.ess],
+        "ess": [_finite_or_none(size) for size in steps.ess],
         "resampled": None if resampled is None else resampled.tolist(),
     }
 
@@ -145,9 +147,9 @@ def _has_ess(result: Result) -> bool:
 
 
 def _rows(numbers: Any) -> list[list[float | None]]:
-    return [[_finite(number) for number in row] for row in np.asarray(numbers)]
+    return [[_finite_or_none(number) for number in row] for row in np.asarray(numbers)]
 
 
-def _finite(number: Any) -> float | None:
+def _finite_or_none(number: Any) -> float | None:
     """A number for JSON, which has neither NaN nor infinity."""
     return float(number) if math.isfinite(number) else None

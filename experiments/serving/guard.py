@@ -54,7 +54,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
+        start_time, status = time.monotonic(), 0
 
         async def send_and_record(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -78,7 +78,7 @@ class Guard:
         finally:
             path = scope["path"] if scope["path"] in self.routes else "other"
             method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - start_time
             log.info("%s %s %s %.2f s", method, path, status or "no answer", seconds)
 
     def _check(self, scope: Scope) -> None:

@@ -24,7 +24,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
             "encoding."
         ) from None
     try:
-        found = json.loads(text, parse_constant=_refuse_constant)
+        fields = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise ApiError(
             f"The body is not JSON: {error.msg}, line {error.lineno}, column "
@@ -35,9 +35,9 @@ def parse_body(body: bytes) -> dict[str, Any]:
     except ValueError:
         # Python refuses integers of more than 4,300 digits.
         raise ApiError("The body has a number of thousands of digits.") from None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise ApiError("The body must be a JSON object, such as {...}.")
-    return found
+    return fields
 
 
 def _refuse_constant(name: str) -> None:

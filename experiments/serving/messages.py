@@ -64,9 +64,9 @@ def _parse_message(message: Any, index: int) -> tuple[str, str]:
         )
     role = message.get("role")
     if role not in (*SYSTEM_ROLES, "user", "assistant"):
-        shown = f"{role:.40}" if isinstance(role, str) else name_type(role)
+        excerpt = f"{role:.40}" if isinstance(role, str) else name_type(role)
         raise ApiError(
-            f"{name}.role is {shown.encode('ascii', 'backslashreplace').decode()}; "
+            f"{name}.role is {excerpt.encode('ascii', 'backslashreplace').decode()}; "
             "roles are system, user and assistant, since this server has no tools.",
             param=f"{name}.role",
         )

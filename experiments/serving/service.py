@@ -81,9 +81,9 @@ class Service(NamedTuple):
 
     def make_job(self, request: ChatRequest, problem: Problem) -> Job:
         """The work of a request; called in the event loop."""
-        return Job(request, problem, functools.partial(self._present, request))
+        return Job(request, problem, functools.partial(self._describe_result, request))
 
-    def _present(
+    def _describe_result(
         self, request: ChatRequest, result: Result, run: Run
     ) -> tuple[Winner, dict[str, Any]]:
         """The text and the extension of a result."""

@@ -76,11 +76,11 @@ def choose_winner(
     ids = tokenizer.encode(text)
     if max_tokens is not None and len(ids) > max_tokens:
         ids, is_cut = ids[:max_tokens], True
-        shown = tokenizer.decode(ids)
+        prefix = tokenizer.decode(ids)
         # The last token may end within a character.
-        while shown.endswith(BROKEN) and not text.startswith(shown):
-            shown = shown[:-1]
-        pieces = _first_characters(pieces, len(shown))
+        while prefix.endswith(BROKEN) and not text.startswith(prefix):
+            prefix = prefix[:-1]
+        pieces = _first_characters(pieces, len(prefix))
     return Winner(particle, tuple(pieces), len(ids), is_cut)
 
 
@@ -92,10 +92,10 @@ def _ranks(numbers: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
 
 def _first_characters(pieces: Sequence[str], length: int) -> list[str]:
     """The pieces of the first characters of a text."""
-    found = []
+    pieces_left = []
     for piece in pieces:
-        found.append(piece[:length])
-        length -= len(found[-1])
+        pieces_left.append(piece[:length])
+        length -= len(pieces_left[-1])
         if not length:
             break
-    return found
+    return pieces_left

@@ -77,25 +77,29 @@ def genealogy_figure(result: Result) -> Figure:
     nodes = merged_tree(ancestors, step_texts, rewards)
     num_rows = 1 + max((node.row for node in nodes), default=0)
     has_labels = num_rows <= MAX_LABELLED
-    lefts = _columns(nodes, len(ancestors)) if has_labels else _equal(len(ancestors))
+    left_edges = (
+        _columns(nodes, len(ancestors))
+        if has_labels
+        else _equal_columns(len(ancestors))
+    )
     # Inches: a row has a text above its line and a reward below it.
     row_height = 0.3 if has_labels else 0.06
     end = 2.3 if has_labels else 0.3
-    width = max(lefts[-1] + end, PAPER_WIDTH)
+    width = max(left_edges[-1] + end, PAPER_WIDTH)
     height = num_rows * row_height + 1.15
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes(
             (0.1 / width, 0.5 / height, 1 - 0.2 / width, 1 - 1.07 / height)
         )
-        _draw_branches(axes, result, nodes, lefts)
+        _draw_branches(axes, result, nodes, left_edges)
         if has_labels:
-            _label_nodes(axes, result, nodes, lefts)
+            _label_nodes(axes, result, nodes, left_edges)
         # One unit is an inch.
         axes.set_xlim(-0.02, width - 0.22)
         axes.set_ylim(num_rows - 0.35, -0.8)
         steps = [f"step {t}" for t in range(len(ancestors))]
-        axes.set_xticks(lefts[:-1], steps, ha="left")
+        axes.set_xticks(left_edges[:-1], steps, ha="left")
         axes.set_yticks([])
         if has_labels:
             note = "×n: n equal particles; r: their mean reward"
@@ -224,17 +228,17 @@ def _has_tree(result: Result) -> bool:
 
 def _columns(nodes: list[Node], num_steps: int) -> list[float]:
     """Left edge of each step's column in inches, and the end of the last one."""
-    lefts = [0.0]
+    left_edges = [0.0]
     for t in range(num_steps):
         texts = [
             shorten(node.text or "", MAX_CHARACTERS) for node in nodes if node.step == t
         ]
         longest = max(map(len, texts), default=0)
-        lefts.append(lefts[-1] + max(0.9, 0.3 + 0.062 * longest))
-    return lefts
+        left_edges.append(left_edges[-1] + max(0.9, 0.3 + 0.062 * longest))
+    return left_edges
 
 
-def _equal(num_steps: int) -> list[float]:
+def _equal_columns(num_steps: int) -> list[float]:
     width = (PAPER_WIDTH - 0.5) / num_steps
     return [t * width for t in range(num_steps + 1)]
 
@@ -251,16 +255,16 @@ def _node_colour(result: Result, node: Node) -> str:
 
 
 def _draw_branches(
-    axes: Axes, result: Result, nodes: list[Node], lefts: list[float]
+    axes: Axes, result: Result, nodes: list[Node], left_edges: list[float]
 ) -> None:
     for node in nodes:
         colour = _node_colour(result, node)
-        right = lefts[node.step + 1] - 0.18
+        right = left_edges[node.step + 1] - 0.18
         if not node.finals:
-            right = lefts[node.step] + 0.3
-        x, y = [lefts[node.step], right], [node.row, node.row]
+            right = left_edges[node.step] + 0.3
+        x, y = [left_edges[node.step], right], [node.row, node.row]
         if node.parent is not None:
-            x.insert(0, lefts[node.step] - 0.18)
+            x.insert(0, left_edges[node.step] - 0.18)
             y.insert(0, nodes[node.parent].row)
         # A branch is as wide as the share of particles that pass through it.
         share = len(node.finals) / len(result.texts)
@@ -276,11 +280,11 @@ def _draw_branches(
 
 
 def _label_nodes(
-    axes: Axes, result: Result, nodes: list[Node], lefts: list[float]
+    axes: Axes, result: Result, nodes: list[Node], left_edges: list[float]
 ) -> None:
     weights = normalise(result.log_weights)
     for node in nodes:
-        left, number = lefts[node.step], len(node.slots)
+        left, number = left_edges[node.step], len(node.slots)
         # Number of equal particles, and their reward.
         facts = [f"×{number}"] if number > 1 else []
         if not math.isnan(node.reward):
@@ -298,7 +302,7 @@ def _label_nodes(
             mass = float(sum(weights[n] for n in node.ends))
             name = "no answer" if answer is None else shorten(answer, 14)
             text = f"{name}   weight {mass:.3f}"
-            right = lefts[node.step + 1] - 0.1
+            right = left_edges[node.step + 1] - 0.1
             _text(axes, right, node.row, text, colour, 8, va="center")
 
 

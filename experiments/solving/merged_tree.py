@@ -87,8 +87,8 @@ def _finals(
     slots: np.ndarray, group: tuple[int, ...], lengths: list[int], step: int
 ) -> tuple[int, ...]:
     """Final particles with a step of their own here, in one of a group's slots."""
-    found = np.flatnonzero(np.isin(slots, group))
-    return tuple(int(n) for n in found if lengths[n] > step)
+    indices = np.flatnonzero(np.isin(slots, group))
+    return tuple(int(n) for n in indices if lengths[n] > step)
 
 
 def _groups(

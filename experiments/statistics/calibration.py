@@ -110,18 +110,20 @@ def calibration(
     counts = np.repeat(draws, correct.shape[1], axis=1)
     replicates = binned_error(p, y[None], places, counts, num_bins)
     outcomes = np.random.default_rng(seed).random((num_replicates, p.size)) < p
-    calm = binned_error(p, outcomes * 1.0, places, np.ones((1, p.size)), num_bins)
+    calibrated_errors = binned_error(
+        p, outcomes * 1.0, places, np.ones((1, p.size)), num_bins
+    )
     curve = _selective_curve(p, y)
     return Calibration(
         _bins(p, y, places, num_bins),
         float(binned_error(p, y[None], places, np.ones((1, p.size)), num_bins)[0]),
-        float(calm.mean()),
+        float(calibrated_errors.mean()),
         Interval(*map(float, np.percentile(replicates, [2.5, 97.5]))),
         _rms_error(p, y, places, num_bins),
         brier_score(p, y),
         log_score(p, y, num_particles),
         right_log_score(right_probabilities, num_particles),
-        (_at(curve, 0.25), _at(curve, 0.5), _at(curve, 0.75)),
+        (_value_at(curve, 0.25), _value_at(curve, 0.5), _value_at(curve, 0.75)),
         float(curve.mean()),
     )
 
@@ -169,7 +171,7 @@ def _bins(p: np.ndarray, y: np.ndarray, places: np.ndarray, num_bins: int) -> li
 def _rms_error(
     p: np.ndarray, y: np.ndarray, places: np.ndarray, num_bins: int
 ) -> float:
-    total, used = 0.0, 0
+    total, num_used = 0.0, 0
     for place in range(num_bins):
         is_here = places == place
         count = int(is_here.sum())
@@ -177,10 +179,10 @@ def _rms_error(
         if count > 1:
             gap = y[is_here] - p[is_here]
             total += count * float(gap.mean() ** 2 - gap.var(ddof=1) / count)
-            used += count
-    if not used:
+            num_used += count
+    if not num_used:
         return math.nan
-    return math.copysign(math.sqrt(abs(total / used)), total)
+    return math.copysign(math.sqrt(abs(total / num_used)), total)
 
 
 def brier_score(p: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
@@ -230,7 +232,7 @@ def selective_accuracy(
         fractions: in (0, 1]; rounded up to whole runs.
     """
     curve = _selective_curve(confidences, correct)
-    return [_at(curve, fraction) for fraction in fractions]
+    return [_value_at(curve, fraction) for fraction in fractions]
 
 
 def _selective_curve(p: np.ndarray, y: np.ndarray) -> Float[np.ndarray, "n"]:
@@ -242,5 +244,5 @@ def _selective_curve(p: np.ndarray, y: np.ndarray) -> Float[np.ndarray, "n"]:
     return np.cumsum(means[groups]) / np.arange(1, p.size + 1)
 
 
-def _at(curve: np.ndarray, fraction: float) -> float:
+def _value_at(curve: np.ndarray, fraction: float) -> float:
     return float(curve[max(math.ceil(fraction * curve.size - 1e-9), 1) - 1])

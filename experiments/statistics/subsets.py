@@ -100,20 +100,21 @@ def vote_of_subsets(
             counts[answer] = counts.get(answer, 0) + 1
             is_right[answer] = bool(right)
     largest = max(sizes)
-    wins = np.zeros(largest + 1)
-    silent = comb(size - sum(counts.values()), np.arange(largest + 1))
+    subsets_won = np.zeros(largest + 1)
+    subsets_without_answer = comb(size - sum(counts.values()), np.arange(largest + 1))
     for answer in (answer for answer in counts if is_right[answer]):
         others = [count for other, count in counts.items() if other != answer]
         for votes in range(1, min(counts[answer], largest) + 1):
             # Coefficients by x (samples) and y (other answers with as many votes).
             ways = np.zeros((largest + 1, len(others) + 1))
             ways[votes:, 0] = (
-                comb(counts[answer], votes) * silent[: largest + 1 - votes]
+                comb(counts[answer], votes)
+                * subsets_without_answer[: largest + 1 - votes]
             )
             for count in others:
                 ways = _times_answer(ways, count, votes)
-            wins += ways @ (1 / (1 + np.arange(len(others) + 1)))
-    accuracies = np.array([wins[n] / comb(size, n) for n in sizes])
+            subsets_won += ways @ (1 / (1 + np.arange(len(others) + 1)))
+    accuracies = np.array([subsets_won[n] / comb(size, n) for n in sizes])
     return SubsetAccuracy(accuracies, np.zeros(len(accuracies)))
 
 
@@ -121,11 +122,11 @@ def _times_answer(ways: np.ndarray, count: int, votes: int) -> np.ndarray:
     """Multiply by the ways in which another answer gets at most so many votes."""
     product = np.zeros_like(ways)
     for u in range(min(count, votes) + 1):
-        moved = ways[: len(ways) - u] * comb(count, u)
+        shifted_ways = ways[: len(ways) - u] * comb(count, u)
         if u < votes:
-            product[u:] += moved
+            product[u:] += shifted_ways
         else:
-            product[u:, 1:] += moved[:, :-1]
+            product[u:, 1:] += shifted_ways[:, :-1]
     return product
 
 

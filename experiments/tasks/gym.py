@@ -128,10 +128,10 @@ def is_correct(problem: Problem, answer: str | None) -> bool:
 def _distinct_problems(
     generator: str, settings: Mapping[str, Any], seed: int, count: int
 ) -> list[Problem]:
-    chosen: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     dataset = _dataset(generator, settings, seed)
     for index in range(SIZE):
-        if len(chosen) == count:
+        if len(problems) == count:
             break
         try:
             entry = dataset[index]
@@ -141,7 +141,7 @@ def _distinct_problems(
                 f"{json.dumps(settings)}: {type(error).__name__}: {error}."
             ) from error
         question = entry["question"]
-        if question in chosen:
+        if question in problems:
             continue
         data = {
             "generator": generator,
@@ -151,13 +151,13 @@ def _distinct_problems(
         }
         # Some generators verify answers without knowing one.
         answer = "" if entry["answer"] is None else str(entry["answer"])
-        chosen[question] = Problem(f"{seed}-{index}", question, answer, data)
-    if len(chosen) < count:
+        problems[question] = Problem(f"{seed}-{index}", question, answer, data)
+    if len(problems) < count:
         raise ConfigurationError(
-            f"{generator} gives only {len(chosen):,} different problems with these "
+            f"{generator} gives only {len(problems):,} different problems with these "
             f"settings, not {count:,}; ask for fewer."
         )
-    return list(chosen.values())
+    return list(problems.values())
 
 
 def _dataset(generator: str, settings: Mapping[str, Any], seed: int) -> Any:

@@ -83,8 +83,10 @@ def read_problems(path: Path, columns: Columns = Columns()) -> list[Problem]:  #
                 f"{lines[name]}; give every problem its own."
             )
         lines[name] = line
-        known = (columns.question, columns.answer, columns.id)
-        data = {k: v for k, v in fields.items() if k not in known and v is not None}
+        known_columns = (columns.question, columns.answer, columns.id)
+        data = {
+            k: v for k, v in fields.items() if k not in known_columns and v is not None
+        }
         problems.append(Problem(name, question, answer, _json_types(data)))
     if not problems:
         raise ConfigurationError(f"{path} has no rows; write one problem per row.")

@@ -69,8 +69,8 @@ def _aime(number: int, fields: Fields) -> Problem:
 def _gsm8k(number: int, fields: Fields) -> Problem:
     solution, _, answer = fields["answer"].rpartition("####")
     # The solutions mark their calculations with << and >>.
-    worked = re.sub(r"<<[^<>]*>>", "", solution).strip()
-    data = {"solution": worked}
+    solution_text = re.sub(r"<<[^<>]*>>", "", solution).strip()
+    data = {"solution": solution_text}
     answer = answer.strip().replace(",", "")
     return Problem(str(number), fields["question"], answer, data)
 

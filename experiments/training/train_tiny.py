@@ -34,7 +34,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from tsi.errors import UnknownNameError
-from tsi.experiments.command import exit_code, resumable
+from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.tasks import GeneratedTask, Split, get_generated_task
 from tsi.experiments.training.fit import Schedule, fit
 from tsi.experiments.training.step_labels import (
@@ -157,9 +157,9 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         partial_folder = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         build(partial_folder)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         (partial_folder / "seconds.json").write_text(json.dumps(round(seconds, 1)))
         partial_folder.rename(folder)
     return folder
@@ -349,7 +349,7 @@ def train_task(recipe: Recipe, work: Path, out: Path) -> None:
         print(f"{folder}: {json.dumps(metrics)}")
 
 
-@resumable()
+@exit_resumably()
 def main(
     tasks: tuple[str, ...] = tuple(RECIPES),
     work: Path = Path("results/train_tiny"),

@@ -84,8 +84,10 @@ def is_trained_on(task: Task, tokenizer: Spelling) -> bool:
     """
     if not isinstance(task, GeneratedTask) or not isinstance(tokenizer, Tokenizer):
         return False
-    own = task.own_reward
-    return own in MODELS and same_tokens(tokenizer, load_tokenizer(resolve(own)))
+    own_reward = task.own_reward
+    return own_reward in MODELS and same_tokens(
+        tokenizer, load_tokenizer(resolve(own_reward))
+    )
 
 
 def prompt_format(task: Task, tokenizer: Spelling) -> PromptFormat | None:

@@ -35,12 +35,12 @@ def commit(package: Path | None = None) -> str | None:
         None if the package is not in a checkout of its own repository. A repository
         around it, such as that of an environment, has other commits.
     """
-    here = package or Path(__file__).resolve().parents[1]
+    package_folder = package or Path(__file__).resolve().parents[1]
     # A hook of another repository sets these, and git would follow them.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
+        command = ["git", "-C", str(package_folder), *arguments]
         return subprocess.run(
             command,
             capture_output=True,
@@ -51,7 +51,7 @@ def commit(package: Path | None = None) -> str | None:
         ).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package_folder.parent:
             return None
         git("ls-files", "--error-unmatch", "worlds/provenance.py")
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", "..")

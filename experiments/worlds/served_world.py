@@ -101,8 +101,8 @@ def served_world(
     is_trained = is_trained_on(task, policy.spelling)
     limits = task_limits(task, 0 if is_trained else STEP_SLACK)
     encode = prompt_encoder(task, policy.spelling)
-    plain = Controls(repetition_penalty=repetition_penalty)
-    controls = plain.change(temperature, truncation)
+    plain_controls = Controls(repetition_penalty=repetition_penalty)
+    controls = plain_controls.change(temperature, truncation)
     scorer = served_reward(
         reward or "judge",
         policy,

@@ -32,11 +32,11 @@ def check_spelling(
         except ConfigurationError:
             missing.append(character)
     if missing:
-        shown = f"{''.join(missing[:MAX_SHOWN])!r}"
-        shown += " and others" * (len(missing) > MAX_SHOWN)
+        examples = f"{''.join(missing[:MAX_SHOWN])!r}"
+        examples += " and others" * (len(missing) > MAX_SHOWN)
         raise ConfigurationError(
             f"The policy {policy} cannot read the problems of {task}: it has no tokens "
-            f"for {len(missing)} of their characters ({shown}). Such a policy was "
+            f"for {len(missing)} of their characters ({examples}). Such a policy was "
             "trained on one task alone; name a language model with --policy, such as "
             "smollm2-135m, a hub id or a folder."
         )

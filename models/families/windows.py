@@ -60,8 +60,8 @@ def read_qwen_windows(
             that ``use_sliding_window`` turns off, or a malformed number.
     """
     num_layers = fields["num_hidden_layers"]
-    used = read_flag(fields, "use_sliding_window")
-    window = fields["sliding_window"] if used else None
+    is_used = read_flag(fields, "use_sliding_window")
+    window = fields["sliding_window"] if is_used else None
     kinds = fields.get("layer_types")
     if kinds is None:
         full = fields["max_window_layers"]

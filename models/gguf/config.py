@@ -39,13 +39,13 @@ def config_fields(header: Header) -> dict[str, Any]:
             f"GGUF: {', '.join(ARCHITECTURES)}."
         )
     metadata = Metadata(header, architecture)
-    fields = _common(metadata) | _FIELDS_OF[architecture](metadata)
+    fields = _shared_fields(metadata) | _FIELDS_OF[architecture](metadata)
     fields["architectures"] = [f"{fields.pop('prefix')}ForCausalLM"]
     metadata.refuse_unread()
     return fields
 
 
-def _common(metadata: Metadata) -> dict[str, Any]:
+def _shared_fields(metadata: Metadata) -> dict[str, Any]:
     header = metadata.header
     width = metadata.get("embedding_length", int)
     heads = metadata.get("attention.head_count", int)

@@ -94,7 +94,7 @@ def _tensors(
         "attn_q": fields["num_attention_heads"],
         "attn_k": fields["num_key_value_heads"],
     }
-    for name, stored in _parts(header, fields, fused="attn_qkv" in names):
+    for name, tensor in _parts(header, fields, fused="attn_qkv" in names):
         block = _BLOCK.fullmatch(name)
         stem, _, end = name.rpartition(".")
         if block and block[2] in names:
@@ -104,12 +104,12 @@ def _tensors(
         else:
             # The loader reports unknown names with the other misfits.
             target = f"{name} (GGUF)"
-        read = stored.read
+        read = tensor.read
         if architecture in PERMUTED_ARCHITECTURES and block and block[2] in counts:
             read = _compose(read, unpermute, counts[block[2]])
         if architecture == "gemma3" and stem.endswith("norm"):
             read = _compose(read, np.subtract, np.float32(1))
-        yield target, stored._replace(read=read)
+        yield target, tensor._replace(read=read)
 
 
 def _parts(

@@ -33,7 +33,7 @@ def rope_fields(metadata: Metadata) -> dict[str, Any]:
             not Llama 3's.
     """
     base = _base(metadata, "rope.freq_base", 10_000.0)
-    fields = {"rope_theta": base} | _scaling(metadata)
+    fields = {"rope_theta": base} | _scaling_fields(metadata)
     head_width, rotated_width = _widths(metadata)
     if rotated_width != head_width:
         fields["partial_rotary_factor"] = _fraction(rotated_width, head_width)
@@ -62,7 +62,7 @@ def gemma_rope(metadata: Metadata) -> dict[str, Any]:
         metadata.refuse("rope.scaling.type", "yarn")
     base = _base(metadata, "rope.freq_base_swa", WINDOW_BASE)
     return {
-        "full_attention": full | _scaling(metadata),
+        "full_attention": full | _scaling_fields(metadata),
         "sliding_attention": {"rope_type": "default", "rope_theta": base},
     }
 
@@ -75,7 +75,7 @@ def _base(metadata: Metadata, name: str, default: float | None = None) -> float:
     return base
 
 
-def _scaling(metadata: Metadata) -> dict[str, Any]:
+def _scaling_fields(metadata: Metadata) -> dict[str, Any]:
     # In llama.cpp a factor without a type is linear, and so is one of the old name.
     factor = metadata.get("rope.scale_linear", float, 1.0)
     factor = metadata.get("rope.scaling.factor", float, factor)
@@ -159,11 +159,11 @@ def _fraction(rotated_width: int, head_width: int) -> float:
 
 
 def _divisors(header: Header, name: str, pairs: int) -> np.ndarray:
-    stored = header.tensors.get(name)
-    if stored is None or stored.shape != (pairs,):
-        found = "is missing" if stored is None else f"has shape {list(stored.shape)}"
+    tensor = header.tensors.get(name)
+    if tensor is None or tensor.shape != (pairs,):
+        state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
         raise CheckpointError(
-            f"{header.path}: the tensor {name} {found}; the model rotates {pairs} "
+            f"{header.path}: the tensor {name} {state}; the model rotates {pairs} "
             "pairs of each head. Convert or download it again."
         )
     divisors = read_tensor(header, name)

@@ -202,7 +202,7 @@ def save(
         )
     folder = Path(folder)
     family = FAMILIES[config.family]
-    suffix = next(n for n, made in HEADS.items() if type(model) is made)
+    suffix = next(n for n, head_class in HEADS.items() if type(model) is head_class)
     patterns = _patterns(config)
     tensors: dict[str, np.ndarray] = {}
     for keys, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
@@ -298,28 +298,28 @@ def _check_tensors(
         part = shape[1:] if ".N." in pattern else shape
         part = part[::-1] if _is_kernel(module_path) else part
         expected |= dict.fromkeys(_names(pattern, config.num_layers), part)
-    misfits = [f"missing: {n}" for n in expected if n not in tensors]
-    misfits += [
+    mismatches = [f"missing: {n}" for n in expected if n not in tensors]
+    mismatches += [
         f"extra: {n} in {tensor.file.name}"
         for n, tensor in tensors.items()
         if n not in expected
     ]
-    misfits += [
+    mismatches += [
         f"shape: {n} in {tensors[n].file.name} is {list(tensors[n].shape)}, "
         f"the configuration says {list(shape)}"
         for n, shape in expected.items()
         if n in tensors and tensors[n].shape != shape
     ]
-    misfits += [
+    mismatches += [
         f"type: {n} in {tensor.file.name} is {tensor.kind}, "
         f"supported are {', '.join(FLOAT_TYPES)}"
         for n, tensor in tensors.items()
         if tensor.kind is not None
     ]
-    misfits += contradictions
-    if misfits:
-        listing = "\n  ".join(misfits)
+    mismatches += contradictions
+    if mismatches:
+        listing = "\n  ".join(mismatches)
         raise CheckpointError(
-            f"{path} does not fit its configuration; {len(misfits)} of its tensors are "
-            f"missing, extra, wrongly shaped or of a wrong type:\n  {listing}"
+            f"{path} does not fit its configuration; {len(mismatches)} of its tensors "
+            f"are missing, extra, wrongly shaped or of a wrong type:\n  {listing}"
         )

@@ -166,13 +166,13 @@ def _describe_truncation(path: Path) -> str:
             header = json.loads(file.read(start - 8)) if start <= length else {}
         header.pop("__metadata__", None)
         stops = {n: start + entry["data_offsets"][1] for n, entry in header.items()}
-        beyond = {name: stop for name, stop in stops.items() if stop > length}
-        first = min(beyond, key=beyond.__getitem__, default=None)
+        stops_past_end = {name: stop for name, stop in stops.items() if stop > length}
+        first = min(stops_past_end, key=stops_past_end.__getitem__, default=None)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError):
         return ""
     if first is None:
         return ""
-    return f"; tensor {first} should end at byte {beyond[first]} of {length}"
+    return f"; tensor {first} should end at byte {stops_past_end[first]} of {length}"
 
 
 def _mapped_tensor(
@@ -259,11 +259,11 @@ def open_folder(folder: Path) -> dict[str, StoredTensor]:
         )
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:
-        for name, stored in open_safetensors(folder / shard).items():
+        for name, tensor in open_safetensors(folder / shard).items():
             if name in tensors:
                 raise CheckpointError(
                     f"{folder / shard} holds the tensor {name}, and so does "
                     f"{tensors[name].file.name}. Download both again."
                 )
-            tensors[name] = stored
+            tensors[name] = tensor
     return tensors

@@ -140,14 +140,18 @@ class ChatTemplate:
             ) from None
         except LimitExceeded as error:
             raise self._limit_error(error) from None
-        known = [
+        known_switches = [
             n for n in variables if n not in RESERVED and not n.endswith(ROLE_SUFFIX)
         ]
         for name in switches:
-            if name not in known:
+            if name not in known_switches:
                 raise ConfigurationError(
                     f"The chat template of {self.name} reads no switch {name!r}. "
-                    + (f"It reads: {', '.join(known)}." if known else "It reads none.")
+                    + (
+                        f"It reads: {', '.join(known_switches)}."
+                        if known_switches
+                        else "It reads none."
+                    )
                 )
 
     def _limit_error(self, error: LimitExceeded) -> ConfigurationError:

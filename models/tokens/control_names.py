@@ -35,7 +35,7 @@ class ControlNames:
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     @functools.cached_property
-    def by_id(self) -> dict[int, str]:
+    def names_by_id(self) -> dict[int, str]:
         """The name of each id."""
         return {id: name for name, id in self.ids.items()}
 
@@ -74,7 +74,7 @@ class NameMask:
         # A mark is made of a character that occurs nowhere in the texts.
         mark = unused_character([*texts, *control.ids], MARKS)
         self._mark_of = {name: f"{mark}{i}{mark}" for i, name in enumerate(control.ids)}
-        self._name_of = {found: name for name, found in self._mark_of.items()}
+        self._name_of = {marked: name for name, marked in self._mark_of.items()}
         self._marks = re.compile(f"{mark}\\d+{mark}")
 
     def hide(self, text: str) -> str:

@@ -33,7 +33,10 @@ def tokenizer_fields(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: one of the files is not a JSON object.
     """
-    fields, roles = _optional(path / CONFIG), _optional(path / ROLES)
+    fields, roles = (
+        _read_json_if_present(path / CONFIG),
+        _read_json_if_present(path / ROLES),
+    )
     return fields if _TABLE in fields else fields | roles
 
 
@@ -65,21 +68,21 @@ def add_tokens(
     """
     roles = roles_of(fields)
     additional = [token for key in _LISTS for token in _entries(fields.get(key))]
-    stored = backend.get_added_tokens_decoder()
-    control = {token.content for token in stored.values() if token.special}
+    stored_tokens = backend.get_added_tokens_decoder()
+    control = {token.content for token in stored_tokens.values() if token.special}
     control |= {*roles.values(), *(content for content, _ in additional)}
     if _TABLE in fields:
         source, tokens = path / CONFIG, _table(path / CONFIG, fields[_TABLE])
     else:
         source, tokens = path / ADDED, {}
-        for content, id in _optional(source).items():
+        for content, id in _read_json_if_present(source).items():
             flags = {
                 "special": content in control,
                 "normalized": content not in control,
             }
             tokens[_id(source, content, id)] = (content, flags)
         # tokenizer.json takes precedence over the older file.
-        for id in stored:
+        for id in stored_tokens:
             tokens.pop(id, None)
     for id, (content, flags) in sorted(tokens.items()):
         special = flags.get("special", False) or content in control
@@ -90,28 +93,28 @@ def add_tokens(
                 f"vocabulary is {backend.token_to_id(content)}; one of the files "
                 "belongs to another model. Download the tokenizer again."
             )
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    contents = {token.content for token in backend.get_added_tokens_decoder().values()}
     for content, flags in [*_entries([fields[role] for role in roles]), *additional]:
-        if content not in known:
+        if content not in contents:
             backend.add_tokens([AddedToken(content, **{**flags, "special": True})])
-            known.add(content)
+            contents.add(content)
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def _read_json_if_present(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _table(path: Path, stored: Any) -> dict[int, tuple[str, dict[str, bool]]]:
+def _table(path: Path, table: Any) -> dict[int, tuple[str, dict[str, bool]]]:
     """The entries of ``added_tokens_decoder`` by id."""
-    entries = _entries(list(stored.values())) if isinstance(stored, dict) else []
-    if not isinstance(stored, dict) or len(entries) < len(stored):
+    entries = _entries(list(table.values())) if isinstance(table, dict) else []
+    if not isinstance(table, dict) or len(entries) < len(table):
         raise CheckpointError(
             f"{path} has an {_TABLE} that is not a table from ids to tokens with "
             "their content. Download the tokenizer again."
         )
     return {
         _id(path, content, int(key) if key.isdecimal() else key): (content, flags)
-        for key, (content, flags) in zip(stored, entries, strict=True)
+        for key, (content, flags) in zip(table, entries, strict=True)
     }
 
 
@@ -124,10 +127,10 @@ def _id(path: Path, content: str, id: Any) -> int:
     )
 
 
-def _entries(stored: Any) -> list[tuple[str, dict[str, bool]]]:
+def _entries(tokens: Any) -> list[tuple[str, dict[str, bool]]]:
     """Tokens and their flags, from a list of names and objects."""
     entries = []
-    for token in stored if isinstance(stored, list) else []:
+    for token in tokens if isinstance(tokens, list) else []:
         fields = {"content": token} if isinstance(token, str) else token
         if isinstance(fields, dict) and isinstance(fields.get("content"), str):
             flags = {k: v for k, v in fields.items() if k in _FLAGS and type(v) is bool}

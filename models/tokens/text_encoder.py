@@ -100,7 +100,7 @@ class TextEncoder:
         """The exact bytes that a token adds to the text."""
         return self.byte_table[id] if 0 <= id < len(self.byte_table) else b""
 
-    def normalize(self, text: str) -> str:
+    def normalise(self, text: str) -> str:
         """The text as its tokens spell it, with spaces written as spaces."""
         if not self._bounded:
             return self._run(text, True)[1]
@@ -115,10 +115,10 @@ class TextEncoder:
         if self._kind == "sentencepiece":
             # An id without bytes is a control token, or the token of unknown text.
             return all(map(self.token_bytes, ids))
-        found = b"".join(map(self.token_bytes, ids))
+        spelling = b"".join(map(self.token_bytes, ids))
         if self._keeps_spaces:
-            return found == text.encode("utf-8")
-        decoded = found.decode("utf-8", errors="replace")
+            return spelling == text.encode("utf-8")
+        decoded = spelling.decode("utf-8", errors="replace")
         return "".join(decoded.split()) == "".join(text.split())
 
     def _run(self, text: str, at_start: bool) -> tuple[list[int] | None, str]:
@@ -133,7 +133,7 @@ class TextEncoder:
         backend.encode_special_tokens = True
         try:
             ids = backend.encode(text, add_special_tokens=False).ids
-            return ids, self.normalize(text)
+            return ids, self.normalise(text)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # panics of the Rust package derive from it alone

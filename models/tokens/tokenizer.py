@@ -130,8 +130,8 @@ class Tokenizer:
 
     def meaning(self, id: int) -> bytes | str | None:
         """The bytes of an id, or a control token's name; None if it has no token."""
-        if id in self._control.by_id:
-            return self._control.by_id[id]
+        if id in self._control.names_by_id:
+            return self._control.names_by_id[id]
         if not 0 <= id < self.num_ids or self.backend.id_to_token(id) is None:
             return None
         return self.token_bytes(id)
@@ -275,9 +275,9 @@ class Tokenizer:
                     return id
         return next(iter(self.eos_ids), None)
 
-    def normalize(self, text: str) -> str:
+    def normalise(self, text: str) -> str:
         """The text as its tokens spell it, with spaces written as spaces."""
-        return self._encoder.normalize(text)
+        return self._encoder.normalise(text)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json as transformers reads them."""

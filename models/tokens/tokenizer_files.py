@@ -94,12 +94,18 @@ def end_ids(path: Path, fields: Mapping[str, Any], num_ids: int | None) -> list[
     Raises:
         CheckpointError: one is not an id of the vocabulary.
     """
-    stored = fields.get("eos_token_id")
-    ids = stored if isinstance(stored, list) else [] if stored is None else [stored]
+    stored_ids = fields.get("eos_token_id")
+    ids = (
+        stored_ids
+        if isinstance(stored_ids, list)
+        else []
+        if stored_ids is None
+        else [stored_ids]
+    )
     for id in ids:
         if type(id) is not int or not 0 <= id < (num_ids or MAX_IDS):
             raise CheckpointError(
-                f"{path} has eos_token_id={stored!r}, which is not one id of the "
+                f"{path} has eos_token_id={stored_ids!r}, which is not one id of the "
                 "vocabulary or a list of them. Correct it, or remove the field."
             )
     return ids
@@ -113,15 +119,15 @@ def _vocabulary_size(model: Mapping[str, Any]) -> int | None:
     return counts[0] if counts else None
 
 
-def _template(path: Path, stored: Any) -> str | None:
+def _template(path: Path, template: Any) -> str | None:
     """The chat template; among several, the one named default."""
-    if isinstance(stored, list):
+    if isinstance(template, list):
         templates = {
-            t.get("name"): t.get("template") for t in stored if type(t) is dict
+            t.get("name"): t.get("template") for t in template if type(t) is dict
         }
-        stored = templates.get("default", templates)
-    if stored is None or isinstance(stored, str):
-        return stored
+        template = templates.get("default", templates)
+    if template is None or isinstance(template, str):
+        return template
     raise CheckpointError(
         f"{path / 'tokenizer_config.json'} has a chat_template that is neither a text "
         "nor a list with one named default."

@@ -128,9 +128,9 @@ def check_added(path: Path, text: str, backend: tokenizers.Tokenizer) -> None:
     entries = json.loads(text).get("added_tokens") or []
     for entry in entries:
         content, id = entry["content"], entry["id"]
-        found = backend.token_to_id(content)
-        if found != id:
-            remark = "it has no id" if found is None else f"its id is {found}"
+        actual_id = backend.token_to_id(content)
+        if actual_id != id:
+            remark = "it has no id" if actual_id is None else f"its id is {actual_id}"
             raise CheckpointError(
                 f"{path} gives the added token {content[:50]!r} the id {id}, and in "
                 f"the vocabulary {remark}. Download it again."

@@ -18,9 +18,9 @@ def unused_character(texts: Iterable[str], candidates: Iterable[int]) -> str:
     >>> unused_character(["ab", "c"], range(ord("a"), ord("z")))
     'd'
     """
-    used = set().union(*texts)
+    used_characters = set().union(*texts)
     for candidate in candidates:
-        if chr(candidate) not in used:
+        if chr(candidate) not in used_characters:
             return chr(candidate)
     raise ConfigurationError(
         "A text has every private-use character of Unicode, one of which must be free "

@@ -48,7 +48,7 @@ class LimitedProcess:
     Args:
         command: that starts it. It must write :data:`READY` once it has started.
         environment: variables set in addition to those of this process.
-        quiet: whether its standard error is dropped.
+        discards_stderr: whether its standard error is dropped.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class LimitedProcess:
         command: Sequence[str],
         environment: Mapping[str, str] | None = None,
         *,
-        quiet: bool = False,
+        discards_stderr: bool = False,
     ) -> None:
-        self.command, self.quiet = list(command), quiet
+        self.command, self.discards_stderr = list(command), discards_stderr
         self.environment = dict(environment or {})
         self.process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -137,7 +137,7 @@ class LimitedProcess:
             self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if self.quiet else None,
+            stderr=subprocess.DEVNULL if self.discards_stderr else None,
             env=os.environ | self.environment,
             start_new_session=True,
             bufsize=0,

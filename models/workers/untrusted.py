@@ -123,7 +123,7 @@ def _process() -> LimitedProcess:
     process = LimitedProcess(
         [sys.executable, "-P", "-c", _START, os.path.dirname(errors.__file__)],
         {"TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"},
-        quiet=True,
+        discards_stderr=True,
     )
     atexit.register(process.close)
     return process

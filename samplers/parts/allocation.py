@@ -85,9 +85,9 @@ def top_k_replicate(width: int) -> Deterministic:
         key: Key[Array, ""], log_weights: Float[Array, "N"], num_samples: int
     ) -> Int[Array, "M"]:
         copies = effective_width(width, num_samples, "top_k_replicate")
-        kept = jnp.repeat(_select_best(log_weights, num_samples // copies), copies)
+        indices = jnp.repeat(_select_best(log_weights, num_samples // copies), copies)
         places = _keep_places(num_samples, log_weights.shape[0])
-        return jnp.where(all_dead(log_weights), places, kept)
+        return jnp.where(all_dead(log_weights), places, indices)
 
     return Deterministic(allocate)
 

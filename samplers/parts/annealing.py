@@ -28,9 +28,9 @@ def anneal(
     exponent: Float[Array, ""] | float,
 ) -> Float[Array, "n"]:
     """log w + (lambda - 1) log f; dead particles stay dead."""
-    alive = log_weights > -jnp.inf
-    log_factors = jnp.where(alive, log_scores, 0.0)
-    return jnp.where(alive, log_weights + (exponent - 1.0) * log_factors, -jnp.inf)
+    has_weight = log_weights > -jnp.inf
+    log_factors = jnp.where(has_weight, log_scores, 0.0)
+    return jnp.where(has_weight, log_weights + (exponent - 1.0) * log_factors, -jnp.inf)
 
 
 def largest_exponent(

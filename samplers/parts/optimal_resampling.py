@@ -72,8 +72,8 @@ def inclusion_probabilities(
     log_weights = sanitise(log_weights)
     alive = log_weights > -jnp.inf
     num_kept = min(num_kept, log_weights.shape[0])
-    certain, _, log_scale = threshold(log_weights, num_kept)
-    probabilities = jnp.where(certain, 1.0, jnp.exp(log_weights + log_scale))
+    is_certain, _, log_scale = threshold(log_weights, num_kept)
+    probabilities = jnp.where(is_certain, 1.0, jnp.exp(log_weights + log_scale))
     all_fit = jnp.sum(alive) <= num_kept
     return jnp.where(all_fit, 1.0 * alive, jnp.minimum(probabilities, 1.0))
 
@@ -96,18 +96,18 @@ def optimal_resampling(
     log_weights = sanitise(log_weights)
     alive = log_weights > -jnp.inf
     num_kept = min(num_kept, log_weights.shape[0])
-    certain, num_certain, log_scale = threshold(log_weights, num_kept)
+    is_certain, num_certain, log_scale = threshold(log_weights, num_kept)
 
-    others = jnp.where(certain, -jnp.inf, log_weights)
+    others = jnp.where(is_certain, -jnp.inf, log_weights)
     cdf = cumulate(count_units(others))
     places_left = num_kept - num_certain
     offset = scale_bits(jax.random.bits(key, (), jnp.uint32), cdf[-1])
     positions = grid(cdf[-1], jnp.broadcast_to(offset, num_kept), places_left)
-    drawn = find_interval(cdf, positions)
-    drawn = jnp.where(jnp.arange(num_kept) < places_left, drawn, alive.shape[0])
-    chosen = jnp.zeros_like(alive).at[drawn].set(True, mode="drop")
+    indices = find_interval(cdf, positions)
+    indices = jnp.where(jnp.arange(num_kept) < places_left, indices, alive.shape[0])
+    is_chosen = jnp.zeros_like(alive).at[indices].set(True, mode="drop")
 
     all_fit = jnp.sum(alive) <= num_kept
-    kept = jnp.where(all_fit, alive, certain | (chosen & alive))
-    new_weights = jnp.where(all_fit | certain, log_weights, -log_scale)
-    return kept, jnp.where(kept, new_weights, -jnp.inf)
+    is_kept = jnp.where(all_fit, alive, is_certain | (is_chosen & alive))
+    new_weights = jnp.where(all_fit | is_certain, log_weights, -log_scale)
+    return is_kept, jnp.where(is_kept, new_weights, -jnp.inf)

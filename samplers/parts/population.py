@@ -101,18 +101,18 @@ def fork_population(
     state: SMCState,
     ancestors: Int[Array, "N"],
     log_weights: Float[Array, "N"],
-    due: Bool[Array, "I"],
+    is_resampling: Bool[Array, "I"],
 ) -> SMCState:
-    """Replace the particles of the islands in `due` by offspring of their ancestors.
+    """Replace the particles of resampling islands by offspring of their ancestors.
 
     Args:
         state: the population before.
         ancestors: of all particles; in other islands each particle itself.
         log_weights: of the offspring; in other islands the weights before.
-        due: which islands have drawn ancestors.
+        is_resampling: which islands have drawn ancestors.
     """
-    size = ancestors.shape[0] // due.shape[0]
-    log_base = jnp.where(jnp.repeat(due, size), log_weights, state.log_base)
+    size = ancestors.shape[0] // is_resampling.shape[0]
+    log_base = jnp.where(jnp.repeat(is_resampling, size), log_weights, state.log_base)
     return state._replace(
         log_weights=log_weights,
         log_potentials=state.log_potentials[ancestors],
@@ -120,7 +120,7 @@ def fork_population(
         log_base=log_base,
         finished=state.finished[ancestors],
         ancestors=ancestors,
-        resampled=due,
+        resampled=is_resampling,
     )
 
 
@@ -163,12 +163,12 @@ def weigh_population(
     log_w = base + potential.power * relative
 
     islands = state.recovering.shape[0]
-    dead = all_dead(log_w.reshape(islands, -1))
-    newly_dead = dead & ~all_dead(state.log_weights.reshape(islands, -1))
-    all_islands_dead = jnp.all(dead)
+    island_is_dead = all_dead(log_w.reshape(islands, -1))
+    newly_dead = island_is_dead & ~all_dead(state.log_weights.reshape(islands, -1))
+    all_islands_dead = jnp.all(island_is_dead)
     # An island without weight keeps weight zero while another island has weight;
     # anything else would bias the evidence.
-    recovering = dead & all_islands_dead
+    recovering = island_is_dead & all_islands_dead
     increment = log_mean_exp(log_w)
     shift = jnp.where(all_islands_dead, 0.0, increment)
     log_weights = jnp.where(all_islands_dead, 0.0, log_w - shift)

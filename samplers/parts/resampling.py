@@ -177,9 +177,9 @@ def _floor_counts(
     remainders = jnp.zeros_like(units)
     for digit in f"{num_samples:b}":
         remainders = 2 * remainders + (units if digit == "1" else 0)
-        wholes = remainders // total
-        counts = 2 * counts + wholes.astype(jnp.int32)
-        remainders = remainders - wholes * total
+        integer_parts = remainders // total
+        counts = 2 * counts + integer_parts.astype(jnp.int32)
+        remainders = remainders - integer_parts * total
     return counts, remainders
 
 
@@ -201,16 +201,16 @@ def residual(
     counts, remainders = _floor_counts(units, total, num_samples)
     # In total these remainders are less than one child below whole children, so there
     # are at most as many of them as children left.
-    finest = max(20, (num_samples + units.shape[0]).bit_length() + 1)
-    tolerance = (counts.astype(jnp.uint32) + 1) * (total >> finest)
+    num_bits = max(20, (num_samples + units.shape[0]).bit_length() + 1)
+    tolerance = (counts.astype(jnp.uint32) + 1) * (total >> num_bits)
     is_nearly_whole = (remainders > 0) & (total - remainders <= tolerance)
     bits = jax.random.bits(key_whole, units.shape, jnp.uint32)
     counts = counts + (is_nearly_whole & (scale_bits(bits, total) < remainders))
     rest = jnp.where(is_nearly_whole, 0, remainders).astype(jnp.float32)
-    drawn = multinomial(key_rest, jnp.log(rest), num_samples)
+    indices = multinomial(key_rest, jnp.log(rest), num_samples)
     slots = jnp.arange(num_samples)
     whole_children = jnp.minimum(_from_counts(counts, num_samples), counts.shape[0] - 1)
-    ancestors = jnp.where(slots < jnp.sum(counts), whole_children, drawn)
+    ancestors = jnp.where(slots < jnp.sum(counts), whole_children, indices)
     return stay_if_dead(log_weights, ancestors)
 
 
@@ -237,18 +237,18 @@ def ssp(
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         i, a = current
         j, b, draw = other
-        both = a + b
-        is_small = both < one
+        total = a + b
+        is_small = total < one
         # small: i keeps a + b with probability a / (a + b).
         # large: i is rounded up with probability (1 - b) / (2 - a - b), j stays.
         i_wins = jnp.where(
             is_small,
-            scale_bits(draw, both) < a,
-            scale_bits(draw, 2 * one - both) < one - b,
+            scale_bits(draw, total) < a,
+            scale_bits(draw, 2 * one - total) < one - b,
         )
         still_fractional = jnp.where(i_wins == is_small, i, j)
         rounded_up = jnp.where(is_small, -1, jnp.where(i_wins, i, j))
-        fraction = jnp.where(is_small, both, both - one)
+        fraction = jnp.where(is_small, total, total - one)
         return (still_fractional, fraction), (rounded_up, jnp.ones_like(i))
 
     indices = jnp.arange(num_particles, dtype=jnp.int32)

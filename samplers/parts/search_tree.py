@@ -60,15 +60,15 @@ class SearchTree(NamedTuple):
         return ~jnp.any(childless & ~self.finished & (slots < self.size))
 
 
-def new_tree(stored: int) -> SearchTree:
-    """A tree of the root alone, with space for `stored` - 1 further nodes."""
-    zeros = jnp.zeros(stored, weight_dtype())
+def new_tree(num_stored: int) -> SearchTree:
+    """A tree of the root alone, with space for `num_stored` - 1 further nodes."""
+    zeros = jnp.zeros(num_stored, weight_dtype())
     return SearchTree(
         jnp.ones((), jnp.int32),
-        jnp.full(stored, -1, jnp.int32),
+        jnp.full(num_stored, -1, jnp.int32),
         zeros,
-        jnp.zeros(stored, bool),
-        jnp.zeros(stored, jnp.int32),
+        jnp.zeros(num_stored, bool),
+        jnp.zeros(num_stored, jnp.int32),
         zeros,
     )
 

@@ -55,14 +55,14 @@ def sort_best_first(
     return jnp.lexsort((-log_potentials, -classes)).astype(jnp.int32)
 
 
-def equal_weights(chosen: Bool[Array, "K"]) -> Float[Array, "K"]:
+def equal_weights(is_chosen: Bool[Array, "K"]) -> Float[Array, "K"]:
     """Log weights with mean weight one, equal where chosen and -inf elsewhere.
 
     If nothing is chosen, all are equal.
     """
-    chosen = chosen | ~jnp.any(chosen)
-    share = jnp.log(chosen.shape[0] / jnp.sum(chosen))
-    return jnp.where(chosen, share, -jnp.inf).astype(weight_dtype())
+    is_chosen = is_chosen | ~jnp.any(is_chosen)
+    share = jnp.log(is_chosen.shape[0] / jnp.sum(is_chosen))
+    return jnp.where(is_chosen, share, -jnp.inf).astype(weight_dtype())
 
 
 def best_solutions(

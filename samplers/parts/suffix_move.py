@@ -41,12 +41,12 @@ def truncate(record: PathRecord, cut: Int[Array, "C"]) -> PathRecord:
         record: of C paths with at least as many steps.
         cut: [C].
     """
-    kept = jnp.arange(record.log_potentials.shape[-1]) < cut[:, None]
+    is_kept = jnp.arange(record.log_potentials.shape[-1]) < cut[:, None]
     return PathRecord(
         cut,
-        jnp.where(kept, record.log_potentials, 0.0),
-        jnp.where(kept, record.log_corrections, 0.0),
-        jnp.where(kept, record.log_probs, 0.0),
+        jnp.where(is_kept, record.log_potentials, 0.0),
+        jnp.where(is_kept, record.log_corrections, 0.0),
+        jnp.where(is_kept, record.log_probs, 0.0),
     )
 
 

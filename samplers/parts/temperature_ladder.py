@@ -39,19 +39,21 @@ class Swap(NamedTuple):
     rates: Float[Array, "C-1"]
 
 
-def geometric_temperatures(num_temperatures: int, hottest: float) -> tuple[float, ...]:
+def geometric_temperatures(
+    num_temperatures: int, max_temperature: float
+) -> tuple[float, ...]:
     """Temperatures from 1 to the hottest with equal ratios.
 
     Raises:
         ConfigurationError: if there are fewer than two, or the hottest is not above 1.
     """
-    if num_temperatures < 2 or not hottest > 1.0:
+    if num_temperatures < 2 or not max_temperature > 1.0:
         raise ConfigurationError(
             "A ladder needs at least two temperatures, the hottest above 1; got "
-            f"num_temperatures={num_temperatures}, hottest={hottest}."
+            f"num_temperatures={num_temperatures}, max_temperature={max_temperature}."
         )
     powers = np.linspace(0.0, 1.0, num_temperatures)
-    return tuple(float(t) for t in hottest**powers)
+    return tuple(float(t) for t in max_temperature**powers)
 
 
 def check_ladder(temperatures: Sequence[float]) -> tuple[float, ...]:
@@ -105,8 +107,8 @@ def swap(
     log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
     rates = jnp.exp(jnp.minimum(log_ratio, 0.0))
     pairs = jnp.arange(rates.shape[0])
-    due = pairs % 2 == turn % 2
-    swaps = due & (log_uniform(key, rates.shape) < log_ratio)
+    is_due = pairs % 2 == turn % 2
+    swaps = is_due & (log_uniform(key, rates.shape) < log_ratio)
     steps = swaps.astype(jnp.int32)
     chains = jnp.arange(scores.shape[0], dtype=jnp.int32)
     origins = chains + jnp.pad(steps, (0, 1)) - jnp.pad(steps, (1, 0))

@@ -156,14 +156,14 @@ def tempered_explorer(
     @with_typed_key
     def init(key: Key[Array, ""], num_particles: int, max_steps: int) -> TemperedState:
         chains = count_chains(num_particles)
-        kept, dtype = chains * num_states, weight_dtype()
+        num_kept, dtype = chains * num_states, weight_dtype()
         zero = jnp.zeros((), jnp.int32)
         return TemperedState(
             done=jnp.zeros((), bool),
-            members=jnp.zeros(kept, jnp.int32),
-            log_weights=jnp.zeros(kept, dtype),
-            log_potentials=jnp.zeros(kept, dtype),
-            finished=jnp.zeros(kept, bool),
+            members=jnp.zeros(num_kept, jnp.int32),
+            log_weights=jnp.zeros(num_kept, dtype),
+            log_potentials=jnp.zeros(num_kept, dtype),
+            finished=jnp.zeros(num_kept, bool),
             log_evidence=jnp.zeros((), dtype),
             log_evidence_rest=jnp.zeros((), dtype),
             log_pilot_evidence=jnp.zeros((), dtype),
@@ -171,8 +171,8 @@ def tempered_explorer(
             wave=zero,
             pilot=jnp.asarray(ladder.ess_fraction is not None),
             exponents=jnp.asarray(ladder.exponents, dtype),
-            ess=jnp.full((), kept, dtype),
-            records=empty_paths((kept,), max_steps),
+            ess=jnp.full((), num_kept, dtype),
+            records=empty_paths((num_kept,), max_steps),
             cut=jnp.zeros(chains, jnp.int32),
             proposal=empty_paths((chains,), max_steps),
             waiting=jnp.zeros(chains, bool),
@@ -201,8 +201,8 @@ def tempered_explorer(
         begins = jnp.all(state.proposal.length == 0)
         records = jax.tree.map(lambda leaf: leaf[rows], state.records)
         # A rollout of level 0 is a proposal that keeps no step.
-        drawn = jnp.where(state.level == 0, 0, draw_cut(key, records.length))
-        cut = jnp.where(begins, drawn, state.cut)
+        new_cut = jnp.where(state.level == 0, 0, draw_cut(key, records.length))
+        cut = jnp.where(begins, new_cut, state.cut)
         proposal = _select(begins, truncate(records, cut), state.proposal)
         continues_state = begins & (state.level > 0)
         parents = jnp.where(continues_state, state.members[rows], slots)

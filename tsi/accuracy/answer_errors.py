@@ -67,8 +67,8 @@ def answer_errors(
     weights = np.where(answered, shares, 0.0) / mass
     numbers = {answer: k for k, answer in enumerate(distinct)}
     label = np.array([-1 if a is None else numbers[a] for a in answers])
-    chosen = label[:, None] == np.arange(len(distinct))
-    residuals = weights[:, None] * (chosen - weights @ chosen)
+    has_answer = label[:, None] == np.arange(len(distinct))
+    residuals = weights[:, None] * (has_answer - weights @ has_answer)
     by_family = np.zeros_like(residuals)
     np.add.at(by_family, eves, residuals)
     errors = np.sqrt(growth * np.sum(by_family**2, axis=0))

@@ -46,18 +46,18 @@ def genealogy(
         num_steps: number of the T steps that were taken; all of them if None.
     """
     limit, size = ancestors.shape
-    taken = jnp.arange(limit) < (limit if num_steps is None else num_steps)
+    step_mask = jnp.arange(limit) < (limit if num_steps is None else num_steps)
 
     def back_to_first(
         eves: Int[Array, "N"], step: tuple[Int[Array, "N"], Bool[Array, ""]]
     ) -> tuple[Int[Array, "N"], Int[Array, ""]]:
-        parents, real = step
-        eves = jnp.where(real, eves[parents], eves)
-        met = jnp.zeros(size, bool).at[eves].set(True)
-        return eves, jnp.sum(met, dtype=jnp.int32)
+        parents, is_step = step
+        eves = jnp.where(is_step, eves[parents], eves)
+        is_eve = jnp.zeros(size, bool).at[eves].set(True)
+        return eves, jnp.sum(is_eve, dtype=jnp.int32)
 
     start = jnp.arange(size, dtype=jnp.int32)
-    return Genealogy(*jax.lax.scan(back_to_first, start, (ancestors, taken)))
+    return Genealogy(*jax.lax.scan(back_to_first, start, (ancestors, step_mask)))
 
 
 def relative_variance(
@@ -79,12 +79,12 @@ def relative_variance(
         NaN for N = 1.
     """
     size = log_weights.shape[0]
-    taken = jnp.arange(ancestors.shape[0]) < (
+    step_mask = jnp.arange(ancestors.shape[0]) < (
         ancestors.shape[0] if num_steps is None else num_steps
     )
     eves = genealogy(ancestors, num_steps).eves
     shares = jnp.zeros(size).at[eves].add(jnp.exp(normalise(log_weights)))
-    return variance_of_families(shares, jnp.sum(resampled & taken))
+    return variance_of_families(shares, jnp.sum(resampled & step_mask))
 
 
 def variance_of_families(shares: Any, num_resamplings: Any) -> Any:

@@ -127,8 +127,8 @@ def _judge_target(
     checks = [evidence]
     if test.p_value == test.p_value:
         detail = f"p = {test.p_value:.3g}, {test.degrees} degrees of freedom"
-        kept = bool(test.p_value > MIN_P)
-        checks.append(Check(f"posterior, {name}", kept, detail))
+        is_kept = bool(test.p_value > MIN_P)
+        checks.append(Check(f"posterior, {name}", is_kept, detail))
     return checks, test
 
 
@@ -217,7 +217,7 @@ def checks_of(
     )
     for promise, run_check in named_checks:
         try:
-            found = run_check()
+            checks = run_check()
         except TsiError:
             # An invalid argument of the caller, not a broken promise.
             raise
@@ -225,9 +225,9 @@ def checks_of(
             line = line_of_error(sampler, error)
             if line is None:
                 raise
-            found = [_error_check(promise, error, line, again=line in error_lines)]
+            checks = [_error_check(promise, error, line, again=line in error_lines)]
             error_lines.add(line)
-        yield from (_add_place(check, sampler) for check in found)
+        yield from (_add_place(check, sampler) for check in checks)
 
 
 def _named_checks(
@@ -297,15 +297,18 @@ def _draw_checks(
 
 def _reproducible_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]:
     """Whether a run equals a run without vmap, and a second run with the same key."""
-    once, again = programs.first_call(smooth(), key), programs.first_call(smooth(), key)
+    first, second = (
+        programs.first_call(smooth(), key),
+        programs.first_call(smooth(), key),
+    )
     unchanged = states_agree(
-        (once.particles, once.state), (again.particles, again.state)
+        (first.particles, first.state), (second.particles, second.state)
     )
     detail = (
         "same key, same run" if unchanged else "the same key gave two different runs"
     )
     return [
-        compiled_check(programs, key, once),
+        compiled_check(programs, key, first),
         Check("reproducible", unchanged, detail),
     ]
 

@@ -127,24 +127,27 @@ class World:
             cuts = np.asarray(request.depths)
             ended = ended & (cuts >= depths)
             depths = np.minimum(depths, cuts)
-        took = np.asarray(request.extend) & ~ended
-        depths = depths + took
+        takes_step = np.asarray(request.extend) & ~ended
+        depths = depths + takes_step
         size = len(parents)
         ends = self.random.random(size) < 0.1
         if request.sources is not None:
             sources = np.minimum(np.asarray(request.sources), last)
-            whole = self.ended[sources] & (depths >= self.depths[sources])
-            ends = np.where(sources >= 0, whole, ends)
+            is_whole = self.ended[sources] & (depths >= self.depths[sources])
+            ends = np.where(sources >= 0, is_whole, ends)
         if self.kind == SHORT:
             ends = np.ones(size, bool)
-        ended = ended | (took & (ends | (depths >= MAX_STEPS)))
-        kept = (slots >= 0) & (slots <= last)
-        self.depths[slots[kept]], self.ended[slots[kept]] = depths[kept], ended[kept]
+        ended = ended | (takes_step & (ends | (depths >= MAX_STEPS)))
+        is_stored = (slots >= 0) & (slots <= last)
+        self.depths[slots[is_stored]], self.ended[slots[is_stored]] = (
+            depths[is_stored],
+            ended[is_stored],
+        )
 
         numbers = self.random.normal(0.0, [[1.5], [0.3], [0.5]], (3, size))
         numbers[0, self.random.random(size) < 0.1] = -np.inf
         if self.kind == ALL_NAN:
             numbers[0] = np.nan
         # The numbers of rows that took no step are arbitrary.
-        numbers = np.where(took, numbers, np.nan).astype(np.float32)
+        numbers = np.where(takes_step, numbers, np.nan).astype(np.float32)
         return Reply(numbers[0], numbers[1], -np.abs(numbers[2]), ended)

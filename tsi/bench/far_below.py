@@ -71,7 +71,7 @@ def resolution_check(sampler: Sampler, key: Key[Array, ""]) -> Check:
     """Whether many light particles keep their weight and all can be drawn."""
     log_potentials = np.full(MANY, LOG_LIGHT)
     log_potentials[MANY // HEAVY // 2 :: MANY // HEAVY] = 0.0
-    light = log_potentials < 0.0
+    is_light = log_potentials < 0.0
     try:
         draws = Draws(sampler, MANY, FEW_KEYS, num_steps=1)
         offspring = draws(key, log_potentials)
@@ -79,26 +79,26 @@ def resolution_check(sampler: Sampler, key: Key[Array, ""]) -> Check:
         return Check("resolution", None, f"not for {MANY} particles: {error}")
     if np.all(offspring.counts == 1.0):
         return Check("resolution", None, "nothing is resampled")
-    before = offspring.before[:, light].sum(1)
-    if not before.all():
+    light_weights = offspring.before[:, is_light].sum(1)
+    if not light_weights.all():
         detail = f"a log potential {-LOG_LIGHT:.1f} below the largest has weight zero"
         return Check("resolution", False, detail, places_of_functions(sampler, "tell"))
-    if before.mean() > MOST_LIGHT * MANY:
+    if light_weights.mean() > MOST_LIGHT * MANY:
         reason = "not applicable: its weights do not span what log potentials do"
         return Check("resolution", None, reason)
-    ratios = offspring.weights[:, light].sum(1) / before
-    return judge_light_particles(sampler, ratios, offspring.counts[:, light] > 0)
+    ratios = offspring.weights[:, is_light].sum(1) / light_weights
+    return judge_light_particles(sampler, ratios, offspring.counts[:, is_light] > 0)
 
 
 def judge_light_particles(
-    sampler: Sampler, ratios: np.ndarray, drawn: np.ndarray
+    sampler: Sampler, ratios: np.ndarray, is_drawn: np.ndarray
 ) -> Check:
     """Judge the weight that light particles keep, and which of them are drawn.
 
     Args:
         sampler: the sampler, for the source line in the report.
         ratios: their total weight after each of K draws, over that before, [K].
-        drawn: whether each was drawn, [K, L].
+        is_drawn: whether each was drawn, [K, L].
     """
     where = places_of_functions(sampler, "ask")
     spread = float(ratios.std(ddof=1)) / np.sqrt(len(ratios))
@@ -107,18 +107,18 @@ def judge_light_particles(
     z = error / max(spread, 1e-6)
     if abs(z) > MAX_Z and abs(error) > ROUNDING:
         detail = (
-            f"{drawn.shape[1]} particles with 2^-28 of the weight each keep "
+            f"{is_drawn.shape[1]} particles with 2^-28 of the weight each keep "
             f"{1 + error:.3f} of what they weigh (z = {z:+.1f})"
         )
         return Check("resolution", False, detail, where)
-    by_particle = drawn.sum(0).astype(np.float64)
+    by_particle = is_drawn.sum(0).astype(np.float64)
     total = by_particle.sum()
     pairs = float(np.sum(by_particle * (by_particle - 1.0)) / 2.0)
     expected = total * (total - 1.0) / 2.0 / len(by_particle)
     z = (pairs - expected) / np.sqrt(max(expected, 1.0))
     if z > MAX_Z and pairs > MOST_PAIRS * expected:
         detail = (
-            f"of {drawn.shape[1]} particles with 2^-28 of the weight each, the same "
+            f"of {is_drawn.shape[1]} particles with 2^-28 of the weight each, the same "
             f"few are drawn again: {pairs:.0f} times, and {expected:.0f} by chance "
             f"(z = {z:+.1f})"
         )

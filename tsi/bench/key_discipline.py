@@ -82,14 +82,15 @@ def _line_of(error: BaseException, sampler: Sampler | Explorer) -> str:
         return str(error).splitlines()[0]
     files = own_files(sampler)
     deepest = {frame.filename: frame for frame in outside}
-    own = [frame for name, frame in deepest.items() if name in files]
-    if not own:
-        own = outside[-1:]
+    own_frames = [frame for name, frame in deepest.items() if name in files]
+    if not own_frames:
+        own_frames = outside[-1:]
     lines = [
-        f"{relative_path(frame.filename)}:{frame.lineno}: {frame.line}" for frame in own
+        f"{relative_path(frame.filename)}:{frame.lineno}: {frame.line}"
+        for frame in own_frames
     ]
     where = f"at {', there at '.join(lines)}"
-    if outside[-1] not in own:
+    if outside[-1] not in own_frames:
         draw = f"{relative_path(outside[-1].filename)}:{outside[-1].lineno}"
         where += f" (the second draw: {draw})"
     return where

@@ -79,20 +79,20 @@ def measure(
     """
     claim = sampler.path_log_weight
     assert claim is not None
-    known = truth_of(target, claim, getattr(sampler, "power", 1.0))
+    truth = truth_of(target, claim, getattr(sampler, "power", 1.0))
     others = [truth_of(target, w) for w in getattr(sampler, "auxiliary", ())]
-    if known is None or any(other is None for other in others):
+    if truth is None or any(other is None for other in others):
         return None
     # The reported evidence is the product over all targets sampled jointly.
-    log_truth = float(known.log_evidence + sum(o.log_evidence for o in others))
+    log_truth = float(truth.log_evidence + sum(o.log_evidence for o in others))
     weights = state.log_weights, state.log_evidence
     if isinstance(target, TabularTarget):
-        known = known._replace(log_evidence=log_truth)
-        return judge_tabular(target, known, particles.symbols, *weights)
+        truth = truth._replace(log_evidence=log_truth)
+        return judge_tabular(target, truth, particles.symbols, *weights)
     if isinstance(target, LinearGaussianTarget):
-        known = known._replace(log_evidence=log_truth)
-        return judge_linear_gaussian(known, particles.x, *weights)
-    features = getattr(known, "features", None)
+        truth = truth._replace(log_evidence=log_truth)
+        return judge_linear_gaussian(truth, particles.x, *weights)
+    features = getattr(truth, "features", None)
     if features is None:
         return judge_features(log_truth, None, None, *weights)
-    return judge_features(log_truth, features(particles), known.means, *weights)
+    return judge_features(log_truth, features(particles), truth.means, *weights)

@@ -50,21 +50,22 @@ def permutation_check(
     ended = np.arange(num_particles) % 3 == 1
     for index, done in enumerate((np.zeros(num_particles, bool), ended)):
         shares = [
-            draws(keys[2 * index + back], log_potentials[::step], done[::step]).weights[
-                :, ::step
-            ]
-            for back, step in enumerate((1, -1))
+            draws(
+                keys[2 * index + is_reversed], log_potentials[::step], done[::step]
+            ).weights[:, ::step]
+            for is_reversed, step in enumerate((1, -1))
         ]
         forward, backward = (share / num_particles for share in shares)
         scores = _scores(forward, backward)
-        worst = int(np.argmax(scores))
-        if scores[worst] >= MAX_Z:
-            kind = "finished particle" if done[worst] else "particle"
+        worst_index = int(np.argmax(scores))
+        if scores[worst_index] >= MAX_Z:
+            kind = "finished particle" if done[worst_index] else "particle"
             others = ", some of them finished," if done.any() else ""
             detail = (
-                f"{kind} {worst} has offspring of weight "
-                f"{forward.mean(0)[worst]:.4g}, and {backward.mean(0)[worst]:.4g} when "
-                f"all{others} stand in reverse order (z = {scores[worst]:.1f})"
+                f"{kind} {worst_index} has offspring of weight "
+                f"{forward.mean(0)[worst_index]:.4g}, and "
+                f"{backward.mean(0)[worst_index]:.4g} when all{others} stand in "
+                f"reverse order (z = {scores[worst_index]:.1f})"
             )
             return Check(
                 "permutation", False, detail, places_of_functions(sampler, "ask")
@@ -170,15 +171,18 @@ def row_permutation_check(
     forward = draw_shares(key_forward, places)
     backward = draw_shares(key_backward, places[::-1])
     scores = _scores(forward, backward)
-    kind, worst = np.unravel_index(int(np.argmax(scores)), scores.shape)
-    if scores[kind, worst] < MAX_Z:
+    kind, worst_index = np.unravel_index(int(np.argmax(scores)), scores.shape)
+    if scores[kind, worst_index] < MAX_Z:
         detail = "choices and result follow the prefixes, not their rows"
         return Check("permutation", True, detail)
     what, part = (("is extended {} times", "ask"), ("has weight {}", "tell"))[int(kind)]
-    there, back = (f"{x.mean(0)[kind, worst]:.4g}" for x in (forward, backward))
+    forward_mean, backward_mean = (
+        f"{x.mean(0)[kind, worst_index]:.4g}" for x in (forward, backward)
+    )
     detail = (
-        f"the first turn's prefix of row {worst} {what.format(there)}, and {back} when "
-        f"all come in reverse order (z = {scores[kind, worst]:.1f})"
+        f"the first turn's prefix of row {worst_index} {what.format(forward_mean)}, "
+        f"and {backward_mean} when all come in reverse order "
+        f"(z = {scores[kind, worst_index]:.1f})"
     )
     return Check("permutation", False, detail, places_of_functions(explorer, part))
 

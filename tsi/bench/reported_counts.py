@@ -124,9 +124,9 @@ def _insert_invalid(
     log_potentials[finished] = np.inf
     places = np.flatnonzero(counts)
     # Not all numbers, so that some weight is left.
-    chosen = places[: max(1, len(places) // 2)]
-    log_potentials[chosen] = np.where(np.arange(len(chosen)) % 2, np.inf, np.nan)
-    return log_potentials, len(chosen)
+    selection = places[: max(1, len(places) // 2)]
+    log_potentials[selection] = np.where(np.arange(len(selection)) % 2, np.inf, np.nan)
+    return log_potentials, len(selection)
 
 
 def _first_turn(explorer: Any, num_particles: int, key: Key[Array, ""]) -> str:

@@ -88,8 +88,8 @@ class Programs:
 
     def _call(self, target: KnownTarget, keys: Key[Array, "R"]) -> Run:
         params: Any = getattr(target, "params", None)
-        plain = type(target) is TabularTarget
-        kind = params.log_potentials.shape if plain else id(target)
+        is_tabular = type(target) is TabularTarget
+        kind = params.log_potentials.shape if is_tabular else id(target)
         if kind not in self.programs:
             # An id identifies an object only while the object lives.
             self.targets.append(target)
@@ -240,9 +240,9 @@ def _drive(
 
     def step(state: Any, row: tuple[Array, ...]) -> tuple[Any, tuple[Any, Any, Array]]:
         t, *rest = row
-        asked, ancestors = sampler.ask(fold(keys, t), state)
-        after, _ = sampler.tell(fold(keys, t), asked, *rest)
-        return after, (state, asked, ancestors)
+        state_after_ask, ancestors = sampler.ask(fold(keys, t), state)
+        state_after_tell, _ = sampler.tell(fold(keys, t), state_after_ask, *rest)
+        return state_after_tell, (state, state_after_ask, ancestors)
 
     state = sampler.init(keys, num_particles)
     return jax.lax.scan(step, state, (jnp.arange(len(replies[0])), *replies))
@@ -258,24 +258,24 @@ def driven_checks(
     keys = jax.random.split(key_problems, NUM_PROBLEMS)
     flat = tuple(array.reshape(NUM_STEPS, -1) for array in replies)
     batched = batch(sampler, NUM_PROBLEMS)
-    together = jax.jit(lambda k, f: _drive(batched, k, num_particles, f))(keys, flat)
+    batched_run = jax.jit(lambda k, f: _drive(batched, k, num_particles, f))(keys, flat)
     drive = jax.jit(lambda k, f: _drive(sampler, k, num_particles, f))
     violation, difference = "", ("", "")
     for problem in range(NUM_PROBLEMS):
-        alone = drive(keys[problem], tuple(array[:, problem] for array in replies))
-        _, (states_before, _, ancestors) = alone
+        single_run = drive(keys[problem], tuple(array[:, problem] for array in replies))
+        _, (states_before, _, ancestors) = single_run
         for t in range(NUM_STEPS):
             weights = np.asarray(states_before.log_weights[t])
             parents = np.asarray(ancestors[t])
-            moved = parents != np.arange(num_particles)
+            is_moved = parents != np.arange(num_particles)
             if parents.dtype != np.int32 or parents.shape != (num_particles,):
                 violation = f"ancestors are {parents.dtype} of shape {parents.shape}"
             elif parents.min() < 0 or parents.max() >= num_particles:
                 violation = f"ancestors outside [0, {num_particles}) at step {t}"
-            elif np.isinf(weights[parents[moved]]).any():
+            elif np.isinf(weights[parents[is_moved]]).any():
                 violation = f"a particle of zero weight was copied at step {t}"
         if not difference[0]:
-            difference = _difference(alone, together, problem, num_particles)
+            difference = _difference(single_run, batched_run, problem, num_particles)
     detail, part = difference
     return [
         Check(
@@ -294,11 +294,11 @@ def driven_checks(
 
 
 def _difference(
-    alone: tuple[Any, Any], together: tuple[Any, Any], problem: int, size: int
+    single_run: tuple[Any, Any], batched_run: tuple[Any, Any], problem: int, size: int
 ) -> tuple[str, str]:
     """The first difference of a batch from single runs, and the function behind it."""
-    last, (states_before, states_asked, ancestors) = alone
-    last_of_all, (all_states_before, all_states_asked, all_ancestors) = together
+    last, (states_before, states_asked, ancestors) = single_run
+    last_of_all, (all_states_before, all_states_asked, all_ancestors) = batched_run
     ancestors_of_problem = all_ancestors.reshape(NUM_STEPS, NUM_PROBLEMS, -1)[
         :, problem
     ]
@@ -324,10 +324,10 @@ def compiled_check(programs: Programs, key: Key[Array, ""], result: Run) -> Chec
     """Whether the first of the mapped runs `result` equals a run of its key alone."""
     first = jax.random.split(key, programs.num_runs)[0]
     # The target's tables are arguments in the mapped program and constants here.
-    alone = run(programs.sampler, smooth(), first, programs.num_particles)
+    single_run = run(programs.sampler, smooth(), first, programs.num_particles)
     mapped = jax.tree.map(lambda leaf: leaf[0], result)
-    unchanged = states_agree(alone.particles, mapped.particles) and states_agree(
-        alone.state, mapped.state, 1e-5
+    unchanged = states_agree(single_run.particles, mapped.particles) and states_agree(
+        single_run.state, mapped.state, 1e-5
     )
     detail = (
         "jit and vmap change nothing" if unchanged else "jit and vmap change the run"

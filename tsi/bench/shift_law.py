@@ -144,8 +144,8 @@ def total_gain(sampler: Sampler | Explorer, target: TabularTarget) -> float | No
     """The change of log evidence per 1 added; None if the law does not apply."""
     claims = (sampler.path_log_weight, *getattr(sampler, "auxiliary", ()))
     gains = [gain_of_paths(c, target) for c in claims if c is not None]
-    known = [gain for gain in gains if gain is not None]
-    return sum(known) if len(known) == len(claims) else None
+    known_gains = [gain for gain in gains if gain is not None]
+    return sum(known_gains) if len(known_gains) == len(claims) else None
 
 
 def decisions_of(run: Any) -> np.ndarray:
@@ -197,12 +197,12 @@ def difference(before: Any, after: Any, gain: float) -> Difference:
     size = np.where(np.isfinite(largest), largest, 0.0)
     size = np.maximum(size, max(abs(gain), 1.0))
     ulps = errors / np.spacing(size.astype(np.float32))
-    worst = int(np.argmax(ulps))
+    worst_index = int(np.argmax(ulps))
     return Difference(
         runs,
         float(np.expm1(np.minimum(np.abs(weight_differences).max(), 100.0))),
-        float(ulps[worst]),
-        float(shifted[worst]),
+        float(ulps[worst_index]),
+        float(shifted[worst_index]),
     )
 
 

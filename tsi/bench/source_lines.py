@@ -37,8 +37,8 @@ def code_of(function: Callable[..., Any]) -> CodeType | None:
 def relative_path(filename: str) -> str:
     """A path relative to the current folder, if the file lies in it."""
     path = Path(filename).resolve()
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    folder = Path.cwd()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def places_of_functions(sampler: Sampler | Explorer, *parts: str) -> str:
@@ -70,8 +70,8 @@ def line_of_error(sampler: Sampler | Explorer, error: BaseException) -> str | No
     """
     files = own_files(sampler)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename in files]
-    if not own:
+    own_frames = [frame for frame in frames if frame.filename in files]
+    if not own_frames:
         return None
-    last = own[-1]
+    last = own_frames[-1]
     return f"{last.name} at {relative_path(last.filename)}:{last.lineno}: {last.line}"

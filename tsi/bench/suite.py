@@ -83,10 +83,10 @@ def default_trials(
     targets = known_targets()
     targets |= {"invalid potentials": invalid_potentials(), "mild": mild_potentials()}
     trials = [*trials_of(targets, num_particles)]
-    more = _usable(sampler, (2 * num_particles,), 10) or num_particles
+    more = _first_usable_number(sampler, (2 * num_particles,), 10) or num_particles
     long_tables = {name: make() for name, make in LONG_EXAMPLES.items()}
     trials += trials_of(long_tables, more)
-    fewer = _usable(sampler, (2, 4), 4)
+    fewer = _first_usable_number(sampler, (2, 4), 4)
     if fewer is not None and fewer < num_particles:
         small = {
             f"peaked, N = {fewer}": peaked(),
@@ -96,7 +96,7 @@ def default_trials(
     return tuple(trials)
 
 
-def _usable(
+def _first_usable_number(
     sampler: Sampler | Explorer, numbers: Sequence[int], max_steps: int
 ) -> int | None:
     """The first of the numbers of particles that the sampler can use."""

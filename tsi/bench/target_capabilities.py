@@ -74,9 +74,11 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
     steps = len(walk.outputs)
     whole = walk.particles[-1]
     all_steps = np.full(size, steps, np.int32)
-    kept = truncate(whole, jnp.asarray(all_steps), params)
+    truncated = truncate(whole, jnp.asarray(all_steps), params)
     pairs = zip(
-        rows_of(whole, size, slice(None)), rows_of(kept, size, slice(None)), strict=True
+        rows_of(whole, size, slice(None)),
+        rows_of(truncated, size, slice(None)),
+        strict=True,
     )
     if not all(agree(a, b, 0.0) for a, b in pairs):
         detail = "a prefix with no more steps than asked for is changed all the same"

@@ -114,14 +114,14 @@ def truth_check(target: Any, params: Any, key: Key[Array, ""], num_draws: int) -
     excess, potentials, live = _draw(walker, key, num_draws)
     scores = []
     for name, path_log_weight in PATH_WEIGHTS.items():
-        known = truth_of(target, path_log_weight)
-        if known is None or not np.isfinite(known.log_evidence):
+        truth = truth_of(target, path_log_weight)
+        if truth is None or not np.isfinite(truth.log_evidence):
             continue
         arguments = jnp.asarray(potentials, jnp.float32), jnp.asarray(live)
         log_weights = np.asarray(path_log_weight(*arguments), np.float64) + excess.sum(
             1
         )
-        z = _z(log_weights - known.log_evidence)
+        z = _z(log_weights - truth.log_evidence)
         if abs(z) > MAX_Z:
             detail = f"its evidence for {name} is not what its draws say: z = {z:+.2f}"
             return Check("truth", False, detail)
@@ -131,18 +131,22 @@ def truth_check(target: Any, params: Any, key: Key[Array, ""], num_draws: int) -
     return Check("truth", True, ", ".join(scores))
 
 
-def _all(log_potentials: Array, live: Array) -> Array:
+def _sum_of_all(log_potentials: Array, live: Array) -> Array:
     return jnp.sum(jnp.where(live, log_potentials, 0.0), axis=-1)
 
 
-def _last(log_potentials: Array, live: Array) -> Array:
+def _last_potential(log_potentials: Array, live: Array) -> Array:
     last = jnp.sum(live, axis=-1) - 1
     return jnp.take_along_axis(log_potentials, last[..., None], axis=-1)[..., 0]
 
 
-def _none(log_potentials: Array, live: Array) -> Array:
+def _zero(log_potentials: Array, live: Array) -> Array:
     return jnp.zeros(log_potentials.shape[:-1])
 
 
-PATH_WEIGHTS = {"all potentials": _all, "the last": _last, "none": _none}
+PATH_WEIGHTS = {
+    "all potentials": _sum_of_all,
+    "the last": _last_potential,
+    "none": _zero,
+}
 """Path weights for which a target's truth is tested."""

@@ -158,10 +158,10 @@ def judge_tabular(
     order = np.argsort(codes)
     group_of_path = path_groups(truth)
     num_groups = group_of_path.max() + 1
-    found = target.path_codes(symbols)
-    place = order[np.minimum(np.searchsorted(codes[order], found), len(codes) - 1)]
+    path_codes = target.path_codes(symbols)
+    place = order[np.minimum(np.searchsorted(codes[order], path_codes), len(codes) - 1)]
     # Unfinished paths, and paths of probability zero, are not among these.
-    groups = np.where(codes[place] == found, group_of_path[place], -1)
+    groups = np.where(codes[place] == path_codes, group_of_path[place], -1)
     runs = np.arange(len(evidence))[:, None]
     possible = groups >= 0
     flat = (runs * num_groups + groups)[possible]

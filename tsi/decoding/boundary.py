@@ -132,8 +132,8 @@ def step_boundary(
             f"The step delimiter is {delimiter!r}. Give at least one byte, such as "
             "b'\\n', or a list of such byte strings."
         )
-    alone = isinstance(stop_strings, bytes | str)
-    if alone or not all(map(_is_string, stop_strings)):
+    is_single_string = isinstance(stop_strings, bytes | str)
+    if is_single_string or not all(map(_is_string, stop_strings)):
         raise ConfigurationError(
             f"The stop strings are {stop_strings!r}. Give a list of byte strings that "
             "are not empty."
@@ -143,17 +143,17 @@ def step_boundary(
             f"min_step_tokens is {min_step_tokens!r}. Give an integer of at least 1."
         )
     size = len(token_bytes)
-    outside = [i for i in eos_ids if not 0 <= i < size]
-    if outside or not eos_ids:
+    ids_outside = [i for i in eos_ids if not 0 <= i < size]
+    if ids_outside or not eos_ids:
         raise ConfigurationError(
             f"The end tokens {list(eos_ids)} are not ids of a vocabulary of {size} "
             "tokens. Give the tokenizer's own end-of-sequence ids."
         )
-    wrong = [i for i in padding if not 0 <= i < size or i in eos_ids]
-    if wrong:
+    invalid_ids = [i for i in padding if not 0 <= i < size or i in eos_ids]
+    if invalid_ids:
         raise ConfigurationError(
-            f"The ids {wrong} cannot be padding of a vocabulary of {size} whose end "
-            f"tokens are {list(eos_ids)}. Give ids that belong to no token."
+            f"The ids {invalid_ids} cannot be padding of a vocabulary of {size} whose "
+            f"end tokens are {list(eos_ids)}. Give ids that belong to no token."
         )
     next_state, ends = search_tables(token_bytes, delimiters)
     strings = None

@@ -21,7 +21,7 @@ def search_tables(
         token_bytes: bytes of each token; an empty token does not change the state.
         patterns: byte strings that are not empty.
     """
-    table, found = byte_automaton(patterns)
+    table, is_match = byte_automaton(patterns)
     order = np.argsort([-len(text) for text in token_bytes], kind="stable")
     longest = len(token_bytes[order[0]]) if len(order) else 0
     padded = np.zeros((len(order), longest), np.uint8)
@@ -34,9 +34,9 @@ def search_tables(
     for place in range(longest):
         # The tokens are sorted, the longest first.
         count = int(np.searchsorted(-lengths, -place))
-        here = (state[:, :count], padded[:count, place][None])
-        matched[:, :count] |= found[here]
-        state[:, :count] = table[here]
+        entry = (state[:, :count], padded[:count, place][None])
+        matched[:, :count] |= is_match[entry]
+        state[:, :count] = table[entry]
     next_state, ends = np.zeros(state.shape, np.int32), np.zeros(state.shape, bool)
     next_state[:, order], ends[:, order] = state, matched
     return next_state, ends
@@ -66,16 +66,16 @@ def byte_automaton(
     queue = deque([0])
     while queue:
         node = queue.popleft()
-        back = shorter[node]
-        whole[node] |= whole[back]
+        fallback = shorter[node]
+        whole[node] |= whole[fallback]
         if node:
-            table[node] = table[back]
+            table[node] = table[fallback]
         for byte, child in children[node].items():
-            shorter[child] = table[back, byte] if node else 0
+            shorter[child] = table[fallback, byte] if node else 0
             table[node, byte] = child
             queue.append(child)
     # States in which a pattern is complete are replaced by the start.
     complete = np.asarray(whole)
     numbers = np.where(complete, 0, np.cumsum(~complete) - 1)
-    kept = table[~complete]
-    return numbers[kept].astype(np.int32), complete[kept]
+    kept_rows = table[~complete]
+    return numbers[kept_rows].astype(np.int32), complete[kept_rows]

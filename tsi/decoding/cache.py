@@ -74,15 +74,15 @@ def append(
         full = suffix.used + width > capacity
         suffix = jax.lax.cond(full, squeeze, lambda s: s, suffix)
     update = jax.lax.dynamic_update_slice_in_dim
-    (keys, values, positions, mask, _), used = suffix
+    (keys, values, positions, mask, _), num_used = suffix
     valid = jnp.arange(width) < counts[:, None]
     segment = Segment(
-        update(keys, new.keys, used, axis=-1),
-        update(values, new.values, used, axis=-2),
-        update(positions, new.positions.astype(positions.dtype), used, axis=-1),
-        update(mask, valid, used, axis=-1),
+        update(keys, new.keys, num_used, axis=-1),
+        update(values, new.values, num_used, axis=-2),
+        update(positions, new.positions.astype(positions.dtype), num_used, axis=-1),
+        update(mask, valid, num_used, axis=-1),
     )
-    return Suffix(segment, used + jnp.max(counts).astype(used.dtype))
+    return Suffix(segment, num_used + jnp.max(counts).astype(num_used.dtype))
 
 
 def squeeze(suffix: Suffix) -> Suffix:

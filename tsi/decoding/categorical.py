@@ -56,8 +56,8 @@ def draw_by_bits(
     inside = jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0]
     index, _, _ = _look_up(inside, position_bits(place, words[:, 1], bound))
     index = block * BLOCK + index
-    chosen = jnp.take_along_axis(logits, index[:, None], axis=-1) - peak
-    return index, chosen[:, 0] - jnp.log(jnp.sum(mass, axis=-1))
+    logit = jnp.take_along_axis(logits, index[:, None], axis=-1) - peak
+    return index, logit[:, 0] - jnp.log(jnp.sum(mass, axis=-1))
 
 
 def _look_up(

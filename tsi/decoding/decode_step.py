@@ -17,7 +17,7 @@ from tsi.decoding.forced_end import (
     Places,
     allowed_tokens,
     end_step,
-    in_string,
+    is_in_string,
 )
 from tsi.decoding.repetition import penalise
 from tsi.decoding.token_confidence import TokenConfidence
@@ -203,10 +203,10 @@ def write_token(
         logits = penalise(logits, seen, temperatures.repetition)
     # ``counts`` is the index of an active row's next token in its step.
     keys = jax.vmap(jax.random.fold_in)(keys, rows.counts)
-    drawn = sample_token(keys, logits, temperatures)
+    draw = sample_token(keys, logits, temperatures)
     if forced_end is not None:
-        drawn = _force(drawn, rows, keys, logits, boundary, temperatures, forced_end)
-    token, log_prob, log_correction = drawn
+        draw = _force(draw, rows, keys, logits, boundary, temperatures, forced_end)
+    token, log_prob, log_correction = draw
     active, place = rows.active, rows.counts[:, None]
     token = jnp.where(active, token, rows.token)
     counts = rows.counts + active
@@ -221,11 +221,11 @@ def write_token(
     if seen is not None:
         # In a row that is not active, this token is already marked.
         seen = seen.at[jnp.arange(seen.shape[0]), token].set(True)
-    here = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
+    is_place = (jnp.arange(rows.tokens.shape[1]) == place) & active[:, None]
     confidences = rows.confidences
     if confidence is not None:
         value = confidence(unprocessed, token).astype(confidences.dtype)
-        confidences = jnp.where(here, value[:, None], confidences)
+        confidences = jnp.where(is_place, value[:, None], confidences)
     return rows._replace(
         token=token,
         state=jnp.where(active, state, rows.state),
@@ -234,14 +234,14 @@ def write_token(
         counts=counts,
         log_prob=rows.log_prob + jnp.where(active, log_prob, 0.0),
         log_correction=rows.log_correction + jnp.where(active, log_correction, 0.0),
-        tokens=jnp.where(here, token[:, None], rows.tokens),
+        tokens=jnp.where(is_place, token[:, None], rows.tokens),
         seen=seen,
         confidences=confidences,
     )
 
 
 def _force(
-    drawn: tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]],
+    draw: tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]],
     rows: Any,
     keys: Any,
     logits: Float[Array, "R V"],
@@ -251,7 +251,9 @@ def _force(
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
     """Replace drawn tokens by draws from F where a token is forced."""
     place = rows.counts
-    here = in_string(forced_end, rows.places, place) | (place >= rows.places.end)
+    is_forced = is_in_string(forced_end, rows.places, place) | (
+        place >= rows.places.end
+    )
 
     def draw_allowed_token() -> tuple[
         Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]
@@ -259,10 +261,14 @@ def _force(
         allowed = allowed_tokens(
             forced_end, boundary, rows.places, place, rows.state, logits.shape[-1]
         )
-        return _where(here, sample_among(keys, logits, allowed, temperatures), drawn)
+        return _where(
+            is_forced, sample_among(keys, logits, allowed, temperatures), draw
+        )
 
     # Forced tokens are rare, so this is skipped if no row has one.
-    return jax.lax.cond(jnp.any(here & rows.active), draw_allowed_token, lambda: drawn)
+    return jax.lax.cond(
+        jnp.any(is_forced & rows.active), draw_allowed_token, lambda: draw
+    )
 
 
 def _where(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:

@@ -139,13 +139,13 @@ def places_of(
     )
 
 
-def no_places(rows: int) -> Places:
+def empty_places(rows: int) -> Places:
     """Placeholders for rows without a step."""
     zeros = jnp.zeros(rows, jnp.int32)
     return Places(jnp.zeros(rows, bool), zeros, jnp.copy(zeros))
 
 
-def in_string(
+def is_in_string(
     forced_end: ForcedEnd, places: Places, place: Int[Array, "..."]
 ) -> Bool[Array, " R"]:
     """Whether the token at a place of the step belongs to the forced string."""
@@ -181,7 +181,7 @@ def allowed_tokens(
     """
     ends = boundary.stop_tokens(state)[:, :vocab_size] | (place < places.end)[:, None]
     token = string_token(forced_end, places, place)[:, None]
-    string = in_string(forced_end, places, place)[:, None]
+    string = is_in_string(forced_end, places, place)[:, None]
     return jnp.where(string, jnp.arange(vocab_size) == token, ends)
 
 
@@ -200,8 +200,8 @@ def end_step(
         now: state of the boundary after the token.
     """
     # After a delimiter of the last step the solution must end.
-    due = places.last & now.ended & ~in_string(forced_end, places, count - 1)
-    end = jnp.where(due, jnp.minimum(places.end, count), places.end)
+    is_due = places.last & now.ended & ~is_in_string(forced_end, places, count - 1)
+    end = jnp.where(is_due, jnp.minimum(places.end, count), places.end)
     ended = jnp.where(places.last, now.stopped, now.ended)
     return places._replace(end=end), ended
 
@@ -261,23 +261,23 @@ def read_forced(
         places, last, _, wrong, _ = carry
         place, token = column
         valid = place < counts
-        string = in_string(forced_end, places, place)
+        string = is_in_string(forced_end, places, place)
         must_end = ~string & (place >= places.end)
         now = boundary.advance(last.state, token, place + 1)
         after, ended = end_step(forced_end, places, place + 1, now)
-        misses = string & (token != string_token(forced_end, places, place))
-        misses |= must_end & ~now.stopped
+        is_mismatch = string & (token != string_token(forced_end, places, place))
+        is_mismatch |= must_end & ~now.stopped
         # Only the last token may end the step.
-        misses |= last.ended
+        is_mismatch |= last.ended
         new = (
             after,
             now._replace(ended=ended),
             last.state,
-            wrong | misses,
+            wrong | is_mismatch,
             must_end,
         )
-        kept = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry)
-        return kept, string & valid
+        new_carry = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry)
+        return new_carry, string & valid
 
     places_at = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     start = (places, Advance(state, false, false), state, false, false)

@@ -35,8 +35,8 @@ def penalise(
     logits: Float[Array, "*b V"], seen: Bool[Array, "*b V"], penalty: Float[Array, ""]
 ) -> Float[Array, "*b V"]:
     """Lower the logits of tokens that have been seen."""
-    less = jnp.where(logits > 0, logits / penalty, logits * penalty)
-    return jnp.where(seen, less, logits)
+    penalised_logits = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(seen, penalised_logits, logits)
 
 
 def mark_seen(

@@ -100,23 +100,23 @@ def texts_of_more_steps(
         finished: whether no token follows.
     """
     whole = text_so_far(decode, tokens[: ends[-1]].tolist(), finished=finished)
-    known = num_common(before.ends, tuple(ends[:-1]))
-    length, place = (x[known - 1] if known else 0 for x in before[1:3])
+    num_known = num_common(before.ends, tuple(ends[:-1]))
+    length, place = (x[num_known - 1] if num_known else 0 for x in before[1:3])
     if not (
         whole.startswith(before.text[:place])
         and np.array_equal(before.tokens[:length], tokens[:length])
     ):
-        known = 0
+        num_known = 0
     texts = [
         text_so_far(decode, tokens[:end].tolist(), finished=False)
-        for end in ends[known:-1]
+        for end in ends[num_known:-1]
     ]
     common = [num_common(text, whole) for text in texts]
-    places = itertools.accumulate([*before.places[:known], *common], max)
+    places = itertools.accumulate([*before.places[:num_known], *common], max)
     cuts = [0, *places, len(whole)]
     steps = [whole[a:b] for a, b in itertools.pairwise(cuts)]
     text = whole.rstrip(REPLACEMENT_MARK) if finished else whole
-    sizes = [*before.places[:known], *map(len, texts), len(text)]
+    sizes = [*before.places[:num_known], *map(len, texts), len(text)]
     if common != list(map(len, texts)) or sizes != sorted(sizes):
         # The decoder changed earlier text, so nothing is reused next time.
         return steps, NO_TEXT

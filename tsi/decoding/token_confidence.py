@@ -70,8 +70,10 @@ class TokenConfidence:
         shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
         log_total = jax.nn.logsumexp(shifted, axis=-1)
         if self.measure == "log-prob":
-            chosen = jnp.take_along_axis(shifted, tokens[..., None], axis=-1)[..., 0]
-            return chosen - log_total
+            token_logits = jnp.take_along_axis(shifted, tokens[..., None], axis=-1)[
+                ..., 0
+            ]
+            return token_logits - log_total
         if self.measure == "top-k":
             top, _ = jax.lax.top_k(shifted, min(self.k, shifted.shape[-1]))
             return log_total - _mean_of_finite(top)
@@ -86,6 +88,6 @@ class TokenConfidence:
 
 
 def _mean_of_finite(values: Float[Array, "*b V"]) -> Float[Array, "*b"]:
-    finite = values > -jnp.inf
-    total = jnp.sum(jnp.where(finite, values, 0.0), axis=-1)
-    return total / jnp.sum(finite, axis=-1)
+    is_finite = values > -jnp.inf
+    total = jnp.sum(jnp.where(is_finite, values, 0.0), axis=-1)
+    return total / jnp.sum(is_finite, axis=-1)

@@ -82,8 +82,8 @@ def log_prob_of(
 
     def log_softmax() -> Float[Array, "*b"]:
         scaled = scale_logits(logits, temperature)
-        chosen = jnp.take_along_axis(scaled, token[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(scaled, axis=-1)
+        logit = jnp.take_along_axis(scaled, token[..., None], axis=-1)[..., 0]
+        return logit - jax.nn.logsumexp(scaled, axis=-1)
 
     def log_greedy() -> Float[Array, "*b"]:
         return jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(
@@ -144,12 +144,16 @@ def sample_among(
     """
     policy, _, truncation, _ = temperatures
     log_mass = log_prob_among(logits, allowed, policy, truncation)
-    kept = logits if truncation is None else truncate(logits, policy, truncation)
-    impossible = (log_mass == -jnp.inf)[:, None]
-    masked = jnp.where(allowed, jnp.where(impossible, logits, kept), -jnp.inf)
-    likeliest = jnp.argmax(masked, axis=-1).astype(jnp.int32)
-    token, _ = categorical(keys, scale_logits(masked, policy))
-    token = jnp.where((policy > 0) & ~impossible[:, 0], token, likeliest)
+    truncated_logits = (
+        logits if truncation is None else truncate(logits, policy, truncation)
+    )
+    is_impossible = (log_mass == -jnp.inf)[:, None]
+    masked_logits = jnp.where(
+        allowed, jnp.where(is_impossible, logits, truncated_logits), -jnp.inf
+    )
+    argmax_token = jnp.argmax(masked_logits, axis=-1).astype(jnp.int32)
+    token, _ = categorical(keys, scale_logits(masked_logits, policy))
+    token = jnp.where((policy > 0) & ~is_impossible[:, 0], token, argmax_token)
     return token, log_prob_of(logits, token, policy, truncation), log_mass
 
 

@@ -81,20 +81,22 @@ def truncate(
     """
     top_k, top_p, min_p = truncation
     order = _order(logits)
-    kept = logits > -jnp.inf
+    is_kept = logits > -jnp.inf
     if top_k is not None:
-        kept &= order >= _threshold(order, kept.astype(jnp.float32), top_k)[..., None]
+        is_kept &= (
+            order >= _threshold(order, is_kept.astype(jnp.float32), top_k)[..., None]
+        )
     if top_p is None and min_p is None:
-        return jnp.where(kept, logits, -jnp.inf)
+        return jnp.where(is_kept, logits, -jnp.inf)
     peak = jnp.max(logits, axis=-1, keepdims=True)
     shifted = (logits - peak) / jnp.where(temperature > 0, temperature, 1.0)
     if top_p is not None:
-        p = jnp.where(kept, jnp.exp(shifted), 0.0)
+        p = jnp.where(is_kept, jnp.exp(shifted), 0.0)
         mass = top_p * jnp.sum(p, axis=-1)
-        kept &= order >= _threshold(order, p, mass)[..., None]
+        is_kept &= order >= _threshold(order, p, mass)[..., None]
     if min_p is not None:
-        kept &= shifted >= jnp.log(min_p)
-    return jnp.where(kept, logits, -jnp.inf)
+        is_kept &= shifted >= jnp.log(min_p)
+    return jnp.where(is_kept, logits, -jnp.inf)
 
 
 def _order(x: Float[Array, "*b V"]) -> Int[Array, "*b V"]:

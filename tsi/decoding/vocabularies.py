@@ -89,16 +89,16 @@ def check_rows(
         ConfigurationError: a reward model has no row for a token that may be drawn, or
             the boundary does not know the token.
     """
-    known, size = len(boundary.stops), policy.vocab_size
-    if known < size:
+    num_known, size = len(boundary.stops), policy.vocab_size
+    if num_known < size:
         raise ConfigurationError(
-            f"The boundary knows {known} token ids and the policy has {size}. Give "
+            f"The boundary knows {num_known} token ids and the policy has {size}. Give "
             "step_boundary the bytes of every id, padding included."
         )
-    drawn = np.ones(size, bool)
+    can_be_drawn = np.ones(size, bool)
     if boundary.padding is not None:
-        drawn = ~np.asarray(boundary.padding)[:size]
-    last = int(np.flatnonzero(drawn)[-1])
+        can_be_drawn = ~np.asarray(boundary.padding)[:size]
+    last = int(np.flatnonzero(can_be_drawn)[-1])
     for reader in readers:
         if last >= reader.vocab_size:
             raise ConfigurationError(
@@ -121,12 +121,12 @@ def check_prompt(id: int | str, tokens: Sequence[int], num_rows: int) -> None:
     Raises:
         ConfigurationError: an id is out of range.
     """
-    beyond = sorted({token for token in tokens if not 0 <= token < num_rows})
-    if beyond:
+    unknown_ids = sorted({token for token in tokens if not 0 <= token < num_rows})
+    if unknown_ids:
         raise ConfigurationError(
             f"The prompt of problem {id!r} has the token ids "
-            f"{', '.join(map(str, beyond[:5]))}, and a model that reads it has rows "
-            f"for 0 to {num_rows - 1}. Give the models' own tokenizer."
+            f"{', '.join(map(str, unknown_ids[:5]))}, and a model that reads it has "
+            f"rows for 0 to {num_rows - 1}. Give the models' own tokenizer."
         )
 
 

@@ -95,7 +95,7 @@ class BaseEngine(abc.ABC):
             ProblemError: as `stream` does; it has the results of the other problems.
             Stopped: after a signal; it has the results of problems that had ended.
         """
-        began, before = time.perf_counter(), self.report
+        start_time, before = time.perf_counter(), self.report
         stream = self.stream(
             sampler,
             key,
@@ -109,7 +109,7 @@ class BaseEngine(abc.ABC):
             exact=exact,
         )
         try:
-            return collect(stream, problems, began)
+            return collect(stream, problems, start_time)
         finally:
             if self.report is not None and self.report is not before:
                 self.totals = self.totals.plus(self.report)

@@ -36,13 +36,13 @@ class Common:
         self.programs, self.pool, self.max_positions = programs, pool, max_positions
         self._first = pool.tables.lengths.size - problems
         self.size = min(coarse_room_of(1), max_positions)
-        self.cache: Any = programs.empty(pool.like, problems, self.size)
+        self.cache: Any = programs.make_zeros(pool.like, problems, self.size)
 
     def starts(
         self, rows: Int[np.ndarray, " n"], problems: Int[np.ndarray, " n"]
     ) -> Int[np.ndarray, " n"]:
         """Number of positions that each row can read from the common past."""
-        return self.pool.tables.in_common(rows, self._first + problems)
+        return self.pool.tables.num_shared_positions(rows, self._first + problems)
 
     def update(
         self, rows: list[Int[np.ndarray, " _w"]], problems: Int[np.ndarray, " n"]
@@ -56,14 +56,16 @@ class Common:
         tables, lines = self.pool.tables, self._first + problems
         first = np.asarray([members[0] for members in rows])
         lengths = [
-            tables.in_common(members, np.full_like(members, members[0])).min()
+            tables.num_shared_positions(
+                members, np.full_like(members, members[0])
+            ).min()
             for members in rows
         ]
-        kept = np.minimum(tables.in_common(first, lines), lengths)
+        num_kept = np.minimum(tables.num_shared_positions(first, lines), lengths)
         tables.fork(lines, first)
         tables.cut(lines, np.asarray(lengths))
         self._make_room(int(max(lengths)))
-        self.cache = self.pool.load(self.cache, lines, problems, since=kept)
+        self.cache = self.pool.load(self.cache, lines, problems, since=num_kept)
 
     def release(self, problems: Int[np.ndarray, " n"]) -> None:
         """Release the pasts of problems that have ended."""

@@ -27,10 +27,10 @@ def run_concurrently(
     try:
         while True:
             with defer_interrupts(stop):
-                ended = next(merged, None)
-            if ended is None:
+                ended_problem = next(merged, None)
+            if ended_problem is None:
                 break
-            yield ended
+            yield ended_problem
             if stop.is_set():
                 break
         if stop.is_set():
@@ -43,17 +43,17 @@ def run_concurrently(
 def _merge(
     runs: Sequence[Any], stop: threading.Event
 ) -> Iterator[EndedProblem | FailedProblem]:
-    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def work(
         run: Callable[[threading.Event], Iterator[EndedProblem | FailedProblem]],
     ) -> None:
         try:
-            for ended in run(stop):
-                found.put(ended)
-            found.put(None)
+            for ended_problem in run(stop):
+                items.put(ended_problem)
+            items.put(None)
         except BaseException as error:
-            found.put(error)
+            items.put(error)
 
     threads = [threading.Thread(target=work, args=(run,), daemon=True) for run in runs]
     for thread in threads:
@@ -61,7 +61,7 @@ def _merge(
     try:
         left = len(threads)
         while left:
-            item = found.get()
+            item = items.get()
             if isinstance(item, BaseException):
                 raise item
             if item is None:

@@ -48,14 +48,14 @@ class Decisions:
             entered: places of the problems that begin.
         """
         self.turns[entered] = 0
-        fresh = self.method.begin(self.key, ids)
+        initial_states = self.method.begin(self.key, ids)
         if self.state is None:
-            self.key_steps, self.state = fresh[:2]
+            self.key_steps, self.state = initial_states[:2]
         else:
             self.key_steps, self.state = enter(
-                fresh[:2], (self.key_steps, self.state), entered
+                initial_states[:2], (self.key_steps, self.state), entered
             )
-        self._receive(jax.device_get(fresh[2]), entered)
+        self._receive(jax.device_get(initial_states[2]), entered)
 
     def decide(
         self, ready: Bool[np.ndarray, " P"], reply: Reply

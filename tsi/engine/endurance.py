@@ -43,8 +43,8 @@ class Endurance:
         reports = self._all_reports()
         # Lanes run one after the other, so their memory is not summed.
         cache = max((r.cache for r in reports), key=lambda c: c.num_bytes, default=None)
-        found = total(reports)
-        return found if cache is None else found._replace(cache=cache)
+        sums = total(reports)
+        return sums if cache is None else sums._replace(cache=cache)
 
     def _all_reports(self) -> list[Report]:
         now = [] if self._lane is None else [self._lane.report()]
@@ -71,9 +71,9 @@ class Endurance:
             try:
                 self._lane = lane = self._lane_of(self.sizes)
                 lane.clock.resume()
-                for ended in lane.run(list(self._left), stop, self._tell):
-                    self._left.remove(ended.problem)
-                    yield ended
+                for ended_problem in lane.run(list(self._left), stop, self._tell):
+                    self._left.remove(ended_problem.problem)
+                    yield ended_problem
                     lane.clock.resume()
                 lane.clock.switch("idle")
             except Exception as error:

@@ -188,7 +188,7 @@ class Engine(BaseEngine):
                 f"N = {num_particles:,} stores {plan.stored:,} prefixes of a problem, "
                 f"and max_stored is {self._stored_limit:,}. Raise it, or lower N."
             )
-        row = bytes_of_row(self.target, self.caches.grown, sizing.BLOCK)
+        row = bytes_of_row(self.target, self.caches.growing_sizes, sizing.BLOCK)
         check_fits(row, plan, num_particles, self.free_bytes())
 
     @property
@@ -285,14 +285,16 @@ class Engine(BaseEngine):
 
         # Read here, on one thread: JAX builds the list of an array's shards when it is
         # first read, and threads of several lanes could read an incomplete list.
-        both = self.policy, self.reward_model
-        weights = [part_of(both, part) for part in self._parts]
+        models = self.policy, self.reward_model
+        weights = [part_of(models, part) for part in self._parts]
 
         def lane_of(group: int, sizes: Sizes) -> Lane:
             policy, reward_model = weights[group]
-            own = params._replace(policy=policy, reward_model=reward_model)
+            lane_params = params._replace(policy=policy, reward_model=reward_model)
             programs = self._programs[group]
-            return Lane(programs, method, key, own, batch, on_host, ids, sizes, exact)
+            return Lane(
+                programs, method, key, lane_params, batch, on_host, ids, sizes, exact
+            )
 
         run = EngineRun(
             problems,

@@ -98,14 +98,14 @@ class EngineRun:
         """
         self._began = self._last = time.perf_counter()
         self._compiled = compilations()
-        for ended in run_concurrently([lane.run for lane in self._lanes]):
+        for ended_problem in run_concurrently([lane.run for lane in self._lanes]):
             self._num_ended += 1
-            if isinstance(ended, FailedProblem):
-                id = self.problems[ended.problem].id
-                self.failures.add(id, ended.error, ended.step)
+            if isinstance(ended_problem, FailedProblem):
+                id = self.problems[ended_problem.problem].id
+                self.failures.add(id, ended_problem.error, ended_problem.step)
                 result = None
             else:
-                result = self._result(ended)
+                result = self._result(ended_problem)
             note()
             if result is None:
                 continue
@@ -129,16 +129,18 @@ class EngineRun:
             peak_bytes=max(peak_bytes(device) for device in devices),
         )
 
-    def _result(self, ended: EndedProblem) -> Result | None:
+    def _result(self, ended_problem: EndedProblem) -> Result | None:
         """The result of a problem; None if a user's function fails on it."""
-        problem, at = self.problems[ended.problem], ended.problem
+        problem, at = self.problems[ended_problem.problem], ended_problem.problem
         policy, reward = self.prompt_lengths
         lengths = int(policy[at]), int(reward[at])
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         try:
-            solutions = self.outcomes.read(ended.particles)
-            result = self.outcomes.result(problem, ended, solutions, seconds, lengths)
+            solutions = self.outcomes.read(ended_problem.particles)
+            result = self.outcomes.result(
+                problem, ended_problem, solutions, seconds, lengths
+            )
         except Exception as error:
             # The user's functions may fail on an unexpected text, or return what is
             # not an answer.
@@ -154,8 +156,8 @@ class EngineRun:
         if self.progress is not None:
             written = sum(lane.num_written for lane in self._lanes)
             seconds = time.perf_counter() - self._began
-            ended, problems = self._num_ended, len(self.problems)
-            self.progress(Progress(ended, problems, written, seconds))
+            num_ended, problems = self._num_ended, len(self.problems)
+            self.progress(Progress(num_ended, problems, written, seconds))
 
     def _names_of_invalid(self) -> str:
         """How a warning names the problems that had invalid weights."""
@@ -166,7 +168,7 @@ class EngineRun:
 
 
 def collect(
-    stream: Iterable[Result], problems: Sequence[Problem], began: float
+    stream: Iterable[Result], problems: Sequence[Problem], start_time: float
 ) -> list[Result]:
     """All results of a stream, in the order of the problems.
 
@@ -175,27 +177,27 @@ def collect(
     Args:
         stream: results as the problems end.
         problems: of the run.
-        began: when the run was requested, by ``time.perf_counter()``.
+        start_time: when the run was requested, by ``time.perf_counter()``.
 
     Raises:
         ProblemError: as the stream does; it has the results of the other problems.
         Stopped: after a signal; it has the results of problems that had ended.
     """
     failed: ProblemError | Stopped | None = None
-    found: list[Result] = []
+    results: list[Result] = []
     try:
-        found.extend(stream)
+        results.extend(stream)
     except (ProblemError, Stopped) as error:
         failed = error
     except KeyboardInterrupt:
         failed = Stopped(signal.SIGINT)
-    share = (time.perf_counter() - began) / max(1, len(found))
+    share = (time.perf_counter() - start_time) / max(1, len(results))
     by_id = {
         result.problem_id: result._replace(ledger=result.ledger._replace(seconds=share))
-        for result in found
+        for result in results
     }
     if failed is not None:
-        ended = [problem.id for problem in problems if problem.id in by_id]
-        failed.results = tuple(by_id[id] for id in ended)
+        finished_ids = [problem.id for problem in problems if problem.id in by_id]
+        failed.results = tuple(by_id[id] for id in finished_ids)
         raise failed
     return [by_id[problem.id] for problem in problems]

@@ -127,8 +127,10 @@ def put_scores(
         return ScoredBatch(stored, rows, replies)
     pad = (0, len(log_odds) - len(rows))
     # Indices out of range are dropped.
-    beyond = stored.rows.lengths.shape[0]
-    padded = np.pad(np.where(step_mask, rows, beyond), pad, constant_values=beyond)
+    out_of_range = stored.rows.lengths.shape[0]
+    padded = np.pad(
+        np.where(step_mask, rows, out_of_range), pad, constant_values=out_of_range
+    )
     stored, potentials = programs.score(
         stored, padded, np.pad(batch.depths, pad), log_odds, spent, params
     )

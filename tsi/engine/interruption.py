@@ -28,8 +28,8 @@ class StopEvent(threading.Event):
 def defer_interrupts(stop: StopEvent) -> Iterator[None]:
     """A context where a first signal sets `stop` and a second interrupts at once.
 
-    The signals are Ctrl-C, and SIGTERM within `terminable`. A handler that the user has
-    set is kept. In threads other than the main one the context does nothing.
+    The signals are Ctrl-C, and SIGTERM within `raise_on_sigterm`. A handler that the
+    user has set is kept. In threads other than the main one the context does nothing.
     """
     ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop_at_once}
     before = {

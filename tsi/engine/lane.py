@@ -103,12 +103,12 @@ class Lane(ProblemLoop):
 
     def report(self) -> Report:
         """What has been done so far."""
-        writers, spent = self.writers, self.clock.read()
+        writers, times = self.writers, self.clock.read()
         counts = (0, 0, 0)
         if writers is not None:
             counts = (writers.useful, writers.computed, writers.bursts)
         return Report(
-            *counts, spent.seconds, compiling=spent.compiling, cache=self.cache
+            *counts, times.seconds, compiling=times.compiling, cache=self.cache
         )
 
     @property

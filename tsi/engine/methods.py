@@ -70,9 +70,9 @@ def step_info(info: Any, ancestors: Int[Array, "P N"], state: Any) -> StepInfo:
         state.log_potentials,
         {},
     )
-    known = {*StepInfo._fields} - {"own"}
-    of_steps = {k: v for k, v in fields_of(info).items() if k in known}
-    return default._replace(**of_steps, own=own_fields(info, known))
+    known_names = {*StepInfo._fields} - {"own"}
+    of_steps = {k: v for k, v in fields_of(info).items() if k in known_names}
+    return default._replace(**of_steps, own=own_fields(info, known_names))
 
 
 def fields_of(info: Any) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def fields_of(info: Any) -> dict[str, Any]:
     return info if isinstance(info, dict) else getattr(info, "_asdict", dict)()
 
 
-def own_fields(info: Any, known: Iterable[str]) -> dict[str, Any]:
-    """The fields that are not in `known`: diagnostics of custom samplers."""
-    return {k: v for k, v in fields_of(info).items() if k not in known}
+def own_fields(info: Any, known_names: Iterable[str]) -> dict[str, Any]:
+    """The fields that are not in `known_names`: diagnostics of custom samplers."""
+    return {k: v for k, v in fields_of(info).items() if k not in known_names}
 
 
 def plan_of(sampler: Sampler | Explorer, num_particles: int, max_steps: int) -> Plan:
@@ -133,15 +133,15 @@ def _sampler_method(sampler: Sampler, num_particles: int, max_steps: int) -> Met
             reply.finished,
         )
         info = step_info(info, parents, state_after)
-        state = _where_ready(state_after, state, ready)
+        state = _select_ready(state_after, state, ready)
         pruned = jnp.zeros(parents.shape, bool)
         if sampler.prunes:
             pruned = has_no_weight(state)
-        over = jnp.all(reply.finished | pruned, axis=1) | (turns + 1 >= max_steps)
-        continues = ready & ~over
+        is_done = jnp.all(reply.finished | pruned, axis=1) | (turns + 1 >= max_steps)
+        continues = ready & ~is_done
         asks = jax.vmap(lambda k, t: step_keys(k, t + 1).ask)(key_steps, turns)
         state_asked, ancestors = jax.vmap(sampler.ask)(asks, state)
-        state = _where_ready(state_asked, state, continues)
+        state = _select_ready(state_asked, state, continues)
         places = jnp.arange(num_particles, dtype=jnp.int32)
         ancestors = jnp.where(continues[:, None], ancestors, places)
         if sampler.prunes:
@@ -176,11 +176,11 @@ def _explorer_method(explorer: Explorer, num_particles: int, max_steps: int) -> 
     ) -> tuple[Any, Packed]:
         tells = jax.vmap(lambda k, t: step_keys(k, t).tell)(key_steps, turns)
         state_after, info = jax.vmap(explorer.tell)(tells, state, reply)
-        state = _where_ready(state_after, state, ready)
+        state = _select_ready(state_after, state, ready)
         continues = ready & ~state.done & (turns + 1 < plan.turns)
         asks = jax.vmap(lambda k, t: step_keys(k, t + 1).ask)(key_steps, turns)
         state_asked, request = jax.vmap(explorer.ask)(asks, state)
-        state = _where_ready(state_asked, state, continues)
+        state = _select_ready(state_asked, state, continues)
         return state, pack((request, info, continues))
 
     return Method(plan, begin, turn)
@@ -195,11 +195,11 @@ def _run_keys(
     return key_steps, jax.vmap(jax.random.fold_in, (0, None))(key_init, 0)
 
 
-def _where_ready(new: Any, old: Any, ready: Bool[Array, "P"]) -> Any:
+def _select_ready(new: Any, old: Any, ready: Bool[Array, "P"]) -> Any:
     def keep(a: Array, b: Array) -> Array:
         return jnp.where(ready.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
     return jax.tree.map(keep, new, old)
 
 
-enter = jax.jit(_where_ready)
+enter = jax.jit(_select_ready)

@@ -67,8 +67,8 @@ class Outcomes(NamedTuple):
         texts = ["".join(parts) for parts in step_texts]
         whole = particles.finished & ~particles.truncated
         answers = [
-            self.extract(text) if ended else None
-            for text, ended in zip(texts, whole, strict=True)
+            self.extract(text) if is_whole else None
+            for text, is_whole in zip(texts, whole, strict=True)
         ]
         for answer in answers:
             if not (answer is None or isinstance(answer, str)):
@@ -81,7 +81,7 @@ class Outcomes(NamedTuple):
     def result(
         self,
         problem: Problem,
-        ended: EndedProblem,
+        ended_problem: EndedProblem,
         solutions: Solutions,
         seconds: float,
         lengths: tuple[int, int],
@@ -90,12 +90,12 @@ class Outcomes(NamedTuple):
 
         Args:
             problem: the one that ended.
-            ended: its final rows, state, infos and costs.
+            ended_problem: its final rows, state, infos and costs.
             solutions: texts and answers of the rows.
             seconds: wall-clock time.
             lengths: tokens of its prompt, as the policy and as the reward reads it.
         """
-        _, rows, state, infos, cost = ended
+        _, rows, state, infos, cost = ended_problem
         truncated = np.asarray(rows.truncated)
         step_texts, texts, answers = solutions
         estimand = estimand_of(self.sampler)

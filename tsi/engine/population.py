@@ -58,7 +58,7 @@ class Population:
         return self.index >= 0
 
     @property
-    def ready(self) -> Bool[np.ndarray, " P"]:
+    def is_ready(self) -> Bool[np.ndarray, " P"]:
         """Which problems have no step left to read, so that their samplers decide."""
         return self.occupancy & (self.waiting == 0)
 
@@ -72,10 +72,12 @@ class Population:
 
     def rows_of(self, places: Int[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
         """All rows of the problems at some places, working and stored ones."""
-        rows, stored, _ = self.plan
+        rows, num_stored, _ = self.plan
         working = places[:, None] * rows + np.arange(rows)
-        kept = self.working + places[:, None] * stored + np.arange(stored)
-        return np.concatenate([working, kept], axis=1).reshape(-1)
+        stored_rows = (
+            self.working + places[:, None] * num_stored + np.arange(num_stored)
+        )
+        return np.concatenate([working, stored_rows], axis=1).reshape(-1)
 
     def working_rows(self, place: int) -> Int[np.ndarray, " W"]:
         """The working rows of a place."""
@@ -102,9 +104,11 @@ class Population:
         """Remove problems."""
         self.index[places], self.waiting[places] = -1, 0
 
-    def keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
+    def keep(
+        self, stored_rows: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
+    ) -> None:
         """Copy the numbers of working rows to stored rows."""
-        self.depths[stored] = self.depths[rows]
+        self.depths[stored_rows] = self.depths[rows]
 
     def move(
         self,
@@ -134,10 +138,10 @@ class Population:
             rows: all working rows of some problems, in order.
             extend: whether the method requests a step of each row.
         """
-        over = self.depths[rows] >= self.max_steps
-        active = extend & ~self.reply.finished[rows] & ~over
+        is_at_limit = self.depths[rows] >= self.max_steps
+        active = extend & ~self.reply.finished[rows] & ~is_at_limit
         if self.plan.stored:
-            self.reply.finished[rows] |= over
+            self.reply.finished[rows] |= is_at_limit
         by_place = active.reshape(-1, self.plan.rows)
         self.waiting[rows[:: self.plan.rows] // self.plan.rows] = by_place.sum(1)
         return active

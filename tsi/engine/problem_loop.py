@@ -72,7 +72,7 @@ class ProblemLoop(abc.ABC):
             if count:
                 self._enter([left.popleft() for _ in range(count)], free[:count])
             # Chains may repeat steps for many turns without other work.
-            while not stop.is_set() and (ready := population.ready).any():
+            while not stop.is_set() and (ready := population.is_ready).any():
                 yield from self._decide(ready)
             if not stop.is_set() and self._work():
                 tell()

@@ -38,15 +38,17 @@ def encode_prompt(
     """
     tokens = encode(problem.prompt)
     check_prompt(problem.id, tokens, num_rows)
-    beyond = getattr(target.reward, "positions_beyond", 0)
-    limit = context - target.max_tokens - beyond
+    question_size = getattr(target.reward, "positions_beyond", 0)
+    limit = context - target.max_tokens - question_size
     if not tokens:
         raise ConfigurationError(
             f"The prompt of problem {problem.id!r} has no tokens, and a policy "
             "needs at least one. Give the problem a prompt."
         )
     if len(tokens) > limit:
-        question = f" and a question of {beyond} to the judge" if beyond else ""
+        question = (
+            f" and a question of {question_size} to the judge" if question_size else ""
+        )
         room = f"room for 1 to {limit}" if limit > 0 else "no room for a prompt"
         raise PromptTooLongError(
             f"The prompt of problem {problem.id!r} has {len(tokens)} tokens; with "

@@ -64,10 +64,10 @@ class RewardPools:
             width: positions of the step.
         """
         dense, lengths = [], []
-        for pool, held in zip(self, self.lengths(rows), strict=True):
-            room = self._room(pool, int(held.max(initial=0)) + width)
+        for pool, num_held in zip(self, self.lengths(rows), strict=True):
+            room = self._room(pool, int(num_held.max(initial=0)) + width)
             dense.append(pool.dense_rows_of(rows, size, room))
-            lengths.append(np.pad(held, (0, size - len(rows))))
+            lengths.append(np.pad(num_held, (0, size - len(rows))))
         return RewardCaches(dense, lengths)
 
     def store(
@@ -76,8 +76,8 @@ class RewardPools:
         """Copy the new positions of the first dense rows into blocks."""
         count = len(rows)
         for pool, dense, *lengths in zip(self, caches.dense, *change, strict=True):
-            kept, new = (np.asarray(length)[:count] for length in lengths)
-            pool.store(dense, rows, kept, new)
+            num_kept, new = (np.asarray(length)[:count] for length in lengths)
+            pool.store(dense, rows, num_kept, new)
 
     def _room(self, pool: Pool, needed: int) -> int:
         full = pool.tables.table.shape[1] * pool.block

@@ -44,7 +44,7 @@ def requests_of_rows(
     """
     places = np.flatnonzero(asked)[:, None]
 
-    def by_row(values: Any) -> Any:
+    def flatten_asked(values: Any) -> Any:
         return np.asarray(values)[asked].reshape(-1)
 
     sources = None
@@ -56,8 +56,8 @@ def requests_of_rows(
     return RowRequests(
         np.flatnonzero(np.repeat(asked, population.plan.rows)),
         parents.reshape(-1),
-        None if request.depths is None else by_row(request.depths),
-        by_row(request.extend),
+        None if request.depths is None else flatten_asked(request.depths),
+        flatten_asked(request.extend),
         sources,
     )
 
@@ -73,6 +73,6 @@ def rows_to_keep(
         population: of the lane.
     """
     slots = np.asarray(request.slots)
-    kept = ready[:, None] & (slots < population.plan.stored)
+    is_kept = ready[:, None] & (slots < population.plan.stored)
     places = np.arange(population.places)[:, None]
-    return population.prefix_rows(places, slots)[kept], np.flatnonzero(kept)
+    return population.prefix_rows(places, slots)[is_kept], np.flatnonzero(is_kept)

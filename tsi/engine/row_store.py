@@ -129,17 +129,19 @@ class RowStore:
                 self.programs, self.total, lengths, block, like, max_bytes
             )
 
-    def keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
+    def keep(
+        self, stored_rows: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
+    ) -> None:
         """Overwrite stored rows with copies of working rows.
 
         Args:
-            stored: stored rows that are overwritten.
+            stored_rows: rows that are overwritten.
             rows: the working row that is copied to each.
         """
         to = np.full(self.working, self.total)
-        to[rows] = stored
+        to[rows] = stored_rows
         self.stored = self.programs.keep(self.stored, to, np.arange(self.working))
-        self._fork(stored, rows)
+        self._fork(stored_rows, rows)
 
     def arrange(
         self,

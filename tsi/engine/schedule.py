@@ -52,7 +52,7 @@ def num_to_wait_for(
 
 
 def slots_to_read(
-    ended: Bool[np.ndarray, " R"],
+    has_ended: Bool[np.ndarray, " R"],
     active: Bool[np.ndarray, " R"],
     problems: Int[np.ndarray, " R"],
     counts: Int[np.ndarray, " R"],
@@ -66,19 +66,19 @@ def slots_to_read(
     a later, fuller batch if neither its problem nor a queued row waits for it.
 
     Args:
-        ended: slots with a step that has not been read.
+        has_ended: slots with a step that has not been read.
         active: slots that write.
         problems: the place of the problem in each slot.
         counts: tokens of each step.
         reads: number of rows of a batch.
         all_now: whether all steps are read now.
     """
-    at = np.flatnonzero(ended)
+    at = np.flatnonzero(has_ended)
     if not all_now:
-        later = np.isin(problems[at], problems[active])
-        needed = int((~later).sum())
+        can_wait = np.isin(problems[at], problems[active])
+        needed = int((~can_wait).sum())
         whole = max(-(-needed // reads), len(at) // reads) * reads
-        at = at[np.argsort(later, kind="stable")][:whole]
+        at = at[np.argsort(can_wait, kind="stable")][:whole]
     return at[np.argsort(counts[at], kind="stable")]
 
 

@@ -86,12 +86,12 @@ class StepReader:
             width,
             self.params,
         )
-        kept, filled = store.policy.tables.lengths[rows], writers.filled[at]
+        num_kept, filled = store.policy.tables.lengths[rows], writers.filled[at]
         start = writers.start[at]
-        store.policy.store(writers.slots.cache, rows, kept, filled, at, start)
+        store.policy.store(writers.slots.cache, rows, num_kept, filled, at, start)
         replies, change = jax.device_get((replies, change))
         store.readers.store(caches, rows, change)
-        return self._score(rows, _first(replies, len(at)))
+        return self._score(rows, _drop_padding(replies, len(at)))
 
     def repeat(
         self, rows: Int[np.ndarray, " n"], sources: Int[np.ndarray, " n"]
@@ -126,7 +126,7 @@ class StepReader:
             width,
         )
         replies, change = jax.device_get((replies, change))
-        replies = _first(replies, len(rows))
+        replies = _drop_padding(replies, len(rows))
         new = replies.lengths - population.lengths[rows]
         store.policy.store(cache, rows, filled, filled + new)
         store.readers.store(caches, rows, change)
@@ -200,6 +200,6 @@ def _no_number() -> PolicyError:
     )
 
 
-def _first(replies: Any, count: int) -> RowReplies:
+def _drop_padding(replies: Any, count: int) -> RowReplies:
     """The replies of rows without those of the padding."""
     return jax.tree.map(lambda leaf: leaf[:count], replies)

@@ -149,17 +149,17 @@ class TextReadings:
             rows: all rows of these problems.
             origin: index, among these problems, of each row's problem.
         """
-        asked = some_questions(self.questions, problems)
-        prompts = self.programs.read_prompts(self.model, asked)
+        questions = some_questions(self.questions, problems)
+        prompts = self.programs.read_prompts(self.model, questions)
         if self._pool is None:
             self._allocate(prompts)
         self._prompts = self.programs.enter(self._prompts, prompts, places)
-        begun = [
+        new_transcripts = [
             begin_transcript(np.asarray(tokens[:length]))
-            for tokens, length in zip(asked.tokens, asked.lengths, strict=True)
+            for tokens, length in zip(questions.tokens, questions.lengths, strict=True)
         ]
         for row, i in zip(rows.tolist(), origin.tolist(), strict=True):
-            self._transcripts[row] = begun[i]
+            self._transcripts[row] = new_transcripts[i]
 
     def _allocate(self, prompts: Any) -> None:
         pool = Pool(
@@ -175,7 +175,7 @@ class TextReadings:
             self._rows, tables.table.shape[1] * tables.block, tables.block
         )
         self._pool = pool
-        self._prompts = self.programs.no_prompts(prompts, self.sizes.problems)
+        self._prompts = self.programs.empty_prompts(prompts, self.sizes.problems)
 
     @property
     def _transcripts(self) -> Any:
@@ -188,7 +188,7 @@ class TextReadings:
             Errors of rows that could not be rendered, by their index in the batch.
         """
         errors: dict[int, Exception] = {}
-        read, nowhere, continued = [], [], []
+        read, unread_rows, continued = [], [], []
         numbers: Any = None
         if batch.step_mask.any():
             padded = np.pad(batch.rows, (0, self.sizes.reads - len(batch.rows)))
@@ -201,7 +201,7 @@ class TextReadings:
                     continue
                 self._transcripts[batch.rows[i]] = one.transcript
                 if one.rendering is None:
-                    nowhere.append(i)
+                    unread_rows.append(i)
                 else:
                     read.append(i)
                     continued.append(one)
@@ -209,13 +209,17 @@ class TextReadings:
                 rows, places = batch.rows[read], batch.places[read]
                 log_prob = solutions.log_prob[read]
                 numbers = self._begin(rows, places, continued, log_prob)
-        self._pending.append(PendingReading(batch, read, nowhere, continued, numbers))
+        self._pending.append(
+            PendingReading(batch, read, unread_rows, continued, numbers)
+        )
         return errors
 
     def _continue(self, i: int, batch: Batch, solutions: Solutions) -> Continuation:
         """The transcript of one row after its step."""
-        asked, problem = self.questions, int(batch.problems[i])
-        question = bytes(np.asarray(asked.text[problem, : asked.sizes[problem]]))
+        questions, problem = self.questions, int(batch.problems[i])
+        question = bytes(
+            np.asarray(questions.text[problem, : questions.sizes[problem]])
+        )
         finished = bool(batch.replies.finished[i])
         return continue_transcript(
             self.reader,
@@ -235,8 +239,8 @@ class TextReadings:
         shared = np.asarray([one.transcript.shared for one in continued])
         common = np.asarray([one.common for one in continued])
         ends = np.asarray([len(one.transcript.tokens) for one in continued])
-        kept, lengths = common - shared, ends - shared
-        pool.tables.cut(rows, kept)
+        num_kept, lengths = common - shared, ends - shared
+        pool.tables.cut(rows, num_kept)
         width, longest = LEAST, int((ends - common).max())
         while width < longest:
             width *= 4
@@ -263,7 +267,7 @@ class TextReadings:
             np.pad(log_prob, pad),
             width,
         )
-        pool.store(cache, rows, kept, lengths)
+        pool.store(cache, rows, num_kept, lengths)
         return log_odds, values
 
     def _pad(
@@ -277,13 +281,16 @@ class TextReadings:
         lengths, common, num_marks = (np.zeros(size, np.int32) for _ in range(3))
         for i, one in enumerate(continued):
             assert one.rendering is not None
-            transcript, found = one.transcript, one.rendering.marks
+            transcript, mark_positions = one.transcript, one.rendering.marks
             lengths[i], common[i] = len(transcript.tokens), one.common
             ints[i, : lengths[i]] = transcript.tokens
             values[i, : lengths[i]] = transcript.values
-            marks[i, : len(found)], num_marks[i] = found, len(found)
-        both: tuple[Any, Any] = lengths, common
-        return RenderedRows(ints, *both, marks, num_marks), values  # type: ignore[arg-type]
+            marks[i, : len(mark_positions)], num_marks[i] = (
+                mark_positions,
+                len(mark_positions),
+            )
+        sizes: tuple[Any, Any] = lengths, common
+        return RenderedRows(ints, *sizes, marks, num_marks), values  # type: ignore[arg-type]
 
     def answers(self, stored: Stored, params: Any) -> Iterator[ScoredBatch]:
         """The log-odds of all batches that were started, one by one.
@@ -294,19 +301,19 @@ class TextReadings:
         """
         config, size = self.model.config, self.sizes.reads
         while self._pending:
-            batch, read, nowhere, continued, both = self._pending.pop(0)
+            batch, read, unread_rows, continued, outputs = self._pending.pop(0)
             log_odds = np.zeros(size, weight_dtype())
-            log_odds[nowhere] = np.nan
-            spent = np.zeros(size, np.int32), np.zeros(size, np.float32)
+            log_odds[unread_rows] = np.nan
+            costs = np.zeros(size, np.int32), np.zeros(size, np.float32)
             if read:
-                numbers, values = jax.device_get(both)
+                numbers, values = jax.device_get(outputs)
                 log_odds[read] = numbers[: len(read)]
                 for i, one, row_values in zip(read, continued, values, strict=False):
                     self._keep(int(batch.rows[i]), one.transcript, row_values)
                     count = len(one.transcript.tokens) - one.common
-                    spent[0][i] = count
-                    spent[1][i] = config.count_attended(one.common, count)
-            scored = put_scores(self.policy, stored, batch, log_odds, spent, params)
+                    costs[0][i] = count
+                    costs[1][i] = config.count_attended(one.common, count)
+            scored = put_scores(self.policy, stored, batch, log_odds, costs, params)
             stored = scored.stored
             yield scored
 

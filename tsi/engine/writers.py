@@ -111,37 +111,39 @@ class Writers:
         """
         if self.common is None or not len(rows):
             return
-        problems, firsts = np.unique(rows // self.each, return_index=True)
-        self.common.update(np.split(rows, firsts[1:]), problems)
+        problems, first_rows = np.unique(rows // self.each, return_index=True)
+        self.common.update(np.split(rows, first_rows[1:]), problems)
 
     def fill(self, queue: collections.deque[int]) -> Int[np.ndarray, " n"]:
         """Move rows from the queue into free slots, with their caches."""
         self._resize(queue)
-        free = set(np.flatnonzero(~self.active & ~self.ended).tolist())
-        count = min(len(free), len(queue))
+        free_slots = set(np.flatnonzero(~self.active & ~self.ended).tolist())
+        count = min(len(free_slots), len(queue))
         rows = np.asarray([queue.popleft() for _ in range(count)], np.int32)
         start = self._starts(rows)
         at = np.full(count, -1, np.int32)
         for i, row in enumerate(rows.tolist()):
             slot = self.resident.get(row)
             # Positions that are not in the slot must still be in the common past.
-            if slot in free and 0 <= start[i] - self.start[slot] < LAG:
+            if slot in free_slots and 0 <= start[i] - self.start[slot] < LAG:
                 at[i] = slot
-                free.discard(slot)
-        loaded = at < 0
+                free_slots.discard(slot)
+        is_loaded = at < 0
         # Slots whose caches no row can reuse are taken first.
-        held = set(self.resident.values())
-        order = sorted(free, key=lambda slot: (slot in held, slot))
-        at[loaded] = order[: int(loaded.sum())]
-        taken = set(at[loaded].tolist())
-        self.resident = {r: s for r, s in self.resident.items() if s not in taken}
+        resident_slots = set(self.resident.values())
+        order = sorted(free_slots, key=lambda slot: (slot in resident_slots, slot))
+        at[is_loaded] = order[: int(is_loaded.sum())]
+        loaded_slots = set(at[is_loaded].tolist())
+        self.resident = {
+            r: s for r, s in self.resident.items() if s not in loaded_slots
+        }
         cache = self.pool.load(
-            self.slots.cache, rows[loaded], at[loaded], starts=start[loaded]
+            self.slots.cache, rows[is_loaded], at[is_loaded], starts=start[is_loaded]
         )
         self.slots = self.slots._replace(cache=cache)
         self.row_of[at], self.active[at] = rows, True
         self.filled[at] = self.pool.tables.lengths[rows]
-        self.start[at[loaded]] = start[loaded]
+        self.start[at[is_loaded]] = start[is_loaded]
         self.at = at
         return rows
 
@@ -149,7 +151,7 @@ class Writers:
         """Activate the rows that `fill` has placed; arguments of `Programs.admit`."""
         pad = (0, len(padded) - len(rows))
         cache = self.slots.cache
-        small = self.programs.admit(
+        new_slots = self.programs.admit(
             self.slots._replace(cache=()),
             np.pad(self.at, pad, constant_values=self.number),
             stored,
@@ -159,37 +161,37 @@ class Writers:
             *keys,
             self.params,
         )
-        self.slots = small._replace(cache=cache)
+        self.slots = new_slots._replace(cache=cache)
 
     def write(self, enough: int) -> None:
         """Run one burst."""
-        was, cache, chosen = self.filled, self.slots.cache, self._choose()
+        old_filled, cache, chosen_slots = self.filled, self.slots.cache, self._choose()
         # Rows of abandoned problems are still active on the device.
         self.slots = self.slots._replace(active=self.active)
-        small, new, seen = self.programs.burst(
+        new_slots, new, seen = self.programs.burst(
             self.params,
             self.slots,
             self.common_cache,
-            chosen,
+            chosen_slots,
             np.int32(enough),
             self.sizes.burst,
         )
-        rows = np.arange(self.number) if chosen is None else chosen.rows
+        rows = np.arange(self.number) if chosen_slots is None else chosen_slots.rows
         cache = self.programs.append_burst(
             cache,
             new,
             rows.astype(np.int32),
-            (was - self.start)[rows],
+            (old_filled - self.start)[rows],
             self.active[rows],
         )
-        self.slots = small._replace(cache=cache)
+        self.slots = new_slots._replace(cache=cache)
         seen = jax.device_get(seen)
-        self.filled = np.where(self.active, seen.filled, was).astype(np.int32)
+        self.filled = np.where(self.active, seen.filled, old_filled).astype(np.int32)
         self.bursts += 1
         turns = int(seen.turns)
         self.computed += turns * len(rows)
         self._note(turns, len(rows))
-        self.useful += int((self.filled - was).sum())
+        self.useful += int((self.filled - old_filled).sum())
         self.ended |= self.active & ~seen.active
         self.active, self.counts = self.active & seen.active, seen.counts
 
@@ -250,8 +252,8 @@ class Writers:
 
     def _resize(self, queue: collections.deque[int]) -> None:
         """Resize the slots for the rows that will use them."""
-        busy = self.active | self.ended
-        longest = int((self.filled - self.start)[busy].max(initial=0))
+        is_busy = self.active | self.ended
+        longest = int((self.filled - self.start)[is_busy].max(initial=0))
         waiting = np.asarray(list(queue)[: self.sizes.slots], np.int32)
         lengths = self.pool.tables.lengths[waiting] - self._starts(waiting)
         longest = max(longest, int(lengths.max(initial=0)))
@@ -261,8 +263,8 @@ class Writers:
         self.needed_positions = min(room_of(needed), self.max_positions)
         if self.slots is not None:
             # Slots shrink only after their size has cost as much as a resize.
-            near = self.room < 4 * self.needed_positions
-            keeps = near and self.idle <= self.sizes.price
+            is_near_limit = self.room < 4 * self.needed_positions
+            keeps = is_near_limit and self.idle <= self.sizes.price
             if keeps and self.room >= self.needed_positions:
                 return
         coarse = self.needed_positions
@@ -275,8 +277,8 @@ class Writers:
         if self.slots is None:
             priced = self.params.repetition_penalty is not None
             vocab_size = self.params.policy.config.vocab_size if priced else None
-            like, number = self.pool.like, self.number
-            self.slots = self.programs.slots(like, number, size, vocab_size)
+            template, number = self.pool.like, self.number
+            self.slots = self.programs.slots(template, number, size, vocab_size)
         elif size != self.room:
             if size < self.room:
                 # Caches that rows may still reuse can be longer than the new size.

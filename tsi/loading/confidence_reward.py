@@ -63,14 +63,14 @@ def parse_options(kind: str, options: str) -> dict[str, Any]:
     Raises:
         UnknownNameError, ConfigurationError: see :func:`confidence_reward`.
     """
-    known = [*NUMBERS, "scale"]
+    known_names = [*NUMBERS, "scale"]
     if kind != "token-confidence":
-        known.remove("k")
+        known_names.remove("k")
     values: dict[str, Any] = {}
     for option in options.split(",") if options else []:
         name, _, text = option.partition("=")
-        if name not in known:
-            raise UnknownNameError(f"option of the reward {kind}", name, known)
+        if name not in known_names:
+            raise UnknownNameError(f"option of the reward {kind}", name, known_names)
         if name in values:
             raise ConfigurationError(
                 f"The option {name} of the reward {kind} is given twice. Give it once."

@@ -32,12 +32,13 @@ def check_same_tokens(
     """
     id = first_difference(policy, reward)
     if id is not None:
-        found = reward.meaning(id)
+        meaning = reward.meaning(id)
         raise ConfigurationError(
             f"{reward_name} has another tokenizer than {policy_name}, whose token ids "
             f"it is to read: {id} is {policy.meaning(id)!r} there and "
-            f"{'nothing' if found is None else repr(found)} here. Choose models of one "
-            "tokenizer, or name the format that it was trained with, as in qwen:PATH."
+            f"{'nothing' if meaning is None else repr(meaning)} here. Choose models of "
+            "one tokenizer, or name the format that it was trained with, as in "
+            "qwen:PATH."
         )
 
 
@@ -50,8 +51,8 @@ def check_has_rows(tokenizer: Tokenizer, config: DecoderConfig) -> None:
         ConfigurationError: if a text may have an id without an embedding.
     """
     largest = max(tokenizer.backend.get_vocab().values(), default=0)
-    beyond = range(config.vocab_size, largest + 1)
-    if any(tokenizer.token_bytes(id) for id in beyond):
+    ids_without_rows = range(config.vocab_size, largest + 1)
+    if any(tokenizer.token_bytes(id) for id in ids_without_rows):
         raise ConfigurationError(
             f"The tokenizer of {tokenizer.name} has ids up to {largest}, and the model "
             f"ids below {config.vocab_size}; one belongs to another model. Download it "

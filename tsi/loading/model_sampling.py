@@ -89,14 +89,14 @@ def combine_drawing(
         penalty = repetition_penalty
         if penalty is None:
             penalty = settings.get("repetition_penalty")
-        used = Drawing(float(temperature_used), Truncation(**parts), penalty)
+        drawing = Drawing(float(temperature_used), Truncation(**parts), penalty)
         try:
-            used.truncation.check()
+            drawing.truncation.check()
             if penalty is not None:
                 check_penalty(penalty)
         except ConfigurationError as error:
             raise CheckpointError(f"{format_path(_file(path))}: {error}") from error
-        return used._replace(notes=_notes(unsupported, "is not supported"))
+        return drawing._replace(notes=_notes(unsupported, "is not supported"))
     user_values = (user_drawing.temperature, *truncation, repetition_penalty)
     current = dict(zip(SUPPORTED, user_values, strict=True))
     unused = {
@@ -126,7 +126,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     fields = read_json(_file(path))
     if fields.get("do_sample") is not True:
         return {}
-    found = {}
+    settings = {}
     for name, neutral in NEUTRAL.items():
         value = fields.get(name)
         if value is None:
@@ -138,5 +138,5 @@ def _read_settings(path: Path) -> dict[str, Any]:
                 "non-negative number. Correct it, or take the field out."
             )
         if value != neutral and not (name == "top_k" and value == 0):
-            found[name] = value
-    return found
+            settings[name] = value
+    return settings

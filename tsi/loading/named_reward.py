@@ -292,7 +292,7 @@ def _find_model(name: str) -> Path:
         return get(name)
     except UnknownNameError:
         # A misspelled kind without a colon looks like the name of a model.
-        known = [
+        known_names = [
             model for model in MODELS if MODELS[model].format or "-reward" in model
         ]
-        raise UnknownNameError("reward", name, (*list_forms(), *known)) from None
+        raise UnknownNameError("reward", name, (*list_forms(), *known_names)) from None

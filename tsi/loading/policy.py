@@ -36,8 +36,8 @@ class Policy(NamedTuple):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Tokens that end a solution, from the tokenizer and the files of the model."""
-        both = (*self.tokenizer.eos_ids, *self.model.config.eos_ids)
-        return tuple(dict.fromkeys(both))
+        ids = (*self.tokenizer.eos_ids, *self.model.config.eos_ids)
+        return tuple(dict.fromkeys(ids))
 
     def __repr__(self) -> str:
         """The name and the sampling settings, without weights and vocabulary."""

@@ -36,8 +36,8 @@ def self_judge(tokenizer: Tokenizer, question: str = JUDGE_QUESTION) -> SelfJudg
         for answer in ANSWERS:
             conversation = [*turns, {"role": "assistant", "content": answer}]
             text = tokenizer.render(conversation, add_generation_prompt=False)
-            _, found, ending = text.rpartition(solution)
-            if not found:
+            _, separator, ending = text.rpartition(solution)
+            if not separator:
                 raise ConfigurationError(
                     f"The chat template of {tokenizer.name} drops what the assistant "
                     "has said, so the model cannot judge it. Use a reward model."

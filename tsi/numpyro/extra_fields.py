@@ -59,10 +59,10 @@ def _check(state: Any, name: str) -> None:
         value, path = fields[part], f"{path}.{part}" if path else part
     if _has_keys(value):
         within = [f"{path}.{inner}" for inner in _without_keys(value)]
-        known = within or list(_without_keys(state))
+        known_names = within or list(_without_keys(state))
         raise ConfigurationError(
             f"The extra field {name!r} holds random keys, which MCMC cannot collect. "
-            f"Give fields without keys: {', '.join(sorted(known))}."
+            f"Give fields without keys: {', '.join(sorted(known_names))}."
         )
 
 

@@ -26,15 +26,15 @@ def init_has_sites(
     init_fn: Callable[..., Any], key: Key[Array, ""], params: Any
 ) -> bool:
     """Whether `init_fn` has sites; these are then part of the first step."""
-    found = []
+    has_sites = []
 
     def begin() -> Any:
         sites = run_init(init_fn, key, {}, params)
-        found.append(sites.random)
+        has_sites.append(sites.random)
         return sites.returned
 
     jax.eval_shape(begin)
-    return found[0]
+    return has_sites[0]
 
 
 def run_step(
@@ -76,8 +76,8 @@ def run_step(
                 "names in both programs; observed and hidden sites need no "
                 "proposal."
             )
-        drawn = {n: sites.log_probs[n] - q for n, q in guide.log_draws.items()}
-        excess = {**excess, **drawn}
+        log_ratios = {n: sites.log_probs[n] - q for n, q in guide.log_draws.items()}
+        excess = {**excess, **log_ratios}
     after = as_arrays(sites.returned)
     check_carry(before, after)
     log_prob = sum_sites(sites.log_probs)

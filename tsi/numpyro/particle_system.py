@@ -66,8 +66,8 @@ def run_system(
         ConfigurationError: for several arguments, if the target takes only `params`.
     """
     target = setting.target
-    several = isinstance(params, ModelArguments)
-    if several and not getattr(target, "takes_arguments", False):
+    has_several_arguments = isinstance(params, ModelArguments)
+    if has_several_arguments and not getattr(target, "takes_arguments", False):
         raise ConfigurationError(
             f"The prior returned ModelArguments, but {type(target).__name__} takes one "
             "argument, `params`. Return one pytree."
@@ -81,8 +81,8 @@ def run_system(
         params,
         max_steps=setting.max_steps,
     )
-    drawn = jax.random.categorical(key_draw, normalise(result.state.log_weights))
-    row = as_store(target).gather(result.particles, drawn[None])
+    index = jax.random.categorical(key_draw, normalise(result.state.log_weights))
+    row = as_store(target).gather(result.particles, index[None])
     path = collect_values(target, setting.collect, row, params)
     return result.state.log_evidence, path
 
@@ -90,6 +90,8 @@ def run_system(
 def log_acceptance(current: System, proposal: System) -> Float[Array, ""]:
     """The log acceptance probability of a symmetric proposal."""
     # Accept every move from a system of density zero: -inf - -inf is NaN.
-    dead = current.log_density == -jnp.inf
-    log_ratio = jnp.where(dead, 0.0, proposal.log_density - current.log_density)
+    has_no_density = current.log_density == -jnp.inf
+    log_ratio = jnp.where(
+        has_no_density, 0.0, proposal.log_density - current.log_density
+    )
     return jnp.minimum(log_ratio, 0.0)

@@ -93,8 +93,8 @@ class PMMHState(NamedTuple):
     def __getitem__(self, index: Any) -> Any:
         # MCMC looks up extra fields by attribute first, and then here.
         if isinstance(index, str):
-            known = [name for name in self._fields if name != "rng_key"]
-            raise UnknownNameError("extra field", index, known)
+            known_names = [name for name in self._fields if name != "rng_key"]
+            raise UnknownNameError("extra field", index, known_names)
         return tuple.__getitem__(self, index)
 
 

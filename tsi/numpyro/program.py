@@ -89,18 +89,18 @@ class ProgramTarget:
     def step_names(self, params: Any = None) -> frozenset[str]:
         """Names of all sites of a step."""
         key = jax.random.key(0)
-        found = []
+        names = []
 
         def trace_step() -> Any:
             carry = self._empty_carry(key, 1, params)
             row = jax.tree.map(lambda leaf: leaf[0], carry)
             t = jnp.zeros((), jnp.int32)
             sites = run_program(self.step_fn, key, {}, t, row, params=params)
-            found.append(sites.names)
+            names.append(sites.names)
             return sites.log_likelihood
 
         jax.eval_shape(trace_step)
-        return found[0]
+        return names[0]
 
     def _empty_carry(self, key: Key[Array, ""], num_rows: int, params: Any) -> Any:
         if init_has_sites(self.init_fn, key, params):
@@ -185,8 +185,8 @@ class ProgramTarget:
                 sites = run_init(self.init_fn, key, values or {}, params)
                 log_p = sum_sites(sites.log_probs)
                 log_g, excess = sites.log_likelihood, sum_sites(sites.log_excess)
-                drawn = (sites.latents, sites.deterministics)
-                return sites.returned, drawn, log_p, log_g, excess
+                draws = (sites.latents, sites.deterministics)
+                return sites.returned, draws, log_p, log_g, excess
 
             first = live & (t == 0)
             unchanged = (before, init_values, log_p, log_g, excess)
@@ -233,13 +233,13 @@ class ProgramTarget:
 
     def _has_ended(self, t: Array, carry: Any, params: Any) -> Bool[Array, ""]:
         assert self.end is not None
-        ended = jnp.asarray(call(self.end, t, carry, params=params))
-        if ended.shape != () or ended.dtype != bool:
+        has_ended = jnp.asarray(call(self.end, t, carry, params=params))
+        if has_ended.shape != () or has_ended.dtype != bool:
             raise ConfigurationError(
                 "`end` must return one bool, whether the particle has finished; it "
-                f"returned {ended.dtype} of shape {ended.shape}."
+                f"returned {has_ended.dtype} of shape {has_ended.shape}."
             )
-        return ended
+        return has_ended
 
     def propose(
         self,

@@ -88,8 +88,8 @@ class TokenStep(dist.Distribution):
         def draw_token(carry: tuple, offset: Array) -> tuple[tuple, Array]:
             tokens, length, active = carry
             log_p = self.next_log_probs(self.params, tokens, length)
-            drawn = jax.random.categorical(jax.random.fold_in(key, offset), log_p)
-            tokens, length, token = self._write(tokens, length, active, drawn)
+            draw = jax.random.categorical(jax.random.fold_in(key, offset), log_p)
+            tokens, length, token = self._write(tokens, length, active, draw)
             return (tokens, length, self._continues(active, token, length)), token
 
         _, step = jax.lax.scan(draw_token, self._start(), jnp.arange(self.max_tokens))
@@ -131,8 +131,8 @@ class TokenStep(dist.Distribution):
         return tokens.at[place].set(token, mode="drop"), length + active, token
 
     def _continues(self, active: Array, token: Array, length: Array) -> Array:
-        ended = self.ends[jnp.maximum(token, 0)]
-        return active & ~ended & (length < self.tokens.shape[0])
+        has_ended = self.ends[jnp.maximum(token, 0)]
+        return active & ~has_ended & (length < self.tokens.shape[0])
 
 
 def append_step(

@@ -26,7 +26,7 @@ class Cost(NamedTuple):
     repeated_context: Float[Array, " R"]
 
 
-def no_cost(rows: int) -> Cost:
+def zero_cost(rows: int) -> Cost:
     """The cost of new rows: zero."""
     zeros, floats = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.float32)
     return Cost(zeros, floats, zeros, floats, zeros, floats)
@@ -40,7 +40,7 @@ def add_cost(
     policy: DecoderConfig,
     reader: Any,
     *,
-    drawn: bool,
+    is_drawn: bool,
 ) -> Cost:
     """Add the cost of one step of each row.
 
@@ -51,7 +51,7 @@ def add_cost(
         before: number of positions before the step, including the prompt.
         policy: configuration of the policy, which counts attended positions.
         reader: configuration of the reward's model, or None.
-        drawn: True if the policy drew the step, False if it read a repeated step.
+        is_drawn: True if the policy drew the step, False if it read a repeated step.
     """
     read = jnp.where(counts > 0, reading.tokens_read, 0).astype(jnp.int32)
     if reader is not None:
@@ -62,7 +62,7 @@ def add_cost(
         )
     # To draw a token, the policy reads the previous token.
     context = policy.count_attended(before - 1, counts)
-    if drawn:
+    if is_drawn:
         return cost._replace(
             generated=cost.generated + counts,
             generated_context=cost.generated_context + context,

@@ -22,7 +22,7 @@ from tsi.decoding.repetition import mark_seen_within, penalise
 from tsi.decoding.token_draws import log_prob_among, log_prob_of
 from tsi.errors import ConfigurationError
 from tsi.models.layers import Segment
-from tsi.reasoning.cost import no_cost
+from tsi.reasoning.cost import zero_cost
 from tsi.reasoning.particles import (
     History,
     Particles,
@@ -98,12 +98,12 @@ class ReasoningStore:
 
     def gather(self, particles: Particles, rows: Int[Array, " W"]) -> Particles:
         """Take W rows out of the store, with costs of zero."""
-        taken = jax.tree.map(lambda leaf: leaf[rows], without_caches(particles))
-        return taken._replace(
+        gathered = jax.tree.map(lambda leaf: leaf[rows], without_caches(particles))
+        return gathered._replace(
             prompt=particles.prompt,
             suffix=take(particles.suffix, rows),
             reward_state=self.target.reward.take(particles.reward_state, rows),
-            cost=no_cost(rows.shape[0]),
+            cost=zero_cost(rows.shape[0]),
         )
 
     def put(
@@ -143,17 +143,17 @@ class ReasoningStore:
         self, particles: Particles, depths: Int[Array, " R"], params: ReasoningParams
     ) -> Particles:
         """As `truncate`, without the caches and the reward's state."""
-        taken = jnp.sum(particles.step_ends > 0, axis=1)
-        shorter = depths < taken
+        num_steps = jnp.sum(particles.step_ends > 0, axis=1)
+        shorter = depths < num_steps
         steps = jnp.arange(self.max_steps)
         last = jnp.maximum(depths - 1, 0)[:, None]
 
-        def after(by_step: Array, now: Array, at_start: Array) -> Array:
+        def value_after_cut(by_step: Array, now: Array, at_start: Array) -> Array:
             value = jnp.take_along_axis(by_step, last, axis=1)[:, 0]
             return jnp.where(shorter, jnp.where(depths > 0, value, at_start), now)
 
         zero = jnp.zeros((), jnp.int32)
-        lengths = after(particles.step_ends, particles.lengths, zero)
+        lengths = value_after_cut(particles.step_ends, particles.lengths, zero)
         prompts = as_int32(params.prompts)
         last_of_prompt = jnp.take_along_axis(
             prompts.tokens, prompts.lengths[:, None] - 1, axis=1
@@ -170,14 +170,16 @@ class ReasoningStore:
             lengths=lengths,
             step_ends=jnp.where(is_cut, 0, particles.step_ends),
             pending=jnp.where(shorter, newest, particles.pending),
-            boundary_state=after(
+            boundary_state=value_after_cut(
                 history.boundary_state, particles.boundary_state, zero
             ),
             finished=particles.finished & ~shorter,
             truncated=particles.truncated & ~shorter,
-            log_prob=after(history.log_prob, particles.log_prob, zero),
-            log_proposal=after(history.log_proposal, particles.log_proposal, zero),
-            log_odds=after(history.log_odds, particles.log_odds, zero),
+            log_prob=value_after_cut(history.log_prob, particles.log_prob, zero),
+            log_proposal=value_after_cut(
+                history.log_proposal, particles.log_proposal, zero
+            ),
+            log_odds=value_after_cut(history.log_odds, particles.log_odds, zero),
             history=History(*(jnp.where(is_cut, 0, leaf) for leaf in history)),
         )
 
@@ -194,7 +196,7 @@ class ReasoningStore:
         """
         context = (particles.prompt, particles.suffix.segment)
         step, impossible = self.repeat_step(t, particles, sources, params, context)
-        rows = self.target.append_step(t, particles, step, params, drawn=False)
+        rows = self.target.append_step(t, particles, step, params, is_drawn=False)
         return rows, jnp.where(impossible, -jnp.inf, step.log_prob)
 
     def repeat_step(
@@ -315,19 +317,19 @@ class ReasoningStore:
             carry: tuple[Bool[Array, " R"], Advance],
             column: tuple[Int[Array, ""], Int[Array, " R"]],
         ) -> tuple[tuple[Bool[Array, " R"], Advance], None]:
-            early, last = carry
+            ended_before, last = carry
             offset, token = column
             valid = offset < counts
-            early = early | (valid & last.ended)
+            ended_before = ended_before | (valid & last.ended)
             now = boundary.advance(last.state, token, offset + 1)
             last = jax.tree.map(lambda new, old: jnp.where(valid, new, old), now, last)
-            return (early, last), None
+            return (ended_before, last), None
 
         false = jnp.zeros(counts.shape, bool)
         columns = (jnp.arange(tokens.shape[1]), tokens.T)
         start = (false, Advance(particles.boundary_state, false, false))
-        (early, last), _ = jax.lax.scan(read_token, start, columns)
-        return last.state, ~early & (last.ended | cut_off), last.stopped, None
+        (ended_early, last), _ = jax.lax.scan(read_token, start, columns)
+        return last.state, ~ended_early & (last.ended | cut_off), last.stopped, None
 
     def _log_end(
         self,

@@ -26,7 +26,7 @@ from tsi.decoding.forced_end import ForcedEnd, Places, places_of
 from tsi.errors import ConfigurationError
 from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
-from tsi.reasoning.cost import add_cost, no_cost
+from tsi.reasoning.cost import add_cost, zero_cost
 from tsi.reasoning.particles import (
     History,
     Particles,
@@ -134,7 +134,7 @@ class ReasoningTarget:
             prompt=Segment(*key_values, mask),
             suffix=empty_suffix(policy.config, rows, capacity, key_values.keys.dtype),
             reward_state=self.reward.init(prompts, rows, capacity, params),
-            cost=no_cost(rows),
+            cost=zero_cost(rows),
         )
 
     def propose(
@@ -215,7 +215,7 @@ class ReasoningTarget:
         step: Decoding,
         params: ReasoningParams,
         *,
-        drawn: bool = True,
+        is_drawn: bool = True,
     ) -> Particles:
         """Store a step of each row in the policy's cache, and let the reward read it.
 
@@ -224,7 +224,7 @@ class ReasoningTarget:
         suffix = append(particles.suffix, step.new, step.counts, self.max_steps)
         segments = (particles.prompt, suffix.segment)
         particles = particles._replace(suffix=suffix)
-        return self.read_step(t, particles, step, params, segments, drawn=drawn)
+        return self.read_step(t, particles, step, params, segments, is_drawn=is_drawn)
 
     def read_step(
         self,
@@ -234,7 +234,7 @@ class ReasoningTarget:
         params: ReasoningParams,
         segments: tuple[Segment, ...],
         *,
-        drawn: bool = True,
+        is_drawn: bool = True,
     ) -> Particles:
         """Append a step to each row, and let the reward read it.
 
@@ -244,7 +244,8 @@ class ReasoningTarget:
             step: a `Decoding`, or another tuple with its fields.
             params: weights, prompts and temperature.
             segments: the policy's caches, including the step.
-            drawn: True if the policy drew the step, False if it read a repeated step.
+            is_drawn: True if the policy drew the step, False if it read a repeated
+                step.
         """
         start, lengths = particles.lengths, particles.lengths + step.counts
         width = step.tokens.shape[1]
@@ -319,7 +320,7 @@ class ReasoningTarget:
                 prompt_rows + start,
                 params.policy.config,
                 self.reward.reader(params),
-                drawn=drawn,
+                is_drawn=is_drawn,
             ),
         )
 
@@ -350,5 +351,5 @@ class ReasoningTarget:
                 cost=old.cost,
             )
 
-        moved = jnp.any(ancestors != jnp.arange(ancestors.shape[0]))
-        return jax.lax.cond(moved, take, lambda p: p, particles)
+        is_moved = jnp.any(ancestors != jnp.arange(ancestors.shape[0]))
+        return jax.lax.cond(is_moved, take, lambda p: p, particles)

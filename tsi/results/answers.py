@@ -127,8 +127,8 @@ def extract_answer(text: str) -> str | None:
     Returns:
         The answer in canonical form, or None if the text has no answer.
     """
-    for found in answers_in(text):
-        form = canonical(found)
+    for answer in answers_in(text):
+        form = canonical(answer)
         if form is not None:
             return form
     return None
@@ -146,9 +146,9 @@ def answers_in(text: str) -> Iterator[str]:
         yield boxed
         return
     for find in (_find_statement, _find_in_last_sentence, last_number):
-        found = _only_number(find(text))
-        if found is not None:
-            yield found
+        answer = _only_number(find(text))
+        if answer is not None:
+            yield answer
 
 
 def find_answer(text: str) -> str | None:
@@ -197,18 +197,20 @@ def _find_in_last_sentence(text: str) -> str | None:
         return verdict.group(1)
     if count := _COUNT.search(sentence):
         return count.group(1)
-    plain = _DOLLARS.sub("", sentence)
-    if equations := _EQUATIONS.search(plain):
+    plain_text = _DOLLARS.sub("", sentence)
+    if equations := _EQUATIONS.search(plain_text):
         return equations.group()
     answer = None
     for verb in list(_VERB.finditer(sentence))[-MAX_VERBS:]:
         tail = sentence[verb.end() :]
         remark = _REMARK.search(tail)
-        found = _answer_after(tail[: remark.start() if remark else None], is_line=False)
-        if _is_formula(drop_unit(found)):
-            if verb.group() == "=" and _VARIABLE.fullmatch(found):
+        candidate = _answer_after(
+            tail[: remark.start() if remark else None], is_line=False
+        )
+        if _is_formula(drop_unit(candidate)):
+            if verb.group() == "=" and _VARIABLE.fullmatch(candidate):
                 continue
-            answer = found
+            answer = candidate
             if remark:
                 break
     return answer
@@ -248,9 +250,9 @@ def _answer_after(tail: str, *, is_line: bool) -> str:
     quantity = _QUANTITY.match(sign + value)
     if quantity and not changes_meaning(quantity.group(3)):
         number, percent, word = quantity.groups()
-        found = f"{number} {word}" if is_unit(word) else number
-        found = f"{number}%" if percent else found
-        return found if name is None else f"{name} = {found}"
+        number_with_unit = f"{number} {word}" if is_unit(word) else number
+        number_with_unit = f"{number}%" if percent else number_with_unit
+        return number_with_unit if name is None else f"{name} = {number_with_unit}"
     return sign + line
 
 

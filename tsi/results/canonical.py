@@ -60,28 +60,28 @@ def equivalent(left: str | None, right: str | None) -> bool:
 
 def _simplify(answer: str) -> str | None:
     """One pass of simplification; further passes may simplify more."""
-    plain = remove_markup(answer)
-    if not plain:
+    plain_text = remove_markup(answer)
+    if not plain_text:
         return None
-    plain = drop_unit(drop_name(plain))
-    number = number_of(plain)
+    plain_text = drop_unit(drop_name(plain_text))
+    number = number_of(plain_text)
     if number is not None:
         return f"{number}%" if _PERCENT.search(answer) else str(number)
-    bracketed = bracket_members(plain)
+    bracketed = bracket_members(plain_text)
     if bracketed is not None:
         left, members, right = bracketed
         inner = [_simplify(member) or "" for member in members]
         # A set has no order.
         inner = sorted(inner) if left == "\\{" else inner
         return left + ",".join(inner) + right
-    members = list_members(plain)
+    members = list_members(plain_text)
     if len(members) > 1:
         return _join(members)
-    if letter := _LETTER.fullmatch(plain):
-        plain = letter.group(1)
-    if _WORDS.fullmatch(plain):
-        plain = plain.casefold()
-    return _SPACE.sub(lambda match: match[1] or match[2] or "", plain) or None
+    if letter := _LETTER.fullmatch(plain_text):
+        plain_text = letter.group(1)
+    if _WORDS.fullmatch(plain_text):
+        plain_text = plain_text.casefold()
+    return _SPACE.sub(lambda match: match[1] or match[2] or "", plain_text) or None
 
 
 def _join(members: list[str]) -> str:

@@ -47,8 +47,10 @@ class Estimand(NamedTuple):
         count = len(self.auxiliary_temperatures)
         if not count:
             return formula
-        known = [t for t in self.auxiliary_temperatures if not math.isnan(t)]
-        which = f" ({', '.join(f'{t:g}' for t in known)})" if known else ""
+        temperatures = [t for t in self.auxiliary_temperatures if not math.isnan(t)]
+        which = (
+            f" ({', '.join(f'{t:g}' for t in temperatures)})" if temperatures else ""
+        )
         return f"{formula}, times those of {count} other temperatures{which}"
 
 

@@ -73,40 +73,44 @@ def remove_markup(answer: str, *, keep_units: bool = False) -> str:
         answer: any text.
         keep_units: whether to keep units in ``\text{}``.
     """
-    plain = answer.translate(_DASHES)
-    plain = _SYMBOL.sub(lambda match: _SYMBOLS[match.group()], plain)
-    plain = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], plain)
-    plain = _DROPPED.sub(lambda match: match.group(1) or "", plain)
-    plain = plain if keep_units else drop_text_unit(plain)
-    while wrapper := _WRAPPER.search(plain):
-        content = brace_content(plain, wrapper.end() - 1)
+    plain_text = answer.translate(_DASHES)
+    plain_text = _SYMBOL.sub(lambda match: _SYMBOLS[match.group()], plain_text)
+    plain_text = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], plain_text)
+    plain_text = _DROPPED.sub(lambda match: match.group(1) or "", plain_text)
+    plain_text = plain_text if keep_units else drop_text_unit(plain_text)
+    while wrapper := _WRAPPER.search(plain_text):
+        content = brace_content(plain_text, wrapper.end() - 1)
         if content is None:
             break
         end = wrapper.end() + len(content) + 1
-        plain = plain[: wrapper.start()] + content + plain[end:]
-    plain = plain.strip("*`_ ").replace("**", "^")
-    plain = slash_fractions(_plain_functions(plain))
-    plain = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", plain)
-    plain = _BRACES.sub(r"\1\2", plain)
-    plain = " ".join(plain.split()).strip("*`_ ")
-    return _AROUND.sub(r"\1", _strip_stops(plain))
+        plain_text = plain_text[: wrapper.start()] + content + plain_text[end:]
+    plain_text = plain_text.strip("*`_ ").replace("**", "^")
+    plain_text = slash_fractions(_plain_functions(plain_text))
+    plain_text = _ROOT.sub(
+        lambda match: rf"\sqrt{{{match[1] or match[2]}}}", plain_text
+    )
+    plain_text = _BRACES.sub(r"\1\2", plain_text)
+    plain_text = " ".join(plain_text.split()).strip("*`_ ")
+    return _AROUND.sub(r"\1", _strip_stops(plain_text))
 
 
-def _plain_functions(plain: str) -> str:
+def _plain_functions(plain_text: str) -> str:
     """LaTeX for formulas that models write in plain text: sqrt(2), 2^(n-1), pi."""
-    plain = _NAME.sub(r"\\\1 ", plain)
-    plain = plain.replace("\\infinity", "\\infty")
+    plain_text = _NAME.sub(r"\\\1 ", plain_text)
+    plain_text = plain_text.replace("\\infinity", "\\infty")
     start = 0
-    while match := _OPENING.search(plain, start):
-        content = _brackets_content(plain, match.end() - 1)
+    while match := _OPENING.search(plain_text, start):
+        content = _brackets_content(plain_text, match.end() - 1)
         if content is None:
             start = match.end()
             continue
         end = match.end() + len(content) + 1
         head = "^" if match.group().startswith("^") else "\\sqrt"
-        plain = f"{plain[: match.start()]}{head}{{{content}}}{plain[end:]}"
+        plain_text = (
+            f"{plain_text[: match.start()]}{head}{{{content}}}{plain_text[end:]}"
+        )
         start = match.start() + len(head)
-    return plain
+    return plain_text
 
 
 def _brackets_content(text: str, start: int) -> str | None:
@@ -129,25 +133,25 @@ def brace_content(text: str, start: int) -> str | None:
     return None
 
 
-def slash_fractions(plain: str) -> str:
+def slash_fractions(plain_text: str) -> str:
     r"""Write \frac{a}{b}, \frac12 and 1\frac{1}{2} as a/b, 1/2 and "1 1/2"."""
-    match = _FRACTION.search(plain)
+    match = _FRACTION.search(plain_text)
     while match:
         start, position, parts = match.start(), match.end() - 1, []
         for _ in range(2):
-            while plain[position : position + 1] == " ":
+            while plain_text[position : position + 1] == " ":
                 position += 1
-            if plain[position : position + 1] == "{":
-                part = brace_content(plain, position)
+            if plain_text[position : position + 1] == "{":
+                part = brace_content(plain_text, position)
                 if part is None:
-                    return plain
+                    return plain_text
                 position += len(part) + 2
             else:
-                part = plain[position : position + 1]
+                part = plain_text[position : position + 1]
                 position += 1
             simple = re.fullmatch(r"[+-]?[\w.]{1,100}", part.strip())
             parts.append(part.strip() if simple else f"({part.strip()})")
-        before, after = plain[:start], plain[position:]
+        before, after = plain_text[:start], plain_text[position:]
         ratio = f"{parts[0]}/{parts[1]}"
         whole = _DIGITS.search(before)
         if before.endswith("^"):
@@ -159,13 +163,13 @@ def slash_fractions(plain: str) -> str:
             ratio = f"({ratio})"
         elif whole:
             ratio = f" {ratio}"
-        plain = before + ratio + after
-        match = _FRACTION.search(plain)
-    return plain
+        plain_text = before + ratio + after
+        match = _FRACTION.search(plain_text)
+    return plain_text
 
 
-def _strip_stops(plain: str) -> str:
+def _strip_stops(plain_text: str) -> str:
     """Remove punctuation at the end, except an ellipsis."""
-    while plain and plain[-1] in " .,;:" and not plain.endswith(".."):
-        plain = plain[:-1]
-    return plain
+    while plain_text and plain_text[-1] in " .,;:" and not plain_text.endswith(".."):
+        plain_text = plain_text[:-1]
+    return plain_text

@@ -6,36 +6,40 @@ _SEPARATOR = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[()\[\]{}]"
 _CLOSED_BY = {"(": ")]", "[": "])", "{": "}"}
 
 
-def bracket_members(plain: str) -> tuple[str, list[str], str] | None:
+def bracket_members(plain_text: str) -> tuple[str, list[str], str] | None:
     r"""The opening bracket, the members and the closing bracket.
 
     Args:
-        plain: without markup; a set is in braces or in ``\{`` and ``\}``.
+        plain_text: without markup; a set is in braces or in ``\{`` and ``\}``.
 
     Returns:
         None if the text has another form, or has one member in round or square
         brackets. Sets have the brackets ``\{`` and ``\}``.
     """
-    if plain.startswith("\\{") and plain.endswith("\\}") and len(plain) >= 4:
-        members = _split(plain[2:-2], words=False)
+    if (
+        plain_text.startswith("\\{")
+        and plain_text.endswith("\\}")
+        and len(plain_text) >= 4
+    ):
+        members = _split(plain_text[2:-2], words=False)
         return None if members is None else ("\\{", members, "\\}")
-    if len(plain) < 2 or plain[-1] not in _CLOSED_BY.get(plain[0], ""):
+    if len(plain_text) < 2 or plain_text[-1] not in _CLOSED_BY.get(plain_text[0], ""):
         return None
-    members = _split(plain[1:-1], words=False)
+    members = _split(plain_text[1:-1], words=False)
     if members is None or len(members) < 2:
         return None
-    if plain[0] == "{":
+    if plain_text[0] == "{":
         return "\\{", members, "\\}"
-    if _CLOSED_BY[plain[0]][0] != plain[-1] and len(members) != 2:
+    if _CLOSED_BY[plain_text[0]][0] != plain_text[-1] and len(members) != 2:
         return None
-    return plain[0], members, plain[-1]
+    return plain_text[0], members, plain_text[-1]
 
 
-def list_members(plain: str) -> list[str]:
+def list_members(plain_text: str) -> list[str]:
     """The members of a list without brackets; the whole text if it is not a list."""
-    members = _split(plain, words=True)
+    members = _split(plain_text, words=True)
     if members is None or len(members) < 2 or not all(members):
-        return [plain]
+        return [plain_text]
     return members
 
 

@@ -9,15 +9,15 @@ _NAME = re.compile(
 _NEXT_EQUATION = re.compile(r"[,;]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 
 
-def name_of(plain: str) -> tuple[str | None, str]:
+def name_of(plain_text: str) -> tuple[str | None, str]:
     """The name and the value of an assignment; None and the text otherwise.
 
     In a chain, "x = y = 5", the name is the first and the value the last.
 
     Args:
-        plain: without markup.
+        plain_text: without markup.
     """
-    name, value = None, plain
+    name, value = None, plain_text
     while match := _NAME.match(value):
         rest = value[match.end() :]
         if "=" in rest and _NEXT_EQUATION.search(rest):
@@ -28,6 +28,6 @@ def name_of(plain: str) -> tuple[str | None, str]:
     return name, value
 
 
-def drop_name(plain: str) -> str:
+def drop_name(plain_text: str) -> str:
     """The value of an assignment; other texts are returned unchanged."""
-    return name_of(plain)[1]
+    return name_of(plain_text)[1]

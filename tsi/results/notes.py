@@ -37,9 +37,9 @@ def reward_spread(result: Any) -> float:
         cut = (steps == 0) & (result.diagnostics.num_truncated > 0)
         rounds += list(np.where(cut, np.nan, steps))
     spreads = [
-        float(np.ptp(known))
+        float(np.ptp(finite_rewards))
         for rewards in rounds
-        if (known := rewards[np.isfinite(rewards)]).size > 1
+        if (finite_rewards := rewards[np.isfinite(rewards)]).size > 1
     ]
     return max(spreads, default=math.nan)
 
@@ -62,30 +62,30 @@ def notes(result: Any) -> tuple[str, ...]:
     Args:
         result: a `tsi.results.result.Result`.
     """
-    found = []
+    sentences = []
     forced = result.particles.log_corrections is not None
     if all_truncated(result) and forced:
-        found.append(
+        sentences.append(
             "What is forced at the token or step limit has probability zero for every "
             "particle, so that there is no answer: a truncated policy, or one at "
             "temperature 0, may never write it. Let the policy write more tokens, "
             "raise the limit, or force nothing."
         )
     elif all_truncated(result):
-        found.append(
+        sentences.append(
             "The token or step limit cut every particle before it ended, so that there "
             "is no answer; raise the limit, or have the policy write less."
         )
     elif (unanswered := result.unanswered) >= MIN_SHARE:
-        found.append(
+        sentences.append(
             f"{100 * unanswered:.0f} % of the weight is on particles without an "
             "answer, which the answer posterior leaves out."
         )
     # A difference of 0.01 may round to slightly more in floating point.
     has_equal_rewards = reward_spread(result) <= MIN_SPREAD * (1 + 1e-6)
     if result.estimand.reads_reward and has_equal_rewards:
-        found.append(
+        sentences.append(
             f"All rewards lie within {MIN_SPREAD} of each other: the reward does not "
             "discriminate between the particles, and weights by it say little."
         )
-    return tuple(found)
+    return tuple(sentences)

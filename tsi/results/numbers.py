@@ -40,10 +40,10 @@ _VALUES = {word: Fraction(value) for value, word in enumerate(WORDS.split())}
 def number_of(text: str) -> Fraction | None:
     """The number that a text represents; None if it is not a number."""
     if decimal := _DECIMAL_ONLY.fullmatch(text):
-        return _decimal(*decimal.groups())
+        return _parse_decimal(*decimal.groups())
     if ratio := _RATIO.fullmatch(text):
-        above = _decimal(*ratio.groups()[:2])
-        below = _decimal(*ratio.groups()[2:])
+        above = _parse_decimal(*ratio.groups()[:2])
+        below = _parse_decimal(*ratio.groups()[2:])
         return above / below if above is not None and below else None
     if mixed := _MIXED.fullmatch(text):
         sign, whole, top, bottom = mixed.groups()
@@ -53,7 +53,7 @@ def number_of(text: str) -> Fraction | None:
         return -value if sign == "-" else value
     if power := _POWER.fullmatch(text):
         sign, digits, *exponents = power.groups()
-        number = _decimal(sign, digits or "1")
+        number = _parse_decimal(sign, digits or "1")
         exponent = int(exponents[0] or exponents[1])
         if number is None or abs(exponent) > MAX_DIGITS:
             return None
@@ -64,7 +64,7 @@ def number_of(text: str) -> Fraction | None:
     return _VALUES.get(text.casefold())
 
 
-def _decimal(sign: str, digits: str) -> Fraction | None:
+def _parse_decimal(sign: str, digits: str) -> Fraction | None:
     mantissa, _, exponent = digits.replace(",", "").lower().partition("e")
     # An exponent of three digits would make a number of up to a thousand digits.
     if len(mantissa) > 2 * MAX_DIGITS or abs(int(exponent or 0)) > MAX_DIGITS:

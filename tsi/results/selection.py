@@ -33,15 +33,15 @@ def answer_posterior(
     indices = [n for n, answer in enumerate(answers) if answer is not None]
     if not indices:
         return {}
-    chosen = np.asarray(log_weights, np.float64)[indices]
-    chosen = np.where(np.isnan(chosen), -np.inf, chosen)
-    top = chosen.max()
+    selected_weights = np.asarray(log_weights, np.float64)[indices]
+    selected_weights = np.where(np.isnan(selected_weights), -np.inf, selected_weights)
+    top = selected_weights.max()
     if np.isneginf(top):
-        weights = np.ones_like(chosen)
+        weights = np.ones_like(selected_weights)
     elif np.isposinf(top):
-        weights = (chosen == top).astype(np.float64)
+        weights = (selected_weights == top).astype(np.float64)
     else:
-        weights = np.exp(chosen - top)
+        weights = np.exp(selected_weights - top)
     totals = _totals([str(answers[n]) for n in indices], weights)
     mass = math.fsum(totals.values())
     # sorted() is stable: equal masses stay in the order of first appearance.

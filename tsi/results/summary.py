@@ -21,7 +21,7 @@ def summary(result: Any) -> str:
         Six lines of at most 88 characters, and a line for each note.
     """
     particles, selected = result.particles, result.selected
-    chosen = "no answer" if selected is None else f"answer {_shorten(selected)}"
+    answer = "no answer" if selected is None else f"answer {_shorten(selected)}"
     lines = {
         "particles": f"{len(result.texts)} ({particles.num_distinct} distinct texts), "
         f"{len(result.steps.ancestors)} steps",
@@ -32,7 +32,7 @@ def summary(result: Any) -> str:
     }
     return "\n".join(
         [
-            f"Result of problem {_shorten(result.problem_id)}: {chosen}",
+            f"Result of problem {_shorten(result.problem_id)}: {answer}",
             *(f"  {name:12}  {text}" for name, text in lines.items()),
             *(f"  Note: {note}" for note in result.notes),
         ]
@@ -42,15 +42,15 @@ def summary(result: Any) -> str:
 def _answers(result: Any) -> str:
     """As many answers as fit into a line, most probable first."""
     errors, room = result.posterior.errors, WIDTH - 16 - len(", 1000 more")
-    shown: list[str] = []
+    texts: list[str] = []
     for answer, share in result.answer_posterior.items():
         text = f"{_shorten(answer)} {_estimate(share, errors.get(answer, math.nan))}"
         room -= len(text) + 2
         if room < 0:
             break
-        shown.append(text)
-    more = len(result.answer_posterior) - len(shown)
-    return ", ".join(shown + [f"{more} more"] * (more > 0)) or "no answers"
+        texts.append(text)
+    more = len(result.answer_posterior) - len(texts)
+    return ", ".join(texts + [f"{more} more"] * (more > 0)) or "no answers"
 
 
 def _evidence(result: Any) -> str:
@@ -63,10 +63,10 @@ def _evidence(result: Any) -> str:
 
 
 def _sizes(ess: Float[np.ndarray, "T"]) -> str:
-    known = ess[np.isfinite(ess)]
-    if not known.size:
+    finite_ess = ess[np.isfinite(ess)]
+    if not finite_ess.size:
         return "none, because the particles are not a weighted sample"
-    return f"{known[-1]:.1f} at the end, smallest {known.min():.1f}"
+    return f"{finite_ess[-1]:.1f} at the end, smallest {finite_ess.min():.1f}"
 
 
 def _cost(ledger: Any) -> str:

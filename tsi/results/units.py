@@ -47,40 +47,40 @@ _IN_TEXT = re.compile(
 )
 
 
-def drop_unit(plain: str) -> str:
+def drop_unit(plain_text: str) -> str:
     """The number of a quantity; other texts are returned unchanged.
 
     Args:
-        plain: without markup.
+        plain_text: without markup.
     """
-    number, unit = split_unit(plain)
-    return number if unit else plain
+    number, unit = split_unit(plain_text)
+    return number if unit else plain_text
 
 
-def split_unit(plain: str, *, short_too: bool = False) -> tuple[str, str]:
+def split_unit(plain_text: str, *, short_too: bool = False) -> tuple[str, str]:
     """The number and the unit of a quantity; the text and "" otherwise.
 
     Args:
-        plain: without markup.
+        plain_text: without markup.
         short_too: whether every word that does not belong to mathematics is a unit,
             although "5 m" may be a product.
     """
-    quantity = _QUANTITY.fullmatch(plain)
+    quantity = _QUANTITY.fullmatch(plain_text)
     if quantity is None:
-        return plain, ""
+        return plain_text, ""
     number, space, first, rest = quantity.groups()
     word = first.casefold().rstrip(".")
     multiplier = _MULTIPLIERS.get(word)
     if multiplier is not None:
         value = number_of(number)
         if value is None:
-            return plain, ""
+            return plain_text, ""
         product = str(Fraction(value * multiplier))
         return product, rest.strip() or "1"
     if not is_unit(word, has_space=bool(space)) and not (
         short_too and word not in _MATHEMATICS
     ):
-        return plain, ""
+        return plain_text, ""
     return number, (first + rest).strip()
 
 
@@ -111,9 +111,9 @@ def is_unit(word: str, *, has_space: bool = True) -> bool:
     word = word.casefold().rstrip(".")
     if word in _MATHEMATICS:
         return False
-    bare = re.split(r"\^|\{|(?<=[a-z])-?[1-3]$", word)[0]
-    if word in _SHORT or bare in _SHORT:
+    unit_name = re.split(r"\^|\{|(?<=[a-z])-?[1-3]$", word)[0]
+    if word in _SHORT or unit_name in _SHORT:
         return True
-    if bare in ("degrees", "degree", "percent"):
+    if unit_name in ("degrees", "degree", "percent"):
         return True
-    return has_space and len(bare) >= 3
+    return has_space and len(unit_name) >= 3

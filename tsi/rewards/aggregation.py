@@ -120,8 +120,8 @@ class Aggregated:
         self, state: ScoredSteps, step: Step, params: Any
     ) -> tuple[ScoredSteps, Reading]:
         inner, reading = self.reward.read(state.inner, step, params)
-        here, ends = append_end(state.ends, step)
-        scores = jnp.where(here, reading.log_odds[:, None], state.scores)
+        is_end, ends = append_end(state.ends, step)
+        scores = jnp.where(is_end, reading.log_odds[:, None], state.scores)
         value = aggregate(scores, jnp.sum(ends > 0, axis=1), self.aggregation)
         reading = Reading(value, *reading[1:])
         return ScoredSteps(inner, ends, scores), reading
@@ -181,9 +181,11 @@ def append_end(ends: Int[Array, "R M"], step: Step) -> tuple[Array, Int[Array, "
     Returns:
         The mask ``[R, M]``, and the ends with the new one.
     """
-    taken = jnp.sum(ends > 0, axis=1)
-    here = (jnp.arange(ends.shape[1]) == taken[:, None]) & (step.counts > 0)[:, None]
-    return here, jnp.where(here, (step.start + step.counts)[:, None], ends)
+    num_ends = jnp.sum(ends > 0, axis=1)
+    is_end = (jnp.arange(ends.shape[1]) == num_ends[:, None]) & (step.counts > 0)[
+        :, None
+    ]
+    return is_end, jnp.where(is_end, (step.start + step.counts)[:, None], ends)
 
 
 def cut_ends(ends: Int[Array, "R M"], lengths: Int[Array, " R"]) -> Int[Array, "R M"]:

@@ -118,8 +118,8 @@ class MathShepherdFormat:
 
         With Mistral's tokenizer these are 648 and 387.
         """
-        good, bad = self.tokenizer.encode("+ -")[-2:]
-        return good, bad
+        plus_id, minus_id = self.tokenizer.encode("+ -")[-2:]
+        return plus_id, minus_id
 
     def render(self, question: str, steps: Sequence[str], ended: bool) -> Rendering:
         """See :class:`Format`."""
@@ -143,7 +143,7 @@ class MathShepherdFormat:
 
     def _size(self, text: str) -> int:
         """Bytes of a text after the tokenizer's normalisation."""
-        return len(self.tokenizer.normalize(text).encode("utf-8"))
+        return len(self.tokenizer.normalise(text).encode("utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,9 +130,9 @@ def score_each(
     except Exception as error:
         if len(rows) == 1:
             return np.zeros(1, weight_dtype()), {0: error}
-    alone = [score_each(reward, [row]) for row in rows]
-    errors = {i: errors[0] for i, (_, errors) in enumerate(alone) if errors}
-    return np.concatenate([log_odds for log_odds, _ in alone]), errors
+    single_scores = [score_each(reward, [row]) for row in rows]
+    errors = {i: errors[0] for i, (_, errors) in enumerate(single_scores) if errors}
+    return np.concatenate([log_odds for log_odds, _ in single_scores]), errors
 
 
 def check_scores(scores: Any, count: int) -> Float[np.ndarray, " R"]:

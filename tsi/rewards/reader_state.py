@@ -57,8 +57,8 @@ def with_rows(
     state: ReaderState, rows: Int[Array, " W"], suffix: Suffix
 ) -> ReaderState:
     """The state of W rows, whose caches are given."""
-    taken = {name: getattr(state, name)[rows] for name in BY_ROW}
-    return state._replace(suffix=suffix, **taken)
+    fields = {name: getattr(state, name)[rows] for name in BY_ROW}
+    return state._replace(suffix=suffix, **fields)
 
 
 def write_rows(

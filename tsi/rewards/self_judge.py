@@ -50,12 +50,14 @@ class SelfJudge(Stateless):
         context = step.policy
         question = jnp.asarray(self.question, jnp.int32)
         size = len(self.question)
-        ended = step.stopped & (context.pending == question[0])
-        length = jnp.where(ended, size, size + 1)
+        has_ended = step.stopped & (context.pending == question[0])
+        length = jnp.where(has_ended, size, size + 1)
         places = jnp.arange(size + 1)
         # A row that ends with the question's first token continues with the second.
-        asked = question[jnp.minimum(places - 1 + ended[:, None], size - 1)]
-        tokens = jnp.where(places == 0, context.pending[:, None], asked)
+        question_tokens = question[
+            jnp.minimum(places - 1 + has_ended[:, None], size - 1)
+        ]
+        tokens = jnp.where(places == 0, context.pending[:, None], question_tokens)
         # In those rows the last place is padding; no earlier token attends to it.
         hidden, _ = policy.trunk(
             tokens,

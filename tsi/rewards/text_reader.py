@@ -341,12 +341,14 @@ class TextReader:
                 continue
             tokens[row, :size] = rendering.tokens
             end[row] = size
-            common[row] = self.num_kept(rendering, read[row, : lengths[row]].tolist())
+            common[row] = self.num_ids_to_keep(
+                rendering, read[row, : lengths[row]].tolist()
+            )
             marks[row, : len(rendering.marks)] = rendering.marks
             num_marks[row] = len(rendering.marks)
         return tokens, end, common, marks, num_marks
 
-    def num_kept(self, rendering: Rendering, read: list[int]) -> int:
+    def num_ids_to_keep(self, rendering: Rendering, read: list[int]) -> int:
         """Number of ids that have been read and are kept."""
         same = num_common(rendering.tokens, read) - self.looks_ahead
         # At least one id is read again, since the newest score must come from this

@@ -84,7 +84,7 @@ def continue_transcript(
     size = len(rendering.tokens)
     if size > reader.max_tokens:
         return Continuation(now, len(before.tokens), None)
-    common = reader.num_kept(rendering, before.tokens.tolist())
+    common = reader.num_ids_to_keep(rendering, before.tokens.tolist())
     values = np.zeros(size, np.float32)
     values[:common] = before.values[:common]
     tokens = np.asarray(rendering.tokens, np.int32)

@@ -59,13 +59,17 @@ def choice_of(
     Raises:
         ServerError: the server names none of the candidates.
     """
-    finite = [x for x in named.values() if x > NO_LOWER and not math.isinf(x)]
-    known = [id for id in candidates if named.get(id, -math.inf) > NO_LOWER]
-    if not known:
+    finite_log_probs = [x for x in named.values() if x > NO_LOWER and not math.isinf(x)]
+    known_ids = [id for id in candidates if named.get(id, -math.inf) > NO_LOWER]
+    if not known_ids:
         raise ServerError(
             f"The server's {len(named)} most likely next tokens are none of the "
             f"{len(candidates)} that were asked for, so it cannot judge by them. Use "
             "another judge or question."
         )
-    log_probs = tuple(named[id] if id in known else min(finite) for id in candidates)
-    return Choice(log_probs, len(candidates) - len(known), prompt_tokens, cached_tokens)
+    log_probs = tuple(
+        named[id] if id in known_ids else min(finite_log_probs) for id in candidates
+    )
+    return Choice(
+        log_probs, len(candidates) - len(known_ids), prompt_tokens, cached_tokens
+    )

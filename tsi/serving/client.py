@@ -199,20 +199,21 @@ class Client:
         self,
         path: str,
         body: Mapping[str, Any],
-        enough: Callable[[list[Any]], bool] | None = None,
+        is_enough: Callable[[list[Any]], bool] | None = None,
     ) -> list[Any]:
         """The events of a streamed reply; errors are those of `post`.
 
         Args:
             path, body: see `post`.
-            enough: whether the events so far are enough; then the connection is closed.
+            is_enough: whether the events so far are enough; then the connection is
+                closed.
         """
         return await self._repeat(
-            "STREAM", path, body, True, enough or (lambda _: False)
+            "STREAM", path, body, True, is_enough or (lambda _: False)
         )
 
     async def _repeat(
-        self, verb: str, path: str, body: Any, patient: bool, enough: Any = None
+        self, verb: str, path: str, body: Any, patient: bool, is_enough: Any = None
     ) -> Any:
         patience = self.patience
         if not patient:
@@ -226,7 +227,7 @@ class Client:
             try:
                 async with self._slots:
                     reply = await self._attempt(
-                        verb, path, body, enough, patience.deadline
+                        verb, path, body, is_enough, patience.deadline
                     )
             except TransientError as error:
                 now = time.monotonic()
@@ -250,7 +251,7 @@ class Client:
                 return reply
 
     async def _attempt(
-        self, verb: str, path: str, body: Any, enough: Any, deadline: float
+        self, verb: str, path: str, body: Any, is_enough: Any, deadline: float
     ) -> Any:
         url = self.address.url + path
         stream = verb == "STREAM"
@@ -273,7 +274,7 @@ class Client:
                     await refuse(reply)
                 max_bytes = self.patience.max_bytes
                 if stream:
-                    return await read_events(reply, enough, max_bytes)
+                    return await read_events(reply, is_enough, max_bytes)
                 return parse_json(await read_body(reply, max_bytes), url)
         except aiohttp.ConnectionTimeoutError as error:
             raise TransientError(
@@ -288,13 +289,13 @@ class Client:
             raise ServerError(f"{url:.200} is not the address of a server.") from error
         except (aiohttp.ClientError, ConnectionError, OSError) as error:
             # The server may have closed a kept connection in the meantime.
-            kept = isinstance(error, KEPT_ERRORS) and not isinstance(
+            was_kept_open = isinstance(error, KEPT_ERRORS) and not isinstance(
                 error, aiohttp.ClientConnectorError
             )
             raise TransientError(
                 f"{url} cannot be reached ({type(error).__name__}: {error!s:.200}). "
                 "Is the server running at this address?",
-                0.0 if kept else None,
+                0.0 if was_kept_open else None,
             ) from error
 
     async def _without_key(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -329,8 +330,8 @@ class Client:
         return self._session
 
     async def _close(self) -> None:
-        own = asyncio.current_task()
-        tasks = [task for task in asyncio.all_tasks() if task is not own]
+        own_task = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not own_task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -16,14 +16,14 @@ class Call(NamedTuple):
         path: begins with a slash.
         body: JSON.
         streamed: whether the reply is a stream of events.
-        enough: function of the events so far: whether they are enough and the rest can
-            be ignored.
+        is_enough: function of the events so far: whether they are enough and the rest
+            can be ignored.
     """
 
     path: str
     body: dict[str, Any]
     streamed: bool = False
-    enough: Callable[[list[Any]], bool] | None = None
+    is_enough: Callable[[list[Any]], bool] | None = None
 
 
 class Drawing(NamedTuple):

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from tsi.serving.step import ServedStep
 
 
-def kept_mass_is_one(drawn: Sequence[ServedStep], failed: int = 0) -> bool | None:
+def kept_mass_is_one(draws: Sequence[ServedStep], failed: int = 0) -> bool | None:
     """Whether tokens are drawn from the whole vocabulary; see the module docstring.
 
     Args:
-        drawn: steps of one token.
+        draws: steps of one token.
         failed: draws whose log-probability is not known.
 
     Returns:
         None if the most likely tokens have nearly all of the probability, so that a
         truncation could not be detected.
     """
-    counts = Counter(step.tokens for step in drawn)
-    log_probs = {step.tokens: step.log_prob for step in drawn}
+    counts = Counter(step.tokens for step in draws)
+    log_probs = {step.tokens: step.log_prob for step in draws}
     ones = sum(count == 1 for count in counts.values())
     twos = sum(count == 2 for count in counts.values())
-    total = len(drawn) + failed
+    total = len(draws) + failed
     if any(math.isnan(x) for x in log_probs.values()):
         return None
     covered = sum(map(math.exp, log_probs.values()))

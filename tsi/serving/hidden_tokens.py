@@ -78,16 +78,20 @@ async def read_hidden_tokens(
     call = dialect.call(requests, drawing._replace(log_probs=False))
     reply = await client.post(call.path, call.body)
     steps = dialect.steps(reply, requests, drawing._replace(log_probs=False))
-    found = []
-    for index, (again, request) in enumerate(zip(steps, requests, strict=True)):
-        step, known, hidden = streamed_step(events, index, count, request, drawing)
+    steps_read = []
+    for index, (repeated_step, request) in enumerate(zip(steps, requests, strict=True)):
+        step, known_tokens, hidden = streamed_step(
+            events, index, count, request, drawing
+        )
         if not hidden:
-            found.append(step)
+            steps_read.append(step)
             continue
-        tokens = again.tokens
-        is_same = all(tokens[p : p + 1] == (id,) for p, (id, _) in known.items())
+        tokens = repeated_step.tokens
+        is_same = all(tokens[p : p + 1] == (id,) for p, (id, _) in known_tokens.items())
         if not (
-            is_same and len(tokens) == len(known) + hidden and again.end == step.end
+            is_same
+            and len(tokens) == len(known_tokens) + hidden
+            and repeated_step.end == step.end
         ):
             raise ServerError(
                 "llama.cpp's server drew another step for the same seed, so that the "
@@ -95,15 +99,15 @@ async def read_hidden_tokens(
                 "known. Use a method that needs no log-probabilities."
             )
         log_prob = step.log_prob
-        for place in sorted(set(range(len(tokens))) - set(known)):
+        for place in sorted(set(range(len(tokens))) - set(known_tokens)):
             prefix = (*request.prefix, *tokens[:place])
             log_prob += await _log_prob(
                 client, dialect, prefix, tokens[place], whole, controls.temperature
             )
-        found.append(
+        steps_read.append(
             step._replace(tokens=tokens, num_tokens=len(tokens), log_prob=log_prob)
         )
-    return found
+    return steps_read
 
 
 async def _log_prob(

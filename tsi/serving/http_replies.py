@@ -47,13 +47,15 @@ async def read_body(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
 
 async def read_events(
-    reply: aiohttp.ClientResponse, enough: Callable[[list[Any]], bool], max_bytes: int
+    reply: aiohttp.ClientResponse,
+    is_enough: Callable[[list[Any]], bool],
+    max_bytes: int,
 ) -> list[Any]:
     """The events of a streamed reply.
 
     Args:
         reply: of the server.
-        enough: whether the events so far are enough, so that the rest is not read.
+        is_enough: whether the events so far are enough, so that the rest is not read.
         max_bytes: the most bytes of the stream.
 
     Raises:
@@ -75,7 +77,7 @@ async def read_events(
             if isinstance(event, dict) and event.get("error"):
                 raise error_of_event(event["error"], url)
             events.append(event)
-            if enough(events):
+            if is_enough(events):
                 return events
     except (ValueError, aiohttp.http_exceptions.LineTooLong) as error:
         raise ServerError(
@@ -154,11 +156,11 @@ def own_message(body: bytes) -> str:
     """A server's own error message, as one short line."""
     text = body[: 2**16].decode("utf-8", "replace")
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text)
+        message = json.loads(text)
         for name in ("error", "message", "detail"):
-            if isinstance(found, dict) and name in found:
-                found = found[name]
-        text = found if isinstance(found, str) else json.dumps(found)
+            if isinstance(message, dict) and name in message:
+                message = message[name]
+        text = message if isinstance(message, str) else json.dumps(message)
     line = " ".join(text.split())
     return line[:MAX_EXCERPT].rstrip(".") + "." if line else ""
 

@@ -55,26 +55,30 @@ async def identify(client: Client) -> Identity:
     names = tuple(entry["id"] for entry in models)
     if model is not None and model not in names:
         raise UnknownNameError(f"model at {client.address.url}", model, names)
-    chosen = next((e for e in models if e["id"] == model), models[0])
-    meta = chosen.get("meta")
-    weights = positive(meta.get("n_params")) if isinstance(meta, dict) else None
-    found = Identity(
+    model_fields = next((e for e in models if e["id"] == model), models[0])
+    meta = model_fields.get("meta")
+    weights = (
+        positive_integer_or_none(meta.get("n_params"))
+        if isinstance(meta, dict)
+        else None
+    )
+    identity = Identity(
         TextServer(),
         "a server with OpenAI's completions endpoint",
-        chosen["id"],
+        model_fields["id"],
         names,
-        context=positive(chosen.get("max_model_len")),
+        context=positive_integer_or_none(model_fields.get("max_model_len")),
         num_weights=None if weights is None else float(weights),
     )
     props = await try_get(client, "/props")
     if isinstance(props, dict) and "default_generation_settings" in props:
         settings = props["default_generation_settings"]
         settings = settings if isinstance(settings, dict) else {}
-        slots = positive(props.get("total_slots"))
-        return found._replace(
+        slots = positive_integer_or_none(props.get("total_slots"))
+        return identity._replace(
             dialect=LlamaCpp(),
             server=f"llama.cpp {props.get('build_info', '')!s:.40}".strip(),
-            context=positive(settings.get("n_ctx")),
+            context=positive_integer_or_none(settings.get("n_ctx")),
             chat=bool(props.get("chat_template")),
             slots=slots,
             # llama.cpp's server refuses more copies than it has slots.
@@ -84,15 +88,15 @@ async def identify(client: Client) -> Identity:
     if isinstance(info, dict) and "model_path" in info:
         server = await try_get(client, "/server_info") or {}
         version = server.get("version", "") if isinstance(server, dict) else ""
-        return found._replace(
+        return identity._replace(
             dialect=Sglang(), server=f"SGLang {version!s:.40}".strip()
         )
     version = await try_get(client, "/version")
     if isinstance(version, dict) and "version" in version:
-        return found._replace(
+        return identity._replace(
             dialect=Vllm(), server=f"vLLM {version['version']!s:.40}".strip()
         )
-    return found
+    return identity
 
 
 async def list_models(client: Client) -> list[dict[str, Any]]:
@@ -102,8 +106,8 @@ async def list_models(client: Client) -> list[dict[str, Any]]:
         ServerError: it does not answer, or has none.
     """
     reply = await client.get("/v1/models", patient=False)
-    found = field(reply, "data")
-    if not isinstance(found, list) or not found:
+    entries = field(reply, "data")
+    if not isinstance(entries, list) or not entries:
         raise ServerError(
             f"{client.address.url} lists no models under /v1/models; is it an "
             "inference server?"
@@ -111,7 +115,7 @@ async def list_models(client: Client) -> list[dict[str, Any]]:
     return [
         {"id": string(field(entry, "id"), "name of a model", 500)}
         | {name: value for name, value in entry.items() if name != "id"}
-        for entry in found[:MAX_MODELS]
+        for entry in entries[:MAX_MODELS]
     ]
 
 
@@ -132,7 +136,7 @@ async def try_get(client: Client, path: str) -> Any:
         return None
 
 
-def positive(value: Any) -> Any:
+def positive_integer_or_none(value: Any) -> Any:
     """A positive integer of plausible size; None for anything else."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return value if is_whole and 0 < value < MAX_COUNT else None

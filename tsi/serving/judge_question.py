@@ -36,7 +36,7 @@ def judge_question(spelling: Spelling, question: str = JUDGE_QUESTION) -> SelfJu
         endings = [f"\n{question}\nAnswer: {answer}" for answer in ANSWERS]
         yes, no = (spelling.encode(solution + ending) for ending in endings)
         start, end = num_common(text, yes), num_common(yes, no)
-        asked, answers = yes[start:end], [yes[end : end + 1], no[end : end + 1]]
+        question_ids, answers = yes[start:end], [yes[end : end + 1], no[end : end + 1]]
     else:
         turns = [
             {"role": "user", "content": problem},
@@ -52,11 +52,11 @@ def judge_question(spelling: Spelling, question: str = JUDGE_QUESTION) -> SelfJu
                 "assistant has said, so the model cannot judge it. Give the tokenizer "
                 "of the model, or use a reward model."
             )
-        asked = whole[place + len(text) :]
+        question_ids = whole[place + len(text) :]
         answers = [spelling.encode(answer)[:1] for answer in ANSWERS]
     if not all(answers) or answers[0] == answers[1]:
         raise ConfigurationError(
             f"The tokenizer of {spelling.name} does not distinguish the answers Yes "
             "and No, so the model cannot judge. Use a reward model."
         )
-    return SelfJudge(tuple(asked), answers[0][0], answers[1][0])
+    return SelfJudge(tuple(question_ids), answers[0][0], answers[1][0])

@@ -102,13 +102,13 @@ class ServedLane(ProblemLoop):
 
     def report(self) -> Report:
         """What has been done so far."""
-        spent = self.clock.read()
+        times = self.clock.read()
         return Report(
             self._generated,
             self._generated,
             0,
-            spent.seconds,
-            compiling=spent.compiling,
+            times.seconds,
+            compiling=times.compiling,
         )
 
     def run(
@@ -163,11 +163,11 @@ class ServedLane(ProblemLoop):
         is_new = active if sources is None else active & (sources < 0)
         places = population.places_of(rows)
         for place in np.unique(places[active]).tolist():
-            here = places == place
-            self._draw(place, rows[is_new & here])
+            is_of_place = places == place
+            self._draw(place, rows[is_new & is_of_place])
             if repeated is not None and sources is not None:
-                again = np.flatnonzero(active & here & (sources >= 0))
-                self._repeat(place, rows[again], [repeated[i] for i in again])
+                repeats = np.flatnonzero(active & is_of_place & (sources >= 0))
+                self._repeat(place, rows[repeats], [repeated[i] for i in repeats])
 
     def _draw(self, place: int, rows: Int[np.ndarray, " n"]) -> None:
         """Ask the server for new steps of rows of one problem."""
@@ -176,14 +176,14 @@ class ServedLane(ProblemLoop):
         problem = int(self.population.index[place])
         turn = int(self.decisions.turns[place])
         each = self.method.plan.rows
-        known = [(row % each, row, self.rows.rows[row]) for row in rows.tolist()]
-        self._start(place, self.requests.draw(problem, turn, known))
+        rows_to_draw = [(row % each, row, self.rows.rows[row]) for row in rows.tolist()]
+        self._start(place, self.requests.draw(problem, turn, rows_to_draw))
 
     def _repeat(
         self, place: int, rows: Int[np.ndarray, " n"], sources: list[Row]
     ) -> None:
         """Let rows of one problem repeat the next step of their sources."""
-        known: list[Extension] = []
+        extensions: list[Extension] = []
         scores: list[Score] = []
         unknown: list[Repeat] = []
         for row, source in zip(rows.tolist(), sources, strict=True):
@@ -193,13 +193,13 @@ class ServedLane(ProblemLoop):
                 # The same step after the same prefix, so its log p and score are known.
                 after = source.cut(depth + 1)
                 log_prob = after.now.log_prob - old.now.log_prob
-                known.append(Extension(row, after, log_prob, None))
+                extensions.append(Extension(row, after, log_prob, None))
                 scores.append(Score(after.now.log_odds))
             else:
                 unknown.append(Repeat(row, old, source))
-        if known:
+        if extensions:
             visit = int(self._visits[place])
-            self._arrivals.put(Arrival(place, visit, known, scores))
+            self._arrivals.put(Arrival(place, visit, extensions, scores))
         if unknown:
             problem = int(self.population.index[place])
             self._start(place, self.requests.repeat(problem, unknown))
@@ -236,8 +236,10 @@ class ServedLane(ProblemLoop):
             pass
         self.clock.phase("reward")
         for place in {arrival.place for arrival in arrivals}:
-            own = [a for a in arrivals if a.place == place]
-            self._record(place, [a for a in own if a.visit == self._visits[place]])
+            own_arrivals = [a for a in arrivals if a.place == place]
+            self._record(
+                place, [a for a in own_arrivals if a.visit == self._visits[place]]
+            )
         self.clock.switch(before)
         return True
 
@@ -248,13 +250,13 @@ class ServedLane(ProblemLoop):
         extensions: list[Extension] = []
         scores: list[Any] = []
         for arrival in arrivals:
-            found: Any = arrival.scores
-            if found is None:
+            arrival_scores: Any = arrival.scores
+            if arrival_scores is None:
                 problem = int(self.population.index[place])
                 rows = [scored_row(problem, e.after) for e in arrival.extensions]
-                found = self.scorer.score(rows) if rows else []  # type: ignore[union-attr]
+                arrival_scores = self.scorer.score(rows) if rows else []  # type: ignore[union-attr]
             extensions += arrival.extensions
-            scores += found
+            scores += arrival_scores
         failed += [score for score in scores if isinstance(score, Exception)]
         if failed:
             self._give_up(place, failed[0], depth)

@@ -70,14 +70,16 @@ class LlamaCpp:
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""
         controls, first = drawing.controls, requests[0]
-        alone = len(requests) == 1 or all(r.prefix == first.prefix for r in requests)
+        has_one_prompt = len(requests) == 1 or all(
+            r.prefix == first.prefix for r in requests
+        )
         penalty = controls.repetition_penalty
         prompts = [list(request.prefix) for request in requests]
         body = OFF | {
-            "prompt": prompts[0] if alone else prompts,
+            "prompt": prompts[0] if has_one_prompt else prompts,
             "n_predict": first.max_tokens,
             # The prompts of a list would all get the same random numbers.
-            "seed": first.seed if alone else -1,
+            "seed": first.seed if has_one_prompt else -1,
             "stop": drawing.stops,
             "temperature": controls.temperature,
             "top_k": controls.top_k or 0,
@@ -91,7 +93,7 @@ class LlamaCpp:
             "return_tokens": True,
             "response_fields": FIELDS,
         }
-        if alone and len(requests) > 1:
+        if has_one_prompt and len(requests) > 1:
             body["n"] = len(requests)
         if drawing.log_probs:
             body |= {
@@ -107,16 +109,16 @@ class LlamaCpp:
         """See :class:`tsi.serving.dialect.Dialect`."""
         if drawing.log_probs:
             return self._read_stream(reply, requests, drawing)
-        found = reply if isinstance(reply, list) else [reply]
-        if len(found) != len(requests):
+        items = reply if isinstance(reply, list) else [reply]
+        if len(items) != len(requests):
             raise ServerError(
-                f"The server sent {len(found)} steps; {len(requests)} were asked for."
+                f"The server sent {len(items)} steps; {len(requests)} were asked for."
             )
-        if len(found) > 1:
-            found = choices({"steps": found}, "steps", len(requests))
+        if len(items) > 1:
+            items = choices({"steps": items}, "steps", len(requests))
         return [
             step_of(item, token_ids(field(item, "tokens"), r.max_tokens), drawing)
-            for item, r in zip(found, requests, strict=True)
+            for item, r in zip(items, requests, strict=True)
         ]
 
     def log_probs_call(self, tokens: Sequence[int], model: str | None) -> Call | None:
@@ -154,29 +156,29 @@ class LlamaCpp:
             integer(reply.get("timings", {}).get("cache_n", 0), "count"),
         )
 
-    def likely_tokens_call(self, tokens: Sequence[int], drawn: int, count: int) -> Call:
+    def likely_tokens_call(self, tokens: Sequence[int], token: int, count: int) -> Call:
         """A request for the log-probabilities of the likeliest next tokens.
 
         Args:
             tokens: ids of the prefix.
-            drawn: the id that is drawn, because of a bias that does not change the
+            token: the id that is drawn, because of a bias that does not change the
                 list.
             count: length of the list.
         """
-        return likely_tokens(tokens, [drawn], count, with_bias=False)
+        return likely_tokens(tokens, [token], count, with_bias=False)
 
     def _read_stream(
         self, events: list[Any], requests: Sequence[StepRequest], drawing: Drawing
     ) -> list[ServedStep]:
         steps = []
         for index, request in enumerate(requests):
-            found = streamed_step(events, index, len(requests), request, drawing)
-            if found.hidden:
+            streamed = streamed_step(events, index, len(requests), request, drawing)
+            if streamed.hidden:
                 raise HiddenTokensError(
                     "llama.cpp's server left out tokens of a character that takes "
                     "several of them."
                 )
-            steps.append(found.step)
+            steps.append(streamed.step)
         return steps
 
 

@@ -57,17 +57,17 @@ def streamed_step(
     Raises:
         ServerError: the events are malformed.
     """
-    own = events_of(events, index, num_steps)
-    if not own or field(own[-1], "stop") is not True:
+    own_events = events_of(events, index, num_steps)
+    if not own_events or field(own_events[-1], "stop") is not True:
         raise ServerError("The server's reply does not say how a step ended.")
-    last = own[-1]
-    known = streamed_tokens(own, request.max_tokens)
-    tokens = tuple(id for id, _ in known.values())
+    last = own_events[-1]
+    known_tokens = streamed_tokens(own_events, request.max_tokens)
+    tokens = tuple(id for id, _ in known_tokens.values())
     step = step_of(last, tokens, drawing)
     return StreamedStep(
-        step._replace(log_prob=sum(log_prob for _, log_prob in known.values())),
-        known,
-        integer(field(last, "tokens_predicted"), "count") - len(known),
+        step._replace(log_prob=sum(log_prob for _, log_prob in known_tokens.values())),
+        known_tokens,
+        integer(field(last, "tokens_predicted"), "count") - len(known_tokens),
     )
 
 
@@ -88,7 +88,7 @@ def streamed_tokens(
     Raises:
         ServerError: the events are malformed.
     """
-    known: dict[int, tuple[int, float]] = {}
+    known_tokens: dict[int, tuple[int, float]] = {}
     for event in events[:-1]:
         ids = token_ids(field(event, "tokens"), max_tokens)
         probabilities = event.get("completion_probabilities", [])
@@ -102,8 +102,11 @@ def streamed_tokens(
             itertools.zip_longest(ids, probabilities[: len(ids)]), first
         ):
             # A server without log-probabilities omits the field.
-            known[place] = (id, math.nan if item is None else log_prob_for(item, id))
-    return known
+            known_tokens[place] = (
+                id,
+                math.nan if item is None else log_prob_for(item, id),
+            )
+    return known_tokens
 
 
 def log_prob_for(item: Any, id: int) -> float:

@@ -88,7 +88,7 @@ class LocalScorer:
 
     def _score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
         prompts = self._read_prompts(rows)
-        found: list[Score | Exception] = [Score(float("nan"))] * len(rows)
+        scores: list[Score | Exception] = [Score(float("nan"))] * len(rows)
         parents: list[int] = []
         texts: list[tuple[int, Continuation]] = []
         for index, row in enumerate(rows):
@@ -97,12 +97,12 @@ class LocalScorer:
                 text = self.renderer.render(parent.transcript, row)
             except Exception as error:
                 # A text that cannot be rendered fails only its own problem.
-                found[index] = error
+                scores[index] = error
                 continue
             if text.rendering is not None:
                 texts.append((index, text))
                 parents.append(parent.slot)
-        slots = self._free(len(texts))
+        slots = self._choose_slots(len(texts))
         readings = [
             SlotReading(text.transcript.tokens, text.common, parent, slot)
             for (_, text), parent, slot in zip(texts, parents, slots, strict=True)
@@ -116,8 +116,8 @@ class LocalScorer:
             assert text.rendering is not None
             steps = [float(values[mark]) for mark in text.rendering.marks]
             log_odds = aggregate_scores(steps, self.renderer.aggregation)
-            found[index] = Score(log_odds, len(output) + prompts.get(index, 0))
-        return found
+            scores[index] = Score(log_odds, len(output) + prompts.get(index, 0))
+        return scores
 
     def _read_prompts(self, rows: Sequence[ScoredRow]) -> dict[int, int]:
         """Read prompts that are not stored.
@@ -131,19 +131,19 @@ class LocalScorer:
                 first.setdefault(row.problem, index)
             else:
                 self._stored.move_to_end((row.problem, ()))
-        begun = {problem: self.renderer.begin(problem) for problem in first}
-        slots = self._free(len(begun))
+        transcripts = {problem: self.renderer.begin(problem) for problem in first}
+        slots = self._choose_slots(len(transcripts))
         readings = [
             SlotReading(transcript.tokens, 0, 0, slot)
-            for transcript, slot in zip(begun.values(), slots, strict=True)
+            for transcript, slot in zip(transcripts.values(), slots, strict=True)
         ]
         outputs = self._slots.read(readings) if readings else []
         for (problem, transcript), slot, output in zip(
-            begun.items(), slots, outputs, strict=True
+            transcripts.items(), slots, outputs, strict=True
         ):
             transcript = transcript._replace(values=output)
             self._keep((problem, ()), Stored(slot, transcript))
-        return {first[p]: len(begun[p].tokens) for p in begun}
+        return {first[p]: len(transcripts[p].tokens) for p in transcripts}
 
     def _find(self, row: ScoredRow) -> Stored:
         """The longest stored prefix of a row that ends with a step."""
@@ -156,14 +156,16 @@ class LocalScorer:
         nothing = np.zeros(0, np.int32)
         return Stored(0, self.renderer.begin(row.problem)._replace(tokens=nothing))
 
-    def _free(self, count: int) -> list[int]:
+    def _choose_slots(self, count: int) -> list[int]:
         """Slots to be overwritten: unused ones, then the least recently used ones."""
-        used = {stored.slot for stored in self._stored.values()}
-        free = [slot for slot in range(self.num_slots) if slot not in used][:count]
-        while len(free) < count:
+        used_slots = {stored.slot for stored in self._stored.values()}
+        slots = [slot for slot in range(self.num_slots) if slot not in used_slots][
+            :count
+        ]
+        while len(slots) < count:
             _, stored = self._stored.popitem(last=False)
-            free.append(stored.slot)
-        return free
+            slots.append(stored.slot)
+        return slots
 
     def _keep(self, key: Key, stored: Stored) -> None:
         self._stored[key] = stored

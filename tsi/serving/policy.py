@@ -91,7 +91,7 @@ class ServedPolicy:
         """
         call = self.dialect.call(requests, drawing)
         if call.streamed:
-            reply = await self.client.events(call.path, call.body, call.enough)
+            reply = await self.client.events(call.path, call.body, call.is_enough)
         else:
             reply = await self.client.post(call.path, call.body)
         try:

@@ -55,24 +55,28 @@ async def measure(
         ServerError: it does not draw tokens as it is asked to.
     """
     dialect, prefix = identity.dialect, tuple(prompt)
-    plain = Drawing(identity.model, Controls(), ())
+    plain_drawing = Drawing(identity.model, Controls(), ())
 
     async def draw(seed: int, tokens: int, drawing: Drawing) -> ServedStep:
         requests = [StepRequest(prefix, tokens, seed)]
         return await draw_steps(client, dialect, requests, drawing)
 
     # This request is sent first, so that the others can find its prompt in a cache.
-    first = await draw(SEEDS[0], SEED_TOKENS, plain)
+    first = await draw(SEEDS[0], SEED_TOKENS, plain_drawing)
     others = await asyncio.gather(
-        *(draw(seed, SEED_TOKENS, plain) for seed in (*SEEDS[1:], *SEEDS))
+        *(draw(seed, SEED_TOKENS, plain_drawing) for seed in (*SEEDS[1:], *SEEDS))
     )
     tokens = [step.tokens for step in (first, *others)]
-    once, twice = tokens[: len(SEEDS)], tokens[len(SEEDS) :]
-    doubts = [s for s, a, b in zip(SEEDS, once, twice, strict=True) if a != b]
-    repeats = len(set(once)) > 1 and len(doubts) <= MAX_DOUBTS
-    for seed in doubts if repeats else ():
-        alone = [await draw(seed, SEED_TOKENS, plain) for _ in range(NUM_ALONE)]
-        repeats = repeats and len({step.tokens for step in alone}) == 1
+    first_tokens, second_tokens = tokens[: len(SEEDS)], tokens[len(SEEDS) :]
+    unstable_seeds = [
+        s for s, a, b in zip(SEEDS, first_tokens, second_tokens, strict=True) if a != b
+    ]
+    repeats = len(set(first_tokens)) > 1 and len(unstable_seeds) <= MAX_DOUBTS
+    for seed in unstable_seeds if repeats else ():
+        single_draws = [
+            await draw(seed, SEED_TOKENS, plain_drawing) for _ in range(NUM_ALONE)
+        ]
+        repeats = repeats and len({step.tokens for step in single_draws}) == 1
     abilities = Abilities(
         identity.server,
         identity.model,
@@ -88,32 +92,36 @@ async def measure(
         return abilities
     if await draws_copies(client, identity, StepRequest(prefix, SEED_TOKENS, SEEDS[0])):
         abilities = abilities._replace(copies=identity.copies)
-    drawn = await each(
-        draw(seed, 1, plain._replace(log_probs=True))
+    draws = await each(
+        draw(seed, 1, plain_drawing._replace(log_probs=True))
         for seed in range(100, 100 + NUM_DRAWS)
     )
     # llama.cpp gives no log-probability for a token that is part of a character.
-    failed = NUM_DRAWS - len(drawn)
+    failed = NUM_DRAWS - len(draws)
     if failed > MAX_FAILED:
         return abilities
-    at_one = {step.tokens: step.log_prob for step in drawn}
-    half = plain._replace(controls=Controls(temperature=0.5), log_probs=True)
-    sharp = await each(draw(seed, 1, half) for seed in range(500, 500 + NUM_COMPARED))
-    meaning = meaning_of(at_one, sharp)
-    abilities = abilities._replace(
-        log_probs=meaning, draws_all=kept_mass_is_one(drawn, failed)
+    at_one = {step.tokens: step.log_prob for step in draws}
+    half = plain_drawing._replace(controls=Controls(temperature=0.5), log_probs=True)
+    half_temperature_draws = await each(
+        draw(seed, 1, half) for seed in range(500, 500 + NUM_COMPARED)
     )
-    given = await read_given(client, dialect, identity.model, [*prefix, *text])
-    if given is None:
+    meaning = meaning_of(at_one, half_temperature_draws)
+    abilities = abilities._replace(
+        log_probs=meaning, draws_all=kept_mass_is_one(draws, failed)
+    )
+    prompt_log_probs = await read_given(
+        client, dialect, identity.model, [*prefix, *text]
+    )
+    if prompt_log_probs is None:
         return abilities
     # If a token was also drawn, both numbers must agree.
-    both = [
-        (known, value)
-        for tokens, known in at_one.items()
+    pairs = [
+        (log_prob, value)
+        for tokens, log_prob in at_one.items()
         if len(tokens) == 1 and tokens == tuple(text[:1])
-        for value in given[len(prefix) - 1 : len(prefix)]
+        for value in prompt_log_probs[len(prefix) - 1 : len(prefix)]
     ]
-    agree = all(abs(a - b) < 0.05 for a, b in both)
+    agree = all(abs(a - b) < 0.05 for a, b in pairs)
     return abilities._replace(reads_prompts=agree)
 
 
@@ -128,7 +136,7 @@ async def draws_copies(
     call = identity.dialect.call([request] * count, drawing)
     try:
         replies = [await client.post(call.path, call.body) for _ in range(2)]
-        first, again = (
+        first, second = (
             [
                 step.tokens
                 for step in identity.dialect.steps(reply, [request] * count, drawing)
@@ -139,7 +147,7 @@ async def draws_copies(
         raise
     except ServerError:
         return False
-    return first == again and len(set(first)) > 1
+    return first == second and len(set(first)) > 1
 
 
 async def each(draws: Iterable[Awaitable[ServedStep]]) -> list[ServedStep]:
@@ -167,7 +175,7 @@ async def draw_steps(
     """The first step of one request over HTTP."""
     call = dialect.call(requests, drawing)
     if call.streamed:
-        reply = await client.events(call.path, call.body, call.enough)
+        reply = await client.events(call.path, call.body, call.is_enough)
     else:
         reply = await client.post(call.path, call.body)
     return dialect.steps(reply, requests, drawing)[0]
@@ -199,7 +207,7 @@ def meaning_of(
     pairs = [(at_one[s.tokens], s.log_prob) for s in sharp if s.tokens in at_one]
     if any(math.isnan(b) for _, b in pairs):
         return "none"
-    moved = [abs(a - b) for a, b in pairs if a < -1e-3]
-    if not moved:
+    differences = [abs(a - b) for a, b in pairs if a < -1e-3]
+    if not differences:
         return "unknown"
-    return "processed" if max(moved) > 0.02 else "raw"
+    return "processed" if max(differences) > 0.02 else "raw"

@@ -16,17 +16,17 @@ def field(reply: Any, *names: str | int) -> Any:
     Raises:
         ServerError: it is missing.
     """
-    found = reply
+    value = reply
     for name in names:
         try:
-            found = found[name]
+            value = value[name]
         except (KeyError, IndexError, TypeError) as error:
             path = "/".join(map(str, names))
             raise ServerError(
                 f"The server's reply lacks {path}; it has {shape_of(reply)}. It is "
                 "another kind of server, or another version, than it seemed."
             ) from error
-    return found
+    return value
 
 
 def count(reply: Any, *names: str) -> int:
@@ -35,10 +35,10 @@ def count(reply: Any, *names: str) -> int:
     Raises:
         ServerError: the value is not a count.
     """
-    found = reply
+    value = reply
     for name in names:
-        found = found.get(name) if isinstance(found, dict) else None
-    return 0 if found is None else integer(found, names[-1])
+        value = value.get(name) if isinstance(value, dict) else None
+    return 0 if value is None else integer(value, names[-1])
 
 
 def show(value: Any) -> str:
@@ -67,10 +67,10 @@ def log_probability(value: Any, what: str) -> float:
     Raises:
         ServerError: the value is not valid.
     """
-    found = number(value, what)
-    if found > 1e-3:
-        raise ServerError(f"The server's {what} is {found}, above 0.")
-    return min(found, 0.0)
+    log_p = number(value, what)
+    if log_p > 1e-3:
+        raise ServerError(f"The server's {what} is {log_p}, above 0.")
+    return min(log_p, 0.0)
 
 
 def integer(value: Any, what: str, limit: int = MAX_ID) -> int:
@@ -128,11 +128,11 @@ def choices(reply: Any, name: str, count: int) -> list[Any]:
     Raises:
         ServerError: there are not `count` of them, each with its own index.
     """
-    found = field(reply, name)
-    if not isinstance(found, list) or len(found) != count:
-        size = len(found) if isinstance(found, list) else type(found).__name__
+    entries = field(reply, name)
+    if not isinstance(entries, list) or len(entries) != count:
+        size = len(entries) if isinstance(entries, list) else type(entries).__name__
         raise ServerError(f"The server sent {size} choices; {count} were asked for.")
-    by_index = {integer(field(c, "index"), "index", count): c for c in found}
+    by_index = {integer(field(c, "index"), "index", count): c for c in entries}
     if len(by_index) != count:
         raise ServerError("The server's choices do not have one index each.")
     return [by_index[index] for index in range(count)]

@@ -70,18 +70,18 @@ class ReadingSlots:
             size *= 4
         parents = [reading.parent for reading in readings]
         done = [reading.common for reading in readings]
-        found: list[list[Any]] = [[] for _ in readings]
+        pieces_by_reading: list[list[Any]] = [[] for _ in readings]
         while any(d < len(r.tokens) for d, r in zip(done, readings, strict=True)):
             left = max(len(r.tokens) - d for d, r in zip(done, readings, strict=True))
             width = next((w for w in WIDTHS if w >= left), WIDTHS[-1])
             tokens: Any = np.zeros((size, width + 1), np.int32)
-            kept, counts = np.zeros(size, np.int32), np.zeros(size, np.int32)
+            num_kept, counts = np.zeros(size, np.int32), np.zeros(size, np.int32)
             # Slots out of range are not written.
             rows, slots = np.zeros(size, np.int32), np.full(size, self.num_slots)
             for i, (begin, reading) in enumerate(zip(done, readings, strict=True)):
                 new = reading.tokens[begin : begin + width + 1]
                 tokens[i, : len(new)] = new
-                kept[i], counts[i] = begin, min(len(new), width)
+                num_kept[i], counts[i] = begin, min(len(new), width)
                 rows[i], slots[i] = parents[i], reading.slot
             output, self._keys, self._values = self._read(
                 self.model,
@@ -89,16 +89,16 @@ class ReadingSlots:
                 self._values,
                 rows,
                 slots.astype(np.int32),
-                kept,
+                num_kept,
                 tokens,
                 counts,
             )
             output = np.asarray(output)
             for i, reading in enumerate(readings):
-                found[i].append(output[i, : counts[i]])
+                pieces_by_reading[i].append(output[i, : counts[i]])
                 done[i] += int(counts[i])
                 parents[i] = reading.slot
-        return [np.concatenate(pieces) for pieces in found]
+        return [np.concatenate(pieces) for pieces in pieces_by_reading]
 
 
 def bytes_per_slot(model: Any, length: int) -> int:
@@ -116,7 +116,7 @@ def read_rows(
     values: Float[Array, "L S K T h"],
     parents: Int[Array, " W"],
     slots: Int[Array, " W"],
-    kept: Int[Array, " W"],
+    num_kept: Int[Array, " W"],
     tokens: Int[Array, "W C1"],
     counts: Int[Array, " W"],
 ) -> tuple[Float[Array, "W C"], Array, Array]:
@@ -128,7 +128,7 @@ def read_rows(
         keys, values: keys and values of all slots.
         parents: slot with the ids that each row has already read.
         slots: slot to which each row is written; indices out of range are dropped.
-        kept: number of ids that each row has already read.
+        num_kept: number of ids that each row has already read.
         tokens: the next C ids of each row and the id after them.
         counts: number of the C ids that are not padding.
 
@@ -136,14 +136,14 @@ def read_rows(
         The model's output at each id, and all slots.
     """
     width = tokens.shape[1] - 1
-    places = kept[:, None] + jnp.arange(width)
+    places = num_kept[:, None] + jnp.arange(width)
     own_keys, own_values = keys[:, parents], values[:, parents]
     room = jnp.arange(keys.shape[-1])
     past = Segment(
         own_keys,
         own_values,
         jnp.broadcast_to(room, (len(parents), len(room))),
-        room < kept[:, None],
+        room < num_kept[:, None],
     )
     valid = jnp.arange(width) < counts[:, None]
     hidden, new = model.trunk(tokens[:, :-1], places, valid, (past,))
@@ -153,9 +153,9 @@ def read_rows(
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
         return jax.vmap(update, in_axes=(1, 1, 0), out_axes=1)
 
-    # Positions beyond a row's count are padding, which `kept` masks.
-    own_keys = write(-1)(own_keys, new.keys, kept)
-    own_values = write(-2)(own_values, new.values, kept)
+    # Positions beyond a row's count are padding, which `num_kept` masks.
+    own_keys = write(-1)(own_keys, new.keys, num_kept)
+    own_values = write(-2)(own_values, new.values, num_kept)
     return (
         output,
         keys.at[:, slots].set(own_keys, mode="drop"),

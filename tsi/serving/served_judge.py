@@ -77,13 +77,13 @@ class ServedJudge:
         scores, read = [], 0
         for step in range(first, steps):
             prefix = prefix_after(row, step)
-            known = self._scores.find(row.problem, prefix.tokens)
-            if known is None or prefix is row:
-                known, spent = await self._judge(prefix)
-                read += spent
+            score = self._scores.find(row.problem, prefix.tokens)
+            if score is None or prefix is row:
+                score, num_tokens = await self._judge(prefix)
+                read += num_tokens
                 if self._aggregation != "last":
-                    self._scores.keep(row.problem, prefix.tokens, known)
-            scores.append(known)
+                    self._scores.keep(row.problem, prefix.tokens, score)
+            scores.append(score)
         return Score(aggregate_scores(scores, self._aggregation), read)
 
     async def _judge(self, row: ScoredRow) -> tuple[float, int]:
@@ -91,10 +91,14 @@ class ServedJudge:
         solution: Sequence[int] = row.tokens
         if self._translate is not None:
             solution = await asyncio.to_thread(self._translate, row)
-        asked, yes, no = self._question.question, self._question.yes, self._question.no
-        if row.stopped and tuple(solution[-1:]) == asked[:1]:
-            asked = asked[1:]
-        tokens = (*self._prompts[row.problem], *solution, *asked)
+        question, yes, no = (
+            self._question.question,
+            self._question.yes,
+            self._question.no,
+        )
+        if row.stopped and tuple(solution[-1:]) == question[:1]:
+            question = question[1:]
+        tokens = (*self._prompts[row.problem], *solution, *question)
         choice = await self.judge.choose(tokens, (yes, no))
         self.num_bounded += choice.bounded > 0
         return choice.log_probs[0] - choice.log_probs[1], choice.tokens_read

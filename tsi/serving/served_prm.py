@@ -70,9 +70,9 @@ class PooledMarks:
         self, client: Client, model: str | None, whole: bool, probe: Sequence[int]
     ) -> None:
         self.client, self._model, self._whole = client, model, whole
-        plain, _ = client.call(self._ask(probe, False))
+        raw_scores, _ = client.call(self._ask(probe, False))
         squashed, _ = client.call(self._ask(probe, True))
-        self._are_probabilities = is_probability(plain, squashed)
+        self._are_probabilities = is_probability(raw_scores, squashed)
 
     async def read(
         self, problem: int, rendering: Rendering, *, last: bool
@@ -185,20 +185,24 @@ class ServedPrm:
 
 
 def is_probability(
-    plain: Float[np.ndarray, "T K"], squashed: Float[np.ndarray, "T K"]
+    raw_scores: Float[np.ndarray, "T K"], squashed: Float[np.ndarray, "T K"]
 ) -> bool:
     """Whether a server gives probabilities even if logits are requested.
 
     Args:
-        plain: scores of a text, requested without an activation.
+        raw_scores: of a text, requested without an activation.
         squashed: scores of the same text, requested with an activation. If they differ,
             the server follows the request.
     """
-    if plain.shape == squashed.shape and not np.allclose(plain, squashed, atol=1e-6):
+    if raw_scores.shape == squashed.shape and not np.allclose(
+        raw_scores, squashed, atol=1e-6
+    ):
         return False
-    inside = bool(np.all((plain >= 0) & (plain <= 1)))
-    sums = plain.sum(axis=1)
-    return inside and (plain.shape[1] == 1 or bool(np.allclose(sums, 1, atol=1e-2)))
+    inside = bool(np.all((raw_scores >= 0) & (raw_scores <= 1)))
+    sums = raw_scores.sum(axis=1)
+    return inside and (
+        raw_scores.shape[1] == 1 or bool(np.allclose(sums, 1, atol=1e-2))
+    )
 
 
 def label_log_odds(

@@ -148,14 +148,16 @@ def served_reward(
             f"The reward {name} needs {why[reward.kind]}. Use judge, served-prm:URL"
             "#MODEL, a reward model of this machine or an exact check."
         )
-    return _local(reward, policy, settings)
+    return _make_local_scorer(reward, policy, settings)
 
 
 def _confidence(
     reward: NamedReward, abilities: Abilities, settings: RewardSettings
 ) -> ConfidenceScorer:
-    found = confidence_reward(reward.kind, reward.argument, settings.limits.max_tokens)
-    scorer = ConfidenceScorer(found, str(reward))
+    reward_model = confidence_reward(
+        reward.kind, reward.argument, settings.limits.max_tokens
+    )
+    scorer = ConfidenceScorer(reward_model, str(reward))
     if not settings.controls.is_plain:
         raise CapabilityError(
             f"The reward {reward} is log p of the model at temperature 1, and the "
@@ -168,7 +170,7 @@ def _confidence(
     return scorer
 
 
-def _local(
+def _make_local_scorer(
     reward: NamedReward, policy: ServedPolicy, settings: RewardSettings
 ) -> LocalScorer:
     """A reward model on this machine."""

@@ -114,7 +114,7 @@ class Spending(NamedTuple):
     requests: Int[np.ndarray, " W"]
 
 
-def no_spending(rows: int) -> Spending:
+def zero_spending(rows: int) -> Spending:
     """The cost of new rows: zero."""
     return Spending(*(np.zeros(rows, np.int64) for _ in Spending._fields))
 
@@ -134,7 +134,7 @@ class ServedRows:
 
     def __init__(self, working: int, total: int, log_truncation: float) -> None:
         self.rows = [Row()] * total
-        self.spending = no_spending(working)
+        self.spending = zero_spending(working)
         self._log_truncation = log_truncation
         # Looked up once, since JAX takes a tenth of a millisecond.
         self._dtype: Any = weight_dtype()
@@ -147,10 +147,12 @@ class ServedRows:
                 for counts in self.spending:
                     counts[row] = 0
 
-    def keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
+    def keep(
+        self, stored_rows: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
+    ) -> None:
         """Overwrite stored rows with copies of working rows."""
-        kept = [self.rows[row] for row in rows.tolist()]
-        for slot, row in zip(stored.tolist(), kept, strict=True):
+        kept_rows = [self.rows[row] for row in rows.tolist()]
+        for slot, row in zip(stored_rows.tolist(), kept_rows, strict=True):
             self.rows[slot] = row
 
     def arrange(
@@ -160,12 +162,12 @@ class ServedRows:
         limit: Int[np.ndarray, " n"] | None,
     ) -> RowReplies:
         """Give working rows their parents' prefixes, cut back; also their replies."""
-        moved = [self.rows[parent] for parent in parents.tolist()]
+        new_rows = [self.rows[parent] for parent in parents.tolist()]
         if limit is not None:
-            moved = [
-                row.cut(int(depth)) for row, depth in zip(moved, limit, strict=True)
+            new_rows = [
+                row.cut(int(depth)) for row, depth in zip(new_rows, limit, strict=True)
             ]
-        for index, row in zip(rows.tolist(), moved, strict=True):
+        for index, row in zip(rows.tolist(), new_rows, strict=True):
             self.rows[index] = row
         return self.replies(rows, np.zeros(len(rows)))
 
@@ -185,42 +187,44 @@ class ServedRows:
             rows: working rows.
             log_probs: log p of each row's step.
         """
-        found = [self.rows[row] for row in rows.tolist()]
-        newest = [row.now for row in found]
+        requested_rows = [self.rows[row] for row in rows.tolist()]
+        newest = [row.now for row in requested_rows]
         dtype = self._dtype
         log_odds = [after.log_odds for after in newest]
-        truncated = np.asarray([row.truncated for row in found], bool)
+        truncated = np.asarray([row.truncated for row in requested_rows], bool)
         potentials: Any = np.asarray(log_odds, dtype)
         potentials = np.where(truncated, potentials + self._log_truncation, potentials)
-        zeros: Any = np.zeros(len(found), dtype)
+        zeros: Any = np.zeros(len(requested_rows), dtype)
         steps: Any = np.asarray(log_probs, dtype)
-        finished: Any = np.asarray([row.finished for row in found], bool)
+        finished: Any = np.asarray([row.finished for row in requested_rows], bool)
         lengths: Any = np.asarray([after.num_tokens for after in newest], np.int32)
         return RowReplies(potentials, zeros, steps, finished, lengths)
 
     def particles(self, rows: Int[np.ndarray, " n"], max_steps: int) -> Particles:
         """Rows as particles for the outcome of a run, without caches."""
-        found = [self.rows[row] for row in rows.tolist()]
-        width = max([1, *(len(row.tokens) for row in found)])
-        tokens = np.zeros((len(found), width), np.int32)
-        ends = np.zeros((len(found), max_steps), np.int32)
-        for row, ids, steps in zip(found, tokens, ends, strict=True):
+        requested_rows = [self.rows[row] for row in rows.tolist()]
+        width = max([1, *(len(row.tokens) for row in requested_rows)])
+        tokens = np.zeros((len(requested_rows), width), np.int32)
+        ends = np.zeros((len(requested_rows), max_steps), np.int32)
+        for row, ids, steps in zip(requested_rows, tokens, ends, strict=True):
             ids[: len(row.tokens)] = row.tokens
             steps[: len(row.steps)] = [after.length for after in row.steps]
         absent: Any = None
         numbers: Any = np.asarray
-        log_prob = numbers([row.now.log_prob for row in found])
+        log_prob = numbers([row.now.log_prob for row in requested_rows])
         return Particles(
             tokens=numbers(tokens),
-            lengths=numbers([len(row.tokens) for row in found]),
+            lengths=numbers([len(row.tokens) for row in requested_rows]),
             step_ends=numbers(ends),
             pending=absent,
             boundary_state=absent,
-            finished=numbers([row.finished for row in found]),
-            truncated=numbers([row.truncated for row in found]),
+            finished=numbers([row.finished for row in requested_rows]),
+            truncated=numbers([row.truncated for row in requested_rows]),
             log_prob=log_prob,
             log_proposal=log_prob,
-            log_odds=numbers([row.now.log_odds for row in found], weight_dtype()),
+            log_odds=numbers(
+                [row.now.log_odds for row in requested_rows], weight_dtype()
+            ),
             history=absent,
             prompt=absent,
             suffix=absent,

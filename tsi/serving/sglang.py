@@ -36,19 +36,19 @@ class Sglang:
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""
         first = requests[0]
-        alone = all(request.prefix == first.prefix for request in requests)
+        has_one_prompt = all(request.prefix == first.prefix for request in requests)
         prompts = [list(request.prefix) for request in requests]
         settings: dict[str, Any] = {
             "max_new_tokens": first.max_tokens,
-            "n": len(requests) if alone else 1,
+            "n": len(requests) if has_one_prompt else 1,
             **control_fields(drawing),
             "no_stop_trim": True,
             "min_new_tokens": 0,
         }
-        if alone:
+        if has_one_prompt:
             settings["sampling_seed"] = first.seed
         body = {
-            "input_ids": prompts[0] if alone else prompts,
+            "input_ids": prompts[0] if has_one_prompt else prompts,
             "sampling_params": settings,
             "return_logprob": drawing.log_probs,
             # Log-probabilities of generated tokens only.
@@ -60,14 +60,14 @@ class Sglang:
         self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
-        found = reply if isinstance(reply, list) else [reply]
-        if len(found) != len(requests):
+        items = reply if isinstance(reply, list) else [reply]
+        if len(items) != len(requests):
             raise ServerError(
-                f"The server sent {len(found)} steps; {len(requests)} were asked for."
+                f"The server sent {len(items)} steps; {len(requests)} were asked for."
             )
         return [
             self._step(item, request, drawing)
-            for item, request in zip(found, requests, strict=True)
+            for item, request in zip(items, requests, strict=True)
         ]
 
     def _step(self, item: Any, request: StepRequest, drawing: Drawing) -> ServedStep:

@@ -104,11 +104,11 @@ class ServerTokenizer:
     def _check_plain(self, text: str) -> None:
         """Refuse a text that contains the name of a control token."""
         if self._kind == "llama.cpp":
-            both = [
+            id_lists = [
                 self._ids({"content": text, "parse_special": parse})
                 for parse in (True, False)
             ]
-            named = both[0] != both[1]
+            named = id_lists[0] != id_lists[1]
         else:
             reply = self._post(
                 "/tokenize", self._vllm({"prompt": text, "return_token_strs": True})
@@ -172,8 +172,8 @@ class TextSpelling:
                 server would read as the token.
         """
         if self._tokenizer is not None:
-            plain = self._tokenizer.encode(text)
-            if plain != self._tokenizer.encode(text, allow_special=True):
+            ids = self._tokenizer.encode(text)
+            if ids != self._tokenizer.encode(text, allow_special=True):
                 raise ConfigurationError(
                     f"The text {text!r:.80} contains the name of a control token. This "
                     "server takes text alone, and would read it as one; take it out, "

@@ -205,9 +205,9 @@ class StepRequests:
         common = hashlib.blake2b(text.encode(), key=self._key, digest_size=4)
         seeds = []
         for number in numbers:
-            own = common.copy()
-            own.update(str(number).encode())
-            seeds.append(int.from_bytes(own.digest(), "big") >> 1)
+            own_hash = common.copy()
+            own_hash.update(str(number).encode())
+            seeds.append(int.from_bytes(own_hash.digest(), "big") >> 1)
         return seeds
 
 
@@ -217,15 +217,15 @@ async def gather_answers(
     """The rows of several requests; at the first error the others are given up."""
     tasks = [asyncio.ensure_future(work()) for work in works]
     try:
-        found = await asyncio.gather(*tasks)
+        answers = await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
             task.cancel()
         raise
-    extensions = [extension for own, _ in found for extension in own]
-    if any(scores is None for _, scores in found):
+    extensions = [extension for own, _ in answers for extension in own]
+    if any(scores is None for _, scores in answers):
         return extensions, None
-    return extensions, [score for _, scores in found for score in scores or []]
+    return extensions, [score for _, scores in answers for score in scores or []]
 
 
 def scored_row(problem: int, row: Row) -> ScoredRow:

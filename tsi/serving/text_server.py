@@ -49,7 +49,7 @@ class TextServer:
             body["model"] = drawing.model
         longest = max(map(len, drawing.stops), default=1)
 
-        def enough(events: list[Any]) -> bool:
+        def has_delimiter(events: list[Any]) -> bool:
             tail = text_of(events[-1])
             for event in events[-2::-1]:
                 if len(tail) >= longest + len(text_of(events[-1])):
@@ -57,7 +57,7 @@ class TextServer:
                 tail = text_of(event) + tail
             return first_of(tail, drawing.stops)[1] is not None
 
-        return Call(PATH, body, streamed=True, enough=enough)
+        return Call(PATH, body, streamed=True, is_enough=has_delimiter)
 
     def steps(
         self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
@@ -70,11 +70,11 @@ class TextServer:
             points = as_points(text[: place + len(word)])
             # An event contains one or more tokens; the server's own count never
             # arrives.
-            ended: End = "end" if word in drawing.stop_strings else "delimiter"
-            return [ServedStep(points, sum(map(bool, pieces)), ended)]
+            end: End = "end" if word in drawing.stop_strings else "delimiter"
+            return [ServedStep(points, sum(map(bool, pieces)), end)]
         reasons = [reason_of(event) for event in reply]
-        ended = "limit" if "length" in reasons else "end"
-        return [ServedStep(as_points(text), sum(map(bool, pieces)), ended)]
+        end = "limit" if "length" in reasons else "end"
+        return [ServedStep(as_points(text), sum(map(bool, pieces)), end)]
 
     def log_probs_call(self, tokens: Sequence[int], model: str | None) -> Call | None:
         """None, since text servers do not name tokens."""

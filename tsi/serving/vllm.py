@@ -39,20 +39,20 @@ class Vllm:
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""
         first = requests[0]
-        alone = all(request.prefix == first.prefix for request in requests)
+        has_one_prompt = all(request.prefix == first.prefix for request in requests)
         prompts = [list(request.prefix) for request in requests]
         body: dict[str, Any] = {
             "model": drawing.model,
-            "prompt": prompts[0] if alone else prompts,
+            "prompt": prompts[0] if has_one_prompt else prompts,
             "max_tokens": first.max_tokens,
-            "n": len(requests) if alone else 1,
+            "n": len(requests) if has_one_prompt else 1,
             **control_fields(drawing),
             "include_stop_str_in_output": True,
             "min_tokens": 0,
             "add_special_tokens": False,
             "return_token_ids": True,
         }
-        if alone:
+        if has_one_prompt:
             # The prompts of a list would all get the same random numbers.
             body["seed"] = first.seed
         if drawing.log_probs:
@@ -151,16 +151,16 @@ class Vllm:
 
     def read_choice(self, reply: Any, candidates: Sequence[int]) -> Choice:
         """See :class:`tsi.serving.dialect.Dialect`."""
-        found = field(reply, "choices", 0, "logprobs", "top_logprobs", 0)
+        log_probs = field(reply, "choices", 0, "logprobs", "top_logprobs", 0)
         max_entries = MAX_NAMED + len(candidates) + 1
-        if not isinstance(found, dict) or len(found) > max_entries:
+        if not isinstance(log_probs, dict) or len(log_probs) > max_entries:
             raise ServerError(
                 "The server's log-probabilities of a next token are no table of at "
                 f"most {max_entries} entries."
             )
         named = {
             id_of(name): log_probability(value, "log-probability")
-            for name, value in found.items()
+            for name, value in log_probs.items()
         }
         return choice_of(
             named,

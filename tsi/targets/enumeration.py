@@ -26,19 +26,19 @@ def enumerate_paths(
         limit: number of symbols after which a path is cut.
         width: T, columns of the result; -1 stands after the end of a path.
     """
-    found: list[tuple[tuple[int, ...], float]] = []
+    paths: list[tuple[tuple[int, ...], float]] = []
 
     def extend(path: tuple[int, ...], probability: float) -> None:
-        ended = bool(path) and path[-1] == end
-        if len(path) == limit or ended:
-            found.append((path, probability))
+        has_ended = bool(path) and path[-1] == end
+        if len(path) == limit or has_ended:
+            paths.append((path, probability))
             return
         row = transition[path[-1]] if path else initial
         for symbol in np.flatnonzero(row):
             extend((*path, int(symbol)), probability * row[symbol])
 
     extend((), 1.0)
-    symbols = np.full((len(found), width), -1, np.int32)
-    for row, (path, _) in enumerate(found):
+    symbols = np.full((len(paths), width), -1, np.int32)
+    for row, (path, _) in enumerate(paths):
         symbols[row, : len(path)] = path
-    return symbols, log_of(np.array([probability for _, probability in found]))
+    return symbols, log_of(np.array([probability for _, probability in paths]))

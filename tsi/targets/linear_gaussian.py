@@ -174,8 +174,8 @@ class LinearGaussianTarget:
     ) -> LinearGaussianParticles:
         """The first `depths` states of each path."""
         length = jnp.minimum(particles.length, depths)
-        kept = jnp.arange(self.max_steps) < length[:, None]
-        path = jnp.where(kept, particles.path, 0.0)
+        is_kept = jnp.arange(self.max_steps) < length[:, None]
+        path = jnp.where(is_kept, particles.path, 0.0)
         last = jnp.take_along_axis(path, jnp.maximum(length - 1, 0)[:, None], axis=1)
         return LinearGaussianParticles(last[:, 0], length, path)
 

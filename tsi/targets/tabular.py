@@ -133,14 +133,16 @@ class TabularTarget:
         self.log_potentials = np.asarray(log_potentials, np.float64)
         self.end = end
         self.max_steps, self.num_symbols = self.log_potentials.shape
-        self.proposal_initial = self._default(proposal_initial, self.initial)
-        self.proposal_transition = self._default(proposal_transition, self.transition)
+        self.proposal_initial = self._proposal_or_policy(proposal_initial, self.initial)
+        self.proposal_transition = self._proposal_or_policy(
+            proposal_transition, self.transition
+        )
         self.log_scale = np.full(self.max_steps, log_scale, np.float64)
         self.idle = idle
         self._check()
 
     @staticmethod
-    def _default(proposal: Any, policy: np.ndarray) -> np.ndarray:
+    def _proposal_or_policy(proposal: Any, policy: np.ndarray) -> np.ndarray:
         return policy if proposal is None else np.asarray(proposal, np.float64)
 
     def _check(self) -> None:
@@ -225,26 +227,26 @@ class TabularTarget:
             row = proposal[jnp.minimum(t, self.max_steps - 1), last]
         log_q = jnp.where(first, tables.log_proposal_initial, row)
         keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
-        drawn = jax.vmap(jax.random.categorical)(keys, log_q).astype(jnp.int32)
+        new_symbols = jax.vmap(jax.random.categorical)(keys, log_q).astype(jnp.int32)
         scale = tables.log_scale[jnp.minimum(t, self.max_steps - 1)]
-        correction = (log_p - log_q)[slots, drawn] + scale
-        extended = self._append_symbol(particles, t, drawn, tables)
+        correction = (log_p - log_q)[slots, new_symbols] + scale
+        extended = self._append_symbol(particles, t, new_symbols, tables)
         return extended, jnp.where(finished, tables.idle, correction)
 
     def _append_symbol(
         self,
         particles: TabularParticles,
         t: Int[Array, "N"],
-        drawn: Int[Array, "N"],
+        new_symbols: Int[Array, "N"],
         tables: TabularParams,
     ) -> TabularParticles:
         """Append the symbol of step t to unfinished paths."""
         symbols, length, finished = particles
         is_current = (jnp.arange(self.max_steps) == t[:, None]) & ~finished[:, None]
         return TabularParticles(
-            jnp.where(is_current, drawn[:, None], symbols),
+            jnp.where(is_current, new_symbols[:, None], symbols),
             jnp.where(finished, length, t + 1),
-            finished | (drawn == tables.end) | (t + 1 >= self.max_steps),
+            finished | (new_symbols == tables.end) | (t + 1 >= self.max_steps),
         )
 
     def log_potential(
@@ -288,10 +290,10 @@ class TabularTarget:
         params: TabularParams | None = None,
     ) -> TabularParticles:
         """The first `depths` symbols of each path."""
-        kept = jnp.arange(self.max_steps) < depths[:, None]
+        is_kept = jnp.arange(self.max_steps) < depths[:, None]
         shorter = depths < particles.length
         return TabularParticles(
-            jnp.where(kept, particles.symbols, -1),
+            jnp.where(is_kept, particles.symbols, -1),
             jnp.minimum(particles.length, depths),
             particles.finished & ~shorter,
         )

@@ -38,15 +38,15 @@ def _log_tables(
     gains = target.log_potentials
     if accumulate != "product":
         gains = np.where(ends, gains, 0.0)
-    twist, worth = np.zeros_like(gains), gains.copy()
+    twist, values = np.zeros_like(gains), gains.copy()
     with np.errstate(divide="ignore"):
         log_transition = np.log(target.transition)
     for t in range(target.max_steps - 2, -1, -1):
-        future = np.logaddexp.reduce(log_transition + worth[t + 1], axis=-1)
+        future = np.logaddexp.reduce(log_transition + values[t + 1], axis=-1)
         future += target.log_scale[t + 1]
         twist[t] = np.where(ends[t], 0.0, future)
-        worth[t] = gains[t] + twist[t]
-    return twist, worth
+        values[t] = gains[t] + twist[t]
+    return twist, values
 
 
 def exact_log_twist(

@@ -111,9 +111,9 @@ class TwistedTarget:
         self, key: AnyKey, num_particles: int, params: Any = None
     ) -> TwistedParticles:
         """N particles before their first step."""
-        earned = jnp.zeros((num_particles, self.max_steps), weight_dtype())
+        log_earned = jnp.zeros((num_particles, self.max_steps), weight_dtype())
         inner = self.target.init(key, num_particles, _target_params(params))
-        return TwistedParticles(inner, earned)
+        return TwistedParticles(inner, log_earned)
 
     def _record_potential(
         self,
@@ -149,12 +149,14 @@ class TwistedTarget:
         params: Any = None,
     ) -> tuple[TwistedParticles, Float[Array, "N"]]:
         """A step of the inner target's proposal or of `propose`; also log p - log q."""
-        inner, foreign = particles.particles, self._own_proposal
-        if foreign is None:
-            now, correction = self.target.propose(key, t, inner, _target_params(params))
+        inner, own_proposal = particles.particles, self._own_proposal
+        if own_proposal is None:
+            extended, correction = self.target.propose(
+                key, t, inner, _target_params(params)
+            )
         else:
-            now, correction = foreign(key, t, inner, params)
-        return self._record_potential(t, particles, now, params), correction
+            extended, correction = own_proposal(key, t, inner, params)
+        return self._record_potential(t, particles, extended, params), correction
 
     def log_potential(
         self,

@@ -84,10 +84,10 @@ class Clock:
     def read(self) -> ClockReading:
         """The reading so far; may be called from another thread."""
         seconds, compiling = dict(self._seconds), dict(self._compiling)
-        spent = sum(end - start for start, end in tuple(self._spans))
-        seconds["compile"] += spent
-        compiling[self._part] += spent
-        seconds[self._part] += self._now() - self._since - spent
+        compile_seconds = sum(end - start for start, end in tuple(self._spans))
+        seconds["compile"] += compile_seconds
+        compiling[self._part] += compile_seconds
+        seconds[self._part] += self._now() - self._since - compile_seconds
         return ClockReading(seconds, compiling)
 
     def resume(self) -> None:

@@ -44,9 +44,9 @@ def keep_programs() -> Path | None:
     config: Any = jax.config
     if not config.jax_enable_compilation_cache:
         return None
-    chosen = config.jax_compilation_cache_dir
-    if chosen:
-        return Path(chosen)
+    folder = config.jax_compilation_cache_dir
+    if folder:
+        return Path(folder)
     directory = cache_directory() / "programs" / _machine()
     try:
         directory.mkdir(parents=True, exist_ok=True)

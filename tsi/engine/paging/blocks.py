@@ -55,8 +55,8 @@ class BlockTables:
     def fork(self, rows: Indices, parents: Indices) -> None:
         """Give each of `rows` the past of its parent, simultaneously."""
         rows, parents = np.asarray(rows), np.asarray(parents)
-        moved = rows != parents
-        rows, parents = rows[moved], parents[moved]
+        is_moved = rows != parents
+        rows, parents = rows[is_moved], parents[is_moved]
         new, lengths = self.table[parents], self.lengths[parents]
         self._count(new, 1)
         self._count(self.table[rows], -1)
@@ -67,48 +67,48 @@ class BlockTables:
         rows = np.asarray(rows)
         left = np.minimum(self.lengths[rows], np.asarray(lengths))
         cut_mask = self._columns >= self._blocks_of(left)[:, None]
-        held = self.table[rows]
-        self._count(np.where(cut_mask, held, -1), -1)
-        self.table[rows] = np.where(cut_mask, -1, held)
+        held_blocks = self.table[rows]
+        self._count(np.where(cut_mask, held_blocks, -1), -1)
+        self.table[rows] = np.where(cut_mask, -1, held_blocks)
         self.lengths[rows] = left
 
     def release(self, rows: Indices) -> None:
         """Forget rows."""
         self.cut(rows, np.zeros(len(rows), np.int32))
 
-    def num_missing(self, rows: Indices, kept: Indices, lengths: Indices) -> int:
+    def num_missing(self, rows: Indices, num_kept: Indices, lengths: Indices) -> int:
         """How many more blocks :meth:`extend` needs than the pool has free."""
-        _, needed, own = self._needs(np.asarray(rows), kept, lengths)
+        _, is_needed, is_private = self._needs(np.asarray(rows), num_kept, lengths)
         free = self.uses.size - self.num_used
-        return max(0, int(np.count_nonzero(needed & ~own)) - free)
+        return max(0, int(np.count_nonzero(is_needed & ~is_private)) - free)
 
     def grow(self, blocks: int) -> None:
         """Add free blocks."""
         self.uses = np.concatenate([self.uses, np.zeros(blocks, np.int32)])
 
-    def extend(self, rows: Indices, kept: Indices, lengths: Indices) -> Copies:
+    def extend(self, rows: Indices, num_kept: Indices, lengths: Indices) -> Copies:
         """Allocate blocks for the new positions of rows.
 
         Args:
             rows: distinct rows.
-            kept: number of first positions of each row that are unchanged.
+            num_kept: number of first positions of each row that are unchanged.
             lengths: new number of positions of each row.
 
         Returns:
             The blocks of the new positions, to be copied out of dense rows.
         """
         rows = np.asarray(rows)
-        held, needed, own = self._needs(rows, kept, lengths)
-        new = needed & ~own
-        fresh = np.flatnonzero(self.uses == 0)[: np.count_nonzero(new)]
-        beyond = self._columns >= self._blocks_of(np.asarray(lengths))[:, None]
-        self._count(np.where(new | beyond, held, -1), -1)
-        held = np.where(beyond, -1, held)
-        held[new] = fresh
-        self.uses[fresh] = 1
-        self.table[rows], self.lengths[rows] = held, lengths
-        at, columns = np.nonzero(needed)
-        return Copies(at, columns * self.block, held[at, columns])
+        held_blocks, is_needed, is_private = self._needs(rows, num_kept, lengths)
+        is_new = is_needed & ~is_private
+        new_blocks = np.flatnonzero(self.uses == 0)[: np.count_nonzero(is_new)]
+        is_past_end = self._columns >= self._blocks_of(np.asarray(lengths))[:, None]
+        self._count(np.where(is_new | is_past_end, held_blocks, -1), -1)
+        held_blocks = np.where(is_past_end, -1, held_blocks)
+        held_blocks[is_new] = new_blocks
+        self.uses[new_blocks] = 1
+        self.table[rows], self.lengths[rows] = held_blocks, lengths
+        at, columns = np.nonzero(is_needed)
+        return Copies(at, columns * self.block, held_blocks[at, columns])
 
     def contents(self, rows: Indices, starts: Indices | None = None) -> Copies:
         """The blocks of rows, to be copied into dense ones.
@@ -117,14 +117,16 @@ class BlockTables:
             rows: the rows.
             starts: first position of each row, a multiple of the block size; 0 if None.
         """
-        held = self.table[np.asarray(rows)]
-        copy_mask = held >= 0
+        held_blocks = self.table[np.asarray(rows)]
+        copy_mask = held_blocks >= 0
         if starts is not None:
             copy_mask &= self._columns * self.block >= np.asarray(starts)[:, None]
         at, columns = np.nonzero(copy_mask)
-        return Copies(at, columns * self.block, held[at, columns])
+        return Copies(at, columns * self.block, held_blocks[at, columns])
 
-    def in_common(self, rows: Indices, others: Indices) -> Int[np.ndarray, " n"]:
+    def num_shared_positions(
+        self, rows: Indices, others: Indices
+    ) -> Int[np.ndarray, " n"]:
         """Number of positions that each row shares with another row in full blocks."""
         rows, others = np.asarray(rows), np.asarray(others)
         full = np.minimum(self.lengths[rows], self.lengths[others]) // self.block
@@ -140,19 +142,19 @@ class BlockTables:
         return -(-lengths // self.block)
 
     def _needs(
-        self, rows: Int[np.ndarray, " n"], kept: Indices, lengths: Indices
+        self, rows: Int[np.ndarray, " n"], num_kept: Indices, lengths: Indices
     ) -> tuple[
         Int[np.ndarray, "n b"], Bool[np.ndarray, "n b"], Bool[np.ndarray, "n b"]
     ]:
         """Blocks of rows; which ones are written; which of the latter are private."""
-        before, now = np.asarray(kept), np.asarray(lengths)
+        before, now = np.asarray(num_kept), np.asarray(lengths)
         first, last = before // self.block, self._blocks_of(now)
         last = np.where(now > before, last, 0)
-        needed = (self._columns >= first[:, None]) & (self._columns < last[:, None])
-        held = self.table[rows]
-        own = needed & (held >= 0)
-        own[own] = self.uses[held[own]] == 1
-        return held, needed, own
+        is_needed = (self._columns >= first[:, None]) & (self._columns < last[:, None])
+        held_blocks = self.table[rows]
+        is_private = is_needed & (held_blocks >= 0)
+        is_private[is_private] = self.uses[held_blocks[is_private]] == 1
+        return held_blocks, is_needed, is_private
 
     def _count(self, blocks: np.ndarray, change: int) -> None:
         np.add.at(self.uses, blocks[blocks >= 0], change)

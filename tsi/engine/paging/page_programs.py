@@ -33,7 +33,7 @@ class PagePrograms:
         self.page_out = Timed(donate(paging.page_out), "move")
         self.page_in = Timed(donate(paging.page_in), "move")
 
-    def empty(self, like: Dense, rows: int, size: int) -> Dense:
+    def make_zeros(self, like: Dense, rows: int, size: int) -> Dense:
         """Dense rows of zeros, placed where programs return dense rows."""
         dense = Dense(
             tuple(jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys),
@@ -46,7 +46,7 @@ class PagePrograms:
 
     def empty_pages(self, like: Dense, block: int, count: int) -> Pages:
         """Blocks of zeros, placed where programs return blocks."""
-        return self._place_heads(paging.no_pages(like, block, count), axis=2)
+        return self._place_heads(paging.empty_pages(like, block, count), axis=2)
 
     def _place_heads(self, tree: Any, axis: int) -> Any:
         """Arrays with heads along an axis, sharded like the weights that produce them.

@@ -70,7 +70,7 @@ def moves_of(copies: Copies) -> Iterator[Moves]:
         yield Moves(rows, positions, blocks, np.int32(count))
 
 
-def no_pages(like: Dense, block: int, count: int = 0) -> Pages:
+def empty_pages(like: Dense, block: int, count: int = 0) -> Pages:
     """Empty blocks for rows of these shapes."""
     _, heads, width, _ = like.keys[0].shape
     shape = (count, len(like.keys), heads)

@@ -49,7 +49,7 @@ class Pool:
         self,
         dense: Dense,
         rows: Indices,
-        kept: Indices,
+        num_kept: Indices,
         lengths: Indices,
         at: Indices | None = None,
         starts: Indices | None = None,
@@ -59,16 +59,16 @@ class Pool:
         Args:
             dense: dense rows that contain the new positions.
             rows: distinct rows.
-            kept: number of first positions of each row that are unchanged.
+            num_kept: number of first positions of each row that are unchanged.
             lengths: new number of positions of each row.
             at: index of the dense row of each; by default 0, 1, 2, ...
             starts: the position at which each dense row begins; 0, if None.
         """
-        while self.tables.num_missing(rows, kept, lengths):
+        while self.tables.num_missing(rows, num_kept, lengths):
             pages = self.programs.empty_pages(self.like, self.block, self._extent)
             self._extents.append(pages)
             self.tables.grow(self._extent)
-        copies = self.tables.extend(rows, kept, lengths)
+        copies = self.tables.extend(rows, num_kept, lengths)
         for i, moves in self._moves(copies, at, starts):
             pages = self._extents[i]
             self._extents[i] = self.programs.page_out(pages, dense, moves)
@@ -98,7 +98,7 @@ class Pool:
 
     def dense_rows_of(self, rows: Indices, number: int, size: int) -> Any:
         """`number` dense rows of `size` positions; the first ones contain `rows`."""
-        return self.load(self.programs.empty(self.like, number, size), rows)
+        return self.load(self.programs.make_zeros(self.like, number, size), rows)
 
     def _moves(
         self, copies: Copies, at: Indices | None, starts: Indices | None
@@ -118,15 +118,15 @@ class Pool:
 
 def bytes_held(pools: Iterable[Pool]) -> CacheBytes:
     """Bytes in the blocks of some pools: read by several rows, and by one."""
-    found = CacheBytes()
+    total = CacheBytes()
     for pool in pools:
         uses = pool.tables.uses
         size = pool.block * bytes_of_position(pool.like)
         counts = (uses > 1).sum(), (uses == 1).sum(), uses.sum()
-        found = CacheBytes(
-            *(a + size * int(b) for a, b in zip(found, counts, strict=True))
+        total = CacheBytes(
+            *(a + size * int(b) for a, b in zip(total, counts, strict=True))
         )
-    return found
+    return total
 
 
 def bytes_of_position(like: Dense) -> int:

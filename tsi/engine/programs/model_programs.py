@@ -121,7 +121,7 @@ class Programs(PagePrograms):
     def slots(self, like: Dense, rows: int, size: int, vocab_size: int | None) -> Slots:
         """R slots without rows; see `empty_slots`."""
         keys = jax.random.split(jax.random.key(0), rows)
-        cache = self.empty(like, rows, size)
+        cache = self.make_zeros(like, rows, size)
         # A buffer must not be donated twice under several names.
         forced = self.target.forced_end is not None
         step_tokens = self.target.max_step_tokens
@@ -157,7 +157,7 @@ class Programs(PagePrograms):
         params: ReasoningParams,
         slots: Slots,
         common: Dense | None,
-        chosen: Chosen | None,
+        chosen_slots: Chosen | None,
         enough: Int[Array, ""],
         width: int,
     ) -> tuple[Slots, Dense, BurstStatus]:
@@ -167,7 +167,7 @@ class Programs(PagePrograms):
             self.target.boundary,
             slots,
             None if common is None else self.divide(common),
-            chosen,
+            chosen_slots,
             params.temperatures,
             enough,
             width,
@@ -181,9 +181,11 @@ class Programs(PagePrograms):
         new: Dense,
         rows: Int[Array, " r"],
         places: Int[Array, " r"],
-        began: Bool[Array, " r"],
+        start_time: Bool[Array, " r"],
     ) -> Dense:
-        return self.divide(append_burst(self.divide(cache), new, rows, places, began))
+        return self.divide(
+            append_burst(self.divide(cache), new, rows, places, start_time)
+        )
 
     def _end_step(self, stored: Stored, *arguments: Any) -> Any:
         return end_step(self.target, self.structure, stored, *arguments)

@@ -49,14 +49,14 @@ def arrange(
     ]
     caches = RewardCaches(nothing, lengths)
     working = jnp.arange(count)
-    taken = take(stored, parents, working, problems, caches, structure)
+    prefixes = take(stored, parents, working, problems, caches, structure)
     row_params = of_rows(params, stored, problems)
     if depths is not None:
-        taken = store.shorten(taken, depths, row_params)
-        cut = store.target.reward.cut(taken.reward_state, taken.lengths)
-        taken = taken._replace(reward_state=cut)
-    stored, _, change = put(stored, rows, taken, caches)
-    return stored, replies_of(store.target, taken, None, row_params), change.lengths
+        prefixes = store.shorten(prefixes, depths, row_params)
+        cut = store.target.reward.cut(prefixes.reward_state, prefixes.lengths)
+        prefixes = prefixes._replace(reward_state=cut)
+    stored, _, change = put(stored, rows, prefixes, caches)
+    return stored, replies_of(store.target, prefixes, None, row_params), change.lengths
 
 
 def cache_positions(stored: Stored, structure: Any) -> list[Array]:

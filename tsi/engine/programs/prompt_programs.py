@@ -34,10 +34,10 @@ def prefill(
     """
     particles = target.init(None, 1, params)
     rows, shared, caches, structure = parts_of(particles.reward_state)
-    beyond, none = (0, -particles.prompt.mask.shape[1] % block), (0, 0)
+    num_padded, none = (0, -particles.prompt.mask.shape[1] % block), (0, 0)
     prompt = layers_of(
-        jnp.pad(particles.prompt.keys, [none] * 4 + [beyond]),
-        jnp.pad(particles.prompt.values, [none] * 3 + [beyond, none]),
+        jnp.pad(particles.prompt.keys, [none] * 4 + [num_padded]),
+        jnp.pad(particles.prompt.values, [none] * 3 + [num_padded, none]),
     )
     like = [
         layers_of(x.segment.keys[..., :0], x.segment.values[..., :0, :]) for x in caches

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from tsi.decoding.cache import Suffix, squeeze
 from tsi.engine.paging.pages import Dense, layers_of
 from tsi.models.layers import Segment
-from tsi.reasoning.cost import Cost, no_cost
+from tsi.reasoning.cost import Cost, zero_cost
 from tsi.reasoning.particles import Particles, ReasoningParams, without_caches
 from tsi.rewards.reward import Prompts
 
@@ -64,18 +64,18 @@ def empty_stored(
     def room(count: int) -> Callable[[Array], Array]:
         return lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype)
 
-    def by_layer(leaf: Array) -> Array:
+    def make_layer_zeros(leaf: Array) -> Array:
         return jnp.zeros((leaf.shape[0], problems, *leaf.shape[2:]), leaf.dtype)
 
     return Stored(
         jax.tree.map(room(rows), particles),
         [room(rows)(leaf) for leaf in reward],
         # A buffer must not be donated twice under several names.
-        jax.tree.map(jnp.copy, no_cost(working)),
+        jax.tree.map(jnp.copy, zero_cost(working)),
         [
             segment._replace(
-                keys=by_layer(segment.keys),
-                values=by_layer(segment.values),
+                keys=make_layer_zeros(segment.keys),
+                values=make_layer_zeros(segment.values),
                 positions=room(problems)(segment.positions),
                 mask=room(problems)(segment.mask),
             )
@@ -198,11 +198,11 @@ def put(
         The store; the reward's caches, without gaps; and what has changed in them.
     """
     _, _, grown, _ = parts_of(particles.reward_state)
-    kept, lengths, dense, squeezed = [], [], [], []
+    num_kept, lengths, dense, squeezed = [], [], [], []
     for suffix, before, count in zip(grown, *caches, strict=True):
         mask = suffix.segment.mask
         old = jnp.arange(before.keys[0].shape[-1]) < count[:, None]
-        kept.append(jnp.sum(jnp.cumprod(mask & old, axis=1), axis=1))
+        num_kept.append(jnp.sum(jnp.cumprod(mask & old, axis=1), axis=1))
         lengths.append(jnp.sum(mask, axis=1))
         whole = squeeze(suffix)
         dense.append(layers_of(whole.segment.keys, whole.segment.values))
@@ -227,7 +227,7 @@ def put(
         reward=[write(a, b) for a, b in zip(stored.reward, leaves, strict=True)],
         cost=jax.tree.map(write, stored.cost, particles.cost),
     )
-    return stored, RewardCaches(dense, lengths), RewardChange(kept, lengths)
+    return stored, RewardCaches(dense, lengths), RewardChange(num_kept, lengths)
 
 
 def of_rows(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding.boundary import Boundary
 from tsi.decoding.decode_step import empty_key_values, write_token
-from tsi.decoding.forced_end import ForcedEnd, Places, no_places
+from tsi.decoding.forced_end import ForcedEnd, Places, empty_places
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.decoding.token_draws import Temperatures
 from tsi.engine.paging.pages import Dense, layers_of, merge
@@ -117,7 +117,7 @@ def empty_slots(
         log_correction=floats,
         tokens=jnp.zeros((rows, step_tokens), jnp.int32),
         seen=None if vocab_size is None else jnp.zeros((rows, vocab_size), bool),
-        places=no_places(rows) if forced else None,
+        places=empty_places(rows) if forced else None,
         confidences=jnp.zeros((rows, step_tokens), weight_dtype())
         if confident
         else None,
@@ -152,7 +152,7 @@ def burst(
     boundary: Boundary,
     slots: Slots,
     common: Dense | None,
-    chosen: Chosen | None,
+    chosen_slots: Chosen | None,
     temperatures: Temperatures,
     enough: Int[Array, ""],
     width: int,
@@ -171,7 +171,7 @@ def burst(
         boundary: where steps and solutions end.
         slots: R rows, with room for `width` more positions in every active one.
         common: common pasts of P problems, or None if slots hold the whole past.
-        chosen: the slots that take part; None for all.
+        chosen_slots: the slots that take part; None for all.
         temperatures: of policy and proposal.
         enough: number of rows that must end their steps.
         width: the most tokens per slot; static.
@@ -183,17 +183,17 @@ def burst(
     """
     before, cache = slots._replace(cache=()), slots.cache
     part = before
-    if chosen is not None:
-        part = _rows(part, chosen.rows)
-        if chosen.rows.shape[0] < slots.filled.shape[0]:
-            cache = _rows(cache, chosen.rows)
+    if chosen_slots is not None:
+        part = _rows(part, chosen_slots.rows)
+        if chosen_slots.rows.shape[0] < slots.filled.shape[0]:
+            cache = _rows(cache, chosen_slots.rows)
     rows, was_active = part.filled.shape[0], part.active
     context: tuple[Segment, ...] = (slot_segment(cache, part.start, part.filled),)
     if common is not None:
-        assert chosen is not None
-        assert chosen.readers is not None
-        assert chosen.places is not None
-        shared = Routes(chosen.readers, chosen.places)
+        assert chosen_slots is not None
+        assert chosen_slots.readers is not None
+        assert chosen_slots.places is not None
+        shared = Routes(chosen_slots.readers, chosen_slots.places)
         context = (common_segment(common, part.start, shared), *context)
     update = jax.lax.dynamic_update_slice_in_dim
 
@@ -226,8 +226,8 @@ def burst(
 
     def is_unfinished(carry: Burst) -> Bool[Array, ""]:
         c, offset, _ = carry
-        ended = jnp.sum(was_active & ~c.active)
-        return jnp.any(c.active) & (ended < enough) & (offset < width)
+        num_ended = jnp.sum(was_active & ~c.active)
+        return jnp.any(c.active) & (num_ended < enough) & (offset < width)
 
     new = empty_key_values(policy.config, rows, width, slots.cache.keys[0].dtype)
     # The cache is not in the carry: the loop only reads it, and it is written
@@ -238,9 +238,9 @@ def burst(
         keys=part.keys, filled=part.filled + slots_after.counts - part.counts
     )
     after = slots_after
-    if chosen is not None:
+    if chosen_slots is not None:
         after = jax.tree.map(
-            lambda old, some: old.at[chosen.rows].set(some), before, slots_after
+            lambda old, some: old.at[chosen_slots.rows].set(some), before, slots_after
         )
     seen = BurstStatus(after.active, after.counts, after.filled, offset)
     return after, layers_of(new.keys, new.values), seen

@@ -128,7 +128,7 @@ def end_step(
         them.
     """
     row_params = of_rows(params, stored, problems)
-    taken = take(stored, rows, rows, problems, caches, structure)
+    prefixes = take(stored, rows, rows, problems, caches, structure)
     step = jax.tree.map(lambda leaf: leaf[at], slots._replace(cache=()))
     in_store = rows < stored.rows.lengths.shape[0]
     step = step._replace(
@@ -137,12 +137,12 @@ def end_step(
         confidences=None if step.confidences is None else step.confidences[:, :width],
     )
     cache = jax.tree.map(lambda leaf: leaf[at], slots.cache)
-    own = slot_segment(cache, step.start, step.filled)
-    segments: tuple[Segment, ...] = (own,)
+    own_segment = slot_segment(cache, step.start, step.filled)
+    segments: tuple[Segment, ...] = (own_segment,)
     if common is not None:
         past = jax.tree.map(lambda leaf: leaf[problems], common)
-        segments = (common_segment(past, step.start), own)
-    read = target.read_step(depths, taken, step, row_params, segments)
+        segments = (common_segment(past, step.start), own_segment)
+    read = target.read_step(depths, prefixes, step, row_params, segments)
     stored, caches, change = put(stored, rows, read, caches)
     return stored, replies_of(target, read, step, row_params), caches, change
 
@@ -168,12 +168,12 @@ def repeat(
     """
     target = store.target
     row_params = of_rows(params, stored, problems)
-    taken = take(stored, rows, rows, problems, caches, structure)
+    prefixes = take(stored, rows, rows, problems, caches, structure)
     others = jax.tree.map(lambda leaf: leaf[sources], stored.rows)
     zeros = jnp.zeros_like(filled)
     context = (slot_segment(cache, zeros, filled),)
     step, impossible = store.repeat_step(
-        depths, taken, others, row_params, context, width
+        depths, prefixes, others, row_params, context, width
     )
     in_store = rows < stored.rows.lengths.shape[0]
     step = step._replace(counts=jnp.where(in_store, step.counts, 0))
@@ -187,7 +187,9 @@ def repeat(
         jnp.int32(count),
     )
     segments = (slot_segment(cache, zeros, filled + step.counts),)
-    read = target.read_step(depths, taken, step, row_params, segments, drawn=False)
+    read = target.read_step(
+        depths, prefixes, step, row_params, segments, is_drawn=False
+    )
     stored, caches, change = put(stored, rows, read, caches)
     replies = replies_of(target, read, step, row_params)
     log_prob = jnp.where(impossible, -jnp.inf, step.log_prob)

@@ -37,7 +37,7 @@ class TextPrograms(PagePrograms):
         self.enter = Timed(jax.jit(self._enter, donate_argnums=0), "prefill")
         self.read = Timed(read, "reward")
 
-    def no_prompts(self, like: Segment, problems: int) -> Segment:
+    def empty_prompts(self, like: Segment, problems: int) -> Segment:
         """Zeros for the prompts of P problems."""
 
         def room(leaf: Array, axis: int) -> Array:
@@ -98,15 +98,15 @@ class TextPrograms(PagePrograms):
             positions=prompts.positions[places],
             mask=prompts.mask[places],
         )
-        kept = rendered.common - shared
+        num_kept = rendered.common - shared
         keys, by_layer = map(jnp.stack, self.divide(cache))
         slots = jnp.arange(keys.shape[-1])
         positions = shared[:, None] + slots
-        past = Segment(keys, by_layer, positions, slots < kept[:, None])
+        past = Segment(keys, by_layer, positions, slots < num_kept[:, None])
         suffix, values = self.reader.read_new(
             model,
             mask_prompt(prompt, shared),
-            Suffix(past, jnp.max(kept)),
+            Suffix(past, jnp.max(num_kept)),
             values,
             rendered,
             width,

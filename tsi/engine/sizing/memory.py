@@ -84,7 +84,7 @@ class CacheSizes(NamedTuple):
     reward: int
 
     @property
-    def grown(self) -> list[int]:
+    def growing_sizes(self) -> list[int]:
         """The sizes of the caches that exist."""
         return [size for size in self if size]
 
@@ -111,10 +111,10 @@ def cache_sizes(
         # The state of a custom reward is not known.
         if config is None or not hasattr(model, "trunk"):
             return 0
-        chosen = model.trunk.cache_dtype if dtype is None else np.dtype(dtype)
+        cache_dtype = model.trunk.cache_dtype if dtype is None else np.dtype(dtype)
         # Heads that cannot be divided evenly are replicated on every device.
         share = parts if config.num_kv_heads % parts == 0 else 1
-        return bytes_per_position(config, chosen.itemsize) // share
+        return bytes_per_position(config, cache_dtype.itemsize) // share
 
     reader = None
     if target.reward.reads_prompts:

@@ -111,16 +111,16 @@ def bytes_of_slot(
     solution = target.max_tokens
     dense = room_of(need.prompt + solution + burst) * need.caches.policy
     blocks = IN_FLIGHT * (solution + need.block) // 2 * sum(need.caches)
-    numbers = bytes_of_row(target, need.caches.grown, need.block).numbers
+    numbers = bytes_of_row(target, need.caches.growing_sizes, need.block).numbers
     return COPIES * dense + blocks + DRAWING * vocab_size + IN_FLIGHT * numbers
 
 
 def bytes_of_prefix(need: Need, target: ReasoningTarget) -> int:
     """Bytes of a stored prefix: a private step of half the longest length."""
     step = target.max_step_tokens
-    row = bytes_of_row(target, need.caches.grown, need.block)
-    own = (step // 2 + need.block) * sum(need.caches)
-    return own + row.numbers + row.tables
+    row = bytes_of_row(target, need.caches.growing_sizes, need.block)
+    own_bytes = (step // 2 + need.block) * sum(need.caches)
+    return own_bytes + row.numbers + row.tables
 
 
 def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
@@ -142,5 +142,5 @@ def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
     while unit < 16 and 2 * unit <= rows:
         unit *= 2
     rows = rows // unit * unit
-    stored = max(rows, min(limits.stored, int(STORED * usable) // prefix))
-    return Limits(rows, stored)
+    num_stored = max(rows, min(limits.stored, int(STORED * usable) // prefix))
+    return Limits(rows, num_stored)

@@ -32,8 +32,8 @@ def bytes_to_read(
     reward = target.reward
     if reward.reads_prompts:
         # A model with another tokenizer has prompts of another width.
-        own = isinstance(reward, TextReader) and questions is not None
-        read = questions.tokens.shape[1] if own else width
+        reads_questions = isinstance(reward, TextReader) and questions is not None
+        read = questions.tokens.shape[1] if reads_questions else width
         models.append((reward_model, reward.reader(params), read))
     return sum(
         prefill_bytes(

@@ -80,13 +80,13 @@ class Shapes:
         """
         fits = self.find_shapes(min_shape)
         if not fits:
-            chosen = coarse if self.price else min_shape
+            shape = coarse if self.price else min_shape
         elif self.waste[min_shape] >= self.price and len(self.known) < self.max_shapes:
-            chosen = min_shape
+            shape = min_shape
         else:
-            chosen = fits[0]
-        self.known.add(chosen)
-        return chosen
+            shape = fits[0]
+        self.known.add(shape)
+        return shape
 
     def note(self, min_shape: Shape, used: Shape, turns: int = 1) -> float:
         """Record the waste of a call, and return it.
