@@ -1,4 +1,4 @@
-# Every target works on a machine with Python 3.11 (or newer) and make alone.
+# Every target needs only Python 3.11 (or newer) and make.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -22,7 +22,7 @@ test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
 # A part of the suite at the lowest versions that pyproject.toml promises: it uses each
-# of the packages. Types and style are judged by the pinned versions alone.
+# of the packages. Types and style are checked with the pinned versions only.
 LOWEST := $(patsubst %,tests/test_%.py,cli system_errors file_errors results tokenizer gguf hub \
 	checkpoint tasks numpyro_kernel solve) \
 	tests/test_train_tiny.py::test_a_checkpoint_of_another_model_is_refused
@@ -59,7 +59,7 @@ test-newest: .venv/uv-installed
 		.venv-newest/bin/python -m pytest -n 2 -m 'not slow' $(NEWEST); \
 	fi
 
-# Logits beside transformers' on torch: a large download, hence not in `make test`.
+# Logits compared with transformers on PyTorch: a large download, hence not in `make test`.
 test-parity: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
 	$(BIN)/python -m pytest -m slow tests/test_parity.py tests/test_parity_heads.py
@@ -69,8 +69,8 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation site, in site/. A warning is an error, and so is a link that leads
-# nowhere or a file that a browser would load from elsewhere.
+# The documentation site, in site/. Warnings, broken links and files that a browser
+# would load from another site are errors.
 docs: .venv/docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python .ci/check_site.py site
@@ -79,25 +79,25 @@ docs: .venv/docs-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-# Loading, reading and writing beside transformers' on torch, on this machine.
+# Loading, reading and writing, compared with transformers on PyTorch, on this machine.
 benchmark: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
 	$(BIN)/python -m tsi.experiments.benchmarks.models
 
-# Cost against N and lengths; then particles over a language model, beside its_hub,
-# llama.cpp and transformers if PEERS is an interpreter that has them.
+# Cost against N and lengths; then particles over a language model, compared with
+# its_hub, llama.cpp and transformers if PEERS is an interpreter that has them.
 bench: .venv/installed
 	$(BIN)/python -m tsi.experiments.benchmarks.growth_table
 	$(BIN)/python -m tsi.experiments.benchmarks.engine $(if $(PEERS),--peers $(PEERS))
 
-# Methods over llama.cpp's server beside its_hub, if LLAMA_SERVER is the path of
+# Methods over llama.cpp's server compared with its_hub, if LLAMA_SERVER is the path of
 # llama-server and PEERS an interpreter that has its_hub.
 bench-served: .venv/installed
 	$(BIN)/python -m tsi.experiments.benchmarks.served_client
 	$(BIN)/python -m tsi.experiments.benchmarks.served \
 		$(if $(LLAMA_SERVER),--server $(LLAMA_SERVER)) $(if $(PEERS),--peers $(PEERS))
 
-# Hard problems, each method at the temperature that validation problems chose.
+# Hard problems, each method at its best temperature on validation problems.
 curve: .venv/installed
 	$(BIN)/tsi reproduce headline
 

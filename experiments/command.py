@@ -1,6 +1,6 @@
 """How every command ends: an error is one sentence on standard error, and an exit code.
 
-0: done. 1: a check failed. 2: refused by tsi, or the system could not open, read or
+0: done. 1: a check failed. 2: an error of tsi, or the system could not open, read or
 write a file. 75 (EX_TEMPFAIL): stopped by SIGTERM, or another process of the run was
 lost; a scheduler may run the same command again, and the message says whether it
 resumes (`exit_resumably`) or starts again. 130: stopped by Ctrl-C. 141: the program

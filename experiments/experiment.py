@@ -1,7 +1,7 @@
-"""Experiments as Python values, and files of them: one file is the record of a study.
+"""Experiments as Python values, and files of them: one file describes a study.
 
-A file defines ``EXPERIMENTS``, a sequence of `Experiment`; each is one call of
-``tsi scale``. So several policies, rewards, temperatures and tasks stand in one plan:
+A file defines ``EXPERIMENTS``, a sequence of `Experiment`; each is one call of ``tsi
+scale``. So one file can have several policies, rewards, temperatures and tasks:
 
     from tsi.experiments import Experiment, ModelOptions, ProblemOptions
 
@@ -17,7 +17,8 @@ A file defines ``EXPERIMENTS``, a sequence of `Experiment`; each is one call of
     ]
 
 ``tsi run FILE`` runs them one after the other, each in its own folder, and can be
-resumed. It copies the file beside the rows and writes a table that compares them.
+resumed. It copies the file into the output folder and writes a table that compares
+them.
 """
 
 import contextlib
@@ -107,7 +108,7 @@ def read_experiments(path: Path) -> list[Experiment]:
 
 
 def check_experiments(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """The experiments, unless a field has a wrong type or a name cannot be a folder.
+    """Check types of fields and names of folders, and return the experiments.
 
     Raises:
         ConfigurationError: a field has a value of another type; or a name is empty, has
@@ -141,7 +142,7 @@ def change_models(
         experiments: of a study.
         only: names of those that are kept; all if empty.
         served: address of a server that has their policies; None changes nothing.
-        reward: in place of theirs; None changes nothing.
+        reward: replaces theirs; None changes nothing.
 
     Raises:
         UnknownNameError: there is no experiment of a name.
@@ -189,7 +190,7 @@ def _check_types(values: Any, place: str, kind: type) -> None:
 
 
 def is_of_type(value: Any, declared: Any) -> bool:
-    """Whether a value is of a declared type; an integer is a float, no truth value is.
+    """Whether a value is of a declared type; an integer is a float, a bool is not.
 
     Args:
         value: of a field.

@@ -19,7 +19,7 @@ RewardName = Annotated[
     tyro.conf.arg(
         metavar="KIND[:ARGUMENT]",
         help=(
-            "what scores solutions; by default the task's own reward model, or judge "
+            "reward for solutions; by default the task's own reward model, or judge "
             "if the policy has other tokens. One of: MODEL: a reward model that reads "
             "the policy's tokens, or the name of a published reward model; "
             "qwen:MODEL, and likewise math-shepherd, rlhflow, skywork, outcome: a "
@@ -30,7 +30,7 @@ RewardName = Annotated[
             "in its own tokens, with options such as self-certainty:last=64, "
             "worst=W, scale=raw, slope=A, offset=B; verifier: the "
             "task's exact check of each prefix; outcome-verifier: the exact check of "
-            "the answer alone; none."
+            "the answer only; none."
         ),
     ),
 ]
@@ -52,7 +52,7 @@ TemplateSwitch = tyro.conf.UseAppendAction[
 
 
 class ModelOptions(NamedTuple):
-    """Models, and how they are used.
+    """Model and sampling options.
 
     Attributes:
         temperature: temperature of the policy; 1 by default.
@@ -60,22 +60,22 @@ class ModelOptions(NamedTuple):
         top_p: restrict the policy to the smallest set of tokens with this probability.
         min_p: exclude tokens below this fraction of the largest probability.
         repetition_penalty: penalty on the logits of tokens that have already occurred.
-        model_sampling: take those of the five options above that are not given from the
-            policy's generation_config.json.
+        model_sampling: use the policy's generation_config.json for those of the five
+            options above that you do not set.
         delimiter: strings that end a step, in place of the task's own delimiter.
         stop_string: strings that end the solution.
         min_step_tokens: a step has at least this many tokens; delimiters before that
             are ignored.
         forced_end: force a solution that reaches a limit to end there, and correct its
-            weight for it; without this option its weight is zero.
+            weight; without this option its weight is zero.
         forced_end_string: the same, with a string such as "The answer is" before the
             answer.
         forced_end_tokens: tokens reserved for the answer after that string.
-        policy: another policy: a name, a hub id (organisation/name), a folder or a
-            GGUF file.
+        policy: policy model: a name, a hub id (organisation/name), a folder or a GGUF
+            file; served:URL for a policy behind a server. By default the task's own.
         reward: what scores solutions; see :data:`RewardName`.
-        aggregation: how the scores of steps become one; model: the reward model reads
-            all steps as one step.
+        aggregation: how step scores are aggregated; model: the reward model reads all
+            steps as one step.
         dtype: number type of the models' weights and computations.
         weights: keep the models' matrices in 8 or 4 bits, and compute in dtype.
         cache_dtype: number type of keys and values; by default that of the weights.
@@ -84,8 +84,8 @@ class ModelOptions(NamedTuple):
         model_parallel: number of devices that each model is divided over; the problems
             are divided over the groups of devices.
         template_switch: see :data:`TemplateSwitch`.
-        served_tokenizer: tokenizer of a policy served:URL, a name, folder or hub id; by
-            default the server's own is asked.
+        served_tokenizer: tokenizer of a policy served:URL: a name, folder or hub id; by
+            default the server's endpoints.
         served_together: send all rows of a step in one request; the server then chooses
             the random numbers, and the run cannot be repeated.
         served_price: price of a million generated tokens, for the forecast.
@@ -204,7 +204,7 @@ class ModelOptions(NamedTuple):
             if getattr(self, name) != ModelOptions._field_defaults[name]:
                 option = name.replace("_", "-")
                 raise ConfigurationError(
-                    f"--{option} is about models in this process, and the policy is "
+                    f"--{option} is for models in this process, and the policy is "
                     "behind a server; leave it out."
                 )
         if self.served_price is not None and not 0 <= self.served_price < float("inf"):

@@ -19,7 +19,7 @@ from tsi.errors import ConfigurationError
 def find_function(name: str, purpose: str, example: str) -> Callable[..., Any]:
     """Import the function with the name "module:function".
 
-    As with ``python -m``, modules of the working folder are found, before others.
+    Modules of the working folder are found first, as with ``python -m``.
 
     Args:
         name: "module:function"; the function may be an attribute, as in

@@ -16,8 +16,8 @@ class ProblemOptions(NamedTuple):
             models; chain_sum, short sums; gym:NAME or gym:NAME,SETTING=VALUE, a
             generator of reasoning-gym; champ; math500, aime24, aime25, gsm8k, numglue2,
             financebench or gpqa, which are fetched.
-        problems: a file of one's own instead: .jsonl, .json, .csv or .parquet, with a
-            column question and a column answer.
+        problems: your own file instead: .jsonl, .json, .csv or .parquet, with the
+            columns question and answer.
         split: of a generated task; choose parameters on validation problems.
         question_column: name of the column of questions in that file.
         answer_column: name of the column of answers.
@@ -26,12 +26,12 @@ class ProblemOptions(NamedTuple):
             short-or-steps, thinking, thinking-paragraphs or plain.
         system: system text, instead of the task's or the preset's.
         few_shot: a file of worked examples with the columns question and solution.
-        question_form: the form of a question; {question} stands for the problem.
-        grader: math, numeric, numeric:TOLERANCE, choice, exact, or module:function of
-            one's own; by default the task's, and math for a file.
-        max_steps: number of steps of the longest solution.
-        max_step_tokens: length of the longest step, in tokens.
-        max_tokens: length of the longest solution, in tokens.
+        question_form: text around a problem, with {question} in its place.
+        grader: math, numeric, numeric:TOLERANCE, choice, exact, or your own
+            module:function; by default the task's, and math for a file.
+        max_steps: maximum number of steps.
+        max_step_tokens: maximum number of tokens per step.
+        max_tokens: maximum number of tokens of a solution.
     """
 
     task: str | None = None

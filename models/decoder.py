@@ -212,7 +212,7 @@ class Trunk(nnx.Module):
         """Read a chunk of tokens that follows the context segments.
 
         Args:
-            tokens: token ids; padding may stand anywhere that ``valid`` is False.
+            tokens: token ids, with padding wherever ``valid`` is False.
             positions: rotary position of each token, counted from the prompt's start.
             valid: False at padding; None if there is no padding.
             context: cached segments, in any order.

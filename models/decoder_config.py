@@ -1,4 +1,4 @@
-"""The shape of a model, and what a token costs in it."""
+"""The shape of a model, and the FLOPs of a token."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class DecoderConfig:
     Attributes:
         family: a key of :data:`tsi.models.families.architectures.FAMILIES`.
         num_labels: outputs of the head of a reward model.
-        max_length: the context in tokens; longer texts must not be read.
+        max_length: the context in tokens, the maximum length of a text.
         attention_bias: whether queries, keys and values have a bias.
         output_bias: whether the output projection of attention has a bias.
         mlp_bias: whether the three projections of the feed-forward layer have biases.

@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all, and sentences for errors of the system.
+"""Atomic writes of files, and sentences for errors of the system.
 
-A file is written beside its place and then moved there, so that a full disk or a killed
-process leaves the old file. Only regular files are replaced or opened: opening a fifo
-without a reader would stop the program for good.
+A file is written under a temporary name in the same folder and then moved to its path,
+so that a full disk or a killed process leaves the old file. Only regular files are
+replaced or opened: opening a fifo without a reader would stop the program for good.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ REASONS = {
     ),
     errno.EEXIST: ("exists and is not a folder", f"remove it, or {OTHER_PLACE}"),
     errno.ENOTDIR: (
-        "leads through a file where a folder is meant",
+        "leads through a file where a folder is expected",
         f"remove that file, or {OTHER_PLACE}",
     ),
     errno.EISDIR: (
-        "is a folder where a file is meant",
+        "is a folder where a file is expected",
         f"remove it, or {OTHER_PLACE}",
     ),
     errno.ENOENT: (
@@ -84,7 +84,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class NotRegularFileError(OSError):
-    """A path that holds a fifo, a device or a socket where a file is meant."""
+    """A path that holds a fifo, a device or a socket instead of a file."""
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -166,11 +166,11 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Replace a file by the one that the block writes at the path it is given.
+    """Replace a file by the one that the block writes at the path that it gets.
 
-    The block writes beside the file, and its file is moved there when the block ends.
-    If the block raises, the old file stays. Missing folders are made. A symbolic link
-    is kept, and the file that it leads to is replaced.
+    The block writes to a temporary folder, and its file replaces the old one when the
+    block ends. If the block raises, the old file stays. Missing folders are made. A
+    symbolic link is kept, and the file that it leads to is replaced.
 
     Args:
         path: of the file.
@@ -184,7 +184,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text in UTF-8, whole or not at all; missing folders are made.
+    """Write a text in UTF-8 atomically; missing folders are created.
 
     Raises:
         OSError: it cannot be written; the error names it.
@@ -194,7 +194,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check that a file can be written, before the work whose result it will hold.
+    """Check that a file can be written, before its content is computed.
 
     Raises:
         OSError: it cannot; the error names it.
@@ -210,7 +210,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _scratch_folder(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
-    """A temporary folder beside a file, and the file's path with links resolved."""
+    """A temporary folder next to a file, and the file's path with links resolved."""
     place = Path(os.path.realpath(path))
     try:
         check_regular(place)

@@ -26,7 +26,7 @@ class Routes(NamedTuple):
     """Which rows of queries read which row of a segment, at most n per segment row.
 
     Attributes:
-        readers: ``[B, n]``, rows of queries; any row where a place is empty.
+        readers: ``[B, n]``, rows of queries; unused entries are any row.
         places: ``[R]``, the index of each row in the flattened ``readers``.
     """
 

@@ -63,7 +63,7 @@ def make_mesh(
     Args:
         data: number of devices over which the rows of a batch are divided.
         model: number of devices over which one copy of the weights is divided.
-        devices: those to use; the first of all devices, if None.
+        devices: to use; the first of all devices, if None.
 
     Raises:
         ConfigurationError: there are too few devices.

@@ -32,7 +32,7 @@ def check_kind(kind: str) -> None:
     """
     if kind not in KINDS:
         raise ConfigurationError(
-            f"weights is {kind!r}, which is no kind of quantisation; choose one of "
+            f"weights is {kind!r}, an unknown quantization; choose one of "
             f"{', '.join(KINDS)}, or leave it out to keep weights in their dtype."
         )
 

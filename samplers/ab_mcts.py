@@ -1,7 +1,8 @@
 """Adaptive branching: Thompson sampling decides whether to go wider or deeper.
 
-A walk starts at the root. At each node it draws two mean rewards from their posteriors:
-GEN's, given the rewards of the node's children, and CONT's, given the rewards of all
+A walk starts at the root. At each node it compares two actions: generate a new child
+(GEN) or continue at a child (CONT). It draws the mean reward of each from a posterior,
+for GEN given the rewards of the node's children, and for CONT given the rewards of all
 nodes below its children. If GEN's draw is larger, the node gets a new child. Otherwise
 the walk descends: it draws one mean reward per child, given the child's own reward and
 those of its subtree, and moves to the child with the largest draw. At a node without
@@ -9,7 +10,7 @@ children GEN is the only choice, so a new child is extended until it has finishe
 reward of every new child is recorded at all its ancestors.
 
 Seen as a particle method: if GEN always wins, each walk is a rollout from the root, and
-N parallel walks are best-of-N, particle for particle. In general it is no particle
+N parallel walks are best-of-N, particle for particle. In general it is not a particle
 system, because it returns to prefixes that it left earlier.
 
 AB-MCTS-M, the other variant of the paper, is not implemented. It fits a hierarchical
@@ -80,7 +81,7 @@ class ABMCTSState(NamedTuple):
         evidence: the rewards on which Thompson sampling is based.
         nodes: current node of each walk, [W]; 0 if the walk starts in the next turn.
         parents, slots: of the current turn, [W].
-        turns_left: the most turns that may follow.
+        turns_left: the maximum number of turns that may follow.
     """
 
     done: Bool[Array, ""]

@@ -250,7 +250,7 @@ def backward_gibbs(
     def _step_forward(
         key: Key[Array, ""], state: BackwardState, reply: Reply
     ) -> tuple[BackwardState, Any]:
-        """Weigh the extended particles; when all are complete, draw one of them."""
+        """Weight the extended particles; when all are complete, draw one of them."""
         sweep, info = csmc.weigh(
             state.sweep, reply, potential, state.iteration > 0, state.reference
         )

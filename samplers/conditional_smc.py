@@ -1,6 +1,6 @@
 r"""Conditional SMC: a particle system that contains a given path.
 
-Particle 0 is the reference path x^0. At each step the reference keeps its place and its
+Particle 0 is the reference path x^0. At each step the reference keeps its index and its
 past. The other n - 1 particles draw their ancestors among all n particles, including
 the reference, and extend them:
 
@@ -15,9 +15,9 @@ Zhat W_T^k times the distribution of the whole system is then
 
     gamma(x^k) * prod_(times of resampling) 1/n * (distribution of all but path k),
 
-where each factor 1/n is the probability of the place that the path takes after a
-resampling. So the extended target is a distribution with marginal pi in x^k. All places
-are exchangeable, so the path may stand in place 0.
+where each factor 1/n is the probability of the index that the path gets after a
+resampling. So the extended target is a distribution with marginal pi in x^k. All
+indices are exchangeable, so the path may have index 0.
 
 References:
     [1] Andrieu, Doucet and Holenstein 2010, Particle Markov chain Monte Carlo methods.
@@ -143,7 +143,7 @@ def fork(
     Args:
         key: a typed key.
         sweep: n particles.
-        potential: the potential that weighs them.
+        potential: the potential that defines their weights.
         conditional: whether particle 0 is a reference.
         lineage: ancestor of the reference; 0 unless ancestor sampling has drawn it.
         scheme: how the other particles draw ancestors.
@@ -169,12 +169,12 @@ def weigh(
     *,
     one_reward_ahead: bool = False,
 ) -> tuple[Sweep, SMCInfo]:
-    """Weigh the particles after a step; also returns the diagnostics of SMC.
+    """Weight the particles after a step; also returns the diagnostics of SMC.
 
     Args:
         sweep: the result of `fork`.
         reply: of the turn; its numbers for particle 0 are replaced if conditional.
-        potential: the potential that weighs the particles.
+        potential: the potential that defines the weights.
         conditional: whether particle 0 is a reference.
         reference: the numbers of the reference's complete path.
         one_reward_ahead: weigh the reference by its reward after the next step, as the
@@ -230,7 +230,7 @@ def complete_reference(
     conditional: Bool[Array, ""],
     reference: PathRecord,
 ) -> Sweep:
-    """Complete the reference at the end of a published sweep, and weigh all particles.
+    """Complete the reference at the end of a published sweep, and weight all particles.
 
     Args:
         sweep: all particles but the reference have finished.

@@ -16,8 +16,8 @@ annealing.
 the same source, where H is the normalised entropy of the weights.
 
 "released": w is the odds of the last reward only, clipped to [1e-7, 1 - 1e-7]. Finished
-particles are weighed again by their last reward at every later step, and the part of
-the weights that annealing leaves out is dropped. This variant has no target.
+particles are weighted again by their last reward at every later step, and the weight
+not used by the annealed draw is discarded. This variant has no target.
 
 References:
     [1] Giannone et al. 2025, arXiv 2510.05825 (entropic annealing), and its code,

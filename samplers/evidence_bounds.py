@@ -1,8 +1,9 @@
 r"""Two-sided bounds on the log evidence, given one exact posterior sample.
 
 By Jensen's inequality E[log Z_hat] <= log Z for a particle filter's unbiased Z_hat. In
-conditional SMC one of the particles is an exact sample of the posterior and keeps its
-place. Z_hat then has the distribution of the filter's estimate tilted by Z_hat / Z, so
+conditional SMC one of the particles is an exact sample of the posterior and is never
+replaced. Z_hat then has the distribution of the filter's estimate tilted by
+Z_hat / Z, so
 
     E[log Z_hat] >= log Z,    E[1 / Z_hat] = P(Z_hat > 0) / Z,
 

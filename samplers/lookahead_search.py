@@ -10,7 +10,7 @@ it is a particle system with a deterministic allocation by a noisy rank.
 References:
     [1] Snell et al. 2024, arXiv 2408.03314, Section 5.2. Differs: the paper rolls out
         at temperature zero, here the policy keeps its temperature. Finished beams keep
-        their place, as in `beam_search`.
+        competing, as in `beam_search`.
 """
 
 from typing import NamedTuple

@@ -9,13 +9,13 @@ largest
 where n is the number of visits of the node, c(n) = log((n + c_base + 1) / c_base) +
 c_init, and Q is the mean value that visits of the child have backed up, or the child's
 own reward before its first visit. A node without children is expanded: `width` children
-are proposed at once. Priors are uniform, 1 / width, because the children are samples of
-the policy and their frequencies already follow its probabilities. The value of a node
-is its reward, so no random rollout is needed.
+are proposed together. Priors are uniform, 1 / width, because the children are samples
+of the policy and their frequencies already follow its probabilities. The value of a
+node is its reward, so no random rollout is needed.
 
 Seen as a particle method: with N = width and simulations to the end this is beam search
 with one beam, for any c; with N = 1 it is a single rollout; with large c and
-simulations of one expansion it fills the tree level by level. In general it is no
+simulations of one expansion it fills the tree level by level. In general it is not a
 particle system, because it returns to prefixes that it left earlier.
 
 References:

@@ -126,9 +126,9 @@ def parallel_tempering(
         variant: "corrected" or "printed".
         num_temperatures: C.
         max_temperature: the highest temperature; the ladder from 1 to it is geometric.
-        temperatures: the ladder itself, rising from 1, in place of the two above.
+        temperatures: the ladder itself, rising from 1, instead of the two above.
         num_sweeps: J, by default 4; at least 2, since one sweep has no move.
-        particles_per_sweep: n, in place of J.
+        particles_per_sweep: n, instead of J.
         adapt_sweeps: number of first sweeps in which the ladder is adapted until all
             neighbours swap equally often. They are burn-in, and their particles are
             not part of the result. The explorer then states no target, because a

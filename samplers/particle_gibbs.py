@@ -124,7 +124,7 @@ def particle_gibbs(
             default "odds", and exp(r) for the variant "printed".
         potential: product, telescoping or uniform.
         num_sweeps: J, by default 4; at least 2, since one sweep is SMC.
-        particles_per_sweep: n, in place of J.
+        particles_per_sweep: n, instead of J.
         ancestor_sampling: also draw the past of the reference; needs a target with
             `replay`, and up to T turns for each of T steps.
         backward_sampling: draw the next reference backwards through all generations,
@@ -151,7 +151,7 @@ def particle_gibbs(
             "Leave out potential, ancestor_sampling and backward_sampling."
         )
     potential = potential or choose_potential(variant, weights, "particle_gibbs")
-    # A published sweep draws its next reference by this score, which is no target.
+    # A published sweep draws its next reference by this score, not by a target.
     score_potential = telescoping(potential.transform) if published else potential
     score = path_score(score_potential, "particle_gibbs")
     if select is None:

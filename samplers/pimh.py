@@ -92,7 +92,7 @@ def pimh(
         weights: transform of the product potential, if no potential is given.
         potential: product, telescoping or uniform.
         num_iterations: J, by default 4; at least 2, since one is SMC.
-        particles_per_iteration: n, in place of J.
+        particles_per_iteration: n, instead of J.
         endless: never done; each system has all N particles, and between iterations the
             members are those of the accepted system. Needs a target with `truncate`.
         select: how one answer is chosen.

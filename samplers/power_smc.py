@@ -21,7 +21,7 @@ The proposal q is the target's. At temperature 1 / alpha, q is proportional to p
 x_{<t})^alpha token by token. Among all proposals that depend only on the prefix, it
 gives weights of the smallest variance [1]. The weight is then the normaliser of this
 distribution, so it is small where many continuations are likely. With the ramp,
-prefixes are weighed by milder powers first, while they are short and differ little.
+prefixes are first weighted by milder powers, while they are short and differ little.
 
 References:
     [1] Azizi et al. 2026, arXiv 2602.10273, and its code, ArminAzizi98/Power-SMC,

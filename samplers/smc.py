@@ -18,7 +18,7 @@ Resampling takes place within islands: groups of neighbouring particles that nev
 Offspring get the mean weight of their island, which is its own evidence estimate.
 
 Zero weights: an island whose weights are all zero is not resampled; its particles keep
-their places and continue. If no island has weight left, all particles restart with
+their indices and continue. If no island has weight left, all particles restart with
 equal weights, and log_evidence stays -inf, the true value of the estimate.
 `num_recoveries` counts the islands that lost all weight in a step. A score or
 correction that is NaN or +inf gives weight zero and is counted in `num_invalid`.
@@ -83,7 +83,7 @@ def smc(
             telescoping("odds"), whose target is p(x) times the last potential.
         select: how one answer is chosen.
         num_islands: I, the number of islands, or a function of N that returns it.
-        reproduction: how ancestors are drawn and offspring are weighted, in place of
+        reproduction: how ancestors are drawn and offspring are weighted, instead of
             `resampling`. With a rule that is not exact the sampler has no target.
 
     Returns:

@@ -5,11 +5,11 @@ resampling reduces the N particles to N / M distinct ones. Each of them is copie
 times, and every copy takes its own step:
 
     kept        ~ optimal resampling of N / M,  with weights w'
-    offspring k of kept i weighs w'_i / M
+    offspring k of kept i has weight w'_i / M
 
-A finished prefix cannot be expanded. It keeps one place, with all its weight, and its
-other places have weight zero. If fewer than N / M particles have weight, they share all
-places.
+A finished prefix cannot be expanded. One of its copies keeps all its weight, and the
+others have weight zero. If fewer than N / M particles have weight, they share all N
+slots.
 
 The first N steps are drawn independently. With M = 1 all particles are kept, which is
 importance sampling without resampling.

@@ -53,7 +53,7 @@ class StepBeamState(NamedTuple):
         log_evidence: 0; the method has no target.
         beams: slots of the prefixes to extend, [B1].
         num_beams: current number of beams.
-        max_beams: the most beams that may continue.
+        max_beams: the maximum number of beams that may continue.
         collected: which slots hold collected solutions, [M].
         slot_potentials: log potentials by slot, [M].
         ended: which slots hold complete solutions, [M].

@@ -1,14 +1,14 @@
 r"""Metropolis-Hastings that proposes a new end of a solution.
 
 The target is pi(x) \propto p(x)^power exp(s(x)). A move cuts the current path x, of
-L(x) steps, at a uniform place c in {0, ..., L(x) - 1}, draws a new end from the
-proposal q, and accepts the result x' with probability min(1, A),
+L(x) steps, at a uniform step c in {0, ..., L(x) - 1}, draws a new end from the proposal
+q, and accepts the result x' with probability min(1, A),
 
     A = pi(x') q(x_{>c} | x_{<=c}) L(x) / (pi(x) q(x'_{>c} | x_{<=c}) L(x')).
 
-The last factor is the ratio of the probabilities of that cut; without it
-(`lengths=False`) short paths are favoured. The numbers of the kept steps are recorded,
-so a move costs only its new steps.
+The last factor is the ratio of the probabilities of the cut in the two directions;
+without it (`lengths=False`) short paths are favoured. The numbers of the kept steps are
+recorded, so a move costs only its new steps.
 
 Power sampling was published with blocks: prefixes of B, 2B, ... steps are sampled in
 turn. In the printed algorithm, texts are sequences of the same length, that of the

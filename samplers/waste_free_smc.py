@@ -2,9 +2,9 @@ r"""Waste-free SMC: every state of the MCMC chains is a particle.
 
     pi_k(x) \propto p(x) exp(lambda_k s(x)),    0 = lambda_0 < ... < lambda_K = 1
 
-As in `tempered_smc`, but at each level only M ancestors are drawn from the N = M P
-particles. Each starts a chain of P states, the ancestor and the states after P - 1
-moves, and all M P states are the next particles:
+The method differs from `tempered_smc`: at each level only M ancestors are drawn from
+the N = M P particles. Each starts a chain of P states, the ancestor and the states
+after P - 1 moves, and all M P states are the next particles:
 
     w^n = exp((lambda_k - lambda_{k-1}) s(x^n)),    Z_k = Z_{k-1} (1/N) sum_n w^n,
         (w^n is also multiplied by p / q at level 1)

@@ -106,7 +106,7 @@ def test_what_light_particles_keep_and_who_of_them_is_drawn_is_judged():
     for halved in (numbers.binomial(drawn.sum(1), 0.5), np.full(256, 0.5)):
         check = judge_light_particles(sampler, halved.astype(float), drawn)
         assert check.passed is False
-        assert "of what they weigh" in check.detail
+        assert "of their weight" in check.detail
     # As many draws, but of the same 64.
     few = np.zeros_like(drawn)
     few[np.arange(256), numbers.integers(0, 64, 256)] = True

@@ -75,7 +75,7 @@ def test_nothing_is_dropped_from_a_file_that_is_refused_later(path):
 def test_rows_behind_the_lines_of_another_program_are_no_file_of_rows(path):
     whole = b"my notes\n" + path.read_bytes() + b'{"method": "smc", "bud'
     path.write_bytes(whole)
-    with pytest.raises(ResultsError, match="its first line is none"):
+    with pytest.raises(ResultsError, match="its first line is invalid"):
         AppendOnlyFile(path, ROWS)
     assert path.read_bytes() == whole
 

@@ -92,7 +92,7 @@ def test_what_is_kept_is_what_was_asked_for(tmp_path, keep):
     run_plan(plan, fake_world(3), path, progress=False, keep=keep)
     if keep == "none":
         assert [x.name for x in tmp_path.iterdir()] == ["rows.jsonl"]
-        with pytest.raises(ResultsError, match="There are no particles beside"):
+        with pytest.raises(ResultsError, match="There is no file of particles for"):
             list(read_particles(path))
         return
     for kept in read_particles(path):

@@ -133,9 +133,13 @@ CONTENTS = {
     "a row with a comma": (
         "x.csv",
         b"question,answer\na,b,c\n",
-        "line 2, has not the",
+        "line 2, does not have the",
     ),
-    "a short row": ("x.csv", b"question,answer\na\n", "line 2, has not the 2 fields"),
+    "a short row": (
+        "x.csv",
+        b"question,answer\na\n",
+        "line 2, does not have the 2 fields",
+    ),
     "an open quote": ("x.csv", b'question,answer\n"a,b\n', "is not CSV"),
     "a repeated column": ("x.csv", b"answer,answer\n1,2\n", "'answer' occurs twice"),
     "half an array": (

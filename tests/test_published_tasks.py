@@ -131,7 +131,7 @@ def test_fewer_problems_are_a_prefix_of_more_and_not_of_the_file(cache, monkeypa
 
 def test_files_of_another_layout_or_size_are_refused(cache, monkeypatch):
     put("math500", [{"problem": "1?", "answer": "1"}], 1)
-    with pytest.raises(ConfigurationError, match="line 1, has not the layout of"):
+    with pytest.raises(ConfigurationError, match="line 1, does not have the layout"):
         get_task("math500")
     put("math500", LAYOUTS["math500"], 500)
     with pytest.raises(ConfigurationError, match="has 1 problems of math500, which"):
@@ -273,7 +273,7 @@ def test_champ_is_read_from_the_installed_package(tmp_path, monkeypatch):
     assert len(problems) == 270
     assert problems[0].answer == "98 values"
     path.write_text(json.dumps({"problems": {"P_1": record}}))
-    with pytest.raises(ConfigurationError, match="has not the 270 problems"):
+    with pytest.raises(ConfigurationError, match="does not contain the 270 problems"):
         get_task("champ")
 
 

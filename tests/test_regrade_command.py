@@ -109,7 +109,7 @@ def test_a_file_that_is_named_like_a_task_is_a_file(tmp_path):
 
 
 def test_a_file_of_ones_own_has_no_grader_to_go_back_to():
-    with pytest.raises(ConfigurationError, match="'mine', which is no task"):
+    with pytest.raises(ConfigurationError, match="'mine' of these rows has no grader"):
         choose_grading(OWN, "task")
     with pytest.raises(ConfigurationError, match="record no grader"):
         choose_grading({"task": "gone"}, None)

@@ -81,7 +81,7 @@ def test_solve_shows_the_posterior(server, problems, capsys):
     [
         (
             ("--cache-dtype", "bfloat16"),
-            "--cache-dtype is about models",
+            "--cache-dtype is for models",
         ),
         (("--forced-end",), "a server does not give"),
         (("--reward", "judge-of-judges"), "There is no model named"),

@@ -125,7 +125,7 @@ def test_an_answer_that_a_server_does_not_name_is_bounded_and_counted():
         assert score.log_odds == pytest.approx(log_p(3, 1) - smallest, abs=1e-6)
         assert judge.num_bounded == 1
         policy.client.close()
-    with pytest.raises(ServerError, match="none of the 2 that were asked for"):
+    with pytest.raises(ServerError, match="none of the 2 answers of the judge"):
         choice_of({4: -0.1}, (1, 5), 3, 0)
 
 
@@ -289,6 +289,6 @@ def test_mean_log_prob_needs_the_models_own_distribution(policy):
 def test_solutions_for_text_servers_cannot_be_judged():
     with ScriptedServer("text") as server:
         policy = connect(server.url)
-        with pytest.raises(CapabilityError, match="takes text alone"):
+        with pytest.raises(CapabilityError, match="takes only text"):
             ServedJudge(policy, QUESTION, policy.spelling.encode_prompt)
         policy.client.close()

@@ -114,9 +114,9 @@ def places(tmp_path):
     (tmp_path / "device" / "rows.jsonl").symlink_to("/dev/full")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     return {
-        "a file where a folder is meant": tmp_path / "file" / "sub" / "rows.jsonl",
+        "a file where a folder is expected": tmp_path / "file" / "sub" / "rows.jsonl",
         "is not a folder": tmp_path / "file" / "rows.jsonl",
-        "a folder where a file is meant": tmp_path / "folder" / "rows.jsonl",
+        "a folder where a file is expected": tmp_path / "folder" / "rows.jsonl",
         "but a fifo": tmp_path / "fifo" / "rows.jsonl",
         "but a device": tmp_path / "device" / "rows.jsonl",
         "a symbolic link to": tmp_path / "broken" / "rows.jsonl",
@@ -159,7 +159,7 @@ def test_commands_refuse_a_place_before_their_work(tmp_path, capsys, monkeypatch
     assert not Path("gs:").exists()
     value = ["--out", str(tmp_path)]
     assert exit_code(lambda: tyro.cli(train_value, args=value)) == 2
-    assert f"{tmp_path} is a folder where a file is meant" in capsys.readouterr().err
+    assert f"{tmp_path} is a folder where a file is expected" in capsys.readouterr().err
 
 
 def test_scale_and_policies_at_impossible_paths_are_sentences(tmp_path, capsys):

@@ -1,8 +1,8 @@
-"""Lift a sampler of one problem to a sampler of P independent problems.
+"""Batch a sampler of one problem over P independent problems.
 
 An engine keeps the particles of many problems as rows of one array. `batch` maps the
 sampler over problems and offsets the ancestors, so that they index those rows. Each
-problem gets exactly the result of a sampler of its own.
+problem gets exactly the result of a separate run.
 """
 
 from typing import Any

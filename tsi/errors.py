@@ -61,7 +61,7 @@ class ProblemError(TsiError):
 
     Attributes:
         failures, steps, tracebacks: as above.
-        results: results of the other problems, in order, if the caller asked for a
+        results: results of the other problems, in order, if the caller requested a
             list.
     """
 
@@ -133,8 +133,8 @@ class Stopped(KeyboardInterrupt):
         number: number of the signal.
 
     Attributes:
-        results: results of the problems that had ended, in order, if the caller asked
-            for a list.
+        results: results of the problems that had ended, in order, if the caller
+            requested a list.
     """
 
     def __init__(self, number: int) -> None:

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     Attributes:
         rows: W, number of prefixes extended per turn.
         stored: M, number of prefixes stored.
-        turns: the most turns of a run.
+        turns: the maximum number of turns of a run.
     """
 
     rows: int

@@ -11,8 +11,8 @@ rounded to the precision of the result. `log_uniform(key) < log p` has probabili
 0 it is always true.
 
 The upper bits are those of `jax.random.uniform` in float32, which has u rounded down to
-a multiple of 2^-23. So both decide alike under the same key unless p is between the
-two.
+a multiple of 2^-23. So both give the same decision under the same key unless p is
+between the two.
 """
 
 from collections.abc import Sequence

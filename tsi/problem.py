@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 class Problem(NamedTuple):
     """One question of a task.
 
-    The random stream of a problem is a function of the run's key and its id alone, see
-    :mod:`tsi.problem_ids`, so its result does not depend on which problems share a
+    The random stream of a problem depends only on the run's key and the id
+    (:mod:`tsi.problem_ids`), so its result does not depend on which problems share a
     batch.
 
     Args:

@@ -1,4 +1,4 @@
-"""One driver for every sampler: ask, gather, propose, weigh, tell in a compiled loop.
+"""One driver for every sampler: ask, gather, propose, weight, tell in a compiled loop.
 
 The loop is a single `lax.while_loop`, so the whole of `run` may be jitted and vmapped
 over keys and over parameters:
@@ -50,7 +50,7 @@ def turn(
     particles: Particles,
     params: Any = None,
 ) -> tuple[Any, Particles, Any]:
-    """Step t of a run: ask, gather, propose, weigh, tell.
+    """Step t of a run: ask, gather, propose, weight, tell.
 
     Args:
         sampler: the sampler.

@@ -20,7 +20,7 @@ def position_bits(
     bits: UInt32[Array, "..."],
     bound: UInt32[Array, "..."],
 ) -> UInt32[Array, "..."]:
-    """floor((position 2^32 + bits) / bound): a place in [0, bound) as new random bits.
+    """floor((position 2^32 + bits) / bound): a position in [0, bound) as random bits.
 
     Args:
         position: uniform on the integers in [0, bound).

@@ -1,8 +1,8 @@
 """The keys of a run and of its steps, and the step limit.
 
 `key_init, key_steps = split(key)`; step t uses `key_ask, key_propose, key_tell =
-split(fold_in(key_steps, t), 3)`. A step's randomness is therefore a function of
-(key, t) alone, and every driver that follows this rule draws the same samples.
+split(fold_in(key_steps, t), 3)`. A step's randomness therefore depends only on (key,
+t), and every driver that follows this rule draws the same samples.
 
 JAX has two styles of keys: typed arrays (`jax.random.key`), and uint32 arrays
 (`jax.random.PRNGKey`). Public functions accept both and convert them to typed keys.

@@ -30,7 +30,7 @@ def is_repetition() -> bool:
     A scheduler signals all processes of a run, some later than others, and the first
     process that stops also stops the others. A process may thus receive the same
     request twice. This must not count as two signals, since a second signal ends the
-    program at once.
+    program immediately.
     """
     _request.signals += 1
     return _request.by_group and _request.signals == 2

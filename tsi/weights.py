@@ -1,8 +1,8 @@
 """Arithmetic of importance weights in log space.
 
 Every function accepts zero weights (log weight -inf), even if all are zero, and never
-returns NaN. A NaN log weight counts as weight zero: a particle of unknown weight must
-not survive.
+returns NaN. A NaN log weight counts as weight zero, so that a particle of unknown
+weight does not survive.
 """
 
 from typing import Any, NamedTuple

@@ -7,7 +7,7 @@ are cut at the last step. Potentials are the policy's own confidence in its last
 tokens. The run is repeated and timed the second time, without compilation.
 
 Bytes of caches are those of blocks, counted at their peak. ``unshared_bytes`` are those
-that the same rows and stored prefixes would have if each had a cache of its own.
+that the same rows and stored prefixes would have without sharing.
 """
 
 import json

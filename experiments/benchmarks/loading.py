@@ -21,7 +21,7 @@ By = Literal["tsi", "transformers"]
 
 
 def peak_bytes() -> int:
-    """The most host memory that this process has held at once."""
+    """The peak host memory of this process."""
     status = Path("/proc/self/status")
     if status.exists():
         # On Linux, ru_maxrss starts at the value of the parent process.

@@ -1,4 +1,4 @@
-"""transformers' ``generate`` on torch: rollouts alone, without steps and judgements.
+"""transformers' ``generate`` on torch: only rollouts, without steps and judgements.
 
 Run by an interpreter with both (``pip install torch transformers``), with a request of
 :func:`tsi.experiments.benchmarks.filter_run.request` on standard input, whose ``path``

@@ -104,7 +104,7 @@ def position_bytes(config: DecoderConfig) -> int:
 
 
 def max_rows(chips: Chips, config: DecoderConfig, work: Work) -> int:
-    """Rows whose caches of both models fit beside the weights at full length."""
+    """Rows of full length whose caches of both models fit after the weights."""
     weights = config.vocab_size * config.width + num_weights(config)
     free_bytes = 0.9 * chips.size * chips.memory - 2 * ITEM * weights
     return int(free_bytes // (2 * work.longest * position_bytes(config)))

@@ -5,12 +5,12 @@ SmolLM2-135M, and two rewards: a Python function, which costs nothing, and the p
 own judgement by one token, which the same server gives. Claim: at least twice its_hub's
 generated tokens per second.
 
-Measurements of both alternate, so that other load on the machine meets both. Tokens
+Measurements of both alternate, so that other load on the machine affects both. Tokens
 are those of the server's own counters, and each measurement has a new server, whose
 cache is empty. Seconds of the client are processor time; ``served_client`` measures
-those without tracing and compilation. Command: ``make bench-served
-LLAMA_SERVER=path PEERS=python``, where the server is llama.cpp's ``llama-server`` and
-the interpreter has its_hub. Either is skipped with a sentence if it is absent.
+those without tracing and compilation. Command: ``make bench-served LLAMA_SERVER=path
+PEERS=python``, where the server is llama.cpp's ``llama-server`` and the interpreter has
+its_hub. Either is skipped with a message if it is absent.
 """
 
 import contextlib
@@ -86,9 +86,9 @@ class Options(NamedTuple):
         max_steps, max_step_tokens: of the particle filter.
         max_tokens: of a solution.
         temperature: of the policy.
-        slots: sequences that the server works on at once.
+        slots: sequences that the server processes in parallel.
         threads: of the server.
-        at_once: whether its_hub gets all problems at once; else one after the other.
+        at_once: whether its_hub gets all problems together; else one after the other.
     """
 
     server: str = os.environ.get("LLAMA_SERVER", "")
@@ -155,7 +155,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -
             urllib.request.urlopen(f"{url}/health", timeout=5)
             return
         time.sleep(0.5)
-    raise SystemExit("llama-server did not start; run it by hand to see why.")
+    raise SystemExit("llama-server did not start; run it in a shell to see why.")
 
 
 def counters(url: str) -> dict[str, float]:
@@ -175,7 +175,7 @@ def scorer_of(policy: ServedPolicy, reward: str) -> Scorer | ServedScorer:
 
 
 def peer_judge(tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
-    """What its_hub needs to ask the same question over the same endpoint."""
+    """The request of its_hub for the same question over the same endpoint."""
     work = request(Work(problems=options.problems), tokenizer, "")
     call = LlamaCpp().choice_call([], (work["yes"], work["no"]), None)
     assert call is not None, "This server takes token ids."

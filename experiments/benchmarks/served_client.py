@@ -51,7 +51,7 @@ class Work(NamedTuple):
 
 
 class NoText(ServerTokenizer):
-    """A tokenizer that asks nobody: texts are not read here."""
+    """A tokenizer without a server: texts are not read here."""
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The same ids for every prompt."""

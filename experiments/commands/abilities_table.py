@@ -1,4 +1,4 @@
-"""The abilities of a server as a text, and the methods that it cannot run."""
+"""A table of what a server can do, and the methods that it cannot run."""
 
 from tsi.errors import CapabilityError
 from tsi.experiments.scaling.methods import METHODS, sampler_of
@@ -17,14 +17,14 @@ def abilities_table(policy: ServedPolicy) -> str:
     others = [name for name in abilities.models if name != abilities.model]
     draws = {
         True: "yes, as the frequencies of drawn tokens show",
-        False: "no: it truncates or changes the model's probabilities unasked",
+        False: "no: it truncates or changes the model's probabilities by default",
         None: "not measured",
     }
     meaning = {
-        "raw": "of the model at temperature 1, whatever is drawn from",
+        "raw": "of the model at temperature 1, before truncation",
         "processed": "of the distribution that tokens are drawn from",
         "none": "none",
-        "unknown": "given, and their meaning could not be measured",
+        "unknown": "given, but their meaning could not be measured",
     }
     lines = {
         "server": abilities.server,

@@ -88,7 +88,7 @@ def check(
 
     Args:
         make_sampler: "module:function"; the function returns a sampler.
-        num_particles: N, a number that the sampler supports.
+        num_particles: number of particles N; the sampler must support it.
         num_runs: runs on each target; 20,000 detect a bias of about 2 %.
     """
     from tsi.experiments.proofs.named_sampler import report_on, verdict

@@ -50,19 +50,19 @@ def scale(
     Args:
         problems: a task or a file, prompt and grader.
         options: models.
-        methods: which to compare; standard: the nine methods of the published
+        methods: methods to compare; standard: the nine methods of the published
             comparison; all: every method.
         budgets: rollouts N of each method.
         num_problems: by default 420 of a generated task, with standard errors below 2.5
             points, and all of a file or a published benchmark.
         seeds: how many times each problem is run.
-        temperatures: of the policy, at each of which each method is run; rows, tables
-            and plots name methods as in smc@0.4. By default all run at --temperature.
+        temperatures: policy temperatures at which every method runs; methods are then
+            named as in smc@0.4. By default all methods run at --temperature.
         out: folder for rows, table and plots (default: results/TASK), or an address
             that fsspec supports, such as gs://bucket/folder.
-        keep: what to keep beside the rows, compressed: the texts, answers, weights and
-            rewards of all particles (solutions); also each step, with its ancestors and
-            rewards (all); or nothing.
+        keep: what to keep in addition to rows, compressed: the texts, answers, weights
+            and rewards of all particles (solutions); also each step, with its ancestors
+            and rewards (all); or nothing.
         continue_anyway: continue rows that were made with other versions of JAX or tsi,
             or on another kind of device; every row records its own.
         progress: show a progress bar with the time left.
@@ -131,14 +131,14 @@ def regrade(
 ) -> int:
     """Extract and grade the answers of a finished run again, from its kept texts.
 
-    The rows are replaced, and the earlier ones are kept beside them.
+    The rows are replaced; the earlier ones are kept in rows.jsonl.before-regrade-N.
 
     Args:
         run: folder of the run, or its rows.jsonl.
         grader: name of another grader, or module:function, called with (Problem,
             answer), or task for that of a generated task; by default the one that the
             rows record.
-        problems: a file of one's own whose answers were corrected; problems are matched
+        problems: your own file of problems with corrected answers; problems are matched
             by id, and questions must be those of the run.
         question_column: name of its column of questions.
         answer_column: name of its column of answers.
@@ -161,17 +161,18 @@ def report(
     genealogies: int = 40,
     published: str | None = None,
 ) -> int:
-    """Write finished runs as one HTML page, which needs no network to be read.
+    """Write finished runs as one HTML page, which can be read offline.
 
     Args:
-        runs: folders with a file rows.jsonl, as `tsi scale` writes them.
+        runs: output folders of `tsi scale`, with a file rows.jsonl.
         out: the page (default: report.html in the first run's folder).
         tables: also write the tables and figures into each folder again.
-        genealogies: problems of each run whose genealogies are shown, if texts were
-            kept (with --keep all step by step), those on which methods disagree first.
-        published: draw the published curves of a policy of arXiv 2502.01618 behind, in
-            grey: Llama-3.2-1B, Llama-3.1-8B, Qwen2.5-Math-1.5B or Qwen2.5-Math-7B. By
-            default runs of these on math500 have their own.
+        genealogies: number of problems per run whose genealogies are shown; problems on
+            which methods disagree come first. Texts must be kept (--keep all for single
+            steps).
+        published: draw the published curves of a policy of arXiv 2502.01618 in grey
+            behind the run's curves: Llama-3.2-1B, Llama-3.1-8B, Qwen2.5-Math-1.5B or
+            Qwen2.5-Math-7B. By default this is done for runs of these on math500.
     """
     from tsi.experiments.files.places import parse_place
     from tsi.experiments.pages.report_runs import report_runs

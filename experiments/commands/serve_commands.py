@@ -1,4 +1,4 @@
-"""The command `tsi serve`: a sampler behind an endpoint with OpenAI's interface."""
+"""The command `tsi serve`: a sampler behind an OpenAI-compatible endpoint."""
 
 import logging
 import os
@@ -23,20 +23,20 @@ def serve(
     token_file: Path | None = None,
     limits: ServeLimits = Limits(),  # noqa: B008
 ) -> int:
-    """Answer questions by a sampler, at an endpoint with OpenAI's interface.
+    """Serve a sampler behind an OpenAI-compatible endpoint.
 
-    With --policy and without --task, questions are of any kind. Clients must send the
+    With --policy and without --task, any question is answered. Clients must send the
     token of the variable TSI_SERVE_TOKEN or of --token-file, if there is one.
 
     Args:
         problems: a task or a file, prompt and limits of a solution.
         options: models.
-        method: name of the sampler of requests that name none.
-        budget: rollouts N of requests that name none.
+        method: default sampler of requests.
+        budget: default number of rollouts N of requests.
         host: address to listen on; by default only programs of this machine can reach
             it.
         port: to listen on; 0 for any free one.
-        model_name: by which clients name the model; by default the policy's name.
+        model_name: the model's name for clients; by default the policy's name.
         token_file: file with the token that clients must send, or a pipe from which it
             is read to its end, such as `<(pass show tsi)` of a shell.
         limits: of requests.

@@ -11,7 +11,7 @@ def server(address: Positional[str], served_tokenizer: str | None = None) -> int
     Args:
         address: URL or URL#MODEL, for example http://localhost:8000#Qwen/Qwen3-8B.
         served_tokenizer: the policy's tokenizer, a folder or hub id; by default the
-            server's own is asked.
+            server's endpoints.
     """
     from tsi.experiments.commands.abilities_table import abilities_table
     from tsi.models.loading.download import get

@@ -42,15 +42,15 @@ def reproduce(
     progress: bool = True,
     dry: Dry = DryRun(),  # noqa: B008
 ) -> int:
-    """Test a published claim: `tsi reproduce list` names them; can be resumed.
+    """Test a published claim, resumably; `tsi reproduce list` lists the claims.
 
     Args:
         name: of the claim.
-        small: with embedded models, in minutes on two cores.
+        small: use the embedded models: minutes on two cores.
         out: folder (default: results/reproductions/NAME, or NAME-small).
-        only: names of the experiments of the claim that are run; all by default.
+        only: run only these experiments of the claim; all by default.
         served: address of a server that has the policies, which are then not loaded.
-        reward: in place of the published reward model, for example
+        reward: replaces the published reward model, for example by
             served-prm:URL,format=qwen,tokenizer=PATH.
         progress: show progress bars with the time left.
         dry: estimate the costs and run nothing.

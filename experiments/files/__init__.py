@@ -1,1 +1,1 @@
-"""Files that only grow, compressed or of JSON lines, and places to keep them."""
+"""Append-only files, compressed or of JSON lines, and the places to write them."""

@@ -4,9 +4,9 @@ Every append is flushed to disk. If the disk is full, the file is cut back to co
 records, so that it stays valid. A file that is removed during a run is written again. A
 lock keeps other processes from writing, if the file system has locks.
 
-A record that a kill left incomplete is moved to a file beside it, ``NAME.dropped-1``,
+A record that a kill left incomplete is moved to ``NAME.dropped-1`` in the same folder,
 before the first append after it. Until then nothing is written: a file of another kind
-is refused, and stays as it is.
+is refused and not changed.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ class AppendOnlyFile:
         return view._replace(size=min(view.size, self._ending.size))
 
     def repair(self) -> None:
-        """Move an incomplete last record to a file beside this one.
+        """Move an incomplete last record to another file in the same folder.
 
         Raises:
             ResultsError: the system cannot write.

@@ -150,7 +150,7 @@ class GzipMembers(NamedTuple):
                     text += piece.content
                     line, newline, _ = text.partition(b"\n")
                     if not self._is_beginning(line) or len(text) > MAX_RECORD:
-                        raise LineError("its first line is none")
+                        raise LineError("its first line is invalid")
                     if newline:
                         self.check(parse_object(line))
                         is_checked, text = True, b""

@@ -17,7 +17,7 @@ CHUNK = 2**20
 
 
 class LineError(ValueError):
-    """A line that is too long, or not what the file is meant to hold."""
+    """A line that is too long, or not of the kind that the file contains."""
 
 
 class FileView(NamedTuple):
@@ -135,8 +135,8 @@ class JsonLines(NamedTuple):
         """The end of the complete lines of a file, once it is known to be of this kind.
 
         Its first line and its last complete line are checked. A valid last line without
-        its newline is complete. One last line may be incomplete or damaged: no JSON,
-        and not the only line unless it begins as lines of this file do.
+        its newline is complete. The last line may be incomplete or damaged, that is,
+        not JSON. If it is the only line, it must begin like the lines of this file.
 
         Raises:
             LineError: it is another kind of file.
@@ -149,7 +149,7 @@ class JsonLines(NamedTuple):
             ending = Ending(view.size, b"" if last.endswith(b"\n") else b"\n")
         except LineError as error:
             if is_json(last) or not (before or self._is_beginning(last)):
-                raise LineError(f"its last line is none: {error}") from error
+                raise LineError(f"its last line is invalid: {error}") from error
             ending = Ending(start)
         if before and ending.size == start:
             self._check_line("the line before its last one", before[0][1])
@@ -162,7 +162,7 @@ class JsonLines(NamedTuple):
         try:
             self.check(parse_object(line))
         except LineError as error:
-            raise LineError(f"{name} is none: {error}") from error
+            raise LineError(f"{name} is invalid: {error}") from error
 
     def _is_beginning(self, line: bytes) -> bool:
         line = line.rstrip(b"\n")

@@ -1,7 +1,7 @@
 """Where results are written: a local folder, or one of any fsspec file system.
 
-A place with a scheme, such as ``gs://bucket/x`` or ``s3://bucket/x``, is a string, and
-all others are paths. On the former, files are written as whole objects.
+A place is a path or an address. An address has a scheme, such as ``gs://bucket/x`` or
+``s3://bucket/x``, and is a string; files there are written as whole objects.
 """
 
 import contextlib

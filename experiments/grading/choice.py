@@ -2,8 +2,8 @@
 
 A letter may be written A, (A), A., A), **A**, "option A", \\text{A} or \\boxed{A}. If
 the problem's data has ``choices``, a list of texts, an answer that is the text of one
-of them counts as its letter, and so does a gold answer. A number is a text
-and no letter: 2 is the choice that reads 2, and not the second.
+of them counts as its letter, and so does a gold answer. A number is a text, not a
+letter: 2 is the choice that reads 2, not the second.
 """
 
 import re
@@ -26,8 +26,8 @@ _IN_TEXT = re.compile(r"(?<![A-Za-z0-9'’\\])\(?([A-Z])(?:\)|(?![A-Za-z0-9'’]
 def extract(text: str) -> str | None:
     """The letter that a text chooses, or else the words of its answer.
 
-    A text without a box or "answer is" chooses the last capital letter that stands
-    alone, apart from "I" and "A" before a word.
+    A text without a box or "answer is" chooses the last single capital letter, apart
+    from "I" and "A" before a word.
     """
     text = text[-MAX_TEXT:]
     # A number is a choice only where a box or a cue says so; elsewhere a letter of the

@@ -48,7 +48,7 @@ class Grader:
     check_gold: Callable[[Problem], str | None] | None = None
 
     def check(self, problems: Sequence[Problem]) -> None:
-        """Refuse gold answers by which nothing can be graded.
+        """Reject gold answers that the grader cannot read.
 
         Raises:
             ConfigurationError: names the first such problem.
@@ -115,8 +115,8 @@ def get_grader(name: str) -> Grader:
     """The grader of that name.
 
     Args:
-        name: "math", "numeric", "choice", "exact", or "module:function" of a function
-            ``(problem, answer) -> bool`` of one's own. "numeric:0.01" has a relative
+        name: "math", "numeric", "choice", "exact", or "module:function" of your own
+            function ``(problem, answer) -> bool``. "numeric:0.01" has a relative
             tolerance of 1 %.
 
     Raises:

@@ -1,9 +1,9 @@
-r"""The grader "math": two answers are equal if mathematics says so.
+r"""The grader "math": mathematical equality of two answers.
 
 Numbers are compared here, exactly. So are names of variables, kinds of brackets, lists,
 sets and words, because the computer algebra system of math-verify (the package
 ``math-verify``, extra ``tasks``) reads (1, 2) and {1, 2} as equal, both R and r as r,
-and "no" as n·o. It decides about the formulas that remain, each by itself.
+and "no" as n·o. math-verify compares only the remaining formulas, one by one.
 
 - "x = 1" is 1 and x = 1, but not y = 1.
 - (1, 2) is the list 1, 2, but not [1, 2], {1, 2} or (2, 1). Sets and lists without
@@ -62,7 +62,7 @@ class MissingPackageError(ImportError):
 
 
 def shortcut(problem: Problem, answer: str) -> bool | None:
-    """Whether the answer is right, if that can be seen without math-verify."""
+    """Whether the answer is right, if that is decided without math-verify."""
     return decide(problem.answer, answer, lambda gold, given: None)
 
 
@@ -250,7 +250,7 @@ def _equal_members(
         return False
     brackets = left or given_left
     if not (left and given_left) and brackets == "[":
-        # Without brackets it is no closed interval.
+        # Without brackets it is not a closed interval.
         return False
     if len(members) != len(given_members):
         return False
@@ -265,7 +265,7 @@ def _equal_members(
 def _equal_without_order(
     gold: Sequence[str], given: Sequence[str], verify: Verify
 ) -> bool | None:
-    """Whether each member has an equal of its own, the first that is left."""
+    """Whether members can be paired with equal ones, greedily."""
     left, undecided = list(given), False
     for member in gold:
         results = [decide(member, other, verify) for other in left]
@@ -297,7 +297,7 @@ def _equal_formulas(gold: str, given: str, verify: Verify) -> bool | None:
 
 
 def _rename_capitals(formula: str, capitals: str) -> str:
-    """Capital letters as variables of their own: it reads R as r."""
+    """Capital letters as separate variables: math-verify reads R as r."""
     if not capitals:
         return formula
     return _CAPITAL.sub(lambda match: f"{match.group().lower()}_{{99}}", formula)

@@ -152,7 +152,7 @@ def is_tolerance(value: object) -> bool:
 
 
 def _is_other(gold: str, given: str) -> bool:
-    """Whether a unit excludes another; a word that is no unit excludes no unit."""
+    """Whether a unit excludes another; a word that is not a unit excludes none."""
     if not gold or not given:
         return False
     return given in _SPELLING.values() or gold not in _SPELLING.values()

@@ -1,4 +1,4 @@
-"""The process that grades: it may be slow, run out of memory or die, and others go on.
+"""A process that grades; others continue if it is slow, out of memory or dead.
 
 It is started with the name of a grader's function, "module:function", imports it, and
 answers requests, each one line of JSON: the fields of a `Problem` and the answer. A

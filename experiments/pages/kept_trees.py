@@ -1,4 +1,4 @@
-"""Genealogies for the page, from the particles that are kept beside the rows."""
+"""Genealogies for the page, from the kept particles."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +49,7 @@ def trees_of(rows: Rows, place: Place, max_problems: int) -> list[dict[str, Any]
 
 
 def has_particles(place: Place) -> bool:
-    """Whether particles are kept beside a file of rows."""
+    """Whether there is a file of particles for a file of rows."""
     if isinstance(place, str):
         system, root = file_system(str(particles_place(place)))
         return bool(system.exists(root))

@@ -52,7 +52,7 @@ def write_page(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def as_script_data(value: Any) -> str:
-    """JSON that may stand in a script element, whatever texts it holds.
+    """JSON that is safe in a script element, whatever texts it contains.
 
     Raises:
         ValueError: a number is not finite.

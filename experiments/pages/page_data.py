@@ -63,7 +63,7 @@ def page_data(
         name: of the run, to tell several apart.
         rows: complete for all their methods, with their settings.
         trees: of kept runs; see `tree_data.tree_of`.
-        published: curves that stand behind those of the run.
+        published: curves that are drawn behind those of the run.
 
     Raises:
         ResultsError: rows are missing.

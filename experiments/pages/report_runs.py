@@ -32,8 +32,8 @@ def report_runs(
         out: the HTML file.
         tables: also write the tables and figures of each run into its folder again.
         genealogies: problems of each run whose genealogies are in the page.
-        published: policy of arXiv 2502.01618 whose curves stand behind those of the
-            runs; if None, that of runs which repeat them.
+        published: policy of arXiv 2502.01618 whose curves are drawn behind those of the
+            runs; by default the policy of the runs, if it is one of these.
 
     Returns:
         What was written, as text.

@@ -33,7 +33,7 @@ def tree_of(
     selected: str | None,
     grades: Mapping[str, bool],
 ) -> dict[str, Any]:
-    """The tree of one run, with what became of the right answer.
+    """The tree of one run, with the history of the right answer.
 
     Args:
         method, budget, seed, problem: of the run.

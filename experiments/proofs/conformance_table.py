@@ -72,7 +72,7 @@ def _number(check: Check) -> float | None:
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """One line per sampler. A dash stands for a target or number that is not known."""
+    """One line per sampler. A dash is a target or number that is not known."""
     header = ["sampler", "target", "exact"]
     header += [f"z, {short}" for short in SHORT.values()]
     header += ["z, pooled", "least p", "others kept", "runs", "s"]

@@ -158,7 +158,7 @@ def _grade(
 
 
 def sample(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Disagreements to label by hand: different answers, equally many of each kind."""
+    """Disagreements for manual labels: different answers, equally many of each kind."""
     kinds: dict[str, dict[tuple, dict[str, Any]]] = {name: {} for name in KINDS}
     for row in rows:
         key: tuple[Any, ...] = row["problem"], row["answer"], row["alone"]
@@ -193,7 +193,7 @@ def compare_golds() -> tuple[Counter[tuple[bool, bool]], list[tuple[str, str]]]:
 def main(folder: Path) -> None:
     """Grade, sample the answers to label, and write the page once they have labels.
 
-    Labels stand in ``labels.jsonl``, "right", "wrong" or "unclear" in the field
+    Labels are in ``labels.jsonl``, "right", "wrong" or "unclear" in the field
     ``label``: whether the sentence gives the gold answer, whatever the graders found.
     """
     rows = grade_summaries(folder / "grades.jsonl")

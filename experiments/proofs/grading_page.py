@@ -130,7 +130,7 @@ def _verdict(correct: object) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """A table in Markdown; texts stand as code, since they hold LaTeX."""
+    """A table in Markdown; texts are formatted as code, since they contain LaTeX."""
     head = list(rows[0]) if rows else []
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(map(_cell, row.values())) + " |" for row in rows]

@@ -83,7 +83,7 @@ def wrong_ancestor(sampler: Sampler | Explorer) -> Sampler | Explorer:
 
 
 def late_reward(sampler: Sampler | Explorer) -> Sampler | Explorer:
-    """Weigh each turn by the potentials of the previous turn."""
+    """Weight each turn by the potentials of the previous turn."""
     explores = isinstance(sampler, Explorer)
 
     def init(key: Any, num_particles: int, *limit: int) -> StateWithMemory:

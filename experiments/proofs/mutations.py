@@ -8,13 +8,13 @@ same. Each mistake is a wrapper, so it is the same mistake in every sampler.
 
 - dropped correction: log p - log q is ignored;
 - wrong ancestor: the ancestor of the neighbouring particle is extended;
-- late reward: each turn is weighed by the potentials of the previous turn;
+- late reward: each turn is weighted by the potentials of the previous turn;
 - reused key: one key is used for all turns;
 - weights not reset: offspring keep the weights with which they were drawn;
 - not reset from 5: the same, from step 5 on;
 - bfloat16: log potentials are rounded to 8 bits;
 - clipped: log potentials are clipped to [-20, 20];
-- last score: a finishing particle is weighed by 1.5 times its log potential;
+- last score: a finishing particle is weighted by 1.5 times its log potential;
 - counts of 0: invalid potentials and lost populations are not counted;
 - equal keys: a number is drawn with a key that is used elsewhere;
 - late key: no turn after the sixth has a new key;

@@ -92,7 +92,7 @@ def clipped_potentials(sampler: Sampler | Explorer) -> Sampler | Explorer:
 
 
 def last_score_twice(sampler: Sampler | Explorer) -> Sampler | Explorer:
-    """Weigh a finishing particle by 1.5 times its log potential."""
+    """Weight a finishing particle by 1.5 times its log potential."""
     return _change_potentials(
         sampler,
         lambda p, now, before: jnp.where(now & ~before, 1.5 * p, p),

@@ -2,8 +2,8 @@
 
 A module's docstring has the claim, its source, the expected numbers, the cost and the
 command. ``FULL`` are the experiments of the claim on the published models. ``SMALL``
-asks the same question of the models of this package, in minutes on two cores. The
-answers may differ: the small models are not those of the claim.
+tests the same claim on the models of this package, in minutes on two cores. The
+outcomes may differ: the small models are not those of the claim.
 """
 
 import importlib
@@ -39,7 +39,7 @@ class Reproduction(NamedTuple):
         small: experiments on embedded models.
         summarise: what the small experiments say about the claim; None for their
             comparison alone.
-        draw: their figures, besides those of each experiment.
+        draw: their figures, in addition to those of each experiment.
     """
 
     name: str

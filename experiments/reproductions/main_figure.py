@@ -29,9 +29,9 @@ SMALL = [embedded_experiment(task, task, num_problems=100) for task in EMBEDDED_
 
 
 def draw(curves: Mapping[str, Curves], folder: Path) -> list[Path]:
-    """Draw the curves of each embedded task, and the published ones behind in grey.
+    """Draw the curves of each embedded task, and the published ones in grey behind.
 
-    The published ones are of MATH500: their shapes can be compared, and not their
+    The published ones are of MATH500: their shapes can be compared, but not their
     heights.
 
     Args:

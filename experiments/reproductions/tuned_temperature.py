@@ -1,4 +1,4 @@
-"""Each method has a temperature of its own, and comparing at a common one misleads.
+"""The best temperature differs between methods, so a common one misleads.
 
 Source: Bag of Tricks for inference-time computation, Liu et al. 2025, arXiv 2502.07191.
 The temperatures are compared on validation problems, so that test problems stay

@@ -1,8 +1,9 @@
 """Comparisons of methods on the same problems: differences and scaling rates.
 
 Which pairs are compared is fixed before the results are seen: each method against the
-best of `REFERENCES`, and the samplers among `CHALLENGERS` against `BASELINES`. (Which
-of the references is best is read from the same problems, which favours it.)
+best of `REFERENCES`, and the samplers among `CHALLENGERS` against `BASELINES`. (The
+best reference is picked on the same problems, which biases the comparison in its
+favour.)
 """
 
 from collections.abc import Sequence

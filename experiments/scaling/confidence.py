@@ -1,4 +1,4 @@
-"""What the particles of a run say besides the selected answer: pass@k, calibration."""
+"""Confidence of the particles of a run: pass@k and calibration."""
 
 import numpy as np
 

@@ -27,7 +27,7 @@ def group_of(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[Group]:
-    """The group for the command line's options: joined processes, or this one alone.
+    """The group for the command line's options: joined processes, or only this one.
 
     Raises:
         ConfigurationError: the other arguments are given without `distributed`, or see

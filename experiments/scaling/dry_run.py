@@ -58,16 +58,16 @@ class Cost(NamedTuple):
     """The estimated cost of a run.
 
     Attributes:
-        at_once: problems that are worked on at the same time.
+        at_once: problems that run at the same time.
         slots: rows that write together, on all devices.
-        blocks: the most that the working rows fill, if they share none.
+        blocks: maximum number that the working rows fill, if they share none.
         bytes: of these blocks, on all devices.
-        max_tokens: the most that can be written.
+        max_tokens: maximum number that can be written.
         tokens: that will be written if solutions are as long as worked solutions; NaN
             if the length of worked solutions is not known.
         flops: for these tokens, the prompts and the reward.
-        device_share: share of the devices that have work; a problem is worked on by one
-            group of devices.
+        device_share: share of the devices that have work; a problem runs on one group
+            of devices.
         refusal: why the run is not possible; empty if it is.
     """
 
@@ -106,7 +106,7 @@ def runs_of(
         plan: methods, budgets and seeds.
         world: a task with its models.
         path: of the file of rows, which need not exist.
-        continue_anyway: as the run is given it.
+        continue_anyway: as for the run.
 
     Raises:
         ResultsError: the file cannot be continued.
@@ -325,7 +325,7 @@ def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
     slots = room_of(max_positions) * sizes.policy * engine.max_rows
     lines = [
         f"weights  {_size(policy)} of the policy, {_size(reward)} of the reward",
-        f"memory   {_size(free_bytes)} free on a device beside the weights",
+        f"memory   {_size(free_bytes)} free on a device after loading the weights",
         f"rows     at most {engine.max_rows:,} write together on a device, and "
         f"explorers store {engine.max_stored:,} prefixes",
         f"caches   {sum(sizes):,} bytes per position, {row}; slots {_size(slots)}",

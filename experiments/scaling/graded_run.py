@@ -51,7 +51,7 @@ class GradedRun:
         self._grades = dict(zip(given_answers, grades, strict=True))
 
     def fields(self, line: Line) -> dict[str, Any]:
-        """The graded fields of a row that was read off this run."""
+        """The graded fields of a row that is derived from this run."""
         cell, run, answers = line.cell, self._run, self._answers
         expected = None
         method = get_method(cell.method)

@@ -1,11 +1,11 @@
-"""The particles of a run as they are kept beside its rows, and read back.
+"""The particles of a run as records in a file, written and read.
 
 One record is one run of the engine on one problem: texts, answers, weights and rewards
 of all its particles and, with ``--keep all``, what happened at each step. Several rows
-may be read off one record, since methods that never resample share their rollouts.
+may be derived from one record, since methods that never resample share their rollouts.
 Records are lines of JSON; docs/kept_particles.md lists their fields. Numbers that are
-not finite are the texts "nan", "inf" and "-inf". What is read is checked, because a
-file may have been edited, or be another program's.
+not finite are the texts "nan", "inf" and "-inf". Records are checked when they are
+read, because a file may have been edited, or be another program's.
 """
 
 import json
@@ -104,7 +104,7 @@ def record_of(
     Args:
         batch: of the run.
         problem: of the result.
-        result: of the engine, before rows are read off it.
+        result: of the engine, before rows are derived from it.
         extract: the extractor that has read its answers.
         max_steps: the target's step limit.
         keep: "solutions", or "all" with the steps.
@@ -182,7 +182,7 @@ def parse_record(record: dict[str, Any], settings: dict[str, Any]) -> KeptRun:
         ancestors = fields.matrix("ancestors", size)
         is_index = np.isfinite(ancestors) & (ancestors >= 0) & (ancestors < size)
         if not (is_index & (ancestors == np.floor(ancestors))).all():
-            raise LineError("its ancestors are no indices of particles")
+            raise LineError("its ancestors are not indices of particles")
         has_rewards = record.get("step_rewards") is not None
         ess = fields.numbers("ess")
         steps = KeptSteps(

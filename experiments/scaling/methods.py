@@ -90,8 +90,8 @@ def get_methods(names: Iterable[str]) -> dict[str, Method]:
     """The methods of these names, in the order of tables.
 
     Args:
-        names: of methods; or "all" alone for every method, or "standard" alone for
-            those of the published comparison.
+        names: of methods; or only "all" for every method, or only "standard" for those
+            of the published comparison.
 
     Raises:
         UnknownNameError: there is no method of a name.
@@ -107,7 +107,7 @@ def get_methods(names: Iterable[str]) -> dict[str, Method]:
 def expand_temperatures(
     names: Iterable[str], temperatures: Iterable[float]
 ) -> list[str]:
-    """Each method at each temperature; one that has its own stays as it is.
+    """Each method at each temperature; one with its own is unchanged.
 
     Raises:
         ConfigurationError: a temperature is not a positive number.
@@ -131,7 +131,7 @@ def expand_temperatures(
 
 
 def method_settings(name: str, max_steps: int) -> dict[str, Any]:
-    """Settings that a row of the method records besides the settings of the run."""
+    """Settings that rows of the method record in addition to those of the run."""
     method = get_method(name)
     settings = dict(method.settings)
     if method.takes_max_steps:

@@ -32,7 +32,7 @@ class PublishedCurve(NamedTuple):
 
 
 def published_curves(model: str) -> list[PublishedCurve]:
-    """The published curves of a policy, to stand behind one's own.
+    """The published curves of a policy, to draw behind the curves of a run.
 
     Args:
         model: a policy of the figure, such as "Llama-3.2-1B".
@@ -55,7 +55,7 @@ def published_curves(model: str) -> list[PublishedCurve]:
 
 
 def published_model(settings: Mapping[str, Any]) -> str | None:
-    """The policy of the figure that rows with these settings are a repetition of.
+    """The policy of the figure whose runs rows with these settings repeat.
 
     Returns:
         None if the task is not MATH-500 or the figure has no such policy.

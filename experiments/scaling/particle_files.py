@@ -1,8 +1,8 @@
-"""Files of kept particles: beside the rows, compressed, and written before them.
+"""Files of kept particles, compressed, and written before the rows.
 
-Beside ``rows.jsonl`` stands ``rows.particles.jsonl.gz``. Each append is one gzip member
-and is flushed to disk before the rows that were read off its records, so that a row
-that exists has its texts. Several processes write a shard each, as for rows, and the
+The particles of ``rows.jsonl`` are in ``rows.particles.jsonl.gz``. Each append is one
+gzip member and is flushed to disk before the rows derived from its records, so that
+every row has its texts. Several processes write a shard each, as for rows, and the
 first one collects them when a run is complete. On an object store each append is an
 object in the folder ``rows.particles``, and they stay there.
 
@@ -190,7 +190,7 @@ def read_particles(place: Place, *, unique: bool = True) -> Iterator[KeptRun]:
 
     Args:
         place: of the file of rows; or one file of particles.
-        unique: leave out the second record of a run, which differs by rounding alone.
+        unique: leave out the second record of a run, which differs only by rounding.
 
     Raises:
         ResultsError: there are none, or a record is malformed; the message names file
@@ -224,8 +224,8 @@ def read_particles(place: Place, *, unique: bool = True) -> Iterator[KeptRun]:
             ) from error
     if is_missing:
         raise ResultsError(
-            f"There are no particles beside {place}: they were not kept (--keep none), "
-            "or moved elsewhere."
+            f"There is no file of particles for {place}: they were not kept (--keep "
+            "none), or moved elsewhere."
         )
 
 

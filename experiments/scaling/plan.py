@@ -1,8 +1,8 @@
 """What a scaling experiment runs: a plan, divided into batches.
 
 A batch is (method, budget, seed, block of problems). Blocks do not depend on which rows
-exist already. Methods that never resample are read off one run at their largest budget
-(:mod:`tsi.experiments.scaling.shared_rollouts`).
+exist already. Rows of methods that never resample are derived from one run at their
+largest budget (:mod:`tsi.experiments.scaling.shared_rollouts`).
 """
 
 import math
@@ -69,10 +69,10 @@ def make_plan(
     """Check arguments and make a plan, with methods in the order of tables.
 
     Args:
-        methods: names of methods, or "standard" or "all" alone.
+        methods: names of methods, or only "standard" or "all".
         budgets: rollouts N, in any order.
         num_seeds: number of seeds.
-        temperatures: of the policy, at each of which each method is run; without any,
+        temperatures: policy temperatures at which every method runs; without any,
             methods have the temperature of the run or of their names.
 
     Raises:
@@ -128,9 +128,9 @@ def sort_problems(problems: Sequence[Problem]) -> list[Problem]:
 def batches(plan: Plan, world: World) -> Iterator[Batch]:
     """The plan's batches, ordered by seed, then by method, then by budget.
 
-    A batch has as many problems as the engine works on at once. Problems are sorted by
-    the length of their prompts, because a batch takes as long as its longest solution,
-    and long prompts tend to have long solutions.
+    A batch has as many problems as the engine runs at the same time. Problems are
+    sorted by the length of their prompts, because a batch takes as long as its longest
+    solution, and long prompts tend to have long solutions.
     """
     problems = sort_problems(world.problems)
     shared_methods = [name for name in plan.methods if get_method(name).never_resamples]
@@ -155,7 +155,7 @@ def batches(plan: Plan, world: World) -> Iterator[Batch]:
 
 
 def max_problems(world: World, name: str, num_particles: int) -> int:
-    """Number of problems of a method that the engine works on at once."""
+    """Number of problems of a method that the engine runs at the same time."""
     rounds = get_method(name).rounds
     if rounds is not None:
         num_particles = rounds(num_particles).size
@@ -164,6 +164,6 @@ def max_problems(world: World, name: str, num_particles: int) -> int:
 
 
 def block_size(num_problems: int, max_problems: int) -> int:
-    """Number of problems per batch: the fewest batches, of nearly equal sizes."""
+    """Number of problems per batch, for few batches of nearly equal sizes."""
     num_blocks = max(1, math.ceil(num_problems / max_problems))
     return max(1, math.ceil(num_problems / num_blocks))

@@ -1,4 +1,4 @@
-"""A plan beside the rows that exist: what is refused, and what the user is told."""
+"""A plan compared with the existing rows: errors, and notes for the user."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,11 +46,11 @@ def print_plan_change(
     plan: Plan,
     problems: Sequence[Problem],
 ) -> None:
-    """Say on standard error which existing rows the plan does not ask for."""
+    """Print on standard error which existing rows are not in the plan."""
     text = plan_change(rows, plan, problems)
     if text:
         print(
-            f"{path} also has rows that this plan does not ask for, of {text}. They "
+            f"{path} also has rows that are not in this plan, of {text}. They "
             "are kept, and left out of the report; for them, run the earlier plan.",
             file=sys.stderr,
         )

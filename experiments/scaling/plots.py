@@ -93,7 +93,7 @@ def save_accuracy_plots(
         title: of the figure.
         paths: of the files, whose suffixes are their formats.
         labels: of methods, if not those of `Method.label`.
-        published: curves behind, in grey; a figure by rollouts alone has them.
+        published: curves in grey behind the others; only a figure by rollouts has them.
     """
     label, base = UNITS[unit]
     names = {method: get_method(method).label for method in curves}
@@ -193,7 +193,7 @@ def styles_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str]]:
     temperature_of = {
         name: get_method(name).temperature or 0.0 for name in styles if AT in name
     }
-    # A method without a temperature beside one with it comes first.
+    # A method without a temperature comes before those with one.
     temperature_of |= {
         base: 0.0 for base in map(base_of, temperature_of) if base in styles
     }

@@ -1,8 +1,8 @@
 """Insert measured tables into README.md and the pages of results.
 
 A table is between ``<!-- table: PATH -->`` and ``<!-- end -->``, where PATH is a
-Markdown file that an experiment wrote. Run this after an experiment, so that no table
-is typed by hand.
+Markdown file that an experiment wrote. Run this after an experiment, so that all tables
+are generated.
 
 Command: ``python -m tsi.experiments.scaling.readme``.
 """

@@ -1,9 +1,10 @@
 """`tsi regrade`: rows computed again from the texts that were kept.
 
-Answers are extracted anew from the texts and graded; each method's rule selects its
-answer again. What does not depend on answers stays as it is. The rows are replaced as a
-whole, and the earlier ones are kept beside them. The right answer of a problem is that
-of its rows, so that a correction lasts; the file of particles is not changed.
+Answers are extracted again from the texts and graded; each method's rule selects its
+answer again. Fields that do not depend on answers are not changed. The rows are
+replaced as a whole, and the earlier ones are kept in the same folder. The right answer
+of a problem is that of its rows, so that a correction lasts; the file of particles is
+not changed.
 """
 
 import json
@@ -57,7 +58,7 @@ def regrade(
     grading_of: Callable[[Mapping[str, Any]], Grading],
     correct: Correct | None = None,
 ) -> Regraded:
-    """Compute the rows of a file again from the particles beside it.
+    """Compute the rows of a file again from its kept particles.
 
     Args:
         place: of the file of rows; it is locked against a run.
@@ -98,7 +99,7 @@ def _fields_of(
     grading_of: Callable[[Mapping[str, Any]], Grading],
     correct: Correct | None,
 ) -> tuple[dict[Cell, dict[str, Any]], dict[str, Mapping[str, Any]]]:
-    """The graded fields of all rows, and what changes of their settings."""
+    """The graded fields of all rows, and the changes of their settings."""
     gradings = {line.settings_id: grading_of(line.settings) for line in lines}
     by_run: dict[tuple[str, int, int | str], list[Line]] = {}
     for line in lines:
@@ -143,7 +144,7 @@ def _fields_of(
 def _answers(
     lines: Sequence[Line], correct: Correct | None
 ) -> dict[int | str, str | None]:
-    """The right answer of each problem; None if rows do not tell.
+    """The right answer of each problem; None if rows do not contain it.
 
     Raises:
         ConfigurationError: a problem cannot be corrected.
@@ -213,7 +214,7 @@ def _new_lines(
 
 
 def _copy_aside(path: Path) -> Path:
-    """Copy a file to the first free name beside it."""
+    """Copy a file to the first free name in its folder."""
     number = 1
     while (copy := path.with_name(f"{path.name}.before-regrade-{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""What `tsi regrade` does: finds extractors and graders, and says what changed."""
+"""`tsi regrade`: find extractors and graders, and report what changed."""
 
 import functools
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.problem import Problem
 
 OWN_GRADER = "task"
-"""Stands for the grader that a task has of its own."""
+"""Name of the task's own grader."""
 
 
 def regrade_run(
@@ -34,7 +34,7 @@ def regrade_run(
 
     Args:
         run: folder of the run, or its file of rows.
-        grader: name of a grader or "module:function", in place of the rows' own; "task"
+        grader: name of a grader or "module:function", instead of the rows' own; "task"
             for that of the task. A named grader also finds the answers in the texts.
         problems: a file with corrected answers; problems are matched by their ids.
         columns: names of its columns.
@@ -88,8 +88,8 @@ def choose_grading(settings: Mapping[str, Any], grader: str | None) -> Grading:
     if grader == OWN_GRADER:
         if task is None:
             raise ConfigurationError(
-                f"These rows are of {settings.get('task')!r}, which is no task with a "
-                "grader of its own; name the grader, such as math."
+                f"The task {settings.get('task')!r} of these rows has no grader of its "
+                "own; choose one with --grader, such as math."
             )
         in_task = BENCHMARKS[task] if task in BENCHMARKS else get_task(task)
         own_grading = _own_grading(task, in_task.grader)
@@ -97,15 +97,16 @@ def choose_grading(settings: Mapping[str, Any], grader: str | None) -> Grading:
     grading = _grading_by(grader)._replace(settings={"grader": grader})
     if is_named(grader):
         return grading
-    # A function of one's own grades what the rows' own grader finds in the texts.
+    # A user's function grades what the rows' own grader finds in the texts.
     return grading._replace(extract=_own_grading(task, name).extract)
 
 
 def task_of(settings: Mapping[str, Any]) -> str | None:
-    """The name of the task of rows, or None if they are of a file of one's own.
+    """The name of the task of rows, or None if they are of the user's own file.
 
     A file that is named like a task is recorded as "file:NAME". Rows of earlier
-    versions have its name alone, and the hash of the file, which no generated task has.
+    versions have only its name, and the hash of the file, which generated tasks do not
+    have.
     """
     name = str(settings.get("task"))
     is_generated = name in TASKS or name.startswith(PREFIX)
@@ -169,7 +170,7 @@ def _own_grading(task_name: str | None, grader: str | None) -> Grading:
     """The extractor and grader of rows.
 
     Args:
-        task_name: None for a file of one's own.
+        task_name: None for the user's own file.
         grader: that the rows record.
     """
     if task_name is not None and (task_name in TASKS or task_name.startswith(PREFIX)):

@@ -21,7 +21,7 @@ NOTE = (
 def save_reliability_plot(
     calibrations: Mapping[str, Calibration], title: str, paths: Sequence[Path]
 ) -> None:
-    """Draw the reliability curve of each method beside the diagonal.
+    """Draw the reliability curve of each method, with the diagonal.
 
     Args:
         calibrations: calibration of each method.

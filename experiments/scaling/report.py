@@ -1,7 +1,7 @@
 """From curves to tables: accuracies with errors, costs, comparisons and confidence.
 
-Everything here is a function of the rows alone, so that anyone can recompute a table
-from the JSONL file.
+Everything here depends only on the rows, so that anyone can recompute a table from the
+JSONL file.
 """
 
 import math
@@ -24,7 +24,7 @@ MIN_SHARED = 0.9
 
 
 def row_notes(rows: Rows) -> list[str]:
-    """Reasons to distrust the table, each once; see `tsi.results.notes`.
+    """Reasons to distrust the table, without repetitions; see `tsi.results.notes`.
 
     Args:
         rows: of any methods; older rows may lack some fields.

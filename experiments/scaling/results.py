@@ -2,17 +2,17 @@
 
 Rows are appended and flushed to disk as they finish, so that a killed run, or one whose
 disk is full, loses at most the block that it was computing (`append_only.py`). An
-incomplete last line is moved aside with a message, and its row is computed again. Every
-row names the settings on which it depends, which stand in the file once
-(`row_format.py`); a file with other settings is refused (`settings_check.py`).
+incomplete last line is moved to another file with a message, and its row is computed
+again. Every row refers to its settings, which are in the file once (`row_format.py`); a
+file with other settings is refused (`settings_check.py`).
 
-A row is a function of its settings, method, budget, seed and problem up to rounding.
-Its random numbers depend on nothing else. But XLA sums in another order in a batch of
-another shape, and numbers such as the mean reward and the log evidence then differ by a
-few millionths. So a resumed file, or one with more problems, has the texts, answers and
-counts of an uninterrupted run, unless two candidates for a token are tied to that
-precision, and numbers that are as close. Batches of equal shape give equal rows.
-`seconds` is measured.
+The key of a row, (method, budget, seed, problem), is called a cell. Up to rounding, a
+row depends only on its cell and settings, and so do its random numbers. XLA sums in a
+different order in batches of another shape, and numbers such as the mean reward and the
+log evidence then differ by a few millionths. A resumed file, or one with more problems,
+therefore agrees with an uninterrupted run to that precision, with the same texts,
+answers and counts, unless two candidates for a token are tied to that precision.
+Batches of equal shape give equal rows. `seconds` is measured.
 
 If there are several processes, each writes one shard and reads all (`row_shards.py`).
 """
@@ -55,7 +55,7 @@ class ResultsFile:
     Raises:
         ConfigurationError: the settings are not JSON.
         ResultsError: the file is malformed, has other settings, is being written by
-            another run, or cannot be opened. It stays as it is.
+            another run, or cannot be opened. It is not changed.
     """
 
     def __init__(

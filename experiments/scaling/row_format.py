@@ -1,15 +1,15 @@
 """The format of a file of rows: lines with settings, and lines with rows.
 
-A line with settings is ``{"settings_id": ID, "settings": {...}}``, and a row names the
-settings on which it depends by the same ID, a hash of their content::
+A line with settings is ``{"settings_id": ID, "settings": {...}}``, and a row refers to
+its settings by the same ID, a hash of their content::
 
     {"settings_id": "0f3a5c7e9b1d", "settings": {"task": "chain", ...}}
     {"method": "smc", "budget": 4, ..., "correct": true, "settings_id": "0f3a5c7e9b1d"}
 
-Settings stand before the first row that names them, in the same file. A file can be put
-together from others, so the same settings may stand in it several times. Rows that hold
-their settings themselves, under ``settings``, are rows too. Everything that is read is
-checked, because a file may have been cut, edited, or be another program's.
+Settings come before the first row that refers to them, in the same file. Files can be
+concatenated, so the same settings may occur several times. Rows may also contain their
+settings, under ``settings``. Everything is checked when it is read, because a file may
+have been cut, edited, or be another program's.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ NUMBERS = frozenset(
 
 
 class Line(NamedTuple):
-    """A row as it stands in a file.
+    """A row in a file.
 
     Attributes:
         number: of the line, from 1.
@@ -104,12 +104,12 @@ class Line(NamedTuple):
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value, whatever the order of its keys."""
+    """The JSON text of a value, independent of the order of its keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def id_of_settings(settings: dict[str, Any]) -> str:
-    """The hash by which rows name their settings.
+    """The hash by which rows refer to their settings.
 
     Raises:
         LineError: they are nested too deeply, or have numbers that are not finite.
@@ -152,7 +152,7 @@ def parse_rows(
     Args:
         path: of the file, for messages.
         lines: without their newlines.
-        settings_by_id: gets the settings that stand in lines of their own.
+        settings_by_id: gets the settings that are on separate lines, by their ids.
 
     Raises:
         ResultsError: a line is neither a row nor settings; the message has its number.
@@ -198,7 +198,7 @@ def parse_settings(line: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """
     name, settings = line.get(SETTINGS_ID), line[SETTINGS]
     if not isinstance(settings, dict) or not isinstance(name, str):
-        raise LineError("its settings have no id, or are no object")
+        raise LineError("its settings have no id, or are not an object")
     right = id_of_settings(settings)
     if name != right:
         raise LineError(

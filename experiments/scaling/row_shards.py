@@ -3,7 +3,7 @@
 On local file systems process 0 writes ``rows.jsonl``, process 1 ``rows-1.jsonl`` and so
 on, and each process locks its file (`append_only.py`). Process 0 also locks the shards
 of processes that this run does not have, so that only one run writes at a time. Object
-stores have neither appends nor locks: there, every flush is an object of its own in the
+stores have neither appends nor locks: there, every flush is a separate object in the
 folder ``rows``, with a unique name.
 
 It does not matter which process wrote a row: the next run, of any number of processes,
@@ -52,7 +52,7 @@ class LocalShards:
     """
 
     has_segments = False
-    """Whether each append is a file of its own."""
+    """Whether each append is a separate file."""
 
     def __init__(self, path: Path, index: int = 0, count: int = 1) -> None:
         self._first, self.count = path, count
@@ -86,7 +86,7 @@ class LocalShards:
             yield path, without_half_line(lines)
 
     def repair(self) -> None:
-        """Move incomplete last lines aside, once the files are known to be valid."""
+        """Move incomplete last lines to other files, once all files are valid."""
         for file in (self._own, *self._orphans.values()):
             file.repair()
 
@@ -141,7 +141,7 @@ class RemoteShards:
     """
 
     has_segments = True
-    """Whether each append is a file of its own."""
+    """Whether each append is a separate file."""
 
     def __init__(self, address: str, index: int = 0) -> None:
         self.path, self.index = address, index

@@ -1,4 +1,4 @@
-"""Writes what a batch gives, first its particles and then its rows, beside the run.
+"""Writes the particles and rows of a batch, in this order, while the run continues.
 
 One thread grades and writes a batch while the engine works on the next one.
 """
@@ -77,7 +77,7 @@ class RowWriter:
 class BackgroundWriter:
     """Grades and writes a batch in a thread, while the next one is computed.
 
-    When the context ends, for whatever reason, what was given is written first.
+    When the context ends, for whatever reason, all given batches are written first.
 
     Args:
         writer: of the run; nothing else writes to its files meanwhile.

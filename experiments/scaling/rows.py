@@ -120,7 +120,7 @@ def outcome(
     grades: Mapping[str, Grade],
     expected: float | None = None,
 ) -> dict[str, Any]:
-    """The fields of a row besides its cell and settings.
+    """The fields of a row without its cell and settings.
 
     Args:
         problem: with its right answer.
@@ -165,7 +165,7 @@ def outcome(
 
 
 def served_counts(ledger: Ledger) -> dict[str, int]:
-    """Tokens that a server was sent and found in its cache; nothing without one."""
+    """Tokens that were sent to a server, and those in its cache; empty without one."""
     if not ledger.sent_tokens:
         return {}
     return {

@@ -57,8 +57,8 @@ def run_plan(
         progress: show a progress bar with the time left.
         group: the processes of this run; each computes the rows of its share of the
             problems, and waits for the others.
-        keep: what is kept of the particles, in a file beside the rows: "solutions"
-            (texts, answers, weights, rewards), "all" (each step too) or "none".
+        keep: what is kept of the particles, in a separate file: "solutions" (texts,
+            answers, weights, rewards), "all" (each step too) or "none".
         continue_anyway: continue a file of rows of other versions or devices.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a run over a server would ask of it: rollouts, steps and tokens."""
+"""The cost of a run over a server: rollouts, steps and tokens."""
 
 import math
 from collections.abc import Sequence

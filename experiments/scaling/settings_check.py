@@ -1,11 +1,11 @@
-"""Whether a file of rows may be continued: its settings beside those of a run.
+"""Whether a file of rows may be continued: its settings against those of a run.
 
-Three kinds of settings differ in what follows:
+There are three kinds of settings. If they differ:
 
-- what decides a row, such as a temperature: another value is refused;
+- settings that affect a row, such as a temperature: refused;
 - versions of software and the kind of device, which change the last digits: refused
   unless the user says to continue anyway, and every row names its own;
-- the package's own code and commit: said on standard error, and recorded.
+- the package's own code and commit: a note on standard error, and recorded.
 
 A model is known by the hash of its files, so it may be at another path.
 """
@@ -71,7 +71,7 @@ class SettingsCheck:
             self._others[line.settings_id] += 1
 
     def print_remarks(self, path: Place) -> None:
-        """Say once what differs in rows that are kept."""
+        """Print once what differs in rows that are kept."""
         counts: Counter[str] = Counter()
         for name, number in self._others.items():
             counts[self._remarks[name]] += number

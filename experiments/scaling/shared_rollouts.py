@@ -1,7 +1,7 @@
 """Smaller budgets of methods that never resample, taken from one large run.
 
 Self-consistency, best-of-N and weighted best-of-N draw the same rollouts, because a
-particle's random numbers depend on (seed, problem, particle, step, token) alone. So the
+particle's random numbers depend only on (seed, problem, particle, step, token). So the
 first n particles of a run of N equal the run of n, and one run at the largest budget
 gives the rows of all three methods at all budgets, each with the cost of its own run.
 """
@@ -21,10 +21,10 @@ from tsi.results.result import Result
 
 
 def first_rollouts(result: Result, num_rollouts: int, estimand: Estimand) -> Result:
-    """The result that a run of the first n particles alone would have given.
+    """The result of a run of only the first n particles.
 
     Args:
-        result: of a sampler that never resamples and weighs by the reward at the end.
+        result: of a sampler that never resamples and weights by the final reward.
         num_rollouts: n, at most the result's N.
         estimand: of the method whose result is wanted. If it does not read the reward,
             weights are one, or the corrections of forced ends.

@@ -4,8 +4,7 @@ Dimensions follow ArviZ: chain, draw, problem. Particles are draws, and independ
 on one problem (with different seeds) are chains. ArviZ gives every draw the same
 weight, so the posterior has draws that are resampled in proportion to the weights; with
 ``weighted=True`` it has the particles themselves and their log weights. Statistics of
-the run are in sample_stats; those of particles are indexed by particle, and not by
-draw.
+the run are in sample_stats; those of particles are indexed by particle, not by draw.
 
 Needs `pip install -e '.[arviz]'`; ArviZ 1 itself, for plots, needs Python 3.12.
 """

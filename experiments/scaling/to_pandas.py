@@ -1,4 +1,4 @@
-"""Rows as a table of pandas, which is no dependency: `pip install pandas`."""
+"""Convert rows to a pandas DataFrame (optional dependency: `pip install pandas`)."""
 
 import json
 from typing import Any

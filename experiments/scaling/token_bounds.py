@@ -12,7 +12,7 @@ def most_tokens(
     limits: ReasoningTarget | SolutionLimits,
     problems: int,
 ) -> int:
-    """The most tokens that a method can draw.
+    """The maximum number of tokens that a method can draw.
 
     A row that never changes its past draws one solution. After resampling or a search's
     turn, a row may continue a shorter solution, so that only steps are bounded.

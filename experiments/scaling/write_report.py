@@ -220,7 +220,7 @@ def rates_section(curves: Curves, path: Path) -> list[str]:
 
 
 def thinking_notes(rows: Rows) -> list[str]:
-    """What to do if a limit cut models that were thinking."""
+    """Advice if a limit cut models that were thinking."""
     # Rows of earlier versions lack this field.
     is_thinking = [bool(row.get("num_thinking")) for row in rows.values()]
     if not any(is_thinking):

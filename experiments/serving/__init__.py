@@ -1,1 +1,1 @@
-"""`tsi serve`: a sampler behind an endpoint with OpenAI's interface."""
+"""`tsi serve`: a sampler behind an OpenAI-compatible endpoint."""

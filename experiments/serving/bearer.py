@@ -13,7 +13,7 @@ MAX_TOKEN = 4096
 
 
 class Bearer:
-    """A token, kept as its hash alone.
+    """A token, of which only the hash is kept.
 
     Args:
         token: as clients send it.
@@ -72,7 +72,7 @@ def read_bearer(file: Path | None) -> Bearer | None:
 def hosts_of(host: str) -> frozenset[str] | None:
     """The names by which requests may address a server; None for any.
 
-    A page in a browser can reach a server on the same machine under a name of its own.
+    A page in a browser can reach a server on the same machine under another host name.
     A server that listens on the loopback interface only therefore refuses others.
 
     >>> "localhost" in hosts_of("127.0.0.1"), hosts_of("0.0.0.0")

@@ -69,7 +69,7 @@ POLICY_FIELDS: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 
 class Offer(NamedTuple):
-    """What a server serves, to check requests against.
+    """The model, methods and limits that a server offers.
 
     Attributes:
         model: the name of the model.
@@ -92,7 +92,7 @@ class ChatRequest(NamedTuple):
         conversation: the question, and what was said before it.
         method, budget: the sampler and its N.
         seed: None if the server draws one.
-        problem_id: of the random numbers, beside the seed; None for the default.
+        problem_id: with the seed, determines the random numbers; None for the default.
         temperature: of the policy; None for the server's.
         max_tokens: the longest text; None for the server's limit.
         stream: whether the text is sent as events.
@@ -202,7 +202,7 @@ def _own_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The object ``tsi`` of a request.
 
     Raises:
-        ApiError: it is no object or has an unknown field, which may be a misspelling.
+        ApiError: it is not an object or has an unknown field, which may be misspelled.
     """
     extension = fields.get("tsi")
     if extension is None:

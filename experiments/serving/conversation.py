@@ -1,7 +1,7 @@
 """A conversation as the text of a problem, and its token ids.
 
-An engine knows a problem by one text, which the policy and the reward read. A single
-question is that text itself, as in `tsi solve`. Further turns stand before it:
+An engine knows a problem by one text, which the policy and the reward read. For a
+single question this is its text, as in `tsi solve`. Further turns precede it:
 
     <RS>System: ...      <RS>User: ...      <RS>Assistant: ...      <RS>User: ...
 
@@ -40,7 +40,7 @@ class Conversation(NamedTuple):
 
     @property
     def is_question(self) -> bool:
-        """Whether there is nothing besides the question."""
+        """Whether there is only the question."""
         return self.system is None and not self.turns
 
     def text(self) -> str:

@@ -3,8 +3,9 @@
 Event loops must not wait for JAX, and the engine runs one method at a time. Requests
 wait in order. When the thread is free it takes the first one, and with it later ones
 that have the same method, budget and temperature, up to as many problems as the engine
-works on at once. These are problems of one run. The random numbers of a problem depend
-on the seed and its id alone, so an answer does not depend on the others of its batch.
+runs at the same time. These are problems of one run. The random numbers of a problem
+depend only on the seed and its id, so an answer does not depend on the others of its
+batch.
 
 Requests of a batch share a seed, and so need the same one, or none; a seed is then
 drawn for all of them. Requests with the same seed and the same id of the problem would
@@ -104,7 +105,7 @@ class Job:
 
 
 class EngineWorker:
-    """Runs requests on an engine in a thread of its own.
+    """Runs requests on an engine in a separate thread.
 
     Args:
         world: the models.
@@ -218,7 +219,7 @@ class EngineWorker:
             return batch
 
     def _room(self, job: Job) -> int:
-        """The number of problems that the engine works on at once."""
+        """The number of problems that the engine runs at the same time."""
         sampler = sampler_of(job.request.method, self.world.max_steps)
         try:
             return self.world.engine.problems_at_once(sampler, job.request.budget)
@@ -291,7 +292,7 @@ class EngineWorker:
 
 
 def error_of(failure: Exception | None) -> ApiError:
-    """What a client is told of the failure of its problem."""
+    """The error that a client gets if its problem fails."""
     if isinstance(failure, CapabilityError):
         return ApiError(str(failure))
     if isinstance(failure, OutOfMemoryError):
@@ -300,5 +301,5 @@ def error_of(failure: Exception | None) -> ApiError:
 
 
 def policy_error() -> ApiError:
-    """That a server behind this one has failed; it does not name its address."""
+    """The error if a server behind this one fails; it does not name its address."""
     return ApiError(NO_POLICY, 502, code="policy_failed")

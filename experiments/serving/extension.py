@@ -1,4 +1,4 @@
-"""The extension field ``tsi`` of a response: what the run says beside the text.
+"""The extension field ``tsi`` of a response: the results of the run besides the text.
 
 Numbers that do not exist for a method, or cannot be estimated, are null.
 """
@@ -124,7 +124,7 @@ def describe_genealogy(result: Result) -> dict[str, Any]:
 
 
 def _meaning(result: Result) -> str:
-    """What the probabilities of the answers are, in words."""
+    """A description of what the probabilities of the answers estimate."""
     estimand = result.estimand
     if not estimand.has_target:
         return "shares of the weight by the method's ranks; the method has no target"

@@ -1,4 +1,4 @@
-"""What stands before every request: host, token, and one line of the log.
+"""Checks of every request: its host, its token, and one line in the log.
 
 The log has the method, the route, the status and the time. It has no headers, query or
 body, so no credentials or questions.
@@ -92,8 +92,8 @@ class Guard:
             self.hosts
         ):
             raise ApiError(
-                "This server is reached as 127.0.0.1 or localhost only; start it with "
-                "--host to serve others.",
+                "This server accepts requests for 127.0.0.1 and localhost only; start "
+                "it with --host to serve others.",
                 403,
             )
         if self.bearer is None or scope["path"] in self.open_paths:

@@ -1,4 +1,4 @@
-"""What a server accepts, and how it is found."""
+"""Limits of the requests that a server accepts."""
 
 import re
 from typing import Annotated, NamedTuple
@@ -19,10 +19,10 @@ class Limits(NamedTuple):
         max_body: the longest body of a request, such as 1MB or 64KB.
         max_concurrent: requests that are computed or wait; more are refused (429).
         max_connections: open connections; more are refused (503).
-        max_prompt_tokens: the longest prompt, in tokens of the policy, chat template
-            and worked examples included.
-        body_seconds: within which a body must arrive.
-        grace_seconds: that a running request may take to end when the server stops.
+        max_prompt_tokens: the longest prompt, in tokens of the policy, including the
+            chat template and worked examples.
+        body_seconds: seconds within which a body must arrive.
+        grace_seconds: seconds in which running requests may end when the server stops.
     """
 
     max_budget: int = 64
@@ -43,7 +43,7 @@ class Limits(NamedTuple):
         return parse_size(self.max_body)
 
     def check(self) -> "Limits":
-        """These limits, unless one is below 1.
+        """Check that no limit is below 1, and return the limits.
 
         Raises:
             ConfigurationError: see above, or `max_body` is not a size.

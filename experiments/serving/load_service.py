@@ -37,8 +37,8 @@ def load_service(
         load_world: ``(task, problems, encoder=...) -> World``, such as
             :meth:`tsi.experiments.model_options.ModelOptions.world`.
         has_policy: whether a policy is named.
-        method, budget: of requests that name none.
-        model_name: by which clients name the model; by default the policy's name.
+        method, budget: defaults of requests.
+        model_name: the model's name for clients; by default the policy's name.
         limits: of requests.
 
     Raises:

@@ -23,7 +23,7 @@ class Server(uvicorn.Server):
 
     Args:
         config: of uvicorn.
-        worker: told when the server is asked to stop, and when the grace period ends.
+        worker: notified when the server must stop, and when the grace period ends.
         announce: called when it listens.
         grace_seconds: that running requests may take to end.
     """
@@ -60,14 +60,14 @@ class Server(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """A socket with this address, which does not listen yet.
 
-    It is bound before models are loaded, so that a port in use is known at once.
+    It is bound before models are loaded, so that a port in use is found early.
 
     Args:
         host: a name or an address, of IPv4 or IPv6.
         port: 0 for any free one.
 
     Raises:
-        OSError: the address is in use or is none of this machine.
+        OSError: the address is in use or not of this machine.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

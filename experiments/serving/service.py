@@ -1,4 +1,4 @@
-"""What an endpoint needs: the models, what is offered, and how questions are read."""
+"""The models, the offer and the question format behind an endpoint."""
 
 import functools
 import secrets
@@ -49,11 +49,11 @@ class Service(NamedTuple):
     def prepare(self, request: ChatRequest) -> tuple[Problem, Completion]:
         """The problem of a request, and the frame of the response.
 
-        Encoding may take a while, so this runs in a thread of its own.
+        Encoding may take a while, so this runs in a separate thread.
 
         Raises:
-            ApiError: the question is none of the task's, or its prompt is too long or
-                has characters that the model cannot read.
+            ApiError: the question is not a problem of the task, or its prompt is too
+                long or has characters that the model cannot read.
         """
         completion_id = f"chatcmpl-{secrets.token_hex(12)}"
         problem = find_problem(self.task, request.conversation)
@@ -116,7 +116,7 @@ def find_problem(task: Task, conversation: Conversation) -> Problem:
     """The problem of a conversation.
 
     Raises:
-        ApiError: it is no problem of a generated task.
+        ApiError: it is not a problem of a generated task.
     """
     if not isinstance(task, GeneratedTask):
         return Problem("question", conversation.text(), "")

@@ -1,7 +1,7 @@
 """Plots of one result: its genealogy, effective sample size and weights.
 
-In the genealogy every step is a column, and equal prefixes are one branch. Children
-stand beside their parents, so that no branches cross.
+In the genealogy every step is a column, and equal prefixes are one branch. Children are
+next to their parents, so that branches do not cross.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Particles that have the same parent and the same text of a step are one node. Particles
 without final descendants are one node for each parent, and have no text, because a
-result keeps the texts of the final particles alone.
+result keeps only the texts of the final particles.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class Node(NamedTuple):
         ends: those of `finals` whose last step this is.
         text: of the step; None for a dead branch.
         reward: mean reward after the step; NaN if not recorded.
-        row: vertical position. Parents stand beside their first child, and no branches
-            cross.
+        row: vertical position. Parents are level with their first child, and branches
+            do not cross.
     """
 
     step: int
@@ -86,7 +86,7 @@ def merged_tree(
 def _finals(
     slots: np.ndarray, group: tuple[int, ...], lengths: list[int], step: int
 ) -> tuple[int, ...]:
-    """Final particles with a step of their own here, in one of a group's slots."""
+    """Final particles with a step here, in one of a group's slots."""
     indices = np.flatnonzero(np.isin(slots, group))
     return tuple(int(n) for n in indices if lengths[n] > step)
 

@@ -2,16 +2,16 @@
 
 Seeds of one problem share its difficulty, so the mean over seeds of each problem is one
 observation. The standard error is that of their mean. It means little where few
-problems are right or wrong: after 0 of 8 it is zero. There a Wilson interval stands in
-its place, for an effective number of observations.
+problems are right or wrong: after 0 of 8 it is zero. There a Wilson interval replaces
+it, for an effective number of observations.
 
 **Effective number.** The clustered variance of the mean is p (1 - p) / n for n
 independent observations, which defines n (the number of rows divided by the design
 effect). With one seed n is the number of problems P, and the interval is Wilson's. With
 S seeds n lies between P and P S. The design effect is itself estimated from P problems,
 so n is multiplied by (z / t)^2, where t is the quantile of Student's distribution with
-P - 1 degrees of freedom, and kept above P. If all rows are right, or all wrong, seeds
-tell nothing about how alike they are: then n = P, as if they were copies.
+P - 1 degrees of freedom, and kept above P. If all rows are right, or all wrong, the
+correlation of seeds cannot be estimated: then n = P, as if they were copies.
 
 References: Wilson 1927, J. Am. Stat. Assoc. 22; Korn and Graubard 1998, Survey
 Methodology 24, effective sample sizes for proportions in clusters; Miller 2024, arXiv

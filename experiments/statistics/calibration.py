@@ -11,8 +11,8 @@ not. Runs of one problem are one cluster: bootstrap replicates draw problems.
   variance of mean y within its bin. It is unbiased for the squared error of the binned
   curve if runs are independent, can be negative, and is shown as a signed root.
 - *Brier score*: mean (p - y)^2. *Log score*: mean log probability of what happened, y
-  or not y. N particles cannot tell a probability of 0 from 1 / (2 N), so p is kept
-  within [1 / (2 N), 1 - 1 / (2 N)] for the log score alone.
+  or not y. N particles cannot tell a probability of 0 from 1 / (2 N), so p is clipped
+  to [1 / (2 N), 1 - 1 / (2 N)], only for the log score.
 - *Log score of the right answer*: mean log of the posterior probability of all right
   answers, kept at 1 / (2 N) or above. It is a proper score of the whole posterior.
 - *Selective accuracy*: accuracy of the most confident fraction of runs, with ties in
@@ -91,7 +91,7 @@ def calibration(
     num_replicates: int = 1000,
     seed: int = 0,
 ) -> Calibration:
-    """Judge the probabilities of selected answers.
+    """Assess the probabilities of selected answers.
 
     Args:
         probabilities: of the selected answer for each problem and seed; 0 if there is

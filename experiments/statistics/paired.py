@@ -10,12 +10,12 @@ from zero, over all signs:
 
     p = P(|\sum_p s_p d_p| >= |\sum_p d_p|),    s_p = -1 or 1 with probability 1/2.
 
-S d_p is a whole number, so the distribution of the total is computed exactly, by
+S d_p is an integer, so the distribution of the total is computed exactly, by
 convolution. With one seed this is McNemar's exact test on the discordant pairs.
 
 A method that never resamples may be known by its expected correctness, over all subsets
-of a pool of samples. Then d_p is neither whole nor of random sign, and p is that of
-Student's t test with P - 1 degrees of freedom, which is approximate.
+of a pool of samples. Then S d_p is not an integer and its sign is not random, and p is
+that of Student's t test with P - 1 degrees of freedom, which is approximate.
 
 **Interval.** The standard error is zero if no pair is discordant. The interval adds
 half a pair to each of the four cells of the table of pairs (two problems in all), which
@@ -48,13 +48,13 @@ class PairedDifference(NamedTuple):
         error: its standard error, clustered by problem; NaN for a single problem, or
             if no pair is discordant.
         interval: of the difference.
-        only_a: pairs of runs where A alone is right.
-        only_b: pairs of runs where B alone is right.
+        only_a: pairs of runs where only A is right.
+        only_b: pairs of runs where only B is right.
         num_pairs: all pairs, problems times seeds.
         mean_square: of the differences by problem; with one seed the share of
             discordant pairs.
         p_value: of the exact test that A and B are interchangeable on each problem; of
-            Student's if expected values are no whole numbers.
+            Student's t test if expected values are not integers.
     """
 
     difference: float

@@ -15,8 +15,8 @@ range. There are two envelopes, which agree where both curves rise:
   budget is chosen well. The maximum of noisy accuracies is biased upwards for both
   methods; the intervals of `bootstrap.py` include that noise.
 - *raw*: the curve is the accuracy as measured, and the common range ends at the smaller
-  of the two accuracies at the largest budgets. It says what both methods still have
-  there. A method that falls back to where it began has no rate.
+  of the two accuracies at the largest budgets. It describes what both methods reach
+  there. A method whose accuracy returns to its first value has no rate.
 
 Both ranges begin at the larger of the two first accuracies. A range without width has
 no rate: the curves do not overlap, or nothing was learned.
@@ -25,7 +25,7 @@ log rate is piecewise linear in a, so the mean is computed exactly: the sum over
 of width times the value at the midpoint.
 
 Reference: the "4-16x" of Puri et al. 2025, arXiv 2502.01618, figure 2, which is read
-from the figure at single accuracies; the paper defines no estimator.
+from the figure at single accuracies; the paper does not define an estimator.
 """
 
 from typing import Literal, NamedTuple

@@ -5,10 +5,10 @@ from jaxtyping import Int
 
 
 def sign_flip_p_value(totals: Int[np.ndarray, "P"]) -> float:
-    """Exact two-sided p-value of whole-numbered differences under random signs.
+    """Exact two-sided p-value of integer differences under random signs.
 
     Args:
-        totals: difference of each problem, in whole numbers.
+        totals: difference of each problem, an integer.
     """
     sizes = np.abs(totals[totals != 0])
     # The sum of s_p |d_p| is twice the sum of those with sign +1, minus all.

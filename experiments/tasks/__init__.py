@@ -33,7 +33,7 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (CHAIN, CHAIN_LONG, COUNTDOWN, COUNTDOWN_FOUR, CHAIN_SUM)
 }
-"""Tasks by name; add one's own to use it on the command line of one's own script."""
+"""Tasks by name; add your own to use it on the command line of your script."""
 
 
 def task_names() -> tuple[str, ...]:

@@ -71,8 +71,8 @@ def read_champ(path: Path) -> dict[str, Any]:
             raise ValueError(f"{len(records)} problems")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{path} has not the {SIZE} problems of CHAMP ({error!r}); install "
-            "champ-dataset 1.0.0 again."
+            f"{path} does not contain the {SIZE} problems of CHAMP ({error!r}); "
+            "install champ-dataset 1.0.0 again."
         ) from error
     return records
 

@@ -5,7 +5,7 @@
               15+7=22,2
               22+2=24
 
-Each line combines two of the remaining numbers; after the equals sign stand the numbers
+Each line combines two of the remaining numbers. After the equals sign are the numbers
 that remain now, the new one first. Every number is used exactly once and every result
 is within 0 to 99. Most first moves of a hard problem lead to a dead end, which a single
 sample cannot leave and a search can.
@@ -133,7 +133,7 @@ def problems(
 def problems_of_four(
     split: Split, count: int | None, seed: int | Sequence[int]
 ) -> list[Problem]:
-    """Distinct solvable problems of four numbers, most of whose moves lead nowhere."""
+    """Distinct solvable problems of four numbers; most moves lead to dead ends."""
     rng = np.random.default_rng(seed)
     return distinct_problems(draws(rng, MAX_COUNT), split, count)
 

@@ -1,9 +1,9 @@
 """Files of published benchmarks: fetched once, checked against a hash, kept in a cache.
 
-A file that the user has put into the cache folder is used as it is, so that a machine
-without network can run a benchmark. Files of the Hugging Face hub are fetched by its
-own client, with the user's token and mirror; others by HTTPS, from a commit that is
-named in the address.
+A file that the user has put into the cache folder is used without a download, so that a
+machine without network can run a benchmark. Files of the Hugging Face hub are fetched
+by its own client, with the user's token and mirror; others by HTTPS, from a commit that
+is named in the address.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ def find_file(name: str, source: HubFile | WebFile) -> Path:
 
     Raises:
         DownloadError: it cannot be fetched, or is another file than expected; the
-            message says where to put it by hand.
+            message says where to put the file.
     """
     path = local_path(name, source)
     if path.is_file():
@@ -122,7 +122,7 @@ def check_reachable(name: str, source: HubFile) -> None:
     A file in the client's own cache needs no hub, nor does the client's offline mode.
 
     Raises:
-        DownloadError: says where to put the file by hand.
+        DownloadError: says where to put the file.
     """
     import huggingface_hub
     from huggingface_hub import constants

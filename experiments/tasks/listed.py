@@ -32,8 +32,8 @@ def graded_task(
         preset: prompt, step ends and limits.
         settings: that rows record.
         citation, licence: of the problems.
-        shuffled: whether fewer problems than all are a random subset, and not the first
-            of the list, which may be sorted by subject.
+        shuffled: whether fewer problems than all are a random subset, instead of the
+            first of the list, which may be sorted by subject.
 
     Raises:
         ConfigurationError: the grader cannot be imported.
@@ -48,7 +48,7 @@ def graded_task(
     def choose(split: Split, count: int | None, seed: Seed) -> list[Problem]:
         if split != "test":
             raise ConfigurationError(
-                f"{name} has test problems alone, and no split {split!r}; name another "
+                f"{name} has only test problems, and no split {split!r}; name another "
                 "task for training and validation."
             )
         if count is not None and count > len(order):

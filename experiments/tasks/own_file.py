@@ -1,4 +1,4 @@
-"""A task of a file of one's own, and worked examples from another."""
+"""A task from the user's own file, and worked examples from another."""
 
 import json
 import string
@@ -60,8 +60,8 @@ def read_examples(path: Path) -> tuple[tuple[str, str], ...]:
     examples = read_problems(path, Columns("question", "solution", "id", advice))
     if len(examples) > MAX_EXAMPLES:
         raise ConfigurationError(
-            f"{path} has {len(examples)} worked examples, all of which would stand "
-            f"before each problem; write at most {MAX_EXAMPLES}."
+            f"{path} has {len(examples)} worked examples, which all precede each "
+            f"problem; write at most {MAX_EXAMPLES}."
         )
     return tuple((example.prompt, example.answer) for example in examples)
 
@@ -75,8 +75,8 @@ def show_choices(problem: Problem, path: Path) -> Problem:
     """The problem with its choices below the question, with a letter before each.
 
     Raises:
-        ConfigurationError: the choices are no list of texts or numbers, or they are too
-            few or too many.
+        ConfigurationError: the choices are not a list of texts or numbers, or they are
+            too few or too many.
     """
     choices = problem.data.get("choices")
     if choices is None:

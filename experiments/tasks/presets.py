@@ -10,9 +10,8 @@ r"""Prompts, step ends and limits that published work uses, by name.
     thinking-paragraphs   each paragraph of thought and solution is a step
     plain                 no system text; paragraphs are steps
 
-The wording of `steps` and `short-or-steps` is ours; the form that they ask for is the
-published one. A reproduction that needs the published wording passes it with
-``--system``.
+The wording of `steps` and `short-or-steps` is ours; the requested form is the published
+one. A reproduction that needs the published wording passes it with ``--system``.
 """
 
 from typing import Any, NamedTuple

@@ -2,7 +2,7 @@
 
 A row has a question and an answer, and may have an id and anything else, which graders
 find in `Problem.data`. Without a column of ids, a problem's id is the number of its
-line. The whole file is read and checked before any compute, and errors name file,
+line. The whole file is read and checked before any computation, and errors name file,
 line and column. The file is untrusted: its size, the length of its fields and its types
 are checked.
 """
@@ -69,7 +69,7 @@ def read_problems(path: Path, columns: Columns = Columns()) -> list[Problem]:  #
         if has_ids is None:
             has_ids = identity is not None
             if columns.id != Columns().id:
-                # A column that was asked for is not replaced by numbers.
+                # A column that was named by the user is not replaced by numbers.
                 _text(fields, columns.id, place, columns.advice)
         if has_ids != (identity is not None):
             raise ConfigurationError(
@@ -120,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                # A byte order mark is no part of the first field.
+                # A byte order mark is not part of the first field.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ConfigurationError(
@@ -194,8 +194,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             line = reader.line_num
             if "" in fields or None in fields.values():
                 raise ConfigurationError(
-                    f"{path}, line {line}, has not the {len(names)} fields of the "
-                    "first line; put fields with commas or line breaks in quotes."
+                    f"{path}, line {line}, does not have the {len(names)} fields of "
+                    "the first line; put fields with commas or line breaks in quotes."
                 )
             yield line, dict(fields)
     except csv.Error as error:

@@ -77,7 +77,7 @@ def format_encoder(
 ) -> Callable[[str], list[int]]:
     """A function from a problem to the token ids of its prompt.
 
-    The system text stands in the first question if the chat template does not support
+    The system text is part of the first question if the chat template does not support
     system messages.
 
     Args:

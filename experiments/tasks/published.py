@@ -220,8 +220,8 @@ def read_benchmark(name: str, benchmark: Benchmark, path: Path) -> Iterator[Prob
             problem = benchmark.problem(number, fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(
-                f"{path}, line {number}, has not the layout of {name} ({error!r}); put "
-                "the published file there."
+                f"{path}, line {number}, does not have the layout of {name} "
+                f"({error!r}); put the published file there."
             ) from error
         if problem is not None:
             yield problem

@@ -34,13 +34,13 @@ class Task:
         is_correct: ``(problem, answer) -> bool``, whether such an answer is right; it
             runs in this process, so it must be quick and safe on untrusted text. None
             if there is a `grader`.
-        max_steps: number of steps of the longest solution.
-        max_step_tokens: length of the longest step with its delimiter, in tokens, or in
+        max_steps: maximum number of steps.
+        max_step_tokens: maximum length of a step with its delimiter, in tokens, or in
             characters if ``max_tokens`` is None.
-        max_tokens: the longest solution, in tokens of any model.
+        max_tokens: maximum length of a solution, in tokens of any model.
         delimiters: strings that end a step.
         stop_strings: strings that end a solution.
-        prompts: system text and worked examples; None for the problem alone.
+        prompts: system text and worked examples; None for only the problem.
         grader: name or "module:function" of a grader that runs in a separate process
             (:mod:`tsi.experiments.grading`); None if there is `is_correct`.
         settings: further settings that rows record, such as the hash of a file.

@@ -1,8 +1,8 @@
-"""A task's exact checks as rewards: of every prefix, or of finished solutions alone.
+"""A task's exact checks as rewards: of every prefix, or only of finished solutions.
 
-Right has reward 0.99 and wrong 0.01, and not 1 and 0, so that a population without a
-right particle keeps its weight. These rewards know the answer. They are an upper bound
-to compare reward models with, and not a way to solve new problems.
+Right has reward 0.99 and wrong 0.01, instead of 1 and 0, so that a population without a
+right particle keeps its weight. These rewards use the right answer. They are an upper
+bound for reward models, not a way to solve new problems.
 """
 
 import functools
@@ -21,7 +21,7 @@ Check = Callable[[str, str, bool], float]
 def prefix_check(task: GeneratedTask) -> Check:
     """Log-odds of a prefix, from the task's solver: can it still end right?
 
-    A finished solution is judged by its answer.
+    The log-odds of a finished solution depend on its answer.
     """
     problem = functools.lru_cache(4096)(task.problem)
 

@@ -2,8 +2,8 @@
 
 The policy writes one solution of each problem. From the end of each step it then writes
 K completions, and the step's label is the fraction of right ones. The label of the last
-step is whether the solution itself is right. No human and no solver judges a step, so
-labels can be made for any task whose answers can be checked.
+step is whether the solution itself is right. Labels need no human and no solver, so
+they can be made for any task whose answers can be checked.
 
 The completions are solutions too, and are kept as further rows: the step at which they
 start has the label above, and each later step has the outcome of this completion, an
@@ -43,7 +43,7 @@ class LabelledSteps(NamedTuple):
         tokens: ``[B, T]``, prompt and solution, padded on the right.
         labels: ``[B, T]``, in [0, 1] at the end of a labelled step, NaN elsewhere.
         on_track: ``[B, T]``, the exact truth: can the prefix still lead to a right
-            answer? It is used to measure, and not to train.
+            answer? It is used only to measure, not to train.
         completion: ``[B]``, False for the first solution of each problem.
     """
 
@@ -54,7 +54,7 @@ class LabelledSteps(NamedTuple):
 
     @property
     def solutions(self) -> "LabelledSteps":
-        """The first solutions alone, whose steps have K completions each."""
+        """Only the first solutions, whose steps have K completions each."""
         return LabelledSteps(*(field[~self.completion] for field in self))
 
 
@@ -304,7 +304,7 @@ def label_chunk(
     seed: int,
     chunk: int,
 ) -> LabelledSteps:
-    """Labels of a chunk of problems, a function of weights, seed and chunk alone."""
+    """Labels of a chunk of problems; they depend only on weights, seed and chunk."""
     problems = task.problems(split, size, (seed, chunk, 2))
     key = jax.random.fold_in(jax.random.key(seed), chunk)
     return label_steps(

@@ -6,13 +6,13 @@ after its last block, so a few new blocks follow, which can compare it with the 
 that was written. The old blocks may be frozen: if they are trained too, they lose their
 arithmetic faster than the new blocks learn to use it.
 
-Step labels alone train that comparison slowly, because a solution gives only a few
-noisy bits. So the new blocks are first trained without labels (warm-up): for every
-token of the policy's solutions, does the language model find it likely, and at the end
-of a step, were all tokens so far likely? In half of the texts some tokens are replaced,
-because the policy alone makes too few errors. Then the loss is the binary cross-entropy
-against the soft label at the last token of each step, so that the head's output is the
-log-odds that the policy gets the answer right from there.
+With step labels only, that comparison is learned slowly, because a solution gives only
+a few noisy bits. So the new blocks are first trained without labels (warm-up): for
+every token of the policy's solutions, does the language model find it likely, and at
+the end of a step, were all tokens so far likely? In half of the texts some tokens are
+replaced, because the policy alone makes too few errors. Then the loss is the binary
+cross-entropy against the soft label at the last token of each step, so that the head's
+output is the log-odds that the policy gets the answer right from there.
 
 References:
     Math-Shepherd, arXiv 2312.08935, equation 2 with soft labels; it has no warm-up, no
@@ -38,13 +38,13 @@ from tsi.models.decoder import LanguageModel, RewardModel
 
 
 class JudgeMetrics(NamedTuple):
-    """How well a reward model judges the steps of held-out solutions.
+    """Metrics of a reward model on the steps of held-out solutions.
 
     Attributes:
         auc_on_track: area under the ROC curve of its reward for "this prefix can still
             lead to a right answer", which a solver decides exactly; over all steps.
         auc_on_track_unfinished: the same without finished solutions.
-        auc_finished: the same for finished solutions alone.
+        auc_finished: the same for finished solutions only.
         auc_monte_carlo: for "more than half of the completions are right".
         cross_entropy: against the soft labels, in nats per step.
         num_steps: number of steps.

@@ -56,7 +56,7 @@ class Prefixes(NamedTuple):
         states: the policy's hidden state at the last token.
         labels: 1 if the prefix's solution is right, else 0.
         on_track: the exact truth: can the prefix still lead to a right answer? It is
-            used to measure, and not to train.
+            used only to measure, not to train.
         ended: whether the prefix is the whole solution.
         group: a number for the problem and number of steps; a sampler compares prefixes
             of the same group.

@@ -1,1 +1,1 @@
-"""A task with its models, from names on a command line."""
+"""Worlds: a task with its problems, engine, extractor, grader and settings."""

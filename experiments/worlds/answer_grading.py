@@ -14,7 +14,7 @@ Pairs = Sequence[tuple[Problem, str | None]]
 class AnswerGrading:
     """From pairs of problem and answer to their grades.
 
-    The processes of a grader start ahead of the first call and end with this process.
+    The processes of a grader start before the first call and end with this process.
 
     Args:
         task: has `is_correct` or a grader.

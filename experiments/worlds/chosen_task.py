@@ -42,7 +42,7 @@ def choose_task(options: ProblemOptions) -> Task:
 def choose_problem(
     options: ProblemOptions, text: str, *, has_policy: bool
 ) -> tuple[Task, Problem]:
-    """The task and the problem that a user means by a text.
+    """The task and the problem that a text names.
 
     Args:
         text: the id of a problem of the task or file; a problem of a generated
@@ -51,7 +51,7 @@ def choose_problem(
             then a question of any kind.
 
     Raises:
-        TsiError: see `choose_task`, or the text is no problem of a generated task.
+        TsiError: see `choose_task`, or the text is not a problem of a generated task.
     """
     task = choose_questions(options, text, has_policy=has_policy)
     if task is not None:
@@ -107,7 +107,7 @@ def _adapt(options: ProblemOptions, task: Task) -> Task:
     if options.grader is not None:
         grader = get_grader(options.grader)
         changes |= {"grader": options.grader, "is_correct": None}
-        # A function of one's own grades what the task finds in the texts.
+        # A user's function grades what the task finds in the texts.
         if is_named(options.grader):
             changes["extract"] = grader.extract
     task = dataclasses.replace(task, **changes)

@@ -1,4 +1,4 @@
-"""A task with models by name, ready to run, as in `tsi scale` and `solve`."""
+"""A world, a task with models by name, as `tsi scale` and `solve` use it."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +77,7 @@ def embedded_world(
             policy for sampling and weights.
         repetition_penalty: of that policy; None for no penalty.
         model_sampling: whether the values that are None come from the policy's files.
-        ends: of steps and solutions, besides those of the task and the policy.
+        ends: of steps and solutions, in addition to those of the task and the policy.
         max_rows: rows that write tokens together on a device; planned from the free
             memory, if None.
         dtype: of the models' weights.
@@ -88,8 +88,8 @@ def embedded_world(
             are divided over the groups of devices.
         template_switches: variables of the policy's chat template, of JSON types, such
             as ``enable_thinking``.
-        shapes_only: do not load the weights; such a world can be planned with, and not
-            be run.
+        shapes_only: do not load the weights; such a world can be used for plans, but
+            not run.
         split: of the problems; choices are made on validation problems, so that test
             problems remain untouched.
         encoder: ``(task, tokenizer) -> encode``, how prompts become token ids.
@@ -186,7 +186,7 @@ def embedded_world(
 def prompt_room(
     task: Task, problems: Sequence[Problem], tokenizer: Tokenizer
 ) -> tuple[str, int]:
-    """An example of a problem, and the most tokens by which others may be longer."""
+    """An example of a problem, and by how many tokens others may be longer."""
     if isinstance(task, GeneratedTask):
         (example,) = task.problems("train", 1, 0)
         # Prompts differ by at most as many tokens as the longest has characters.

@@ -14,7 +14,7 @@ class ForcedText(NamedTuple):
     """A forced end, before it is tokenised.
 
     Attributes:
-        string: that a solution must have before its answer; empty for none.
+        string: forced before the answer; empty for none.
         answer_tokens: reserved for the answer with its end; None for the tokens that a
             step has after the string, at most `ANSWER_TOKENS`.
     """
@@ -39,7 +39,7 @@ def forced_text(
     """
     if string == "":
         raise ConfigurationError(
-            "The forced string is empty; use --forced-end to force the end alone."
+            "The forced string is empty; use --forced-end to force only the end."
         )
     if string is None and answer_tokens is not None:
         raise ConfigurationError(

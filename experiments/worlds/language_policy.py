@@ -1,9 +1,9 @@
 """Prompts for any language model on any task.
 
-The embedded models were trained on their task and read the problem alone. For other
-models, the prompt of a generated task begins with the rules of the task and worked
-examples (:mod:`tsi.experiments.tasks.prompts`). Other tasks have their own prompt
-format, or none.
+The embedded models were trained on their task, and their prompt is only the problem.
+For other models, the prompt of a generated task begins with the rules of the task and
+worked examples (:mod:`tsi.experiments.tasks.prompts`). Other tasks have their own
+prompt format, or none.
 """
 
 import json
@@ -91,7 +91,7 @@ def is_trained_on(task: Task, tokenizer: Spelling) -> bool:
 
 
 def prompt_format(task: Task, tokenizer: Spelling) -> PromptFormat | None:
-    """How a policy is asked the problems of a task; None for the problem alone.
+    """The prompt format of a task for a policy; None for only the problem.
 
     Raises:
         CheckpointError: the task's own models are missing.

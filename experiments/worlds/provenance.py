@@ -31,9 +31,8 @@ def commit(package: Path | None = None) -> str | None:
     Args:
         package: folder of the experiments; by default this package's own.
 
-    Returns:
-        None if the package is not in a checkout of its own repository. A repository
-        around it, such as that of an environment, has other commits.
+    Returns: None if the package is not in a checkout of its own repository. An
+        enclosing repository, such as that of an environment, has other commits.
     """
     package_folder = package or Path(__file__).resolve().parents[1]
     # A hook of another repository sets these, and git would follow them.

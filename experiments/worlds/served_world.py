@@ -35,7 +35,8 @@ class Served(NamedTuple):
         tokenizer: name, folder or hub id of the policy's tokenizer; None asks the
             server.
         together: whether the rows of a step share a request.
-        max_rows: rows that the server works on at once; None leaves it to the engine.
+        max_rows: rows that the server processes in parallel; None leaves it to the
+            engine.
         price: of a million generated tokens, in any currency; None for none.
     """
 
@@ -77,7 +78,7 @@ def served_world(
         aggregation: of the scores of steps.
         dtype, weights: of a reward model in this process.
         temperature, truncation, repetition_penalty: of the policy, the p of the target.
-        ends: of steps and solutions; forced ends and the least number of tokens of a
+        ends: of steps and solutions; forced ends and the minimum number of tokens of a
             step need a policy in this process.
         split: of the problems.
 
@@ -184,7 +185,7 @@ def notes_of(policy: ServedPolicy) -> tuple[str, ...]:
     if abilities.draws_all is False:
         notes.append(
             f"{abilities.server} does not draw unlikely tokens as often as the model's "
-            "own probabilities say: it truncates or changes them unasked, and the "
-            "results are those of that policy."
+            "own probabilities say: it truncates or changes them by default, and the "
+            "results are those of the changed policy."
         )
     return tuple(notes)

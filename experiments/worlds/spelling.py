@@ -1,4 +1,4 @@
-"""Whether a policy has tokens for the characters of the problems that it is to read."""
+"""Whether a policy has tokens for the characters of its problems."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ def check_spelling(
 ) -> None:
     """Refuse a policy without tokens for some characters of the texts.
 
-    The package's own policies have the characters of their own task alone.
+    The package's own policies have only the characters of their own task.
 
     Args:
         tokenizer: of the policy.
@@ -37,6 +37,6 @@ def check_spelling(
         raise ConfigurationError(
             f"The policy {policy} cannot read the problems of {task}: it has no tokens "
             f"for {len(missing)} of their characters ({examples}). Such a policy was "
-            "trained on one task alone; name a language model with --policy, such as "
+            "trained on one task only; name a language model with --policy, such as "
             "smollm2-135m, a hub id or a folder."
         )

@@ -12,14 +12,14 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 class StepEnds(NamedTuple):
-    """Ends besides the task's own delimiter and the policy's end tokens.
+    """Ends in addition to the task's own delimiter and the policy's end tokens.
 
     Attributes:
         delimiters: end a step; the task's own delimiter, if there are none.
         stop_strings: end the solution.
         min_tokens: a step has at least this many tokens; delimiters before that are
             ignored.
-        forced: text that a solution must write at a limit; None for none.
+        forced: text that is forced at a limit; None for none.
     """
 
     delimiters: tuple[str, ...] = ()

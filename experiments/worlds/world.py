@@ -1,4 +1,4 @@
-"""A task with its models, as experiments use them."""
+"""A world: a task with its problems, engine, extractor, grader and settings."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ NUM_SOLUTIONS = 32
 
 
 class World(NamedTuple):
-    """A task with its models.
+    """A task with its problems, an engine, an extractor, a grader and settings.
 
     Args:
         engine: runs samplers on problems.
@@ -39,8 +39,8 @@ class World(NamedTuple):
             None.
         grade: ``(pairs of problem and answer) -> grades``, one for each pair.
         max_steps: the target's step limit.
-        settings: everything that a row depends on besides method, budget, seed and
-            problem: task, models with their hashes, temperature, limits, versions.
+        settings: everything that affects a row except method, budget, seed and problem:
+            task, models with their hashes, temperature, limits, versions.
         notes: sentences for the user about how the policy is used.
         ungraded: ``() -> str | None``, a sentence that counts and names the answers
             that could not be graded; None if every answer can be.
@@ -97,7 +97,7 @@ def task_world(
         limits: of a solution.
         encode: a prompt to the policy's token ids; by default
             :func:`tsi.experiments.worlds.language_policy.prompt_encoder`.
-        ends: of steps and solutions, besides those of the task and the policy.
+        ends: of steps and solutions, in addition to those of the task and the policy.
         cache_dtype: of keys and values; that of the weights, if None.
         max_rows, max_stored, mesh: see :func:`tsi.engine.assembly.reasoning_engine`.
         settings: further settings that rows record, such as the reward and the type of

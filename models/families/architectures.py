@@ -1,4 +1,4 @@
-"""Which family and which head the name of an architecture stands for.
+"""The family and the head of each architecture name.
 
 A new family adds its file to the list here; the loader and the saver need nothing else.
 """

@@ -1,4 +1,4 @@
-"""Fields of a ``config.json`` that all families name alike, read and written."""
+"""Fields of a ``config.json`` that have the same name in all families."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,8 @@ MAX_NORM_EPSILON = 0.1
 def read_sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes, as arguments of :class:`DecoderConfig`.
 
-    Without ``num_key_value_heads`` each query head has a key-value head of its own;
-    without ``head_dim`` the heads divide the width.
+    Without ``num_key_value_heads`` there is one key-value head per query head; without
+    ``head_dim`` the heads divide the width.
 
     Raises:
         KeyError: a size is missing.
@@ -38,7 +38,7 @@ def read_sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
 def read_max_length(fields: Mapping[str, Any], rope: Rope) -> int:
     """The context in tokens.
 
-    With LongRoPE it is the original context until a longer one is asked for
+    With LongRoPE it is the original context unless a longer one is requested
     (``max_length`` of :func:`tsi.models.loading.checkpoint.load`).
     """
     length = fields.get("max_position_embeddings", DEFAULT_LENGTH)
@@ -108,7 +108,7 @@ def write_fields(config: DecoderConfig, model_type: str) -> dict[str, Any]:
 
 
 def write_attention_bias(config: DecoderConfig) -> dict[str, Any]:
-    """``attention_bias``, which sets the biases of all four projections at once.
+    """``attention_bias``, which sets the biases of all four projections.
 
     Raises:
         CheckpointError: some of the four projections have a bias and some do not.

@@ -1,4 +1,4 @@
-"""Features of a ``config.json`` that are refused by name where a family lacks them.
+"""Features of a ``config.json`` that are errors in families without them.
 
 A model that ignores a feature of its configuration writes fluent nonsense and raises no
 error. So every feature that any family here has, or that related models are known for,

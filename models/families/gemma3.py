@@ -168,7 +168,7 @@ def _read_ropes(fields: Mapping[str, Any]) -> tuple[Rope, Rope]:
         full = table or read_table(fields, "rope_scaling")
         window = {"rope_theta": fields.get("rope_local_base_freq", WINDOW_THETA)}
     if not all(parameters.get("truncate", True) for parameters in (full, window)):
-        # transformers looks for it in rope_parameters, beside these two tables.
+        # transformers looks for it in rope_parameters, next to these two tables.
         raise CheckpointError(
             "config.json has truncate=false among YaRN's parameters of one kind of "
             f"layers, which transformers ignores and the {NAME} port does not support. "

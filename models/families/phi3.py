@@ -7,8 +7,8 @@ query, key norm    none
 attention          grouped queries, without biases
 rotary embedding   the first ``partial_rotary_factor`` of each head, base
                    ``rope_theta``; LongRoPE or no scaling. LongRoPE has two sets of
-                   wavelengths; a model is used at its original length, unless a
-                   longer context is asked for when it is loaded
+                   wavelengths; a model is used at its original length, unless it is
+                   loaded with a longer context
 sliding window     ``sliding_window`` positions in every layer; none if null
 feed-forward       down(silu(gate(x)) * up(x)), without biases
 vocabulary head    ``lm_head``; the embedding where ``tie_word_embeddings`` is true

@@ -137,7 +137,7 @@ def _temperature(factor: float, scale: float) -> float:
 
 def _read_longrope(rope: Fields, fields: Fields) -> Scaling:
     stretched = fields.get("max_position_embeddings", DEFAULT_LENGTH)
-    # transformers prefers the field that stands beside the table.
+    # transformers prefers the field outside the table.
     original = read_number(rope, ORIGINAL_LENGTH, stretched)
     original = read_number(fields, ORIGINAL_LENGTH, original)
     factor = read_number(rope, "factor", stretched / original)

@@ -1,9 +1,9 @@
-"""The text half of multimodal models, which is all of them that is loaded and saved.
+"""The text half of multimodal models, the only part that is loaded and saved.
 
 Gemma 3 from 4B upward and Mistral Small 3.1 put the configuration of their text model
-under ``text_config`` and its tensors under a prefix, beside a vision tower and a
-projector. Without a picture the logits are those of the text model, so the vision tower
-and the projector are not read.
+under ``text_config`` and its tensors under a prefix. They also have a vision tower and
+a projector. Without a picture the logits are those of the text model, so the vision
+tower and the projector are not read.
 
 Source: transformers' Gemma3Config and Mistral3Config, and conversion_mapping.py for the
 tensor names of releases before the fifth.
@@ -25,7 +25,7 @@ TEXT_ARCHITECTURES: dict[str, str] = {
 TEXT_TYPES: dict[str, str] = {"Gemma3": "gemma3_text", "Mistral": "mistral"}
 """By the prefix of an architecture: the ``model_type`` of its ``text_config``."""
 
-# Fields beside ``text_config`` that are read; the others are about pictures.
+# Fields outside ``text_config`` that are read; the others are about pictures.
 OUTER_FIELDS = (
     "eos_token_id",
     "tie_word_embeddings",
@@ -52,10 +52,10 @@ def text_fields(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         path: the checkpoint, for messages.
         fields: of its config.json. ``eos_token_id``, ``tie_word_embeddings`` and the
-            other ``OUTER_FIELDS`` beside ``text_config`` override those in it.
+            other ``OUTER_FIELDS`` outside ``text_config`` override those in it.
 
     Raises:
-        CheckpointError: ``text_config`` is no table, or is that of another family.
+        CheckpointError: ``text_config`` is not a table, or is that of another family.
     """
     names = fields.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else None

@@ -31,7 +31,7 @@ _STRING, _ARRAY = 8, 9
 
 
 class TensorInfo(NamedTuple):
-    """A tensor's shape (rows first), type, and place in the file in bytes."""
+    """A tensor's shape (rows first), type, and offset in the file in bytes."""
 
     shape: tuple[int, ...]
     type: gguf.GGMLQuantizationType

@@ -1,7 +1,7 @@
 """The fields of a GGUF file that describe its model; none is ignored by accident.
 
-A GGUF does not say which of its fields a reader must know. So the fields that are read
-are recorded, and every other field that is not off is refused by name.
+A GGUF does not state which of its fields a reader must support. So the fields that are
+read are recorded, and every other field that is not off is refused by name.
 """
 
 from typing import Any

@@ -54,7 +54,7 @@ def rope_fields(metadata: Metadata) -> dict[str, Any]:
 def gemma_rope(metadata: Metadata) -> dict[str, Any]:
     """The ``rope_parameters`` of Gemma 3, which has two rotary embeddings.
 
-    Layers with a window have a base of their own and no scaling.
+    Layers with a window have a different base and no scaling.
     """
     full = {"rope_theta": _base(metadata, "rope.freq_base")}
     # llama.cpp would apply YaRN's factor on attention to layers with a window too.

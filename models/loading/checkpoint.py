@@ -188,7 +188,7 @@ def save(
         config: its configuration. With LongRoPE the stretched context is written, and
             ``max_length`` is an argument of :func:`load` again.
         folder: made if absent; files of the same names are replaced.
-        tokenizer: saved beside the weights, if given.
+        tokenizer: saved in the same folder, if given.
         dtype: of the weights on disk; as in memory, if None.
 
     Raises:

@@ -1,10 +1,10 @@
-"""A model's chat template, rendered once for all questions and without any of them.
+"""A model's chat template, rendered once for all questions, with a mark in their place.
 
 A template is a program of an unknown author. It runs within limits
-(:mod:`tsi.models.workers.untrusted`). In place of a user's message it is given a mark,
-which is replaced by the message afterwards. So a question cannot change the text around
+(:mod:`tsi.models.workers.untrusted`). It gets a mark in place of a user's message, and
+the message replaces the mark afterwards. So a question cannot change the text around
 it, a template cannot change or shorten a question, and a thousand prompts take one
-rendering. Messages of system and assistant are given to the template: published
+rendering. The template does get the messages of system and assistant: published
 templates read switches in system messages, and cut the thinking out of an assistant's.
 """
 

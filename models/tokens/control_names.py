@@ -56,7 +56,7 @@ class ControlNames:
 
 
 class NameMask:
-    """Puts marks in the place of control tokens' names in some texts.
+    """Replaces the names of control tokens in some texts by marks.
 
     A chat template must not see a control token's name in a message, which it could
     not tell from the control tokens that it writes itself.
@@ -71,7 +71,7 @@ class NameMask:
 
     def __init__(self, control: ControlNames, texts: Iterable[str]) -> None:
         self._control = control
-        # A mark is made of a character that occurs nowhere in the texts.
+        # A mark is made of a character that does not occur in the texts.
         mark = unused_character([*texts, *control.ids], MARKS)
         self._mark_of = {name: f"{mark}{i}{mark}" for i, name in enumerate(control.ids)}
         self._name_of = {marked: name for name, marked in self._mark_of.items()}

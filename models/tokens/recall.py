@@ -1,4 +1,4 @@
-"""Reuses the ids of earlier encodings for texts that grow.
+"""Recall: reuse the ids of earlier encodings for texts that grow.
 
 A solution is rendered again after each step, and most of its texts are those of the
 previous rendering, or begin with them. Texts are matched in the order in which they are
@@ -28,7 +28,7 @@ class Encoder(Protocol):
 
         Args:
             text: without control tokens.
-            at_start: whether no text stands before it.
+            at_start: whether no text precedes it.
             cut: whether it was cut from the text before it at the end of a word.
         """
 

@@ -1,4 +1,4 @@
-"""What prompt formats need of a tokenizer, wherever the tokenizer is."""
+"""The interface of a tokenizer, whether it is on this machine or on a server."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable

@@ -1,7 +1,7 @@
 """Regular expressions by which released models split text before byte-pair merging.
 
 They have the form of the models' own tokenizer.json. They split any text in a time
-proportional to its length, which other expressions may not.
+proportional to its length; other expressions may take longer.
 
 Source: llama.cpp's src/llama-vocab.cpp.
 """

@@ -1,4 +1,4 @@
-"""Ids of texts that hold no control tokens, and the exact bytes of each id.
+"""Ids of texts without control tokens, and the exact bytes of each id.
 
 The bytes of an encoding, joined, are the text's own UTF-8, even where a token ends in
 the middle of a character; only spaces that the tokenizer adds or strips may differ. A
@@ -62,7 +62,7 @@ class TextEncoder:
         return has_word_ends(self.backend, self.byte_table)
 
     def prepare(self) -> None:
-        """Make the tables that are otherwise made at first use."""
+        """Build the tables now, instead of at their first use."""
         _ = self.byte_table, self._inner_backend
 
     def encode(self, text: str, at_start: bool, *, cut: bool = False) -> list[int]:
@@ -70,7 +70,7 @@ class TextEncoder:
 
         Args:
             text: without control tokens.
-            at_start: whether no text stands before it.
+            at_start: whether no text precedes it.
             cut: whether the text begins with the space that follows a word, and the
                 word was encoded apart.
 

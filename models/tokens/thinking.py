@@ -1,4 +1,4 @@
-"""The part of a solution in which the model thinks, which stands between two tags."""
+"""The part of a solution in which the model thinks, between two tags."""
 
 TAGS = {
     "<think>": "</think>",

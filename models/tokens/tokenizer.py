@@ -86,7 +86,7 @@ class Tokenizer:
             _ = self._template  # refuses switches that it does not read
 
     def prepare(self) -> None:
-        """Make the tables that are otherwise made at first use."""
+        """Build the tables now, instead of at their first use."""
         self._encoder.prepare()
         _ = self._control.pattern
 

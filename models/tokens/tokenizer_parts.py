@@ -184,7 +184,7 @@ def is_bounded(backend: tokenizers.Tokenizer) -> bool:
 
 
 def stage_parts(stage: Any, name: str) -> Iterable[Mapping[str, Any]]:
-    """The states of a stage's parts; a stage that is no sequence is its only part."""
+    """The states of a stage's parts; a stage that is not a sequence is one part."""
     states = [] if stage is None else [json.loads(stage.__getstate__())]
     while states:
         state = states.pop()

@@ -1,4 +1,4 @@
-"""A character that stands for something else, because no text has it."""
+"""A character that can serve as a mark, because it occurs in no text."""
 
 from collections.abc import Iterable
 

@@ -1,6 +1,6 @@
 """Where a text may be cut so that its parts, encoded separately, give its tokens.
 
-Tokenizers of known kinds join nothing across the space between two words. The
+Tokenizers of known kinds never merge across the space between two words. The
 expressions that split text begin a new word at a space that follows a word, and look no
 further ahead. No normaliser composes a space. A merge of byte pairs across the space
 would need a token with a space after a letter, and vocabularies with such a token are
@@ -24,12 +24,12 @@ _PATTERNS = {LLAMA3, QWEN2, TEKKEN, GPT4O, CHARACTER}
 
 
 def is_word_end(text: str, place: int) -> bool:
-    """Whether a text may be cut at a place."""
+    """Whether a text may be cut at an index."""
     return PLACE.match(text, place) is not None
 
 
 def last_word_end(text: str) -> int:
-    """The last place at which a text may be cut; 0 if there is none."""
+    """The last index at which a text may be cut; 0 if there is none."""
     place = text.rfind(" ")
     while place > 0 and not is_word_end(text, place):
         place = text.rfind(" ", 0, place)
@@ -37,7 +37,7 @@ def last_word_end(text: str) -> int:
 
 
 def has_word_ends(backend: tokenizers.Tokenizer, token_bytes: Iterable[bytes]) -> bool:
-    """Whether a tokenizer encodes the two sides of such a place independently.
+    """Whether a tokenizer encodes the two sides of such an index independently.
 
     Args:
         backend: the tokenizer.

@@ -1,7 +1,7 @@
 """A child process that answers requests and can be stopped.
 
-Libraries that work on a model's files may take any time and memory. In a process of
-their own they can be ended by ending the process. Requests and replies are lines of
+Libraries that work on a model's files may take any time and memory. In a separate
+process they can be stopped by ending the process. Requests and replies are lines of
 JSON, so nothing is unpickled.
 """
 

@@ -1,9 +1,9 @@
 """Work on the files of an unknown model, done in a process with limits.
 
-A chat template is a program, and a tokenizer with regular expressions is as good as
-one: either may loop, or ask for more memory than there is. One process runs them for
-all models; it is started when it is first needed. Each request has limits of processor
-time and memory. Python code that exceeds them is stopped, and the process goes on. See
+A chat template is a program, and a tokenizer with regular expressions can behave like
+one: both may loop, or need more memory than there is. One process runs them for all
+models; it is started when it is first needed. Each request has limits of processor time
+and memory. Python code that exceeds them is stopped, and the process goes on. See
 :func:`build` for tokenizers and :func:`render` for templates.
 """
 

@@ -1,4 +1,4 @@
-"""Deterministic selection, which search methods use in place of resampling.
+"""Deterministic selection, which search methods use instead of resampling.
 
 The schemes have the signature of resampling, `(key, log_weights, num_samples) ->
 ancestors`, and ignore the key. Their counts are not proportional to the weights, so a

@@ -50,7 +50,7 @@ class Threshold(NamedTuple):
 
 
 def threshold(log_weights: Float[Array, "N"], num_kept: int) -> Threshold:
-    """Find the particles kept with probability one, for K places, K less than N.
+    """Find the particles kept with probability one, for K kept of N, K less than N.
 
     If the a largest are kept, c = (K - a) / (sum of the others). The result is the
     first a for which c times the next weight is at most one.

@@ -8,15 +8,15 @@ Every scheme is `(key, log_weights, num_samples) -> ancestors`, ancestors int32
 Weights are rounded to units of 2^-30 of their total (`UNITS`), and all further
 arithmetic is in integers. In floating point the last partial sum may be less than one
 or, summed in a tree, decrease from one entry to the next; a uniform draw may then
-select a particle of zero weight. And a share that rounds to one may take the places of
-all others. Integer arithmetic is exact: the last sum is the total, a zero weight has an
-empty interval, and only a share of exactly one is certain.
+select a particle of zero weight. And a share that rounds to one may replace all others.
+Integer arithmetic is exact: the last sum is the total, a zero weight has an empty
+interval, and only a share of exactly one is certain.
 
 All schemes have the same resolution. The probability of each draw is accurate to 2^-30
 of the total weight. A positive weight below 2^-31 of the total is never drawn, nor is a
 weight of zero.
 
-If every weight is zero, particles keep their places: ancestors are 0, 1, 2, ...
+If every weight is zero, particles keep their indices: ancestors are 0, 1, 2, ...
 
 References:
     [1] Douc, Cappe and Moulines 2005, cs/0507025 (multinomial, residual, stratified,

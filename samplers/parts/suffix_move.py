@@ -1,12 +1,13 @@
 r"""The Metropolis-Hastings move that proposes a new end of a solution.
 
-A move cuts a path x of L(x) steps at a uniform place c in {0, ..., L(x) - 1}, draws a
+A move cuts a path x of L(x) steps at a uniform step c in {0, ..., L(x) - 1}, draws a
 new end from the proposal q, and accepts the result x' with probability min(1, A),
 
     A = pi(x') q(x_{>c} | x_{<=c}) L(x) / (pi(x) q(x'_{>c} | x_{<=c}) L(x')),
 
 which leaves pi(x) \propto p(x) exp(lambda s(x)) invariant. L(x) / L(x') is the ratio of
-the probabilities of this cut; without it, short paths would be favoured.
+the probabilities of the cut in the two directions; without it, short paths would be
+favoured.
 
 References:
     [1] Faria et al. 2024, QUEST, arXiv 2406.00049.

@@ -39,7 +39,7 @@ def shared_budget(
     Args:
         num_particles: N.
         num_sweeps: by default 4.
-        particles_per_sweep: in place of the number of sweeps.
+        particles_per_sweep: instead of the number of sweeps.
         min_particles: minimum number of particles per sweep.
         min_sweeps: minimum number of sweeps.
 

@@ -2,7 +2,7 @@ r"""SMC over a sequence of tempered targets, with suffix Metropolis moves.
 
     pi_k(x) \propto p(x) exp(lambda_k s(x)),    0 = lambda_0 < ... < lambda_K = 1
 
-Level 0 draws N complete solutions of p. Level k = 1, ..., K weighs them, resamples
+Level 0 draws N complete solutions of p. Level k = 1, ..., K weights them, resamples
 them, and moves them by a kernel K_k that leaves pi_k invariant:
 
     w_k^i  = exp((lambda_k - lambda_{k-1}) s(x_{k-1}^i))        (times p / q at level 1)
@@ -13,9 +13,9 @@ so that E[Z_K (1/N) sum_i phi(x_K^i)] = sum_x p(x) exp(s(x)) phi(x) for every ph
 the ladder does not depend on the particles. `tempered_smc` keeps the last state of each
 chain of moves, `waste_free_smc` keeps all states.
 
-If the ladder is chosen by the effective sample size of the particles that it weighs,
-the evidence estimate is biased. A ladder by ESS therefore comes from a pilot, a run of
-the same size before the main run, and is then fixed.
+If the ladder is chosen by the effective sample size of the same particles, the evidence
+estimate is biased. A ladder by ESS therefore comes from a pilot, a run of the same size
+before the main run, and is then fixed.
 
 Rows: M chains make their moves in parallel, in waves of M proposals.
 """
@@ -309,7 +309,7 @@ def tempered_explorer(
         )
 
     def resample(key: Key[Array, ""], state: TemperedState) -> TemperedState:
-        """Weigh the particles for the next target, and draw ancestors of its chains."""
+        """Weight the particles for the next target; draw ancestors of its chains."""
         chains, level = state.cut.shape[0], jnp.minimum(state.level, num_levels - 1)
         records = state.records
         scores = sanitise(score(records.log_potentials, records.live))

@@ -24,7 +24,7 @@ from tsi.weights import weight_dtype
 
 
 class Observations(NamedTuple):
-    """Statistics of the rewards observed at each place: number, sum, sum of squares."""
+    """Statistics of the rewards observed at each node: number, sum, sum of squares."""
 
     number: Int[Array, "*places"]
     total: Float[Array, "*places"]
@@ -36,7 +36,7 @@ Posterior = Callable[[Key[Array, ""], Observations], Array]
 
 
 def empty_observations(shape: tuple[int, ...]) -> Observations:
-    """No rewards at any place."""
+    """No rewards at any node."""
     zeros = jnp.zeros(shape, weight_dtype())
     return Observations(jnp.zeros(shape, jnp.int32), zeros, zeros)
 
@@ -47,7 +47,7 @@ def observe(
     rewards: Float[Array, "W"],
     active: Bool[Array, "W"],
 ) -> Observations:
-    """Add a reward at each active place; places may repeat."""
+    """Add a reward at each active node; nodes may repeat."""
     targets = jnp.where(active, places, observations.number.shape[0])
     return Observations(
         observations.number.at[targets].add(1, mode="drop"),

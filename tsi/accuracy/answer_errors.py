@@ -23,7 +23,7 @@ of se^2 is 0.86 to 1.01 times the variance over runs at N = 64, and 0.3 to 1.1 t
 N = 8, where it is too small mainly for answers that were decided in early steps. The
 theorem does not cover systematic and other low-variance resampling. With systematic
 resampling the ratio is 0.95 to 1.05 at N = 64, and 0.5 to 1.4 at N = 8. The estimate is
-zero if all answers agree, which does not mean that no other answer is possible.
+zero if all answers agree, even where other answers are possible.
 
 References:
     [1] Owen 2013, Monte Carlo theory, methods and examples, equation 9.9.

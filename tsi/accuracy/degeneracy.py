@@ -31,7 +31,7 @@ def lineages(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "T N"]:
 def unique_ancestors(ancestors: Int[np.ndarray, "T N"]) -> Int[np.ndarray, "T"]:
     """Number of particles of each step with descendants at the end; the last is N.
 
-    The first number is that of the Eves, since there is no resampling before step 0.
+    The first number counts the eves, the ancestors in the first step.
     """
     return np.array([np.unique(row).size for row in lineages(ancestors)], np.int32)
 

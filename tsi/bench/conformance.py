@@ -23,8 +23,8 @@ inputs, and reports which promises of the contract it keeps:
 - requests, ending (explorers): requested prefixes exist, and runs end in time;
 - keys: no key is used twice, however it was derived;
 - compiled: jit and vmap change nothing;
-- batched: with `tsi.batch`, or vmap over an explorer, each problem has the result that
-  it has alone;
+- batched: with `tsi.batch`, or vmap over an explorer, each problem has the result of
+  its own run;
 - reproducible: the same key gives the same run.
 
 By default there are ten targets and up to three numbers of particles (see
@@ -286,7 +286,7 @@ def _named_checks(
 def _draw_checks(
     sampler: Sampler, num_particles: int, key: Key[Array, ""]
 ) -> list[Check]:
-    """Checks of the draw of ancestors, for samplers that are no explorers."""
+    """Checks of the draw of ancestors, for samplers that are not explorers."""
     draws = Draws(sampler, num_particles)
     checks = [permutation_check(sampler, num_particles, key, draws)]
     if sampler.path_log_weight is not None:

@@ -47,7 +47,7 @@ def batched_explorer_check(
     def violation(problem: int, turn: int, part: str) -> Check:
         detail = (
             f"in a batch of {len(KINDS)}, {part} of turn {turn} gives problem "
-            f"{problem} something else than alone"
+            f"{problem} other values than its own run"
         )
         return Check("batched", False, detail, places_of_functions(explorer, part))
 
@@ -83,7 +83,7 @@ def batched_explorer_check(
         running = [bool(a and not s.done) for a, s in zip(running, states, strict=True)]
         if not any(running):
             break
-    return Check("batched", True, "each problem as if alone")
+    return Check("batched", True, "each problem as in its own run")
 
 
 def _jit_vmap(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,10 +4,10 @@ Two checks of a sampler's draws of ancestors:
 
 - range: two particles have weight, one of them far below the other. A draw in
   proportion to weights would keep the lower one once in 20,000 draws when its log
-  weight is 12 below. A rule that always keeps it there follows another rule, and must
-  then not always lose it at 40, 80 and 120 below, where only rounding can make a
-  difference. (A rule that draws in proportion to a power of the weights would keep it
-  with probability 0.999 at 12 and 0.03 at 120.)
+  weight is 12 below. A rule that always keeps it there does not draw in proportion to
+  weights, and must not always lose it at 40, 80 and 120 below, where only rounding can
+  make a difference. (A rule that draws in proportion to a power of the weights would
+  keep it with probability 0.999 at 12 and 0.03 at 120.)
 - resolution: 8 of 16,384 particles have nearly all the weight, and each of the others
   has 2^-28 of it. Together these must keep their weight, 2^-14, and each must have a
   chance to be drawn. A cumulative sum in float32 has steps of 2^-24, so that most of
@@ -46,7 +46,7 @@ def range_check(
 ) -> Check:
     """Whether a particle that is always kept at 12 below is also kept at 120 below."""
     if size < 2:
-        return Check("range", None, "one particle has none beside it")
+        return Check("range", None, "there is only one particle")
 
     def fraction_kept(gap: float) -> float:
         log_potentials = np.full(size, -np.inf)
@@ -93,7 +93,7 @@ def resolution_check(sampler: Sampler, key: Key[Array, ""]) -> Check:
 def judge_light_particles(
     sampler: Sampler, ratios: np.ndarray, is_drawn: np.ndarray
 ) -> Check:
-    """Judge the weight that light particles keep, and which of them are drawn.
+    """Test the weight that light particles keep, and which of them are drawn.
 
     Args:
         sampler: the sampler, for the source line in the report.
@@ -108,7 +108,7 @@ def judge_light_particles(
     if abs(z) > MAX_Z and abs(error) > ROUNDING:
         detail = (
             f"{is_drawn.shape[1]} particles with 2^-28 of the weight each keep "
-            f"{1 + error:.3f} of what they weigh (z = {z:+.1f})"
+            f"{1 + error:.3f} of their weight (z = {z:+.1f})"
         )
         return Check("resolution", False, detail, where)
     by_particle = is_drawn.sum(0).astype(np.float64)
@@ -123,4 +123,4 @@ def judge_light_particles(
             f"(z = {z:+.1f})"
         )
         return Check("resolution", False, detail, where)
-    return Check("resolution", True, "light particles are drawn as often as they weigh")
+    return Check("resolution", True, "light particles are drawn by their weight")

@@ -21,7 +21,7 @@ from tsi.explorer import Explorer
 from tsi.sampler import Sampler
 
 MAX_STEPS, MAX_TURNS = 4, 24
-"""Steps of an explorer's paths, and the most turns of an explorer."""
+"""Steps of an explorer's paths, and the maximum number of turns of an explorer."""
 NUM_TURNS = 12
 """Of a sampler: mistakes may begin at a later step."""
 

@@ -23,7 +23,7 @@ class Offspring(NamedTuple):
 
     Attributes:
         counts: number of offspring, [K, N].
-        weights: their total weight, [K, N]; all N particles together weigh N.
+        weights: their total weight, [K, N]; the N particles have weight N in total.
         before: weights of the last step's particles before the draw, [K, N].
     """
 

@@ -39,7 +39,7 @@ def permutation_check(
     key: Key[Array, ""],
     draws: Draws | None = None,
 ) -> Check:
-    """Whether the weights of offspring do not depend on the places of particles.
+    """Whether the weights of offspring do not depend on the positions of particles.
 
     Tested twice: with all particles unfinished, and with some finished.
     """
@@ -64,7 +64,7 @@ def permutation_check(
             detail = (
                 f"{kind} {worst_index} has offspring of weight "
                 f"{forward.mean(0)[worst_index]:.4g}, and "
-                f"{backward.mean(0)[worst_index]:.4g} when all{others} stand in "
+                f"{backward.mean(0)[worst_index]:.4g} when all{others} are in "
                 f"reverse order (z = {scores[worst_index]:.1f})"
             )
             return Check(
@@ -104,7 +104,7 @@ class _Labelled(TabularTarget):
     def log_potential(
         self, t: Any, particles: TabularParticles, params: Any = None
     ) -> Float[Array, "W"]:
-        """Scores differ between labels, since ties may be broken by place."""
+        """Scores differ between labels, since ties may be broken by position."""
         scores = super().log_potential(t, particles, params)
         return scores + self.offsets[particles.symbols[:, 0]]
 
@@ -193,9 +193,9 @@ def _reason_rows_differ(
     """Why the rows of the first turn cannot be exchanged; empty if they can."""
     plan = explorer.plan(num_particles, _Labelled.max_steps)
     if plan.rows == 1:
-        return "a turn has one row, which has no other to be exchanged with"
+        return "a turn has one row, so that nothing can be exchanged"
     if explorer.auxiliary:
-        return "rows belong to several targets, and are no more alike than those"
+        return "rows belong to several targets and cannot be exchanged"
     state = explorer.init(key, num_particles, _Labelled.max_steps)
     _, request = explorer.ask(jax.random.fold_in(key, 1), state)
     if not (

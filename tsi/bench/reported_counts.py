@@ -1,9 +1,8 @@
 """Tests of the reported numbers of invalid potentials and recoveries.
 
-The sampler is given a known number of potentials that are NaN or +inf. Some belong to
-particles that count and some to others; `num_invalid` must be the number of those that
-belong to particles that count. Then all potentials are -inf, which is valid and must be
-reported as a recovery.
+The sampler gets a known number of potentials that are NaN or +inf, for particles that
+count and for others. `num_invalid` must be the number of the former. Then all
+potentials are -inf, which is valid and must be reported as a recovery.
 
 A particle counts if it is unfinished and has weight. Invalid corrections count in the
 same way; a search without a target need not read them. The check is skipped if
@@ -24,7 +23,7 @@ from tsi.sampler import Sampler
 
 MAX_STEPS = 4
 STEPS = ("usual", "invalid", "usual", "invalid correction", "usual", "-inf")
-"""What a sampler is told, step by step."""
+"""The kind of the numbers that `tell` gets, step by step."""
 
 
 def counts_check(
@@ -40,7 +39,7 @@ def counts_check(
     except _NoCountsError as error:
         return Check("counts", None, str(error))
     where = places_of_functions(sampler, "tell") if violation else ""
-    detail = "as many invalid and lost as it was told"
+    detail = "the counts of invalid and lost are right"
     return Check("counts", not violation, violation or detail, where)
 
 
@@ -102,15 +101,15 @@ def _run_steps(
         invalid = _count(info, "num_invalid")
         if invalid != expected:
             return (
-                f"num_invalid is {invalid} where {expected} particles that go on and "
-                f"have weight were told NaN or +inf"
+                f"num_invalid is {invalid} where {expected} unfinished particles with "
+                f"weight got NaN or +inf"
             )
         recoveries = _count(info, "num_recoveries")
         if kind == "usual" and recoveries:
             return f"num_recoveries is {recoveries} where all weights are ordinary"
         loses_all = kind == "-inf" and had_weight and not some_end
         if loses_all and sampler.path_log_weight and not recoveries:
-            return "num_recoveries is 0 where every particle is told -inf"
+            return "num_recoveries is 0 where every particle got -inf"
     return ""
 
 
@@ -153,6 +152,6 @@ def _first_turn(explorer: Any, num_particles: int, key: Key[Array, ""]) -> str:
         if invalid != expected:
             return (
                 f"num_invalid is {invalid} where {expected} of {int(extended.sum())} "
-                "extended rows were told NaN or +inf"
+                "extended rows got NaN or +inf"
             )
     return ""

@@ -159,9 +159,9 @@ def finished_check(programs: Programs, key: Key[Array, ""]) -> Check:
             return Check(
                 "finished",
                 False,
-                f"telling {idle} for particles that had finished changes the run",
+                f"numbers of {idle} for finished particles change the run",
             )
-    return Check("finished", True, "what a finished particle is told changes nothing")
+    return Check("finished", True, "numbers for finished particles change nothing")
 
 
 NO_WEIGHT = {"-inf": -np.inf, "NaN": np.nan, "+inf": np.inf}
@@ -287,7 +287,7 @@ def driven_checks(
         Check(
             "batched",
             not detail,
-            detail or "each problem as if alone",
+            detail or "each problem as in its own run",
             places_of_functions(sampler, part) if part else "",
         ),
     ]

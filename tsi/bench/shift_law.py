@@ -10,9 +10,8 @@ changes by what each path gains,
 plus the gains of `auxiliary` targets. Adding c to all log corrections (log p - log q)
 is a policy that is not normalised, and moves log evidence by T c. The gain is computed
 from `path_log_weight`. The law applies if all paths gain the same. Weights that
-saturate (reward, softmax) have no such law where log potentials are near zero. Far
-below zero they have one: the logarithm of a reward equals its log-odds there, and
-exp(reward) is 1.
+saturate (reward, softmax) follow the law only far below zero, where the logarithm of a
+reward equals its log-odds, and exp(reward) is 1.
 
 Log potentials are multiples of 1/64, so that float32 adds up to 20,000 without
 rounding. The logarithm of a mean is rounded to 2^-24 of its size. The tolerances follow

@@ -59,7 +59,7 @@ def _check_policy_proposal(walk: Walk) -> Check:
     if largest > 1e-4:
         detail = (
             f"the proposal is not the policy (log p - log q of {largest:.3g}), and "
-            "without log_proposal repeated steps would be weighed wrongly"
+            "without log_proposal repeated steps would get wrong weights"
         )
         return Check("densities", False, detail)
     return Check("densities", True, "the proposal is the policy")
@@ -81,7 +81,7 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
         strict=True,
     )
     if not all(agree(a, b, 0.0) for a, b in pairs):
-        detail = "a prefix with no more steps than asked for is changed all the same"
+        detail = "a prefix that is already short enough is changed"
         return Check("truncate", False, detail)
     for depth in range(steps):
         cut = truncate(whole, jnp.full(size, depth, jnp.int32), params)
@@ -112,7 +112,7 @@ def replay_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> 
         return Check("replay", None, walker.why_no_replay)
     target, params = walker.target, walker.params
     replay = jax.jit(target.replay)
-    # Each row repeats another one's steps, from an empty prefix of its own.
+    # Each row repeats the steps of another row, from an empty prefix.
     others = jnp.roll(jnp.arange(size, dtype=jnp.int32), 1)
     sources = walker.gather(walk.particles[-1], others)
     rows = walk.particles[0]

@@ -7,8 +7,8 @@ A few particles take some steps, and the target's numbers must be consistent:
 - finished: no particle starts finished, a finished particle stays finished and is not
   changed;
 - own numbers: the first n of N particles equal a run of n particles, and a forked
-  particle draws the random numbers of its new place;
-- gather: a particle has the same numbers at its new place;
+  particle draws the random numbers of its new index;
+- gather: a particle has the same numbers at its new index;
 - rows: step t may be one number per row;
 - densities: log p - log q of a step equals the increments of `log_prob` and
   `log_proposal`, and a target with `replay` and without `log_proposal` proposes from

@@ -151,7 +151,7 @@ def own_numbers_check(
             if name:
                 detail = (
                     f"{name} of particle {place} in step {t} depend on the "
-                    "particles beside it"
+                    "other particles"
                 )
                 return Check("own numbers", False, detail)
     return Check("own numbers", True, "particle i draws with its own key")
@@ -176,8 +176,8 @@ def gather_check(walker: Walker, walk: Walk, size: int) -> Check:
                 getattr(expected_outputs, name), getattr(moved_outputs, name)
             )
             detail = f"{name} after step {t} are not particle {size - 1 - row}'s"
-            return Check("gather", False, f"{detail} once it stands at place {row}")
-    return Check("gather", True, "a particle is the same at every place")
+            return Check("gather", False, f"{detail} once it is at index {row}")
+    return Check("gather", True, "a particle is the same at every index")
 
 
 def rows_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:

@@ -125,7 +125,7 @@ def _judge(
 
 
 def judge_zero(log_evidence: Any) -> MeasureTest:
-    """Judge runs on a target of evidence zero: every estimate must be zero."""
+    """Test runs on a target of evidence zero: every estimate must be zero."""
     evidence = np.exp(np.asarray(log_evidence, np.float64))
     right = not evidence.any()
     z, ratio = 0.0 if right else np.inf, float(evidence.mean())
@@ -139,7 +139,7 @@ def judge_tabular(
     log_weights: Any,
     log_evidence: Any,
 ) -> MeasureTest:
-    """Judge runs on a tabular target.
+    """Test runs on a tabular target.
 
     Args:
         target: the target.
@@ -182,7 +182,7 @@ def judge_tabular(
 def judge_linear_gaussian(
     truth: LinearGaussianTruth, x: Any, log_weights: Any, log_evidence: Any
 ) -> MeasureTest:
-    """Judge runs on a linear-Gaussian target by evidence, mean and second moment.
+    """Test runs on a linear-Gaussian target by evidence, mean and second moment.
 
     Args:
         truth: the target's truth under the sampler's path weight.
@@ -202,13 +202,12 @@ def judge_linear_gaussian(
 def judge_features(
     log_truth: float, features: Any, means: Any, log_weights: Any, log_evidence: Any
 ) -> MeasureTest:
-    """Judge runs by the evidence and the posterior means of some functions.
+    """Test runs by the evidence and the posterior means of some functions.
 
     Args:
         log_truth: log Z.
         features: the functions of every particle of all runs, [R, N, G], or None.
-        means: their posterior means, [G], none of them zero (relative errors are
-            judged).
+        means: their posterior means, [G], none of them zero (errors are relative).
         log_weights: [R, N], mean weight one.
         log_evidence: [R].
     """

@@ -47,8 +47,8 @@ class Boundary(NamedTuple):
             none.
         strings: ``[S, V]``, the next state of the search for strings that end the whole
             solution, -1 where the token completes one; None if there are no strings.
-        min_tokens: the fewest tokens of a step, except at the end of the solution; None
-            for 1.
+        min_tokens: the minimum number of tokens of a step, except at the end of the
+            solution; None for 1.
     """
 
     next_state: Int[Array, "A V"]
@@ -118,8 +118,8 @@ def step_boundary(
         eos_ids: tokens that end the solution (and its last step).
         padding: ids without a token, which are never drawn.
         stop_strings: byte strings that also end the solution.
-        min_step_tokens: the fewest tokens of a step; an earlier delimiter does not end
-            it.
+        min_step_tokens: the minimum number of tokens of a step; an earlier delimiter
+            does not end it.
 
     Raises:
         ConfigurationError: a delimiter or stop string is empty, an end token or padding

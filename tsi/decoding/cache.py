@@ -65,7 +65,7 @@ def append(
         new: one step's keys ``[L, R, K, h, C]``, values ``[L, R, K, C, h]`` and
             positions ``[R, C]``.
         counts: number of tokens of each row's step; the rest is padding.
-        max_steps: the most steps of a run; static.
+        max_steps: the maximum number of steps of a run; static.
     """
     width = new.keys.shape[-1]
     capacity = suffix.segment.mask.shape[-1]

@@ -4,9 +4,8 @@ The Gumbel trick needs a random number per entry of the vocabulary, which costs 
 as a layer of a small model. Here a uniform number is looked up in the cumulative sum
 instead. The lookup has two levels, blocks and then the entries of a block. In each, the
 weights are counted in units of 2^-30 of their total, and the arithmetic is in integers,
-as in resampling: in floating point a number of 23 bits is at the very start of a block
-with probability 2^-23, and its first entry would be drawn that often even if its
-probability were 1e-20.
+as in resampling. In floating point a uniform number of 23 bits is zero with probability
+2^-23, and the first entry would be drawn that often even if its probability were 1e-20.
 
 So an entry with less than 2^-31 of the weight of its block, or in a block with less
 than 2^-31 of the whole, is never drawn.
@@ -26,7 +25,7 @@ UNITS = 2**30
 def categorical(
     keys: Key[Array, " R"], logits: Float[Array, "R V"]
 ) -> tuple[Int[Array, " R"], Float[Array, " R"]]:
-    """Draw one index per row, each row from a key of its own.
+    """Draw one index per row, each row with its own key.
 
     Args:
         keys: one key per row.

@@ -109,7 +109,7 @@ def decode(
         start: position of each row's pending token, ``[R]``.
         active: rows that take a step, ``[R]``.
         temperatures: of policy and proposal.
-        width: C, the most tokens of a step.
+        width: C, the maximum number of tokens of a step.
         seen: which tokens occur in prompt and solution; None without a repetition
             penalty.
         forced_end: end that is forced at a limit, or None.
@@ -188,7 +188,7 @@ def write_token(
             ``tokens``, ``seen``, ``places`` and ``confidences``.
         logits: logits of the next token.
         keys: the key of each row's step.
-        room: the most tokens that each solution may add in this step.
+        room: the maximum number of tokens that each solution may add in this step.
         boundary: where steps and solutions end.
         temperatures: of policy and proposal.
         forced_end: end that is forced at a limit, or None.

@@ -44,8 +44,8 @@ class ForcedEnd(NamedTuple):
 
     Attributes:
         string: token ids of the string; empty for none.
-        answer_tokens: the most tokens after the string, including the token that ends
-            the solution; used only with a string.
+        answer_tokens: the maximum number of tokens after the string, including the
+            token that ends the solution; used only with a string.
     """
 
     string: tuple[int, ...] = ()
@@ -84,7 +84,7 @@ class ForcedEnd(NamedTuple):
             unknown = [i for i in string if boundary.padding[i]]
         if unknown:
             raise ConfigurationError(
-                f"The forced string has the ids {unknown}, which are no tokens of the "
+                f"The forced string has the ids {unknown}, which are not tokens of the "
                 f"policy's vocabulary of {size}. Encode it with the policy's tokenizer."
             )
         state, ends = jnp.zeros((), jnp.int32), False

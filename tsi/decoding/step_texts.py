@@ -1,11 +1,11 @@
 """Texts of a solution and of its steps.
 
 A token's text depends on its neighbours. SentencePiece tokenizers drop the space before
-the first word that they decode, so that steps decoded one by one lose the spaces
-between them. A character of several bytes may be cut by the end of a step, which leaves
-a replacement mark on either side. Therefore only prefixes of the whole solution are
-decoded, and a step's text is the difference of two such texts. The texts of the steps,
-joined, are the text of the solution.
+the first decoded word, so that steps decoded one by one lose the spaces between them. A
+character of several bytes may be cut by the end of a step, which leaves a replacement
+mark on either side. Therefore only prefixes of the whole solution are decoded, and a
+step's text is the difference of two such texts. The texts of the steps, joined, are the
+text of the solution.
 
 While a solution continues, replacement marks at its end may be an incomplete character.
 They are omitted, and the character belongs to the step that completes it. Rewards and

@@ -27,7 +27,7 @@ def boundary_of(
     stop_strings: Sequence[bytes] = (),
     min_step_tokens: int = 1,
 ) -> Boundary:
-    """The boundary of a policy; ids that its tokenizer does not know are never drawn.
+    """The boundary of a policy; ids that are not in its tokenizer are never drawn.
 
     Args:
         tokenizer: the policy's tokenizer.

@@ -1,4 +1,4 @@
-"""Budgets that adapt: rounds of a sampler on each problem until a rule says stop.
+"""Adaptive budgets: rounds of a sampler on each problem until a stopping rule holds.
 
 Rounds are independent runs (islands that never mix). The mean of their evidence
 therefore stays unbiased, and the particles of all rounds are pooled, each weighted by
@@ -51,7 +51,7 @@ def run_rounds(
     reads_reward: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Result]:
-    """Run a sampler on every problem, round by round, until its rule says stop.
+    """Run a sampler on every problem, round by round, until its stopping rule holds.
 
     Args:
         runner: an engine; see `tsi.engine.engine.Engine.run`.
@@ -62,7 +62,7 @@ def run_rounds(
         extract: canonical answer of a solution's text, or None.
         temperature: overrides the engine's.
         reads_reward: False leaves the reward out of the cost, for a sampler and a rule
-            that never look at it.
+            that do not use it.
         progress: called each time the host reads the state of the slots of a round.
 
     Returns:

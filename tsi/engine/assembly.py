@@ -44,11 +44,10 @@ def reasoning_engine(
             ``tsi.rewards.TextReward(score, policy.tokenizer.decode)``.
         limits: of a solution.
         delimiters: strings each of which ends a step.
-        stop_strings: strings each of which ends the solution, beside the policy's end
-            tokens.
+        stop_strings: strings each of which ends the solution, in addition to the
+            policy's end tokens.
         min_step_tokens: a delimiter that comes sooner does not end the step.
-        forced_end: text that a solution must write at a limit; its probability enters
-            the weight.
+        forced_end: text that is forced at a limit; its probability enters the weight.
         encode: a problem's prompt to token ids; by default one turn of a chat.
         longest_prompt: tokens of the longest prompt, from which the number of rows that
             fit into memory is computed.

@@ -1,4 +1,4 @@
-"""What an engine offers, wherever its policy runs."""
+"""The interface of engines, wherever the policy runs."""
 
 import abc
 import time
@@ -53,7 +53,7 @@ class BaseEngine(abc.ABC):
 
     @abc.abstractmethod
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
-        """The most problems that run at once."""
+        """Maximum number of problems that run at once."""
 
     @abc.abstractmethod
     def stream(

@@ -27,7 +27,7 @@ class Common:
         programs: compiled ones.
         pool: the policy's caches; its last P rows are the common pasts.
         problems: P.
-        max_positions: the most positions that a past may have.
+        max_positions: the maximum number of positions that a past may have.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""Run lanes concurrently, one group of devices per thread."""
+"""Run lanes concurrently, one group of devices per thread.
+
+The loop over the problems of a group of devices is a :class:`tsi.engine.lane.Lane`.
+"""
 
 import queue
 import threading

@@ -1,7 +1,8 @@
 """The decisions of one method: its states, requests and diagnostics for P problems.
 
-Every problem has its own turn. The two programs of :mod:`tsi.engine.methods` run for
-all places; places that do not take part keep their state.
+Every problem has its own turn, and a place, the index of its data in the arrays of a
+lane. The two programs of :mod:`tsi.engine.methods` run for all places; places that do
+not take part keep their state.
 """
 
 from typing import Any

@@ -14,13 +14,13 @@ from tsi.errors import MemoryWarning, OutOfMemoryError
 class Endurance:
     """Runs the problems of one group of devices with sizes that fit into memory.
 
-    A program that runs out of memory has donated its arrays already, so the problems in
-    work cannot continue. They start again with half as many slots and problems at once.
-    The samples are the same, since random numbers do not depend on these sizes.
+    A program that runs out of memory has already donated its arrays, so the unfinished
+    problems cannot continue. They start again with half as many slots and problems. The
+    samples are the same, since random numbers do not depend on these sizes.
 
     Args:
-        lane_of: a lane of some sizes.
-        sizes: the first ones.
+        lane_of: function from sizes to a lane, the loop over problems.
+        sizes: of the first lane.
         problems: indices of the problems.
         tell: function called after each burst.
     """
@@ -106,7 +106,7 @@ class Endurance:
             self.sizes = fewer
 
     def _tell(self) -> None:
-        """Call the user's function; if it runs out of memory, the lane has not."""
+        """Call the user's function; its own lack of memory is not that of the lane."""
         try:
             self._call()
         except Exception as error:

@@ -1,8 +1,8 @@
-"""The engine: one sampler on many problems, each at its own pace.
+"""The engine: one sampler on many problems, scheduled independently.
 
-A :class:`tsi.engine.lane.Lane` runs on one group of devices, and the problems are
-divided among the lanes. Programs with models are compiled for numbers of rows and
-positions and do not depend on the method; those of samplers are small.
+The problems are divided among groups of devices. A :class:`tsi.engine.lane.Lane` is the
+loop over the problems of one group. Programs with models are compiled for numbers of
+rows and positions and do not depend on the method; those of samplers are small.
 
 Compiled programs are cached between processes: see
 :func:`tsi.engine.meters.compilation.keep_programs`.
@@ -95,10 +95,10 @@ class Engine(BaseEngine):
             policy (:mod:`tsi.decoding.repetition`); None for no penalty.
         cache_dtype: type of the keys and values of policy and reward model, such as
             ``"bfloat16"`` with float32 weights; None for the type of the weights.
-        max_rows: the most rows for which one device, or group of devices, draws tokens
-            at once.
-        max_stored: the most prefixes that explorers store at once; by default 16 times
-            `max_rows`.
+        max_rows: the maximum number of rows for which one device, or group of devices,
+            draws tokens at once.
+        max_stored: the maximum number of prefixes that explorers store at once; by
+            default 16 times `max_rows`.
         mesh: devices: problems are divided along its ``data`` axis, weights and heads
             along ``model``; None for one device. Weights that are already on these
             devices, divided or not, are not moved.
@@ -171,7 +171,7 @@ class Engine(BaseEngine):
         return dict(counts)
 
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
-        """The most problems that run at once, over all groups of devices."""
+        """Maximum number of problems at once, over all groups of devices."""
         plan = plan_of(sampler, num_particles, self.target.max_steps)
         return len(self._parts) * self._problems_of_a_lane(plan)
 
@@ -217,7 +217,7 @@ class Engine(BaseEngine):
     ) -> Iterator[Result]:
         """Run a sampler on problems and yield each result as its problem ends.
 
-        Arguments are checked at once, and the run starts when the first result is
+        Arguments are checked immediately; the run starts when the first result is
         requested. If the iterator is closed early, or stopped by Ctrl-C, unfinished
         problems are abandoned; results that were yielded are not affected.
 
@@ -347,7 +347,7 @@ class Engine(BaseEngine):
         return bytes_to_read(self.target, *models, prompts, width, questions)
 
     def _problems_of_a_lane(self, plan: Plan) -> int:
-        """The most problems of a plan that one group of devices runs at once."""
+        """Maximum number of problems of a plan at once, per group of devices."""
         in_flight = rows_in_flight(self.max_rows, self._flops)
         return problems_in_work(plan, in_flight, self.max_stored)
 

@@ -1,4 +1,7 @@
-"""One run of an engine: lanes side by side, and a result as each problem ends."""
+"""One run of an engine: lanes in parallel, and a result as each problem ends.
+
+A lane (:mod:`tsi.engine.lane`) runs the problems of one group of devices.
+"""
 
 import functools
 import signal

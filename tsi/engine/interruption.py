@@ -1,6 +1,6 @@
 """Handle Ctrl-C and SIGTERM between two programs, never inside one.
 
-JAX turns an exception of a callback into an error of its own, or loses it, so a signal
+JAX turns an exception of a callback into a different error, or loses it, so a signal
 that arrives while a reward function runs would be reported as another error.
 """
 
@@ -26,7 +26,7 @@ class StopEvent(threading.Event):
 
 @contextlib.contextmanager
 def defer_interrupts(stop: StopEvent) -> Iterator[None]:
-    """A context where a first signal sets `stop` and a second interrupts at once.
+    """A context where a first signal sets `stop` and a second interrupts immediately.
 
     The signals are Ctrl-C, and SIGTERM within `raise_on_sigterm`. A handler that the
     user has set is kept. In threads other than the main one the context does nothing.
@@ -60,7 +60,7 @@ def delay_signals() -> Iterator[None]:
     """A context that delays signals until its end.
 
     Raises:
-        Stopped: a signal came; a second signal interrupts at once.
+        Stopped: a signal came; a second signal interrupts immediately.
     """
     stop = StopEvent()
     with defer_interrupts(stop):

@@ -1,9 +1,12 @@
 """The loop of one group of devices: problems enter, are extended, and leave.
 
-Every problem has its own pace. Its rows wait in a queue until slots are free. When a
-row ends a step, the reward reads it and its slot becomes free. When all rows of a
-problem have been read, its sampler decides, and they join the queue again. The samples
-do not depend on which rows share the slots, since their random numbers do not.
+A lane is this loop. Problems do not wait for each other. A problem has a place, its
+index in the arrays of the lane, and its rows are its particles. Rows wait in a queue
+until one of the slots, the rows of the program that draws tokens, is free. A burst, one
+call of that program, draws some tokens in every slot. When a row ends a step, the
+reward reads it and its slot becomes free. When all rows of a problem have been read,
+its sampler decides, and they join the queue again. The samples do not depend on which
+rows share the slots, since their random numbers do not.
 
 A lane is a :class:`tsi.engine.problem_loop.ProblemLoop` with these parts:
 

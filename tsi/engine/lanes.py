@@ -15,7 +15,7 @@ from tsi.models.partition import DATA, MODEL
 
 
 def divide(mesh: Mesh | None) -> list[Mesh | None]:
-    """One mesh with an axis ``model`` for each place along ``data``."""
+    """One mesh with an axis ``model`` for each index along ``data``."""
     if mesh is None:
         return [None]
     names = list(mesh.axis_names)

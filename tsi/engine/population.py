@@ -1,10 +1,10 @@
 """Host-side counts of a lane's problems and rows.
 
-A lane has P places, each for one problem. A problem has W working rows, which take
-steps, and M stored rows, the prefixes that an explorer stores. Row ``p * W + w`` is
-working row w of place p, and row ``P * W + p * M + m`` is its stored row m. Methods
-number the prefixes of one problem from 0: for an explorer these are its stored rows,
-for a sampler its working rows.
+A lane, the loop over the problems of one group of devices, has P places, each for one
+problem. A problem has W working rows, which take steps, and M stored rows, the prefixes
+that an explorer stores. Row ``p * W + w`` is working row w of place p, and row ``P * W
++ p * M + m`` is its stored row m. Methods number the prefixes of one problem from 0:
+for an explorer these are its stored rows, for a sampler its working rows.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ class Population:
     Args:
         places: P.
         plan: W, M and the turns of a problem.
-        max_steps: the most steps of a row.
+        max_steps: the maximum number of steps of a row.
     """
 
     def __init__(self, places: int, plan: Plan, max_steps: int) -> None:
@@ -122,7 +122,8 @@ class Population:
         Args:
             rows: working rows.
             parents: any rows.
-            limit: the most steps of the parent that are kept; None for all.
+            limit: the maximum number of steps of the parent that are kept; None for
+                all.
             replies: the replies of these prefixes.
         """
         depths = self.depths[parents]

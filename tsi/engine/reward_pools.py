@@ -20,7 +20,7 @@ class RewardPools:
     Args:
         programs: compiled ones.
         rows: number of rows.
-        lengths: the most positions that a row can have in each cache.
+        lengths: the maximum number of positions that a row can have in each cache.
         block: positions of a block.
         like: dense rows of each kind.
         max_bytes: bytes of an extent.

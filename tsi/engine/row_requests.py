@@ -19,7 +19,7 @@ class RowRequests(NamedTuple):
     Attributes:
         rows: working rows, in order.
         parents: the row whose prefix each gets.
-        limit: the most steps of the parent that are kept; None for all.
+        limit: the maximum number of steps of the parent that are kept; None for all.
         extend: whether each takes a step.
         sources: the row whose next step each repeats, -1 for no repeat; None if no row
             repeats a step.

@@ -44,7 +44,7 @@ class RowStore:
         params: weights and temperatures.
         sizes: of the lane.
         plan: W and M.
-        longest: the most positions of a row, prompt included.
+        longest: the maximum number of positions of a row, prompt included.
         readings: of a reward model that reads text; None for other rewards.
     """
 
@@ -154,7 +154,8 @@ class RowStore:
         Args:
             rows: working rows.
             parents: any rows.
-            limit: the most steps of the parent that are kept; None for all.
+            limit: the maximum number of steps of the parent that are kept; None for
+                all.
 
         Returns:
             The replies of these prefixes.

@@ -2,8 +2,8 @@
 
 A step is drawn in a slot, or it repeats a step of another row. Either way one program
 appends it to the row and lets the reward's model read it. A reward on the host, or one
-that reads rendered text, scores the step afterwards: the request starts at once and the
-scores are collected later, so that the device reads while the host renders.
+that reads rendered text, scores the step afterwards: the request starts immediately and
+the scores are collected later, so that the device reads while the host renders.
 """
 
 from typing import Any, NamedTuple

@@ -82,7 +82,7 @@ def answer_error_below(bound: float, min_rounds: int = 4) -> Stop:
 
     Args:
         bound: upper bound of the standard error.
-        min_rounds: the fewest rounds before the rule applies, at least two.
+        min_rounds: the minimum number of rounds before the rule applies, at least two.
 
     Raises:
         ConfigurationError: if the bound is not positive or there are too few rounds.

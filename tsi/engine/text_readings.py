@@ -36,7 +36,7 @@ from tsi.rewards.transcripts import (
 from tsi.weights import weight_dtype
 
 LEAST = 16
-"""The least number of ids per pass, so that few widths are compiled."""
+"""The minimum number of ids per pass, so that few widths are compiled."""
 
 
 class TranscriptTables(BlockTables):
@@ -63,7 +63,7 @@ class PendingReading(NamedTuple):
     Attributes:
         batch: rows of the batch.
         read: indices of the rows that are read.
-        nowhere: indices of the rows whose text is too long.
+        nowhere: indices of the rows that are not read, since their text is too long.
         continued: transcripts of the rows that are read.
         numbers: log-odds and values of these rows, on the device.
     """

@@ -44,7 +44,7 @@ class Writers:
         pool: the policy's caches.
         sizes: sizes of the lane.
         each: number of working rows per problem.
-        max_positions: the most positions that a slot may need.
+        max_positions: the maximum number of positions that a slot may need.
         params: weights and temperatures.
     """
 
@@ -238,7 +238,7 @@ class Writers:
         return self.slots.cache.keys[0].shape[-1]
 
     def largest_size_below(self, count: int) -> int:
-        """The most rows for which a smaller program is known; 0 if there is none."""
+        """Maximum number of rows of a known smaller program; 0 if there is none."""
         sizes = [size for room, size in self.shapes.known if room == self.room]
         return max((size for size in sizes if size < count), default=0)
 

@@ -7,7 +7,7 @@
 
 Options are separated by commas, as in ``self-certainty:worst=32,scale=raw``:
 
-    last=W             the mean over the last W tokens, in place of all tokens
+    last=W             the mean over the last W tokens, instead of all tokens
     worst=W            the smallest mean over W neighbouring tokens
     scale=raw          the score itself as log-odds; by default it becomes a probability
     slope=A, offset=B  log-odds A f + B, where f are those of the scale

@@ -206,8 +206,8 @@ def load_reward(
         prompt_encoder: maps the tokenizer of a larger model to the encoder of its
             prompts; by default one turn of a chat, as for the policy.
         example_prompt: a problem, from whose prompt the length of prompts is measured.
-        prompt_tokens: the most tokens by which other prompts may be longer than this
-            one.
+        prompt_tokens: the maximum number of tokens by which other prompts may be longer
+            than this one.
         dtype: of the weights of the reward model.
         weights: int8 or int4 for quantised matrices; None for ``dtype``.
         mesh: devices on which the weights are placed, if any.

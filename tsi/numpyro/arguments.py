@@ -28,7 +28,7 @@ class ModelArguments(NamedTuple):
 def model_arguments(*args: Any, **kwargs: Any) -> Any:
     """Pack arguments into the `params` of a target.
 
-    A single argument, positional or named `params`, is passed as it is. Without
+    A single argument, positional or named `params`, is passed unchanged. Without
     arguments, a program receives None if its own argument is `params`, or a name that
     begins with an underscore, and nothing otherwise.
     """
@@ -92,7 +92,7 @@ def call(program: Callable[..., Any], *leading: Any, params: Any) -> Any:
 
 
 def _takes_params(signature: inspect.Signature | None, place: int) -> bool:
-    """Whether the argument at this place is `params`, which is None in runs without."""
+    """Whether the argument at this index is `params`, which is None if not given."""
     if signature is None:
         return True
     name = next(itertools.islice(signature.parameters, place, None), "")

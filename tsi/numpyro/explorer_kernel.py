@@ -60,8 +60,8 @@ class KernelState(NamedTuple):
 class ExplorerKernel(MCMCKernel):
     """An explorer on a target as a numpyro kernel.
 
-    `mcmc.run(key, *args, **kwargs)` passes its arguments to the target: to the programs
-    of a program target as they are, to any other target as its argument `params`.
+    `mcmc.run(key, *args, **kwargs)` passes its arguments to the target: unchanged to
+    the programs of a program target, and as the argument `params` to any other target.
 
     Args:
         explorer: an endless explorer of one chain (`endless=True`). Its state must have

@@ -1,9 +1,9 @@
 """Check the `extra_fields` of a run of MCMC before its first move.
 
-MCMC does not tell a kernel which fields it will collect, and collects whatever
-attribute has the name, be it a method. It cannot collect typed keys, nor a part of the
-state that holds some. `check_extra_fields` therefore finds the call of `MCMC.run` that
-asks the kernel for its first state, and walks each name through this state.
+MCMC does not tell a kernel which fields it will collect, and collects any attribute of
+that name, even a method. It cannot collect typed keys, nor a part of the state that
+holds some. `check_extra_fields` therefore finds the call of `MCMC.run` that asks the
+kernel for its first state, and walks each name through this state.
 """
 
 import inspect
@@ -18,16 +18,17 @@ from tsi.errors import ConfigurationError, UnknownNameError
 
 
 def check_extra_fields(state: Any, sample_field: str) -> None:
-    """Refuse names that are no fields of a state, and fields that hold typed keys.
+    """Reject names that are not fields of the state, and fields that hold typed keys.
 
     Args:
-        state: the first state of a kernel, which MCMC may have asked for.
-        sample_field: of the kernel; "~" and its name begin names of what is left out.
+        state: the first state of a kernel.
+        sample_field: of the kernel; names that begin with "~" and this name exclude
+            sites.
 
     Raises:
-        UnknownNameError: a name is no field; the message lists those that there are.
-        ConfigurationError: a field holds typed keys, or a name goes on after a field
-            that has no fields of its own.
+        UnknownNameError: a name is not a field; the message lists the existing ones.
+        ConfigurationError: a field holds typed keys, or a name continues after a field
+            without fields.
     """
     for name in _requested_fields():
         if not name.startswith(f"~{sample_field}."):
@@ -51,7 +52,7 @@ def _check(state: Any, name: str) -> None:
         if not fields:
             raise ConfigurationError(
                 f"There is no extra field {name!r}, because {path} has no fields. "
-                f"Leave out what follows {path}."
+                f"Remove the part after {path}."
             )
         if part not in fields:
             kind = f"field of {path}" if path else "extra field"

@@ -4,7 +4,7 @@
 
 Stochastic approximation adapts the scale to a given acceptance probability. C is the
 covariance of the positions so far, shrunk towards its initial value. Both change less
-and less, and are fixed after warm-up, since a walk that keeps adapting is no Markov
+and less, and are fixed after warm-up, since a walk that keeps adapting is not a Markov
 chain.
 
 References:

@@ -81,7 +81,7 @@ class _Recorder(Messenger):
                 self.fixed.add(name)
         elif msg["kwargs"].get("rng_key") is not None:
             raise ConfigurationError(
-                f"The site {name!r} has a random key of its own, from handlers.seed or "
+                f"The site {name!r} has its own random key, from handlers.seed or "
                 "`rng_key=`, so all particles would draw the same value. Remove it: "
                 "particle i uses fold_in(key, i)."
             )
@@ -114,7 +114,7 @@ def run_program(
         params: the other arguments, packed; see `tsi.numpyro.arguments`.
 
     Raises:
-        ConfigurationError: if a site has a key of its own, or is fixed from outside a
+        ConfigurationError: if a site has its own key, or is fixed from outside a
             numpyro scan; or if the program does not take these arguments.
     """
     given = {"substitute_fn": values} if callable(values) else {"data": values}

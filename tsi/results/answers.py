@@ -19,8 +19,8 @@ from tsi.results.units import changes_meaning, drop_unit, is_unit
 
 MAX_TEXT = 65_536
 MAX_PLACES, MAX_VERBS = 64, 16
-"""The most boxes and cues, and verbs of the last sentence, that are tried from the
-end."""
+"""The maximum number of boxes and cues, and verbs of the last sentence, that are tried
+from the end."""
 
 # Every quantifier is bounded, so that matching is linear in the text.
 _NUMBER_IN_TEXT = re.compile(
@@ -135,7 +135,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def answers_in(text: str) -> Iterator[str]:
-    """Candidates for the answer of a text, as written there, the most certain first.
+    """Candidates for the answer of a text, as written, the most certain first.
 
     Args:
         text: untrusted; only its last 65,536 characters are read.

@@ -9,7 +9,7 @@ graders accept it as equal to 50 and to 1/2, and without the gold answer it is u
 which one is meant.
 
 LaTeX in the answer remains LaTeX in the canonical form, so that a computer algebra
-system can read it. The canonical form of a canonical form is itself.
+system can read it. Canonicalisation is idempotent.
 """
 
 import re

@@ -67,7 +67,7 @@ _COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
 
 
 def remove_markup(answer: str, *, keep_units: bool = False) -> str:
-    r"""An answer without markup, with one spelling of dashes, fractions and spaces.
+    r"""An answer without markup, with uniform dashes, fractions and spaces.
 
     Args:
         answer: any text.

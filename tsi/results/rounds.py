@@ -74,7 +74,7 @@ def join_genealogies(
 ) -> Int[np.ndarray, "T N"]:
     """Concatenate the genealogies of independent runs.
 
-    The particles of a run that ended early keep their places.
+    The particles of a run that ended early keep their indices.
     """
     longest = max(len(ancestors) for ancestors in genealogies)
     columns, start = [], 0

@@ -172,7 +172,7 @@ class Aggregated:
 
 
 def append_end(ends: Int[Array, "R M"], step: Step) -> tuple[Array, Int[Array, "R M"]]:
-    """Append a step's end; also return a mask of its place in each row that took it.
+    """Append a step's end; also return a mask of its index in each row that took it.
 
     Args:
         ends: length of the solution after each step, 0 beyond the last.

@@ -1,12 +1,13 @@
 """How a solution is rendered for published reward models, and where scores are read.
 
 A format is a small object: ``render(question, steps, ended)`` returns the token ids of
-a solution so far and the places at which scores are read, one per step (or one in all).
-Tokens after the last of these places are omitted, since a causal model cannot see them.
+a solution so far and the positions at which scores are read, one per step (or one in
+all). Tokens after the last of these positions are omitted, since a causal model cannot
+see them.
 
 White space around steps, including delimiters, is removed, as in the published
-examples. The text of a step never becomes a control token: a step that spells
-``<extra_0>`` is encoded as ordinary text.
+examples. The text of a step never becomes a control token: ``<extra_0>`` in a step is
+encoded as ordinary text.
 
 ====================  ==============================================================
 `QwenFormat`          model card of Qwen/Qwen2.5-Math-PRM-7B: a chat with a system

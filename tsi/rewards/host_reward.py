@@ -122,7 +122,7 @@ def score_each(
 ) -> tuple[Float[np.ndarray, " R"], dict[int, Exception]]:
     """Log-odds of rows, 0 where the function failed, and the errors by row.
 
-    If the function fails for several rows at once, each row is scored alone, since a
+    If the function fails for a batch of rows, each row is scored separately, since a
     single row may be the cause.
     """
     try:

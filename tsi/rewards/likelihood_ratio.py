@@ -60,7 +60,7 @@ class LikelihoodRatio(TextReader):
     def values(
         self, model: Any, hidden: Float[Array, "R W D"], following: Int[Array, "R W"]
     ) -> Float[Array, "R W"]:
-        """log p of the next id at each id, one place at a time to save memory.
+        """log p of the next id at each id, one position at a time to save memory.
 
         Raises:
             ConfigurationError: the model is not a language model.

@@ -184,7 +184,7 @@ class PolicyConfidence(PolicyTokens):
 
 
 def window_sums(values: Float[Array, "R T"], size: int) -> Float[Array, "R T"]:
-    """Sums of `size` values from each place on; values after the last count as zero.
+    """Sums of `size` values from each position on; values after the last count as zero.
 
     Sums of 1, 2, 4, ... values are combined according to the binary digits of the size,
     since differences of cumulative sums lose digits in long texts.

@@ -24,15 +24,15 @@ class Abilities(NamedTuple):
         reads_prompts: whether the server gives log-probabilities of given tokens.
         seeds: whether the same seed gives the same tokens, at least if no other request
             shares the batch, and another seed gives other tokens.
-        copies: the most steps of one prefix that one request may ask for. Each has its
-            own random numbers, which the request's seed determines. 1 for no copies.
+        copies: maximum number of steps of one prefix per request. Each has its own
+            random numbers, which the request's seed determines. 1 for no copies.
         reuses_prompts: whether a repeated prompt is read from a cache.
         draws_all: whether unlikely tokens are drawn as often as their probability
             requires, so that the server applies no truncation by default; None if not
             measured.
         num_weights: number of weights of the model, for FLOPs; None if not known.
-        slots: number of sequences that the server works on at once and whose prefixes
-            it caches; None if not known.
+        slots: number of sequences that the server processes in parallel and whose
+            prefixes it caches; None if not known.
         bos_from_server: whether the server itself adds a token at the beginning.
     """
 
@@ -86,7 +86,7 @@ class ServedStore:
             raise CapabilityError(
                 "This method needs log p of the steps that the policy draws, and "
                 f"{abilities.server} {_why(abilities, controls)}. Choose a method that "
-                "sees rewards alone, such as smc, or a server that gives them."
+                "needs only rewards, such as smc, or a server that gives them."
             )
         if name == "replay" and not abilities.knows_replay(controls):
             raise CapabilityError(

@@ -46,7 +46,7 @@ def choice_of(
     prompt_tokens: int,
     cached_tokens: int,
 ) -> Choice:
-    """The choice among candidates from the log-probabilities of the likeliest tokens.
+    """The choice among candidates from the log-probabilities of the most likely tokens.
 
     A candidate that the server does not name is less likely than all tokens that it
     names, so the smallest of the named probabilities is an upper bound.
@@ -63,9 +63,9 @@ def choice_of(
     known_ids = [id for id in candidates if named.get(id, -math.inf) > NO_LOWER]
     if not known_ids:
         raise ServerError(
-            f"The server's {len(named)} most likely next tokens are none of the "
-            f"{len(candidates)} that were asked for, so it cannot judge by them. Use "
-            "another judge or question."
+            f"The server's {len(named)} most likely next tokens include none of the "
+            f"{len(candidates)} answers of the judge, so it cannot judge. Use another "
+            "judge or question."
         )
     log_probs = tuple(
         named[id] if id in known_ids else min(finite_log_probs) for id in candidates

@@ -3,8 +3,8 @@
 Connections are kept alive and their number is bounded. A request that fails for a
 temporary reason (no connection, a deadline, a status of 429 or 5xx, a body that is cut
 short or is not JSON) is repeated after growing pauses. The requests of this package
-change nothing on a server, so repeating them is safe. Errors never contain the key, not
-even where a server repeats it.
+change nothing on a server, so repeating them is safe. Errors never contain the key,
+even if a server repeats it.
 
 The requests run in an event loop in a separate thread; callers are in other threads.
 """
@@ -44,7 +44,7 @@ class Patience(NamedTuple):
             failure.
         first_pause, longest_pause: seconds between attempts; pauses double.
         max_bytes: largest size of a reply.
-        max_connections: the most requests at once.
+        max_connections: maximum number of parallel requests.
     """
 
     deadline: float = 600.0
@@ -187,8 +187,8 @@ class Client:
         Args:
             path: begins with a slash.
             body: of the request.
-            patient: whether failures that may pass are waited out; else a few attempts
-                are made in a short time.
+            patient: whether temporary failures are retried for long; else only a few
+                attempts are made.
 
         Raises:
             ServerError: the server refuses the request, or has failed for too long.

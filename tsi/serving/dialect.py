@@ -60,7 +60,7 @@ def end_at(stop: Any, drawing: Drawing) -> End:
         drawing: settings of the run.
 
     Raises:
-        ServerError: it reports something else, such as an error of its own.
+        ServerError: it reports something else, such as an error.
     """
     if isinstance(stop, str):
         if stop in drawing.delimiters:
@@ -100,7 +100,7 @@ class Dialect(Protocol):
         name: of the server.
         takes_ids: whether prefixes are token ids; else they are text.
         takes_lists: whether one request may hold several prefixes.
-        copies: whether one request may ask for several steps of one prefix.
+        copies: whether one request may be for several steps of one prefix.
         keeps_copies: whether the steps of copies stay in the server's cache.
     """
 

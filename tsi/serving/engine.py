@@ -122,7 +122,7 @@ class ServedEngine(BaseEngine):
             )
 
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
-        """The most problems that run at once."""
+        """Maximum number of problems that run at once."""
         plan = plan_of(sampler, num_particles, self.limits.max_steps)
         max_problems = problems_in_work(plan, IN_FLIGHT * self.max_rows, MAX_STORED)
         slots = self.policy.abilities.slots

@@ -1,4 +1,4 @@
-"""Good and Turing's estimate of the probability that a sample has missed."""
+"""Good and Turing's estimate of the probability that is missing from a sample."""
 
 import math
 from collections import Counter

@@ -42,7 +42,7 @@ async def read_hidden_tokens(
 ) -> list[ServedStep]:
     """The steps of a stream that lacks tokens, with the log p of each step.
 
-    What is read again to find them is in no ledger.
+    The tokens that are read again to find them are not counted in the ledger.
 
     Args:
         client: of the server.
@@ -136,7 +136,7 @@ def read_list(reply: Any) -> dict[int, float]:
     """log p of likely tokens, by id, from the reply to `likely_tokens_call`."""
     entries = field(reply, "completion_probabilities", 0, "top_logprobs")
     if not isinstance(entries, list) or len(entries) > LISTS[-1]:
-        raise ServerError("The server's list of likely tokens is none, or too long.")
+        raise ServerError("The server's list of likely tokens is missing or too long.")
     return {
         integer(field(item, "id"), "token id"): log_prob_of(item) for item in entries
     }

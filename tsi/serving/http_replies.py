@@ -21,7 +21,7 @@ class TransientError(ServerError):
 
     Args:
         message: of the error.
-        pause: seconds that the server asks the client to wait; None if it does not say.
+        pause: seconds that the server asks the client to wait; None if not given.
         status: of the reply; 0 if there is none.
     """
 
@@ -56,7 +56,7 @@ async def read_events(
     Args:
         reply: of the server.
         is_enough: whether the events so far are enough, so that the rest is not read.
-        max_bytes: the most bytes of the stream.
+        max_bytes: the maximum number of bytes of the stream.
 
     Raises:
         TransientError: the stream ends too early, or with an error that may pass.
@@ -81,8 +81,8 @@ async def read_events(
                 return events
     except (ValueError, aiohttp.http_exceptions.LineTooLong) as error:
         raise ServerError(
-            f"{url} sent an event of more than {MAX_LINE:,} bytes; this is no reply of "
-            "an inference server."
+            f"{url} sent an event of more than {MAX_LINE:,} bytes, which is not a "
+            "reply of an inference server."
         ) from error
     if not (events and is_last(events[-1])):
         raise TransientError(f"The reply of {url} was cut short.")
@@ -90,7 +90,7 @@ async def read_events(
 
 
 def error_of_event(error: Any, url: str) -> ServerError:
-    """The error that a server reports in place of an event."""
+    """The error that a server reports instead of an event."""
     message = own_message(json.dumps(error).encode())
     code = error.get("code") if isinstance(error, dict) else None
     passes = not isinstance(code, int) or code >= 500 or code == 429
@@ -128,8 +128,8 @@ def check_size(size: int, max_bytes: int, reply: aiohttp.ClientResponse) -> None
     """
     if size > max_bytes:
         raise ServerError(
-            f"The reply of {reply.url} is longer than {max_bytes:,} bytes; this is no "
-            "reply of an inference server."
+            f"The reply of {reply.url} is longer than {max_bytes:,} bytes; this is not "
+            "a reply of an inference server."
         )
 
 

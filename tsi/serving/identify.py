@@ -28,8 +28,9 @@ class Identity(NamedTuple):
         context: positions of a prompt and its solution; None if not known.
         num_weights: number of weights of the model; None if not known.
         chat: whether the model has a chat template; None if not known.
-        slots: number of requests that the server works on at once; None if not known.
-        copies: the most steps of one prefix that one request may ask for.
+        slots: number of requests that the server processes in parallel; None if not
+            known.
+        copies: maximum number of steps of one prefix per request.
     """
 
     dialect: Dialect

@@ -1,12 +1,12 @@
 """The loop over problems whose policy is behind a server.
 
-Every problem has its own pace: when all rows of a problem have taken their steps and
-have been scored, its sampler decides, while the server works on the rows of other
-problems. The programs of the sampler run for all problems that are ready, in the thread
-that calls `run`; requests run in the thread of the client, and their results come back
-through a queue. A seed depends only on the run's key, the problem, the turn and the
-row. It does not depend on which problems run together, nor on how often a request was
-repeated.
+A lane is this loop, and a place is the index of a problem in it. Problems do not wait
+for each other: when all rows of a problem have taken their steps and have been scored,
+its sampler decides, while the server works on the rows of other problems. The programs
+of the sampler run for all problems that are ready, in the thread that calls `run`;
+requests run in the thread of the client, and their results come back through a queue. A
+seed depends only on the run's key, the problem, the turn and the row. It does not
+depend on which problems run together, nor on how often a request was repeated.
 """
 
 import queue
@@ -73,7 +73,7 @@ class ServedLane(ProblemLoop):
         ids: of all problems.
         limits: of a solution.
         drawing: how steps are drawn.
-        places: P, problems in work at once.
+        places: P, number of problems that run at the same time.
         log_truncation: added to the log potential of a truncated solution.
     """
 

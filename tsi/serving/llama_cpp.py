@@ -40,7 +40,7 @@ OFF: dict[str, Any] = {
 }
 """Controls of this server that this package never uses."""
 BIAS = 100.0
-"""Added to the logits of candidates, which become the likeliest tokens; the ratio of
+"""Added to the logits of candidates, which become the most likely tokens; the ratio of
 their probabilities does not change. A larger number would lose digits of float32."""
 
 FIELDS = [
@@ -112,7 +112,7 @@ class LlamaCpp:
         items = reply if isinstance(reply, list) else [reply]
         if len(items) != len(requests):
             raise ServerError(
-                f"The server sent {len(items)} steps; {len(requests)} were asked for."
+                f"The server sent {len(items)} steps; {len(requests)} were requested."
             )
         if len(items) > 1:
             items = choices({"steps": items}, "steps", len(requests))
@@ -134,7 +134,7 @@ class LlamaCpp:
     ) -> Call | None:
         """See :class:`tsi.serving.dialect.Dialect`.
 
-        The server lists only the likeliest tokens, so the candidates get a bias.
+        The server lists only the most likely tokens, so the candidates get a bias.
         """
         return likely_tokens(tokens, candidates, len(candidates), with_bias=True)
 
@@ -143,7 +143,8 @@ class LlamaCpp:
         entries = field(reply, "completion_probabilities", 0, "top_probs")
         if not isinstance(entries, list) or len(entries) > len(candidates):
             raise ServerError(
-                "The server's list of likely tokens is none, or longer than was asked."
+                "The server's list of likely tokens is missing, or longer than "
+                "requested."
             )
         named = {
             integer(field(item, "id"), "token id"): log_prob_of(item)
@@ -157,7 +158,7 @@ class LlamaCpp:
         )
 
     def likely_tokens_call(self, tokens: Sequence[int], token: int, count: int) -> Call:
-        """A request for the log-probabilities of the likeliest next tokens.
+        """A request for the log-probabilities of the most likely next tokens.
 
         Args:
             tokens: ids of the prefix.
@@ -185,7 +186,7 @@ class LlamaCpp:
 def likely_tokens(
     tokens: Sequence[int], biased: Sequence[int], count: int, *, with_bias: bool
 ) -> Call:
-    """A request for the probabilities of the likeliest next tokens.
+    """A request for the probabilities of the most likely next tokens.
 
     Args:
         tokens: ids of the prefix.

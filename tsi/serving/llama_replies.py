@@ -29,7 +29,7 @@ class StreamedStep(NamedTuple):
 
     Attributes:
         step: with the tokens that the stream has, and the sum of their log p.
-        known: id and log p of each of these tokens, by place.
+        known: id and log p of each of these tokens, by position.
         hidden: number of tokens that the stream does not contain.
     """
 
@@ -79,11 +79,11 @@ def events_of(events: Sequence[Any], index: int, num_steps: int) -> list[Any]:
 def streamed_tokens(
     events: Sequence[Any], max_tokens: int
 ) -> dict[int, tuple[int, float]]:
-    """The id and log p of each token of a step that a stream contains, by place.
+    """The id and log p of each token of a step that a stream contains, by position.
 
     Args:
         events: events of the step.
-        max_tokens: the most tokens that a step may have.
+        max_tokens: the maximum number of tokens that a step may have.
 
     Raises:
         ServerError: the events are malformed.
@@ -94,7 +94,7 @@ def streamed_tokens(
         probabilities = event.get("completion_probabilities", [])
         if not isinstance(probabilities, list):
             raise ServerError(
-                "The server's log-probabilities are no list, but "
+                "The server's log-probabilities must be a list, not "
                 f"{show(probabilities)}."
             )
         first = integer(field(event, "tokens_predicted"), "count") - len(ids)

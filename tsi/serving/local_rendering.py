@@ -106,7 +106,7 @@ class IdRenderer:
 
     Args:
         encode: function from a problem's prompt to the ids that the policy reads.
-        max_tokens: the most tokens of prompt and solution together.
+        max_tokens: the maximum number of tokens of prompt and solution together.
         aggregation: of the scores of steps.
     """
 

@@ -20,7 +20,7 @@ from tsi.serving.scorer import Score, ScoredRow
 from tsi.serving.step_scores import aggregate_scores
 
 MAX_ROWS = 64
-"""The most rows that are read at once."""
+"""The maximum number of rows that are read at once."""
 MAX_BYTES = 2**31
 MAX_SLOTS = 2**12
 
@@ -42,7 +42,8 @@ class LocalScorer:
         model: the reward model.
         renderer: converts rows to ids of the model.
         name: for rows of results.
-        max_bytes: the most bytes of keys and values that are kept, beside the weights.
+        max_bytes: the maximum number of bytes of keys and values that are kept, without
+            the weights.
 
     Raises:
         ConfigurationError: `max_bytes` is not enough for two texts.

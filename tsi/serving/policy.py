@@ -56,7 +56,7 @@ class ServedPolicy:
             requests: of one turn of a problem.
             judged: whether the server reads the steps again immediately. llama.cpp's
                 server does not cache copies of a prefix, so each step then has a
-                request of its own.
+                separate request.
 
         The first request of each prefix is sent before all others. On llama.cpp's
         server it then finds the prefix in its slot, which other requests would
@@ -155,7 +155,7 @@ class ServedPolicy:
         call = self.dialect.choice_call(tokens, candidates, self.abilities.model)
         if call is None:
             raise CapabilityError(
-                f"{self.abilities.server} takes text alone and cannot say how likely a "
+                f"{self.abilities.server} takes only text and cannot say how likely a "
                 "given next token is. Use llama.cpp's server, vLLM or SGLang."
             )
         request = self.client.submit(self.client.post(call.path, call.body))

@@ -51,7 +51,7 @@ def read_pooling(reply: Any, max_scores: int) -> tuple[Float[np.ndarray, "T K"],
 
     Args:
         reply: JSON.
-        max_scores: the most tokens that may have a score.
+        max_scores: the maximum number of tokens that may have a score.
 
     Raises:
         ServerError: the reply is malformed.

@@ -5,7 +5,7 @@ temperatures, to see whether they belong to the model or to the distribution fro
 tokens are drawn. Each seed is used twice: a server that ignores seeds is very unlikely
 to repeat the tokens of all of them. A server rounds differently when other requests
 share its batch. If the tokens of a few seeds differ, these seeds are therefore used
-again several times, alone.
+again several times, without other requests.
 
 Frequencies show whether the server truncates by default. Among K drawn tokens, let S be
 the set of distinct tokens and f1 the number of tokens that were drawn exactly once. The
@@ -35,8 +35,8 @@ NUM_COMPARED = 24
 SEEDS = (1, 2, 3, 4, 5, 6)
 SEED_TOKENS = 8
 MAX_DOUBTS, NUM_ALONE = 2, 4
-"""The most seeds that may have drawn different tokens, and how often each is used
-again."""
+"""The maximum number of seeds that may have drawn different tokens, and how often each
+is used again."""
 NUM_COPIES = 4
 
 
@@ -52,7 +52,7 @@ async def measure(
         text: a few ids that may follow it.
 
     Raises:
-        ServerError: it does not draw tokens as it is asked to.
+        ServerError: it does not draw tokens as requested.
     """
     dialect, prefix = identity.dialect, tuple(prompt)
     plain_drawing = Drawing(identity.model, Controls(), ())

@@ -131,7 +131,7 @@ def choices(reply: Any, name: str, count: int) -> list[Any]:
     entries = field(reply, name)
     if not isinstance(entries, list) or len(entries) != count:
         size = len(entries) if isinstance(entries, list) else type(entries).__name__
-        raise ServerError(f"The server sent {size} choices; {count} were asked for.")
+        raise ServerError(f"The server sent {size} choices; {count} were requested.")
     by_index = {integer(field(c, "index"), "index", count): c for c in entries}
     if len(by_index) != count:
         raise ServerError("The server's choices do not have one index each.")

@@ -55,7 +55,7 @@ class ServedJudge:
         check_aggregation(aggregation)
         if not judge.dialect.takes_ids:
             raise CapabilityError(
-                f"{judge.abilities.server} takes text alone and does not say how "
+                f"{judge.abilities.server} takes only text and does not say how "
                 "likely given tokens are, so it cannot judge. Use llama.cpp's server, "
                 "vLLM or SGLang."
             )

@@ -73,7 +73,8 @@ class RewardSettings(NamedTuple):
             reads.
         dtype, weights: types of a model on this machine; see
             :func:`tsi.loading.load_reward`.
-        max_bytes: the most bytes of keys and values that a model on this machine keeps.
+        max_bytes: the maximum number of bytes of keys and values that a model on this
+            machine keeps.
         patience: limits of the clients of reward servers.
     """
 

@@ -1,4 +1,4 @@
-"""The rows of a lane whose policy is behind a server: tokens, and numbers by step.
+"""The rows of a lane (:mod:`tsi.serving.lane`): tokens, and numbers by step.
 
 A row is immutable, so a fork copies a reference.
 """

@@ -1,7 +1,7 @@
 """SGLang, through its native endpoint ``/generate``, with any of its backends.
 
 The reply has ids, the matched stop string or token, and log-probabilities, also of the
-prompt from a given place on. Seeds have an effect if the server runs with
+prompt from a given position on. Seeds have an effect if the server runs with
 ``--enable-deterministic-inference``.
 """
 
@@ -63,7 +63,7 @@ class Sglang:
         items = reply if isinstance(reply, list) else [reply]
         if len(items) != len(requests):
             raise ServerError(
-                f"The server sent {len(items)} steps; {len(requests)} were asked for."
+                f"The server sent {len(items)} steps; {len(requests)} were requested."
             )
         return [
             self._step(item, request, drawing)

@@ -1,5 +1,9 @@
 """Convert prompts and texts to the ids or code points that are sent to a policy.
 
+A spelling is what the engine needs of a tokenizer
+(:class:`tsi.models.tokens.spelling.Spelling`): prompts and chats to ids, and ids to
+text.
+
 If this machine has the policy's tokenizer, the server is not needed for this. Otherwise
 the server's endpoints are used (:class:`ServerTokenizer`). A server that takes only
 text gets the rendered prompt (:class:`TextSpelling`), in code points.
@@ -46,7 +50,7 @@ class ServerTokenizer:
         self._decode = functools.lru_cache(2**14)(self._decode_on_server)
 
     def know_end(self, id: int) -> None:
-        """From now on omit this id from texts, since it has ended a solution."""
+        """Omit this id from texts from now on, since it has ended a solution."""
         if id not in self.eos_ids:
             self.eos_ids = (*self.eos_ids, id)
             self._decode.cache_clear()
@@ -176,7 +180,7 @@ class TextSpelling:
             if ids != self._tokenizer.encode(text, allow_special=True):
                 raise ConfigurationError(
                     f"The text {text!r:.80} contains the name of a control token. This "
-                    "server takes text alone, and would read it as one; take it out, "
+                    "server takes only text, and would read it as one; take it out, "
                     "or use a server that takes token ids."
                 )
         return list(as_points(text))

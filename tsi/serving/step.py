@@ -76,7 +76,7 @@ class StepRequest(NamedTuple):
 
     Attributes:
         prefix: token ids, or code points of text, of prompt and solution so far.
-        max_tokens: the most tokens of the step.
+        max_tokens: the maximum number of tokens of the step.
         seed: seed of its random numbers, below 2^31.
     """
 

@@ -10,7 +10,7 @@ from tsi.rewards.aggregation import aggregate
 from tsi.serving.scorer import ScoredRow
 
 MAX_SCORES = 2**16
-"""The most scores that are stored; a score that was dropped is requested again."""
+"""Maximum number of stored scores; a score that was dropped is requested again."""
 
 
 class StepScores:

@@ -123,6 +123,6 @@ def reason_of(event: Any) -> Any:
 
 
 def first_of(text: str, words: Sequence[str]) -> tuple[int, str | None]:
-    """The place at which the first of some strings begins; None if there is none."""
+    """The position at which the first of some strings begins; None if there is none."""
     places = [(text.find(word), word) for word in words if word in text]
     return min(places, default=(len(text), None))

@@ -126,7 +126,7 @@ class Vllm:
         """See :class:`tsi.serving.dialect.Dialect`.
 
         Newer versions give the log-probabilities of the requested ids. Older ones give
-        those of the likeliest tokens and of the drawn token, which is one of the
+        those of the most likely tokens and of the drawn token, which is one of the
         candidates.
         """
         body = {
@@ -155,8 +155,8 @@ class Vllm:
         max_entries = MAX_NAMED + len(candidates) + 1
         if not isinstance(log_probs, dict) or len(log_probs) > max_entries:
             raise ServerError(
-                "The server's log-probabilities of a next token are no table of at "
-                f"most {max_entries} entries."
+                "The server's log-probabilities of a next token must be an object of "
+                f"at most {max_entries} entries."
             )
         named = {
             id_of(name): log_probability(value, "log-probability")
@@ -179,7 +179,7 @@ def id_of(name: Any) -> int:
     prefix, _, digits = str(name).partition(":")
     if prefix != "token_id" or not (digits.isascii() and digits.isdigit()):
         raise ServerError(
-            f"The server names a token {name!r:.40} where its id was asked for, as in "
+            f"The server sent the token {name!r:.40} in place of its id, as in "
             "token_id:42; it is another kind of server, or an older version."
         )
     return integer(int(digits[:12]), "token id")

@@ -24,7 +24,7 @@ def enumerate_paths(
         transition: probabilities of the next symbol given the last.
         end: the symbol that ends a path, or None.
         limit: number of symbols after which a path is cut.
-        width: T, columns of the result; -1 stands after the end of a path.
+        width: T, columns of the result, which are -1 after the end of a path.
     """
     paths: list[tuple[tuple[int, ...], float]] = []
 

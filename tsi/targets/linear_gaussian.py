@@ -23,7 +23,7 @@ from tsi.target import where_rows
 from tsi.weights import weight_dtype
 
 NODES, MAX_DIMENSIONS = 24, 4
-"""Quadrature: nodes per dimension, and the most dimensions; 330,000 nodes in total."""
+"""Quadrature: nodes per dimension, and maximum dimensions; 330,000 nodes in total."""
 
 
 class LinearGaussianParticles(NamedTuple):

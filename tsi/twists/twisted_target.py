@@ -4,7 +4,7 @@ With potentials G_t and a twist psi_t, the twisted target reports for a prefix
 
     log (G_1 ... G_t psi_t)  while it is unfinished,    log (G_1 ... G_T)  at its end.
 
-A sampler with telescoping potentials then weighs each step by G_t psi_t / psi_{t-1},
+A sampler with telescoping potentials then weights each step by G_t psi_t / psi_{t-1},
 which is twisted SMC. At the end psi cancels, and the target is p(x) prod_t G_t for
 every psi that is positive wherever the future potentials are. A twist of zero (log
 -inf) ends a prefix. If only the last potential counts (a reward of the whole solution),

@@ -1,7 +1,7 @@
 """A twist on the policy's hidden states: a value head estimates the future reward.
 
-log psi is a :class:`tsi.models.heads.ValueHead` of the hidden state at the newest token
-of an unfinished prefix. :data:`VALUE_TWIST` is what
+log psi is the output of a :class:`tsi.models.heads.ValueHead` on the hidden state at
+the newest token of an unfinished prefix. :data:`VALUE_TWIST` is what
 :func:`tsi.samplers.contrastive_twist.fit_twist` fits, with the head as theta, on a
 :class:`tsi.reasoning.target.ReasoningTarget` of one problem; :class:`TwistedVerifier`
 is the same twist as a reward, for runs in the engine.

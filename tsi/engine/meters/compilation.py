@@ -32,7 +32,7 @@ COMPILING = (
 
 
 def keep_programs() -> Path | None:
-    """Keep compiled programs in the user's cache directory, unless told otherwise.
+    """Keep compiled programs on disk, by default in the user's cache directory.
 
     ``JAX_COMPILATION_CACHE_DIR``, or a directory set in ``jax.config``, takes
     precedence, and ``JAX_ENABLE_COMPILATION_CACHE=false`` disables the cache. Only the

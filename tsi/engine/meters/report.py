@@ -60,7 +60,7 @@ class Report(NamedTuple):
         computed: tokens that were computed for all slots, in use or not.
         bursts: number of bursts.
         seconds: seconds of each of :data:`tsi.engine.meters.clock.PARTS`, summed over
-            groups of devices that work side by side. In an exact run, the time of a
+            groups of devices that work in parallel. In an exact run, the time of a
             program is counted from its call to its last result, and all other time is
             "host". In other runs, the parts are phases of the host. Compilation is a
             separate part in both cases.
@@ -74,8 +74,8 @@ class Report(NamedTuple):
         read: tokens that the reward has read, for problems that have a result.
         model_programs: number of the engine's compiled model programs so far, by part.
         cache: sum over groups of the peak of each.
-        prefill_bytes: upper bound of the peak memory, beside the weights, for reading
-            prompts (:func:`tsi.models.prefill.prefill_bytes`).
+        prefill_bytes: upper bound of the peak memory for reading prompts, in addition
+            to the weights (:func:`tsi.models.prefill.prefill_bytes`).
         peak_bytes: peak memory of a device of the run since the process began; on a CPU
             that of the process.
     """
@@ -143,7 +143,7 @@ def total(reports: Iterable[Report]) -> Report:
 
 
 def report_of_groups(report: Report, wall: float, groups: int) -> Report:
-    """A report of groups that worked side by side for a number of seconds.
+    """A report of groups that worked in parallel for a number of seconds.
 
     Time before a group starts and after it ends counts as idle.
     """

@@ -37,7 +37,7 @@ class BlockTables:
 
     Args:
         num_rows: R.
-        length: the most positions that a row can have.
+        length: the maximum number of positions that a row can have.
         block: s, positions of a block.
     """
 

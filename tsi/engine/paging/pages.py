@@ -57,8 +57,8 @@ class Moves(NamedTuple):
 
 
 MOVES = 1024
-"""The most blocks that one call moves; a single number, so that one program is
-compiled."""
+"""The maximum number of blocks that one call moves; a single number, so that one
+program is compiled."""
 
 
 def moves_of(copies: Copies) -> Iterator[Moves]:
@@ -123,7 +123,7 @@ def merge(
     some: Int[Array, " r"],
     count: Int[Array, ""],
 ) -> Dense:
-    """Put new keys and values into rows, each at a position of its own.
+    """Put new keys and values into rows, each row at its own position.
 
     Args:
         rows: dense rows of S positions, with room for all new ones.

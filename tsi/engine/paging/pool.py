@@ -24,7 +24,7 @@ class Pool:
     Args:
         programs: compiled ones.
         rows: number of rows.
-        length: the most positions that a row can have.
+        length: the maximum number of positions that a row can have.
         block: positions of a block.
         like: dense rows of this kind of cache, for their shapes.
         max_bytes: bytes of an extent.

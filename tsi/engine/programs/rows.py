@@ -1,4 +1,4 @@
-"""The stored state of each row besides its caches, and of each problem.
+"""The stored state of each row without its caches, and of each problem.
 
 A reward's state is a pytree of any structure. Its leaves are stored by their type:
 caches that grow with a row (:class:`tsi.decoding.cache.Suffix`) in blocks, caches of

@@ -35,7 +35,7 @@ class Slots(NamedTuple):
         filled: number of positions in the common past and the slot's cache together,
             which is the position of the row's newest token, ``[R]``.
         keys: PRNG keys of each row's step.
-        room: the most tokens of each step, ``[R]``.
+        room: the maximum number of tokens of each step, ``[R]``.
     """
 
     cache: Any
@@ -174,7 +174,7 @@ def burst(
         chosen_slots: the slots that take part; None for all.
         temperatures: of policy and proposal.
         enough: number of rows that must end their steps.
-        width: the most tokens per slot; static.
+        width: the maximum number of tokens per slot; static.
         forced: end that is forced at a limit, or None.
         confidence: confidence measure that is recorded at each token, or None.
 

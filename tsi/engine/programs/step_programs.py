@@ -120,7 +120,7 @@ def end_step(
         problems: of each row.
         depths: index of each step.
         caches: the reward's growing caches of these rows, with room for the step.
-        width: the most tokens of a step; static.
+        width: the maximum number of tokens of a step; static.
         params: weights and temperatures.
 
     Returns:

@@ -26,7 +26,7 @@ from tsi.reasoning.target import ReasoningTarget
 
 
 class RowBytes(NamedTuple):
-    """The least memory of one row, in bytes.
+    """The minimum memory of one row, in bytes.
 
     Attributes:
         numbers: tokens, step ends and rewards by step.
@@ -40,7 +40,7 @@ class RowBytes(NamedTuple):
 
 
 def bytes_of_row(target: Any, caches: list[int], block: int) -> RowBytes:
-    """The least memory of one row.
+    """The minimum memory of one row.
 
     Args:
         target: a :class:`tsi.reasoning.target.ReasoningTarget`.
@@ -231,7 +231,7 @@ def check_prompts_fit(needed: int, width: int, free: int) -> None:
     """Refuse prompts that cannot be read within the free memory.
 
     Args:
-        needed: bytes to read one prompt, beside the weights.
+        needed: bytes to read one prompt, in addition to the weights.
         width: positions of the longest prompt.
         free: bytes.
 
@@ -241,9 +241,9 @@ def check_prompts_fit(needed: int, width: int, free: int) -> None:
     if needed > free:
         check_weights_fit(free)
         raise ConfigurationError(
-            f"Reading a prompt of {width:,} tokens takes {_size(needed)} beside "
-            f"the weights, and {_size(free)} are free. Shorten the longest "
-            "prompt, or use a smaller model or dtype."
+            f"Reading a prompt of {width:,} tokens takes {_size(needed)} in "
+            f"addition to the weights, and {_size(free)} are free. Shorten the "
+            "longest prompt, or use a smaller model or dtype."
         )
 
 

@@ -1,4 +1,4 @@
-"""Plan how many rows fit into a device's memory beside the weights.
+"""Plan how many rows fit into the memory that a device has left after the weights.
 
 The memory of a row, if all rows have the length of the longest solution:
 
@@ -129,7 +129,7 @@ def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
     Args:
         slot: bytes, see `bytes_of_slot`.
         prefix: bytes, see `bytes_of_prefix`.
-        free: bytes of one device, beside the weights.
+        free: bytes of one device that are free after loading the weights.
         on_cpu: whether it is a CPU, where more rows are not faster.
     """
     usable = USABLE * free

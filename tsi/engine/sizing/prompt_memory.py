@@ -16,7 +16,7 @@ def bytes_to_read(
     width: int,
     questions: Any,
 ) -> int:
-    """The most bytes, beside the weights, that programs need to read prompts.
+    """The maximum number of bytes that programs need to read prompts, without weights.
 
     Args:
         target: for its reward.

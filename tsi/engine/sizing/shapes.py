@@ -40,7 +40,8 @@ class Shapes:
         cost: cost of one turn of a program of some shape, in tokens of one row.
         price: cost of compiling a new shape, in the same unit.
         exact: number of leading axes that must equal those of the work.
-        max_shapes: the most shapes, except for work that none of these can do.
+        max_shapes: the maximum number of shapes, except for work that none of these can
+            do.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from tsi.explorer import Plan
 BLOCK = 16
 """Positions per block for models with large caches."""
 BURST = 16
-"""The most tokens of a burst."""
+"""The maximum number of tokens of a burst."""
 PART = 0.125
 """The share of the slots that must have ended their steps for a burst to stop."""
 IN_FLIGHT = 4
@@ -29,7 +29,7 @@ SHARED = 512
 """Prompts of at least this many positions are read once for all rows of a problem. For
 shorter ones the overhead is larger than the saving."""
 SHARED_ROWS = 4
-"""The fewest rows of a problem for which this saves time."""
+"""The minimum number of rows of a problem for which this saves time."""
 PREFILL = 16384
 """Number of prompt tokens that are read together."""
 
@@ -39,9 +39,9 @@ class Sizes(NamedTuple):
 
     Attributes:
         slots: R, number of rows for which tokens are drawn together.
-        problems: P, number of problems in the lane at once.
+        problems: P, number of problems that run in the lane at the same time.
         block: positions per block.
-        burst: the most tokens of a burst.
+        burst: the maximum number of tokens of a burst.
         part: fraction of the slots that must have ended for a burst to stop while other
             rows wait for slots; 1 if stopping costs more than drawing tokens.
         reads: rows whose steps are read together, by the reward or by the policy.
@@ -113,7 +113,7 @@ def chosen_of(count: int, max_rows: int, shrinks: bool) -> int:
 
 
 def rows_in_flight(max_rows: int, flops: float) -> int:
-    """The most rows of the problems that a group of devices runs at once.
+    """The maximum number of rows of the problems that a group of devices runs at once.
 
     Args:
         max_rows: as :class:`tsi.engine.engine.Engine` has it.
@@ -124,11 +124,11 @@ def rows_in_flight(max_rows: int, flops: float) -> int:
 
 
 def problems_in_work(plan: Plan, in_flight: int, max_stored: int) -> int:
-    """The most problems of a plan that run at once, at least one.
+    """The maximum number of problems of a plan that run at once, at least one.
 
     Args:
         plan: of a problem.
-        in_flight: the most rows of all these problems.
+        in_flight: the maximum number of rows of all these problems.
         max_stored: as :class:`tsi.engine.engine.Engine` has it.
     """
     max_problems = in_flight // plan.rows
@@ -154,9 +154,9 @@ def sizes_of(
         problems: number of problems of the group.
         width: positions of the prompts.
         flops: FLOPs per token of one row.
-        step_tokens: the most tokens of a step.
-        max_rows: the most rows for which tokens are drawn together.
-        max_problems: the most problems that run at once.
+        step_tokens: the maximum number of tokens of a step.
+        max_rows: the maximum number of rows for which tokens are drawn together.
+        max_problems: the maximum number of problems that run at once.
     """
     places = 1
     while places < problems:
