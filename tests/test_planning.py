@@ -20,7 +20,13 @@ from tsi.engine.lane import Lane
 from tsi.engine.sizing import memory as memory_module
 from tsi.engine.sizing import planning
 from tsi.engine.sizing.memory import CacheSizes, unloaded_bytes
-from tsi.engine.sizing.planning import Need, bytes_of_prefix, bytes_of_slot, limits_of
+from tsi.engine.sizing.planning import (
+    Need,
+    bytes_of_prefix,
+    bytes_of_slot,
+    device_limits,
+    limits_of,
+)
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
 from tsi.experiments.scaling import dry_run
@@ -48,8 +54,8 @@ def test_what_a_slot_takes_by_hand():
     target = tiny.target(max_tokens=50, max_step_tokens=20, max_steps=3)
     # Room for 64 positions holds 50 + 10 and no burst of 5, so that it is 128.
     for burst, room in ((4, 64), (5, 128)):
-        numbers = 4 * (4 * 50 + 4 * 4 * 3 + 32)
-        expected = 2 * room * 100 + 2 * 54 * 130 + 12 * 1000 + numbers
+        numbers = 2 * (4 * 50 + 4 * 4 * 3 + 32)
+        expected = 2 * room * 100 + 54 * 130 + 12 * 1000 + numbers
         assert bytes_of_slot(need, target, 1000, burst) == expected
     row = 4 * 50 + 4 * 4 * 3 + 32 + 4 * 13 * 2
     assert bytes_of_prefix(need, target) == (10 + 4) * 130 + row
@@ -81,7 +87,17 @@ def test_rows_follow_the_memory_and_end_at_what_was_measured_to_be_fast():
     # Numbers that can be halved, as slots are.
     assert all(n in (1, 2, 4, 8) or n % 16 == 0 for n in rows)
     assert limits(-5 * GB).rows == 1
-    assert limits(10**5 * GB, on_cpu=True) == (128, 16_384)
+    assert limits(10**5 * GB, on_cpu=True) == (128, 16_384, 256)
+
+
+def test_rows_in_progress_use_memory_that_is_left(monkeypatch):
+    policy, reward = tiny.models()
+    found = []
+    for free in (10**5, 10**9):
+        monkeypatch.setattr(planning, "free_bytes", lambda device, n=free: n)
+        suits = device_limits(tiny.target(), policy, reward, 16, None, max_rows=4)
+        found.append(suits.in_flight)
+    assert found == [8, 16]
 
 
 def test_weights_that_are_not_here_count_as_missing():

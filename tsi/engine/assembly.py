@@ -88,7 +88,9 @@ def reasoning_engine(
     )
     encode = encode or tokenizer.encode_prompt
     prompt = len(encode(longest_prompt))
-    suits = device_limits(target, policy.model, loaded.model, prompt, mesh, cache_dtype)
+    suits = device_limits(
+        target, policy.model, loaded.model, prompt, mesh, cache_dtype, max_rows
+    )
     rows = suits.rows if max_rows is None else max_rows
     engine = Engine(
         target,
@@ -106,6 +108,7 @@ def reasoning_engine(
     )
     if max_stored is None:
         engine.max_stored = max(suits.stored, rows)
+    engine.max_in_flight = min(engine.max_in_flight, suits.in_flight)
     return engine
 
 

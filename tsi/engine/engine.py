@@ -81,6 +81,8 @@ class Engine(BaseEngine):
 
     Attributes:
         report: of the last run; None before the first.
+        max_in_flight: the most rows of the problems that run at once on one device, or
+            group of devices.
 
     Args:
         target: the target.
@@ -151,6 +153,7 @@ class Engine(BaseEngine):
         if mesh is not None:
             policy, reward_model = keep_or_replicate((policy, reward_model), mesh)
         self.policy, self.reward_model = policy, reward_model
+        self.max_in_flight = rows_in_flight(max_rows, self._flops)
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
 
@@ -348,8 +351,7 @@ class Engine(BaseEngine):
 
     def _problems_of_a_lane(self, plan: Plan) -> int:
         """Maximum number of problems of a plan at once, per group of devices."""
-        in_flight = rows_in_flight(self.max_rows, self._flops)
-        return problems_in_work(plan, in_flight, self.max_stored)
+        return problems_in_work(plan, self.max_in_flight, self.max_stored)
 
     def sizes_of(self, plan: Plan, problems: int, width: int) -> Sizes:
         """The sizes of a lane of one group of devices.
@@ -366,6 +368,7 @@ class Engine(BaseEngine):
             flops=self._flops,
             step_tokens=self.target.max_step_tokens,
             max_rows=self.max_rows,
+            in_flight=self.max_in_flight,
             max_problems=self._problems_of_a_lane(plan),
         )
 

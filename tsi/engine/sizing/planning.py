@@ -4,9 +4,12 @@ The memory of a row, if all rows have the length of the longest solution:
 
 - a dense slot with room for prompt and solution, counted twice, because slots are
   copied when their size changes or when only some of them are chosen;
-- the blocks of four rows per slot (`IN_FLIGHT`), in the caches of the policy and of the
-  reward; on average a row is half as long as the longest;
+- the blocks of two rows per slot, in the caches of the policy and of the reward; on
+  average a row is half as long as the longest;
 - the logits of a token in float32, with the temporary arrays of sampling.
+
+If memory is left, more rows of unfinished problems are in progress, up to `IN_FLIGHT`
+per slot.
 
 A row that shares its past with others takes less. If a plan is still too large, the run
 takes longer, but no result is lost (:mod:`tsi.engine.endurance`).
@@ -58,10 +61,11 @@ class Need(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The maximum numbers of rows and of stored prefixes."""
+    """The maximum numbers of rows, of stored prefixes, and of rows in progress."""
 
     rows: int
     stored: int
+    in_flight: int
 
 
 def device_limits(
@@ -71,6 +75,7 @@ def device_limits(
     prompt: int,
     mesh: Mesh | None,
     cache_dtype: str | None = None,
+    max_rows: int | None = None,
 ) -> Limits:
     """Limits for these models and the current free memory of the devices.
 
@@ -82,6 +87,7 @@ def device_limits(
         prompt: tokens of the longest prompt.
         mesh: the devices, as :class:`tsi.engine.engine.Engine` has them.
         cache_dtype: type of keys and values; None for the models' own.
+        max_rows: number of rows, if it is given and not planned.
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     parts = 1 if mesh is None else mesh.shape.get(MODEL, 1)
@@ -94,13 +100,17 @@ def device_limits(
     caches = cache_sizes(target, policy, reward_model, parts, cache_dtype)
     need = Need(caches, prompt, BLOCK)
     slot = bytes_of_slot(need, target, policy.config.vocab_size, BURST)
-    return limits_of(slot, bytes_of_prefix(need, target), free, on_cpu=on_cpu)
+    limits = limits_of(slot, bytes_of_prefix(need, target), free, on_cpu=on_cpu)
+    rows = limits.rows if max_rows is None else max_rows
+    left = int((1 - STORED) * USABLE * free) - rows * slot
+    more = max(0, left // bytes_of_waiting(need, target))
+    return limits._replace(in_flight=min(rows * IN_FLIGHT, 2 * rows + more))
 
 
 def bytes_of_slot(
     need: Need, target: ReasoningTarget, vocab_size: int, burst: int
 ) -> int:
-    """Bytes of one slot and its rows; see the module docstring.
+    """Bytes of one slot and its two rows; see the module docstring.
 
     Args:
         need: the quantities that determine it.
@@ -110,9 +120,15 @@ def bytes_of_slot(
     """
     solution = target.max_tokens
     dense = room_of(need.prompt + solution + burst) * need.caches.policy
-    blocks = IN_FLIGHT * (solution + need.block) // 2 * sum(need.caches)
+    blocks = (solution + need.block) * sum(need.caches)
     numbers = bytes_of_row(target, need.caches.growing_sizes, need.block).numbers
-    return COPIES * dense + blocks + DRAWING * vocab_size + IN_FLIGHT * numbers
+    return COPIES * dense + blocks + DRAWING * vocab_size + 2 * numbers
+
+
+def bytes_of_waiting(need: Need, target: ReasoningTarget) -> int:
+    """Bytes of a row that waits for a slot: blocks of half the longest length."""
+    blocks = (target.max_tokens + need.block) // 2 * sum(need.caches)
+    return blocks + bytes_of_row(target, need.caches.growing_sizes, need.block).numbers
 
 
 def bytes_of_prefix(need: Need, target: ReasoningTarget) -> int:
@@ -126,6 +142,8 @@ def bytes_of_prefix(need: Need, target: ReasoningTarget) -> int:
 def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
     """The numbers of rows and stored prefixes that fit, at least one of each.
 
+    Two rows per slot are in progress.
+
     Args:
         slot: bytes, see `bytes_of_slot`.
         prefix: bytes, see `bytes_of_prefix`.
@@ -133,14 +151,14 @@ def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
         on_cpu: whether it is a CPU, where more rows are not faster.
     """
     usable = USABLE * free
-    limits = Limits(MOST_ROWS, MOST_STORED)
+    max_rows, max_stored = MOST_ROWS, MOST_STORED
     if on_cpu:
-        limits = Limits(MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU)
-    rows = max(1, min(limits.rows, int((1 - STORED) * usable) // slot))
+        max_rows, max_stored = MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU
+    rows = max(1, min(max_rows, int((1 - STORED) * usable) // slot))
     # Numbers that can be halved a few times, since slots are halved.
     unit = 1
     while unit < 16 and 2 * unit <= rows:
         unit *= 2
     rows = rows // unit * unit
-    num_stored = max(rows, min(limits.stored, int(STORED * usable) // prefix))
-    return Limits(rows, num_stored)
+    num_stored = max(rows, min(max_stored, int(STORED * usable) // prefix))
+    return Limits(rows, num_stored, 2 * rows)

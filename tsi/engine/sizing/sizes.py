@@ -145,6 +145,7 @@ def sizes_of(
     flops: float,
     step_tokens: int,
     max_rows: int,
+    in_flight: int,
     max_problems: int,
 ) -> Sizes:
     """The sizes of a lane of one group of devices.
@@ -156,6 +157,7 @@ def sizes_of(
         flops: FLOPs per token of one row.
         step_tokens: the maximum number of tokens of a step.
         max_rows: the maximum number of rows for which tokens are drawn together.
+        in_flight: the largest number of rows of the problems that run at once.
         max_problems: the maximum number of problems that run at once.
     """
     places = 1
@@ -164,7 +166,8 @@ def sizes_of(
     rows = problems * plan.rows
     shrinks = flops * min(max_rows, rows) >= CHEAP
     # The other rows wait for a slot, so that no slot waits for a row.
-    min_slots = max(rows // IN_FLIGHT, min(rows // 2, WIDE), min(rows, 16))
+    share = rows * max_rows // in_flight
+    min_slots = max(share, min(rows // 2, WIDE), min(rows, 16))
     if not shrinks:
         min_slots = rows
     slots = 1
