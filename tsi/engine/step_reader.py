@@ -1,8 +1,8 @@
 """Steps that rows have taken, read by the reward.
 
 A step is drawn in a slot, or it repeats a step of another row. Either way one program
-appends it to the row and lets the reward's model read it. A reward on the host, or one
-that reads rendered text, scores the step afterwards: the request starts immediately and
+appends it to the row and lets the reward's model read it. A reward on the host scores
+the step afterwards, before the next burst. For a reward model that reads rendered text,
 the scores are collected later, so that the device reads while the host renders.
 """
 
