@@ -43,6 +43,7 @@ from tsi.errors import ConfigurationError, ResultsError, TsiError, UnknownNameEr
 from tsi.experiments.model_options import DryRun, ModelOptions
 from tsi.experiments.problem_options import ProblemOptions
 from tsi.experiments.scaling.curves import Curves, curves_of
+from tsi.experiments.scaling.kept_particles import Keep
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.scaling.report import markdown, percent
 from tsi.experiments.scaling.results import read_rows
@@ -68,6 +69,10 @@ class Experiment(NamedTuple):
         budgets: rollouts N.
         num_problems: None for the usual number.
         seeds: how many times each problem is run.
+        temperatures: of the policy, at each of which each method is run; if empty, all
+            run at that of the models.
+        keep: what is kept beside the rows: "solutions", "all" (each step too) or
+            "none".
     """
 
     name: str
@@ -77,6 +82,8 @@ class Experiment(NamedTuple):
     budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     num_problems: int | None = None
     seeds: int = 1
+    temperatures: tuple[float, ...] = ()
+    keep: Keep = "solutions"
 
 
 def read_experiments(path: Path) -> list[Experiment]:
@@ -230,6 +237,7 @@ def run_experiments(
     record: Path | None = None,
     summarise: Summary | None = None,
     draw: Drawing | None = None,
+    continue_anyway: bool = False,
 ) -> int:
     """Run experiments one after the other, and compare them.
 
@@ -243,6 +251,7 @@ def run_experiments(
         summarise: a text on the curves of all experiments, which follows the
             comparison.
         draw: figures of all experiments together.
+        continue_anyway: continue rows of other versions or devices.
 
     Returns:
         The first exit code that is not 0, or 0.
@@ -265,6 +274,9 @@ def run_experiments(
             budgets=experiment.budgets,
             num_problems=experiment.num_problems,
             seeds=experiment.seeds,
+            temperatures=experiment.temperatures,
+            keep=experiment.keep,
+            continue_anyway=continue_anyway,
             out=str(folder / experiment.name),
             dry=dry,
             progress=progress,

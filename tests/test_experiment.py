@@ -7,6 +7,7 @@ import pytest
 
 from tsi.errors import ConfigurationError, ResultsError, UnknownNameError
 from tsi.experiments.cli import main
+from tsi.experiments.commands import study_commands
 from tsi.experiments.experiment import (
     Experiment,
     check_experiments,
@@ -84,6 +85,8 @@ def test_every_field_reaches_the_command(tmp_path):
         (4,),
         7,
         2,
+        (0.4, 1.0),
+        "all",
     )
 
     def scale(problems, options, **others):
@@ -99,10 +102,26 @@ def test_every_field_reaches_the_command(tmp_path):
     assert code == 3, "the command's exit code is handed on"
     assert (problems, options) == (experiment.problems, experiment.models)
     assert others["out"] == str(tmp_path / "one")
-    for name in ("methods", "budgets", "num_problems", "seeds"):
+    assert others["continue_anyway"] is False
+    for name in Experiment._fields[3:]:
         assert others[name] == getattr(experiment, name)
     with pytest.raises(ResultsError, match=r"There is no .*one/rows\.jsonl"):
         read_curves([experiment], tmp_path)
+
+
+def test_studies_and_reproductions_continue_rows_of_other_versions(study, monkeypatch):
+    calls = []
+
+    def scale(*_, continue_anyway, **__):
+        calls.append(continue_anyway)
+        return 0
+
+    monkeypatch.setattr(study_commands, "scale", scale)
+    for command in (["run", str(study)], ["reproduce", "aggregation", "--small"]):
+        for options in ([], ["--continue-anyway"]):
+            calls.clear()
+            assert main([*command, *options, "--dry-run"]) == 0
+            assert set(calls) == {bool(options)}
 
 
 @pytest.mark.parametrize(
@@ -298,6 +317,8 @@ def test_validation_problems_are_no_test_problems(tmp_path):
         ("budgets", Experiment("a", budgets=4)),
         ("num_problems", Experiment("a", num_problems="2")),
         ("seeds", Experiment("a", seeds=True)),
+        ("keep", Experiment("a", keep="texts")),
+        ("temperatures", Experiment("a", temperatures=0.4)),
         ("name", Experiment(3)),
         ("problems", Experiment("a", "chain")),
         ("problems", Experiment("a", ProblemOptions(problems="mine.jsonl"))),

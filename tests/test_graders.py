@@ -1,11 +1,13 @@
 """The graders numeric, choice and exact, on answers as models write them."""
 
 import sys
+from fractions import Fraction
 
 import pytest
 
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, UngradedAnswerWarning
 from tsi.experiments.grading.grader import get_grader
+from tsi.experiments.grading.numeric import tolerance_of
 from tsi.experiments.grading.pool import GradingPool
 from tsi.problem import Problem
 
@@ -192,6 +194,8 @@ def test_the_exact_answer_of_a_text(text, answer):
         ("numeric", "many", {}, "not a number"),
         ("numeric", "5", {"tolerance": "much"}, "the tolerance 'much'"),
         ("numeric", "5", {"absolute_tolerance": -1}, "number from 0"),
+        ("numeric", "5", {"tolerance": "1e-999999999"}, "number from 0"),
+        ("numeric", "5", {"tolerance": "0." + "0" * 10**5 + "1"}, "number from 0"),
         ("choice", "Paris", {}, "neither a letter"),
         ("choice", "E", CHOICES, "not one of 4 choices"),
         ("choice", "A", {"choices": "ABCD"}, "not a list"),
@@ -200,6 +204,16 @@ def test_the_exact_answer_of_a_text(text, answer):
 def test_a_gold_answer_that_grades_nothing_is_refused(grader, gold, data, message):
     with pytest.raises(ConfigurationError, match=message):
         get_grader(grader).check([Problem("p", "", gold, data)])
+
+
+def test_a_tolerance_that_would_fill_the_memory_grades_nothing():
+    problem = Problem("p", "", "5", {"tolerance": "1e-999999999"})
+    pool = GradingPool(get_grader("numeric"))
+    with pytest.warns(UngradedAnswerWarning, match="tolerance is not a number"):
+        (grade,) = pool.grade([(problem, "5.1")])
+    assert grade == (False, "error: ValueError")
+    assert tolerance_of("1e-300") == Fraction(1, 10**300)
+    assert tolerance_of(5e-324) > 0
 
 
 def test_a_module_of_the_working_folder_is_found(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from tsi.errors import ConfigurationError
 from tsi.experiments.tasks.own_file import read_examples
 from tsi.experiments.tasks.problem_file import MAX_FIELD, Columns, read_problems
+from tsi.problem import Problem
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -140,6 +141,7 @@ CONTENTS = {
         b"question,answer\na\n",
         "line 2, does not have the 2 fields",
     ),
+    "a long row": ("x.csv", b"question,answer\na,b,c\n", "does not have the 2 fields"),
     "an open quote": ("x.csv", b'question,answer\n"a,b\n', "is not CSV"),
     "a repeated column": ("x.csv", b"answer,answer\n1,2\n", "'answer' occurs twice"),
     "half an array": (
@@ -200,3 +202,17 @@ def test_a_column_of_ids_that_was_named_is_not_replaced_by_numbers(tmp_path):
     path.write_text('{"question": "1 + 1", "answer": "2"}\n')
     with pytest.raises(ConfigurationError, match="no column 'number'"):
         read_problems(path, Columns(id="number"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ",question,answer\n0,1+1,2\n",
+        "question,answer,\n1+1,2,\n",
+        ",question,,answer\n0,1+1,,2\n",
+    ],
+)
+def test_a_column_without_a_name_is_ignored(tmp_path, content):
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+    assert read_problems(path) == [Problem("2", "1+1", "2")]

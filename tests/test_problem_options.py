@@ -5,16 +5,23 @@ import json
 import pytest
 from small_checkpoints import bpe_tokenizer, small_config, small_model
 
-from tsi.errors import ConfigurationError, UnknownNameError
+from tsi.errors import (
+    ConfigurationError,
+    UngradedAnswerWarning,
+    UnknownNameError,
+)
 from tsi.experiments.cli import main
+from tsi.experiments.grading.grader import get_grader
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling import regrade_command
+from tsi.experiments.scaling.regrade_command import GraderPools, choose_grading
 from tsi.experiments.tasks.presets import PRESETS
 from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.chosen_task import choose_task
 from tsi.experiments.worlds.embedded_world import embedded_world
+from tsi.experiments.worlds.task_problems import resolve_problems
 from tsi.models.loading.checkpoint import save
 from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.problem import Problem
 
 ROWS = [
     {"id": f"p{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i), "note": i}
@@ -47,6 +54,12 @@ def file(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
+
+
+@pytest.fixture
+def pools():
+    with GraderPools() as pools:
+        yield pools
 
 
 SHORT = ["--max-steps", "2", "--max-step-tokens", "8", "--max-tokens", "12"]
@@ -108,15 +121,62 @@ def test_a_grader_of_ones_own_decides(file):
     assert task.prompts.system == "Be brief."
 
 
-def test_a_function_of_ones_own_grades_what_the_task_finds():
+def test_a_function_of_ones_own_grades_what_the_task_finds(pools):
     pytest.importorskip("reasoning_gym")
     own = "test_problem_options:count_digits"
     options = ProblemOptions(task="gym:chain_sum", grader=own)
     text = "We add.\n\n<answer>about -12</answer>"
     assert choose_task(options).extract(text) == "about -12"
     assert choose_task(options._replace(grader="numeric")).extract(text) == "-12"
-    grading = regrade_command._own_grading("gym:chain_sum", own)
-    assert grading.extract(text) == "about -12"
+    settings = {"task": "gym:chain_sum", "grader": own}
+    assert choose_grading(settings, None, pools).extract(text) == "about -12"
+    assert choose_grading(settings, "numeric", pools).extract(text) == "-12"
+
+
+def say_yes(problem, answer):
+    """A grader of one's own that finds its answers itself."""
+    return True
+
+
+say_yes.extract = lambda text: text.split("!")[1]
+
+
+def test_a_function_of_ones_own_gets_the_answer_as_written(file, pools):
+    program = "def f():\n    return {1: 3.50}\n" * 100
+    texts = {
+        r"So it is \boxed{New York}.": "New York",
+        "The answer is 3.50.": "3.50",
+        f"\\boxed{{ {program}}}": program.strip(),
+        "There are 29 strings.": "29",
+        "Who knows?": None,
+    }
+    own = "test_problem_options:count_digits"
+    options = ProblemOptions(problems=file, grader=own)
+    task = choose_task(options)
+    settings = {"task": "mine", "problems_sha256": "0", "grader": own}
+    published = {"task": "math500", "problems_sha256": "0", "grader": "math"}
+    for extract in (
+        task.extract,
+        choose_grading(settings, None, pools).extract,
+        choose_grading(settings | {"grader": "math"}, own, pools).extract,
+        choose_grading(published, own, pools).extract,
+    ):
+        assert {text: extract(text) for text in texts} == texts
+    assert get_grader("math").extract(r"\boxed{New York}") == "newyork"
+    (grade,) = AnswerGrading(task)([(task.problems("test", None, 0)[4], "3.50")])
+    assert grade.correct
+
+
+def test_a_function_of_ones_own_may_find_the_answers(file):
+    own = "test_problem_options:say_yes"
+    for options in (
+        ProblemOptions(problems=file, grader=own),
+        ProblemOptions(task="chain", grader=own),
+    ):
+        extract = choose_task(options).extract
+        assert extract("Ah! 3.50 ! is it") == " 3.50 "
+        with pytest.warns(UngradedAnswerWarning, match="extractor of .*IndexError"):
+            assert extract("nothing") is None
 
 
 @pytest.mark.long
@@ -132,6 +192,18 @@ def test_a_grader_that_raises_leaves_its_answers_ungraded(file):
     summary = grading.summary()
     assert "3 in all" in summary
     assert "problem 'p1', 'abc'" in summary
+
+
+def test_right_answers_are_checked_before_a_run(file):
+    task = choose_task(ProblemOptions(task="chain", grader="choice"))
+    with pytest.raises(ConfigurationError, match="is neither a letter nor one of the"):
+        resolve_problems(task, 3, "test")
+    # A question without a right answer is not graded.
+    question = Problem("question", "Why?", "")
+    assert resolve_problems(task, [question], "test") == [question]
+    with pytest.raises(ConfigurationError, match="'' of problem 'question' is empty"):
+        get_grader("exact").check([question])
+    get_grader("test_problem_options:count_digits").check([question])
 
 
 def test_prompts_are_the_system_text_the_examples_and_the_form(policy, file, tmp_path):

@@ -9,10 +9,13 @@ import huggingface_hub
 import pytest
 
 from tsi.errors import ConfigurationError, DownloadError, UnknownNameError
+from tsi.experiments.grading.grader import get_grader
+from tsi.experiments.grading.pool import GradingPool
 from tsi.experiments.tasks import champ, data_files, get_task, published
 from tsi.experiments.tasks.data_files import HubFile, WebFile, find_file, local_path
-from tsi.experiments.tasks.gym import gym_task, is_correct
+from tsi.experiments.tasks.gym import gym_task, is_correct, parse_gym_name
 from tsi.experiments.tasks.published import BENCHMARKS
+from tsi.results.answers import extract_answer
 
 LAYOUTS = {
     "math500": [
@@ -255,6 +258,8 @@ def test_settings_of_a_generator_follow_its_name():
         gym_task("gym:chain_sum,min_terms=5,max_terms=3")
     with pytest.raises(ConfigurationError, match="is not written NAME=VALUE"):
         gym_task("gym:chain_sum,min_terms")
+    with pytest.raises(ConfigurationError, match="'uncles' is not a valid TaskType"):
+        gym_task('gym:aiw,task_types=["uncles"]')
     narrow = gym_task("gym:chain_sum,min_terms=2,max_terms=2,max_digits=1")
     # Of 162 sums of two digits some occur again among the first 150 of the generator.
     problems = narrow.problems("test", 150, 0)
@@ -264,14 +269,37 @@ def test_settings_of_a_generator_follow_its_name():
         narrow.problems("test", 1000, 0)
 
 
+def test_settings_of_a_generator_may_be_lists():
+    pytest.importorskip("reasoning_gym")
+    name = 'gym:aiw,task_types=["siblings","friends"],task_type_weights=[0.5,0.5]'
+    _, settings = parse_gym_name(f"{name},max_entities=4,note=a b")
+    assert settings == {
+        "task_types": ["siblings", "friends"],
+        "task_type_weights": [0.5, 0.5],
+        "max_entities": 4,
+        "note": "a b",
+    }
+    problem, *_ = get_task(name).problems("test", 5, 0)
+    assert is_correct(problem, problem.answer)
+
+
 def test_champ_is_read_from_the_installed_package(tmp_path, monkeypatch):
-    record = {"_text": "How many?", "_answer": "98 values", "category": "Sequence"}
+    raw = "@@C(10, 5)@@, or equivalently @@252@@"
+    record = {"_text": "How many?", "_raw_answer": raw, "category": "Sequence"}
     path = tmp_path / "v0.json"
     path.write_text(json.dumps({"problems": {f"P_{i}": record for i in range(270)}}))
     monkeypatch.setattr(champ, "champ_file", lambda: path)
     problems = get_task("champ").problems("test", None, 0)
     assert len(problems) == 270
-    assert problems[0].answer == "98 values"
+    assert problems[0].answer == "C(10, 5)"
+    with GradingPool(get_grader("math")) as pool:
+        answers = [r"\boxed{252}", "The answer is C(10,5).", "The answer is 253."]
+        grades = pool.grade([(problems[0], extract_answer(text)) for text in answers])
+    assert [grade.correct for grade in grades] == [True, True, False]
+    del record["_raw_answer"]
+    path.write_text(json.dumps({"problems": {f"P_{i}": record for i in range(270)}}))
+    with pytest.raises(ConfigurationError, match="P_0 lacks _raw_answer"):
+        get_task("champ")
     path.write_text(json.dumps({"problems": {"P_1": record}}))
     with pytest.raises(ConfigurationError, match="does not contain the 270 problems"):
         get_task("champ")

@@ -8,14 +8,29 @@ from fake_world import fake_world
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
 from tsi.experiments.problem_options import ProblemOptions
+from tsi.experiments.scaling.graded_run import GradedRun
 from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.regrade_command import choose_grading, regrade_run, task_of
+from tsi.experiments.scaling.regrade_command import (
+    GraderPools,
+    choose_grading,
+    correction,
+    regrade_run,
+    task_of,
+)
 from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.tasks import get_task
+from tsi.experiments.tasks.problem_file import Columns
 from tsi.experiments.worlds.chosen_task import choose_task
+from tsi.problem import Problem
 
 OWN = {"task": "mine", "problems_sha256": "0" * 64, "grader": "exact"}
+
+
+@pytest.fixture
+def pools():
+    with GraderPools() as pools:
+        yield pools
 
 
 def run_in(folder, settings=OWN):
@@ -59,6 +74,60 @@ def test_a_corrected_answer_reaches_the_rows_and_stays(tmp_path, capsys):
     assert "0 of 48 rows changed" in capsys.readouterr().out
 
 
+def test_a_grader_that_cannot_read_the_right_answers_changes_nothing(
+    tmp_path, monkeypatch
+):
+    path = run_in(tmp_path)
+    content = path.read_bytes()
+    monkeypatch.setattr(GradedRun, "__init__", None)
+    with pytest.raises(ConfigurationError, match="gold answer '101' of problem 0 is n"):
+        regrade_run(str(tmp_path), "choice")
+    file = write_problems(tmp_path / "mine.jsonl", answer="many")
+    with pytest.raises(ConfigurationError, match="gold answer 'many' of problem 2 is"):
+        regrade_run(str(tmp_path), "numeric", file)
+    assert path.read_bytes() == content
+
+
+def test_grades_of_one_regrade_are_not_those_of_another(tmp_path):
+    path = run_in(tmp_path)
+    regrade_run(str(tmp_path), "exact")
+    wrong = next(
+        row["selected"]
+        for cell, row in read_rows(path).items()
+        if cell.problem == 2 and row["selected"] not in (None, "103")
+    )
+    file = write_problems(tmp_path / "mine.jsonl", answer=wrong)
+    regrade_run(str(tmp_path), "exact", file)
+    corrected = [row for cell, row in read_rows(path).items() if cell.problem == 2]
+    assert [row["correct"] for row in corrected] == [
+        row["selected"] == wrong for row in corrected
+    ]
+
+
+@pytest.mark.parametrize("choices", [[], ["x"] * 30, [{"text": "x"}]])
+def test_a_column_of_choices_is_data_to_other_graders(tmp_path, choices):
+    path = run_in(tmp_path)
+    file = write_problems(tmp_path / "mine.jsonl", answer="7", choices=choices)
+    regrade_run(str(tmp_path), problems=file)
+    answers = {row["answer"] for cell, row in read_rows(path).items() if cell[3] == 2}
+    assert answers == {"7"}
+
+
+def test_choices_stand_below_the_questions_of_a_run_with_the_grader_choice(tmp_path):
+    file = write_problems(tmp_path / "mine.jsonl", answer="B", choices=["one", "two"])
+    correct = correction(file, Columns())
+    asked = Problem("2", "2+1=\n\n(A) one\n(B) two", "A")
+    assert correct(asked).answer == "B"
+    write_problems(file, answer="B", choices=["one", "three"])
+    with pytest.raises(
+        ConfigurationError, match=r"The question of problem '2' in .* is"
+    ):
+        correction(file, Columns())(asked)
+    write_problems(file, answer="B", choices=[])
+    with pytest.raises(ConfigurationError, match="column 'choices': write a"):
+        correction(file, Columns())(asked)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -92,27 +161,27 @@ def test_a_generated_task_has_no_file_and_goes_back_to_its_own_grader(tmp_path):
     assert all("grader" not in row["settings"] for row in read_rows(path).values())
 
 
-def test_a_file_that_is_named_like_a_task_is_a_file(tmp_path):
+def test_a_file_that_is_named_like_a_task_is_a_file(tmp_path, pools):
     for name in ("chain", "math500", "mine"):
         file = write_problems(tmp_path / f"{name}.jsonl")
         task = choose_task(ProblemOptions(problems=file))
         assert task.name == ("mine" if name == "mine" else f"file:{name}")
         settings = {"task": task.name, "grader": task.grader, **task.settings}
         assert task_of(settings) is None
-        assert choose_grading(settings, None).extract(r"\boxed{4}") == "4"
+        assert choose_grading(settings, None, pools).extract(r"\boxed{4}") == "4"
     # Rows of earlier versions have the name alone.
     assert task_of({"task": "chain", "problems_sha256": "0"}) is None
     assert task_of({"task": "chain"}) == "chain"
     assert task_of({"task": "math500", "problems_sha256": "0"}) == "math500"
-    chain = choose_grading({"task": "chain"}, None)
+    chain = choose_grading({"task": "chain"}, None, pools)
     assert chain.extract is get_task("chain").extract
 
 
-def test_a_file_of_ones_own_has_no_grader_to_go_back_to():
-    with pytest.raises(ConfigurationError, match="'mine' of these rows has no grader"):
-        choose_grading(OWN, "task")
+def test_a_file_of_ones_own_has_no_grader_to_go_back_to(pools):
+    with pytest.raises(ConfigurationError, match="'mine', which is no task"):
+        choose_grading(OWN, "task", pools)
     with pytest.raises(ConfigurationError, match="record no grader"):
-        choose_grading({"task": "gone"}, None)
+        choose_grading({"task": "gone"}, None, pools)
 
 
 def test_choices_are_texts(tmp_path):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tsi.errors import ResultsError
+from tsi.experiments.cli import main
 from tsi.experiments.scaling.curves import curves_of
 from tsi.experiments.scaling.results import Cell, ResultsFile, check_complete, read_rows
 
@@ -262,3 +263,42 @@ def test_pandas_reads_rows_and_their_settings(tmp_path):
     rows = rows.merge(settings.drop_duplicates("settings_id"), on="settings_id")
     assert rows.problem.tolist() == [cell.problem for cell in CELLS]
     assert rows.settings.tolist() == [SETTINGS] * len(CELLS)
+
+
+def test_files_of_several_runs_are_one_file_if_no_row_is_of_two_runs(tmp_path):
+    parts = [tmp_path / f"{i}.jsonl" for i in range(3)]
+    _write(parts[0], CELLS[:3])
+    _write(parts[1], CELLS[3:], SETTINGS | {"temperature": 0.4})
+    _write(parts[2], CELLS[2:3], SETTINGS | {"temperature": 0.4})
+    first, second, other = (part.read_bytes() for part in parts)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(first + second)
+    assert list(read_rows(path)) == CELLS
+    # The same rows twice are the same rows.
+    path.write_bytes(first + second + first)
+    assert list(read_rows(path)) == CELLS
+    path.write_bytes(first + other)
+    with pytest.raises(ResultsError, match=r"line 6, has another row of Cell\(meth"):
+        read_rows(path)
+
+
+def test_a_run_that_was_stopped_before_its_first_rows_has_no_report(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.touch()
+    for command in (["report", str(tmp_path), "--tables"], ["regrade", str(tmp_path)]):
+        assert main(command) == 2
+        assert f"{path} has no rows yet; run the same" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("field", ["budget", "num_right", "generated_tokens", "flops"])
+def test_integers_that_floats_cannot_hold_are_refused(tmp_path, field):
+    path = tmp_path / "rows.jsonl"
+    _write(path, CELLS[:2])
+    settings, first, second = path.read_bytes().splitlines()
+    row = json.loads(second) | {field: 10**400}
+    path.write_bytes(b"\n".join([settings, first, json.dumps(row).encode()]))
+    with pytest.raises(
+        ResultsError, match=f"line 3, is not .*{field}.* cannot be 1000"
+    ):
+        read_rows(path)

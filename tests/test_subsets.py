@@ -94,6 +94,21 @@ def test_a_large_pool_is_computed_without_overflow():
         assert ((got >= 0) & (got <= 1 + 1e-9)).all()
 
 
+def test_a_vote_in_a_pool_of_thousands_is_that_of_its_subsets():
+    size, sizes = 4096, (1, 3, 64, 2048, 4095)
+    # Two large answers, many of one sample, and samples without an answer.
+    answers = ["a"] * 900 + ["b"] * 890 + [f"c{i}" for i in range(300)]
+    answers = answers + [None] * (size - len(answers))
+    correct = np.array([answer in ("b", "c7") for answer in answers])
+    exact = vote_of_subsets(answers, correct, sizes)
+    assert exact.accuracy[0] == pytest.approx(correct.mean(), abs=1e-9)
+    assert np.isfinite(exact.accuracy).all()
+    assert exact.accuracy[-1] == pytest.approx(0, abs=1e-9)
+    drawn = weighted_vote_of_subsets(answers, np.ones(size), correct, sizes[1:4])
+    z = (drawn.accuracy - exact.accuracy[1:4]) / drawn.error
+    assert (np.abs(z) < 4).all()
+
+
 def test_a_pool_without_answers_is_never_right():
     answers, correct = [None] * 4, np.zeros(4, bool)
     for got in (

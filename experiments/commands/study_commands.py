@@ -11,6 +11,7 @@ from tsi.experiments.model_options import Dry, DryRun
 def run(
     file: Positional[Path],
     out: Path | None = None,
+    continue_anyway: bool = False,
     progress: bool = True,
     dry: Dry = DryRun(),  # noqa: B008
 ) -> int:
@@ -20,6 +21,8 @@ def run(
         file: see the module tsi.experiments.experiment.
         out: folder for a folder per experiment, a table that compares them and a copy
             of the file (default: results/NAME).
+        continue_anyway: continue rows that were made with other versions of JAX or tsi,
+            or on another kind of device; every row records its own.
         progress: show progress bars with the time left.
         dry: estimate the costs and run nothing.
     """
@@ -28,7 +31,13 @@ def run(
     experiments = read_experiments(file)
     folder = out or Path("results") / file.stem
     return run_experiments(
-        experiments, folder, scale, dry=dry, progress=progress, record=file
+        experiments,
+        folder,
+        scale,
+        dry=dry,
+        progress=progress,
+        record=file,
+        continue_anyway=continue_anyway,
     )
 
 
@@ -39,6 +48,7 @@ def reproduce(
     only: tuple[str, ...] = (),
     served: str | None = None,
     reward: str | None = None,
+    continue_anyway: bool = False,
     progress: bool = True,
     dry: Dry = DryRun(),  # noqa: B008
 ) -> int:
@@ -52,6 +62,8 @@ def reproduce(
         served: address of a server that has the policies, which are then not loaded.
         reward: replaces the published reward model, for example by
             served-prm:URL,format=qwen,tokenizer=PATH.
+        continue_anyway: continue rows that were made with other versions of JAX or tsi,
+            or on another kind of device; every row records its own.
         progress: show progress bars with the time left.
         dry: estimate the costs and run nothing.
     """
@@ -78,4 +90,5 @@ def reproduce(
         progress=progress,
         summarise=reproduction.summarise if is_small and not only else None,
         draw=reproduction.draw if is_small and not only else None,
+        continue_anyway=continue_anyway,
     )

@@ -7,6 +7,7 @@ content in nesting, encoding and numbers. Nothing is read as a whole.
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ MAX_LINE = 2**24
 """Bytes of the longest line; no row of results is nearly as long."""
 
 CHUNK = 2**20
+
+MAX_COUNT = 2**53
+MAX_FLOAT = int(sys.float_info.max)
 
 
 class LineError(ValueError):
@@ -191,10 +195,16 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def is_finite_number(value: object) -> bool:
-    """Whether a JSON value is a number, which 1e999 is not."""
+    """Whether a JSON value is a number that a float can hold, which 1e999 is not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return isinstance(value, int) or math.isfinite(value)
+    # Integers of JSON have any length; one beyond all floats cannot be converted.
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= MAX_FLOAT
+
+
+def is_count(value: object, least: int = 0) -> bool:
+    """Whether a JSON value is an integer from `least` that floats hold exactly."""
+    return type(value) is int and least <= value <= MAX_COUNT
 
 
 def is_json(line: bytes) -> bool:

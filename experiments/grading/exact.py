@@ -7,12 +7,12 @@ character (NFC).
 import unicodedata
 
 from tsi.problem import Problem
-from tsi.results.answers import find_answer
+from tsi.results.answers import MAX_TEXT, find_answer
 
 
 def extract(text: str) -> str | None:
     """The text of the last box, else after the last "answer is", else the last line."""
-    answer = find_answer(text)
+    answer = find_answer(text, MAX_TEXT)
     if answer is None:
         lines = text.strip().rsplit("\n", 1)
         answer = lines[-1]

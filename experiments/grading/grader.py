@@ -6,7 +6,7 @@ from typing import Any
 
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.grading import choice, exact, mathematics, numeric
-from tsi.experiments.named_function import find_function
+from tsi.experiments.grading.own_grader import find_extractor, find_written
 from tsi.problem import Problem
 from tsi.results.answers import extract_answer
 from tsi.results.canonical import MAX_ANSWER
@@ -14,6 +14,7 @@ from tsi.results.canonical import MAX_ANSWER
 MAX_SHOWN = 100
 """Characters of an answer in a message."""
 
+Extractor = Callable[[str], str | None]
 Shortcut = Callable[[Problem, str], bool | None]
 
 
@@ -24,8 +25,10 @@ class Grader:
     Args:
         name: by which :func:`get_grader` finds it.
         function: "module:function", of ``(Problem, answer) -> bool``.
-        extract: ``(text) -> answer``, the canonical answer of a text, by which
-            particles vote, or None.
+        extract: ``(text) -> answer``, the answer of a text, by which particles vote, or
+            None. It is canonical, except for a function of one's own.
+        finds_answers: whether `extract` replaces the extractor of a task that has one
+            of its own.
         is_inline: whether the function is quick and safe on untrusted text (bounded
             regular expressions), so that it runs in this process.
         shortcut: ``(Problem, answer) -> bool | None``, quick and safe; None if the
@@ -33,19 +36,33 @@ class Grader:
         prepare: "module:function", what each process calls first, without arguments.
         data: for the function, where a problem's own data does not have the key.
         max_characters: of an answer; longer ones are not graded.
+        needs_gold: whether nothing can be graded without a gold answer.
         check_gold: ``(Problem) -> str | None``, what is wrong with a gold answer, as
             the end of a sentence.
     """
 
     name: str
     function: str
-    extract: Callable[[str], str | None] = extract_answer
+    extract: Extractor = extract_answer
+    finds_answers: bool = True
     is_inline: bool = False
     shortcut: Shortcut | None = None
     prepare: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     max_characters: int = 65_536
+    needs_gold: bool = True
     check_gold: Callable[[Problem], str | None] | None = None
+
+    def extractor_for(self, extract: Extractor, task_grader: str | None) -> Extractor:
+        """What finds the answers that this grader gets in the solutions of a task.
+
+        Args:
+            extract: of the task.
+            task_grader: name of the task's own grader; None if the task has
+                `is_correct`.
+        """
+        has_own = task_grader is None or not is_named(task_grader)
+        return extract if has_own and not self.finds_answers else self.extract
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Reject gold answers that the grader cannot read.
@@ -55,8 +72,9 @@ class Grader:
         """
         for problem in problems:
             wrong = None
-            if not isinstance(problem.answer, str) or not problem.answer.strip():
-                wrong = "is empty; write the right answer"
+            is_text = isinstance(problem.answer, str) and problem.answer.strip()
+            if self.needs_gold and not is_text:
+                wrong = "is empty; write the right answer, or use the task's own grader"
             elif self.check_gold is not None:
                 wrong = self.check_gold(problem)
             if wrong is not None:
@@ -115,8 +133,9 @@ def get_grader(name: str) -> Grader:
     """The grader of that name.
 
     Args:
-        name: "math", "numeric", "choice", "exact", or "module:function" of your own
-            function ``(problem, answer) -> bool``. "numeric:0.01" has a relative
+        name: "math", "numeric", "choice", "exact", or "module:function" of a function
+            ``(problem, answer) -> bool`` of one's own, which gets the answer as written
+            or as its attribute ``extract`` finds it. "numeric:0.01" has a relative
             tolerance of 1 %.
 
     Raises:
@@ -127,7 +146,7 @@ def get_grader(name: str) -> Grader:
         return GRADERS[name]
     kind, colon, setting = name.partition(":")
     if kind == "numeric":
-        if not numeric.is_tolerance(setting):
+        if numeric.tolerance_of(setting) is None:
             raise ConfigurationError(
                 f"{name!r} has no tolerance; write a relative one from 0, such as "
                 "numeric:0.01."
@@ -139,9 +158,11 @@ def get_grader(name: str) -> Grader:
         )
     if not colon:
         raise UnknownNameError("grader", name, [*GRADERS, "module:function"])
-    find_function(
+    own = find_extractor(name)
+    return Grader(
         name,
-        "a function of a problem and an answer",
-        "my_module:is_correct",
+        name,
+        own or find_written,
+        finds_answers=own is not None,
+        needs_gold=False,
     )
-    return Grader(name, name)

@@ -13,6 +13,9 @@ and "no" as n·o. math-verify compares only the remaining formulas, one by one.
   degrees and units do not count.
 - Formulas with words, "...", \gcd, \pmod or a base, as in 101_2, must be the same
   text, because math-verify does not read them or drops a part.
+
+A problem's data may have ``equivalent_answers``, a list of texts, each of which is
+right too.
 """
 
 import functools
@@ -36,6 +39,8 @@ Verify = Callable[[str, str], bool | None]
 
 MIN_PLACES = 6
 """Decimal places from which on a decimal may stand for the number that rounds to it."""
+
+EQUIVALENT = "equivalent_answers"
 
 INSTALL = (
     "math-verify is not installed; install it with `pip install -e '.[tasks]'` or "
@@ -62,12 +67,14 @@ class MissingPackageError(ImportError):
 
 
 def shortcut(problem: Problem, answer: str) -> bool | None:
-    """Whether the answer is right, if that is decided without math-verify."""
-    return decide(problem.answer, answer, lambda gold, given: None)
+    """Whether the answer is right, if that can be seen without math-verify."""
+    return _any(
+        [decide(gold, answer, lambda *pair: None) for gold in gold_answers(problem)]
+    )
 
 
 def is_correct(problem: Problem, answer: str) -> bool:
-    """Whether the answer equals the gold answer.
+    """Whether the answer equals one of the gold answers.
 
     math-verify needs time and memory without limits for some texts: call it in a
     process with limits.
@@ -75,7 +82,12 @@ def is_correct(problem: Problem, answer: str) -> bool:
     Raises:
         MissingPackageError: math-verify would have to decide and is not installed.
     """
-    return bool(decide(problem.answer, answer, verify))
+    return any(decide(gold, answer, verify) for gold in gold_answers(problem))
+
+
+def gold_answers(problem: Problem) -> list[str]:
+    """The right answer of a problem, and those that are equivalent to it."""
+    return [problem.answer, *problem.data.get(EQUIVALENT, [])]
 
 
 def prepare() -> None:
@@ -86,10 +98,15 @@ def prepare() -> None:
 
 def check_gold(problem: Problem) -> str | None:
     """What is wrong with a gold answer, as the end of a sentence."""
-    if canonical(problem.answer) is None:
-        return f"is empty or has more than {MAX_ANSWER} characters"
-    if _has_formula(problem.answer) and importlib.util.find_spec("math_verify") is None:
-        return f"is a formula, and {INSTALL}"
+    others = problem.data.get(EQUIVALENT, [])
+    if not isinstance(others, list) or not all(isinstance(x, str) for x in others):
+        return f"has {EQUIVALENT} that are not a list of texts"
+    for gold in gold_answers(problem):
+        place = "" if gold == problem.answer else f"has {gold!r:.80}, which "
+        if canonical(gold) is None:
+            return f"{place}is empty or has more than {MAX_ANSWER} characters"
+        if _has_formula(gold) and importlib.util.find_spec("math_verify") is None:
+            return f"{place}is a formula, and {INSTALL}"
     return None
 
 
@@ -282,6 +299,12 @@ def _conjunction(results: Sequence[bool | None]) -> bool | None:
     if False in results:
         return False
     return None if None in results else True
+
+
+def _any(results: Sequence[bool | None]) -> bool | None:
+    if True in results:
+        return True
+    return None if None in results else False
 
 
 def _equal_formulas(gold: str, given: str, verify: Verify) -> bool | None:

@@ -53,6 +53,9 @@ _SPELLING = {
     for line in _SPELLINGS.strip().splitlines()
     for word in line.split()
 }
+MAX_TOLERANCE, MAX_EXPONENT = 64, 400
+"""Characters of a tolerance, and its exponent of ten."""
+
 _CURRENCY = re.compile(r"^([-+]?) ?(?:\\?(\$)|([€£¥₹]))")
 _SIGN = re.compile(r"(\\?%|°|\^\\circ|\^\{\\circ\})$")
 
@@ -118,8 +121,10 @@ def is_correct(problem: Problem, answer: str) -> bool:
         gold = gold._replace(unit=_normal_unit(str(problem.data.get("unit", ""))))
     if gold.unit != given.unit and _is_other(gold.unit, given.unit):
         return False
-    relative = Fraction(str(problem.data.get("tolerance", 0)))
-    absolute = Fraction(str(problem.data.get("absolute_tolerance", 0)))
+    relative = tolerance_of(problem.data.get("tolerance", 0))
+    absolute = tolerance_of(problem.data.get("absolute_tolerance", 0))
+    if relative is None or absolute is None:
+        raise ValueError("the problem's tolerance is not a number from 0")
     allowed = max(relative * abs(gold.value), absolute)
     readings = [given.value]
     if (gold.unit, given.unit) == ("", "%"):
@@ -134,7 +139,7 @@ def check_gold(problem: Problem) -> str | None:
     if quantity_of(problem.answer) is None:
         return "is not a number; use the grader math or exact"
     for name in ("tolerance", "absolute_tolerance"):
-        if not is_tolerance(problem.data.get(name, 0)):
+        if tolerance_of(problem.data.get(name, 0)) is None:
             return (
                 f"has the {name} {problem.data[name]!r}; write a number from 0, such "
                 "as 0.01"
@@ -142,13 +147,22 @@ def check_gold(problem: Problem) -> str | None:
     return None
 
 
-def is_tolerance(value: object) -> bool:
-    """Whether a value is a finite number from 0."""
+def tolerance_of(value: object) -> Fraction | None:
+    """The exact number that a value of data is; None if it is not finite and from 0.
+
+    Numbers that a float can hold are read, apart from rounding: a fraction with an
+    exponent of nine digits would fill the memory.
+    """
+    if isinstance(value, bool) or len(text := str(value)) > MAX_TOLERANCE:
+        return None
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(value, bool) and 0 <= number < math.inf
+        number = float(text)
+        exponent = int(text.lower().partition("e")[2] or 0)
+        if not 0 <= number < math.inf or abs(exponent) > MAX_EXPONENT:
+            return None
+        return Fraction(text)
+    except ValueError:
+        return None
 
 
 def _is_other(gold: str, given: str) -> bool:

@@ -16,7 +16,7 @@ from tsi.experiments.scaling.curves import UNITS, Curves, Point, Rows, curves_of
 from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.scaling.paper_curves import PublishedCurve
 from tsi.experiments.scaling.plots import bar, style_of, styles_of
-from tsi.experiments.scaling.report import MIN_SHARED, percent, row_notes
+from tsi.experiments.scaling.report import MIN_SHARED, percent, problem_notes, row_notes
 from tsi.experiments.scaling.results import Cell
 from tsi.experiments.scaling.rows import round_finite
 from tsi.experiments.scaling.statistics_file import (
@@ -115,7 +115,7 @@ def page_data(
         "calibration": calibrations_as_json(
             calibrations(curves, largest) if largest else {}
         ),
-        "notes": row_notes(rows),
+        "notes": [*problem_notes(curves), *row_notes(rows)],
         "problems": _problems(rows, problems),
         "answers": _answers(rows, curves, problems, sorted(seeds)),
         "trees": list(trees),
@@ -216,25 +216,28 @@ def _problems(rows: Rows, problems: Sequence[int | str]) -> list[dict[str, Any]]
 def _answers(
     rows: Rows, curves: Curves, problems: Sequence[int | str], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """One record for each method, budget and seed, with a list over problems."""
+    """One record for each method, budget and seed, with a list over problems.
+
+    A problem that the method does not have is null in every list.
+    """
     records = []
     for method, curve in curves.items():
         for budget in curve:
             for seed in seeds:
                 cells = [Cell(method, budget, seed, problem) for problem in problems]
-                if cells[0] not in rows:
+                if not any(cell in rows for cell in cells):
                     continue
-                matches = [rows[cell] for cell in cells]
+                found: list[Mapping] = [rows.get(cell, {}) for cell in cells]
                 records.append(
                     {
                         "method": method,
                         "budget": budget,
                         "seed": seed,
-                        "selected": [row.get("selected") for row in matches],
-                        "correct": [bool(row.get("correct")) for row in matches],
-                        "probability": [row.get("probability") for row in matches],
-                        "num_right": [row.get("num_right") for row in matches],
-                        "num_answered": [row.get("num_answered") for row in matches],
+                        "selected": [row.get("selected") for row in found],
+                        "correct": [row.get("correct") for row in found],
+                        "probability": [row.get("probability") for row in found],
+                        "num_right": [row.get("num_right") for row in found],
+                        "num_answered": [row.get("num_answered") for row in found],
                     }
                 )
     return records

@@ -26,9 +26,9 @@ function problemSection(run) {
     const kept = new Set(run.trees.map((tree) => tree.problem));
     const tests = {
       all: () => true,
-      differ: (i) => unique(records.map((r) => r.correct[i])).length > 1,
-      wrong: (i) => records.every((r) => !r.correct[i]),
-      lost: (i) => records.some((r) => !r.correct[i] && r.num_right[i] > 0),
+      differ: (i) => unique(gradesOf(records, i)).length > 1,
+      wrong: (i) => gradesOf(records, i).length > 0 && gradesOf(records, i).every((right) => !right),
+      lost: (i) => records.some((r) => r.correct[i] === false && r.num_right[i] > 0),
       kept: (i) => kept.has(run.problems[i].id),
     };
     const shown = run.problems.map((_, i) => i).filter((i) => tests[state.filter](i) &&
@@ -36,7 +36,7 @@ function problemSection(run) {
     const lines = shown.map((i) => {
       const problem = run.problems[i];
       return [String(problem.id), shorten(problem.prompt, 70), shorten(problem.answer, 20),
-        ...records.map((r) => (r.correct[i] ? { text: "✓", class: "right" } : { text: "✗", class: "wrong" }))];
+        ...records.map((r) => markOf(r.correct[i]))];
     });
     const made = table(["id", `problem (${shown.length} of ${run.problems.length})`, "answer",
       ...records.map((r) => labelOf(run, r.method))], lines, [1, 2]);
@@ -57,6 +57,16 @@ function problemSection(run) {
   return made;
 }
 
+// A method that does not have the problem has no grade.
+function gradesOf(records, i) {
+  return records.map((r) => r.correct[i]).filter((right) => right !== null);
+}
+
+function markOf(right) {
+  if (right === null) return "";
+  return right ? { text: "✓", class: "right" } : { text: "✗", class: "wrong" };
+}
+
 function problemView(run, i) {
   const problem = run.problems[i];
   const made = element("div", {}, [
@@ -66,11 +76,11 @@ function problemView(run, i) {
       element("dt", { text: "right answer" }), element("dd", { text: problem.answer }),
     ]),
   ]);
-  const lines = run.answers.map((r) => [
+  const lines = run.answers.filter((r) => r.correct[i] !== null).map((r) => [
     labelOf(run, r.method), `N = ${r.budget}`, String(r.seed),
     r.selected[i] === null ? "none" : r.selected[i],
     r.correct[i] ? { text: "right", class: "right" } : { text: "wrong", class: "wrong" },
-    fixed(r.probability[i], 3), `${r.num_right[i]} of ${r.num_answered[i]}`,
+    fixed(r.probability[i], 3), `${r.num_right[i] ?? "–"} of ${r.num_answered[i] ?? "–"}`,
   ]);
   const answers = table(["method", "budget", "seed", "selected", "graded", "probability", "right particles"], lines, [3]);
   answers.classList.add("list");

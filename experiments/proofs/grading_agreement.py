@@ -18,7 +18,6 @@ import functools
 import itertools
 import json
 import random
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 from tsi.experiments.grading.grader import Grader, get_grader
 from tsi.experiments.grading.pool import GradingPool
 from tsi.experiments.proofs.grading_page import KINDS, page
+from tsi.experiments.tasks.champ import gold_forms
 from tsi.models.files import check_regular
 from tsi.problem import Problem
 from tsi.results.answers import extract_answer
@@ -38,38 +38,6 @@ ALONE = Grader(
     "math-verify alone", "tsi.experiments.proofs.grading_agreement:math_verify_alone"
 )
 CHUNK, NUM_LABELS, SEED = 600, 200, 14
-_PHRASES = re.compile(
-    r"(?:The limit exists and is equal to|The only possible value for the limit is"
-    r"|At (?:least|most)|Exactly)? ?(.*?)"
-    r"(?:,? or (?:equivalently|an equivalent form such as|approximately) .*"
-    r"| is the only possible value|,? or approximately .*| \(i\.e\.?,? .*| \(n.*"
-    r"| (?:values?|inequalities|pairs|times|numbers?|roots?|zeros?|sequence"
-    r"|integer-valued \w+)(?: .*)?)?"
-)
-
-
-def gold_forms(raw: str) -> list[str]:
-    """The answers that a gold answer of CHAMP allows, without its words.
-
-    >>> gold_forms("@@C(10, 5)@@, or equivalently @@252@@")
-    ['C(10, 5)', '252']
-    >>> gold_forms("The limit exists and is equal to 2")
-    ['2']
-    """
-    text = raw.replace("@@", "")
-    match = _PHRASES.fullmatch(text)
-    inner = match.group(1) if match else ""
-    is_short = inner == "one" or not re.search(
-        r"(?<![A-Za-z])(?!sqrt|sum)[A-Za-z]{2}", inner
-    )
-    forms = [inner if inner and is_short else text]
-    if verdict := re.match(r"(Yes|No)(?=[ ,])", text):
-        forms.append(verdict.group())
-    for other in re.findall(
-        r"or (?:equivalently|an equivalent form such as) (.*)", text
-    ):
-        forms.append(other)
-    return forms
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """Comparisons of methods on the same problems: differences and scaling rates.
 
 Which pairs are compared is fixed before the results are seen: each method against the
-best of `REFERENCES`, and the samplers among `CHALLENGERS` against `BASELINES`. (The
-best reference is picked on the same problems, which biases the comparison in its
-favour.)
+best of `REFERENCES`, and the samplers among `CHALLENGERS` against `BASELINES`. (Which
+of the references is best is read from the same problems, which favours it.) Methods
+with different problems are compared on those that both have, by their ids.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsi.experiments.scaling.curves import Curves, Point
+from tsi.experiments.scaling.curves import Curves, Point, on_common_problems
 from tsi.experiments.scaling.methods import base_of, get_method
 from tsi.experiments.statistics.bootstrap import (
     Curve,
@@ -62,23 +62,26 @@ class Comparison(NamedTuple):
 def compare(
     curves: Curves, pairs: Sequence[tuple[str, str]], budgets: Sequence[int]
 ) -> list[Comparison]:
-    """Compare pairs of methods at all budgets that both have.
+    """Compare pairs of methods at all budgets that both have, on common problems.
+
+    Pairs without a common problem are left out.
 
     Args:
         curves: from `curves_of`.
         pairs: names of methods.
         budgets: to compare at.
     """
-    results = [
-        (a, b, n, _difference(curves[a][n], curves[b][n]))
+    found = [
+        (a, b, n, _difference(*common), len(common[0].correct))
         for n in budgets
         for a, b in pairs
         if n in curves[a] and n in curves[b]
+        if (common := on_common_problems(curves[a][n], curves[b][n])) is not None
     ]
-    adjusted = holm([result.p_value for *_, result in results])
+    adjusted = holm([result.p_value for _, _, _, result, _ in found])
     return [
-        Comparison(a, b, n, result, float(p), _problems_needed(curves[a][n], result))
-        for (a, b, n, result), p in zip(results, adjusted, strict=True)
+        Comparison(a, b, n, result, float(p), _needed(result, num_problems))
+        for (a, b, n, result, num_problems), p in zip(found, adjusted, strict=True)
     ]
 
 
@@ -127,10 +130,10 @@ def _difference(a: Point, b: Point) -> PairedDifference:
     )
 
 
-def _problems_needed(point: Point, result: PairedDifference) -> int | None:
+def _needed(result: PairedDifference, num_problems: int) -> int | None:
     if result.mean_square == 0:
         return None
-    num_seeds = result.num_pairs // len(point.correct)
+    num_seeds = result.num_pairs // num_problems
     return problems_needed(result.mean_square, SOUGHT, num_seeds=num_seeds)
 
 
@@ -142,6 +145,8 @@ def scaling_rates(
 ) -> dict[tuple[str, str], RateEstimate]:
     """(A, B) -> the factor by which B needs more than A for equal accuracy.
 
+    Both are taken on the problems and seeds that both have.
+
     Args:
         curves: from `curves_of`.
         unit: one of `curves.UNITS`; means over problems are the budgets.
@@ -150,7 +155,8 @@ def scaling_rates(
     """
     rates = {}
     for a, b in chosen_pairs(curves):
-        of_a, of_b = (_by_cost(curves[name], unit) for name in (a, b))
+        common = _common_curves(curves[a], curves[b])
+        of_a, of_b = (_by_cost(curve, unit) for curve in common)
         if _is_increasing(of_a) and _is_increasing(of_b):
             rates[a, b] = bootstrap_scaling_rate(
                 of_a, of_b, envelope=envelope, num_replicates=num_replicates
@@ -165,6 +171,10 @@ def missing_rates_reason(curves: Curves) -> str:
             f"it compares {_labels(CHALLENGERS)} with {_labels(BASELINES)}, and this "
             "run lacks the former or the latter."
         )
+    if not any(
+        any(_common_curves(curves[a], curves[b])) for a, b in chosen_pairs(curves)
+    ):
+        return "the methods that would be compared have no problem and seed in common."
     budgets = {budget for curve in curves.values() for budget in curve}
     return (
         "it needs two budgets of each method, and here methods that would be compared "
@@ -175,6 +185,22 @@ def missing_rates_reason(curves: Curves) -> str:
 def _labels(methods: Sequence[str]) -> str:
     *first, last = (get_method(method).label for method in methods)
     return f"{', '.join(first)} or {last}"
+
+
+def _common_curves(
+    a: dict[int, Point], b: dict[int, Point]
+) -> tuple[dict[int, Point], dict[int, Point]]:
+    """Two curves on the problems and seeds that both have; empty without any."""
+    # A method has the same problems and seeds at all of its budgets.
+    first_a, first_b = next(iter(a.values())), next(iter(b.values()))
+    of_a, of_b = {}, {}
+    for budget, point in a.items():
+        if (common := on_common_problems(point, first_b, same_seeds=True)) is not None:
+            of_a[budget] = common[0]
+    for budget, point in b.items():
+        if (common := on_common_problems(first_a, point, same_seeds=True)) is not None:
+            of_b[budget] = common[1]
+    return of_a, of_b
 
 
 def _by_cost(curve: dict[int, Point], unit: str) -> Curve:

@@ -14,7 +14,7 @@ def pass_at_budgets(curves: Curves) -> dict[int, tuple[float, float]]:
 
     All methods with independent samples share them (those of one temperature, if
     methods have several), so the first one's largest pool is used. Without such a
-    method there is none.
+    method, or without the number of right samples, there is none.
 
     Args:
         curves: from `curves_of`; their budgets are the values of k.
@@ -23,6 +23,10 @@ def pass_at_budgets(curves: Curves) -> dict[int, tuple[float, float]]:
         if get_method(method).never_resamples:
             size = max(curve)
             right = curve[size].num_right
+            if not np.isfinite(right).all():
+                # Rows of another program may not tell.
+                continue
+            right = right.astype(np.int64)
             return {k: accuracy(pass_at_k(right, size, k)) for k in curve}
     return {}
 

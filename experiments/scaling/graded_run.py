@@ -15,6 +15,7 @@ from tsi.experiments.scaling.pool_subsets import subset_correctness
 from tsi.experiments.scaling.row_format import Line, canonical_json
 from tsi.experiments.scaling.rows import Pair, graded_fields
 from tsi.experiments.scaling.shared_rollouts import first_log_weights
+from tsi.problem import Problem
 from tsi.results.estimand import Estimand, estimand_of
 from tsi.results.selection import answer_posterior, select, unanswered_weight
 from tsi.weights import weight_dtype
@@ -27,11 +28,13 @@ class Grading(NamedTuple):
         extract: the canonical answer of a text, or None.
         grade: the grade of each answer to a problem.
         settings: what rows are to record from now on; None removes a setting.
+        check: refuses problems by whose right answers nothing can be graded.
     """
 
     extract: Callable[[str], str | None]
     grade: Callable[[Sequence[Pair]], Sequence[Grade]]
     settings: Mapping[str, Any] = MappingProxyType({})
+    check: Callable[[Sequence[Problem]], None] = lambda problems: None
 
 
 class GradedRun:

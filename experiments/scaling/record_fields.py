@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from tsi.experiments.files.json_lines import LineError, is_finite_number
+from tsi.experiments.files.json_lines import (
+    MAX_COUNT,
+    LineError,
+    is_count,
+    is_finite_number,
+)
 
 NOT_FINITE = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 
@@ -39,11 +44,9 @@ class RecordFields:
     def optional_text(self, name: str) -> str | None:
         return self._get(name, lambda x: x is None or _is_text(x), "a text or null")
 
-    def count(self, name: str, minimum: int) -> int:
-        def is_count(x: Any) -> bool:
-            return type(x) is int and x >= minimum
-
-        return self._get(name, is_count, f"an integer of at least {minimum}")
+    def count(self, name: str, least: int) -> int:
+        what = f"an integer from {least} to {MAX_COUNT:,}"
+        return self._get(name, lambda x: is_count(x, least), what)
 
     def identity(self, name: str) -> int | str:
         return self._get(name, lambda x: type(x) in (int, str), "an id")
@@ -98,8 +101,7 @@ def _is_text(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, str):
         return value in NOT_FINITE
-    # An integer beyond the range of floats could not be converted.
-    return is_finite_number(value) and abs(value) < 1e308
+    return is_finite_number(value)
 
 
 def _is_list(

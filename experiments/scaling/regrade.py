@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 from tsi.errors import ConfigurationError, ResultsError
 from tsi.experiments.files.places import Place
+from tsi.experiments.grading.mathematics import EQUIVALENT
 from tsi.experiments.scaling.graded_run import GradedRun, Grading
 from tsi.experiments.scaling.methods import get_method, shared_source_of
 from tsi.experiments.scaling.particle_files import read_particles
+from tsi.experiments.scaling.results import no_rows
 from tsi.experiments.scaling.row_format import (
     SETTINGS,
     SETTINGS_ID,
@@ -66,10 +68,11 @@ def regrade(
         correct: corrects right answers; None if they are those of the rows.
 
     Raises:
-        ConfigurationError: the file is on an object store, or a problem cannot be
-            corrected.
-        ResultsError: texts are missing for some rows, a file is malformed, a run is
-            writing it, or the system cannot write. Nothing is changed then.
+        ConfigurationError: the file is on an object store, a problem cannot be
+            corrected, or nothing can be graded by its right answer.
+        ResultsError: there are no rows, texts are missing for some, a file is
+            malformed, a run is writing it, or the system cannot write. Nothing is
+            changed then.
     """
     if isinstance(place, str):
         raise ConfigurationError(
@@ -83,6 +86,8 @@ def regrade(
         files = [(Path(place), list(parse_rows(place, shards.lines())))]
         for name, lines in shards.other_lines():
             files.append((Path(name), list(parse_rows(name, lines))))
+        if not any(lines for _, lines in files):
+            raise ResultsError(no_rows(place))
         fields, changes = _fields_of(
             place, [x for _, xs in files for x in xs], grading_of, correct
         )
@@ -99,8 +104,9 @@ def _fields_of(
     grading_of: Callable[[Mapping[str, Any]], Grading],
     correct: Correct | None,
 ) -> tuple[dict[Cell, dict[str, Any]], dict[str, Mapping[str, Any]]]:
-    """The graded fields of all rows, and the changes of their settings."""
-    gradings = {line.settings_id: grading_of(line.settings) for line in lines}
+    """The graded fields of all rows, and what changes of their settings."""
+    settings = {line.settings_id: line.settings for line in lines}
+    gradings = {key: grading_of(value) for key, value in settings.items()}
     by_run: dict[tuple[str, int, int | str], list[Line]] = {}
     for line in lines:
         method, _, seed, problem = line.cell
@@ -108,13 +114,13 @@ def _fields_of(
         source = shared_source_of(method) if is_shared else method
         by_run.setdefault((source, seed, problem), []).append(line)
     answers = _answers(lines, correct)
+    _check_golds(place, lines, gradings, answers)
     sizes: dict[Cell, int] = {}
     fields: dict[Cell, dict[str, Any]] = {}
     for run in read_particles(place, unique=False):
         graded: dict[tuple[int, int], GradedRun] = {}
         answer = answers.get(run.key.problem)
-        if answer is not None:
-            run = run._replace(problem=run.problem._replace(answer=answer))
+        run = run._replace(problem=_with_answer(run.problem, answer))
         for line in by_run.get((run.key.method, run.key.seed, run.key.problem), ()):
             budget, size = line.cell.budget, run.key.num_particles
             is_shared = get_method(line.cell.method).never_resamples
@@ -139,6 +145,42 @@ def _fields_of(
             "--keep none have none."
         )
     return fields, {key: grading.settings for key, grading in gradings.items()}
+
+
+def _check_golds(
+    place: Place,
+    lines: Sequence[Line],
+    gradings: Mapping[str, Grading],
+    answers: Mapping[int | str, str | None],
+) -> None:
+    """Refuse right answers by which nothing can be graded, before any is graded.
+
+    The file of particles is read until it has shown each problem once.
+
+    Raises:
+        ConfigurationError: names the first such problem.
+        ResultsError: the file of particles is malformed.
+    """
+    left: dict[int | str, set[str]] = {}
+    for line in lines:
+        left.setdefault(line.cell.problem, set()).add(line.settings_id)
+    for run in read_particles(place, unique=False):
+        for settings_id in left.pop(run.key.problem, ()):
+            answer = answers.get(run.key.problem)
+            gradings[settings_id].check([_with_answer(run.problem, answer)])
+        if not left:
+            return
+
+
+def _with_answer(problem: Problem, answer: str | None) -> Problem:
+    """The problem with the right answer of its rows, if they have one.
+
+    Equivalents of another answer, which was corrected, are not right any more.
+    """
+    if answer is None or answer == problem.answer:
+        return problem
+    data = {name: value for name, value in problem.data.items() if name != EQUIVALENT}
+    return problem._replace(answer=answer, data=data)
 
 
 def _answers(

@@ -1,20 +1,20 @@
 """`tsi regrade`: find extractors and graders, and report what changed."""
 
-import functools
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.files.places import Place, join_place, parse_place
-from tsi.experiments.grading.grader import get_grader, is_named
+from tsi.experiments.grading.grader import get_grader
 from tsi.experiments.grading.pool import GradingPool
 from tsi.experiments.scaling.graded_run import Grading
 from tsi.experiments.scaling.regrade import Correct, Regraded, regrade
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.tasks.data_files import file_sha256
 from tsi.experiments.tasks.gym import PREFIX
-from tsi.experiments.tasks.own_file import has_choices, show_choices
+from tsi.experiments.tasks.own_file import CHOICES_BELOW, show_choices
 from tsi.experiments.tasks.problem_file import Columns, read_problems
 from tsi.experiments.tasks.published import BENCHMARKS
 from tsi.experiments.worlds.answer_grading import AnswerGrading
@@ -34,8 +34,9 @@ def regrade_run(
 
     Args:
         run: folder of the run, or its file of rows.
-        grader: name of a grader or "module:function", instead of the rows' own; "task"
-            for that of the task. A named grader also finds the answers in the texts.
+        grader: name of a grader or "module:function", in place of the rows' own; "task"
+            for that of the task. It also finds the answers in the texts, except for a
+            function without an extractor on a task that has one of its own.
         problems: a file with corrected answers; problems are matched by their ids.
         columns: names of its columns.
 
@@ -47,35 +48,62 @@ def regrade_run(
     if not run.endswith(".jsonl"):
         place = join_place(place, "rows.jsonl")
 
-    gradings: list[Grading] = []
     file: dict[str, Any] = {}
     if problems is not None:
         file = {"problems_sha256": file_sha256(problems)}
 
     def grading_of(settings: Mapping[str, Any]) -> Grading:
-        grading = choose_grading(settings, grader)
+        chosen = choose_grading(settings, grader, pools)
         if problems is not None and "problems_sha256" not in settings:
             raise ConfigurationError(
                 f"{place} has rows of the task {settings.get('task')!r}, which has no "
                 "file of problems; leave --problems out."
             )
-        gradings.append(grading._replace(settings=dict(grading.settings) | file))
-        return gradings[-1]
+        return chosen._replace(settings=dict(chosen.settings) | file)
 
     correct = None
     if problems is not None:
         correct = correction(problems, columns)
-    text = describe(place, regrade(place, grading_of, correct))
-    notes = [_summary(grading.grade) for grading in gradings]
-    return text, list(dict.fromkeys(note for note in notes if note is not None))
+    with GraderPools() as pools:
+        text = describe(place, regrade(place, grading_of, correct))
+        return text, pools.summaries()
 
 
-def choose_grading(settings: Mapping[str, Any], grader: str | None) -> Grading:
+class GraderPools(contextlib.ExitStack):
+    """The pools of the graders of one run, by name, which are closed together.
+
+    A pool remembers grades by the ids of problems, so it is of one run alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pools: dict[str, GradingPool] = {}
+
+    def get(self, name: str) -> GradingPool:
+        """The pool of a grader, which is started if it is new.
+
+        Raises:
+            TsiError: there is no such grader.
+        """
+        if name not in self._pools:
+            self._pools[name] = self.enter_context(GradingPool(get_grader(name)))
+        return self._pools[name]
+
+    def summaries(self) -> list[str]:
+        """A sentence for each grader that failed on some answers."""
+        found = [pool.summary() for pool in self._pools.values()]
+        return [summary for summary in found if summary is not None]
+
+
+def choose_grading(
+    settings: Mapping[str, Any], grader: str | None, pools: GraderPools
+) -> Grading:
     """The extractor and grader of rows with these settings.
 
     Args:
         settings: of the rows.
         grader: see `regrade_run`.
+        pools: of the run.
 
     Raises:
         TsiError: there is no such task or grader.
@@ -84,7 +112,7 @@ def choose_grading(settings: Mapping[str, Any], grader: str | None) -> Grading:
     name = None if recorded is None else str(recorded)
     task = task_of(settings)
     if grader is None:
-        return _own_grading(task, name)
+        return _own_grading(task, name, pools)
     if grader == OWN_GRADER:
         if task is None:
             raise ConfigurationError(
@@ -92,13 +120,9 @@ def choose_grading(settings: Mapping[str, Any], grader: str | None) -> Grading:
                 "own; choose one with --grader, such as math."
             )
         in_task = BENCHMARKS[task] if task in BENCHMARKS else get_task(task)
-        own_grading = _own_grading(task, in_task.grader)
-        return own_grading._replace(settings={"grader": in_task.grader})
-    grading = _grading_by(grader)._replace(settings={"grader": grader})
-    if is_named(grader):
-        return grading
-    # A user's function grades what the rows' own grader finds in the texts.
-    return grading._replace(extract=_own_grading(task, name).extract)
+        own = _own_grading(task, in_task.grader, pools)
+        return own._replace(settings={"grader": in_task.grader})
+    return _grading_by(grader, task, pools)._replace(settings={"grader": grader})
 
 
 def task_of(settings: Mapping[str, Any]) -> str | None:
@@ -126,11 +150,6 @@ def correction(path: Path, columns: Columns) -> Correct:
         ConfigurationError: the file is refused.
     """
     problems = {str(problem.id): problem for problem in read_problems(path, columns)}
-    # With the grader choice, the choices stand below a question.
-    shown = {
-        key: show_choices(problem, path).prompt if has_choices(problem) else None
-        for key, problem in problems.items()
-    }
 
     def correct(problem: Problem) -> Problem:
         key = str(problem.id)
@@ -139,20 +158,19 @@ def correction(path: Path, columns: Columns) -> Correct:
                 f"{path} has no problem {problem.id!r}, of which the run has rows. It "
                 "must have all problems of the run, with their ids."
             )
-        if problem.prompt not in (problems[key].prompt, shown[key]):
+        corrected = problems[key]
+        if problem.prompt.startswith(f"{corrected.prompt}{CHOICES_BELOW}"):
+            # The run had the grader choice; with others a column of this name is data.
+            corrected = show_choices(corrected, path)
+        if problem.prompt != corrected.prompt:
             raise ConfigurationError(
                 f"The question of problem {problem.id!r} in {path} is another than in "
                 "the run, whose texts answer the earlier one. Only answers can be "
                 "corrected; run a changed question anew."
             )
-        return problem._replace(answer=problems[key].answer)
+        return problem._replace(answer=corrected.answer)
 
     return correct
-
-
-def _summary(grade: Any) -> str | None:
-    """The summary of an `AnswerGrading`, or of the pool whose method this is."""
-    return getattr(grade, "__self__", grade).summary()
 
 
 def describe(place: Place, regraded: Regraded) -> str:
@@ -165,32 +183,43 @@ def describe(place: Place, regraded: Regraded) -> str:
     )
 
 
-@functools.cache
-def _own_grading(task_name: str | None, grader: str | None) -> Grading:
+def _own_grading(
+    task_name: str | None, grader: str | None, pools: GraderPools
+) -> Grading:
     """The extractor and grader of rows.
 
     Args:
         task_name: None for the user's own file.
         grader: that the rows record.
+        pools: of the run.
     """
-    if task_name is not None and (task_name in TASKS or task_name.startswith(PREFIX)):
+    if _is_generated(task_name):
         task = get_task(task_name)
         if task.grader == grader:
-            return Grading(task.extract, AnswerGrading(task))
-        if not is_named(str(grader)):
-            return _grading_by(str(grader))._replace(extract=task.extract)
-    if task_name in BENCHMARKS and not is_named(str(grader)):
-        extract = get_grader(BENCHMARKS[task_name].grader).extract
-        return _grading_by(str(grader))._replace(extract=extract)
+            if grader is None:
+                return Grading(task.extract, AnswerGrading(task))
+            return _grading_by(grader, task_name, pools)._replace(extract=task.extract)
     if grader is None:
         raise ConfigurationError(
             "The rows record no grader, and their task is not known here; name the "
             "grader with --grader."
         )
-    return _grading_by(grader)
+    return _grading_by(grader, task_name, pools)
 
 
-@functools.cache
-def _grading_by(name: str) -> Grading:
-    grader = get_grader(name)
-    return Grading(grader.extract, GradingPool(grader).grade)
+def _grading_by(name: str, task_name: str | None, pools: GraderPools) -> Grading:
+    """The grader of that name, and what it grades in the texts of a task."""
+    pool = pools.get(name)
+    extract = pool.grader.extract
+    # Files and benchmarks have no extractor but that of a named grader.
+    if _is_generated(task_name):
+        task = get_task(task_name)
+        extract = pool.grader.extractor_for(task.extract, task.grader)
+    return Grading(extract, pool.grade, check=pool.grader.check)
+
+
+def _is_generated(task_name: str | None) -> TypeGuard[str]:
+    """Whether the name is that of a task with an extractor of its own."""
+    return task_name is not None and (
+        task_name in TASKS or task_name.startswith(PREFIX)
+    )

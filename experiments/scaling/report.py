@@ -27,10 +27,13 @@ def row_notes(rows: Rows) -> list[str]:
     """Reasons to distrust the table, without repetitions; see `tsi.results.notes`.
 
     Args:
-        rows: of any methods; older rows may lack some fields.
+        rows: of any methods; rows of earlier versions and of other programs may lack
+            any field.
     """
     all_truncated = [
-        row["num_answered"] == 0 and row["num_truncated"] > 0 for row in rows.values()
+        row["num_answered"] == 0 and row["num_truncated"] > 0
+        for row in rows.values()
+        if "num_answered" in row and "num_truncated" in row
     ]
     unanswered = [
         row["unanswered"] for row in rows.values() if row.get("unanswered") is not None
@@ -67,6 +70,22 @@ def row_notes(rows: Rows) -> list[str]:
             "discriminate between particles."
         )
     return notes
+
+
+def problem_notes(curves: Curves) -> list[str]:
+    """What a table of methods with different problems compares."""
+    points = {method: next(iter(curve.values())) for method, curve in curves.items()}
+    if len({frozenset(point.problems) for point in points.values()}) < 2:
+        return []
+    counts = ", ".join(
+        f"{get_method(method).label} {len(point.correct)}"
+        for method, point in points.items()
+    )
+    return [
+        f"Methods have different problems ({counts}). Accuracies and costs are over a "
+        "method's own problems; paired differences and scaling rates are over those "
+        "that both methods have."
+    ]
 
 
 def _share(values: Sequence[float] | Sequence[bool]) -> float:
@@ -121,9 +140,9 @@ def cost_table(curves: Curves, budgets: Iterable[int] | None = None) -> str:
                         get_method(method).label,
                         str(budget),
                         percent(point),
-                        f"{point.generated_tokens:.0f}",
-                        f"{point.reward_tokens:.0f}",
-                        f"{point.flops / 1e6:.1f}",
+                        number(point.generated_tokens, 0),
+                        number(point.reward_tokens, 0),
+                        number(point.flops / 1e6, 1),
                         number(1e3 * point.seconds, 1),
                     ]
                 )

@@ -216,22 +216,40 @@ def known_cells(
 def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
     """Rows of all shards of a file, with their settings; read without a lock.
 
-    Rows with the same settings share one dictionary of them, under ``settings``.
+    Rows with the same settings share one dictionary of them, under ``settings``. A row
+    that two shards have counts once, and so do equal rows of one file.
 
     Raises:
-        ResultsError: the file is missing or malformed, or cannot be read.
+        ResultsError: the file is missing, empty or malformed, or cannot be read; or two
+            different rows of it are of one run.
     """
     rows: dict[Cell, dict[str, Any]] = {}
     is_missing = True
     for name, lines in read_shards(path):
         is_missing = False
+        own: set[Cell] = set()
         for line in parse_rows(name, lines):
+            line.row[SETTINGS] = line.settings
+            if line.cell in own and rows[line.cell] != line.row:
+                raise ResultsError(
+                    f"{name}, line {line.number}, has another row of {line.cell} than "
+                    "a line before it. Rows of several runs can be in one file only if "
+                    "no two are of one method, budget, seed and problem; keep each run "
+                    "in its own folder, and name all folders after `tsi report`."
+                )
             if line.cell not in rows:
-                line.row[SETTINGS] = line.settings
                 rows[line.cell] = line.row
+                own.add(line.cell)
     if is_missing:
         raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
+    if not rows:
+        raise ResultsError(no_rows(path))
     return rows
+
+
+def no_rows(path: Place) -> str:
+    """A sentence about a file of a run that was stopped before its first rows."""
+    return f"{path} has no rows yet; run the same command again to finish them."
 
 
 def check_complete(path: Place, rows: dict[Cell, Any], cells: Sequence[Cell]) -> None:

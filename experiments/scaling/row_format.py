@@ -22,6 +22,7 @@ from tsi.errors import ConfigurationError, ResultsError, TsiError
 from tsi.experiments.files.json_lines import (
     JsonLines,
     LineError,
+    is_count,
     is_finite_number,
     parse_object,
 )
@@ -232,7 +233,7 @@ def check_row(line: dict[str, Any]) -> tuple[Cell, dict[str, Any]]:
 def _check_cell(cell: Cell) -> None:
     for name, minimum in (("budget", 1), ("seed", 0)):
         value = getattr(cell, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        if not is_count(value, minimum):
             raise LineError(f"its {name} cannot be {_shorten(value)}")
     if isinstance(cell.problem, bool) or not isinstance(cell.problem, int | str):
         raise LineError(f"its problem cannot be {_shorten(cell.problem)}")
@@ -255,7 +256,7 @@ def _has_type(name: str, value: object) -> bool:
     if name in OPTIONAL_TEXTS:
         return value is None or isinstance(value, str)
     if name in COUNTS:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return is_count(value)
     if name in NUMBERS:
         return value is None or is_finite_number(value)
     if name == SETTINGS:

@@ -32,6 +32,7 @@ from tsi.experiments.scaling.report import (
     paired_table,
     paired_text,
     pass_table,
+    problem_notes,
     rate_table,
     row_notes,
 )
@@ -171,7 +172,8 @@ def write_files(
     }
     write_text(folder / "statistics.json", json.dumps(statistics, indent=1) + "\n")
     head = f"# {title}\n\n{accuracy_text(curves)}\n\n{accuracy_table(curves)}"
-    notes = [*[f"Note: {note}" for note in row_notes(rows)], *thinking_notes(rows)]
+    found = [*problem_notes(curves), *row_notes(rows)]
+    notes = [*[f"Note: {note}" for note in found], *thinking_notes(rows)]
     sections = [head, cost_table(curves), *paired, *rates]
     if len(passed) > 1:
         sections += [PASS_MEANING, pass_table(passed)]

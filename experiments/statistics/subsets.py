@@ -9,12 +9,17 @@ share a pool, so points of a curve depend on each other.)
   ones, the group has the best of the subset in C(N - a, n) - C(N - a - m, n) of C(N, n)
   subsets, and by symmetry each of its members is selected equally often.
 - *Majority vote*: exact, by generating functions. The answer j wins with v votes if all
-  others have at most v, and if t others have v as well, in one of 1 + t cases. With c_i
-  copies of answer i, the number of subsets is the coefficient of x^n in
+  others have at most v, and if t others have v as well, in one of 1 + t cases. Let each
+  sample be drawn with probability p = n / N. Given that n are drawn, every subset of n
+  is equally likely, and answer i, with c_i samples, has u votes with probability
+  b_i(u) = C(c_i, u) p^u (1 - p)^(c_i - u). So the probability is the coefficient of x^n
+  in
 
-      C(c_j, v) x^v \prod_{i != j} (\sum_{u < v} C(c_i, u) x^u + y C(c_i, v) x^v),
+      b_j(v) x^v \prod_{i != j} (\sum_{u < v} b_i(u) x^u + y b_i(v) x^v),
 
-  where y^t counts 1 / (1 + t).
+  where y^t counts 1 / (1 + t), divided by that in (1 - p + p x)^N. These numbers are
+  between 0 and 1 for pools of any size. The product over answers with fewer than v
+  samples is one binomial distribution.
 - *Weighted vote*: over all subsets if there are few, and over random ones otherwise,
   with the standard error of that. Of answers with equal totals the first drawn is
   selected, that is, one with k samples in k cases of the samples of all of them.
@@ -24,12 +29,12 @@ Samples without an answer are drawn like others, and never selected.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import comb
+from scipy.special import gammaln, xlog1py, xlogy
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.statistics.pass_at_k import log_choose
@@ -99,35 +104,82 @@ def vote_of_subsets(
         if answer is not None:
             counts[answer] = counts.get(answer, 0) + 1
             is_right[answer] = bool(right)
-    largest = max(sizes)
-    subsets_won = np.zeros(largest + 1)
-    subsets_without_answer = comb(size - sum(counts.values()), np.arange(largest + 1))
+    chances = [_vote_chance(counts, is_right, size, n) for n in sizes]
+    return SubsetAccuracy(np.array(chances), np.zeros(len(chances)))
+
+
+def _vote_chance(
+    counts: Mapping[str, int], is_right: Mapping[str, bool], size: int, n: int
+) -> float:
+    """Probability that a right answer wins the vote of n samples of a pool."""
+    draws = {c: _binomial(c, n / size, n) for c in {*counts.values()}}
+    won = 0.0
     for answer in (answer for answer in counts if is_right[answer]):
         others = [count for other, count in counts.items() if other != answer]
-        for votes in range(1, min(counts[answer], largest) + 1):
-            # Coefficients by x (samples) and y (other answers with as many votes).
-            ways = np.zeros((largest + 1, len(others) + 1))
-            ways[votes:, 0] = (
-                comb(counts[answer], votes)
-                * subsets_without_answer[: largest + 1 - votes]
+        for votes in range(1, min(counts[answer], n) + 1):
+            rivals = [count for count in others if count >= votes]
+            # Samples that cannot make another answer win are drawn in any number.
+            rest = size - counts[answer] - sum(rivals)
+            if n - votes > rest + votes * len(rivals):
+                continue
+            ties = _tie_chances(
+                [draws[count] for count in rivals],
+                _binomial(rest, n / size, n - votes),
+                votes,
             )
-            for count in others:
-                ways = _times_answer(ways, count, votes)
-            subsets_won += ways @ (1 / (1 + np.arange(len(others) + 1)))
-    accuracies = np.array([subsets_won[n] / comb(size, n) for n in sizes])
-    return SubsetAccuracy(accuracies, np.zeros(len(accuracies)))
+            shares = ties / (1 + np.arange(len(ties)))
+            won += draws[counts[answer]][votes] * shares.sum()
+    return float(won / _binomial(size, n / size, n)[n])
 
 
-def _times_answer(ways: np.ndarray, count: int, votes: int) -> np.ndarray:
-    """Multiply by the ways in which another answer gets at most so many votes."""
-    product = np.zeros_like(ways)
-    for u in range(min(count, votes) + 1):
-        shifted_ways = ways[: len(ways) - u] * comb(count, u)
-        if u < votes:
-            product[u:] += shifted_ways
-        else:
-            product[u:, 1:] += shifted_ways[:, :-1]
+def _tie_chances(
+    rivals: Sequence[Float[np.ndarray, "U"]], rest: Float[np.ndarray, "D"], votes: int
+) -> Float[np.ndarray, "T"]:
+    """Probabilities that 0, 1, ... rivals have as many votes, and none has more.
+
+    Args:
+        rivals: probabilities of the votes of each.
+        rest: probabilities of the number of all other samples; its length less one is
+            how many samples are drawn of these and of the rivals.
+        votes: of the answer that they may tie with.
+    """
+    if votes == 1:
+        # Each rival is drawn once or not at all; there may be thousands of them.
+        ties = np.ones(1)
+        for draws in rivals:
+            ties = np.convolve(ties, draws[:2])[: len(rest)]
+        return ties * rest[::-1][: len(ties)]
+    # By the number of samples, and of rivals with as many votes.
+    ways = rest[:, None]
+    for draws in rivals:
+        ways = _times_rival(ways, draws, votes)[:, : 1 + len(rest) // votes]
+    return ways[-1]
+
+
+def _times_rival(
+    ways: Float[np.ndarray, "D T"], draws: Float[np.ndarray, "U"], votes: int
+) -> Float[np.ndarray, "D W"]:
+    """Multiply by the probabilities that a rival gets at most so many votes."""
+    size, width = ways.shape
+    product = np.zeros((size, width + 1))
+    if votes < width:
+        for u in range(min(votes, size)):
+            product[u:, :-1] += draws[u] * ways[: size - u]
+    else:
+        for t in range(width):
+            product[:, t] = np.convolve(ways[:, t], draws[:votes])[:size]
+    if votes < size:
+        product[votes:, 1:] += draws[votes] * ways[: size - votes]
     return product
+
+
+def _binomial(count: int, share: float, largest: int) -> Float[np.ndarray, "U"]:
+    """Probabilities that 0, 1, ..., `largest` of some samples are drawn."""
+    u = np.arange(largest + 1)
+    rest = np.maximum(count - u, 0)
+    log_ways = gammaln(count + 1) - gammaln(u + 1) - gammaln(rest + 1)
+    chances = np.exp(log_ways + xlogy(u, share) + xlog1py(rest, -share))
+    return np.where(u <= count, chances, 0.0)
 
 
 def weighted_vote_of_subsets(
@@ -157,7 +209,7 @@ def weighted_vote_of_subsets(
     labels = np.array([names.index(a) if a is not None else -1 for a in answers])
     table = np.zeros((size, len(names)))
     table[labels >= 0, labels[labels >= 0]] = np.asarray(weights)[labels >= 0]
-    is_drawn = (labels[:, None] == np.arange(len(names))) * 1.0
+    is_answer = (labels[:, None] == np.arange(len(names))) * 1.0
     is_right = np.zeros(len(names), bool)
     is_right[labels[labels >= 0]] = np.asarray(correct, bool)[labels >= 0]
     orders = np.random.default_rng(seed).random((num_subsets, size)).argsort(axis=1)
@@ -169,7 +221,10 @@ def weighted_vote_of_subsets(
             if is_exact
             else orders[:, :n]
         )
-        right = _selections(table[subsets].sum(1), is_drawn[subsets].sum(1), is_right)
+        # A table of subsets by samples: a pool of thousands fits into memory.
+        is_drawn = np.zeros((len(subsets), size))
+        np.put_along_axis(is_drawn, subsets, 1.0, axis=1)
+        right = _selections(is_drawn @ table, is_drawn @ is_answer, is_right)
         means.append(right.mean())
         has_error = not is_exact and num_subsets > 1
         errors.append(right.std(ddof=1) / len(right) ** 0.5 if has_error else 0.0)

@@ -8,11 +8,12 @@ to 1, of which 1 is right. It reads untrusted text, so it runs in a separate pro
 Source: Stojanovski et al. 2025, arXiv 2505.24760.
 """
 
+import enum
 import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -72,28 +73,39 @@ def gym_task(name: str) -> Task:
 
 
 def parse_gym_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Generator and settings of a name; values are JSON, or texts.
+    """Generator and settings of a name; values are JSON, or texts without commas.
 
     Raises:
         ConfigurationError: a setting is not written NAME=VALUE or occurs twice.
 
     >>> parse_gym_name("gym:chain_sum,min_terms=2,allow_negation=true")
     ('chain_sum', {'min_terms': 2, 'allow_negation': True})
+    >>> parse_gym_name('gym:simple_equations,operators=["+","-"],max_terms=3')
+    ('simple_equations', {'operators': ['+', '-'], 'max_terms': 3})
     """
-    generator, *parts = name.removeprefix(PREFIX).split(",")
+    generator, comma, rest = name.removeprefix(PREFIX).partition(",")
     settings: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
+    while comma:
+        key, equals, values = rest.partition("=")
         if not equals or not key.isidentifier() or key in settings:
             raise ConfigurationError(
-                f"The setting {part!r} of {name!r} is not written NAME=VALUE, or "
-                "occurs twice; write for example gym:chain_sum,min_terms=2."
+                f"The setting {rest.partition(',')[0]!r} of {name!r} is not written "
+                "NAME=VALUE, or occurs twice; write for example "
+                "gym:chain_sum,min_terms=2."
             )
-        try:
-            settings[key] = json.loads(value)
-        except (ValueError, RecursionError):
-            settings[key] = value
+        settings[key], comma, rest = _first_value(values)
     return generator, settings
+
+
+def _first_value(values: str) -> tuple[Any, str, str]:
+    """The first value, the comma after it if there is one, and what follows."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(values)
+    except (ValueError, RecursionError):
+        return values.partition(",")
+    if values[end : end + 1] not in ("", ","):
+        return values.partition(",")
+    return value, values[end : end + 1], values[end + 1 :]
 
 
 def extract(text: str) -> str | None:
@@ -176,12 +188,32 @@ def _cached_dataset(generator: str, settings: str, seed: int) -> Any:
         ) from error
     if generator not in DATASETS:
         raise UnknownNameError("generator of reasoning-gym", generator, DATASETS)
+    _, config = DATASETS[generator]
     try:
         return reasoning_gym.create_dataset(
-            generator, size=SIZE, seed=seed, **json.loads(settings)
+            generator,
+            size=SIZE,
+            seed=seed,
+            **_with_members(json.loads(settings), config),
         )
-    except (TypeError, ValueError, AssertionError) as error:
+    except Exception as error:  # whatever a generator raises on odd settings
         raise ConfigurationError(
             f"reasoning-gym refuses the settings {settings} of {generator}: "
             f"{error or type(error).__name__}."
         ) from error
+
+
+def _with_members(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
+    """The settings with members of enumerations for their values, as in JSON.
+
+    Raises:
+        ValueError: an enumeration has no such member.
+    """
+    declared = get_type_hints(config)
+    found = dict(settings)
+    for name, value in settings.items():
+        for kind in get_args(declared.get(name)):
+            is_enumeration = isinstance(kind, type) and issubclass(kind, enum.Enum)
+            if is_enumeration and isinstance(value, list):
+                found[name] = [kind(item) for item in value]
+    return found

@@ -14,6 +14,8 @@ from tsi.experiments.tasks.task import Task
 from tsi.problem import Problem
 
 MAX_EXAMPLES = 100
+CHOICES_BELOW = "\n\n(A) "
+"""Between a question and its first choice."""
 
 
 def file_task(
@@ -66,11 +68,6 @@ def read_examples(path: Path) -> tuple[tuple[str, str], ...]:
     return tuple((example.prompt, example.answer) for example in examples)
 
 
-def has_choices(problem: Problem) -> bool:
-    """Whether a problem has choices that can be shown."""
-    return isinstance(problem.data.get("choices"), list)
-
-
 def show_choices(problem: Problem, path: Path) -> Problem:
     """The problem with its choices below the question, with a letter before each.
 
@@ -93,4 +90,5 @@ def show_choices(problem: Problem, path: Path) -> Problem:
                 f"be a text, not {json.dumps(choice)[:60]}."
             )
         lines.append(f"({letter}) {choice}")
-    return problem._replace(prompt="\n".join([problem.prompt, "", *lines]))
+    shown = "\n".join(lines).removeprefix("(A) ")
+    return problem._replace(prompt=f"{problem.prompt}{CHOICES_BELOW}{shown}")

@@ -181,23 +181,25 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     # The csv module counts lines within quoted fields; decoding is checked before it.
     text = io.StringIO("".join(line for _, line in _lines(path)), newline="")
     csv.field_size_limit(MAX_FIELD)
-    reader = csv.DictReader(text, restkey="", strict=True)
+    reader = csv.DictReader(text, strict=True)
     line = 1
     try:
         names = reader.fieldnames or []
-        repeated = [name for name in names if names.count(name) > 1]
+        repeated = [name for name in names if name and names.count(name) > 1]
         if repeated:
             raise ConfigurationError(
                 f"{path}, line 1: the column {repeated[0]!r} occurs twice."
             )
         for fields in reader:
             line = reader.line_num
-            if "" in fields or None in fields.values():
+            # The reader puts further fields under None, and None for missing ones.
+            if None in fields or None in fields.values():
                 raise ConfigurationError(
                     f"{path}, line {line}, does not have the {len(names)} fields of "
                     "the first line; put fields with commas or line breaks in quotes."
                 )
-            yield line, dict(fields)
+            # Tables are often written with a first column of numbers, or a last comma.
+            yield line, {name: value for name, value in fields.items() if name}
     except csv.Error as error:
         raise ConfigurationError(
             f"{path}, line {max(line, reader.line_num)}, is not CSV ({error})."

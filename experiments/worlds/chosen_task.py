@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.grading.grader import get_grader, is_named
+from tsi.experiments.grading.grader import get_grader
 from tsi.experiments.problem_options import DEFAULT_TASK, ProblemOptions
 from tsi.experiments.tasks import get_task, task_names
 from tsi.experiments.tasks.generated import GeneratedTask
@@ -107,9 +107,7 @@ def _adapt(options: ProblemOptions, task: Task) -> Task:
     if options.grader is not None:
         grader = get_grader(options.grader)
         changes |= {"grader": options.grader, "is_correct": None}
-        # A user's function grades what the task finds in the texts.
-        if is_named(options.grader):
-            changes["extract"] = grader.extract
+        changes["extract"] = grader.extractor_for(task.extract, task.grader)
     task = dataclasses.replace(task, **changes)
     return dataclasses.replace(task, prompts=_prompts(options, task))
 

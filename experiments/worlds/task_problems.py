@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tsi.engine.sizing.memory import free_bytes
 from tsi.errors import ConfigurationError
+from tsi.experiments.grading.grader import get_grader
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.tasks.task import Split, Task
 from tsi.experiments.tasks.task_verifier import Check, outcome_check, prefix_check
@@ -18,22 +19,28 @@ PROBLEM_BYTES = 550
 def resolve_problems(
     task: Task, problems: int | Sequence[Problem] | None, split: Split
 ) -> Sequence[Problem]:
-    """The problems themselves.
+    """The problems themselves, which the task's grader can grade.
 
     Args:
         task: of the problems.
-        problems: number of problems, the problems themselves, or None for all.
+        problems: number of problems, the problems themselves, or None for all. Of the
+            problems themselves, those without a right answer are not graded.
         split: of the task.
 
     Raises:
-        ConfigurationError: there are none, or they do not fit into memory.
+        ConfigurationError: there are none, they do not fit into memory, or nothing can
+            be graded by a right answer.
     """
     if isinstance(problems, int):
         check_problem_count(problems)
+    is_given = problems is not None and not isinstance(problems, int)
     if problems is None or isinstance(problems, int):
         problems = task.problems(split, problems, PROBLEM_SEED)
     if not problems:
         raise ConfigurationError(f"The task {task.name} was given no problems.")
+    if task.grader is not None:
+        graded = [problem for problem in problems if problem.answer or not is_given]
+        get_grader(task.grader).check(graded)
     return problems
 
 

@@ -151,18 +151,20 @@ def answers_in(text: str) -> Iterator[str]:
             yield answer
 
 
-def find_answer(text: str) -> str | None:
+def find_answer(text: str, limit: int = MAX_ANSWER) -> str | None:
     """The last box of a text, or else the text after its last cue.
 
     Args:
         text: untrusted; only its last 65,536 characters are read.
+        limit: characters of the longest answer in a box; twice as many are read after a
+            cue.
 
     Returns:
         The answer as written in the text; None if it has neither box nor cue.
     """
     text = text[-MAX_TEXT:]
-    boxed = _last_boxed(text)
-    return _find_statement(text) if boxed is None else boxed
+    boxed = _last_boxed(text, limit)
+    return _find_statement(text, limit) if boxed is None else boxed
 
 
 def last_number(text: str) -> str | None:
@@ -171,18 +173,18 @@ def last_number(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def _last_boxed(text: str) -> str | None:
+def _last_boxed(text: str, limit: int = MAX_ANSWER) -> str | None:
     for box in reversed(list(_BOX.finditer(text))[-MAX_PLACES:]):
-        content = brace_content(text, box.end() - 1)
+        content = brace_content(text, box.end() - 1, limit)
         if content is not None:
             return content
     return None
 
 
-def _find_statement(text: str) -> str | None:
+def _find_statement(text: str, limit: int = MAX_ANSWER) -> str | None:
     """The text after the last cue; "the answer is right" does not count as a cue."""
     for cue in reversed(list(_CUE.finditer(text))[-MAX_PLACES:]):
-        tail = text[cue.end() : cue.end() + 2 * MAX_ANSWER]
+        tail = text[cue.end() : cue.end() + 2 * limit]
         stated = _answer_after(tail, is_line=cue["heading"] is not None)
         if stated and not _NO_ANSWER.match(stated):
             return stated

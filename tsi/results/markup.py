@@ -123,10 +123,16 @@ def _brackets_content(text: str, start: int) -> str | None:
     return None
 
 
-def brace_content(text: str, start: int) -> str | None:
-    """The text between the brace at `start` and the matching brace, if it is near."""
+def brace_content(text: str, start: int, limit: int = MAX_ANSWER) -> str | None:
+    """The text between the brace at `start` and the matching brace, if it is near.
+
+    Args:
+        text: untrusted.
+        start: place of the brace.
+        limit: characters of the longest content.
+    """
     depth = 0
-    for i in range(start, min(len(text), start + MAX_ANSWER + 2)):
+    for i in range(start, min(len(text), start + limit + 2)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
         if depth == 0:
             return text[start + 1 : i]

@@ -27,7 +27,7 @@ def answer_posterior(
     particle with an answer has weight zero, these particles count equally.
 
     Args:
-        answers: canonical answers.
+        answers: as extracted; equal texts are one answer.
         log_weights: in any normalisation; a NaN counts as weight zero.
     """
     indices = [n for n, answer in enumerate(answers) if answer is not None]
@@ -57,7 +57,7 @@ def unanswered_weight(
     If every weight is zero, particles count equally.
 
     Args:
-        answers: canonical answers.
+        answers: as extracted; equal texts are one answer.
         log_weights: in any normalisation; a NaN counts as weight zero.
     """
     labels = [UNANSWERED if answer is None else answer for answer in answers]
@@ -74,7 +74,7 @@ def select(
 
     Args:
         rule: "posterior", "argmax", "vote" or "weighted_vote".
-        answers: canonical answers.
+        answers: as extracted; equal texts are one answer.
         log_weights: log weights, used by "posterior".
         rewards: rewards in (0, 1), used by "argmax" and "weighted_vote"; a NaN counts
             as 0.
