@@ -101,8 +101,8 @@ def _run_steps(
         invalid = _count(info, "num_invalid")
         if invalid != expected:
             return (
-                f"num_invalid is {invalid} where {expected} unfinished particles with "
-                f"weight got NaN or +inf"
+                f"num_invalid is {invalid} where {expected} particles that are "
+                f"unfinished and have weight got NaN or +inf"
             )
         recoveries = _count(info, "num_recoveries")
         if kind == "usual" and recoveries:
